@@ -1,0 +1,92 @@
+"""Everything that can go wrong, as one tree. The exit code stands on the class.
+
+    WorkerError                      1   anything that has no code of its own
+    ├── SettingsError (ValueError)   2   settings, inventory data or a command line that can't be right
+    ├── IdentityError                3   key missing, unreadable, or used by somebody else
+    ├── ResourceError (OSError)      4   the machine lacks something: a free port, disk space
+    ├── ModelError                   5   the model can't be had or does not fit
+    ├── ChainError                   6   the chain refuses, or is not the one that the settings name
+    │   ├── ChainUnreachable             no answer in time; a state for a worker, an error for a one-off command
+    │   └── ContractRefused              the contract answered with a named error
+    ├── SwarmError                   7   the peer-to-peer part can't go on
+    │   └── BadRecord (ValueError)       what a peer sent does not hold; never leaves the exchange
+    ├── TrainingError                8   the trainer can't go on (N non-finite steps in a row, say)
+    └── DemoFailed                   9   the demo ended, and something that it promises did not hold
+
+A message is one line: the value, where it came from, what was expected, what to do. docs/operations.md shows the codes.
+2, 3 and 5 need a human, so the systemd units do not restart after them.
+"""
+
+
+class WorkerError(Exception):
+    """Root of all errors that hivewright raises on purpose."""
+
+    exit_code = 1
+
+
+class SettingsError(WorkerError, ValueError):
+    """Settings, inventory data or a command line that can't be right."""
+
+    exit_code = 2
+
+
+class IdentityError(WorkerError):
+    """The node's key is missing, unreadable, or belongs to somebody else."""
+
+    exit_code = 3
+
+
+class ResourceError(WorkerError, OSError):
+    """The machine lacks something that the role needs."""
+
+    exit_code = 4
+
+
+class ModelError(WorkerError):
+    """The model can't be found, loaded, or does not fit this machine."""
+
+    exit_code = 5
+
+
+class ChainError(WorkerError):
+    """The chain refuses, or is not the one that the settings name."""
+
+    exit_code = 6
+
+
+class ChainUnreachable(ChainError):
+    """The chain or the account service gave no answer in time."""
+
+
+class ContractRefused(ChainError):
+    """The contract answered with a named error; `name` is that name, as in the ABI."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class SwarmError(WorkerError):
+    """The peer-to-peer part can't go on."""
+
+    exit_code = 7
+
+
+class BadRecord(SwarmError, ValueError):
+    """What a peer sent does not hold. `reason` is a short fixed word for counters, the message is for people."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class TrainingError(WorkerError):
+    """The trainer can't go on."""
+
+    exit_code = 8
+
+
+class DemoFailed(WorkerError):
+    """The demo ended, and something that it promises did not hold."""
+
+    exit_code = 9

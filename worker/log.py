@@ -1,0 +1,55 @@
+"""One log format for every role: `2026-11-23T07:30:12.345Z INFO worker.node round finished round=12 reward_mean=0.41`.
+
+Handlers are set up here only, once, by the command line. Text from strangers reaches the log through `%s` arguments;
+control characters and terminal escapes in it are made visible, never obeyed.
+"""
+
+import json
+import logging
+import sys
+import time
+from typing import Literal
+
+
+def printable(text: str) -> str:
+    """`text` with every control character (line feed and escape included) written as \\xNN or \\uNNNN."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _TextFormatter(logging.Formatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        return f"{seconds}.{int(record.msecs):03d}Z"
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{self.formatTime(record)} {record.levelname} {record.name} {printable(record.getMessage())}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class _JsonFormatter(_TextFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def setup(level: str = "INFO", format: Literal["text", "json"] = "text") -> None:
+    """Send all logging to standard error, where journald or the demo's log file picks it up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if format == "json" else _TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    logging.captureWarnings(True)
+    for chatty in ("urllib3", "asyncio", "filelock", "matplotlib", "web3", "httpx", "aiohttp.access"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

@@ -1,0 +1,104 @@
+"""What the parts hand to each other, and what travels between peers. Plain data: no behaviour, no network, no torch.
+
+A task travels as a recipe, never as text: the receiver regenerates question and answer itself and scores the
+completions itself, so a peer can't lie about either (docs/decisions/0001).
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The recipe of one question.
+
+    `config_digest` names a configuration of `family` that both sides know (environments compute it); with `seed` and
+    `index` it makes the same question and answer on every machine.
+    """
+
+    family: str
+    config_digest: str
+    seed: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The completions that one peer gave to one task in one round: what travels. Decoded text, prompt not included."""
+
+    task: Task
+    completions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer of our own policy.
+
+    `token_ids` (T,) are the sampled tokens, the end token included if there was one; `logprobs` (T,) their
+    log-probabilities under the distribution they were sampled from, at temperature 1; `truncated`: no end token came.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group that can be trained on: ours, or a peer's that was verified.
+
+    `rewards` (G,) in [0, 1] were computed here, never received. `token_ids` and `logprobs` (G lists) are those of
+    sampling for our own groups and None for a peer's: its text is re-tokenised and scored by our own policy.
+    `peer_id` is None for our own.
+    """
+
+    task: Task
+    question: str
+    completions: tuple[str, ...]
+    rewards: tuple[float, ...]
+    token_ids: tuple[tuple[int, ...], ...] | None = None
+    logprobs: tuple[tuple[float, ...], ...] | None = None
+    truncated: tuple[bool, ...] | None = None
+    peer_id: str | None = None
+
+    @property
+    def mean_reward(self) -> float:
+        return sum(self.rewards) / len(self.rewards)
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the rewards differ: a group whose rewards are all equal has zero advantage and teaches nothing."""
+        return max(self.rewards) > min(self.rewards)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a round's exchange brought. `rejected` counts dropped groups by reason, `heard` the peers that answered."""
+
+    groups: tuple[ScoredGroup, ...] = ()
+    heard: tuple[str, ...] = ()
+    rejected: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What one optimizer step did. `skipped` is None, or why no step was made ("no-signal", "non-finite")."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_groups_local: int
+    num_groups_external: int
+    num_tokens: int
+    seconds: float
+    clip_ratio: float
+    skipped: str | None = None
+
+
+def round_seed(peer_id: str, round: int) -> int:
+    """The seed of a peer's tasks in a round: 31 bits of sha256("PEER/ROUND").
+
+    Bound to peer and round, so that a peer can neither choose easy tasks nor play last round's groups again.
+    """
+    return int.from_bytes(hashlib.sha256(f"{peer_id}/{round}".encode()).digest()[:4], "big") >> 1

@@ -1,0 +1,381 @@
+"""Every setting of every role: typed, frozen, strict. The only place where a default stands.
+
+Settings flow one way: flat inventory keys (`trainer_learning_rate`) -> `from_flat`, on the operator's machine, all hosts,
+before anything is touched -> `dump` into /etc/hivewright/*.yaml -> `load` in the role. Secrets never are settings: the
+settings hold the paths of files that hold them. Hyper-parameters carry the names and the meaning of TRL's GRPOConfig.
+
+Imports nothing heavy: an operator's laptop reads this module too.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from worker.errors import SettingsError
+
+SETTINGS_VERSION = 1
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
+Multiaddr = Annotated[str, Field(pattern=r"^/(ip4|ip6|dns|dns4|dns6)/[^/]+/")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Node(Section):
+    """Who this node is and where it keeps things."""
+
+    state_dir: Path = Path("/var/lib/hivewright")
+    """Folder of everything that must survive: identity, ledger, checkpoints, peer cache. One per slot."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "worker"
+    """Name for people: in logs, tables and the dashboard. The identity is the peer id, not this."""
+    seed: int = 0
+    """Seed of sampling and training; tasks do not depend on it, they are seeded by peer id and round."""
+    max_rounds: Positive | None = None
+    """Stop cleanly after training this many rounds. None: go on for ever."""
+    min_free_disk_mb: Annotated[int, Field(ge=0)] = 500
+    """Refuse to start with less free space (in 10^6 bytes) than this in `state_dir`."""
+    checkpoint_every: Positive = 1
+    """Rounds between two checkpoints."""
+    keep_checkpoints: Positive = 2
+    """How many checkpoints are kept."""
+
+
+class Model(Section):
+    """The language model that is trained."""
+
+    name: str = "hivewright/tiny"
+    """A Hugging Face name, a local path, or `hivewright/tiny`: the small model that comes with the package."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights. auto: bfloat16 on a GPU, float32 on a CPU."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """Where the model lives. auto: the first GPU that is visible, else the CPU."""
+    threads: Positive | None = None
+    """CPU threads of torch. None: torch decides."""
+
+
+class Family(Section):
+    """One task family of the mix."""
+
+    name: str
+    """A reasoning-gym data set name, such as `basic_arithmetic`."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share in the mix, relative to the other families."""
+    config: dict[str, Any] = {}
+    """reasoning-gym's own configuration of the family; what is not named keeps reasoning-gym's default."""
+
+
+DEFAULT_FAMILIES = (
+    "arc_1d",
+    "basic_arithmetic",
+    "base_conversion",
+    "bf",
+    "binary_matrix",
+    "calendar_arithmetic",
+    "decimal_arithmetic",
+    "fraction_simplification",
+    "propositional_logic",
+)
+
+
+class Environment(Section):
+    """Which tasks are asked."""
+
+    families: Annotated[tuple[Family, ...], Field(min_length=1)] = tuple(Family(name=n) for n in DEFAULT_FAMILIES)
+    """The mix. Peers only learn from each other in the families (and configurations) that both have."""
+    tasks_per_round: Positive = 9
+    """How many tasks the node answers in a round."""
+
+
+class Generation(Section):
+    """How answers are sampled. Names and meaning are GRPOConfig's."""
+
+    num_generations: Annotated[int, Field(ge=2, le=256)] = 8
+    """G: completions for each task."""
+    max_prompt_length: Positive = 512
+    """Tokens of a prompt; longer ones are dropped and counted."""
+    max_completion_length: Positive = 256
+    """Tokens of a completion."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample from the k most likely tokens. 0: all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Fraction | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Trainer(Section):
+    """GRPO with swarm sampling (SAPO, arXiv 2509.08721). Names and meaning are GRPOConfig's where it has them."""
+
+    local_groups: Annotated[int, Field(ge=0)] = 5
+    """I: groups of its own that a node trains on in a round."""
+    external_groups: Annotated[int, Field(ge=0)] = 4
+    """J: groups of its peers that a node trains on in a round."""
+    fill_missing: bool = True
+    """When there are fewer than J external groups with a signal, take more local ones (and the other way round)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    max_steps: Positive | None = None
+    """Steps over which `linear` and `cosine` fall to 0. They need it; `constant` does not."""
+    num_iterations: Positive = 1
+    """Optimizer passes over one round's batch."""
+    epsilon: Annotated[float, Field(gt=0)] = 0.2
+    """Clip range below."""
+    epsilon_high: Annotated[float, Field(gt=0)] | None = 0.28
+    """Clip range above. None: the same as `epsilon`."""
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL term against the reference model. 0: no reference model is loaded."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    scale_rewards: Literal["group", "none"] = "group"
+    """group: advantages are divided by the group's standard deviation."""
+    mask_truncated_completions: bool = False
+    max_tokens_per_micro_batch: Positive = 16384
+    """Token budget (prompt and completion, padding included) of one forward and backward pass."""
+    max_nonfinite_steps: Positive = 10
+    """Stop with a reason after so many non-finite steps in a row."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.local_groups + self.external_groups == 0:
+            raise ValueError("local_groups and external_groups are both 0: there would be nothing to train on")
+        if self.lr_scheduler_type != "constant" and self.max_steps is None:
+            raise ValueError(f"lr_scheduler_type {self.lr_scheduler_type} needs max_steps")
+        return self
+
+
+class Swarm(Section):
+    """The peer-to-peer part: libp2p, the DHT, the exchange of groups."""
+
+    enabled: bool = True
+    """False: train alone, on purpose."""
+    host: str = "0.0.0.0"  # noqa: S104 - a peer-to-peer node listens to its peers
+    """Address to listen on."""
+    port: Port = 0
+    """TCP port of libp2p. 0: the kernel chooses."""
+    announce: tuple[Multiaddr, ...] = ()
+    """Addresses told to others, such as /ip4/100.64.0.7/tcp/38000. Empty: those that libp2p finds itself."""
+    bootnodes: tuple[Multiaddr, ...] = ()
+    """Peers to join the DHT through, beside those that the chain names and those remembered from before."""
+    startup_timeout_seconds: Seconds = 60.0
+    """Patience for the libp2p daemon to start. Training never waits for it."""
+    peers_per_round: Annotated[int, Field(ge=0, le=64)] = 4
+    """k: peers drawn at random in each round to get groups from."""
+    collect_timeout_seconds: Seconds = 60.0
+    """How long to wait for the drawn peers' groups after our own are served."""
+    keep_rounds: Positive = 3
+    """How many rounds of our own groups stay served to peers."""
+    announce_every_seconds: Seconds = 60.0
+    """How often the membership record is renewed in the DHT; it expires after three times that."""
+    max_groups_per_peer: Positive = 64
+    max_completion_bytes: Positive = 16384
+    """A peer's completion that is longer than this is refused."""
+
+
+class Chain(Section):
+    """The books: any EVM JSON-RPC with our coordinator contract, or with one that has its ABI."""
+
+    rpc_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
+    """None: through the account service (`account_url`/rpc); without that either there is no chain: the node counts
+    its rounds itself and earns nothing."""
+    id: Positive = 31337
+    """The chain id that `rpc_url` must answer with."""
+    contract: Address | None = None
+    """Address of the swarm coordinator contract. None: as `deployment_file`, or else the account service, says."""
+    deployment_file: Path | None = None
+    """What `hivewright chain deploy` wrote: JSON with rpc_url, chain_id and contract. For the roles beside the chain."""
+    account_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
+    """The account service, which signs and sends for this node."""
+    account_token_file: Path | None = None
+    """File with this node's token for the account service. None: `account.token` in the state folder."""
+    enrolment_token_file: Path | None = None
+    """File with the fleet's enrolment token, read once by `hivewright enrol`."""
+    org_id: str = "hivewright"
+    """Names the account at the account service (`orgId` of the login API)."""
+    timeout_seconds: Seconds = 10.0
+    """Patience for one answer of the chain or the account service."""
+    poll_seconds: Seconds = 2.0
+    """How often the round is read while waiting for the next one."""
+    submit_every_rounds: Positive = 1
+    """Rewards are sent to the chain every so many rounds; the ledger has them from the first second."""
+
+
+class Anvil(Section):
+    """The embedded chain (`hivewright chain up`)."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8545
+    state_file: Path = Path("/var/lib/hivewright/chain/state.json")
+    block_seconds: Positive = 2
+    binary: Path | None = None
+    """The anvil program. None: the one that `make` or the deploy installed."""
+
+
+class Account(Section):
+    """The account service: one key, one queue of transactions for all the fleet's nodes."""
+
+    host: str = "127.0.0.1"
+    port: Port = 3000
+    state_dir: Path = Path("/var/lib/hivewright/account")
+    """Holds the account's key, the token secret and the transaction journal."""
+    enrolment_token_file: Path | None = None
+    """File with the token that new nodes show once. None: enrolment is closed."""
+    rpc_proxy: bool = True
+    """Serve an allow-list of read-only JSON-RPC methods at /rpc, for nodes without a route to the chain."""
+
+
+class Keeper(Section):
+    """Advances the swarm's rounds and publishes its bootnodes."""
+
+    state_dir: Path = Path("/var/lib/hivewright/keeper")
+    """Holds the owner's key of the contract."""
+    round_seconds: Seconds = 600.0
+    """A round ends at the latest after this time."""
+    min_round_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """A round lasts at least this long."""
+    ready_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A round ends when this share of the peers that reported in the last two rounds has reported."""
+    min_peers: Positive = 1
+    """No round ends before so many peers are registered, and none by readiness before so many have reported."""
+    publish_bootnodes: tuple[Multiaddr, ...] = ()
+    """Bootnode addresses that the keeper publishes on the chain."""
+    poll_seconds: Seconds = 1.0
+
+
+class Bootnode(Section):
+    """A DHT peer with a stable identity and address (`hivewright bootnode`)."""
+
+    state_dir: Path = Path("/var/lib/hivewright/bootnode")
+    host: str = "0.0.0.0"  # noqa: S104
+    port: Port = 38331
+    announce: tuple[Multiaddr, ...] = ()
+
+
+class Log(Section):
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["text", "json"] = "text"
+
+
+class Settings(Section):
+    """One settings file. Every role reads the sections that concern it."""
+
+    version: int = SETTINGS_VERSION
+    node: Node = Node()
+    model: Model = Model()
+    environment: Environment = Environment()
+    generation: Generation = Generation()
+    trainer: Trainer = Trainer()
+    swarm: Swarm = Swarm()
+    chain: Chain = Chain()
+    anvil: Anvil = Anvil()
+    account: Account = Account()
+    keeper: Keeper = Keeper()
+    bootnode: Bootnode = Bootnode()
+    log: Log = Log()
+
+
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+
+
+def parse(raw: dict[str, Any], source: str) -> Settings:
+    """Check nested settings.
+
+    Raises SettingsError with one line that names `source` and everything that is wrong, each with key, value and
+    expectation.
+    """
+    version = raw.get("version", SETTINGS_VERSION)
+    if isinstance(version, int) and not isinstance(version, bool) and version > SETTINGS_VERSION:
+        raise SettingsError(
+            f"{source}: version: {version} is newer than {SETTINGS_VERSION}, the newest that this hivewright reads; "
+            "upgrade hivewright, or write the file with this one"
+        )
+    try:
+        # JSON mode: strict, and yet a path is a string and a tuple a list, as in YAML.
+        return Settings.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        raise SettingsError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from None
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{source}: {error}; expected plain YAML values") from None
+
+
+def from_flat(flat: dict[str, Any], source: str) -> Settings:
+    """Check flat inventory keys (`trainer_learning_rate`), as `parse` does."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, _, name = key.partition("_")
+        if section not in SECTIONS or not name:
+            close = difflib.get_close_matches(key, flat_keys(), n=1)
+            raise SettingsError(f"{source}: {key}: not a known key{_hint(close)}")
+        nested.setdefault(section, {})[name] = value
+    return parse(nested, source)
+
+
+def flat_keys() -> list[str]:
+    """All inventory keys that become settings."""
+    return [f"{section}_{name}" for section, model in SECTIONS.items() for name in model.model_fields]
+
+
+def load(path: Path) -> Settings:
+    """Read a settings file. Raises SettingsError, with one line, for whatever is wrong with it."""
+    source = f"settings file {path}"
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SettingsError(f"{source}: can't be read: {reason}; expected a YAML file") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise SettingsError(f"{source}: not YAML{line}: {getattr(error, 'problem', None) or 'unreadable'}") from None
+    if raw is None:
+        raise SettingsError(f"{source}: is empty; expected sections such as `node:` (docs/configuration.md lists them)")
+    if not isinstance(raw, dict):
+        raise SettingsError(f"{source}: got a {type(raw).__name__}; expected sections such as `node:`")
+    return parse(raw, source)
+
+
+def dump(settings: Settings) -> str:
+    """YAML text that `load` reads back to the same settings. Only departures from the defaults are written."""
+    data = settings.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump({"version": settings.version, **data}, sort_keys=False)
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    path = "/".join(location) or "settings"
+    if error["type"] == "extra_forbidden":
+        known = list(SECTIONS)
+        if len(location) > 1 and location[0] in SECTIONS:
+            known = list(SECTIONS[location[0]].model_fields)
+        return f"{path}: not a known key{_hint(difflib.get_close_matches(location[-1], known, n=1))}"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{path}: got {_short(error['input'])}; expected {message}" if error["type"] != "value_error" else f"{path}: {message}"
+
+
+def _hint(close: list[str]) -> str:
+    return f"; did you mean {close[0]}?" if close else "; docs/configuration.md lists all keys"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
