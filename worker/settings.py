@@ -1,8 +1,8 @@
 """Every setting of every role: typed, frozen, strict. The only place where a default stands.
 
-Settings flow one way: flat inventory keys (`trainer_learning_rate`) -> `from_flat`, on the operator's machine, all hosts,
-before anything is touched -> `dump` into /etc/hivewright/*.yaml -> `load` in the role. Secrets never are settings: the
-settings hold the paths of files that hold them. Hyper-parameters carry the names and the meaning of TRL's GRPOConfig.
+Settings flow one way: flat inventory keys (`trainer_learning_rate`) -> `from_flat`, on the operator's machine, for all
+hosts, before anything is touched -> `dump` into /etc/hivewright/*.yaml -> `load` in the role. Secrets never are
+settings: the settings hold the paths of files that hold them. Hyper-parameters carry GRPOConfig's names and meaning.
 
 Imports nothing heavy: an operator's laptop reads this module too.
 """
@@ -197,7 +197,7 @@ class Chain(Section):
     contract: Address | None = None
     """Address of the swarm coordinator contract. None: as `deployment_file`, or else the account service, says."""
     deployment_file: Path | None = None
-    """What `hivewright chain deploy` wrote: JSON with rpc_url, chain_id and contract. For the roles beside the chain."""
+    """What `hivewright chain deploy` wrote: JSON with rpc_url, chain_id and contract. For roles beside the chain."""
     account_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
     """The account service, which signs and sends for this node."""
     account_token_file: Path | None = None
@@ -369,7 +369,11 @@ def _explain(error: Any) -> str:
             known = list(SECTIONS[location[0]].model_fields)
         return f"{path}: not a known key{_hint(difflib.get_close_matches(location[-1], known, n=1))}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{path}: got {_short(error['input'])}; expected {message}" if error["type"] != "value_error" else f"{path}: {message}"
+    return (
+        f"{path}: got {_short(error['input'])}; expected {message}"
+        if error["type"] != "value_error"
+        else f"{path}: {message}"
+    )
 
 
 def _hint(close: list[str]) -> str:

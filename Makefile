@@ -1,0 +1,46 @@
+# make demo    a whole swarm on this machine: chain, keeper, bootnode, three workers
+# make test    every check and every test
+# make fleet   three real hosts on this machine, deployed over ssh    (fleet-check, fleet-status, fleet-down)
+# The first run sets up what is needed, in .venv and .cache; the next ones start at once.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+bin := .venv/bin
+
+.PHONY: help
+help:
+	@sed -n 's/^# //p' Makefile
+
+# -- set-up ---------------------------------------------------------------------------------------------------------
+.PHONY: setup lock tiny-model contracts
+setup:
+	@scripts/environment .venv dev
+	@scripts/anvil .cache/node >/dev/null
+
+lock:
+	scripts/lock
+
+tiny-model: setup
+	$(bin)/python -m worker.policy.make_tiny --output worker/policy/tiny --seed 0
+
+contracts: setup
+	node contracts/build.js
+
+# -- the main job ---------------------------------------------------------------------------------------------------
+.PHONY: demo
+demo: setup
+	@$(bin)/python -m worker demo --workers 3 --rounds 10 --seed 0 --output demo
+
+# -- tests ----------------------------------------------------------------------------------------------------------
+.PHONY: test lint
+lint: setup
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy worker deploys tests/lab
+
+test: lint
+	$(bin)/python -m pytest tests
+
+# -- three real hosts on this machine -------------------------------------------------------------------------------
+.PHONY: fleet fleet-check fleet-status fleet-down
+fleet fleet-check fleet-status fleet-down: setup
+	@$(bin)/python -m deploys.fleet.lab $(subst fleet,up,$(subst fleet-,,$@))

@@ -1,0 +1,88 @@
+"""The command line: fast help, and exit codes that mean something."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from worker import cli, errors
+
+
+def hivewright(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "worker", *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([*c.name.split(), "--help"] for c in cli.COMMANDS)], ids=" ".join)
+def test_help_of_every_command_loads_no_heavy_part(arguments):
+    code = (
+        "import sys\nfrom worker import cli\n"
+        f"try:\n    cli.main({arguments!r})\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "heavy = {'torch', 'hivemind', 'web3', 'pydantic', 'rich', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: hivewright" in done.stdout
+
+
+def test_every_command_names_a_function_that_exists():
+    for command in cli.COMMANDS:
+        assert callable(cli._load(command.target)), command.name
+
+
+def test_unknown_command_exits_with_2_and_one_line():
+    done = hivewright("trian")
+    assert done.returncode == 2
+    assert "invalid choice: 'trian'" in done.stderr.splitlines()[-1]
+
+
+def test_wrong_settings_exit_with_2_and_say_why(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("trainer: {learningrate: 1}\n")
+    done = hivewright("check", "--settings", str(file))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"hivewright check: SettingsError (exit 2): settings file {file}: "
+        "trainer/learningrate: not a known key; did you mean learning_rate?\n"
+    )
+
+
+def test_check_prints_what_a_file_resolves_to(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("trainer: {learning_rate: 0.5}\n")
+    done = hivewright("check", "--settings", str(file))
+    assert done.returncode == 0
+    assert "learning_rate: 0.5" in done.stdout
+    assert "num_generations: 8" in done.stdout
+
+
+def test_missing_identity_exits_with_3_and_makes_no_key(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"node: {{state_dir: {tmp_path / 'state'}, min_free_disk_mb: 1}}\n")
+    done = hivewright("worker", "--settings", str(file))
+    assert done.returncode == 3, done.stderr
+    assert "identity missing" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "state/swarm.pem").exists()
+
+
+def test_every_error_has_its_own_exit_code():
+    tree = [errors.WorkerError]
+    for kind in tree:
+        tree += kind.__subclasses__()
+    own = [kind for kind in tree if "exit_code" in vars(kind)]
+    assert len({kind.exit_code for kind in own}) == len(own)
+    assert 0 not in {kind.exit_code for kind in tree}
+
+
+def test_help_answers_in_half_a_second():
+    """The one timed test: three tries, since these machines are noisy; usually it takes a tenth of that."""
+
+    def seconds():
+        started = time.monotonic()
+        hivewright("--help")
+        return time.monotonic() - started
+
+    assert min(seconds() for _ in range(3)) < 0.5

@@ -1,0 +1,76 @@
+"""Who may import whom (docs/architecture.md): checked on the source, so that a shortcut fails here first."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GROUND = {"worker", "worker.errors", "worker.log", "worker.settings", "worker.records"}
+
+# package or module -> the parts of our own that it may import, beside itself
+MAY_IMPORT = {
+    "worker.errors": set(),
+    "worker.log": set(),
+    "worker.settings": {"worker.errors"},
+    "worker.records": {"worker.errors"},
+    "worker.resources": {"worker.errors"},
+    "worker.environments": GROUND,
+    "worker.policy": GROUND,
+    "worker.swarm": GROUND | {"worker.resources", "worker.telemetry.systemd"},
+    "worker.chain": GROUND | {"worker.resources", "worker.telemetry.systemd", "worker.swarm.identity"},
+    "worker.trainer": GROUND | {"worker.policy"},
+    "worker.account": GROUND
+    | {"worker.chain", "worker.resources", "worker.swarm.identity", "worker.telemetry.systemd"},
+    "worker.telemetry": GROUND,
+    "deploys": {"worker.settings", "worker.errors", "deploys"},
+}
+
+# foreign package -> the only parts of ours that may import it
+ONLY_IN = {
+    "hivemind": {"worker.swarm"},
+    "web3": {"worker.chain"},
+    "torch": {"worker.policy", "worker.trainer"},
+    "transformers": {"worker.policy", "worker.trainer"},
+    "reasoning_gym": {"worker.environments"},
+    "aiohttp": {"worker.account"},
+    "pyinfra": {"deploys"},
+}
+
+
+def modules():
+    for folder in ("worker", "deploys"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            yield name, file
+
+
+def imports_of(file: Path):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize(("name", "file"), [pytest.param(n, f, id=n) for n, f in modules()])
+def test_module_imports_only_what_the_table_allows(name, file):
+    rules = [part for part in MAY_IMPORT if is_in(name, part)]
+    imported = list(imports_of(file))
+    if rules:
+        allowed = MAY_IMPORT[rules[0]] | {rules[0]}
+        ours = [m for m in imported if is_in(m, "worker") or is_in(m, "deploys")]
+        # `from worker import x` names the package `worker` too: only what is below it counts.
+        wrong = [m for m in ours if m != "worker" and not any(is_in(m, part) for part in allowed - {"worker"})]
+        assert not wrong, f"{name} imports {wrong}; it may import {sorted(allowed)}"
+    for foreign, places in ONLY_IN.items():
+        if any(is_in(m, foreign) for m in imported):
+            assert any(is_in(name, place) for place in places), f"{name} imports {foreign}; only {sorted(places)} may"
+    if is_in(name, "worker"):
+        assert not any(is_in(m, "deploys") for m in imported), f"{name}: worker never imports deploys"

@@ -1,0 +1,61 @@
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from worker import resources
+from worker.errors import ResourceError
+
+
+def test_port_in_use_is_named_with_its_setting():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ResourceError) as caught:
+            resources.require_port("127.0.0.1", port, "swarm.port")
+    assert str(caught.value) == (
+        f"port {port} (swarm.port): already in use on 127.0.0.1; free it or set another, 0 lets the kernel choose"
+    )
+
+
+def test_free_port_and_port_0_pass():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    resources.require_port("127.0.0.1", port, "swarm.port")
+    resources.require_port("127.0.0.1", 0, "swarm.port")
+
+
+def test_full_disk_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ResourceError) as caught:
+        resources.require_disk(tmp_path / "state", 10**9)
+    assert str(caught.value).startswith(f"{tmp_path / 'state'} (node.state_dir): ")
+    assert str(caught.value).endswith(
+        "MB free; expected at least 1000000000 MB (node.min_free_disk_mb); make room or name a folder on another disk"
+    )
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match=r"file/state \(node.state_dir\): Not a directory"):
+        resources.require_disk(tmp_path / "file/state", 1)
+
+
+def test_second_process_in_a_folder_is_refused_with_the_pid_of_the_first(tmp_path):
+    code = (
+        "import sys, pathlib; from worker import resources; "
+        "lock = resources.lock_folder(pathlib.Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout.readline() == "locked\n"
+        with pytest.raises(ResourceError, match=f"in use by process {first.pid}; stop that one"):
+            resources.lock_folder(tmp_path)
+        first.kill()
+    with resources.lock_folder(tmp_path):
+        assert (tmp_path / "lock").read_text() == str(os.getpid())

@@ -1,0 +1,44 @@
+import time
+
+from worker.errors import ChainUnreachable
+from worker.rounds import ChainClock, LocalClock, Tick
+
+
+class ScriptedChain:
+    """Answers `current_round` with one value after the other; an exception is raised."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def current_round(self):
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def current_stage(self):
+        return 0
+
+
+def test_clock_waits_for_a_later_round_and_joins_the_current_one():
+    waited = []
+    clock = ChainClock(ScriptedChain(4, 4, 9), poll_seconds=0.001)
+    assert clock.next(4, waiting=lambda: waited.append(1)) == Tick(9, 0)
+    assert len(waited) == 2
+
+
+def test_unreachable_chain_is_a_state_and_ends_by_itself():
+    clock = ChainClock(ScriptedChain(ChainUnreachable("no answer"), 3), poll_seconds=0.001)
+    assert clock.next(-1, waiting=lambda: None) is None
+    assert clock.reachable is False
+    assert clock.next(-1, waiting=lambda: None) == Tick(3, 0)
+    assert clock.reachable is True
+
+
+def test_deadline_ends_the_wait():
+    clock = ChainClock(ScriptedChain(*[1] * 1000), poll_seconds=0.001)
+    assert clock.next(1, waiting=lambda: None, deadline=time.monotonic() + 0.01) is None
+
+
+def test_local_clock_counts():
+    assert LocalClock().next(6, waiting=lambda: None) == Tick(7, 0)

@@ -1,0 +1,120 @@
+"""Settings: what is wrong is said in one line, exactly; what is right survives a round trip."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker import settings
+from worker.errors import SettingsError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("flat", "message"),
+    [
+        (
+            {"trainer_learningrate": 1e-4},
+            "inventory data of gpu-3: trainer/learningrate: not a known key; did you mean learning_rate?",
+        ),
+        (
+            {"trianer_learning_rate": 1e-4},
+            "inventory data of gpu-3: trianer_learning_rate: not a known key; did you mean trainer_learning_rate?",
+        ),
+        (
+            {"trainer_learning_rate": "fast"},
+            "inventory data of gpu-3: trainer/learning_rate: got 'fast'; expected a valid number",
+        ),
+        (
+            {"swarm_port": 99999, "generation_num_generations": 1},
+            "inventory data of gpu-3: generation/num_generations: got 1; expected greater than or equal to 2; "
+            "swarm/port: got 99999; expected less than or equal to 65535",
+        ),
+        (
+            {"node_max_rounds": True},
+            "inventory data of gpu-3: node/max_rounds: got True; expected a valid integer",
+        ),
+        (
+            {"trainer_local_groups": 0, "trainer_external_groups": 0},
+            "inventory data of gpu-3: trainer: local_groups and external_groups are both 0: "
+            "there would be nothing to train on",
+        ),
+        (
+            {"chain_contract": 0xABC},
+            "inventory data of gpu-3: chain/contract: got 2748; expected a valid string",
+        ),
+        (
+            {"trainer_learning_rate": float("nan")},
+            "inventory data of gpu-3: trainer/learning_rate: got nan; expected a finite number",
+        ),
+    ],
+)
+def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
+    with pytest.raises(SettingsError) as caught:
+        settings.from_flat(flat, "inventory data of gpu-3")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty; expected sections such as `node:` (docs/configuration.md lists them)"),
+        ("node: [", "not YAML at line 1: expected the node content, but found '<stream end>'"),
+        ("- a\n- b\n", "got a list; expected sections such as `node:`"),
+        (
+            "version: 99\n",
+            "version: 99 is newer than 1, the newest that this hivewright reads; "
+            "upgrade hivewright, or write the file with this one",
+        ),
+        ("node: 5\n", "node: got 5; expected an object"),
+        ("trainer: {learning_rate: 1e-06}\n", "trainer/learning_rate: got '1e-06'; expected a valid number"),
+    ],
+)
+def test_wrong_settings_file_is_explained_in_one_line(tmp_path, text, message):
+    file = tmp_path / "worker.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        settings.load(file)
+    assert str(caught.value) == f"settings file {file}: {message}"
+
+
+def test_file_that_is_missing_or_binary_is_explained(tmp_path):
+    with pytest.raises(SettingsError, match="can't be read: No such file or directory; expected a YAML file"):
+        settings.load(tmp_path / "no.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingsError, match="can't be read: not UTF-8 text; expected a YAML file"):
+        settings.load(tmp_path / "binary.yaml")
+
+
+def test_dump_and_load_give_the_same_settings(tmp_path):
+    before = settings.from_flat(
+        {
+            "node_state_dir": "/srv/state",
+            "trainer_learning_rate": 1e-06,
+            "chain_contract": "0x" + "1" * 40,
+            "swarm_announce": ["/ip4/100.64.0.7/tcp/38000"],
+            "environment_families": [{"name": "bf", "weight": 2.0, "config": {"difficulty": 1, "flag": True}}],
+            "node_max_rounds": 7,
+        },
+        "test",
+    )
+    file = tmp_path / "settings.yaml"
+    file.write_text(settings.dump(before))
+    assert settings.load(file) == before
+
+
+def test_settings_load_fast_and_pull_in_nothing_heavy():
+    code = (
+        "import sys, worker.settings; "
+        "heavy = {'torch', 'transformers', 'trl', 'hivemind', 'web3', 'reasoning_gym', 'aiohttp'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=30).returncode == 0
+
+
+def test_configuration_page_is_what_the_settings_say():
+    page = runpy.run_path(str(ROOT / "scripts/configuration"))["page"]()
+    assert (ROOT / "docs/configuration.md").read_text() == page, "run `make docs`"

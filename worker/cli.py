@@ -1,0 +1,176 @@
+"""The command line: one table of commands, each a "module:function" that is imported when it is called.
+
+So `hivewright --help` is instant, and a role loads only what it needs. This is the one place that turns errors into
+exit codes, and the only one that reads the environment (systemd's NOTIFY_SOCKET).
+"""
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from worker import __version__
+from worker.errors import ResourceError, SettingsError, WorkerError
+
+# What an OSError says of the machine, not of the program.
+_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+
+
+@dataclass(frozen=True)
+class Command:
+    """`target` is called with the settings and the parsed options, or, where there is no --settings, options alone."""
+
+    name: str
+    help: str
+    target: str
+    options: Callable[[argparse.ArgumentParser], None] | None = None
+    takes_settings: bool = True
+    is_service: bool = False
+
+
+def _output_options(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form.add_argument("--csv", action="store_true", help="print CSV instead of a table")
+
+
+def _status_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_positive, default=3, metavar="N", help="workers to start (default: 3)")
+    parser.add_argument("--rounds", type=_positive, default=10, metavar="N", help="rounds to train (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling and training (default: 0)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo"),
+        metavar="DIR",
+        help="folder for everything it writes (default: demo)",
+    )
+
+
+COMMANDS = (
+    Command("worker", "train in the swarm: answer, share, learn, earn", "worker.node:run", is_service=True),
+    Command("enrol", "make this node's key, once, and register it", "worker.enrolment:run"),
+    Command("bootnode", "a DHT peer with a stable address", "worker.swarm.bootnode:run", is_service=True),
+    Command("chain up", "run the embedded chain (anvil)", "worker.chain.anvil:up", is_service=True),
+    Command("chain deploy", "deploy the coordinator contract, once", "worker.chain.anvil:deploy"),
+    Command(
+        "account",
+        "the account service: one key, one queue of transactions",
+        "worker.account.server:run",
+        is_service=True,
+    ),
+    Command("keeper", "advance the swarm's rounds, publish its bootnodes", "worker.chain.keeper:run", is_service=True),
+    Command("status", "what this node is doing", "worker.reports:print_status", _status_options),
+    Command(
+        "ledger",
+        "what this node has earned, and what the chain says of it",
+        "worker.reports:print_ledger",
+        _output_options,
+    ),
+    Command("check", "check a settings file and print all that it resolves to", "worker.reports:print_settings"),
+    Command(
+        "demo",
+        "a whole swarm on this machine: chain, keeper, workers",
+        "worker.demo:run",
+        _demo_options,
+        takes_settings=False,
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command. Exit codes are those of worker.errors; the last line on standard error says why."""
+    options = _parser().parse_args(argv)
+    command: Command = options.command
+    try:
+        _call(command, options)
+    except WorkerError as error:
+        _exit(error.exit_code, f"hivewright {command.name}: {type(error).__name__} (exit {error.exit_code}): {error}")
+    except OSError as error:
+        if error.errno not in _MACHINE_ERRORS:
+            raise
+        reason = f"{error.strerror} at {error.filename}" if error.filename else error.strerror
+        code = ResourceError.exit_code
+        _exit(
+            code,
+            f"hivewright {command.name}: ResourceError (exit {code}): {reason}; make room or rights, then start again",
+        )
+    except KeyboardInterrupt:
+        _exit(130, f"hivewright {command.name}: interrupted")
+    sys.exit(0)
+
+
+def _call(command: Command, options: argparse.Namespace) -> None:
+    if not command.takes_settings:
+        _load(command.target)(options)
+        return
+    from worker import log, settings
+
+    loaded = settings.load(options.settings)
+    if command.is_service:
+        log.setup(loaded.log.level, loaded.log.format)
+        from worker.telemetry import systemd
+
+        systemd.connect(os.environ.get("NOTIFY_SOCKET"))
+        _load(command.target)(loaded)
+    elif command.options:
+        _load(command.target)(loaded, options)
+    else:
+        log.setup("WARNING", loaded.log.format)
+        _load(command.target)(loaded)
+
+
+def _load(target: str) -> Callable[..., Any]:
+    module, _, name = target.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="hivewright",
+        description="Train language models together: run a node, or host the swarm. Start with `hivewright demo`.",
+    )
+    parser.add_argument("--version", action="version", version=f"hivewright {__version__}")
+    top = parser.add_subparsers(metavar="COMMAND", required=True)
+    folders: dict[str, Any] = {"": top}
+    for command in COMMANDS:
+        folder, _, name = command.name.rpartition(" ")
+        if folder not in folders:
+            group = top.add_parser(folder, help=f"commands about the {folder}: `hivewright {folder} --help`")
+            folders[folder] = group.add_subparsers(metavar="COMMAND", required=True)
+        sub = folders[folder].add_parser(
+            name, help=command.help, description=command.help[0].upper() + command.help[1:] + "."
+        )
+        if command.takes_settings:
+            sub.add_argument("--settings", type=Path, required=True, metavar="FILE", help="settings file (YAML)")
+        if command.options:
+            command.options(sub)
+        sub.set_defaults(command=command)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        _exit(SettingsError.exit_code, f"{self.prog}: {message}; `{self.prog} --help` shows what there is")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 1")
+    return int(text)
+
+
+def _exit(code: int, line: str) -> NoReturn:
+    print(line, file=sys.stderr, flush=True)
+    sys.exit(code)

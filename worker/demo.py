@@ -1,0 +1,259 @@
+"""`hivewright demo`: a whole swarm on this machine, made of the same processes that a fleet runs.
+
+Nothing here is demo code but the settings: every role is an ordinary child process with an ordinary settings file.
+The demo starts them in order, shows what the workers say of themselves, and at the end holds their words against the
+chain. It fails, with one line, if anything that it promises does not hold.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from worker import settings as settings_module
+from worker.chain.coordinator import Coordinator
+from worker.chain.ledger import Ledger
+from worker.children import Children
+from worker.environments.mixes import DEMO_SETTINGS
+from worker.errors import DemoFailed, SettingsError
+from worker.plots import plot_rewards
+from worker.reports import swarm_table
+from worker.settings import Settings
+from worker.telemetry import status
+
+STEP_SECONDS = 60.0  # patience for one service to come up
+START_SECONDS = 180.0  # patience for all workers to be in their first round
+ROUND_SECONDS = 120.0  # the keeper's limit for one round, and so the demo's
+MARKER = ".hivewright-demo"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the demo. Raises DemoFailed, with one line, if something that it promises did not hold."""
+    output = _fresh_folder(options.output.resolve())
+    console = Console()
+    demo = Demo(output, options.workers, options.rounds, options.seed, console)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with Children(output / "logs") as children:
+        demo.start(children)
+        demo.watch(children)
+        summary = demo.check()
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot_rewards({worker["name"]: worker["rewards"] for worker in summary["workers"]}, output / "rewards.png")
+    demo.report(summary)
+
+
+class Demo:
+    """The swarm in `output`: one folder per role, one settings file per role, one log per role."""
+
+    def __init__(self, output: Path, num_workers: int, num_rounds: int, seed: int, console: Console) -> None:
+        self.output = output
+        self.num_rounds = num_rounds
+        self.seed = seed
+        self.console = console
+        self.worker_names = [f"worker-{i}" for i in range(num_workers)]
+        self.rpc_url = ""
+
+    def start(self, children: Children) -> None:
+        """Start every role in the order in which they need each other."""
+        folder = self.output
+        console = self.console
+        console.print("[dim]starting the chain, the account service and the bootnode[/dim]")
+        chain = children.start("chain up", self._write("chain", {"anvil_port": 0, "anvil_block_seconds": 1}), "chain")
+        self.rpc_url = chain.wait_for_file(folder / "chain/address", STEP_SECONDS)
+        children.start("chain deploy", self._write("deploy", {}), "deploy", ends=True).wait(STEP_SECONDS)
+        (folder / "enrolment.token").write_text(f"demo-{self.seed}-{time.time_ns()}\n")
+        (folder / "enrolment.token").chmod(0o600)
+        account = children.start("account", self._write("account", {"account_port": 0}), "account")
+        bootnode_settings = {"bootnode_host": "127.0.0.1", "bootnode_port": 0}
+        bootnode = children.start("bootnode", self._write("bootnode", bootnode_settings), "bootnode")
+        account_url = account.wait_for_file(folder / "account/address", STEP_SECONDS)
+        multiaddr = bootnode.wait_for_file(folder / "bootnode/multiaddr", STEP_SECONDS)
+        keeper = {
+            "keeper_publish_bootnodes": [multiaddr],
+            "keeper_min_peers": len(self.worker_names),
+            "keeper_round_seconds": ROUND_SECONDS,
+            "keeper_poll_seconds": 0.5,
+        }
+        children.start("keeper", self._write("keeper", keeper), "keeper")
+        console.print("[dim]enrolling the workers: each gets a key and an account on the chain[/dim]")
+        files = [self._write(name, self._worker_settings(name, account_url)) for name in self.worker_names]
+        named = list(zip(files, self.worker_names, strict=True))
+        for enrolment in [children.start("enrol", file, f"enrol-{name}", ends=True) for file, name in named]:
+            enrolment.wait(STEP_SECONDS)
+        for file, name in named:
+            children.start("worker", file, name, ends=True)
+        console.print(f"[dim]training; logs are in {folder / 'logs'}[/dim]")
+
+    def watch(self, children: Children) -> None:
+        """Show the workers until all have ended. Raises DemoFailed when a process fails or the time is up."""
+        workers = [children.by_name[name] for name in self.worker_names]
+        patience = START_SECONDS + (self.num_rounds + 1) * ROUND_SECONDS
+        deadline = time.monotonic() + patience
+        is_terminal = self.console.is_terminal
+        seen = 0
+        with Live(self._table(), console=self.console, refresh_per_second=4, transient=False) as live:
+            while any(worker.is_running for worker in workers):
+                children.require_healthy()
+                if time.monotonic() > deadline:
+                    raise DemoFailed(f"not done after {patience:.0f} s; the logs are in {self.output / 'logs'}")
+                live.update(self._table())
+                if not is_terminal:
+                    seen = self._print_new_rounds(seen)
+                time.sleep(0.25)
+            live.update(self._table())
+        children.require_healthy()
+
+    def check(self) -> dict[str, Any]:
+        """What every worker did, held against the chain. Raises DemoFailed if something does not hold."""
+        coordinator = Coordinator(self._settings({"chain_rpc_url": self.rpc_url}).chain)
+        workers = [self._summary_of(name, coordinator) for name in self.worker_names]
+        problems = [problem for worker in workers for problem in self._problems(worker, len(workers))]
+        if problems:
+            raise DemoFailed(
+                f"{problems[0]}; {len(problems)} finding(s) in all; the logs are in {self.output / 'logs'}"
+            )
+        return {"seed": self.seed, "rounds": self.num_rounds, "rpc_url": self.rpc_url, "workers": workers}
+
+    def report(self, summary: dict[str, Any]) -> None:
+        """The last screen: what came of it, and where things are."""
+        table = Table(title="What came of it", title_justify="left")
+        for column in ("worker", "peer", "rounds", "reward first > last", "heard", "on chain"):
+            table.add_column(column, justify="left" if column in ("worker", "peer") else "right")
+        for worker in summary["workers"]:
+            rewards = list(worker["rewards"].values())
+            table.add_row(
+                worker["name"],
+                worker["animal_name"],
+                str(worker["rounds_trained"]),
+                f"{rewards[0]:.2f} > {rewards[-1]:.2f}",
+                str(len(worker["peers_heard"])),
+                f"{worker['rewards_confirmed']} of {worker['rewards_earned']}",
+            )
+        self.console.print(table)
+        for what, file in (("summary", "summary.json"), ("plot", "rewards.png"), ("logs", "logs")):
+            self.console.print(f"{what:8} {self.output / file}", soft_wrap=True, highlight=False)
+
+    def _summary_of(self, name: str, coordinator: Coordinator) -> dict[str, Any]:
+        folder = self.output / name
+        said = status.read(folder)
+        if said is None:
+            raise DemoFailed(f"{name} left no status in {folder}")
+        rounds = status.read_rounds(folder)
+        rows = Ledger(folder / "ledger.db").rows()
+        on_chain = [coordinator.submitted_reward(row.round, row.stage, row.peer_id) == row.reward for row in rows]
+        return {
+            "name": name,
+            "peer_id": said.peer_id,
+            "animal_name": said.animal_name,
+            "rounds_trained": said.rounds_trained,
+            "rounds_reported": [row.round for row in rows],
+            "rounds_with_step": [line["round"] for line in rounds if line["skipped"] is None],
+            "rewards": {str(line["round"]): line["reward_mean"] for line in rounds},
+            "peers_heard": sorted({peer for line in rounds for peer in line["peers_heard"]}),
+            "peers_heard_per_round": {str(line["round"]): len(line["peers_heard"]) for line in rounds},
+            "registered": coordinator.owner_of(said.peer_id) is not None,
+            "rewards_earned": len(rows),
+            "rewards_confirmed": sum(on_chain),
+        }
+
+    def _problems(self, worker: dict[str, Any], num_workers: int) -> list[str]:
+        name = worker["name"]
+        problems = []
+        if worker["rounds_trained"] != self.num_rounds:
+            problems.append(f"{name} trained {worker['rounds_trained']} rounds, expected {self.num_rounds}")
+        if worker["rounds_reported"] != worker["rounds_with_step"]:
+            problems.append(
+                f"{name} reported rounds {worker['rounds_reported']} but trained in {worker['rounds_with_step']}"
+            )
+        if len(worker["peers_heard"]) != num_workers - 1:
+            problems.append(f"{name} heard {len(worker['peers_heard'])} peers, expected {num_workers - 1}")
+        if not worker["registered"]:
+            problems.append(f"{name} ({worker['peer_id']}) is not registered on the chain")
+        if worker["rewards_confirmed"] != worker["rewards_earned"]:
+            problems.append(
+                f"the chain confirms {worker['rewards_confirmed']} of {worker['rewards_earned']} rewards of {name}"
+            )
+        return problems
+
+    def _worker_settings(self, name: str, account_url: str) -> dict[str, Any]:
+        return {
+            "node_name": name,
+            "node_max_rounds": self.num_rounds,
+            "node_seed": self.seed,
+            "model_device": "cpu",
+            "model_threads": 1,
+            "swarm_host": "127.0.0.1",
+            "chain_account_url": account_url,
+            "chain_enrolment_token_file": str(self.output / "enrolment.token"),
+            "chain_poll_seconds": 0.5,
+            **DEMO_SETTINGS,
+        }
+
+    def _write(self, role: str, flat: dict[str, Any]) -> Path:
+        """The role's settings file; every role's state is in a folder of its own in the output folder."""
+        folder = self.output / role
+        folder.mkdir(exist_ok=True)
+        if self.rpc_url and role not in self.worker_names:
+            flat = {"chain_rpc_url": self.rpc_url, **flat}
+        file = self.output / "settings" / f"{role}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(settings_module.dump(self._settings({"node_state_dir": str(folder), **flat})))
+        return file
+
+    def _settings(self, flat: dict[str, Any]) -> Settings:
+        folder = self.output
+        places = {
+            "anvil_state_file": str(folder / "chain/state.json"),
+            "account_state_dir": str(folder / "account"),
+            "account_enrolment_token_file": str(folder / "enrolment.token"),
+            "keeper_state_dir": str(folder / "keeper"),
+            "bootnode_state_dir": str(folder / "bootnode"),
+        }
+        if "chain_account_url" not in flat:
+            places["chain_deployment_file"] = str(folder / "keeper/deployment.json")
+        return settings_module.from_flat({**places, **flat}, "demo settings")
+
+    def _table(self) -> Table:
+        known = [status.read(self.output / name) for name in self.worker_names]
+        return swarm_table([node for node in known if node is not None])
+
+    def _print_new_rounds(self, seen: int) -> int:
+        """Where there is no terminal to redraw: one line for each round that a worker finished."""
+        lines = [
+            (line["finished_at"], name, line)
+            for name in self.worker_names
+            for line in status.read_rounds(self.output / name)
+        ]
+        for _, name, line in sorted(lines, key=lambda entry: entry[0])[seen:]:
+            self.console.print(
+                f"{name} round {line['round']} reward {line['reward_mean']:.2f} loss {line['loss']:.4f} "
+                f"heard {len(line['peers_heard'])} groups {line['groups_external']} {line['seconds']:.1f} s",
+                highlight=False,
+            )
+        return len(lines)
+
+
+def _fresh_folder(output: Path) -> Path:
+    """An empty folder for this run. What an earlier demo left there is removed; anything else is not touched."""
+    if output.exists() and any(output.iterdir()):
+        if not (output / MARKER).exists():
+            raise SettingsError(
+                f"--output {output}: has files that no demo wrote; expected a new or an earlier demo's folder"
+            )
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MARKER).touch()
+    return output
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the demo as Ctrl-C does: children first."""
+    raise KeyboardInterrupt

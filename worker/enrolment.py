@@ -1,0 +1,85 @@
+"""Enrolment: the one moment in which a node's key is made, its token fetched, and its model decided.
+
+Run again it changes nothing. A worker without enrolment stops and says so; nothing else ever makes a key.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from worker import resources
+from worker.errors import IdentityError, SettingsError
+from worker.settings import Settings
+from worker.swarm import identity
+
+KEY_FILE = "swarm.pem"
+ENROLMENT_FILE = "enrolment.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """What was decided when the node joined. `registered`: whether it has an account on the chain."""
+
+    peer_id: str
+    model: str
+    registered: bool
+
+
+def run(settings: Settings) -> None:
+    """Enrol the node of `settings`: make its key if it has none, and register it if there is an account service.
+
+    Raises IdentityError if the key is registered by somebody else, ChainUnreachable if the account service is silent.
+    """
+    folder = settings.node.state_dir
+    resources.require_disk(folder, settings.node.min_free_disk_mb)
+    key_file = folder / KEY_FILE
+    node_identity = identity.load(key_file) if key_file.exists() else identity.create(key_file)
+    registered = settings.chain.account_url is not None
+    if registered:
+        from worker.chain import accounts
+
+        accounts.enrol(node_identity, _enrolment_token(settings), settings.chain, folder)
+    enrolment = Enrolment(node_identity.peer_id, settings.model.name, registered)
+    _write(folder / ENROLMENT_FILE, json.dumps(asdict(enrolment), indent=2) + "\n")
+    print(f"enrolled {enrolment.peer_id} ({identity.animal_name(enrolment.peer_id)}) in {folder}")
+
+
+def load(folder: Path) -> tuple[identity.Identity, Enrolment]:
+    """The identity and the enrolment of the node in `folder`. Raises IdentityError; never makes anything."""
+    node_identity = identity.load(folder / KEY_FILE)
+    file = folder / ENROLMENT_FILE
+    try:
+        enrolment = Enrolment(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        raise IdentityError(f"{file}: missing; this node's key was never enrolled; run `hivewright enrol`") from None
+    except (ValueError, TypeError) as error:
+        raise IdentityError(f"{file}: {error}; expected what `hivewright enrol` writes; run it again") from None
+    if enrolment.peer_id != node_identity.peer_id:
+        raise IdentityError(
+            f"{file}: enrolled {enrolment.peer_id}, but the key beside it is {node_identity.peer_id}; "
+            "put the key that was enrolled back, or remove this file and run `hivewright enrol`"
+        )
+    return node_identity, enrolment
+
+
+def _enrolment_token(settings: Settings) -> str | None:
+    """The token, or None where no file is named: a node that has its own token needs none."""
+    file = settings.chain.enrolment_token_file
+    if file is None:
+        return None
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise SettingsError(
+            f"{file} (chain.enrolment_token_file): {error.strerror}; expected the token that the account service has"
+        ) from None
+
+
+def _write(file: Path, text: str) -> None:
+    temporary = file.with_suffix(".new")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)

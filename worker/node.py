@@ -1,0 +1,327 @@
+"""The round loop: answer, share, learn, earn. The only place that knows all the parts.
+
+The order of a round's end is what makes a crash harmless: the ledger first (fsync), then the checkpoint, then the
+history. A node that dies in between does that round again with the same weights and the same seeds, publishes the same
+groups, and finds its reward in the ledger already.
+"""
+
+import logging
+import random
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+from worker import __version__, enrolment, environments, resources
+from worker.chain.accounts import AccountClient
+from worker.chain.coordinator import Coordinator
+from worker.chain.ledger import Ledger
+from worker.chain.settlement import Settlement
+from worker.errors import ChainUnreachable, TrainingError
+from worker.policy import policy as policies
+from worker.records import Collected, Completion, Group, ScoredGroup, Task, round_seed
+from worker.rounds import ChainClock, Clock, LocalClock, Tick
+from worker.settings import Settings
+from worker.swarm.exchange import Swarm
+from worker.swarm.identity import Identity, animal_name
+from worker.swarm.verify import Verifier
+from worker.telemetry import systemd
+from worker.telemetry.status import NodeStatus, RoundRecord
+from worker.trainer import checkpoint, sampler
+from worker.trainer.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+# A clean stop tries for so long to bring what was earned to the chain; the ledger keeps the rest.
+FLUSH_SECONDS = 30.0
+
+
+class StopRequested(BaseException):
+    """SIGTERM or SIGINT came. A BaseException, so that nothing takes it for a failure of the part it passes through."""
+
+
+def run(settings: Settings) -> None:
+    """Train until `node.max_rounds` or a signal. Raises WorkerErrors; see worker.errors for their exit codes."""
+    folder = settings.node.state_dir
+    resources.require_disk(folder, settings.node.min_free_disk_mb)
+    resources.require_port(settings.swarm.host, settings.swarm.port, "swarm.port")
+    with ExitStack() as stack:
+        stack.enter_context(resources.lock_folder(folder))
+        identity, enrolled = enrolment.load(folder)
+        node = Node(settings, identity, enrolled)
+        stack.callback(node.close)
+        try:
+            with _stop_on_signals():
+                node.train()
+        except StopRequested:
+            logger.info("stopping, asked to by a signal; the round in progress is left")
+
+
+class Node:
+    """One worker: the parts, and what it knows of itself."""
+
+    def __init__(self, settings: Settings, identity: Identity, enrolled: enrolment.Enrolment) -> None:
+        self.settings = settings
+        self.peer_id = identity.peer_id
+        self.folder = settings.node.state_dir
+        self.status = NodeStatus(
+            settings.node.name, self.peer_id, animal_name(self.peer_id), enrolled.model, __version__
+        )
+        self.status.write(self.folder)
+        self.environment = environments.load(settings.environment)
+        self.policy = policies.load(settings.model.model_copy(update={"name": enrolled.model}))
+        self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
+        self.last_round = self._resume()
+        self.ledger = Ledger(self.folder / "ledger.db")
+        self.swarm = self._swarm() if settings.swarm.enabled else None
+        self.coordinator, self.settlement = self._chain() if enrolled.registered else (None, None)
+        self.clock: Clock = LocalClock()
+        if self.coordinator is not None:
+            self.clock = ChainClock(self.coordinator, settings.chain.poll_seconds)
+
+    def train(self) -> None:
+        """The loop. Ends after `node.max_rounds` rounds, with everything earned settled if the chain lets it."""
+        if self.swarm is not None:
+            self.swarm.start()
+        if self.settlement is not None:
+            self.settlement.start()
+        systemd.ready()
+        logger.info("training peer_id=%s name=%s model=%s", self.peer_id, self.status.animal_name, self.status.model)
+        while not self._finished():
+            tick = self._next_round()
+            if tick is None:
+                self._practise()
+            else:
+                self._train_round(tick)
+        self._leave()
+
+    def close(self) -> None:
+        """End the network and the chain threads; nothing that was earned is only in memory."""
+        systemd.stopping("closing")
+        if self.settlement is not None:
+            self.settlement.close()
+        if self.swarm is not None:
+            self.swarm.close()
+        self._show("stopped", state="stopped")
+
+    def _train_round(self, tick: Tick) -> None:
+        """One round that counts: what we answer is shared, and what we learn from is ours and our peers'."""
+        started = time.monotonic()
+        self.status.round = tick.round
+        local, tokens_per_second = self._answer(round_seed(self.peer_id, tick.round))
+        collected = self._exchange(tick.round, local)
+        self._show("training")
+        rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
+        batch = sampler.choose(local, collected.groups, self.settings.trainer, rng)
+        metrics = self.trainer.step(batch.groups)
+        record = RoundRecord(
+            round=tick.round,
+            finished_at=time.time(),
+            reward_mean=_mean([group.mean_reward for group in local]),
+            loss=metrics.loss,
+            grad_norm=metrics.grad_norm,
+            peers_heard=collected.heard,
+            groups_local=metrics.num_groups_local,
+            groups_external=metrics.num_groups_external,
+            groups_rejected=collected.rejected,
+            groups_dropped=batch.dropped,
+            tokens_per_second=tokens_per_second,
+            seconds=time.monotonic() - started,
+            skipped=metrics.skipped,
+        )
+        self._book(tick, record, collected.groups)
+
+    def _book(self, tick: Tick, record: RoundRecord, external: Sequence[ScoredGroup]) -> None:
+        """Write the round down: ledger, checkpoint, history, in this order. A round without a step earns nothing."""
+        if record.skipped is None:
+            self.status.rounds_trained += 1
+            if self.settlement is not None:
+                reward = round(1000 * record.reward_mean)
+                self.ledger.record(tick.round, tick.stage, self.peer_id, reward, _winners(external))
+                self.settlement.wake()
+        self.last_round = tick.round
+        if self.status.rounds_trained % self.settings.node.checkpoint_every == 0 or self._finished():
+            self._checkpoint()
+        record.append(self.folder)
+        self.status.reward_mean, self.status.loss = record.reward_mean, record.loss
+        self.status.groups_local, self.status.groups_external = record.groups_local, record.groups_external
+        self.status.tokens_per_second, self.status.round_seconds = record.tokens_per_second, record.seconds
+        self._show("round finished")
+        logger.info(
+            "round finished round=%d reward_mean=%.3f loss=%.4f peers_heard=%d groups_local=%d groups_external=%d "
+            "rejected=%d tokens_per_second=%.0f seconds=%.1f state=%s skipped=%s",
+            record.round, record.reward_mean, record.loss, len(record.peers_heard), record.groups_local,
+            record.groups_external, sum(record.groups_rejected.values()), record.tokens_per_second, record.seconds,
+            self.status.state, record.skipped,
+        )  # fmt: skip
+
+    def _practise(self) -> None:
+        """The chain can't be reached, so nobody knows the round: learn from our own answers; nothing is earned."""
+        self.status.practice_steps += 1
+        self.status.state = "training-alone"
+        local, tokens_per_second = self._answer(round_seed(f"{self.peer_id}/practice", self.status.practice_steps))
+        self._show("training")
+        rng = random.Random(f"{self.peer_id}/practice/{self.status.practice_steps}")
+        metrics = self.trainer.step(sampler.choose(local, (), self.settings.trainer, rng).groups)
+        self.status.loss, self.status.tokens_per_second = metrics.loss, tokens_per_second
+        self._checkpoint()
+        reward = _mean([group.mean_reward for group in local])
+        logger.info(
+            "practice step step=%d reward_mean=%.3f loss=%.4f", self.status.practice_steps, reward, metrics.loss
+        )
+
+    def _answer(self, seed: int) -> tuple[list[ScoredGroup], float]:
+        """Our own groups for the tasks of `seed`, scored, and the tokens per second of generating them."""
+        self._show("generating")
+        tasks = self.environment.sample(seed, self.settings.environment.tasks_per_round)
+        questions = [self.environment.question(task) for task in tasks]
+        started = time.monotonic()
+        answers = self.policy.generate(questions, self.settings.generation, seed ^ self.settings.node.seed)
+        seconds = time.monotonic() - started
+        groups = [
+            self._scored(task, question, completions)
+            for task, question, completions in zip(tasks, questions, answers, strict=True)
+            if completions is not None
+        ]
+        if len(groups) < len(tasks):
+            limit = self.settings.generation.max_prompt_length
+            logger.warning("prompts too long num=%d limit=%d", len(tasks) - len(groups), limit)
+            if not groups:
+                raise TrainingError(
+                    f"all {len(tasks)} prompts are longer than {limit} tokens (generation.max_prompt_length); "
+                    "raise it, or choose other families (environment.families)"
+                )
+        num_tokens = sum(len(ids) for group in groups for ids in group.token_ids or ())
+        return groups, num_tokens / seconds
+
+    def _scored(self, task: Task, question: str, completions: Sequence[Completion]) -> ScoredGroup:
+        texts = tuple(completion.text for completion in completions)
+        return ScoredGroup(
+            task=task,
+            question=question,
+            completions=texts,
+            rewards=tuple(self.environment.score(task, texts)),
+            token_ids=tuple(completion.token_ids for completion in completions),
+            logprobs=tuple(completion.logprobs for completion in completions),
+            truncated=tuple(completion.truncated for completion in completions),
+        )
+
+    def _exchange(self, round: int, local: Sequence[ScoredGroup]) -> Collected:
+        """Serve our groups of this round, and get those of peers drawn at random."""
+        if self.swarm is None:
+            self.status.state = "training-alone"
+            return Collected()
+        self._show("collecting")
+        self.swarm.publish(round, [Group(group.task, group.completions) for group in local])
+        collected = self.swarm.collect(round, self.settings.trainer.external_groups)
+        swarm = self.swarm.status()
+        self.status.state = "connected" if collected.heard else "training-alone"
+        self.status.peers_known, self.status.peers_heard = swarm.peers_known, len(collected.heard)
+        self.status.groups_rejected = dict(swarm.rejected)
+        self.status.last_error = swarm.last_error
+        return collected
+
+    def _next_round(self) -> Tick | None:
+        self._show("waiting for the next round")
+        tick = self.clock.next(self.last_round, waiting=self._wait)
+        if isinstance(self.clock, ChainClock):
+            self.status.chain = "ok" if self.clock.reachable else "unreachable"
+        if tick is not None:
+            self._join_through_chain()
+        return tick
+
+    def _join_through_chain(self) -> None:
+        if self.swarm is None or self.coordinator is None:
+            return
+        try:
+            self.swarm.join_through(self.coordinator.bootnodes())
+        except ChainUnreachable as error:
+            logger.warning("bootnodes not read, those known before serve on error=%s", error)
+
+    def _wait(self) -> None:
+        self._show(self.status.activity)
+
+    def _leave(self) -> None:
+        """Our last round is trained. Serve it to peers that are still collecting, and settle what was earned."""
+        self._show("leaving")
+        deadline = time.monotonic() + self.settings.swarm.collect_timeout_seconds
+        if self.settlement is not None:
+            self.settlement.flush(FLUSH_SECONDS)
+        if self.coordinator is not None:
+            self.clock.next(self.last_round, waiting=self._wait, deadline=deadline)
+        logger.info("finished rounds_trained=%d", self.status.rounds_trained)
+
+    def _show(self, activity: str, state: str | None = None) -> None:
+        """The node got on: say so to the watchdog and in status.json."""
+        self.status.activity = activity
+        if state == "stopped":
+            self.status.state = "stopped"
+        if self.settlement is not None:
+            settled = self.settlement.status()
+            self.status.ledger = {name: getattr(settled, name) for name in ("earned", "sent", "confirmed", "rejected")}
+        self.status.write(self.folder)
+        systemd.progress(f"{activity}, round {self.status.round}, {self.status.state}")
+
+    def _finished(self) -> bool:
+        limit = self.settings.node.max_rounds
+        return limit is not None and self.status.rounds_trained >= limit
+
+    def _resume(self) -> int:
+        """Continue from the newest checkpoint. Returns the last round that it holds, -1 without one."""
+        state = checkpoint.restore(self.folder / "checkpoints", self.trainer)
+        if state is None:
+            return -1
+        self.status.rounds_trained = int(state["rounds_trained"])
+        self.status.practice_steps = int(state["practice_steps"])
+        self.status.round = int(state["round"])
+        logger.info("resumed round=%s rounds_trained=%s", state["round"], state["rounds_trained"])
+        return int(state["round"])
+
+    def _checkpoint(self) -> None:
+        checkpoint.save(
+            self.folder / "checkpoints",
+            self.trainer,
+            {
+                "round": self.last_round,
+                "rounds_trained": self.status.rounds_trained,
+                "practice_steps": self.status.practice_steps,
+            },
+            keep=self.settings.node.keep_checkpoints,
+        )
+
+    def _swarm(self) -> Swarm:
+        verifier = Verifier(self.environment, self.settings.swarm, max_group_size=256)
+        return Swarm(self.settings.swarm, self.folder / enrolment.KEY_FILE, self.folder, verifier)
+
+    def _chain(self) -> tuple[Coordinator, Settlement]:
+        coordinator = Coordinator(self.settings.chain)
+        account = AccountClient(self.settings.chain, self.folder)
+        self.status.chain = "unknown"
+        return coordinator, Settlement(self.ledger, coordinator, account, self.settings.chain)
+
+
+def _winners(external: Sequence[ScoredGroup]) -> list[str]:
+    """Our vote: the peer with the highest mean of rewards that we verified ourselves. Nobody, if we heard nobody."""
+    rewards: dict[str, list[float]] = {}
+    for group in external:
+        if group.peer_id is not None:
+            rewards.setdefault(group.peer_id, []).append(group.mean_reward)
+    return [max(rewards, key=lambda peer: (_mean(rewards[peer]), peer))] if rewards else []
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[None]:
+    def stop(signum: int, frame: FrameType | None) -> None:
+        # A second signal must not break the orderly end.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise StopRequested
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    yield

@@ -1,0 +1,28 @@
+"""The one plot that runs and benchmarks share: mean reward per round."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+
+
+def plot_rewards(rewards: Mapping[str, Mapping[str, float]], file: Path, title: str = "Mean reward per round") -> None:
+    """Write a PNG. `rewards`: for each worker its rounds (as text) and their mean rewards, in [0, 1]."""
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    by_round: dict[int, list[float]] = {}
+    for name, curve in rewards.items():
+        rounds = [int(round) for round in curve]
+        axes.plot(rounds, list(curve.values()), linewidth=1, alpha=0.5, marker=".", label=name)
+        for round, reward in zip(rounds, curve.values(), strict=True):
+            by_round.setdefault(round, []).append(reward)
+    rounds = sorted(by_round)
+    axes.plot(rounds, [sum(by_round[r]) / len(by_round[r]) for r in rounds], color="black", linewidth=2, label="mean")
+    axes.set(xlabel="round", ylabel="mean reward", ylim=(0, 1), title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize="small")
+    figure.savefig(file)

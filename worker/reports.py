@@ -1,0 +1,96 @@
+"""What people read in a terminal of 80 columns: a node's status, its ledger, its resolved settings."""
+
+import argparse
+import csv
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from worker.errors import WorkerError
+from worker.log import printable
+from worker.settings import Settings
+from worker.telemetry import status
+from worker.telemetry.status import NodeStatus
+
+
+def print_status(settings: Settings, options: argparse.Namespace) -> None:
+    """What the node of these settings is doing, from its status.json."""
+    folder = settings.node.state_dir
+    node = status.read(folder)
+    if node is None:
+        raise WorkerError(f"{folder}: no status.json; this node has not started yet; look at its log")
+    if options.json:
+        print(json.dumps(dataclasses.asdict(node), indent=2))
+        return
+    Console().print(swarm_table([node]))
+
+
+def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
+    """One line per worker: what it did in its last round. Fits 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("worker", no_wrap=True)
+    for column in ("round", "reward", "loss", "heard", "groups", "rej", "tok/s", "s", "chain", "state"):
+        table.add_column(column, justify="right" if column != "state" else "left", no_wrap=True)
+    for node in nodes:
+        table.add_row(
+            printable(node.name),
+            _shown(node.round, "d"),
+            _shown(node.reward_mean, ".2f"),
+            _shown(node.loss, ".3f"),
+            str(node.peers_heard),
+            f"{node.groups_local}+{node.groups_external}",
+            str(sum(node.groups_rejected.values())),
+            _shown(node.tokens_per_second, ".0f"),
+            _shown(node.round_seconds, ".1f"),
+            _chain(node),
+            node.state,
+        )
+    return table
+
+
+def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
+    """Every round that the node earned a reward in, and what became of it."""
+    from worker.chain.ledger import Ledger
+
+    file = settings.node.state_dir / "ledger.db"
+    if not file.exists():
+        raise WorkerError(f"{file}: no ledger; this node has not earned anything yet")
+    rows = [dataclasses.asdict(row) for row in Ledger(file).rows()]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    elif options.csv:
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        Console().print(_ledger_table(rows))
+
+
+def print_settings(settings: Settings) -> None:
+    """Everything that a settings file resolves to, defaults included."""
+    print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
+
+
+def _ledger_table(rows: Sequence[dict[str, object]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in rows[0] if rows else ("round",):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*("" if value is None else printable(str(value)) for value in row.values()))
+    return table
+
+
+def _chain(node: NodeStatus) -> str:
+    """Rewards that the chain confirms, of those earned; or why there is no such figure."""
+    if node.chain != "ok" or not node.ledger:
+        return node.chain
+    return f"{node.ledger['confirmed']}/{node.ledger['earned']}"
+
+
+def _shown(value: float | int | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,64 @@
+"""What a role needs of its machine before it starts: a free port, disk space, and to be alone in its state folder."""
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import IO
+
+from worker.errors import ResourceError
+
+
+def require_port(host: str, port: int, key: str) -> None:
+    """Raise ResourceError if TCP `port` of `host` can't be listened on. `key` names the setting. 0 is always free."""
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = "already in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+            raise ResourceError(
+                f"port {port} ({key}): {reason} on {host}; free it or set another, 0 lets the kernel choose"
+            ) from None
+
+
+def require_disk(folder: Path, min_free_mb: int) -> None:
+    """Make `folder`, and raise ResourceError if its disk has less than `min_free_mb` (10^6 bytes) free."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free_mb = shutil.disk_usage(folder).free // 10**6
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} (node.state_dir): {error.strerror}; expected a folder that can be written"
+        ) from None
+    if free_mb < min_free_mb:
+        raise ResourceError(
+            f"{folder} (node.state_dir): {free_mb} MB free; expected at least {min_free_mb} MB "
+            "(node.min_free_disk_mb); make room or name a folder on another disk"
+        )
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Be the only process that works in `folder`, until the returned file is closed or the process ends.
+
+    Raises ResourceError with the process id of the other one.
+    """
+    lock = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        pid = lock.read().strip() or "unknown"
+        lock.close()
+        raise ResourceError(
+            f"{folder} (node.state_dir): in use by process {pid}; stop that one, or give this node a folder of its own"
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock

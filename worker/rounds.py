@@ -1,0 +1,70 @@
+"""Which round it is. The chain says so; without a chain the node counts by itself."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from worker.errors import ChainUnreachable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The round to train now."""
+
+    round: int
+    stage: int
+
+
+class Clock(Protocol):
+    def next(self, after: int, waiting: Callable[[], None], deadline: float | None = None) -> Tick | None:
+        """Block until the round is later than `after`, calling `waiting` at every look.
+
+        None: nobody knows which round it is (the chain can't be reached), or `deadline` (time.monotonic) has passed.
+        """
+
+
+class RoundSource(Protocol):
+    """The part of chain.coordinator.Coordinator that a clock reads."""
+
+    def current_round(self) -> int: ...
+    def current_stage(self) -> int: ...
+
+
+class ChainClock:
+    """The chain's round, read every `poll_seconds`. Rounds that went by unseen are not made up for."""
+
+    def __init__(self, coordinator: RoundSource, poll_seconds: float) -> None:
+        self._coordinator = coordinator
+        self._poll_seconds = poll_seconds
+        self.reachable: bool | None = None
+
+    def next(self, after: int, waiting: Callable[[], None], deadline: float | None = None) -> Tick | None:
+        while True:
+            try:
+                current = Tick(self._coordinator.current_round(), self._coordinator.current_stage())
+            except ChainUnreachable as error:
+                if self.reachable is not False:
+                    logger.warning("chain unreachable, training goes on without it error=%s", error)
+                self.reachable = False
+                return None
+            if self.reachable is False:
+                logger.info("chain reachable again round=%d", current.round)
+            self.reachable = True
+            if current.round > after:
+                return current
+            waiting()
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+            time.sleep(self._poll_seconds)
+
+
+class LocalClock:
+    """No chain is set: a round follows as soon as the last one is done."""
+
+    def next(self, after: int, waiting: Callable[[], None], deadline: float | None = None) -> Tick | None:
+        waiting()
+        return Tick(after + 1, 0)
