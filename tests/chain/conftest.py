@@ -1,0 +1,72 @@
+"""A real chain: one anvil for each test process, on a free port, and a contract of its own for each test."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+
+from worker import settings
+from worker.chain import anvil
+from worker.chain.connection import Deployment
+from worker.chain.coordinator import Call, Coordinator, Receipt
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A deployed contract. `settings` names it by `deployment_file` and holds the owner's key in `keeper.state_dir`."""
+
+    settings: settings.Settings
+    deployment: Deployment
+    owner: LocalAccount
+    coordinator: Coordinator
+
+    def send(self, account: LocalAccount, call: Call) -> Receipt:
+        return self.coordinator.transact(account, call, PATIENCE_SECONDS)
+
+    def advance(self) -> None:
+        self.send(self.owner, self.coordinator.update_stage_and_round())
+
+    def new_account(self, *peer_ids: str) -> LocalAccount:
+        """A fresh account (gas costs nothing here) that has registered the peers."""
+        account = Account.create()
+        for peer_id in peer_ids:
+            self.send(account, self.coordinator.register_peer(peer_id))
+        return account
+
+
+@pytest.fixture(scope="session")
+def anvil_binary() -> Path:
+    """The pinned anvil, as `make` installs it."""
+    printed = subprocess.run(
+        [ROOT / "scripts/anvil", ROOT / ".cache/node"], check=True, capture_output=True, text=True, timeout=120
+    ).stdout
+    return Path(printed.strip())
+
+
+@pytest.fixture(scope="session")
+def rpc_url(tmp_path_factory, anvil_binary):
+    """An anvil that all tests of this process share."""
+    folder = tmp_path_factory.mktemp("anvil")
+    section = settings.Anvil(port=0, state_file=folder / "state.json", block_seconds=1, binary=anvil_binary)
+    with anvil.running(section, settings.Chain().id) as (_, url):
+        yield url
+
+
+@pytest.fixture
+def chain(rpc_url, tmp_path) -> Chain:
+    """A new contract with a new owner, at round 0."""
+    raw = {
+        "chain": {"rpc_url": rpc_url, "deployment_file": str(tmp_path / "keeper/deployment.json")},
+        "keeper": {"state_dir": str(tmp_path / "keeper")},
+    }
+    parsed = settings.parse(raw, "test")
+    deployment = anvil.deploy(parsed)
+    coordinator = Coordinator(parsed.chain)
+    coordinator.check()
+    return Chain(parsed, deployment, anvil.load_owner(parsed.keeper), coordinator)

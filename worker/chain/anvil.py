@@ -1,0 +1,255 @@
+"""The embedded chain: anvil in the foreground (`hivewright chain up`), and our contract (`hivewright chain deploy`).
+
+anvil hands its whole state to whoever reaches its port: it listens on loopback, and others go through the account
+service's allow-list. `deploy` works on any chain that the settings name, and calls no `anvil_*` method.
+"""
+
+import ctypes
+import json
+import logging
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from web3.types import Nonce
+from web3.utils.address import get_create_address
+
+from worker import resources, settings
+from worker.chain import connection, contract
+from worker.chain.connection import Deployment
+from worker.chain.coordinator import Call, Coordinator
+from worker.chain.service import exit_on_signals, write_whole
+from worker.errors import ChainError, ChainUnreachable, ResourceError
+from worker.telemetry.systemd import progress, ready
+
+log = logging.getLogger(__name__)
+
+DEPLOYMENT_FILE = "deployment.json"
+OWNER_KEY_FILE = "owner.key"
+
+_ROOT = Path(__file__).resolve().parents[2]
+_GAS_LIMIT = 60_000_000
+_KEPT_STATES = 64
+"""Past states in memory. Without a bound anvil leaves hundreds of MB in the home directory; we read at the latest."""
+_STARTUP_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+_WATCH_SECONDS = 2.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+# ---- hivewright chain up
+
+
+def up(settings: settings.Settings) -> None:
+    """Run the chain until SIGTERM or SIGINT; its state is on the disk when this ends.
+
+    Writes its URL into `address` beside the state file as soon as it serves. Raises ResourceError if the port is in use
+    or there is no anvil, ChainError if anvil ends by itself or hangs.
+    """
+    exit_on_signals()
+    patience = settings.chain.timeout_seconds
+    with running(settings.anvil, settings.chain.id) as (process, url):
+        write_whole(_address_file(settings.anvil), url)
+        log.info("chain up rpc=%s chain_id=%d state=%s", url, settings.chain.id, settings.anvil.state_file)
+        ready()
+        web3 = connection.connect(url, patience)
+        while process.poll() is None:
+            with connection.translated(url, patience):
+                progress(f"block {web3.eth.block_number}")
+            sleep(_WATCH_SECONDS)
+    raise ChainError(f"anvil ended by itself with code {process.returncode}; its own words stand above in the log")
+
+
+@contextmanager
+def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """anvil as a child process, and its URL. Leaving the block ends it and waits until its state is on the disk."""
+    resources.require_port(anvil.host, anvil.port, "anvil.port")
+    anvil.state_file.parent.mkdir(parents=True, exist_ok=True)
+    port = anvil.port or _free_port(anvil.host)
+    process = subprocess.Popen(
+        _command(anvil, port, chain_id),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=_end_with_parent,
+    )
+    try:
+        url = f"http://{anvil.host}:{port}"
+        _wait_until_serving(process, url)
+        yield process, url
+    finally:
+        _end(process, anvil.state_file)
+
+
+def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
+    options = {
+        "--host": anvil.host,
+        "--port": port,
+        # Not in the state file: a restart with another id is another chain.
+        "--chain-id": chain_id,
+        "--state": anvil.state_file,
+        "--state-interval": 1,
+        "--prune-history": _KEPT_STATES,
+        "--accounts": 0,
+        # A block at once for a transaction, and one every so often without.
+        "--block-time": anvil.block_seconds,
+        "--gas-limit": _GAS_LIMIT,
+        "--gas-price": 0,
+        "--block-base-fee-per-gas": 0,
+    }
+    flags = ["--mixed-mining", "--no-priority-fee", "--no-cors", "--quiet"]
+    return [str(_binary(anvil)), *(str(word) for option in options.items() for word in option), *flags]
+
+
+def _binary(anvil: settings.Anvil) -> Path:
+    place = anvil.binary or _ROOT / ".cache/node/anvil"
+    if place.is_file():
+        return place
+    found = None if anvil.binary else shutil.which("anvil")
+    if found is None:
+        raise ResourceError(f"no anvil at {place} (anvil.binary); `scripts/anvil FOLDER` installs it and prints where")
+    return Path(found)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    """Even when hivewright is killed with -9, no anvil is left that holds the port."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait_until_serving(process: subprocess.Popen[bytes], url: str) -> None:
+    web3 = connection.connect(url, _WATCH_SECONDS)
+    deadline = monotonic() + _STARTUP_SECONDS
+    while not web3.is_connected():
+        if process.poll() is not None:
+            raise ChainError(
+                f"anvil ended with code {process.returncode} before it served {url}; its own words stand above"
+            )
+        if monotonic() > deadline:
+            raise ChainError(
+                f"anvil does not serve {url} after {_STARTUP_SECONDS:g} s; see whether its state file is too large"
+            )
+        sleep(0.05)
+
+
+def _end(process: subprocess.Popen[bytes], state_file: Path) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.warning("anvil killed after=%gs state=%s what came since its last dump is lost", _STOP_SECONDS, state_file)
+        process.kill()
+        process.wait()
+
+
+# ---- hivewright chain deploy
+
+
+def deploy(settings: settings.Settings) -> Deployment:
+    """Put the contract on the chain, once; run again it finds the one that is there.
+
+    Makes the owner's key in `keeper.state_dir` if there is none, writes deployment.json beside it and prints it. With
+    `chain.contract` set, that contract is used and nothing deployed. Raises ChainUnreachable if there is no chain, and
+    ChainError if the chain no longer has the contract that deployment.json names.
+    """
+    file = settings.keeper.state_dir / DEPLOYMENT_FILE
+    rpc_url = _rpc_url(settings)
+    address = settings.chain.contract
+    if address is None and file.exists():
+        address = connection.read_deployment(file, settings.chain.id).contract
+        if not _client(settings, rpc_url, address).has_code(address):
+            raise ChainError(
+                f"{file} names the contract {address}, and chain {settings.chain.id} at {rpc_url} has none there: "
+                "the chain lost its state, or is another one; bring the state back (anvil.state_file), or move "
+                f"{DEPLOYMENT_FILE} away and deploy again: a new swarm from round 0"
+            )
+    if address is None:
+        owner = load_owner(settings.keeper, create=True)
+        address = _create(_client(settings, rpc_url, contract.NO_ADDRESS), owner, settings.chain.timeout_seconds)
+    client = _client(settings, rpc_url, address)
+    client.check()
+    found = client.deployment
+    text = json.dumps({"rpc_url": found.rpc_url, "chain_id": found.chain_id, "contract": found.contract})
+    write_whole(file, text + "\n")
+    print(text)
+    return found
+
+
+def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
+    """The account that owns the contract. Raises ChainError if its key is missing and `create` is False."""
+    file = keeper.state_dir / OWNER_KEY_FILE
+    if create and not file.exists():
+        write_whole(file, "0x" + secrets.token_hex(32) + "\n", mode=0o600)
+        log.info("owner key made file=%s", file)
+    try:
+        account: LocalAccount = Account.from_key(file.read_text().strip())
+    except FileNotFoundError:
+        raise ChainError(
+            f"{file}: no owner key; `hivewright chain deploy` makes it, or bring it back from a backup"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not 0x and 64 hexadecimal digits"
+        raise ChainError(f"{file}: {reason}; expected the key of the contract's owner") from None
+    return account
+
+
+def _create(client: Coordinator, owner: LocalAccount, patience: float) -> str:
+    """Deploy implementation and proxy as the owner's first two transactions.
+
+    Their addresses follow from owner and nonce, so a deploy that was cut off anywhere goes on where it stopped.
+    """
+    client.check_id()
+    implementation, proxy = (get_create_address(owner.address, Nonce(nonce)) for nonce in range(2))
+    parts = (
+        (
+            implementation,
+            Call("SwarmCoordinator", bytes.fromhex(contract.artifact("SwarmCoordinator")["bytecode"][2:]), None),
+        ),
+        (proxy, Call("ERC1967Proxy", contract.proxy_data(owner.address, implementation), None)),
+    )
+    for nonce, (address, creation) in enumerate(parts):
+        if client.has_code(address):
+            continue
+        if client.nonce(owner.address) != nonce:
+            raise ChainError(
+                f"the owner {owner.address} has sent other transactions on this chain; expected a new account; "
+                f"move {OWNER_KEY_FILE} away and deploy again"
+            )
+        client.transact(owner, creation, patience)
+        log.info("deployed %s address=%s", creation.name, address)
+    return str(proxy)
+
+
+def _client(settings: settings.Settings, rpc_url: str, address: str) -> Coordinator:
+    return Coordinator(settings.chain.model_copy(update={"rpc_url": rpc_url, "contract": address}))
+
+
+def _rpc_url(settings: settings.Settings) -> str:
+    """chain.rpc_url, or where the embedded chain beside us serves."""
+    if settings.chain.rpc_url:
+        return settings.chain.rpc_url
+    if settings.anvil.port:
+        return f"http://{settings.anvil.host}:{settings.anvil.port}"
+    try:
+        return _address_file(settings.anvil).read_text().strip()
+    except FileNotFoundError:
+        raise ChainUnreachable(
+            "no chain.rpc_url, and no `hivewright chain up` has run here; start the chain first"
+        ) from None
+
+
+def _address_file(anvil: settings.Anvil) -> Path:
+    return anvil.state_file.parent / "address"

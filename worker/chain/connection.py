@@ -1,0 +1,154 @@
+"""Where the chain is: JSON-RPC address and contract, from settings, the deployment file or the account service."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+from web3 import HTTPProvider, Web3
+from web3.exceptions import Web3Exception
+from web3.middleware import ExtraDataToPOAMiddleware
+from web3.providers.rpc.utils import ExceptionRetryConfiguration
+
+from worker import settings
+from worker.errors import ChainError, ChainUnreachable
+from worker.log import printable
+
+_ATTEMPTS = 2
+"""Tries of one request. The time-out of the settings is shared among them, so that it bounds the whole."""
+
+_FORMS = {"contract": r"0x[0-9a-fA-F]{40}", "rpc_url": r"https?://\S+"}
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What everything that uses a swarm's chain must know. `contract` is a checksummed address."""
+
+    rpc_url: str
+    chain_id: int
+    contract: str
+
+
+def is_configured(chain: settings.Chain) -> bool:
+    """Whether the settings name a chain at all. If not, a node counts its rounds itself and earns nothing."""
+    return any((chain.rpc_url, chain.deployment_file, chain.account_url))
+
+
+def resolve(chain: settings.Chain) -> Deployment:
+    """Find out where the chain is. The settings win over the deployment file, that over the account service.
+
+    Raises ChainError if they contradict each other or leave something open, ChainUnreachable if the deployment file is
+    not there yet or the account service does not answer.
+    """
+    if not is_configured(chain):
+        raise ChainError(
+            "no chain: chain.rpc_url, chain.deployment_file and chain.account_url are all empty; set one of them"
+        )
+    written = None
+    if chain.deployment_file and not (chain.rpc_url and chain.contract):
+        written = read_deployment(chain.deployment_file, chain.id)
+    rpc_url = chain.rpc_url or (written.rpc_url if written else f"{_base(chain)}/rpc")
+    if chain.contract:
+        contract = chain.contract
+    elif written:
+        contract = written.contract
+    elif chain.account_url:
+        contract = _ask_account(chain)
+    else:
+        raise ChainError(
+            "no contract: chain.contract, chain.deployment_file and chain.account_url are all empty; set one of them"
+        )
+    return Deployment(rpc_url, chain.id, Web3.to_checksum_address(contract))
+
+
+def read_deployment(path: Path, chain_id: int) -> Deployment:
+    """Read what `hivewright chain deploy` wrote. ChainUnreachable if it is not there yet, ChainError if it is wrong."""
+    source = f"{path} (chain.deployment_file)"
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ChainUnreachable(f"{source}: not there yet; `hivewright chain deploy` writes it") from None
+    except (OSError, ValueError) as error:
+        raise ChainError(f"{source}: can't be read: {error}; `hivewright chain deploy` writes it") from None
+    contract, found_id, rpc_url = _checked(raw, source, ("contract", "chain_id", "rpc_url"))
+    _expect_id(found_id, chain_id, source)
+    return Deployment(rpc_url, chain_id, contract)
+
+
+def connect(rpc_url: str, timeout_seconds: float) -> Web3:
+    """A client whose requests end within about `timeout_seconds`, tries included. Nothing is sent yet."""
+    retry = ExceptionRetryConfiguration(
+        errors=(requests.ConnectionError, requests.HTTPError, requests.Timeout), retries=_ATTEMPTS
+    )
+    provider = HTTPProvider(
+        rpc_url, request_kwargs={"timeout": timeout_seconds / _ATTEMPTS}, exception_retry_configuration=retry
+    )
+    web3 = Web3(provider)
+    # Proof-of-authority chains put signatures where web3 expects at most 32 bytes.
+    web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
+    return web3
+
+
+@contextmanager
+def translated(url: str, timeout_seconds: float) -> Iterator[None]:
+    """Turn what requests and web3 raise about the connection to `url` into ChainUnreachable and ChainError."""
+    try:
+        yield
+    except requests.Timeout:
+        raise ChainUnreachable(
+            f"{url}: no answer within {timeout_seconds:g} s; check that it runs and can be reached"
+        ) from None
+    except requests.HTTPError as error:
+        status = error.response.status_code
+        raise ChainUnreachable(f"{url}: HTTP {status} instead of an answer; check what serves this address") from None
+    except requests.exceptions.JSONDecodeError:
+        raise ChainError(f"{url}: the answer is no JSON; check that this is the right address") from None
+    except requests.RequestException as error:
+        raise ChainUnreachable(
+            f"{url}: no connection ({type(error).__name__}); check that it runs and can be reached"
+        ) from None
+    except json.JSONDecodeError:
+        raise ChainError(f"{url}: the answer is no JSON-RPC; check that this is a chain's address") from None
+    except Web3Exception as error:
+        reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise ChainError(f"{url}: {reason}; check that this is the right chain") from error
+
+
+def _base(chain: settings.Chain) -> str:
+    return (chain.account_url or "").rstrip("/")
+
+
+def _ask_account(chain: settings.Chain) -> str:
+    url = f"{_base(chain)}/api/swarm"
+    with translated(f"{url} (chain.account_url)", chain.timeout_seconds):
+        answer = requests.get(url, timeout=chain.timeout_seconds)
+        answer.raise_for_status()
+        raw = answer.json()
+    source = f"{url} (chain.account_url)"
+    contract, found_id = _checked(raw, source, ("contract", "chain_id"))
+    _expect_id(found_id, chain.id, source)
+    return str(contract)
+
+
+def _checked(raw: Any, source: str, keys: tuple[str, ...]) -> list[Any]:
+    for key in keys:
+        value = raw.get(key) if isinstance(raw, dict) else None
+        if key == "chain_id":
+            is_valid = isinstance(value, int) and not isinstance(value, bool)
+        else:
+            is_valid = isinstance(value, str) and re.fullmatch(_FORMS[key], value) is not None
+        if not is_valid:
+            shown = printable(repr(value))[:80]
+            raise ChainError(f"{source}: {key} is {shown}; expected {', '.join(keys)} of a swarm's chain")
+    return [raw[key] for key in keys]
+
+
+def _expect_id(found: int, expected: int, source: str) -> None:
+    if found != expected:
+        raise ChainError(
+            f"chain id {found} in {source}, expected {expected} (chain.id); point one of them at the other"
+        )

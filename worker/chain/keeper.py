@@ -1,0 +1,272 @@
+"""The keeper (`hivewright keeper`): ends rounds when the swarm is ready or the time is up, and publishes bootnodes.
+
+All that it knows of a round it reads from the chain's log: who reported, and when the round began (the block of the
+RoundAdvanced event). So it may be restarted, or run twice, and the chain may lose its last second.
+"""
+
+import json
+import logging
+import math
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from worker import settings
+from worker.chain import anvil
+from worker.chain.coordinator import Coordinator, NonceUsed, ReceiptTimeout
+from worker.chain.service import exit_on_signals, write_whole
+from worker.errors import ChainUnreachable, ContractRefused, ResourceError
+from worker.telemetry.systemd import progress, ready
+
+log = logging.getLogger(__name__)
+
+State = Literal["starting", "chain-unreachable", "waiting-for-peers", "round-open", "stopped"]
+
+_LONGEST_PAUSE_SECONDS = 30.0
+_MINING_SECONDS = 30.0
+"""Patience for a transaction of ours to be mined."""
+_MEMORY_ROUNDS = 2
+"""A peer is expected in a round if it reported in one of so many rounds before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the keeper knows, as in `<keeper.state_dir>/status.json`. `began_at`: seconds since 1970.
+
+    `reporters` peers have reported in `round`; `expected` is how many of the peers of the last two rounds it waits for.
+    """
+
+    state: State = "starting"
+    round: int | None = None
+    reporters: int = 0
+    expected: int = 0
+    began_at: float | None = None
+
+
+@dataclass(slots=True)
+class Round:
+    """The open round. `reports` are the peers that reported, by round, up to `seen_block`."""
+
+    number: int
+    began_at: float
+    seen_block: int
+    reports: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+
+def run(settings: settings.Settings) -> None:
+    """Keep the rounds until SIGTERM or SIGINT. A chain that can't be reached is waited for.
+
+    Raises ChainError if the chain is another one, the contract is gone, or the owner's key is missing or has no right
+    to advance rounds.
+    """
+    exit_on_signals()
+    keeper = Keeper(settings)
+    ready()
+    try:
+        keeper.keep()
+    finally:
+        keeper.stop()
+
+
+def verdict(
+    reporters: set[str], expected: set[str], is_populated: bool, seconds: float, keeper: settings.Keeper
+) -> Literal["ready", "time"] | None:
+    """Why the round should end now; None: it goes on. `is_populated`: at least `min_peers` peers are registered."""
+    if not is_populated or seconds < keeper.min_round_seconds:
+        return None
+    if seconds >= keeper.round_seconds:
+        return "time"
+    is_ready = len(reporters & expected) >= needed(expected, keeper) and len(reporters) >= keeper.min_peers
+    return "ready" if is_ready else None
+
+
+def needed(expected: set[str], keeper: settings.Keeper) -> int:
+    """How many of the expected peers must report. The tiny term keeps 0.1 * 30 from becoming 4."""
+    return math.ceil(keeper.ready_fraction * len(expected) - 1e-9)
+
+
+class Keeper:
+    """The loop and what it remembers between two looks at the chain: nothing that the chain does not have."""
+
+    def __init__(self, settings: settings.Settings) -> None:
+        self._settings = settings.keeper
+        self._chain = settings.chain
+        self._coordinator = Coordinator(settings.chain)
+        self._owner = anvil.load_owner(settings.keeper)
+        self._status_file = settings.keeper.state_dir / "status.json"
+        self._published_file = settings.keeper.state_dir / "published.json"
+        self._status = Status()
+        self._is_checked = False
+        self._is_populated = False
+        self._round: Round | None = None
+        self._bootnodes: list[str] | None = None
+
+    def keep(self) -> None:
+        """Look, decide, sleep; for ever."""
+        pause = self._settings.poll_seconds
+        while True:
+            try:
+                self.look()
+                pause = self._settings.poll_seconds
+            except ChainUnreachable as error:
+                if self._status.state != "chain-unreachable":
+                    log.warning("chain unreachable, waiting for it: %s", error)
+                self._tell(Status("chain-unreachable", self._status.round))
+                # Looked for anew: the deployment file may name another address by now.
+                self._coordinator = Coordinator(self._chain)
+                self._is_checked = False
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            except (NonceUsed, ReceiptTimeout) as error:
+                log.warning("transaction lost, looking again: %s", error)
+            progress(f"{self._status.state} round={self._status.round} reporters={self._status.reporters}")
+            time.sleep(pause)
+
+    def look(self) -> None:
+        """Read the chain once, and end the round if it is due."""
+        if not self._is_checked:
+            # Also after an outage: what comes back may be another chain, or one without our contract.
+            self._coordinator.check()
+            self._is_checked, self._round = True, None
+        number, block = self._coordinator.current_round(), self._coordinator.block_number()
+        is_known = self._round is not None and self._round.number == number and self._round.seen_block <= block
+        self._sync_bootnodes(again=not is_known)
+        if self._round is None or not is_known:
+            self._round = self._find(number)
+        self._read_reports(self._round, block)
+        reporters = self._round.reports[number]
+        expected = {peer for round, peers in self._round.reports.items() if round != number for peer in peers}
+        self._is_populated = self._is_populated or self._has_min_peers()
+        self._tell(
+            Status(
+                "round-open" if self._is_populated else "waiting-for-peers",
+                number,
+                len(reporters),
+                needed(expected, self._settings),
+                self._round.began_at,
+            )
+        )
+        seconds = max(0.0, time.time() - self._round.began_at)
+        reason = verdict(reporters, expected, self._is_populated, seconds, self._settings)
+        if reason and self._advance(number):
+            log.info(
+                "round advanced round=%d reporters=%d expected=%d seconds=%.1f reason=%s",
+                number, len(reporters), len(expected), seconds, reason,
+            )  # fmt: skip
+
+    def stop(self) -> None:
+        self._tell(Status("stopped", self._status.round))
+
+    # ---- the round
+
+    def _find(self, number: int) -> Round:
+        """When the round began, by the chain's own log; a log that is gone leaves the moment at which we saw it."""
+        first = max(0, number - _MEMORY_ROUNDS)
+        began: dict[int, int] = {}
+        numbers = [n for n in range(first, number + 1) if n > 0]
+        advanced = self._coordinator.events("RoundAdvanced", {"newRoundNumber": numbers}, newest_first=True)
+        while len(began) < len(numbers) and (event := next(advanced, None)):
+            began.setdefault(event.arguments["newRoundNumber"], event.block)
+        if first == 0:
+            # Round 0 began with the contract.
+            blocks = [event.block for event in self._coordinator.events("Initialized")]
+            began[0] = min(blocks, default=0)
+        if number not in began:
+            log.warning("no log of the round's beginning, its time counts from now round=%d", number)
+            return Round(number, time.time(), min(began.values(), default=self._coordinator.block_number()) - 1)
+        return Round(number, self._coordinator.block_time(began[number]), min(began.values()) - 1)
+
+    def _read_reports(self, current: Round, block: int) -> None:
+        """Add what was reported since the last look, for this round and for those before it that matter."""
+        numbers = list(range(max(0, current.number - _MEMORY_ROUNDS), current.number + 1))
+        events = self._coordinator.events(
+            "RewardSubmitted", {"roundNumber": numbers}, from_block=current.seen_block + 1, to_block=block
+        )
+        for event in events:
+            current.reports[event.arguments["roundNumber"]].add(event.arguments["peerId"])
+        current.seen_block = block
+
+    def _has_min_peers(self) -> bool:
+        registered = set()
+        for event in self._coordinator.events("PeerRegistered"):
+            registered.add(event.arguments["peerId"])
+            if len(registered) >= self._settings.min_peers:
+                return True
+        return False
+
+    def _advance(self, number: int) -> bool:
+        """End the round, unless somebody else has.
+
+        On our contract that is a condition of the transaction itself. A foreign one has no such call: there it is the
+        nonce that keeps two keepers with one key from ending two rounds, and for two keys nothing does.
+        """
+        if self._coordinator.version is None:
+            if self._coordinator.current_round() != number:
+                return False
+            call = self._coordinator.update_stage_and_round()
+        else:
+            call = self._coordinator.advance_round(number)
+        try:
+            self._coordinator.transact(self._owner, call, _MINING_SECONDS)
+        except ContractRefused as error:
+            if error.name != "RoundMovedOn":
+                raise
+            return False
+        return True
+
+    # ---- bootnodes
+
+    def _sync_bootnodes(self, again: bool) -> None:
+        """Publish those that the settings name, withdraw those that we published and that they no longer name.
+
+        Does nothing if they name the same as before, unless `again`. Bootnodes that others added stay. What we publish
+        is written down first, so that a crash can't orphan it.
+        """
+        wanted = self._wanted_bootnodes()
+        if wanted == self._bootnodes and not again:
+            return
+        present = self._coordinator.bootnodes()
+        ours = set(json.loads(self._published_file.read_text())) if self._published_file.exists() else set()
+        if not ours.issuperset(wanted):
+            write_whole(self._published_file, json.dumps(sorted(ours.union(wanted))))
+        missing = [multiaddr for multiaddr in wanted if multiaddr not in present]
+        if missing:
+            self._coordinator.transact(self._owner, self._coordinator.add_bootnodes(missing), _MINING_SECONDS)
+            log.info("bootnodes published added=%s", missing)
+        for multiaddr in sorted(ours.difference(wanted)):
+            self._withdraw(multiaddr)
+        if not ours.issubset(wanted):
+            write_whole(self._published_file, json.dumps(sorted(wanted)))
+        self._bootnodes = wanted
+
+    def _wanted_bootnodes(self) -> list[str]:
+        """Those of the settings, and those that the bootnode beside us wrote down, if it has started by now."""
+        wanted = list(self._settings.publish_bootnodes)
+        file = self._settings.bootnode_file
+        if file is not None:
+            try:
+                wanted += file.read_text().split()
+            except FileNotFoundError:
+                pass
+            except (OSError, UnicodeDecodeError) as error:
+                reason = f"{file} (keeper.bootnode_file): can't be read: {error}; expected the bootnode's multiaddr"
+                raise ResourceError(reason) from None
+        return list(dict.fromkeys(wanted))
+
+    def _withdraw(self, multiaddr: str) -> None:
+        present = self._coordinator.bootnodes()
+        if multiaddr not in present:
+            return
+        if self._coordinator.version is None:
+            call = self._coordinator.remove_bootnode(present.index(multiaddr))
+        else:
+            call = self._coordinator.withdraw_bootnode(multiaddr)
+        self._coordinator.transact(self._owner, call, _MINING_SECONDS)
+        log.info("bootnode withdrawn removed=%s", multiaddr)
+
+    # ----
+
+    def _tell(self, status: Status) -> None:
+        if status != self._status:
+            write_whole(self._status_file, json.dumps(asdict(status)) + "\n")
+            self._status = status
