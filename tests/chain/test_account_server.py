@@ -1,0 +1,361 @@
+import base64
+import concurrent.futures
+import json
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import requests
+from account_service import ENROLMENT_TOKEN, account_settings, eventually, faulty, serving, some_identity
+
+from worker import settings
+from worker.account import server
+from worker.account.vault import Tokens, load_account
+from worker.errors import IdentityError, ResourceError, SettingsError
+
+PEER = "QmPeer"
+
+
+@pytest.fixture
+def service(chain, tmp_path):
+    with serving(account_settings(chain.settings, tmp_path / "account")) as running:
+        yield running
+
+
+@pytest.fixture
+def token(tmp_path, service) -> str:
+    return Tokens(tmp_path / "account").issue(PEER)
+
+
+@pytest.fixture
+def node(tmp_path_factory):
+    return some_identity(tmp_path_factory.getbasetemp())
+
+
+def post(service, path: str, body: object, token: str | None = None) -> tuple[int, dict]:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = requests.post(service.url + path, data=raw, headers=headers, timeout=20)
+    return answer.status_code, answer.json()
+
+
+def register(service, token: str | None, **changes: object) -> tuple[int, dict]:
+    return post(service, "/api/register-peer", {"orgId": "hivewright", "peerId": PEER} | changes, token)
+
+
+# ---- the login API of the existing swarm
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "text"),
+    [
+        ("?orgId=hivewright", 200, "activated"),
+        ("?orgId=else", 200, "pending"),
+        ("", 400, '{"error": "orgId: missing"}'),
+    ],
+)
+def test_api_key_status(service, query, status, text) -> None:
+    answer = requests.get(service.url + "/api/get-api-key-status" + query, timeout=10)
+    assert (answer.status_code, answer.text) == (status, text)
+
+
+def test_calls_of_the_login_api_answer_with_a_hash_and_reach_the_chain(chain, service, token) -> None:
+    status, answer = register(service, token)
+    assert (status, list(answer)) == (200, ["hash"])
+    reward = {"orgId": "hivewright", "peerId": PEER, "roundNumber": 0, "stageNumber": 0, "reward": -3}
+    assert post(service, "/api/submit-reward", reward, token)[0] == 200
+    vote = {"orgId": "hivewright", "peerId": PEER, "roundNumber": 0, "winners": [PEER, "QmYou"], "extra": 1}
+    status, answer = post(service, "/api/submit-winner", vote, token)
+    assert status == 200
+    assert chain.coordinator.wait_for_receipt(answer["hash"], 10).succeeded
+    assert chain.coordinator.owner_of(PEER) == service.service.address
+    assert chain.coordinator.submitted_reward(0, 0, PEER) == -3
+    assert chain.coordinator.votes(0, PEER) == [PEER, "QmYou"]
+
+
+def test_errors_of_the_contract_come_by_name(chain, service, token) -> None:
+    chain.new_account(PEER)
+    assert register(service, token) == (400, {"error": "PeerIdAlreadyRegistered"})
+    reward = {"orgId": "hivewright", "peerId": PEER, "roundNumber": 9, "stageNumber": 0, "reward": 1}
+    assert post(service, "/api/submit-reward", reward, token) == (400, {"error": "InvalidRoundNumber"})
+    vote = {"orgId": "hivewright", "peerId": PEER, "roundNumber": 0, "winners": ["a"]}
+    assert post(service, "/api/submit-winner", vote, token) == (400, {"error": "InvalidVoterPeerId"})
+
+
+def test_64_nodes_registering_at_once_lose_nothing(chain, service, tmp_path) -> None:
+    tokens = Tokens(tmp_path / "account")
+    peers = [f"Qm{i}" for i in range(1, 65) if "0" not in str(i)]
+    with concurrent.futures.ThreadPoolExecutor(len(peers)) as threads:
+        answers = list(threads.map(lambda peer: register(service, tokens.issue(peer), peerId=peer), peers))
+    assert {status for status, _ in answers} == {200}
+    assert len({answer["hash"] for _, answer in answers}) == len(peers)
+    eventually(lambda: set(chain.coordinator.peers_of(service.service.address)) == set(peers))
+
+
+# ---- bad input
+
+
+# The fields of all calls together, all of them right.
+COMPLETE = {
+    "orgId": "hivewright",
+    "peerId": PEER,
+    "roundNumber": 0,
+    "stageNumber": 0,
+    "reward": 1,
+    "winners": ["a"],
+    "publicKey": "",
+    "signature": "",
+    "token": ENROLMENT_TOKEN,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "error"),
+    [
+        ("register-peer", b"", "body: expected Invalid JSON: EOF while parsing a value at line 1 column 0"),
+        ("register-peer", b"[" * 10_000, "body: expected Invalid JSON: recursion limit exceeded"),
+        ("register-peer", b'{"orgId": "a\xff"}', "body: expected Invalid JSON: invalid unicode code point"),
+        ("register-peer", [], "body: expected an object"),
+        ("register-peer", {"orgId": "hivewright"}, "peerId: missing"),
+        ("register-peer", {"orgId": 1, "peerId": PEER}, "orgId: got 1; expected a valid string"),
+        ("register-peer", {"orgId": "a", "peerId": "O\n"}, "peerId: got 'O\\n'; expected String should match pattern"),
+        ("register-peer", {"orgId": "a", "peerId": "1" * 129}, "peerId: got '111"),
+        ("submit-reward", {"roundNumber": "1"}, "orgId: missing"),
+        ("submit-reward", {"roundNumber": True}, "roundNumber: got True; expected a valid integer"),
+        ("submit-reward", {"roundNumber": -1}, "roundNumber: got -1; expected greater than or equal to 0"),
+        ("submit-reward", {"reward": 0.5}, "reward: got 0.5; expected a valid integer"),
+        ("submit-reward", {"reward": 2**127}, "reward: got 1701411834604692317316873037158841"),
+        ("submit-winner", {"winners": "QmYou"}, "winners: got 'QmYou'; expected a valid array"),
+        ("submit-winner", {"winners": ["QmYou", 1]}, "winners/1: got 1; expected a valid string"),
+        ("submit-winner", {"winners": ["a"] * 65}, "winners: got ['a', "),
+        ("enrol", {"publicKey": "!"}, "publicKey: expected base 64"),
+        ("enrol", {"signature": "!"}, "signature: expected base 64"),
+    ],
+)
+def test_wrong_body_is_refused_with_one_line(service, token, path, body, error) -> None:
+    if path != "register-peer" and error != "orgId: missing":
+        body = COMPLETE | body
+    status, answer = post(service, f"/api/{path}", body, token)
+    assert status == 400
+    assert answer["error"].startswith(error)
+    assert "\n" not in answer["error"]
+
+
+def test_too_long_body_is_refused(service, token) -> None:
+    status, answer = post(service, "/api/register-peer", b" " * 300_000, token)
+    assert (status, answer) == (413, {"error": "/api/register-peer: Request Entity Too Large"})
+
+
+def test_unknown_path_and_method_are_refused_in_json(service) -> None:
+    assert post(service, "/api/nothing", {})[0] == 404
+    answer = requests.get(service.url + "/api/enrol", timeout=10)
+    assert (answer.status_code, answer.json()) == (405, {"error": "/api/enrol: Method Not Allowed"})
+
+
+# ---- tokens
+
+
+def test_token_of_nobody_of_another_or_made_up_is_refused_by_name(chain, service, token, tmp_path) -> None:
+    (tmp_path / "other").mkdir()
+    assert register(service, None)[1]["error"] == "TokenMissing"
+    for made_up in ("x", "é", PEER, PEER + ".", token[:-1], token + "0", Tokens(tmp_path / "other").issue(PEER)):
+        status, answer = register(service, made_up.encode().decode("latin-1"))
+        assert (status, answer["error"]) == (401, "TokenWrong"), made_up
+    status, answer = register(service, token, peerId="QmYou")
+    assert (status, answer["error"]) == (403, "TokenOfAnotherPeer")
+    assert register(service, token, orgId="else") == (404, {"error": "User not found"})
+    assert chain.coordinator.nonce(service.service.address) == 0
+
+
+def enrol_body(node, **changes: str) -> dict[str, str]:
+    signature = node.sign(b"hivewright-enrol/" + node.peer_id.encode())
+    return {
+        "peerId": node.peer_id,
+        "publicKey": base64.b64encode(node.public_key).decode(),
+        "signature": base64.b64encode(signature).decode(),
+        "token": ENROLMENT_TOKEN,
+    } | changes
+
+
+def test_enrolment_gives_the_token_of_the_peer_that_signed(service, node, tmp_path) -> None:
+    status, answer = post(service, "/api/enrol", enrol_body(node))
+    assert status == 200
+    assert Tokens(tmp_path / "account").peer_of(answer["token"]) == node.peer_id
+    assert register(service, answer["token"], peerId=node.peer_id)[0] == 200
+
+
+def test_enrolment_with_wrong_token_key_or_signature_is_refused_by_name(service, node, tmp_path_factory) -> None:
+    other = some_identity(tmp_path_factory.getbasetemp(), 1)
+    for error, changes in (
+        ("EnrolmentTokenWrong", {"token": "é"}),
+        ("SignatureWrong", {"peerId": other.peer_id}),
+        ("SignatureWrong", {"signature": base64.b64encode(node.sign(node.peer_id.encode())).decode()}),
+        ("SignatureWrong", {"publicKey": base64.b64encode(other.public_key).decode()}),
+    ):
+        status, answer = post(service, "/api/enrol", enrol_body(node, **changes))
+        assert (status, answer["error"]) == (403, error)
+
+
+def test_enrolment_is_closed_without_a_token_file(chain, node, tmp_path) -> None:
+    parsed = account_settings(chain.settings, tmp_path / "account")
+    closed = parsed.account.model_copy(update={"enrolment_token_file": None})
+    with serving(parsed.model_copy(update={"account": closed})) as service:
+        status, answer = post(service, "/api/enrol", enrol_body(node))
+    assert (status, answer["error"]) == (403, "EnrolmentClosed")
+
+
+# ---- the way to the chain
+
+
+def rpc(service, method: str, params: object = (), id: object = 7) -> tuple[int, dict]:
+    return post(service, "/rpc", {"jsonrpc": "2.0", "id": id, "method": method, "params": params})
+
+
+def test_rpc_passes_reads_on(service) -> None:
+    assert rpc(service, "eth_chainId", id="x") == (200, {"jsonrpc": "2.0", "id": "x", "result": "0x7a69"})
+
+
+@pytest.mark.parametrize(
+    "method", ["anvil_setBalance", "evm_mine", "eth_sendTransaction", "personal_sign", "debug_traceCall", "ETH_CALL"]
+)
+def test_rpc_refuses_what_is_not_on_the_list(service, method) -> None:
+    error = {"code": -32601, "message": f"{method}: not served here"}
+    assert rpc(service, method) == (200, {"jsonrpc": "2.0", "id": 7, "error": error})
+
+
+def test_rpc_takes_no_batches_and_no_doubled_keys(service) -> None:
+    call = b'{"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "method": "anvil_mine", "params": []}'
+    assert post(service, "/rpc", b"[" + call + b"]")[0] == 400
+    assert post(service, "/rpc", call)[1]["error"]["code"] == -32601
+
+
+def test_rpc_can_be_switched_off(chain, tmp_path) -> None:
+    parsed = account_settings(chain.settings, tmp_path / "account")
+    closed = parsed.account.model_copy(update={"rpc_proxy": False})
+    with serving(parsed.model_copy(update={"account": closed})) as service:
+        assert rpc(service, "eth_chainId")[0] == 404
+
+
+def test_service_stays_up_without_a_chain_and_works_once_there_is_one(chain, tmp_path) -> None:
+    parsed = account_settings(chain.settings, tmp_path / "account")
+    missing = tmp_path / "later.json"
+    later = parsed.chain.model_copy(update={"rpc_url": None, "deployment_file": missing})
+    with serving(parsed.model_copy(update={"chain": later})) as service:
+        token = Tokens(tmp_path / "account").issue(PEER)
+        for status, answer in (register(service, token), rpc(service, "eth_chainId")):
+            assert (status, answer["error"]) == (503, "ChainUnreachable")
+        assert requests.get(service.url + "/api/swarm", timeout=10).status_code == 503
+        missing.write_text(chain.settings.chain.deployment_file.read_text())
+        assert register(service, token)[0] == 200
+        assert requests.get(service.url + "/api/swarm", timeout=10).json() == {
+            "chain_id": 31337,
+            "contract": chain.deployment.contract,
+            "org_id": "hivewright",
+            "account": service.service.address,
+        }
+
+
+def test_slow_chain_does_not_stop_the_event_loop(chain, tmp_path) -> None:
+    released = threading.Event()
+
+    def wait(seen: str) -> None:
+        released.wait(2)
+
+    with faulty(chain.deployment.rpc_url, wait) as proxy:
+        parsed = account_settings(chain.settings, tmp_path / "account")
+        parsed = parsed.model_copy(update={"chain": parsed.chain.model_copy(update={"rpc_url": proxy.url})})
+        with serving(parsed) as service, concurrent.futures.ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(register, service, Tokens(tmp_path / "account").issue(PEER))
+            eventually(lambda: proxy.seen)
+            assert requests.get(service.url + "/api/get-api-key-status?orgId=x", timeout=10).text == "pending"
+            assert not waiting.done()
+            released.set()
+            assert waiting.result(30)[0] == 200
+
+
+# ---- keys and files
+
+
+def test_account_key_and_secret_are_made_once_and_are_private(tmp_path) -> None:
+    first, token = load_account(tmp_path).address, Tokens(tmp_path).issue(PEER)
+    assert (load_account(tmp_path).address, Tokens(tmp_path).issue(PEER)) == (first, token)
+    for name in ("account.key", "token.secret"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("content", [None, "", "0x12", "0x" + "00" * 32, "0x" + "ff" * 32])
+def test_lost_or_broken_account_key_is_never_replaced(tmp_path, content) -> None:
+    load_account(tmp_path)
+    Tokens(tmp_path)
+    (tmp_path / "account.key").unlink()
+    if content is not None:
+        (tmp_path / "account.key").write_text(content)
+    with pytest.raises(IdentityError, match=r"account\.key: .*restore it from its backup"):
+        load_account(tmp_path)
+    assert content is None or (tmp_path / "account.key").read_text() == content
+
+
+def test_empty_enrolment_token_file_is_refused(chain, tmp_path) -> None:
+    parsed = account_settings(chain.settings, tmp_path / "account")
+    parsed.account.enrolment_token_file.write_text("\n")
+    with pytest.raises(SettingsError, match=r"enrolment\.token \(account\.enrolment_token_file\): is empty"):
+        server.Service(parsed)
+
+
+# ---- the role as a process
+
+
+def write_settings(folder: Path, **account: object) -> Path:
+    raw = {
+        "chain": {"rpc_url": "http://127.0.0.1:9", "contract": "0x" + "11" * 20},
+        "account": {"state_dir": str(folder / "account"), "port": 0} | account,
+    }
+    file = folder / "account.yaml"
+    file.write_text(settings.dump(settings.parse(raw, "test")))
+    return file
+
+
+def test_process_serves_without_a_chain_and_ends_cleanly(tmp_path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker", "account", "--settings", str(write_settings(tmp_path))],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = tmp_path / "account/address"
+        eventually(lambda: address.exists() or process.poll() is not None, 60)
+        answer = requests.get(address.read_text().strip() + "/api/get-api-key-status?orgId=hivewright", timeout=10)
+        assert answer.text == "activated"
+        with pytest.raises(ResourceError, match="in use by process"):
+            server.run(settings.load(tmp_path / "account.yaml"))
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=30)[1]
+        assert process.returncode == 0, said
+        assert "Traceback" not in said
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_port_in_use_is_a_resource_error(tmp_path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        expected = (
+            f"port {port} (account.port): already in use on 127.0.0.1; free it or set another, 0 lets the kernel choose"
+        )
+        with pytest.raises(ResourceError) as caught:
+            server.run(settings.load(write_settings(tmp_path, port=port)))
+    assert str(caught.value) == expected
+
+
+def test_service_without_a_chain_of_its_own_is_refused(tmp_path) -> None:
+    chainless = settings.parse({"account": {"state_dir": str(tmp_path)}}, "test")
+    with pytest.raises(SettingsError, match=r"chain\.rpc_url and chain\.deployment_file: both empty"):
+        server.run(chainless)

@@ -1,0 +1,79 @@
+"""The bodies of the account service's calls, typed and strict. Fields that are not named here are ignored."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from worker.errors import WorkerError
+from worker.log import printable
+
+# Base 58, as every libp2p peer id is written.
+PeerId = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{1,128}$")]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
+# What the contract can book.
+Reward = Annotated[int, Field(ge=-(2**127), lt=2**127)]
+
+
+class Refused(WorkerError):
+    """The service will not do what it was asked: HTTP `status`, and `error`, a fixed name or a sentence."""
+
+    def __init__(self, status: int, error: str, detail: str | None = None) -> None:
+        super().__init__(detail or error)
+        self.status = status
+        self.error = error
+        self.detail = detail
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(
+        strict=True, frozen=True, allow_inf_nan=False, alias_generator=AliasGenerator(validation_alias=to_camel)
+    )
+
+
+class Enrol(Message):
+    peer_id: PeerId
+    public_key: Annotated[str, Field(max_length=4096)]
+    signature: Annotated[str, Field(max_length=4096)]
+    token: Annotated[str, Field(max_length=1024)]
+
+
+class RegisterPeer(Message):
+    org_id: Annotated[str, Field(max_length=256)]
+    peer_id: PeerId
+
+
+class SubmitReward(RegisterPeer):
+    round_number: Number
+    stage_number: Number
+    reward: Reward
+
+
+class SubmitWinner(RegisterPeer):
+    round_number: Number
+    winners: Annotated[list[PeerId], Field(max_length=64)]
+
+
+class RpcRequest(Message):
+    """One JSON-RPC request; no batches."""
+
+    jsonrpc: Literal["2.0"]
+    id: int | str | None = None
+    method: Annotated[str, Field(max_length=64)]
+    params: list[Any] | dict[str, Any] = []
+
+
+_Body = TypeVar("_Body", bound=BaseModel)
+
+
+def parse(model: type[_Body], body: bytes) -> _Body:
+    """Read a body. Raises Refused with HTTP 400 and one line on the first thing that is wrong."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    where = "/".join(str(part) for part in first["loc"]) or "body"
+    if first["type"] == "missing":
+        raise Refused(400, f"{where}: missing")
+    got = "" if where == "body" else f"got {printable(repr(first['input']))[:60]}; "
+    raise Refused(400, f"{where}: {got}expected {printable(first['msg'].removeprefix('Input should be '))}")

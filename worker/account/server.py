@@ -1,0 +1,313 @@
+"""The account service (`hivewright account`): one key and one queue of transactions for all the fleet's nodes.
+
+It speaks the login API of the existing swarm (register-peer, submit-reward, submit-winner, get-api-key-status), hands
+out tokens at enrolment, and lets nodes without a route to the chain read it through /rpc. It starts, and stays up,
+whether or not there is a chain: calls that need one answer 503 ChainUnreachable.
+"""
+
+import asyncio
+import base64
+import hmac
+import json
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import aiohttp
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from worker import resources
+from worker.account import messages
+from worker.account.messages import Refused
+from worker.account.vault import Tokens, load_account
+from worker.chain.accounts import ENROL_PREFIX
+from worker.chain.coordinator import Call, Coordinator
+from worker.chain.sender import Sender
+from worker.chain.service import write_whole
+from worker.errors import ChainUnreachable, ContractRefused, ResourceError, SettingsError, WorkerError
+from worker.log import printable
+from worker.settings import Settings
+from worker.swarm import identity
+from worker.telemetry import systemd
+
+log = logging.getLogger(__name__)
+
+RPC_METHODS = frozenset(
+    (
+        "eth_blockNumber",
+        "eth_call",
+        "eth_chainId",
+        "eth_estimateGas",
+        "eth_feeHistory",
+        "eth_gasPrice",
+        "eth_getBalance",
+        "eth_getBlockByHash",
+        "eth_getBlockByNumber",
+        "eth_getCode",
+        "eth_getLogs",
+        "eth_getStorageAt",
+        "eth_getTransactionByHash",
+        "eth_getTransactionCount",
+        "eth_getTransactionReceipt",
+        "eth_maxPriorityFeePerGas",
+        "eth_sendRawTransaction",
+        "net_version",
+        "web3_clientVersion",
+    )
+)
+"""What /rpc passes on: reads, and transactions that somebody has signed. A chain such as anvil offers much more."""
+
+_MAX_BODY_BYTES = 256 * 1024
+_MAX_RPC_ANSWER_BYTES = 16 * 1024 * 1024
+# Calls to the chain that may be on their way at once, beside those of /rpc.
+_NUM_THREADS = 16
+_STOP_SECONDS = 5.0
+
+_Body = TypeVar("_Body", bound=messages.RegisterPeer)
+_Result = TypeVar("_Result")
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Writes its URL into `<account.state_dir>/address` when it is ready.
+
+    Raises ResourceError if the port is in use, SettingsError or IdentityError if a file that the settings name, or the
+    account's key, is missing.
+    """
+    if settings.chain.rpc_url is None and settings.chain.deployment_file is None:
+        raise SettingsError(
+            "chain.rpc_url and chain.deployment_file: both empty; the account service needs a chain of its own; set one"
+        )
+    resources.require_port(settings.account.host, settings.account.port, "account.port")
+    folder = settings.account.state_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{folder} (account.state_dir): {error.strerror}; expected a folder to write in") from None
+    with resources.lock_folder(folder):
+        asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    service = Service(settings)
+    runner = web.AppRunner(service.application(), access_log=None, shutdown_timeout=_STOP_SECONDS)
+    tending = asyncio.create_task(service.tend())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, settings.account.host, settings.account.port).start()
+        url = _url(settings.account.host, runner.addresses[0][1])
+        write_whole(settings.account.state_dir / "address", url + "\n")
+        log.info("account service up url=%s account=%s org_id=%s", url, service.address, settings.chain.org_id)
+        systemd.ready()
+        await asyncio.wait({stopping, tending}, return_when=asyncio.FIRST_COMPLETED)
+        if tending.done():
+            tending.result()  # it only ends by an error that nobody expected
+    finally:
+        systemd.stopping("closing")
+        tending.cancel()
+        stopping.cancel()
+        await runner.cleanup()
+
+
+class Service:
+    """The calls. Everything that waits for the chain or the disk runs in a thread, never in the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._coordinator = Coordinator(settings.chain)
+        account = load_account(settings.account.state_dir)
+        self.address = str(account.address)
+        self._tokens = Tokens(settings.account.state_dir)
+        self._enrolment_token = _enrolment_token(settings)
+        self._sender = Sender(self._coordinator, account, settings.account.state_dir / "journal.db")
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, "account")
+
+    def application(self) -> web.Application:
+        application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_answer_errors])
+        application.router.add_get("/api/get-api-key-status", self.get_api_key_status)
+        application.router.add_post("/api/register-peer", self.register_peer)
+        application.router.add_post("/api/submit-reward", self.submit_reward)
+        application.router.add_post("/api/submit-winner", self.submit_winner)
+        application.router.add_post("/api/enrol", self.enrol)
+        application.router.add_get("/api/swarm", self.swarm)
+        if self._settings.account.rpc_proxy:
+            application.router.add_post("/rpc", self.rpc)
+        application.cleanup_ctx.append(self._resources)
+        return application
+
+    async def tend(self) -> None:
+        """Look after the transactions on their way, for ever."""
+        last_error = None
+        while True:
+            try:
+                num_waiting = await asyncio.to_thread(self._sender.tend)
+                systemd.progress(f"{num_waiting} transactions on their way")
+                last_error = None
+            except WorkerError as error:
+                if str(error) != last_error:
+                    log.warning("transactions wait error=%s", error)
+                last_error = str(error)
+                systemd.progress("no chain")
+            await asyncio.sleep(self._settings.chain.poll_seconds)
+
+    # ---- the login API of the existing swarm
+
+    async def get_api_key_status(self, request: web.Request) -> web.Response:
+        """Nodes of the existing swarm wait for "activated" before they start."""
+        org_id = request.query.get("orgId")
+        if not org_id:
+            raise Refused(400, "orgId: missing")
+        return web.Response(text="activated" if org_id == self._settings.chain.org_id else "pending")
+
+    async def register_peer(self, request: web.Request) -> web.Response:
+        body = await self._authorized(request, messages.RegisterPeer)
+        return await self._send(lambda: self._coordinator.register_peer(body.peer_id), body.peer_id)
+
+    async def submit_reward(self, request: web.Request) -> web.Response:
+        body = await self._authorized(request, messages.SubmitReward)
+        return await self._send(
+            lambda: self._coordinator.submit_reward(body.round_number, body.stage_number, body.reward, body.peer_id),
+            body.peer_id,
+        )
+
+    async def submit_winner(self, request: web.Request) -> web.Response:
+        body = await self._authorized(request, messages.SubmitWinner)
+        return await self._send(
+            lambda: self._coordinator.submit_winners(body.round_number, body.winners, body.peer_id), body.peer_id
+        )
+
+    # ---- ours
+
+    async def enrol(self, request: web.Request) -> web.Response:
+        """A token, for whoever shows the fleet's enrolment token and that it holds the peer's key."""
+        body = messages.parse(messages.Enrol, await request.read())
+        if self._enrolment_token is None:
+            raise Refused(403, "EnrolmentClosed", "account.enrolment_token_file is not set at the account service")
+        if not hmac.compare_digest(body.token.encode(), self._enrolment_token.encode()):
+            raise Refused(403, "EnrolmentTokenWrong", "not the token that the account service was given")
+        signed = ENROL_PREFIX + body.peer_id.encode()
+        public_key, signature = _decoded("publicKey", body.public_key), _decoded("signature", body.signature)
+        if not await self._in_thread(lambda: identity.verify(body.peer_id, public_key, signed, signature)):
+            raise Refused(403, "SignatureWrong", f"not signed by the key of {body.peer_id}")
+        log.info("peer enrolled peer_id=%s", body.peer_id)
+        return web.json_response({"token": self._tokens.issue(body.peer_id)})
+
+    async def swarm(self, request: web.Request) -> web.Response:
+        deployment = await self._in_thread(lambda: self._coordinator.deployment)
+        return web.json_response(
+            {
+                "chain_id": deployment.chain_id,
+                "contract": deployment.contract,
+                "org_id": self._settings.chain.org_id,
+                "account": self.address,
+            }
+        )
+
+    async def rpc(self, request: web.Request) -> web.Response:
+        """Pass an allowed request on to the chain, as we understood it, and its answer back as it is."""
+        call = messages.parse(messages.RpcRequest, await request.read())
+        if call.method not in RPC_METHODS:
+            error = {"code": -32601, "message": f"{printable(call.method)}: not served here"}
+            return web.json_response({"jsonrpc": "2.0", "id": call.id, "error": error})
+        deployment = await self._in_thread(lambda: self._coordinator.deployment)
+        answer = bytearray()
+        try:
+            async with self._http.post(deployment.rpc_url, json=call.model_dump()) as response:
+                async for piece in response.content.iter_chunked(65536):
+                    answer += piece
+                    if len(answer) > _MAX_RPC_ANSWER_BYTES:
+                        raise Refused(502, f"{call.method}: the chain's answer is too long; ask for less at once")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ChainUnreachable(f"{deployment.rpc_url}: no answer ({type(error).__name__})") from None
+        return web.Response(body=bytes(answer), status=response.status, content_type="application/json")
+
+    # ----
+
+    async def _authorized(self, request: web.Request, model: type[_Body]) -> _Body:
+        """The body, if it is for our account and comes from the peer that it is about."""
+        body = messages.parse(model, await request.read())
+        if body.org_id != self._settings.chain.org_id:
+            raise Refused(404, "User not found")
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Refused(401, "TokenMissing", "expected the header Authorization: Bearer TOKEN")
+        peer_id = self._tokens.peer_of(token.strip())
+        if peer_id is None:
+            raise Refused(401, "TokenWrong", "not a token of this account service")
+        if peer_id != body.peer_id:
+            raise Refused(403, "TokenOfAnotherPeer", f"the token is good for {peer_id} only")
+        return body
+
+    async def _send(self, build: Callable[[], Call], peer_id: str) -> web.Response:
+        def send() -> str:
+            call = build()
+            tx_hash = self._sender.send(call)
+            log.info("sent call=%s peer_id=%s hash=%s", call.name, peer_id, tx_hash)
+            return tx_hash
+
+        return web.json_response({"hash": await self._in_thread(send)})
+
+    async def _in_thread(self, function: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    async def _resources(self, application: web.Application) -> AsyncIterator[None]:
+        timeout = aiohttp.ClientTimeout(total=self._settings.chain.timeout_seconds)
+        async with aiohttp.ClientSession(timeout=timeout) as self._http:
+            yield
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        self._sender.close()
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every failure as {"error": NAME OR SENTENCE}, with a "detail" for people where the name alone says little."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return web.json_response({"error": f"{printable(request.path)}: {error.reason}"}, status=error.status)
+    except Refused as refused:
+        status, content = refused.status, {"error": refused.error}
+        if refused.detail:
+            content["detail"] = refused.detail
+    except ContractRefused as error:
+        status, content = 400, {"error": error.name or str(error)}
+    except ChainUnreachable as error:
+        status, content = 503, {"error": "ChainUnreachable", "detail": str(error)}
+    except WorkerError as error:
+        status, content = 500, {"error": type(error).__name__, "detail": str(error)}
+    log.warning("refused path=%s status=%d %s", request.path, status, json.dumps(content))
+    return web.json_response(content, status=status)
+
+
+def _enrolment_token(settings: Settings) -> str | None:
+    """None: enrolment is closed."""
+    file = settings.account.enrolment_token_file
+    if file is None:
+        return None
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text"
+        raise SettingsError(f"{file} (account.enrolment_token_file): {reason}; expected a file with a token") from None
+    if not token:
+        raise SettingsError(f"{file} (account.enrolment_token_file): is empty; expected a file with a token")
+    return token
+
+
+def _decoded(name: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise Refused(400, f"{name}: expected base 64") from None
+
+
+def _url(host: str, port: int) -> str:
+    """How to reach us from this machine."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -1,0 +1,74 @@
+"""What the account service keeps secret: the account's key, and the secret that nodes' tokens are made with.
+
+A token is "PEER_ID.HMAC": nothing needs to be stored to check one, and it is good for its own peer id only.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+from pathlib import Path
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+
+from worker.chain.service import write_whole
+from worker.errors import IdentityError
+
+log = logging.getLogger(__name__)
+
+KEY_FILE = "account.key"
+SECRET_FILE = "token.secret"  # noqa: S105 - a file name
+
+
+def load_account(folder: Path) -> LocalAccount:
+    """The account whose key is `account.key` in `folder`; made on the very first start, and never again.
+
+    Raises IdentityError if the key is not readable, or gone though the service has run before.
+    """
+    file = folder / KEY_FILE
+    if not file.exists():
+        if (folder / SECRET_FILE).exists():
+            raise IdentityError(
+                f"{file}: missing, though this account has been used; restore it from its backup, or remove "
+                f"{SECRET_FILE} beside it to begin with a new account"
+            )
+        write_whole(file, f"0x{secrets.token_hex(32)}\n", mode=0o600)
+        log.info("account key made file=%s", file)
+    try:
+        account: LocalAccount = Account.from_key(_read_hex(file))
+    except ValueError:
+        raise IdentityError(f"{file}: no key of an account; restore it from its backup") from None
+    return account
+
+
+class Tokens:
+    """Makes and checks nodes' tokens with the secret in `folder`, made on the first start."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / SECRET_FILE
+        if not file.exists():
+            write_whole(file, secrets.token_hex(32) + "\n", mode=0o600)
+        self._secret = bytes.fromhex(_read_hex(file))
+
+    def issue(self, peer_id: str) -> str:
+        """The token of the peer, always the same."""
+        return f"{peer_id}.{hmac.new(self._secret, peer_id.encode(), hashlib.sha256).hexdigest()}"
+
+    def peer_of(self, token: str) -> str | None:
+        """The peer that the token is good for; None if we did not issue it."""
+        peer_id = token.rpartition(".")[0]
+        return peer_id if hmac.compare_digest(self.issue(peer_id).encode(), token.encode()) else None
+
+
+def _read_hex(file: Path) -> str:
+    """64 hexadecimal digits, without 0x."""
+    try:
+        text = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text"
+        raise IdentityError(f"{file}: {reason}; expected 64 hexadecimal digits; restore it from its backup") from None
+    if not re.fullmatch(r"(0x)?[0-9a-fA-F]{64}", text):
+        raise IdentityError(f"{file}: not 64 hexadecimal digits; restore it from its backup")
+    return text.removeprefix("0x")

@@ -1,0 +1,200 @@
+"""Client of the account service, which signs and sends for this node.
+
+The node shows a token that is good for its own peer id only.
+The service answers once the chain has taken the transaction; whether the contract holds it is read from the chain
+(chain.settlement), never concluded from an answer.
+"""
+
+import base64
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from worker import settings
+from worker.chain import connection
+from worker.chain.contract import ADVICE
+from worker.chain.coordinator import Coordinator
+from worker.chain.service import write_whole
+from worker.errors import ChainError, ChainUnreachable, ContractRefused, IdentityError, SettingsError, WorkerError
+from worker.log import printable
+from worker.swarm.identity import Identity
+
+TOKEN_FILE = "account.token"  # noqa: S105 - a file name
+# What a node signs to show that it holds the key of the peer id that it enrols; the peer id follows.
+ENROL_PREFIX = b"hivewright-enrol/"
+# How long enrolment waits for the registration to be on the chain, and how often it looks.
+_REGISTER_SECONDS = 60.0
+_LOOK_SECONDS = 0.25
+# The contract's errors are single capitalised words; anything else in an answer is text for people.
+_ERROR_NAME = re.compile(r"[A-Z][A-Za-z0-9]{2,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmInfo:
+    """What the account service says of itself: the chain it sends to, and the account it sends from."""
+
+    chain_id: int
+    contract: str
+    org_id: str
+    account: str
+
+
+class AccountClient:
+    """The account service at `chain.account_url`, for the node whose token lies in `state_dir` or as settings say.
+
+    Every method may raise ChainUnreachable (no answer, or the service has no chain), ContractRefused (without a name if
+    the service gives none), IdentityError (the token is missing or not good for this peer), SettingsError (the service
+    knows no such account) and ChainError.
+    """
+
+    def __init__(self, chain: settings.Chain, state_dir: Path) -> None:
+        if chain.account_url is None:
+            raise SettingsError("chain.account_url: not set; expected the address of the account service")
+        self._chain = chain
+        self._url = chain.account_url.rstrip("/")
+        self.token_file = chain.account_token_file or state_dir / TOKEN_FILE
+        self._session = requests.Session()
+        # No proxies and no .netrc: the latter would replace our token.
+        self._session.trust_env = False
+
+    def swarm(self) -> SwarmInfo:
+        answer = self._request("GET", "/api/swarm")
+        try:
+            return SwarmInfo(*(answer[name] for name in ("chain_id", "contract", "org_id", "account")))
+        except KeyError as error:
+            raise ChainError(f"{self._url}/api/swarm: no {error}; expected hivewright's account service") from None
+
+    def enrol(self, identity: Identity, enrolment_token: str) -> None:
+        """Get this node's token and keep it in `token_file`."""
+        body = {
+            "peerId": identity.peer_id,
+            "publicKey": base64.b64encode(identity.public_key).decode(),
+            "signature": base64.b64encode(identity.sign(ENROL_PREFIX + identity.peer_id.encode())).decode(),
+            "token": enrolment_token,
+        }
+        token = self._request("POST", "/api/enrol", body).get("token")
+        if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not 0 < len(token) < 1024:
+            raise ChainError(f"{self._url}/api/enrol: no token in the answer; expected hivewright's account service")
+        write_whole(self.token_file, token + "\n", mode=0o600)
+
+    def register_peer(self, peer_id: str) -> str:
+        """Bind the peer to the service's account. Returns the transaction's hash, as all that follow."""
+        return self._send("/api/register-peer", {"peerId": peer_id})
+
+    def submit_reward(self, round: int, stage: int, reward: int, peer_id: str) -> str:
+        """`reward` in milli-rewards."""
+        body = {"roundNumber": round, "stageNumber": stage, "reward": reward, "peerId": peer_id}
+        return self._send("/api/submit-reward", body)
+
+    def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str:
+        return self._send("/api/submit-winner", {"roundNumber": round, "winners": list(winners), "peerId": peer_id})
+
+    def _send(self, path: str, body: dict[str, Any]) -> str:
+        headers = {"Authorization": f"Bearer {self._token()}"}
+        tx_hash = self._request("POST", path, {"orgId": self._chain.org_id, **body}, headers).get("hash")
+        if not isinstance(tx_hash, str) or not re.fullmatch(r"0x[0-9a-fA-F]{64}", tx_hash):
+            raise ChainError(f"{self._url}{path}: hash is {_shown(tx_hash)}; expected a transaction hash")
+        return tx_hash
+
+    def _token(self) -> str:
+        try:
+            return self.token_file.read_text().strip()
+        except OSError as error:
+            raise IdentityError(
+                f"{self.token_file} (chain.account_token_file): {error.strerror}; expected this node's token for the "
+                "account service; run `hivewright enrol` with chain.enrolment_token_file set"
+            ) from None
+
+    def _request(
+        self, method: str, path: str, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        url = self._url + path
+        with connection.translated(f"{url} (chain.account_url)", self._chain.timeout_seconds):
+            answer = self._session.request(
+                method, url, json=body, headers=headers, timeout=self._chain.timeout_seconds, allow_redirects=False
+            )
+        try:
+            content = answer.json()
+        except ValueError:
+            content = None
+        if answer.status_code != 200:
+            raise self._failure(url, answer.status_code, content)
+        if not isinstance(content, dict):
+            raise ChainError(f"{url}: the answer is no JSON object; check that chain.account_url is an account service")
+        return content
+
+    def _failure(self, url: str, status: int, content: Any) -> WorkerError:
+        error = content.get("error") if isinstance(content, dict) else None
+        detail = content.get("detail") if isinstance(content, dict) else None
+        said = f"{url}: HTTP {status}: {_shown(error)}" + (f": {_shown(detail)}" if detail else "")
+        if status in (401, 403):
+            return IdentityError(f"{said}; run `hivewright enrol` with the enrolment token that the service was given")
+        if status == 400 and isinstance(error, str) and _ERROR_NAME.fullmatch(error):
+            return ContractRefused(error, f"{said}; {ADVICE.get(error, 'the contract refused')}")
+        if status == 400:
+            return ContractRefused("", f"{said}; check that node and account service are of one version")
+        if status == 404:
+            return SettingsError(f"{said}; check chain.account_url and chain.org_id ({self._chain.org_id})")
+        if status == 429 or status >= 500:
+            return ChainUnreachable(f"{said}; see the account service's log")
+        return ChainError(f"{said}; check that chain.account_url is an account service")
+
+
+def enrol(identity: Identity, enrolment_token: str | None, chain: settings.Chain, state_dir: Path) -> str:
+    """Get the node's token, unless it has a good one, and register its peer id. Returns the account that it belongs to.
+
+    May be run again at any time. `enrolment_token` None: the node must have its token already. Raises IdentityError if
+    the peer id is registered by another account or a token is refused, ChainUnreachable if the service or the chain
+    does not answer.
+    """
+    account = AccountClient(chain, state_dir)
+    try:
+        _register(account, identity.peer_id)  # with the token from before
+    except IdentityError:
+        if enrolment_token is None:
+            raise
+        account.enrol(identity, enrolment_token)
+        _register(account, identity.peer_id)
+    return _await_owner(account, identity.peer_id, chain)
+
+
+def _register(account: AccountClient, peer_id: str) -> None:
+    try:
+        account.register_peer(peer_id)
+    except ContractRefused as refusal:
+        if refusal.name != "PeerIdAlreadyRegistered":
+            raise
+
+
+def _await_owner(account: AccountClient, peer_id: str, chain: settings.Chain) -> str:
+    """Wait until the chain says whose the peer is, and make sure that it is the service's."""
+    ours = account.swarm().account
+    coordinator = Coordinator(chain)
+    deadline = time.monotonic() + _REGISTER_SECONDS
+    while (owner := coordinator.owner_of(peer_id)) is None:
+        if time.monotonic() > deadline:
+            raise ChainUnreachable(
+                f"registration of {peer_id}: not on the chain within {_REGISTER_SECONDS:g} s; see whether the chain "
+                "makes blocks, then run `hivewright enrol` again"
+            )
+        time.sleep(_LOOK_SECONDS)
+    require_owner(peer_id, owner, ours)
+    return owner
+
+
+def require_owner(peer_id: str, owner: str, ours: str) -> None:
+    """Raise IdentityError unless `owner`, as the chain has it, is `ours`, the account service's account."""
+    if owner.lower() != ours.lower():
+        raise IdentityError(
+            f"peer {peer_id}: registered by {owner}, but the account service sends from {ours}; "
+            "use the account that registered it, or enrol this node with a new key"
+        )
+
+
+def _shown(value: Any) -> str:
+    return printable(value if isinstance(value, str) else repr(value))[:200]

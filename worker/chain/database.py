@@ -1,0 +1,51 @@
+"""One SQLite file that survives being killed: WAL, one statement one transaction, SQLite's errors as ours."""
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from worker.errors import ResourceError
+
+_BUSY_SECONDS = 10.0
+
+
+class Database:
+    """The file at `path`, made if it is not there. Any thread and any process may use it.
+
+    `synchronous` FULL: what `execute` returned from survives a power cut; NORMAL: it survives the end of the process.
+    Every method raises ResourceError, with one line, if the file can't be read or written (a full disk, say).
+    """
+
+    def __init__(self, path: Path, schema: str, synchronous: Literal["FULL", "NORMAL"]) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
+            self._connection.executescript(schema)
+        except (sqlite3.Error, OSError) as error:
+            raise self._failure(error) from error
+
+    def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement, which is one transaction. Returns the rows that it selects."""
+        with self._lock:
+            try:
+                return self._connection.execute(statement, parameters).fetchall()
+            except sqlite3.Error as error:
+                raise self._failure(error) from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _failure(self, error: sqlite3.Error | OSError) -> ResourceError:
+        return ResourceError(
+            f"{self._path}: {error}; expected a SQLite file that this user can write, on a disk with room; "
+            "make room or rights and start again, what was written before stays"
+        )

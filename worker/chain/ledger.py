@@ -1,0 +1,156 @@
+"""What this node earned, and what became of it: one durable row per (round, stage, peer).
+
+A row is on the disk (fsync) before anybody is told of it, and is never deleted. The reward and the vote of a row are
+two transactions, so each has a state of its own:
+
+    earned -> queued -> sent (hash) -> confirmed (block)
+                                    -> rejected (reason)
+
+Only the chain moves a row to its end; chain.settlement does the walking, this module only remembers.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from worker.chain.database import Database
+
+Kind = Literal["reward", "vote"]
+State = Literal["earned", "queued", "sent", "confirmed", "rejected"]
+STATES: tuple[State, ...] = ("earned", "queued", "sent", "confirmed", "rejected")
+
+_IS_UNSETTLED = "reward_state IN ('earned', 'queued', 'sent') OR vote_state IN ('earned', 'queued', 'sent')"
+_COLUMNS = """
+    round INTEGER NOT NULL, stage INTEGER NOT NULL, peer_id TEXT NOT NULL,
+    reward INTEGER NOT NULL, winners TEXT NOT NULL, earned_at REAL NOT NULL,
+    reward_state TEXT NOT NULL, reward_hash TEXT, reward_sent_at REAL, reward_block INTEGER, reward_reason TEXT,
+    vote_state TEXT, vote_hash TEXT, vote_sent_at REAL, vote_block INTEGER, vote_reason TEXT
+"""
+_SCHEMA = f"""
+    CREATE TABLE IF NOT EXISTS ledger ({_COLUMNS}, PRIMARY KEY (round, stage, peer_id)) STRICT, WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS unsettled ON ledger (round, stage) WHERE {_IS_UNSETTLED};
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row. `reward` is in milli-rewards, times are Unix seconds.
+
+    `vote_state` is None where there is nobody to vote for. A hash is that of the last transaction sent, a block one in
+    which the chain was seen to hold it, a reason says why it never will.
+    """
+
+    round: int
+    stage: int
+    peer_id: str
+    reward: int
+    winners: tuple[str, ...]
+    earned_at: float
+    reward_state: State
+    reward_hash: str | None
+    reward_sent_at: float | None
+    reward_block: int | None
+    reward_reason: str | None
+    vote_state: State | None
+    vote_hash: str | None
+    vote_sent_at: float | None
+    vote_block: int | None
+    vote_reason: str | None
+
+    def state(self, kind: Kind) -> State | None:
+        return self.reward_state if kind == "reward" else self.vote_state
+
+    def sent_at(self, kind: Kind) -> float | None:
+        return self.reward_sent_at if kind == "reward" else self.vote_sent_at
+
+
+class Ledger:
+    """The ledger at `path`, made if it is not there. Any thread and any process may use it.
+
+    Every method raises ResourceError, with one line, if the file can't be read or written (a full disk, say); what was
+    recorded before stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path, _SCHEMA, "FULL")
+
+    def record(self, round: int, stage: int, peer_id: str, reward: int, winners: Sequence[str]) -> bool:
+        """Write down what was earned; on return it is on the disk. `reward` in milli-rewards; no winners: no vote.
+
+        Returns False if the row was there with another reward or other winners: the first entry stands.
+        """
+        text = json.dumps(list(winners))
+        self._database.execute(
+            "INSERT INTO ledger (round, stage, peer_id, reward, winners, earned_at, reward_state, vote_state) "
+            "VALUES (?, ?, ?, ?, ?, ?, 'earned', ?) ON CONFLICT DO NOTHING",
+            (round, stage, peer_id, reward, text, time.time(), "earned" if winners else None),
+        )
+        (kept,) = self._database.execute(
+            "SELECT reward, winners FROM ledger WHERE round = ? AND stage = ? AND peer_id = ?", (round, stage, peer_id)
+        )
+        return kept == (reward, text)
+
+    def rows(self) -> list[Row]:
+        """Everything, oldest round first."""
+        return self._select("ORDER BY round, stage, peer_id")
+
+    def unsettled(self) -> list[Row]:
+        """The rows whose reward or vote is neither confirmed nor rejected, oldest round first."""
+        return self._select(f"WHERE {_IS_UNSETTLED} ORDER BY round, stage, peer_id")
+
+    def confirmed(self, limit: int) -> list[Row]:
+        """`limit` rows whose reward or vote is confirmed, those in the newest blocks first."""
+        return self._select(
+            "WHERE 'confirmed' IN (reward_state, vote_state) "
+            "ORDER BY max(ifnull(reward_block, 0), ifnull(vote_block, 0)) DESC, round DESC LIMIT ?",
+            (limit,),
+        )
+
+    def counts(self) -> dict[State, int]:
+        """How many rewards are in each state."""
+        found = self._database.execute("SELECT reward_state, count(*) FROM ledger GROUP BY reward_state")
+        return dict.fromkeys(STATES, 0) | dict(found)
+
+    def queue(self) -> None:
+        """Everything earned is to be sent now."""
+        self._database.execute(
+            "UPDATE ledger SET reward_state = iif(reward_state = 'earned', 'queued', reward_state), "
+            "vote_state = iif(vote_state = 'earned', 'queued', vote_state) "
+            "WHERE reward_state = 'earned' OR vote_state = 'earned'"
+        )
+
+    def requeue(self, row: Row, kind: Kind) -> None:
+        """The chain does not hold it after all: it is to be sent again."""
+        self._set(row, kind, "queued", {"block": None})
+
+    def sent(self, row: Row, kind: Kind, tx_hash: str) -> None:
+        """The account service has sent it."""
+        self._set(row, kind, "sent", {"hash": tx_hash, "sent_at": time.time()})
+
+    def confirm(self, row: Row, kind: Kind, block: int) -> None:
+        """The chain, at `block`, holds it."""
+        self._set(row, kind, "confirmed", {"block": block})
+
+    def reject(self, row: Row, kind: Kind, reason: str) -> None:
+        """The chain will never hold it, for this reason."""
+        self._set(row, kind, "rejected", {"block": None, "reason": reason})
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _set(self, row: Row, kind: Kind, state: State, values: dict[str, object]) -> None:
+        changes = ", ".join(f"{kind}_{name} = ?" for name in ("state", *values))
+        self._database.execute(
+            f"UPDATE ledger SET {changes} WHERE round = ? AND stage = ? AND peer_id = ?",  # noqa: S608 - our own names
+            (state, *values.values(), row.round, row.stage, row.peer_id),
+        )
+
+    def _select(self, clause: str, parameters: Sequence[object] = ()) -> list[Row]:
+        found = self._database.execute(f"SELECT * FROM ledger {clause}", parameters)  # noqa: S608 - our own clauses
+        return [
+            Row(round, stage, peer_id, reward, tuple(json.loads(winners)), *rest)
+            for round, stage, peer_id, reward, winners, *rest in found
+        ]

@@ -1,0 +1,198 @@
+"""One queue of transactions per account: it alone gives out nonces, so that senders never replace each other's.
+
+A transaction is in the journal before it is sent, and leaves it when the chain has mined its nonce. So the next nonce
+follows from the journal, or from the chain when the journal is empty, and a restart knows what is on its way. What
+became of a transaction is not decided here: chain.settlement reads that from the contract, and a second transaction
+for the same thing is refused there.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from eth_account.signers.local import LocalAccount
+
+from worker.chain.coordinator import Call, Coordinator, NonceUsed
+from worker.chain.database import Database
+from worker.errors import ChainError, ChainUnreachable, ContractRefused
+
+log = logging.getLogger(__name__)
+
+# A transaction that is not mined after this time is sent again, at a higher price where the chain has prices.
+STUCK_SECONDS = 20.0
+# How often a nonce that somebody else used is stepped over in one send.
+_NONCE_ATTEMPTS = 32
+# Nodes take a replacement from 10% above the price of the one waiting; we stop at this multiple of the chain's price.
+_PRICE_STEP = 1.125
+_PRICE_LIMIT = 5
+
+_SCHEMA = """
+    CREATE TABLE IF NOT EXISTS waiting (
+        nonce INTEGER PRIMARY KEY, name TEXT NOT NULL, address TEXT, data BLOB NOT NULL, gas INTEGER NOT NULL,
+        price_wei INTEGER NOT NULL, hash TEXT NOT NULL, raw BLOB NOT NULL, sent_at REAL NOT NULL
+    ) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A transaction that is signed and not known to be mined. `sent_at`: Unix seconds, 0 while no node has taken it."""
+
+    nonce: int
+    name: str
+    address: str | None
+    data: bytes
+    gas: int
+    price_wei: int
+    hash: str
+    raw: bytes
+    sent_at: float
+
+    @property
+    def call(self) -> Call:
+        return Call(self.name, self.data, self.address)
+
+
+class Sender:
+    """Sends for `account`; `journal` is the file that remembers what is on its way. Any number of threads may send.
+
+    Somebody must call `tend` every few seconds. One Sender per account: another one would give out the same nonces.
+    """
+
+    def __init__(self, coordinator: Coordinator, account: LocalAccount, journal: Path) -> None:
+        self._coordinator = coordinator
+        self._account = account
+        self._lock = threading.Lock()
+        self._journal = Database(journal, _SCHEMA, "NORMAL")
+        # Which of them a node took is not known after a restart.
+        self._journal.execute("UPDATE waiting SET sent_at = 0")
+
+    def send(self, call: Call) -> str:
+        """Try the call on the chain's present state, send it, and return the transaction's hash.
+
+        The same call while it is waiting is the same transaction. Raises ContractRefused if the contract would refuse
+        it now; ChainUnreachable if no node took it, in which case it may still be sent later.
+        """
+        self._coordinator.ensure_checked()
+        if known := self._send_known(call):
+            return known.hash
+        try:
+            gas = self._coordinator.estimate_gas(self._account.address, call)
+        except ContractRefused:
+            # The same call of another thread may have been mined in between.
+            if known := self._send_known(call):
+                return known.hash
+            raise
+        price_wei = self._coordinator.gas_price()
+        with self._lock:
+            known = self._find(call)
+            return (self._deliver(known) if known else self._send_new(call, gas, price_wei)).hash
+
+    def tend(self) -> int:
+        """Forget what is mined, send again what is stuck. Returns how many transactions are still on their way.
+
+        Raises ChainError, ChainUnreachable if it can't; nothing is lost by that.
+        """
+        with self._lock:
+            if not self.waiting():
+                return 0
+            count = self._coordinator.nonce(self._account.address)
+            self._journal.execute("DELETE FROM waiting WHERE nonce < ?", (count,))
+            waiting = self.waiting()
+            if any(_is_stuck(entry) for entry in waiting):
+                self._send_stuck(waiting, count)
+            return len(waiting)
+
+    def waiting(self) -> list[Waiting]:
+        """What is on its way, in the order of nonces."""
+        return [Waiting(*row) for row in self._journal.execute("SELECT * FROM waiting ORDER BY nonce")]
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _send_known(self, call: Call) -> Waiting | None:
+        with self._lock:
+            known = self._find(call)
+            return self._deliver(known) if known else None
+
+    def _find(self, call: Call) -> Waiting | None:
+        found = self._journal.execute("SELECT * FROM waiting WHERE data = ? AND address IS ?", (call.data, call.to))
+        return Waiting(*found[0]) if found else None
+
+    def _send_new(self, call: Call, gas: int, price_wei: int) -> Waiting:
+        ((last,),) = self._journal.execute("SELECT max(nonce) FROM waiting")
+        nonce = self._coordinator.nonce(self._account.address) if last is None else last + 1
+        for _ in range(_NONCE_ATTEMPTS):
+            entry = self._signed(call, nonce, gas, price_wei)
+            self._write(entry)
+            try:
+                return self._deliver(entry)
+            except NonceUsed:
+                self._journal.execute("DELETE FROM waiting WHERE nonce = ?", (nonce,))
+                log.warning("nonce used by somebody else account=%s nonce=%d", self._account.address, nonce)
+                nonce = max(nonce + 1, self._coordinator.nonce(self._account.address))
+            except ChainUnreachable:
+                raise  # it may have arrived: it stays in the journal
+            except ChainError:
+                self._journal.execute("DELETE FROM waiting WHERE nonce = ?", (nonce,))
+                raise
+        raise ChainError(
+            f"{call.name}: {_NONCE_ATTEMPTS} nonces up to {nonce} of {self._account.address} are used by others; "
+            "let only one account service send for an account"
+        )
+
+    def _deliver(self, entry: Waiting) -> Waiting:
+        """Hand the transaction to the chain, unless a node has taken it."""
+        if not entry.sent_at:
+            self._coordinator.send_raw(entry.raw)
+            self._journal.execute("UPDATE waiting SET sent_at = ? WHERE nonce = ?", (time.time(), entry.nonce))
+        return entry
+
+    def _send_stuck(self, waiting: list[Waiting], count: int) -> None:
+        """Send again what is stuck; all of it, from nonce `count` on, if nonces are missing in between.
+
+        They are missing when the chain forgot transactions that it had mined: the later ones would wait for ever.
+        """
+        has_gap = waiting[-1].nonce != count + len(waiting) - 1
+        if has_gap:
+            log.warning("nonce gap chain=%d ours=%d: numbering %d anew", count, waiting[0].nonce, len(waiting))
+        now_wei = self._coordinator.gas_price()
+        for nonce, entry in enumerate(waiting, count):
+            if has_gap or _is_stuck(entry):
+                self._send_again(entry, nonce, now_wei)
+
+    def _send_again(self, entry: Waiting, nonce: int, now_wei: int) -> None:
+        price_wei = entry.price_wei
+        if entry.sent_at and price_wei < _PRICE_LIMIT * now_wei:
+            price_wei = max(now_wei, int(price_wei * _PRICE_STEP) + 1)
+        again = self._signed(entry.call, nonce, entry.gas, price_wei)
+        # Nonces only ever move down, lowest first, so the place is free.
+        self._journal.execute(
+            "UPDATE waiting SET nonce = ?, price_wei = ?, hash = ?, raw = ?, sent_at = 0 WHERE nonce = ?",
+            (nonce, price_wei, again.hash, again.raw, entry.nonce),
+        )
+        log.info("sending again call=%s nonce=%d price_wei=%d hash=%s", again.name, nonce, price_wei, again.hash)
+        try:
+            self._deliver(again)
+        except NonceUsed:
+            # Mined meanwhile, or somebody else's is: either way the chain's count passes it, and `tend` forgets it.
+            log.info("nonce used nonce=%d hash=%s", nonce, again.hash)
+
+    def _signed(self, call: Call, nonce: int, gas: int, price_wei: int) -> Waiting:
+        tx_hash, raw = self._coordinator.sign(self._account, call, nonce=nonce, gas=gas, gas_price_wei=price_wei)
+        return Waiting(nonce, call.name, call.to, call.data, gas, price_wei, tx_hash, raw, 0.0)
+
+    def _write(self, entry: Waiting) -> None:
+        self._journal.execute(
+            "INSERT INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                entry.nonce, entry.name, entry.address, entry.data, entry.gas, entry.price_wei,
+                entry.hash, entry.raw, entry.sent_at,
+            ),
+        )  # fmt: skip
+
+
+def _is_stuck(entry: Waiting) -> bool:
+    return entry.sent_at < time.time() - STUCK_SECONDS

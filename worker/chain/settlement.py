@@ -1,0 +1,268 @@
+"""Brings what the ledger holds to the chain, each (round, stage, peer) exactly once.
+
+One thread per node walks the ledger in order. It sends through the account service and believes only the contract: a
+hash, a lost answer or "already submitted" all lead to the same question, what does the chain hold? So it does not
+matter where a crash, a drop or a chain that forgot its last seconds strikes. No chain is a state: rows wait.
+"""
+
+import logging
+import random
+import threading
+import time
+from dataclasses import dataclass
+
+from worker import settings
+from worker.chain.accounts import AccountClient, require_owner
+from worker.chain.coordinator import Coordinator
+from worker.chain.ledger import Kind, Ledger, Row
+from worker.errors import ContractRefused, WorkerError
+
+log = logging.getLogger(__name__)
+
+KINDS: tuple[Kind, ...] = ("reward", "vote")
+# What was sent and is not on the chain after this time is sent again.
+RESEND_SECONDS = 30.0
+# What was confirmed is looked at once more after this time, at every start, and after every failure: a chain that is
+# restored from its last dump has forgotten what came after it.
+RECHECK_SECONDS = 30.0
+_RECHECK_ROWS = 16
+_MAX_BACKOFF_SECONDS = 60.0
+_FLUSH_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementStatus:
+    """Rewards of this node: `earned` is all that the ledger holds, the others say what became of how many of them.
+
+    `last_error` is why the last attempt ended early, None if it did not.
+    """
+
+    earned: int
+    sent: int
+    confirmed: int
+    rejected: int
+    last_error: str | None
+
+
+class _NotYet(Exception):
+    """The chain has not reached the row's round, or not mined the registration: this row and all later ones wait."""
+
+
+class Settlement:
+    """Settles `ledger` in a thread of its own, from `start` to `close`. Failures show in `status`, rows stay."""
+
+    def __init__(
+        self, ledger: Ledger, coordinator: Coordinator, account: AccountClient, chain: settings.Chain
+    ) -> None:
+        self._ledger = ledger
+        self._coordinator = coordinator
+        self._account = account
+        self._chain = chain
+        self._changed = threading.Condition()
+        self._is_awake = False
+        self._is_flushing = False
+        self._is_closing = False
+        self._num_failures = 0
+        self._last_error: str | None = None
+        self._postponed: ContractRefused | None = None
+        self._recheck_at: float | None = 0.0
+        self._thread = threading.Thread(target=self._run, name="settlement", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something was recorded."""
+        with self._changed:
+            self._is_awake = True
+            self._changed.notify_all()
+
+    def flush(self, deadline_seconds: float) -> bool:
+        """Try to settle everything now, `submit_every_rounds` or not. Returns whether all of it is settled."""
+        deadline = time.monotonic() + deadline_seconds
+        with self._changed:
+            self._is_flushing = True
+            self._is_awake = True
+            self._changed.notify_all()
+            while self._ledger.unsettled() and self._thread.is_alive():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, 1.0))
+            self._is_flushing = False
+        return not self._ledger.unsettled()
+
+    def status(self) -> SettlementStatus:
+        """Where the rewards are. Raises WorkerError if the thread has died of an error that it did not expect."""
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._is_closing:
+            raise WorkerError("settlement ended by itself; its traceback is in the log; start the node again")
+        counts = self._ledger.counts()
+        return SettlementStatus(
+            sum(counts.values()), counts["sent"], counts["confirmed"], counts["rejected"], self._last_error
+        )
+
+    def close(self) -> None:
+        """End the thread; a request in progress is waited for, as long as its time-out lets it take."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(2 * self._chain.timeout_seconds + 1)
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        while not self._is_closing:
+            try:
+                self._settle()
+            except WorkerError as error:
+                self._fail(error)
+            else:
+                self._recover()
+            self._pause()
+
+    def _settle(self) -> None:
+        """One walk through everything that is not settled."""
+        if self._recheck_at is not None and time.monotonic() >= self._recheck_at:
+            self._recheck()
+        if self._is_flushing or self._ledger.counts()["earned"] >= self._chain.submit_every_rounds:
+            self._ledger.queue()
+        self._postponed = None
+        try:
+            for row in self._ledger.unsettled():
+                for kind in KINDS:
+                    if self._is_closing:
+                        return
+                    if row.state(kind) == "queued":
+                        self._submit(row, kind)
+                    elif row.state(kind) == "sent":
+                        self._look(row, kind)
+        except _NotYet:
+            log.debug("waiting for the chain")
+        if self._postponed is not None:
+            raise self._postponed
+
+    def _submit(self, row: Row, kind: Kind) -> None:
+        try:
+            if kind == "reward":
+                tx_hash = self._account.submit_reward(row.round, row.stage, row.reward, row.peer_id)
+            else:
+                tx_hash = self._account.submit_winner(row.round, row.winners, row.peer_id)
+        except ContractRefused as refusal:
+            self._answer(row, kind, refusal)
+        else:
+            self._ledger.sent(row, kind, tx_hash)
+
+    def _answer(self, row: Row, kind: Kind, refusal: ContractRefused) -> None:
+        """What a refusal means: it is there already, it is too early, it needs registering, or it will never be.
+
+        One without a name tells nothing of the sort: the row is tried again later, and does not hold up the others.
+        """
+        if refusal.name in ("RewardAlreadySubmitted", "WinnerAlreadyVoted"):
+            self._look(row, kind)
+        elif refusal.name in ("InvalidRoundNumber", "InvalidStageNumber") and self._is_early(row):
+            raise _NotYet
+        elif refusal.name == "InvalidVoterPeerId":
+            self._register(row.peer_id)
+            raise _NotYet
+        elif refusal.name:
+            self._reject(row, kind, str(refusal))
+        else:
+            self._postponed = refusal
+
+    def _look(self, row: Row, kind: Kind) -> None:
+        """Settle by what the chain holds; send again what it should hold by now."""
+        sent_at = row.sent_at(kind)
+        if self._compare(row, kind):
+            return
+        if row.state(kind) == "sent" and sent_at is not None and time.time() - sent_at > RESEND_SECONDS:
+            log.warning("not on the chain, to be sent again kind=%s round=%d", kind, row.round)
+            self._ledger.requeue(row, kind)
+
+    def _compare(self, row: Row, kind: Kind) -> bool:
+        """Confirm or reject by what the chain holds. Returns False if it holds nothing."""
+        ours: object = row.reward if kind == "reward" else list(row.winners)
+        theirs: object = (
+            self._coordinator.submitted_reward(row.round, row.stage, row.peer_id)
+            if kind == "reward"
+            else self._coordinator.votes(row.round, row.peer_id) or None
+        )
+        if theirs is None:
+            return False
+        if theirs != ours:
+            self._reject(row, kind, f"the chain holds {theirs}, this ledger {ours}; the chain's stands")
+        elif row.state(kind) != "confirmed":
+            self._ledger.confirm(row, kind, self._block_of(row, kind))
+            if self._recheck_at is None:
+                self._recheck_at = time.monotonic() + RECHECK_SECONDS
+        return True
+
+    def _block_of(self, row: Row, kind: Kind) -> int:
+        """The block of the transaction that we know of, else one that holds what some other transaction wrote."""
+        tx_hash = row.reward_hash if kind == "reward" else row.vote_hash
+        receipt = self._coordinator.receipt(tx_hash) if tx_hash else None
+        return receipt.block if receipt and receipt.succeeded else self._coordinator.block_number()
+
+    def _is_early(self, row: Row) -> bool:
+        """Whether the row's round is still to come. The open one counts too: it may have begun after the refusal."""
+        return (row.round, row.stage) >= (self._coordinator.current_round(), self._coordinator.current_stage())
+
+    def _register(self, peer_id: str) -> None:
+        """The contract does not take us for the peer's account: register it if nobody's it is, else see whose."""
+        owner = self._coordinator.owner_of(peer_id)
+        if owner is None:
+            log.warning("the chain does not know this peer, registering it again peer_id=%s", peer_id)
+            self._account.register_peer(peer_id)
+        else:
+            require_owner(peer_id, owner, self._account.swarm().account)
+
+    def _reject(self, row: Row, kind: Kind, reason: str) -> None:
+        log.error("rejected kind=%s round=%d stage=%d reason=%s", kind, row.round, row.stage, reason)
+        self._ledger.reject(row, kind, reason)
+
+    def _recheck(self) -> None:
+        """Look at the newest confirmed rows again; if the chain has forgotten any, at older ones too."""
+        while any(self._has_lost(row) for row in self._ledger.confirmed(_RECHECK_ROWS)):
+            pass
+        self._recheck_at = None
+
+    def _has_lost(self, row: Row) -> bool:
+        """Queue again what the chain does not hold any more. Returns whether there was any."""
+        if self._is_closing:
+            return False
+        lost = [kind for kind in KINDS if row.state(kind) == "confirmed" and not self._compare(row, kind)]
+        for kind in lost:
+            log.warning("the chain forgot what it had confirmed, to be sent again kind=%s round=%d", kind, row.round)
+            self._ledger.requeue(row, kind)
+        return bool(lost)
+
+    # ---- failures and waiting
+
+    def _fail(self, error: WorkerError) -> None:
+        if str(error) != self._last_error:
+            log.warning("rewards wait in the ledger error=%s", error)
+        self._last_error = str(error)
+        self._num_failures += 1
+        self._recheck_at = 0.0
+
+    def _recover(self) -> None:
+        if self._last_error is not None:
+            log.info("rewards are being sent again")
+        self._last_error = None
+        self._num_failures = 0
+
+    def _pause(self) -> None:
+        """Until something is recorded, or it is time to look again."""
+        with self._changed:
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._is_awake or self._is_closing, self._pause_seconds())
+            self._is_awake = False
+
+    def _pause_seconds(self) -> float:
+        poll = self._chain.poll_seconds
+        if self._is_flushing:
+            return min(poll, _FLUSH_POLL_SECONDS)
+        if self._num_failures:
+            backoff = min(poll * 2.0 ** min(self._num_failures, 10), _MAX_BACKOFF_SECONDS)
+            return max(poll, random.uniform(0.5, 1) * backoff)
+        return poll
