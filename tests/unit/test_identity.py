@@ -67,7 +67,8 @@ def test_missing_key_is_an_error_and_makes_no_file(tmp_path: Path) -> None:
     with pytest.raises(IdentityError) as caught:
         identity.load(path)
     assert str(caught.value) == (
-        f"identity missing: {path}: no such file; restore the key from its backup, or run `hivewright enrol` for a new node"
+        f"identity missing: {path}: no such file; "
+        "restore the key from its backup, or run `hivewright enrol` for a new node"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,202 @@
+"""The libp2p daemon: restarted with the same identity and address, obeys its time-out, never outlives its worker."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Lab, make_groups, wait_until
+
+from worker.errors import ResourceError
+from worker.swarm import daemon
+from worker.swarm.exchange import Swarm
+
+
+def children(pid: int) -> list[int]:
+    """Our p2pd processes (and the moment before they are p2pd), by parent."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                command = (entry / "cmdline").read_bytes()
+            except (OSError, IndexError):
+                continue
+            if parent == pid and b"p2pd" in command:
+                found.append(int(entry.name))
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def pid_of(swarm: Swarm) -> int:
+    current = swarm._network._daemon
+    return current.pid if current is not None else 0
+
+
+def test_killed_daemon_comes_back_as_the_same_peer_at_the_same_address(lab: Lab) -> None:
+    lab.bootnode()
+    victim, other = lab.peer("a"), lab.peer("b")
+    wait_until(lambda: victim.status().peers_known == other.status().peers_known == 1, 15, "both know each other")
+    before = victim.status()
+    for round in (1, 2):
+        killed = pid_of(victim)
+        os.kill(killed, signal.SIGKILL)
+        for swarm in (victim, other):
+            swarm.publish(round, make_groups(swarm.status().peer_id, round))
+        wait_until(lambda killed=killed: pid_of(victim) not in (0, killed), 15, "the daemon is back")  # type: ignore[misc]
+        after = victim.status()
+        assert (after.peer_id, after.addresses) == (before.peer_id, before.addresses)
+        assert len(victim.collect(round, 9).groups) == 9
+        assert len(other.collect(round, 9).groups) == 9
+    assert victim.status().daemon_restarts == 2
+    assert "libp2p daemon ended with -9" in str(victim.status().last_error)
+
+
+def test_collect_goes_on_while_the_daemon_is_killed(lab: Lab) -> None:
+    lab.bootnode()
+    victim, other = lab.peer("a"), lab.peer("b")
+    wait_until(lambda: victim.status().peers_known == 1, 15, "a knows b")
+    other.publish(1, make_groups(other.status().peer_id, 1))
+    os.kill(pid_of(victim), signal.SIGKILL)
+    started = time.monotonic()
+    victim.collect(1, 9)  # what it brings depends on the moment
+    assert time.monotonic() - started < 7
+    wait_until(lambda: len(victim.collect(1, 9).groups) == 9, 20, "a gets b's groups again")
+
+
+def test_peer_that_is_cut_off_without_a_word_is_noticed_and_found_again(lab: Lab) -> None:
+    bootnode = lab.bootnode()
+    stays, hangs = lab.peer("a"), lab.peer("b")
+    wait_until(lambda: stays.status().peers_known == hangs.status().peers_known == 1, 15, "both know each other")
+    frozen = [pid_of(hangs), bootnode._daemon.pid]  # type: ignore[union-attr]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        assert stays.collect(1, 9).heard == ()
+        assert time.monotonic() - started < 7
+        assert stays.status().state == "training-alone"
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: stays.status().state == "connected", 20, "they are connected again")
+    hangs.publish(2, make_groups(hangs.status().peer_id, 2))
+    assert len(stays.collect(2, 9).groups) == 9
+
+
+def test_close_ends_the_daemon_and_its_folder(lab: Lab) -> None:
+    swarm = lab.peer("a")
+    wait_until(lambda: pid_of(swarm) != 0, 30, "the daemon runs")
+    pid, folder = pid_of(swarm), swarm._network._daemon._folder  # type: ignore[union-attr]
+    swarm.close()
+    assert not is_running(pid)
+    assert not folder.exists()
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from worker import settings
+from worker.swarm.network import Network
+folder = Path(sys.argv[1])
+network = Network(settings.Swarm(host="127.0.0.1"), folder / "swarm.pem", folder)
+network.start()
+while not network.is_up:
+    time.sleep(0.05)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_daemon_dies_with_a_killed_worker(lab: Lab) -> None:
+    folder = lab.folder("a")
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "up\n"
+        [pid] = children(worker.pid)
+        control = Path(f"/proc/{pid}/cmdline").read_bytes().decode().partition("-listen=/unix")[2].partition("\0")[0]
+        worker.kill()
+        worker.wait(10)
+        wait_until(lambda: not is_running(pid), 5, "p2pd is gone")
+        shutil.rmtree(Path(control).parent)  # nobody was left to do that
+    finally:
+        worker.kill()
+        worker.wait(10)
+        if worker.stdout is not None:
+            worker.stdout.close()
+
+
+def test_start_does_not_wait_and_the_time_out_is_obeyed(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "p2pd"
+    slow.write_text("#!/bin/sh\nexec sleep 30\n")
+    slow.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(daemon, "P2PD", slow)
+        started = time.monotonic()
+        swarm = lab.peer("a", startup_timeout_seconds=1.0)
+        assert time.monotonic() - started < 0.5
+        assert swarm.status().state == "starting"
+        assert swarm.collect(1, 4).heard == ()
+        wait_until(lambda: swarm.status().last_error is not None, 4, "the time-out is reported")
+        assert swarm.status().last_error == (
+            "libp2p daemon: not ready after 1 s (swarm.startup_timeout_seconds); trying again"
+        )
+        assert swarm.status().state == "training-alone"
+    wait_until(lambda: swarm.status().addresses != (), 20, "it comes up in the end")
+
+
+def test_daemon_that_fails_at_once_is_reported_with_its_own_words(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "p2pd"
+    broken.write_text("#!/bin/sh\necho no room for a socket\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(daemon, "P2PD", broken)
+    swarm = lab.peer("a")
+    wait_until(lambda: swarm.status().last_error is not None, 10, "the failure is reported")
+    assert swarm.status().last_error == "libp2p daemon ended with 3: no room for a socket"
+
+
+def test_fixed_port_that_is_in_use_is_an_error(lab: Lab) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ResourceError) as caught:
+            lab.peer("a", port=port)
+    assert str(caught.value) == (
+        f"port {port} (swarm.port): already in use on 127.0.0.1; free it or set another, 0 lets the kernel choose"
+    )
+
+
+def test_address_of_no_interface_is_an_error(lab: Lab) -> None:
+    with pytest.raises(ResourceError, match=r"port 4001 \(swarm.port\): Cannot assign requested address on 192.0.2.1"):
+        lab.peer("a", host="192.0.2.1", port=4001)
+
+
+def test_remembered_port_that_is_taken_is_given_up(lab: Lab) -> None:
+    swarm = lab.peer("a")
+    wait_until(lambda: (lab.folder("a") / "peers.json").exists(), 15, "the port is remembered")
+    port = swarm._network._port
+    swarm.close()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        again = lab.peer("a")
+        wait_until(lambda: again._network.is_up, 15, "it is up at another port")
+        assert again._network._port not in (0, port)

@@ -1,0 +1,181 @@
+"""Membership through the DHT alone, and what strangers can't do to it."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from hivemind.dht.routing import DHTID
+from hivemind.p2p import PeerID
+from hivemind.proto import dht_pb2
+from hivemind.utils import MSGPackSerializer
+
+from worker.swarm import dht, identity, wire
+from worker.swarm.daemon import Daemon
+from worker.swarm.dht import Membership, bucket_of
+
+
+class Node:
+    """A daemon and its DHT node."""
+
+    def __init__(self, me: identity.Identity, daemon: Daemon, membership: Membership) -> None:
+        self.me, self.daemon, self.membership = me, daemon, membership
+
+    def record(self, who: identity.Identity | None = None, life: int = 60) -> wire.Member:
+        now = int(time.time())
+        return wire.seal_member(who or self.me, self.daemon.addresses, 0, now, now + life)
+
+    async def names(self, seed: int = 1) -> set[str]:
+        return {m.peer_id for m in await self.membership.read(random.Random(seed))}
+
+
+def run(tmp_path: Path, count: int, scenario: Callable[[list[Node]], Awaitable[None]]) -> None:
+    """`scenario` with `count` nodes that all know the first one."""
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            nodes: list[Node] = []
+            for i in range(count):
+                me = identity.create(tmp_path / f"key{i}")
+                daemon = await Daemon.start(tmp_path / f"key{i}", "127.0.0.1", 0, (), 30)
+                stack.push_async_callback(daemon.stop)
+                membership = await Membership.start(daemon, 30)
+                stack.push_async_callback(membership.close)
+                nodes.append(Node(me, daemon, membership))
+            for node in nodes[1:]:
+                await node.daemon.connect(nodes[0].me.peer_id, nodes[0].daemon.addresses, 5)
+                assert await node.membership.meet(nodes[0].me.peer_id)
+                await node.membership.look_around()
+            async with asyncio.timeout(60):
+                await scenario(nodes)
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(main())
+
+
+async def store(sender: Node, target: Node, key: str, subkey: bytes, value: bytes, expires: float) -> bool:
+    """A raw store request, as a stranger would send it. False also if the target does not answer."""
+    request = dht_pb2.StoreRequest(
+        keys=[DHTID.generate(key).to_bytes()],
+        subkeys=[subkey],
+        values=[value],
+        expiration_time=[expires],
+        in_cache=[False],
+        peer=sender.membership._node.protocol.node_info,
+    )
+    stub = sender.membership._node.protocol.get_stub(PeerID.from_base58(target.me.peer_id))
+    try:
+        response: Any = await stub.rpc_store(request, timeout=3)
+    except Exception:  # noqa: BLE001 - whatever the stranger sees; what counts is the target
+        return False
+    return bool(response.store_ok[0])
+
+
+def test_members_are_found_through_the_dht_alone(tmp_path: Path) -> None:
+    async def scenario(nodes: list[Node]) -> None:
+        for node in nodes[1:]:
+            await node.membership.announce(node.record())
+        for node in nodes:
+            assert await node.names() == {n.me.peer_id for n in nodes[1:]}
+
+    run(tmp_path, 4, scenario)
+
+
+def test_full_bucket_sends_members_one_level_deeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dht, "BUCKET_SIZE", 4)
+    members = [identity.create(tmp_path / f"member{i}") for i in range(16)]
+
+    async def scenario(nodes: list[Node]) -> None:
+        for i, member in enumerate(members):
+            announcer = nodes[i % 2].membership
+            announcer._depth = 0
+            await announcer.announce(nodes[0].record(member))
+        top = await nodes[0].membership._read(0, 0)
+        assert {m.peer_id for m in top} == {m.peer_id for m in members[:4]}
+        for depth, bucket in ((1, b) for b in range(dht.FAN_OUT)):
+            for member in await nodes[0].membership._read(depth, bucket):
+                assert bucket_of(member.peer_id, depth) == bucket
+        assert nodes[1].membership._depth >= 1
+        nodes[1].membership._depth = 1
+        found = set().union(*[await nodes[1].names(seed) for seed in range(40)])
+        assert found == {m.peer_id for m in members}
+
+    run(tmp_path, 2, scenario)
+
+
+def test_only_genuine_records_are_stored(tmp_path: Path) -> None:
+    async def scenario(nodes: list[Node]) -> None:
+        good, liar = nodes
+        record, top = liar.record(), dht._key(0, 0)
+        value, subkey = msgpack.packb(record.sealed), msgpack.packb(record.peer_id)
+        bad = bytearray(value)
+        bad[-1] ^= 1
+        lasting = liar.record(life=10 * 86_400)
+        wrong_bucket = dht._key(1, (bucket_of(record.peer_id, 1) + 1) % dht.FAN_OUT)
+        expires = float(record.expires)
+        cases = {
+            "forged": (top, subkey, bytes(bad), expires),
+            "other subkey": (top, msgpack.packb(good.me.peer_id), value, expires),
+            "other expiry": (top, subkey, value, expires + 600),
+            "for ever": (top, subkey, msgpack.packb(lasting.sealed), float(lasting.expires)),
+            "other bucket": (wrong_bucket, subkey, value, expires),
+            "other key": ("somebody else's", subkey, value, expires),
+            "no subkey": (top, MSGPackSerializer.dumps(None), value, expires),
+            "10 MB": (top, subkey, b"x" * (10 << 20), expires),
+            "1 MB": (top, subkey, b"x" * (1 << 20), expires),
+        }
+        for name, case in cases.items():
+            assert not await store(liar, good, *case), name
+        assert len(good.membership._node.protocol.storage) == 0
+        assert await store(liar, good, top, subkey, value, expires)
+        assert await good.names() == {record.peer_id}
+
+    run(tmp_path, 2, scenario)
+
+
+def test_value_that_nests_extensions_does_not_end_the_process(tmp_path: Path) -> None:
+    """hivemind's own decoder recurses for each level: 12 KB overflow the stack, and the process is gone."""
+    nested = msgpack.packb(1)
+    for _ in range(3000):
+        nested = msgpack.packb(msgpack.ExtType(0x40, nested))
+
+    async def scenario(nodes: list[Node]) -> None:
+        good, liar = nodes
+        top, expires = dht._key(0, 0), time.time() + 60
+        assert not await store(liar, good, top, b"", nested, expires)  # as a whole dictionary
+        assert not await store(liar, good, top, nested, b"\xc4\x00", expires)  # as a subkey
+        record = liar.record()
+        await liar.membership.announce(record)
+        assert await good.names() == {record.peer_id}
+
+    run(tmp_path, 2, scenario)
+
+
+def test_bucket_has_a_hard_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dht, "BUCKET_HARD_LIMIT", 5)
+
+    async def scenario(nodes: list[Node]) -> None:
+        good, liar = nodes
+        accepted = []
+        for i in range(8):
+            record = liar.record(identity.create(tmp_path / f"sybil{i}"))
+            value, subkey = msgpack.packb(record.sealed), msgpack.packb(record.peer_id)
+            accepted.append(await store(liar, good, dht._key(0, 0), subkey, value, float(record.expires)))
+        assert accepted == [True] * 5 + [False] * 3
+
+    run(tmp_path, 2, scenario)
+
+
+def test_dead_daemon_is_noticed_and_the_reason_kept(tmp_path: Path) -> None:
+    async def scenario(nodes: list[Node]) -> None:
+        nodes[0].daemon._process.kill()
+        async with asyncio.timeout(5):
+            await nodes[0].daemon.died.wait()
+        assert "libp2p daemon ended with -9" in nodes[0].daemon.death_notice
+
+    run(tmp_path, 1, scenario)

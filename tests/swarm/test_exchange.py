@@ -1,0 +1,151 @@
+"""Honest peers: they find each other, exchange, go on alone, and come back."""
+
+import threading
+import time
+
+import pytest
+from conftest import Lab, make_groups, multiaddrs, wait_until
+
+from worker.errors import IdentityError, SwarmError
+from worker.records import Collected
+from worker.swarm.exchange import Swarm
+
+
+def publish(swarm: Swarm, round: int) -> None:
+    swarm.publish(round, make_groups(swarm.status().peer_id, round))
+
+
+def collect_all(swarms: list[Swarm], round: int, want: int) -> list[Collected]:
+    results: dict[int, Collected] = {}
+    threads = [
+        threading.Thread(target=lambda i=i, s=s: results.update({i: s.collect(round, want)}))  # type: ignore[misc]
+        for i, s in enumerate(swarms)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    return [results[i] for i in range(len(swarms))]
+
+
+def test_three_nodes_find_each_other_and_exchange(lab: Lab) -> None:
+    lab.bootnode()
+    swarms = [lab.peer(name) for name in "abc"]
+    names = [s.status().peer_id for s in swarms]
+    assert {s.status().state for s in swarms} <= {"starting", "connected"}
+    seconds = wait_until(lambda: all(s.status().peers_known == 2 for s in swarms), 30, "all know all")
+    assert seconds < 8  # 1.2 s on an idle machine
+
+    for round in (7, 8):
+        for swarm in swarms:
+            publish(swarm, round)
+        for swarm, collected in zip(swarms, collect_all(swarms, round, want=18), strict=True):
+            others = sorted(set(names) - {swarm.status().peer_id})
+            assert collected.heard == tuple(others)
+            assert collected.rejected == {}
+            came = sorted((g.peer_id, g.task.index) for g in collected.groups)
+            assert came == [(p, i) for p in others for i in range(9)]
+            assert {g.rewards for g in collected.groups} == {(1.0, 0.0, 0.0, 0.0)}
+    status = swarms[0].status()
+    assert status.state == "connected"
+    assert (status.groups_fetched, status.groups_verified) == (36, 36)
+    assert status.bytes_in > 1000
+    assert status.bytes_out > 1000
+    assert status.addresses[0].endswith(f"/p2p/{status.peer_id}")
+    assert status.last_error is None
+
+
+def test_alone_is_a_state_and_late_bootnodes_are_joined(lab: Lab) -> None:
+    alone = lab.peer("a")
+    publish(alone, 1)
+    started = time.monotonic()
+    assert alone.collect(1, 4) == Collected()
+    assert time.monotonic() - started < 1
+    assert alone.status().state == "training-alone"
+
+    bootnode = lab.bootnode()
+    other = lab.peer("b")
+    alone.join_through(multiaddrs(bootnode))
+    wait_until(lambda: alone.status().peers_known == 1, 15, "a knows b")
+    publish(other, 2)
+    assert len(alone.collect(2, 9).groups) == 9
+    assert alone.status().state == "connected"
+
+
+def test_standing_request_is_answered_when_the_groups_are_ready(lab: Lab) -> None:
+    lab.bootnode()
+    early, late = lab.peer("a"), lab.peer("b")
+    wait_until(lambda: early.status().peers_known == 1, 15, "a knows b")
+    timer = threading.Timer(1.5, publish, (late, 3))
+    timer.start()
+    started = time.monotonic()
+    collected = early.collect(3, 9)
+    assert 1.4 < time.monotonic() - started < 5
+    assert len(collected.groups) == 9
+
+
+def test_round_that_a_peer_skipped_is_refused_at_once(lab: Lab) -> None:
+    lab.bootnode()
+    slow, fast = lab.peer("a"), lab.peer("b")
+    wait_until(lambda: slow.status().peers_known == 1, 15, "a knows b")
+    for round in (10, 11, 12, 13):
+        publish(fast, round)
+    assert len(slow.collect(11, 9).groups) == 9  # three rounds are kept
+    started = time.monotonic()
+    collected = slow.collect(10, 9)
+    assert time.monotonic() - started < 2
+    assert collected == Collected(heard=(fast.status().peer_id,))
+    assert slow.status().state == "connected"
+
+
+def test_peers_that_vanish_are_noticed_within_a_round_and_found_again(lab: Lab) -> None:
+    bootnode = lab.bootnode()
+    stays, leaves = lab.peer("a"), lab.peer("b")
+    wait_until(lambda: stays.status().peers_known == 1, 15, "a knows b")
+    publish(leaves, 1)
+    assert stays.collect(1, 9).heard
+    leaves.close()
+    bootnode.close()
+
+    assert stays.collect(2, 9) == Collected()
+    assert stays.status().state == "training-alone"
+    assert stays.status().peers_heard == ()
+
+    back = lab.peer("b", bootnodes=())
+    wait_until(lambda: stays.status().state == "connected", 25, "a hears b again")
+    publish(back, 3)
+    assert len(stays.collect(3, 9).groups) == 9
+
+
+def test_swarm_survives_the_loss_of_every_bootnode(lab: Lab) -> None:
+    bootnode = lab.bootnode()
+    first = [lab.peer(name) for name in "ab"]
+    wait_until(lambda: all((lab.folder(n) / "peers.json").exists() for n in "ab"), 15, "both have a peer cache")
+    wait_until(lambda: all(s.status().peers_known == 1 for s in first), 15, "both know each other")
+    wait_until(lambda: all("/p2p/" in (lab.folder(n) / "peers.json").read_text() for n in "ab"), 15, "cache is filled")
+    addresses = [s.status().addresses for s in first]
+    for part in (*first, bootnode):
+        part.close()
+
+    second = [lab.peer(name, bootnodes=()) for name in "ab"]
+    wait_until(lambda: all(s.status().peers_known == 1 for s in second), 20, "both find each other again")
+    assert [s.status().addresses for s in second] == addresses
+
+
+def test_missing_identity_stops_the_swarm_and_is_not_made(lab: Lab) -> None:
+    folder = lab.folder("a")
+    (folder / "swarm.pem").unlink()
+    with pytest.raises(IdentityError, match="identity missing"):
+        lab.peer("a")
+    assert list(folder.iterdir()) == []
+
+
+def test_use_outside_of_its_life_is_an_error(lab: Lab) -> None:
+    swarm = lab.peer("a", start=False)
+    with pytest.raises(SwarmError, match=r"start\(\) comes first"):
+        publish(swarm, 1)
+    swarm.start()
+    swarm.close()
+    swarm.close()
+    with pytest.raises(SwarmError, match="nothing after close"):
+        swarm.collect(1, 1)

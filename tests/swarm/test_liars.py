@@ -1,0 +1,271 @@
+"""One peer of two lies: it is caught within the round, and the honest one's groups come all the same."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+
+import msgpack
+import pytest
+import zstandard
+from conftest import Lab, make_groups, wait_until
+
+from worker.errors import BadRecord
+from worker.records import Group, Task, round_seed
+from worker.swarm import wire
+from worker.swarm.identity import Identity
+from worker.swarm.network import Network
+from worker.swarm.streams import Stream
+from worker.swarm.wire import Ask, Kind
+
+Lie = Callable[[Identity, Ask, Stream], Awaitable[None]]
+
+
+class LiarFirst(random.Random):
+    """Draws the liar before anybody else, so that no run is lucky."""
+
+    liar = ""
+
+    def choice(self, seq):  # type: ignore[no-untyped-def]
+        return self.liar if self.liar in seq else super().choice(seq)
+
+
+class Stage:
+    """An honest asker and an honest server, and a liar between them that is another one in each test."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        lab.announce_every_seconds = 3.0  # the liars that went are to be forgotten soon
+        lab.bootnode()
+        self.asker = lab.peer("asker", peers_per_round=1, collect_timeout_seconds=6.0)
+        self.honest = lab.peer("honest")
+        self.rng = LiarFirst(1)
+        self.asker._network.rng = self.rng
+        self.round = 100
+        self.num_liars = 0
+        self.liar: Network | None = None
+        wait_until(lambda: self.asker.status().peers_known == 1, 15, "the honest ones know each other")
+
+    def bring(self, lie: Lie) -> Network:
+        async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
+            await lie(liar.identity, ask, stream)
+
+        self.num_liars += 1
+        liar = self.liar = self.lab.network(f"liar{self.num_liars}", on_ask=on_ask)
+        self.rng.liar = liar.identity.peer_id
+        wait_until(lambda: bool(self.asker._network.peers.addresses(self.rng.liar)), 15, "the liar is known")
+        return liar
+
+    def send_away(self) -> None:
+        if self.liar is not None:
+            self.liar.close()
+            self.asker._network.peers.failed(self.rng.liar)
+            self.liar = None
+
+    def set(self, **changes: object) -> None:
+        self.asker._swarm = self.asker._swarm.model_copy(update=changes)
+
+    def publish(self) -> None:
+        """A new round of the honest one."""
+        self.round += 1
+        self.honest.publish(self.round, make_groups(self.honest.status().peer_id, self.round))
+
+    def collect(self) -> dict[str, int]:
+        """Ask everybody; the honest one's groups must come, in time. Returns what was rejected."""
+        started = time.monotonic()
+        collected = self.asker.collect(self.round, 9)
+        assert sum(g.peer_id == self.honest.status().peer_id for g in collected.groups) == 9
+        assert time.monotonic() - started < 5.5
+        assert self.asker.status().state == "connected"
+        return collected.rejected
+
+
+@pytest.fixture(scope="module")
+def stage(module_lab: Lab) -> Stage:
+    return Stage(module_lab)
+
+
+@pytest.fixture(autouse=True)
+def next_round(stage: Stage) -> Iterator[None]:
+    stage.publish()
+    yield
+    stage.send_away()
+
+
+def send_groups(change: Callable[[list[Group], str, int], list[Group]]) -> Lie:
+    async def lie(me: Identity, ask: Ask, stream: Stream) -> None:
+        groups = change(make_groups(me.peer_id, ask.round), me.peer_id, ask.round)
+        await stream.send(wire.encode_frame(Kind.GROUPS, wire.seal_groups(me, ask.round, groups)))
+
+    return lie
+
+
+def change_task(**changes: object) -> Lie:
+    return send_groups(lambda groups, _, __: [replace(g, task=replace(g.task, **changes)) for g in groups])  # type: ignore[arg-type]
+
+
+def seal(me: Identity, body: bytes) -> bytes:
+    return msgpack.packb([me.public_key, me.sign(b"hivewright/groups/1\n" + body), body])
+
+
+async def lie_with_signature(me: Identity, ask: Ask, stream: Stream) -> None:
+    sealed = bytearray(wire.seal_groups(me, ask.round, make_groups(me.peer_id, ask.round)))
+    sealed[-1] ^= 1
+    await stream.send(wire.encode_frame(Kind.GROUPS, bytes(sealed)))
+
+
+async def lie_with_bomb(me: Identity, ask: Ask, stream: Stream) -> None:
+    await stream.send(wire.encode_frame(Kind.GROUPS, seal(me, zstandard.compress(bytes(300 << 20)))))
+
+
+async def lie_with_replay(me: Identity, ask: Ask, stream: Stream) -> None:
+    old = wire.seal_groups(me, ask.round - 1, make_groups(me.peer_id, ask.round - 1))
+    await stream.send(wire.encode_frame(Kind.GROUPS, old))
+
+
+async def lie_with_size(me: Identity, ask: Ask, stream: Stream) -> None:
+    await stream.send(wire.encode_frame(Kind.GROUPS, bytes(10 << 20)))
+
+
+async def lie_with_garbage(me: Identity, ask: Ask, stream: Stream) -> None:
+    await stream.send(b"GET / HTTP/1.1\r\n\r\n")
+
+
+async def lie_with_wrong_kind(me: Identity, ask: Ask, stream: Stream) -> None:
+    await stream.send(wire.encode_peers([]))
+
+
+async def lie_with_newer_version(me: Identity, ask: Ask, stream: Stream) -> None:
+    frame = bytearray(wire.encode_frame(Kind.GROUPS, b""))
+    frame[2] = wire.VERSION + 1
+    await stream.send(bytes(frame))
+
+
+async def lie_with_waits(me: Identity, ask: Ask, stream: Stream) -> None:
+    await stream.send(wire.encode_frame(Kind.WAIT, b"") * 1000)
+    await asyncio.sleep(5)
+
+
+async def end_in_the_middle(me: Identity, ask: Ask, stream: Stream) -> None:
+    header = wire.encode_frame(Kind.GROUPS, b"")[:4] + (1000).to_bytes(4, "big")
+    await stream.send(header + b"x" * 500)
+
+
+async def say_nothing(me: Identity, ask: Ask, stream: Stream) -> None:
+    await asyncio.sleep(20)
+
+
+async def promise(me: Identity, ask: Ask, stream: Stream) -> None:
+    await stream.send(wire.encode_frame(Kind.WAIT, b""))
+    await asyncio.sleep(20)
+
+
+async def trickle(me: Identity, ask: Ask, stream: Stream) -> None:
+    groups = wire.seal_groups(me, ask.round, make_groups(me.peer_id, ask.round))
+    await stream.send(wire.encode_frame(Kind.WAIT, b""))
+    for byte in wire.encode_frame(Kind.GROUPS, groups):
+        await stream.send(bytes([byte]))
+        await asyncio.sleep(0.1)
+
+
+LIES = {
+    "seed": change_task(seed=5),
+    "index": send_groups(lambda groups, _, __: [replace(groups[0], task=replace(groups[0].task, index=10**6))]),
+    "num-completions": send_groups(lambda groups, _, __: [replace(g, completions=("one",)) for g in groups]),
+    "too-large": send_groups(lambda groups, _, __: [replace(g, completions=("x" * 20_000, "y")) for g in groups]),
+    "duplicate": send_groups(lambda groups, _, __: [groups[0]] * 5),
+    "signature": lie_with_signature,
+    "round": lie_with_replay,
+    "malformed": lie_with_garbage,
+    "version": lie_with_newer_version,
+    "flood": lie_with_waits,
+}
+
+
+INSTEAD = {"signature", "round", "malformed", "version", "flood", "too-large"}
+"""Lies that cost the whole message, so that another peer is asked in the liar's place."""
+
+
+@pytest.mark.parametrize("reason", LIES)
+def test_lie_is_caught_and_another_peer_is_drawn(stage: Stage, reason: str) -> None:
+    liar = stage.bring(LIES[reason])
+    stage.set(peers_per_round=2 if reason == "duplicate" else 1)
+    before = stage.asker.status().rejected.get(reason, 0)
+    collected = stage.asker.collect(stage.round, 100)
+    if reason in INSTEAD:
+        assert {g.peer_id for g in collected.groups} == {stage.honest.status().peer_id}
+    assert set(collected.rejected) == {reason}
+    status = stage.asker.status()
+    assert status.rejected[reason] == before + collected.rejected[reason]
+    assert status.rejected_by_peer[liar.identity.peer_id] == collected.rejected[reason]
+
+
+@pytest.mark.parametrize("lie", [lie_with_bomb, lie_with_size, lie_with_wrong_kind])
+def test_hostile_message_costs_only_its_sender(stage: Stage, lie: Lie) -> None:
+    stage.set(peers_per_round=1)
+    stage.bring(lie)
+    assert set(stage.collect()) <= {"too-large", "malformed"}
+
+
+@pytest.mark.parametrize("lie", [end_in_the_middle, say_nothing, promise, trickle])
+def test_slow_or_broken_peer_is_replaced(stage: Stage, lie: Lie) -> None:
+    stage.set(peers_per_round=1)
+    liar = stage.bring(lie)
+    assert stage.collect() == {}
+    heard = liar.identity.peer_id in stage.asker.status().peers_heard
+    assert heard == (lie in (promise, trickle))
+
+
+def test_sender_that_keeps_lying_is_no_longer_asked(stage: Stage) -> None:
+    asked = []
+
+    async def lie(me: Identity, ask: Ask, stream: Stream) -> None:
+        asked.append(ask.round)
+        await lie_with_replay(me, ask, stream)
+
+    stage.set(peers_per_round=1)
+    stage.bring(lie)
+    first = stage.round
+    for _ in range(5):
+        stage.collect()
+        stage.publish()
+    assert asked == [first, first + 1]
+
+
+def test_task_that_only_the_sender_knows_is_dropped_without_blame(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def question(task: Task) -> str:
+        if task.family == "poetry":
+            raise BadRecord("unknown-task", "poetry: not in this node's mix")
+        return "?"
+
+    monkeypatch.setattr(stage.asker._verifier._tasks, "question", question)
+    stage.set(peers_per_round=2)
+    liar = stage.bring(change_task(family="poetry"))
+    for _ in range(3):
+        collected = stage.asker.collect(stage.round, 100)
+        assert collected.rejected == {"unknown-task": 9}
+        assert len(collected.groups) == 9
+    assert not stage.asker._network.peers.is_quarantined(liar.identity.peer_id)
+
+
+def test_scorer_that_hangs_on_one_sender_leaves_time_for_the_others(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, slow_seeds = stage.asker._verifier._tasks.score, set()
+
+    def slow_score(task: Task, completions: Sequence[str]) -> list[float]:
+        if task.seed in slow_seeds:
+            time.sleep(6)
+        return score(task, completions)
+
+    monkeypatch.setattr(stage.asker._verifier._tasks, "score", slow_score)
+    stage.set(peers_per_round=1, collect_timeout_seconds=4.0)
+    liar = stage.bring(send_groups(lambda groups, _, __: groups[:1]))
+    slow_seeds.add(round_seed(liar.identity.peer_id, stage.round))
+    try:
+        assert stage.collect() == {"slow-to-score": 1}
+    finally:
+        stage.set(collect_timeout_seconds=6.0)

@@ -1,0 +1,110 @@
+"""What strangers may ask of a node: hostile and newer requests are refused with a reason, floods are limited."""
+
+import asyncio
+
+import pytest
+from conftest import Lab, make_groups, wait_until
+
+from worker.swarm import wire
+from worker.swarm.exchange import Swarm
+from worker.swarm.network import Network
+from worker.swarm.streams import MAX_REQUESTS_PER_PEER, MAX_STREAMS, MAX_STREAMS_PER_PEER, Admission
+from worker.swarm.wire import Kind, Refused
+
+
+@pytest.fixture(scope="module")
+def server(module_lab: Lab) -> Swarm:
+    module_lab.bootnode()
+    server = module_lab.peer("server")
+    server.publish(1, make_groups(server.status().peer_id, 1))
+    return server
+
+
+@pytest.fixture(scope="module")
+def stranger(module_lab: Lab, server: Swarm) -> Network:
+    return bring_stranger(module_lab, "stranger")
+
+
+def bring_stranger(lab: Lab, name: str) -> Network:
+    stranger = lab.network(name)
+    wait_until(lambda: len(stranger.peers) >= 1, 15, "the stranger knows the server")
+    return stranger
+
+
+def ask(stranger: Network, server: Swarm, request: bytes) -> tuple[Kind, bytes]:
+    """Send raw bytes to the server; its first frame, or the exception that it is."""
+
+    async def converse() -> tuple[Kind, bytes]:
+        async with stranger.stream(server.status().peer_id) as stream, asyncio.timeout(10):
+            await stream.send(request)
+            return await stream.receive(wire.MAX_FRAME_BYTES)
+
+    return stranger.call(converse(), 15)
+
+
+def newer(frame: bytes) -> bytes:
+    return frame[:2] + bytes([wire.VERSION + 1]) + frame[3:]
+
+
+@pytest.mark.parametrize(
+    ("reason", "request_bytes"),
+    [
+        ("version", newer(wire.encode_frame(Kind.HELLO, b""))),
+        ("malformed", b"GET / HTTP/1.1\r\n\r\n"),
+        ("malformed", wire.encode_frame(Kind.HELLO, b"no record")),
+        ("malformed", wire.encode_ask(1, 5, b"")),
+        ("malformed", wire.encode_frame(Kind.GROUPS, b"")),
+        ("malformed", wire.encode_frame(Kind.ASK, b"\x93" * 2000)),
+        ("too-large", wire.encode_frame(Kind.ASK, b"x" * 10_000_000)),
+    ],
+    ids=["newer", "http", "no-record", "anonymous", "wrong-kind", "nested", "10MB"],
+)
+def test_bad_request_is_refused_with_a_reason(
+    server: Swarm, stranger: Network, reason: str, request_bytes: bytes
+) -> None:
+    with pytest.raises(Refused) as caught:
+        ask(stranger, server, request_bytes)
+    assert caught.value.reason == reason
+
+
+def test_record_of_somebody_else_is_refused(server: Swarm, stranger: Network) -> None:
+    theirs = server._network.member().sealed
+    with pytest.raises(Refused, match="another peer as its own") as caught:
+        ask(stranger, server, wire.encode_ask(1, 5, theirs))
+    assert caught.value.reason == "sender"
+
+
+def test_flood_is_limited_and_others_are_served(module_lab: Lab, server: Swarm) -> None:
+    refusals, flooder = [], bring_stranger(module_lab, "flooder")
+    hello = wire.encode_frame(Kind.HELLO, flooder.member().sealed)
+    for _ in range(MAX_REQUESTS_PER_PEER + 10):
+        try:
+            ask(flooder, server, hello)
+        except Refused as refusal:
+            refusals.append(refusal.reason)
+    assert len(refusals) >= 10
+    assert set(refusals) == {"flood"}
+    other = bring_stranger(module_lab, "polite")
+    assert ask(other, server, wire.encode_frame(Kind.HELLO, other.member().sealed))[0] is Kind.PEERS
+
+
+def test_request_that_never_comes_is_given_up(server: Swarm, stranger: Network) -> None:
+    with pytest.raises((EOFError, OSError)):
+        ask(stranger, server, b"hw\x01")
+    wait_until(lambda: not server._network._admission._open, 10, "the server has no open streams")
+
+
+def test_admission_counts_all_and_each() -> None:
+    admission = Admission()
+    with admission.admitted("a"), admission.admitted("a"), admission.admitted("a"), admission.admitted("a"):
+        assert MAX_STREAMS_PER_PEER == 4
+        refusal = admission.refusal("a")
+        assert refusal is not None
+        assert refusal[0] == "flood"
+        assert admission.refusal("b") is None
+    assert admission.refusal("a") is None
+    for i in range(MAX_STREAMS):
+        admission._open[f"peer{i}"] = 1
+    refusal = admission.refusal("b")
+    assert refusal is not None
+    assert refusal[0] == "full"

@@ -1,0 +1,321 @@
+"""The decoders: what is sealed opens, everything else is a BadRecord and nothing else, with bounded memory."""
+
+import asyncio
+import contextlib
+import tracemalloc
+from pathlib import Path
+
+import msgpack
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from worker.errors import BadRecord
+from worker.records import Group, Task
+from worker.swarm import identity, wire
+from worker.swarm.wire import Kind, Limits, Refused
+
+LIMITS = Limits(num_groups=8, num_completions=4, completion_bytes=200)
+FUZZ = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+GROUPS = (
+    Group(Task("sum", "c0ffee", 7, 0), ("1", "zwei", "\x1b[31m3")),
+    Group(Task("sum", "c0ffee", 7, 1), ("", "\u00e9" * 100)),
+)
+ADDRESSES = ("/ip4/192.0.2.1/tcp/38000", "/dns4/example.org/udp/1/quic-v1")
+
+
+@pytest.fixture(scope="module")
+def me(tmp_path_factory: pytest.TempPathFactory) -> identity.Identity:
+    return identity.create(tmp_path_factory.mktemp("wire") / "key")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> identity.Identity:
+    return identity.create(tmp_path_factory.mktemp("wire") / "key")
+
+
+def read(data: bytes, max_bytes: int = 10_000) -> tuple[Kind, bytes]:
+    async def feed() -> tuple[Kind, bytes]:
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        return await wire.read_frame(reader, max_bytes)
+
+    return asyncio.run(feed())
+
+
+def seal(me: identity.Identity, body: bytes, domain: bytes = b"hivewright/groups/1\n") -> bytes:
+    return msgpack.packb([me.public_key, me.sign(domain + body), body])
+
+
+def seal_rows(me: identity.Identity, rows: object, round: object = 3) -> bytes:
+    return seal(me, zstandard.compress(msgpack.packb([me.peer_id, round, rows])))
+
+
+def test_groups_survive_the_way(me: identity.Identity) -> None:
+    sealed = wire.seal_groups(me, 3, GROUPS)
+    assert wire.open_groups(sealed, me.peer_id, 3, LIMITS) == GROUPS
+
+
+def test_no_groups_survive_the_way(me: identity.Identity) -> None:
+    assert wire.open_groups(wire.seal_groups(me, 0, ()), me.peer_id, 0, LIMITS) == ()
+
+
+def test_member_survives_the_way(me: identity.Identity) -> None:
+    member = wire.seal_member(me, ADDRESSES, -1, 1000, 1180)
+    assert wire.open_member(member.sealed) == member
+    assert member.addresses == ADDRESSES
+
+
+def test_member_with_the_longest_addresses_is_read(me: identity.Identity) -> None:
+    addresses = [f"/dns/{'a' * 240}{i}/tcp/1" for i in range(12)]
+    member = wire.seal_member(me, addresses, 2**62, 2**40, 2**40)
+    assert len(wire.open_member(member.sealed).addresses) == wire.MAX_ADDRESSES
+
+
+def test_ask_and_peers_survive_the_way(me: identity.Identity) -> None:
+    kind, payload = read(wire.encode_ask(5, 60, b"record"))
+    assert (kind, wire.decode_ask(payload)) == (Kind.ASK, wire.Ask(5, 60, b"record"))
+    kind, payload = read(wire.encode_peers([b"a"] * 20))
+    assert (kind, wire.decode_peers(payload)) == (Kind.PEERS, [b"a"] * wire.MAX_PEERS)
+
+
+def test_typical_round_takes_little_on_the_wire(me: identity.Identity) -> None:
+    groups = [
+        Group(Task("sum", "x", 7, i), tuple(f"Let me think {i * j}. {i} + {j} = {i + j}. " * 16 for j in range(8)))
+        for i in range(9)
+    ]
+    assert len(wire.seal_groups(me, 1, groups)) < 13_000
+
+
+@pytest.mark.parametrize(
+    ("reason", "round", "limits"),
+    [
+        ("round", 4, LIMITS),
+        ("too-large", 3, Limits(1, 4, 200)),
+        ("too-large", 3, Limits(8, 2, 200)),
+        ("too-large", 3, Limits(8, 4, 199)),
+    ],
+)
+def test_groups_outside_of_what_was_asked_for_are_refused(
+    me: identity.Identity, reason: str, round: int, limits: Limits
+) -> None:
+    with pytest.raises(BadRecord) as caught:
+        wire.open_groups(wire.seal_groups(me, 3, GROUPS), me.peer_id, round, limits)
+    assert caught.value.reason == reason
+
+
+def test_groups_of_another_signer_are_refused(me: identity.Identity, other: identity.Identity) -> None:
+    with pytest.raises(BadRecord) as caught:
+        wire.open_groups(wire.seal_groups(other, 3, GROUPS), me.peer_id, 3, LIMITS)
+    assert caught.value.reason == "signature"
+
+
+def test_groups_that_name_another_sender_are_refused(me: identity.Identity, other: identity.Identity) -> None:
+    stolen = seal(me, zstandard.compress(msgpack.packb([other.peer_id, 3, []])))
+    with pytest.raises(BadRecord) as caught:
+        wire.open_groups(stolen, me.peer_id, 3, LIMITS)
+    assert caught.value.reason == "sender"
+
+
+def test_member_record_is_no_groups_message(me: identity.Identity) -> None:
+    body = zstandard.compress(msgpack.packb([me.peer_id, 3, []]))
+    with pytest.raises(BadRecord) as caught:
+        wire.open_groups(seal(me, body, domain=b"hivewright/member/1\n"), me.peer_id, 3, LIMITS)
+    assert caught.value.reason == "signature"
+
+
+@pytest.mark.parametrize("claim_size", [True, False])
+def test_decompression_bomb_is_refused_in_little_memory(me: identity.Identity, claim_size: bool) -> None:
+    compressor = zstandard.ZstdCompressor(write_content_size=claim_size)
+    bomb = seal(me, compressor.compress(bytes(500 << 20)))
+    assert len(bomb) < 100_000
+    tracemalloc.start()
+    with pytest.raises(BadRecord) as caught:
+        wire.open_groups(bomb, me.peer_id, 3, LIMITS)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert caught.value.reason == "too-large"
+    assert peak < 20 << 20
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        None,
+        True,
+        "rows",
+        [None],
+        [[]],
+        [["sum", "x", 7, 0]],
+        [["sum", "x", 7, 0, ["a"], "more"]],
+        [["sum", "x", 7, 0, "text"]],
+        [["sum", "x", 7, 0, [b"bytes"]]],
+        [["sum", "x", 7, 0, [1]]],
+        [["sum", "x", 7, True, ["a"]]],
+        [["sum", "x", 7, -1, ["a"]]],
+        [["sum", "x", 7.0, 0, ["a"]]],
+        [["sum", "x", 2**63, 0, ["a"]]],
+        [["sum", None, 7, 0, ["a"]]],
+        [{"family": "sum"}],
+        [["sum", "x", 7, 0, [msgpack.ExtType(5, b"x")]]],
+        [["sum", "x", 7, 0, [msgpack.Timestamp(1)]]],
+    ],
+)
+def test_wrongly_typed_groups_are_malformed(me: identity.Identity, rows: object) -> None:
+    with pytest.raises(BadRecord) as caught:
+        wire.open_groups(seal_rows(me, rows), me.peer_id, 3, LIMITS)
+    assert caught.value.reason == "malformed"
+
+
+def test_text_that_is_not_utf8_is_malformed(me: identity.Identity) -> None:
+    body = msgpack.packb([me.peer_id, 3, [["sum", "x", 7, 0, ["PLACE"]]]]).replace(b"PLACE", b"\xff\xfe\xc0\x80\xed")
+    with pytest.raises(BadRecord) as caught:
+        wire.open_groups(seal(me, zstandard.compress(body)), me.peer_id, 3, LIMITS)
+    assert caught.value.reason == "malformed"
+
+
+@pytest.mark.parametrize("opener", [b"\x91", b"\xdc\x04\x00", b"\xdd\x00\x00\x04\x00", b"\x81\xc0"])
+def test_deep_nesting_is_malformed(me: identity.Identity, opener: bytes) -> None:
+    with pytest.raises(BadRecord) as caught:
+        wire.open_groups(seal(me, zstandard.compress(opener * 200_000)), me.peer_id, 3, LIMITS)
+    assert caught.value.reason == "malformed"
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["192.0.2.1:38000"],
+        ["/ip4/192.0.2.1"],
+        ["/unix/tmp/socket"],
+        ["/ip4/192.0.2.1/tcp/38000\n"],
+        ["/ip4/192.0.2.1,/ip4/192.0.2.2/tcp/1"],
+        ["/ip4/" + "1" * 300 + "/tcp/1"],
+        [None],
+        ["/ip4/192.0.2.1/tcp/38000"] * 17,
+        None,
+    ],
+)
+def test_member_with_odd_addresses_is_refused(me: identity.Identity, addresses: object) -> None:
+    body = msgpack.packb([me.peer_id, addresses, 0, 1, 0, 0])
+    with pytest.raises(BadRecord, match=r"expected|no message"):
+        wire.open_member(seal(me, body, domain=b"hivewright/member/1\n"))
+
+
+def test_member_record_of_another_peer_is_refused(me: identity.Identity, other: identity.Identity) -> None:
+    body = msgpack.packb([other.peer_id, [], 0, 1, 0, 0])
+    with pytest.raises(BadRecord) as caught:
+        wire.open_member(seal(me, body, domain=b"hivewright/member/1\n"))
+    assert caught.value.reason == "signature"
+
+
+def test_newer_version_is_refused_with_both_versions_named() -> None:
+    newer = bytearray(wire.encode_frame(Kind.HELLO, b""))
+    newer[2] = 2
+    with pytest.raises(BadRecord, match="version 2; this node speaks 1, upgrade the older of the two") as caught:
+        read(bytes(newer))
+    assert caught.value.reason == "version"
+
+
+def test_refusal_of_a_newer_version_is_understood() -> None:
+    newer = bytearray(wire.encode_refusal("version", "version 1; this node speaks 9, upgrade the older of the two"))
+    newer[2] = 9
+    with pytest.raises(Refused, match="this node speaks 9") as caught:
+        read(bytes(newer))
+    assert caught.value.reason == "version"
+
+
+def test_frame_over_the_limit_is_refused_before_it_is_read() -> None:
+    header = wire.encode_frame(Kind.GROUPS, b"")[:4] + (4_000_000_000).to_bytes(4, "big")
+    with pytest.raises(BadRecord) as caught:
+        read(header)
+    assert caught.value.reason == "too-large"
+
+
+def check_all(data: bytes, peer_id: str) -> None:
+    """Every decoder on the same bytes; nothing but BadRecord, Refused or an early end may come out."""
+    for decode in (
+        wire.open_member,
+        wire.decode_ask,
+        wire.decode_peers,
+        lambda d: wire.open_groups(d, peer_id, 3, LIMITS),
+        read,
+    ):
+        with contextlib.suppress(BadRecord, Refused, asyncio.IncompleteReadError):
+            decode(data)
+
+
+@FUZZ
+@given(data=st.binary(max_size=300))
+def test_random_bytes_are_refused(me: identity.Identity, data: bytes) -> None:
+    check_all(data, me.peer_id)
+    check_all(b"hw\x01" + data, me.peer_id)
+
+
+@pytest.fixture(scope="module")
+def messages(me: identity.Identity) -> list[bytes]:
+    member = wire.seal_member(me, ADDRESSES, 3, 1000, 1180).sealed
+    return [
+        member,
+        wire.seal_groups(me, 3, GROUPS),
+        wire.encode_ask(3, 9, member),
+        wire.encode_ask(3, 9, member)[8:],
+        wire.encode_peers([member, member])[8:],
+        wire.encode_refusal("full", "ask somebody else"),
+    ]
+
+
+@FUZZ
+@given(
+    choice=st.integers(0, 5),
+    edits=st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=6), st.integers(0, 6)), max_size=4),
+    cut=st.none() | st.integers(0, 1000),
+)
+def test_mutated_messages_are_refused_or_read(
+    me: identity.Identity, messages: list[bytes], choice: int, edits: list[tuple[int, bytes, int]], cut: int | None
+) -> None:
+    data = messages[choice]
+    for place, replacement, removed in edits:
+        place %= len(data) + 1
+        data = data[:place] + replacement + data[place + removed :]
+    check_all(data[:cut], me.peer_id)
+
+
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats()
+values = st.recursive(
+    scalars | st.text(max_size=20) | st.binary(max_size=20),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=25,
+)
+
+
+@FUZZ
+@given(value=values, as_rows=st.booleans())
+def test_any_signed_value_is_refused_or_read(me: identity.Identity, value: object, as_rows: bool) -> None:
+    body = msgpack.packb([me.peer_id, 3, value] if as_rows else value)
+    for domain, data in ((b"hivewright/groups/1\n", zstandard.compress(body)), (b"hivewright/member/1\n", body)):
+        check_all(seal(me, data, domain), me.peer_id)
+    check_all(body, me.peer_id)
+
+
+group_lists = st.lists(
+    st.builds(
+        Group,
+        st.builds(Task, st.text(max_size=20), st.text(max_size=20), st.integers(0, 2**31), st.integers(0, 100)),
+        st.lists(st.text(max_size=40), max_size=4).map(tuple),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(groups=group_lists, round=st.integers(0, 2**62))
+def test_any_groups_survive_the_way(me: identity.Identity, groups: list[Group], round: int) -> None:
+    sealed = wire.seal_groups(me, round, groups)
+    assert wire.open_groups(sealed, me.peer_id, round, LIMITS) == tuple(groups)
+
+
+def test_nothing_is_pickled() -> None:
+    for path in Path(wire.__file__).parent.glob("*.py"):
+        assert "import pickle" not in path.read_text()

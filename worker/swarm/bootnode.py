@@ -1,0 +1,79 @@
+"""The bootnode: a place in the network that stays where it is, so that others find each other (`hivewright bootnode`).
+
+It greets, keeps membership records, and has no groups. Its identity earns nothing, so it makes its key itself.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+from worker.errors import SwarmError
+from worker.resources import lock_folder, require_port
+from worker.settings import Settings
+from worker.swarm import identity
+from worker.swarm.network import Network
+from worker.telemetry import systemd
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. When it is ready, its addresses stand in `<bootnode.state_dir>/multiaddr`, one a
+    line, those that other hosts may reach first.
+
+    Raises ResourceError if the port is taken, SwarmError if the daemon does not start in time.
+    """
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        _serve(settings, stopped)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _serve(settings: Settings, stopped: threading.Event) -> None:
+    section = settings.bootnode
+    require_port(section.host, section.port, "bootnode.port")
+    section.state_dir.mkdir(parents=True, exist_ok=True)
+    key_file, address_file = section.state_dir / "bootnode.pem", section.state_dir / "multiaddr"
+    swarm = settings.swarm.model_copy(update={"host": section.host, "port": section.port, "announce": section.announce})
+    with lock_folder(section.state_dir, "bootnode.state_dir"):
+        address_file.unlink(missing_ok=True)
+        if not key_file.exists():
+            identity.create(key_file)
+        network = Network(swarm, key_file, section.state_dir, is_member=False)
+        try:
+            network.start()
+            _wait_until_up(network, swarm.startup_timeout_seconds, stopped)
+            if not stopped.is_set():
+                _write_whole(address_file, "".join(f"{a}/p2p/{network.identity.peer_id}\n" for a in network.addresses))
+                log.info("bootnode ready file=%s", address_file)
+                systemd.ready()
+                stopped.wait()
+        finally:
+            network.close()
+
+
+def _wait_until_up(network: Network, seconds: float, stopped: threading.Event) -> None:
+    deadline = time.monotonic() + seconds
+    while not network.is_up and not stopped.wait(0.05):
+        if time.monotonic() > deadline:
+            raise SwarmError(
+                f"bootnode: not up within {seconds:g} s (swarm.startup_timeout_seconds): {network.last_error}"
+            )
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Readers see all of the text or no file."""
+    draft = path.with_name(f".{path.name}.new")
+    draft.write_text(text)
+    os.replace(draft, path)

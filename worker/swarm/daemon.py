@@ -1,0 +1,287 @@
+"""libp2p's daemon (`p2pd`, from hivemind's wheel) as our child: started, spoken to, and never left behind.
+
+The daemon dies with the process that started it, however that ends: the kernel sends it SIGKILL. It gets its bootstrap
+peers from us later (dht.py), because with `-bootstrapPeers` it gives up when none of them answers. hivemind's own way
+of starting it is not used: that starts a second daemon with a fixed time-out first, and creates a missing identity
+silently.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hivemind.p2p import PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg
+from hivemind.proto import p2pd_pb2
+from hivemind.utils.logging import use_hivemind_log_handler
+from hivemind.utils.multiaddr import Multiaddr
+
+from worker.errors import SwarmError
+
+# On import hivemind sets up a log handler of its own and renames WARNING to WARN.
+use_hivemind_log_handler("nowhere")
+logging.addLevelName(logging.WARNING, "WARNING")
+
+log = logging.getLogger(__name__)
+
+P2PD = Path(str(files("hivemind.hivemind_cli") / "p2pd"))
+CONTROL_TIMEOUT_SECONDS = 5.0
+STOP_TIMEOUT_SECONDS = 3.0
+
+# Becomes p2pd; prctl(PR_SET_PDEATHSIG, SIGKILL) first, which outlives exec. The check closes the gap before it.
+_GUARD = (
+    "import ctypes, os, sys\n"
+    "ctypes.CDLL(None).prctl(1, 9)\n"
+    "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
+    "os.execv(sys.argv[2], sys.argv[2:])\n"
+)
+
+Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Serves one incoming stream; the text is the caller's peer id, which libp2p has authenticated."""
+
+
+class Daemon:
+    """One running p2pd. Everything raises SwarmError if the daemon refuses or is gone, TimeoutError if it keeps
+    silent."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", folder: Path) -> None:
+        self._process = process
+        self._folder = folder
+        self._server: asyncio.Server | None = None
+        self._streams: set[asyncio.Task[None]] = set()
+        self._output: asyncio.Task[None] | None = None
+        self._last_line = ""
+        self._said_ready = asyncio.Event()
+        self.died = asyncio.Event()
+        self.control = f"/unix{folder}/control.sock"
+        self.peer_id = ""
+        self.addresses: tuple[str, ...] = ()
+
+    @classmethod
+    async def start(
+        cls, identity_file: Path, host: str, port: int, announce: Sequence[str], timeout_seconds: float
+    ) -> "Daemon":
+        """Start p2pd on host:port (0: the kernel chooses) and wait until it answers. Must run in a long-lived
+        thread."""
+        # 0700, and a short path: that of a socket has 108 bytes at most.
+        folder = Path(tempfile.mkdtemp(prefix="hivewright-"))
+        arguments = [
+            f"-listen=/unix{folder}/control.sock",
+            f"-id={identity_file}",
+            f"-hostAddrs={multiaddr(host, port)}",
+            "-dhtServer=1",
+            "-natPortMap=0",
+            "-autonat=0",
+            "-relayService=0",
+            "-connManager=1",
+        ]
+        if announce:
+            arguments.append(f"-announceAddrs={','.join(announce)}")
+        # The death signal is tied to the thread that forks: this one, which runs the event loop as long as the daemon.
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), str(P2PD), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={"GOLOG_LOG_LEVEL": "error"},
+            start_new_session=True,  # a Ctrl-C at the terminal is for the worker, which then stops its daemon
+        )
+        daemon = cls(process, folder)
+        output = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(output), process.stdout)
+        daemon._output = asyncio.create_task(daemon._read_output(output))
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await daemon._get_ready()
+        except TimeoutError:
+            raise SwarmError(
+                f"libp2p daemon: not ready after {timeout_seconds:g} s (swarm.startup_timeout_seconds); trying again"
+            ) from None
+        finally:
+            if not daemon.peer_id:
+                await daemon.stop()
+        return daemon
+
+    async def stop(self) -> None:
+        """End the daemon and every stream. Takes STOP_TIMEOUT_SECONDS at most."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._streams:
+            task.cancel()
+        self._process.terminate()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
+                await self.died.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self.died.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def death_notice(self) -> str:
+        """What is known about the end of a daemon that died."""
+        return f"libp2p daemon ended with {self._process.poll()}: {self._last_line or 'it said nothing'}"
+
+    async def serve(self, protocol: str, handler: Handler) -> None:
+        """Hand every incoming stream of `protocol` to `handler`, each in a task of its own."""
+        path = self._folder / "streams.sock"
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(self._handle(handler, reader, writer))
+            self._streams.add(task)
+            task.add_done_callback(self._handled)
+
+        self._server = await asyncio.start_unix_server(accept, path)
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.STREAM_HANDLER,
+            streamHandler=p2pd_pb2.StreamHandlerRequest(
+                addr=Multiaddr(f"/unix{path}").to_bytes(), proto=[protocol], balanced=False
+            ),
+        )
+        await self._call(request)
+
+    async def connect(self, peer_id: str, addresses: Sequence[str], timeout_seconds: float) -> None:
+        """Have a connection to the peer, through one of `addresses` or, without any, where libp2p's own DHT finds
+        it."""
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.CONNECT,
+            connect=p2pd_pb2.ConnectRequest(
+                peer=_peer_bytes(peer_id), addrs=_address_bytes(addresses), timeout=max(1, round(timeout_seconds))
+            ),
+        )
+        await self._call(request, timeout_seconds)
+
+    async def disconnect(self, peer_id: str) -> None:
+        """Drop the connections to the peer: the next `connect` dials anew."""
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.DISCONNECT, disconnect=p2pd_pb2.DisconnectRequest(peer=_peer_bytes(peer_id))
+        )
+        await self._call(request)
+
+    async def connected(self) -> set[str]:
+        """The peers that there is a connection with, bootnodes included."""
+        response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
+        return {PeerID(peer.id).to_base58() for peer in response.peers}
+
+    async def open_stream(
+        self, peer_id: str, protocol: str, timeout_seconds: float
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A new stream to a peer. The caller closes the writer."""
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.STREAM_OPEN,
+            streamOpen=p2pd_pb2.StreamOpenRequest(
+                peer=_peer_bytes(peer_id), proto=[protocol], timeout=max(1, round(timeout_seconds))
+            ),
+        )
+        _, reader, writer = await self._exchange(request, timeout_seconds)
+        return reader, writer
+
+    async def _get_ready(self) -> None:
+        await self._said_ready.wait()
+        if self.died.is_set():
+            raise SwarmError(self.death_notice)
+        response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
+        self.addresses = tuple(sorted((str(Multiaddr(a)) for a in response.identify.addrs), key=_is_loopback))
+        self.peer_id = PeerID(response.identify.id).to_base58()
+
+    async def _read_output(self, output: asyncio.StreamReader) -> None:
+        """Follow what the daemon says until its end, which sets `died`."""
+        rest = b""
+        while chunk := await output.read(65536):
+            *lines, rest = (rest[-65536:] + chunk).split(b"\n")
+            for line in lines:
+                text = line.decode(errors="replace").strip()
+                if text.startswith("Peer ID:"):
+                    self._said_ready.set()
+                elif text:
+                    self._last_line = text[:300]
+                    log.debug("daemon says %s", self._last_line)
+        await asyncio.to_thread(self._process.wait)
+        self.died.set()
+        self._said_ready.set()
+
+    async def _handle(self, handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            stream = p2pd_pb2.StreamInfo()
+            await read_pbmsg_safe(reader, stream)
+            await handler(PeerID(stream.peer).to_base58(), reader, writer)
+        finally:
+            writer.close()
+
+    def _handled(self, task: "asyncio.Task[None]") -> None:
+        self._streams.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("serving a stream failed", exc_info=task.exception())
+
+    async def _call(self, request: Any, timeout_seconds: float = CONTROL_TIMEOUT_SECONDS) -> Any:
+        response, _, writer = await self._exchange(request, timeout_seconds)
+        writer.close()
+        return response
+
+    async def _exchange(
+        self, request: Any, timeout_seconds: float
+    ) -> tuple[Any, asyncio.StreamReader, asyncio.StreamWriter]:
+        writer = None
+        response = p2pd_pb2.Response()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                reader, writer = await asyncio.open_unix_connection(self._folder / "control.sock")
+                await write_pbmsg(writer, request)
+                await read_pbmsg_safe(reader, response)
+            if response.type == p2pd_pb2.Response.ERROR:
+                raise SwarmError(f"libp2p: {response.error.msg}")
+            connection, writer = writer, None
+            return response, reader, connection
+        except TimeoutError:
+            raise TimeoutError(f"libp2p: no answer within {timeout_seconds:.1f} s") from None
+        except (OSError, EOFError) as error:
+            raise SwarmError(f"libp2p daemon is not there: {error}") from None
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def multiaddr(host: str, port: int) -> str:
+    """The libp2p address of a TCP port: host is an IP address or a name."""
+    for family, protocol in ((socket.AF_INET, "ip4"), (socket.AF_INET6, "ip6")):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return f"/{protocol}/{host}/tcp/{port}"
+    return f"/dns/{host}/tcp/{port}"
+
+
+def _peer_bytes(peer_id: str) -> bytes:
+    try:
+        return bytes(PeerID.from_base58(peer_id).to_bytes())
+    except ValueError:
+        raise SwarmError(f"peer id {peer_id}: not base 58") from None
+
+
+def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
+    """libp2p's form of the addresses that it understands; a stranger's odd one is left out."""
+    encoded = []
+    for address in addresses:
+        try:
+            encoded.append(bytes(Multiaddr(address).to_bytes()))
+        except (ValueError, LookupError) as error:
+            log.debug("address ignored address=%s reason=%s", address, error)
+    return encoded
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith(("/ip4/127.", "/ip6/::1/"))

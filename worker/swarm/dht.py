@@ -1,0 +1,223 @@
+"""Who is there: signed membership records in a Kademlia DHT (hivemind's `DHTNode`, in our own event loop).
+
+Records lie in buckets, each a DHT key of its own. The first has room for `BUCKET_SIZE` members; who finds a bucket full
+goes one level deeper, where there are eight times as many, chosen by a hash of the peer id. So no key grows with the
+swarm, a small swarm is read in one look-up, and a node's cost stays the same. Groups never pass through here.
+
+hivemind's node would run strangers' bytes through a recursive decoder (12 KB of them end the process) and store without
+bounds; both are replaced below.
+"""
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from functools import lru_cache
+from typing import Any
+
+import msgpack
+from hivemind.dht import DHTNode
+from hivemind.dht.crypto import RecordValidatorBase
+from hivemind.dht.protocol import DHTProtocol
+from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
+from hivemind.dht.validation import DHTRecord
+from hivemind.p2p import P2P, PeerID
+from hivemind.utils import MSGPackSerializer
+from hivemind.utils.multiaddr import Multiaddr
+
+from worker.errors import BadRecord, SwarmError
+from worker.swarm.daemon import Daemon
+from worker.swarm.wire import MAX_MEMBER_BYTES, Member, open_member
+
+log = logging.getLogger(__name__)
+
+BUCKET_SIZE = 32
+BUCKET_HARD_LIMIT = 2 * BUCKET_SIZE
+"""What a node stores of a bucket at most: nodes that start together may all see room in it."""
+FAN_OUT = 8
+MAX_DEPTH = 4
+MAX_LIFETIME_SECONDS = 86_400
+RPC_TIMEOUT_SECONDS = 3.0
+READ_TIMEOUT_SECONDS = 10.0
+
+_DICTIONARY_CODE = 0x50
+
+
+def bucket_of(peer_id: str, depth: int) -> int:
+    """The bucket of a peer at a depth: 0 to FAN_OUT**depth - 1."""
+    num_buckets: int = FAN_OUT**depth
+    return int.from_bytes(hashlib.sha256(peer_id.encode()).digest()[:8], "big") % num_buckets
+
+
+def _key(depth: int, bucket: int) -> str:
+    return f"hivewright/1/members/{depth}/{bucket}"
+
+
+@lru_cache(maxsize=1)
+def _bucket_depths() -> dict[bytes, tuple[int, int]]:
+    """All keys that may be stored, as the DHT's own ids -> (depth, bucket)."""
+    return {
+        DHTID.generate(_key(depth, bucket)).to_bytes(): (depth, bucket)
+        for depth in range(MAX_DEPTH)
+        for bucket in range(FAN_OUT**depth)
+    }
+
+
+class _FlatSerializer(MSGPackSerializer):  # type: ignore[misc]
+    """hivemind's format, without extensions inside extensions and with a bound on what is built."""
+
+    @classmethod
+    def loads(cls, buf: bytes) -> Any:
+        value = msgpack.unpackb(buf, raw=False, max_array_len=16, max_map_len=0)
+        if not isinstance(value, msgpack.ExtType):
+            return value
+        if value.code != _DICTIONARY_CODE:
+            raise ValueError(f"extension {value.code}; only dictionaries travel here")
+        _, latest, items = msgpack.unpackb(value.data, raw=False, max_array_len=BUCKET_HARD_LIMIT, max_map_len=0)
+        dictionary = DictionaryDHTValue()
+        with dictionary.freeze():
+            for key, entry, expiration in items:
+                if not (isinstance(key, str) and isinstance(entry, bytes) and isinstance(expiration, float)):
+                    raise ValueError("dictionary of something else than text, bytes and time")
+                dictionary.store(key, entry, expiration)
+        dictionary.latest_expiration_time = float(latest)
+        return dictionary
+
+
+# Before the first node is made: what its handlers decode comes from strangers.
+DHTProtocol.serializer = _FlatSerializer
+
+
+class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
+    """Keeps at most BUCKET_HARD_LIMIT members of a bucket, and never an older record over a newer one."""
+
+    def store_subkey(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
+        held = self.get(key)
+        if held is not None and isinstance(held.value, DictionaryDHTValue):
+            present = held.value.get(subkey)
+            if present is not None and present.expiration_time >= expiration_time:
+                return False
+            if present is None and len(held.value) >= BUCKET_HARD_LIMIT:
+                return False
+        return bool(super().store_subkey(key, subkey, value, expiration_time))
+
+
+class _MemberValidator(RecordValidatorBase):  # type: ignore[misc]
+    """Lets only genuine membership records into the DHT: right bucket, right owner, signed, of bounded life."""
+
+    def validate(self, record: DHTRecord) -> bool:
+        place = _bucket_depths().get(record.key)
+        if place is None or len(record.value) > MAX_MEMBER_BYTES + 8:
+            return False
+        member = _opened(bytes(record.value))
+        return (
+            member is not None
+            and record.subkey == msgpack.packb(member.peer_id)
+            and record.expiration_time == float(member.expires)
+            and member.expires <= time.time() + MAX_LIFETIME_SECONDS
+            and bucket_of(member.peer_id, place[0]) == place[1]
+        )
+
+
+@lru_cache(maxsize=1024)
+def _opened(value: bytes) -> Member | None:
+    """The member in a stored value, None if there is none. Cached: records are seen many times."""
+    try:
+        sealed = msgpack.unpackb(value, raw=False, max_array_len=0, max_map_len=0)
+        return open_member(sealed) if isinstance(sealed, bytes) else None
+    except (ValueError, msgpack.UnpackException, BadRecord) as error:
+        log.debug("membership record ignored: %s", error)
+        return None
+
+
+class Membership:
+    """Our node of the DHT, on a running daemon."""
+
+    def __init__(self, p2p: Any, node: Any, peer_id: str) -> None:
+        self._p2p = p2p
+        self._node = node
+        self._peer_id = peer_id
+        self._depth = 0
+
+    @classmethod
+    async def start(cls, daemon: Daemon, timeout_seconds: float) -> "Membership":
+        """Join with nobody yet. Raises SwarmError."""
+        p2p = None
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                p2p = await P2P.replicate(Multiaddr(daemon.control))
+                node = await DHTNode.create(
+                    p2p=p2p,
+                    node_id=DHTID.generate(daemon.peer_id),
+                    wait_timeout=RPC_TIMEOUT_SECONDS,
+                    parallel_rpc=32,
+                    record_validator=_MemberValidator(),
+                    # Records are read to learn what is new: caches would only delay that.
+                    cache_locally=False,
+                    cache_nearest=0,
+                    cache_on_store=False,
+                    cache_refresh_before_expiry=0,
+                    reuse_get_requests=False,
+                )
+        except (TimeoutError, OSError, EOFError) as error:
+            if p2p is not None:
+                await p2p.shutdown()
+            raise SwarmError(f"DHT node can't start on the libp2p daemon: {error or 'no answer in time'}") from error
+        node.protocol.storage, node.protocol.cache = _BoundedStorage(), _BoundedStorage()
+        return cls(p2p, node, daemon.peer_id)
+
+    async def close(self) -> None:
+        """Stop our node. The daemon's own end takes its handlers away."""
+        self._node.is_alive = False
+        await self._p2p.shutdown()
+
+    @property
+    def num_neighbours(self) -> int:
+        """DHT nodes that ours knows; 0: there is nobody to store with or to look up from."""
+        return len(self._node.protocol.routing_table.peer_id_to_uid)
+
+    async def meet(self, peer_id: str) -> bool:
+        """Make a peer that we are connected with a neighbour. False: it does not answer as a DHT node."""
+        return await self._node.protocol.call_ping(PeerID.from_base58(peer_id)) is not None
+
+    async def look_around(self) -> None:
+        """Fill the routing table with the nodes near to ours."""
+        async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+            await self._node.find_nearest_nodes([self._node.node_id])
+
+    async def announce(self, member: Member) -> None:
+        """Store our record in the first bucket on our path that has room. Raises TimeoutError."""
+        async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+            for depth in range(max(0, self._depth - 1), MAX_DEPTH):
+                bucket = bucket_of(member.peer_id, depth)
+                held = await self._read(depth, bucket)
+                is_ours = any(m.peer_id == member.peer_id for m in held)
+                if len(held) >= BUCKET_SIZE and depth + 1 < MAX_DEPTH and not is_ours:
+                    continue
+                await self._node.store(_key(depth, bucket), member.sealed, float(member.expires), subkey=member.peer_id)
+                self._depth = depth
+                return
+
+    async def read(self, rng: random.Random) -> list[Member]:
+        """Members from the buckets on a random path, down to the level where swarms of this size have theirs.
+
+        Raises TimeoutError. Expired records are left out by the DHT, as far as the clocks agree.
+        """
+        found: list[Member] = []
+        start = max(0, self._depth - 1)
+        async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+            for depth in range(start, MAX_DEPTH):
+                members = await self._read(depth, rng.randrange(FAN_OUT**depth))
+                found += members
+                if len(members) < BUCKET_SIZE and depth >= self._depth:
+                    break
+        return found
+
+    async def _read(self, depth: int, bucket: int) -> list[Member]:
+        result = await self._node.get(_key(depth, bucket), latest=True)
+        if result is None or not isinstance(result.value, dict):
+            return []
+        members = (_opened(msgpack.packb(entry.value)) for entry in result.value.values())
+        return [m for m in members if m is not None]

@@ -1,0 +1,84 @@
+"""One conversation with a peer, and how many of them strangers may have with us."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+
+from worker.swarm import wire
+from worker.swarm.wire import Kind
+
+MAX_STREAMS = 64
+MAX_STREAMS_PER_PEER = 4
+MAX_REQUESTS_PER_PEER = 40
+REQUEST_WINDOW_SECONDS = 10.0
+MAX_PEERS_REMEMBERED = 1024
+LINGER_SECONDS = 1.0
+
+
+class Stream:
+    """One conversation with a peer, counted."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, traffic: Counter[str]) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._traffic = traffic
+
+    async def send(self, frame: bytes) -> None:
+        self._writer.write(frame)
+        self._traffic["out"] += len(frame)
+        await self._writer.drain()
+
+    async def receive(self, max_bytes: int) -> tuple[Kind, bytes]:
+        """See wire.read_frame."""
+        kind, payload = await wire.read_frame(self._reader, max_bytes)
+        self._traffic["in"] += len(payload) + wire.HEADER_BYTES
+        return kind, payload
+
+    async def refuse(self, reason: str, explanation: str) -> None:
+        """Say why not, and take in what the other side is still sending: closing at once would lose the refusal."""
+        await self.send(wire.encode_refusal(reason, explanation))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while await self._reader.read(65536):
+                    pass
+
+    async def wait_closed(self) -> None:
+        """Until the other side ends the stream (or breaks the protocol by sending more)."""
+        with contextlib.suppress(OSError):
+            await self._reader.read(1)
+
+
+class Admission:
+    """How much strangers may ask of us at once and in a row."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+        self._recent: dict[str, deque[float]] = {}
+
+    def refusal(self, peer_id: str) -> tuple[str, str] | None:
+        """Why this peer's next stream is refused, None if it is not."""
+        now = time.monotonic()
+        recent = self._recent.setdefault(peer_id, deque(maxlen=MAX_REQUESTS_PER_PEER))
+        if len(self._recent) > MAX_PEERS_REMEMBERED:
+            since = now - REQUEST_WINDOW_SECONDS
+            self._recent = {p: r for p, r in self._recent.items() if p == peer_id or r[-1] > since}
+        if len(recent) == MAX_REQUESTS_PER_PEER and recent[0] > now - REQUEST_WINDOW_SECONDS:
+            return "flood", f"more than {MAX_REQUESTS_PER_PEER} requests in {REQUEST_WINDOW_SECONDS:g} s"
+        recent.append(now)
+        if self._open[peer_id] >= MAX_STREAMS_PER_PEER:
+            return "flood", f"{MAX_STREAMS_PER_PEER} requests of yours are open; close one first"
+        if self._open.total() >= MAX_STREAMS:
+            return "full", f"{MAX_STREAMS} requests are open; ask somebody else"
+        return None
+
+    @contextlib.contextmanager
+    def admitted(self, peer_id: str) -> Iterator[None]:
+        self._open[peer_id] += 1
+        try:
+            yield
+        finally:
+            self._open[peer_id] -= 1
+            if not self._open[peer_id]:
+                del self._open[peer_id]

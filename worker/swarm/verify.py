@@ -1,0 +1,72 @@
+"""Trust nobody: a peer's group counts only after its task was regenerated and its completions were scored here.
+
+Nothing that a peer says about a question, an answer or a reward is used; none of that even travels.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from worker import settings
+from worker.errors import BadRecord
+from worker.records import Group, ScoredGroup, Task, round_seed
+from worker.swarm.wire import Limits
+
+MIN_COMPLETIONS = 2
+"""One completion alone has no advantage over others."""
+
+
+class TaskSource(Protocol):
+    """What the environments offer to the verifier. Both raise BadRecord for a task that is not known here."""
+
+    def question(self, task: Task) -> str: ...
+
+    def score(self, task: Task, completions: Sequence[str]) -> list[float]:
+        """A reward in [0, 1] for each completion, in bounded time."""
+        ...
+
+
+class Verifier:
+    """Checks what peers sent. Slow (it scores): never called in the exchange's event loop."""
+
+    def __init__(self, tasks: TaskSource, swarm: settings.Swarm, max_group_size: int) -> None:
+        self._tasks = tasks
+        self.limits = Limits(swarm.max_groups_per_peer, max_group_size, swarm.max_completion_bytes)
+
+    def verify(self, peer_id: str, round: int, group: Group) -> ScoredGroup:
+        """The group with our own question and rewards. Raises BadRecord if anything about it does not hold."""
+        task, limits = group.task, self.limits
+        seed = round_seed(peer_id, round)
+        if task.seed != seed:
+            raise BadRecord("seed", f"task seed {task.seed} of {peer_id} in round {round}; expected {seed}")
+        if not 0 <= task.index < limits.num_groups:
+            raise BadRecord("index", f"task index {task.index}; expected 0 to {limits.num_groups - 1}")
+        if not MIN_COMPLETIONS <= len(group.completions) <= limits.num_completions:
+            raise BadRecord(
+                "num-completions",
+                f"{len(group.completions)} completions; expected {MIN_COMPLETIONS} to {limits.num_completions}",
+            )
+        longest = max(len(c.encode(errors="surrogatepass")) for c in group.completions)
+        if longest > limits.completion_bytes:
+            raise BadRecord("too-long", f"completion of {longest} bytes; at most {limits.completion_bytes} are taken")
+        question = self._tasks.question(task)
+        rewards = tuple(self._tasks.score(task, group.completions))
+        if len(rewards) != len(group.completions) or not all(math.isfinite(r) and 0 <= r <= 1 for r in rewards):
+            raise BadRecord("score", f"task {task.family} can't score these completions: {rewards}")
+        return ScoredGroup(task, question, group.completions, rewards, peer_id=peer_id)
+
+    def verify_all(
+        self, peer_id: str, round: int, groups: Sequence[Group]
+    ) -> tuple[list[ScoredGroup], list[BadRecord]]:
+        """What of a peer's groups holds, and why the rest does not. A task that comes twice counts once."""
+        scored, bad, seen = [], [], Counter[Task]()
+        for group in groups:
+            seen[group.task] += 1
+            try:
+                if seen[group.task] > 1:
+                    raise BadRecord("duplicate", f"task {group.task.family} {group.task.index} came twice")
+                scored.append(self.verify(peer_id, round, group))
+            except BadRecord as error:
+                bad.append(error)
+        return scored, bad
