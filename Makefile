@@ -11,7 +11,7 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 # -- set-up ---------------------------------------------------------------------------------------------------------
-.PHONY: setup lock tiny-model contracts
+.PHONY: setup lock docs tiny-model contracts
 setup:
 	@scripts/environment .venv dev
 	@scripts/anvil .cache/node >/dev/null
@@ -19,8 +19,11 @@ setup:
 lock:
 	scripts/lock
 
+docs: setup
+	$(bin)/python scripts/configuration
+
 tiny-model: setup
-	$(bin)/python -m worker.policy.make_tiny --output worker/policy/tiny --seed 0
+	$(bin)/python scripts/tiny_model.py --output worker/policy/tiny --seed 0
 
 contracts: setup
 	node contracts/build.js

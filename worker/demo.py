@@ -10,6 +10,10 @@ import json
 import shutil
 import signal
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -97,19 +101,25 @@ class Demo:
         workers = [children.by_name[name] for name in self.worker_names]
         patience = START_SECONDS + (self.num_rounds + 1) * ROUND_SECONDS
         deadline = time.monotonic() + patience
-        is_terminal = self.console.is_terminal
-        seen = 0
-        with Live(self._table(), console=self.console, refresh_per_second=4, transient=False) as live:
+        with self._display() as show:
             while any(worker.is_running for worker in workers):
                 children.require_healthy()
                 if time.monotonic() > deadline:
                     raise DemoFailed(f"not done after {patience:.0f} s; the logs are in {self.output / 'logs'}")
-                live.update(self._table())
-                if not is_terminal:
-                    seen = self._print_new_rounds(seen)
+                show()
                 time.sleep(0.25)
-            live.update(self._table())
+            show()
         children.require_healthy()
+
+    @contextmanager
+    def _display(self) -> Iterator[Callable[[], None]]:
+        """A table that redraws itself; where there is no terminal, one line for each round that a worker finished."""
+        if self.console.is_terminal:
+            with Live(self._table(), console=self.console, auto_refresh=False) as live:
+                yield lambda: live.update(self._table(), refresh=True)
+        else:
+            yield partial(self._print_new_rounds, Counter())
+            self.console.print(self._table())
 
     def check(self) -> dict[str, Any]:
         """What every worker did, held against the chain. Raises DemoFailed if something does not hold."""
@@ -124,9 +134,9 @@ class Demo:
 
     def report(self, summary: dict[str, Any]) -> None:
         """The last screen: what came of it, and where things are."""
-        table = Table(title="What came of it", title_justify="left")
-        for column in ("worker", "peer", "rounds", "reward first > last", "heard", "on chain"):
-            table.add_column(column, justify="left" if column in ("worker", "peer") else "right")
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in ("worker", "known as", "rounds", "first > last", "heard", "on chain"):
+            table.add_column(column, justify="left" if column in ("worker", "known as") else "right", no_wrap=True)
         for worker in summary["workers"]:
             rewards = list(worker["rewards"].values())
             table.add_row(
@@ -134,10 +144,12 @@ class Demo:
                 worker["animal_name"],
                 str(worker["rounds_trained"]),
                 f"{rewards[0]:.2f} > {rewards[-1]:.2f}",
-                str(len(worker["peers_heard"])),
+                f"{len(worker['peers_heard'])} of {len(summary['workers']) - 1}",
                 f"{worker['rewards_confirmed']} of {worker['rewards_earned']}",
             )
+        self.console.print("\n[bold]What came of it[/bold]: mean reward, peers heard, rewards that the chain confirms")
         self.console.print(table)
+        self.console.print()
         for what, file in (("summary", "summary.json"), ("plot", "rewards.png"), ("logs", "logs")):
             self.console.print(f"{what:8} {self.output / file}", soft_wrap=True, highlight=False)
 
@@ -225,20 +237,16 @@ class Demo:
         known = [status.read(self.output / name) for name in self.worker_names]
         return swarm_table([node for node in known if node is not None])
 
-    def _print_new_rounds(self, seen: int) -> int:
-        """Where there is no terminal to redraw: one line for each round that a worker finished."""
-        lines = [
-            (line["finished_at"], name, line)
-            for name in self.worker_names
-            for line in status.read_rounds(self.output / name)
-        ]
-        for _, name, line in sorted(lines, key=lambda entry: entry[0])[seen:]:
-            self.console.print(
-                f"{name} round {line['round']} reward {line['reward_mean']:.2f} loss {line['loss']:.4f} "
-                f"heard {len(line['peers_heard'])} groups {line['groups_external']} {line['seconds']:.1f} s",
-                highlight=False,
-            )
-        return len(lines)
+    def _print_new_rounds(self, num_seen: Counter[str]) -> None:
+        for name in self.worker_names:
+            for line in status.read_rounds(self.output / name)[num_seen[name] :]:
+                num_seen[name] += 1
+                self.console.print(
+                    f"{name} round {line['round']} reward {line['reward_mean']:.2f} loss {line['loss']:.4f} "
+                    f"heard {len(line['peers_heard'])} groups {line['groups_local']}+{line['groups_external']} "
+                    f"{line['seconds']:.1f} s",
+                    highlight=False,
+                )
 
 
 def _fresh_folder(output: Path) -> Path:

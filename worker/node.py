@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # A clean stop tries for so long to bring what was earned to the chain; the ledger keeps the rest.
 FLUSH_SECONDS = 30.0
+# Groups asked for, for each that is trained on: those without a signal are dropped, and a choice makes a better mix.
+EXTERNAL_MARGIN = 3
 
 
 class StopRequested(BaseException):
@@ -47,7 +49,7 @@ def run(settings: Settings) -> None:
     resources.require_disk(folder, settings.node.min_free_disk_mb)
     resources.require_port(settings.swarm.host, settings.swarm.port, "swarm.port")
     with ExitStack() as stack:
-        stack.enter_context(resources.lock_folder(folder))
+        stack.enter_context(resources.lock_folder(folder, "node.state_dir"))
         identity, enrolled = enrolment.load(folder)
         node = Node(settings, identity, enrolled)
         stack.callback(node.close)
@@ -75,10 +77,15 @@ class Node:
         self.last_round = self._resume()
         self.ledger = Ledger(self.folder / "ledger.db")
         self.swarm = self._swarm() if settings.swarm.enabled else None
-        self.coordinator, self.settlement = self._chain() if enrolled.registered else (None, None)
+        self.coordinator: Coordinator | None = None
+        self.settlement: Settlement | None = None
         self.clock: Clock = LocalClock()
-        if self.coordinator is not None:
+        if enrolled.registered:
+            self.coordinator = Coordinator(settings.chain)
+            account = AccountClient(settings.chain, self.folder)
+            self.settlement = Settlement(self.ledger, self.coordinator, account, settings.chain)
             self.clock = ChainClock(self.coordinator, settings.chain.poll_seconds)
+            self.status.chain = "unknown"
 
     def train(self) -> None:
         """The loop. Ends after `node.max_rounds` rounds, with everything earned settled if the chain lets it."""
@@ -214,7 +221,7 @@ class Node:
             return Collected()
         self._show("collecting")
         self.swarm.publish(round, [Group(group.task, group.completions) for group in local])
-        collected = self.swarm.collect(round, self.settings.trainer.external_groups)
+        collected = self.swarm.collect(round, EXTERNAL_MARGIN * self.settings.trainer.external_groups)
         swarm = self.swarm.status()
         self.status.state = "connected" if collected.heard else "training-alone"
         self.status.peers_known, self.status.peers_heard = swarm.peers_known, len(collected.heard)
@@ -293,12 +300,6 @@ class Node:
     def _swarm(self) -> Swarm:
         verifier = Verifier(self.environment, self.settings.swarm, max_group_size=256)
         return Swarm(self.settings.swarm, self.folder / enrolment.KEY_FILE, self.folder, verifier)
-
-    def _chain(self) -> tuple[Coordinator, Settlement]:
-        coordinator = Coordinator(self.settings.chain)
-        account = AccountClient(self.settings.chain, self.folder)
-        self.status.chain = "unknown"
-        return coordinator, Settlement(self.ledger, coordinator, account, self.settings.chain)
 
 
 def _winners(external: Sequence[ScoredGroup]) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 matplotlib.use("Agg")
 
@@ -22,7 +23,7 @@ def plot_rewards(rewards: Mapping[str, Mapping[str, float]], file: Path, title: 
     rounds = sorted(by_round)
     axes.plot(rounds, [sum(by_round[r]) / len(by_round[r]) for r in rounds], color="black", linewidth=2, label="mean")
     axes.set(xlabel="round", ylabel="mean reward", ylim=(0, 1), title=title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
     figure.savefig(file)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
@@ -14,8 +15,12 @@ from rich.table import Table
 from worker.errors import WorkerError
 from worker.log import printable
 from worker.settings import Settings
+from worker.swarm.identity import animal_name
 from worker.telemetry import status
 from worker.telemetry.status import NodeStatus
+
+if TYPE_CHECKING:
+    from worker.chain.ledger import Row
 
 
 def print_status(settings: Settings, options: argparse.Namespace) -> None:
@@ -54,19 +59,21 @@ def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
 
 
 def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
-    """Every round that the node earned a reward in, and what became of it."""
-    from worker.chain.ledger import Ledger
+    """Every round that the node earned a reward in, and what became of it. JSON and CSV have all the fields."""
+    from worker.chain.ledger import Ledger, Row
 
     file = settings.node.state_dir / "ledger.db"
     if not file.exists():
         raise WorkerError(f"{file}: no ledger; this node has not earned anything yet")
-    rows = [dataclasses.asdict(row) for row in Ledger(file).rows()]
+    ledger = Ledger(file)
+    rows = ledger.rows()
+    ledger.close()
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     elif options.csv:
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else [])
+        writer = csv.DictWriter(sys.stdout, [field.name for field in dataclasses.fields(Row)])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**dataclasses.asdict(row), "winners": " ".join(row.winners)} for row in rows)
     else:
         Console().print(_ledger_table(rows))
 
@@ -76,12 +83,20 @@ def print_settings(settings: Settings) -> None:
     print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
 
 
-def _ledger_table(rows: Sequence[dict[str, object]]) -> Table:
+def _ledger_table(rows: "Sequence[Row]") -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in rows[0] if rows else ("round",):
-        table.add_column(column)
+    for column in ("round", "reward", "state", "block", "vote for", "state", "reason"):
+        table.add_column(column, justify="right" if column in ("round", "reward", "block") else "left")
     for row in rows:
-        table.add_row(*("" if value is None else printable(str(value)) for value in row.values()))
+        table.add_row(
+            str(row.round),
+            f"{row.reward / 1000:.3f}",
+            row.reward_state,
+            str(row.reward_block or ""),
+            ", ".join(animal_name(peer) for peer in row.winners),
+            row.vote_state or "",
+            printable(row.reward_reason or row.vote_reason or ""),
+        )
     return table
 
 

@@ -43,10 +43,10 @@ def require_disk(folder: Path, min_free_mb: int) -> None:
         )
 
 
-def lock_folder(folder: Path) -> IO[str]:
+def lock_folder(folder: Path, key: str) -> IO[str]:
     """Be the only process that works in `folder`, until the returned file is closed or the process ends.
 
-    Raises ResourceError with the process id of the other one.
+    Raises ResourceError with the process id of the other one. `key` names the setting.
     """
     lock = (folder / "lock").open("a+")
     try:
@@ -56,7 +56,7 @@ def lock_folder(folder: Path) -> IO[str]:
         pid = lock.read().strip() or "unknown"
         lock.close()
         raise ResourceError(
-            f"{folder} (node.state_dir): in use by process {pid}; stop that one, or give this node a folder of its own"
+            f"{folder} ({key}): in use by process {pid}; stop that one, or name another folder"
         ) from None
     lock.truncate(0)
     lock.write(str(os.getpid()))

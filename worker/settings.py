@@ -242,18 +242,23 @@ class Keeper(Section):
     """Advances the swarm's rounds and publishes its bootnodes."""
 
     state_dir: Path = Path("/var/lib/hivewright/keeper")
-    """Holds the owner's key of the contract."""
+    """Holds the contract owner's key (owner.key), deployment.json, status.json, and what the keeper published."""
     round_seconds: Seconds = 600.0
-    """A round ends at the latest after this time."""
+    """A round ends at the latest after this time, whoever has reported."""
     min_round_seconds: Annotated[float, Field(ge=0)] = 0.0
     """A round lasts at least this long."""
     ready_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """A round ends when this share of the peers that reported in the last two rounds has reported."""
+    """A round ends when this share (rounded up) of the peers that reported in one of the two rounds before it has
+    reported. New peers don't hold it up; those that are gone do so for two rounds, until their time is up."""
     min_peers: Positive = 1
     """No round ends before so many peers are registered, and none by readiness before so many have reported."""
     publish_bootnodes: tuple[Multiaddr, ...] = ()
-    """Bootnode addresses that the keeper publishes on the chain."""
+    """Bootnode addresses that the keeper publishes on the chain. It withdraws those that it published and that are no
+    longer named here; bootnodes that somebody else added stay."""
+    bootnode_file: Path | None = None
+    """File with the address of a bootnode beside the keeper (`multiaddr` in its state folder), published like those."""
     poll_seconds: Seconds = 1.0
+    """How often the chain is looked at."""
 
 
 class Bootnode(Section):

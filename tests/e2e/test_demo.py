@@ -16,8 +16,8 @@ ROUNDS = 4
 WORKERS = 3
 
 
-def start_demo(output: Path, rounds: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "worker", "demo", "--workers", str(WORKERS), "--rounds", str(rounds)]
+def start_demo(output: Path, rounds: int, workers: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "worker", "demo", "--workers", str(workers), "--rounds", str(rounds)]
     return subprocess.Popen(
         [*command, "--seed", "1", "--output", str(output)],
         stdout=subprocess.PIPE,
@@ -55,7 +55,7 @@ def trained_rounds(output: Path) -> int:
 @pytest.fixture(scope="module")
 def finished_demo(tmp_path_factory):
     output = tmp_path_factory.mktemp("demo") / "out"
-    demo = start_demo(output, ROUNDS)
+    demo = start_demo(output, ROUNDS, WORKERS)
     text, _ = demo.communicate(timeout=400)
     return output, demo.returncode, text
 
@@ -131,11 +131,11 @@ def test_worker_that_dies_ends_the_demo_with_one_line_that_says_which(tmp_path):
     demo = start_demo(output, 1000)
     try:
         wait_until(lambda: trained_rounds(output) > 0, 240, "a first round")
-        pid = json.loads((output / "worker-1/status.json").read_text())["pid"]
+        pid = json.loads((output / "worker-0/status.json").read_text())["pid"]
         os.kill(pid, signal.SIGKILL)
         text, _ = demo.communicate(timeout=90)
         assert demo.returncode == 9, text
-        assert "DemoFailed (exit 9): worker-1 ended with -9" in text.splitlines()[-1]
+        assert "DemoFailed (exit 9): worker-0 ended with -9" in text.splitlines()[-1]
         wait_until(lambda: processes_of(output) == [], 45, f"all processes ended, left: {processes_of(output)}")
     finally:
         if demo.poll() is None:

@@ -86,7 +86,7 @@ def run(settings: Settings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"{folder} (account.state_dir): {error.strerror}; expected a folder to write in") from None
-    with resources.lock_folder(folder):
+    with resources.lock_folder(folder, "account.state_dir"):
         asyncio.run(_serve(settings))
 
 
