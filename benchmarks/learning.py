@@ -1,0 +1,159 @@
+"""Does the swarm learn? Mean reward over 60 demo rounds: the last ten against the first ten, on three seeds.
+
+    python -m benchmarks.learning [--workers 3] [--rounds 60] [--seeds 0 1 2] [--plot FILE] [--json FILE]
+
+The real environment, model, generation, sampler and trainer under the demo's settings; only the network is left out:
+the nodes hand each other their groups, which the receiver regenerates and scores again, as the exchange does.
+Exits 1 if a seed gains less than 0.1.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+
+from worker import environments, settings
+from worker.environments import Environment
+from worker.environments.mixes import DEMO_SETTINGS
+from worker.policy import policy
+from worker.records import Group, ScoredGroup, round_seed
+from worker.trainer.sampler import choose
+from worker.trainer.trainer import Trainer
+
+WINDOW = 10
+WANTED_GAIN = 0.1
+
+
+@dataclass
+class Node:
+    """One simulated worker. `rewards` is the mean reward of its own groups, by round."""
+
+    peer_id: str
+    settings: settings.Settings
+    environment: Environment
+    trainer: Trainer
+    rng: random.Random
+    rewards: list[float] = field(default_factory=list)
+
+    def answer(self, round: int) -> list[ScoredGroup]:
+        tasks = self.environment.sample(round_seed(self.peer_id, round), self.settings.environment.tasks_per_round)
+        questions = [self.environment.question(task) for task in tasks]
+        answers = self.trainer.policy.generate(questions, self.settings.generation, self.rng.getrandbits(31))
+        groups = []
+        for task, question, completions in zip(tasks, questions, answers, strict=True):
+            if completions is None:
+                continue
+            texts = tuple(c.text for c in completions)
+            groups.append(
+                ScoredGroup(
+                    task,
+                    question,
+                    texts,
+                    tuple(self.environment.score(task, texts)),
+                    token_ids=tuple(c.token_ids for c in completions),
+                    logprobs=tuple(c.logprobs for c in completions),
+                    truncated=tuple(c.truncated for c in completions),
+                )
+            )
+        self.rewards.append(statistics.fmean(group.mean_reward for group in groups))
+        return groups
+
+    def verify(self, peer_id: str, group: Group) -> ScoredGroup:
+        rewards = tuple(self.environment.score(group.task, group.completions))
+        return ScoredGroup(
+            group.task, self.environment.question(group.task), group.completions, rewards, peer_id=peer_id
+        )
+
+    def learn(self, local: list[ScoredGroup], external: list[ScoredGroup]) -> None:
+        self.trainer.step(choose(local, external, self.settings.trainer, self.rng).groups)
+
+
+def make_node(seed: int, number: int, config: settings.Settings) -> Node:
+    peer_id = f"learning-{seed}-{number}"
+    trainer = Trainer(policy.load(config.model), config.trainer, config.generation)
+    return Node(peer_id, config, environments.load(config.environment), trainer, random.Random(peer_id))
+
+
+def run(seed: int, num_workers: int, rounds: int, config: settings.Settings) -> list[Node]:
+    nodes = [make_node(seed, number, config) for number in range(num_workers)]
+    for round in range(rounds):
+        answered = {node.peer_id: node.answer(round) for node in nodes}
+        for node in nodes:
+            external = [
+                node.verify(peer_id, Group(group.task, group.completions))
+                for peer_id, groups in answered.items()
+                if peer_id != node.peer_id
+                for group in groups
+            ]
+            node.learn(answered[node.peer_id], external)
+    return nodes
+
+
+def mean_curve(nodes: list[Node]) -> list[float]:
+    return [statistics.fmean(rewards) for rewards in zip(*(node.rewards for node in nodes), strict=True)]
+
+
+def draw(curves: dict[int, list[float]], file: Path) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    for seed, curve in curves.items():
+        smooth = [statistics.fmean(curve[max(0, i - 4) : i + 1]) for i in range(len(curve))]
+        (line,) = axes.plot(smooth, label=f"seed {seed}")
+        axes.plot(curve, color=line.get_color(), alpha=0.25, linewidth=0.8)
+    axes.set(xlabel="round", ylabel="mean reward of all workers (5-round mean)", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--plot", type=Path, help="such as docs/images/learning.png")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.rounds < 2 * WINDOW:
+        parser.error(f"--rounds {arguments.rounds}: expected at least {2 * WINDOW}")
+    config = settings.from_flat(DEMO_SETTINGS, "the demo's settings")
+
+    curves: dict[int, list[float]] = {}
+    gains: dict[int, float] = {}
+    results = []
+    print(f"{arguments.workers} workers, {arguments.rounds} rounds")
+    print(f"{'seed':>4}  {'first ten':>9}  {'last ten':>8}  {'gain':>6}  {'seconds':>7}")
+    for seed in arguments.seeds:
+        started = time.monotonic()
+        curve = curves[seed] = mean_curve(run(seed, arguments.workers, arguments.rounds, config))
+        first, last = statistics.fmean(curve[:WINDOW]), statistics.fmean(curve[-WINDOW:])
+        gains[seed], seconds = last - first, time.monotonic() - started
+        print(f"{seed:4d}  {first:9.3f}  {last:8.3f}  {gains[seed]:+6.3f}  {seconds:7.0f}", flush=True)
+        results.append(
+            {
+                "claim": f"mean reward of the last ten of {arguments.rounds} rounds, seed {seed}",
+                "ours": round(last, 4),
+                "reference": round(first, 4),
+                "ratio": round(last / first, 3) if first else None,
+                "unit": "reward",
+            }
+        )
+    if arguments.plot:
+        draw(curves, arguments.plot)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if short := [seed for seed, gain in gains.items() if gain < WANTED_GAIN]:
+        raise SystemExit(f"seeds {short}: gain under {WANTED_GAIN}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+import copy
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from worker import settings
+from worker.environments.mixes import DEMO_FAMILIES
+from worker.environments.reasoning_gym import ReasoningGym
+from worker.errors import ModelError, ResourceError, TrainingError
+from worker.policy.policy import Policy, load
+from worker.records import ScoredGroup
+from worker.trainer import checkpoint
+from worker.trainer.trainer import Trainer
+
+GENERATION = settings.Generation(num_generations=4, max_completion_length=12)
+GYM = ReasoningGym(settings.Environment(families=DEMO_FAMILIES))
+
+
+@pytest.fixture(scope="module")
+def pristine():
+    torch.set_num_threads(1)
+    return load(settings.Model(device="cpu"))
+
+
+def make_trainer(pristine, **options) -> Trainer:
+    policy = Policy(copy.deepcopy(pristine.model), pristine.tokenizer, pristine.name)
+    return Trainer(policy, settings.Trainer(**{"learning_rate": 3e-4, "warmup_steps": 3, **options}), GENERATION)
+
+
+def run_round(trainer: Trainer, round: int, rng: random.Random):
+    """A round as a worker makes it; returns everything that it observed."""
+    tasks = GYM.sample(round, 6)
+    questions = [GYM.question(t) for t in tasks]
+    groups = []
+    for task, question, answers in zip(
+        tasks, questions, trainer.policy.generate(questions, GENERATION, rng.getrandbits(31)), strict=True
+    ):
+        texts = tuple(c.text for c in answers)
+        groups.append(
+            ScoredGroup(
+                task, question, texts, tuple(GYM.score(task, texts)),
+                token_ids=tuple(c.token_ids for c in answers), truncated=tuple(c.truncated for c in answers),
+            )
+        )  # fmt: skip
+    metrics = trainer.step(groups)
+    return [g.rewards for g in groups], metrics.loss, metrics.grad_norm, metrics.learning_rate
+
+
+def test_training_goes_on_number_for_number(pristine, tmp_path):
+    rng = random.Random(5)
+    unbroken = make_trainer(pristine)
+    expected = [run_round(unbroken, round, rng) for round in range(6)]
+
+    rng = random.Random(5)
+    first = make_trainer(pristine)
+    observed = [run_round(first, round, rng) for round in range(3)]
+    checkpoint.save(tmp_path, first, {"round": 3, "rng": rng.getstate()}, keep=2)
+
+    second = make_trainer(pristine)
+    state = checkpoint.restore(tmp_path, second)
+    version, numbers, gauss = state["rng"]
+    rng = random.Random()
+    rng.setstate((version, tuple(numbers), gauss))
+    observed += [run_round(second, round, rng) for round in range(state["round"], 6)]
+    assert observed == expected
+    assert second.steps == unbroken.steps
+    for ours, theirs in zip(second.policy.model.parameters(), unbroken.policy.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_bfloat16_model_goes_on_from_its_float32_masters(pristine, tmp_path):
+    def start():
+        policy = Policy(copy.deepcopy(pristine.model).to(torch.bfloat16), pristine.tokenizer, "x")
+        return Trainer(policy, settings.Trainer(learning_rate=1e-5), GENERATION)
+
+    unbroken, rng = start(), random.Random(1)
+    expected = [run_round(unbroken, round, rng) for round in range(4)]
+    first, rng = start(), random.Random(1)
+    observed = [run_round(first, round, rng) for round in range(2)]
+    checkpoint.save(tmp_path, first, {}, keep=1)
+    second = start()
+    checkpoint.restore(tmp_path, second)
+    observed += [run_round(second, round, rng) for round in range(2, 4)]
+    assert observed == expected
+
+
+def test_no_checkpoint_is_none(pristine, tmp_path):
+    assert checkpoint.restore(tmp_path, make_trainer(pristine)) is None
+    assert checkpoint.restore(tmp_path / "absent", make_trainer(pristine)) is None
+
+
+def test_newest_n_are_kept(pristine, tmp_path):
+    trainer = make_trainer(pristine)
+    for round in range(4):
+        checkpoint.save(tmp_path, trainer, {"round": round}, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-00000003", "checkpoint-00000004"]
+    assert checkpoint.restore(tmp_path, trainer) == {"round": 3}
+
+
+def test_files_hold_no_pickle(pristine, tmp_path):
+    trainer = make_trainer(pristine)
+    run_round(trainer, 0, random.Random(0))
+    path = checkpoint.save(tmp_path, trainer, {}, keep=1)
+    assert sorted(p.name for p in path.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+
+
+def test_unfinished_checkpoint_is_ignored_and_removed(pristine, tmp_path):
+    trainer = make_trainer(pristine)
+    checkpoint.save(tmp_path, trainer, {"round": 1}, keep=2)
+    unfinished = tmp_path / ".unfinished-checkpoint-00000002"
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    assert checkpoint.restore(tmp_path, trainer) == {"round": 1}
+    checkpoint.save(tmp_path, trainer, {"round": 2}, keep=2)
+    assert not unfinished.exists()
+
+
+def test_damaged_checkpoint_gives_way_to_the_one_before(pristine, tmp_path, caplog):
+    trainer = make_trainer(pristine)
+    checkpoint.save(tmp_path, trainer, {"round": 1}, keep=2)
+    newest = checkpoint.save(tmp_path, trainer, {"round": 2}, keep=2)
+    os.truncate(newest / "model.safetensors", 1000)
+    assert checkpoint.restore(tmp_path, trainer) == {"round": 1}
+    assert "checkpoint damaged" in caplog.text
+    for path in tmp_path.iterdir():
+        (path / "state.json").write_text("{")
+    with pytest.raises(TrainingError, match="none of 2 can be read"):
+        checkpoint.restore(tmp_path, trainer)
+
+
+def test_checkpoint_of_another_model_is_a_model_error(pristine, tmp_path):
+    checkpoint.save(tmp_path, make_trainer(pristine), {}, keep=1)
+    config = copy.deepcopy(pristine.model.config)
+    config.num_hidden_layers, config.layer_types = 2, ["full_attention"] * 2
+    other = Policy(type(pristine.model)(config), pristine.tokenizer, "other")
+    with pytest.raises(
+        ModelError, match="is of model hivewright/tiny, whose weights do not fit other; set model/name back"
+    ):
+        checkpoint.restore(tmp_path, Trainer(other, settings.Trainer(), GENERATION))
+
+
+def test_full_disk_leaves_the_old_checkpoint_and_says_so(pristine, tmp_path):
+    trainer = make_trainer(pristine)
+    checkpoint.save(tmp_path, trainer, {"round": 1}, keep=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        # No file may grow beyond 1 MB: writing the weights fails half-way, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+        with pytest.raises(
+            ResourceError, match=r"checkpoint-00000002: can't be written: .*; the one before stays; free space"
+        ):
+            checkpoint.save(tmp_path, trainer, {"round": 2}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-00000001"]
+    assert checkpoint.restore(tmp_path, trainer) == {"round": 1}
+
+
+SAVE_FOR_EVER = """
+import sys
+from pathlib import Path
+from worker import settings
+from worker.policy.policy import load
+from worker.trainer import checkpoint
+from worker.trainer.trainer import Trainer
+trainer = Trainer(load(settings.Model(device="cpu", threads=1)), settings.Trainer(), settings.Generation())
+for round in range(1000):
+    checkpoint.save(Path(sys.argv[1]), trainer, {"round": round}, keep=2)
+"""
+
+
+def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(pristine, tmp_path):
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, str(tmp_path)])
+    try:
+        deadline = time.monotonic() + 100
+        while newest_number(tmp_path) < 3 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(random.random() * 0.1)
+    finally:
+        process.kill()
+        process.wait(10)
+    assert newest_number(tmp_path) >= 3
+    # Number n was the n-th save: what is restored is whole, and the newest.
+    trainer = make_trainer(pristine)
+    assert checkpoint.restore(tmp_path, trainer) == {"round": newest_number(tmp_path) - 1}
+    checkpoint.save(tmp_path, trainer, {}, keep=2)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def newest_number(folder: Path) -> int:
+    return max((int(p.name.removeprefix("checkpoint-")) for p in folder.glob("checkpoint-*")), default=0)

@@ -1,0 +1,353 @@
+import copy
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from worker import settings
+from worker.errors import TrainingError
+from worker.policy.policy import Policy, load
+from worker.records import ScoredGroup, Task
+from worker.trainer.trainer import Trainer
+
+GENERATION = settings.Generation(num_generations=4, max_prompt_length=64, max_completion_length=12)
+QUESTIONS = [
+    "Calculate 2 + 3.",
+    "Calculate ( 8 - -1 ).",
+    "Find the Greatest Common Divisor (GCD) of these numbers: 6, 4.",
+]
+
+
+@pytest.fixture(scope="module")
+def pristine():
+    torch.set_num_threads(1)
+    return load(settings.Model(device="cpu"))
+
+
+@pytest.fixture
+def policy(pristine) -> Policy:
+    return Policy(copy.deepcopy(pristine.model), pristine.tokenizer, pristine.name)
+
+
+def make_groups(policy, seed=0, questions=QUESTIONS):
+    """Our own groups with made-up rewards."""
+    groups = []
+    for i, completions in enumerate(policy.generate(questions, GENERATION, seed)):
+        groups.append(
+            ScoredGroup(
+                Task("basic_arithmetic", "0" * 12, seed, i),
+                questions[i],
+                tuple(c.text for c in completions),
+                (1.0, 0.0, 0.25, 0.0),
+                token_ids=tuple(c.token_ids for c in completions),
+                logprobs=tuple(c.logprobs for c in completions),
+                truncated=tuple(c.truncated for c in completions),
+            )
+        )
+    return groups
+
+
+def from_peer(group: ScoredGroup) -> ScoredGroup:
+    return replace(group, token_ids=None, logprobs=None, truncated=None, peer_id="QmPeer")
+
+
+def make_trainer(policy, **options):
+    return Trainer(policy, settings.Trainer(**{"learning_rate": 1e-4, **options}), GENERATION)
+
+
+def weights(policy):
+    return [p.detach().clone() for p in policy.model.parameters()]
+
+
+def backward(policy, groups, generation=GENERATION, old_shift=None, **options):
+    """Loss, gradients and sequences of one pass over `groups`; `old_shift` moves the old log-probabilities."""
+    trainer = Trainer(policy, settings.Trainer(**options), generation)
+    batch = [s for g in groups for s in trainer._read(g)]
+    trainer._weigh(batch)
+    micro_batches = list(trainer._split(batch))
+    loss, clip_ratio = trainer._backward(micro_batches)
+    if old_shift is not None:
+        for number, sequence in enumerate(batch):
+            sequence.old_logprobs = sequence.old_logprobs + old_shift * (-1) ** number
+        loss, clip_ratio = trainer._backward(micro_batches)
+    return SimpleNamespace(
+        loss=loss,
+        clip_ratio=clip_ratio,
+        gradients={n: p.grad.clone() for n, p in policy.model.named_parameters()},
+        batch=batch,
+        num_micro_batches=len(micro_batches),
+    )
+
+
+def assert_same_gradients(ours, theirs, tolerance):
+    for name, gradient in theirs.items():
+        difference = (ours[name] - gradient).abs().max() / gradient.abs().max()
+        assert difference < tolerance, name
+
+
+def test_step_moves_the_weights_and_says_what_it_did(policy):
+    before = weights(policy)
+    groups = make_groups(policy)
+    metrics = make_trainer(policy).step([*groups[:2], from_peer(groups[2])])
+    assert (metrics.num_groups_local, metrics.num_groups_external, metrics.skipped) == (2, 1, None)
+    assert metrics.num_tokens == sum(len(ids) for g in groups[:2] for ids in g.token_ids) + sum(
+        len(policy.completion_ids(text, 12)[0]) for text in groups[2].completions
+    )
+    assert metrics.grad_norm > 0
+    assert metrics.learning_rate == 1e-4
+    assert not all(torch.equal(a, b) for a, b in zip(before, weights(policy), strict=True))
+
+
+def test_steps_make_rewarded_answers_likelier(policy):
+    trainer = make_trainer(policy, learning_rate=3e-4)
+    groups = make_groups(policy)[:1]
+    rewards = tuple(1.0 if "5" in text else 0.0 for text in ("<answer>5</answer>", "<answer>6</answer>"))
+    target = replace(from_peer(groups[0]), completions=("<answer>5</answer>", "<answer>6</answer>"), rewards=rewards)
+
+    def share_of_fives():
+        answers = policy.generate(
+            [target.question], settings.Generation(num_generations=64, max_completion_length=12), 9
+        )
+        return sum(c.text == "<answer>5</answer>" for c in answers[0]) / 64
+
+    before = share_of_fives()
+    for _ in range(15):
+        trainer.step([target])
+    assert share_of_fives() > before + 0.2
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+def test_micro_batches_change_nothing(policy, loss_type):
+    groups = make_groups(policy)
+    whole = backward(policy, groups, loss_type=loss_type, old_shift=0.3)
+    split = backward(policy, groups, loss_type=loss_type, old_shift=0.3, max_tokens_per_micro_batch=45)
+    assert (whole.num_micro_batches, split.num_micro_batches > 2) == (1, True)
+    assert split.loss == pytest.approx(whole.loss, abs=1e-6)
+    assert split.clip_ratio == pytest.approx(whole.clip_ratio)
+    assert_same_gradients(split.gradients, whole.gradients, 1e-4)
+
+
+def test_micro_batches_stay_within_the_budget(policy):
+    trainer = make_trainer(policy, max_tokens_per_micro_batch=60)
+    batch = [s for g in make_groups(policy) for s in trainer._read(g)]
+    micro_batches = list(trainer._split(batch))
+    assert sorted(id(s) for micro in micro_batches for s in micro) == sorted(id(s) for s in batch)
+    for micro in micro_batches:
+        prompts = {s.prompt_ids for s in micro}
+        assert len(micro) * max(len(s.token_ids) for s in micro) + len(prompts) * max(map(len, prompts)) <= 60
+    assert len(micro_batches) > 1
+
+
+@pytest.fixture(scope="module")
+def trl_trainers(pristine, tmp_path_factory):
+    """TRL's own trainer by temperature, which it builds into the model's forward."""
+    folder = tmp_path_factory.mktemp("trl")
+    return {temperature: make_trl_trainer(pristine, temperature, folder) for temperature in (1.0, 0.7)}
+
+
+def make_trl_trainer(pristine, temperature, folder):
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    config = GRPOConfig(
+        output_dir=str(folder),
+        temperature=temperature,
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=GENERATION.max_completion_length,
+        gradient_checkpointing=False,
+        bf16=False,
+        report_to=[],
+        use_cpu=True,
+    )
+    trainer = GRPOTrainer(
+        model=copy.deepcopy(pristine.model),
+        reward_funcs=lambda prompts, completions, **_: [0.0] * len(prompts),
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": "x"}] * 4),
+        processing_class=pristine.tokenizer,
+    )
+    trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation = 1
+    return trainer
+
+
+def as_trl_inputs(batch):
+    prompt_width, width = max(len(s.prompt_ids) for s in batch), max(len(s.token_ids) for s in batch)
+
+    def left(s, row):
+        return [0] * (prompt_width - len(s.prompt_ids)) + row
+
+    def right(s, row):
+        return row + [0] * (width - len(s.token_ids))
+
+    inputs = {
+        "prompt_ids": torch.tensor([left(s, list(s.prompt_ids)) for s in batch]),
+        "prompt_mask": torch.tensor([left(s, [1] * len(s.prompt_ids)) for s in batch]),
+        "completion_ids": torch.tensor([right(s, list(s.token_ids)) for s in batch]),
+        "completion_mask": torch.tensor([right(s, [int(not s.is_hidden)] * len(s.token_ids)) for s in batch]),
+        "advantages": torch.tensor([s.advantage for s in batch]),
+    }
+    return {**inputs, "num_items_in_batch": inputs["completion_mask"].sum()}
+
+
+@pytest.mark.parametrize(
+    ("options", "temperature", "old_shift"),
+    [
+        ({"loss_type": "grpo"}, 1.0, None),
+        ({"loss_type": "bnpo"}, 1.0, None),
+        ({"loss_type": "dr_grpo"}, 1.0, None),
+        ({"loss_type": "dapo"}, 1.0, None),
+        ({"loss_type": "dapo"}, 0.7, 0.26),  # some ratios are outside 0.8 to 1.28, some inside
+        ({"loss_type": "grpo", "mask_truncated_completions": True, "epsilon_high": None}, 1.0, 0.24),
+    ],
+)
+def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, temperature, old_shift):
+    groups = make_groups(policy)
+    groups[0] = replace(groups[0], truncated=(True, False, False, False))
+    groups[2] = from_peer(groups[2])
+    generation = GENERATION.model_copy(update={"temperature": temperature})
+    ours = backward(policy, groups, generation, old_shift, **options)
+
+    trainer_settings = settings.Trainer(**options)
+    trl_trainer = trl_trainers[temperature]
+    trl_trainer.loss_type = trainer_settings.loss_type
+    trl_trainer.epsilon_low = trainer_settings.epsilon
+    trl_trainer.epsilon_high = trainer_settings.epsilon_high or trainer_settings.epsilon
+    inputs = as_trl_inputs(ours.batch)
+    if old_shift is not None:
+        width = inputs["completion_ids"].shape[1]
+        rows = [torch.nn.functional.pad(s.old_logprobs, (0, width))[:width] for s in ours.batch]
+        inputs["old_per_token_logps"] = torch.stack(rows)
+    trl_trainer.model.train()
+    trl_trainer.model.zero_grad()
+    loss = trl_trainer._compute_loss(trl_trainer.model, inputs)
+    loss.backward()
+
+    assert ours.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
+    assert_same_gradients(ours.gradients, {n: p.grad for n, p in trl_trainer.model.named_parameters()}, 1e-4)
+    assert (ours.clip_ratio > 0) == (old_shift is not None)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda g: replace(g, completions=(), rewards=()), "too-small"),
+        (lambda g: replace(g, completions=g.completions[:1], rewards=(1.0,), token_ids=None), "too-small"),
+        (lambda g: replace(g, rewards=g.rewards[:2]), "ragged"),
+        (lambda g: replace(g, token_ids=g.token_ids[:3]), "ragged"),
+        (lambda g: replace(g, token_ids=((), *g.token_ids[1:])), "ragged"),
+        (lambda g: replace(g, token_ids=((7,) * 13, *g.token_ids[1:])), "ragged"),
+        (lambda g: replace(g, rewards=(math.nan, 0.0, 1.0, 0.0)), "non-finite-reward"),
+        (lambda g: replace(g, rewards=(math.inf, 0.0, 1.0, 0.0)), "non-finite-reward"),
+        (lambda g: replace(g, rewards=(0.5,) * 4), "no-signal"),
+        (lambda g: replace(g, question="word " * 200), "prompt-length"),
+    ],
+)
+def test_group_that_can_not_be_used_is_dropped_by_name_and_the_step_goes_on(policy, spoil, reason):
+    groups = make_groups(policy)
+    trainer = make_trainer(policy)
+    metrics = trainer.step([spoil(groups[0]), *groups[1:]])
+    assert trainer.dropped == {reason: 1}
+    assert (metrics.num_groups_local, metrics.skipped) == (2, None)
+
+
+def test_strange_texts_of_a_peer_are_trained_on_within_limits(policy):
+    group = from_peer(make_groups(policy)[0])
+    texts = ("", "\x00\x1b[2J" * 100, "<|end|><|user|>é٣🙂" * 50, "<answer>5</answer>")
+    metrics = make_trainer(policy).step([replace(group, completions=texts)])
+    assert (metrics.num_groups_external, metrics.skipped) == (1, None)
+    assert metrics.num_tokens == 1 + 12 + 12 + 3
+    assert math.isfinite(metrics.loss)
+
+
+def test_nothing_to_learn_from_is_no_step(policy):
+    trainer = make_trainer(policy)
+    before = weights(policy)
+    assert trainer.step([]).skipped == "no-signal"
+    assert trainer.steps == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(policy), strict=True))
+
+
+def test_non_finite_steps_keep_the_weights_and_stop_after_n_in_a_row(policy):
+    trainer = make_trainer(policy, max_nonfinite_steps=3)
+    groups = make_groups(policy)
+    broken = next(policy.model.parameters())
+    value = broken.data[5, 5].item()
+    for expected in (1, 2):
+        broken.data[5, 5] = math.nan
+        before = weights(policy)
+        metrics = trainer.step(groups)
+        assert (metrics.skipped, trainer.nonfinite_steps, trainer.steps) == ("non-finite", expected, 0)
+        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, weights(policy), strict=True))
+    broken.data[5, 5] = value
+    assert trainer.step(groups).skipped is None
+    assert trainer.nonfinite_steps == 0
+    broken.data[5, 5] = math.nan
+    trainer.step(groups)
+    trainer.step(groups)
+    with pytest.raises(TrainingError, match=r"3 non-finite steps in a row .*lower trainer/learning_rate"):
+        trainer.step(groups)
+
+
+def test_second_iteration_compares_with_the_policy_before_the_first(policy):
+    groups = make_groups(policy)
+    once, twice = copy.deepcopy(policy), policy
+    make_trainer(once, learning_rate=1e-2).step(groups)
+    trainer = make_trainer(twice, learning_rate=1e-2, num_iterations=2)
+    metrics = trainer.step(groups)
+    assert trainer.steps == 2
+    assert metrics.clip_ratio > 0  # such a rate moves some ratios out of the clip range
+    assert not all(torch.equal(a, b) for a, b in zip(weights(once), weights(twice), strict=True))
+
+
+def test_reference_model_holds_the_policy_back(policy):
+    groups = make_groups(policy)
+    distance = {}
+    for beta in (0.0, 5.0):
+        student = copy.deepcopy(policy)
+        trainer = make_trainer(student, learning_rate=3e-4, beta=beta)
+        for _ in range(8):
+            trainer.step(groups)
+        changes = [(a - b).float().norm() ** 2 for a, b in zip(weights(policy), weights(student), strict=True)]
+        distance[beta] = float(sum(changes)) ** 0.5
+    assert distance[5.0] < distance[0.0]
+
+
+def test_gradient_is_clipped_to_its_norm(policy):
+    trainer = make_trainer(policy, max_grad_norm=1e-3)
+    trainer._update = lambda rate: None
+    metrics = trainer.step(make_groups(policy))
+    norm = torch.nn.utils.get_total_norm([p.grad for p in policy.model.parameters()])
+    assert metrics.grad_norm > 0.01
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_bfloat16_weights_learn_from_updates_smaller_than_their_precision(policy):
+    policy.model.to(torch.bfloat16)
+    trainer = make_trainer(policy, learning_rate=1e-6)
+    groups = make_groups(policy)
+    before = weights(policy)
+    for _ in range(30):
+        trainer.step(groups)
+    assert all(m.dtype == torch.float32 for m in trainer.masters)
+    assert not all(torch.equal(a, b) for a, b in zip(before, weights(policy), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({}, [1.0, 1.0, 1.0]),
+        ({"warmup_steps": 2}, [0.0, 0.5, 1.0, 1.0]),
+        ({"lr_scheduler_type": "linear", "max_steps": 4}, [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]),
+        ({"lr_scheduler_type": "cosine", "max_steps": 5, "warmup_steps": 1}, [0.0, 1.0, 0.853553, 0.5, 0.146447, 0.0]),
+    ],
+)
+def test_schedule_is_that_of_transformers(policy, options, rates):
+    trainer = make_trainer(policy, learning_rate=1.0, **options)
+    observed = []
+    for step in range(len(rates)):
+        trainer.steps = step
+        observed.append(trainer.learning_rate)
+    assert observed == pytest.approx(rates, abs=1e-6)

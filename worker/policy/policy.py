@@ -1,0 +1,213 @@
+"""The language model that is trained, with its tokenizer: load, ask, answer.
+
+`hivewright/tiny` is the model that comes with the package (scripts/tiny_model.py makes it); any local folder or
+Hugging Face name that transformers loads as a causal language model takes its place.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2  # what huggingface_hub speaks HTTP with
+import jinja2
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from worker import settings
+from worker.errors import ModelError
+from worker.policy import generation as engine
+from worker.records import Completion
+
+log = logging.getLogger(__name__)
+
+TINY = "hivewright/tiny"
+ANSWER_END = "</answer>"
+INSTRUCTION = (
+    "Answer the question. Think first if that helps; then give the final answer as <answer>your answer</answer>."
+)
+
+_HUB = HfApi()
+_LOOKUP_SECONDS = 10.0
+_TAIL_TOKENS = 16
+"""How far back a row is decoded to look for the end of the answer: no tokenizer spreads `</answer>` over more."""
+
+
+class Policy:
+    """A model and its tokenizer. The model is always in evaluation mode: no dropout, in training as in sampling."""
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        end = model.generation_config.eos_token_id
+        ends = end if isinstance(end, list) else [end]
+        self.end_ids: tuple[int, ...] = tuple(
+            dict.fromkeys(i for i in (tokenizer.eos_token_id, *ends) if i is not None and i < self.num_tokens)
+        )
+        if not self.end_ids:
+            raise ModelError(f"model {name}: its tokenizer has no end-of-sequence token; take a model that has one")
+        self._may_end_answer_V = torch.tensor([">" in text for text in self._decode_each_token()])
+        self._instruction_role = self._find_instruction_role()
+
+    @property
+    def num_tokens(self) -> int:
+        """V: rows of the output matrix, which may be more than the tokenizer's vocabulary."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """The tokens of a question as the model is asked it: instruction, chat template, generation prompt."""
+        if self._instruction_role is None:
+            return list(self.tokenizer.encode(f"{INSTRUCTION}\n\n{question}\n"))
+        return list(self.tokenizer.encode(self._render(self._instruction_role, question), add_special_tokens=False))
+
+    def completion_ids(self, text: str, max_length: int) -> tuple[list[int], bool]:
+        """The tokens of somebody's decoded answer, as if this policy had sampled it, and whether it is truncated.
+
+        Text does not tell whether an end token followed. The rule: an answer that ends with its closing tag was
+        stopped there; one that has room for an end token gets it; any other was cut off at `max_length`.
+        """
+        # Special tokens that a stranger spells out stay spelt out.
+        ids = list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        if len(ids) <= max_length and text.endswith(ANSWER_END):
+            return ids, False
+        if len(ids) < max_length:
+            return [*ids, self.end_ids[0]], False
+        return ids[:max_length], True
+
+    def generate(
+        self, questions: Sequence[str], generation: settings.Generation, seed: int
+    ) -> list[list[Completion] | None]:
+        """G = `generation.num_generations` answers to each question; None for a prompt over max_prompt_length."""
+        prompts = [self.prompt_ids(question) for question in questions]
+        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= generation.max_prompt_length]
+        groups = engine.generate(
+            self.model,
+            [prompts[i] for i in fitting],
+            generation,
+            seed,
+            self.end_ids,
+            self._has_answer_end,
+            self._may_end_answer_V,
+        )
+        answers: list[list[Completion] | None] = [None] * len(prompts)
+        for i, group in zip(fitting, groups, strict=True):
+            answers[i] = [self._completion(row) for row in group]
+        return answers
+
+    def _completion(self, row: engine.Sampled) -> Completion:
+        text = self.tokenizer.decode(row.token_ids, skip_special_tokens=True)
+        return Completion(text, row.token_ids, row.logprobs, truncated=not row.finished)
+
+    def _has_answer_end(self, token_ids: list[int]) -> bool:
+        return ANSWER_END in self.tokenizer.decode(token_ids[-_TAIL_TOKENS:], skip_special_tokens=True)
+
+    def _decode_each_token(self) -> list[str]:
+        known = min(self.num_tokens, len(self.tokenizer))
+        tokens = self.tokenizer.convert_ids_to_tokens(list(range(known)))
+        return [token or "" for token in tokens] + [""] * (self.num_tokens - known)
+
+    def _find_instruction_role(self) -> str | None:
+        """Where the instruction goes: "system", "user" for templates that know no system role, None for no template."""
+        if self.tokenizer.chat_template is None:
+            return None
+        try:
+            self._render("system", "question")
+        except jinja2.TemplateError:  # Gemma's way to say that it has no system role
+            return "user"
+        return "system"
+
+    def _render(self, role: str, question: str) -> str:
+        if role == "system":
+            messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}]
+        else:
+            messages = [{"role": "user", "content": f"{INSTRUCTION}\n\n{question}"}]
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def load(model: settings.Model) -> Policy:
+    """The model that the settings name, on its device.
+
+    Raises ModelError, quickly and also without a network, for a name that there is not, a folder that holds no model,
+    a device that is not there, and a model that does not fit into memory.
+    """
+    if model.threads is not None:
+        torch.set_num_threads(model.threads)
+    device = _find_device(model)
+    dtype = _find_dtype(model, device)
+    disable_progress_bar()  # services log lines
+    source = _find_source(model.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        weights = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        weights.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"model {model.name}: does not fit into the memory of {device}: {_first_line(error)}"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # what transformers raises on files that do not fit
+        raise ModelError(
+            f"model {model.name}: can't be loaded from {source}: {_first_line(error)}; expected a causal "
+            "language model in transformers' format (config.json, *.safetensors, tokenizer.json)"
+        ) from error
+    log.info(
+        "model loaded name=%s device=%s dtype=%s parameters=%d", model.name, device, dtype, weights.num_parameters()
+    )
+    return Policy(weights, tokenizer, model.name)
+
+
+def _find_device(model: settings.Model) -> torch.device:
+    if model.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(model.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"model/device: {model.device}: torch sees {torch.cuda.device_count()} GPUs; expected one of those, or cpu"
+        )
+    return device
+
+
+def _find_dtype(model: settings.Model, device: torch.device) -> torch.dtype:
+    if model.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+
+def _find_source(name: str) -> str:
+    """What transformers should load: a folder, or a Hugging Face name that is known to exist."""
+    if name == TINY:
+        return str(Path(__file__).parent / "tiny")
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder)
+    if folder.is_dir() or name.startswith(("/", "./", "../", "~")):
+        raise ModelError(f"model/name: {name}: no config.json there; expected a folder with a transformers model")
+    try:
+        _HUB.model_info(name, timeout=_LOOKUP_SECONDS)
+        return name
+    except HFValidationError:
+        raise ModelError(f"model/name: {name}: neither a folder nor a Hugging Face name (owner/model)") from None
+    except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
+            raise ModelError(
+                f"model/name: {name}: Hugging Face says {error.response.status_code}: no such model, or it needs a "
+                f"login; expected a name such as Qwen/Qwen2.5-0.5B-Instruct, a folder, or {TINY}"
+            ) from None
+        return _find_cached(name, _first_line(error))
+
+
+def _find_cached(name: str, reason: str) -> str:
+    try:
+        return str(_HUB.snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"model/name: {name}: not on this machine, and Hugging Face can't be reached ({reason}); "
+            f"expected a folder, {TINY}, or a name that was loaded here before"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

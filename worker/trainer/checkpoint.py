@@ -1,0 +1,171 @@
+"""Checkpoints: everything that training goes on from, number for number. Atomic, safetensors and JSON, never pickle.
+
+`FOLDER/checkpoint-00000012/` holds model.safetensors (the weights under their usual names), optimizer.safetensors
+(moments, float32 masters, torch's random states) and state.json. It is written beside, flushed to the disk and renamed,
+so that a kill -9 or a full disk leaves the ones before as they are.
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from worker.errors import ModelError, ResourceError, TrainingError
+from worker.trainer.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+_PREFIX, _UNFINISHED, _DOOMED = "checkpoint-", ".unfinished-", ".doomed-"
+
+State = dict[str, Any]
+
+
+def save(folder: Path, trainer: Trainer, state: State, keep: int) -> Path:
+    """Write a checkpoint and return its folder; only the newest `keep` remain.
+
+    `state` is the caller's own (round, sampler): plain JSON values. Raises ResourceError if the disk does not take it.
+    """
+    newest = max((_number(path) for path in _finished(folder)), default=0)
+    final = folder / f"{_PREFIX}{newest + 1:08d}"
+    unfinished = folder / f"{_UNFINISHED}{final.name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        unfinished.mkdir()
+        _write(unfinished, trainer, state)
+        os.rename(unfinished, final)
+        _flush(folder)
+        for old in _finished(folder)[:-keep]:
+            _remove(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ResourceError(
+            f"checkpoint {final}: can't be written: {reason}; the one before stays; free space on that disk"
+        ) from error
+    return final
+
+
+def restore(folder: Path, trainer: Trainer) -> State | None:
+    """Bring `trainer` and its policy to the newest checkpoint that can be read; returns its `state`, or None.
+
+    Raises ModelError if the checkpoint is of another model, TrainingError if there are checkpoints and all are damaged.
+    """
+    checkpoints = _finished(folder)
+    for path in reversed(checkpoints):
+        try:
+            weights = load_file(path / "model.safetensors")
+            tensors = load_file(path / "optimizer.safetensors")
+            record = json.loads((path / "state.json").read_text())
+        except (OSError, SafetensorError, ValueError) as error:
+            log.error("checkpoint damaged, trying the one before path=%s error=%s", path, error)
+            continue
+        if record["version"] > VERSION:
+            raise TrainingError(
+                f"checkpoint {path}: version {record['version']} is newer than {VERSION}; upgrade hivewright"
+            )
+        _apply(path, trainer, weights, tensors, record)
+        state: State = record["state"]
+        return state
+    if checkpoints:
+        raise TrainingError(
+            f"checkpoints in {folder}: none of {len(checkpoints)} can be read; restore one from a backup"
+        )
+    return None
+
+
+def _write(path: Path, trainer: Trainer, state: State) -> None:
+    # A CPU copy in one piece: safetensors takes no views, and tied weights are one parameter.
+    weights = {name: p.detach().cpu().contiguous() for name, p in trainer.policy.model.named_parameters()}
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    save_file(_training_tensors(trainer), path / "optimizer.safetensors")
+    record = {
+        "version": VERSION,
+        "model": trainer.policy.name,
+        "steps": trainer.steps,
+        "nonfinite_steps": trainer.nonfinite_steps,
+        "state": state,
+    }
+    (path / "state.json").write_text(json.dumps(record, indent=1))
+    for file in path.iterdir():
+        _flush(file)
+    _flush(path)
+
+
+def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    tensors = {"random.cpu": torch.get_rng_state()}
+    if trainer.policy.model.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(trainer.policy.model.device)
+    for i, moments in trainer.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{key}": value.cpu().contiguous() for key, value in moments.items()}
+    if any(m.dtype != p.dtype for m, p in zip(trainer.masters, trainer.policy.model.parameters(), strict=True)):
+        tensors |= {f"master.{i}": master.cpu().contiguous() for i, master in enumerate(trainer.masters)}
+    return tensors
+
+
+@torch.no_grad()
+def _apply(
+    path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: dict[str, Any]
+) -> None:
+    parameters = dict(trainer.policy.model.named_parameters())
+    if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in parameters.items()}:
+        raise ModelError(
+            f"checkpoint {path}: is of model {record['model']}, whose weights do not fit {trainer.policy.name}; "
+            "set model/name back, or move the checkpoints away to start anew"
+        )
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, _, key = rest.partition(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        elif kind == "master":
+            trainer.masters[int(rest)].copy_(tensor)
+    trainer.optimizer.load_state_dict(
+        {"state": moments, "param_groups": trainer.optimizer.state_dict()["param_groups"]}
+    )
+    if "random.cuda" in tensors and trainer.policy.model.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], trainer.policy.model.device)
+    torch.set_rng_state(tensors["random.cpu"])
+    trainer.steps = record["steps"]
+    trainer.nonfinite_steps = record["nonfinite_steps"]
+
+
+def _finished(folder: Path) -> list[Path]:
+    """Checkpoints, the oldest first."""
+    return sorted((p for p in folder.glob(f"{_PREFIX}*") if p.name[len(_PREFIX) :].isdigit()), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name[len(_PREFIX) :])
+
+
+def _remove(path: Path) -> None:
+    """Renamed first: half a checkpoint must never carry a checkpoint's name."""
+    doomed = path.with_name(_DOOMED + path.name)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for pattern in (f"{_UNFINISHED}*", f"{_DOOMED}*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

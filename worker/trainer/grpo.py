@@ -1,0 +1,66 @@
+# ruff: noqa: N803, N806 - tensors are named with their axes
+"""GRPO as arithmetic: advantages within a group, the clipped loss. Pure functions with TRL's meaning (a test compares).
+
+Left out: entropy bonus, sequence-level ratios and the loss types that settings do not name.
+"""
+
+# N completions, T tokens
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from worker import settings
+
+STD_EPSILON = 1e-4  # as TRL
+
+
+def group_advantages(rewards: Sequence[float], scale_rewards: str) -> list[float]:
+    """Rewards of one group less their mean; "group" divides by their standard deviation (unbiased) too."""
+    reward_tensor = torch.tensor(rewards, dtype=torch.float32)
+    advantages = reward_tensor - reward_tensor.mean()
+    if scale_rewards == "group":
+        advantages = advantages / (reward_tensor.std() + STD_EPSILON)
+    return [float(a) for a in advantages]
+
+
+def sequence_weights(lengths: Sequence[int], loss_type: str, max_completion_length: int) -> list[float]:
+    """What a token of each of the batch's sequences weighs in the loss, which is then a plain weighted sum.
+
+    Known before any forward pass, so the sum can be cut into micro-batches wherever memory wants it. `lengths` are the
+    tokens that count in each sequence: 0 for one that is masked out, which yet counts as a sequence.
+    """
+    match loss_type:
+        case "grpo":
+            return [1 / (len(lengths) * length) if length else 0.0 for length in lengths]
+        case "bnpo" | "dapo":  # the same, when a step sees its whole batch, as ours does
+            return [1 / max(1, sum(lengths))] * len(lengths)
+        case "dr_grpo":
+            return [1 / (len(lengths) * max_completion_length)] * len(lengths)
+        case _:
+            raise ValueError(f"loss_type: {loss_type!r}")
+
+
+def token_losses(
+    logprobs_NT: Tensor,
+    old_logprobs_NT: Tensor,
+    advantages_N: Tensor,
+    trainer: settings.Trainer,
+    reference_logprobs_NT: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(N, T) clipped policy loss of each token, and where the clipping took effect.
+
+    `reference_logprobs_NT` is needed, and used, when `trainer.beta` is not 0.
+    """
+    high = trainer.epsilon if trainer.epsilon_high is None else trainer.epsilon_high
+    advantages_N1 = advantages_N[:, None]
+    ratio_NT = torch.exp(logprobs_NT - old_logprobs_NT)
+    clipped_NT = ratio_NT.clamp(1 - trainer.epsilon, 1 + high)
+    loss_NT = -torch.min(ratio_NT * advantages_N1, clipped_NT * advantages_N1)
+    if trainer.beta and reference_logprobs_NT is not None:
+        gap_NT = reference_logprobs_NT - logprobs_NT
+        loss_NT = loss_NT + trainer.beta * (torch.exp(gap_NT) - gap_NT - 1)
+    too_low_NT = (ratio_NT < 1 - trainer.epsilon) & (advantages_N1 < 0)
+    too_high_NT = (ratio_NT > 1 + high) & (advantages_N1 > 0)
+    return loss_NT, too_low_NT | too_high_NT
