@@ -79,9 +79,9 @@ class Demo:
         bootnode_settings = {"bootnode_host": "127.0.0.1", "bootnode_port": 0}
         bootnode = children.start("bootnode", self._write("bootnode", bootnode_settings), "bootnode")
         account_url = account.wait_for_file(folder / "account/address", STEP_SECONDS)
-        multiaddr = bootnode.wait_for_file(folder / "bootnode/multiaddr", STEP_SECONDS)
+        bootnode.wait_for_file(folder / "bootnode/multiaddr", STEP_SECONDS)
         keeper = {
-            "keeper_publish_bootnodes": [multiaddr],
+            "keeper_bootnode_file": str(folder / "bootnode/multiaddr"),
             "keeper_min_peers": len(self.worker_names),
             "keeper_round_seconds": ROUND_SECONDS,
             "keeper_poll_seconds": 0.5,

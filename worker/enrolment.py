@@ -4,12 +4,12 @@ Run again it changes nothing. A worker without enrolment stops and says so; noth
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from worker import resources
 from worker.errors import IdentityError, SettingsError
+from worker.service import write_whole
 from worker.settings import Settings
 from worker.swarm import identity
 
@@ -41,7 +41,7 @@ def run(settings: Settings) -> None:
 
         accounts.enrol(node_identity, _enrolment_token(settings), settings.chain, folder)
     enrolment = Enrolment(node_identity.peer_id, settings.model.name, registered)
-    _write(folder / ENROLMENT_FILE, json.dumps(asdict(enrolment), indent=2) + "\n")
+    write_whole(folder / ENROLMENT_FILE, json.dumps(asdict(enrolment), indent=2) + "\n")
     print(f"enrolled {enrolment.peer_id} ({identity.animal_name(enrolment.peer_id)}) in {folder}")
 
 
@@ -74,12 +74,3 @@ def _enrolment_token(settings: Settings) -> str | None:
         raise SettingsError(
             f"{file} (chain.enrolment_token_file): {error.strerror}; expected the token that the account service has"
         ) from None
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".new")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)

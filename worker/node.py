@@ -7,11 +7,9 @@ groups, and finds its reward in the ledger already.
 
 import logging
 import random
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from types import FrameType
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from worker import __version__, enrolment, environments, resources
 from worker.chain.accounts import AccountClient
@@ -22,6 +20,7 @@ from worker.errors import ChainUnreachable, TrainingError
 from worker.policy import policy as policies
 from worker.records import Collected, Completion, Group, ScoredGroup, Task, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
+from worker.service import exit_on_signals
 from worker.settings import Settings
 from worker.swarm.exchange import Swarm
 from worker.swarm.identity import Identity, animal_name
@@ -39,10 +38,6 @@ FLUSH_SECONDS = 30.0
 EXTERNAL_MARGIN = 3
 
 
-class StopRequested(BaseException):
-    """SIGTERM or SIGINT came. A BaseException, so that nothing takes it for a failure of the part it passes through."""
-
-
 def run(settings: Settings) -> None:
     """Train until `node.max_rounds` or a signal. Raises WorkerErrors; see worker.errors for their exit codes."""
     folder = settings.node.state_dir
@@ -53,11 +48,9 @@ def run(settings: Settings) -> None:
         identity, enrolled = enrolment.load(folder)
         node = Node(settings, identity, enrolled)
         stack.callback(node.close)
-        try:
-            with _stop_on_signals():
-                node.train()
-        except StopRequested:
-            logger.info("stopping, asked to by a signal; the round in progress is left")
+        # A signal leaves the round in progress where it is: the checkpoint is that of the last one.
+        exit_on_signals()
+        node.train()
 
 
 class Node:
@@ -313,16 +306,3 @@ def _winners(external: Sequence[ScoredGroup]) -> list[str]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        # A second signal must not break the orderly end.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise StopRequested
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    yield

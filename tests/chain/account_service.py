@@ -129,9 +129,7 @@ def faulty(target: str, fault: Callable[[str], str | None]) -> Iterator[FaultyPr
                 return
             kept = {k: v for k, v in self.headers.items() if k.lower() in ("authorization", "content-type")}
             for _ in range(2 if kind == "twice" else 1):
-                answer = requests.request(
-                    self.command, proxy.target + self.path, data=body, headers=kept, timeout=10
-                )
+                answer = requests.request(self.command, proxy.target + self.path, data=body, headers=kept, timeout=10)
             if kind == "lose":
                 self.close_connection = True
                 return

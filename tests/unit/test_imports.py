@@ -16,13 +16,15 @@ MAY_IMPORT = {
     "worker.settings": {"worker.errors"},
     "worker.records": {"worker.errors"},
     "worker.resources": {"worker.errors"},
+    "worker.service": {"worker.errors"},
     "worker.environments": GROUND,
     "worker.policy": GROUND,
-    "worker.swarm": GROUND | {"worker.resources", "worker.telemetry.systemd"},
-    "worker.chain": GROUND | {"worker.resources", "worker.telemetry.systemd", "worker.swarm.identity"},
+    "worker.swarm": GROUND | {"worker.resources", "worker.service", "worker.telemetry.systemd"},
+    "worker.chain": GROUND
+    | {"worker.resources", "worker.service", "worker.telemetry.systemd", "worker.swarm.identity"},
     "worker.trainer": GROUND | {"worker.policy"},
     "worker.account": GROUND
-    | {"worker.chain", "worker.resources", "worker.swarm.identity", "worker.telemetry.systemd"},
+    | {"worker.chain", "worker.resources", "worker.service", "worker.swarm.identity", "worker.telemetry.systemd"},
     "worker.telemetry": GROUND,
     "deploys": {"worker.settings", "worker.errors", "deploys"},
 }

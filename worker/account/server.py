@@ -26,9 +26,9 @@ from worker.account.vault import Tokens, load_account
 from worker.chain.accounts import ENROL_PREFIX
 from worker.chain.coordinator import Call, Coordinator
 from worker.chain.sender import Sender
-from worker.chain.service import write_whole
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError, SettingsError, WorkerError
 from worker.log import printable
+from worker.service import write_whole
 from worker.settings import Settings
 from worker.swarm import identity
 from worker.telemetry import systemd

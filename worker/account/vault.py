@@ -13,8 +13,8 @@ from pathlib import Path
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from worker.chain.service import write_whole
 from worker.errors import IdentityError
+from worker.service import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from worker import settings
 from worker.chain import connection
 from worker.chain.contract import ADVICE
 from worker.chain.coordinator import Coordinator
-from worker.chain.service import write_whole
 from worker.errors import ChainError, ChainUnreachable, ContractRefused, IdentityError, SettingsError, WorkerError
 from worker.log import printable
+from worker.service import write_whole
 from worker.swarm.identity import Identity
 
 TOKEN_FILE = "account.token"  # noqa: S105 - a file name

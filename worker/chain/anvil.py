@@ -26,8 +26,8 @@ from worker import resources, settings
 from worker.chain import connection, contract
 from worker.chain.connection import Deployment
 from worker.chain.coordinator import Call, Coordinator
-from worker.chain.service import exit_on_signals, write_whole
 from worker.errors import ChainError, ChainUnreachable, ResourceError
+from worker.service import exit_on_signals, write_whole
 from worker.telemetry.systemd import progress, ready
 
 log = logging.getLogger(__name__)

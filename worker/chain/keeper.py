@@ -15,8 +15,8 @@ from typing import Literal
 from worker import settings
 from worker.chain import anvil
 from worker.chain.coordinator import Coordinator, NonceUsed, ReceiptTimeout
-from worker.chain.service import exit_on_signals, write_whole
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError
+from worker.service import exit_on_signals, write_whole
 from worker.telemetry.systemd import progress, ready
 
 log = logging.getLogger(__name__)

@@ -51,9 +51,7 @@ class _NotYet(Exception):
 class Settlement:
     """Settles `ledger` in a thread of its own, from `start` to `close`. Failures show in `status`, rows stay."""
 
-    def __init__(
-        self, ledger: Ledger, coordinator: Coordinator, account: AccountClient, chain: settings.Chain
-    ) -> None:
+    def __init__(self, ledger: Ledger, coordinator: Coordinator, account: AccountClient, chain: settings.Chain) -> None:
         self._ledger = ledger
         self._coordinator = coordinator
         self._account = account

@@ -25,8 +25,8 @@ DEMO_SETTINGS: dict[str, Any] = {
     "generation_num_generations": 8,
     "generation_max_prompt_length": 64,
     "generation_max_completion_length": 12,
-    "trainer_local_groups": 4,
-    "trainer_external_groups": 4,
-    "trainer_learning_rate": 1.5e-4,
+    "trainer_local_groups": 6,
+    "trainer_external_groups": 6,
+    "trainer_learning_rate": 2e-4,
 }
 """Flat keys in which a demo worker departs from the defaults."""

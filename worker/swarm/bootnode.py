@@ -4,15 +4,14 @@ It greets, keeps membership records, and has no groups. Its identity earns nothi
 """
 
 import logging
-import os
 import signal
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 
 from worker.errors import SwarmError
 from worker.resources import lock_folder, require_port
+from worker.service import write_whole
 from worker.settings import Settings
 from worker.swarm import identity
 from worker.swarm.network import Network
@@ -55,7 +54,7 @@ def _serve(settings: Settings, stopped: threading.Event) -> None:
             network.start()
             _wait_until_up(network, swarm.startup_timeout_seconds, stopped)
             if not stopped.is_set():
-                _write_whole(address_file, "".join(f"{a}/p2p/{network.identity.peer_id}\n" for a in network.addresses))
+                write_whole(address_file, "".join(f"{a}/p2p/{network.identity.peer_id}\n" for a in network.addresses))
                 log.info("bootnode ready file=%s", address_file)
                 systemd.ready()
                 stopped.wait()
@@ -70,10 +69,3 @@ def _wait_until_up(network: Network, seconds: float, stopped: threading.Event) -
             raise SwarmError(
                 f"bootnode: not up within {seconds:g} s (swarm.startup_timeout_seconds): {network.last_error}"
             )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Readers see all of the text or no file."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_text(text)
-    os.replace(draft, path)

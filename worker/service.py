@@ -1,4 +1,4 @@
-"""What the long-running roles of this package share: an orderly end on a signal, files that are whole or not there."""
+"""What the long-running roles share: an orderly end on a signal, files that are whole or not there."""
 
 import os
 import signal
