@@ -9,6 +9,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 GROUND = {"worker.errors", "worker.log", "worker.settings", "worker.records"}
 
+# What every role may use beside them.
+ROLE = {"worker.resources", "worker.service", "worker.telemetry.systemd"}
+
 # package or module -> the parts of our own that it may import, beside itself
 MAY_IMPORT = {
     "worker.errors": set(),
@@ -19,12 +22,10 @@ MAY_IMPORT = {
     "worker.service": {"worker.errors"},
     "worker.environments": GROUND,
     "worker.policy": GROUND,
-    "worker.swarm": GROUND | {"worker.resources", "worker.service", "worker.telemetry.systemd"},
-    "worker.chain": GROUND
-    | {"worker.resources", "worker.service", "worker.telemetry.systemd", "worker.swarm.identity"},
+    "worker.swarm": GROUND | ROLE,
+    "worker.chain": GROUND | ROLE | {"worker.swarm.identity"},
     "worker.trainer": GROUND | {"worker.policy"},
-    "worker.account": GROUND
-    | {"worker.chain", "worker.resources", "worker.service", "worker.swarm.identity", "worker.telemetry.systemd"},
+    "worker.account": GROUND | ROLE | {"worker.chain", "worker.swarm.identity"},
     "worker.telemetry": GROUND,
     "deploys": {"worker.settings", "worker.errors", "deploys"},
 }

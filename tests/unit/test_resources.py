@@ -48,7 +48,8 @@ def test_folder_that_cannot_be_made_is_named(tmp_path):
 def test_second_process_in_a_folder_is_refused_with_the_pid_of_the_first(tmp_path):
     code = (
         "import sys, pathlib; from worker import resources; "
-        "lock = resources.lock_folder(pathlib.Path(sys.argv[1]), 'node.state_dir'); print('locked', flush=True); sys.stdin.read()"
+        "lock = resources.lock_folder(pathlib.Path(sys.argv[1]), 'node.state_dir'); print('locked', flush=True); "
+        "sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
