@@ -1,4 +1,5 @@
 import http.server
+import re
 import threading
 import time
 
@@ -48,10 +49,15 @@ def test_prompt_over_the_limit_gets_no_answer(tiny):
 def test_own_answers_survive_the_way_through_text(tiny):
     generation = settings.Generation(num_generations=16, max_completion_length=12)
     groups = tiny.generate(["Calculate 2 + 3.", "Calculate ( 8 - -1 )."], generation, seed=3)
+    checked = 0
     for completion in (c for group in groups for c in group):
-        ids, truncated = tiny.completion_ids(completion.text, 12)
-        if completion.text.endswith("</answer>"):
+        if re.fullmatch(
+            r"<answer>-?\d+</answer>", completion.text
+        ):  # other text may have more than one spelling in tokens
+            ids, truncated = tiny.completion_ids(completion.text, 12)
             assert (tuple(ids), truncated) == (completion.token_ids, False)
+            checked += 1
+    assert checked > 8
 
 
 def test_stranger_s_text_becomes_tokens_as_if_sampled_here(tiny):

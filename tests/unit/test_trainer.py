@@ -102,20 +102,13 @@ def test_step_moves_the_weights_and_says_what_it_did(policy):
 
 def test_steps_make_rewarded_answers_likelier(policy):
     trainer = make_trainer(policy, learning_rate=3e-4)
-    groups = make_groups(policy)[:1]
-    rewards = tuple(1.0 if "5" in text else 0.0 for text in ("<answer>5</answer>", "<answer>6</answer>"))
-    target = replace(from_peer(groups[0]), completions=("<answer>5</answer>", "<answer>6</answer>"), rewards=rewards)
-
-    def share_of_fives():
-        answers = policy.generate(
-            [target.question], settings.Generation(num_generations=64, max_completion_length=12), 9
-        )
-        return sum(c.text == "<answer>5</answer>" for c in answers[0]) / 64
-
-    before = share_of_fives()
-    for _ in range(15):
-        trainer.step([target])
-    assert share_of_fives() > before + 0.2
+    shares = []
+    for seed in range(16):
+        group = make_groups(policy, seed, QUESTIONS[:1] * 8)
+        rewarded = [replace(g, rewards=tuple(float(t == "<answer>5</answer>") for t in g.completions)) for g in group]
+        shares.append(sum(g.mean_reward for g in rewarded) / 8)
+        trainer.step([g for g in rewarded if g.has_signal])
+    assert sum(shares[-3:]) / 3 > sum(shares[:3]) / 3 + 0.2
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])

@@ -1,6 +1,6 @@
 """Ready mixes of tasks, as data. Light: imports the settings only.
 
-The demo mix is easy enough for the model that comes with the package: it starts at a mean reward of about 0.4 and
+The demo mix is easy enough for the model that comes with the package: it starts at a mean reward of about 0.35, and
 GRPO lifts it within a few dozen rounds (benchmarks/learning.py).
 """
 
