@@ -162,7 +162,7 @@ def at_random(seed: int, share: float) -> Callable[[str], str | None]:
     return lambda _: rng.choice(kinds) if rng.random() < share else None
 
 
-def eventually(condition: Callable[[], object], seconds: float = 15.0) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 45.0) -> None:
     """Wait until it holds. Fails the test if it does not."""
     deadline = time.monotonic() + seconds
     while not condition():

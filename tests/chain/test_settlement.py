@@ -41,7 +41,7 @@ chain = settings.Chain(account_url=sys.argv[2], poll_seconds=0.1)
 settling = Settlement(Ledger(folder / "ledger.db"), Coordinator(chain), AccountClient(chain, folder), chain)
 print("ready", flush=True)
 settling.start()
-settling.flush(20)
+settling.flush(60)
 """
 
 
@@ -68,7 +68,7 @@ class Node:
         settling.start()
         try:
             if is_flushed:
-                assert settling.flush(20), (settling.status(), self.ledger.unsettled())
+                assert settling.flush(60), (settling.status(), self.ledger.unsettled())
             yield settling
         finally:
             settling.close()
@@ -281,9 +281,9 @@ def test_unreachable_account_service_is_waited_for(chain, tmp_path, tmp_path_fac
         assert "no connection" in settling.status().last_error
         started = time.monotonic()
         assert not settling.flush(1.0)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
         with serving(parsed, port):
-            assert settling.flush(15)
+            assert settling.flush(60)
             assert settling.status().last_error is None
     node.assert_exactly_once()
 
@@ -309,7 +309,7 @@ def test_chain_that_forgot_everything_is_told_again_at_the_next_start(chain, nod
     advance(chain, 2)
     with node.settling() as settling:
         eventually(lambda: settling.status().confirmed < 3 or node.ledger.unsettled())
-        assert settling.flush(20)
+        assert settling.flush(60)
     node.assert_exactly_once()
 
 
@@ -332,12 +332,12 @@ def test_chain_that_forgets_while_we_run_is_noticed(chain, node, snapshot, monke
     monkeypatch.setattr(settlement_module, "RECHECK_SECONDS", 1.0)
     snapshot()
     node.earn(0)
-    with node.settling(is_flushed=True) as settling:
+    with node.settling(is_flushed=True):
         snapshot()
         assert chain.coordinator.submitted_reward(0, 0, node.peer_id) is None
         eventually(lambda: chain.coordinator.submitted_reward(0, 0, node.peer_id) == 100)
         eventually(lambda: chain.coordinator.votes(0, node.peer_id))
-        assert settling.flush(10)
+    node.settle()  # the account service may have sent it again before the settlement noticed
     node.assert_exactly_once()
 
 

@@ -71,7 +71,7 @@ def test_collect_goes_on_while_the_daemon_is_killed(lab: Lab) -> None:
     os.kill(pid_of(victim), signal.SIGKILL)
     started = time.monotonic()
     victim.collect(1, 9)  # what it brings depends on the moment
-    assert time.monotonic() - started < 7
+    assert time.monotonic() - started < 20
     wait_until(lambda: len(victim.collect(1, 9).groups) == 9, 20, "a gets b's groups again")
 
 
@@ -85,7 +85,7 @@ def test_peer_that_is_cut_off_without_a_word_is_noticed_and_found_again(lab: Lab
     try:
         started = time.monotonic()
         assert stays.collect(1, 9).heard == ()
-        assert time.monotonic() - started < 7
+        assert time.monotonic() - started < 20
         assert stays.status().state == "training-alone"
     finally:
         for pid in frozen:
@@ -147,13 +147,13 @@ def test_start_does_not_wait_and_the_time_out_is_obeyed(
     with monkeypatch.context() as patch:
         patch.setattr(daemon, "P2PD", slow)
         started = time.monotonic()
-        swarm = lab.peer("a", startup_timeout_seconds=1.0)
-        assert time.monotonic() - started < 0.5
+        swarm = lab.peer("a", startup_timeout_seconds=4.0)
+        assert time.monotonic() - started < 3
         assert swarm.status().state == "starting"
         assert swarm.collect(1, 4).heard == ()
-        wait_until(lambda: swarm.status().last_error is not None, 4, "the time-out is reported")
+        wait_until(lambda: swarm.status().last_error is not None, 12, "the time-out is reported")
         assert swarm.status().last_error == (
-            "libp2p daemon: not ready after 1 s (swarm.startup_timeout_seconds); trying again"
+            "libp2p daemon: not ready after 4 s (swarm.startup_timeout_seconds); trying again"
         )
         assert swarm.status().state == "training-alone"
     wait_until(lambda: swarm.status().addresses != (), 20, "it comes up in the end")

@@ -76,7 +76,7 @@ class Stage:
         started = time.monotonic()
         collected = self.asker.collect(self.round, 9)
         assert sum(g.peer_id == self.honest.status().peer_id for g in collected.groups) == 9
-        assert time.monotonic() - started < 5.5
+        assert time.monotonic() - started < 15
         assert self.asker.status().state == "connected"
         return collected.rejected
 
