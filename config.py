@@ -1,0 +1,9 @@
+"""Read by pyinfra before anything else."""
+
+from pyinfra import config
+
+from deploys import report
+
+config.REQUIRE_PYINFRA_VERSION = "==3.10.0"
+config.CONNECT_TIMEOUT = 10
+report.name_failed_hosts_at_exit()

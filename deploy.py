@@ -1,0 +1,17 @@
+"""`pyinfra -y inventory/NAME.py deploy.py`: make every host of the inventory what its line says, and nothing else.
+
+The whole inventory is checked first. Run again it changes nothing; run with another release_ref it upgrades.
+"""
+
+from deploys import account, coordinator, plan, release, system, worker
+
+this = plan.current()
+
+system.prepare_system(is_coordinator=bool(this.host.services))
+release.install_release(this)
+if this.host.services:
+    coordinator.configure_coordinator(this)
+account.await_account(this)
+if this.host.slots:
+    worker.configure_workers(this)
+release.prune(name="Remove releases that are no longer kept")

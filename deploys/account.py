@@ -1,0 +1,39 @@
+"""The door through which workers join: the account service must answer before one can be enrolled."""
+
+from collections.abc import Iterator
+
+from pyinfra import host
+from pyinfra.api import deploy, operation
+
+from deploys.facts import Identities
+from deploys.plan import Planned
+
+ANSWER_SECONDS = 120
+
+
+@deploy("Account")
+def await_account(plan: Planned) -> None:
+    """On every host, before anything is enrolled: the account service answers.
+
+    pyinfra runs the operations of different hosts interleaved, and only keeps their order on one host. This one, the
+    same on all, makes everything above it happen before everything below it, on the whole fleet.
+    """
+    new = [slot for slot in plan.host.slots if slot.settings.chain.account_url]
+    url = new[0].settings.chain.account_url if new else None
+    numbers = [slot.number for slot in new]
+    answers(name="Wait until it answers", url=url, numbers=numbers, _timeout=ANSWER_SECONDS + 30)
+
+
+@operation()
+def answers(url: str | None, numbers: list[int]) -> Iterator[str]:
+    """Wait until the account service answers, if one of the slots `numbers` is still to be enrolled."""
+    enrolled = host.get_fact(Identities) if numbers else {}
+    if url is None or all(number in enrolled for number in numbers):
+        host.noop("nothing is to be enrolled")
+        return
+    ask = f"until curl --silent --fail --output /dev/null --max-time 5 {url}/api/swarm; do sleep 1; done"
+    yield (
+        f"timeout {ANSWER_SECONDS} sh -c '{ask}' && exit 0;"
+        f" echo 'no answer from {url}/api/swarm within {ANSWER_SECONDS} s; is hivewright-account.service up on the"
+        " coordinator, and reachable from here?' >&2; exit 1"
+    )

@@ -1,0 +1,29 @@
+"""Files with a given content. They go through a shell's standard input, not through SFTP as pyinfra's `files.put`.
+
+On a host that vanishes, SFTP waits for ever, and its error ends the run of all other hosts; a command has a time limit.
+And what goes through standard input is in no command line, no log and no diff, which is what secrets need.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+
+from deploys.facts import FileContent, FileState
+
+
+@operation()
+def file(
+    path: Path, content: bytes, user: str = "root", group: str = "root", mode: str = "644"
+) -> Iterator[StringCommand]:
+    """Have the file with this content, owner and mode. It is replaced at once; its folder must be there."""
+    found = host.get_fact(FileContent, path=str(path))
+    if found == FileState(hashlib.sha256(content).hexdigest(), user, group, mode):
+        host.noop(f"{path} is as it should be")
+        return
+    new = f"{path}.new"
+    script = f"umask 077 && base64 -d > {new} && chown {user}:{group} {new} && chmod {mode} {new} && mv {new} {path}"
+    yield StringCommand(script, _stdin=[base64.b64encode(content).decode()])

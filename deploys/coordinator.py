@@ -1,0 +1,27 @@
+"""The host that carries a private swarm: chain, contract, bootnode, keeper, and the account service."""
+
+from pyinfra import host
+from pyinfra.api import deploy
+
+from deploys import identity, units
+from deploys.hosts import CONFIGURATION, COORDINATOR_ROLES
+from deploys.plan import Planned
+
+# Service -> role whose settings it reads, in the order in which they need each other. The contract's service puts the
+# contract on the chain, with the keeper's key, and is done.
+SERVICES = {"chain": "chain", "contract": "keeper", "bootnode": "bootnode", "keeper": "keeper", "account": "account"}
+
+
+@deploy("Coordinator")
+def configure_coordinator(plan: Planned) -> None:
+    """Settings, secrets and services of what a private swarm has once."""
+    token = identity.install_enrolment_token(plan)
+    texts = {}
+    for role in host.loop(COORDINATOR_ROLES):
+        texts[role] = units.install_settings(CONFIGURATION / f"{role}.yaml", plan.host.services[role])
+    for service, role in host.loop(SERVICES.items()):
+        unit = f"hivewright-{service}.service"
+        text = units.install_unit(unit, plan.host.deployment.watchdog_seconds)
+        secrets = token if service == "account" else ""
+        digest = units.digest(plan.commit, text, texts[role], secrets)
+        units.running(name=f"Run the {service}", unit=unit, digest=digest, _timeout=units.RESTART_SECONDS)

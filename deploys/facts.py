@@ -1,0 +1,189 @@
+"""Own facts: what a host already has of hivewright. Each is one command, and an empty answer means a bare host."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyinfra.api import FactBase
+
+from deploys.hosts import CONFIGURATION, STATE
+
+ROOT = Path("/opt/hivewright")
+RELEASES = ROOT / "releases"
+ENVIRONMENTS = ROOT / "environments"
+ANVILS = ROOT / "anvil"
+CURRENT = ROOT / "current"
+DEPLOYED = STATE / "deployed"
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledReleases:
+    """What is complete on the host. `current`: the commit that it runs, None on a bare host.
+
+    `parts`: for each commit, the one installed last first, the folders outside of the release that it uses
+    (`environments/DIGEST`, `anvil/DIGEST`). `folders`: all such folders that exist.
+    """
+
+    current: str | None = None
+    parts: dict[str, frozenset[Path]] = field(default_factory=dict)
+    folders: frozenset[Path] = frozenset()
+
+    def has(self, commit: str, kind: Path) -> bool:
+        """Whether the release has its part among `kind` (ENVIRONMENTS, ANVILS)."""
+        return any(part.parent == kind for part in self.parts.get(commit, ()))
+
+
+class Releases(FactBase[InstalledReleases]):
+    """The releases and environments that are complete on the host."""
+
+    def command(self) -> str:
+        return (
+            "exec 2>/dev/null;"
+            f" echo current $(basename $(readlink {CURRENT}));"
+            f" for r in $(ls -t {RELEASES}); do cd {RELEASES}/$r; echo release $r $(readlink environment anvil); done;"
+            f" ls -d {ENVIRONMENTS}/* {ANVILS}/* | sed 's/^/folder /'; true"
+        )
+
+    @staticmethod
+    def default() -> InstalledReleases:
+        return InstalledReleases()
+
+    def process(self, output: list[str]) -> InstalledReleases:
+        words = [line.split() for line in output]
+        return InstalledReleases(
+            current=next((w[1] for w in words if w[0] == "current" and len(w) > 1), None),
+            parts={w[1]: frozenset(map(Path, w[2:])) for w in words if w[0] == "release"},
+            folders=frozenset(Path(w[1]) for w in words if w[0] == "folder"),
+        )
+
+
+class Identities(FactBase[dict[int, str]]):
+    """Peer id of every enrolled slot, by number of the slot."""
+
+    def command(self) -> str:
+        return f'for f in {STATE}/worker-*/enrolment.json; do [ ! -e "$f" ] || echo "$f $(tr -d "\\n" <"$f")"; done'
+
+    @staticmethod
+    def default() -> dict[int, str]:
+        return {}
+
+    def process(self, output: list[str]) -> dict[int, str]:
+        found = {}
+        for line in output:
+            file, _, text = line.partition(" ")
+            found[int(Path(file).parent.name.removeprefix("worker-"))] = str(json.loads(text)["peer_id"])
+        return found
+
+
+class ConfiguredSlots(FactBase[list[int]]):
+    """Numbers of the slots that have a settings file."""
+
+    def command(self) -> str:
+        return f"ls {CONFIGURATION} 2>/dev/null | sed -n 's/^worker-\\([0-9]*\\)\\.yaml$/\\1/p'"
+
+    @staticmethod
+    def default() -> list[int]:
+        return []
+
+    def process(self, output: list[str]) -> list[int]:
+        return sorted(int(line) for line in output)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """`digest`: of all that the service was last started with by a deploy; None if it never was."""
+
+    is_active: bool = False
+    is_enabled: bool = False
+    needs_reload: bool = False
+    digest: str | None = None
+
+
+class Service(FactBase[ServiceState]):
+    """The state of one unit."""
+
+    def command(self, unit: str) -> str:
+        show = f"systemctl show --property=ActiveState,UnitFileState,NeedDaemonReload '{unit}'"
+        return f"{{ {show}; echo Digest=$(cat '{DEPLOYED}/{unit}'); }} 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> ServiceState:
+        return ServiceState()
+
+    def process(self, output: list[str]) -> ServiceState:
+        properties: dict[str, Any] = dict(line.split("=", 1) for line in output if "=" in line)
+        return ServiceState(
+            is_active=properties.get("ActiveState") == "active",
+            is_enabled=properties.get("UnitFileState") == "enabled",
+            needs_reload=properties.get("NeedDaemonReload") == "yes",
+            digest=properties.get("Digest") or None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """A file without its content. `sha256`: of the content. `mode`: octal, such as 644."""
+
+    sha256: str
+    user: str
+    group: str
+    mode: str
+
+
+class FileContent(FactBase[FileState | None]):
+    """What stands at a path. None: nothing that is a file."""
+
+    def command(self, path: str) -> str:
+        return f"[ ! -f '{path}' ] || {{ sha256sum < '{path}'; stat --format='%U %G %a' '{path}'; }}"
+
+    def process(self, output: list[str]) -> FileState | None:
+        digest, attributes = output
+        return FileState(digest.split()[0], *attributes.split())
+
+
+class SystemdVersion(FactBase[int]):
+    """systemd's version number; 0 where there is none."""
+
+    def command(self) -> str:
+        return "systemctl --version 2>/dev/null | head -n 1 || true"
+
+    @staticmethod
+    def default() -> int:
+        return 0
+
+    def process(self, output: list[str]) -> int:
+        return int(output[0].split()[1])
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What one service of a host is doing. `status`: the status.json of its state folder, None if it wrote none."""
+
+    unit: str
+    active_state: str
+    status: dict[str, Any] | None
+
+
+class NodeReports(FactBase[list[dict[str, Any]]]):
+    """A NodeReport, as a dict, for each worker and keeper that is configured on the host."""
+
+    def command(self) -> str:
+        return (
+            f"for f in $(ls {CONFIGURATION} 2>/dev/null); do role=${{f%.yaml}}; case $role in"
+            " worker-*) unit=hivewright-worker@${role#*-}.service;; keeper) unit=hivewright-keeper.service;;"
+            " *) continue;; esac;"
+            " echo $unit $(systemctl show --property=ActiveState --value $unit)"
+            f' "$(cat {STATE}/$role/status.json 2>/dev/null)"; done'
+        )
+
+    @staticmethod
+    def default() -> list[dict[str, Any]]:
+        return []
+
+    def process(self, output: list[str]) -> list[dict[str, Any]]:
+        reports = []
+        for line in output:
+            unit, active_state, text = [*line.split(" ", 2), ""][:3]
+            reports.append(asdict(NodeReport(unit, active_state, json.loads(text) if text else None)))
+        return reports

@@ -1,0 +1,324 @@
+"""What an inventory says, checked: every host, every key, every mistake at once, before any host is touched.
+
+Host data are flat keys. Those that begin with a section of the settings (`trainer_learning_rate`) become the settings
+of the roles on that host; those of `Deployment` say what is installed; pyinfra's own (`ssh_user`, `_sudo`) are left
+alone; anything else is a mistake. Knows nothing of pyinfra: `plan.py` hands over its inventory as plain dicts.
+"""
+
+import contextlib
+import difflib
+import ipaddress
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from worker import settings
+from worker.errors import SettingsError
+from worker.settings import Settings
+
+STATE = Path("/var/lib/hivewright")
+CONFIGURATION = Path("/etc/hivewright")
+ENROLMENT_TOKEN = CONFIGURATION / "enrolment.token"
+ANVIL = Path("/opt/hivewright/current/anvil/anvil")
+
+WORKERS, COORDINATORS = "workers", "coordinators"
+
+# The sections that each role reads. Only these are in its file: a change elsewhere does not restart it.
+ROLE_SECTIONS = {
+    "worker": ("node", "model", "environment", "generation", "trainer", "swarm", "chain", "log"),
+    "chain": ("anvil", "chain", "log"),
+    "keeper": ("keeper", "chain", "anvil", "log"),
+    "bootnode": ("bootnode", "log"),
+    "account": ("account", "chain", "log"),
+}
+COORDINATOR_ROLES = ("chain", "keeper", "bootnode", "account")
+
+# Settings that the deploy works out: places of its own making, one per role and slot.
+DERIVED = (
+    "node_state_dir", "keeper_state_dir", "bootnode_state_dir", "account_state_dir", "anvil_state_file", "anvil_binary",
+    "chain_deployment_file", "chain_account_token_file", "chain_enrolment_token_file", "account_enrolment_token_file",
+    "keeper_bootnode_file",
+)  # fmt: skip
+SET_BY_DEPLOY = "set by the deploy for each role and slot; leave it out"
+
+
+class Deployment(BaseModel):
+    """The keys of host data that are not settings of a role but say what is installed, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    slots: Any = None
+    """Workers on this host: a count, or a list with one dict per worker of the settings in which it differs."""
+    release_repository: str | None = None
+    """Git URL or folder that the hosts can fetch from. None: `origin` of the operator's checkout."""
+    release_ref: str = "main"
+    """Branch, tag or commit that is deployed."""
+    torch_index: str | None = None
+    """Package index to take torch from, such as https://download.pytorch.org/whl/cpu. None: as pip on the host says."""
+    secrets_dir: str = "secrets"
+    """Folder on the operator's side, relative to the checkout, that keeps what must not be in an inventory."""
+    watchdog_seconds: int = Field(default=900, gt=0)
+    """A worker that has not got on for so long is restarted. Longer than its slowest step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One worker of a host. `identity`: file on the operator's side with the key that it must have; None: its own."""
+
+    number: int
+    settings: Settings
+    identity: Path | None
+
+    @property
+    def unit(self) -> str:
+        return f"hivewright-worker@{self.number}.service"
+
+    @property
+    def file(self) -> Path:
+        return CONFIGURATION / f"worker-{self.number}.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """What a host is to become. `services`: settings of the coordinator's roles, empty on other hosts."""
+
+    name: str
+    deployment: Deployment
+    slots: tuple[Slot, ...]
+    services: Mapping[str, Settings]
+
+
+@dataclass(frozen=True, slots=True)
+class HostEntry:
+    """A host as the inventory has it. `foreign_keys`: the keys of its data that are pyinfra's own."""
+
+    name: str
+    groups: Collection[str]
+    data: Mapping[str, Any]
+    foreign_keys: Collection[str] = frozenset()
+
+
+class _Mistakes:
+    """Collects messages; hosts with the same mistake share a line."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, list[str]] = {}
+
+    def add(self, host: str, message: str) -> None:
+        hosts = self._hosts.setdefault(message, [])
+        if host not in hosts:
+            hosts.append(host)
+
+    def lines(self) -> list[str]:
+        return [f"inventory data of {', '.join(hosts)}: {message}" for message, hosts in self._hosts.items()]
+
+
+def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
+    """The plan of every host, by name. Raises SettingsError with one line for each mistake of the whole inventory."""
+    mistakes = _Mistakes()
+    coordinators = [entry for entry in entries if COORDINATORS in entry.groups]
+    if len(coordinators) > 1:
+        for entry in coordinators:
+            mistakes.add(entry.name, f"{COORDINATORS}: {len(coordinators)} hosts in this group; expected one")
+    plans = {}
+    for entry in entries:
+        deployment = _deployment(entry, mistakes)
+        if _has_good_settings(entry, mistakes):
+            slots = _slots(entry, deployment, coordinators, mistakes)
+            plans[entry.name] = HostPlan(entry.name, deployment, slots, _services(entry))
+    _check_identities(plans, mistakes)
+    if lines := mistakes.lines():
+        raise SettingsError("\n".join(lines))
+    return plans
+
+
+def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:
+    if not {WORKERS, COORDINATORS} & set(entry.groups):
+        mistakes.add(entry.name, f"in no group that gets anything; put the host into {WORKERS} or {COORDINATORS}")
+    for key in sorted(entry.data):
+        if key in DERIVED:
+            mistakes.add(entry.name, f"{key}: {SET_BY_DEPLOY}")
+        elif not (key in entry.foreign_keys or key in Deployment.model_fields or _section(key)):
+            known = [*Deployment.model_fields, *settings.flat_keys(), *entry.foreign_keys]
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "docs/configuration.md lists all keys"
+            mistakes.add(entry.name, f"{key}: not a known key; {hint}")
+    try:
+        return Deployment(**{key: value for key, value in entry.data.items() if key in Deployment.model_fields})
+    except ValidationError as error:
+        for problem in error.errors():
+            expected = problem["msg"].removeprefix("Input should be ")
+            mistakes.add(entry.name, f"{problem['loc'][0]}: got {problem['input']!r}; expected {expected}")
+        return Deployment(slots=entry.data.get("slots"))
+
+
+def _section(key: str) -> str | None:
+    """The section of the settings that a key belongs to, by its looks. None: it is no setting."""
+    section, _, name = key.partition("_")
+    return section if name and section in settings.SECTIONS else None
+
+
+def _has_good_settings(entry: HostEntry, mistakes: _Mistakes) -> bool:
+    """Whether all settings in the host's data are right, also those of roles that it does not have."""
+    flat = {key: value for key, value in entry.data.items() if _section(key) and key not in DERIVED}
+    try:
+        settings.from_flat(flat, "")
+    except SettingsError as error:
+        mistakes.add(entry.name, str(error).removeprefix(": "))
+        return False
+    return True
+
+
+def _slots(
+    entry: HostEntry, deployment: Deployment, coordinators: Collection[HostEntry], mistakes: _Mistakes
+) -> tuple[Slot, ...]:
+    count = deployment.slots
+    if WORKERS not in entry.groups:
+        if count is not None:
+            mistakes.add(
+                entry.name, f"slots: got {count!r}, but not in {WORKERS}; put the host there, or leave slots out"
+            )
+        return ()
+    if count is None or count == 0 or count == []:
+        mistakes.add(
+            entry.name, f"slots: none; expected a count of at least 1, or a list of dicts, for a host in {WORKERS}"
+        )
+        return ()
+    if isinstance(count, int) and not isinstance(count, bool) and count > 0:
+        overrides: list[dict[str, Any]] = [{} for _ in range(count)]
+    elif isinstance(count, list) and all(isinstance(slot, dict) for slot in count):
+        overrides = count
+    else:
+        mistakes.add(entry.name, f"slots: got {count!r}; expected a count, or a list with a dict of settings for each")
+        return ()
+    return tuple(_all_slots(entry, overrides, _account_url(entry, coordinators, mistakes), mistakes))
+
+
+def _all_slots(
+    entry: HostEntry, overrides: list[dict[str, Any]], account_url: str | None, mistakes: _Mistakes
+) -> Iterator[Slot]:
+    users_of_port: dict[int, int] = {}
+    for number, own in enumerate(overrides):
+        flat = _role_settings(entry, "worker") | {key: value for key, value in own.items() if key != "identity"}
+        flat.setdefault("node_name", _node_name(entry.name, number))
+        if account_url:
+            flat.setdefault("chain_account_url", account_url)
+        if "chain_account_url" in flat:
+            flat["chain_enrolment_token_file"] = str(ENROLMENT_TOKEN)
+        flat["node_state_dir"] = str(STATE / f"worker-{number}")
+        for key in sorted(set(DERIVED) & set(own)):
+            mistakes.add(entry.name, f"slot {number}: {key}: {SET_BY_DEPLOY}")
+        identity = own.get("identity")
+        if not isinstance(identity, str | None):
+            mistakes.add(entry.name, f"slot {number}: identity: got {identity!r}; expected the path of a swarm.pem")
+            continue
+        try:
+            checked = settings.from_flat(flat, "")
+        except SettingsError as error:
+            mistakes.add(entry.name, f"slot {number}: {str(error).removeprefix(': ')}")
+            continue
+        port = checked.swarm.port
+        if port and (other := users_of_port.setdefault(port, number)) != number:
+            taken = f"swarm_port: {port} is that of slot {other} too; give each its own, or 0"
+            mistakes.add(entry.name, f"slot {number}: {taken}")
+        yield Slot(number, checked, Path(identity) if identity else None)
+
+
+def _services(entry: HostEntry) -> dict[str, Settings]:
+    """Settings of the coordinator's roles, from data that are known to be right."""
+    if COORDINATORS not in entry.groups:
+        return {}
+    deployment_file = str(STATE / "keeper/deployment.json")
+    derived: dict[str, dict[str, Any]] = {
+        "chain": {"anvil_state_file": str(STATE / "chain/state.json"), "anvil_binary": str(ANVIL)},
+        "keeper": {
+            "keeper_state_dir": str(STATE / "keeper"),
+            "keeper_bootnode_file": str(STATE / "bootnode/multiaddr"),
+            "chain_deployment_file": deployment_file,
+        },
+        "bootnode": {"bootnode_state_dir": str(STATE / "bootnode"), **_announced(entry)},
+        "account": {
+            "account_state_dir": str(STATE / "account"),
+            "account_enrolment_token_file": str(ENROLMENT_TOKEN),
+            "chain_deployment_file": deployment_file,
+        },
+    }
+    services = {}
+    for role, own in derived.items():
+        # account_url is for those that have no way to the chain; these roles are beside it.
+        flat = {key: value for key, value in _role_settings(entry, role).items() if key != "chain_account_url"}
+        services[role] = settings.from_flat(flat | own, entry.name)
+    return services
+
+
+def _role_settings(entry: HostEntry, role: str) -> dict[str, Any]:
+    """The keys of the host's data that the role reads."""
+    return {
+        key: value for key, value in entry.data.items() if _section(key) in ROLE_SECTIONS[role] and key not in DERIVED
+    }
+
+
+def _announced(entry: HostEntry) -> dict[str, list[str]]:
+    """The bootnode's address for others: where they reach the account service too, unless the inventory names one."""
+    host, port = entry.data.get("account_host", "localhost"), entry.data.get("bootnode_port", settings.Bootnode().port)
+    if "bootnode_announce" in entry.data or not port or not _is_reachable(host):
+        return {}
+    kind = "dns"
+    with contextlib.suppress(ValueError):
+        kind = f"ip{ipaddress.ip_address(str(host)).version}"
+    return {"bootnode_announce": [f"/{kind}/{host}/tcp/{port}"]}
+
+
+def _account_url(entry: HostEntry, coordinators: Collection[HostEntry], mistakes: _Mistakes) -> str | None:
+    """Where this host's workers find the inventory's own account service. None: as their data say, or nowhere."""
+    if "chain_account_url" in entry.data or "chain_rpc_url" in entry.data or len(coordinators) != 1:
+        return None
+    coordinator = next(iter(coordinators))
+    host = coordinator.data.get("account_host", settings.Account().host)
+    port = coordinator.data.get("account_port", settings.Account().port)
+    if entry.name != coordinator.name and not _is_reachable(host):
+        mistakes.add(
+            coordinator.name,
+            f"account_host: got {host!r}, which says nothing to workers on other hosts; expected the address at which "
+            "they reach this one",
+        )
+        return None
+    return f"http://{f'[{host}]' if ':' in str(host) else host}:{port}"
+
+
+def _is_reachable(host: object) -> bool:
+    """Whether other hosts can make something of this address to listen on."""
+    try:
+        address = ipaddress.ip_address(str(host))
+    except ValueError:
+        return host != "localhost"
+    return not (address.is_unspecified or address.is_loopback)
+
+
+def _node_name(host: str, number: int) -> str:
+    """The host's name, and a number from the second slot on: a slot that comes later renames nobody."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", host).strip("-._")[:50] or "worker"
+    return f"{name}-{number}" if number else name
+
+
+def _check_identities(plans: Mapping[str, HostPlan], mistakes: _Mistakes) -> None:
+    """One key is one worker: the same key twice would be two nodes that claim one reward."""
+    users: dict[bytes, str] = {}
+    for plan in plans.values():
+        for slot in plan.slots:
+            if slot.identity is None:
+                continue
+            where = f"slot {slot.number}: identity"
+            try:
+                key = slot.identity.read_bytes()
+            except OSError as error:
+                mistakes.add(plan.name, f"{where}: {slot.identity}: {error.strerror}; expected a swarm.pem")
+                continue
+            if key in users:
+                twin = f"{slot.identity} is the key of {users[key]} too; two workers can't be one node"
+                mistakes.add(plan.name, f"{where}: {twin}")
+            users.setdefault(key, f"slot {slot.number} of {plan.name}")

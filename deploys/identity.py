@@ -1,0 +1,60 @@
+"""Identities: the fleet's enrolment token, and one key per slot, made once, on the host, by enrolment."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyinfra import host
+from pyinfra.api import operation
+
+from deploys import content
+from deploys.facts import CURRENT, FileContent, Identities
+from deploys.hosts import ENROLMENT_TOKEN, Slot
+from deploys.plan import Planned
+from deploys.system import USER
+
+KEY_FILE = "swarm.pem"
+ENROL_SECONDS = 180
+
+
+def install_enrolment_token(plan: Planned) -> str:
+    """Give the host the token, if the fleet has one; return what stands for it in a service's digest."""
+    if plan.token is None:
+        return ""
+    text = f"{plan.token}\n".encode()
+    content.file(
+        name="Write the enrolment token", path=ENROLMENT_TOKEN, content=text, user=USER, group=USER, mode="600"
+    )
+    return hashlib.sha256(text).hexdigest()
+
+
+def restore_key(slot: Slot) -> None:
+    """Have the slot's key from the operator's file, if the inventory names one. Another key is never overwritten."""
+    if slot.identity is None:
+        return
+    path, key = slot.settings.node.state_dir / KEY_FILE, slot.identity.read_bytes()
+    refuse_another_key(name=f"Look for another key of slot {slot.number}", path=path, key=key)
+    content.file(
+        name=f"Restore the key of slot {slot.number}", path=path, content=key, user=USER, group=USER, mode="600"
+    )
+
+
+@operation()
+def refuse_another_key(path: Path, key: bytes) -> Iterator[str]:
+    """Fail if there is another key than this one."""
+    found = host.get_fact(FileContent, path=str(path))
+    if found is None or found.sha256 == hashlib.sha256(key).hexdigest():
+        return
+    yield (
+        f"echo '{path} holds another key than the inventory names (identity); move it away, or take identity out of"
+        " the inventory' >&2; exit 1"
+    )
+
+
+@operation()
+def enrol(slot: Slot) -> Iterator[str]:
+    """Have the slot enrolled: its key made, if it has none, and registered. Done once in the life of a slot."""
+    if slot.number in host.get_fact(Identities):
+        host.noop(f"slot {slot.number} is enrolled")
+        return
+    yield f"cd {CURRENT} && runuser -u {USER} -- environment/bin/python -m worker enrol --settings {slot.file}"

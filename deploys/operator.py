@@ -1,0 +1,71 @@
+"""What is decided once, on the operator's side, before any host is touched: the commit, and the fleet's token."""
+
+import os
+import re
+import secrets
+import subprocess
+from pathlib import Path
+
+from worker.errors import SettingsError
+
+RESOLVE_SECONDS = 60
+TOKEN_FILE = "enrolment.token"  # noqa: S105 - a file name
+
+
+def origin(checkout: Path, source: str) -> str:
+    """URL of the checkout's `origin`. Raises SettingsError if it has none."""
+    url = _git("-c", "safe.directory=*", "-C", str(checkout), "config", "--get", "remote.origin.url").stdout.strip()
+    if not url:
+        raise SettingsError(
+            f"{source}: release_repository: not set, and {checkout} has no origin; expected the git URL that the hosts "
+            "fetch from"
+        )
+    return url
+
+
+def resolve(repository: str, ref: str, source: str) -> str:
+    """The commit that branch, tag or commit `ref` names in `repository` now. Raises SettingsError if there is none."""
+    if re.fullmatch(r"[0-9a-f]{40}", ref):
+        return ref
+    names = (f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}", f"refs/heads/{ref}", ref)
+    asked = _git("ls-remote", "--quiet", *read_options(repository), "--", repository, *names)
+    if asked.returncode:
+        lines = [*asked.stderr.splitlines(), "no answer"]
+        reason = next((line for line in lines if line.startswith("fatal: ")), lines[0]).removeprefix("fatal: ")
+        raise SettingsError(f"{source}: release_repository: got {repository!r}; can't be read: {reason}")
+    commits = {name: commit for commit, name in (line.split("\t") for line in asked.stdout.splitlines())}
+    for name in names:
+        if name in commits:
+            return commits[name]
+    raise SettingsError(f"{source}: release_ref: got {ref!r}; expected a branch, tag or whole commit of {repository}")
+
+
+def read_options(repository: str) -> list[str]:
+    """Options of git for reading it: root may read the checkout of the user who deploys it to this very machine."""
+    return ["--upload-pack=git -c safe.directory='*' upload-pack"] if repository.startswith("/") else []
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """git that never asks for a name or a password; bounded."""
+    try:
+        return subprocess.run(
+            ["git", *arguments],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=RESOLVE_SECONDS,
+            check=False,
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
+        )
+    except subprocess.TimeoutExpired as error:
+        return subprocess.CompletedProcess(error.cmd, 1, "", f"no answer within {RESOLVE_SECONDS} s")
+
+
+def enrolment_token(folder: Path, create: bool) -> str | None:
+    """The token that lets new nodes into the fleet, kept in `folder`. None: there is none, and `create` is False."""
+    file = folder / TOKEN_FILE
+    if create and not file.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secrets.token_urlsafe(32) + "\n")
+    return file.read_text().strip() if file.exists() else None

@@ -1,0 +1,128 @@
+"""Releases: /opt/hivewright/releases/COMMIT with the virtual environment of its lock file; `current` is one of them.
+
+Both are named by their content: a release by its commit, an environment by a digest of everything that it is made
+from. What is there is complete and never changes, so a run with the same commit does nothing, two releases with one
+lock file share an environment, and going back is one symbolic link.
+"""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyinfra import host
+from pyinfra.api import deploy, operation
+
+from deploys import operator
+from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, Releases
+from deploys.plan import Planned
+
+KEEP = 3
+ENVIRONMENT_INPUTS = ("requirements/worker.lock", "scripts/environment")
+ANVIL_INPUTS = ("contracts/package-lock.json", "scripts/anvil")
+DIGEST = "sha256sum | cut -c 1-16"
+CHECKOUT_SECONDS = 600
+# Enough for a cold download of torch over a slow line.
+BUILD_SECONDS = 3600
+
+
+@deploy("Release")
+def install_release(plan: Planned) -> None:
+    """Check the plan's commit out, build what it runs in, and make it the current release."""
+    checkout(
+        name=f"Check out {plan.commit[:12]}",
+        repository=plan.repository,
+        commit=plan.commit,
+        _timeout=CHECKOUT_SECONDS,
+    )
+    build_environment(
+        name="Build the virtual environment of its lock file",
+        commit=plan.commit,
+        torch_index=plan.host.deployment.torch_index,
+        _timeout=BUILD_SECONDS,
+    )
+    if plan.host.services:
+        install_anvil(name="Install its anvil", commit=plan.commit, _timeout=BUILD_SECONDS)
+    activate(name="Make it the current release", commit=plan.commit)
+
+
+@operation()
+def checkout(repository: str, commit: str) -> Iterator[str]:
+    """Have the files of `commit` in its release folder, exactly."""
+    if commit in host.get_fact(Releases).parts:
+        host.noop(f"{commit} is checked out")
+        return
+    partial = RELEASES / ".partial"
+    git = f"git -C {partial}"
+    options = shlex.join(["--quiet", "--depth=1", *operator.read_options(repository)])
+    yield (
+        f"rm -rf {partial} && git init --quiet {partial}"
+        f" && GIT_TERMINAL_PROMPT=0 {git} fetch {options} {shlex.quote(repository)} {commit}"
+        f" && {git} checkout --quiet --detach FETCH_HEAD && mv -T {partial} {RELEASES / commit}"
+    )
+
+
+@operation()
+def build_environment(commit: str, torch_index: str | None) -> Iterator[str]:
+    """Have the environment of the release's lock file, and a link to it in the release."""
+    if host.get_fact(Releases).has(commit, ENVIRONMENTS):
+        host.noop(f"the environment of {commit} is complete")
+        return
+    release = RELEASES / commit
+    yield f"{environment_script(release, torch_index)} && ln -sfn $folder {release}/environment"
+
+
+def environment_script(checkout_folder: Path, torch_index: str | None) -> str:
+    """Shell commands that make the environment of a checkout, or find it made; `$folder` is then where it is.
+
+    Compiled to byte code while root may write there: the services may not, and torch alone would cost them seconds at
+    every start. A few packages carry files that are no valid Python, hence `compileall`'s exit code says nothing.
+    """
+    index = shlex.quote(torch_index) if torch_index else ""
+    inputs = f"{{ cat {' '.join(ENVIRONMENT_INPUTS)}; python3 --version; echo {index}; }}"
+    return (
+        f"cd {checkout_folder} && folder={ENVIRONMENTS}/$({inputs} | {DIGEST})"
+        f" && mkdir -p {ENVIRONMENTS} && scripts/environment $folder worker {index}"
+        " && { [ -e $folder/.compiled ] ||"
+        " { $folder/bin/python -W ignore -m compileall -qq -j 0 $folder/lib || true; touch $folder/.compiled; }; }"
+    )
+
+
+@operation()
+def install_anvil(commit: str) -> Iterator[str]:
+    """Have the release's version of anvil, and a link to it in the release."""
+    if host.get_fact(Releases).has(commit, ANVILS):
+        host.noop(f"the anvil of {commit} is installed")
+        return
+    release = RELEASES / commit
+    yield f"{anvil_script(release, ANVILS)} && ln -sfn $folder {release}/anvil"
+
+
+def anvil_script(checkout_folder: Path, anvils: Path) -> str:
+    """Shell commands that install the anvil of a checkout below `anvils`, or find it there; `$folder` is where."""
+    return (
+        f"cd {checkout_folder} && folder={anvils}/$(cat {' '.join(ANVIL_INPUTS)} | {DIGEST})"
+        " && mkdir -p $folder && scripts/anvil $folder"
+    )
+
+
+@operation()
+def activate(commit: str) -> Iterator[str]:
+    """Point `current` at the release, in one step."""
+    if host.get_fact(Releases).current == commit:
+        host.noop(f"{commit} is current")
+        return
+    yield f"ln -sfn {RELEASES / commit} {CURRENT}.new && mv -T {CURRENT}.new {CURRENT}"
+
+
+@operation()
+def prune() -> Iterator[str]:
+    """Keep the current release, the latest others, and what these use; remove the rest."""
+    found = host.get_fact(Releases)
+    others = [commit for commit in found.parts if commit != found.current]
+    kept = {found.current, *others[: KEEP - 1]}
+    for commit in others:
+        if commit not in kept:
+            yield f"rm -rf {RELEASES / commit}"
+    used = {part for commit, parts in found.parts.items() if commit in kept for part in parts}
+    for folder in sorted(found.folders - used):
+        yield f"rm -rf {folder}"

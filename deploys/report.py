@@ -1,0 +1,33 @@
+"""The last line of a run that failed on some hosts: their names, and what went wrong there."""
+
+import atexit
+import sys
+
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+from pyinfra.context import ctx_state
+
+
+def name_failed_hosts_at_exit() -> None:
+    """Print that line when the process ends; pyinfra itself ends with exit code 1 if a host failed."""
+    atexit.register(_name_failed_hosts)
+
+
+def _name_failed_hosts() -> None:
+    state: State | None = ctx_state.get()
+    if state is None or not state.initialised or not state.failed_hosts:
+        return
+    failed = sorted(state.failed_hosts, key=lambda host: host.name)
+    said = ", ".join(f"{host.name} ({_what_failed(state, host)})" for host in failed)
+    sys.stdout.flush()
+    print(f"failed: {said}; mend that and run again, hosts that are done stay as they are", file=sys.stderr, flush=True)
+
+
+def _what_failed(state: State, host: Host) -> str:
+    if host not in state.activated_hosts:
+        return "can't be reached"
+    for op_hash in state.get_op_order():
+        operation = state.ops[host].get(op_hash)
+        if operation and operation.operation_meta.is_complete() and operation.operation_meta.did_error():
+            return ", ".join(sorted(state.get_op_meta(op_hash).names))
+    return "a fact could not be read"

@@ -1,0 +1,68 @@
+"""What every host has: the packages of the installation guide, an unprivileged user, and hivewright's folders."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pyinfra import host
+from pyinfra.api import deploy, operation
+from pyinfra.facts.deb import DebPackages
+from pyinfra.operations import files, server
+
+from deploys import content
+from deploys.facts import CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT
+from deploys.hosts import CONFIGURATION, STATE
+
+USER = "hivewright"
+
+# The guide's own list (docs/operations.md goes through it line by line), then what it takes for granted.
+PACKAGES = (
+    "python3", "python3-venv", "python3-pip", "curl", "wget", "screen", "git", "lsof", "nano", "unzip", "iproute2",
+    "build-essential", "gcc", "g++",
+    "ca-certificates", "python3-dev",
+)  # fmt: skip
+COORDINATOR_PACKAGES: tuple[str, ...] = ()
+INSTALL_SECONDS = 1800
+
+COMMAND = Path("/usr/local/bin/hivewright")
+WRAPPER = f"""\
+#!/bin/sh
+# Installed by hivewright's deploy: the command line of the current release. As root it becomes the services' user, so
+# that it leaves no file of root's among theirs.
+[ "$(id -u)" != 0 ] || exec runuser -u {USER} -- "$0" "$@"
+PYTHONPATH={CURRENT} exec {CURRENT}/environment/bin/python -m worker "$@"
+"""
+
+
+@deploy("System")
+def prepare_system(is_coordinator: bool) -> None:
+    """Packages, user, folders, and the `hivewright` command."""
+    packages(
+        name="Install packages",
+        names=[*PACKAGES, *(COORDINATOR_PACKAGES if is_coordinator else ())],
+        _timeout=INSTALL_SECONDS,
+    )
+    server.user(  # noqa: S604 - `shell` is the user's
+        name="Make the hivewright user",
+        user=USER,
+        home=str(STATE),
+        shell="/usr/sbin/nologin",
+        system=True,
+        ensure_home=False,
+    )
+    for folder in host.loop((ROOT, RELEASES, ENVIRONMENTS, STATE, DEPLOYED)):
+        files.directory(name=f"Make {folder}", path=str(folder), user="root", group="root", mode="755")
+    files.directory(name=f"Make {CONFIGURATION}", path=str(CONFIGURATION), user="root", group=USER, mode="750")
+    content.file(name="Install the hivewright command", path=COMMAND, content=WRAPPER.encode(), mode="755")
+
+
+@operation()
+def packages(names: Sequence[str]) -> Iterator[str]:
+    """Have Debian packages installed. The package lists are only fetched when one is missing."""
+    installed = host.get_fact(DebPackages)
+    missing = [name for name in names if name not in installed]
+    if not missing:
+        host.noop("all packages are installed")
+        return
+    apt = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
+    yield f"{apt} update"
+    yield f"{apt} install --no-install-recommends {' '.join(missing)}"

@@ -1,0 +1,82 @@
+"""systemd units and settings files: written from the plan, and a service restarted exactly when it must be.
+
+A service must restart when what it was started with is not what it would be started with now: unit, settings, secrets,
+release. A digest of these is kept on the host, written after the restart. So a run that was cut off in between is
+made good by the next one, and a run that finds the same digest leaves the service alone.
+"""
+
+import hashlib
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import jinja2
+from pyinfra import host
+from pyinfra.api import operation
+
+from deploys import content
+from deploys.facts import CURRENT, DEPLOYED, Service, SystemdVersion
+from deploys.system import USER
+from worker import settings
+from worker.settings import Settings
+
+UNITS = Path("/etc/systemd/system")
+TEMPLATES = Path(__file__).parents[1] / "templates"
+# A stop takes at most 60 s and a start 300 s (templates/service.j2).
+RESTART_SECONDS = 400
+HEADER = "# Written by hivewright's deploy from the inventory; the next deploy overwrites what is changed here.\n"
+
+_templates = jinja2.Environment(  # noqa: S701 - units are no HTML
+    loader=jinja2.FileSystemLoader(TEMPLATES),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def render(unit: str, systemd_version: int, watchdog_seconds: int) -> str:
+    """Text of the unit file `unit`, for a host with that systemd."""
+    return _templates.get_template(f"{unit}.j2").render(
+        user=USER, current=CURRENT, systemd_version=systemd_version, watchdog_seconds=watchdog_seconds
+    )
+
+
+def settings_text(of: Settings) -> str:
+    return HEADER + settings.dump(of)
+
+
+def install_unit(unit: str, watchdog_seconds: int) -> str:
+    """Write a unit file; return its text."""
+    text = render(unit, host.get_fact(SystemdVersion), watchdog_seconds)
+    content.file(name=f"Write {unit}", path=UNITS / unit, content=text.encode())
+    return text
+
+
+def install_settings(file: Path, of: Settings) -> str:
+    """Write a settings file that root may change and the services may read; return its text."""
+    text = settings_text(of)
+    content.file(name=f"Write {file.name}", path=file, content=text.encode(), group=USER, mode="640")
+    return text
+
+
+def digest(*parts: str) -> str:
+    """Digest of all that a service is started with."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+@operation()
+def running(unit: str, digest: str) -> Iterator[str]:
+    """Have `unit` enabled, and running with what `digest` stands for. If it does not start, its log is shown."""
+    state = host.get_fact(Service, unit=unit)
+    name = shlex.quote(unit)
+    if not state.is_enabled:
+        yield f"systemctl enable --quiet {name}"
+    if state.is_active and state.digest == digest and not state.needs_reload:
+        host.noop(f"{unit} runs")
+        return
+    yield "systemctl daemon-reload"
+    # A unit that has failed too often may start again now: something has changed.
+    yield f"systemctl reset-failed {name} 2>/dev/null; true"
+    last_words = f"journalctl --no-pager --quiet --output=cat --lines=15 --unit={name} >&2"
+    yield f"systemctl restart {name} || {{ {last_words}; exit 1; }}"
+    yield f"echo {digest} > {DEPLOYED}/{name}"

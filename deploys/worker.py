@@ -1,0 +1,41 @@
+"""The workers of a host: one slot, one identity, one service."""
+
+from collections.abc import Collection, Iterator
+
+from pyinfra import host
+from pyinfra.api import deploy, operation
+from pyinfra.operations import files
+
+from deploys import identity, units
+from deploys.facts import DEPLOYED, ConfiguredSlots
+from deploys.hosts import CONFIGURATION
+from deploys.plan import Planned
+from deploys.system import USER
+
+UNIT = "hivewright-worker@.service"
+
+
+@deploy("Worker")
+def configure_workers(plan: Planned) -> None:
+    """Settings, identity and service of each slot. Slots that the inventory no longer has are stopped."""
+    token = identity.install_enrolment_token(plan)
+    unit = units.install_unit(UNIT, plan.host.deployment.watchdog_seconds)
+    for slot in host.loop(plan.host.slots):
+        state_dir = slot.settings.node.state_dir
+        files.directory(name=f"Make {state_dir}", path=str(state_dir), user=USER, group=USER, mode="700")
+        text = units.install_settings(slot.file, slot.settings)
+        identity.restore_key(slot)
+        identity.enrol(name=f"Enrol slot {slot.number}", slot=slot, _timeout=identity.ENROL_SECONDS)
+        digest = units.digest(plan.commit, unit, text, token)
+        units.running(name=f"Run slot {slot.number}", unit=slot.unit, digest=digest, _timeout=units.RESTART_SECONDS)
+    retire(name="Stop slots that are no longer there", numbers=[slot.number for slot in plan.host.slots])
+
+
+@operation()
+def retire(numbers: Collection[int]) -> Iterator[str]:
+    """Have no other slots than these. What a retired one earned, and its identity, stay in its state folder."""
+    for number in host.get_fact(ConfiguredSlots):
+        if number not in numbers:
+            unit = f"hivewright-worker@{number}.service"
+            yield f"systemctl disable --now --quiet {unit}"
+            yield f"rm -f {DEPLOYED}/{unit} {CONFIGURATION}/worker-{number}.yaml"

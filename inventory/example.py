@@ -1,0 +1,93 @@
+"""An inventory: copy this file, put your hosts in, and run
+
+    .venv/bin/pyinfra -y inventory/NAME.py deploy.py
+
+from the checkout. Run it again whenever you like: what is as it should be is left alone. `pyinfra --dry
+inventory/NAME.py deploy.py` only says what would change.
+
+A host is a name and a dict of keys; a group is a list of hosts. What a key may be, and its default, stands in
+docs/configuration.md for settings (`trainer_learning_rate`), and here for everything else. A key that is nearest to the
+host wins: host, then group, then `all`. A wrong key, a wrong type or a host without a slot stops the run, with all
+mistakes of all hosts, before any host is touched. Keep to lists of hosts here: any list of strings becomes a group.
+"""
+
+# The host that carries the swarm: chain, contract, keeper, bootnode and account service. One per inventory; none if you
+# join a swarm that somebody else hosts (then set chain_account_url below). It needs no GPU and next to no CPU.
+coordinators = [
+    (
+        "hub",
+        {
+            # Where pyinfra finds it, if not under its name; ssh_user, ssh_port, ssh_key ... go the same way.
+            "ssh_hostname": "192.0.2.10",
+            # The address at which the workers reach it. The account service listens here (port 3000: account_port), the
+            # bootnode is announced with it (port 38331: bootnode_port). A LAN or VPN address is a good choice.
+            "account_host": "192.0.2.10",
+            # A round ends when all have reported, or after this many seconds.
+            "keeper_round_seconds": 600.0,
+        },
+    ),
+]
+
+# The hosts that train.
+workers = [
+    (
+        "gpu-1",
+        {
+            "ssh_hostname": "192.0.2.21",
+            # One worker on this host.
+            "slots": 1,
+        },
+    ),
+    (
+        "gpu-2",
+        {
+            "ssh_hostname": "192.0.2.22",
+            # Two workers, each with a GPU of its own. A slot's dict holds the settings in which it differs; each slot
+            # gets its own identity, state folder and service: hivewright-worker@0, hivewright-worker@1.
+            "slots": [
+                {"model_device": "cuda:0"},
+                # `identity` names a file on this side: the swarm.pem of a worker that moves here. Without it the slot's
+                # key is made on the host, once, when it is enrolled.
+                {"model_device": "cuda:1"},
+            ],
+        },
+    ),
+    (
+        "cpu-1",
+        {
+            "ssh_hostname": "192.0.2.23",
+            # pyinfra's own: become root with sudo. Without it, ssh_user must be root.
+            "ssh_user": "admin",
+            "_sudo": True,
+            "slots": 1,
+            # A setting of the worker, for this host only.
+            "model_threads": 8,
+            # Which build of torch this host gets: an index of PyTorch's wheels. Left out, pip's own configuration
+            # decides: usually a build for a recent CUDA.
+            "torch_index": "https://download.pytorch.org/whl/cpu",
+        },
+    ),
+]
+
+# For all of them.
+all = (
+    ["hub", "gpu-1", "gpu-2", "cpu-1"],
+    {
+        # What is installed: a branch, tag or commit, looked up once, here, of a repository that the hosts can fetch
+        # from. Without release_repository it is the `origin` of this checkout.
+        "release_repository": "https://git.example.org/hivewright.git",
+        "release_ref": "main",
+        # Folder on this side, relative to the checkout, for what must not be in an inventory: the enrolment token is
+        # made there by the first run. Keep it, and keep it out of git (`secrets/` is ignored).
+        "secrets_dir": "secrets/example",
+        # A worker that has not got on for so many seconds is restarted.
+        "watchdog_seconds": 900,
+        # Only hosts whose key is known are spoken to. The default is to accept, and remember, a new host's key.
+        # "ssh_strict_host_key_checking": "yes",
+        # "ssh_known_hosts_file": "secrets/example/known_hosts",
+        # Settings for every role on every host, for instance the model that the swarm trains:
+        "model_name": "Qwen/Qwen2.5-0.5B-Instruct",
+        # Workers find the account service by account_host above. In somebody else's swarm, name it:
+        # "chain_account_url": "http://192.0.2.99:3000",
+    },
+)

@@ -1,0 +1,29 @@
+"""Three test hosts on this machine (`make fleet` boots them): h1 carries the swarm, h2 and h3 train.
+
+They live in a network of their own, and so must the operator:
+
+    ip netns exec lab-op .venv/bin/pyinfra -y inventory/lab.py deploy.py
+"""
+
+from tests.lab.access import operator_access
+from worker.environments.mixes import DEMO_SETTINGS
+
+_access = operator_access()
+
+coordinators = [("h1", {"ssh_hostname": "10.88.0.11", "account_host": "10.88.0.11"})]
+workers = [
+    ("h2", {"ssh_hostname": "10.88.0.12", "slots": 1}),
+    ("h3", {"ssh_hostname": "10.88.0.13", "slots": 1}),
+]
+
+# The same for all: how to get in, what to install, and a swarm that is quick enough to watch on two cores.
+all = (
+    ["h1", "h2", "h3"],
+    {
+        **_access,
+        **DEMO_SETTINGS,
+        "keeper_min_peers": 2,
+        "keeper_round_seconds": 30.0,
+        "anvil_block_seconds": 1,
+    },
+)

@@ -1,0 +1,26 @@
+"""How the operator of the lab gets to its hosts, for `inventory/lab.py`."""
+
+from typing import Any
+
+from pyinfra.api.exceptions import PyinfraError
+
+from tests.lab.lab import REPOSITORY_URL, Lab
+from tests.lab.network import current_lab
+from tests.lab.process import LabError
+
+
+def operator_access() -> dict[str, Any]:
+    """Host data of the lab in whose network this process runs. Raises PyinfraError, which pyinfra shows in one line."""
+    try:
+        lab = Lab(current_lab())
+    except LabError as error:
+        raise PyinfraError(str(error)) from None
+    return {
+        "ssh_user": "root",
+        "ssh_key": str(lab.folder / "id"),
+        "ssh_known_hosts_file": str(lab.folder / "known_hosts"),
+        "ssh_strict_host_key_checking": "yes",
+        "release_repository": REPOSITORY_URL,
+        "release_ref": "lab",
+        "secrets_dir": str(lab.folder / "secrets"),
+    }

@@ -1,0 +1,171 @@
+"""A lab: a few real Debian hosts on this machine, reachable over ssh from a network namespace of their operator.
+
+    lab = Lab("lab")
+    lab.up(3)                                            # three hosts, ssh answers, nothing deployed
+    lab.operator("pyinfra", "-y", "inventory/lab.py", "deploy.py", timeout=900)
+    lab.host(2).ssh("systemctl is-system-running")
+    lab.down()
+
+Everything that belongs to a lab carries its name: the folder /var/tmp/hivewright-lab/NAME, the network namespaces
+NAME-*, the cgroups NAME. `down` goes by these, so it also clears away what a crash left, and nothing of anybody else.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.lab import cgroups, layers
+from tests.lab.host import CHECKOUT, Host
+from tests.lab.network import OPERATOR_ADDRESS, Network
+from tests.lab.process import LabError, remember, run, stop, wait_until
+
+LABS = Path("/var/tmp/hivewright-lab")
+REPOSITORY_URL = f"git://{OPERATOR_ADDRESS}/repository.git"
+
+
+class Lab:
+    """The lab called `name`, running or not; any process of root can take it up."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.folder = LABS / name
+        self.network = Network(name)
+        # Read and write end of a pipe that closes when this process ends, however it ends: its hosts go off with it.
+        self._owner: int | None = None
+        self._pipe: int | None = None
+
+    @property
+    def hosts(self) -> list[Host]:
+        """The hosts that are there, by number."""
+        numbers = sorted(int(folder.name[1:]) for folder in (self.folder / "hosts").glob("h*"))
+        return [self.host(number) for number in numbers]
+
+    def host(self, number: int) -> Host:
+        return Host(self.folder, self.network, number)
+
+    def is_up(self) -> bool:
+        return bool(self.hosts) and all(host.is_on() for host in self.hosts)
+
+    def is_current(self) -> bool:
+        """Whether the hosts stand on what the checkout needs now: they can't fetch another lock file's packages."""
+        file = self.folder / "layers"
+        return file.exists() and file.read_text().splitlines() == [str(layer) for layer in self._layers()]
+
+    def up(self, num_hosts: int, goes_with_this_process: bool = False) -> None:
+        """Boot `num_hosts` fresh hosts and serve the checkout to them; what was there of this lab is removed first."""
+        lower = self._layers()
+        with self._lock():
+            self._clear()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            run(
+                "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"{self.name}'s operator", "-f", self.folder / "id"
+            )
+            (self.folder / "layers").write_text("\n".join(map(str, lower)))
+            self.network.make()
+            if goes_with_this_process:
+                self._owner, self._pipe = os.pipe()
+            for number in range(1, num_hosts + 1):
+                self.host(number).prepare(lower)
+                self.host(number).start(self._binds(), self._owner)
+            self.publish()
+            self._serve()
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(Host.wait_for_ssh, self.hosts))
+
+    def start(self, number: int) -> None:
+        """Switch a host on again after `pull_plug`."""
+        self.host(number).start(self._binds(), self._owner)
+        self.host(number).wait_for_ssh()
+
+    def down(self) -> None:
+        """Remove the lab: hosts, processes, mounts, namespaces, cgroups, folder. The cache of layers stays."""
+        if self.folder.exists():
+            with self._lock():
+                self._clear()
+            shutil.rmtree(self.folder)
+
+    def publish(self) -> str:
+        """Serve the checkout as branch `lab` of the lab's repository; return the commit.
+
+        With nothing uncommitted it is HEAD; else a commit of the files as they are, made in the lab's repository, with
+        fixed author and date: the same files are the same commit, and a second deploy changes nothing.
+        """
+        repository = self.folder / "repository.git"
+        git = ("git", f"--git-dir={repository}", "-c", "safe.directory=*")
+        if not repository.exists():
+            run("git", "init", "--quiet", "--bare", repository)
+        if not run("git", "-C", CHECKOUT, "status", "--porcelain").stdout.strip():
+            run(*git, "fetch", "--quiet", "--force", CHECKOUT, "HEAD:refs/heads/lab", timeout=120)
+        else:
+            run(*git, f"--work-tree={CHECKOUT}", "add", "--all", CHECKOUT, timeout=120)
+            tree = run(*git, "write-tree").stdout.strip()
+            dated = {
+                f"GIT_{who}_{what}": value
+                for who in ("AUTHOR", "COMMITTER")
+                for what, value in (("NAME", "lab"), ("EMAIL", "lab@localhost"), ("DATE", "2026-01-01T00:00:00Z"))
+            }
+            message = "Files of the checkout, uncommitted ones included"
+            commit = run(*git, "commit-tree", tree, "-m", message, env={**os.environ, **dated}).stdout.strip()
+            run(*git, "update-ref", "refs/heads/lab", commit)
+        return run(*git, "rev-parse", "refs/heads/lab").stdout.strip()
+
+    def operator(self, *argv: str | Path, timeout: float, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a program where the operator sits, in the checkout, with this Python's programs first in the path."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        command = self.network.inside("env", "-C", CHECKOUT, f"PATH={path}", *argv)
+        return run(*command, timeout=timeout, check=check)
+
+    def _serve(self) -> None:
+        # The program itself: `git daemon` would be a parent that can be killed without its child.
+        program = Path(run("git", "--exec-path").stdout.strip()) / "git-daemon"
+        daemon = self.network.inside(
+            program, f"--listen={OPERATOR_ADDRESS}", "--reuseaddr", "--export-all",
+            f"--base-path={self.folder}", self.folder,
+        )  # fmt: skip
+        with (self.folder / "git-daemon.log").open("ab") as log:
+            process = subprocess.Popen(daemon, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        remember(process.pid, self.folder / "git-daemon.pid")
+
+        def answers() -> bool:
+            asked = self.operator("git", "ls-remote", "--quiet", REPOSITORY_URL, "lab", timeout=10, check=False)
+            return asked.returncode == 0
+
+        wait_until(answers, 10, "the lab's git daemon answers")
+
+    @staticmethod
+    def _layers() -> list[Path]:
+        """What the hosts stand on, topmost first."""
+        return [layers.anvil(CHECKOUT), layers.python_environment(CHECKOUT), layers.base()]
+
+    @staticmethod
+    def _binds() -> list[str]:
+        return [f"{layers.packages()}:/srv/apt"]
+
+    def _clear(self) -> None:
+        stop(self.folder / "git-daemon.pid")
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Host.stop, self.hosts))
+        self.network.remove()
+        for cgroup in cgroups.folders(self.name):
+            cgroups.remove(cgroup)
+        for entry in self.folder.glob("*"):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != "lock":
+                entry.unlink()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LabError(f"the lab {self.name} is being started or stopped by another process") from None
+            yield

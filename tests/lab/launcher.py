@@ -1,0 +1,75 @@
+"""`python -m tests.lab.launcher`: keeps one lab host running, in cgroups of its own, until it is switched off.
+
+A host that reboots is started again. On SIGTERM, or with --while-stdin-open when whoever started it is gone, the host
+is switched off, as by a power cut: nothing on a lab host is meant to outlive it.
+"""
+
+import argparse
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.lab import process
+
+REBOOT = 133  # exit code of systemd-nspawn --keep-unit when the host asked for a reboot
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True, help="where pid files are written")
+    parser.add_argument("--cgroup", type=Path, action="append", default=[], help="cgroup to live in")
+    parser.add_argument("--while-stdin-open", action="store_true", help="shut down when standard input closes")
+    parser.add_argument("nspawn", nargs="+", help="the systemd-nspawn command")
+    options = parser.parse_args()
+
+    for cgroup in options.cgroup:  # with --keep-unit all hosts would otherwise share one
+        (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    environment = {
+        **os.environ,
+        "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+        "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
+    }
+    code = REBOOT
+    while code == REBOOT and not stopping:
+        nspawn = subprocess.Popen(options.nspawn, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
+        process.remember(nspawn.pid, options.folder / "nspawn.pid")
+        while nspawn.poll() is None and not stopping and not (options.while_stdin_open and _is_stdin_closed()):
+            time.sleep(0.2)
+        if nspawn.poll() is None:
+            stopping.append(0)
+            switch_off(nspawn.pid)
+        code = nspawn.wait()
+
+
+def leader(nspawn_pid: int) -> int | None:
+    """The host's PID 1, as this machine counts. None: it is not there (yet, or any more)."""
+    children = Path(f"/proc/{nspawn_pid}/task/{nspawn_pid}/children")
+    try:
+        pids = children.read_text().split()
+    except FileNotFoundError:
+        return None
+    return int(pids[0]) if pids else None
+
+
+def switch_off(nspawn_pid: int) -> None:
+    """As a power cut does. Killing systemd-nspawn alone would leave what runs in the host."""
+    first = leader(nspawn_pid)
+    if first is not None:
+        os.kill(first, signal.SIGKILL)
+    os.kill(nspawn_pid, signal.SIGKILL)
+
+
+def _is_stdin_closed() -> bool:
+    """Whether the other end of the pipe is gone; nothing is ever written to it."""
+    return bool(select.select([sys.stdin.fileno()], [], [], 0)[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The read-only layers that lab hosts stand on, kept in a cache outside the checkout and named by what they hold.
+
+    base-DIGEST         Debian, as `mmdebstrap` makes it, plus what makes it a test host (sshd, masked timers)
+    apt-DIGEST          an apt repository of the packages that the deploy installs; hosts see it at /srv/apt
+    python-DIGEST       /opt/hivewright/environments/DIGEST, made by the checkout's own scripts/environment
+    anvil-DIGEST        /opt/hivewright/anvil/DIGEST, made by the checkout's own scripts/anvil
+
+A layer is made beside its place and renamed when it is whole, so an interrupted run leaves nothing that looks complete.
+Whoever deletes the cache only loses the minutes that it takes to make it again.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import inspect
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from deploys import facts, release, system
+from tests.lab.process import run
+
+CACHE = Path("/var/tmp/hivewright-lab/cache")
+CHECKOUT_IN_LAYER = Path("/srv/checkout")
+SUITE = "bookworm"
+BASE_PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,python3,sudo,ca-certificates,iproute2,procps"
+# Nothing that wakes up by itself, and no network manager: the lab sets the addresses.
+MASKED = (
+    "getty@tty1.service", "console-getty.service", "apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer",
+    "e2scrub_reap.service", "dpkg-db-backup.timer", "fstrim.timer", "systemd-networkd.service",
+    "systemd-resolved.service", "systemd-timesyncd.service",
+)  # fmt: skip
+SSHD = "PasswordAuthentication no\nUseDNS no\nMaxStartups 100:30:200\n"
+
+
+def base() -> Path:
+    """Debian with systemd and sshd, no host keys, no machine id. 25 s the first time."""
+    mirror = _debian_mirror()
+    parts = [mirror, SUITE, BASE_PACKAGES, SSHD, *MASKED]
+    return _layer("base", parts, _make_base, lambda folder: _make_base(folder, mirror))
+
+
+def packages() -> Path:
+    """An apt repository with the packages that the deploy installs and all that they depend on."""
+    names = [*system.PACKAGES, *system.COORDINATOR_PACKAGES]
+    below = base()
+    return _layer("apt", [below.name, *names], _fill_repository, lambda folder: _fill_repository(folder, below, names))
+
+
+def python_environment(checkout: Path) -> Path:
+    """The virtual environment of the checkout's lock file, where the deploy will look for it."""
+    below, repository = base(), packages()
+    parts = [(checkout / name).read_text() for name in release.ENVIRONMENT_INPUTS]
+    script = release.environment_script(CHECKOUT_IN_LAYER, torch_index=None)
+    return _layer(
+        "python", [below.name, script, *parts], _build_environment,
+        lambda folder: _build_environment(folder, below, repository, checkout),
+    )  # fmt: skip
+
+
+def anvil(checkout: Path) -> Path:
+    """The embedded chain, where the deploy will look for it."""
+    parts = [(checkout / name).read_text() for name in release.ANVIL_INPUTS]
+    script = release.anvil_script(checkout, facts.ANVILS)
+    return _layer("anvil", [script, *parts], _install_anvil, lambda folder: _install_anvil(folder, checkout))
+
+
+@contextlib.contextmanager
+def overlay(lower: Sequence[Path], upper: Path, root: Path) -> Iterator[Path]:
+    """`lower` (topmost first) with `upper` over it, mounted at `root` for the time of the block."""
+    mount_overlay(lower, upper, root)
+    try:
+        yield root
+    finally:
+        run("umount", root)
+
+
+def mount_overlay(lower: Sequence[Path], upper: Path, root: Path) -> None:
+    """Mount `lower` (topmost first) under the writable folder `upper` at `root`."""
+    work = upper.parent / "work"
+    for folder in (upper, work, root):
+        folder.mkdir(parents=True, exist_ok=True)
+    options = f"lowerdir={':'.join(map(str, lower))},upperdir={upper},workdir={work}"
+    run("mount", "-t", "overlay", "overlay", "-o", options, root)
+
+
+def _layer(kind: str, parts: Sequence[str], recipe: Callable[..., None], make: Callable[[Path], None]) -> Path:
+    """The layer of `kind` that `recipe` makes from `parts`; `make` fills a new folder if the cache does not have it."""
+    digest = hashlib.sha256("\0".join([inspect.getsource(recipe), *parts]).encode()).hexdigest()[:16]
+    layer = CACHE / f"{kind}-{digest}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{kind}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not layer.exists():
+            partial = CACHE / f"{layer.name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            make(partial)
+            for old in CACHE.glob(f"{kind}-*"):
+                if old != partial and not _is_mounted(old):
+                    shutil.rmtree(old)
+            partial.rename(layer)
+    return layer
+
+
+def _is_mounted(layer: Path) -> bool:
+    return str(layer) in Path("/proc/self/mounts").read_text()
+
+
+def _debian_mirror() -> str:
+    """This machine's own Debian mirror, if it names one."""
+    for sources in sorted(Path("/etc/apt/sources.list.d").glob("*.sources")):
+        for line in sources.read_text().splitlines():
+            if line.startswith("URIs:") and "debian" in line:
+                return line.split()[1]
+    return "http://deb.debian.org/debian"
+
+
+def _make_base(folder: Path, mirror: str) -> None:
+    run(
+        "mmdebstrap", "--quiet", "--variant=minbase", "--dpkgopt=force-unsafe-io", f"--include={BASE_PACKAGES}",
+        SUITE, folder, mirror, timeout=300,
+    )  # fmt: skip
+    (folder / "etc/machine-id").write_text("")
+    (folder / "var/lib/dbus/machine-id").unlink(missing_ok=True)
+    for key in (folder / "etc/ssh").glob("ssh_host_*"):
+        key.unlink()
+    (folder / "etc/ssh/sshd_config.d/lab.conf").write_text(SSHD)
+    (folder / "etc/apt/sources.list").write_text("deb [trusted=yes] file:/srv/apt ./\n")
+    units = folder / "etc/systemd/system"
+    for unit in MASKED:
+        (units / unit).unlink(missing_ok=True)
+        (units / unit).symlink_to("/dev/null")
+    (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
+
+
+def _fill_repository(folder: Path, below: Path, names: Sequence[str]) -> None:
+    """Download with this machine's network and Debian mirror, against the state of the base's dpkg."""
+    (folder / "partial").mkdir()
+    with _scratch([below]) as root:
+        shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+        (root / "etc/apt/sources.list").write_text(f"deb {_debian_mirror()} {SUITE} main\n")
+        get = "apt-get -qq update && apt-get -qq -y --no-install-recommends --download-only install"
+        _enter(root, f"{get} {' '.join(names)}", timeout=600, binds=[f"{folder}:/var/cache/apt/archives"], network=True)
+    shutil.rmtree(folder / "partial")
+    (folder / "lock").unlink(missing_ok=True)
+    (folder / "Packages").write_text(run("sh", "-c", 'cd "$0" && apt-ftparchive packages .', folder, timeout=60).stdout)
+
+
+def _build_environment(folder: Path, below: Path, repository: Path, checkout: Path) -> None:
+    """Run the checkout's script in a throw-away host that may use this machine's network and package caches."""
+    with _scratch([below]) as root:
+        packages_needed = "python3-venv python3-dev gcc libc6-dev"
+        binds = [f"{repository}:/srv/apt", f"{checkout}:{CHECKOUT_IN_LAYER}", *_package_sources(root)]
+        script = (
+            f"apt-get -qq update && apt-get -qq -y --no-install-recommends install {packages_needed}"
+            f" && {release.environment_script(CHECKOUT_IN_LAYER, torch_index=None)}"
+        )
+        _enter(root, script, timeout=1200, binds=binds, network=True)
+        built = root / facts.ENVIRONMENTS.relative_to("/")
+        shutil.copytree(built, folder / facts.ENVIRONMENTS.relative_to("/"), symlinks=True)
+
+
+def _install_anvil(folder: Path, checkout: Path) -> None:
+    """Run the checkout's script on this machine: the program is the same. Its link must not name the cache."""
+    below = folder / facts.ANVILS.relative_to("/")
+    run("sh", "-euc", release.anvil_script(checkout, below), timeout=300)
+    for link in below.glob("*/anvil"):
+        target = link.resolve().relative_to(link.parent)
+        link.unlink()
+        link.symlink_to(target)
+
+
+def _package_sources(root: Path) -> list[str]:
+    """Give `root` this machine's pip configuration; return the binds of all local folders and caches that it names."""
+    options, binds = [], []
+    for line in run("python3", "-m", "pip", "config", "list").stdout.splitlines():
+        key, _, value = line.partition("=")
+        name = key.rpartition(".")[2]
+        if name not in ("find-links", "index-url"):
+            continue
+        value = value.strip("'")
+        options.append(f"{name} = {value}")
+        for word in value.split():
+            local = word.removeprefix("file://")
+            if local.startswith("/"):
+                binds.append(f"{local}:{local}")
+    (root / "etc/pip.conf").write_text("\n".join(["[global]", *dict.fromkeys(options)]) + "\n")
+    certificates = "/etc/ssl/certs/ca-certificates.crt"
+    binds.append(f"{certificates}:{certificates}")
+    cache = Path("/root/.cache/uv")
+    cache.mkdir(parents=True, exist_ok=True)
+    return [*dict.fromkeys(binds), f"+{cache}:{cache}"]
+
+
+@contextlib.contextmanager
+def _scratch(lower: Sequence[Path]) -> Iterator[Path]:
+    """A root file system that is thrown away afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="scratch-", dir=CACHE))
+    try:
+        with overlay(lower, folder / "upper", folder / "root") as root:
+            yield root
+    finally:
+        shutil.rmtree(folder)
+
+
+def _enter(root: Path, script: str, timeout: float, binds: Sequence[str] = (), network: bool = False) -> None:
+    """Run a shell script in `root`. Binds are SOURCE:TARGET, read-only unless they start with `+`."""
+    writable = {"/var/cache/apt/archives"}
+    options = []
+    for bind in binds:
+        is_writable = bind.startswith("+") or bind.partition(":")[2] in writable
+        options.append(f"--bind{'' if is_writable else '-ro'}={bind.removeprefix('+')}")
+    machine = f"bake-{os.getpid()}"
+    run(
+        "systemd-nspawn", "--quiet", f"--directory={root}", f"--machine={machine}", "--register=no", "--keep-unit",
+        "--console=pipe", f"--resolv-conf={'copy-host' if network else 'off'}", "--timezone=off",
+        *([] if network else ["--private-network"]), *options,
+        "--setenv=SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt", "--setenv=DEBIAN_FRONTEND=noninteractive",
+        "/bin/sh", "-euc", script, timeout=timeout,
+    )  # fmt: skip
+    forget_machine(machine)
+
+
+def forget_machine(machine: str) -> None:
+    """Remove the folder that systemd-nspawn leaves behind for every machine that it has run."""
+    propagate = Path("/run/systemd/nspawn/propagate") / machine
+    if propagate.exists():
+        propagate.rmdir()

@@ -1,0 +1,84 @@
+"""Running programs, always with a limit: nothing in the lab may wait for ever."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+class LabError(Exception):
+    """The lab could not do what it was asked to; the message is for people."""
+
+
+def run(
+    *argv: str | Path, timeout: float = 30, check: bool = True, stdin: str = "", env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, at most `timeout` seconds. Raises LabError with what it said if it failed."""
+    command = [str(a) for a in argv]
+    try:
+        done = subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout,
+            env=env,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"no end after {timeout:g} s: {' '.join(command)}") from error
+    if check and done.returncode:
+        said = (done.stdout + done.stderr).strip()[-2000:]
+        raise LabError(f"exit {done.returncode}: {' '.join(command)}\n{said}")
+    return done
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, what: str, every: float = 0.1) -> None:
+    """Return as soon as `condition` holds. Raises LabError that names `what` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"{what}: not within {timeout:g} s")
+        time.sleep(every)
+
+
+def remember(process: subprocess.Popen[bytes] | int, file: Path) -> None:
+    """Write a process down so that `recall` knows it again, and only it, also in another run of the lab."""
+    pid = process if isinstance(process, int) else process.pid
+    file.write_text(f"{pid} {_started_at(pid)}")
+
+
+def recall(file: Path) -> int | None:
+    """The process id in `file` if that very process still runs."""
+    try:
+        pid, started_at = file.read_text().split()
+    except (FileNotFoundError, ValueError):
+        return None
+    return int(pid) if _started_at(int(pid)) == started_at else None
+
+
+def stop(file: Path, timeout: float = 10) -> None:
+    """End the process remembered in `file`: asked first, then killed."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        pid = recall(file)
+        if pid is None:
+            return
+        os.kill(pid, sent)
+        deadline = time.monotonic() + timeout
+        while recall(file) is not None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    if recall(file) is not None:
+        raise LabError(f"process {file.read_text()} ({file}) does not end")
+
+
+def _started_at(pid: int) -> str | None:
+    """Clock tick at which `pid` started: the same number for another process means another tick. None: not running."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]

@@ -1,0 +1,215 @@
+"""What an inventory may say: each mistake with its exact message, and what follows from right data."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploys import hosts
+from deploys.hosts import HostEntry, HostPlan
+from worker.errors import SettingsError
+
+NO_SLOT = "slots: none; expected a count of at least 1, or a list of dicts, for a host in workers"
+PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
+
+
+def entry(name: str, groups: tuple[str, ...] = ("workers",), /, **data: Any) -> HostEntry:
+    return HostEntry(name, groups, data, PYINFRA_KEYS)
+
+
+def worker(name: str = "gpu-3", /, **data: Any) -> HostEntry:
+    return entry(name, **({"slots": 1} | data))
+
+
+def hub(name: str = "hub", /, **data: Any) -> HostEntry:
+    return entry(name, ("coordinators",), **({"account_host": "192.0.2.10"} | data))
+
+
+def plan_of(name: str, *entries: HostEntry) -> HostPlan:
+    return hosts.check(entries)[name]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            [worker(trainer_groupsize=4)],
+            "inventory data of gpu-3: trainer/groupsize: not a known key; docs/configuration.md lists all keys",
+        ),
+        (
+            [worker(trainer_learningrate=4)],
+            "inventory data of gpu-3: trainer/learningrate: not a known key; did you mean learning_rate?",
+        ),
+        ([worker(slot=2)], "inventory data of gpu-3: slot: not a known key; did you mean slots?"),
+        ([worker(ssh_usr="root")], "inventory data of gpu-3: ssh_usr: not a known key; did you mean ssh_user?"),
+        ([worker(relase_ref="v1")], "inventory data of gpu-3: relase_ref: not a known key; did you mean release_ref?"),
+        (
+            [worker(trainer_learning_rate="1e-5")],
+            "inventory data of gpu-3: trainer/learning_rate: got '1e-5'; expected a valid number",
+        ),
+        (
+            [worker(keeper_min_pers=2)],
+            "inventory data of gpu-3: keeper/min_pers: not a known key; did you mean min_peers?",
+        ),
+        ([worker(release_ref=1.1)], "inventory data of gpu-3: release_ref: got 1.1; expected a valid string"),
+        (
+            [worker(watchdog_seconds=0)],
+            "inventory data of gpu-3: watchdog_seconds: got 0; expected greater than 0",
+        ),
+        (
+            [entry("gpu-3")],
+            f"inventory data of gpu-3: {NO_SLOT}",
+        ),
+        (
+            [worker(slots=0)],
+            f"inventory data of gpu-3: {NO_SLOT}",
+        ),
+        (
+            [worker(slots="two")],
+            "inventory data of gpu-3: slots: got 'two'; expected a count, or a list with a dict of settings for each",
+        ),
+        (
+            [worker(slots=True)],
+            "inventory data of gpu-3: slots: got True; expected a count, or a list with a dict of settings for each",
+        ),
+        (
+            [hub(slots=2)],
+            "inventory data of hub: slots: got 2, but not in workers; put the host there, or leave slots out",
+        ),
+        (
+            [entry("gpu-3", ("wokers",), slots=1)],
+            "inventory data of gpu-3: in no group that gets anything; put the host into workers or coordinators\n"
+            "inventory data of gpu-3: slots: got 1, but not in workers; put the host there, or leave slots out",
+        ),
+        (
+            [worker(slots=[{}, {"model_devise": "cuda:1"}])],
+            "inventory data of gpu-3: slot 1: model/devise: not a known key; did you mean device?",
+        ),
+        (
+            [worker(slots=[{"node_state_dir": "/data"}])],
+            "inventory data of gpu-3: slot 0: node_state_dir: set by the deploy for each role and slot; leave it out",
+        ),
+        (
+            [worker(node_state_dir="/data")],
+            "inventory data of gpu-3: node_state_dir: set by the deploy for each role and slot; leave it out",
+        ),
+        (
+            [worker(slots=2, swarm_port=38000)],
+            "inventory data of gpu-3: slot 1: swarm_port: 38000 is that of slot 0 too; give each its own, or 0",
+        ),
+        (
+            [worker(slots=[{"identity": "/nowhere/swarm.pem"}])],
+            "inventory data of gpu-3: slot 0: identity: /nowhere/swarm.pem: No such file or directory; expected a "
+            "swarm.pem",
+        ),
+        (
+            [worker(slots=[{"identity": 7}])],
+            "inventory data of gpu-3: slot 0: identity: got 7; expected the path of a swarm.pem",
+        ),
+        (
+            [hub("hub-1"), hub("hub-2")],
+            "inventory data of hub-1, hub-2: coordinators: 2 hosts in this group; expected one",
+        ),
+        (
+            [hub(account_host="127.0.0.1"), worker()],
+            "inventory data of hub: account_host: got '127.0.0.1', which says nothing to workers on other hosts; "
+            "expected the address at which they reach this one",
+        ),
+    ],
+)
+def test_wrong_inventory_is_refused_with_the_exact_message(entries: list[HostEntry], message: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        hosts.check(entries)
+    assert str(refused.value) == message
+
+
+def test_all_mistakes_of_all_hosts_are_named_at_once() -> None:
+    with pytest.raises(SettingsError) as refused:
+        hosts.check([worker("gpu-1", slots=0), worker("gpu-2", modle_name="x"), worker("gpu-3")])
+    assert [line.split(":")[0] for line in str(refused.value).splitlines()] == [
+        "inventory data of gpu-1",
+        "inventory data of gpu-2",
+    ]
+
+
+def test_hosts_with_the_same_mistake_share_a_line() -> None:
+    with pytest.raises(SettingsError) as refused:
+        hosts.check([worker(f"gpu-{i}", model_nam="x") for i in range(3)])
+    assert str(refused.value) == (
+        "inventory data of gpu-0, gpu-1, gpu-2: model/nam: not a known key; did you mean name?"
+    )
+
+
+def test_two_slots_with_one_key_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pem").write_text("key")
+    (tmp_path / "copy-of-a.pem").write_text("key")
+    with pytest.raises(SettingsError) as refused:
+        hosts.check(
+            [
+                worker("gpu-1", slots=[{"identity": str(tmp_path / "a.pem")}]),
+                worker("gpu-2", slots=[{}, {"identity": str(tmp_path / "copy-of-a.pem")}]),
+            ]
+        )
+    assert str(refused.value) == (
+        f"inventory data of gpu-2: slot 1: identity: {tmp_path}/copy-of-a.pem is the key of slot 0 of gpu-1 too; "
+        "two workers can't be one node"
+    )
+
+
+def test_workers_find_the_account_service_of_their_inventory() -> None:
+    slot = plan_of("gpu-3", hub(account_port=3100), worker()).slots[0]
+    assert slot.settings.chain.account_url == "http://192.0.2.10:3100"
+    assert slot.settings.chain.enrolment_token_file == hosts.ENROLMENT_TOKEN
+
+
+def test_workers_of_another_swarm_keep_their_own_address() -> None:
+    slot = plan_of("gpu-3", hub(), worker(chain_account_url="http://other:3000")).slots[0]
+    assert slot.settings.chain.account_url == "http://other:3000"
+
+
+def test_workers_without_any_swarm_have_no_chain() -> None:
+    slot = plan_of("gpu-3", worker()).slots[0]
+    assert slot.settings.chain.account_url is None
+    assert slot.settings.chain.enrolment_token_file is None
+
+
+def test_slots_differ_in_what_they_say_and_in_their_places() -> None:
+    slots = plan_of(
+        "gpu-3", worker(slots=[{"model_device": "cuda:0"}, {"model_device": "cuda:1"}], log_level="DEBUG")
+    ).slots
+    assert [slot.unit for slot in slots] == ["hivewright-worker@0.service", "hivewright-worker@1.service"]
+    assert [slot.settings.model.device for slot in slots] == ["cuda:0", "cuda:1"]
+    assert [slot.settings.node.name for slot in slots] == ["gpu-3", "gpu-3-1"]
+    assert [str(slot.settings.node.state_dir) for slot in slots] == [
+        "/var/lib/hivewright/worker-0",
+        "/var/lib/hivewright/worker-1",
+    ]
+    assert {slot.settings.log.level for slot in slots} == {"DEBUG"}
+
+
+def test_a_role_only_has_the_settings_that_it_reads() -> None:
+    services = plan_of("hub", hub(trainer_learning_rate=0.5, keeper_min_peers=3)).services
+    assert services["keeper"].keeper.min_peers == 3
+    assert services["chain"].keeper.min_peers == 1
+    assert all(settings.trainer.learning_rate != 0.5 for settings in services.values())
+
+
+@pytest.mark.parametrize(
+    ("data", "announced"),
+    [
+        ({}, ["/ip4/192.0.2.10/tcp/38331"]),
+        ({"account_host": "hub.example.org"}, ["/dns/hub.example.org/tcp/38331"]),
+        ({"account_host": "0.0.0.0"}, []),
+        ({"bootnode_port": 0}, []),
+        ({"bootnode_announce": ["/ip4/198.51.100.7/tcp/1"]}, ["/ip4/198.51.100.7/tcp/1"]),
+    ],
+)
+def test_the_bootnode_is_announced_where_the_account_service_is(data: dict[str, Any], announced: list[str]) -> None:
+    assert list(plan_of("hub", hub(**data)).services["bootnode"].bootnode.announce) == announced
+
+
+def test_one_machine_can_be_everything() -> None:
+    plan = plan_of("@local", entry("@local", ("workers", "coordinators"), slots=1))
+    assert plan.slots[0].settings.chain.account_url == "http://127.0.0.1:3000"
+    assert plan.slots[0].settings.node.name == "local"
+    assert list(plan.services) == ["chain", "keeper", "bootnode", "account"]

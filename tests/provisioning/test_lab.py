@@ -1,0 +1,80 @@
+"""The lab itself: whatever happens, nothing of it stays behind."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lab import cgroups
+from tests.lab.host import CHECKOUT
+from tests.lab.lab import Lab
+from tests.lab.process import recall, wait_until
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]
+
+NAME = "labcrash"
+BOOT_AND_WAIT = f"""
+import time
+from tests.lab.lab import Lab
+
+lab = Lab("{NAME}")
+lab.up(1, goes_with_this_process=True)
+print("up", flush=True)
+time.sleep(300)
+"""
+
+
+def leftovers(name: str) -> list[str]:
+    """Everything on this machine that carries the lab's name."""
+    found = [str(path) for path in Path("/run/netns").glob(f"{name}-*")]
+    found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if f"/hivewright-lab/{name}/" in line]
+    found += [str(group) for group in cgroups.folders(name) if group.exists()]
+    found += [str(path) for path in Path("/run/systemd/nspawn/propagate").glob(f"{name}-*")]
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = process.read_text().replace("\0", " ")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if f"/hivewright-lab/{name}/" in command or f"netns exec {name}-op" in command:
+            found.append(command)
+    return found
+
+
+def test_hosts_go_off_with_their_owner_and_down_removes_the_rest(lab: Lab) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", BOOT_AND_WAIT], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
+    crashed = Lab(NAME)
+    try:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "up\n"
+        assert leftovers(NAME)
+        owner.send_signal(signal.SIGKILL)
+        owner.wait(10)
+        launcher = crashed.host(1).folder / "launcher.pid"
+        wait_until(lambda: recall(launcher) is None, 40, "the host of the killed owner is off")
+    finally:
+        owner.kill()
+        crashed.down()
+    assert leftovers(NAME) == []
+    assert not crashed.folder.exists()
+
+
+def test_hosts_reach_each_other_and_nothing_else(lab: Lab) -> None:
+    host = lab.host(2)
+    assert host.ssh("timeout 5 bash -c '</dev/tcp/10.88.0.13/22'", check=False).returncode == 0
+    assert host.ssh("ip route show default").stdout == ""
+    assert host.ssh("timeout 5 bash -c '</dev/tcp/192.0.2.1/22'", check=False).returncode != 0
+
+
+def test_cut_host_is_gone_and_healed_host_is_back(lab: Lab) -> None:
+    host = lab.host(3)
+    host.cut()
+    try:
+        assert host.ssh("true", check=False).returncode != 0
+    finally:
+        host.heal()
+    started = time.monotonic()
+    host.wait_for_ssh()
+    assert time.monotonic() - started < 10

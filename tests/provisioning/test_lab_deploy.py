@@ -1,0 +1,319 @@
+"""deploy.py on real hosts, through pyinfra's own command line: h1 carries the swarm, h2, h3 train, h4 deploys itself.
+
+The tests run in this order on one fleet; each leaves it training.
+"""
+
+import base64
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploys.fleet import command
+from tests.lab.host import CHECKOUT, Host
+from tests.lab.lab import REPOSITORY_URL, Lab
+from tests.lab.process import wait_until
+from worker.swarm import identity
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
+
+INVENTORY = "inventory/lab.py"
+DEPLOY_SECONDS = 600
+WORKER = "hivewright-worker@0.service"
+SERVICES = [f"hivewright-{name}.service" for name in ("chain", "contract", "bootnode", "keeper", "account")]
+
+
+def pyinfra(lab: Lab, *arguments: str, inventory: str | Path = INVENTORY) -> subprocess.CompletedProcess[str]:
+    return lab.operator("pyinfra", "-y", inventory, "deploy.py", *arguments, timeout=DEPLOY_SECONDS, check=False)
+
+
+def state_file(host: Host, name: str) -> Path:
+    """A file of the host's worker, from outside: it is there to read when the host's network is not."""
+    return host.root / "var/lib/hivewright/worker-0" / name
+
+
+def status(host: Host) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(state_file(host, "status.json").read_text())
+    return read
+
+
+def rounds(host: Host) -> list[int]:
+    return [json.loads(line)["round"] for line in state_file(host, "rounds.jsonl").read_text().splitlines()]
+
+
+def main_pid(host: Host, unit: str) -> int:
+    return int(host.ssh(f"systemctl show --property=MainPID --value {unit}").stdout)
+
+
+def wait_for_rounds(*hosts: Host, more: int = 2, timeout: float = 90) -> None:
+    """Every host trains so many rounds from now on."""
+    before = {host.name: len(rounds(host)) for host in hosts}
+    for host in hosts:
+        wait_until(
+            lambda h=host: len(rounds(h)) >= before[h.name] + more, timeout, f"{host.name} trains {more} rounds", 0.5
+        )
+
+
+@pytest.fixture(scope="module")
+def fleet(lab: Lab) -> Lab:
+    """The lab, deployed once."""
+    done = pyinfra(lab)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return lab
+
+
+def test_deployed_workers_train_together_and_are_paid(fleet: Lab) -> None:
+    h2, h3 = fleet.host(2), fleet.host(3)
+    for host in (h2, h3):
+        wait_until(lambda h=host: state_file(h, "rounds.jsonl").exists(), 90, f"{host.name} trains a first round")
+    wait_for_rounds(h2, h3, more=3)
+    for host in (h2, h3):
+        wait_until(
+            lambda h=host: status(h)["ledger"].get("confirmed", 0) >= 2, 60, f"{host.name}'s rewards are on the chain"
+        )
+        assert status(host)["state"] == "connected"
+        assert status(host)["peers_heard"] == 1
+        assert status(host)["groups_external"] > 0
+    assert status(h2)["peer_id"] != status(h3)["peer_id"]
+
+
+def test_services_run_under_systemd_and_nothing_has_failed(fleet: Lab) -> None:
+    units = {1: SERVICES, 2: [WORKER], 3: [WORKER]}
+    for number, names in units.items():
+        for name in names:
+            shown = (
+                fleet.host(number).ssh(f"systemctl show --property=ActiveState,UnitFileState,NRestarts {name}").stdout
+            )
+            assert sorted(shown.split()) == ["ActiveState=active", "NRestarts=0", "UnitFileState=enabled"], name
+        assert fleet.host(number).ssh("systemctl is-system-running").stdout.strip() == "running"
+    for unit, number in ((WORKER, 2), *((service, 1) for service in SERVICES)):
+        exposure = fleet.host(number).ssh(f"systemd-analyze security --no-pager {unit} | tail -n 1").stdout
+        assert float(exposure.split(": ")[1].split()[0]) <= 2.0, exposure
+
+
+def test_secrets_are_only_where_they_belong(fleet: Lab) -> None:
+    token = (fleet.folder / "secrets/enrolment.token").read_text().strip()
+    for number in (1, 2, 3):
+        host = fleet.host(number)
+        shown = host.ssh("stat --format='%a %U' /etc/hivewright/enrolment.token").stdout.strip()
+        assert shown == "600 hivewright"
+        found = host.ssh(
+            f"journalctl --no-pager | grep --count {token}; ps -ef | grep -v grep | grep --count {token}; true"
+        )
+        assert found.stdout.split() == ["0", "0"]
+        files = host.ssh(
+            f"grep --recursive --files-with-matches {token} /etc /var /opt/hivewright/current /tmp || true"
+        )
+        assert files.stdout.split() == ["/etc/hivewright/enrolment.token"]
+    private = fleet.host(2).ssh("stat --format=%a /var/lib/hivewright/worker-0/swarm.pem /var/lib/hivewright/worker-0")
+    assert private.stdout.split() == ["600", "700"]
+
+
+def test_second_deploy_changes_nothing(fleet: Lab) -> None:
+    pids = [main_pid(fleet.host(2), WORKER), main_pid(fleet.host(1), "hivewright-chain.service")]
+    results = command.deploy_json(INVENTORY, prefix=fleet.network.inside(), timeout=DEPLOY_SECONDS)
+    changed = [operation["name"] for operation in results["operations"] if operation["success"] or operation["error"]]
+    assert changed == []
+    assert results["totals"]["no_change"] == results["totals"]["hosts"] > 50
+    assert results["failed_hosts"] == []
+    assert pids == [main_pid(fleet.host(2), WORKER), main_pid(fleet.host(1), "hivewright-chain.service")]
+
+
+def test_dry_run_sees_no_change_either(fleet: Lab) -> None:
+    done = fleet.operator("pyinfra", "--dry", "--json", INVENTORY, "deploy.py", timeout=DEPLOY_SECONDS)
+    plan = json.loads(done.stdout)["plan"]
+    assert len(plan) > 30
+    assert [operation["name"] for operation in plan if operation["hosts_with_change"]] == []
+
+
+def test_command_on_the_host_shows_what_its_worker_does(fleet: Lab) -> None:
+    shown = fleet.host(2).ssh("hivewright status --settings /etc/hivewright/worker-0.yaml --json").stdout
+    assert json.loads(shown)["peer_id"] == status(fleet.host(2))["peer_id"]
+
+
+def test_fleet_status_shows_every_worker(fleet: Lab) -> None:
+    shown = fleet.operator("python", "-m", "deploys.fleet.status", INVENTORY, timeout=60).stdout
+    rows = {line.split()[0]: line for line in shown.splitlines()}
+    for name in ("h2/0", "h3/0"):
+        assert status(fleet.host(int(name[1])))["animal_name"] in rows[name]
+        assert "connected" in rows[name]
+    assert "h1/keeper" in rows
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_killed_worker_trains_again_within_a_minute_as_itself(fleet: Lab) -> None:
+    host = fleet.host(2)
+    peer_id, key = status(host)["peer_id"], state_file(host, "swarm.pem").read_bytes()
+    started = time.monotonic()
+    host.ssh(f"kill -9 {main_pid(host, WORKER)}")
+    wait_for_rounds(host, more=1, timeout=60)
+    assert time.monotonic() - started < 60
+    assert status(host)["peer_id"] == peer_id
+    assert state_file(host, "swarm.pem").read_bytes() == key
+    trained = rounds(host)
+    assert len(trained) == len(set(trained)), trained
+    ledger = json.loads(host.ssh("hivewright ledger --settings /etc/hivewright/worker-0.yaml --json").stdout)
+    in_ledger = [row["round"] for row in ledger]
+    assert len(in_ledger) == len(set(in_ledger)), in_ledger
+
+
+def test_host_without_network_goes_on_alone_and_rejoins(fleet: Lab) -> None:
+    host = fleet.host(3)
+    fleet.host(3).cut()
+    try:
+        wait_until(lambda: status(host)["state"] == "training-alone", 120, "h3 says that it trains alone", 0.5)
+        before = status(host)["practice_steps"]
+        wait_until(lambda: status(host)["practice_steps"] > before, 60, "h3 goes on training alone", 0.5)
+    finally:
+        host.heal()
+    wait_until(lambda: status(host)["state"] == "connected", 120, "h3 is connected again", 0.5)
+    wait_for_rounds(host, fleet.host(2))
+    wait_until(lambda: status(host)["peers_heard"] == 1, 60, "h3 hears its peer again", 0.5)
+    assert len(rounds(host)) == len(set(rounds(host)))
+
+
+def test_unreachable_host_is_named_in_the_last_line_and_the_others_are_done(fleet: Lab) -> None:
+    fleet.host(3).cut()
+    try:
+        done = pyinfra(fleet)
+    finally:
+        fleet.host(3).heal()
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("failed: h3 (can't be reached); "), last
+    total = next(line.split() for line in done.stderr.splitlines() if "Grand total" in line)
+    assert total[3] == "-", total  # no operation changed anything
+    assert total[4] == "-", total  # none failed
+    wait_for_rounds(fleet.host(3), fleet.host(2), timeout=180)
+
+
+def test_host_that_vanishes_in_the_middle_does_not_hold_the_others(fleet: Lab) -> None:
+    program = fleet.network.inside(
+        sys.executable, "-m", "pyinfra", "-y", "--data", "_timeout=10", INVENTORY, "deploy.py"
+    )
+    run = subprocess.Popen(program, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    try:
+        for line in run.stderr:
+            if "Starting operation: Release" in line:
+                fleet.host(3).cut()
+                break
+        rest = run.communicate(timeout=200)[1]
+    finally:
+        run.kill()
+        fleet.host(3).heal()
+    assert run.returncode == 1
+    assert rest.strip().splitlines()[-1].startswith("failed: h3 ("), rest[-2000:]
+    operations = rest.split("--> Results:")[0].split("Starting operation: ")
+    last = next(text for text in operations if text.startswith("Remove releases"))
+    assert "[h1] No changes" in last
+    assert "[h2] No changes" in last
+    wait_for_rounds(fleet.host(3), fleet.host(2), timeout=180)
+
+
+def test_copied_identity_is_refused_before_anything_is_touched(fleet: Lab) -> None:
+    original, copy = fleet.host(2), fleet.host(3)
+    folder = "/var/lib/hivewright/worker-0"
+    enrolment = state_file(original, "enrolment.json").read_text().replace("\n", "")
+    copy.ssh(f"cp {folder}/enrolment.json /root/ && echo '{enrolment}' > {folder}/enrolment.json")
+    try:
+        done = pyinfra(fleet)
+    finally:
+        copy.ssh(f"cp /root/enrolment.json {folder}/enrolment.json")
+    assert done.returncode == 1
+    peer_id = status(original)["peer_id"]
+    assert "slot 0 of h2" in done.stderr
+    assert f"have one identity, {peer_id}; two workers can't be one node" in done.stderr
+    assert "Starting operation" not in done.stderr
+
+
+def test_changed_setting_restarts_only_who_reads_it(fleet: Lab) -> None:
+    keeper, account = (f"hivewright-{name}.service" for name in ("keeper", "account"))
+    hub = fleet.host(1)
+    before = [main_pid(hub, keeper), main_pid(hub, account)], main_pid(fleet.host(2), WORKER)
+    done = pyinfra(fleet, "--data", "trainer_learning_rate=0.000123", "--limit", "h1", "--limit", "h2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [main_pid(hub, keeper), main_pid(hub, account)] == before[0]
+    assert main_pid(fleet.host(2), WORKER) != before[1]
+    assert "learning_rate: 0.000123" in fleet.host(2).ssh("cat /etc/hivewright/worker-0.yaml").stdout
+
+
+def test_new_commit_is_a_new_release_with_the_same_environment(fleet: Lab) -> None:
+    git = ("git", f"--git-dir={fleet.folder / 'repository.git'}")
+    old = subprocess.run(
+        [*git, "rev-parse", "lab"], capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
+    author = ("-c", "user.name=lab", "-c", "user.email=lab@localhost")
+    tree = subprocess.run(
+        [*git, *author, "commit-tree", f"{old}^{{tree}}", "-p", old, "-m", "next"],
+        capture_output=True, text=True, check=True, timeout=10,
+    )  # fmt: skip
+    new = tree.stdout.strip()
+    subprocess.run([*git, "update-ref", "refs/heads/lab", new], check=True, timeout=10)
+    done = pyinfra(fleet)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for number in (1, 2, 3):
+        host = fleet.host(number)
+        assert host.ssh("basename $(readlink /opt/hivewright/current)").stdout.strip() == new
+        releases = host.ssh("cd /opt/hivewright/releases && readlink */environment").stdout.split()
+        assert len(releases) == 2
+        assert len(set(releases)) == 1
+    assert (
+        status(fleet.host(2))["peer_id"] in fleet.host(2).ssh("cat /var/lib/hivewright/worker-0/enrolment.json").stdout
+    )
+    wait_for_rounds(fleet.host(2), fleet.host(3), timeout=180)
+
+
+def test_host_that_lost_power_comes_back_by_itself(fleet: Lab) -> None:
+    host = fleet.host(2)
+    trained = rounds(host)
+    host.pull_plug()
+    fleet.start(2)
+    wait_for_rounds(host, more=1, timeout=120)
+    assert rounds(host)[: len(trained)] == trained
+    assert len(rounds(host)) == len(set(rounds(host)))
+
+
+def test_slot_moves_in_with_its_key_and_leaves_its_identity_behind(fleet: Lab, tmp_path: Path) -> None:
+    moved = identity.create(tmp_path / "swarm.pem")
+    one_slot = '("h3", {"ssh_hostname": "10.88.0.13", "slots": 1})'
+    two_slots = one_slot.replace("1})", f"[{{}}, {{'identity': '{tmp_path}/swarm.pem'}}]}})")
+    text = (CHECKOUT / INVENTORY).read_text()
+    assert one_slot in text
+    (tmp_path / "two_slots.py").write_text(text.replace(one_slot, two_slots))
+    host, second = fleet.host(3), "hivewright-worker@1.service"
+    first_pid = main_pid(host, WORKER)
+    try:
+        done = pyinfra(fleet, "--limit", "h3", inventory=tmp_path / "two_slots.py")
+        assert done.returncode == 0, done.stderr[-3000:]
+        enrolment = json.loads(host.ssh("cat /var/lib/hivewright/worker-1/enrolment.json").stdout)
+        assert enrolment["peer_id"] == moved.peer_id
+        assert host.ssh(f"systemctl is-active {second}").stdout.strip() == "active"
+    finally:
+        done = pyinfra(fleet, "--limit", "h3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert host.ssh(f"systemctl is-active {second}", check=False).stdout.strip() == "inactive"
+    assert host.ssh("ls /etc/hivewright").stdout.split() == ["enrolment.token", "worker-0.yaml"]
+    key = host.ssh("cat /var/lib/hivewright/worker-1/swarm.pem | base64").stdout
+    assert main_pid(host, WORKER) == first_pid
+    assert base64.b64decode(key) == (tmp_path / "swarm.pem").read_bytes()
+
+
+def test_machine_deploys_itself(fleet: Lab) -> None:
+    """inventory/local.py, from a user's checkout, with the environment that the deploy itself installs."""
+    host = fleet.host(4)
+    host.ssh("apt-get -qq update && apt-get -qq -y --no-install-recommends install git", timeout=120)
+    host.ssh(
+        f"useradd -m alice && su alice -c 'git clone -q -b lab {REPOSITORY_URL} /home/alice/hivewright'", timeout=60
+    )
+    run = "cd /home/alice/hivewright && /opt/hivewright/environments/*/bin/pyinfra -y inventory/local.py deploy.py 2>&1"
+    first = host.ssh(run, timeout=DEPLOY_SECONDS, check=False)
+    assert first.returncode == 0, first.stdout[-5000:]
+    assert host.ssh(f"systemctl is-active {WORKER} {' '.join(SERVICES)}").stdout.split() == ["active"] * 6
+    again = host.ssh(run, timeout=DEPLOY_SECONDS)
+    total = next(line.split() for line in again.stdout.splitlines() if "Grand total" in line)
+    assert total[3:5] == ["-", "-"], total

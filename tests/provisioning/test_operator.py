@@ -1,0 +1,70 @@
+"""What is decided on the operator's side: the commit, from real git repositories, and the enrolment token."""
+
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deploys import operator
+from worker.errors import SettingsError
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    done = subprocess.run(
+        ["git", "-C", folder, *identity, *arguments], check=True, capture_output=True, text=True, timeout=30
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message=one")
+    git(folder, "tag", "--annotate", "v1", "--message=v1")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message=two")
+    return folder
+
+
+def test_branch_tag_and_commit_are_resolved_to_the_commit(repository: Path) -> None:
+    two, one = git(repository, "log", "--format=%H").splitlines()
+    assert operator.resolve(str(repository), "main", "here") == two
+    assert operator.resolve(str(repository), "HEAD", "here") == two
+    assert operator.resolve(str(repository), "v1", "here") == one
+    assert operator.resolve("no repository is asked", one, "here") == one
+
+
+def test_unknown_ref_is_named(repository: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        operator.resolve(str(repository), "v2", "inventory data of gpu-3")
+    assert str(refused.value) == (
+        f"inventory data of gpu-3: release_ref: got 'v2'; expected a branch, tag or whole commit of {repository}"
+    )
+
+
+def test_unreadable_repository_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=r"^here: release_repository: got '/.*/nothing'; can't be read: .*nothing.*does not "
+    ):
+        operator.resolve(str(tmp_path / "nothing"), "main", "here")
+
+
+def test_origin_is_the_default_repository(repository: Path) -> None:
+    with pytest.raises(SettingsError, match="release_repository: not set"):
+        operator.origin(repository, "here")
+    git(repository, "remote", "add", "origin", "https://git.example.org/h.git")
+    assert operator.origin(repository, "here") == "https://git.example.org/h.git"
+
+
+def test_token_is_made_once_and_for_the_operator_only(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets/fleet"
+    assert operator.enrolment_token(folder, create=False) is None
+    token = operator.enrolment_token(folder, create=True)
+    assert token is not None
+    assert len(token) > 40
+    assert operator.enrolment_token(folder, create=True) == token
+    assert stat.S_IMODE((folder / operator.TOKEN_FILE).stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
