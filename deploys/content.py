@@ -1,7 +1,7 @@
 """Files with a given content. They go through a shell's standard input, not through SFTP as pyinfra's `files.put`.
 
-On a host that vanishes, SFTP waits for ever, and its error ends the run of all other hosts; a command has a time limit.
-And what goes through standard input is in no command line, no log and no diff, which is what secrets need.
+When a host vanishes, an error of SFTP ends pyinfra's run of all other hosts; that of a command fails that host. And what
+goes through standard input is in no command line, no log and no diff, which is what secrets need.
 """
 
 import base64

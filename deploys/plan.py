@@ -8,10 +8,9 @@ from pyinfra import host, inventory, state
 from pyinfra.api.arguments import all_global_arguments
 from pyinfra.api.exceptions import DeployError
 from pyinfra.api.host import Host
-from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.context import ctx_host
 
-from deploys import hosts, operator
+from deploys import connection, hosts, operator
 from deploys.facts import Identities
 from deploys.hosts import STATE, HostEntry, HostPlan
 from worker.errors import SettingsError
@@ -36,6 +35,7 @@ _planned: dict[str, Planned] = {}
 
 def current() -> Planned:
     """The plan of the current host. Raises DeployError with everything that is wrong with any host's data."""
+    connection.limit_silence(host)
     with _lock:
         if not _planned:
             plans = _plan_all()
@@ -75,8 +75,7 @@ def _identities(of: Host) -> tuple[str, dict[int, str]]:
 
 
 def _entry(of: Host) -> HostEntry:
-    # group_data/all.py speaks of ssh to hosts of every connector.
-    own = {name for name, _ in all_global_arguments()} | set(SSHConnector.data_meta) | set(of.connector_cls.data_meta)
+    own = {name for name, _ in all_global_arguments()} | set(of.connector_cls.data_meta)
     return HostEntry(of.name, tuple(of.groups), of.data.dict(), frozenset(own))
 
 

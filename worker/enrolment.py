@@ -1,11 +1,10 @@
-"""Enrolment: the one moment in which a node's key is made, its token fetched, and its model decided.
+"""Enrolment: the one moment in which a node's key is made, its token fetched, and its account made.
 
 Run again it changes nothing. A worker without enrolment stops and says so; nothing else ever makes a key.
 """
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from worker import resources
 from worker.errors import IdentityError, SettingsError
@@ -22,7 +21,6 @@ class Enrolment:
     """What was decided when the node joined. `registered`: whether it has an account on the chain."""
 
     peer_id: str
-    model: str
     registered: bool
 
 
@@ -34,19 +32,30 @@ def run(settings: Settings) -> None:
     folder = settings.node.state_dir
     resources.require_disk(folder, settings.node.min_free_disk_mb)
     key_file = folder / KEY_FILE
+    registered = _has_chain(settings)
     node_identity = identity.load(key_file) if key_file.exists() else identity.create(key_file)
-    registered = settings.chain.account_url is not None
     if registered:
         from worker.chain import accounts
 
         accounts.enrol(node_identity, _enrolment_token(settings), settings.chain, folder)
-    enrolment = Enrolment(node_identity.peer_id, settings.model.name, registered)
+    enrolment = Enrolment(node_identity.peer_id, registered)
     write_whole(folder / ENROLMENT_FILE, json.dumps(asdict(enrolment), indent=2) + "\n")
     print(f"enrolled {enrolment.peer_id} ({identity.animal_name(enrolment.peer_id)}) in {folder}")
 
 
-def load(folder: Path) -> tuple[identity.Identity, Enrolment]:
-    """The identity and the enrolment of the node in `folder`. Raises IdentityError; never makes anything."""
+def _has_chain(settings: Settings) -> bool:
+    """Whether the node earns on a chain. Raises SettingsError for a chain without anybody who signs for the node."""
+    if settings.chain.account_url is None and settings.chain.rpc_url is not None:
+        raise SettingsError(
+            f"chain.rpc_url is {settings.chain.rpc_url}, but chain.account_url is not set; expected the address of the "
+            "account service that signs for this node, or neither for a node without a chain"
+        )
+    return settings.chain.account_url is not None
+
+
+def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
+    """The identity and the enrolment of the node of `settings`. Raises IdentityError; never makes anything."""
+    folder = settings.node.state_dir
     node_identity = identity.load(folder / KEY_FILE)
     file = folder / ENROLMENT_FILE
     try:
@@ -59,6 +68,12 @@ def load(folder: Path) -> tuple[identity.Identity, Enrolment]:
         raise IdentityError(
             f"{file}: enrolled {enrolment.peer_id}, but the key beside it is {node_identity.peer_id}; "
             "put the key that was enrolled back, or remove this file and run `hivewright enrol`"
+        )
+    if enrolment.registered != _has_chain(settings):
+        done, wanted = ("with", "none") if enrolment.registered else ("without", str(settings.chain.account_url))
+        raise IdentityError(
+            f"{file}: enrolled {done} an account service, but chain.account_url is {wanted}; "
+            "correct the settings, or run `hivewright enrol` with them"
         )
     return node_identity, enrolment
 

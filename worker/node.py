@@ -45,7 +45,7 @@ def run(settings: Settings) -> None:
     resources.require_port(settings.swarm.host, settings.swarm.port, "swarm.port")
     with ExitStack() as stack:
         stack.enter_context(resources.lock_folder(folder, "node.state_dir"))
-        identity, enrolled = enrolment.load(folder)
+        identity, enrolled = enrolment.load(settings)
         node = Node(settings, identity, enrolled)
         stack.callback(node.close)
         # A signal leaves the round in progress where it is: the checkpoint is that of the last one.
@@ -61,11 +61,11 @@ class Node:
         self.peer_id = identity.peer_id
         self.folder = settings.node.state_dir
         self.status = NodeStatus(
-            settings.node.name, self.peer_id, animal_name(self.peer_id), enrolled.model, __version__
+            settings.node.name, self.peer_id, animal_name(self.peer_id), settings.model.name, __version__
         )
         self.status.write(self.folder)
         self.environment = environments.load(settings.environment)
-        self.policy = policies.load(settings.model.model_copy(update={"name": enrolled.model}))
+        self.policy = policies.load(settings.model)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
         self.last_round = self._resume()
         self.ledger = Ledger(self.folder / "ledger.db")

@@ -13,7 +13,7 @@ from deploys import hosts
 from deploys.hosts import HostEntry
 
 CHECKOUT = Path(__file__).parents[2]
-PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "ssh_paramiko_connect_kwargs", "_sudo", "_timeout")
+PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

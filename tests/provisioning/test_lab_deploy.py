@@ -192,9 +192,7 @@ def test_unreachable_host_is_named_in_the_last_line_and_the_others_are_done(flee
 
 
 def test_host_that_vanishes_in_the_middle_does_not_hold_the_others(fleet: Lab) -> None:
-    program = fleet.network.inside(
-        sys.executable, "-m", "pyinfra", "-y", "--data", "_timeout=10", INVENTORY, "deploy.py"
-    )
+    program = fleet.network.inside(sys.executable, "-m", "pyinfra", "-y", INVENTORY, "deploy.py")
     run = subprocess.Popen(program, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert run.stderr is not None
     try:
