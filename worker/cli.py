@@ -18,7 +18,10 @@ from worker import __version__
 from worker.errors import ResourceError, SettingsError, WorkerError
 
 # What an OSError says of the machine, not of the program.
-_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+_MACHINE_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _call(command, options)
     except WorkerError as error:
         _exit(error.exit_code, f"hivewright {command.name}: {type(error).__name__} (exit {error.exit_code}): {error}")
+    except BrokenPipeError:
+        # Who read our output has seen enough (`hivewright ledger | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in _MACHINE_ERRORS:
             raise

@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from worker import resources
 from worker import settings as settings_module
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
@@ -30,7 +31,7 @@ from worker.environments.mixes import DEMO_SETTINGS
 from worker.errors import DemoFailed, SettingsError
 from worker.plots import plot_rewards
 from worker.reports import swarm_table
-from worker.settings import Settings
+from worker.settings import Node, Settings
 from worker.telemetry import status
 
 STEP_SECONDS = 60.0  # patience for one service to come up
@@ -41,11 +42,10 @@ MARKER = ".hivewright-demo"
 
 def run(options: argparse.Namespace) -> None:
     """Run the demo. Raises DemoFailed, with one line, if something that it promises did not hold."""
-    output = _fresh_folder(options.output.resolve())
-    console = Console()
-    demo = Demo(output, options.workers, options.rounds, options.seed, console)
+    output = options.output.resolve()
+    demo = Demo(output, options.workers, options.rounds, options.seed, Console())
     signal.signal(signal.SIGTERM, _interrupt)
-    with Children(output / "logs") as children:
+    with _fresh_folder(output), Children(output / "logs") as children:
         demo.start(children)
         demo.watch(children)
         summary = demo.check()
@@ -249,17 +249,28 @@ class Demo:
                 )
 
 
-def _fresh_folder(output: Path) -> Path:
-    """An empty folder for this run. What an earlier demo left there is removed; anything else is not touched."""
-    if output.exists() and any(output.iterdir()):
-        if not (output / MARKER).exists():
-            raise SettingsError(
-                f"--output {output}: has files that no demo wrote; expected a new or an earlier demo's folder"
-            )
-        shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
+def _fresh_folder(output: Path) -> IO[str]:
+    """Make `output` an empty folder and hold its lock. What an earlier demo left is removed, anything else not touched.
+
+    Raises SettingsError if it is no folder for a demo, ResourceError if another demo is at work in it.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--output {output}: {error.strerror}; expected a folder that can be made") from None
+    if any(output.iterdir()) and not (output / MARKER).exists():
+        raise SettingsError(
+            f"--output {output}: has files that no demo wrote; expected a new or an earlier demo's folder"
+        )
     (output / MARKER).touch()
-    return output
+    lock = resources.lock_folder(output, "--output")
+    for entry in output.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name not in (MARKER, "lock"):
+            entry.unlink()
+    resources.require_disk(output, Node().min_free_disk_mb, "--output")
+    return lock
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

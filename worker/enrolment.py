@@ -6,6 +6,8 @@ Run again it changes nothing. A worker without enrolment stops and says so; noth
 import json
 from dataclasses import asdict, dataclass
 
+from pydantic import TypeAdapter, ValidationError
+
 from worker import resources
 from worker.errors import IdentityError, SettingsError
 from worker.service import write_whole
@@ -59,11 +61,12 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
     node_identity = identity.load(folder / KEY_FILE)
     file = folder / ENROLMENT_FILE
     try:
-        enrolment = Enrolment(**json.loads(file.read_text()))
+        enrolment = TypeAdapter(Enrolment).validate_json(file.read_bytes(), strict=True)
     except FileNotFoundError:
         raise IdentityError(f"{file}: missing; this node's key was never enrolled; run `hivewright enrol`") from None
-    except (ValueError, TypeError) as error:
-        raise IdentityError(f"{file}: {error}; expected what `hivewright enrol` writes; run it again") from None
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise IdentityError(f"{file}: {reason}; expected what `hivewright enrol` writes; run it again") from None
     if enrolment.peer_id != node_identity.peer_id:
         raise IdentityError(
             f"{file}: enrolled {enrolment.peer_id}, but the key beside it is {node_identity.peer_id}; "
@@ -84,8 +87,13 @@ def _enrolment_token(settings: Settings) -> str | None:
     if file is None:
         return None
     try:
-        return file.read_text().strip()
+        if token := file.read_text().strip():
+            return token
+        reason = "is empty"
     except OSError as error:
-        raise SettingsError(
-            f"{file} (chain.enrolment_token_file): {error.strerror}; expected the token that the account service has"
-        ) from None
+        reason = error.strerror or str(error)
+    except UnicodeDecodeError:
+        reason = "not UTF-8 text"
+    raise SettingsError(
+        f"{file} (chain.enrolment_token_file): {reason}; expected the token that the account service has"
+    )

@@ -165,7 +165,8 @@ class Node:
         rng = random.Random(f"{self.peer_id}/practice/{self.status.practice_steps}")
         metrics = self.trainer.step(sampler.choose(local, (), self.settings.trainer, rng).groups)
         self.status.loss, self.status.tokens_per_second = metrics.loss, tokens_per_second
-        self._checkpoint()
+        if self.status.practice_steps % self.settings.node.checkpoint_every == 0:
+            self._checkpoint()
         reward = _mean([group.mean_reward for group in local])
         logger.info(
             "practice step step=%d reward_mean=%.3f loss=%.4f", self.status.practice_steps, reward, metrics.loss
@@ -225,8 +226,7 @@ class Node:
     def _next_round(self) -> Tick | None:
         self._show("waiting for the next round")
         tick = self.clock.next(self.last_round, waiting=self._wait)
-        if isinstance(self.clock, ChainClock):
-            self.status.chain = "ok" if self.clock.reachable else "unreachable"
+        self._see_chain()
         if tick is not None:
             self._join_through_chain()
         return tick
@@ -240,7 +240,12 @@ class Node:
             logger.warning("bootnodes not read, those known before serve on error=%s", error)
 
     def _wait(self) -> None:
+        self._see_chain()
         self._show(self.status.activity)
+
+    def _see_chain(self) -> None:
+        if isinstance(self.clock, ChainClock):
+            self.status.chain = "ok" if self.clock.reachable else "unreachable"
 
     def _leave(self) -> None:
         """Our last round is trained. Serve it to peers that are still collecting, and settle what was earned."""

@@ -37,8 +37,8 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
 
 def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
     """One line per worker: what it did in its last round. Fits 80 columns."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("worker", no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("worker", no_wrap=True, max_width=12)
     for column in ("round", "reward", "loss", "heard", "groups", "rej", "tok/s", "s", "chain", "state"):
         table.add_column(column, justify="right" if column != "state" else "left", no_wrap=True)
     for node in nodes:
@@ -53,7 +53,7 @@ def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
             _shown(node.tokens_per_second, ".0f"),
             _shown(node.round_seconds, ".1f"),
             _chain(node),
-            node.state,
+            node.state.removeprefix("training-"),
         )
     return table
 
@@ -101,7 +101,9 @@ def _ledger_table(rows: "Sequence[Row]") -> Table:
 
 
 def _chain(node: NodeStatus) -> str:
-    """Rewards that the chain confirms, of those earned; or why there is no such figure."""
+    """Rewards that the chain confirms, of those earned; or why there is no such figure (`down`: no answer)."""
+    if node.chain == "unreachable":
+        return "down"
     if node.chain != "ok" or not node.ledger:
         return node.chain
     return f"{node.ledger['confirmed']}/{node.ledger['earned']}"

@@ -27,18 +27,16 @@ def require_port(host: str, port: int, key: str) -> None:
             ) from None
 
 
-def require_disk(folder: Path, min_free_mb: int) -> None:
+def require_disk(folder: Path, min_free_mb: int, key: str = "node.state_dir") -> None:
     """Make `folder`, and raise ResourceError if its disk has less than `min_free_mb` (10^6 bytes) free."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free_mb = shutil.disk_usage(folder).free // 10**6
     except OSError as error:
-        raise ResourceError(
-            f"{folder} (node.state_dir): {error.strerror}; expected a folder that can be written"
-        ) from None
+        raise ResourceError(f"{folder} ({key}): {error.strerror}; expected a folder that can be written") from None
     if free_mb < min_free_mb:
         raise ResourceError(
-            f"{folder} (node.state_dir): {free_mb} MB free; expected at least {min_free_mb} MB "
+            f"{folder} ({key}): {free_mb} MB free; expected at least {min_free_mb} MB "
             "(node.min_free_disk_mb); make room or name a folder on another disk"
         )
 

@@ -23,7 +23,8 @@ class Clock(Protocol):
     def next(self, after: int, waiting: Callable[[], None], deadline: float | None = None) -> Tick | None:
         """Block until the round is later than `after`, calling `waiting` at every look.
 
-        None: nobody knows which round it is (the chain can't be reached), or `deadline` (time.monotonic) has passed.
+        None: nobody knows which round it is (the chain can't be reached, or is behind `after`, restored from an older
+        state), or `deadline` (time.monotonic) has passed.
         """
 
 
@@ -41,6 +42,7 @@ class ChainClock:
         self._coordinator = coordinator
         self._poll_seconds = poll_seconds
         self.reachable: bool | None = None
+        self._is_behind = False
 
     def next(self, after: int, waiting: Callable[[], None], deadline: float | None = None) -> Tick | None:
         while True:
@@ -55,8 +57,17 @@ class ChainClock:
                 logger.info("chain reachable again round=%d", current.round)
             self.reachable = True
             if current.round > after:
+                self._is_behind = False
                 return current
             waiting()
+            if current.round < after:
+                if not self._is_behind:
+                    logger.warning(
+                        "chain is behind, was it restored? training goes on without it until it has caught up "
+                        "round=%d last_trained=%d", current.round, after,
+                    )  # fmt: skip
+                self._is_behind = True
+                return None
             if deadline is not None and time.monotonic() >= deadline:
                 return None
             time.sleep(self._poll_seconds)

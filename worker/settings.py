@@ -38,7 +38,7 @@ class Node(Section):
     """Folder of everything that must survive: identity, ledger, checkpoints, peer cache. One per slot."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "worker"
     """Name for people: in logs, tables and the dashboard. The identity is the peer id, not this."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of sampling and training; tasks do not depend on it, they are seeded by peer id and round."""
     max_rounds: Positive | None = None
     """Stop cleanly after training this many rounds. None: go on for ever."""
@@ -59,7 +59,7 @@ class Model(Section):
     """Type of the weights. auto: bfloat16 on a GPU, float32 on a CPU."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """Where the model lives. auto: the first GPU that is visible, else the CPU."""
-    threads: Positive | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads of torch. None: torch decides."""
 
 
@@ -347,7 +347,7 @@ def load(path: Path) -> Settings:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(f"{source}: can't be read: {reason}; expected a YAML file") from None
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
@@ -357,6 +357,20 @@ def load(path: Path) -> Settings:
     if not isinstance(raw, dict):
         raise SettingsError(f"{source}: got a {type(raw).__name__}; expected sections such as `node:`")
     return parse(raw, source)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML would let the last one win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def dump(settings: Settings) -> str:
@@ -373,12 +387,15 @@ def _explain(error: Any) -> str:
         if len(location) > 1 and location[0] in SECTIONS:
             known = list(SECTIONS[location[0]].model_fields)
         return f"{path}: not a known key{_hint(difflib.get_close_matches(location[-1], known, n=1))}"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return (
-        f"{path}: got {_short(error['input'])}; expected {message}"
-        if error["type"] != "value_error"
-        else f"{path}: {message}"
-    )
+    if error["type"] == "value_error":
+        return f"{path}: {error['msg'].removeprefix('Value error, ')}"
+    if error["type"] == "string_pattern_mismatch":
+        expected = f"text of the form {error['ctx']['pattern']}"
+    elif error["type"] == "too_short":
+        expected = f"at least {error['ctx']['min_length']} of them"
+    else:
+        expected = error["msg"].removeprefix("Input should be ")
+    return f"{path}: got {_short(error['input'])}; expected {expected}"
 
 
 def _hint(close: list[str]) -> str:

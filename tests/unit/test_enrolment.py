@@ -36,7 +36,9 @@ def test_key_of_another_node_is_refused(tmp_path):
         enrolment.load(settings_for(tmp_path / "a"))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"peer_id": "Qm"}), json.dumps({"peer": 1})])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", json.dumps({"peer_id": "Qm"}), json.dumps({"peer_id": "Qm", "registered": "no"})]
+)
 def test_enrolment_file_that_is_broken_is_explained(tmp_path, text):
     enrolment.run(settings_for(tmp_path))
     (tmp_path / "enrolment.json").write_text(text)
@@ -53,5 +55,7 @@ def test_chain_without_an_account_service_is_refused(tmp_path):
 
 def test_account_service_that_the_enrolment_does_not_know_is_not_passed_over(tmp_path):
     enrolment.run(settings_for(tmp_path))
-    with pytest.raises(IdentityError, match=r"enrolled without an account service, but chain.account_url is http://a:1"):
+    with pytest.raises(
+        IdentityError, match=r"enrolled without an account service, but chain.account_url is http://a:1"
+    ):
         enrolment.load(settings_for(tmp_path, chain_account_url="http://a:1"))

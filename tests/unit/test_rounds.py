@@ -35,6 +35,14 @@ def test_unreachable_chain_is_a_state_and_ends_by_itself():
     assert clock.reachable is True
 
 
+def test_chain_that_was_restored_to_an_older_round_is_not_waited_for(caplog):
+    clock = ChainClock(ScriptedChain(3, 3, 8), poll_seconds=0.001)
+    assert clock.next(7, waiting=lambda: None) is None
+    assert clock.next(7, waiting=lambda: None) is None
+    assert clock.next(7, waiting=lambda: None) == Tick(8, 0)
+    assert caplog.text.count("chain is behind") == 1
+
+
 def test_deadline_ends_the_wait():
     clock = ChainClock(ScriptedChain(*[1] * 1000), poll_seconds=0.001)
     assert clock.next(1, waiting=lambda: None, deadline=time.monotonic() + 0.01) is None

@@ -69,6 +69,12 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
             "version: 99 is newer than 1, the newest that this hivewright reads; "
             "upgrade hivewright, or write the file with this one",
         ),
+        ("node: {seed: 1}\nlog: {}\nnode: {seed: 2}\n", "not YAML at line 3: the key 'node' stands twice"),
+        (
+            "chain: {rpc_url: 'localhost:1'}\n",
+            r"chain/rpc_url: got 'localhost:1'; expected text of the form ^https?://[^\s]+$",
+        ),
+        ("environment: {families: []}\n", "environment/families: got []; expected at least 1 of them"),
         ("node: 5\n", "node: got 5; expected an object"),
         ("trainer: {learning_rate: 1e-06}\n", "trainer/learning_rate: got '1e-06'; expected a valid number"),
     ],

@@ -6,14 +6,20 @@
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-from worker.errors import WorkerError
+from pydantic import TypeAdapter, ValidationError
+
+from worker.errors import ResourceError, WorkerError
 
 SwarmState = Literal["starting", "connected", "training-alone", "stopped"]
 ChainState = Literal["none", "unknown", "ok", "unreachable"]
+
+_LONGEST_LINE = 1 << 20
 
 
 @dataclass(slots=True)
@@ -49,21 +55,24 @@ class NodeStatus:
         """Replace `status.json` at once: a reader sees the old or the new one, never half of it."""
         self.updated_at = time.time()
         temporary = state_dir / "status.json.new"
-        temporary.write_text(json.dumps(asdict(self)))
-        temporary.replace(state_dir / "status.json")
+        with _named(state_dir / "status.json"):
+            temporary.write_text(json.dumps(asdict(self)))
+            temporary.replace(state_dir / "status.json")
+
+
+_STATUS = TypeAdapter(NodeStatus)
 
 
 def read(state_dir: Path) -> NodeStatus | None:
     """The node's last word. None: it never started. Raises WorkerError if the file is not ours."""
     file = state_dir / "status.json"
     try:
-        raw = json.loads(file.read_text())
-        return NodeStatus(**{f.name: raw[f.name] for f in fields(NodeStatus)})
+        return _STATUS.validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValidationError) as error:
         raise WorkerError(
-            f"{file}: {error}; expected what a worker of this version writes; start the worker again"
+            f"{file}: not what a worker of this version writes ({_first(error)}); start the worker again"
         ) from None
 
 
@@ -86,8 +95,13 @@ class RoundRecord:
     skipped: str | None
 
     def append(self, state_dir: Path) -> None:
-        with (state_dir / "rounds.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(self)) + "\n")
+        """Add the line. A line that a crash cut short is taken away first: it must not swallow this one."""
+        path = state_dir / "rounds.jsonl"
+        with _named(path), path.open("a+b") as file:
+            whole = _whole_length(file)
+            if whole < file.tell():
+                file.truncate(whole)
+            file.write(json.dumps(asdict(self)).encode() + b"\n")
 
 
 def read_rounds(state_dir: Path) -> list[dict[str, Any]]:
@@ -97,3 +111,29 @@ def read_rounds(state_dir: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _whole_length(file: IO[bytes]) -> int:
+    """Bytes up to the end of the last whole line; leaves the file at its end."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - _LONGEST_LINE))
+    tail = file.read()
+    return end - len(tail) + tail.rfind(b"\n") + 1
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error of writing does not say which file it was; the message to the user must."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: can't be written: {error.strerror}; make room or rights, then start again"
+        ) from None
+
+
+def _first(error: OSError | ValidationError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    first = error.errors()[0]
+    return f"{'/'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"

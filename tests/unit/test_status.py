@@ -1,0 +1,48 @@
+"""status.json and rounds.jsonl: whole or not there, and a crash in the middle of a line loses that line only."""
+
+import json
+
+import pytest
+
+from worker.errors import ResourceError, WorkerError
+from worker.telemetry import status
+from worker.telemetry.status import NodeStatus, RoundRecord
+
+
+def record(round):
+    return RoundRecord(round, 1.0, 0.5, 0.1, 0.2, ("QmA",), 4, 4, {}, {"no-signal-local": 1}, 100.0, 1.0, None)
+
+
+def test_status_survives_a_round_trip(tmp_path):
+    written = NodeStatus("w", "Qm", "a b c", "m", "0.1.0", groups_rejected={"seed": 2}, ledger={"earned": 1})
+    written.write(tmp_path)
+    assert status.read(tmp_path) == written
+    assert status.read(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"name": 1}'])
+def test_status_of_something_else_is_explained(tmp_path, text):
+    (tmp_path / "status.json").write_text(text)
+    with pytest.raises(
+        WorkerError, match=r"status.json: not what a worker of this version writes .*; start the worker"
+    ):
+        status.read(tmp_path)
+
+
+@pytest.mark.parametrize("torn", ["", '{"round": 7, "fini', "x" * 10])
+def test_torn_line_loses_itself_and_not_the_next(tmp_path, torn):
+    record(1).append(tmp_path)
+    with (tmp_path / "rounds.jsonl").open("a") as file:
+        file.write(torn)
+    assert [line["round"] for line in status.read_rounds(tmp_path)] == [1]
+    record(2).append(tmp_path)
+    assert [line["round"] for line in status.read_rounds(tmp_path)] == [1, 2]
+    assert all(json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines())
+
+
+def test_full_disk_is_named_with_the_file():
+    """/dev/full stands for a disk without room."""
+    from pathlib import Path
+
+    with pytest.raises(ResourceError, match=r"status.json: can't be written: .*; make room or rights"):
+        NodeStatus("w", "Qm", "a b c", "m", "0.1.0").write(Path("/proc"))
