@@ -76,7 +76,9 @@ def test_demo_exits_0_and_every_worker_trains_every_round(finished_demo):
 
 def test_demo_workers_learn_from_their_peers_groups(finished_demo):
     output, _, text = finished_demo
-    rounds = [json.loads(line) for file in output.glob("worker-*/rounds.jsonl") for line in file.open()]
+    rounds = [
+        json.loads(line) for file in output.glob("worker-*/rounds.jsonl") for line in file.read_text().splitlines()
+    ]
     assert sum(line["groups_external"] for line in rounds) > 0, text
     assert sum(sum(line["groups_rejected"].values()) for line in rounds) == 0, rounds
 

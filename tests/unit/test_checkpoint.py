@@ -1,4 +1,5 @@
 import copy
+import json
 import os
 import random
 import resource
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from worker import settings
 from worker.environments.mixes import DEMO_FAMILIES
@@ -134,6 +136,61 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(pristine, tmp_path, capl
         (path / "state.json").write_text("{")
     with pytest.raises(TrainingError, match="none of 2 can be read"):
         checkpoint.restore(tmp_path, trainer)
+
+
+def change_record(path: Path, **changes) -> None:
+    record = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(record | changes))
+
+
+def change_tensors(path: Path, change) -> None:
+    tensors = load_file(path / "optimizer.safetensors")
+    change(tensors)
+    save_file(tensors, path / "optimizer.safetensors")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: (path / "state.json").write_text("{}"),
+        lambda path: (path / "state.json").write_text("[]"),
+        lambda path: change_record(path, version="1"),
+        lambda path: change_record(path, steps=None),
+        lambda path: change_record(path, state=[]),
+        lambda path: change_tensors(path, lambda tensors: tensors.clear()),
+        lambda path: change_tensors(path, lambda tensors: tensors.pop("random.cpu")),
+        lambda path: change_tensors(path, lambda tensors: tensors.update({"random.cpu": torch.zeros(3)})),
+        lambda path: change_tensors(path, lambda tensors: tensors.pop("optimizer.0.exp_avg")),
+        lambda path: change_tensors(path, lambda tensors: tensors.update({"optimizer.0.exp_avg": torch.zeros(3)})),
+        lambda path: change_tensors(path, lambda tensors: tensors.update({"optimizer.x.step": torch.zeros(())})),
+    ],
+)
+def test_checkpoint_with_parts_missing_or_wrong_changes_nothing(pristine, tmp_path, caplog, damage):
+    trained = make_trainer(pristine)
+    run_round(trained, 0, random.Random(0))
+    damage(checkpoint.save(tmp_path, trained, {"round": 2}, keep=2))
+    untouched = make_trainer(pristine)
+    with pytest.raises(TrainingError, match="none of 1 can be read"):
+        checkpoint.restore(tmp_path, untouched)
+    assert "checkpoint damaged, trying the one before" in caplog.text
+    for ours, theirs in zip(untouched.policy.model.parameters(), pristine.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert (untouched.steps, untouched.optimizer.state_dict()["state"]) == (0, {})
+
+
+def test_bfloat16_checkpoint_without_its_masters_is_damaged_and_a_float32_one_gives_them(pristine, tmp_path):
+    policy = Policy(copy.deepcopy(pristine.model).to(torch.bfloat16), pristine.tokenizer, pristine.name)
+    trainer = Trainer(policy, settings.Trainer(), GENERATION)
+    path = checkpoint.save(tmp_path / "16", trainer, {}, keep=1)
+    change_tensors(path, lambda tensors: tensors.pop("master.0"))
+    with pytest.raises(TrainingError, match="none of 1 can be read"):
+        checkpoint.restore(tmp_path / "16", trainer)
+    full = make_trainer(pristine)
+    with torch.no_grad():
+        full.masters[0].add_(1)
+    checkpoint.save(tmp_path / "32", full, {}, keep=1)
+    checkpoint.restore(tmp_path / "32", trainer)
+    assert torch.equal(trainer.masters[0], full.masters[0])
 
 
 def test_checkpoint_of_another_model_is_a_model_error(pristine, tmp_path):
