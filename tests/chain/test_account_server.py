@@ -1,6 +1,7 @@
 import base64
 import concurrent.futures
 import json
+import logging
 import signal
 import socket
 import stat
@@ -117,9 +118,9 @@ COMPLETE = {
 @pytest.mark.parametrize(
     ("path", "body", "error"),
     [
-        ("register-peer", b"", "body: expected Invalid JSON: EOF while parsing a value at line 1 column 0"),
-        ("register-peer", b"[" * 10_000, "body: expected Invalid JSON: recursion limit exceeded"),
-        ("register-peer", b'{"orgId": "a\xff"}', "body: expected Invalid JSON: invalid unicode code point"),
+        ("register-peer", b"", "body: Invalid JSON: EOF while parsing a value at line 1 column 0"),
+        ("register-peer", b"[" * 10_000, "body: Invalid JSON: recursion limit exceeded"),
+        ("register-peer", b'{"orgId": "a\xff"}', "body: Invalid JSON: invalid unicode code point"),
         ("register-peer", [], "body: expected an object"),
         ("register-peer", {"orgId": "hivewright"}, "peerId: missing"),
         ("register-peer", {"orgId": 1, "peerId": PEER}, "orgId: got 1; expected a valid string"),
@@ -149,6 +150,37 @@ def test_wrong_body_is_refused_with_one_line(service, token, path, body, error) 
 def test_too_long_body_is_refused(service, token) -> None:
     status, answer = post(service, "/api/register-peer", b" " * 300_000, token)
     assert (status, answer) == (413, {"error": "/api/register-peer: Request Entity Too Large"})
+
+
+def connected(service, head: str, body: bytes) -> socket.socket:
+    """A connection with the beginning of a request for a token on it."""
+    connection = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=10)
+    connection.sendall(f"POST /api/enrol HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode() + body)
+    return connection
+
+
+def test_body_that_is_not_encoded_as_it_says_is_refused_in_json(service, caplog) -> None:
+    answer = requests.post(service.url + "/rpc", data=b"{}", headers={"Content-Encoding": "gzip"}, timeout=10)
+    assert (answer.status_code, answer.json()) == (400, {"error": "body: not encoded as its headers say"})
+    assert caplog.messages == ['refused path=/rpc status=400 {"error": "body: not encoded as its headers say"}']
+
+
+def test_client_that_leaves_within_its_body_is_not_logged(service, caplog, monkeypatch) -> None:
+    left = threading.Event()
+    debug = server.log.debug
+    monkeypatch.setattr(server.log, "debug", lambda *said: (debug(*said), left.set()))
+    connected(service, "Content-Length: 50", b"half").close()
+    assert left.wait(10)
+    assert requests.get(service.url + "/api/get-api-key-status?orgId=x", timeout=10).status_code == 200
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
+def test_body_that_does_not_come_in_time_is_refused(service, monkeypatch) -> None:
+    monkeypatch.setattr(server, "_READ_SECONDS", 0.2)
+    with connected(service, "Content-Length: 50", b"half") as connection:
+        said = connection.recv(4096).decode()
+    assert said.startswith("HTTP/1.1 408 ")
+    assert said.endswith('{"error": "body: not complete after 0.2 s; send it faster"}')
 
 
 def test_unknown_path_and_method_are_refused_in_json(service) -> None:
@@ -258,6 +290,21 @@ def test_service_stays_up_without_a_chain_and_works_once_there_is_one(chain, tmp
             "org_id": "hivewright",
             "account": service.service.address,
         }
+
+
+def test_outage_is_logged_when_it_begins_and_when_it_ends(chain, tmp_path, caplog) -> None:
+    caplog.set_level(logging.INFO, "worker.account.server")
+    is_away = threading.Event()
+    with faulty(chain.deployment.rpc_url, lambda seen: "drop" if is_away.is_set() else None) as proxy:
+        parsed = account_settings(chain.settings, tmp_path / "account")
+        parsed = parsed.model_copy(update={"chain": parsed.chain.model_copy(update={"rpc_url": proxy.url})})
+        with serving(parsed) as service:
+            for away, status in ((False, 200), (True, 503), (True, 503), (False, 200), (False, 200)):
+                (is_away.set if away else is_away.clear)()
+                assert rpc(service, "eth_chainId")[0] == status
+    first, second = caplog.messages
+    assert first.startswith(f"chain unreachable, calls that need it get status=503 error={proxy.url}: no answer")
+    assert second == "chain answers again"
 
 
 def test_slow_chain_does_not_stop_the_event_loop(chain, tmp_path) -> None:

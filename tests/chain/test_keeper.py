@@ -283,6 +283,15 @@ def test_signal_ends_it_with_0(chain, start, signum):
     assert status_of(chain)["state"] == "stopped"
 
 
+def test_second_keeper_in_one_folder_is_refused(chain, start, tmp_path):
+    first = start(with_keeper(chain), "first")
+    wait_for((chain.settings.keeper.state_dir / "status.json").exists)
+    assert start(with_keeper(chain), "second").wait(60) == 4
+    assert f"(keeper.state_dir): in use by process {first.pid}" in (tmp_path / "second.log").read_text()
+    assert first.poll() is None
+    assert status_of(chain)["state"] != "stopped"
+
+
 def test_two_processes_end_every_round_once(chain, start, tmp_path):
     """Two keys, so no nonce helps. Both see a round's end within milliseconds; one ended twice would be a short one."""
     chain.new_account("a")

@@ -154,9 +154,25 @@ def test_file_that_is_no_ledger_is_refused_or_filled(tmp_path: Path, content: by
     if not content:
         assert Ledger(file).rows() == []
         return
-    with pytest.raises(ResourceError, match=f"{file}: file is not a database; expected a SQLite file"):
+    with pytest.raises(
+        ResourceError, match=f"{file}: file is not a database; restore it from a backup, or move it away"
+    ):
         Ledger(file)
     assert file.read_bytes() == content
+
+
+def test_damaged_ledger_is_to_be_restored(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    ledger = Ledger(file)
+    for round in range(200):
+        ledger.record(round, 0, "me", round, [])
+    ledger.close()
+    size = file.stat().st_size
+    with file.open("r+b") as stream:
+        stream.seek(4096)
+        stream.write(b"\xff" * (size - 4096))
+    with pytest.raises(ResourceError, match="malformed; restore it from a backup, or move it away to begin an empty"):
+        Ledger(file).rows()
 
 
 def test_two_processes_and_many_threads_share_it(tmp_path: Path) -> None:

@@ -201,8 +201,9 @@ def test_other_values_on_the_chain_reject_ours_and_name_both(chain, service, nod
     node.settle()
     (row,) = node.ledger.rows()
     assert node.states() == [("rejected", "rejected")]
-    assert row.reward_reason == "the chain holds 7, this ledger 100; the chain's stands"
-    assert row.vote_reason == "the chain holds ['v'], this ledger ['w']; the chain's stands"
+    cause = "the chain's stands; most likely another process uses this node's identity: stop one of them"
+    assert row.reward_reason == f"the chain holds 7, this ledger 100; {cause}"
+    assert row.vote_reason == f"the chain holds ['v'], this ledger ['w']; {cause}"
 
 
 def test_refused_vote_is_rejected_once_and_the_reward_stands(service, node) -> None:

@@ -76,4 +76,5 @@ def parse(model: type[_Body], body: bytes) -> _Body:
     if first["type"] == "missing":
         raise Refused(400, f"{where}: missing")
     got = "" if where == "body" else f"got {printable(repr(first['input']))[:60]}; "
-    raise Refused(400, f"{where}: {got}expected {printable(first['msg'].removeprefix('Input should be '))}")
+    expected = "" if first["type"] == "json_invalid" else "expected "
+    raise Refused(400, f"{where}: {got}{expected}{printable(first['msg'].removeprefix('Input should be '))}")

@@ -65,6 +65,8 @@ _MAX_RPC_ANSWER_BYTES = 16 * 1024 * 1024
 # Calls to the chain that may be on their way at once, beside those of /rpc.
 _NUM_THREADS = 16
 _STOP_SECONDS = 5.0
+# What a client may take to send a body.
+_READ_SECONDS = 10.0
 
 _Body = TypeVar("_Body", bound=messages.RegisterPeer)
 _Result = TypeVar("_Result")
@@ -127,9 +129,10 @@ class Service:
         self._enrolment_token = _enrolment_token(settings)
         self._sender = Sender(self._coordinator, account, settings.account.state_dir / "journal.db")
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "account")
+        self._is_chain_away = False
 
     def application(self) -> web.Application:
-        application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_answer_errors])
+        application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._answer_errors])
         application.router.add_get("/api/get-api-key-status", self.get_api_key_status)
         application.router.add_post("/api/register-peer", self.register_peer)
         application.router.add_post("/api/submit-reward", self.submit_reward)
@@ -186,7 +189,7 @@ class Service:
 
     async def enrol(self, request: web.Request) -> web.Response:
         """A token, for whoever shows the fleet's enrolment token and that it holds the peer's key."""
-        body = messages.parse(messages.Enrol, await request.read())
+        body = messages.parse(messages.Enrol, await _read(request))
         if self._enrolment_token is None:
             raise Refused(403, "EnrolmentClosed", "account.enrolment_token_file is not set at the account service")
         if not hmac.compare_digest(body.token.encode(), self._enrolment_token.encode()):
@@ -211,7 +214,7 @@ class Service:
 
     async def rpc(self, request: web.Request) -> web.Response:
         """Pass an allowed request on to the chain, as we understood it, and its answer back as it is."""
-        call = messages.parse(messages.RpcRequest, await request.read())
+        call = messages.parse(messages.RpcRequest, await _read(request))
         if call.method not in RPC_METHODS:
             error = {"code": -32601, "message": f"{printable(call.method)}: not served here"}
             return web.json_response({"jsonrpc": "2.0", "id": call.id, "error": error})
@@ -225,13 +228,14 @@ class Service:
                         raise Refused(502, f"{call.method}: the chain's answer is too long; ask for less at once")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ChainUnreachable(f"{deployment.rpc_url}: no answer ({type(error).__name__})") from None
+        self._note_chain(None)
         return web.Response(body=bytes(answer), status=response.status, content_type="application/json")
 
     # ----
 
     async def _authorized(self, request: web.Request, model: type[_Body]) -> _Body:
         """The body, if it is for our account and comes from the peer that it is about."""
-        body = messages.parse(model, await request.read())
+        body = messages.parse(model, await _read(request))
         if body.org_id != self._settings.chain.org_id:
             raise Refused(404, "User not found")
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -251,7 +255,9 @@ class Service:
             log.info("sent call=%s peer_id=%s hash=%s", call.name, peer_id, tx_hash)
             return tx_hash
 
-        return web.json_response({"hash": await self._in_thread(send)})
+        tx_hash = await self._in_thread(send)
+        self._note_chain(None)
+        return web.json_response({"hash": tx_hash})
 
     async def _in_thread(self, function: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
@@ -263,26 +269,59 @@ class Service:
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self._sender.close()
 
+    # ---- failures
 
-@web.middleware
-async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every failure as {"error": NAME OR SENTENCE}, with a "detail" for people where the name alone says little."""
+    @web.middleware
+    async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every failure as {"error": NAME OR SENTENCE}, with a "detail" for people where the name alone says little."""
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            return web.json_response({"error": f"{printable(request.path)}: {error.reason}"}, status=error.status)
+        except web.RequestPayloadError:
+            # What is left of the body can't be read either: aiohttp must not try, and the connection ends.
+            request.content.feed_eof()
+            content = {"error": "body: not encoded as its headers say"}
+            log.warning("refused path=%s status=400 %s", request.path, json.dumps(content))
+            response = web.json_response(content, status=400)
+            response.force_close()
+            return response
+        except Refused as refused:
+            status, content = refused.status, {"error": refused.error}
+            if refused.detail:
+                content["detail"] = refused.detail
+        except ContractRefused as error:
+            self._note_chain(None)
+            status, content = 400, {"error": error.name or str(error)}
+        except ChainUnreachable as error:
+            self._note_chain(error)
+            return web.json_response({"error": "ChainUnreachable", "detail": str(error)}, status=503)
+        except WorkerError as error:
+            status, content = 500, {"error": type(error).__name__, "detail": str(error)}
+        except OSError:
+            if request.transport is not None:
+                raise
+            log.debug("client left within its body path=%s", request.path)
+            # Nobody reads this.
+            return web.json_response({"error": "body: cut short"}, status=400)
+        log.warning("refused path=%s status=%d %s", request.path, status, json.dumps(content))
+        return web.json_response(content, status=status)
+
+    def _note_chain(self, error: ChainUnreachable | None) -> None:
+        """Log the beginning and the end of an outage, not each of the many calls within. None: the chain answered."""
+        if error is not None and not self._is_chain_away:
+            log.warning("chain unreachable, calls that need it get status=503 error=%s", error)
+        elif error is None and self._is_chain_away:
+            log.info("chain answers again")
+        self._is_chain_away = error is not None
+
+
+async def _read(request: web.Request) -> bytes:
     try:
-        return await handler(request)
-    except web.HTTPException as error:
-        return web.json_response({"error": f"{printable(request.path)}: {error.reason}"}, status=error.status)
-    except Refused as refused:
-        status, content = refused.status, {"error": refused.error}
-        if refused.detail:
-            content["detail"] = refused.detail
-    except ContractRefused as error:
-        status, content = 400, {"error": error.name or str(error)}
-    except ChainUnreachable as error:
-        status, content = 503, {"error": "ChainUnreachable", "detail": str(error)}
-    except WorkerError as error:
-        status, content = 500, {"error": type(error).__name__, "detail": str(error)}
-    log.warning("refused path=%s status=%d %s", request.path, status, json.dumps(content))
-    return web.json_response(content, status=status)
+        async with asyncio.timeout(_READ_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise Refused(408, f"body: not complete after {_READ_SECONDS:g} s; send it faster") from None
 
 
 def _enrolment_token(settings: Settings) -> str | None:

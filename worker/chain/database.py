@@ -9,13 +9,15 @@ from typing import Any, Literal
 from worker.errors import ResourceError
 
 _BUSY_SECONDS = 10.0
+_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 class Database:
     """The file at `path`, made if it is not there. Any thread and any process may use it.
 
     `synchronous` FULL: what `execute` returned from survives a power cut; NORMAL: it survives the end of the process.
-    Every method raises ResourceError, with one line, if the file can't be read or written (a full disk, say).
+    Every method raises ResourceError, with one line, if the file is damaged or can't be read or written (a full disk,
+    say).
     """
 
     def __init__(self, path: Path, schema: str, synchronous: Literal["FULL", "NORMAL"]) -> None:
@@ -45,6 +47,11 @@ class Database:
             self._connection.close()
 
     def _failure(self, error: sqlite3.Error | OSError) -> ResourceError:
+        # The low byte is the kind of error, what is above it says more; Python's own errors have no code.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            return ResourceError(
+                f"{self._path}: {error}; restore it from a backup, or move it away to begin an empty one"
+            )
         return ResourceError(
             f"{self._path}: {error}; expected a SQLite file that this user can write, on a disk with room; "
             "make room or rights and start again, what was written before stays"

@@ -1,7 +1,8 @@
 """The keeper (`hivewright keeper`): ends rounds when the swarm is ready or the time is up, and publishes bootnodes.
 
 All that it knows of a round it reads from the chain's log: who reported, and when the round began (the block of the
-RoundAdvanced event). So it may be restarted, or run twice, and the chain may lose its last second.
+RoundAdvanced event). So it may be restarted, or run twice (in folders of their own), and the chain may lose its last
+second.
 """
 
 import json
@@ -12,7 +13,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from worker import settings
+from worker import resources, settings
 from worker.chain import anvil
 from worker.chain.coordinator import Coordinator, NonceUsed, ReceiptTimeout
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError
@@ -58,15 +59,16 @@ def run(settings: settings.Settings) -> None:
     """Keep the rounds until SIGTERM or SIGINT. A chain that can't be reached is waited for.
 
     Raises ChainError if the chain is another one, the contract is gone, or the owner's key is missing or has no right
-    to advance rounds.
+    to advance rounds, ResourceError if another process works in `keeper.state_dir`.
     """
     exit_on_signals()
     keeper = Keeper(settings)
-    ready()
-    try:
-        keeper.keep()
-    finally:
-        keeper.stop()
+    with resources.lock_folder(settings.keeper.state_dir, "keeper.state_dir"):
+        ready()
+        try:
+            keeper.keep()
+        finally:
+            keeper.stop()
 
 
 def verdict(

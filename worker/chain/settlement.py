@@ -188,7 +188,11 @@ class Settlement:
         if theirs is None:
             return False
         if theirs != ours:
-            self._reject(row, kind, f"the chain holds {theirs}, this ledger {ours}; the chain's stands")
+            reason = (
+                f"the chain holds {theirs}, this ledger {ours}; the chain's stands; "
+                "most likely another process uses this node's identity: stop one of them"
+            )
+            self._reject(row, kind, reason)
         elif row.state(kind) != "confirmed":
             self._ledger.confirm(row, kind, self._block_of(row, kind))
             if self._recheck_at is None:

@@ -23,6 +23,7 @@ from worker.trainer.trainer import Trainer
 log = logging.getLogger(__name__)
 
 VERSION = 1
+_FIELDS = {"version": int, "model": str, "steps": int, "nonfinite_steps": int, "state": dict}
 _PREFIX, _UNFINISHED, _DOOMED = "checkpoint-", ".unfinished-", ".doomed-"
 
 State = dict[str, Any]
@@ -65,14 +66,11 @@ def restore(folder: Path, trainer: Trainer) -> State | None:
             weights = load_file(path / "model.safetensors")
             tensors = load_file(path / "optimizer.safetensors")
             record = json.loads((path / "state.json").read_text())
+            _check(path, trainer, weights, tensors, record)
         except (OSError, SafetensorError, ValueError) as error:
             log.error("checkpoint damaged, trying the one before path=%s error=%s", path, error)
             continue
-        if record["version"] > VERSION:
-            raise TrainingError(
-                f"checkpoint {path}: version {record['version']} is newer than {VERSION}; upgrade hivewright"
-            )
-        _apply(path, trainer, weights, tensors, record)
+        _apply(trainer, weights, tensors, record)
         state: State = record["state"]
         return state
     if checkpoints:
@@ -111,18 +109,62 @@ def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
     return tensors
 
 
-@torch.no_grad()
-def _apply(
-    path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: dict[str, Any]
-) -> None:
+def _check(path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: Any) -> None:
+    """See, before anything is applied, that all can be. Raises ValueError if the checkpoint is damaged."""
+    if not isinstance(record, dict) or type(record.get("version")) is not int:
+        raise ValueError("state.json: no object with a version")
+    if record["version"] > VERSION:
+        raise TrainingError(
+            f"checkpoint {path}: version {record['version']} is newer than {VERSION}; upgrade hivewright"
+        )
+    for name, kind in _FIELDS.items():
+        if type(record.get(name)) is not kind:
+            raise ValueError(f"state.json: {name}: missing or not of type {kind.__name__}")
     parameters = dict(trainer.policy.model.named_parameters())
     if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in parameters.items()}:
         raise ModelError(
             f"checkpoint {path}: is of model {record['model']}, whose weights do not fit {trainer.policy.name}; "
             "set model/name back, or move the checkpoints away to start anew"
         )
-    for name, parameter in parameters.items():
+    expected = _expected_shapes(trainer, weights, tensors)
+    found = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("random.")}
+    if odd := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        raise ValueError(f"optimizer.safetensors: {odd[0]}: missing, unknown or of another shape")
+    if record["steps"] > 0 and not any(name.startswith("optimizer.") for name in found):
+        raise ValueError(f"optimizer.safetensors: no moments, though steps is {record['steps']}")
+    _check_random(tensors, "cpu")
+    if "random.cuda" in tensors and trainer.policy.model.device.type == "cuda":
+        _check_random(tensors, "cuda")
+
+
+def _expected_shapes(trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    """What optimizer.safetensors must hold beside random states, as `_training_tensors` wrote it."""
+    shapes: dict[str, torch.Size] = {}
+    # A parameter that never had a gradient has no moments; one that has some has all.
+    started = {name.split(".")[1] for name in tensors if name.startswith("optimizer.")}
+    optimized = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    for i, parameter in enumerate(optimized):
+        if str(i) in started:
+            shapes[f"optimizer.{i}.step"] = torch.Size()
+            shapes[f"optimizer.{i}.exp_avg"] = shapes[f"optimizer.{i}.exp_avg_sq"] = parameter.shape
+    if any(weight.dtype != torch.float32 for weight in weights.values()):
+        shapes |= {f"master.{i}": master.shape for i, master in enumerate(trainer.masters)}
+    return shapes
+
+
+def _check_random(tensors: dict[str, Tensor], device: str) -> None:
+    try:
+        torch.Generator(device).set_state(tensors[f"random.{device}"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"optimizer.safetensors: random.{device}: no random state ({error})") from None
+
+
+@torch.no_grad()
+def _apply(trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    for (name, parameter), master in zip(trainer.policy.model.named_parameters(), trainer.masters, strict=True):
         parameter.copy_(weights[name])
+        # Weights that were float32 are their own masters, whatever type ours are.
+        master.copy_(weights[name])
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
