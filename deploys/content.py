@@ -1,6 +1,6 @@
 """Files with a given content. They go through a shell's standard input, not through SFTP as pyinfra's `files.put`.
 
-When a host vanishes, an error of SFTP ends pyinfra's run of all other hosts; that of a command fails that host. And what
+When a host vanishes, an error of SFTP ends pyinfra's run of all hosts; that of a command fails that host. And what
 goes through standard input is in no command line, no log and no diff, which is what secrets need.
 """
 

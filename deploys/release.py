@@ -72,18 +72,12 @@ def build_environment(commit: str, torch_index: str | None) -> Iterator[str]:
 
 
 def environment_script(checkout_folder: Path, torch_index: str | None) -> str:
-    """Shell commands that make the environment of a checkout, or find it made; `$folder` is then where it is.
-
-    Compiled to byte code while root may write there: the services may not, and torch alone would cost them seconds at
-    every start. A few packages carry files that are no valid Python, hence `compileall`'s exit code says nothing.
-    """
+    """Shell commands that make the environment of a checkout, or find it made; `$folder` is then where it is."""
     index = shlex.quote(torch_index) if torch_index else ""
     inputs = f"{{ cat {' '.join(ENVIRONMENT_INPUTS)}; python3 --version; echo {index}; }}"
     return (
         f"cd {checkout_folder} && folder={ENVIRONMENTS}/$({inputs} | {DIGEST})"
         f" && mkdir -p {ENVIRONMENTS} && scripts/environment $folder worker {index}"
-        " && { [ -e $folder/.compiled ] ||"
-        " { $folder/bin/python -W ignore -m compileall -qq -j 0 $folder/lib || true; touch $folder/.compiled; }; }"
     )
 
 

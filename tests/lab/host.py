@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.lab import cgroups, launcher, layers
 from tests.lab.network import Network, host_address
-from tests.lab.process import LabError, recall, remember, run, stop, wait_until
+from tests.lab.process import LabError, recall, run, start, stop, wait_until
 
 CHECKOUT = Path(__file__).parents[2]
 BOOT_SECONDS = 60
@@ -67,16 +67,8 @@ class Host:
         options = [f"--folder={self.folder}", *(f"--cgroup={cgroup}" for cgroup in own)]
         options += ["--while-stdin-open"] if owner is not None else []
         command = [sys.executable, "-m", "tests.lab.launcher", *options, "--", *nspawn]
-        with (self.folder / "console.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=CHECKOUT,
-                stdin=subprocess.DEVNULL if owner is None else owner,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        remember(process.pid, self.folder / "launcher.pid")
+        stdin = subprocess.DEVNULL if owner is None else owner
+        start(command, self.folder / "launcher.pid", self.folder / "console.log", stdin, CHECKOUT)
 
     def wait_for_ssh(self) -> None:
         def answers() -> bool:

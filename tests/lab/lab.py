@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.lab import cgroups, layers
 from tests.lab.host import CHECKOUT, Host
 from tests.lab.network import OPERATOR_ADDRESS, Network
-from tests.lab.process import LabError, remember, run, stop, wait_until
+from tests.lab.process import LabError, run, start, stop, wait_until
 
 LABS = Path("/var/tmp/hivewright-lab")
 REPOSITORY_URL = f"git://{OPERATOR_ADDRESS}/repository.git"
@@ -128,9 +128,7 @@ class Lab:
             program, f"--listen={OPERATOR_ADDRESS}", "--reuseaddr", "--export-all",
             f"--base-path={self.folder}", self.folder,
         )  # fmt: skip
-        with (self.folder / "git-daemon.log").open("ab") as log:
-            process = subprocess.Popen(daemon, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        remember(process.pid, self.folder / "git-daemon.pid")
+        start(daemon, self.folder / "git-daemon.pid", self.folder / "git-daemon.log")
 
         def answers() -> bool:
             asked = self.operator("git", "ls-remote", "--quiet", REPOSITORY_URL, "lab", timeout=10, check=False)

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -45,9 +45,22 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str, every: 
         time.sleep(every)
 
 
-def remember(process: subprocess.Popen[bytes] | int, file: Path) -> None:
+# Kept so that they can be reaped when they end.
+_started: list[subprocess.Popen[bytes]] = []
+
+
+def start(
+    command: Sequence[str], file: Path, log: Path, stdin: int = subprocess.DEVNULL, cwd: Path | None = None
+) -> None:
+    """Start a process that outlives this one, and write it down in `file` for `recall` and `stop`."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, cwd=cwd, stdin=stdin, stdout=output, stderr=output, start_new_session=True)
+    _started.append(process)
+    remember(process.pid, file)
+
+
+def remember(pid: int, file: Path) -> None:
     """Write a process down so that `recall` knows it again, and only it, also in another run of the lab."""
-    pid = process if isinstance(process, int) else process.pid
     file.write_text(f"{pid} {_started_at(pid)}")
 
 
@@ -62,6 +75,12 @@ def recall(file: Path) -> int | None:
 
 def stop(file: Path, timeout: float = 10) -> None:
     """End the process remembered in `file`: asked first, then killed."""
+    _end(file, timeout)
+    for process in _started:
+        process.poll()
+
+
+def _end(file: Path, timeout: float) -> None:
     for sent in (signal.SIGTERM, signal.SIGKILL):
         pid = recall(file)
         if pid is None:

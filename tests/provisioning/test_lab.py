@@ -1,6 +1,5 @@
 """The lab itself: whatever happens, nothing of it stays behind."""
 
-import signal
 import subprocess
 import sys
 import time
@@ -44,18 +43,19 @@ def leftovers(name: str) -> list[str]:
 
 
 def test_hosts_go_off_with_their_owner_and_down_removes_the_rest(lab: Lab) -> None:
-    owner = subprocess.Popen([sys.executable, "-c", BOOT_AND_WAIT], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
     crashed = Lab(NAME)
+    boot = [sys.executable, "-c", BOOT_AND_WAIT]
     try:
-        assert owner.stdout is not None
-        assert owner.stdout.readline() == "up\n"
-        assert leftovers(NAME)
-        owner.send_signal(signal.SIGKILL)
-        owner.wait(10)
+        with subprocess.Popen(boot, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as owner:
+            try:
+                assert owner.stdout is not None
+                assert owner.stdout.readline() == "up\n"
+                assert leftovers(NAME)
+            finally:
+                owner.kill()
         launcher = crashed.host(1).folder / "launcher.pid"
         wait_until(lambda: recall(launcher) is None, 40, "the host of the killed owner is off")
     finally:
-        owner.kill()
         crashed.down()
     assert leftovers(NAME) == []
     assert not crashed.folder.exists()

@@ -193,17 +193,17 @@ def test_unreachable_host_is_named_in_the_last_line_and_the_others_are_done(flee
 
 def test_host_that_vanishes_in_the_middle_does_not_hold_the_others(fleet: Lab) -> None:
     program = fleet.network.inside(sys.executable, "-m", "pyinfra", "-y", INVENTORY, "deploy.py")
-    run = subprocess.Popen(program, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert run.stderr is not None
-    try:
-        for line in run.stderr:
-            if "Starting operation: Release" in line:
-                fleet.host(3).cut()
-                break
-        rest = run.communicate(timeout=200)[1]
-    finally:
-        run.kill()
-        fleet.host(3).heal()
+    with subprocess.Popen(program, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        try:
+            for line in run.stderr:
+                if "Starting operation: Release" in line:
+                    fleet.host(3).cut()
+                    break
+            rest = run.communicate(timeout=200)[1]
+        finally:
+            run.kill()
+            fleet.host(3).heal()
     assert run.returncode == 1
     assert rest.strip().splitlines()[-1].startswith("failed: h3 ("), rest[-2000:]
     operations = rest.split("--> Results:")[0].split("Starting operation: ")
