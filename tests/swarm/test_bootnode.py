@@ -1,6 +1,7 @@
 """The bootnode: the same key and address in every life, a clean end when told to stop, a reason when it can't start."""
 
 import os
+import random
 import signal
 import socket
 import threading
@@ -38,7 +39,24 @@ def run_until(config: Settings, condition: Callable[[], bool], number: int = sig
     watcher.join()
 
 
-def test_key_and_address_stay_and_stop_is_clean(config: Settings, tmp_path: Path) -> None:
+def free_port_of_its_own() -> int:
+    """A port that no outgoing connection of a test beside this one can be given meanwhile: one that the kernel does not
+    hand out by itself."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as candidate:
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port")
+
+
+def test_key_and_address_stay_and_stop_is_clean(tmp_path: Path) -> None:
+    port = free_port_of_its_own()
+    config = settings.from_flat(
+        {"bootnode_host": "127.0.0.1", "bootnode_port": port, "bootnode_state_dir": str(tmp_path)}, ""
+    )
     address_file, seen = tmp_path / "multiaddr", []
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -47,7 +65,7 @@ def test_key_and_address_stay_and_stop_is_clean(config: Settings, tmp_path: Path
         seen.append(address_file.read_text())
     assert seen[0] == seen[1]
     [line] = seen[0].splitlines()
-    assert line.startswith("/ip4/127.0.0.1/tcp/")
+    assert line.startswith(f"/ip4/127.0.0.1/tcp/{port}/")
     assert "/p2p/Qm" in line
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     assert not [t for t in threading.enumerate() if t.name == "swarm"]

@@ -96,9 +96,7 @@ class Daemon:
             start_new_session=True,  # a Ctrl-C at the terminal is for the worker, which then stops its daemon
         )
         daemon = cls(process, folder)
-        output = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(output), process.stdout)
-        daemon._output = asyncio.create_task(daemon._read_output(output))
+        daemon._output = asyncio.create_task(daemon._read_output())
         try:
             async with asyncio.timeout(timeout_seconds):
                 await daemon._get_ready()
@@ -197,9 +195,12 @@ class Daemon:
         self.addresses = tuple(sorted((str(Multiaddr(a)) for a in response.identify.addrs), key=_is_loopback))
         self.peer_id = PeerID(response.identify.id).to_base58()
 
-    async def _read_output(self, output: asyncio.StreamReader) -> None:
+    async def _read_output(self) -> None:
         """Follow what the daemon says until its end, which sets `died`."""
-        rest = b""
+        output, rest = asyncio.StreamReader(), b""
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(output), self._process.stdout
+        )
         while chunk := await output.read(65536):
             *lines, rest = (rest[-65536:] + chunk).split(b"\n")
             for line in lines:
