@@ -66,6 +66,7 @@ class Node:
         self.status.write(self.folder)
         self.environment = environments.load(settings.environment)
         self.policy = policies.load(settings.model)
+        self.policy.require_context(settings.generation)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
         self.last_round = self._resume()
         self.ledger = Ledger(self.folder / "ledger.db")
@@ -277,11 +278,15 @@ class Node:
         state = checkpoint.restore(self.folder / "checkpoints", self.trainer)
         if state is None:
             return -1
-        self.status.rounds_trained = int(state["rounds_trained"])
-        self.status.practice_steps = int(state["practice_steps"])
-        self.status.round = int(state["round"])
-        logger.info("resumed round=%s rounds_trained=%s", state["round"], state["rounds_trained"])
-        return int(state["round"])
+        numbers = [n for name in ("round", "rounds_trained", "practice_steps") if type(n := state.get(name)) is int]
+        if len(numbers) < 3:
+            raise TrainingError(
+                f"checkpoint in {self.folder / 'checkpoints'}: its state is {state}; expected whole numbers for round, "
+                "rounds_trained and practice_steps; move it away to go on from the one before"
+            )
+        self.status.round, self.status.rounds_trained, self.status.practice_steps = numbers
+        logger.info("resumed round=%d rounds_trained=%d", self.status.round, self.status.rounds_trained)
+        return self.status.round
 
     def _checkpoint(self) -> None:
         checkpoint.save(

@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from worker import environments
 from worker.errors import WorkerError
 from worker.log import printable
 from worker.settings import Settings
@@ -79,7 +80,8 @@ def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def print_settings(settings: Settings) -> None:
-    """Everything that a settings file resolves to, defaults included."""
+    """Everything that a settings file resolves to, defaults included. Raises SettingsError for unknown families."""
+    environments.load(settings.environment)
     print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
 
 

@@ -59,6 +59,14 @@ def test_check_prints_what_a_file_resolves_to(tmp_path):
     assert "num_generations: 8" in done.stdout
 
 
+def test_check_knows_the_families(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("environment: {families: [{name: chain_sums}]}\n")
+    done = hivewright("check", "--settings", str(file))
+    assert done.returncode == 2
+    assert "chain_sums" in done.stderr.splitlines()[-1]
+
+
 def test_missing_identity_exits_with_3_and_makes_no_key(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text(f"node: {{state_dir: {tmp_path / 'state'}, min_free_disk_mb: 1}}\n")

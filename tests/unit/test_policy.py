@@ -46,6 +46,17 @@ def test_prompt_over_the_limit_gets_no_answer(tiny):
     assert len(short) == 2
 
 
+def test_model_s_context_holds_the_longest_prompt_and_completion(tiny):
+    tiny.require_context(settings.Generation())
+    with pytest.raises(ModelError) as caught:
+        tiny.require_context(settings.Generation(max_prompt_length=100, max_completion_length=5000))
+    context = tiny.model.config.max_position_embeddings
+    assert str(caught.value) == (
+        f"model hivewright/tiny: takes {context} tokens; generation.max_prompt_length 100 and "
+        "generation.max_completion_length 5000 make 5100; lower them, or take a model with a longer context"
+    )
+
+
 def test_own_answers_survive_the_way_through_text(tiny):
     generation = settings.Generation(num_generations=16, max_completion_length=12)
     groups = tiny.generate(["Calculate 2 + 3.", "Calculate ( 8 - -1 )."], generation, seed=3)

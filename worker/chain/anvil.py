@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -62,10 +62,17 @@ def up(settings: settings.Settings) -> None:
         log.info("chain up rpc=%s chain_id=%d state=%s", url, settings.chain.id, settings.anvil.state_file)
         ready()
         web3 = connection.connect(url, patience)
-        while process.poll() is None:
-            with connection.translated(url, patience):
-                progress(f"block {web3.eth.block_number}")
-            sleep(_WATCH_SECONDS)
+        try:
+            while process.poll() is None:
+                with connection.translated(url, patience):
+                    progress(f"block {web3.eth.block_number}")
+                sleep(_WATCH_SECONDS)
+        except ChainUnreachable:
+            # A process that just died has closed its port already, and can be waited for a moment later.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)
+            if process.returncode is None:
+                raise
     raise ChainError(f"anvil ended by itself with code {process.returncode}; its own words stand above in the log")
 
 

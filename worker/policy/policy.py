@@ -58,6 +58,17 @@ class Policy:
         """V: rows of the output matrix, which may be more than the tokenizer's vocabulary."""
         return int(self.model.get_output_embeddings().weight.shape[0])
 
+    def require_context(self, generation: settings.Generation) -> None:
+        """Raises ModelError if the longest prompt with the longest completion is more than the model takes."""
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        wanted = generation.max_prompt_length + generation.max_completion_length
+        if context is not None and wanted > context:
+            raise ModelError(
+                f"model {self.name}: takes {context} tokens; generation.max_prompt_length "
+                f"{generation.max_prompt_length} and generation.max_completion_length "
+                f"{generation.max_completion_length} make {wanted}; lower them, or take a model with a longer context"
+            )
+
     def prompt_ids(self, question: str) -> list[int]:
         """The tokens of a question as the model is asked it: instruction, chat template, generation prompt."""
         if self._instruction_role is None:
