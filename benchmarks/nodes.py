@@ -1,0 +1,92 @@
+"""Simulated workers for the learning benchmarks: everything of a node but the network and the chain.
+
+The real environment, policy, sampler and trainer; nodes hand each other their groups in the process, and the receiver
+regenerates the question and scores the answers again, as the exchange does.
+"""
+
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from worker import environments, settings
+from worker.environments import Environment
+from worker.node import EXTERNAL_MARGIN
+from worker.policy import policy
+from worker.records import Group, ScoredGroup, round_seed
+from worker.trainer.sampler import choose
+from worker.trainer.trainer import Trainer
+
+
+@dataclass
+class Node:
+    """One simulated worker. `rewards` is the mean reward of its own groups, by round."""
+
+    peer_id: str
+    settings: settings.Settings
+    environment: Environment
+    trainer: Trainer
+    rng: random.Random
+    rewards: list[float] = field(default_factory=list)
+
+    def answer(self, round: int) -> list[ScoredGroup]:
+        tasks = self.environment.sample(round_seed(self.peer_id, round), self.settings.environment.tasks_per_round)
+        questions = [self.environment.question(task) for task in tasks]
+        answers = self.trainer.policy.generate(questions, self.settings.generation, self.rng.getrandbits(31))
+        groups = []
+        for task, question, completions in zip(tasks, questions, answers, strict=True):
+            if completions is None:
+                continue
+            texts = tuple(c.text for c in completions)
+            groups.append(
+                ScoredGroup(
+                    task,
+                    question,
+                    texts,
+                    tuple(self.environment.score(task, texts)),
+                    token_ids=tuple(c.token_ids for c in completions),
+                    logprobs=tuple(c.logprobs for c in completions),
+                    truncated=tuple(c.truncated for c in completions),
+                )
+            )
+        self.rewards.append(statistics.fmean(group.mean_reward for group in groups))
+        return groups
+
+    def collect(self, answered: Mapping[str, Sequence[ScoredGroup]]) -> list[ScoredGroup]:
+        """What the exchange brings: groups of peers, drawn at random with the worker's margin, verified."""
+        offered = [
+            (peer_id, Group(group.task, group.completions))
+            for peer_id, groups in answered.items()
+            if peer_id != self.peer_id
+            for group in groups
+        ]
+        wanted = EXTERNAL_MARGIN * self.settings.trainer.external_groups
+        return [self.verify(*offer) for offer in self.rng.sample(offered, min(wanted, len(offered)))]
+
+    def verify(self, peer_id: str, group: Group) -> ScoredGroup:
+        rewards = tuple(self.environment.score(group.task, group.completions))
+        return ScoredGroup(
+            group.task, self.environment.question(group.task), group.completions, rewards, peer_id=peer_id
+        )
+
+    def learn(self, local: list[ScoredGroup], external: list[ScoredGroup]) -> None:
+        self.trainer.step(choose(local, external, self.settings.trainer, self.rng).groups)
+
+
+def make_node(seed: int, number: int, config: settings.Settings) -> Node:
+    peer_id = f"learning-{seed}-{number}"
+    trainer = Trainer(policy.load(config.model), config.trainer, config.generation)
+    return Node(peer_id, config, environments.load(config.environment), trainer, random.Random(peer_id))
+
+
+def run(seed: int, num_workers: int, rounds: int, config: settings.Settings) -> list[Node]:
+    nodes = [make_node(seed, number, config) for number in range(num_workers)]
+    for round in range(rounds):
+        answered = {node.peer_id: node.answer(round) for node in nodes}
+        for node in nodes:
+            node.learn(answered[node.peer_id], node.collect(answered))
+    return nodes
+
+
+def mean_curve(nodes: list[Node]) -> list[float]:
+    return [statistics.fmean(rewards) for rewards in zip(*(node.rewards for node in nodes), strict=True)]

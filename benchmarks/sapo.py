@@ -1,0 +1,140 @@
+"""Does sharing help? Eight nodes, 8 groups a step: all local, or part of them from peers (SAPO, arXiv 2509.08721).
+
+    python -m benchmarks.sapo [--nodes 8] [--rounds 200] [--seeds 0 1 2] [--processes 2] [--plot FILE] [--json FILE]
+
+The paper's controlled experiment with our parts: I local and J external groups, I + J = 8, for 8/0, 6/2, 4/4 and 2/6.
+Every node answers the same number of tasks in each of them, so a step costs the same everywhere. The figure is the
+paper's: reward accumulated over all nodes and rounds. The paper's model (Qwen2.5-0.5B), tasks and number of rounds are
+others, so compare the ratios to 8/0, not the sums.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+from benchmarks.nodes import mean_curve, run
+from worker import settings
+from worker.environments.mixes import DEMO_SETTINGS
+
+PAPER = {"8/0": 561.79, "6/2": 854.43, "4/4": 1093.31, "2/6": 945.87}
+"""Cumulative reward, table 1 of the paper."""
+MIXES = tuple(PAPER)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: `mix` is "I/J"."""
+
+    mix: str
+    seed: int
+    nodes: int
+    rounds: int
+
+
+def configure(mix: str) -> settings.Settings:
+    """The demo's settings with exactly I local and J external groups: nothing fills what is missing."""
+    local, external = map(int, mix.split("/"))
+    flat = {
+        **DEMO_SETTINGS,
+        "trainer_local_groups": local,
+        "trainer_external_groups": external,
+        "trainer_fill_missing": False,
+    }
+    return settings.from_flat(flat, "the demo's settings")
+
+
+def play(trial: Trial) -> list[float]:
+    """Mean reward of all nodes, by round."""
+    return mean_curve(run(trial.seed, trial.nodes, trial.rounds, configure(trial.mix)))
+
+
+def cumulate(curve: list[float], nodes: int) -> list[float]:
+    total, sums = 0.0, []
+    for mean in curve:
+        total += mean * nodes
+        sums.append(total)
+    return sums
+
+
+def draw(curves: dict[str, list[list[float]]], nodes: int, file: Path) -> None:
+    """Left: the reward by round; right: what has accumulated above 8/0, by round."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    means = {mix: [statistics.fmean(values) for values in zip(*runs, strict=True)] for mix, runs in curves.items()}
+    for mix, mean in means.items():
+        smooth = [statistics.fmean(mean[max(0, i - 9) : i + 1]) for i in range(len(mean))]
+        left.plot(smooth, label=mix)
+    base = cumulate(means[MIXES[0]], nodes)
+    for mix, mean in means.items():
+        right.plot([a - b for a, b in zip(cumulate(mean, nodes), base, strict=True)], label=mix)
+    left.set(xlabel="round", ylabel="mean reward (10-round mean, all seeds)", ylim=(0, 1))
+    right.set(xlabel="round", ylabel=f"accumulated reward above {MIXES[0]}")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(title="local/external")
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--processes", type=int, default=2, help="runs at the same time; each takes one core")
+    parser.add_argument("--plot", type=Path, help="such as docs/images/sapo.png")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    trials = [Trial(mix, seed, arguments.nodes, arguments.rounds) for seed in arguments.seeds for mix in MIXES]
+    curves: dict[str, list[list[float]]] = {mix: [] for mix in MIXES}
+    print(f"{arguments.nodes} nodes, {arguments.rounds} rounds; accumulated reward by seed", flush=True)
+    started = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        for trial, curve in zip(trials, pool.imap(play, trials), strict=True):
+            curves[trial.mix].append(curve)
+            total = cumulate(curve, trial.nodes)[-1]
+            minutes = (time.monotonic() - started) / 60
+            print(f"seed {trial.seed}  {trial.mix}  {total:8.1f}  after {minutes:5.1f} min", flush=True)
+
+    totals = {mix: [cumulate(curve, arguments.nodes)[-1] for curve in runs] for mix, runs in curves.items()}
+    base = statistics.fmean(totals[MIXES[0]])
+    print(
+        f"{'mix':>4}  {'accumulated':>11}  {'spread':>6}  {'to 8/0':>6}  {'last ten':>8}  {'paper':>8}  {'to 8/0':>6}"
+    )
+    results = []
+    for mix in MIXES:
+        mean = statistics.fmean(totals[mix])
+        spread = statistics.stdev(totals[mix]) if len(totals[mix]) > 1 else 0.0
+        last = statistics.fmean(statistics.fmean(curve[-10:]) for curve in curves[mix])
+        paper = PAPER[mix]
+        print(
+            f"{mix:>4}  {mean:11.1f}  {spread:6.1f}  {mean / base:6.3f}  {last:8.3f}  {paper:8.2f}  "
+            f"{paper / PAPER[MIXES[0]]:6.2f}"
+        )
+        results.append(
+            {
+                "claim": f"accumulated reward, {arguments.nodes} nodes, {arguments.rounds} rounds: {mix} against 8/0",
+                "ours": round(mean, 2),
+                "reference": round(base, 2),
+                "ratio": round(mean / base, 4),
+                "unit": "reward",
+            }
+        )
+    if arguments.plot:
+        draw(curves, arguments.nodes, arguments.plot)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
