@@ -14,6 +14,8 @@ help:
 .PHONY: setup lock docs tiny-model contracts
 setup:
 	@scripts/environment .venv dev
+	@[ -x $(bin)/hivewright ] || $(bin)/uv pip install --quiet --offline --python $(bin)/python --no-deps \
+		--no-build-isolation --editable .
 	@scripts/anvil .cache/node >/dev/null
 
 lock:
@@ -31,7 +33,7 @@ contracts: setup
 # -- the main job ---------------------------------------------------------------------------------------------------
 .PHONY: demo
 demo: setup
-	@$(bin)/python -m worker demo --workers 3 --rounds 10 --seed 0 --output demo
+	@$(bin)/hivewright demo --workers 3 --rounds 10 --seed 0 --output demo
 
 # -- tests ----------------------------------------------------------------------------------------------------------
 .PHONY: test lint

@@ -38,8 +38,8 @@ class Command:
 
 def _output_options(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    form.add_argument("--csv", action="store_true", help="print CSV instead of a table")
+    form.add_argument("--json", action="store_true", help="print JSON; rewards in thousandths, as on the chain")
+    form.add_argument("--csv", action="store_true", help="print CSV; rewards in thousandths, as on the chain")
 
 
 def _status_options(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,9 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_positive, default=3, metavar="N", help="workers to start (default: 3)")
     parser.add_argument("--rounds", type=_positive, default=10, metavar="N", help="rounds to train (default: 10)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling and training (default: 0)")
+    parser.add_argument(
+        "--seed", type=_natural, default=0, metavar="N", help="seed of sampling and training (default: 0)"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -169,6 +171,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         _exit(SettingsError.exit_code, f"{self.prog}: {message}; `{self.prog} --help` shows what there is")
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 0")
+    return int(text)
 
 
 def _positive(text: str) -> int:

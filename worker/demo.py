@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 from typing import IO, Any
 
@@ -64,6 +65,7 @@ class Demo:
         self.console = console
         self.worker_names = [f"worker-{i}" for i in range(num_workers)]
         self.rpc_url = ""
+        self.started = time.monotonic()
 
     def start(self, children: Children) -> None:
         """Start every role in the order in which they need each other."""
@@ -135,7 +137,8 @@ class Demo:
     def report(self, summary: dict[str, Any]) -> None:
         """The last screen: what came of it, and where things are."""
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("worker", "known as", "rounds", "first > last", "heard", "on chain"):
+        span = min(3, self.num_rounds)
+        for column in ("worker", "known as", "rounds", f"first {span} > last {span}", "heard", "on chain"):
             table.add_column(column, justify="left" if column in ("worker", "known as") else "right", no_wrap=True)
         for worker in summary["workers"]:
             rewards = list(worker["rewards"].values())
@@ -143,7 +146,7 @@ class Demo:
                 worker["name"],
                 worker["animal_name"],
                 str(worker["rounds_trained"]),
-                f"{rewards[0]:.2f} > {rewards[-1]:.2f}",
+                f"{fmean(rewards[:span]):.2f} > {fmean(rewards[-span:]):.2f}",
                 f"{len(worker['peers_heard'])} of {len(summary['workers']) - 1}",
                 f"{worker['rewards_confirmed']} of {worker['rewards_earned']}",
             )
@@ -234,8 +237,16 @@ class Demo:
         return settings_module.from_flat({**places, **flat}, "demo settings")
 
     def _table(self) -> Table:
-        known = [status.read(self.output / name) for name in self.worker_names]
-        return swarm_table([node for node in known if node is not None])
+        said = [status.read(self.output / name) for name in self.worker_names]
+        known = [node for node in said if node is not None]
+        table = swarm_table(known)
+        num_done = min((node.rounds_trained for node in known), default=0)
+        seconds = time.monotonic() - self.started
+        table.caption = f"{num_done} of {self.num_rounds} rounds done by all, {seconds:.0f} s"
+        if num_done == 0:
+            table.caption = f"the workers load torch and their model, {seconds:.0f} s"
+        table.caption_justify = "left"
+        return table
 
     def _print_new_rounds(self, num_seen: Counter[str]) -> None:
         for name in self.worker_names:

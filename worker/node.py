@@ -8,15 +8,18 @@ groups, and finds its reward in the ledger already.
 import logging
 import random
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from worker import __version__, enrolment, environments, resources
 from worker.chain.accounts import AccountClient
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
-from worker.errors import ChainUnreachable, TrainingError
+from worker.errors import ChainUnreachable, TrainingError, WorkerError
 from worker.policy import policy as policies
 from worker.records import Collected, Completion, Group, ScoredGroup, Task, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
@@ -25,7 +28,7 @@ from worker.settings import Settings
 from worker.swarm.exchange import Swarm
 from worker.swarm.identity import Identity, animal_name
 from worker.swarm.verify import Verifier
-from worker.telemetry import systemd
+from worker.telemetry import status, systemd
 from worker.telemetry.status import NodeStatus, RoundRecord
 from worker.trainer import checkpoint, sampler
 from worker.trainer.trainer import Trainer
@@ -45,12 +48,23 @@ def run(settings: Settings) -> None:
     resources.require_port(settings.swarm.host, settings.swarm.port, "swarm.port")
     with ExitStack() as stack:
         stack.enter_context(resources.lock_folder(folder, "node.state_dir"))
+        stack.enter_context(_last_words(folder))
         identity, enrolled = enrolment.load(settings)
         node = Node(settings, identity, enrolled)
         stack.callback(node.close)
         # A signal leaves the round in progress where it is: the checkpoint is that of the last one.
         exit_on_signals()
         node.train()
+
+
+@contextmanager
+def _last_words(folder: Path) -> Iterator[None]:
+    """An error that ends the node stands in its status too, not only in the log."""
+    try:
+        yield
+    except WorkerError as error:
+        status.write_failure(folder, error)
+        raise
 
 
 class Node:
@@ -88,7 +102,7 @@ class Node:
         if self.settlement is not None:
             self.settlement.start()
         systemd.ready()
-        logger.info("training peer_id=%s name=%s model=%s", self.peer_id, self.status.animal_name, self.status.model)
+        logger.info("training peer_id=%s name='%s' model=%s", self.peer_id, self.status.animal_name, self.status.model)
         while not self._finished():
             tick = self._next_round()
             if tick is None:
@@ -145,9 +159,7 @@ class Node:
         if self.status.rounds_trained % self.settings.node.checkpoint_every == 0 or self._finished():
             self._checkpoint()
         record.append(self.folder)
-        self.status.reward_mean, self.status.loss = record.reward_mean, record.loss
-        self.status.groups_local, self.status.groups_external = record.groups_local, record.groups_external
-        self.status.tokens_per_second, self.status.round_seconds = record.tokens_per_second, record.seconds
+        self._see_round(asdict(record))
         self._show("round finished")
         logger.info(
             "round finished round=%d reward_mean=%.3f loss=%.4f peers_heard=%d groups_local=%d groups_external=%d "
@@ -156,6 +168,12 @@ class Node:
             record.groups_external, sum(record.groups_rejected.values()), record.tokens_per_second, record.seconds,
             self.status.state, record.skipped,
         )  # fmt: skip
+
+    def _see_round(self, record: dict[str, Any]) -> None:
+        """Show what the last round came to, also after a restart."""
+        for name in ("reward_mean", "loss", "groups_local", "groups_external", "tokens_per_second"):
+            setattr(self.status, name, record[name])
+        self.status.round_seconds = record["seconds"]
 
     def _practise(self) -> None:
         """The chain can't be reached, so nobody knows the round: learn from our own answers; nothing is earned."""
@@ -256,6 +274,7 @@ class Node:
             self.settlement.flush(FLUSH_SECONDS)
         if self.coordinator is not None:
             self.clock.next(self.last_round, waiting=self._wait, deadline=deadline)
+            self._see_chain()
         logger.info("finished rounds_trained=%d", self.status.rounds_trained)
 
     def _show(self, activity: str, state: str | None = None) -> None:
@@ -285,6 +304,8 @@ class Node:
                 "rounds_trained and practice_steps; move it away to go on from the one before"
             )
         self.status.round, self.status.rounds_trained, self.status.practice_steps = numbers
+        for record in status.read_rounds(self.folder)[-1:]:
+            self._see_round(record)
         logger.info("resumed round=%d rounds_trained=%d", self.status.round, self.status.rounds_trained)
         return self.status.round
 

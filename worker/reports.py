@@ -33,7 +33,12 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(dataclasses.asdict(node), indent=2))
         return
-    Console().print(swarm_table([node]))
+    console = Console()
+    console.print(swarm_table([node]))
+    if node.state == "died":
+        console.print(f"process {node.pid} is gone without a word; the end of its log, or of journalctl, says why")
+    elif node.last_error is not None:
+        console.print(printable(node.last_error), markup=False, highlight=False, soft_wrap=True)
 
 
 def swarm_table(nodes: Sequence[NodeStatus]) -> Table:

@@ -316,7 +316,7 @@ def parse(raw: dict[str, Any], source: str) -> Settings:
         # JSON mode: strict, and yet a path is a string and a tuple a list, as in YAML.
         return Settings.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        raise SettingsError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise SettingsError(f"{source}: " + "; ".join(_explain(e) for e in _causes(error))) from None
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{source}: {error}; expected plain YAML values") from None
 
@@ -379,6 +379,13 @@ def dump(settings: Settings) -> str:
     return yaml.safe_dump({"version": settings.version, **data}, sort_keys=False)
 
 
+def _causes(error: ValidationError) -> list[Any]:
+    """Without those that only follow from others: a list is too short if its one item is wrong."""
+    errors = error.errors()
+    places = [e["loc"] for e in errors]
+    return [e for e in errors if not any(len(p) > len(e["loc"]) and p[: len(e["loc"])] == e["loc"] for p in places)]
+
+
 def _explain(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     path = "/".join(location) or "settings"
@@ -394,8 +401,25 @@ def _explain(error: Any) -> str:
     elif error["type"] == "too_short":
         expected = f"at least {error['ctx']['min_length']} of them"
     else:
-        expected = error["msg"].removeprefix("Input should be ")
-    return f"{path}: got {_short(error['input'])}; expected {expected}"
+        expected = error["msg"].removeprefix("Input should be ").replace("an object", "a mapping")
+    return f"{path}: got {_short(error['input'])}; expected {expected}{_yaml_advice(error['type'], error['input'])}"
+
+
+def _yaml_advice(kind: str, value: Any) -> str:
+    """YAML 1.1 reads 1e-5 as text, and 0x... as a number."""
+    if kind == "float_type" and isinstance(value, str) and _is_number(value):
+        return "; YAML takes it for text: write it with a point and without quotes, such as 1.0e-5"
+    if kind == "string_type" and isinstance(value, int):
+        return "; put it in quotes"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _hint(close: list[str]) -> str:

@@ -130,7 +130,10 @@ def test_daemon_dies_with_a_killed_worker(lab: Lab) -> None:
         worker.kill()
         worker.wait(10)
         wait_until(lambda: not is_running(pid), 5, "p2pd is gone")
-        shutil.rmtree(Path(control).parent)  # nobody was left to do that
+        swarm = lab.peer("b")
+        assert Path(control).parent.exists()  # nobody was left to remove it
+        wait_until(lambda: pid_of(swarm) != 0, 30, "the next daemon runs")
+        assert not Path(control).parent.exists()
     finally:
         worker.kill()
         worker.wait(10)

@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
         (
             {"chain_contract": 0xABC},
-            "inventory data of gpu-3: chain/contract: got 2748; expected a valid string",
+            "inventory data of gpu-3: chain/contract: got 2748; expected a valid string; put it in quotes",
         ),
         (
             {"trainer_learning_rate": float("nan")},
@@ -75,8 +75,16 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
             r"chain/rpc_url: got 'localhost:1'; expected text of the form ^https?://[^\s]+$",
         ),
         ("environment: {families: []}\n", "environment/families: got []; expected at least 1 of them"),
-        ("node: 5\n", "node: got 5; expected an object"),
-        ("trainer: {learning_rate: 1e-06}\n", "trainer/learning_rate: got '1e-06'; expected a valid number"),
+        ("node: 5\n", "node: got 5; expected a mapping"),
+        (
+            "trainer: {learning_rate: 1e-06}\n",
+            "trainer/learning_rate: got '1e-06'; expected a valid number; YAML takes it for text: write it with a point "
+            "and without quotes, such as 1.0e-5",
+        ),
+        (
+            "environment: {families: [chain_sum]}\n",
+            "environment/families/0: got 'chain_sum'; expected a mapping",
+        ),
     ],
 )
 def test_wrong_settings_file_is_explained_in_one_line(tmp_path, text, message):

@@ -1,10 +1,11 @@
 """status.json and rounds.jsonl: whole or not there, and a crash in the middle of a line loses that line only."""
 
 import json
+import subprocess
 
 import pytest
 
-from worker.errors import ResourceError, WorkerError
+from worker.errors import ModelError, ResourceError, WorkerError
 from worker.telemetry import status
 from worker.telemetry.status import NodeStatus, RoundRecord
 
@@ -18,6 +19,26 @@ def test_status_survives_a_round_trip(tmp_path):
     written.write(tmp_path)
     assert status.read(tmp_path) == written
     assert status.read(tmp_path / "nowhere") is None
+
+
+def test_process_that_is_gone_has_died(tmp_path):
+    child = subprocess.Popen(["true"])
+    child.wait()
+    node = NodeStatus("w", "Qm", "a b c", "m", "0.1.0", pid=child.pid, state="connected")
+    node.write(tmp_path)
+    assert status.read(tmp_path).state == "died"
+    node.state = "stopped"
+    node.write(tmp_path)
+    assert status.read(tmp_path).state == "stopped"
+
+
+def test_error_that_ends_a_node_is_its_last_word(tmp_path):
+    status.write_failure(tmp_path, ModelError("model x: not here"))
+    assert status.read(tmp_path) is None
+    NodeStatus("w", "Qm", "a b c", "m", "0.1.0").write(tmp_path)
+    status.write_failure(tmp_path, ModelError("model x: not here"))
+    node = status.read(tmp_path)
+    assert (node.state, node.last_error) == ("failed", "model x: not here")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"name": 1}'])

@@ -123,10 +123,11 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._coordinator = Coordinator(settings.chain)
+        # First what may be missing: nothing is made by a service that can't start.
+        self._enrolment_token = _enrolment_token(settings)
         account = load_account(settings.account.state_dir)
         self.address = str(account.address)
         self._tokens = Tokens(settings.account.state_dir)
-        self._enrolment_token = _enrolment_token(settings)
         self._sender = Sender(self._coordinator, account, settings.account.state_dir / "journal.db")
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "account")
         self._is_chain_away = False

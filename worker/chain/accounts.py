@@ -133,6 +133,8 @@ class AccountClient:
         detail = content.get("detail") if isinstance(content, dict) else None
         said = f"{url}: HTTP {status}: {_shown(error)}" + (f": {_shown(detail)}" if detail else "")
         if status in (401, 403):
+            if error == "EnrolmentTokenWrong":
+                return IdentityError(f"{said}; put that one into the file of chain.enrolment_token_file")
             return IdentityError(f"{said}; run `hivewright enrol` with the enrolment token that the service was given")
         if status == 400 and isinstance(error, str) and _ERROR_NAME.fullmatch(error):
             return ContractRefused(error, f"{said}; {ADVICE.get(error, 'the contract refused')}")

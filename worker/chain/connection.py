@@ -60,7 +60,8 @@ def resolve(chain: settings.Chain) -> Deployment:
         contract = _ask_account(chain)
     else:
         raise ChainError(
-            "no contract: chain.contract, chain.deployment_file and chain.account_url are all empty; set one of them"
+            "no contract: chain.contract, chain.deployment_file and chain.account_url are all empty; set one of them "
+            "(`hivewright chain deploy` writes a deployment file, and says where)"
         )
     return Deployment(rpc_url, chain.id, Web3.to_checksum_address(contract))
 

@@ -88,13 +88,21 @@ def needed(expected: set[str], keeper: settings.Keeper) -> int:
     return math.ceil(keeper.ready_fraction * len(expected) - 1e-9)
 
 
+def _with_own_contract(settings: settings.Settings) -> settings.Chain:
+    """Without a contract in the settings it is the one that `chain deploy` left in the keeper's own folder."""
+    chain = settings.chain
+    if any((chain.contract, chain.deployment_file, chain.account_url)):
+        return chain
+    return chain.model_copy(update={"deployment_file": settings.keeper.state_dir / anvil.DEPLOYMENT_FILE})
+
+
 class Keeper:
     """The loop and what it remembers between two looks at the chain: nothing that the chain does not have."""
 
     def __init__(self, settings: settings.Settings) -> None:
         self._settings = settings.keeper
-        self._chain = settings.chain
-        self._coordinator = Coordinator(settings.chain)
+        self._chain = _with_own_contract(settings)
+        self._coordinator = Coordinator(self._chain)
         self._owner = anvil.load_owner(settings.keeper)
         self._status_file = settings.keeper.state_dir / "status.json"
         self._published_file = settings.keeper.state_dir / "published.json"

@@ -45,6 +45,8 @@ _GUARD = (
     "os.execv(sys.argv[2], sys.argv[2:])\n"
 )
 
+_FOLDER_PREFIX = "hivewright-p2pd-"
+
 Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """Serves one incoming stream; the text is the caller's peer id, which libp2p has authenticated."""
 
@@ -73,7 +75,8 @@ class Daemon:
         """Start p2pd on host:port (0: the kernel chooses) and wait until it answers. Must run in a long-lived
         thread."""
         # 0700, and a short path: that of a socket has 108 bytes at most.
-        folder = Path(tempfile.mkdtemp(prefix="hivewright-"))
+        _remove_leftovers()
+        folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
         arguments = [
             f"-listen=/unix{folder}/control.sock",
             f"-id={identity_file}",
@@ -286,3 +289,11 @@ def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
 
 def _is_loopback(address: str) -> bool:
     return address.startswith(("/ip4/127.", "/ip6/::1/"))
+
+
+def _remove_leftovers() -> None:
+    """The sockets' folders of our own processes that were killed with -9."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists() and folder.stat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import ResourceError, WorkerError
 
-SwarmState = Literal["starting", "connected", "training-alone", "stopped"]
+SwarmState = Literal["starting", "connected", "training-alone", "stopped", "failed", "died"]
+"""`failed`: ended by the error in `last_error`. `died`: its process is gone without a word; only a reader sees that."""
 ChainState = Literal["none", "unknown", "ok", "unreachable"]
 
 _LONGEST_LINE = 1 << 20
@@ -64,16 +65,30 @@ _STATUS = TypeAdapter(NodeStatus)
 
 
 def read(state_dir: Path) -> NodeStatus | None:
-    """The node's last word. None: it never started. Raises WorkerError if the file is not ours."""
+    """What the node says, or the last that it said. None: it never started. Raises WorkerError if the file is not ours.
+
+    Call it on the node's own machine: a process that is gone is found out there only.
+    """
     file = state_dir / "status.json"
     try:
-        return _STATUS.validate_json(file.read_bytes())
+        node = _STATUS.validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
         raise WorkerError(
             f"{file}: not what a worker of this version writes ({_first(error)}); start the worker again"
         ) from None
+    if node.state not in ("stopped", "failed") and not _is_running(node.pid):
+        node.state = "died"
+    return node
+
+
+def write_failure(state_dir: Path, error: WorkerError) -> None:
+    """The last word of a node that can't go on. Nothing, if it never had a status."""
+    node = read(state_dir)
+    if node is not None:
+        node.pid, node.state, node.activity, node.last_error = os.getpid(), "failed", "stopped", str(error)
+        node.write(state_dir)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +126,10 @@ def read_rounds(state_dir: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def _whole_length(file: IO[bytes]) -> int:
