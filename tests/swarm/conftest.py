@@ -1,102 +1,10 @@
-"""Real peers on 127.0.0.1, each with its own libp2p daemon; all are closed when their test ends."""
+"""The peers of one test, or of one module; all are closed at its end."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from worker import settings
-from worker.records import Group, Task, round_seed
-from worker.swarm import identity
-from worker.swarm.exchange import Swarm
-from worker.swarm.network import AskHandler, Network
-from worker.swarm.verify import Verifier
-
-GROUP_SIZE = 4
-
-
-class Sums:
-    """Tasks whose answer is "SEED+INDEX", exactly."""
-
-    def question(self, task: Task) -> str:
-        return f"{task.seed}+{task.index}?"
-
-    def score(self, task: Task, completions: Sequence[str]) -> list[float]:
-        return [1.0 if c == str(task.seed + task.index) else 0.0 for c in completions]
-
-
-def make_groups(peer_id: str, round: int, count: int = 9) -> list[Group]:
-    """What an honest peer publishes."""
-    seed = round_seed(peer_id, round)
-    return [Group(Task("sum", "x", seed, i), (str(seed + i), "no idea", "", "\u00e9" * 100)) for i in range(count)]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Seconds until `condition` held; fails after three times `seconds`: these machines are noisy."""
-    started = time.monotonic()
-    while not condition():
-        if time.monotonic() - started > 3 * seconds:
-            pytest.fail(f"not within {seconds} s: {what}")
-        time.sleep(0.02)
-    return time.monotonic() - started
-
-
-class Lab:
-    """Makes peers in folders of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open: list[Swarm | Network] = []
-        self.bootnodes: tuple[str, ...] = ()
-        self.announce_every_seconds = 60.0
-
-    def folder(self, name: str) -> Path:
-        """The peer's folder; its identity is made on the first call."""
-        folder = self._folder / name
-        if not folder.exists():
-            identity.create(folder / "swarm.pem")
-        return folder
-
-    def peer(self, name: str, start: bool = True, **departures: object) -> Swarm:
-        section = self._section().model_copy(update=departures)
-        folder = self.folder(name)
-        swarm = Swarm(section, folder / "swarm.pem", folder, Verifier(Sums(), section, GROUP_SIZE))
-        self._open.append(swarm)
-        if start:
-            swarm.start()
-        return swarm
-
-    def network(self, name: str, on_ask: AskHandler | None = None, **options: object) -> Network:
-        """A bare network part: a bootnode, or a peer that answers what the test wants."""
-        section = self._section()
-        folder = self.folder(name)
-        network = Network(section, folder / "swarm.pem", folder, on_ask=on_ask, **options)  # type: ignore[arg-type]
-        self._open.append(network)
-        network.start()
-        wait_until(lambda: network.is_up, 30, f"{name} is up")
-        return network
-
-    def _section(self) -> settings.Swarm:
-        return settings.Swarm(
-            host="127.0.0.1",
-            bootnodes=self.bootnodes,
-            collect_timeout_seconds=6.0,
-            announce_every_seconds=self.announce_every_seconds,
-        )
-
-    def bootnode(self, name: str = "bootnode") -> Network:
-        network = self.network(name, is_member=False)
-        self.bootnodes = multiaddrs(network)
-        return network
-
-    def close(self) -> None:
-        for part in self._open:
-            part.close()
-
-
-def multiaddrs(network: Network) -> tuple[str, ...]:
-    return tuple(f"{a}/p2p/{network.identity.peer_id}" for a in network.addresses)
+from swarm_lab import Lab
 
 
 @pytest.fixture

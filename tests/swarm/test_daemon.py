@@ -1,7 +1,6 @@
 """The libp2p daemon: restarted with the same identity and address, obeys its time-out, never outlives its worker."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Lab, make_groups, wait_until
+from swarm_lab import Lab, make_groups, wait_until
 
 from worker.errors import ResourceError
 from worker.swarm import daemon
@@ -130,8 +129,8 @@ def test_daemon_dies_with_a_killed_worker(lab: Lab) -> None:
         worker.kill()
         worker.wait(10)
         wait_until(lambda: not is_running(pid), 5, "p2pd is gone")
-        swarm = lab.peer("b")
         assert Path(control).parent.exists()  # nobody was left to remove it
+        swarm = lab.peer("b")
         wait_until(lambda: pid_of(swarm) != 0, 30, "the next daemon runs")
         assert not Path(control).parent.exists()
     finally:

@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from conftest import Lab, make_groups, multiaddrs, wait_until
+from swarm_lab import Lab, make_groups, multiaddrs, wait_until
 
 from worker.errors import IdentityError, SwarmError
 from worker.records import Collected

@@ -9,7 +9,7 @@ from dataclasses import replace
 import msgpack
 import pytest
 import zstandard
-from conftest import Lab, make_groups, wait_until
+from swarm_lab import Lab, make_groups, wait_until
 
 from worker.errors import BadRecord
 from worker.records import Group, Task, round_seed

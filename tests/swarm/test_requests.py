@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from conftest import Lab, make_groups, wait_until
+from swarm_lab import Lab, make_groups, wait_until
 
 from worker.swarm import wire
 from worker.swarm.exchange import Swarm

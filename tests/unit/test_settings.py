@@ -78,8 +78,8 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
         ("node: 5\n", "node: got 5; expected a mapping"),
         (
             "trainer: {learning_rate: 1e-06}\n",
-            "trainer/learning_rate: got '1e-06'; expected a valid number; YAML takes it for text: write it with a point "
-            "and without quotes, such as 1.0e-5",
+            "trainer/learning_rate: got '1e-06'; expected a valid number; YAML takes it for text: write it with a "
+            "point and without quotes, such as 1.0e-5",
         ),
         (
             "environment: {families: [chain_sum]}\n",
