@@ -137,7 +137,7 @@ class Demo:
     def report(self, summary: dict[str, Any]) -> None:
         """The last screen: what came of it, and where things are."""
         table = Table(box=None, pad_edge=False, header_style="dim")
-        span = min(3, self.num_rounds)
+        span = max(1, min(3, self.num_rounds // 2))
         for column in ("worker", "known as", "rounds", f"first {span} > last {span}", "heard", "on chain"):
             table.add_column(column, justify="left" if column in ("worker", "known as") else "right", no_wrap=True)
         for worker in summary["workers"]:
