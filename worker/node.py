@@ -65,6 +65,7 @@ class Node:
         )
         self.status.write(self.folder)
         self.environment = environments.load(settings.environment)
+        self.status.environments = self.environment.versions
         self.policy = policies.load(settings.model)
         self.policy.require_context(settings.generation)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
@@ -116,6 +117,7 @@ class Node:
         rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
         batch = sampler.choose(local, collected.groups, self.settings.trainer, rng)
         metrics = self.trainer.step(batch.groups)
+        self.environment.learn(local)
         record = RoundRecord(
             round=tick.round,
             finished_at=time.time(),
@@ -142,6 +144,7 @@ class Node:
                 self.ledger.record(tick.round, tick.stage, self.peer_id, reward, _winners(external))
                 self.settlement.wake()
         self.last_round = tick.round
+        self.status.levels = self.environment.levels
         if self.status.rounds_trained % self.settings.node.checkpoint_every == 0 or self._finished():
             self._checkpoint()
         record.append(self.folder)
@@ -165,6 +168,7 @@ class Node:
         self._show("training")
         rng = random.Random(f"{self.peer_id}/practice/{self.status.practice_steps}")
         metrics = self.trainer.step(sampler.choose(local, (), self.settings.trainer, rng).groups)
+        self.environment.learn(local)
         self.status.loss, self.status.tokens_per_second = metrics.loss, tokens_per_second
         if self.status.practice_steps % self.settings.node.checkpoint_every == 0:
             self._checkpoint()
@@ -221,6 +225,7 @@ class Node:
         self.status.state = "connected" if collected.heard else "training-alone"
         self.status.peers_known, self.status.peers_heard = swarm.peers_known, len(collected.heard)
         self.status.groups_rejected = dict(swarm.rejected)
+        self.status.other_versions = swarm.other_versions
         self.status.last_error = swarm.last_error
         return collected
 
@@ -285,6 +290,8 @@ class Node:
                 "rounds_trained and practice_steps; move it away to go on from the one before"
             )
         self.status.round, self.status.rounds_trained, self.status.practice_steps = numbers
+        self.environment.resume(state.get("environment", {}))
+        self.status.levels = self.environment.levels
         logger.info("resumed round=%d rounds_trained=%d", self.status.round, self.status.rounds_trained)
         return self.status.round
 
@@ -296,6 +303,7 @@ class Node:
                 "round": self.last_round,
                 "rounds_trained": self.status.rounds_trained,
                 "practice_steps": self.status.practice_steps,
+                "environment": self.environment.state(),
             },
             keep=self.settings.node.keep_checkpoints,
         )

@@ -34,6 +34,12 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
         print(json.dumps(dataclasses.asdict(node), indent=2))
         return
     Console().print(swarm_table([node]))
+    for theirs, count in sorted(node.other_versions.items()):
+        ours = ", ".join(node.environments)
+        print(
+            f"{count} peers run {printable(theirs)}, this node {ours}: "
+            "they can't learn from each other; upgrade the older"
+        )
 
 
 def swarm_table(nodes: Sequence[NodeStatus]) -> Table:

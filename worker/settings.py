@@ -72,6 +72,22 @@ class Family(Section):
     """Share in the mix, relative to the other families."""
     config: dict[str, Any] = {}
     """reasoning-gym's own configuration of the family; what is not named keeps reasoning-gym's default."""
+    level: Annotated[int, Field(ge=0)] | None = None
+    """Level of the family's curriculum, 0 the easiest; `config` stands above it. None: `config` alone."""
+    rise_at: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The level rises by one when the mean reward of the last 10 groups at it is at least this. None: it stays."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.rise_at is not None and self.level is None:
+            raise ValueError("rise_at needs a level to rise from, such as level: 0")
+        return self
+
+
+def split_family(name: str) -> tuple[str, str]:
+    """The environment that a family is of, and its name there: "code/numbers" is of code, others of reasoning-gym."""
+    source, slash, rest = name.partition("/")
+    return (source, rest) if slash else ("reasoning-gym", name)
 
 
 DEFAULT_FAMILIES = (

@@ -18,6 +18,8 @@ SEED = round_seed(PEER, ROUND)
 class Sums:
     """Answers "SEED+INDEX" exactly."""
 
+    versions = ("sums 1",)
+
     def question(self, task: Task) -> str:
         if task.family != "sum":
             raise BadRecord("unknown-task", f"{task.family} is not in the mix")

@@ -20,6 +20,11 @@ MIN_COMPLETIONS = 2
 class TaskSource(Protocol):
     """What the environments offer to the verifier. Both raise BadRecord for a task that is not known here."""
 
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Names and versions of the environments, such as "reasoning-gym 0.1.25"."""
+        ...
+
     def question(self, task: Task) -> str: ...
 
     def score(self, task: Task, completions: Sequence[str]) -> list[float]:
@@ -32,6 +37,7 @@ class Verifier:
 
     def __init__(self, tasks: TaskSource, swarm: settings.Swarm, max_group_size: int) -> None:
         self._tasks = tasks
+        self.environments = tasks.versions
         self.limits = Limits(swarm.max_groups_per_peer, max_group_size, swarm.max_completion_bytes)
 
     def verify(self, peer_id: str, round: int, group: Group) -> ScoredGroup:
