@@ -17,6 +17,7 @@ from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
 from worker.errors import ChainUnreachable, TrainingError
+from worker.policy import choice
 from worker.policy import policy as policies
 from worker.records import Collected, Completion, Group, ScoredGroup, Task, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
@@ -60,13 +61,12 @@ class Node:
         self.settings = settings
         self.peer_id = identity.peer_id
         self.folder = settings.node.state_dir
-        self.status = NodeStatus(
-            settings.node.name, self.peer_id, animal_name(self.peer_id), settings.model.name, __version__
-        )
+        model = choice.settle(settings.model, self.folder)
+        self.status = NodeStatus(settings.node.name, self.peer_id, animal_name(self.peer_id), model.name, __version__)
         self.status.write(self.folder)
         self.environment = environments.load(settings.environment)
         self.status.environments = self.environment.versions
-        self.policy = policies.load(settings.model)
+        self.policy = policies.load(model)
         self.policy.require_context(settings.generation)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
         self.last_round = self._resume()

@@ -86,9 +86,16 @@ def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def print_settings(settings: Settings) -> None:
-    """Everything that a settings file resolves to, defaults included. Raises SettingsError for unknown families."""
+    """Everything that a settings file resolves to, defaults included, and, as comments, which models fit this machine.
+
+    Raises SettingsError for unknown families, ModelError for a GPU that is not there.
+    """
+    from worker.policy import choice
+
     environments.load(settings.environment)
     print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
+    for line in choice.explain(settings.model, settings.node.state_dir):
+        print(f"# {line}")
 
 
 def _ledger_table(rows: "Sequence[Row]") -> Table:

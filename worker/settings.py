@@ -54,7 +54,8 @@ class Model(Section):
     """The language model that is trained."""
 
     name: str = "hivewright/tiny"
-    """A Hugging Face name, a local path, or `hivewright/tiny`: the small model that comes with the package."""
+    """A Hugging Face name, a local path, `hivewright/tiny` (the small model that comes with the package), or `auto`: by
+    the machine's memory, decided once by `hivewright enrol`. `hivewright check` shows what fits."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights. auto: bfloat16 on a GPU, float32 on a CPU."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
