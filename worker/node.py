@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from worker import __version__, enrolment, environments, resources
 from worker.chain.accounts import AccountClient
@@ -27,7 +28,9 @@ from worker.swarm.exchange import Swarm
 from worker.swarm.identity import Identity, animal_name
 from worker.swarm.verify import Verifier
 from worker.telemetry import systemd
-from worker.telemetry.status import NodeStatus, RoundRecord
+from worker.telemetry.card import model_card
+from worker.telemetry.hub import Hub
+from worker.telemetry.status import NodeStatus, RoundRecord, read_rounds
 from worker.trainer import checkpoint, sampler
 from worker.trainer.trainer import Trainer
 
@@ -70,6 +73,7 @@ class Node:
         self.policy.require_context(settings.generation)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
         self.last_round = self._resume()
+        self.hub = self._hub() if settings.hub.token_file is not None else None
         self.ledger = Ledger(self.folder / "ledger.db")
         self.swarm = self._swarm() if settings.swarm.enabled else None
         self.coordinator: Coordinator | None = None
@@ -105,6 +109,8 @@ class Node:
             self.settlement.close()
         if self.swarm is not None:
             self.swarm.close()
+        if self.hub is not None:
+            self.hub.close()
         self._show("stopped", state="stopped")
 
     def _train_round(self, tick: Tick) -> None:
@@ -145,9 +151,13 @@ class Node:
                 self.settlement.wake()
         self.last_round = tick.round
         self.status.levels = self.environment.levels
+        saved = None
         if self.status.rounds_trained % self.settings.node.checkpoint_every == 0 or self._finished():
-            self._checkpoint()
+            saved = self._checkpoint()
         record.append(self.folder)
+        if self.hub is not None and saved is not None and self.hub.is_due(self.status.rounds_trained):
+            card = model_card(self.settings, self.status, read_rounds(self.folder))
+            self.hub.push(self.status.rounds_trained, tick.round, saved, self._describe_model, card)
         self.status.reward_mean, self.status.loss = record.reward_mean, record.loss
         self.status.groups_local, self.status.groups_external = record.groups_local, record.groups_external
         self.status.tokens_per_second, self.status.round_seconds = record.tokens_per_second, record.seconds
@@ -259,6 +269,8 @@ class Node:
         deadline = time.monotonic() + self.settings.swarm.collect_timeout_seconds
         if self.settlement is not None:
             self.settlement.flush(FLUSH_SECONDS)
+        if self.hub is not None:
+            self.hub.flush(FLUSH_SECONDS)
         if self.coordinator is not None:
             self.clock.next(self.last_round, waiting=self._wait, deadline=deadline)
         logger.info("finished rounds_trained=%d", self.status.rounds_trained)
@@ -271,6 +283,8 @@ class Node:
         if self.settlement is not None:
             settled = self.settlement.status()
             self.status.ledger = {name: getattr(settled, name) for name in ("earned", "sent", "confirmed", "rejected")}
+        if self.hub is not None:
+            self.status.hub = self.hub.status()
         self.status.write(self.folder)
         systemd.progress(f"{activity}, round {self.status.round}, {self.status.state}")
 
@@ -295,8 +309,18 @@ class Node:
         logger.info("resumed round=%d rounds_trained=%d", self.status.round, self.status.rounds_trained)
         return self.status.round
 
-    def _checkpoint(self) -> None:
-        checkpoint.save(
+    def _hub(self) -> Hub:
+        name = f"{self.policy.name.rpartition('/')[2]}-hivewright-{self.status.animal_name.replace(' ', '-')}"
+        return Hub(self.settings.hub, self.folder, name, self.status.rounds_trained)
+
+    def _describe_model(self, folder: Path) -> None:
+        """What a checkpoint's weights need beside them to be loaded by transformers."""
+        self.policy.model.config.save_pretrained(folder)
+        self.policy.model.generation_config.save_pretrained(folder)
+        self.policy.tokenizer.save_pretrained(folder)
+
+    def _checkpoint(self) -> Path:
+        return checkpoint.save(
             self.folder / "checkpoints",
             self.trainer,
             {

@@ -34,6 +34,10 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
         print(json.dumps(dataclasses.asdict(node), indent=2))
         return
     Console().print(swarm_table([node]))
+    if node.hub is not None:
+        pushed = "nothing yet" if node.hub.pushed_round is None else f"round {node.hub.pushed_round}"
+        failed = f", failed {node.hub.failures} times: {printable(node.hub.error)}" if node.hub.error else ""
+        print(f"hub {node.hub.repo}: {pushed} pushed, now {node.hub.state}{failed}")
     for theirs, count in sorted(node.other_versions.items()):
         ours = ", ".join(node.environments)
         print(

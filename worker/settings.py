@@ -287,6 +287,28 @@ class Bootnode(Section):
     announce: tuple[Multiaddr, ...] = ()
 
 
+class Hub(Section):
+    """The model on the Hugging Face Hub. Nothing is pushed without a `token_file`."""
+
+    repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = None
+    """Where to: OWNER/NAME, or OWNER alone: then each node has a repository of its own, named after model and node."""
+    token_file: Path | None = None
+    """File with a Hugging Face token that may write."""
+    every_rounds: Positive = 100
+    """Rounds trained between two pushes, each of a finished checkpoint; whether the last one failed changes nothing."""
+    private: bool = False
+    """Whether a repository that is made here is private."""
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] = "https://huggingface.co"
+    timeout_seconds: Seconds = 3600.0
+    """Patience for one upload, which goes on beside training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.token_file is not None and self.repo is None:
+            raise ValueError("token_file is set and repo is not: where shall the model go? expected repo: OWNER/NAME")
+        return self
+
+
 class Log(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["text", "json"] = "text"
@@ -307,6 +329,7 @@ class Settings(Section):
     account: Account = Account()
     keeper: Keeper = Keeper()
     bootnode: Bootnode = Bootnode()
+    hub: Hub = Hub()
     log: Log = Log()
 
 

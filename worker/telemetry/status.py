@@ -15,6 +15,7 @@ from typing import IO, Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import ResourceError, WorkerError
+from worker.telemetry.hub import HubStatus
 
 SwarmState = Literal["starting", "connected", "training-alone", "stopped"]
 ChainState = Literal["none", "unknown", "ok", "unreachable"]
@@ -55,6 +56,7 @@ class NodeStatus:
     environments: tuple[str, ...] = ()
     other_versions: dict[str, int] = field(default_factory=dict)
     levels: dict[str, int] = field(default_factory=dict)
+    hub: HubStatus | None = None
     last_error: str | None = None
     updated_at: float = 0.0
 
