@@ -68,11 +68,12 @@ class Family(Section):
     """One task family of the mix."""
 
     name: str
-    """A reasoning-gym data set name, such as `basic_arithmetic`."""
+    """A reasoning-gym data set name, such as `basic_arithmetic`; or `code/lists`, `code/texts`, `code/numbers`:
+    functions that the model writes, run in a sandbox."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share in the mix, relative to the other families."""
     config: dict[str, Any] = {}
-    """reasoning-gym's own configuration of the family; what is not named keeps reasoning-gym's default."""
+    """The environment's own configuration of the family; what is not named keeps the environment's default."""
     level: Annotated[int, Field(ge=0)] | None = None
     """Level of the family's curriculum, 0 the easiest; `config` stands above it. None: `config` alone."""
     rise_at: Annotated[float, Field(gt=0, le=1)] | None = None

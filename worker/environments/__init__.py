@@ -91,4 +91,10 @@ def _load_source(name: str) -> Source:
         from worker.environments.reasoning_gym import ReasoningGym
 
         return ReasoningGym()
-    raise SettingsError(f"environment/families: {name}/: no such environment; a name without a / is of reasoning-gym")
+    if name == "code":
+        from worker.environments.code import Code
+
+        return Code()
+    raise SettingsError(
+        f"environment/families: {name}/: no such environment; expected code/, or a family of reasoning-gym"
+    )

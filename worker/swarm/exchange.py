@@ -294,13 +294,15 @@ class _Collecting:
     async def _check(self, peer_id: str, sealed: bytes) -> None:
         """Decode and score in the verifier's thread: one sender at a time, each for half of the time left at most."""
         swarm, loop = self.swarm, asyncio.get_running_loop()
+        patience = max(0.1, (self.deadline - time.monotonic()) / 2)
         try:
-            async with swarm._turn, asyncio.timeout(max(0.1, (self.deadline - time.monotonic()) / 2)):
+            async with swarm._turn, asyncio.timeout(patience):
                 num_fetched, scored, bad = await loop.run_in_executor(
-                    swarm._pool, _open_and_verify, swarm._verifier, sealed, peer_id, self.round
-                )
+                    swarm._pool, _open_and_verify, swarm._verifier, sealed, peer_id, self.round,
+                    time.monotonic() + patience,
+                )  # fmt: skip
         except TimeoutError:
-            # The thread can't be stopped; the next sender gets a new one.
+            # The thread ends with the group that it is at; the next sender gets a new one.
             swarm._pool.shutdown(wait=False, cancel_futures=True)
             swarm._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
             raise BadRecord("slow-to-score", f"groups of {peer_id} take too long to score") from None
@@ -353,10 +355,10 @@ class _Collecting:
 
 
 def _open_and_verify(
-    verifier: Verifier, sealed: bytes, peer_id: str, round: int
+    verifier: Verifier, sealed: bytes, peer_id: str, round: int, until: float
 ) -> tuple[int, list[ScoredGroup], list[BadRecord]]:
     groups = wire.open_groups(sealed, peer_id, round, verifier.limits)
-    scored, bad = verifier.verify_all(peer_id, round, groups)
+    scored, bad = verifier.verify_all(peer_id, round, groups, until)
     return len(groups), scored, bad
 
 
