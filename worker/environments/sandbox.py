@@ -89,15 +89,18 @@ class Runner:
         return _outputs(reply["outputs"], len(inputs))
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("sandboxed.py"))],
-            cwd="/",
-            env={"LANG": "C.UTF-8"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("sandboxed.py"))],
+                cwd="/",
+                env={"LANG": "C.UTF-8"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ResourceError(f"sandbox of code tasks: can't be started: {error.strerror}; free memory") from error
 
     def _stop(self) -> None:
         self._process.kill()
@@ -114,9 +117,11 @@ class Runner:
         except BrokenPipeError:
             pass  # it may have left a last word
         deadline, data = time.monotonic() + WALL_SECONDS + _PATIENCE_SECONDS, b""
+        waiting = select.poll()  # select() takes no file number above 1023, and a worker may have many connections
+        waiting.register(stdout, select.POLLIN)
         while not data.endswith(b"\n"):
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([stdout], [], [], left)[0]:
+            if left <= 0 or not waiting.poll(1000 * left):
                 return None
             chunk = os.read(stdout.fileno(), 65536)
             if not chunk:
