@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from worker import enrolment, reports, settings
 from worker.errors import ModelError
@@ -145,3 +146,21 @@ def test_check_says_what_fits_and_stays_yaml(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     reports.print_settings(checked)
     assert "chosen when it enrolled" in capsys.readouterr().out
+
+
+def test_check_says_whether_a_model_of_the_user_s_own_fits(tmp_path, monkeypatch):
+    machine_with(monkeypatch, cpu(16))
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.zeros(1000, 250), "b": torch.zeros(7)}, tmp_path / "model.safetensors")
+    assert choice._count_parameters(tmp_path / "model.safetensors") == 250_007
+    for name in (str(tmp_path), "hivewright/tiny"):
+        assert choice.explain(settings.Model(name=name), tmp_path)[-1].endswith("says: needs 1.5 GiB: fits")
+    machine_with(monkeypatch, cpu(1))
+    last = choice.explain(settings.Model(name=str(tmp_path)), tmp_path)[-1]
+    assert last.endswith("needs 1.5 GiB: does not fit: 1.0 GiB are free")
+    assert (
+        choice.explain(settings.Model(name="owner/model"), tmp_path)[-1] == "this node: owner/model, as model.name says"
+    )
+    (tmp_path / "model.safetensors").write_text("nonsense")
+    with pytest.raises(ModelError, match="expected a model's weights as safetensors"):
+        choice.explain(settings.Model(name=str(tmp_path)), tmp_path)

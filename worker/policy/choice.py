@@ -5,6 +5,7 @@ that file is there. A name or path in the settings counts before it.
 """
 
 import json
+import math
 import random
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from worker import settings
 from worker.errors import ModelError
@@ -110,7 +112,7 @@ def judge(machine: Machine) -> list[Verdict]:
     verdicts = []
     for pool in pools.pools:
         for model in pool.models:
-            needed = model.parameters * pools.bytes_per_parameter[machine.dtype] / GIB + pools.working_gib
+            needed = _needed_gib(model.parameters, machine)
             reason = None
             if machine.gpu_gib < pool.min_gpu_gib:
                 has = f"{machine.gpu_gib:.1f} GiB" if machine.gpu_gib else "no GPU"
@@ -176,10 +178,34 @@ def explain(model: settings.Model, folder: Path) -> list[str]:
         fits = "fits" if verdict.reason is None else f"does not: {verdict.reason}"
         lines.append(f"  {verdict.pool:<6} {verdict.name:<28} needs {verdict.needed_gib:4.1f} GiB: {fits}")
     if model.name != AUTO:
-        return [*lines, f"this node: {model.name}, as model.name says"]
+        return [*lines, f"this node: {model.name}, as model.name says{_fit_of(model.name, machine)}"]
     if (folder / CHOICE_FILE).exists():
         return [*lines, f"this node: {settle(model, folder).name}, chosen when it enrolled"]
     return [*lines, "this node: model.name is auto; `hivewright enrol` chooses one of those that fit"]
+
+
+def _needed_gib(parameters: int, machine: Machine) -> float:
+    pools = load_pools()
+    return parameters * pools.bytes_per_parameter[machine.dtype] / GIB + pools.working_gib
+
+
+def _fit_of(name: str, machine: Machine) -> str:
+    """What a model of the user's own needs, if it is on this machine, where its weights can be counted."""
+    folder = Path(__file__).parent / "tiny" if name == "hivewright/tiny" else Path(name).expanduser()
+    files = sorted(folder.glob("*.safetensors")) if (folder / "config.json").is_file() else []
+    if not files:
+        return ""
+    needed = _needed_gib(sum(map(_count_parameters, files)), machine)
+    fits = "fits" if needed <= machine.free_gib else f"does not fit: {machine.free_gib:.1f} GiB are free"
+    return f": needs {needed:.1f} GiB: {fits}"
+
+
+def _count_parameters(file: Path) -> int:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: can't be read: {error}; expected a model's weights as safetensors") from None
 
 
 def _free_ram() -> int:
