@@ -29,7 +29,7 @@ WORKERS, COORDINATORS = "workers", "coordinators"
 
 # The sections that each role reads. Only these are in its file: a change elsewhere does not restart it.
 ROLE_SECTIONS = {
-    "worker": ("node", "model", "environment", "generation", "trainer", "swarm", "chain", "log"),
+    "worker": ("node", "model", "environment", "generation", "trainer", "swarm", "chain", "hub", "log"),
     "chain": ("anvil", "chain", "log"),
     "keeper": ("keeper", "chain", "anvil", "log"),
     "bootnode": ("bootnode", "log"),

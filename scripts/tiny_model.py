@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from worker import settings
+from worker.environments.mix import Mix
 from worker.environments.mixes import DEMO_FAMILIES
 from worker.environments.reasoning_gym import ReasoningGym
 from worker.policy.policy import Policy
@@ -49,9 +50,13 @@ CHAT_TEMPLATE = (
 Pair = tuple[str, str]
 
 
-def make_tokenizer(gym: ReasoningGym) -> PreTrainedTokenizerFast:
+def _mix(**environment: Any) -> Mix:
+    return Mix(settings.Environment(**environment), {"reasoning-gym": ReasoningGym()})
+
+
+def make_tokenizer(gym: Mix) -> PreTrainedTokenizerFast:
     """Byte-level BPE: no text is unknown. Digits stay single; the answer's tags are one token each."""
-    default = ReasoningGym(settings.Environment())
+    default = _mix()
     texts = [g.question(task) for g, count in ((gym, 4000), (default, 900)) for task in g.sample(0, count)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -96,7 +101,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Any:
     )
 
 
-def stream_pairs(gym: ReasoningGym, seed: int) -> Iterator[Pair]:
+def stream_pairs(gym: Mix, seed: int) -> Iterator[Pair]:
     """Questions with their answers, without end."""
     while True:
         seed += 1
@@ -132,7 +137,7 @@ def train_step(policy: Policy, optimizer: torch.optim.Optimizer, pairs: list[Pai
     return total
 
 
-def mean_reward(policy: Policy, gym: ReasoningGym, seed: int, top_k: int) -> float:
+def mean_reward(policy: Policy, gym: Mix, seed: int, top_k: int) -> float:
     """Over 600 tasks: of the best answers with `top_k` 1; with 0 of sampled ones, as GRPO will see them."""
     tasks = gym.sample(seed, 600)
     generation = settings.Generation(num_generations=2, max_completion_length=12, top_k=top_k)
@@ -156,7 +161,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     started = time.monotonic()
 
-    gym = ReasoningGym(settings.Environment(families=DEMO_FAMILIES))
+    gym = _mix(families=DEMO_FAMILIES)
     tokenizer = make_tokenizer(gym)
     policy = Policy(make_model(tokenizer), tokenizer, "hivewright/tiny")
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)

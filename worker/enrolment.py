@@ -1,4 +1,4 @@
-"""Enrolment: the one moment in which a node's key is made, its token fetched, and its account made.
+"""Enrolment: the one moment in which a node's key is made, its token fetched, its account made, its model chosen.
 
 Run again it changes nothing. A worker without enrolment stops and says so; nothing else ever makes a key.
 """
@@ -29,20 +29,30 @@ class Enrolment:
 def run(settings: Settings) -> None:
     """Enrol the node of `settings`: make its key if it has none, and register it if there is an account service.
 
-    Raises IdentityError if the key is registered by somebody else, ChainUnreachable if the account service is silent.
+    Raises IdentityError if the key is registered by somebody else, ChainUnreachable if the account service is silent,
+    ModelError if the settings leave the model to the machine (`auto`) and none fits.
     """
     folder = settings.node.state_dir
     resources.require_disk(folder, settings.node.min_free_disk_mb)
     key_file = folder / KEY_FILE
     registered = _has_chain(settings)
     node_identity = identity.load(key_file) if key_file.exists() else identity.create(key_file)
+    model = _model(settings, node_identity.peer_id)
     if registered:
         from worker.chain import accounts
 
         accounts.enrol(node_identity, _enrolment_token(settings), settings.chain, folder)
     enrolment = Enrolment(node_identity.peer_id, registered)
     write_whole(folder / ENROLMENT_FILE, json.dumps(asdict(enrolment), indent=2) + "\n")
-    print(f"enrolled {enrolment.peer_id} ({identity.animal_name(enrolment.peer_id)}) in {folder}")
+    print(f"enrolled {enrolment.peer_id} ({identity.animal_name(enrolment.peer_id)}) in {folder}, model {model}")
+
+
+def _model(settings: Settings, peer_id: str) -> str:
+    if settings.model.name != "auto":
+        return settings.model.name
+    from worker.policy import choice  # torch measures the machine: only where that is asked for
+
+    return choice.decide(settings.model, settings.node.state_dir, peer_id)
 
 
 def _has_chain(settings: Settings) -> bool:

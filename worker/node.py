@@ -20,6 +20,7 @@ from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
+from worker.policy import choice
 from worker.policy import policy as policies
 from worker.records import Collected, Completion, Group, ScoredGroup, Task, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
@@ -29,6 +30,8 @@ from worker.swarm.exchange import Swarm
 from worker.swarm.identity import Identity, animal_name
 from worker.swarm.verify import Verifier
 from worker.telemetry import status, systemd
+from worker.telemetry.card import model_card
+from worker.telemetry.hub import Hub
 from worker.telemetry.status import NodeStatus, RoundRecord
 from worker.trainer import checkpoint, sampler
 from worker.trainer.trainer import Trainer
@@ -74,15 +77,16 @@ class Node:
         self.settings = settings
         self.peer_id = identity.peer_id
         self.folder = settings.node.state_dir
-        self.status = NodeStatus(
-            settings.node.name, self.peer_id, animal_name(self.peer_id), settings.model.name, __version__
-        )
+        model = choice.settle(settings.model, self.folder)
+        self.status = NodeStatus(settings.node.name, self.peer_id, animal_name(self.peer_id), model.name, __version__)
         self.status.write(self.folder)
         self.environment = environments.load(settings.environment)
-        self.policy = policies.load(settings.model)
+        self.status.environments = self.environment.versions
+        self.policy = policies.load(model)
         self.policy.require_context(settings.generation)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
         self.last_round = self._resume()
+        self.hub = self._hub() if settings.hub.token_file is not None else None
         self.ledger = Ledger(self.folder / "ledger.db")
         self.swarm = self._swarm() if settings.swarm.enabled else None
         self.coordinator: Coordinator | None = None
@@ -118,6 +122,8 @@ class Node:
             self.settlement.close()
         if self.swarm is not None:
             self.swarm.close()
+        if self.hub is not None:
+            self.hub.close()
         self._show("stopped", state="stopped")
 
     def _train_round(self, tick: Tick) -> None:
@@ -130,6 +136,7 @@ class Node:
         rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
         batch = sampler.choose(local, collected.groups, self.settings.trainer, rng)
         metrics = self.trainer.step(batch.groups)
+        self.environment.learn(local)
         record = RoundRecord(
             round=tick.round,
             finished_at=time.time(),
@@ -156,10 +163,15 @@ class Node:
                 self.ledger.record(tick.round, tick.stage, self.peer_id, reward, _winners(external))
                 self.settlement.wake()
         self.last_round = tick.round
+        self.status.levels = self.environment.levels
+        saved = None
         if self.status.rounds_trained % self.settings.node.checkpoint_every == 0 or self._finished():
-            self._checkpoint()
+            saved = self._checkpoint()
         record.append(self.folder)
         self._see_round(asdict(record))
+        if self.hub is not None and saved is not None and self.hub.is_due(self.status.rounds_trained):
+            card = model_card(self.settings, self.status, status.read_rounds(self.folder))
+            self.hub.push(self.status.rounds_trained, tick.round, saved, self._describe_model, card)
         self._show("round finished")
         logger.info(
             "round finished round=%d reward_mean=%.3f loss=%.4f peers_heard=%d groups_local=%d groups_external=%d "
@@ -183,6 +195,7 @@ class Node:
         self._show("training")
         rng = random.Random(f"{self.peer_id}/practice/{self.status.practice_steps}")
         metrics = self.trainer.step(sampler.choose(local, (), self.settings.trainer, rng).groups)
+        self.environment.learn(local)
         self.status.loss, self.status.tokens_per_second = metrics.loss, tokens_per_second
         if self.status.practice_steps % self.settings.node.checkpoint_every == 0:
             self._checkpoint()
@@ -239,6 +252,7 @@ class Node:
         self.status.state = "connected" if collected.heard else "training-alone"
         self.status.peers_known, self.status.peers_heard = swarm.peers_known, len(collected.heard)
         self.status.groups_rejected = dict(swarm.rejected)
+        self.status.other_versions = swarm.other_versions
         self.status.last_error = swarm.last_error
         return collected
 
@@ -272,6 +286,8 @@ class Node:
         deadline = time.monotonic() + self.settings.swarm.collect_timeout_seconds
         if self.settlement is not None:
             self.settlement.flush(FLUSH_SECONDS)
+        if self.hub is not None:
+            self.hub.flush(FLUSH_SECONDS)
         if self.coordinator is not None:
             self.clock.next(self.last_round, waiting=self._wait, deadline=deadline)
             self._see_chain()
@@ -285,6 +301,8 @@ class Node:
         if self.settlement is not None:
             settled = self.settlement.status()
             self.status.ledger = {name: getattr(settled, name) for name in ("earned", "sent", "confirmed", "rejected")}
+        if self.hub is not None:
+            self.status.hub = self.hub.status()
         self.status.write(self.folder)
         systemd.progress(f"{activity}, round {self.status.round}, {self.status.state}")
 
@@ -306,17 +324,30 @@ class Node:
         self.status.round, self.status.rounds_trained, self.status.practice_steps = numbers
         for record in status.read_rounds(self.folder)[-1:]:
             self._see_round(record)
+        self.environment.resume(state.get("environment", {}))
+        self.status.levels = self.environment.levels
         logger.info("resumed round=%d rounds_trained=%d", self.status.round, self.status.rounds_trained)
         return self.status.round
 
-    def _checkpoint(self) -> None:
-        checkpoint.save(
+    def _hub(self) -> Hub:
+        name = f"{self.policy.name.rpartition('/')[2]}-hivewright-{self.status.animal_name.replace(' ', '-')}"
+        return Hub(self.settings.hub, self.folder, name, self.status.rounds_trained)
+
+    def _describe_model(self, folder: Path) -> None:
+        """What a checkpoint's weights need beside them to be loaded by transformers."""
+        self.policy.model.config.save_pretrained(folder)
+        self.policy.model.generation_config.save_pretrained(folder)
+        self.policy.tokenizer.save_pretrained(folder)
+
+    def _checkpoint(self) -> Path:
+        return checkpoint.save(
             self.folder / "checkpoints",
             self.trainer,
             {
                 "round": self.last_round,
                 "rounds_trained": self.status.rounds_trained,
                 "practice_steps": self.status.practice_steps,
+                "environment": self.environment.state(),
             },
             keep=self.settings.node.keep_checkpoints,
         )

@@ -39,6 +39,16 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
         console.print(f"process {node.pid} is gone without a word; the end of its log, or of journalctl, says why")
     elif node.last_error is not None:
         console.print(printable(node.last_error), markup=False, highlight=False, soft_wrap=True)
+    if node.hub is not None:
+        pushed = "nothing yet" if node.hub.pushed_round is None else f"round {node.hub.pushed_round}"
+        failed = f", failed {node.hub.failures} times: {printable(node.hub.error)}" if node.hub.error else ""
+        print(f"hub {node.hub.repo}: {pushed} pushed, now {node.hub.state}{failed}")
+    for theirs, count in sorted(node.other_versions.items()):
+        ours = ", ".join(node.environments)
+        print(
+            f"{count} peers run {printable(theirs)}, this node {ours}: "
+            "they can't learn from each other; upgrade the older"
+        )
 
 
 def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
@@ -85,9 +95,16 @@ def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def print_settings(settings: Settings) -> None:
-    """Everything that a settings file resolves to, defaults included. Raises SettingsError for unknown families."""
+    """Everything that a settings file resolves to, defaults included, and, as comments, which models fit this machine.
+
+    Raises SettingsError for unknown families, ModelError for a GPU that is not there.
+    """
+    from worker.policy import choice
+
     environments.load(settings.environment)
     print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
+    for line in choice.explain(settings.model, settings.node.state_dir):
+        print(f"# {line}")
 
 
 def _ledger_table(rows: "Sequence[Row]") -> Table:

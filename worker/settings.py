@@ -54,7 +54,8 @@ class Model(Section):
     """The language model that is trained."""
 
     name: str = "hivewright/tiny"
-    """A Hugging Face name, a local path, or `hivewright/tiny`: the small model that comes with the package."""
+    """A Hugging Face name, a local path, `hivewright/tiny` (the small model that comes with the package), or `auto`: by
+    the machine's memory, decided once by `hivewright enrol`. `hivewright check` shows what fits."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights. auto: bfloat16 on a GPU, float32 on a CPU."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -67,11 +68,28 @@ class Family(Section):
     """One task family of the mix."""
 
     name: str
-    """A reasoning-gym data set name, such as `basic_arithmetic`."""
+    """A reasoning-gym data set name, such as `basic_arithmetic`; or `code/lists`, `code/texts`, `code/numbers`:
+    functions that the model writes, run in a sandbox."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share in the mix, relative to the other families."""
     config: dict[str, Any] = {}
-    """reasoning-gym's own configuration of the family; what is not named keeps reasoning-gym's default."""
+    """The environment's own configuration of the family; what is not named keeps the environment's default."""
+    level: Annotated[int, Field(ge=0)] | None = None
+    """Level of the family's curriculum, 0 the easiest; `config` stands above it. None: `config` alone."""
+    rise_at: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The level rises by one when the mean reward of the last 10 groups at it is at least this. None: it stays."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.rise_at is not None and self.level is None:
+            raise ValueError("rise_at needs a level to rise from, such as level: 0")
+        return self
+
+
+def split_family(name: str) -> tuple[str, str]:
+    """The environment that a family is of, and its name there: "code/numbers" is of code, others of reasoning-gym."""
+    source, slash, rest = name.partition("/")
+    return (source, rest) if slash else ("reasoning-gym", name)
 
 
 DEFAULT_FAMILIES = (
@@ -270,6 +288,28 @@ class Bootnode(Section):
     announce: tuple[Multiaddr, ...] = ()
 
 
+class Hub(Section):
+    """The model on the Hugging Face Hub. Nothing is pushed without a `token_file`."""
+
+    repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = None
+    """Where to: OWNER/NAME, or OWNER alone: then each node has a repository of its own, named after model and node."""
+    token_file: Path | None = None
+    """File with a Hugging Face token that may write."""
+    every_rounds: Positive = 100
+    """Rounds trained between two pushes, each of a finished checkpoint; whether the last one failed changes nothing."""
+    private: bool = False
+    """Whether a repository that is made here is private."""
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] = "https://huggingface.co"
+    timeout_seconds: Seconds = 3600.0
+    """Patience for one upload, which goes on beside training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.token_file is not None and self.repo is None:
+            raise ValueError("token_file is set and repo is not: where shall the model go? expected repo: OWNER/NAME")
+        return self
+
+
 class Log(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["text", "json"] = "text"
@@ -290,6 +330,7 @@ class Settings(Section):
     account: Account = Account()
     keeper: Keeper = Keeper()
     bootnode: Bootnode = Bootnode()
+    hub: Hub = Hub()
     log: Log = Log()
 
 

@@ -19,6 +19,9 @@ GROUP_SIZE = 4
 class Sums:
     """Tasks whose answer is "SEED+INDEX", exactly."""
 
+    def __init__(self, version: str = "sums 1") -> None:
+        self.versions = (version,)
+
     def question(self, task: Task) -> str:
         return f"{task.seed}+{task.index}?"
 
@@ -58,10 +61,10 @@ class Lab:
             identity.create(folder / "swarm.pem")
         return folder
 
-    def peer(self, name: str, start: bool = True, **departures: object) -> Swarm:
+    def peer(self, name: str, start: bool = True, version: str = "sums 1", **departures: object) -> Swarm:
         section = self._section().model_copy(update=departures)
         folder = self.folder(name)
-        swarm = Swarm(section, folder / "swarm.pem", folder, Verifier(Sums(), section, GROUP_SIZE))
+        swarm = Swarm(section, folder / "swarm.pem", folder, Verifier(Sums(version), section, GROUP_SIZE))
         self._open.append(swarm)
         if start:
             swarm.start()
@@ -71,6 +74,8 @@ class Lab:
         """A bare network part: a bootnode, or a peer that answers what the test wants."""
         section = self._section()
         folder = self.folder(name)
+        if on_ask is not None:
+            options.setdefault("environments", ("sums 1",))
         network = Network(section, folder / "swarm.pem", folder, on_ask=on_ask, **options)  # type: ignore[arg-type]
         self._open.append(network)
         network.start()

@@ -28,7 +28,7 @@ class Node:
 
     def record(self, who: identity.Identity | None = None, life: int = 60) -> wire.Member:
         now = int(time.time())
-        return wire.seal_member(who or self.me, self.daemon.addresses, 0, now, now + life)
+        return wire.seal_member(who or self.me, self.daemon.addresses, 0, now, now + life, ())
 
     async def names(self, seed: int = 1) -> set[str]:
         return {m.peer_id for m in await self.membership.read(random.Random(seed))}

@@ -149,3 +149,30 @@ def test_use_outside_of_its_life_is_an_error(lab: Lab) -> None:
     swarm.close()
     with pytest.raises(SwarmError, match="nothing after close"):
         swarm.collect(1, 1)
+
+
+def test_peers_of_two_versions_say_so_and_do_not_ask_each_other(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    lab.bootnode()
+    ours, old = lab.peer("ours"), lab.peer("old", version="sums 0.9")
+    wait_until(lambda: ours.status().other_versions == {"sums 0.9": 1}, 15, "the other version is seen")
+    for number, swarm in enumerate((ours, old)):
+        swarm.publish(1, make_groups(swarm.status().peer_id, 1))
+        assert swarm.collect(1, 9).groups == (), number
+    assert ours.status().state == "training-alone"
+    wait_until(lambda: old.status().other_versions == {"sums 1": 1}, 15, "and so does the old one")
+    said = [r for r in caplog.records if "another version" in r.getMessage()]
+    assert len(said) == 2
+    assert "theirs=sums 0.9 ours=sums 1" in caplog.text
+
+
+def test_request_of_a_peer_with_another_version_is_refused_with_the_reason(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab.bootnode()
+    ours = lab.peer("ours", peers_per_round=0)
+    asker = lab.peer("asker")
+    wait_until(lambda: asker.status().peers_known == 1, 15, "they know each other")
+    asker._network.environments, asker._network._member = ("sums 2",), None  # it upgrades, and its view is old
+    ours.publish(1, make_groups(ours.status().peer_id, 1))
+    assert asker.collect(1, 9).groups == ()
+    assert "reason=environment: this node has sums 1, the asker not" in caplog.text

@@ -106,7 +106,7 @@ def change_task(**changes: object) -> Lie:
 
 
 def seal(me: Identity, body: bytes) -> bytes:
-    return msgpack.packb([me.public_key, me.sign(b"hivewright/groups/1\n" + body), body])
+    return msgpack.packb([me.public_key, me.sign(b"hivewright/groups/2\n" + body), body])
 
 
 async def lie_with_signature(me: Identity, ask: Ask, stream: Stream) -> None:

@@ -13,9 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from worker import settings
+from worker import environments, settings
 from worker.environments.mixes import DEMO_FAMILIES
-from worker.environments.reasoning_gym import ReasoningGym
 from worker.errors import ModelError, ResourceError, TrainingError
 from worker.policy.policy import Policy, load
 from worker.records import ScoredGroup
@@ -23,7 +22,7 @@ from worker.trainer import checkpoint
 from worker.trainer.trainer import Trainer
 
 GENERATION = settings.Generation(num_generations=4, max_completion_length=12)
-GYM = ReasoningGym(settings.Environment(families=DEMO_FAMILIES))
+GYM = environments.load(settings.Environment(families=DEMO_FAMILIES))
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +225,7 @@ def test_full_disk_leaves_the_old_checkpoint_and_says_so(pristine, tmp_path):
 SAVE_FOR_EVER = """
 import sys
 from pathlib import Path
-from worker import settings
+from worker import environments, settings
 from worker.policy.policy import load
 from worker.trainer import checkpoint
 from worker.trainer.trainer import Trainer

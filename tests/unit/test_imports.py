@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "worker.resources": {"worker.errors"},
     "worker.service": {"worker.errors"},
     "worker.environments": GROUND,
-    "worker.policy": GROUND,
+    "worker.policy": GROUND | {"worker.service"},
     "worker.swarm": GROUND | ROLE,
     "worker.chain": GROUND | ROLE | {"worker.swarm.identity"},
     "worker.trainer": GROUND | {"worker.policy"},

@@ -16,6 +16,8 @@ from worker.swarm.peers import (
 )
 from worker.swarm.wire import Member
 
+OURS = ("reasoning-gym 0.1.25",)
+
 
 class Clock:
     now = 1000.0
@@ -24,9 +26,9 @@ class Clock:
         return self.now
 
 
-def member(name: str, issued: int | None = None, life: int = 180) -> Member:
+def member(name: str, issued: int | None = None, life: int = 180, environments: tuple[str, ...] = OURS) -> Member:
     issued = int(time.time()) if issued is None else issued
-    return Member(name, ("/ip4/127.0.0.1/tcp/1",), 0, 1, issued, issued + life, name.encode())
+    return Member(name, ("/ip4/127.0.0.1/tcp/1",), 0, 1, issued, issued + life, environments, name.encode())
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def peers(clock: Clock) -> Peers:
-    return Peers("me", 180.0, clock)
+    return Peers("me", 180.0, OURS, clock)
 
 
 def draw_all(peers: Peers, seed: int = 1) -> list[str]:
@@ -92,7 +94,7 @@ def test_clock_that_is_minutes_off_does_not_hide_a_peer(peers: Peers) -> None:
 def test_older_record_does_not_replace_a_newer_one(peers: Peers) -> None:
     now = int(time.time())
     peers.learn(member("a", issued=now), from_itself=False)
-    stale = Member("a", ("/ip4/127.0.0.1/tcp/9",), 0, 1, now - 10, now + 170, b"stale")
+    stale = Member("a", ("/ip4/127.0.0.1/tcp/9",), 0, 1, now - 10, now + 170, OURS, b"stale")
     peers.learn(stale, from_itself=False)
     assert peers.addresses("a") == ("/ip4/127.0.0.1/tcp/1",)
 
@@ -141,3 +143,40 @@ def test_damaged_cache_is_ignored(tmp_path: Path, text: str) -> None:
 
 def test_missing_cache_is_empty(tmp_path: Path) -> None:
     assert load_cache(tmp_path / "peers.json") == Cache()
+
+
+def test_peer_of_another_version_is_not_drawn_and_is_named_once(peers: Peers, caplog: pytest.LogCaptureFixture) -> None:
+    for issued in (1, 2, 3):
+        peers.learn(member("old", issued, environments=("reasoning-gym 0.1.24",)), from_itself=True)
+    assert len(caplog.records) == 1
+    assert caplog.records[0].levelname == "WARNING"
+    assert "peer=old theirs=reasoning-gym 0.1.24 ours=reasoning-gym 0.1.25" in caplog.text
+    assert peers.draw(random.Random(1), ()) is None
+    assert peers.other_versions() == {"reasoning-gym 0.1.24": 1}
+    assert len(peers) == 1
+
+
+def test_peer_that_was_upgraded_is_drawn(peers: Peers) -> None:
+    peers.learn(member("old", 1, environments=("reasoning-gym 0.1.24",)), from_itself=True)
+    peers.learn(member("old", 2), from_itself=True)
+    assert peers.draw(random.Random(1), ()) == "old"
+    assert peers.other_versions() == {}
+
+
+def test_peer_with_one_environment_in_common_is_drawn_though_another_differs(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    peers = Peers("me", 180.0, ("code 1", "reasoning-gym 0.1.25"), clock)
+    peers.learn(member("new", environments=("code 2", "reasoning-gym 0.1.25")), from_itself=True)
+    assert peers.draw(random.Random(1), ()) == "new"
+    assert peers.other_versions() == {"code 2": 1}
+    assert "theirs=code 2" in caplog.text
+
+
+def test_peer_of_another_environment_is_no_mismatch_and_not_drawn(
+    peers: Peers, caplog: pytest.LogCaptureFixture
+) -> None:
+    peers.learn(member("coder", environments=("code 1",)), from_itself=True)
+    assert peers.draw(random.Random(1), ()) is None
+    assert peers.other_versions() == {}
+    assert not caplog.records

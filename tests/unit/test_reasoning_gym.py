@@ -7,19 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from worker import environments, settings
+from worker.environments.mix import MAX_INDEX, Mix, config_digest, extract_answer
 from worker.environments.mixes import DEMO_FAMILIES, DEMO_SETTINGS
-from worker.environments.reasoning_gym import MAX_INDEX, ReasoningGym, _make_item, config_digest, extract_answer
-from worker.errors import BadRecord, SettingsError
+from worker.environments.reasoning_gym import ReasoningGym, _make_item
+from worker.errors import BadRecord, SettingsError, TrainingError
+from worker.records import ScoredGroup
 from worker.settings import Family
 
 
-def gym(*families: Family) -> ReasoningGym:
-    return ReasoningGym(settings.Environment(families=families))
+def gym(*families: Family) -> Mix:
+    return Mix(settings.Environment(families=families), {"reasoning-gym": ReasoningGym()})
 
 
 @pytest.fixture(scope="module")
-def default() -> ReasoningGym:
-    return ReasoningGym(settings.Environment())
+def default() -> Mix:
+    return gym(*settings.Environment().families)
 
 
 def test_default_mix_makes_nine_families_and_scores_their_own_answers(default):
@@ -31,17 +33,23 @@ def test_default_mix_makes_nine_families_and_scores_their_own_answers(default):
             assert default.score(task, [f"so: <answer>{answer}</answer>", answer]) == [1.0, 0.0]
 
 
-def test_tasks_are_the_same_in_another_process(default):
+@pytest.mark.parametrize("hash_seed", ["0", "4711"])
+def test_tasks_and_scores_are_the_same_in_another_process(default, hash_seed):
     code = (
         "import json; from worker import settings, environments\n"
         "e = environments.load(settings.Environment())\n"
-        "print(json.dumps([[t.family, t.config_digest, t.seed, t.index, e.question(t)] for t in e.sample(7, 30)]))"
+        "print(json.dumps([[t.family, t.config_digest, t.seed, t.index, e.question(t), e.answer(t), "
+        "e.score(t, ['<answer>1</answer>', '<answer>0 1</answer>'])] for t in e.sample(7, 60)]))"
     )
     output = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=100, check=True
-    ).stdout
-    ours = [[t.family, t.config_digest, t.seed, t.index, default.question(t)] for t in default.sample(7, 30)]
-    assert json.loads(output) == ours
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=100, check=True,
+        env={"PYTHONHASHSEED": hash_seed},
+    ).stdout  # fmt: skip
+    texts = ["<answer>1</answer>", "<answer>0 1</answer>"]
+    assert json.loads(output) == [
+        [*dataclasses.astuple(t), default.question(t), default.answer(t), default.score(t, texts)]
+        for t in default.sample(7, 60)
+    ]
 
 
 def test_neighbouring_seeds_share_no_task():
@@ -76,14 +84,15 @@ def test_question_of_a_task_that_this_node_does_not_have_is_refused(default):
             assert caught.value.reason == "unknown-task"
 
 
-def test_digest_changes_with_config_and_version_only(monkeypatch):
-    family = Family(name="gcd", config={"min_value": 1, "max_value": 9})
-    same = Family(name="gcd", weight=2.0, config={"max_value": 9, "min_value": 1})
-    assert config_digest(family) == config_digest(same)
-    assert config_digest(family) != config_digest(Family(name="gcd"))
-    before = config_digest(family)
-    monkeypatch.setattr("worker.environments.reasoning_gym.VERSION", "0.0.1")
-    assert config_digest(family) != before
+def test_digest_changes_with_config_and_version_only():
+    digest = config_digest("x 1", "gcd", {"min_value": 1, "max_value": 9})
+    assert digest == config_digest("x 1", "gcd", {"max_value": 9, "min_value": 1})
+    assert digest not in (
+        config_digest("x 1", "gcd", {}),
+        config_digest("x 2", "gcd", {"min_value": 1, "max_value": 9}),
+    )
+    mixes = [gym(Family(name="gcd", weight=weight)) for weight in (1.0, 2.0)]
+    assert mixes[0].sample(1, 1) == mixes[1].sample(1, 1)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +117,9 @@ def test_answer_is_the_text_of_the_last_pair(text, answer):
     [
         (
             Family(name="basic_aritmetic"),
-            "basic_aritmetic: not a reasoning-gym .* family; did you mean basic_arithmetic?",
+            "basic_aritmetic: not a family of reasoning-gym .*; did you mean basic_arithmetic?",
         ),
-        (Family(name="zzzz"), "zzzz: not a reasoning-gym .* family; reasoning-gym's gallery lists them"),
+        (Family(name="zzzz"), "zzzz: not a family of reasoning-gym .*; reasoning-gym's gallery lists them"),
         (Family(name="countdown"), "countdown: its scorer evaluates the answer as Python"),
         (Family(name="gcd", config={"seed": 4}), "gcd: seed follows from the task; leave it out"),
         (
@@ -118,11 +127,23 @@ def test_answer_is_the_text_of_the_last_pair(text, answer):
             'gcd: {"nonsense": 4}: reasoning-gym refuses it: .*nonsense',
         ),
         (Family(name="gcd", config={"min_value": 0}), "gcd: .*: reasoning-gym refuses it: min_value"),
+        (Family(name="gcd", level=4), "gcd: level 4; expected 0 to 3, its curriculum's"),
+        (Family(name="knight_swap", level=0), "knight_swap: level 0; expected none: it has no curriculum"),
     ],
 )
 def test_wrong_family_is_a_settings_error(family, message):
     with pytest.raises(SettingsError, match=message):
         gym(family)
+
+
+def test_unknown_environment_is_a_settings_error():
+    with pytest.raises(SettingsError, match="poetry/: no such environment"):
+        environments.load(settings.Environment(families=(Family(name="poetry/sonnets"),)))
+
+
+def test_rise_without_a_level_is_a_settings_error():
+    with pytest.raises(SettingsError, match="rise_at needs a level to rise from"):
+        settings.parse({"environment": {"families": [{"name": "gcd", "rise_at": 0.5}]}}, "test")
 
 
 def test_same_family_twice_is_a_settings_error():
@@ -162,3 +183,70 @@ def test_demo_settings_are_a_mix_that_loads():
     checked = settings.from_flat(DEMO_SETTINGS, "demo")
     assert checked.environment.families == DEMO_FAMILIES
     assert len(environments.load(checked.environment).sample(1, 8)) == 8
+
+
+def test_levels_get_harder_and_config_stands_above_them():
+    easy, hard = gym(Family(name="chain_sum", level=0)), gym(Family(name="chain_sum", level=9))
+    lengths = [max(len(mix.question(t)) for t in mix.sample(1, 20)) for mix in (easy, hard)]
+    assert lengths[1] > lengths[0] + 20
+    fixed = gym(Family(name="chain_sum", level=9, config={"min_terms": 2, "max_terms": 2}))
+    assert all(fixed.question(t).count("+") + fixed.question(t).count(" - ") <= 1 for t in fixed.sample(1, 10))
+
+
+def test_peers_at_different_levels_understand_each_other():
+    """Whatever level each stands at, or at none; only another configuration is strange."""
+    mixes = [gym(Family(name="gcd", level=level)) for level in (None, 0, 3)]
+    for mix in mixes:
+        task = mix.sample(5, 1)[0]
+        assert len({other.question(task) for other in mixes}) == 1
+        assert all(other.score(task, [f"<answer>{mix.answer(task)}</answer>"]) == [1.0] for other in mixes)
+    assert len({mix.sample(5, 1)[0].config_digest for mix in mixes}) == 3
+    with pytest.raises(BadRecord, match="not in this node's mix"):
+        gym(Family(name="gcd", config={"max_value": 7, "min_value": 1})).question(mixes[0].sample(5, 1)[0])
+
+
+def scored(mix: Mix, seed: int, reward: float) -> list[ScoredGroup]:
+    return [ScoredGroup(task, "?", ("a", "b"), (reward, reward)) for task in mix.sample(seed, 5)]
+
+
+def test_level_rises_with_success_and_not_before():
+    mix = gym(Family(name="gcd", level=2, rise_at=0.8))
+    mix.learn(scored(mix, 1, 0.9))
+    assert mix.levels == {"gcd": 2}
+    old = scored(mix, 2, 0.9)
+    mix.learn(old)
+    assert mix.levels == {"gcd": 3}
+    mix.learn(old)  # of the level before: it says nothing about this one
+    for seed in range(5):
+        mix.learn(scored(mix, seed, 1.0))
+    assert mix.levels == {"gcd": 3}  # the highest
+
+
+def test_level_stays_without_success_and_without_rise_at():
+    for family in (Family(name="gcd", level=0, rise_at=0.8), Family(name="gcd", level=0)):
+        mix = gym(family)
+        for seed in range(6):
+            mix.learn(scored(mix, seed, 0.79 if family.rise_at else 1.0))
+        assert mix.levels == {"gcd": 0}
+
+
+def test_curriculum_goes_on_where_it_stood():
+    family = Family(name="gcd", level=0, rise_at=0.5)
+    before, after = gym(family), gym(family)
+    for seed in range(3):
+        before.learn(scored(before, seed, 0.6))
+    state = json.loads(json.dumps(before.state()))
+    after.resume(state)
+    assert (after.state(), after.levels) == (before.state(), {"gcd": 1})
+    for mix in (before, after):
+        mix.learn(scored(mix, 9, 1.0))
+    assert after.sample(3, 5) == before.sample(3, 5)
+    other = gym(Family(name="gcd", level=0, config={"max_numbers": 3}))
+    other.resume(state)  # another family than then: it begins where the settings say
+    assert other.levels == {"gcd": 0}
+
+
+@pytest.mark.parametrize("state", [[], {"gcd": 3}, {"gcd x": {"level": "2", "rewards": []}}])
+def test_state_that_is_none_is_a_training_error(state):
+    with pytest.raises(TrainingError, match="levels of the environment"):
+        gym(Family(name="gcd", level=0)).resume(state)

@@ -1,10 +1,13 @@
 """What people read in a terminal of 80 columns."""
 
+import argparse
 import io
 
 from rich.console import Console
 
-from worker.reports import swarm_table
+from worker import settings
+from worker.reports import print_status, swarm_table
+from worker.telemetry.hub import HubStatus
 from worker.telemetry.status import NodeStatus
 
 
@@ -40,3 +43,13 @@ def test_name_of_a_stranger_cannot_drive_the_terminal():
     status = node()
     status.name = "\x1b[2Jx"
     assert "\x1b" not in "".join(lines(status))
+
+
+def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_path, capsys):
+    status = node(environments=("reasoning-gym 0.1.25",), other_versions={"reasoning-gym 0.1.24": 2})
+    status.hub = HubStatus("hive/model", "failed", round=200, pushed_round=100, failures=1, error="says 401")
+    status.write(tmp_path)
+    print_status(settings.from_flat({"node_state_dir": str(tmp_path)}, "test"), argparse.Namespace(json=False))
+    shown = capsys.readouterr().out
+    assert "hub hive/model: round 100 pushed, now failed, failed 1 times: says 401" in shown
+    assert "2 peers run reasoning-gym 0.1.24, this node reasoning-gym 0.1.25: they can't learn from each other" in shown

@@ -1,6 +1,7 @@
 """A peer's group counts only if its task is its own, its size is right, and our own scorer scored it."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ SEED = round_seed(PEER, ROUND)
 
 class Sums:
     """Answers "SEED+INDEX" exactly."""
+
+    versions = ("sums 1",)
 
     def question(self, task: Task) -> str:
         if task.family != "sum":
@@ -80,3 +83,23 @@ def test_one_bad_group_does_not_spoil_the_others() -> None:
     scored, errors = verifier().verify_all(PEER, ROUND, [GOOD, bad, GOOD, other])
     assert [s.task.index for s in scored] == [1, 2]
     assert [e.reason for e in errors] == ["seed", "duplicate"]
+
+
+def test_verification_ends_when_its_time_is_up() -> None:
+    """A hostile peer's groups may take seconds each to score: the one that is being scored is the last."""
+    groups = [replace(GOOD, task=replace(GOOD.task, index=index)) for index in range(3)]
+    until = time.monotonic() + 0.2
+
+    class Slow(Sums):
+        num_scored = 0
+
+        def score(self, task: Task, completions: Sequence[str]) -> list[float]:
+            self.num_scored += 1
+            time.sleep(0.3)
+            return super().score(task, completions)
+
+    slow = Slow()
+    with pytest.raises(BadRecord, match="take too long to score") as caught:
+        verifier(slow).verify_all(PEER, ROUND, groups, until)
+    assert caught.value.reason == "slow-to-score"
+    assert slow.num_scored == 1

@@ -23,6 +23,7 @@ GROUPS = (
     Group(Task("sum", "c0ffee", 7, 1), ("", "\u00e9" * 100)),
 )
 ADDRESSES = ("/ip4/192.0.2.1/tcp/38000", "/dns4/example.org/udp/1/quic-v1")
+ENVIRONMENTS = ("code 1", "reasoning-gym 0.1.25")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def read(data: bytes, max_bytes: int = 10_000) -> tuple[Kind, bytes]:
     return asyncio.run(feed())
 
 
-def seal(me: identity.Identity, body: bytes, domain: bytes = b"hivewright/groups/1\n") -> bytes:
+def seal(me: identity.Identity, body: bytes, domain: bytes = b"hivewright/groups/2\n") -> bytes:
     return msgpack.packb([me.public_key, me.sign(domain + body), body])
 
 
@@ -63,14 +64,14 @@ def test_no_groups_survive_the_way(me: identity.Identity) -> None:
 
 
 def test_member_survives_the_way(me: identity.Identity) -> None:
-    member = wire.seal_member(me, ADDRESSES, -1, 1000, 1180)
+    member = wire.seal_member(me, ADDRESSES, -1, 1000, 1180, ENVIRONMENTS)
     assert wire.open_member(member.sealed) == member
     assert member.addresses == ADDRESSES
 
 
 def test_member_with_the_longest_addresses_is_read(me: identity.Identity) -> None:
     addresses = [f"/dns/{'a' * 240}{i}/tcp/1" for i in range(12)]
-    member = wire.seal_member(me, addresses, 2**62, 2**40, 2**40)
+    member = wire.seal_member(me, addresses, 2**62, 2**40, 2**40, ["a" * 32 + " " + "1" * 31] * 4)
     assert len(wire.open_member(member.sealed).addresses) == wire.MAX_ADDRESSES
 
 
@@ -122,7 +123,7 @@ def test_groups_that_name_another_sender_are_refused(me: identity.Identity, othe
 def test_member_record_is_no_groups_message(me: identity.Identity) -> None:
     body = zstandard.compress(msgpack.packb([me.peer_id, 3, []]))
     with pytest.raises(BadRecord) as caught:
-        wire.open_groups(seal(me, body, domain=b"hivewright/member/1\n"), me.peer_id, 3, LIMITS)
+        wire.open_groups(seal(me, body, domain=b"hivewright/member/2\n"), me.peer_id, 3, LIMITS)
     assert caught.value.reason == "signature"
 
 
@@ -198,22 +199,32 @@ def test_deep_nesting_is_malformed(me: identity.Identity, opener: bytes) -> None
     ],
 )
 def test_member_with_odd_addresses_is_refused(me: identity.Identity, addresses: object) -> None:
-    body = msgpack.packb([me.peer_id, addresses, 0, 1, 0, 0])
+    body = msgpack.packb([me.peer_id, addresses, 0, 1, 0, 0, []])
     with pytest.raises(BadRecord, match=r"expected|no message"):
-        wire.open_member(seal(me, body, domain=b"hivewright/member/1\n"))
+        wire.open_member(seal(me, body, domain=b"hivewright/member/2\n"))
+
+
+@pytest.mark.parametrize(
+    "environments", [["reasoning-gym"], ["x 1\n"], ["x " + "1" * 40], [1], ["x 1"] * 17, None, "x 1"]
+)
+def test_member_with_odd_environments_is_malformed(me: identity.Identity, environments: object) -> None:
+    body = msgpack.packb([me.peer_id, [], 0, 2, 0, 0, environments])
+    with pytest.raises(BadRecord) as caught:
+        wire.open_member(seal(me, body, domain=b"hivewright/member/2\n"))
+    assert caught.value.reason == "malformed"
 
 
 def test_member_record_of_another_peer_is_refused(me: identity.Identity, other: identity.Identity) -> None:
-    body = msgpack.packb([other.peer_id, [], 0, 1, 0, 0])
+    body = msgpack.packb([other.peer_id, [], 0, 1, 0, 0, []])
     with pytest.raises(BadRecord) as caught:
-        wire.open_member(seal(me, body, domain=b"hivewright/member/1\n"))
+        wire.open_member(seal(me, body, domain=b"hivewright/member/2\n"))
     assert caught.value.reason == "signature"
 
 
 def test_newer_version_is_refused_with_both_versions_named() -> None:
     newer = bytearray(wire.encode_frame(Kind.HELLO, b""))
-    newer[2] = 2
-    with pytest.raises(BadRecord, match="version 2; this node speaks 1, upgrade the older of the two") as caught:
+    newer[2] = 3
+    with pytest.raises(BadRecord, match="version 3; this node speaks 2, upgrade the older of the two") as caught:
         read(bytes(newer))
     assert caught.value.reason == "version"
 
@@ -250,12 +261,12 @@ def check_all(data: bytes, peer_id: str) -> None:
 @given(data=st.binary(max_size=300))
 def test_random_bytes_are_refused(me: identity.Identity, data: bytes) -> None:
     check_all(data, me.peer_id)
-    check_all(b"hw\x01" + data, me.peer_id)
+    check_all(b"hw\x02" + data, me.peer_id)
 
 
 @pytest.fixture(scope="module")
 def messages(me: identity.Identity) -> list[bytes]:
-    member = wire.seal_member(me, ADDRESSES, 3, 1000, 1180).sealed
+    member = wire.seal_member(me, ADDRESSES, 3, 1000, 1180, ENVIRONMENTS).sealed
     return [
         member,
         wire.seal_groups(me, 3, GROUPS),
@@ -294,7 +305,7 @@ values = st.recursive(
 @given(value=values, as_rows=st.booleans())
 def test_any_signed_value_is_refused_or_read(me: identity.Identity, value: object, as_rows: bool) -> None:
     body = msgpack.packb([me.peer_id, 3, value] if as_rows else value)
-    for domain, data in ((b"hivewright/groups/1\n", zstandard.compress(body)), (b"hivewright/member/1\n", body)):
+    for domain, data in ((b"hivewright/groups/2\n", zstandard.compress(body)), (b"hivewright/member/2\n", body)):
         check_all(seal(me, data, domain), me.peer_id)
     check_all(body, me.peer_id)
 

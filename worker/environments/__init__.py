@@ -1,17 +1,65 @@
-"""Where tasks come from: an environment turns recipes into questions, answers into rewards. A new one is one file."""
+"""Where tasks come from: an environment turns recipes into questions, answers into rewards. A new one is one file.
 
-from collections.abc import Sequence
-from typing import Protocol
+What the node sees is the mix of all families that its settings name (mix.py). A new environment is a module that
+offers `Source`, and a line in `_load_source`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from worker import settings
-from worker.records import Task
+from worker.errors import SettingsError
+from worker.records import ScoredGroup, Task
+
+Config = Mapping[str, Any]
+"""A family's configuration: plain JSON values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One task, as a source makes it: a family of its own, a configuration as JSON text, and a seed (31 bits)."""
+
+    family: str
+    config: str
+    seed: int
+
+
+class Source(Protocol):
+    """An environment: families of tasks that it makes from recipes and scores. Called from several threads."""
+
+    version: str
+    """Name and version, such as "reasoning-gym 0.1.25". Nodes with different ones make different tasks of a recipe."""
+
+    def check(self, family: str, config: Config) -> None:
+        """Raises SettingsError for a family that there is not, and for a configuration that it refuses."""
+
+    def levels(self, family: str, config: Config) -> Sequence[Config]:
+        """The configurations of the family's curriculum, the easiest first, `config` on top; none: no curriculum."""
+
+    def question(self, recipe: Recipe) -> str:
+        """The text of a task."""
+
+    def answer(self, recipe: Recipe) -> str | None:
+        """One right answer as it stands between the tags; None: the source names none."""
+
+    def score(self, recipe: Recipe, completions: Sequence[str]) -> list[float]:
+        """The rewards, 0 to 1, of the completions, which are strangers' text. In bounded time."""
 
 
 class Environment(Protocol):
-    """What the node, the exchange and the benchmarks need of an environment."""
+    """What the node, the exchange and the benchmarks need: `mix.Mix` is one."""
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Names and versions of the sources that are in it."""
+
+    @property
+    def levels(self) -> dict[str, int]:
+        """The curriculum level of each family that has one in the settings."""
 
     def sample(self, seed: int, count: int) -> list[Task]:
-        """The `count` tasks that belong to `seed`: the same on every machine with the same mix."""
+        """The `count` tasks that belong to `seed`: the same on every machine with the same mix at the same levels."""
 
     def question(self, task: Task) -> str:
         """The text of a task. Raises BadRecord ("unknown-task") for one that is not of this mix."""
@@ -19,10 +67,34 @@ class Environment(Protocol):
     def score(self, task: Task, completions: Sequence[str]) -> list[float]:
         """The rewards, 0 to 1, of the completions. Raises BadRecord ("unknown-task") as `question` does."""
 
+    def learn(self, groups: Sequence[ScoredGroup]) -> None:
+        """See how our own groups of a round went: levels may rise."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the curriculum stands, as plain JSON values."""
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave. Raises TrainingError for anything else."""
+
 
 def load(environment: settings.Environment) -> Environment:
-    """The environment that the settings name. Raises SettingsError for a family that there is not."""
-    # Imported here: reasoning-gym costs a second, and not every role that imports the protocol needs it.
-    from worker.environments.reasoning_gym import ReasoningGym
+    """The mix that the settings name. Raises SettingsError for a family that there is not."""
+    from worker.environments.mix import Mix
 
-    return ReasoningGym(environment)
+    names = {settings.split_family(family.name)[0] for family in environment.families}
+    return Mix(environment, {name: _load_source(name) for name in sorted(names)})
+
+
+def _load_source(name: str) -> Source:
+    # Imported here: reasoning-gym costs a second, and not every role that imports the protocol needs it.
+    if name == "reasoning-gym":
+        from worker.environments.reasoning_gym import ReasoningGym
+
+        return ReasoningGym()
+    if name == "code":
+        from worker.environments.code import Code
+
+        return Code()
+    raise SettingsError(
+        f"environment/families: {name}/: no such environment; expected code/, or a family of reasoning-gym"
+    )

@@ -1,7 +1,7 @@
 """Tasks of reasoning-gym: regenerated from their recipe on every machine, scored by the family's own scorer.
 
-A task's recipe (family, config digest, seed, index) becomes the seed of a data set with one item. reasoning-gym's own
-index is not used: its item i of seed s is item i - 1 of seed s + 1, so neighbouring seeds would share tasks.
+A task is a data set with one item. reasoning-gym's own index is not used: its item i of seed s is item i - 1 of seed
+s + 1, so neighbouring seeds would share tasks.
 
 Answers are strangers' text. Some scorers hand it to `eval`; see `_EVALUATING_MODULES` and `_EVALUATING_FAMILIES`.
 """
@@ -9,30 +9,26 @@ Answers are strangers' text. Some scorers hand it to `eval`; see `_EVALUATING_MO
 import ast
 import contextlib
 import difflib
-import hashlib
 import importlib
 import importlib.metadata
 import io
 import json
 import logging
 import math
-import random
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from reasoning_gym.factory import DATASETS, create_dataset
+from reasoning_gym.coaching.attributes import RangeAttributeDefinition
+from reasoning_gym.coaching.base_curriculum import BaseCurriculum
+from reasoning_gym.factory import CURRICULA, DATASETS, create_curriculum, create_dataset
 
-from worker import settings
-from worker.errors import BadRecord, SettingsError
-from worker.records import Task
+from worker.environments import Config, Recipe
+from worker.environments.mix import extract_answer
+from worker.errors import SettingsError
 
 log = logging.getLogger(__name__)
-
-VERSION = importlib.metadata.version("reasoning-gym")
-MAX_INDEX = 1 << 16
-"""Tasks of one seed. Far above any round; keeps strangers' recipes in a known range."""
 
 # These modules `eval` the answer before they compare it. A module-level name shadows the builtin: literals only.
 _EVALUATING_MODULES = (
@@ -49,6 +45,12 @@ _EVALUATING_FAMILIES = frozenset(
 )
 """Their scorers run the answer through sympy's parser, which evaluates Python: refused."""
 
+_NUM_QUICK_LEVELS = {"bf": 2, "jugs": 2, "n_queens": 4, "sokoban": 0, "zebra_puzzles": 4}
+"""The levels after these many take seconds to make one task: too much for what a stranger may ask of us."""
+
+_REFUSALS = (AssertionError, TypeError, ValueError)
+"""What the `validate` and the constructors of reasoning-gym raise on a configuration."""
+
 _making = threading.Lock()
 
 _UNREADABLE_ANSWER = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
@@ -56,90 +58,75 @@ _UNREADABLE_ANSWER = (ArithmeticError, AttributeError, LookupError, RecursionErr
 
 
 class ReasoningGym:
-    """A weighted mix of reasoning-gym families.
+    """The families of reasoning-gym, except those whose scorer would evaluate a stranger's text. See `Source`."""
 
-    Raises SettingsError for an unknown family, a configuration that the family refuses, and families whose scorer
-    would evaluate a stranger's text.
-    """
+    version = f"reasoning-gym {importlib.metadata.version('reasoning-gym')}"
 
-    def __init__(self, environment: settings.Environment) -> None:
-        self._families = {(f.name, _check(f)): f for f in environment.families}
-        if len(self._families) < len(environment.families):
+    def check(self, family: str, config: Config) -> None:
+        if family not in DATASETS:
+            close = difflib.get_close_matches(family, DATASETS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "reasoning-gym's gallery lists them"
+            raise SettingsError(f"environment/families: {family}: not a family of {self.version}; {hint}")
+        if family in _EVALUATING_FAMILIES:
             raise SettingsError(
-                "environment/families: a family stands there twice with one configuration; give it once"
+                f"environment/families: {family}: its scorer evaluates the answer as Python, and answers come from "
+                "strangers; take another family"
             )
+        if reserved := {"seed", "size"} & config.keys():
+            raise SettingsError(f"environment/families: {family}: {min(reserved)} follows from the task; leave it out")
+        try:
+            create_dataset(family, seed=0, size=1, **config)
+        except _REFUSALS as error:
+            raise SettingsError(
+                f"environment/families: {family}: {json.dumps(dict(config))}: reasoning-gym refuses it: {error}"
+            ) from None
 
-    def sample(self, seed: int, count: int) -> list[Task]:
-        """The first `count` tasks of `seed`; the family of each is drawn by weight."""
-        if not 0 <= count <= MAX_INDEX:
-            raise SettingsError(f"tasks_per_round: got {count}; expected at most {MAX_INDEX}")
-        drawn = random.Random(f"families/{seed}").choices(
-            list(self._families), weights=[f.weight for f in self._families.values()], k=count
-        )
-        return [Task(name, digest, seed, index) for index, (name, digest) in enumerate(drawn)]
+    def levels(self, family: str, config: Config) -> list[Config]:
+        """Up to the first level that reasoning-gym itself refuses, and without those that take seconds a task."""
+        if family not in CURRICULA:
+            return []
+        curriculum = create_curriculum(family)
+        num_levels = max((len(attribute.levels) for attribute in curriculum.attributes.values()), default=0)
+        levels: list[Config] = []
+        for level in range(min(num_levels, _NUM_QUICK_LEVELS.get(family, num_levels))):
+            try:
+                levels.append({**_level_config(curriculum, level), **config})
+                DATASETS[family][1](**levels[-1]).validate()
+            except _REFUSALS:
+                return levels[:level]
+        return levels
 
-    def question(self, task: Task) -> str:
-        return str(self._item(task)[1]["question"])
+    def question(self, recipe: Recipe) -> str:
+        return str(_make_item(recipe)[1]["question"])
 
-    def answer(self, task: Task) -> str | None:
-        """reasoning-gym's own answer; None for a family that has many right ones and names none."""
-        answer = self._item(task)[1]["answer"]
+    def answer(self, recipe: Recipe) -> str | None:
+        answer = _make_item(recipe)[1]["answer"]
         return None if answer is None else str(answer)
 
-    def score(self, task: Task, completions: Sequence[str]) -> list[float]:
+    def score(self, recipe: Recipe, completions: Sequence[str]) -> list[float]:
         """The family's own score of what stands in the last <answer>…</answer>; without one the reward is 0."""
-        dataset, item = self._item(task)
-        return [_score(dataset, item, task, text) for text in completions]
-
-    def _item(self, task: Task) -> tuple[Any, dict[str, Any]]:
-        family = self._families.get((task.family, task.config_digest))
-        if family is None:
-            raise BadRecord("unknown-task", f"task {task.family}/{task.config_digest}: not in this node's mix")
-        if not 0 <= task.index < MAX_INDEX:
-            raise BadRecord("unknown-task", f"task {task.family}: index {task.index} is not in 0..{MAX_INDEX - 1}")
-        return _make_item(family.name, json.dumps(family.config), task.seed, task.index)
+        dataset, item = _make_item(recipe)
+        return [_score(dataset, item, recipe.family, text) for text in completions]
 
 
-def config_digest(family: settings.Family) -> str:
-    """12 hex digits that two nodes share if, and only if, a recipe of `family` makes the same task for both."""
-    canonical = json.dumps([VERSION, family.name, family.config], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
-def extract_answer(completion: str) -> str | None:
-    """The text of the last <answer>…</answer>, stripped; None if there is none."""
-    head, closing, _ = completion.rpartition("</answer>")
-    _, opening, answer = head.rpartition("<answer>")
-    return answer.strip() if closing and opening else None
-
-
-def _check(family: settings.Family) -> str:
-    if family.name not in DATASETS:
-        close = difflib.get_close_matches(family.name, DATASETS, n=1)
-        hint = f"did you mean {close[0]}?" if close else "reasoning-gym's gallery lists them"
-        raise SettingsError(f"environment/families: {family.name}: not a reasoning-gym {VERSION} family; {hint}")
-    if family.name in _EVALUATING_FAMILIES:
-        raise SettingsError(
-            f"environment/families: {family.name}: its scorer evaluates the answer as Python, and answers come from "
-            "strangers; take another family"
-        )
-    if reserved := {"seed", "size"} & family.config.keys():
-        raise SettingsError(f"environment/families: {family.name}: {min(reserved)} follows from the task; leave it out")
-    try:
-        create_dataset(family.name, seed=0, size=1, **family.config)
-    except (AssertionError, TypeError, ValueError) as error:  # what its `validate` and constructors raise
-        raise SettingsError(
-            f"environment/families: {family.name}: {json.dumps(family.config)}: reasoning-gym refuses it: {error}"
-        ) from None
-    return config_digest(family)
+def _level_config(curriculum: BaseCurriculum, level: int) -> dict[str, Any]:
+    """What a level sets. The highest of an attribute stays for the levels above."""
+    curriculum.set_global_level(level)
+    made = curriculum.generate_configuration()
+    names: list[str] = []
+    for attribute in curriculum.attributes.values():
+        if isinstance(attribute, RangeAttributeDefinition):
+            names += [attribute.lower_field_name, attribute.upper_field_name]
+        else:
+            names.append(attribute.field_name)
+    return {name: getattr(made, name) for name in names}
 
 
 @lru_cache(maxsize=1024)  # a round asks for each task at least twice: its question, then its score
-def _make_item(name: str, config: str, seed: int, index: int) -> tuple[Any, dict[str, Any]]:
-    item_seed = int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "big") >> 1
+def _make_item(recipe: Recipe) -> tuple[Any, dict[str, Any]]:
     # Family bf runs what it made, and that prints. The exchange's threads ask too, and there is one standard output.
     with _making, contextlib.redirect_stdout(io.StringIO()):
-        dataset = create_dataset(name, seed=item_seed, size=1, **json.loads(config))
+        dataset = create_dataset(recipe.family, seed=recipe.seed, size=1, **json.loads(recipe.config))
         return dataset, dataset[0]
 
 
@@ -148,16 +135,16 @@ def _max_answer_length(item: dict[str, Any]) -> int:
     return len(item["question"]) if item["answer"] is None else 256 + 4 * len(str(item["answer"]))
 
 
-def _score(dataset: Any, item: dict[str, Any], task: Task, completion: str) -> float:
+def _score(dataset: Any, item: dict[str, Any], family: str, completion: str) -> float:
     answer = extract_answer(completion)
     if answer is None or len(answer) > _max_answer_length(item):
         return 0.0
     try:
         reward = float(dataset.score_answer(answer=answer, entry=item))
     except _UNREADABLE_ANSWER as error:
-        log.debug("answer can't be read family=%s answer=%s error=%s", task.family, answer[:80], type(error).__name__)
+        log.debug("answer can't be read family=%s answer=%s error=%s", family, answer[:80], type(error).__name__)
         return 0.0
     if not math.isfinite(reward):
-        log.warning("scorer gave no number family=%s answer=%s", task.family, answer[:80])
+        log.warning("scorer gave no number family=%s answer=%s", family, answer[:80])
         return 0.0
     return min(1.0, max(0.0, reward))

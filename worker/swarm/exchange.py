@@ -43,9 +43,10 @@ State = Literal["starting", "connected", "training-alone"]
 class SwarmStatus:
     """What the swarm part looks like from outside.
 
-    `connected`: a peer spoke to us since the last round in which none did. `peers_heard`: those that answered in the
-    last round. `rejected`: dropped groups and messages by reason, since the start; `rejected_by_peer` the same by
-    sender.
+    `connected`: a peer that we can learn from spoke to us since the last round in which none did. `peers_heard`: those
+    that answered in the last round. `rejected`: dropped groups and messages by reason, since the start;
+    `rejected_by_peer` the same by sender. `other_versions`: how many of the known peers run which other version of an
+    environment of ours.
     """
 
     state: State
@@ -60,6 +61,7 @@ class SwarmStatus:
     bytes_in: int
     bytes_out: int
     daemon_restarts: int
+    other_versions: dict[str, int]
     addresses: tuple[str, ...]
     last_error: str | None
 
@@ -72,7 +74,9 @@ class Swarm:
         """Raises IdentityError if the identity is missing: it is never made here."""
         self._swarm = swarm
         self._verifier = verifier
-        self._network = Network(swarm, identity_file, cache_dir, on_ask=self._serve_ask)
+        self._network = Network(
+            swarm, identity_file, cache_dir, on_ask=self._serve_ask, environments=verifier.environments
+        )
         self._served: dict[int, tuple[bytes, int]] = {}  # round -> GROUPS frame, number of groups
         self._published = asyncio.Event()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
@@ -123,6 +127,7 @@ class Swarm:
             bytes_in=network.traffic["in"],
             bytes_out=network.traffic["out"],
             daemon_restarts=network.num_restarts,
+            other_versions=network.peers.other_versions(),
             addresses=tuple(f"{a}/p2p/{network.identity.peer_id}" for a in network.addresses),
             last_error=network.last_error,
         )
@@ -161,6 +166,10 @@ class Swarm:
 
     async def _serve_ask(self, peer_id: str, ask: wire.Ask, stream: Stream) -> None:
         """Answer a peer's standing request: at once, when the groups are ready, or with the reason why not."""
+        if not self._network.peers.is_understood(peer_id):
+            ours = ", ".join(self._network.environments)
+            await stream.refuse("environment", f"this node has {ours}, the asker not; upgrade the older of the two")
+            return
         patience = min(ask.patience, self._swarm.collect_timeout_seconds)
         async with asyncio.timeout(patience + 2 * ANSWER_TIMEOUT_SECONDS):
             await stream.send(wire.encode_frame(Kind.WAIT, b""))
@@ -189,6 +198,7 @@ class Swarm:
             return True
         finally:
             gone.cancel()
+            await asyncio.wait({gone})  # until it no longer reads: the stream has one reader
 
     async def _collect(self, round: int, want: int) -> Collected:
         started = time.monotonic()
@@ -284,13 +294,15 @@ class _Collecting:
     async def _check(self, peer_id: str, sealed: bytes) -> None:
         """Decode and score in the verifier's thread: one sender at a time, each for half of the time left at most."""
         swarm, loop = self.swarm, asyncio.get_running_loop()
+        patience = max(0.1, (self.deadline - time.monotonic()) / 2)
         try:
-            async with swarm._turn, asyncio.timeout(max(0.1, (self.deadline - time.monotonic()) / 2)):
+            async with swarm._turn, asyncio.timeout(patience):
                 num_fetched, scored, bad = await loop.run_in_executor(
-                    swarm._pool, _open_and_verify, swarm._verifier, sealed, peer_id, self.round
-                )
+                    swarm._pool, _open_and_verify, swarm._verifier, sealed, peer_id, self.round,
+                    time.monotonic() + patience,
+                )  # fmt: skip
         except TimeoutError:
-            # The thread can't be stopped; the next sender gets a new one.
+            # The thread ends with the group that it is at; the next sender gets a new one.
             swarm._pool.shutdown(wait=False, cancel_futures=True)
             swarm._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
             raise BadRecord("slow-to-score", f"groups of {peer_id} take too long to score") from None
@@ -316,7 +328,7 @@ class _Collecting:
         elif isinstance(error, Refused):
             self._hear(peer_id)
             log.log(
-                logging.WARNING if error.reason == "version" else logging.DEBUG,
+                logging.WARNING if error.reason in ("version", "environment") else logging.DEBUG,
                 "request refused peer=%s round=%d reason=%s", peer_id, self.round, error,
             )  # fmt: skip
         elif isinstance(error, BadRecord):
@@ -343,10 +355,10 @@ class _Collecting:
 
 
 def _open_and_verify(
-    verifier: Verifier, sealed: bytes, peer_id: str, round: int
+    verifier: Verifier, sealed: bytes, peer_id: str, round: int, until: float
 ) -> tuple[int, list[ScoredGroup], list[BadRecord]]:
     groups = wire.open_groups(sealed, peer_id, round, verifier.limits)
-    scored, bad = verifier.verify_all(peer_id, round, groups)
+    scored, bad = verifier.verify_all(peer_id, round, groups, until)
     return len(groups), scored, bad
 
 

@@ -63,10 +63,12 @@ class Network:
         cache_dir: Path,
         on_ask: AskHandler | None = None,
         is_member: bool = True,
+        environments: Sequence[str] = (),
     ) -> None:
         self.identity = identity.load(identity_file)
+        self.environments = tuple(environments)
         self.lifetime_seconds = 3 * swarm.announce_every_seconds
-        self.peers = Peers(self.identity.peer_id, self.lifetime_seconds)
+        self.peers = Peers(self.identity.peer_id, self.lifetime_seconds, self.environments)
         self.rng = random.Random()
         self.traffic: Counter[str] = Counter()
         self.addresses: tuple[str, ...] = ()
@@ -160,7 +162,9 @@ class Network:
             return old
         issued = max(now, old.issued + 1) if old else now
         expires = now + max(1, round(self.lifetime_seconds))
-        self._member = wire.seal_member(self.identity, self.addresses, self.newest_round, issued, expires)
+        self._member = wire.seal_member(
+            self.identity, self.addresses, self.newest_round, issued, expires, self.environments
+        )
         return self._member
 
     @contextlib.asynccontextmanager
@@ -181,9 +185,10 @@ class Network:
             raise
 
     def hear(self, peer_id: str) -> None:
-        """Note that a member spoke to us."""
+        """Note that a member spoke to us. It is no contact if we can't learn from it."""
         self.peers.answered(peer_id)
-        self._last_contact = time.monotonic()
+        if self.peers.is_understood(peer_id):
+            self._last_contact = time.monotonic()
 
     def learn(self, sealed: bytes, sender: str) -> Member:
         """Take in a record that `sender` showed. Raises BadRecord."""

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class _Peer:
     seen: float  # when a newer record came, from whomever (monotonic seconds)
     met: float | None = None  # when the peer itself spoke to us
     failures: int = 0  # in a row: not reached, or silent
+    told: bool = False  # whether the log has that it runs another version of an environment
 
 
 @dataclass
@@ -41,8 +43,16 @@ class _Conduct:
 class Peers:
     """The view of one node. Only used in the network's event loop; `clock` is monotonic seconds."""
 
-    def __init__(self, me: str, lifetime_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        me: str,
+        lifetime_seconds: float,
+        environments: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`environments`: what we make tasks with; none of them: a bootnode, which learns from nobody."""
         self._me = me
+        self._environments = {e.partition(" ")[0]: e for e in environments}
         self._lifetime = lifetime_seconds
         self._clock = clock
         self._peers: dict[str, _Peer] = {}
@@ -71,6 +81,7 @@ class Peers:
             peer.member, peer.seen = member, now
         if from_itself:
             peer.met, peer.seen, peer.failures = now, now, 0
+        self._tell(peer)
         return is_new
 
     def answered(self, peer_id: str) -> None:
@@ -90,11 +101,23 @@ class Peers:
         peer = self._peers.get(peer_id)
         return peer.member.addresses if peer else ()
 
+    def is_understood(self, peer_id: str) -> bool:
+        """Whether one of the peer's environments is ours, in the same version: else no task of it can be checked."""
+        peer, ours = self._peers.get(peer_id), self._environments.values()
+        return peer is None or not ours or not set(ours).isdisjoint(peer.member.environments)
+
+    def other_versions(self) -> dict[str, int]:
+        """Versions of our environments that are not ours, with the number of live peers that run them."""
+        live = (self._peers.get(peer_id) for peer_id in self._live())
+        return dict(Counter(theirs for peer in live if peer is not None for theirs in self._differing(peer)))
+
     def draw(self, rng: random.Random, exclude: Collection[str]) -> str | None:
-        """A random peer that is not in quarantine; one that failed lately only if there is no other. None: nobody
-        left."""
+        """A random peer that we understand and that is not in quarantine; one that failed lately only if there is no
+        other. None: nobody left."""
         now = self._clock()
-        free = [p for p in self._live() if p not in exclude and not self._is_quarantined(p, now)]
+        free = [
+            p for p in self._live() if p not in exclude and self.is_understood(p) and not self._is_quarantined(p, now)
+        ]
         sound = [p for p in free if not self._peers[p].failures]
         return rng.choice(sound or free) if free else None
 
@@ -147,6 +170,21 @@ class Peers:
         since = self._clock() - self._lifetime
         # A copy: other threads look at the number of peers.
         return [peer_id for peer_id, peer in list(self._peers.items()) if peer.seen >= since]
+
+    def _differing(self, peer: _Peer) -> list[str]:
+        named = [(e, self._environments.get(e.partition(" ")[0])) for e in peer.member.environments]
+        return [theirs for theirs, ours in named if ours not in (None, theirs)]
+
+    def _tell(self, peer: _Peer) -> None:
+        """Say it once for each peer; once more if it had our versions in between."""
+        differing = self._differing(peer)
+        if differing and not peer.told:
+            log.warning(
+                "peer runs another version, so its tasks can't be checked here peer=%s theirs=%s ours=%s: "
+                "upgrade the older of the two",
+                peer.member.peer_id, ", ".join(differing), ", ".join(self._environments.values()),
+            )  # fmt: skip
+        peer.told = bool(differing)
 
     def _is_quarantined(self, peer_id: str, now: float) -> bool:
         conduct = self._conduct.get(peer_id)

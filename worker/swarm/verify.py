@@ -4,6 +4,7 @@ Nothing that a peer says about a question, an answer or a reward is used; none o
 """
 
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
@@ -20,6 +21,11 @@ MIN_COMPLETIONS = 2
 class TaskSource(Protocol):
     """What the environments offer to the verifier. Both raise BadRecord for a task that is not known here."""
 
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Names and versions of the environments, such as "reasoning-gym 0.1.25"."""
+        ...
+
     def question(self, task: Task) -> str: ...
 
     def score(self, task: Task, completions: Sequence[str]) -> list[float]:
@@ -32,6 +38,7 @@ class Verifier:
 
     def __init__(self, tasks: TaskSource, swarm: settings.Swarm, max_group_size: int) -> None:
         self._tasks = tasks
+        self.environments = tasks.versions
         self.limits = Limits(swarm.max_groups_per_peer, max_group_size, swarm.max_completion_bytes)
 
     def verify(self, peer_id: str, round: int, group: Group) -> ScoredGroup:
@@ -57,11 +64,16 @@ class Verifier:
         return ScoredGroup(task, question, group.completions, rewards, peer_id=peer_id)
 
     def verify_all(
-        self, peer_id: str, round: int, groups: Sequence[Group]
+        self, peer_id: str, round: int, groups: Sequence[Group], until: float = math.inf
     ) -> tuple[list[ScoredGroup], list[BadRecord]]:
-        """What of a peer's groups holds, and why the rest does not. A task that comes twice counts once."""
+        """What of a peer's groups holds, and why the rest does not. A task that comes twice counts once.
+
+        Raises BadRecord ("slow-to-score") when it is past `until` (monotonic seconds) and there are groups left.
+        """
         scored, bad, seen = [], [], Counter[Task]()
         for group in groups:
+            if time.monotonic() > until:
+                raise BadRecord("slow-to-score", f"groups of {peer_id} take too long to score")
             seen[group.task] += 1
             try:
                 if seen[group.task] > 1:

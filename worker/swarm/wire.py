@@ -24,7 +24,8 @@ from worker.errors import BadRecord
 from worker.records import Group, Task
 from worker.swarm.identity import Identity, verify
 
-VERSION = 1
+VERSION = 2
+"""2: a member's record names the versions of its environments."""
 MAX_MEMBER_BYTES = 3072
 MAX_ADDRESSES = 8
 MAX_ADDRESS_LENGTH = 256
@@ -39,9 +40,10 @@ MAX_PATIENCE_SECONDS = 600
 _HEADER = struct.Struct(">2sBBI")
 HEADER_BYTES = _HEADER.size
 _MAGIC = b"hw"
-_MEMBER_DOMAIN = b"hivewright/member/1\n"
-_GROUPS_DOMAIN = b"hivewright/groups/1\n"
+_MEMBER_DOMAIN = b"hivewright/member/2\n"
+_GROUPS_DOMAIN = b"hivewright/groups/2\n"
 _MAX_INTEGER = 2**63 - 1
+_ENVIRONMENT = re.compile(r"[a-z0-9-]{1,32} [0-9A-Za-z.+!-]{1,31}")
 _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{16,64}")
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[0-9A-Za-z.:_-]+/(tcp|udp)/[0-9]{1,5}(/[0-9A-Za-z.:_-]+)*")
 
@@ -58,7 +60,8 @@ class Kind(enum.IntEnum):
 @dataclass(frozen=True, slots=True)
 class Member:
     """A peer's membership record. `issued` and `expires` are the sender's Unix time in seconds; `round` its newest, -1:
-    none yet.
+    none yet. `environments` are names and versions, "reasoning-gym 0.1.25": two peers make the same tasks of a recipe
+    only if they have one in common.
 
     `sealed` is the record as it was signed: what is stored and handed on.
     """
@@ -69,6 +72,7 @@ class Member:
     version: int
     issued: int
     expires: int
+    environments: tuple[str, ...]
     sealed: bytes
 
 
@@ -128,18 +132,20 @@ async def read_frame(reader: asyncio.StreamReader, max_bytes: int) -> tuple[Kind
     return Kind(kind), await reader.readexactly(length)
 
 
-def seal_member(identity: Identity, addresses: Sequence[str], round: int, issued: int, expires: int) -> Member:
+def seal_member(
+    identity: Identity, addresses: Sequence[str], round: int, issued: int, expires: int, environments: Sequence[str]
+) -> Member:
     """Sign our own membership record; addresses beyond MAX_ADDRESSES are left out."""
     kept = tuple(a for a in addresses if len(a) <= MAX_ADDRESS_LENGTH)[:MAX_ADDRESSES]
-    body = msgpack.packb([identity.peer_id, list(kept), round, VERSION, issued, expires])
+    body = msgpack.packb([identity.peer_id, list(kept), round, VERSION, issued, expires, list(environments)])
     sealed = _seal(identity, _MEMBER_DOMAIN, body)
-    return Member(identity.peer_id, kept, round, VERSION, issued, expires, sealed)
+    return Member(identity.peer_id, kept, round, VERSION, issued, expires, tuple(environments), sealed)
 
 
 def open_member(sealed: bytes) -> Member:
     """Check and decode a membership record. Does not look at the clock."""
     public_key, signature, body = _open(sealed, MAX_MEMBER_BYTES)
-    peer_id, addresses, round, version, issued, expires = _list(_unpack(body), 6)
+    peer_id, addresses, round, version, issued, expires, environments = _list(_unpack(body), 7)
     if not isinstance(peer_id, str) or not is_peer_id(peer_id):
         raise BadRecord("malformed", "peer id is none")
     member = Member(
@@ -149,6 +155,7 @@ def open_member(sealed: bytes) -> Member:
         version=_integer(version, 1),
         issued=_integer(issued),
         expires=_integer(expires),
+        environments=tuple(_environment(e) for e in _list(environments)),
         sealed=sealed,
     )
     if not verify(peer_id, public_key, _MEMBER_DOMAIN + body, signature):
@@ -266,6 +273,12 @@ def _text(value: Any, max_bytes: int) -> str:
         raise BadRecord("malformed", "expected text")
     if len(value) > max_bytes or len(value.encode()) > max_bytes:
         raise BadRecord("too-large", f"text of more than {max_bytes} bytes")
+    return value
+
+
+def _environment(value: Any) -> str:
+    if not isinstance(value, str) or not _ENVIRONMENT.fullmatch(value):
+        raise BadRecord("malformed", "expected environments such as reasoning-gym 0.1.25")
     return value
 
 

@@ -15,6 +15,7 @@ from typing import IO, Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import ResourceError, WorkerError
+from worker.telemetry.hub import HubStatus
 
 SwarmState = Literal["starting", "connected", "training-alone", "stopped", "failed", "died"]
 """`failed`: ended by the error in `last_error`. `died`: its process is gone without a word; only a reader sees that."""
@@ -25,7 +26,11 @@ _LONGEST_LINE = 1 << 20
 
 @dataclass(slots=True)
 class NodeStatus:
-    """The state of a worker. Means are over the last round; None means that there was none yet."""
+    """The state of a worker. Means are over the last round; None means that there was none yet.
+
+    `environments`: names and versions of what makes its tasks. `other_versions`: how many of the known peers run
+    another version of one of those, and so can't be learnt from. `levels`: curriculum level by family.
+    """
 
     name: str
     peer_id: str
@@ -49,6 +54,10 @@ class NodeStatus:
     tokens_per_second: float | None = None
     round_seconds: float | None = None
     ledger: dict[str, int] = field(default_factory=dict)
+    environments: tuple[str, ...] = ()
+    other_versions: dict[str, int] = field(default_factory=dict)
+    levels: dict[str, int] = field(default_factory=dict)
+    hub: HubStatus | None = None
     last_error: str | None = None
     updated_at: float = 0.0
 

@@ -1,0 +1,150 @@
+"""A stand-in of the Hugging Face Hub's HTTP API, as far as huggingface_hub's client uses it to upload a model.
+
+Repositories are created, files sent in a commit or by git-lfs, in memory. It speaks the documented git-lfs way; Xet,
+which the real Hub prefers, is not here: tests set HF_HUB_DISABLE_XET.
+"""
+
+import base64
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "hf_stand_in"
+
+
+class HubStandIn:
+    """`repos[REPO]` are its commits, the newest last, each a dict of path -> bytes; `trouble` is what it answers to
+    everything: None (it works), an HTTP status, or "hang"."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, list[dict[str, bytes]]] = {}
+        self.messages: list[str] = []
+        self.objects: dict[str, bytes] = {}
+        self.private: dict[str, bool] = {}
+        self.trouble: int | str | None = None
+        self.num_requests = 0
+        self._released = threading.Event()
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Quiet."""
+
+            def do_POST(self) -> None:
+                self._answer()
+
+            def do_PUT(self) -> None:
+                self._answer()
+
+            def do_GET(self) -> None:
+                self._answer()
+
+            def _answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.headers.get("Transfer-Encoding") == "chunked":
+                    body = b"".join(iter(self._chunk, b""))
+                stand_in.num_requests += 1
+                if stand_in.trouble == "hang":
+                    stand_in._released.wait(60)
+                    self.close_connection = True
+                    return
+                status, answer = stand_in.answer(self.command, self.path, self.headers.get("Authorization"), body)
+                data = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def _chunk(self) -> bytes:
+                data = self.rfile.read(int(self.rfile.readline(), 16))
+                self.rfile.readline()
+                return data
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._released.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, method: str, path: str, authorization: str | None, body: bytes) -> tuple[int, Any]:
+        path = path.partition("?")[0]
+        if isinstance(self.trouble, int):
+            return self.trouble, {"error": "the stand-in has trouble"}
+        if path.startswith("/lfs/"):
+            oid = path.removeprefix("/lfs/")
+            if hashlib.sha256(body).hexdigest() != oid:
+                return 400, {"error": "wrong checksum"}
+            self.objects[oid] = body
+            return 200, {}
+        if authorization != f"Bearer {TOKEN}":
+            return 401, {"error": "Invalid credentials in Authorization header"}
+        data = json.loads(body) if body and not path.endswith("/commit/main") else {}
+        if path == "/api/repos/create":
+            return self._create(data)
+        if path == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
+        for suffix, handle in (("/preupload/main", self._preupload), (".git/info/lfs/objects/batch", self._batch)):
+            if path.endswith(suffix):
+                return 200, handle(data)
+        if path.endswith("/commit/main"):
+            return self._commit(path.removeprefix("/api/models/").removesuffix("/commit/main"), body)
+        return 404, {"error": f"the stand-in has no {method} {path}"}
+
+    def _create(self, data: dict[str, Any]) -> tuple[int, Any]:
+        repo = f"{data['organization']}/{data['name']}"
+        answer = {"url": f"{self.endpoint}/{repo}"}
+        if repo in self.repos:
+            return 409, {**answer, "error": "You already created this model repo"}
+        self.repos[repo], self.private[repo] = [], data.get("visibility") == "private" or bool(data.get("private"))
+        return 200, answer
+
+    def _preupload(self, data: dict[str, Any]) -> Any:
+        return {
+            "files": [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                    "oid": None,
+                }
+                for file in data["files"]
+            ]
+        }
+
+    def _batch(self, data: dict[str, Any]) -> Any:
+        return {
+            "transfer": "basic",
+            "objects": [
+                {**entry, "actions": {"upload": {"href": f"{self.endpoint}/lfs/{entry['oid']}"}}}
+                if entry["oid"] not in self.objects
+                else entry
+                for entry in data["objects"]
+            ],
+        }
+
+    def _commit(self, repo: str, body: bytes) -> tuple[int, Any]:
+        if repo not in self.repos:
+            return 404, {"error": "Repository not found"}
+        files = dict(self.repos[repo][-1]) if self.repos[repo] else {}
+        for line in body.splitlines():
+            item = json.loads(line)
+            value = item["value"]
+            if item["key"] == "header":
+                self.messages.append(value["summary"])
+            elif item["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif item["key"] == "lfsFile":
+                files[value["path"]] = self.objects[value["oid"]]
+        self.repos[repo].append(files)
+        number = len(self.repos[repo])
+        return 200, {"commitOid": f"{number:040d}", "commitUrl": f"{self.endpoint}/{repo}/commit/{number:040d}"}

@@ -1,0 +1,226 @@
+"""Which model fits this machine: pools and limits are data (models.yaml), the choice is made once, at enrolment.
+
+A node with `model.name: auto` keeps its choice in `model.json` in its state folder; nothing ever chooses again while
+that file is there. A name or path in the settings counts before it.
+"""
+
+import json
+import math
+import random
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from worker import settings
+from worker.errors import ModelError
+from worker.service import write_whole
+
+AUTO = "auto"
+CHOICE_FILE = "model.json"
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model of a pool."""
+
+    name: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Models of one size, for GPUs with at least `min_gpu_gib` of memory in all; 0: for any machine."""
+
+    name: str
+    min_gpu_gib: float
+    models: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Pools:
+    """All of models.yaml."""
+
+    bytes_per_parameter: dict[str, int]
+    working_gib: float
+    pools: tuple[Pool, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the model will live. `gpu_gib`: all of the GPU's memory, 0 on a CPU; `free_gib`: of the GPU or the RAM."""
+
+    device: str
+    dtype: str
+    gpu_gib: float
+    free_gib: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a model fits: `reason` is None if it does, else why not."""
+
+    pool: str
+    name: str
+    needed_gib: float
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided at enrolment, and on what machine."""
+
+    name: str
+    pool: str
+    device: str
+    free_gib: float
+
+
+@cache
+def load_pools() -> Pools:
+    """The pools that come with the package."""
+    raw = yaml.safe_load((Path(__file__).parent / "models.yaml").read_text())
+    return TypeAdapter(Pools).validate_python(raw)
+
+
+def measure(model: settings.Model) -> Machine:
+    """The machine as the model of these settings will find it. Raises ModelError for a GPU that is not there."""
+    device = model.device
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        dtype = "float32" if model.dtype == "auto" else model.dtype
+        return Machine("cpu", dtype, 0.0, _free_ram() / GIB)
+    index = torch.device(device).index or 0
+    if index >= torch.cuda.device_count():
+        raise ModelError(
+            f"model/device: {device}: torch sees {torch.cuda.device_count()} GPUs; expected one of those, or cpu"
+        )
+    free, total = torch.cuda.mem_get_info(index)
+    dtype = "bfloat16" if model.dtype == "auto" else model.dtype
+    return Machine(f"cuda:{index}", dtype, total / GIB, free / GIB)
+
+
+def judge(machine: Machine) -> list[Verdict]:
+    """Every model of every pool, in the pools' order, and whether it fits the machine."""
+    pools = load_pools()
+    verdicts = []
+    for pool in pools.pools:
+        for model in pool.models:
+            needed = _needed_gib(model.parameters, machine)
+            reason = None
+            if machine.gpu_gib < pool.min_gpu_gib:
+                has = f"{machine.gpu_gib:.1f} GiB" if machine.gpu_gib else "no GPU"
+                reason = f"for GPUs of {pool.min_gpu_gib:g} GiB and more; {machine.device} has {has}"
+            elif machine.free_gib < needed:
+                reason = f"{machine.free_gib:.1f} GiB are free on {machine.device}"
+            verdicts.append(Verdict(pool.name, model.name, needed, reason))
+    return verdicts
+
+
+def choose(machine: Machine, peer_id: str) -> Choice:
+    """A fitting model of the first pool that has one; the same for a peer id. Raises ModelError if none fits."""
+    fitting = [verdict for verdict in judge(machine) if verdict.reason is None]
+    if not fitting:
+        least = min(judge(machine), key=lambda verdict: verdict.needed_gib)
+        raise ModelError(
+            f"model/name: auto: no model fits: {machine.free_gib:.1f} GiB are free on {machine.device}, the smallest, "
+            f"{least.name}, needs {least.needed_gib:.1f} to train in {machine.dtype}; free memory, or name a model "
+            "yourself (hivewright/tiny fits everywhere)"
+        )
+    best = [verdict for verdict in fitting if verdict.pool == fitting[0].pool]
+    chosen = random.Random(f"model/{peer_id}").choice(best)
+    return Choice(chosen.name, chosen.pool, machine.device, round(machine.free_gib, 1))
+
+
+def decide(model: settings.Model, folder: Path, peer_id: str) -> str:
+    """The name of the node's model; with `auto` chosen now and written down, unless it was before."""
+    if model.name != AUTO:
+        return model.name
+    if not (folder / CHOICE_FILE).exists():
+        choice = choose(measure(model), peer_id)
+        write_whole(folder / CHOICE_FILE, json.dumps(asdict(choice), indent=2) + "\n")
+    return settle(model, folder).name
+
+
+def settle(model: settings.Model, folder: Path) -> settings.Model:
+    """The settings, with what was decided at enrolment in the place of `auto`. Raises ModelError if nothing was."""
+    if model.name != AUTO:
+        return model
+    file = folder / CHOICE_FILE
+    try:
+        choice = TypeAdapter(Choice).validate_json(file.read_bytes(), strict=True)
+    except FileNotFoundError:
+        raise ModelError(
+            f"{file}: missing, and model.name is auto: no model was chosen for this node; run `hivewright enrol`"
+        ) from None
+    except ValidationError as error:
+        raise ModelError(
+            f"{file}: {error.errors()[0]['msg']}; expected what `hivewright enrol` writes; put it back from a backup, "
+            "or name the model in model.name"
+        ) from None
+    return model.model_copy(update={"name": choice.name})
+
+
+def explain(model: settings.Model, folder: Path) -> list[str]:
+    """For people: what the machine has, what of the pools fits and why not otherwise, and what this node trains."""
+    machine = measure(model)
+    memory = f"{machine.free_gib:.1f} GiB free"
+    if machine.gpu_gib:
+        memory += f" of {machine.gpu_gib:.1f}"
+    lines = [f"models for {machine.device} in {machine.dtype}, {memory}:"]
+    for verdict in judge(machine):
+        fits = "fits" if verdict.reason is None else f"does not: {verdict.reason}"
+        lines.append(f"  {verdict.pool:<6} {verdict.name:<28} needs {verdict.needed_gib:4.1f} GiB: {fits}")
+    if model.name != AUTO:
+        return [*lines, f"this node: {model.name}, as model.name says{_fit_of(model.name, machine)}"]
+    if (folder / CHOICE_FILE).exists():
+        return [*lines, f"this node: {settle(model, folder).name}, chosen when it enrolled"]
+    return [*lines, "this node: model.name is auto; `hivewright enrol` chooses one of those that fit"]
+
+
+def _needed_gib(parameters: int, machine: Machine) -> float:
+    pools = load_pools()
+    return parameters * pools.bytes_per_parameter[machine.dtype] / GIB + pools.working_gib
+
+
+def _fit_of(name: str, machine: Machine) -> str:
+    """What a model of the user's own needs, if it is on this machine, where its weights can be counted."""
+    folder = Path(__file__).parent / "tiny" if name == "hivewright/tiny" else Path(name).expanduser()
+    files = sorted(folder.glob("*.safetensors")) if (folder / "config.json").is_file() else []
+    if not files:
+        return ""
+    needed = _needed_gib(sum(map(_count_parameters, files)), machine)
+    fits = "fits" if needed <= machine.free_gib else f"does not fit: {machine.free_gib:.1f} GiB are free"
+    return f": needs {needed:.1f} GiB: {fits}"
+
+
+def _count_parameters(file: Path) -> int:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: can't be read: {error}; expected a model's weights as safetensors") from None
+
+
+def _free_ram() -> int:
+    """Bytes that the system, and the control group that we are in, have left."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(meminfo["MemAvailable"].split()[0]) * 1024
+    groups = [line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
+    return min([free, *(left for group in groups for left in _left_in(Path("/sys/fs/cgroup") / group.lstrip("/")))])
+
+
+def _left_in(group: Path) -> list[int]:
+    """What a control group (v2) and those above it still allow, where they have a limit."""
+    left = []
+    for folder in (group, *group.parents):
+        limit, used = folder / "memory.max", folder / "memory.current"
+        if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+            left.append(max(0, int(text) - int(used.read_text())))
+    return left
