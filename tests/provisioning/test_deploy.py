@@ -69,7 +69,7 @@ def test_wrong_inventory_stops_before_any_command(write_inventory: Any, tmp_path
     done = pyinfra("-y", "-vvv", inventory, "deploy.py")
     assert done.returncode == 1
     said = done.stderr
-    assert "inventory data of @fake/gpu-0: trainer/groupsize: not a known key" in said
+    assert "inventory data of @fake/gpu-0: trainer_groupsize: not a known key" in said
     assert "inventory data of @fake/gpu-1: slots: none; expected a count of at least 1" in said
     assert ">>>" not in said  # pyinfra's mark of a command that is run
     assert not (tmp_path / "secrets").exists()

@@ -34,22 +34,23 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
     [
         (
             [worker(trainer_groupsize=4)],
-            "inventory data of gpu-3: trainer/groupsize: not a known key; docs/configuration.md lists all keys",
+            "inventory data of gpu-3: trainer_groupsize: not a known key; docs/configuration.md lists all keys",
         ),
         (
             [worker(trainer_learningrate=4)],
-            "inventory data of gpu-3: trainer/learningrate: not a known key; did you mean learning_rate?",
+            "inventory data of gpu-3: trainer_learningrate: not a known key; did you mean trainer_learning_rate?",
         ),
         ([worker(slot=2)], "inventory data of gpu-3: slot: not a known key; did you mean slots?"),
         ([worker(ssh_usr="root")], "inventory data of gpu-3: ssh_usr: not a known key; did you mean ssh_user?"),
         ([worker(relase_ref="v1")], "inventory data of gpu-3: relase_ref: not a known key; did you mean release_ref?"),
         (
             [worker(trainer_learning_rate="1e-5")],
-            "inventory data of gpu-3: trainer/learning_rate: got '1e-5'; expected a valid number",
+            "inventory data of gpu-3: trainer_learning_rate: got '1e-5'; expected a valid number; write it "
+            "without quotes",
         ),
         (
             [worker(keeper_min_pers=2)],
-            "inventory data of gpu-3: keeper/min_pers: not a known key; did you mean min_peers?",
+            "inventory data of gpu-3: keeper_min_pers: not a known key; did you mean keeper_min_peers?",
         ),
         ([worker(release_ref=1.1)], "inventory data of gpu-3: release_ref: got 1.1; expected a valid string"),
         (
@@ -83,7 +84,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker(slots=[{}, {"model_devise": "cuda:1"}])],
-            "inventory data of gpu-3: slot 1: model/devise: not a known key; did you mean device?",
+            "inventory data of gpu-3: slot 1: model_devise: not a known key; did you mean model_device?",
         ),
         (
             [worker(slots=[{"node_state_dir": "/data"}])],
@@ -136,7 +137,7 @@ def test_hosts_with_the_same_mistake_share_a_line() -> None:
     with pytest.raises(SettingsError) as refused:
         hosts.check([worker(f"gpu-{i}", model_nam="x") for i in range(3)])
     assert str(refused.value) == (
-        "inventory data of gpu-0, gpu-1, gpu-2: model/nam: not a known key; did you mean name?"
+        "inventory data of gpu-0, gpu-1, gpu-2: model_nam: not a known key; did you mean model_name?"
     )
 
 
