@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from deploys import hosts
+from deploys.facts import Identities
 from deploys.hosts import HostEntry
 
 CHECKOUT = Path(__file__).parents[2]
@@ -64,23 +65,123 @@ def test_token_is_in_no_output(write_inventory: Any, tmp_path: Path) -> None:
     assert base64.b64encode(f"{token}\n".encode()).decode() not in said
 
 
-def test_wrong_inventory_stops_before_any_command(write_inventory: Any, tmp_path: Path) -> None:
-    inventory = write_inventory({"account_host": "192.0.2.10"}, {"slots": 1, "trainer_groupsize": 8}, {"slots": 0})
+def assert_refused(done: subprocess.CompletedProcess[str], *lines: str) -> None:
+    """The run ended with exit code 2, before pyinfra loaded anything, and these are its last lines."""
+    assert done.returncode == 2, done.stderr
+    assert tuple(done.stderr.splitlines()) == ("--> Loading config...", *lines)
+
+
+def test_all_mistakes_stop_the_run_before_any_host_is_connected_to(write_inventory: Any, tmp_path: Path) -> None:
+    inventory = write_inventory(
+        {"account_host": "192.0.2.10"},
+        {"slots": [{"model_dvice": "cpu"}], "trainer_epsilon": "a"},
+        {"slots": 0, "release_repository": "/nowhere", "release_ref": "main"},
+    )
     done = pyinfra("-y", "-vvv", inventory, "deploy.py")
-    assert done.returncode == 1
-    said = done.stderr
-    assert "inventory data of @fake/gpu-0: trainer_groupsize: not a known key" in said
-    assert "inventory data of @fake/gpu-1: slots: none; expected a count of at least 1" in said
-    assert ">>>" not in said  # pyinfra's mark of a command that is run
+    assert_refused(
+        done,
+        f"{inventory}: 4 mistakes; nothing was done on any host",
+        "inventory data of @fake/gpu-0: trainer_epsilon: got 'a'; expected a valid number",
+        "inventory data of @fake/gpu-0: slot 0: model_dvice: not a known key; did you mean model_device?",
+        "inventory data of @fake/gpu-1: slots: none; expected a count of at least 1, or a list of dicts, for a host in "
+        "workers",
+        "inventory data of @fake/gpu-1: release_repository: got '/nowhere'; can't be read: '/nowhere' does not appear "
+        "to be a git repository",
+    )
     assert not (tmp_path / "secrets").exists()
+
+
+def test_wrong_key_does_not_need_a_host_that_can_be_reached(tmp_path: Path) -> None:
+    inventory = tmp_path / "fleet.py"
+    data = {"ssh_port": 1, "slot": 1, "release_repository": "h.git", "release_ref": COMMIT}
+    inventory.write_text(f"coordinators = [('127.0.0.1', {data!r})]\n")
+    assert_refused(
+        pyinfra("-y", inventory, "deploy.py"),
+        "inventory data of 127.0.0.1: slot: not a known key; did you mean slots?",
+    )
 
 
 def test_wrong_key_does_not_need_the_host_that_has_it(write_inventory: Any) -> None:
     """All hosts are checked, also those that this run is limited away from."""
     inventory = write_inventory({"account_host": "192.0.2.10"}, {"slots": 1}, {"slot": 1})
     done = pyinfra("-y", inventory, "deploy.py", "--limit", "@fake/gpu-0")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "inventory data of @fake/gpu-1: slot: not a known key; did you mean slots?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ("-y", "inventory/exmple.py", "deploy.py"),
+            "inventory/exmple.py: no such file; did you mean inventory/example.py?",
+        ),
+        (
+            ("-y", "nowhere/fleet.py", "deploy.py"),
+            "nowhere/fleet.py: no such file; expected an inventory file, a copy of inventory/example.py",
+        ),
+        (
+            ("-y", "gpu-1,gpu-2", "deploy.py"),
+            "gpu-1,gpu-2: no such file; expected an inventory file, a copy of inventory/example.py",
+        ),
+        (
+            ("inventory/exmple.py", "fact", "server.Date"),
+            "inventory/exmple.py: no such file; did you mean inventory/example.py?",
+        ),
+        (
+            ("-y", "inventory/local.py", "deploy.py", "--limit", "gpu-9"),
+            "inventory/local.py: --limit gpu-9: no such host or group",
+        ),
+    ],
+)
+def test_run_that_would_do_nothing_is_refused(arguments: tuple[str, ...], line: str) -> None:
+    assert_refused(pyinfra(*arguments), line)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("workers = []\n", "no hosts; expected lists of hosts, named coordinators and workers"),
+        ("", "no hosts; expected lists of hosts, named coordinators and workers"),
+        ("workers = ['@nothing/x']\n", "Invalid connector: nothing"),
+    ],
+)
+def test_inventory_without_hosts_is_refused(text: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "fleet.py").write_text(text)
+    assert_refused(pyinfra("-y", tmp_path / "fleet.py", "deploy.py"), f"{tmp_path}/fleet.py: {line}")
+
+
+def test_inventory_that_is_no_python_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "fleet.py").write_text("workers = [\n    ('gpu-1', {'slots': 1}\n]\n")
+    done = pyinfra("-y", tmp_path / "fleet.py", "deploy.py")
+    assert_refused(
+        done,
+        f"{tmp_path}/fleet.py line 3: closing parenthesis ']' does not match opening parenthesis '(' on line 2; "
+        "expected Python",
+    )
+
+
+def test_two_workers_with_one_identity_stop_the_run_with_the_reason_last(write_inventory: Any) -> None:
+    """Also when another host is in trouble: nothing is done anywhere, and that is not its fault."""
+    enrolled = "/var/lib/hivewright/worker-0/enrolment.json " + json.dumps({"peer_id": "Qm1"})
+    answer = {Identities().command(): enrolled, "uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"}
+    same = {"slots": 1, "fake_responses": answer}
+    done = pyinfra("-y", write_inventory({"account_host": "192.0.2.10"}, same, same), "deploy.py")
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("nothing was done on any host: slot 0 of @fake/gpu-")
+    assert "have one identity, Qm1; two workers can't be one node: stop one, and remove swarm.pem" in last
+
+
+def test_ssh_keys_that_all_hosts_share_do_not_hurt_this_machine(tmp_path: Path) -> None:
+    """Group data may hold ssh_port for the sake of others; a mistyped one is a mistake all the same."""
+    inventory = tmp_path / "fleet.py"
+    data = {"ssh_port": 22, "ssh_prt": 1, "release_repository": "h.git", "release_ref": COMMIT}
+    inventory.write_text(f"coordinators = ['@local']\nall = (['@local'], {data!r})\n")
+    assert_refused(
+        pyinfra("-y", inventory, "deploy.py"),
+        "inventory data of @local: ssh_prt: not a known key; did you mean ssh_port?",
+    )
 
 
 @pytest.mark.parametrize("name", ["example", "local"])
@@ -95,6 +196,8 @@ def test_shipped_inventory_is_right(name: str) -> None:
 
 
 def test_lab_inventory_says_how_to_get_to_its_hosts() -> None:
-    done = pyinfra("-y", "inventory/lab.py", "deploy.py")
-    assert done.returncode == 1
-    assert "not in the lab's network; put `ip netns exec lab-op` before the command, or use `make fleet`" in done.stderr
+    assert_refused(
+        pyinfra("-y", "inventory/lab.py", "deploy.py"),
+        "inventory/lab.py: not in the lab's network; put `ip netns exec lab-op` before the command, or use "
+        "`make fleet`",
+    )
