@@ -96,6 +96,16 @@ class HostPlan:
     slots: tuple[Slot, ...]
     services: Mapping[str, Settings]
 
+    def settings_files(self) -> dict[Path, Settings]:
+        """Every settings file that the host gets."""
+        roles = {service_file(role): of for role, of in self.services.items()}
+        return roles | {slot.file: slot.settings for slot in self.slots}
+
+
+def service_file(role: str) -> Path:
+    """The settings file of one of the coordinator's roles."""
+    return CONFIGURATION / f"{role}.yaml"
+
 
 @dataclass(frozen=True, slots=True)
 class HostEntry:

@@ -6,6 +6,7 @@ anything else, and so the inventory is loaded here too, just as pyinfra does it 
 """
 
 import difflib
+import io
 import sys
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -35,6 +36,7 @@ def check() -> None:
             inventory = _load(options)
             _check_hosts(options, inventory)
             plan.make(inventory)
+            _mind_questions(options, len(inventory))
     except SettingsError as error:
         lines = str(error).splitlines()
         if len(lines) > 1:
@@ -77,3 +79,13 @@ def _check_hosts(options: Mapping[str, Any], inventory: Inventory) -> None:
     for pattern in options["limit"]:
         if pattern not in inventory.groups and not any(fnmatch(host.name, pattern) for host in inventory):
             raise SettingsError(f"{name}: --limit {pattern}: no such host or group")
+
+
+def _mind_questions(options: Mapping[str, Any], num_hosts: int) -> None:
+    """Let no question of pyinfra's meet a standard input that can't answer: an internal exception would end the run."""
+    if options["yes"] or options["json_output"] or sys.stdin.isatty():
+        return
+    if not options["dry"]:
+        raise SettingsError("no terminal to confirm the changes at; put -y before the inventory, or --dry to see them")
+    # Whether to go on without the hosts that have failed. Nothing is done to the others, so that is a yes.
+    sys.stdin = io.StringIO("\n" * 2 * num_hosts)

@@ -16,11 +16,21 @@ from deploys.hosts import HostEntry
 CHECKOUT = Path(__file__).parents[2]
 PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# What pyinfra's own operations insist on.
+FAKE_ANSWERS = {"uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"}
 
 
 def pyinfra(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pyinfra", *map(str, arguments)]
-    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        command,
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -29,7 +39,7 @@ def write_inventory(tmp_path: Path) -> Any:
         common = {
             "fake_delay": 0.0,
             "fake_delay_jitter": 0.0,
-            "fake_responses": {"uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"},
+            "fake_responses": FAKE_ANSWERS,
             "release_repository": "https://git.example.org/h.git",
             "release_ref": COMMIT,
             "secrets_dir": str(tmp_path / "secrets"),
@@ -52,6 +62,23 @@ def test_everything_of_the_coordinator_comes_before_anything_of_a_worker(write_i
     assert min(number for number, name in enumerate(names) if name.startswith("Worker")) > barrier
     assert names.index("Coordinator | Run the chain") < names.index("Coordinator | Run the contract")
     assert names.index("Worker | Enrol slot 1") > names.index("Worker | Run slot 0")
+
+
+def test_settings_that_the_release_refuses_stop_that_host_before_anything_is_switched(write_inventory: Any) -> None:
+    """Only the release knows, for instance, which task families there are."""
+    line = "hivewright check: SettingsError (exit 2): environment_families: no such family"
+    refused = {"worker check --settings /etc/hivewright/worker-1.yaml.new": {"success": False, "stderr": line}}
+    answers = FAKE_ANSWERS | refused
+    inventory = write_inventory({"account_host": "192.0.2.10"}, {"slots": 2, "fake_responses": answers}, {"slots": 2})
+    done = pyinfra("-y", "--json", inventory, "deploy.py")
+    assert done.returncode == 1
+    assert line in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("failed: @fake/gpu-0 (Release | Check the settings with it); mend")
+    outcomes = {one["name"]: one for one in json.loads(done.stdout)["results"]["operations"]}
+    assert outcomes["Release | Check the settings with it"]["error"] == ["@fake/gpu-0"]
+    assert outcomes["Release | Make it the current release"]["success"] == ["@fake/gpu-1", "@fake/hub"]
+    assert outcomes["Worker | Write worker-0.yaml"]["success"] == ["@fake/gpu-1"]
+    assert outcomes["Worker | Run slot 0"]["success"] == ["@fake/gpu-1"]
 
 
 def test_token_is_in_no_output(write_inventory: Any, tmp_path: Path) -> None:
@@ -161,10 +188,31 @@ def test_inventory_that_is_no_python_is_refused_with_its_line(tmp_path: Path) ->
     )
 
 
+def test_run_that_could_not_ask_says_so(write_inventory: Any) -> None:
+    done = pyinfra(write_inventory({"account_host": "192.0.2.10"}, {"slots": 1}), "deploy.py")
+    assert_refused(done, "no terminal to confirm the changes at; put -y before the inventory, or --dry to see them")
+
+
+def test_dry_run_without_terminal_shows_the_changes_of_the_hosts_that_can_be_reached(tmp_path: Path) -> None:
+    common = {"release_repository": "h.git", "release_ref": COMMIT, "secrets_dir": str(tmp_path / "secrets")}
+    gone = common | {"ssh_port": 1, "slots": 1}
+    inventory = tmp_path / "fleet.py"
+    hub = common | {"account_host": "192.0.2.10", "fake_responses": FAKE_ANSWERS}
+    inventory.write_text(f"coordinators = [('@fake/hub', {hub!r})]\nworkers = [('127.0.0.1', {gone!r})]\n")
+    done = pyinfra("--dry", inventory, "deploy.py")
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "Release | Make it the current release 1 (@fake/hub)" in said
+    assert "EOFError" not in said
+    assert said.endswith(
+        "failed: 127.0.0.1 (can't be reached); mend that and run again, hosts that are done stay as they are"
+    )
+
+
 def test_two_workers_with_one_identity_stop_the_run_with_the_reason_last(write_inventory: Any) -> None:
     """Also when another host is in trouble: nothing is done anywhere, and that is not its fault."""
     enrolled = "/var/lib/hivewright/worker-0/enrolment.json " + json.dumps({"peer_id": "Qm1"})
-    answer = {Identities().command(): enrolled, "uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"}
+    answer = FAKE_ANSWERS | {Identities().command(): enrolled}
     same = {"slots": 1, "fake_responses": answer}
     done = pyinfra("-y", write_inventory({"account_host": "192.0.2.10"}, same, same), "deploy.py")
     assert done.returncode == 1
