@@ -1,6 +1,6 @@
 """`pyinfra -y inventory/NAME.py deploy.py`: make every host of the inventory what its line says, and nothing else.
 
-The whole inventory is checked first. Run again it changes nothing; run with another release_ref it upgrades.
+config.py has checked the whole inventory by then. Run again it changes nothing; with another release_ref it upgrades.
 """
 
 from deploys import account, coordinator, plan, release, system, worker

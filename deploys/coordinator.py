@@ -3,8 +3,8 @@
 from pyinfra import host
 from pyinfra.api import deploy
 
-from deploys import identity, units
-from deploys.hosts import CONFIGURATION, COORDINATOR_ROLES
+from deploys import hosts, identity, units
+from deploys.hosts import COORDINATOR_ROLES
 from deploys.plan import Planned
 
 # Service -> role whose settings it reads, in the order in which they need each other. The contract's service puts the
@@ -18,7 +18,7 @@ def configure_coordinator(plan: Planned) -> None:
     token = identity.install_enrolment_token(plan)
     texts = {}
     for role in host.loop(COORDINATOR_ROLES):
-        texts[role] = units.install_settings(CONFIGURATION / f"{role}.yaml", plan.host.services[role])
+        texts[role] = units.install_settings(hosts.service_file(role), plan.host.services[role])
     for service, role in host.loop(SERVICES.items()):
         unit = f"hivewright-{service}.service"
         text = units.install_unit(unit, plan.host.deployment.watchdog_seconds)

@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import ipaddress
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker import settings
-from worker.errors import SettingsError
+from worker.errors import IdentityError, SettingsError
 from worker.settings import Settings
+from worker.swarm import identity
 
 STATE = Path("/var/lib/hivewright")
 CONFIGURATION = Path("/etc/hivewright")
@@ -43,6 +44,10 @@ DERIVED = (
     "chain_deployment_file", "chain_account_token_file", "chain_enrolment_token_file", "account_enrolment_token_file",
     "keeper_bootnode_file",
 )  # fmt: skip
+NO_SWARM = (
+    f"no swarm to join; put a host into {COORDINATORS}, or set chain_account_url to a swarm's account service, or "
+    "swarm_bootnodes to peers of one (swarm_enabled False: train alone, on purpose)"
+)
 SET_BY_DEPLOY = "set by the deploy for each role and slot; leave it out"
 
 
@@ -91,6 +96,16 @@ class HostPlan:
     slots: tuple[Slot, ...]
     services: Mapping[str, Settings]
 
+    def settings_files(self) -> dict[Path, Settings]:
+        """Every settings file that the host gets."""
+        roles = {service_file(role): of for role, of in self.services.items()}
+        return roles | {slot.file: slot.settings for slot in self.slots}
+
+
+def service_file(role: str) -> Path:
+    """The settings file of one of the coordinator's roles."""
+    return CONFIGURATION / f"{role}.yaml"
+
 
 @dataclass(frozen=True, slots=True)
 class HostEntry:
@@ -127,10 +142,13 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
     plans = {}
     for entry in entries:
         deployment = _deployment(entry, mistakes)
-        if _has_good_settings(entry, mistakes):
-            slots = _slots(entry, deployment, coordinators, mistakes)
+        wrong = _wrong_settings(entry)
+        for message in wrong:
+            mistakes.add(entry.name, message)
+        slots = _slots(entry, coordinators, wrong, mistakes)
+        if not wrong:
             plans[entry.name] = HostPlan(entry.name, deployment, slots, _services(entry))
-    _check_identities(plans, mistakes)
+    _check_identities(entries, mistakes)
     if lines := mistakes.lines():
         raise SettingsError("\n".join(lines))
     return plans
@@ -162,21 +180,18 @@ def _section(key: str) -> str | None:
     return section if name and section in settings.SECTIONS else None
 
 
-def _has_good_settings(entry: HostEntry, mistakes: _Mistakes) -> bool:
-    """Whether all settings in the host's data are right, also those of roles that it does not have."""
-    flat = {key: value for key, value in entry.data.items() if _section(key) and key not in DERIVED}
-    try:
-        settings.from_flat(flat, "")
-    except SettingsError as error:
-        mistakes.add(entry.name, str(error).removeprefix(": "))
-        return False
-    return True
+def _wrong_settings(entry: HostEntry) -> list[str]:
+    """What is wrong with the settings in the host's data, also with those of roles that it does not have."""
+    return settings.flat_mistakes(
+        {key: value for key, value in entry.data.items() if _section(key) and key not in DERIVED}
+    )
 
 
 def _slots(
-    entry: HostEntry, deployment: Deployment, coordinators: Collection[HostEntry], mistakes: _Mistakes
+    entry: HostEntry, coordinators: Collection[HostEntry], wrong: Collection[str], mistakes: _Mistakes
 ) -> tuple[Slot, ...]:
-    count = deployment.slots
+    """`wrong`: what is known to be wrong with the host's own settings, and would be so again in each slot."""
+    count = entry.data.get("slots")
     if WORKERS not in entry.groups:
         if count is not None:
             mistakes.add(
@@ -188,44 +203,63 @@ def _slots(
             entry.name, f"slots: none; expected a count of at least 1, or a list of dicts, for a host in {WORKERS}"
         )
         return ()
-    if isinstance(count, int) and not isinstance(count, bool) and count > 0:
-        overrides: list[dict[str, Any]] = [{} for _ in range(count)]
-    elif isinstance(count, list) and all(isinstance(slot, dict) for slot in count):
-        overrides = count
-    else:
+    overrides = _overrides(entry)
+    if overrides is None:
         mistakes.add(entry.name, f"slots: got {count!r}; expected a count, or a list with a dict of settings for each")
         return ()
-    return tuple(_all_slots(entry, overrides, _account_url(entry, coordinators, mistakes), mistakes))
-
-
-def _all_slots(
-    entry: HostEntry, overrides: list[dict[str, Any]], account_url: str | None, mistakes: _Mistakes
-) -> Iterator[Slot]:
-    users_of_port: dict[int, int] = {}
+    _check_ports(entry, overrides, mistakes)
+    account_url = _account_url(entry, coordinators, mistakes)
+    slots = []
     for number, own in enumerate(overrides):
-        flat = _role_settings(entry, "worker") | {key: value for key, value in own.items() if key != "identity"}
-        flat.setdefault("node_name", _node_name(entry.name, number))
-        if account_url:
-            flat.setdefault("chain_account_url", account_url)
-        if "chain_account_url" in flat:
-            flat["chain_enrolment_token_file"] = str(ENROLMENT_TOKEN)
-        flat["node_state_dir"] = str(STATE / f"worker-{number}")
+        flat = _slot_settings(entry, number, own, account_url)
+        if not coordinators and _is_lonely(flat):
+            mistakes.add(entry.name, NO_SWARM)
         for key in sorted(set(DERIVED) & set(own)):
             mistakes.add(entry.name, f"slot {number}: {key}: {SET_BY_DEPLOY}")
-        identity = own.get("identity")
-        if not isinstance(identity, str | None):
-            mistakes.add(entry.name, f"slot {number}: identity: got {identity!r}; expected the path of a swarm.pem")
-            continue
-        try:
-            checked = settings.from_flat(flat, "")
-        except SettingsError as error:
-            mistakes.add(entry.name, f"slot {number}: {str(error).removeprefix(': ')}")
-            continue
-        port = checked.swarm.port
-        if port and (other := users_of_port.setdefault(port, number)) != number:
+        own_wrong = settings.flat_mistakes(flat)
+        for message in own_wrong:
+            if message not in wrong:
+                mistakes.add(entry.name, f"slot {number}: {message}")
+        if not own_wrong:
+            key_file = own.get("identity")
+            slots.append(Slot(number, settings.from_flat(flat, ""), Path(str(key_file)) if key_file else None))
+    return tuple(slots)
+
+
+def _overrides(entry: HostEntry) -> list[dict[str, Any]] | None:
+    """For each slot of the host the settings in which it differs. None: its `slots` says nothing of the kind."""
+    slots = entry.data.get("slots")
+    if isinstance(slots, int) and not isinstance(slots, bool) and slots > 0:
+        return [{} for _ in range(slots)]
+    if isinstance(slots, list) and all(isinstance(slot, dict) for slot in slots):
+        return slots
+    return None
+
+
+def _slot_settings(entry: HostEntry, number: int, own: dict[str, Any], account_url: str | None) -> dict[str, Any]:
+    flat = _role_settings(entry, "worker") | {key: value for key, value in own.items() if key != "identity"}
+    flat.setdefault("node_name", _node_name(entry.name, number))
+    if account_url:
+        flat.setdefault("chain_account_url", account_url)
+    if "chain_account_url" in flat:
+        flat["chain_enrolment_token_file"] = str(ENROLMENT_TOKEN)
+    flat["node_state_dir"] = str(STATE / f"worker-{number}")
+    return flat
+
+
+def _is_lonely(flat: Mapping[str, Any]) -> bool:
+    """Whether a worker with these settings could never hear of another one, though it is to."""
+    ways = ("chain_account_url", "chain_rpc_url", "swarm_bootnodes")
+    return flat.get("swarm_enabled", True) is True and not any(flat.get(way) for way in ways)
+
+
+def _check_ports(entry: HostEntry, overrides: list[dict[str, Any]], mistakes: _Mistakes) -> None:
+    users: dict[int, int] = {}
+    for number, own in enumerate(overrides):
+        port = own.get("swarm_port", entry.data.get("swarm_port"))
+        if isinstance(port, int) and port and (other := users.setdefault(port, number)) != number:
             taken = f"swarm_port: {port} is that of slot {other} too; give each its own, or 0"
             mistakes.add(entry.name, f"slot {number}: {taken}")
-        yield Slot(number, checked, Path(identity) if identity else None)
 
 
 def _services(entry: HostEntry) -> dict[str, Settings]:
@@ -305,20 +339,33 @@ def _node_name(host: str, number: int) -> str:
     return f"{name}-{number}" if number else name
 
 
-def _check_identities(plans: Mapping[str, HostPlan], mistakes: _Mistakes) -> None:
+def _check_identities(entries: Collection[HostEntry], mistakes: _Mistakes) -> None:
     """One key is one worker: the same key twice would be two nodes that claim one reward."""
-    users: dict[bytes, str] = {}
-    for plan in plans.values():
-        for slot in plan.slots:
-            if slot.identity is None:
-                continue
-            where = f"slot {slot.number}: identity"
+    users: dict[str, str] = {}
+    for entry in entries:
+        for number, own in enumerate(_overrides(entry) or ()):
+            peer_id = None
             try:
-                key = slot.identity.read_bytes()
-            except OSError as error:
-                mistakes.add(plan.name, f"{where}: {slot.identity}: {error.strerror}; expected a swarm.pem")
-                continue
-            if key in users:
-                twin = f"{slot.identity} is the key of {users[key]} too; two workers can't be one node"
-                mistakes.add(plan.name, f"{where}: {twin}")
-            users.setdefault(key, f"slot {slot.number} of {plan.name}")
+                peer_id = _peer_id(own.get("identity"))
+            except SettingsError as error:
+                mistakes.add(entry.name, f"slot {number}: identity: {error}; expected the path of a swarm.pem")
+            if peer_id in users:
+                twin = f"{own['identity']} is the key of {users[peer_id]} too; two workers can't be one node"
+                mistakes.add(entry.name, f"slot {number}: identity: {twin}")
+            if peer_id:
+                users.setdefault(peer_id, f"slot {number} of {entry.name}")
+
+
+def _peer_id(key_file: object) -> str | None:
+    """Whose key is in a file. None: no file is named. Raises SettingsError, with the reason only, if it is no key."""
+    if key_file is None:
+        return None
+    if not isinstance(key_file, str):
+        raise SettingsError(f"got {key_file!r}")
+    try:
+        Path(key_file).read_bytes()
+        return identity.load(Path(key_file)).peer_id
+    except OSError as error:
+        raise SettingsError(f"{key_file}: {error.strerror}") from None
+    except IdentityError:
+        raise SettingsError(f"{key_file}: no libp2p RSA key") from None

@@ -1,6 +1,7 @@
-"""The plan of the host that is being deployed, from pyinfra's inventory. The whole inventory is checked first, once."""
+"""The plans of all hosts: made from the inventory before pyinfra connects, asked for when a host is deployed."""
 
 import threading
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,11 +9,12 @@ from pyinfra import host, inventory, state
 from pyinfra.api.arguments import all_global_arguments
 from pyinfra.api.exceptions import DeployError
 from pyinfra.api.host import Host
+from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.context import ctx_host
 
-from deploys import connection, hosts, operator
+from deploys import connection, hosts, operator, report
 from deploys.facts import Identities
-from deploys.hosts import STATE, HostEntry, HostPlan
+from deploys.hosts import STATE, Deployment, HostEntry, HostPlan
 from worker.errors import SettingsError
 
 CHECKOUT = Path(__file__).parents[1]
@@ -28,30 +30,70 @@ class Planned:
     token: str | None = field(repr=False)
 
 
-# pyinfra runs deploy.py once per host, all at the same time; the first one does the work for all.
-_lock = threading.Lock()
 _planned: dict[str, Planned] = {}
+
+# pyinfra runs deploy.py once per host, all at the same time; the first one looks at the hosts for all.
+_lock = threading.Lock()
+_looked_for_twins = False
+
+
+def make(all_hosts: Iterable[Host]) -> None:
+    """Make the plans of all hosts of the inventory. Raises SettingsError, a line for each mistake of any host."""
+    entries = [_entry(each) for each in all_hosts]
+    lines: list[str] = []
+    plans: dict[str, HostPlan] = {}
+    commits: dict[str, tuple[str, str]] = {}
+    try:
+        plans = hosts.check(entries)
+    except SettingsError as error:
+        lines += str(error).splitlines()
+    try:
+        commits = _commits(entries)
+    except SettingsError as error:
+        lines += str(error).splitlines()
+    if lines:
+        raise SettingsError("\n".join(lines))
+    has_account = any(plan.services for plan in plans.values())
+    for name, plan in plans.items():
+        token = operator.enrolment_token(CHECKOUT / plan.deployment.secrets_dir, create=has_account)
+        _planned[name] = Planned(plan, *commits[name], token)
 
 
 def current() -> Planned:
-    """The plan of the current host. Raises DeployError with everything that is wrong with any host's data."""
+    """The plan of the current host. Raises DeployError if the hosts are in no state to be deployed."""
+    global _looked_for_twins
     connection.limit_silence(host)
     with _lock:
-        if not _planned:
-            plans = _plan_all()
+        if not _looked_for_twins:
+            _looked_for_twins = True
             _refuse_twins()
-            _planned.update(plans)
+    if host.name not in _planned:
+        raise DeployError("no plan was made; run deploy.py from the checkout, with the config.py that is there")
     return _planned[host.name]
 
 
-def _plan_all() -> dict[str, Planned]:
-    try:
-        plans = hosts.check([_entry(each) for each in inventory])
-        commits: dict[tuple[str, str], str] = {}
-        has_account = any(plan.services for plan in plans.values())
-        return {name: _resolve(plan, commits, has_account) for name, plan in plans.items()}
-    except SettingsError as error:
-        raise DeployError(str(error)) from None
+def _commits(entries: Collection[HostEntry]) -> dict[str, tuple[str, str]]:
+    """Git URL and commit by host. Raises SettingsError, a line for each mistake."""
+    users: dict[tuple[str | None, str], list[str]] = {}
+    for entry in entries:
+        repository = entry.data.get("release_repository")
+        ref = entry.data.get("release_ref", Deployment.model_fields["release_ref"].default)
+        # `hosts.check` has named what is of another type.
+        if isinstance(repository, str | None) and isinstance(ref, str):
+            users.setdefault((repository, ref), []).append(entry.name)
+    commits, lines = {}, []
+    for (repository, ref), names in users.items():
+        source = f"inventory data of {', '.join(names)}"
+        try:
+            url = repository or operator.origin(CHECKOUT, source)
+            commit = operator.resolve(url, ref, source)
+        except SettingsError as error:
+            lines.append(str(error))
+            continue
+        commits.update(dict.fromkeys(names, (url, commit)))
+    if lines:
+        raise SettingsError("\n".join(lines))
+    return commits
 
 
 def _refuse_twins() -> None:
@@ -62,7 +104,7 @@ def _refuse_twins() -> None:
         for number, peer_id in identities.items():
             user = f"slot {number} of {name}"
             if peer_id in users:
-                raise DeployError(
+                raise report.stop(
                     f"{user} and {users[peer_id]} have one identity, {peer_id}; two workers can't be one node: stop "
                     f"one, and remove swarm.pem and enrolment.json from its state folder, {STATE}/worker-N"
                 )
@@ -75,16 +117,6 @@ def _identities(of: Host) -> tuple[str, dict[int, str]]:
 
 
 def _entry(of: Host) -> HostEntry:
-    own = {name for name, _ in all_global_arguments()} | set(of.connector_cls.data_meta)
+    # ssh_user and the like may stand in `all` for the sake of other hosts, so every host may have them, also @local.
+    own = {name for name, _ in all_global_arguments()} | {*of.connector_cls.data_meta, *SSHConnector.data_meta}
     return HostEntry(of.name, tuple(of.groups), of.data.dict(), frozenset(own))
-
-
-def _resolve(plan: HostPlan, commits: dict[tuple[str, str], str], has_account: bool) -> Planned:
-    """`commits` remembers what was asked for another host already."""
-    source = f"inventory data of {plan.name}"
-    url = plan.deployment.release_repository or operator.origin(CHECKOUT, source)
-    key = (url, plan.deployment.release_ref)
-    if key not in commits:
-        commits[key] = operator.resolve(*key, source)
-    token = operator.enrolment_token(CHECKOUT / plan.deployment.secrets_dir, create=has_account)
-    return Planned(plan, url, commits[key], token)

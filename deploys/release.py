@@ -5,16 +5,19 @@ from. What is there is complete and never changes, so a run with the same commit
 lock file share an environment, and going back is one symbolic link.
 """
 
+import base64
+import hashlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api import deploy, operation
+from pyinfra.api import StringCommand, deploy, operation
 
-from deploys import operator
-from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, Releases
+from deploys import operator, units
+from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, FileContent, Releases
 from deploys.plan import Planned
+from deploys.system import USER
 
 KEEP = 3
 ENVIRONMENT_INPUTS = ("requirements/worker.lock", "scripts/environment")
@@ -27,7 +30,7 @@ BUILD_SECONDS = 3600
 
 @deploy("Release")
 def install_release(plan: Planned) -> None:
-    """Check the plan's commit out, build what it runs in, and make it the current release."""
+    """Check the plan's commit out, build what it runs in, have it check the settings, and make it current."""
     checkout(
         name=f"Check out {plan.commit[:12]}",
         repository=plan.repository,
@@ -42,6 +45,8 @@ def install_release(plan: Planned) -> None:
     )
     if plan.host.services:
         install_anvil(name="Install its anvil", commit=plan.commit, _timeout=BUILD_SECONDS)
+    texts = {file: units.settings_text(of) for file, of in plan.host.settings_files().items()}
+    check_settings(name="Check the settings with it", commit=plan.commit, texts=texts)
     activate(name="Make it the current release", commit=plan.commit)
 
 
@@ -96,6 +101,31 @@ def anvil_script(checkout_folder: Path, anvils: Path) -> str:
     return (
         f"cd {checkout_folder} && folder={anvils}/$(cat {' '.join(ANVIL_INPUTS)} | {DIGEST})"
         " && mkdir -p $folder && scripts/anvil $folder"
+    )
+
+
+@operation()
+def check_settings(commit: str, texts: Mapping[Path, str]) -> Iterator[StringCommand]:
+    """Have the release itself find the host's settings good, before it becomes current and before any file changes.
+
+    Not all can be known on the operator's side: which task families there are, for instance, is in the environment.
+    """
+    is_current = host.get_fact(Releases).current == commit
+    for file, text in texts.items():
+        found = host.get_fact(FileContent, path=str(file))
+        if not (is_current and found and found.sha256 == hashlib.sha256(text.encode()).hexdigest()):
+            encoded = base64.b64encode(text.encode()).decode()
+            yield StringCommand(check_script(RELEASES / commit, file, USER), _stdin=[encoded])
+
+
+def check_script(release: Path, file: Path, user: str) -> str:
+    """Shell commands that check what comes, in base 64, on standard input, as a new content of a settings file."""
+    new = f"{file}.new"
+    return (
+        f"umask 027 && base64 -d > {new} && chgrp {user} {new} && cd {release}"
+        f" && runuser -u {user} -- environment/bin/python -m worker check --settings {new} > /dev/null; code=$?;"
+        f" rm -f {new}; [ $code = 0 ] || echo '{file} is left as it was, and so is all that runs; mend the inventory"
+        " and run again' >&2; exit $code"
     )
 
 

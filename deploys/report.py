@@ -3,9 +3,18 @@
 import atexit
 import sys
 
+from pyinfra.api.exceptions import DeployError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.context import ctx_state
+
+_reasons: list[str] = []
+
+
+def stop(reason: str) -> DeployError:
+    """The error to raise to stop the run before it does anything; the last line will be the reason."""
+    _reasons.append(reason)
+    return DeployError("these hosts can't be deployed as they are; the last line says why")
 
 
 def name_failed_hosts_at_exit() -> None:
@@ -15,6 +24,10 @@ def name_failed_hosts_at_exit() -> None:
 
 def _name_failed_hosts() -> None:
     state: State | None = ctx_state.get()
+    if _reasons:
+        sys.stdout.flush()
+        print(f"nothing was done on any host: {_reasons[0]}", file=sys.stderr, flush=True)
+        return
     if state is None or not state.initialised or not state.failed_hosts:
         return
     failed = sorted(state.failed_hosts, key=lambda host: host.name)

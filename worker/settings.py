@@ -363,15 +363,35 @@ def parse(raw: dict[str, Any], source: str) -> Settings:
 
 
 def from_flat(flat: dict[str, Any], source: str) -> Settings:
-    """Check flat inventory keys (`trainer_learning_rate`), as `parse` does."""
+    """Check flat inventory keys (`trainer_learning_rate`), as `parse` does; what is wrong is named by these keys."""
+    if mistakes := flat_mistakes(flat):
+        raise SettingsError(f"{source}: " + "; ".join(mistakes))
     nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, _, name = key.partition("_")
+        nested.setdefault(section, {})[name] = value
+    return parse(nested, source)
+
+
+def flat_mistakes(flat: dict[str, Any]) -> list[str]:
+    """Everything that is wrong with flat inventory keys, a message for each mistake. Empty: `from_flat` takes them."""
+    nested: dict[str, Any] = {}
+    mistakes = []
     for key, value in flat.items():
         section, _, name = key.partition("_")
         if section not in SECTIONS or not name:
             close = difflib.get_close_matches(key, flat_keys(), n=1)
-            raise SettingsError(f"{source}: {key}: not a known key{_hint(close)}")
-        nested.setdefault(section, {})[name] = value
-    return parse(nested, source)
+            mistakes.append(f"{key}: not a known key{_hint(close)}")
+            continue
+        try:
+            nested.setdefault(section, {})[name] = json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            mistakes.append(f"{key}: got {_short(value)}; expected plain text, numbers, lists and dicts")
+    try:
+        Settings.model_validate_json(json.dumps(nested))
+    except ValidationError as error:
+        mistakes += [_explain(e, joint="_") for e in _causes(error)]
+    return mistakes
 
 
 def flat_keys() -> list[str]:
@@ -427,14 +447,17 @@ def _causes(error: ValidationError) -> list[Any]:
     return [e for e in errors if not any(len(p) > len(e["loc"]) and p[: len(e["loc"])] == e["loc"] for p in places)]
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, joint: str = "/") -> str:
+    """`joint`: between a section and its key; "_" where settings are written as flat inventory keys."""
     location = [str(part) for part in error["loc"]]
-    path = "/".join(location) or "settings"
+    path = "/".join([joint.join(location[:2]), *location[2:]]) or "settings"
     if error["type"] == "extra_forbidden":
         known = list(SECTIONS)
         if len(location) > 1 and location[0] in SECTIONS:
             known = list(SECTIONS[location[0]].model_fields)
-        return f"{path}: not a known key{_hint(difflib.get_close_matches(location[-1], known, n=1))}"
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        is_flat_key = joint == "_" and len(location) == 2
+        return f"{path}: not a known key{_hint([f'{location[0]}_{name}' for name in close] if is_flat_key else close)}"
     if error["type"] == "value_error":
         return f"{path}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] == "string_pattern_mismatch":
@@ -443,12 +466,15 @@ def _explain(error: Any) -> str:
         expected = f"at least {error['ctx']['min_length']} of them"
     else:
         expected = error["msg"].removeprefix("Input should be ").replace("an object", "a mapping")
-    return f"{path}: got {_short(error['input'])}; expected {expected}{_yaml_advice(error['type'], error['input'])}"
+    advice = _advice(error["type"], error["input"], is_yaml=joint == "/")
+    return f"{path}: got {_short(error['input'])}; expected {expected}{advice}"
 
 
-def _yaml_advice(kind: str, value: Any) -> str:
-    """YAML 1.1 reads 1e-5 as text, and 0x... as a number."""
+def _advice(kind: str, value: Any, is_yaml: bool) -> str:
+    """YAML 1.1 reads 1e-5 as text, and 0x... as a number; an inventory is Python."""
     if kind == "float_type" and isinstance(value, str) and _is_number(value):
+        if not is_yaml:
+            return "; write it without quotes"
         return "; YAML takes it for text: write it with a point and without quotes, such as 1.0e-5"
     if kind == "string_type" and isinstance(value, int):
         return "; put it in quotes"

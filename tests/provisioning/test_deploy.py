@@ -10,16 +10,27 @@ from typing import Any
 import pytest
 
 from deploys import hosts
+from deploys.facts import Identities
 from deploys.hosts import HostEntry
 
 CHECKOUT = Path(__file__).parents[2]
 PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# What pyinfra's own operations insist on.
+FAKE_ANSWERS = {"uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"}
 
 
 def pyinfra(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pyinfra", *map(str, arguments)]
-    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        command,
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -28,7 +39,7 @@ def write_inventory(tmp_path: Path) -> Any:
         common = {
             "fake_delay": 0.0,
             "fake_delay_jitter": 0.0,
-            "fake_responses": {"uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"},
+            "fake_responses": FAKE_ANSWERS,
             "release_repository": "https://git.example.org/h.git",
             "release_ref": COMMIT,
             "secrets_dir": str(tmp_path / "secrets"),
@@ -53,6 +64,23 @@ def test_everything_of_the_coordinator_comes_before_anything_of_a_worker(write_i
     assert names.index("Worker | Enrol slot 1") > names.index("Worker | Run slot 0")
 
 
+def test_settings_that_the_release_refuses_stop_that_host_before_anything_is_switched(write_inventory: Any) -> None:
+    """Only the release knows, for instance, which task families there are."""
+    line = "hivewright check: SettingsError (exit 2): environment_families: no such family"
+    refused = {"worker check --settings /etc/hivewright/worker-1.yaml.new": {"success": False, "stderr": line}}
+    answers = FAKE_ANSWERS | refused
+    inventory = write_inventory({"account_host": "192.0.2.10"}, {"slots": 2, "fake_responses": answers}, {"slots": 2})
+    done = pyinfra("-y", "--json", inventory, "deploy.py")
+    assert done.returncode == 1
+    assert line in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("failed: @fake/gpu-0 (Release | Check the settings with it); mend")
+    outcomes = {one["name"]: one for one in json.loads(done.stdout)["results"]["operations"]}
+    assert outcomes["Release | Check the settings with it"]["error"] == ["@fake/gpu-0"]
+    assert outcomes["Release | Make it the current release"]["success"] == ["@fake/gpu-1", "@fake/hub"]
+    assert outcomes["Worker | Write worker-0.yaml"]["success"] == ["@fake/gpu-1"]
+    assert outcomes["Worker | Run slot 0"]["success"] == ["@fake/gpu-1"]
+
+
 def test_token_is_in_no_output(write_inventory: Any, tmp_path: Path) -> None:
     inventory = write_inventory({"account_host": "192.0.2.10"}, {"slots": 1})
     done = pyinfra("-y", "-vvv", "--debug", "--diff", inventory, "deploy.py")
@@ -64,23 +92,144 @@ def test_token_is_in_no_output(write_inventory: Any, tmp_path: Path) -> None:
     assert base64.b64encode(f"{token}\n".encode()).decode() not in said
 
 
-def test_wrong_inventory_stops_before_any_command(write_inventory: Any, tmp_path: Path) -> None:
-    inventory = write_inventory({"account_host": "192.0.2.10"}, {"slots": 1, "trainer_groupsize": 8}, {"slots": 0})
+def assert_refused(done: subprocess.CompletedProcess[str], *lines: str) -> None:
+    """The run ended with exit code 2, before pyinfra loaded anything, and these are its last lines."""
+    assert done.returncode == 2, done.stderr
+    assert tuple(done.stderr.splitlines()) == ("--> Loading config...", *lines)
+
+
+def test_all_mistakes_stop_the_run_before_any_host_is_connected_to(write_inventory: Any, tmp_path: Path) -> None:
+    inventory = write_inventory(
+        {"account_host": "192.0.2.10"},
+        {"slots": [{"model_dvice": "cpu"}], "trainer_epsilon": "a"},
+        {"slots": 0, "release_repository": "/nowhere", "release_ref": "main"},
+    )
     done = pyinfra("-y", "-vvv", inventory, "deploy.py")
-    assert done.returncode == 1
-    said = done.stderr
-    assert "inventory data of @fake/gpu-0: trainer/groupsize: not a known key" in said
-    assert "inventory data of @fake/gpu-1: slots: none; expected a count of at least 1" in said
-    assert ">>>" not in said  # pyinfra's mark of a command that is run
+    assert_refused(
+        done,
+        f"{inventory}: 4 mistakes; nothing was done on any host",
+        "inventory data of @fake/gpu-0: trainer_epsilon: got 'a'; expected a valid number",
+        "inventory data of @fake/gpu-0: slot 0: model_dvice: not a known key; did you mean model_device?",
+        "inventory data of @fake/gpu-1: slots: none; expected a count of at least 1, or a list of dicts, for a host in "
+        "workers",
+        "inventory data of @fake/gpu-1: release_repository: got '/nowhere'; can't be read: '/nowhere' does not appear "
+        "to be a git repository",
+    )
     assert not (tmp_path / "secrets").exists()
+
+
+def test_wrong_key_does_not_need_a_host_that_can_be_reached(tmp_path: Path) -> None:
+    inventory = tmp_path / "fleet.py"
+    data = {"ssh_port": 1, "slot": 1, "release_repository": "h.git", "release_ref": COMMIT}
+    inventory.write_text(f"coordinators = [('127.0.0.1', {data!r})]\n")
+    assert_refused(
+        pyinfra("-y", inventory, "deploy.py"),
+        "inventory data of 127.0.0.1: slot: not a known key; did you mean slots?",
+    )
 
 
 def test_wrong_key_does_not_need_the_host_that_has_it(write_inventory: Any) -> None:
     """All hosts are checked, also those that this run is limited away from."""
     inventory = write_inventory({"account_host": "192.0.2.10"}, {"slots": 1}, {"slot": 1})
     done = pyinfra("-y", inventory, "deploy.py", "--limit", "@fake/gpu-0")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "inventory data of @fake/gpu-1: slot: not a known key; did you mean slots?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ("-y", "inventory/exmple.py", "deploy.py"),
+            "inventory/exmple.py: no such file; did you mean inventory/example.py?",
+        ),
+        (
+            ("-y", "nowhere/fleet.py", "deploy.py"),
+            "nowhere/fleet.py: no such file; expected an inventory file, a copy of inventory/example.py",
+        ),
+        (
+            ("-y", "gpu-1,gpu-2", "deploy.py"),
+            "gpu-1,gpu-2: no such file; expected an inventory file, a copy of inventory/example.py",
+        ),
+        (
+            ("inventory/exmple.py", "fact", "server.Date"),
+            "inventory/exmple.py: no such file; did you mean inventory/example.py?",
+        ),
+        (
+            ("-y", "inventory/local.py", "deploy.py", "--limit", "gpu-9"),
+            "inventory/local.py: --limit gpu-9: no such host or group",
+        ),
+    ],
+)
+def test_run_that_would_do_nothing_is_refused(arguments: tuple[str, ...], line: str) -> None:
+    assert_refused(pyinfra(*arguments), line)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("workers = []\n", "no hosts; expected lists of hosts, named coordinators and workers"),
+        ("", "no hosts; expected lists of hosts, named coordinators and workers"),
+        ("workers = ['@nothing/x']\n", "Invalid connector: nothing"),
+    ],
+)
+def test_inventory_without_hosts_is_refused(text: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "fleet.py").write_text(text)
+    assert_refused(pyinfra("-y", tmp_path / "fleet.py", "deploy.py"), f"{tmp_path}/fleet.py: {line}")
+
+
+def test_inventory_that_is_no_python_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "fleet.py").write_text("workers = [\n    ('gpu-1', {'slots': 1}\n]\n")
+    done = pyinfra("-y", tmp_path / "fleet.py", "deploy.py")
+    assert_refused(
+        done,
+        f"{tmp_path}/fleet.py line 3: closing parenthesis ']' does not match opening parenthesis '(' on line 2; "
+        "expected Python",
+    )
+
+
+def test_run_that_could_not_ask_says_so(write_inventory: Any) -> None:
+    done = pyinfra(write_inventory({"account_host": "192.0.2.10"}, {"slots": 1}), "deploy.py")
+    assert_refused(done, "no terminal to confirm the changes at; put -y before the inventory, or --dry to see them")
+
+
+def test_dry_run_without_terminal_shows_the_changes_of_the_hosts_that_can_be_reached(tmp_path: Path) -> None:
+    common = {"release_repository": "h.git", "release_ref": COMMIT, "secrets_dir": str(tmp_path / "secrets")}
+    gone = common | {"ssh_port": 1, "slots": 1}
+    inventory = tmp_path / "fleet.py"
+    hub = common | {"account_host": "192.0.2.10", "fake_responses": FAKE_ANSWERS}
+    inventory.write_text(f"coordinators = [('@fake/hub', {hub!r})]\nworkers = [('127.0.0.1', {gone!r})]\n")
+    done = pyinfra("--dry", inventory, "deploy.py")
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "Release | Make it the current release 1 (@fake/hub)" in said
+    assert "EOFError" not in said
+    assert said.endswith(
+        "failed: 127.0.0.1 (can't be reached); mend that and run again, hosts that are done stay as they are"
+    )
+
+
+def test_two_workers_with_one_identity_stop_the_run_with_the_reason_last(write_inventory: Any) -> None:
+    """Also when another host is in trouble: nothing is done anywhere, and that is not its fault."""
+    enrolled = "/var/lib/hivewright/worker-0/enrolment.json " + json.dumps({"peer_id": "Qm1"})
+    answer = FAKE_ANSWERS | {Identities().command(): enrolled}
+    same = {"slots": 1, "fake_responses": answer}
+    done = pyinfra("-y", write_inventory({"account_host": "192.0.2.10"}, same, same), "deploy.py")
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("nothing was done on any host: slot 0 of @fake/gpu-")
+    assert "have one identity, Qm1; two workers can't be one node: stop one, and remove swarm.pem" in last
+
+
+def test_ssh_keys_that_all_hosts_share_do_not_hurt_this_machine(tmp_path: Path) -> None:
+    """Group data may hold ssh_port for the sake of others; a mistyped one is a mistake all the same."""
+    inventory = tmp_path / "fleet.py"
+    data = {"ssh_port": 22, "ssh_prt": 1, "release_repository": "h.git", "release_ref": COMMIT}
+    inventory.write_text(f"coordinators = ['@local']\nall = (['@local'], {data!r})\n")
+    assert_refused(
+        pyinfra("-y", inventory, "deploy.py"),
+        "inventory data of @local: ssh_prt: not a known key; did you mean ssh_port?",
+    )
 
 
 @pytest.mark.parametrize("name", ["example", "local"])
@@ -95,6 +244,8 @@ def test_shipped_inventory_is_right(name: str) -> None:
 
 
 def test_lab_inventory_says_how_to_get_to_its_hosts() -> None:
-    done = pyinfra("-y", "inventory/lab.py", "deploy.py")
-    assert done.returncode == 1
-    assert "not in the lab's network; put `ip netns exec lab-op` before the command, or use `make fleet`" in done.stderr
+    assert_refused(
+        pyinfra("-y", "inventory/lab.py", "deploy.py"),
+        "inventory/lab.py: not in the lab's network; put `ip netns exec lab-op` before the command, or use "
+        "`make fleet`",
+    )

@@ -8,6 +8,7 @@ import pytest
 from deploys import hosts
 from deploys.hosts import HostEntry, HostPlan
 from worker.errors import SettingsError
+from worker.swarm import identity
 
 NO_SLOT = "slots: none; expected a count of at least 1, or a list of dicts, for a host in workers"
 PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
@@ -18,7 +19,8 @@ def entry(name: str, groups: tuple[str, ...] = ("workers",), /, **data: Any) -> 
 
 
 def worker(name: str = "gpu-3", /, **data: Any) -> HostEntry:
-    return entry(name, **({"slots": 1} | data))
+    """A worker that may be the only host of an inventory."""
+    return entry(name, **({"slots": 1, "swarm_enabled": False} | data))
 
 
 def hub(name: str = "hub", /, **data: Any) -> HostEntry:
@@ -34,22 +36,23 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
     [
         (
             [worker(trainer_groupsize=4)],
-            "inventory data of gpu-3: trainer/groupsize: not a known key; docs/configuration.md lists all keys",
+            "inventory data of gpu-3: trainer_groupsize: not a known key; docs/configuration.md lists all keys",
         ),
         (
             [worker(trainer_learningrate=4)],
-            "inventory data of gpu-3: trainer/learningrate: not a known key; did you mean learning_rate?",
+            "inventory data of gpu-3: trainer_learningrate: not a known key; did you mean trainer_learning_rate?",
         ),
         ([worker(slot=2)], "inventory data of gpu-3: slot: not a known key; did you mean slots?"),
         ([worker(ssh_usr="root")], "inventory data of gpu-3: ssh_usr: not a known key; did you mean ssh_user?"),
         ([worker(relase_ref="v1")], "inventory data of gpu-3: relase_ref: not a known key; did you mean release_ref?"),
         (
             [worker(trainer_learning_rate="1e-5")],
-            "inventory data of gpu-3: trainer/learning_rate: got '1e-5'; expected a valid number",
+            "inventory data of gpu-3: trainer_learning_rate: got '1e-5'; expected a valid number; write it "
+            "without quotes",
         ),
         (
             [worker(keeper_min_pers=2)],
-            "inventory data of gpu-3: keeper/min_pers: not a known key; did you mean min_peers?",
+            "inventory data of gpu-3: keeper_min_pers: not a known key; did you mean keeper_min_peers?",
         ),
         ([worker(release_ref=1.1)], "inventory data of gpu-3: release_ref: got 1.1; expected a valid string"),
         (
@@ -83,7 +86,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker(slots=[{}, {"model_devise": "cuda:1"}])],
-            "inventory data of gpu-3: slot 1: model/devise: not a known key; did you mean device?",
+            "inventory data of gpu-3: slot 1: model_devise: not a known key; did you mean model_device?",
         ),
         (
             [worker(slots=[{"node_state_dir": "/data"}])],
@@ -99,12 +102,29 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker(slots=[{"identity": "/nowhere/swarm.pem"}])],
-            "inventory data of gpu-3: slot 0: identity: /nowhere/swarm.pem: No such file or directory; expected a "
-            "swarm.pem",
+            "inventory data of gpu-3: slot 0: identity: /nowhere/swarm.pem: No such file or directory; expected the "
+            "path of a swarm.pem",
         ),
         (
             [worker(slots=[{"identity": 7}])],
             "inventory data of gpu-3: slot 0: identity: got 7; expected the path of a swarm.pem",
+        ),
+        (
+            [worker(slots=[{"identity": "README.md"}])],
+            "inventory data of gpu-3: slot 0: identity: README.md: no libp2p RSA key; expected the path of a swarm.pem",
+        ),
+        (
+            [worker(trainer_epsilon="a", model_nam="x", slots=[{"model_dvice": "cpu"}, {"trainer_epsilon": 0}])],
+            "inventory data of gpu-3: model_nam: not a known key; did you mean model_name?\n"
+            "inventory data of gpu-3: trainer_epsilon: got 'a'; expected a valid number\n"
+            "inventory data of gpu-3: slot 0: model_dvice: not a known key; did you mean model_device?\n"
+            "inventory data of gpu-3: slot 1: trainer_epsilon: got 0; expected greater than 0",
+        ),
+        (
+            [worker("gpu-1", swarm_enabled=True), worker("gpu-2", swarm_enabled=True, slots=2)],
+            "inventory data of gpu-1, gpu-2: no swarm to join; put a host into coordinators, or set chain_account_url "
+            "to a swarm's account service, or swarm_bootnodes to peers of one (swarm_enabled False: train alone, on "
+            "purpose)",
         ),
         (
             [hub("hub-1"), hub("hub-2")],
@@ -136,24 +156,38 @@ def test_hosts_with_the_same_mistake_share_a_line() -> None:
     with pytest.raises(SettingsError) as refused:
         hosts.check([worker(f"gpu-{i}", model_nam="x") for i in range(3)])
     assert str(refused.value) == (
-        "inventory data of gpu-0, gpu-1, gpu-2: model/nam: not a known key; did you mean name?"
+        "inventory data of gpu-0, gpu-1, gpu-2: model_nam: not a known key; did you mean model_name?"
     )
 
 
 def test_two_slots_with_one_key_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.pem").write_text("key")
-    (tmp_path / "copy-of-a.pem").write_text("key")
+    identity.create(tmp_path / "a.pem")
+    (tmp_path / "copy-of-a.pem").write_bytes((tmp_path / "a.pem").read_bytes())
     with pytest.raises(SettingsError) as refused:
         hosts.check(
             [
                 worker("gpu-1", slots=[{"identity": str(tmp_path / "a.pem")}]),
-                worker("gpu-2", slots=[{}, {"identity": str(tmp_path / "copy-of-a.pem")}]),
+                worker("gpu-2", slots=[{}, {"identity": str(tmp_path / "copy-of-a.pem")}], trainer_epsilon="a"),
             ]
         )
     assert str(refused.value) == (
+        "inventory data of gpu-2: trainer_epsilon: got 'a'; expected a valid number\n"
         f"inventory data of gpu-2: slot 1: identity: {tmp_path}/copy-of-a.pem is the key of slot 0 of gpu-1 too; "
         "two workers can't be one node"
     )
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"chain_account_url": "http://other:3000"},
+        {"chain_rpc_url": "http://other:8545"},
+        {"swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1/p2p/x"]},
+        {"swarm_enabled": False},
+    ],
+)
+def test_workers_without_coordinator_need_a_way_to_others(way: dict[str, Any]) -> None:
+    assert plan_of("gpu-3", entry("gpu-3", slots=1, **way)).slots
 
 
 def test_workers_find_the_account_service_of_their_inventory() -> None:

@@ -240,6 +240,19 @@ def test_changed_setting_restarts_only_who_reads_it(fleet: Lab) -> None:
     assert "learning_rate: 0.000123" in fleet.host(2).ssh("cat /etc/hivewright/worker-0.yaml").stdout
 
 
+def test_settings_that_only_the_release_can_refuse_change_nothing(fleet: Lab) -> None:
+    host = fleet.host(3)
+    file = host.root / "etc/hivewright/worker-0.yaml"
+    before = main_pid(host, WORKER), file.read_text()
+    done = pyinfra(fleet, "--data", 'environment_families=[{"name": "no_such_family"}]', "--limit", "h3")
+    assert done.returncode == 1
+    assert "hivewright check: SettingsError (exit 2): " in done.stderr
+    assert "no_such_family" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("failed: h3 (Release | Check the settings with it); mend that")
+    assert (main_pid(host, WORKER), file.read_text()) == before
+    assert [path.name for path in file.parent.glob("*.new")] == []
+
+
 def test_new_commit_is_a_new_release_with_the_same_environment(fleet: Lab) -> None:
     git = ("git", f"--git-dir={fleet.folder / 'repository.git'}")
     old = subprocess.run(

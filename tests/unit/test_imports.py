@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "worker.trainer": GROUND | {"worker.policy"},
     "worker.account": GROUND | ROLE | {"worker.chain", "worker.swarm.identity"},
     "worker.telemetry": GROUND,
-    "deploys": {"worker.settings", "worker.errors", "deploys"},
+    # swarm.identity: a key that the inventory names is read before it goes to a host; needs `cryptography` alone.
+    "deploys": {"worker.settings", "worker.errors", "worker.swarm.identity", "deploys"},
 }
 
 # foreign package -> the only parts of ours that may import it
@@ -39,6 +40,7 @@ ONLY_IN = {
     "reasoning_gym": {"worker.environments"},
     "aiohttp": {"worker.account"},
     "pyinfra": {"deploys"},
+    "pyinfra_cli": {"deploys"},
 }
 
 

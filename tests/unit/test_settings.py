@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         (
             {"trainer_learningrate": 1e-4},
-            "inventory data of gpu-3: trainer/learningrate: not a known key; did you mean learning_rate?",
+            "inventory data of gpu-3: trainer_learningrate: not a known key; did you mean trainer_learning_rate?",
         ),
         (
             {"trianer_learning_rate": 1e-4},
@@ -26,16 +26,16 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
         (
             {"trainer_learning_rate": "fast"},
-            "inventory data of gpu-3: trainer/learning_rate: got 'fast'; expected a valid number",
+            "inventory data of gpu-3: trainer_learning_rate: got 'fast'; expected a valid number",
         ),
         (
             {"swarm_port": 99999, "generation_num_generations": 1},
-            "inventory data of gpu-3: generation/num_generations: got 1; expected greater than or equal to 2; "
-            "swarm/port: got 99999; expected less than or equal to 65535",
+            "inventory data of gpu-3: generation_num_generations: got 1; expected greater than or equal to 2; "
+            "swarm_port: got 99999; expected less than or equal to 65535",
         ),
         (
             {"node_max_rounds": True},
-            "inventory data of gpu-3: node/max_rounds: got True; expected a valid integer",
+            "inventory data of gpu-3: node_max_rounds: got True; expected a valid integer",
         ),
         (
             {"trainer_local_groups": 0, "trainer_external_groups": 0},
@@ -44,11 +44,11 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
         (
             {"chain_contract": 0xABC},
-            "inventory data of gpu-3: chain/contract: got 2748; expected a valid string; put it in quotes",
+            "inventory data of gpu-3: chain_contract: got 2748; expected a valid string; put it in quotes",
         ),
         (
             {"trainer_learning_rate": float("nan")},
-            "inventory data of gpu-3: trainer/learning_rate: got nan; expected a finite number",
+            "inventory data of gpu-3: trainer_learning_rate: got nan; expected a finite number",
         ),
     ],
 )
@@ -132,3 +132,20 @@ def test_settings_load_fast_and_pull_in_nothing_heavy():
 def test_configuration_page_is_what_the_settings_say():
     page = runpy.run_path(str(ROOT / "scripts/configuration"))["page"]()
     assert (ROOT / "docs/configuration.md").read_text() == page, "run `make docs`"
+
+
+def test_all_mistakes_of_flat_keys_are_named_by_these_keys():
+    here = object()
+    assert settings.flat_mistakes(
+        {
+            "trainer_learning_rat": 1e-4,
+            "chain_rpc_url": here,
+            "foo": 1,
+            "environment_families": [{"name": "bf", "weight": "x"}],
+        }
+    ) == [
+        f"chain_rpc_url: got {here!r}; expected plain text, numbers, lists and dicts",
+        "foo: not a known key; docs/configuration.md lists all keys",
+        "environment_families/0/weight: got 'x'; expected a valid number",
+        "trainer_learning_rat: not a known key; did you mean trainer_learning_rate?",
+    ]

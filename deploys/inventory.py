@@ -1,0 +1,91 @@
+"""The inventory, loaded and checked before pyinfra connects to any host.
+
+pyinfra runs deploy.py only when it has connected, takes the name of a file that is not there for an inventory without
+hosts, and lets nobody in between (its state takes callbacks only once it is connecting). But it runs config.py before
+anything else, and so the inventory is loaded here too, just as pyinfra does it a moment later.
+"""
+
+import difflib
+import io
+import sys
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import click
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.inventory import Inventory
+from pyinfra_cli.inventory import make_inventory
+from pyinfra_cli.util import parse_cli_arg
+
+from deploys import plan
+from worker.errors import SettingsError
+
+DEPLOY = Path(__file__).parents[1] / "deploy.py"
+SSH_OPTIONS = ("ssh_user", "ssh_key", "ssh_port", "ssh_password")
+
+
+def check() -> None:
+    """Make the plans of a run of deploy.py; if anything is wrong, say all of it and exit. For config.py."""
+    options = click.get_current_context().params
+    is_deploy = any(Path(operation).resolve() == DEPLOY for operation in options["operations"])
+    try:
+        _check_file(options["inventory"], is_deploy)
+        if is_deploy:
+            inventory = _load(options)
+            _check_hosts(options, inventory)
+            plan.make(inventory)
+            _mind_questions(options, len(inventory))
+    except SettingsError as error:
+        lines = str(error).splitlines()
+        if len(lines) > 1:
+            print(f"{options['inventory']}: {len(lines)} mistakes; nothing was done on any host", file=sys.stderr)
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(SettingsError.exit_code)
+
+
+def _check_file(name: str, is_deploy: bool) -> None:
+    """Raise SettingsError if `name` is to be a file and is none. Facts can also be asked of plain host names."""
+    file = Path(name)
+    if file.is_file() or not (is_deploy or file.suffix == ".py"):
+        return
+    close = difflib.get_close_matches(name, map(str, file.parent.glob("*.py")), n=1)
+    hint = f"did you mean {close[0]}?" if close else "expected an inventory file, a copy of inventory/example.py"
+    raise SettingsError(f"{name}: no such file; {hint}")
+
+
+def _load(options: Mapping[str, Any]) -> Inventory:
+    override = {key: parse_cli_arg(value) for key, value in (pair.split("=", 1) for pair in options["data"])}
+    override |= {key: options[key] for key in SSH_OPTIONS if options[key]}
+    name = options["inventory"]
+    try:
+        return make_inventory(name, override, str(Path.cwd()), options["group_data"])
+    except SyntaxError as error:
+        raise SettingsError(f"{error.filename} line {error.lineno}: {error.msg}; expected Python") from None
+    except PyinfraError as error:
+        raise SettingsError(f"{name}: {error}") from None
+    except click.ClickException as error:
+        # The inventory's own code has failed: pyinfra shows where.
+        error.show()
+        sys.exit(SettingsError.exit_code)
+
+
+def _check_hosts(options: Mapping[str, Any], inventory: Inventory) -> None:
+    """Raise SettingsError if there are no hosts, or none of a name that the run is limited to."""
+    name = options["inventory"]
+    if not len(inventory):
+        raise SettingsError(f"{name}: no hosts; expected lists of hosts, named coordinators and workers")
+    for pattern in options["limit"]:
+        if pattern not in inventory.groups and not any(fnmatch(host.name, pattern) for host in inventory):
+            raise SettingsError(f"{name}: --limit {pattern}: no such host or group")
+
+
+def _mind_questions(options: Mapping[str, Any], num_hosts: int) -> None:
+    """Let no question of pyinfra's meet a standard input that can't answer: an internal exception would end the run."""
+    if options["yes"] or options["json_output"] or sys.stdin.isatty():
+        return
+    if not options["dry"]:
+        raise SettingsError("no terminal to confirm the changes at; put -y before the inventory, or --dry to see them")
+    # Whether to go on without the hosts that have failed. Nothing is done to the others, so that is a yes.
+    sys.stdin = io.StringIO("\n" * 2 * num_hosts)

@@ -1,0 +1,46 @@
+"""What a host does with a new release, through real shells."""
+
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploys import release
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A release with an environment, as far as `hivewright check` needs it."""
+    (tmp_path / "release/environment/bin").mkdir(parents=True)
+    (tmp_path / "release/worker").symlink_to(CHECKOUT / "worker")
+    python = tmp_path / "release/environment/bin/python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return tmp_path / "release"
+
+
+def check(text: str, checkout: Path, file: Path) -> subprocess.CompletedProcess[str]:
+    script = release.check_script(checkout, file, "root")
+    encoded = base64.b64encode(text.encode()).decode()
+    return subprocess.run(["sh", "-c", script], input=encoded, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which only root can")
+def test_release_checks_settings_before_they_are_installed(checkout: Path, tmp_path: Path) -> None:
+    file = tmp_path / "worker-0.yaml"
+    file.write_text("# what runs now\n")
+    done = check("environment:\n  families:\n  - name: basic_arithmetic\n", checkout, file)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = check("environment:\n  families:\n  - name: basic_arithmetics\n", checkout, file)
+    assert done.returncode == 2
+    first, last = done.stderr.splitlines()
+    assert first.startswith("hivewright check: SettingsError (exit 2): ")
+    assert "basic_arithmetics" in first
+    assert last == f"{file} is left as it was, and so is all that runs; mend the inventory and run again"
+    assert file.read_text() == "# what runs now\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "worker-0.yaml"]
