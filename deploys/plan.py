@@ -1,14 +1,16 @@
 """The plans of all hosts: made from the inventory before pyinfra connects, asked for when a host is deployed."""
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_type_hints
 
 from pyinfra import host, inventory, state
 from pyinfra.api.arguments import all_global_arguments
-from pyinfra.api.exceptions import DeployError
+from pyinfra.api.exceptions import ConnectorDataTypeError, DeployError
 from pyinfra.api.host import Host
+from pyinfra.api.util import raise_if_bad_type
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.context import ctx_host
 
@@ -39,8 +41,9 @@ _looked_for_twins = False
 
 def make(all_hosts: Iterable[Host]) -> None:
     """Make the plans of all hosts of the inventory. Raises SettingsError, a line for each mistake of any host."""
+    all_hosts = list(all_hosts)
     entries = [_entry(each) for each in all_hosts]
-    lines: list[str] = []
+    lines = [line for each in all_hosts for line in _wrong_access(each)]
     plans: dict[str, HostPlan] = {}
     commits: dict[str, tuple[str, str]] = {}
     try:
@@ -70,6 +73,17 @@ def current() -> Planned:
     if host.name not in _planned:
         raise DeployError("no plan was made; run deploy.py from the checkout, with the config.py that is there")
     return _planned[host.name]
+
+
+def _wrong_access(of: Host) -> Iterator[str]:
+    """What is wrong with the types of ssh_port and the like. pyinfra would name the first such key, but no host."""
+    data, kinds = of.data.dict(), get_type_hints(of.connector_cls.data_cls)
+    for key in sorted(data.keys() & kinds.keys()):
+        try:
+            raise_if_bad_type(data[key], kinds[key], ConnectorDataTypeError, key)
+        except ConnectorDataTypeError as error:
+            # Without the value: it may be a password.
+            yield f"inventory data of {of.name}: {error}"
 
 
 def _commits(entries: Collection[HostEntry]) -> dict[str, tuple[str, str]]:

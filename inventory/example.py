@@ -8,7 +8,7 @@ inventory/NAME.py deploy.py` only says what would change.
 A host is a name and a dict of keys; a group is a list of hosts. What a key may be, and its default, stands in
 docs/configuration.md for settings (`trainer_learning_rate`), and here for everything else. A key that is nearest to the
 host wins: host, then group, then `all`. A wrong key, a wrong type or a host without a slot stops the run, with all
-mistakes of all hosts, before any host is touched. Keep to lists of hosts here: any list of strings becomes a group.
+mistakes of all hosts, before any host is connected to. Keep to lists of hosts here: every list of strings is a group.
 """
 
 # The host that carries the swarm: chain, contract, keeper, bootnode and account service. One per inventory; none if you
@@ -87,7 +87,8 @@ all = (
         # "ssh_known_hosts_file": "secrets/example/known_hosts",
         # Settings for every role on every host, for instance the model that the swarm trains:
         "model_name": "Qwen/Qwen2.5-0.5B-Instruct",
-        # Workers find the account service by account_host above. In somebody else's swarm, name it:
+        # Workers find the account service by account_host above. In somebody else's swarm, name it (or
+        # swarm_bootnodes, if it has none); without any of these they are refused, unless swarm_enabled is False:
         # "chain_account_url": "http://192.0.2.99:3000",
     },
 )

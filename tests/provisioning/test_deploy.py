@@ -136,6 +136,17 @@ def test_wrong_key_does_not_need_the_host_that_has_it(write_inventory: Any) -> N
     assert "inventory data of @fake/gpu-1: slot: not a known key; did you mean slots?" in done.stderr
 
 
+def test_wrong_way_to_a_host_is_refused_without_what_may_be_secret(tmp_path: Path) -> None:
+    data = {"ssh_port": "22", "ssh_password": 12345, "release_repository": "h.git", "release_ref": COMMIT}
+    (tmp_path / "fleet.py").write_text(f"coordinators = [('hub', {data!r})]\n")
+    assert_refused(
+        pyinfra("-y", tmp_path / "fleet.py", "deploy.py"),
+        f"{tmp_path}/fleet.py: 2 mistakes; nothing was done on any host",
+        "inventory data of hub: ssh_password: int is not an instance of str",
+        "inventory data of hub: ssh_port: str is not an instance of int",
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
