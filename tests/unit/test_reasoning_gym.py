@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -121,6 +122,7 @@ def test_answer_is_the_text_of_the_last_pair(text, answer):
         ),
         (Family(name="zzzz"), "zzzz: not a family of reasoning-gym .*; reasoning-gym's gallery lists them"),
         (Family(name="countdown"), "countdown: its scorer evaluates the answer as Python"),
+        (Family(name="composite"), "composite: name the families that it would mix, with weights"),
         (Family(name="gcd", config={"seed": 4}), "gcd: seed follows from the task; leave it out"),
         (
             Family(name="gcd", config={"nonsense": 4}),
@@ -207,6 +209,21 @@ def test_peers_at_different_levels_understand_each_other():
 
 def scored(mix: Mix, seed: int, reward: float) -> list[ScoredGroup]:
     return [ScoredGroup(task, "?", ("a", "b"), (reward, reward)) for task in mix.sample(seed, 5)]
+
+
+@pytest.mark.parametrize("name", ["power_function", "tsumego", "modulo_grid", "sokoban", "bf"])
+def test_odd_curricula_load(name):
+    """Of configurations that check nothing, with levels that reasoning-gym refuses, or that take for ever."""
+    mix = gym(Family(name=name))
+    started = time.monotonic()
+    assert mix.score(mix.sample(1, 1)[0], ["<answer>abc</answer>"]) in ([0.0], [0.01])
+    top = {"power_function": 0, "tsumego": 0, "modulo_grid": 0, "bf": 1}.get(name)
+    if top is not None:
+        hard = gym(Family(name=name, level=top))
+        hard.question(hard.sample(1, 1)[0])
+    assert time.monotonic() - started < 10
+    with pytest.raises(SettingsError, match="curriculum"):
+        gym(Family(name=name, level=20))
 
 
 def test_level_rises_with_success_and_not_before():

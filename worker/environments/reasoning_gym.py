@@ -72,6 +72,8 @@ class ReasoningGym:
                 f"environment/families: {family}: its scorer evaluates the answer as Python, and answers come from "
                 "strangers; take another family"
             )
+        if family == "composite":
+            raise SettingsError("environment/families: composite: name the families that it would mix, with weights")
         if reserved := {"seed", "size"} & config.keys():
             raise SettingsError(f"environment/families: {family}: {min(reserved)} follows from the task; leave it out")
         try:
@@ -91,7 +93,9 @@ class ReasoningGym:
         for level in range(min(num_levels, _NUM_QUICK_LEVELS.get(family, num_levels))):
             try:
                 levels.append({**_level_config(curriculum, level), **config})
-                DATASETS[family][1](**levels[-1]).validate()
+                made = DATASETS[family][1](**levels[-1])
+                if hasattr(made, "validate"):  # two families' configurations have none
+                    made.validate()
             except _REFUSALS:
                 return levels[:level]
         return levels
