@@ -56,6 +56,8 @@ class Cost:
 class Scored:
     """Stands in for an environment: what scoring costs is not the exchange's."""
 
+    versions = ("benchmark 1",)
+
     def question(self, task: Task) -> str:
         return "question"
 
