@@ -257,6 +257,7 @@ class Network:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
+            self._save_cache()
             if membership is not None:
                 await membership.close()
             await daemon.stop()
