@@ -31,6 +31,7 @@ _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _BLOCKED_FROM = 1 << 20
 """Weights of at least so many numbers go to oneDNN in its own blocked layout: they are read from memory at up to 1.3
 times the speed. It costs 30 us a call, which smaller float32 products don't earn back."""
+_SAMPLE = 4096  # numbers of each weight that are looked at to see whether it has changed
 _ROWS_HINT = 16  # oneDNN lays weights out for about so many rows
 
 
@@ -175,7 +176,7 @@ class Weights:
         self._seen = self._fingerprint()
 
     def refresh(self) -> None:
-        """Copy the weights again if the model's have changed. What is written through `.data` goes unnoticed."""
+        """Copy the weights again if the model's have changed."""
         fingerprint = self._fingerprint()
         if fingerprint != self._seen:
             for part in [*(part for layer in self.layers for part in layer.parts), self.norm, self.head]:
@@ -194,8 +195,9 @@ class Weights:
                 self._rotations[name] = torch.complex(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
         return self._rotations
 
-    def _fingerprint(self) -> list[tuple[int, int]]:
-        return [(p.data_ptr(), p._version) for p in self._model.parameters()]
+    def _fingerprint(self) -> list[int]:
+        """Sums over the bits of a sample of every weight. (`_version` would not do: fused AdamW leaves it alone.)"""
+        return [int(n) for n in torch.stack([_sum_sample(p.detach()) for p in self._model.parameters()]).tolist()]
 
     def _read_layer(self, layer: Any, index: int) -> Layer:
         attention, mlp, dtype = layer.self_attn, layer.mlp, self.dtype
@@ -220,6 +222,11 @@ class Weights:
             window=_window_of(attention, self._model.config),
             rope=self._model.config.layer_types[index] if _has_named_ropes(self._model.config) else "",
         )
+
+
+def _sum_sample(weight: Tensor) -> Tensor:
+    bits = weight.reshape(-1).view(torch.int32 if weight.element_size() == 4 else torch.int16)
+    return bits[:: max(1, bits.numel() // _SAMPLE)].sum()
 
 
 def norm_weight(module: nn.Module) -> Tensor:

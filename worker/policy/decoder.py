@@ -184,7 +184,7 @@ class LeanBatch:
         shares = scores.softmax(-1)
         own = torch.bmm(shares[..., L:].reshape(R * K, Q, length), values)
         shared = torch.bmm(self._to_grid(shares[..., :L]), prompt_values.view(P * K, L, D))
-        return self._to_rows(shared, K).add(own.view(R, K, Q, D)).view(R, H * D)
+        return self._to_rows(shared, K).add(own.view(R, K, Q, D)).reshape(R, H * D)
 
     def _to_grid(self, rows: Tensor) -> Tensor:
         """(R, K, Q, n) -> (P x K, W x Q, n)"""
@@ -218,7 +218,8 @@ class LeanBatch:
                 start += length
             x = self._finish_layer(layer, x, torch.cat(attended))
         last_P = torch.tensor(lengths, device=device).cumsum(0) - 1
-        return x.index_select(0, last_P)
+        hidden: Tensor = x.index_select(0, last_P)
+        return hidden
 
     def _attend_prompt(self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, window: int | None) -> Tensor:
         """(N, H x D): causal attention within one prompt."""
