@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worker.policy import native
+
 _FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # their angles depend on the position only
 _LAYER_PARTS = {
@@ -30,7 +32,7 @@ _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 _BLOCKED_FROM = 1 << 20
 """Weights of at least so many numbers go to oneDNN in its own blocked layout: they are read from memory at up to 1.3
-times the speed. It costs 30 us a call, which smaller float32 products don't earn back."""
+times the speed. It costs 30 us a call, which smaller products don't earn back."""
 _SAMPLE = 4096  # numbers of each weight that are looked at to see whether it has changed
 _ROWS_HINT = 16  # oneDNN lays weights out for about so many rows
 
@@ -46,36 +48,39 @@ class Product:
         self._linears = linears
         self._orders = orders or [None] * len(linears)
         self._dtype = dtype
-        on_cpu = linears[0].weight.device.type == "cpu"
-        size = sum(linear.weight.numel() for linear in linears)
-        has_onednn = torch._C._has_mkldnn
-        self._is_blocked = on_cpu and has_onednn and (dtype == torch.bfloat16 or size >= _BLOCKED_FROM)
-        self._is_transposed = on_cpu and not self._is_blocked
-        self._weight, self._bias = self._gather()
+        self._layout = _find_layout(linears, dtype)
+        self.refresh()
 
     def refresh(self) -> None:
-        self._weight, self._bias = self._gather()
+        weight = self._join([linear.weight for linear in self._linears])
+        self._bias: Tensor | None = None
+        if any(linear.bias is not None for linear in self._linears):
+            self._bias = self._join([_bias_of(linear) for linear in self._linears]).to(self._dtype)
+        self._weight: Any = weight.to(self._dtype) if self._layout != "panels" else None
+        if self._layout == "panels":
+            self._weight = native.Panels(weight, self._bias, native.load())
+        elif self._layout == "blocked":
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, _ROWS_HINT)
+        elif self._layout == "transposed":
+            self._weight = weight.to(self._dtype).t().contiguous()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._is_blocked:
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-            return product
-        if not self._is_transposed:
-            return functional.linear(x, self._weight, self._bias)
-        return x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
-
-    def _gather(self) -> tuple[Tensor, Tensor | None]:
-        weight = self._join([linear.weight for linear in self._linears])
-        bias = None
-        if any(linear.bias is not None for linear in self._linears):
-            bias = self._join([_bias_of(linear) for linear in self._linears])
-        if self._is_blocked:
-            return torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT), bias
-        return (weight.t().contiguous() if self._is_transposed else weight), bias
+        """(..., inputs) -> (..., outputs), of the type of x."""
+        product: Tensor
+        if self._layout == "panels":
+            product = self._weight(x)
+        elif self._layout == "blocked":
+            rounded = torch.ops.mkldnn._linear_pointwise(x.to(self._dtype), self._weight, self._bias, "none", [], "")
+            product = rounded.to(x.dtype)
+        elif self._layout == "plain":
+            product = functional.linear(x, self._weight, self._bias)
+        else:
+            product = x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
+        return product
 
     def _join(self, tensors: Sequence[Tensor]) -> Tensor:
         ordered = [t.detach() if o is None else t.detach()[o] for t, o in zip(tensors, self._orders, strict=True)]
-        return (ordered[0] if len(ordered) == 1 else torch.cat(ordered)).to(self._dtype)
+        return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
 
 
 class Norm:
@@ -84,14 +89,16 @@ class Norm:
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self._module = module
         self._dtype = dtype
-        self._eps = eps_of(module)
+        self.eps = eps_of(module)
         self.refresh()
 
     def refresh(self) -> None:
-        self._weight = norm_weight(self._module).to(self._dtype)
+        self.weight = norm_weight(self._module)
+        self._rounded = self.weight.to(self._dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self._weight.shape, self._weight, self._eps)
+        weight = self.weight if x.dtype == torch.float32 else self._rounded
+        return functional.rms_norm(x, weight.shape, weight, self.eps)
 
 
 class HeadNorm:
@@ -100,15 +107,15 @@ class HeadNorm:
     def __init__(self, queries: nn.Module, keys: nn.Module, num_heads: int, num_kv_heads: int, order: Tensor) -> None:
         self._modules = ((queries, num_heads), (keys, num_kv_heads))
         self._order = order
-        self._eps = eps_of(queries)
+        self.eps = eps_of(queries)
         self.refresh()
 
     def refresh(self) -> None:
         parts = [norm_weight(module)[self._order].expand(repeats, -1) for module, repeats in self._modules]
-        self._weight_HD = torch.cat(parts)
+        self.weight_HD = torch.cat(parts)
 
     def __call__(self, heads: Tensor) -> Tensor:
-        return functional.rms_norm(heads, heads.shape[-1:], None, self._eps).mul_(self._weight_HD)
+        return functional.rms_norm(heads, heads.shape[-1:], None, self.eps).mul_(self.weight_HD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,8 @@ class Weights:
         self._model = model
         self.dtype = dtype
         self.device: torch.device = model.device
+        # Between the products a CPU computes in float32, whatever the weights are.
+        self.activation_dtype = torch.float32 if self.device.type == "cpu" else dtype
         self.head_dim = int(attention.head_dim)
         self.num_heads = attention.q_proj.out_features // self.head_dim
         self.num_kv_heads = attention.k_proj.out_features // self.head_dim
@@ -222,6 +231,17 @@ class Weights:
             window=_window_of(attention, self._model.config),
             rope=self._model.config.layer_types[index] if _has_named_ropes(self._model.config) else "",
         )
+
+
+def _find_layout(linears: Sequence[nn.Linear], dtype: torch.dtype) -> str:
+    """How a weight is kept: "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or "panels" (native.c)."""
+    size = sum(linear.weight.numel() for linear in linears)
+    if linears[0].weight.device.type != "cpu":
+        return "plain"
+    is_large = size >= _BLOCKED_FROM
+    if dtype == torch.bfloat16 and native.load() is not None and not (is_large and torch.cpu._is_amx_tile_supported()):
+        return "panels"
+    return "blocked" if torch._C._has_mkldnn and (is_large or dtype == torch.bfloat16) else "transposed"
 
 
 def _sum_sample(weight: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.policy.architecture import Layer, Weights
+from worker.policy import native
+from worker.policy.architecture import Layer, Norm, Weights
 
 _PREFILL_TOKENS = 4096
 """Prompts go through the model in parts of about so many tokens, which bounds the memory."""
@@ -28,11 +29,16 @@ class LeanDecoder:
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self.weights = Weights(model, dtype)
+        has_native = self.weights.device.type == "cpu" and native.knows(self.weights.layers[0].activation)
+        self.native: Any | None = native.load() if has_native else None
 
     def start(self, prompts: Sequence[Sequence[int]], repeats: int, max_new_tokens: int) -> tuple["LeanBatch", Tensor]:
         """Rows for `repeats` answers to each prompt, and the logits (R, V) of their first tokens."""
         self.weights.refresh()
-        batch = LeanBatch(self.weights, prompts, repeats, max_new_tokens)
+        if self.native is None:
+            batch = LeanBatch(self.weights, prompts, repeats, max_new_tokens)
+        else:
+            batch = NativeBatch(self.weights, prompts, repeats, max_new_tokens, self.native)
         return batch, batch.logits_RV
 
 
@@ -50,8 +56,7 @@ class LeanBatch:
         width = max(self._lengths_P)
         self._rotations = weights.rotations(width + max_new_tokens)
         H, K, D, P = weights.num_heads, weights.num_kv_heads, weights.head_dim, len(distinct)
-        # On the CPU attention is computed in float32 whatever the weights are: its small products are faster so.
-        self._dtype = torch.float32 if weights.device.type == "cpu" else weights.dtype
+        self._dtype = weights.activation_dtype
         like = torch.empty(0, device=weights.device, dtype=self._dtype)
         self._prompt_keys = [like.new_zeros((P, K, D, width)) for _ in weights.layers]
         self._prompt_values = [like.new_zeros((P, K, width, D)) for _ in weights.layers]
@@ -74,7 +79,7 @@ class LeanBatch:
         positions_R = self._lengths_R + self._step
         turns = {name: table[positions_R][:, None] * self._scale_H for name, table in self._rotations.items()}
         masks = {window: self._mask(window) for window in {layer.window for layer in self._weights.layers}}
-        x = self._weights.embed(tokens_R).to(self._weights.dtype)
+        x = self._weights.embed(tokens_R).to(self._dtype)
         for i, layer in enumerate(self._weights.layers):
             q, k, v = self._heads(layer, x, turns[layer.rope])
             x = self._finish_layer(layer, x, self._attend(i, q, k, v, masks[layer.window]))
@@ -110,6 +115,7 @@ class LeanBatch:
             slot = {row: rows_P[p].index(row) + p * self._grid[1] for row, p in enumerate(self._prompt_of)}
             self._row_of_slot = torch.tensor(flat, device=device)
             self._slot_of_row = torch.tensor([slot[row] for row in range(len(slot))], device=device)
+        self._prompt_of_R = torch.tensor(self._prompt_of, device=device)
         self._lengths_R = torch.tensor([self._lengths_P[p] for p in self._prompt_of], device=device)
 
     def _make_room(self) -> None:
@@ -147,7 +153,7 @@ class LeanBatch:
         return rotated[:, :H], rotated[:, H:], heads[:, H + K :].to(self._dtype)
 
     def _finish_layer(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
-        out = layer.attention_out(attended.to(x.dtype))
+        out = layer.attention_out(attended)
         if layer.attention_post_norm is not None:
             out = layer.attention_post_norm(out)
         x = x + out
@@ -158,7 +164,9 @@ class LeanBatch:
         return x.add_(out)
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits: Tensor = self._weights.head(self._weights.norm(x)).float()
+        return self._cap_logits(self._weights.head(self._weights.norm(x)).float())
+
+    def _cap_logits(self, logits: Tensor) -> Tensor:
         cap = self._weights.logit_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
@@ -206,7 +214,7 @@ class LeanBatch:
         lengths = [len(prompt) for prompt in prompts]
         positions_N = torch.cat([torch.arange(n) for n in lengths]).to(device)
         turns = {name: table[positions_N][:, None] * self._scale_H for name, table in self._rotations.items()}
-        x = self._weights.embed(torch.tensor([t for p in prompts for t in p], device=device)).to(self._weights.dtype)
+        x = self._weights.embed(torch.tensor([t for p in prompts for t in p], device=device)).to(self._dtype)
         for i, layer in enumerate(self._weights.layers):
             q, k, v = self._heads(layer, x, turns[layer.rope])
             attended, start = [], 0
@@ -239,6 +247,83 @@ class LeanBatch:
             scores = (q @ k.mT).div_(self._weights.score_cap).tanh_().mul_(self._weights.score_cap)
             out = scores.masked_fill_(~mask, -math.inf).softmax(-1) @ v
         return out[0].transpose(0, 1).flatten(1)
+
+
+class NativeBatch(LeanBatch):
+    """The same on a CPU, with the small operations between the products in C."""
+
+    def __init__(
+        self, weights: Weights, prompts: Sequence[Sequence[int]], repeats: int, max_new_tokens: int, functions: Any
+    ) -> None:
+        super().__init__(weights, prompts, repeats, max_new_tokens)
+        self._functions = functions
+
+    def step(self, tokens_R: Tensor) -> Tensor:
+        self._make_room()
+        weights = self._weights
+        R = len(tokens_R)
+        positions_R = self._lengths_R + self._step
+        turns = {
+            name: torch.view_as_real(table.index_select(0, positions_R)) for name, table in self._rotations.items()
+        }
+        x = weights.embed(tokens_R).float()
+        normed = torch.empty_like(x)
+        attended = x.new_empty((R, weights.num_heads * weights.head_dim))
+        room = self._prompt_keys[0].shape[3] + self._values[0].shape[2]
+        scores = x.new_empty((R * weights.num_kv_heads, room))
+        added: Tensor | None = None
+        for i, layer in enumerate(weights.layers):
+            self._add_norm(x, added, layer.attention_norm, normed)
+            qkv = layer.qkv(normed)
+            self._attend_natively(i, qkv, turns[layer.rope], scores, attended)
+            added = layer.attention_out(attended)
+            if layer.attention_post_norm is not None:
+                added = layer.attention_post_norm(added)
+            self._add_norm(x, added, layer.mlp_norm, normed)
+            gate_up = layer.gate_up(normed)
+            gated = x.new_empty((R, gate_up.shape[1] // 2))
+            is_gelu = native.is_gelu(layer.activation)
+            self._functions.gate(gate_up.data_ptr(), gated.data_ptr(), R, gated.shape[1], is_gelu)
+            added = layer.down(gated)
+            if layer.mlp_post_norm is not None:
+                added = layer.mlp_post_norm(added)
+        self._add_norm(x, added, weights.norm, normed)
+        self._step += 1
+        return self._cap_logits(weights.head(normed))
+
+    def _add_norm(self, x: Tensor, added: Tensor | None, norm: Norm, out: Tensor) -> None:
+        term = None if added is None else added.data_ptr()
+        self._functions.add_norm(
+            x.data_ptr(), term, norm.weight.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], norm.eps
+        )
+
+    def _attend_natively(self, index: int, qkv: Tensor, turn: Tensor, scores: Tensor, out: Tensor) -> None:
+        weights, norm = self._weights, self._weights.layers[index].head_norm
+        prompt_keys, keys, values = self._prompt_keys[index], self._keys[index], self._values[index]
+        R, H, K, D, room = len(qkv), weights.num_heads, weights.num_kv_heads, weights.head_dim, values.shape[2]
+        self._functions.turn_heads(
+            qkv.data_ptr(),
+            turn.data_ptr(),
+            None if norm is None else norm.weight_HD.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            *(R, H, K, D, room, self._step),
+            0.0 if norm is None else norm.eps,
+            weights.scale,
+        )
+        self._functions.attend(
+            qkv.data_ptr(),
+            prompt_keys.data_ptr(),
+            self._prompt_values[index].data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            self._prompt_of_R.data_ptr(),
+            self._lengths_R.data_ptr(),
+            scores.data_ptr(),
+            out.data_ptr(),
+            *(R, H, K, D, prompt_keys.shape[3], room, self._step, weights.layers[index].window or 0),
+            weights.score_cap or 0.0,
+        )
 
 
 def _parts(lengths: Sequence[int]) -> list[tuple[int, int]]:

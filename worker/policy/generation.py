@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from worker import settings
+from worker.policy import native
 from worker.policy.architecture import UnknownArchitectureError
 from worker.policy.cached import CachedDecoder
 from worker.policy.cached import prefill as prefill  # scoring uses it
@@ -195,11 +196,15 @@ def disagreement(ours: Decoder, theirs: Decoder, num_tokens: int, device: torch.
 
 
 def _find_dtype(model: Any, name: str) -> torch.dtype:
-    """auto: bfloat16 where the processor has AMX, which makes it several times faster; else the model's own."""
-    if name == "float32":
-        return torch.float32
-    has_amx = model.device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if name == "bfloat16" or has_amx else model.dtype
+    """auto: on a CPU bfloat16 where that is fast (AMX; or AVX-512, with our own operations); else the model's own."""
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    if model.device.type == "cpu":
+        has_vectors = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        if torch.cpu._is_amx_tile_supported() or (has_vectors and native.load() is not None):
+            return torch.bfloat16
+    dtype: torch.dtype = model.dtype
+    return dtype
 
 
 class ReferenceEngine:

@@ -1,0 +1,181 @@
+"""How fast are answers sampled? Ours against the existing node's loop over `model.generate` and other ways.
+
+    python -m benchmarks.generation [--shapes tiny small half] [--runs 3] [--threads 2] [--dtype auto] [--json FILE]
+
+Two prompts of 96 and 80 tokens (the median of the default mix is 96), eight completions each, the same lengths for
+everybody: 128 new tokens of the small models, 32 of the large one. The contenders take turns, so that a noisy machine is noisy
+for all; medians. Prefill is part of every figure. Exits 1 if a claim's ratio is missed.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from worker import settings
+from worker.policy.generation import Ending, TorchEngine
+
+NUM_GENERATIONS = 8
+PROMPT_LENGTHS = (96, 80)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`wanted` is the ratio to the loop that is claimed."""
+
+    title: str
+    config: transformers.PretrainedConfig
+    num_tokens: int
+    wanted: float
+
+
+def qwen2(vocabulary: int, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> Any:
+    return transformers.Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+    )
+
+
+SHAPES = {
+    "tiny": Shape("hivewright/tiny", qwen2(512, 128, 4, 4, 2, 448), 128, 12.0),
+    "small": Shape("5 M parameters", qwen2(512, 256, 5, 8, 4, 1024), 128, 12.0),
+    "half": Shape("Qwen2.5-0.5B", qwen2(151936, 896, 24, 14, 2, 4864), 32, 20.0),
+}
+
+
+def contenders(model: Any, prompts: list[list[int]], shape: Shape, dtype: str) -> dict[str, Callable[[], None]]:
+    """What is timed, by name. Each samples 2 x 8 completions of exactly `num_tokens` tokens."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = (torch.arange(width) >= torch.tensor([width - len(p) for p in prompts])[:, None]).long()
+    length = {"max_new_tokens": shape.num_tokens, "min_new_tokens": shape.num_tokens}
+    options = {"do_sample": True, "top_k": 0, "pad_token_id": 0, "eos_token_id": 1, **length}
+    generation = settings.Generation(num_generations=NUM_GENERATIONS, max_completion_length=shape.num_tokens)
+    engine = TorchEngine(model, dtype)
+    endless = Ending(frozenset(), lambda tokens: False, [False] * shape.config.vocab_size)
+
+    def loop() -> None:
+        for _ in range(NUM_GENERATIONS):
+            model.generate(ids, attention_mask=mask, **options)
+
+    def batched() -> None:
+        model.generate(ids, attention_mask=mask, num_return_sequences=NUM_GENERATIONS, **options)
+
+    def repeated() -> None:  # TRL's trainer: the prompts repeated, one batch, no log-probabilities
+        rows = [row.repeat_interleave(NUM_GENERATIONS, 0) for row in (ids, mask)]
+        model.generate(rows[0], attention_mask=rows[1], use_cache=True, **options)
+
+    def ours() -> None:
+        engine.generate(prompts, generation, 0, endless)
+
+    return {"loop": loop, "batched": batched, "TRL's way": repeated, "ours": ours}
+
+
+def time_all(ways: dict[str, Callable[[], None]], runs: int) -> dict[str, float]:
+    """Median seconds by name; one round to warm up, then `runs` rounds in which each way has its turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for run in range(runs + 1):
+        for name, way in ways.items():
+            if run == 0 and name != "ours":
+                continue
+            started = time.perf_counter()
+            way()
+            if run:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def memory_bandwidth() -> float:
+    """Bytes a second that a big copy reads (and writes)."""
+    source = torch.ones(1 << 26)
+    target = torch.empty_like(source)
+    best = min(_time(lambda: target.copy_(source)) for _ in range(5))
+    return 2 * source.numel() * 4 / best
+
+
+def product_rate(rows: int) -> float:
+    """Multiplications and additions a second of a float32 product with so many rows, weights in the cache."""
+    x, weight = torch.randn(rows, 1024), torch.randn(1024, 2048)
+    return 2 * rows * weight.numel() / min(_time(lambda: x @ weight) for _ in range(50))
+
+
+def _time(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(arguments.threads)
+    rows = len(PROMPT_LENGTHS) * NUM_GENERATIONS
+    bandwidth, rate = memory_bandwidth(), product_rate(rows)
+    has_amx = torch.cpu._is_amx_tile_supported()
+    print(
+        f"{arguments.threads} threads; copy {bandwidth / 1e9:.1f} GB/s (read and written); "
+        f"float32 product of {rows} rows {rate / 1e9:.0f} GFLOP/s; AMX {'yes' if has_amx else 'no'}"
+    )
+    results, missed = [], []
+    for shape in (SHAPES[name] for name in arguments.shapes):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(shape.config).eval()
+        prompts = [torch.randint(5, shape.config.vocab_size, (n,)).tolist() for n in PROMPT_LENGTHS]
+        ways = contenders(model, prompts, shape, arguments.dtype)
+        seconds = time_all(ways, arguments.runs)
+        num_tokens = rows * shape.num_tokens
+        print(f"\n{shape.title}: {model.num_parameters():,} parameters, 2 x 8 x {shape.num_tokens} tokens")
+        print(f"{'way':>10}  {'tokens/s':>9}  {'of the loop':>11}")
+        for name, value in seconds.items():
+            print(f"{name:>10}  {num_tokens / value:9.0f}  {seconds['loop'] / value:10.1f}x")
+        ratio = seconds["loop"] / seconds["ours"]
+        size = 2 if arguments.dtype == "bfloat16" or (arguments.dtype == "auto" and has_amx) else 4
+        reading = model.num_parameters() * size / bandwidth
+        computing = 2 * model.num_parameters() * rows / rate
+        step = seconds["ours"] / shape.num_tokens
+        print(
+            f"a step of ours takes {step * 1e3:.1f} ms (prefill shared out): {step / reading:.1f} times as long as "
+            f"reading the weights ({reading * 1e3:.1f} ms), {step / computing:.1f} times as long as float32 products "
+            f"alone ({computing * 1e3:.1f} ms)",
+            flush=True,
+        )
+        for name in ("loop", "batched", "TRL's way"):
+            results.append(
+                {
+                    "claim": f"{shape.title}, 2 x 8 x {shape.num_tokens} tokens, against {name}",
+                    "ours": round(num_tokens / seconds["ours"], 1),
+                    "reference": round(num_tokens / seconds[name], 1),
+                    "ratio": round(seconds[name] / seconds["ours"], 2),
+                    "unit": "tokens/s",
+                }
+            )
+        if ratio < shape.wanted:
+            missed.append(f"{shape.title}: {ratio:.1f}x the loop, {shape.wanted:g}x wanted")
+        del model, ways
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if missed:
+        raise SystemExit("; ".join(missed))
+
+
+if __name__ == "__main__":
+    main()
