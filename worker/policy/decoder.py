@@ -53,7 +53,7 @@ class LeanBatch:
         number = {prompt: i for i, prompt in enumerate(distinct)}
         self._prompt_of = [number[tuple(prompt)] for prompt in prompts for _ in range(repeats)]
         self._lengths_P = [len(prompt) for prompt in distinct]
-        width = max(self._lengths_P)
+        width = _padded(max(self._lengths_P))
         self._rotations = weights.rotations(width + max_new_tokens)
         H, K, D, P = weights.num_heads, weights.num_kv_heads, weights.head_dim, len(distinct)
         self._dtype = weights.activation_dtype
@@ -68,8 +68,8 @@ class LeanBatch:
         self.logits_RV = logits_PV[torch.tensor(self._prompt_of, device=weights.device)]
 
         R = len(self._prompt_of)
-        room = min(_FIRST_ROOM, max_new_tokens)
-        self._keys = [like.new_empty((R, K, D, room)) for _ in weights.layers]
+        room = _padded(min(_FIRST_ROOM, max_new_tokens))
+        self._keys = [like.new_zeros((R, K, D, room)) for _ in weights.layers]
         self._values = [like.new_empty((R, K, room, D)) for _ in weights.layers]
         self._arrange()
 
@@ -121,7 +121,7 @@ class LeanBatch:
     def _make_room(self) -> None:
         room = self._values[0].shape[2]
         if self._step == room:
-            more = min(room, self._max_new_tokens - room)
+            more = _padded(min(room, self._max_new_tokens - room))
             self._keys = [functional.pad(keys, (0, more)) for keys in self._keys]
             self._values = [functional.pad(values, (0, 0, 0, more)) for values in self._values]
 
@@ -324,6 +324,11 @@ class NativeBatch(LeanBatch):
             *(R, H, K, D, prompt_keys.shape[3], room, self._step, weights.layers[index].window or 0),
             weights.score_cap or 0.0,
         )
+
+
+def _padded(num_tokens: int) -> int:
+    """Room in a cache comes in steps of 64 tokens: the vectors of native.c take no less."""
+    return -(-num_tokens // 64) * 64
 
 
 def _parts(lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -7,6 +7,9 @@
 #include <immintrin.h>
 #endif
 
+typedef float floats __attribute__((vector_size(64)));
+typedef float loose __attribute__((vector_size(64), aligned(4), may_alias)); /* anywhere in memory */
+
 static float inverse_rms(const float *x, int64_t n, float eps) {
     float sum = 0;
     for (int64_t i = 0; i < n; i++) sum += x[i] * x[i];
@@ -54,20 +57,19 @@ void turn_heads(float *restrict qkv, const float *restrict turn, const float *re
     }
 }
 
-/* scores[t] of one query for tokens from..to of keys (D, room), softly capped; returns the largest. */
+/* scores[t] of one query for tokens from..to of keys (D, room), softly capped; returns the largest. Works in steps of
+ * 64 tokens, of which `room` is a multiple: what lies around the tokens is computed, too, and not looked at. */
 static float score(const float *restrict query, const float *restrict keys, float *restrict scores, int64_t from,
                    int64_t to, int64_t D, int64_t room, float cap) {
-    for (int64_t start = from; start < to; start += 64) {
-        const int64_t n = to - start < 64 ? to - start : 64;
-        const float *key = keys + start;
-        float sums[64] = {0};
-        if (n == 64)
-            for (int64_t d = 0; d < D; d++)
-                for (int64_t t = 0; t < 64; t++) sums[t] += query[d] * key[d * room + t];
-        else
-            for (int64_t d = 0; d < D; d++)
-                for (int64_t t = 0; t < n; t++) sums[t] += query[d] * key[d * room + t];
-        for (int64_t t = 0; t < n; t++) scores[start + t] = sums[t];
+    for (int64_t start = from / 64 * 64; start < to; start += 64) {
+        floats sums[4] = {0};
+        for (int64_t d = 0; d < D; d++) {
+            const loose *key = (const loose *)(keys + d * room + start);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) sums[i] += query[d] * key[i];
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) *(loose *)(scores + start + i * 16) = sums[i];
     }
     float largest = -3e38f;
     if (cap > 0)
@@ -84,8 +86,18 @@ static float gather(float *restrict scores, const float *restrict values, float 
         scores[t] = expf(scores[t] - largest);
         total += scores[t];
     }
-    for (int64_t t = from; t < to; t++)
-        for (int64_t d = 0; d < D; d++) out[d] += scores[t] * values[t * D + d];
+    int64_t d = 0;
+    for (; d + 16 <= D; d += 16) { /* four sums under way hide the latency of an addition */
+        floats sums[4] = {0};
+        int64_t t = from;
+        for (; t + 4 <= to; t += 4)
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) sums[i] += scores[t + i] * *(const loose *)(values + (t + i) * D + d);
+        for (; t < to; t++) sums[0] += scores[t] * *(const loose *)(values + t * D + d);
+        *(loose *)(out + d) += sums[0] + sums[1] + sums[2] + sums[3];
+    }
+    for (; d < D; d++)
+        for (int64_t t = from; t < to; t++) out[d] += scores[t] * values[t * D + d];
     return total;
 }
 
@@ -134,7 +146,6 @@ void gate(const float *restrict gate_up, float *restrict out, int64_t R, int64_t
 
 /* Products with bfloat16 weights in float32 arithmetic: half the memory to read, and reading is what costs.
  * Weights lie in panels of 16 outputs: (N / 16 rounded up, M, 16); x in blocks of 16 rows: (R / 16 rounded up, M, 16). */
-typedef float floats __attribute__((vector_size(64)));
 typedef uint32_t words __attribute__((vector_size(64)));
 typedef uint16_t halves __attribute__((vector_size(32)));
 
