@@ -1,3 +1,4 @@
+import functools
 import math
 import random
 from collections import Counter
@@ -7,6 +8,7 @@ import torch
 import transformers
 
 from worker import settings
+from worker.policy import native
 from worker.policy.architecture import UnknownArchitectureError
 from worker.policy.cached import CachedDecoder
 from worker.policy.decoder import LeanDecoder
@@ -44,10 +46,10 @@ PROMPTS = [[5, 6, 7], [9] * 11, list(range(3, 21))]
 NEVER = [False] * VOCABULARY
 
 
-def make_model(family: str = "qwen2"):
+def make_model(family: str = "qwen2", **shape):
     torch.manual_seed(0)
     config, departures = FAMILIES[family]
-    model = transformers.AutoModelForCausalLM.from_config(config(**SHAPE, **departures)).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config(**{**SHAPE, **departures, **shape})).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(4)  # random weights say the same of everything: make them say different things
@@ -61,6 +63,10 @@ def make_engine(name, model):
     assert isinstance(engine.decoder, LeanDecoder)
     if name == "cached":
         engine.decoder = CachedDecoder(model)
+    elif name == "lean":
+        assert engine.decoder.native is not None  # tests run where a C compiler is
+    elif name == "lean-torch":
+        engine.decoder.native = None
     return engine
 
 
@@ -70,7 +76,7 @@ def answer(engine, prompts=PROMPTS, seed=0, end_ids=(1,), is_done=None, may_be_d
     return engine.generate(prompts, generation, seed, ending)
 
 
-@pytest.mark.parametrize("name", ["lean", "cached", "reference"])
+@pytest.mark.parametrize("name", ["lean", "lean-torch", "cached", "reference"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_answers_equal_those_of_transformers(family, name):
     model = make_model(family)
@@ -84,12 +90,15 @@ def test_greedy_answers_equal_those_of_transformers(family, name):
         assert rows[0].logprobs == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_lean_and_cached_decoders_sample_the_same_while_rows_end(family):
-    model = make_model(family)
+@pytest.mark.parametrize("name", ["lean", "lean-torch"])
+@pytest.mark.parametrize(
+    ("family", "head_dim"), [*((family, 8) for family in FAMILIES), ("qwen3", 16), ("gemma2", 24), ("llama", 64)]
+)
+def test_lean_and_cached_decoders_sample_the_same_while_rows_end(family, head_dim, name):
+    model = make_model(family, head_dim=head_dim)
     options = {"num_generations": 6, "end_ids": tuple(range(4, 16)), "max_completion_length": 40, "temperature": 1.3}
     prompts = [*PROMPTS, PROMPTS[0]]
-    lean, cached = (answer(make_engine(name, model), prompts, **options) for name in ("lean", "cached"))
+    lean, cached = (answer(make_engine(n, model), prompts, **options) for n in (name, "cached"))
     assert len({len(row.token_ids) for group in lean for row in group}) > 5
     for ours, theirs in zip((r for g in lean for r in g), (r for g in cached for r in g), strict=True):
         assert (ours.token_ids, ours.finished) == (theirs.token_ids, theirs.finished)
@@ -123,12 +132,12 @@ def test_biases_are_part_of_the_products():
 def test_caches_grow_past_their_first_room():
     model = make_model()
     prompts = [[5, 6, 7], [8] * 4]
-    for name in ("lean", "cached"):
+    rows = {}
+    for name in ("lean", "lean-torch", "cached"):
         (group, _) = answer(make_engine(name, model), prompts, max_completion_length=200, end_ids=(), top_k=1)
-        assert len(group[0].token_ids) == 200
-        if name == "lean":
-            lean = group
-    assert [row.token_ids for row in lean] == [row.token_ids for row in group]
+        rows[name] = [row.token_ids for row in group]
+    assert len(rows["lean"][0]) == 200
+    assert rows["lean"] == rows["lean-torch"] == rows["cached"]
 
 
 def test_engine_follows_the_weights_of_the_model():
@@ -154,6 +163,31 @@ def test_engine_computes_in_bfloat16_when_asked():
     assert exact != rounded
     for ours, theirs in zip((r for g in exact for r in g), (r for g in rounded for r in g), strict=True):
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=0.1)
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 12, 16, 37])
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 20), (128, 448), (600, 1001)])
+def test_product_with_bfloat16_weights_is_exact_in_float32(num_rows, num_inputs, num_outputs):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(num_rows, num_inputs), torch.randn(num_outputs, num_inputs), torch.randn(num_outputs)
+    panels = native.Panels(weight, bias, native.load())
+    expected = torch.nn.functional.linear(x.double(), weight.bfloat16().double(), bias.double())
+    torch.testing.assert_close(panels(x).double(), expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"), [(None, "no C compiler"), ("/bin/false", "/bin/false says no message"), ("/no/cc", "/no/cc")]
+)
+def test_without_a_compiler_torch_does_it_all_and_the_log_says_so(monkeypatch, caplog, compiler, said):
+    monkeypatch.setattr(native.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(native, "load", functools.cache(native.load.__wrapped__))
+    with caplog.at_level("INFO"):
+        engine = TorchEngine(make_model())
+    assert engine.decoder.native is None
+    has_amx = torch.cpu._is_amx_tile_supported()
+    assert engine.decoder.weights.dtype == (torch.bfloat16 if has_amx else torch.float32)
+    assert said in caplog.text
+    assert len(answer(engine)[0]) == 2
 
 
 def test_unknown_family_is_decoded_by_transformers(caplog):
