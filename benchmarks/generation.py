@@ -3,8 +3,9 @@
     python -m benchmarks.generation [--shapes tiny small half] [--runs 3] [--threads 2] [--dtype auto] [--json FILE]
 
 Two prompts of 96 and 80 tokens (the median of the default mix is 96), eight completions each, the same lengths for
-everybody: 128 new tokens of the small models, 32 of the large one. The contenders take turns, so that a noisy machine is noisy
-for all; medians. Prefill is part of every figure. Exits 1 if a claim's ratio is missed.
+everybody: 128 new tokens of the small models, 32 of the large one. The loop is the existing node's way: one call of
+`model.generate` for each completion index. The contenders take turns, so that a noisy machine is noisy for all;
+medians. Prefill is part of every figure. Exits 1 if a claim's ratio is missed.
 """
 
 import argparse
@@ -20,18 +21,22 @@ import torch
 import transformers
 
 from worker import settings
+from worker.policy import policy
+from worker.policy.decoder import LeanDecoder
 from worker.policy.generation import Ending, TorchEngine
+from worker.policy.policy import TINY
 
 NUM_GENERATIONS = 8
 PROMPT_LENGTHS = (96, 80)
+NUM_ROWS = len(PROMPT_LENGTHS) * NUM_GENERATIONS
 
 
 @dataclass(frozen=True)
 class Shape:
-    """`wanted` is the ratio to the loop that is claimed."""
+    """`config`: of random weights; None: the model that comes with the package. `wanted`: its ratio to the loop."""
 
     title: str
-    config: transformers.PretrainedConfig
+    config: transformers.PretrainedConfig | None
     num_tokens: int
     wanted: float
 
@@ -50,22 +55,30 @@ def qwen2(vocabulary: int, hidden: int, layers: int, heads: int, kv_heads: int, 
 
 
 SHAPES = {
-    "tiny": Shape("hivewright/tiny", qwen2(512, 128, 4, 4, 2, 448), 128, 12.0),
+    "tiny": Shape(TINY, None, 128, 12.0),
     "small": Shape("5 M parameters", qwen2(512, 256, 5, 8, 4, 1024), 128, 12.0),
     "half": Shape("Qwen2.5-0.5B", qwen2(151936, 896, 24, 14, 2, 4864), 32, 20.0),
 }
 
 
-def contenders(model: Any, prompts: list[list[int]], shape: Shape, dtype: str) -> dict[str, Callable[[], None]]:
+def load(shape: Shape) -> Any:
+    torch.manual_seed(0)
+    if shape.config is None:
+        return policy.load(settings.Model(name=TINY, device="cpu")).model
+    return transformers.AutoModelForCausalLM.from_config(shape.config).eval()
+
+
+def contenders(
+    model: Any, engine: TorchEngine, prompts: list[list[int]], num_tokens: int
+) -> dict[str, Callable[[], None]]:
     """What is timed, by name. Each samples 2 x 8 completions of exactly `num_tokens` tokens."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     mask = (torch.arange(width) >= torch.tensor([width - len(p) for p in prompts])[:, None]).long()
-    length = {"max_new_tokens": shape.num_tokens, "min_new_tokens": shape.num_tokens}
+    length = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens}
     options = {"do_sample": True, "top_k": 0, "pad_token_id": 0, "eos_token_id": 1, **length}
-    generation = settings.Generation(num_generations=NUM_GENERATIONS, max_completion_length=shape.num_tokens)
-    engine = TorchEngine(model, dtype)
-    endless = Ending(frozenset(), lambda tokens: False, [False] * shape.config.vocab_size)
+    generation = settings.Generation(num_generations=NUM_GENERATIONS, max_completion_length=num_tokens)
+    endless = Ending(frozenset(), lambda tokens: False, [False] * model.config.vocab_size)
 
     def loop() -> None:
         for _ in range(NUM_GENERATIONS):
@@ -118,6 +131,56 @@ def _time(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+@dataclass(frozen=True)
+class Machine:
+    """`bandwidth` in bytes, `rate` in float32 operations a second."""
+
+    bandwidth: float
+    rate: float
+
+
+def measure(shape: Shape, runs: int, dtype: str, machine: Machine) -> list[dict[str, Any]]:
+    """Prints one shape's table. Returns what goes into the JSON file."""
+    model = load(shape)
+    prompts = [torch.randint(5, model.config.vocab_size, (n,)).tolist() for n in PROMPT_LENGTHS]
+    engine = TorchEngine(model, dtype)
+    assert isinstance(engine.decoder, LeanDecoder)
+    seconds = time_all(contenders(model, engine, prompts, shape.num_tokens), runs)
+    num_tokens = NUM_ROWS * shape.num_tokens
+    print(f"\n{shape.title}: {model.num_parameters():,} parameters, 2 x 8 x {shape.num_tokens} tokens")
+    print(f"{'way':>10}  {'tokens/s':>9}  {'of the loop':>11}")
+    for name, value in seconds.items():
+        print(f"{name:>10}  {num_tokens / value:9.1f}  {seconds['loop'] / value:10.1f}x")
+    print_floors(model, engine.decoder, seconds["ours"] / shape.num_tokens, machine)
+    return [
+        {
+            "claim": f"{shape.title}, 2 x 8 x {shape.num_tokens} tokens, against {name}",
+            "ours": round(num_tokens / seconds["ours"], 1),
+            "reference": round(num_tokens / seconds[name], 1),
+            "ratio": round(seconds[name] / seconds["ours"], 2),
+            "unit": "tokens/s",
+        }
+        for name in seconds
+        if name != "ours"
+    ]
+
+
+def print_floors(model: Any, decoder: LeanDecoder, step: float, machine: Machine) -> None:
+    """`step`: seconds of one step for all rows, with its share of the prefill."""
+    weights = decoder.weights
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-6)
+    copying = _time(weights.refresh)
+    reading = model.num_parameters() * weights.dtype.itemsize / machine.bandwidth
+    computing = 2 * model.num_parameters() * NUM_ROWS / machine.rate
+    print(
+        f"a step of ours takes {step * 1e3:.2f} ms with its share of the prefill: {step / reading:.1f} times as long as "
+        f"reading the weights ({reading * 1e3:.2f} ms), {step / computing:.1f} times as long as float32 products alone "
+        f"({computing * 1e3:.2f} ms)\nweights in {weights.dtype}, copied in {copying:.3f} s after a training step",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
@@ -128,49 +191,18 @@ def main() -> None:
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
-    rows = len(PROMPT_LENGTHS) * NUM_GENERATIONS
-    bandwidth, rate = memory_bandwidth(), product_rate(rows)
-    has_amx = torch.cpu._is_amx_tile_supported()
+    machine = Machine(memory_bandwidth(), product_rate(NUM_ROWS))
     print(
-        f"{arguments.threads} threads; copy {bandwidth / 1e9:.1f} GB/s (read and written); "
-        f"float32 product of {rows} rows {rate / 1e9:.0f} GFLOP/s; AMX {'yes' if has_amx else 'no'}"
+        f"{arguments.threads} threads; copy {machine.bandwidth / 1e9:.1f} GB/s (read and written); float32 product of "
+        f"{NUM_ROWS} rows {machine.rate / 1e9:.0f} GFLOP/s; "
+        f"AMX {'yes' if torch.cpu._is_amx_tile_supported() else 'no'}"
     )
     results, missed = [], []
     for shape in (SHAPES[name] for name in arguments.shapes):
-        torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(shape.config).eval()
-        prompts = [torch.randint(5, shape.config.vocab_size, (n,)).tolist() for n in PROMPT_LENGTHS]
-        ways = contenders(model, prompts, shape, arguments.dtype)
-        seconds = time_all(ways, arguments.runs)
-        num_tokens = rows * shape.num_tokens
-        print(f"\n{shape.title}: {model.num_parameters():,} parameters, 2 x 8 x {shape.num_tokens} tokens")
-        print(f"{'way':>10}  {'tokens/s':>9}  {'of the loop':>11}")
-        for name, value in seconds.items():
-            print(f"{name:>10}  {num_tokens / value:9.0f}  {seconds['loop'] / value:10.1f}x")
-        ratio = seconds["loop"] / seconds["ours"]
-        size = 2 if arguments.dtype == "bfloat16" or (arguments.dtype == "auto" and has_amx) else 4
-        reading = model.num_parameters() * size / bandwidth
-        computing = 2 * model.num_parameters() * rows / rate
-        step = seconds["ours"] / shape.num_tokens
-        print(
-            f"a step of ours takes {step * 1e3:.1f} ms (prefill shared out): {step / reading:.1f} times as long as "
-            f"reading the weights ({reading * 1e3:.1f} ms), {step / computing:.1f} times as long as float32 products "
-            f"alone ({computing * 1e3:.1f} ms)",
-            flush=True,
-        )
-        for name in ("loop", "batched", "TRL's way"):
-            results.append(
-                {
-                    "claim": f"{shape.title}, 2 x 8 x {shape.num_tokens} tokens, against {name}",
-                    "ours": round(num_tokens / seconds["ours"], 1),
-                    "reference": round(num_tokens / seconds[name], 1),
-                    "ratio": round(seconds[name] / seconds["ours"], 2),
-                    "unit": "tokens/s",
-                }
-            )
-        if ratio < shape.wanted:
+        measured = measure(shape, arguments.runs, arguments.dtype, machine)
+        results += measured
+        if (ratio := measured[0]["ratio"]) < shape.wanted:
             missed.append(f"{shape.title}: {ratio:.1f}x the loop, {shape.wanted:g}x wanted")
-        del model, ways
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     if missed:
