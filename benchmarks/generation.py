@@ -176,7 +176,8 @@ def print_floors(model: Any, decoder: LeanDecoder, step: float, machine: Machine
     print(
         f"a step of ours takes {step * 1e3:.2f} ms with its share of the prefill: {step / reading:.1f} times as long "
         f"as reading the weights ({reading * 1e3:.2f} ms), {step / computing:.1f} times as long as float32 products "
-        f"alone ({computing * 1e3:.2f} ms)\nweights in {weights.dtype}, copied in {copying:.3f} s after a training step",
+        f"alone ({computing * 1e3:.2f} ms)\n"
+        f"weights in {weights.dtype}, copied in {copying:.3f} s after a training step",
         flush=True,
     )
 
