@@ -114,8 +114,8 @@ class Generation(Section):
     engine: Literal["auto", "torch", "transformers"] = "auto"
     """What samples. auto: torch, our own batched engine; transformers: `model.generate`, for comparison."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights that our engine samples with, whatever the model is trained in. auto: bfloat16 on CPUs that are
-    fast at it (AMX, or AVX-512 and a C compiler), else the model's own."""
+    """Type of the weights that our engine samples with, whatever the model is trained in. auto: bfloat16 on CPUs that
+    are fast at it (AMX, or AVX-512 and a C compiler), else the model's own."""
 
 
 class Trainer(Section):
