@@ -129,6 +129,11 @@ class Generation(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Fraction | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    engine: Literal["auto", "torch", "transformers"] = "auto"
+    """What samples. auto: torch, our own batched engine; transformers: `model.generate`, for comparison."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights that our engine samples with, whatever the model is trained in. auto: bfloat16 on CPUs that
+    are fast at it (AMX, or AVX-512 and a C compiler), else the model's own."""
 
 
 class Trainer(Section):

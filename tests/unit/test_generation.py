@@ -1,3 +1,4 @@
+import functools
 import math
 import random
 from collections import Counter
@@ -7,7 +8,12 @@ import torch
 import transformers
 
 from worker import settings
-from worker.policy.generation import Sampler, generate
+from worker.policy import native
+from worker.policy.architecture import UnknownArchitectureError
+from worker.policy.cached import CachedDecoder
+from worker.policy.decoder import LeanDecoder
+from worker.policy.generation import Ending, ReferenceEngine, TorchEngine, load_engine
+from worker.policy.sampling import Sampler
 from worker.policy.scoring import completion_logprobs
 
 torch.set_num_threads(1)  # cores are shared; such models gain nothing from more
@@ -37,28 +43,44 @@ FAMILIES = {
     "mistral": (transformers.MistralConfig, WINDOW),
 }
 PROMPTS = [[5, 6, 7], [9] * 11, list(range(3, 21))]
-NOTHING_ENDS = torch.zeros(VOCABULARY, dtype=torch.bool)
+NEVER = [False] * VOCABULARY
 
 
-def make_model(family: str = "qwen2"):
+def make_model(family: str = "qwen2", **shape):
     torch.manual_seed(0)
     config, departures = FAMILIES[family]
-    model = transformers.AutoModelForCausalLM.from_config(config(**SHAPE, **departures)).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config(**{**SHAPE, **departures, **shape})).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(4)  # random weights say the same of everything: make them say different things
     return model
 
 
-def sample(model, prompts=PROMPTS, seed=0, end_ids=(1,), is_done=None, may_be_done=NOTHING_ENDS, **options):
+def make_engine(name, model):
+    if name == "reference":
+        return ReferenceEngine(model)
+    engine = TorchEngine(model, "float32")
+    assert isinstance(engine.decoder, LeanDecoder)
+    if name == "cached":
+        engine.decoder = CachedDecoder(model)
+    elif name == "lean":
+        assert engine.decoder.native is not None  # tests run where a C compiler is
+    elif name == "lean-torch":
+        engine.decoder.native = None
+    return engine
+
+
+def answer(engine, prompts=PROMPTS, seed=0, end_ids=(1,), is_done=None, may_be_done=NEVER, **options):
     generation = settings.Generation(**{"num_generations": 2, "max_completion_length": 20, **options})
-    return generate(model, prompts, generation, seed, end_ids, is_done or (lambda tokens: False), may_be_done)
+    ending = Ending(frozenset(end_ids), is_done or (lambda tokens: False), may_be_done)
+    return engine.generate(prompts, generation, seed, ending)
 
 
+@pytest.mark.parametrize("name", ["lean", "lean-torch", "cached", "reference"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_answers_equal_those_of_transformers(family):
+def test_greedy_answers_equal_those_of_transformers(family, name):
     model = make_model(family)
-    for prompt, rows in zip(PROMPTS, sample(model, top_k=1), strict=True):
+    for prompt, rows in zip(PROMPTS, answer(make_engine(name, model), top_k=1), strict=True):
         ids = torch.tensor([prompt])
         reference = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20)
         reference = reference[0, len(prompt) :].tolist()
@@ -66,6 +88,144 @@ def test_greedy_answers_equal_those_of_transformers(family):
         logits = model(torch.tensor([prompt + reference])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1).gather(1, torch.tensor(reference)[:, None])[:, 0].tolist()
         assert rows[0].logprobs == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lean", "lean-torch"])
+@pytest.mark.parametrize(
+    ("family", "head_dim"), [*((family, 8) for family in FAMILIES), ("qwen3", 16), ("gemma2", 24), ("llama", 64)]
+)
+def test_lean_and_cached_decoders_sample_the_same_while_rows_end(family, head_dim, name):
+    model = make_model(family, head_dim=head_dim)
+    options = {"num_generations": 6, "end_ids": tuple(range(4, 16)), "max_completion_length": 40, "temperature": 1.3}
+    prompts = [*PROMPTS, PROMPTS[0]]
+    lean, cached = (answer(make_engine(n, model), prompts, **options) for n in (name, "cached"))
+    assert len({len(row.token_ids) for group in lean for row in group}) > 5
+    for ours, theirs in zip((r for g in lean for r in g), (r for g in cached for r in g), strict=True):
+        assert (ours.token_ids, ours.finished) == (theirs.token_ids, theirs.finished)
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
+def test_scaled_rotations_are_those_of_transformers(rope):
+    parameters = {"rope_type": rope, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+    if rope == "llama3":
+        parameters |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(**SHAPE, rope_parameters=parameters)
+    ).eval()
+    lean, cached = (answer(make_engine(name, model), top_k=1) for name in ("lean", "cached"))
+    assert [row.token_ids for group in lean for row in group] == [row.token_ids for group in cached for row in group]
+
+
+def test_biases_are_part_of_the_products():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_()
+    lean, cached = (answer(make_engine(name, model), top_k=1) for name in ("lean", "cached"))
+    assert [row.token_ids for group in lean for row in group] == [row.token_ids for group in cached for row in group]
+
+
+def test_caches_grow_past_their_first_room():
+    model = make_model()
+    prompts = [[5, 6, 7], [8] * 4]
+    rows = {}
+    for name in ("lean", "lean-torch", "cached"):
+        (group, _) = answer(make_engine(name, model), prompts, max_completion_length=200, end_ids=(), top_k=1)
+        rows[name] = [row.token_ids for row in group]
+    assert len(rows["lean"][0]) == 200
+    assert rows["lean"] == rows["lean-torch"] == rows["cached"]
+
+
+def test_engine_follows_the_weights_of_the_model():
+    model = make_model()
+    engine = make_engine("lean", model)
+    before = answer(engine, top_k=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+    model(torch.tensor([PROMPTS[2]])).logits.logsumexp(-1).sum().backward()
+    optimizer.step()
+    after = answer(engine, top_k=1)
+    assert after != before
+    assert after == answer(make_engine("lean", model), top_k=1)
+    model.load_state_dict(make_model().state_dict())  # as a checkpoint is restored
+    assert answer(engine, top_k=1) == before
+
+
+def test_engine_computes_in_bfloat16_when_asked():
+    model = make_model()
+    engine = TorchEngine(model, "bfloat16")
+    assert engine.decoder.weights.dtype == torch.bfloat16
+    exact = answer(make_engine("lean", model), max_completion_length=1, end_ids=(), top_k=1)
+    rounded = answer(engine, max_completion_length=1, end_ids=(), top_k=1)
+    assert exact != rounded
+    for ours, theirs in zip((r for g in exact for r in g), (r for g in rounded for r in g), strict=True):
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=0.1)
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 12, 16, 37])
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 20), (128, 448), (600, 1001)])
+def test_product_with_bfloat16_weights_is_exact_in_float32(num_rows, num_inputs, num_outputs):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(num_rows, num_inputs), torch.randn(num_outputs, num_inputs), torch.randn(num_outputs)
+    panels = native.Panels(weight, bias, native.load())
+    expected = torch.nn.functional.linear(x.double(), weight.bfloat16().double(), bias.double())
+    torch.testing.assert_close(panels(x).double(), expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"), [(None, "no C compiler"), ("/bin/false", "/bin/false says no message"), ("/no/cc", "/no/cc")]
+)
+def test_without_a_compiler_torch_does_it_all_and_the_log_says_so(monkeypatch, caplog, compiler, said):
+    monkeypatch.setattr(native.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(native, "load", functools.cache(native.load.__wrapped__))
+    with caplog.at_level("INFO"):
+        engine = TorchEngine(make_model())
+    assert engine.decoder.native is None
+    has_amx = torch.cpu._is_amx_tile_supported()
+    assert engine.decoder.weights.dtype == (torch.bfloat16 if has_amx else torch.float32)
+    assert said in caplog.text
+    assert len(answer(engine)[0]) == 2
+
+
+def test_unknown_family_is_decoded_by_transformers(caplog):
+    torch.manual_seed(0)
+    config = transformers.GPTNeoXConfig(
+        **{key: value for key, value in SHAPE.items() if key not in ("num_key_value_heads", "head_dim")}
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UnknownArchitectureError, match="family gpt_neox"):
+        LeanDecoder(model, torch.float32)
+    with caplog.at_level("INFO"):
+        engine = TorchEngine(model)
+    assert isinstance(engine.decoder, CachedDecoder)
+    assert "lean decoder not used reason=family gpt_neox" in caplog.text
+    assert len(answer(engine)[0]) == 2
+
+
+def test_layer_of_another_type_is_decoded_by_transformers():
+    model = make_model()
+    model.model.layers[1].mlp.up_proj = torch.nn.Sequential(model.model.layers[1].mlp.up_proj)
+    with pytest.raises(UnknownArchitectureError, match="up_proj of type Sequential"):
+        LeanDecoder(model, torch.float32)
+
+
+def test_disagreement_with_transformers_is_named_and_its_forward_used(caplog):
+    model = make_model()
+    # Something that the lean decoder can't know of.
+    model.model.layers[1].register_forward_hook(lambda module, inputs, output: output * 1.5)
+    engine = TorchEngine(model)
+    assert isinstance(engine.decoder, CachedDecoder)
+    assert "lean decoder not used reason=disagreement family=qwen2" in caplog.text
+
+
+def test_settings_choose_the_engine():
+    model = make_model()
+    assert isinstance(load_engine(model, settings.Generation()), TorchEngine)
+    assert isinstance(load_engine(model, settings.Generation(engine="torch")), TorchEngine)
+    assert isinstance(load_engine(model, settings.Generation(engine="transformers")), ReferenceEngine)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,18 +242,18 @@ def test_logprobs_of_given_completions_equal_one_plain_pass(family):
 
 
 def test_same_seed_gives_same_answers_and_another_seed_others():
-    model = make_model()
-    assert sample(model, seed=3) == sample(model, seed=3)
-    assert sample(model, seed=3) != sample(model, seed=4)
+    for name in ("lean", "cached", "reference"):
+        engine = make_engine(name, make_model())
+        assert answer(engine, seed=3) == answer(engine, seed=3)
+        assert answer(engine, seed=3) != answer(engine, seed=4)
 
 
 def test_answers_do_not_depend_on_when_other_rows_finish():
-    model = make_model()
-    free = sample(model, num_generations=4, end_ids=())
+    engine = make_engine("lean", make_model())
+    free = answer(engine, num_generations=4, end_ids=())
     # Let rows end early, at different steps: what the others say must stay.
-    stopped = sample(
-        model, num_generations=4, end_ids=(), is_done=lambda t: t[-1] < 30, may_be_done=torch.arange(VOCABULARY) < 30
-    )
+    may_be_done = [token < 30 for token in range(VOCABULARY)]
+    stopped = answer(engine, num_generations=4, end_ids=(), is_done=lambda t: t[-1] < 30, may_be_done=may_be_done)
     lengths = set()
     for whole, cut in zip((r for g in free for r in g), (r for g in stopped for r in g), strict=True):
         assert whole.token_ids[: len(cut.token_ids)] == cut.token_ids
@@ -102,13 +262,11 @@ def test_answers_do_not_depend_on_when_other_rows_finish():
     assert len(lengths) > 3
 
 
-def test_row_ends_with_its_end_token_or_unfinished_at_the_limit():
-    model = make_model()
-    rows = [
-        row
-        for group in sample(model, num_generations=16, end_ids=tuple(range(40)), max_completion_length=6)
-        for row in group
-    ]
+@pytest.mark.parametrize("name", ["lean", "cached", "reference"])
+def test_row_ends_with_its_end_token_or_unfinished_at_the_limit(name):
+    engine = make_engine(name, make_model())
+    groups = answer(engine, num_generations=16, end_ids=tuple(range(40)), max_completion_length=6)
+    rows = [row for group in groups for row in group]
     for row in rows:
         assert len(row.token_ids) == len(row.logprobs) <= 6
         assert row.finished == (row.token_ids[-1] < 40)
@@ -118,7 +276,8 @@ def test_row_ends_with_its_end_token_or_unfinished_at_the_limit():
 
 
 def test_no_prompt_gives_no_answer():
-    assert sample(make_model(), prompts=[]) == []
+    for name in ("lean", "reference"):
+        assert answer(make_engine(name, make_model()), prompts=[]) == []
 
 
 def transformers_probabilities(logits, prompt, **limits):
@@ -145,51 +304,71 @@ def transformers_probabilities(logits, prompt, **limits):
         {"temperature": 0.6},
         {"top_k": 5},
         {"top_p": 0.7},
+        {"top_p": 0.05},
         {"min_p": 0.1},
         {"repetition_penalty": 1.8},
         {"repetition_penalty": 1.3, "temperature": 1.4, "top_k": 12, "top_p": 0.8, "min_p": 0.05},
     ],
     ids=lambda limits: "+".join(limits) or "plain",
 )
-def test_distribution_is_that_of_transformers(limits):
+@pytest.mark.parametrize("num_tokens", [30, 10_000])
+def test_distribution_is_that_of_transformers(limits, num_tokens):
     torch.manual_seed(1)
-    logits, prompt, count = torch.randn(1, 30) * 2, [3, 4, 5, 6, 7, 8], 5000
+    logits, prompt, count = torch.randn(1, num_tokens) * 2, [3, 4, 5, 6, 7, 8], 5000
     expected = transformers_probabilities(logits, prompt, **limits)
     # Every number of an even grid once: the shares are the probabilities, with no chance in it.
     grid = (torch.arange(count) + 0.5) / count
-    sampler = Sampler(settings.Generation(**limits), [prompt] * count, 30, torch.device("cpu"))
-    tokens, logprobs = sampler.choose(logits.expand(count, -1), grid, list(range(count)))
-    torch.testing.assert_close(logprobs, logits.log_softmax(-1)[0, tokens])
-    shares = torch.bincount(tokens, minlength=30) / count
-    torch.testing.assert_close(shares, expected, atol=2e-3, rtol=0)
+    observed = torch.zeros(num_tokens)
+    for part in grid.split(500):
+        sampler = Sampler(settings.Generation(**limits), [prompt] * len(part), torch.device("cpu"))
+        tokens, logprobs = sampler.choose(logits.expand(len(part), -1), part)
+        torch.testing.assert_close(logprobs, logits.log_softmax(-1)[0, tokens])
+        observed += torch.bincount(tokens, minlength=num_tokens) / count
+    likely = expected > 10 / count
+    torch.testing.assert_close(observed[likely], expected[likely], atol=2e-3, rtol=0)
+    torch.testing.assert_close(observed[~likely].sum(), expected[~likely].sum(), atol=5e-3, rtol=0)
+    assert not observed[expected == 0].any()
 
 
-def test_sampled_tokens_follow_the_model_s_probabilities():
+@pytest.mark.parametrize("name", ["lean", "reference"])
+@pytest.mark.parametrize(
+    "limits", [{"temperature": 0.2}, {"top_p": 0.8, "temperature": 0.3, "repetition_penalty": 1.5}]
+)
+def test_second_tokens_follow_the_model_s_probabilities(limits, name):
+    """Chi-squared, at fixed seeds: the pairs of first and second tokens against those of one plain forward."""
     model = make_model()
-    logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1]
-    count = 4000
-    rows = sample(model, [PROMPTS[0]], num_generations=250, max_completion_length=1, end_ids=())[0]
-    for seed in range(1, count // 250):
-        rows += sample(model, [PROMPTS[0]], seed=seed, num_generations=250, max_completion_length=1, end_ids=())[0]
-    observed = Counter(row.token_ids[0] for row in rows)
-    expected = {t: p * count for t, p in enumerate(logits.softmax(-1).tolist())}
-    pooled = [t for t, e in expected.items() if e >= 5]
-    chi2 = sum((observed[t] - expected[t]) ** 2 / expected[t] for t in pooled)
-    # 5 standard deviations of a chi-squared variable
-    assert chi2 < len(pooled) + 5 * math.sqrt(2 * len(pooled))
+    engine, prompt, count = make_engine(name, model), PROMPTS[0], 3000
+    rows = []
+    for seed in range(count // 250):
+        rows += answer(engine, [prompt], seed, num_generations=250, max_completion_length=2, end_ids=(), **limits)[0]
+    observed = Counter(row.token_ids for row in rows)
+    first = transformers_probabilities(model(torch.tensor([prompt])).logits[:, -1], prompt, **limits).detach()
+    expected = {}
+    for token in first.topk(10).indices.tolist():
+        longer = [*prompt, token]
+        second = transformers_probabilities(model(torch.tensor([longer])).logits[:, -1], longer, **limits)
+        expected |= {(token, t): count * float(first[token]) * p for t, p in enumerate(second.tolist())}
+    pooled = [pair for pair, e in expected.items() if e >= 5]
+    assert len(pooled) > 20
+    chi2 = sum((observed[pair] - expected[pair]) ** 2 / expected[pair] for pair in pooled)
+    assert chi2 < len(pooled) + 5 * math.sqrt(2 * len(pooled))  # 5 standard deviations
+    assert not any(observed[pair] for pair, e in expected.items() if e == 0)
 
 
 def test_repetition_penalty_counts_the_tokens_of_each_row_only():
-    sampler = Sampler(settings.Generation(repetition_penalty=1000.0), [[1], [2]], 4, torch.device("cpu"))
+    sampler = Sampler(settings.Generation(repetition_penalty=1000.0), [[1], [2]], torch.device("cpu"))
     logits = torch.tensor([[1.0, 9.0, 8.0, 0.5], [1.0, 9.0, 8.0, 0.5]])
     half = torch.tensor([0.5, 0.5])
-    assert sampler.choose(logits * 10, half, [0, 1])[0].tolist() == [2, 1]
-    assert sampler.choose(logits[:1] * 10, half, [1])[0].tolist() == [0]
+    assert sampler.choose(logits * 10, half)[0].tolist() == [2, 1]
+    sampler.keep(torch.tensor([1]))
+    assert sampler.choose(logits[:1] * 10, half[:1])[0].tolist() == [0]
 
 
-def test_largest_random_number_never_picks_an_impossible_token():
+@pytest.mark.parametrize("num_tokens", [50, 5000])
+def test_largest_random_number_never_picks_an_impossible_token(num_tokens):
     rng = random.Random(0)
+    sampler = Sampler(settings.Generation(), [[0]], torch.device("cpu"))
     for _ in range(200):
-        logits = torch.tensor([[rng.gauss(0, 3) for _ in range(50)] + [-math.inf] * 3])
-        sampler = Sampler(settings.Generation(), [[0]], 53, torch.device("cpu"))
-        assert int(sampler.choose(logits, torch.tensor([1 - 2**-20]), [0])[0]) < 50
+        logits = torch.tensor([[rng.gauss(0, 3) for _ in range(num_tokens)] + [-math.inf] * 3])
+        for uniform in (0.0, 1 - 2**-24):
+            assert int(sampler.choose(logits, torch.tensor([uniform]))[0]) < num_tokens

@@ -1,28 +1,39 @@
-# ruff: noqa: N803, N806, N815 - tensors are named with their axes
-"""Batched sampling with transformers' own forward: one prefill for each distinct prompt, its cache shared by G answers.
+# ruff: noqa: N803, N806 - tensors are named with their axes
+"""Generation engines: prompts in, G sampled answers each out, with the policy's own log-probabilities.
 
-Works for every decoder that transformers can run with a cache. Rows that are done leave the batch. Deterministic for a
-seed: each row and step has its own uniform number, drawn whether or not the row still lives, so that the answers do not
-depend on when other rows finish.
+`TorchEngine` is ours: batched sampling over a decoder, `LeanDecoder` for the families that it knows, transformers' own
+forward for others. `ReferenceEngine` is `model.generate`, what tests and benchmarks compare with.
+
+Deterministic for a seed. In ours each row and step has its own uniform number, drawn whether or not the row still
+lives, so that the answers do not depend on when other rows finish.
 """
 
-# B prompts, G group size, R = B x G rows (those still alive, where a step is meant), L prompt tokens, T new tokens,
-# V vocabulary, K tokens that are left to choose from
+# P prompts, G group size, R = P x G rows (those still in the batch, where a step is meant), N all of them,
+# T new tokens, V vocabulary
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from worker import settings
+from worker.policy import native
+from worker.policy.architecture import UnknownArchitectureError
+from worker.policy.cached import CachedDecoder
+from worker.policy.cached import prefill as prefill  # scoring uses it
+from worker.policy.decoder import LeanDecoder
+from worker.policy.sampling import Sampler
+
+log = logging.getLogger(__name__)
 
 _COMPACT_BELOW = 0.8
 """Rows are copied together once fewer than this share of the batch is alive: copying costs as much as some steps."""
-
-_LARGEST_UNIFORM = 1 - 2**-20  # keeps u * total below total in float32
+_LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""How far the lean decoder's logits may be from transformers' (root mean square, of their spread)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,204 +45,231 @@ class Sampled:
     finished: bool
 
 
-@dataclass(slots=True)
-class Prefix:
-    """Prompts that went through the model once. Left-padded: the last position is every prompt's last token.
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """When an answer is over: after one of `end_ids` (kept in its tokens), or when `is_done` says so of its tokens.
 
-    `mask_BL` is 1 on real tokens, `lengths_B` counts them, `logits_BV` predict the first new token.
+    `is_done` is asked only after tokens that `may_be_done` (one flag a token of the vocabulary) marks.
     """
 
-    cache: DynamicCache
-    mask_BL: Tensor
-    lengths_B: Tensor
-    logits_BV: Tensor
+    end_ids: frozenset[int]
+    is_done: Callable[[list[int]], bool]
+    may_be_done: Sequence[bool]
 
-    def repeat(self, repeats: int) -> "Prefix":
-        """The same prompts, each `repeats` times in a row. Uses up this object."""
-        self.cache.batch_repeat_interleave(repeats)
-        return Prefix(
-            self.cache,
-            self.mask_BL.repeat_interleave(repeats, 0),
-            self.lengths_B.repeat_interleave(repeats, 0),
-            self.logits_BV.repeat_interleave(repeats, 0),
-        )
+    def reached(self, tokens: list[int]) -> bool:
+        last = tokens[-1]
+        return last in self.end_ids or (self.may_be_done[last] and self.is_done(tokens))
 
 
-def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
-    """One forward pass over `prompts` (token ids, none empty). Differentiable where gradients are on."""
-    width = max(len(p) for p in prompts)
-    # The pad token's id does not matter: the mask hides it.
-    ids_BL = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    lengths_B = torch.tensor([len(p) for p in prompts], device=model.device)
-    mask_BL = (torch.arange(width, device=model.device) >= width - lengths_B[:, None]).long()
-    cache = DynamicCache(config=model.config)
-    out = model(
-        input_ids=ids_BL,
-        attention_mask=mask_BL,
-        position_ids=(mask_BL.cumsum(-1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return Prefix(cache, mask_BL, lengths_B, out.logits[:, -1])
+class Batch(Protocol):
+    """Answers under way."""
+
+    def step(self, tokens_R: Tensor) -> Tensor:
+        """Logits (R, V) after one more token for each row."""
+
+    def keep(self, lines: Sequence[int]) -> None:
+        """Only these lines of the batch go on, in this order, which rises."""
+
+
+class Decoder(Protocol):
+    def start(self, prompts: Sequence[Sequence[int]], repeats: int, max_new_tokens: int) -> tuple[Batch, Tensor]:
+        """Rows for `repeats` answers to each prompt, and the logits (R, V) of their first tokens."""
+
+
+class Engine(Protocol):
+    def generate(
+        self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
+    ) -> list[list[Sampled]]:
+        """G = `generation.num_generations` answers to each prompt (token ids, none empty).
+
+        A row ends as `ending` says, or unfinished at max_completion_length.
+        """
+
+
+def load_engine(model: Any, generation: settings.Generation) -> Engine:
+    """The engine that the settings name, for this model. It follows the model's weights."""
+    if generation.engine == "transformers":
+        return ReferenceEngine(model)
+    return TorchEngine(model, generation.dtype)
+
+
+class TorchEngine:
+    """Ours. `decoder` is what it found fit for the model."""
+
+    def __init__(self, model: Any, dtype: str = "auto") -> None:
+        self.decoder: Decoder = _find_decoder(model, dtype)
+        self._device = model.device
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
+    ) -> list[list[Sampled]]:
+        return sample(self.decoder, self._device, prompts, generation, seed, ending)
 
 
 @torch.no_grad()
-def generate(
-    model: Any,
+def sample(
+    decoder: Decoder,
+    device: torch.device,
     prompts: Sequence[Sequence[int]],
     generation: settings.Generation,
     seed: int,
-    end_ids: Sequence[int],
-    is_done: Callable[[list[int]], bool],
-    may_be_done_V: Tensor,
+    ending: Ending,
 ) -> list[list[Sampled]]:
-    """G = `generation.num_generations` answers for each prompt.
-
-    A row ends with one of `end_ids` (kept in its tokens), when `is_done` says so of its tokens, or unfinished at
-    max_completion_length. `is_done` is asked only after tokens that `may_be_done_V` marks.
-    """
+    """G answers to each prompt from a decoder, as `Engine.generate` says."""
     if not prompts:
         return []
     G, T = generation.num_generations, generation.max_completion_length
-    num_rows = len(prompts) * G
-    device = model.device
-    prefix = prefill(model, prompts).repeat(G)
-    sampler = Sampler(generation, [p for p in prompts for _ in range(G)], prefix.logits_BV.shape[-1], device)
+    rows = list(range(len(prompts) * G))  # row number of each line of the batch
     # Drawn on the CPU: the same numbers on every device.
-    uniform_TR = torch.rand((T, num_rows), generator=torch.Generator().manual_seed(seed)).to(device)
-    uniform_TR.clamp_(max=_LARGEST_UNIFORM)
-    is_end_V = torch.zeros(prefix.logits_BV.shape[-1], dtype=torch.bool, device=device)
-    is_end_V[list(end_ids)] = True
-    may_be_done_V = may_be_done_V.to(device)
-
-    cache, width = prefix.cache, prefix.mask_BL.shape[1]
-    _preallocate(cache, width + T)
-    mask_RS = torch.cat([prefix.mask_BL, prefix.mask_BL.new_ones((num_rows, T))], dim=1)
-    positions_R = prefix.lengths_B
-    logits_RV = prefix.logits_BV
-    rows = list(range(num_rows))  # row number of each line of the batch
+    uniform_TR = torch.rand((T, len(rows)), generator=torch.Generator().manual_seed(seed)).to(device)
+    sampler = Sampler(generation, [p for p in prompts for _ in range(G)], device)
+    batch, logits_RV = decoder.start(prompts, G, T)
     tokens: list[list[int]] = [[] for _ in rows]
-    logprobs: list[list[float]] = [[] for _ in rows]
-    alive = [True] * num_rows
-    finished = [False] * num_rows
+    finished = [False] * len(rows)
+    history: list[tuple[list[int], Tensor]] = []
 
     for step in range(T):
-        next_R, logprobs_R = sampler.choose(logits_RV, uniform_TR[step], rows)
-        ends = is_end_V[next_R].tolist()
-        asks = may_be_done_V[next_R].tolist()
-        for row, token, logprob, end, ask in zip(rows, next_R.tolist(), logprobs_R.tolist(), ends, asks, strict=True):
-            if not alive[row]:
-                continue
-            tokens[row].append(token)
-            logprobs[row].append(logprob)
-            if end or (ask and is_done(tokens[row])):
-                alive[row], finished[row] = False, True
-        living = [line for line, row in enumerate(rows) if alive[row]]
+        next_R, logprobs_R = sampler.choose(logits_RV, uniform_TR[step])
+        history.append((rows, logprobs_R))
+        for row, token in zip(rows, next_R.tolist(), strict=True):
+            if not finished[row]:
+                tokens[row].append(token)
+                finished[row] = ending.reached(tokens[row])
+        living = [line for line, row in enumerate(rows) if not finished[row]]
         if not living or step == T - 1:
             break
         if len(living) < _COMPACT_BELOW * len(rows):
-            keep = torch.tensor(living, device=device)
-            cache.batch_select_indices(keep)
-            mask_RS, positions_R, next_R = mask_RS[keep], positions_R[keep], next_R[keep]
+            lines = torch.tensor(living, device=device)
+            batch.keep(living)
+            sampler.keep(lines)
+            next_R, uniform_TR = next_R[lines], uniform_TR[:, lines]
             rows = [rows[line] for line in living]
-        out = model(
-            input_ids=next_R[:, None],
-            attention_mask=mask_RS[:, : width + step + 1],
-            position_ids=positions_R[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits_RV = out.logits[:, -1]
-        positions_R = positions_R + 1
+        logits_RV = batch.step(next_R)
 
+    logprobs = _collect(history, [len(t) for t in tokens])
     answers = [Sampled(tuple(t), tuple(p), f) for t, p, f in zip(tokens, logprobs, finished, strict=True)]
-    return [answers[i : i + G] for i in range(0, num_rows, G)]
+    return [answers[i : i + G] for i in range(0, len(answers), G)]
 
 
-class Sampler:
-    """Temperature, top-k, top-p, min-p and repetition penalty in transformers' meaning and order (GRPOConfig's too)."""
-
-    def __init__(
-        self, generation: settings.Generation, prompts: Sequence[Sequence[int]], num_tokens: int, device: torch.device
-    ) -> None:
-        self._generation = generation
-        self._seen_RV: Tensor | None = None
-        if generation.repetition_penalty != 1.0:
-            self._seen_RV = torch.zeros((len(prompts), num_tokens), dtype=torch.bool, device=device)
-            for row, prompt in enumerate(prompts):
-                self._seen_RV[row, list(prompt)] = True
-
-    def choose(self, logits_RV: Tensor, uniform_N: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """The next tokens (R,) and their log-probabilities (R,) at temperature 1, before any of the limits.
-
-        `rows` says which of all N rows the R lines are; `uniform_N` in [0, 1) decides.
-        """
-        logits_RV = logits_RV.float()
-        scores_RV = logits_RV
-        index = torch.tensor(rows, device=logits_RV.device)
-        if self._seen_RV is not None:
-            penalty = self._generation.repetition_penalty
-            penalised_RV = torch.where(scores_RV < 0, scores_RV * penalty, scores_RV / penalty)
-            scores_RV = torch.where(self._seen_RV[index], penalised_RV, scores_RV)
-        next_R = _pick(scores_RV / self._generation.temperature, self._generation, uniform_N[index])
-        if self._seen_RV is not None:
-            self._seen_RV[index, next_R] = True
-        chosen_R = logits_RV.gather(1, next_R[:, None])[:, 0]
-        return next_R, chosen_R - logits_RV.logsumexp(-1)
+def _collect(history: list[tuple[list[int], Tensor]], lengths_N: list[int]) -> list[list[float]]:
+    """Each row's log-probabilities, as many as it has tokens. Fetched at the end: a GPU is waited for once a step."""
+    logprobs: list[list[float]] = [[] for _ in lengths_N]
+    for rows, logprobs_R in history:
+        for row, logprob in zip(rows, logprobs_R.tolist(), strict=True):
+            if len(logprobs[row]) < lengths_N[row]:
+                logprobs[row].append(logprob)
+    return logprobs
 
 
-def _pick(scores_RV: Tensor, generation: settings.Generation, uniform_R: Tensor) -> Tensor:
-    """Inverse transform sampling from softmax(scores) after the limits. Sorts only for top-p without top-k."""
-    num_tokens = scores_RV.shape[-1]
-    candidates_RK: Tensor | None = None
-    if 0 < generation.top_k < num_tokens:
-        scores_RV, candidates_RK = scores_RV.topk(generation.top_k)
-    elif generation.top_p < 1:
-        scores_RV, candidates_RK = scores_RV.sort(descending=True)
-    probs_RK = scores_RV.softmax(-1)
-    if generation.top_p < 1:
-        # Sorted downwards here: a token stays while those before it sum to less than top_p; the first always does.
-        before_RK = probs_RK.cumsum(-1) - probs_RK
-        probs_RK = probs_RK.masked_fill(before_RK >= generation.top_p, 0.0)
-    if generation.min_p:
-        probs_RK = probs_RK.masked_fill(probs_RK < generation.min_p * probs_RK.amax(-1, keepdim=True), 0.0)
-    cumulative_RK = probs_RK.cumsum(-1)
-    picked_R1 = torch.searchsorted(cumulative_RK, uniform_R[:, None] * cumulative_RK[:, -1:], right=True)
-    picked_R1 = picked_R1.clamp(max=cumulative_RK.shape[-1] - 1)
-    return (picked_R1 if candidates_RK is None else candidates_RK.gather(1, picked_R1))[:, 0]
+def _find_decoder(model: Any, dtype_name: str) -> Decoder:
+    """The lean decoder if it knows the model and says what transformers says of it, else transformers' own forward."""
+    dtype = _find_dtype(model, dtype_name)
+    try:
+        decoder = LeanDecoder(model, dtype)
+    except UnknownArchitectureError as obstacle:
+        log.info("lean decoder not used reason=%s", obstacle)
+        return CachedDecoder(model)
+    error = disagreement(decoder, CachedDecoder(model), model.get_output_embeddings().weight.shape[0], model.device)
+    if not error <= _LARGEST_ERROR[dtype]:
+        log.warning(
+            "lean decoder not used reason=disagreement family=%s error=%.2g allowed=%.2g; generation is slower",
+            model.config.model_type,
+            error,
+            _LARGEST_ERROR[dtype],
+        )
+        return CachedDecoder(model)
+    return decoder
 
 
-class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """A cache layer with room for `capacity` tokens, so that a step writes one token instead of copying all."""
-
-    def __init__(self, filled: DynamicLayer, capacity: int) -> None:
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = filled.keys.dtype, filled.keys.device, True
-        self._num_tokens = int(filled.keys.shape[-2])
-        self.keys = self._with_room(filled.keys, capacity)
-        self.values = self._with_room(filled.values, capacity)
-
-    @staticmethod
-    def _with_room(states: Tensor, capacity: int) -> Tensor:
-        room = states.new_empty((*states.shape[:2], capacity, states.shape[-1]))
-        room[:, :, : states.shape[-2]] = states
-        return room
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        start, end = self._num_tokens, self._num_tokens + key_states.shape[-2]
-        self.keys[:, :, start:end] = key_states
-        self.values[:, :, start:end] = value_states
-        self._num_tokens = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        return self._num_tokens
+@torch.no_grad()
+def disagreement(ours: Decoder, theirs: Decoder, num_tokens: int, device: torch.device) -> float:
+    """How far two decoders' logits are apart (root mean square, of their spread) over prompts and steps."""
+    prompts = [[(7 * i + 3) % num_tokens for i in range(n)] for n in (24, 9)]
+    batches = [decoder.start(prompts, 2, 4) for decoder in (ours, theirs)]
+    outputs: list[list[Tensor]] = [[logits_RV.float()] for _, logits_RV in batches]
+    for step in range(3):
+        tokens_R = torch.tensor([(11 * step + 5 * r) % num_tokens for r in range(4)], device=device)
+        for (batch, _), logits in zip(batches, outputs, strict=True):
+            logits.append(batch.step(tokens_R).float())
+    a, b = (torch.stack(logits) for logits in outputs)
+    return float((a - b).square().mean().sqrt() / (b - b.mean(-1, keepdim=True)).square().mean().sqrt().clamp(min=1e-6))
 
 
-def _preallocate(cache: DynamicCache, capacity: int) -> None:
-    # Sliding windows and the like keep transformers' own layers: they are bounded already.
-    cache.layers = [
-        _PreallocatedLayer(layer, capacity) if type(layer) is DynamicLayer and layer.is_initialized else layer
-        for layer in cache.layers
-    ]
+def _find_dtype(model: Any, name: str) -> torch.dtype:
+    """auto: on a CPU bfloat16 where that is fast (AMX; or AVX-512, with our own operations); else the model's own."""
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    if model.device.type == "cpu":
+        has_vectors = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        if torch.cpu._is_amx_tile_supported() or (has_vectors and native.load() is not None):
+            return torch.bfloat16
+    dtype: torch.dtype = model.dtype
+    return dtype
+
+
+class ReferenceEngine:
+    """`model.generate` of transformers, all answers in one batch. Its random numbers are torch's own: another stream
+    than ours, so sampled answers differ, and depend on the batch; greedy ones don't."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
+    ) -> list[list[Sampled]]:
+        if not prompts:
+            return []
+        device, width, G = self._model.device, max(map(len, prompts)), generation.num_generations
+        ids_PL = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
+        lengths_P = torch.tensor([len(p) for p in prompts], device=device)
+        mask_PL = (torch.arange(width, device=device) >= width - lengths_P[:, None]).long()
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            out = self._model.generate(
+                ids_PL,
+                attention_mask=mask_PL,
+                generation_config=_generation_config(generation, ending),
+                stopping_criteria=StoppingCriteriaList([_AnswerDone(ending, width)]),
+            )
+        logits_TNV = torch.stack(out.logits).float()
+        new_NT = out.sequences[:, width:]
+        logprobs_NT = (logits_TNV.gather(2, new_NT.t()[..., None])[..., 0] - logits_TNV.logsumexp(-1)).t()
+        rows = [_cut(t, p, ending) for t, p in zip(new_NT.tolist(), logprobs_NT.tolist(), strict=True)]
+        return [rows[i : i + G] for i in range(0, len(rows), G)]
+
+
+def _generation_config(generation: settings.Generation, ending: Ending) -> GenerationConfig:
+    return GenerationConfig(
+        do_sample=True,
+        num_return_sequences=generation.num_generations,
+        max_new_tokens=generation.max_completion_length,
+        temperature=generation.temperature,
+        top_k=generation.top_k,
+        top_p=generation.top_p,
+        min_p=generation.min_p,
+        repetition_penalty=generation.repetition_penalty,
+        eos_token_id=sorted(ending.end_ids),
+        pad_token_id=min(ending.end_ids, default=0),
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+
+
+class _AnswerDone(StoppingCriteria):  # type: ignore[misc]
+    def __init__(self, ending: Ending, width: int) -> None:
+        self._ending = ending
+        self._width = width
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        done = [self._ending.reached(row) for row in input_ids[:, self._width :].tolist()]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _cut(tokens: list[int], logprobs: list[float], ending: Ending) -> Sampled:
+    """A row up to its end; `generate` fills it up with pad tokens."""
+    for length in range(1, len(tokens) + 1):
+        if ending.reached(tokens[:length]):
+            return Sampled(tuple(tokens[:length]), tuple(logprobs[:length]), finished=True)
+    return Sampled(tuple(tokens), tuple(logprobs), finished=False)

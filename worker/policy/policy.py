@@ -50,7 +50,11 @@ class Policy:
         )
         if not self.end_ids:
             raise ModelError(f"model {name}: its tokenizer has no end-of-sequence token; take a model that has one")
-        self._may_end_answer_V = torch.tensor([">" in text for text in self._decode_each_token()])
+        self._ending = engine.Ending(
+            frozenset(self.end_ids), self._has_answer_end, [">" in text for text in self._decode_each_token()]
+        )
+        self._engine: engine.Engine | None = None
+        self._engine_for: tuple[Any, str, str] | None = None
         self._instruction_role = self._find_instruction_role()
 
     @property
@@ -95,19 +99,17 @@ class Policy:
         """G = `generation.num_generations` answers to each question; None for a prompt over max_prompt_length."""
         prompts = [self.prompt_ids(question) for question in questions]
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= generation.max_prompt_length]
-        groups = engine.generate(
-            self.model,
-            [prompts[i] for i in fitting],
-            generation,
-            seed,
-            self.end_ids,
-            self._has_answer_end,
-            self._may_end_answer_V,
-        )
+        groups = self._load_engine(generation).generate([prompts[i] for i in fitting], generation, seed, self._ending)
         answers: list[list[Completion] | None] = [None] * len(prompts)
         for i, group in zip(fitting, groups, strict=True):
             answers[i] = [self._completion(row) for row in group]
         return answers
+
+    def _load_engine(self, generation: settings.Generation) -> engine.Engine:
+        wanted = (self.model, generation.engine, generation.dtype)
+        if self._engine is None or self._engine_for != wanted:
+            self._engine, self._engine_for = engine.load_engine(self.model, generation), wanted
+        return self._engine
 
     def _completion(self, row: engine.Sampled) -> Completion:
         text = self.tokenizer.decode(row.token_ids, skip_special_tokens=True)

@@ -1,0 +1,217 @@
+"""How fast are answers sampled? Ours against the existing node's loop over `model.generate` and other ways.
+
+    python -m benchmarks.generation [--shapes tiny small half] [--runs 3] [--threads 2] [--clock wall]
+        [--dtype auto] [--json FILE]
+
+Two prompts of 96 and 80 tokens (the median of the default mix is 96), eight completions each, the same lengths for
+everybody: 128 new tokens of the small models, 32 of the large one. The loop is the existing node's way: one call of
+`model.generate` for each completion index. The contenders take turns, so that a noisy machine is noisy for all;
+medians. Prefill is part of every figure. Exits 1 if a claim's ratio is missed. Where other programs want the cores, one
+thread and `--clock cpu` give ratios that can be trusted: they count the time that this process had.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from worker import settings
+from worker.policy import policy
+from worker.policy.decoder import LeanDecoder
+from worker.policy.generation import Ending, TorchEngine
+from worker.policy.policy import TINY
+
+NUM_GENERATIONS = 8
+PROMPT_LENGTHS = (96, 80)
+NUM_ROWS = len(PROMPT_LENGTHS) * NUM_GENERATIONS
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`config`: of random weights; None: the model that comes with the package. `wanted`: its ratio to the loop."""
+
+    title: str
+    config: transformers.PretrainedConfig | None
+    num_tokens: int
+    wanted: float
+
+
+def qwen2(vocabulary: int, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> Any:
+    return transformers.Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+    )
+
+
+SHAPES = {
+    "tiny": Shape(TINY, None, 128, 12.0),
+    "small": Shape("5 M parameters", qwen2(512, 256, 5, 8, 4, 1024), 128, 12.0),
+    "half": Shape("Qwen2.5-0.5B", qwen2(151936, 896, 24, 14, 2, 4864), 32, 20.0),
+}
+
+
+def load(shape: Shape) -> Any:
+    torch.manual_seed(0)
+    if shape.config is None:
+        return policy.load(settings.Model(name=TINY, device="cpu")).model
+    return transformers.AutoModelForCausalLM.from_config(shape.config).eval()
+
+
+def contenders(
+    model: Any, engine: TorchEngine, prompts: list[list[int]], num_tokens: int
+) -> dict[str, Callable[[], None]]:
+    """What is timed, by name. Each samples 2 x 8 completions of exactly `num_tokens` tokens."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = (torch.arange(width) >= torch.tensor([width - len(p) for p in prompts])[:, None]).long()
+    length = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens}
+    options = {"do_sample": True, "top_k": 0, "pad_token_id": 0, "eos_token_id": 1, **length}
+    generation = settings.Generation(num_generations=NUM_GENERATIONS, max_completion_length=num_tokens)
+    endless = Ending(frozenset(), lambda tokens: False, [False] * model.config.vocab_size)
+
+    def loop() -> None:
+        for _ in range(NUM_GENERATIONS):
+            model.generate(ids, attention_mask=mask, **options)
+
+    def batched() -> None:
+        model.generate(ids, attention_mask=mask, num_return_sequences=NUM_GENERATIONS, **options)
+
+    def repeated() -> None:  # TRL's trainer: the prompts repeated, one batch, no log-probabilities
+        rows = [row.repeat_interleave(NUM_GENERATIONS, 0) for row in (ids, mask)]
+        model.generate(rows[0], attention_mask=rows[1], use_cache=True, **options)
+
+    def ours() -> None:
+        engine.generate(prompts, generation, 0, endless)
+
+    return {"loop": loop, "batched": batched, "TRL's way": repeated, "ours": ours}
+
+
+def time_all(ways: dict[str, Callable[[], None]], runs: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Median seconds by name: ours once to warm up, then `runs` rounds in which each way has its turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    ways["ours"]()
+    for _ in range(runs):
+        for name, way in ways.items():
+            started = clock()
+            way()
+            seconds[name].append(clock() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def memory_bandwidth() -> float:
+    """Bytes a second that a big copy reads (and writes)."""
+    source = torch.ones(1 << 26)
+    target = torch.empty_like(source)
+    best = min(_time(lambda: target.copy_(source)) for _ in range(5))
+    return 2 * source.numel() * 4 / best
+
+
+def product_rate(rows: int) -> float:
+    """Multiplications and additions a second of a float32 product with so many rows, weights in the cache."""
+    x, weight = torch.randn(rows, 1024), torch.randn(1024, 2048)
+    return 2 * rows * weight.numel() / min(_time(lambda: x @ weight) for _ in range(50))
+
+
+def _time(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`bandwidth` in bytes, `rate` in float32 operations a second."""
+
+    bandwidth: float
+    rate: float
+
+
+def measure(shape: Shape, runs: int, clock: Callable[[], float], dtype: str, machine: Machine) -> list[dict[str, Any]]:
+    """Prints one shape's table. Returns what goes into the JSON file."""
+    model = load(shape)
+    prompts = [torch.randint(5, model.config.vocab_size, (n,)).tolist() for n in PROMPT_LENGTHS]
+    engine = TorchEngine(model, dtype)
+    assert isinstance(engine.decoder, LeanDecoder)
+    seconds = time_all(contenders(model, engine, prompts, shape.num_tokens), runs, clock)
+    num_tokens = NUM_ROWS * shape.num_tokens
+    print(f"\n{shape.title}: {model.num_parameters():,} parameters, 2 x 8 x {shape.num_tokens} tokens")
+    print(f"{'way':>10}  {'tokens/s':>9}  {'of the loop':>11}")
+    for name, value in seconds.items():
+        print(f"{name:>10}  {num_tokens / value:9.1f}  {seconds['loop'] / value:10.1f}x")
+    print_floors(model, engine.decoder, seconds["ours"] / shape.num_tokens, machine)
+    return [
+        {
+            "claim": f"{shape.title}, 2 x 8 x {shape.num_tokens} tokens, against {name}",
+            "ours": round(num_tokens / seconds["ours"], 1),
+            "reference": round(num_tokens / seconds[name], 1),
+            "ratio": round(seconds[name] / seconds["ours"], 2),
+            "unit": "tokens/s",
+        }
+        for name in seconds
+        if name != "ours"
+    ]
+
+
+def print_floors(model: Any, decoder: LeanDecoder, step: float, machine: Machine) -> None:
+    """`step`: seconds of one step for all rows, with its share of the prefill."""
+    weights = decoder.weights
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-6)
+    copying = _time(weights.refresh)
+    reading = model.num_parameters() * weights.dtype.itemsize / machine.bandwidth
+    computing = 2 * model.num_parameters() * NUM_ROWS / machine.rate
+    print(
+        f"a step of ours takes {step * 1e3:.2f} ms with its share of the prefill: {step / reading:.1f} times as long "
+        f"as reading the weights ({reading * 1e3:.2f} ms), {step / computing:.1f} times as long as float32 products "
+        f"alone ({computing * 1e3:.2f} ms)\n"
+        f"weights in {weights.dtype}, copied in {copying:.3f} s after a training step",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(arguments.threads)
+    machine = Machine(memory_bandwidth(), product_rate(NUM_ROWS))
+    print(
+        f"{arguments.threads} threads, {arguments.clock} time; "
+        f"copy {machine.bandwidth / 1e9:.1f} GB/s (read and written); "
+        f"float32 product of {NUM_ROWS} rows {machine.rate / 1e9:.0f} GFLOP/s; "
+        f"AMX {'yes' if torch.cpu._is_amx_tile_supported() else 'no'}"
+    )
+    results, missed = [], []
+    for shape in (SHAPES[name] for name in arguments.shapes):
+        measured = measure(shape, arguments.runs, clock, arguments.dtype, machine)
+        results += measured
+        if (ratio := measured[0]["ratio"]) < shape.wanted:
+            missed.append(f"{shape.title}: {ratio:.1f}x the loop, {shape.wanted:g}x wanted")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if missed:
+        raise SystemExit("; ".join(missed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+# ruff: noqa: N803, N806, N815 - tensors are named with their axes
+"""Decoding with transformers' own forward and cache: for every decoder that transformers can run.
+
+One prefill for each distinct prompt, the cache repeated for its answers. Slower than the lean decoder, which takes its
+place for the families that it knows.
+"""
+
+# B prompts, R rows, L prompt tokens, T new tokens, S tokens seen, V vocabulary
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+
+@dataclass(slots=True)
+class Prefix:
+    """Prompts that went through the model once. Left-padded: the last position is every prompt's last token.
+
+    `mask_BL` is 1 on real tokens, `lengths_B` counts them, `logits_BV` predict the first new token.
+    """
+
+    cache: DynamicCache
+    mask_BL: Tensor
+    lengths_B: Tensor
+    logits_BV: Tensor
+
+    def repeat(self, repeats: int) -> "Prefix":
+        """The same prompts, each `repeats` times in a row. Uses up this object."""
+        self.cache.batch_repeat_interleave(repeats)
+        return Prefix(
+            self.cache,
+            self.mask_BL.repeat_interleave(repeats, 0),
+            self.lengths_B.repeat_interleave(repeats, 0),
+            self.logits_BV.repeat_interleave(repeats, 0),
+        )
+
+
+def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
+    """One forward pass over `prompts` (token ids, none empty). Differentiable where gradients are on."""
+    width = max(len(p) for p in prompts)
+    # The pad token's id does not matter: the mask hides it.
+    ids_BL = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    lengths_B = torch.tensor([len(p) for p in prompts], device=model.device)
+    mask_BL = (torch.arange(width, device=model.device) >= width - lengths_B[:, None]).long()
+    cache = DynamicCache(config=model.config)
+    out = model(
+        input_ids=ids_BL,
+        attention_mask=mask_BL,
+        position_ids=(mask_BL.cumsum(-1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return Prefix(cache, mask_BL, lengths_B, out.logits[:, -1])
+
+
+class CachedDecoder:
+    """Answers from a model of transformers."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def start(
+        self, prompts: Sequence[Sequence[int]], repeats: int, max_new_tokens: int
+    ) -> tuple["CachedBatch", Tensor]:
+        """Rows for `repeats` answers to each prompt, and the logits (R, V) of their first tokens."""
+        prefix = prefill(self._model, prompts).repeat(repeats)
+        return CachedBatch(self._model, prefix, max_new_tokens), prefix.logits_BV
+
+
+class CachedBatch:
+    """Answers under way."""
+
+    def __init__(self, model: Any, prefix: Prefix, max_new_tokens: int) -> None:
+        self._model = model
+        self._cache = prefix.cache
+        self._num_seen = prefix.mask_BL.shape[1]
+        self._positions_R = prefix.lengths_B
+        new_RT = prefix.mask_BL.new_ones((prefix.mask_BL.shape[0], max_new_tokens))
+        self._mask_RS = torch.cat([prefix.mask_BL, new_RT], dim=1)
+        _preallocate(self._cache, self._mask_RS.shape[1])
+
+    def step(self, tokens_R: Tensor) -> Tensor:
+        """Logits (R, V) after one more token for each row."""
+        self._num_seen += 1
+        out = self._model(
+            input_ids=tokens_R[:, None],
+            attention_mask=self._mask_RS[:, : self._num_seen],
+            position_ids=self._positions_R[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._positions_R = self._positions_R + 1
+        logits_RV: Tensor = out.logits[:, -1]
+        return logits_RV
+
+    def keep(self, lines: Sequence[int]) -> None:
+        """Only these lines of the batch go on, in this order."""
+        index = torch.tensor(lines, device=self._positions_R.device)
+        self._cache.batch_select_indices(index)
+        self._mask_RS, self._positions_R = self._mask_RS[index], self._positions_R[index]
+
+
+class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
+    """A cache layer with room for `capacity` tokens, so that a step writes one token instead of copying all."""
+
+    def __init__(self, filled: DynamicLayer, capacity: int) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = filled.keys.dtype, filled.keys.device, True
+        self._num_tokens = int(filled.keys.shape[-2])
+        self.keys = self._with_room(filled.keys, capacity)
+        self.values = self._with_room(filled.values, capacity)
+
+    @staticmethod
+    def _with_room(states: Tensor, capacity: int) -> Tensor:
+        room = states.new_empty((*states.shape[:2], capacity, states.shape[-1]))
+        room[:, :, : states.shape[-2]] = states
+        return room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start, end = self._num_tokens, self._num_tokens + key_states.shape[-2]
+        self.keys[:, :, start:end] = key_states
+        self.values[:, :, start:end] = value_states
+        self._num_tokens = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self._num_tokens
+
+
+def _preallocate(cache: DynamicCache, capacity: int) -> None:
+    # Sliding windows and the like keep transformers' own layers: they are bounded already.
+    cache.layers = [
+        _PreallocatedLayer(layer, capacity) if type(layer) is DynamicLayer and layer.is_initialized else layer
+        for layer in cache.layers
+    ]

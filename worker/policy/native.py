@@ -1,0 +1,107 @@
+"""The small operations of a decoding step in C (native.c), compiled for this machine when a model is loaded.
+
+Where there is no C compiler, or no CPU to run on, decoder.py does the same in torch, slower.
+"""
+
+import ctypes
+import functools
+import logging
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import GELUTanh, SiLUActivation
+
+log = logging.getLogger(__name__)
+
+_COMPILE_SECONDS = 60.0
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_ARGUMENTS = {
+    "add_norm": [_POINTER] * 4 + [_INT] * 2 + [_FLOAT],
+    "turn_heads": [_POINTER] * 5 + [_INT] * 6 + [_FLOAT] * 2,
+    "attend": [_POINTER] * 9 + [_INT] * 8 + [_FLOAT],
+    "gate": [_POINTER] * 2 + [_INT] * 3,
+    "pack": [_POINTER] * 2 + [_INT] * 2,
+    "multiply": [_POINTER] * 5 + [_INT] * 3,
+}
+
+
+def is_gelu(activation: Any) -> bool:
+    return isinstance(activation, GELUTanh)
+
+
+def knows(activation: Any) -> bool:
+    return isinstance(activation, (nn.SiLU, SiLUActivation, GELUTanh))
+
+
+class Panels:
+    """A weight (N, M) in bfloat16, laid out for `x @ weight.T + bias` of float32 rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, functions: Any) -> None:
+        self._functions = functions
+        self._num_outputs, self._num_inputs = weight.shape
+        num_panels = -(-self._num_outputs // 16)
+        # Vectors are read whole: they must not straddle the lines of the cache.
+        room = torch.empty(num_panels * self._num_inputs * 16 + 32, dtype=torch.bfloat16)
+        self._panels = room[-(room.data_ptr() // 2) % 32 :]
+        self._bias = None if bias is None else bias.float().contiguous()
+        rows = weight.float().contiguous()
+        functions.pack(rows.data_ptr(), self._panels.data_ptr(), self._num_outputs, self._num_inputs)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        blocks = x.new_empty((-(-len(x) // 16), self._num_inputs, 16))
+        out = x.new_empty((len(x), self._num_outputs))
+        self._functions.multiply(
+            x.data_ptr(),
+            self._panels.data_ptr(),
+            None if self._bias is None else self._bias.data_ptr(),
+            blocks.data_ptr(),
+            out.data_ptr(),
+            *(len(x), self._num_outputs, self._num_inputs),
+        )
+        return out
+
+
+@functools.cache
+def load() -> Any | None:
+    """The functions of native.c; None, said in the log, where they can't be compiled."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        log.info("native operations not used reason=no C compiler (cc); generation is slower")
+        return None
+    try:
+        library = _compile(compiler)
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip() or "no message").splitlines()[0]
+        log.warning("native operations not used reason=%s says %s; generation is slower", compiler, reason)
+        return None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("native operations not used reason=%s; generation is slower", error)
+        return None
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    return library
+
+
+def _compile(compiler: str) -> ctypes.CDLL:
+    source = Path(__file__).with_suffix(".c")
+    with tempfile.TemporaryDirectory(prefix="hivewright-native-") as folder:
+        compiled, library = f"{folder}/native.o", f"{folder}/native.so"
+        # Threads come from torch's own OpenMP, so that there is one pool. Not linked with -ffast-math: that would
+        # switch denormal numbers off in the whole process.
+        openmp = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
+        flags = ["-O3", "-march=native", "-ffast-math", "-fPIC", *(["-fopenmp"] if len(openmp) == 1 else [])]
+        libraries = [str(file) for file in openmp if len(openmp) == 1]
+        _run([compiler, *flags, "-c", str(source), "-o", compiled])
+        _run([compiler, "-shared", compiled, *libraries, "-lm", "-o", library])
+        return ctypes.CDLL(library)
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_SECONDS)

@@ -1,0 +1,137 @@
+# ruff: noqa: N803, N806 - tensors are named with their axes
+"""Drawing the next tokens: temperature, top-k, top-p, min-p and repetition penalty as transformers means them.
+
+Inverse transform sampling, with one uniform number for each row and step. A vocabulary of 152,000 costs more than some
+of the model's products if it is sorted or normalised; here it is read four times, and nothing is sorted whole.
+"""
+
+# R rows, V vocabulary, S tokens that a row has seen, C tokens that are left to choose from, B numbers of a block
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from worker import settings
+
+_LARGEST_UNIFORM = 1 - 2**-20  # keeps u * total below total in float32
+_BLOCK = 512
+_NUCLEUS = 128
+"""So many of the likeliest tokens are tried first for top-p, then sixteen times as many, until they hold enough."""
+
+
+class Sampler:
+    """Draws for rows that answer `prompts` (one prompt a row)."""
+
+    def __init__(self, generation: settings.Generation, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
+        self._generation = generation
+        self._seen_RS: Tensor | None = None
+        if generation.repetition_penalty != 1.0:
+            # Filled up with a token of the prompt: a token that is named twice is penalised once.
+            width = max(map(len, prompts))
+            self._seen_RS = torch.tensor([[*p, *[p[0]] * (width - len(p))] for p in prompts], device=device)
+
+    def keep(self, lines: Tensor) -> None:
+        """Only these lines of the batch go on."""
+        if self._seen_RS is not None:
+            self._seen_RS = self._seen_RS[lines]
+
+    def choose(self, logits_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+        """The next tokens (R,) and their log-probabilities (R,) at temperature 1, before any of the limits.
+
+        `uniform_R` in [0, 1) decides.
+        """
+        logits_RV = logits_RV.float()
+        is_plain = self._generation.temperature == 1.0 and self._seen_RS is None
+        scores_RV = logits_RV if is_plain else self._score(logits_RV)
+        top_R1 = scores_RV.amax(-1, keepdim=True)
+        weights_RV = (scores_RV - top_R1).exp_()
+        blocks = _Blocks(weights_RV)
+        next_R1 = self._pick(weights_RV, blocks, uniform_R[:, None].clamp(max=_LARGEST_UNIFORM))
+        # The sum is there already if nothing has been done to the logits.
+        total_R1 = top_R1 + blocks.total_R1.log() if is_plain else _log_sum(logits_RV)
+        if self._seen_RS is not None:
+            self._seen_RS = torch.cat([self._seen_RS, next_R1], dim=1)
+        return next_R1[:, 0], (logits_RV.gather(1, next_R1) - total_R1)[:, 0]
+
+    def _score(self, logits_RV: Tensor) -> Tensor:
+        scores_RV = logits_RV / self._generation.temperature
+        if self._seen_RS is not None:
+            penalty = self._generation.repetition_penalty
+            seen_RS = scores_RV.gather(1, self._seen_RS)
+            scores_RV.scatter_(1, self._seen_RS, torch.where(seen_RS < 0, seen_RS * penalty, seen_RS / penalty))
+        return scores_RV
+
+    def _pick(self, weights_RV: Tensor, blocks: "_Blocks", uniform_R1: Tensor) -> Tensor:
+        generation, num_tokens = self._generation, weights_RV.shape[1]
+        min_weight = generation.min_p or 0.0  # the likeliest token weighs 1
+        if 0 < generation.top_k < num_tokens:
+            weights_RC, tokens_RC = weights_RV.topk(generation.top_k)
+            total_R1 = weights_RC.sum(-1, keepdim=True)
+        elif generation.top_p < 1:
+            total_R1 = blocks.total_R1
+            weights_RC, tokens_RC = _likeliest(weights_RV, generation.top_p * total_R1)
+        else:
+            if min_weight:
+                blocks = _Blocks(weights_RV.masked_fill_(weights_RV < min_weight, 0.0))
+            return blocks.find(uniform_R1)
+        if generation.top_p < 1:
+            # Sorted downwards here: a token stays while those before it hold less than top_p; the first always does.
+            before_RC = weights_RC.cumsum(-1) - weights_RC
+            weights_RC.masked_fill_(before_RC >= generation.top_p * total_R1, 0.0)
+        weights_RC.masked_fill_(weights_RC < min_weight, 0.0)
+        return tokens_RC.gather(1, _search(weights_RC.cumsum(-1), uniform_R1))
+
+
+class _Blocks:
+    """Sums over blocks of the weights, so that a draw looks at one block only."""
+
+    def __init__(self, weights_RV: Tensor) -> None:
+        self._num_tokens = weights_RV.shape[1]
+        self._weights_RV = weights_RV
+        if self._num_tokens <= 8 * _BLOCK:
+            sums_RB = weights_RV
+        else:
+            whole = self._num_tokens // _BLOCK * _BLOCK
+            sums_RB = weights_RV[:, :whole].view(-1, whole // _BLOCK, _BLOCK).sum(-1)
+            if whole < self._num_tokens:
+                sums_RB = torch.cat([sums_RB, weights_RV[:, whole:].sum(-1, keepdim=True)], dim=1)
+        self._sums_RB = sums_RB
+        self._cumulative_RB = sums_RB.cumsum(-1)
+        self.total_R1 = self._cumulative_RB[:, -1:]
+
+    def find(self, uniform_R1: Tensor) -> Tensor:
+        """(R, 1) the tokens at these shares of the total."""
+        found_R1 = _search(self._cumulative_RB, uniform_R1)
+        if self._sums_RB is self._weights_RV:
+            return found_R1
+        sum_R1 = self._sums_RB.gather(1, found_R1)
+        before_R1 = self._cumulative_RB.gather(1, found_R1) - sum_R1
+        share_R1 = ((uniform_R1 * self.total_R1 - before_R1) / sum_R1).clamp(0, _LARGEST_UNIFORM)
+        tokens_RB = found_R1 * _BLOCK + torch.arange(_BLOCK, device=found_R1.device)
+        is_past_RB = tokens_RB >= self._num_tokens
+        weights_RB = self._weights_RV.gather(1, tokens_RB.clamp(max=self._num_tokens - 1)).masked_fill_(is_past_RB, 0.0)
+        return found_R1 * _BLOCK + _search(weights_RB.cumsum(-1), share_R1)
+
+
+def _log_sum(logits_RV: Tensor) -> Tensor:
+    """(R, 1) `logsumexp`, in a third of its time."""
+    top_R1 = logits_RV.amax(-1, keepdim=True)
+    return top_R1 + (logits_RV - top_R1).exp_().sum(-1, keepdim=True).log_()
+
+
+def _search(cumulative_RC: Tensor, uniform_R1: Tensor) -> Tensor:
+    """(R, 1) where the cumulative weights pass these shares of their total: never at a weight of 0."""
+    found_R1 = torch.searchsorted(cumulative_RC, uniform_R1 * cumulative_RC[:, -1:], right=True)
+    return found_R1.clamp_(max=cumulative_RC.shape[1] - 1)
+
+
+def _likeliest(weights_RV: Tensor, wanted_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and tokens (R, C), sorted downwards, that hold at least `wanted_R1` in every row."""
+    count = _NUCLEUS
+    while count < weights_RV.shape[1] // 4:
+        weights_RC, tokens_RC = weights_RV.topk(count)
+        if bool((weights_RC.sum(-1, keepdim=True) >= wanted_R1).all()):
+            return weights_RC, tokens_RC
+        count *= 16
+    return weights_RV.sort(descending=True)
