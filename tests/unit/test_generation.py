@@ -154,6 +154,19 @@ def test_engine_follows_the_weights_of_the_model():
     assert answer(engine, top_k=1) == before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_number_that_changed_is_noticed(dtype):
+    """A small step changes few numbers where weights are bfloat16."""
+    model = make_model().to(dtype)
+    decoder = LeanDecoder(model, dtype)
+    _, before = decoder.start(PROMPTS, 1, 4)
+    with torch.no_grad():
+        weight = model.model.layers[-1].mlp.down_proj.weight
+        weight[3, 5] += 1.0
+    _, after = decoder.start(PROMPTS, 1, 4)
+    assert not torch.equal(before, after)
+
+
 def test_engine_computes_in_bfloat16_when_asked():
     model = make_model()
     engine = TorchEngine(model, "bfloat16")

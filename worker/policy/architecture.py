@@ -33,7 +33,6 @@ _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _BLOCKED_FROM = 1 << 20
 """Weights of at least so many numbers go to oneDNN in its own blocked layout: they are read from memory at up to 1.3
 times the speed. It costs 30 us a call, which smaller products don't earn back."""
-_SAMPLE = 4096  # numbers of each weight that are looked at to see whether it has changed
 _ROWS_HINT = 16  # oneDNN lays weights out for about so many rows
 
 
@@ -205,8 +204,8 @@ class Weights:
         return self._rotations
 
     def _fingerprint(self) -> list[int]:
-        """Sums over the bits of a sample of every weight. (`_version` would not do: fused AdamW leaves it alone.)"""
-        return [int(n) for n in torch.stack([_sum_sample(p.detach()) for p in self._model.parameters()]).tolist()]
+        """Sums over the bits of every weight. (`_version` would not do: fused AdamW leaves it alone.)"""
+        return [int(n) for n in torch.stack([_sum_bits(p.detach()) for p in self._model.parameters()]).tolist()]
 
     def _read_layer(self, layer: Any, index: int) -> Layer:
         attention, mlp, dtype = layer.self_attn, layer.mlp, self.dtype
@@ -244,9 +243,14 @@ def _find_layout(linears: Sequence[nn.Linear], dtype: torch.dtype) -> str:
     return "blocked" if torch._C._has_mkldnn and (is_large or dtype == torch.bfloat16) else "transposed"
 
 
-def _sum_sample(weight: Tensor) -> Tensor:
-    bits = weight.reshape(-1).view(torch.int32 if weight.element_size() == 4 else torch.int16)
-    return bits[:: max(1, bits.numel() // _SAMPLE)].sum()
+def _sum_bits(weight: Tensor) -> Tensor:
+    """All the bits of a weight, as one 64-bit sum: eight bytes at a time, at the speed of the memory."""
+    flat = weight.reshape(-1)
+    if flat.storage_offset() * flat.element_size() % 8:
+        flat = flat.clone()
+    octets = flat.view(torch.uint8)
+    whole = octets.numel() // 8 * 8
+    return octets[:whole].view(torch.int64).sum() + octets[whole:].sum()
 
 
 def norm_weight(module: nn.Module) -> Tensor:
