@@ -1,11 +1,15 @@
 """Does sharing help? Eight nodes, 8 groups a step: all local, or part of them from peers (SAPO, arXiv 2509.08721).
 
-    python -m benchmarks.sapo [--nodes 8] [--rounds 200] [--seeds 0 1 2] [--processes 2] [--plot FILE] [--json FILE]
+    python -m benchmarks.sapo [--tasks hard|easy] [--nodes 8] [--rounds 200] [--seeds 0 1 2] [--mixes 8/0 6/2 4/4 2/6]
+                              [--processes 2] [--plot FILE] [--json FILE]
 
 The paper's controlled experiment with our parts: I local and J external groups, I + J = 8, for 8/0, 6/2, 4/4 and 2/6.
 Every node answers the same number of tasks in each of them, so a step costs the same everywhere. The figure is the
 paper's: reward accumulated over all nodes and rounds. The paper's model (Qwen2.5-0.5B), tasks and number of rounds are
 others, so compare the ratios to 8/0, not the sums.
+
+`hard` tasks are, as in the paper, mostly out of the model's reach: two in three of its own groups have equal rewards
+and teach nothing. `easy` is the demo's mix, where nine in ten of a node's own groups have a signal.
 """
 
 import argparse
@@ -20,11 +24,23 @@ import matplotlib
 
 from benchmarks.nodes import mean_curve, run
 from worker import settings
-from worker.environments.mixes import DEMO_SETTINGS
+from worker.environments.mixes import DEMO_FAMILIES, DEMO_SETTINGS
+from worker.settings import Family
 
 PAPER = {"8/0": 561.79, "6/2": 854.43, "4/4": 1093.31, "2/6": 945.87}
 """Cumulative reward, table 1 of the paper."""
 MIXES = tuple(PAPER)
+BASE = "8/0"
+TASKS = {
+    "easy": DEMO_FAMILIES,
+    "hard": (
+        Family(name="chain_sum", config={"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}),
+        Family(name="chain_sum", config={"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}),
+        Family(name="basic_arithmetic", config={"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}),
+        Family(name="count_bits", config={"max_n": 4095}),
+        Family(name="gcd", config={"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 200}),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -32,16 +48,18 @@ class Trial:
     """One run: `mix` is "I/J"."""
 
     mix: str
+    tasks: str
     seed: int
     nodes: int
     rounds: int
 
 
-def configure(mix: str) -> settings.Settings:
+def configure(mix: str, tasks: str) -> settings.Settings:
     """The demo's settings with exactly I local and J external groups: nothing fills what is missing."""
     local, external = map(int, mix.split("/"))
     flat = {
         **DEMO_SETTINGS,
+        "environment_families": [family.model_dump() for family in TASKS[tasks]],
         "trainer_local_groups": local,
         "trainer_external_groups": external,
         "trainer_fill_missing": False,
@@ -51,7 +69,7 @@ def configure(mix: str) -> settings.Settings:
 
 def play(trial: Trial) -> list[float]:
     """Mean reward of all nodes, by round."""
-    return mean_curve(run(trial.seed, trial.nodes, trial.rounds, configure(trial.mix)))
+    return mean_curve(run(trial.seed, trial.nodes, trial.rounds, configure(trial.mix, trial.tasks)))
 
 
 def cumulate(curve: list[float], nodes: int) -> list[float]:
@@ -72,11 +90,11 @@ def draw(curves: dict[str, list[list[float]]], nodes: int, file: Path) -> None:
     for mix, mean in means.items():
         smooth = [statistics.fmean(mean[max(0, i - 9) : i + 1]) for i in range(len(mean))]
         left.plot(smooth, label=mix)
-    base = cumulate(means[MIXES[0]], nodes)
+    base = cumulate(means[BASE], nodes)
     for mix, mean in means.items():
         right.plot([a - b for a, b in zip(cumulate(mean, nodes), base, strict=True)], label=mix)
     left.set(xlabel="round", ylabel="mean reward (10-round mean, all seeds)", ylim=(0, 1))
-    right.set(xlabel="round", ylabel=f"accumulated reward above {MIXES[0]}")
+    right.set(xlabel="round", ylabel=f"accumulated reward above {BASE}")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(title="local/external")
@@ -87,6 +105,8 @@ def draw(curves: dict[str, list[list[float]]], nodes: int, file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", choices=list(TASKS), default="hard")
+    parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES), metavar="I/J")
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -95,9 +115,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
-    trials = [Trial(mix, seed, arguments.nodes, arguments.rounds) for seed in arguments.seeds for mix in MIXES]
-    curves: dict[str, list[list[float]]] = {mix: [] for mix in MIXES}
-    print(f"{arguments.nodes} nodes, {arguments.rounds} rounds; accumulated reward by seed", flush=True)
+    mixes, nodes, rounds = arguments.mixes, arguments.nodes, arguments.rounds
+    if mixes[0] != BASE:
+        parser.error(f"--mixes {' '.join(mixes)}: the first must be {BASE}, which the others are compared with")
+    trials = [Trial(mix, arguments.tasks, seed, nodes, rounds) for seed in arguments.seeds for mix in mixes]
+    curves: dict[str, list[list[float]]] = {mix: [] for mix in mixes}
+    print(f"{nodes} nodes, {rounds} rounds, {arguments.tasks} tasks; accumulated reward by seed", flush=True)
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         for trial, curve in zip(trials, pool.imap(play, trials), strict=True):
@@ -106,24 +129,24 @@ def main() -> None:
             minutes = (time.monotonic() - started) / 60
             print(f"seed {trial.seed}  {trial.mix}  {total:8.1f}  after {minutes:5.1f} min", flush=True)
 
-    totals = {mix: [cumulate(curve, arguments.nodes)[-1] for curve in runs] for mix, runs in curves.items()}
-    base = statistics.fmean(totals[MIXES[0]])
+    totals = {mix: [cumulate(curve, nodes)[-1] for curve in runs] for mix, runs in curves.items()}
+    base = statistics.fmean(totals[BASE])
     print(
         f"{'mix':>4}  {'accumulated':>11}  {'spread':>6}  {'to 8/0':>6}  {'last ten':>8}  {'paper':>8}  {'to 8/0':>6}"
     )
     results = []
-    for mix in MIXES:
+    for mix in mixes:
         mean = statistics.fmean(totals[mix])
         spread = statistics.stdev(totals[mix]) if len(totals[mix]) > 1 else 0.0
         last = statistics.fmean(statistics.fmean(curve[-10:]) for curve in curves[mix])
         paper = PAPER[mix]
         print(
             f"{mix:>4}  {mean:11.1f}  {spread:6.1f}  {mean / base:6.3f}  {last:8.3f}  {paper:8.2f}  "
-            f"{paper / PAPER[MIXES[0]]:6.2f}"
+            f"{paper / PAPER[BASE]:6.2f}"
         )
         results.append(
             {
-                "claim": f"accumulated reward, {arguments.nodes} nodes, {arguments.rounds} rounds: {mix} against 8/0",
+                "claim": f"accumulated reward, {arguments.tasks} tasks, {nodes} nodes, {rounds} rounds: {mix} to 8/0",
                 "ours": round(mean, 2),
                 "reference": round(base, 2),
                 "ratio": round(mean / base, 4),
@@ -131,7 +154,7 @@ def main() -> None:
             }
         )
     if arguments.plot:
-        draw(curves, arguments.nodes, arguments.plot)
+        draw(curves, nodes, arguments.plot)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
