@@ -199,7 +199,8 @@ def test_checkpoint_of_another_model_is_a_model_error(pristine, tmp_path):
     config.num_hidden_layers, config.layer_types = 2, ["full_attention"] * 2
     other = Policy(type(pristine.model)(config), pristine.tokenizer, "other")
     with pytest.raises(
-        ModelError, match="is of model hivewright/tiny, whose weights do not fit other; set model/name back"
+        ModelError,
+        match="is of model hivewright/tiny, whose weights do not fit other; set model/name and trainer/lora back",
     ):
         checkpoint.restore(tmp_path, Trainer(other, settings.Trainer(), GENERATION))
 
