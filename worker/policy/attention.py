@@ -21,9 +21,6 @@ from transformers import AttentionInterface
 PACKED = "hivewright-packed"
 """Name of this attention in a model's configuration. transformers makes no mask for a name that it has none for."""
 
-_DENSE_SCORES = 1 << 23
-"""bfloat16 on a CPU: up to so many scores two plain products take half the time of torch's fused kernel."""
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -74,14 +71,13 @@ def attend(
         prompt_q, prompt_k, prompt_v = next(queries), next(keys), next(values)
         prompt = _Group(layout, 0, scale, sliding_window, softcap)
         outputs.append(prompt.attend(prompt_q[None], prompt_k[None], prompt_v[None], None, None)[0])
-        own = [[next(pieces) for _ in lengths] for pieces in (queries, keys, values)]
-        if max(lengths) == 0:
-            continue
-        # Padded on the right, among one prompt's completions only: nobody looks to the right.
-        q_CTHD, k_CTKD, v_CTKD = (_stack(pieces) for pieces in own)
         completions = _Group(layout, length, scale, sliding_window, softcap)
-        out_CTHD = completions.attend(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v)
-        outputs.extend(out_THD[:n] for out_THD, n in zip(out_CTHD.unbind(), lengths, strict=True))
+        for run in _runs(lengths, query_1HSD.device):
+            # Padded on the right, among one prompt's completions only: nobody looks to the right.
+            q_CTHD, k_CTKD, v_CTKD = (_stack([next(x) for _ in run]) for x in (queries, keys, values))
+            if q_CTHD.shape[1] > 0:
+                out_CTHD = completions.attend(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v)
+                outputs.extend(out_THD[:n] for out_THD, n in zip(out_CTHD.unbind(), run, strict=True))
     return torch.cat(outputs)[None], None
 
 
@@ -99,11 +95,8 @@ class _Group:
         self, q_CTHD: Tensor, k_CTKD: Tensor, v_CTKD: Tensor, prompt_k: Tensor | None, prompt_v: Tensor | None
     ) -> Tensor:
         """(C, T, H, D)"""
-        num_rows, length, num_heads, _ = q_CTHD.shape
-        num_scores = num_rows * num_heads * length * (self.before + length)
-        is_slow_fused = q_CTHD.dtype == torch.bfloat16 and q_CTHD.device.type == "cpu" and num_scores <= _DENSE_SCORES
-        if self.softcap is not None or is_slow_fused:
-            return self._dense(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v)
+        if self.softcap is not None:  # which torch's fused kernel does not know
+            return self._dense(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v, self.softcap)
         return self._fused(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v)
 
     def _fused(
@@ -127,7 +120,13 @@ class _Group:
         return out_CHTD.transpose(1, 2)
 
     def _dense(
-        self, q_CTHD: Tensor, k_CTKD: Tensor, v_CTKD: Tensor, prompt_k: Tensor | None, prompt_v: Tensor | None
+        self,
+        q_CTHD: Tensor,
+        k_CTKD: Tensor,
+        v_CTKD: Tensor,
+        prompt_k: Tensor | None,
+        prompt_v: Tensor | None,
+        softcap: float,
     ) -> Tensor:
         num_rows, length, num_heads, size = q_CTHD.shape
         num_keys = k_CTKD.shape[2]
@@ -137,8 +136,7 @@ class _Group:
         if prompt_k is not None:
             shared = q_KRCTD.reshape(num_keys, -1, size) @ prompt_k.permute(1, 2, 0)
             scores = torch.cat([shared.view(*scores.shape[:-1], self.before), scores], dim=-1)
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
+        scores = torch.tanh(scores / softcap) * softcap
         mask = self.layout.mask(self.before, length, self.window, q_CTHD.device)
         weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(q_CTHD.dtype)
         out_KRCTD = weights[..., self.before :] @ v_CTKD.permute(2, 0, 1, 3)[:, None]
@@ -146,6 +144,19 @@ class _Group:
             shared = weights[..., : self.before].reshape(num_keys, -1, self.before) @ prompt_v.transpose(0, 1)
             out_KRCTD = out_KRCTD + shared.view_as(out_KRCTD)
         return out_KRCTD.reshape(num_heads, num_rows, length, size).permute(1, 2, 0, 3)
+
+
+def _runs(lengths: tuple[int, ...], device: torch.device) -> list[list[int]]:
+    """Neighbours that go through attention together: on a CPU those of similar length, for padding costs time there."""
+    if device.type != "cpu":
+        return [list(lengths)]
+    runs: list[list[int]] = []
+    for length in lengths:
+        if runs and 0.75 * length <= runs[-1][0] <= 1.33 * length:
+            runs[-1].append(length)
+        else:
+            runs.append([length])
+    return runs
 
 
 def _stack(pieces: Sequence[Tensor]) -> Tensor:
