@@ -13,7 +13,6 @@ other; peak memory is that of a process of its own above its model. Exits 1 if a
 import argparse
 import json
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -198,18 +197,16 @@ def measure_memory(case: Case, way: str) -> float:
 
 def print_memory(case: Case, way: str) -> None:
     step = make_step(case, way)
-    before = used_mb()
+    before = memory_mb("VmRSS")
     step()
     step()
-    print(peak_mb() - before)
+    print(memory_mb("VmHWM") - before)
 
 
-def used_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+def memory_mb(name: str) -> float:
+    """VmRSS is what this process has in memory now, VmHWM the most that it ever had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{name}:"))
 
 
 def compare(case: Case) -> tuple[float, float]:

@@ -69,7 +69,7 @@ class Scorer:
         if self.is_packed:
             config._attn_implementation = PACKED
         if self.recomputes:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
             for layer in layers:  # only the layer itself: what is in it stays in evaluation mode
                 layer.training = True
         try:
@@ -77,7 +77,7 @@ class Scorer:
         finally:
             config._attn_implementation = before
             if self.recomputes:
-                self.model.gradient_checkpointing_disable()
+                self.model.activation_checkpointing_disable()
                 for layer in layers:
                     layer.training = False
 
