@@ -195,7 +195,7 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if not budget.is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0][:200]
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
             else:
                 loss, clipped = torch.stack(sums).sum(0).tolist()
                 counted = sum(len(s.token_ids) for s in batch if s.weight > 0)
