@@ -1,13 +1,14 @@
 """One training step against TRL 1.16: time, peak memory, and that loss and gradients are the same.
 
-    python -m benchmarks.train_step [--repeats 5] [--threads 2] [--half] [--json FILE]
+    python -m benchmarks.train_step [--repeats 5] [--threads 2] [--clock wall] [--half] [--json FILE]
 
 The same tokens and advantages go to `worker.trainer.Trainer.step` and to TRL's `GRPOTrainer.train()`, whose generation
 alone is replaced by handing it the batch; everything else is as TRL's defaults have it (gradient checkpointing is one
 of them; a second column is without). Two prompts of the default mix x 8 completions, 16 sequences in one batch:
 "even", all of 128 tokens, and "ragged", of 1 to 128 tokens as answers are. Both models have random weights: "tiny" has
 5 M parameters (Qwen2, vocabulary 512), "half" is Qwen2.5-0.5B's shape. Times are medians of pairs, one run after the
-other; peak memory is that of a process of its own above its model. Exits 1 if a claim of the table does not hold.
+other (`--clock cpu --threads 1` counts processor time: for machines on which others work too); peak memory is that
+of a process of its own above its model. Exits 1 if a claim of the table does not hold.
 """
 
 import argparse
@@ -135,23 +136,27 @@ class Reference(GRPOTrainer):  # type: ignore[misc]
         return self.watch.seconds
 
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
 class Watch(TrainerCallback):  # type: ignore[misc]
     """How long TRL's last optimizer step took; its loss is in the trainer's state, its gradients where asked for."""
 
     def __init__(self) -> None:
+        self.clock = "wall"
         self.seconds = self._started = 0.0
         self.wants_gradients = False
         self.gradients: dict[str, torch.Tensor] = {}
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._started = time.perf_counter()
+        self._started = CLOCKS[self.clock]()
 
     def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
         if self.wants_gradients:
             self.gradients = gradients_of(model)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds = time.perf_counter() - self._started
+        self.seconds = CLOCKS[self.clock]() - self._started
 
 
 def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -164,21 +169,29 @@ def make_reference(case: Case, checkpointing: bool) -> Reference:
     return Reference(make_policy(case), as_inputs(batch), checkpointing)
 
 
-def make_step(case: Case, way: str) -> Callable[[], float]:
-    """One step in this `way`; returns its seconds."""
+def make_step(case: Case, way: str, clock: str) -> Callable[[], float]:
+    """One step in this `way`; returns its seconds by `clock`."""
     if way != "ours":
-        return make_reference(case, way == "TRL").step
+        reference = make_reference(case, way == "TRL")
+        reference.watch.clock = clock
+        return reference.step
     policy = make_policy(case)
     trainer, groups = make_trainer(policy), make_groups(case, policy)
-    return lambda: trainer.step(groups).seconds
+
+    def step() -> float:
+        started = CLOCKS[clock]()
+        trainer.step(groups)
+        return CLOCKS[clock]() - started
+
+    return step
 
 
 WAYS = ("ours", "TRL", "TRL without checkpointing")
 
 
-def measure_times(case: Case, repeats: int) -> dict[str, list[float]]:
+def measure_times(case: Case, repeats: int, clock: str) -> dict[str, list[float]]:
     """Seconds of each way, by turns: what disturbs one disturbs the other."""
-    steps = {way: make_step(case, way) for way in WAYS}
+    steps = {way: make_step(case, way, clock) for way in WAYS}
     for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -196,7 +209,7 @@ def measure_memory(case: Case, way: str) -> float:
 
 
 def print_memory(case: Case, way: str) -> None:
-    step = make_step(case, way)
+    step = make_step(case, way, "wall")
     before = memory_mb("VmRSS")
     step()
     step()
@@ -239,6 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--half", action="store_true", help="the 0.5 B shape too: minutes, and 20 GB of memory")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "WAY"), help="print the memory that one way takes")
@@ -259,7 +273,7 @@ def main() -> None:
     print(f"{'':22}  {'ours':>10}  {'TRL':>10}  {'ratio':>6}  {'TRL, no checkpointing':>21}  {'ratio':>6}")
     for case in cases:
         repeats = arguments.repeats if case.shape == "tiny" else 1
-        times = measure_times(case, repeats)
+        times = measure_times(case, repeats, arguments.clock)
         speed = print_row(results, case, "seconds", {way: statistics.median(t) for way, t in times.items()}, times)
         memory = print_row(results, case, "MB at the peak", {way: measure_memory(case, way) for way in WAYS})
         loss, gradients = compare(case)
