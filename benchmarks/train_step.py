@@ -37,6 +37,8 @@ from worker.records import ScoredGroup
 from worker.trainer.trainer import Lesson, Trainer
 
 GROUPS, SIZE, LENGTH = 2, 8, 128
+TOKENS = 1536
+"""Ours goes in micro-batches of so many tokens, a prompt with its completions in each: the same step in less memory."""
 WANTED_SPEED = 2.5
 WANTED_DIFFERENCE = 1e-5
 
@@ -88,7 +90,8 @@ def make_groups(case: Case, policy: Policy) -> list[ScoredGroup]:
 
 
 def make_trainer(policy: Policy) -> Trainer:
-    return Trainer(policy, settings.Trainer(), settings.Generation(num_generations=SIZE, max_completion_length=LENGTH))
+    trainer = settings.Trainer(max_tokens_per_micro_batch=TOKENS)
+    return Trainer(policy, trainer, settings.Generation(num_generations=SIZE, max_completion_length=LENGTH))
 
 
 def as_inputs(batch: list[Lesson]) -> dict[str, torch.Tensor]:
