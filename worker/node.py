@@ -86,6 +86,7 @@ class Node:
         self.policy.require_context(settings.generation)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
         self.last_round = self._resume()
+        self.trainer.fit(self.folder / "budget.json")
         self.hub = self._hub() if settings.hub.token_file is not None else None
         self.ledger = Ledger(self.folder / "ledger.db")
         self.swarm = self._swarm() if settings.swarm.enabled else None

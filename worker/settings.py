@@ -136,6 +136,16 @@ class Generation(Section):
     are fast at it (AMX, or AVX-512 and a C compiler), else the model's own."""
 
 
+class Lora(Section):
+    """Low-rank adapters, which are trained in the place of the weights."""
+
+    rank: Annotated[int, Field(gt=0, le=1024)] = 16
+    alpha: Annotated[int, Field(gt=0)] = 32
+    """The adapters' product is scaled by alpha / rank."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of the linear layers that get one, such as q_proj. None: all but the output layer."""
+
+
 class Trainer(Section):
     """GRPO with swarm sampling (SAPO, arXiv 2509.08721). Names and meaning are GRPOConfig's where it has them."""
 
@@ -168,7 +178,12 @@ class Trainer(Section):
     """group: advantages are divided by the group's standard deviation."""
     mask_truncated_completions: bool = False
     max_tokens_per_micro_batch: Positive = 16384
-    """Token budget (prompt and completion, padding included) of one forward and backward pass."""
+    """At most so many tokens (prompts and completions) in one forward and backward pass. How many it is, the node
+    measures when it first starts; it remembers that in `budget.json` of its state folder."""
+    lora: Lora | None = None
+    """Train low-rank adapters (peft) of `rank` (16), scaled by `alpha` (32) / rank, in the linear layers that
+    `target_modules` names (none: in all but the output layer), and leave the weights as they are. None: train all
+    weights. Checkpoints hold what is trained, so going from one to the other starts anew."""
     max_nonfinite_steps: Positive = 10
     """Stop with a reason after so many non-finite steps in a row."""
 
@@ -337,6 +352,14 @@ class Settings(Section):
     bootnode: Bootnode = Bootnode()
     hub: Hub = Hub()
     log: Log = Log()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hub.token_file is not None and self.trainer.lora is not None:
+            raise ValueError(
+                "hub.token_file and trainer.lora are both set: only whole models are pushed; take one of them away"
+            )
+        return self
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -198,7 +198,8 @@ def test_checkpoint_of_another_model_is_a_model_error(pristine, tmp_path):
     config.num_hidden_layers, config.layer_types = 2, ["full_attention"] * 2
     other = Policy(type(pristine.model)(config), pristine.tokenizer, "other")
     with pytest.raises(
-        ModelError, match="is of model hivewright/tiny, whose weights do not fit other; set model/name back"
+        ModelError,
+        match="is of model hivewright/tiny, whose weights do not fit other; set model/name and trainer/lora back",
     ):
         checkpoint.restore(tmp_path, Trainer(other, settings.Trainer(), GENERATION))
 
@@ -251,6 +252,78 @@ def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(pristine, tmp_path):
     assert checkpoint.restore(tmp_path, trainer) == {"round": newest_number(tmp_path) - 1}
     checkpoint.save(tmp_path, trainer, {}, keep=2)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+TRAIN_ROUNDS = """
+import json, random, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, "TESTS")
+from test_checkpoint import load, make_trainer, run_round, settings
+from worker.trainer import checkpoint
+torch.set_num_threads(1)
+folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
+trainer = make_trainer(load(settings.Model(device="cpu")))
+state = checkpoint.restore(folder / "checkpoints", trainer) or {"round": 0}
+trainer.fit(folder / "budget.json")
+for round in range(state["round"], rounds):
+    observed = run_round(trainer, round, random.Random(round))
+    with (folder / "curve").open("a") as curve:
+        curve.write(json.dumps([round, observed]) + "\\n")
+    checkpoint.save(folder / "checkpoints", trainer, {"round": round + 1}, keep=2)
+"""
+
+
+def train_rounds(folder: Path, rounds: int) -> subprocess.Popen:
+    code = TRAIN_ROUNDS.replace("TESTS", str(Path(__file__).parent))
+    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(folder), str(rounds)])
+
+
+def read_curve(folder: Path) -> dict[int, str]:
+    """What was observed in each round; a round that was made twice must have gone the same way both times."""
+    curve: dict[int, str] = {}
+    for line in (folder / "curve").read_text().splitlines():
+        round = json.loads(line)[0]
+        assert curve.setdefault(round, line) == line
+    return curve
+
+
+@pytest.mark.slow
+def test_curve_of_a_run_killed_at_random_moments_is_that_of_the_unbroken_one(tmp_path):
+    rounds, folders = 12, [tmp_path / "killed", tmp_path / "unbroken"]
+    for folder in folders:
+        folder.mkdir()
+    unbroken = train_rounds(folders[1], rounds)
+    try:
+        assert unbroken.wait(250) == 0
+        for kill in range(1, 4):
+            process = train_rounds(folders[0], rounds)
+            try:
+                wait_for_lines(folders[0] / "curve", 3 * kill, process)
+                time.sleep(random.random() * 0.3)
+            finally:
+                process.kill()
+                process.wait(10)
+        last = train_rounds(folders[0], rounds)
+        try:
+            assert last.wait(100) == 0
+        finally:
+            last.kill()
+            last.wait(10)
+    finally:
+        unbroken.kill()
+        unbroken.wait(10)
+    expected = read_curve(folders[1])
+    assert len(expected) == rounds
+    assert read_curve(folders[0]) == expected
+
+
+def wait_for_lines(file: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if file.is_file() and file.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.01)
 
 
 def newest_number(folder: Path) -> int:

@@ -36,8 +36,8 @@ def test_unknown_loss_type_is_refused():
 
 
 def losses(ratio, advantage, **options):
-    logprob = torch.tensor([[math.log(ratio)]], requires_grad=True)
-    loss, clipped = token_losses(logprob, torch.zeros(1, 1), torch.tensor([advantage]), settings.Trainer(**options))
+    logprob = torch.tensor([math.log(ratio)], requires_grad=True)
+    loss, clipped = token_losses(logprob, torch.zeros(1), torch.tensor([advantage]), settings.Trainer(**options))
     loss.sum().backward()
     return loss.item(), logprob.grad.item(), bool(clipped)
 
@@ -65,6 +65,6 @@ def test_epsilon_high_of_none_is_epsilon():
 
 
 def test_kl_term_is_the_hand_computed_one():
-    logprobs, reference = torch.tensor([[-1.0]]), torch.tensor([[-1.5]])
+    logprobs, reference = torch.tensor([-1.0]), torch.tensor([-1.5])
     loss, _ = token_losses(logprobs, logprobs, torch.tensor([0.0]), settings.Trainer(beta=0.1), reference)
     assert loss.item() == pytest.approx(0.1 * (math.exp(-0.5) + 0.5 - 1), rel=1e-5)

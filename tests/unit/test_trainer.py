@@ -66,18 +66,17 @@ def backward(policy, groups, generation=GENERATION, old_shift=None, **options):
     trainer = Trainer(policy, settings.Trainer(**options), generation)
     batch = [s for g in groups for s in trainer._read(g)]
     trainer._weigh(batch)
-    micro_batches = list(trainer._split(batch))
-    loss, clip_ratio = trainer._backward(micro_batches)
+    loss, clip_ratio = trainer._backward(batch, is_first=True)
     if old_shift is not None:
         for number, sequence in enumerate(batch):
             sequence.old_logprobs = sequence.old_logprobs + old_shift * (-1) ** number
-        loss, clip_ratio = trainer._backward(micro_batches)
+        loss, clip_ratio = trainer._backward(batch, is_first=False)
     return SimpleNamespace(
         loss=loss,
         clip_ratio=clip_ratio,
         gradients={n: p.grad.clone() for n, p in policy.model.named_parameters()},
         batch=batch,
-        num_micro_batches=len(micro_batches),
+        num_micro_batches=len(list(trainer._split(batch))),
     )
 
 
@@ -129,7 +128,7 @@ def test_micro_batches_stay_within_the_budget(policy):
     assert sorted(id(s) for micro in micro_batches for s in micro) == sorted(id(s) for s in batch)
     for micro in micro_batches:
         prompts = {s.prompt_ids for s in micro}
-        assert len(micro) * max(len(s.token_ids) for s in micro) + len(prompts) * max(map(len, prompts)) <= 60
+        assert sum(len(s.token_ids) for s in micro) + sum(map(len, prompts)) <= 60
     assert len(micro_batches) > 1
 
 
@@ -263,6 +262,14 @@ def test_nothing_to_learn_from_is_no_step(policy):
     assert all(torch.equal(a, b) for a, b in zip(before, weights(policy), strict=True))
 
 
+def test_batch_of_truncated_completions_only_is_no_step_when_they_are_masked(policy):
+    groups = [replace(g, truncated=(True,) * 4) for g in make_groups(policy)]
+    trainer = make_trainer(policy, mask_truncated_completions=True)
+    assert trainer.step(groups).skipped == "no-signal"
+    assert trainer.steps == 0
+    assert make_trainer(policy).step(groups).skipped is None
+
+
 def test_non_finite_steps_keep_the_weights_and_stop_after_n_in_a_row(policy):
     trainer = make_trainer(policy, max_nonfinite_steps=3)
     groups = make_groups(policy)
@@ -326,6 +333,24 @@ def test_bfloat16_weights_learn_from_updates_smaller_than_their_precision(policy
         trainer.step(groups)
     assert all(m.dtype == torch.float32 for m in trainer.masters)
     assert not all(torch.equal(a, b) for a, b in zip(before, weights(policy), strict=True))
+
+
+def test_bfloat16_gradients_of_micro_batches_are_summed_in_float32(policy):
+    policy.model.to(torch.bfloat16)
+    groups = make_groups(policy)
+    trainer = make_trainer(policy, max_tokens_per_micro_batch=45)
+    batch = [s for g in groups for s in trainer._read(g)]
+    trainer._weigh(batch)
+    parts = []
+    for micro in trainer._split(batch):
+        trainer._drop_gradients()
+        trainer._backward_micro(micro, is_first=True)
+        parts.append([m.grad.clone() for m in trainer.masters])
+    trainer._backward(batch, is_first=True)
+    assert len(parts) > 2
+    assert all(p.grad is None for p in policy.model.parameters())
+    for master, pieces in zip(trainer.masters, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(master.grad, sum(pieces), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(

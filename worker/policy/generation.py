@@ -24,7 +24,6 @@ from worker import settings
 from worker.policy import native
 from worker.policy.architecture import UnknownArchitectureError
 from worker.policy.cached import CachedDecoder
-from worker.policy.cached import prefill as prefill  # scoring uses it
 from worker.policy.decoder import LeanDecoder
 from worker.policy.sampling import Sampler
 

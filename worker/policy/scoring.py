@@ -1,19 +1,143 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
 """Log-probabilities of given completions under the policy: what the loss is made of.
 
-A prompt goes through the model once for all its completions, whose cache carries the gradient back; completions are
-padded on the right among themselves only.
+A batch is one row: each prompt once, then its completions, nothing padded (worker/policy/attention.py). The logits of
+all its tokens are never there at once. Models whose layers can't be packed are given one sequence to a row.
 """
 
-# P prompts, N completions, L prompt tokens, T completion tokens, V vocabulary
+# S tokens of the packed row, M completion tokens that are scored, N completions, T tokens of the longest, E size of
+# the hidden states, V vocabulary
 
-from collections.abc import Sequence
-from typing import Any
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from worker.policy.generation import prefill
+from worker.policy.attention import PACKED, Layout
+
+log = logging.getLogger(__name__)
+
+_MAX_LOGITS = 1 << 26
+"""Logits that are there at a time (256 MiB in float32). More of them are made twice: in the forward pass, and, piece by
+piece, in the backward pass."""
+
+_PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+
+_SAME = {torch.float32: 1e-3, torch.bfloat16: 0.2}
+"""How far a packed log-probability may be from the plain one; what leaks from one sequence to another is far more."""
+
+
+class PromptGroup(NamedTuple):
+    """A prompt and completions of it, as token ids. None is empty."""
+
+    prompt: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+
+
+class Scorer:
+    """Scores completions with `model`, inside `with scorer.passes():`, which the backward pass belongs into too.
+
+    `recomputes` saves memory for time: layers are computed again in the backward pass (gradient checkpointing).
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.recomputes = False
+        self.is_packed = _has_packable_layers(model)
+        if self.is_packed and not self._is_packing_exact():
+            self.is_packed = False
+        if not self.is_packed:
+            log.warning("model is not packed, training takes one row for each completion type=%s", type(model).__name__)
+
+    def count_tokens(self, prompts: Sequence[int], completions: Sequence[int]) -> int:
+        """Tokens that go through the model, padding included, for prompts and completions of these lengths."""
+        if self.is_packed:
+            return sum(prompts) + sum(completions)
+        return len(completions) * (max(prompts) + max(completions))
+
+    @contextmanager
+    def passes(self) -> Iterator[None]:
+        """Forward and backward passes are made in here; generation is not."""
+        config = self.model.config
+        before = config._attn_implementation
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if self.is_packed:
+            config._attn_implementation = PACKED
+        if self.recomputes:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            for layer in layers:  # only the layer itself: what is in it stays in evaluation mode
+                layer.training = True
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+            if self.recomputes:
+                self.model.activation_checkpointing_disable()
+                for layer in layers:
+                    layer.training = False
+
+    def logprobs(self, groups: Sequence[PromptGroup], temperature: float) -> Tensor:
+        """(M,) log-probabilities at `temperature` of all completions' tokens, one completion after the other. float32.
+
+        Differentiable where gradients are on.
+        """
+        if self.is_packed:
+            return self._packed_logprobs(groups, temperature)
+        completions = [c for group in groups for c in group.completions]
+        prompt_of = [i for i, group in enumerate(groups) for _ in group.completions]
+        rows_NT = completion_logprobs(self.model, [g.prompt for g in groups], completions, prompt_of, temperature)
+        return torch.cat([row_T[: len(c)] for row_T, c in zip(rows_NT, completions, strict=True)])
+
+    def _packed_logprobs(self, groups: Sequence[PromptGroup], temperature: float) -> Tensor:
+        ids, positions, predicting, predicted = _pack(groups)
+        device = self.model.device
+        layout = Layout(tuple((len(g.prompt), tuple(len(c) - 1 for c in g.completions)) for g in groups))
+        out = self.model.base_model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            use_cache=False,
+            layout=layout,
+        )
+        hidden_ME = out.last_hidden_state[0].index_select(0, torch.tensor(predicting, device=device))
+        ids_M = torch.tensor(predicted, device=device)
+        num_rows = max(1, _MAX_LOGITS // self.model.config.get_text_config().vocab_size)
+        if len(ids_M) <= num_rows:
+            return self._head_logprobs(hidden_ME, ids_M, temperature)
+        pieces = zip(torch.split(hidden_ME, num_rows), torch.split(ids_M, num_rows), strict=True)
+        return torch.cat(
+            [
+                checkpoint(self._head_logprobs, *piece, temperature, use_reentrant=False, preserve_rng_state=False)
+                for piece in pieces
+            ]
+        )
+
+    def _head_logprobs(self, hidden_ME: Tensor, ids_M: Tensor, temperature: float) -> Tensor:
+        logits_MV = self.model.get_output_embeddings()(hidden_ME)
+        softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        if softcap is not None:
+            logits_MV = torch.tanh(logits_MV / softcap) * softcap
+        return _gather_logprobs(logits_MV, ids_M, temperature)
+
+    @torch.no_grad()
+    def _is_packing_exact(self) -> bool:
+        """Whether a small batch has the same log-probabilities packed and plain: families do things of their own."""
+        high = self.model.config.get_text_config().vocab_size
+        ids = [int(i) for i in torch.randint(high, (16,), generator=torch.Generator().manual_seed(0))]
+        groups = [
+            PromptGroup(tuple(ids[:5]), (tuple(ids[5:9]), tuple(ids[9:11]), tuple(ids[11:12]))),
+            PromptGroup(tuple(ids[12:14]), (tuple(ids[3:6]), tuple(ids[14:16]))),
+        ]
+        with self.passes():
+            packed_M = self._packed_logprobs(groups, 1.0)
+        completions = [c for group in groups for c in group.completions]
+        plain_NT = completion_logprobs(self.model, [g.prompt for g in groups], completions, [0, 0, 0, 1, 1], 1.0)
+        plain_M = torch.cat([row_T[: len(c)] for row_T, c in zip(plain_NT, completions, strict=True)])
+        return bool((packed_M - plain_M).abs().max() < _SAME[self.model.dtype])
 
 
 def completion_logprobs(
@@ -25,32 +149,52 @@ def completion_logprobs(
 ) -> Tensor:
     """(N, T) log-probabilities of `completions` (token ids, none empty) at `temperature`, 0 where there is padding.
 
-    Completion n answers `prompts[prompt_of[n]]`. Differentiable where gradients are on. float32.
+    Completion n answers `prompts[prompt_of[n]]`. The plain way, for any causal language model: a row holds one prompt
+    and one completion, padded on the right. Differentiable where gradients are on. float32.
     """
     device = model.device
-    width = max(len(c) for c in completions)
-    ids_NT = torch.tensor([list(c) + [0] * (width - len(c)) for c in completions], device=device)
-    lengths_N = torch.tensor([len(c) for c in completions], device=device)
-    mask_NT = torch.arange(width, device=device) < lengths_N[:, None]
-
-    prefix = prefill(model, prompts)
-    source_N = torch.tensor(prompt_of, device=device)
-    prefix.cache.batch_select_indices(source_N)
-    logits_N1V = prefix.logits_BV[source_N][:, None]
-    if width == 1:
-        return _gather_logprobs(logits_N1V, ids_NT, temperature) * mask_NT
-    # The last token predicts nothing that is asked for.
-    out = model(
-        input_ids=ids_NT[:, :-1],
-        attention_mask=torch.cat([prefix.mask_BL[source_N], mask_NT[:, :-1].long()], dim=1),
-        position_ids=prefix.lengths_B[source_N][:, None] + torch.arange(width - 1, device=device),
-        past_key_values=prefix.cache,
-        use_cache=True,
-    )
-    logits_NTV = torch.cat([logits_N1V, out.logits], dim=1)
-    return _gather_logprobs(logits_NTV, ids_NT, temperature) * mask_NT
+    rows = [[*prompts[p], *c] for p, c in zip(prompt_of, completions, strict=True)]
+    width, longest = max(map(len, rows)), max(len(c) for c in completions)
+    ids_NS = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+    lengths_N = torch.tensor([len(row) for row in rows], device=device)
+    starts_N = torch.tensor([len(prompts[p]) for p in prompt_of], device=device)
+    mask_NS = torch.arange(width, device=device) < lengths_N[:, None]
+    out = model(input_ids=ids_NS, attention_mask=mask_NS.long(), use_cache=False)
+    scored_NT = starts_N[:, None] + torch.arange(longest, device=device)
+    is_real_NT = scored_NT < lengths_N[:, None]
+    scored_NT = scored_NT.clamp(max=width - 1)
+    rows_N1 = torch.arange(len(rows), device=device)[:, None]
+    logprobs_NT = _gather_logprobs(out.logits[rows_N1, scored_NT - 1], ids_NS[rows_N1, scored_NT], temperature)
+    return torch.where(is_real_NT, logprobs_NT, 0.0)
 
 
-def _gather_logprobs(logits_NTV: Tensor, ids_NT: Tensor, temperature: float) -> Tensor:
-    logits_NTV = logits_NTV.float() / temperature
-    return logits_NTV.gather(-1, ids_NT[..., None])[..., 0] - logits_NTV.logsumexp(-1)
+def _has_packable_layers(model: Any) -> bool:
+    config = model.config.get_text_config()
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return bool(getattr(model, "_supports_attention_backend", False)) and layer_types <= _PACKABLE_LAYERS
+
+
+def _pack(groups: Sequence[PromptGroup]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Token ids and positions of the row, which of its tokens predict the completions' tokens, and these.
+
+    A completion's last token is not in the row: it predicts nothing that is asked for.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    predicting: list[int] = []
+    predicted: list[int] = []
+    for prompt, completions in groups:
+        ids.extend(prompt)
+        positions.extend(range(len(prompt)))
+        last = len(ids) - 1
+        for completion in completions:
+            predicting += [last, *range(len(ids), len(ids) + len(completion) - 1)]
+            predicted.extend(completion)
+            ids.extend(completion[:-1])
+            positions.extend(range(len(prompt), len(prompt) + len(completion) - 1))
+    return ids, positions, predicting, predicted
+
+
+def _gather_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    logits = logits.float() / temperature
+    return logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)

@@ -1,6 +1,7 @@
 """Checkpoints: everything that training goes on from, number for number. Atomic, safetensors and JSON, never pickle.
 
-`FOLDER/checkpoint-00000012/` holds model.safetensors (the weights under their usual names), optimizer.safetensors
+`FOLDER/checkpoint-00000012/` holds model.safetensors (what is trained, under its usual names: all weights, or the
+adapters), optimizer.safetensors
 (moments, float32 masters, torch's random states) and state.json. It is written beside, flushed to the disk and renamed,
 so that a kill -9 or a full disk leaves the ones before as they are.
 """
@@ -82,7 +83,7 @@ def restore(folder: Path, trainer: Trainer) -> State | None:
 
 def _write(path: Path, trainer: Trainer, state: State) -> None:
     # A CPU copy in one piece: safetensors takes no views, and tied weights are one parameter.
-    weights = {name: p.detach().cpu().contiguous() for name, p in trainer.policy.model.named_parameters()}
+    weights = {name: p.detach().cpu().contiguous() for name, p in trainer.parameters.items()}
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     save_file(_training_tensors(trainer), path / "optimizer.safetensors")
     record = {
@@ -104,7 +105,7 @@ def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
         tensors["random.cuda"] = torch.cuda.get_rng_state(trainer.policy.model.device)
     for i, moments in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{key}": value.cpu().contiguous() for key, value in moments.items()}
-    if any(m.dtype != p.dtype for m, p in zip(trainer.masters, trainer.policy.model.parameters(), strict=True)):
+    if any(m.dtype != p.dtype for m, p in zip(trainer.masters, trainer.parameters.values(), strict=True)):
         tensors |= {f"master.{i}": master.cpu().contiguous() for i, master in enumerate(trainer.masters)}
     return tensors
 
@@ -120,11 +121,10 @@ def _check(path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: di
     for name, kind in _FIELDS.items():
         if type(record.get(name)) is not kind:
             raise ValueError(f"state.json: {name}: missing or not of type {kind.__name__}")
-    parameters = dict(trainer.policy.model.named_parameters())
-    if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in parameters.items()}:
+    if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in trainer.parameters.items()}:
         raise ModelError(
             f"checkpoint {path}: is of model {record['model']}, whose weights do not fit {trainer.policy.name}; "
-            "set model/name back, or move the checkpoints away to start anew"
+            "set model/name and trainer/lora back, or move the checkpoints away to start anew"
         )
     expected = _expected_shapes(trainer, weights, tensors)
     found = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("random.")}
@@ -161,7 +161,7 @@ def _check_random(tensors: dict[str, Tensor], device: str) -> None:
 
 @torch.no_grad()
 def _apply(trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    for (name, parameter), master in zip(trainer.policy.model.named_parameters(), trainer.masters, strict=True):
+    for (name, parameter), master in zip(trainer.parameters.items(), trainer.masters, strict=True):
         parameter.copy_(weights[name])
         # Weights that were float32 are their own masters, whatever type ours are.
         master.copy_(weights[name])

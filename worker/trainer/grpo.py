@@ -4,7 +4,7 @@
 Left out: entropy bonus, sequence-level ratios and the loss types that settings do not name.
 """
 
-# N completions, T tokens
+# M completion tokens, one completion after the other
 
 from collections.abc import Sequence
 
@@ -43,24 +43,23 @@ def sequence_weights(lengths: Sequence[int], loss_type: str, max_completion_leng
 
 
 def token_losses(
-    logprobs_NT: Tensor,
-    old_logprobs_NT: Tensor,
-    advantages_N: Tensor,
+    logprobs_M: Tensor,
+    old_logprobs_M: Tensor,
+    advantages_M: Tensor,
     trainer: settings.Trainer,
-    reference_logprobs_NT: Tensor | None = None,
+    reference_logprobs_M: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(N, T) clipped policy loss of each token, and where the clipping took effect.
+    """(M,) clipped policy loss of each token, and where the clipping took effect. A token has its sequence's advantage.
 
-    `reference_logprobs_NT` is needed, and used, when `trainer.beta` is not 0.
+    `reference_logprobs_M` is needed, and used, when `trainer.beta` is not 0.
     """
     high = trainer.epsilon if trainer.epsilon_high is None else trainer.epsilon_high
-    advantages_N1 = advantages_N[:, None]
-    ratio_NT = torch.exp(logprobs_NT - old_logprobs_NT)
-    clipped_NT = ratio_NT.clamp(1 - trainer.epsilon, 1 + high)
-    loss_NT = -torch.min(ratio_NT * advantages_N1, clipped_NT * advantages_N1)
-    if trainer.beta and reference_logprobs_NT is not None:
-        gap_NT = reference_logprobs_NT - logprobs_NT
-        loss_NT = loss_NT + trainer.beta * (torch.exp(gap_NT) - gap_NT - 1)
-    too_low_NT = (ratio_NT < 1 - trainer.epsilon) & (advantages_N1 < 0)
-    too_high_NT = (ratio_NT > 1 + high) & (advantages_N1 > 0)
-    return loss_NT, too_low_NT | too_high_NT
+    ratio_M = torch.exp(logprobs_M - old_logprobs_M)
+    clipped_M = ratio_M.clamp(1 - trainer.epsilon, 1 + high)
+    loss_M = -torch.min(ratio_M * advantages_M, clipped_M * advantages_M)
+    if trainer.beta and reference_logprobs_M is not None:
+        gap_M = reference_logprobs_M - logprobs_M
+        loss_M = loss_M + trainer.beta * (torch.exp(gap_M) - gap_M - 1)
+    too_low_M = (ratio_M < 1 - trainer.epsilon) & (advantages_M < 0)
+    too_high_M = (ratio_M > 1 + high) & (advantages_M > 0)
+    return loss_M, too_low_M | too_high_M

@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806 - tensors are named with their axes
+# ruff: noqa: N806 - tensors are named with their axes
 """One GRPO step on a batch of groups: our own and our peers'.
 
 A peer's text is re-tokenised and scored as if our own policy had sampled it (SAPO). The old log-probabilities are the
@@ -6,7 +6,7 @@ detached ones of the first pass over the batch, so no second forward pass is eve
 micro-batches by a token budget; weights of tokens are fixed before, so the cut changes nothing but memory.
 """
 
-# N sequences, T completion tokens
+# M completion tokens of a micro-batch, one completion after the other
 
 import copy
 import logging
@@ -14,22 +14,24 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from worker import settings
-from worker.errors import TrainingError
+from worker.errors import ModelError, ResourceError, TrainingError
+from worker.policy import adapters
 from worker.policy.policy import Policy
-from worker.policy.scoring import completion_logprobs
+from worker.policy.scoring import PromptGroup, Scorer
 from worker.records import ScoredGroup, StepMetrics
+from worker.trainer import budget
 from worker.trainer.grpo import group_advantages, sequence_weights, token_losses
 
 log = logging.getLogger(__name__)
-
-_MAX_LOGITS = 1 << 28
-"""Numbers in the logits of one micro-batch (1 GiB in float32), whatever its token budget: vocabularies are large."""
 
 
 @dataclass(slots=True)
@@ -45,9 +47,10 @@ class Lesson:
 
 
 class Trainer:
-    """Trains `policy` in place. Everything that a checkpoint needs: `policy`, `optimizer`, `masters`, `steps`,
+    """Trains `policy` in place. Everything that a checkpoint needs: `parameters`, `optimizer`, `masters`, `steps`,
     `nonfinite_steps`.
 
+    `parameters` are the policy's weights that are trained, by name: all, or with `trainer.lora` the adapters.
     `dropped` counts, over the trainer's life, groups that a step could not use, by reason.
     """
 
@@ -56,12 +59,21 @@ class Trainer:
         self.steps = 0
         self.nonfinite_steps = 0
         self.dropped: Counter[str] = Counter()
+        self.budget = budget.Budget(trainer.max_tokens_per_micro_batch)
+        self._budget_file: Path | None = None
+        self._budget_key = ""
         self._settings = trainer
         self._generation = generation
-        self._reference = copy.deepcopy(policy.model).requires_grad_(False) if trainer.beta else None
-        self._parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        if trainer.lora is not None:
+            adapters.attach(policy.model, trainer.lora)
+        self._scorer = Scorer(policy.model)
+        self._reference = self._make_reference()
+        self.parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
         # Updates of 1e-6 vanish in bfloat16: such weights have a float32 master that the optimizer works on.
-        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self._parameters]
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters.values()]
+        for parameter, master in zip(self.parameters.values(), self.masters, strict=True):
+            if master is not parameter:
+                parameter.register_post_accumulate_grad_hook(_Collect(master))
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": trainer.weight_decay},
@@ -90,13 +102,15 @@ class Trainer:
         if not batch:
             return self._metrics(started, [], 0, skipped="no-signal")
         self._weigh(batch)
-        micro_batches = list(self._split(batch))
+        batch = [sequence for sequence in batch if sequence.weight]
+        if not batch:
+            return self._metrics(started, [], 0, skipped="no-signal")
         loss = grad_norm = clip_ratio = rate = 0.0
         skipped: str | None = None
-        for _ in range(self._settings.num_iterations):
+        for iteration in range(self._settings.num_iterations):
             rate = self.learning_rate
-            loss, clip_ratio = self._backward(micro_batches)
-            grad_norm = self._gather_gradients()
+            loss, clip_ratio = self._backward(batch, is_first=iteration == 0)
+            grad_norm = float(torch.nn.utils.clip_grad_norm_(self.masters, self._settings.max_grad_norm))
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 self._skip_step(loss, grad_norm)
                 skipped = "non-finite"
@@ -153,71 +167,167 @@ class Trainer:
     def _split(self, batch: list[Lesson]) -> Iterator[list[Lesson]]:
         """Micro-batches within the token budget; a sequence that is over it alone goes alone.
 
-        Those of one prompt stay together, those of similar length too: both save padding and prompt passes.
+        Those of one prompt stay together, so that it goes through the model once.
         """
-        num_tokens = self.policy.num_tokens
         micro: list[Lesson] = []
         for sequence in sorted(batch, key=lambda s: (len(s.prompt_ids), s.prompt_ids, len(s.token_ids))):
-            trial = [*micro, sequence]
-            prompts = {s.prompt_ids for s in trial}
-            completion_tokens = len(trial) * max(len(s.token_ids) for s in trial)
-            tokens = completion_tokens + len(prompts) * max(map(len, prompts))
-            is_full = tokens > self._settings.max_tokens_per_micro_batch or completion_tokens * num_tokens > _MAX_LOGITS
-            if micro and is_full:
+            if micro and self._count_tokens([*micro, sequence]) > self.budget.tokens:
                 yield micro
-                trial = [sequence]
-            micro = trial
+                micro = []
+            micro.append(sequence)
         yield micro
 
-    def _backward(self, micro_batches: list[list[Lesson]]) -> tuple[float, float]:
-        """Accumulate the gradients of the whole batch. Returns its loss and the share of clipped tokens."""
-        self.policy.model.zero_grad(set_to_none=True)
-        loss = clipped = 0.0
-        for micro in micro_batches:
-            logprobs_NT = _logprobs(self.policy.model, micro, self._generation.temperature)
-            weights_NT = _pad([[s.weight] * len(s.token_ids) for s in micro], logprobs_NT)
-            if micro[0].old_logprobs is None:
-                for sequence, row_T in zip(micro, logprobs_NT.detach(), strict=True):
-                    sequence.old_logprobs = row_T
-            old_NT = torch.stack([s.old_logprobs for s in micro if s.old_logprobs is not None])
-            reference_NT = None
-            if self._reference is not None:
-                with torch.no_grad():
-                    reference_NT = _logprobs(self._reference, micro, self._generation.temperature)
-            advantages_N = torch.tensor([s.advantage for s in micro], device=logprobs_NT.device)
-            losses_NT, clipped_NT = token_losses(logprobs_NT, old_NT, advantages_N, self._settings, reference_NT)
-            micro_loss = (losses_NT * weights_NT).sum()
-            micro_loss.backward()  # type: ignore[no-untyped-call]
-            loss += micro_loss.item()
-            clipped += (clipped_NT & (weights_NT > 0)).sum().item()
-        counted = sum(len(s.token_ids) for micro in micro_batches for s in micro if s.weight > 0)
-        return loss, clipped / max(1, counted)
+    def _count_tokens(self, micro: list[Lesson]) -> int:
+        prompts = {s.prompt_ids for s in micro}
+        return self._scorer.count_tokens([len(p) for p in prompts], [len(s.token_ids) for s in micro])
 
-    def _gather_gradients(self) -> float:
-        """Clip the gradients, in float32. Returns their norm before."""
-        for parameter, master in zip(self._parameters, self.masters, strict=True):
-            if master is not parameter:
-                master.grad = None if parameter.grad is None else parameter.grad.float()
-        return float(torch.nn.utils.clip_grad_norm_(self.masters, self._settings.max_grad_norm))
+    def _backward(self, batch: list[Lesson], is_first: bool) -> tuple[float, float]:
+        """Accumulate the gradients of the whole batch. Returns its loss and the share of clipped tokens.
+
+        Where memory runs out, the budget is halved and the whole is done again. `is_first`: the log-probabilities are
+        the old ones.
+        """
+        while True:
+            micro_batches = list(self._split(batch))
+            self._drop_gradients()
+            try:
+                sums = [self._backward_micro(micro, is_first) for micro in micro_batches]
+            except (RuntimeError, MemoryError) as error:
+                if not budget.is_out_of_memory(error):
+                    raise
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            else:
+                loss, clipped = torch.stack(sums).sum(0).tolist()
+                counted = sum(len(s.token_ids) for s in batch if s.weight > 0)
+                return loss, clipped / max(1, counted)
+            self._shrink(micro_batches, reason)
+
+    def _backward_micro(self, micro: list[Lesson], is_first: bool) -> Tensor:
+        """Its loss and how many of its tokens were clipped, as one tensor."""
+        groups = [
+            PromptGroup(prompt, tuple(s.token_ids for s in sequences))
+            for prompt, sequences in groupby(micro, key=lambda s: s.prompt_ids)
+        ]
+        lengths = [len(s.token_ids) for s in micro]
+        device = self.policy.model.device
+        repeats = torch.tensor(lengths, device=device)
+        advantages_M = torch.tensor([s.advantage for s in micro], device=device).repeat_interleave(repeats)
+        weights_M = torch.tensor([s.weight for s in micro], device=device).repeat_interleave(repeats)
+        reference_M = self._reference_logprobs(groups)
+        with self._scorer.passes():
+            logprobs_M = self._scorer.logprobs(groups, self._generation.temperature)
+            if is_first:
+                for sequence, old_T in zip(micro, torch.split(logprobs_M.detach(), lengths), strict=True):
+                    sequence.old_logprobs = old_T
+            old_M = torch.cat([s.old_logprobs for s in micro if s.old_logprobs is not None])
+            losses_M, clipped_M = token_losses(logprobs_M, old_M, advantages_M, self._settings, reference_M)
+            loss = (losses_M * weights_M).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+        return torch.stack([loss.detach(), (clipped_M & (weights_M > 0)).sum()])
+
+    @torch.no_grad()
+    def _reference_logprobs(self, groups: list[PromptGroup]) -> Tensor | None:
+        if self._reference is None:
+            return None
+        without = adapters.switched_off(self.policy.model) if self._settings.lora else nullcontext()
+        with without, self._reference.passes():
+            return self._reference.logprobs(groups, self._generation.temperature)
+
+    def _make_reference(self) -> Scorer | None:
+        """The model as it was before any training: a copy, or with adapters the same one without them."""
+        if not self._settings.beta:
+            return None
+        if self._settings.lora is not None:
+            return self._scorer
+        return Scorer(copy.deepcopy(self.policy.model).requires_grad_(False))
+
+    def fit(self, file: Path) -> None:
+        """Find the token budget for this machine, or take the one that `file` remembers. Weights stay as they are.
+
+        Raises ModelError if not even one sequence fits.
+        """
+        self._budget_file = file
+        self._budget_key = budget.describe(self.policy, self._settings, self._generation)
+        remembered = budget.load(file, self._budget_key)
+        self.budget = remembered or self._measure_budget()
+        if remembered is None:
+            budget.save(file, self._budget_key, self.budget)
+        self._scorer.recomputes = self.budget.recomputes
+        log.info("token budget tokens=%d recomputes=%s", self.budget.tokens, self.budget.recomputes)
+
+    def _measure_budget(self) -> budget.Budget:
+        """From one real step on the longest prompt with the longest completion; the weights stay as they are."""
+        end = self.policy.end_ids[0]
+        prompt_ids = (end,) * self._generation.max_prompt_length
+        longest = Lesson(prompt_ids, (end,) * self._generation.max_completion_length, 1.0, False, weight=1.0)
+        num_tokens = self._count_tokens([longest])
+        # The optimizer has its moments only after the first step.
+        reserve = 0 if self.optimizer.state else 8 * sum(m.numel() for m in self.masters)
+        found = None
+        for self._scorer.recomputes in (False, True):
+            found = budget.measure(lambda: self._backward_micro([longest], is_first=True), self.policy.model.device)
+            self._drop_gradients()
+            if found is not None and found.needed <= found.available - reserve:
+                break
+        if found is None:
+            raise ModelError(
+                f"model {self.policy.name}: training on one sequence of {num_tokens} tokens does not fit into the "
+                f"memory of {self.policy.model.device}; lower generation.max_prompt_length or "
+                "generation.max_completion_length, set trainer.lora, or take a smaller model"
+            )
+        tokens = self._settings.max_tokens_per_micro_batch
+        while tokens > num_tokens and tokens / num_tokens * found.needed > found.available - reserve:
+            tokens //= 2
+        return budget.Budget(tokens, self._scorer.recomputes)
+
+    def _shrink(self, micro_batches: list[list[Lesson]], reason: str) -> None:
+        """Memory ran out: the next try takes less of it."""
+        self._drop_gradients()
+        budget.release(self.policy.model.device)
+        before, tokens = self.budget, self.budget.tokens
+        if max(map(len, micro_batches)) > 1:
+            largest = max(self._count_tokens(micro) for micro in micro_batches)
+            while tokens >= largest:
+                tokens //= 2
+            self.budget = budget.Budget(tokens, before.recomputes)
+        elif not before.recomputes:
+            self.budget = budget.Budget(tokens, recomputes=True)
+        else:
+            longest = max(self._count_tokens(micro) for micro in micro_batches)
+            raise ResourceError(
+                f"out of memory on a single sequence of {longest} tokens ({reason}); free memory, or lower "
+                "generation.max_prompt_length or generation.max_completion_length"
+            )
+        self._scorer.recomputes = self.budget.recomputes
+        log.warning(
+            "out of memory, the step is made again in smaller pieces tokens=%d before=%d recomputes=%s error=%s",
+            tokens, before.tokens, self.budget.recomputes, reason,
+        )  # fmt: skip
+        if self._budget_file is not None:
+            budget.save(self._budget_file, self._budget_key, self.budget)
 
     def _update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.copy_masters()
-        self.policy.model.zero_grad(set_to_none=True)
+        self._drop_gradients()
         self.steps += 1
         self.nonfinite_steps = 0
 
     @torch.no_grad()
     def copy_masters(self) -> None:
         """Bring the model's weights up to their float32 masters, where these are not the same tensors."""
-        for parameter, master in zip(self._parameters, self.masters, strict=True):
+        for parameter, master in zip(self.parameters.values(), self.masters, strict=True):
             if master is not parameter:
                 parameter.copy_(master)
 
+    def _drop_gradients(self) -> None:
+        for tensor in (*self.parameters.values(), *self.masters):
+            tensor.grad = None
+
     def _skip_step(self, loss: float, grad_norm: float) -> None:
-        self.policy.model.zero_grad(set_to_none=True)
+        self._drop_gradients()
         self.nonfinite_steps += 1
         log.warning(
             "step skipped reason=non-finite loss=%s grad_norm=%s in_a_row=%d", loss, grad_norm, self.nonfinite_steps
@@ -253,17 +363,20 @@ class Trainer:
         )
 
 
-def _logprobs(model: torch.nn.Module, micro: list[Lesson], temperature: float) -> Tensor:
-    prompts = list(dict.fromkeys(s.prompt_ids for s in micro))
-    number = {prompt: i for i, prompt in enumerate(prompts)}
-    return completion_logprobs(
-        model, prompts, [s.token_ids for s in micro], [number[s.prompt_ids] for s in micro], temperature
-    )
+@dataclass(frozen=True, slots=True)
+class _Collect:
+    """Moves what a backward pass leaves at a parameter to its float32 master: sums of micro-batches keep their bits."""
 
+    master: Tensor
 
-def _pad(rows: list[list[float]], like_NT: Tensor) -> Tensor:
-    width = like_NT.shape[1]
-    return torch.tensor([row + [0.0] * (width - len(row)) for row in rows], device=like_NT.device)
+    def __call__(self, parameter: Tensor) -> None:
+        if parameter.grad is None:
+            return
+        if self.master.grad is None:
+            self.master.grad = parameter.grad.float()
+        else:
+            self.master.grad += parameter.grad
+        parameter.grad = None
 
 
 def _scheduled_rate(trainer: settings.Trainer, steps: int) -> float:

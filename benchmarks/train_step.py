@@ -1,0 +1,327 @@
+"""One training step against TRL 1.16: time, peak memory, and that loss and gradients are the same.
+
+    python -m benchmarks.train_step [--repeats 5] [--threads 2] [--clock wall] [--half] [--json FILE]
+
+The same tokens and advantages go to `worker.trainer.Trainer.step` and to TRL's `GRPOTrainer.train()`, whose generation
+alone is replaced by handing it the batch; everything else is as TRL's defaults have it (gradient checkpointing is one
+of them; a second column is without). Two prompts of the default mix x 8 completions, 16 sequences in one batch:
+"even", all of 128 tokens, and "ragged", of 1 to 128 tokens as answers are. Both models have random weights: "tiny" has
+5 M parameters (Qwen2, vocabulary 512), "half" is Qwen2.5-0.5B's shape. Times are medians of pairs, one run after the
+other (`--clock cpu --threads 1` counts processor time: for machines on which others work too); peak memory is that
+of a process of its own above its model. Exits 1 if a claim of the table does not hold.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+from trl import GRPOConfig, GRPOTrainer
+
+from worker import environments, settings
+from worker.policy.policy import Policy, load
+from worker.records import ScoredGroup
+from worker.trainer.trainer import Lesson, Trainer
+
+GROUPS, SIZE, LENGTH = 2, 8, 128
+TOKENS = 1536
+"""Ours goes in micro-batches of so many tokens, a prompt with its completions in each: the same step in less memory."""
+WANTED_SPEED = 2.5
+WANTED_DIFFERENCE = 1e-5
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 512, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 7,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    },
+    "half": {
+        "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+        "num_attention_heads": 14, "num_key_value_heads": 2,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is measured: a model's shape, the type of its weights, and how long the completions are."""
+
+    shape: str
+    dtype: str
+    lengths: str
+
+    def __str__(self) -> str:
+        return f"{self.shape} {self.dtype} {self.lengths}"
+
+
+def make_policy(case: Case) -> Policy:
+    torch.manual_seed(0)
+    config = Qwen2Config(max_position_embeddings=2048, tie_word_embeddings=True, eos_token_id=3, **SHAPES[case.shape])
+    model = Qwen2ForCausalLM(config).to(getattr(torch, case.dtype))
+    model.generation_config.eos_token_id = 3
+    return Policy(model, load(settings.Model(device="cpu")).tokenizer, case.shape)
+
+
+def make_groups(case: Case, policy: Policy) -> list[ScoredGroup]:
+    """The batch: questions of the default mix with random tokens as answers."""
+    rng = random.Random(0)
+    environment = environments.load(settings.Environment())
+    asked = [(task, environment.question(task)) for task in environment.sample(1, 100)]
+    fitting = [(task, text) for task, text in asked if 100 <= len(policy.prompt_ids(text)) <= 300]
+    groups = []
+    for task, question in rng.sample(fitting, GROUPS):
+        lengths = [LENGTH if case.lengths == "even" else rng.randint(1, LENGTH) for _ in range(SIZE)]
+        token_ids = tuple(tuple(rng.randrange(4, 512) for _ in range(length)) for length in lengths)
+        rewards = tuple(rng.random() for _ in range(SIZE))
+        groups.append(ScoredGroup(task, question, ("",) * SIZE, rewards, token_ids, truncated=(False,) * SIZE))
+    return groups
+
+
+def make_trainer(policy: Policy) -> Trainer:
+    trainer = settings.Trainer(max_tokens_per_micro_batch=TOKENS)
+    return Trainer(policy, trainer, settings.Generation(num_generations=SIZE, max_completion_length=LENGTH))
+
+
+def as_inputs(batch: list[Lesson]) -> dict[str, torch.Tensor]:
+    """The same batch as TRL prepares it: prompts padded on the left, completions on the right."""
+    prompt_width, width = max(len(s.prompt_ids) for s in batch), max(len(s.token_ids) for s in batch)
+    prompts = [[0] * (prompt_width - len(s.prompt_ids)) + list(s.prompt_ids) for s in batch]
+    prompt_mask = [[0] * (prompt_width - len(s.prompt_ids)) + [1] * len(s.prompt_ids) for s in batch]
+    completions = [list(s.token_ids) + [0] * (width - len(s.token_ids)) for s in batch]
+    mask = [[1] * len(s.token_ids) + [0] * (width - len(s.token_ids)) for s in batch]
+    return {
+        "prompt_ids": torch.tensor(prompts),
+        "prompt_mask": torch.tensor(prompt_mask),
+        "completion_ids": torch.tensor(completions),
+        "completion_mask": torch.tensor(mask),
+        "advantages": torch.tensor([s.advantage for s in batch]),
+        "num_items_in_batch": torch.tensor(sum(map(sum, mask))),
+    }
+
+
+class Reference(GRPOTrainer):  # type: ignore[misc]
+    """TRL's trainer. Each `train()` makes one optimizer step on the batch that it is given."""
+
+    def __init__(self, policy: Policy, inputs: dict[str, torch.Tensor], checkpointing: bool) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="train-step-")
+        config = GRPOConfig(
+            output_dir=self._folder.name, per_device_train_batch_size=GROUPS * SIZE, num_generations=SIZE,
+            max_completion_length=LENGTH, max_steps=1, bf16=policy.model.dtype == torch.bfloat16,
+            gradient_checkpointing=checkpointing, save_strategy="no", logging_strategy="no", report_to=[],
+            use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        super().__init__(
+            model=policy.model, reward_funcs=lambda prompts, **_: [0.0] * len(prompts), args=config,
+            train_dataset=Dataset.from_list([{"prompt": "x"}] * GROUPS * SIZE), processing_class=policy.tokenizer,
+        )  # fmt: skip
+        self.remove_callback(PrinterCallback)
+        self.watch = Watch()
+        self.add_callback(self.watch)
+        self._inputs = inputs
+
+    def _generate_and_score_completions(self, _: Any) -> dict[str, torch.Tensor]:
+        return dict(self._inputs)
+
+    def step(self) -> float:
+        self.train()
+        return self.watch.seconds
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """How long TRL's last optimizer step took; its loss is in the trainer's state, its gradients where asked for."""
+
+    def __init__(self) -> None:
+        self.clock = "wall"
+        self.seconds = self._started = 0.0
+        self.wants_gradients = False
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._started = CLOCKS[self.clock]()
+
+    def on_pre_optimizer_step(self, *_: Any, model: torch.nn.Module, **__: Any) -> None:
+        if self.wants_gradients:
+            self.gradients = gradients_of(model)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds = CLOCKS[self.clock]() - self._started
+
+
+def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.float().clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def make_reference(case: Case, checkpointing: bool) -> Reference:
+    policy = make_policy(case)
+    batch = [s for group in make_groups(case, policy) for s in make_trainer(policy)._read(group)]
+    return Reference(make_policy(case), as_inputs(batch), checkpointing)
+
+
+def make_step(case: Case, way: str, clock: str) -> Callable[[], float]:
+    """One step in this `way`; returns its seconds by `clock`."""
+    if way != "ours":
+        reference = make_reference(case, way == "TRL")
+        reference.watch.clock = clock
+        return reference.step
+    policy = make_policy(case)
+    trainer, groups = make_trainer(policy), make_groups(case, policy)
+
+    def step() -> float:
+        started = CLOCKS[clock]()
+        trainer.step(groups)
+        return CLOCKS[clock]() - started
+
+    return step
+
+
+WAYS = ("ours", "TRL", "TRL without checkpointing")
+
+
+def measure_times(case: Case, repeats: int, clock: str) -> dict[str, list[float]]:
+    """Seconds of each way, by turns: what disturbs one disturbs the other."""
+    steps = {way: make_step(case, way, clock) for way in WAYS}
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(repeats):
+        for way, step in steps.items():
+            seconds[way].append(step())
+    return seconds
+
+
+def measure_memory(case: Case, way: str) -> float:
+    """MB that two steps take at their peak above the loaded model, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.train_step", "--memory-of", str(case), way]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1200).stdout
+    return float(output.splitlines()[-1])
+
+
+def print_memory(case: Case, way: str) -> None:
+    step = make_step(case, way, "wall")
+    before = memory_mb("VmRSS")
+    step()
+    step()
+    print(memory_mb("VmHWM") - before)
+
+
+def memory_mb(name: str) -> float:
+    """VmRSS is what this process has in memory now, VmHWM the most that it ever had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{name}:"))
+
+
+def compare(case: Case) -> tuple[float, float]:
+    """Largest relative differences of loss and gradients on the first step.
+
+    A loss on-policy is a sum of advantages that is next to nothing; so it is compared with what their sizes add up to,
+    and a gradient with the largest number of its tensor.
+    """
+    policy = make_policy(case)
+    trainer = make_trainer(policy)
+    batch = [s for group in make_groups(case, policy) for s in trainer._read(group)]
+    trainer._weigh(batch)
+    ours, _ = trainer._backward(batch, is_first=True)
+    # bfloat16 gradients are collected in float32 masters.
+    names = trainer.parameters
+    gradients = {n: m.grad for n, m in zip(names, trainer.masters, strict=True) if m.grad is not None}
+
+    reference = make_reference(case, checkpointing=True)
+    reference.watch.wants_gradients = True
+    reference.args.max_grad_norm = 0.0  # gradients as they are
+    loss = reference.train().training_loss
+    size = sum(abs(s.advantage) * s.weight * len(s.token_ids) for s in batch)
+    theirs = reference.watch.gradients
+    assert theirs.keys() == gradients.keys()
+    worst = max(float((gradients[n] - g).abs().max() / g.abs().max()) for n, g in theirs.items())
+    return abs(ours - loss) / size, worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--half", action="store_true", help="the 0.5 B shape too: minutes, and 20 GB of memory")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "WAY"), help="print the memory that one way takes")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    set_verbosity_error()
+    disable_progress_bar()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print_memory(Case(*arguments.memory_of[0].split()), arguments.memory_of[1])
+        return
+
+    cases = [Case("tiny", dtype, lengths) for dtype in ("float32", "bfloat16") for lengths in ("even", "ragged")]
+    if arguments.half:
+        cases.append(Case("half", "bfloat16", "even"))
+    results: list[dict[str, Any]] = []
+    failed = []
+    print(f"{'':22}  {'ours':>10}  {'TRL':>10}  {'ratio':>6}  {'TRL, no checkpointing':>21}  {'ratio':>6}")
+    for case in cases:
+        repeats = arguments.repeats if case.shape == "tiny" else 1
+        times = measure_times(case, repeats, arguments.clock)
+        speed = print_row(results, case, "seconds", {way: statistics.median(t) for way, t in times.items()}, times)
+        memory = print_row(results, case, "MB at the peak", {way: measure_memory(case, way) for way in WAYS})
+        loss, gradients = compare(case)
+        print(f"{case!s:22}  largest relative difference: loss {loss:.1e}, gradients {gradients:.1e}\n", flush=True)
+        for name, difference in (("loss", loss), ("gradients", gradients)):
+            claim = f"train step, {case}: largest relative difference of {name}"
+            results.append({"claim": claim, "ours": difference, "reference": 0.0, "ratio": None, "unit": "relative"})
+        if speed < WANTED_SPEED or memory < 1:
+            failed.append(f"{case}: {speed:.2f} times the speed, {memory:.2f} times less memory")
+        if case.dtype == "float32" and max(loss, gradients) >= WANTED_DIFFERENCE:
+            failed.append(f"{case}: loss or gradients differ")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    if failed:
+        raise SystemExit("not reached: " + "; ".join(failed))
+
+
+def print_row(
+    results: list[dict[str, Any]],
+    case: Case,
+    unit: str,
+    values: dict[str, float],
+    pairs: dict[str, list[float]] | None = None,
+) -> float:
+    """Returns how many times better ours is than TRL as it comes: the median over pairs where there are such."""
+    ratios = {}
+    for way in WAYS[1:]:
+        ratios[way] = values[way] / values["ours"]
+        if pairs is not None:
+            ratios[way] = statistics.median(t / o for t, o in zip(pairs[way], pairs["ours"], strict=True))
+        results.append(
+            {
+                "claim": f"train step, {case}: {unit}, against {way}",
+                "ours": round(values["ours"], 4),
+                "reference": round(values[way], 4),
+                "ratio": round(ratios[way], 2),
+                "unit": unit,
+            }
+        )
+    ours, trl, plain = (f"{values[way]:.3f} s" if unit == "seconds" else f"{values[way]:.0f} MB" for way in WAYS)
+    print(
+        f"{case!s:22}  {ours:>10}  {trl:>10}  {ratios[WAYS[1]]:6.2f}  {plain:>21}  {ratios[WAYS[2]]:6.2f}", flush=True
+    )
+    return ratios[WAYS[1]]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from worker import settings
+from worker.errors import ModelError
+from worker.policy import adapters
+from worker.policy.policy import Policy, load
+from worker.records import ScoredGroup, Task
+from worker.trainer import checkpoint
+from worker.trainer.trainer import Trainer
+
+GENERATION = settings.Generation(num_generations=4, max_prompt_length=64, max_completion_length=12)
+QUESTIONS = ["Calculate 2 + 3.", "Calculate ( 8 - -1 )."]
+LORA = settings.Lora(rank=4, alpha=8)
+
+
+@pytest.fixture(scope="module")
+def pristine():
+    torch.set_num_threads(1)
+    return load(settings.Model(device="cpu"))
+
+
+def make_trainer(pristine, dtype=torch.float32, **options) -> Trainer:
+    policy = Policy(copy.deepcopy(pristine.model).to(dtype), pristine.tokenizer, pristine.name)
+    return Trainer(policy, settings.Trainer(**{"learning_rate": 1e-3, "lora": LORA, **options}), GENERATION)
+
+
+def make_groups(policy):
+    return [
+        ScoredGroup(
+            Task("basic_arithmetic", "0" * 12, 0, i),
+            question,
+            tuple(c.text for c in completions),
+            (1.0, 0.0, 0.25, 0.0),
+            token_ids=tuple(c.token_ids for c in completions),
+            truncated=tuple(c.truncated for c in completions),
+        )
+        for i, (question, completions) in enumerate(
+            zip(QUESTIONS, policy.generate(QUESTIONS, GENERATION, 0), strict=True)
+        )
+    ]
+
+
+def logits(policy):
+    with torch.no_grad():
+        return policy.model(torch.tensor([policy.prompt_ids(QUESTIONS[0])])).logits
+
+
+def test_only_adapters_are_trained_and_all_that_goes_forward_sees_them(pristine):
+    groups = make_groups(pristine)
+    trainer = make_trainer(pristine)
+    assert adapters.has_adapters(trainer.policy.model)
+    assert not adapters.has_adapters(pristine.model)
+    assert torch.equal(logits(trainer.policy), logits(pristine))  # fresh ones change nothing
+    base = {n: p.detach().clone() for n, p in trainer.policy.model.named_parameters() if n not in trainer.parameters}
+    assert all(".lora_" in name for name in trainer.parameters)
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in trainer.parameters} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    for _ in range(3):
+        assert trainer.step(groups).grad_norm > 0
+    for name, parameter in trainer.policy.model.named_parameters():
+        if name in base:
+            assert torch.equal(parameter, base[name])
+            assert parameter.grad is None
+    assert not torch.equal(logits(trainer.policy), logits(pristine))
+    with adapters.switched_off(trainer.policy.model):
+        assert torch.equal(logits(trainer.policy), logits(pristine))
+    assert all(p.requires_grad for p in trainer.parameters.values())
+
+
+def test_adapters_learn_as_if_they_were_merged(pristine):
+    """The gradient of a low-rank matrix follows from that of the whole one: B starts at 0, so dB = scale x dW A^T."""
+    groups = make_groups(pristine)
+    whole, low = make_trainer(pristine, lora=None), make_trainer(pristine)
+    for trainer in (whole, low):
+        batch = [s for group in groups for s in trainer._read(group)]
+        trainer._weigh(batch)
+        trainer._backward(batch, is_first=True)
+    name = "model.layers.1.self_attn.q_proj"
+    gradient = whole.parameters[f"{name}.weight"].grad
+    down = low.parameters[f"{name}.lora_A.default.weight"]
+    up = low.parameters[f"{name}.lora_B.default.weight"]
+    torch.testing.assert_close(up.grad, LORA.alpha / LORA.rank * gradient @ down.T, rtol=1e-4, atol=1e-7)
+
+
+def test_adapters_of_bfloat16_weights_are_float32_and_start_the_same_everywhere(pristine):
+    first = make_trainer(pristine, torch.bfloat16)
+    state = torch.get_rng_state()
+    second = make_trainer(pristine, torch.bfloat16)
+    assert torch.equal(state, torch.get_rng_state())
+    for ours, theirs in zip(first.parameters.values(), second.parameters.values(), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
+    assert first.step(make_groups(pristine)).grad_norm > 0
+
+
+def test_reference_is_the_model_without_adapters_not_a_copy(pristine):
+    groups = make_groups(pristine)
+    trainer = make_trainer(pristine, beta=0.5, learning_rate=1e-2)
+    assert trainer._reference.model is trainer.policy.model
+    alone = make_trainer(pristine).step(groups).loss  # on-policy it is the same at every step
+    assert trainer.step(groups).loss == pytest.approx(alone, abs=1e-6)  # no distance yet
+    trainer.step(groups)
+    assert trainer.step(groups).loss > alone + 1e-4
+    copied = Trainer(
+        Policy(copy.deepcopy(pristine.model), pristine.tokenizer, pristine.name),
+        settings.Trainer(beta=0.5, learning_rate=1e-2),
+        GENERATION,
+    )
+    assert copied._reference.model is not copied.policy.model
+
+
+def test_checkpoint_holds_the_adapters_only_and_goes_on_number_for_number(pristine, tmp_path):
+    groups = make_groups(pristine)
+    unbroken = make_trainer(pristine)
+    expected = [unbroken.step(groups).grad_norm for _ in range(4)]
+    first = make_trainer(pristine)
+    observed = [first.step(groups).grad_norm for _ in range(2)]
+    path = checkpoint.save(tmp_path, first, {"round": 2}, keep=1)
+    assert load_file(path / "model.safetensors").keys() == first.parameters.keys()
+    second = make_trainer(pristine)
+    assert checkpoint.restore(tmp_path, second) == {"round": 2}
+    observed += [second.step(groups).grad_norm for _ in range(2)]
+    assert observed == expected
+    with pytest.raises(ModelError, match=r"do not fit hivewright/tiny; set model/name and trainer/lora back"):
+        checkpoint.restore(tmp_path, make_trainer(pristine, lora=None))
+
+
+def test_layers_that_the_model_has_not_are_a_model_error_that_names_those_it_has(pristine):
+    with pytest.raises(ModelError) as caught:
+        make_trainer(pristine, lora=settings.Lora(target_modules=("query",)))
+    assert "trainer/lora: target_modules ('query',)" in str(caught.value)
+    assert "q_proj" in str(caught.value)
+    chosen = make_trainer(pristine, lora=settings.Lora(target_modules=("q_proj", "v_proj")))
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in chosen.parameters} == {"q_proj", "v_proj"}
+
+
+def test_inventory_key_of_adapters_is_a_mapping():
+    parsed = settings.from_flat({"trainer_lora": {"rank": 8, "target_modules": ["q_proj"]}}, "inventory data")
+    assert parsed.trainer.lora == settings.Lora(rank=8, target_modules=("q_proj",))

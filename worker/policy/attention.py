@@ -1,0 +1,168 @@
+# ruff: noqa: N803, N806 - tensors are named with their axes
+"""Attention over a packed row: every prompt once, each of its completions after it, no padding between them.
+
+Registered with transformers' AttentionInterface, so that every family that goes through it can be packed. A prompt's
+tokens see those before them; a completion's tokens see its prompt and those before them in the same completion.
+"""
+
+# S tokens of the row, L of one prompt, C completions of a prompt, T tokens of the longest of them, H heads, K key
+# heads, R = H / K, D head size
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own habit
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface
+
+PACKED = "hivewright-packed"
+"""Name of this attention in a model's configuration. transformers makes no mask for a name that it has none for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where things are in a packed row. `groups` has a prompt's length L and those of its completions, in order."""
+
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The lengths of all pieces, in the order of the row."""
+        return [size for prompt, completions in self.groups for size in (prompt, *completions)]
+
+    def mask(self, before: int, length: int, window: int | None, device: torch.device) -> Tensor:
+        """(length, before + length) where a token may look at: itself, what is before it, and within `window`."""
+        key = (before, length, window)
+        if key not in self._masks:
+            query_T1 = torch.arange(before, before + length, device=device)[:, None]
+            other_S = torch.arange(before + length, device=device)
+            mask_TS = other_S <= query_T1
+            self._masks[key] = mask_TS if window is None else mask_TS & (query_T1 - other_S < window)
+        return self._masks[key]
+
+
+def attend(
+    module: torch.nn.Module,
+    query_1HSD: Tensor,
+    key_1KSD: Tensor,
+    value_1KSD: Tensor,
+    attention_mask: None,
+    *,
+    layout: Layout,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function. (1, S, H, D), and no weights. Dropout is never on, in training as in sampling.
+
+    What a family passes beside these is left to `Scorer`, which packs no model that it would make a difference to.
+    """
+    scale = query_1HSD.shape[-1] ** -0.5 if scaling is None else scaling
+    queries, keys, values = (
+        iter(torch.split(x[0].transpose(0, 1), layout.sizes)) for x in (query_1HSD, key_1KSD, value_1KSD)
+    )
+    outputs: list[Tensor] = []
+    for length, lengths in layout.groups:
+        prompt_q, prompt_k, prompt_v = next(queries), next(keys), next(values)
+        prompt = _Group(layout, 0, scale, sliding_window, softcap)
+        outputs.append(prompt.attend(prompt_q[None], prompt_k[None], prompt_v[None], None, None)[0])
+        completions = _Group(layout, length, scale, sliding_window, softcap)
+        for run in _runs(lengths, query_1HSD.device):
+            # Padded on the right, among one prompt's completions only: nobody looks to the right.
+            q_CTHD, k_CTKD, v_CTKD = (_stack([next(x) for _ in run]) for x in (queries, keys, values))
+            if q_CTHD.shape[1] > 0:
+                out_CTHD = completions.attend(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v)
+                outputs.extend(out_THD[:n] for out_THD, n in zip(out_CTHD.unbind(), run, strict=True))
+    return torch.cat(outputs)[None], None
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Rows of equal length (C, T, heads, D) that share the `before` keys and values of their prompt."""
+
+    layout: Layout
+    before: int
+    scale: float
+    window: int | None
+    softcap: float | None
+
+    def attend(
+        self, q_CTHD: Tensor, k_CTKD: Tensor, v_CTKD: Tensor, prompt_k: Tensor | None, prompt_v: Tensor | None
+    ) -> Tensor:
+        """(C, T, H, D)"""
+        if self.softcap is not None:  # which torch's fused kernel does not know
+            return self._dense(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v, self.softcap)
+        return self._fused(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v)
+
+    def _fused(
+        self, q_CTHD: Tensor, k_CTKD: Tensor, v_CTKD: Tensor, prompt_k: Tensor | None, prompt_v: Tensor | None
+    ) -> Tensor:
+        num_rows, length = q_CTHD.shape[:2]
+        if prompt_k is not None and prompt_v is not None:
+            k_CTKD = torch.cat([prompt_k.expand(num_rows, -1, -1, -1), k_CTKD], dim=1)
+            v_CTKD = torch.cat([prompt_v.expand(num_rows, -1, -1, -1), v_CTKD], dim=1)
+        repeats = q_CTHD.shape[2] // k_CTKD.shape[2]
+        is_plain = self.before == 0 and (self.window is None or length <= self.window)
+        mask = None if is_plain else self.layout.mask(self.before, length, self.window, q_CTHD.device)
+        out_CHTD = F.scaled_dot_product_attention(
+            q_CTHD.transpose(1, 2),
+            k_CTKD.repeat_interleave(repeats, 2).transpose(1, 2),
+            v_CTKD.repeat_interleave(repeats, 2).transpose(1, 2),
+            attn_mask=mask,
+            is_causal=is_plain,
+            scale=self.scale,
+        )
+        return out_CHTD.transpose(1, 2)
+
+    def _dense(
+        self,
+        q_CTHD: Tensor,
+        k_CTKD: Tensor,
+        v_CTKD: Tensor,
+        prompt_k: Tensor | None,
+        prompt_v: Tensor | None,
+        softcap: float,
+    ) -> Tensor:
+        num_rows, length, num_heads, size = q_CTHD.shape
+        num_keys = k_CTKD.shape[2]
+        # The prompt's keys are one product's right side for all rows and all heads that share them.
+        q_KRCTD = (q_CTHD * self.scale).permute(2, 0, 1, 3).reshape(num_keys, -1, num_rows, length, size)
+        scores = q_KRCTD @ k_CTKD.permute(2, 0, 3, 1)[:, None]
+        if prompt_k is not None:
+            shared = q_KRCTD.reshape(num_keys, -1, size) @ prompt_k.permute(1, 2, 0)
+            scores = torch.cat([shared.view(*scores.shape[:-1], self.before), scores], dim=-1)
+        scores = torch.tanh(scores / softcap) * softcap
+        mask = self.layout.mask(self.before, length, self.window, q_CTHD.device)
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(q_CTHD.dtype)
+        out_KRCTD = weights[..., self.before :] @ v_CTKD.permute(2, 0, 1, 3)[:, None]
+        if prompt_v is not None:
+            shared = weights[..., : self.before].reshape(num_keys, -1, self.before) @ prompt_v.transpose(0, 1)
+            out_KRCTD = out_KRCTD + shared.view_as(out_KRCTD)
+        return out_KRCTD.reshape(num_heads, num_rows, length, size).permute(1, 2, 0, 3)
+
+
+def _runs(lengths: tuple[int, ...], device: torch.device) -> list[list[int]]:
+    """Neighbours that go through attention together: on a CPU those of similar length, for padding costs time there."""
+    if device.type != "cpu":
+        return [list(lengths)]
+    runs: list[list[int]] = []
+    for length in lengths:
+        if runs and 0.75 * length <= runs[-1][0] <= 1.33 * length:
+            runs[-1].append(length)
+        else:
+            runs.append([length])
+    return runs
+
+
+def _stack(pieces: Sequence[Tensor]) -> Tensor:
+    if all(piece.shape[0] == pieces[0].shape[0] for piece in pieces):
+        return torch.stack(list(pieces))
+    return pad_sequence(list(pieces), batch_first=True)
+
+
+AttentionInterface.register(PACKED, attend)
