@@ -28,7 +28,12 @@ def pristine():
 
 @pytest.fixture
 def policy(pristine) -> Policy:
-    return Policy(copy.deepcopy(pristine.model), pristine.tokenizer, pristine.name)
+    return copy_of(pristine)
+
+
+def copy_of(policy: Policy) -> Policy:
+    """The same weights, not shared; the engine that generates is made anew."""
+    return Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.name)
 
 
 def make_groups(policy, seed=0, questions=QUESTIONS):
@@ -293,7 +298,7 @@ def test_non_finite_steps_keep_the_weights_and_stop_after_n_in_a_row(policy):
 
 def test_second_iteration_compares_with_the_policy_before_the_first(policy):
     groups = make_groups(policy)
-    once, twice = copy.deepcopy(policy), policy
+    once, twice = copy_of(policy), policy
     make_trainer(once, learning_rate=1e-2).step(groups)
     trainer = make_trainer(twice, learning_rate=1e-2, num_iterations=2)
     metrics = trainer.step(groups)
@@ -306,7 +311,7 @@ def test_reference_model_holds_the_policy_back(policy):
     groups = make_groups(policy)
     distance = {}
     for beta in (0.0, 5.0):
-        student = copy.deepcopy(policy)
+        student = copy_of(policy)
         trainer = make_trainer(student, learning_rate=3e-4, beta=beta)
         for _ in range(8):
             trainer.step(groups)
