@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> None:
     """Run the demo. Raises DemoFailed, with one line, if something that it promises did not hold."""
     output = options.output.resolve()
     demo = Demo(output, options.workers, options.rounds, options.seed, Console())
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     with _fresh_folder(output), Children(output / "logs") as children:
         demo.start(children)
         demo.watch(children)
@@ -285,5 +286,5 @@ def _fresh_folder(output: Path) -> IO[str]:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM ends the demo as Ctrl-C does: children first."""
+    """SIGTERM and Ctrl-C end the demo, children first: Ctrl-C also where a shell's `&` made this process ignore it."""
     raise KeyboardInterrupt

@@ -24,6 +24,7 @@ def start_demo(output: Path, rounds: int, workers: int = 1) -> subprocess.Popen[
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell's `&` does
     )
 
 
