@@ -233,7 +233,7 @@ class Weights:
 
 
 def _find_layout(linears: Sequence[nn.Linear], dtype: torch.dtype) -> str:
-    """How a weight is kept: "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or "panels" (native.c)."""
+    """How a weight is kept: "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or "panels" (products.c)."""
     size = sum(linear.weight.numel() for linear in linears)
     if linears[0].weight.device.type != "cpu":
         return "plain"

@@ -1,11 +1,8 @@
 /* The small operations of a decoding step, each in one pass: in torch they cost more calls than arithmetic.
  * float32, row-major. R rows, H query heads, K key heads, Q = H / K, D numbers of a head, L room for prompt tokens.
- * native.py compiles and calls this; decoder.py does the same in torch and says what it means. */
+ * native.py compiles this, with -ffast-math, and calls it; decoder.py does the same in torch and says what it means. */
 #include <math.h>
 #include <stdint.h>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 
 typedef float floats __attribute__((vector_size(64)));
 typedef float loose __attribute__((vector_size(64), aligned(4), may_alias)); /* anywhere in memory */
@@ -141,78 +138,5 @@ void gate(const float *restrict gate_up, float *restrict out, int64_t R, int64_t
             }
         else
             for (int64_t i = 0; i < n; i++) out[i] = gate_up[i] / (1 + expf(-gate_up[i])) * up[i];
-    }
-}
-
-/* Products with bfloat16 weights in float32 arithmetic: half the memory to read, and reading is what costs.
- * Weights lie in panels of 16 outputs: (N / 16 rounded up, M, 16); x in blocks of 16 rows: (R / 16 rounded up, M, 16). */
-typedef uint32_t words __attribute__((vector_size(64)));
-typedef uint16_t halves __attribute__((vector_size(32)));
-
-static uint16_t round_to_bfloat16(float x) {
-    union { float value; uint32_t bits; } u = {x};
-    return (uint16_t)((u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16);
-}
-
-/* weight (N, M) -> panels. */
-void pack(const float *restrict weight, uint16_t *restrict panels, int64_t N, int64_t M) {
-#pragma omp parallel for schedule(static) if (N * M > 1 << 17)
-    for (int64_t p = 0; p < (N + 15) / 16; p++)
-        for (int64_t j = 0; j < 16; j++) {
-            const int64_t n = p * 16 + j;
-            uint16_t *panel = panels + p * M * 16 + j;
-            for (int64_t m = 0; m < M; m++) panel[m * 16] = n < N ? round_to_bfloat16(weight[n * M + m]) : 0;
-        }
-}
-
-static inline floats widen(const halves *weight) {
-#ifdef __AVX512F__
-    return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(*(const __m256i *)weight), 16);
-#else
-    return (floats)(__builtin_convertvector(*weight, words) << 16);
-#endif
-}
-
-static inline __attribute__((always_inline)) void multiply_panel(const int rows, const float *restrict x,
-                                                                 const uint16_t *restrict panel, floats *sums, int64_t M) {
-    floats totals[16];
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) totals[r] = sums[r];
-    for (int64_t m = 0; m < M; m++) {
-        const floats weight = widen((const halves *)(panel + m * 16));
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) totals[r] += weight * x[m * 16 + r];
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) sums[r] = totals[r];
-}
-
-/* out (R, N) = x (R, M) @ weight.T + bias (N; may be absent). `blocks`: room for x in blocks. */
-void multiply(const float *restrict x, const uint16_t *restrict panels, const float *restrict bias, float *restrict blocks,
-              float *restrict out, int64_t R, int64_t N, int64_t M) {
-    for (int64_t first = 0; first < R; first += 16)
-        for (int64_t start = 0; start < M; start += 16)  /* a line of the cache of each row at a time */
-            for (int64_t r = 0; r < 16; r++)
-                for (int64_t m = start; m < (start + 16 < M ? start + 16 : M); m++)
-                    blocks[first * M + m * 16 + r] = first + r < R ? x[(first + r) * M + m] : 0;
-#pragma omp parallel for schedule(static) if (R * N * M > 1 << 18)
-    for (int64_t p = 0; p < (N + 15) / 16; p++) {
-        const int64_t n = p * 16, columns = N - n < 16 ? N - n : 16;
-        const uint16_t *panel = panels + p * M * 16;
-        for (int64_t r = 0; r < R; r += 16) {
-            const int64_t rows = R - r < 16 ? R - r : 16;
-            floats sums[16] = {0};
-            if (rows > 12)
-                multiply_panel(16, blocks + r * M, panel, sums, M);
-            else if (rows > 8)
-                multiply_panel(12, blocks + r * M, panel, sums, M);
-            else if (rows > 4)
-                multiply_panel(8, blocks + r * M, panel, sums, M);
-            else
-                multiply_panel(4, blocks + r * M, panel, sums, M);
-            for (int64_t i = 0; i < rows; i++)
-                for (int64_t j = 0; j < columns; j++)
-                    out[(r + i) * N + n + j] = sums[i][j] + (bias ? bias[n + j] : 0);
-        }
     }
 }

@@ -1,4 +1,4 @@
-"""The small operations of a decoding step in C (native.c), compiled for this machine when a model is loaded.
+"""The operations of a decoding step in C (native.c, products.c), compiled for this machine when a model is loaded.
 
 Where there is no C compiler, or no CPU to run on, decoder.py does the same in torch, slower.
 """
@@ -46,7 +46,8 @@ class Panels:
         self._num_outputs, self._num_inputs = weight.shape
         num_panels = -(-self._num_outputs // 16)
         # Vectors are read whole: they must not straddle the lines of the cache.
-        room = torch.empty(num_panels * self._num_inputs * 16 + 32, dtype=torch.bfloat16)
+        self._room_for_inputs = self._num_inputs + self._num_inputs % 2
+        room = torch.empty(num_panels * self._room_for_inputs * 16 + 32, dtype=torch.bfloat16)
         self._panels = room[-(room.data_ptr() // 2) % 32 :]
         self._bias = None if bias is None else bias.float().contiguous()
         rows = weight.float().contiguous()
@@ -54,7 +55,7 @@ class Panels:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        blocks = x.new_empty((-(-len(x) // 16), self._num_inputs, 16))
+        blocks = x.new_empty((-(-len(x) // 16), self._room_for_inputs, 16))
         out = x.new_empty((len(x), self._num_outputs))
         self._functions.multiply(
             x.data_ptr(),
@@ -90,16 +91,17 @@ def load() -> Any | None:
 
 
 def _compile(compiler: str) -> ctypes.CDLL:
-    source = Path(__file__).with_suffix(".c")
+    folder_of_sources = Path(__file__).parent
     with tempfile.TemporaryDirectory(prefix="hivewright-native-") as folder:
-        compiled, library = f"{folder}/native.o", f"{folder}/native.so"
+        library = f"{folder}/native.so"
         # Threads come from torch's own OpenMP, so that there is one pool. Not linked with -ffast-math: that would
         # switch denormal numbers off in the whole process.
         openmp = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
-        flags = ["-O3", "-march=native", "-ffast-math", "-fPIC", *(["-fopenmp"] if len(openmp) == 1 else [])]
+        flags = ["-O3", "-march=native", "-fPIC", *(["-fopenmp"] if len(openmp) == 1 else [])]
         libraries = [str(file) for file in openmp if len(openmp) == 1]
-        _run([compiler, *flags, "-c", str(source), "-o", compiled])
-        _run([compiler, "-shared", compiled, *libraries, "-lm", "-o", library])
+        for name, more in (("native", ["-ffast-math"]), ("products", [])):
+            _run([compiler, *flags, *more, "-c", str(folder_of_sources / f"{name}.c"), "-o", f"{folder}/{name}.o"])
+        _run([compiler, "-shared", f"{folder}/native.o", f"{folder}/products.o", *libraries, "-lm", "-o", library])
         return ctypes.CDLL(library)
 
 

@@ -1,0 +1,81 @@
+/* Products of float32 rows with bfloat16 weights in float32 arithmetic: half the memory to read, which is what costs.
+ * Weights lie in panels of 16 outputs, two inputs side by side: (N / 16, M / 2, 16, 2), both rounded up; x in blocks of
+ * 16 rows: (R / 16, M rounded up to even, 16).
+ *
+ * Without -ffast-math: it would add both products of a pair before adding them to the sum, three operations for two. */
+#include <stdint.h>
+
+typedef float floats __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+
+enum { ahead = 1024 }; /* bytes of weights asked for early: without, half the time is waiting for memory */
+
+static uint16_t round_to_bfloat16(float x) {
+    union { float value; uint32_t bits; } u = {x};
+    return (uint16_t)((u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16);
+}
+
+/* weight (N, M) -> panels. */
+void pack(const float *restrict weight, uint16_t *restrict panels, int64_t N, int64_t M) {
+    const int64_t even = M + M % 2;
+#pragma omp parallel for schedule(static) if (N * M > 1 << 17)
+    for (int64_t p = 0; p < (N + 15) / 16; p++)
+        for (int64_t j = 0; j < 16; j++) {
+            const int64_t n = p * 16 + j;
+            uint16_t *panel = panels + p * even * 16 + j * 2;
+            for (int64_t m = 0; m < even; m++)
+                panel[m / 2 * 32 + m % 2] = n < N && m < M ? round_to_bfloat16(weight[n * M + m]) : 0;
+        }
+}
+
+static inline __attribute__((always_inline)) void multiply_panel(const int rows, const float *restrict x,
+                                                                 const uint16_t *restrict panel, floats *sums, int64_t M) {
+    floats totals[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) totals[r] = sums[r];
+    for (int64_t m = 0; m < M; m += 2, x += 32, panel += 32) {
+        __builtin_prefetch((const char *)panel + ahead);
+        const words pairs = *(const words *)panel;
+        const floats first = (floats)(pairs << 16), second = (floats)(pairs & 0xffff0000);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) totals[r] += first * x[r];
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) totals[r] += second * x[16 + r];
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) sums[r] = totals[r];
+}
+
+static void multiply_rows(int64_t rows, const float *x, const uint16_t *panel, floats *sums, int64_t M) {
+    if (rows > 12)
+        multiply_panel(16, x, panel, sums, M);
+    else if (rows > 8)
+        multiply_panel(12, x, panel, sums, M);
+    else if (rows > 4)
+        multiply_panel(8, x, panel, sums, M);
+    else
+        multiply_panel(4, x, panel, sums, M);
+}
+
+/* out (R, N) = x (R, M) @ weight.T + bias (N; may be absent). `blocks`: room for x in blocks. */
+void multiply(const float *restrict x, const uint16_t *restrict panels, const float *restrict bias, float *restrict blocks,
+              float *restrict out, int64_t R, int64_t N, int64_t M) {
+    const int64_t even = M + M % 2;
+    for (int64_t first = 0; first < R; first += 16)
+        for (int64_t start = 0; start < even; start += 16)  /* a line of the cache of each row at a time */
+            for (int64_t r = 0; r < 16; r++)
+                for (int64_t m = start; m < (start + 16 < even ? start + 16 : even); m++)
+                    blocks[first * even + m * 16 + r] = first + r < R && m < M ? x[(first + r) * M + m] : 0;
+#pragma omp parallel for schedule(static) if (R * N * M > 1 << 18)
+    for (int64_t p = 0; p < (N + 15) / 16; p++) {
+        const int64_t n = p * 16, columns = N - n < 16 ? N - n : 16;
+        for (int64_t r = 0; r < R; r += 16) {
+            const int64_t rows = R - r < 16 ? R - r : 16;
+            floats sums[16] = {0};
+            multiply_rows(rows, blocks + r * even, panels + p * even * 16, sums, even);
+            for (int64_t i = 0; i < rows; i++)
+                for (int64_t j = 0; j < columns; j++)
+                    out[(r + i) * N + n + j] = sums[i][j] + (bias ? bias[n + j] : 0);
+        }
+    }
+}
