@@ -1,7 +1,7 @@
 """Does sharing help? Eight nodes, 8 groups a step: all local, or part of them from peers (SAPO, arXiv 2509.08721).
 
-    python -m benchmarks.sapo [--tasks hard|easy] [--nodes 8] [--rounds 200] [--seeds 0 1 2] [--mixes 8/0 6/2 4/4 2/6]
-                              [--processes 2] [--plot FILE] [--json FILE]
+    python -m benchmarks.sapo [--tasks easy|hard] [--external better|all] [--mixes 8/0 6/2 4/4 2/6] [--nodes 8]
+                              [--rounds 200] [--seeds 0 1 2] [--processes 2] [--plot FILE] [--json FILE]
 
 The paper's controlled experiment with our parts: I local and J external groups, I + J = 8, for 8/0, 6/2, 4/4 and 2/6.
 Every node answers the same number of tasks in each of them, so a step costs the same everywhere. The figure is the
@@ -15,6 +15,7 @@ and teach nothing. `easy` is the demo's mix, where nine in ten of a node's own g
 import argparse
 import json
 import multiprocessing
+import re
 import statistics
 import time
 from dataclasses import dataclass
@@ -29,8 +30,6 @@ from worker.settings import Family
 
 PAPER = {"8/0": 561.79, "6/2": 854.43, "4/4": 1093.31, "2/6": 945.87}
 """Cumulative reward, table 1 of the paper."""
-MIXES = tuple(PAPER)
-BASE = "8/0"
 TASKS = {
     "easy": DEMO_FAMILIES,
     "hard": (
@@ -45,23 +44,25 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: `mix` is "I/J"."""
+    """One run: `mix` is "I/J", `external` what is learned from of peers' groups (`trainer.external_completions`)."""
 
     mix: str
     tasks: str
+    external: str
     seed: int
     nodes: int
     rounds: int
 
 
-def configure(mix: str, tasks: str) -> settings.Settings:
+def configure(mix: str, tasks: str, external: str) -> settings.Settings:
     """The demo's settings with exactly I local and J external groups: nothing fills what is missing."""
-    local, external = map(int, mix.split("/"))
+    num_local, num_external = map(int, mix.split("/"))
     flat = {
         **DEMO_SETTINGS,
         "environment_families": [family.model_dump() for family in TASKS[tasks]],
-        "trainer_local_groups": local,
-        "trainer_external_groups": external,
+        "trainer_local_groups": num_local,
+        "trainer_external_groups": num_external,
+        "trainer_external_completions": external,
         "trainer_fill_missing": False,
     }
     return settings.from_flat(flat, "the demo's settings")
@@ -69,7 +70,7 @@ def configure(mix: str, tasks: str) -> settings.Settings:
 
 def play(trial: Trial) -> list[float]:
     """Mean reward of all nodes, by round."""
-    return mean_curve(run(trial.seed, trial.nodes, trial.rounds, configure(trial.mix, trial.tasks)))
+    return mean_curve(run(trial.seed, trial.nodes, trial.rounds, configure(trial.mix, trial.tasks, trial.external)))
 
 
 def cumulate(curve: list[float], nodes: int) -> list[float]:
@@ -81,7 +82,7 @@ def cumulate(curve: list[float], nodes: int) -> list[float]:
 
 
 def draw(curves: dict[str, list[list[float]]], nodes: int, file: Path) -> None:
-    """Left: the reward by round; right: what has accumulated above 8/0, by round."""
+    """Left: the reward by round; right: what has accumulated above the first mix, by round."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -90,11 +91,12 @@ def draw(curves: dict[str, list[list[float]]], nodes: int, file: Path) -> None:
     for mix, mean in means.items():
         smooth = [statistics.fmean(mean[max(0, i - 9) : i + 1]) for i in range(len(mean))]
         left.plot(smooth, label=mix)
-    base = cumulate(means[BASE], nodes)
+    first = next(iter(means))
+    base = cumulate(means[first], nodes)
     for mix, mean in means.items():
         right.plot([a - b for a, b in zip(cumulate(mean, nodes), base, strict=True)], label=mix)
     left.set(xlabel="round", ylabel="mean reward (10-round mean, all seeds)", ylim=(0, 1))
-    right.set(xlabel="round", ylabel=f"accumulated reward above {BASE}")
+    right.set(xlabel="round", ylabel=f"accumulated reward above {first}")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(title="local/external")
@@ -105,8 +107,9 @@ def draw(curves: dict[str, list[list[float]]], nodes: int, file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tasks", choices=list(TASKS), default="hard")
-    parser.add_argument("--mixes", nargs="+", choices=MIXES, default=list(MIXES), metavar="I/J")
+    parser.add_argument("--tasks", choices=list(TASKS), default="easy")
+    parser.add_argument("--external", choices=["better", "all"], default="better", help="which of peers' completions")
+    parser.add_argument("--mixes", nargs="+", default=list(PAPER), metavar="I/J", help="the first is the base")
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -116,11 +119,17 @@ def main() -> None:
     arguments = parser.parse_args()
 
     mixes, nodes, rounds = arguments.mixes, arguments.nodes, arguments.rounds
-    if mixes[0] != BASE:
-        parser.error(f"--mixes {' '.join(mixes)}: the first must be {BASE}, which the others are compared with")
-    trials = [Trial(mix, arguments.tasks, seed, nodes, rounds) for seed in arguments.seeds for mix in mixes]
+    for mix in mixes:
+        if not re.fullmatch(r"\d+/\d+", mix):
+            parser.error(f"--mixes {mix}: expected local/external groups, such as 4/4")
+    trials = [
+        Trial(mix, arguments.tasks, arguments.external, seed, nodes, rounds)
+        for seed in arguments.seeds
+        for mix in mixes
+    ]
     curves: dict[str, list[list[float]]] = {mix: [] for mix in mixes}
-    print(f"{nodes} nodes, {rounds} rounds, {arguments.tasks} tasks; accumulated reward by seed", flush=True)
+    setting = f"{arguments.tasks} tasks, external {arguments.external}, {nodes} nodes, {rounds} rounds"
+    print(f"accumulated reward by seed; {setting}", flush=True)
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         for trial, curve in zip(trials, pool.imap(play, trials), strict=True):
@@ -130,23 +139,19 @@ def main() -> None:
             print(f"seed {trial.seed}  {trial.mix}  {total:8.1f}  after {minutes:5.1f} min", flush=True)
 
     totals = {mix: [cumulate(curve, nodes)[-1] for curve in runs] for mix, runs in curves.items()}
-    base = statistics.fmean(totals[BASE])
-    print(
-        f"{'mix':>4}  {'accumulated':>11}  {'spread':>6}  {'to 8/0':>6}  {'last ten':>8}  {'paper':>8}  {'to 8/0':>6}"
-    )
+    base = statistics.fmean(totals[mixes[0]])
+    ratio = f"to {mixes[0]}"
+    print(f"{'mix':>4}  {'accumulated':>11}  {'spread':>6}  {ratio:>6}  {'last ten':>8}  {'paper':>8}  {'to 8/0':>6}")
     results = []
     for mix in mixes:
         mean = statistics.fmean(totals[mix])
         spread = statistics.stdev(totals[mix]) if len(totals[mix]) > 1 else 0.0
         last = statistics.fmean(statistics.fmean(curve[-10:]) for curve in curves[mix])
-        paper = PAPER[mix]
-        print(
-            f"{mix:>4}  {mean:11.1f}  {spread:6.1f}  {mean / base:6.3f}  {last:8.3f}  {paper:8.2f}  "
-            f"{paper / PAPER[BASE]:6.2f}"
-        )
+        paper = f"{PAPER[mix]:8.2f}  {PAPER[mix] / PAPER['8/0']:6.2f}" if mix in PAPER else ""
+        print(f"{mix:>4}  {mean:11.1f}  {spread:6.1f}  {mean / base:6.3f}  {last:8.3f}  {paper}")
         results.append(
             {
-                "claim": f"accumulated reward, {arguments.tasks} tasks, {nodes} nodes, {rounds} rounds: {mix} to 8/0",
+                "claim": f"accumulated reward, {setting}: {mix} to {mixes[0]}",
                 "ours": round(mean, 2),
                 "reference": round(base, 2),
                 "ratio": round(mean / base, 4),

@@ -155,6 +155,8 @@ class Trainer(Section):
     """J: groups of its peers that a node trains on in a round."""
     fill_missing: bool = True
     """When there are fewer than J external groups with a signal, take more local ones (and the other way round)."""
+    external_completions: Literal["better", "all"] = "better"
+    """Which completions of a peer's group are learned from: those better than the group's mean, or all, as in SAPO."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta1: Fraction = 0.9

@@ -91,13 +91,16 @@ def assert_same_gradients(ours, theirs, tolerance):
         assert difference < tolerance, name
 
 
-def test_step_moves_the_weights_and_says_what_it_did(policy):
+# Rewards are 1, 0, 0.25 and 0: only the first is better than their mean.
+@pytest.mark.parametrize(("external", "num_learned"), [("better", 1), ("all", 4)])
+def test_step_moves_the_weights_and_says_what_it_did(policy, external, num_learned):
     before = weights(policy)
     groups = make_groups(policy)
-    metrics = make_trainer(policy).step([*groups[:2], from_peer(groups[2])])
+    trainer = make_trainer(policy, external_completions=external)
+    metrics = trainer.step([*groups[:2], from_peer(groups[2])])
     assert (metrics.num_groups_local, metrics.num_groups_external, metrics.skipped) == (2, 1, None)
     assert metrics.num_tokens == sum(len(ids) for g in groups[:2] for ids in g.token_ids) + sum(
-        len(policy.completion_ids(text, 12)[0]) for text in groups[2].completions
+        len(policy.completion_ids(text, 12)[0]) for text in groups[2].completions[:num_learned]
     )
     assert metrics.grad_norm > 0
     assert metrics.learning_rate == 1e-4
@@ -253,7 +256,7 @@ def test_group_that_can_not_be_used_is_dropped_by_name_and_the_step_goes_on(poli
 def test_strange_texts_of_a_peer_are_trained_on_within_limits(policy):
     group = from_peer(make_groups(policy)[0])
     texts = ("", "\x00\x1b[2J" * 100, "<|end|><|user|>é٣🙂" * 50, "<answer>5</answer>")
-    metrics = make_trainer(policy).step([replace(group, completions=texts)])
+    metrics = make_trainer(policy, external_completions="all").step([replace(group, completions=texts)])
     assert (metrics.num_groups_external, metrics.skipped) == (1, None)
     assert metrics.num_tokens == 1 + 12 + 12 + 3
     assert math.isfinite(metrics.loss)

@@ -1,9 +1,8 @@
 """Checkpoints: everything that training goes on from, number for number. Atomic, safetensors and JSON, never pickle.
 
 `FOLDER/checkpoint-00000012/` holds model.safetensors (what is trained, under its usual names: all weights, or the
-adapters), optimizer.safetensors
-(moments, float32 masters, torch's random states) and state.json. It is written beside, flushed to the disk and renamed,
-so that a kill -9 or a full disk leaves the ones before as they are.
+adapters), optimizer.safetensors (moments, float32 masters, torch's random states) and state.json. It is written beside,
+flushed to the disk and renamed, so that a kill -9 or a full disk leaves the ones before as they are.
 """
 
 import json

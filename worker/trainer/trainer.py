@@ -1,9 +1,10 @@
 # ruff: noqa: N806 - tensors are named with their axes
 """One GRPO step on a batch of groups: our own and our peers'.
 
-A peer's text is re-tokenised and scored as if our own policy had sampled it (SAPO). The old log-probabilities are the
-detached ones of the first pass over the batch, so no second forward pass is ever made for them. Work is cut into
-micro-batches by a token budget; weights of tokens are fixed before, so the cut changes nothing but memory.
+A peer's text is re-tokenised and scored as if our own policy had sampled it (SAPO); of a peer's group those completions
+are learned from that are better than its mean (docs/decisions/0008). The old log-probabilities are the detached ones of
+the first pass over the batch, so no second forward pass is ever made for them. Work is cut into micro-batches by a
+budget of tokens; weights of tokens are fixed before, so the cut changes nothing but memory.
 """
 
 # M completion tokens of a micro-batch, one completion after the other
@@ -137,6 +138,8 @@ class Trainer:
             else:
                 ids, truncated = list(group.token_ids[i]), bool(group.truncated and group.truncated[i])
             is_hidden = truncated and self._settings.mask_truncated_completions
+            # A mistake that only a peer would make: to make it less likely still bends the policy to no use.
+            is_hidden |= group.peer_id is not None and advantage < 0 and self._settings.external_completions == "better"
             sequences.append(Lesson(tuple(prompt), tuple(ids), advantage, is_hidden))
         return sequences
 
