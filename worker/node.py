@@ -86,6 +86,8 @@ class Node:
         self.policy.require_context(settings.generation)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
         self.last_round = self._resume()
+        # First what generates, which stays in memory; then training measures what is left.
+        self.policy.prepare(settings.generation, self.folder / "rows.json")
         self.trainer.fit(self.folder / "budget.json")
         self.hub = self._hub() if settings.hub.token_file is not None else None
         self.ledger = Ledger(self.folder / "ledger.db")

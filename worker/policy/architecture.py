@@ -169,6 +169,8 @@ class Weights:
         self.head_dim = int(attention.head_dim)
         self.num_heads = attention.q_proj.out_features // self.head_dim
         self.num_kv_heads = attention.k_proj.out_features // self.head_dim
+        self.mlp_size = int(model.model.layers[0].mlp.down_proj.in_features)
+        self.num_tokens = int(model.get_output_embeddings().weight.shape[0])
         self.scale = float(attention.scaling)
         # Gemma 3 has the name, too, and makes no use of it.
         self.score_cap = getattr(config, "attn_logit_softcapping", None) if config.model_type == "gemma2" else None
