@@ -355,14 +355,6 @@ class Settings(Section):
     hub: Hub = Hub()
     log: Log = Log()
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.hub.token_file is not None and self.trainer.lora is not None:
-            raise ValueError(
-                "hub.token_file and trainer.lora are both set: only whole models are pushed; take one of them away"
-            )
-        return self
-
 
 SECTIONS: dict[str, type[Section]] = {
     name: field.annotation
