@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from worker import settings
-from worker.policy import native
+from worker.errors import ModelError
+from worker.policy import memory, native, vllm
 from worker.policy.architecture import UnknownArchitectureError
 from worker.policy.cached import CachedDecoder
 from worker.policy.decoder import LeanDecoder
@@ -24,6 +25,7 @@ from worker.policy.engine import Decoder, Ending, Engine, Sampled
 from worker.policy.reference import ReferenceEngine
 from worker.policy.rows import Rows
 from worker.policy.sampling import Sampler
+from worker.policy.vllm import VllmEngine
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +38,20 @@ _LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 def load_engine(model: Any, generation: settings.Generation, rows: Rows | None = None) -> Engine:
     """The engine that the settings name, for this model. It follows the model's weights.
 
+    Raises ModelError for a vLLM that is asked for and can't be had.
+
     `rows` is how many answers it generates at once; None: it finds out for itself.
     """
     if generation.engine == "transformers":
         return ReferenceEngine(model, rows)
+    if generation.engine == "vllm":
+        return VllmEngine(model, generation)
+    if generation.engine == "auto" and model.device.type == "cuda" and vllm.is_installed():
+        try:
+            return VllmEngine(model, generation)
+        except ModelError as error:
+            log.warning("vllm not used reason=%s", error)
+            memory.release(model.device)
     return TorchEngine(model, generation.dtype, rows)
 
 
