@@ -231,9 +231,20 @@ def test_model_that_vllm_does_not_know_is_a_model_error(monkeypatch):
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ModelError, match=r"vllm can't run this gpt_neox here: .*; change .* or set generation.engine"):
+    with pytest.raises(ModelError, match=r"vllm 0.32.0 .* can't run this gpt_neox here: .*; change .* or set"):
         VllmEngine(model, settings.Generation(**LENGTHS))
     assert model.config.architectures is None
+
+
+def test_weights_that_vllm_has_no_place_for_are_a_model_error(pristine, monkeypatch):
+    stand_in(monkeypatch)
+
+    def reload_weights(self, *arguments, **more):
+        raise KeyError("layers.0.self_attn.sinks")
+
+    monkeypatch.setattr(vllm_stand_in.LLM, "collective_rpc", reload_weights)
+    with pytest.raises(ModelError, match=r"can't run this qwen2 here: 'layers.0.self_attn.sinks'; change"):
+        make_engine(pristine.model)
 
 
 def test_arguments_leave_nothing_to_the_machine_or_the_model(pristine, monkeypatch):

@@ -8,6 +8,7 @@ that the answers do not depend on when other rows finish, nor on which rows are 
 
 # R rows (those still in the batch, where a step is meant), N all of them, T new tokens, V vocabulary
 
+import gc
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +52,8 @@ def load_engine(model: Any, generation: settings.Generation, rows: Rows | None =
             return VllmEngine(model, generation)
         except ModelError as error:
             log.warning("vllm not used reason=%s", error)
-            memory.release(model.device)
+        gc.collect()  # what it has taken of the GPU so far
+        memory.release(model.device)
     return TorchEngine(model, generation.dtype, rows)
 
 

@@ -38,6 +38,9 @@ _ENVIRONMENT = {
 }
 """vLLM has no other way to say these."""
 
+_UNFIT = (ValueError, RuntimeError, AssertionError, TypeError, KeyError, AttributeError, ImportError)
+"""What it raises of a model, a machine or a version that does not fit: it has no class of its own for that."""
+
 _LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """How far its log-probabilities may be from those that we train on, on average."""
 
@@ -63,11 +66,18 @@ class VllmEngine:
         self._dtype = model.dtype if generation.dtype == "auto" else getattr(torch, generation.dtype)
         self._numbers = itertools.count()
         self._sampling_params: Any = vllm.SamplingParams
-        self._llm: Any = _start(vllm.LLM, model, self._dtype, generation)
         self._is_untied = model.device.type == "cpu"
         self._seen: list[int] | None = None
         self.name = f"vllm {vllm.__version__}, {self._dtype}"
-        self._require_agreement(generation)
+        try:
+            self._llm: Any = _start(vllm.LLM, model, self._dtype, generation)
+            self._require_agreement(generation)
+        except _UNFIT as error:
+            raise ModelError(
+                f"generation/engine: {self.name} can't run this {model.config.model_type} here: "
+                f"{memory.reason_of(error)}; change generation.vllm_memory if it says that memory is short, or set "
+                "generation.engine: torch"
+            ) from error
 
     def generate(
         self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
@@ -175,14 +185,7 @@ def _start(make: Any, model: Any, dtype: torch.dtype, generation: settings.Gener
     arguments = _arguments(model.device, dtype, generation)
     with tempfile.TemporaryDirectory(prefix="hivewright-vllm-") as folder, _own_random_numbers(model.device):
         _describe(model, Path(folder))
-        try:
-            return make(model=folder, **arguments)
-        # What it raises of a model, a machine or a version that does not fit: it has no class of its own for that.
-        except (ValueError, RuntimeError, NotImplementedError, AssertionError, TypeError) as error:
-            raise ModelError(
-                f"generation/engine: vllm can't run this {model.config.model_type} here: {memory.reason_of(error)}; "
-                "change generation.vllm_memory if it says that memory is short, or set generation.engine: torch"
-            ) from error
+        return make(model=folder, **arguments)
 
 
 @contextmanager
