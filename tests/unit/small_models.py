@@ -45,7 +45,8 @@ BARS = (
 @dataclass(frozen=True)
 class Family:
     """`ends`: tokens that end an answer beside the tokenizer's own, named in generation_config only. `decoder`: what
-    generates. `options` of the configuration; `is_tied`: output layer and embedding are one."""
+    generates. `options` of the configuration; `is_tied`: output layer and embedding are one. `tokenizer`: its class,
+    where transformers has one for the family."""
 
     config: Callable[..., Any]
     decoder: str
@@ -58,9 +59,13 @@ class Family:
     is_byte_level: bool = True
     specials: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
 
 
-GEMMA = {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "is_byte_level": False, "is_tied": True}
+GEMMA = {
+    "bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "is_byte_level": False, "is_tied": True,
+    "tokenizer": "GemmaTokenizer",
+}  # fmt: skip
 GPT = {"bos": None, "eos": "<|endoftext|>"}
 HEAD = {"head_dim": 8}
 FAMILIES = {
@@ -74,14 +79,16 @@ FAMILIES = {
             }
         },
     ),
-    "llama-base": Family(transformers.LlamaConfig, "lean", "<s>", "</s>", True, is_byte_level=False),
+    "llama-base": Family(
+        transformers.LlamaConfig, "lean", "<s>", "</s>", True, is_byte_level=False, tokenizer="LlamaTokenizer",
+    ),
     "mistral": Family(
         transformers.MistralConfig, "lean", "<s>", "</s>", False, INST, is_byte_level=False,
         options={**HEAD, "sliding_window": 16},
     ),
     "qwen3": Family(
         transformers.Qwen3Config, "lean", None, "<|im_end|>", True, CHATML, ("<|endoftext|>",), pad="<|endoftext|>",
-        specials=("<|im_start|>",), options=HEAD,
+        specials=("<|im_start|>",), options=HEAD, tokenizer="Qwen2Tokenizer",
     ),
     "gemma": Family(
         transformers.GemmaConfig, "lean", template=TURNS, ends=("<end_of_turn>",), specials=("<start_of_turn>",),
@@ -105,8 +112,9 @@ FAMILIES = {
     ),
     "gpt-neox": Family(
         transformers.GPTNeoXConfig, "cached", is_tied=False, **GPT, options={"rotary_pct": 0.25},
+        tokenizer="GPTNeoXTokenizer",
     ),
-    "gpt2": Family(transformers.GPT2Config, "cached", is_tied=True, **GPT),
+    "gpt2": Family(transformers.GPT2Config, "cached", is_tied=True, **GPT, tokenizer="GPT2Tokenizer"),
 }  # fmt: skip
 NOT_IN = {  # what a family's configuration does not know
     "gpt-neox": {"num_key_value_heads"},
@@ -170,5 +178,7 @@ def save_model(name: str, folder: Path, **departures: Any) -> Path:
     model.generation_config.eos_token_id = [end, *tokenizer.convert_tokens_to_ids(list(family.ends))]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    assert json.loads((folder / "config.json").read_text())["model_type"]
+    if family.tokenizer is not None:
+        file = folder / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": family.tokenizer}))
     return folder

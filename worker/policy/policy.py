@@ -89,8 +89,10 @@ class Policy:
         Text does not tell whether an end token followed. The rule: an answer that ends with its closing tag was
         stopped there; one that has room for an end token gets it; any other was cut off at `max_length`.
         """
-        # Special tokens that a stranger spells out stay spelt out.
-        ids = list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        # Special tokens that a stranger spells out stay spelt out. Some tokenizers have more tokens than their model.
+        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        known = self.num_tokens
+        ids = [token for token in ids if token < known]
         if len(ids) <= max_length and text.endswith(ANSWER_END):
             return ids, False
         if len(ids) < max_length:
