@@ -25,7 +25,8 @@ import transformers
 from worker import settings
 from worker.policy import policy
 from worker.policy.decoder import LeanDecoder
-from worker.policy.generation import Ending, TorchEngine
+from worker.policy.engine import Ending
+from worker.policy.generation import TorchEngine
 from worker.policy.policy import TINY
 
 NUM_GENERATIONS = 8

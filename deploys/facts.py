@@ -76,6 +76,20 @@ class Identities(FactBase[dict[int, str]]):
         return found
 
 
+class ChosenModels(FactBase[list[int]]):
+    """Numbers of the slots whose model was chosen by the machine (`model.name: auto`)."""
+
+    def command(self) -> str:
+        return f"ls {STATE}/worker-*/model.json 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> list[int]:
+        return []
+
+    def process(self, output: list[str]) -> list[int]:
+        return sorted(int(Path(line).parent.name.removeprefix("worker-")) for line in output)
+
+
 class ConfiguredSlots(FactBase[list[int]]):
     """Numbers of the slots that have a settings file."""
 

@@ -8,7 +8,7 @@ from pyinfra import host
 from pyinfra.api import operation
 
 from deploys import content
-from deploys.facts import CURRENT, FileContent, Identities
+from deploys.facts import CURRENT, ChosenModels, FileContent, Identities
 from deploys.hosts import ENROLMENT_TOKEN, Slot
 from deploys.plan import Planned
 from deploys.system import USER
@@ -53,8 +53,12 @@ def refuse_another_key(path: Path, key: bytes) -> Iterator[str]:
 
 @operation()
 def enrol(slot: Slot) -> Iterator[str]:
-    """Have the slot enrolled: its key made, if it has none, and registered. Done once in the life of a slot."""
-    if slot.number in host.get_fact(Identities):
+    """Have the slot enrolled: its key made, if it has none, and registered. Done once in the life of a slot.
+
+    And once more for a slot that got its model from the inventory so far and now leaves the choice to the machine.
+    """
+    lacks_model = slot.settings.model.name == "auto" and slot.number not in host.get_fact(ChosenModels)
+    if slot.number in host.get_fact(Identities) and not lacks_model:
         host.noop(f"slot {slot.number} is enrolled")
         return
     yield f"cd {CURRENT} && runuser -u {USER} -- environment/bin/python -m worker enrol --settings {slot.file}"

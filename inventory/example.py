@@ -85,7 +85,8 @@ all = (
         # Only hosts whose key is known are spoken to. The default is to accept, and remember, a new host's key.
         # "ssh_strict_host_key_checking": "yes",
         # "ssh_known_hosts_file": "secrets/example/known_hosts",
-        # Settings for every role on every host, for instance the model that the swarm trains:
+        # Settings for every role on every host, for instance the model that the swarm trains. "auto" leaves the choice
+        # to each machine, by its memory, once: `hivewright check` shows what fits.
         "model_name": "Qwen/Qwen2.5-0.5B-Instruct",
         # Workers find the account service by account_host above. In somebody else's swarm, name it (or
         # swarm_bootnodes, if it has none); without any of these they are refused, unless swarm_enabled is False:

@@ -20,7 +20,7 @@ from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
-from worker.policy import choice
+from worker.policy import adapters, choice
 from worker.policy import policy as policies
 from worker.records import Collected, Completion, Group, ScoredGroup, Task, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
@@ -86,6 +86,8 @@ class Node:
         self.policy.require_context(settings.generation)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
         self.last_round = self._resume()
+        # First what generates, which stays in memory; then training measures what is left.
+        self.policy.prepare(settings.generation, self.folder / "rows.json")
         self.trainer.fit(self.folder / "budget.json")
         self.hub = self._hub() if settings.hub.token_file is not None else None
         self.ledger = Ledger(self.folder / "ledger.db")
@@ -172,7 +174,9 @@ class Node:
         self._see_round(asdict(record))
         if self.hub is not None and saved is not None and self.hub.is_due(self.status.rounds_trained):
             card = model_card(self.settings, self.status, status.read_rounds(self.folder))
-            self.hub.push(self.status.rounds_trained, tick.round, saved, self._describe_model, card)
+            # A checkpoint of adapters is no model: the merged one is made for the push.
+            weights = saved / "model.safetensors" if self.settings.trainer.lora is None else None
+            self.hub.push(self.status.rounds_trained, tick.round, weights, self._describe_model, card)
         self._show("round finished")
         logger.info(
             "round finished round=%d reward_mean=%.3f loss=%.4f peers_heard=%d groups_local=%d groups_external=%d "
@@ -335,7 +339,9 @@ class Node:
         return Hub(self.settings.hub, self.folder, name, self.status.rounds_trained)
 
     def _describe_model(self, folder: Path) -> None:
-        """What a checkpoint's weights need beside them to be loaded by transformers."""
+        """What a checkpoint's weights need beside them to be loaded by transformers; with adapters the weights, too."""
+        if self.settings.trainer.lora is not None:
+            adapters.save_merged(self.policy.model, folder / "model.safetensors")
         self.policy.model.config.save_pretrained(folder)
         self.policy.model.generation_config.save_pretrained(folder)
         self.policy.tokenizer.save_pretrained(folder)

@@ -129,8 +129,12 @@ class Generation(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Fraction | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    engine: Literal["auto", "torch", "transformers"] = "auto"
-    """What samples. auto: torch, our own batched engine; transformers: `model.generate`, for comparison."""
+    engine: Literal["auto", "torch", "vllm", "transformers"] = "auto"
+    """What samples. torch: our own batched engine; vllm: vLLM, where it is installed; transformers: `model.generate`,
+    for comparison. auto: vllm on a GPU if it is installed and runs the model exactly, else torch. The worker's log says
+    which it is."""
+    vllm_memory: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the GPU's memory for vLLM: its copy of the weights, keys and values. Training measures what is left."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights that our engine samples with, whatever the model is trained in. auto: bfloat16 on CPUs that
     are fast at it (AMX, or AVX-512 and a C compiler), else the model's own."""
@@ -354,14 +358,6 @@ class Settings(Section):
     bootnode: Bootnode = Bootnode()
     hub: Hub = Hub()
     log: Log = Log()
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.hub.token_file is not None and self.trainer.lora is not None:
-            raise ValueError(
-                "hub.token_file and trainer.lora are both set: only whole models are pushed; take one of them away"
-            )
-        return self
 
 
 SECTIONS: dict[str, type[Section]] = {

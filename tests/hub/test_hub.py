@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from stand_in import TOKEN, HubStandIn
 
 from worker import settings
@@ -43,9 +45,8 @@ class Pusher:
         self.hub = Hub(settings.parse({"hub": section}, "test").hub, folder, "tiny-hivewright-brown-otter", 0)
 
     def push(self, round: int = 7, describe: Callable[[Path], None] | None = None) -> None:
-        self.hub.push(
-            10, round, self.folder / "checkpoint", describe or self._describe, "---\ntags: [x]\n---\n# card\n"
-        )
+        weights = self.folder / "checkpoint/model.safetensors"
+        self.hub.push(10, round, weights, describe or self._describe, "---\ntags: [x]\n---\n# card\n")
 
     def end(self) -> HubStatus:
         self.hub.flush(60)
@@ -254,12 +255,15 @@ WORKER = {
 }
 
 
-def test_worker_pushes_a_model_that_transformers_loads(tmp_path: Path, stand_in: HubStandIn) -> None:
+@pytest.mark.parametrize("trainer", [{}, {"lora": {"rank": 2}, "learning_rate": 0.01}], ids=["whole", "lora"])
+def test_worker_pushes_a_model_that_transformers_loads(
+    tmp_path: Path, stand_in: HubStandIn, trainer: dict[str, object]
+) -> None:
     (tmp_path / "token").write_text(TOKEN)
     hub = {"repo": "hive", "token_file": str(tmp_path / "token"), "endpoint": stand_in.endpoint, "every_rounds": 2}
     node = {"state_dir": str(tmp_path / "state"), "min_free_disk_mb": 1, "max_rounds": 3}
     file = tmp_path / "worker.yaml"
-    file.write_text(yaml.safe_dump({**WORKER, "node": node, "hub": hub}))
+    file.write_text(yaml.safe_dump({**WORKER, "node": node, "hub": hub, "trainer": trainer}))
     for command in ("enrol", "worker"):
         done = subprocess.run(
             [sys.executable, "-m", "worker", command, "--settings", str(file)],
@@ -279,6 +283,10 @@ def test_worker_pushes_a_model_that_transformers_loads(tmp_path: Path, stand_in:
 
     from worker.policy.policy import load
 
+    weights = load_file(folder / "model.safetensors")
+    before = load(settings.Model(device="cpu")).model
+    assert weights.keys() == dict(before.named_parameters()).keys()
+    assert any(not torch.equal(weights[name], parameter) for name, parameter in before.named_parameters())
     policy = load(settings.Model(name=str(folder), device="cpu"))
     answers = policy.generate(["1 + 1"], settings.Generation(num_generations=2, max_completion_length=4), seed=1)
     assert answers[0] is not None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deploys import hosts
-from deploys.facts import Identities
+from deploys.facts import ChosenModels, Identities
 from deploys.hosts import HostEntry
 
 CHECKOUT = Path(__file__).parents[2]
@@ -230,6 +230,23 @@ def test_two_workers_with_one_identity_stop_the_run_with_the_reason_last(write_i
     *_, last = done.stderr.splitlines()
     assert last.startswith("nothing was done on any host: slot 0 of @fake/gpu-")
     assert "have one identity, Qm1; two workers can't be one node: stop one, and remove swarm.pem" in last
+
+
+def test_slot_that_leaves_its_model_to_the_machine_from_now_on_enrols_again(write_inventory: Any) -> None:
+    folder = "/var/lib/hivewright/worker-0"
+    enrolled = {Identities().command(): f"{folder}/enrolment.json " + json.dumps({"peer_id": "Qm1"})}
+    chosen = {ChosenModels().command(): f"{folder}/model.json"}
+    named = {"slots": 1, "fake_responses": FAKE_ANSWERS | enrolled}
+    another = {Identities().command(): f"{folder}/enrolment.json " + json.dumps({"peer_id": "Qm2"})}
+    third = {Identities().command(): f"{folder}/enrolment.json " + json.dumps({"peer_id": "Qm3"})}
+    lacking = {"slots": 1, "model_name": "auto", "fake_responses": FAKE_ANSWERS | another}
+    done_before = {"slots": 1, "model_name": "auto", "fake_responses": FAKE_ANSWERS | third | chosen}
+    inventory = write_inventory({"account_host": "192.0.2.10"}, named, lacking, done_before)
+    done = pyinfra("-y", "--json", inventory, "deploy.py")
+    assert done.returncode == 0, done.stderr
+    outcomes = {one["name"]: one for one in json.loads(done.stdout)["results"]["operations"]}
+    assert outcomes["Worker | Enrol slot 0"]["success"] == ["@fake/gpu-1"]
+    assert sorted(outcomes["Worker | Enrol slot 0"]["no_change"]) == ["@fake/gpu-0", "@fake/gpu-2"]
 
 
 def test_ssh_keys_that_all_hosts_share_do_not_hurt_this_machine(tmp_path: Path) -> None:

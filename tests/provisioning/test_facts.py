@@ -6,6 +6,7 @@ from pathlib import Path
 from deploys.facts import (
     ANVILS,
     ENVIRONMENTS,
+    ChosenModels,
     ConfiguredSlots,
     Identities,
     InstalledReleases,
@@ -48,6 +49,12 @@ def test_identities_by_slot() -> None:
     assert Identities().process(lines) == {0: "Qm0", 12: "Qm1"}
 
 
+def test_slots_whose_model_the_machine_chose() -> None:
+    lines = ["/var/lib/hivewright/worker-10/model.json", "/var/lib/hivewright/worker-2/model.json"]
+    assert ChosenModels().process(lines) == [2, 10]
+    assert ChosenModels().process([]) == []
+
+
 def test_service_state() -> None:
     lines = ["ActiveState=active", "UnitFileState=enabled", "NeedDaemonReload=no", "Digest=abc"]
     assert Service().process(lines) == ServiceState(is_active=True, is_enabled=True, digest="abc")
@@ -71,6 +78,7 @@ def test_commands_are_quiet_and_succeed_on_a_machine_without_any_of_it(tmp_path:
     for command in (
         Releases().command(),
         Identities().command(),
+        ChosenModels().command(),
         ConfiguredSlots().command(),
         Service().command(unit="hivewright-no-such@0.service"),
         NodeReports().command(),

@@ -95,6 +95,12 @@ def test_services_run_under_systemd_and_nothing_has_failed(fleet: Lab) -> None:
         assert float(exposure.split(": ")[1].split()[0]) <= 2.0, exposure
 
 
+def test_worker_compiles_its_native_operations_within_its_sealed_unit_and_says_so(fleet: Lab) -> None:
+    for number in (2, 3):
+        said = fleet.host(number).ssh(f"journalctl --no-pager --unit={WORKER} | grep 'generation engine='").stdout
+        assert "engine=torch, lean decoder with native operations" in said
+
+
 def test_secrets_are_only_where_they_belong(fleet: Lab) -> None:
     token = (fleet.folder / "secrets/enrolment.token").read_text().strip()
     for number in (1, 2, 3):

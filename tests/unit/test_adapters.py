@@ -7,6 +7,8 @@ from safetensors.torch import load_file
 from worker import settings
 from worker.errors import ModelError
 from worker.policy import adapters
+from worker.policy.cached import CachedDecoder
+from worker.policy.decoder import LeanDecoder
 from worker.policy.policy import Policy, load
 from worker.records import ScoredGroup, Task
 from worker.trainer import checkpoint
@@ -128,6 +130,56 @@ def test_checkpoint_holds_the_adapters_only_and_goes_on_number_for_number(pristi
     assert observed == expected
     with pytest.raises(ModelError, match=r"do not fit hivewright/tiny; set model/name and trainer/lora back"):
         checkpoint.restore(tmp_path, make_trainer(pristine, lora=None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merged_weights_are_a_plain_model_that_says_the_same(pristine, tmp_path, dtype):
+    trainer = make_trainer(pristine, dtype, learning_rate=1e-2)
+    for _ in range(2):
+        trainer.step(make_groups(pristine))
+    adapters.save_merged(trainer.policy.model, tmp_path / "model.safetensors")
+    trainer.policy.model.config.save_pretrained(tmp_path)
+    trainer.policy.tokenizer.save_pretrained(tmp_path)
+    merged = load(settings.Model(name=str(tmp_path), device="cpu", dtype=str(dtype).removeprefix("torch.")))
+    assert [name for name, _ in merged.model.named_parameters()] == [
+        name for name, _ in pristine.model.named_parameters()
+    ]
+    tolerance = 1e-4 if dtype is torch.float32 else 0.2
+    torch.testing.assert_close(logits(merged), logits(trainer.policy), atol=tolerance, rtol=0)
+    assert not torch.allclose(logits(merged).float(), logits(pristine), atol=0.5)
+
+
+def test_model_without_adapters_is_merged_already(pristine):
+    for (ours, weight), (theirs, parameter) in zip(
+        adapters.merged_weights(pristine.model), pristine.model.named_parameters(), strict=True
+    ):
+        assert ours == theirs
+        assert torch.equal(weight, parameter)
+
+
+def test_lean_decoder_generates_with_adapters_and_follows_them(pristine):
+    trainer = make_trainer(pristine, learning_rate=1e-2)
+    generation = GENERATION.model_copy(update={"dtype": "float32"})
+    engine = trainer.policy._load_engine(generation)
+    assert isinstance(engine.decoder, LeanDecoder)
+    fresh = trainer.policy.generate(QUESTIONS, generation, seed=1)
+    assert fresh == pristine.generate(QUESTIONS, generation, seed=1)
+    for _ in range(3):
+        trainer.step(make_groups(pristine))
+    trained = trainer.policy.generate(QUESTIONS, generation, seed=1)
+    assert trained != fresh
+    engine.decoder = CachedDecoder(trainer.policy.model)
+    reference = trainer.policy.generate(QUESTIONS, generation, seed=1)
+    for ours, theirs in zip((c for g in trained for c in g), (c for g in reference for c in g), strict=True):
+        assert ours.token_ids == theirs.token_ids
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # peft's own word on it
+def test_adapter_in_a_weight_that_is_tied_is_refused(pristine):
+    assert pristine.model.config.tie_word_embeddings
+    with pytest.raises(ModelError, match=r"'lm_head'\): this model's output layer and its embedding are one weight"):
+        make_trainer(pristine, lora=settings.Lora(target_modules=("q_proj", "lm_head")))
 
 
 def test_layers_that_the_model_has_not_are_a_model_error_that_names_those_it_has(pristine):

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from worker import enrolment, reports, settings
 from worker.errors import ModelError
-from worker.policy import choice
+from worker.policy import choice, memory
 from worker.policy.choice import Machine, choose, judge, measure
 
 GIB = 2**30
@@ -79,7 +79,7 @@ def test_ram_is_measured_and_a_control_group_limits_it(tmp_path):
     for folder, limit, used in ((tmp_path, "max", 7), (inner, "1000", 400)):
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{used}\n")
-    assert choice._left_in(inner) == [600]
+    assert memory.left_in(inner) == [600]
 
 
 def machine_with(monkeypatch, machine):

@@ -12,7 +12,9 @@ from worker.policy import native
 from worker.policy.architecture import UnknownArchitectureError
 from worker.policy.cached import CachedDecoder
 from worker.policy.decoder import LeanDecoder
-from worker.policy.generation import Ending, ReferenceEngine, TorchEngine, load_engine
+from worker.policy.engine import Ending
+from worker.policy.generation import TorchEngine, load_engine
+from worker.policy.reference import ReferenceEngine
 from worker.policy.sampling import Sampler
 from worker.policy.scoring import completion_logprobs
 
@@ -159,11 +161,11 @@ def test_one_number_that_changed_is_noticed(dtype):
     """A small step changes few numbers where weights are bfloat16."""
     model = make_model().to(dtype)
     decoder = LeanDecoder(model, dtype)
-    _, before = decoder.start(PROMPTS, 1, 4)
+    _, before = decoder.start(PROMPTS, 4)
     with torch.no_grad():
         weight = model.model.layers[-1].mlp.down_proj.weight
         weight[3, 5] += 1.0
-    _, after = decoder.start(PROMPTS, 1, 4)
+    _, after = decoder.start(PROMPTS, 4)
     assert not torch.equal(before, after)
 
 

@@ -37,6 +37,7 @@ ONLY_IN = {
     "web3": {"worker.chain"},
     "torch": {"worker.policy", "worker.trainer"},
     "transformers": {"worker.policy", "worker.trainer"},
+    "vllm": {"worker.policy"},
     "reasoning_gym": {"worker.environments"},
     "aiohttp": {"worker.account"},
     "pyinfra": {"deploys"},

@@ -89,6 +89,16 @@ def test_stranger_s_text_can_not_forge_special_tokens(tiny):
     assert len(tiny.completion_ids("<|end|>" * 40, 12)[0]) == 12
 
 
+def test_stranger_s_text_never_has_a_token_that_the_model_has_not(tiny):
+    tokenizer = module.AutoTokenizer.from_pretrained(module.Path(module.__file__).parent / "tiny")
+    tokenizer.add_tokens([f"[new{i}]" for i in range(200)])
+    policy = module.Policy(tiny.model, tokenizer, "x")
+    assert tokenizer.convert_tokens_to_ids("[new199]") >= policy.num_tokens
+    ids, truncated = policy.completion_ids("1[new199]2[new0]</answer>", 100)
+    assert max(ids) < policy.num_tokens
+    assert not truncated
+
+
 @pytest.mark.parametrize(
     ("template", "role"),
     [

@@ -77,11 +77,6 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
         ("environment: {families: []}\n", "environment/families: got []; expected at least 1 of them"),
         ("node: 5\n", "node: got 5; expected a mapping"),
         (
-            "hub: {token_file: t, repo: me}\ntrainer: {lora: {}}\n",
-            "settings: hub.token_file and trainer.lora are both set: only whole models are pushed; "
-            "take one of them away",
-        ),
-        (
             "trainer: {learning_rate: 1e-06}\n",
             "trainer/learning_rate: got '1e-06'; expected a valid number; YAML takes it for text: write it with a "
             "point and without quotes, such as 1.0e-5",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.policy import native
+from worker.policy import adapters, native
 
 _FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # their angles depend on the position only
@@ -51,7 +51,7 @@ class Product:
         self.refresh()
 
     def refresh(self) -> None:
-        weight = self._join([linear.weight for linear in self._linears])
+        weight = self._join([adapters.weight_of(linear) for linear in self._linears])
         self._bias: Tensor | None = None
         if any(linear.bias is not None for linear in self._linears):
             self._bias = self._join([_bias_of(linear) for linear in self._linears]).to(self._dtype)
@@ -169,6 +169,8 @@ class Weights:
         self.head_dim = int(attention.head_dim)
         self.num_heads = attention.q_proj.out_features // self.head_dim
         self.num_kv_heads = attention.k_proj.out_features // self.head_dim
+        self.mlp_size = int(model.model.layers[0].mlp.down_proj.in_features)
+        self.num_tokens = int(model.get_output_embeddings().weight.shape[0])
         self.scale = float(attention.scaling)
         # Gemma 3 has the name, too, and makes no use of it.
         self.score_cap = getattr(config, "attn_logit_softcapping", None) if config.model_type == "gemma2" else None
@@ -181,15 +183,15 @@ class Weights:
         self.norm = Norm(model.model.norm, dtype)
         self.head = Product([model.get_output_embeddings()], dtype)
         self._rotations: dict[str, Tensor] = {}
-        self._seen = self._fingerprint()
+        self._seen = fingerprint(model)
 
     def refresh(self) -> None:
         """Copy the weights again if the model's have changed."""
-        fingerprint = self._fingerprint()
-        if fingerprint != self._seen:
+        seen = fingerprint(self._model)
+        if seen != self._seen:
             for part in [*(part for layer in self.layers for part in layer.parts), self.norm, self.head]:
                 part.refresh()
-            self._seen = fingerprint
+            self._seen = seen
 
     def rotations(self, num_positions: int) -> dict[str, Tensor]:
         """(S, D / 2) complex rotations of at least `num_positions` positions, by the name that layers have for them."""
@@ -202,10 +204,6 @@ class Weights:
                 half = self.head_dim // 2
                 self._rotations[name] = torch.complex(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
         return self._rotations
-
-    def _fingerprint(self) -> list[int]:
-        """Sums over the bits of every weight. (`_version` would not do: fused AdamW leaves it alone.)"""
-        return [int(n) for n in torch.stack([_sum_bits(p.detach()) for p in self._model.parameters()]).tolist()]
 
     def _read_layer(self, layer: Any, index: int) -> Layer:
         attention, mlp, dtype = layer.self_attn, layer.mlp, self.dtype
@@ -230,6 +228,14 @@ class Weights:
             window=_window_of(attention, self._model.config),
             rope=self._model.config.layer_types[index] if _has_named_ropes(self._model.config) else "",
         )
+
+
+def fingerprint(model: nn.Module) -> list[int]:
+    """Sums over the bits of every weight, adapters included: another list when any of them has changed.
+
+    (`_version` would not do: fused AdamW leaves it alone.)
+    """
+    return [int(n) for n in torch.stack([_sum_bits(p.detach()) for p in model.parameters()]).tolist()]
 
 
 def _find_layout(linears: Sequence[nn.Linear], dtype: torch.dtype) -> str:
@@ -296,7 +302,7 @@ def _find_obstacle(model: Any) -> str | None:
             for name, child in module.named_children():
                 if name not in known:
                     return f"part {name}"
-                if name.endswith("_proj") and type(child) is not nn.Linear:
+                if name.endswith("_proj") and type(adapters.plain(child)) is not nn.Linear:
                     return f"{name} of type {type(child).__name__}"
     if len({parameter.device for parameter in model.parameters()}) > 1:
         return "several devices"

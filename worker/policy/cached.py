@@ -28,15 +28,10 @@ class Prefix:
     lengths_B: Tensor
     logits_BV: Tensor
 
-    def repeat(self, repeats: int) -> "Prefix":
-        """The same prompts, each `repeats` times in a row. Uses up this object."""
-        self.cache.batch_repeat_interleave(repeats)
-        return Prefix(
-            self.cache,
-            self.mask_BL.repeat_interleave(repeats, 0),
-            self.lengths_B.repeat_interleave(repeats, 0),
-            self.logits_BV.repeat_interleave(repeats, 0),
-        )
+    def select(self, index_R: Tensor) -> "Prefix":
+        """A row for each of these numbers of prompts. Uses up this object."""
+        self.cache.batch_select_indices(index_R)
+        return Prefix(self.cache, self.mask_BL[index_R], self.lengths_B[index_R], self.logits_BV[index_R])
 
 
 def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
@@ -58,18 +53,38 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
     return Prefix(cache, mask_BL, lengths_B, out.logits[:, -1])
 
 
+def bytes_of_token(model: Any) -> int:
+    """About what a model keeps of one token: the keys and values of all its layers."""
+    config = model.config.get_text_config()
+    num_heads = config.num_attention_heads
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return int(2 * config.num_hidden_layers * num_kv_heads * head_dim * model.dtype.itemsize)
+
+
 class CachedDecoder:
     """Answers from a model of transformers."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self.name = f"transformers' forward, {model.dtype}"
 
-    def start(
-        self, prompts: Sequence[Sequence[int]], repeats: int, max_new_tokens: int
-    ) -> tuple["CachedBatch", Tensor]:
-        """Rows for `repeats` answers to each prompt, and the logits (R, V) of their first tokens."""
-        prefix = prefill(self._model, prompts).repeat(repeats)
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple["CachedBatch", Tensor]:
+        """A row for each prompt, and the logits (R, V) of their first tokens."""
+        number = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        index_R = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=self._model.device)
+        prefix = prefill(self._model, list(number)).select(index_R)
         return CachedBatch(self._model, prefix, max_new_tokens), prefix.logits_BV
+
+    def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+        """Every row has keys and values of its prompt, too; all are copied when rows leave."""
+        width = max(map(len, prompts))
+        caches = 2 * bytes_of_token(self._model) * len(prompts) * (width + max_new_tokens)
+        logits = 5 * 4 * len(prompts) * self._model.get_output_embeddings().weight.shape[0]
+        # What a layer makes of all distinct prompts at once; an MLP is seldom more than four times as wide.
+        hidden = self._model.config.get_text_config().hidden_size
+        prefill = 16 * hidden * self._model.dtype.itemsize * len(set(map(tuple, prompts))) * width
+        return int(caches + logits + prefill)
 
 
 class CachedBatch:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from worker import settings
 from worker.errors import ModelError
+from worker.policy import memory
 from worker.service import write_whole
 
 AUTO = "auto"
@@ -95,7 +96,7 @@ def measure(model: settings.Model) -> Machine:
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         dtype = "float32" if model.dtype == "auto" else model.dtype
-        return Machine("cpu", dtype, 0.0, _free_ram() / GIB)
+        return Machine("cpu", dtype, 0.0, memory.free(torch.device("cpu")) / GIB)
     index = torch.device(device).index or 0
     if index >= torch.cuda.device_count():
         raise ModelError(
@@ -206,21 +207,3 @@ def _count_parameters(file: Path) -> int:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file}: can't be read: {error}; expected a model's weights as safetensors") from None
-
-
-def _free_ram() -> int:
-    """Bytes that the system, and the control group that we are in, have left."""
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(meminfo["MemAvailable"].split()[0]) * 1024
-    groups = [line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
-    return min([free, *(left for group in groups for left in _left_in(Path("/sys/fs/cgroup") / group.lstrip("/")))])
-
-
-def _left_in(group: Path) -> list[int]:
-    """What a control group (v2) and those above it still allow, where they have a limit."""
-    left = []
-    for folder in (group, *group.parents):
-        limit, used = folder / "memory.max", folder / "memory.current"
-        if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-            left.append(max(0, int(text) - int(used.read_text())))
-    return left

@@ -32,26 +32,41 @@ class LeanDecoder:
         has_native = self.weights.device.type == "cpu" and native.knows(self.weights.layers[0].activation)
         self.native: Any | None = native.load() if has_native else None
 
-    def start(self, prompts: Sequence[Sequence[int]], repeats: int, max_new_tokens: int) -> tuple["LeanBatch", Tensor]:
-        """Rows for `repeats` answers to each prompt, and the logits (R, V) of their first tokens."""
+    @property
+    def name(self) -> str:
+        return f"lean decoder{' with native operations' if self.native else ''}, {self.weights.dtype}"
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple["LeanBatch", Tensor]:
+        """A row for each prompt, and the logits (R, V) of their first tokens."""
         self.weights.refresh()
         if self.native is None:
-            batch = LeanBatch(self.weights, prompts, repeats, max_new_tokens)
+            batch = LeanBatch(self.weights, prompts, max_new_tokens)
         else:
-            batch = NativeBatch(self.weights, prompts, repeats, max_new_tokens, self.native)
+            batch = NativeBatch(self.weights, prompts, max_new_tokens, self.native)
         return batch, batch.logits_RV
+
+    def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+        """Keys and values twice: they are copied when rows leave or room grows. Logits as the sampler treats them."""
+        weights = self.weights
+        width, num_prompts = _padded(max(map(len, prompts))), len(set(map(tuple, prompts)))
+        size = weights.activation_dtype.itemsize
+        token = 2 * len(weights.layers) * weights.num_kv_heads * weights.head_dim * size
+        caches = 2 * token * (num_prompts * width + len(prompts) * _padded(max_new_tokens))
+        logits = 5 * 4 * len(prompts) * weights.num_tokens
+        prefill = size * max(_PREFILL_TOKENS, width) * (4 * weights.mlp_size + 6 * weights.num_heads * weights.head_dim)
+        return int(caches + logits + prefill)
 
 
 class LeanBatch:
     """Answers under way. One row has its prompt's number in `_prompt_of` and its own new keys and values."""
 
-    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], repeats: int, max_new_tokens: int) -> None:
+    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         self._weights = weights
         self._max_new_tokens = max_new_tokens
         self._step = 0
         distinct = list(dict.fromkeys(tuple(p) for p in prompts))
         number = {prompt: i for i, prompt in enumerate(distinct)}
-        self._prompt_of = [number[tuple(prompt)] for prompt in prompts for _ in range(repeats)]
+        self._prompt_of = [number[tuple(prompt)] for prompt in prompts]
         self._lengths_P = [len(prompt) for prompt in distinct]
         width = _padded(max(self._lengths_P))
         self._rotations = weights.rotations(width + max_new_tokens)
@@ -252,10 +267,8 @@ class LeanBatch:
 class NativeBatch(LeanBatch):
     """The same on a CPU, with the small operations between the products in C."""
 
-    def __init__(
-        self, weights: Weights, prompts: Sequence[Sequence[int]], repeats: int, max_new_tokens: int, functions: Any
-    ) -> None:
-        super().__init__(weights, prompts, repeats, max_new_tokens)
+    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], max_new_tokens: int, functions: Any) -> None:
+        super().__init__(weights, prompts, max_new_tokens)
         self._functions = functions
 
     def step(self, tokens_R: Tensor) -> Tensor:

@@ -1,31 +1,32 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Generation engines: prompts in, G sampled answers each out, with the policy's own log-probabilities.
+"""Our generation engine: batched sampling over a decoder, `LeanDecoder` for the families that it knows, transformers'
+own forward for others.
 
-`TorchEngine` is ours: batched sampling over a decoder, `LeanDecoder` for the families that it knows, transformers' own
-forward for others. `ReferenceEngine` is `model.generate`, what tests and benchmarks compare with.
-
-Deterministic for a seed. In ours each row and step has its own uniform number, drawn whether or not the row still
-lives, so that the answers do not depend on when other rows finish.
+Deterministic for a seed. Each row and step has its own uniform number, drawn whether or not the row still lives, so
+that the answers do not depend on when other rows finish, nor on which rows are generated together.
 """
 
-# P prompts, G group size, R = P x G rows (those still in the batch, where a step is meant), N all of them,
-# T new tokens, V vocabulary
+# R rows (those still in the batch, where a step is meant), N all of them, T new tokens, V vocabulary
 
+import gc
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from worker import settings
-from worker.policy import native
+from worker.errors import ModelError
+from worker.policy import memory, native, vllm
 from worker.policy.architecture import UnknownArchitectureError
 from worker.policy.cached import CachedDecoder
 from worker.policy.decoder import LeanDecoder
+from worker.policy.engine import Decoder, Ending, Engine, Sampled
+from worker.policy.reference import ReferenceEngine
+from worker.policy.rows import Rows
 from worker.policy.sampling import Sampler
+from worker.policy.vllm import VllmEngine
 
 log = logging.getLogger(__name__)
 
@@ -35,99 +36,76 @@ _LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """How far the lean decoder's logits may be from transformers' (root mean square, of their spread)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """One row: `token_ids` (T,), `logprobs` (T,) of the policy at temperature 1, and whether it came to an end."""
+def load_engine(model: Any, generation: settings.Generation, rows: Rows | None = None) -> Engine:
+    """The engine that the settings name, for this model. It follows the model's weights.
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finished: bool
+    Raises ModelError for a vLLM that is asked for and can't be had.
 
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """When an answer is over: after one of `end_ids` (kept in its tokens), or when `is_done` says so of its tokens.
-
-    `is_done` is asked only after tokens that `may_be_done` (one flag a token of the vocabulary) marks.
+    `rows` is how many answers it generates at once; None: it finds out for itself.
     """
-
-    end_ids: frozenset[int]
-    is_done: Callable[[list[int]], bool]
-    may_be_done: Sequence[bool]
-
-    def reached(self, tokens: list[int]) -> bool:
-        last = tokens[-1]
-        return last in self.end_ids or (self.may_be_done[last] and self.is_done(tokens))
-
-
-class Batch(Protocol):
-    """Answers under way."""
-
-    def step(self, tokens_R: Tensor) -> Tensor:
-        """Logits (R, V) after one more token for each row."""
-
-    def keep(self, lines: Sequence[int]) -> None:
-        """Only these lines of the batch go on, in this order, which rises."""
-
-
-class Decoder(Protocol):
-    def start(self, prompts: Sequence[Sequence[int]], repeats: int, max_new_tokens: int) -> tuple[Batch, Tensor]:
-        """Rows for `repeats` answers to each prompt, and the logits (R, V) of their first tokens."""
-
-
-class Engine(Protocol):
-    def generate(
-        self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
-    ) -> list[list[Sampled]]:
-        """G = `generation.num_generations` answers to each prompt (token ids, none empty).
-
-        A row ends as `ending` says, or unfinished at max_completion_length.
-        """
-
-
-def load_engine(model: Any, generation: settings.Generation) -> Engine:
-    """The engine that the settings name, for this model. It follows the model's weights."""
     if generation.engine == "transformers":
-        return ReferenceEngine(model)
-    return TorchEngine(model, generation.dtype)
+        return ReferenceEngine(model, rows)
+    if generation.engine == "vllm":
+        return VllmEngine(model, generation)
+    if generation.engine == "auto" and model.device.type == "cuda" and vllm.is_installed():
+        try:
+            return VllmEngine(model, generation)
+        except ModelError as error:
+            log.warning("vllm not used reason=%s", error)
+        gc.collect()  # what it has taken of the GPU so far
+        memory.release(model.device)
+    return TorchEngine(model, generation.dtype, rows)
 
 
 class TorchEngine:
     """Ours. `decoder` is what it found fit for the model."""
 
-    def __init__(self, model: Any, dtype: str = "auto") -> None:
+    def __init__(self, model: Any, dtype: str = "auto", rows: Rows | None = None) -> None:
         self.decoder: Decoder = _find_decoder(model, dtype)
         self._device = model.device
+        self._rows = rows or Rows(model.device)
+
+    @property
+    def name(self) -> str:
+        return f"torch, {self.decoder.name}"
 
     def generate(
         self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
     ) -> list[list[Sampled]]:
-        return sample(self.decoder, self._device, prompts, generation, seed, ending)
+        G, T = generation.num_generations, generation.max_completion_length
+        prompts_R = [prompt for prompt in prompts for _ in range(G)]
+        # Drawn on the CPU: the same numbers on every device.
+        uniform_TR = torch.rand((T, len(prompts_R)), generator=torch.Generator().manual_seed(seed))
+
+        def needed(piece: range) -> int:
+            return self.decoder.bytes_needed([prompts_R[row] for row in piece], T)
+
+        def make(piece: range) -> list[Sampled]:
+            numbers = uniform_TR[:, piece.start : piece.stop].to(self._device)
+            return sample(self.decoder, [prompts_R[row] for row in piece], generation, numbers, ending)
+
+        rows = self._rows.run(len(prompts_R), needed, make)
+        return [rows[i : i + G] for i in range(0, len(rows), G)]
 
 
 @torch.no_grad()
 def sample(
     decoder: Decoder,
-    device: torch.device,
-    prompts: Sequence[Sequence[int]],
+    prompts_R: Sequence[Sequence[int]],
     generation: settings.Generation,
-    seed: int,
+    uniform_TR: Tensor,
     ending: Ending,
-) -> list[list[Sampled]]:
-    """G answers to each prompt from a decoder, as `Engine.generate` says."""
-    if not prompts:
-        return []
-    G, T = generation.num_generations, generation.max_completion_length
-    rows = list(range(len(prompts) * G))  # row number of each line of the batch
-    # Drawn on the CPU: the same numbers on every device.
-    uniform_TR = torch.rand((T, len(rows)), generator=torch.Generator().manual_seed(seed)).to(device)
-    sampler = Sampler(generation, [p for p in prompts for _ in range(G)], device)
-    batch, logits_RV = decoder.start(prompts, G, T)
+) -> list[Sampled]:
+    """An answer to each prompt. `uniform_TR` in [0, 1), on the model's device, decides which."""
+    device = uniform_TR.device
+    rows = list(range(len(prompts_R)))  # row number of each line of the batch
+    sampler = Sampler(generation, prompts_R, device)
+    batch, logits_RV = decoder.start(prompts_R, len(uniform_TR))
     tokens: list[list[int]] = [[] for _ in rows]
     finished = [False] * len(rows)
     history: list[tuple[list[int], Tensor]] = []
 
-    for step in range(T):
+    for step in range(len(uniform_TR)):
         next_R, logprobs_R = sampler.choose(logits_RV, uniform_TR[step])
         history.append((rows, logprobs_R))
         for row, token in zip(rows, next_R.tolist(), strict=True):
@@ -135,7 +113,7 @@ def sample(
                 tokens[row].append(token)
                 finished[row] = ending.reached(tokens[row])
         living = [line for line, row in enumerate(rows) if not finished[row]]
-        if not living or step == T - 1:
+        if not living or step == len(uniform_TR) - 1:
             break
         if len(living) < _COMPACT_BELOW * len(rows):
             lines = torch.tensor(living, device=device)
@@ -146,8 +124,7 @@ def sample(
         logits_RV = batch.step(next_R)
 
     logprobs = _collect(history, [len(t) for t in tokens])
-    answers = [Sampled(tuple(t), tuple(p), f) for t, p, f in zip(tokens, logprobs, finished, strict=True)]
-    return [answers[i : i + G] for i in range(0, len(answers), G)]
+    return [Sampled(tuple(t), tuple(p), f) for t, p, f in zip(tokens, logprobs, finished, strict=True)]
 
 
 def _collect(history: list[tuple[list[int], Tensor]], lengths_N: list[int]) -> list[list[float]]:
@@ -183,8 +160,8 @@ def _find_decoder(model: Any, dtype_name: str) -> Decoder:
 @torch.no_grad()
 def disagreement(ours: Decoder, theirs: Decoder, num_tokens: int, device: torch.device) -> float:
     """How far two decoders' logits are apart (root mean square, of their spread) over prompts and steps."""
-    prompts = [[(7 * i + 3) % num_tokens for i in range(n)] for n in (24, 9)]
-    batches = [decoder.start(prompts, 2, 4) for decoder in (ours, theirs)]
+    prompts = [[(7 * i + 3) % num_tokens for i in range(n)] for n in (24, 24, 9, 9)]
+    batches = [decoder.start(prompts, 4) for decoder in (ours, theirs)]
     outputs: list[list[Tensor]] = [[logits_RV.float()] for _, logits_RV in batches]
     for step in range(3):
         tokens_R = torch.tensor([(11 * step + 5 * r) % num_tokens for r in range(4)], device=device)
@@ -204,71 +181,3 @@ def _find_dtype(model: Any, name: str) -> torch.dtype:
             return torch.bfloat16
     dtype: torch.dtype = model.dtype
     return dtype
-
-
-class ReferenceEngine:
-    """`model.generate` of transformers, all answers in one batch. Its random numbers are torch's own: another stream
-    than ours, so sampled answers differ, and depend on the batch; greedy ones don't."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
-    ) -> list[list[Sampled]]:
-        if not prompts:
-            return []
-        device, width, G = self._model.device, max(map(len, prompts)), generation.num_generations
-        ids_PL = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-        lengths_P = torch.tensor([len(p) for p in prompts], device=device)
-        mask_PL = (torch.arange(width, device=device) >= width - lengths_P[:, None]).long()
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            out = self._model.generate(
-                ids_PL,
-                attention_mask=mask_PL,
-                generation_config=_generation_config(generation, ending),
-                stopping_criteria=StoppingCriteriaList([_AnswerDone(ending, width)]),
-            )
-        logits_TNV = torch.stack(out.logits).float()
-        new_NT = out.sequences[:, width:]
-        logprobs_NT = (logits_TNV.gather(2, new_NT.t()[..., None])[..., 0] - logits_TNV.logsumexp(-1)).t()
-        rows = [_cut(t, p, ending) for t, p in zip(new_NT.tolist(), logprobs_NT.tolist(), strict=True)]
-        return [rows[i : i + G] for i in range(0, len(rows), G)]
-
-
-def _generation_config(generation: settings.Generation, ending: Ending) -> GenerationConfig:
-    return GenerationConfig(
-        do_sample=True,
-        num_return_sequences=generation.num_generations,
-        max_new_tokens=generation.max_completion_length,
-        temperature=generation.temperature,
-        top_k=generation.top_k,
-        top_p=generation.top_p,
-        min_p=generation.min_p,
-        repetition_penalty=generation.repetition_penalty,
-        eos_token_id=sorted(ending.end_ids),
-        pad_token_id=min(ending.end_ids, default=0),
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-
-
-class _AnswerDone(StoppingCriteria):  # type: ignore[misc]
-    def __init__(self, ending: Ending, width: int) -> None:
-        self._ending = ending
-        self._width = width
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        done = [self._ending.reached(row) for row in input_ids[:, self._width :].tolist()]
-        return torch.tensor(done, device=input_ids.device)
-
-
-def _cut(tokens: list[int], logprobs: list[float], ending: Ending) -> Sampled:
-    """A row up to its end; `generate` fills it up with pad tokens."""
-    for length in range(1, len(tokens) + 1):
-        if ending.reached(tokens[:length]):
-            return Sampled(tuple(tokens[:length]), tuple(logprobs[:length]), finished=True)
-    return Sampled(tuple(tokens), tuple(logprobs), finished=False)

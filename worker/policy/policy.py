@@ -19,7 +19,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from worker import settings
 from worker.errors import ModelError
-from worker.policy import generation as engine
+from worker.policy import memory
+from worker.policy.engine import Ending, Engine, Sampled
+from worker.policy.generation import load_engine
+from worker.policy.rows import Rows
 from worker.records import Completion
 
 log = logging.getLogger(__name__)
@@ -50,10 +53,11 @@ class Policy:
         )
         if not self.end_ids:
             raise ModelError(f"model {name}: its tokenizer has no end-of-sequence token; take a model that has one")
-        self._ending = engine.Ending(
+        self._ending = Ending(
             frozenset(self.end_ids), self._has_answer_end, [">" in text for text in self._decode_each_token()]
         )
-        self._engine: engine.Engine | None = None
+        self._rows = Rows(model.device)
+        self._engine: Engine | None = None
         self._engine_for: tuple[Any, str, str] | None = None
         self._instruction_role = self._find_instruction_role()
 
@@ -85,8 +89,10 @@ class Policy:
         Text does not tell whether an end token followed. The rule: an answer that ends with its closing tag was
         stopped there; one that has room for an end token gets it; any other was cut off at `max_length`.
         """
-        # Special tokens that a stranger spells out stay spelt out.
-        ids = list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        # Special tokens that a stranger spells out stay spelt out. Some tokenizers have more tokens than their model.
+        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        known = self.num_tokens
+        ids = [token for token in ids if token < known]
         if len(ids) <= max_length and text.endswith(ANSWER_END):
             return ids, False
         if len(ids) < max_length:
@@ -105,13 +111,23 @@ class Policy:
             answers[i] = [self._completion(row) for row in group]
         return answers
 
-    def _load_engine(self, generation: settings.Generation) -> engine.Engine:
+    def prepare(self, generation: settings.Generation, file: Path) -> None:
+        """Load what generates, before the first question. `file` remembers how many answers fit into memory at once."""
+        lengths = f"{generation.max_prompt_length}+{generation.max_completion_length}"
+        machine = memory.describe(self.model.device)
+        self._rows.remember_in(
+            file, f"{self.name} by {generation.engine} in {generation.dtype} on {machine}, {lengths} tokens"
+        )
+        self._load_engine(generation)
+
+    def _load_engine(self, generation: settings.Generation) -> Engine:
         wanted = (self.model, generation.engine, generation.dtype)
         if self._engine is None or self._engine_for != wanted:
-            self._engine, self._engine_for = engine.load_engine(self.model, generation), wanted
+            self._engine, self._engine_for = load_engine(self.model, generation, self._rows), wanted
+            log.info("generation engine=%s", self._engine.name)
         return self._engine
 
-    def _completion(self, row: engine.Sampled) -> Completion:
+    def _completion(self, row: Sampled) -> Completion:
         text = self.tokenizer.decode(row.token_ids, skip_special_tokens=True)
         return Completion(text, row.token_ids, row.logprobs, truncated=not row.finished)
 
@@ -159,11 +175,11 @@ def load(model: settings.Model) -> Policy:
         weights.to(device)
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"model {model.name}: does not fit into the memory of {device}: {_first_line(error)}"
+            f"model {model.name}: does not fit into the memory of {device}: {memory.reason_of(error)}"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:  # what transformers raises on files that do not fit
         raise ModelError(
-            f"model {model.name}: can't be loaded from {source}: {_first_line(error)}; expected a causal "
+            f"model {model.name}: can't be loaded from {source}: {memory.reason_of(error)}; expected a causal "
             "language model in transformers' format (config.json, *.safetensors, tokenizer.json)"
         ) from error
     log.info(
@@ -209,7 +225,7 @@ def _find_source(name: str) -> str:
                 f"model/name: {name}: Hugging Face says {error.response.status_code}: no such model, or it needs a "
                 f"login; expected a name such as Qwen/Qwen2.5-0.5B-Instruct, a folder, or {TINY}"
             ) from None
-        return _find_cached(name, _first_line(error))
+        return _find_cached(name, memory.reason_of(error))
 
 
 def _find_cached(name: str, reason: str) -> str:
@@ -220,7 +236,3 @@ def _find_cached(name: str, reason: str) -> str:
             f"model/name: {name}: not on this machine, and Hugging Face can't be reached ({reason}); "
             f"expected a folder, {TINY}, or a name that was loaded here before"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
+
 from worker import settings
 from worker.errors import SettingsError
 
@@ -60,11 +62,12 @@ class Hub:
         return rounds_trained // every > self._attempted // every
 
     def push(
-        self, rounds_trained: int, round: int, checkpoint: Path, describe: Callable[[Path], None], card: str
+        self, rounds_trained: int, round: int, weights: Path | None, describe: Callable[[Path], None], card: str
     ) -> None:
-        """Begin to upload the weights of `checkpoint`, what `describe` writes beside them, and `card`. Returns at once.
+        """Begin to upload the file of `weights`, what `describe` writes beside it, and `card`. Returns at once.
 
-        While the push before is still going on this one is left out, and said to be.
+        None: `describe` writes the weights, too, which takes as long as the disk does. While the push before is still
+        going on this one is left out, and said to be.
         """
         self._attempted = rounds_trained
         if self.status().state == "uploading":
@@ -75,12 +78,14 @@ class Hub:
             shutil.rmtree(self._folder, ignore_errors=True)
             files = self._folder / "files"
             files.mkdir(parents=True)
-            # A link: the file stays when the checkpoint goes, and costs nothing.
-            os.link(checkpoint / "model.safetensors", files / "model.safetensors")
+            if weights is not None:
+                # A link: the file stays when the checkpoint goes, and costs nothing.
+                os.link(weights, files / "model.safetensors")
             describe(files)
             (files / "README.md").write_text(card)
             self._start(files)
-        except (OSError, ValueError) as error:  # ValueError: transformers refuses to save a configuration
+        # ValueError: transformers refuses to save a configuration.
+        except (OSError, ValueError, SafetensorError) as error:
             self._fail(str(error))
 
     def status(self) -> HubStatus:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from worker import settings
 from worker.errors import ModelError, ResourceError, TrainingError
-from worker.policy import adapters
+from worker.policy import adapters, memory
 from worker.policy.policy import Policy
 from worker.policy.scoring import PromptGroup, Scorer
 from worker.records import ScoredGroup, StepMetrics
@@ -196,9 +196,9 @@ class Trainer:
             try:
                 sums = [self._backward_micro(micro, is_first) for micro in micro_batches]
             except (RuntimeError, MemoryError) as error:
-                if not budget.is_out_of_memory(error):
+                if not memory.is_out_of_memory(error):
                     raise
-                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                reason = memory.reason_of(error)
             else:
                 loss, clipped = torch.stack(sums).sum(0).tolist()
                 counted = sum(len(s.token_ids) for s in batch if s.weight > 0)
@@ -286,7 +286,7 @@ class Trainer:
     def _shrink(self, micro_batches: list[list[Lesson]], reason: str) -> None:
         """Memory ran out: the next try takes less of it."""
         self._drop_gradients()
-        budget.release(self.policy.model.device)
+        memory.release(self.policy.model.device)
         before, tokens = self.budget, self.budget.tokens
         if max(map(len, micro_batches)) > 1:
             largest = max(self._count_tokens(micro) for micro in micro_batches)

@@ -1,0 +1,184 @@
+"""Small random models in folders as they come from Hugging Face: weights as safetensors, a tokenizer of the family's
+kind, its chat template's habits, its end tokens."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+TEXT = [
+    "Answer the question. Think first if that helps; then give the final answer as <answer>your answer</answer>.",
+    "Calculate 12 + 34 - 5 * 678 / 90. What is the greatest common divisor? <answer>42</answer>",
+] * 20
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HEADERS = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+TURNS = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if m.role == 'user' %} [INST] {{ m.content }} [/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+BARS = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """`ends`: tokens that end an answer beside the tokenizer's own, named in generation_config only. `decoder`: what
+    generates. `options` of the configuration; `is_tied`: output layer and embedding are one. `tokenizer`: its class,
+    where transformers has one for the family."""
+
+    config: Callable[..., Any]
+    decoder: str
+    bos: str | None
+    eos: str
+    is_tied: bool
+    template: str | None = None
+    ends: tuple[str, ...] = ()
+    pad: str | None = None
+    is_byte_level: bool = True
+    specials: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+
+
+GEMMA = {
+    "bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "is_byte_level": False, "is_tied": True,
+    "tokenizer": "GemmaTokenizer",
+}  # fmt: skip
+GPT = {"bos": None, "eos": "<|endoftext|>"}
+HEAD = {"head_dim": 8}
+FAMILIES = {
+    "llama": Family(
+        transformers.LlamaConfig, "lean", "<|begin_of_text|>", "<|end_of_text|>", False, HEADERS, ("<|eot_id|>",),
+        specials=("<|start_header_id|>", "<|end_header_id|>"),
+        options={
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 128,
+            }
+        },
+    ),
+    "llama-base": Family(
+        transformers.LlamaConfig, "lean", "<s>", "</s>", True, is_byte_level=False, tokenizer="LlamaTokenizer",
+    ),
+    "mistral": Family(
+        transformers.MistralConfig, "lean", "<s>", "</s>", False, INST, is_byte_level=False,
+        options={**HEAD, "sliding_window": 16},
+    ),
+    "qwen3": Family(
+        transformers.Qwen3Config, "lean", None, "<|im_end|>", True, CHATML, ("<|endoftext|>",), pad="<|endoftext|>",
+        specials=("<|im_start|>",), options=HEAD, tokenizer="Qwen2Tokenizer",
+    ),
+    "gemma": Family(
+        transformers.GemmaConfig, "lean", template=TURNS, ends=("<end_of_turn>",), specials=("<start_of_turn>",),
+        options=HEAD, **GEMMA,
+    ),
+    "gemma2": Family(
+        transformers.Gemma2Config, "lean", template=TURNS, ends=("<end_of_turn>",), specials=("<start_of_turn>",),
+        options={**HEAD, "sliding_window": 16, "query_pre_attn_scalar": 8}, **GEMMA,
+    ),
+    "gemma3": Family(
+        transformers.Gemma3TextConfig, "lean", template=TURNS, ends=("<end_of_turn>",), specials=("<start_of_turn>",),
+        options={
+            **HEAD, "sliding_window": 16, "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        **GEMMA,
+    ),
+    "phi3": Family(
+        transformers.Phi3Config, "cached", "<s>", "<|endoftext|>", False, BARS, ("<|end|>",), is_byte_level=False,
+        specials=("<|system|>", "<|user|>", "<|assistant|>"), options={"sliding_window": 16},
+    ),
+    "gpt-neox": Family(
+        transformers.GPTNeoXConfig, "cached", is_tied=False, **GPT, options={"rotary_pct": 0.25},
+        tokenizer="GPTNeoXTokenizer",
+    ),
+    "gpt2": Family(transformers.GPT2Config, "cached", is_tied=True, **GPT, tokenizer="GPT2Tokenizer"),
+}  # fmt: skip
+NOT_IN = {  # what a family's configuration does not know
+    "gpt-neox": {"num_key_value_heads"},
+    "gpt2": {"num_key_value_heads", "intermediate_size"},
+}
+
+
+def make_tokenizer(family: Family) -> transformers.PreTrainedTokenizerFast:
+    """Byte-level, as GPT-2's, Llama 3's and Qwen's; or pieces that begin with their space, as Llama 2's and Gemma's."""
+    specials = [t for t in (family.pad, family.bos, family.eos, *family.ends, *family.specials) if t is not None]
+    specials = list(dict.fromkeys(specials))
+    if family.is_byte_level:
+        tokenizer = tokenizers.Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        specials = ["<unk>", *specials]
+        tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        alphabet = ["\n", *map(chr, range(33, 127))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    if family.bos is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{family.bos} $A", special_tokens=[(family.bos, tokenizer.token_to_id(family.bos))]
+        )
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=family.bos, eos_token=family.eos, pad_token=family.pad,
+        unk_token=None if family.is_byte_level else "<unk>",
+    )  # fmt: skip
+    wrapped.chat_template = family.template
+    return wrapped
+
+
+def save_model(name: str, folder: Path, **departures: Any) -> Path:
+    """Write the model of a family; `departures` of its configuration. Returns the folder."""
+    family = FAMILIES[name]
+    tokenizer = make_tokenizer(family)
+    end = tokenizer.convert_tokens_to_ids(family.eos)
+    shape = {
+        # A few rows more than the tokenizer has tokens, as many models have.
+        "vocab_size": len(tokenizer) + 5, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "bos_token_id": None if family.bos is None else tokenizer.convert_tokens_to_ids(family.bos),
+        "eos_token_id": end, "pad_token_id": None, "tie_word_embeddings": family.is_tied,
+    }  # fmt: skip
+    known = {key: value for key, value in shape.items() if key not in NOT_IN.get(name, ())}
+    torch.manual_seed(0)
+    config = family.config(**{**known, **family.options, **departures})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)  # random weights say the same of everything: make them say different things
+    model.generation_config.eos_token_id = [end, *tokenizer.convert_tokens_to_ids(list(family.ends))]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if family.tokenizer is not None:
+        file = folder / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": family.tokenizer}))
+    return folder
