@@ -9,12 +9,13 @@ silently.
 import asyncio
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 
+from worker import settings
 from worker.errors import SwarmError
 
 # On import hivemind sets up a log handler of its own and renames WARNING to WARN.
@@ -43,6 +45,10 @@ _GUARD = (
     "ctypes.CDLL(None).prctl(1, 9)\n"
     "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
     "os.execv(sys.argv[2], sys.argv[2:])\n"
+)
+
+_FULL_ADDRESS = re.compile(
+    r"/(ip4|ip6|dns|dns4|dns6)/[0-9A-Za-z.:-]{1,253}/tcp/[0-9]{1,5}/p2p/Qm[1-9A-HJ-NP-Za-km-z]{44}"
 )
 
 _FOLDER_PREFIX = "hivewright-p2pd-"
@@ -69,26 +75,13 @@ class Daemon:
         self.addresses: tuple[str, ...] = ()
 
     @classmethod
-    async def start(
-        cls, identity_file: Path, host: str, port: int, announce: Sequence[str], timeout_seconds: float
-    ) -> "Daemon":
-        """Start p2pd on host:port (0: the kernel chooses) and wait until it answers. Must run in a long-lived
-        thread."""
+    async def start(cls, identity_file: Path, swarm: settings.Swarm, port: int, relays: Sequence[str] = ()) -> "Daemon":
+        """Start p2pd on the settings' host and `port` (0: the kernel chooses) and wait until it answers. `relays`: full
+        addresses, those that are none are left out. Must run in a long-lived thread."""
         # 0700, and a short path: that of a socket has 108 bytes at most.
         _remove_leftovers()
         folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
-        arguments = [
-            f"-listen=/unix{folder}/control.sock",
-            f"-id={identity_file}",
-            f"-hostAddrs={multiaddr(host, port)}",
-            "-dhtServer=1",
-            "-natPortMap=0",
-            "-autonat=0",
-            "-relayService=0",
-            "-connManager=1",
-        ]
-        if announce:
-            arguments.append(f"-announceAddrs={','.join(announce)}")
+        arguments = [f"-listen=/unix{folder}/control.sock", f"-id={identity_file}", *_arguments(swarm, port, relays)]
         # The death signal is tied to the thread that forks: this one, which runs the event loop as long as the daemon.
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), str(P2PD), *arguments],
@@ -101,12 +94,11 @@ class Daemon:
         daemon = cls(process, folder)
         daemon._output = asyncio.create_task(daemon._read_output())
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with asyncio.timeout(swarm.startup_timeout_seconds):
                 await daemon._get_ready()
         except TimeoutError:
-            raise SwarmError(
-                f"libp2p daemon: not ready after {timeout_seconds:g} s (swarm.startup_timeout_seconds); trying again"
-            ) from None
+            seconds = f"{swarm.startup_timeout_seconds:g} s (swarm.startup_timeout_seconds)"
+            raise SwarmError(f"libp2p daemon: not ready after {seconds}; trying again") from None
         finally:
             if not daemon.peer_id:
                 await daemon.stop()
@@ -177,6 +169,11 @@ class Daemon:
         response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
         return {PeerID(peer.id).to_base58() for peer in response.peers}
 
+    async def find_addresses(self) -> tuple[str, ...]:
+        """Where others reach us, as far as libp2p knows by now, the best first. Relays and routers add to it later."""
+        response = await self._identify()
+        return _sorted(response.identify.addrs)
+
     async def open_stream(
         self, peer_id: str, protocol: str, timeout_seconds: float
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -194,9 +191,12 @@ class Daemon:
         await self._said_ready.wait()
         if self.died.is_set():
             raise SwarmError(self.death_notice)
-        response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
-        self.addresses = tuple(sorted((str(Multiaddr(a)) for a in response.identify.addrs), key=_is_loopback))
+        response = await self._identify()
+        self.addresses = _sorted(response.identify.addrs)
         self.peer_id = PeerID(response.identify.id).to_base58()
+
+    async def _identify(self) -> Any:
+        return await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
 
     async def _read_output(self) -> None:
         """Follow what the daemon says until its end, which sets `died`."""
@@ -287,8 +287,43 @@ def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
     return encoded
 
 
-def _is_loopback(address: str) -> bool:
-    return address.startswith(("/ip4/127.", "/ip6/::1/"))
+def _arguments(swarm: settings.Swarm, port: int, relays: Sequence[str]) -> list[str]:
+    """p2pd's command line as the settings want it."""
+    arguments = [
+        f"-hostAddrs={multiaddr(swarm.host, port)}",
+        "-dhtServer=1",
+        "-connManager=1",
+        "-autonat=1",  # turns hole punching on too
+        f"-natPortMap={int(swarm.map_port)}",
+        f"-relayService={int(swarm.relay_others)}",
+    ]
+    if swarm.announce:
+        arguments.append(f"-announceAddrs={','.join(swarm.announce)}")
+    if swarm.reachability == "public":
+        return [*arguments, "-forceReachabilityPublic=1"]
+    if swarm.reachability == "private":
+        arguments.append("-forceReachabilityPrivate=1")
+    usable = [relay for relay in dict.fromkeys(relays) if _is_full_address(relay)]
+    if usable:
+        arguments += ["-autoRelay=1", "-relayDiscovery=0", f"-trustedRelays={','.join(usable)}"]
+    return arguments
+
+
+def _is_full_address(text: str) -> bool:
+    """Whether it is an address with /p2p/ that p2pd takes: one that it does not would end it."""
+    if not _FULL_ADDRESS.fullmatch(text):
+        return False
+    try:
+        peer_id = PeerID.from_base58(text.rpartition("/")[2]).to_bytes()
+        return len(Multiaddr(text).to_bytes()) > 0 and len(peer_id) == 34 and peer_id.startswith(b"\x12\x20")
+    except (ValueError, LookupError):
+        return False
+
+
+def _sorted(addresses: Iterable[bytes]) -> tuple[str, ...]:
+    """As text: direct ones, then those at a relay, then loopback."""
+    texts = [str(Multiaddr(address)) for address in addresses]
+    return tuple(sorted(texts, key=lambda a: (a.startswith(("/ip4/127.", "/ip6/::1/")), "/p2p-circuit" in a, a)))
 
 
 def _remove_leftovers() -> None:

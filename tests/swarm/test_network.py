@@ -1,0 +1,88 @@
+"""Real networks between the peers: islands that find together again, and hosts that nobody can connect to."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hosts import Hosts, why_not
+from swarm_lab import collect_all, make_groups, wait_until
+
+from worker.swarm import daemon
+from worker.swarm.exchange import Swarm
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture
+def make_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, int]], Hosts]]:
+    if reason := why_not():
+        if os.environ.get("LAB_REQUIRED") == "1":
+            pytest.fail(f"LAB_REQUIRED is 1, but {reason}")
+        pytest.skip(reason)
+    made: list[Hosts] = []
+
+    def make(numbers: dict[str, int]) -> Hosts:
+        made.append(Hosts(tmp_path, numbers))
+        monkeypatch.setattr(daemon, "P2PD", made[0].program)
+        return made[0]
+
+    yield make
+    for hosts in made:
+        hosts.close()
+
+
+def train(swarms: dict[str, Swarm], round: int) -> dict[str, set[str]]:
+    """One round of all; whose groups each one got, by name."""
+    names = {swarm.status().peer_id: name for name, swarm in swarms.items()}
+    for swarm in swarms.values():
+        swarm.publish(round, make_groups(swarm.status().peer_id, round))
+    results = collect_all(list(swarms.values()), round, want=9 * (len(swarms) - 1))
+    return {
+        name: {names[group.peer_id or ""] for group in collected.groups}
+        for name, collected in zip(swarms, results, strict=True)
+    }
+
+
+def test_two_islands_go_on_by_themselves_and_find_together_again(
+    make_hosts: Callable[[dict[str, int]], Hosts],
+) -> None:
+    hosts = make_hosts({"bootnode": 1, "a": 1, "b": 2, "c": 3, "d": 4, "e": 5})
+    hosts.announce_every_seconds = 2.0  # so that the islands forget each other for good
+    hosts.bootnode()
+    swarms = {name: hosts.peer(name, peers_per_round=4) for name in "abcde"}
+    wait_until(lambda: all(s.status().peers_known == 4 for s in swarms.values()), 30, "all know all")
+    assert train(swarms, 1) == {name: set("abcde") - {name} for name in "abcde"}
+
+    hosts.cables.split([4, 5])
+    mainland, island = set("abc"), set("de")
+    wait_until(lambda: [s.status().peers_known for s in swarms.values()] == [2, 2, 2, 1, 1], 40, "they forget")
+    heard = train(swarms, 2)
+    assert heard == {name: (mainland if name in mainland else island) - {name} for name in "abcde"}
+    assert {s.status().state for s in swarms.values()} == {"connected"}
+
+    hosts.cables.split([5])
+    hosts.cables.heal([4])
+    wait_until(lambda: swarms["e"].status().peers_known == 0, 20, "e is alone")
+    assert swarms["e"].collect(3, 9).heard == ()
+    assert swarms["e"].status().state == "training-alone"
+
+    hosts.cables.heal([5])
+    wait_until(lambda: all(s.status().peers_known == 4 for s in swarms.values()), 40, "all know all again")
+    assert swarms["e"].status().state == "catching-up"
+    assert train(swarms, 4) == {name: set("abcde") - {name} for name in "abcde"}
+    assert {s.status().state for s in swarms.values()} == {"connected"}
+
+
+@pytest.mark.parametrize("can_punch", [True, False], ids=["punch", "relay"])
+def test_hosts_that_nobody_can_connect_to_exchange(
+    make_hosts: Callable[[dict[str, int]], Hosts], can_punch: bool
+) -> None:
+    hosts = make_hosts({"bootnode": 1, "a": 2, "b": 3})
+    hosts.cables.shield(2, strangers=() if can_punch else (3,))
+    hosts.cables.shield(3, strangers=() if can_punch else (2,))
+    hosts.bootnode()
+    swarms = {name: hosts.peer(name, reachability="private") for name in "ab"}
+    wait_until(lambda: all("/p2p-circuit" in str(s.status().addresses) for s in swarms.values()), 30, "have a relay")
+    wait_until(lambda: all(s.status().peers_known == 1 for s in swarms.values()), 30, "both know each other")
+    assert train(swarms, 1) == {"a": {"b"}, "b": {"a"}}
