@@ -62,13 +62,16 @@ class Network:
     def shield(self, number: int, strangers: Sequence[int] = ()) -> None:
         """A firewall that lets a host connect to others and nobody to it; nothing at all goes between it and
         `strangers`."""
-        banned = [f"ip saddr {self.address(n)} drop; ip daddr {self.address(n)} drop;" for n in strangers]
-        rules = (
-            "table inet shield {"
-            f" chain in {{ type filter hook input priority 0; policy drop; {' '.join(banned)}"
-            ' ct state established,related accept; iif "lo" accept; }'
-            f" chain out {{ type filter hook output priority 0; policy accept; {' '.join(banned)} }} }}"
+        banned = [f"ip saddr {self.address(n)} drop\nip daddr {self.address(n)} drop" for n in strangers]
+        chains = {
+            "input": ["policy drop", *banned, "ct state established,related accept", 'iif "lo" accept'],
+            "output": ["policy accept", *banned],
+        }
+        bodies = (
+            "\n".join([f"chain {hook} {{", f"type filter hook {hook} priority 0", *lines, "}"])
+            for hook, lines in chains.items()
         )
+        rules = "\n".join(["table inet shield {", *bodies, "}"])
         run("ip", "netns", "exec", self.host(number), "nft", "-f", "-", stdin=rules)
 
     def set_link(self, number: int, up: bool) -> None:

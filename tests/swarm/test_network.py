@@ -8,7 +8,6 @@ import pytest
 from hosts import Hosts, why_not
 from swarm_lab import collect_all, make_groups, wait_until
 
-from worker.swarm import daemon
 from worker.swarm.exchange import Swarm
 
 pytestmark = pytest.mark.lab
@@ -23,8 +22,7 @@ def make_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     made: list[Hosts] = []
 
     def make(numbers: dict[str, int]) -> Hosts:
-        made.append(Hosts(tmp_path, numbers))
-        monkeypatch.setattr(daemon, "P2PD", made[0].program)
+        made.append(Hosts(tmp_path, numbers, monkeypatch))
         return made[0]
 
     yield make

@@ -9,7 +9,6 @@ silently.
 import asyncio
 import logging
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -47,10 +46,6 @@ _GUARD = (
     "os.execv(sys.argv[2], sys.argv[2:])\n"
 )
 
-_FULL_ADDRESS = re.compile(
-    r"/(ip4|ip6|dns|dns4|dns6)/[0-9A-Za-z.:-]{1,253}/tcp/[0-9]{1,5}/p2p/Qm[1-9A-HJ-NP-Za-km-z]{44}"
-)
-
 _FOLDER_PREFIX = "hivewright-p2pd-"
 
 Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -76,8 +71,8 @@ class Daemon:
 
     @classmethod
     async def start(cls, identity_file: Path, swarm: settings.Swarm, port: int, relays: Sequence[str] = ()) -> "Daemon":
-        """Start p2pd on the settings' host and `port` (0: the kernel chooses) and wait until it answers. `relays`: full
-        addresses, those that are none are left out. Must run in a long-lived thread."""
+        """Start p2pd on the settings' host and `port` (0: the kernel chooses) and wait until it answers. `relays`: what
+        relays.find gives. Must run in a long-lived thread."""
         # 0700, and a short path: that of a socket has 108 bytes at most.
         _remove_leftovers()
         folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
@@ -303,21 +298,9 @@ def _arguments(swarm: settings.Swarm, port: int, relays: Sequence[str]) -> list[
         return [*arguments, "-forceReachabilityPublic=1"]
     if swarm.reachability == "private":
         arguments.append("-forceReachabilityPrivate=1")
-    usable = [relay for relay in dict.fromkeys(relays) if _is_full_address(relay)]
-    if usable:
-        arguments += ["-autoRelay=1", "-relayDiscovery=0", f"-trustedRelays={','.join(usable)}"]
+    if relays:
+        arguments += ["-autoRelay=1", "-relayDiscovery=0", f"-trustedRelays={','.join(relays)}"]
     return arguments
-
-
-def _is_full_address(text: str) -> bool:
-    """Whether it is an address with /p2p/ that p2pd takes: one that it does not would end it."""
-    if not _FULL_ADDRESS.fullmatch(text):
-        return False
-    try:
-        peer_id = PeerID.from_base58(text.rpartition("/")[2]).to_bytes()
-        return len(Multiaddr(text).to_bytes()) > 0 and len(peer_id) == 34 and peer_id.startswith(b"\x12\x20")
-    except (ValueError, LookupError):
-        return False
 
 
 def _sorted(addresses: Iterable[bytes]) -> tuple[str, ...]:

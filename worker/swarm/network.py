@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from worker import settings
 from worker.errors import BadRecord, ResourceError, SwarmError
 from worker.resources import require_port
-from worker.swarm import cache, identity, wire
+from worker.swarm import cache, identity, relays, wire
 from worker.swarm.cache import Cache
 from worker.swarm.daemon import Daemon
 from worker.swarm.dht import Membership
@@ -230,8 +230,9 @@ class Network:
         """One life of the daemon. Ends only with an exception."""
         timeout = self.swarm.startup_timeout_seconds
         port = self._choose_port()
-        relays = self.swarm.relays or (*self.bootnodes, *self.cache.bootnodes)
-        daemon = await Daemon.start(self._identity_file, self.swarm, port, relays)
+        known = self.swarm.relays or (*self.bootnodes, *self.cache.bootnodes)
+        found = [] if self.swarm.reachability == "public" else await relays.find(known)
+        daemon = await Daemon.start(self._identity_file, self.swarm, port, found)
         membership, tasks = None, []
         try:
             if daemon.peer_id != self.identity.peer_id:
