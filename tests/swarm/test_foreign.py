@@ -1,5 +1,9 @@
 """Nodes that are not ours on the same network: another implementation of the DHT, and clocks that are minutes off."""
 
+import contextlib
+import os
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +14,7 @@ from swarm_lab import Lab, make_groups, multiaddrs, wait_until
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+PATIENCE_SECONDS = 60.0
 
 
 class Program:
@@ -18,14 +23,16 @@ class Program:
     def __init__(self, name: str, *arguments: object) -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / name), *map(str, arguments)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={"PYTHONPATH": f"{ROOT}:{HERE}"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+            env={"PYTHONPATH": f"{ROOT}:{HERE}"},
         )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout
 
     def hear(self) -> str:
-        return self._out.readline().strip()
+        ready, _, _ = select.select([self._out], [], [], PATIENCE_SECONDS)
+        return self._out.readline().strip() if ready else "nothing"
 
     def tell(self, line: str) -> str:
         self._in.write(line + "\n")
@@ -34,12 +41,10 @@ class Program:
 
     def end(self) -> None:
         self._in.close()
-        try:
-            self._process.wait(20)
-        finally:
-            self._process.kill()
-            self._process.wait(20)
-            self._out.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(20)
+        self._out.close()
 
 
 @contextmanager

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 MAX_DRAWS_PER_PEER = 3
 """Peers that are asked in a round at most, for each of `peers_per_round`: bounds what a round costs when many fail."""
 MAX_WAITS = 100
+RETRY_PAUSE_SECONDS = 2.0
+"""Before a peer that was not reached is asked a second time, when there is nobody else and nobody was heard yet."""
 LOOK_EVERY_SECONDS = 1.0
 INNOCENT = frozenset({"version", "unknown-task"})
 """Reasons for which a group is dropped and its sender not blamed: it runs another version or other task families."""
@@ -119,14 +121,18 @@ class Collecting:
             elif self._gone and self.heard:
                 owner = self._gone.pop()
                 self._tasks[asyncio.create_task(self._ask_holders(owner, self._choose(self.heard)))] = owner
+            elif self._gone and self.network.peers.num_failures(self._gone[-1]) == 1:
+                again = self._gone.pop()
+                self._tasks[asyncio.create_task(self._ask(again, RETRY_PAUSE_SECONDS))] = again
             else:
                 return
 
     def _choose(self, peer_ids: Collection[str]) -> list[str]:
         return self.network.rng.sample(sorted(peer_ids), min(wire.MAX_HOLDERS, len(peer_ids)))
 
-    async def _ask(self, peer_id: str) -> None:
+    async def _ask(self, peer_id: str, pause_seconds: float = 0.0) -> None:
         """Get the groups of a peer, from itself or, when it is full, from those that it names."""
+        await asyncio.sleep(pause_seconds)
         kind, payload = await self._request(peer_id)
         if kind is Kind.GROUPS:
             await self._check(peer_id, peer_id, payload)

@@ -46,6 +46,8 @@ _GUARD = (
     "os.execv(sys.argv[2], sys.argv[2:])\n"
 )
 
+_P2P_CODE = b"\xa5\x03"  # of /p2p/ in multiaddrs: 421 as a varint
+
 _FOLDER_PREFIX = "hivewright-p2pd-"
 
 Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -276,10 +278,21 @@ def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
     encoded = []
     for address in addresses:
         try:
-            encoded.append(bytes(Multiaddr(address).to_bytes()))
-        except (ValueError, LookupError) as error:
+            encoded.append(_encode(address))
+        except (ValueError, LookupError, SwarmError) as error:
             log.debug("address ignored address=%s reason=%s", address, error)
     return encoded
+
+
+def _encode(address: str) -> bytes:
+    """An address as p2pd reads it: hivemind writes a peer id in it (that of a relay) in a form that p2pd refuses."""
+    direct, *relayed = address.split("/p2p/")
+    data = bytes(Multiaddr(direct).to_bytes())
+    for part in relayed:
+        peer_id, slash, rest = part.partition("/")
+        peer = _peer_bytes(peer_id)
+        data += _P2P_CODE + bytes([len(peer)]) + peer + (bytes(Multiaddr(slash + rest).to_bytes()) if rest else b"")
+    return data
 
 
 def _arguments(swarm: settings.Swarm, port: int, relays: Sequence[str]) -> list[str]:

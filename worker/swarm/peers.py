@@ -108,6 +108,11 @@ class Peers:
         """The live peers; may be called from another thread."""
         return self._live()
 
+    def num_failures(self, peer_id: str) -> int:
+        """How often in a row the peer was not reached, or kept silent."""
+        peer = self._peers.get(peer_id)
+        return peer.failures if peer else 0
+
     def knows(self, peer_id: str) -> bool:
         return peer_id in self._peers
 
