@@ -162,7 +162,7 @@ def test_start_does_not_wait_and_the_time_out_is_obeyed(
     wait_until(lambda: swarm.status().addresses != (), 20, "it comes up in the end")
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(20, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("seconds", [2, pytest.param(20, marks=pytest.mark.nightly)])
 def test_daemon_that_starts_late_keeps_nobody_waiting_and_is_used_in_the_end(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:

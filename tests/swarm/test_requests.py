@@ -67,6 +67,17 @@ def test_bad_request_is_refused_with_a_reason(
     assert caught.value.reason == reason
 
 
+def test_newer_version_is_named_on_both_sides(
+    server: Swarm, stranger: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    server._network.peers._versions.clear()
+    with pytest.raises(Refused, match="version 4; this node speaks 3, upgrade the older of the two"):
+        ask(stranger, server, newer(wire.encode_frame(Kind.HELLO, b"")))
+    assert server.status().other_versions == {"exchange 4": 1}
+    assert f"peer={stranger.identity.peer_id} theirs=4 ours=3: upgrade the older of the two" in caplog.text
+    assert server.status().requests_refused["version"] > 0
+
+
 def test_record_of_somebody_else_is_refused(server: Swarm, stranger: Network) -> None:
     theirs = server._network.member().sealed
     with pytest.raises(Refused, match="another peer as its own") as caught:
