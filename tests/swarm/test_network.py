@@ -98,15 +98,16 @@ def test_hosts_that_nobody_can_connect_to_exchange(
 ) -> None:
     # libp2p believes in the address that others see it at, which a hole takes, once four of them have said the same.
     bootnodes = {f"bootnode{number}": number for number in ((1, 4, 5, 6) if can_punch else (1,))}
-    hosts = make_hosts({**bootnodes, "a": 2, "b": 3})
+    hosts = make_hosts({**bootnodes, "a": 2, "b": 3, "public": 7})
     hosts.cables.shield(2, strangers=() if can_punch else (3,))
     hosts.cables.shield(3, strangers=() if can_punch else (2,))
     for name in bootnodes:
         hosts.bootnode(name)
     swarms = {name: hosts.peer(name, reachability="private") for name in "ab"}
-    wait_until(lambda: all("/p2p-circuit" in str(s.status().addresses) for s in swarms.values()), 30, "have a relay")
-    wait_until(lambda: all(s.status().peers_known == 1 for s in swarms.values()), 30, "both know each other")
-    assert train(swarms, 1) == {"a": {"b"}, "b": {"a"}}
+    swarms["public"] = hosts.peer("public", reachability="public")
+    wait_until(lambda: all("/p2p-circuit" in str(swarms[name].status().addresses) for name in "ab"), 30, "have a relay")
+    wait_until(lambda: all(s.status().peers_known == 2 for s in swarms.values()), 30, "all know all")
+    assert train(swarms, 1) == {name: set(swarms) - {name} for name in swarms}
     if can_punch:
         wait_until(lambda: has_direct_connection(swarms["a"], swarms["b"]), 20, "they are connected directly")
     else:

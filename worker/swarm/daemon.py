@@ -78,7 +78,8 @@ class Daemon:
         # 0700, and a short path: that of a socket has 108 bytes at most.
         _remove_leftovers()
         folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
-        arguments = [f"-listen=/unix{folder}/control.sock", f"-id={identity_file}", *_arguments(swarm, port, relays)]
+        place = [f"-listen=/unix{folder}/control.sock", f"-id={identity_file}"]
+        arguments = [*place, *_arguments(folder, swarm, port, relays)]
         # The death signal is tied to the thread that forks: this one, which runs the event loop as long as the daemon.
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), str(P2PD), *arguments],
@@ -295,8 +296,8 @@ def _encode(address: str) -> bytes:
     return data
 
 
-def _arguments(swarm: settings.Swarm, port: int, relays: Sequence[str]) -> list[str]:
-    """p2pd's command line as the settings want it."""
+def _arguments(folder: Path, swarm: settings.Swarm, port: int, relays: Sequence[str]) -> list[str]:
+    """p2pd's command line as the settings want it. May write a file into its folder."""
     arguments = [
         f"-hostAddrs={multiaddr(swarm.host, port)}",
         "-dhtServer=1",
@@ -305,12 +306,14 @@ def _arguments(swarm: settings.Swarm, port: int, relays: Sequence[str]) -> list[
         f"-natPortMap={int(swarm.map_port)}",
         f"-relayService={int(swarm.relay_others)}",
     ]
+    if not swarm.relay_others and not relays:
+        # p2pd relays for strangers by default and no flag alone stops that. Peers at relays are reached all the same.
+        (folder / "config.json").write_text('{"Relay": {"Enabled": false}}')
+        arguments += [f"-f={folder}/config.json", "-relay=0"]
     if swarm.announce:
         arguments.append(f"-announceAddrs={','.join(swarm.announce)}")
-    if swarm.reachability == "public":
-        return [*arguments, "-forceReachabilityPublic=1"]
-    if swarm.reachability == "private":
-        arguments.append("-forceReachabilityPrivate=1")
+    if swarm.reachability != "auto":
+        arguments.append(f"-forceReachability{swarm.reachability.capitalize()}=1")
     if relays:
         arguments += ["-autoRelay=1", "-relayDiscovery=0", f"-trustedRelays={','.join(relays)}"]
     return arguments
