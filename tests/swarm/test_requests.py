@@ -5,10 +5,18 @@ import asyncio
 import pytest
 from swarm_lab import Lab, make_groups, wait_until
 
-from worker.swarm import wire
+from worker.swarm import streams, wire
 from worker.swarm.exchange import Swarm
 from worker.swarm.network import Network
-from worker.swarm.streams import MAX_REQUESTS_PER_PEER, MAX_STREAMS, MAX_STREAMS_PER_PEER, Admission
+from worker.swarm.streams import (
+    MAX_PEERS_REMEMBERED,
+    MAX_REQUESTS_PER_PEER,
+    MAX_STREAMS,
+    MAX_STREAMS_PER_PEER,
+    SAY_AGAIN_SECONDS,
+    Admission,
+    Lately,
+)
 from worker.swarm.wire import Kind, Refused
 
 
@@ -119,3 +127,16 @@ def test_admission_counts_all_and_each() -> None:
     refusal = admission.refusal("b")
     assert refusal is not None
     assert refusal[0] == "full"
+
+
+def test_same_thing_is_said_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(streams.time, "monotonic", lambda: now)
+    lately = Lately()
+    assert [lately.has(("peer", "flood")) for _ in range(3)] == [False, True, True]
+    assert not lately.has(("other", "flood"))
+    now += SAY_AGAIN_SECONDS
+    assert not lately.has(("peer", "flood"))
+    for i in range(2 * MAX_PEERS_REMEMBERED):
+        lately.has(i)
+    assert len(lately._said) == MAX_PEERS_REMEMBERED
