@@ -160,6 +160,8 @@ def test_use_outside_of_its_life_is_an_error(lab: Lab) -> None:
     swarm = lab.peer("a", start=False)
     with pytest.raises(SwarmError, match=r"start\(\) comes first"):
         publish(swarm, 1)
+    swarm.join_through(["/ip4/127.0.0.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"])
+    swarm.allow_registered(["QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"])
     swarm.start()
     swarm.close()
     swarm.close()

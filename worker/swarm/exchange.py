@@ -59,7 +59,7 @@ class Swarm:
 
     def allow_registered(self, peer_ids: Collection[str]) -> None:
         """With `only_registered`: these are the peers that the chain knows."""
-        self._network.post(self._network.peers.allow_registered, frozenset(peer_ids))
+        self._network.allow_registered(peer_ids)
 
     def publish(self, round: int, groups: Sequence[Group]) -> None:
         """Serve our groups of `round` from now on. Groups that peers would refuse are left out, with a warning."""

@@ -48,12 +48,12 @@ class Lookout:
             num_deaf = num_deaf + 1 if num_spoke and not membership.num_neighbours else 0
             if num_deaf >= DEAF_AFTER:
                 raise SwarmError(f"DHT node hears none of {num_spoke} peers that the daemon reaches")
-            if await self._has_moved() or (membership.num_neighbours and not had_neighbours):
-                self._announce_at = 0.0
             try:
+                if await self._has_moved() or (membership.num_neighbours and not had_neighbours):
+                    self._announce_at = 0.0
                 await self._use_dht()
             except TimeoutError:
-                log.debug("DHT gave no answer in time")
+                log.debug("daemon or DHT gave no answer in time")
             await self._converse(self._peers.to_greet(self._rng, NUM_GREETINGS))
             network.save_cache()
             longest = network.swarm.announce_every_seconds

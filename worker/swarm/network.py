@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -124,10 +124,18 @@ class Network:
 
     def join_through(self, multiaddrs: Sequence[str]) -> None:
         """More bootnodes, such as the chain's; those known already change nothing. Also before `start`."""
+        self._soon(self._add_bootnodes, tuple(multiaddrs))
+
+    def allow_registered(self, peer_ids: Collection[str]) -> None:
+        """With `only_registered`: these are the peers that the chain knows. Also before `start`."""
+        self._soon(self.peers.allow_registered, frozenset(peer_ids))
+
+    def _soon(self, action: Callable[..., object], *arguments: Any) -> None:
+        """As `post`; at once while there is no event loop yet."""
         if self._loop is None:
-            self._add_bootnodes(multiaddrs)
+            action(*arguments)
         else:
-            self.post(self._add_bootnodes, tuple(multiaddrs))
+            self.post(action, *arguments)
 
     # In the event loop
 

@@ -141,7 +141,8 @@ class Peers:
 
     def allow_registered(self, peer_ids: Collection[str]) -> None:
         """With `only_registered`: these are the peers that the chain knows."""
-        self._registered = frozenset(peer_ids)
+        if self._swarm.only_registered:
+            self._registered = frozenset(peer_ids)
 
     def speaks(self, peer_id: str, version: int) -> None:
         """The peer's frames are of another version of the exchange than ours. Said once for each peer."""
