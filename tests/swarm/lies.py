@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import cache
 
 import msgpack
 import zstandard
@@ -39,8 +40,13 @@ async def lie_with_signature(me: Identity, ask: Ask, stream: Stream) -> None:
     await stream.send(wire.encode_frame(Kind.GROUPS, bytes(sealed)))
 
 
+@cache
+def make_bomb() -> bytes:
+    return zstandard.compress(bytes(300 << 20))
+
+
 async def lie_with_bomb(me: Identity, ask: Ask, stream: Stream) -> None:
-    await stream.send(wire.encode_frame(Kind.GROUPS, seal(me, zstandard.compress(bytes(300 << 20)))))
+    await stream.send(wire.encode_frame(Kind.GROUPS, seal(me, make_bomb())))
 
 
 async def lie_with_replay(me: Identity, ask: Ask, stream: Stream) -> None:

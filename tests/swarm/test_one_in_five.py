@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgpack
 import pytest
 import zstandard
-from lies import Lie, lie_with_bomb, lie_with_replay, lie_with_waits, seal, send_groups, trickle
+from lies import Lie, lie_with_bomb, lie_with_replay, lie_with_waits, make_bomb, seal, send_groups, trickle
 from swarm_lab import Lab, collect_all, make_groups, wait_until
 
 from worker.records import Group, ScoredGroup, Task, round_seed
@@ -26,6 +26,7 @@ class Five:
 
         lab.bootnode()
         self.lie: Lie = trickle
+        make_bomb()  # takes a second, and nobody is to wait for it
         self.honest = [lab.peer(name, collect_timeout_seconds=4.0) for name in "abcd"]
         self.liar: Network = lab.network("liar", on_ask=on_ask)
         self.round = 0
