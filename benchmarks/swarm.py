@@ -57,6 +57,7 @@ class Scored:
     """Stands in for an environment: what scoring costs is not the exchange's."""
 
     versions = ("benchmark 1",)
+    families = ("f d",)
 
     def question(self, task: Task) -> str:
         return "question"

@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import time
-from typing import Literal
+from typing import Any, Literal
 
 
 def printable(text: str) -> str:
@@ -19,6 +19,10 @@ def printable(text: str) -> str:
 
 
 class _TextFormatter(logging.Formatter):
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The traceback, indented: its end may quote strangers, and must not pass for a line of the log."""
+        return "\n".join(f"    {printable(line)}" for line in super().formatException(ei).split("\n"))
+
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         return f"{seconds}.{int(record.msecs):03d}Z"

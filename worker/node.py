@@ -104,6 +104,7 @@ class Node:
 
     def train(self) -> None:
         """The loop. Ends after `node.max_rounds` rounds, with everything earned settled if the chain lets it."""
+        self._ask_chain_for_peers()  # before the start: a relay is chosen there
         if self.swarm is not None:
             self.swarm.start()
         if self.settlement is not None:
@@ -254,11 +255,8 @@ class Node:
         self.swarm.publish(round, [Group(group.task, group.completions) for group in local])
         collected = self.swarm.collect(round, EXTERNAL_MARGIN * self.settings.trainer.external_groups)
         swarm = self.swarm.status()
-        self.status.state = "connected" if collected.heard else "training-alone"
-        self.status.peers_known, self.status.peers_heard = swarm.peers_known, len(collected.heard)
-        self.status.groups_rejected = dict(swarm.rejected)
-        self.status.other_versions = swarm.other_versions
-        self.status.last_error = swarm.last_error
+        self.status.state, self.status.last_error = swarm.state, swarm.last_error
+        self.status.peers_heard = len(collected.heard)
         return collected
 
     def _next_round(self) -> Tick | None:
@@ -266,16 +264,19 @@ class Node:
         tick = self.clock.next(self.last_round, waiting=self._wait)
         self._see_chain()
         if tick is not None:
-            self._join_through_chain()
+            self._ask_chain_for_peers()
         return tick
 
-    def _join_through_chain(self) -> None:
+    def _ask_chain_for_peers(self) -> None:
+        """The swarm's bootnodes, and, if only those count, which of the peers that we know are registered."""
         if self.swarm is None or self.coordinator is None:
             return
         try:
             self.swarm.join_through(self.coordinator.bootnodes())
+            if self.settings.swarm.only_registered:
+                self.swarm.allow_registered(self.coordinator.registered(self.swarm.peers()))
         except ChainUnreachable as error:
-            logger.warning("bootnodes not read, those known before serve on error=%s", error)
+            logger.warning("bootnodes and peers not read, those known before serve on error=%s", error)
 
     def _wait(self) -> None:
         self._see_chain()
@@ -306,6 +307,8 @@ class Node:
         if self.settlement is not None:
             settled = self.settlement.status()
             self.status.ledger = {name: getattr(settled, name) for name in ("earned", "sent", "confirmed", "rejected")}
+        if self.swarm is not None:
+            self.status.swarm = self.swarm.status()
         if self.hub is not None:
             self.status.hub = self.hub.status()
         self.status.write(self.folder)

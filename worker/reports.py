@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from worker.errors import WorkerError
 from worker.log import printable
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
+from worker.swarm.tally import SwarmStatus
 from worker.telemetry import status
 from worker.telemetry.status import NodeStatus
 
@@ -43,12 +45,32 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
         pushed = "nothing yet" if node.hub.pushed_round is None else f"round {node.hub.pushed_round}"
         failed = f", failed {node.hub.failures} times: {printable(node.hub.error)}" if node.hub.error else ""
         print(f"hub {node.hub.repo}: {pushed} pushed, now {node.hub.state}{failed}")
-    for theirs, count in sorted(node.other_versions.items()):
-        ours = ", ".join(node.environments)
+    if node.swarm is not None:
+        _print_swarm(node.swarm)
+
+
+def _print_swarm(swarm: SwarmStatus) -> None:
+    """How the exchange with the peers goes, since the node started."""
+    print(f"peers {swarm.peers_known} known, {len(swarm.peers_heard)} heard; {_newest(swarm)}")
+    print(
+        f"groups {swarm.groups_offered} given, {swarm.groups_fetched} fetched, {swarm.groups_verified} verified; "
+        f"{swarm.bytes_in / 1e3:.0f} kB in, {swarm.bytes_out / 1e3:.0f} kB out"
+    )
+    for title, counts in (("rejected", swarm.rejected), ("refused to others", swarm.requests_refused)):
+        if counts:
+            print(f"{title}: " + ", ".join(f"{printable(why)} {count}" for why, count in sorted(counts.items())))
+    for theirs, count in sorted(swarm.other_versions.items()):
+        ours = ", ".join(v for v in swarm.versions if v.partition(" ")[0] == theirs.partition(" ")[0])
         print(
             f"{count} peers run {printable(theirs)}, this node {ours}: "
             "they can't learn from each other; upgrade the older"
         )
+
+
+def _newest(swarm: SwarmStatus) -> str:
+    if swarm.newest_group_at is None:
+        return "no group of theirs yet"
+    return f"newest group of theirs {max(0.0, time.time() - swarm.newest_group_at):.0f} s old"
 
 
 def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
@@ -65,7 +87,7 @@ def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
             _shown(node.loss, ".3f"),
             str(node.peers_heard),
             f"{node.groups_local}+{node.groups_external}",
-            str(sum(node.groups_rejected.values())),
+            str(sum(node.swarm.rejected.values()) if node.swarm else 0),
             _shown(node.tokens_per_second, ".0f"),
             _shown(node.round_seconds, ".1f"),
             _chain(node),

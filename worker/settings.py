@@ -24,6 +24,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
+Weight = Annotated[float, Field(ge=0, le=8)]
+PeerId = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{16,64}$")]
 Multiaddr = Annotated[str, Field(pattern=r"^/(ip4|ip6|dns|dns4|dns6)/[^/]+/")]
 
 
@@ -213,12 +215,34 @@ class Swarm(Section):
     """TCP port of libp2p. 0: the kernel chooses."""
     announce: tuple[Multiaddr, ...] = ()
     """Addresses told to others, such as /ip4/100.64.0.7/tcp/38000. Empty: those that libp2p finds itself."""
+    reachability: Literal["auto", "public", "private"] = "auto"
+    """Whether others can connect to this node. private: it stands behind a router or firewall, so others reach it
+    through a relay, and from then on directly where hole punching works. public: never through a relay. auto: libp2p
+    finds out with the help of its peers, which takes minutes and works between public addresses only."""
+    relays: tuple[Multiaddr, ...] = ()
+    """Relays to use where one is needed. Empty: the bootnodes."""
+    relay_others: bool = False
+    """Be a relay for others. It takes `reachability: public`."""
+    map_port: bool = False
+    """Ask the router for an open port (UPnP, NAT-PMP)."""
     bootnodes: tuple[Multiaddr, ...] = ()
     """Peers to join the DHT through, beside those that the chain names and those remembered from before."""
     startup_timeout_seconds: Seconds = 60.0
     """Patience for the libp2p daemon to start. Training never waits for it."""
     peers_per_round: Annotated[int, Field(ge=0, le=64)] = 4
     """k: peers drawn at random in each round to get groups from."""
+    draw_families: Weight = 1.0
+    """How much the draw prefers peers that have more of our task families. 0: not at all; 2: quadratically."""
+    draw_fresh: Weight = 0.5
+    """How much it prefers peers that spoke to us lately. 0: not at all."""
+    draw_useful: Weight = 0.5
+    """How much it prefers peers whose groups had a signal (rewards that differ) before. 0: not at all."""
+    max_askers: Annotated[int, Field(gt=0, le=1024)] = 32
+    """Peers that are served at the same time; others are told who else holds our groups, or to ask somebody else."""
+    only_peers: tuple[PeerId, ...] = ()
+    """Exchange groups with these peers only, such as the fleet's own (peer ids, as in `status.json`). Empty: anyone."""
+    only_registered: bool = False
+    """Exchange groups only with peers that are registered on the chain."""
     collect_timeout_seconds: Seconds = 60.0
     """How long to wait for the drawn peers' groups after our own are served."""
     keep_rounds: Positive = 3
@@ -228,6 +252,12 @@ class Swarm(Section):
     max_groups_per_peer: Positive = 64
     max_completion_bytes: Positive = 16384
     """A peer's completion that is longer than this is refused."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.relay_others and self.reachability != "public":
+            raise ValueError(f"relay_others is set and reachability is {self.reachability}: a relay has to be public")
+        return self
 
 
 class Chain(Section):
@@ -312,6 +342,8 @@ class Bootnode(Section):
     host: str = "0.0.0.0"  # noqa: S104
     port: Port = 38331
     announce: tuple[Multiaddr, ...] = ()
+    relay_others: bool = True
+    """Be a relay for nodes that others can't connect to: at most 128 of them, with 16 connections each."""
 
 
 class Hub(Section):
@@ -358,6 +390,13 @@ class Settings(Section):
     bootnode: Bootnode = Bootnode()
     hub: Hub = Hub()
     log: Log = Log()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        chain = self.chain
+        if self.swarm.only_registered and not (chain.rpc_url or chain.account_url or chain.deployment_file):
+            raise ValueError("swarm.only_registered needs a chain; expected chain.account_url or chain.rpc_url")
+        return self
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -81,7 +81,7 @@ def _row(report: Mapping[str, Any], now: float) -> tuple[list[str], bool]:
 
 
 def _coloured(state: str) -> str:
-    colour = {"connected": "green", "training-alone": "yellow"}.get(state, "default")
+    colour = {"connected": "green", "training-alone": "yellow", "catching-up": "yellow"}.get(state, "default")
     return f"[{colour}]{escape(state)}[/{colour}]"
 
 

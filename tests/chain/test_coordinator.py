@@ -107,6 +107,8 @@ def test_foreign_contract_is_driven_through_every_call(chain, foreign):
     for peer in ("a", "b"):
         send(account, foreign.register_peer(peer))
     assert (foreign.owner_of("a"), foreign.owner_of("c")) == (account.address, None)
+    assert foreign.registered(["c", "a", "x"]) == {"a"}
+    assert foreign.registered([]) == set()
     assert foreign.peers_of(account.address) == ["a", "b"]
     send(account, foreign.submit_reward(0, 0, 410, "a"))
     assert [foreign.submitted_reward(0, 0, peer) for peer in ("a", "b", "c")] == [410, None, None]

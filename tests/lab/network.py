@@ -3,6 +3,7 @@
 In the machine's own namespace a 10.88.x.x packet without a route would leave the machine; here it can't.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.process import LabError, run
@@ -17,9 +18,11 @@ def host_address(number: int) -> str:
 class Network:
     """The namespaces of the lab `name`: NAME-op with bridge and operator, NAME-h1, NAME-h2 ... with one host each."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, prefix: str = "10.88.0") -> None:
+        """`prefix`: of the /24 of all addresses."""
         self.name = name
         self.operator = f"{name}-op"
+        self._prefix = prefix
 
     def host(self, number: int) -> str:
         return f"{self.name}-h{number}"
@@ -28,7 +31,7 @@ class Network:
         run("ip", "netns", "add", self.operator)
         self._ip(self.operator, "link set lo up")
         self._ip(self.operator, "link add br0 type bridge")
-        self._ip(self.operator, f"addr add {OPERATOR_ADDRESS}/24 dev br0")
+        self._ip(self.operator, f"addr add {self._prefix}.1/24 dev br0")
         self._ip(self.operator, "link set br0 up")
 
     def add_host(self, number: int) -> None:
@@ -37,8 +40,39 @@ class Network:
         self._ip(namespace, "link set lo up")
         self._ip(self.operator, f"link add {link} type veth peer name eth0 netns {namespace}")
         self._ip(self.operator, f"link set {link} master br0 up")
-        self._ip(namespace, f"addr add {host_address(number)}/24 dev eth0")
+        self._ip(namespace, f"addr add {self.address(number)}/24 dev eth0")
         self._ip(namespace, "link set eth0 up")
+
+    def address(self, number: int) -> str:
+        return f"{self._prefix}.{10 + number}"
+
+    def split(self, numbers: Sequence[int]) -> None:
+        """Put these hosts on an island of their own: a second bridge, with no way to the first."""
+        if not run("ip", "-n", self.operator, "link", "show", "br1", check=False).stdout:
+            self._ip(self.operator, "link add br1 type bridge")
+            self._ip(self.operator, "link set br1 up")
+        for number in numbers:
+            self._ip(self.operator, f"link set vh{number} master br1")
+
+    def heal(self, numbers: Sequence[int]) -> None:
+        """Bring hosts back from their island."""
+        for number in numbers:
+            self._ip(self.operator, f"link set vh{number} master br0")
+
+    def shield(self, number: int, strangers: Sequence[int] = ()) -> None:
+        """A firewall that lets a host connect to others and nobody to it; nothing at all goes between it and
+        `strangers`."""
+        banned = [f"ip saddr {self.address(n)} drop\nip daddr {self.address(n)} drop" for n in strangers]
+        chains = {
+            "input": ["policy drop", *banned, "ct state established,related accept", 'iif "lo" accept'],
+            "output": ["policy accept", *banned],
+        }
+        bodies = (
+            "\n".join([f"chain {hook} {{", f"type filter hook {hook} priority 0", *lines, "}"])
+            for hook, lines in chains.items()
+        )
+        rules = "\n".join(["table inet shield {", *bodies, "}"])
+        run("ip", "netns", "exec", self.host(number), "nft", "-f", "-", stdin=rules)
 
     def set_link(self, number: int, up: bool) -> None:
         """Plug a host's cable in, or out."""

@@ -1,5 +1,6 @@
 """Real peers on 127.0.0.1, each with its own libp2p daemon; all are closed when their test ends."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from worker import settings
-from worker.records import Group, Task, round_seed
+from worker.records import Collected, Group, Task, round_seed
 from worker.swarm import identity
 from worker.swarm.exchange import Swarm
 from worker.swarm.network import AskHandler, Network
@@ -21,6 +22,7 @@ class Sums:
 
     def __init__(self, version: str = "sums 1") -> None:
         self.versions = (version,)
+        self.families = ("sum x",)
 
     def question(self, task: Task) -> str:
         return f"{task.seed}+{task.index}?"
@@ -33,6 +35,20 @@ def make_groups(peer_id: str, round: int, count: int = 9) -> list[Group]:
     """What an honest peer publishes."""
     seed = round_seed(peer_id, round)
     return [Group(Task("sum", "x", seed, i), (str(seed + i), "no idea", "", "\u00e9" * 100)) for i in range(count)]
+
+
+def collect_all(swarms: list[Swarm], round: int, want: int) -> list[Collected]:
+    """All collect at the same time."""
+    results: dict[int, Collected] = {}
+    threads = [
+        threading.Thread(target=lambda i=i, s=s: results.update({i: s.collect(round, want)}))  # type: ignore[misc]
+        for i, s in enumerate(swarms)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    return [results[i] for i in range(len(swarms))]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
@@ -53,6 +69,7 @@ class Lab:
         self._open: list[Swarm | Network] = []
         self.bootnodes: tuple[str, ...] = ()
         self.announce_every_seconds = 60.0
+        self.host = "127.0.0.1"
 
     def folder(self, name: str) -> Path:
         """The peer's folder; its identity is made on the first call."""
@@ -72,7 +89,8 @@ class Lab:
 
     def network(self, name: str, on_ask: AskHandler | None = None, **options: object) -> Network:
         """A bare network part: a bootnode, or a peer that answers what the test wants."""
-        section = self._section()
+        departures = {key: options.pop(key) for key in list(options) if key in settings.Swarm.model_fields}
+        section = self._section().model_copy(update=departures)
         folder = self.folder(name)
         if on_ask is not None:
             options.setdefault("environments", ("sums 1",))
@@ -84,15 +102,16 @@ class Lab:
 
     def _section(self) -> settings.Swarm:
         return settings.Swarm(
-            host="127.0.0.1",
+            host=self.host,
             bootnodes=self.bootnodes,
             collect_timeout_seconds=6.0,
             announce_every_seconds=self.announce_every_seconds,
         )
 
     def bootnode(self, name: str = "bootnode") -> Network:
-        network = self.network(name, is_member=False)
-        self.bootnodes = multiaddrs(network)
+        """One more, through which the peers that come after it join."""
+        network = self.network(name, is_member=False, reachability="public", relay_others=True)
+        self.bootnodes += multiaddrs(network)
         return network
 
     def close(self) -> None:

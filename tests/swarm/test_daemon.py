@@ -43,12 +43,13 @@ def pid_of(swarm: Swarm) -> int:
     return current.pid if current is not None else 0
 
 
-def test_killed_daemon_comes_back_as_the_same_peer_at_the_same_address(lab: Lab) -> None:
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
+def test_killed_daemon_comes_back_as_the_same_peer_at_the_same_address(lab: Lab, kills: int) -> None:
     lab.bootnode()
     victim, other = lab.peer("a"), lab.peer("b")
     wait_until(lambda: victim.status().peers_known == other.status().peers_known == 1, 15, "both know each other")
     before = victim.status()
-    for round in (1, 2):
+    for round in range(1, kills + 1):
         killed = pid_of(victim)
         os.kill(killed, signal.SIGKILL)
         for swarm in (victim, other):
@@ -58,7 +59,7 @@ def test_killed_daemon_comes_back_as_the_same_peer_at_the_same_address(lab: Lab)
         assert (after.peer_id, after.addresses) == (before.peer_id, before.addresses)
         assert len(victim.collect(round, 9).groups) == 9
         assert len(other.collect(round, 9).groups) == 9
-    assert victim.status().daemon_restarts == 2
+    assert victim.status().daemon_restarts == kills
     assert "libp2p daemon ended with -9" in str(victim.status().last_error)
 
 
@@ -89,7 +90,7 @@ def test_peer_that_is_cut_off_without_a_word_is_noticed_and_found_again(lab: Lab
     finally:
         for pid in frozen:
             os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: stays.status().state == "connected", 20, "they are connected again")
+    wait_until(lambda: stays.status().state == "catching-up", 20, "they are in contact again")
     hangs.publish(2, make_groups(hangs.status().peer_id, 2))
     assert len(stays.collect(2, 9).groups) == 9
 
@@ -159,6 +160,25 @@ def test_start_does_not_wait_and_the_time_out_is_obeyed(
         )
         assert swarm.status().state == "training-alone"
     wait_until(lambda: swarm.status().addresses != (), 20, "it comes up in the end")
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(20, marks=pytest.mark.nightly)])
+def test_daemon_that_starts_late_keeps_nobody_waiting_and_is_used_in_the_end(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    lab.bootnode()
+    late = tmp_path / "p2pd"
+    late.write_text(f'#!/bin/sh\nsleep {seconds}\nexec {daemon.P2PD} "$@"\n')
+    late.chmod(0o755)
+    monkeypatch.setattr(daemon, "P2PD", late)
+    started = time.monotonic()
+    swarm = lab.peer("a")
+    assert swarm.collect(1, 9).heard == ()  # a round trained alone
+    assert time.monotonic() - started < 3
+    assert swarm.status().addresses == ()
+    wait_until(lambda: swarm.status().addresses != (), seconds + 10, "it is up")
+    assert time.monotonic() - started > seconds
+    assert swarm.status().daemon_restarts == 0
 
 
 def test_daemon_that_fails_at_once_is_reported_with_its_own_words(

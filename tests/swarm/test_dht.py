@@ -15,6 +15,7 @@ from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
 
+from worker import settings
 from worker.swarm import dht, identity, wire
 from worker.swarm.daemon import Daemon
 from worker.swarm.dht import Membership, bucket_of
@@ -42,7 +43,7 @@ def run(tmp_path: Path, count: int, scenario: Callable[[list[Node]], Awaitable[N
             nodes: list[Node] = []
             for i in range(count):
                 me = identity.create(tmp_path / f"key{i}")
-                daemon = await Daemon.start(tmp_path / f"key{i}", "127.0.0.1", 0, (), 30)
+                daemon = await Daemon.start(tmp_path / f"key{i}", settings.Swarm(host="127.0.0.1"), 0)
                 stack.push_async_callback(daemon.stop)
                 membership = await Membership.start(daemon, 30)
                 stack.push_async_callback(membership.close)

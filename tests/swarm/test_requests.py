@@ -5,10 +5,18 @@ import asyncio
 import pytest
 from swarm_lab import Lab, make_groups, wait_until
 
-from worker.swarm import wire
+from worker.swarm import streams, wire
 from worker.swarm.exchange import Swarm
 from worker.swarm.network import Network
-from worker.swarm.streams import MAX_REQUESTS_PER_PEER, MAX_STREAMS, MAX_STREAMS_PER_PEER, Admission
+from worker.swarm.streams import (
+    MAX_PEERS_REMEMBERED,
+    MAX_REQUESTS_PER_PEER,
+    MAX_STREAMS,
+    MAX_STREAMS_PER_PEER,
+    SAY_AGAIN_SECONDS,
+    Admission,
+    Lately,
+)
 from worker.swarm.wire import Kind, Refused
 
 
@@ -67,6 +75,17 @@ def test_bad_request_is_refused_with_a_reason(
     assert caught.value.reason == reason
 
 
+def test_newer_version_is_named_on_both_sides(
+    server: Swarm, stranger: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    server._network.peers._versions.clear()
+    with pytest.raises(Refused, match="version 4; this node speaks 3, upgrade the older of the two"):
+        ask(stranger, server, newer(wire.encode_frame(Kind.HELLO, b"")))
+    assert server.status().other_versions == {"exchange 4": 1}
+    assert f"peer={stranger.identity.peer_id} theirs=4 ours=3: upgrade the older of the two" in caplog.text
+    assert server.status().requests_refused["version"] > 0
+
+
 def test_record_of_somebody_else_is_refused(server: Swarm, stranger: Network) -> None:
     theirs = server._network.member().sealed
     with pytest.raises(Refused, match="another peer as its own") as caught:
@@ -108,3 +127,16 @@ def test_admission_counts_all_and_each() -> None:
     refusal = admission.refusal("b")
     assert refusal is not None
     assert refusal[0] == "full"
+
+
+def test_same_thing_is_said_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(streams.time, "monotonic", lambda: now)
+    lately = Lately()
+    assert [lately.has(("peer", "flood")) for _ in range(3)] == [False, True, True]
+    assert not lately.has(("other", "flood"))
+    now += SAY_AGAIN_SECONDS
+    assert not lately.has(("peer", "flood"))
+    for i in range(2 * MAX_PEERS_REMEMBERED):
+        lately.has(i)
+    assert len(lately._said) == MAX_PEERS_REMEMBERED

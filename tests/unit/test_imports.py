@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "worker.chain": GROUND | ROLE | {"worker.swarm.identity"},
     "worker.trainer": GROUND | {"worker.policy"},
     "worker.account": GROUND | ROLE | {"worker.chain", "worker.swarm.identity"},
-    "worker.telemetry": GROUND,
+    "worker.telemetry": GROUND | {"worker.swarm.tally"},
     # swarm.identity: a key that the inventory names is read before it goes to a host; needs `cryptography` alone.
     "deploys": {"worker.settings", "worker.errors", "worker.swarm.identity", "deploys"},
 }

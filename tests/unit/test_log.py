@@ -23,6 +23,18 @@ def test_terminal_escapes_from_strangers_are_shown_not_obeyed(capsys):
     assert line.count("\n") == 1
 
 
+def test_traceback_that_quotes_a_stranger_cannot_pass_for_log_lines(capsys):
+    log.setup("INFO", "text")
+    try:
+        raise ValueError("bad\n2026-11-23T07:30:12.345Z INFO worker.node all is well\x1b[2J")
+    except ValueError:
+        logging.getLogger("worker.test").exception("failed")
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.endswith("ERROR worker.test failed")
+    assert all(line.startswith("    ") for line in rest)
+    assert "\x1b" not in "".join(rest)
+
+
 def test_json_line_is_one_json_object(capsys):
     entry = json.loads(emit(capsys, "json", "round finished round=%d", 3))
     assert entry["message"] == "round finished round=3"

@@ -2,20 +2,18 @@
 
 import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from worker.swarm.peers import (
-    CLOCK_TOLERANCE_SECONDS,
-    MAX_PEERS_KNOWN,
-    Cache,
-    Peers,
-    load_cache,
-    save_cache,
-)
+from worker import settings
+from worker.swarm import cache
+from worker.swarm.cache import Cache
+from worker.swarm.peers import CLOCK_TOLERANCE_SECONDS, LEAST_PREFERENCE, MAX_PEERS_KNOWN, Peers
 from worker.swarm.wire import Member
 
+SECTION = settings.Swarm(announce_every_seconds=60.0)
 OURS = ("reasoning-gym 0.1.25",)
 
 
@@ -26,9 +24,17 @@ class Clock:
         return self.now
 
 
-def member(name: str, issued: int | None = None, life: int = 180, environments: tuple[str, ...] = OURS) -> Member:
+def member(
+    name: str,
+    issued: int | None = None,
+    life: int = 180,
+    environments: tuple[str, ...] = OURS,
+    families: frozenset[bytes] = frozenset(),
+    round: int = 0,
+) -> Member:
     issued = int(time.time()) if issued is None else issued
-    return Member(name, ("/ip4/127.0.0.1/tcp/1",), 0, 1, issued, issued + life, environments, name.encode())
+    addresses = ("/ip4/127.0.0.1/tcp/1",)
+    return Member(name, addresses, round, 1, issued, issued + life, environments, families, name.encode())
 
 
 @pytest.fixture
@@ -38,7 +44,13 @@ def clock() -> Clock:
 
 @pytest.fixture
 def peers(clock: Clock) -> Peers:
-    return Peers("me", 180.0, OURS, clock)
+    return Peers("me", SECTION, OURS, clock=clock)
+
+
+def count_draws(peers: Peers, draws: int = 2000) -> dict[str, float]:
+    rng = random.Random(1)
+    counts = Counter(peers.draw(rng, ()) for _ in range(draws))
+    return {name: counts[name] / draws for name in counts if name is not None}
 
 
 def draw_all(peers: Peers, seed: int = 1) -> list[str]:
@@ -94,7 +106,7 @@ def test_clock_that_is_minutes_off_does_not_hide_a_peer(peers: Peers) -> None:
 def test_older_record_does_not_replace_a_newer_one(peers: Peers) -> None:
     now = int(time.time())
     peers.learn(member("a", issued=now), from_itself=False)
-    stale = Member("a", ("/ip4/127.0.0.1/tcp/9",), 0, 1, now - 10, now + 170, OURS, b"stale")
+    stale = Member("a", ("/ip4/127.0.0.1/tcp/9",), 0, 1, now - 10, now + 170, OURS, frozenset(), b"stale")
     peers.learn(stale, from_itself=False)
     assert peers.addresses("a") == ("/ip4/127.0.0.1/tcp/1",)
 
@@ -128,8 +140,9 @@ def test_quarantine_has_a_longest_time(peers: Peers) -> None:
 
 def test_cache_survives(tmp_path: Path) -> None:
     path = tmp_path / "peers.json"
-    save_cache(path, 4001, ["/ip4/127.0.0.1/tcp/1/p2p/QmA"])
-    assert load_cache(path) == Cache(4001, ("/ip4/127.0.0.1/tcp/1/p2p/QmA",))
+    kept = Cache(4001, ("/ip4/127.0.0.1/tcp/1/p2p/QmA",), ("/ip4/127.0.0.1/tcp/2/p2p/QmB",))
+    cache.save(path, kept)
+    assert cache.load(path) == kept
     assert [p.name for p in tmp_path.iterdir()] == ["peers.json"]
 
 
@@ -138,11 +151,11 @@ def test_cache_survives(tmp_path: Path) -> None:
 )
 def test_damaged_cache_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "peers.json").write_text(text)
-    assert load_cache(tmp_path / "peers.json") == Cache()
+    assert cache.load(tmp_path / "peers.json") == Cache()
 
 
 def test_missing_cache_is_empty(tmp_path: Path) -> None:
-    assert load_cache(tmp_path / "peers.json") == Cache()
+    assert cache.load(tmp_path / "peers.json") == Cache()
 
 
 def test_peer_of_another_version_is_not_drawn_and_is_named_once(peers: Peers, caplog: pytest.LogCaptureFixture) -> None:
@@ -166,7 +179,7 @@ def test_peer_that_was_upgraded_is_drawn(peers: Peers) -> None:
 def test_peer_with_one_environment_in_common_is_drawn_though_another_differs(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    peers = Peers("me", 180.0, ("code 1", "reasoning-gym 0.1.25"), clock)
+    peers = Peers("me", SECTION, ("code 1", "reasoning-gym 0.1.25"), clock=clock)
     peers.learn(member("new", environments=("code 2", "reasoning-gym 0.1.25")), from_itself=True)
     assert peers.draw(random.Random(1), ()) == "new"
     assert peers.other_versions() == {"code 2": 1}
@@ -180,3 +193,84 @@ def test_peer_of_another_environment_is_no_mismatch_and_not_drawn(
     assert peers.draw(random.Random(1), ()) is None
     assert peers.other_versions() == {}
     assert not caplog.records
+
+
+def test_peer_with_more_of_our_families_is_drawn_more_often(clock: Clock) -> None:
+    ours = frozenset({b"aaaa", b"bbbb", b"cccc", b"dddd"})
+    peers = Peers("me", settings.Swarm(draw_families=1.0), OURS, ours, clock)
+    peers.learn(member("all", families=ours | {b"eeee"}), from_itself=True)
+    peers.learn(member("half", families=frozenset({b"aaaa", b"bbbb"})), from_itself=True)
+    peers.learn(member("none", families=frozenset({b"eeee"})), from_itself=True)
+    shares = count_draws(peers)
+    assert shares["all"] == pytest.approx(1 / 1.6, abs=0.05)
+    assert shares["half"] == pytest.approx(0.5 / 1.6, abs=0.05)
+    assert shares["none"] == pytest.approx(LEAST_PREFERENCE / 1.6, abs=0.03)
+
+
+def test_peer_heard_of_lately_is_drawn_more_often(clock: Clock) -> None:
+    peers = Peers("me", SECTION.model_copy(update={"draw_fresh": 1.0}), OURS, clock=clock)
+    peers.learn(member("old"), from_itself=True)
+    clock.now += 90  # half of a record's life
+    peers.learn(member("new"), from_itself=True)
+    assert count_draws(peers)["old"] == pytest.approx(0.5 / 1.5, abs=0.05)
+
+
+def test_peer_whose_groups_have_no_signal_is_drawn_less_and_may_improve(clock: Clock) -> None:
+    peers = Peers("me", SECTION.model_copy(update={"draw_useful": 1.0}), OURS, clock=clock)
+    for name in ("good", "dull"):
+        peers.learn(member(name), from_itself=True)
+    for _ in range(20):
+        peers.rate("good", 1.0)
+        peers.rate("dull", 0.0)
+    assert count_draws(peers)["dull"] == pytest.approx(LEAST_PREFERENCE / (1 + LEAST_PREFERENCE), abs=0.03)
+    for _ in range(20):
+        peers.rate("dull", 1.0)
+    assert count_draws(peers)["dull"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_weights_of_zero_draw_evenly(clock: Clock) -> None:
+    even = SECTION.model_copy(update={"draw_families": 0.0, "draw_fresh": 0.0, "draw_useful": 0.0})
+    peers = Peers("me", even, OURS, frozenset({b"aaaa"}), clock)
+    peers.learn(member("a", families=frozenset({b"aaaa"})), from_itself=True)
+    peers.learn(member("b"), from_itself=True)
+    peers.rate("b", 0.0)
+    assert count_draws(peers)["a"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_only_listed_peers_are_drawn(clock: Clock) -> None:
+    peers = Peers("me", SECTION.model_copy(update={"only_peers": ("friend",)}), OURS, clock=clock)
+    for name in ("friend", "stranger"):
+        peers.learn(member(name), from_itself=True)
+    assert draw_all(peers) == ["friend"]
+    assert [peers.is_allowed(name) for name in ("friend", "stranger")] == [True, False]
+    assert len(peers) == 2  # strangers still help to find others
+
+
+def test_only_registered_peers_are_drawn_once_the_chain_has_named_them(clock: Clock) -> None:
+    peers = Peers("me", SECTION.model_copy(update={"only_registered": True}), OURS, clock=clock)
+    for name in ("registered", "stranger"):
+        peers.learn(member(name), from_itself=True)
+    assert draw_all(peers) == []
+    peers.allow_registered(["registered", "unknown"])
+    assert draw_all(peers) == ["registered"]
+
+
+def test_peer_that_speaks_another_version_is_counted_and_named_once(
+    peers: Peers, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        peers.speaks("old", 2)
+    assert peers.other_versions() == {"exchange 2": 1}
+    assert len(caplog.records) == 1
+    assert "peer=old theirs=2 ours=3: upgrade the older of the two" in caplog.text
+    clock.now += 181
+    assert peers.other_versions() == {}
+
+
+def test_swarm_is_ahead_when_half_of_it_says_so(peers: Peers) -> None:
+    assert not peers.are_ahead(3)
+    peers.learn(member("liar", round=2**60), from_itself=True)
+    peers.learn(member("a", round=3), from_itself=True)
+    peers.learn(member("b", round=3), from_itself=True)
+    assert not peers.are_ahead(3)
+    assert peers.are_ahead(2)

@@ -2,11 +2,13 @@
 
 import argparse
 import io
+import time
 
 from rich.console import Console
 
 from worker import settings
 from worker.reports import print_status, swarm_table
+from worker.swarm.tally import SwarmStatus
 from worker.telemetry.hub import HubStatus
 from worker.telemetry.status import NodeStatus
 
@@ -26,12 +28,14 @@ def lines(*nodes):
 def test_table_fits_80_columns_after_months_and_in_an_outage():
     busy = {
         "round": 12345, "reward_mean": 0.5, "loss": -0.1234, "peers_heard": 4, "groups_local": 9, "groups_external": 9,
-        "groups_rejected": {"flood": 1234}, "tokens_per_second": 12345.6, "round_seconds": 599.9,
+        "swarm": SwarmStatus("connected", "Qm", rejected={"flood": 1234}), "tokens_per_second": 12345.6,
+        "round_seconds": 599.9,
     }  # fmt: skip
     shown = lines(
         node(chain="ok", state="connected", **busy),
         node(chain="unreachable", state="training-alone", **busy),
         node(chain="unknown", state="starting"),
+        node(chain="ok", state="catching-up", **busy),
     )
     assert not any("…" in line for line in shown), shown
     assert max(map(len, shown)) <= 80
@@ -46,10 +50,21 @@ def test_name_of_a_stranger_cannot_drive_the_terminal():
 
 
 def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_path, capsys):
-    status = node(environments=("reasoning-gym 0.1.25",), other_versions={"reasoning-gym 0.1.24": 2})
+    status = node()
+    status.swarm = SwarmStatus(
+        "connected", "Qm", 5, ("QmA", "QmB"), {"seed": 3, "\x1b[2J": 1}, groups_offered=36, groups_fetched=40,
+        groups_verified=36, bytes_in=120_400, bytes_out=99_600, newest_group_at=time.time() - 42,
+        requests_refused={"full": 7}, versions=("exchange 3", "reasoning-gym 0.1.25"),
+        other_versions={"reasoning-gym 0.1.24": 2, "exchange 2": 1},
+    )  # fmt: skip
     status.hub = HubStatus("hive/model", "failed", round=200, pushed_round=100, failures=1, error="says 401")
     status.write(tmp_path)
     print_status(settings.from_flat({"node_state_dir": str(tmp_path)}, "test"), argparse.Namespace(json=False))
     shown = capsys.readouterr().out
     assert "hub hive/model: round 100 pushed, now failed, failed 1 times: says 401" in shown
+    assert "peers 5 known, 2 heard; newest group of theirs 42 s old" in shown
+    assert "groups 36 given, 40 fetched, 36 verified; 120 kB in, 100 kB out" in shown
+    assert "rejected: \\x1b[2J 1, seed 3\n" in shown
+    assert "refused to others: full 7" in shown
     assert "2 peers run reasoning-gym 0.1.24, this node reasoning-gym 0.1.25: they can't learn from each other" in shown
+    assert "1 peers run exchange 2, this node exchange 3: they can't learn from each other" in shown

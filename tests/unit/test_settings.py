@@ -47,6 +47,15 @@ ROOT = Path(__file__).resolve().parents[2]
             "inventory data of gpu-3: chain_contract: got 2748; expected a valid string; put it in quotes",
         ),
         (
+            {"swarm_relay_others": True},
+            "inventory data of gpu-3: swarm: relay_others is set and reachability is auto: a relay has to be public",
+        ),
+        (
+            {"swarm_only_registered": True},
+            "inventory data of gpu-3: settings: swarm.only_registered needs a chain; "
+            "expected chain.account_url or chain.rpc_url",
+        ),
+        (
             {"trainer_learning_rate": float("nan")},
             "inventory data of gpu-3: trainer_learning_rate: got nan; expected a finite number",
         ),

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from worker.errors import ModelError, ResourceError, WorkerError
+from worker.swarm.tally import SwarmStatus
 from worker.telemetry import status
 from worker.telemetry.status import NodeStatus, RoundRecord
 
@@ -15,7 +16,8 @@ def record(round):
 
 
 def test_status_survives_a_round_trip(tmp_path):
-    written = NodeStatus("w", "Qm", "a b c", "m", "0.1.0", groups_rejected={"seed": 2}, ledger={"earned": 1})
+    written = NodeStatus("w", "Qm", "a b c", "m", "0.1.0", ledger={"earned": 1})
+    written.swarm = SwarmStatus("connected", "Qm", 3, ("QmA",), {"seed": 2}, newest_group_at=1.5)
     written.write(tmp_path)
     assert status.read(tmp_path) == written
     assert status.read(tmp_path / "nowhere") is None

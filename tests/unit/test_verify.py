@@ -20,6 +20,7 @@ class Sums:
     """Answers "SEED+INDEX" exactly."""
 
     versions = ("sums 1",)
+    families = ("sum x",)
 
     def question(self, task: Task) -> str:
         if task.family != "sum":

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -17,7 +19,8 @@ from worker.swarm import identity, wire
 from worker.swarm.wire import Kind, Limits, Refused
 
 LIMITS = Limits(num_groups=8, num_completions=4, completion_bytes=200)
-FUZZ = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+SIZES = pytest.mark.parametrize("num_inputs", [1700, pytest.param(34_000, marks=pytest.mark.nightly)])
+"""Of each of the three kinds of fuzzing: 5,100 and 102,000 in all."""
 GROUPS = (
     Group(Task("sum", "c0ffee", 7, 0), ("1", "zwei", "\x1b[31m3")),
     Group(Task("sum", "c0ffee", 7, 1), ("", "\u00e9" * 100)),
@@ -36,6 +39,12 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> identity.Identity:
     return identity.create(tmp_path_factory.mktemp("wire") / "key")
 
 
+def fuzz(num_inputs: int, check: Callable[..., None], **strategies: st.SearchStrategy[Any]) -> None:
+    """`check` on `num_inputs` inputs that hypothesis makes."""
+    options = settings(max_examples=num_inputs, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    options(given(**strategies)(check))()
+
+
 def read(data: bytes, max_bytes: int = 10_000) -> tuple[Kind, bytes]:
     async def feed() -> tuple[Kind, bytes]:
         reader = asyncio.StreamReader()
@@ -46,7 +55,7 @@ def read(data: bytes, max_bytes: int = 10_000) -> tuple[Kind, bytes]:
     return asyncio.run(feed())
 
 
-def seal(me: identity.Identity, body: bytes, domain: bytes = b"hivewright/groups/2\n") -> bytes:
+def seal(me: identity.Identity, body: bytes, domain: bytes = b"hivewright/groups/3\n") -> bytes:
     return msgpack.packb([me.public_key, me.sign(domain + body), body])
 
 
@@ -64,20 +73,27 @@ def test_no_groups_survive_the_way(me: identity.Identity) -> None:
 
 
 def test_member_survives_the_way(me: identity.Identity) -> None:
-    member = wire.seal_member(me, ADDRESSES, -1, 1000, 1180, ENVIRONMENTS)
+    families = wire.hash_families(f"family {i}" for i in range(99))
+    assert len(families) == wire.MAX_FAMILIES
+    member = wire.seal_member(me, ADDRESSES, -1, 1000, 1180, ENVIRONMENTS, families)
     assert wire.open_member(member.sealed) == member
     assert member.addresses == ADDRESSES
 
 
 def test_member_with_the_longest_addresses_is_read(me: identity.Identity) -> None:
     addresses = [f"/dns/{'a' * 240}{i}/tcp/1" for i in range(12)]
-    member = wire.seal_member(me, addresses, 2**62, 2**40, 2**40, ["a" * 32 + " " + "1" * 31] * 4)
+    families = wire.hash_families(map(str, range(99)))
+    member = wire.seal_member(me, addresses, 2**62, 2**40, 2**40, ["a" * 32 + " " + "1" * 31] * 4, families)
     assert len(wire.open_member(member.sealed).addresses) == wire.MAX_ADDRESSES
 
 
 def test_ask_and_peers_survive_the_way(me: identity.Identity) -> None:
     kind, payload = read(wire.encode_ask(5, 60, b"record"))
     assert (kind, wire.decode_ask(payload)) == (Kind.ASK, wire.Ask(5, 60, b"record"))
+    kind, payload = read(wire.encode_ask(5, 60, b"record", me.peer_id))
+    assert wire.decode_ask(payload).owner == me.peer_id
+    kind, payload = read(wire.encode_elsewhere([b"a"] * 20))
+    assert (kind, wire.decode_peers(payload)) == (Kind.ELSEWHERE, [b"a"] * wire.MAX_HOLDERS)
     kind, payload = read(wire.encode_peers([b"a"] * 20))
     assert (kind, wire.decode_peers(payload)) == (Kind.PEERS, [b"a"] * wire.MAX_PEERS)
 
@@ -123,7 +139,7 @@ def test_groups_that_name_another_sender_are_refused(me: identity.Identity, othe
 def test_member_record_is_no_groups_message(me: identity.Identity) -> None:
     body = zstandard.compress(msgpack.packb([me.peer_id, 3, []]))
     with pytest.raises(BadRecord) as caught:
-        wire.open_groups(seal(me, body, domain=b"hivewright/member/2\n"), me.peer_id, 3, LIMITS)
+        wire.open_groups(seal(me, body, domain=b"hivewright/member/3\n"), me.peer_id, 3, LIMITS)
     assert caught.value.reason == "signature"
 
 
@@ -199,32 +215,40 @@ def test_deep_nesting_is_malformed(me: identity.Identity, opener: bytes) -> None
     ],
 )
 def test_member_with_odd_addresses_is_refused(me: identity.Identity, addresses: object) -> None:
-    body = msgpack.packb([me.peer_id, addresses, 0, 1, 0, 0, []])
+    body = msgpack.packb([me.peer_id, addresses, 0, 1, 0, 0, [], b""])
     with pytest.raises(BadRecord, match=r"expected|no message"):
-        wire.open_member(seal(me, body, domain=b"hivewright/member/2\n"))
+        wire.open_member(seal(me, body, domain=b"hivewright/member/3\n"))
+
+
+@pytest.mark.parametrize("families", [b"abc", b"abcd" * 65, "abcd", None, [b"abcd"]])
+def test_member_with_odd_families_is_malformed(me: identity.Identity, families: object) -> None:
+    body = msgpack.packb([me.peer_id, [], 0, 3, 0, 0, [], families])
+    with pytest.raises(BadRecord) as caught:
+        wire.open_member(seal(me, body, domain=b"hivewright/member/3\n"))
+    assert caught.value.reason == "malformed"
 
 
 @pytest.mark.parametrize(
     "environments", [["reasoning-gym"], ["x 1\n"], ["x " + "1" * 40], [1], ["x 1"] * 17, None, "x 1"]
 )
 def test_member_with_odd_environments_is_malformed(me: identity.Identity, environments: object) -> None:
-    body = msgpack.packb([me.peer_id, [], 0, 2, 0, 0, environments])
+    body = msgpack.packb([me.peer_id, [], 0, 2, 0, 0, environments, b""])
     with pytest.raises(BadRecord) as caught:
-        wire.open_member(seal(me, body, domain=b"hivewright/member/2\n"))
+        wire.open_member(seal(me, body, domain=b"hivewright/member/3\n"))
     assert caught.value.reason == "malformed"
 
 
 def test_member_record_of_another_peer_is_refused(me: identity.Identity, other: identity.Identity) -> None:
-    body = msgpack.packb([other.peer_id, [], 0, 1, 0, 0, []])
+    body = msgpack.packb([other.peer_id, [], 0, 1, 0, 0, [], b""])
     with pytest.raises(BadRecord) as caught:
-        wire.open_member(seal(me, body, domain=b"hivewright/member/2\n"))
+        wire.open_member(seal(me, body, domain=b"hivewright/member/3\n"))
     assert caught.value.reason == "signature"
 
 
 def test_newer_version_is_refused_with_both_versions_named() -> None:
     newer = bytearray(wire.encode_frame(Kind.HELLO, b""))
-    newer[2] = 3
-    with pytest.raises(BadRecord, match="version 3; this node speaks 2, upgrade the older of the two") as caught:
+    newer[2] = 4
+    with pytest.raises(BadRecord, match="version 4; this node speaks 3, upgrade the older of the two") as caught:
         read(bytes(newer))
     assert caught.value.reason == "version"
 
@@ -257,40 +281,44 @@ def check_all(data: bytes, peer_id: str) -> None:
             decode(data)
 
 
-@FUZZ
-@given(data=st.binary(max_size=300))
-def test_random_bytes_are_refused(me: identity.Identity, data: bytes) -> None:
-    check_all(data, me.peer_id)
-    check_all(b"hw\x02" + data, me.peer_id)
+@SIZES
+def test_random_bytes_are_refused(me: identity.Identity, num_inputs: int) -> None:
+    def check(data: bytes) -> None:
+        check_all(data, me.peer_id)
+        check_all(b"hw\x03" + data, me.peer_id)
+
+    fuzz(num_inputs, check, data=st.binary(max_size=300))
 
 
 @pytest.fixture(scope="module")
 def messages(me: identity.Identity) -> list[bytes]:
-    member = wire.seal_member(me, ADDRESSES, 3, 1000, 1180, ENVIRONMENTS).sealed
+    member = wire.seal_member(me, ADDRESSES, 3, 1000, 1180, ENVIRONMENTS, wire.hash_families(["sum x"])).sealed
     return [
         member,
         wire.seal_groups(me, 3, GROUPS),
         wire.encode_ask(3, 9, member),
-        wire.encode_ask(3, 9, member)[8:],
+        wire.encode_ask(3, 9, member, me.peer_id)[8:],
         wire.encode_peers([member, member])[8:],
         wire.encode_refusal("full", "ask somebody else"),
     ]
 
 
-@FUZZ
-@given(
-    choice=st.integers(0, 5),
-    edits=st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=6), st.integers(0, 6)), max_size=4),
-    cut=st.none() | st.integers(0, 1000),
-)
-def test_mutated_messages_are_refused_or_read(
-    me: identity.Identity, messages: list[bytes], choice: int, edits: list[tuple[int, bytes, int]], cut: int | None
-) -> None:
-    data = messages[choice]
-    for place, replacement, removed in edits:
-        place %= len(data) + 1
-        data = data[:place] + replacement + data[place + removed :]
-    check_all(data[:cut], me.peer_id)
+@SIZES
+def test_mutated_messages_are_refused_or_read(me: identity.Identity, messages: list[bytes], num_inputs: int) -> None:
+    def check(choice: int, edits: list[tuple[int, bytes, int]], cut: int | None) -> None:
+        data = messages[choice]
+        for place, replacement, removed in edits:
+            place %= len(data) + 1
+            data = data[:place] + replacement + data[place + removed :]
+        check_all(data[:cut], me.peer_id)
+
+    fuzz(
+        num_inputs,
+        check,
+        choice=st.integers(0, 5),
+        edits=st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=6), st.integers(0, 6)), max_size=4),
+        cut=st.none() | st.integers(0, 1000),
+    )
 
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats()
@@ -301,13 +329,15 @@ values = st.recursive(
 )
 
 
-@FUZZ
-@given(value=values, as_rows=st.booleans())
-def test_any_signed_value_is_refused_or_read(me: identity.Identity, value: object, as_rows: bool) -> None:
-    body = msgpack.packb([me.peer_id, 3, value] if as_rows else value)
-    for domain, data in ((b"hivewright/groups/2\n", zstandard.compress(body)), (b"hivewright/member/2\n", body)):
-        check_all(seal(me, data, domain), me.peer_id)
-    check_all(body, me.peer_id)
+@SIZES
+def test_any_signed_value_is_refused_or_read(me: identity.Identity, num_inputs: int) -> None:
+    def check(value: object, as_rows: bool) -> None:
+        body = msgpack.packb([me.peer_id, 3, value] if as_rows else value)
+        for domain, data in ((b"hivewright/groups/3\n", zstandard.compress(body)), (b"hivewright/member/3\n", body)):
+            check_all(seal(me, data, domain), me.peer_id)
+        check_all(body, me.peer_id)
+
+    fuzz(num_inputs, check, value=values, as_rows=st.booleans())
 
 
 group_lists = st.lists(

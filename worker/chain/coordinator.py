@@ -175,6 +175,11 @@ class Coordinator:
         (owner,) = self.read("getEoa(string[])", [peer_id])
         return None if owner == NO_ADDRESS else str(owner)
 
+    def registered(self, peer_ids: Sequence[str]) -> set[str]:
+        """Those of the peers that somebody registered."""
+        owners = self.read("getEoa(string[])", list(peer_ids)) if peer_ids else ()
+        return {peer_id for peer_id, owner in zip(peer_ids, owners, strict=True) if owner != NO_ADDRESS}
+
     def peers_of(self, account: str) -> list[str]:
         """Peer ids that the account registered."""
         (peers,) = self.read("getPeerId(address[])", [Web3.to_checksum_address(account)])

@@ -55,6 +55,10 @@ class Environment(Protocol):
         """Names and versions of the sources that are in it."""
 
     @property
+    def families(self) -> tuple[str, ...]:
+        """Each family of the mix with its configuration's digest: peers have those in common that they name alike."""
+
+    @property
     def levels(self) -> dict[str, int]:
         """The curriculum level of each family that has one in the settings."""
 

@@ -69,6 +69,10 @@ class Mix:
         return tuple(sorted(source.version for source in self._sources.values()))
 
     @property
+    def families(self) -> tuple[str, ...]:
+        return tuple(self._key(entry) for entry in self._entries)
+
+    @property
     def levels(self) -> dict[str, int]:
         return {key.partition(" ")[0]: standing.level for key, standing in self._standings.items()}
 

@@ -44,7 +44,8 @@ def _serve(settings: Settings, stopped: threading.Event) -> None:
     require_port(section.host, section.port, "bootnode.port")
     section.state_dir.mkdir(parents=True, exist_ok=True)
     key_file, address_file = section.state_dir / "bootnode.pem", section.state_dir / "multiaddr"
-    swarm = settings.swarm.model_copy(update={"host": section.host, "port": section.port, "announce": section.announce})
+    own = {name: getattr(section, name) for name in ("host", "port", "announce", "relay_others")}
+    swarm = settings.swarm.model_copy(update={**own, "reachability": "public"})
     with lock_folder(section.state_dir, "bootnode.state_dir"):
         address_file.unlink(missing_ok=True)
         if not key_file.exists():

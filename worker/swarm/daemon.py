@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 
+from worker import settings
 from worker.errors import SwarmError
 
 # On import hivemind sets up a log handler of its own and renames WARNING to WARN.
@@ -44,6 +45,8 @@ _GUARD = (
     "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
     "os.execv(sys.argv[2], sys.argv[2:])\n"
 )
+
+_P2P_CODE = b"\xa5\x03"  # of /p2p/ in multiaddrs: 421 as a varint
 
 _FOLDER_PREFIX = "hivewright-p2pd-"
 
@@ -69,26 +72,14 @@ class Daemon:
         self.addresses: tuple[str, ...] = ()
 
     @classmethod
-    async def start(
-        cls, identity_file: Path, host: str, port: int, announce: Sequence[str], timeout_seconds: float
-    ) -> "Daemon":
-        """Start p2pd on host:port (0: the kernel chooses) and wait until it answers. Must run in a long-lived
-        thread."""
+    async def start(cls, identity_file: Path, swarm: settings.Swarm, port: int, relays: Sequence[str] = ()) -> "Daemon":
+        """Start p2pd on the settings' host and `port` (0: the kernel chooses) and wait until it answers. `relays`: what
+        relays.find gives. Must run in a long-lived thread."""
         # 0700, and a short path: that of a socket has 108 bytes at most.
         _remove_leftovers()
         folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
-        arguments = [
-            f"-listen=/unix{folder}/control.sock",
-            f"-id={identity_file}",
-            f"-hostAddrs={multiaddr(host, port)}",
-            "-dhtServer=1",
-            "-natPortMap=0",
-            "-autonat=0",
-            "-relayService=0",
-            "-connManager=1",
-        ]
-        if announce:
-            arguments.append(f"-announceAddrs={','.join(announce)}")
+        place = [f"-listen=/unix{folder}/control.sock", f"-id={identity_file}"]
+        arguments = [*place, *_arguments(folder, swarm, port, relays)]
         # The death signal is tied to the thread that forks: this one, which runs the event loop as long as the daemon.
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), str(P2PD), *arguments],
@@ -101,12 +92,11 @@ class Daemon:
         daemon = cls(process, folder)
         daemon._output = asyncio.create_task(daemon._read_output())
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with asyncio.timeout(swarm.startup_timeout_seconds):
                 await daemon._get_ready()
         except TimeoutError:
-            raise SwarmError(
-                f"libp2p daemon: not ready after {timeout_seconds:g} s (swarm.startup_timeout_seconds); trying again"
-            ) from None
+            seconds = f"{swarm.startup_timeout_seconds:g} s (swarm.startup_timeout_seconds)"
+            raise SwarmError(f"libp2p daemon: not ready after {seconds}; trying again") from None
         finally:
             if not daemon.peer_id:
                 await daemon.stop()
@@ -177,6 +167,11 @@ class Daemon:
         response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
         return {PeerID(peer.id).to_base58() for peer in response.peers}
 
+    async def find_addresses(self) -> tuple[str, ...]:
+        """Where others reach us, as far as libp2p knows by now, the best first. Relays and routers add to it later."""
+        response = await self._identify()
+        return _sorted(response.identify.addrs)
+
     async def open_stream(
         self, peer_id: str, protocol: str, timeout_seconds: float
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -194,9 +189,12 @@ class Daemon:
         await self._said_ready.wait()
         if self.died.is_set():
             raise SwarmError(self.death_notice)
-        response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
-        self.addresses = tuple(sorted((str(Multiaddr(a)) for a in response.identify.addrs), key=_is_loopback))
+        response = await self._identify()
+        self.addresses = _sorted(response.identify.addrs)
         self.peer_id = PeerID(response.identify.id).to_base58()
+
+    async def _identify(self) -> Any:
+        return await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
 
     async def _read_output(self) -> None:
         """Follow what the daemon says until its end, which sets `died`."""
@@ -281,14 +279,50 @@ def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
     encoded = []
     for address in addresses:
         try:
-            encoded.append(bytes(Multiaddr(address).to_bytes()))
-        except (ValueError, LookupError) as error:
+            encoded.append(_encode(address))
+        except (ValueError, LookupError, SwarmError) as error:
             log.debug("address ignored address=%s reason=%s", address, error)
     return encoded
 
 
-def _is_loopback(address: str) -> bool:
-    return address.startswith(("/ip4/127.", "/ip6/::1/"))
+def _encode(address: str) -> bytes:
+    """An address as p2pd reads it: hivemind writes a peer id in it (that of a relay) in a form that p2pd refuses."""
+    direct, *relayed = address.split("/p2p/")
+    data = bytes(Multiaddr(direct).to_bytes())
+    for part in relayed:
+        peer_id, slash, rest = part.partition("/")
+        peer = _peer_bytes(peer_id)
+        data += _P2P_CODE + bytes([len(peer)]) + peer + (bytes(Multiaddr(slash + rest).to_bytes()) if rest else b"")
+    return data
+
+
+def _arguments(folder: Path, swarm: settings.Swarm, port: int, relays: Sequence[str]) -> list[str]:
+    """p2pd's command line as the settings want it. May write a file into its folder."""
+    arguments = [
+        f"-hostAddrs={multiaddr(swarm.host, port)}",
+        "-dhtServer=1",
+        "-connManager=1",
+        "-autonat=1",  # turns hole punching on too
+        f"-natPortMap={int(swarm.map_port)}",
+        f"-relayService={int(swarm.relay_others)}",
+    ]
+    if not swarm.relay_others and not relays:
+        # p2pd relays for strangers by default and no flag alone stops that. Peers at relays are reached all the same.
+        (folder / "config.json").write_text('{"Relay": {"Enabled": false}}')
+        arguments += [f"-f={folder}/config.json", "-relay=0"]
+    if swarm.announce:
+        arguments.append(f"-announceAddrs={','.join(swarm.announce)}")
+    if swarm.reachability != "auto":
+        arguments.append(f"-forceReachability{swarm.reachability.capitalize()}=1")
+    if relays:
+        arguments += ["-autoRelay=1", "-relayDiscovery=0", f"-trustedRelays={','.join(relays)}"]
+    return arguments
+
+
+def _sorted(addresses: Iterable[bytes]) -> tuple[str, ...]:
+    """As text: direct ones, then those at a relay, then loopback."""
+    texts = [str(Multiaddr(address)) for address in addresses]
+    return tuple(sorted(texts, key=lambda a: (a.startswith(("/ip4/127.", "/ip6/::1/")), "/p2p-circuit" in a, a)))
 
 
 def _remove_leftovers() -> None:

@@ -13,38 +13,29 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from worker import settings
 from worker.errors import BadRecord, ResourceError, SwarmError
 from worker.resources import require_port
-from worker.swarm import identity, wire
+from worker.swarm import cache, identity, relays, wire
+from worker.swarm.cache import Cache
 from worker.swarm.daemon import Daemon
 from worker.swarm.dht import Membership
-from worker.swarm.peers import MAX_PEERS_CACHED, Peers, load_cache, save_cache
-from worker.swarm.streams import Admission, Stream
-from worker.swarm.wire import Kind, Member, Refused
+from worker.swarm.lookout import Lookout
+from worker.swarm.peers import MAX_PEERS_CACHED, Peers
+from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Admission, Lately, Stream
+from worker.swarm.wire import Kind, Member, OtherVersion, Refused
 
 log = logging.getLogger(__name__)
 
 PROTOCOL = "/hivewright/exchange"
 CONNECT_TIMEOUT_SECONDS = 5.0
-ANSWER_TIMEOUT_SECONDS = 5.0
-"""For the first sign of life in a stream, and for a whole request to come in."""
-FIRST_PAUSE_SECONDS = 0.5
-ALONE_PAUSE_SECONDS = 10.0
 LONGEST_RESTART_PAUSE_SECONDS = 30.0
-NUM_GREETINGS = 8
-DEAF_AFTER = 5
-"""Looks around in a row in which connected peers answered our greetings but not our DHT node: then that is started
-anew."""
 
 T = TypeVar("T")
-UNREACHABLE = (SwarmError, OSError, EOFError, TimeoutError)
-"""What talking to a peer may end with when the peer, or our own daemon, is not there. BadRecord is to be caught
-before."""
 
 
 AskHandler = Callable[[str, wire.Ask, Stream], Awaitable[None]]
@@ -64,32 +55,35 @@ class Network:
         on_ask: AskHandler | None = None,
         is_member: bool = True,
         environments: Sequence[str] = (),
+        families: frozenset[bytes] = frozenset(),
     ) -> None:
         self.identity = identity.load(identity_file)
+        self.swarm = swarm
         self.environments = tuple(environments)
-        self.lifetime_seconds = 3 * swarm.announce_every_seconds
-        self.peers = Peers(self.identity.peer_id, self.lifetime_seconds, self.environments)
+        self.families = families
+        self.peers = Peers(self.identity.peer_id, swarm, self.environments, families)
+        self.is_member = is_member
+        self.on_ask = on_ask
         self.rng = random.Random()
         self.traffic: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()  # requests of others, by reason
         self.addresses: tuple[str, ...] = ()
         self.last_error: str | None = None
         self.newest_round = -1
         self.num_restarts = 0
         self.link_up = asyncio.Event()
-        self._swarm = swarm
+        self.wake = asyncio.Event()  # to look for peers now
         self._identity_file = identity_file
         self._cache_file = cache_dir / "peers.json"
-        self._cache = load_cache(self._cache_file)
-        self._port = swarm.port or self._cache.port
-        self._on_ask = on_ask
-        self._is_member = is_member
-        self._bootnodes = list(swarm.bootnodes)
+        self.cache = cache.load(self._cache_file)
+        self.bootnodes = list(swarm.bootnodes)
+        self._port = swarm.port or self.cache.port
         self._daemon: Daemon | None = None
         self._member: Member | None = None
         self._admission = Admission()
+        self._said = Lately()
         self._last_contact: float | None = None  # when any member spoke to us (monotonic)
         self._silent_since: float | None = None  # end of the last round in which none did
-        self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -98,7 +92,7 @@ class Network:
 
     def start(self) -> None:
         """Go into the background and stay there. Raises ResourceError if the configured port is taken."""
-        require_port(self._swarm.host, self._swarm.port, "swarm.port")
+        require_port(self.swarm.host, self.swarm.port, "swarm.port")
         self._cache_file.parent.mkdir(parents=True, exist_ok=True)
         loop = self._loop = asyncio.SelectorEventLoop()  # not the policy's: hivemind may make that uvloop
         self._thread = threading.Thread(target=self._run, args=(loop,), name="swarm", daemon=True)
@@ -129,8 +123,19 @@ class Network:
             raise SwarmError(f"the swarm's event loop did not answer within {timeout_seconds:g} s") from None
 
     def join_through(self, multiaddrs: Sequence[str]) -> None:
-        """More bootnodes, such as the chain's; those known already change nothing."""
-        self.post(self._add_bootnodes, tuple(multiaddrs))
+        """More bootnodes, such as the chain's; those known already change nothing. Also before `start`."""
+        self._soon(self._add_bootnodes, tuple(multiaddrs))
+
+    def allow_registered(self, peer_ids: Collection[str]) -> None:
+        """With `only_registered`: these are the peers that the chain knows. Also before `start`."""
+        self._soon(self.peers.allow_registered, frozenset(peer_ids))
+
+    def _soon(self, action: Callable[..., object], *arguments: Any) -> None:
+        """As `post`; at once while there is no event loop yet."""
+        if self._loop is None:
+            action(*arguments)
+        else:
+            self.post(action, *arguments)
 
     # In the event loop
 
@@ -148,12 +153,12 @@ class Network:
     def fall_silent(self) -> None:
         """Note that nobody answered for a whole round, and look for peers now and often for a while."""
         self._silent_since = time.monotonic()
-        self._wake.set()
+        self.wake.set()
 
     def member(self) -> Member:
         """Our own record, fresh enough to be shown."""
         now, old = int(time.time()), self._member
-        fresh_seconds = max(1, int(self._swarm.announce_every_seconds / 4))
+        fresh_seconds = max(1, int(self.swarm.announce_every_seconds / 4))
         if (
             old is not None
             and (old.addresses, old.round) == (self.addresses[: wire.MAX_ADDRESSES], self.newest_round)
@@ -161,9 +166,9 @@ class Network:
         ):
             return old
         issued = max(now, old.issued + 1) if old else now
-        expires = now + max(1, round(self.lifetime_seconds))
+        expires = now + max(1, round(self.peers.lifetime_seconds))
         self._member = wire.seal_member(
-            self.identity, self.addresses, self.newest_round, issued, expires, self.environments
+            self.identity, self.addresses, self.newest_round, issued, expires, self.environments, self.families
         )
         return self._member
 
@@ -187,7 +192,7 @@ class Network:
     def hear(self, peer_id: str) -> None:
         """Note that a member spoke to us. It is no contact if we can't learn from it."""
         self.peers.answered(peer_id)
-        if self.peers.is_understood(peer_id):
+        if self.peers.is_source(peer_id):
             self._last_contact = time.monotonic()
 
     def learn(self, sealed: bytes, sender: str) -> Member:
@@ -231,21 +236,24 @@ class Network:
 
     async def _session(self) -> None:
         """One life of the daemon. Ends only with an exception."""
-        timeout = self._swarm.startup_timeout_seconds
+        timeout = self.swarm.startup_timeout_seconds
         port = self._choose_port()
-        daemon = await Daemon.start(self._identity_file, self._swarm.host, port, self._swarm.announce, timeout)
+        known = self.swarm.relays or (*self.bootnodes, *self.cache.bootnodes)
+        found = [] if self.swarm.reachability == "public" else await relays.find(known)
+        daemon = await Daemon.start(self._identity_file, self.swarm, port, found)
         membership, tasks = None, []
         try:
             if daemon.peer_id != self.identity.peer_id:
                 raise SwarmError(f"libp2p daemon runs as {daemon.peer_id}; expected {self.identity.peer_id}")
             self._daemon, self.addresses = daemon, daemon.addresses
-            if not self._swarm.announce:
+            if not self.swarm.announce:
                 self._port = _port_of(daemon.addresses)
             await daemon.serve(PROTOCOL, self._serve)
             membership = await Membership.start(daemon, timeout)
             self.link_up.set()
             log.info("network up peer=%s addresses=%s", daemon.peer_id, ",".join(daemon.addresses))
-            tasks = [asyncio.create_task(self._look_out(daemon, membership)), asyncio.create_task(daemon.died.wait())]
+            lookout = Lookout(self, daemon, membership)
+            tasks = [asyncio.create_task(lookout.run()), asyncio.create_task(daemon.died.wait())]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if daemon.died.is_set():
                 raise SwarmError(daemon.death_notice)
@@ -257,7 +265,7 @@ class Network:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
-            self._save_cache()
+            self.save_cache()
             if membership is not None:
                 await membership.close()
             await daemon.stop()
@@ -268,94 +276,12 @@ class Network:
         p2pd itself would not notice: it shares a port in use (SO_REUSEPORT), and gets some of the connections.
         """
         try:
-            require_port(self._swarm.host, self._port, "swarm.port")
+            require_port(self.swarm.host, self._port, "swarm.port")
         except ResourceError:
-            if self._swarm.port:
+            if self.swarm.port:
                 raise
             return 0
         return self._port
-
-    # Looking for peers
-
-    async def _look_out(self, daemon: Daemon, membership: Membership) -> None:
-        pause, announce_at, num_deaf = FIRST_PAUSE_SECONDS, 0.0, 0
-        while True:
-            had_neighbours = membership.num_neighbours > 0
-            num_spoke = await self._reach_out(daemon, membership)
-            num_deaf = num_deaf + 1 if num_spoke and not membership.num_neighbours else 0
-            if num_deaf >= DEAF_AFTER:
-                raise SwarmError(f"DHT node hears none of {num_spoke} peers that the daemon reaches")
-            try:
-                if time.monotonic() >= announce_at or (membership.num_neighbours and not had_neighbours):
-                    await membership.look_around()
-                    if self._is_member:
-                        await membership.announce(self.member())
-                    announce_at = time.monotonic() + self._swarm.announce_every_seconds
-                for member in await membership.read(self.rng):
-                    self.learn(member.sealed, sender="")
-            except TimeoutError:
-                log.debug("DHT gave no answer in time")
-            await self._converse(self.peers.to_greet(self.rng, NUM_GREETINGS), membership)
-            self._save_cache()
-            longest = self._swarm.announce_every_seconds
-            if not self.has_contact or not len(self.peers):
-                longest = min(longest, ALONE_PAUSE_SECONDS)
-            pause = FIRST_PAUSE_SECONDS if self._wake.is_set() else min(2 * pause, longest)
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause * self.rng.uniform(0.75, 1.25)):
-                    await self._wake.wait()
-
-    async def _reach_out(self, daemon: Daemon, membership: Membership) -> int:
-        """Try known addresses that we have no connection with: all bootnodes while cut off, else a few, so that islands
-        find together again. Returns how many answered."""
-        contacts = _by_peer([*self._bootnodes, *self._cache.multiaddrs, *self.peers.multiaddrs(MAX_PEERS_CACHED)])
-        contacts.pop(self.identity.peer_id, None)
-        bootnodes = [p for p in _by_peer(self._bootnodes) if p in contacts]
-        connected = await daemon.connected()
-        missing = [p for p in contacts if p not in connected]
-        if not connected:
-            others = [p for p in missing if p not in bootnodes]
-            targets = [*bootnodes, *self.rng.sample(others, min(NUM_GREETINGS, len(others)))]
-        else:
-            targets = self.rng.sample(missing, min(2, len(missing)))
-            # Who was connected before it could answer a greeting; bootnodes only while there is nobody else.
-            lonely = not membership.num_neighbours or not len(self.peers)
-            known = [p for p in contacts if p in connected and (lonely or not self.peers.knows(p))]
-            targets += [p for p in known if lonely or p not in bootnodes][:NUM_GREETINGS]
-        return await self._converse(targets, membership, contacts)
-
-    async def _converse(
-        self, peer_ids: Iterable[str], membership: Membership, contacts: dict[str, list[str]] | None = None
-    ) -> int:
-        """Greet peers at the same time; returns how many answered."""
-        greetings = [self._greet(p, (contacts or {}).get(p, ()), membership) for p in peer_ids]
-        return sum(await asyncio.gather(*greetings))
-
-    async def _greet(self, peer_id: str, addresses: Sequence[str], membership: Membership) -> bool:
-        """Introduce ourselves and learn whom the peer knows. False: it was not reached or sent nonsense."""
-        try:
-            async with self.stream(peer_id, addresses) as stream, asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
-                own = self.member().sealed if self._is_member else b""
-                await stream.send(wire.encode_frame(Kind.HELLO, own))
-                kind, payload = await stream.receive(wire.MAX_PEERS * (wire.MAX_MEMBER_BYTES + 8))
-            if kind is not Kind.PEERS:
-                raise BadRecord("malformed", f"answer to a greeting is {kind.name}")
-            members = [self.learn(sealed, peer_id) for sealed in wire.decode_peers(payload)]
-            if any(m.peer_id == peer_id for m in members):
-                self.hear(peer_id)
-        except Refused as refusal:
-            log.info("greeting refused peer=%s reason=%s", peer_id, refusal)
-        except BadRecord as error:
-            self.peers.strike(peer_id)
-            log.warning("greeting answered with a bad record peer=%s reason=%s: %s", peer_id, error.reason, error)
-            return False
-        except UNREACHABLE as error:
-            self.peers.failed(peer_id)
-            log.debug("greeting failed peer=%s reason=%s", peer_id, error)
-            return False
-        await membership.meet(peer_id)
-        return True
 
     # Being asked
 
@@ -364,17 +290,24 @@ class Network:
         refusal = self._admission.refusal(peer_id)
         try:
             if refusal is not None:
-                log.debug("request refused peer=%s reason=%s", peer_id, refusal[0])
-                await stream.refuse(*refusal)
+                await self.refuse(peer_id, stream, *refusal)
                 return
             with self._admission.admitted(peer_id):
                 await self._answer(peer_id, stream)
         except BadRecord as error:
-            log.warning("request dropped peer=%s reason=%s: %s", peer_id, error.reason, error)
+            if isinstance(error, OtherVersion):
+                self.peers.speaks(peer_id, error.version)
             with contextlib.suppress(OSError):
-                await stream.refuse(error.reason, str(error))
+                await self.refuse(peer_id, stream, error.reason, str(error))
         except (OSError, EOFError, TimeoutError, Refused) as error:
             log.debug("request ended early peer=%s reason=%r", peer_id, error)
+
+    async def refuse(self, peer_id: str, stream: Stream, reason: str, explanation: str) -> None:
+        """Tell the asker why not; count it, and say it in the log once in a while for each peer and reason."""
+        self.refused[reason] += 1
+        level = logging.DEBUG if self._said.has((peer_id, reason)) else logging.WARNING
+        log.log(level, "request refused peer=%s reason=%s: %s", peer_id, reason, explanation)
+        await stream.refuse(reason, explanation)
 
     async def _answer(self, peer_id: str, stream: Stream) -> None:
         async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
@@ -382,14 +315,14 @@ class Network:
         if kind is Kind.HELLO:
             if payload:
                 self._meet_sender(payload, peer_id)
-            own = [self.member().sealed] if self._is_member else []
+            own = [self.member().sealed] if self.is_member else []
             others = self.peers.sample(self.rng, wire.MAX_PEERS - 1, exclude=peer_id)
             async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
                 await stream.send(wire.encode_peers([*own, *others]))
-        elif kind is Kind.ASK and self._on_ask is not None:
+        elif kind is Kind.ASK and self.on_ask is not None:
             ask = wire.decode_ask(payload)
             self._meet_sender(ask.member, peer_id)
-            await self._on_ask(peer_id, ask, stream)
+            await self.on_ask(peer_id, ask, stream)
         else:
             raise BadRecord("malformed", f"{kind.name} is nothing that this node answers")
 
@@ -405,32 +338,23 @@ class Network:
             log.warning("%s", self.last_error)
 
     def _add_bootnodes(self, multiaddrs: Iterable[str]) -> None:
-        new = [a for a in multiaddrs if a not in self._bootnodes]
+        new = [a for a in multiaddrs if a not in self.bootnodes]
         if new:
-            self._bootnodes += new
-            self._wake.set()
+            self.bootnodes += new
+            self.wake.set()
 
-    def _save_cache(self) -> None:
+    def save_cache(self) -> None:
         """Keep what was heard last; with nothing heard yet, what the last run left stays as it is."""
-        multiaddrs = tuple(self.peers.multiaddrs(MAX_PEERS_CACHED)) or self._cache.multiaddrs
-        port = 0 if self._swarm.port else self._port
-        if (port, multiaddrs) == (self._cache.port, self._cache.multiaddrs):
+        peers = tuple(self.peers.multiaddrs(MAX_PEERS_CACHED)) or self.cache.peers
+        bootnodes = tuple(self.bootnodes) or self.cache.bootnodes
+        current = Cache(0 if self.swarm.port else self._port, peers, bootnodes)
+        if current == self.cache:
             return
-        self._cache = type(self._cache)(port, multiaddrs)
+        self.cache = current
         try:
-            save_cache(self._cache_file, port, multiaddrs)
+            cache.save(self._cache_file, current)
         except OSError as error:
             log.warning("peer cache not written path=%s reason=%s", self._cache_file, error.strerror)
-
-
-def _by_peer(multiaddrs: Iterable[str]) -> dict[str, list[str]]:
-    """Addresses that end in /p2p/PEER, by peer and without that end; others can't be dialled and are left out."""
-    contacts: dict[str, list[str]] = {}
-    for multiaddr in multiaddrs:
-        address, _, peer_id = multiaddr.rpartition("/p2p/")
-        if address and wire.is_peer_id(peer_id):
-            contacts.setdefault(peer_id, []).append(address)
-    return contacts
 
 
 def _port_of(addresses: Sequence[str]) -> int:

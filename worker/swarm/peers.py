@@ -1,18 +1,17 @@
-"""What a node knows about its peers: records, when they were heard, how they behaved. In memory, with a cache on disk.
+"""What a node knows about its peers: records, when they were heard, how they behaved. In memory only.
 
 Bounded: at most MAX_PEERS_KNOWN; whoever was not heard of for the longest time goes first.
 """
 
-import json
 import logging
-import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
 
+from worker import settings
+from worker.swarm import wire
 from worker.swarm.wire import Member
 
 log = logging.getLogger(__name__)
@@ -23,6 +22,10 @@ CLOCK_TOLERANCE_SECONDS = 600
 """How far a peer's clock may be off before its record counts as expired."""
 FIRST_QUARANTINE_SECONDS = 60.0
 LONGEST_QUARANTINE_SECONDS = 6 * 3600.0
+LEAST_PREFERENCE = 0.1
+"""What each of the draw's three weights is at least, of 1: nobody is left out for good, so everybody can improve."""
+LEARNING_RATE = 0.3
+"""How much the newest answer of a peer counts in its usefulness."""
 
 
 @dataclass
@@ -32,6 +35,7 @@ class _Peer:
     met: float | None = None  # when the peer itself spoke to us
     failures: int = 0  # in a row: not reached, or silent
     told: bool = False  # whether the log has that it runs another version of an environment
+    useful: float = 1.0  # running mean of the shares of its groups that had a signal; trusted until tried
 
 
 @dataclass
@@ -46,17 +50,23 @@ class Peers:
     def __init__(
         self,
         me: str,
-        lifetime_seconds: float,
+        swarm: settings.Swarm,
         environments: Collection[str] = (),
+        families: frozenset[bytes] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`environments`: what we make tasks with; none of them: a bootnode, which learns from nobody."""
+        """`environments`: what we make tasks with; none of them: a bootnode, which learns from nobody. `families`:
+        those of our mix, as in a record."""
+        self.lifetime_seconds = 3 * swarm.announce_every_seconds
         self._me = me
+        self._swarm = swarm
         self._environments = {e.partition(" ")[0]: e for e in environments}
-        self._lifetime = lifetime_seconds
+        self._families = families
         self._clock = clock
         self._peers: dict[str, _Peer] = {}
         self._conduct: dict[str, _Conduct] = {}
+        self._versions: dict[str, tuple[int, float]] = {}  # of peers that speak another one: which, and when
+        self._registered: frozenset[str] | None = None if not swarm.only_registered else frozenset()
 
     def __len__(self) -> int:
         return len(self._live())
@@ -73,7 +83,7 @@ class Peers:
         if not from_itself and member.expires + CLOCK_TOLERANCE_SECONDS < time.time():
             return False
         peer = self._peers.get(member.peer_id)
-        is_new = peer is None or now - peer.seen > self._lifetime
+        is_new = peer is None or now - peer.seen > self.lifetime_seconds
         if peer is None:
             peer = self._peers[member.peer_id] = _Peer(member, now)
             self._make_room()
@@ -94,6 +104,15 @@ class Peers:
         if peer := self._peers.get(peer_id):
             peer.failures += 1
 
+    def known(self) -> list[str]:
+        """The live peers; may be called from another thread."""
+        return self._live()
+
+    def num_failures(self, peer_id: str) -> int:
+        """How often in a row the peer was not reached, or kept silent."""
+        peer = self._peers.get(peer_id)
+        return peer.failures if peer else 0
+
     def knows(self, peer_id: str) -> bool:
         return peer_id in self._peers
 
@@ -101,29 +120,70 @@ class Peers:
         peer = self._peers.get(peer_id)
         return peer.member.addresses if peer else ()
 
+    def record(self, peer_id: str) -> bytes | None:
+        """The peer's record as it was signed."""
+        peer = self._peers.get(peer_id)
+        return peer.member.sealed if peer else None
+
     def is_understood(self, peer_id: str) -> bool:
         """Whether one of the peer's environments is ours, in the same version: else no task of it can be checked."""
         peer, ours = self._peers.get(peer_id), self._environments.values()
         return peer is None or not ours or not set(ours).isdisjoint(peer.member.environments)
 
+    def is_allowed(self, peer_id: str) -> bool:
+        """Whether the settings let us exchange groups with the peer."""
+        only = self._swarm.only_peers
+        return (not only or peer_id in only) and (self._registered is None or peer_id in self._registered)
+
+    def is_source(self, peer_id: str) -> bool:
+        """Whether we could learn from the peer."""
+        return self.is_understood(peer_id) and self.is_allowed(peer_id)
+
+    def allow_registered(self, peer_ids: Collection[str]) -> None:
+        """With `only_registered`: these are the peers that the chain knows."""
+        if self._swarm.only_registered:
+            self._registered = frozenset(peer_ids)
+
+    def speaks(self, peer_id: str, version: int) -> None:
+        """The peer's frames are of another version of the exchange than ours. Said once for each peer."""
+        if peer_id not in self._versions:
+            log.warning(
+                "peer speaks another version of the exchange peer=%s theirs=%d ours=%d: upgrade the older of the two",
+                peer_id, version, wire.VERSION,
+            )  # fmt: skip
+        self._versions[peer_id] = version, self._clock()
+        while len(self._versions) > MAX_PEERS_KNOWN:
+            del self._versions[next(iter(self._versions))]
+
     def other_versions(self) -> dict[str, int]:
-        """Versions of our environments that are not ours, with the number of live peers that run them."""
-        live = (self._peers.get(peer_id) for peer_id in self._live())
-        return dict(Counter(theirs for peer in live if peer is not None for theirs in self._differing(peer)))
+        """Versions of our environments, and of the exchange ("exchange 2"), that are not ours, with the number of live
+        peers that run them."""
+        live, since = (self._peers.get(peer_id) for peer_id in self._live()), self._clock() - self.lifetime_seconds
+        named = Counter(theirs for peer in live if peer is not None for theirs in self._differing(peer))
+        named.update(f"exchange {version}" for version, when in list(self._versions.values()) if when >= since)
+        return dict(named)
+
+    def are_ahead(self, round: int) -> bool:
+        """Whether at least half of the peers that we could learn from say that they are in a later round."""
+        rounds = [self._peers[p].member.round for p in self._live() if self.is_source(p)]
+        return bool(rounds) and 2 * sum(r > round for r in rounds) >= len(rounds)
 
     def draw(self, rng: random.Random, exclude: Collection[str]) -> str | None:
-        """A random peer that we understand and that is not in quarantine; one that failed lately only if there is no
-        other. None: nobody left."""
+        """A random peer that we can learn from and that is not in quarantine, by weight; one that failed lately only if
+        there is no other. None: nobody left."""
         now = self._clock()
-        free = [
-            p for p in self._live() if p not in exclude and self.is_understood(p) and not self._is_quarantined(p, now)
-        ]
-        sound = [p for p in free if not self._peers[p].failures]
-        return rng.choice(sound or free) if free else None
+        free = [p for p in self._live() if p not in exclude and self.is_source(p) and not self._is_quarantined(p, now)]
+        sound = [p for p in free if not self._peers[p].failures] or free
+        return rng.choices(sound, [self._weigh(self._peers[p], now) for p in sound])[0] if sound else None
+
+    def rate(self, peer_id: str, share: float) -> None:
+        """Note what share (0 to 1) of what the peer answered could be learnt from."""
+        if peer := self._peers.get(peer_id):
+            peer.useful += LEARNING_RATE * (share - peer.useful)
 
     def to_greet(self, rng: random.Random, count: int) -> list[str]:
         """Peers that we know from others only, or that were silent for half a record's life; those that failed last."""
-        stale = self._clock() - self._lifetime / 2
+        stale = self._clock() - self.lifetime_seconds / 2
         strangers = [p for p in self._live() if (met := self._peers[p].met) is None or met < stale]
         rng.shuffle(strangers)
         return sorted(strangers, key=lambda p: self._peers[p].failures)[:count]
@@ -131,7 +191,7 @@ class Peers:
     def sample(self, rng: random.Random, count: int, exclude: str) -> list[bytes]:
         """Records to hand on: of peers that we heard ourselves within a record's life, so that the dead don't go
         round."""
-        since = self._clock() - self._lifetime
+        since = self._clock() - self.lifetime_seconds
         met = [p for p in self._live() if p != exclude and (m := self._peers[p].met) is not None and m >= since]
         return [self._peers[p].member.sealed for p in rng.sample(met, min(count, len(met)))]
 
@@ -167,9 +227,19 @@ class Peers:
         return [f"{a}/p2p/{p.member.peer_id}" for p in met[:count] for a in p.member.addresses[:2]]
 
     def _live(self) -> list[str]:
-        since = self._clock() - self._lifetime
+        since = self._clock() - self.lifetime_seconds
         # A copy: other threads look at the number of peers.
         return [peer_id for peer_id, peer in list(self._peers.items()) if peer.seen >= since]
+
+    def _weigh(self, peer: _Peer, now: float) -> float:
+        """The draw's weight of a peer: LEAST_PREFERENCE to 1 for each of three things, to the power of its setting."""
+        shared = len(self._families & peer.member.families) / len(self._families) if self._families else 1.0
+        fresh = 1 - (now - peer.seen) / self.lifetime_seconds
+        powers = self._swarm.draw_families, self._swarm.draw_fresh, self._swarm.draw_useful
+        weight = 1.0
+        for preference, power in zip((shared, fresh, peer.useful), powers, strict=True):
+            weight *= max(LEAST_PREFERENCE, preference) ** power
+        return weight
 
     def _differing(self, peer: _Peer) -> list[str]:
         named = [(e, self._environments.get(e.partition(" ")[0])) for e in peer.member.environments]
@@ -193,31 +263,3 @@ class Peers:
     def _make_room(self) -> None:
         while len(self._peers) > MAX_PEERS_KNOWN:
             del self._peers[min(self._peers, key=lambda p: self._peers[p].seen)]
-
-
-@dataclass(frozen=True)
-class Cache:
-    """What survives a restart: our own port, and where peers were. Losing it costs nothing but time."""
-
-    port: int = 0
-    multiaddrs: tuple[str, ...] = ()
-
-
-def load_cache(path: Path) -> Cache:
-    """The cache at `path`; empty if there is none or if it is damaged, which is said in the log."""
-    try:
-        data = json.loads(path.read_text())
-        port, multiaddrs = int(data["port"]), tuple(str(a) for a in data["peers"][: 2 * MAX_PEERS_CACHED])
-    except FileNotFoundError:
-        return Cache()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("peer cache ignored path=%s reason=%s", path, error)
-        return Cache()
-    return Cache(port if 0 <= port <= 65535 else 0, multiaddrs)
-
-
-def save_cache(path: Path, port: int, multiaddrs: Sequence[str]) -> None:
-    """Replace the cache, all of it or nothing. Raises OSError."""
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps({"version": 1, "port": port, "peers": list(multiaddrs)}))
-    os.replace(draft, path)

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
+from worker.errors import SwarmError
 from worker.swarm import wire
 from worker.swarm.wire import Kind
 
@@ -14,7 +15,13 @@ MAX_STREAMS_PER_PEER = 4
 MAX_REQUESTS_PER_PEER = 40
 REQUEST_WINDOW_SECONDS = 10.0
 MAX_PEERS_REMEMBERED = 1024
+SAY_AGAIN_SECONDS = 600.0
 LINGER_SECONDS = 1.0
+ANSWER_TIMEOUT_SECONDS = 5.0
+"""For the first sign of life in a stream, and for a whole request to come in."""
+UNREACHABLE = (SwarmError, OSError, EOFError, TimeoutError)
+"""What talking to a peer may end with when the peer, or our own daemon, is not there. BadRecord is to be caught
+before."""
 
 
 class Stream:
@@ -82,3 +89,21 @@ class Admission:
             self._open[peer_id] -= 1
             if not self._open[peer_id]:
                 del self._open[peer_id]
+
+
+class Lately:
+    """What was said in the last SAY_AGAIN_SECONDS: strangers must not be able to fill the log."""
+
+    def __init__(self) -> None:
+        self._said: dict[Hashable, float] = {}
+
+    def has(self, what: Hashable) -> bool:
+        """Whether it was said lately; if not, it is now."""
+        now = time.monotonic()
+        if now - self._said.get(what, -SAY_AGAIN_SECONDS) < SAY_AGAIN_SECONDS:
+            return True
+        self._said.pop(what, None)
+        self._said[what] = now
+        while len(self._said) > MAX_PEERS_REMEMBERED:
+            del self._said[next(iter(self._said))]
+        return False

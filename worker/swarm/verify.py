@@ -12,7 +12,7 @@ from typing import Protocol
 from worker import settings
 from worker.errors import BadRecord
 from worker.records import Group, ScoredGroup, Task, round_seed
-from worker.swarm.wire import Limits
+from worker.swarm.wire import Limits, hash_families
 
 MIN_COMPLETIONS = 2
 """One completion alone has no advantage over others."""
@@ -24,6 +24,11 @@ class TaskSource(Protocol):
     @property
     def versions(self) -> tuple[str, ...]:
         """Names and versions of the environments, such as "reasoning-gym 0.1.25"."""
+        ...
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The task families of the mix, each named in full: two nodes name one the same if their tasks of it agree."""
         ...
 
     def question(self, task: Task) -> str: ...
@@ -39,6 +44,7 @@ class Verifier:
     def __init__(self, tasks: TaskSource, swarm: settings.Swarm, max_group_size: int) -> None:
         self._tasks = tasks
         self.environments = tasks.versions
+        self.families = hash_families(tasks.families)
         self.limits = Limits(swarm.max_groups_per_peer, max_group_size, swarm.max_completion_bytes)
 
     def verify(self, peer_id: str, round: int, group: Group) -> ScoredGroup:

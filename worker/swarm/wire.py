@@ -11,9 +11,10 @@ Every decoder raises BadRecord, and only that, whatever it is given; its memory 
 
 import asyncio
 import enum
+import hashlib
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,9 @@ from worker.errors import BadRecord
 from worker.records import Group, Task
 from worker.swarm.identity import Identity, verify
 
-VERSION = 2
-"""2: a member's record names the versions of its environments."""
-MAX_MEMBER_BYTES = 3072
+VERSION = 3
+"""3: a member's record names its task families, and a peer's groups may come from another that holds them."""
+MAX_MEMBER_BYTES = 3584
 MAX_ADDRESSES = 8
 MAX_ADDRESS_LENGTH = 256
 MAX_PEERS = 16
@@ -36,12 +37,17 @@ MAX_GROUPS_BYTES = 8 << 20
 MAX_FRAME_BYTES = 2 << 20
 MAX_REQUEST_BYTES = MAX_MEMBER_BYTES + 64
 MAX_PATIENCE_SECONDS = 600
+MAX_FAMILIES = 64
+"""Task families that a record names at most."""
+FAMILY_BYTES = 4
+MAX_HOLDERS = 3
+"""Records in one hint where else groups are to be had."""
 
 _HEADER = struct.Struct(">2sBBI")
 HEADER_BYTES = _HEADER.size
 _MAGIC = b"hw"
-_MEMBER_DOMAIN = b"hivewright/member/2\n"
-_GROUPS_DOMAIN = b"hivewright/groups/2\n"
+_MEMBER_DOMAIN = b"hivewright/member/3\n"
+_GROUPS_DOMAIN = b"hivewright/groups/3\n"
 _MAX_INTEGER = 2**63 - 1
 _ENVIRONMENT = re.compile(r"[a-z0-9-]{1,32} [0-9A-Za-z.+!-]{1,31}")
 _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{16,64}")
@@ -55,13 +61,14 @@ class Kind(enum.IntEnum):
     WAIT = 4  # the groups are not ready; they follow in this stream
     GROUPS = 5  # signed groups
     REFUSAL = 6  # "reason: explanation", the same in all versions
+    ELSEWHERE = 7  # full, instead of WAIT; records of peers that hold these groups
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """A peer's membership record. `issued` and `expires` are the sender's Unix time in seconds; `round` its newest, -1:
     none yet. `environments` are names and versions, "reasoning-gym 0.1.25": two peers make the same tasks of a recipe
-    only if they have one in common.
+    only if they have one in common. `families` are short hashes (FAMILY_BYTES) of the task families of its mix.
 
     `sealed` is the record as it was signed: what is stored and handed on.
     """
@@ -73,17 +80,19 @@ class Member:
     issued: int
     expires: int
     environments: tuple[str, ...]
+    families: frozenset[bytes]
     sealed: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A standing request for the groups of `round`; the asker waits `patience` seconds. `member`: its own record,
-    sealed."""
+    sealed. `owner`: whose groups; empty: those of the peer that is asked."""
 
     round: int
     patience: int
     member: bytes
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +105,21 @@ class Limits:
 
 
 class Refused(Exception):
-    """The other side refused, in good order. `reason` is its first word: "full", "skipped", "version" ..."""
+    """The other side refused, in good order. `reason` is its first word: "full", "skipped", "version" ...; `version`
+    what it speaks."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, version: int = VERSION) -> None:
         super().__init__(text)
         self.reason = text.partition(":")[0]
+        self.version = version
+
+
+class OtherVersion(BadRecord):
+    """A frame of another `version` than ours."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__("version", f"version {version}; this node speaks {VERSION}, upgrade the older of the two")
+        self.version = version
 
 
 def is_peer_id(text: str) -> bool:
@@ -122,9 +141,9 @@ async def read_frame(reader: asyncio.StreamReader, max_bytes: int) -> tuple[Kind
         raise BadRecord("malformed", f"frame starts with {magic!r}; expected {_MAGIC!r}")
     if kind == Kind.REFUSAL:
         text = (await reader.readexactly(min(length, 500))).decode(errors="replace")
-        raise Refused(text)
+        raise Refused(text, version)
     if version != VERSION:
-        raise BadRecord("version", f"version {version}; this node speaks {VERSION}, upgrade the older of the two")
+        raise OtherVersion(version)
     if length > max_bytes:
         raise BadRecord("too-large", f"frame of {length} bytes; at most {max_bytes} are read")
     if kind not in set(Kind):
@@ -132,52 +151,69 @@ async def read_frame(reader: asyncio.StreamReader, max_bytes: int) -> tuple[Kind
     return Kind(kind), await reader.readexactly(length)
 
 
+def hash_families(families: Iterable[str]) -> frozenset[bytes]:
+    """What a record says of the families of a mix, each of which is named in full; beyond MAX_FAMILIES: not all."""
+    hashes = {hashlib.sha256(family.encode()).digest()[:FAMILY_BYTES] for family in families}
+    return frozenset(sorted(hashes)[:MAX_FAMILIES])
+
+
 def seal_member(
-    identity: Identity, addresses: Sequence[str], round: int, issued: int, expires: int, environments: Sequence[str]
+    identity: Identity,
+    addresses: Sequence[str],
+    round: int,
+    issued: int,
+    expires: int,
+    environments: Sequence[str],
+    families: frozenset[bytes] = frozenset(),
 ) -> Member:
     """Sign our own membership record; addresses beyond MAX_ADDRESSES are left out."""
     kept = tuple(a for a in addresses if len(a) <= MAX_ADDRESS_LENGTH)[:MAX_ADDRESSES]
-    body = msgpack.packb([identity.peer_id, list(kept), round, VERSION, issued, expires, list(environments)])
-    sealed = _seal(identity, _MEMBER_DOMAIN, body)
-    return Member(identity.peer_id, kept, round, VERSION, issued, expires, tuple(environments), sealed)
+    fields = [round, VERSION, issued, expires, list(environments), b"".join(sorted(families))]
+    sealed = _seal(identity, _MEMBER_DOMAIN, msgpack.packb([identity.peer_id, list(kept), *fields]))
+    return Member(identity.peer_id, kept, round, VERSION, issued, expires, tuple(environments), families, sealed)
 
 
 def open_member(sealed: bytes) -> Member:
     """Check and decode a membership record. Does not look at the clock."""
     public_key, signature, body = _open(sealed, MAX_MEMBER_BYTES)
-    peer_id, addresses, round, version, issued, expires, environments = _list(_unpack(body), 7)
-    if not isinstance(peer_id, str) or not is_peer_id(peer_id):
-        raise BadRecord("malformed", "peer id is none")
+    peer_id, addresses, round, version, issued, expires, environments, families = _list(_unpack(body), 8)
     member = Member(
-        peer_id=peer_id,
+        peer_id=_peer_id(peer_id),
         addresses=tuple(_address(a) for a in _list(addresses)),
         round=_integer(round, -1),
         version=_integer(version, 1),
         issued=_integer(issued),
         expires=_integer(expires),
         environments=tuple(_environment(e) for e in _list(environments)),
+        families=_families(families),
         sealed=sealed,
     )
-    if not verify(peer_id, public_key, _MEMBER_DOMAIN + body, signature):
-        raise BadRecord("signature", f"membership record is not signed by {peer_id}")
+    if not verify(member.peer_id, public_key, _MEMBER_DOMAIN + body, signature):
+        raise BadRecord("signature", f"membership record is not signed by {member.peer_id}")
     return member
 
 
-def encode_ask(round: int, patience: int, member: bytes) -> bytes:
-    return encode_frame(Kind.ASK, msgpack.packb([round, patience, member]))
+def encode_ask(round: int, patience: int, member: bytes, owner: str = "") -> bytes:
+    return encode_frame(Kind.ASK, msgpack.packb([round, patience, member, owner]))
 
 
 def decode_ask(payload: bytes) -> Ask:
-    round, patience, member = _list(_unpack(payload), 3)
-    return Ask(_integer(round), _integer(patience, 0, MAX_PATIENCE_SECONDS), _binary(member, MAX_MEMBER_BYTES))
+    round, patience, member, owner = _list(_unpack(payload), 4)
+    if owner != "":
+        owner = _peer_id(owner)
+    return Ask(_integer(round), _integer(patience, 0, MAX_PATIENCE_SECONDS), _binary(member, MAX_MEMBER_BYTES), owner)
 
 
 def encode_peers(members: Sequence[bytes]) -> bytes:
     return encode_frame(Kind.PEERS, msgpack.packb(list(members[:MAX_PEERS])))
 
 
+def encode_elsewhere(members: Sequence[bytes]) -> bytes:
+    return encode_frame(Kind.ELSEWHERE, msgpack.packb(list(members[:MAX_HOLDERS])))
+
+
 def decode_peers(payload: bytes) -> list[bytes]:
-    """The sealed records; each is still to be opened."""
+    """The sealed records of PEERS or ELSEWHERE; each is still to be opened."""
     return [_binary(m, MAX_MEMBER_BYTES) for m in _list(_unpack(payload))]
 
 
@@ -274,6 +310,19 @@ def _text(value: Any, max_bytes: int) -> str:
     if len(value) > max_bytes or len(value.encode()) > max_bytes:
         raise BadRecord("too-large", f"text of more than {max_bytes} bytes")
     return value
+
+
+def _peer_id(value: Any) -> str:
+    if not isinstance(value, str) or not is_peer_id(value):
+        raise BadRecord("malformed", "peer id is none")
+    return value
+
+
+def _families(value: Any) -> frozenset[bytes]:
+    data = _binary(value, MAX_FAMILIES * FAMILY_BYTES)
+    if len(data) % FAMILY_BYTES:
+        raise BadRecord("malformed", f"expected hashes of families, {FAMILY_BYTES} bytes each")
+    return frozenset(data[i : i + FAMILY_BYTES] for i in range(0, len(data), FAMILY_BYTES))
 
 
 def _environment(value: Any) -> str:

@@ -15,10 +15,12 @@ from typing import IO, Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import ResourceError, WorkerError
+from worker.swarm.tally import SwarmStatus
 from worker.telemetry.hub import HubStatus
 
-SwarmState = Literal["starting", "connected", "training-alone", "stopped", "failed", "died"]
-"""`failed`: ended by the error in `last_error`. `died`: its process is gone without a word; only a reader sees that."""
+NodeState = Literal["starting", "connected", "training-alone", "catching-up", "stopped", "failed", "died"]
+"""The swarm's (worker/swarm/tally.py), or how the node ended. `failed`: by the error in `last_error`. `died`: its
+process is gone without a word; only a reader sees that."""
 ChainState = Literal["none", "unknown", "ok", "unreachable"]
 
 _LONGEST_LINE = 1 << 20
@@ -28,8 +30,8 @@ _LONGEST_LINE = 1 << 20
 class NodeStatus:
     """The state of a worker. Means are over the last round; None means that there was none yet.
 
-    `environments`: names and versions of what makes its tasks. `other_versions`: how many of the known peers run
-    another version of one of those, and so can't be learnt from. `levels`: curriculum level by family.
+    `environments`: names and versions of what makes its tasks. `levels`: curriculum level by family. `swarm`: the
+    exchange with its peers; None: it has none, or not yet.
     """
 
     name: str
@@ -38,7 +40,7 @@ class NodeStatus:
     model: str
     version: str
     pid: int = field(default_factory=os.getpid)
-    state: SwarmState = "starting"
+    state: NodeState = "starting"
     activity: str = "starting"
     chain: ChainState = "none"
     round: int | None = None
@@ -46,17 +48,15 @@ class NodeStatus:
     practice_steps: int = 0
     reward_mean: float | None = None
     loss: float | None = None
-    peers_known: int = 0
     peers_heard: int = 0
     groups_local: int = 0
     groups_external: int = 0
-    groups_rejected: dict[str, int] = field(default_factory=dict)
     tokens_per_second: float | None = None
     round_seconds: float | None = None
     ledger: dict[str, int] = field(default_factory=dict)
     environments: tuple[str, ...] = ()
-    other_versions: dict[str, int] = field(default_factory=dict)
     levels: dict[str, int] = field(default_factory=dict)
+    swarm: SwarmStatus | None = None
     hub: HubStatus | None = None
     last_error: str | None = None
     updated_at: float = 0.0

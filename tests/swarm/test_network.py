@@ -1,0 +1,117 @@
+"""Real networks between the peers: islands that find together again, and hosts that nobody can connect to."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hivemind.p2p import PeerID
+from hivemind.proto import p2pd_pb2
+from hivemind.utils.multiaddr import Multiaddr
+from hosts import Hosts, why_not
+from swarm_lab import collect_all, make_groups, wait_until
+
+from worker.records import Group
+from worker.swarm.exchange import Swarm
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture
+def make_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, int]], Hosts]]:
+    if reason := why_not():
+        if os.environ.get("LAB_REQUIRED") == "1":
+            pytest.fail(f"LAB_REQUIRED is 1, but {reason}")
+        pytest.skip(reason)
+    made: list[Hosts] = []
+
+    def make(numbers: dict[str, int]) -> Hosts:
+        made.append(Hosts(tmp_path, numbers, monkeypatch))
+        return made[0]
+
+    yield make
+    for hosts in made:
+        hosts.close()
+
+
+def train(swarms: dict[str, Swarm], round: int) -> dict[str, set[str]]:
+    """One round of all; whose groups each one got, by name."""
+    names = {swarm.status().peer_id: name for name, swarm in swarms.items()}
+    for swarm in swarms.values():
+        swarm.publish(round, make_groups(swarm.status().peer_id, round))
+    results = collect_all(list(swarms.values()), round, want=9 * (len(swarms) - 1))
+    return {
+        name: {names[group.peer_id or ""] for group in collected.groups}
+        for name, collected in zip(swarms, results, strict=True)
+    }
+
+
+def has_direct_connection(one: Swarm, other: Swarm) -> bool:
+    """Whether any connection between the two does without a relay."""
+    network = one._network
+    assert network._daemon is not None
+    response = network.call(network._daemon._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS)), 5)
+    addresses = [p.addrs[0] for p in response.peers if PeerID(p.id).to_base58() == other.status().peer_id]
+    return any("p2p-circuit" not in str(Multiaddr(address)) for address in addresses)
+
+
+def write_long(group: Group) -> Group:
+    """The group with completions that can't be compressed much."""
+    return replace(group, completions=tuple(random.Random(i).randbytes(8000).hex() for i in range(4)))
+
+
+def test_two_islands_go_on_by_themselves_and_find_together_again(
+    make_hosts: Callable[[dict[str, int]], Hosts],
+) -> None:
+    hosts = make_hosts({"bootnode": 1, "a": 1, "b": 2, "c": 3, "d": 4, "e": 5})
+    hosts.announce_every_seconds = 2.0  # so that the islands forget each other for good
+    hosts.bootnode()
+    swarms = {name: hosts.peer(name, peers_per_round=4) for name in "abcde"}
+    wait_until(lambda: all(s.status().peers_known == 4 for s in swarms.values()), 30, "all know all")
+    assert train(swarms, 1) == {name: set("abcde") - {name} for name in "abcde"}
+
+    hosts.cables.split([4, 5])
+    mainland, island = set("abc"), set("de")
+    wait_until(lambda: [s.status().peers_known for s in swarms.values()] == [2, 2, 2, 1, 1], 40, "they forget")
+    heard = train(swarms, 2)
+    assert heard == {name: (mainland if name in mainland else island) - {name} for name in "abcde"}
+    assert {s.status().state for s in swarms.values()} == {"connected"}
+
+    hosts.cables.split([5])
+    hosts.cables.heal([4])
+    wait_until(lambda: swarms["e"].status().peers_known == 0, 20, "e is alone")
+    assert swarms["e"].collect(3, 9).heard == ()
+    assert swarms["e"].status().state == "training-alone"
+
+    hosts.cables.heal([5])
+    wait_until(lambda: all(s.status().peers_known == 4 for s in swarms.values()), 40, "all know all again")
+    assert swarms["e"].status().state == "catching-up"
+    assert train(swarms, 4) == {name: set("abcde") - {name} for name in "abcde"}
+    assert {s.status().state for s in swarms.values()} == {"connected"}
+
+
+@pytest.mark.parametrize("can_punch", [True, False], ids=["punch", "relay"])
+def test_hosts_that_nobody_can_connect_to_exchange(
+    make_hosts: Callable[[dict[str, int]], Hosts], can_punch: bool
+) -> None:
+    # libp2p believes in the address that others see it at, which a hole takes, once four of them have said the same.
+    bootnodes = {f"bootnode{number}": number for number in ((1, 4, 5, 6) if can_punch else (1,))}
+    hosts = make_hosts({**bootnodes, "a": 2, "b": 3, "public": 7})
+    hosts.cables.shield(2, strangers=() if can_punch else (3,))
+    hosts.cables.shield(3, strangers=() if can_punch else (2,))
+    for name in bootnodes:
+        hosts.bootnode(name)
+    swarms = {name: hosts.peer(name, reachability="private") for name in "ab"}
+    swarms["public"] = hosts.peer("public", reachability="public")
+    wait_until(lambda: all("/p2p-circuit" in str(swarms[name].status().addresses) for name in "ab"), 30, "have a relay")
+    wait_until(lambda: all(s.status().peers_known == 2 for s in swarms.values()), 30, "all know all")
+    assert train(swarms, 1) == {name: set(swarms) - {name} for name in swarms}
+    if can_punch:
+        wait_until(lambda: has_direct_connection(swarms["a"], swarms["b"]), 20, "they are connected directly")
+    else:
+        # 600 KB: more than libp2p's relays let through when nobody tells them otherwise.
+        swarms["b"].publish(2, [write_long(g) for g in make_groups(swarms["b"].status().peer_id, 2)])
+        assert len(swarms["a"].collect(2, 9).groups) == 9
+        assert not has_direct_connection(swarms["a"], swarms["b"])

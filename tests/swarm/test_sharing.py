@@ -1,0 +1,114 @@
+"""A peer that many ask, a peer that is gone, a peer that is not wanted: groups come from others, or not at all."""
+
+import logging
+
+import pytest
+from swarm_lab import Lab, make_groups, wait_until
+
+from worker.swarm import wire
+from worker.swarm.exchange import Swarm
+from worker.swarm.streams import Stream
+from worker.swarm.wire import Ask, Kind
+
+
+def name_of(swarm: Swarm) -> str:
+    return swarm.status().peer_id
+
+
+def meet(*swarms: Swarm) -> None:
+    wait_until(lambda: all(s.status().peers_known == len(swarms) - 1 for s in swarms), 20, "all know all")
+
+
+def make_full(lab: Lab, owner: Swarm) -> None:
+    """Ask for a round that is still to come, and keep the request standing: the owner serves one at a time."""
+    network = lab.network("patient", environments=("sums 1",))
+    tasks: list[object] = network.__dict__.setdefault("tasks", [])  # nobody else refers to them
+
+    async def ask() -> None:
+        async with network.stream(name_of(owner), owner._network.addresses) as stream:
+            await stream.send(wire.encode_ask(9, 60, network.member().sealed))
+            await stream.receive(100)
+            await stream.wait_closed()
+
+    network.post(lambda: tasks.append(network._loop.create_task(ask())))  # type: ignore[union-attr]
+    wait_until(lambda: owner._serving._num_asking == 1, 10, "the owner is full")
+
+
+def test_full_peer_names_a_holder_and_its_groups_come_from_there(lab: Lab) -> None:
+    lab.bootnode()
+    owner, first, second = lab.peer("owner", max_askers=1), lab.peer("first"), lab.peer("second")
+    meet(owner, first, second)
+    owner.publish(1, make_groups(name_of(owner), 1))
+    first.publish(1, [])
+    assert len(first.collect(1, 9).groups) == 9
+
+    make_full(lab, owner)
+    collected = second.collect(1, 9)
+    assert {g.peer_id for g in collected.groups} == {name_of(owner)}
+    assert len(collected.groups) == 9
+    assert owner.status().requests_refused == {"elsewhere": 1}
+    assert first.status().groups_handed_on == 1
+
+
+def test_full_peer_whose_groups_nobody_holds_says_so(lab: Lab) -> None:
+    lab.bootnode()
+    owner, asker = lab.peer("owner", max_askers=1), lab.peer("asker")
+    meet(owner, asker)
+    make_full(lab, owner)
+    owner.publish(1, make_groups(name_of(owner), 1))
+    collected = asker.collect(1, 9)
+    assert (collected.groups, collected.heard) == ((), (name_of(owner),))
+    assert owner.status().requests_refused == {"full": 1}
+
+
+def test_groups_of_a_peer_that_is_gone_come_from_another(lab: Lab) -> None:
+    lab.bootnode()
+    owner, holder, late = lab.peer("owner"), lab.peer("holder"), lab.peer("late")
+    meet(owner, holder, late)
+    owner.publish(1, make_groups(name_of(owner), 1))
+    holder.publish(1, make_groups(name_of(holder), 1))
+    assert len(holder.collect(1, 9).groups) == 9
+    owner.close()
+    collected = late.collect(1, 18)
+    assert {g.peer_id for g in collected.groups} == {name_of(owner), name_of(holder)}
+    assert collected.heard == (name_of(holder),)
+
+
+def test_holder_that_changes_the_groups_is_to_blame_and_not_their_owner(lab: Lab) -> None:
+    async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
+        me = liar.identity
+        forged = wire.seal_groups(me, ask.round, make_groups(ask.owner or me.peer_id, ask.round))
+        await stream.send(wire.encode_frame(Kind.GROUPS, forged))
+
+    lab.bootnode()
+    owner, asker = lab.peer("owner", max_askers=1), lab.peer("asker")
+    liar = lab.network("liar", on_ask=on_ask)
+    wait_until(lambda: asker.status().peers_known == owner.status().peers_known == 2, 20, "they know each other")
+    owner.publish(1, make_groups(name_of(owner), 1))
+    wait_until(lambda: 1 in owner._serving._ours, 5, "they are served")
+    owner._serving._ours[1].holders.append(liar.identity.peer_id)
+    make_full(lab, owner)
+    collected = asker.collect(1, 18)
+    assert {g.peer_id for g in collected.groups} == {liar.identity.peer_id}  # its own are in order
+    assert set(collected.rejected) == {"signature"}
+    assert set(asker.status().rejected_by_peer) == {liar.identity.peer_id}
+
+
+@pytest.mark.parametrize("how", ["listed", "registered"])
+def test_only_allowed_peers_exchange(lab: Lab, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    lab.bootnode()
+    friend, stranger = lab.peer("friend"), lab.peer("stranger")
+    only = {"only_peers": (name_of(friend),)} if how == "listed" else {"only_registered": True}
+    picky = lab.peer("picky", **only)
+    meet(friend, stranger, picky)
+    if how == "registered":
+        assert set(picky.peers()) == {name_of(friend), name_of(stranger)}
+        picky.allow_registered([name_of(friend)])
+    for swarm in (friend, stranger, picky):
+        swarm.publish(1, make_groups(name_of(swarm), 1))
+    assert {g.peer_id for g in picky.collect(1, 18).groups} == {name_of(friend)}
+    with caplog.at_level(logging.WARNING):
+        assert {g.peer_id for g in stranger.collect(1, 18).groups} == {name_of(friend)}
+    assert picky.status().requests_refused == {"not-allowed": 1}
+    assert f"request refused by peer={name_of(picky)} round=1 reason=not-allowed" in caplog.text
+    assert {g.peer_id for g in friend.collect(1, 18).groups} == {name_of(stranger), name_of(picky)}

@@ -1,0 +1,49 @@
+"""What of the network survives a restart, as a file: our own port, the bootnodes, and where peers were.
+
+Losing it costs nothing but time.
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+MAX_ADDRESSES_CACHED = 128
+
+
+@dataclass(frozen=True)
+class Cache:
+    """`port`: ours, 0: none yet. The others are full addresses (with /p2p/)."""
+
+    port: int = 0
+    peers: tuple[str, ...] = ()
+    bootnodes: tuple[str, ...] = ()
+
+
+def load(path: Path) -> Cache:
+    """The cache at `path`; empty if there is none or if it is damaged, which is said in the log."""
+    try:
+        data = json.loads(path.read_text())
+        port, peers, bootnodes = int(data["port"]), _texts(data["peers"]), _texts(data.get("bootnodes", []))
+    except FileNotFoundError:
+        return Cache()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("peer cache ignored path=%s reason=%r", path, error)
+        return Cache()
+    return Cache(port if 0 <= port <= 65535 else 0, peers, bootnodes)
+
+
+def save(path: Path, cache: Cache) -> None:
+    """Replace the cache, all of it or nothing. Raises OSError."""
+    content = {"version": 1, "port": cache.port, "peers": cache.peers, "bootnodes": cache.bootnodes}
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(content))
+    os.replace(draft, path)
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(str(value) for value in values[:MAX_ADDRESSES_CACHED])

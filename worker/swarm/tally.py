@@ -1,0 +1,71 @@
+"""What the swarm part counts, and what of it can be seen from outside. Light to import, for readers of a status."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+MAX_SENDERS_COUNTED = 512
+
+State = Literal["starting", "connected", "training-alone", "catching-up"]
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmStatus:
+    """What the swarm part looks like from outside. Numbers are since the start.
+
+    `connected`: a peer that we can learn from spoke to us since the last round in which none did. `catching-up`: so it
+    is, but none of their groups has come since we were alone, or they are in later rounds.
+
+    `peers_heard`: those that answered in the last round. `rejected`: dropped groups and messages by reason;
+    `rejected_by_peer` the same by sender. `groups_handed_on`: other peers' that we served. `newest_group_at`: Unix time
+    at which the newest verified group of a peer came; None: none yet. `requests_refused`: of others, by reason
+    ("elsewhere": we were full and named others that hold our groups). `versions`: what we have to have in common with a
+    peer, such as "exchange 3"; `other_versions`: how many of the known peers run which other version of one of these.
+    """
+
+    state: State
+    peer_id: str
+    peers_known: int = 0
+    peers_heard: tuple[str, ...] = ()
+    rejected: dict[str, int] = field(default_factory=dict)
+    rejected_by_peer: dict[str, int] = field(default_factory=dict)
+    groups_offered: int = 0
+    groups_fetched: int = 0
+    groups_verified: int = 0
+    groups_handed_on: int = 0
+    newest_group_at: float | None = None
+    requests_refused: dict[str, int] = field(default_factory=dict)
+    bytes_in: int = 0
+    bytes_out: int = 0
+    daemon_restarts: int = 0
+    versions: tuple[str, ...] = ()
+    other_versions: dict[str, int] = field(default_factory=dict)
+    addresses: tuple[str, ...] = ()
+    last_error: str | None = None
+
+
+@dataclass
+class Tally:
+    """Counters since the start. `groups`: offered, fetched, verified, handed-on."""
+
+    groups: "Counter[str]" = field(default_factory=Counter)
+    rejected: "Counter[str]" = field(default_factory=Counter)
+    rejected_by_peer: "Counter[str]" = field(default_factory=Counter)
+    newest_group_at: float | None = None
+
+    def reject(self, peer_id: str, reason: str) -> None:
+        self.rejected[reason] += 1
+        if peer_id in self.rejected_by_peer or len(self.rejected_by_peer) < MAX_SENDERS_COUNTED:
+            self.rejected_by_peer[peer_id] += 1
+
+    @property
+    def newest_group_seconds(self) -> int | None:
+        """Age of the newest group of a peer that held, None: there was none yet."""
+        return None if self.newest_group_at is None else max(0, round(time.time() - self.newest_group_at))
+
+    def take_in(self, num_fetched: int, num_verified: int) -> None:
+        self.groups["fetched"] += num_fetched
+        self.groups["verified"] += num_verified
+        if num_verified:
+            self.newest_group_at = time.time()
