@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.swarm_nodes import COMPLETION_BYTES, NUM_COMPLETIONS, NUM_TASKS, WANTED_GROUPS
 from worker.settings import Swarm
-from worker.swarm.exchange import MAX_DRAWS_PER_PEER
+from worker.swarm.collecting import MAX_DRAWS_PER_PEER
 from worker.swarm.network import CONNECT_TIMEOUT_SECONDS
 from worker.swarm.streams import MAX_STREAMS
 
