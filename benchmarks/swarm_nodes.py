@@ -7,7 +7,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,17 +26,6 @@ READS_BEFORE_STORING_AGAIN = 10
 ROUND_TIMEOUT_SECONDS = 300
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a node has used since its start; memory is what it has now."""
-
-    python_seconds: float
-    daemon_seconds: float
-    python_mb: float
-    daemon_mb: float
-    frame_bytes: int = 0
 
 
 class Scored:
@@ -195,7 +183,6 @@ def run_node(make: Callable[[], Node], pipe: Connection) -> None:
     methods: dict[str, Callable[..., object]] = {
         name: getattr(node, name) for name in dir(node) if not name.startswith("_")
     }
-    methods["usage"] = lambda: _usage(node)
     pipe.send(None)
     while True:
         try:
@@ -204,17 +191,6 @@ def run_node(make: Callable[[], Node], pipe: Connection) -> None:
             break
         pipe.send(methods[method](*arguments))
     node.close()
-
-
-def _usage(node: Node) -> Usage:
-    daemons = daemons_of(os.getpid())
-    return Usage(
-        time.process_time(),
-        sum(process_seconds(pid) for pid in daemons),
-        memory_mb(os.getpid()),
-        sum(memory_mb(pid) for pid in daemons),
-        node.frame_bytes(),
-    )
 
 
 def daemons_of(pid: int) -> list[int]:

@@ -18,7 +18,17 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from benchmarks.swarm_nodes import NUM_TASKS, WANTED_GROUPS, Node, OneKeyNode, OurNode, run_node
+from benchmarks.swarm_nodes import (
+    NUM_TASKS,
+    WANTED_GROUPS,
+    Node,
+    OneKeyNode,
+    OurNode,
+    daemons_of,
+    memory_mb,
+    process_seconds,
+    run_node,
+)
 from worker import log, settings
 from worker.swarm import identity
 from worker.swarm.network import Network
@@ -123,26 +133,22 @@ class Side:
                 return
 
     def _measured(self, work: Callable[[], None]) -> Cost:
-        before = self._ask_all("usage")
+        """Read from outside: the nodes have nothing to do with it."""
+        pids = [node.pid for node in self.nodes]
+        daemons = [daemon for pid in pids for daemon in daemons_of(pid)]
+        frames = sum(self._ask_all("frame_bytes"))
+        python_before, daemon_before = _processor_seconds(pids), _processor_seconds(daemons)
         bytes_before, started = loopback_bytes(), time.monotonic()
         work()
         seconds, num_bytes = time.monotonic() - started, loopback_bytes() - bytes_before
-        after, num_nodes = self._ask_all("usage"), len(self.nodes)
+        python, daemon = _processor_seconds(pids) - python_before, _processor_seconds(daemons) - daemon_before
+        frames = sum(self._ask_all("frame_bytes")) - frames
+        memory = [sum(memory_mb(pid) for pid in group) for group in (pids, daemons)]
+        return Cost(seconds, *(value / len(pids) for value in (num_bytes, frames, python, daemon, *memory)))
 
-        def used(name: str) -> float:
-            return (
-                float(sum(getattr(b, name) - getattr(a, name) for a, b in zip(before, after, strict=True))) / num_nodes
-            )
 
-        return Cost(
-            seconds,
-            num_bytes / num_nodes,
-            used("frame_bytes"),
-            used("python_seconds"),
-            used("daemon_seconds"),
-            sum(usage.python_mb for usage in after) / num_nodes,
-            sum(usage.daemon_mb for usage in after) / num_nodes,
-        )
+def _processor_seconds(pids: Sequence[int]) -> float:
+    return sum(process_seconds(pid) for pid in pids)
 
 
 class Running:
