@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.swarm_nodes import COMPLETION_BYTES, NUM_COMPLETIONS, NUM_TASKS, WANTED_GROUPS
 from worker.settings import Swarm
-from worker.swarm.collecting import MAX_DRAWS_PER_PEER
+from worker.swarm.collecting import LOOK_EVERY_SECONDS, MAX_DRAWS_PER_PEER
 from worker.swarm.network import CONNECT_TIMEOUT_SECONDS
 from worker.swarm.streams import MAX_STREAMS
 
@@ -32,6 +32,8 @@ MAX_READABLE_BYTES = 4.19e6
 """hivemind's: a larger value under one key can be stored, and not be read."""
 POLL_PAUSE_SECONDS = 0.02
 NEW_CONNECTION_TRIPS = 4
+NUM_FETCHES = math.ceil(WANTED_GROUPS / NUM_TASKS)
+"""What a round takes if all peers are ready."""
 VALUE_BYTES = NUM_TASKS * NUM_COMPLETIONS * (COMPLETION_BYTES + 5)
 
 
@@ -200,7 +202,7 @@ class World:
 
 
 class Ours:
-    """One node's round: standing requests with k peers that are drawn, one after the other and two if it gets late."""
+    """One node's round: standing requests with peers that are drawn; one that fails is replaced by another draw."""
 
     def __init__(self, world: World, me: Host, present: Sequence[Host], costs: Costs) -> None:
         self.me, self.outcome, self.deadline = me, Outcome(), me.ready_at + DEFAULTS.collect_timeout_seconds
@@ -210,23 +212,33 @@ class Ours:
         self._open = self._answered = 0
 
     def start(self) -> None:
+        clock, now = self._world.clock, self.me.ready_at
         self._draw()
-        self._world.clock.at((self.me.ready_at + self.deadline) / 2, self._draw)
+        clock.at(now + LOOK_EVERY_SECONDS, self._draw)
+        clock.at((now + self.deadline) / 2, self._draw)
 
     @property
     def _is_over(self) -> bool:
         return self.outcome.groups >= self._wanted or self._world.clock.now >= self.deadline
 
     def _draw(self) -> None:
-        now, k = self._world.clock.now, DEFAULTS.peers_per_round
-        is_late = now >= (self.me.ready_at + self.deadline) / 2
-        while not self._is_over and self._open < (k - self._answered) * (2 if is_late else 1):
-            peer = self._choose(now) if len(self._drawn) <= MAX_DRAWS_PER_PEER * k else None
+        now = self._world.clock.now
+        while not self._is_over and self._open < self._choose_number(now):
+            peer = self._choose(now) if len(self._drawn) <= MAX_DRAWS_PER_PEER * DEFAULTS.peers_per_round else None
             if peer is None:
                 return
             self._drawn.add(peer.number)
             self._open += 1
             self._ask(peer)
+
+    def _choose_number(self, now: float) -> int:
+        """As worker/swarm/collecting.py does: those that are needed, soon k, and twice k when it gets late."""
+        number = DEFAULTS.peers_per_round - self._answered
+        if now >= (self.me.ready_at + self.deadline) / 2:
+            return 2 * number
+        if now < self.me.ready_at + LOOK_EVERY_SECONDS:
+            return min(number, math.ceil((self._wanted - self.outcome.groups) / NUM_TASKS))
+        return number
 
     def _choose(self, now: float) -> Host | None:
         hosts = self._world.hosts

@@ -23,7 +23,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.swarm import BYTES, CPU, IDLE_BYTES, NEW_BYTES, NEW_CPU, SECONDS
-from benchmarks.swarm_model import DEFAULTS, Costs, OneKey, Ours, Result, foretell, simulate
+from benchmarks.swarm_model import NUM_FETCHES, Costs, OneKey, Ours, Result, foretell, simulate
 
 matplotlib.use("Agg")
 
@@ -50,13 +50,12 @@ def costs_of(measured: Measured) -> Costs:
         except KeyError:
             raise SystemExit(f"no figure for {FED_WITH} nodes: {what}; run benchmarks.swarm --idle 60 --json") from None
 
-    k = DEFAULTS.peers_per_round
     key_bytes, key_seconds = figure(BYTES, "reference"), figure(CPU, "reference")
     return Costs(
-        fetch_bytes=figure(BYTES) / k,
-        fetch_seconds=figure(CPU) / k,
-        connection_bytes=max(0.0, figure(NEW_BYTES) - figure(BYTES)) / k,
-        connection_seconds=max(0.0, figure(NEW_CPU) - figure(CPU)) / k,
+        fetch_bytes=figure(BYTES) / NUM_FETCHES,
+        fetch_seconds=figure(CPU) / NUM_FETCHES,
+        connection_bytes=max(0.0, figure(NEW_BYTES) - figure(BYTES)) / NUM_FETCHES,
+        connection_seconds=max(0.0, figure(NEW_CPU) - figure(CPU)) / NUM_FETCHES,
         idle_bytes_per_minute=figure(IDLE_BYTES),
         key_seconds_per_byte=key_seconds / key_bytes,
         cores_ours=FED_WITH * figure(CPU) / figure(SECONDS),

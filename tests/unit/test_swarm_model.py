@@ -75,8 +75,8 @@ def test_message_takes_the_cores_and_links_of_both_ends():
 
 def test_nodes_on_one_machine_cost_what_was_measured():
     seconds, num_bytes = foretell(Ours, 8, COSTS)
-    assert num_bytes == 4 * COSTS.fetch_bytes
-    assert seconds == pytest.approx(8 * 4 * COSTS.fetch_seconds / 1.5, rel=0.1)
+    assert num_bytes == 2 * COSTS.fetch_bytes
+    assert seconds == pytest.approx(8 * 2 * COSTS.fetch_seconds / 1.5, rel=0.1)
 
 
 def test_our_cost_is_flat_and_that_of_one_key_is_not():
