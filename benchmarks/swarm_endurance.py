@@ -30,6 +30,8 @@ PATIENCE_SECONDS = settings.Swarm().collect_timeout_seconds + 30
 """Past that a node counts as hanging: a round's exchange may take collect_timeout_seconds."""
 PAUSE_SECONDS = 0.25
 SHOW_EVERY = 50
+SLOW_SECONDS = 15.0
+NUM_ANSWERS = 2  # to "prepare" and to "take_part"
 
 
 @dataclass
@@ -53,6 +55,8 @@ def run(side: Side, rounds: int, kill_every: int, rng: random.Random, watch: Wat
         started = time.monotonic()
         got = play(side.nodes, round, victim, rng, watch)
         watch.seconds.append(time.monotonic() - started)
+        if watch.seconds[-1] > SLOW_SECONDS:
+            print(f"round {round} took {watch.seconds[-1]:.1f} s, groups {list(got.values())}", flush=True)
         for node, groups in got.items():
             if not groups:
                 since = round - killed.get(node, -rounds)
@@ -67,33 +71,46 @@ def play(
     nodes: list[Running], round: int, victim: Running | None, rng: random.Random, watch: Watch
 ) -> dict[Running, int]:
     """One round; the groups that each node got. Who ends without having been killed is counted and started again."""
-    by_pipe = {node.pipe: node for node in nodes}
     for node in nodes:
         node.pipe.send(("prepare", round))
         node.pipe.send(("take_part", round))
+    killed = None
     if victim is not None:
         time.sleep(rng.uniform(0, 0.2))
-        watch.kills[kill(victim, rng)] += 1
+        killed = kill(victim, rng)
+        watch.kills[killed] += 1
+    answers, ended = await_answers(nodes)
+    for node in ended:
+        watch.stopped += node is not victim or killed != "node"
+        restart(node)
+    if killed == "node" and victim is not None and victim not in ended:
+        restart(victim)  # it had answered before
+    for node in nodes:
+        is_gone = node in ended or (node is victim and killed == "node")
+        if not is_gone and len(answers[node]) < NUM_ANSWERS:
+            watch.hung += 1
+            os.kill(node.pid, signal.SIGKILL)
+            restart(node)
+    return {node: answer[1] for node, answer in answers.items() if len(answer) == NUM_ANSWERS}
+
+
+def await_answers(nodes: list[Running]) -> tuple[dict[Running, list[int]], list[Running]]:
+    """What each node answers within PATIENCE_SECONDS, and those that ended instead."""
+    waiting = {node.pipe: node for node in nodes}
     answers: dict[Running, list[int]] = {node: [] for node in nodes}
+    ended = []
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while by_pipe and (left := deadline - time.monotonic()) > 0:
-        for pipe in wait(list(by_pipe), left):
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for pipe in wait(list(waiting), left):
             assert isinstance(pipe, Connection)
-            node = by_pipe[pipe]
+            node = waiting[pipe]
             try:
                 answers[node].append(pipe.recv())
             except (EOFError, ConnectionResetError):
-                del by_pipe[pipe]
-                watch.stopped += node is not victim
-                restart(node)
-                continue
-            if len(answers[node]) == 2:
-                del by_pipe[pipe]
-    for node in by_pipe.values():
-        watch.hung += 1
-        os.kill(node.pid, signal.SIGKILL)
-        restart(node)
-    return {node: answer[1] for node, answer in answers.items() if len(answer) == 2}
+                ended.append(node)
+            if node in ended or len(answers[node]) == NUM_ANSWERS:
+                del waiting[pipe]
+    return answers, ended
 
 
 def kill(victim: Running, rng: random.Random) -> str:
