@@ -15,7 +15,7 @@ from worker.swarm.network import CONNECT_TIMEOUT_SECONDS
 from worker.swarm.streams import MAX_STREAMS
 
 DEFAULTS = Swarm()
-ROUNDS = 5
+ROUNDS = 3
 ROUND_SECONDS = 180.0
 WRITING_SECONDS, WRITING_SIGMA = 40.0, 0.4
 """Median and spread (log-normal) of what a node takes to generate its groups."""
@@ -47,8 +47,6 @@ class Costs:
     connection_seconds: float
     idle_bytes_per_minute: float
     key_seconds_per_byte: float
-    cores_ours: float  # that the runs had: they shared the machine with others
-    cores_key: float
 
 
 class Clock:
@@ -137,7 +135,7 @@ class World:
         self.rng = random.Random(seed)
         self.clock = Clock()
         self.is_local = cores is not None
-        self.bytes = 0.0
+        self.bytes = self.seconds = 0.0  # that all nodes sent; of all processors
         self.hosts = [self._make(number, cores) for number in range(num_nodes)]
 
     def _make(self, number: int, cores: Queue | None) -> Host:
@@ -167,6 +165,7 @@ class World:
         """A message from now on, and `then` once it is taken in; `seconds` of processor time, half at each end."""
         clock = self.clock
         self.bytes += num_bytes
+        self.seconds += seconds
 
         def arrive() -> None:
             clock.at(receiver.down.done(clock.now, num_bytes), take_in)
@@ -358,22 +357,24 @@ class OneKey:
         clock.at(clock.now + POLL_PAUSE_SECONDS, self._read)
 
 
-def simulate(way: type[Ours] | type[OneKey], num_nodes: int, costs: Costs, seed: int = 0) -> Result:
+def simulate(
+    way: type[Ours] | type[OneKey], num_nodes: int, costs: Costs, rounds: int = ROUNDS, seed: int = 0
+) -> Result:
     """Nodes all over the world."""
     world = World(num_nodes, seed)
-    outcomes = world.play(way, costs, ROUNDS)
+    outcomes = world.play(way, costs, rounds)
     idle = costs.idle_bytes_per_minute * ROUND_SECONDS / 60
-    return _result(num_nodes, outcomes, world.bytes / (ROUNDS * num_nodes) + idle)
+    return _result(num_nodes, outcomes, world.bytes / (rounds * num_nodes) + idle)
 
 
-def foretell(way: type[Ours] | type[OneKey], num_nodes: int, costs: Costs, seed: int = 0) -> tuple[float, float]:
-    """Seconds until all have their groups, bytes a node, when all are on the machine where the costs were measured."""
-    share = costs.cores_ours if way is Ours else costs.cores_key
-    world = World(num_nodes, seed, Queue(share / 2, places=2))
+def foretell(way: type[Ours] | type[OneKey], num_nodes: int, costs: Costs, seed: int = 0) -> tuple[float, float, float]:
+    """Seconds until all have their groups; processor seconds and bytes a node; all on one machine of two idle cores."""
+    world = World(num_nodes, seed, Queue(1.0, places=2))
     for host in world.hosts:
         host.met = set(range(num_nodes))
     outcomes = world.play(way, costs, 1)
-    return max(o.seconds or float("inf") for o in outcomes), world.bytes / num_nodes
+    seconds = max(o.seconds or float("inf") for o in outcomes)
+    return seconds, world.seconds / num_nodes, world.bytes / num_nodes
 
 
 def _result(num_nodes: int, outcomes: Sequence[Outcome], bytes_a_node: float) -> Result:

@@ -4,7 +4,8 @@
 
 Every cost (bytes and processor time of a fetch, of a new connection, of an idle minute, of a megabyte that passes
 through a DHT key) is what benchmarks/swarm.py measured among 8 real nodes. With them the model first foretells that
-benchmark's runs with 16 and 32 nodes, all on one machine, and prints both. Then each node gets a machine and a link of
+benchmark's runs with 16 and 32 nodes, all on one machine, and prints both: processor time and bytes, as wall time
+depends on who else is on the machine. Then each node gets a machine and a link of
 its own, and nodes come and go.
 
 Simulated: links (queues with a rate each way), distances, cores, churn, stale views, time-outs, draws and hedging as in
@@ -23,7 +24,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.swarm import BYTES, CPU, IDLE_BYTES, NEW_BYTES, NEW_CPU, SECONDS
-from benchmarks.swarm_model import NUM_FETCHES, Costs, OneKey, Ours, Result, foretell, simulate
+from benchmarks.swarm_model import NUM_FETCHES, ROUNDS, Costs, OneKey, Ours, Result, foretell, simulate
 
 matplotlib.use("Agg")
 
@@ -58,32 +59,28 @@ def costs_of(measured: Measured) -> Costs:
         connection_seconds=max(0.0, figure(NEW_CPU) - figure(CPU)) / NUM_FETCHES,
         idle_bytes_per_minute=figure(IDLE_BYTES),
         key_seconds_per_byte=key_seconds / key_bytes,
-        cores_ours=FED_WITH * figure(CPU) / figure(SECONDS),
-        cores_key=FED_WITH * key_seconds / figure(SECONDS, "reference"),
     )
 
 
 def check(measured: Measured, costs: Costs) -> list[dict[str, object]]:
     """The model's word on the runs that it was not fed with, and on those that it was."""
     rows: list[dict[str, object]] = []
-    print("on one machine       seconds: model  measured     KB a node: model  measured")
+    print("one machine       CPU ms a node: model measured  KB a node: model measured  seconds: model (idle) measured")
     for num_nodes in sorted({n for n, what in measured if what == SECONDS and n >= FED_WITH}):
         for name, way, key in (("ours", Ours, "ours"), ("one key", OneKey, "reference")):
-            seconds, num_bytes = foretell(way, num_nodes, costs)
-            real_seconds, real_bytes = measured[num_nodes, SECONDS][key], measured[num_nodes, BYTES][key]
+            model = dict(zip((SECONDS, CPU, BYTES), foretell(way, num_nodes, costs), strict=True))
+            real = {what: measured[num_nodes, what][key] for what in model}
             print(
-                f"{num_nodes:6d} {name:8s}  {seconds:18.3f} {real_seconds:9.3f}   "
-                f"{num_bytes / 1e3:16.1f} {real_bytes / 1e3:9.1f}"
+                f"{num_nodes:6d} {name:8s} {1e3 * model[CPU]:20.1f} {1e3 * real[CPU]:8.1f} "
+                f"{model[BYTES] / 1e3:18.1f} {real[BYTES] / 1e3:8.1f} {model[SECONDS]:27.3f} {real[SECONDS]:9.3f}"
             )
-            for what, model, real, unit in (
-                ("seconds", seconds, real_seconds, "s"), ("bytes a node", num_bytes, real_bytes, "bytes"),
-            ):  # fmt: skip
+            for what, unit in ((CPU, "s"), (BYTES, "bytes")):
                 rows.append(
                     {
                         "claim": f"model against measured, {num_nodes} nodes, {name}: {what}",
-                        "ours": round(model, 4),
-                        "reference": round(real, 4),
-                        "ratio": round(model / real, 2),
+                        "ours": round(model[what], 4),
+                        "reference": round(real[what], 4),
+                        "ratio": round(model[what] / real[what], 2),
                         "unit": unit,
                     }
                 )
@@ -129,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("costs", type=Path, help="what benchmarks.swarm --idle 60 --json wrote")
     parser.add_argument("--nodes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
@@ -142,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results: dict[str, list[Result]] = {"ours": [], "one key": []}
     for num_nodes in arguments.nodes:
         for name, way in (("ours", Ours), ("one key", OneKey)):
-            results[name].append(simulate(way, num_nodes, costs))
+            results[name].append(simulate(way, num_nodes, costs, arguments.rounds))
             show(name, results[name][-1])
     for mine, theirs in zip(results["ours"], results["one key"], strict=True):
         for what, unit in (("median_seconds", "s"), ("bytes_a_node", "bytes"), ("alone", "of the rounds")):

@@ -27,8 +27,6 @@ COSTS = Costs(
     connection_seconds=0.004,
     idle_bytes_per_minute=60_000,
     key_seconds_per_byte=6e-8,
-    cores_ours=1.5,
-    cores_key=1.5,
 )
 
 
@@ -74,9 +72,10 @@ def test_message_takes_the_cores_and_links_of_both_ends():
 
 
 def test_nodes_on_one_machine_cost_what_was_measured():
-    seconds, num_bytes = foretell(Ours, 8, COSTS)
+    seconds, cpu_seconds, num_bytes = foretell(Ours, 8, COSTS)
+    assert cpu_seconds == pytest.approx(2 * COSTS.fetch_seconds)
     assert num_bytes == 2 * COSTS.fetch_bytes
-    assert seconds == pytest.approx(8 * 2 * COSTS.fetch_seconds / 1.5, rel=0.1)
+    assert seconds == pytest.approx(8 * 2 * COSTS.fetch_seconds / 2, rel=0.1)
 
 
 def test_our_cost_is_flat_and_that_of_one_key_is_not():
@@ -84,7 +83,7 @@ def test_our_cost_is_flat_and_that_of_one_key_is_not():
     assert ours[1].bytes_a_node == pytest.approx(ours[0].bytes_a_node, rel=0.1)
     assert ours[1].alone == ours[0].alone == 0
     few, many = (foretell(OneKey, n, COSTS) for n in (8, 32))
-    assert many[1] > 3 * few[1]
+    assert many[2] > 3 * few[2]
     assert many[0] > 9 * few[0]
 
 
@@ -110,7 +109,9 @@ def test_simulation_tells_model_from_measurement(tmp_path, capsys):
     costs.write_text(json.dumps(rows))
     swarm_sim.main([str(costs), "--nodes", "8", "16", "--json", str(out), "--plot", str(plot)])
     claims = {row["claim"]: row for row in json.loads(out.read_text())}
-    assert claims["model against measured, 16 nodes, ours: seconds"]["ratio"] == pytest.approx(1, rel=0.15)
+    assert claims["model against measured, 16 nodes, ours: processor time a node"]["ratio"] == pytest.approx(
+        1, rel=0.15
+    )
     assert claims["simulated, 16 nodes: alone"]["ours"] == 0
     assert plot.read_bytes().startswith(b"\x89PNG")
 
