@@ -52,9 +52,7 @@ def run(side: Side, rounds: int, kill_every: int, rng: random.Random, watch: Wat
         victim = rng.choice(side.nodes[NUM_WITNESSES:]) if round % kill_every == kill_every - 1 else None
         if victim is not None:
             killed[victim] = round
-        started = time.monotonic()
         got = play(side.nodes, round, victim, rng, watch)
-        watch.seconds.append(time.monotonic() - started)
         if watch.seconds[-1] > SLOW_SECONDS:
             print(f"round {round} took {watch.seconds[-1]:.1f} s, groups {list(got.values())}", flush=True)
         for node, groups in got.items():
@@ -71,6 +69,7 @@ def play(
     nodes: list[Running], round: int, victim: Running | None, rng: random.Random, watch: Watch
 ) -> dict[Running, int]:
     """One round; the groups that each node got. Who ends without having been killed is counted and started again."""
+    started = time.monotonic()
     for node in nodes:
         node.pipe.send(("prepare", round))
         node.pipe.send(("take_part", round))
@@ -80,6 +79,7 @@ def play(
         killed = kill(victim, rng)
         watch.kills[killed] += 1
     answers, ended = await_answers(nodes)
+    watch.seconds.append(time.monotonic() - started)
     for node in ended:
         watch.stopped += node is not victim or killed != "node"
         restart(node)
