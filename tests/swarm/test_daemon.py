@@ -95,6 +95,42 @@ def test_peer_that_is_cut_off_without_a_word_is_noticed_and_found_again(lab: Lab
     assert len(stays.collect(2, 9).groups) == 9
 
 
+def test_connection_is_kept_and_a_peer_that_moved_is_reached_at_its_new_address(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.bootnode()
+    asks, moves = lab.peer("a"), lab.peer("b")
+    wait_until(lambda: asks.status().peers_known == 1, 15, "a knows b")
+    moves.publish(1, make_groups(moves.status().peer_id, 1))
+    assert len(asks.collect(1, 9).groups) == 9
+
+    dialled = []
+    connect = daemon.Daemon.connect
+
+    async def note(self: daemon.Daemon, peer_id: str, *rest: object) -> None:
+        dialled.append(peer_id)
+        await connect(self, peer_id, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(daemon.Daemon, "connect", note)
+    assert len(asks.collect(1, 9).groups) == 9
+    assert moves.status().peer_id not in dialled
+
+    before = moves.status().addresses
+    moves.close()
+    (lab.folder("b") / "peers.json").unlink()
+    back = lab.peer("b", port=free_port())
+    wait_until(lambda: back.status().peers_known == 1, 15, "b is back and has greeted a")
+    assert back.status().addresses != before
+    back.publish(2, make_groups(back.status().peer_id, 2))
+    wait_until(lambda: len(asks.collect(2, 9).groups) == 9, 20, "a gets the groups from the new address")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def test_close_ends_the_daemon_and_its_folder(lab: Lab) -> None:
     swarm = lab.peer("a")
     wait_until(lambda: pid_of(swarm) != 0, 30, "the daemon runs")

@@ -94,12 +94,12 @@ def test_full_bucket_sends_members_one_level_deeper(tmp_path: Path, monkeypatch:
     async def scenario(nodes: list[Node]) -> None:
         for i, member in enumerate(members):
             announcer = nodes[i % 2].membership
-            announcer._depth = 0
+            announcer._depth, announcer._has_place = 0, False
             await announcer.announce(nodes[0].record(member))
-        top = await nodes[0].membership._read(0, 0)
+        top = await nodes[0].membership._read(0, 0, True)
         assert {m.peer_id for m in top} == {m.peer_id for m in members[:4]}
         for depth, bucket in ((1, b) for b in range(dht.FAN_OUT)):
-            for member in await nodes[0].membership._read(depth, bucket):
+            for member in await nodes[0].membership._read(depth, bucket, True):
                 assert bucket_of(member.peer_id, depth) == bucket
         assert nodes[1].membership._depth >= 1
         nodes[1].membership._depth = 1
@@ -107,6 +107,42 @@ def test_full_bucket_sends_members_one_level_deeper(tmp_path: Path, monkeypatch:
         assert found == {m.peer_id for m in members}
 
     run(tmp_path, 2, scenario)
+
+
+def test_node_that_has_its_place_and_knows_many_reads_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dht, "ENOUGH_FOUND", 3)
+    reads = []
+    read = Membership._read
+
+    async def note(self: Membership, depth: int, bucket: int, thorough: bool) -> list[wire.Member]:
+        reads.append(thorough)
+        return await read(self, depth, bucket, thorough)
+
+    monkeypatch.setattr(Membership, "_read", note)
+
+    async def scenario(nodes: list[Node]) -> None:
+        everybody = {n.me.peer_id for n in nodes}
+        for node in nodes:
+            await node.membership.announce(node.record())
+        assert reads == [True] * len(nodes)
+        reads.clear()
+        node, member = nodes[1], nodes[1].record(life=61)
+        await node.membership.announce(member)
+        assert reads == []
+        for _ in range(dht.THOROUGH_EVERY + 1):
+            assert await node.names() == everybody
+        assert reads == [True] + [False] * (dht.THOROUGH_EVERY - 1) + [True]
+        found = await nodes[2].membership._read(0, 0, True)
+        assert {m.expires for m in found if m.peer_id == member.peer_id} == {member.expires}
+
+        for holder in nodes:  # its place is lost: it is told, and looks for one again
+            monkeypatch.setattr(holder.membership._node.protocol, "storage", dht._BoundedStorage())
+        monkeypatch.setattr(dht, "BUCKET_HARD_LIMIT", 1)
+        await nodes[0].membership.announce(nodes[0].record(life=62))
+        await node.membership.announce(node.record(life=62))
+        assert not node.membership._has_place
+
+    run(tmp_path, 4, scenario)
 
 
 def test_only_genuine_records_are_stored(tmp_path: Path) -> None:

@@ -65,6 +65,22 @@ def test_alone_is_a_state_and_late_bootnodes_are_joined(lab: Lab) -> None:
     assert alone.status().state == "connected"
 
 
+def test_no_more_peers_are_asked_than_will_do_unless_one_is_late(lab: Lab) -> None:
+    lab.bootnode()
+    asker, *others = [lab.peer(name) for name in "abcd"]
+    wait_until(lambda: asker.status().peers_known == 3, 15, "a knows all")
+    for other in others:
+        publish(other, 1)
+    assert len(asker.collect(1, 27).heard) == 3
+    assert len(asker.collect(1, 18).heard) == 2
+    assert len(asker.collect(1, 9).heard) == 1
+
+    publish(others[0], 2)
+    started = time.monotonic()
+    assert len(asker.collect(2, 9).groups) == 9
+    assert time.monotonic() - started < 5
+
+
 def test_standing_request_is_answered_when_the_groups_are_ready(lab: Lab) -> None:
     lab.bootnode()
     early, late = lab.peer("a"), lab.peer("b")

@@ -33,8 +33,8 @@ def stranger(module_lab: Lab, server: Swarm) -> Network:
     return bring_stranger(module_lab, "stranger")
 
 
-def bring_stranger(lab: Lab, name: str) -> Network:
-    stranger = lab.network(name)
+def bring_stranger(lab: Lab, name: str, **options: object) -> Network:
+    stranger = lab.network(name, **options)
     wait_until(lambda: len(stranger.peers) >= 1, 15, "the stranger knows the server")
     return stranger
 
@@ -91,6 +91,24 @@ def test_record_of_somebody_else_is_refused(server: Swarm, stranger: Network) ->
     with pytest.raises(Refused, match="another peer as its own") as caught:
         ask(stranger, server, wire.encode_ask(1, 5, theirs))
     assert caught.value.reason == "sender"
+
+
+def test_request_for_groups_that_are_ready_is_answered_by_them_at_once(module_lab: Lab, server: Swarm) -> None:
+    asker = bring_stranger(module_lab, "asker", environments=("sums 1",))
+    kind, payload = ask(asker, server, wire.encode_ask(1, 5, asker.member().sealed))
+    assert kind is Kind.GROUPS
+    limits = server._verifier.limits
+    assert len(wire.open_groups(payload, server.status().peer_id, 1, limits)) == 9
+
+
+def test_own_record_is_signed_once_however_often_it_is_shown(stranger: Network) -> None:
+    async def show() -> set[bytes]:
+        shown = set()
+        for stranger.newest_round in (5, 6, 7):  # three rounds within a second
+            shown = {stranger.member().sealed for _ in range(5)}
+        return shown
+
+    assert len(stranger.call(show(), 5)) == 1
 
 
 def test_flood_is_limited_and_others_are_served(module_lab: Lab, server: Swarm) -> None:

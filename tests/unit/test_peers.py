@@ -274,3 +274,15 @@ def test_swarm_is_ahead_when_half_of_it_says_so(peers: Peers) -> None:
     peers.learn(member("b", round=3), from_itself=True)
     assert not peers.are_ahead(3)
     assert peers.are_ahead(2)
+
+
+def test_few_are_greeted_once_enough_spoke_to_us(peers: Peers) -> None:
+    for name in "abcdefghijklmnop":
+        peers.learn(member(name), from_itself=False)
+    rng = random.Random(1)
+    for name in "abcdefg":
+        peers.answered(name)
+    assert len(peers.to_greet(rng, 8)) == 8
+    peers.answered("h")
+    assert len(peers.to_greet(rng, 8)) == 2
+    assert set(peers.to_greet(rng, 8)) <= set("ijklmnop")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -26,6 +27,7 @@ MAX_WAITS = 100
 RETRY_PAUSE_SECONDS = 2.0
 """Before a peer that was not reached is asked a second time, when there is nobody else and nobody was heard yet."""
 LOOK_EVERY_SECONDS = 1.0
+"""Also how long no more peers are asked than will do if all are ready."""
 INNOCENT = frozenset({"version", "unknown-task"})
 """Reasons for which a group is dropped and its sender not blamed: it runs another version or other task families."""
 
@@ -89,7 +91,9 @@ class Collecting:
     _tasks: "dict[asyncio.Task[None], str]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._hedge_at = (time.monotonic() + self.deadline) / 2
+        now = time.monotonic()
+        self._all_at = now + LOOK_EVERY_SECONDS
+        self._hedge_at = (now + self.deadline) / 2
 
     async def run(self) -> None:
         try:
@@ -109,10 +113,7 @@ class Collecting:
                 await asyncio.wait(self._tasks)
 
     def _draw(self) -> None:
-        """Have k requests that were answered or may still be; in the second half of the time twice those still open."""
-        open_requests = self.num_peers - self._answered
-        if time.monotonic() >= self._hedge_at:
-            open_requests *= 2
+        open_requests = self._choose_number()
         while len(self._tasks) < open_requests and len(self.drawn) < MAX_DRAWS_PER_PEER * self.num_peers:
             peer_id = self.network.peers.draw(self.network.rng, self.drawn)
             if peer_id is not None:
@@ -126,6 +127,16 @@ class Collecting:
                 self._tasks[asyncio.create_task(self._ask(again, RETRY_PAUSE_SECONDS))] = again
             else:
                 return
+
+    def _choose_number(self) -> int:
+        """Have k requests that were answered or may still be; in the second half of the time twice those still open. At
+        first only as many as bring enough if every peer is ready and has as many groups as the last one had."""
+        now, number = time.monotonic(), self.num_peers - self._answered
+        if now >= self._hedge_at:
+            return 2 * number
+        if now < self._all_at and self.tally.groups_a_peer:
+            return min(number, math.ceil((self.want - len(self.groups)) / self.tally.groups_a_peer))
+        return number
 
     def _choose(self, peer_ids: Collection[str]) -> list[str]:
         return self.network.rng.sample(sorted(peer_ids), min(wire.MAX_HOLDERS, len(peer_ids)))

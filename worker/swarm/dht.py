@@ -13,6 +13,7 @@ import hashlib
 import logging
 import random
 import time
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
@@ -41,6 +42,14 @@ MAX_DEPTH = 4
 MAX_LIFETIME_SECONDS = 86_400
 RPC_TIMEOUT_SECONDS = 3.0
 READ_TIMEOUT_SECONDS = 10.0
+NUM_REPLICAS = 5
+BEAM_SIZE = 10
+"""How many of the nearest nodes a look-up hears before it ends: enough to find 5 replicas."""
+THOROUGH_EVERY = 8
+"""One read, announcement and look around in so many takes all replicas and the whole neighbourhood in; the others are
+content with less if all is well."""
+ENOUGH_FOUND = 16
+ENOUGH_NEIGHBOURS = 8
 
 _DICTIONARY_CODE = 0x50
 
@@ -140,6 +149,9 @@ class Membership:
         self._node = node
         self._peer_id = peer_id
         self._depth = 0
+        self._num_found = 0  # members in the last read
+        self._has_place = False  # whether our record lies in the bucket at `_depth`
+        self._turns = Counter[str]()
 
     @classmethod
     async def start(cls, daemon: Daemon, timeout_seconds: float) -> "Membership":
@@ -153,6 +165,7 @@ class Membership:
                     node_id=DHTID.generate(daemon.peer_id),
                     wait_timeout=RPC_TIMEOUT_SECONDS,
                     parallel_rpc=32,
+                    num_replicas=NUM_REPLICAS,
                     record_validator=_MemberValidator(),
                     # Records are read to learn what is new: caches would only delay that.
                     cache_locally=False,
@@ -184,19 +197,22 @@ class Membership:
 
     async def look_around(self) -> None:
         """Fill the routing table with the nodes near to ours."""
-        async with asyncio.timeout(READ_TIMEOUT_SECONDS):
-            await self._node.find_nearest_nodes([self._node.node_id])
+        if self._is_thorough("look", self.num_neighbours >= ENOUGH_NEIGHBOURS):
+            async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+                await self._node.find_nearest_nodes([self._node.node_id])
 
     async def announce(self, member: Member) -> None:
         """Store our record in the first bucket on our path that has room. Raises TimeoutError."""
         async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+            if not self._is_thorough("announce", self._has_place) and await self._store(self._depth, member):
+                return
+            self._has_place = False
             for depth in range(max(0, self._depth - 1), MAX_DEPTH):
-                bucket = bucket_of(member.peer_id, depth)
-                held = await self._read(depth, bucket)
+                held = await self._read(depth, bucket_of(member.peer_id, depth), thorough=True)
                 is_ours = any(m.peer_id == member.peer_id for m in held)
                 if len(held) >= BUCKET_SIZE and depth + 1 < MAX_DEPTH and not is_ours:
                     continue
-                await self._node.store(_key(depth, bucket), member.sealed, float(member.expires), subkey=member.peer_id)
+                self._has_place = await self._store(depth, member)
                 self._depth = depth
                 return
 
@@ -207,17 +223,51 @@ class Membership:
         """
         found: list[Member] = []
         start = max(0, self._depth - 1)
+        thorough = self._is_thorough("read", self._num_found >= ENOUGH_FOUND)
         async with asyncio.timeout(READ_TIMEOUT_SECONDS):
             for depth in range(start, MAX_DEPTH):
-                members = await self._read(depth, rng.randrange(FAN_OUT**depth))
+                members = await self._read(depth, rng.randrange(FAN_OUT**depth), thorough)
                 found += members
                 if len(members) < BUCKET_SIZE and depth >= self._depth:
                     break
+        self._num_found = len(found)
         return found
 
-    async def _read(self, depth: int, bucket: int) -> list[Member]:
-        result = await self._node.get(_key(depth, bucket), latest=True)
+    def _is_thorough(self, what: str, is_well: bool) -> bool:
+        """Whether this turn at something is to be a thorough one."""
+        self._turns[what] = self._turns[what] + 1 if is_well else 0
+        return self._turns[what] % THOROUGH_EVERY == 0
+
+    async def _read(self, depth: int, bucket: int, thorough: bool) -> list[Member]:
+        """What a bucket holds: in all its replicas, or in the one that answers first."""
+        workers = self._node.num_workers if thorough else 1
+        result = await self._node.get(_key(depth, bucket), latest=thorough, beam_size=BEAM_SIZE, num_workers=workers)
         if result is None or not isinstance(result.value, dict):
             return []
         members = (_opened(msgpack.packb(entry.value)) for entry in result.value.values())
         return [m for m in members if m is not None]
+
+    async def _store(self, depth: int, member: Member) -> bool:
+        """Put a record into its bucket; whether any replica took it.
+
+        hivemind's own `store` looks the key up and so is sent what all replicas hold under it. The nodes beside the key
+        are the same, and there is nothing to send.
+        """
+        key = DHTID.generate(_key(depth, bucket_of(member.peer_id, depth)))
+        beside = DHTID(int(key) ^ 1)
+        found = await self._node.find_nearest_nodes([beside], k_nearest=BEAM_SIZE, beam_size=BEAM_SIZE)
+        nearest, answers = list(found[beside].values()), list[bool]()
+        while nearest and len(answers) < NUM_REPLICAS:
+            missing = NUM_REPLICAS - len(answers)
+            batch, nearest = nearest[:missing], nearest[missing:]
+            stored = await asyncio.gather(*(self._store_at(peer, key, member) for peer in batch))
+            answers += [answer for answer in stored if answer is not None]
+        return any(answers)
+
+    async def _store_at(self, peer: Any, key: DHTID, member: Member) -> bool | None:
+        """Whether a node took the record: it does not if it has a newer one or no room. None: it does not answer."""
+        protocol, value, expires = self._node.protocol, msgpack.packb(member.sealed), float(member.expires)
+        if peer == self._node.peer_id:
+            return bool(protocol.storage.store(key, value, expires, subkey=member.peer_id))
+        stored = await protocol.call_store(peer, [key], [value], expires, subkeys=[member.peer_id])
+        return bool(stored[0]) if stored else None

@@ -132,7 +132,7 @@ def animal_name(peer_id: str) -> str:
 
 
 def _wrap(der: bytes) -> bytes:
-    return _RSA_HEADER + _varint(len(der)) + der
+    return _RSA_HEADER + varint(len(der)) + der
 
 
 def _unwrap(data: bytes) -> bytes:
@@ -144,7 +144,8 @@ def _unwrap(data: bytes) -> bytes:
     raise ValueError("no libp2p RSA key")
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A length as libp2p writes it."""
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)

@@ -162,7 +162,7 @@ class Network:
         if (
             old is not None
             and (old.addresses, old.round) == (self.addresses[: wire.MAX_ADDRESSES], self.newest_round)
-            and 0 <= now - old.issued < fresh_seconds
+            and abs(now - old.issued) < fresh_seconds  # one that follows another within a second is ahead of time
         ):
             return old
         issued = max(now, old.issued + 1) if old else now
@@ -177,9 +177,8 @@ class Network:
         """A stream to a peer. Raises what UNREACHABLE names."""
         if self._daemon is None:
             raise SwarmError("libp2p daemon is not running")
-        await self._daemon.connect(peer_id, addresses or self.peers.addresses(peer_id), CONNECT_TIMEOUT_SECONDS)
         try:
-            reader, writer = await self._daemon.open_stream(peer_id, PROTOCOL, CONNECT_TIMEOUT_SECONDS)
+            reader, writer = await self._open_stream(self._daemon, peer_id, addresses)
             with contextlib.closing(writer):
                 yield Stream(reader, writer, self.traffic)
         except TimeoutError:
@@ -188,6 +187,18 @@ class Network:
                 with contextlib.suppress(SwarmError, TimeoutError):
                     await self._daemon.disconnect(peer_id)
             raise
+
+    async def _open_stream(
+        self, daemon: Daemon, peer_id: str, addresses: Sequence[str]
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Through the connection that there is; a new one, to the newest addresses, if there is none or it is dead."""
+        if daemon.has_met(peer_id):
+            try:
+                return await daemon.open_stream(peer_id, PROTOCOL, CONNECT_TIMEOUT_SECONDS)
+            except SwarmError as error:
+                log.debug("connecting again peer=%s reason=%s", peer_id, error)
+        await daemon.connect(peer_id, addresses or self.peers.addresses(peer_id), CONNECT_TIMEOUT_SECONDS)
+        return await daemon.open_stream(peer_id, PROTOCOL, CONNECT_TIMEOUT_SECONDS)
 
     def hear(self, peer_id: str) -> None:
         """Note that a member spoke to us. It is no contact if we can't learn from it."""

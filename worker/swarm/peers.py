@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 MAX_PEERS_KNOWN = 512
 MAX_PEERS_CACHED = 64
+ENOUGH_MET = 8
+FEW_GREETINGS = 2
 CLOCK_TOLERANCE_SECONDS = 600
 """How far a peer's clock may be off before its record counts as expired."""
 FIRST_QUARANTINE_SECONDS = 60.0
@@ -182,8 +184,14 @@ class Peers:
             peer.useful += LEARNING_RATE * (share - peer.useful)
 
     def to_greet(self, rng: random.Random, count: int) -> list[str]:
-        """Peers that we know from others only, or that were silent for half a record's life; those that failed last."""
-        stale = self._clock() - self.lifetime_seconds / 2
+        """Peers that we know from others only, or that were silent for half a record's life; those that failed last.
+
+        At most `count`, and few once enough others spoke to us lately: a greeting brings up to 10 KB of records.
+        """
+        now = self._clock()
+        stale = now - self.lifetime_seconds / 2
+        if sum(p.met is not None and p.met >= now - self.lifetime_seconds for p in self._peers.values()) >= ENOUGH_MET:
+            count = min(count, FEW_GREETINGS)
         strangers = [p for p in self._live() if (met := self._peers[p].met) is None or met < stale]
         rng.shuffle(strangers)
         return sorted(strangers, key=lambda p: self._peers[p].failures)[:count]

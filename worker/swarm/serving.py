@@ -82,9 +82,10 @@ class Serving:
     async def _answer_in_time(self, peer_id: str, ask: wire.Ask, stream: Stream) -> None:
         patience = min(ask.patience, self._swarm.collect_timeout_seconds)
         async with asyncio.timeout(patience + 2 * ANSWER_TIMEOUT_SECONDS):
-            await stream.send(wire.encode_frame(wire.Kind.WAIT, b""))
-            if not await self._wait_for_groups(ask.round, patience, stream):
-                return
+            if ask.round > self._network.newest_round:
+                await stream.send(wire.encode_frame(wire.Kind.WAIT, b""))
+                if not await self._wait_for_groups(ask.round, patience, stream):
+                    return
             published = self._ours.get(ask.round)
             if published is None:
                 reason = "skipped" if ask.round < self._network.newest_round else "not-ready"

@@ -47,12 +47,14 @@ class SwarmStatus:
 
 @dataclass
 class Tally:
-    """Counters since the start. `groups`: offered, fetched, verified, handed-on."""
+    """Counters since the start. `groups`: offered, fetched, verified, handed-on. `groups_a_peer`: what the last one
+    had; 0: none yet."""
 
     groups: "Counter[str]" = field(default_factory=Counter)
     rejected: "Counter[str]" = field(default_factory=Counter)
     rejected_by_peer: "Counter[str]" = field(default_factory=Counter)
     newest_group_at: float | None = None
+    groups_a_peer: int = 0
 
     def reject(self, peer_id: str, reason: str) -> None:
         self.rejected[reason] += 1
@@ -69,3 +71,4 @@ class Tally:
         self.groups["verified"] += num_verified
         if num_verified:
             self.newest_group_at = time.time()
+            self.groups_a_peer = num_fetched

@@ -1,0 +1,200 @@
+"""Many rounds of real nodes among which somebody is killed again and again: no node stops, none hangs, memory is flat.
+
+    python -m benchmarks.swarm_endurance [--nodes 8] [--rounds 1000] [--kill-every 10] [--json FILE]
+
+Every few rounds one node, or its libp2p daemon, gets SIGKILL somewhere in the middle of the round. A killed node is
+started again, as systemd does; a killed daemon is the node's own business. Two nodes are never killed: their memory,
+threads and open files are followed from the first round to the last.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from benchmarks.swarm_nodes import daemons_of, memory_mb
+from benchmarks.swarm_sides import OURS, Running, Side, in_own_namespace
+from worker import log, settings
+
+NUM_WITNESSES = 2
+PATIENCE_SECONDS = settings.Swarm().collect_timeout_seconds + 30
+"""Past that a node counts as hanging: a round's exchange may take collect_timeout_seconds."""
+PAUSE_SECONDS = 0.25
+SHOW_EVERY = 50
+SLOW_SECONDS = 15.0
+NUM_ANSWERS = 2  # to "prepare" and to "take_part"
+
+
+@dataclass
+class Watch:
+    """What is noted of all rounds. `alone`: how often a node got no group at all, by what had happened to it."""
+
+    seconds: list[float] = field(default_factory=list)
+    kills: "Counter[str]" = field(default_factory=Counter)
+    alone: "Counter[str]" = field(default_factory=Counter)
+    stopped: int = 0
+    hung: int = 0
+    witnesses: list[dict[str, float]] = field(default_factory=list)
+
+
+def run(side: Side, rounds: int, kill_every: int, rng: random.Random, watch: Watch) -> None:
+    killed: dict[Running, int] = {}
+    for round in range(rounds):
+        victim = rng.choice(side.nodes[NUM_WITNESSES:]) if round % kill_every == kill_every - 1 else None
+        if victim is not None:
+            killed[victim] = round
+        got = play(side.nodes, round, victim, rng, watch)
+        if watch.seconds[-1] > SLOW_SECONDS:
+            print(f"round {round} took {watch.seconds[-1]:.1f} s, groups {list(got.values())}", flush=True)
+        for node, groups in got.items():
+            if not groups:
+                since = round - killed.get(node, -rounds)
+                watch.alone["killed in the last 10 rounds" if since < 10 else "others"] += 1
+        watch.witnesses.append(look_at(side.nodes[:NUM_WITNESSES]))
+        if round % SHOW_EVERY == SHOW_EVERY - 1:
+            show(watch)
+        time.sleep(PAUSE_SECONDS)
+
+
+def play(
+    nodes: list[Running], round: int, victim: Running | None, rng: random.Random, watch: Watch
+) -> dict[Running, int]:
+    """One round; the groups that each node got. Who ends without having been killed is counted and started again."""
+    started = time.monotonic()
+    for node in nodes:
+        node.pipe.send(("prepare", round))
+        node.pipe.send(("take_part", round))
+    killed = None
+    if victim is not None:
+        time.sleep(rng.uniform(0, 0.2))
+        killed = kill(victim, rng)
+        watch.kills[killed] += 1
+    answers, ended = await_answers(nodes)
+    watch.seconds.append(time.monotonic() - started)
+    for node in ended:
+        watch.stopped += node is not victim or killed != "node"
+        restart(node)
+    if killed == "node" and victim is not None and victim not in ended:
+        restart(victim)  # it had answered before
+    for node in nodes:
+        is_gone = node in ended or (node is victim and killed == "node")
+        if not is_gone and len(answers[node]) < NUM_ANSWERS:
+            watch.hung += 1
+            os.kill(node.pid, signal.SIGKILL)
+            restart(node)
+    return {node: answer[1] for node, answer in answers.items() if len(answer) == NUM_ANSWERS}
+
+
+def await_answers(nodes: list[Running]) -> tuple[dict[Running, list[int]], list[Running]]:
+    """What each node answers within PATIENCE_SECONDS, and those that ended instead."""
+    waiting = {node.pipe: node for node in nodes}
+    answers: dict[Running, list[int]] = {node: [] for node in nodes}
+    ended = []
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for pipe in wait(list(waiting), left):
+            assert isinstance(pipe, Connection)
+            node = waiting[pipe]
+            try:
+                answers[node].append(pipe.recv())
+            except (EOFError, ConnectionResetError):
+                ended.append(node)
+            if node in ended or len(answers[node]) == NUM_ANSWERS:
+                del waiting[pipe]
+    return answers, ended
+
+
+def kill(victim: Running, rng: random.Random) -> str:
+    daemons = daemons_of(victim.pid)
+    if daemons and rng.random() < 0.5:
+        os.kill(daemons[0], signal.SIGKILL)
+        return "daemon"
+    os.kill(victim.pid, signal.SIGKILL)
+    return "node"
+
+
+def restart(node: Running) -> None:
+    node.close()
+    node.start()
+    if not node.pipe.poll(PATIENCE_SECONDS):
+        raise SystemExit("a node that was started again does not come up")
+    node.pipe.recv()
+
+
+def look_at(nodes: list[Running]) -> dict[str, float]:
+    """The mean of the nodes."""
+    pids = [node.pid for node in nodes]
+    return {
+        "Python MB": statistics.fmean(memory_mb(pid) for pid in pids),
+        "daemon MB": statistics.fmean(memory_mb(daemon) for pid in pids for daemon in daemons_of(pid)),
+        "threads": statistics.fmean(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in pids),
+        "open files": statistics.fmean(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids),
+    }
+
+
+def tenths(watch: Watch, name: str) -> list[float]:
+    """The means of a figure over each tenth of the rounds."""
+    values, count = [w[name] for w in watch.witnesses], len(watch.witnesses)
+    parts = [values[count * i // 10 : count * (i + 1) // 10] for i in range(10)]
+    return [round(statistics.fmean(part), 1) for part in parts if part]
+
+
+def show(watch: Watch) -> None:
+    latest = " ".join(f"{name} {value:.1f}" for name, value in watch.witnesses[-1].items())
+    print(
+        f"{time.strftime('%H:%M:%S')} rounds {len(watch.seconds)} kills {dict(watch.kills)} stopped {watch.stopped} "
+        f"hung {watch.hung} alone {dict(watch.alone)} median {statistics.median(watch.seconds):.2f} s "
+        f"longest {max(watch.seconds):.1f} s; witnesses: {latest}",
+        flush=True,
+    )
+
+
+def report(watch: Watch) -> dict[str, object]:
+    return {
+        "rounds": len(watch.seconds),
+        "kills": dict(watch.kills),
+        "nodes that stopped by themselves": watch.stopped,
+        "nodes that hung": watch.hung,
+        "nodes' rounds alone": dict(watch.alone),
+        "seconds a round": {"median": statistics.median(watch.seconds), "longest": max(watch.seconds)},
+        "witnesses, by tenths of the run": {name: tenths(watch, name) for name in watch.witnesses[0]},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--kill-every", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not arguments.inside:
+        sys.exit(in_own_namespace("benchmarks.swarm_endurance", ["--inside", *sys.argv[1:]]).wait())
+    log.setup("ERROR", "text")
+    watch = Watch()
+    with ExitStack() as stack:
+        side = Side(OURS, arguments.nodes, stack)
+        try:
+            run(side, arguments.rounds, arguments.kill_every, random.Random(arguments.seed), watch)
+        finally:
+            if watch.seconds:
+                result = json.dumps(report(watch), indent=1)
+                print(result)
+                if arguments.json:
+                    arguments.json.write_text(result + "\n")
+    sys.exit(1 if watch.stopped or watch.hung else 0)
+
+
+if __name__ == "__main__":
+    main()
