@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from web3.types import Nonce
 from web3.utils.address import get_create_address
 
 from worker import resources, settings
-from worker.chain import connection, contract
+from worker.chain import connection, contract, upgrade
 from worker.chain.connection import Deployment
 from worker.chain.coordinator import Call, Coordinator
 from worker.errors import ChainError, ChainUnreachable, ResourceError
@@ -166,11 +167,11 @@ def _end(process: subprocess.Popen[bytes], state_file: Path) -> None:
 
 
 def deploy(settings: settings.Settings) -> Deployment:
-    """Put the contract on the chain, once; run again it finds the one that is there.
+    """Put the contract on the chain, once; run again it finds the one that is there, and upgrades it where it stands.
 
     Makes the owner's key in `keeper.state_dir` if there is none, writes deployment.json beside it and prints it. With
-    `chain.contract` set, that contract is used and nothing deployed. Raises ChainUnreachable if there is no chain, and
-    ChainError if the chain no longer has the contract that deployment.json names.
+    `chain.contract` set, that contract is used and none is made. Raises ChainUnreachable if there is no chain, and
+    ChainError if the chain no longer has the contract that deployment.json names, or an upgrade would break its books.
     """
     file = settings.keeper.state_dir / DEPLOYMENT_FILE
     rpc_url = _rpc_url(settings)
@@ -188,11 +189,23 @@ def deploy(settings: settings.Settings) -> Deployment:
         address = _create(_client(settings, rpc_url, contract.NO_ADDRESS), owner, settings.chain.timeout_seconds)
     client = _client(settings, rpc_url, address)
     client.check()
+    _upgrade(settings, client)
     found = client.deployment
     text = json.dumps({"rpc_url": found.rpc_url, "chain_id": found.chain_id, "contract": found.contract})
     write_whole(file, text + "\n")
     print(text)
     return found
+
+
+def _upgrade(settings: settings.Settings, client: Coordinator) -> None:
+    """Without the owner's key the contract stays as it is: it is somebody else's to upgrade."""
+    if not (settings.keeper.state_dir / OWNER_KEY_FILE).exists():
+        return
+    note_file = settings.keeper.state_dir / upgrade.NOTE_FILE
+    before = client.version
+    upgrade.bring_up_to_date(client, load_owner(settings.keeper), note_file, settings.chain.timeout_seconds)
+    if client.version != before:
+        print(f"upgraded {client.deployment.contract} from {before} to {client.version}", file=sys.stderr)
 
 
 def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
