@@ -152,14 +152,11 @@ def test_beginning_of_round_0_is_the_contract_s(chain):
 # ---- never twice
 
 
-@pytest.mark.parametrize("is_foreign", [False, True])
-def test_two_keepers_that_see_the_same_end_it_once(chain, is_foreign):
+def test_two_keepers_that_see_the_same_end_it_once(chain):
     chain.new_account("a")
     keepers = [Keeper(with_keeper(chain)) for _ in range(2)]
     for keeper in keepers:
         keeper.look()
-        if is_foreign:
-            keeper._coordinator.version = None
     assert [keeper._advance(0) for keeper in keepers] == [True, False]
     assert chain.coordinator.current_round() == 1
 
@@ -208,15 +205,6 @@ def test_bootnodes_of_others_stay(chain):
     Keeper(with_keeper(chain, publish_bootnodes=(NODE_A,))).look()
     Keeper(with_keeper(chain)).look()
     assert chain.coordinator.bootnodes() == [NODE_C]
-
-
-def test_bootnodes_of_a_foreign_contract_are_withdrawn_by_index(chain):
-    for wanted in ((NODE_A, NODE_B, NODE_C), (NODE_C,)):
-        keeper = Keeper(with_keeper(chain, publish_bootnodes=wanted))
-        keeper._coordinator.check()
-        keeper._coordinator.version = None
-        keeper._sync_bootnodes(again=True)
-        assert sorted(chain.coordinator.bootnodes()) == sorted(wanted)
 
 
 def test_bootnode_file_is_published_once_it_is_there_and_followed(chain, tmp_path):

@@ -23,7 +23,7 @@ ADVICE = {
     "InvalidInitialization": "the contract is initialised already; nothing to do",
     "InvalidOwner": "the owner's address is zero; name the owner's address",
     "InvalidPeerId": "a peer id has 1 to 128 bytes; check the identity file",
-    "InvalidProof": "the peer's key (or account) signed for another account, contract, chain or move, or not at all; sign anew",
+    "InvalidProof": "not signed by the peer's key, or for another account, contract, chain or move; sign anew",
     "InvalidRoundNumber": "the chain has not reached this round; check that node and chain are of one swarm",
     "InvalidStageNumber": "the chain has not reached this stage, or the round has none of that number; submit stage 0",
     "InvalidVote": "a vote names at least one peer and none twice; correct the list",
