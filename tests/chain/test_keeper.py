@@ -315,7 +315,6 @@ def test_chain_that_comes_back_is_kept_on(tmp_path, anvil_binary, start):
         client = Coordinator(values.chain)
         client.transact(anvil.load_owner(values.keeper), client.register_peer("a"), 10)
         wait_for(lambda: client.current_round() >= 1)
-        time.sleep(1.5)  # past the next dump of the state
         seen = client.current_round()
     wait_for(lambda: log.read_text().count("chain unreachable") == 2)
     with anvil.running(values.anvil, 31337) as (running, url):

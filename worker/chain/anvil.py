@@ -27,6 +27,7 @@ from worker import resources, settings
 from worker.chain import connection, contract, upgrade
 from worker.chain.connection import Deployment
 from worker.chain.coordinator import Call, Coordinator
+from worker.chain.snapshots import Snapshots
 from worker.errors import ChainError, ChainUnreachable, ResourceError
 from worker.service import exit_on_signals, write_whole
 from worker.telemetry.systemd import progress, ready
@@ -79,7 +80,10 @@ def up(settings: settings.Settings) -> None:
 
 @contextmanager
 def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """anvil as a child process, and its URL. Leaving the block ends it and waits until its state is on the disk."""
+    """anvil as a child process, and its URL. Its state goes to the disk every second, and when the block is left.
+
+    Raises ResourceError then if it could not be written.
+    """
     resources.require_port(anvil.host, anvil.port, "anvil.port")
     anvil.state_file.parent.mkdir(parents=True, exist_ok=True)
     port = anvil.port or _free_port(anvil.host)
@@ -88,23 +92,27 @@ def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.P
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         preexec_fn=_end_with_parent,
+        start_new_session=True,  # Ctrl-C is for us: we need it alive for its last snapshot
     )
     try:
         url = f"http://{anvil.host}:{port}"
         _wait_until_serving(process, url)
-        yield process, url
+        snapshots = Snapshots(url, anvil.state_file)
+        snapshots.start()
+        try:
+            yield process, url
+        finally:
+            _stop(snapshots, process)
     finally:
-        _end(process, anvil.state_file)
+        _end(process)
 
 
 def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
-    options = {
+    options: dict[str, object] = {
         "--host": anvil.host,
         "--port": port,
         # Not in the state file: a restart with another id is another chain.
         "--chain-id": chain_id,
-        "--state": anvil.state_file,
-        "--state-interval": 1,
         "--prune-history": _KEPT_STATES,
         "--accounts": 0,
         # A block at once for a transaction, and one every so often without.
@@ -113,6 +121,8 @@ def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
         "--gas-price": 0,
         "--block-base-fee-per-gas": 0,
     }
+    if anvil.state_file.exists():
+        options["--load-state"] = anvil.state_file
     flags = ["--mixed-mining", "--no-priority-fee", "--no-cors", "--quiet"]
     return [str(_binary(anvil)), *(str(word) for option in options.items() for word in option), *flags]
 
@@ -153,12 +163,19 @@ def _wait_until_serving(process: subprocess.Popen[bytes], url: str) -> None:
         sleep(0.05)
 
 
-def _end(process: subprocess.Popen[bytes], state_file: Path) -> None:
+def _stop(snapshots: Snapshots, process: subprocess.Popen[bytes]) -> None:
+    try:
+        snapshots.stop()
+    except ChainError as error:
+        # Killed, say: what came since the last snapshot is lost, and who was told of it finds out by itself.
+        log.warning("no last snapshot anvil=%s error=%s", "gone" if process.poll() is not None else "mute", error)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        log.warning("anvil killed after=%gs state=%s what came since its last dump is lost", _STOP_SECONDS, state_file)
         process.kill()
         process.wait()
 
