@@ -4,12 +4,15 @@ The contract checks it (contracts/src/PeerKey.sol). A signature names chain, con
 anywhere else or to anybody else; one that moves a peer is good for one move.
 """
 
+import logging
 from dataclasses import dataclass
 
 from worker.chain.connection import Deployment
 from worker.chain.contract import NO_ADDRESS, number_of
 from worker.chain.coordinator import Call, Coordinator
 from worker.swarm.identity import Identity
+
+log = logging.getLogger(__name__)
 
 _REGISTRATION = b"hivewright/registration/1\n"
 _REBINDING = b"hivewright/rebinding/1\n"
@@ -49,6 +52,16 @@ def is_checked(coordinator: Coordinator) -> bool:
     return coordinator.version is not None and number_of(coordinator.version) >= _FIRST_VERSION
 
 
+def registration(coordinator: Coordinator, peer_id: str, proof: Proof | None) -> Call:
+    """The call that registers the peer for the sender: by the proof, if there is one and the contract checks it."""
+    if proof is None:
+        return coordinator.register_peer(peer_id)
+    if is_checked(coordinator):
+        return call(coordinator, peer_id, proof)
+    log.info("contract checks no proofs, plain registration peer_id=%s", peer_id)
+    return coordinator.register_peer(peer_id)
+
+
 def call(coordinator: Coordinator, peer_id: str, proof: Proof) -> Call:
     """The call that shows the proof: it registers the peer for the sender, or moves it to the sender."""
     name = "rebindPeer" if proof.is_move else "registerPeerWithProof"
@@ -68,6 +81,23 @@ def binding(coordinator: Coordinator, peer_id: str) -> Binding:
     """On a contract that checks proofs only."""
     account, is_proven, moves = coordinator.read("getPeerBinding(string)", peer_id)
     return Binding(None if account == NO_ADDRESS else str(account), bool(is_proven), int(moves))
+
+
+def needed(coordinator: Coordinator, identity: Identity, account: str, move: bool) -> Proof | None:
+    """What the peer has to show so that `account` becomes its holder, and is by its key.
+
+    None: nothing (it is that already), or nothing helps: a foreign contract, a key of another size, or a peer that
+    another account holds by a proof while `move` is not wanted.
+    """
+    if not is_checked(coordinator):
+        log.warning("contract checks no proofs: peer %s is registered without one", identity.peer_id)
+        return None
+    held = binding(coordinator, identity.peer_id)
+    if not held.is_proven:
+        return of_registration(identity, coordinator.deployment, account)
+    if move and held.account != account:
+        return of_move(identity, coordinator.deployment, account, held.moves)
+    return None
 
 
 def _place(deployment: Deployment, account: str) -> bytes:
