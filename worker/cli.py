@@ -74,7 +74,7 @@ COMMANDS = (
     Command("enrol", "make this node's key, once, and register it", "worker.enrolment:run", _enrol_options),
     Command("bootnode", "a DHT peer with a stable address", "worker.swarm.bootnode:run", is_service=True),
     Command("chain up", "run the embedded chain (anvil)", "worker.chain.anvil:up", is_service=True),
-    Command("chain deploy", "deploy the coordinator contract, once", "worker.chain.anvil:deploy"),
+    Command("chain deploy", "deploy the coordinator contract, or upgrade it in place", "worker.chain.anvil:deploy"),
     Command(
         "account",
         "the account service: one key, one queue of transactions",
