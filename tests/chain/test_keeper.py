@@ -297,6 +297,21 @@ def test_two_processes_end_every_round_once(chain, start, tmp_path):
     assert all(later - earlier >= 1.9 for earlier, later in pairwise(times[1:])), times
 
 
+def test_keeper_killed_again_and_again_ends_every_round_once(chain, start):
+    chain.new_account("a")
+    values = with_keeper(chain, round_seconds=1.0, publish_bootnodes=(NODE_A,))
+    for _ in range(3):
+        process, seen = start(values), chain.coordinator.current_round()
+        wait_for(lambda seen=seen: chain.coordinator.current_round() > seen)
+        process.kill()
+        process.wait()
+    events = list(chain.coordinator.events("RoundAdvanced"))
+    assert [event.arguments["newRoundNumber"] for event in events] == list(range(1, len(events) + 1))
+    times = [chain.coordinator.block_time(event.block) for event in events]
+    assert all(later - earlier >= 0.9 for earlier, later in pairwise(times)), times  # block times are whole seconds
+    assert chain.coordinator.bootnodes() == [NODE_A]
+
+
 def test_chain_that_comes_back_is_kept_on(tmp_path, anvil_binary, start):
     """Keeper first, chain later; then the chain is away for a while, killed, and comes back with its state."""
     raw = {
