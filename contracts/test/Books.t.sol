@@ -97,6 +97,18 @@ contract BooksTest is Fixture {
         coordinator.submitWinners(0, winners, "p0");
     }
 
+    function test_emptyVoteIsRefusedAndUsesNothingUp() public {
+        register(ANNA, "p0");
+        vm.expectRevert(ISwarmCoordinator.InvalidVote.selector);
+        vm.prank(ANNA);
+        coordinator.submitWinners(0, new string[](0), "p0");
+        string[] memory winners = new string[](1);
+        winners[0] = "p1";
+        vm.prank(ANNA);
+        coordinator.submitWinners(0, winners, "p0");
+        vm.assertEq(coordinator.getVoterVoteCount("p0"), 1);
+    }
+
     function testFuzz_roundEndsOnlyAsExpected(uint256 expected) public {
         advance(2);
         if (expected != 2) vm.expectRevert(abi.encodeWithSignature("RoundMovedOn(uint256)", 2));

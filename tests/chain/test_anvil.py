@@ -16,6 +16,7 @@ from eth_account import Account
 from worker import settings
 from worker.chain import anvil, connection
 from worker.chain.coordinator import Call, Coordinator
+from worker.chain.snapshots import Snapshots
 from worker.errors import ChainError, ChainUnreachable, ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -265,7 +266,7 @@ def test_kill_at_any_moment_leaves_a_whole_state(place):
     client: Coordinator | None = None
     rng = random.Random(3)
     padding = bytes.fromhex("61800080600c6000396000f3") + rng.randbytes(0x8000).replace(b"\xef", b"\0")
-    for round in range(4):
+    for round in range(3):
         with anvil.running(place.anvil, 31337) as (process, url):
             anvil._address_file(place.anvil).write_text(url)
             anvil.deploy(place)
@@ -283,6 +284,36 @@ def test_kill_at_any_moment_leaves_a_whole_state(place):
             process.kill()
         json.loads(place.anvil.state_file.read_text())
     assert list(place.anvil.state_file.parent.glob(".state.json.*")) == []
+
+
+@pytest.mark.parametrize(
+    ("draft", "seconds_later", "found"),
+    [
+        ('{"block":{"number":"0x2"}}', 1, '{"block":{"number":"0x2"}}'),
+        ('{"block":{"number":"0x2"}', 1, "{}"),  # cut short
+        ("", 1, "{}"),
+        ('{"block":{"number":"0x2"}}', -1, "{}"),  # a backup was put back since
+    ],
+)
+def test_dump_that_was_left_behind_is_used_if_it_is_whole_and_newer(tmp_path, draft, seconds_later, found):
+    """As after kill -9 of `chain up` itself: anvil dumps once more on its way out."""
+    file = tmp_path / "state.json"
+    file.write_text("{}")
+    snapshots = Snapshots(file)
+    snapshots.draft.write_text(draft)
+    moment = file.stat().st_mtime + seconds_later
+    os.utime(snapshots.draft, (moment, moment))
+    snapshots.start()
+    snapshots.stop()
+    assert (file.read_text(), snapshots.draft.exists()) == (found, False)
+
+
+def test_first_dump_becomes_the_state(tmp_path):
+    snapshots = Snapshots(tmp_path / "new/state.json")
+    snapshots.start()
+    snapshots.draft.write_text("{}")
+    snapshots.stop()
+    assert (tmp_path / "new/state.json").read_text() == "{}"
 
 
 def wait_for_snapshot(place) -> None:

@@ -85,26 +85,24 @@ def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.P
     Raises ResourceError then if it could not be written.
     """
     resources.require_port(anvil.host, anvil.port, "anvil.port")
-    anvil.state_file.parent.mkdir(parents=True, exist_ok=True)
     port = anvil.port or _free_port(anvil.host)
-    process = subprocess.Popen(
-        _command(anvil, port, chain_id),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        preexec_fn=_end_with_parent,
-        start_new_session=True,  # Ctrl-C is for us: we need it alive for its last snapshot
-    )
+    snapshots = Snapshots(anvil.state_file)
+    snapshots.start()
     try:
-        url = f"http://{anvil.host}:{port}"
-        _wait_until_serving(process, url)
-        snapshots = Snapshots(url, anvil.state_file)
-        snapshots.start()
+        process = subprocess.Popen(
+            [*_command(anvil, port, chain_id), "--dump-state", snapshots.draft],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            preexec_fn=_end_with_parent,
+        )
         try:
+            url = f"http://{anvil.host}:{port}"
+            _wait_until_serving(process, url)
             yield process, url
         finally:
-            _stop(snapshots, process)
+            _end(process)
     finally:
-        _end(process)
+        snapshots.stop()
 
 
 def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
@@ -113,6 +111,7 @@ def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
         "--port": port,
         # Not in the state file: a restart with another id is another chain.
         "--chain-id": chain_id,
+        "--state-interval": 1,
         "--prune-history": _KEPT_STATES,
         "--accounts": 0,
         # A block at once for a transaction, and one every so often without.
@@ -163,19 +162,12 @@ def _wait_until_serving(process: subprocess.Popen[bytes], url: str) -> None:
         sleep(0.05)
 
 
-def _stop(snapshots: Snapshots, process: subprocess.Popen[bytes]) -> None:
-    try:
-        snapshots.stop()
-    except ChainError as error:
-        # Killed, say: what came since the last snapshot is lost, and who was told of it finds out by itself.
-        log.warning("no last snapshot anvil=%s error=%s", "gone" if process.poll() is not None else "mute", error)
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
+        log.warning("anvil killed after=%gs what came since its last dump is lost", _STOP_SECONDS)
         process.kill()
         process.wait()
 
