@@ -28,7 +28,7 @@ tiny-model: setup
 	$(bin)/python scripts/tiny_model.py --output worker/policy/tiny --seed 0
 
 contracts: setup
-	node contracts/build.js
+	scripts/contracts build
 
 # -- the main job ---------------------------------------------------------------------------------------------------
 .PHONY: demo

@@ -36,6 +36,14 @@ class Command:
     is_service: bool = False
 
 
+def _enrol_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--move",
+        action="store_true",
+        help="take the peer, with what it earned, from another account that holds it (contracts of ours only)",
+    )
+
+
 def _output_options(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON; rewards in thousandths, as on the chain")
@@ -63,10 +71,10 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = (
     Command("worker", "train in the swarm: answer, share, learn, earn", "worker.node:run", is_service=True),
-    Command("enrol", "make this node's key, once, and register it", "worker.enrolment:run"),
+    Command("enrol", "make this node's key, once, and register it", "worker.enrolment:run", _enrol_options),
     Command("bootnode", "a DHT peer with a stable address", "worker.swarm.bootnode:run", is_service=True),
     Command("chain up", "run the embedded chain (anvil)", "worker.chain.anvil:up", is_service=True),
-    Command("chain deploy", "deploy the coordinator contract, once", "worker.chain.anvil:deploy"),
+    Command("chain deploy", "deploy the coordinator contract, or upgrade it in place", "worker.chain.anvil:deploy"),
     Command(
         "account",
         "the account service: one key, one queue of transactions",
@@ -130,11 +138,9 @@ def _call(command: Command, options: argparse.Namespace) -> None:
 
         systemd.connect(os.environ.get("NOTIFY_SOCKET"))
         _load(command.target)(loaded)
-    elif command.options:
-        _load(command.target)(loaded, options)
     else:
         log.setup("WARNING", loaded.log.format)
-        _load(command.target)(loaded)
+        _load(command.target)(loaded, *([options] if command.options else []))
 
 
 def _load(target: str) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 Run again it changes nothing. A worker without enrolment stops and says so; nothing else ever makes a key.
 """
 
+import argparse
 import json
 from dataclasses import asdict, dataclass
 
@@ -26,9 +27,10 @@ class Enrolment:
     registered: bool
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, options: argparse.Namespace | None = None) -> None:
     """Enrol the node of `settings`: make its key if it has none, and register it if there is an account service.
 
+    With `options.move` it is also taken from another account, such as that of the swarm's former account service.
     Raises IdentityError if the key is registered by somebody else, ChainUnreachable if the account service is silent,
     ModelError if the settings leave the model to the machine (`auto`) and none fits.
     """
@@ -41,7 +43,8 @@ def run(settings: Settings) -> None:
     if registered:
         from worker.chain import accounts
 
-        accounts.enrol(node_identity, _enrolment_token(settings), settings.chain, folder)
+        move = options is not None and options.move
+        accounts.enrol(node_identity, _enrolment_token(settings), settings.chain, folder, move)
     enrolment = Enrolment(node_identity.peer_id, registered)
     write_whole(folder / ENROLMENT_FILE, json.dumps(asdict(enrolment), indent=2) + "\n")
     print(f"enrolled {enrolment.peer_id} ({identity.animal_name(enrolment.peer_id)}) in {folder}, model {model}")

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 pragma solidity 0.8.37;
 
-import {UUPSUpgradeable} from "@openzeppelin/contracts-upgradeable/proxy/utils/UUPSUpgradeable.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/MessageHashUtils.sol";
+import {Administration} from "./Administration.sol";
+import {PeerKey} from "./PeerKey.sol";
 import {Ranking} from "./Ranking.sol";
 
 /// The books of one swarm: which round it is, who takes part, what was earned, who voted for whom, where to join.
@@ -11,13 +14,17 @@ import {Ranking} from "./Ranking.sol";
 ///     that the contract has.
 ///   * A vote names at least one peer, none twice, and stands once per (round, peer). A vote for oneself is recorded
 ///     but never counts as a win: wins are what others say.
+///   * A peer id is its key's: a registration with a proof takes it from an account that registered it without one.
 ///   * The implementation can't be initialised, hence nobody can own it; only the proxy in front of it can.
-contract SwarmCoordinator is UUPSUpgradeable {
+contract SwarmCoordinator is Administration {
     using Ranking for Ranking.List;
 
     struct Peer {
         string id;
         address account; // zero: named in a vote, not registered
+        uint40 place; // where it stands in its account's list
+        uint40 moves; // how often it went from one account to another
+        bool proven; // its account showed that it holds the peer's key
         int256 totalReward;
     }
 
@@ -27,15 +34,7 @@ contract SwarmCoordinator is UUPSUpgradeable {
         bool submitted;
     }
 
-    bytes32 public constant OWNER_ROLE = keccak256("OWNER_ROLE");
-    bytes32 public constant BOOTNODE_MANAGER_ROLE = keccak256("BOOTNODE_MANAGER_ROLE");
-    bytes32 public constant STAGE_MANAGER_ROLE = keccak256("STAGE_MANAGER_ROLE");
     uint256 private constant MAX_PEER_ID_BYTES = 128;
-
-    uint256 public currentRound;
-    uint256 public currentStage;
-    mapping(bytes32 role => mapping(address account => bool)) private _roles;
-    string[] private _bootnodes;
 
     // Everywhere below a peer is its number: the index in `_peers` plus one. 0: unknown.
     Peer[] private _peers;
@@ -52,57 +51,15 @@ contract SwarmCoordinator is UUPSUpgradeable {
 
     uint256[40] private __gap; // room for later versions
 
-    event StageAdvanced(uint256 indexed roundNumber, uint256 newStage);
-    event RoundAdvanced(uint256 indexed newRoundNumber);
-    event PeerRegistered(address indexed eoa, string peerId);
-    event BootnodesAdded(address indexed manager, uint256 count);
-    event BootnodeRemoved(address indexed manager, uint256 index);
-    event AllBootnodesCleared(address indexed manager);
-    event RewardSubmitted(
-        address indexed account,
-        uint256 indexed roundNumber,
-        uint256 indexed stageNumber,
-        int256 reward,
-        string peerId
-    );
-    event CumulativeRewardsUpdated(address indexed account, string peerId, int256 totalRewards);
-    event WinnerSubmitted(address indexed account, string peerId, uint256 indexed roundNumber, string[] winners);
-    event RoleGranted(bytes32 indexed role, address indexed account, address indexed sender);
-    event RoleRevoked(bytes32 indexed role, address indexed account, address indexed sender);
+    // Beyond the ABI of 0.4.2.
+    event PeerProven(address indexed account, string peerId);
+    event PeerClaimed(address indexed account, address indexed previous, string peerId);
+    event PeerRebound(address indexed account, address indexed previous, string peerId);
 
-    error OnlyOwner();
-    error OnlyBootnodeManager();
-    error OnlyStageManager();
-    error StageOutOfBounds();
-    error InvalidStageNumber();
-    error InvalidRoundNumber();
-    error InvalidVote();
-    error InvalidVoterPeerId();
-    error InvalidBootnodeIndex();
-    error PeerIdAlreadyRegistered();
-    error RewardAlreadySubmitted();
-    error WinnerAlreadyVoted();
-
-    // Beyond that ABI.
     error InvalidPeerId();
+    error InvalidProof();
     error InvalidOwner();
     error RewardOutOfRange();
-    error RoundMovedOn(uint256 round);
-
-    modifier onlyOwner() {
-        if (!hasRole(OWNER_ROLE, msg.sender)) revert OnlyOwner();
-        _;
-    }
-
-    modifier onlyBootnodeManager() {
-        if (!hasRole(BOOTNODE_MANAGER_ROLE, msg.sender)) revert OnlyBootnodeManager();
-        _;
-    }
-
-    modifier onlyStageManager() {
-        if (!hasRole(STAGE_MANAGER_ROLE, msg.sender)) revert OnlyStageManager();
-        _;
-    }
 
     constructor() {
         _disableInitializers();
@@ -116,42 +73,13 @@ contract SwarmCoordinator is UUPSUpgradeable {
         _grant(STAGE_MANAGER_ROLE, owner_);
     }
 
-    // ---- roles
-
-    function grantRole(bytes32 role, address account) external onlyOwner {
-        if (!hasRole(role, account)) _grant(role, account);
-    }
-
-    function revokeRole(bytes32 role, address account) external onlyOwner {
-        if (!hasRole(role, account)) return;
-        _roles[role][account] = false;
-        emit RoleRevoked(role, account, msg.sender);
-    }
-
-    function hasRole(bytes32 role, address account) public view returns (bool) {
-        return _roles[role][account];
-    }
-
-    // ---- rounds and stages
-
-    /// A round has one stage.
-    function stageCount() public pure returns (uint256) {
-        return 1;
-    }
-
-    function updateStageAndRound() external onlyStageManager returns (uint256, uint256) {
-        return _advance();
-    }
-
     // ---- peers
 
     function registerPeer(string calldata peerId) external {
         uint256 number = _numberFor(peerId);
         Peer storage peer = _peers[number - 1];
         if (peer.account != address(0)) revert PeerIdAlreadyRegistered();
-        peer.account = msg.sender;
-        _peersOf[msg.sender].push(number);
-        emit PeerRegistered(msg.sender, peerId);
+        _bind(number, msg.sender);
     }
 
     function getEoa(string[] calldata peerIds) external view returns (address[] memory accounts) {
@@ -165,32 +93,6 @@ contract SwarmCoordinator is UUPSUpgradeable {
     function getPeerId(address[] calldata eoas) external view returns (string[][] memory peerIds) {
         peerIds = new string[][](eoas.length);
         for (uint256 i = 0; i < eoas.length; i++) peerIds[i] = _ids(_peersOf[eoas[i]]);
-    }
-
-    // ---- bootnodes
-
-    function addBootnodes(string[] calldata newBootnodes) external onlyBootnodeManager {
-        for (uint256 i = 0; i < newBootnodes.length; i++) _bootnodes.push(newBootnodes[i]);
-        emit BootnodesAdded(msg.sender, newBootnodes.length);
-    }
-
-    /// The last bootnode takes the place of the removed one.
-    function removeBootnode(uint256 index) external onlyBootnodeManager {
-        if (index >= _bootnodes.length) revert InvalidBootnodeIndex();
-        _removeBootnode(index);
-    }
-
-    function clearBootnodes() external onlyBootnodeManager {
-        delete _bootnodes;
-        emit AllBootnodesCleared(msg.sender);
-    }
-
-    function getBootnodes() external view returns (string[] memory) {
-        return _bootnodes;
-    }
-
-    function getBootnodesCount() external view returns (uint256) {
-        return _bootnodes.length;
     }
 
     // ---- rewards
@@ -306,22 +208,7 @@ contract SwarmCoordinator is UUPSUpgradeable {
 
     /// Tells clients that what follows is there.
     function version() external pure returns (string memory) {
-        return "hivewright/1";
-    }
-
-    /// As `updateStageAndRound`, on the condition that the round still is `expectedRound`: two keepers can't end one
-    /// round twice.
-    function advanceRound(uint256 expectedRound) external onlyStageManager returns (uint256, uint256) {
-        if (currentRound != expectedRound) revert RoundMovedOn(currentRound);
-        return _advance();
-    }
-
-    /// Removes a bootnode by its text, wherever it stands by now. Nothing happens if it is not listed.
-    function withdrawBootnode(string calldata bootnode) external onlyBootnodeManager {
-        bytes32 wanted = keccak256(bytes(bootnode));
-        for (uint256 i = _bootnodes.length; i > 0; i--) {
-            if (keccak256(bytes(_bootnodes[i - 1])) == wanted) _removeBootnode(i - 1);
-        }
+        return "hivewright/2";
     }
 
     /// What one peer submitted; getRoundStageReward only knows accounts.
@@ -334,33 +221,60 @@ contract SwarmCoordinator is UUPSUpgradeable {
         return (entry.submitted, entry.value);
     }
 
-    // ----
-
-    function _authorizeUpgrade(address) internal view override onlyOwner {}
-
-    function _grant(bytes32 role, address account) private {
-        _roles[role][account] = true;
-        emit RoleGranted(role, account, msg.sender);
-    }
-
-    function _advance() private returns (uint256, uint256) {
-        if (currentStage >= stageCount()) revert StageOutOfBounds();
-        currentStage++;
-        if (currentStage == stageCount()) {
-            currentStage = 0;
-            currentRound++;
-            emit RoundAdvanced(currentRound);
+    /// As `registerPeer`, with the proof that the sender is who the peer's key says: its signature over
+    /// "hivewright/registration/1\n", chain id (32 bytes), this contract (20) and the sender (20).
+    ///
+    /// Takes the peer from an account that has no such proof. What that account earned with it no longer counts as the
+    /// peer's, but stays submitted: no round is credited twice.
+    function registerPeerWithProof(string calldata peerId, bytes calldata publicKey, bytes calldata signature)
+        external
+    {
+        uint256 number = _numberFor(peerId);
+        Peer storage peer = _peers[number - 1];
+        if (peer.proven) revert PeerIdAlreadyRegistered();
+        bytes memory message = abi.encodePacked("hivewright/registration/1\n", block.chainid, address(this), msg.sender);
+        if (!PeerKey.signed(peerId, publicKey, message, signature)) revert InvalidProof();
+        peer.proven = true;
+        address previous = peer.account;
+        if (previous != msg.sender) _bind(number, msg.sender);
+        if (previous != msg.sender && previous != address(0)) {
+            peer.totalReward = 0;
+            emit CumulativeRewardsUpdated(msg.sender, peerId, 0);
+            emit PeerClaimed(msg.sender, previous, peerId);
         }
-        emit StageAdvanced(currentRound, currentStage);
-        return (currentRound, currentStage);
+        emit PeerProven(msg.sender, peerId);
     }
 
-    function _removeBootnode(uint256 index) private {
-        uint256 last = _bootnodes.length - 1;
-        if (index != last) _bootnodes[index] = _bootnodes[last];
-        _bootnodes.pop();
-        emit BootnodeRemoved(msg.sender, index);
+    /// Moves a peer, with all that it earned, to the sender. Both have to agree: the sender by sending this, the peer by
+    /// a signature of its key (a proven peer), or of the account that holds it (`publicKey` empty; a personal message),
+    /// over "hivewright/rebinding/1\n", chain id (32 bytes), this contract (20), the sender (20), the number of moves
+    /// so far (32) and the peer id.
+    function rebindPeer(string calldata peerId, bytes calldata publicKey, bytes calldata signature) external {
+        uint256 number = _numbers[peerId];
+        if (number == 0 || _peers[number - 1].account == address(0)) revert InvalidVoterPeerId();
+        Peer storage peer = _peers[number - 1];
+        address previous = peer.account;
+        if (previous == msg.sender) revert PeerIdAlreadyRegistered();
+        bytes memory message = abi.encodePacked(
+            "hivewright/rebinding/1\n", block.chainid, address(this), msg.sender, uint256(peer.moves), peerId
+        );
+        bool agreed = publicKey.length == 0
+            ? _signedBy(previous, message, signature)
+            : peer.proven && PeerKey.signed(peerId, publicKey, message, signature);
+        if (!agreed) revert InvalidProof();
+        _bind(number, msg.sender);
+        emit PeerRebound(msg.sender, previous, peerId);
     }
+
+    /// Whose the peer is, whether by proof, and how often it moved. All zero for a peer that nobody registered.
+    function getPeerBinding(string calldata peerId) external view returns (address account, bool proven, uint256 moves) {
+        uint256 number = _numbers[peerId];
+        if (number == 0) return (address(0), false, 0);
+        Peer storage peer = _peers[number - 1];
+        return (peer.account, peer.proven, peer.moves);
+    }
+
+    // ----
 
     /// The peer's number; a peer that is not known yet gets one.
     function _numberFor(string calldata peerId) private returns (uint256 number) {
@@ -370,6 +284,40 @@ contract SwarmCoordinator is UUPSUpgradeable {
         _peers.push().id = peerId;
         number = _peers.length;
         _numbers[peerId] = number;
+    }
+
+    /// Makes the account the peer's holder, whoever was it before.
+    function _bind(uint256 number, address account) private {
+        Peer storage peer = _peers[number - 1];
+        if (peer.account != address(0)) {
+            _unlist(number, peer);
+            peer.moves++;
+        }
+        uint256[] storage list = _peersOf[account];
+        peer.account = account;
+        peer.place = uint40(list.length);
+        list.push(number);
+        emit PeerRegistered(account, peer.id);
+    }
+
+    /// Takes the peer from its account's list; the last one of the list gets its place.
+    function _unlist(uint256 number, Peer storage peer) private {
+        uint256[] storage list = _peersOf[peer.account];
+        uint256 place = peer.place;
+        if (list[place] != number) {
+            // Registered with version 1, which noted no places.
+            for (place = 0; list[place] != number;) place++;
+        }
+        uint256 last = list[list.length - 1];
+        list[place] = last;
+        _peers[last - 1].place = uint40(place);
+        list.pop();
+    }
+
+    function _signedBy(address account, bytes memory message, bytes calldata signature) private pure returns (bool) {
+        (address signer, ECDSA.RecoverError problem,) =
+            ECDSA.tryRecover(MessageHashUtils.toEthSignedMessageHash(message), signature);
+        return problem == ECDSA.RecoverError.NoError && signer == account;
     }
 
     function _ownPeer(string calldata peerId) private view returns (uint256 number) {

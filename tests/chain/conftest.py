@@ -1,5 +1,6 @@
 """A real chain: one anvil for each test process, on a free port, and a contract of its own for each test."""
 
+import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,3 +71,24 @@ def chain(rpc_url, tmp_path) -> Chain:
     coordinator = Coordinator(parsed.chain)
     coordinator.check()
     return Chain(parsed, deployment, anvil.load_owner(parsed.keeper), coordinator)
+
+
+@pytest.fixture(scope="session")
+def foreign_build(tmp_path_factory, anvil_binary) -> dict:
+    """A stranger's contract with the existing swarm's ABI and nothing of ours, compiled with the pinned solc."""
+    folder = tmp_path_factory.mktemp("foreign")
+    source = ROOT / "tests/chain/foreign/ForeignCoordinator.sol"
+    subprocess.run([ROOT / "scripts/contracts", "build", folder, source], check=True, timeout=240)
+    return json.loads((folder / "ForeignCoordinator.json").read_text())
+
+
+@pytest.fixture
+def foreign(chain, foreign_build) -> Chain:
+    """That contract on the same chain, with the same owner, in place of ours."""
+    address = chain.send(chain.owner, Call("create", bytes.fromhex(foreign_build["bytecode"][2:]), None)).contract
+    section = chain.settings.chain.model_copy(update={"contract": address})
+    client = Coordinator(section)
+    client.check()
+    deployed = Chain(chain.settings.model_copy(update={"chain": section}), client.deployment, chain.owner, client)
+    deployed.send(chain.owner, client.call("initialize(address)", chain.owner.address))
+    return deployed

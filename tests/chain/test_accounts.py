@@ -3,12 +3,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from account_service import ENROLMENT_TOKEN, account_settings, faulty, serving, some_identity
+from account_service import ENROLMENT_TOKEN, account_settings, eventually, faulty, serving, some_identity
 
-from worker import settings
+from worker import cli, enrolment, settings
+from worker.chain import proof
 from worker.chain.accounts import AccountClient, enrol
 from worker.chain.coordinator import Coordinator
 from worker.errors import ChainError, ChainUnreachable, ContractRefused, IdentityError, SettingsError
+from worker.swarm import identity
 
 
 @pytest.fixture
@@ -74,12 +76,76 @@ def test_enrol_with_a_wrong_enrolment_token_is_refused_by_name(chain, service, n
     assert chain.coordinator.owner_of(node.peer_id) is None
 
 
-def test_peer_registered_by_somebody_else_is_refused_with_both_accounts(chain, service, node, tmp_path) -> None:
-    stranger = chain.new_account(node.peer_id)
+def test_enrol_proves_that_the_node_holds_its_key(chain, service, node, tmp_path) -> None:
+    ours = enrol(node, ENROLMENT_TOKEN, service.node_chain(), tmp_path)
+    assert proof.binding(chain.coordinator, node.peer_id) == proof.Binding(ours, True, 0)
+
+
+def test_enrol_takes_the_peer_from_a_squatter(chain, service, node, tmp_path) -> None:
+    chain.new_account(node.peer_id)
+    ours = enrol(node, ENROLMENT_TOKEN, service.node_chain(), tmp_path)
+    assert ours == service.service.address == chain.coordinator.owner_of(node.peer_id)
+
+
+def test_enrol_again_proves_what_was_registered_without_a_proof(chain, service, node, tmp_path) -> None:
+    service.enrolled(node, tmp_path).register_peer(node.peer_id)
+    eventually(lambda: chain.coordinator.owner_of(node.peer_id))
+    enrol(node, None, service.node_chain(), tmp_path)
+    eventually(lambda: proof.binding(chain.coordinator, node.peer_id).is_proven)
+
+
+def test_peer_that_another_account_proved_is_refused_with_both_accounts_and_moved_on_demand(
+    chain, service, node, tmp_path
+) -> None:
+    other = chain.new_account()
+    shown = proof.of_registration(node, chain.deployment, other.address)
+    chain.send(other, proof.call(chain.coordinator, node.peer_id, shown))
     with pytest.raises(IdentityError) as caught:
         enrol(node, ENROLMENT_TOKEN, service.node_chain(), tmp_path)
-    assert f"registered by {stranger.address}" in str(caught.value)
+    assert f"registered by {other.address}" in str(caught.value)
     assert f"sends from {service.service.address}" in str(caught.value)
+    assert "move the peer (`hivewright enrol --move`)" in str(caught.value)
+    for _ in range(2):
+        assert enrol(node, None, service.node_chain(), tmp_path, move=True) == service.service.address
+    assert proof.binding(chain.coordinator, node.peer_id) == proof.Binding(service.service.address, True, 1)
+
+
+def test_command_moves_the_peer_of_a_former_account(chain, service, tmp_path) -> None:
+    node = identity.create(tmp_path / "node" / enrolment.KEY_FILE)
+    former = chain.new_account()
+    shown = proof.of_registration(node, chain.deployment, former.address)
+    chain.send(former, proof.call(chain.coordinator, node.peer_id, shown))
+    (tmp_path / "token").write_text(ENROLMENT_TOKEN)
+    raw = {
+        "node": {"state_dir": str(tmp_path / "node")},
+        "chain": {"account_url": service.url, "enrolment_token_file": str(tmp_path / "token"), "poll_seconds": 0.1},
+    }
+    (tmp_path / "worker.yaml").write_text(settings.dump(settings.parse(raw, "test")))
+    command = ["enrol", "--settings", str(tmp_path / "worker.yaml")]
+    for options, code in (([], 3), (["--move"], 0), ([], 0)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, *options])
+        assert ended.value.code == code
+    assert chain.coordinator.owner_of(node.peer_id) == service.service.address
+
+
+def test_enrol_on_a_stranger_s_contract_does_without_a_proof_and_says_so(foreign, node, tmp_path, caplog) -> None:
+    with serving(account_settings(foreign.settings, tmp_path / "account")) as running:
+        ours = enrol(node, ENROLMENT_TOKEN, running.node_chain(), tmp_path)
+        assert foreign.coordinator.owner_of(node.peer_id) == ours
+        assert f"contract checks no proofs: peer {node.peer_id} is registered without one" in caplog.text
+        # A node that thinks otherwise is registered all the same.
+        other = some_identity(tmp_path, 1)
+        shown = proof.of_registration(other, foreign.deployment, ours)
+        running.enrolled(other, tmp_path / "other").register_peer(other.peer_id, shown)
+        eventually(lambda: foreign.coordinator.owner_of(other.peer_id) == ours)
+
+
+def test_peer_of_others_on_a_stranger_s_contract_is_refused(foreign, node, tmp_path) -> None:
+    stranger = foreign.new_account(node.peer_id)
+    refusal = pytest.raises(IdentityError, match=f"registered by {stranger.address}")
+    with serving(account_settings(foreign.settings, tmp_path / "account")) as running, refusal:
+        enrol(node, ENROLMENT_TOKEN, running.node_chain(), tmp_path)
 
 
 def test_writes_reach_the_chain(chain, service, node, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import stat
 import subprocess
@@ -10,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from eth_account import Account
 
 from worker import settings
 from worker.chain import anvil, connection
-from worker.chain.coordinator import Coordinator
+from worker.chain.coordinator import Call, Coordinator
+from worker.chain.snapshots import Snapshots
 from worker.errors import ChainError, ChainUnreachable, ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -253,3 +256,71 @@ def test_script_runs_again_without_npm(anvil_binary):
     )
     assert printed.stdout.strip() == str(anvil_binary)
     assert "1.7.1" in subprocess.run([anvil_binary, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+# ---- the state
+
+
+def test_kill_at_any_moment_leaves_a_whole_state(place):
+    """anvil is killed while it works; what was on the disk before is there after, and the chain goes on from it."""
+    client: Coordinator | None = None
+    rng = random.Random(3)
+    padding = bytes.fromhex("61800080600c6000396000f3") + rng.randbytes(0x8000).replace(b"\xef", b"\0")
+    for round in range(3):
+        with anvil.running(place.anvil, 31337) as (process, url):
+            anvil._address_file(place.anvil).write_text(url)
+            anvil.deploy(place)
+            owner, client = anvil.load_owner(place.keeper), Coordinator(place.chain)
+            assert client.current_round() >= round
+            while client.current_round() <= round:
+                client.transact(owner, client.advance_round(client.current_round()), 10)
+            wait_for_snapshot(place)
+            large = Account.create()
+            for nonce in range(40):
+                call = Call("padding", padding, None)
+                _, raw = client.sign(large, call, nonce=nonce, gas=30_000_000, gas_price_wei=0)
+                client.send_raw(raw)
+            time.sleep(rng.uniform(0, 1.5))
+            process.kill()
+        json.loads(place.anvil.state_file.read_text())
+    assert list(place.anvil.state_file.parent.glob(".state.json.*")) == []
+
+
+@pytest.mark.parametrize(
+    ("draft", "seconds_later", "found"),
+    [
+        ('{"block":{"number":"0x2"}}', 1, '{"block":{"number":"0x2"}}'),
+        ('{"block":{"number":"0x2"}', 1, "{}"),  # cut short
+        ("", 1, "{}"),
+        ('{"block":{"number":"0x2"}}', -1, "{}"),  # a backup was put back since
+    ],
+)
+def test_dump_that_was_left_behind_is_used_if_it_is_whole_and_newer(tmp_path, draft, seconds_later, found):
+    """As after kill -9 of `chain up` itself: anvil dumps once more on its way out."""
+    file = tmp_path / "state.json"
+    file.write_text("{}")
+    snapshots = Snapshots(file)
+    snapshots.draft.write_text(draft)
+    moment = file.stat().st_mtime + seconds_later
+    os.utime(snapshots.draft, (moment, moment))
+    snapshots.start()
+    snapshots.stop()
+    assert (file.read_text(), snapshots.draft.exists()) == (found, False)
+
+
+def test_first_dump_becomes_the_state(tmp_path):
+    snapshots = Snapshots(tmp_path / "new/state.json")
+    snapshots.start()
+    snapshots.draft.write_text("{}")
+    snapshots.stop()
+    assert (tmp_path / "new/state.json").read_text() == "{}"
+
+
+def wait_for_snapshot(place) -> None:
+    """Until one was written that was begun after now."""
+    for _ in range(2):
+        before = place.anvil.state_file.stat().st_ino if place.anvil.state_file.exists() else None
+        deadline = time.monotonic() + 30
+        while not place.anvil.state_file.exists() or place.anvil.state_file.stat().st_ino == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

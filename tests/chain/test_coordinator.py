@@ -1,4 +1,4 @@
-"""The client, against our contract, a foreign one of the same ABI, and chains that are wrong, mute or broken."""
+"""The client, against our contract, and chains that are wrong, mute or broken. Foreign contracts: test_foreign."""
 
 import json
 import threading
@@ -6,35 +6,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from eth_account import Account
-from web3 import Web3
 
 from worker import settings
 from worker.chain import anvil, connection, contract
 from worker.chain.coordinator import Call, Coordinator, NonceUsed, ReceiptTimeout
 from worker.errors import ChainError, ChainUnreachable, ContractRefused
 
-OWN_FUNCTIONS = ("version", "getPeerReward", "advanceRound", "withdrawBootnode")
-
 
 def section(**values) -> settings.Chain:
     return settings.parse({"chain": values}, "test").chain
-
-
-@pytest.fixture
-def foreign(chain) -> Coordinator:
-    """A contract that has the existing swarm's ABI and nothing else: ours, with our additions out of reach."""
-    carried = contract.artifact("SwarmCoordinator")
-    code = carried["bytecode"]
-    for entry in carried["abi"]:
-        if entry.get("name") in OWN_FUNCTIONS and entry["type"] == "function":
-            selector = Web3.keccak(text=f"{entry['name']}({','.join(i['type'] for i in entry['inputs'])})")[:4].hex()
-            entry_point = f"63{selector}14"  # PUSH4 selector EQ
-            assert code.count(entry_point) == 1
-            code = code.replace(entry_point, f"63{'00' * 4}14")
-    implementation = chain.send(chain.owner, Call("create", bytes.fromhex(code[2:]), None)).contract
-    proxy = Call("create", contract.proxy_data(chain.owner.address, implementation), None)
-    address = chain.send(chain.owner, proxy).contract
-    return Coordinator(section(rpc_url=chain.deployment.rpc_url, contract=address))
 
 
 class Answering:
@@ -90,39 +70,11 @@ def rpc(answers):
     return reply
 
 
-# ---- ours and foreign
+# ---- our contract
 
 
 def test_our_contract_is_known(chain):
-    assert chain.coordinator.version == "hivewright/1"
-
-
-def test_foreign_contract_is_driven_through_every_call(chain, foreign):
-    def send(account, call):
-        return foreign.transact(account, call, 10)
-
-    foreign.check()
-    assert foreign.version is None
-    account = Account.create()
-    for peer in ("a", "b"):
-        send(account, foreign.register_peer(peer))
-    assert (foreign.owner_of("a"), foreign.owner_of("c")) == (account.address, None)
-    assert foreign.registered(["c", "a", "x"]) == {"a"}
-    assert foreign.registered([]) == set()
-    assert foreign.peers_of(account.address) == ["a", "b"]
-    send(account, foreign.submit_reward(0, 0, 410, "a"))
-    assert [foreign.submitted_reward(0, 0, peer) for peer in ("a", "b", "c")] == [410, None, None]
-    assert foreign.total_rewards(["a", "b"]) == [410, 0]
-    send(account, foreign.submit_winners(0, ["b"], "a"))
-    assert (foreign.has_voted(0, "a"), foreign.has_voted(0, "b")) == (True, False)
-    assert (foreign.total_wins("b"), foreign.winner_leaderboard(0, 9)) == (1, [("b", 1)])
-    send(chain.owner, foreign.add_bootnodes(["/ip4/1.2.3.4/tcp/1", "/ip4/1.2.3.4/tcp/2", "/ip4/1.2.3.4/tcp/3"]))
-    send(chain.owner, foreign.remove_bootnode(0))
-    assert foreign.bootnodes() == ["/ip4/1.2.3.4/tcp/3", "/ip4/1.2.3.4/tcp/2"]
-    send(chain.owner, foreign.update_stage_and_round())
-    assert (foreign.current_round(), foreign.current_stage()) == (1, 0)
-    with pytest.raises(ContractRefused, match="advanceRound: the contract refused"):
-        send(chain.owner, foreign.advance_round(1))
+    assert chain.coordinator.version == contract.carried_version() == "hivewright/2"
 
 
 def test_negative_reward_keeps_its_sign(chain):

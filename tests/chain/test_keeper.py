@@ -152,14 +152,11 @@ def test_beginning_of_round_0_is_the_contract_s(chain):
 # ---- never twice
 
 
-@pytest.mark.parametrize("is_foreign", [False, True])
-def test_two_keepers_that_see_the_same_end_it_once(chain, is_foreign):
+def test_two_keepers_that_see_the_same_end_it_once(chain):
     chain.new_account("a")
     keepers = [Keeper(with_keeper(chain)) for _ in range(2)]
     for keeper in keepers:
         keeper.look()
-        if is_foreign:
-            keeper._coordinator.version = None
     assert [keeper._advance(0) for keeper in keepers] == [True, False]
     assert chain.coordinator.current_round() == 1
 
@@ -208,15 +205,6 @@ def test_bootnodes_of_others_stay(chain):
     Keeper(with_keeper(chain, publish_bootnodes=(NODE_A,))).look()
     Keeper(with_keeper(chain)).look()
     assert chain.coordinator.bootnodes() == [NODE_C]
-
-
-def test_bootnodes_of_a_foreign_contract_are_withdrawn_by_index(chain):
-    for wanted in ((NODE_A, NODE_B, NODE_C), (NODE_C,)):
-        keeper = Keeper(with_keeper(chain, publish_bootnodes=wanted))
-        keeper._coordinator.check()
-        keeper._coordinator.version = None
-        keeper._sync_bootnodes(again=True)
-        assert sorted(chain.coordinator.bootnodes()) == sorted(wanted)
 
 
 def test_bootnode_file_is_published_once_it_is_there_and_followed(chain, tmp_path):
@@ -309,6 +297,21 @@ def test_two_processes_end_every_round_once(chain, start, tmp_path):
     assert all(later - earlier >= 1.9 for earlier, later in pairwise(times[1:])), times
 
 
+def test_keeper_killed_again_and_again_ends_every_round_once(chain, start):
+    chain.new_account("a")
+    values = with_keeper(chain, round_seconds=1.0, publish_bootnodes=(NODE_A,))
+    for _ in range(3):
+        process, seen = start(values), chain.coordinator.current_round()
+        wait_for(lambda seen=seen: chain.coordinator.current_round() > seen)
+        process.kill()
+        process.wait()
+    events = list(chain.coordinator.events("RoundAdvanced"))
+    assert [event.arguments["newRoundNumber"] for event in events] == list(range(1, len(events) + 1))
+    times = [chain.coordinator.block_time(event.block) for event in events]
+    assert all(later - earlier >= 0.9 for earlier, later in pairwise(times)), times  # block times are whole seconds
+    assert chain.coordinator.bootnodes() == [NODE_A]
+
+
 def test_chain_that_comes_back_is_kept_on(tmp_path, anvil_binary, start):
     """Keeper first, chain later; then the chain is away for a while, killed, and comes back with its state."""
     raw = {
@@ -327,7 +330,6 @@ def test_chain_that_comes_back_is_kept_on(tmp_path, anvil_binary, start):
         client = Coordinator(values.chain)
         client.transact(anvil.load_owner(values.keeper), client.register_peer("a"), 10)
         wait_for(lambda: client.current_round() >= 1)
-        time.sleep(1.5)  # past the next dump of the state
         seen = client.current_round()
     wait_for(lambda: log.read_text().count("chain unreachable") == 2)
     with anvil.running(values.anvil, 31337) as (running, url):

@@ -43,6 +43,20 @@ class RegisterPeer(Message):
     peer_id: PeerId
 
 
+class ShownProof(Message):
+    """The peer's consent to be held by our account; keys and signatures in base 64."""
+
+    public_key: Annotated[str, Field(max_length=4096)]
+    signature: Annotated[str, Field(max_length=4096)]
+    is_move: bool = False
+
+
+class Registration(RegisterPeer):
+    """Clients of the existing swarm show no proof."""
+
+    proof: ShownProof | None = None
+
+
 class SubmitReward(RegisterPeer):
     round_number: Number
     stage_number: Number

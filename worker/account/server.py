@@ -23,8 +23,10 @@ from worker import resources
 from worker.account import messages
 from worker.account.messages import Refused
 from worker.account.vault import Tokens, load_account
+from worker.chain import proof
 from worker.chain.accounts import ENROL_PREFIX
 from worker.chain.coordinator import Call, Coordinator
+from worker.chain.proof import Proof
 from worker.chain.sender import Sender
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError, SettingsError, WorkerError
 from worker.log import printable
@@ -170,8 +172,9 @@ class Service:
         return web.Response(text="activated" if org_id == self._settings.chain.org_id else "pending")
 
     async def register_peer(self, request: web.Request) -> web.Response:
-        body = await self._authorized(request, messages.RegisterPeer)
-        return await self._send(lambda: self._coordinator.register_peer(body.peer_id), body.peer_id)
+        body = await self._authorized(request, messages.Registration)
+        shown = None if body.proof is None else _decoded_proof(body.proof)
+        return await self._send(lambda: proof.registration(self._coordinator, body.peer_id, shown), body.peer_id)
 
     async def submit_reward(self, request: web.Request) -> web.Response:
         body = await self._authorized(request, messages.SubmitReward)
@@ -345,6 +348,11 @@ def _decoded(name: str, text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError:
         raise Refused(400, f"{name}: expected base 64") from None
+
+
+def _decoded_proof(shown: messages.ShownProof) -> Proof:
+    public_key = _decoded("proof/publicKey", shown.public_key)
+    return Proof(public_key, _decoded("proof/signature", shown.signature), shown.is_move)
 
 
 def _url(host: str, port: int) -> str:

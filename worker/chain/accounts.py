@@ -16,9 +16,10 @@ from typing import Any
 import requests
 
 from worker import settings
-from worker.chain import connection
+from worker.chain import connection, proof
 from worker.chain.contract import ADVICE
 from worker.chain.coordinator import Coordinator
+from worker.chain.proof import Proof
 from worker.errors import ChainError, ChainUnreachable, ContractRefused, IdentityError, SettingsError, WorkerError
 from worker.log import printable
 from worker.service import write_whole
@@ -82,9 +83,13 @@ class AccountClient:
             raise ChainError(f"{self._url}/api/enrol: no token in the answer; expected hivewright's account service")
         write_whole(self.token_file, token + "\n", mode=0o600)
 
-    def register_peer(self, peer_id: str) -> str:
+    def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
         """Bind the peer to the service's account. Returns the transaction's hash, as all that follow."""
-        return self._send("/api/register-peer", {"peerId": peer_id})
+        body: dict[str, Any] = {"peerId": peer_id}
+        if proof is not None:
+            public_key, signature = (base64.b64encode(part).decode() for part in (proof.public_key, proof.signature))
+            body["proof"] = {"publicKey": public_key, "signature": signature, "isMove": proof.is_move}
+        return self._send("/api/register-peer", body)
 
     def submit_reward(self, round: int, stage: int, reward: int, peer_id: str) -> str:
         """`reward` in milli-rewards."""
@@ -147,39 +152,47 @@ class AccountClient:
         return ChainError(f"{said}; check that chain.account_url is an account service")
 
 
-def enrol(identity: Identity, enrolment_token: str | None, chain: settings.Chain, state_dir: Path) -> str:
+def enrol(
+    identity: Identity, enrolment_token: str | None, chain: settings.Chain, state_dir: Path, move: bool = False
+) -> str:
     """Get the node's token, unless it has a good one, and register its peer id. Returns the account that it belongs to.
 
-    May be run again at any time. `enrolment_token` None: the node must have its token already. Raises IdentityError if
-    the peer id is registered by another account or a token is refused, ChainUnreachable if the service or the chain
-    does not answer.
+    May be run again at any time. `enrolment_token` None: the node must have its token already. `move`: also from
+    another account that holds the peer. Raises IdentityError if the peer id is registered by another account or a token
+    is refused, ChainUnreachable if the service or the chain does not answer.
     """
-    account = AccountClient(chain, state_dir)
+    account, coordinator = AccountClient(chain, state_dir), Coordinator(chain)
+    ours = account.swarm().account
+    shown = proof.needed(coordinator, identity, ours, move)
     try:
-        _register(account, identity.peer_id)  # with the token from before
+        is_sent = _register(account, identity.peer_id, shown)  # with the token from before
     except IdentityError:
         if enrolment_token is None:
             raise
         account.enrol(identity, enrolment_token)
-        _register(account, identity.peer_id)
-    return _await_owner(account, identity.peer_id, chain)
+        is_sent = _register(account, identity.peer_id, shown)
+    return _await_owner(coordinator, identity.peer_id, ours, is_sent)
 
 
-def _register(account: AccountClient, peer_id: str) -> None:
+def _register(account: AccountClient, peer_id: str, shown: Proof | None) -> bool:
+    """Whether a registration is on its way; if not, somebody has registered the peer."""
     try:
-        account.register_peer(peer_id)
+        account.register_peer(peer_id, shown)
     except ContractRefused as refusal:
         if refusal.name != "PeerIdAlreadyRegistered":
             raise
+        return False
+    return True
 
 
-def _await_owner(account: AccountClient, peer_id: str, chain: settings.Chain) -> str:
-    """Wait until the chain says whose the peer is, and make sure that it is the service's."""
-    ours = account.swarm().account
-    coordinator = Coordinator(chain)
+def _await_owner(coordinator: Coordinator, peer_id: str, ours: str, is_sent: bool) -> str:
+    """Wait until the chain says whose the peer is, and make sure that it is our account's."""
     deadline = time.monotonic() + _REGISTER_SECONDS
-    while (owner := coordinator.owner_of(peer_id)) is None:
+    # What is on its way may take the peer from a squatter.
+    while (owner := coordinator.owner_of(peer_id)) is None or (is_sent and owner.lower() != ours.lower()):
         if time.monotonic() > deadline:
+            if owner is not None:
+                break
             raise ChainUnreachable(
                 f"registration of {peer_id}: not on the chain within {_REGISTER_SECONDS:g} s; see whether the chain "
                 "makes blocks, then run `hivewright enrol` again"
@@ -194,7 +207,7 @@ def require_owner(peer_id: str, owner: str, ours: str) -> None:
     if owner.lower() != ours.lower():
         raise IdentityError(
             f"peer {peer_id}: registered by {owner}, but the account service sends from {ours}; "
-            "use the account that registered it, or enrol this node with a new key"
+            "use the account that registered it, move the peer (`hivewright enrol --move`), or enrol with a new key"
         )
 
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,9 +24,10 @@ from web3.types import Nonce
 from web3.utils.address import get_create_address
 
 from worker import resources, settings
-from worker.chain import connection, contract
+from worker.chain import connection, contract, upgrade
 from worker.chain.connection import Deployment
 from worker.chain.coordinator import Call, Coordinator
+from worker.chain.snapshots import Snapshots
 from worker.errors import ChainError, ChainUnreachable, ResourceError
 from worker.service import exit_on_signals, write_whole
 from worker.telemetry.systemd import progress, ready
@@ -78,31 +80,37 @@ def up(settings: settings.Settings) -> None:
 
 @contextmanager
 def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """anvil as a child process, and its URL. Leaving the block ends it and waits until its state is on the disk."""
+    """anvil as a child process, and its URL. Its state goes to the disk every second, and when the block is left.
+
+    Raises ResourceError then if it could not be written.
+    """
     resources.require_port(anvil.host, anvil.port, "anvil.port")
-    anvil.state_file.parent.mkdir(parents=True, exist_ok=True)
     port = anvil.port or _free_port(anvil.host)
-    process = subprocess.Popen(
-        _command(anvil, port, chain_id),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        preexec_fn=_end_with_parent,
-    )
+    snapshots = Snapshots(anvil.state_file)
+    snapshots.start()
     try:
-        url = f"http://{anvil.host}:{port}"
-        _wait_until_serving(process, url)
-        yield process, url
+        process = subprocess.Popen(
+            [*_command(anvil, port, chain_id), "--dump-state", snapshots.draft],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            preexec_fn=_end_with_parent,
+        )
+        try:
+            url = f"http://{anvil.host}:{port}"
+            _wait_until_serving(process, url)
+            yield process, url
+        finally:
+            _end(process)
     finally:
-        _end(process, anvil.state_file)
+        snapshots.stop()
 
 
 def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
-    options = {
+    options: dict[str, object] = {
         "--host": anvil.host,
         "--port": port,
         # Not in the state file: a restart with another id is another chain.
         "--chain-id": chain_id,
-        "--state": anvil.state_file,
         "--state-interval": 1,
         "--prune-history": _KEPT_STATES,
         "--accounts": 0,
@@ -112,6 +120,8 @@ def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
         "--gas-price": 0,
         "--block-base-fee-per-gas": 0,
     }
+    if anvil.state_file.exists():
+        options["--load-state"] = anvil.state_file
     flags = ["--mixed-mining", "--no-priority-fee", "--no-cors", "--quiet"]
     return [str(_binary(anvil)), *(str(word) for option in options.items() for word in option), *flags]
 
@@ -152,12 +162,12 @@ def _wait_until_serving(process: subprocess.Popen[bytes], url: str) -> None:
         sleep(0.05)
 
 
-def _end(process: subprocess.Popen[bytes], state_file: Path) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        log.warning("anvil killed after=%gs state=%s what came since its last dump is lost", _STOP_SECONDS, state_file)
+        log.warning("anvil killed after=%gs what came since its last dump is lost", _STOP_SECONDS)
         process.kill()
         process.wait()
 
@@ -166,11 +176,11 @@ def _end(process: subprocess.Popen[bytes], state_file: Path) -> None:
 
 
 def deploy(settings: settings.Settings) -> Deployment:
-    """Put the contract on the chain, once; run again it finds the one that is there.
+    """Put the contract on the chain, once; run again it finds the one that is there, and upgrades it where it stands.
 
     Makes the owner's key in `keeper.state_dir` if there is none, writes deployment.json beside it and prints it. With
-    `chain.contract` set, that contract is used and nothing deployed. Raises ChainUnreachable if there is no chain, and
-    ChainError if the chain no longer has the contract that deployment.json names.
+    `chain.contract` set, that contract is used and none is made. Raises ChainUnreachable if there is no chain, and
+    ChainError if the chain no longer has the contract that deployment.json names, or an upgrade would break its books.
     """
     file = settings.keeper.state_dir / DEPLOYMENT_FILE
     rpc_url = _rpc_url(settings)
@@ -188,11 +198,23 @@ def deploy(settings: settings.Settings) -> Deployment:
         address = _create(_client(settings, rpc_url, contract.NO_ADDRESS), owner, settings.chain.timeout_seconds)
     client = _client(settings, rpc_url, address)
     client.check()
+    _upgrade(settings, client)
     found = client.deployment
     text = json.dumps({"rpc_url": found.rpc_url, "chain_id": found.chain_id, "contract": found.contract})
     write_whole(file, text + "\n")
     print(text)
     return found
+
+
+def _upgrade(settings: settings.Settings, client: Coordinator) -> None:
+    """Without the owner's key the contract stays as it is: it is somebody else's to upgrade."""
+    if not (settings.keeper.state_dir / OWNER_KEY_FILE).exists():
+        return
+    note_file = settings.keeper.state_dir / upgrade.NOTE_FILE
+    before = client.version
+    upgrade.bring_up_to_date(client, load_owner(settings.keeper), note_file, settings.chain.timeout_seconds)
+    if client.version != before:
+        print(f"upgraded {client.deployment.contract} from {before} to {client.version}", file=sys.stderr)
 
 
 def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:

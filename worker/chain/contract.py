@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from importlib import resources
 from typing import Any
 
@@ -22,6 +23,7 @@ ADVICE = {
     "InvalidInitialization": "the contract is initialised already; nothing to do",
     "InvalidOwner": "the owner's address is zero; name the owner's address",
     "InvalidPeerId": "a peer id has 1 to 128 bytes; check the identity file",
+    "InvalidProof": "not signed by the peer's key, or for another account, contract, chain or move; sign anew",
     "InvalidRoundNumber": "the chain has not reached this round; check that node and chain are of one swarm",
     "InvalidStageNumber": "the chain has not reached this stage, or the round has none of that number; submit stage 0",
     "InvalidVote": "a vote names at least one peer and none twice; correct the list",
@@ -48,6 +50,21 @@ def artifact(name: str) -> dict[str, Any]:
     text = resources.files("worker.chain").joinpath("artifacts", f"{name}.json").read_text()
     loaded: dict[str, Any] = json.loads(text)
     return loaded
+
+
+def carried_version() -> str:
+    """What our coordinator calls itself, such as "hivewright/2"."""
+    return str(artifact("SwarmCoordinator")["version"])
+
+
+def is_version(text: str) -> bool:
+    """Whether a contract that says this of itself is a coordinator of ours, of any version."""
+    return re.fullmatch(r"hivewright/[1-9][0-9]{0,5}", text) is not None
+
+
+def number_of(version: str) -> int:
+    """2 for "hivewright/2"."""
+    return int(version.partition("/")[2])
 
 
 def coordinator_abi() -> list[Any]:

@@ -24,7 +24,7 @@ from web3.exceptions import BadFunctionCallOutput, ContractLogicError, Transacti
 from web3.types import TxParams
 
 from worker import settings
-from worker.chain import connection
+from worker.chain import connection, contract
 from worker.chain.contract import NO_ADDRESS, coordinator_abi, refusal
 from worker.errors import ChainError, ContractRefused
 
@@ -86,7 +86,7 @@ class Coordinator:
         self._checked = False
         self._abi = Web3().eth.contract(abi=coordinator_abi())
         self.version: str | None = None
-        """What our contract calls itself ("hivewright/1"); None before `check`, and for a foreign contract."""
+        """What our contract calls itself ("hivewright/2"); None before `check`, and for a foreign contract."""
 
     # ---- connection
 
@@ -258,33 +258,38 @@ class Coordinator:
 
     # ---- writes: built here, sent by whoever owns the key
 
+    def call(self, signature: str, *arguments: Any) -> Call:
+        """Any write of the contract by its signature, such as `registerPeer(string)`."""
+        data = self._abi.encode_abi(signature, list(arguments))
+        return Call(signature.partition("(")[0], bytes.fromhex(data.removeprefix("0x")), self.deployment.contract)
+
     def register_peer(self, peer_id: str) -> Call:
-        return self._call("registerPeer(string)", peer_id)
+        return self.call("registerPeer(string)", peer_id)
 
     def submit_reward(self, round: int, stage: int, reward: int, peer_id: str) -> Call:
         """`reward` in milli-rewards: round(1000 x mean reward of the peer's own groups in that round)."""
-        return self._call(_SUBMIT_REWARD, round, stage, reward, peer_id)
+        return self.call(_SUBMIT_REWARD, round, stage, reward, peer_id)
 
     def submit_winners(self, round: int, winners: Sequence[str], peer_id: str) -> Call:
-        return self._call("submitWinners(uint256,string[],string)", round, list(winners), peer_id)
+        return self.call("submitWinners(uint256,string[],string)", round, list(winners), peer_id)
 
     def add_bootnodes(self, multiaddrs: Sequence[str]) -> Call:
-        return self._call("addBootnodes(string[])", list(multiaddrs))
+        return self.call("addBootnodes(string[])", list(multiaddrs))
 
     def remove_bootnode(self, index: int) -> Call:
         """On any contract. The last bootnode takes the removed one's place, so read the list again afterwards."""
-        return self._call("removeBootnode(uint256)", index)
+        return self.call("removeBootnode(uint256)", index)
 
     def withdraw_bootnode(self, multiaddr: str) -> Call:
         """On our contract only: remove a bootnode by its text, wherever it stands."""
-        return self._call("withdrawBootnode(string)", multiaddr)
+        return self.call("withdrawBootnode(string)", multiaddr)
 
     def update_stage_and_round(self) -> Call:
-        return self._call("updateStageAndRound()")
+        return self.call("updateStageAndRound()")
 
     def advance_round(self, expected_round: int) -> Call:
         """On our contract only: refused (RoundMovedOn) unless the round still is `expected_round`."""
-        return self._call("advanceRound(uint256)", expected_round)
+        return self.call("advanceRound(uint256)", expected_round)
 
     # ---- sending
 
@@ -367,9 +372,9 @@ class Coordinator:
             pause = min(pause * 1.5, 0.5)
         return receipt
 
-    def transact(self, account: LocalAccount, call: Call, timeout_seconds: float) -> Receipt:
+    def transact(self, account: LocalAccount, call: Call, timeout_seconds: float, nonce: int | None = None) -> Receipt:
         """`sign_and_send`, wait, and raise ContractRefused if the transaction was mined but reverted."""
-        receipt = self.wait_for_receipt(self.sign_and_send(account, call), timeout_seconds)
+        receipt = self.wait_for_receipt(self.sign_and_send(account, call, nonce), timeout_seconds)
         if not receipt.succeeded:
             self.estimate_gas(account.address, call)  # says why, if the reason still holds
             raise ContractRefused("", f"{call.name}: transaction {receipt.tx_hash} reverted; send it again")
@@ -398,15 +403,11 @@ class Coordinator:
                 (version,) = decode(["string"], self.web3.eth.call(transaction))
             except (ContractLogicError, DecodingError):
                 return None
-        return str(version) if version.startswith("hivewright/") else None
+        return str(version) if contract.is_version(version) else None
 
     def _read(self, signature: str, *arguments: Any) -> Any:
         with self.translated(signature.partition("(")[0]):
             return self._contract.get_function_by_signature(signature)(*arguments).call()
-
-    def _call(self, signature: str, *arguments: Any) -> Call:
-        data = self._abi.encode_abi(signature, list(arguments))
-        return Call(signature.partition("(")[0], bytes.fromhex(data.removeprefix("0x")), self.deployment.contract)
 
     def _accept_if_known(self, tx_hash: HexBytes, error: Web3RPCError) -> None:
         """Sent twice is sent: nodes word that differently, so the chain is asked for the transaction itself."""

@@ -205,24 +205,32 @@ class Keeper:
         return False
 
     def _advance(self, number: int) -> bool:
-        """End the round, unless somebody else has.
-
-        On our contract that is a condition of the transaction itself. A foreign one has no such call: there it is the
-        nonce that keeps two keepers with one key from ending two rounds, and for two keys nothing does.
-        """
+        """End the round, unless somebody else has. On our contract that is a condition of the transaction itself."""
         if self._coordinator.version is None:
-            if self._coordinator.current_round() != number:
-                return False
-            call = self._coordinator.update_stage_and_round()
-        else:
-            call = self._coordinator.advance_round(number)
+            return self._advance_foreign(number)
         try:
-            self._coordinator.transact(self._owner, call, _MINING_SECONDS)
+            self._coordinator.transact(self._owner, self._coordinator.advance_round(number), _MINING_SECONDS)
         except ContractRefused as error:
             if error.name != "RoundMovedOn":
                 raise
             return False
         return True
+
+    def _advance_foreign(self, number: int) -> bool:
+        """End the round by ending its stages, unless somebody else has.
+
+        A foreign contract knows no conditions, so the nonce has to do, and is read before the round: if another keeper
+        with our key ends the stage after that, ours is refused (NonceUsed). Nothing helps against one with another key.
+        """
+        has_advanced = False
+        for _ in range(self._coordinator.read("stageCount()")):
+            nonce = self._coordinator.nonce(self._owner.address)
+            if self._coordinator.current_round() != number:
+                break
+            call = self._coordinator.update_stage_and_round()
+            self._coordinator.transact(self._owner, call, _MINING_SECONDS, nonce)
+            has_advanced = True
+        return has_advanced
 
     # ---- bootnodes
 

@@ -1,0 +1,330 @@
+"""Strangers on either side: our client and keeper on another contract, and another client on ours.
+
+The stranger's contract is foreign/ForeignCoordinator.sol; the stranger's client is plain web3 with the ABI file alone.
+"""
+
+import inspect
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from eth_account import Account
+from web3 import HTTPProvider, Web3
+from web3.exceptions import ContractCustomError
+from web3.utils.abi import abi_to_signature
+
+from worker.chain import anvil, proof
+from worker.chain.coordinator import Call, Coordinator, NonceUsed
+from worker.chain.keeper import Keeper
+from worker.errors import ContractRefused
+from worker.swarm import identity
+
+UPSTREAM = json.loads((Path(__file__).parent / "SwarmCoordinator-0.4.2.abi.json").read_text())
+NODE_A, NODE_B, NODE_C = (f"/ip4/127.0.0.1/tcp/{port}/p2p/QmBoot" for port in (1, 2, 3))
+OWNER_ROLE, MANAGER_ROLE = Web3.keccak(text="OWNER_ROLE"), Web3.keccak(text="STAGE_MANAGER_ROLE")
+# Reached only by a contract that is built or deployed wrongly.
+UNREACHABLE_ERRORS = {"AddressEmptyCode", "NotInitializing", "StageOutOfBounds"}
+
+
+def signatures(abi: list, kind: str) -> set[str]:
+    return {abi_to_signature(entry) for entry in abi if entry["type"] == kind}
+
+
+# ---- our client on a stranger's contract
+
+
+def test_stranger_s_contract_has_the_abi_and_nothing_more(foreign_build):
+    for kind in ("function", "event", "error"):
+        assert signatures(foreign_build["abi"], kind) == signatures(UPSTREAM, kind)
+
+
+@pytest.fixture
+def used(monkeypatch) -> set[str]:
+    """Names of the client's public methods that were called."""
+    names: set[str] = set()
+
+    def watched(name, method):
+        def call(self, *arguments, **options):
+            names.add(name)
+            return method(self, *arguments, **options)
+
+        return call
+
+    for name, method in inspect.getmembers(Coordinator, inspect.isfunction):
+        if not name.startswith("_"):
+            monkeypatch.setattr(Coordinator, name, watched(name, method))
+    return names
+
+
+def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, used, caplog):
+    caplog.set_level("INFO")
+    client, send, owner = foreign.coordinator, foreign.send, foreign.owner
+    client.check()
+    assert client.version is None
+    assert f"contract={foreign.deployment.contract} implementation=foreign" in caplog.text
+
+    account = foreign.new_account("a", "b")
+    assert (client.owner_of("a"), client.owner_of("c")) == (account.address, None)
+    assert client.peers_of(account.address) == ["a", "b"]
+    assert (client.registered(["c", "a", "x"]), client.registered([])) == ({"a"}, set())
+    with pytest.raises(ContractRefused, match="PeerIdAlreadyRegistered; the peer id is taken"):
+        send(Account.create(), client.register_peer("a"))
+
+    send(account, client.submit_reward(0, 0, 410, "a"))
+    assert [client.submitted_reward(0, 0, peer) for peer in ("a", "b", "c")] == [410, None, None]
+    assert client.total_rewards(["a", "b"]) == [410, 0]
+    for call, name in (
+        (client.submit_reward(0, 0, 1, "a"), "RewardAlreadySubmitted"),
+        (client.submit_reward(1, 0, 1, "a"), "InvalidRoundNumber"),
+        (client.submit_reward(0, 1, 1, "a"), "InvalidStageNumber"),
+        (client.submit_reward(0, 0, 1, "c"), "InvalidVoterPeerId"),
+    ):
+        with pytest.raises(ContractRefused, match=name):
+            send(account, call)
+
+    send(account, client.submit_winners(0, ["b"], "a"))
+    with pytest.raises(ContractRefused, match="WinnerAlreadyVoted"):
+        send(account, client.submit_winners(0, ["b"], "a"))
+    assert (client.votes(0, "a"), client.has_voted(0, "a"), client.has_voted(0, "b")) == (["b"], True, False)
+    assert (client.total_wins("b"), client.winner_leaderboard(0, 9)) == (1, [("b", 1)])
+
+    send(owner, client.add_bootnodes([NODE_A, NODE_B, NODE_C]))
+    send(owner, client.remove_bootnode(0))
+    assert client.bootnodes() == [NODE_C, NODE_B]
+    assert client.has_role("STAGE_MANAGER_ROLE", owner.address)
+    assert not client.has_role("STAGE_MANAGER_ROLE", account.address)
+    for _ in range(4):
+        send(owner, client.update_stage_and_round())
+    assert (client.current_round(), client.current_stage()) == (1, 1)
+    (event,) = client.events("RoundAdvanced")
+    assert (event.arguments, client.block_time(event.block) > 0) == ({"newRoundNumber": 1}, True)
+    assert client.read("getRoundStageReward(uint256,uint256,address[])", 0, 0, [account.address]) == [410]
+
+    # What only ours has is refused by name of the call; what is told apart is told apart before.
+    for call in (client.advance_round(1), client.withdraw_bootnode(NODE_C)):
+        with pytest.raises(ContractRefused, match=f"{call.name}: the contract refused"):
+            send(owner, call)
+    assert not proof.is_checked(client)
+    every = {name for name, _ in inspect.getmembers(Coordinator, inspect.isfunction) if not name.startswith("_")}
+    assert every - used == set()
+
+
+def test_deploy_leaves_a_stranger_s_contract_as_it_is(foreign, caplog):
+    found = anvil.deploy(foreign.settings)
+    assert found == foreign.deployment
+    assert "left as it is: not a coordinator of ours" in caplog.text
+
+
+# ---- our keeper on a stranger's contract
+
+
+def keeper(foreign, **values) -> Keeper:
+    section = foreign.settings.keeper.model_copy(update=values)
+    return Keeper(foreign.settings.model_copy(update={"keeper": section}))
+
+
+def test_keeper_ends_a_stranger_s_round_with_all_its_stages(foreign):
+    account = foreign.new_account("a")
+    for round in (0, 1):
+        foreign.send(account, foreign.coordinator.submit_reward(round, 0, 100, "a"))
+        keeper(foreign).look()
+        assert (foreign.coordinator.current_round(), foreign.coordinator.current_stage()) == (round + 1, 0)
+
+
+def test_two_keepers_with_one_key_end_a_stranger_s_round_once(foreign, monkeypatch):
+    """The second saw the round before the first ended it, and sends after that."""
+    foreign.new_account("a")
+    first, second = keeper(foreign), keeper(foreign)
+    for one in (first, second):
+        one.look()
+    seen, ended = second._coordinator.current_round, []
+
+    def seen_too_early() -> int:
+        found = seen()
+        if not ended:
+            ended.append(first._advance(0))
+        return found
+
+    monkeypatch.setattr(second._coordinator, "current_round", seen_too_early)
+    with suppress(NonceUsed):  # or it was, byte by byte, the transaction that the first had sent
+        second._advance(0)
+    assert ended == [True]
+    assert (foreign.coordinator.current_round(), foreign.coordinator.current_stage()) == (1, 0)
+
+
+def test_bootnodes_of_a_stranger_s_contract_are_withdrawn_by_index(foreign):
+    foreign.send(foreign.owner, foreign.coordinator.add_bootnodes(["/ip4/9.9.9.9/tcp/1/p2p/QmOthers"]))
+    for wanted in ((NODE_A, NODE_B, NODE_C), (NODE_C,), ()):
+        keeper(foreign, publish_bootnodes=wanted, min_peers=9).look()
+        assert sorted(foreign.coordinator.bootnodes()) == sorted([*wanted, "/ip4/9.9.9.9/tcp/1/p2p/QmOthers"])
+
+
+# ---- a stranger's client on our contract
+
+
+class Stranger:
+    """A client written for the existing swarm: web3, its ABI file, and nothing of ours. Notes what it has used."""
+
+    def __init__(self, rpc_url: str, address: str) -> None:
+        self.web3 = Web3(HTTPProvider(rpc_url, request_kwargs={"timeout": 10}))
+        self.contract = self.web3.eth.contract(address=Web3.to_checksum_address(address), abi=UPSTREAM)
+        self.used: set[str] = set()
+        self.seen: set[str] = set()
+        names = [entry for entry in UPSTREAM if entry["type"] == "error"]
+        self.errors = {"0x" + Web3.keccak(text=abi_to_signature(entry))[:4].hex(): entry["name"] for entry in names}
+
+    def _function(self, signature: str, *arguments):
+        self.used.add(signature)
+        return self.contract.get_function_by_signature(signature)(*arguments)
+
+    def read(self, signature: str, *arguments):
+        return self._function(signature, *arguments).call()
+
+    def write(self, account, signature: str, *arguments, value: int = 0) -> list[str]:
+        """Send it and wait. Returns the names of the events, as the ABI file reads them."""
+        built = self._function(signature, *arguments).build_transaction(
+            {
+                "from": account.address,
+                "nonce": self.web3.eth.get_transaction_count(account.address),
+                "gas": 2_000_000,
+                "gasPrice": 0,
+                "value": value,
+            }
+        )
+        sent = self.web3.eth.send_raw_transaction(account.sign_transaction(built).raw_transaction)
+        receipt = self.web3.eth.wait_for_transaction_receipt(sent, timeout=20, poll_latency=0.05)
+        assert receipt["status"] == 1
+        names = []
+        for event in self.contract.events:
+            found = [entry for entry in receipt["logs"] if entry["topics"][0] == Web3.keccak(text=event.signature)]
+            names += [event().process_log(entry)["event"] for entry in found]
+        self.seen.update(names)
+        return sorted(names)
+
+    def refused(self, account, signature: str, *arguments, value: int = 0) -> str:
+        """The name that the ABI file has for the error."""
+        with pytest.raises(ContractCustomError) as caught:
+            self._function(signature, *arguments).call({"from": account.address, "value": value})
+        name = self.errors[caught.value.data[:10]]
+        self.seen.add(name)
+        return name
+
+
+REWARD = "submitReward(uint256,uint256,int256,string)"
+VOTE = "submitWinners(uint256,string[],string)"
+
+
+def test_stranger_s_client_drives_our_contract_through_every_call(chain):
+    stranger = Stranger(chain.deployment.rpc_url, chain.deployment.contract)
+    read, write, refused = stranger.read, stranger.write, stranger.refused
+    owner, anna, bert = chain.owner, Account.create(), Account.create()
+
+    # Peers.
+    assert write(anna, "registerPeer(string)", "a") == ["PeerRegistered"]
+    assert write(anna, "registerPeer(string)", "b") == ["PeerRegistered"]
+    assert refused(bert, "registerPeer(string)", "a") == "PeerIdAlreadyRegistered"
+    assert read("getEoa(string[])", ["a", "x"]) == [anna.address, "0x" + "00" * 20]
+    assert read("getPeerId(address[])", [anna.address, bert.address]) == [["a", "b"], []]
+
+    # Rewards.
+    assert write(anna, REWARD, 0, 0, -7, "a") == ["CumulativeRewardsUpdated", "RewardSubmitted"]
+    assert refused(anna, REWARD, 0, 0, 1, "a") == "RewardAlreadySubmitted"
+    assert refused(anna, REWARD, 1, 0, 1, "a") == "InvalidRoundNumber"
+    assert refused(anna, REWARD, 0, 1, 1, "a") == "InvalidStageNumber"
+    assert refused(bert, REWARD, 0, 0, 1, "b") == "InvalidVoterPeerId"
+    assert read("getTotalRewards(string[])", ["a", "b"]) == [-7, 0]
+    assert read("getRoundStageReward(uint256,uint256,address[])", 0, 0, [anna.address]) == [-7]
+    assert read("hasSubmittedRoundStageReward(uint256,uint256,address)", 0, 0, anna.address)
+    assert not read("hasSubmittedRoundStageReward(uint256,uint256,address)", 0, 0, bert.address)
+
+    # Votes.
+    assert refused(anna, VOTE, 0, ["b", "b"], "a") == "InvalidVote"
+    assert write(anna, VOTE, 0, ["b", "unregistered"], "a") == ["WinnerSubmitted"]
+    assert refused(anna, VOTE, 0, ["b"], "a") == "WinnerAlreadyVoted"
+    assert read("getVoterVotes(uint256,string)", 0, "a") == ["b", "unregistered"]
+    assert read("getVoterVoteCount(string)", "a") == 1
+    assert read("getPeerVoteCount(uint256,string)", 0, "b") == 1
+    assert read("getTotalWins(string)", "b") == 1
+    assert (read("uniqueVoters()"), read("uniqueVotedPeers()")) == (1, 2)
+    assert read("voterLeaderboard(uint256,uint256)", 0, 10) == [["a"], [1]]
+    assert read("winnerLeaderboard(uint256,uint256)", 0, 10) == [["b", "unregistered"], [1, 1]]
+
+    # Bootnodes.
+    assert refused(bert, "addBootnodes(string[])", [NODE_A]) == "OnlyBootnodeManager"
+    assert write(owner, "addBootnodes(string[])", [NODE_A, NODE_B, NODE_C]) == ["BootnodesAdded"]
+    assert write(owner, "removeBootnode(uint256)", 0) == ["BootnodeRemoved"]
+    assert refused(owner, "removeBootnode(uint256)", 2) == "InvalidBootnodeIndex"
+    assert (read("getBootnodes()"), read("getBootnodesCount()")) == ([NODE_C, NODE_B], 2)
+    assert write(owner, "clearBootnodes()") == ["AllBootnodesCleared"]
+
+    # Rounds.
+    assert (read("currentRound()"), read("currentStage()"), read("stageCount()")) == (0, 0, 1)
+    assert refused(bert, "updateStageAndRound()") == "OnlyStageManager"
+    assert write(owner, "updateStageAndRound()") == ["RoundAdvanced", "StageAdvanced"]
+    assert read("currentRound()") == 1
+
+    # Roles.
+    assert (read("OWNER_ROLE()"), read("STAGE_MANAGER_ROLE()")) == (OWNER_ROLE, MANAGER_ROLE)
+    assert read("BOOTNODE_MANAGER_ROLE()") == Web3.keccak(text="BOOTNODE_MANAGER_ROLE")
+    assert refused(bert, "grantRole(bytes32,address)", OWNER_ROLE, bert.address) == "OnlyOwner"
+    assert write(owner, "grantRole(bytes32,address)", MANAGER_ROLE, bert.address) == ["RoleGranted"]
+    assert read("hasRole(bytes32,address)", MANAGER_ROLE, bert.address)
+    assert write(owner, "revokeRole(bytes32,address)", MANAGER_ROLE, bert.address) == ["RoleRevoked"]
+    assert not read("hasRole(bytes32,address)", MANAGER_ROLE, bert.address)
+
+    drive_upgrades(chain, stranger)
+    assert signatures(UPSTREAM, "function") - stranger.used == set()
+    names = {entry["name"] for entry in UPSTREAM if entry["type"] in ("event", "error")}
+    assert names - stranger.seen == UNREACHABLE_ERRORS
+
+
+def drive_upgrades(chain, stranger: Stranger) -> None:
+    read, write, refused, owner = stranger.read, stranger.write, stranger.refused, chain.owner
+    upgrade = "upgradeToAndCall(address,bytes)"
+    slot = int.from_bytes(Web3.keccak(text="eip1967.proxy.implementation")) - 1
+    stored = stranger.web3.eth.get_storage_at(chain.deployment.contract, slot)
+    implementation = Web3.to_checksum_address(stored[-20:])
+    behind = Stranger(chain.deployment.rpc_url, implementation)
+    assert read("UPGRADE_INTERFACE_VERSION()") == "5.0.0"
+    assert behind.read("proxiableUUID()") == slot.to_bytes(32)
+    stranger.used |= behind.used
+    assert refused(owner, "initialize(address)", owner.address) == "InvalidInitialization"
+    (made,) = stranger.contract.events.Initialized().get_logs(from_block=0)
+    assert made["args"]["version"] == 1
+    stranger.seen.add("Initialized")
+    assert refused(owner, "proxiableUUID()") == "UUPSUnauthorizedCallContext"
+    assert write(owner, upgrade, implementation, b"") == ["Upgraded"]
+    stranger.web3.provider.make_request("anvil_setBalance", [owner.address, hex(10**18)])
+    assert refused(owner, upgrade, implementation, b"", value=1) == "ERC1967NonPayable"
+    assert refused(owner, upgrade, implementation, bytes(4)) == "FailedCall"
+    assert refused(owner, upgrade, chain.deployment.contract, b"") == "ERC1967InvalidImplementation"
+    assert refused(owner, upgrade, contract_with_another_slot(chain), b"") == "UUPSUnsupportedProxiableUUID"
+
+
+def contract_with_another_slot(chain) -> str:
+    """Answers 1 to every call, so also to proxiableUUID()."""
+    code = "0x600a600c600039600a6000f3" + "600160005260206000f3"
+    return chain.send(chain.owner, Call("create", bytes.fromhex(code[2:]), None)).contract
+
+
+def test_stranger_s_client_does_not_notice_proofs(chain, tmp_path):
+    """It reads a proven and moved peer as any other, and finds each new holder in the events that it knows."""
+    stranger = Stranger(chain.deployment.rpc_url, chain.deployment.contract)
+    node = identity.create(tmp_path / "swarm.pem")
+    squatter, anna, bert = Account.create(), Account.create(), Account.create()
+    stranger.write(squatter, "registerPeer(string)", node.peer_id)
+    stranger.write(squatter, REWARD, 0, 0, 5, node.peer_id)
+    shown = proof.of_registration(node, chain.deployment, anna.address)
+    chain.send(anna, proof.call(chain.coordinator, node.peer_id, shown))
+    assert stranger.read("getEoa(string[])", [node.peer_id]) == [anna.address]
+    assert stranger.read("getPeerId(address[])", [squatter.address, anna.address]) == [[], [node.peer_id]]
+    assert stranger.refused(squatter, REWARD, 0, 0, 6, node.peer_id) == "InvalidVoterPeerId"
+    assert stranger.refused(squatter, "registerPeer(string)", node.peer_id) == "PeerIdAlreadyRegistered"
+    moved = proof.of_move(node, chain.deployment, bert.address, proof.binding(chain.coordinator, node.peer_id).moves)
+    chain.send(bert, proof.call(chain.coordinator, node.peer_id, moved))
+    chain.advance()
+    assert stranger.write(bert, REWARD, 1, 0, 7, node.peer_id) == ["CumulativeRewardsUpdated", "RewardSubmitted"]
+    assert stranger.read("getTotalRewards(string[])", [node.peer_id]) == [7]
+    holders = [entry["args"]["eoa"] for entry in stranger.contract.events.PeerRegistered().get_logs(from_block=0)]
+    assert holders == [squatter.address, anna.address, bert.address]

@@ -1,0 +1,84 @@
+"""The contracts' own tests, in Solidity (contracts/test), run by forge on the pinned compiler."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MUTANTS = {
+    "a reward counts twice": ("if (entry.submitted) revert RewardAlreadySubmitted();", ""),
+    "a past round has one stage more": (
+        "roundNumber == currentRound ? currentStage + 1 : stageCount()",
+        "roundNumber == currentRound ? currentStage + 1 : stageCount() + 1",
+    ),
+    "a vote counts twice": ("if (votes.length != 0) revert WinnerAlreadyVoted();", ""),
+    "an empty vote counts": ("if (winners.length == 0) revert InvalidVote();", ""),
+    "a vote for oneself wins": ("if (chosen[i] == voter) continue;", ""),
+    "uint256 becomes negative": ("if (reward > uint256(type(int256).max)) revert RewardOutOfRange();", ""),
+    "a proof is good for any contract": ("block.chainid, address(this), msg.sender);", "block.chainid, msg.sender);"),
+    "a proven peer can be registered again": ("if (peer.proven) revert PeerIdAlreadyRegistered();", ""),
+    "a move can be repeated": ("uint256(peer.moves), peerId", "uint256(0), peerId"),
+    "a squatter's rewards stay": ("peer.totalReward = 0;", ""),
+    "a list keeps a peer that moved": ("_unlist(number, peer);", ""),
+}
+
+
+def forge(*options: str, folder: Path = ROOT) -> tuple[int, dict[str, dict]]:
+    """Exit code and result of each test, by its name."""
+    command = [folder / "scripts/contracts", "test", "--json", *options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert ended.stdout.startswith("{"), ended.stdout + ended.stderr
+    suites = json.loads(ended.stdout).values()
+    return ended.returncode, {name: found for suite in suites for name, found in suite["test_results"].items()}
+
+
+def test_units_fuzzed_functions_and_invariants_hold(anvil_binary):
+    code, results = forge()
+    failed = {name: result["reason"] for name, result in results.items() if result["status"] != "Success"}
+    assert (code, failed) == (0, {})
+    kinds = {name.partition("(")[0]: result["kind"] for name, result in results.items()}
+    assert sum(name.startswith("test_") for name in kinds) >= 15
+    assert {name: kind["Fuzz"]["runs"] for name, kind in kinds.items() if name.startswith("testFuzz")} == dict.fromkeys(
+        (
+            "testFuzz_anyOtherBitOfAProofSpoilsIt",
+            "testFuzz_listAgreesWithACount",
+            "testFuzz_onlyTheHolderSubmits",
+            "testFuzz_pageIsCutToWhatIsThere",
+            "testFuzz_peerIdBelongsToOneDigest",
+            "testFuzz_peerIdIsRegisteredOnce",
+            "testFuzz_rewardIsCreditedOnceWhereItFits",
+            "testFuzz_roundEndsOnlyAsExpected",
+            "testFuzz_unsignedRewardNeverBecomesNegative",
+            "testFuzz_voteIsASetOfOthers",
+        ),
+        256,
+    )
+    for name in (
+        "invariant_everyPeerHasOneHolder",
+        "invariant_leaderboardsAreBoundedAndRight",
+        "invariant_oneCreditForARoundStageAndPeer",
+        "invariant_sumsOfRewardsAgree",
+    ):
+        assert kinds[name]["Invariant"]["calls"] >= 1000
+        assert kinds[name]["Invariant"]["reverts"] == 0
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutant_is_found(tmp_path, anvil_binary, mutant):
+    """The tests can fail: a contract with one rule taken out does not pass them."""
+    before, after = MUTANTS[mutant]
+    for folder in ("scripts", "contracts"):
+        ignored = shutil.ignore_patterns("node_modules")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    (tmp_path / "contracts/node_modules").symlink_to(ROOT / "contracts/node_modules")
+    source = tmp_path / "contracts/src/SwarmCoordinator.sol"
+    text = source.read_text()
+    assert text.count(before) == 1
+    source.write_text(text.replace(before, after))
+    code, found = forge("--fail-fast", "--no-match-contract", "InvariantsTest", folder=tmp_path)
+    assert code != 0
+    assert any(result["status"] == "Failure" for result in found.values())
