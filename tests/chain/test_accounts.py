@@ -79,7 +79,7 @@ def test_peer_registered_by_somebody_else_is_refused_with_both_accounts(chain, s
     with pytest.raises(IdentityError) as caught:
         enrol(node, ENROLMENT_TOKEN, service.node_chain(), tmp_path)
     assert f"registered by {stranger.address}" in str(caught.value)
-    assert f"sends from {service.service.address}" in str(caught.value)
+    assert f"this node's account is {service.service.address}" in str(caught.value)
 
 
 def test_writes_reach_the_chain(chain, service, node, tmp_path) -> None:

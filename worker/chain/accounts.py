@@ -1,6 +1,6 @@
-"""Client of the account service, which signs and sends for this node.
+"""Who signs and sends for this node: the account service, whose client this is, or a wallet of its own (wallet.py).
 
-The node shows a token that is good for its own peer id only.
+To the service the node shows a token that is good for its own peer id only.
 The service answers once the chain has taken the transaction; whether the contract holds it is read from the chain
 (chain.settlement), never concluded from an answer.
 """
@@ -9,9 +9,10 @@ import base64
 import re
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import requests
 
@@ -19,6 +20,7 @@ from worker import settings
 from worker.chain import connection
 from worker.chain.contract import ADVICE
 from worker.chain.coordinator import Coordinator
+from worker.chain.wallet import Wallet
 from worker.errors import ChainError, ChainUnreachable, ContractRefused, IdentityError, SettingsError, WorkerError
 from worker.log import printable
 from worker.service import write_whole
@@ -32,6 +34,29 @@ _REGISTER_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 # The contract's errors are single capitalised words; anything else in an answer is text for people.
 _ERROR_NAME = re.compile(r"[A-Z][A-Za-z0-9]{2,63}")
+
+
+class Account(Protocol):
+    """What signs and sends for a node. Sent is not held: what the contract holds is read from the chain.
+
+    Every method may raise ChainUnreachable, ContractRefused and ChainError; the client of the account service more.
+    """
+
+    def address(self) -> str:
+        """The account that it sends from."""
+
+    def register_peer(self, peer_id: str) -> str:
+        """Bind the peer to the account. Returns the transaction's hash, as all that follow."""
+
+    def submit_reward(self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None) -> str:
+        """`reward` in milli-rewards; `digest` of the signed groups that it is for, hexadecimal."""
+
+    def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str: ...
+
+    def tend(self) -> None:
+        """Look after what is on its way; to be called every few seconds."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +94,9 @@ class AccountClient:
         except KeyError as error:
             raise ChainError(f"{self._url}/api/swarm: no {error}; expected hivewright's account service") from None
 
+    def address(self) -> str:
+        return str(self.swarm().account)
+
     def enrol(self, identity: Identity, enrolment_token: str) -> None:
         """Get this node's token and keep it in `token_file`."""
         body = {
@@ -83,16 +111,20 @@ class AccountClient:
         write_whole(self.token_file, token + "\n", mode=0o600)
 
     def register_peer(self, peer_id: str) -> str:
-        """Bind the peer to the service's account. Returns the transaction's hash, as all that follow."""
         return self._send("/api/register-peer", {"peerId": peer_id})
 
-    def submit_reward(self, round: int, stage: int, reward: int, peer_id: str) -> str:
-        """`reward` in milli-rewards."""
+    def submit_reward(self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None) -> str:
         body = {"roundNumber": round, "stageNumber": stage, "reward": reward, "peerId": peer_id}
-        return self._send("/api/submit-reward", body)
+        return self._send("/api/submit-reward", body if digest is None else {**body, "groupsDigest": digest})
 
     def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str:
         return self._send("/api/submit-winner", {"roundNumber": round, "winners": list(winners), "peerId": peer_id})
+
+    def tend(self) -> None:
+        """The service looks after its transactions itself."""
+
+    def close(self) -> None:
+        self._session.close()
 
     def _send(self, path: str, body: dict[str, Any]) -> str:
         headers = {"Authorization": f"Bearer {self._token()}"}
@@ -147,25 +179,33 @@ class AccountClient:
         return ChainError(f"{said}; check that chain.account_url is an account service")
 
 
-def enrol(identity: Identity, enrolment_token: str | None, chain: settings.Chain, state_dir: Path) -> str:
-    """Get the node's token, unless it has a good one, and register its peer id. Returns the account that it belongs to.
+def open_account(chain: settings.Chain, state_dir: Path) -> Account:
+    """The wallet that the settings name, or else the client of their account service.
 
-    May be run again at any time. `enrolment_token` None: the node must have its token already. Raises IdentityError if
-    the peer id is registered by another account or a token is refused, ChainUnreachable if the service or the chain
-    does not answer.
+    Raises IdentityError if the wallet is missing or its password wrong, ResourceError if another process uses it.
     """
-    account = AccountClient(chain, state_dir)
-    try:
-        _register(account, identity.peer_id)  # with the token from before
-    except IdentityError:
-        if enrolment_token is None:
-            raise
-        account.enrol(identity, enrolment_token)
-        _register(account, identity.peer_id)
-    return _await_owner(account, identity.peer_id, chain)
+    return AccountClient(chain, state_dir) if chain.wallet_dir is None else Wallet(chain)
 
 
-def _register(account: AccountClient, peer_id: str) -> None:
+def enrol(identity: Identity, enrolment_token: str | None, chain: settings.Chain, state_dir: Path) -> str:
+    """Register the node's peer id; with an account service get its token first, unless it has a good one.
+
+    Returns the account that the peer belongs to. May be run again at any time. `enrolment_token` None: the node must
+    have its token already. Raises IdentityError if the peer id is registered by another account or a token is refused,
+    ChainUnreachable if the service or the chain does not answer.
+    """
+    with closing(open_account(chain, state_dir)) as account:
+        try:
+            _register(account, identity.peer_id)  # with the token from before
+        except IdentityError:
+            if enrolment_token is None or not isinstance(account, AccountClient):
+                raise
+            account.enrol(identity, enrolment_token)
+            _register(account, identity.peer_id)
+        return _await_owner(account, identity.peer_id, chain)
+
+
+def _register(account: Account, peer_id: str) -> None:
     try:
         account.register_peer(peer_id)
     except ContractRefused as refusal:
@@ -173,9 +213,9 @@ def _register(account: AccountClient, peer_id: str) -> None:
             raise
 
 
-def _await_owner(account: AccountClient, peer_id: str, chain: settings.Chain) -> str:
-    """Wait until the chain says whose the peer is, and make sure that it is the service's."""
-    ours = account.swarm().account
+def _await_owner(account: Account, peer_id: str, chain: settings.Chain) -> str:
+    """Wait until the chain says whose the peer is, and make sure that it is our account's."""
+    ours = account.address()
     coordinator = Coordinator(chain)
     deadline = time.monotonic() + _REGISTER_SECONDS
     while (owner := coordinator.owner_of(peer_id)) is None:
@@ -190,10 +230,10 @@ def _await_owner(account: AccountClient, peer_id: str, chain: settings.Chain) ->
 
 
 def require_owner(peer_id: str, owner: str, ours: str) -> None:
-    """Raise IdentityError unless `owner`, as the chain has it, is `ours`, the account service's account."""
+    """Raise IdentityError unless `owner`, as the chain has it, is `ours`, the account that sends for us."""
     if owner.lower() != ours.lower():
         raise IdentityError(
-            f"peer {peer_id}: registered by {owner}, but the account service sends from {ours}; "
+            f"peer {peer_id}: registered by {owner}, but this node's account is {ours}; "
             "use the account that registered it, or enrol this node with a new key"
         )
 

@@ -19,6 +19,7 @@ from worker import settings
 from worker.errors import BadRecord
 from worker.records import Collected, Group, ScoredGroup
 from worker.swarm import wire
+from worker.swarm.archive import ARCHIVE_FOLDER, Archive
 from worker.swarm.network import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Network
 from worker.swarm.streams import Stream
 from worker.swarm.verify import Verifier
@@ -66,6 +67,14 @@ class SwarmStatus:
     last_error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """`groups` are those of ours that peers and auditors get, `digest` (hexadecimal) that of their signed record."""
+
+    digest: str
+    groups: tuple[Group, ...]
+
+
 class Swarm:
     """The swarm as the round loop sees it. Made, started, used and closed from one thread, which it never blocks for
     long."""
@@ -75,8 +84,14 @@ class Swarm:
         self._swarm = swarm
         self._verifier = verifier
         self._network = Network(
-            swarm, identity_file, cache_dir, on_ask=self._serve_ask, environments=verifier.environments
+            swarm,
+            identity_file,
+            cache_dir,
+            on_ask=self._serve_ask,
+            environments=verifier.environments,
+            on_audit=self._serve_audit,
         )
+        self._archive = Archive(cache_dir / ARCHIVE_FOLDER, swarm.audit_rounds)
         self._served: dict[int, tuple[bytes, int]] = {}  # round -> GROUPS frame, number of groups
         self._published = asyncio.Event()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
@@ -95,12 +110,17 @@ class Swarm:
         """Use these bootnodes too, such as those that the chain names."""
         self._network.join_through(multiaddrs)
 
-    def publish(self, round: int, groups: Sequence[Group]) -> None:
-        """Serve our groups of `round` from now on. Groups that peers would refuse are left out, with a warning."""
+    def publish(self, round: int, groups: Sequence[Group]) -> Published:
+        """Serve our groups of `round` from now on. Groups that peers would refuse are left out, with a warning.
+
+        On return they are on the disk, for auditors. Raises ResourceError if they can't be written.
+        """
         offered = self._acceptable(round, groups)
         sealed = wire.seal_groups(self._network.identity, round, offered)
+        published = Published(self._archive.put(round, sealed), tuple(offered))
         frame = wire.encode_frame(Kind.GROUPS, sealed)
         self._network.post(self._put, round, frame, len(offered))
+        return published
 
     def collect(self, round: int, want: int) -> Collected:
         """Get and check groups of `round` from peers drawn at random. Blocks for collect_timeout_seconds at most.
@@ -183,6 +203,15 @@ class Swarm:
             await stream.send(frame)
             self._counts["offered"] += num_groups
             log.debug("groups served peer=%s round=%d", peer_id, ask.round)
+
+    async def _serve_audit(self, digest: str, stream: Stream) -> None:
+        """Give whoever asks the groups that we signed and committed to."""
+        sealed = self._archive.find(digest)
+        if sealed is None:
+            await stream.refuse("not-kept", f"no groups {digest} here; {self._swarm.audit_rounds} rounds are kept")
+            return
+        async with asyncio.timeout(2 * ANSWER_TIMEOUT_SECONDS):
+            await stream.send(wire.encode_frame(Kind.GROUPS, sealed))
 
     async def _wait_for_groups(self, round: int, patience: float, stream: Stream) -> bool:
         """Until the groups of `round` are there or won't come. False: the asker has gone."""

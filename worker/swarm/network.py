@@ -48,6 +48,7 @@ before."""
 
 
 AskHandler = Callable[[str, wire.Ask, Stream], Awaitable[None]]
+AuditHandler = Callable[[str, Stream], Awaitable[None]]
 
 
 class Network:
@@ -64,6 +65,7 @@ class Network:
         on_ask: AskHandler | None = None,
         is_member: bool = True,
         environments: Sequence[str] = (),
+        on_audit: AuditHandler | None = None,
     ) -> None:
         self.identity = identity.load(identity_file)
         self.environments = tuple(environments)
@@ -82,6 +84,7 @@ class Network:
         self._cache = load_cache(self._cache_file)
         self._port = swarm.port or self._cache.port
         self._on_ask = on_ask
+        self._on_audit = on_audit
         self._is_member = is_member
         self._bootnodes = list(swarm.bootnodes)
         self._daemon: Daemon | None = None
@@ -390,6 +393,8 @@ class Network:
             ask = wire.decode_ask(payload)
             self._meet_sender(ask.member, peer_id)
             await self._on_ask(peer_id, ask, stream)
+        elif kind is Kind.AUDIT and self._on_audit is not None:
+            await self._on_audit(wire.decode_audit(payload), stream)
         else:
             raise BadRecord("malformed", f"{kind.name} is nothing that this node answers")
 

@@ -11,6 +11,7 @@ Every decoder raises BadRecord, and only that, whatever it is given; its memory 
 
 import asyncio
 import enum
+import hashlib
 import re
 import struct
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ class Kind(enum.IntEnum):
     WAIT = 4  # the groups are not ready; they follow in this stream
     GROUPS = 5  # signed groups
     REFUSAL = 6  # "reason: explanation", the same in all versions
+    AUDIT = 7  # for signed groups by their digest, from anybody; answered by GROUPS or REFUSAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,21 @@ def encode_ask(round: int, patience: int, member: bytes) -> bytes:
 def decode_ask(payload: bytes) -> Ask:
     round, patience, member = _list(_unpack(payload), 3)
     return Ask(_integer(round), _integer(patience, 0, MAX_PATIENCE_SECONDS), _binary(member, MAX_MEMBER_BYTES))
+
+
+def groups_digest(sealed: bytes) -> str:
+    """What names signed groups for ever: the SHA-256 of all their bytes, signature included, in hexadecimal."""
+    return hashlib.sha256(sealed).hexdigest()
+
+
+def encode_audit(digest: str) -> bytes:
+    return encode_frame(Kind.AUDIT, bytes.fromhex(digest))
+
+
+def decode_audit(payload: bytes) -> str:
+    if len(payload) != hashlib.sha256().digest_size:
+        raise BadRecord("malformed", f"digest of {len(payload)} bytes; expected {hashlib.sha256().digest_size}")
+    return payload.hex()
 
 
 def encode_peers(members: Sequence[bytes]) -> bytes:
