@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eth_abi.abi import decode
+from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
 from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress, HexStr
@@ -427,8 +427,10 @@ class Coordinator:
             return self._contract.get_function_by_signature(signature)(*arguments).call()
 
     def _call(self, signature: str, *arguments: Any) -> Call:
-        data = self._abi.encode_abi(signature, list(arguments))
-        return Call(signature.partition("(")[0], bytes.fromhex(data.removeprefix("0x")), self.deployment.contract)
+        name, _, types = signature.removesuffix(")").partition("(")
+        # By eth_abi itself: web3 takes ten times as long to find the function in the ABI.
+        data = _selector(signature) + encode(types.split(",") if types else [], arguments)
+        return Call(name, data, self.deployment.contract)
 
     def _accept_if_known(self, tx_hash: HexBytes, error: Web3RPCError) -> None:
         """Sent twice is sent: nodes word that differently, so the chain is asked for the transaction itself."""
@@ -443,6 +445,11 @@ class Coordinator:
                 f"transaction {Web3.to_hex(tx_hash)}: its nonce is used; read the account's nonce again"
             ) from error
         raise error
+
+
+@functools.cache
+def _selector(signature: str) -> bytes:
+    return bytes(Web3.keccak(text=signature)[:4])
 
 
 def _pieces(first: int, last: int, newest_first: bool) -> Iterator[tuple[int, int]]:
