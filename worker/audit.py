@@ -35,10 +35,8 @@ from worker.service import write_whole
 from worker.settings import Settings
 from worker.swarm import wire
 from worker.swarm.archive import Archive
-from worker.swarm.exchange import INNOCENT
 from worker.swarm.identity import animal_name
-from worker.swarm.listener import Listener
-from worker.swarm.verify import Verifier
+from worker.swarm.verify import INNOCENT, Verifier
 
 log = logging.getLogger(__name__)
 
@@ -268,7 +266,7 @@ def audit(
         # Nobody can know beforehand what is drawn.
         drawn = random.SystemRandom().sample(open_events, min(num_rewards or settings.audit.sample, len(open_events)))
         if drawn:
-            find = _in_folders(groups) if groups else _ask_peers(settings, folder, coordinator, stack).find
+            find = _in_folders(groups) if groups else _ask_peers(settings, folder, coordinator, stack)
             auditor = Auditor(coordinator, verifier, find)
             for event in drawn:
                 report.note(*auditor.audit(event))
@@ -291,10 +289,12 @@ def _in_folders(folders: Sequence[Path]) -> Find:
     return find
 
 
-def _ask_peers(settings: Settings, folder: Path, coordinator: Coordinator, stack: ExitStack) -> Listener:
+def _ask_peers(settings: Settings, folder: Path, coordinator: Coordinator, stack: ExitStack) -> Find:
+    from worker.swarm.listener import Listener  # hivemind takes seconds to load: only where peers are asked
+
     listener = stack.enter_context(Listener(settings.swarm, folder, settings.audit.timeout_seconds))
     listener.join_through(coordinator.bootnodes())
-    return listener
+    return listener.find
 
 
 def _print(report: Report, folder: Path) -> None:

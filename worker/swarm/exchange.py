@@ -22,7 +22,7 @@ from worker.swarm import wire
 from worker.swarm.archive import ARCHIVE_FOLDER, Archive
 from worker.swarm.network import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Network
 from worker.swarm.streams import Stream
-from worker.swarm.verify import Verifier
+from worker.swarm.verify import INNOCENT, Verifier
 from worker.swarm.wire import Kind, Refused
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,6 @@ MAX_WAITS = 100
 LOOK_EVERY_SECONDS = 1.0
 LINK_PATIENCE_SECONDS = 5.0
 """How long a round waits for a daemon that is being restarted."""
-INNOCENT = frozenset({"version", "unknown-task"})
-"""Reasons for which a group is dropped and its sender not blamed: it runs another version or other task families."""
 MAX_SENDERS_COUNTED = 512
 
 State = Literal["starting", "connected", "training-alone"]
