@@ -49,6 +49,8 @@ PATIENCE_SECONDS = 60.0
 FAULTS_OF_SERVICE = ("drop", "lose", "error", "twice", "late")
 FAULTS_OF_CHAIN = (*FAULTS_OF_SERVICE, "stale", "elsewhere")
 FAULT_SHARE = 0.05
+VOTE_EVERY = 10
+"""Records with a vote, in the run with faults: anvil keeps half a megabyte of each transaction in memory."""
 
 
 @dataclass(frozen=True)
@@ -319,7 +321,7 @@ def _settle_rest(chain: settings.Chain, folder: Path, seconds: float = PATIENCE_
 
 def faults(scale: float) -> list[Result]:
     """Nodes in processes of their own; faults on all ways, as many as FAULT_SHARE of all requests."""
-    num_processes, per_process = 2, 8
+    num_processes, per_process = 2 if scale > 0.1 else 1, 8
     per_node = max(2, int(10_000 * scale / (num_processes * per_process)))
     peers = peer_names(num_processes * per_process)
     with ExitStack() as stack:
@@ -353,7 +355,7 @@ def faults(scale: float) -> list[Result]:
     assert num_rows == per_node * len(peers)
     num_faults = injected.total() - injected["none"]
     print(
-        f"faults: {num_rows} rewards and as many votes in {seconds:.0f} s; {num_faults} faults in "
+        f"faults: {num_rows} rewards, one vote for {VOTE_EVERY} of them, in {seconds:.0f} s; {num_faults} faults in "
         f"{injected.total()} requests: {dict(injected)}",
         flush=True,
     )
@@ -367,7 +369,8 @@ def _earn(chain: settings.Chain, folder: Path, peers: Sequence[str], rounds: int
     def earn(peer: str) -> None:
         with closing(Ledger(folder / peer / "ledger.db")) as ledger:
             for round in range(rounds):
-                ledger.record(round, 0, peer, (round * 7) % 1000, ["QmWinner"], secrets.token_hex(32))
+                winners = ["QmWinner"] if round % VOTE_EVERY == 0 else []
+                ledger.record(round, 0, peer, (round * 7) % 1000, winners, secrets.token_hex(32))
         _settle_rest(chain, folder / peer, 3000.0)
 
     with ThreadPoolExecutor(len(peers)) as threads:
@@ -388,9 +391,10 @@ def assert_exactly_once(on: Stage, peers: Sequence[str]) -> int:
     for peer in peers:
         with closing(Ledger(on.folder / "nodes" / peer / "ledger.db")) as ledger:
             rows += ledger.rows()
-    assert {(row.reward_state, row.vote_state) for row in rows} == {("confirmed", "confirmed")}
+    assert {row.reward_state for row in rows} == {"confirmed"}
+    assert {row.vote_state for row in rows if row.winners} == {"confirmed"}
     assert rewards == Counter({(row.round, row.peer_id, row.reward): 1 for row in rows})
-    assert votes == Counter({(row.round, row.peer_id, ",".join(row.winners)): 1 for row in rows})
+    assert votes == Counter({(row.round, row.peer_id, ",".join(row.winners)): 1 for row in rows if row.winners})
     totals = dict(zip(peers, on.coordinator.total_rewards(list(peers)), strict=True))
     assert totals == {peer: sum(row.reward for row in rows if row.peer_id == peer) for peer in peers}
     return len(rows)
