@@ -324,6 +324,7 @@ class Node:
         if self.settlement is not None:
             settled = self.settlement.status()
             self.status.ledger = {name: getattr(settled, name) for name in ("earned", "sent", "confirmed", "rejected")}
+            self.status.ledger_error = settled.last_error
         if self.hub is not None:
             self.status.hub = self.hub.status()
         self.status.write(self.folder)

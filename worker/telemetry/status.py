@@ -30,6 +30,7 @@ class NodeStatus:
 
     `environments`: names and versions of what makes its tasks. `other_versions`: how many of the known peers run
     another version of one of those, and so can't be learnt from. `levels`: curriculum level by family.
+    `ledger_error`: why rewards wait in the ledger, None if they do not.
     """
 
     name: str
@@ -58,6 +59,7 @@ class NodeStatus:
     other_versions: dict[str, int] = field(default_factory=dict)
     levels: dict[str, int] = field(default_factory=dict)
     hub: HubStatus | None = None
+    ledger_error: str | None = None
     last_error: str | None = None
     updated_at: float = 0.0
 
