@@ -156,10 +156,9 @@ def submitted_rewards(coordinator: Coordinator, num_rounds: int) -> list[Event]:
     current = coordinator.current_round()
     first = max(0, current - num_rounds + 1)
     began = next(coordinator.events("RoundAdvanced", {"newRoundNumber": first}, newest_first=True), None)
-    rounds = list(range(first, current + 1))
-    return list(
-        coordinator.events("RewardSubmitted", {"roundNumber": rounds}, from_block=0 if began is None else began.block)
-    )
+    # Rewards of older rounds may have come later.
+    events = coordinator.events("RewardSubmitted", from_block=0 if began is None else began.block)
+    return [event for event in events if event.arguments["roundNumber"] >= first]
 
 
 class Report:

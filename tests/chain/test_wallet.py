@@ -15,7 +15,7 @@ from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
 from worker.chain.wallet import Wallet
-from worker.errors import ContractRefused, IdentityError, ResourceError, SettingsError
+from worker.errors import ChainError, ContractRefused, IdentityError, ResourceError, SettingsError
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +123,13 @@ def test_second_process_with_the_wallet_is_refused(own) -> None:
     with closing(Wallet(own)), pytest.raises(ResourceError, match=r"\(chain.wallet_dir\): in use by process"):
         Wallet(own)
     Wallet(own).close()
+
+
+def test_account_without_money_on_a_chain_with_prices_is_told_what_it_lacks(own, monkeypatch) -> None:
+    with closing(Wallet(own)) as opened:
+        monkeypatch.setattr(opened._coordinator, "gas_price", lambda: 10**9)
+        with pytest.raises(ChainError, match="send the account that pays for transactions some money"):
+            opened.register_peer("me")
 
 
 def test_refusals_come_by_name(chain, own) -> None:

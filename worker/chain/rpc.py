@@ -220,7 +220,7 @@ def translated(place: str, patience_seconds: float) -> Iterator[None]:
         raise ChainUnreachable(
             f"{place}: no connection ({type(error).__name__}); check that it runs and can be reached"
         ) from None
-    except ValueError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise ChainError(f"{place}: the answer is no JSON-RPC; {_CHECK}") from None
 
 
