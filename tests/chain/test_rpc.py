@@ -104,3 +104,14 @@ def test_account_service_of_a_lost_first_address_still_answers(chain) -> None:
     assert rpc.choose() == chain.deployment.rpc_url
     rpc.failed(chain.deployment.rpc_url)
     assert rpc.choose() == chain.deployment.rpc_url
+
+
+def test_answer_to_the_same_request_of_another_client_is_not_taken(chain) -> None:
+    """A proxy in front of many nodes mixes up answers; all of them count their requests."""
+    kinds = iter([None, None, None, "stale"])
+    with faulty(chain.deployment.rpc_url, lambda _: next(kinds, None)) as proxy:
+        one, other = (Rpc([proxy.url], "chain.rpc_url", None, 5.0) for _ in range(2))
+        for rpc in (one, other):
+            assert rpc.make_request("net_version", [])["result"] == "31337"
+        assert one.make_request("eth_getBalance", ["0x" + "00" * 20, "latest"])["result"] == "0x0"
+        assert other.make_request("net_version", [])["result"] == "31337"

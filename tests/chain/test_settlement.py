@@ -241,6 +241,15 @@ def test_other_values_on_the_chain_reject_ours_and_name_both(chain, service, nod
     assert row.vote_reason == f"the chain holds ['v'], this ledger ['w']; {cause}"
 
 
+def test_one_mixed_up_answer_rejects_nothing(node, monkeypatch) -> None:
+    node.earn(0)
+    truth, lies = Coordinator.submitted_reward, iter([7])
+    monkeypatch.setattr(Coordinator, "submitted_reward", lambda *place: next(lies, None) or truth(*place))
+    node.settle()
+    assert next(lies, None) is None
+    node.assert_exactly_once()
+
+
 def test_refused_vote_is_rejected_once_and_the_reward_stands(service, node) -> None:
     node.ledger.record(0, 0, node.peer_id, 5, ["same", "same"])
     with faulty(service.url, lambda _: None) as proxy:

@@ -5,9 +5,11 @@ once a minute. Whatever is asked may be asked twice: reads change nothing, and a
 second time is the same transaction.
 """
 
+import itertools
 import json
 import logging
 import re
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -42,6 +44,8 @@ class Rpc(JSONBaseProvider):
 
     def __init__(self, urls: Sequence[str], key: str, chain_id: int | None, timeout_seconds: float) -> None:
         super().__init__()
+        # Other clients of a proxy that mixes up answers must not count as we do.
+        self.request_counter = itertools.count(secrets.randbits(48))
         self._urls = tuple(urls)
         self._key = key
         self._chain_id = chain_id

@@ -192,11 +192,10 @@ class Settlement:
     def _compare(self, row: Row, kind: Kind) -> bool:
         """Confirm or reject by what the chain holds. Returns False if it holds nothing."""
         ours: object = row.reward if kind == "reward" else list(row.winners)
-        theirs: object = (
-            self._coordinator.submitted_reward(row.round, row.stage, row.peer_id)
-            if kind == "reward"
-            else self._coordinator.votes(row.round, row.peer_id) or None
-        )
+        theirs = self._held(row, kind)
+        if theirs not in (None, ours):
+            # A rejection is for ever: one answer, which something in between may have mixed up, is not enough.
+            theirs = self._held(row, kind)
         if theirs is None:
             return False
         if theirs != ours:
@@ -211,6 +210,12 @@ class Settlement:
             if self._recheck_at is None:
                 self._recheck_at = time.monotonic() + RECHECK_SECONDS
         return True
+
+    def _held(self, row: Row, kind: Kind) -> object:
+        """What the chain holds in the row's place; None: nothing."""
+        if kind == "reward":
+            return self._coordinator.submitted_reward(row.round, row.stage, row.peer_id)
+        return self._coordinator.votes(row.round, row.peer_id) or None
 
     def _block_of(self, row: Row, kind: Kind) -> int:
         """The block of the transaction that we know of, else one that holds what some other transaction wrote."""
