@@ -32,7 +32,7 @@ WORKERS, COORDINATORS = "workers", "coordinators"
 ROLE_SECTIONS = {
     "worker": ("node", "model", "environment", "generation", "trainer", "swarm", "chain", "hub", "log"),
     "chain": ("anvil", "chain", "log"),
-    "keeper": ("keeper", "chain", "anvil", "log"),
+    "keeper": ("keeper", "chain", "anvil", "audit", "environment", "log"),  # its audits score the swarm's tasks
     "bootnode": ("bootnode", "log"),
     "account": ("account", "chain", "log"),
 }

@@ -54,6 +54,21 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
+def _audit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=_positive, metavar="N", help="newest rounds to look at (audit.rounds)")
+    parser.add_argument("--sample", type=_positive, metavar="N", help="rewards to draw at random (audit.sample)")
+    parser.add_argument(
+        "--groups",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="DIR",
+        help="folders of signed groups (a node's groups/), instead of asking the peers",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for report and evidence (audit.state_dir)")
+    parser.add_argument("--json", action="store_true", help="print the report instead of a table")
+
+
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_positive, default=3, metavar="N", help="workers to start (default: 3)")
     parser.add_argument("--rounds", type=_positive, default=10, metavar="N", help="rounds to train (default: 10)")
@@ -88,6 +103,12 @@ COMMANDS = (
         "what this node has earned, and what the chain says of it",
         "worker.reports:print_ledger",
         _output_options,
+    ),
+    Command(
+        "audit",
+        "recompute rewards that peers submitted from the groups that they signed",
+        "worker.audit:run",
+        _audit_options,
     ),
     Command("check", "check a settings file and print all that it resolves to", "worker.reports:print_settings"),
     Command(

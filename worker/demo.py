@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from worker import resources
+from worker import audit, resources
 from worker import settings as settings_module
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
@@ -33,12 +33,14 @@ from worker.errors import DemoFailed, SettingsError
 from worker.plots import plot_rewards
 from worker.reports import swarm_table
 from worker.settings import Node, Settings
+from worker.swarm.archive import ARCHIVE_FOLDER
 from worker.telemetry import status
 
 STEP_SECONDS = 60.0  # patience for one service to come up
 START_SECONDS = 180.0  # patience for all workers to be in their first round
 ROUND_SECONDS = 120.0  # the keeper's limit for one round, and so the demo's
 MARKER = ".hivewright-demo"
+_ALL = 10**9
 
 
 def run(options: argparse.Namespace) -> None:
@@ -88,6 +90,8 @@ class Demo:
             "keeper_min_peers": len(self.worker_names),
             "keeper_round_seconds": ROUND_SECONDS,
             "keeper_poll_seconds": 0.5,
+            # Everything is audited at the end, when all is there.
+            "audit_every_rounds": 0,
         }
         children.start("keeper", self._write("keeper", keeper), "keeper")
         console.print("[dim]enrolling the workers: each gets a key and an account on the chain[/dim]")
@@ -127,7 +131,8 @@ class Demo:
     def check(self) -> dict[str, Any]:
         """What every worker did, held against the chain. Raises DemoFailed if something does not hold."""
         coordinator = Coordinator(self._settings({"chain_rpc_url": self.rpc_url}).chain)
-        workers = [self._summary_of(name, coordinator) for name in self.worker_names]
+        audited = self._audit()
+        workers = [self._summary_of(name, coordinator, audited) for name in self.worker_names]
         problems = [problem for worker in workers for problem in self._problems(worker, len(workers))]
         if problems:
             raise DemoFailed(
@@ -154,10 +159,22 @@ class Demo:
         self.console.print("\n[bold]What came of it[/bold]: mean reward, peers heard, rewards that the chain confirms")
         self.console.print(table)
         self.console.print()
-        for what, file in (("summary", "summary.json"), ("plot", "rewards.png"), ("logs", "logs")):
+        for what, file in (
+            ("summary", "summary.json"),
+            ("audit", "audit/audit.json"),
+            ("plot", "rewards.png"),
+            ("logs", "logs"),
+        ):
             self.console.print(f"{what:8} {self.output / file}", soft_wrap=True, highlight=False)
 
-    def _summary_of(self, name: str, coordinator: Coordinator) -> dict[str, Any]:
+    def _audit(self) -> Counter[str]:
+        """How many rewards of each peer hold against the groups that it signed at the time."""
+        judge = self._settings({"chain_rpc_url": self.rpc_url, **DEMO_SETTINGS})
+        folders = [self.output / name / ARCHIVE_FOLDER for name in self.worker_names]
+        report = audit.audit(judge, self.output / "audit", folders, num_rounds=_ALL, num_rewards=_ALL)
+        return Counter(found.peer_id for found in report.findings.values() if found.verdict == "audited")
+
+    def _summary_of(self, name: str, coordinator: Coordinator, audited: Counter[str]) -> dict[str, Any]:
         folder = self.output / name
         said = status.read(folder)
         if said is None:
@@ -178,6 +195,7 @@ class Demo:
             "registered": coordinator.owner_of(said.peer_id) is not None,
             "rewards_earned": len(rows),
             "rewards_confirmed": sum(on_chain),
+            "rewards_audited": audited[said.peer_id],
         }
 
     def _problems(self, worker: dict[str, Any], num_workers: int) -> list[str]:
@@ -197,6 +215,11 @@ class Demo:
             problems.append(
                 f"the chain confirms {worker['rewards_confirmed']} of {worker['rewards_earned']} rewards of {name}"
             )
+        if worker["rewards_audited"] != worker["rewards_earned"]:
+            problems.append(
+                f"{worker['rewards_audited']} of {worker['rewards_earned']} rewards of {name} hold against the groups "
+                "that it signed (audit/audit.json)"
+            )
         return problems
 
     def _worker_settings(self, name: str, account_url: str) -> dict[str, Any]:
@@ -204,6 +227,7 @@ class Demo:
             "node_name": name,
             "node_max_rounds": self.num_rounds,
             "node_seed": self.seed,
+            "swarm_audit_rounds": self.num_rounds + 1,
             "model_device": "cpu",
             "model_threads": 1,
             "swarm_host": "127.0.0.1",

@@ -41,8 +41,10 @@ def run(settings: Settings, options: argparse.Namespace | None = None) -> None:
     node_identity = identity.load(key_file) if key_file.exists() else identity.create(key_file)
     model = _model(settings, node_identity.peer_id)
     if registered:
-        from worker.chain import accounts
+        from worker.chain import accounts, wallet
 
+        if settings.chain.wallet_dir is not None:
+            print(f"wallet {wallet.create(settings.chain)} in {settings.chain.wallet_dir}")
         move = options is not None and options.move
         accounts.enrol(node_identity, _enrolment_token(settings), settings.chain, folder, move)
     enrolment = Enrolment(node_identity.peer_id, registered)
@@ -60,12 +62,14 @@ def _model(settings: Settings, peer_id: str) -> str:
 
 def _has_chain(settings: Settings) -> bool:
     """Whether the node earns on a chain. Raises SettingsError for a chain without anybody who signs for the node."""
-    if settings.chain.account_url is None and settings.chain.rpc_url is not None:
+    chain = settings.chain
+    if chain.account_url is None and chain.wallet_dir is None and chain.rpc_url is not None:
         raise SettingsError(
-            f"chain.rpc_url is {settings.chain.rpc_url}, but chain.account_url is not set; expected the address of the "
-            "account service that signs for this node, or neither for a node without a chain"
+            f"chain.rpc_url is {', '.join(chain.rpc_urls)}, but chain.account_url is not set; expected the address of "
+            "the account service that signs for this node (or chain.wallet_dir, to sign itself), or neither for a node "
+            "without a chain"
         )
-    return settings.chain.account_url is not None
+    return chain.account_url is not None or chain.wallet_dir is not None
 
 
 def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
@@ -86,9 +90,13 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
             "put the key that was enrolled back, or remove this file and run `hivewright enrol`"
         )
     if enrolment.registered != _has_chain(settings):
-        done, wanted = ("with", "none") if enrolment.registered else ("without", str(settings.chain.account_url))
+        done = "with" if enrolment.registered else "without"
+        chain = settings.chain
+        wanted = f"chain.account_url is {chain.account_url or 'none'}"
+        if chain.wallet_dir is not None:
+            wanted = f"chain.wallet_dir is {chain.wallet_dir}"
         raise IdentityError(
-            f"{file}: enrolled {done} an account service, but chain.account_url is {wanted}; "
+            f"{file}: enrolled {done} an account service, but {wanted}; "
             "correct the settings, or run `hivewright enrol` with them"
         )
     return node_identity, enrolment

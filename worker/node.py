@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from worker import __version__, enrolment, environments, resources
-from worker.chain.accounts import AccountClient
+from worker.chain import accounts
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
 from worker.policy import adapters, choice
 from worker.policy import policy as policies
-from worker.records import Collected, Completion, Group, ScoredGroup, Task, round_seed
+from worker.records import Collected, Completion, Group, ScoredGroup, Task, milli_reward, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
 from worker.service import exit_on_signals
 from worker.settings import Settings
-from worker.swarm.exchange import Swarm
+from worker.swarm.exchange import Published, Swarm
 from worker.swarm.identity import Identity, animal_name
 from worker.swarm.verify import Verifier
 from worker.telemetry import status, systemd
@@ -97,7 +97,7 @@ class Node:
         self.clock: Clock = LocalClock()
         if enrolled.registered:
             self.coordinator = Coordinator(settings.chain)
-            account = AccountClient(settings.chain, self.folder)
+            account = accounts.open_account(settings.chain, self.folder)
             self.settlement = Settlement(self.ledger, self.coordinator, account, settings.chain)
             self.clock = ChainClock(self.coordinator, settings.chain.poll_seconds)
             self.status.chain = "unknown"
@@ -135,7 +135,8 @@ class Node:
         started = time.monotonic()
         self.status.round = tick.round
         local, tokens_per_second = self._answer(round_seed(self.peer_id, tick.round))
-        collected = self._exchange(tick.round, local)
+        published = self._publish(tick.round, local)
+        collected = self._collect(tick.round)
         self._show("training")
         rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
         batch = sampler.choose(local, collected.groups, self.settings.trainer, rng)
@@ -156,16 +157,28 @@ class Node:
             seconds=time.monotonic() - started,
             skipped=metrics.skipped,
         )
-        self._book(tick, record, collected.groups)
-
-    def _book(self, tick: Tick, record: RoundRecord, external: Sequence[ScoredGroup]) -> None:
-        """Write the round down: ledger, checkpoint, history, in this order. A round without a step earns nothing."""
         if record.skipped is None:
-            self.status.rounds_trained += 1
-            if self.settlement is not None:
-                reward = round(1000 * record.reward_mean)
-                self.ledger.record(tick.round, tick.stage, self.peer_id, reward, _winners(external))
-                self.settlement.wake()
+            self._earn(tick, local, published, collected.groups)
+        self._book(tick, record)
+
+    def _earn(
+        self, tick: Tick, local: Sequence[ScoredGroup], published: Published | None, external: Sequence[ScoredGroup]
+    ) -> None:
+        """Book the reward for the groups that we published, which auditors can check, and our vote."""
+        self.status.rounds_trained += 1
+        if self.settlement is None:
+            return
+        if published is not None:
+            local = [group for group in local if Group(group.task, group.completions) in published.groups]
+        reward = milli_reward([group.mean_reward for group in local])
+        winners = _winners(self.peer_id, local, external)
+        digest = None if published is None else published.digest
+        if not self.ledger.record(tick.round, tick.stage, self.peer_id, reward, winners, digest):
+            logger.warning("round done again with another result, what was booked first stands round=%d", tick.round)
+        self.settlement.wake()
+
+    def _book(self, tick: Tick, record: RoundRecord) -> None:
+        """Write the round down: checkpoint, then history. The ledger was first: see the module."""
         self.last_round = tick.round
         self.status.levels = self.environment.levels
         saved = None
@@ -246,13 +259,18 @@ class Node:
             truncated=tuple(completion.truncated for completion in completions),
         )
 
-    def _exchange(self, round: int, local: Sequence[ScoredGroup]) -> Collected:
-        """Serve our groups of this round, and get those of peers drawn at random."""
+    def _publish(self, round: int, local: Sequence[ScoredGroup]) -> Published | None:
+        """Serve our groups of this round from now on. None: there is nobody that they could be served to."""
+        if self.swarm is None:
+            return None
+        return self.swarm.publish(round, [Group(group.task, group.completions) for group in local])
+
+    def _collect(self, round: int) -> Collected:
+        """Get groups of peers drawn at random."""
         if self.swarm is None:
             self.status.state = "training-alone"
             return Collected()
         self._show("collecting")
-        self.swarm.publish(round, [Group(group.task, group.completions) for group in local])
         collected = self.swarm.collect(round, EXTERNAL_MARGIN * self.settings.trainer.external_groups)
         swarm = self.swarm.status()
         self.status.state, self.status.last_error = swarm.state, swarm.last_error
@@ -307,6 +325,7 @@ class Node:
         if self.settlement is not None:
             settled = self.settlement.status()
             self.status.ledger = {name: getattr(settled, name) for name in ("earned", "sent", "confirmed", "rejected")}
+            self.status.ledger_error = settled.last_error
         if self.swarm is not None:
             self.status.swarm = self.swarm.status()
         if self.hub is not None:
@@ -367,13 +386,20 @@ class Node:
         return Swarm(self.settings.swarm, self.folder / enrolment.KEY_FILE, self.folder, verifier)
 
 
-def _winners(external: Sequence[ScoredGroup]) -> list[str]:
-    """Our vote: the peer with the highest mean of rewards that we verified ourselves. Nobody, if we heard nobody."""
+def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGroup]) -> list[str]:
+    """Our vote: the peer with the highest mean of rewards that we verified ourselves in this round.
+
+    Ourselves only if that is more than any peer's that we saw. Nobody, if we saw nobody's.
+    """
     rewards: dict[str, list[float]] = {}
     for group in external:
         if group.peer_id is not None:
             rewards.setdefault(group.peer_id, []).append(group.mean_reward)
-    return [max(rewards, key=lambda peer: (_mean(rewards[peer]), peer))] if rewards else []
+    if not rewards:
+        return []
+    best = max(rewards, key=lambda peer: (_mean(rewards[peer]), peer))
+    own = [group.mean_reward for group in local]
+    return [me if own and _mean(own) > _mean(rewards[best]) else best]
 
 
 def _mean(values: Sequence[float]) -> float:

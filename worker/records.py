@@ -5,6 +5,7 @@ completions itself, so a peer can't lie about either (docs/decisions/0001).
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -94,6 +95,11 @@ class StepMetrics:
     seconds: float
     clip_ratio: float
     skipped: str | None = None
+
+
+def milli_reward(means: Sequence[float]) -> int:
+    """What a peer earns with groups of these mean rewards in a round: 1000 x their mean, rounded; 0 without any."""
+    return round(1000 * sum(means) / len(means)) if means else 0
 
 
 def round_seed(peer_id: str, round: int) -> int:

@@ -41,6 +41,8 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
         console.print(f"process {node.pid} is gone without a word; the end of its log, or of journalctl, says why")
     elif node.last_error is not None:
         console.print(printable(node.last_error), markup=False, highlight=False, soft_wrap=True)
+    if node.ledger_error is not None:
+        print(f"rewards wait in the ledger: {printable(node.ledger_error)}")
     if node.hub is not None:
         pushed = "nothing yet" if node.hub.pushed_round is None else f"round {node.hub.pushed_round}"
         failed = f", failed {node.hub.failures} times: {printable(node.hub.error)}" if node.hub.error else ""

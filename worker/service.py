@@ -23,14 +23,14 @@ def exit_on_signals() -> None:
     signal.signal(signal.SIGINT, leave)
 
 
-def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write `text` so that a reader, or a crash, finds the old file or the new one. Raises ResourceError."""
+def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Write `content` so that a reader, or a crash, finds the old file or the new one. Raises ResourceError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(text)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fchmod(stream.fileno(), mode)
                 os.fsync(stream.fileno())

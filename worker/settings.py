@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from worker.errors import SettingsError
 
@@ -26,7 +26,14 @@ Seconds = Annotated[float, Field(gt=0)]
 Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
 Weight = Annotated[float, Field(ge=0, le=8)]
 PeerId = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{16,64}$")]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+Urls = Annotated[tuple[Url, ...], Field(min_length=1), BeforeValidator(lambda value: _listed(value))]
 Multiaddr = Annotated[str, Field(pattern=r"^/(ip4|ip6|dns|dns4|dns6)/[^/]+/")]
+
+
+def _listed(value: Any) -> Any:
+    """One text is a list of one."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 class Section(BaseModel):
@@ -247,6 +254,9 @@ class Swarm(Section):
     """How long to wait for the drawn peers' groups after our own are served."""
     keep_rounds: Positive = 3
     """How many rounds of our own groups stay served to peers."""
+    audit_rounds: Positive = 64
+    """How many rounds of our own signed groups stay on the disk, served to whoever audits our rewards (about 12 KB a
+    round with the tiny model, a few hundred KB with long answers)."""
     announce_every_seconds: Seconds = 60.0
     """How often the membership record is renewed in the DHT; it expires after three times that."""
     max_groups_per_peer: Positive = 64
@@ -263,16 +273,16 @@ class Swarm(Section):
 class Chain(Section):
     """The books: any EVM JSON-RPC with our coordinator contract, or with one that has its ABI."""
 
-    rpc_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
-    """None: through the account service (`account_url`/rpc); without that either there is no chain: the node counts
-    its rounds itself and earns nothing."""
+    rpc_url: Urls | None = None
+    """One JSON-RPC address, or a list of them: the next one is used when one fails. None: through the account service
+    (`account_url`/rpc); without that either there is no chain: the node counts its rounds itself and earns nothing."""
     id: Positive = 31337
-    """The chain id that `rpc_url` must answer with."""
+    """The chain id that `rpc_url` must answer with. An address that answers with another one is not used."""
     contract: Address | None = None
     """Address of the swarm coordinator contract. None: as `deployment_file`, or else the account service, says."""
     deployment_file: Path | None = None
     """What `hivewright chain deploy` wrote: JSON with rpc_url, chain_id and contract. For roles beside the chain."""
-    account_url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
+    account_url: Url | None = None
     """The account service, which signs and sends for this node."""
     account_token_file: Path | None = None
     """File with this node's token for the account service. None: `account.token` in the state folder."""
@@ -284,8 +294,37 @@ class Chain(Section):
     """Patience for one answer of the chain or the account service."""
     poll_seconds: Seconds = 2.0
     """How often the round is read while waiting for the next one."""
-    submit_every_rounds: Positive = 1
-    """Rewards are sent to the chain every so many rounds; the ledger has them from the first second."""
+    wallet_dir: Path | None = None
+    """Folder of a wallet of this node's own, for a node without an account service: `wallet.json`, an encrypted
+    keystore that `hivewright enrol` makes, and the journal of its transactions."""
+    wallet_password_file: Path | None = None
+    """File with the wallet's password, such as a systemd credential: /run/credentials/UNIT/NAME."""
+    submit_every_rounds: Positive | None = 1
+    """Rewards are sent to the chain when so many rounds wait; the ledger has them from the first second. None: by
+    `submit_every_minutes` alone."""
+    submit_every_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Rewards are sent at the latest when the oldest has waited so long. None: by `submit_every_rounds` alone."""
+
+    @property
+    def rpc_urls(self) -> tuple[str, ...]:
+        """The addresses of `rpc_url`; none if it is not set."""
+        return (self.rpc_url,) if isinstance(self.rpc_url, str) else self.rpc_url or ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.submit_every_rounds is None and self.submit_every_minutes is None:
+            raise ValueError("submit_every_rounds and submit_every_minutes are both None: nothing would ever be sent")
+        if self.wallet_dir is None:
+            return self
+        if self.account_url is not None:
+            raise ValueError("account_url and wallet_dir are both set: who shall sign? take one of them away")
+        if self.wallet_password_file is None:
+            raise ValueError("wallet_dir is set and wallet_password_file is not; expected a file with its password")
+        if self.rpc_url is None and self.deployment_file is None:
+            raise ValueError(
+                "wallet_dir is set, rpc_url and deployment_file are not: a wallet needs a chain of its own"
+            )
+        return self
 
 
 class Anvil(Section):
@@ -335,6 +374,23 @@ class Keeper(Section):
     """How often the chain is looked at."""
 
 
+class Audit(Section):
+    """Holds submitted rewards against the groups that their peers signed (`hivewright audit`, and the keeper)."""
+
+    state_dir: Path | None = None
+    """Holds audit.json, the evidence of contradictions, and the auditor's own key. None: `audit` in
+    `keeper.state_dir`."""
+    every_rounds: Annotated[int, Field(ge=0)] = 10
+    """The keeper audits after every so many rounds, in a process of its own. 0: it does not. It can judge the task
+    families of `environment.families` alone, so these are to be the swarm's."""
+    rounds: Positive = 16
+    """How many of the newest rounds are looked at. Peers keep `swarm.audit_rounds`."""
+    sample: Positive = 32
+    """At most so many rewards, drawn at random, are recomputed in one audit."""
+    timeout_seconds: Seconds = 120.0
+    """How long one audit looks for peers and asks them."""
+
+
 class Bootnode(Section):
     """A DHT peer with a stable identity and address (`hivewright bootnode`)."""
 
@@ -357,7 +413,7 @@ class Hub(Section):
     """Rounds trained between two pushes, each of a finished checkpoint; whether the last one failed changes nothing."""
     private: bool = False
     """Whether a repository that is made here is private."""
-    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] = "https://huggingface.co"
+    endpoint: Url = "https://huggingface.co"
     timeout_seconds: Seconds = 3600.0
     """Patience for one upload, which goes on beside training."""
 
@@ -387,6 +443,7 @@ class Settings(Section):
     anvil: Anvil = Anvil()
     account: Account = Account()
     keeper: Keeper = Keeper()
+    audit: Audit = Audit()
     bootnode: Bootnode = Bootnode()
     hub: Hub = Hub()
     log: Log = Log()

@@ -1,18 +1,17 @@
 """What the tests of sender, accounts, settlement and server share: the service in a thread, and a bad network."""
 
 import asyncio
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
 
-import requests
 from aiohttp import web
 
+from benchmarks.faults import at_random as at_random
+from benchmarks.faults import faulty as faulty
 from worker import settings
 from worker.account.server import Service
 from worker.chain.accounts import AccountClient
@@ -85,81 +84,6 @@ def some_identity(folder: Path, number: int = 0) -> Identity:
     while len(_IDENTITIES) <= number:
         _IDENTITIES.append(identity.create(folder / f"shared-{len(_IDENTITIES)}.pem"))
     return _IDENTITIES[number]
-
-
-@dataclass
-class FaultyProxy:
-    """HTTP in front of `target` that fails as `fault` says for each request: a word, or None for passing it on.
-
-    drop: closed before it arrives. lose: it arrives, the answer does not. error: HTTP 500 before it arrives.
-    twice: it arrives two times, the second answer is given. lie: a transaction hash, but nothing arrives.
-    """
-
-    target: str
-    fault: Callable[[str], str | None]
-    url: str = ""
-    seen: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def faulty(target: str, fault: Callable[[str], str | None]) -> Iterator[FaultyProxy]:
-    proxy = FaultyProxy(target, fault)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self.do_POST()
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            proxy.seen.append(self.path + " " + body.decode())
-            kind = proxy.fault(proxy.seen[-1])
-            if kind == "drop":
-                self.close_connection = True
-                return
-            if kind == "error":
-                self._answer(500, b'{"error":"out of order"}')
-                return
-            if kind == "lie":
-                self._answer(200, b'{"hash": "0x' + b"11" * 32 + b'"}')
-                return
-            kept = {k: v for k, v in self.headers.items() if k.lower() in ("authorization", "content-type")}
-            for _ in range(2 if kind == "twice" else 1):
-                answer = requests.request(self.command, proxy.target + self.path, data=body, headers=kept, timeout=10)
-            if kind == "lose":
-                self.close_connection = True
-                return
-            self._answer(answer.status_code, answer.content)
-
-        def _answer(self, status: int, content: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
-
-
-def at_random(seed: int, share: float) -> Callable[[str], str | None]:
-    """A fault for `share` of the requests."""
-    kinds = ("drop", "lose", "error", "twice")
-    rng = random.Random(seed)
-    return lambda _: rng.choice(kinds) if rng.random() < share else None
 
 
 def eventually(condition: Callable[[], object], seconds: float = 45.0) -> None:

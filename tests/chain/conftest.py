@@ -65,6 +65,7 @@ def chain(rpc_url, tmp_path) -> Chain:
     raw = {
         "chain": {"rpc_url": rpc_url, "deployment_file": str(tmp_path / "keeper/deployment.json")},
         "keeper": {"state_dir": str(tmp_path / "keeper")},
+        "audit": {"every_rounds": 0},
     }
     parsed = settings.parse(raw, "test")
     deployment = anvil.deploy(parsed)

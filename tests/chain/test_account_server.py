@@ -252,6 +252,29 @@ def test_rpc_passes_reads_on(service) -> None:
     assert rpc(service, "eth_chainId", id="x") == (200, {"jsonrpc": "2.0", "id": "x", "result": "0x7a69"})
 
 
+@pytest.mark.parametrize("fault", ["drop", "error", "elsewhere"])
+def test_rpc_goes_to_the_next_address_when_one_fails(chain, tmp_path, fault) -> None:
+    parsed = account_settings(chain.settings, tmp_path / "account")
+    with faulty(chain.deployment.rpc_url, lambda _: fault) as bad:
+        both = parsed.chain.model_copy(update={"rpc_url": (bad.url, chain.deployment.rpc_url)})
+        with serving(parsed.model_copy(update={"chain": both})) as service:
+            for _ in range(3):
+                assert rpc(service, "eth_getBalance", ["0x" + "00" * 20, "latest"])[1]["result"] == "0x0"
+        assert len(bad.seen) <= 4
+
+
+def test_digest_of_the_groups_goes_into_the_transaction(chain, service, token) -> None:
+    assert register(service, token)[0] == 200
+    body = {"orgId": "hivewright", "peerId": PEER, "roundNumber": 0, "stageNumber": 0, "reward": 9}
+    eventually(lambda: chain.coordinator.owner_of(PEER))
+    assert post(service, "/api/submit-reward", body | {"groupsDigest": "AB" * 32}, token)[0] == 400
+    status, answer = post(service, "/api/submit-reward", body | {"groupsDigest": "ab" * 32}, token)
+    assert status == 200
+    assert chain.coordinator.wait_for_receipt(answer["hash"], 10).succeeded
+    assert chain.coordinator.submitted_reward(0, 0, PEER) == 9
+    assert chain.coordinator.reward_digest(answer["hash"]) == "ab" * 32
+
+
 @pytest.mark.parametrize(
     "method", ["anvil_setBalance", "evm_mine", "eth_sendTransaction", "personal_sign", "debug_traceCall", "ETH_CALL"]
 )

@@ -103,7 +103,7 @@ def test_peer_that_another_account_proved_is_refused_with_both_accounts_and_move
     with pytest.raises(IdentityError) as caught:
         enrol(node, ENROLMENT_TOKEN, service.node_chain(), tmp_path)
     assert f"registered by {other.address}" in str(caught.value)
-    assert f"sends from {service.service.address}" in str(caught.value)
+    assert f"this node's account is {service.service.address}" in str(caught.value)
     assert "move the peer (`hivewright enrol --move`)" in str(caught.value)
     for _ in range(2):
         assert enrol(node, None, service.node_chain(), tmp_path, move=True) == service.service.address

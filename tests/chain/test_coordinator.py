@@ -135,9 +135,10 @@ def test_reverted_transaction_is_an_error(chain):
 def test_same_transaction_sent_twice_is_sent_once(chain):
     account = chain.new_account()
     call = chain.coordinator.register_peer("peer")
-    _, raw = chain.coordinator.sign(account, call, nonce=0, gas=300_000, gas_price_wei=0)
+    tx_hash, raw = chain.coordinator.sign(account, call, nonce=0, gas=300_000, gas_price_wei=0)
     chain.coordinator.send_raw(raw)
     chain.coordinator.send_raw(raw)
+    assert chain.coordinator.wait_for_receipt(tx_hash, 10).succeeded
     assert chain.coordinator.nonce(account.address) == 1
 
 

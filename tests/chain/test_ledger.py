@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.chain.ledger import _IS_UNSETTLED, Ledger
+from worker.chain.ledger import _COLUMNS, _IS_UNSETTLED, Ledger
 from worker.errors import ResourceError
 
 # Records round after round and says so once `record` has returned; ends by itself after 20 s.
@@ -57,6 +57,39 @@ def test_record_keeps_every_field(tmp_path: Path) -> None:
     assert (row.reward_state, row.vote_state) == ("earned", "earned")
     assert {row.reward_hash, row.reward_sent_at, row.reward_block, row.reward_reason} == {None}
     assert {row.vote_hash, row.vote_sent_at, row.vote_block, row.vote_reason} == {None}
+
+
+def test_digest_is_kept_and_is_part_of_what_stands_first(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    assert ledger.record(3, 0, "me", 5, [], "ab")
+    assert not ledger.record(3, 0, "me", 5, [], "cd")
+    assert [row.digest for row in Ledger(tmp_path / "ledger.db").rows()] == ["ab"]
+
+
+def test_ledger_of_before_digests_is_read_and_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    old = sqlite3.connect(file)
+    columns = _COLUMNS.replace(", digest TEXT", "")
+    assert columns != _COLUMNS
+    old.execute(f"CREATE TABLE ledger ({columns}, PRIMARY KEY (round, stage, peer_id)) STRICT, WITHOUT ROWID")
+    old.execute("INSERT INTO ledger VALUES (1,0,'me',5,'[]',1.5,'confirmed','0x1',1.5,7,NULL,NULL,NULL,NULL,NULL,NULL)")
+    old.commit()
+    old.close()
+    for _ in range(2):
+        ledger = Ledger(file)
+        assert ledger.record(2, 0, "me", 6, [], "ab")
+        assert [(row.round, row.reward_block, row.digest) for row in ledger.rows()] == [(1, 7, None), (2, None, "ab")]
+        ledger.close()
+
+
+def test_waiting_counts_what_is_not_queued_and_knows_the_oldest(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    assert ledger.waiting() == (0, None)
+    ledger.record(0, 0, "me", 1, [])
+    ledger.record(1, 0, "me", 1, [])
+    assert ledger.waiting() == (2, ledger.rows()[0].earned_at)
+    ledger.queue()
+    assert ledger.waiting() == (0, None)
 
 
 def test_record_without_winners_has_no_vote(tmp_path: Path) -> None:

@@ -141,6 +141,39 @@ def test_stuck_transaction_is_sent_again_at_a_higher_price(chain, account, sende
     assert [entry.nonce for entry in sender.waiting()] == [0]
 
 
+@pytest.fixture
+def idle_chain(chain):
+    """No block is made until the test asks for one."""
+
+    def rpc(method: str, *params: object) -> None:
+        assert "error" not in chain.coordinator.web3.provider.make_request(method, list(params))
+
+    rpc("evm_setAutomine", False)
+    rpc("evm_setIntervalMining", 0)
+    yield lambda: rpc("evm_mine")
+    rpc("evm_setIntervalMining", 1)
+    rpc("evm_setAutomine", True)
+
+
+def test_replacement_of_a_stuck_transaction_takes_its_place_on_a_real_chain(
+    chain, account, sender, idle_chain, monkeypatch
+) -> None:
+    monkeypatch.setattr(sender_module, "STUCK_SECONDS", 0.0)
+    monkeypatch.setattr(chain.coordinator, "gas_price", lambda: 1000)  # this chain itself asks for nothing
+    chain.coordinator.web3.provider.make_request("anvil_setBalance", [account.address, hex(10**18)])
+    first = [sender.send(chain.coordinator.register_peer(name)) for name in ("one", "two")]
+    time.sleep(0.01)
+    assert sender.tend() == 2
+    again = [entry.hash for entry in sender.waiting()]
+    assert set(first).isdisjoint(again)
+    assert [entry.nonce for entry in sender.waiting()] == [0, 1]
+    idle_chain()
+    assert sender.tend() == 0
+    assert [chain.coordinator.receipt(tx_hash) for tx_hash in first] == [None, None]
+    assert all(chain.coordinator.receipt(tx_hash).succeeded for tx_hash in again)
+    assert sorted(chain.coordinator.peers_of(account.address)) == ["one", "two"]
+
+
 def test_transaction_that_the_chain_will_not_have_leaves_no_gap(chain, account, sender, monkeypatch) -> None:
     def refuse(raw: bytes) -> None:
         raise ChainError("insufficient funds")

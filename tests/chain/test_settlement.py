@@ -25,7 +25,7 @@ from worker.chain.accounts import AccountClient, enrol
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger, Row
 from worker.chain.settlement import Settlement
-from worker.errors import WorkerError
+from worker.errors import ContractRefused, WorkerError
 
 # Settles what the ledger holds until it is killed; ends by itself after 20 s.
 SETTLER = """
@@ -95,6 +95,7 @@ class Node:
 def impatient(monkeypatch) -> None:
     """What the chain forgot while the account service still waited for it to be mined is sent again soon."""
     monkeypatch.setattr(sender_module, "STUCK_SECONDS", 1.0)
+    monkeypatch.setattr(settlement_module, "RESEND_SECONDS", 5.0)
 
 
 @pytest.fixture
@@ -172,6 +173,37 @@ def test_rewards_wait_for_their_batch_and_flush_does_not(chain, node) -> None:
     node.assert_exactly_once()
 
 
+def test_rewards_wait_no_longer_than_their_minutes(chain, node) -> None:
+    advance(chain, 1)
+    with node.settling(submit_every_rounds=None, submit_every_minutes=0.02) as settling:
+        node.earn(0)
+        settling.wake()
+        time.sleep(0.4)
+        assert node.states() == [("earned", "earned")]
+        node.earn(1)
+        eventually(lambda: node.states() == [("confirmed", "confirmed")] * 2, 20)
+    assert all(row.reward_sent_at - node.ledger.rows()[0].earned_at >= 1.2 for row in node.ledger.rows())
+
+
+def test_whichever_of_rounds_and_minutes_comes_first_sends(chain, node) -> None:
+    advance(chain, 1)
+    with node.settling(submit_every_rounds=2, submit_every_minutes=60.0) as settling:
+        node.earn(0)
+        settling.wake()
+        time.sleep(0.4)
+        assert node.states() == [("earned", "earned")]
+        node.earn(1)
+        settling.wake()
+        eventually(lambda: node.states() == [("confirmed", "confirmed")] * 2, 20)
+
+
+def test_digest_of_the_groups_travels_with_the_reward(chain, node) -> None:
+    node.ledger.record(0, 0, node.peer_id, 5, [], "0f" * 32)
+    node.settle()
+    (row,) = node.ledger.rows()
+    assert chain.coordinator.reward_digest(row.reward_hash) == "0f" * 32
+
+
 def test_row_without_winners_has_no_vote(chain, node) -> None:
     node.ledger.record(0, 0, node.peer_id, 5, [])
     node.settle()
@@ -209,6 +241,15 @@ def test_other_values_on_the_chain_reject_ours_and_name_both(chain, service, nod
     assert row.vote_reason == f"the chain holds ['v'], this ledger ['w']; {cause}"
 
 
+def test_one_mixed_up_answer_rejects_nothing(node, monkeypatch) -> None:
+    node.earn(0)
+    truth, lies = Coordinator.submitted_reward, iter([7])
+    monkeypatch.setattr(Coordinator, "submitted_reward", lambda *place: next(lies, None) or truth(*place))
+    node.settle()
+    assert next(lies, None) is None
+    node.assert_exactly_once()
+
+
 def test_refused_vote_is_rejected_once_and_the_reward_stands(service, node) -> None:
     node.ledger.record(0, 0, node.peer_id, 5, ["same", "same"])
     with faulty(service.url, lambda _: None) as proxy:
@@ -244,6 +285,41 @@ def test_future_round_waits_and_a_stage_that_never_was_is_rejected(chain, node) 
     assert first.reward_state == "rejected"
     assert "InvalidStageNumber" in first.reward_reason
     assert {(row.reward_state, row.vote_state) for row in others} == {("confirmed", "confirmed")}
+
+
+def test_old_round_that_a_contract_refuses_is_rejected_once(chain, node) -> None:
+    """Ours takes old rounds for ever; a foreign one may not (stood in for by the account)."""
+    advance(chain, 3)
+    asked: list[int] = []
+
+    class Strict(AccountClient):
+        def submit_reward(self, round: int, *rest: object) -> str:
+            asked.append(round)
+            if round < 3:
+                raise ContractRefused("InvalidRoundNumber", f"round {round} is over")
+            return super().submit_reward(round, *rest)
+
+    node.ledger.record(1, 0, node.peer_id, 5, [])
+    node.ledger.record(3, 0, node.peer_id, 6, [])
+    parsed = node.service.node_chain()
+    settling = Settlement(node.ledger, Coordinator(parsed), Strict(parsed, node.folder), parsed)
+    settling.start()
+    try:
+        assert settling.flush(30)
+        time.sleep(0.5)
+    finally:
+        settling.close()
+    old, new = node.ledger.rows()
+    assert (old.reward_state, old.reward_reason) == ("rejected", "round 1 is over")
+    assert new.reward_state == "confirmed"
+    assert asked == [1, 3]
+
+
+def test_reward_of_an_old_round_is_still_credited(chain, node) -> None:
+    advance(chain, 5)
+    node.earn(1)
+    node.settle()
+    node.assert_exactly_once()
 
 
 def test_peer_of_another_account_stops_with_both_and_keeps_the_rows(chain, service, tmp_path, node) -> None:
@@ -361,6 +437,20 @@ def test_faults_on_both_ways_lose_and_double_nothing(chain, service, node, monke
         ) as settling,
     ):
         assert settling.flush(40), (settling.status(), node.states())
+    node.assert_exactly_once()
+
+
+def test_backlog_gets_through_an_account_service_that_fails_now_and_then(chain, service, node) -> None:
+    """Each walk gets a little further: pauses that double with every failure would take minutes."""
+    advance(chain, 39)
+    node.earn(*range(40))
+    count = iter(range(10**6))
+    fault = lambda seen: "drop" if "submit" in seen and next(count) % 8 == 7 else None  # noqa: E731
+    with faulty(service.url, fault) as account:
+        parsed = {"account_url": account.url, "rpc_url": (chain.deployment.rpc_url,), "poll_seconds": 0.5}
+        started = time.monotonic()
+        node.settle(contract=chain.deployment.contract, **parsed)
+        assert time.monotonic() - started < 25
     node.assert_exactly_once()
 
 

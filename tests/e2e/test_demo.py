@@ -71,7 +71,7 @@ def test_demo_exits_0_and_every_worker_trains_every_round(finished_demo):
         assert worker["rounds_reported"] == worker["rounds_with_step"]
         assert len(worker["peers_heard"]) == WORKERS - 1
         assert worker["registered"] is True
-        assert worker["rewards_confirmed"] == worker["rewards_earned"] == ROUNDS
+        assert worker["rewards_confirmed"] == worker["rewards_earned"] == worker["rewards_audited"] == ROUNDS
         assert all(0 <= reward <= 1 for reward in worker["rewards"].values())
 
 

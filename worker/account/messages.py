@@ -61,6 +61,8 @@ class SubmitReward(RegisterPeer):
     round_number: Number
     stage_number: Number
     reward: Reward
+    groups_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of the signed groups that the reward is for; clients of the existing swarm have none."""
 
 
 class SubmitWinner(RegisterPeer):

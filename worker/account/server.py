@@ -27,6 +27,7 @@ from worker.chain import proof
 from worker.chain.accounts import ENROL_PREFIX
 from worker.chain.coordinator import Call, Coordinator
 from worker.chain.proof import Proof
+from worker.chain.rpc import Rpc
 from worker.chain.sender import Sender
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError, SettingsError, WorkerError
 from worker.log import printable
@@ -179,7 +180,9 @@ class Service:
     async def submit_reward(self, request: web.Request) -> web.Response:
         body = await self._authorized(request, messages.SubmitReward)
         return await self._send(
-            lambda: self._coordinator.submit_reward(body.round_number, body.stage_number, body.reward, body.peer_id),
+            lambda: self._coordinator.submit_reward(
+                body.round_number, body.stage_number, body.reward, body.peer_id, body.groups_digest
+            ),
             body.peer_id,
         )
 
@@ -222,16 +225,32 @@ class Service:
         if call.method not in RPC_METHODS:
             error = {"code": -32601, "message": f"{printable(call.method)}: not served here"}
             return web.json_response({"jsonrpc": "2.0", "id": call.id, "error": error})
-        deployment = await self._in_thread(lambda: self._coordinator.deployment)
+        rpc = await self._in_thread(lambda: self._coordinator.rpc)
+        for _ in range(rpc.num_addresses - 1):
+            try:
+                return await self._pass_on(call, rpc)
+            except ChainUnreachable as error:
+                log.debug("next rpc address after error=%s", error)
+        return await self._pass_on(call, rpc)
+
+    async def _pass_on(self, call: messages.RpcRequest, rpc: Rpc) -> web.Response:
+        url = await self._in_thread(rpc.choose)
+        timeout = aiohttp.ClientTimeout(total=self._settings.chain.timeout_seconds / rpc.num_addresses)
         answer = bytearray()
         try:
-            async with self._http.post(deployment.rpc_url, json=call.model_dump()) as response:
+            async with self._http.post(url, json=call.model_dump(), timeout=timeout) as response:
+                if response.status in (429, *range(500, 600)):
+                    raise ChainUnreachable(f"{url}: HTTP {response.status} instead of an answer")
                 async for piece in response.content.iter_chunked(65536):
                     answer += piece
                     if len(answer) > _MAX_RPC_ANSWER_BYTES:
                         raise Refused(502, f"{call.method}: the chain's answer is too long; ask for less at once")
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ChainUnreachable(f"{deployment.rpc_url}: no answer ({type(error).__name__})") from None
+            rpc.failed(url)
+            raise ChainUnreachable(f"{url}: no answer ({type(error).__name__})") from None
+        except ChainUnreachable:
+            rpc.failed(url)
+            raise
         self._note_chain(None)
         return web.Response(body=bytes(answer), status=response.status, content_type="application/json")
 
@@ -267,8 +286,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     async def _resources(self, application: web.Application) -> AsyncIterator[None]:
-        timeout = aiohttp.ClientTimeout(total=self._settings.chain.timeout_seconds)
-        async with aiohttp.ClientSession(timeout=timeout) as self._http:
+        async with aiohttp.ClientSession() as self._http:
             yield
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self._sender.close()

@@ -1,6 +1,6 @@
-"""Client of the account service, which signs and sends for this node.
+"""Who signs and sends for this node: the account service, whose client this is, or a wallet of its own (wallet.py).
 
-The node shows a token that is good for its own peer id only.
+To the service the node shows a token that is good for its own peer id only.
 The service answers once the chain has taken the transaction; whether the contract holds it is read from the chain
 (chain.settlement), never concluded from an answer.
 """
@@ -9,9 +9,10 @@ import base64
 import re
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import requests
 
@@ -20,6 +21,7 @@ from worker.chain import connection, proof
 from worker.chain.contract import ADVICE
 from worker.chain.coordinator import Coordinator
 from worker.chain.proof import Proof
+from worker.chain.wallet import Wallet
 from worker.errors import ChainError, ChainUnreachable, ContractRefused, IdentityError, SettingsError, WorkerError
 from worker.log import printable
 from worker.service import write_whole
@@ -33,6 +35,32 @@ _REGISTER_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 # The contract's errors are single capitalised words; anything else in an answer is text for people.
 _ERROR_NAME = re.compile(r"[A-Z][A-Za-z0-9]{2,63}")
+
+
+class Account(Protocol):
+    """What signs and sends for a node. Sent is not held: what the contract holds is read from the chain.
+
+    Every method may raise ChainUnreachable, ContractRefused and ChainError; the client of the account service more.
+    """
+
+    def address(self) -> str:
+        """The account that it sends from."""
+
+    def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
+        """Bind the peer to the account, by its proof where the contract checks it.
+
+        Returns the transaction's hash, as all that follow.
+        """
+
+    def submit_reward(self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None) -> str:
+        """`reward` in milli-rewards; `digest` of the signed groups that it is for, hexadecimal."""
+
+    def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str: ...
+
+    def tend(self) -> None:
+        """Look after what is on its way; to be called every few seconds."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +98,9 @@ class AccountClient:
         except KeyError as error:
             raise ChainError(f"{self._url}/api/swarm: no {error}; expected hivewright's account service") from None
 
+    def address(self) -> str:
+        return str(self.swarm().account)
+
     def enrol(self, identity: Identity, enrolment_token: str) -> None:
         """Get this node's token and keep it in `token_file`."""
         body = {
@@ -84,20 +115,24 @@ class AccountClient:
         write_whole(self.token_file, token + "\n", mode=0o600)
 
     def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
-        """Bind the peer to the service's account. Returns the transaction's hash, as all that follow."""
         body: dict[str, Any] = {"peerId": peer_id}
         if proof is not None:
             public_key, signature = (base64.b64encode(part).decode() for part in (proof.public_key, proof.signature))
             body["proof"] = {"publicKey": public_key, "signature": signature, "isMove": proof.is_move}
         return self._send("/api/register-peer", body)
 
-    def submit_reward(self, round: int, stage: int, reward: int, peer_id: str) -> str:
-        """`reward` in milli-rewards."""
+    def submit_reward(self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None) -> str:
         body = {"roundNumber": round, "stageNumber": stage, "reward": reward, "peerId": peer_id}
-        return self._send("/api/submit-reward", body)
+        return self._send("/api/submit-reward", body if digest is None else {**body, "groupsDigest": digest})
 
     def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str:
         return self._send("/api/submit-winner", {"roundNumber": round, "winners": list(winners), "peerId": peer_id})
+
+    def tend(self) -> None:
+        """The service looks after its transactions itself."""
+
+    def close(self) -> None:
+        self._session.close()
 
     def _send(self, path: str, body: dict[str, Any]) -> str:
         headers = {"Authorization": f"Bearer {self._token()}"}
@@ -152,29 +187,37 @@ class AccountClient:
         return ChainError(f"{said}; check that chain.account_url is an account service")
 
 
+def open_account(chain: settings.Chain, state_dir: Path) -> Account:
+    """The wallet that the settings name, or else the client of their account service.
+
+    Raises IdentityError if the wallet is missing or its password wrong, ResourceError if another process uses it.
+    """
+    return AccountClient(chain, state_dir) if chain.wallet_dir is None else Wallet(chain)
+
+
 def enrol(
     identity: Identity, enrolment_token: str | None, chain: settings.Chain, state_dir: Path, move: bool = False
 ) -> str:
-    """Get the node's token, unless it has a good one, and register its peer id. Returns the account that it belongs to.
+    """Register the node's peer id; with an account service get its token first, unless it has a good one.
 
-    May be run again at any time. `enrolment_token` None: the node must have its token already. `move`: also from
-    another account that holds the peer. Raises IdentityError if the peer id is registered by another account or a token
-    is refused, ChainUnreachable if the service or the chain does not answer.
+    Returns the account that the peer belongs to. May be run again at any time. `enrolment_token` None: the node must
+    have its token already. `move`: also from another account that holds the peer. Raises IdentityError if the peer id
+    is registered by another account or a token is refused, ChainUnreachable if service or chain do not answer.
     """
-    account, coordinator = AccountClient(chain, state_dir), Coordinator(chain)
-    ours = account.swarm().account
-    shown = proof.needed(coordinator, identity, ours, move)
-    try:
-        is_sent = _register(account, identity.peer_id, shown)  # with the token from before
-    except IdentityError:
-        if enrolment_token is None:
-            raise
-        account.enrol(identity, enrolment_token)
-        is_sent = _register(account, identity.peer_id, shown)
-    return _await_owner(coordinator, identity.peer_id, ours, is_sent)
+    with closing(open_account(chain, state_dir)) as account:
+        coordinator, ours = Coordinator(chain), account.address()
+        shown = proof.needed(coordinator, identity, ours, move)
+        try:
+            is_sent = _register(account, identity.peer_id, shown)  # with the token from before
+        except IdentityError:
+            if enrolment_token is None or not isinstance(account, AccountClient):
+                raise
+            account.enrol(identity, enrolment_token)
+            is_sent = _register(account, identity.peer_id, shown)
+        return _await_owner(coordinator, identity.peer_id, ours, is_sent)
 
 
-def _register(account: AccountClient, peer_id: str, shown: Proof | None) -> bool:
+def _register(account: Account, peer_id: str, shown: Proof | None) -> bool:
     """Whether a registration is on its way; if not, somebody has registered the peer."""
     try:
         account.register_peer(peer_id, shown)
@@ -203,10 +246,10 @@ def _await_owner(coordinator: Coordinator, peer_id: str, ours: str, is_sent: boo
 
 
 def require_owner(peer_id: str, owner: str, ours: str) -> None:
-    """Raise IdentityError unless `owner`, as the chain has it, is `ours`, the account service's account."""
+    """Raise IdentityError unless `owner`, as the chain has it, is `ours`, the account that sends for us."""
     if owner.lower() != ours.lower():
         raise IdentityError(
-            f"peer {peer_id}: registered by {owner}, but the account service sends from {ours}; "
+            f"peer {peer_id}: registered by {owner}, but this node's account is {ours}; "
             "use the account that registered it, move the peer (`hivewright enrol --move`), or enrol with a new key"
         )
 

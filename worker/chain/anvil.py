@@ -269,7 +269,7 @@ def _client(settings: settings.Settings, rpc_url: str, address: str) -> Coordina
 def _rpc_url(settings: settings.Settings) -> str:
     """chain.rpc_url, or where the embedded chain beside us serves."""
     if settings.chain.rpc_url:
-        return settings.chain.rpc_url
+        return settings.chain.rpc_urls[0]
     if settings.anvil.port:
         return f"http://{settings.anvil.host}:{settings.anvil.port}"
     try:

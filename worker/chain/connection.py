@@ -9,28 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from web3 import HTTPProvider, Web3
+from web3 import Web3
 from web3.exceptions import Web3Exception
 from web3.middleware import ExtraDataToPOAMiddleware
-from web3.providers.rpc.utils import ExceptionRetryConfiguration
 
 from worker import settings
+from worker.chain import rpc
+from worker.chain.rpc import Rpc
 from worker.errors import ChainError, ChainUnreachable
 from worker.log import printable
-
-_ATTEMPTS = 2
-"""Tries of one request. The time-out of the settings is shared among them, so that it bounds the whole."""
 
 _FORMS = {"contract": r"0x[0-9a-fA-F]{40}", "rpc_url": r"https?://\S+"}
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What everything that uses a swarm's chain must know. `contract` is a checksummed address."""
+    """What everything that uses a swarm's chain must know: one JSON-RPC address of it or several, chain id, contract.
 
-    rpc_url: str
+    `contract` is a checksummed address.
+    """
+
+    rpc_urls: tuple[str, ...]
     chain_id: int
     contract: str
+
+    @property
+    def rpc_url(self) -> str:
+        return self.rpc_urls[0]
 
 
 def is_configured(chain: settings.Chain) -> bool:
@@ -51,7 +56,7 @@ def resolve(chain: settings.Chain) -> Deployment:
     written = None
     if chain.deployment_file and not (chain.rpc_url and chain.contract):
         written = read_deployment(chain.deployment_file, chain.id)
-    rpc_url = chain.rpc_url or (written.rpc_url if written else f"{_base(chain)}/rpc")
+    rpc_urls = chain.rpc_urls or (written.rpc_urls if written else (f"{_base(chain)}/rpc",))
     if chain.contract:
         contract = chain.contract
     elif written:
@@ -63,7 +68,7 @@ def resolve(chain: settings.Chain) -> Deployment:
             "no contract: chain.contract, chain.deployment_file and chain.account_url are all empty; set one of them "
             "(`hivewright chain deploy` writes a deployment file, and says where)"
         )
-    return Deployment(rpc_url, chain.id, Web3.to_checksum_address(contract))
+    return Deployment(rpc_urls, chain.id, Web3.to_checksum_address(contract))
 
 
 def read_deployment(path: Path, chain_id: int) -> Deployment:
@@ -77,18 +82,12 @@ def read_deployment(path: Path, chain_id: int) -> Deployment:
         raise ChainError(f"{source}: can't be read: {error}; `hivewright chain deploy` writes it") from None
     contract, found_id, rpc_url = _checked(raw, source, ("contract", "chain_id", "rpc_url"))
     _expect_id(found_id, chain_id, source)
-    return Deployment(rpc_url, chain_id, contract)
+    return Deployment((rpc_url,), chain_id, contract)
 
 
-def connect(rpc_url: str, timeout_seconds: float) -> Web3:
+def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:
     """A client whose requests end within about `timeout_seconds`, tries included. Nothing is sent yet."""
-    retry = ExceptionRetryConfiguration(
-        errors=(requests.ConnectionError, requests.HTTPError, requests.Timeout), retries=_ATTEMPTS
-    )
-    provider = HTTPProvider(
-        rpc_url, request_kwargs={"timeout": timeout_seconds / _ATTEMPTS}, exception_retry_configuration=retry
-    )
-    web3 = Web3(provider)
+    web3 = Web3(Rpc([rpc_url], "", None, timeout_seconds) if isinstance(rpc_url, str) else rpc_url)
     # Proof-of-authority chains put signatures where web3 expects at most 32 bytes.
     web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
     return web3
@@ -98,24 +97,12 @@ def connect(rpc_url: str, timeout_seconds: float) -> Web3:
 def translated(url: str, timeout_seconds: float) -> Iterator[None]:
     """Turn what requests and web3 raise about the connection to `url` into ChainUnreachable and ChainError."""
     try:
-        yield
-    except requests.Timeout:
-        raise ChainUnreachable(
-            f"{url}: no answer within {timeout_seconds:g} s; check that it runs and can be reached"
-        ) from None
-    except requests.HTTPError as error:
-        status = error.response.status_code
-        raise ChainUnreachable(f"{url}: HTTP {status} instead of an answer; check what serves this address") from None
-    except requests.exceptions.JSONDecodeError:
-        raise ChainError(f"{url}: the answer is no JSON; check that this is the right address") from None
-    except requests.RequestException as error:
-        raise ChainUnreachable(
-            f"{url}: no connection ({type(error).__name__}); check that it runs and can be reached"
-        ) from None
-    except json.JSONDecodeError:
-        raise ChainError(f"{url}: the answer is no JSON-RPC; check that this is a chain's address") from None
+        with rpc.translated(url, timeout_seconds):
+            yield
     except Web3Exception as error:
         reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        if "insufficient funds" in reason.lower():
+            raise ChainError(f"{url}: {reason}; send the account that pays for transactions some money") from error
         raise ChainError(f"{url}: {reason}; check that this is the right chain") from error
 
 

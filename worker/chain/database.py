@@ -42,6 +42,18 @@ class Database:
             except sqlite3.Error as error:
                 raise self._failure(error) from error
 
+    def ensure_column(self, table: str, column: str, kind: str) -> None:
+        """Add the column, empty, to a file of before it was there. Names and kind are ours, never a stranger's."""
+        if not self._has_column(table, column):
+            try:
+                self.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+            except ResourceError:
+                if not self._has_column(table, column):  # else another process was faster
+                    raise
+
+    def _has_column(self, table: str, column: str) -> bool:
+        return any(name == column for _, name, *_ in self.execute(f"PRAGMA table_info({table})"))
+
     def close(self) -> None:
         with self._lock:
             self._connection.close()

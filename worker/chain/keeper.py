@@ -15,6 +15,7 @@ from typing import Literal
 
 from worker import resources, settings
 from worker.chain import anvil
+from worker.chain.audits import AUDIT_FOLDER, Audits
 from worker.chain.coordinator import Coordinator, NonceUsed, ReceiptTimeout
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError
 from worker.service import exit_on_signals, write_whole
@@ -111,6 +112,9 @@ class Keeper:
         self._is_populated = False
         self._round: Round | None = None
         self._bootnodes: list[str] | None = None
+        self._audits = Audits(
+            settings.model_copy(update={"chain": self._chain}), settings.keeper.state_dir / AUDIT_FOLDER
+        )
 
     def keep(self) -> None:
         """Look, decide, sleep; for ever."""
@@ -157,6 +161,7 @@ class Keeper:
             )
         )
         seconds = max(0.0, time.time() - self._round.began_at)
+        self._audits.see(number)
         reason = verdict(reporters, expected, self._is_populated, seconds, self._settings)
         if reason and self._advance(number):
             log.info(
@@ -165,6 +170,7 @@ class Keeper:
             )  # fmt: skip
 
     def stop(self) -> None:
+        self._audits.close()
         self._tell(Status("stopped", self._status.round))
 
     # ---- the round

@@ -27,7 +27,7 @@ _COLUMNS = """
     round INTEGER NOT NULL, stage INTEGER NOT NULL, peer_id TEXT NOT NULL,
     reward INTEGER NOT NULL, winners TEXT NOT NULL, earned_at REAL NOT NULL,
     reward_state TEXT NOT NULL, reward_hash TEXT, reward_sent_at REAL, reward_block INTEGER, reward_reason TEXT,
-    vote_state TEXT, vote_hash TEXT, vote_sent_at REAL, vote_block INTEGER, vote_reason TEXT
+    vote_state TEXT, vote_hash TEXT, vote_sent_at REAL, vote_block INTEGER, vote_reason TEXT, digest TEXT
 """
 _SCHEMA = f"""
     CREATE TABLE IF NOT EXISTS ledger ({_COLUMNS}, PRIMARY KEY (round, stage, peer_id)) STRICT, WITHOUT ROWID;
@@ -40,7 +40,8 @@ class Row:
     """One row. `reward` is in milli-rewards, times are Unix seconds.
 
     `vote_state` is None where there is nobody to vote for. A hash is that of the last transaction sent, a block one in
-    which the chain was seen to hold it, a reason says why it never will.
+    which the chain was seen to hold it, a reason says why it never will. `digest` is that of the signed groups that
+    the reward is for (hexadecimal); None: there are none that could be audited.
     """
 
     round: int
@@ -59,6 +60,7 @@ class Row:
     vote_sent_at: float | None
     vote_block: int | None
     vote_reason: str | None
+    digest: str | None = None
 
     def state(self, kind: Kind) -> State | None:
         return self.reward_state if kind == "reward" else self.vote_state
@@ -76,22 +78,26 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._database = Database(path, _SCHEMA, "FULL")
+        self._database.ensure_column("ledger", "digest", "TEXT")  # ledgers of before the audit have none
 
-    def record(self, round: int, stage: int, peer_id: str, reward: int, winners: Sequence[str]) -> bool:
+    def record(
+        self, round: int, stage: int, peer_id: str, reward: int, winners: Sequence[str], digest: str | None = None
+    ) -> bool:
         """Write down what was earned; on return it is on the disk. `reward` in milli-rewards; no winners: no vote.
 
-        Returns False if the row was there with another reward or other winners: the first entry stands.
+        Returns False if the row was there with another content: the first entry stands.
         """
         text = json.dumps(list(winners))
         self._database.execute(
-            "INSERT INTO ledger (round, stage, peer_id, reward, winners, earned_at, reward_state, vote_state) "
-            "VALUES (?, ?, ?, ?, ?, ?, 'earned', ?) ON CONFLICT DO NOTHING",
-            (round, stage, peer_id, reward, text, time.time(), "earned" if winners else None),
+            "INSERT INTO ledger (round, stage, peer_id, reward, winners, earned_at, reward_state, vote_state, digest) "
+            "VALUES (?, ?, ?, ?, ?, ?, 'earned', ?, ?) ON CONFLICT DO NOTHING",
+            (round, stage, peer_id, reward, text, time.time(), "earned" if winners else None, digest),
         )
         (kept,) = self._database.execute(
-            "SELECT reward, winners FROM ledger WHERE round = ? AND stage = ? AND peer_id = ?", (round, stage, peer_id)
+            "SELECT reward, winners, digest FROM ledger WHERE round = ? AND stage = ? AND peer_id = ?",
+            (round, stage, peer_id),
         )
-        return kept == (reward, text)
+        return kept == (reward, text, digest)
 
     def rows(self) -> list[Row]:
         """Everything, oldest round first."""
@@ -113,6 +119,11 @@ class Ledger:
         """How many rewards are in each state."""
         found = self._database.execute("SELECT reward_state, count(*) FROM ledger GROUP BY reward_state")
         return dict.fromkeys(STATES, 0) | dict(found)
+
+    def waiting(self) -> tuple[int, float | None]:
+        """How many rewards are earned and not yet queued, and when the oldest of them was earned (Unix seconds)."""
+        (found,) = self._database.execute("SELECT count(*), min(earned_at) FROM ledger WHERE reward_state = 'earned'")
+        return found[0], found[1]
 
     def queue(self) -> None:
         """Everything earned is to be sent now."""

@@ -27,6 +27,8 @@ _NONCE_ATTEMPTS = 32
 # Nodes take a replacement from 10% above the price of the one waiting; we stop at this multiple of the chain's price.
 _PRICE_STEP = 1.125
 _PRICE_LIMIT = 5
+_PRICE_SECONDS = 1.0
+"""For so long a price that was read is used again."""
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS waiting (
@@ -65,6 +67,7 @@ class Sender:
         self._coordinator = coordinator
         self._account = account
         self._lock = threading.Lock()
+        self._price_read = (float("-inf"), 0)
         self._journal = Database(journal, _SCHEMA, "NORMAL")
         # Which of them a node took is not known after a restart.
         self._journal.execute("UPDATE waiting SET sent_at = 0")
@@ -85,7 +88,7 @@ class Sender:
             if known := self._send_known(call):
                 return known.hash
             raise
-        price_wei = self._coordinator.gas_price()
+        price_wei = self._price()
         with self._lock:
             known = self._find(call)
             return (self._deliver(known) if known else self._send_new(call, gas, price_wei)).hash
@@ -111,6 +114,14 @@ class Sender:
 
     def close(self) -> None:
         self._journal.close()
+
+    def _price(self) -> int:
+        """What the chain asked for a moment ago: many calls at once need not ask each."""
+        read_at, price_wei = self._price_read
+        if time.monotonic() - read_at > _PRICE_SECONDS:
+            price_wei = self._coordinator.gas_price()
+            self._price_read = time.monotonic(), price_wei
+        return price_wei
 
     def _send_known(self, call: Call) -> Waiting | None:
         with self._lock:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from worker import settings
-from worker.chain.accounts import AccountClient, require_owner
+from worker.chain.accounts import Account, require_owner
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Kind, Ledger, Row
 from worker.errors import ContractRefused, WorkerError
@@ -51,7 +51,7 @@ class _NotYet(Exception):
 class Settlement:
     """Settles `ledger` in a thread of its own, from `start` to `close`. Failures show in `status`, rows stay."""
 
-    def __init__(self, ledger: Ledger, coordinator: Coordinator, account: AccountClient, chain: settings.Chain) -> None:
+    def __init__(self, ledger: Ledger, coordinator: Coordinator, account: Account, chain: settings.Chain) -> None:
         self._ledger = ledger
         self._coordinator = coordinator
         self._account = account
@@ -61,6 +61,7 @@ class Settlement:
         self._is_flushing = False
         self._is_closing = False
         self._num_failures = 0
+        self._num_moved = 0
         self._last_error: str | None = None
         self._postponed: ContractRefused | None = None
         self._recheck_at: float | None = 0.0
@@ -76,7 +77,7 @@ class Settlement:
             self._changed.notify_all()
 
     def flush(self, deadline_seconds: float) -> bool:
-        """Try to settle everything now, `submit_every_rounds` or not. Returns whether all of it is settled."""
+        """Try to settle everything now, whatever `submit_every_...` say. Returns whether all of it is settled."""
         deadline = time.monotonic() + deadline_seconds
         with self._changed:
             self._is_flushing = True
@@ -120,12 +121,12 @@ class Settlement:
             self._pause()
 
     def _settle(self) -> None:
-        """One walk through everything that is not settled."""
-        if self._recheck_at is not None and time.monotonic() >= self._recheck_at:
-            self._recheck()
-        if self._is_flushing or self._ledger.counts()["earned"] >= self._chain.submit_every_rounds:
-            self._ledger.queue()
+        """One walk through everything that is not settled, and a look back at what was."""
+        self._num_moved = 0
         self._postponed = None
+        self._account.tend()
+        if self._is_flushing or self._is_due():
+            self._ledger.queue()
         try:
             for row in self._ledger.unsettled():
                 for kind in KINDS:
@@ -137,19 +138,30 @@ class Settlement:
                         self._look(row, kind)
         except _NotYet:
             log.debug("waiting for the chain")
+        if self._recheck_at is not None and time.monotonic() >= self._recheck_at:
+            self._recheck()
         if self._postponed is not None:
             raise self._postponed
+
+    def _is_due(self) -> bool:
+        """Whether the settings want what was earned to be sent now."""
+        count, oldest = self._ledger.waiting()
+        rounds, minutes = self._chain.submit_every_rounds, self._chain.submit_every_minutes
+        if rounds is not None and count >= rounds:
+            return True
+        return minutes is not None and oldest is not None and time.time() - oldest >= 60 * minutes
 
     def _submit(self, row: Row, kind: Kind) -> None:
         try:
             if kind == "reward":
-                tx_hash = self._account.submit_reward(row.round, row.stage, row.reward, row.peer_id)
+                tx_hash = self._account.submit_reward(row.round, row.stage, row.reward, row.peer_id, row.digest)
             else:
                 tx_hash = self._account.submit_winner(row.round, row.winners, row.peer_id)
         except ContractRefused as refusal:
             self._answer(row, kind, refusal)
         else:
             self._ledger.sent(row, kind, tx_hash)
+            self._num_moved += 1
 
     def _answer(self, row: Row, kind: Kind, refusal: ContractRefused) -> None:
         """What a refusal means: it is there already, it is too early, it needs registering, or it will never be.
@@ -180,11 +192,10 @@ class Settlement:
     def _compare(self, row: Row, kind: Kind) -> bool:
         """Confirm or reject by what the chain holds. Returns False if it holds nothing."""
         ours: object = row.reward if kind == "reward" else list(row.winners)
-        theirs: object = (
-            self._coordinator.submitted_reward(row.round, row.stage, row.peer_id)
-            if kind == "reward"
-            else self._coordinator.votes(row.round, row.peer_id) or None
-        )
+        theirs = self._held(row, kind)
+        if theirs not in (None, ours):
+            # A rejection is for ever: one answer, which something in between may have mixed up, is not enough.
+            theirs = self._held(row, kind)
         if theirs is None:
             return False
         if theirs != ours:
@@ -195,9 +206,16 @@ class Settlement:
             self._reject(row, kind, reason)
         elif row.state(kind) != "confirmed":
             self._ledger.confirm(row, kind, self._block_of(row, kind))
+            self._num_moved += 1
             if self._recheck_at is None:
                 self._recheck_at = time.monotonic() + RECHECK_SECONDS
         return True
+
+    def _held(self, row: Row, kind: Kind) -> object:
+        """What the chain holds in the row's place; None: nothing."""
+        if kind == "reward":
+            return self._coordinator.submitted_reward(row.round, row.stage, row.peer_id)
+        return self._coordinator.votes(row.round, row.peer_id) or None
 
     def _block_of(self, row: Row, kind: Kind) -> int:
         """The block of the transaction that we know of, else one that holds what some other transaction wrote."""
@@ -216,11 +234,12 @@ class Settlement:
             log.warning("the chain does not know this peer, registering it again peer_id=%s", peer_id)
             self._account.register_peer(peer_id)
         else:
-            require_owner(peer_id, owner, self._account.swarm().account)
+            require_owner(peer_id, owner, self._account.address())
 
     def _reject(self, row: Row, kind: Kind, reason: str) -> None:
         log.error("rejected kind=%s round=%d stage=%d reason=%s", kind, row.round, row.stage, reason)
         self._ledger.reject(row, kind, reason)
+        self._num_moved += 1
 
     def _recheck(self) -> None:
         """Look at the newest confirmed rows again; if the chain has forgotten any, at older ones too."""
@@ -244,7 +263,8 @@ class Settlement:
         if str(error) != self._last_error:
             log.warning("rewards wait in the ledger error=%s", error)
         self._last_error = str(error)
-        self._num_failures += 1
+        # A walk that got somewhere is no outage: a backlog would never end if every lost packet doubled the pause.
+        self._num_failures = 1 if self._num_moved else self._num_failures + 1
         self._recheck_at = 0.0
 
     def _recover(self) -> None:

@@ -16,7 +16,7 @@ from worker.swarm.network import Network
 from worker.swarm.serving import Serving
 from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE
 from worker.swarm.tally import Tally
-from worker.swarm.verify import Verifier
+from worker.swarm.verify import INNOCENT, Verifier
 from worker.swarm.wire import Kind, OtherVersion, Refused
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,6 @@ RETRY_PAUSE_SECONDS = 2.0
 """Before a peer that was not reached is asked a second time, when there is nobody else and nobody was heard yet."""
 LOOK_EVERY_SECONDS = 1.0
 """Also how long no more peers are asked than will do if all are ready."""
-INNOCENT = frozenset({"version", "unknown-task"})
-"""Reasons for which a group is dropped and its sender not blamed: it runs another version or other task families."""
 
 
 class Scoring:

@@ -9,11 +9,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from worker import settings
 from worker.records import Collected, Group
 from worker.swarm import wire
+from worker.swarm.archive import ARCHIVE_FOLDER, Archive
 from worker.swarm.collecting import Collecting, Scoring
 from worker.swarm.network import Network
 from worker.swarm.serving import Serving
@@ -24,6 +26,14 @@ log = logging.getLogger(__name__)
 
 LINK_PATIENCE_SECONDS = 5.0
 """How long a round waits for a daemon that is being restarted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """`groups` are those of ours that peers and auditors get, `digest` (hexadecimal) that of their signed record."""
+
+    digest: str
+    groups: tuple[Group, ...]
 
 
 class Swarm:
@@ -38,8 +48,10 @@ class Swarm:
         self._network = Network(
             swarm, identity_file, cache_dir, environments=verifier.environments, families=verifier.families
         )
-        self._serving = Serving(swarm, self._network, self._tally)
+        self._archive = Archive(cache_dir / ARCHIVE_FOLDER, swarm.audit_rounds)
+        self._serving = Serving(swarm, self._network, self._tally, self._archive)
         self._network.on_ask = self._serving.answer
+        self._network.on_audit = self._serving.answer_audit
         self._scoring = Scoring(verifier)
         self._heard: tuple[str, ...] = ()
         self._is_behind = False
@@ -61,12 +73,17 @@ class Swarm:
         """With `only_registered`: these are the peers that the chain knows."""
         self._network.allow_registered(peer_ids)
 
-    def publish(self, round: int, groups: Sequence[Group]) -> None:
-        """Serve our groups of `round` from now on. Groups that peers would refuse are left out, with a warning."""
+    def publish(self, round: int, groups: Sequence[Group]) -> Published:
+        """Serve our groups of `round` from now on. Groups that peers would refuse are left out, with a warning.
+
+        On return they are on the disk, for auditors. Raises ResourceError if they can't be written.
+        """
         offered = self._acceptable(round, groups)
         sealed = wire.seal_groups(self._network.identity, round, offered)
+        published = Published(self._archive.put(round, sealed), tuple(offered))
         frame = wire.encode_frame(wire.Kind.GROUPS, sealed)
         self._network.post(self._serving.put, round, frame, len(offered))
+        return published
 
     def collect(self, round: int, want: int) -> Collected:
         """Get and check groups of `round` from peers drawn at random. Blocks for collect_timeout_seconds at most.

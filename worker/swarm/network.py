@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 
 AskHandler = Callable[[str, wire.Ask, Stream], Awaitable[None]]
+AuditHandler = Callable[[str, Stream], Awaitable[None]]
 
 
 class Network:
@@ -56,6 +57,7 @@ class Network:
         is_member: bool = True,
         environments: Sequence[str] = (),
         families: frozenset[bytes] = frozenset(),
+        on_audit: AuditHandler | None = None,
     ) -> None:
         self.identity = identity.load(identity_file)
         self.swarm = swarm
@@ -64,6 +66,7 @@ class Network:
         self.peers = Peers(self.identity.peer_id, swarm, self.environments, families)
         self.is_member = is_member
         self.on_ask = on_ask
+        self.on_audit = on_audit
         self.rng = random.Random()
         self.traffic: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()  # requests of others, by reason
@@ -334,6 +337,8 @@ class Network:
             ask = wire.decode_ask(payload)
             self._meet_sender(ask.member, peer_id)
             await self.on_ask(peer_id, ask, stream)
+        elif kind is Kind.AUDIT and self.on_audit is not None:
+            await self.on_audit(wire.decode_audit(payload), stream)
         else:
             raise BadRecord("malformed", f"{kind.name} is nothing that this node answers")
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from worker import settings
 from worker.swarm import wire
+from worker.swarm.archive import Archive
 from worker.swarm.network import Network
 from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, Stream
 from worker.swarm.tally import Tally
@@ -37,10 +38,11 @@ class _Published:
 class Serving:
     """What lies ready for others. Only used in the network's event loop."""
 
-    def __init__(self, swarm: settings.Swarm, network: Network, tally: Tally) -> None:
+    def __init__(self, swarm: settings.Swarm, network: Network, tally: Tally, archive: Archive) -> None:
         self._swarm = swarm
         self._network = network
         self._tally = tally
+        self._archive = archive
         self._ours: dict[int, _Published] = {}
         self._held: dict[tuple[int, str], bytes] = {}  # round, owner -> GROUPS frame
         self._published = asyncio.Event()
@@ -78,6 +80,15 @@ class Serving:
         else:
             with self._asking():
                 await self._answer_in_time(peer_id, ask, stream)
+
+    async def answer_audit(self, digest: str, stream: Stream) -> None:
+        """Give whoever asks the groups that we signed and committed to."""
+        sealed = self._archive.find(digest)
+        if sealed is None:
+            await stream.refuse("not-kept", f"no groups {digest} here; {self._swarm.audit_rounds} rounds are kept")
+            return
+        async with asyncio.timeout(2 * ANSWER_TIMEOUT_SECONDS):
+            await stream.send(wire.encode_frame(wire.Kind.GROUPS, sealed))
 
     async def _answer_in_time(self, peer_id: str, ask: wire.Ask, stream: Stream) -> None:
         patience = min(ask.patience, self._swarm.collect_timeout_seconds)

@@ -14,6 +14,8 @@ from worker.errors import BadRecord
 from worker.records import Group, ScoredGroup, Task, round_seed
 from worker.swarm.wire import Limits, hash_families
 
+INNOCENT = frozenset({"version", "unknown-task"})
+"""Reasons for which a group is dropped and its sender not blamed: it runs another version or other task families."""
 MIN_COMPLETIONS = 2
 """One completion alone has no advantage over others."""
 

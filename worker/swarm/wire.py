@@ -64,6 +64,7 @@ class Kind(enum.IntEnum):
     GROUPS = 5  # signed groups
     REFUSAL = 6  # "reason: explanation", the same in all versions
     ELSEWHERE = 7  # full, instead of WAIT; records of peers that hold these groups
+    AUDIT = 8  # for signed groups by their digest, from anybody; answered by GROUPS or REFUSAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,21 @@ def decode_ask(payload: bytes) -> Ask:
     if owner != "":
         owner = _peer_id(owner)
     return Ask(_integer(round), _integer(patience, 0, MAX_PATIENCE_SECONDS), _binary(member, MAX_MEMBER_BYTES), owner)
+
+
+def groups_digest(sealed: bytes) -> str:
+    """What names signed groups for ever: the SHA-256 of all their bytes, signature included, in hexadecimal."""
+    return hashlib.sha256(sealed).hexdigest()
+
+
+def encode_audit(digest: str) -> bytes:
+    return encode_frame(Kind.AUDIT, bytes.fromhex(digest))
+
+
+def decode_audit(payload: bytes) -> str:
+    if len(payload) != hashlib.sha256().digest_size:
+        raise BadRecord("malformed", f"digest of {len(payload)} bytes; expected {hashlib.sha256().digest_size}")
+    return payload.hex()
 
 
 def encode_peers(members: Sequence[bytes]) -> bytes:

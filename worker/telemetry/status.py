@@ -31,7 +31,8 @@ class NodeStatus:
     """The state of a worker. Means are over the last round; None means that there was none yet.
 
     `environments`: names and versions of what makes its tasks. `levels`: curriculum level by family. `swarm`: the
-    exchange with its peers; None: it has none, or not yet.
+    exchange with its peers; None: it has none, or not yet. `ledger_error`: why rewards wait in the ledger, None if they
+    do not.
     """
 
     name: str
@@ -58,6 +59,7 @@ class NodeStatus:
     levels: dict[str, int] = field(default_factory=dict)
     swarm: SwarmStatus | None = None
     hub: HubStatus | None = None
+    ledger_error: str | None = None
     last_error: str | None = None
     updated_at: float = 0.0
 

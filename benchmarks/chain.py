@@ -1,0 +1,434 @@
+"""The books under load and under faults, on a real anvil: is every reward on the chain, once, and how fast?
+
+    python -m benchmarks.chain [--only load simultaneous kills faults] [--scale 1.0] [--json FILE]
+
+load          200 nodes submit a reward and a vote each through one account service (its own process, HTTP)
+simultaneous  64 submitters of one account at the same instant, 100 times, against each reading the nonce itself
+kills         a node's ledger and settlement, ended with kill -9 at 500 random points of their life
+faults        10,000 records with bad networks between node and account service, node and chain, service and chain:
+              dropped, late, doubled, mixed-up answers, HTTP 500, answers of another chain, an address that is one
+
+`--scale` makes all of them smaller. The last three fail if one reward is lost, doubled or wrong.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+
+from benchmarks.faults import at_random, faulty
+from worker import log, settings
+from worker.account.vault import Tokens
+from worker.chain import anvil
+from worker.chain.accounts import AccountClient
+from worker.chain.coordinator import Call, Coordinator, NonceUsed
+from worker.chain.ledger import Ledger
+from worker.chain.sender import Sender
+from worker.chain.settlement import Settlement
+from worker.errors import ChainError
+from worker.settings import Settings
+
+PATIENCE_SECONDS = 60.0
+FAULTS_OF_SERVICE = ("drop", "lose", "error", "twice", "late")
+FAULTS_OF_CHAIN = (*FAULTS_OF_SERVICE, "stale", "elsewhere")
+FAULT_SHARE = 0.05
+VOTE_EVERY = 10
+"""Records with a vote, in the run with faults: anvil keeps half a megabyte of each transaction in memory."""
+
+
+@dataclass(frozen=True)
+class Result:
+    claim: str
+    ours: float
+    reference: float
+    ratio: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A chain with a new contract, and a folder for everything."""
+
+    folder: Path
+    settings: Settings
+    owner: LocalAccount
+    coordinator: Coordinator
+
+    @property
+    def rpc_url(self) -> str:
+        return self.coordinator.deployment.rpc_url
+
+    def register(self, account: LocalAccount, peers: Sequence[str]) -> None:
+        with closing(Sender(self.coordinator, account, self.folder / f"{account.address}.db")) as sender:
+            for peer in peers:
+                sender.send(self.coordinator.register_peer(peer))
+            wait_until(lambda: sender.tend() == 0, "registrations")
+
+    def advance(self, rounds: int) -> None:
+        """End so many rounds; the calls are the same, so each has its nonce by hand."""
+        nonce = self.coordinator.nonce(self.owner.address)
+        call = self.coordinator.update_stage_and_round()
+        before = self.coordinator.current_round()
+        gas = 2 * self.coordinator.estimate_gas(self.owner.address, call)
+        for number in range(nonce, nonce + rounds):
+            _, raw = self.coordinator.sign(self.owner, call, nonce=number, gas=gas, gas_price_wei=0)
+            self.coordinator.send_raw(raw)
+        wait_until(lambda: self.coordinator.current_round() == before + rounds, "rounds")
+
+
+@contextmanager
+def stage() -> Iterator[Stage]:
+    """anvil in its default form but for the port, and our contract on it."""
+    with tempfile.TemporaryDirectory(prefix="hivewright-chain-") as name:
+        folder = Path(name)
+        section = settings.Anvil(port=0, state_file=folder / "chain/state.json")
+        with anvil.running(section, settings.Chain().id) as (_, url):
+            raw = {
+                "chain": {"rpc_url": url, "poll_seconds": 0.2},
+                "keeper": {"state_dir": str(folder / "keeper")},
+                "account": {"state_dir": str(folder / "account"), "port": 0},
+            }
+            parsed = settings.parse(raw, "benchmark")
+            with redirect_stdout(sys.stderr):
+                contract = anvil.deploy(parsed).contract
+            chain = parsed.chain.model_copy(update={"contract": contract})
+            parsed = parsed.model_copy(update={"chain": chain})
+            coordinator = Coordinator(chain)
+            coordinator.check()
+            yield Stage(folder, parsed, anvil.load_owner(parsed.keeper), coordinator)
+
+
+@contextmanager
+def account_service(on: Stage, rpc_urls: Sequence[str] = ()) -> Iterator[tuple[str, LocalAccount]]:
+    """`hivewright account` as a process of its own: its URL, and the account that it sends from."""
+    chain = on.settings.chain.model_copy(
+        update={"rpc_url": tuple(rpc_urls) or on.settings.chain.rpc_url, "timeout_seconds": 3.0 if rpc_urls else 10.0}
+    )
+    file = on.folder / "account.yaml"
+    file.write_text(settings.dump(on.settings.model_copy(update={"chain": chain})))
+    address = on.settings.account.state_dir / "address"
+    with (on.folder / "account.log").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker", "account", "--settings", file], stdout=output, stderr=output
+        )
+    try:
+        wait_until(lambda: address.exists() or process.poll() is not None, "account service")
+        yield (
+            address.read_text().strip(),
+            Account.from_key((on.settings.account.state_dir / "account.key").read_text().strip()),
+        )
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def client(on: Stage, url: str, peer: str, **changes: object) -> AccountClient:
+    """A node's, with its token; its folder is named after the peer."""
+    folder = on.folder / "nodes" / peer
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "account.token").write_text(Tokens(on.settings.account.state_dir).issue(peer))
+    return AccountClient(node_chain(on, url, **changes), folder)
+
+
+def node_chain(on: Stage, url: str, **changes: object) -> settings.Chain:
+    usual = {"account_url": url, "timeout_seconds": 3.0, "poll_seconds": 0.2}
+    return on.settings.chain.model_copy(update={**usual, **changes})
+
+
+def peer_names(count: int) -> list[str]:
+    """Names in the alphabet of peer ids."""
+    return ["Qm" + "".join("123456789ABCDEFGH"[int(digit, 16)] for digit in f"{i:04x}") for i in range(count)]
+
+
+# ---- how fast
+
+
+def load(scale: float) -> list[Result]:
+    """Every node submits as soon as the clock starts; it stops when the chain holds all rewards and votes."""
+    nodes = max(4, int(200 * scale))
+    with stage() as on, account_service(on) as (url, account):
+        peers = peer_names(nodes)
+        on.register(account, peers)
+        clients = [client(on, url, peer, timeout_seconds=30.0) for peer in peers]
+        start = threading.Barrier(nodes + 1)
+
+        def submit(number: int) -> None:
+            peer = peers[number]
+            clients[number].swarm()  # the connection is there, as a running node's is
+            start.wait(PATIENCE_SECONDS)
+            clients[number].submit_reward(0, 0, number, peer)
+            clients[number].submit_winner(0, [peers[number - 1]], peer)
+
+        with ThreadPoolExecutor(nodes) as threads:
+            done = [threads.submit(submit, number) for number in range(nodes)]
+            start.wait(PATIENCE_SECONDS)
+            started = time.monotonic()
+            for future in done:
+                future.result(PATIENCE_SECONDS)
+        wait_until(lambda: _num_events(on, "WinnerSubmitted") == nodes, "votes")
+        wait_until(lambda: on.coordinator.total_rewards(peers) == list(range(nodes)), "rewards")
+        seconds = time.monotonic() - started
+    print(f"load: {nodes} nodes, reward and vote, in {seconds:.2f} s", flush=True)
+    limit = 6.0 * nodes / 200
+    return [
+        Result(f"{nodes} nodes: reward and vote on the chain", round(seconds, 2), limit, round(limit / seconds, 2), "s")
+    ]
+
+
+# ---- one account
+
+
+def simultaneous(scale: float) -> list[Result]:
+    """Ours: one Sender. Reference: every submitter reads the nonce itself, as the existing nodes do (ten times)."""
+    times, width = max(2, int(100 * scale)), 64
+    with stage() as on:
+        account, peers = Account.create(), peer_names(width)
+        on.register(account, peers)
+        with closing(Sender(on.coordinator, account, on.folder / "queue.db")) as sender:
+            base = on.coordinator.nonce(account.address)
+            hashes: set[str] = set()
+            for number in range(times):
+                hashes |= set(_at_once(width, lambda i, r=number: sender.send(_reward(on, r, peers[i]))))
+                wait_until(lambda: sender.tend() == 0, "transactions")
+                on.advance(1)
+        accepted = sum(on.coordinator.total_rewards(peers))
+        used = on.coordinator.nonce(account.address) - base
+        assert accepted == used == len(hashes) == times * width, (accepted, used, len(hashes))
+
+        rivals = peer_names(2 * width)[width:]
+        rival = Account.create()
+        on.register(rival, rivals)
+        tries = min(10, times)
+        for number in range(tries):
+            _at_once(width, lambda i, r=number: _send_alone(on, rival, r, rivals[i]))
+        time.sleep(3 * on.settings.anvil.block_seconds)
+        theirs = sum(on.coordinator.total_rewards(rivals))
+    ours_share, their_share = accepted / (times * width), theirs / (tries * width)
+    print(f"simultaneous: {accepted} of {times * width}; nonces read by each: {theirs} of {tries * width}", flush=True)
+    claim = f"{width} submitters of one account at once, {times} times: share credited"
+    return [Result(claim, ours_share, round(their_share, 4), round(ours_share / max(their_share, 1e-9), 2), "of 1")]
+
+
+def _reward(on: Stage, round: int, peer: str) -> Call:
+    return on.coordinator.submit_reward(round, 0, 1, peer)
+
+
+def _send_alone(on: Stage, account: LocalAccount, round: int, peer: str) -> str:
+    try:
+        return on.coordinator.sign_and_send(account, _reward(on, round, peer))
+    except NonceUsed:
+        return ""
+
+
+def _at_once(count: int, work: Callable[[int], str]) -> list[str]:
+    barrier = threading.Barrier(count)
+
+    def begin(number: int) -> str:
+        barrier.wait(PATIENCE_SECONDS)
+        return work(number)
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(begin, range(count), timeout=PATIENCE_SECONDS))
+
+
+# ---- kill -9
+
+
+def kills(scale: float) -> list[Result]:
+    """One node's ledger; each life records rounds and settles them until it is killed, the next one goes on."""
+    lives = max(5, int(500 * scale))
+    rng = random.Random(0)
+    (peer,) = peer_names(1)
+    with stage() as on, account_service(on) as (url, account):
+        on.register(account, [peer])
+        client(on, url, peer).close()
+        folder = on.folder / "nodes" / peer
+        found: Counter[str] = Counter()
+        told = 0
+        for _ in range(lives):
+            # A round more than any life before may have recorded without having told us.
+            on.advance(max(0, told + 40 - on.coordinator.current_round()))
+            reader, writer = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.close(reader)
+                _live(node_chain(on, url), folder, peer, writer)
+            os.close(writer)
+            with os.fdopen(reader) as stream:
+                assert stream.readline(), "the life ended by itself"
+                time.sleep(rng.uniform(0, 0.8))
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                for line in stream.read().splitlines():
+                    if line.isdecimal():
+                        told = max(told, int(line))
+            with closing(Ledger(folder / "ledger.db")) as ledger:
+                rows = ledger.rows()
+                assert len(rows) >= told, f"{told} rounds were said to be recorded, {len(rows)} are"
+                found.update({state for row in rows[-8:] for state in (row.reward_state, row.vote_state)})
+        on.advance(max(0, len(rows) - on.coordinator.current_round()))
+        _settle_rest(node_chain(on, url), folder, 1200.0)
+        num_rows = assert_exactly_once(on, [peer])
+    print(
+        f"kills: {lives} lives, {num_rows} rewards and votes, kills that met newest rows in state: {dict(found)}",
+        flush=True,
+    )
+    return [Result(f"kill -9 at {lives} points: rewards and votes credited once", 1.0, 1.0, 1.0, "of 1")]
+
+
+def _live(chain: settings.Chain, folder: Path, peer: str, writer: int) -> None:
+    """A life, in a process of its own: tells each round once `record` has returned."""
+    ledger = Ledger(folder / "ledger.db")
+    settling = Settlement(ledger, Coordinator(chain), AccountClient(chain, folder), chain)
+    os.write(writer, b"begun\n")
+    settling.start()
+    begin = len(ledger.rows())
+    for round in range(begin, begin + 30):
+        ledger.record(round, 0, peer, round % 1000, ["QmWinner"], secrets.token_hex(32))
+        os.write(writer, f"{round + 1}\n".encode())
+        settling.wake()
+        time.sleep(random.uniform(0, 0.4))
+    time.sleep(PATIENCE_SECONDS)
+    os._exit(0)
+
+
+def _settle_rest(chain: settings.Chain, folder: Path, seconds: float = PATIENCE_SECONDS) -> None:
+    with closing(Ledger(folder / "ledger.db")) as ledger:
+        settling = Settlement(ledger, Coordinator(chain), AccountClient(chain, folder), chain)
+        settling.start()
+        try:
+            assert settling.flush(seconds), (settling.status(), ledger.unsettled()[:3])
+        finally:
+            settling.close()
+
+
+# ---- a bad network
+
+
+def faults(scale: float) -> list[Result]:
+    """Nodes in processes of their own; faults on all ways, as many as FAULT_SHARE of all requests."""
+    num_processes, per_process = 2 if scale > 0.1 else 1, 8
+    per_node = max(2, int(10_000 * scale / (num_processes * per_process)))
+    peers = peer_names(num_processes * per_process)
+    with ExitStack() as stack:
+        on = stack.enter_context(stage())
+        other = settings.Anvil(port=0, state_file=on.folder / "other/state.json")
+        _, wrong_url = stack.enter_context(anvil.running(other, 5))
+        chain_fault = at_random(1, FAULT_SHARE, FAULTS_OF_CHAIN)
+        behind = stack.enter_context(faulty(on.rpc_url, chain_fault))
+        url, account = stack.enter_context(account_service(on, [wrong_url, behind.url]))
+        on.register(account, peers)
+        on.advance(per_node)
+        front = stack.enter_context(faulty(url, at_random(2, FAULT_SHARE, FAULTS_OF_SERVICE)))
+        beside = stack.enter_context(faulty(on.rpc_url, at_random(3, FAULT_SHARE, FAULTS_OF_CHAIN)))
+        for peer in peers:
+            client(on, front.url, peer).close()
+        chain = node_chain(on, front.url, rpc_url=(wrong_url, beside.url))
+        started = time.monotonic()
+        spawn = multiprocessing.get_context("spawn")
+        processes = [
+            spawn.Process(target=_earn, args=(chain, on.folder / "nodes", peers[i::num_processes], per_node))
+            for i in range(num_processes)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert {process.exitcode for process in processes} == {0}, "a node did not settle everything"
+        seconds = time.monotonic() - started
+        injected = behind.injected + front.injected + beside.injected
+        num_rows = assert_exactly_once(on, peers)
+    assert num_rows == per_node * len(peers)
+    num_faults = injected.total() - injected["none"]
+    print(
+        f"faults: {num_rows} rewards, one vote for {VOTE_EVERY} of them, in {seconds:.0f} s; {num_faults} faults in "
+        f"{injected.total()} requests: {dict(injected)}",
+        flush=True,
+    )
+    return [Result(f"{num_rows} records over bad networks: credited once", 1.0, 1.0, 1.0, "of 1")]
+
+
+def _earn(chain: settings.Chain, folder: Path, peers: Sequence[str], rounds: int) -> None:
+    """Some nodes: each records its rounds, and settles them until nothing is left."""
+    log.setup("ERROR", "text")
+
+    def earn(peer: str) -> None:
+        with closing(Ledger(folder / peer / "ledger.db")) as ledger:
+            for round in range(rounds):
+                winners = ["QmWinner"] if round % VOTE_EVERY == 0 else []
+                ledger.record(round, 0, peer, (round * 7) % 1000, winners, secrets.token_hex(32))
+        _settle_rest(chain, folder / peer, 3000.0)
+
+    with ThreadPoolExecutor(len(peers)) as threads:
+        list(threads.map(earn, peers))
+
+
+def assert_exactly_once(on: Stage, peers: Sequence[str]) -> int:
+    """The chain holds every row of every ledger, and nothing more. Returns the number of rows."""
+    rewards: Counter[tuple[int, str, int]] = Counter(
+        (event.arguments["roundNumber"], event.arguments["peerId"], event.arguments["reward"])
+        for event in on.coordinator.events("RewardSubmitted")
+    )
+    votes: Counter[tuple[int, str, str]] = Counter(
+        (event.arguments["roundNumber"], event.arguments["peerId"], ",".join(event.arguments["winners"]))
+        for event in on.coordinator.events("WinnerSubmitted")
+    )
+    rows = []
+    for peer in peers:
+        with closing(Ledger(on.folder / "nodes" / peer / "ledger.db")) as ledger:
+            rows += ledger.rows()
+    assert {row.reward_state for row in rows} == {"confirmed"}
+    assert {row.vote_state for row in rows if row.winners} == {"confirmed"}
+    assert rewards == Counter({(row.round, row.peer_id, row.reward): 1 for row in rows})
+    assert votes == Counter({(row.round, row.peer_id, ",".join(row.winners)): 1 for row in rows if row.winners})
+    totals = dict(zip(peers, on.coordinator.total_rewards(list(peers)), strict=True))
+    assert totals == {peer: sum(row.reward for row in rows if row.peer_id == peer) for peer in peers}
+    return len(rows)
+
+
+def _num_events(on: Stage, name: str) -> int:
+    return sum(1 for _ in on.coordinator.events(name))
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise ChainError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.02)
+
+
+CLAIMS = {"load": load, "simultaneous": simultaneous, "kills": kills, "faults": faults}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=list(CLAIMS), default=list(CLAIMS))
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    log.setup("ERROR", "text")
+    results = [result for name in arguments.only for result in CLAIMS[name](arguments.scale)]
+    if arguments.json:
+        arguments.json.write_text(json.dumps([result.__dict__ for result in results], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""A bad network: HTTP proxies in front of a chain or an account service, which fail as they are told."""
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import requests
+
+LATE_SECONDS = 0.3
+ALL_KINDS = ("drop", "lose", "error", "twice", "stale", "late", "elsewhere")
+
+
+@dataclass
+class FaultyProxy:
+    """HTTP in front of `target` that fails as `fault` says for each request: a word, or None for passing it on.
+
+    drop: closed before it arrives. lose: it arrives, the answer does not. error: HTTP 500 before it arrives.
+    twice: it arrives two times, the second answer is given. lie: a transaction hash, but nothing arrives.
+    stale: it arrives, and the answer to the request before is given. late: it arrives and is answered after a while.
+    elsewhere: the answer of a chain with the id 1.
+    """
+
+    target: str
+    fault: Callable[[str], str | None]
+    url: str = ""
+    seen: list[str] = field(default_factory=list)
+    injected: Counter[str] = field(default_factory=Counter)
+
+
+@contextmanager
+def faulty(target: str, fault: Callable[[str], str | None]) -> Iterator[FaultyProxy]:
+    proxy = FaultyProxy(target, fault)
+    last = [b"{}"]
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            self.onwards = requests.Session()
+            self.onwards.trust_env = False
+
+        def finish(self) -> None:
+            self.onwards.close()
+            super().finish()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            said = self.path + " " + body.decode()
+            proxy.seen.append(said)
+            kind = proxy.fault(said)
+            proxy.injected[kind or "none"] += 1
+            if kind == "drop":
+                self.close_connection = True
+                return
+            if kind == "error":
+                self._answer(500, b'{"error":"out of order"}')
+                return
+            if kind == "lie":
+                self._answer(200, b'{"hash": "0x' + b"11" * 32 + b'"}')
+                return
+            if kind == "elsewhere":
+                asked = json.loads(body)
+                result = "0x1" if asked["method"] == "eth_chainId" else None
+                self._answer(200, json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}).encode())
+                return
+            if kind == "late":
+                time.sleep(LATE_SECONDS)
+            kept = {k: v for k, v in self.headers.items() if k.lower() in ("authorization", "content-type")}
+            for _ in range(2 if kind == "twice" else 1):
+                answer = self.onwards.request(
+                    self.command, proxy.target + self.path, data=body, headers=kept, timeout=10
+                )
+            if kind == "lose":
+                self.close_connection = True
+                return
+            before, last[0] = last[0], answer.content
+            self._answer(answer.status_code, before if kind == "stale" else answer.content)
+
+        def _answer(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    proxy.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+def at_random(
+    seed: int, share: float, kinds: Sequence[str] = ("drop", "lose", "error", "twice")
+) -> Callable[[str], str | None]:
+    """A fault for `share` of the requests."""
+    rng = random.Random(seed)
+    return lambda _: rng.choice(kinds) if rng.random() < share else None

@@ -1,0 +1,238 @@
+"""JSON-RPC over one address of a chain or several: one serves until it fails, then the next.
+
+An address is used only while it answers with the expected chain id, which is asked for anew after every failure and
+once a minute. Whatever is asked may be asked twice: reads change nothing, and a signed transaction that arrives a
+second time is the same transaction.
+"""
+
+import itertools
+import json
+import logging
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import requests
+from web3.providers import JSONBaseProvider
+from web3.types import RPCEndpoint, RPCResponse
+
+from worker.errors import ChainError, ChainUnreachable
+
+log = logging.getLogger(__name__)
+
+_LEAST_TRIES = 2
+_VOUCHED_SECONDS = 60.0
+_PAUSE_SECONDS = 0.05
+"""Before the only address is tried again: a node that restarts closes connections for a moment."""
+
+
+class WrongChain(ChainError):
+    """The address answers with another chain id."""
+
+
+class Rpc(JSONBaseProvider):
+    """A web3 provider for `urls`, which are of one chain. `key` names the setting that they come from.
+
+    A request ends within about `timeout_seconds`, all tries included. `chain_id` None: not checked. Requests raise
+    ChainUnreachable if no address answers, WrongChain if those that do are of another chain, ChainError for answers
+    that are no JSON-RPC. Any number of threads may use it.
+    """
+
+    def __init__(self, urls: Sequence[str], key: str, chain_id: int | None, timeout_seconds: float) -> None:
+        super().__init__()
+        # Other clients of a proxy that mixes up answers must not count as we do.
+        self.request_counter = itertools.count(secrets.randbits(48))
+        self._urls = tuple(urls)
+        self._key = key
+        self._chain_id = chain_id
+        self._tries = max(_LEAST_TRIES, len(self._urls))
+        self._timeout = timeout_seconds
+        self._patience = timeout_seconds / self._tries
+        self._lock = threading.Lock()
+        self._current = self._urls[0]
+        self._vouched_until: dict[str, float] = {}
+        self._wrong: dict[str, int] = {}
+        self._sessions = threading.local()
+
+    @property
+    def source(self) -> str:
+        """The addresses and their setting, for messages."""
+        return f"{', '.join(self._urls)} ({self._key})" if self._key else ", ".join(self._urls)
+
+    def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        if method == "eth_chainId" and self._chain_id is not None:
+            # web3 asks before every call; the address in use has answered within the last minute.
+            self.choose()
+            return RPCResponse(jsonrpc="2.0", id=0, result=hex(self._chain_id))
+        errors: dict[str, ChainError] = {}
+        for url in self._turns():
+            if url in errors:
+                time.sleep(_PAUSE_SECONDS)
+            try:
+                with self._using(url):
+                    return self._ask(url, method, params)
+            except ChainError as error:
+                errors[url] = error
+        raise _combined(list(errors.values()))
+
+    def is_connected(self, show_traceback: bool = False) -> bool:
+        try:
+            self.make_request(RPCEndpoint("web3_clientVersion"), [])
+        except ChainError:
+            return False
+        return True
+
+    def survey(self) -> None:
+        """Ask every address for its chain id now, and log what is wrong with any. Raises if none can be used."""
+        self._vouched_until.clear()
+        if len(self._urls) == 1:
+            self.choose()
+            return
+        errors = []
+        for url in self._urls:
+            try:
+                with self._using(url, switch=False):
+                    pass
+            except ChainError as error:
+                errors.append(error)
+                log.warning("rpc address not used now: %s", error)
+        if len(errors) == len(self._urls):
+            raise _combined(errors)
+
+    def choose(self) -> str:
+        """The address for a request of somebody else, who calls `failed` if it comes to nothing there."""
+        errors: dict[str, ChainError] = {}
+        for url in self._turns():
+            try:
+                with self._using(url):
+                    return url
+            except ChainError as error:
+                errors[url] = error
+        raise _combined(list(errors.values()))
+
+    def failed(self, url: str) -> None:
+        """The address gave no answer: the next one is to be tried."""
+        self._vouched_until.pop(url, None)
+        with self._lock:
+            if url == self._current:
+                self._current = self._urls[(self._urls.index(url) + 1) % len(self._urls)]
+
+    @property
+    def num_addresses(self) -> int:
+        return len(self._urls)
+
+    # ----
+
+    def _turns(self) -> list[str]:
+        """Whom to ask, one after the other: the one that served last first, those of another chain last."""
+        others = [url for url in self._urls if url != self._current]
+        order = sorted([self._current, *others], key=lambda url: url in self._wrong)
+        return (order * _LEAST_TRIES)[: self._tries]
+
+    @contextmanager
+    def _using(self, url: str, switch: bool = True) -> Iterator[None]:
+        """Note what using the address comes to. It must be of the right chain before anything else is asked."""
+        try:
+            self._vouch(url)
+            yield
+        except ChainError:
+            self._vouched_until.pop(url, None)
+            raise
+        with self._lock:
+            if switch and url != self._current:
+                log.warning("rpc address changed from=%s to=%s", self._current, url)
+                self._current = url
+
+    def _vouch(self, url: str) -> None:
+        if self._chain_id is None or self._vouched_until.get(url, 0.0) > time.monotonic():
+            return
+        answer = self._ask(url, RPCEndpoint("eth_chainId"), [])
+        if "result" not in answer:
+            raise ChainError(f"{self._place(url)}: eth_chainId is answered with an error; {_CHECK}")
+        found = int(answer["result"], 16)
+        if found != self._chain_id:
+            self._wrong[url] = found
+            raise WrongChain(
+                f"chain id {found} answered by {self._place(url)}, expected {self._chain_id} (chain.id); "
+                "point one of them at the other"
+            )
+        self._wrong.pop(url, None)
+        self._vouched_until[url] = time.monotonic() + _VOUCHED_SECONDS
+
+    def _ask(self, url: str, method: RPCEndpoint, params: Any) -> RPCResponse:
+        body = self.encode_rpc_request(method, params)
+        with translated(self._place(url), self._timeout / len(self._urls)):
+            answer = self._session.post(url, data=body, timeout=self._patience, headers=_HEADERS)
+            answer.raise_for_status()
+            decoded = self.decode_rpc_response(answer.content)
+        if not isinstance(decoded, dict) or not ("result" in decoded or "error" in decoded):
+            raise ChainError(f"{self._place(url)}: the answer is no JSON-RPC; {_CHECK}")
+        if method in _HEXADECIMAL and "result" in decoded and not _is_hexadecimal(decoded["result"]):
+            raise ChainError(f"{self._place(url)}: {method} is answered with no hexadecimal number; {_CHECK}")
+        # An answer to another request: a proxy has mixed them up. Without an id it is about a request not understood.
+        if decoded.get("id") is not None and decoded["id"] != json.loads(body)["id"]:
+            raise ChainUnreachable(f"{self._place(url)}: the answer is to another request; check what is in between")
+        return decoded
+
+    @property
+    def _session(self) -> requests.Session:
+        """One for each thread. No proxies and no .netrc of the environment."""
+        session: requests.Session | None = getattr(self._sessions, "session", None)
+        if session is None:
+            session = self._sessions.session = requests.Session()
+            session.trust_env = False
+        return session
+
+    def _place(self, url: str) -> str:
+        return f"{url} ({self._key})" if self._key else url
+
+
+_HEADERS = {"Content-Type": "application/json"}
+_HEXADECIMAL = frozenset(
+    (
+        "eth_blockNumber", "eth_call", "eth_chainId", "eth_estimateGas", "eth_gasPrice", "eth_getCode",
+        "eth_getTransactionCount", "eth_sendRawTransaction",
+    )
+)  # fmt: skip
+"""What these answer is always text such as 0x0; web3 would fall over anything else."""
+_CHECK = "check that this is a chain's address"
+
+
+def _is_hexadecimal(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"0x[0-9a-fA-F]*", value) is not None
+
+
+@contextmanager
+def translated(place: str, patience_seconds: float) -> Iterator[None]:
+    """Turn what requests raises about the connection to `place` into ChainUnreachable and ChainError."""
+    try:
+        yield
+    except requests.Timeout:
+        raise ChainUnreachable(
+            f"{place}: no answer within {patience_seconds:g} s; check that it runs and can be reached"
+        ) from None
+    except requests.HTTPError as error:
+        status = error.response.status_code
+        raise ChainUnreachable(f"{place}: HTTP {status} instead of an answer; check what serves this address") from None
+    except requests.exceptions.JSONDecodeError:
+        raise ChainError(f"{place}: the answer is no JSON; check that this is the right address") from None
+    except requests.RequestException as error:
+        raise ChainUnreachable(
+            f"{place}: no connection ({type(error).__name__}); check that it runs and can be reached"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ChainError(f"{place}: the answer is no JSON-RPC; {_CHECK}") from None
+
+
+def _combined(errors: Sequence[ChainError]) -> ChainError:
+    """One error for all addresses: unreachable if any may come back, and only then a wrong chain."""
+    if len(errors) == 1:
+        return errors[0]
+    text = "; ".join(str(error) for error in errors)
+    if any(isinstance(error, ChainUnreachable) for error in errors):
+        return ChainUnreachable(text)
+    return errors[0] if all(isinstance(error, WrongChain) for error in errors[1:]) else ChainError(text)

@@ -1,0 +1,115 @@
+"""A wallet of this node's own: signs and sends where there is no account service. It answers the same calls.
+
+The key lies in `wallet.json`, an encrypted keystore (version 3) that other programs read too. Its password comes from a
+file, never from a command line or the environment. One process at a time: another one would give out the same nonces.
+"""
+
+import json
+import logging
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+
+from worker import resources, settings
+from worker.chain.coordinator import Call, Coordinator
+from worker.chain.proof import Proof, registration
+from worker.chain.sender import Sender
+from worker.errors import IdentityError, SettingsError
+from worker.service import write_whole
+
+log = logging.getLogger(__name__)
+
+KEYSTORE_FILE = "wallet.json"
+JOURNAL_FILE = "journal.db"
+
+
+class Wallet:
+    """The wallet in `chain.wallet_dir`, held until `close`.
+
+    Raises IdentityError if it is missing or its password does not open it, SettingsError if there is no password,
+    ResourceError if another process holds it.
+    """
+
+    def __init__(self, chain: settings.Chain) -> None:
+        folder = _folder(chain)
+        self._account = _open(folder / KEYSTORE_FILE, _password(chain))
+        self._lock = resources.lock_folder(folder, "chain.wallet_dir")
+        self._coordinator = Coordinator(chain)
+        self._sender = Sender(self._coordinator, self._account, folder / JOURNAL_FILE)
+
+    def address(self) -> str:
+        return str(self._account.address)
+
+    def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
+        return self._send(registration(self._coordinator, peer_id, proof))
+
+    def submit_reward(self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None) -> str:
+        return self._send(self._coordinator.submit_reward(round, stage, reward, peer_id, digest))
+
+    def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str:
+        return self._send(self._coordinator.submit_winners(round, winners, peer_id))
+
+    def tend(self) -> None:
+        self._sender.tend()
+
+    def close(self) -> None:
+        self._sender.close()
+        self._lock.close()
+
+    def _send(self, call: Call) -> str:
+        tx_hash = self._sender.send(call)
+        log.info("sent call=%s hash=%s", call.name, tx_hash)
+        return tx_hash
+
+
+def create(chain: settings.Chain) -> str:
+    """Make the wallet, unless there is one. Returns its address. Raises as `Wallet` does."""
+    file = _folder(chain) / KEYSTORE_FILE
+    password = _password(chain)
+    # One that has sent is not made anew: it may own peers, and money.
+    if not file.exists() and not file.with_name(JOURNAL_FILE).exists():
+        keystore = Account.encrypt(secrets.token_bytes(32), password)
+        write_whole(file, json.dumps(keystore) + "\n", mode=0o600)
+    return str(_open(file, password).address)
+
+
+def _open(file: Path, password: str) -> LocalAccount:
+    try:
+        account: LocalAccount = Account.from_key(Account.decrypt(file.read_text(), password))
+    except FileNotFoundError:
+        raise IdentityError(
+            f"{file}: missing; restore the wallet from its backup; `hivewright enrol` makes one for a new node"
+        ) from None
+    except OSError as error:
+        raise IdentityError(f"{file}: {error.strerror}; expected an encrypted keystore") from None
+    except ValueError as error:
+        reason = "the password of chain.wallet_password_file does not open it"
+        if "mac mismatch" not in str(error).lower():
+            reason = "no encrypted keystore of version 3"
+        raise IdentityError(f"{file}: {reason}; restore both from their backups") from None
+    except (KeyError, TypeError, AttributeError, NotImplementedError):  # what eth_keyfile raises for other JSON
+        raise IdentityError(f"{file}: no encrypted keystore of version 3; restore it from its backup") from None
+    return account
+
+
+def _folder(chain: settings.Chain) -> Path:
+    if chain.wallet_dir is None:
+        raise SettingsError("chain.wallet_dir: not set; expected the folder of this node's wallet")
+    return chain.wallet_dir
+
+
+def _password(chain: settings.Chain) -> str:
+    file = chain.wallet_password_file
+    if file is None:
+        raise SettingsError("chain.wallet_password_file: not set; expected a file with the wallet's password")
+    try:
+        password = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text"
+        raise SettingsError(f"{file} (chain.wallet_password_file): {reason}; expected the wallet's password") from None
+    if not password:
+        raise SettingsError(f"{file} (chain.wallet_password_file): is empty; expected the wallet's password")
+    return password
