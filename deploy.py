@@ -3,10 +3,11 @@
 config.py has checked the whole inventory by then. Run again it changes nothing; with another release_ref it upgrades.
 """
 
-from deploys import account, coordinator, plan, release, system, worker
+from deploys import account, coordinator, hardware, plan, release, system, worker
 
 this = plan.current()
 
+hardware.refuse_unfit(name="Check that it can be what the inventory says", reason=this.unfit)
 system.prepare_system(is_coordinator=bool(this.host.services))
 release.install_release(this)
 if this.host.services:

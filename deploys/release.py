@@ -40,7 +40,7 @@ def install_release(plan: Planned) -> None:
     build_environment(
         name="Build the virtual environment of its lock file",
         commit=plan.commit,
-        torch_index=plan.host.deployment.torch_index,
+        torch_index=plan.torch_index,
         _timeout=BUILD_SECONDS,
     )
     if plan.host.services:

@@ -10,7 +10,7 @@ from pyinfra.operations import files, server
 
 from deploys import content
 from deploys.facts import CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT
-from deploys.hosts import CONFIGURATION, STATE
+from deploys.places import CONFIGURATION, STATE
 
 USER = "hivewright"
 
