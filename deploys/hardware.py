@@ -56,3 +56,18 @@ class OwnPipSources(FactBase[bool]):
 
     def process(self, output: list[str]) -> bool:
         return any(line.strip() for line in output)
+
+
+class Distribution(FactBase[tuple[str, str]]):
+    """The distribution and the name of its release, such as debian and bookworm. Empty: it does not say."""
+
+    def command(self) -> str:
+        return "(. /etc/os-release && echo $ID $VERSION_CODENAME) 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> tuple[str, str]:
+        return "", ""
+
+    def process(self, output: list[str]) -> tuple[str, str]:
+        name, _, codename = output[0].partition(" ")
+        return name, codename

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deploys import keyfiles
+from deploys import keyfiles, tailnet
 from deploys.deployment import AUTO, Deployment
 from deploys.gpus import Gpus
 from deploys.places import CONFIGURATION, STATE, state_dir
@@ -167,11 +167,14 @@ def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:
             mistakes.add(entry.name, f"{key}: not a known key; {hint}")
     own = {key: value for key, value in entry.data.items() if key in Deployment.model_fields}
     try:
-        return Deployment(**own)
+        deployment = Deployment(**own)
     except ValidationError as error:
         for message in _problems(error):
             mistakes.add(entry.name, message)
         return Deployment(slots=own.get("slots"))
+    for message in tailnet.mistakes(deployment):
+        mistakes.add(entry.name, message)
+    return deployment
 
 
 def _problems(error: ValidationError) -> list[str]:

@@ -22,6 +22,7 @@ PACKAGES = (
 )  # fmt: skip
 COORDINATOR_PACKAGES: tuple[str, ...] = ()
 INSTALL_SECONDS = 1800
+APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
 
 COMMAND = Path("/usr/local/bin/hivewright")
 WRAPPER = f"""\
@@ -63,6 +64,5 @@ def packages(names: Sequence[str]) -> Iterator[str]:
     if not missing:
         host.noop("all packages are installed")
         return
-    apt = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
-    yield f"{apt} update"
-    yield f"{apt} install --no-install-recommends {' '.join(missing)}"
+    yield f"{APT} update"
+    yield f"{APT} install --no-install-recommends {' '.join(missing)}"

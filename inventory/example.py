@@ -42,8 +42,8 @@ workers = [
         "gpu-2",
         {
             "ssh_hostname": "192.0.2.22",
-            # Three workers. A count, such as 3, says it in short: each gets a GPU of its own and sees no other. A slot's
-            # dict holds the settings in which it differs; each slot gets its own identity, state folder, port
+            # Three workers. A count, such as 3, says it in short: each gets a GPU of its own and sees no other. A dict
+            # holds the settings in which its slot differs. Each slot gets its own identity, state folder, port
             # (swarm_port, swarm_port + 1 ...) and service: hivewright-worker@0, hivewright-worker@1 ...
             "slots": [
                 {},
