@@ -88,6 +88,10 @@ all = (
         "secrets_dir": "secrets/example",
         # A worker that has not got on for so many seconds is restarted.
         "watchdog_seconds": 900,
+        # Put the hosts into a tailnet: with a key from a file on this side, or, without, by URLs that you open. How it
+        # can be told more (tags, headscale, ports that are shown there) stands in docs/operations.md.
+        # "tailscale": True,
+        # "tailscale_auth_key_file": "secrets/example/tailscale.key",
         # Only hosts whose key is known are spoken to. The default is to accept, and remember, a new host's key.
         # "ssh_strict_host_key_checking": "yes",
         # "ssh_known_hosts_file": "secrets/example/known_hosts",
