@@ -3,11 +3,13 @@
 config.py has checked the whole inventory by then. Run again it changes nothing; with another release_ref it upgrades.
 """
 
-from deploys import account, coordinator, plan, release, system, worker
+from deploys import account, coordinator, hardware, plan, release, system, tailscale, worker
 
 this = plan.current()
 
+hardware.refuse_unfit(name="Check that it can be what the inventory says", reason=this.unfit)
 system.prepare_system(is_coordinator=bool(this.host.services))
+tailscale.join_tailnet(this.host.deployment)
 release.install_release(this)
 if this.host.services:
     coordinator.configure_coordinator(this)

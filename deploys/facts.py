@@ -7,7 +7,7 @@ from typing import Any
 
 from pyinfra.api import FactBase
 
-from deploys.hosts import CONFIGURATION, STATE
+from deploys.places import CONFIGURATION, STATE
 
 ROOT = Path("/opt/hivewright")
 RELEASES = ROOT / "releases"

@@ -10,19 +10,21 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from deploys import keyfiles, tailnet
+from deploys.deployment import AUTO, Deployment
+from deploys.gpus import Gpus
+from deploys.places import CONFIGURATION, STATE, state_dir
+from deploys.slots import Slot, SlotOptions, place
 from worker import settings
-from worker.errors import IdentityError, SettingsError
+from worker.errors import SettingsError
 from worker.settings import Settings
-from worker.swarm import identity
 
-STATE = Path("/var/lib/hivewright")
-CONFIGURATION = Path("/etc/hivewright")
 ENROLMENT_TOKEN = CONFIGURATION / "enrolment.token"
 ANVIL = Path("/opt/hivewright/current/anvil/anvil")
 
@@ -48,53 +50,43 @@ NO_SWARM = (
     f"no swarm to join; put a host into {COORDINATORS}, or set chain_account_url to a swarm's account service, or "
     "swarm_bootnodes to peers of one (swarm_enabled False: train alone, on purpose)"
 )
+SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
+# What a slot's dict may say beside settings.
+SLOT_KEYS = ("identity", *SlotOptions.model_fields)
 SET_BY_DEPLOY = "set by the deploy for each role and slot; leave it out"
-
-
-class Deployment(BaseModel):
-    """The keys of host data that are not settings of a role but say what is installed, and how."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    slots: Any = None
-    """Workers on this host: a count, or a list with one dict per worker of the settings in which it differs."""
-    release_repository: str | None = None
-    """Git URL or folder that the hosts can fetch from. None: `origin` of the operator's checkout."""
-    release_ref: str = "main"
-    """Branch, tag or commit that is deployed."""
-    torch_index: str | None = None
-    """Package index to take torch from, such as https://download.pytorch.org/whl/cpu. None: as pip on the host says."""
-    secrets_dir: str = "secrets"
-    """Folder on the operator's side, relative to the checkout, that keeps what must not be in an inventory."""
-    watchdog_seconds: int = Field(default=900, gt=0)
-    """A worker that has not got on for so long is restarted. Longer than its slowest step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One worker of a host. `identity`: file on the operator's side with the key that it must have; None: its own."""
-
-    number: int
-    settings: Settings
-    identity: Path | None
-
-    @property
-    def unit(self) -> str:
-        return f"hivewright-worker@{self.number}.service"
-
-    @property
-    def file(self) -> Path:
-        return CONFIGURATION / f"worker-{self.number}.yaml"
 
 
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """What a host is to become. `services`: settings of the coordinator's roles, empty on other hosts."""
+    """What a host is to become. `services`: settings of the coordinator's roles, empty on other hosts.
+
+    `has_auto_slots`: how many slots it has, its GPUs say; `slots` is then the first of them.
+    """
 
     name: str
     deployment: Deployment
     slots: tuple[Slot, ...]
     services: Mapping[str, Settings]
+    has_auto_slots: bool = False
+
+    def on(self, gpus: Gpus) -> "HostPlan":
+        """The plan with each slot on its GPU. Raises SettingsError, a line for each slot that finds none."""
+        slots = self.slots
+        if self.has_auto_slots:
+            num_slots = max(1, len(gpus.cards)) if slots[0].wants_gpu else 1
+            slots = tuple(self._nth_slot(number) for number in range(num_slots))
+        return replace(self, slots=place(slots, gpus))
+
+    def _nth_slot(self, number: int) -> Slot:
+        """The first slot's twin, with the name, folder and port of its number."""
+        settings = self.slots[0].settings
+        node = {"name": _nth_name(settings.node.name, number), "state_dir": state_dir(number)}
+        port = settings.swarm.port + number if settings.swarm.port else 0
+        own = {
+            "node": settings.node.model_copy(update=node),
+            "swarm": settings.swarm.model_copy(update={"port": port}),
+        }
+        return replace(self.slots[0], number=number, settings=settings.model_copy(update=own))
 
     def settings_files(self) -> dict[Path, Settings]:
         """Every settings file that the host gets."""
@@ -147,8 +139,16 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
             mistakes.add(entry.name, message)
         slots = _slots(entry, coordinators, wrong, mistakes)
         if not wrong:
-            plans[entry.name] = HostPlan(entry.name, deployment, slots, _services(entry))
-    _check_identities(entries, mistakes)
+            is_auto = bool(slots) and deployment.slots == AUTO
+            plans[entry.name] = HostPlan(entry.name, deployment, slots, _services(entry), is_auto)
+    key_files = {
+        (each.name, n): own["identity"]
+        for each in entries
+        for n, own in enumerate(_overrides(each) or ())
+        if "identity" in own
+    }
+    for (name, _), message in keyfiles.mistakes(key_files):
+        mistakes.add(name, message)
     if lines := mistakes.lines():
         raise SettingsError("\n".join(lines))
     return plans
@@ -165,13 +165,24 @@ def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]}?" if close else "docs/configuration.md lists all keys"
             mistakes.add(entry.name, f"{key}: not a known key; {hint}")
+    own = {key: value for key, value in entry.data.items() if key in Deployment.model_fields}
     try:
-        return Deployment(**{key: value for key, value in entry.data.items() if key in Deployment.model_fields})
+        deployment = Deployment(**own)
     except ValidationError as error:
-        for problem in error.errors():
-            expected = problem["msg"].removeprefix("Input should be ")
-            mistakes.add(entry.name, f"{problem['loc'][0]}: got {problem['input']!r}; expected {expected}")
-        return Deployment(slots=entry.data.get("slots"))
+        for message in _problems(error):
+            mistakes.add(entry.name, message)
+        return Deployment(slots=own.get("slots"))
+    for message in tailnet.mistakes(deployment):
+        mistakes.add(entry.name, message)
+    return deployment
+
+
+def _problems(error: ValidationError) -> list[str]:
+    return [
+        f"{'/'.join(map(str, problem['loc']))}: got {problem['input']!r}; "
+        f"expected {problem['msg'].removeprefix('Input should be ')}"
+        for problem in error.errors()
+    ]
 
 
 def _section(key: str) -> str | None:
@@ -199,13 +210,11 @@ def _slots(
             )
         return ()
     if count is None or count == 0 or count == []:
-        mistakes.add(
-            entry.name, f"slots: none; expected a count of at least 1, or a list of dicts, for a host in {WORKERS}"
-        )
+        mistakes.add(entry.name, f"slots: none; expected {SLOTS_MAY_BE}, for a host in {WORKERS}")
         return ()
     overrides = _overrides(entry)
     if overrides is None:
-        mistakes.add(entry.name, f"slots: got {count!r}; expected a count, or a list with a dict of settings for each")
+        mistakes.add(entry.name, f"slots: got {count!r}; expected {SLOTS_MAY_BE}")
         return ()
     _check_ports(entry, overrides, mistakes)
     account_url = _account_url(entry, coordinators, mistakes)
@@ -216,19 +225,23 @@ def _slots(
             mistakes.add(entry.name, NO_SWARM)
         for key in sorted(set(DERIVED) & set(own)):
             mistakes.add(entry.name, f"slot {number}: {key}: {SET_BY_DEPLOY}")
-        own_wrong = settings.flat_mistakes(flat)
+        options, problems = _slot_options(entry, own)
+        own_wrong = [*problems, *settings.flat_mistakes(flat)]
         for message in own_wrong:
             if message not in wrong:
                 mistakes.add(entry.name, f"slot {number}: {message}")
         if not own_wrong:
             key_file = own.get("identity")
-            slots.append(Slot(number, settings.from_flat(flat, ""), Path(str(key_file)) if key_file else None))
+            parsed = settings.from_flat(flat, "")
+            slots.append(Slot(number, parsed, Path(str(key_file)) if key_file else None, options))
     return tuple(slots)
 
 
 def _overrides(entry: HostEntry) -> list[dict[str, Any]] | None:
     """For each slot of the host the settings in which it differs. None: its `slots` says nothing of the kind."""
     slots = entry.data.get("slots")
+    if slots == AUTO:
+        return [{}]
     if isinstance(slots, int) and not isinstance(slots, bool) and slots > 0:
         return [{} for _ in range(slots)]
     if isinstance(slots, list) and all(isinstance(slot, dict) for slot in slots):
@@ -236,15 +249,46 @@ def _overrides(entry: HostEntry) -> list[dict[str, Any]] | None:
     return None
 
 
-def _slot_settings(entry: HostEntry, number: int, own: dict[str, Any], account_url: str | None) -> dict[str, Any]:
-    flat = _role_settings(entry, "worker") | {key: value for key, value in own.items() if key != "identity"}
+def _slot_options(entry: HostEntry, own: Mapping[str, Any]) -> tuple[SlotOptions, list[str]]:
+    """A slot's share of the machine, with what is wrong with it. What the host says holds for all its slots."""
+    own_options = {key: value for key, value in own.items() if key in SlotOptions.model_fields}
+    problems = []
+    device = own.get("model_device", entry.data.get("model_device", "auto"))
+    if own_options.get("gpu") is not None and device not in ("auto", "cuda"):
+        problems.append(f"gpu: got {own_options['gpu']}, and model_device {device!r}; expected one of them")
+    try:
+        SlotOptions(**own_options)
+    except ValidationError as error:
+        return SlotOptions(), [*problems, *_problems(error)]
+    of_host = {key: entry.data[key] for key in SlotOptions.model_fields if key in entry.data}
+    try:
+        return SlotOptions(**of_host | own_options), problems
+    except ValidationError:
+        # The host's own, named as such by now.
+        return SlotOptions(**own_options), problems
+
+
+def _slot_settings(entry: HostEntry, number: int, own: Mapping[str, Any], account_url: str | None) -> dict[str, Any]:
+    flat = _role_settings(entry, "worker")
+    if (port := _port(entry, number, own)) is not None:
+        flat["swarm_port"] = port
+    flat |= {key: value for key, value in own.items() if key not in SLOT_KEYS}
     flat.setdefault("node_name", _node_name(entry.name, number))
     if account_url:
         flat.setdefault("chain_account_url", account_url)
     if "chain_account_url" in flat:
         flat["chain_enrolment_token_file"] = str(ENROLMENT_TOKEN)
-    flat["node_state_dir"] = str(STATE / f"worker-{number}")
+    flat["node_state_dir"] = str(state_dir(number))
     return flat
+
+
+def _port(entry: HostEntry, number: int, own: Mapping[str, Any]) -> int | None:
+    """The slot's port: its own, or the host's for slot 0, the next one for slot 1 and so on. None: none is named."""
+    if "swarm_port" in own:
+        port = own["swarm_port"]
+        return port if isinstance(port, int) else None
+    port = entry.data.get("swarm_port")
+    return port + number if isinstance(port, int) and not isinstance(port, bool) and port else None
 
 
 def _is_lonely(flat: Mapping[str, Any]) -> bool:
@@ -256,8 +300,8 @@ def _is_lonely(flat: Mapping[str, Any]) -> bool:
 def _check_ports(entry: HostEntry, overrides: list[dict[str, Any]], mistakes: _Mistakes) -> None:
     users: dict[int, int] = {}
     for number, own in enumerate(overrides):
-        port = own.get("swarm_port", entry.data.get("swarm_port"))
-        if isinstance(port, int) and port and (other := users.setdefault(port, number)) != number:
+        port = _port(entry, number, own)
+        if port and (other := users.setdefault(port, number)) != number:
             taken = f"swarm_port: {port} is that of slot {other} too; give each its own, or 0"
             mistakes.add(entry.name, f"slot {number}: {taken}")
 
@@ -334,38 +378,9 @@ def _is_reachable(host: object) -> bool:
 
 
 def _node_name(host: str, number: int) -> str:
-    """The host's name, and a number from the second slot on: a slot that comes later renames nobody."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", host).strip("-._")[:50] or "worker"
+    return _nth_name(re.sub(r"[^A-Za-z0-9._-]+", "-", host).strip("-._")[:50] or "worker", number)
+
+
+def _nth_name(name: str, number: int) -> str:
+    """With a number from the second slot on: a slot that comes later renames nobody."""
     return f"{name}-{number}" if number else name
-
-
-def _check_identities(entries: Collection[HostEntry], mistakes: _Mistakes) -> None:
-    """One key is one worker: the same key twice would be two nodes that claim one reward."""
-    users: dict[str, str] = {}
-    for entry in entries:
-        for number, own in enumerate(_overrides(entry) or ()):
-            peer_id = None
-            try:
-                peer_id = _peer_id(own.get("identity"))
-            except SettingsError as error:
-                mistakes.add(entry.name, f"slot {number}: identity: {error}; expected the path of a swarm.pem")
-            if peer_id in users:
-                twin = f"{own['identity']} is the key of {users[peer_id]} too; two workers can't be one node"
-                mistakes.add(entry.name, f"slot {number}: identity: {twin}")
-            if peer_id:
-                users.setdefault(peer_id, f"slot {number} of {entry.name}")
-
-
-def _peer_id(key_file: object) -> str | None:
-    """Whose key is in a file. None: no file is named. Raises SettingsError, with the reason only, if it is no key."""
-    if key_file is None:
-        return None
-    if not isinstance(key_file, str):
-        raise SettingsError(f"got {key_file!r}")
-    try:
-        Path(key_file).read_bytes()
-        return identity.load(Path(key_file)).peer_id
-    except OSError as error:
-        raise SettingsError(f"{key_file}: {error.strerror}") from None
-    except IdentityError:
-        raise SettingsError(f"{key_file}: no libp2p RSA key") from None

@@ -9,8 +9,9 @@ from pyinfra.api import operation
 
 from deploys import content
 from deploys.facts import CURRENT, ChosenModels, FileContent, Identities
-from deploys.hosts import ENROLMENT_TOKEN, Slot
+from deploys.hosts import ENROLMENT_TOKEN
 from deploys.plan import Planned
+from deploys.slots import Slot
 from deploys.system import USER
 
 KEY_FILE = "swarm.pem"

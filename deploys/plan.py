@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -15,8 +15,13 @@ from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.context import ctx_host
 
 from deploys import connection, hosts, operator, report
+from deploys.deployment import PIP, Deployment
 from deploys.facts import Identities
-from deploys.hosts import STATE, Deployment, HostEntry, HostPlan
+from deploys.gpus import Gpus, choose_torch
+from deploys.hardware import HostGpus, OwnPipSources
+from deploys.hosts import HostEntry, HostPlan
+from deploys.places import STATE
+from deploys.slots import cards_in_use
 from worker.errors import SettingsError
 
 CHECKOUT = Path(__file__).parents[1]
@@ -24,12 +29,18 @@ CHECKOUT = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A host's plan, the commit that it gets, and the fleet's enrolment token (None: it has none)."""
+    """A host's plan, the commit that it gets, and the fleet's enrolment token (None: it has none).
+
+    `torch_index`: the package index of the build of torch that fits the host; None: as pip on the host says.
+    `unfit`: why the host, as its facts show it, can't become what the plan says; None: it can.
+    """
 
     host: HostPlan
     repository: str
     commit: str
     token: str | None = field(repr=False)
+    torch_index: str | None = None
+    unfit: str | None = None
 
 
 _planned: dict[str, Planned] = {}
@@ -72,7 +83,21 @@ def current() -> Planned:
             _refuse_twins()
     if host.name not in _planned:
         raise DeployError("no plan was made; run deploy.py from the checkout, with the config.py that is there")
-    return _planned[host.name]
+    return _fit(_planned[host.name])
+
+
+def _fit(planned: Planned) -> Planned:
+    """The plan of the current host, worked out by its facts: its slots, their GPUs, and the build of torch."""
+    deployment = planned.host.deployment
+    gpus = host.get_fact(HostGpus) if planned.host.slots else Gpus()
+    try:
+        plan = planned.host.on(gpus)
+        if deployment.torch_index == PIP or (deployment.torch_index is None and host.get_fact(OwnPipSources)):
+            return replace(planned, host=plan)
+        used = replace(gpus, cards=cards_in_use(plan.slots, gpus))
+        return replace(planned, host=plan, torch_index=choose_torch(used, deployment.torch_index))
+    except SettingsError as error:
+        return replace(planned, unfit=str(error))
 
 
 def _wrong_access(of: Host) -> Iterator[str]:

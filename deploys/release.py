@@ -16,8 +16,9 @@ from pyinfra.api import StringCommand, deploy, operation
 
 from deploys import operator, units
 from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, FileContent, Releases
+from deploys.hardware import Distribution
 from deploys.plan import Planned
-from deploys.system import USER
+from deploys.system import USER, python_of
 
 KEEP = 3
 ENVIRONMENT_INPUTS = ("requirements/worker.lock", "scripts/environment")
@@ -40,7 +41,7 @@ def install_release(plan: Planned) -> None:
     build_environment(
         name="Build the virtual environment of its lock file",
         commit=plan.commit,
-        torch_index=plan.host.deployment.torch_index,
+        torch_index=plan.torch_index,
         _timeout=BUILD_SECONDS,
     )
     if plan.host.services:
@@ -73,16 +74,18 @@ def build_environment(commit: str, torch_index: str | None) -> Iterator[str]:
         host.noop(f"the environment of {commit} is complete")
         return
     release = RELEASES / commit
-    yield f"{environment_script(release, torch_index)} && ln -sfn $folder {release}/environment"
+    script = environment_script(release, torch_index, python_of(host.get_fact(Distribution)))
+    yield f"{script} && ln -sfn $folder {release}/environment"
 
 
-def environment_script(checkout_folder: Path, torch_index: str | None) -> str:
+def environment_script(checkout_folder: Path, torch_index: str | None, python: str = "python3") -> str:
     """Shell commands that make the environment of a checkout, or find it made; `$folder` is then where it is."""
     index = shlex.quote(torch_index) if torch_index else ""
-    inputs = f"{{ cat {' '.join(ENVIRONMENT_INPUTS)}; python3 --version; echo {index}; }}"
+    inputs = f"{{ cat {' '.join(ENVIRONMENT_INPUTS)}; {python} --version; echo {index}; }}"
+    own = "" if python == "python3" else f"PYTHON={python} "
     return (
         f"cd {checkout_folder} && folder={ENVIRONMENTS}/$({inputs} | {DIGEST})"
-        f" && mkdir -p {ENVIRONMENTS} && scripts/environment $folder worker {index}"
+        f" && mkdir -p {ENVIRONMENTS} && {own}scripts/environment $folder worker {index}"
     )
 
 

@@ -9,12 +9,19 @@ from pyinfra.api.state import State
 from pyinfra.context import ctx_state
 
 _reasons: list[str] = []
+_notes: list[str] = []
 
 
 def stop(reason: str) -> DeployError:
     """The error to raise to stop the run before it does anything; the last line will be the reason."""
     _reasons.append(reason)
     return DeployError("these hosts can't be deployed as they are; the last line says why")
+
+
+def note(line: str) -> None:
+    """Have a line printed at the end of the run: nothing failed, but a person should know."""
+    if line not in _notes:
+        _notes.append(line)
 
 
 def name_failed_hosts_at_exit() -> None:
@@ -24,6 +31,8 @@ def name_failed_hosts_at_exit() -> None:
 
 def _name_failed_hosts() -> None:
     state: State | None = ctx_state.get()
+    for line in sorted(_notes):
+        print(f"note: {line}", file=sys.stderr)
     if _reasons:
         sys.stdout.flush()
         print(f"nothing was done on any host: {_reasons[0]}", file=sys.stderr, flush=True)

@@ -10,7 +10,8 @@ from pyinfra.operations import files, server
 
 from deploys import content
 from deploys.facts import CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT
-from deploys.hosts import CONFIGURATION, STATE
+from deploys.hardware import Distribution
+from deploys.places import CONFIGURATION, STATE
 
 USER = "hivewright"
 
@@ -20,8 +21,11 @@ PACKAGES = (
     "build-essential", "gcc", "g++",
     "ca-certificates", "python3-dev",
 )  # fmt: skip
+# Releases whose own python3 is too old, and the one that they have beside it.
+PYTHONS = {"jammy": "python3.11"}
 COORDINATOR_PACKAGES: tuple[str, ...] = ()
 INSTALL_SECONDS = 1800
+APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
 
 COMMAND = Path("/usr/local/bin/hivewright")
 WRAPPER = f"""\
@@ -36,9 +40,10 @@ PYTHONPATH={CURRENT} exec {CURRENT}/environment/bin/python -m worker "$@"
 @deploy("System")
 def prepare_system(is_coordinator: bool) -> None:
     """Packages, user, folders, and the `hivewright` command."""
+    python = python_of(host.get_fact(Distribution))
     packages(
         name="Install packages",
-        names=[*PACKAGES, *(COORDINATOR_PACKAGES if is_coordinator else ())],
+        names=[*packages_for(python), *(COORDINATOR_PACKAGES if is_coordinator else ())],
         _timeout=INSTALL_SECONDS,
     )
     server.user(  # noqa: S604 - `shell` is the user's
@@ -55,6 +60,16 @@ def prepare_system(is_coordinator: bool) -> None:
     content.file(name="Install the hivewright command", path=COMMAND, content=WRAPPER.encode(), mode="755")
 
 
+def python_of(distribution: tuple[str, str]) -> str:
+    """The Python that environments are made with, given the names of a distribution and its release."""
+    return PYTHONS.get(distribution[1], "python3")
+
+
+def packages_for(python: str) -> tuple[str, ...]:
+    """What is installed on a host with that Python."""
+    return PACKAGES if python == "python3" else (*PACKAGES, python, f"{python}-venv", f"{python}-dev")
+
+
 @operation()
 def packages(names: Sequence[str]) -> Iterator[str]:
     """Have Debian packages installed. The package lists are only fetched when one is missing."""
@@ -63,6 +78,5 @@ def packages(names: Sequence[str]) -> Iterator[str]:
     if not missing:
         host.noop("all packages are installed")
         return
-    apt = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
-    yield f"{apt} update"
-    yield f"{apt} install --no-install-recommends {' '.join(missing)}"
+    yield f"{APT} update"
+    yield f"{APT} install --no-install-recommends {' '.join(missing)}"

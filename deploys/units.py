@@ -5,6 +5,7 @@ release. A digest of these is kept on the host, written after the restart. So a 
 made good by the next one, and a run that finds the same digest leaves the service alone.
 """
 
+import base64
 import hashlib
 import shlex
 from collections.abc import Iterator
@@ -12,15 +13,17 @@ from pathlib import Path
 
 import jinja2
 from pyinfra import host
-from pyinfra.api import operation
+from pyinfra.api import StringCommand, operation
 
 from deploys import content
-from deploys.facts import CURRENT, DEPLOYED, Service, SystemdVersion
+from deploys.facts import CURRENT, DEPLOYED, FileContent, FileState, Service, SystemdVersion
 from deploys.system import USER
 from worker import settings
 from worker.settings import Settings
 
 UNITS = Path("/etc/systemd/system")
+# Of a unit's drop-ins, the one that is ours.
+DROP_IN = "hivewright.conf"
 TEMPLATES = Path(__file__).parents[1] / "templates"
 # A stop takes at most 60 s and a start 300 s (templates/service.j2).
 RESTART_SECONDS = 400
@@ -50,6 +53,22 @@ def install_unit(unit: str, watchdog_seconds: int) -> str:
     text = render(unit, host.get_fact(SystemdVersion), watchdog_seconds)
     content.file(name=f"Write {unit}", path=UNITS / unit, content=text.encode())
     return text
+
+
+@operation()
+def drop_in(unit: str, text: str) -> Iterator[StringCommand]:
+    """Have these settings of one unit beyond what its file says. Empty: none."""
+    folder = UNITS / f"{unit}.d"
+    file = folder / DROP_IN
+    found = host.get_fact(FileContent, path=str(file))
+    wanted = FileState(hashlib.sha256(text.encode()).hexdigest(), "root", "root", "644") if text else None
+    if found == wanted:
+        host.noop(f"{unit} has what it is to have")
+    elif text:
+        script = f"umask 022 && mkdir -p {folder} && base64 -d > {file}.new && mv {file}.new {file}"
+        yield StringCommand(script, _stdin=[base64.b64encode(text.encode()).decode()])
+    else:
+        yield StringCommand(f"rm -rf {folder}")
 
 
 def install_settings(file: Path, of: Settings) -> str:

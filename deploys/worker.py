@@ -1,6 +1,7 @@
 """The workers of a host: one slot, one identity, one service."""
 
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import deploy, operation
@@ -8,11 +9,13 @@ from pyinfra.operations import files
 
 from deploys import identity, units
 from deploys.facts import DEPLOYED, ConfiguredSlots
-from deploys.hosts import CONFIGURATION
+from deploys.places import CONFIGURATION, RETIRED, state_dir
 from deploys.plan import Planned
 from deploys.system import USER
 
 UNIT = "hivewright-worker@.service"
+# Of a slot that is gone: who it was, and what it earned.
+KEPT = (identity.KEY_FILE, "enrolment.json", "account.token", "ledger.db", "ledger.db-wal", "ledger.db-shm")
 
 
 @deploy("Worker")
@@ -26,16 +29,32 @@ def configure_workers(plan: Planned) -> None:
         text = units.install_settings(slot.file, slot.settings)
         identity.restore_key(slot)
         identity.enrol(name=f"Enrol slot {slot.number}", slot=slot, _timeout=identity.ENROL_SECONDS)
-        digest = units.digest(plan.commit, unit, text, token)
+        share = slot.unit_settings()
+        units.drop_in(name=f"Give slot {slot.number} its share of the machine", unit=slot.unit, text=share)
+        digest = units.digest(plan.commit, unit, text, token, share)
         units.running(name=f"Run slot {slot.number}", unit=slot.unit, digest=digest, _timeout=units.RESTART_SECONDS)
     retire(name="Stop slots that are no longer there", numbers=[slot.number for slot in plan.host.slots])
 
 
 @operation()
 def retire(numbers: Collection[int]) -> Iterator[str]:
-    """Have no other slots than these. What a retired one earned, and its identity, stay in its state folder."""
+    """Have no other slots than these. Of a retired one only its identity and its books are kept, in RETIRED."""
     for number in host.get_fact(ConfiguredSlots):
         if number not in numbers:
             unit = f"hivewright-worker@{number}.service"
             yield f"systemctl disable --now --quiet {unit}"
-            yield f"rm -f {DEPLOYED}/{unit} {CONFIGURATION}/worker-{number}.yaml"
+            yield keep_identity_script(state_dir(number), RETIRED)
+            yield (
+                f"rm -rf {DEPLOYED}/{unit} {units.UNITS}/{unit}.d {CONFIGURATION}/worker-{number}.yaml"
+                " && systemctl daemon-reload"
+            )
+
+
+def keep_identity_script(state: Path, retired: Path) -> str:
+    """Shell commands that move what can't be made again out of a slot's state folder, and remove the rest."""
+    return (
+        f"set -eu; [ -d {state} ] || exit 0; umask 077; kept={retired}/{state.name}-$(date +%Y%m%dT%H%M%S);"
+        f" if [ -e {state}/{identity.KEY_FILE} ]; then mkdir -p $kept;"
+        f" for file in {' '.join(KEPT)}; do [ ! -e {state}/$file ] || cp -p {state}/$file $kept; done;"
+        f" chown -R {USER}: {retired} $kept; sync $kept; fi; rm -rf {state}"
+    )

@@ -34,22 +34,28 @@ workers = [
         "gpu-1",
         {
             "ssh_hostname": "192.0.2.21",
-            # One worker on this host.
-            "slots": 1,
+            # One worker for each GPU, or one on a host without.
+            "slots": "auto",
         },
     ),
     (
         "gpu-2",
         {
             "ssh_hostname": "192.0.2.22",
-            # Two workers, each with a GPU of its own. A slot's dict holds the settings in which it differs; each slot
-            # gets its own identity, state folder and service: hivewright-worker@0, hivewright-worker@1.
+            # Three workers. A count, such as 3, says it in short: each gets a GPU of its own and sees no other. A dict
+            # holds the settings in which its slot differs. Each slot gets its own identity, state folder, port
+            # (swarm_port, swarm_port + 1 ...) and service: hivewright-worker@0, hivewright-worker@1 ...
             "slots": [
-                {"model_device": "cuda:0"},
+                {},
+                # `gpu`: its number in nvidia-smi; slots that name the same one share it.
+                {"gpu": 1, "slot_memory_gb": 48.0},
                 # `identity` names a file on this side: the swarm.pem of a worker that moves here. Without it the slot's
                 # key is made on the host, once, when it is enrolled.
-                {"model_device": "cuda:1"},
+                {"gpu": 1},
             ],
+            # What each worker of this host may use at most, where its slot says nothing else.
+            "slot_memory_gb": 64.0,
+            "slot_cpus": 8.0,
         },
     ),
     (
@@ -62,8 +68,8 @@ workers = [
             "slots": 1,
             # A setting of the worker, for this host only.
             "model_threads": 8,
-            # Which build of torch this host gets: an index of PyTorch's wheels. Left out, pip's own configuration
-            # decides: usually a build for a recent CUDA.
+            # Which build of torch this host gets: an index of PyTorch's wheels. Left out, the host's GPUs and driver
+            # decide, or pip's own configuration on the host, if it names an index or wheels. "pip": that, in any case.
             "torch_index": "https://download.pytorch.org/whl/cpu",
         },
     ),
@@ -82,6 +88,10 @@ all = (
         "secrets_dir": "secrets/example",
         # A worker that has not got on for so many seconds is restarted.
         "watchdog_seconds": 900,
+        # Put the hosts into a tailnet: with a key from a file on this side, or, without, by URLs that you open. How it
+        # can be told more (tags, headscale, ports that are shown there) stands in docs/operations.md.
+        # "tailscale": True,
+        # "tailscale_auth_key_file": "secrets/example/tailscale.key",
         # Only hosts whose key is known are spoken to. The default is to accept, and remember, a new host's key.
         # "ssh_strict_host_key_checking": "yes",
         # "ssh_known_hosts_file": "secrets/example/known_hosts",

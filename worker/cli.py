@@ -84,6 +84,15 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _inventory_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "form",
+        choices=("tailscale", "csv", "ansible"),
+        help="`tailscale status --json`, a CSV table, or an Ansible inventory",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="the list; -: standard input")
+
+
 COMMANDS = (
     Command("worker", "train in the swarm: answer, share, learn, earn", "worker.node:run", is_service=True),
     Command("enrol", "make this node's key, once, and register it", "worker.enrolment:run", _enrol_options),
@@ -111,6 +120,13 @@ COMMANDS = (
         _audit_options,
     ),
     Command("check", "check a settings file and print all that it resolves to", "worker.reports:print_settings"),
+    Command(
+        "inventory",
+        "make an inventory from a list of hosts that you have",
+        "deploys.generate:run",
+        _inventory_options,
+        takes_settings=False,
+    ),
     Command(
         "demo",
         "a whole swarm on this machine: chain, keeper, workers",

@@ -26,6 +26,7 @@ from worker.records import Collected, Completion, Group, ScoredGroup, Task, mill
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
 from worker.service import exit_on_signals
 from worker.settings import Settings
+from worker.settings import Swarm as SwarmSettings
 from worker.swarm.exchange import Published, Swarm
 from worker.swarm.identity import Identity, animal_name
 from worker.swarm.verify import Verifier
@@ -58,6 +59,18 @@ def run(settings: Settings) -> None:
         # A signal leaves the round in progress where it is: the checkpoint is that of the last one.
         exit_on_signals()
         node.train()
+
+
+def _announced(swarm: SwarmSettings) -> SwarmSettings:
+    """The settings with the address that the interface has now. Without one the node trains, and says so."""
+    if swarm.announce_interface is None:
+        return swarm
+    address = resources.interface_address(swarm.announce_interface)
+    if address is None:
+        logger.warning("no address to announce interface=%s, is it up?", swarm.announce_interface)
+        return swarm
+    own = f"/ip4/{address}/tcp/{swarm.port}"
+    return swarm.model_copy(update={"announce": (*swarm.announce, own)})
 
 
 @contextmanager
@@ -383,7 +396,7 @@ class Node:
 
     def _swarm(self) -> Swarm:
         verifier = Verifier(self.environment, self.settings.swarm, max_group_size=256)
-        return Swarm(self.settings.swarm, self.folder / enrolment.KEY_FILE, self.folder, verifier)
+        return Swarm(_announced(self.settings.swarm), self.folder / enrolment.KEY_FILE, self.folder, verifier)
 
 
 def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGroup]) -> list[str]:

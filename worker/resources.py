@@ -5,10 +5,14 @@ import fcntl
 import os
 import shutil
 import socket
+import struct
 from pathlib import Path
 from typing import IO
 
 from worker.errors import ResourceError
+
+# Linux: the address of an interface (netdevice(7)).
+SIOCGIFADDR = 0x8915
 
 
 def require_port(host: str, port: int, key: str) -> None:
@@ -60,3 +64,15 @@ def lock_folder(folder: Path, key: str) -> IO[str]:
     lock.write(str(os.getpid()))
     lock.flush()
     return lock
+
+
+def interface_address(name: str) -> str | None:
+    """The IPv4 address of a network interface. None: there is no such interface, or it has none now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
+                return None
+            raise
+    return socket.inet_ntoa(answer[20:24])

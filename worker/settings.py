@@ -222,6 +222,8 @@ class Swarm(Section):
     """TCP port of libp2p. 0: the kernel chooses."""
     announce: tuple[Multiaddr, ...] = ()
     """Addresses told to others, such as /ip4/100.64.0.7/tcp/38000. Empty: those that libp2p finds itself."""
+    announce_interface: Annotated[str, Field(pattern=r"^[^\s/]{1,15}$")] | None = None
+    """Network interface, such as tailscale0 or wg0, whose address at the start is told to others, with `port`."""
     reachability: Literal["auto", "public", "private"] = "auto"
     """Whether others can connect to this node. private: it stands behind a router or firewall, so others reach it
     through a relay, and from then on directly where hole punching works. public: never through a relay. auto: libp2p
@@ -267,6 +269,8 @@ class Swarm(Section):
     def _check(self) -> Self:
         if self.relay_others and self.reachability != "public":
             raise ValueError(f"relay_others is set and reachability is {self.reachability}: a relay has to be public")
+        if self.announce_interface is not None and self.port == 0:
+            raise ValueError("announce_interface is set and port is 0; expected a port that can be told to others")
         return self
 
 

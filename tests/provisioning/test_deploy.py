@@ -81,6 +81,25 @@ def test_settings_that_the_release_refuses_stop_that_host_before_anything_is_swi
     assert outcomes["Worker | Run slot 0"]["success"] == ["@fake/gpu-1"]
 
 
+def test_host_whose_gpus_do_not_go_with_its_slots_fails_before_anything_is_done_there(write_inventory: Any) -> None:
+    """With its name and the reason; the others are deployed."""
+    answers = FAKE_ANSWERS | {
+        "nvidia-smi --query-gpu": "gpu 0, GPU-a, Card, 24564, 14.0, 600.1\ncuda 14.0",
+        "Card (compute capability 14.0) is newer than every build of torch": {"success": False, "stderr": "refused"},
+    }
+    inventory = write_inventory(
+        {"account_host": "192.0.2.10"}, {"slots": "auto", "fake_responses": answers}, {"slots": "auto"}
+    )
+    done = pyinfra("-y", "--json", inventory, "deploy.py")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "failed: @fake/gpu-0 (Check that it can be what the inventory says); mend"
+    )
+    outcomes = {one["name"]: one for one in json.loads(done.stdout)["results"]["operations"]}
+    assert outcomes["Check that it can be what the inventory says"]["error"] == ["@fake/gpu-0"]
+    assert outcomes["System | Install packages"]["success"] == ["@fake/gpu-1", "@fake/hub"]
+
+
 def test_token_is_in_no_output(write_inventory: Any, tmp_path: Path) -> None:
     inventory = write_inventory({"account_host": "192.0.2.10"}, {"slots": 1})
     done = pyinfra("-y", "-vvv", "--debug", "--diff", inventory, "deploy.py")
@@ -110,8 +129,8 @@ def test_all_mistakes_stop_the_run_before_any_host_is_connected_to(write_invento
         f"{inventory}: 4 mistakes; nothing was done on any host",
         "inventory data of @fake/gpu-0: trainer_epsilon: got 'a'; expected a valid number",
         "inventory data of @fake/gpu-0: slot 0: model_dvice: not a known key; did you mean model_device?",
-        "inventory data of @fake/gpu-1: slots: none; expected a count of at least 1, or a list of dicts, for a host in "
-        "workers",
+        "inventory data of @fake/gpu-1: slots: none; expected auto, a count of at least 1, or a list with a dict of "
+        "settings for each, for a host in workers",
         "inventory data of @fake/gpu-1: release_repository: got '/nowhere'; can't be read: '/nowhere' does not appear "
         "to be a git repository",
     )

@@ -10,7 +10,8 @@ from deploys.hosts import HostEntry, HostPlan
 from worker.errors import SettingsError
 from worker.swarm import identity
 
-NO_SLOT = "slots: none; expected a count of at least 1, or a list of dicts, for a host in workers"
+MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
+NO_SLOT = f"slots: none; expected {MAY_BE}, for a host in workers"
 PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
 
 
@@ -69,11 +70,11 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker(slots="two")],
-            "inventory data of gpu-3: slots: got 'two'; expected a count, or a list with a dict of settings for each",
+            f"inventory data of gpu-3: slots: got 'two'; expected {MAY_BE}",
         ),
         (
             [worker(slots=True)],
-            "inventory data of gpu-3: slots: got True; expected a count, or a list with a dict of settings for each",
+            f"inventory data of gpu-3: slots: got True; expected {MAY_BE}",
         ),
         (
             [hub(slots=2)],
@@ -97,8 +98,22 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
             "inventory data of gpu-3: node_state_dir: set by the deploy for each role and slot; leave it out",
         ),
         (
-            [worker(slots=2, swarm_port=38000)],
+            [worker(slots=[{}, {"swarm_port": 38000}], swarm_port=38000)],
             "inventory data of gpu-3: slot 1: swarm_port: 38000 is that of slot 0 too; give each its own, or 0",
+        ),
+        (
+            [worker(slots=2, swarm_port=65535)],
+            "inventory data of gpu-3: slot 1: swarm_port: got 65536; expected less than or equal to 65535",
+        ),
+        (
+            [worker(slots=[{"gpu": -1}, {"gpu": 0, "model_device": "cpu"}, {"slot_cpus": 0}])],
+            "inventory data of gpu-3: slot 0: gpu: got -1; expected greater than or equal to 0\n"
+            "inventory data of gpu-3: slot 1: gpu: got 0, and model_device 'cpu'; expected one of them\n"
+            "inventory data of gpu-3: slot 2: slot_cpus: got 0; expected greater than 0",
+        ),
+        (
+            [worker(slot_memory_gb="8", slots=[{}, {"slot_cpus": 2.0}])],
+            "inventory data of gpu-3: slot_memory_gb: got '8'; expected a valid number",
         ),
         (
             [worker(slots=[{"identity": "/nowhere/swarm.pem"}])],

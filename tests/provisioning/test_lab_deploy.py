@@ -315,7 +315,8 @@ def test_slot_moves_in_with_its_key_and_leaves_its_identity_behind(fleet: Lab, t
     assert done.returncode == 0, done.stderr[-3000:]
     assert host.ssh(f"systemctl is-active {second}", check=False).stdout.strip() == "inactive"
     assert host.ssh("ls /etc/hivewright").stdout.split() == ["enrolment.token", "worker-0.yaml"]
-    key = host.ssh("cat /var/lib/hivewright/worker-1/swarm.pem | base64").stdout
+    assert host.ssh("ls -d /var/lib/hivewright/worker-*").stdout.split() == ["/var/lib/hivewright/worker-0"]
+    key = host.ssh("cat /var/lib/hivewright/retired/worker-1-*/swarm.pem | base64").stdout
     assert main_pid(host, WORKER) == first_pid
     assert base64.b64decode(key) == (tmp_path / "swarm.pem").read_bytes()
 
@@ -327,7 +328,8 @@ def test_machine_deploys_itself(fleet: Lab) -> None:
     host.ssh(
         f"useradd -m alice && su alice -c 'git clone -q -b lab {REPOSITORY_URL} /home/alice/hivewright'", timeout=60
     )
-    run = "cd /home/alice/hivewright && /opt/hivewright/environments/*/bin/pyinfra -y inventory/local.py deploy.py 2>&1"
+    pyinfra_there = "/opt/hivewright/environments/*/bin/pyinfra"
+    run = f"cd /home/alice/hivewright && {pyinfra_there} -y inventory/local.py deploy.py --data torch_index=pip 2>&1"
     first = host.ssh(run, timeout=DEPLOY_SECONDS, check=False)
     assert first.returncode == 0, first.stdout[-5000:]
     assert host.ssh(f"systemctl is-active {WORKER} {' '.join(SERVICES)}").stdout.split() == ["active"] * 6

@@ -1,0 +1,54 @@
+"""The keys of host data that are not settings of a role but say what is installed, and how."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+AUTO = "auto"
+# `torch_index`: as pip on the host is configured.
+PIP = "pip"
+
+
+class Deployment(BaseModel):
+    """The keys of host data that are not settings of a role but say what is installed, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    slots: Any = None
+    """Workers on this host: `auto` (one per GPU, one on a host without), a count (each its own GPU, where there are
+    GPUs), or a list with one dict per worker of the settings in which it differs."""
+    slot_memory_gb: float | None = Field(default=None, gt=0)
+    """Memory (in 10^9 bytes) that each worker may use at most. None: all."""
+    slot_cpus: float | None = Field(default=None, gt=0)
+    """Cores that each worker may use at most, such as 3.5. None: all."""
+    release_repository: str | None = None
+    """Git URL or folder that the hosts can fetch from. None: `origin` of the operator's checkout."""
+    release_ref: str = "main"
+    """Branch, tag or commit that is deployed."""
+    torch_index: str | None = None
+    """Package index to take torch from, such as https://download.pytorch.org/whl/cpu. None: the build that fits the
+    host's GPUs and driver, unless pip on the host has an index or wheels of its own. `pip`: as pip on the host says."""
+    secrets_dir: str = "secrets"
+    """Folder on the operator's side, relative to the checkout, that keeps what must not be in an inventory."""
+    watchdog_seconds: int = Field(default=900, gt=0)
+    """A worker that has not got on for so long is restarted. Longer than its slowest step."""
+    tailscale: bool = False
+    """Install Tailscale and log the host in. False: whatever there is of it is left alone."""
+    tailscale_auth_key_file: str | None = None
+    """File on the operator's side with an auth key or an OAuth client's secret. None: a person opens a login URL."""
+    tailscale_tags: list[Annotated[str, Field(pattern=r"^tag:[A-Za-z][A-Za-z0-9-]*$")]] = []
+    """Tags asked for at login. An OAuth client needs one."""
+    tailscale_hostname: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] | None = None
+    """Name in the tailnet. None: the host's own."""
+    tailscale_ssh: bool = True
+    """Let the tailnet's rules say who may log in over ssh."""
+    tailscale_accept_routes: bool = False
+    """Use subnet routes that other nodes advertise."""
+    tailscale_login_server: Url | None = None
+    """A control server of your own (headscale). None: Tailscale's."""
+    tailscale_login_seconds: int = Field(default=600, gt=0)
+    """How long a run waits for the people who open the login URLs."""
+    tailscale_serve: dict[Port, Port] = {}
+    """HTTPS port in the tailnet -> port on this host that is shown there, such as {443: 3000} for the login page."""

@@ -1,0 +1,161 @@
+"""The GPUs of a host, as its driver reports them, and which build of torch fits them.
+
+A driver that does not answer is never taken for a host without GPUs: the host is refused, with the reason.
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from worker.errors import SettingsError
+
+Version = tuple[int, int]
+
+TORCH = "2.13.0"
+INDEXES = "https://download.pytorch.org/whl"
+CPU_INDEX = f"{INDEXES}/cpu"
+DRIVER_ADVICE = "install or mend the NVIDIA driver until `nvidia-smi` lists the GPUs"
+
+QUERY = "index,uuid,name,memory.total,compute_cap,driver_version"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU. `capability`: compute capability, such as (8, 9)."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_mib: int
+    capability: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """A host's GPUs. `driver_cuda`: the newest CUDA that the driver runs; None without one.
+
+    `problem`: why the GPUs of the host can't be used, None if they can, or if there are none.
+    """
+
+    cards: tuple[Gpu, ...] = ()
+    driver_cuda: Version | None = None
+    driver: str | None = None
+    problem: str | None = None
+
+
+def parse(lines: Collection[str]) -> Gpus:
+    """What `HostGpus` found: lines that begin with gpu, cuda, problem or card (a GPU without a driver)."""
+    found = [line.strip().partition(" ")[::2] for line in lines if line.strip()]
+    problem = " ".join(text for kind, text in found if kind == "problem")
+    num_idle = sum(kind == "card" for kind, _ in found)
+    if problem:
+        return Gpus(problem=f"nvidia-smi says: {problem}; {DRIVER_ADVICE}")
+    if num_idle:
+        return Gpus(problem=f"there are NVIDIA GPUs ({num_idle}), but no nvidia-smi; {DRIVER_ADVICE}")
+    rows = [[cell.strip() for cell in text.split(",")] for kind, text in found if kind == "gpu"]
+    if not rows:
+        return Gpus()
+    try:
+        cards = tuple(Gpu(int(r[0]), r[1], r[2], int(float(r[3])), _version(r[4])) for r in rows)
+        cuda = next((_version(text) for kind, text in found if kind == "cuda"), None)
+        return Gpus(cards, cuda, rows[0][5])
+    except (ValueError, IndexError):
+        said = "; ".join(", ".join(row) for row in rows)
+        return Gpus(problem=f"nvidia-smi says: {said}; expected {QUERY} of each GPU")
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A build of torch. `cuda`: what it is built with. `capabilities`: those that it has kernels for.
+
+    `min_driver`: the oldest driver that runs this CUDA, by NVIDIA's compatibility within a major version.
+    """
+
+    name: str
+    cuda: Version
+    min_driver: str
+    capabilities: tuple[Version, ...]
+
+    @property
+    def index(self) -> str:
+        return f"{INDEXES}/{self.name}"
+
+    def runs_on(self, card: Gpu) -> bool:
+        """Kernels for 8.6 run on 8.9, but neither on 8.0 nor on 9.0."""
+        major, minor = card.capability
+        return any(major == m and n <= minor for m, n in self.capabilities)
+
+
+# The builds that PyTorch publishes for this version of torch, the one that is preferred first.
+BUILDS = (
+    Build("cu130", (13, 0), "580", ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0))),
+    Build("cu126", (12, 6), "525", ((5, 0), (6, 0), (7, 0), (7, 5), (8, 0), (8, 6), (9, 0))),
+)
+
+
+def choose_torch(gpus: Gpus, index: str | None) -> str:
+    """The package index that the host takes torch from. `index`: what the inventory asks for; None: by the facts.
+
+    Raises SettingsError, with the fix, if no build runs on all GPUs of the host, or the one that is asked for does not.
+    """
+    asked = next((build for build in BUILDS if index and index.rstrip("/").endswith(f"/{build.name}")), None)
+    if index is not None:
+        if asked is not None:
+            _refuse_misfit(asked, gpus)
+        return index
+    if not gpus.cards:
+        return CPU_INDEX
+    able = [build for build in BUILDS if all(build.runs_on(card) for card in gpus.cards)]
+    for build in able:
+        if _driver_runs(build, gpus):
+            return build.index
+    if able:
+        raise SettingsError(_driver_too_old(able[-1], gpus))
+    raise SettingsError(_no_build(gpus.cards))
+
+
+def _refuse_misfit(build: Build, gpus: Gpus) -> None:
+    for card in gpus.cards:
+        if not build.runs_on(card):
+            fit = next((other.index for other in BUILDS if other.runs_on(card)), None)
+            fix = f"set torch_index to {fit}, or leave it out" if fit else _no_build([card])
+            raise SettingsError(f"torch_index: {build.name} has no kernels for {_named(card)}; {fix}")
+    if gpus.cards and not _driver_runs(build, gpus):
+        raise SettingsError(_driver_too_old(build, gpus))
+
+
+def _driver_runs(build: Build, gpus: Gpus) -> bool:
+    """A driver runs every CUDA of its own major version, and of those before."""
+    return gpus.driver_cuda is not None and gpus.driver_cuda[0] >= build.cuda[0]
+
+
+def _driver_too_old(build: Build, gpus: Gpus) -> str:
+    cuda = "no CUDA" if gpus.driver_cuda is None else "CUDA {}.{}".format(*gpus.driver_cuda)
+    return (
+        f"driver {gpus.driver} runs {cuda}; torch {TORCH} for {_named(gpus.cards[0])} ({build.name}) needs driver "
+        f"{build.min_driver} or newer: upgrade the NVIDIA driver"
+    )
+
+
+def _no_build(cards: Collection[Gpu]) -> str:
+    known = max(capability for build in BUILDS for capability in build.capabilities)
+    for card in cards:
+        if not any(build.runs_on(card) for build in BUILDS):
+            why = "newer" if card.capability > known else "older"
+            return (
+                f"{_named(card)} is {why} than every build of torch {TORCH} knows; set torch_index to an index with a "
+                f"build for it, or to {CPU_INDEX} to train on the CPU"
+            )
+    names = ", ".join(_named(card) for card in cards)
+    return f"no build of torch {TORCH} has kernels for all of {names}; give only those of one kind slots, by their gpu"
+
+
+def _named(card: Gpu) -> str:
+    return "{} (compute capability {}.{})".format(card.name, *card.capability)
+
+
+def _version(text: str) -> Version:
+    found = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*", text)
+    if found is None:
+        raise ValueError(text)
+    return int(found[1]), int(found[2])

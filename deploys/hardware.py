@@ -1,0 +1,73 @@
+"""Facts about the machine that a host is: its GPUs, its distribution, where its pip gets packages from."""
+
+import shlex
+from collections.abc import Iterator
+
+from pyinfra.api import FactBase, operation
+
+from deploys import gpus
+from deploys.gpus import Gpus
+
+_NVIDIA, _DISPLAY_CLASS = "0x10de", "0x03"
+
+
+@operation()
+def refuse_unfit(reason: str | None) -> Iterator[str]:
+    """Fail, before anything is done on the host, if its facts don't go with the inventory."""
+    if reason is not None:
+        yield f"echo {shlex.quote(reason)} >&2; exit 1"
+
+
+class HostGpus(FactBase[Gpus]):
+    """The NVIDIA GPUs of the host."""
+
+    def command(self) -> str:
+        version = "s/.*CUDA[A-Z ]* Version *: *\\([0-9][0-9.]*\\).*/cuda \\1/p"
+        return (
+            "if command -v nvidia-smi >/dev/null; then"
+            f" if found=$(timeout 60 nvidia-smi --query-gpu={gpus.QUERY} --format=csv,noheader,nounits 2>&1); then"
+            ' echo "$found" | sed "s/^/gpu /";'
+            f" timeout 60 nvidia-smi 2>/dev/null | sed -n '{version}' | head -n 1;"
+            ' else echo "$found" | sed "s/^/problem /"; fi;'
+            " else for vendor in /sys/bus/pci/devices/*/vendor; do"
+            f' [ "$(cat "$vendor" 2>/dev/null)" != {_NVIDIA} ]'
+            f' || case "$(cat "${{vendor%vendor}}class")" in {_DISPLAY_CLASS}*) echo card;; esac;'
+            " done; fi; true"
+        )
+
+    @staticmethod
+    def default() -> Gpus:
+        return Gpus()
+
+    def process(self, output: list[str]) -> Gpus:
+        return gpus.parse(output)
+
+
+class OwnPipSources(FactBase[bool]):
+    """Whether pip on the host has been given an index, or wheels, of its own: these then decide."""
+
+    def command(self) -> str:
+        files = "/etc/pip.conf /etc/xdg/pip/pip.conf /root/.config/pip/pip.conf /root/.pip/pip.conf"
+        return f"cat {files} 2>/dev/null | grep -E '^ *(find-links|index-url) *=' || true"
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: list[str]) -> bool:
+        return any(line.strip() for line in output)
+
+
+class Distribution(FactBase[tuple[str, str]]):
+    """The distribution and the name of its release, such as debian and bookworm. Empty: it does not say."""
+
+    def command(self) -> str:
+        return "(. /etc/os-release && echo $ID $VERSION_CODENAME) 2>/dev/null || true"
+
+    @staticmethod
+    def default() -> tuple[str, str]:
+        return "", ""
+
+    def process(self, output: list[str]) -> tuple[str, str]:
+        name, _, codename = output[0].partition(" ")
+        return name, codename

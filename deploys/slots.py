@@ -1,0 +1,126 @@
+"""The slots of a host: which GPU each gets, and how much of the machine.
+
+A slot sees one GPU, by the driver's own id for it, so that neither a reboot nor a new card gives it another one.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deploys.gpus import Gpu, Gpus
+from deploys.places import CONFIGURATION
+from worker.errors import SettingsError
+from worker.settings import Settings
+
+
+class SlotOptions(BaseModel):
+    """What an inventory says of a slot that is no setting of its worker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    gpu: int | None = Field(default=None, ge=0)
+    """Number of its GPU in `nvidia-smi`. None: the next one that no other slot names. Slots that name the same one
+    share it."""
+    slot_memory_gb: float | None = Field(default=None, gt=0)
+    slot_cpus: float | None = Field(default=None, gt=0)
+
+
+# No share in particular.
+ALL = SlotOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One worker of a host. `identity`: file on the operator's side with the key that it must have; None: its own.
+
+    `card`: the only GPU that it sees; None: all that there are, or none.
+    """
+
+    number: int
+    settings: Settings
+    identity: Path | None
+    options: SlotOptions = ALL
+    card: Gpu | None = None
+
+    @property
+    def unit(self) -> str:
+        return f"hivewright-worker@{self.number}.service"
+
+    @property
+    def file(self) -> Path:
+        return CONFIGURATION / f"worker-{self.number}.yaml"
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether it is to have a GPU, if the host has any."""
+        return self.settings.model.device != "cpu"
+
+    def unit_settings(self) -> str:
+        """What its unit has beyond the others', as a drop-in. Empty: nothing."""
+        lines = []
+        if self.card is not None:
+            lines.append(f"Environment=CUDA_VISIBLE_DEVICES={self.card.uuid}")
+        if self.options.slot_memory_gb is not None:
+            lines.append(f"MemoryMax={round(self.options.slot_memory_gb * 10**9)}")
+        if self.options.slot_cpus is not None:
+            lines.append(f"CPUQuota={round(self.options.slot_cpus * 100)}%")
+        return "\n".join(["[Service]", *lines, ""]) if lines else ""
+
+
+def cards_in_use(slots: Collection[Slot], gpus: Gpus) -> tuple[Gpu, ...]:
+    """The GPUs that torch must run on."""
+    used = {slot.card for slot in slots} | {gpus.cards[n] for slot in slots if (n := _named_device(slot)) is not None}
+    return tuple(card for card in gpus.cards if card in used)
+
+
+def place(slots: Sequence[Slot], gpus: Gpus) -> tuple[Slot, ...]:
+    """The slots, each with its GPU. Raises SettingsError, a line for each slot that can't have what it is to have."""
+    if not any(slot.wants_gpu for slot in slots):
+        return tuple(slots)
+    if gpus.problem:
+        raise SettingsError(f"{gpus.problem}, or set model_device to cpu")
+    mistakes = list(_mistakes(slots, gpus))
+    if mistakes:
+        raise SettingsError("\n".join(mistakes))
+    if not gpus.cards:
+        return tuple(slots)
+    named = {slot.options.gpu for slot in slots} | {_named_device(slot) for slot in slots}
+    free = [number for number in range(len(gpus.cards)) if number not in named]
+    placed = []
+    for slot in slots:
+        if not slot.wants_gpu or _named_device(slot) is not None:
+            placed.append(slot)
+            continue
+        number = slot.options.gpu if slot.options.gpu is not None else free.pop(0)
+        placed.append(replace(slot, card=gpus.cards[number]))
+    return tuple(placed)
+
+
+def _mistakes(slots: Collection[Slot], gpus: Gpus) -> Iterator[str]:
+    num_cards = len(gpus.cards)
+    there_are = f"the host has {num_cards} GPUs, numbered from 0" if num_cards else "the host has no GPU"
+    for slot in slots:
+        number, device = slot.options.gpu, slot.settings.model.device
+        if number is not None and number >= num_cards:
+            yield f"slot {slot.number}: gpu: got {number}; {there_are}"
+        if (named := _named_device(slot)) is not None and named >= num_cards:
+            yield f"slot {slot.number}: model_device: got {device!r}; {there_are}"
+        if device == "cuda" and not num_cards:
+            yield f"slot {slot.number}: model_device: got 'cuda'; {there_are}; expected auto or cpu"
+    named_cards = {slot.options.gpu for slot in slots} | {_named_device(slot) for slot in slots}
+    waiting = [s for s in slots if s.wants_gpu and s.options.gpu is None and _named_device(s) is None]
+    num_free = sum(number not in named_cards for number in range(num_cards))
+    if num_cards and len(waiting) > num_free:
+        rest = ", ".join(str(slot.number) for slot in waiting[num_free:])
+        yield (
+            f"slots: no GPU is left for slot {rest}; {there_are}: take fewer slots (or auto), give those that share "
+            "one the same gpu, or model_device cpu"
+        )
+
+
+def _named_device(slot: Slot) -> int | None:
+    """The number in the slot's model_device, such as cuda:1."""
+    _, colon, number = slot.settings.model.device.partition(":")
+    return int(number) if colon else None
