@@ -3,15 +3,19 @@
 config.py has checked the whole inventory by then. Run again it changes nothing; with another release_ref it upgrades.
 """
 
-from deploys import account, coordinator, plan, release, system, worker
+from deploys import account, coordinator, history, plan, release, system, worker
 
 this = plan.current()
 
 system.prepare_system(is_coordinator=bool(this.host.services))
-release.install_release(this)
+digest = history.digest(this)
+release.fetch_release(this)
+history.begin(name="Keep what the host is, to go back to", digest=digest)
+release.switch_to_release(this)
 if this.host.services:
     coordinator.configure_coordinator(this)
 account.await_account(this)
 if this.host.slots:
     worker.configure_workers(this)
 release.prune(name="Remove releases that are no longer kept")
+history.finish(name="Note that the host is whole", digest=digest)

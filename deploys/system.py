@@ -1,7 +1,6 @@
 """What every host has: the packages of the installation guide, an unprivileged user, and hivewright's folders."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import deploy, operation
@@ -9,7 +8,7 @@ from pyinfra.facts.deb import DebPackages
 from pyinfra.operations import files, server
 
 from deploys import content
-from deploys.facts import CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT
+from deploys.facts import COMMAND, CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT
 from deploys.hosts import CONFIGURATION, STATE
 
 USER = "hivewright"
@@ -23,7 +22,6 @@ PACKAGES = (
 COORDINATOR_PACKAGES: tuple[str, ...] = ()
 INSTALL_SECONDS = 1800
 
-COMMAND = Path("/usr/local/bin/hivewright")
 WRAPPER = f"""\
 #!/bin/sh
 # Installed by hivewright's deploy: the command line of the current release. As root it becomes the services' user, so

@@ -77,6 +77,8 @@ def running(unit: str, digest: str) -> Iterator[str]:
     yield "systemctl daemon-reload"
     # A unit that has failed too often may start again now: something has changed.
     yield f"systemctl reset-failed {name} 2>/dev/null; true"
+    # Whatever comes of it: what runs now is no longer what the digest stood for.
+    yield f"rm -f {DEPLOYED}/{name}"
     last_words = f"journalctl --no-pager --quiet --output=cat --lines=15 --unit={name} >&2"
     yield f"systemctl restart {name} || {{ {last_words}; exit 1; }}"
     yield f"echo {digest} > {DEPLOYED}/{name}"

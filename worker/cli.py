@@ -26,12 +26,15 @@ _MACHINE_ERRORS = (
 
 @dataclass(frozen=True)
 class Command:
-    """`target` is called with the settings and the parsed options, or, where there is no --settings, options alone."""
+    """`target` is called with the settings and the parsed options, or, where there is no --settings, options alone.
+
+    `options` adds to a parser; where it is not of this package it is named, as a target is.
+    """
 
     name: str
     help: str
     target: str
-    options: Callable[[argparse.ArgumentParser], None] | None = None
+    options: Callable[[argparse.ArgumentParser], None] | str | None = None
     takes_settings: bool = True
     is_service: bool = False
 
@@ -84,6 +87,9 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# Commands for whole fleets are of another package, which needs pyinfra and no torch.
+_FLEET = "deploys.fleet.options:"
+
 COMMANDS = (
     Command("worker", "train in the swarm: answer, share, learn, earn", "worker.node:run", is_service=True),
     Command("enrol", "make this node's key, once, and register it", "worker.enrolment:run", _enrol_options),
@@ -111,6 +117,13 @@ COMMANDS = (
         _audit_options,
     ),
     Command("check", "check a settings file and print all that it resolves to", "worker.reports:print_settings"),
+    Command(
+        "rollout",
+        "deploy a fleet, one host first",
+        "deploys.fleet.rollout:run",
+        _FLEET + "rollout",
+        takes_settings=False,
+    ),
     Command(
         "demo",
         "a whole swarm on this machine: chain, keeper, workers",
@@ -189,7 +202,8 @@ def _parser() -> argparse.ArgumentParser:
         if command.takes_settings:
             sub.add_argument("--settings", type=Path, required=True, metavar="FILE", help="settings file (YAML)")
         if command.options:
-            command.options(sub)
+            add_options = _load(command.options) if isinstance(command.options, str) else command.options
+            add_options(sub)
         sub.set_defaults(command=command)
     return parser
 

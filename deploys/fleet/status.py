@@ -21,8 +21,9 @@ NUM_LEFT_COLUMNS = 3
 
 def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
     """Print the table; return whether every host answered and every service runs."""
-    reports = command.facts(inventory, "deploys.facts.NodeReports", prefix=prefix, timeout=ASK_SECONDS)
-    hosts = command.host_names(inventory, prefix=prefix, timeout=ASK_SECONDS)
+    pyinfra = command.Pyinfra(inventory, prefix)
+    (reports,) = pyinfra.facts("deploys.facts.NodeReports", timeout=ASK_SECONDS)
+    hosts = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
     table, is_well = status_table(hosts, reports, time.time())
     Console().print(table)
     return is_well
