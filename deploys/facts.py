@@ -363,10 +363,18 @@ class Footprint(FactBase[list[str]]):
 
 
 class Sealed(FactBase[str]):
-    """The host's identities and ledgers as a tar, sealed for the holder of `key` (deploys/sealing.py), in base 64."""
+    """The host's identities and ledgers as a tar, sealed for the holder of `key` (deploys/sealing.py), in base 64.
+
+    Empty on a bare host.
+    """
 
     def command(self, key: str) -> str:
-        return f"cd {CURRENT} && environment/bin/python -B -m deploys.sealing {shlex.quote(key)}"
+        python = "environment/bin/python -B -m deploys.sealing"
+        return f"[ ! -d {CURRENT}/ ] || {{ cd {CURRENT} && {python} {shlex.quote(key)}; }}"
+
+    @staticmethod
+    def default() -> str:
+        return ""
 
     def process(self, output: list[str]) -> str:
         return "".join(output)

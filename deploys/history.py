@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pyinfra import host
 from pyinfra.api import operation
 
-from deploys import coordinator, units, worker
+from deploys import connection, coordinator, units, worker
 from deploys.facts import CURRENT, DEPLOYED, PREVIOUS, WHOLE, HostStates, SystemdVersion
 from deploys.hosts import CONFIGURATION
 from deploys.plan import Planned
@@ -58,6 +58,7 @@ def finish(digest: str) -> Iterator[str]:
 @operation()
 def go_back() -> Iterator[str]:
     """Have the host as it was before its last deploy. Services that ran then and run now as then are left alone."""
+    connection.limit_silence(host)
     yield _GO_BACK
 
 

@@ -124,6 +124,20 @@ COMMANDS = (
         _FLEET + "rollout",
         takes_settings=False,
     ),
+    *(
+        Command(f"fleet {name}", help, f"deploys.fleet.{target}", _FLEET + options, takes_settings=False)
+        for name, help, target, options in (
+            ("status", "one table of what every host and worker is doing", "status:run", "status"),
+            ("logs", "the last lines of the services' logs", "upkeep:logs", "logs"),
+            ("start", "start the services", "upkeep:start", "hosts"),
+            ("stop", "stop the services, until a host boots or is deployed again", "upkeep:stop", "hosts"),
+            ("restart", "restart the services", "upkeep:restart", "hosts"),
+            ("rollback", "have hosts as they were before their last deploy", "upkeep:rollback", "hosts"),
+            ("backup", "bring identities and ledgers into one encrypted file", "upkeep:backup", "backup"),
+            ("restore", "bring them back, or to another host", "upkeep:restore", "restore"),
+            ("uninstall", "remove hivewright from hosts", "upkeep:uninstall", "uninstall"),
+        )
+    ),
     Command(
         "demo",
         "a whole swarm on this machine: chain, keeper, workers",

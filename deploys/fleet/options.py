@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def rollout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inventory", metavar="INVENTORY", help="inventory file, as for pyinfra")
+    _inventory(parser)
     parser.add_argument(
         "--batch", default="25%", metavar="N|P%", help="hosts at a time after the first one, or a share (default: 25%%)"
     )
@@ -27,6 +27,56 @@ def rollout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the hosts that the last rollout left behind")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of report and logs (default: rollouts/NAME of the inventory)"
+    )
+
+
+def hosts(parser: argparse.ArgumentParser) -> None:
+    """Of which hosts of an inventory."""
+    _inventory(parser)
+    parser.add_argument(
+        "--limit", action="append", metavar="HOST", help="only this host, pattern or group; may be given again"
+    )
+
+
+def status(parser: argparse.ArgumentParser) -> None:
+    hosts(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def logs(parser: argparse.ArgumentParser) -> None:
+    hosts(parser)
+    parser.add_argument("--lines", type=_number(1, 10000), default=50, metavar="N", help="lines a host (default: 50)")
+    parser.add_argument(
+        "--unit", default="*", metavar="NAME", help="one service, such as worker@0 or keeper (default: all)"
+    )
+
+
+def uninstall(parser: argparse.ArgumentParser) -> None:
+    hosts(parser)
+    parser.add_argument("--identities", action="store_true", help="remove keys, ledgers and the chain's state too")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def backup(parser: argparse.ArgumentParser) -> None:
+    hosts(parser)
+    _archive(parser)
+
+
+def restore(parser: argparse.ArgumentParser) -> None:
+    _inventory(parser)
+    _archive(parser)
+    parser.add_argument("--to", required=True, metavar="HOST", help="host that gets them")
+    parser.add_argument("--from", dest="source", metavar="HOST", help="host that had them (default: the same)")
+
+
+def _inventory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inventory", metavar="INVENTORY", help="inventory file, as for pyinfra")
+
+
+def _archive(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--archive", type=Path, required=True, metavar="FILE", help="the backup, encrypted")
+    parser.add_argument(
+        "--passphrase-file", type=Path, metavar="FILE", help="its passphrase (default: asked for at the terminal)"
     )
 
 
