@@ -40,7 +40,7 @@ def begin(digest: str) -> Iterator[str]:
     yield (
         f"rm -rf {new} && mkdir -m 700 {new} {new}/settings {new}/units"
         f" && find {CONFIGURATION} -maxdepth 1 -name '*.yaml' -exec cp -p {{}} {new}/settings/ ';'"
-        f" && find {units.UNITS} -maxdepth 1 -name 'hivewright-*.service' -exec cp -p {{}} {new}/units/ ';'"
+        f" && find {units.UNITS} -maxdepth 1 -name 'hivewright-*.service*' -exec cp -rp {{}} {new}/units/ ';'"
         f" && cp -rp {DEPLOYED} {new}/deployed && readlink {CURRENT} > {new}/current"
         f" && rm -rf {PREVIOUS} && mv -T {new} {PREVIOUS} && rm {DEPLOYED}/{WHOLE}"
     )
@@ -73,9 +73,9 @@ for digest in $(ls {DEPLOYED}); do
   [ -e $old/deployed/$digest ] || {{ systemctl disable --now --quiet $digest; rm -f {DEPLOYED}/$digest; }}
 done
 find {CONFIGURATION} -maxdepth 1 -name '*.yaml' -delete
-find {units.UNITS} -maxdepth 1 -name 'hivewright-*.service' -delete
-cp -p $old/settings/* {CONFIGURATION}/
-cp -p $old/units/* {units.UNITS}/
+find {units.UNITS} -maxdepth 1 -name 'hivewright-*.service*' -exec rm -rf {{}} +
+cp -p $old/settings/*.yaml {CONFIGURATION}/
+cp -rp $old/units/. {units.UNITS}/
 ln -sfn "$(cat $old/current)" {CURRENT}.new
 mv -T {CURRENT}.new {CURRENT}
 systemctl daemon-reload

@@ -41,7 +41,7 @@ def uninstall(identities: bool) -> Iterator[str]:
     connection.limit_silence(host)
     yield (
         f'units={_UNITS}; [ -z "$units" ] || systemctl disable --now --quiet $units;'
-        f" rm -f {UNITS}/hivewright-*.service {COMMAND}; systemctl daemon-reload;"
+        f" rm -rf {UNITS}/hivewright-*.service* {COMMAND}; systemctl daemon-reload;"
         f" rm -rf {ROOT} {CONFIGURATION} {CACHE} {LOGS}"
     )
     if identities:

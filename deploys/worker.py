@@ -7,12 +7,13 @@ from pyinfra.api import deploy, operation
 from pyinfra.operations import files
 
 from deploys import identity, units
-from deploys.facts import DEPLOYED, ConfiguredSlots
-from deploys.hosts import CONFIGURATION
+from deploys.facts import CACHE, CURRENT, DEPLOYED, ConfiguredSlots, Service
+from deploys.hosts import CONFIGURATION, Slot
 from deploys.plan import Planned
 from deploys.system import USER
 
 UNIT = "hivewright-worker@.service"
+EXAMINE_SECONDS = 180
 
 
 @deploy("Worker")
@@ -27,8 +28,28 @@ def configure_workers(plan: Planned) -> None:
         identity.restore_key(slot)
         identity.enrol(name=f"Enrol slot {slot.number}", slot=slot, _timeout=identity.ENROL_SECONDS)
         digest = units.digest(plan.commit, unit, text, token)
+        examine(name=f"Examine the machine for slot {slot.number}", slot=slot, digest=digest, _timeout=EXAMINE_SECONDS)
         units.running(name=f"Run slot {slot.number}", unit=slot.unit, digest=digest, _timeout=units.RESTART_SECONDS)
     retire(name="Stop slots that are no longer there", numbers=[slot.number for slot in plan.host.slots])
+
+
+@operation()
+def examine(slot: Slot, digest: str) -> Iterator[str]:
+    """Have the machine found fit by `hivewright doctor` before the slot's service is started with something new.
+
+    What it refuses stops the deploy of this host there; a service that runs goes on as it is. With the slot's own share
+    of the machine, as its unit will have it.
+    """
+    if host.get_fact(Service, unit=slot.unit).digest == digest:
+        host.noop(f"slot {slot.number} is to run as it does")
+        return
+    share = f"$(sed -n 's/^Environment=//p' {units.UNITS}/{slot.unit}.d/*.conf 2>/dev/null)"
+    doctor = f"environment/bin/python -B -m worker doctor --settings {slot.file}"
+    yield (
+        f"cd {CURRENT} && said=$(runuser -u {USER} -- env HOME={CACHE} {share} {doctor} 2>&1) || {{ code=$?;"
+        ' echo "$said" >&2;'
+        " echo 'the service was not started with this' >&2; exit $code; }"
+    )
 
 
 @operation()

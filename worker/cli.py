@@ -72,6 +72,13 @@ def _audit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report instead of a table")
 
 
+def _doctor_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.add_argument(
+        "--bundle", type=Path, metavar="FILE", help="write a .tar.gz for support too, without anything secret"
+    )
+
+
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_positive, default=3, metavar="N", help="workers to start (default: 3)")
     parser.add_argument("--rounds", type=_positive, default=10, metavar="N", help="rounds to train (default: 10)")
@@ -116,6 +123,7 @@ COMMANDS = (
         "worker.audit:run",
         _audit_options,
     ),
+    Command("doctor", "whether this machine can do what the settings ask", "worker.doctor:run", _doctor_options),
     Command("check", "check a settings file and print all that it resolves to", "worker.reports:print_settings"),
     Command(
         "rollout",

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "deploys": {
         "worker.settings",
         "worker.errors",
+        "worker.log",
         "worker.service",
         "worker.resources",
         "worker.swarm.identity",
