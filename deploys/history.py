@@ -20,7 +20,7 @@ def digest(plan: Planned) -> str:
     """Digest of all that the plan makes of the host that can be gone back from."""
     version, watchdog = host.get_fact(SystemdVersion), plan.host.deployment.watchdog_seconds
     names = [f"hivewright-{service}.service" for service in coordinator.SERVICES] if plan.host.services else []
-    names += [worker.UNIT] if plan.host.slots else []
+    names += [worker.UNIT, worker.ENROL_UNIT] if plan.host.slots else []
     files = {str(file): units.settings_text(of) for file, of in plan.host.settings_files().items()}
     files |= {name: units.render(name, version, watchdog) for name in names}
     return units.digest(plan.commit, *(part for pair in sorted(files.items()) for part in pair))

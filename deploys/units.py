@@ -16,6 +16,7 @@ from pyinfra.api import operation
 
 from deploys import content
 from deploys.facts import CURRENT, DEPLOYED, Service, SystemdVersion
+from deploys.hosts import ENROLMENT_TOKEN
 from deploys.system import USER
 from worker import settings
 from worker.settings import Settings
@@ -37,7 +38,11 @@ _templates = jinja2.Environment(  # noqa: S701 - units are no HTML
 def render(unit: str, systemd_version: int, watchdog_seconds: int) -> str:
     """Text of the unit file `unit`, for a host with that systemd."""
     return _templates.get_template(f"{unit}.j2").render(
-        user=USER, current=CURRENT, systemd_version=systemd_version, watchdog_seconds=watchdog_seconds
+        user=USER,
+        current=CURRENT,
+        systemd_version=systemd_version,
+        watchdog_seconds=watchdog_seconds,
+        enrolment_token=ENROLMENT_TOKEN,
     )
 
 

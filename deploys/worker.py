@@ -13,6 +13,7 @@ from deploys.plan import Planned
 from deploys.system import USER
 
 UNIT = "hivewright-worker@.service"
+ENROL_UNIT = "hivewright-enrol@.service"
 EXAMINE_SECONDS = 180
 
 
@@ -21,6 +22,7 @@ def configure_workers(plan: Planned) -> None:
     """Settings, identity and service of each slot. Slots that the inventory no longer has are stopped."""
     token = identity.install_enrolment_token(plan)
     unit = units.install_unit(UNIT, plan.host.deployment.watchdog_seconds)
+    units.install_unit(ENROL_UNIT, plan.host.deployment.watchdog_seconds)
     for slot in host.loop(plan.host.slots):
         state_dir = slot.settings.node.state_dir
         files.directory(name=f"Make {state_dir}", path=str(state_dir), user=USER, group=USER, mode="700")

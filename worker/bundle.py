@@ -96,7 +96,7 @@ def _nvidia_smi() -> str:
 
 def _log_tail(of: Settings) -> str:
     """The end of the slot's log file, where the deploy's units write one."""
-    file = Path("/var/log/hivewright") / f"{of.node.state_dir.name}.log"
+    file = Path("/var/log/hivewright") / f"hivewright-{of.node.state_dir.name.replace('-', '@')}.log"
     text = _read(file)
     return text[-NUM_LOG_BYTES:] if text else f"no {file}\n"
 

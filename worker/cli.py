@@ -189,7 +189,7 @@ def _call(command: Command, options: argparse.Namespace) -> None:
 
     loaded = settings.load(options.settings)
     if command.is_service:
-        log.setup(loaded.log.level, loaded.log.format)
+        log.setup(loaded.log.level, loaded.log.format, options.log_file)
         from worker.telemetry import systemd
 
         systemd.connect(os.environ.get("NOTIFY_SOCKET"))
@@ -223,6 +223,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         if command.takes_settings:
             sub.add_argument("--settings", type=Path, required=True, metavar="FILE", help="settings file (YAML)")
+        if command.is_service:
+            sub.add_argument("--log-file", type=Path, metavar="FILE", help="log to this file too; it is rotated")
         if command.options:
             add_options = _load(command.options) if isinstance(command.options, str) else command.options
             add_options(sub)

@@ -230,7 +230,7 @@ def _clock(patient: Patient) -> Iterator[Finding]:
         yield Finding("clock", "warning", said, "let NTP set both: `timedatectl set-ntp true`")
 
 
-def _bootnodes(patient: Patient) -> Iterator[Finding]:
+def _dht(patient: Patient) -> Iterator[Finding]:
     if not patient.settings.swarm.enabled:
         yield Finding("dht", "ok", "swarm.enabled is false: this node trains alone")
         return
@@ -311,7 +311,7 @@ def _versions(patient: Patient) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
-    _identity, _device, _memory, _ram, _disk, _port, _account, _chain, _clock, _bootnodes, _announced, _versions,
+    _identity, _device, _memory, _ram, _disk, _port, _account, _chain, _clock, _dht, _announced, _versions,
 )  # fmt: skip
 
 

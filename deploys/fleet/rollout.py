@@ -182,47 +182,40 @@ class Rollout:
     def _await_gate(self, batch: Batch) -> str | None:
         """Wait until the hosts of the batch get on. Returns why the release is not let through; None: it is.
 
-        Also hosts whose deploy failed are looked at: where the new release came to run and ended, it is the release.
+        Also hosts whose deploy failed half-way are watched: where the new release came to run and ends, it is the
+        release. Where the old one runs on, it was the host, and its fate stays what it is.
         """
         began = time.monotonic()
-        deployed = [name for name in batch.hosts if self.report.hosts[name].fate == "pending"]
-        doubtful = [name for name in batch.hosts if self.report.hosts[name].fate in ("failed", "overdue")]
-        if reason := self._doubt(doubtful):
-            return reason
-        waiting = dict.fromkeys(deployed, "it has not been looked at")
+        waiting = [name for name in batch.hosts if self.report.hosts[name].fate == "pending"]
+        failed = [name for name in batch.hosts if self.report.hosts[name].fate in ("failed", "overdue")]
+        now = self._fleet.look(failed) if failed else {}
+        waiting += [name for name in failed if name in now and self._is_touched(name, now[name])]
         while waiting:
-            seen = self._fleet.look(list(waiting))
+            seen = self._fleet.look(waiting)
             is_over = time.monotonic() - began > self._rules.gate_seconds
             for name in list(waiting):
                 if name not in seen:
-                    waiting[name] = "it can't be reached any more"
                     if is_over:
-                        self._set(name, "lost", f"{waiting.pop(name)}, {self._rules.gate_seconds:g} s after its deploy")
+                        waiting.remove(name)
+                        self._settle(name, "lost", f"can't be reached, {self._rules.gate_seconds:g} s after its deploy")
                     continue
                 verdict = self._judge(name, seen[name])
-                waiting[name] = verdict.reason
-                if verdict.health == "well":
-                    del waiting[name]
-                    self.report.hosts[name].seconds += time.monotonic() - began
-                    self._set(name, "done", "")
-                elif verdict.health == "bad-host":
-                    del waiting[name]
-                    self._set(name, "lost", verdict.reason)
-                elif verdict.health == "bad-release" or is_over:
-                    late = f" after {self._rules.gate_seconds:g} s" if verdict.health == "wait" else ""
+                if verdict.health == "bad-release" or (verdict.health == "wait" and is_over):
+                    late = f" after {self._rules.gate_seconds:g} s" if is_over else ""
                     return f"{name}: {verdict.reason}{late}"
+                if verdict.health != "wait":
+                    waiting.remove(name)
+                    self.report.hosts[name].seconds += time.monotonic() - began
+                    self._settle(name, "done" if verdict.health == "well" else "lost", verdict.reason)
             self._save(self.report)
             if waiting:
                 time.sleep(self._rules.look_every_seconds)
         return None
 
-    def _doubt(self, names: Sequence[str]) -> str | None:
-        """Why a deploy that failed speaks against the release; None: it does not."""
-        for name, seen in self._fleet.look(names).items() if names else ():
-            verdict = self._judge(name, seen)
-            if self._is_touched(name, seen) and verdict.health == "bad-release":
-                return f"{name}: {verdict.reason}"
-        return None
+    def _settle(self, name: str, fate: Fate, reason: str) -> None:
+        """The gate is through with a host. One whose deploy had failed stays what it is."""
+        if self.report.hosts[name].fate == "pending":
+            self._set(name, fate, reason)
 
     def _judge(self, name: str, seen: Seen) -> gate.Verdict:
         before = self._before[name].reports if name in self._before else ()
