@@ -22,10 +22,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
 INVENTORY = CHECKOUT / "inventory/lab.py"
 WORKER = "hivewright-worker@0.service"
-BROKEN = (
-    "    def train(self) -> None:\n",
-    '    def train(self) -> None:\n        raise RuntimeError("it is broken")\n',
-)
+STEP = "    def train(self) -> None:\n"
+BROKEN = (STEP, STEP + '        raise RuntimeError("it is broken")\n')
 
 
 def hivewright(lab: Lab, *arguments: str | Path, timeout: float = 800) -> subprocess.CompletedProcess[str]:
