@@ -14,7 +14,7 @@ from deploys.system import USER
 
 UNIT = "hivewright-worker@.service"
 ENROL_UNIT = "hivewright-enrol@.service"
-EXAMINE_SECONDS = 180
+EXAMINE_SECONDS = 600
 
 
 @deploy("Worker")
