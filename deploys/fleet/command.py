@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from worker.errors import SettingsError, WorkerError
 
@@ -82,13 +82,17 @@ class Pyinfra:
                 _kill(process)
 
     def _on_host(self, host: str, arguments: Sequence[str], log: Path, timeout: float, stdin: str | None = None) -> Ran:
-        try:
-            done = self._run(["-y", "--json", "--limit", host, *arguments], timeout, stdin)
-        except subprocess.TimeoutExpired as error:
-            said = (error.stderr or b"").decode()
-            _append(log, said)
-            return Ran("overdue", f"not done after {timeout:g} s and given up; {_doing(said)}")
-        _append(log, done.stderr)
+        """What pyinfra says goes to `log` while it says it: an operator may look over its shoulder."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a+") as stream:
+            began = stream.tell()
+            try:
+                done = self._run(["-y", "--json", "--limit", host, *arguments], timeout, stdin, stream)
+            except subprocess.TimeoutExpired:
+                stream.seek(began)
+                return Ran("overdue", f"not done after {timeout:g} s and given up; {_doing(stream.read())}")
+            stream.seek(began)
+            done.stderr = stream.read()
         if done.returncode == SettingsError.exit_code:
             raise SettingsError(done.stderr.strip() or "pyinfra refuses the inventory")
         last = _last_line(done)
@@ -104,33 +108,29 @@ class Pyinfra:
         return _parsed(self._run(arguments, timeout))
 
     def _run(
-        self, arguments: Sequence[str], timeout: float, stdin: str | None = None
+        self, arguments: Sequence[str], timeout: float, stdin: str | None = None, stderr: IO[str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
-        """A session of its own, so that everything that pyinfra starts (ssh through a jump host) ends with it."""
+        """In a session of its own, so that everything that pyinfra starts (ssh through a jump host) ends with it."""
         process = subprocess.Popen(
             [*self.prefix, *PYINFRA, *arguments],
             cwd=CHECKOUT,
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.PIPE if stderr is None else stderr,
             text=True,
             start_new_session=True,
         )
         with self._lock:
             self._running.add(process)
         try:
-            stdout, stderr = process.communicate(stdin, timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            _kill(process)
-            said = process.communicate()[1]
-            raise subprocess.TimeoutExpired(error.cmd, timeout, stderr=said.encode()) from None
+            out, err = process.communicate(stdin, timeout=timeout)
         finally:
             with self._lock:
                 self._running.discard(process)
             if process.poll() is None:
                 _kill(process)
-                process.wait()
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+                process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def deploy(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> int:
@@ -178,12 +178,6 @@ def _complaint(host: str, stderr: str) -> str:
 def _doing(stderr: str) -> str:
     started = [line for line in stderr.splitlines() if "Starting operation: " in line]
     return f"it was at: {started[-1].partition('Starting operation: ')[2].strip()}" if started else "it was connecting"
-
-
-def _append(log: Path, text: str) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as stream:
-        stream.write(text)
 
 
 def _kill(process: "subprocess.Popen[str]") -> None:

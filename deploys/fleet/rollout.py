@@ -6,6 +6,7 @@ own (gone, hanging, full) is left behind, and `--resume` takes up exactly those.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -281,6 +282,9 @@ def run(options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "report.json"
     pyinfra = Pyinfra(options.inventory)
+    # Also where a shell has started it with &, which would have it ignore Ctrl-C: no pyinfra may go on without it.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
     with lock_folder(folder, "--output"):
         hosts = pyinfra.hosts(timeout=ASK_SECONDS)
         so_far = _resumed(file, options.inventory, hosts) if options.resume else _new(options.inventory, hosts)
