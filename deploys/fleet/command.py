@@ -21,6 +21,12 @@ PYINFRA = (sys.executable, "-m", "pyinfra")
 # What deploys/report.py says of a host that there was no connection to.
 UNREACHED = "can't be reached"
 
+# Lines of pyinfra's, and of systemd's about a service that did not start; what that itself said stands among them.
+_SAYS_LITTLE = (
+    "Error", "Connected", "Ready", "Success", "No change", "hivewright-", "Starting ", "Started ", "Stopped ",
+    "Failed to", "Job for ", "See ",
+)  # fmt: skip
+
 Outcome = Literal["done", "unreachable", "overdue", "failed"]
 
 
@@ -171,7 +177,7 @@ def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
 def _complaint(host: str, stderr: str) -> str:
     """The last that the host itself said before pyinfra called it an error."""
     lines = [line.strip().removeprefix(f"[{host}]").strip() for line in stderr.splitlines() if f"[{host}]" in line]
-    words = [line for line in lines if not line.startswith(("Error", "Connected", "Ready", "Success", "No change"))]
+    words = [line for line in lines if line and not line.startswith(_SAYS_LITTLE)]
     return words[-1] if words else ""
 
 
