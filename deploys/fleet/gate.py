@@ -38,7 +38,8 @@ def judge(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]],
 def _judge_unit(before: Mapping[str, Any] | None, now: Mapping[str, Any], num_rounds: int) -> Verdict:
     unit = now["unit"].removeprefix("hivewright-").removesuffix(".service")
     num_restarts = _restarts_since(before, now)
-    if now["active_state"] == "failed" or num_restarts >= MAX_RESTARTS:
+    # While it starts again it has not ended: only its next end says whose fault that is.
+    if now["active_state"] == "failed" or (num_restarts >= MAX_RESTARTS and now["exit_status"]):
         said = (now["status"] or {}).get("last_error")
         reason = f"{unit} ended with code {now['exit_status']}, {num_restarts} restarts{f': {said}' if said else ''}"
         return Verdict("bad-host" if now["exit_status"] == ResourceError.exit_code else "bad-release", reason)

@@ -194,6 +194,8 @@ def test_wrong_size_is_refused(text: str) -> None:
         ([], [worker(finished=[999.0])], "wait"),
         ([], [worker(active_state="activating")], "wait"),
         ([], [worker(active_state="activating", restarts=3, exit_status=1)], "bad-release"),
+        ([], [worker(active_state="activating", restarts=3, exit_status=4)], "bad-host"),
+        ([], [worker(active_state="activating", restarts=3)], "wait"),
         ([], [worker(active_state="failed", exit_status=4)], "bad-host"),
         # It was restarted often before; this deploy did not touch it, or systemd counts anew.
         ([worker(restarts=9)], [worker(restarts=9)], "well"),
