@@ -139,6 +139,15 @@ class Pyinfra:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def heed_signals() -> None:
+    """Have SIGINT and SIGTERM end this process as Ctrl-C does, so that no pyinfra goes on without it.
+
+    Also where a shell has started it with &, which would have it ignore Ctrl-C.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
+
+
 def deploy(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> int:
     """Run the whole deploy, with pyinfra's own output on this terminal; return its exit code."""
     command = [*prefix, *PYINFRA, "-y", inventory, "deploy.py"]

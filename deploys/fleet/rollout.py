@@ -6,7 +6,6 @@ own (gone, hanging, full) is left behind, and `--resume` takes up exactly those.
 """
 
 import argparse
-import signal
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from deploys import operator
 from deploys.fleet import gate, report
 from deploys.fleet.batches import Batch, Size, next_batch
-from deploys.fleet.command import CHECKOUT, Pyinfra, Ran
+from deploys.fleet.command import CHECKOUT, Pyinfra, Ran, heed_signals
 from deploys.fleet.report import Fate, Report
 from deploys.hosts import COORDINATORS
 from worker.errors import ReleaseRefused, SettingsError, WorkerError
@@ -282,9 +281,7 @@ def run(options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "report.json"
     pyinfra = Pyinfra(options.inventory)
-    # Also where a shell has started it with &, which would have it ignore Ctrl-C: no pyinfra may go on without it.
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.default_int_handler)
+    heed_signals()
     with lock_folder(folder, "--output"):
         hosts = pyinfra.hosts(timeout=ASK_SECONDS)
         so_far = _resumed(file, options.inventory, hosts) if options.resume else _new(options.inventory, hosts)

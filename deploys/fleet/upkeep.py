@@ -16,7 +16,7 @@ from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, SealedBox
 
 from deploys.fleet import archive
-from deploys.fleet.command import Pyinfra, Ran
+from deploys.fleet.command import Pyinfra, Ran, heed_signals
 from deploys.hosts import STATE
 from deploys.sealing import KEY_PREFIX
 from worker.errors import SettingsError, WorkerError
@@ -143,6 +143,7 @@ def _at_all(options: argparse.Namespace, operation: str, *arguments: str) -> Non
 
 def _run(pyinfra: Pyinfra, names: Sequence[str], operation: str, *arguments: str) -> None:
     """One operation on many hosts. Raises WorkerError if it did not succeed on all."""
+    heed_signals()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(NUM_PARALLEL) as pool:
 
         def run(name: str) -> Ran:
