@@ -3,17 +3,21 @@
 config.py has checked the whole inventory by then. Run again it changes nothing; with another release_ref it upgrades.
 """
 
-from deploys import account, coordinator, hardware, plan, release, system, tailscale, worker
+from deploys import account, coordinator, hardware, history, plan, release, system, tailscale, worker
 
 this = plan.current()
 
 hardware.refuse_unfit(name="Check that it can be what the inventory says", reason=this.unfit)
 system.prepare_system(is_coordinator=bool(this.host.services))
 tailscale.join_tailnet(this.host.deployment)
-release.install_release(this)
+digest = history.digest(this)
+release.fetch_release(this)
+history.begin(name="Keep what the host is, to go back to", digest=digest)
+release.switch_to_release(this)
 if this.host.services:
     coordinator.configure_coordinator(this)
 account.await_account(this)
 if this.host.slots:
     worker.configure_workers(this)
 release.prune(name="Remove releases that are no longer kept")
+history.finish(name="Note that the host is whole", digest=digest)

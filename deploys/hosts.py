@@ -94,6 +94,11 @@ class HostPlan:
         return roles | {slot.file: slot.settings for slot in self.slots}
 
 
+def credential(service: str) -> str:
+    """Where systemd gives a service its copy of the enrolment token (LoadCredential); nobody else can read that."""
+    return f"/run/credentials/hivewright-{service}.service/{ENROLMENT_TOKEN.name}"
+
+
 def service_file(role: str) -> Path:
     """The settings file of one of the coordinator's roles."""
     return CONFIGURATION / f"{role}.yaml"
@@ -277,7 +282,7 @@ def _slot_settings(entry: HostEntry, number: int, own: Mapping[str, Any], accoun
     if account_url:
         flat.setdefault("chain_account_url", account_url)
     if "chain_account_url" in flat:
-        flat["chain_enrolment_token_file"] = str(ENROLMENT_TOKEN)
+        flat["chain_enrolment_token_file"] = credential(f"enrol@{number}")
     flat["node_state_dir"] = str(state_dir(number))
     return flat
 
@@ -321,7 +326,7 @@ def _services(entry: HostEntry) -> dict[str, Settings]:
         "bootnode": {"bootnode_state_dir": str(STATE / "bootnode"), **_announced(entry)},
         "account": {
             "account_state_dir": str(STATE / "account"),
-            "account_enrolment_token_file": str(ENROLMENT_TOKEN),
+            "account_enrolment_token_file": credential("account"),
             "chain_deployment_file": deployment_file,
         },
     }

@@ -8,7 +8,7 @@ from pyinfra import host
 from pyinfra.api import operation
 
 from deploys import content
-from deploys.facts import CURRENT, ChosenModels, FileContent, Identities
+from deploys.facts import ChosenModels, FileContent, Identities
 from deploys.hosts import ENROLMENT_TOKEN
 from deploys.plan import Planned
 from deploys.slots import Slot
@@ -19,13 +19,14 @@ ENROL_SECONDS = 180
 
 
 def install_enrolment_token(plan: Planned) -> str:
-    """Give the host the token, if the fleet has one; return what stands for it in a service's digest."""
+    """Give the host the token, if the fleet has one; return what stands for it in a service's digest.
+
+    Only root can read it. systemd hands a copy to the services that need it, while they run.
+    """
     if plan.token is None:
         return ""
     text = f"{plan.token}\n".encode()
-    content.file(
-        name="Write the enrolment token", path=ENROLMENT_TOKEN, content=text, user=USER, group=USER, mode="600"
-    )
+    content.file(name="Write the enrolment token", path=ENROLMENT_TOKEN, content=text, mode="600")
     return hashlib.sha256(text).hexdigest()
 
 
@@ -62,4 +63,6 @@ def enrol(slot: Slot) -> Iterator[str]:
     if slot.number in host.get_fact(Identities) and not lacks_model:
         host.noop(f"slot {slot.number} is enrolled")
         return
-    yield f"cd {CURRENT} && runuser -u {USER} -- environment/bin/python -m worker enrol --settings {slot.file}"
+    unit = f"hivewright-enrol@{slot.number}.service"
+    words = f"journalctl --no-pager --quiet --output=cat --lines=15 --unit={unit} >&2"
+    yield f"systemctl daemon-reload && systemctl start {unit} || {{ {words}; exit 1; }}"

@@ -15,7 +15,7 @@ from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
 
 from deploys import operator, units
-from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, FileContent, Releases
+from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, FileContent, HostStates, Releases
 from deploys.hardware import Distribution
 from deploys.plan import Planned
 from deploys.system import USER, python_of
@@ -30,8 +30,8 @@ BUILD_SECONDS = 3600
 
 
 @deploy("Release")
-def install_release(plan: Planned) -> None:
-    """Check the plan's commit out, build what it runs in, have it check the settings, and make it current."""
+def fetch_release(plan: Planned) -> None:
+    """Check the plan's commit out, build what it runs in, and have it check the settings. It is not current yet."""
     checkout(
         name=f"Check out {plan.commit[:12]}",
         repository=plan.repository,
@@ -48,6 +48,11 @@ def install_release(plan: Planned) -> None:
         install_anvil(name="Install its anvil", commit=plan.commit, _timeout=BUILD_SECONDS)
     texts = {file: units.settings_text(of) for file, of in plan.host.settings_files().items()}
     check_settings(name="Check the settings with it", commit=plan.commit, texts=texts)
+
+
+@deploy("Release")
+def switch_to_release(plan: Planned) -> None:
+    """Make the plan's commit current, after what the host is was kept."""
     activate(name="Make it the current release", commit=plan.commit)
 
 
@@ -143,10 +148,10 @@ def activate(commit: str) -> Iterator[str]:
 
 @operation()
 def prune() -> Iterator[str]:
-    """Keep the current release, the latest others, and what these use; remove the rest."""
+    """Keep the current release, the one to go back to, the latest others, and what these use; remove the rest."""
     found = host.get_fact(Releases)
     others = [commit for commit in found.parts if commit != found.current]
-    kept = {found.current, *others[: KEEP - 1]}
+    kept = {found.current, host.get_fact(HostStates)["previous"], *others[: KEEP - 1]}
     for commit in others:
         if commit not in kept:
             yield f"rm -rf {RELEASES / commit}"

@@ -1,7 +1,6 @@
 """What every host has: the packages of the installation guide, an unprivileged user, and hivewright's folders."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import deploy, operation
@@ -9,7 +8,7 @@ from pyinfra.facts.deb import DebPackages
 from pyinfra.operations import files, server
 
 from deploys import content
-from deploys.facts import CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT
+from deploys.facts import COMMAND, CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT
 from deploys.hardware import Distribution
 from deploys.places import CONFIGURATION, STATE
 
@@ -27,7 +26,6 @@ COORDINATOR_PACKAGES: tuple[str, ...] = ()
 INSTALL_SECONDS = 1800
 APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
 
-COMMAND = Path("/usr/local/bin/hivewright")
 WRAPPER = f"""\
 #!/bin/sh
 # Installed by hivewright's deploy: the command line of the current release. As root it becomes the services' user, so

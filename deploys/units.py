@@ -17,6 +17,7 @@ from pyinfra.api import StringCommand, operation
 
 from deploys import content
 from deploys.facts import CURRENT, DEPLOYED, FileContent, FileState, Service, SystemdVersion
+from deploys.hosts import ENROLMENT_TOKEN
 from deploys.system import USER
 from worker import settings
 from worker.settings import Settings
@@ -40,7 +41,11 @@ _templates = jinja2.Environment(  # noqa: S701 - units are no HTML
 def render(unit: str, systemd_version: int, watchdog_seconds: int) -> str:
     """Text of the unit file `unit`, for a host with that systemd."""
     return _templates.get_template(f"{unit}.j2").render(
-        user=USER, current=CURRENT, systemd_version=systemd_version, watchdog_seconds=watchdog_seconds
+        user=USER,
+        current=CURRENT,
+        systemd_version=systemd_version,
+        watchdog_seconds=watchdog_seconds,
+        enrolment_token=ENROLMENT_TOKEN,
     )
 
 
@@ -96,6 +101,8 @@ def running(unit: str, digest: str) -> Iterator[str]:
     yield "systemctl daemon-reload"
     # A unit that has failed too often may start again now: something has changed.
     yield f"systemctl reset-failed {name} 2>/dev/null; true"
+    # Whatever comes of it: what runs now is no longer what the digest stood for.
+    yield f"rm -f {DEPLOYED}/{name}"
     last_words = f"journalctl --no-pager --quiet --output=cat --lines=15 --unit={name} >&2"
     yield f"systemctl restart {name} || {{ {last_words}; exit 1; }}"
     yield f"echo {digest} > {DEPLOYED}/{name}"

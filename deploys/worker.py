@@ -8,12 +8,15 @@ from pyinfra.api import deploy, operation
 from pyinfra.operations import files
 
 from deploys import identity, units
-from deploys.facts import DEPLOYED, ConfiguredSlots
+from deploys.facts import CACHE, CURRENT, DEPLOYED, ConfiguredSlots, Service
 from deploys.places import CONFIGURATION, RETIRED, state_dir
 from deploys.plan import Planned
+from deploys.slots import Slot
 from deploys.system import USER
 
 UNIT = "hivewright-worker@.service"
+ENROL_UNIT = "hivewright-enrol@.service"
+EXAMINE_SECONDS = 600
 # Of a slot that is gone: who it was, and what it earned.
 KEPT = (identity.KEY_FILE, "enrolment.json", "account.token", "ledger.db", "ledger.db-wal", "ledger.db-shm")
 
@@ -23,6 +26,7 @@ def configure_workers(plan: Planned) -> None:
     """Settings, identity and service of each slot. Slots that the inventory no longer has are stopped."""
     token = identity.install_enrolment_token(plan)
     unit = units.install_unit(UNIT, plan.host.deployment.watchdog_seconds)
+    units.install_unit(ENROL_UNIT, plan.host.deployment.watchdog_seconds)
     for slot in host.loop(plan.host.slots):
         state_dir = slot.settings.node.state_dir
         files.directory(name=f"Make {state_dir}", path=str(state_dir), user=USER, group=USER, mode="700")
@@ -32,8 +36,28 @@ def configure_workers(plan: Planned) -> None:
         share = slot.unit_settings()
         units.drop_in(name=f"Give slot {slot.number} its share of the machine", unit=slot.unit, text=share)
         digest = units.digest(plan.commit, unit, text, token, share)
+        examine(name=f"Examine the machine for slot {slot.number}", slot=slot, digest=digest, _timeout=EXAMINE_SECONDS)
         units.running(name=f"Run slot {slot.number}", unit=slot.unit, digest=digest, _timeout=units.RESTART_SECONDS)
     retire(name="Stop slots that are no longer there", numbers=[slot.number for slot in plan.host.slots])
+
+
+@operation()
+def examine(slot: Slot, digest: str) -> Iterator[str]:
+    """Have the machine found fit by `hivewright doctor` before the slot's service is started with something new.
+
+    What it refuses stops the deploy of this host there; a service that runs goes on as it is. With the slot's own share
+    of the machine, as its unit will have it.
+    """
+    if host.get_fact(Service, unit=slot.unit).digest == digest:
+        host.noop(f"slot {slot.number} is to run as it does")
+        return
+    share = f"$(sed -n 's/^Environment=//p' {units.UNITS}/{slot.unit}.d/*.conf 2>/dev/null)"
+    doctor = f"environment/bin/python -B -m worker doctor --settings {slot.file}"
+    yield (
+        f"cd {CURRENT} && said=$(runuser -u {USER} -- env HOME={CACHE} {share} {doctor} 2>&1) || {{ code=$?;"
+        ' echo "$said" >&2;'
+        " echo 'the service was not started with this' >&2; exit $code; }"
+    )
 
 
 @operation()

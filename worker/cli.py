@@ -26,12 +26,15 @@ _MACHINE_ERRORS = (
 
 @dataclass(frozen=True)
 class Command:
-    """`target` is called with the settings and the parsed options, or, where there is no --settings, options alone."""
+    """`target` is called with the settings and the parsed options, or, where there is no --settings, options alone.
+
+    `options` adds to a parser; where it is not of this package it is named, as a target is.
+    """
 
     name: str
     help: str
     target: str
-    options: Callable[[argparse.ArgumentParser], None] | None = None
+    options: Callable[[argparse.ArgumentParser], None] | str | None = None
     takes_settings: bool = True
     is_service: bool = False
 
@@ -69,6 +72,13 @@ def _audit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report instead of a table")
 
 
+def _doctor_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.add_argument(
+        "--bundle", type=Path, metavar="FILE", help="write a .tar.gz for support too, without anything secret"
+    )
+
+
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_positive, default=3, metavar="N", help="workers to start (default: 3)")
     parser.add_argument("--rounds", type=_positive, default=10, metavar="N", help="rounds to train (default: 10)")
@@ -92,6 +102,9 @@ def _inventory_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the list; -: standard input")
 
+
+# Commands for whole fleets are of another package, which needs pyinfra and no torch.
+_FLEET = "deploys.fleet.options:"
 
 COMMANDS = (
     Command("worker", "train in the swarm: answer, share, learn, earn", "worker.node:run", is_service=True),
@@ -119,6 +132,7 @@ COMMANDS = (
         "worker.audit:run",
         _audit_options,
     ),
+    Command("doctor", "whether this machine can do what the settings ask", "worker.doctor:run", _doctor_options),
     Command("check", "check a settings file and print all that it resolves to", "worker.reports:print_settings"),
     Command(
         "inventory",
@@ -126,6 +140,27 @@ COMMANDS = (
         "deploys.generate:run",
         _inventory_options,
         takes_settings=False,
+    ),
+    Command(
+        "rollout",
+        "deploy a fleet, one host first",
+        "deploys.fleet.rollout:run",
+        _FLEET + "rollout",
+        takes_settings=False,
+    ),
+    *(
+        Command(f"fleet {name}", help, f"deploys.fleet.{target}", _FLEET + options, takes_settings=False)
+        for name, help, target, options in (
+            ("status", "one table of what every host and worker is doing", "status:run", "status"),
+            ("logs", "the last lines of the services' logs", "upkeep:logs", "logs"),
+            ("start", "start the services", "upkeep:start", "hosts"),
+            ("stop", "stop the services, until a host boots or is deployed again", "upkeep:stop", "hosts"),
+            ("restart", "restart the services", "upkeep:restart", "hosts"),
+            ("rollback", "have hosts as they were before their last deploy", "upkeep:rollback", "hosts"),
+            ("backup", "bring identities and ledgers into one encrypted file", "upkeep:backup", "backup"),
+            ("restore", "bring them back, or to another host", "upkeep:restore", "restore"),
+            ("uninstall", "remove hivewright from hosts", "upkeep:uninstall", "uninstall"),
+        )
     ),
     Command(
         "demo",
@@ -170,7 +205,7 @@ def _call(command: Command, options: argparse.Namespace) -> None:
 
     loaded = settings.load(options.settings)
     if command.is_service:
-        log.setup(loaded.log.level, loaded.log.format)
+        log.setup(loaded.log.level, loaded.log.format, options.log_file)
         from worker.telemetry import systemd
 
         systemd.connect(os.environ.get("NOTIFY_SOCKET"))
@@ -204,8 +239,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         if command.takes_settings:
             sub.add_argument("--settings", type=Path, required=True, metavar="FILE", help="settings file (YAML)")
+        if command.is_service:
+            sub.add_argument("--log-file", type=Path, metavar="FILE", help="log to this file too; it is rotated")
         if command.options:
-            command.options(sub)
+            add_options = _load(command.options) if isinstance(command.options, str) else command.options
+            add_options(sub)
         sub.set_defaults(command=command)
     return parser
 

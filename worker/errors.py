@@ -11,7 +11,8 @@
     ├── SwarmError                   7   the peer-to-peer part can't go on
     │   └── BadRecord (ValueError)       what a peer sent does not hold; never leaves the exchange
     ├── TrainingError                8   the trainer can't go on (N non-finite steps in a row, say)
-    └── DemoFailed                   9   the demo ended, and something that it promises did not hold
+    ├── DemoFailed                   9   the demo ended, and something that it promises did not hold
+    └── ReleaseRefused              10   a rollout's gate stayed closed, and what it had touched went back
 
 A message is one line: the value, where it came from, what was expected, what to do. docs/operations.md shows the codes.
 2, 3 and 5 need a human, so the systemd units do not restart after them.
@@ -90,3 +91,9 @@ class DemoFailed(WorkerError):
     """The demo ended, and something that it promises did not hold."""
 
     exit_code = 9
+
+
+class ReleaseRefused(WorkerError):
+    """A rollout's gate did not let the release through; what had been touched went back."""
+
+    exit_code = 10

@@ -8,7 +8,12 @@ import json
 import logging
 import sys
 import time
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import Any, Literal
+
+MAX_FILE_BYTES = 10_000_000
+NUM_OLD_FILES = 5
 
 
 def printable(text: str) -> str:
@@ -47,12 +52,18 @@ class _JsonFormatter(_TextFormatter):
         return json.dumps(entry)
 
 
-def setup(level: str = "INFO", format: Literal["text", "json"] = "text") -> None:
-    """Send all logging to standard error, where journald or the demo's log file picks it up."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if format == "json" else _TextFormatter())
+def setup(level: str = "INFO", format: Literal["text", "json"] = "text", file: Path | None = None) -> None:
+    """Send all logging to standard error, where journald or the demo's log file picks it up, and to `file` if given.
+
+    That file is kept below MAX_FILE_BYTES; NUM_OLD_FILES older ones stay beside it. Raises OSError if it can't be made.
+    """
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if file is not None:
+        handlers.append(RotatingFileHandler(file, maxBytes=MAX_FILE_BYTES, backupCount=NUM_OLD_FILES))
+    for handler in handlers:
+        handler.setFormatter(_JsonFormatter() if format == "json" else _TextFormatter())
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(True)
     for chatty in ("urllib3", "asyncio", "filelock", "matplotlib", "web3", "httpx", "aiohttp.access"):

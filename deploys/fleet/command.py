@@ -1,52 +1,202 @@
-"""Running pyinfra as a program of its own: its CLI patches the process that it runs in."""
+"""Running pyinfra as a program of its own: its CLI patches the process that it runs in.
+
+A rollout runs one such program per host, so that each has a deadline of its own and none waits for another.
+"""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
-from worker.errors import WorkerError
+from worker.errors import SettingsError, WorkerError
 
 CHECKOUT = Path(__file__).parents[2]
 PYINFRA = (sys.executable, "-m", "pyinfra")
+# What deploys/report.py says of a host that there was no connection to.
+UNREACHED = "can't be reached"
+
+# Lines of pyinfra's, and of systemd's about a service that did not start; what that itself said stands among them.
+_SAYS_LITTLE = (
+    "Error", "Connected", "Ready", "Success", "No change", "hivewright-", "Starting ", "Started ", "Stopped ",
+    "Failed to", "Job for ", "See ",
+)  # fmt: skip
+
+Outcome = Literal["done", "unreachable", "overdue", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a run on one host ended: `reason` says why it did not get `done`. `num_changes`: operations that changed."""
+
+    outcome: Outcome
+    reason: str = ""
+    num_changes: int = 0
+
+
+@dataclass
+class Pyinfra:
+    """pyinfra, for one inventory. `prefix`: the command line that its own is appended to (`ip netns exec ...`)."""
+
+    inventory: str
+    prefix: Sequence[str] = ()
+    _running: set["subprocess.Popen[str]"] = field(default_factory=set, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def hosts(self, *, timeout: float) -> list[dict[str, Any]]:
+        """Every host of the inventory with `name`, `groups` and `data`, in its order. Connects to none.
+
+        Raises SettingsError with what pyinfra says if there is no such inventory.
+        """
+        if not (CHECKOUT / "deploy.py").is_file():
+            raise SettingsError(f"{CHECKOUT}: no deploy.py; run it with the `hivewright` of a checkout's .venv")
+        listed: list[dict[str, Any]] = self._json(["--json", self.inventory, "debug-inventory"], timeout)
+        return listed
+
+    def facts(self, *arguments: str, hosts: Sequence[str] = (), timeout: float) -> list[dict[str, Any]]:
+        """For each fact (`module.Class key=value ...`) its value by host. Hosts that can't be reached are not in it."""
+        limits = [word for host in hosts for word in ("--limit", host)]
+        done = self._run(["--json", *limits, self.inventory, "fact", *arguments], timeout)
+        if "No hosts remaining" in done.stderr:
+            return [{} for argument in arguments if "=" not in argument]
+        by_fact: dict[str, dict[str, Any]] = _parsed(done)
+        return list(by_fact.values())
+
+    def deploy(self, host: str, commit: str | None, log: Path, *, timeout: float) -> Ran:
+        """Deploy one host, with that commit whatever its data say; None: as they say. pyinfra's output goes to `log`.
+
+        Raises SettingsError if the inventory is refused; no host was touched then.
+        """
+        pinned = ["--data", f"release_ref={commit}"] if commit else []
+        return self._on_host(host, [*pinned, self.inventory, "deploy.py"], log, timeout)
+
+    def operation(
+        self, host: str, name: str, log: Path, *arguments: str, timeout: float, stdin: str | None = None
+    ) -> Ran:
+        """Run one operation (`module.name key=value ...`) on one host."""
+        return self._on_host(host, [self.inventory, name, *arguments], log, timeout, stdin)
+
+    def stop(self) -> None:
+        """End all programs that run, for an operator who has asked for the end."""
+        with self._lock:
+            for process in self._running:
+                _kill(process)
+
+    def _on_host(self, host: str, arguments: Sequence[str], log: Path, timeout: float, stdin: str | None = None) -> Ran:
+        """What pyinfra says goes to `log` while it says it: an operator may look over its shoulder."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a+") as stream:
+            began = stream.tell()
+            try:
+                done = self._run(["-y", "--json", "--limit", host, *arguments], timeout, stdin, stream)
+            except subprocess.TimeoutExpired:
+                stream.seek(began)
+                return Ran("overdue", f"not done after {timeout:g} s and given up; {_doing(stream.read())}")
+            stream.seek(began)
+            done.stderr = stream.read()
+        if done.returncode == SettingsError.exit_code:
+            raise SettingsError(done.stderr.strip() or "pyinfra refuses the inventory")
+        last = _last_line(done)
+        if done.returncode == 0:
+            return Ran("done", num_changes=int(_parsed(done)["results"]["totals"]["success"]))
+        reason = last.removeprefix(f"failed: {host} (").split("); mend that")[0]
+        if UNREACHED in last:
+            return Ran("unreachable", reason)
+        complaint = _complaint(host, done.stderr)
+        return Ran("failed", f"{reason}: {complaint}" if complaint else reason)
+
+    def _json(self, arguments: Sequence[str], timeout: float) -> Any:
+        return _parsed(self._run(arguments, timeout))
+
+    def _run(
+        self, arguments: Sequence[str], timeout: float, stdin: str | None = None, stderr: IO[str] | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        """In a session of its own, so that everything that pyinfra starts (ssh through a jump host) ends with it."""
+        process = subprocess.Popen(
+            [*self.prefix, *PYINFRA, *arguments],
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if stderr is None else stderr,
+            text=True,
+            start_new_session=True,
+        )
+        with self._lock:
+            self._running.add(process)
+        try:
+            out, err = process.communicate(stdin, timeout=timeout)
+        finally:
+            with self._lock:
+                self._running.discard(process)
+            if process.poll() is None:
+                _kill(process)
+                process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def heed_signals() -> None:
+    """Have SIGINT and SIGTERM end this process as Ctrl-C does, so that no pyinfra goes on without it.
+
+    Also where a shell has started it with &, which would have it ignore Ctrl-C.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
 
 
 def deploy(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> int:
     """Run the whole deploy, with pyinfra's own output on this terminal; return its exit code."""
-    return _run([*prefix, *PYINFRA, "-y", inventory, "deploy.py"], timeout, capture=False).returncode
+    command = [*prefix, *PYINFRA, "-y", inventory, "deploy.py"]
+    try:
+        return subprocess.run(command, cwd=CHECKOUT, timeout=timeout, check=False).returncode
+    except subprocess.TimeoutExpired:
+        raise _late(timeout) from None
 
 
 def deploy_json(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> dict[str, Any]:
     """Run the whole deploy; return pyinfra's results: operations with their hosts, totals, failed hosts."""
-    results: dict[str, Any] = _json([*prefix, *PYINFRA, "-y", "--json", inventory, "deploy.py"], timeout)["results"]
-    return results
+    try:
+        results: dict[str, Any] = Pyinfra(inventory, prefix)._json(["-y", "--json", inventory, "deploy.py"], timeout)
+    except subprocess.TimeoutExpired:
+        raise _late(timeout) from None
+    return dict(results["results"])
 
 
-def facts(inventory: str, fact: str, *, prefix: Sequence[str] = (), timeout: float) -> dict[str, Any]:
-    """Value of a fact (`module.Class`) by host. Hosts that can't be reached are not in it."""
-    by_fact: dict[str, dict[str, Any]] = _json([*prefix, *PYINFRA, "--json", inventory, "fact", fact], timeout)
-    return next(iter(by_fact.values()))
+def _late(timeout: float) -> WorkerError:
+    return WorkerError(f"pyinfra had not ended after {timeout:g} s and was stopped; run it again")
 
 
-def host_names(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> list[str]:
-    """Every host of the inventory, in its order. Connects to none."""
-    listed: list[dict[str, Any]] = _json([*prefix, *PYINFRA, "--json", inventory, "debug-inventory"], timeout)
-    return [host["name"] for host in listed]
-
-
-def _json(command: Sequence[str], timeout: float) -> Any:
-    done = _run(command, timeout, capture=True)
+def _parsed(done: "subprocess.CompletedProcess[str]") -> Any:
     try:
         return json.loads(done.stdout)
     except ValueError:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise WorkerError(said[-1] if said else f"pyinfra ended with code {done.returncode} and said nothing") from None
+        kind = SettingsError if done.returncode == SettingsError.exit_code else WorkerError
+        raise kind(_last_line(done)) from None
 
 
-def _run(command: Sequence[str], timeout: float, capture: bool) -> subprocess.CompletedProcess[str]:
+def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
+    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return said[-1] if said else f"pyinfra ended with code {done.returncode} and said nothing"
+
+
+def _complaint(host: str, stderr: str) -> str:
+    """The last that the host itself said before pyinfra called it an error."""
+    lines = [line.strip().removeprefix(f"[{host}]").strip() for line in stderr.splitlines() if f"[{host}]" in line]
+    words = [line for line in lines if line and not line.startswith(_SAYS_LITTLE)]
+    return words[-1] if words else ""
+
+
+def _doing(stderr: str) -> str:
+    started = [line for line in stderr.splitlines() if "Starting operation: " in line]
+    return f"it was at: {started[-1].partition('Starting operation: ')[2].strip()}" if started else "it was connecting"
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
     try:
-        return subprocess.run(command, cwd=CHECKOUT, timeout=timeout, capture_output=capture, text=True, check=False)
-    except subprocess.TimeoutExpired:
-        raise WorkerError(f"pyinfra had not ended after {timeout:g} s and was stopped; run it again") from None
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,5 +1,8 @@
-"""`python -m deploys.fleet.status INVENTORY`: one table of what every worker and keeper of the fleet is doing."""
+"""`hivewright fleet status INVENTORY`: one table of what every host, worker and keeper of the fleet is doing."""
 
+import argparse
+import json
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -9,75 +12,159 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deploys.fleet import command
+from deploys.fleet import command, upkeep
 from worker.errors import WorkerError
+from worker.log import printable
 
 ASK_SECONDS = 120.0
 # A worker that has said nothing for so long is worth a look, whatever it said last.
 SILENT_SECONDS = 300.0
-COLUMNS = ("node", "peer", "state", "round", "reward", "heard", "on chain")
-NUM_LEFT_COLUMNS = 3
+# Less than this, in 10^6 bytes, is worth one too: a checkpoint is that big.
+LOW_DISK_MB = 2000
+# With less room than this only the first columns are shown.
+WIDE = 130
+COLUMNS = ("node", "release", "state", "round", "reward", "heard", "gpu", "disk")
+WIDE_COLUMNS = ("known", "on chain", "gpu memory", "tailscale", "peer")
+LEFT_COLUMNS = ("node", "release", "state", "tailscale", "peer")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table, or with --json all that it is made of. Raises WorkerError if a host or service needs a look."""
+    pyinfra = command.Pyinfra(options.inventory)
+    names = upkeep.chosen(pyinfra, options.limit)
+    states, reports = _asked(pyinfra, names)
+    if options.json:
+        print(json.dumps({name: {"host": states.get(name), "services": reports.get(name)} for name in names}, indent=2))
+        is_well = all(name in reports for name in names)
+    else:
+        is_well = _print(names, states, reports)
+    if not is_well:
+        raise WorkerError("not all is well; the table says where, `hivewright fleet logs` says more")
 
 
 def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
     """Print the table; return whether every host answered and every service runs."""
-    reports = command.facts(inventory, "deploys.facts.NodeReports", prefix=prefix, timeout=ASK_SECONDS)
-    hosts = command.host_names(inventory, prefix=prefix, timeout=ASK_SECONDS)
-    table, is_well = status_table(hosts, reports, time.time())
-    Console().print(table)
+    pyinfra = command.Pyinfra(inventory, prefix)
+    names = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
+    return _print(names, *_asked(pyinfra, names))
+
+
+def _asked(pyinfra: command.Pyinfra, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        states, reports = pyinfra.facts(
+            "deploys.facts.HostStates", "deploys.facts.NodeReports", hosts=names, timeout=ASK_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise WorkerError(f"the hosts did not answer within {ASK_SECONDS:g} s; ask fewer with --limit") from None
+    return states, reports
+
+
+def _print(names: Sequence[str], states: Mapping[str, Any], reports: Mapping[str, Any]) -> bool:
+    console = Console()
+    table, notes, is_well = status_table(names, states, reports, time.time(), is_wide=console.width >= WIDE)
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    sys.stdout.flush()
     return is_well
 
 
 def status_table(
-    hosts: Sequence[str], reports: Mapping[str, Sequence[Mapping[str, Any]]], now: float
-) -> tuple[Table, bool]:
-    """The table, fit for 80 columns, and whether there is nothing in it to worry about.
+    hosts: Sequence[str],
+    states: Mapping[str, Mapping[str, Any]],
+    reports: Mapping[str, Sequence[Mapping[str, Any]]],
+    now: float,
+    is_wide: bool = False,
+) -> tuple[Table, list[str], bool]:
+    """The table, fit for 80 columns if not wide, lines to go below it, and whether there is nothing to worry about.
 
-    `reports`: NodeReports by host, without the hosts that could not be reached. `now`: seconds since 1970.
+    `states`, `reports`: HostState and NodeReports by host, without the hosts that could not be reached. `now`: seconds
+    since 1970.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, column in enumerate(COLUMNS):
-        justify: Literal["left", "right"] = "left" if number < NUM_LEFT_COLUMNS else "right"
-        # The peer's name gives way when a line gets long.
-        table.add_column(column, justify=justify, no_wrap=column != "peer")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0) if is_wide else (0, 1, 0, 0))
+    columns = (*COLUMNS, *WIDE_COLUMNS) if is_wide else COLUMNS
+    for column in columns:
+        justify: Literal["left", "right"] = "left" if column in LEFT_COLUMNS else "right"
+        # A host's name gives way when a line gets long.
+        table.add_column(column, justify=justify, no_wrap=column not in ("node", "peer"), overflow="fold")
+    notes: list[str] = []
     is_well = True
     for host in hosts:
-        if host not in reports:
-            table.add_row(host, "", "[red]can't be reached[/red]")
+        state = states.get(host)
+        if state is None or host not in reports:
+            _add(table, columns, {"node": escape(host), "state": "[red]unreachable[/red]"})
             is_well = False
-        for report in reports.get(host, ()):
-            row, row_is_well = _row(report, now)
-            service = report["unit"].removeprefix("hivewright-").removesuffix(".service")
-            table.add_row(f"{host}/{service.removeprefix('worker@')}", *row)
+            continue
+        notes += _host_notes(host, state)
+        shared = _host_cells(state)
+        if not reports[host]:
+            _add(table, columns, {"node": escape(host), "state": "no worker", **shared})
+        for report in reports[host]:
+            service = report["unit"].removeprefix("hivewright-").removesuffix(".service").removeprefix("worker@")
+            cells, row_is_well = _service_cells(report, state, now)
+            _add(table, columns, {"node": escape(f"{host}/{service}"), **shared, **cells})
             is_well = is_well and row_is_well
-    return table, is_well
+            error = (report["status"] or {}).get("last_error")
+            notes += [f"{host}/{service}: {printable(str(error))}"] if error else []
+    return table, notes, is_well and not any(": disk" in note for note in notes)
 
 
-def _row(report: Mapping[str, Any], now: float) -> tuple[list[str], bool]:
+def _add(table: Table, columns: Sequence[str], cells: Mapping[str, str]) -> None:
+    table.add_row(*(cells.get(column, "") for column in columns))
+
+
+def _host_cells(state: Mapping[str, Any]) -> dict[str, str]:
+    free = state["disk_free_mb"]
+    return {
+        "release": (state["commit"] or "none")[:7],
+        "disk": "" if free is None else f"{free / 1000:.0f}G",
+        "tailscale": escape(state["tailscale"] or ""),
+    }
+
+
+def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if state["commit"] is not None and state["deployed"] is None:
+        notes.append(f"{host}: its last deploy did not get to the end; deploy it again, or `hivewright fleet rollback`")
+    if state["disk_free_mb"] is not None and state["disk_free_mb"] < LOW_DISK_MB:
+        notes.append(f"{host}: disk: {state['disk_free_mb']} of {state['disk_total_mb']} MB free")
+    if state["tailscale"] not in (None, "Running"):
+        notes.append(f"{host}: tailscale is {state['tailscale']}; log it in again: deploy, or `tailscale up` there")
+    return notes
+
+
+def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: float) -> tuple[dict[str, str], bool]:
+    """What is shown of one service, and whether it is well."""
     if report["active_state"] != "active":
-        return ["", f"[red]{report['active_state']}[/red]"], False
+        return {"state": f"[red]{escape(report['active_state'])}[/red]"}, False
     status = report["status"]
     if status is None:
-        return ["", "[yellow]starting[/yellow]"], True
+        return {"state": "[yellow]starting[/yellow]"}, True
     if "peer_id" not in status:
-        return [
-            "",
-            str(status["state"]),
-            _number(status["round"]),
-            "",
-            f"{status['reporters']}/{status['expected']}",
-        ], True
+        heard = f"{status['reporters']}/{status['expected']}"
+        return {"state": escape(str(status["state"])), "round": _number(status["round"]), "heard": heard}, True
     silent_seconds = now - status["updated_at"]
     is_silent = silent_seconds > SILENT_SECONDS
-    state = f"[red]silent {silent_seconds / 60:.0f} min[/red]" if is_silent else _coloured(str(status["state"]))
-    return [
-        escape(str(status["animal_name"])),
-        state,
-        _number(status["round"]),
-        "" if status["reward_mean"] is None else f"{status['reward_mean']:.2f}",
-        str(status["peers_heard"]),
-        f"{status['ledger'].get('confirmed', 0)}/{status['ledger'].get('earned', 0)}",
-    ], not is_silent
+    shown = f"[red]silent {silent_seconds / 60:.0f} min[/red]" if is_silent else _coloured(str(status["state"]))
+    cells = {
+        "state": shown,
+        "round": _number(status["round"]),
+        "reward": "" if status["reward_mean"] is None else f"{status['reward_mean']:.2f}",
+        "heard": str(status["peers_heard"]),
+        "known": _number(status.get("peers_known")),
+        "on chain": f"{status['ledger'].get('confirmed', 0)}/{status['ledger'].get('earned', 0)}",
+        "peer": escape(str(status["animal_name"])),
+    }
+    return cells | _gpu_cells(state["gpus"], status.get("pid")), not is_silent
+
+
+def _gpu_cells(gpus: Sequence[Mapping[str, Any]], pid: int | None) -> dict[str, str]:
+    """The GPU on which the worker's own process computes; nothing where there is none, or it is between two steps."""
+    for gpu in gpus:
+        if pid in gpu["pids"]:
+            memory = f"{gpu['memory_used'] / 1024:.1f}/{gpu['memory_total'] / 1024:.0f} GiB"
+            return {"gpu": f"{gpu['index']}: {gpu['use']}%", "gpu memory": memory}
+    return {}
 
 
 def _coloured(state: str) -> str:
@@ -87,18 +174,3 @@ def _coloured(state: str) -> str:
 
 def _number(value: int | None) -> str:
     return "" if value is None else str(value)
-
-
-def main(argv: Sequence[str]) -> int:
-    if len(argv) != 1:
-        print("usage: python -m deploys.fleet.status INVENTORY", file=sys.stderr)
-        return 2
-    try:
-        return 0 if show(argv[0]) else 1
-    except WorkerError as error:
-        print(f"fleet status: {error}", file=sys.stderr)
-        return error.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -8,8 +8,11 @@ from deploys.facts import (
     ENVIRONMENTS,
     ChosenModels,
     ConfiguredSlots,
+    Footprint,
+    HostStates,
     Identities,
     InstalledReleases,
+    Logs,
     NodeReports,
     Releases,
     Service,
@@ -63,11 +66,50 @@ def test_service_state() -> None:
 
 
 def test_node_reports_with_and_without_a_status() -> None:
-    lines = ['hivewright-worker@0.service active {"round": 3}', "hivewright-worker@1.service failed "]
-    assert NodeReports().process(lines) == [
-        {"unit": "hivewright-worker@0.service", "active_state": "active", "status": {"round": 3}},
-        {"unit": "hivewright-worker@1.service", "active_state": "failed", "status": None},
+    lines = [
+        "unit=hivewright-worker@0.service",
+        "NRestarts=2",
+        "ExecMainStatus=0",
+        "ActiveState=active",
+        "ActiveEnterTimestamp=Mon 2026-11-23 14:25:21 UTC",
+        "started_at=1795443921",
+        "finished=1795443930.5 1795443940.25",
+        'status={"round": 3, "state": "a=b"}',
+        "unit=hivewright-worker@1.service",
+        "ActiveState=failed",
+        "ExecMainStatus=4",
+        "finished=",
+        "status=",
     ]
+    first, second = NodeReports().process(lines)
+    assert first == {
+        "unit": "hivewright-worker@0.service",
+        "active_state": "active",
+        "status": {"round": 3, "state": "a=b"},
+        "started_at": 1795443921.0,
+        "restarts": 2,
+        "exit_status": 0,
+        "finished": (1795443930.5, 1795443940.25),
+    }
+    assert (second["active_state"], second["status"], second["exit_status"]) == ("failed", None, 4)
+
+
+def test_host_state_with_gpus_and_what_computes_on_them() -> None:
+    lines = [
+        "commit=abc",
+        "deployed=123",
+        "previous=",
+        "disk= 12000 50000",
+        'tailscale={"BackendState": "NeedsLogin"}',
+        "gpu=0, GPU-aa, 1024, 81559, 37",
+        "gpu=1, GPU-bb, [N/A], 81559, [N/A]",
+        "process=GPU-aa, 4711",
+    ]
+    found = HostStates().process(lines)
+    assert (found["commit"], found["deployed"], found["previous"]) == ("abc", "123", None)
+    assert (found["disk_free_mb"], found["disk_total_mb"], found["tailscale"]) == (12000, 50000, "NeedsLogin")
+    assert found["gpus"][0] == {"index": 0, "memory_used": 1024, "memory_total": 81559, "use": 37, "pids": (4711,)}
+    assert found["gpus"][1]["use"] == 0
 
 
 def test_systemd_version() -> None:
@@ -82,6 +124,9 @@ def test_commands_are_quiet_and_succeed_on_a_machine_without_any_of_it(tmp_path:
         ConfiguredSlots().command(),
         Service().command(unit="hivewright-no-such@0.service"),
         NodeReports().command(),
+        HostStates().command(),
+        Logs().command(lines=3, unit="hivewright-no-such.service"),
+        Footprint().command(),
         SystemdVersion().command(),
     ):
         done = subprocess.run(

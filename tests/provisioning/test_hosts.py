@@ -208,7 +208,7 @@ def test_workers_without_coordinator_need_a_way_to_others(way: dict[str, Any]) -
 def test_workers_find_the_account_service_of_their_inventory() -> None:
     slot = plan_of("gpu-3", hub(account_port=3100), worker()).slots[0]
     assert slot.settings.chain.account_url == "http://192.0.2.10:3100"
-    assert slot.settings.chain.enrolment_token_file == hosts.ENROLMENT_TOKEN
+    assert str(slot.settings.chain.enrolment_token_file) == hosts.credential("enrol@0")
 
 
 def test_workers_of_another_swarm_keep_their_own_address() -> None:

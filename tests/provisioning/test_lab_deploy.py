@@ -106,7 +106,7 @@ def test_secrets_are_only_where_they_belong(fleet: Lab) -> None:
     for number in (1, 2, 3):
         host = fleet.host(number)
         shown = host.ssh("stat --format='%a %U' /etc/hivewright/enrolment.token").stdout.strip()
-        assert shown == "600 hivewright"
+        assert shown == "600 root"
         found = host.ssh(
             f"journalctl --no-pager | grep --count {token}; ps -ef | grep -v grep | grep --count {token}; true"
         )

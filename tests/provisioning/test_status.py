@@ -10,39 +10,56 @@ NOW = 1_800_000_000.0
 
 
 def report(unit: str = "hivewright-worker@0.service", active: str = "active", **changes: Any) -> dict[str, Any]:
-    status = {
+    status: dict[str, Any] = {
         "peer_id": "Qm",
         "animal_name": "enormous translucent hippopotamus",
         "state": "training-alone",
         "round": 123456,
         "reward_mean": 0.5,
         "peers_heard": 64,
+        "peers_known": 99,
+        "pid": 4711,
+        "last_error": None,
         "ledger": {"earned": 100000, "sent": 3, "confirmed": 99990, "rejected": 0},
         "updated_at": NOW - 3,
     }
     return {"unit": unit, "active_state": active, "status": status | changes}
 
 
-def rendered(hosts: list[str], reports: dict[str, list[dict[str, Any]]]) -> tuple[str, bool]:
-    table, is_well = status_table(hosts, reports, NOW)
-    console = Console(width=80)
+STATE = {
+    "commit": "0123456789abcdef",
+    "deployed": "x",
+    "previous": None,
+    "disk_free_mb": 123_456,
+    "disk_total_mb": 500_000,
+    "tailscale": "Running",
+    "gpus": [{"index": 3, "memory_used": 71_680, "memory_total": 81_559, "use": 97, "pids": [11, 4711]}],
+}
+
+
+def rendered(
+    hosts: list[str], reports: dict[str, list[dict[str, Any]]], width: int = 80, **state: Any
+) -> tuple[str, bool]:
+    states = dict.fromkeys(reports, STATE | state)
+    table, notes, is_well = status_table(hosts, states, reports, NOW, is_wide=width > 80)
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(table)
-    return capture.get(), is_well
+    return "\n".join([capture.get(), *notes]), is_well
 
 
 def test_what_counts_is_readable_at_80_columns() -> None:
     text, is_well = rendered(["gpu-host-12"], {"gpu-host-12": [report()]})
     assert is_well
     assert max(len(line) for line in text.splitlines()) <= 80
-    for word in ("gpu-host-12/0", "training-alone", "123456", "0.50", "64", "99990/100000"):
+    for word in ("gpu-host-12/0", "0123456", "training-alone", "123456", "0.50", "64", "3: 97%", "123G"):
         assert word in text, text
 
 
 def test_host_that_does_not_answer_is_in_the_table() -> None:
     text, is_well = rendered(["gpu-1", "gpu-2"], {"gpu-1": [report()]})
     assert not is_well
-    assert "can't be reached" in text
+    assert "unreachable" in text
 
 
 def test_failed_and_silent_workers_are_not_well() -> None:
@@ -52,6 +69,30 @@ def test_failed_and_silent_workers_are_not_well() -> None:
     text, is_well = rendered(["gpu-1"], {"gpu-1": [report(updated_at=NOW - 3600)]})
     assert not is_well
     assert "silent 60 min" in text
+
+
+def test_more_is_shown_where_there_is_room() -> None:
+    text, _ = rendered(["gpu-1"], {"gpu-1": [report()]}, width=160)
+    for word in ("99990/100000", "70.0/80 GiB", "Running", "enormous translucent hippopotamus", "99"):
+        assert word in text, text
+
+
+def test_what_a_host_or_worker_complains_of_stands_below_the_table() -> None:
+    text, is_well = rendered(
+        ["gpu-1"],
+        {"gpu-1": [report(last_error="port taken\x1b[2J")]},
+        tailscale="NeedsLogin",
+        disk_free_mb=12,
+        deployed=None,
+    )
+    assert not is_well
+    for words in (
+        "gpu-1/0: port taken\\x1b[2J",
+        "tailscale is NeedsLogin",
+        "12 of 500000 MB free",
+        "did not get to the end",
+    ):
+        assert words in text, text
 
 
 def test_keeper_says_who_has_reported() -> None:

@@ -11,7 +11,7 @@ from deploys.hosts import HostEntry
 from worker import settings
 
 DEBIAN_12, DEBIAN_13 = 252, 257
-UNITS = [worker.UNIT, *(f"hivewright-{service}.service" for service in coordinator.SERVICES)]
+UNITS = [worker.UNIT, worker.ENROL_UNIT, *(f"hivewright-{service}.service" for service in coordinator.SERVICES)]
 
 
 def parse(text: str) -> configparser.ConfigParser:
@@ -34,6 +34,8 @@ def test_every_service_is_unprivileged_and_confined(unit: str) -> None:
         "Restart": "on-failure",
         "KillMode": "mixed",
     }
+    if unit == worker.ENROL_UNIT:
+        expected = {key: expected[key] for key in expected if not key.startswith(("Restart", "Kill"))}
     assert {key: service[key] for key in expected} == expected
     assert service["StateDirectory"].startswith("hivewright/")
 
@@ -42,9 +44,20 @@ def test_every_service_is_unprivileged_and_confined(unit: str) -> None:
 def test_unit_reads_a_settings_file_that_the_deploy_writes(unit: str) -> None:
     command = parse(units.render(unit, DEBIAN_12, 900))["Service"]["ExecStart"].split()
     assert command[:3] == ["/opt/hivewright/current/environment/bin/python", "-m", "worker"]
-    name = Path(command[-1]).name
+    at = command.index("--settings")
+    name = Path(command[at + 1]).name
     assert name in ("worker-%i.yaml", *(f"{role}.yaml" for role in hosts.COORDINATOR_ROLES))
-    assert command[-2] == "--settings"
+    log = command[at + 2 :]
+    is_service = unit not in (worker.ENROL_UNIT, "hivewright-contract.service")
+    assert log == (["--log-file", "%L/hivewright/%N.log"] if is_service else [])
+
+
+def test_only_those_who_need_the_enrolment_token_get_a_copy() -> None:
+    for unit in UNITS:
+        text = units.render(unit, DEBIAN_12, 900)
+        needs_it = unit in (worker.ENROL_UNIT, "hivewright-account.service")
+        assert ("LoadCredential=enrolment.token:/etc/hivewright/enrolment.token\n" in text) == needs_it
+        assert "PrivateDevices=yes" in text or "DevicePolicy=closed" in text
 
 
 def test_worker_is_watched() -> None:

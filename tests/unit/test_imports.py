@@ -28,7 +28,15 @@ MAY_IMPORT = {
     "worker.account": GROUND | ROLE | {"worker.chain", "worker.swarm.identity"},
     "worker.telemetry": GROUND | {"worker.swarm.tally"},
     # swarm.identity: a key that the inventory names is read before it goes to a host; needs `cryptography` alone.
-    "deploys": {"worker.settings", "worker.errors", "worker.swarm.identity", "deploys"},
+    "deploys": {
+        "worker.settings",
+        "worker.errors",
+        "worker.log",
+        "worker.service",
+        "worker.resources",
+        "worker.swarm.identity",
+        "deploys",
+    },
 }
 
 # foreign package -> the only parts of ours that may import it

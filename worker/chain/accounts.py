@@ -245,6 +245,18 @@ def _await_owner(coordinator: Coordinator, peer_id: str, ours: str, is_sent: boo
     return owner
 
 
+def server_time(url: str, timeout_seconds: float) -> tuple[str, float]:
+    """The time that the account service says (an HTTP date), and ours in the middle of the asking. ChainUnreachable."""
+    began = time.time()
+    with connection.translated(f"{url} (chain.account_url)", timeout_seconds):
+        session = requests.Session()
+        session.trust_env = False
+        answer = session.head(f"{url.rstrip('/')}/api/swarm", timeout=timeout_seconds, allow_redirects=False)
+    if "Date" not in answer.headers:
+        raise ChainError(f"{url}: says no date; expected hivewright's account service")
+    return answer.headers["Date"], (began + time.time()) / 2
+
+
 def require_owner(peer_id: str, owner: str, ours: str) -> None:
     """Raise IdentityError unless `owner`, as the chain has it, is `ours`, the account that sends for us."""
     if owner.lower() != ours.lower():

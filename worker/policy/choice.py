@@ -190,10 +190,25 @@ def _needed_gib(parameters: int, machine: Machine) -> float:
     return parameters * pools.bytes_per_parameter[machine.dtype] / GIB + pools.working_gib
 
 
+def needed_gib(name: str, machine: Machine) -> float | None:
+    """Memory to train a model, estimated by its parameters. None: they are only known when it has been downloaded."""
+    for pool in load_pools().pools:
+        for model in pool.models:
+            if model.name == name:
+                return _needed_gib(model.parameters, machine)
+    files = _weights(name)
+    return _needed_gib(sum(map(_count_parameters, files)), machine) if files else None
+
+
+def _weights(name: str) -> list[Path]:
+    """The files with the weights of a model that is on this machine."""
+    folder = Path(__file__).parent / "tiny" if name == "hivewright/tiny" else Path(name).expanduser()
+    return sorted(folder.glob("*.safetensors")) if (folder / "config.json").is_file() else []
+
+
 def _fit_of(name: str, machine: Machine) -> str:
     """What a model of the user's own needs, if it is on this machine, where its weights can be counted."""
-    folder = Path(__file__).parent / "tiny" if name == "hivewright/tiny" else Path(name).expanduser()
-    files = sorted(folder.glob("*.safetensors")) if (folder / "config.json").is_file() else []
+    files = _weights(name)
     if not files:
         return ""
     needed = _needed_gib(sum(map(_count_parameters, files)), machine)
@@ -207,3 +222,8 @@ def _count_parameters(file: Path) -> int:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file}: can't be read: {error}; expected a model's weights as safetensors") from None
+
+
+def free_ram_gib() -> float:
+    """Memory that a process of this one's control group may still take, without the GPUs'."""
+    return memory.free(torch.device("cpu")) / GIB

@@ -1,0 +1,193 @@
+"""Deploying workers to lab hosts: `deploy.py` through pyinfra, against ansible-core doing the same tasks.
+
+    python -m benchmarks.fleet [--hosts 3 8] [--repeats 3] [--json FILE]
+
+As root, where the lab can be had (tests/lab). Both bring bare hosts to a running worker that trains alone: packages,
+user, folders, command, checkout of a commit, environment, settings checked by the release, settings, unit, enrolment,
+service. Then both run again on what they have made, with nothing to change; workers are frozen (SIGSTOP) meanwhile, so
+that they take no processor time. ansible-core comes from PyPI into a throw-away environment, and runs as fast as it
+goes: pipelining, kept connections, a fork per host, no facts gathered. Its `apt` module needs a package that the hosts
+do not have, so it asks dpkg in a shell, which is quicker. Ours also keeps what the host was and asks the doctor.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploys import hosts, release, system, units, worker
+from deploys.facts import CURRENT, RELEASES
+from deploys.hosts import HostEntry
+from tests.lab import machine
+from tests.lab.lab import REPOSITORY_URL, Lab
+from worker.environments.mixes import DEMO_SETTINGS
+
+ANSIBLE = "ansible-core==2.19.14"
+RUN_SECONDS = 1500
+SYSTEMD = 252  # of the lab's Debian 12
+DATA: dict[str, Any] = {**DEMO_SETTINGS, "slots": 1, "swarm_enabled": False}
+# Runs a command and says how long it took and how much memory its largest process had.
+MEASURED = (
+    "import json,resource,subprocess,sys,time;b=time.monotonic();"
+    "r=subprocess.run(sys.argv[2:],stdout=subprocess.DEVNULL,stderr=open(sys.argv[1]+'.log','w')).returncode;"
+    "m=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss;"
+    "json.dump([r,time.monotonic()-b,m/1024],open(sys.argv[1],'w'))"
+)
+
+
+def measured(lab: Lab, folder: Path, *command: str | Path) -> tuple[float, float]:
+    """Seconds, and MiB of the largest process. The command must succeed."""
+    result = folder / "measured.json"
+    lab.operator(sys.executable, "-c", MEASURED, result, *command, timeout=RUN_SECONDS)
+    code, seconds, mebibytes = json.loads(result.read_text())
+    if code:
+        raise SystemExit(f"{command[0]} ended with code {code}:\n{Path(f'{result}.log').read_text()[-3000:]}")
+    return seconds, mebibytes
+
+
+def write_inventory(lab: Lab, folder: Path) -> Path:
+    names = [(host.name, {"ssh_hostname": host.address}) for host in lab.hosts]
+    file = folder / "fleet.py"
+    file.write_text(
+        "from tests.lab.access import operator_access\n"
+        f"workers = {names!r}\n"
+        f"all = ({[name for name, _ in names]!r}, {{**operator_access(), **{DATA!r}}})\n"
+    )
+    return file
+
+
+def write_playbook(lab: Lab, folder: Path, commit: str) -> Path:
+    """The same tasks, as somebody who knows Ansible would write them."""
+    plan = hosts.check([HostEntry("h1", ("workers",), DATA)])["h1"]
+    slot = plan.slots[0]
+    (folder / "worker-0.yaml").write_text(units.settings_text(slot.settings))
+    (folder / "worker.service").write_text(units.render(worker.UNIT, SYSTEMD, plan.deployment.watchdog_seconds))
+    (folder / "hivewright").write_text(system.WRAPPER)
+    packages = " ".join(system.PACKAGES)
+    apt = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y"
+    install = f"{apt} update && {apt} --no-install-recommends install {packages}"
+    here, state = RELEASES / commit, slot.settings.node.state_dir
+    build = f"{release.environment_script(here, None)} && ln -sfn $folder {here}/environment"
+    folders = {"/opt/hivewright": "755", str(RELEASES): "755", "/opt/hivewright/environments": "755"}
+    folders |= {"/var/lib/hivewright": "755", "/etc/hivewright": "755"}
+    run = f"runuser -u {system.USER} -- environment/bin/python -m worker"
+    tasks: list[dict[str, Any]] = [
+        {"name": "Packages", "shell": f"dpkg-query -W {packages} >/dev/null 2>&1 || {{ {install}; echo changed; }}",
+         "register": "installed", "changed_when": "'changed' in installed.stdout"},
+        {"name": "User", "user": {"name": system.USER, "system": True, "home": "/var/lib/hivewright",
+                                  "shell": "/usr/sbin/nologin", "create_home": False}},
+        *({"name": f"Make {path}", "file": {"path": path, "state": "directory", "mode": mode}}
+          for path, mode in folders.items()),
+        {"name": "Command", "copy": {"src": str(folder / "hivewright"), "dest": "/usr/local/bin/hivewright",
+                                     "mode": "755"}},
+        {"name": "Checkout", "git": {"repo": REPOSITORY_URL, "dest": str(here), "version": commit}},
+        {"name": "Environment", "shell": build, "args": {"creates": f"{here}/environment"}},
+        {"name": "Settings", "copy": {"src": str(folder / "worker-0.yaml"), "dest": str(slot.file), "mode": "644"},
+         "register": "settings"},
+        {"name": "Check them", "command": f"{run} check --settings {slot.file}", "args": {"chdir": str(here)},
+         "when": "settings.changed"},
+        {"name": "Current", "file": {"src": str(here), "dest": str(CURRENT), "state": "link"}, "register": "current"},
+        {"name": "State", "file": {"path": str(state), "state": "directory", "owner": system.USER,
+                                   "group": system.USER, "mode": "700"}},
+        {"name": "Unit", "copy": {"src": str(folder / "worker.service"), "dest": str(units.UNITS / worker.UNIT)},
+         "register": "unit"},
+        {"name": "Enrol", "command": f"{run} enrol --settings {slot.file}",
+         "args": {"chdir": str(here), "creates": f"{state}/enrolment.json"}},
+        {"name": "Service", "systemd_service": {
+            "name": slot.unit, "enabled": True, "daemon_reload": "{{ unit.changed }}",
+            "state": "{{ 'restarted' if unit.changed or settings.changed or current.changed else 'started' }}"}},
+    ]  # fmt: skip
+    file = folder / "play.yaml"
+    file.write_text(yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": tasks}], sort_keys=False))
+    ssh = f"-o UserKnownHostsFile={lab.folder}/known_hosts -o ControlMaster=auto -o ControlPersist=600s"
+    lines = [
+        f"{host.name} ansible_host={host.address} ansible_user=root ansible_ssh_private_key_file={lab.folder}/id"
+        " ansible_python_interpreter=/usr/bin/python3"
+        for host in lab.hosts
+    ]
+    (folder / "hosts.ini").write_text("\n".join(lines) + "\n")
+    (folder / "ansible.cfg").write_text(
+        f"[defaults]\nforks = {len(lab.hosts)}\n[ssh_connection]\npipelining = True\nssh_args = {ssh}\n"
+    )
+    return file
+
+
+def freeze(lab: Lab) -> None:
+    for host in lab.hosts:
+        host.ssh("systemctl kill --signal=STOP --kill-whom=main hivewright-worker@0.service")
+
+
+def compare(num_hosts: int, repeats: int, ansible: Path) -> dict[str, Any]:
+    """Seconds (first run, median of unchanged ones) and MiB, of ours and of Ansible's."""
+    figures: dict[str, Any] = {}
+    for tool in ("ours", "reference"):
+        lab = Lab("labbench")
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            try:
+                lab.up(num_hosts, goes_with_this_process=True)
+                commit = lab.publish()
+                command: Sequence[str | Path]
+                if tool == "ours":
+                    inventory = write_inventory(lab, folder)
+                    command = (sys.executable, "-m", "pyinfra", "-y", inventory, "deploy.py")
+                else:
+                    play = write_playbook(lab, folder, commit)
+                    environment = ("env", f"ANSIBLE_CONFIG={folder}/ansible.cfg", f"ANSIBLE_HOME={folder}/home")
+                    command = (*environment, ansible / "bin/ansible-playbook", "-i", folder / "hosts.ini", play)
+                first, _ = measured(lab, folder, *command)
+                freeze(lab)
+                again = [measured(lab, folder, *command) for _ in range(repeats)]
+            finally:
+                lab.down()
+        seconds, memory = statistics.median(s for s, _ in again), max(m for _, m in again)
+        figures[tool] = {"first": first, "again": seconds, "memory": memory}
+        print(f"{num_hosts} hosts, {tool}: first {first:.1f} s, again {seconds:.1f} s, {memory:.0f} MiB", flush=True)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hosts", type=int, nargs="+", default=[3, 8])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if reason := machine.why_no_lab():
+        raise SystemExit(reason)
+    claims = []
+    with tempfile.TemporaryDirectory() as name:
+        ansible = Path(name) / "ansible"
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "venv", ansible], check=True)
+        subprocess.run(
+            [ansible / "bin/pip", "install", "--quiet", "--disable-pip-version-check", ANSIBLE],
+            check=True, env={**os.environ, "PIP_NO_INPUT": "1"},
+        )  # fmt: skip
+        print(f"{ANSIBLE} installed in {time.monotonic() - began:.0f} s", flush=True)
+        for num_hosts in options.hosts:
+            found = compare(num_hosts, options.repeats, ansible)
+            for key, what, unit in (
+                ("first", "first deploy of bare hosts", "s"),
+                ("again", "second deploy, nothing to change", "s"),
+                ("memory", "largest process of the operator's, second deploy", "MiB"),
+            ):
+                ours, reference = found["ours"][key], found["reference"][key]
+                claims.append(
+                    {"claim": f"{what}, {num_hosts} hosts", "ours": ours, "reference": reference,
+                     "ratio": reference / ours, "unit": unit}
+                )  # fmt: skip
+    if options.json:
+        options.json.write_text(json.dumps(claims, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Options of the commands that an operator gives to a whole fleet. Loaded with the command line, so nothing heavy."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def rollout(parser: argparse.ArgumentParser) -> None:
+    _inventory(parser)
+    parser.add_argument(
+        "--batch", default="25%", metavar="N|P%", help="hosts at a time after the first one, or a share (default: 25%%)"
+    )
+    parser.add_argument(
+        "--gate-rounds", type=_number(1, 8), default=1, metavar="N",
+        help="rounds that each worker of a batch must finish before the next batch (default: 1, at most 8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gate-seconds", type=_number(1), default=1800, metavar="S", help="how long they may take (default: 1800)"
+    )
+    parser.add_argument(
+        "--deadline",
+        type=_number(1),
+        default=3600,
+        metavar="S",
+        help="how long one host's deploy may take (default: 3600)",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the hosts that the last rollout left behind")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of report and logs (default: rollouts/NAME of the inventory)"
+    )
+
+
+def hosts(parser: argparse.ArgumentParser) -> None:
+    """Of which hosts of an inventory."""
+    _inventory(parser)
+    parser.add_argument(
+        "--limit", action="append", metavar="HOST", help="only this host, pattern or group; may be given again"
+    )
+
+
+def status(parser: argparse.ArgumentParser) -> None:
+    hosts(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def logs(parser: argparse.ArgumentParser) -> None:
+    hosts(parser)
+    parser.add_argument("--lines", type=_number(1, 10000), default=50, metavar="N", help="lines a host (default: 50)")
+    parser.add_argument(
+        "--unit", default="*", metavar="NAME", help="one service, such as worker@0 or keeper (default: all)"
+    )
+
+
+def uninstall(parser: argparse.ArgumentParser) -> None:
+    hosts(parser)
+    parser.add_argument("--identities", action="store_true", help="remove keys, ledgers and the chain's state too")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def backup(parser: argparse.ArgumentParser) -> None:
+    hosts(parser)
+    _archive(parser)
+
+
+def restore(parser: argparse.ArgumentParser) -> None:
+    _inventory(parser)
+    _archive(parser)
+    parser.add_argument("--to", required=True, metavar="HOST", help="host that gets them")
+    parser.add_argument("--from", dest="source", metavar="HOST", help="host that had them (default: the same)")
+
+
+def _inventory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inventory", metavar="INVENTORY", help="inventory file, as for pyinfra")
+
+
+def _archive(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--archive", type=Path, required=True, metavar="FILE", help="the backup, encrypted")
+    parser.add_argument(
+        "--passphrase-file", type=Path, metavar="FILE", help="its passphrase (default: asked for at the terminal)"
+    )
+
+
+def _number(least: int, most: int | None = None) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            limit = f"from {least} to {most}" if most is not None else f"of at least {least}"
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number {limit}")
+        return int(text)
+
+    return read

@@ -1,0 +1,113 @@
+"""What became of a rollout: for machines (report.json, from which `--resume` goes on), and for people."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+from rich.markup import escape
+from rich.table import Table
+
+from worker.errors import SettingsError
+from worker.service import write_whole
+
+Fate = Literal["pending", "done", "unreachable", "overdue", "failed", "lost", "rolled-back", "stuck"]
+"""pending: not touched yet. done: deployed, and trains. unreachable: no connection. overdue: not deployed by its
+deadline. failed: its deploy failed, for a reason of its own. lost: deployed, and then gone or ill for a reason of its
+own. rolled-back: is again what it was. stuck: was to go back, and did not."""
+Result = Literal["running", "done", "incomplete", "rolled-back", "stuck", "interrupted"]
+
+_COLOURS = {"done": "green", "pending": "dim", "rolled-back": "yellow"}
+
+
+@dataclass(slots=True)
+class HostReport:
+    """One host. `commit`: that it is to get; `before`: that it had, None if none. `seconds`: of deploy and gate."""
+
+    commit: str
+    before: str | None = None
+    fate: Fate = "pending"
+    reason: str = ""
+    batch: int | None = None
+    num_changes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Report:
+    """A rollout. Times in seconds since 1970. `reason`: why the gate did not let the release through."""
+
+    inventory: str
+    hosts: dict[str, HostReport]
+    started_at: float = field(default_factory=time.time)
+    finished_at: float | None = None
+    result: Result = "running"
+    reason: str = ""
+    version: int = 1
+
+    def those(self, *fates: Fate) -> list[str]:
+        """Hosts with one of these fates, in the inventory's order."""
+        return [name for name, host in self.hosts.items() if host.fate in fates]
+
+    def write(self, file: Path) -> None:
+        """Replace the file at once: an operator whose machine dies finds the last state whole."""
+        write_whole(file, json.dumps(asdict(self), indent=2) + "\n")
+
+
+_REPORT = TypeAdapter(Report)
+
+
+def read(file: Path) -> Report:
+    """What an earlier rollout left. Raises SettingsError."""
+    try:
+        return _REPORT.validate_json(file.read_bytes())
+    except FileNotFoundError:
+        raise SettingsError(
+            f"{file}: no such file; there is no rollout to resume; start one without --resume"
+        ) from None
+    except ValidationError as error:
+        raise SettingsError(f"{file}: {error.errors()[0]['msg']}; expected the report of a rollout") from None
+
+
+def table(report: Report) -> Table:
+    """A line per host that was touched or could not be; hosts that stayed as they were are counted below it."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("host", "batch", "s", "release", "result", "reason"):
+        justify: Literal["left", "right"] = "right" if column in ("batch", "s") else "left"
+        shown.add_column(column, justify=justify, no_wrap=column != "reason", overflow="fold")
+    for name, host in report.hosts.items():
+        if host.fate == "pending":
+            continue
+        colour = _COLOURS.get(host.fate, "red")
+        shown.add_row(
+            escape(name),
+            "" if host.batch is None else str(host.batch),
+            f"{host.seconds:.0f}",
+            _change(host),
+            f"[{colour}]{host.fate}[/{colour}]",
+            escape(host.reason),
+        )
+    return shown
+
+
+def summary(report: Report) -> str:
+    """One line: how many hosts of which fate."""
+    return ", ".join(f"{count} {fate}" for fate, count in _counts(report.hosts.values()).items())
+
+
+def _change(host: HostReport) -> str:
+    before = host.before[:7] if host.before else "none"
+    if host.fate in ("rolled-back", "unreachable", "failed"):
+        return before
+    return host.commit[:7] if before == host.commit[:7] else f"{before} > {host.commit[:7]}"
+
+
+def _counts(hosts: Iterable[HostReport]) -> Mapping[str, int]:
+    counts: dict[str, int] = {}
+    for host in hosts:
+        name = "untouched" if host.fate == "pending" else host.fate
+        counts[name] = counts.get(name, 0) + 1
+    return counts

@@ -1,0 +1,214 @@
+"""`hivewright fleet ...`: the days between rollouts. Every host by itself, all at the same time, a line for each."""
+
+import argparse
+import base64
+import getpass
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from nacl.exceptions import CryptoError
+from nacl.public import PrivateKey, SealedBox
+
+from deploys.fleet import archive
+from deploys.fleet.command import Pyinfra, Ran, heed_signals
+from deploys.places import STATE
+from deploys.sealing import KEY_PREFIX
+from worker.errors import SettingsError, WorkerError
+
+ASK_SECONDS = 120.0
+# A worker's stop takes at most a minute, its start five (templates/service.j2).
+SERVICE_SECONDS = 600.0
+NUM_PARALLEL = 16
+
+
+def stop(options: argparse.Namespace) -> None:
+    """Stop all services; they stay stopped until the host boots, or the next start or deploy."""
+    _at_all(options, "deploys.upkeep.services", "action=stop")
+
+
+def start(options: argparse.Namespace) -> None:
+    _at_all(options, "deploys.upkeep.services", "action=start")
+
+
+def restart(options: argparse.Namespace) -> None:
+    _at_all(options, "deploys.upkeep.services", "action=restart")
+
+
+def rollback(options: argparse.Namespace) -> None:
+    """Have hosts as they were before their last deploy: release, settings, units."""
+    _at_all(options, "deploys.history.go_back")
+
+
+def logs(options: argparse.Namespace) -> None:
+    """Print the last lines of the services' logs, each with its host."""
+    pyinfra = Pyinfra(options.inventory)
+    names = chosen(pyinfra, options.limit)
+    fact = ("deploys.facts.Logs", f"lines={options.lines}", f"unit=hivewright-{options.unit}.service")
+    (found,) = _asked(pyinfra, *fact, hosts=names)
+    for name in names:
+        for line in found.get(name, ()):
+            print(f"{name} {line}")
+    _complain(names, found)
+
+
+def uninstall(options: argparse.Namespace) -> None:
+    """Say what would be removed, have it confirmed, remove it."""
+    pyinfra = Pyinfra(options.inventory)
+    names = chosen(pyinfra, options.limit)
+    (found,) = _asked(pyinfra, "deploys.facts.Footprint", hosts=names)
+    for name in names:
+        for path in found.get(name, ()):
+            if options.identities or not path.startswith(f"{STATE}/"):
+                print(f"{name}: {path}")
+            else:
+                print(f"{name}: (stays) {path}")
+    if options.identities:
+        print("identities, ledgers and the chain's state go too: nothing brings them back but a backup")
+    else:
+        print(f"what of {STATE} can't be made again stays: identities, tokens, ledgers, the coordinator's folders")
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise SettingsError("no terminal to confirm it at; put --yes to do it")
+        if input(f"remove this from {len(found)} hosts? [yes/no] ") != "yes":
+            raise SettingsError("not confirmed; nothing was removed")
+    _run(pyinfra, [name for name in names if name in found], "deploys.upkeep.uninstall", _flag(options.identities))
+    _complain(names, found)
+
+
+def backup(options: argparse.Namespace) -> None:
+    """Bring all identities and ledgers into one encrypted file, which must not be there yet."""
+    if options.archive.exists():
+        raise SettingsError(f"{options.archive}: is there already; expected a name for a new file")
+    pyinfra = Pyinfra(options.inventory)
+    names = chosen(pyinfra, options.limit)
+    passphrase = _passphrase(options.passphrase_file, is_new=True)
+    key = PrivateKey.generate()
+    public = f"key={KEY_PREFIX}{bytes(key.public_key).hex()}"
+    (found,) = _asked(pyinfra, "deploys.facts.Sealed", public, hosts=names)
+    tars = {name: _opened(name, found[name], key) for name in names if found.get(name)}
+    if not tars:
+        raise WorkerError("no host has anything to back up, or none could be reached; nothing was written")
+    archive.write(options.archive, tars, passphrase)
+    print(f"{options.archive}: identities and ledgers of {', '.join(tars)}")
+    _complain(names, tars)
+
+
+def restore(options: argparse.Namespace) -> None:
+    """Bring a host's identities and ledgers from a backup to a host: to itself, or to another, which is a move."""
+    pyinfra = Pyinfra(options.inventory)
+    known = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
+    target, source = options.to, options.source or options.to
+    if target not in known:
+        raise SettingsError(f"--to {target}: no such host in {options.inventory}")
+    tars = archive.read(options.archive, _passphrase(options.passphrase_file, is_new=False))
+    if source not in tars:
+        raise SettingsError(f"--from {source}: not in {options.archive}; it holds {', '.join(sorted(tars))}")
+    if source != target:
+        _retire(pyinfra, source, known)
+    content = base64.b64encode(tars[source]).decode()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        ran = pyinfra.operation(target, "deploys.upkeep.restore", log, timeout=ASK_SECONDS, stdin=content)
+    if ran.outcome != "done":
+        raise WorkerError(f"{target}: {ran.reason}; nothing was restored there")
+    print(f"{target}: has the identities and ledgers of {source}; deploy it now")
+
+
+def _retire(pyinfra: Pyinfra, source: str, known: Sequence[str]) -> None:
+    """Two hosts with one identity would claim one reward: the old one gives it up first, if it is there."""
+    ran = Ran("unreachable", "not in the inventory")
+    if source in known:
+        with tempfile.TemporaryDirectory() as folder:
+            ran = pyinfra.operation(source, "deploys.upkeep.retire", Path(folder) / "log", timeout=SERVICE_SECONDS)
+    if ran.outcome == "done":
+        print(f"{source}: stopped, its keys set aside; take its slots out of the inventory, or it enrols anew")
+    elif ran.outcome == "unreachable":
+        print(
+            f"{source}: {ran.reason}; if it comes back, it must not run with the identities that have moved", flush=True
+        )
+    else:
+        raise WorkerError(f"{source}: {ran.reason}; nothing was moved")
+
+
+def _at_all(options: argparse.Namespace, operation: str, *arguments: str) -> None:
+    pyinfra = Pyinfra(options.inventory)
+    _run(pyinfra, chosen(pyinfra, options.limit), operation, *arguments)
+
+
+def _run(pyinfra: Pyinfra, names: Sequence[str], operation: str, *arguments: str) -> None:
+    """One operation on many hosts. Raises WorkerError if it did not succeed on all."""
+    heed_signals()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(NUM_PARALLEL) as pool:
+
+        def run(name: str) -> Ran:
+            log = Path(folder) / "log"
+            ran = pyinfra.operation(name, operation, log, *arguments, timeout=SERVICE_SECONDS)
+            print(f"{name}: {ran.outcome}{f', {ran.reason}' if ran.reason else ''}", flush=True)
+            return ran
+
+        futures = {name: pool.submit(run, name) for name in names}
+        try:
+            failed = [name for name, future in futures.items() if future.result().outcome != "done"]
+        except BaseException:
+            pyinfra.stop()
+            raise
+    if failed:
+        raise WorkerError(f"not done on {', '.join(failed)}; see above")
+
+
+def chosen(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[str]:
+    """The hosts that `--limit` leaves, which is a name, a pattern or a group. SettingsError: it fits nobody."""
+    hosts = pyinfra.hosts(timeout=ASK_SECONDS)
+    for limit in limits or ():
+        if not any(_fits(host, limit) for host in hosts):
+            raise SettingsError(f"--limit {limit}: no such host or group in {pyinfra.inventory}")
+    return [host["name"] for host in hosts if not limits or any(_fits(host, limit) for limit in limits)]
+
+
+def _fits(host: Mapping[str, Any], limit: str) -> bool:
+    return fnmatch(host["name"], limit) or limit in host["groups"]
+
+
+def _asked(pyinfra: Pyinfra, *fact: str, hosts: Sequence[str]) -> list[dict[str, Any]]:
+    try:
+        return pyinfra.facts(*fact, hosts=hosts, timeout=SERVICE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise WorkerError(f"the hosts did not answer within {SERVICE_SECONDS:g} s; ask fewer with --limit") from None
+
+
+def _complain(names: Sequence[str], found: Mapping[str, Any]) -> None:
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise WorkerError(f"no answer from {', '.join(missing)}; the others are done")
+
+
+def _opened(name: str, sealed: str, key: PrivateKey) -> bytes:
+    try:
+        return bytes(SealedBox(key).decrypt(base64.b64decode(sealed)))
+    except (CryptoError, ValueError):
+        raise WorkerError(f"{name}: what it sealed can't be opened; nothing was written") from None
+
+
+def _passphrase(file: Path | None, is_new: bool) -> str:
+    """From a file's first line, or from the terminal; twice if it is a new one. Never from a command line."""
+    if file is not None:
+        try:
+            return file.read_text().splitlines()[0].strip()
+        except (OSError, UnicodeDecodeError, IndexError):
+            raise SettingsError(f"--passphrase-file {file}: can't be read; expected a file with one line") from None
+    if not sys.stdin.isatty():
+        raise SettingsError("no terminal to ask for the passphrase at; put it into a file: --passphrase-file FILE")
+    said = getpass.getpass("passphrase of the backup: ")
+    if is_new and getpass.getpass("the same again: ") != said:
+        raise SettingsError("the two passphrases differ; nothing was done")
+    return said
+
+
+def _flag(value: bool) -> str:
+    return f"identities={'true' if value else 'false'}"

@@ -1,0 +1,88 @@
+"""`python -m deploys.sealing KEY`, on a host: its identities and ledgers, for one reader's eyes.
+
+Writes a tar of them to standard output, sealed for the holder of a key (a libsodium sealed box) and in base 64: so
+what passes through ssh, pyinfra and its facts is of no use to anybody else. The operator makes a key for each backup.
+"""
+
+import base64
+import io
+import json
+import sqlite3
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nacl.public import PublicKey, SealedBox
+
+STATE = Path("/var/lib/hivewright")
+# What of a worker can't be made again, or says what it is owed.
+WORKER_FILES = ("swarm.pem", "enrolment.json", "account.token", "model.json", "ledger.db")
+# Of a coordinator everything counts: the chain's state, the owner's key, the account's key and its books.
+SERVICE_FOLDERS = ("chain", "keeper", "account", "bootnode")
+KEY_PREFIX = "x25519:"
+SQLITE_MAGIC = b"SQLite format 3\0"
+NUM_READS = 5
+
+
+def kept_files(state: Path) -> Iterator[Path]:
+    """The files that a backup holds, those that are there."""
+    for folder in sorted(state.glob("worker-*")):
+        yield from (folder / name for name in WORKER_FILES if (folder / name).is_file())
+    for name in SERVICE_FOLDERS:
+        for file in sorted((state / name).rglob("*")):
+            if file.is_file() and file.name != "lock" and not file.name.endswith(("-wal", "-shm", "-journal")):
+                yield file
+
+
+def pack(state: Path) -> bytes:
+    """A tar of them, with paths below `state`. Raises OSError or ValueError if a file can't be read whole."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for file in kept_files(state):
+            content = read_whole(file)
+            entry = tarfile.TarInfo(str(file.relative_to(state)))
+            entry.size, entry.mode, entry.mtime = len(content), 0o600, int(file.stat().st_mtime)
+            tar.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def read_whole(file: Path) -> bytes:
+    """The content, also while its owner writes: a database through sqlite, JSON again until it is whole."""
+    content = file.read_bytes()
+    if content.startswith(SQLITE_MAGIC):
+        return _copy_database(file)
+    if file.suffix != ".json":
+        return content
+    for _ in range(NUM_READS):
+        try:
+            json.loads(content)
+            return content
+        except ValueError:
+            time.sleep(0.5)
+            content = file.read_bytes()
+    raise ValueError(f"{file}: no JSON, {NUM_READS} times in a row; expected a file that its service has written whole")
+
+
+def _copy_database(file: Path) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.db"
+        source, target = sqlite3.connect(f"file:{file}?mode=ro", uri=True), sqlite3.connect(copy)
+        try:
+            source.backup(target)
+        finally:
+            source.close()
+            target.close()
+        return copy.read_bytes()
+
+
+def seal(content: bytes, key: str) -> str:
+    """Base 64 of `content`, sealed for the holder of `key` (x25519:HEX)."""
+    public = PublicKey(bytes.fromhex(key.removeprefix(KEY_PREFIX)))
+    return base64.encodebytes(SealedBox(public).encrypt(content)).decode()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(seal(pack(STATE), sys.argv[1]))

@@ -1,0 +1,108 @@
+"""What is done to a deployed host between deploys: services, moving identities in and out, taking it all away.
+
+Each operation is run by itself through pyinfra's command line (deploys/fleet/upkeep.py).
+"""
+
+import sys
+from collections.abc import Iterator
+from functools import cache
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+
+from deploys import connection
+from deploys.facts import CACHE, COMMAND, DEPLOYED, LOGS, ROOT, WHOLE
+from deploys.places import CONFIGURATION, RETIRED, STATE
+from deploys.sealing import SERVICE_FOLDERS, WORKER_FILES
+from deploys.system import USER
+from deploys.units import UNITS
+
+# Every service that a deploy has started here. systemd puts them into order.
+_UNITS = f"$(ls {DEPLOYED} 2>/dev/null | grep -v '^{WHOLE}$')"
+ACTIONS = ("start", "stop", "restart")
+
+
+@operation()
+def services(action: str) -> Iterator[str]:
+    """Start, stop or restart all of hivewright's services. A stopped one starts again with the host, or a deploy."""
+    connection.limit_silence(host)
+    if action not in ACTIONS:
+        raise ValueError(f"action: got {action!r}; expected one of {', '.join(ACTIONS)}")
+    yield (
+        f"units={_UNITS}; [ -n \"$units\" ] || {{ echo 'nothing is deployed on this host' >&2; exit 1; }};"
+        f" systemctl reset-failed $units 2>/dev/null; systemctl {action} $units"
+    )
+
+
+@operation()
+def uninstall(identities: bool) -> Iterator[str]:
+    """Have nothing of hivewright's. What can't be made again (keys, tokens, ledgers, the chain) stays without
+    `identities`. The host's packages stay: others may use them."""
+    connection.limit_silence(host)
+    yield (
+        f'units={_UNITS}; [ -z "$units" ] || systemctl disable --now --quiet $units;'
+        f" rm -rf {UNITS}/hivewright-*.service* {COMMAND}; systemctl daemon-reload;"
+        f" rm -rf {ROOT} {CONFIGURATION} {CACHE} {LOGS}"
+    )
+    if identities:
+        yield f"rm -rf {STATE}; ! id {USER} >/dev/null 2>&1 || userdel {USER}"
+    else:
+        kept = " ".join(f"! -name '{name}'" for name in WORKER_FILES)
+        others = " ".join(f"! -name {name}" for name in ("worker-*", RETIRED.name, *SERVICE_FOLDERS))
+        yield (
+            f"! cd {STATE} 2>/dev/null || {{ find . -mindepth 1 -maxdepth 1 {others} -exec rm -rf {{}} +;"
+            f" find . -mindepth 2 -maxdepth 2 -path './worker-*' {kept} -exec rm -rf {{}} +; }}"
+        )
+
+
+@operation()
+def retire() -> Iterator[str]:
+    """Have no worker here that could claim an identity that has moved: stopped, its key set aside."""
+    connection.limit_silence(host)
+    yield (
+        f"set -e; for d in {STATE}/worker-*; do [ -e $d/swarm.pem ] || continue;"
+        " systemctl disable --now --quiet hivewright-worker@${d##*-}.service;"
+        " for f in swarm.pem enrolment.json account.token; do [ ! -e $d/$f ] || mv $d/$f $d/$f.moved; done;"
+        f" rm -f {DEPLOYED}/hivewright-worker@${{d##*-}}.service {DEPLOYED}/{WHOLE}; done"
+    )
+
+
+@operation()
+def restore() -> Iterator[StringCommand]:
+    """Have the identities and ledgers of a backup: a tar in base 64, which comes on standard input.
+
+    They go through the standard input of a shell on the host too, so they are in no command line, log or diff. Nothing
+    that is there is overwritten, and a host that has another identity, or runs one of these, is refused.
+    """
+    connection.limit_silence(host)
+    yield StringCommand(_RESTORE, _stdin=[_standard_input()])
+
+
+@cache
+def _standard_input() -> str:
+    """pyinfra runs an operation twice: to see what it would do, and to do it."""
+    return sys.stdin.read()
+
+
+_RESTORE = f"""set -e
+umask 077
+new=$(mktemp -d /var/lib/.hivewright-restore.XXXXXX)
+trap 'rm -rf $new' EXIT
+base64 -d | tar -x --no-same-owner -C $new
+for d in $new/worker-*; do
+  [ -e $d/swarm.pem ] || continue
+  n=${{d##*-}}
+  here={STATE}/worker-$n
+  ! systemctl is-active --quiet hivewright-worker@$n.service || {{ echo "slot $n runs; stop it first" >&2; exit 1; }}
+  [ ! -e $here/swarm.pem ] || cmp -s $d/swarm.pem $here/swarm.pem || {{
+    echo "slot $n has an identity of its own ($here/swarm.pem); move it away first" >&2; exit 1; }}
+done
+id {USER} >/dev/null 2>&1 || useradd --system --no-create-home --home-dir {STATE} --shell /usr/sbin/nologin {USER}
+[ -d {STATE} ] || mkdir -m 755 {STATE}
+for d in $new/*; do
+  there={STATE}/${{d##*/}}
+  mkdir -p -m 700 $there
+  cp -rn $d/. $there/
+  chown -R {USER}:{USER} $there
+done
+"""

@@ -1,0 +1,184 @@
+"""`hivewright rollout` and `hivewright fleet` on real hosts: h1 carries the swarm, h2 and h3 train.
+
+The tests run in this order on one fleet, bare or deployed; each leaves it training.
+"""
+
+import io
+import json
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploys.fleet import archive
+from tests.lab.host import CHECKOUT, Host
+from tests.lab.lab import Lab
+from tests.lab.process import run, wait_until
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
+
+INVENTORY = CHECKOUT / "inventory/lab.py"
+WORKER = "hivewright-worker@0.service"
+STEP = "    def train(self) -> None:\n"
+BROKEN = (STEP, STEP + '        raise RuntimeError("it is broken")\n')
+
+
+def hivewright(lab: Lab, *arguments: str | Path, timeout: float = 800) -> subprocess.CompletedProcess[str]:
+    return lab.operator("python", "-m", "worker", *arguments, timeout=timeout, check=False)
+
+
+def rollout(lab: Lab, inventory: Path, output: Path, *more: str) -> tuple[int, dict[str, Any], str]:
+    """Exit code, report, and what was said."""
+    done = hivewright(lab, "rollout", inventory, "--gate-seconds", "150", "--output", output, *more)
+    return done.returncode, json.loads((output / "report.json").read_text()), done.stdout + done.stderr
+
+
+def inventory_of(folder: Path, branch: str) -> Path:
+    """The lab's inventory, with another branch of the lab's repository."""
+    file = folder / "lab.py"
+    file.write_text(INVENTORY.read_text() + f'\nall[1]["release_ref"] = "{branch}"\n')
+    return file
+
+
+def branch_with(lab: Lab, name: str, path: str, change: tuple[str, str] | str) -> str:
+    """A branch of the lab's repository: `lab` with one file changed (a replacement, or a new content). Its commit."""
+    git = ("git", f"--git-dir={lab.folder}/repository.git", "-c", "safe.directory=*")
+    environment = {**os.environ, "GIT_INDEX_FILE": str(lab.folder / f"index-{name}")}
+    for who in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{who}_NAME": "lab", f"GIT_{who}_EMAIL": "lab@localhost"}
+    if isinstance(change, tuple):
+        before = run(*git, "show", f"lab:{path}").stdout
+        assert change[0] in before
+        content = before.replace(*change)
+    else:
+        content = change
+    file = lab.folder / f"content-{name}"
+    file.write_text(content)
+    blob = run(*git, "hash-object", "-w", file).stdout.strip()
+    run(*git, "read-tree", "lab", env=environment)
+    run(*git, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=environment)
+    tree = run(*git, "write-tree", env=environment).stdout.strip()
+    commit = run(*git, "commit-tree", tree, "-p", "lab", "-m", name, env=environment).stdout.strip()
+    run(*git, "update-ref", f"refs/heads/{name}", commit)
+    return commit
+
+
+def commit_of(host: Host) -> str:
+    return host.ssh("basename $(readlink /opt/hivewright/current)").stdout.strip()
+
+
+def main_pid(host: Host) -> int:
+    return int(host.ssh(f"systemctl show --property=MainPID --value {WORKER}").stdout)
+
+
+def rounds(host: Host) -> list[int]:
+    lines = (host.root / "var/lib/hivewright/worker-0/rounds.jsonl").read_text().splitlines()
+    return [json.loads(line)["round"] for line in lines]
+
+
+def wait_for_rounds(*hosts: Host, timeout: float = 120) -> None:
+    before = {host.name: len(rounds(host)) for host in hosts}
+    for host in hosts:
+        wait_until(lambda h=host: len(rounds(h)) > before[h.name] + 1, timeout, f"{host.name} trains", 0.5)
+
+
+def test_rollout_reaches_every_host_one_first(lab: Lab, tmp_path: Path) -> None:
+    code, report, said = rollout(lab, INVENTORY, tmp_path / "out")
+    assert code == 0, said
+    assert report["result"] == "done"
+    assert {host["fate"] for host in report["hosts"].values()} == {"done"}
+    assert report["hosts"]["h2"]["batch"] < report["hosts"]["h3"]["batch"]
+    wait_for_rounds(lab.host(2), lab.host(3))
+
+
+def test_services_without_a_gpu_are_confined_and_log_to_files(lab: Lab) -> None:
+    for unit, number in (("account", 1), ("chain", 1), ("keeper", 1), ("bootnode", 1), ("worker@0", 2)):
+        shown = lab.host(number).ssh(f"systemd-analyze security --no-pager hivewright-{unit}.service | tail -n 1")
+        assert float(shown.stdout.split(": ")[1].split()[0]) <= 2.0, shown.stdout
+    log = lab.host(2).ssh("cat /var/log/hivewright/hivewright-worker@0.log").stdout
+    assert "round finished" in log
+    refused = lab.host(2).ssh("runuser -u hivewright -- cat /etc/hivewright/enrolment.token", check=False)
+    assert refused.returncode != 0
+
+
+def test_release_that_does_not_train_meets_one_host_and_goes_back(lab: Lab, tmp_path: Path) -> None:
+    h2, h3 = lab.host(2), lab.host(3)
+    good, others = commit_of(h2), (main_pid(h3), commit_of(lab.host(1)))
+    bad = branch_with(lab, "broken", "worker/node.py", BROKEN)
+    code, report, said = rollout(lab, inventory_of(tmp_path, "broken"), tmp_path / "out")
+    assert code == 10, said
+    assert report["result"] == "rolled-back"
+    assert {name: host["fate"] for name, host in report["hosts"].items()} == {
+        "h1": "pending",
+        "h2": "rolled-back",
+        "h3": "pending",
+    }
+    assert report["hosts"]["h2"]["commit"] == bad
+    assert commit_of(h2) == good
+    assert (main_pid(h3), commit_of(lab.host(1))) == others
+    wait_for_rounds(h2, h3)
+
+
+def test_host_that_is_gone_holds_nobody_up_and_resume_touches_only_it(lab: Lab, tmp_path: Path) -> None:
+    h2, h3 = lab.host(2), lab.host(3)
+    new = branch_with(lab, "next", "docs/next.md", "The next release.\n")
+    inventory, output = inventory_of(tmp_path, "next"), tmp_path / "out"
+    h3.pull_plug()
+    try:
+        code, report, said = rollout(lab, inventory, output)
+    finally:
+        lab.start(3)
+    assert code == 1, said
+    assert {name: host["fate"] for name, host in report["hosts"].items()} == {
+        "h1": "done",
+        "h2": "done",
+        "h3": "unreachable",
+    }
+    assert commit_of(h2) == new
+    pid = main_pid(h2)
+    code, report, said = rollout(lab, inventory, output, "--resume")
+    assert code == 0, said
+    assert report["result"] == "done"
+    assert commit_of(h3) == new
+    assert main_pid(h2) == pid
+
+
+def test_day_two_commands(lab: Lab, tmp_path: Path) -> None:
+    h2 = lab.host(2)
+    wait_until(lambda: hivewright(lab, "fleet", "status", INVENTORY).returncode == 0, 60, "all is well", 3)
+    table = hivewright(lab, "fleet", "status", INVENTORY).stdout
+    assert "h2/0" in table
+    assert "h1/keeper" in table
+    done = hivewright(lab, "fleet", "logs", INVENTORY, "--limit", "h2", "--lines", "5")
+    assert done.returncode == 0, done.stderr
+    assert "hivewright-worker@0" in done.stdout
+    assert hivewright(lab, "fleet", "stop", INVENTORY, "--limit", "h2").returncode == 0
+    assert h2.ssh(f"systemctl is-active {WORKER}", check=False).stdout.strip() == "inactive"
+
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("correct horse battery\n")
+    kept = ("--archive", tmp_path / "fleet.backup", "--passphrase-file", passphrase)
+    done = hivewright(lab, "fleet", "backup", INVENTORY, *kept)
+    assert done.returncode == 0, done.stderr
+    key = (h2.root / "var/lib/hivewright/worker-0/swarm.pem").read_bytes()
+    hosts = archive.read(tmp_path / "fleet.backup", "correct horse battery")
+    with tarfile.open(fileobj=io.BytesIO(hosts["h2"])) as tar:
+        stored = tar.extractfile("worker-0/swarm.pem")
+        assert stored is not None
+        assert stored.read() == key
+    with tarfile.open(fileobj=io.BytesIO(hosts["h1"])) as tar:
+        assert {"keeper/owner.key", "chain/state.json"} <= set(tar.getnames())
+
+    done = hivewright(lab, "fleet", "uninstall", INVENTORY, "--limit", "h2", "--identities", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (h2.root / "opt/hivewright").exists()
+    assert not (h2.root / "var/lib/hivewright").exists()
+    done = hivewright(lab, "fleet", "restore", INVENTORY, *kept, "--to", "h2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    code, _, said = rollout(lab, INVENTORY, tmp_path / "out")
+    assert code == 0, said
+    assert (h2.root / "var/lib/hivewright/worker-0/swarm.pem").read_bytes() == key
+    wait_for_rounds(h2)

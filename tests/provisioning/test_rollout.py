@@ -1,0 +1,231 @@
+"""The rollout driver's decisions, on a recorded stand-in for pyinfra: real answers' shapes, invented hosts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploys.fleet import gate, report
+from deploys.fleet.batches import Batch, Size, next_batch
+from deploys.fleet.command import Ran
+from deploys.fleet.report import HostReport, Report
+from deploys.fleet.rollout import Rollout, Rules, Seen, _resumed
+from worker.errors import SettingsError
+
+OLD, NEW = "a" * 40, "b" * 40
+RULES = Rules(Size(25, True), gate_rounds=1, gate_seconds=0.05, look_every_seconds=0.01)
+
+
+def worker(**changes: Any) -> dict[str, Any]:
+    """A NodeReport of a worker that has finished a round since it was started."""
+    report = {
+        "unit": "hivewright-worker@0.service",
+        "active_state": "active",
+        "status": {"activity": "training", "last_error": None},
+        "started_at": 1000.0,
+        "restarts": 0,
+        "exit_status": 0,
+        "finished": [900.0, 1010.0],
+    }
+    return report | changes
+
+
+def keeper(round: int | None, expected: int = 2, **changes: Any) -> dict[str, Any]:
+    status = {"state": "round-open", "round": round, "reporters": 1, "expected": expected}
+    return worker(unit="hivewright-keeper.service", status=status, finished=[], **changes)
+
+
+class RecordedFleet:
+    """Stands in for pyinfra and its hosts. `troubles`: what a deploy of a host comes to, instead of a trained round."""
+
+    def __init__(self, names: Sequence[str], troubles: dict[str, Any] | None = None) -> None:
+        self.state = {name: {"commit": OLD, "deployed": OLD, "previous": None} for name in names}
+        self.reports = {name: [worker()] for name in names}
+        self.troubles = troubles or {}
+        self.deployed: list[str] = []
+        self.went_back: list[str] = []
+
+    def deploy(self, host: str, commit: str) -> Ran:
+        self.deployed.append(host)
+        trouble = self.troubles.get(host)
+        if isinstance(trouble, Ran):
+            return trouble
+        self.state[host] = {"commit": commit, "deployed": commit, "previous": self.state[host]["commit"]}
+        if trouble == "gone":
+            del self.state[host]
+        elif trouble is not None:
+            self.reports[host] = [trouble]
+        return Ran("done", num_changes=4)
+
+    def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
+        return {name: Seen(self.state[name], self.reports[name]) for name in hosts if name in self.state}
+
+    def go_back(self, host: str) -> Ran:
+        self.went_back.append(host)
+        self.state[host] = {"commit": OLD, "deployed": OLD, "previous": OLD}
+        return Ran("done")
+
+    def stop(self) -> None:
+        raise AssertionError("nobody interrupts")
+
+
+def rolled_out(fleet: RecordedFleet, names: Sequence[str], so_far: Report | None = None) -> Report:
+    so_far = so_far or Report("inventory/x.py", {name: HostReport(NEW) for name in names})
+    rollout = Rollout(fleet, RULES, [n for n in names if n == "hub"], so_far, lambda _: None, lambda _: None)
+    rollout.run()
+    return rollout.report
+
+
+HOSTS = [f"gpu-{number:02}" for number in range(1, 21)]
+
+
+def test_twenty_hosts_get_it_in_batches_one_first() -> None:
+    done = rolled_out(RecordedFleet(HOSTS), HOSTS)
+    assert done.result == "done"
+    batches = [done.hosts[name].batch for name in HOSTS]
+    assert [batches.count(number) for number in range(1, 6)] == [1, 5, 5, 5, 4]
+
+
+def test_bad_release_reaches_one_host_of_twenty_and_goes_back() -> None:
+    ill = worker(active_state="failed", exit_status=1, status={"last_error": "boom"})
+    fleet = RecordedFleet(HOSTS, {"gpu-01": ill})
+    done = rolled_out(fleet, HOSTS)
+    assert done.result == "rolled-back"
+    assert (fleet.deployed, fleet.went_back) == (["gpu-01"], ["gpu-01"])
+    assert done.hosts["gpu-01"].fate == "rolled-back"
+    assert len(done.those("pending")) == 19
+    assert "boom" in done.reason
+
+
+def test_release_that_runs_and_does_not_train_goes_back_everywhere() -> None:
+    fleet = RecordedFleet(HOSTS, {"gpu-04": worker(finished=[900.0])})
+    done = rolled_out(fleet, HOSTS)
+    assert sorted(fleet.went_back) == sorted(fleet.deployed) == HOSTS[:6]
+    assert "0 of 1 rounds" in done.reason
+
+
+def test_hosts_with_troubles_of_their_own_hold_nobody_up_and_resume_takes_only_those() -> None:
+    troubles: dict[str, Any] = {
+        "gpu-01": Ran("overdue", "not done after 5 s"),
+        "gpu-03": Ran("unreachable", "can't be reached"),
+        "gpu-05": "gone",
+        "gpu-07": worker(active_state="failed", exit_status=4, status={"last_error": "disk full"}),
+    }
+    fleet = RecordedFleet(HOSTS, troubles)
+    del fleet.state["gpu-09"]
+    done = rolled_out(fleet, HOSTS)
+    fates = {name: host.fate for name, host in done.hosts.items() if host.fate != "done"}
+    assert fates == {
+        "gpu-01": "overdue", "gpu-03": "unreachable", "gpu-05": "lost", "gpu-07": "lost", "gpu-09": "unreachable",
+    }  # fmt: skip
+    assert done.result == "incomplete"
+    assert fleet.went_back == []
+    mended = RecordedFleet(HOSTS)
+    for name in fates:
+        done.hosts[name].fate = "pending"
+    assert rolled_out(mended, HOSTS, done).result == "done"
+    assert sorted(mended.deployed) == sorted(fates)
+
+
+def test_deploy_that_fails_before_it_changes_anything_is_the_hosts_own_trouble() -> None:
+    fleet = RecordedFleet(HOSTS[:4], {"gpu-02": Ran("failed", "Check out: no space left on device")})
+    done = rolled_out(fleet, HOSTS[:4])
+    assert done.those("failed") == ["gpu-02"]
+    assert len(done.those("done")) == 3
+
+
+def test_deploy_that_fails_because_the_service_does_not_start_is_the_releases() -> None:
+    fleet = RecordedFleet(HOSTS[:4], {"gpu-01": Ran("failed", "Run slot 0")})
+    fleet.reports["gpu-01"] = [worker(active_state="failed", exit_status=1)]
+    fleet.state["gpu-01"]["previous"] = OLD
+
+    def deploy(host: str, commit: str) -> Ran:
+        fleet.state[host] = {"commit": commit, "deployed": None, "previous": OLD}
+        return Ran("failed", "Run slot 0")
+
+    fleet.deploy = deploy  # type: ignore[method-assign]
+    done = rolled_out(fleet, HOSTS[:4])
+    assert done.result == "rolled-back"
+    assert fleet.went_back == ["gpu-01"]
+
+
+def test_three_canaries_that_can_not_be_deployed_end_it() -> None:
+    fleet = RecordedFleet(HOSTS, dict.fromkeys(HOSTS, Ran("failed", "Check the settings with it")))
+    done = rolled_out(fleet, HOSTS)
+    assert fleet.deployed == HOSTS[:3]
+    assert len(done.those("pending")) == 17
+    assert "3 hosts in a row" in done.reason
+
+
+def test_host_that_can_not_go_back_is_called_stuck() -> None:
+    fleet = RecordedFleet(HOSTS, {"gpu-01": worker(active_state="failed", exit_status=1)})
+    fleet.go_back = lambda host: Ran("failed", "does not start again")  # type: ignore[method-assign]
+    done = rolled_out(fleet, HOSTS)
+    assert (done.result, done.hosts["gpu-01"].reason) == ("stuck", "does not start again")
+
+
+def test_coordinator_comes_after_the_canary_but_first_where_it_carries_nothing() -> None:
+    size = Size(2)
+    pending = ["hub", "gpu-1", "gpu-2", "gpu-3"]
+    assert next_batch(pending, [], ["hub"], [], size) == Batch("canary", ("gpu-1",))
+    assert next_batch(pending, [], ["hub"], ["hub"], size) == Batch("coordinator", ("hub",))
+    assert next_batch(["hub", "gpu-2", "gpu-3"], ["gpu-1"], ["hub"], [], size) == Batch("coordinator", ("hub",))
+    assert next_batch(["gpu-2", "gpu-3"], ["gpu-1", "hub"], ["hub"], [], size) == Batch("batch", ("gpu-2", "gpu-3"))
+    assert next_batch(["hub"], [], ["hub"], [], size) == Batch("coordinator", ("hub",))
+    assert next_batch([], ["gpu-1"], ["hub"], [], size) is None
+
+
+@pytest.mark.parametrize(("text", "size"), [("3", 3), ("25%", 2), ("1%", 1), ("100%", 7)])
+def test_size_of_a_batch(text: str, size: int) -> None:
+    assert Size.parse(text).of(7) == size
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "101%", "0%", "many", "1.5", ""])
+def test_wrong_size_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="--batch: got"):
+        Size.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "health"),
+    [
+        ([], [worker()], "well"),
+        ([], [worker(finished=[999.0])], "wait"),
+        ([], [worker(active_state="activating")], "wait"),
+        ([], [worker(active_state="activating", restarts=3, exit_status=1)], "bad-release"),
+        ([], [worker(active_state="activating", restarts=3, exit_status=4)], "bad-host"),
+        ([], [worker(active_state="activating", restarts=3)], "wait"),
+        ([], [worker(active_state="failed", exit_status=4)], "bad-host"),
+        # It was restarted often before; this deploy did not touch it, or systemd counts anew.
+        ([worker(restarts=9)], [worker(restarts=9)], "well"),
+        ([worker(restarts=9)], [worker(restarts=3, exit_status=1)], "bad-release"),
+        ([], [worker(), worker(unit="hivewright-worker@1.service", finished=[])], "wait"),
+        ([keeper(7)], [keeper(7)], "wait"),
+        ([keeper(7)], [keeper(8)], "well"),
+        ([keeper(7, expected=0)], [keeper(7)], "well"),
+        ([], [keeper(None)], "well"),
+    ],
+)
+def test_gate_wants_progress(before: list[dict[str, Any]], now: list[dict[str, Any]], health: str) -> None:
+    assert gate.judge(before, now, num_rounds=1).health == health
+
+
+def test_report_reads_back_and_resumes_only_what_is_left(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    written = Report(
+        "inventory/x.py", {"a": HostReport(NEW, OLD, "done"), "b": HostReport(NEW, OLD, "lost", "gone", 1)}
+    )
+    written.result = "incomplete"
+    written.write(file)
+    assert report.read(file) == written
+    resumed = _resumed(file, "inventory/x.py", [{"name": "a"}, {"name": "b"}])
+    assert resumed.those("pending") == ["b"]
+    with pytest.raises(SettingsError, match=r"expected a rollout of inventory/y\.py"):
+        _resumed(file, "inventory/y.py", [])
+    written.result, written.reason = "rolled-back", "no rounds"
+    written.write(file)
+    with pytest.raises(SettingsError, match=r"rolled back \(no rounds\)"):
+        _resumed(file, "inventory/x.py", [])
+    with pytest.raises(SettingsError, match="no rollout to resume"):
+        _resumed(tmp_path / "none.json", "inventory/x.py", [])

@@ -1,0 +1,113 @@
+"""The support bundle of `hivewright doctor`: one file that can be shown to strangers.
+
+Settings, findings, state and the end of the log, with everything that gives power taken out: tokens, passwords in
+addresses, private keys. What is left are addresses, peer ids and numbers.
+"""
+
+import importlib.metadata
+import io
+import json
+import platform
+import re
+import subprocess
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from worker import settings
+from worker.errors import ResourceError
+from worker.settings import Settings
+
+STATE_FILES = ("status.json", "budget.json", "model.json", "enrolment.json")
+NUM_ROUNDS = 200
+NUM_LOG_BYTES = 500_000
+PACKAGES = ("torch", "transformers", "hivemind", "reasoning-gym", "web3", "pyinfra")
+HIDDEN = "[redacted]"
+
+_SECRETS = (
+    # Userinfo and query of an address, and its path beyond a provider's API key.
+    (re.compile(r"(\w+://)[^/\s@\"']+@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(https?://[^\s?\"']+)\?[^\s\"']+"), rf"\1?{HIDDEN}"),
+    (re.compile(r"(https?://[^\s\"']*/)[A-Za-z0-9_-]{24,}"), rf"\1{HIDDEN}"),
+    (re.compile(r"\b(hf_|Bearer\s+)[A-Za-z0-9._~+/-]{8,}=*"), rf"\1{HIDDEN}"),
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL), HIDDEN),
+    # A private key of the chain, and a transaction's hash, which looks just like it.
+    (re.compile(r"\b(0x)?[0-9a-fA-F]{64}\b"), HIDDEN),
+)
+
+
+def write(file: Path, of: Settings, findings: Sequence[Mapping[str, Any]]) -> None:
+    """Write the bundle, a .tar.gz. Raises ResourceError if it can't be."""
+    known = _known_secrets(of)
+    texts = {
+        "findings.json": json.dumps(findings, indent=2),
+        "settings.yaml": settings.dump(of),
+        "versions.json": json.dumps(_versions(), indent=2),
+        "nvidia-smi.txt": _nvidia_smi(),
+        "rounds.jsonl": "".join(_tail_lines(of.node.state_dir / "rounds.jsonl")),
+        "log.txt": _log_tail(of),
+    }
+    texts |= {name: _read(of.node.state_dir / name) for name in STATE_FILES}
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, text in texts.items():
+            content = redact(text, known).encode()
+            entry = tarfile.TarInfo(f"hivewright-support/{name}")
+            entry.size, entry.mtime = len(content), int(time.time())
+            tar.addfile(entry, io.BytesIO(content))
+    try:
+        file.write_bytes(stream.getvalue())
+    except OSError as error:
+        raise ResourceError(f"{file}: can't be written: {error.strerror}; name another place with --bundle") from None
+
+
+def redact(text: str, known: Sequence[str] = ()) -> str:
+    """`text` without secrets: those that are known to the letter, and what looks like one."""
+    for secret in known:
+        text = text.replace(secret, HIDDEN)
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _known_secrets(of: Settings) -> list[str]:
+    """The tokens that this node holds, those that this user may read."""
+    token = of.chain.account_token_file or of.node.state_dir / "account.token"
+    files = [token, of.chain.enrolment_token_file, of.hub.token_file]
+    return [secret for file in files if file is not None and len(secret := _read(file).strip()) >= 8]
+
+
+def _versions() -> dict[str, str]:
+    installed = {distribution.metadata["Name"].lower() for distribution in importlib.metadata.distributions()}
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
+    return {"system": platform.platform(), "python": platform.python_version(), **packages}
+
+
+def _nvidia_smi() -> str:
+    try:
+        return subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20, check=False).stdout
+    except FileNotFoundError:
+        return "no nvidia-smi\n"
+    except subprocess.TimeoutExpired:
+        return "nvidia-smi did not answer within 20 s\n"
+
+
+def _log_tail(of: Settings) -> str:
+    """The end of the slot's log file, where the deploy's units write one."""
+    file = Path("/var/log/hivewright") / f"hivewright-{of.node.state_dir.name.replace('-', '@')}.log"
+    text = _read(file)
+    return text[-NUM_LOG_BYTES:] if text else f"no {file}\n"
+
+
+def _tail_lines(file: Path) -> list[str]:
+    return _read(file).splitlines(keepends=True)[-NUM_ROUNDS:]
+
+
+def _read(file: Path) -> str:
+    """The text; empty if there is none that this user may read."""
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""

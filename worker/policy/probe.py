@@ -1,0 +1,69 @@
+"""Whether torch really computes on a device: a kernel forward and one backward, checked against known numbers."""
+
+import time
+
+import torch
+
+from worker.errors import ModelError
+
+SIZE = 256
+
+
+def compute(device: str, dtype: str) -> tuple[str, float]:
+    """Name of the device, and the seconds that products and their gradients took there, the first use included.
+
+    `dtype`: float32 or bfloat16. Raises ModelError with cause and fix: no such GPU, one that this build of torch has no
+    kernels for, a driver that fails, results that are wrong.
+    """
+    where = torch.device(device)
+    name = "CPU"
+    if where.type == "cuda":
+        name = _require_build(where)
+    began = time.monotonic()
+    try:
+        matrix = torch.eye(SIZE, device=where, dtype=getattr(torch, dtype)) * 2
+        matrix.requires_grad_()
+        ones = torch.ones(SIZE, SIZE, device=where, dtype=matrix.dtype)
+        total = (matrix @ ones).sum()
+        torch.autograd.backward(total)
+        gradient = matrix.grad
+        # Twice the number of elements, and a gradient of SIZE everywhere: exact in either type.
+        is_right = gradient is not None and total.item() == 2 * SIZE * SIZE and bool((gradient == SIZE).all())
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise ModelError(
+            f"{name} ({device}): torch {torch.__version__} fails there: {said}; see `nvidia-smi` and the kernel's log, "
+            "reset or replace the GPU, or set model.device to another"
+        ) from None
+    if not is_right:
+        raise ModelError(f"{name} ({device}): computes wrong numbers; don't train on it, set model.device to another")
+    return name, time.monotonic() - began
+
+
+def _require_build(where: torch.device) -> str:
+    if not torch.cuda.is_available():
+        raise ModelError(
+            f"{where}: torch {torch.__version__} sees no GPU; see that `nvidia-smi` works as this user, and install a "
+            "torch for its CUDA (torch_index), or set model.device to cpu"
+        )
+    index = where.index or 0
+    if index >= torch.cuda.device_count():
+        raise ModelError(
+            f"{where}: torch sees {torch.cuda.device_count()} GPUs; set model.device to one of those, or cpu"
+        )
+    name = torch.cuda.get_device_name(index)
+    major, minor = torch.cuda.get_device_capability(index)
+    built = torch.cuda.get_arch_list()
+    # A build has kernels for an architecture, or for an earlier minor one of the same major.
+    fitting = [arch for arch in built if arch.startswith("sm_") and _fits(arch, major, minor)]
+    if built and not fitting:
+        raise ModelError(
+            f"{name}: is sm_{major}{minor}, and torch {torch.__version__} is built for {', '.join(built)}; install a "
+            "build that has it: set torch_index to the wheels of a newer (or older) CUDA"
+        )
+    return name
+
+
+def _fits(arch: str, major: int, minor: int) -> bool:
+    digits = "".join(c for c in arch.removeprefix("sm_") if c.isdecimal())
+    return int(digits[:-1]) == major and int(digits[-1]) <= minor
