@@ -24,6 +24,7 @@ class Sums:
     """Tasks whose answer is "SEED+INDEX"; family "other" is not known here."""
 
     versions = ("sums 1",)
+    families = ("sum x",)
 
     def question(self, task: Task) -> str:
         if task.family != "sum":
