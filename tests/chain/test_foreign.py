@@ -71,7 +71,9 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
     with pytest.raises(ContractRefused, match="PeerIdAlreadyRegistered; the peer id is taken"):
         send(Account.create(), client.register_peer("a"))
 
-    send(account, client.submit_reward(0, 0, 410, "a"))
+    digest = "ab" * 32
+    receipt = send(account, client.submit_reward(0, 0, 410, "a", digest))
+    assert client.reward_digest(receipt.tx_hash) == digest
     assert [client.submitted_reward(0, 0, peer) for peer in ("a", "b", "c")] == [410, None, None]
     assert client.total_rewards(["a", "b"]) == [410, 0]
     for call, name in (

@@ -9,7 +9,7 @@ import pytest
 from account_service import eventually, faulty, some_identity
 
 from worker import enrolment, settings
-from worker.chain import accounts, wallet
+from worker.chain import accounts, proof, wallet
 from worker.chain import sender as sender_module
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
@@ -142,7 +142,9 @@ def test_refusals_come_by_name(chain, own) -> None:
 
 def test_peer_of_somebody_else_stops_enrolment_with_both_accounts(chain, own, tmp_path, tmp_path_factory) -> None:
     node = some_identity(tmp_path_factory.getbasetemp())
-    stranger = chain.new_account(node.peer_id)
+    stranger = chain.new_account()
+    shown = proof.of_registration(node, chain.deployment, stranger.address)
+    assert chain.send(stranger, proof.call(chain.coordinator, node.peer_id, shown)).succeeded
     with pytest.raises(IdentityError, match=f"registered by {stranger.address}, but this node's account is 0x"):
         accounts.enrol(node, None, own, tmp_path)
 

@@ -103,7 +103,7 @@ def test_full_bucket_sends_members_one_level_deeper(tmp_path: Path, monkeypatch:
                 assert bucket_of(member.peer_id, depth) == bucket
         assert nodes[1].membership._depth >= 1
         nodes[1].membership._depth = 1
-        found = set().union(*[await nodes[1].names(seed) for seed in range(40)])
+        found = set().union(*[await nodes[1].names(seed) for seed in range(160)])
         assert found == {m.peer_id for m in members}
 
     run(tmp_path, 2, scenario)

@@ -89,3 +89,9 @@ def test_module_imports_only_what_the_table_allows(name, file):
             assert any(is_in(name, place) for place in places), f"{name} imports {foreign}; only {sorted(places)} may"
     if is_in(name, "worker"):
         assert not any(is_in(m, "deploys") for m in imported), f"{name}: worker never imports deploys"
+
+
+def test_names_of_test_modules_are_unique():
+    """pytest imports test modules by their bare names: of two with one name it refuses the second."""
+    names = [file.name for file in (ROOT / "tests").rglob("*.py") if file.name not in ("__init__.py", "conftest.py")]
+    assert sorted(names) == sorted(set(names))
