@@ -142,7 +142,7 @@ def test_command_on_the_host_shows_what_its_worker_does(fleet: Lab) -> None:
 
 
 def test_fleet_status_shows_every_worker(fleet: Lab) -> None:
-    shown = fleet.operator("python", "-m", "deploys.fleet.status", INVENTORY, timeout=60).stdout
+    shown = fleet.operator("python", "-m", "worker", "fleet", "status", INVENTORY, timeout=60).stdout
     rows = {line.split()[0]: line for line in shown.splitlines()}
     for name in ("h2/0", "h3/0"):
         assert status(fleet.host(int(name[1])))["animal_name"] in rows[name]
