@@ -92,7 +92,10 @@ def test_two_islands_go_on_by_themselves_and_find_together_again(
     assert {s.status().state for s in swarms.values()} == {"connected"}
 
 
-@pytest.mark.parametrize("can_punch", [True, False], ids=["punch", "relay"])
+# libp2p tries to punch a hole three times and leaves it at that: on a busy machine all three may come too late.
+@pytest.mark.parametrize(
+    "can_punch", [pytest.param(True, id="punch", marks=pytest.mark.nightly), pytest.param(False, id="relay")]
+)
 def test_hosts_that_nobody_can_connect_to_exchange(
     make_hosts: Callable[[dict[str, int]], Hosts], can_punch: bool
 ) -> None:
