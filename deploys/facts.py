@@ -209,7 +209,8 @@ class NodeReports(FactBase[list[dict[str, Any]]]):
             " | grep -o '\"finished_at\": [0-9.]*' | cut -d ' ' -f 2"
         )
         return (
-            f"for f in $(ls {CONFIGURATION} 2>/dev/null); do role=${{f%.yaml}}; case $role in"
+            # A deploy that is under way has its new settings there too, by another ending.
+            f"for f in $(ls {CONFIGURATION} 2>/dev/null | grep '[.]yaml$'); do role=${{f%.yaml}}; case $role in"
             " worker-*) unit=hivewright-worker@${role#*-}.service;; keeper) unit=hivewright-keeper.service;;"
             f" *) continue;; esac; echo unit=$unit; {show} $unit;"
             " at=$(TZ=UTC systemctl show --property=ActiveEnterTimestamp --value $unit);"

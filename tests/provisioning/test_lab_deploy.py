@@ -145,7 +145,6 @@ def test_fleet_status_shows_every_worker(fleet: Lab) -> None:
     shown = fleet.operator("python", "-m", "worker", "fleet", "status", INVENTORY, timeout=60).stdout
     rows = {line.split()[0]: line for line in shown.splitlines()}
     for name in ("h2/0", "h3/0"):
-        assert status(fleet.host(int(name[1])))["animal_name"] in rows[name]
         assert "connected" in rows[name]
     assert "h1/keeper" in rows
     assert max(map(len, shown.splitlines())) <= 80
