@@ -180,14 +180,42 @@ def test_engine_computes_in_bfloat16_when_asked():
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=0.1)
 
 
+@pytest.fixture(params=["this machine's", "without float16"])
+def functions(request):
+    """The products that this machine compiles, and those of one that does not compute in float16."""
+    return native.load() if request.param == "this machine's" else native.load("-mno-avx512fp16")
+
+
 @pytest.mark.parametrize("num_rows", [1, 5, 12, 16, 37])
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 20), (128, 448), (600, 1001)])
-def test_product_with_bfloat16_weights_is_exact_in_float32(num_rows, num_inputs, num_outputs):
+def test_product_with_16_bit_weights_is_as_exact_as_these(functions, num_rows, num_inputs, num_outputs):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(num_rows, num_inputs), torch.randn(num_outputs, num_inputs), torch.randn(num_outputs)
-    panels = native.Panels(weight, bias, native.load())
-    expected = torch.nn.functional.linear(x.double(), weight.bfloat16().double(), bias.double())
-    torch.testing.assert_close(panels(x).double(), expected, atol=1e-3, rtol=1e-4)
+    exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    rounding = torch.nn.functional.linear(x.double(), weight.bfloat16().double(), bias.double()) - exact
+    error = native.Panels(weight, bias, functions)(x).double() - exact
+    assert error.norm() < 1.1 * rounding.norm()
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e-6, 1e5, 1e15])
+def test_numbers_beyond_float16_are_multiplied_as_exactly_as_others(functions, size):
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 200), torch.randn(40, 200)
+    x[1] *= size
+    weight[1] *= size
+    x[2, 5] = 1e4  # some families have such a number in each row
+    x, weight = x.double(), weight.double()
+    error = native.Panels(weight.float(), None, functions)(x.float()).double() - x @ weight.T
+    assert (error.abs() < 2e-3 * x.norm(dim=1)[:, None] * weight.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_product_with_a_number_that_is_not_finite_is_not_finite(functions, value):
+    x, weight = torch.ones(2, 64), torch.ones(3, 64)
+    x[0, 9] = value
+    product = native.Panels(weight, None, functions)(x)
+    assert not product[0].isfinite().any()
+    assert product[1].tolist() == [64.0] * 3
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def fingerprint(model: nn.Module) -> list[int]:
 
 
 def _find_layout(linears: Sequence[nn.Linear], dtype: torch.dtype) -> str:
-    """How a weight is kept: "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or "panels" (products.c)."""
+    """How a weight is kept: "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or "panels" (products_*.c)."""
     size = sum(linear.weight.numel() for linear in linears)
     if linears[0].weight.device.type != "cpu":
         return "plain"

@@ -1,4 +1,4 @@
-"""The operations of a decoding step in C (native.c, products.c), compiled for this machine when a model is loaded.
+"""The operations of a decoding step in C (native.c, products_*.c), compiled for this machine when a model is loaded.
 
 Where there is no C compiler, or no CPU to run on, decoder.py does the same in torch, slower.
 """
@@ -9,6 +9,7 @@ import logging
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from transformers.activations import GELUTanh, SiLUActivation
 log = logging.getLogger(__name__)
 
 _COMPILE_SECONDS = 60.0
+_LINE = 64  # bytes of the cache's lines
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
     "add_norm": [_POINTER] * 4 + [_INT] * 2 + [_FLOAT],
     "turn_heads": [_POINTER] * 5 + [_INT] * 6 + [_FLOAT] * 2,
     "attend": [_POINTER] * 9 + [_INT] * 8 + [_FLOAT],
     "gate": [_POINTER] * 2 + [_INT] * 3,
+    "panel_bytes": [_INT] * 2,
+    "block_bytes": [_INT] * 2,
     "pack": [_POINTER] * 2 + [_INT] * 2,
     "multiply": [_POINTER] * 5 + [_INT] * 3,
 }
@@ -39,23 +43,21 @@ def knows(activation: Any) -> bool:
 
 
 class Panels:
-    """A weight (N, M) in bfloat16, laid out for `x @ weight.T + bias` of float32 rows."""
+    """A weight (N, M) in 16 bits, laid out for `x @ weight.T + bias` of float32 rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, functions: Any) -> None:
         self._functions = functions
         self._num_outputs, self._num_inputs = weight.shape
-        num_panels = -(-self._num_outputs // 16)
         # Vectors are read whole: they must not straddle the lines of the cache.
-        self._room_for_inputs = self._num_inputs + self._num_inputs % 2
-        room = torch.empty(num_panels * self._room_for_inputs * 16 + 32, dtype=torch.bfloat16)
-        self._panels = room[-(room.data_ptr() // 2) % 32 :]
+        room = torch.empty(functions.panel_bytes(*weight.shape) + _LINE, dtype=torch.uint8)
+        self._panels = room[-room.data_ptr() % _LINE :]
         self._bias = None if bias is None else bias.float().contiguous()
         rows = weight.float().contiguous()
         functions.pack(rows.data_ptr(), self._panels.data_ptr(), self._num_outputs, self._num_inputs)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        blocks = x.new_empty((-(-len(x) // 16), self._room_for_inputs, 16))
+        blocks = torch.empty(self._functions.block_bytes(*x.shape), dtype=torch.uint8)
         out = x.new_empty((len(x), self._num_outputs))
         self._functions.multiply(
             x.data_ptr(),
@@ -69,14 +71,14 @@ class Panels:
 
 
 @functools.cache
-def load() -> Any | None:
-    """The functions of native.c; None, said in the log, where they can't be compiled."""
+def load(*flags: str) -> Any | None:
+    """The functions of the C files, compiled with more `flags`; None, said in the log, where they can't be compiled."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         log.info("native operations not used reason=no C compiler (cc); generation is slower")
         return None
     try:
-        library = _compile(compiler)
+        library = _compile(compiler, flags)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip() or "no message").splitlines()[0]
         log.warning("native operations not used reason=%s says %s; generation is slower", compiler, reason)
@@ -86,22 +88,24 @@ def load() -> Any | None:
         return None
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, _INT if name.endswith("_bytes") else None
     return library
 
 
-def _compile(compiler: str) -> ctypes.CDLL:
+def _compile(compiler: str, more_flags: Sequence[str]) -> ctypes.CDLL:
     folder_of_sources = Path(__file__).parent
     with tempfile.TemporaryDirectory(prefix="hivewright-native-") as folder:
         library = f"{folder}/native.so"
         # Threads come from torch's own OpenMP, so that there is one pool. Not linked with -ffast-math: that would
         # switch denormal numbers off in the whole process.
         openmp = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
-        flags = ["-O3", "-march=native", "-fPIC", *(["-fopenmp"] if len(openmp) == 1 else [])]
+        flags = ["-O3", "-march=native", "-fPIC", *more_flags, *(["-fopenmp"] if len(openmp) == 1 else [])]
         libraries = [str(file) for file in openmp if len(openmp) == 1]
-        for name, more in (("native", ["-ffast-math"]), ("products", [])):
-            _run([compiler, *flags, *more, "-c", str(folder_of_sources / f"{name}.c"), "-o", f"{folder}/{name}.o"])
-        _run([compiler, "-shared", f"{folder}/native.o", f"{folder}/products.o", *libraries, "-lm", "-o", library])
+        objects = []
+        for name, more in (("native", ["-ffast-math"]), ("products_bfloat16", []), ("products_float16", [])):
+            objects.append(f"{folder}/{name}.o")
+            _run([compiler, *flags, *more, "-c", str(folder_of_sources / f"{name}.c"), "-o", objects[-1]])
+        _run([compiler, "-shared", *objects, *libraries, "-lm", "-o", library])
         return ctypes.CDLL(library)
 
 

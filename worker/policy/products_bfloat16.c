@@ -3,6 +3,7 @@
  * 16 rows: (R / 16, M rounded up to even, 16).
  *
  * Without -ffast-math: it would add both products of a pair before adding them to the sum, three operations for two. */
+#ifndef __AVX512FP16__ /* else products_float16.c */
 #include <stdint.h>
 
 typedef float floats __attribute__((vector_size(64)));
@@ -15,7 +16,11 @@ static uint16_t round_to_bfloat16(float x) {
     return (uint16_t)((u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16);
 }
 
-/* weight (N, M) -> panels. */
+int64_t panel_bytes(int64_t N, int64_t M) { return (N + 15) / 16 * 16 * (M + M % 2) * 2; }
+
+int64_t block_bytes(int64_t R, int64_t M) { return (R + 15) / 16 * 16 * (M + M % 2) * 4; }
+
+/* weight (N, M) -> panels, of panel_bytes. */
 void pack(const float *restrict weight, uint16_t *restrict panels, int64_t N, int64_t M) {
     const int64_t even = M + M % 2;
 #pragma omp parallel for schedule(static) if (N * M > 1 << 17)
@@ -57,7 +62,7 @@ static void multiply_rows(int64_t rows, const float *x, const uint16_t *panel, f
         multiply_panel(4, x, panel, sums, M);
 }
 
-/* out (R, N) = x (R, M) @ weight.T + bias (N; may be absent). `blocks`: room for x in blocks. */
+/* out (R, N) = x (R, M) @ weight.T + bias (N; may be absent). `blocks`: room of block_bytes. */
 void multiply(const float *restrict x, const uint16_t *restrict panels, const float *restrict bias, float *restrict blocks,
               float *restrict out, int64_t R, int64_t N, int64_t M) {
     const int64_t even = M + M % 2;
@@ -79,3 +84,4 @@ void multiply(const float *restrict x, const uint16_t *restrict panels, const fl
         }
     }
 }
+#endif

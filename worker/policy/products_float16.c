@@ -1,0 +1,137 @@
+/* Products of float32 rows with 16-bit weights, where the CPU computes in float16: twice as many numbers in an operation.
+ * What products_bfloat16.c does elsewhere, and as exact: weights keep 11 bits instead of 8, and sums are in float16 for 32
+ * inputs only, then in float32.
+ *
+ * Weights lie in panels of 32 outputs: (N / 32, M, 32), rounded up, and behind them what each output is multiplied by; x
+ * in blocks of 16 rows: (R / 16, M, 16), rounded up, and behind them what each row is multiplied by. Both are scaled by
+ * powers of two so that no sum of 32 leaves float16's range. */
+#ifdef __AVX512FP16__
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef _Float16 half;
+typedef half halves __attribute__((vector_size(64)));
+typedef float floats __attribute__((vector_size(64)));
+
+enum {
+    summed = 32,     /* inputs whose products are added in float16 */
+    exponent = 5,    /* largest number below 2^5: 32 products are below 2^15 */
+    ahead = 2048     /* bytes of weights asked for early: without, half the time is waiting for memory */
+};
+
+static int64_t blocks_of(int64_t R) { return (R + 15) / 16; }
+
+static int64_t panels_of(int64_t N) { return (N + 31) / 32; }
+
+int64_t panel_bytes(int64_t N, int64_t M) { return panels_of(N) * 32 * (M * 2 + 4); }
+
+int64_t block_bytes(int64_t R, int64_t M) { return blocks_of(R) * 16 * (M * 2 + 4); }
+
+/* The power of two that brings the largest of n numbers below 2^exponent; 1 where one is not finite, and stays so. On
+ * bits, of which the largest is found in vectors. */
+static float find_scale(const float *restrict x, int64_t n) {
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffff;
+        largest = bits > largest ? bits : largest;
+    }
+    const uint32_t power = largest >> 23; /* the largest is below 2^(power - 126); 255: not finite */
+    const uint32_t wanted = exponent + 126 + 127 - power;
+    const uint32_t bits = power == 255 ? 127 << 23 : (wanted < 253 ? wanted : 253) << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    return scale;
+}
+
+/* weight (N, M) -> panels, of panel_bytes. */
+void pack(const float *restrict weight, half *restrict panels, int64_t N, int64_t M) {
+    float *scales = (float *)(panels + panels_of(N) * 32 * M);
+#pragma omp parallel for schedule(static) if (N * M > 1 << 17)
+    for (int64_t p = 0; p < panels_of(N); p++)
+        for (int64_t j = 0; j < 32; j++) {
+            const int64_t n = p * 32 + j;
+            const float scale = n < N ? find_scale(weight + n * M, M) : 1;
+            half *panel = panels + p * M * 32 + j;
+            for (int64_t m = 0; m < M; m++) panel[m * 32] = n < N ? (half)(weight[n * M + m] * scale) : 0;
+            scales[n] = 1 / scale;
+        }
+}
+
+/* Numbers start..start + 32 of 16 rows of x, of which `rows` are there, to their place in a block. First converted, then
+ * turned: together, they would go number by number. */
+static void turn(const float *restrict x, const float *restrict of_row, half *restrict block, int64_t rows, int64_t start,
+                 int64_t M) {
+    const int64_t width = M - start < 32 ? M - start : 32;
+    half tile[16][32] = {0};
+    for (int64_t r = 0; r < rows; r++) {
+        const float by = 1 / of_row[r];
+        for (int64_t m = 0; m < width; m++) tile[r][m] = (half)(x[r * M + start + m] * by);
+    }
+    for (int64_t m = 0; m < width; m++)
+        for (int64_t r = 0; r < 16; r++) block[(start + m) * 16 + r] = tile[r][m];
+}
+
+static inline __attribute__((always_inline)) void multiply_panel(const int rows, const half *restrict x,
+                                                                 const half *restrict panel, floats (*sums)[2], int64_t M) {
+    for (int64_t m = 0; m < M;) {
+        halves part[16];
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) part[r] = (halves){0};
+        for (const int64_t end = m + summed < M ? m + summed : M; m < end; m++, x += 16, panel += 32) {
+            __builtin_prefetch((const char *)panel + ahead);
+            const halves weights = *(const halves *)panel;
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) part[r] += weights * x[r];
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            const __m512i bits = (__m512i)part[r];
+            sums[r][0] += (floats)_mm512_cvtxph_ps((__m256h)_mm512_castsi512_si256(bits));
+            sums[r][1] += (floats)_mm512_cvtxph_ps((__m256h)_mm512_extracti64x4_epi64(bits, 1));
+        }
+    }
+}
+
+static void multiply_rows(int64_t rows, const half *x, const half *panel, floats (*sums)[2], int64_t M) {
+    if (rows > 12)
+        multiply_panel(16, x, panel, sums, M);
+    else if (rows > 8)
+        multiply_panel(12, x, panel, sums, M);
+    else if (rows > 4)
+        multiply_panel(8, x, panel, sums, M);
+    else
+        multiply_panel(4, x, panel, sums, M);
+}
+
+/* out (rows, columns of 32; of N) = block @ panel, each output multiplied by its scale, + bias. */
+static void finish(int64_t rows, int64_t columns, const half *block, const half *panel, const float *of_row,
+                   const float *of_output, const float *bias, float *out, int64_t N, int64_t M) {
+    floats sums[16][2] = {0};
+    multiply_rows(rows, block, panel, sums, M);
+    for (int64_t r = 0; r < rows; r++) {
+        const float *sum = (const float *)sums[r];
+        for (int64_t n = 0; n < columns; n++)
+            out[r * N + n] = sum[n] * of_row[r] * of_output[n] + (bias ? bias[n] : 0);
+    }
+}
+
+/* out (R, N) = x (R, M) @ weight.T + bias (N; may be absent). `blocks`: room of block_bytes. */
+void multiply(const float *restrict x, const half *restrict panels, const float *restrict bias, half *restrict blocks,
+              float *restrict out, int64_t R, int64_t N, int64_t M) {
+    const float *of_output = (const float *)(panels + panels_of(N) * 32 * M);
+    float *of_row = (float *)(blocks + blocks_of(R) * 16 * M);
+    for (int64_t r = 0; r < R; r++) of_row[r] = 1 / find_scale(x + r * M, M);
+#pragma omp parallel for schedule(static) collapse(2) if (R * M > 1 << 15)
+    for (int64_t first = 0; first < R; first += 16)
+        for (int64_t start = 0; start < M; start += 32)
+            turn(x + first * M, of_row + first, blocks + first * M, R - first < 16 ? R - first : 16, start, M);
+#pragma omp parallel for schedule(static) if (R * N * M > 1 << 18)
+    for (int64_t n = 0; n < N; n += 32)
+        for (int64_t first = 0; first < R; first += 16)
+            finish(R - first < 16 ? R - first : 16, N - n < 32 ? N - n : 32, blocks + first * M, panels + n * M,
+                   of_row + first, of_output + n, bias ? bias + n : 0, out + first * N + n, N, M);
+}
+#endif
