@@ -20,7 +20,7 @@ from deploys import keyfiles, tailnet
 from deploys.deployment import AUTO, Deployment
 from deploys.gpus import Gpus
 from deploys.places import CONFIGURATION, STATE, state_dir
-from deploys.slots import Slot, SlotOptions, place
+from deploys.slots import Slot, SlotOptions, place, with_families
 from worker import settings
 from worker.errors import SettingsError
 from worker.settings import Settings
@@ -146,6 +146,8 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
         if not wrong:
             is_auto = bool(slots) and deployment.slots == AUTO
             plans[entry.name] = HostPlan(entry.name, deployment, slots, _services(entry), is_auto)
+    all_slots = [slot for plan in plans.values() for slot in plan.slots]
+    plans = {name: replace(plan, services=with_families(plan.services, all_slots)) for name, plan in plans.items()}
     key_files = {
         (each.name, n): own["identity"]
         for each in entries

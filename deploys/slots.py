@@ -3,7 +3,8 @@
 A slot sees one GPU, by the driver's own id for it, so that neither a reboot nor a new card gives it another one.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deploys.gpus import Gpu, Gpus
 from deploys.places import CONFIGURATION
 from worker.errors import SettingsError
-from worker.settings import Settings
+from worker.settings import Environment, Family, Settings
 
 
 class SlotOptions(BaseModel):
@@ -124,3 +125,25 @@ def _named_device(slot: Slot) -> int | None:
     """The number in the slot's model_device, such as cuda:1."""
     _, colon, number = slot.settings.model.device.partition(":")
     return int(number) if colon else None
+
+
+def with_families(services: Mapping[str, Settings], slots: Collection[Slot]) -> dict[str, Settings]:
+    """The coordinator's services, with a keeper that knows the task families of all these workers.
+
+    Its audits make tasks again from recipes that name a family's configuration by digest, so they must know each; at
+    which levels workers stand, and how often they ask, is nothing to them. What the host's own data name is known too.
+    """
+    if "keeper" not in services or not slots:
+        return dict(services)
+    keeper = services["keeper"]
+    own = keeper.environment.families if "families" in keeper.environment.model_fields_set else ()
+    known = {_key(family): family for family in own}
+    for slot in slots:
+        for family in slot.settings.environment.families:
+            known.setdefault(_key(family), Family(name=family.name, config=family.config))
+    environment = Environment(families=tuple(known.values()))
+    return {**services, "keeper": keeper.model_copy(update={"environment": environment})}
+
+
+def _key(family: Family) -> tuple[str, str]:
+    return family.name, json.dumps(family.config, sort_keys=True)

@@ -386,7 +386,7 @@ class Audit(Section):
     `keeper.state_dir`."""
     every_rounds: Annotated[int, Field(ge=0)] = 10
     """The keeper audits after every so many rounds, in a process of its own. 0: it does not. It can judge the task
-    families of `environment.families` alone, so these are to be the swarm's."""
+    families of `environment.families` alone, so these are to be the swarm's; a deploy adds those of its workers."""
     rounds: Positive = 16
     """How many of the newest rounds are looked at. Peers keep `swarm.audit_rounds`."""
     sample: Positive = 32

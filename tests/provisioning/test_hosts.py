@@ -7,7 +7,9 @@ import pytest
 
 from deploys import hosts
 from deploys.hosts import HostEntry, HostPlan
+from worker import environments
 from worker.errors import SettingsError
+from worker.settings import Environment
 from worker.swarm import identity
 
 MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
@@ -241,6 +243,39 @@ def test_a_role_only_has_the_settings_that_it_reads() -> None:
     assert services["keeper"].keeper.min_peers == 3
     assert services["chain"].keeper.min_peers == 1
     assert all(settings.trainer.learning_rate != 0.5 for settings in services.values())
+
+
+def test_the_keeper_can_judge_the_tasks_of_every_worker_of_the_inventory() -> None:
+    sums = {"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 3}, "weight": 3.0}
+    easy, hard = {"name": "gcd", "level": 0, "rise_at": 0.8}, {"name": "gcd", "level": 2}
+    own = {"name": "products", "weight": 2.0}
+    hosts_of = [
+        hub(environment_families=[own]),
+        entry("gpu-1", environment_families=[sums, easy], slots=1),
+        entry("gpu-2", environment_families=[easy], slots=[{}, {"environment_families": [hard, own]}]),
+    ]
+    families = plan_of("hub", *hosts_of).services["keeper"].environment.families
+    assert [family.model_dump(exclude_defaults=True) for family in families] == [
+        own,
+        {"name": "chain_sum", "config": {"min_terms": 2, "max_terms": 3}},
+        {"name": "gcd"},
+    ]
+    known = environments.load(Environment(families=families))
+    for slot in plan_of("gpu-2", *hosts_of).slots:
+        for task in environments.load(slot.settings.environment).sample(7, 16):
+            assert known.question(task)
+
+
+def test_a_keeper_without_workers_in_its_inventory_has_its_own_families() -> None:
+    assert plan_of("hub", hub()).services["keeper"].environment == Environment()
+    named = plan_of("hub", hub(environment_families=[{"name": "gcd"}])).services["keeper"].environment.families
+    assert [family.name for family in named] == ["gcd"]
+
+
+def test_only_the_keeper_is_told_of_families() -> None:
+    services = plan_of("hub", hub(), entry("gpu-1", environment_families=[{"name": "gcd"}], slots=1)).services
+    told = {role for role, of in services.items() if of.environment != Environment()}
+    assert told == {"keeper"}
 
 
 @pytest.mark.parametrize(
