@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import requests
 
 LATE_SECONDS = 0.3
+HANG_SECONDS = 3.0
 ALL_KINDS = ("drop", "lose", "error", "twice", "stale", "late", "elsewhere")
 
 
@@ -23,7 +24,8 @@ class FaultyProxy:
     drop: closed before it arrives. lose: it arrives, the answer does not. error: HTTP 500 before it arrives.
     twice: it arrives two times, the second answer is given. lie: a transaction hash, but nothing arrives.
     stale: it arrives, and the answer to the request before is given. late: it arrives and is answered after a while.
-    elsewhere: the answer of a chain with the id 1.
+    elsewhere: the answer of a chain with the id 1. alone: it is no list of requests that is understood. hang: closed
+    before it arrives, after a time that nobody waits.
     """
 
     target: str
@@ -62,8 +64,13 @@ def faulty(target: str, fault: Callable[[str], str | None]) -> Iterator[FaultyPr
             proxy.seen.append(said)
             kind = proxy.fault(said)
             proxy.injected[kind or "none"] += 1
-            if kind == "drop":
+            if kind in ("drop", "hang"):
+                time.sleep(HANG_SECONDS if kind == "hang" else 0)
                 self.close_connection = True
+                return
+            if kind == "alone":
+                error = {"code": -32600, "message": "batches are not served here"}
+                self._answer(200, json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode())
                 return
             if kind == "error":
                 self._answer(500, b'{"error":"out of order"}')
@@ -73,8 +80,8 @@ def faulty(target: str, fault: Callable[[str], str | None]) -> Iterator[FaultyPr
                 return
             if kind == "elsewhere":
                 asked = json.loads(body)
-                result = "0x1" if asked["method"] == "eth_chainId" else None
-                self._answer(200, json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}).encode())
+                told = [_told_elsewhere(each) for each in asked] if isinstance(asked, list) else _told_elsewhere(asked)
+                self._answer(200, json.dumps(told).encode())
                 return
             if kind == "late":
                 time.sleep(LATE_SECONDS)
@@ -107,6 +114,10 @@ def faulty(target: str, fault: Callable[[str], str | None]) -> Iterator[FaultyPr
         server.shutdown()
         server.server_close()
         thread.join(10)
+
+
+def _told_elsewhere(asked: dict[str, object]) -> dict[str, object]:
+    return {"jsonrpc": "2.0", "id": asked["id"], "result": "0x1" if asked["method"] == "eth_chainId" else None}
 
 
 def at_random(

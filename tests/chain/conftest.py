@@ -12,7 +12,8 @@ from eth_account.signers.local import LocalAccount
 from worker import settings
 from worker.chain import anvil
 from worker.chain.connection import Deployment
-from worker.chain.coordinator import Call, Coordinator, Receipt
+from worker.chain.client import Call, Receipt
+from worker.chain.coordinator import Coordinator
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 10.0

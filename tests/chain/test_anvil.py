@@ -15,7 +15,8 @@ from eth_account import Account
 
 from worker import settings
 from worker.chain import anvil, connection
-from worker.chain.coordinator import Call, Coordinator
+from worker.chain.client import Call
+from worker.chain.coordinator import Coordinator
 from worker.chain.snapshots import Snapshots
 from worker.errors import ChainError, ChainUnreachable, ResourceError
 

@@ -10,7 +10,7 @@ from eth_account.signers.local import LocalAccount
 
 from worker import audit
 from worker.audit import Auditor, Finding, Report
-from worker.chain.coordinator import Call
+from worker.chain.client import Call
 from worker.errors import BadRecord
 from worker.records import Group, Task, round_seed
 from worker.settings import Swarm

@@ -12,7 +12,7 @@ from web3 import Web3
 from web3.utils.abi import abi_to_signature
 
 from worker.chain import contract
-from worker.chain.coordinator import Call
+from worker.chain.client import Call
 from worker.errors import ContractRefused
 
 ROOT = Path(__file__).resolve().parents[2]

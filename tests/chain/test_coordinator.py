@@ -9,7 +9,8 @@ from eth_account import Account
 
 from worker import settings
 from worker.chain import anvil, connection, contract
-from worker.chain.coordinator import Call, Coordinator, NonceUsed, ReceiptTimeout
+from worker.chain.client import Call, NonceUsed, ReceiptTimeout
+from worker.chain.coordinator import Coordinator
 from worker.errors import ChainError, ChainUnreachable, ContractRefused
 
 

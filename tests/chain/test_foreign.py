@@ -15,7 +15,8 @@ from web3.exceptions import ContractCustomError
 from web3.utils.abi import abi_to_signature
 
 from worker.chain import anvil, proof
-from worker.chain.coordinator import Call, Coordinator, NonceUsed
+from worker.chain.client import Call, NonceUsed
+from worker.chain.coordinator import Coordinator
 from worker.chain.keeper import Keeper
 from worker.errors import ContractRefused
 from worker.swarm import identity
@@ -102,6 +103,14 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
     (event,) = client.events("RoundAdvanced")
     assert (event.arguments, client.block_time(event.block) > 0) == ({"newRoundNumber": 1}, True)
     assert client.read("getRoundStageReward(uint256,uint256,address[])", 0, 0, [account.address]) == [410]
+
+    refused, gas = client.estimate_all(account.address, [client.register_peer("a"), client.register_peer("d")])
+    assert (type(refused), type(gas)) == (ContractRefused, int)
+    nonce = client.nonce(account.address)
+    calls = [client.register_peer(peer) for peer in ("d", "e")]
+    signed = [client.sign(account, call, nonce=nonce + i, gas=gas, gas_price_wei=0) for i, call in enumerate(calls)]
+    assert client.send_all_raw([raw for _, raw in signed]) == [True, True]
+    assert all(client.wait_for_receipt(tx_hash, 10).succeeded for tx_hash, _ in signed)
 
     # What only ours has is refused by name of the call; what is told apart is told apart before.
     for call in (client.advance_round(1), client.withdraw_bootnode(NODE_C)):

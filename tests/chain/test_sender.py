@@ -11,7 +11,7 @@ from eth_account.signers.local import LocalAccount
 from worker.chain import sender as sender_module
 from worker.chain.coordinator import Coordinator
 from worker.chain.sender import Sender
-from worker.errors import ChainError, ChainUnreachable, ContractRefused
+from worker.errors import ChainError, ChainUnreachable, ContractRefused, WorkerError
 
 
 @pytest.fixture
@@ -63,6 +63,100 @@ def test_64_submitters_at_the_same_instant_lose_nothing(chain, account, sender) 
     assert chain.coordinator.nonce(account.address) == 64
 
 
+def gather(sender: Sender, calls: list) -> list[str | Exception]:
+    """What comes of calls that all wait while another one is being sent."""
+
+    def send(call) -> str | Exception:
+        try:
+            return sender.send(call)
+        except WorkerError as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as threads:
+        with sender._lock:
+            outcomes = [threads.submit(send, call) for call in calls]
+            eventually(lambda: len(sender._arrived) == len(set(calls)))
+        return [outcome.result(60) for outcome in outcomes]
+
+
+def test_calls_that_wait_go_out_with_one_request_of_each_kind(chain, account, tmp_path) -> None:
+    with faulty(chain.deployment.rpc_url, lambda _: None) as proxy:
+        sender = Sender(through(chain, proxy.url), account, tmp_path / "journal.db")
+        sender.send(chain.coordinator.register_peer("first"))
+        seen = len(proxy.seen)
+        gather(sender, [chain.coordinator.register_peer(f"peer-{i}") for i in range(20)])
+        assert len(proxy.seen) - seen <= 3, proxy.seen[seen:]
+        eventually(lambda: is_done(sender))
+    assert len(chain.coordinator.peers_of(account.address)) == 21
+    assert chain.coordinator.nonce(account.address) == 21
+
+
+def test_refused_call_among_others_is_the_only_one_refused(chain, account, sender) -> None:
+    sender.send(chain.coordinator.register_peer("me"))
+    eventually(lambda: is_done(sender))
+    register = chain.coordinator.register_peer
+    first, refused, again, last = gather(sender, [register("one"), register("me"), register("one"), register("two")])
+    assert isinstance(refused, ContractRefused)
+    assert refused.name == "PeerIdAlreadyRegistered"
+    assert first == again
+    assert isinstance(last, str)
+    eventually(lambda: is_done(sender))
+    assert set(chain.coordinator.peers_of(account.address)) == {"me", "one", "two"}
+    assert chain.coordinator.nonce(account.address) == 3
+
+
+def test_nonce_that_somebody_else_used_in_a_batch_is_stepped_over(chain, account, sender) -> None:
+    sender.send(chain.coordinator.register_peer("one"))
+    eventually(lambda: is_done(sender))
+    chain.send(account, chain.coordinator.register_peer("two"))
+    # As if that had come between our look at the nonce and the sending.
+    sender._write(sender._signed(chain.coordinator.register_peer("three"), 0, 300_000, 0))
+    outcomes = gather(sender, [chain.coordinator.register_peer(name) for name in ("three", "four", "five")])
+    assert all(isinstance(outcome, str) for outcome in outcomes), outcomes
+    eventually(lambda: is_done(sender))
+    assert set(chain.coordinator.peers_of(account.address)) == {"one", "two", "three", "four", "five"}
+
+
+def test_chain_that_takes_no_batches_gets_each_alone(chain, account, tmp_path) -> None:
+    with faulty(chain.deployment.rpc_url, lambda seen: "alone" if seen.startswith("/ [") else None) as proxy:
+        sender = Sender(through(chain, proxy.url), account, tmp_path / "journal.db")
+        gather(sender, [chain.coordinator.register_peer(f"peer-{i}") for i in range(5)])
+        gather(sender, [chain.coordinator.register_peer(f"more-{i}") for i in range(5)])
+        assert sum(seen.startswith("/ [") for seen in proxy.seen) == 1
+        eventually(lambda: is_done(sender))
+    assert len(chain.coordinator.peers_of(account.address)) == 10
+
+
+def test_chain_that_is_away_is_waited_for_once_for_all(chain, account, tmp_path) -> None:
+    is_away = False
+    with faulty(chain.deployment.rpc_url, lambda _: "hang" if is_away else None) as proxy:
+        sender = Sender(through(chain, proxy.url, timeout_seconds=1.0), account, tmp_path / "journal.db")
+        sender.send(chain.coordinator.register_peer("first"))
+        is_away, started = True, time.monotonic()
+        outcomes = gather(sender, [chain.coordinator.register_peer(f"peer-{i}") for i in range(8)])
+        assert time.monotonic() - started < 6
+        assert {type(outcome) for outcome in outcomes} == {ChainUnreachable}
+        is_away = False
+        outcomes = gather(sender, [chain.coordinator.register_peer(f"peer-{i}") for i in range(8)])
+        assert all(isinstance(outcome, str) for outcome in outcomes), outcomes
+        eventually(lambda: is_done(sender))
+    assert len(chain.coordinator.peers_of(account.address)) == 9
+
+
+@pytest.mark.parametrize("kind", ["lose", "stale", "twice", "drop", "error"])
+def test_batch_whose_answer_goes_wrong_is_sent_once(chain, account, tmp_path, kind) -> None:
+    faults = iter([kind, None, kind])
+    fault = lambda seen: next(faults, None) if seen.startswith("/ [") else None  # noqa: E731
+    with faulty(chain.deployment.rpc_url, fault) as proxy:
+        sender = Sender(through(chain, proxy.url), account, tmp_path / "journal.db")
+        for names in ("abcd", "efgh", "ijkl"):
+            outcomes = gather(sender, [chain.coordinator.register_peer(name) for name in names])
+            assert all(isinstance(outcome, str) for outcome in outcomes), outcomes
+        eventually(lambda: is_done(sender))
+    assert set(chain.coordinator.peers_of(account.address)) == set("abcdefghijkl")
+    assert chain.coordinator.nonce(account.address) == 12
+
+
 def test_the_same_call_at_the_same_instant_is_one_transaction(chain, account, sender) -> None:
     hashes = in_threads(8, lambda _: sender.send(chain.coordinator.register_peer("me")))
     assert len(set(hashes)) == 1
@@ -79,8 +173,8 @@ def test_nonce_used_by_somebody_else_is_stepped_over(chain, account, sender) -> 
     assert set(chain.coordinator.peers_of(account.address)) == {"one", "two", "three", "four"}
 
 
-def through(chain, url: str) -> Coordinator:
-    changed = chain.settings.chain.model_copy(update={"rpc_url": url, "timeout_seconds": 2.0})
+def through(chain, url: str, timeout_seconds: float = 2.0) -> Coordinator:
+    changed = chain.settings.chain.model_copy(update={"rpc_url": url, "timeout_seconds": timeout_seconds})
     return Coordinator(changed)
 
 

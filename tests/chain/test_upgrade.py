@@ -10,7 +10,8 @@ import pytest
 from eth_account import Account
 
 from worker.chain import anvil, contract, layout, proof, upgrade
-from worker.chain.coordinator import Coordinator, NonceUsed
+from worker.chain.client import NonceUsed
+from worker.chain.coordinator import Coordinator
 from worker.errors import ChainError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,7 +25,8 @@ from worker.account.messages import Refused
 from worker.account.vault import Tokens, load_account
 from worker.chain import proof
 from worker.chain.accounts import ENROL_PREFIX
-from worker.chain.coordinator import Call, Coordinator
+from worker.chain.client import Call
+from worker.chain.coordinator import Coordinator
 from worker.chain.proof import Proof
 from worker.chain.rpc import Rpc
 from worker.chain.sender import Sender
@@ -65,8 +66,8 @@ RPC_METHODS = frozenset(
 
 _MAX_BODY_BYTES = 256 * 1024
 _MAX_RPC_ANSWER_BYTES = 16 * 1024 * 1024
-# Calls to the chain that may be on their way at once, beside those of /rpc.
-_NUM_THREADS = 16
+# Calls that may wait for the chain at once, beside those of /rpc; the sender brings them there together.
+_NUM_THREADS = 64
 _STOP_SECONDS = 5.0
 # What a client may take to send a body.
 _READ_SECONDS = 10.0

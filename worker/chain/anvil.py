@@ -26,7 +26,8 @@ from web3.utils.address import get_create_address
 from worker import resources, settings
 from worker.chain import connection, contract, upgrade
 from worker.chain.connection import Deployment
-from worker.chain.coordinator import Call, Coordinator
+from worker.chain.client import Call
+from worker.chain.coordinator import Coordinator
 from worker.chain.snapshots import Snapshots
 from worker.errors import ChainError, ChainUnreachable, ResourceError
 from worker.service import exit_on_signals, write_whole

@@ -16,7 +16,8 @@ from typing import Literal
 from worker import resources, settings
 from worker.chain import anvil
 from worker.chain.audits import AUDIT_FOLDER, Audits
-from worker.chain.coordinator import Coordinator, NonceUsed, ReceiptTimeout
+from worker.chain.client import NonceUsed, ReceiptTimeout
+from worker.chain.coordinator import Coordinator
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError
 from worker.service import exit_on_signals, write_whole
 from worker.telemetry.systemd import progress, ready

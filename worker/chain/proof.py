@@ -7,9 +7,10 @@ anywhere else or to anybody else; one that moves a peer is good for one move.
 import logging
 from dataclasses import dataclass
 
+from worker.chain.client import Call
 from worker.chain.connection import Deployment
 from worker.chain.contract import NO_ADDRESS, number_of
-from worker.chain.coordinator import Call, Coordinator
+from worker.chain.coordinator import Coordinator
 from worker.swarm.identity import Identity
 
 log = logging.getLogger(__name__)

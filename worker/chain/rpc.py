@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import requests
 from web3.providers import JSONBaseProvider
@@ -56,6 +56,8 @@ class Rpc(JSONBaseProvider):
         self._current = self._urls[0]
         self._vouched_until: dict[str, float] = {}
         self._wrong: dict[str, int] = {}
+        self._one_by_one: set[str] = set()
+        """Addresses that do not take several requests at once."""
         self._sessions = threading.local()
 
     @property
@@ -78,6 +80,32 @@ class Rpc(JSONBaseProvider):
             except ChainError as error:
                 errors[url] = error
         raise _combined(list(errors.values()))
+
+    def ask_all(self, method: str, many: Sequence[Sequence[object]]) -> list[str | None]:
+        """The hexadecimal answers to the same method with each of these parameters, which go out as one request.
+
+        None where there is none: refused, mixed up, the address is away or does not take several requests at once.
+        Such a one is to be asked alone, by `make_request`, which tries the other addresses and says what is wrong.
+        """
+        url = self._current
+        if len(many) < 2 or url in self._one_by_one:
+            return [None] * len(many)
+        ids = [next(self.request_counter) for _ in many]
+        asked = [
+            {"jsonrpc": "2.0", "method": method, "params": params, "id": id}
+            for id, params in zip(ids, many, strict=True)
+        ]
+        try:
+            with self._using(url):
+                answers = self._post(url, json.dumps(asked).encode())
+        except ChainError as error:
+            log.debug("not answered together method=%s count=%d error=%s", method, len(many), error)
+            return [None] * len(many)
+        if not isinstance(answers, list):
+            self._one_by_one.add(url)
+            return [None] * len(many)
+        found = {answer.get("id"): answer.get("result") for answer in answers if isinstance(answer, dict)}
+        return [result if _is_hexadecimal(result := found.get(id)) else None for id in ids]
 
     def is_connected(self, show_traceback: bool = False) -> bool:
         try:
@@ -165,10 +193,7 @@ class Rpc(JSONBaseProvider):
 
     def _ask(self, url: str, method: RPCEndpoint, params: Any) -> RPCResponse:
         body = self.encode_rpc_request(method, params)
-        with translated(self._place(url), self._timeout / len(self._urls)):
-            answer = self._session.post(url, data=body, timeout=self._patience, headers=_HEADERS)
-            answer.raise_for_status()
-            decoded = self.decode_rpc_response(answer.content)
+        decoded = self._post(url, body)
         if not isinstance(decoded, dict) or not ("result" in decoded or "error" in decoded):
             raise ChainError(f"{self._place(url)}: the answer is no JSON-RPC; {_CHECK}")
         if method in _HEXADECIMAL and "result" in decoded and not _is_hexadecimal(decoded["result"]):
@@ -176,7 +201,13 @@ class Rpc(JSONBaseProvider):
         # An answer to another request: a proxy has mixed them up. Without an id it is about a request not understood.
         if decoded.get("id") is not None and decoded["id"] != json.loads(body)["id"]:
             raise ChainUnreachable(f"{self._place(url)}: the answer is to another request; check what is in between")
-        return decoded
+        return cast(RPCResponse, decoded)
+
+    def _post(self, url: str, body: bytes) -> Any:
+        with translated(self._place(url), self._timeout / len(self._urls)):
+            answer = self._session.post(url, data=body, timeout=self._patience, headers=_HEADERS)
+            answer.raise_for_status()
+            return self.decode_rpc_response(answer.content)
 
     @property
     def _session(self) -> requests.Session:
@@ -202,7 +233,7 @@ _HEXADECIMAL = frozenset(
 _CHECK = "check that this is a chain's address"
 
 
-def _is_hexadecimal(value: object) -> bool:
+def _is_hexadecimal(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and re.fullmatch(r"0x[0-9a-fA-F]*", value) is not None
 
 

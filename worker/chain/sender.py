@@ -9,14 +9,17 @@ for the same thing is refused there.
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eth_account.signers.local import LocalAccount
 
-from worker.chain.coordinator import Call, Coordinator, NonceUsed
+from worker.chain.client import Call, NonceUsed
+from worker.chain.coordinator import Coordinator
 from worker.chain.database import Database
-from worker.errors import ChainError, ChainUnreachable, ContractRefused
+from worker.errors import ChainError, ChainUnreachable, WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,9 @@ class Sender:
         self._coordinator = coordinator
         self._account = account
         self._lock = threading.Lock()
+        self._door = threading.Lock()
+        self._arrived: dict[Call, Future[Waiting]] = {}
+        """Calls that nobody sends yet, for those who wait for them."""
         self._price_read = (float("-inf"), 0)
         self._journal = Database(journal, _SCHEMA, "NORMAL")
         # Which of them a node took is not known after a restart.
@@ -75,23 +81,17 @@ class Sender:
     def send(self, call: Call) -> str:
         """Try the call on the chain's present state, send it, and return the transaction's hash.
 
-        The same call while it is waiting is the same transaction. Raises ContractRefused if the contract would refuse
-        it now; ChainUnreachable if no node took it, in which case it may still be sent later.
+        The same call while it is waiting is the same transaction. Calls that come while others are being sent go out
+        together after them. Raises ContractRefused if the contract would refuse it now; ChainUnreachable if no node
+        took it, in which case it may still be sent later.
         """
         self._coordinator.ensure_checked()
-        if known := self._send_known(call):
-            return known.hash
-        try:
-            gas = self._coordinator.estimate_gas(self._account.address, call)
-        except ContractRefused:
-            # The same call of another thread may have been mined in between.
-            if known := self._send_known(call):
-                return known.hash
-            raise
-        price_wei = self._price()
+        with self._door:
+            outcome = self._arrived.setdefault(call, Future())
         with self._lock:
-            known = self._find(call)
-            return (self._deliver(known) if known else self._send_new(call, gas, price_wei)).hash
+            if not outcome.done():
+                self._send_arrived()
+        return outcome.result().hash
 
     def tend(self) -> int:
         """Forget what is mined, send again what is stuck. Returns how many transactions are still on their way.
@@ -123,43 +123,107 @@ class Sender:
             self._price_read = time.monotonic(), price_wei
         return price_wei
 
-    def _send_known(self, call: Call) -> Waiting | None:
-        with self._lock:
-            known = self._find(call)
-            return self._deliver(known) if known else None
+    def _send_arrived(self) -> None:
+        """Whoever comes first sends for all that have come by now."""
+        with self._door:
+            arrived, self._arrived = self._arrived, {}
+        try:
+            for call, outcome in self._send_all(list(arrived)):
+                if isinstance(outcome, WorkerError):
+                    arrived[call].set_exception(outcome)
+                else:
+                    arrived[call].set_result(outcome)
+        finally:
+            for call, future in arrived.items():
+                if not future.done():
+                    future.set_exception(ChainError(f"{call.name}: not sent, as another call failed; send it again"))
+
+    def _send_all(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Waiting | WorkerError]]:
+        """What comes of each call. With as few requests to the chain as can be: it is asked for many at once."""
+        known = {call: entry for call in calls if (entry := self._find(call))}
+        entries, new = list(known.values()), [call for call in calls if call not in known]
+        to_sign: list[tuple[Call, int]] = []
+        for call, gas in zip(new, self._coordinator.estimate_all(self._account.address, new), strict=True):
+            if isinstance(gas, WorkerError):
+                yield call, gas
+            else:
+                to_sign.append((call, gas))
+        try:
+            entries += self._sign_all(to_sign)
+        except WorkerError as error:
+            yield from ((call, error) for call, _ in to_sign)
+        failure: ChainUnreachable | None = None
+        for entry in self._deliver_all(entries):
+            try:
+                # It may have arrived, and stays in the journal; the others are not waited for as long again.
+                yield entry.call, failure or self._deliver_new(entry)
+            except ChainUnreachable as error:
+                failure = error
+                yield entry.call, error
+            except WorkerError as error:
+                yield entry.call, error
 
     def _find(self, call: Call) -> Waiting | None:
         found = self._journal.execute("SELECT * FROM waiting WHERE data = ? AND address IS ?", (call.data, call.to))
         return Waiting(*found[0]) if found else None
 
-    def _send_new(self, call: Call, gas: int, price_wei: int) -> Waiting:
-        ((last,),) = self._journal.execute("SELECT max(nonce) FROM waiting")
-        nonce = self._coordinator.nonce(self._account.address) if last is None else last + 1
-        for _ in range(_NONCE_ATTEMPTS):
-            entry = self._signed(call, nonce, gas, price_wei)
+    def _sign_all(self, calls: Sequence[tuple[Call, int]]) -> list[Waiting]:
+        """Sign the calls (with their gas) under the next nonces, and write them down."""
+        if not calls:
+            return []
+        price_wei, nonce = self._price(), self._next_nonce()
+        entries = [self._signed(call, nonce + place, gas, price_wei) for place, (call, gas) in enumerate(calls)]
+        for entry in entries:
             self._write(entry)
+        return entries
+
+    def _next_nonce(self) -> int:
+        ((last,),) = self._journal.execute("SELECT max(nonce) FROM waiting")
+        return self._coordinator.nonce(self._account.address) if last is None else last + 1
+
+    def _deliver_all(self, entries: Sequence[Waiting]) -> list[Waiting]:
+        """Hand over what no node has taken, all at once; what is not taken then has no `sent_at` still."""
+        open_entries = [entry for entry in entries if not entry.sent_at]
+        taken = self._coordinator.send_all_raw([entry.raw for entry in open_entries])
+        sent = {e.nonce: self._note_sent(e) for e, is_taken in zip(open_entries, taken, strict=True) if is_taken}
+        return [sent.get(entry.nonce, entry) for entry in entries]
+
+    def _deliver_new(self, entry: Waiting) -> Waiting:
+        """Hand the transaction over, under another nonce if somebody else has used its own."""
+        for _ in range(_NONCE_ATTEMPTS):
             try:
                 return self._deliver(entry)
             except NonceUsed:
-                self._journal.execute("DELETE FROM waiting WHERE nonce = ?", (nonce,))
-                log.warning("nonce used by somebody else account=%s nonce=%d", self._account.address, nonce)
-                nonce = max(nonce + 1, self._coordinator.nonce(self._account.address))
+                self._forget(entry)
+                log.warning("nonce used by somebody else account=%s nonce=%d", self._account.address, entry.nonce)
+                nonce = max(entry.nonce + 1, self._next_nonce(), self._coordinator.nonce(self._account.address))
+                entry = self._signed(entry.call, nonce, entry.gas, entry.price_wei)
+                self._write(entry)
             except ChainUnreachable:
                 raise  # it may have arrived: it stays in the journal
             except ChainError:
-                self._journal.execute("DELETE FROM waiting WHERE nonce = ?", (nonce,))
+                self._forget(entry)
                 raise
+        self._forget(entry)
         raise ChainError(
-            f"{call.name}: {_NONCE_ATTEMPTS} nonces up to {nonce} of {self._account.address} are used by others; "
-            "let only one account service send for an account"
+            f"{entry.name}: {_NONCE_ATTEMPTS} nonces up to {entry.nonce} of {self._account.address} are used by "
+            "others; let only one account service send for an account"
         )
 
     def _deliver(self, entry: Waiting) -> Waiting:
         """Hand the transaction to the chain, unless a node has taken it."""
-        if not entry.sent_at:
-            self._coordinator.send_raw(entry.raw)
-            self._journal.execute("UPDATE waiting SET sent_at = ? WHERE nonce = ?", (time.time(), entry.nonce))
-        return entry
+        if entry.sent_at:
+            return entry
+        self._coordinator.send_raw(entry.raw)
+        return self._note_sent(entry)
+
+    def _note_sent(self, entry: Waiting) -> Waiting:
+        now = time.time()
+        self._journal.execute("UPDATE waiting SET sent_at = ? WHERE nonce = ?", (now, entry.nonce))
+        return replace(entry, sent_at=now)
+
+    def _forget(self, entry: Waiting) -> None:
+        self._journal.execute("DELETE FROM waiting WHERE nonce = ?", (entry.nonce,))
 
     def _send_stuck(self, waiting: list[Waiting], count: int) -> None:
         """Send again what is stuck; all of it, from nonce `count` on, if nonces are missing in between.

@@ -17,7 +17,8 @@ from eth_account.signers.local import LocalAccount
 from web3 import Web3
 
 from worker.chain import contract, layout
-from worker.chain.coordinator import Call, Coordinator, NonceUsed
+from worker.chain.client import Call, NonceUsed
+from worker.chain.coordinator import Coordinator
 from worker.errors import ChainError
 from worker.service import write_whole
 

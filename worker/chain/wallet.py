@@ -14,7 +14,8 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
 from worker import resources, settings
-from worker.chain.coordinator import Call, Coordinator
+from worker.chain.client import Call
+from worker.chain.coordinator import Coordinator
 from worker.chain.proof import Proof, registration
 from worker.chain.sender import Sender
 from worker.errors import IdentityError, SettingsError
