@@ -30,6 +30,7 @@ from worker.policy import choice, probe
 from worker.settings import Settings
 from worker.swarm import probe as swarm_probe
 from worker.telemetry import status
+from worker.trainer import budget
 
 DISK_PROBE_MB = 64
 # A checkpoint of a model of half a billion parameters takes a minute at this speed.
@@ -118,13 +119,9 @@ def _memory(patient: Patient) -> Iterator[Finding]:
     machine = choice.measure(patient.settings.model)
     model = choice.settle(patient.settings.model, patient.folder)
     free = f"{machine.free_gib:.1f} GiB free on {machine.device}"
-    budget = patient.folder / "budget.json"
-    if budget.is_file():
-        measured = json.loads(budget.read_text())
-        tokens, limit = measured["tokens"], patient.settings.trainer.max_tokens_per_micro_batch
-        how = "with layers computed again" if measured["recomputes"] else "whole"
-        said = f"worst step measured here: {tokens} of {limit} tokens at once, {how}; {free}"
-        yield Finding("memory", "ok", said)
+    measured = budget.recall(patient.folder / "budget.json", f"{model.name} torch.{machine.dtype} ")
+    if measured is not None:
+        yield _against_worst_step(patient, measured, machine.free_gib, free)
         return
     needed = choice.needed_gib(model.name, machine)
     if needed is None:
@@ -134,6 +131,22 @@ def _memory(patient: Patient) -> Iterator[Finding]:
     else:
         fix = "free memory, set trainer.lora, or choose a smaller model.name (`hivewright check` lists what fits)"
         yield Finding("memory", "refuse", f"{model.name} needs about {needed:.1f} GiB; {free}", fix)
+
+
+def _against_worst_step(patient: Patient, measured: budget.Budget, free_gib: float, free: str) -> Finding:
+    how = "layers computed again" if measured.recomputes else "layers kept"
+    limit = patient.settings.trainer.max_tokens_per_micro_batch
+    said = f"worst step measured here: {measured.tokens} of {limit} tokens at once, {how}"
+    if measured.held is None or measured.step is None:
+        return Finding("memory", "ok", f"{said}; {free}")
+    held, step = measured.held / choice.GIB, measured.step / choice.GIB
+    said += f", {held:.1f} + {step:.1f} GiB; {free}"
+    if patient.pid is not None or held + step <= free_gib:
+        return Finding("memory", "ok", said)
+    if held <= free_gib:
+        fix = "end what else runs there, or leave it: steps are then made in smaller pieces, slower"
+        return Finding("memory", "warning", said, fix)
+    return Finding("memory", "refuse", said, "end what else runs there, set trainer.lora, or take a smaller model")
 
 
 def _ram(patient: Patient) -> Iterator[Finding]:

@@ -25,10 +25,15 @@ _COLOURS = {"done": "green", "pending": "dim", "rolled-back": "yellow"}
 
 @dataclass(slots=True)
 class HostReport:
-    """One host. `commit`: that it is to get; `before`: that it had, None if none. `seconds`: of deploy and gate."""
+    """One host. `commit`: that it is to get. `seconds`: of deploy and gate.
+
+    `before`: the commit that it had before this rollout touched it, None if none. `digest_before`: what stood for all
+    that it was (HostState.deployed), None if its last deploy had not got to the end.
+    """
 
     commit: str
     before: str | None = None
+    digest_before: str | None = None
     fate: Fate = "pending"
     reason: str = ""
     batch: int | None = None
