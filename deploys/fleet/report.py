@@ -33,12 +33,12 @@ class HostReport:
 
     commit: str
     before: str | None = None
-    digest_before: str | None = None
     fate: Fate = "pending"
     reason: str = ""
     batch: int | None = None
     num_changes: int = 0
     seconds: float = 0.0
+    digest_before: str | None = None
 
 
 @dataclass(slots=True)

@@ -85,10 +85,18 @@ def test_model_that_does_not_fit_is_refused_unless_its_worst_step_was_measured(
 ) -> None:
     monkeypatch.setattr(doctor.choice, "needed_gib", lambda name, machine: 1e6)
     assert findings_of(settings_of(enrolled))["memory"].verdict == "refuse"
-    (enrolled / "budget.json").write_text('{"key": "x", "tokens": 4096, "recomputes": true}')
-    finding = findings_of(settings_of(enrolled))["memory"]
-    assert finding.verdict == "ok"
-    assert "4096 of 16384 tokens" in finding.cause
+    file = enrolled / "budget.json"
+    file.write_text('{"key": "another/model torch.float32 on cpu 1, ", "tokens": 4096, "recomputes": true}')
+    assert findings_of(settings_of(enrolled))["memory"].verdict == "refuse"
+    file.write_text("{")
+    assert findings_of(settings_of(enrolled))["memory"].verdict == "refuse"
+    key = "hivewright/tiny torch.float32 on cpu 1, "
+    for held, step, verdict in ((10**6, 10**6, "ok"), (10**6, 10**15, "warning"), (10**15, 10**6, "refuse")):
+        file.write_text(json.dumps({"key": key, "tokens": 4096, "recomputes": True, "held": held, "step": step}))
+        finding = findings_of(settings_of(enrolled))["memory"]
+        assert finding.verdict == verdict
+        assert "4096 of 16384 tokens" in finding.cause
+        assert bool(finding.fix) == (verdict != "ok")
 
 
 def test_peers_with_another_version_are_a_warning(enrolled: Path) -> None:
