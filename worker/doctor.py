@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -260,7 +261,9 @@ def _dht(patient: Patient) -> Iterator[Finding]:
     else:
         address, reason = next(iter(failed.items()))
         fix = "open the way there (firewall, VPN), or start the bootnode; until then this node trains alone"
-        yield Finding("dht", "warning", f"no bootnode answers: {printable(address)}: {printable(reason)}", fix)
+        # libp2p's errors are several lines, of which the last says what happened.
+        said = printable(reason.strip().splitlines()[-1].strip(" *"))
+        yield Finding("dht", "warning", f"no bootnode answers: {printable(address)}: {said}", fix)
 
 
 def _announced(patient: Patient) -> Iterator[Finding]:
@@ -269,6 +272,9 @@ def _announced(patient: Patient) -> Iterator[Finding]:
     seen = _source_address(target) if target else None
     if seen is None:
         yield Finding("announced", "ok", "nobody to be seen by")
+        return
+    if ipaddress.ip_address(seen).is_loopback:
+        yield Finding("announced", "ok", "the only others that this machine knows of are on it")
         return
     announced = re.findall(r"/ip[46]/([^/]+)", " ".join(swarm.announce))
     if not swarm.announce:
@@ -329,8 +335,13 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
 
 
 def _print(findings: list[Finding]) -> None:
+    """Fit to a terminal; elsewhere a line each, for those who search in it."""
+    width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=" " * 24, break_on_hyphens=False)
     for finding in findings:
-        print(f"{finding.verdict:<8} {finding.check:<12} {finding.cause}")
+        print(wrapper.fill(f"{finding.verdict:<8} {finding.check:<12}  {finding.cause}"))
         if finding.fix:
-            print(f"{'':<21} fix: {finding.fix}")
+            print(wrapper.fill(f"{'':<22} fix: {finding.fix}"))
+    verdicts = [finding.verdict for finding in findings]
+    print(f"{verdicts.count('ok')} ok, {verdicts.count('warning')} warnings, {verdicts.count('refuse')} refused")
     sys.stdout.flush()
