@@ -2,9 +2,10 @@
 
 from pyinfra import config
 
-from deploys import inventory, report
+from deploys import connection, inventory, report
 
 config.REQUIRE_PYINFRA_VERSION = "==3.10.0"
 config.CONNECT_TIMEOUT = 10
+connection.limit_silence()
 inventory.check()
 report.name_failed_hosts_at_exit()

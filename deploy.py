@@ -3,10 +3,11 @@
 config.py has checked the whole inventory by then. Run again it changes nothing; with another release_ref it upgrades.
 """
 
-from deploys import account, coordinator, hardware, history, plan, release, system, tailscale, worker
+from deploys import account, ahead, coordinator, hardware, history, plan, release, system, tailscale, worker
 
 this = plan.current()
 
+ahead.ask(this)
 hardware.refuse_unfit(name="Check that it can be what the inventory says", reason=this.unfit)
 system.prepare_system(is_coordinator=bool(this.host.services))
 tailscale.join_tailnet(this.host.deployment)

@@ -1,4 +1,4 @@
-"""Deploying workers to lab hosts: `deploy.py` through pyinfra, against ansible-core doing the same tasks.
+"""Deploying workers to lab hosts: `deploy.py` through pyinfra, against ansible-core doing the same tasks; a rollout.
 
     python -m benchmarks.fleet [--hosts 3 8] [--repeats 3] [--json FILE]
 
@@ -8,6 +8,9 @@ service. Then both run again on what they have made, with nothing to change; wor
 that they take no processor time. ansible-core comes from PyPI into a throw-away environment, and runs as fast as it
 goes: pipelining, kept connections, a fork per host, no facts gathered. Its `apt` module needs a package that the hosts
 do not have, so it asks dpkg in a shell, which is quicker. Ours also keeps what the host was and asks the doctor.
+
+The largest fleet then gets a code change with `hivewright rollout`, two hosts at a time. A worker that has finished its
+round for the gate is frozen again: two cores can't bear eight that train.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +32,7 @@ from deploys import hosts, release, system, units, worker
 from deploys.facts import CURRENT, RELEASES
 from deploys.hosts import HostEntry
 from tests.lab import machine
+from tests.lab.host import CHECKOUT, Host
 from tests.lab.lab import REPOSITORY_URL, Lab
 from worker.environments.mixes import DEMO_SETTINGS
 
@@ -121,12 +126,40 @@ def write_playbook(lab: Lab, folder: Path, commit: str) -> Path:
     return file
 
 
-def freeze(lab: Lab) -> None:
-    for host in lab.hosts:
-        host.ssh("systemctl kill --signal=STOP --kill-whom=main hivewright-worker@0.service")
+def freeze(host: Host) -> None:
+    host.ssh("systemctl kill --signal=STOP --kill-whom=main hivewright-worker@0.service")
 
 
-def compare(num_hosts: int, repeats: int, ansible: Path) -> dict[str, Any]:
+def roll_out(lab: Lab, folder: Path, inventory: Path) -> dict[str, Any]:
+    """A code change for every host. The report of the rollout, with the seconds that it took."""
+    text = (CHECKOUT / "worker/__init__.py").read_text()
+    lab.branch("lab-next", "worker/__init__.py", text + "\n# The next release.\n")
+    changed = folder / "next.py"
+    changed.write_text(inventory.read_text() + 'all[1]["release_ref"] = "lab-next"\n')
+    output = folder / "rollout"
+    is_over = threading.Event()
+    freezer = threading.Thread(target=_freeze_when_done, args=(lab, output / "report.json", is_over))
+    freezer.start()
+    program = (sys.executable, "-m", "worker", "rollout", changed, "--batch", "2", "--output", output)
+    try:
+        seconds, _ = measured(lab, folder, *program)
+    finally:
+        is_over.set()
+        freezer.join()
+    return {"seconds": seconds, **json.loads((output / "report.json").read_text())}
+
+
+def _freeze_when_done(lab: Lab, file: Path, is_over: threading.Event) -> None:
+    frozen: set[str] = set()
+    while not is_over.wait(1):
+        report = json.loads(file.read_text()) if file.exists() else {"hosts": {}}
+        for host in lab.hosts:
+            if host.name not in frozen and report["hosts"].get(host.name, {}).get("fate") == "done":
+                frozen.add(host.name)
+                freeze(host)
+
+
+def compare(num_hosts: int, repeats: int, ansible: Path, has_rollout: bool) -> dict[str, Any]:
     """Seconds (first run, median of unchanged ones) and MiB, of ours and of Ansible's."""
     figures: dict[str, Any] = {}
     for tool in ("ours", "reference"):
@@ -145,8 +178,11 @@ def compare(num_hosts: int, repeats: int, ansible: Path) -> dict[str, Any]:
                     environment = ("env", f"ANSIBLE_CONFIG={folder}/ansible.cfg", f"ANSIBLE_HOME={folder}/home")
                     command = (*environment, ansible / "bin/ansible-playbook", "-i", folder / "hosts.ini", play)
                 first, _ = measured(lab, folder, *command)
-                freeze(lab)
+                for host in lab.hosts:
+                    freeze(host)
                 again = [measured(lab, folder, *command) for _ in range(repeats)]
+                if tool == "ours" and has_rollout:
+                    figures["rollout"] = roll_out(lab, folder, inventory)
             finally:
                 lab.down()
         seconds, memory = statistics.median(s for s, _ in again), max(m for _, m in again)
@@ -163,7 +199,8 @@ def main() -> None:
     options = parser.parse_args()
     if reason := machine.why_no_lab():
         raise SystemExit(reason)
-    claims = []
+    claims: list[dict[str, Any]] = []
+    seconds_again: dict[int, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         ansible = Path(name) / "ansible"
         began = time.monotonic()
@@ -174,7 +211,8 @@ def main() -> None:
         )  # fmt: skip
         print(f"{ANSIBLE} installed in {time.monotonic() - began:.0f} s", flush=True)
         for num_hosts in options.hosts:
-            found = compare(num_hosts, options.repeats, ansible)
+            found = compare(num_hosts, options.repeats, ansible, num_hosts == max(options.hosts))
+            seconds_again[num_hosts] = {tool: found[tool]["again"] for tool in ("ours", "reference")}
             for key, what, unit in (
                 ("first", "first deploy of bare hosts", "s"),
                 ("again", "second deploy, nothing to change", "s"),
@@ -185,8 +223,30 @@ def main() -> None:
                     {"claim": f"{what}, {num_hosts} hosts", "ours": ours, "reference": reference,
                      "ratio": reference / ours, "unit": unit}
                 )  # fmt: skip
+            if "rollout" in found:
+                claims.append(_rollout_claim(found["rollout"], num_hosts))
+    if len(seconds_again) > 1:
+        claims.append(_slope(seconds_again))
     if options.json:
         options.json.write_text(json.dumps(claims, indent=2) + "\n")
+
+
+def _rollout_claim(report: dict[str, Any], num_hosts: int) -> dict[str, Any]:
+    fates = [host["fate"] for host in report["hosts"].values()]
+    batches = max(host["batch"] for host in report["hosts"].values())
+    seconds = report["seconds"]
+    print(f"rollout of a code change: {fates.count('done')} of {num_hosts} hosts in {batches} batches, {seconds:.0f} s")
+    return {"claim": f"rollout of a code change, {num_hosts} hosts in {batches} batches", "ours": seconds,
+            "reference": None, "ratio": None, "unit": "s"}  # fmt: skip
+
+
+def _slope(seconds: dict[int, dict[str, float]]) -> dict[str, Any]:
+    """What one more host costs a run that finds nothing to do."""
+    least, most = min(seconds), max(seconds)
+    each = {tool: (seconds[most][tool] - seconds[least][tool]) / (most - least) for tool in ("ours", "reference")}
+    print(f"one more host, from {least} to {most}: ours {each['ours']:.2f} s, Ansible's {each['reference']:.2f} s")
+    return {"claim": f"second deploy, one more host ({least} to {most})", **each,
+            "ratio": each["reference"] / each["ours"], "unit": "s"}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,37 +1,53 @@
-"""A limit on how long a host may be silent, so that one that vanishes does not hold the run of all the others.
+"""A limit on how long a host may be silent, so that one that vanishes or freezes does not hold all the others.
 
 pyinfra's `_timeout` limits the wait for a command's output; paramiko's waits for a channel, for the start of a command,
-for its exit code and for a file transfer have no limit, or an hour. With this the connection itself ends, and with it
-every wait, once what was sent has found no acknowledgement for a while.
+for its exit code and for a file transfer have no limit, or an hour. And the kernel of a machine whose programs are
+frozen still acknowledges what it is sent. So the other end's sshd itself is asked, again and again; where it says
+nothing the connection is closed, and with it every wait ends.
 
 A connection that ends is an EOFError to paramiko, and one that pyinfra does not expect: it would end the whole run. It
 is handed on as the OSError that it is, which fails that host.
 """
 
 import errno
-import socket
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from pyinfra.api.host import Host
+import gevent
+from paramiko import SSHException, Transport
 from pyinfra.connectors.ssh import SSHConnector
 
 ASK_EVERY_SECONDS = 10
-SILENCE_SECONDS = 30
+SILENCE_SECONDS = 40
 
 
-def limit_silence(of: Host) -> None:
-    """End the host's ssh connection when it is silent for about 40 s. Through a jump host, or on macOS: no limit."""
-    connector = of.connector
-    if not isinstance(connector, SSHConnector) or connector.client is None:
-        return
-    transport = connector.client.get_transport()
-    if transport is None or not hasattr(socket, "TCP_USER_TIMEOUT") or not hasattr(transport.sock, "setsockopt"):
-        return
-    connector.run_shell_command = _translated(connector.run_shell_command, of.name)
-    transport.set_keepalive(ASK_EVERY_SECONDS)
-    transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_SECONDS * 1000)
+def limit_silence() -> None:
+    """Have every ssh connection of this program end when its host is silent for so long. For config.py."""
+    SSHConnector.connect = _watched(SSHConnector.connect)
+
+
+def _watched(connect: Callable[[SSHConnector], None]) -> Callable[[SSHConnector], None]:
+    @wraps(connect)
+    def connect_and_watch(connector: SSHConnector) -> None:
+        connect(connector)
+        connector.run_shell_command = _translated(connector.run_shell_command, connector.host.name)
+        gevent.spawn(_watch, connector.client.get_transport())
+
+    return connect_and_watch
+
+
+def _watch(transport: Transport) -> None:
+    """Close the connection when its other end does not answer."""
+    while transport.is_active():
+        gevent.sleep(ASK_EVERY_SECONDS)
+        with gevent.Timeout(SILENCE_SECONDS, False):
+            try:
+                transport.global_request("keepalive@openssh.com", wait=True)
+            except (OSError, EOFError, SSHException):
+                return
+            continue
+        transport.close()
 
 
 def _translated(run: Callable[..., Any], name: str) -> Callable[..., Any]:

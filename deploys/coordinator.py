@@ -16,12 +16,17 @@ SERVICES = {"chain": "chain", "contract": "keeper", "bootnode": "bootnode", "kee
 def configure_coordinator(plan: Planned) -> None:
     """Settings, secrets and services of what a private swarm has once."""
     token = identity.install_enrolment_token(plan)
-    texts = {}
+    settings = {}
     for role in host.loop(COORDINATOR_ROLES):
-        texts[role] = units.install_settings(hosts.service_file(role), plan.host.services[role])
+        settings[role] = units.install_settings(hosts.service_file(role), plan.host.services[role])
     for service, role in host.loop(SERVICES.items()):
         unit = f"hivewright-{service}.service"
-        text = units.install_unit(unit, plan.host.deployment.watchdog_seconds)
+        own = units.install_unit(unit, plan.host.deployment.watchdog_seconds)
         secrets = token if service == "account" else ""
-        digest = units.digest(plan.commit, text, texts[role], secrets)
-        units.running(name=f"Run the {service}", unit=unit, digest=digest, _timeout=units.RESTART_SECONDS)
+        units.running(
+            name=f"Run the {service}",
+            unit=unit,
+            digest=units.digest(plan.commit, own.text, settings[role].text, secrets),
+            has_new_files=own.is_new or settings[role].is_new,
+            _timeout=units.RESTART_SECONDS,
+        )

@@ -1,9 +1,8 @@
 """Own facts: what a host already has of hivewright. Each is one command, and an empty answer means a bare host."""
 
 import json
-import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ PREVIOUS = ROOT / "previous"
 CACHE = Path("/var/cache/hivewright")
 LOGS = Path("/var/log/hivewright")
 COMMAND = Path("/usr/local/bin/hivewright")
-# How many of a worker's last rounds are looked at.
-NUM_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,200 +179,51 @@ class SystemdVersion(FactBase[int]):
 
 
 @dataclass(frozen=True, slots=True)
-class NodeReport:
-    """What one service of a host is doing. `status`: the status.json of its state folder, None if it wrote none.
+class Deploys:
+    """`last`: digest of what the last deploy made of the host; None if none was ever finished, or one was begun and did
+    not get to its end. `previous`: the release that `rollback` would go back to."""
 
-    `started_at`: when it was started last, by the host's clock in seconds since 1970, 0 if it does not run. `restarts`:
-    by systemd, since somebody started it. `exit_status`: of its last end. `finished`: when its last rounds were
-    finished, the newest last, at most NUM_ROUNDS; without those whose numbers were not finite.
-    """
-
-    unit: str
-    active_state: str
-    status: dict[str, Any] | None
-    started_at: float = 0.0
-    restarts: int = 0
-    exit_status: int = 0
-    finished: tuple[float, ...] = ()
-
-
-class NodeReports(FactBase[list[dict[str, Any]]]):
-    """A NodeReport, as a dict, for each worker and keeper that is configured on the host."""
-
-    def command(self) -> str:
-        show = "TZ=UTC systemctl show --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus"
-        finished = (
-            f'tail -n {NUM_ROUNDS} {STATE}/$role/rounds.jsonl 2>/dev/null | grep -v \'"skipped": "non-finite"\''
-            " | grep -o '\"finished_at\": [0-9.]*' | cut -d ' ' -f 2"
-        )
-        return (
-            # A deploy that is under way has its new settings there too, by another ending.
-            f"for f in $(ls {CONFIGURATION} 2>/dev/null | grep '[.]yaml$'); do role=${{f%.yaml}}; case $role in"
-            " worker-*) unit=hivewright-worker@${role#*-}.service;; keeper) unit=hivewright-keeper.service;;"
-            f" *) continue;; esac; echo unit=$unit; {show} $unit;"
-            " at=$(TZ=UTC systemctl show --property=ActiveEnterTimestamp --value $unit);"
-            ' [ -z "$at" ] || echo started_at=$(date --date="$at" +%s);'
-            f' echo finished=$({finished}); echo "status=$(cat {STATE}/$role/status.json 2>/dev/null)"; done'
-        )
-
-    @staticmethod
-    def default() -> list[dict[str, Any]]:
-        return []
-
-    def process(self, output: list[str]) -> list[dict[str, Any]]:
-        blocks: list[dict[str, str]] = []
-        for key, _, value in (line.partition("=") for line in output):
-            if key == "unit":
-                blocks.append({})
-            blocks[-1][key] = value
-        return [
-            asdict(
-                NodeReport(
-                    unit=block["unit"],
-                    active_state=block.get("ActiveState", "unknown"),
-                    status=json.loads(block["status"]) if block.get("status") else None,
-                    started_at=float(block.get("started_at", 0)),
-                    restarts=int(block.get("NRestarts") or 0),
-                    exit_status=int(block.get("ExecMainStatus") or 0),
-                    finished=tuple(map(float, block.get("finished", "").split())),
-                )
-            )
-            for block in blocks
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU. Memory in MiB, `use` in percent; `pids`: of the processes that compute on it."""
-
-    index: int
-    memory_used: int
-    memory_total: int
-    use: int
-    pids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class HostState:
-    """What a host has of hivewright, as a whole. `commit`: the release that is current, None on a bare host.
-
-    `deployed`: digest of what the last deploy made of the host; None if none was ever finished, or one was begun and
-    did not get to its end. `previous`: the release that `rollback` would go back to. Disk in 10^6 bytes, of the state
-    folder. `tailscale`: BackendState of its daemon, None without one.
-    """
-
-    commit: str | None = None
-    deployed: str | None = None
+    last: str | None = None
     previous: str | None = None
-    disk_free_mb: int | None = None
-    disk_total_mb: int | None = None
-    tailscale: str | None = None
-    gpus: tuple[Gpu, ...] = ()
 
 
-class HostStates(FactBase[dict[str, Any]]):
-    """The HostState of the host, as a dict."""
+class PastDeploys(FactBase[Deploys]):
+    """What earlier deploys have left on the host."""
 
     def command(self) -> str:
-        gpu = "nvidia-smi --format=csv,noheader,nounits"
-        return (
-            f"exec 2>/dev/null; echo commit=$(basename $(readlink {CURRENT}));"
-            f" echo deployed=$(cat {DEPLOYED}/{WHOLE}); echo previous=$(basename $(cat {PREVIOUS}/current));"
-            f" for d in {STATE} /; do [ ! -d $d ] || {{"
-            " echo disk=$(df --output=avail,size --block-size=1000000 $d | tail -n 1); break; }; done;"
-            " ! command -v tailscale >/dev/null || echo tailscale=$(tailscale status --json | tr -d '\n');"
-            f" ! command -v nvidia-smi >/dev/null || {{ {gpu}"
-            " --query-gpu=index,uuid,memory.used,memory.total,utilization.gpu | sed 's/^/gpu=/';"
-            f" {gpu} --query-compute-apps=gpu_uuid,pid | sed 's/^/process=/'; }}; true"
-        )
+        previous = f"$(basename $(cat {PREVIOUS}/current))"
+        return f"exec 2>/dev/null; echo last $(cat {DEPLOYED}/{WHOLE}); echo previous {previous}"
 
     @staticmethod
-    def default() -> dict[str, Any]:
-        return asdict(HostState())
+    def default() -> Deploys:
+        return Deploys()
 
-    def process(self, output: list[str]) -> dict[str, Any]:
-        lines = [line.partition("=")[::2] for line in output]
-        one = dict(lines)
-        free, total = map(int, one["disk"].split()) if one.get("disk") else (None, None)
-        pids: dict[str, list[int]] = {}
-        for uuid, pid in (value.split(", ") for key, value in lines if key == "process"):
-            pids.setdefault(uuid, []).append(int(pid))
-        return asdict(
-            HostState(
-                commit=one.get("commit") or None,
-                deployed=one.get("deployed") or None,
-                previous=one.get("previous") or None,
-                disk_free_mb=free,
-                disk_total_mb=total,
-                tailscale=_backend_state(one.get("tailscale")),
-                gpus=tuple(_gpu(value, pids) for key, value in lines if key == "gpu"),
-            )
-        )
+    def process(self, output: list[str]) -> Deploys:
+        found = dict(line.split() for line in output if " " in line)
+        return Deploys(found.get("last"), found.get("previous"))
 
 
-def _backend_state(text: str | None) -> str | None:
-    if text is None:
-        return None
-    return str(json.loads(text)["BackendState"]) if text else "no answer"
+class UserEntry(FactBase[tuple[str, str] | None]):
+    """Home and shell of a user; None: there is none. pyinfra's own fact starts ten processes for each user there is."""
+
+    def command(self, user: str) -> str:
+        return f"getent passwd {user} || true"
+
+    def process(self, output: list[str]) -> tuple[str, str] | None:
+        home, shell = output[0].split(":")[5:7]
+        return home, shell
 
 
-def _gpu(line: str, pids: Mapping[str, Sequence[int]]) -> Gpu:
-    index, uuid, used, total, use = line.split(", ")
-    return Gpu(int(index), _figure(used), _figure(total), _figure(use), tuple(pids.get(uuid, ())))
+class InstalledPackages(FactBase[frozenset[str]]):
+    """Those of some Debian packages that are installed."""
 
-
-def _figure(text: str) -> int:
-    """A number of nvidia-smi's, which says [N/A] where a card does not know."""
-    return int(text) if text.isdecimal() else 0
-
-
-class Logs(FactBase[list[str]]):
-    """The last lines of a host's services, oldest first, each with time, host and unit as journalctl has them."""
-
-    def command(self, lines: int, unit: str) -> str:
-        return (
-            "journalctl --no-pager --quiet --output=short-iso --no-hostname"
-            f" --lines={int(lines)} --unit={shlex.quote(unit)} || true"
-        )
+    def command(self, names: Sequence[str]) -> str:
+        show = "dpkg-query --show --showformat='${db:Status-Abbrev} ${Package}\\n'"
+        return f"{show} {' '.join(names)} 2>/dev/null || true"
 
     @staticmethod
-    def default() -> list[str]:
-        return []
+    def default() -> frozenset[str]:
+        return frozenset()
 
-    def process(self, output: list[str]) -> list[str]:
-        return output
-
-
-class Footprint(FactBase[list[str]]):
-    """Everything of hivewright's on a host: the paths and units that `hivewright fleet uninstall` would remove."""
-
-    def command(self) -> str:
-        return (
-            f"ls -d {ROOT} {CONFIGURATION} {STATE} {CACHE} {LOGS} {COMMAND} /etc/systemd/system/hivewright-*.service"
-            f" {STATE}/*/swarm.pem {STATE}/*/*.key {STATE}/*/ledger.db 2>/dev/null || true"
-        )
-
-    @staticmethod
-    def default() -> list[str]:
-        return []
-
-    def process(self, output: list[str]) -> list[str]:
-        return output
-
-
-class Sealed(FactBase[str]):
-    """The host's identities and ledgers as a tar, sealed for the holder of `key` (deploys/sealing.py), in base 64.
-
-    Empty on a bare host.
-    """
-
-    def command(self, key: str) -> str:
-        python = "environment/bin/python -B -m deploys.sealing"
-        return f"[ ! -d {CURRENT}/ ] || {{ cd {CURRENT} && {python} {shlex.quote(key)}; }}"
-
-    @staticmethod
-    def default() -> str:
-        return ""
-
-    def process(self, output: list[str]) -> str:
-        return "".join(output)
+    def process(self, output: list[str]) -> frozenset[str]:
+        return frozenset(line.split()[-1] for line in output if line[1:2] == "i")

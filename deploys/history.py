@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pyinfra import host
 from pyinfra.api import operation
 
-from deploys import connection, coordinator, units, worker
-from deploys.facts import CURRENT, DEPLOYED, PREVIOUS, WHOLE, HostStates, SystemdVersion
+from deploys import coordinator, units, worker
+from deploys.facts import CURRENT, DEPLOYED, PREVIOUS, WHOLE, PastDeploys, SystemdVersion
 from deploys.places import CONFIGURATION, RETIRED, STATE
 from deploys.plan import Planned
 
@@ -33,7 +33,7 @@ def begin(digest: str) -> Iterator[str]:
 
     A deploy that did not get to its end has left a host that is nothing to go back to: what was kept before it stays.
     """
-    deployed = host.get_fact(HostStates)["deployed"]
+    deployed = host.get_fact(PastDeploys).last
     if deployed in (None, digest):
         host.noop("there is nothing to keep")
         return
@@ -50,7 +50,7 @@ def begin(digest: str) -> Iterator[str]:
 @operation()
 def finish(digest: str) -> Iterator[str]:
     """After all else: the host is what the plan says."""
-    if host.get_fact(HostStates)["deployed"] == digest:
+    if host.get_fact(PastDeploys).last == digest:
         host.noop("the host is whole")
         return
     yield f"echo {digest} > {DEPLOYED}/{WHOLE}"
@@ -59,7 +59,6 @@ def finish(digest: str) -> Iterator[str]:
 @operation()
 def go_back() -> Iterator[str]:
     """Have the host as it was before its last deploy. Services that ran then and run now as then are left alone."""
-    connection.limit_silence(host)
     yield _GO_BACK
 
 

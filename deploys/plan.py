@@ -14,7 +14,7 @@ from pyinfra.api.util import raise_if_bad_type
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.context import ctx_host
 
-from deploys import connection, hosts, operator, report
+from deploys import hosts, memory, operator, report
 from deploys.deployment import PIP, Deployment
 from deploys.facts import Identities
 from deploys.gpus import Gpus, choose_torch
@@ -76,7 +76,6 @@ def make(all_hosts: Iterable[Host]) -> None:
 def current() -> Planned:
     """The plan of the current host. Raises DeployError if the hosts are in no state to be deployed."""
     global _looked_for_twins
-    connection.limit_silence(host)
     with _lock:
         if not _looked_for_twins:
             _looked_for_twins = True
@@ -152,6 +151,7 @@ def _refuse_twins() -> None:
 
 def _identities(of: Host) -> tuple[str, dict[int, str]]:
     with ctx_host.use(of):
+        memory.ask_ahead(of, [(Identities, {}), (HostGpus, {}), (OwnPipSources, {})])
         return of.name, of.get_fact(Identities)
 
 

@@ -15,7 +15,7 @@ from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
 
 from deploys import operator, units
-from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, FileContent, HostStates, Releases
+from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, FileContent, PastDeploys, Releases
 from deploys.hardware import Distribution
 from deploys.plan import Planned
 from deploys.system import USER, python_of
@@ -151,7 +151,7 @@ def prune() -> Iterator[str]:
     """Keep the current release, the one to go back to, the latest others, and what these use; remove the rest."""
     found = host.get_fact(Releases)
     others = [commit for commit in found.parts if commit != found.current]
-    kept = {found.current, host.get_fact(HostStates)["previous"], *others[: KEEP - 1]}
+    kept = {found.current, host.get_fact(PastDeploys).previous, *others[: KEEP - 1]}
     for commit in others:
         if commit not in kept:
             yield f"rm -rf {RELEASES / commit}"

@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from pyinfra import host
 from pyinfra.api import deploy, operation
-from pyinfra.facts.deb import DebPackages
-from pyinfra.operations import files, server
+from pyinfra.operations import files
 
 from deploys import content
-from deploys.facts import COMMAND, CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT
+from deploys.facts import COMMAND, CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT, InstalledPackages, UserEntry
 from deploys.hardware import Distribution
 from deploys.places import CONFIGURATION, STATE
 
@@ -23,6 +22,8 @@ PACKAGES = (
 # Releases whose own python3 is too old, and the one that they have beside it.
 PYTHONS = {"jammy": "python3.11"}
 COORDINATOR_PACKAGES: tuple[str, ...] = ()
+FOLDERS = (ROOT, RELEASES, ENVIRONMENTS, STATE, DEPLOYED)
+NO_SHELL = "/usr/sbin/nologin"
 INSTALL_SECONDS = 1800
 APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
 
@@ -41,18 +42,11 @@ def prepare_system(is_coordinator: bool) -> None:
     python = python_of(host.get_fact(Distribution))
     packages(
         name="Install packages",
-        names=[*packages_for(python), *(COORDINATOR_PACKAGES if is_coordinator else ())],
+        names=packages_on(python, is_coordinator),
         _timeout=INSTALL_SECONDS,
     )
-    server.user(  # noqa: S604 - `shell` is the user's
-        name="Make the hivewright user",
-        user=USER,
-        home=str(STATE),
-        shell="/usr/sbin/nologin",
-        system=True,
-        ensure_home=False,
-    )
-    for folder in host.loop((ROOT, RELEASES, ENVIRONMENTS, STATE, DEPLOYED)):
+    service_user(name="Make the hivewright user")
+    for folder in host.loop(FOLDERS):
         files.directory(name=f"Make {folder}", path=str(folder), user="root", group="root", mode="755")
     files.directory(name=f"Make {CONFIGURATION}", path=str(CONFIGURATION), user="root", group=USER, mode="750")
     content.file(name="Install the hivewright command", path=COMMAND, content=WRAPPER.encode(), mode="755")
@@ -68,10 +62,28 @@ def packages_for(python: str) -> tuple[str, ...]:
     return PACKAGES if python == "python3" else (*PACKAGES, python, f"{python}-venv", f"{python}-dev")
 
 
+def packages_on(python: str, is_coordinator: bool) -> tuple[str, ...]:
+    """What is installed on a host with that Python, and for what it is to be."""
+    return (*packages_for(python), *(COORDINATOR_PACKAGES if is_coordinator else ()))
+
+
+@operation()
+def service_user() -> Iterator[str]:
+    """Have the user that all services run as."""
+    found = host.get_fact(UserEntry, user=USER)
+    if found == (str(STATE), NO_SHELL):
+        host.noop(f"{USER} is there")
+    elif found is None:
+        group = f"$(! getent group {USER} >/dev/null || echo --gid {USER})"
+        yield f"useradd --system --no-create-home --home-dir {STATE} --shell {NO_SHELL} {group} {USER}"
+    else:
+        yield f"usermod --home {STATE} --shell {NO_SHELL} {USER}"
+
+
 @operation()
 def packages(names: Sequence[str]) -> Iterator[str]:
     """Have Debian packages installed. The package lists are only fetched when one is missing."""
-    installed = host.get_fact(DebPackages)
+    installed = host.get_fact(InstalledPackages, names=tuple(names))
     missing = [name for name in names if name not in installed]
     if not missing:
         host.noop("all packages are installed")

@@ -19,7 +19,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.context import ctx_host
 
-from deploys import report, tailnet
+from deploys import memory, report, tailnet
 from deploys.deployment import Deployment
 from deploys.hardware import Distribution
 from deploys.system import APT, INSTALL_SECONDS
@@ -166,6 +166,7 @@ def _wait_for_login(state: State, host: Host, seconds: int) -> bool:
 
 def _look(of: Host) -> tuple[str, Tailnet]:
     with ctx_host.use(of):
+        memory.forget(of)
         return of.name, of.get_fact(TailnetOfHost)
 
 

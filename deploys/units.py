@@ -10,6 +10,7 @@ import hashlib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 from pyinfra import host
@@ -53,11 +54,18 @@ def settings_text(of: Settings) -> str:
     return HEADER + settings.dump(of)
 
 
-def install_unit(unit: str, watchdog_seconds: int) -> str:
-    """Write a unit file; return its text."""
+class Written(NamedTuple):
+    """A file that a service is started with. `is_new`: the host had none, or another one, when this run began."""
+
+    text: str
+    is_new: bool
+
+
+def install_unit(unit: str, watchdog_seconds: int) -> Written:
+    """Write a unit file."""
     text = render(unit, host.get_fact(SystemdVersion), watchdog_seconds)
-    content.file(name=f"Write {unit}", path=UNITS / unit, content=text.encode())
-    return text
+    written = content.file(name=f"Write {unit}", path=UNITS / unit, content=text.encode())
+    return Written(text, written.will_change)
 
 
 @operation()
@@ -76,11 +84,11 @@ def drop_in(unit: str, text: str) -> Iterator[StringCommand]:
         yield StringCommand(f"rm -rf {folder}")
 
 
-def install_settings(file: Path, of: Settings) -> str:
-    """Write a settings file that root may change and the services may read; return its text."""
+def install_settings(file: Path, of: Settings) -> Written:
+    """Write a settings file that root may change and the services may read."""
     text = settings_text(of)
-    content.file(name=f"Write {file.name}", path=file, content=text.encode(), group=USER, mode="640")
-    return text
+    written = content.file(name=f"Write {file.name}", path=file, content=text.encode(), group=USER, mode="640")
+    return Written(text, written.will_change)
 
 
 def digest(*parts: str) -> str:
@@ -89,13 +97,16 @@ def digest(*parts: str) -> str:
 
 
 @operation()
-def running(unit: str, digest: str) -> Iterator[str]:
-    """Have `unit` enabled, and running with what `digest` stands for. If it does not start, its log is shown."""
+def running(unit: str, digest: str, has_new_files: bool = False) -> Iterator[str]:
+    """Have `unit` enabled, and running with what `digest` stands for. If it does not start, its log is shown.
+
+    `has_new_files`: somebody had changed one that it is started with, and may have restarted it since: so it is again.
+    """
     state = host.get_fact(Service, unit=unit)
     name = shlex.quote(unit)
     if not state.is_enabled:
         yield f"systemctl enable --quiet {name}"
-    if state.is_active and state.digest == digest and not state.needs_reload:
+    if state.is_active and state.digest == digest and not (state.needs_reload or has_new_files):
         host.noop(f"{unit} runs")
         return
     yield "systemctl daemon-reload"

@@ -7,10 +7,8 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 
-from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
-from deploys import connection
 from deploys.facts import CACHE, COMMAND, DEPLOYED, LOGS, ROOT, WHOLE
 from deploys.places import CONFIGURATION, RETIRED, STATE
 from deploys.sealing import SERVICE_FOLDERS, WORKER_FILES
@@ -25,7 +23,6 @@ ACTIONS = ("start", "stop", "restart")
 @operation()
 def services(action: str) -> Iterator[str]:
     """Start, stop or restart all of hivewright's services. A stopped one starts again with the host, or a deploy."""
-    connection.limit_silence(host)
     if action not in ACTIONS:
         raise ValueError(f"action: got {action!r}; expected one of {', '.join(ACTIONS)}")
     yield (
@@ -38,7 +35,6 @@ def services(action: str) -> Iterator[str]:
 def uninstall(identities: bool) -> Iterator[str]:
     """Have nothing of hivewright's. What can't be made again (keys, tokens, ledgers, the chain) stays without
     `identities`. The host's packages stay: others may use them."""
-    connection.limit_silence(host)
     yield (
         f'units={_UNITS}; [ -z "$units" ] || systemctl disable --now --quiet $units;'
         f" rm -rf {UNITS}/hivewright-*.service* {COMMAND}; systemctl daemon-reload;"
@@ -58,7 +54,6 @@ def uninstall(identities: bool) -> Iterator[str]:
 @operation()
 def retire() -> Iterator[str]:
     """Have no worker here that could claim an identity that has moved: stopped, its key set aside."""
-    connection.limit_silence(host)
     yield (
         f"set -e; for d in {STATE}/worker-*; do [ -e $d/swarm.pem ] || continue;"
         " systemctl disable --now --quiet hivewright-worker@${d##*-}.service;"
@@ -74,7 +69,6 @@ def restore() -> Iterator[StringCommand]:
     They go through the standard input of a shell on the host too, so they are in no command line, log or diff. Nothing
     that is there is overwritten, and a host that has another identity, or runs one of these, is refused.
     """
-    connection.limit_silence(host)
     yield StringCommand(_RESTORE, _stdin=[_standard_input()])
 
 

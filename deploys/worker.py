@@ -30,14 +30,20 @@ def configure_workers(plan: Planned) -> None:
     for slot in host.loop(plan.host.slots):
         state_dir = slot.settings.node.state_dir
         files.directory(name=f"Make {state_dir}", path=str(state_dir), user=USER, group=USER, mode="700")
-        text = units.install_settings(slot.file, slot.settings)
+        settings = units.install_settings(slot.file, slot.settings)
         identity.restore_key(slot)
         identity.enrol(name=f"Enrol slot {slot.number}", slot=slot, _timeout=identity.ENROL_SECONDS)
         share = slot.unit_settings()
-        units.drop_in(name=f"Give slot {slot.number} its share of the machine", unit=slot.unit, text=share)
-        digest = units.digest(plan.commit, unit, text, token, share)
+        given = units.drop_in(name=f"Give slot {slot.number} its share of the machine", unit=slot.unit, text=share)
+        digest = units.digest(plan.commit, unit.text, settings.text, token, share)
         examine(name=f"Examine the machine for slot {slot.number}", slot=slot, digest=digest, _timeout=EXAMINE_SECONDS)
-        units.running(name=f"Run slot {slot.number}", unit=slot.unit, digest=digest, _timeout=units.RESTART_SECONDS)
+        units.running(
+            name=f"Run slot {slot.number}",
+            unit=slot.unit,
+            digest=digest,
+            has_new_files=unit.is_new or settings.is_new or given.will_change,
+            _timeout=units.RESTART_SECONDS,
+        )
     retire(name="Stop slots that are no longer there", numbers=[slot.number for slot in plan.host.slots])
 
 

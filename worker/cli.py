@@ -144,7 +144,7 @@ COMMANDS = (
     Command(
         "rollout",
         "deploy a fleet, one host first",
-        "deploys.fleet.rollout:run",
+        "deploys.fleet.driver:run",
         _FLEET + "rollout",
         takes_settings=False,
     ),

@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from worker.policy import choice, probe
 from worker.settings import Settings
 from worker.swarm import probe as swarm_probe
 from worker.telemetry import status
+from worker.trainer import budget
 
 DISK_PROBE_MB = 64
 # A checkpoint of a model of half a billion parameters takes a minute at this speed.
@@ -118,13 +120,9 @@ def _memory(patient: Patient) -> Iterator[Finding]:
     machine = choice.measure(patient.settings.model)
     model = choice.settle(patient.settings.model, patient.folder)
     free = f"{machine.free_gib:.1f} GiB free on {machine.device}"
-    budget = patient.folder / "budget.json"
-    if budget.is_file():
-        measured = json.loads(budget.read_text())
-        tokens, limit = measured["tokens"], patient.settings.trainer.max_tokens_per_micro_batch
-        how = "with layers computed again" if measured["recomputes"] else "whole"
-        said = f"worst step measured here: {tokens} of {limit} tokens at once, {how}; {free}"
-        yield Finding("memory", "ok", said)
+    measured = budget.recall(patient.folder / "budget.json", f"{model.name} torch.{machine.dtype} ")
+    if measured is not None:
+        yield _against_worst_step(patient, measured, machine.free_gib, free)
         return
     needed = choice.needed_gib(model.name, machine)
     if needed is None:
@@ -134,6 +132,22 @@ def _memory(patient: Patient) -> Iterator[Finding]:
     else:
         fix = "free memory, set trainer.lora, or choose a smaller model.name (`hivewright check` lists what fits)"
         yield Finding("memory", "refuse", f"{model.name} needs about {needed:.1f} GiB; {free}", fix)
+
+
+def _against_worst_step(patient: Patient, measured: budget.Budget, free_gib: float, free: str) -> Finding:
+    how = "layers computed again" if measured.recomputes else "layers kept"
+    limit = patient.settings.trainer.max_tokens_per_micro_batch
+    said = f"worst step measured here: {measured.tokens} of {limit} tokens at once, {how}"
+    if measured.held is None or measured.step is None:
+        return Finding("memory", "ok", f"{said}; {free}")
+    held, step = measured.held / choice.GIB, measured.step / choice.GIB
+    said += f", {held:.1f} + {step:.1f} GiB; {free}"
+    if patient.pid is not None or held + step <= free_gib:
+        return Finding("memory", "ok", said)
+    if held <= free_gib:
+        fix = "end what else runs there, or leave it: steps are then made in smaller pieces, slower"
+        return Finding("memory", "warning", said, fix)
+    return Finding("memory", "refuse", said, "end what else runs there, set trainer.lora, or take a smaller model")
 
 
 def _ram(patient: Patient) -> Iterator[Finding]:
@@ -247,7 +261,9 @@ def _dht(patient: Patient) -> Iterator[Finding]:
     else:
         address, reason = next(iter(failed.items()))
         fix = "open the way there (firewall, VPN), or start the bootnode; until then this node trains alone"
-        yield Finding("dht", "warning", f"no bootnode answers: {printable(address)}: {printable(reason)}", fix)
+        # libp2p's errors are several lines, of which the last says what happened.
+        said = printable(reason.strip().splitlines()[-1].strip(" *"))
+        yield Finding("dht", "warning", f"no bootnode answers: {printable(address)}: {said}", fix)
 
 
 def _announced(patient: Patient) -> Iterator[Finding]:
@@ -256,6 +272,9 @@ def _announced(patient: Patient) -> Iterator[Finding]:
     seen = _source_address(target) if target else None
     if seen is None:
         yield Finding("announced", "ok", "nobody to be seen by")
+        return
+    if ipaddress.ip_address(seen).is_loopback:
+        yield Finding("announced", "ok", "the only others that this machine knows of are on it")
         return
     announced = re.findall(r"/ip[46]/([^/]+)", " ".join(swarm.announce))
     if not swarm.announce:
@@ -316,8 +335,13 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
 
 
 def _print(findings: list[Finding]) -> None:
+    """Fit to a terminal; elsewhere a line each, for those who search in it."""
+    width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=" " * 24, break_on_hyphens=False)
     for finding in findings:
-        print(f"{finding.verdict:<8} {finding.check:<12} {finding.cause}")
+        print(wrapper.fill(f"{finding.verdict:<8} {finding.check:<12}  {finding.cause}"))
         if finding.fix:
-            print(f"{'':<21} fix: {finding.fix}")
+            print(wrapper.fill(f"{'':<22} fix: {finding.fix}"))
+    verdicts = [finding.verdict for finding in findings]
+    print(f"{verdicts.count('ok')} ok, {verdicts.count('warning')} warnings, {verdicts.count('refuse')} refused")
     sys.stdout.flush()

@@ -39,14 +39,23 @@ class Ran:
     num_changes: int = 0
 
 
+class Stopped(WorkerError):
+    """The operator has asked for the end meanwhile."""
+
+
 @dataclass
 class Pyinfra:
-    """pyinfra, for one inventory. `prefix`: the command line that its own is appended to (`ip netns exec ...`)."""
+    """pyinfra, for one inventory. `prefix`: the command line that its own is appended to (`ip netns exec ...`).
+
+    `held`: file descriptors that stay open as long as any of its programs runs, even if this one was killed.
+    """
 
     inventory: str
     prefix: Sequence[str] = ()
+    held: Sequence[int] = ()
     _running: set["subprocess.Popen[str]"] = field(default_factory=set, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _is_stopped: bool = field(default=False, init=False, repr=False)
 
     def hosts(self, *, timeout: float) -> list[dict[str, Any]]:
         """Every host of the inventory with `name`, `groups` and `data`, in its order. Connects to none.
@@ -59,13 +68,13 @@ class Pyinfra:
         return listed
 
     def facts(self, *arguments: str, hosts: Sequence[str] = (), timeout: float) -> list[dict[str, Any]]:
-        """For each fact (`module.Class key=value ...`) its value by host. Hosts that can't be reached are not in it."""
+        """For each fact (`module.Class key=value ...`) its value by host, without hosts that gave no whole answer."""
         limits = [word for host in hosts for word in ("--limit", host)]
         done = self._run(["--json", *limits, self.inventory, "fact", *arguments], timeout)
         if "No hosts remaining" in done.stderr:
             return [{} for argument in arguments if "=" not in argument]
         by_fact: dict[str, dict[str, Any]] = _parsed(done)
-        return list(by_fact.values())
+        return [{host: value for host, value in found.items() if value is not None} for found in by_fact.values()]
 
     def deploy(self, host: str, commit: str | None, log: Path, *, timeout: float) -> Ran:
         """Deploy one host, with that commit whatever its data say; None: as they say. pyinfra's output goes to `log`.
@@ -82,8 +91,9 @@ class Pyinfra:
         return self._on_host(host, [self.inventory, name, *arguments], log, timeout, stdin)
 
     def stop(self) -> None:
-        """End all programs that run, for an operator who has asked for the end."""
+        """End all programs that run, for an operator who has asked for the end; whoever waits for one gets Stopped."""
         with self._lock:
+            self._is_stopped = True
             for process in self._running:
                 _kill(process)
 
@@ -117,16 +127,19 @@ class Pyinfra:
         self, arguments: Sequence[str], timeout: float, stdin: str | None = None, stderr: IO[str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """In a session of its own, so that everything that pyinfra starts (ssh through a jump host) ends with it."""
-        process = subprocess.Popen(
-            [*self.prefix, *PYINFRA, *arguments],
-            cwd=CHECKOUT,
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if stderr is None else stderr,
-            text=True,
-            start_new_session=True,
-        )
         with self._lock:
+            if self._is_stopped:
+                raise Stopped("not begun: the operator has asked for the end")
+            process = subprocess.Popen(
+                [*self.prefix, *PYINFRA, *arguments],
+                cwd=CHECKOUT,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if stderr is None else stderr,
+                text=True,
+                start_new_session=True,
+                pass_fds=self.held,
+            )
             self._running.add(process)
         try:
             out, err = process.communicate(stdin, timeout=timeout)
@@ -136,6 +149,8 @@ class Pyinfra:
             if process.poll() is None:
                 _kill(process)
                 process.communicate()
+        if self._is_stopped:
+            raise Stopped("ended: the operator has asked for the end")
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

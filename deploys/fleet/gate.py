@@ -26,6 +26,8 @@ class Verdict:
 
 def judge(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], num_rounds: int) -> Verdict:
     """What a host's NodeReports say, `before` its deploy and `now`. Every worker must finish `num_rounds` rounds."""
+    if not now:
+        return Verdict("wait", "none of its services is configured")
     earlier = {report["unit"]: report for report in before}
     verdicts = [_judge_unit(earlier.get(report["unit"]), report, num_rounds) for report in now]
     for health in ("bad-release", "bad-host", "wait"):

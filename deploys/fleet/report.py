@@ -25,7 +25,11 @@ _COLOURS = {"done": "green", "pending": "dim", "rolled-back": "yellow"}
 
 @dataclass(slots=True)
 class HostReport:
-    """One host. `commit`: that it is to get; `before`: that it had, None if none. `seconds`: of deploy and gate."""
+    """One host. `commit`: that it is to get. `seconds`: of deploy and gate.
+
+    `before`: the commit that it had before this rollout touched it, None if none. `digest_before`: what stood for all
+    that it was (HostState.deployed), None if its last deploy had not got to the end.
+    """
 
     commit: str
     before: str | None = None
@@ -34,6 +38,7 @@ class HostReport:
     batch: int | None = None
     num_changes: int = 0
     seconds: float = 0.0
+    digest_before: str | None = None
 
 
 @dataclass(slots=True)

@@ -1,36 +1,22 @@
-"""`hivewright rollout INVENTORY`: a release goes to one host, then to a few, and on only while those get on with it.
+"""A release goes to one host, then to a few, and on only while those get on with it.
 
 Every host is deployed by a pyinfra of its own with a deadline of its own, so none holds up another. When the gate finds
 that a batch does not train, everything that this rollout touched goes back to what it was. A host with a trouble of its
 own (gone, hanging, full) is left behind, and `--resume` takes up exactly those.
 """
 
-import argparse
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from deploys import operator
 from deploys.fleet import gate, report
 from deploys.fleet.batches import Batch, Size, next_batch
-from deploys.fleet.command import CHECKOUT, Pyinfra, Ran, heed_signals
+from deploys.fleet.command import Ran
 from deploys.fleet.report import Fate, Report
-from deploys.hosts import COORDINATORS
-from worker.errors import ReleaseRefused, SettingsError, WorkerError
-from worker.resources import lock_folder
 
-ASK_SECONDS = 120.0
 LOOK_EVERY_SECONDS = 5.0
-GO_BACK_SECONDS = 600.0
 # At most so many pyinfras at the same time: each takes about 80 MB.
 NUM_PARALLEL = 16
 # Deploys of the canary that may fail one after the other, before it is the release that is doubted.
@@ -74,35 +60,6 @@ class Rules:
     look_every_seconds: float = LOOK_EVERY_SECONDS
 
 
-class PyinfraFleet:
-    """The hosts of an inventory, through pyinfra. What pyinfra says of each goes to `folder`/HOST.log."""
-
-    def __init__(self, pyinfra: Pyinfra, folder: Path, deadline_seconds: float) -> None:
-        self._pyinfra, self._folder, self._deadline_seconds = pyinfra, folder, deadline_seconds
-
-    def deploy(self, host: str, commit: str) -> Ran:
-        return self._pyinfra.deploy(host, commit, self._log(host), timeout=self._deadline_seconds)
-
-    def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
-        """A look that itself hangs tells nothing of any host: they count as not reached, this time."""
-        try:
-            states, reports = self._pyinfra.facts(
-                "deploys.facts.HostStates", "deploys.facts.NodeReports", hosts=hosts, timeout=ASK_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return {}
-        return {host: Seen(states[host], reports[host]) for host in hosts if host in states and host in reports}
-
-    def go_back(self, host: str) -> Ran:
-        return self._pyinfra.operation(host, "deploys.history.go_back", self._log(host), timeout=GO_BACK_SECONDS)
-
-    def stop(self) -> None:
-        self._pyinfra.stop()
-
-    def _log(self, host: str) -> Path:
-        return self._folder / f"{host.strip('@').replace('/', '-')}.log"
-
-
 class Rollout:
     """One rollout, as far as it has come. `save` is called with the report whenever it has changed."""
 
@@ -123,13 +80,22 @@ class Rollout:
         self._num_batches = max((host.batch or 0 for host in so_far.hosts.values()), default=0)
 
     def run(self) -> None:
-        """Deploy all that is pending, batch by batch, to the end or until the gate closes."""
+        """Deploy all that is pending, batch by batch, to the end or until the gate closes.
+
+        If it had closed already, when this rollout was interrupted or could not reach all, go on going back.
+        """
         self.report.result, self.report.finished_at = "running", None
+        if self.report.reason:
+            self._go_back(self.report.reason)
+            return
         self._look_first()
         num_failed_canaries = 0
         while (batch := self._next()) is not None:
             self._num_batches += 1
             self._say(f"batch {self._num_batches} ({batch.kind}): {', '.join(batch.hosts)}")
+            for name in batch.hosts:
+                self.report.hosts[name].batch = self._num_batches
+            self._save(self.report)
             self._deploy(batch)
             reason = self._await_gate(batch)
             if reason is None and batch.kind == "canary" and self.report.hosts[batch.hosts[0]].fate == "failed":
@@ -155,11 +121,16 @@ class Rollout:
         """Hosts that don't answer now are not tried, and hold nobody up."""
         pending = self.report.those("pending")
         self._before = self._fleet.look(pending)
+        if missing := [name for name in pending if name not in self._before]:
+            # One that froze in the middle of its answer may have taken the others' with it.
+            self._before |= self._fleet.look(missing)
         for name in pending:
-            if name in self._before:
-                self.report.hosts[name].before = self._before[name].state["commit"]
-            else:
+            host = self.report.hosts[name]
+            if name not in self._before:
                 self._set(name, "unreachable", "no connection before anything was done")
+            elif host.batch is None:
+                state = self._before[name].state
+                host.before, host.digest_before = state["commit"], state["deployed"]
         self._save(self.report)
 
     def _deploy(self, batch: Batch) -> None:
@@ -168,7 +139,6 @@ class Rollout:
         def deploy(name: str) -> None:
             began = time.monotonic()
             host = self.report.hosts[name]
-            host.batch = self._num_batches
             ran = self._fleet.deploy(name, host.commit)
             host.seconds, host.num_changes = time.monotonic() - began, ran.num_changes
             if ran.outcome == "done":
@@ -223,24 +193,26 @@ class Rollout:
 
     def _is_touched(self, name: str, now: Seen) -> bool:
         """Whether the deploy got so far that the host is not whole as it was before."""
-        before = self._before[name].state["deployed"]
+        before = self.report.hosts[name].digest_before
         return before is None or now.state["deployed"] != before
 
     def _go_back(self, reason: str) -> None:
         """Have all hosts that were touched as they were; those that did nothing stay as they are."""
         self._say(f"the gate stays closed: {reason}")
         self.report.reason = reason
-        touched = [name for name, host in self.report.hosts.items() if host.batch is not None and name in self._before]
+        self._save(self.report)
+        hosts = self.report.hosts
+        touched = [name for name, host in hosts.items() if host.batch is not None and host.fate != "rolled-back"]
         seen = self._fleet.look(touched)
 
         def go_back(name: str) -> None:
             if name not in seen:
                 self._set(name, "stuck", "can't be reached to go back")
             elif not self._is_touched(name, seen[name]):
-                if self.report.hosts[name].fate == "pending":
-                    self._set(name, "rolled-back", "the deploy had changed nothing")
-            elif seen[name].state["previous"] is None:
-                self._set(name, "stuck", "no earlier deploy is kept on it; stop it, or deploy a release that works")
+                if hosts[name].fate in ("pending", "stuck"):
+                    self._set(name, "rolled-back", "is as it was")
+            elif reason := _why_not_back(hosts[name], seen[name]):
+                self._set(name, "stuck", reason)
             else:
                 ran = self._fleet.go_back(name)
                 if ran.outcome == "done":
@@ -274,95 +246,11 @@ class Rollout:
         self._save(self.report)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Roll out, or resume. Raises ReleaseRefused if it went back, WorkerError if hosts are left, SettingsError."""
-    rules = Rules(Size.parse(options.batch), options.gate_rounds, options.gate_seconds)
-    folder = options.output or Path("rollouts") / Path(options.inventory).stem
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "report.json"
-    pyinfra = Pyinfra(options.inventory)
-    heed_signals()
-    with lock_folder(folder, "--output"):
-        hosts = pyinfra.hosts(timeout=ASK_SECONDS)
-        so_far = _resumed(file, options.inventory, hosts) if options.resume else _new(options.inventory, hosts)
-        fleet = PyinfraFleet(pyinfra, folder, options.deadline)
-        coordinators = [host["name"] for host in hosts if COORDINATORS in host["groups"]]
-        try:
-            with _bar(so_far) as (show, say):
-
-                def save(now: Report) -> None:
-                    now.write(file)
-                    show(now)
-
-                Rollout(fleet, rules, coordinators, so_far, save, say).run()
-        except BaseException:
-            # Ctrl-C, or an inventory that is refused.
-            so_far.result = "interrupted"
-            so_far.write(file)
-            raise
-    _conclude(so_far, file)
-
-
-def _new(inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
-    """Every host with the commit that its data name now: a branch that moves during the rollout moves nobody."""
-    commits: dict[tuple[str, str], str] = {}
-    reports = {}
-    for host in hosts:
-        source = f"inventory data of {host['name']}"
-        repository = host["data"].get("release_repository") or operator.origin(CHECKOUT, source)
-        ref = str(host["data"].get("release_ref", "main"))
-        if (repository, ref) not in commits:
-            commits[repository, ref] = operator.resolve(repository, ref, source)
-        reports[host["name"]] = report.HostReport(commits[repository, ref])
-    return Report(inventory, reports)
-
-
-def _resumed(file: Path, inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
-    """The earlier rollout, with what it left behind pending again. Hosts that it brought through stay untouched."""
-    so_far = report.read(file)
-    if so_far.inventory != inventory:
-        raise SettingsError(f"{file}: of {so_far.inventory}; expected a rollout of {inventory}; see --output")
-    if so_far.result in ("rolled-back", "stuck"):
-        raise SettingsError(
-            f"{file}: that release was rolled back ({so_far.reason}); mend it and start anew, without --resume"
-        )
-    names = {host["name"] for host in hosts}
-    so_far.hosts = {name: host for name, host in so_far.hosts.items() if name in names}
-    left = so_far.those("unreachable", "overdue", "failed", "lost")
-    for name in left:
-        so_far.hosts[name].fate, so_far.hosts[name].reason = "pending", ""
-    return so_far
-
-
-class _bar:  # noqa: N801 - a context manager that reads as a function
-    """A bar of hosts on a terminal, lines above it; only lines elsewhere."""
-
-    def __init__(self, so_far: Report) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("rollout"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task("rollout", total=len(so_far.hosts))
-
-    def __enter__(self) -> tuple[Callable[[Report], None], Callable[[str], None]]:
-        self._progress.start()
-        return self._show, lambda line: self._progress.console.print(escape(line), highlight=False, soft_wrap=True)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def _show(self, now: Report) -> None:
-        self._progress.update(self._task, completed=len(now.hosts) - len(now.those("pending")))
-
-
-def _conclude(done: Report, file: Path) -> None:
-    console = Console()
-    console.print(report.table(done))
-    print(report.summary(done), file=sys.stdout, flush=True)
-    if done.result in ("rolled-back", "stuck"):
-        went = "all that it touched is as it was" if done.result == "rolled-back" else "some hosts could not go back"
-        raise ReleaseRefused(f"{done.reason}; {went}; logs and report are in {file.parent}")
-    if done.result == "incomplete":
-        raise WorkerError(
-            f"not all hosts have it; `hivewright rollout --resume {done.inventory}` goes on with those, once they are "
-            f"mended; logs and report are in {file.parent}"
-        )
+def _why_not_back(host: report.HostReport, now: Seen) -> str:
+    """Why a host can't go back to what it was before the rollout; empty: it can."""
+    previous = now.state["previous"]
+    if previous is None:
+        return "no earlier deploy is kept on it; stop it, or deploy a release that works"
+    if host.digest_before is not None and previous != host.before:
+        return "somebody else has deployed it since; deploy a release that works"
+    return ""

@@ -8,9 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from deploys.fleet import command, upkeep
 from worker.errors import WorkerError
@@ -21,11 +23,13 @@ ASK_SECONDS = 120.0
 SILENT_SECONDS = 300.0
 # Less than this, in 10^6 bytes, is worth one too: a checkpoint is that big.
 LOW_DISK_MB = 2000
-# With less room than this only the first columns are shown.
-WIDE = 130
-COLUMNS = ("node", "release", "state", "round", "reward", "heard", "gpu", "disk")
-WIDE_COLUMNS = ("known", "on chain", "gpu memory", "tailscale", "peer")
+COLUMNS = (
+    "node", "release", "state", "round", "reward", "peers", "gpu", "gpu memory", "disk", "tailscale", "on chain",
+    "peer",
+)  # fmt: skip
 LEFT_COLUMNS = ("node", "release", "state", "tailscale", "peer")
+# What goes first where there is no room for all.
+EXPENDABLE = ("peer", "on chain", "tailscale", "gpu memory")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -52,7 +56,7 @@ def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
 def _asked(pyinfra: command.Pyinfra, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         states, reports = pyinfra.facts(
-            "deploys.facts.HostStates", "deploys.facts.NodeReports", hosts=names, timeout=ASK_SECONDS
+            "deploys.survey.HostStates", "deploys.survey.NodeReports", hosts=names, timeout=ASK_SECONDS
         )
     except subprocess.TimeoutExpired:
         raise WorkerError(f"the hosts did not answer within {ASK_SECONDS:g} s; ask fewer with --limit") from None
@@ -61,7 +65,7 @@ def _asked(pyinfra: command.Pyinfra, names: Sequence[str]) -> tuple[dict[str, An
 
 def _print(names: Sequence[str], states: Mapping[str, Any], reports: Mapping[str, Any]) -> bool:
     console = Console()
-    table, notes, is_well = status_table(names, states, reports, time.time(), is_wide=console.width >= WIDE)
+    table, notes, is_well = status_table(names, states, reports, time.time(), console.width)
     console.print(table)
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -74,43 +78,55 @@ def status_table(
     states: Mapping[str, Mapping[str, Any]],
     reports: Mapping[str, Sequence[Mapping[str, Any]]],
     now: float,
-    is_wide: bool = False,
+    width: int,
 ) -> tuple[Table, list[str], bool]:
-    """The table, fit for 80 columns if not wide, lines to go below it, and whether there is nothing to worry about.
+    """The table, as wide as there is room, lines to go below it, and whether there is nothing to worry about.
 
     `states`, `reports`: HostState and NodeReports by host, without the hosts that could not be reached. `now`: seconds
     since 1970.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0) if is_wide else (0, 1, 0, 0))
-    columns = (*COLUMNS, *WIDE_COLUMNS) if is_wide else COLUMNS
-    for column in columns:
-        justify: Literal["left", "right"] = "left" if column in LEFT_COLUMNS else "right"
-        # A host's name gives way when a line gets long.
-        table.add_column(column, justify=justify, no_wrap=column not in ("node", "peer"), overflow="fold")
+    rows: list[dict[str, str]] = []
     notes: list[str] = []
     is_well = True
     for host in hosts:
         state = states.get(host)
         if state is None or host not in reports:
-            _add(table, columns, {"node": escape(host), "state": "[red]unreachable[/red]"})
+            rows.append({"node": escape(host), "state": "[red]unreachable[/red]"})
             is_well = False
             continue
         notes += _host_notes(host, state)
         shared = _host_cells(state)
         if not reports[host]:
-            _add(table, columns, {"node": escape(host), "state": "no worker", **shared})
+            rows.append({"node": escape(host), "state": "no worker", **shared})
         for report in reports[host]:
             service = report["unit"].removeprefix("hivewright-").removesuffix(".service").removeprefix("worker@")
             cells, row_is_well = _service_cells(report, state, now)
-            _add(table, columns, {"node": escape(f"{host}/{service}"), **shared, **cells})
+            rows.append({"node": escape(f"{host}/{service}"), **shared, **cells})
             is_well = is_well and row_is_well
             error = (report["status"] or {}).get("last_error")
             notes += [f"{host}/{service}: {printable(str(error))}"] if error else []
-    return table, notes, is_well and not any(": disk" in note for note in notes)
+    return _table(rows, width), notes, is_well and not any(": disk" in note for note in notes)
 
 
-def _add(table: Table, columns: Sequence[str], cells: Mapping[str, str]) -> None:
-    table.add_row(*(cells.get(column, "") for column in columns))
+def _table(rows: Sequence[Mapping[str, str]], width: int) -> Table:
+    """The columns that say something, as many as there is room for."""
+    columns = [column for column in COLUMNS if any(row.get(column) for row in rows)]
+    for column in EXPENDABLE:
+        if _width(rows, columns) > width and column in columns:
+            columns.remove(column)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        justify: Literal["left", "right"] = "left" if column in LEFT_COLUMNS else "right"
+        # A host's name gives way when a line gets long.
+        table.add_column(column, justify=justify, no_wrap=column != "node", overflow="fold")
+    for row in rows:
+        table.add_row(*(row.get(column, "") for column in columns))
+    return table
+
+
+def _width(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> int:
+    cells = ((column, *(Text.from_markup(row.get(column, "")).plain for row in rows)) for column in columns)
+    return sum(max(map(cell_len, column)) + 1 for column in cells) - 1
 
 
 def _host_cells(state: Mapping[str, Any]) -> dict[str, str]:
@@ -142,7 +158,7 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
         return {"state": "[yellow]starting[/yellow]"}, True
     if "peer_id" not in status:
         heard = f"{status['reporters']}/{status['expected']}"
-        return {"state": escape(str(status["state"])), "round": _number(status["round"]), "heard": heard}, True
+        return {"state": escape(str(status["state"])), "round": _number(status["round"]), "peers": heard}, True
     silent_seconds = now - status["updated_at"]
     is_silent = silent_seconds > SILENT_SECONDS
     shown = f"[red]silent {silent_seconds / 60:.0f} min[/red]" if is_silent else _coloured(str(status["state"]))
@@ -150,8 +166,7 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
         "state": shown,
         "round": _number(status["round"]),
         "reward": "" if status["reward_mean"] is None else f"{status['reward_mean']:.2f}",
-        "heard": str(status["peers_heard"]),
-        "known": _number(status.get("peers_known")),
+        "peers": f"{status['peers_heard']}/{(status.get('swarm') or {}).get('peers_known', 0)}",
         "on chain": f"{status['ledger'].get('confirmed', 0)}/{status['ledger'].get('earned', 0)}",
         "peer": escape(str(status["animal_name"])),
     }

@@ -49,7 +49,7 @@ def logs(options: argparse.Namespace) -> None:
     """Print the last lines of the services' logs, each with its host."""
     pyinfra = Pyinfra(options.inventory)
     names = chosen(pyinfra, options.limit)
-    fact = ("deploys.facts.Logs", f"lines={options.lines}", f"unit=hivewright-{options.unit}.service")
+    fact = ("deploys.survey.Logs", f"lines={options.lines}", f"unit=hivewright-{options.unit}.service")
     (found,) = _asked(pyinfra, *fact, hosts=names)
     for name in names:
         for line in found.get(name, ()):
@@ -61,23 +61,24 @@ def uninstall(options: argparse.Namespace) -> None:
     """Say what would be removed, have it confirmed, remove it."""
     pyinfra = Pyinfra(options.inventory)
     names = chosen(pyinfra, options.limit)
-    (found,) = _asked(pyinfra, "deploys.facts.Footprint", hosts=names)
-    for name in names:
-        for path in found.get(name, ()):
-            if options.identities or not path.startswith(f"{STATE}/"):
-                print(f"{name}: {path}")
-            else:
-                print(f"{name}: (stays) {path}")
+    (found,) = _asked(pyinfra, "deploys.survey.Footprint", hosts=names)
+    there = [name for name in names if name in found]
+    for name in there:
+        for path in found[name]:
+            stays = not options.identities and Path(path).is_relative_to(STATE)
+            print(f"{name}: {'(stays) ' if stays else ''}{path}")
+        if not found[name]:
+            print(f"{name}: nothing")
     if options.identities:
         print("identities, ledgers and the chain's state go too: nothing brings them back but a backup")
     else:
-        print(f"what of {STATE} can't be made again stays: identities, tokens, ledgers, the coordinator's folders")
+        print(f"of {STATE} stays what can't be made again: identities, tokens, ledgers, the coordinator's folders")
     if not options.yes:
         if not sys.stdin.isatty():
             raise SettingsError("no terminal to confirm it at; put --yes to do it")
-        if input(f"remove this from {len(found)} hosts? [yes/no] ") != "yes":
+        if input(f"remove this from {len(there)} hosts? [yes/no] ") != "yes":
             raise SettingsError("not confirmed; nothing was removed")
-    _run(pyinfra, [name for name in names if name in found], "deploys.upkeep.uninstall", _flag(options.identities))
+    _run(pyinfra, there, "deploys.upkeep.uninstall", _flag(options.identities))
     _complain(names, found)
 
 
@@ -90,13 +91,16 @@ def backup(options: argparse.Namespace) -> None:
     passphrase = _passphrase(options.passphrase_file, is_new=True)
     key = PrivateKey.generate()
     public = f"key={KEY_PREFIX}{bytes(key.public_key).hex()}"
-    (found,) = _asked(pyinfra, "deploys.facts.Sealed", public, hosts=names)
+    (found,) = _asked(pyinfra, "deploys.survey.Sealed", public, hosts=names)
     tars = {name: _opened(name, found[name], key) for name in names if found.get(name)}
+    for name in found:
+        if name not in tars:
+            print(f"{name}: nothing is deployed there")
     if not tars:
         raise WorkerError("no host has anything to back up, or none could be reached; nothing was written")
     archive.write(options.archive, tars, passphrase)
     print(f"{options.archive}: identities and ledgers of {', '.join(tars)}")
-    _complain(names, tars)
+    _complain(names, found)
 
 
 def restore(options: argparse.Namespace) -> None:
@@ -147,7 +151,7 @@ def _run(pyinfra: Pyinfra, names: Sequence[str], operation: str, *arguments: str
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(NUM_PARALLEL) as pool:
 
         def run(name: str) -> Ran:
-            log = Path(folder) / "log"
+            log = Path(folder) / str(names.index(name))
             ran = pyinfra.operation(name, operation, log, *arguments, timeout=SERVICE_SECONDS)
             print(f"{name}: {ran.outcome}{f', {ran.reason}' if ran.reason else ''}", flush=True)
             return ran

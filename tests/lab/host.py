@@ -95,6 +95,21 @@ class Host:
     def heal(self) -> None:
         self._network.set_link(self.number, up=True)
 
+    def freeze(self) -> None:
+        """Stop all that runs on it, as a machine that hangs: its kernel still acknowledges what it is sent."""
+        self._set_frozen(True)
+
+    def thaw(self) -> None:
+        self._set_frozen(False)
+
+    def _set_frozen(self, is_frozen: bool) -> None:
+        for group in cgroups.folders(self._network.name, self.name):
+            switch = group / "cgroup.freeze"
+            if switch.exists():
+                switch.write_text("1" if is_frozen else "0")
+                return
+        raise LabError(f"{self.name} can't be frozen: no control group of version 2 here")
+
     def pull_plug(self) -> None:
         """Switch the host off as a power cut does. `start` brings it back with the same disk."""
         nspawn = recall(self.folder / "nspawn.pid")

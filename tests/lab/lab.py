@@ -115,6 +115,20 @@ class Lab:
             run(*git, "update-ref", "refs/heads/lab", commit)
         return run(*git, "rev-parse", "refs/heads/lab").stdout.strip()
 
+    def branch(self, name: str, path: str, content: str) -> str:
+        """Serve what was published last, with one file changed or added, as branch `name`; return its commit."""
+        git = ("git", f"--git-dir={self.folder / 'repository.git'}", "-c", "safe.directory=*")
+        own = {**os.environ, "GIT_INDEX_FILE": str(self.folder / f"index-{name}")}
+        for who in ("AUTHOR", "COMMITTER"):
+            own |= {f"GIT_{who}_NAME": "lab", f"GIT_{who}_EMAIL": "lab@localhost"}
+        blob = run(*git, "hash-object", "-w", "--stdin", stdin=content).stdout.strip()
+        run(*git, "read-tree", "lab", env=own)
+        run(*git, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=own)
+        tree = run(*git, "write-tree", env=own).stdout.strip()
+        commit = run(*git, "commit-tree", tree, "-p", "lab", "-m", name, env=own).stdout.strip()
+        run(*git, "update-ref", f"refs/heads/{name}", commit)
+        return commit
+
     def operator(self, *argv: str | Path, timeout: float, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a program where the operator sits, in the checkout, with this Python's programs first in the path."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -8,17 +8,18 @@ from deploys.facts import (
     ENVIRONMENTS,
     ChosenModels,
     ConfiguredSlots,
-    Footprint,
-    HostStates,
+    Deploys,
     Identities,
+    InstalledPackages,
     InstalledReleases,
-    Logs,
-    NodeReports,
+    PastDeploys,
     Releases,
     Service,
     ServiceState,
     SystemdVersion,
+    UserEntry,
 )
+from deploys.survey import Footprint, HostStates, Logs, NodeReports, Sealed
 
 
 def test_releases_and_what_they_use() -> None:
@@ -80,6 +81,7 @@ def test_node_reports_with_and_without_a_status() -> None:
         "ExecMainStatus=4",
         "finished=",
         "status=",
+        "end",
     ]
     first, second = NodeReports().process(lines)
     assert first == {
@@ -104,12 +106,32 @@ def test_host_state_with_gpus_and_what_computes_on_them() -> None:
         "gpu=0, GPU-aa, 1024, 81559, 37",
         "gpu=1, GPU-bb, [N/A], 81559, [N/A]",
         "process=GPU-aa, 4711",
+        "end",
     ]
     found = HostStates().process(lines)
     assert (found["commit"], found["deployed"], found["previous"]) == ("abc", "123", None)
     assert (found["disk_free_mb"], found["disk_total_mb"], found["tailscale"]) == (12000, 50000, "NeedsLogin")
     assert found["gpus"][0] == {"index": 0, "memory_used": 1024, "memory_total": 81559, "use": 37, "pids": (4711,)}
     assert found["gpus"][1]["use"] == 0
+
+
+def test_host_that_did_not_answer_to_the_end_is_not_taken_for_a_bare_one() -> None:
+    for fact in (NodeReports(), HostStates(), Logs(), Footprint(), Sealed()):
+        assert fact.default() is None
+        assert fact.process(["unit=hivewright-worker@0.service"]) is None
+    assert NodeReports().process(["end"]) == []
+    assert Footprint().process(["end"]) == []
+
+
+def test_user_and_packages_as_the_system_has_them() -> None:
+    line = "hivewright:x:998:998::/var/lib/hivewright:/usr/sbin/nologin"
+    assert UserEntry().process([line]) == ("/var/lib/hivewright", "/usr/sbin/nologin")
+    assert InstalledPackages().process(["ii  git", "rc  nano", "un  screen", "hi  gcc"]) == {"git", "gcc"}
+
+
+def test_last_and_previous_deploy() -> None:
+    assert PastDeploys().process(["last", "previous"]) == Deploys()
+    assert PastDeploys().process(["last 12ab", "previous 34cd"]) == Deploys("12ab", "34cd")
 
 
 def test_systemd_version() -> None:
@@ -127,6 +149,9 @@ def test_commands_are_quiet_and_succeed_on_a_machine_without_any_of_it(tmp_path:
         HostStates().command(),
         Logs().command(lines=3, unit="hivewright-no-such.service"),
         Footprint().command(),
+        PastDeploys().command(),
+        UserEntry().command(user="nosuchuser"),
+        InstalledPackages().command(names=["no-such-package"]),
         SystemdVersion().command(),
     ):
         done = subprocess.run(

@@ -17,7 +17,7 @@ def report(unit: str = "hivewright-worker@0.service", active: str = "active", **
         "round": 123456,
         "reward_mean": 0.5,
         "peers_heard": 64,
-        "peers_known": 99,
+        "swarm": {"peers_known": 99},
         "pid": 4711,
         "last_error": None,
         "ledger": {"earned": 100000, "sent": 3, "confirmed": 99990, "rejected": 0},
@@ -41,7 +41,7 @@ def rendered(
     hosts: list[str], reports: dict[str, list[dict[str, Any]]], width: int = 80, **state: Any
 ) -> tuple[str, bool]:
     states = dict.fromkeys(reports, STATE | state)
-    table, notes, is_well = status_table(hosts, states, reports, NOW, is_wide=width > 80)
+    table, notes, is_well = status_table(hosts, states, reports, NOW, width)
     console = Console(width=width)
     with console.capture() as capture:
         console.print(table)
@@ -52,8 +52,16 @@ def test_what_counts_is_readable_at_80_columns() -> None:
     text, is_well = rendered(["gpu-host-12"], {"gpu-host-12": [report()]})
     assert is_well
     assert max(len(line) for line in text.splitlines()) <= 80
-    for word in ("gpu-host-12/0", "0123456", "training-alone", "123456", "0.50", "64", "3: 97%", "123G"):
+    for word in ("gpu-host-12/0", "0123456", "training-alone", "123456", "0.50", "64/99", "3: 97%", "123G"):
         assert word in text, text
+
+
+def test_fleet_without_gpus_and_tailnet_has_no_columns_for_them_and_room_for_others() -> None:
+    text, _ = rendered(["gpu-1"], {"gpu-1": [report(animal_name="tall owl")]}, gpus=[], tailscale=None)
+    assert "gpu memory" not in text
+    assert "tailscale" not in text
+    assert "99990/100000" in text
+    assert "tall owl" in text
 
 
 def test_host_that_does_not_answer_is_in_the_table() -> None:
@@ -73,7 +81,7 @@ def test_failed_and_silent_workers_are_not_well() -> None:
 
 def test_more_is_shown_where_there_is_room() -> None:
     text, _ = rendered(["gpu-1"], {"gpu-1": [report()]}, width=160)
-    for word in ("99990/100000", "70.0/80 GiB", "Running", "enormous translucent hippopotamus", "99"):
+    for word in ("99990/100000", "70.0/80 GiB", "Running", "enormous translucent hippopotamus"):
         assert word in text, text
 
 

@@ -5,7 +5,6 @@ The tests run in this order on one fleet, bare or deployed; each leaves it train
 
 import io
 import json
-import os
 import subprocess
 import tarfile
 from pathlib import Path
@@ -16,14 +15,13 @@ import pytest
 from deploys.fleet import archive
 from tests.lab.host import CHECKOUT, Host
 from tests.lab.lab import Lab
-from tests.lab.process import run, wait_until
+from tests.lab.process import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
 INVENTORY = CHECKOUT / "inventory/lab.py"
 WORKER = "hivewright-worker@0.service"
 STEP = "    def train(self) -> None:\n"
-BROKEN = (STEP, STEP + '        raise RuntimeError("it is broken")\n')
 
 
 def hivewright(lab: Lab, *arguments: str | Path, timeout: float = 800) -> subprocess.CompletedProcess[str]:
@@ -41,29 +39,6 @@ def inventory_of(folder: Path, branch: str) -> Path:
     file = folder / "lab.py"
     file.write_text(INVENTORY.read_text() + f'\nall[1]["release_ref"] = "{branch}"\n')
     return file
-
-
-def branch_with(lab: Lab, name: str, path: str, change: tuple[str, str] | str) -> str:
-    """A branch of the lab's repository: `lab` with one file changed (a replacement, or a new content). Its commit."""
-    git = ("git", f"--git-dir={lab.folder}/repository.git", "-c", "safe.directory=*")
-    environment = {**os.environ, "GIT_INDEX_FILE": str(lab.folder / f"index-{name}")}
-    for who in ("AUTHOR", "COMMITTER"):
-        environment |= {f"GIT_{who}_NAME": "lab", f"GIT_{who}_EMAIL": "lab@localhost"}
-    if isinstance(change, tuple):
-        before = run(*git, "show", f"lab:{path}").stdout
-        assert change[0] in before
-        content = before.replace(*change)
-    else:
-        content = change
-    file = lab.folder / f"content-{name}"
-    file.write_text(content)
-    blob = run(*git, "hash-object", "-w", file).stdout.strip()
-    run(*git, "read-tree", "lab", env=environment)
-    run(*git, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=environment)
-    tree = run(*git, "write-tree", env=environment).stdout.strip()
-    commit = run(*git, "commit-tree", tree, "-p", "lab", "-m", name, env=environment).stdout.strip()
-    run(*git, "update-ref", f"refs/heads/{name}", commit)
-    return commit
 
 
 def commit_of(host: Host) -> str:
@@ -107,7 +82,11 @@ def test_services_without_a_gpu_are_confined_and_log_to_files(lab: Lab) -> None:
 def test_release_that_does_not_train_meets_one_host_and_goes_back(lab: Lab, tmp_path: Path) -> None:
     h2, h3 = lab.host(2), lab.host(3)
     good, others = commit_of(h2), (main_pid(h3), commit_of(lab.host(1)))
-    bad = branch_with(lab, "broken", "worker/node.py", BROKEN)
+    text = (CHECKOUT / "worker/node.py").read_text()
+    assert STEP in text
+    bad = lab.branch(
+        "broken", "worker/node.py", text.replace(STEP, STEP + '        raise RuntimeError("it is broken")\n')
+    )
     code, report, said = rollout(lab, inventory_of(tmp_path, "broken"), tmp_path / "out")
     assert code == 10, said
     assert report["result"] == "rolled-back"
@@ -125,7 +104,7 @@ def test_release_that_does_not_train_meets_one_host_and_goes_back(lab: Lab, tmp_
 @pytest.mark.nightly
 def test_host_that_is_gone_holds_nobody_up_and_resume_touches_only_it(lab: Lab, tmp_path: Path) -> None:
     h2, h3 = lab.host(2), lab.host(3)
-    new = branch_with(lab, "next", "docs/next.md", "The next release.\n")
+    new = lab.branch("next", "docs/next.md", "The next release.\n")
     inventory, output = inventory_of(tmp_path, "next"), tmp_path / "out"
     h3.pull_plug()
     try:

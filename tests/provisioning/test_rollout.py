@@ -9,8 +9,9 @@ import pytest
 from deploys.fleet import gate, report
 from deploys.fleet.batches import Batch, Size, next_batch
 from deploys.fleet.command import Ran
+from deploys.fleet.driver import _resumed
 from deploys.fleet.report import HostReport, Report
-from deploys.fleet.rollout import Rollout, Rules, Seen, _resumed
+from deploys.fleet.rollout import Rollout, Rules, Seen
 from worker.errors import SettingsError
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -45,6 +46,7 @@ class RecordedFleet:
         self.troubles = troubles or {}
         self.deployed: list[str] = []
         self.went_back: list[str] = []
+        self.is_stopped = False
 
     def deploy(self, host: str, commit: str) -> Ran:
         self.deployed.append(host)
@@ -67,7 +69,7 @@ class RecordedFleet:
         return Ran("done")
 
     def stop(self) -> None:
-        raise AssertionError("nobody interrupts")
+        self.is_stopped = True
 
 
 def rolled_out(fleet: RecordedFleet, names: Sequence[str], so_far: Report | None = None) -> Report:
@@ -205,10 +207,84 @@ def test_wrong_size_is_refused(text: str) -> None:
         ([keeper(7)], [keeper(8)], "well"),
         ([keeper(7, expected=0)], [keeper(7)], "well"),
         ([], [keeper(None)], "well"),
+        # Its settings are gone, or the deploy did not get so far: nothing is known of it.
+        ([worker()], [], "wait"),
     ],
 )
 def test_gate_wants_progress(before: list[dict[str, Any]], now: list[dict[str, Any]], health: str) -> None:
     assert gate.judge(before, now, num_rounds=1).health == health
+
+
+def test_interrupted_deploy_leaves_its_hosts_pending(tmp_path: Path) -> None:
+    fleet = RecordedFleet(HOSTS[:4])
+
+    def deploy(host: str, commit: str) -> Ran:
+        if host == "gpu-02":
+            raise KeyboardInterrupt
+        return RecordedFleet.deploy(fleet, host, commit)
+
+    fleet.deploy = deploy  # type: ignore[method-assign]
+    so_far = Report("inventory/x.py", {name: HostReport(NEW) for name in HOSTS[:4]})
+    with pytest.raises(KeyboardInterrupt):
+        rolled_out(fleet, HOSTS[:4], so_far)
+    assert fleet.is_stopped
+    assert so_far.hosts["gpu-02"].fate == "pending"
+    assert rolled_out(RecordedFleet(HOSTS[:4]), HOSTS[:4], so_far).result == "done"
+
+
+def test_resumed_rollout_that_fails_takes_back_what_it_touched_before(tmp_path: Path) -> None:
+    names = HOSTS[:6]
+    fleet = RecordedFleet(names, {"gpu-03": Ran("unreachable", "can't be reached")})
+    first = rolled_out(fleet, names)
+    assert first.result == "incomplete"
+    first.hosts["gpu-03"].fate = "pending"
+    fleet.troubles = {"gpu-03": worker(active_state="failed", exit_status=1)}
+    done = rolled_out(fleet, names, first)
+    assert done.result == "rolled-back"
+    assert sorted(fleet.went_back) == names
+
+
+def test_host_that_somebody_else_has_deployed_since_is_not_taken_back() -> None:
+    names = HOSTS[:3]
+    fleet = RecordedFleet(names, {"gpu-03": Ran("unreachable", "can't be reached")})
+    first = rolled_out(fleet, names)
+    first.hosts["gpu-03"].fate = "pending"
+    fleet.state["gpu-01"] = {"commit": "c" * 40, "deployed": "c" * 40, "previous": NEW}
+    fleet.troubles = {"gpu-03": worker(active_state="failed", exit_status=1)}
+    done = rolled_out(fleet, names, first)
+    assert done.result == "stuck"
+    assert "somebody else" in done.hosts["gpu-01"].reason
+    assert sorted(fleet.went_back) == ["gpu-02", "gpu-03"]
+
+
+def test_going_back_goes_on_when_it_was_interrupted_or_could_not_reach_a_host(tmp_path: Path) -> None:
+    names = HOSTS[:5]
+    fleet = RecordedFleet(names, {"gpu-03": worker(active_state="failed", exit_status=1)})
+    gone = RecordedFleet(names, fleet.troubles)
+    gone.go_back = lambda host: Ran("unreachable", "can't be reached")  # type: ignore[method-assign]
+    stuck = rolled_out(gone, names)
+    assert stuck.result == "stuck"
+    file = tmp_path / "report.json"
+    stuck.write(file)
+    resumed = _resumed(file, "inventory/x.py", [{"name": name} for name in names])
+    fleet.state = gone.state
+    done = rolled_out(fleet, names, resumed)
+    assert done.result == "rolled-back"
+    assert fleet.deployed == []
+    assert fleet.went_back == [name for name in names if done.hosts[name].fate == "rolled-back"]
+
+
+def test_host_that_says_nothing_once_is_asked_again_before_it_is_left_behind() -> None:
+    fleet = RecordedFleet(HOSTS[:3])
+    looks = []
+
+    def look(hosts: Sequence[str]) -> dict[str, Seen]:
+        looks.append(list(hosts))
+        return {} if len(looks) == 1 else RecordedFleet.look(fleet, hosts)
+
+    fleet.look = look  # type: ignore[method-assign]
+    assert rolled_out(fleet, HOSTS[:3]).result == "done"
+    assert looks[:2] == [HOSTS[:3], HOSTS[:3]]
 
 
 def test_report_reads_back_and_resumes_only_what_is_left(tmp_path: Path) -> None:

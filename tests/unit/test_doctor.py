@@ -85,10 +85,18 @@ def test_model_that_does_not_fit_is_refused_unless_its_worst_step_was_measured(
 ) -> None:
     monkeypatch.setattr(doctor.choice, "needed_gib", lambda name, machine: 1e6)
     assert findings_of(settings_of(enrolled))["memory"].verdict == "refuse"
-    (enrolled / "budget.json").write_text('{"key": "x", "tokens": 4096, "recomputes": true}')
-    finding = findings_of(settings_of(enrolled))["memory"]
-    assert finding.verdict == "ok"
-    assert "4096 of 16384 tokens" in finding.cause
+    file = enrolled / "budget.json"
+    file.write_text('{"key": "another/model torch.float32 on cpu 1, ", "tokens": 4096, "recomputes": true}')
+    assert findings_of(settings_of(enrolled))["memory"].verdict == "refuse"
+    file.write_text("{")
+    assert findings_of(settings_of(enrolled))["memory"].verdict == "refuse"
+    key = "hivewright/tiny torch.float32 on cpu 1, "
+    for held, step, verdict in ((10**6, 10**6, "ok"), (10**6, 10**15, "warning"), (10**15, 10**6, "refuse")):
+        file.write_text(json.dumps({"key": key, "tokens": 4096, "recomputes": True, "held": held, "step": step}))
+        finding = findings_of(settings_of(enrolled))["memory"]
+        assert finding.verdict == verdict
+        assert "4096 of 16384 tokens" in finding.cause
+        assert bool(finding.fix) == (verdict != "ok")
 
 
 def test_peers_with_another_version_are_a_warning(enrolled: Path) -> None:
@@ -100,9 +108,12 @@ def test_peers_with_another_version_are_a_warning(enrolled: Path) -> None:
     assert "3 peers run reasoning-gym 0.0.1" in finding.cause
 
 
-def test_address_that_is_not_this_machines_is_a_warning(enrolled: Path) -> None:
+def test_address_that_is_not_this_machines_is_a_warning(enrolled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bootnodes = ["/ip4/127.0.0.1/tcp/9/p2p/Qm"]
-    for announce, verdict in (("/ip4/192.0.2.7/tcp/1", "warning"), ("/ip4/127.0.0.1/tcp/1", "ok")):
+    swarm = {"enabled": False, "bootnodes": bootnodes, "announce": ["/ip4/192.0.2.7/tcp/1"]}
+    assert "are on it" in findings_of(settings_of(enrolled, swarm=swarm))["announced"].cause
+    monkeypatch.setattr(doctor, "_source_address", lambda target: "192.0.2.8")
+    for announce, verdict in (("/ip4/192.0.2.7/tcp/1", "warning"), ("/ip4/192.0.2.8/tcp/1", "ok")):
         swarm = {"enabled": False, "bootnodes": bootnodes, "announce": [announce]}
         assert findings_of(settings_of(enrolled, swarm=swarm))["announced"].verdict == verdict
 

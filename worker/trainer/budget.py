@@ -4,11 +4,13 @@ A budget is the setting's limit halved a number of times, so that small differen
 batches are cut, and with that the last digits of what is learnt.
 """
 
+import json
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,18 +28,25 @@ _SAMPLE_SECONDS = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """`tokens` of one micro-batch; `recomputes`: layers are computed again in the backward pass, to save memory."""
+    """`tokens` of one micro-batch; `recomputes`: layers are computed again in the backward pass, to save memory.
+
+    In bytes, None where they were not measured: `held` by training at all (model, gradients, optimizer), and by the
+    worst `step` on top of that.
+    """
 
     tokens: int
     recomputes: bool = False
+    held: int | None = field(default=None, compare=False)
+    step: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Bytes that a step needed beside the gradients, and those that steps may take."""
+    """Bytes that a step needed beside the gradients, those that steps may take, and those that were held before."""
 
     needed: int
     available: int
+    held: int = 0
 
 
 def measure(step: Callable[[], object], device: torch.device) -> Measured | None:
@@ -51,7 +60,7 @@ def measure(step: Callable[[], object], device: torch.device) -> Measured | None
         if not memory.is_out_of_memory(error):
             raise
         return None
-    return Measured(max(0, peak.bytes - before), int(_SHARE * memory.free(device)))
+    return Measured(max(0, peak.bytes - before), int(_SHARE * memory.free(device)), before)
 
 
 def describe(policy: Policy, trainer: settings.Trainer, generation: settings.Generation) -> str:
@@ -68,14 +77,28 @@ def describe(policy: Policy, trainer: settings.Trainer, generation: settings.Gen
 
 def load(file: Path, key: str) -> Budget | None:
     """The budget that `file` holds; None if there is none, if it is for something else, or damaged (warned of)."""
-    record = memory.recall(file, key)
+    return _budget(file, memory.recall(file, key))
+
+
+def recall(file: Path, start_of_key: str) -> Budget | None:
+    """The same for who does not know the whole key: whatever was measured last for what begins so."""
+    try:
+        record = json.loads(file.read_text())
+        key = str(record["key"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return _budget(file, record) if key.startswith(start_of_key) else None
+
+
+def _budget(file: Path, record: dict[str, Any] | None) -> Budget | None:
     if record is None:
         return None
     tokens, recomputes = record.get("tokens"), record.get("recomputes")
     if type(tokens) is not int or tokens < 1 or type(recomputes) is not bool:
         log.warning("token budget is damaged, it is measured again path=%s", file)
         return None
-    return Budget(tokens, recomputes)
+    held, step = (value if type(value := record.get(name)) is int else None for name in ("held", "step"))
+    return Budget(tokens, recomputes, held, step)
 
 
 def save(file: Path, key: str, budget: Budget) -> None:

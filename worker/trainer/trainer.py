@@ -281,7 +281,8 @@ class Trainer:
         tokens = self._settings.max_tokens_per_micro_batch
         while tokens > num_tokens and tokens / num_tokens * found.needed > found.available - reserve:
             tokens //= 2
-        return budget.Budget(tokens, self._scorer.recomputes)
+        worst = int(max(1.0, tokens / num_tokens) * found.needed)
+        return budget.Budget(tokens, self._scorer.recomputes, found.held + reserve, worst)
 
     def _shrink(self, micro_batches: list[list[Lesson]], reason: str) -> None:
         """Memory ran out: the next try takes less of it."""
@@ -292,9 +293,10 @@ class Trainer:
             largest = max(self._count_tokens(micro) for micro in micro_batches)
             while tokens >= largest:
                 tokens //= 2
-            self.budget = budget.Budget(tokens, before.recomputes)
+            step = None if before.step is None else before.step * tokens // before.tokens
+            self.budget = budget.Budget(tokens, before.recomputes, before.held, step)
         elif not before.recomputes:
-            self.budget = budget.Budget(tokens, recomputes=True)
+            self.budget = budget.Budget(tokens, recomputes=True, held=before.held)
         else:
             longest = max(self._count_tokens(micro) for micro in micro_batches)
             raise ResourceError(

@@ -1,0 +1,70 @@
+"""All that the operations of a deploy will ask of a host, asked in one go (deploys/memory.py).
+
+What is missing here is asked when it is needed: that is slower, and nothing else.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyinfra.context import ctx_host
+from pyinfra.facts.files import Directory
+
+from deploys import coordinator, memory, system, units, worker
+from deploys.facts import (
+    COMMAND,
+    ChosenModels,
+    ConfiguredSlots,
+    FileContent,
+    Identities,
+    InstalledPackages,
+    PastDeploys,
+    Releases,
+    Service,
+    SystemdVersion,
+    UserEntry,
+)
+from deploys.hardware import Distribution
+from deploys.hosts import ENROLMENT_TOKEN
+from deploys.identity import KEY_FILE
+from deploys.memory import Question
+from deploys.places import CONFIGURATION
+from deploys.plan import Planned
+from deploys.tailscale import TailnetOfHost
+
+
+def ask(plan: Planned) -> None:
+    """Ask the current host what a deploy that finds it as planned will want to know."""
+    # Which packages there are to be depends on the distribution.
+    first: list[Question] = [(Distribution, {})]
+    if plan.host.deployment.tailscale:
+        first.append((TailnetOfHost, {}))
+    memory.ask_ahead(ctx_host.get(), first)
+    memory.ask_ahead(ctx_host.get(), _questions(plan))
+
+
+def _questions(plan: Planned) -> Iterator[Question]:
+    python = system.python_of(ctx_host.get().get_fact(Distribution))
+    yield InstalledPackages, {"names": system.packages_on(python, bool(plan.host.services))}
+    yield UserEntry, {"user": system.USER}
+    for fact in (Releases, PastDeploys, SystemdVersion, Identities, ConfiguredSlots, ChosenModels):
+        yield fact, {}
+    for folder in (*system.FOLDERS, CONFIGURATION, *(slot.settings.node.state_dir for slot in plan.host.slots)):
+        yield Directory, {"path": str(folder)}
+    for file in (COMMAND, ENROLMENT_TOKEN, *plan.host.settings_files(), *_unit_files(plan)):
+        yield FileContent, {"path": str(file)}
+    for slot in plan.host.slots:
+        if slot.identity is not None:
+            yield FileContent, {"path": str(slot.settings.node.state_dir / KEY_FILE)}
+    for unit in (*_services(plan), *(slot.unit for slot in plan.host.slots)):
+        yield Service, {"unit": unit}
+
+
+def _services(plan: Planned) -> list[str]:
+    return [f"hivewright-{service}.service" for service in coordinator.SERVICES] if plan.host.services else []
+
+
+def _unit_files(plan: Planned) -> Iterator[Path]:
+    for name in (*_services(plan), *((worker.UNIT, worker.ENROL_UNIT) if plan.host.slots else ())):
+        yield units.UNITS / name
+    for slot in plan.host.slots:
+        yield units.UNITS / f"{slot.unit}.d" / units.DROP_IN

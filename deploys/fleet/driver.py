@@ -1,0 +1,166 @@
+"""`hivewright rollout INVENTORY`: the command around a rollout, and the hosts that pyinfra reaches."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deploys import operator
+from deploys.fleet import report
+from deploys.fleet.batches import Size
+from deploys.fleet.command import CHECKOUT, Pyinfra, Ran, heed_signals
+from deploys.fleet.report import Report
+from deploys.fleet.rollout import Rollout, Rules, Seen
+from deploys.hosts import COORDINATORS
+from worker.errors import ReleaseRefused, SettingsError, WorkerError
+from worker.resources import lock_folder
+
+ASK_SECONDS = 120.0
+GO_BACK_SECONDS = 600.0
+
+
+class PyinfraFleet:
+    """The hosts of an inventory, through pyinfra. What pyinfra says of each goes to `folder`/HOST.log."""
+
+    def __init__(self, pyinfra: Pyinfra, folder: Path, deadline_seconds: float) -> None:
+        self._pyinfra, self._folder, self._deadline_seconds = pyinfra, folder, deadline_seconds
+
+    def deploy(self, host: str, commit: str) -> Ran:
+        return self._pyinfra.deploy(host, commit, self._log(host), timeout=self._deadline_seconds)
+
+    def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
+        """A look that itself hangs tells nothing of any host: they count as not reached, this time."""
+        if not hosts:
+            return {}
+        try:
+            states, reports = self._pyinfra.facts(
+                "deploys.survey.HostStates", "deploys.survey.NodeReports", hosts=hosts, timeout=ASK_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return {}
+        return {host: Seen(states[host], reports[host]) for host in hosts if host in states and host in reports}
+
+    def go_back(self, host: str) -> Ran:
+        return self._pyinfra.operation(host, "deploys.history.go_back", self._log(host), timeout=GO_BACK_SECONDS)
+
+    def stop(self) -> None:
+        self._pyinfra.stop()
+
+    def _log(self, host: str) -> Path:
+        return self._folder / f"{host.strip('@').replace('/', '-')}.log"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Roll out, or resume. Raises ReleaseRefused if it went back, WorkerError if hosts are left, SettingsError."""
+    rules = Rules(Size.parse(options.batch), options.gate_rounds, options.gate_seconds)
+    folder = options.output or Path("rollouts") / Path(options.inventory).stem
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "report.json"
+    heed_signals()
+    with lock_folder(folder, "--output") as lock:
+        # Killed outright, this leaves its pyinfras at work; until they have ended nobody else can begin.
+        pyinfra = Pyinfra(options.inventory, held=(lock.fileno(),))
+        hosts = pyinfra.hosts(timeout=ASK_SECONDS)
+        so_far = _resumed(file, options.inventory, hosts) if options.resume else _new(options.inventory, hosts)
+        fleet = PyinfraFleet(pyinfra, folder, options.deadline)
+        coordinators = [host["name"] for host in hosts if COORDINATORS in host["groups"]]
+        try:
+            with _bar(so_far) as (show, say):
+
+                def save(now: Report) -> None:
+                    now.write(file)
+                    show(now)
+
+                Rollout(fleet, rules, coordinators, so_far, save, say).run()
+        except BaseException:
+            # Ctrl-C, or an inventory that is refused.
+            so_far.result = "interrupted"
+            so_far.write(file)
+            _say_how_to_go_on(so_far, file)
+            raise
+    _conclude(so_far, file)
+
+
+def _new(inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
+    """Every host with the commit that its data name now: a branch that moves during the rollout moves nobody."""
+    commits: dict[tuple[str, str], str] = {}
+    reports = {}
+    for host in hosts:
+        source = f"inventory data of {host['name']}"
+        repository = host["data"].get("release_repository") or operator.origin(CHECKOUT, source)
+        ref = str(host["data"].get("release_ref", "main"))
+        if (repository, ref) not in commits:
+            commits[repository, ref] = operator.resolve(repository, ref, source)
+        reports[host["name"]] = report.HostReport(commits[repository, ref])
+    return Report(inventory, reports)
+
+
+def _resumed(file: Path, inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
+    """The earlier rollout, with what it left behind pending again. Hosts that it brought through stay untouched."""
+    so_far = report.read(file)
+    if so_far.inventory != inventory:
+        raise SettingsError(f"{file}: of {so_far.inventory}; expected a rollout of {inventory}; see --output")
+    if so_far.result == "rolled-back":
+        raise SettingsError(
+            f"{file}: that release was rolled back ({so_far.reason}); mend it and start anew, without --resume"
+        )
+    names = {host["name"] for host in hosts}
+    so_far.hosts = {name: host for name, host in so_far.hosts.items() if name in names}
+    if so_far.reason:
+        return so_far
+    left = so_far.those("unreachable", "overdue", "failed", "lost")
+    for name in left:
+        so_far.hosts[name].fate, so_far.hosts[name].reason = "pending", ""
+    return so_far
+
+
+class _bar:  # noqa: N801 - a context manager that reads as a function
+    """A bar of hosts on a terminal, lines above it; only lines elsewhere."""
+
+    def __init__(self, so_far: Report) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("rollout"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("rollout", total=len(so_far.hosts))
+
+    def __enter__(self) -> tuple[Callable[[Report], None], Callable[[str], None]]:
+        self._progress.start()
+        return self._show, lambda line: self._progress.console.print(escape(line), highlight=False, soft_wrap=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def _show(self, now: Report) -> None:
+        self._progress.update(self._task, completed=len(now.hosts) - len(now.those("pending")))
+
+
+def _show(so_far: Report) -> None:
+    Console().print(report.table(so_far))
+    print(report.summary(so_far), file=sys.stdout, flush=True)
+
+
+def _say_how_to_go_on(so_far: Report, file: Path) -> None:
+    """After an interruption."""
+    _show(so_far)
+    what = "goes on going back" if so_far.reason else "goes on with the hosts that are left"
+    print(f"`hivewright rollout --resume {so_far.inventory}` {what}; report: {file}", file=sys.stderr, flush=True)
+
+
+def _conclude(done: Report, file: Path) -> None:
+    _show(done)
+    if done.result in ("rolled-back", "stuck"):
+        back = "all that it touched is as it was"
+        if done.result == "stuck":
+            back = f"some hosts could not go back; `hivewright rollout --resume {done.inventory}` tries again"
+        raise ReleaseRefused(f"{done.reason}; {back}; logs and report are in {file.parent}")
+    if done.result == "incomplete":
+        raise WorkerError(
+            f"not all hosts have it; `hivewright rollout --resume {done.inventory}` goes on with those, once they are "
+            f"mended; logs and report are in {file.parent}"
+        )

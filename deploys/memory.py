@@ -1,0 +1,125 @@
+"""What a host has answered: asked ahead in one go, and kept until something is done to it.
+
+pyinfra asks a host anew for every fact of every operation, and each question is a channel and a shell over ssh. A run
+that finds nothing to do has some fifty; with this it asks three times. An answer is good until the first command that
+is not a question.
+"""
+
+import secrets
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from paramiko import SSHException
+from pyinfra.api import FactBase, StringCommand
+from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
+from pyinfra.api.host import Host
+from pyinfra.connectors.util import CommandOutput, OutputLine
+
+# A fact, and the arguments of its command.
+Question = tuple[type[FactBase[Any]], dict[str, Any]]
+
+# Arguments of a question that make no difference to the answer.
+_IRRELEVANT = ("_timeout", "print_output", "print_input")
+
+_memories: dict[str, "_Memory"] = {}
+
+
+def ask_ahead(of: Host, questions: Iterable[Question]) -> None:
+    """Have the host answer all these facts now, in one command; from now on, what it answers is kept.
+
+    What it does not answer now it will be asked again when somebody wants to know, and fails then as it may.
+    """
+    if of.name not in _memories:
+        _memories[of.name] = _Memory(of)
+    _memories[of.name].ask_ahead(questions)
+
+
+def forget(of: Host) -> None:
+    """Ask the host anew: something may have happened to it that nobody here did."""
+    if of.name in _memories:
+        _memories[of.name].forget()
+
+
+class _Memory:
+    """Takes the place of a host's `get_fact` and its connector's `run_shell_command`."""
+
+    def __init__(self, of: Host) -> None:
+        self._host = of
+        self._get_fact, self._run = of.get_fact, of.connector.run_shell_command
+        self._answers: dict[str, CommandOutput] = {}
+        # pyinfra has a greenlet for each host, and others may look at this one meanwhile.
+        self._here = threading.local()
+        of.get_fact, of.connector.run_shell_command = self._asked, self._told
+
+    def forget(self) -> None:
+        self._answers.clear()
+
+    def ask_ahead(self, questions: Iterable[Question]) -> None:
+        arguments = _as_for_facts(self._host)
+        texts = {_text(fact().command(**values)): None for fact, values in questions}
+        new = [text for text in texts if _key(text, arguments) not in self._answers]
+        if not new:
+            return
+        end = secrets.token_hex(8)
+        script = "\n".join(f"( {text}\n); printf '\\n%s %s\\n' {end} $?" for text in new)
+        try:
+            _, output = self._run(StringCommand(script), **arguments)
+        except (TimeoutError, OSError, SSHException):
+            return
+        for text, lines in zip(new, _answers(output.stdout_lines, end), strict=False):
+            if lines is not None:
+                self._answers[_key(text, arguments)] = CommandOutput([OutputLine("stdout", line) for line in lines])
+
+    def _asked(self, *arguments: Any, **values: Any) -> Any:
+        """In place of get_fact."""
+        was_asking = getattr(self._here, "is_asking", False)
+        self._here.is_asking = True
+        try:
+            return self._get_fact(*arguments, **values)
+        finally:
+            self._here.is_asking = was_asking
+
+    def _told(self, command: StringCommand | str, *display: Any, **arguments: Any) -> tuple[bool, CommandOutput]:
+        """In place of run_shell_command."""
+        if not getattr(self._here, "is_asking", False):
+            self.forget()
+            done: tuple[bool, CommandOutput] = self._run(command, *display, **arguments)
+            return done
+        key = _key(_text(command), arguments)
+        if key in self._answers:
+            return True, self._answers[key]
+        is_done, output = self._run(command, *display, **arguments)
+        if is_done:
+            self._answers[key] = output
+        return is_done, output
+
+
+def _as_for_facts(of: Host) -> dict[str, Any]:
+    """How pyinfra runs the command of a fact on this host: through sudo, say."""
+    arguments, _ = pop_global_arguments(of.state, of, {})
+    return {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
+
+
+def _text(command: StringCommand | str) -> str:
+    return command if isinstance(command, str) else str(command.get_raw_value())
+
+
+def _key(text: str, arguments: dict[str, Any]) -> str:
+    """Two questions are the same if they are the same command, run in the same way."""
+    how = {name: value for name, value in arguments.items() if value and name not in _IRRELEVANT}
+    return f"{text}\0{sorted(how.items())!r}"
+
+
+def _answers(lines: Iterable[str], end: str) -> Iterable[list[str] | None]:
+    """What each command wrote, None for one that failed, as far as they came."""
+    answer: list[str] = []
+    for line in lines:
+        if not line.startswith(end):
+            answer.append(line)
+            continue
+        # The line break before the mark is ours.
+        if answer and not answer[-1]:
+            answer.pop()
+        yield answer if line == f"{end} 0" else None
+        answer = []

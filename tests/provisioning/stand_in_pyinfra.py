@@ -1,0 +1,68 @@
+"""Stands in for pyinfra and the hosts behind it, for rollouts of more hosts than can be had here.
+
+The inventory is a JSON file: `hosts`, and `bad`, a commit whose workers end with code 1. What each host is stands in a
+file beside it. Answers have the shapes of pyinfra 3.10.0's.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+OLD = "a" * 40
+
+
+def state_of(folder: Path, host: str) -> dict[str, Any]:
+    file = folder / f"{host}.json"
+    state: dict[str, Any] = {"commit": OLD, "previous": None, "started_at": 1000.0}
+    return json.loads(file.read_text()) if file.exists() else state
+
+
+def facts(state: dict[str, Any], bad: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    is_ill = state["commit"] == bad
+    report = {
+        "unit": "hivewright-worker@0.service",
+        "active_state": "failed" if is_ill else "active",
+        "status": {"activity": "training", "last_error": "it is broken" if is_ill else None},
+        "started_at": state["started_at"],
+        "restarts": 0,
+        "exit_status": 1 if is_ill else 0,
+        "finished": [] if is_ill else [state["started_at"] + 5],
+    }
+    host = {"commit": state["commit"], "deployed": state["commit"], "previous": state["previous"]}
+    return host, [report]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-y", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--limit", action="append", default=[])
+    parser.add_argument("--data", default="")
+    parser.add_argument("inventory", type=Path)
+    parser.add_argument("what", nargs="+")
+    options = parser.parse_args()
+    said = json.loads(options.inventory.read_text())
+    folder = options.inventory.with_suffix(".state")
+    folder.mkdir(exist_ok=True)
+    names = options.limit or said["hosts"]
+    if options.what == ["debug-inventory"]:
+        print(json.dumps([{"name": name, "groups": ["workers"], "data": said["data"]} for name in names]))
+    elif options.what[0] == "fact":
+        found = {name: facts(state_of(folder, name), said["bad"]) for name in names}
+        kinds = enumerate(("survey.HostStates", "survey.NodeReports"))
+        print(json.dumps({kind: {name: both[n] for name, both in found.items()} for n, kind in kinds}))
+    else:
+        (name,) = names
+        state = state_of(folder, name)
+        goal = state["previous"] if options.what == ["deploys.history.go_back"] else options.data.partition("=")[2]
+        new = {"commit": goal, "previous": state["commit"], "started_at": time.time()}
+        (folder / f"{name}.json").write_text(json.dumps(new))
+        print(f"--> Starting operation: for {name}", file=sys.stderr)
+        print(json.dumps({"results": {"totals": {"success": 4}}}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""`hivewright rollout` as an operator runs it, over 20 hosts; pyinfra and the hosts are a stand-in."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploys.fleet import command, driver, options
+from worker.errors import ReleaseRefused
+
+STAND_IN = Path(__file__).with_name("stand_in_pyinfra.py")
+NEW = "b" * 40
+HOSTS = [f"gpu-{number:02}" for number in range(1, 21)]
+
+
+def rollout(folder: Path, bad: str, *arguments: str) -> None:
+    inventory = folder / "fleet.py"
+    data = {"release_repository": "https://git.example.org/h.git", "release_ref": NEW}
+    inventory.write_text(json.dumps({"hosts": HOSTS, "bad": bad, "data": data}))
+    parser = argparse.ArgumentParser()
+    options.rollout(parser)
+    driver.run(parser.parse_args([str(inventory), "--output", str(folder / "out"), *arguments]))
+
+
+def commits(folder: Path) -> dict[str, str]:
+    return {file.stem: json.loads(file.read_text())["commit"] for file in (folder / "fleet.state").glob("*.json")}
+
+
+def report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "out/report.json").read_text())
+    return found
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "PYINFRA", (sys.executable, str(STAND_IN)))
+    monkeypatch.setattr(driver, "heed_signals", lambda: None)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_bad_release_meets_one_of_twenty_and_the_others_are_not_touched(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ReleaseRefused, match=r"gpu-01: worker@0 ended with code 1.*it is broken"):
+        rollout(tmp_path, bad=NEW)
+    assert commits(tmp_path) == {"gpu-01": "a" * 40}
+    fates = [host["fate"] for host in report(tmp_path)["hosts"].values()]
+    assert (fates.count("rolled-back"), fates.count("pending")) == (1, 19)
+    said = capfd.readouterr().out
+    assert "1 rolled-back, 19 untouched" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_good_release_reaches_twenty_in_batches(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rollout(tmp_path, "", "--batch", "50%")
+    assert commits(tmp_path) == dict.fromkeys(HOSTS, NEW)
+    batches = [host["batch"] for host in report(tmp_path)["hosts"].values()]
+    assert [batches.count(number) for number in (1, 2, 3)] == [1, 10, 9]
+    assert "20 done" in capfd.readouterr().out
