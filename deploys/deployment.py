@@ -1,6 +1,6 @@
 """The keys of host data that are not settings of a role but say what is installed, and how."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,13 +27,31 @@ class Deployment(BaseModel):
     """Git URL or folder that the hosts can fetch from. None: `origin` of the operator's checkout."""
     release_ref: str = "main"
     """Branch, tag or commit that is deployed."""
+    release_source: Literal["repository", "wheelhouse"] = "repository"
+    """How it comes to the host. `repository`: the host fetches it, and its packages, itself. `wheelhouse`: this side
+    does, and ships what the host lacks over ssh; the host needs no internet."""
     torch_index: str | None = None
     """Package index to take torch from, such as https://download.pytorch.org/whl/cpu. None: the build that fits the
-    host's GPUs and driver, unless pip on the host has an index or wheels of its own. `pip`: as pip on the host says."""
+    host's GPUs and driver, unless pip on the host has an index or wheels of its own. `pip`: as pip on the host says,
+    or, with a wheelhouse, pip on the operator's side."""
     secrets_dir: str = "secrets"
     """Folder on the operator's side, relative to the checkout, that keeps what must not be in an inventory."""
     watchdog_seconds: int = Field(default=900, gt=0)
     """A worker that has not got on for so long is restarted. Longer than its slowest step."""
+    wireguard: bool = False
+    """Connect the host to all others that have this, by WireGuard from Debian's packages. False: it leaves them."""
+    wireguard_subnet: str = "10.86.0.0/16"
+    """Network of the mesh's own addresses; the same on all hosts."""
+    wireguard_address: str | None = None
+    """The host's address in it. None: one that comes from its name."""
+    wireguard_port: Port = 51820
+    """UDP port."""
+    wireguard_endpoint: str | None = None
+    """Name or address at which the others reach the host. None: its ssh_hostname, or name. `none`: nobody can, it
+    stands behind a router and connects to them."""
+    wireguard_hub: bool = False
+    """Pass on what hosts of the mesh send to each other. Where there are hubs, the others connect to one of them only;
+    without, everybody connects to everybody."""
     tailscale: bool = False
     """Install Tailscale and log the host in. False: whatever there is of it is left alone."""
     tailscale_auth_key_file: str | None = None

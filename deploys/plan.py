@@ -1,7 +1,7 @@
 """The plans of all hosts: made from the inventory before pyinfra connects, asked for when a host is deployed."""
 
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_type_hints
@@ -14,24 +14,31 @@ from pyinfra.api.util import raise_if_bad_type
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.context import ctx_host
 
-from deploys import hosts, memory, operator, report
+from deploys import hosts, memory, mesh, operator, report
 from deploys.deployment import PIP, Deployment
 from deploys.facts import Identities
-from deploys.gpus import Gpus, choose_torch
-from deploys.hardware import HostGpus, OwnPipSources
+from deploys.gpus import X86, Gpus, choose_torch
+from deploys.hardware import Distribution, HostGpus, OwnPipSources
 from deploys.hosts import HostEntry, HostPlan
+from deploys.mesh import Member
 from deploys.places import STATE
 from deploys.slots import cards_in_use
 from worker.errors import SettingsError
 
 CHECKOUT = Path(__file__).parents[1]
+NO_ANVIL = (
+    "the chain's program (contracts/package-lock.json) is for x86_64, and this host is {machine}: make another host "
+    "the coordinator, or put anvil for it on the host and name it, anvil_binary: /usr/local/bin/anvil"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A host's plan, the commit that it gets, and the fleet's enrolment token (None: it has none).
 
-    `torch_index`: the package index of the build of torch that fits the host; None: as pip on the host says.
+    `torch_index`: the package index of the build of torch that fits the host; None: as pip says, on the host, or, for
+    a wheelhouse, here.
+    `mesh`: the members of the fleet's WireGuard mesh, by host; this one need not be one.
     `unfit`: why the host, as its facts show it, can't become what the plan says; None: it can.
     """
 
@@ -39,6 +46,7 @@ class Planned:
     repository: str
     commit: str
     token: str | None = field(repr=False)
+    mesh: Mapping[str, Member] = field(default_factory=dict)
     torch_index: str | None = None
     unfit: str | None = None
 
@@ -68,9 +76,11 @@ def make(all_hosts: Iterable[Host]) -> None:
     if lines:
         raise SettingsError("\n".join(lines))
     has_account = any(plan.services for plan in plans.values())
+    data = {entry.name: entry.data for entry in entries}
+    members = mesh.members({name: plan.deployment for name, plan in plans.items()}, data)
     for name, plan in plans.items():
         token = operator.enrolment_token(CHECKOUT / plan.deployment.secrets_dir, create=has_account)
-        _planned[name] = Planned(plan, *commits[name], token)
+        _planned[name] = Planned(plan, *commits[name], token, members)
 
 
 def current() -> Planned:
@@ -87,16 +97,23 @@ def current() -> Planned:
 
 def _fit(planned: Planned) -> Planned:
     """The plan of the current host, worked out by its facts: its slots, their GPUs, and the build of torch."""
-    deployment = planned.host.deployment
+    deployment, machine = planned.host.deployment, host.get_fact(Distribution).machine
+    if planned.host.needs_anvil and machine != X86:
+        return replace(planned, unfit=NO_ANVIL.format(machine=machine))
     gpus = host.get_fact(HostGpus) if planned.host.slots else Gpus()
     try:
         plan = planned.host.on(gpus)
-        if deployment.torch_index == PIP or (deployment.torch_index is None and host.get_fact(OwnPipSources)):
+        if deployment.torch_index == PIP or (deployment.torch_index is None and _has_own_sources(deployment)):
             return replace(planned, host=plan)
         used = replace(gpus, cards=cards_in_use(plan.slots, gpus))
-        return replace(planned, host=plan, torch_index=choose_torch(used, deployment.torch_index))
+        return replace(planned, host=plan, torch_index=choose_torch(used, deployment.torch_index, machine))
     except SettingsError as error:
         return replace(planned, unfit=str(error))
+
+
+def _has_own_sources(deployment: Deployment) -> bool:
+    """Whether pip on the host is what packages come from, and has been told where to look."""
+    return deployment.release_source == "repository" and bool(host.get_fact(OwnPipSources))
 
 
 def _wrong_access(of: Host) -> Iterator[str]:

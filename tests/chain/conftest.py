@@ -11,8 +11,8 @@ from eth_account.signers.local import LocalAccount
 
 from worker import settings
 from worker.chain import anvil
-from worker.chain.connection import Deployment
 from worker.chain.client import Call, Receipt
+from worker.chain.connection import Deployment
 from worker.chain.coordinator import Coordinator
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,11 @@ CHECKOUT = Path(__file__).parents[2]
 PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What pyinfra's own operations insist on.
-FAKE_ANSWERS = {"uname -s": "Linux", "command -v useradd": "/usr/sbin/useradd"}
+FAKE_ANSWERS = {
+    "uname -s": "Linux",
+    "command -v useradd": "/usr/sbin/useradd",
+    "/etc/os-release": "debian,bookworm,x86_64",
+}
 
 
 def pyinfra(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:

@@ -25,8 +25,8 @@ from web3.utils.address import get_create_address
 
 from worker import resources, settings
 from worker.chain import connection, contract, upgrade
-from worker.chain.connection import Deployment
 from worker.chain.client import Call
+from worker.chain.connection import Deployment
 from worker.chain.coordinator import Coordinator
 from worker.chain.snapshots import Snapshots
 from worker.errors import ChainError, ChainUnreachable, ResourceError
