@@ -38,14 +38,16 @@ from worker import log, settings
 from worker.account.vault import Tokens
 from worker.chain import anvil
 from worker.chain.accounts import AccountClient
-from worker.chain.coordinator import Call, Coordinator, NonceUsed
+from worker.chain.client import Call, NonceUsed
+from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.sender import Sender
 from worker.chain.settlement import Settlement
 from worker.errors import ChainError
 from worker.settings import Settings
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0
+"""Shared machines are slow at times; what is measured is measured, however long that takes."""
 FAULTS_OF_SERVICE = ("drop", "lose", "error", "twice", "late")
 FAULTS_OF_CHAIN = (*FAULTS_OF_SERVICE, "stale", "elsewhere")
 FAULT_SHARE = 0.05
@@ -218,7 +220,7 @@ def simultaneous(scale: float) -> list[Result]:
         tries = min(10, times)
         for number in range(tries):
             _at_once(width, lambda i, r=number: _send_alone(on, rival, r, rivals[i]))
-        time.sleep(3 * on.settings.anvil.block_seconds)
+        time.sleep(6.0)  # what waits for a nonce that nobody has sent waits for ever
         theirs = sum(on.coordinator.total_rewards(rivals))
     ours_share, their_share = accepted / (times * width), theirs / (tries * width)
     print(f"simultaneous: {accepted} of {times * width}; nonces read by each: {theirs} of {tries * width}", flush=True)

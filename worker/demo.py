@@ -75,7 +75,7 @@ class Demo:
         folder = self.output
         console = self.console
         console.print("[dim]starting the chain, the account service and the bootnode[/dim]")
-        chain = children.start("chain up", self._write("chain", {"anvil_port": 0, "anvil_block_seconds": 1}), "chain")
+        chain = children.start("chain up", self._write("chain", {"anvil_port": 0}), "chain")
         self.rpc_url = chain.wait_for_file(folder / "chain/address", STEP_SECONDS)
         children.start("chain deploy", self._write("deploy", {}), "deploy", ends=True).wait(STEP_SECONDS)
         (folder / "enrolment.token").write_text(f"demo-{self.seed}-{time.time_ns()}\n")
