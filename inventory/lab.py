@@ -24,6 +24,5 @@ all = (
         **DEMO_SETTINGS,
         "keeper_min_peers": 2,
         "keeper_round_seconds": 30.0,
-        "anvil_block_seconds": 1,
     },
 )

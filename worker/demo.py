@@ -75,8 +75,10 @@ class Demo:
         folder = self.output
         console = self.console
         console.print("[dim]starting the chain, the account service and the bootnode[/dim]")
-        chain = children.start("chain up", self._write("chain", {"anvil_port": 0, "anvil_block_seconds": 1}), "chain")
+        chain = children.start("chain up", self._write("chain", {"anvil_port": 0}), "chain")
         self.rpc_url = chain.wait_for_file(folder / "chain/address", STEP_SECONDS)
+        # Started again when the demo is over, it is where all the other files say.
+        self._write("chain", {"anvil_port": int(self.rpc_url.rpartition(":")[2])})
         children.start("chain deploy", self._write("deploy", {}), "deploy", ends=True).wait(STEP_SECONDS)
         (folder / "enrolment.token").write_text(f"demo-{self.seed}-{time.time_ns()}\n")
         (folder / "enrolment.token").chmod(0o600)
@@ -169,7 +171,7 @@ class Demo:
 
     def _audit(self) -> Counter[str]:
         """How many rewards of each peer hold against the groups that it signed at the time."""
-        judge = self._settings({"chain_rpc_url": self.rpc_url, **DEMO_SETTINGS})
+        judge = settings_module.load(self._write("audit", DEMO_SETTINGS))
         folders = [self.output / name / ARCHIVE_FOLDER for name in self.worker_names]
         report = audit.audit(judge, self.output / "audit", folders, num_rounds=_ALL, num_rewards=_ALL)
         return Counter(found.peer_id for found in report.findings.values() if found.verdict == "audited")

@@ -337,7 +337,11 @@ class Anvil(Section):
     host: str = "127.0.0.1"
     port: Port = 8545
     state_file: Path = Path("/var/lib/hivewright/chain/state.json")
-    block_seconds: Positive = 2
+    block_seconds: Annotated[int, Field(ge=3)] = 3600
+    """A block is made at once when there are transactions; so often without any."""
+    history_blocks: Annotated[int, Field(ge=64)] = 4096
+    """Receipts, logs and call data of so many of the newest blocks are kept; the contract's books are kept for ever.
+    Audits need those of `audit.rounds`, at most two blocks for each node in each round."""
     binary: Path | None = None
     """The anvil program. None: the one that `make` or the deploy installed."""
 

@@ -55,7 +55,7 @@ def anvil_binary() -> Path:
 def rpc_url(tmp_path_factory, anvil_binary):
     """An anvil that all tests of this process share."""
     folder = tmp_path_factory.mktemp("anvil")
-    section = settings.Anvil(port=0, state_file=folder / "state.json", block_seconds=1, binary=anvil_binary)
+    section = settings.Anvil(port=0, state_file=folder / "state.json", binary=anvil_binary)
     with anvil.running(section, settings.Chain().id) as (_, url):
         yield url
 
@@ -94,3 +94,15 @@ def foreign(chain, foreign_build) -> Chain:
     deployed = Chain(chain.settings.model_copy(update={"chain": section}), client.deployment, chain.owner, client)
     deployed.send(chain.owner, client.call("initialize(address)", chain.owner.address))
     return deployed
+
+
+@pytest.fixture
+def place(tmp_path, anvil_binary) -> settings.Settings:
+    """Settings of a host that carries chain and keeper; the kernel chooses the port."""
+    raw = {
+        "anvil": {"port": 0, "state_file": str(tmp_path / "chain/state.json"), "binary": str(anvil_binary)},
+        "keeper": {"state_dir": str(tmp_path / "host")},
+        "chain": {"deployment_file": str(tmp_path / "host/deployment.json")},
+    }
+    (tmp_path / "settings.yaml").write_text(settings.dump(settings.parse(raw, "test")))
+    return settings.load(tmp_path / "settings.yaml")

@@ -24,18 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def place(tmp_path, anvil_binary) -> settings.Settings:
-    """Settings of a host that carries chain and keeper; the kernel chooses the port."""
-    raw = {
-        "anvil": {"port": 0, "state_file": str(tmp_path / "chain/state.json"), "binary": str(anvil_binary)},
-        "keeper": {"state_dir": str(tmp_path / "host")},
-        "chain": {"deployment_file": str(tmp_path / "host/deployment.json")},
-    }
-    (tmp_path / "settings.yaml").write_text(settings.dump(settings.parse(raw, "test")))
-    return settings.load(tmp_path / "settings.yaml")
-
-
-@pytest.fixture
 def start(place, tmp_path):
     """Start `hivewright chain up`, and end whatever is left of it."""
     started = []

@@ -15,7 +15,8 @@ from web3 import Web3
 
 from worker import settings
 from worker.chain import anvil, contract
-from worker.chain.coordinator import Call, Coordinator
+from worker.chain.client import Call
+from worker.chain.coordinator import Coordinator
 from worker.chain.keeper import Keeper, verdict
 from worker.errors import ChainError, ContractRefused
 

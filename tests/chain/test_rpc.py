@@ -94,7 +94,7 @@ def test_answer_to_another_request_is_not_taken(chain) -> None:
     kinds = iter([None, None, "stale", None])
     with faulty(chain.deployment.rpc_url, lambda _: next(kinds, None)) as proxy:
         rpc = Rpc([proxy.url], "chain.rpc_url", 31337, 5.0)
-        assert rpc.make_request("eth_getBalance", ["0x" + "00" * 20, "latest"])["result"] == "0x0"
+        assert rpc.make_request("eth_getBalance", ["0x" + "11" * 20, "latest"])["result"] == "0x0"
         version = rpc.make_request("net_version", [])["result"]
         assert version == "31337"
 
@@ -113,5 +113,5 @@ def test_answer_to_the_same_request_of_another_client_is_not_taken(chain) -> Non
         one, other = (Rpc([proxy.url], "chain.rpc_url", None, 5.0) for _ in range(2))
         for rpc in (one, other):
             assert rpc.make_request("net_version", [])["result"] == "31337"
-        assert one.make_request("eth_getBalance", ["0x" + "00" * 20, "latest"])["result"] == "0x0"
+        assert one.make_request("eth_getBalance", ["0x" + "11" * 20, "latest"])["result"] == "0x0"
         assert other.make_request("net_version", [])["result"] == "31337"

@@ -158,7 +158,7 @@ def test_backlog_gets_through_an_account_service_that_fails_now_and_then(chain, 
         parsed = {"account_url": account.url, "rpc_url": (chain.deployment.rpc_url,), "poll_seconds": 0.5}
         started = time.monotonic()
         node.settle(contract=chain.deployment.contract, **parsed)
-        assert time.monotonic() - started < 25
+        assert time.monotonic() - started < 50
     node.assert_exactly_once()
 
 

@@ -24,7 +24,7 @@ from web3.types import Nonce
 from web3.utils.address import get_create_address
 
 from worker import resources, settings
-from worker.chain import connection, contract, upgrade
+from worker.chain import connection, contract, history, upgrade
 from worker.chain.client import Call
 from worker.chain.connection import Deployment
 from worker.chain.coordinator import Coordinator
@@ -39,11 +39,10 @@ DEPLOYMENT_FILE = "deployment.json"
 OWNER_KEY_FILE = "owner.key"
 
 _ROOT = Path(__file__).resolve().parents[2]
-_GAS_LIMIT = 60_000_000
-_KEPT_STATES = 64
-"""Past states in memory. Without a bound anvil leaves hundreds of MB in the home directory; we read at the latest."""
+_GAS_LIMIT = 1_000_000_000
+"""So that one block takes whatever comes at once: what a block leaves over waits for the next."""
 _STARTUP_SECONDS = 60.0
-_STOP_SECONDS = 20.0
+_STOP_SECONDS = 45.0
 _WATCH_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,37 +58,51 @@ def up(settings: settings.Settings) -> None:
     or there is no anvil, ChainError if anvil ends by itself or hangs.
     """
     exit_on_signals()
-    patience = settings.chain.timeout_seconds
-    with running(settings.anvil, settings.chain.id) as (process, url):
-        write_whole(_address_file(settings.anvil), url)
-        log.info("chain up rpc=%s chain_id=%d state=%s", url, settings.chain.id, settings.anvil.state_file)
-        ready()
-        web3 = connection.connect(url, patience)
-        try:
-            while process.poll() is None:
-                with connection.translated(url, patience):
-                    progress(f"block {web3.eth.block_number}")
-                sleep(_WATCH_SECONDS)
-        except ChainUnreachable:
-            # A process that just died has closed its port already, and can be waited for a moment later.
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(1.0)
-            if process.returncode is None:
-                raise
+    section = settings.anvil
+    while True:
+        with running(section, settings.chain.id) as (process, url):
+            # The same address after a start anew.
+            section = section.model_copy(update={"port": int(url.rpartition(":")[2])})
+            write_whole(_address_file(section), url)
+            log.info("chain up rpc=%s chain_id=%d state=%s", url, settings.chain.id, section.state_file)
+            ready()
+            _watch(process, url, settings.chain.timeout_seconds, section.state_file)
+        log.info("chain starts anew to forget what is old state=%s", section.state_file)
+
+
+def _watch(process: subprocess.Popen[bytes], url: str, patience: float, state_file: Path) -> None:
+    """Until the chain is to be started anew. Raises ChainError if it ends by itself, ChainUnreachable if it hangs."""
+    size_before = history.megabytes(state_file)
+    web3 = connection.connect(url, patience)
+    try:
+        while process.poll() is None:
+            with connection.translated(url, patience):
+                progress(f"block {web3.eth.block_number}")
+            if history.has_outgrown(state_file, size_before):
+                return
+            sleep(_WATCH_SECONDS)
+    except ChainUnreachable:
+        # A process that just died has closed its port already, and can be waited for a moment later.
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+        if process.returncode is None:
+            raise
     raise ChainError(f"anvil ended by itself with code {process.returncode}; its own words stand above in the log")
 
 
 @contextmanager
 def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """anvil as a child process, and its URL. Its state goes to the disk every second, and when the block is left.
+    """anvil as a child process, and its URL. Its state goes to the disk every second (a large one less often), and when
+    the block is left. Raises ResourceError then if it could not be written.
 
-    Raises ResourceError then if it could not be written.
+    It begins with the history that it is to keep, no more.
     """
     resources.require_port(anvil.host, anvil.port, "anvil.port")
     port = anvil.port or _free_port(anvil.host)
     snapshots = Snapshots(anvil.state_file)
     snapshots.start()
     try:
+        history.cut(anvil.state_file, anvil.history_blocks)
         process = subprocess.Popen(
             [*_command(anvil, port, chain_id), "--dump-state", snapshots.draft],
             stdin=subprocess.DEVNULL,
@@ -112,10 +125,12 @@ def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
         "--port": port,
         # Not in the state file: a restart with another id is another chain.
         "--chain-id": chain_id,
-        "--state-interval": 1,
-        "--prune-history": _KEPT_STATES,
+        "--state-interval": history.dump_seconds(anvil.state_file),
+        "--prune-history": history.kept_states(anvil.state_file),
+        "--transaction-block-keeper": anvil.history_blocks,
         "--accounts": 0,
-        # A block at once for a transaction, and one every so often without.
+        # A block at once for a transaction, and one every so often without. With 2 seconds and less anvil takes no
+        # notice of --prune-history and keeps 1,500 states.
         "--block-time": anvil.block_seconds,
         "--gas-limit": _GAS_LIMIT,
         "--gas-price": 0,

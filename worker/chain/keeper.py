@@ -151,7 +151,8 @@ class Keeper:
         self._read_reports(self._round, block)
         reporters = self._round.reports[number]
         expected = {peer for round, peers in self._round.reports.items() if round != number for peer in peers}
-        self._is_populated = self._is_populated or self._has_min_peers()
+        # A round has ended, so there were enough; the log of their registrations may be gone by now.
+        self._is_populated = self._is_populated or number > 0 or self._has_min_peers()
         self._tell(
             Status(
                 "round-open" if self._is_populated else "waiting-for-peers",

@@ -87,25 +87,24 @@ class Rpc(JSONBaseProvider):
         None where there is none: refused, mixed up, the address is away or does not take several requests at once.
         Such a one is to be asked alone, by `make_request`, which tries the other addresses and says what is wrong.
         """
-        url = self._current
-        if len(many) < 2 or url in self._one_by_one:
+        if len(many) < 2:
             return [None] * len(many)
-        ids = [next(self.request_counter) for _ in many]
-        asked = [
-            {"jsonrpc": "2.0", "method": method, "params": params, "id": id}
-            for id, params in zip(ids, many, strict=True)
-        ]
-        try:
-            with self._using(url):
-                answers = self._post(url, json.dumps(asked).encode())
-        except ChainError as error:
-            log.debug("not answered together method=%s count=%d error=%s", method, len(many), error)
-            return [None] * len(many)
-        if not isinstance(answers, list):
+        asked = {next(self.request_counter): params for params in many}
+        body = [{"jsonrpc": "2.0", "method": method, "params": params, "id": id} for id, params in asked.items()]
+        for url in self._turns():
+            if url in self._one_by_one:
+                continue
+            try:
+                with self._using(url):
+                    answers = self._post(url, json.dumps(body).encode())
+            except ChainError as error:
+                log.debug("not answered together method=%s count=%d error=%s", method, len(many), error)
+                continue
+            if isinstance(answers, list):
+                found = {answer.get("id"): answer.get("result") for answer in answers if isinstance(answer, dict)}
+                return [result if _is_hexadecimal(result := found.get(id)) else None for id in asked]
             self._one_by_one.add(url)
-            return [None] * len(many)
-        found = {answer.get("id"): answer.get("result") for answer in answers if isinstance(answer, dict)}
-        return [result if _is_hexadecimal(result := found.get(id)) else None for id in ids]
+        return [None] * len(many)
 
     def is_connected(self, show_traceback: bool = False) -> bool:
         try:
