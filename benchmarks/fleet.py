@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ import yaml
 from deploys import hosts, release, system, units, worker
 from deploys.facts import CURRENT, RELEASES
 from deploys.hosts import HostEntry
-from tests.lab import machine
+from tests.lab import cgroups, machine
 from tests.lab.host import CHECKOUT, Host
 from tests.lab.lab import REPOSITORY_URL, Lab
 from worker.environments.mixes import DEMO_SETTINGS
@@ -40,23 +41,38 @@ ANSIBLE = "ansible-core==2.19.14"
 RUN_SECONDS = 1500
 SYSTEMD = 252  # of the lab's Debian 12
 DATA: dict[str, Any] = {**DEMO_SETTINGS, "slots": 1, "swarm_enabled": False}
-# Runs a command and says how long it took and how much memory its largest process had.
+# Runs a command; says its seconds, the memory of its largest process, and the processor time of all of them.
 MEASURED = (
     "import json,resource,subprocess,sys,time;b=time.monotonic();"
     "r=subprocess.run(sys.argv[2:],stdout=subprocess.DEVNULL,stderr=open(sys.argv[1]+'.log','w')).returncode;"
-    "m=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss;"
-    "json.dump([r,time.monotonic()-b,m/1024],open(sys.argv[1],'w'))"
+    "u=resource.getrusage(resource.RUSAGE_CHILDREN);"
+    "json.dump([r,time.monotonic()-b,u.ru_maxrss/1024,u.ru_utime+u.ru_stime],open(sys.argv[1],'w'))"
 )
 
 
-def measured(lab: Lab, folder: Path, *command: str | Path) -> tuple[float, float]:
-    """Seconds, and MiB of the largest process. The command must succeed."""
-    result = folder / "measured.json"
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`processor_seconds`: of the operator's programs and of all hosts; `mebibytes`: of the operator's largest."""
+
+    seconds: float
+    mebibytes: float
+    processor_seconds: float
+
+
+def measured(lab: Lab, folder: Path, *command: str | Path) -> Measured:
+    """What a command takes. It must succeed."""
+    result, before = folder / "measured.json", _processor_seconds(lab)
     lab.operator(sys.executable, "-c", MEASURED, result, *command, timeout=RUN_SECONDS)
-    code, seconds, mebibytes = json.loads(result.read_text())
+    code, seconds, mebibytes, own = json.loads(result.read_text())
     if code:
         raise SystemExit(f"{command[0]} ended with code {code}:\n{Path(f'{result}.log').read_text()[-3000:]}")
-    return seconds, mebibytes
+    return Measured(seconds, mebibytes, own + _processor_seconds(lab) - before)
+
+
+def _processor_seconds(lab: Lab) -> float:
+    """That all hosts have used since they were switched on."""
+    files = [group / "cpu.stat" for host in lab.hosts for group in cgroups.folders(lab.name, host.name)]
+    return sum(int(file.read_text().split()[1]) for file in files if file.exists()) / 1e6
 
 
 def write_inventory(lab: Lab, folder: Path) -> Path:
@@ -142,7 +158,7 @@ def roll_out(lab: Lab, folder: Path, inventory: Path) -> dict[str, Any]:
     freezer.start()
     program = (sys.executable, "-m", "worker", "rollout", changed, "--batch", "2", "--output", output)
     try:
-        seconds, _ = measured(lab, folder, *program)
+        seconds = measured(lab, folder, *program).seconds
     finally:
         is_over.set()
         freezer.join()
@@ -160,7 +176,7 @@ def _freeze_when_done(lab: Lab, file: Path, is_over: threading.Event) -> None:
 
 
 def compare(num_hosts: int, repeats: int, ansible: Path, has_rollout: bool) -> dict[str, Any]:
-    """Seconds (first run, median of unchanged ones) and MiB, of ours and of Ansible's."""
+    """Of ours and of Ansible's: seconds of the first run; medians of those without a change, and the most memory."""
     figures: dict[str, Any] = {}
     for tool in ("ours", "reference"):
         lab = Lab("labbench")
@@ -177,7 +193,7 @@ def compare(num_hosts: int, repeats: int, ansible: Path, has_rollout: bool) -> d
                     play = write_playbook(lab, folder, commit)
                     environment = ("env", f"ANSIBLE_CONFIG={folder}/ansible.cfg", f"ANSIBLE_HOME={folder}/home")
                     command = (*environment, ansible / "bin/ansible-playbook", "-i", folder / "hosts.ini", play)
-                first, _ = measured(lab, folder, *command)
+                first = measured(lab, folder, *command).seconds
                 for host in lab.hosts:
                     freeze(host)
                 again = [measured(lab, folder, *command) for _ in range(repeats)]
@@ -185,9 +201,14 @@ def compare(num_hosts: int, repeats: int, ansible: Path, has_rollout: bool) -> d
                     figures["rollout"] = roll_out(lab, folder, inventory)
             finally:
                 lab.down()
-        seconds, memory = statistics.median(s for s, _ in again), max(m for _, m in again)
-        figures[tool] = {"first": first, "again": seconds, "memory": memory}
-        print(f"{num_hosts} hosts, {tool}: first {first:.1f} s, again {seconds:.1f} s, {memory:.0f} MiB", flush=True)
+        figures[tool] = {
+            "first": first,
+            "again": statistics.median(run.seconds for run in again),
+            "processor": statistics.median(run.processor_seconds for run in again),
+            "memory": max(run.mebibytes for run in again),
+        }
+        shown = ", ".join(f"{key} {value:.1f}" for key, value in figures[tool].items())
+        print(f"{num_hosts} hosts, {tool}: {shown} (load {os.getloadavg()[0]:.0f})", flush=True)
     return figures
 
 
@@ -216,6 +237,7 @@ def main() -> None:
             for key, what, unit in (
                 ("first", "first deploy of bare hosts", "s"),
                 ("again", "second deploy, nothing to change", "s"),
+                ("processor", "second deploy, processor time of operator and hosts", "s"),
                 ("memory", "largest process of the operator's, second deploy", "MiB"),
             ):
                 ours, reference = found["ours"][key], found["reference"][key]

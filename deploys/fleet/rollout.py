@@ -17,6 +17,8 @@ from deploys.fleet.command import Ran
 from deploys.fleet.report import Fate, Report
 
 LOOK_EVERY_SECONDS = 5.0
+# A host that boots again is back by then, mostly; one that is not can be resumed.
+GONE_SECONDS = 180.0
 # At most so many pyinfras at the same time: each takes about 80 MB.
 NUM_PARALLEL = 16
 # Deploys of the canary that may fail one after the other, before it is the release that is doubted.
@@ -52,11 +54,12 @@ class Fleet(Protocol):
 @dataclass(frozen=True, slots=True)
 class Rules:
     """How careful a rollout is. The gate waits at most `gate_seconds` until each worker of a batch has finished
-    `gate_rounds` rounds."""
+    `gate_rounds` rounds, and for a host that does not answer at most `gone_seconds`."""
 
     size: Size
     gate_rounds: int
     gate_seconds: float
+    gone_seconds: float = GONE_SECONDS
     look_every_seconds: float = LOOK_EVERY_SECONDS
 
 
@@ -160,14 +163,18 @@ class Rollout:
         failed = [name for name in batch.hosts if self.report.hosts[name].fate in ("failed", "overdue")]
         now = self._fleet.look(failed) if failed else {}
         waiting += [name for name in failed if name in now and self._is_touched(name, now[name])]
+        last_seen = dict.fromkeys(waiting, began)
         while waiting:
             seen = self._fleet.look(waiting)
-            is_over = time.monotonic() - began > self._rules.gate_seconds
+            now_is = time.monotonic()
+            is_over = now_is - began > self._rules.gate_seconds
+            last_seen |= dict.fromkeys(seen, now_is)
             for name in list(waiting):
                 if name not in seen:
-                    if is_over:
+                    silent = now_is - last_seen[name]
+                    if is_over or silent > self._rules.gone_seconds:
                         waiting.remove(name)
-                        self._settle(name, "lost", f"can't be reached, {self._rules.gate_seconds:g} s after its deploy")
+                        self._settle(name, "lost", f"can't be reached for {silent:.0f} s, after its deploy")
                     continue
                 verdict = self._judge(name, seen[name])
                 if verdict.health == "bad-release" or (verdict.health == "wait" and is_over):

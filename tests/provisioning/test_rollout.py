@@ -1,5 +1,6 @@
 """The rollout driver's decisions, on a recorded stand-in for pyinfra: real answers' shapes, invented hosts."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,17 @@ def test_going_back_goes_on_when_it_was_interrupted_or_could_not_reach_a_host(tm
     assert done.result == "rolled-back"
     assert fleet.deployed == []
     assert fleet.went_back == [name for name in names if done.hosts[name].fate == "rolled-back"]
+
+
+def test_host_that_dies_in_the_gate_holds_nobody_up_for_long() -> None:
+    fleet = RecordedFleet(HOSTS[:3], {"gpu-02": "gone"})
+    patient = Rules(Size(25, True), 1, gate_seconds=60, gone_seconds=0.05, look_every_seconds=0.01)
+    so_far = Report("inventory/x.py", {name: HostReport(NEW) for name in HOSTS[:3]})
+    began = time.monotonic()
+    Rollout(fleet, patient, [], so_far, lambda _: None, lambda _: None).run()
+    assert time.monotonic() - began < 10
+    assert so_far.those("lost") == ["gpu-02"]
+    assert so_far.those("done") == ["gpu-01", "gpu-03"]
 
 
 def test_host_that_says_nothing_once_is_asked_again_before_it_is_left_behind() -> None:
