@@ -1,6 +1,6 @@
 """The keys of host data that are not settings of a role but say what is installed, and how."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,9 +27,13 @@ class Deployment(BaseModel):
     """Git URL or folder that the hosts can fetch from. None: `origin` of the operator's checkout."""
     release_ref: str = "main"
     """Branch, tag or commit that is deployed."""
+    release_source: Literal["repository", "wheelhouse"] = "repository"
+    """How it comes to the host. `repository`: the host fetches it, and its packages, itself. `wheelhouse`: this side
+    does, and ships what the host lacks over ssh; the host needs no internet."""
     torch_index: str | None = None
     """Package index to take torch from, such as https://download.pytorch.org/whl/cpu. None: the build that fits the
-    host's GPUs and driver, unless pip on the host has an index or wheels of its own. `pip`: as pip on the host says."""
+    host's GPUs and driver, unless pip on the host has an index or wheels of its own. `pip`: as pip on the host says,
+    or, with a wheelhouse, pip on the operator's side."""
     secrets_dir: str = "secrets"
     """Folder on the operator's side, relative to the checkout, that keeps what must not be in an inventory."""
     watchdog_seconds: int = Field(default=900, gt=0)

@@ -14,6 +14,9 @@ ROOT = Path("/opt/hivewright")
 RELEASES = ROOT / "releases"
 ENVIRONMENTS = ROOT / "environments"
 ANVILS = ROOT / "anvil"
+# What was shipped to a host without internet: files by their digest, and for each environment the wheels it is from.
+SHIPPED = ROOT / "shipped"
+WHEELS = ROOT / "wheels"
 CURRENT = ROOT / "current"
 DEPLOYED = STATE / "deployed"
 # In DEPLOYED, beside the digests of services: that of the whole host, there when its deploy got to the end.
@@ -30,7 +33,7 @@ class InstalledReleases:
     """What is complete on the host. `current`: the commit that it runs, None on a bare host.
 
     `parts`: for each commit, the one installed last first, the folders outside of the release that it uses
-    (`environments/DIGEST`, `anvil/DIGEST`). `folders`: all such folders that exist.
+    (`environments/DIGEST`, `anvil/DIGEST`, `wheels/DIGEST`). `folders`: all such folders that exist.
     """
 
     current: str | None = None
@@ -49,8 +52,9 @@ class Releases(FactBase[InstalledReleases]):
         return (
             "exec 2>/dev/null;"
             f" echo current $(basename $(readlink {CURRENT}));"
-            f" for r in $(ls -t {RELEASES}); do cd {RELEASES}/$r; echo release $r $(readlink environment anvil); done;"
-            f" ls -d {ENVIRONMENTS}/* {ANVILS}/* | sed 's/^/folder /'; true"
+            f" for r in $(ls -t {RELEASES}); do cd {RELEASES}/$r;"
+            " echo release $r $(readlink environment anvil wheels); done;"
+            f" ls -d {ENVIRONMENTS}/* {ANVILS}/* {WHEELS}/* | sed 's/^/folder /'; true"
         )
 
     @staticmethod

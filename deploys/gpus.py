@@ -4,7 +4,7 @@ A driver that does not answer is never taken for a host without GPUs: the host i
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from worker.errors import SettingsError
@@ -12,6 +12,7 @@ from worker.errors import SettingsError
 Version = tuple[int, int]
 
 TORCH = "2.13.0"
+X86, ARM = "x86_64", "aarch64"
 INDEXES = "https://download.pytorch.org/whl"
 CPU_INDEX = f"{INDEXES}/cpu"
 DRIVER_ADVICE = "install or mend the NVIDIA driver until `nvidia-smi` lists the GPUs"
@@ -66,7 +67,7 @@ def parse(lines: Collection[str]) -> Gpus:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A build of torch. `cuda`: what it is built with. `capabilities`: those that it has kernels for.
+    """A build of torch. `cuda`: what it is built with. `kernels`: the capabilities that it has kernels for, by machine.
 
     `min_driver`: the oldest driver that runs this CUDA, by NVIDIA's compatibility within a major version.
     """
@@ -74,26 +75,37 @@ class Build:
     name: str
     cuda: Version
     min_driver: str
-    capabilities: tuple[Version, ...]
+    kernels: Mapping[str, tuple[Version, ...]]
 
     @property
     def index(self) -> str:
         return f"{INDEXES}/{self.name}"
 
-    def runs_on(self, card: Gpu) -> bool:
+    def runs_on(self, card: Gpu, machine: str) -> bool:
         """Kernels for 8.6 run on 8.9, but neither on 8.0 nor on 9.0."""
         major, minor = card.capability
-        return any(major == m and n <= minor for m, n in self.capabilities)
+        return any(major == m and n <= minor for m, n in self.kernels.get(machine, ()))
 
 
 # The builds that PyTorch publishes for this version of torch, the one that is preferred first.
+# fmt: off
 BUILDS = (
-    Build("cu130", (13, 0), "580", ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0))),
-    Build("cu126", (12, 6), "525", ((5, 0), (6, 0), (7, 0), (7, 5), (8, 0), (8, 6), (9, 0))),
+    Build(
+        "cu130", (13, 0), "580",
+        {
+            X86: ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)),
+            ARM: ((8, 0), (9, 0), (10, 0), (11, 0), (12, 0)),
+        },
+    ),
+    Build(
+        "cu126", (12, 6), "525",
+        {X86: ((5, 0), (6, 0), (7, 0), (7, 5), (8, 0), (8, 6), (9, 0)), ARM: ((8, 0), (9, 0))},
+    ),
 )
+# fmt: on
 
 
-def choose_torch(gpus: Gpus, index: str | None) -> str:
+def choose_torch(gpus: Gpus, index: str | None, machine: str = X86) -> str:
     """The package index that the host takes torch from. `index`: what the inventory asks for; None: by the facts.
 
     Raises SettingsError, with the fix, if no build runs on all GPUs of the host, or the one that is asked for does not.
@@ -101,25 +113,25 @@ def choose_torch(gpus: Gpus, index: str | None) -> str:
     asked = next((build for build in BUILDS if index and index.rstrip("/").endswith(f"/{build.name}")), None)
     if index is not None:
         if asked is not None:
-            _refuse_misfit(asked, gpus)
+            _refuse_misfit(asked, gpus, machine)
         return index
     if not gpus.cards:
         return CPU_INDEX
-    able = [build for build in BUILDS if all(build.runs_on(card) for card in gpus.cards)]
+    able = [build for build in BUILDS if all(build.runs_on(card, machine) for card in gpus.cards)]
     for build in able:
         if _driver_runs(build, gpus):
             return build.index
     if able:
         raise SettingsError(_driver_too_old(able[-1], gpus))
-    raise SettingsError(_no_build(gpus.cards))
+    raise SettingsError(_no_build(gpus.cards, machine))
 
 
-def _refuse_misfit(build: Build, gpus: Gpus) -> None:
+def _refuse_misfit(build: Build, gpus: Gpus, machine: str) -> None:
     for card in gpus.cards:
-        if not build.runs_on(card):
-            fit = next((other.index for other in BUILDS if other.runs_on(card)), None)
-            fix = f"set torch_index to {fit}, or leave it out" if fit else _no_build([card])
-            raise SettingsError(f"torch_index: {build.name} has no kernels for {_named(card)}; {fix}")
+        if not build.runs_on(card, machine):
+            fit = next((other.index for other in BUILDS if other.runs_on(card, machine)), None)
+            fix = f"set torch_index to {fit}, or leave it out" if fit else _no_build([card], machine)
+            raise SettingsError(f"torch_index: {build.name} has no kernels for {_named(card)}{_on(machine)}; {fix}")
     if gpus.cards and not _driver_runs(build, gpus):
         raise SettingsError(_driver_too_old(build, gpus))
 
@@ -137,17 +149,23 @@ def _driver_too_old(build: Build, gpus: Gpus) -> str:
     )
 
 
-def _no_build(cards: Collection[Gpu]) -> str:
-    known = max(capability for build in BUILDS for capability in build.capabilities)
+def _no_build(cards: Collection[Gpu], machine: str) -> str:
+    known = [capability for build in BUILDS for capability in build.kernels.get(machine, ())]
+    if not known:
+        return f"there is no build of torch {TORCH} for GPUs{_on(machine)}; set torch_index to an index with one"
     for card in cards:
-        if not any(build.runs_on(card) for build in BUILDS):
-            why = "newer" if card.capability > known else "older"
+        if not any(build.runs_on(card, machine) for build in BUILDS):
+            why = "newer" if card.capability > max(known) else "older"
             return (
-                f"{_named(card)} is {why} than every build of torch {TORCH} knows; set torch_index to an index with a "
-                f"build for it, or to {CPU_INDEX} to train on the CPU"
+                f"{_named(card)} is {why} than every build of torch {TORCH}{_on(machine)} knows; "
+                f"set torch_index to an index with a build for it, or to {CPU_INDEX} to train on the CPU"
             )
     names = ", ".join(_named(card) for card in cards)
     return f"no build of torch {TORCH} has kernels for all of {names}; give only those of one kind slots, by their gpu"
+
+
+def _on(machine: str) -> str:
+    return "" if machine == X86 else f" on {machine}"
 
 
 def _named(card: Gpu) -> str:

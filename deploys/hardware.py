@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from pyinfra.api import FactBase, operation
 
@@ -58,16 +59,26 @@ class OwnPipSources(FactBase[bool]):
         return any(line.strip() for line in output)
 
 
-class Distribution(FactBase[tuple[str, str]]):
-    """The distribution and the name of its release, such as debian and bookworm. Empty: it does not say."""
+class System(NamedTuple):
+    """A distribution, the name of its release, and the machine as `uname -m` says it: debian, bookworm, x86_64.
+
+    Empty: it does not say.
+    """
+
+    name: str = ""
+    codename: str = ""
+    machine: str = ""
+
+
+class Distribution(FactBase[System]):
+    """The distribution and machine of the host."""
 
     def command(self) -> str:
-        return "(. /etc/os-release && echo $ID $VERSION_CODENAME) 2>/dev/null || true"
+        return "(. /etc/os-release && echo $ID,$VERSION_CODENAME,$(uname -m)) 2>/dev/null || true"
 
     @staticmethod
-    def default() -> tuple[str, str]:
-        return "", ""
+    def default() -> System:
+        return System()
 
-    def process(self, output: list[str]) -> tuple[str, str]:
-        name, _, codename = output[0].partition(" ")
-        return name, codename
+    def process(self, output: list[str]) -> System:
+        return System(*output[0].split(","))

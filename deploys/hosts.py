@@ -42,7 +42,7 @@ COORDINATOR_ROLES = ("chain", "keeper", "bootnode", "account")
 
 # Settings that the deploy works out: places of its own making, one per role and slot.
 DERIVED = (
-    "node_state_dir", "keeper_state_dir", "bootnode_state_dir", "account_state_dir", "anvil_state_file", "anvil_binary",
+    "node_state_dir", "keeper_state_dir", "bootnode_state_dir", "account_state_dir", "anvil_state_file",
     "chain_deployment_file", "chain_account_token_file", "chain_enrolment_token_file", "account_enrolment_token_file",
     "keeper_bootnode_file",
 )  # fmt: skip
@@ -87,6 +87,11 @@ class HostPlan:
             "swarm": settings.swarm.model_copy(update={"port": port}),
         }
         return replace(self.slots[0], number=number, settings=settings.model_copy(update=own))
+
+    @property
+    def needs_anvil(self) -> bool:
+        """Whether the deploy is to install the chain's program: the inventory names no other."""
+        return bool(self.services) and self.services["chain"].anvil.binary == ANVIL
 
     def settings_files(self) -> dict[Path, Settings]:
         """Every settings file that the host gets."""
@@ -319,7 +324,10 @@ def _services(entry: HostEntry) -> dict[str, Settings]:
         return {}
     deployment_file = str(STATE / "keeper/deployment.json")
     derived: dict[str, dict[str, Any]] = {
-        "chain": {"anvil_state_file": str(STATE / "chain/state.json"), "anvil_binary": str(ANVIL)},
+        "chain": {
+            "anvil_state_file": str(STATE / "chain/state.json"),
+            "anvil_binary": str(entry.data.get("anvil_binary") or ANVIL),
+        },
         "keeper": {
             "keeper_state_dir": str(STATE / "keeper"),
             "keeper_bootnode_file": str(STATE / "bootnode/multiaddr"),

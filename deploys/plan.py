@@ -17,21 +17,26 @@ from pyinfra.context import ctx_host
 from deploys import hosts, memory, operator, report
 from deploys.deployment import PIP, Deployment
 from deploys.facts import Identities
-from deploys.gpus import Gpus, choose_torch
-from deploys.hardware import HostGpus, OwnPipSources
+from deploys.gpus import X86, Gpus, choose_torch
+from deploys.hardware import Distribution, HostGpus, OwnPipSources
 from deploys.hosts import HostEntry, HostPlan
 from deploys.places import STATE
 from deploys.slots import cards_in_use
 from worker.errors import SettingsError
 
 CHECKOUT = Path(__file__).parents[1]
+NO_ANVIL = (
+    "the chain's program (contracts/package-lock.json) is for x86_64, and this host is {machine}: make another host "
+    "the coordinator, or put anvil for it on the host and name it, anvil_binary: /usr/local/bin/anvil"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A host's plan, the commit that it gets, and the fleet's enrolment token (None: it has none).
 
-    `torch_index`: the package index of the build of torch that fits the host; None: as pip on the host says.
+    `torch_index`: the package index of the build of torch that fits the host; None: as pip says, on the host, or, for
+    a wheelhouse, here.
     `unfit`: why the host, as its facts show it, can't become what the plan says; None: it can.
     """
 
@@ -87,16 +92,23 @@ def current() -> Planned:
 
 def _fit(planned: Planned) -> Planned:
     """The plan of the current host, worked out by its facts: its slots, their GPUs, and the build of torch."""
-    deployment = planned.host.deployment
+    deployment, machine = planned.host.deployment, host.get_fact(Distribution).machine
+    if planned.host.needs_anvil and machine != X86:
+        return replace(planned, unfit=NO_ANVIL.format(machine=machine))
     gpus = host.get_fact(HostGpus) if planned.host.slots else Gpus()
     try:
         plan = planned.host.on(gpus)
-        if deployment.torch_index == PIP or (deployment.torch_index is None and host.get_fact(OwnPipSources)):
+        if deployment.torch_index == PIP or (deployment.torch_index is None and _has_own_sources(deployment)):
             return replace(planned, host=plan)
         used = replace(gpus, cards=cards_in_use(plan.slots, gpus))
-        return replace(planned, host=plan, torch_index=choose_torch(used, deployment.torch_index))
+        return replace(planned, host=plan, torch_index=choose_torch(used, deployment.torch_index, machine))
     except SettingsError as error:
         return replace(planned, unfit=str(error))
+
+
+def _has_own_sources(deployment: Deployment) -> bool:
+    """Whether pip on the host is what packages come from, and has been told where to look."""
+    return deployment.release_source == "repository" and bool(host.get_fact(OwnPipSources))
 
 
 def _wrong_access(of: Host) -> Iterator[str]:

@@ -14,15 +14,15 @@ from pathlib import Path
 from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
 
-from deploys import operator, units
-from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, FileContent, PastDeploys, Releases
+from deploys import operator, shipping, units
+from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, SHIPPED, WHEELS, FileContent, PastDeploys, Releases
 from deploys.hardware import Distribution
 from deploys.plan import Planned
 from deploys.system import USER, python_of
+from deploys.wheelhouse import ANVIL_INPUTS
 
 KEEP = 3
-ENVIRONMENT_INPUTS = ("requirements/worker.lock", "scripts/environment")
-ANVIL_INPUTS = ("contracts/package-lock.json", "scripts/anvil")
+ENVIRONMENT_INPUTS = ("requirements/worker.lock", "requirements/first.txt", "scripts/environment")
 DIGEST = "sha256sum | cut -c 1-16"
 CHECKOUT_SECONDS = 600
 # Enough for a cold download of torch over a slow line.
@@ -32,22 +32,38 @@ BUILD_SECONDS = 3600
 @deploy("Release")
 def fetch_release(plan: Planned) -> None:
     """Check the plan's commit out, build what it runs in, and have it check the settings. It is not current yet."""
-    checkout(
-        name=f"Check out {plan.commit[:12]}",
-        repository=plan.repository,
-        commit=plan.commit,
-        _timeout=CHECKOUT_SECONDS,
-    )
+    has_anvil = plan.host.needs_anvil
+    if plan.host.deployment.release_source == "wheelhouse":
+        ship_release(plan, has_anvil)
+    else:
+        checkout(
+            name=f"Check out {plan.commit[:12]}",
+            repository=plan.repository,
+            commit=plan.commit,
+            _timeout=CHECKOUT_SECONDS,
+        )
     build_environment(
         name="Build the virtual environment of its lock file",
         commit=plan.commit,
         torch_index=plan.torch_index,
+        is_shipped=plan.host.deployment.release_source == "wheelhouse",
         _timeout=BUILD_SECONDS,
     )
-    if plan.host.services:
+    if has_anvil:
         install_anvil(name="Install its anvil", commit=plan.commit, _timeout=BUILD_SECONDS)
     texts = {file: units.settings_text(of) for file, of in plan.host.settings_files().items()}
     check_settings(name="Check the settings with it", commit=plan.commit, texts=texts)
+
+
+def ship_release(plan: Planned, has_anvil: bool) -> None:
+    """Bring all that the release is made from to the host: it has no way to fetch it."""
+    of = {"repository": plan.repository, "commit": plan.commit}
+    shipping.checkout(name=f"Ship {plan.commit[:12]}", **of, _timeout=CHECKOUT_SECONDS)
+    shipping.wheels(
+        name="Ship the wheels of its lock file", **of, torch_index=plan.torch_index, _timeout=CHECKOUT_SECONDS
+    )
+    if has_anvil:
+        shipping.anvil(name="Ship its anvil", **of, _timeout=CHECKOUT_SECONDS)
 
 
 @deploy("Release")
@@ -73,19 +89,25 @@ def checkout(repository: str, commit: str) -> Iterator[str]:
 
 
 @operation()
-def build_environment(commit: str, torch_index: str | None) -> Iterator[str]:
+def build_environment(commit: str, torch_index: str | None, is_shipped: bool) -> Iterator[str]:
     """Have the environment of the release's lock file, and a link to it in the release."""
     if host.get_fact(Releases).has(commit, ENVIRONMENTS):
         host.noop(f"the environment of {commit} is complete")
         return
     release = RELEASES / commit
-    script = environment_script(release, torch_index, python_of(host.get_fact(Distribution)))
+    python = python_of(host.get_fact(Distribution))
+    script = environment_script(release, torch_index, python, is_shipped)
     yield f"{script} && ln -sfn $folder {release}/environment"
 
 
-def environment_script(checkout_folder: Path, torch_index: str | None, python: str = "python3") -> str:
-    """Shell commands that make the environment of a checkout, or find it made; `$folder` is then where it is."""
-    index = shlex.quote(torch_index) if torch_index else ""
+def environment_script(
+    checkout_folder: Path, torch_index: str | None, python: str = "python3", is_shipped: bool = False
+) -> str:
+    """Shell commands that make the environment of a checkout, or find it made; `$folder` is then where it is.
+
+    `is_shipped`: from the wheels that are linked in it, and from nothing else.
+    """
+    index = '"$(readlink wheels)"' if is_shipped else shlex.quote(torch_index) if torch_index else ""
     inputs = f"{{ cat {' '.join(ENVIRONMENT_INPUTS)}; {python} --version; echo {index}; }}"
     own = "" if python == "python3" else f"PYTHON={python} "
     return (
@@ -157,4 +179,6 @@ def prune() -> Iterator[str]:
             yield f"rm -rf {RELEASES / commit}"
     used = {part for commit, parts in found.parts.items() if commit in kept for part in parts}
     for folder in sorted(found.folders - used):
-        yield f"rm -rf {folder}"
+        # Of what was shipped, files that no folder of wheels has a link to are of no more use.
+        unused = f" && find {SHIPPED} -maxdepth 1 -type f -links 1 -delete" if folder.parent == WHEELS else ""
+        yield f"rm -rf {folder}{unused}"

@@ -8,7 +8,7 @@ from pyinfra.operations import files
 
 from deploys import content
 from deploys.facts import COMMAND, CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT, InstalledPackages, UserEntry
-from deploys.hardware import Distribution
+from deploys.hardware import Distribution, System
 from deploys.places import CONFIGURATION, STATE
 
 USER = "hivewright"
@@ -52,9 +52,9 @@ def prepare_system(is_coordinator: bool) -> None:
     content.file(name="Install the hivewright command", path=COMMAND, content=WRAPPER.encode(), mode="755")
 
 
-def python_of(distribution: tuple[str, str]) -> str:
-    """The Python that environments are made with, given the names of a distribution and its release."""
-    return PYTHONS.get(distribution[1], "python3")
+def python_of(distribution: System) -> str:
+    """The Python that environments are made with there."""
+    return PYTHONS.get(distribution.codename, "python3")
 
 
 def packages_for(python: str) -> tuple[str, ...]:

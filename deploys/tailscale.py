@@ -80,7 +80,8 @@ def install() -> Iterator[StringCommand]:
         host.noop("Tailscale is installed")
         return
     yield _write(KEYRING, KEY.read_text())
-    yield _write(SOURCES, sources(*host.get_fact(Distribution)))
+    system = host.get_fact(Distribution)
+    yield _write(SOURCES, sources(system.name, system.codename))
     yield StringCommand(f"{APT} update")
     yield StringCommand(f"{APT} install --no-install-recommends tailscale")
     yield StringCommand("systemctl enable --now --quiet tailscaled")

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from deploys import facts, release, system
+from deploys import facts, release, system, wheelhouse
 from tests.lab.process import run
 
 CACHE = Path("/var/tmp/hivewright-lab/cache")
@@ -62,7 +62,7 @@ def python_environment(checkout: Path) -> Path:
 
 def anvil(checkout: Path) -> Path:
     """The embedded chain, where the deploy will look for it."""
-    parts = [(checkout / name).read_text() for name in release.ANVIL_INPUTS]
+    parts = [(checkout / name).read_text() for name in wheelhouse.ANVIL_INPUTS]
     script = release.anvil_script(checkout, facts.ANVILS)
     return _layer("anvil", [script, *parts], _install_anvil, lambda folder: _install_anvil(folder, checkout))
 

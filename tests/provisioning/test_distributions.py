@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deploys import release, system
-from deploys.hardware import Distribution
+from deploys.hardware import Distribution, System
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from deploys.hardware import Distribution
     ],
 )
 def test_python_is_new_enough_on_each(distribution: tuple[str, str], python: str) -> None:
-    assert system.python_of(distribution) == python
+    assert system.python_of(System(*distribution)) == python
 
 
 def test_old_release_gets_its_second_python_and_environments_are_made_with_it() -> None:
@@ -38,4 +38,4 @@ def test_distribution_says_who_it_is() -> None:
     fact = Distribution()
     said = subprocess.run(["sh", "-c", fact.command()], capture_output=True, text=True, timeout=10, check=True).stdout
     assert fact.process(said.splitlines())[0] == "debian"
-    assert fact.process(["ubuntu noble"]) == ("ubuntu", "noble")
+    assert fact.process(["ubuntu,noble,aarch64"]) == ("ubuntu", "noble", "aarch64")

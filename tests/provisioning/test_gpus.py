@@ -124,7 +124,7 @@ def test_card_that_no_build_runs_on_is_refused_with_the_fix(found: Gpus, asked: 
 def test_builds_are_those_of_the_torch_that_is_pinned() -> None:
     pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["worker"]
     assert f"torch=={gpus.TORCH}" in pins
-    assert f"torch=torch=={gpus.TORCH}\n" in (ROOT / "scripts/environment").read_text()
+    assert f"\ntorch=={gpus.TORCH}\n" in (ROOT / "requirements/first.txt").read_text()
     assert [build.cuda for build in BUILDS] == sorted((build.cuda for build in BUILDS), reverse=True)
 
 
