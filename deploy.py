@@ -3,7 +3,9 @@
 config.py has checked the whole inventory by then. Run again it changes nothing; with another release_ref it upgrades.
 """
 
-from deploys import account, ahead, coordinator, hardware, history, plan, release, system, tailscale, worker
+from deploys import (
+    account, ahead, coordinator, hardware, history, plan, release, system, tailscale, wireguard, worker,
+)  # fmt: skip
 
 this = plan.current()
 
@@ -11,6 +13,7 @@ ahead.ask(this)
 hardware.refuse_unfit(name="Check that it can be what the inventory says", reason=this.unfit)
 system.prepare_system(is_coordinator=bool(this.host.services))
 tailscale.join_tailnet(this.host.deployment)
+wireguard.join_mesh(this)
 digest = history.digest(this)
 release.fetch_release(this)
 history.begin(name="Keep what the host is, to go back to", digest=digest)

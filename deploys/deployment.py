@@ -38,6 +38,20 @@ class Deployment(BaseModel):
     """Folder on the operator's side, relative to the checkout, that keeps what must not be in an inventory."""
     watchdog_seconds: int = Field(default=900, gt=0)
     """A worker that has not got on for so long is restarted. Longer than its slowest step."""
+    wireguard: bool = False
+    """Connect the host to all others that have this, by WireGuard from Debian's packages. False: it leaves them."""
+    wireguard_subnet: str = "10.86.0.0/16"
+    """Network of the mesh's own addresses; the same on all hosts."""
+    wireguard_address: str | None = None
+    """The host's address in it. None: one that comes from its name."""
+    wireguard_port: Port = 51820
+    """UDP port."""
+    wireguard_endpoint: str | None = None
+    """Name or address at which the others reach the host. None: its ssh_hostname, or name. `none`: nobody can, it
+    stands behind a router and connects to them."""
+    wireguard_hub: bool = False
+    """Pass on what hosts of the mesh send to each other. Where there are hubs, the others connect to one of them only;
+    without, everybody connects to everybody."""
     tailscale: bool = False
     """Install Tailscale and log the host in. False: whatever there is of it is left alone."""
     tailscale_auth_key_file: str | None = None

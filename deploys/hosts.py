@@ -5,9 +5,7 @@ of the roles on that host; those of `Deployment` say what is installed; pyinfra'
 alone; anything else is a mistake. Knows nothing of pyinfra: `plan.py` hands over its inventory as plain dicts.
 """
 
-import contextlib
 import difflib
-import ipaddress
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deploys import keyfiles, tailnet
+from deploys import keyfiles, mesh, tailnet
+from deploys.addresses import bootnode_announce, is_reachable
 from deploys.deployment import AUTO, Deployment
 from deploys.gpus import Gpus
 from deploys.places import CONFIGURATION, STATE, state_dir
@@ -141,9 +140,9 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
     if len(coordinators) > 1:
         for entry in coordinators:
             mistakes.add(entry.name, f"{COORDINATORS}: {len(coordinators)} hosts in this group; expected one")
-    plans = {}
+    plans, deployments = {}, {}
     for entry in entries:
-        deployment = _deployment(entry, mistakes)
+        deployment = deployments[entry.name] = _deployment(entry, mistakes)
         wrong = _wrong_settings(entry)
         for message in wrong:
             mistakes.add(entry.name, message)
@@ -160,6 +159,8 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
         if "identity" in own
     }
     for (name, _), message in keyfiles.mistakes(key_files):
+        mistakes.add(name, message)
+    for name, message in mesh.mistakes(deployments, {entry.name: entry.data for entry in entries}):
         mistakes.add(name, message)
     if lines := mistakes.lines():
         raise SettingsError("\n".join(lines))
@@ -333,7 +334,7 @@ def _services(entry: HostEntry) -> dict[str, Settings]:
             "keeper_bootnode_file": str(STATE / "bootnode/multiaddr"),
             "chain_deployment_file": deployment_file,
         },
-        "bootnode": {"bootnode_state_dir": str(STATE / "bootnode"), **_announced(entry)},
+        "bootnode": {"bootnode_state_dir": str(STATE / "bootnode"), **bootnode_announce(entry.data)},
         "account": {
             "account_state_dir": str(STATE / "account"),
             "account_enrolment_token_file": credential("account"),
@@ -355,17 +356,6 @@ def _role_settings(entry: HostEntry, role: str) -> dict[str, Any]:
     }
 
 
-def _announced(entry: HostEntry) -> dict[str, list[str]]:
-    """The bootnode's address for others: where they reach the account service too, unless the inventory names one."""
-    host, port = entry.data.get("account_host", "localhost"), entry.data.get("bootnode_port", settings.Bootnode().port)
-    if "bootnode_announce" in entry.data or not port or not _is_reachable(host):
-        return {}
-    kind = "dns"
-    with contextlib.suppress(ValueError):
-        kind = f"ip{ipaddress.ip_address(str(host)).version}"
-    return {"bootnode_announce": [f"/{kind}/{host}/tcp/{port}"]}
-
-
 def _account_url(entry: HostEntry, coordinators: Collection[HostEntry], mistakes: _Mistakes) -> str | None:
     """Where this host's workers find the inventory's own account service. None: as their data say, or nowhere."""
     if "chain_account_url" in entry.data or "chain_rpc_url" in entry.data or len(coordinators) != 1:
@@ -373,7 +363,7 @@ def _account_url(entry: HostEntry, coordinators: Collection[HostEntry], mistakes
     coordinator = next(iter(coordinators))
     host = coordinator.data.get("account_host", settings.Account().host)
     port = coordinator.data.get("account_port", settings.Account().port)
-    if entry.name != coordinator.name and not _is_reachable(host):
+    if entry.name != coordinator.name and not is_reachable(host):
         mistakes.add(
             coordinator.name,
             f"account_host: got {host!r}, which says nothing to workers on other hosts; expected the address at which "
@@ -381,15 +371,6 @@ def _account_url(entry: HostEntry, coordinators: Collection[HostEntry], mistakes
         )
         return None
     return f"http://{f'[{host}]' if ':' in str(host) else host}:{port}"
-
-
-def _is_reachable(host: object) -> bool:
-    """Whether other hosts can make something of this address to listen on."""
-    try:
-        address = ipaddress.ip_address(str(host))
-    except ValueError:
-        return host != "localhost"
-    return not (address.is_unspecified or address.is_loopback)
 
 
 def _node_name(host: str, number: int) -> str:

@@ -1,7 +1,7 @@
 """The plans of all hosts: made from the inventory before pyinfra connects, asked for when a host is deployed."""
 
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_type_hints
@@ -14,12 +14,13 @@ from pyinfra.api.util import raise_if_bad_type
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.context import ctx_host
 
-from deploys import hosts, memory, operator, report
+from deploys import hosts, memory, mesh, operator, report
 from deploys.deployment import PIP, Deployment
 from deploys.facts import Identities
 from deploys.gpus import X86, Gpus, choose_torch
 from deploys.hardware import Distribution, HostGpus, OwnPipSources
 from deploys.hosts import HostEntry, HostPlan
+from deploys.mesh import Member
 from deploys.places import STATE
 from deploys.slots import cards_in_use
 from worker.errors import SettingsError
@@ -37,6 +38,7 @@ class Planned:
 
     `torch_index`: the package index of the build of torch that fits the host; None: as pip says, on the host, or, for
     a wheelhouse, here.
+    `mesh`: the members of the fleet's WireGuard mesh, by host; this one need not be one.
     `unfit`: why the host, as its facts show it, can't become what the plan says; None: it can.
     """
 
@@ -44,6 +46,7 @@ class Planned:
     repository: str
     commit: str
     token: str | None = field(repr=False)
+    mesh: Mapping[str, Member] = field(default_factory=dict)
     torch_index: str | None = None
     unfit: str | None = None
 
@@ -73,9 +76,11 @@ def make(all_hosts: Iterable[Host]) -> None:
     if lines:
         raise SettingsError("\n".join(lines))
     has_account = any(plan.services for plan in plans.values())
+    data = {entry.name: entry.data for entry in entries}
+    members = mesh.members({name: plan.deployment for name, plan in plans.items()}, data)
     for name, plan in plans.items():
         token = operator.enrolment_token(CHECKOUT / plan.deployment.secrets_dir, create=has_account)
-        _planned[name] = Planned(plan, *commits[name], token)
+        _planned[name] = Planned(plan, *commits[name], token, members)
 
 
 def current() -> Planned:

@@ -16,7 +16,7 @@ import jinja2
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
-from deploys import content
+from deploys import content, mesh
 from deploys.facts import CURRENT, DEPLOYED, FileContent, FileState, Service, SystemdVersion
 from deploys.hosts import ENROLMENT_TOKEN
 from deploys.system import USER
@@ -47,6 +47,8 @@ def render(unit: str, systemd_version: int, watchdog_seconds: int) -> str:
         systemd_version=systemd_version,
         watchdog_seconds=watchdog_seconds,
         enrolment_token=ENROLMENT_TOKEN,
+        # Addresses to listen on and to announce are there when the networks are that have them.
+        mesh=mesh.UNIT,
     )
 
 

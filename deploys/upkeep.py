@@ -14,6 +14,7 @@ from deploys.places import CONFIGURATION, RETIRED, STATE
 from deploys.sealing import SERVICE_FOLDERS, WORKER_FILES
 from deploys.system import USER
 from deploys.units import UNITS
+from deploys.wireguard import LEAVE
 
 # Every service that a deploy has started here. systemd puts them into order.
 _UNITS = f"$(ls {DEPLOYED} 2>/dev/null | grep -v '^{WHOLE}$')"
@@ -37,7 +38,7 @@ def uninstall(identities: bool) -> Iterator[str]:
     `identities`. The host's packages stay: others may use them."""
     yield (
         f'units={_UNITS}; [ -z "$units" ] || systemctl disable --now --quiet $units;'
-        f" rm -rf {UNITS}/hivewright-*.service* {COMMAND}; systemctl daemon-reload;"
+        f" rm -rf {UNITS}/hivewright-*.service* {COMMAND}; systemctl daemon-reload; {LEAVE};"
         f" rm -rf {ROOT} {CONFIGURATION} {CACHE} {LOGS}"
     )
     if identities:

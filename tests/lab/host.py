@@ -59,7 +59,7 @@ class Host:
             "systemd-nspawn", "--quiet", f"--directory={self.root}", f"--machine={self._machine}", "--boot",
             "--register=no", "--keep-unit", f"--network-namespace-path=/run/netns/{self._network.host(self.number)}",
             "--resolv-conf=off", "--timezone=off", "--console=pipe", f"--capability={CAPABILITIES}",
-            "--system-call-filter=bpf", *[f"--bind-ro={bind}" for bind in binds],
+            "--system-call-filter=bpf", "--bind=/dev/net/tun", *[f"--bind-ro={bind}" for bind in binds],
         ]  # fmt: skip
         own = cgroups.folders(self._network.name, self.name)
         for cgroup in own:

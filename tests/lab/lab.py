@@ -32,8 +32,11 @@ REPOSITORY_URL = f"git://{OPERATOR_ADDRESS}/repository.git"
 class Lab:
     """The lab called `name`, running or not; any process of root can take it up."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, suite: str = layers.SUITE, is_bare: bool = False) -> None:
+        """`suite`: Debian's release. `is_bare`: without the Python environment and anvil that others find baked."""
         self.name = name
+        self._suite = suite
+        self._is_bare = is_bare
         self.folder = LABS / name
         self.network = Network(name)
         # Read and write end of a pipe that closes when this process ends, however it ends: its hosts go off with it.
@@ -150,14 +153,13 @@ class Lab:
 
         wait_until(answers, 10, "the lab's git daemon answers")
 
-    @staticmethod
-    def _layers() -> list[Path]:
+    def _layers(self) -> list[Path]:
         """What the hosts stand on, topmost first."""
-        return [layers.anvil(CHECKOUT), layers.python_environment(CHECKOUT), layers.base()]
+        baked = [] if self._is_bare else [layers.anvil(CHECKOUT), layers.python_environment(CHECKOUT)]
+        return [*baked, layers.base(self._suite)]
 
-    @staticmethod
-    def _binds() -> list[str]:
-        return [f"{layers.packages()}:/srv/apt"]
+    def _binds(self) -> list[str]:
+        return [f"{layers.packages(self._suite)}:/srv/apt"]
 
     def _clear(self) -> None:
         stop(self.folder / "git-daemon.pid")

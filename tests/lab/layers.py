@@ -16,15 +16,19 @@ import inspect
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from deploys import facts, release, system, wheelhouse
+from deploys import facts, release, system, wheelhouse, wireguard
 from tests.lab.process import run
 
 CACHE = Path("/var/tmp/hivewright-lab/cache")
 CHECKOUT_IN_LAYER = Path("/srv/checkout")
+# Debian 12, unless a lab is told otherwise.
 SUITE = "bookworm"
+# Other checkouts of this machine may stand on other layers; those that nobody has asked for in a day are removed.
+KEEP_SECONDS = 24 * 3600
 BASE_PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,python3,sudo,ca-certificates,iproute2,procps"
 # Nothing that wakes up by itself, and no network manager: the lab sets the addresses.
 MASKED = (
@@ -35,18 +39,20 @@ MASKED = (
 SSHD = "PasswordAuthentication no\nUseDNS no\nMaxStartups 100:30:200\n"
 
 
-def base() -> Path:
+def base(suite: str = SUITE) -> Path:
     """Debian with systemd and sshd, no host keys, no machine id. 25 s the first time."""
     mirror = _debian_mirror()
-    parts = [mirror, SUITE, BASE_PACKAGES, SSHD, *MASKED]
-    return _layer("base", parts, _make_base, lambda folder: _make_base(folder, mirror))
+    parts = [mirror, suite, BASE_PACKAGES, SSHD, *MASKED]
+    return _layer("base", parts, _make_base, lambda folder: _make_base(folder, mirror, suite))
 
 
-def packages() -> Path:
+def packages(suite: str = SUITE) -> Path:
     """An apt repository with the packages that the deploy installs and all that they depend on."""
-    names = [*system.PACKAGES, *system.COORDINATOR_PACKAGES]
-    below = base()
-    return _layer("apt", [below.name, *names], _fill_repository, lambda folder: _fill_repository(folder, below, names))
+    names = [*system.PACKAGES, *system.COORDINATOR_PACKAGES, *wireguard.PACKAGES]
+    below = base(suite)
+    return _layer(
+        "apt", [below.name, *names], _fill_repository, lambda folder: _fill_repository(folder, below, names, suite)
+    )
 
 
 def python_environment(checkout: Path) -> Path:
@@ -99,9 +105,10 @@ def _layer(kind: str, parts: Sequence[str], recipe: Callable[..., None], make: C
             partial.mkdir()
             make(partial)
             for old in CACHE.glob(f"{kind}-*"):
-                if old != partial and not _is_mounted(old):
+                if old != partial and not _is_mounted(old) and time.time() - old.stat().st_mtime > KEEP_SECONDS:
                     shutil.rmtree(old)
             partial.rename(layer)
+        os.utime(layer)
     return layer
 
 
@@ -118,10 +125,10 @@ def _debian_mirror() -> str:
     return "http://deb.debian.org/debian"
 
 
-def _make_base(folder: Path, mirror: str) -> None:
+def _make_base(folder: Path, mirror: str, suite: str) -> None:
     run(
         "mmdebstrap", "--quiet", "--variant=minbase", "--dpkgopt=force-unsafe-io", f"--include={BASE_PACKAGES}",
-        SUITE, folder, mirror, timeout=300,
+        suite, folder, mirror, timeout=300,
     )  # fmt: skip
     (folder / "etc/machine-id").write_text("")
     (folder / "var/lib/dbus/machine-id").unlink(missing_ok=True)
@@ -136,12 +143,12 @@ def _make_base(folder: Path, mirror: str) -> None:
     (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
 
 
-def _fill_repository(folder: Path, below: Path, names: Sequence[str]) -> None:
+def _fill_repository(folder: Path, below: Path, names: Sequence[str], suite: str) -> None:
     """Download with this machine's network and Debian mirror, against the state of the base's dpkg."""
     (folder / "partial").mkdir()
     with _scratch([below]) as root:
         shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-        (root / "etc/apt/sources.list").write_text(f"deb {_debian_mirror()} {SUITE} main\n")
+        (root / "etc/apt/sources.list").write_text(f"deb {_debian_mirror()} {suite} main\n")
         get = "apt-get -qq update && apt-get -qq -y --no-install-recommends --download-only install"
         _enter(root, f"{get} {' '.join(names)}", timeout=600, binds=[f"{folder}:/var/cache/apt/archives"], network=True)
     shutil.rmtree(folder / "partial")

@@ -12,13 +12,23 @@ from tests.lab.lab import Lab
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """Four hosts that answer over ssh, nothing deployed. Skipped where that can't be, unless LAB_REQUIRED is 1."""
+    yield from booted(Lab("labtest"))
+
+
+@pytest.fixture(scope="module")
+def bare_lab() -> Iterator[Lab]:
+    """The same with hosts that have nothing but Debian."""
+    yield from booted(Lab("labbare", is_bare=True))
+
+
+def booted(lab: Lab) -> Iterator[Lab]:
+    """The lab, up for as long as the fixture lives that this comes from."""
     if reason := machine.why_no_lab():
         if os.environ.get("LAB_REQUIRED") == "1":
             pytest.fail(f"LAB_REQUIRED is 1, but {reason}")
         pytest.skip(reason)
-    booted = Lab("labtest")
     try:
-        booted.up(4, goes_with_this_process=True)
-        yield booted
+        lab.up(4, goes_with_this_process=True)
+        yield lab
     finally:
-        booted.down()
+        lab.down()

@@ -1,0 +1,28 @@
+"""Addresses of hosts, as an inventory names them, and what others can make of them."""
+
+import contextlib
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+
+from worker import settings
+
+
+def is_reachable(host: object) -> bool:
+    """Whether other hosts can make something of this address to listen on."""
+    try:
+        address = ipaddress.ip_address(str(host))
+    except ValueError:
+        return host != "localhost"
+    return not (address.is_unspecified or address.is_loopback)
+
+
+def bootnode_announce(data: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The bootnode's address for others: where they reach the account service too, unless the inventory names one."""
+    host, port = data.get("account_host", "localhost"), data.get("bootnode_port", settings.Bootnode().port)
+    if "bootnode_announce" in data or not port or not is_reachable(host):
+        return {}
+    kind = "dns"
+    with contextlib.suppress(ValueError):
+        kind = f"ip{ipaddress.ip_address(str(host)).version}"
+    return {"bootnode_announce": [f"/{kind}/{host}/tcp/{port}"]}

@@ -1,0 +1,197 @@
+"""A WireGuard mesh: who is in it, with which address, and the configuration of each. Knows nothing of pyinfra.
+
+A host's address comes from its name, so that no other host's coming or going changes it. Without a hub everybody is
+everybody's peer; with hubs each other host has one of them as its only peer, and the hubs pass on what is not theirs.
+"""
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Any
+
+from deploys.addresses import is_reachable
+from deploys.deployment import Deployment
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+INTERFACE = "wg-hivewright"
+UNIT = f"wg-quick@{INTERFACE}.service"
+FOLDER = Path("/etc/wireguard")
+CONFIGURATION = FOLDER / f"{INTERFACE}.conf"
+# Made on the host, and never anywhere else.
+KEY = FOLDER / f"{INTERFACE}.key"
+# As the endpoint of a host that stands behind a router.
+NOBODY = "none"
+KEEPALIVE_SECONDS = 25
+# Before all that others are likely to have, after the host's own addresses.
+RULE_PRIORITY = 8600
+EXPECTED_ENDPOINT = f"a name or an address without a port, or {NOBODY!r} behind a router"
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A host of the mesh. `endpoint`: where others reach it, with the port; None: nowhere, it connects to them."""
+
+    name: str
+    address: Address
+    network: Network
+    port: int
+    endpoint: str | None
+    is_hub: bool
+
+    @property
+    def own_route(self) -> str:
+        return f"{self.address}/{self.address.max_prefixlen}"
+
+
+def members(deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[str, Any]]) -> dict[str, Member]:
+    """The hosts of the mesh by name. `data`: the hosts' own. Of what `mistakes` has found to be right."""
+    return {name: _member(name, of, data[name]) for name, of in deployments.items() if of.wireguard}
+
+
+def mistakes(deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the inventory's WireGuard keys: host and message."""
+    inside = {name: of for name, of in deployments.items() if of.wireguard}
+    networks = {of.wireguard_subnet for of in inside.values()}
+    if len(networks) > 1:
+        for name, of in inside.items():
+            others = ", ".join(sorted(networks - {of.wireguard_subnet}))
+            yield name, f"wireguard_subnet: got {of.wireguard_subnet!r}, and {others} elsewhere; expected one for all"
+    found = []
+    for name, of in inside.items():
+        wrong = list(_mistakes(of, name, data[name]))
+        yield from ((name, message) for message in wrong)
+        if not wrong:
+            found.append(_member(name, of, data[name]))
+    yield from _clashes(found)
+    hidden = [member for member in found if member.endpoint is None]
+    if len(hidden) > 1 and not any(member.is_hub for member in found):
+        for member in hidden:
+            yield (
+                member.name,
+                f"wireguard_endpoint: got {NOBODY!r}, here and on other hosts, which then can't reach each other; make "
+                "a host that all can reach their hub (wireguard_hub)",
+            )
+
+
+def _mistakes(of: Deployment, name: str, data: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        network = ipaddress.ip_network(of.wireguard_subnet)
+    except ValueError as error:
+        yield f"wireguard_subnet: {error}; expected a network, such as 10.86.0.0/16"
+        return
+    if network.num_addresses < 4:
+        yield f"wireguard_subnet: got {of.wireguard_subnet!r}, which has no room; expected such as 10.86.0.0/16"
+        return
+    if of.wireguard_address is not None:
+        try:
+            address = ipaddress.ip_address(of.wireguard_address)
+            is_inside = address in network and address not in (network[0], network[-1])
+        except ValueError:
+            is_inside = False
+        if not is_inside:
+            yield f"wireguard_address: got {of.wireguard_address!r}; expected an address of a host in {network}"
+    where = _endpoint(of, name, data)
+    if where == NOBODY:
+        if of.wireguard_hub:
+            yield f"wireguard_endpoint: got {NOBODY!r}, and wireguard_hub; a hub is what the others reach"
+        return
+    own = "wireguard_endpoint" if of.wireguard_endpoint is not None else "wireguard_endpoint: none, and ssh_hostname"
+    if not _is_host(where) or not is_reachable(where):
+        yield f"{own}: got {where!r}; expected {EXPECTED_ENDPOINT}"
+    elif _is_address(where) and ipaddress.ip_address(where) in network:
+        yield f"{own}: got {where!r}, which is in the mesh's own {network}; expected its address outside of it"
+
+
+def _clashes(found: Collection[Member]) -> Iterator[tuple[str, str]]:
+    users: dict[Address, str] = {}
+    for member in found:
+        other = users.setdefault(member.address, member.name)
+        if other != member.name:
+            taken = f"{member.address} is that of {other} too; give it another, or take a larger wireguard_subnet"
+            yield member.name, f"wireguard_address: {taken}"
+
+
+def _member(name: str, of: Deployment, data: Mapping[str, Any]) -> Member:
+    network = ipaddress.ip_network(of.wireguard_subnet)
+    where = _endpoint(of, name, data)
+    host = f"[{where}]" if ":" in where else where
+    endpoint = None if where == NOBODY else f"{host}:{of.wireguard_port}"
+    if of.wireguard_address is not None:
+        address = ipaddress.ip_address(of.wireguard_address)
+    else:
+        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16])
+        address = network[1 + number % (network.num_addresses - 2)]
+    return Member(name, address, network, of.wireguard_port, endpoint, of.wireguard_hub)
+
+
+def _endpoint(of: Deployment, name: str, data: Mapping[str, Any]) -> str:
+    return of.wireguard_endpoint or str(data.get("ssh_hostname") or name)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_host(text: str) -> bool:
+    return _is_address(text) or _HOST_NAME.fullmatch(text) is not None
+
+
+def configuration(me: Member, all_members: Collection[Member], keys: Mapping[str, str]) -> str:
+    """The text of CONFIGURATION. `keys`: public keys by host; who has none yet is left out. It has no secret in it."""
+    lines = [
+        "[Interface]",
+        "# Written by hivewright's deploy; the next one overwrites what is changed here.",
+        f"Address = {me.address}/{me.network.prefixlen}",
+        f"ListenPort = {me.port}",
+        f"PostUp = wg set %i private-key {KEY}",
+        *(_passing_on(me.network) if me.is_hub else ()),
+    ]
+    for peer, routes in _peers(me, all_members).items():
+        if peer.name in keys:
+            lines += ["", "[Peer]", f"# {peer.name}", f"PublicKey = {keys[peer.name]}"]
+            lines.append(f"AllowedIPs = {', '.join(routes)}")
+            lines += [f"Endpoint = {peer.endpoint}"] if peer.endpoint else []
+            # Whom nobody can reach keeps the way open that it has opened.
+            lines += [f"PersistentKeepalive = {KEEPALIVE_SECONDS}"] if me.endpoint is None else []
+    return "\n".join([*lines, ""])
+
+
+def _passing_on(network: Network) -> Iterator[str]:
+    """A hub passes on what comes from the mesh, to the mesh and nowhere else."""
+    family = f"ipv{network.version}"
+    rule = f"ip -{network.version} rule"
+    within = f"iif %i to {network} lookup main priority {RULE_PRIORITY}"
+    beyond = f"iif %i prohibit priority {RULE_PRIORITY + 1}"
+    yield f"PostUp = echo 1 > /proc/sys/net/{family}/conf/%i/forwarding"
+    for each in (within, beyond):
+        yield f"PostUp = {rule} add {each}"
+        yield f"PreDown = {rule} del {each}"
+
+
+def _peers(me: Member, all_members: Collection[Member]) -> dict[Member, list[str]]:
+    """Whom a host speaks to, and for which addresses each stands."""
+    others = sorted((member for member in all_members if member != me), key=lambda member: member.name)
+    hubs = [member for member in all_members if member.is_hub]
+    if not hubs:
+        return {member: [member.own_route] for member in others}
+    if not me.is_hub:
+        return {_hub_of(me, hubs): [str(me.network)]}
+    spokes = {hub: [member for member in others if not member.is_hub and _hub_of(member, hubs) == hub] for hub in hubs}
+    beside = {hub: [member.own_route for member in (hub, *spokes[hub])] for hub in others if hub.is_hub}
+    return beside | {member: [member.own_route] for member in spokes[me]}
+
+
+def _hub_of(member: Member, hubs: Collection[Member]) -> Member:
+    """The hub of a host, spread over the hubs: another one only if its own goes, or a new one comes."""
+    return max(hubs, key=lambda hub: hashlib.sha256(f"{hub.name} {member.name}".encode()).digest())

@@ -1,0 +1,179 @@
+"""WireGuard between the hosts: a key that each makes for itself, and who its peers are, from the inventory.
+
+Only public keys leave a host. The operator's side remembers them (RECORD in the folder of secrets), for a run that is
+limited to some hosts must know those of the others.
+"""
+
+import base64
+import fcntl
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyinfra import host, inventory, state
+from pyinfra.api import FactBase, StringCommand, deploy, operation
+from pyinfra.api.host import Host
+from pyinfra.context import ctx_host
+
+from deploys import mesh, report, system
+from deploys.mesh import CONFIGURATION, FOLDER, KEY, UNIT, Member
+from deploys.plan import CHECKOUT, Planned
+
+PACKAGES = ("wireguard-tools", "wireguard-go")
+RECORD = "wireguard.json"
+DROP_IN = Path(f"/etc/systemd/system/{UNIT}.d")
+# Debian's own would lose the key, which is not in the configuration.
+RELOAD = f"""\
+[Service]
+ExecReload=
+ExecReload=/bin/sh -c '{{ printf "[Interface]\\\\nPrivateKey = "; cat {KEY}; wg-quick strip %i | sed 1d; }} \
+| wg syncconf %i /dev/stdin'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a host has of the mesh. `public_key`, `digest` (of the configuration): None without. `kernel`: it can."""
+
+    public_key: str | None = None
+    digest: str | None = None
+    runs: bool = False
+    kernel: bool = False
+
+    @property
+    def is_there(self) -> bool:
+        return self.public_key is not None or self.digest is not None or self.runs
+
+
+class WireGuard(FactBase[Found]):
+    """The host's part in the mesh. The key itself is never read out."""
+
+    def command(self) -> str:
+        return (
+            "exec 2>/dev/null;"
+            f" [ ! -e {KEY} ] || echo key=$(wg pubkey < {KEY});"
+            f" [ ! -e {CONFIGURATION} ] || echo digest=$(cat {CONFIGURATION} {DROP_IN}/* | sha256sum | cut -c 1-64);"
+            f" ! systemctl is-active --quiet {UNIT} || ! systemctl is-enabled --quiet {UNIT} || echo runs=yes;"
+            " ! { [ -e /sys/module/wireguard ] || modprobe --dry-run --quiet wireguard; } || echo kernel=yes"
+        )
+
+    @staticmethod
+    def default() -> Found:
+        return Found()
+
+    def process(self, output: list[str]) -> Found:
+        said = dict(line.split("=", 1) for line in output)
+        return Found(said.get("key") or None, said.get("digest"), "runs" in said, "kernel" in said)
+
+
+@deploy("WireGuard")
+def join_mesh(plan: Planned) -> None:
+    """Have the host in the mesh, if the inventory says so, and nothing of it left if not."""
+    me = plan.mesh.get(host.name)
+    if me is None:
+        leave(name="Have none of it")
+        return
+    # A kernel without it (a container, an old one) gets the program that does the same.
+    names = PACKAGES[:1] if host.get_fact(WireGuard).kernel else PACKAGES
+    system.packages(name="Install it", names=names, _timeout=system.INSTALL_SECONDS)
+    make_key(name="Make the host's key")
+    record = CHECKOUT / plan.host.deployment.secrets_dir / RECORD
+    connect(name="Connect it to its peers", me=me, members=plan.mesh, record=record)
+
+
+@operation()
+def make_key() -> Iterator[str]:
+    """Have a key. It never leaves the host."""
+    if host.get_fact(WireGuard).public_key is not None:
+        host.noop("it has one")
+        return
+    yield f"umask 077 && mkdir -p {FOLDER} && wg genkey > {KEY}.new && mv {KEY}.new {KEY}"
+
+
+@operation()
+def connect(me: Member, members: Mapping[str, Member], record: Path) -> Iterator[StringCommand]:
+    """Have the interface up, with the peers that the inventory gives it, as far as their keys are known."""
+    keys = _public_keys(record, members)
+    if state.is_executing and (missing := sorted(members.keys() - keys.keys())):
+        report.note(f"WireGuard: no key of {', '.join(missing)} is known yet; deploy them, then the others again")
+    text, found = mesh.configuration(me, members.values(), keys), host.get_fact(WireGuard)
+    if found.runs and found.digest == hashlib.sha256((text + RELOAD).encode()).hexdigest():
+        host.noop("it is connected")
+        return
+    yield _write(f"mkdir -p {DROP_IN} && cat > {DROP_IN}/hivewright.conf && systemctl daemon-reload", RELOAD, "022")
+    yield _write(_APPLY, text, "077")
+
+
+def _write(script: str, text: str, umask: str) -> StringCommand:
+    encoded = base64.b64encode(text.encode()).decode()
+    return StringCommand(f"umask {umask}; base64 -d | {{ {script}\n}}", _stdin=[encoded])
+
+
+# Peers come and go without a word to the others; what is above them needs the interface taken down, by the old text.
+_APPLY = f"""set -e
+cat > {CONFIGURATION}.new
+above() {{ sed '/^\\[Peer\\]/,$d' $1; }}
+if systemctl is-active --quiet {UNIT} && [ "$(above {CONFIGURATION})" = "$(above {CONFIGURATION}.new)" ]; then
+  mv {CONFIGURATION}.new {CONFIGURATION}
+  systemctl reload {UNIT}
+else
+  systemctl stop {UNIT}
+  mv {CONFIGURATION}.new {CONFIGURATION}
+  systemctl start {UNIT} || {{ journalctl --no-pager --quiet --output=cat --lines=15 --unit={UNIT} >&2; exit 1; }}
+fi
+systemctl enable --quiet {UNIT}
+"""
+
+
+@operation()
+def leave() -> Iterator[str]:
+    """Have no interface, no configuration and no key of the mesh."""
+    if not host.get_fact(WireGuard).is_there:
+        host.noop("there is none")
+        return
+    yield LEAVE
+
+
+LEAVE = (
+    f"! systemctl cat {UNIT} >/dev/null 2>&1 || systemctl disable --now --quiet {UNIT};"
+    f" rm -rf {CONFIGURATION} {KEY} {DROP_IN}; systemctl daemon-reload"
+)
+
+# Asked of all hosts of the run at once, when the first one needs them: before anything is done, and then once more.
+_asked: dict[bool, dict[str, str]] = {}
+_lock = threading.Lock()
+
+
+def _public_keys(record: Path, members: Mapping[str, Member]) -> dict[str, str]:
+    """Public keys by host: those of the hosts of this run from them, of others as they were last seen."""
+    with _lock:
+        if state.is_executing not in _asked:
+            asked = [each for each in inventory.get_active_hosts() if each.name in members]
+            found = {name: key for name, key in state.fact_pool.map(_public_key, asked) if key}
+            _asked[state.is_executing] = _remember(record, found) if state.is_executing else _recall(record) | found
+    return {name: key for name, key in _asked[state.is_executing].items() if name in members}
+
+
+def _public_key(of: Host) -> tuple[str, str | None]:
+    with ctx_host.use(of):
+        return of.name, of.get_fact(WireGuard).public_key
+
+
+def _recall(record: Path) -> dict[str, str]:
+    return dict(json.loads(record.read_text())) if record.exists() else {}
+
+
+def _remember(record: Path, found: dict[str, str]) -> dict[str, str]:
+    """Add these to the record, which other runs may be writing to as well; return all that it has."""
+    record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with record.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = _recall(record)
+        if known | found != known:
+            new = record.with_suffix(".new")
+            new.write_text(json.dumps(known | found, indent=2, sort_keys=True) + "\n")
+            new.rename(record)
+        return known | found

@@ -1,0 +1,172 @@
+"""The WireGuard mesh: who gets which address and peers, what a wrong inventory is told, and that keys stay at home."""
+
+import ipaddress
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploys import hosts, mesh, wireguard
+from deploys.deployment import Deployment
+from deploys.hosts import HostEntry
+from deploys.mesh import Member
+from worker.errors import SettingsError
+
+SUBNET = "10.86.0.0/16"
+
+
+def members(**data: dict[str, Any]) -> dict[str, Member]:
+    fleet = {name: Deployment(wireguard=True, **own) for name, own in data.items()}
+    return mesh.members(fleet, {name: {"ssh_hostname": f"192.0.2.{n}"} for n, name in enumerate(fleet, 1)})
+
+
+def sections(of: Member, fleet: dict[str, Member], keys: dict[str, str] | None = None) -> list[list[str]]:
+    text = mesh.configuration(of, fleet.values(), {name: f"{name}=" for name in fleet} if keys is None else keys)
+    return [section.strip().splitlines() for section in text.split("\n\n")]
+
+
+def test_without_hub_everybody_is_everybodys_peer() -> None:
+    fleet = members(a={"wireguard_address": "10.86.0.1"}, b={"wireguard_address": "10.86.0.2"}, c={})
+    interface, *peers = sections(fleet["b"], fleet)
+    assert interface == [
+        "[Interface]",
+        "# Written by hivewright's deploy; the next one overwrites what is changed here.",
+        "Address = 10.86.0.2/16",
+        "ListenPort = 51820",
+        "PostUp = wg set %i private-key /etc/wireguard/wg-hivewright.key",
+    ]
+    assert peers[0] == [
+        "[Peer]", "# a", "PublicKey = a=", "AllowedIPs = 10.86.0.1/32", "Endpoint = 192.0.2.1:51820",
+    ]  # fmt: skip
+    assert peers[1][3:] == [f"AllowedIPs = {fleet['c'].address}/32", "Endpoint = 192.0.2.3:51820"]
+
+
+def test_address_comes_from_the_name_and_other_hosts_change_nothing() -> None:
+    alone, among = members(b={}), members(a={}, b={}, c={})
+    assert alone["b"].address == among["b"].address
+    assert alone["b"].address in ipaddress.ip_network(SUBNET)
+    assert len({member.address for member in among.values()}) == 3
+    wide = members(b={"wireguard_subnet": "fd86::/64"})["b"]
+    assert wide.address in ipaddress.ip_network("fd86::/64")
+    assert "Address = fd86::" in mesh.configuration(wide, [wide], {})
+
+
+def test_host_behind_a_router_keeps_its_way_open_and_is_called_by_nobody() -> None:
+    fleet = members(a={}, home={"wireguard_endpoint": "none"})
+    (_, from_home), (_, to_home) = sections(fleet["home"], fleet), sections(fleet["a"], fleet)
+    assert from_home[-1] == "PersistentKeepalive = 25"
+    assert not any(line.startswith(("Endpoint", "Persistent")) for line in to_home)
+
+
+def test_hubs_pass_on_what_goes_between_the_others() -> None:
+    names = [f"gpu-{n}" for n in range(8)]
+    fleet = members(hub1={"wireguard_hub": True}, hub2={"wireguard_hub": True}, **{name: {} for name in names})
+    for name in names:
+        (_, peer) = sections(fleet[name], fleet)
+        assert peer[1] in ("# hub1", "# hub2")
+        assert peer[3] == f"AllowedIPs = {SUBNET}"
+    of_hub = {hub: sections(fleet[hub], fleet) for hub in ("hub1", "hub2")}
+    for hub, (interface, *peers) in of_hub.items():
+        assert "PostUp = echo 1 > /proc/sys/net/ipv4/conf/%i/forwarding" in interface
+        assert "PostUp = ip -4 rule add iif %i prohibit priority 8601" in interface
+        routes = [route for peer in peers for route in peer[3].removeprefix("AllowedIPs = ").split(", ")]
+        others = [member.own_route for name, member in fleet.items() if name != hub]
+        assert sorted(routes) == sorted(others), "every other host is behind exactly one peer"
+
+
+def test_host_whose_key_is_not_known_yet_is_left_out() -> None:
+    fleet = members(a={}, b={}, c={})
+    assert [section[1] for section in sections(fleet["a"], fleet, {"c": "C="})[1:]] == ["# c"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"wireguard_subnet": "10.86.0.1/16"},
+            "wireguard_subnet: 10.86.0.1/16 has host bits set; expected a network, such as 10.86.0.0/16",
+        ),
+        (
+            {"wireguard_subnet": "10.86.0.0/31"},
+            "wireguard_subnet: got '10.86.0.0/31', which has no room; expected such as 10.86.0.0/16",
+        ),
+        (
+            {"wireguard_address": "10.87.0.1"},
+            "wireguard_address: got '10.87.0.1'; expected an address of a host in 10.86.0.0/16",
+        ),
+        (
+            {"wireguard_address": "10.86.255.255"},
+            "wireguard_address: got '10.86.255.255'; expected an address of a host in 10.86.0.0/16",
+        ),
+        (
+            {"wireguard_endpoint": "192.0.2.7:51820"},
+            "wireguard_endpoint: got '192.0.2.7:51820'; expected a name or an address without a port, or 'none' behind "
+            "a router",
+        ),
+        (
+            {"wireguard_endpoint": "10.86.3.4"},
+            "wireguard_endpoint: got '10.86.3.4', which is in the mesh's own 10.86.0.0/16; expected its address outside"
+            " of it",
+        ),
+        (
+            {"ssh_hostname": "127.0.0.1"},
+            "wireguard_endpoint: none, and ssh_hostname: got '127.0.0.1'; expected a name or an address without a port,"
+            " or 'none' behind a router",
+        ),
+        (
+            {"wireguard_endpoint": "none", "wireguard_hub": True},
+            "wireguard_endpoint: got 'none', and wireguard_hub; a hub is what the others reach",
+        ),
+        ({"wireguard_port": 70000}, "wireguard_port: got 70000; expected less than or equal to 65535"),
+        ({"wireguard_prt": 1}, "wireguard_prt: not a known key; did you mean wireguard_port?"),
+    ],
+)
+def test_wrong_keys_are_refused_before_any_host_is_touched(data: dict[str, Any], message: str) -> None:
+    own = {"slots": 1, "swarm_enabled": False, "wireguard": True, **data}
+    with pytest.raises(SettingsError) as refused:
+        hosts.check([HostEntry("gpu-3", ("workers",), own, ("ssh_hostname",))])
+    assert str(refused.value) == f"inventory data of gpu-3: {message}"
+
+
+def test_hosts_that_do_not_go_together_are_named() -> None:
+    def check(**fleet: dict[str, Any]) -> str:
+        base = {"slots": 1, "swarm_enabled": False, "wireguard": True}
+        with pytest.raises(SettingsError) as refused:
+            hosts.check([HostEntry(name, ("workers",), base | own) for name, own in fleet.items()])
+        return str(refused.value)
+
+    same = {"wireguard_address": "10.86.0.9"}
+    assert check(a=same, b=same) == (
+        "inventory data of b: wireguard_address: 10.86.0.9 is that of a too; give it another, or take a larger "
+        "wireguard_subnet"
+    )
+    assert check(a={"wireguard_endpoint": "none"}, b={"wireguard_endpoint": "none"}, c={}) == (
+        "inventory data of a, b: wireguard_endpoint: got 'none', here and on other hosts, which then can't reach each "
+        "other; make a host that all can reach their hub (wireguard_hub)"
+    )
+    assert "wireguard_subnet: got '10.86.0.0/16', and 10.9.0.0/16 elsewhere" in check(
+        a={}, b={"wireguard_subnet": "10.9.0.0/16"}
+    )
+
+
+def test_configuration_reloads_with_its_key_and_only_public_keys_are_facts() -> None:
+    assert wireguard.RELOAD.splitlines()[2] == (
+        'ExecReload=/bin/sh -c \'{ printf "[Interface]\\\\nPrivateKey = "; cat /etc/wireguard/wg-hivewright.key; '
+        "wg-quick strip %i | sed 1d; } | wg syncconf %i /dev/stdin'"
+    )
+    found = wireguard.WireGuard().process(["key=abc=", "digest=1", "runs=yes"])
+    assert (found.public_key, found.digest, found.runs, found.kernel) == ("abc=", "1", True, False)
+    assert not wireguard.WireGuard().default().is_there
+    bare = subprocess.run(
+        ["sh", "-c", wireguard.WireGuard().command()], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert "key=" not in bare.stdout
+
+
+def test_record_of_public_keys_grows_and_keeps_what_other_runs_wrote(tmp_path: Path) -> None:
+    record = tmp_path / "secrets/wireguard.json"
+    assert wireguard._remember(record, {"a": "A="}) == {"a": "A="}
+    assert wireguard._remember(record, {"b": "B="}) == {"a": "A=", "b": "B="}
+    assert wireguard._remember(record, {"a": "A2="}) == {"a": "A2=", "b": "B="}
+    assert wireguard._recall(record) == {"a": "A2=", "b": "B="}
