@@ -3,7 +3,19 @@
 config.py has checked the whole inventory by then. Run again it changes nothing; with another release_ref it upgrades.
 """
 
-from deploys import account, ahead, coordinator, hardware, history, plan, release, system, tailscale, wireguard, worker
+from deploys import (
+    account,
+    ahead,
+    coordinator,
+    hardware,
+    history,
+    plan,
+    release,
+    system,
+    tailscale,
+    wireguard,
+    worker,
+)  # fmt: skip
 
 this = plan.current()
 

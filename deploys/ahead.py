@@ -30,6 +30,7 @@ from deploys.memory import Question
 from deploys.places import CONFIGURATION
 from deploys.plan import Planned
 from deploys.tailscale import TailnetOfHost
+from deploys.wireguard import WireGuard
 
 
 def ask(plan: Planned) -> None:
@@ -52,7 +53,10 @@ def _questions(plan: Planned) -> Iterator[Question]:
         yield Directory, {"path": str(folder)}
     for file in (COMMAND, ENROLMENT_TOKEN, *plan.host.settings_files(), *_unit_files(plan)):
         yield FileContent, {"path": str(file)}
+    yield WireGuard, {}
     for slot in plan.host.slots:
+        if slot.hub_token is not None:
+            yield FileContent, {"path": str(slot.hub_token_file)}
         if slot.identity is not None:
             yield FileContent, {"path": str(slot.settings.node.state_dir / KEY_FILE)}
     for unit in (*_services(plan), *(slot.unit for slot in plan.host.slots)):

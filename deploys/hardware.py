@@ -74,7 +74,7 @@ class Distribution(FactBase[System]):
     """The distribution and machine of the host."""
 
     def command(self) -> str:
-        return "(. /etc/os-release && echo $ID,$VERSION_CODENAME,$(uname -m)) 2>/dev/null || true"
+        return "[ ! -e /etc/os-release ] || . /etc/os-release; echo $ID,$VERSION_CODENAME,$(uname -m)"
 
     @staticmethod
     def default() -> System:

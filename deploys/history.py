@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pyinfra import host
 from pyinfra.api import operation
 
-from deploys import coordinator, units, worker
+from deploys import coordinator, secretfiles, units, worker
 from deploys.facts import CURRENT, DEPLOYED, PREVIOUS, WHOLE, PastDeploys, SystemdVersion
 from deploys.places import CONFIGURATION, RETIRED, STATE
 from deploys.plan import Planned
+from deploys.secretfiles import HUB_TOKEN
 
 
 def digest(plan: Planned) -> str:
@@ -24,7 +25,13 @@ def digest(plan: Planned) -> str:
     files = {str(file): units.settings_text(of) for file, of in plan.host.settings_files().items()}
     files |= {name: units.render(name, version, watchdog) for name in names}
     files |= {slot.unit: slot.unit_settings() for slot in plan.host.slots}
+    tokens = {slot.hub_token_file: slot.hub_token for slot in plan.host.slots if slot.hub_token}
+    files |= {str(there): secretfiles.hub_token(here) for there, here in tokens.items()}
     return units.digest(plan.commit, *(part for pair in sorted(files.items()) for part in pair))
+
+
+# Of CONFIGURATION: what a deploy writes there for services. The fleet's own token stays what it is.
+_SETTINGS = f"'(' -name '*.yaml' -o -name '*.{HUB_TOKEN}' ')'"
 
 
 @operation()
@@ -40,7 +47,7 @@ def begin(digest: str) -> Iterator[str]:
     new = f"{PREVIOUS}.new"
     yield (
         f"rm -rf {new} && mkdir -m 700 {new} {new}/settings {new}/units"
-        f" && find {CONFIGURATION} -maxdepth 1 -name '*.yaml' -exec cp -p {{}} {new}/settings/ ';'"
+        f" && find {CONFIGURATION} -maxdepth 1 {_SETTINGS} -exec cp -p {{}} {new}/settings/ ';'"
         f" && find {units.UNITS} -maxdepth 1 -name 'hivewright-*.service*' -exec cp -rp {{}} {new}/units/ ';'"
         f" && cp -rp {DEPLOYED} {new}/deployed && readlink {CURRENT} > {new}/current"
         f" && rm -rf {PREVIOUS} && mv -T {new} {PREVIOUS} && rm {DEPLOYED}/{WHOLE}"
@@ -72,9 +79,9 @@ rm -f {DEPLOYED}/{WHOLE}
 for digest in $(ls {DEPLOYED}); do
   [ -e $old/deployed/$digest ] || {{ systemctl disable --now --quiet $digest; rm -f {DEPLOYED}/$digest; }}
 done
-find {CONFIGURATION} -maxdepth 1 -name '*.yaml' -delete
+find {CONFIGURATION} -maxdepth 1 {_SETTINGS} -delete
 find {units.UNITS} -maxdepth 1 -name 'hivewright-*.service*' -exec rm -rf {{}} +
-cp -p $old/settings/*.yaml {CONFIGURATION}/
+cp -p $old/settings/* {CONFIGURATION}/
 cp -rp $old/units/. {units.UNITS}/
 ln -sfn "$(cat $old/current)" {CURRENT}.new
 mv -T {CURRENT}.new {CURRENT}

@@ -14,11 +14,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deploys import keyfiles, mesh, tailnet
+from deploys import keyfiles, mesh, secretfiles, tailnet
 from deploys.addresses import bootnode_announce, is_reachable
 from deploys.deployment import AUTO, Deployment
 from deploys.gpus import Gpus
 from deploys.places import CONFIGURATION, STATE, state_dir
+from deploys.secretfiles import HUB_TOKEN
 from deploys.slots import Slot, SlotOptions, place, with_families
 from worker import settings
 from worker.errors import SettingsError
@@ -80,10 +81,12 @@ class HostPlan:
         """The first slot's twin, with the name, folder and port of its number."""
         settings = self.slots[0].settings
         node = {"name": _nth_name(settings.node.name, number), "state_dir": state_dir(number)}
+        hub = {"token_file": Path(credential(f"worker@{number}", HUB_TOKEN))} if settings.hub.token_file else {}
         port = settings.swarm.port + number if settings.swarm.port else 0
         own = {
             "node": settings.node.model_copy(update=node),
             "swarm": settings.swarm.model_copy(update={"port": port}),
+            "hub": settings.hub.model_copy(update=hub),
         }
         return replace(self.slots[0], number=number, settings=settings.model_copy(update=own))
 
@@ -98,9 +101,9 @@ class HostPlan:
         return roles | {slot.file: slot.settings for slot in self.slots}
 
 
-def credential(service: str) -> str:
-    """Where systemd gives a service its copy of the enrolment token (LoadCredential); nobody else can read that."""
-    return f"/run/credentials/hivewright-{service}.service/{ENROLMENT_TOKEN.name}"
+def credential(service: str, name: str = ENROLMENT_TOKEN.name) -> str:
+    """Where systemd gives a service its copy of a secret (LoadCredential); nobody else can read that."""
+    return f"/run/credentials/hivewright-{service}.service/{name}"
 
 
 def service_file(role: str) -> Path:
@@ -206,9 +209,8 @@ def _section(key: str) -> str | None:
 
 def _wrong_settings(entry: HostEntry) -> list[str]:
     """What is wrong with the settings in the host's data, also with those of roles that it does not have."""
-    return settings.flat_mistakes(
-        {key: value for key, value in entry.data.items() if _section(key) and key not in DERIVED}
-    )
+    own = {key: value for key, value in entry.data.items() if _section(key) and key not in DERIVED}
+    return [*settings.flat_mistakes(own), *secretfiles.mistakes(entry.data)]
 
 
 def _slots(
@@ -239,14 +241,16 @@ def _slots(
         for key in sorted(set(DERIVED) & set(own)):
             mistakes.add(entry.name, f"slot {number}: {key}: {SET_BY_DEPLOY}")
         options, problems = _slot_options(entry, own)
-        own_wrong = [*problems, *settings.flat_mistakes(flat)]
+        token_file = own.get("hub_token_file", entry.data.get("hub_token_file"))
+        own_wrong = [*problems, *settings.flat_mistakes(flat), *secretfiles.mistakes({"hub_token_file": token_file})]
         for message in own_wrong:
             if message not in wrong:
                 mistakes.add(entry.name, f"slot {number}: {message}")
         if not own_wrong:
             key_file = own.get("identity")
             parsed = settings.from_flat(flat, "")
-            slots.append(Slot(number, parsed, Path(str(key_file)) if key_file else None, options))
+            own_key, token = (Path(str(file)) if file else None for file in (key_file, token_file))
+            slots.append(Slot(number, parsed, own_key, options, hub_token=token))
     return tuple(slots)
 
 
@@ -291,6 +295,8 @@ def _slot_settings(entry: HostEntry, number: int, own: Mapping[str, Any], accoun
         flat.setdefault("chain_account_url", account_url)
     if "chain_account_url" in flat:
         flat["chain_enrolment_token_file"] = credential(f"enrol@{number}")
+    if isinstance(flat.get("hub_token_file"), str):
+        flat["hub_token_file"] = credential(f"worker@{number}", HUB_TOKEN)
     flat["node_state_dir"] = str(state_dir(number))
     return flat
 

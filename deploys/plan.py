@@ -14,7 +14,7 @@ from pyinfra.api.util import raise_if_bad_type
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.context import ctx_host
 
-from deploys import hosts, memory, mesh, operator, report
+from deploys import hosts, memory, mesh, operator, report, secretfiles
 from deploys.deployment import PIP, Deployment
 from deploys.facts import Identities
 from deploys.gpus import X86, Gpus, choose_torch
@@ -133,8 +133,8 @@ def _commits(entries: Collection[HostEntry]) -> dict[str, tuple[str, str]]:
     for entry in entries:
         repository = entry.data.get("release_repository")
         ref = entry.data.get("release_ref", Deployment.model_fields["release_ref"].default)
-        # `hosts.check` has named what is of another type.
-        if isinstance(repository, str | None) and isinstance(ref, str):
+        # `hosts.check` has named what is of another type, or not to be shown.
+        if isinstance(repository, str | None) and isinstance(ref, str) and not secretfiles.shows_password(repository):
             users.setdefault((repository, ref), []).append(entry.name)
     commits, lines = {}, []
     for (repository, ref), names in users.items():

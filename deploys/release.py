@@ -15,17 +15,7 @@ from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
 
 from deploys import operator, shipping, units
-from deploys.facts import (
-    ANVILS,
-    CURRENT,
-    ENVIRONMENTS,
-    RELEASES,
-    SHIPPED,
-    WHEELS,
-    FileContent,
-    PastDeploys,
-    Releases,
-)
+from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, SHIPPED, WHEELS, FileContent, PastDeploys, Releases
 from deploys.hardware import Distribution
 from deploys.plan import Planned
 from deploys.system import USER, python_of

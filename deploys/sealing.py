@@ -29,7 +29,8 @@ NUM_READS = 5
 
 def kept_files(state: Path) -> Iterator[Path]:
     """The files that a backup holds, those that are there."""
-    for folder in sorted(state.glob("worker-*")):
+    # Of slots that the inventory no longer has too: only here their identities are kept.
+    for folder in sorted([*state.glob("worker-*"), *state.glob("retired/worker-*")]):
         yield from (folder / name for name in WORKER_FILES if (folder / name).is_file())
     for name in SERVICE_FOLDERS:
         for file in sorted((state / name).rglob("*")):

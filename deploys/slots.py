@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deploys.gpus import Gpu, Gpus
 from deploys.places import CONFIGURATION
+from deploys.secretfiles import HUB_TOKEN
 from worker.errors import SettingsError
 from worker.settings import Environment, Family, Settings
 
@@ -36,6 +37,8 @@ ALL = SlotOptions()
 class Slot:
     """One worker of a host. `identity`: file on the operator's side with the key that it must have; None: its own.
 
+    `hub_token`: file on the operator's side with the token for the Hugging Face Hub; None: it pushes nothing.
+
     `card`: the only GPU that it sees; None: all that there are, or none.
     """
 
@@ -44,6 +47,7 @@ class Slot:
     identity: Path | None
     options: SlotOptions = ALL
     card: Gpu | None = None
+    hub_token: Path | None = None
 
     @property
     def unit(self) -> str:
@@ -52,6 +56,11 @@ class Slot:
     @property
     def file(self) -> Path:
         return CONFIGURATION / f"worker-{self.number}.yaml"
+
+    @property
+    def hub_token_file(self) -> Path:
+        """Where its token is on the host, for root alone."""
+        return CONFIGURATION / f"worker-{self.number}.{HUB_TOKEN}"
 
     @property
     def wants_gpu(self) -> bool:
@@ -63,6 +72,8 @@ class Slot:
         lines = []
         if self.card is not None:
             lines.append(f"Environment=CUDA_VISIBLE_DEVICES={self.card.uuid}")
+        if self.hub_token is not None:
+            lines.append(f"LoadCredential={HUB_TOKEN}:{self.hub_token_file}")
         if self.options.slot_memory_gb is not None:
             lines.append(f"MemoryMax={round(self.options.slot_memory_gb * 10**9)}")
         if self.options.slot_cpus is not None:

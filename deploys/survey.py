@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from pyinfra.api import FactBase
 
+from deploys import mesh
 from deploys.facts import CACHE, COMMAND, CURRENT, DEPLOYED, LOGS, PREVIOUS, ROOT, WHOLE
 from deploys.places import CONFIGURATION, STATE
 
@@ -193,6 +194,7 @@ class Footprint(Answer[list[str]]):
     def command(self) -> str:
         return (
             f"ls -d {ROOT} {CONFIGURATION} {STATE} {CACHE} {LOGS} {COMMAND} /etc/systemd/system/hivewright-*.service"
+            f" {mesh.CONFIGURATION} {mesh.KEY}"
             f" {STATE}/*/swarm.pem {STATE}/*/*.key {STATE}/*/ledger.db 2>/dev/null; echo {END}"
         )
 

@@ -26,7 +26,8 @@ APPROVAL_URL = "https://login.tailscale.com/admin/machines"
 class Tailnet:
     """A host's place in a tailnet. `state`: the daemon's own word for it; None: it does not answer.
 
-    `serves`: HTTPS port in the tailnet -> what is shown there. `expires`: when the node's key does; None: never.
+    `serves`: HTTPS port in the tailnet -> what is shown there. `ours`: what an earlier deploy had shown there.
+    `expires`: when the node's key does; None: never.
     """
 
     is_installed: bool = False
@@ -36,6 +37,7 @@ class Tailnet:
     expires: datetime | None = None
     preferences: Mapping[str, Any] = field(default_factory=dict)
     serves: Mapping[int, str] = field(default_factory=dict)
+    ours: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def is_connected(self) -> bool:
@@ -53,7 +55,10 @@ class Tailnet:
 
 
 def parse(text: str) -> Tailnet:
-    """What the fact's command printed: one JSON object with status, prefs and serve, each null if it gave no answer."""
+    """What the fact's command printed: one JSON object with status, prefs and serve, each null if it gave no answer.
+
+    And ours: the ports that a deploy has had shown, each before what is there.
+    """
     said = json.loads(text)
     status, serve = said["status"] or {}, said["serve"] or {}
     me = status.get("Self") or {}
@@ -70,6 +75,7 @@ def parse(text: str) -> Tailnet:
             for name, web in (serve.get("Web") or {}).items()
             if "Proxy" in (handlers := web.get("Handlers") or {}).get("/", {})
         },
+        ours={int(port): target for port, target in zip(*[iter((said.get("ours") or "").split())] * 2, strict=True)},
     )
 
 

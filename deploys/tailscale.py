@@ -21,6 +21,7 @@ from pyinfra.context import ctx_host
 
 from deploys import memory, report, tailnet
 from deploys.deployment import Deployment
+from deploys.facts import ROOT
 from deploys.hardware import Distribution
 from deploys.system import APT, INSTALL_SECONDS
 from deploys.tailnet import Tailnet
@@ -29,6 +30,8 @@ from deploys.tailnet import Tailnet
 KEY = Path(__file__).parent / "keys/tailscale.asc"
 KEYRING = Path("/etc/apt/keyrings/tailscale.asc")
 SOURCES = Path("/etc/apt/sources.list.d/tailscale.sources")
+# The ports that a deploy has had shown, a line for each: only these it ever stops showing.
+SERVED = ROOT / "tailscale-serve"
 REPOSITORY = "https://pkgs.tailscale.com/stable"
 ASK_EVERY_SECONDS = 2.0
 # With a key; and until a login URL is there.
@@ -44,8 +47,9 @@ class TailnetOfHost(FactBase[Tailnet]):
             f'"$(timeout 20 tailscale {command} 2>/dev/null || echo null)"'
             for command in ("status --json --peers=false", "debug prefs", "serve status --json")
         )
-        form = '{"status": %s, "prefs": %s, "serve": %s}'
-        return f"if command -v tailscale >/dev/null; then printf '{form}' {ask}; fi"
+        form = '{"status": %s, "prefs": %s, "serve": %s, "ours": "%s"}'
+        ours = f'"$(cat {SERVED} 2>/dev/null | tr "\\n" " ")"'
+        return f"if command -v tailscale >/dev/null; then printf '{form}' {ask} {ours}; fi"
 
     @staticmethod
     def default() -> Tailnet:
@@ -198,9 +202,24 @@ def preferences(deployment: Deployment) -> Iterator[str]:
 
 @operation()
 def serve(ports: dict[int, int]) -> Iterator[str]:
-    """Have these ports of the host shown in the tailnet. What else it shows is left alone."""
+    """Have these ports of the host shown in the tailnet, and of those that a deploy had shown no others.
+
+    What else the host shows is left alone.
+    """
     found = host.get_fact(TailnetOfHost)
-    for port, local in ports.items():
-        target = f"http://127.0.0.1:{local}"
+    wanted = {port: f"http://127.0.0.1:{local}" for port, local in ports.items()}
+    for port, target in found.ours.items():
+        if port not in wanted and found.serves.get(port) == target:
+            yield f"timeout {SERVE_SECONDS} tailscale serve --https={port} off >&2"
+    for port, target in wanted.items():
         if found.serves.get(port) != target:
             yield f"timeout {SERVE_SECONDS} tailscale serve --bg --https={port} {target} >&2"
+    if found.ours != wanted:
+        lines = " ".join(f"'{port} {target}'" for port, target in sorted(wanted.items()))
+        yield f"printf '%s\\n' {lines} > {SERVED}" if wanted else f"rm -f {SERVED}"
+
+
+STOP_SERVING = (
+    f"[ ! -e {SERVED} ] || while read -r port target; do"
+    f" timeout {SERVE_SECONDS} tailscale serve --https=$port off >&2; done < {SERVED}"
+)

@@ -71,15 +71,21 @@ def install_unit(unit: str, watchdog_seconds: int) -> Written:
 
 
 @operation()
-def drop_in(unit: str, text: str) -> Iterator[StringCommand]:
-    """Have these settings of one unit beyond what its file says. Empty: none."""
+def drop_in(unit: str, text: str, unused: Path | None) -> Iterator[StringCommand]:
+    """Have these settings of one unit beyond what its file says. Empty: none.
+
+    `unused`: a file that earlier settings may have named, and these don't.
+    """
     folder = UNITS / f"{unit}.d"
     file = folder / DROP_IN
     found = host.get_fact(FileContent, path=str(file))
     wanted = FileState(hashlib.sha256(text.encode()).hexdigest(), "root", "root", "644") if text else None
     if found == wanted:
         host.noop(f"{unit} has what it is to have")
-    elif text:
+        return
+    if unused is not None:
+        yield StringCommand(f"rm -f {unused}")
+    if text:
         script = f"umask 022 && mkdir -p {folder} && base64 -d > {file}.new && mv {file}.new {file}"
         yield StringCommand(script, _stdin=[base64.b64encode(text.encode()).decode()])
     else:

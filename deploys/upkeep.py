@@ -13,6 +13,7 @@ from deploys.facts import CACHE, COMMAND, DEPLOYED, LOGS, ROOT, WHOLE
 from deploys.places import CONFIGURATION, RETIRED, STATE
 from deploys.sealing import SERVICE_FOLDERS, WORKER_FILES
 from deploys.system import USER
+from deploys.tailscale import STOP_SERVING
 from deploys.units import UNITS
 from deploys.wireguard import LEAVE
 
@@ -38,7 +39,7 @@ def uninstall(identities: bool) -> Iterator[str]:
     `identities`. The host's packages stay: others may use them."""
     yield (
         f'units={_UNITS}; [ -z "$units" ] || systemctl disable --now --quiet $units;'
-        f" rm -rf {UNITS}/hivewright-*.service* {COMMAND}; systemctl daemon-reload; {LEAVE};"
+        f" rm -rf {UNITS}/hivewright-*.service* {COMMAND}; systemctl daemon-reload; {LEAVE}; {STOP_SERVING};"
         f" rm -rf {ROOT} {CONFIGURATION} {CACHE} {LOGS}"
     )
     if identities:

@@ -1,5 +1,6 @@
 """The workers of a host: one slot, one identity, one service."""
 
+import hashlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from pyinfra import host
 from pyinfra.api import deploy, operation
 from pyinfra.operations import files
 
-from deploys import identity, units
+from deploys import content, identity, secretfiles, units
 from deploys.facts import CACHE, CURRENT, DEPLOYED, ConfiguredSlots, Service
 from deploys.places import CONFIGURATION, RETIRED, state_dir
 from deploys.plan import Planned
@@ -33,9 +34,12 @@ def configure_workers(plan: Planned) -> None:
         settings = units.install_settings(slot.file, slot.settings)
         identity.restore_key(slot)
         identity.enrol(name=f"Enrol slot {slot.number}", slot=slot, _timeout=identity.ENROL_SECONDS)
+        secret = install_hub_token(slot)
         share = slot.unit_settings()
-        given = units.drop_in(name=f"Give slot {slot.number} its share of the machine", unit=slot.unit, text=share)
-        digest = units.digest(plan.commit, unit.text, settings.text, token, share)
+        unused = None if slot.hub_token else slot.hub_token_file
+        name = f"Give slot {slot.number} its share of the machine"
+        given = units.drop_in(name=name, unit=slot.unit, text=share, unused=unused)
+        digest = units.digest(plan.commit, unit.text, settings.text, token, share, *secret)
         examine(name=f"Examine the machine for slot {slot.number}", slot=slot, digest=digest, _timeout=EXAMINE_SECONDS)
         units.running(
             name=f"Run slot {slot.number}",
@@ -45,6 +49,16 @@ def configure_workers(plan: Planned) -> None:
             _timeout=units.RESTART_SECONDS,
         )
     retire(name="Stop slots that are no longer there", numbers=[slot.number for slot in plan.host.slots])
+
+
+def install_hub_token(slot: Slot) -> list[str]:
+    """Have the slot's token for the Hub in a file of root's, if it has one; return what stands for it in a digest."""
+    if slot.hub_token is None:
+        return []
+    text = f"{secretfiles.hub_token(slot.hub_token)}\n".encode()
+    name = f"Write the Hub's token of slot {slot.number}"
+    content.file(name=name, path=slot.hub_token_file, content=text, mode="600")
+    return [hashlib.sha256(text).hexdigest()]
 
 
 @operation()
@@ -75,7 +89,7 @@ def retire(numbers: Collection[int]) -> Iterator[str]:
             yield f"systemctl disable --now --quiet {unit}"
             yield keep_identity_script(state_dir(number), RETIRED)
             yield (
-                f"rm -rf {DEPLOYED}/{unit} {units.UNITS}/{unit}.d {CONFIGURATION}/worker-{number}.yaml"
+                f"rm -rf {DEPLOYED}/{unit} {units.UNITS}/{unit}.d {CONFIGURATION}/worker-{number}.*"
                 " && systemctl daemon-reload"
             )
 

@@ -88,6 +88,10 @@ all = (
         "secrets_dir": "secrets/example",
         # A worker that has not got on for so many seconds is restarted.
         "watchdog_seconds": 900,
+        # Hosts without internet: this side fetches the release and its packages, and ships what a host lacks over ssh.
+        # "release_source": "wheelhouse",
+        # Connect the hosts by WireGuard, with keys that they make themselves; more in docs/operations.md.
+        # "wireguard": True,
         # Put the hosts into a tailnet: with a key from a file on this side, or, without, by URLs that you open. How it
         # can be told more (tags, headscale, ports that are shown there) stands in docs/operations.md.
         # "tailscale": True,

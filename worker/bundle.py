@@ -18,19 +18,15 @@ from typing import Any
 
 from worker import settings
 from worker.errors import ResourceError
+from worker.log import HIDDEN, discreet
 from worker.settings import Settings
 
 STATE_FILES = ("status.json", "budget.json", "model.json", "enrolment.json")
 NUM_ROUNDS = 200
 NUM_LOG_BYTES = 500_000
 PACKAGES = ("torch", "transformers", "hivemind", "reasoning-gym", "web3", "pyinfra")
-HIDDEN = "[redacted]"
 
 _SECRETS = (
-    # Userinfo and query of an address, and its path beyond a provider's API key.
-    (re.compile(r"(\w+://)[^/\s@\"']+@"), rf"\1{HIDDEN}@"),
-    (re.compile(r"(https?://[^\s?\"']+)\?[^\s\"']+"), rf"\1?{HIDDEN}"),
-    (re.compile(r"(https?://[^\s\"']*/)[A-Za-z0-9_-]{24,}"), rf"\1{HIDDEN}"),
     (re.compile(r"\b(hf_|Bearer\s+)[A-Za-z0-9._~+/-]{8,}=*"), rf"\1{HIDDEN}"),
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL), HIDDEN),
     # A private key of the chain, and a transaction's hash, which looks just like it.
@@ -67,6 +63,7 @@ def redact(text: str, known: Sequence[str] = ()) -> str:
     """`text` without secrets: those that are known to the letter, and what looks like one."""
     for secret in known:
         text = text.replace(secret, HIDDEN)
+    text = discreet(text)
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

@@ -267,5 +267,7 @@ def _positive(text: str) -> int:
 
 
 def _exit(code: int, line: str) -> NoReturn:
-    print(line, file=sys.stderr, flush=True)
+    from worker.log import discreet
+
+    print(discreet(line), file=sys.stderr, flush=True)
     sys.exit(code)

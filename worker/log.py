@@ -6,6 +6,7 @@ control characters and terminal escapes in it are made visible, never obeyed.
 
 import json
 import logging
+import re
 import sys
 import time
 from logging.handlers import RotatingFileHandler
@@ -14,6 +15,23 @@ from typing import Any, Literal
 
 MAX_FILE_BYTES = 10_000_000
 NUM_OLD_FILES = 5
+
+
+HIDDEN = "[redacted]"
+_IN_ADDRESSES = (
+    # Userinfo and query of an address, and its path beyond a provider's API key.
+    (re.compile(r"(\w+://)[^/\s@\"']+@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(https?://[^\s?\"']+)\?[^\s\"']+"), rf"\1?{HIDDEN}"),
+    (re.compile(r"(https?://[^\s\"']*/)[A-Za-z0-9_-]{24,}"), rf"\1{HIDDEN}"),
+)
+
+
+def discreet(text: str) -> str:
+    """`text` without what only their owner should know of its addresses: a journal has more readers than a secret."""
+    if "://" in text:
+        for pattern, replacement in _IN_ADDRESSES:
+            text = pattern.sub(replacement, text)
+    return text
 
 
 def printable(text: str) -> str:
@@ -26,14 +44,14 @@ def printable(text: str) -> str:
 class _TextFormatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
         """The traceback, indented: its end may quote strangers, and must not pass for a line of the log."""
-        return "\n".join(f"    {printable(line)}" for line in super().formatException(ei).split("\n"))
+        return "\n".join(f"    {printable(line)}" for line in discreet(super().formatException(ei)).split("\n"))
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         return f"{seconds}.{int(record.msecs):03d}Z"
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{self.formatTime(record)} {record.levelname} {record.name} {printable(record.getMessage())}"
+        line = f"{self.formatTime(record)} {record.levelname} {record.name} {printable(discreet(record.getMessage()))}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
@@ -45,7 +63,7 @@ class _JsonFormatter(_TextFormatter):
             "time": self.formatTime(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": discreet(record.getMessage()),
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)

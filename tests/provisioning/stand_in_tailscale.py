@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> int:
     elif command == "serve" and rest[:2] == ["status", "--json"]:
         print(json.dumps({"Web": {f"{HERE.name}.ts.net:{p}": {"Handlers": {"/": {"Proxy": t}}}
                                   for p, t in state["serve"].items()}} if state["serve"] else {}))  # fmt: skip
+    elif command == "serve" and rest[-1] == "off":
+        del state["serve"][flags["https"]]
     elif command == "serve":
         state["serve"][flags["https"]] = rest[-1]
     elif command == "set":

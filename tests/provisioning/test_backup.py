@@ -25,6 +25,8 @@ def state(tmp_path: Path) -> Path:
     (folder / "worker-0/checkpoints/weights").write_bytes(b"W" * 1000)
     (folder / "keeper/owner.key").write_bytes(b"OWNER")
     (folder / "keeper/lock").write_bytes(b"7")
+    (folder / "retired/worker-3-20260101T000000").mkdir(parents=True)
+    (folder / "retired/worker-3-20260101T000000/swarm.pem").write_bytes(b"OLD KEY")
     return folder
 
 
@@ -35,7 +37,10 @@ def test_backup_holds_what_can_not_be_made_again_and_nothing_else(state: Path) -
     database.execute("insert into rewards values (7)")
     database.commit()
     with tarfile.open(fileobj=io.BytesIO(sealing.pack(state))) as tar:
-        assert sorted(tar.getnames()) == ["keeper/owner.key", "worker-0/ledger.db", "worker-0/swarm.pem"]
+        assert sorted(tar.getnames()) == [
+            "keeper/owner.key", "retired/worker-3-20260101T000000/swarm.pem", "worker-0/ledger.db",
+            "worker-0/swarm.pem",
+        ]  # fmt: skip
         ledger = tar.extractfile("worker-0/ledger.db")
         assert ledger is not None
         copy = state / "copy.db"

@@ -20,7 +20,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FAKE_ANSWERS = {
     "uname -s": "Linux",
     "command -v useradd": "/usr/sbin/useradd",
-    "/etc/os-release": "debian,bookworm,x86_64",
+    "VERSION_CODENAME": "debian,bookworm,x86_64",
 }
 
 
@@ -83,6 +83,22 @@ def test_settings_that_the_release_refuses_stop_that_host_before_anything_is_swi
     assert outcomes["Release | Make it the current release"]["success"] == ["@fake/gpu-1", "@fake/hub"]
     assert outcomes["Worker | Write worker-0.yaml"]["success"] == ["@fake/gpu-1"]
     assert outcomes["Worker | Run slot 0"]["success"] == ["@fake/gpu-1"]
+
+
+def test_coordinator_on_arm_is_refused_before_anything_is_done_unless_it_brings_its_anvil(write_inventory: Any) -> None:
+    answers = FAKE_ANSWERS | {
+        "VERSION_CODENAME": "debian,trixie,aarch64",
+        "is for x86_64, and this host is aarch64: make another host": {"success": False, "stderr": "refused"},
+    }
+    refused = write_inventory({"account_host": "192.0.2.10", "fake_responses": answers}, {"slots": 1})
+    done = pyinfra("-y", "--json", refused, "deploy.py")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("failed: @fake/hub (Check that it can be what the inventory says)")
+    own = {"account_host": "192.0.2.10", "fake_responses": answers, "anvil_binary": "/usr/local/bin/anvil"}
+    done = pyinfra("-y", "--json", write_inventory(own, {"slots": 1}), "deploy.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    outcomes = {one["name"] for one in json.loads(done.stdout)["results"]["operations"]}
+    assert "Release | Install its anvil" not in outcomes
 
 
 def test_host_whose_gpus_do_not_go_with_its_slots_fails_before_anything_is_done_there(write_inventory: Any) -> None:

@@ -80,6 +80,21 @@ def test_build_of_torch_follows_from_the_facts_unless_it_is_named(found: Gpus, a
     assert choose_torch(found, asked) == index
 
 
+def test_arm_has_builds_of_its_own() -> None:
+    hopper, spark, turing = (host("580.95", (13, 0), capability) for capability in ((9, 0), (12, 1), (7, 5)))
+    assert choose_torch(Gpus(), None, "aarch64") == CPU_INDEX
+    assert choose_torch(hopper, None, "aarch64") == choose_torch(spark, None, "aarch64") == f"{INDEX}cu130"
+    assert choose_torch(host("550.54", (12, 4), (9, 0)), None, "aarch64") == f"{INDEX}cu126"
+    with pytest.raises(SettingsError) as refused:
+        choose_torch(turing, None, "aarch64")
+    assert str(refused.value) == (
+        "card 0 (compute capability 7.5) is older than every build of torch 2.13.0 on aarch64 knows; set torch_index to"
+        " an index with a build for it, or to https://download.pytorch.org/whl/cpu to train on the CPU"
+    )
+    with pytest.raises(SettingsError, match=r"no build of torch 2\.13\.0 for GPUs on ppc64le"):
+        choose_torch(hopper, None, "ppc64le")
+
+
 @pytest.mark.parametrize(
     ("found", "asked", "message"),
     [

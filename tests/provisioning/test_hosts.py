@@ -13,6 +13,7 @@ from worker.settings import Environment
 from worker.swarm import identity
 
 MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
+NOT_THERE = "/nowhere/token: No such file or directory; expected a file on this side with one word, a Hugging Face"
 NO_SLOT = f"slots: none; expected {MAY_BE}, for a host in workers"
 PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
 
@@ -56,6 +57,28 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         (
             [worker(keeper_min_pers=2)],
             "inventory data of gpu-3: keeper_min_pers: not a known key; did you mean keeper_min_peers?",
+        ),
+        (
+            [worker(release_source="wheelhose")],
+            "inventory data of gpu-3: release_source: got 'wheelhose'; expected 'repository' or 'wheelhouse'",
+        ),
+        (
+            [worker(release_repository="https://me:hunter2@git.example.org/x.git")],
+            "inventory data of gpu-3: release_repository: has a name or password in its URL, which every user of a host"
+            " could see; take it out, give it to git's credential helper here, and set release_source to wheelhouse",
+        ),
+        (
+            [worker(torch_index="https://token@pypi.example.org/simple")],
+            "inventory data of gpu-3: torch_index: has a name or password in its URL, which every user of a host could "
+            "see; take it out, and name the index in pip's own configuration, with torch_index: pip",
+        ),
+        (
+            [worker(hub_repo="me", hub_token_file="/nowhere/token")],
+            f"inventory data of gpu-3: hub_token_file: {NOT_THERE} token that may write",
+        ),
+        (
+            [worker(slots=[{}, {"hub_repo": "me", "hub_token_file": "/nowhere/token"}])],
+            f"inventory data of gpu-3: slot 1: hub_token_file: {NOT_THERE} token that may write",
         ),
         ([worker(release_ref=1.1)], "inventory data of gpu-3: release_ref: got 1.1; expected a valid string"),
         (

@@ -95,6 +95,20 @@ def test_limits_of_the_host_hold_for_each_slot_that_says_nothing_else() -> None:
     assert slots[1].unit_settings() == "[Service]\nMemoryMax=8500000000\nCPUQuota=350%\n"
 
 
+def test_token_for_the_hub_is_roots_and_only_its_slot_gets_a_copy(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_example\n")
+    data = {"hub_repo": "me", "hub_token_file": str(tmp_path / "token")}
+    for slots in (plan(slots=2, **data).slots, plan(slots="auto", **data).on(cards(2)).slots):
+        for number, slot in enumerate(slots):
+            assert f"LoadCredential=hub.token:/etc/hivewright/worker-{number}.hub.token\n" in slot.unit_settings()
+            place = f"/run/credentials/hivewright-worker@{number}.service/hub.token"
+            assert str(slot.settings.hub.token_file) == place
+            assert "hf_example" not in slot.unit_settings() + repr(slot)
+    none, own = plan(slots=[{}, data]).slots
+    assert (none.hub_token, none.settings.hub.token_file, none.unit_settings()) == (None, None, "")
+    assert own.hub_token == tmp_path / "token"
+
+
 def test_only_identity_and_books_of_a_slot_are_kept(tmp_path: Path) -> None:
     state, retired = tmp_path / "worker-1", tmp_path / "retired"
     for name in ("swarm.pem", "enrolment.json", "ledger.db", "status.json", "checkpoints/round-3/model.safetensors"):

@@ -49,6 +49,9 @@ class Machine:
         done.stderr = (self.folder / "stderr").read_text()
         return done
 
+    def call(self, *arguments: str) -> None:
+        subprocess.run([self.folder / "tailscale", *arguments], timeout=20, check=True)
+
     @property
     def calls(self) -> list[str]:
         return [call for call in (self.folder / "calls").read_text().splitlines() if not is_question(call)]
@@ -95,6 +98,21 @@ def test_key_logs_the_host_in_and_is_seen_nowhere(machine: Machine, tmp_path: Pa
     assert again.returncode == 0, again.stderr
     assert changes(again) == []
     assert len(machine.calls) == 2
+
+
+def test_port_that_is_no_longer_wanted_is_no_longer_shown_and_a_persons_own_stays(machine: Machine) -> None:
+    (machine.folder / "state.json").write_text(json.dumps(CONNECTED | {"serve": {"8443": "http://127.0.0.1:9000"}}))
+    shown = {443: "http://127.0.0.1:3000", 444: "http://127.0.0.1:3001"}
+    assert machine.deploy(tailscale_serve={443: 3000, 444: 3001}).returncode == 0
+    assert machine.deploy(tailscale_serve={443: 3000}).returncode == 0
+    assert machine.state["serve"] == {"443": shown[443], "8443": "http://127.0.0.1:9000"}
+    assert machine.calls[-1] == "serve --https=444 off"
+    # A person shows something else there by now: that is no longer the deploy's to take away.
+    machine.call("serve", "--bg", "--https=443", "http://127.0.0.1:8000")
+    done = machine.deploy()
+    assert done.returncode == 0, done.stderr
+    assert machine.state["serve"] == {"443": "http://127.0.0.1:8000", "8443": "http://127.0.0.1:9000"}
+    assert changes(machine.deploy()) == []
 
 
 def test_oauth_client_makes_a_key_for_a_node_that_stays(machine: Machine, tmp_path: Path) -> None:

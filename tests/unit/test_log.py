@@ -23,6 +23,25 @@ def test_terminal_escapes_from_strangers_are_shown_not_obeyed(capsys):
     assert line.count("\n") == 1
 
 
+def test_what_only_its_owner_should_know_of_an_address_is_in_no_log(capsys):
+    urls = "https://me:hunter2@rpc.example.org/v3/0123456789abcdef0123456789 http://h:8545/?key=hunter2"
+    for format in ("text", "json"):
+        line = emit(capsys, format, "rpc address changed to=%s", urls)
+        assert "hunter2" not in line
+        assert "0123456789abcdef" not in line
+        assert "https://[redacted]@rpc.example.org/v3/[redacted] http://h:8545/?[redacted]" in line
+    log.setup("INFO", "text")
+    try:
+        raise ValueError(urls)
+    except ValueError:
+        logging.getLogger("worker.test").exception("failed")
+    assert "hunter2" not in capsys.readouterr().err
+    plain = (
+        "http://10.0.0.1:3000/api/swarm and /ip4/10.0.0.1/tcp/38000/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+    )
+    assert plain in emit(capsys, "text", "%s", plain)
+
+
 def test_traceback_that_quotes_a_stranger_cannot_pass_for_log_lines(capsys):
     log.setup("INFO", "text")
     try:

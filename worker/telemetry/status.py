@@ -15,6 +15,7 @@ from typing import IO, Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import ResourceError, WorkerError
+from worker.log import discreet
 from worker.swarm.tally import SwarmStatus
 from worker.telemetry.hub import HubStatus
 
@@ -98,7 +99,7 @@ def write_failure(state_dir: Path, error: WorkerError) -> None:
     """The last word of a node that can't go on. Nothing, if it never had a status."""
     node = read(state_dir)
     if node is not None:
-        node.pid, node.state, node.activity, node.last_error = os.getpid(), "failed", "stopped", str(error)
+        node.pid, node.state, node.activity, node.last_error = os.getpid(), "failed", "stopped", discreet(str(error))
         node.write(state_dir)
 
 
