@@ -3,19 +3,7 @@
 config.py has checked the whole inventory by then. Run again it changes nothing; with another release_ref it upgrades.
 """
 
-from deploys import (
-    account,
-    ahead,
-    coordinator,
-    hardware,
-    history,
-    plan,
-    release,
-    system,
-    tailscale,
-    wireguard,
-    worker,
-)  # fmt: skip
+from deploys import account, ahead, coordinator, hardware, history, plan, release, system, tailscale, wireguard, worker
 
 this = plan.current()
 
