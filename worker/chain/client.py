@@ -14,15 +14,18 @@ from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress, HexStr
 from hexbytes import HexBytes
 from web3 import Web3
-from web3.exceptions import BadFunctionCallOutput, ContractLogicError, TransactionNotFound, Web3RPCError
+from web3.exceptions import BadFunctionCallOutput, ContractLogicError, TransactionNotFound, Web3Exception, Web3RPCError
 from web3.types import TxParams
 
 from worker import settings
 from worker.chain import connection
 from worker.chain.contract import refusal
-from worker.chain.rpc import Rpc
+from worker.chain.rpc import CHECK_ADDRESS, Rpc
 from worker.errors import ChainError, ChainUnreachable, ContractRefused, WorkerError
+from worker.log import printable
 
+# What web3 raises on an answer that is JSON-RPC and otherwise not what the method gives.
+_NO_ANSWER = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
 _GAS_MARGIN = 1.25
 """Gas is estimated on the state of now and spent on a later one: a reward that came in between costs a little more."""
 
@@ -107,6 +110,13 @@ class ChainClient:
                     f"{subject}: {self._address} on {self._rpc_source} does not answer like a swarm coordinator; "
                     "check chain.contract and chain.rpc_url"
                 ) from None
+            except (WorkerError, Web3Exception):
+                raise
+            except _NO_ANSWER as error:
+                what = printable(f"{type(error).__name__}: {error}")[:200]
+                raise ChainError(
+                    f"{subject}: {self._rpc_source} gives an answer of another form ({what}); {CHECK_ADDRESS}"
+                ) from error
 
     def block_number(self) -> int:
         with self.translated("eth_blockNumber"):
@@ -202,9 +212,8 @@ class ChainClient:
                 raw = self.web3.eth.get_transaction_receipt(HexStr(tx_hash))
             except TransactionNotFound:
                 return None
-        return Receipt(
-            tx_hash, int(raw["blockNumber"]), raw["status"] == 1, int(raw["gasUsed"]), raw["contractAddress"]
-        )
+            block, gas_used = int(raw["blockNumber"]), int(raw["gasUsed"])
+            return Receipt(tx_hash, block, raw["status"] == 1, gas_used, raw.get("contractAddress"))
 
     def wait_for_receipt(self, tx_hash: str, timeout_seconds: float) -> Receipt:
         """Wait until the transaction is mined. Raises ReceiptTimeout."""

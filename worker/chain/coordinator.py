@@ -96,17 +96,20 @@ class Coordinator(ChainClient):
 
     def owner_of(self, peer_id: str) -> str | None:
         """The account that registered the peer, None if nobody did."""
-        (owner,) = self.read("getEoa(string[])", [peer_id])
+        with self.translated("getEoa"):
+            (owner,) = self.read("getEoa(string[])", [peer_id])
         return None if owner == NO_ADDRESS else str(owner)
 
     def registered(self, peer_ids: Sequence[str]) -> set[str]:
         """Those of the peers that somebody registered."""
         owners = self.read("getEoa(string[])", list(peer_ids)) if peer_ids else ()
-        return {peer_id for peer_id, owner in zip(peer_ids, owners, strict=True) if owner != NO_ADDRESS}
+        with self.translated("getEoa"):
+            return {peer_id for peer_id, owner in zip(peer_ids, owners, strict=True) if owner != NO_ADDRESS}
 
     def peers_of(self, account: str) -> list[str]:
         """Peer ids that the account registered."""
-        (peers,) = self.read("getPeerId(address[])", [Web3.to_checksum_address(account)])
+        with self.translated("getPeerId"):
+            (peers,) = self.read("getPeerId(address[])", [Web3.to_checksum_address(account)])
         return list(peers)
 
     def total_rewards(self, peer_ids: Sequence[str]) -> list[int]:
@@ -118,8 +121,9 @@ class Coordinator(ChainClient):
 
     def winner_leaderboard(self, start: int, end: int) -> list[tuple[str, int]]:
         """Peers on the places `start` to `end` (not included) with their wins, best first."""
-        peers, wins = self.read("winnerLeaderboard(uint256,uint256)", start, end)
-        return list(zip(peers, wins, strict=True))
+        with self.translated("winnerLeaderboard"):
+            peers, wins = self.read("winnerLeaderboard(uint256,uint256)", start, end)
+            return list(zip(peers, wins, strict=True))
 
     def votes(self, round: int, peer_id: str) -> list[str]:
         """Whom the peer voted for; empty if it has not voted."""
@@ -167,9 +171,11 @@ class Coordinator(ChainClient):
         to_block = self.block_number() if to_block is None else to_block
         for first, last in _pieces(from_block, to_block, newest_first):
             with self.translated(f"eth_getLogs of {name}"):
-                found = event.get_logs(filters or {}, from_block=first, to_block=last)
-            for entry in reversed(found) if newest_first else found:
-                yield Event(name, dict(entry["args"]), int(entry["blockNumber"]), Web3.to_hex(entry["transactionHash"]))
+                found = [
+                    Event(name, dict(entry["args"]), int(entry["blockNumber"]), Web3.to_hex(entry["transactionHash"]))
+                    for entry in event.get_logs(filters or {}, from_block=first, to_block=last)
+                ]
+            yield from reversed(found) if newest_first else found
 
     # ---- writes: built here, sent by whoever owns the key
 

@@ -179,7 +179,7 @@ class Rpc(JSONBaseProvider):
             return
         answer = self._ask(url, RPCEndpoint("eth_chainId"), [])
         if "result" not in answer:
-            raise ChainError(f"{self._place(url)}: eth_chainId is answered with an error; {_CHECK}")
+            raise ChainError(f"{self._place(url)}: eth_chainId is answered with an error; {CHECK_ADDRESS}")
         found = int(answer["result"], 16)
         if found != self._chain_id:
             self._wrong[url] = found
@@ -194,9 +194,9 @@ class Rpc(JSONBaseProvider):
         body = self.encode_rpc_request(method, params)
         decoded = self._post(url, body)
         if not isinstance(decoded, dict) or not ("result" in decoded or "error" in decoded):
-            raise ChainError(f"{self._place(url)}: the answer is no JSON-RPC; {_CHECK}")
+            raise ChainError(f"{self._place(url)}: the answer is no JSON-RPC; {CHECK_ADDRESS}")
         if method in _HEXADECIMAL and "result" in decoded and not _is_hexadecimal(decoded["result"]):
-            raise ChainError(f"{self._place(url)}: {method} is answered with no hexadecimal number; {_CHECK}")
+            raise ChainError(f"{self._place(url)}: {method} is answered with no hexadecimal number; {CHECK_ADDRESS}")
         # An answer to another request: a proxy has mixed them up. Without an id it is about a request not understood.
         if decoded.get("id") is not None and decoded["id"] != json.loads(body)["id"]:
             raise ChainUnreachable(f"{self._place(url)}: the answer is to another request; check what is in between")
@@ -229,7 +229,7 @@ _HEXADECIMAL = frozenset(
     )
 )  # fmt: skip
 """What these answer is always text such as 0x0; web3 would fall over anything else."""
-_CHECK = "check that this is a chain's address"
+CHECK_ADDRESS = "check that this is a chain's address"
 
 
 def _is_hexadecimal(value: object) -> TypeGuard[str]:
@@ -255,7 +255,7 @@ def translated(place: str, patience_seconds: float) -> Iterator[None]:
             f"{place}: no connection ({type(error).__name__}); check that it runs and can be reached"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ChainError(f"{place}: the answer is no JSON-RPC; {_CHECK}") from None
+        raise ChainError(f"{place}: the answer is no JSON-RPC; {CHECK_ADDRESS}") from None
 
 
 def _combined(errors: Sequence[ChainError]) -> ChainError:
