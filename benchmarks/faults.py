@@ -87,9 +87,13 @@ def faulty(target: str, fault: Callable[[str], str | None]) -> Iterator[FaultyPr
                 time.sleep(LATE_SECONDS)
             kept = {k: v for k, v in self.headers.items() if k.lower() in ("authorization", "content-type")}
             for _ in range(2 if kind == "twice" else 1):
-                answer = self.onwards.request(
-                    self.command, proxy.target + self.path, data=body, headers=kept, timeout=10
-                )
+                try:
+                    answer = self.onwards.request(
+                        self.command, proxy.target + self.path, data=body, headers=kept, timeout=10
+                    )
+                except requests.RequestException:  # what stands behind is slow or gone, as it may
+                    self.close_connection = True
+                    return
             if kind == "lose":
                 self.close_connection = True
                 return
