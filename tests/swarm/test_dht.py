@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 import msgpack
 import pytest
 from hivemind.dht.routing import DHTID
-from hivemind.p2p import PeerID
+from hivemind.p2p import P2PHandlerError, PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
 
 from worker import settings
-from worker.swarm import dht, identity, wire
+from worker.swarm import dht, dht_requests, identity, wire
 from worker.swarm.daemon import Daemon
 from worker.swarm.dht import Membership, bucket_of
 
@@ -89,7 +90,13 @@ def test_members_are_found_through_the_dht_alone(tmp_path: Path) -> None:
 
 def test_full_bucket_sends_members_one_level_deeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dht, "BUCKET_SIZE", 4)
-    members = [identity.create(tmp_path / f"member{i}") for i in range(16)]
+    members = list[identity.Identity]()
+    crowd = Counter[int]()
+    while len(members) < 16:
+        member = identity.create(tmp_path / f"member{crowd.total()}")
+        crowd[bucket_of(member.peer_id, 1)] += 1
+        if crowd[bucket_of(member.peer_id, 1)] <= 4:  # so that the second level has room for all
+            members.append(member)
 
     async def scenario(nodes: list[Node]) -> None:
         for i, member in enumerate(members):
@@ -191,6 +198,56 @@ def test_value_that_nests_extensions_does_not_end_the_process(tmp_path: Path) ->
         assert await good.names() == {record.peer_id}
 
     run(tmp_path, 2, scenario)
+
+
+def test_request_for_many_keys_is_refused_before_any_is_looked_up(tmp_path: Path) -> None:
+    async def scenario(nodes: list[Node]) -> None:
+        good, liar = nodes
+        await liar.membership.announce(liar.record())
+        protocol = liar.membership._node.protocol
+        stub = protocol.get_stub(PeerID.from_base58(good.me.peer_id))
+        keys = [DHTID.generate().to_bytes() for _ in range(1000)] * 150
+        request = dht_pb2.FindRequest(keys=keys, peer=protocol.node_info)
+        with pytest.raises(P2PHandlerError, match="request with 150000 keys; at most 64 are looked at"):
+            await stub.rpc_find(request, timeout=30)
+        assert await good.names() == {liar.me.peer_id}
+
+    run(tmp_path, 2, scenario)
+
+
+def test_stranger_that_asks_all_the_time_is_limited_and_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dht_requests, "MAX_REQUESTS_PER_PEER", 30)
+
+    async def scenario(nodes: list[Node]) -> None:
+        good, flooder, other = nodes
+        me = PeerID.from_base58(good.me.peer_id)
+        answers = [await flooder.membership._node.protocol.call_ping(me) for _ in range(60)]
+        assert answers[:20] == [dht_requests.place_of(good.me.peer_id)] * 20
+        assert answers[-20:] == [None] * 20
+        assert caplog.text.count(f"DHT request refused peer={flooder.me.peer_id} reason=flood") == 1
+        assert await other.membership._node.protocol.call_ping(me) is not None
+
+    run(tmp_path, 3, scenario)
+
+
+def test_stranger_that_claims_places_in_the_dht_is_nobodys_neighbour(tmp_path: Path) -> None:
+    async def scenario(nodes: list[Node]) -> None:
+        good, liar, other = nodes
+        protocol, table = liar.membership._node.protocol, good.membership._node.protocol.routing_table
+        before = dict(table.uid_to_peer_id)
+        assert len(before) == 2
+        for claim in (b"", b"short", b"x" * 20, *(DHTID.generate().to_bytes() for _ in range(30))):
+            protocol.node_info.node_id = claim
+            for peer in (good, other):
+                await protocol.call_ping(PeerID.from_base58(peer.me.peer_id))
+        await asyncio.sleep(0.2)
+        assert table.uid_to_peer_id == before
+        await good.membership.announce(good.record())
+        assert await other.names() == {good.me.peer_id}
+
+    run(tmp_path, 3, scenario)
 
 
 def test_bucket_has_a_hard_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ goes one level deeper, where there are eight times as many, chosen by a hash of 
 swarm, a small swarm is read in one look-up, and a node's cost stays the same. Groups never pass through here.
 
 hivemind's node would run strangers' bytes through a recursive decoder (12 KB of them end the process) and store without
-bounds; both are replaced below.
+bounds; both are replaced below. dht_requests.py bounds what strangers may ask of it.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ from hivemind.utils import MSGPackSerializer
 from hivemind.utils.multiaddr import Multiaddr
 
 from worker.errors import BadRecord, SwarmError
+from worker.swarm import dht_requests
 from worker.swarm.daemon import Daemon
 from worker.swarm.wire import MAX_MEMBER_BYTES, Member, open_member
 
@@ -97,6 +98,7 @@ class _FlatSerializer(MSGPackSerializer):  # type: ignore[misc]
 
 # Before the first node is made: what its handlers decode comes from strangers.
 DHTProtocol.serializer = _FlatSerializer
+dht_requests.install()
 
 
 class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
@@ -162,7 +164,7 @@ class Membership:
                 p2p = await P2P.replicate(Multiaddr(daemon.control))
                 node = await DHTNode.create(
                     p2p=p2p,
-                    node_id=DHTID.generate(daemon.peer_id),
+                    node_id=dht_requests.place_of(daemon.peer_id),
                     wait_timeout=RPC_TIMEOUT_SECONDS,
                     parallel_rpc=32,
                     num_replicas=NUM_REPLICAS,

@@ -57,38 +57,61 @@ class Stream:
             await self._reader.read(1)
 
 
+@contextlib.contextmanager
+def counted(counter: "Counter[str]", key: str) -> Iterator[None]:
+    """One more while the block lasts; what is at 0 is not kept."""
+    counter[key] += 1
+    try:
+        yield
+    finally:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]
+
+
+class Rate:
+    """How often each peer asks: `max_requests` within REQUEST_WINDOW_SECONDS at most."""
+
+    def __init__(self, max_requests: int) -> None:
+        self._max_requests = max_requests
+        self._recent: dict[str, deque[float]] = {}
+
+    def allows(self, peer_id: str) -> bool:
+        """Whether the peer may ask now; if so, it counts."""
+        now = time.monotonic()
+        since = now - REQUEST_WINDOW_SECONDS
+        recent = self._recent.setdefault(peer_id, deque(maxlen=self._max_requests))
+        if len(self._recent) > MAX_PEERS_REMEMBERED:
+            self._recent = {p: r for p, r in self._recent.items() if p == peer_id or r[-1] > since}
+        if len(recent) == self._max_requests and recent[0] > since:
+            return False
+        recent.append(now)
+        return True
+
+
 class Admission:
     """How much strangers may ask of us at once and in a row."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
-        self._recent: dict[str, deque[float]] = {}
+        self._rate = Rate(MAX_REQUESTS_PER_PEER)
 
     def refusal(self, peer_id: str) -> tuple[str, str] | None:
         """Why this peer's next stream is refused, None if it is not."""
-        now = time.monotonic()
-        recent = self._recent.setdefault(peer_id, deque(maxlen=MAX_REQUESTS_PER_PEER))
-        if len(self._recent) > MAX_PEERS_REMEMBERED:
-            since = now - REQUEST_WINDOW_SECONDS
-            self._recent = {p: r for p, r in self._recent.items() if p == peer_id or r[-1] > since}
-        if len(recent) == MAX_REQUESTS_PER_PEER and recent[0] > now - REQUEST_WINDOW_SECONDS:
+        if not self._rate.allows(peer_id):
             return "flood", f"more than {MAX_REQUESTS_PER_PEER} requests in {REQUEST_WINDOW_SECONDS:g} s"
-        recent.append(now)
         if self._open[peer_id] >= MAX_STREAMS_PER_PEER:
             return "flood", f"{MAX_STREAMS_PER_PEER} requests of yours are open; close one first"
         if self._open.total() >= MAX_STREAMS:
             return "full", f"{MAX_STREAMS} requests are open; ask somebody else"
         return None
 
-    @contextlib.contextmanager
-    def admitted(self, peer_id: str) -> Iterator[None]:
-        self._open[peer_id] += 1
-        try:
-            yield
-        finally:
-            self._open[peer_id] -= 1
-            if not self._open[peer_id]:
-                del self._open[peer_id]
+    def admitted(self, peer_id: str) -> contextlib.AbstractContextManager[None]:
+        return counted(self._open, peer_id)
+
+    def has_open(self, peer_id: str) -> bool:
+        """Whether the peer has a stream open."""
+        return self._open[peer_id] > 0
 
 
 class Lately:
