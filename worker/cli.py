@@ -54,7 +54,9 @@ def _output_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _status_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form.add_argument("--metrics", action="store_true", help="print the figures in Prometheus's text form")
 
 
 def _audit_options(parser: argparse.ArgumentParser) -> None:

@@ -73,7 +73,10 @@ def _has_chain(settings: Settings) -> bool:
 
 
 def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
-    """The identity and the enrolment of the node of `settings`. Raises IdentityError; never makes anything."""
+    """The identity and the enrolment of the node of `settings`; never makes anything.
+
+    Raises IdentityError, or SettingsError for settings that a node that is so enrolled can't follow.
+    """
     folder = settings.node.state_dir
     node_identity = identity.load(folder / KEY_FILE)
     file = folder / ENROLMENT_FILE
@@ -98,6 +101,11 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
         raise IdentityError(
             f"{file}: enrolled {done} an account service, but {wanted}; "
             "correct the settings, or run `hivewright enrol` with them"
+        )
+    if settings.swarm.only_registered and not enrolment.registered:
+        raise SettingsError(
+            "swarm.only_registered is set, but neither chain.account_url nor chain.wallet_dir is: without a chain this "
+            "node would find nobody registered; set one and run `hivewright enrol`, or leave only_registered out"
         )
     return node_identity, enrolment
 

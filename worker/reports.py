@@ -19,7 +19,7 @@ from worker.log import printable
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
 from worker.swarm.tally import SwarmStatus
-from worker.telemetry import status
+from worker.telemetry import metrics, status
 from worker.telemetry.status import NodeStatus
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
         raise WorkerError(f"{folder}: no status.json; this node has not started yet; look at its log")
     if options.json:
         print(json.dumps(dataclasses.asdict(node), indent=2))
+        return
+    if options.metrics:
+        print(metrics.render(node), end="")
         return
     console = Console()
     console.print(swarm_table([node]))
@@ -58,7 +61,8 @@ def _print_swarm(swarm: SwarmStatus) -> None:
         f"groups {swarm.groups_offered} given, {swarm.groups_fetched} fetched, {swarm.groups_verified} verified; "
         f"{swarm.bytes_in / 1e3:.0f} kB in, {swarm.bytes_out / 1e3:.0f} kB out"
     )
-    for title, counts in (("rejected", swarm.rejected), ("refused to others", swarm.requests_refused)):
+    refused = ("refused to others", swarm.requests_refused), ("refused by others", swarm.refused_by_peers)
+    for title, counts in (("rejected", swarm.rejected), *refused):
         if counts:
             print(f"{title}: " + ", ".join(f"{printable(why)} {count}" for why, count in sorted(counts.items())))
     for theirs, count in sorted(swarm.other_versions.items()):

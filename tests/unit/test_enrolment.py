@@ -59,3 +59,10 @@ def test_account_service_that_the_enrolment_does_not_know_is_not_passed_over(tmp
         IdentityError, match=r"enrolled without an account service, but chain.account_url is http://a:1"
     ):
         enrolment.load(settings_for(tmp_path, chain_account_url="http://a:1"))
+
+
+def test_node_without_a_chain_can_not_tell_who_is_registered(tmp_path):
+    enrolment.run(settings_for(tmp_path))
+    picky = settings_for(tmp_path, swarm_only_registered=True, chain_deployment_file=str(tmp_path / "deployment.json"))
+    with pytest.raises(SettingsError, match="this node would find nobody registered"):
+        enrolment.load(picky)

@@ -267,13 +267,18 @@ def test_peer_that_speaks_another_version_is_counted_and_named_once(
     assert peers.other_versions() == {}
 
 
-def test_swarm_is_ahead_when_half_of_it_says_so(peers: Peers) -> None:
-    assert not peers.are_ahead(3)
-    peers.learn(member("liar", round=2**60), from_itself=True)
-    peers.learn(member("a", round=3), from_itself=True)
-    peers.learn(member("b", round=3), from_itself=True)
-    assert not peers.are_ahead(3)
-    assert peers.are_ahead(2)
+def test_peer_that_refuses_us_is_drawn_last_until_it_changes_its_mind(peers: Peers, clock: Clock) -> None:
+    for name in "abc":
+        peers.learn(member(name), from_itself=True)
+    peers.close("a")
+    assert not peers.is_open("a")
+    assert all(draw_all(peers, seed)[-1] == "a" for seed in range(20))
+    peers.open("a")
+    assert peers.is_open("a")
+    peers.close("a")
+    clock.now += 181
+    peers.answered("a")
+    assert peers.is_open("a")  # it may have changed its settings since
 
 
 def test_few_are_greeted_once_enough_spoke_to_us(peers: Peers) -> None:

@@ -54,17 +54,21 @@ def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_
     status.swarm = SwarmStatus(
         "connected", "Qm", 5, ("QmA", "QmB"), {"seed": 3, "\x1b[2J": 1}, groups_offered=36, groups_fetched=40,
         groups_verified=36, bytes_in=120_400, bytes_out=99_600, newest_group_at=time.time() - 42,
-        requests_refused={"full": 7}, versions=("exchange 3", "reasoning-gym 0.1.25"),
+        requests_refused={"full": 7}, refused_by_peers={"not-allowed": 2},
+        versions=("exchange 3", "reasoning-gym 0.1.25"),
         other_versions={"reasoning-gym 0.1.24": 2, "exchange 2": 1},
     )  # fmt: skip
     status.hub = HubStatus("hive/model", "failed", round=200, pushed_round=100, failures=1, error="says 401")
     status.write(tmp_path)
-    print_status(settings.from_flat({"node_state_dir": str(tmp_path)}, "test"), argparse.Namespace(json=False))
+    print_status(
+        settings.from_flat({"node_state_dir": str(tmp_path)}, "test"), argparse.Namespace(json=False, metrics=False)
+    )
     shown = capsys.readouterr().out
     assert "hub hive/model: round 100 pushed, now failed, failed 1 times: says 401" in shown
     assert "peers 5 known, 2 heard; newest group of theirs 42 s old" in shown
     assert "groups 36 given, 40 fetched, 36 verified; 120 kB in, 100 kB out" in shown
     assert "rejected: \\x1b[2J 1, seed 3\n" in shown
     assert "refused to others: full 7" in shown
+    assert "refused by others: not-allowed 2" in shown
     assert "2 peers run reasoning-gym 0.1.24, this node reasoning-gym 0.1.25: they can't learn from each other" in shown
     assert "1 peers run exchange 2, this node exchange 3: they can't learn from each other" in shown

@@ -28,6 +28,8 @@ RETRY_PAUSE_SECONDS = 2.0
 """Before a peer that was not reached is asked a second time, when there is nobody else and nobody was heard yet."""
 LOOK_EVERY_SECONDS = 1.0
 """Also how long no more peers are asked than will do if all are ready."""
+CLOSED = frozenset({"not-allowed", "environment", "version"})
+"""Refusals of a peer that won't exchange groups with us as things are, this round or another."""
 
 
 class Scoring:
@@ -178,9 +180,10 @@ class Collecting:
                 async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
                     await stream.send(wire.encode_ask(self.round, patience, self.network.member().sealed, owner))
                     kind, payload = await stream.receive(wire.MAX_FRAME_BYTES)
-            except Refused:
-                self._hear(peer_id)
+            except Refused as refusal:
+                self._note_refusal(peer_id, refusal)
                 raise
+            self.network.peers.open(peer_id)
             self._hear(peer_id)
             num_waits = 0
             while kind is Kind.WAIT:
@@ -205,6 +208,17 @@ class Collecting:
         if scored and INNOCENT.issuperset(error.reason for error in bad):
             self.network.peers.absolve(sender)
 
+    def _note_refusal(self, peer_id: str, refusal: Refused) -> None:
+        """The peer is there. If it won't exchange with us at all, that is said once in a while."""
+        self.tally.note_refusal(refusal.reason)
+        if refusal.reason in CLOSED:
+            self.network.peers.close(peer_id)
+            if refusal.reason == "version":
+                self.network.peers.speaks(peer_id, refusal.version)
+            elif not self.network.said.has((peer_id, "to us", refusal.reason)):
+                log.warning("request refused by peer=%s round=%d reason=%s", peer_id, self.round, refusal)
+        self._hear(peer_id)
+
     def _hear(self, peer_id: str) -> None:
         self.heard.add(peer_id)
         self.network.hear(peer_id)
@@ -216,11 +230,7 @@ class Collecting:
             self._answered += 1
             return
         if isinstance(error, Refused):
-            if error.reason == "version":
-                peers.speaks(peer_id, error.version)
-            else:
-                level = logging.WARNING if error.reason in ("environment", "not-allowed") else logging.DEBUG
-                log.log(level, "request refused by peer=%s round=%d reason=%s", peer_id, self.round, error)
+            log.debug("request refused by peer=%s round=%d reason=%s", peer_id, self.round, error)
         elif isinstance(error, BadRecord):
             if isinstance(error, OtherVersion):
                 peers.speaks(peer_id, error.version)

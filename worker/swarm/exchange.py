@@ -116,6 +116,7 @@ class Swarm:
             newest_group_at=tally.newest_group_at,
             groups_handed_on=tally.groups["handed-on"],
             requests_refused=dict(network.refused),
+            refused_by_peers=dict(tally.refused),
             versions=(f"exchange {wire.VERSION}", *network.environments),
         )
 
@@ -157,9 +158,9 @@ class Swarm:
         )  # fmt: skip
         await collecting.run()
         self._heard = tuple(sorted(collecting.heard))
-        if not self._heard:
+        if not any(self._network.peers.is_open(peer_id) for peer_id in self._heard):
             self._network.fall_silent()
-        self._is_behind = not collecting.groups and (not self._heard or self._network.peers.are_ahead(round))
+        self._is_behind = not collecting.groups
         self._log_state()
         log.info(
             "groups collected round=%d asked=%d heard=%d groups=%d rejected=%d seconds=%.1f state=%s "

@@ -26,7 +26,7 @@ from worker.swarm.daemon import Daemon
 from worker.swarm.dht import Membership
 from worker.swarm.lookout import Lookout
 from worker.swarm.peers import MAX_PEERS_CACHED, Peers
-from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Admission, Lately, Stream
+from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Admission, Lately, Stream, counted
 from worker.swarm.wire import Kind, Member, OtherVersion, Refused
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,8 @@ class Network:
         self._daemon: Daemon | None = None
         self._member: Member | None = None
         self._admission = Admission()
-        self._said = Lately()
+        self.said = Lately()
+        self._asking: Counter[str] = Counter()  # our streams, by peer
         self._last_contact: float | None = None  # when any member spoke to us (monotonic)
         self._silent_since: float | None = None  # end of the last round in which none did
         self._stopping = asyncio.Event()
@@ -182,7 +183,7 @@ class Network:
             raise SwarmError("libp2p daemon is not running")
         try:
             reader, writer = await self._open_stream(self._daemon, peer_id, addresses)
-            with contextlib.closing(writer):
+            with contextlib.closing(writer), counted(self._asking, peer_id):
                 yield Stream(reader, writer, self.traffic)
         except TimeoutError:
             # The connection may be dead without anybody having said so; the next attempt dials anew.
@@ -203,10 +204,14 @@ class Network:
         await daemon.connect(peer_id, addresses or self.peers.addresses(peer_id), CONNECT_TIMEOUT_SECONDS)
         return await daemon.open_stream(peer_id, PROTOCOL, CONNECT_TIMEOUT_SECONDS)
 
+    def is_talking_with(self, peer_id: str) -> bool:
+        """Whether a stream is open, the peer's or ours."""
+        return self._asking[peer_id] > 0 or self._admission.has_open(peer_id)
+
     def hear(self, peer_id: str) -> None:
-        """Note that a member spoke to us. It is no contact if we can't learn from it."""
+        """Note that a member spoke to us. It is no contact if we can't learn from it, or it won't let us."""
         self.peers.answered(peer_id)
-        if self.peers.is_source(peer_id):
+        if self.peers.is_open(peer_id):
             self._last_contact = time.monotonic()
 
     def learn(self, sealed: bytes, sender: str) -> Member:
@@ -243,7 +248,7 @@ class Network:
 
     def _note_failure(self, error: BaseException | None) -> None:
         self.last_error = str(error)
-        if isinstance(error, UNREACHABLE):
+        if isinstance(error, (*UNREACHABLE, ResourceError)):
             log.warning("network down, starting it again reason=%s", error)
         else:
             log.error("network failed, starting it again", exc_info=error)
@@ -319,7 +324,7 @@ class Network:
     async def refuse(self, peer_id: str, stream: Stream, reason: str, explanation: str) -> None:
         """Tell the asker why not; count it, and say it in the log once in a while for each peer and reason."""
         self.refused[reason] += 1
-        level = logging.DEBUG if self._said.has((peer_id, reason)) else logging.WARNING
+        level = logging.DEBUG if self.said.has((peer_id, reason)) else logging.WARNING
         log.log(level, "request refused peer=%s reason=%s: %s", peer_id, reason, explanation)
         await stream.refuse(reason, explanation)
 
@@ -351,7 +356,8 @@ class Network:
         if self._member is not None and member.issued > self._member.issued + 1:
             places = ",".join(member.addresses)
             self.last_error = f"identity {member.peer_id} is also used at {places}; stop one of the two"
-            log.warning("%s", self.last_error)
+            if not self.said.has(("twin", places)):
+                log.warning("%s", self.last_error)
 
     def _add_bootnodes(self, multiaddrs: Iterable[str]) -> None:
         new = [a for a in multiaddrs if a not in self.bootnodes]

@@ -1,6 +1,7 @@
 """What a node knows about its peers: records, when they were heard, how they behaved. In memory only.
 
-Bounded: at most MAX_PEERS_KNOWN; whoever was not heard of for the longest time goes first.
+Bounded: at most MAX_PEERS_KNOWN; whoever was not heard of for the longest time goes first, those that we don't exchange
+with before all others.
 """
 
 import logging
@@ -37,6 +38,7 @@ class _Peer:
     met: float | None = None  # when the peer itself spoke to us
     failures: int = 0  # in a row: not reached, or silent
     told: bool = False  # whether the log has that it runs another version of an environment
+    closed: float | None = None  # when it last told us that it does not exchange groups with us
     useful: float = 1.0  # running mean of the shares of its groups that had a signal; trusted until tried
 
 
@@ -137,9 +139,32 @@ class Peers:
         only = self._swarm.only_peers
         return (not only or peer_id in only) and (self._registered is None or peer_id in self._registered)
 
+    @property
+    def whom_allowed(self) -> str:
+        """With whom the settings let us exchange, for those with whom they don't."""
+        if self._swarm.only_registered:
+            return "this node exchanges groups only with peers that were registered on the chain when its round began"
+        return "this node exchanges groups with the peers on its list only"
+
     def is_source(self, peer_id: str) -> bool:
         """Whether we could learn from the peer."""
         return self.is_understood(peer_id) and self.is_allowed(peer_id)
+
+    def is_open(self, peer_id: str) -> bool:
+        """Whether we could learn from the peer and it has not told us within a record's life that it won't let us."""
+        peer, since = self._peers.get(peer_id), self._clock() - self.lifetime_seconds
+        is_closed = peer is not None and peer.closed is not None and peer.closed >= since
+        return self.is_source(peer_id) and not is_closed
+
+    def close(self, peer_id: str) -> None:
+        """The peer told us that it does not exchange groups with us."""
+        if peer := self._peers.get(peer_id):
+            peer.closed = self._clock()
+
+    def open(self, peer_id: str) -> None:
+        """The peer exchanges groups with us."""
+        if peer := self._peers.get(peer_id):
+            peer.closed = None
 
     def allow_registered(self, peer_ids: Collection[str]) -> None:
         """With `only_registered`: these are the peers that the chain knows."""
@@ -165,17 +190,12 @@ class Peers:
         named.update(f"exchange {version}" for version, when in list(self._versions.values()) if when >= since)
         return dict(named)
 
-    def are_ahead(self, round: int) -> bool:
-        """Whether at least half of the peers that we could learn from say that they are in a later round."""
-        rounds = [self._peers[p].member.round for p in self._live() if self.is_source(p)]
-        return bool(rounds) and 2 * sum(r > round for r in rounds) >= len(rounds)
-
     def draw(self, rng: random.Random, exclude: Collection[str]) -> str | None:
-        """A random peer that we can learn from and that is not in quarantine, by weight; one that failed lately only if
-        there is no other. None: nobody left."""
+        """A random peer that we can learn from and that is not in quarantine, by weight; one that failed lately, or
+        won't exchange with us, only if there is no other. None: nobody left."""
         now = self._clock()
         free = [p for p in self._live() if p not in exclude and self.is_source(p) and not self._is_quarantined(p, now)]
-        sound = [p for p in free if not self._peers[p].failures] or free
+        sound = [p for p in free if not self._peers[p].failures and self.is_open(p)] or free
         return rng.choices(sound, [self._weigh(self._peers[p], now) for p in sound])[0] if sound else None
 
     def rate(self, peer_id: str, share: float) -> None:
@@ -270,4 +290,4 @@ class Peers:
 
     def _make_room(self) -> None:
         while len(self._peers) > MAX_PEERS_KNOWN:
-            del self._peers[min(self._peers, key=lambda p: self._peers[p].seen)]
+            del self._peers[min(self._peers, key=lambda p: (self.is_allowed(p), self._peers[p].seen))]

@@ -68,7 +68,7 @@ class Serving:
         """Answer a peer's standing request: at once, when the groups are ready, or with the reason why not."""
         network = self._network
         if not network.peers.is_allowed(peer_id):
-            await network.refuse(peer_id, stream, "not-allowed", "this node exchanges groups with peers on a list only")
+            await network.refuse(peer_id, stream, "not-allowed", network.peers.whom_allowed)
         elif not network.peers.is_understood(peer_id):
             ours = ", ".join(network.environments)
             explanation = f"this node has {ours}, the asker not; upgrade the older of the two"
@@ -144,8 +144,10 @@ class Serving:
         try:
             while round > self._network.newest_round and (left := deadline - time.monotonic()) > 0:
                 published = asyncio.create_task(self._published.wait())
-                await asyncio.wait({published, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                published.cancel()
+                try:
+                    await asyncio.wait({published, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    published.cancel()
                 if gone.done():
                     return False
             return True

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MAX_SENDERS_COUNTED = 512
+REFUSALS = frozenset({"full", "flood", "not-allowed", "environment", "version", "skipped", "not-ready", "not-held"})
+"""What our own requests are refused for, in the words of this version; others, which are strangers' text, are counted
+together."""
 
 State = Literal["starting", "connected", "training-alone", "catching-up"]
 
@@ -14,14 +17,15 @@ State = Literal["starting", "connected", "training-alone", "catching-up"]
 class SwarmStatus:
     """What the swarm part looks like from outside. Numbers are since the start.
 
-    `connected`: a peer that we can learn from spoke to us since the last round in which none did. `catching-up`: so it
-    is, but none of their groups has come since we were alone, or they are in later rounds.
+    `connected`: groups of peers came in the last round, or peers that we can learn from, and that let us, spoke to us
+    before the first one ended. `catching-up`: such peers speak to us, but in the last round none of their groups came.
 
     `peers_heard`: those that answered in the last round. `rejected`: dropped groups and messages by reason;
     `rejected_by_peer` the same by sender. `groups_handed_on`: other peers' that we served. `newest_group_at`: Unix time
     at which the newest verified group of a peer came; None: none yet. `requests_refused`: of others, by reason
-    ("elsewhere": we were full and named others that hold our groups). `versions`: what we have to have in common with a
-    peer, such as "exchange 3"; `other_versions`: how many of the known peers run which other version of one of these.
+    ("elsewhere": we were full and named others that hold our groups); `refused_by_peers`: ours, by theirs. `versions`:
+    what we have to have in common with a peer, such as "exchange 3"; `other_versions`: how many of the known peers run
+    which other version of one of these.
     """
 
     state: State
@@ -36,6 +40,7 @@ class SwarmStatus:
     groups_handed_on: int = 0
     newest_group_at: float | None = None
     requests_refused: dict[str, int] = field(default_factory=dict)
+    refused_by_peers: dict[str, int] = field(default_factory=dict)
     bytes_in: int = 0
     bytes_out: int = 0
     daemon_restarts: int = 0
@@ -53,6 +58,7 @@ class Tally:
     groups: "Counter[str]" = field(default_factory=Counter)
     rejected: "Counter[str]" = field(default_factory=Counter)
     rejected_by_peer: "Counter[str]" = field(default_factory=Counter)
+    refused: "Counter[str]" = field(default_factory=Counter)
     newest_group_at: float | None = None
     groups_a_peer: int = 0
 
@@ -60,6 +66,10 @@ class Tally:
         self.rejected[reason] += 1
         if peer_id in self.rejected_by_peer or len(self.rejected_by_peer) < MAX_SENDERS_COUNTED:
             self.rejected_by_peer[peer_id] += 1
+
+    def note_refusal(self, reason: str) -> None:
+        """A peer refused a request of ours."""
+        self.refused[reason if reason in REFUSALS else "other"] += 1
 
     @property
     def newest_group_seconds(self) -> int | None:
