@@ -114,7 +114,7 @@ class OurNode:
         async def drop() -> None:
             daemon = network._daemon
             assert daemon is not None
-            for peer_id in await daemon.connected():
+            for peer_id in await daemon.connections():
                 await daemon.disconnect(peer_id)
 
         network.call(drop(), 30)

@@ -175,10 +175,14 @@ class Daemon:
         )
         await self._call(request)
 
-    async def connected(self) -> set[str]:
-        """The peers that there is a connection with, bootnodes included."""
+    async def connections(self) -> dict[str, bool]:
+        """The peers that there is a connection with, bootnodes included, and whether one does without a relay."""
         response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
-        return {PeerID(peer.id).to_base58() for peer in response.peers}
+        found: dict[str, bool] = {}
+        for connection in response.peers:
+            peer_id, address = PeerID(connection.id).to_base58(), str(Multiaddr(connection.addrs[0]))
+            found[peer_id] = found.get(peer_id, False) or "/p2p-circuit" not in address
+        return found
 
     async def find_addresses(self) -> tuple[str, ...]:
         """Where others reach us, as far as libp2p knows by now, the best first. Relays and routers add to it later."""

@@ -12,6 +12,7 @@ from worker.swarm import wire
 from worker.swarm.daemon import Daemon
 from worker.swarm.dht import Membership
 from worker.swarm.peers import MAX_PEERS_CACHED
+from worker.swarm.punching import Punching
 from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE
 from worker.swarm.wire import Kind, OtherVersion, Refused
 
@@ -37,6 +38,7 @@ class Lookout:
         self._rng = network.rng
         self._daemon = daemon
         self._membership = membership
+        self._punching = Punching(network, daemon)
         self._announce_at = 0.0
 
     async def run(self) -> None:
@@ -54,6 +56,8 @@ class Lookout:
                 await self._use_dht()
             except TimeoutError:
                 log.debug("daemon or DHT gave no answer in time")
+            contacts = self._list_contacts()
+            await self._converse(await self._punching.drop_relayed(contacts), contacts)
             await self._converse(self._peers.to_greet(self._rng, NUM_GREETINGS))
             network.save_cache()
             longest = network.swarm.announce_every_seconds
@@ -89,11 +93,9 @@ class Lookout:
         """Try known addresses that we have no connection with: all bootnodes while cut off, else a few, so that islands
         find together again. Returns how many answered."""
         network, peers = self._network, self._peers
-        cached = (*network.cache.peers, *network.cache.bootnodes)
-        contacts = _by_peer([*network.bootnodes, *cached, *peers.multiaddrs(MAX_PEERS_CACHED)])
-        contacts.pop(network.identity.peer_id, None)
+        contacts = self._list_contacts()
         bootnodes = [p for p in _by_peer((*network.bootnodes, *network.cache.bootnodes)) if p in contacts]
-        connected = await self._daemon.connected()
+        connected = await self._daemon.connections()
         missing = [p for p in contacts if p not in connected]
         if not connected:
             others = [p for p in missing if p not in bootnodes]
@@ -105,6 +107,14 @@ class Lookout:
             known = [p for p in contacts if p in connected and (lonely or not peers.knows(p))]
             targets += [p for p in known if lonely or p not in bootnodes][:NUM_GREETINGS]
         return await self._converse(targets, contacts)
+
+    def _list_contacts(self) -> dict[str, list[str]]:
+        """Addresses of the bootnodes and of the peers heard last, now and before the start, by peer."""
+        network = self._network
+        cached = (*network.cache.peers, *network.cache.bootnodes)
+        contacts = _by_peer([*network.bootnodes, *cached, *self._peers.multiaddrs(MAX_PEERS_CACHED)])
+        contacts.pop(network.identity.peer_id, None)
+        return contacts
 
     async def _converse(self, peer_ids: Iterable[str], contacts: dict[str, list[str]] | None = None) -> int:
         """Greet peers at the same time; returns how many answered."""
