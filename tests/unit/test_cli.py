@@ -11,7 +11,7 @@ from worker import cli, errors
 
 def hivewright(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "worker", *arguments], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-m", "worker", *arguments], capture_output=True, text=True, timeout=120, check=False
     )
 
 
@@ -23,7 +23,7 @@ def test_help_of_every_command_loads_no_heavy_part(arguments):
         "heavy = {'torch', 'hivemind', 'web3', 'pydantic', 'rich', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: hivewright" in done.stdout
 

@@ -135,7 +135,7 @@ def test_settings_load_fast_and_pull_in_nothing_heavy():
         "heavy = {'torch', 'transformers', 'trl', 'hivemind', 'web3', 'reasoning_gym', 'aiohttp'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=120).returncode == 0
 
 
 def test_configuration_page_is_what_the_settings_say():

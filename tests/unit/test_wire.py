@@ -14,13 +14,16 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.swarm_nodes import prose, write_groups, write_related_groups
 from worker.errors import BadRecord
 from worker.records import Group, Task
 from worker.swarm import identity, wire
 from worker.swarm.wire import Kind, Limits, Refused
 
 LIMITS = Limits(num_groups=8, num_completions=4, completion_bytes=200)
-SIZES = pytest.mark.parametrize("num_inputs", [1700, pytest.param(34_000, marks=pytest.mark.nightly)])
+SIZES = pytest.mark.parametrize(
+    "num_inputs", [1700, pytest.param(34_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])]
+)
 """Of each of the three kinds of fuzzing: 5,100 and 102,000 in all."""
 GROUPS = (
     Group(Task("sum", "c0ffee", 7, 0), ("1", "zwei", "\x1b[31m3")),
@@ -99,12 +102,14 @@ def test_ask_and_peers_survive_the_way(me: identity.Identity) -> None:
     assert (kind, wire.decode_peers(payload)) == (Kind.PEERS, [b"a"] * wire.MAX_PEERS)
 
 
-def test_typical_round_takes_little_on_the_wire(me: identity.Identity) -> None:
-    groups = [
-        Group(Task("sum", "x", 7, i), tuple(f"Let me think {i * j}. {i} + {j} = {i + j}. " * 16 for j in range(8)))
-        for i in range(9)
-    ]
-    assert len(wire.seal_groups(me, 1, groups)) < 13_000
+def test_round_of_42_kb_takes_13_kb_on_the_wire_if_answers_to_a_task_have_something_in_common(
+    me: identity.Identity,
+) -> None:
+    text = prose()
+    for write, at_most in ((write_related_groups, 13_000), (write_groups, 15_600)):
+        groups = write(text, me.peer_id, 0)
+        assert sum(len(c) for g in groups for c in g.completions) == 9 * 8 * 600
+        assert len(wire.encode_frame(Kind.GROUPS, wire.seal_groups(me, 0, groups))) < at_most
 
 
 @pytest.mark.parametrize(
