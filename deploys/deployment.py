@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Text = Annotated[str, Field(min_length=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
 AUTO = "auto"
@@ -19,22 +20,22 @@ class Deployment(BaseModel):
     slots: Any = None
     """Workers on this host: `auto` (one per GPU, one on a host without), a count (each its own GPU, where there are
     GPUs), or a list with one dict per worker of the settings in which it differs."""
-    slot_memory_gb: float | None = Field(default=None, gt=0)
+    slot_memory_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Memory (in 10^9 bytes) that each worker may use at most. None: all."""
-    slot_cpus: float | None = Field(default=None, gt=0)
+    slot_cpus: float | None = Field(default=None, ge=0.01, allow_inf_nan=False)
     """Cores that each worker may use at most, such as 3.5. None: all."""
-    release_repository: str | None = None
+    release_repository: Text | None = None
     """Git URL or folder that the hosts can fetch from. None: `origin` of the operator's checkout."""
-    release_ref: str = "main"
+    release_ref: Text = "main"
     """Branch, tag or commit that is deployed."""
     release_source: Literal["repository", "wheelhouse"] = "repository"
     """How it comes to the host. `repository`: the host fetches it, and its packages, itself. `wheelhouse`: this side
     does, and ships what the host lacks over ssh; the host needs no internet."""
-    torch_index: str | None = None
+    torch_index: Annotated[str, Field(pattern=rf"^({PIP}|(https?|file)://\S+)$")] | None = None
     """Package index to take torch from, such as https://download.pytorch.org/whl/cpu. None: the build that fits the
     host's GPUs and driver, unless pip on the host has an index or wheels of its own. `pip`: as pip on the host says,
     or, with a wheelhouse, pip on the operator's side."""
-    secrets_dir: str = "secrets"
+    secrets_dir: Text = "secrets"
     """Folder on the operator's side, relative to the checkout, that keeps what must not be in an inventory."""
     watchdog_seconds: int = Field(default=900, gt=0)
     """A worker that has not got on for so long is restarted. Longer than its slowest step."""

@@ -50,6 +50,7 @@ NO_SWARM = (
     f"no swarm to join; put a host into {COORDINATORS}, or set chain_account_url to a swarm's account service, or "
     "swarm_bootnodes to peers of one (swarm_enabled False: train alone, on purpose)"
 )
+MAX_SLOTS = 256
 SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
 # What a slot's dict may say beside settings.
 SLOT_KEYS = ("identity", *SlotOptions.model_fields)
@@ -195,10 +196,15 @@ def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:
 
 def _problems(error: ValidationError) -> list[str]:
     return [
-        f"{'/'.join(map(str, problem['loc']))}: got {problem['input']!r}; "
-        f"expected {problem['msg'].removeprefix('Input should be ')}"
+        f"{'/'.join(map(str, problem['loc']))}: got {problem['input']!r}; expected {_wanted(problem['msg'])}"
         for problem in error.errors()
     ]
+
+
+def _wanted(message: str) -> str:
+    """What was expected, in pydantic's words or in shorter ones."""
+    form = re.fullmatch(r"String should match pattern '(.*)'", message)
+    return f"text of the form {form[1]}" if form else message.removeprefix("Input should be ")
 
 
 def _section(key: str) -> str | None:
@@ -228,6 +234,9 @@ def _slots(
         mistakes.add(entry.name, f"slots: none; expected {SLOTS_MAY_BE}, for a host in {WORKERS}")
         return ()
     overrides = _overrides(entry)
+    if isinstance(count, int) and count > MAX_SLOTS:
+        mistakes.add(entry.name, f"slots: got {count!r}; expected at most {MAX_SLOTS} on one host")
+        return ()
     if overrides is None:
         mistakes.add(entry.name, f"slots: got {count!r}; expected {SLOTS_MAY_BE}")
         return ()
@@ -259,9 +268,9 @@ def _overrides(entry: HostEntry) -> list[dict[str, Any]] | None:
     slots = entry.data.get("slots")
     if slots == AUTO:
         return [{}]
-    if isinstance(slots, int) and not isinstance(slots, bool) and slots > 0:
+    if isinstance(slots, int) and not isinstance(slots, bool) and 0 < slots <= MAX_SLOTS:
         return [{} for _ in range(slots)]
-    if isinstance(slots, list) and all(isinstance(slot, dict) for slot in slots):
+    if isinstance(slots, list) and len(slots) <= MAX_SLOTS and all(isinstance(slot, dict) for slot in slots):
         return slots
     return None
 

@@ -86,8 +86,8 @@ def _mistakes(of: Deployment, name: str, data: Mapping[str, Any]) -> Iterator[st
     except ValueError as error:
         yield f"wireguard_subnet: {error}; expected a network, such as 10.86.0.0/16"
         return
-    if network.num_addresses < 4:
-        yield f"wireguard_subnet: got {of.wireguard_subnet!r}, which has no room; expected such as 10.86.0.0/16"
+    if network.num_addresses < 4 or network.prefixlen < 8:
+        yield f"wireguard_subnet: got {of.wireguard_subnet!r}, too small or too large; expected such as 10.86.0.0/16"
         return
     if of.wireguard_address is not None:
         try:
@@ -132,7 +132,7 @@ def _member(name: str, of: Deployment, data: Mapping[str, Any]) -> Member:
 
 
 def _endpoint(of: Deployment, name: str, data: Mapping[str, Any]) -> str:
-    return of.wireguard_endpoint or str(data.get("ssh_hostname") or name)
+    return str(data.get("ssh_hostname") or name) if of.wireguard_endpoint is None else of.wireguard_endpoint
 
 
 def _is_address(text: str) -> bool:

@@ -25,8 +25,8 @@ class SlotOptions(BaseModel):
     gpu: int | None = Field(default=None, ge=0)
     """Number of its GPU in `nvidia-smi`. None: the next one that no other slot names. Slots that name the same one
     share it."""
-    slot_memory_gb: float | None = Field(default=None, gt=0)
-    slot_cpus: float | None = Field(default=None, gt=0)
+    slot_memory_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    slot_cpus: float | None = Field(default=None, ge=0.01, allow_inf_nan=False)
 
 
 # No share in particular.

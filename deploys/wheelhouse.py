@@ -33,6 +33,7 @@ LOCK_FILE, FIRST_FILE = "requirements/worker.lock", "requirements/first.txt"
 COLLECT_SECONDS = 3600
 GIT_SECONDS = 600
 ANVIL_INPUTS = ("contracts/package-lock.json", "scripts/anvil")
+NEEDED_FILES = (LOCK_FILE, FIRST_FILE, *ANVIL_INPUTS, "contracts/package.json")
 # What of an installed anvil is needed where it runs.
 ANVIL_FILES = ("anvil", ".complete", "node_modules/@foundry-rs")
 
@@ -188,11 +189,12 @@ def _lock(key: str) -> Iterator[None]:
 
 @contextmanager
 def _unpacked(repository: str, commit: str) -> Iterator[Path]:
-    """The files of a commit, for the time of the block."""
+    """What of a commit's files is read here, or run, for the time of the block."""
     parcel = pack_release(repository, commit)
     with tempfile.TemporaryDirectory(prefix="release-", dir=FOLDER) as folder:
         with tarfile.open(parcel.path) as tar:
-            tar.extractall(folder, filter="data")
+            there = [member for member in tar if member.isfile() and member.name in NEEDED_FILES]
+            tar.extractall(folder, there, filter="data")
         yield Path(folder)
 
 

@@ -80,6 +80,19 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
             [worker(slots=[{}, {"hub_repo": "me", "hub_token_file": "/nowhere/token"}])],
             f"inventory data of gpu-3: slot 1: hub_token_file: {NOT_THERE} token that may write",
         ),
+        ([worker(slots=10**6)], "inventory data of gpu-3: slots: got 1000000; expected at most 256 on one host"),
+        (
+            [worker(torch_index="cpu")],
+            "inventory data of gpu-3: torch_index: got 'cpu'; expected text of the form ^(pip|(https?|file)://\\S+)$",
+        ),
+        (
+            [worker(secrets_dir="")],
+            "inventory data of gpu-3: secrets_dir: got ''; expected String should have at least 1 character",
+        ),
+        (
+            [worker(slot_memory_gb=float("inf"))],
+            "inventory data of gpu-3: slot_memory_gb: got inf; expected a finite number",
+        ),
         ([worker(release_ref=1.1)], "inventory data of gpu-3: release_ref: got 1.1; expected a valid string"),
         (
             [worker(watchdog_seconds=0)],
@@ -134,7 +147,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
             [worker(slots=[{"gpu": -1}, {"gpu": 0, "model_device": "cpu"}, {"slot_cpus": 0}])],
             "inventory data of gpu-3: slot 0: gpu: got -1; expected greater than or equal to 0\n"
             "inventory data of gpu-3: slot 1: gpu: got 0, and model_device 'cpu'; expected one of them\n"
-            "inventory data of gpu-3: slot 2: slot_cpus: got 0; expected greater than 0",
+            "inventory data of gpu-3: slot 2: slot_cpus: got 0; expected greater than or equal to 0.01",
         ),
         (
             [worker(slot_memory_gb="8", slots=[{}, {"slot_cpus": 2.0}])],

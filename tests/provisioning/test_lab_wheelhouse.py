@@ -23,7 +23,7 @@ workers = [("h2", {"ssh_hostname": "10.88.0.12", "slots": 1})]
 all = (
     ["h1", "h2"],
     {**operator_access(), **DEMO_SETTINGS, "keeper_min_peers": 1, "keeper_round_seconds": 30.0,
-     "anvil_block_seconds": 1, "release_source": "wheelhouse"},
+     "release_source": "wheelhouse"},
 )
 """
 

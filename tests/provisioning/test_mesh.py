@@ -89,7 +89,7 @@ def test_host_whose_key_is_not_known_yet_is_left_out() -> None:
         ),
         (
             {"wireguard_subnet": "10.86.0.0/31"},
-            "wireguard_subnet: got '10.86.0.0/31', which has no room; expected such as 10.86.0.0/16",
+            "wireguard_subnet: got '10.86.0.0/31', too small or too large; expected such as 10.86.0.0/16",
         ),
         (
             {"wireguard_address": "10.87.0.1"},

@@ -232,7 +232,7 @@ def test_host_without_tailscale_and_daemon_that_is_silent() -> None:
         (
             {"tailscale_tags": ["gpu"]},
             None,
-            "tailscale_tags/0: got 'gpu'; expected String should match pattern '^tag:[A-Za-z][A-Za-z0-9-]*$'",
+            "tailscale_tags/0: got 'gpu'; expected text of the form ^tag:[A-Za-z][A-Za-z0-9-]*$",
         ),
         ({"tailscale_serve": {443: 0}}, None, "tailscale_serve/443: got 0; expected greater than or equal to 1"),
         ({"tailscale_ssh": "yes"}, None, "tailscale_ssh: got 'yes'; expected a valid boolean"),
