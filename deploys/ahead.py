@@ -35,11 +35,6 @@ from deploys.wireguard import WireGuard
 
 def ask(plan: Planned) -> None:
     """Ask the current host what a deploy that finds it as planned will want to know."""
-    # Which packages there are to be depends on the distribution.
-    first: list[Question] = [(Distribution, {})]
-    if plan.host.deployment.tailscale:
-        first.append((TailnetOfHost, {}))
-    memory.ask_ahead(ctx_host.get(), first)
     memory.ask_ahead(ctx_host.get(), _questions(plan))
 
 
@@ -47,6 +42,8 @@ def _questions(plan: Planned) -> Iterator[Question]:
     python = system.python_of(ctx_host.get().get_fact(Distribution))
     yield InstalledPackages, {"names": system.packages_on(python, bool(plan.host.services))}
     yield UserEntry, {"user": system.USER}
+    if plan.host.deployment.tailscale:
+        yield TailnetOfHost, {}
     for fact in (Releases, PastDeploys, SystemdVersion, Identities, ConfiguredSlots, ChosenModels):
         yield fact, {}
     for folder in (*system.FOLDERS, CONFIGURATION, *(slot.settings.node.state_dir for slot in plan.host.slots)):

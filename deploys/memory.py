@@ -1,7 +1,7 @@
 """What a host has answered: asked ahead in one go, and kept until something is done to it.
 
 pyinfra asks a host anew for every fact of every operation, and each question is a channel and a shell over ssh. A run
-that finds nothing to do has some fifty; with this it asks three times. An answer is good until the first command that
+that finds nothing to do has some fifty; with this it asks twice. An answer is good until the first command that
 is not a question.
 """
 

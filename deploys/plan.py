@@ -168,7 +168,7 @@ def _refuse_twins() -> None:
 
 def _identities(of: Host) -> tuple[str, dict[int, str]]:
     with ctx_host.use(of):
-        memory.ask_ahead(of, [(Identities, {}), (HostGpus, {}), (OwnPipSources, {})])
+        memory.ask_ahead(of, [(fact, {}) for fact in (Identities, Distribution, HostGpus, OwnPipSources)])
         return of.name, of.get_fact(Identities)
 
 

@@ -48,8 +48,15 @@ def _name_failed_hosts() -> None:
 def _what_failed(state: State, host: Host) -> str:
     if host not in state.activated_hosts:
         return "can't be reached"
+    lost = ": the connection was lost" if _is_cut_off(host) else ""
     for op_hash in state.get_op_order():
         operation = state.ops[host].get(op_hash)
         if operation and operation.operation_meta.is_complete() and operation.operation_meta.did_error():
-            return ", ".join(sorted(state.get_op_meta(op_hash).names))
-    return "a fact could not be read"
+            return ", ".join(sorted(state.get_op_meta(op_hash).names)) + lost
+    return f"a fact could not be read{lost}"
+
+
+def _is_cut_off(host: Host) -> bool:
+    client = getattr(host.connector, "client", None)
+    transport = client.get_transport() if client is not None else None
+    return transport is not None and not transport.is_active()

@@ -27,6 +27,8 @@ _SAYS_LITTLE = (
     "Failed to", "Job for ", "See ",
 )  # fmt: skip
 
+DISK_FULL = "No space left on device"
+
 Outcome = Literal["done", "unreachable", "overdue", "failed"]
 
 
@@ -199,10 +201,11 @@ def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def _complaint(host: str, stderr: str) -> str:
-    """The last that the host itself said before pyinfra called it an error."""
+    """The last that the host itself said before pyinfra called it an error, or that its disk is full."""
     lines = [line.strip().removeprefix(f"[{host}]").strip() for line in stderr.splitlines() if f"[{host}]" in line]
     words = [line for line in lines if line and not line.startswith(_SAYS_LITTLE)]
-    return words[-1] if words else ""
+    full = [line for line in words if DISK_FULL in line]
+    return (full or words or [""])[-1]
 
 
 def _doing(stderr: str) -> str:

@@ -97,7 +97,9 @@ def status_table(
         notes += _host_notes(host, state)
         shared = _host_cells(state)
         if not reports[host]:
-            rows.append({"node": escape(host), "state": "no worker", **shared})
+            what = "not deployed" if state["commit"] is None else "no worker"
+            rows.append({"node": escape(host), "state": f"[red]{what}[/red]", **shared})
+            is_well = False
         for report in reports[host]:
             service = report["unit"].removeprefix("hivewright-").removesuffix(".service").removeprefix("worker@")
             cells, row_is_well = _service_cells(report, state, now)

@@ -1,7 +1,8 @@
 """Stands in for pyinfra and the hosts behind it, for rollouts of more hosts than can be had here.
 
 The inventory is a JSON file: `hosts`, and `bad`, a commit whose workers end with code 1. What each host is stands in a
-file beside it. Answers have the shapes of pyinfra 3.10.0's.
+file beside it. With a file .slow beside the inventory no deploy gets to its end. Answers have the shapes of pyinfra
+3.10.0's.
 """
 
 import argparse
@@ -56,6 +57,8 @@ def main() -> None:
         print(json.dumps({kind: {name: both[n] for name, both in found.items()} for n, kind in kinds}))
     else:
         (name,) = names
+        if folder.with_suffix(".slow").exists():
+            time.sleep(60)
         state = state_of(folder, name)
         goal = state["previous"] if options.what == ["deploys.history.go_back"] else options.data.partition("=")[2]
         new = {"commit": goal, "previous": state["commit"], "started_at": time.time()}

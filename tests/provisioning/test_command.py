@@ -14,6 +14,7 @@ FAILED = """--> Connecting to hosts...
     [gpu-1] Connected
 --> Starting operation: Release | Check out 0123456789ab
     [gpu-1] fatal: write error: No space left on device
+    [gpu-1] fatal: fetch-pack: invalid index-pack output
     [gpu-1] hivewright-worker@0.service: Consumed 9.022s CPU time.
     [gpu-1] Error: executed 0 commands
 --> Disconnecting from hosts...

@@ -70,6 +70,12 @@ def test_host_that_does_not_answer_is_in_the_table() -> None:
     assert "unreachable" in text
 
 
+def test_host_without_anything_is_not_well() -> None:
+    text, is_well = rendered(["gpu-1"], {"gpu-1": []}, commit=None)
+    assert not is_well
+    assert "not deployed" in text
+
+
 def test_failed_and_silent_workers_are_not_well() -> None:
     text, is_well = rendered(["gpu-1"], {"gpu-1": [report(active="failed")]})
     assert not is_well

@@ -129,11 +129,11 @@ def test_second_deploy_changes_nothing(fleet: Lab) -> None:
     assert pids == [main_pid(fleet.host(2), WORKER), main_pid(fleet.host(1), "hivewright-chain.service")]
 
 
-def test_second_deploy_asks_each_host_three_times(fleet: Lab) -> None:
+def test_second_deploy_asks_each_host_twice(fleet: Lab) -> None:
     done = pyinfra(fleet, "--debug")
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("h1", "h2", "h3"):
-        assert 0 < done.stderr.count(f"Running command on {name}: ") <= 3
+        assert 0 < done.stderr.count(f"Running command on {name}: ") <= 2
 
 
 def test_dry_run_sees_no_change_either(fleet: Lab) -> None:
@@ -204,6 +204,8 @@ def test_unreachable_host_is_named_in_the_last_line_and_the_others_are_done(flee
 
 
 def test_host_that_vanishes_in_the_middle_does_not_hold_the_others(fleet: Lab) -> None:
+    # There must be something to do on it: a host that is as it should be is asked at the beginning only.
+    fleet.host(3).ssh("rm /var/lib/hivewright/deployed/host")
     program = fleet.network.inside(sys.executable, "-m", "pyinfra", "-y", INVENTORY, "deploy.py")
     with subprocess.Popen(program, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None

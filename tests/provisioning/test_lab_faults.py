@@ -70,6 +70,11 @@ class OneHost:
         report: dict[str, Any] = json.loads((self.output / "report.json").read_text())
         return report
 
+    def is_deployed(self, commit: str) -> bool:
+        """Whether the rollout of that commit has come to the gate."""
+        of = self.report["hosts"]["h4"]
+        return of["commit"] == commit and of["num_changes"] > 0
+
     @property
     def commit(self) -> str:
         return self.host.ssh("basename $(readlink /opt/hivewright/current)").stdout.strip()
@@ -121,7 +126,7 @@ def test_host_lost_at_any_stage_is_left_behind_in_time_and_resume_makes_it_whole
     lose, bring_back = FAULTS[fault]
     key = one.host.ssh("sha256sum /var/lib/hivewright/worker-0/swarm.pem").stdout
     commit = one.next_release()
-    (one.output / "h4.log").unlink()
+    (one.output / "h4.log").unlink(missing_ok=True)
     running = one.rollout()
     try:
         one.wait_for(stage)
@@ -146,11 +151,11 @@ def test_host_lost_at_any_stage_is_left_behind_in_time_and_resume_makes_it_whole
 @pytest.mark.parametrize("stage", [STAGES[1], STAGES[5], "gate"])
 def test_rollout_that_is_interrupted_says_how_to_go_on_and_does(one: OneHost, stage: str) -> None:
     commit = one.next_release()
-    (one.output / "h4.log").unlink()
+    (one.output / "h4.log").unlink(missing_ok=True)
     running = one.rollout()
     try:
         if stage == "gate":
-            wait_until(lambda: one.report["hosts"]["h4"]["num_changes"] > 0, 90, "h4 is deployed", 0.1)
+            wait_until(lambda: one.is_deployed(commit), 200, "h4 is deployed", 0.1)
         else:
             one.wait_for(stage)
         began = time.monotonic()

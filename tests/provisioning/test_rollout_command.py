@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from deploys.fleet import command, driver, options
+from tests.lab.process import wait_until
 from worker.errors import ReleaseRefused
 
 STAND_IN = Path(__file__).with_name("stand_in_pyinfra.py")
@@ -16,10 +19,15 @@ NEW = "b" * 40
 HOSTS = [f"gpu-{number:02}" for number in range(1, 21)]
 
 
-def rollout(folder: Path, bad: str, *arguments: str) -> None:
+def write_inventory(folder: Path, bad: str) -> Path:
     inventory = folder / "fleet.py"
     data = {"release_repository": "https://git.example.org/h.git", "release_ref": NEW}
     inventory.write_text(json.dumps({"hosts": HOSTS, "bad": bad, "data": data}))
+    return inventory
+
+
+def rollout(folder: Path, bad: str, *arguments: str) -> None:
+    inventory = write_inventory(folder, bad)
     parser = argparse.ArgumentParser()
     options.rollout(parser)
     driver.run(parser.parse_args([str(inventory), "--output", str(folder / "out"), *arguments]))
@@ -52,6 +60,28 @@ def test_bad_release_meets_one_of_twenty_and_the_others_are_not_touched(
     said = capfd.readouterr().out
     assert "1 rolled-back, 19 untouched" in said
     assert max(map(len, said.splitlines())) <= 80
+
+
+def test_interrupted_rollout_ends_what_it_began_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "fleet.slow").touch()
+    program = "import sys; from deploys.fleet import command; from worker import cli"
+    program += f"; command.PYINFRA = (sys.executable, {str(STAND_IN)!r}); cli.main(sys.argv[1:])"
+    inventory = write_inventory(tmp_path, bad="")
+    command_line = [sys.executable, "-c", program, "rollout", inventory, "--output", tmp_path / "out"]
+    with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        try:
+            wait_until(lambda: (tmp_path / "out/gpu-01.log").exists(), 60, "the first host is being deployed")
+            running.send_signal(signal.SIGINT)
+            said = running.communicate(timeout=30)[0]
+        finally:
+            running.kill()
+    assert running.returncode == 130, said
+    assert "`hivewright rollout --resume" in said
+    assert report(tmp_path)["result"] == "interrupted"
+    assert report(tmp_path)["hosts"]["gpu-01"]["fate"] == "pending"
+    (tmp_path / "fleet.slow").unlink()
+    rollout(tmp_path, "", "--batch", "100%", "--resume")
+    assert commits(tmp_path) == dict.fromkeys(HOSTS, NEW)
 
 
 def test_good_release_reaches_twenty_in_batches(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
