@@ -81,6 +81,7 @@ class Network:
         self.cache = cache.load(self._cache_file)
         self.bootnodes = list(swarm.bootnodes)
         self._port = swarm.port or self.cache.port
+        self._came_up = False  # whether the present life of the daemon has been of use
         self._daemon: Daemon | None = None
         self._member: Member | None = None
         self._admission = Admission()
@@ -234,6 +235,7 @@ class Network:
         stopping = asyncio.create_task(self._stopping.wait())
         while not self._stopping.is_set():
             started = time.monotonic()
+            self._came_up = False
             session = asyncio.create_task(self._session())
             await asyncio.wait({session, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not session.done():
@@ -242,6 +244,8 @@ class Network:
                 return
             self._note_failure(session.exception())
             failures = 0 if time.monotonic() - started > LONGEST_RESTART_PAUSE_SECONDS else failures + 1
+            if self._came_up:  # it was killed, or the network went: no reason to wait long
+                failures = min(failures, 2)
             pause = min(0.25 * 2**failures, LONGEST_RESTART_PAUSE_SECONDS) * self.rng.uniform(0.5, 1.5)
             await asyncio.wait({stopping}, timeout=pause)
             self.num_restarts += 1
@@ -270,6 +274,7 @@ class Network:
             await daemon.serve(PROTOCOL, self._serve)
             membership = await Membership.start(daemon, timeout)
             self.link_up.set()
+            self._came_up = True
             log.info("network up peer=%s addresses=%s", daemon.peer_id, ",".join(daemon.addresses))
             lookout = Lookout(self, daemon, membership)
             tasks = [asyncio.create_task(lookout.run()), asyncio.create_task(daemon.died.wait())]
