@@ -27,7 +27,7 @@ from rich.table import Table
 from worker import environments
 from worker.chain.audits import AUDIT_FOLDER
 from worker.chain.coordinator import Coordinator, Event
-from worker.errors import BadRecord, ResourceError, SwarmError
+from worker.errors import BadRecord, ResourceError, SettingsError, SwarmError
 from worker.log import printable
 from worker.records import milli_reward
 from worker.resources import lock_folder
@@ -227,8 +227,12 @@ class Report:
 def run(settings: Settings, options: argparse.Namespace) -> None:
     """Audit once, write the report, and print it.
 
-    Raises ChainUnreachable or ChainError if the chain can't be read, SettingsError for unknown task families.
+    Raises ChainUnreachable or ChainError if the chain can't be read, SettingsError for unknown task families,
+    or a folder of groups that is none.
     """
+    for groups in options.groups:
+        if not groups.is_dir():
+            raise SettingsError(f"--groups {groups}: no such folder; expected a node's groups/, below its state folder")
     folder = options.output or settings.audit.state_dir or settings.keeper.state_dir / AUDIT_FOLDER
     report = audit(settings, folder, options.groups, options.rounds, options.sample)
     if options.json:

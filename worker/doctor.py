@@ -26,7 +26,7 @@ from worker import __version__, bundle, enrolment, environments, resources
 from worker.chain import accounts
 from worker.chain.coordinator import Coordinator
 from worker.errors import ChainUnreachable, ResourceError, WorkerError
-from worker.log import printable
+from worker.log import discreet, printable
 from worker.policy import choice, probe
 from worker.settings import Settings
 from worker.swarm import probe as swarm_probe
@@ -71,13 +71,18 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Every check, one after the other; each takes its own time-out at most."""
     patient = Patient(settings, _running_pid(settings.node.state_dir))
     for check in CHECKS:
-        try:
-            yield from check(patient)
-        except WorkerError as error:
-            # The errors that a worker itself would stop with carry cause and fix in one line.
-            cause, _, fix = str(error).partition("; ")
-            verdict: Verdict = "warning" if isinstance(error, ChainUnreachable) else "refuse"
-            yield Finding(check.__name__.removeprefix("_"), verdict, printable(cause), printable(fix))
+        for finding in _findings(check, patient):
+            yield dataclasses.replace(finding, cause=discreet(finding.cause), fix=discreet(finding.fix))
+
+
+def _findings(check: Callable[["Patient"], Iterator[Finding]], patient: "Patient") -> Iterator[Finding]:
+    try:
+        yield from check(patient)
+    except WorkerError as error:
+        # The errors that a worker itself would stop with carry cause and fix in one line.
+        cause, _, fix = str(error).partition("; ")
+        verdict: Verdict = "warning" if isinstance(error, ChainUnreachable) else "refuse"
+        yield Finding(check.__name__.removeprefix("_"), verdict, printable(cause), printable(fix))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from worker.errors import SettingsError
 
 SETTINGS_VERSION = 1
+MAX_FILE_BYTES = 1 << 20
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -533,12 +534,18 @@ def load(path: Path) -> Settings:
     """Read a settings file. Raises SettingsError, with one line, for whatever is wrong with it."""
     source = f"settings file {path}"
     try:
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise SettingsError(f"{source}: is a device or a pipe; expected a YAML file")
+        if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
+            raise SettingsError(f"{source}: has {path.stat().st_size:,} bytes; expected at most {MAX_FILE_BYTES:,}")
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(f"{source}: can't be read: {reason}; expected a YAML file") from None
     try:
         raw = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise SettingsError(f"{source}: is nested too deep; expected sections such as `node:`") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""

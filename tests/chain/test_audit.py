@@ -1,5 +1,6 @@
 """Rewards on a real chain held against groups that were really signed; the peers' folders stand in for the network."""
 
+import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,10 @@ import pytest
 from account_service import some_identity
 from eth_account.signers.local import LocalAccount
 
-from worker import audit
+from worker import audit, settings
 from worker.audit import Auditor, Finding, Report
 from worker.chain.client import Call
-from worker.errors import BadRecord
+from worker.errors import BadRecord, SettingsError
 from worker.records import Group, Task, round_seed
 from worker.settings import Swarm
 from worker.swarm import wire
@@ -221,3 +222,12 @@ def test_archive_keeps_the_newest_rounds_and_both_of_one_round(tmp_path) -> None
     assert [archive.find(digest) for digest in digests] == [None, b"9/0", b"9/1", b"10/0"]
     assert Archive(tmp_path / "groups", 2).find(digests[3]) == b"10/0"
     assert Archive(tmp_path / "nowhere", 2).find(digests[3]) is None
+
+
+def test_folder_of_groups_that_is_none_is_refused_before_anything_is_asked(tmp_path) -> None:
+    options = argparse.Namespace(
+        groups=[tmp_path / "nosuch"], output=tmp_path / "audit", rounds=None, sample=None, json=False
+    )
+    with pytest.raises(SettingsError, match="nosuch: no such folder; expected a node's groups/"):
+        audit.run(settings.Settings(), options)
+    assert not (tmp_path / "audit").exists()

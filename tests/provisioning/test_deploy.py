@@ -157,6 +157,36 @@ def test_all_mistakes_stop_the_run_before_any_host_is_connected_to(write_invento
     assert not (tmp_path / "secrets").exists()
 
 
+def test_what_an_inventory_says_in_vain_is_named(tmp_path: Path) -> None:
+    """pyinfra itself would pass over all of it without a word."""
+    inventory = tmp_path / "fleet.py"
+    inventory.write_text(
+        "trainer_learning_rate = 1e-5\ncoordinators = ['hub', 'hub']\nworkers = ['a', ('b', {'slots': 1})]\n"
+        "all = (['a', 'hub'], {'release_ref': 'main'})\n"
+    )
+    assert_refused(
+        pyinfra("-y", inventory, "deploy.py"),
+        f"{inventory}: 3 mistakes; nothing was done on any host",
+        f"{inventory}: trainer_learning_rate: stands by itself, where it counts for no host; put it into the data of a "
+        "host, or of all",
+        f"{inventory}: coordinators: hub is there 2 times; expected each host once",
+        f"{inventory}: workers: b is not in all; add it there",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"workers = [\n    ('a', {'slots': auto})]\n", " line 2: NameError: name 'auto' is not defined"),
+        (b"import nosuch\n", " line 1: ModuleNotFoundError: No module named 'nosuch'"),
+        (b"\xff\xfe", ": is not UTF-8 text; expected Python, a copy of inventory/example.py"),
+    ],
+)
+def test_inventory_that_is_no_sound_python_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "fleet.py").write_bytes(content)
+    assert_refused(pyinfra("-y", tmp_path / "fleet.py", "deploy.py"), f"{tmp_path}/fleet.py{message}")
+
+
 def test_wrong_key_does_not_need_a_host_that_can_be_reached(tmp_path: Path) -> None:
     inventory = tmp_path / "fleet.py"
     data = {"ssh_port": 1, "slot": 1, "release_repository": "h.git", "release_ref": COMMIT}

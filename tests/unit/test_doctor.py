@@ -72,6 +72,13 @@ def test_silent_account_service_is_a_warning_because_a_worker_practises_without(
     assert found["identity"].verdict == "refuse"
 
 
+def test_no_finding_shows_the_password_of_an_address(enrolled: Path) -> None:
+    alone = settings_of(enrolled, chain={"account_url": "http://user:pass-word@127.0.0.1:9", "timeout_seconds": 1.0})
+    said = " ".join(finding.cause + finding.fix for finding in doctor.examine(alone))
+    assert "127.0.0.1:9" in said
+    assert "pass-word" not in said
+
+
 def test_worker_that_runs_keeps_its_port_and_its_memory(enrolled: Path) -> None:
     with socket.socket() as taken, resources.lock_folder(enrolled, "node.state_dir"):
         taken.bind(("127.0.0.1", 0))

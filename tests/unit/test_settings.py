@@ -1,5 +1,6 @@
 """Settings: what is wrong is said in one line, exactly; what is right survives a round trip."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -110,6 +111,19 @@ def test_file_that_is_missing_or_binary_is_explained(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SettingsError, match="can't be read: not UTF-8 text; expected a YAML file"):
         settings.load(tmp_path / "binary.yaml")
+
+
+def test_file_that_no_person_wrote_is_refused_before_it_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(SettingsError, match=f"settings file {file}: is a device or a pipe; expected a YAML file"):
+            settings.load(file)
+    (tmp_path / "huge.yaml").write_bytes(b"a" * (2 << 20))
+    with pytest.raises(SettingsError, match="has 2,097,152 bytes; expected at most 1,048,576"):
+        settings.load(tmp_path / "huge.yaml")
+    (tmp_path / "deep.yaml").write_text("[" * 20_000 + "]" * 20_000)
+    with pytest.raises(SettingsError, match="is nested too deep"):
+        settings.load(tmp_path / "deep.yaml")
 
 
 def test_dump_and_load_give_the_same_settings(tmp_path):
