@@ -26,6 +26,7 @@ IGNORED = (
     "ansible_python_interpreter", "ansible_connection", "ansible_become_method", "ansible_shell_type",
     "ansible_ssh_common_args",
 )  # fmt: skip
+_MAX_HOSTS = 10_000
 _RANGE = re.compile(r"\[(\w+):(\w+)(?::(\d+))?\]")
 
 
@@ -194,12 +195,12 @@ def _expand(pattern: str) -> Iterator[str]:
     if found is None:
         yield pattern
         return
-    first, last, step = found[1], found[2], int(found[3] or 1)
-    if first.isdecimal() and last.isdecimal():
-        middles = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1, step)]
-    else:
-        middles = [chr(n) for n in range(ord(first[0]), ord(last[0]) + 1, step)]
-    for middle in middles:
+    first, last, step = found[1], found[2], int(found[3] or 1) or 1
+    is_decimal = first.isdecimal() and last.isdecimal()
+    numbers = range(int(first), int(last) + 1, step) if is_decimal else range(ord(first[0]), ord(last[0]) + 1, step)
+    if len(numbers) > _MAX_HOSTS:
+        raise SettingsError(f"{pattern}: {len(numbers):,} hosts; expected at most {_MAX_HOSTS:,} in one line")
+    for middle in (str(n).zfill(len(first)) if is_decimal else chr(n) for n in numbers):
         yield from _expand(pattern[: found.start()] + middle + pattern[found.end() :])
 
 

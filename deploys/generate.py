@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import pprint
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ ACCESS = {
     "ssh_hostname": str, "ssh_port": int, "ssh_user": str, "ssh_key": str, "ssh_known_hosts_file": str,
     "ssh_strict_host_key_checking": str, "_sudo": bool,
 }  # fmt: skip
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 HEADER = '"""Made by `hivewright inventory {form} {file}`; inventory/example.py explains every key."""\n'
 
 
@@ -48,11 +50,14 @@ def run(options: argparse.Namespace) -> None:
 def inventory_text(form: str, file: Path) -> str:
     """The inventory that FILE makes. Raises SettingsError, a line for each thing that is wrong with it."""
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text()
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")  # Excel's
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(f"{file}: can't be read: {reason}; expected {FORMS[form].expected}") from None
-    listed = FORMS[form].read(text, str(file))
+    try:
+        listed = FORMS[form].read(text, str(file))
+    except RecursionError:
+        raise SettingsError(f"{file}: is nested too deep; expected {FORMS[form].expected}") from None
     if not listed:
         raise SettingsError(f"{file}: no hosts; expected {FORMS[form].expected}")
     _check(listed)
@@ -68,6 +73,10 @@ def _check(listed: Iterable[Listed]) -> None:
         if one.name in first:
             lines.append(f"{one.source}: {one.name}: stands in {first[one.name].source} too; expected a host once")
         first.setdefault(one.name, one)
+        if not _NAME.fullmatch(one.name):
+            lines.append(
+                f"{one.source}: name: got {one.name!r}; expected letters, digits, dots, hyphens or underscores"
+            )
         lines += _wrong_access(one)
     # A list does not say which swarm it is that its workers join.
     joins = {} if any(one.group == COORDINATORS for one in listed) else {"swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1"]}

@@ -85,6 +85,11 @@ def test_csv_columns_are_keys_and_cells_are_values(tmp_path: Path) -> None:
     }
 
 
+def test_csv_of_a_spreadsheet_may_begin_with_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes("name,slots\ngpu-1,1\n".encode("utf-8-sig"))
+    assert "gpu-1" in generate.inventory_text("csv", tmp_path / "list.csv")
+
+
 def test_all_mistakes_of_a_csv_are_named_at_once_with_their_lines(tmp_path: Path) -> None:
     text = "name,slots,ssh_port,modle_name\ngpu-1,two,22,\ngpu-2,1,http,tiny\ngpu-1,1,,\n"
     assert refused("csv", text, tmp_path) == [
@@ -110,6 +115,10 @@ def test_all_mistakes_of_a_csv_are_named_at_once_with_their_lines(tmp_path: Path
             ],
         ),
         ("name\n", [f"LIST: no hosts; expected {TABLE}"]),
+        (
+            "name,slots\n../../etc,1\n",
+            ["LIST line 2: name: got '../../etc'; expected letters, digits, dots, hyphens or underscores"],
+        ),
     ],
 )  # fmt: skip
 def test_csv_that_is_no_table_of_hosts_is_refused(text: str, lines: list[str], tmp_path: Path) -> None:
@@ -148,6 +157,8 @@ def test_ansible_inventory_keeps_hosts_ways_to_them_and_our_keys(text: str, name
         ("---\n- a\n", ["LIST: got ['a']; expected groups with hosts, vars and children"]),
         ("all:\n  host: {a: }\n", ["LIST: group all: got {'host': {'a': None}}; expected hosts, vars and children"]),
         ("all:\n  hosts: {a\n", ["LIST line 3: not YAML: "]),
+        ("g[1:99999999]\n", ["g[1:99999999]: 99,999,999 hosts; expected at most 10,000 in one line"]),
+        ("---\na: " + "[" * 20_000 + "]" * 20_000, ["LIST: is nested too deep; expected "]),
     ],
 )
 def test_ansible_inventory_that_can_not_be_read_is_refused(text: str, lines: list[str], tmp_path: Path) -> None:
