@@ -65,6 +65,9 @@ def test_epsilon_high_of_none_is_epsilon():
 
 
 def test_kl_term_is_the_hand_computed_one():
-    logprobs, reference = torch.tensor([-1.0]), torch.tensor([-1.5])
-    loss, _ = token_losses(logprobs, logprobs, torch.tensor([0.0]), settings.Trainer(beta=0.1), reference)
+    logprobs, reference = torch.tensor([-1.0], requires_grad=True), torch.tensor([-1.5])
+    loss, _ = token_losses(logprobs, logprobs.detach(), torch.tensor([0.0]), settings.Trainer(beta=0.1), reference)
     assert loss.item() == pytest.approx(0.1 * (math.exp(-0.5) + 0.5 - 1), rel=1e-5)
+    loss.backward()
+    # ratio x (exp(gap) - gap - 1): the ratio's own gradient takes away exp(gap) - 1, and leaves -gap.
+    assert logprobs.grad.item() == pytest.approx(0.1 * 0.5, rel=1e-5)

@@ -9,6 +9,7 @@ import torch
 from worker import settings
 from worker.errors import TrainingError
 from worker.policy.policy import Policy, load
+from worker.policy.scoring import completion_logprobs
 from worker.records import ScoredGroup, Task
 from worker.trainer.trainer import Trainer
 
@@ -67,8 +68,13 @@ def weights(policy):
 
 
 def backward(policy, groups, generation=GENERATION, old_shift=None, **options):
-    """Loss, gradients and sequences of one pass over `groups`; `old_shift` moves the old log-probabilities."""
+    """Loss, gradients and sequences of one pass over `groups`; `old_shift` moves the old log-probabilities.
+
+    `reference`, where there is one, is not the policy itself, whose KL would be 0.
+    """
     trainer = Trainer(policy, settings.Trainer(**options), generation)
+    if trainer._reference is not None:
+        shift(trainer._reference.model)
     batch = [s for g in groups for s in trainer._read(g)]
     trainer._weigh(batch)
     loss, clip_ratio = trainer._backward(batch, is_first=True)
@@ -81,8 +87,17 @@ def backward(policy, groups, generation=GENERATION, old_shift=None, **options):
         clip_ratio=clip_ratio,
         gradients={n: p.grad.clone() for n, p in policy.model.named_parameters()},
         batch=batch,
+        reference=trainer._reference,
         num_micro_batches=len(list(trainer._split(batch))),
     )
+
+
+@torch.no_grad()
+def shift(model):
+    """Another model of the same shape, always the same one."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
 
 
 def assert_same_gradients(ours, theirs, tolerance):
@@ -201,6 +216,8 @@ def as_trl_inputs(batch):
         ({"loss_type": "dapo"}, 1.0, None),
         ({"loss_type": "dapo"}, 0.7, 0.26),  # some ratios are outside 0.8 to 1.28, some inside
         ({"loss_type": "grpo", "mask_truncated_completions": True, "epsilon_high": None}, 1.0, 0.24),
+        ({"loss_type": "dapo", "beta": 0.3}, 0.7, 0.26),
+        ({"loss_type": "grpo", "beta": 0.3}, 1.0, None),
     ],
 )
 def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, temperature, old_shift):
@@ -220,6 +237,13 @@ def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, te
         width = inputs["completion_ids"].shape[1]
         rows = [torch.nn.functional.pad(s.old_logprobs, (0, width))[:width] for s in ours.batch]
         inputs["old_per_token_logps"] = torch.stack(rows)
+    trl_trainer.beta = trainer_settings.beta
+    if ours.reference is not None:
+        rows = [[list(getattr(s, name)) for s in ours.batch] for name in ("prompt_ids", "token_ids")]
+        with torch.no_grad():
+            inputs["ref_per_token_logps"] = completion_logprobs(
+                ours.reference.model, *rows, range(len(ours.batch)), temperature
+            )
     trl_trainer.model.train()
     trl_trainer.model.zero_grad()
     loss = trl_trainer._compute_loss(trl_trainer.model, inputs)

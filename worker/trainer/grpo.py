@@ -59,7 +59,9 @@ def token_losses(
     loss_M = -torch.min(ratio_M * advantages_M, clipped_M * advantages_M)
     if trainer.beta and reference_logprobs_M is not None:
         gap_M = reference_logprobs_M - logprobs_M
-        loss_M = loss_M + trainer.beta * (torch.exp(gap_M) - gap_M - 1)
+        # The tokens are of the old policy: the ratio makes the gradient that of the KL itself (arXiv 2512.02556; TRL's
+        # use_bias_correction_kl, its default).
+        loss_M = loss_M + trainer.beta * ratio_M * (torch.exp(gap_M) - gap_M - 1)
     too_low_M = (ratio_M < 1 - trainer.epsilon) & (advantages_M < 0)
     too_high_M = (ratio_M > 1 + high) & (advantages_M > 0)
     return loss_M, too_low_M | too_high_M
