@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import torch
@@ -130,6 +131,28 @@ def test_checkpoint_holds_the_adapters_only_and_goes_on_number_for_number(pristi
     assert observed == expected
     with pytest.raises(ModelError, match=r"do not fit hivewright/tiny; set model/name and trainer/lora back"):
         checkpoint.restore(tmp_path, make_trainer(pristine, lora=None))
+
+
+def test_checkpoint_of_adapters_goes_on_beside_its_own_weights_only(pristine, tmp_path):
+    path = checkpoint.save(tmp_path, make_trainer(pristine), {}, keep=1)
+    with pytest.raises(
+        ModelError, match=r"is of lora_alpha 8, and this node's is 800; set model/name and trainer/lora"
+    ):
+        checkpoint.restore(tmp_path, make_trainer(pristine, lora=settings.Lora(rank=4, alpha=800)))
+    other = Policy(copy.deepcopy(pristine.model), pristine.tokenizer, pristine.name)
+    with torch.no_grad():
+        other.model.model.layers[1].mlp.up_proj.weight.mul_(1.1)
+    with pytest.raises(
+        ModelError, match=r"is of base_weights [0-9a-f]{16}, and this node's is [0-9a-f]{16}; set model/name"
+    ):
+        checkpoint.restore(tmp_path, Trainer(other, settings.Trainer(lora=LORA), GENERATION))
+    # Loaded in another type they are the same weights; and a checkpoint that says less of itself is taken as it is.
+    assert checkpoint.restore(tmp_path, make_trainer(pristine, torch.bfloat16)) == {}
+    record = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(
+        json.dumps({k: v for k, v in record.items() if k not in ("lora_alpha", "base_weights")})
+    )
+    assert checkpoint.restore(tmp_path, make_trainer(pristine)) == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -204,6 +204,16 @@ def test_checkpoint_of_another_model_is_a_model_error(pristine, tmp_path):
         checkpoint.restore(tmp_path, Trainer(other, settings.Trainer(), GENERATION))
 
 
+def test_checkpoint_of_a_model_of_the_same_shapes_is_refused_by_its_name(pristine, tmp_path):
+    checkpoint.save(tmp_path, make_trainer(pristine), {}, keep=1)
+    instructed = Policy(copy.deepcopy(pristine.model), pristine.tokenizer, "owner/model-Instruct")
+    with pytest.raises(
+        ModelError,
+        match=r"is of model hivewright/tiny, and this node's is owner/model-Instruct; set model/name .* back, or move",
+    ):
+        checkpoint.restore(tmp_path, Trainer(instructed, settings.Trainer(), GENERATION))
+
+
 def test_full_disk_leaves_the_old_checkpoint_and_says_so(pristine, tmp_path):
     trainer = make_trainer(pristine)
     checkpoint.save(tmp_path, trainer, {"round": 1}, keep=1)

@@ -5,6 +5,7 @@ transformers' generation, goes through them. Whoever reads a layer's `weight` re
 and `merged_weights` read it with it.
 """
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from worker import settings
 from worker.errors import ModelError
 
 _ADAPTER = "default"  # peft's name for the only one
+_NUM_COMPARED = 64
+"""Values of a weight that are enough to tell it from another model's."""
 
 
 def attach(model: Any, lora: settings.Lora) -> None:
@@ -46,6 +49,18 @@ def attach(model: Any, lora: settings.Lora) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def fingerprint(model: Any) -> str:
+    """Of the weights that adapters sit beside: some values of each, of whatever type. Two models differ in it."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            values = parameter.detach().flatten()
+            # As bfloat16: the same model may be loaded as float32 today, and on another machine as bfloat16.
+            some = values[:: max(1, values.numel() // _NUM_COMPARED)].bfloat16().cpu()
+            digest.update(name.encode() + some.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def has_adapters(model: Any) -> bool:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 _FIELDS = {"version": int, "model": str, "steps": int, "nonfinite_steps": int, "state": dict}
+_ADVICE = "set model/name and trainer/lora back, or move the checkpoints away to start anew"
 _PREFIX, _UNFINISHED, _DOOMED = "checkpoint-", ".unfinished-", ".doomed-"
 
 State = dict[str, Any]
@@ -87,7 +88,7 @@ def _write(path: Path, trainer: Trainer, state: State) -> None:
     save_file(_training_tensors(trainer), path / "optimizer.safetensors")
     record = {
         "version": VERSION,
-        "model": trainer.policy.name,
+        **trainer.origin,
         "steps": trainer.steps,
         "nonfinite_steps": trainer.nonfinite_steps,
         "state": state,
@@ -123,8 +124,12 @@ def _check(path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: di
     if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in trainer.parameters.items()}:
         raise ModelError(
             f"checkpoint {path}: is of model {record['model']}, whose weights do not fit {trainer.policy.name}; "
-            "set model/name and trainer/lora back, or move the checkpoints away to start anew"
+            f"{_ADVICE}"
         )
+    for what, ours in trainer.origin.items():
+        theirs = record.get(what, ours)  # checkpoints of 0.1.0 say nothing of adapters
+        if theirs != ours:
+            raise ModelError(f"checkpoint {path}: is of {what} {theirs}, and this node's is {ours}; {_ADVICE}")
     expected = _expected_shapes(trainer, weights, tensors)
     found = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("random.")}
     if odd := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):

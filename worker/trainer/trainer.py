@@ -51,7 +51,8 @@ class Trainer:
     """Trains `policy` in place. Everything that a checkpoint needs: `parameters`, `optimizer`, `masters`, `steps`,
     `nonfinite_steps`.
 
-    `parameters` are the policy's weights that are trained, by name: all, or with `trainer.lora` the adapters.
+    `parameters` are the policy's weights that are trained, by name: all, or with `trainer.lora` the adapters; `origin`
+    says what they have been trained from, which their shapes do not tell.
     `dropped` counts, over the trainer's life, groups that a step could not use, by reason.
     """
 
@@ -65,8 +66,10 @@ class Trainer:
         self._budget_key = ""
         self._settings = trainer
         self._generation = generation
+        self.origin: dict[str, str | int] = {"model": policy.name}
         if trainer.lora is not None:
             adapters.attach(policy.model, trainer.lora)
+            self.origin |= {"lora_alpha": trainer.lora.alpha, "base_weights": adapters.fingerprint(policy.model)}
         self._scorer = Scorer(policy.model)
         self._reference = self._make_reference()
         self.parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
