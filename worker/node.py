@@ -1,8 +1,9 @@
 """The round loop: answer, share, learn, earn. The only place that knows all the parts.
 
 The order of a round's end is what makes a crash harmless: the ledger first (fsync), then the checkpoint, then the
-history. A node that dies in between does that round again with the same weights and the same seeds, publishes the same
-groups, and finds its reward in the ledger already.
+history. A node that dies before the checkpoint does that round again with the same weights and the same seeds,
+publishes the same groups, and finds its reward in the ledger already; one that dies after it finds the round's line of
+the history in the checkpoint.
 """
 
 import logging
@@ -98,6 +99,8 @@ class Node:
         self.policy = policies.load(model)
         self.policy.require_context(settings.generation)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
+        self.last_record: dict[str, Any] | None = None
+        self.rounds_unsaved = 0
         self.last_round = self._resume()
         # First what generates, which stays in memory; then training measures what is left.
         self.policy.prepare(settings.generation, self.folder / "rows.json")
@@ -192,13 +195,14 @@ class Node:
 
     def _book(self, tick: Tick, record: RoundRecord) -> None:
         """Write the round down: checkpoint, then history. The ledger was first: see the module."""
-        self.last_round = tick.round
+        self.last_round, self.last_record = tick.round, asdict(record)
+        self.rounds_unsaved += 1
         self.status.levels = self.environment.levels
         saved = None
-        if self.status.rounds_trained % self.settings.node.checkpoint_every == 0 or self._finished():
+        if self.rounds_unsaved >= self.settings.node.checkpoint_every or self._finished():
             saved = self._checkpoint()
         record.append(self.folder)
-        self._see_round(asdict(record))
+        self._see_round(self.last_record)
         if self.hub is not None and saved is not None and self.hub.is_due(self.status.rounds_trained):
             card = model_card(self.settings, self.status, status.read_rounds(self.folder))
             # A checkpoint of adapters is no model: the merged one is made for the push.
@@ -356,11 +360,17 @@ class Node:
         if state is None:
             return -1
         numbers = [n for name in ("round", "rounds_trained", "practice_steps") if type(n := state.get(name)) is int]
-        if len(numbers) < 3:
+        self.last_record = state.get("record")
+        try:
+            if len(numbers) < 3:
+                raise ValueError("expected whole numbers for round, rounds_trained and practice_steps")
+            if self.last_record is not None:
+                status.complete_rounds(self.folder, self.last_record)
+        except ValueError as error:
             raise TrainingError(
-                f"checkpoint in {self.folder / 'checkpoints'}: its state is {state}; expected whole numbers for round, "
-                "rounds_trained and practice_steps; move it away to go on from the one before"
-            )
+                f"checkpoint in {self.folder / 'checkpoints'}: its state is {state}: {error}; "
+                "move it away to go on from the one before"
+            ) from None
         self.status.round, self.status.rounds_trained, self.status.practice_steps = numbers
         for record in status.read_rounds(self.folder)[-1:]:
             self._see_round(record)
@@ -382,11 +392,13 @@ class Node:
         self.policy.tokenizer.save_pretrained(folder)
 
     def _checkpoint(self) -> Path:
+        self.rounds_unsaved = 0
         return checkpoint.save(
             self.folder / "checkpoints",
             self.trainer,
             {
                 "round": self.last_round,
+                "record": self.last_record,
                 "rounds_trained": self.status.rounds_trained,
                 "practice_steps": self.status.practice_steps,
                 "environment": self.environment.state(),

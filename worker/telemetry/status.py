@@ -131,13 +131,27 @@ class RoundRecord:
             file.write(json.dumps(asdict(self)).encode() + b"\n")
 
 
+_RECORD = TypeAdapter(RoundRecord)
+
+
+def complete_rounds(state_dir: Path, record: dict[str, Any]) -> None:
+    """Add the round that a checkpoint holds, if a crash came before its line. Raises ValueError if it is no round."""
+    last = _RECORD.validate_python(record)
+    if last.round not in [line["round"] for line in read_rounds(state_dir)]:
+        last.append(state_dir)
+
+
 def read_rounds(state_dir: Path) -> list[dict[str, Any]]:
-    """All rounds that the node finished, oldest first. A last line that a crash cut short is left out."""
+    """All rounds that the node finished, oldest first. A last line that a crash cut short is left out.
+
+    A round that was made again, from the checkpoint before it, has two lines: the later one counts.
+    """
     try:
         lines = (state_dir / "rounds.jsonl").read_text().splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    rounds = [json.loads(line) for line in lines if line.endswith("\n")]
+    return list({record["round"]: record for record in rounds}.values())
 
 
 def _is_running(pid: int) -> bool:

@@ -1,0 +1,87 @@
+"""The round loop itself, of a node alone with the small model."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from worker import enrolment, settings
+from worker.node import Node
+from worker.telemetry import status
+
+ROOT = Path(__file__).parents[2]
+
+
+def enrolled(folder: Path, **flat) -> settings.Settings:
+    """Settings of a node without peers and without a chain, enrolled."""
+    made = settings.from_flat(
+        {
+            "node_state_dir": str(folder), "node_min_free_disk_mb": 1, "node_max_rounds": 6, "model_device": "cpu",
+            "environment_families": [{"name": "gcd", "level": 0}, {"name": "basic_arithmetic", "level": 0}],
+            "environment_tasks_per_round": 4, "generation_max_prompt_length": 128,
+            "generation_max_completion_length": 8, "trainer_learning_rate": 3e-4, "swarm_enabled": False, **flat,
+        },
+        "test",
+    )  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    enrolment.run(made)
+    return made
+
+
+def make_node(checked: settings.Settings) -> Node:
+    torch.set_num_threads(1)
+    return Node(checked, *enrolment.load(checked))
+
+
+def train(checked: settings.Settings) -> Node:
+    node = make_node(checked)
+    node.train()
+    node.close()
+    return node
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from worker import node, settings
+append = node.RoundRecord.append
+def append_or_die(record, folder):
+    if record.round == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    append(record, folder)
+node.RoundRecord.append = append_or_die
+node.run(settings.load(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("checkpoint_every", "killed_at", "num_lines"),
+    [(1, 3, 6), (3, 4, 7)],  # after the checkpoint, before the line; and a round after one, which is made again
+)
+def test_history_has_each_round_once_whenever_the_node_is_killed(tmp_path, checkpoint_every, killed_at, num_lines):
+    checked = enrolled(tmp_path, node_checkpoint_every=checkpoint_every)
+    file = tmp_path / "settings.yaml"
+    file.write_text(settings.dump(checked))
+    killed = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(file), str(killed_at)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    train(checked)
+    assert [line["round"] for line in status.read_rounds(tmp_path)] == list(range(6))
+    assert len((tmp_path / "rounds.jsonl").read_text().splitlines()) == num_lines
+
+
+def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, monkeypatch):
+    node = make_node(enrolled(tmp_path, node_checkpoint_every=3))
+    monkeypatch.setattr(node.environment, "score", lambda task, texts: [0.0] * len(texts))  # no signal
+    for _ in range(4):
+        node._train_round(node._next_round())
+    node.close()
+    assert [line["skipped"] for line in status.read_rounds(tmp_path)] == ["no-signal"] * 4
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-00000001"]
