@@ -181,14 +181,17 @@ def test_engine_computes_in_bfloat16_when_asked():
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=0.1)
 
 
-@pytest.fixture(params=["this machine's", "without float16"])
+LESSER = {"without float16": ["-mno-avx512fp16"], "with AVX2": ["-mno-avx512f"], "without AVX": ["-mno-avx"]}
+
+
+@pytest.fixture(params=["this machine's", *LESSER])
 def functions(request):
-    """The products that this machine compiles, and those of one that does not compute in float16."""
+    """The operations that this machine compiles, and those of processors with less."""
     if request.param == "this machine's":
         return native.load()
     if platform.machine() != "x86_64":
-        pytest.skip("only x86-64 has both")
-    return native.load("-mno-avx512fp16")
+        pytest.skip("only x86-64 has others")
+    return native.load(*LESSER[request.param])
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, 12, 16, 37])
@@ -212,6 +215,19 @@ def test_numbers_beyond_float16_are_multiplied_as_exactly_as_others(functions, s
     x, weight = x.double(), weight.double()
     error = native.Panels(weight.float(), None, functions)(x.float()).double() - x @ weight.T
     assert (error.abs() < 2e-3 * x.norm(dim=1)[:, None] * weight.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize(("heads", "head_dim"), [((4, 2), 64), ((3, 1), 24), ((2, 2), 10)])
+def test_every_processor_samples_the_same(functions, heads, head_dim):
+    shape = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], "head_dim": head_dim, "hidden_size": 48}
+    model = make_model("gemma2", sliding_window=20, **shape)
+    options = {"num_generations": 6, "max_completion_length": 40, "temperature": 1.3}
+    engine = make_engine("lean", model)
+    engine.decoder.native = functions
+    ours, theirs = (answer(e, **options) for e in (engine, make_engine("cached", model)))
+    for row, expected in zip((r for g in ours for r in g), (r for g in theirs for r in g), strict=True):
+        assert row.token_ids == expected.token_ids
+        assert row.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

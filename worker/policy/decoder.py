@@ -283,7 +283,7 @@ class NativeBatch(LeanBatch):
         normed = torch.empty_like(x)
         attended = x.new_empty((R, weights.num_heads * weights.head_dim))
         room = self._prompt_keys[0].shape[3] + self._values[0].shape[2]
-        scores = x.new_empty((R * weights.num_kv_heads, room))
+        scores = x.new_empty((R * weights.num_kv_heads, 2, room))
         added: Tensor | None = None
         for i, layer in enumerate(weights.layers):
             self._add_norm(x, added, layer.attention_norm, normed)

@@ -172,11 +172,11 @@ def disagreement(ours: Decoder, theirs: Decoder, num_tokens: int, device: torch.
 
 
 def _find_dtype(model: Any, name: str) -> torch.dtype:
-    """auto: on a CPU bfloat16 where that is fast (AMX; or AVX-512, with our own operations); else the model's own."""
+    """auto: on a CPU bfloat16 where that is fast (AMX; or AVX2, with our own operations); else the model's own."""
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
     if model.device.type == "cpu":
-        has_vectors = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        has_vectors = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
         if torch.cpu._is_amx_tile_supported() or (has_vectors and native.load() is not None):
             return torch.bfloat16
     dtype: torch.dtype = model.dtype

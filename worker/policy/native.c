@@ -2,10 +2,10 @@
  * float32, row-major. R rows, H query heads, K key heads, Q = H / K, D numbers of a head, L room for prompt tokens.
  * native.py compiles this, with -ffast-math, and calls it; decoder.py does the same in torch and says what it means. */
 #include <math.h>
-#include <stdint.h>
 
-typedef float floats __attribute__((vector_size(64)));
-typedef float loose __attribute__((vector_size(64), aligned(4), may_alias)); /* anywhere in memory */
+#include "vectors.h"
+
+enum { pair = 2 }; /* queries treated at once: keys and values are then read half as often */
 
 static float inverse_rms(const float *x, int64_t n, float eps) {
     float sum = 0;
@@ -54,20 +54,30 @@ void turn_heads(float *restrict qkv, const float *restrict turn, const float *re
     }
 }
 
-/* scores[t] of one query for tokens from..to of keys (D, room), softly capped; returns the largest. Works in steps of
- * 64 tokens, of which `room` is a multiple: what lies around the tokens is computed, too, and not looked at. */
-static float score(const float *restrict query, const float *restrict keys, float *restrict scores, int64_t from,
-                   int64_t to, int64_t D, int64_t room, float cap) {
-    for (int64_t start = from / 64 * 64; start < to; start += 64) {
-        floats sums[4] = {0};
+/* scores (queries, width) of tokens from..to of keys (D, room) for queries (queries, D), one or two. Works in steps of
+ * four vectors, of which `room` is a multiple: what lies around the tokens is computed, too, and not looked at. */
+static inline __attribute__((always_inline)) void score(const int queries, const float *restrict query,
+                                                        const float *restrict keys, float *restrict scores, int64_t from,
+                                                        int64_t to, int64_t D, int64_t room, int64_t width) {
+    const int64_t step = 4 * lanes;
+    for (int64_t start = from / step * step; start < to; start += step) {
+        floats sums[pair][4] = {0};
         for (int64_t d = 0; d < D; d++) {
             const loose *key = (const loose *)(keys + d * room + start);
+#pragma GCC unroll 2
+            for (int q = 0; q < queries; q++)
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) sums[i] += query[d] * key[i];
+                for (int i = 0; i < 4; i++) sums[q][i] += query[q * D + d] * key[i];
         }
+#pragma GCC unroll 2
+        for (int q = 0; q < queries; q++)
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) *(loose *)(scores + start + i * 16) = sums[i];
+            for (int i = 0; i < 4; i++) *(loose *)(scores + q * width + start + i * lanes) = sums[q][i];
     }
+}
+
+/* The largest of scores from..to, which are softly capped first where `cap` is given. */
+static float find_largest(float *restrict scores, int64_t from, int64_t to, float cap) {
     float largest = -3e38f;
     if (cap > 0)
         for (int64_t t = from; t < to; t++) scores[t] = cap * tanhf(scores[t] / cap);
@@ -75,55 +85,105 @@ static float score(const float *restrict query, const float *restrict keys, floa
     return largest;
 }
 
-/* out (D) += exp(scores - largest) @ values (room, D); returns the sum of the weights. */
-static float gather(float *restrict scores, const float *restrict values, float *restrict out, int64_t from, int64_t to,
-                    int64_t D, float largest) {
+/* Scores from..to become shares, but for their sum, which is returned. */
+static float exponentiate(float *restrict scores, int64_t from, int64_t to, float largest) {
     float total = 0;
     for (int64_t t = from; t < to; t++) {
         scores[t] = expf(scores[t] - largest);
         total += scores[t];
     }
-    int64_t d = 0;
-    for (; d + 16 <= D; d += 16) { /* four sums under way hide the latency of an addition */
-        floats sums[4] = {0};
-        int64_t t = from;
-        for (; t + 4 <= to; t += 4)
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) sums[i] += scores[t + i] * *(const loose *)(values + (t + i) * D + d);
-        for (; t < to; t++) sums[0] += scores[t] * *(const loose *)(values + t * D + d);
-        *(loose *)(out + d) += sums[0] + sums[1] + sums[2] + sums[3];
-    }
-    for (; d < D; d++)
-        for (int64_t t = from; t < to; t++) out[d] += scores[t] * values[t * D + d];
     return total;
 }
 
+/* out (queries, D) += shares (queries, width) from..to @ values (room, D), for so many vectors of the D numbers. */
+static inline __attribute__((always_inline)) void gather_vectors(const int queries, const int vectors,
+                                                                 const float *restrict shares,
+                                                                 const float *restrict values, float *restrict out,
+                                                                 int64_t from, int64_t to, int64_t D, int64_t width) {
+    floats sums[pair][4] = {0};
+    for (int64_t t = from; t < to; t++) {
+        const loose *value = (const loose *)(values + t * D);
+#pragma GCC unroll 2
+        for (int q = 0; q < queries; q++)
+#pragma GCC unroll 4
+            for (int i = 0; i < vectors; i++) sums[q][i] += shares[q * width + t] * value[i];
+    }
+#pragma GCC unroll 2
+    for (int q = 0; q < queries; q++)
+#pragma GCC unroll 4
+        for (int i = 0; i < vectors; i++) *(loose *)(out + q * D + i * lanes) += sums[q][i];
+}
+
+/* The same for all D numbers. */
+static inline __attribute__((always_inline)) void gather(const int queries, const float *restrict shares,
+                                                         const float *restrict values, float *restrict out, int64_t from,
+                                                         int64_t to, int64_t D, int64_t width) {
+    int64_t d = 0;
+    for (; d + 4 * lanes <= D; d += 4 * lanes)
+        gather_vectors(queries, 4, shares, values + d, out + d, from, to, D, width);
+    for (; d + lanes <= D; d += lanes)
+        gather_vectors(queries, 1, shares, values + d, out + d, from, to, D, width);
+    for (; d < D; d++)
+        for (int q = 0; q < queries; q++)
+            for (int64_t t = from; t < to; t++) out[q * D + d] += shares[q * width + t] * values[t * D + d];
+}
+
+/* Tokens from..to of keys (D, room) and values (room, D), and where a query's scores of them go. */
+struct part {
+    const float *keys, *values;
+    float *scores;
+    int64_t from, to, room;
+};
+
+/* out (queries, D): attention of one or two queries of a row to its prompt and its own tokens. */
+static inline __attribute__((always_inline)) void attend_to(const int queries, const float *restrict query,
+                                                            const struct part *parts, float *restrict out, int64_t D,
+                                                            int64_t width, float cap) {
+    float totals[pair] = {0};
+#pragma GCC unroll 2
+    for (const struct part *p = parts; p < parts + 2; p++)
+        score(queries, query, p->keys, p->scores, p->from, p->to, D, p->room, width);
+    for (int q = 0; q < queries; q++) {
+        float largest = -3e38f;
+        for (const struct part *p = parts; p < parts + 2; p++) {
+            const float of_part = find_largest(p->scores + q * width, p->from, p->to, cap);
+            largest = of_part > largest ? of_part : largest;
+        }
+        for (const struct part *p = parts; p < parts + 2; p++)
+            totals[q] += exponentiate(p->scores + q * width, p->from, p->to, largest);
+        for (int64_t d = 0; d < D; d++) out[q * D + d] = 0;
+    }
+#pragma GCC unroll 2
+    for (const struct part *p = parts; p < parts + 2; p++)
+        gather(queries, p->scores, p->values, out, p->from, p->to, D, width);
+    for (int q = 0; q < queries; q++)
+        for (int64_t d = 0; d < D; d++) out[q * D + d] /= totals[q];
+}
+
 /* Attention of one new token for each row, to its prompt's keys (P, K, D, L) and its own (R, K, D, room), the first
- * step + 1 of them. `window`: how many keys it sees, itself included; 0: all. `scores`: (R x K, L + room), room to work
- * in. out (R, H, D). */
+ * step + 1 of them. `window`: how many keys it sees, itself included; 0: all. `scores`: (R x K, 2, L + room), room to
+ * work in. out (R, H, D). */
 void attend(const float *restrict qkv, const float *restrict prompt_keys, const float *restrict prompt_values,
             const float *restrict keys, const float *restrict values, const int64_t *restrict prompt_of,
             const int64_t *restrict lengths, float *restrict scores, float *restrict out, int64_t R, int64_t H, int64_t K,
             int64_t D, int64_t L, int64_t room, int64_t step, int64_t window, float cap) {
-    const int64_t Q = H / K;
+    const int64_t Q = H / K, width = L + room;
     /* Rows of one prompt follow each other under one key head: its keys stay in the cache. */
 #pragma omp parallel for schedule(static) if (R * H * D * (L + step) > 1 << 18)
     for (int64_t i = 0; i < K * R; i++) {
         const int64_t k = i / R, r = i % R, p = prompt_of[r], length = lengths[r];
         const int64_t hidden = window && length + step + 1 > window ? length + step + 1 - window : 0;
-        const int64_t from = hidden < length ? hidden : length, own_from = hidden - from;
-        float *shared_scores = scores + i * (L + room), *own_scores = shared_scores + L;
-        for (int64_t q = 0; q < Q; q++) {
-            const float *query = qkv + (r * (H + 2 * K) + k * Q + q) * D;
-            float *row = out + (r * H + k * Q + q) * D;
-            float a = score(query, prompt_keys + (p * K + k) * D * L, shared_scores, from, length, D, L, cap);
-            float b = score(query, keys + (r * K + k) * D * room, own_scores, own_from, step + 1, D, room, cap);
-            const float largest = a > b ? a : b;
-            for (int64_t d = 0; d < D; d++) row[d] = 0;
-            float total = gather(shared_scores, prompt_values + (p * K + k) * L * D, row, from, length, D, largest);
-            total += gather(own_scores, values + (r * K + k) * room * D, row, own_from, step + 1, D, largest);
-            for (int64_t d = 0; d < D; d++) row[d] /= total;
-        }
+        const int64_t from = hidden < length ? hidden : length, shared = (p * K + k) * D * L, own = (r * K + k) * D * room;
+        float *shared_scores = scores + i * pair * width;
+        const struct part parts[2] = {
+            {prompt_keys + shared, prompt_values + shared, shared_scores, from, length, L},
+            {keys + own, values + own, shared_scores + L, hidden - from, step + 1, room},
+        };
+        const float *query = qkv + (r * (H + 2 * K) + k * Q) * D;
+        float *row = out + (r * H + k * Q) * D;
+        int64_t q = 0;
+        for (; q + pair <= Q; q += pair) attend_to(pair, query + q * D, parts, row + q * D, D, width, cap);
+        if (q < Q) attend_to(1, query + q * D, parts, row + q * D, D, width, cap);
     }
 }
 

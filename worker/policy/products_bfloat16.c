@@ -4,12 +4,23 @@
  *
  * Without -ffast-math: it would add both products of a pair before adding them to the sum, three operations for two. */
 #ifndef __AVX512FP16__ /* else products_float16.c */
-#include <stdint.h>
+#include "vectors.h"
 
-typedef float floats __attribute__((vector_size(64)));
-typedef uint32_t words __attribute__((vector_size(64)));
+/* A tile of the result, `tile` rows of a panel, stands in the processor's registers while its inputs are gone through:
+ * as many sums as leave room for the weights, and enough of them that no addition waits for the one before. */
+#if defined __AVX512F__
+enum { tile = 16 }; /* of 32 registers */
+#elif defined __AVX__ || defined __aarch64__
+enum { tile = 6 }; /* two registers a row, of 16; four, of 32 */
+#else
+enum { tile = 2 };
+#endif
 
-enum { ahead = 1024 }; /* bytes of weights asked for early: without, half the time is waiting for memory */
+enum {
+    vectors = 16 / lanes, /* of a panel's outputs */
+    depth = 512,          /* inputs gone through at a time: their weights stay in the nearest cache for all rows */
+    ahead = 1024          /* bytes of weights asked for early: without, half the time is waiting for memory */
+};
 
 static uint16_t round_to_bfloat16(float x) {
     union { float value; uint32_t bits; } u = {x};
@@ -33,33 +44,50 @@ void pack(const float *restrict weight, uint16_t *restrict panels, int64_t N, in
         }
 }
 
-static inline __attribute__((always_inline)) void multiply_panel(const int rows, const float *restrict x,
-                                                                 const uint16_t *restrict panel, floats *sums, int64_t M) {
-    floats totals[16];
+/* sums (rows, 16) += x (M, 16 of which `rows` are meant) @ panel (M / 2, 16, 2). */
+static inline __attribute__((always_inline)) void multiply_tile(const int rows, const float *restrict x,
+                                                                const uint16_t *restrict panel, float *restrict sums,
+                                                                int64_t M) {
+    floats totals[tile][vectors];
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) totals[r] = sums[r];
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) totals[r][v] = *(const floats *)(sums + r * 16 + v * lanes);
     for (int64_t m = 0; m < M; m += 2, x += 32, panel += 32) {
         __builtin_prefetch((const char *)panel + ahead);
-        const words pairs = *(const words *)panel;
-        const floats first = (floats)(pairs << 16), second = (floats)(pairs & 0xffff0000);
+        floats weights[vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) weights[v] = (floats)(*(const words *)(panel + v * lanes * 2) << 16);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) totals[r] += first * x[r];
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) totals[r][v] += weights[v] * x[r];
+        const uint16_t *again = panel;
+        __asm__("" : "+r"(again)); /* read a second time: kept meanwhile, they would push sums out of the registers */
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) weights[v] = (floats)(*(const words *)(again + v * lanes * 2) & 0xffff0000);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) totals[r] += second * x[16 + r];
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) totals[r][v] += weights[v] * x[16 + r];
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) sums[r] = totals[r];
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) *(floats *)(sums + r * 16 + v * lanes) = totals[r][v];
 }
 
-static void multiply_rows(int64_t rows, const float *x, const uint16_t *panel, floats *sums, int64_t M) {
-    if (rows > 12)
-        multiply_panel(16, x, panel, sums, M);
-    else if (rows > 8)
-        multiply_panel(12, x, panel, sums, M);
-    else if (rows > 4)
-        multiply_panel(8, x, panel, sums, M);
-    else
-        multiply_panel(4, x, panel, sums, M);
+/* The same for any number of rows up to 16, in tiles of four sizes: rows that are not meant may be computed, too. */
+static void multiply_rows(int64_t rows, const float *x, const uint16_t *panel, float *sums, int64_t M) {
+    for (; rows > 0; rows -= tile, x += tile, sums += tile * 16)
+        if (rows > tile * 3 / 4)
+            multiply_tile(tile, x, panel, sums, M);
+        else if (rows > tile / 2)
+            multiply_tile(tile * 3 / 4, x, panel, sums, M);
+        else if (rows > tile / 4)
+            multiply_tile(tile / 2, x, panel, sums, M);
+        else
+            multiply_tile(tile / 4, x, panel, sums, M);
 }
 
 /* out (R, N) = x (R, M) @ weight.T + bias (N; may be absent). `blocks`: room of block_bytes. */
@@ -76,11 +104,13 @@ void multiply(const float *restrict x, const uint16_t *restrict panels, const fl
         const int64_t n = p * 16, columns = N - n < 16 ? N - n : 16;
         for (int64_t r = 0; r < R; r += 16) {
             const int64_t rows = R - r < 16 ? R - r : 16;
-            floats sums[16] = {0};
-            multiply_rows(rows, blocks + r * even, panels + p * even * 16, sums, even);
+            float sums[16 * 16] __attribute__((aligned(64))) = {0};
+            for (int64_t m = 0; m < even; m += depth)
+                multiply_rows(rows, blocks + r * even + m * 16, panels + p * even * 16 + m * 16, sums,
+                              even - m < depth ? even - m : depth);
             for (int64_t i = 0; i < rows; i++)
                 for (int64_t j = 0; j < columns; j++)
-                    out[(r + i) * N + n + j] = sums[i][j] + (bias ? bias[n + j] : 0);
+                    out[(r + i) * N + n + j] = sums[i * 16 + j] + (bias ? bias[n + j] : 0);
         }
     }
 }
