@@ -1,14 +1,18 @@
 """What the commands for whole fleets ask of a host: what it is doing, what it holds, what it says.
 
 A host that could not answer to the end has no value (None): a worker that is not heard of is not one without worries.
+What a host's tools say is not to be relied on: where an answer is none, that is said of this host (`problem`), and it
+is never turned into one.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from pyinfra.api import FactBase
 
 from deploys import mesh
@@ -19,6 +23,9 @@ from deploys.places import CONFIGURATION, STATE
 NUM_ROUNDS = 8
 # The last line of an answer that is whole.
 END = "end"
+# How long one tool may take: a driver or a daemon that hangs must not cost what else the host could say.
+WITHIN = "timeout --kill-after=2 15"
+_LONGEST_PROBLEM = 160
 
 T = TypeVar("T")
 
@@ -34,13 +41,41 @@ class Answer(FactBase[T | None], Generic[T]):
         raise NotImplementedError
 
 
+class _Read(BaseModel):
+    """Of a status.json, which has more, what the fleet's commands read."""
+
+    model_config = ConfigDict(strict=True)
+
+    state: str
+    round: int | None
+
+
+class _Exchange(BaseModel):
+    peers_known: int = 0
+
+
+class _WorkerStatus(_Read):
+    reward_mean: float | None
+    peers_heard: int
+    ledger: dict[str, int]
+    animal_name: str
+    updated_at: FiniteFloat
+    swarm: _Exchange | None = None
+
+
+class _KeeperStatus(_Read):
+    reporters: int
+    expected: int
+
+
 @dataclass(frozen=True, slots=True)
 class NodeReport:
     """What one service of a host is doing. `status`: the status.json of its state folder, None if it wrote none.
 
     `started_at`: when it was started last, by the host's clock in seconds since 1970, 0 if it does not run. `restarts`:
     by systemd, since somebody started it. `exit_status`: of its last end. `finished`: when its last rounds were
-    finished, the newest last, at most NUM_ROUNDS; without those whose numbers were not finite.
+    finished, the newest last, at most NUM_ROUNDS; without those whose numbers were not finite. `problem`: why `status`
+    is None though there is one.
     """
 
     unit: str
@@ -50,13 +85,14 @@ class NodeReport:
     restarts: int = 0
     exit_status: int = 0
     finished: tuple[float, ...] = ()
+    problem: str | None = None
 
 
 class NodeReports(Answer[list[dict[str, Any]]]):
     """A NodeReport, as a dict, for each worker and keeper that is configured on the host."""
 
     def command(self) -> str:
-        show = "TZ=UTC systemctl show --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus"
+        show = f"TZ=UTC {WITHIN} systemctl show --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus"
         finished = (
             f'tail -n {NUM_ROUNDS} {STATE}/$role/rounds.jsonl 2>/dev/null | grep -v \'"skipped": "non-finite"\''
             " | grep -o '\"finished_at\": [0-9.]*' | cut -d ' ' -f 2"
@@ -66,9 +102,11 @@ class NodeReports(Answer[list[dict[str, Any]]]):
             f"for f in $(ls {CONFIGURATION} 2>/dev/null | grep '[.]yaml$'); do role=${{f%.yaml}}; case $role in"
             " worker-*) unit=hivewright-worker@${role#*-}.service;; keeper) unit=hivewright-keeper.service;;"
             f" *) continue;; esac; echo unit=$unit; {show} $unit;"
-            " at=$(TZ=UTC systemctl show --property=ActiveEnterTimestamp --value $unit);"
+            f" at=$(TZ=UTC {WITHIN} systemctl show --property=ActiveEnterTimestamp --value $unit);"
             ' [ -z "$at" ] || echo started_at=$(date --date="$at" +%s);'
-            f' echo finished=$({finished}); echo "status=$(cat {STATE}/$role/status.json 2>/dev/null)"; done;'
+            f" echo finished=$({finished});"
+            # Not echo, for which some shells take a backslash in it for more than that.
+            f" file={STATE}/$role/status.json; [ ! -e $file ] || {{ printf status=; tr -d '\\n' <$file; echo; }}; done;"
             f" echo {END}"
         )
 
@@ -77,21 +115,47 @@ class NodeReports(Answer[list[dict[str, Any]]]):
         for key, _, value in (line.partition("=") for line in lines):
             if key == "unit":
                 blocks.append({})
-            blocks[-1][key] = value
-        return [
-            asdict(
-                NodeReport(
-                    unit=block["unit"],
-                    active_state=block.get("ActiveState", "unknown"),
-                    status=json.loads(block["status"]) if block.get("status") else None,
-                    started_at=float(block.get("started_at", 0)),
-                    restarts=int(block.get("NRestarts") or 0),
-                    exit_status=int(block.get("ExecMainStatus") or 0),
-                    finished=tuple(map(float, block.get("finished", "").split())),
-                )
-            )
-            for block in blocks
-        ]
+            if blocks:
+                blocks[-1][key] = value
+        return [asdict(_node_report(block)) for block in blocks]
+
+
+def _node_report(block: Mapping[str, str]) -> NodeReport:
+    unit = block["unit"]
+    status, problem = None, None
+    if "status" in block:
+        try:
+            status = json.loads(block["status"])
+            (_KeeperStatus if is_keeper(unit) else _WorkerStatus).model_validate(status)
+        except (ValueError, RecursionError) as error:
+            status, problem = None, f"status.json can't be read: {_reason(error)}"
+    return NodeReport(
+        unit=unit,
+        active_state=block.get("ActiveState") or "unknown",
+        status=status,
+        started_at=float(_number(block.get("started_at", "")) or 0),
+        restarts=_number(block.get("NRestarts", "")) or 0,
+        exit_status=_number(block.get("ExecMainStatus", "")) or 0,
+        # A line that was cut off when the machine died is no round.
+        finished=tuple(float(text) for text in block.get("finished", "").split() if re.fullmatch(r"\d+(\.\d+)?", text)),
+        problem=problem,
+    )
+
+
+def is_keeper(unit: str) -> bool:
+    return unit == "hivewright-keeper.service"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+    return "nested too deep" if isinstance(error, RecursionError) else f"no JSON: {error}"
+
+
+def _number(text: str) -> int | None:
+    """None: it is none, or systemd does not say (its words are then "[not set]", or nothing)."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +175,8 @@ class HostState:
 
     `deployed`: digest of what the last deploy made of the host; None if none was ever finished, or one was begun and
     did not get to its end. `previous`: the release that `rollback` would go back to. Disk in 10^6 bytes, of the state
-    folder. `tailscale`: BackendState of its daemon, None without one.
+    folder. `tailscale`: BackendState of its daemon, None without one. `problem`: what nvidia-smi says instead of its
+    GPUs, None if it has no complaint, or there is none.
     """
 
     commit: str | None = None
@@ -121,31 +186,37 @@ class HostState:
     disk_total_mb: int | None = None
     tailscale: str | None = None
     gpus: tuple[Gpu, ...] = ()
+    problem: str | None = None
 
 
 class HostStates(Answer[dict[str, Any]]):
     """The HostState of the host, as a dict."""
 
     def command(self) -> str:
-        gpu = "nvidia-smi --format=csv,noheader,nounits"
+        gpu = f"{WITHIN} nvidia-smi --format=csv,noheader,nounits"
+        of_gpus = "--query-gpu=index,uuid,memory.used,memory.total,utilization.gpu"
         return (
             f"exec 2>/dev/null; echo commit=$(basename $(readlink {CURRENT}));"
             f" echo deployed=$(cat {DEPLOYED}/{WHOLE}); echo previous=$(basename $(cat {PREVIOUS}/current));"
             f" for d in {STATE} /; do [ ! -d $d ] || {{"
-            " echo disk=$(df --output=avail,size --block-size=1000000 $d | tail -n 1); break; }; done;"
-            " ! command -v tailscale >/dev/null || echo tailscale=$(tailscale status --json | tr -d '\n');"
-            f" ! command -v nvidia-smi >/dev/null || {{ {gpu}"
-            " --query-gpu=index,uuid,memory.used,memory.total,utilization.gpu | sed 's/^/gpu=/';"
+            f" echo disk=$({WITHIN} df --output=avail,size --block-size=1000000 $d | tail -n 1); break; }}; done;"
+            f" ! command -v tailscale >/dev/null || echo tailscale=$({WITHIN} tailscale status --json | tr -d '\n');"
+            # Its processes are asked for only if it has answered: it hangs, if it does, both times.
+            f" ! command -v nvidia-smi >/dev/null || {{ found=$({gpu} {of_gpus} 2>&1); code=$?;"
+            ' printf "%s\\n" "$found" | sed "s/^/gpu=/"; echo nvidia-smi=$code; [ $code != 0 ] ||'
             f" {gpu} --query-compute-apps=gpu_uuid,pid | sed 's/^/process=/'; }}; echo {END}"
         )
 
     def read(self, lines: list[str]) -> dict[str, Any]:
         pairs = [line.partition("=")[::2] for line in lines]
         one = dict(pairs)
-        free, total = map(int, one["disk"].split()) if one.get("disk") else (None, None)
+        disk = [_number(word) for word in one.get("disk", "").split()]
+        free, total = disk if len(disk) == 2 else (None, None)
         pids: dict[str, list[int]] = {}
-        for uuid, pid in (value.split(", ") for key, value in pairs if key == "process"):
+        for uuid, pid in re.findall(r"^process=(GPU-\S+), (\d+)$", "\n".join(lines), re.MULTILINE):
             pids.setdefault(uuid, []).append(int(pid))
+        rows = [value for key, value in pairs if key == "gpu"]
+        gpus = [_gpu(row, pids) for row in rows]
         return asdict(
             HostState(
                 commit=one.get("commit") or None,
@@ -154,25 +225,45 @@ class HostStates(Answer[dict[str, Any]]):
                 disk_free_mb=free,
                 disk_total_mb=total,
                 tailscale=_backend_state(one.get("tailscale")),
-                gpus=tuple(_gpu(value, pids) for key, value in pairs if key == "gpu"),
+                gpus=tuple(gpu for gpu in gpus if gpu is not None),
+                problem=_nvidia_problem(one.get("nvidia-smi", "0"), rows, gpus),
             )
         )
+
+
+def _nvidia_problem(code: str, rows: Sequence[str], gpus: Sequence[Gpu | None]) -> str | None:
+    """What nvidia-smi says that is no GPU, or how it ended."""
+    said = " ".join(row.strip() for row, gpu in zip(rows, gpus, strict=True) if gpu is None).strip()
+    if code in ("124", "137"):
+        said = f"no answer within {WITHIN.split()[-1]} s"
+    elif code != "0":
+        said = said or f"ended with code {code}"
+    return f"nvidia-smi: {said[:_LONGEST_PROBLEM]}" if said else None
 
 
 def _backend_state(text: str | None) -> str | None:
     if text is None:
         return None
-    return str(json.loads(text)["BackendState"]) if text else "no answer"
+    if not text:
+        return "no answer"
+    try:
+        return str(json.loads(text)["BackendState"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "unreadable"
 
 
-def _gpu(line: str, pids: Mapping[str, Sequence[int]]) -> Gpu:
-    index, uuid, used, total, use = line.split(", ")
+def _gpu(row: str, pids: Mapping[str, Sequence[int]]) -> Gpu | None:
+    """The GPU of a row of nvidia-smi's table. None: the row is none, nvidia-smi complains of something there."""
+    cells = row.split(", ")
+    if len(cells) != 5 or not cells[0].isdecimal():
+        return None
+    index, uuid, used, total, use = cells
     return Gpu(int(index), _figure(used), _figure(total), _figure(use), tuple(pids.get(uuid, ())))
 
 
 def _figure(text: str) -> int:
     """A number of nvidia-smi's, which says [N/A] where a card does not know."""
-    return int(text) if text.isdecimal() else 0
+    return _number(text) or 0
 
 
 class Logs(Answer[list[str]]):

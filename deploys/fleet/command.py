@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -69,10 +69,16 @@ class Pyinfra:
         listed: list[dict[str, Any]] = self._json(["--json", self.inventory, "debug-inventory"], timeout)
         return listed
 
-    def facts(self, *arguments: str, hosts: Sequence[str] = (), timeout: float) -> list[dict[str, Any]]:
-        """For each fact (`module.Class key=value ...`) its value by host, without hosts that gave no whole answer."""
+    def facts(
+        self, *arguments: str, hosts: Sequence[str] = (), timeout: float, data: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """For each fact (`module.Class key=value ...`) its value by host, without hosts that gave no whole answer.
+
+        `data`: what counts instead of the hosts' own.
+        """
         limits = [word for host in hosts for word in ("--limit", host)]
-        done = self._run(["--json", *limits, self.inventory, "fact", *arguments], timeout)
+        instead = [word for key, value in (data or {}).items() for word in ("--data", f"{key}={value}")]
+        done = self._run(["--json", *limits, *instead, self.inventory, "fact", *arguments], timeout)
         if "No hosts remaining" in done.stderr:
             return [{} for argument in arguments if "=" not in argument]
         by_fact: dict[str, dict[str, Any]] = _parsed(done)

@@ -1,7 +1,6 @@
 """`hivewright rollout INVENTORY`: the command around a rollout, and the hosts that pyinfra reaches."""
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploys import operator
-from deploys.fleet import report
+from deploys.fleet import look, report
 from deploys.fleet.batches import Size
 from deploys.fleet.command import CHECKOUT, Pyinfra, Ran, heed_signals
 from deploys.fleet.report import Report
@@ -35,16 +34,13 @@ class PyinfraFleet:
         return self._pyinfra.deploy(host, commit, self._log(host), timeout=self._deadline_seconds)
 
     def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
-        """A look that itself hangs tells nothing of any host: they count as not reached, this time."""
-        if not hosts:
-            return {}
-        try:
-            states, reports = self._pyinfra.facts(
-                "deploys.survey.HostStates", "deploys.survey.NodeReports", hosts=hosts, timeout=ASK_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return {}
-        return {host: Seen(states[host], reports[host]) for host in hosts if host in states and host in reports}
+        """A host that gives no answer is not in it; where it is known why, that stands in its log."""
+        found = look.look(self._pyinfra, hosts)
+        for host, reason in found.reasons.items():
+            with self._log(host).open("a") as stream:
+                print(f"asked what it is doing: {reason}", file=stream)
+        answered = [host for host in hosts if host in found.states and host in found.reports]
+        return {host: Seen(found.states[host], found.reports[host]) for host in answered}
 
     def go_back(self, host: str) -> Ran:
         return self._pyinfra.operation(host, "deploys.history.go_back", self._log(host), timeout=GO_BACK_SECONDS)

@@ -65,6 +65,8 @@ def _restarts_since(before: Mapping[str, Any] | None, now: Mapping[str, Any]) ->
 def _judge_keeper(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Verdict:
     """Where nobody is expected to report, no round will end."""
     was, status = (before or {}).get("status"), now["status"]
+    if now.get("problem"):
+        return Verdict("wait", f"keeper's {now['problem']}")
     if status is None:
         return Verdict("wait", "keeper has not looked at the chain yet")
     if was is None or was["round"] is None or not was["expected"]:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from deploys.fleet import command, upkeep
+from deploys import survey
+from deploys.fleet import command, look, upkeep
 from worker.errors import WorkerError
 from worker.log import printable
 
@@ -36,12 +36,13 @@ def run(options: argparse.Namespace) -> None:
     """Print the table, or with --json all that it is made of. Raises WorkerError if a host or service needs a look."""
     pyinfra = command.Pyinfra(options.inventory)
     names = upkeep.chosen(pyinfra, options.limit)
-    states, reports = _asked(pyinfra, names)
+    found = look.look(pyinfra, names)
     if options.json:
-        print(json.dumps({name: {"host": states.get(name), "services": reports.get(name)} for name in names}, indent=2))
-        is_well = all(name in reports for name in names)
+        said = {name: {"host": found.states.get(name), "services": found.reports.get(name)} for name in names}
+        print(json.dumps(said, indent=2))
+        is_well = all(name in found.reports for name in names)
     else:
-        is_well = _print(names, states, reports)
+        is_well = _print(names, found)
     if not is_well:
         raise WorkerError("not all is well; the table says where, `hivewright fleet logs` says more")
 
@@ -50,24 +51,14 @@ def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
     """Print the table; return whether every host answered and every service runs."""
     pyinfra = command.Pyinfra(inventory, prefix)
     names = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
-    return _print(names, *_asked(pyinfra, names))
+    return _print(names, look.look(pyinfra, names))
 
 
-def _asked(pyinfra: command.Pyinfra, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        states, reports = pyinfra.facts(
-            "deploys.survey.HostStates", "deploys.survey.NodeReports", hosts=names, timeout=ASK_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        raise WorkerError(f"the hosts did not answer within {ASK_SECONDS:g} s; ask fewer with --limit") from None
-    return states, reports
-
-
-def _print(names: Sequence[str], states: Mapping[str, Any], reports: Mapping[str, Any]) -> bool:
+def _print(names: Sequence[str], found: look.Looked) -> bool:
     console = Console()
-    table, notes, is_well = status_table(names, states, reports, time.time(), console.width)
+    table, notes, is_well = status_table(names, found.states, found.reports, time.time(), console.width)
     console.print(table)
-    for note in notes:
+    for note in [*notes, *(f"{name}: {reason}" for name, reason in found.reasons.items())]:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     sys.stdout.flush()
     return is_well
@@ -105,8 +96,9 @@ def status_table(
             cells, row_is_well = _service_cells(report, state, now)
             rows.append({"node": escape(f"{host}/{service}"), **shared, **cells})
             is_well = is_well and row_is_well
-            error = (report["status"] or {}).get("last_error")
+            error = report.get("problem") or (report["status"] or {}).get("last_error")
             notes += [f"{host}/{service}: {printable(str(error))}"] if error else []
+        is_well = is_well and not state.get("problem")
     return _table(rows, width), notes, is_well and not any(": disk" in note for note in notes)
 
 
@@ -148,6 +140,8 @@ def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
         notes.append(f"{host}: disk: {state['disk_free_mb']} of {state['disk_total_mb']} MB free")
     if state["tailscale"] not in (None, "Running"):
         notes.append(f"{host}: tailscale is {state['tailscale']}; log it in again: deploy, or `tailscale up` there")
+    if state.get("problem"):
+        notes.append(f"{host}: {printable(state['problem'])}; `hivewright doctor` there says more")
     return notes
 
 
@@ -156,9 +150,11 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
     if report["active_state"] != "active":
         return {"state": f"[red]{escape(report['active_state'])}[/red]"}, False
     status = report["status"]
+    if report.get("problem"):
+        return {"state": "[red]unreadable[/red]"}, False
     if status is None:
         return {"state": "[yellow]starting[/yellow]"}, True
-    if "peer_id" not in status:
+    if survey.is_keeper(report["unit"]):
         heard = f"{status['reporters']}/{status['expected']}"
         return {"state": escape(str(status["state"])), "round": _number(status["round"]), "peers": heard}, True
     silent_seconds = now - status["updated_at"]

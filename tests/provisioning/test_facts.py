@@ -1,7 +1,13 @@
 """What the own facts make of a host's answers."""
 
+import json
+import re
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from deploys.facts import (
     ANVILS,
@@ -19,7 +25,13 @@ from deploys.facts import (
     SystemdVersion,
     UserEntry,
 )
+from deploys.places import CONFIGURATION, STATE
 from deploys.survey import Footprint, HostStates, Logs, NodeReports, Sealed
+
+STATUS: dict[str, Any] = {
+    "peer_id": "Qm", "state": "a=b", "round": 3, "reward_mean": None, "peers_heard": 0, "ledger": {},
+    "animal_name": "tall owl", "updated_at": 1795443940.5, "swarm": {"peers_known": 2, "address": "x"},
+}  # fmt: skip
 
 
 def test_releases_and_what_they_use() -> None:
@@ -75,25 +87,109 @@ def test_node_reports_with_and_without_a_status() -> None:
         "ActiveEnterTimestamp=Mon 2026-11-23 14:25:21 UTC",
         "started_at=1795443921",
         "finished=1795443930.5 1795443940.25",
-        'status={"round": 3, "state": "a=b"}',
+        f"status={json.dumps(STATUS)}",
         "unit=hivewright-worker@1.service",
         "ActiveState=failed",
         "ExecMainStatus=4",
         "finished=",
-        "status=",
         "end",
     ]
     first, second = NodeReports().process(lines)
     assert first == {
         "unit": "hivewright-worker@0.service",
         "active_state": "active",
-        "status": {"round": 3, "state": "a=b"},
+        "status": STATUS,
         "started_at": 1795443921.0,
         "restarts": 2,
         "exit_status": 0,
         "finished": (1795443930.5, 1795443940.25),
+        "problem": None,
     }
     assert (second["active_state"], second["status"], second["exit_status"]) == ("failed", None, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no JSON: Expecting value"),
+        ('{"peer_id": "Q', "no JSON: Unterminated string"),
+        ("{}", "state: Field required"),
+        ("[]", "all of it: Input should be a valid dictionary"),
+        ("[" * 100_000, "nested too deep"),
+        (json.dumps(STATUS | {"ledger": None}), "ledger: Input should be a valid dictionary"),
+        (json.dumps(STATUS | {"updated_at": float("nan")}), "updated_at: Input should be a finite number"),
+        (json.dumps(STATUS | {"swarm": {"peers_known": "many"}}), "swarm.peers_known: Input should be a valid integer"),
+    ],
+)
+def test_status_that_is_none_is_said_of_its_worker_alone(text: str, reason: str) -> None:
+    lines = ["sudo: a word before it all", "unit=hivewright-worker@0.service", "ActiveState=active", f"status={text}"]
+    lines += ["finished=. 1.2.3 17.5", "unit=hivewright-worker@1.service", f"status={json.dumps(STATUS)}", "end"]
+    damaged, whole = NodeReports().process(lines) or []
+    assert (damaged["status"], damaged["finished"]) == (None, (17.5,))
+    assert damaged["problem"].startswith(f"status.json can't be read: {reason}")
+    assert (whole["status"], whole["problem"]) == (STATUS, None)
+
+
+def answer_of(fact: NodeReports | HostStates, root: Path, path: str = "") -> Any:
+    """What a fact's own command finds on a machine whose folders are in `root`, with the programs of `path` first."""
+    command = re.sub(f"({STATE}|{CONFIGURATION})", lambda found: f"{root}{found[1]}", fact.command())
+    done = subprocess.run(
+        ["sh", "-c", f"PATH={path}:$PATH; {command}"], capture_output=True, text=True, timeout=60, check=True
+    )
+    return fact.process(done.stdout.splitlines())
+
+
+def test_status_with_line_breaks_and_backslashes_arrives_as_it_is(tmp_path: Path) -> None:
+    for folder in (CONFIGURATION, STATE / "worker-0"):
+        (tmp_path / folder.relative_to("/")).mkdir(parents=True)
+    (tmp_path / CONFIGURATION.relative_to("/") / "worker-0.yaml").touch()
+    status = STATUS | {"last_error": 'first\nsecond \\ "third"'}
+    (tmp_path / STATE.relative_to("/") / "worker-0/status.json").write_text(json.dumps(status, indent=2))
+    (report,) = answer_of(NodeReports(), tmp_path)
+    assert (report["status"], report["problem"]) == (status, None)
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        (
+            "echo Failed to initialize NVML: Driver/library version mismatch; exit 18",
+            "nvidia-smi: Failed to initialize NVML: Driver/library version mismatch",
+        ),
+        ("echo No devices were found; exit 6", "nvidia-smi: No devices were found"),
+        ("exit 9", "nvidia-smi: ended with code 9"),
+        ("sleep 60", "nvidia-smi: no answer within 1 s"),
+        ("echo '0, GPU-aa, 1024, 81559, 37'", None),
+    ],
+)
+def test_nvidia_smi_that_complains_or_hangs_costs_nothing_else_of_the_host(
+    script: str, problem: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploys.survey.WITHIN", "timeout --kill-after=2 1")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    began = time.monotonic()
+    found = answer_of(HostStates(), tmp_path, str(tmp_path))
+    assert time.monotonic() - began < 30
+    assert found["problem"] == problem
+    assert found["disk_total_mb"] > 0
+    assert len(found["gpus"]) == (problem is None)
+
+
+@pytest.mark.parametrize("line", ["process=[N/A], [N/A]", "process=No running processes found", "process="])
+def test_process_that_nvidia_smi_does_not_know_is_none(line: str) -> None:
+    found = HostStates().process(["gpu=0, GPU-aa, 1024, 81559, 37", "nvidia-smi=0", line, "end"])
+    assert found is not None
+    assert (found["gpus"][0]["pids"], found["problem"]) == ((), None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"), [("", "no answer"), ("failed to connect", "unreadable"), ("{}", "unreadable")]
+)
+def test_tailscale_without_a_state_is_not_taken_for_one(answer: str, state: str) -> None:
+    found = HostStates().process([f"tailscale={answer}", "disk=- 17", "end"])
+    assert found is not None
+    assert (found["tailscale"], found["disk_free_mb"]) == (state, None)
 
 
 def test_host_state_with_gpus_and_what_computes_on_them() -> None:

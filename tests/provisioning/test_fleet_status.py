@@ -117,3 +117,14 @@ def test_keeper_says_who_has_reported() -> None:
     assert is_well
     assert "hub/keeper" in text
     assert "1/2" in text
+
+
+def test_what_can_not_be_read_of_a_worker_or_its_gpus_is_not_well() -> None:
+    damaged = report() | {"status": None, "problem": "status.json can't be read: no JSON"}
+    text, is_well = rendered(["gpu-1"], {"gpu-1": [report(), damaged]})
+    assert not is_well
+    assert "unreadable" in text
+    assert "gpu-1/0: status.json can't be read: no JSON" in text
+    text, is_well = rendered(["gpu-1"], {"gpu-1": [report()]}, gpus=[], problem="nvidia-smi: No devices were found")
+    assert not is_well
+    assert "gpu-1: nvidia-smi: No devices were found" in text

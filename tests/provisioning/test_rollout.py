@@ -208,6 +208,7 @@ def test_wrong_size_is_refused(text: str) -> None:
         ([keeper(7)], [keeper(8)], "well"),
         ([keeper(7, expected=0)], [keeper(7)], "well"),
         ([], [keeper(None)], "well"),
+        ([keeper(7)], [keeper(8) | {"status": None, "problem": "status.json can't be read"}], "wait"),
         # Its settings are gone, or the deploy did not get so far: nothing is known of it.
         ([worker()], [], "wait"),
     ],

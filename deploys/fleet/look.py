@@ -1,0 +1,55 @@
+"""What hosts say of themselves: asked all at once, and each by itself where one has spoilt the answer of the others."""
+
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploys.fleet.command import Pyinfra, Stopped
+from worker.errors import SettingsError, WorkerError
+
+FACTS = ("deploys.survey.HostStates", "deploys.survey.NodeReports")
+# One host that hangs, with its driver say, is given up by pyinfra itself long before the others' answers are.
+FACT_SECONDS = 50
+ASK_SECONDS = 150.0
+NUM_PARALLEL = 16
+
+
+@dataclass(slots=True)
+class Looked:
+    """HostState and NodeReports, as dicts, by host that gave them. `reasons`: why others did not, where it is known."""
+
+    states: dict[str, Any] = field(default_factory=dict)
+    reports: dict[str, Any] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def look(pyinfra: Pyinfra, hosts: Sequence[str]) -> Looked:
+    """Ask hosts what they are doing. Raises SettingsError if there is no such inventory, Stopped when it is to end."""
+    if not hosts:
+        return Looked()
+    try:
+        return _ask(pyinfra, hosts)
+    except (SettingsError, Stopped):
+        raise
+    except (subprocess.TimeoutExpired, WorkerError) as error:
+        if len(hosts) == 1:
+            return Looked(reasons={hosts[0]: _reason(error)})
+    with ThreadPoolExecutor(NUM_PARALLEL) as pool:
+        each = list(pool.map(lambda host: look(pyinfra, [host]), hosts))
+    found = Looked()
+    for one in each:
+        found.states |= one.states
+        found.reports |= one.reports
+        found.reasons |= one.reasons
+    return found
+
+
+def _ask(pyinfra: Pyinfra, hosts: Sequence[str]) -> Looked:
+    limit = {"_timeout": str(FACT_SECONDS)}
+    return Looked(*pyinfra.facts(*FACTS, hosts=hosts, timeout=ASK_SECONDS, data=limit))
+
+
+def _reason(error: Exception) -> str:
+    return f"no answer within {ASK_SECONDS:g} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
