@@ -156,7 +156,7 @@ class Node:
         self._show("training")
         rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
         batch = sampler.choose(local, collected.groups, self.settings.trainer, rng)
-        metrics = self.trainer.step(batch.groups)
+        metrics = self.trainer.step(batch.groups, sampled=local)
         self.environment.learn(local)
         record = RoundRecord(
             round=tick.round,
@@ -230,7 +230,7 @@ class Node:
         local, tokens_per_second = self._answer(round_seed(f"{self.peer_id}/practice", self.status.practice_steps))
         self._show("training")
         rng = random.Random(f"{self.peer_id}/practice/{self.status.practice_steps}")
-        metrics = self.trainer.step(sampler.choose(local, (), self.settings.trainer, rng).groups)
+        metrics = self.trainer.step(sampler.choose(local, (), self.settings.trainer, rng).groups, sampled=local)
         self.environment.learn(local)
         self.status.loss, self.status.tokens_per_second = metrics.loss, tokens_per_second
         if self.status.practice_steps % self.settings.node.checkpoint_every == 0:
@@ -391,7 +391,11 @@ class Node:
         self.policy.model.generation_config.save_pretrained(folder)
         self.policy.tokenizer.save_pretrained(folder)
 
-    def _checkpoint(self) -> Path:
+    def _checkpoint(self) -> Path | None:
+        """Save where training stands. None: its weights are broken, and must not drive sound ones out."""
+        if not self.trainer.is_sound():
+            logger.warning("no checkpoint, what the weights say is not finite; those before stay")
+            return None
         self.rounds_unsaved = 0
         return checkpoint.save(
             self.folder / "checkpoints",

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import os
 import random
 import resource
@@ -142,6 +143,12 @@ def change_record(path: Path, **changes) -> None:
     (path / "state.json").write_text(json.dumps(record | changes))
 
 
+def break_weight(path: Path) -> None:
+    weights = load_file(path / "model.safetensors")
+    weights["model.norm.weight"][3] = math.nan
+    save_file(weights, path / "model.safetensors")
+
+
 def change_tensors(path: Path, change) -> None:
     tensors = load_file(path / "optimizer.safetensors")
     change(tensors)
@@ -157,6 +164,8 @@ def change_tensors(path: Path, change) -> None:
         lambda path: change_record(path, steps=None),
         lambda path: change_record(path, state=[]),
         lambda path: change_tensors(path, lambda tensors: tensors.clear()),
+        lambda path: change_tensors(path, lambda tensors: tensors["optimizer.0.exp_avg"].fill_(math.inf)),
+        lambda path: break_weight(path),
         lambda path: change_tensors(path, lambda tensors: tensors.pop("random.cpu")),
         lambda path: change_tensors(path, lambda tensors: tensors.update({"random.cpu": torch.zeros(3)})),
         lambda path: change_tensors(path, lambda tensors: tensors.pop("optimizer.0.exp_avg")),

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from worker import enrolment, settings
+from worker.errors import TrainingError
 from worker.node import Node
 from worker.telemetry import status
+from worker.trainer.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,3 +87,19 @@ def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, m
     node.close()
     assert [line["skipped"] for line in status.read_rounds(tmp_path)] == ["no-signal"] * 4
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-00000001"]
+
+
+def test_broken_weights_stop_the_node_and_leave_the_checkpoint_before_them(tmp_path, monkeypatch):
+    node = make_node(enrolled(tmp_path, node_keep_checkpoints=1, trainer_max_nonfinite_steps=3))
+    score = [1.0, 0.0] * 4
+    monkeypatch.setattr(node.environment, "score", lambda task, texts: score)
+    node._train_round(node._next_round())
+    monkeypatch.setattr(Trainer, "learning_rate", 1e20)
+    with pytest.raises(TrainingError, match=r"3 non-finite steps in a row .* goes on from the checkpoint before them"):
+        node.train()
+    node.close()
+    assert [line["skipped"] for line in status.read_rounds(tmp_path)] == [None, None, "non-finite", "non-finite"]
+    monkeypatch.undo()
+    again = make_node(enrolled(tmp_path))
+    assert (again.status.rounds_trained, again.trainer.is_sound()) == (1, True)
+    again.close()

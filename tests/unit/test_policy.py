@@ -5,6 +5,8 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from small_models import save_model
 
 from worker import settings
 from worker.errors import ModelError
@@ -152,6 +154,13 @@ def test_folder_that_holds_no_model_is_a_model_error(tmp_path):
     expect_model_error(str(tmp_path), "can't be loaded from")
     (tmp_path / "config.json").write_text("not json")
     expect_model_error(str(tmp_path), "can't be loaded from")
+
+
+def test_folder_with_weights_that_are_not_finite_is_a_model_error(tmp_path):
+    weights = load_file(save_model("llama", tmp_path) / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    expect_model_error(str(tmp_path), r"model\.norm\.weight in .* holds values that are not finite")
 
 
 def test_unknown_name_is_a_model_error_that_names_the_answer(monkeypatch):

@@ -323,6 +323,31 @@ def test_non_finite_steps_keep_the_weights_and_stop_after_n_in_a_row(policy):
         trainer.step(groups)
 
 
+def test_answers_of_broken_weights_are_non_finite_steps_also_without_a_signal(policy):
+    trainer = make_trainer(policy, max_nonfinite_steps=2, learning_rate=1e20)
+    assert trainer.is_sound()
+    assert trainer.step(make_groups(policy)).skipped is None
+    assert all(weight.isfinite().all() for weight in weights(policy))
+    assert not trainer.is_sound()
+    nonsense = [replace(group, rewards=(0.0,) * 4) for group in make_groups(policy)]
+    assert trainer.step([], sampled=nonsense).skipped == "non-finite"
+    with pytest.raises(
+        TrainingError, match=r"2 non-finite steps in a row \(the last: log-probabilities of answers .*lower trainer/"
+    ):
+        trainer.step([], sampled=nonsense)
+
+
+def test_step_that_breaks_in_its_second_iteration_is_one_of_those_in_a_row(policy):
+    trainer = make_trainer(policy, num_iterations=2, max_nonfinite_steps=3)
+    backward = trainer._backward
+    trainer._backward = lambda batch, is_first: backward(batch, is_first) if is_first else (math.nan, 0.0)
+    groups = make_groups(policy)
+    assert [trainer.step(groups).skipped for _ in range(2)] == ["non-finite"] * 2
+    assert (trainer.nonfinite_steps, trainer.steps) == (2, 2)
+    with pytest.raises(TrainingError, match="3 non-finite steps in a row"):
+        trainer.step(groups)
+
+
 def test_second_iteration_compares_with_the_policy_before_the_first(policy):
     groups = make_groups(policy)
     once, twice = copy_of(policy), policy

@@ -161,7 +161,7 @@ def load(model: settings.Model) -> Policy:
     """The model that the settings name, on its device.
 
     Raises ModelError, quickly and also without a network, for a name that there is not, a folder that holds no model,
-    a device that is not there, and a model that does not fit into memory.
+    weights that are not finite, a device that is not there, and a model that does not fit into memory.
     """
     if model.threads is not None:
         torch.set_num_threads(model.threads)
@@ -182,6 +182,12 @@ def load(model: settings.Model) -> Policy:
             f"model {model.name}: can't be loaded from {source}: {memory.reason_of(error)}; expected a causal "
             "language model in transformers' format (config.json, *.safetensors, tokenizer.json)"
         ) from error
+    for name, parameter in weights.named_parameters():
+        if not parameter.sum(dtype=torch.float32).isfinite():
+            raise ModelError(
+                f"model {model.name}: {name} in {source} holds values that are not finite; expected a model that was "
+                "saved before it broke"
+            )
     log.info(
         "model loaded name=%s device=%s dtype=%s parameters=%d", model.name, device, dtype, weights.num_parameters()
     )

@@ -130,6 +130,8 @@ def _check(path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: di
         theirs = record.get(what, ours)  # checkpoints of 0.1.0 say nothing of adapters
         if theirs != ours:
             raise ModelError(f"checkpoint {path}: is of {what} {theirs}, and this node's is {ours}; {_ADVICE}")
+    if odd := sorted(name for name, tensor in {**weights, **tensors}.items() if not tensor.isfinite().all()):
+        raise ValueError(f"{odd[0]}: not finite")
     expected = _expected_shapes(trainer, weights, tensors)
     found = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("random.")}
     if odd := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):

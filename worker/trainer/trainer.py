@@ -94,13 +94,17 @@ class Trainer:
         """That of the next step: a function of the steps made, so there is no scheduler to save."""
         return _scheduled_rate(self._settings, self.steps)
 
-    def step(self, groups: Sequence[ScoredGroup]) -> StepMetrics:
+    def step(self, groups: Sequence[ScoredGroup], sampled: Sequence[ScoredGroup] = ()) -> StepMetrics:
         """Learn from `groups` once (`num_iterations` optimizer steps).
 
-        Groups that can't be used are dropped and counted. A non-finite loss or gradient leaves the weights as they are;
-        after `max_nonfinite_steps` of those in a row: TrainingError.
+        Groups that can't be used are dropped and counted. A non-finite loss or gradient leaves the weights as they are,
+        and so do log-probabilities of `sampled`, all that the policy has answered since the last step, that are not
+        finite: broken weights answer nonsense, which has no signal. After `max_nonfinite_steps` in a row TrainingError.
         """
         started = time.monotonic()
+        if not all(math.isfinite(p) for group in sampled for logprobs in group.logprobs or () for p in logprobs):
+            self._skip_step("log-probabilities of answers that are not finite")
+            return self._metrics(started, [], 0, skipped="non-finite")
         usable = [(group, sequences) for group in groups if (sequences := self._read(group))]
         batch = [sequence for _, sequences in usable for sequence in sequences]
         if not batch:
@@ -116,10 +120,12 @@ class Trainer:
             loss, clip_ratio = self._backward(batch, is_first=iteration == 0)
             grad_norm = float(torch.nn.utils.clip_grad_norm_(self.masters, self._settings.max_grad_norm))
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                self._skip_step(loss, grad_norm)
+                self._skip_step(f"loss {loss}, gradient norm {grad_norm}")
                 skipped = "non-finite"
                 break
             self._update(rate)
+        else:
+            self.nonfinite_steps = 0
         num_tokens = sum(len(s.token_ids) for s in batch)
         kept = [group for group, _ in usable]
         return self._metrics(started, kept, num_tokens, loss, grad_norm, rate, clip_ratio, skipped)
@@ -321,7 +327,6 @@ class Trainer:
         self.copy_masters()
         self._drop_gradients()
         self.steps += 1
-        self.nonfinite_steps = 0
 
     @torch.no_grad()
     def copy_masters(self) -> None:
@@ -334,16 +339,24 @@ class Trainer:
         for tensor in (*self.parameters.values(), *self.masters):
             tensor.grad = None
 
-    def _skip_step(self, loss: float, grad_norm: float) -> None:
+    @torch.no_grad()
+    def is_sound(self) -> bool:
+        """Whether all that the policy says is finite. Weights of 1e20 are; what they say is not."""
+        if self.nonfinite_steps:
+            return False
+        end = self.policy.end_ids[:1]
+        with self._scorer.passes():
+            logprobs_M = self._scorer.logprobs([PromptGroup(end, (end * 2,))], self._generation.temperature)
+        return bool(logprobs_M.isfinite().all())
+
+    def _skip_step(self, what: str) -> None:
         self._drop_gradients()
         self.nonfinite_steps += 1
-        log.warning(
-            "step skipped reason=non-finite loss=%s grad_norm=%s in_a_row=%d", loss, grad_norm, self.nonfinite_steps
-        )
+        log.warning("step skipped reason=non-finite in_a_row=%d what='%s'", self.nonfinite_steps, what)
         if self.nonfinite_steps >= self._settings.max_nonfinite_steps:
             raise TrainingError(
-                f"{self.nonfinite_steps} non-finite steps in a row (last loss {loss}, gradient norm {grad_norm}; "
-                "trainer/max_nonfinite_steps allows no more); lower trainer/learning_rate and start from a checkpoint"
+                f"{self.nonfinite_steps} non-finite steps in a row (the last: {what}; trainer/max_nonfinite_steps "
+                "allows no more); lower trainer/learning_rate: the node goes on from the checkpoint before them"
             )
 
     def _metrics(
