@@ -1,4 +1,5 @@
 import http.server
+import os
 import re
 import threading
 import time
@@ -161,6 +162,19 @@ def test_folder_with_weights_that_are_not_finite_is_a_model_error(tmp_path):
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     expect_model_error(str(tmp_path), r"model\.norm\.weight in .* holds values that are not finite")
+
+
+def test_folder_without_some_of_its_weights_is_a_model_error(tmp_path):
+    weights = load_file(save_model("llama", tmp_path) / "model.safetensors")
+    rest = {name: weight for name, weight in weights.items() if ".1." not in name}
+    save_file(rest, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    expect_model_error(str(tmp_path), r"lacks 9 of its weights, such as model\.layers\.1\..*; get the files again")
+
+
+@pytest.mark.parametrize("size", [0, 5, 5000])
+def test_folder_with_weights_that_are_cut_short_is_a_model_error(tmp_path, size):
+    os.truncate(save_model("llama", tmp_path) / "model.safetensors", size)
+    expect_model_error(str(tmp_path), r"can't be loaded from .*; expected a causal language model")
 
 
 def test_unknown_name_is_a_model_error_that_names_the_answer(monkeypatch):

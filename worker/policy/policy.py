@@ -14,6 +14,7 @@ import jinja2
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -161,7 +162,8 @@ def load(model: settings.Model) -> Policy:
     """The model that the settings name, on its device.
 
     Raises ModelError, quickly and also without a network, for a name that there is not, a folder that holds no model,
-    weights that are not finite, a device that is not there, and a model that does not fit into memory.
+    weights that are cut short, missing or not finite, a device that is not there, and a model that does not fit into
+    memory.
     """
     if model.threads is not None:
         torch.set_num_threads(model.threads)
@@ -170,18 +172,27 @@ def load(model: settings.Model) -> Policy:
     disable_progress_bar()  # services log lines
     source = _find_source(model.name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        weights = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        # Code that comes with a model is never run, whatever transformers' default is.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        weights, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, trust_remote_code=False, output_loading_info=True
+        )
         weights.to(device)
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"model {model.name}: does not fit into the memory of {device}: {memory.reason_of(error)}"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:  # what transformers raises on files that do not fit
+    # What transformers raises on files that do not fit, and safetensors on those that are cut short.
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model {model.name}: can't be loaded from {source}: {memory.reason_of(error)}; expected a causal "
             "language model in transformers' format (config.json, *.safetensors, tokenizer.json)"
         ) from error
+    if missing := sorted(found["missing_keys"]):  # transformers would make them up
+        raise ModelError(
+            f"model {model.name}: {source} lacks {len(missing)} of its weights, such as {missing[0]}; expected all "
+            "that config.json tells of; get the files again"
+        )
     for name, parameter in weights.named_parameters():
         if not parameter.sum(dtype=torch.float32).isfinite():
             raise ModelError(
