@@ -204,10 +204,9 @@ class Node:
         record.append(self.folder)
         self._see_round(self.last_record)
         if self.hub is not None and saved is not None and self.hub.is_due(self.status.rounds_trained):
-            card = model_card(self.settings, self.status, status.read_rounds(self.folder))
             # A checkpoint of adapters is no model: the merged one is made for the push.
             weights = saved / "model.safetensors" if self.settings.trainer.lora is None else None
-            self.hub.push(self.status.rounds_trained, tick.round, weights, self._describe_model, card)
+            self.hub.push(self.status.rounds_trained, tick.round, weights, self._describe_model)
         self._show("round finished")
         logger.info(
             "round finished round=%d reward_mean=%.3f loss=%.4f peers_heard=%d groups_local=%d groups_external=%d "
@@ -384,7 +383,9 @@ class Node:
         return Hub(self.settings.hub, self.folder, name, self.status.rounds_trained)
 
     def _describe_model(self, folder: Path) -> None:
-        """What a checkpoint's weights need beside them to be loaded by transformers; with adapters the weights, too."""
+        """The card, and what weights need beside them to be loaded by transformers; with adapters the weights, too."""
+        card = model_card(self.settings, self.status, status.read_rounds(self.folder))
+        (folder / "README.md").write_text(card)
         if self.settings.trainer.lora is not None:
             adapters.save_merged(self.policy.model, folder / "model.safetensors")
         self.policy.model.config.save_pretrained(folder)

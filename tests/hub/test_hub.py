@@ -46,7 +46,7 @@ class Pusher:
 
     def push(self, round: int = 7, describe: Callable[[Path], None] | None = None) -> None:
         weights = self.folder / "checkpoint/model.safetensors"
-        self.hub.push(10, round, weights, describe or self._describe, "---\ntags: [x]\n---\n# card\n")
+        self.hub.push(10, round, weights, describe or self._describe)
 
     def end(self) -> HubStatus:
         self.hub.flush(60)
@@ -59,6 +59,7 @@ class Pusher:
     @staticmethod
     def _describe(folder: Path) -> None:
         (folder / "config.json").write_text("{}")
+        (folder / "README.md").write_text("---\ntags: [x]\n---\n# card\n")
 
 
 @pytest.fixture
@@ -187,12 +188,25 @@ def test_upload_dies_with_a_killed_worker(tmp_path: Path, stand_in: HubStandIn) 
         time.sleep(0.05)
 
 
-def test_checkpoint_that_is_gone_or_model_that_is_not_described_is_a_failure(pusher: Pusher) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("generation config is inconsistent"),
+        TypeError("not serializable"),
+        KeyError("groups_local"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_model_that_can_not_be_described_is_a_failure_whatever_is_wrong(pusher: Pusher, error: Exception) -> None:
     def refuse(folder: Path) -> None:
-        raise ValueError("generation config is inconsistent")
+        raise error
 
     pusher.push(describe=refuse)
-    assert pusher.end().error == "generation config is inconsistent"
+    assert pusher.hub.status().state == "failed"
+    assert pusher.hub.status().error == f"{type(error).__name__}: {error}"
+
+
+def test_checkpoint_that_is_gone_is_a_failure(pusher: Pusher) -> None:
     (pusher.folder / "checkpoint/model.safetensors").unlink()
     pusher.push()
     assert "No such file" in str(pusher.end().error)
@@ -201,7 +215,7 @@ def test_checkpoint_that_is_gone_or_model_that_is_not_described_is_a_failure(pus
 def test_push_is_due_every_so_many_rounds_whatever_came_of_the_last(pusher: Pusher, stand_in: HubStandIn) -> None:
     assert [r for r in range(25) if pusher.hub.is_due(r)] == list(range(10, 25))
     stand_in.trouble = 500
-    pusher.hub.push(12, 12, pusher.folder / "nowhere", pusher._describe, "")
+    pusher.hub.push(12, 12, pusher.folder / "nowhere", pusher._describe)
     assert [r for r in range(12, 25) if pusher.hub.is_due(r)] == list(range(20, 25))
 
 

@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
-
 from worker import settings
 from worker.errors import SettingsError
 
@@ -61,10 +59,8 @@ class Hub:
         every = self._settings.every_rounds
         return rounds_trained // every > self._attempted // every
 
-    def push(
-        self, rounds_trained: int, round: int, weights: Path | None, describe: Callable[[Path], None], card: str
-    ) -> None:
-        """Begin to upload the file of `weights`, what `describe` writes beside it, and `card`. Returns at once.
+    def push(self, rounds_trained: int, round: int, weights: Path | None, describe: Callable[[Path], None]) -> None:
+        """Begin to upload the file of `weights`, and what `describe` writes beside it. Returns at once.
 
         None: `describe` writes the weights, too, which takes as long as the disk does. While the push before is still
         going on this one is left out, and said to be.
@@ -82,11 +78,9 @@ class Hub:
                 # A link: the file stays when the checkpoint goes, and costs nothing.
                 os.link(weights, files / "model.safetensors")
             describe(files)
-            (files / "README.md").write_text(card)
             self._start(files)
-        # ValueError: transformers refuses to save a configuration.
-        except (OSError, ValueError, SafetensorError) as error:
-            self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 - a round never fails of a push; the status says why this one did
+            self._fail(f"{type(error).__name__}: {error}")
 
     def status(self) -> HubStatus:
         """How it stands; looks after the uploading process."""
