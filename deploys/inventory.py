@@ -5,7 +5,6 @@ hosts, and lets nobody in between (its state takes callbacks only once it is con
 anything else, and so the inventory is loaded here too, just as pyinfra does it a moment later.
 """
 
-import difflib
 import io
 import sys
 import traceback
@@ -22,7 +21,7 @@ from pyinfra_cli.exceptions import UnexpectedExternalError
 from pyinfra_cli.inventory import make_inventory
 from pyinfra_cli.util import exec_file, parse_cli_arg
 
-from deploys import plan
+from deploys import inventory_file, plan
 from deploys.deployment import Deployment
 from worker import settings
 from worker.errors import SettingsError
@@ -33,14 +32,18 @@ GROUPS = ("coordinators", "workers")
 
 
 def check() -> None:
-    """Make the plans of a run of deploy.py; if anything is wrong, say all of it and exit. For config.py."""
+    """Make the plans of a run of deploy.py; if anything is wrong, say all of it and exit. For config.py.
+
+    Of a run that only lists the hosts the inventory itself is checked: every command for a fleet begins so.
+    """
     options = click.get_current_context().params
     is_deploy = any(Path(operation).resolve() == DEPLOY for operation in options["operations"])
     try:
         _check_file(options["inventory"], is_deploy)
-        if is_deploy:
+        if is_deploy or "debug-inventory" in options["operations"][:1]:
             inventory = _load(options)
             _check_hosts(options, inventory)
+        if is_deploy:
             plan.make(inventory)
             _mind_questions(options, len(inventory))
     except SettingsError as error:
@@ -53,12 +56,9 @@ def check() -> None:
 
 def _check_file(name: str, is_deploy: bool) -> None:
     """Raise SettingsError if `name` is to be a file and is none. Facts can also be asked of plain host names."""
-    file = Path(name)
-    if file.is_file() or not (is_deploy or file.suffix == ".py"):
-        return
-    close = difflib.get_close_matches(name, map(str, file.parent.glob("*.py")), n=1)
-    hint = f"did you mean {close[0]}?" if close else "expected an inventory file, a copy of inventory/example.py"
-    raise SettingsError(f"{name}: no such file; {hint}")
+    is_path = name.endswith(".py") or ("/" in name and "@" not in name)
+    if is_deploy or is_path or Path(name).exists():
+        inventory_file.whole_path(name)
 
 
 def _load(options: Mapping[str, Any]) -> Inventory:

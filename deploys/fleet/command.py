@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from deploys.inventory_file import whole_path
 from worker.errors import SettingsError, WorkerError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -59,14 +60,24 @@ class Pyinfra:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _is_stopped: bool = field(default=False, init=False, repr=False)
 
-    def hosts(self, *, timeout: float) -> list[dict[str, Any]]:
+    @classmethod
+    def of_operator(cls, inventory: str, prefix: Sequence[str] = (), held: Sequence[int] = ()) -> "Pyinfra":
+        """For an inventory as an operator names it, from whichever folder. Raises SettingsError if it is no file."""
+        return cls(whole_path(inventory), prefix, held)
+
+    def hosts(self, *, timeout: float, is_to_be_deployed: bool = False) -> list[dict[str, Any]]:
         """Every host of the inventory with `name`, `groups` and `data`, in its order. Connects to none.
 
-        Raises SettingsError with what pyinfra says if there is no such inventory.
+        Raises SettingsError with what pyinfra says if there is no such inventory, and if it has no hosts; if it
+        `is_to_be_deployed`, with every mistake of any host too, as a deploy would.
         """
         if not (CHECKOUT / "deploy.py").is_file():
             raise SettingsError(f"{CHECKOUT}: no deploy.py; run it with the `hivewright` of a checkout's .venv")
-        listed: list[dict[str, Any]] = self._json(["--json", self.inventory, "debug-inventory"], timeout)
+        # pyinfra has no use for deploy.py there, but config.py then checks all that it would be run with.
+        checked = ["deploy.py"] if is_to_be_deployed else []
+        listed: list[dict[str, Any]] = self._json(["--json", self.inventory, "debug-inventory", *checked], timeout)
+        if not listed:
+            raise SettingsError(f"{self.inventory}: no hosts; expected lists of hosts, named coordinators and workers")
         return listed
 
     def facts(
@@ -118,7 +129,7 @@ class Pyinfra:
             stream.seek(began)
             done.stderr = stream.read()
         if done.returncode == SettingsError.exit_code:
-            raise SettingsError(done.stderr.strip() or "pyinfra refuses the inventory")
+            raise SettingsError(_refusal(done))
         last = _last_line(done)
         if done.returncode == 0:
             return Ran("done", num_changes=int(_parsed(done)["results"]["totals"]["success"]))
@@ -129,7 +140,10 @@ class Pyinfra:
         return Ran("failed", f"{reason}: {complaint}" if complaint else reason)
 
     def _json(self, arguments: Sequence[str], timeout: float) -> Any:
-        return _parsed(self._run(arguments, timeout))
+        try:
+            return _parsed(self._run(arguments, timeout))
+        except subprocess.TimeoutExpired:
+            raise _late(timeout) from None
 
     def _run(
         self, arguments: Sequence[str], timeout: float, stdin: str | None = None, stderr: IO[str] | None = None
@@ -182,10 +196,7 @@ def deploy(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> int
 
 def deploy_json(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> dict[str, Any]:
     """Run the whole deploy; return pyinfra's results: operations with their hosts, totals, failed hosts."""
-    try:
-        results: dict[str, Any] = Pyinfra(inventory, prefix)._json(["-y", "--json", inventory, "deploy.py"], timeout)
-    except subprocess.TimeoutExpired:
-        raise _late(timeout) from None
+    results: dict[str, Any] = Pyinfra(inventory, prefix)._json(["-y", "--json", inventory, "deploy.py"], timeout)
     return dict(results["results"])
 
 
@@ -197,8 +208,15 @@ def _parsed(done: "subprocess.CompletedProcess[str]") -> Any:
     try:
         return json.loads(done.stdout)
     except ValueError:
-        kind = SettingsError if done.returncode == SettingsError.exit_code else WorkerError
-        raise kind(_last_line(done)) from None
+        if done.returncode == SettingsError.exit_code:
+            raise SettingsError(_refusal(done)) from None
+        raise WorkerError(_last_line(done)) from None
+
+
+def _refusal(done: "subprocess.CompletedProcess[str]") -> str:
+    """Every line about what is wrong with an inventory, without those about what pyinfra was doing."""
+    said = [line.rstrip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("--> ")]
+    return "\n".join(said) or _last_line(done)
 
 
 def _last_line(done: "subprocess.CompletedProcess[str]") -> str:

@@ -55,15 +55,20 @@ class PyinfraFleet:
 def run(options: argparse.Namespace) -> None:
     """Roll out, or resume. Raises ReleaseRefused if it went back, WorkerError if hosts are left, SettingsError."""
     rules = Rules(Size.parse(options.batch), options.gate_rounds, options.gate_seconds)
+    pyinfra = Pyinfra.of_operator(options.inventory)
     folder = options.output or Path("rollouts") / Path(options.inventory).stem
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "report.json"
     heed_signals()
+    # All that can be refused is refused before anything is left in the folder.
+    hosts = pyinfra.hosts(timeout=ASK_SECONDS, is_to_be_deployed=True)
+    so_far = _resumed(file, pyinfra.inventory, hosts) if options.resume else _new(pyinfra.inventory, hosts)
+    _make_folder(folder)
     with lock_folder(folder, "--output") as lock:
         # Killed outright, this leaves its pyinfras at work; until they have ended nobody else can begin.
-        pyinfra = Pyinfra(options.inventory, held=(lock.fileno(),))
-        hosts = pyinfra.hosts(timeout=ASK_SECONDS)
-        so_far = _resumed(file, options.inventory, hosts) if options.resume else _new(options.inventory, hosts)
+        pyinfra.held = (lock.fileno(),)
+        if options.resume:
+            # Who held the lock until now may have come further.
+            so_far = _resumed(file, pyinfra.inventory, hosts)
         fleet = PyinfraFleet(pyinfra, folder, options.deadline)
         coordinators = [host["name"] for host in hosts if COORDINATORS in host["groups"]]
         try:
@@ -83,6 +88,13 @@ def run(options: argparse.Namespace) -> None:
     _conclude(so_far, file)
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--output {folder}: {error.strerror}; expected a folder for report and logs") from None
+
+
 def _new(inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
     """Every host with the commit that its data name now: a branch that moves during the rollout moves nobody."""
     commits: dict[tuple[str, str], str] = {}
@@ -100,7 +112,8 @@ def _new(inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
 def _resumed(file: Path, inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
     """The earlier rollout, with what it left behind pending again. Hosts that it brought through stay untouched."""
     so_far = report.read(file)
-    if so_far.inventory != inventory:
+    # Earlier releases noted it as they were given it: in the checkout, that is.
+    if CHECKOUT / so_far.inventory != Path(inventory):
         raise SettingsError(f"{file}: of {so_far.inventory}; expected a rollout of {inventory}; see --output")
     if so_far.result == "rolled-back":
         raise SettingsError(
@@ -108,6 +121,8 @@ def _resumed(file: Path, inventory: str, hosts: Sequence[Mapping[str, Any]]) -> 
         )
     names = {host["name"] for host in hosts}
     so_far.hosts = {name: host for name, host in so_far.hosts.items() if name in names}
+    if not so_far.hosts:
+        raise SettingsError(f"{file}: none of its hosts is in {inventory}; start anew, without --resume")
     if so_far.reason:
         return so_far
     left = so_far.those("unreachable", "overdue", "failed", "lost")

@@ -34,7 +34,7 @@ EXPENDABLE = ("peer", "on chain", "tailscale", "gpu memory")
 
 def run(options: argparse.Namespace) -> None:
     """Print the table, or with --json all that it is made of. Raises WorkerError if a host or service needs a look."""
-    pyinfra = command.Pyinfra(options.inventory)
+    pyinfra = command.Pyinfra.of_operator(options.inventory)
     names = upkeep.chosen(pyinfra, options.limit)
     found = look.look(pyinfra, names)
     if options.json:
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
 
 def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
     """Print the table; return whether every host answered and every service runs."""
-    pyinfra = command.Pyinfra(inventory, prefix)
+    pyinfra = command.Pyinfra.of_operator(inventory, prefix)
     names = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
     return _print(names, look.look(pyinfra, names))
 

@@ -47,7 +47,7 @@ def rollback(options: argparse.Namespace) -> None:
 
 def logs(options: argparse.Namespace) -> None:
     """Print the last lines of the services' logs, each with its host."""
-    pyinfra = Pyinfra(options.inventory)
+    pyinfra = Pyinfra.of_operator(options.inventory)
     names = chosen(pyinfra, options.limit)
     fact = ("deploys.survey.Logs", f"lines={options.lines}", f"unit=hivewright-{options.unit}.service")
     (found,) = _asked(pyinfra, *fact, hosts=names)
@@ -59,7 +59,7 @@ def logs(options: argparse.Namespace) -> None:
 
 def uninstall(options: argparse.Namespace) -> None:
     """Say what would be removed, have it confirmed, remove it."""
-    pyinfra = Pyinfra(options.inventory)
+    pyinfra = Pyinfra.of_operator(options.inventory)
     names = chosen(pyinfra, options.limit)
     (found,) = _asked(pyinfra, "deploys.survey.Footprint", hosts=names)
     there = [name for name in names if name in found]
@@ -86,7 +86,7 @@ def backup(options: argparse.Namespace) -> None:
     """Bring all identities and ledgers into one encrypted file, which must not be there yet."""
     if options.archive.exists():
         raise SettingsError(f"{options.archive}: is there already; expected a name for a new file")
-    pyinfra = Pyinfra(options.inventory)
+    pyinfra = Pyinfra.of_operator(options.inventory)
     names = chosen(pyinfra, options.limit)
     passphrase = _passphrase(options.passphrase_file, is_new=True)
     key = PrivateKey.generate()
@@ -105,11 +105,11 @@ def backup(options: argparse.Namespace) -> None:
 
 def restore(options: argparse.Namespace) -> None:
     """Bring a host's identities and ledgers from a backup to a host: to itself, or to another, which is a move."""
-    pyinfra = Pyinfra(options.inventory)
+    pyinfra = Pyinfra.of_operator(options.inventory)
     known = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
     target, source = options.to, options.source or options.to
     if target not in known:
-        raise SettingsError(f"--to {target}: no such host in {options.inventory}")
+        raise SettingsError(f"--to {target}: no such host in {pyinfra.inventory}")
     tars = archive.read(options.archive, _passphrase(options.passphrase_file, is_new=False))
     if source not in tars:
         raise SettingsError(f"--from {source}: not in {options.archive}; it holds {', '.join(sorted(tars))}")
@@ -141,7 +141,7 @@ def _retire(pyinfra: Pyinfra, source: str, known: Sequence[str]) -> None:
 
 
 def _at_all(options: argparse.Namespace, operation: str, *arguments: str) -> None:
-    pyinfra = Pyinfra(options.inventory)
+    pyinfra = Pyinfra.of_operator(options.inventory)
     _run(pyinfra, chosen(pyinfra, options.limit), operation, *arguments)
 
 

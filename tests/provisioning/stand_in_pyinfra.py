@@ -49,7 +49,7 @@ def main() -> None:
     folder = options.inventory.with_suffix(".state")
     folder.mkdir(exist_ok=True)
     names = options.limit or said["hosts"]
-    if options.what == ["debug-inventory"]:
+    if options.what[0] == "debug-inventory":
         print(json.dumps([{"name": name, "groups": ["workers"], "data": said["data"]} for name in names]))
     elif options.what[0] == "fact":
         found = {name: facts(state_of(folder, name), said["bad"]) for name in names}

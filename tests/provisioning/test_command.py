@@ -69,3 +69,20 @@ def test_inventory_that_is_refused_ends_it_all(tmp_path: Path) -> None:
 def test_answer_that_is_none_is_an_error_with_the_last_line(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="it broke"):
         standing_in(tmp_path, stderr="a\nit broke\n", code=1).facts("a.B", timeout=10)
+
+
+def test_inventory_without_hosts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no hosts; expected lists of hosts"):
+        standing_in(tmp_path, "[]").hosts(timeout=10)
+
+
+def test_every_line_of_a_refusal_is_kept(tmp_path: Path) -> None:
+    said = "--> Loading config...\nx.py: 2 mistakes\ninventory data of gpu-1: one\ninventory data of gpu-2: two\n"
+    with pytest.raises(SettingsError) as refused:
+        standing_in(tmp_path, stderr=said, code=2).hosts(timeout=10)
+    assert str(refused.value).splitlines() == said.splitlines()[1:]
+
+
+def test_pyinfra_that_does_not_end_is_stopped_and_said_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="had not ended after 1 s"):
+        standing_in(tmp_path, seconds=60).hosts(timeout=1)

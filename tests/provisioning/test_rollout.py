@@ -9,13 +9,14 @@ import pytest
 
 from deploys.fleet import gate, report
 from deploys.fleet.batches import Batch, Size, next_batch
-from deploys.fleet.command import Ran
+from deploys.fleet.command import CHECKOUT, Ran
 from deploys.fleet.driver import _resumed
 from deploys.fleet.report import HostReport, Report
 from deploys.fleet.rollout import Rollout, Rules, Seen
 from worker.errors import SettingsError
 
 OLD, NEW = "a" * 40, "b" * 40
+INVENTORY = str(CHECKOUT / "inventory/x.py")
 RULES = Rules(Size(25, True), gate_rounds=1, gate_seconds=0.05, look_every_seconds=0.01)
 
 
@@ -268,7 +269,7 @@ def test_going_back_goes_on_when_it_was_interrupted_or_could_not_reach_a_host(tm
     assert stuck.result == "stuck"
     file = tmp_path / "report.json"
     stuck.write(file)
-    resumed = _resumed(file, "inventory/x.py", [{"name": name} for name in names])
+    resumed = _resumed(file, INVENTORY, [{"name": name} for name in names])
     fleet.state = gone.state
     done = rolled_out(fleet, names, resumed)
     assert done.result == "rolled-back"
@@ -308,13 +309,15 @@ def test_report_reads_back_and_resumes_only_what_is_left(tmp_path: Path) -> None
     written.result = "incomplete"
     written.write(file)
     assert report.read(file) == written
-    resumed = _resumed(file, "inventory/x.py", [{"name": "a"}, {"name": "b"}])
+    resumed = _resumed(file, INVENTORY, [{"name": "a"}, {"name": "b"}])
     assert resumed.those("pending") == ["b"]
-    with pytest.raises(SettingsError, match=r"expected a rollout of inventory/y\.py"):
-        _resumed(file, "inventory/y.py", [])
+    with pytest.raises(SettingsError, match=r"expected a rollout of .*inventory/y\.py"):
+        _resumed(file, INVENTORY.replace("x", "y"), [])
+    with pytest.raises(SettingsError, match=r"none of its hosts is in .*inventory/x\.py; start anew"):
+        _resumed(file, INVENTORY, [{"name": "c"}])
     written.result, written.reason = "rolled-back", "no rounds"
     written.write(file)
     with pytest.raises(SettingsError, match=r"rolled back \(no rounds\)"):
-        _resumed(file, "inventory/x.py", [])
+        _resumed(file, INVENTORY, [])
     with pytest.raises(SettingsError, match="no rollout to resume"):
-        _resumed(tmp_path / "none.json", "inventory/x.py", [])
+        _resumed(tmp_path / "none.json", INVENTORY, [])

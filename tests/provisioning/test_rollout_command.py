@@ -12,7 +12,7 @@ import pytest
 
 from deploys.fleet import command, driver, options
 from tests.lab.process import wait_until
-from worker.errors import ReleaseRefused
+from worker.errors import ReleaseRefused, SettingsError
 
 STAND_IN = Path(__file__).with_name("stand_in_pyinfra.py")
 NEW = "b" * 40
@@ -90,3 +90,52 @@ def test_good_release_reaches_twenty_in_batches(tmp_path: Path, capfd: pytest.Ca
     batches = [host["batch"] for host in report(tmp_path)["hosts"].values()]
     assert [batches.count(number) for number in (1, 2, 3)] == [1, 10, 9]
     assert "20 done" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--resume",), "there is no rollout to resume"),
+        (("--batch", "0"), "--batch: got '0'"),
+        (("--output", "{folder}/fleet.py"), "--output .*/fleet.py: File exists; expected a folder"),
+        (("--output", "/proc/nowhere/x"), "--output /proc/nowhere/x: No such file or directory; expected a folder"),
+    ],
+)
+def test_refused_rollout_leaves_nothing_and_says_why_in_a_line(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        rollout(tmp_path, "", *(word.format(folder=tmp_path) for word in arguments))
+    assert commits(tmp_path) == {}
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_inventory_is_refused_by_a_rollout_before_any_host_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By pyinfra itself, with the words and the mistakes of a deploy; a connection to these hosts would fail."""
+    monkeypatch.setattr(command, "PYINFRA", (sys.executable, "-m", "pyinfra"))
+    data = {"release_repository": "h.git", "release_ref": NEW, "ssh_port": 1, "swarm_enabled": False}
+    named = [(f"gpu-{number}", data | {"slots": 1, "trainer_epsilonn": number}) for number in range(2)]
+    (tmp_path / "wrong.py").write_text(f"workers = {[*named, ('gpu-9', data)]!r}\n")
+    parser = argparse.ArgumentParser()
+    options.rollout(parser)
+    with pytest.raises(SettingsError) as refused:
+        driver.run(parser.parse_args([str(tmp_path / "wrong.py"), "--output", str(tmp_path / "out")]))
+    first, *lines = str(refused.value).splitlines()
+    assert first.endswith("2 mistakes; nothing was done on any host")
+    assert lines[0].startswith("inventory data of gpu-0, gpu-1: trainer_epsilonn: not a known key")
+    assert lines[1].startswith("inventory data of gpu-9: slots: none")
+    assert not (tmp_path / "out").exists()
+
+
+def test_inventory_is_found_from_where_the_operator_is_and_its_resume_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_inventory(tmp_path, bad="")
+    monkeypatch.chdir(tmp_path)
+    parser = argparse.ArgumentParser()
+    options.rollout(parser)
+    driver.run(parser.parse_args(["fleet.py"]))
+    assert json.loads((tmp_path / "rollouts/fleet/report.json").read_text())["inventory"] == str(tmp_path / "fleet.py")
+    driver.run(parser.parse_args([str(tmp_path / "fleet.py"), "--resume"]))
