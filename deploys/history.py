@@ -87,7 +87,7 @@ ln -sfn "$(cat $old/current)" {CURRENT}.new
 mv -T {CURRENT}.new {CURRENT}
 for file in $old/settings/worker-*.yaml; do
   slot=$(basename "$file" .yaml)
-  kept=$(ls -d {RETIRED}/$slot-* 2>/dev/null | tail -n 1)
+  kept=$(find {RETIRED} -maxdepth 1 -type d -name "$slot-*" 2>/dev/null | sort | tail -n 1)
   [ -e {STATE}/$slot ] || [ -z "$kept" ] || mv -T "$kept" {STATE}/$slot
 done
 systemctl daemon-reload

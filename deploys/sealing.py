@@ -7,6 +7,8 @@ what passes through ssh, pyinfra and its facts is of no use to anybody else. The
 import base64
 import io
 import json
+import os
+import pwd
 import sqlite3
 import sys
 import tarfile
@@ -18,6 +20,7 @@ from pathlib import Path
 from nacl.public import PublicKey, SealedBox
 
 STATE = Path("/var/lib/hivewright")
+USER = "hivewright"
 # What of a worker can't be made again, or says what it is owed.
 WORKER_FILES = ("swarm.pem", "enrolment.json", "account.token", "model.json", "ledger.db")
 # Of a coordinator everything counts: the chain's state, the owner's key, the account's key and its books.
@@ -85,5 +88,15 @@ def seal(content: bytes, key: str) -> str:
     return base64.encodebytes(SealedBox(public).encrypt(content)).decode()
 
 
+def become_user(name: str) -> None:
+    """Be the services' user from now on, if this is root: it would follow the links that may be in his folders."""
+    if os.geteuid() == 0:
+        user = pwd.getpwnam(name)
+        os.initgroups(name, user.pw_gid)
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+
+
 if __name__ == "__main__":
+    become_user(USER)
     sys.stdout.write(seal(pack(STATE), sys.argv[1]))

@@ -9,7 +9,7 @@ from pyinfra.operations import files
 from deploys import content
 from deploys.facts import COMMAND, CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT, InstalledPackages, UserEntry
 from deploys.hardware import Distribution, System
-from deploys.places import CONFIGURATION, STATE
+from deploys.places import CONFIGURATION, RETIRED, STATE
 
 USER = "hivewright"
 
@@ -22,7 +22,8 @@ PACKAGES = (
 # Releases whose own python3 is too old, and the one that they have beside it.
 PYTHONS = {"jammy": "python3.11"}
 COORDINATOR_PACKAGES: tuple[str, ...] = ()
-FOLDERS = (ROOT, RELEASES, ENVIRONMENTS, STATE, DEPLOYED)
+# Root's: what the services' user could rename in there, root would take for its own work.
+FOLDERS = (ROOT, RELEASES, ENVIRONMENTS, STATE, DEPLOYED, RETIRED)
 NO_SHELL = "/usr/sbin/nologin"
 INSTALL_SECONDS = 1800
 APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"

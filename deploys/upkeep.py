@@ -6,6 +6,7 @@ Each operation is run by itself through pyinfra's command line (deploys/fleet/up
 import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 from pyinfra.api import StringCommand, operation
 
@@ -56,10 +57,12 @@ def uninstall(identities: bool) -> Iterator[str]:
 @operation()
 def retire() -> Iterator[str]:
     """Have no worker here that could claim an identity that has moved: stopped, its key set aside."""
+    aside = "for f in swarm.pem enrolment.json account.token; do [ ! -e $f ] || mv -T $f $f.moved; done"
     yield (
         f"set -e; for d in {STATE}/worker-*; do [ -e $d/swarm.pem ] || continue;"
         " systemctl disable --now --quiet hivewright-worker@${d##*-}.service;"
-        " for f in swarm.pem enrolment.json account.token; do [ ! -e $d/$f ] || mv $d/$f $d/$f.moved; done;"
+        # As its user: root would follow a link of his out of there.
+        f" d=$d runuser -u {USER} -- sh -euc 'cd $d; {aside}';"
         f" rm -f {DEPLOYED}/hivewright-worker@${{d##*-}}.service {DEPLOYED}/{WHOLE}; done"
     )
 
@@ -71,7 +74,7 @@ def restore() -> Iterator[StringCommand]:
     They go through the standard input of a shell on the host too, so they are in no command line, log or diff. Nothing
     that is there is overwritten, and a host that has another identity, or runs one of these, is refused.
     """
-    yield StringCommand(_RESTORE, _stdin=[_standard_input()])
+    yield StringCommand(restore_script(STATE), _stdin=[_standard_input()])
 
 
 @cache
@@ -80,25 +83,31 @@ def _standard_input() -> str:
     return sys.stdin.read()
 
 
-_RESTORE = f"""set -e
-umask 077
-new=$(mktemp -d /var/lib/.hivewright-restore.XXXXXX)
+def restore_script(state: Path) -> str:
+    """Shell commands that put what comes, a tar in base 64 on standard input, into the folder of all state.
+
+    Its user unpacks it and puts it in place: what stands in his folders, or in the archive, may be links.
+    """
+    return f"""set -e
+id {USER} >/dev/null 2>&1 || useradd --system --no-create-home --home-dir {state} --shell /usr/sbin/nologin {USER}
+new=$(mktemp -d)
 trap 'rm -rf $new' EXIT
-base64 -d | tar -x --no-same-owner -C $new
+chown {USER}:{USER} $new
+as_user() {{ (umask 077 && cd $new && exec runuser -u {USER} -- "$@"); }}
+base64 -d | as_user tar -x
 for d in $new/worker-*; do
   [ -e $d/swarm.pem ] || continue
   n=${{d##*-}}
-  here={STATE}/worker-$n
+  here={state}/worker-$n
   ! systemctl is-active --quiet hivewright-worker@$n.service || {{ echo "slot $n runs; stop it first" >&2; exit 1; }}
-  [ ! -e $here/swarm.pem ] || cmp -s $d/swarm.pem $here/swarm.pem || {{
+  [ ! -e $here/swarm.pem ] || as_user cmp -s $d/swarm.pem $here/swarm.pem || {{
     echo "slot $n has an identity of its own ($here/swarm.pem); move it away first" >&2; exit 1; }}
 done
-id {USER} >/dev/null 2>&1 || useradd --system --no-create-home --home-dir {STATE} --shell /usr/sbin/nologin {USER}
-[ -d {STATE} ] || mkdir -m 755 {STATE}
-for d in $new/*; do
-  there={STATE}/${{d##*/}}
-  mkdir -p -m 700 $there
-  cp -rn $d/. $there/
-  chown -R {USER}:{USER} $there
+install -d -m 755 {state} {state}/{RETIRED.name}
+cd $new
+for folder in worker-* {" ".join(SERVICE_FOLDERS)} {RETIRED.name}/worker-*; do
+  [ -d "$folder" ] || continue
+  [ -d "{state}/$folder" ] || install -d -m 700 -o {USER} -g {USER} "{state}/$folder"
+  as_user cp -rn "$folder/." "{state}/$folder/"
 done
 """

@@ -95,10 +95,13 @@ def retire(numbers: Collection[int]) -> Iterator[str]:
 
 
 def keep_identity_script(state: Path, retired: Path) -> str:
-    """Shell commands that move what can't be made again out of a slot's state folder, and remove the rest."""
+    """Shell commands that move what can't be made again out of a slot's state folder, and remove the rest.
+
+    The services' user copies it himself: a link that he had put there would have root read for him.
+    """
+    copy = f"cd {state} && for file in {' '.join(KEPT)}; do [ ! -e $file ] || cp -RpP $file $kept; done"
     return (
-        f"set -eu; [ -d {state} ] || exit 0; umask 077; kept={retired}/{state.name}-$(date +%Y%m%dT%H%M%S);"
-        f" if [ -e {state}/{identity.KEY_FILE} ]; then mkdir -p $kept;"
-        f" for file in {' '.join(KEPT)}; do [ ! -e {state}/$file ] || cp -p {state}/$file $kept; done;"
-        f" chown -R {USER}: {retired} $kept; sync $kept; fi; rm -rf {state}"
+        f"set -eu; [ -d {state} ] || exit 0; kept={retired}/{state.name}-$(date +%Y%m%dT%H%M%S);"
+        f" if [ -e {state}/{identity.KEY_FILE} ]; then install -d -m 700 -o {USER} -g {USER} $kept;"
+        f" kept=$kept runuser -u {USER} -- sh -euc '{copy}'; sync $kept; fi; rm -rf {state}"
     )

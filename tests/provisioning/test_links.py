@@ -1,0 +1,113 @@
+"""What root does in folders of the services' user, who may have put links there: it must not follow them for him."""
+
+import base64
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploys import content, upkeep, worker
+from tests.provisioning.shell_host import ShellHost
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led astray")
+
+# In the place of hivewright's own, which this machine need not have.
+USER = "daemon"
+SECRET = "only root may know\n"
+
+
+class Fixture:
+    """A state folder as on a host, `slot` in it, which is USER's, and a file of root's that he would like to read."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.chmod(0o755)
+        self.state, self.secret = folder / "state", folder / "secret"
+        self.slot = self.state / "worker-0"
+        self.slot.mkdir(parents=True)
+        shutil.chown(self.slot, USER, USER)
+        self.secret.write_text(SECRET)
+        self.secret.chmod(0o600)
+
+    def require_secret_is_kept(self) -> None:
+        """It is as it was, and nothing that USER may read has its text."""
+        found = self.secret.stat()
+        assert (found.st_uid, found.st_mode & 0o777, self.secret.read_text()) == (0, 0o600, SECRET)
+        theirs = [file for file in self.state.rglob("*") if file.is_file() and not file.is_symlink()]
+        assert [file for file in theirs if SECRET in file.read_text()] == []
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fixture]:
+    for module in (worker, upkeep):
+        monkeypatch.setattr(module, "USER", USER)
+    with tempfile.TemporaryDirectory() as folder:
+        yield Fixture(Path(folder))
+
+
+def run(script: str, stdin: bytes = b"") -> None:
+    done = subprocess.run(["sh", "-c", script], input=stdin, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_retired_slot_takes_no_file_of_roots_along(there: Fixture) -> None:
+    (there.slot / "swarm.pem").write_text("KEY")
+    (there.slot / "ledger.db").symlink_to(there.secret)
+    run(worker.keep_identity_script(there.state / "worker-0", there.state / "retired"))
+    (kept,) = (there.state / "retired").iterdir()
+    assert (kept / "swarm.pem").read_text() == "KEY"
+    assert (kept.owner(), kept.stat().st_mode & 0o777, kept.parent.owner()) == (USER, 0o700, "root")
+    assert not there.slot.exists()
+    there.require_secret_is_kept()
+
+
+def test_key_is_not_written_through_a_link(there: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    (there.slot / "swarm.pem.new").symlink_to(there.secret)
+    host = ShellHost()
+    monkeypatch.setattr(content, "host", host)
+    key = {"path": there.slot / "swarm.pem", "content": b"KEY", "user": USER, "group": USER, "mode": "600"}
+    with pytest.raises(AssertionError, match=r"swarm\.pem\.new: Permission denied"):
+        host.run(content.file._inner(**key))
+    there.require_secret_is_kept()
+    (there.slot / "swarm.pem.new").unlink()
+    host.run(content.file._inner(**key))
+    written = there.slot / "swarm.pem"
+    assert (written.read_text(), written.owner(), written.stat().st_mode & 0o777) == ("KEY", USER, 0o600)
+
+
+def test_backup_holds_no_file_of_roots(there: Fixture) -> None:
+    (there.slot / "swarm.pem").symlink_to(there.secret)
+    pack = (
+        f"from deploys import sealing; sealing.become_user({USER!r}); sealing.pack(sealing.Path({str(there.state)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", pack], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"Permission denied: '{there.slot}/swarm.pem'" in done.stderr
+
+
+def test_restore_gives_no_file_of_roots_away(there: Fixture) -> None:
+    """Neither by a link that is there, nor by one in the archive, nor by a name in it."""
+    (there.slot / "ledger.db").symlink_to(there.secret)
+    (there.state / "retired").mkdir()
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        link = tarfile.TarInfo("retired/worker-1-20260101T000000/account.token")
+        link.type, link.linkname = tarfile.SYMTYPE, str(there.secret)
+        tar.addfile(link)
+        for name, text in (("worker-0/ledger.db", b"LEDGER"), ("keeper/owner.key", b"OWNER"), ("worker-1 ../x/y", b"")):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(text), 0o600
+            tar.addfile(entry, io.BytesIO(text))
+    run(upkeep.restore_script(there.state), base64.b64encode(stream.getvalue()))
+    owner_key = there.state / "keeper/owner.key"
+    assert (owner_key.read_text(), owner_key.owner(), owner_key.parent.owner()) == ("OWNER", USER, USER)
+    assert (there.state / "retired").owner() == "root"
+    assert (there.slot / "ledger.db").is_symlink()
+    assert not (there.state / "x").exists()
+    there.require_secret_is_kept()
