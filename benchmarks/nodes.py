@@ -70,7 +70,7 @@ class Node:
         )
 
     def learn(self, local: list[ScoredGroup], external: list[ScoredGroup]) -> None:
-        self.trainer.step(choose(local, external, self.settings.trainer, self.rng).groups)
+        self.trainer.step(choose(local, external, self.settings.trainer, self.rng, self.trainer.find_fault).groups)
 
 
 def make_node(seed: int, number: int, config: settings.Settings) -> Node:

@@ -155,7 +155,7 @@ class Node:
         collected = self._collect(tick.round)
         self._show("training")
         rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
-        batch = sampler.choose(local, collected.groups, self.settings.trainer, rng)
+        batch = sampler.choose(local, collected.groups, self.settings.trainer, rng, self.trainer.find_fault)
         metrics = self.trainer.step(batch.groups, sampled=local)
         self.environment.learn(local)
         record = RoundRecord(
@@ -229,7 +229,8 @@ class Node:
         local, tokens_per_second = self._answer(round_seed(f"{self.peer_id}/practice", self.status.practice_steps))
         self._show("training")
         rng = random.Random(f"{self.peer_id}/practice/{self.status.practice_steps}")
-        metrics = self.trainer.step(sampler.choose(local, (), self.settings.trainer, rng).groups, sampled=local)
+        batch = sampler.choose(local, (), self.settings.trainer, rng, self.trainer.find_fault)
+        metrics = self.trainer.step(batch.groups, sampled=local)
         self.environment.learn(local)
         self.status.loss, self.status.tokens_per_second = metrics.loss, tokens_per_second
         if self.status.practice_steps % self.settings.node.checkpoint_every == 0:

@@ -1,5 +1,6 @@
 """The round loop itself, of a node alone with the small model."""
 
+import math
 import os
 import signal
 import subprocess
@@ -87,6 +88,20 @@ def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, m
     node.close()
     assert [line["skipped"] for line in status.read_rounds(tmp_path)] == ["no-signal"] * 4
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-00000001"]
+
+
+def test_groups_that_were_not_trained_on_stand_in_the_history_by_reason(tmp_path, monkeypatch):
+    node = make_node(enrolled(tmp_path))
+    rewards = iter([[1.0, 0.0] * 4, [0.0, math.nan] * 4, [0.0] * 8, [0.5] * 8])
+    monkeypatch.setattr(node.environment, "score", lambda task, texts: next(rewards))
+    node._train_round(node._next_round())
+    node.close()
+    (line,) = status.read_rounds(tmp_path)
+    assert (line["groups_local"], line["skipped"]) == (1, None)
+    assert {why: n for why, n in line["groups_dropped"].items() if not why.startswith("missing")} == {
+        "non-finite-reward-local": 1,
+        "no-signal-local": 2,
+    }
 
 
 def test_broken_weights_stop_the_node_and_leave_the_checkpoint_before_them(tmp_path, monkeypatch):

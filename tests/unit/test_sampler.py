@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -11,9 +12,13 @@ def groups(count, rewards=(0.0, 1.0), peer_id=None):
     return [ScoredGroup(Task("gcd", "0" * 12, 1, i), "?", ("a", "b"), rewards, peer_id=peer_id) for i in range(count)]
 
 
+def find_fault(group):
+    return group.question if group.question != "?" else None if group.rewards and group.has_signal else "no-signal"
+
+
 def draw(local, external, **options):
     trainer = settings.Trainer(**{"local_groups": 3, "external_groups": 2, **options})
-    return choose(local, external, trainer, random.Random(0))
+    return choose(local, external, trainer, random.Random(0), find_fault)
 
 
 def test_i_local_and_j_external_groups_are_drawn():
@@ -30,6 +35,14 @@ def test_groups_without_a_signal_are_dropped_first():
     assert (batch.num_local, batch.num_external) == (2, 2)
     assert all(g.has_signal for g in batch.groups)
     assert batch.dropped == {"no-signal-local": 6, "surplus-external": 7, "missing-local": 1}
+
+
+def test_groups_that_can_not_be_trained_on_take_no_places(caplog):
+    faulty = [replace(group, question="prompt-length") for group in groups(9, peer_id="p")]
+    batch = draw(groups(3), [*faulty, *groups(2, peer_id="q")])
+    assert [g.peer_id for g in batch.groups] == [None, None, None, "q", "q"]
+    assert batch.dropped == {"prompt-length-external": 9}
+    assert "group dropped reason=prompt-length family=gcd peer=p" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -60,5 +73,6 @@ def test_group_without_answers_is_dropped():
 def test_same_rng_draws_the_same():
     local, external = groups(9), groups(9, peer_id="p")
     trainer = settings.Trainer()
-    assert choose(local, external, trainer, random.Random(4)) == choose(local, external, trainer, random.Random(4))
-    assert choose(local, external, trainer, random.Random(4)) != choose(local, external, trainer, random.Random(5))
+    first, again, other = (choose(local, external, trainer, random.Random(n), find_fault) for n in (4, 4, 5))
+    assert first == again
+    assert first != other

@@ -261,8 +261,14 @@ def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, te
         (lambda g: replace(g, completions=g.completions[:1], rewards=(1.0,), token_ids=None), "too-small"),
         (lambda g: replace(g, rewards=g.rewards[:2]), "ragged"),
         (lambda g: replace(g, token_ids=g.token_ids[:3]), "ragged"),
-        (lambda g: replace(g, token_ids=((), *g.token_ids[1:])), "ragged"),
-        (lambda g: replace(g, token_ids=((7,) * 13, *g.token_ids[1:])), "ragged"),
+        (lambda g: replace(g, token_ids=((), *g.token_ids[1:])), "empty"),
+        (lambda g: replace(g, token_ids=((7,) * 13, *g.token_ids[1:])), "over-long"),
+        # Of our 12 tokens none are of the answer that this peer was rewarded for.
+        (
+            lambda g: replace(from_peer(g), completions=("7 " * 40 + "<answer>5</answer>", *g.completions[1:])),
+            "over-long",
+        ),
+        (lambda g: replace(g, rewards=(0.0, math.nan, 1.0, 0.0)), "non-finite-reward"),
         (lambda g: replace(g, rewards=(math.nan, 0.0, 1.0, 0.0)), "non-finite-reward"),
         (lambda g: replace(g, rewards=(math.inf, 0.0, 1.0, 0.0)), "non-finite-reward"),
         (lambda g: replace(g, rewards=(0.5,) * 4), "no-signal"),

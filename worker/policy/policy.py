@@ -90,15 +90,22 @@ class Policy:
         Text does not tell whether an end token followed. The rule: an answer that ends with its closing tag was
         stopped there; one that has room for an end token gets it; any other was cut off at `max_length`.
         """
-        # Special tokens that a stranger spells out stay spelt out. Some tokenizers have more tokens than their model.
-        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        known = self.num_tokens
-        ids = [token for token in ids if token < known]
+        ids = self._text_ids(text)
         if len(ids) <= max_length and text.endswith(ANSWER_END):
             return ids, False
         if len(ids) < max_length:
             return [*ids, self.end_ids[0]], False
         return ids[:max_length], True
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens somebody's decoded answer has, without an end token."""
+        return len(self._text_ids(text))
+
+    def _text_ids(self, text: str) -> list[int]:
+        # Special tokens that a stranger spells out stay spelt out. Some tokenizers have more tokens than their model.
+        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        known = self.num_tokens
+        return [token for token in ids if token < known]
 
     def generate(
         self, questions: Sequence[str], generation: settings.Generation, seed: int

@@ -132,12 +132,12 @@ class Trainer:
 
     def _read(self, group: ScoredGroup) -> list[Lesson]:
         """The group's sequences; none, counted by reason, if it can't be learned from."""
-        prompt = self.policy.prompt_ids(group.question)
-        reason = self._find_fault(group, prompt)
+        reason = self.find_fault(group)
         if reason is not None:
             self.dropped[reason] += 1
             log.warning("group dropped reason=%s family=%s peer=%s", reason, group.task.family, group.peer_id or "self")
             return []
+        prompt = self.policy.prompt_ids(group.question)
         sequences = []
         for i, advantage in enumerate(group_advantages(group.rewards, self._settings.scale_rewards)):
             if group.token_ids is None:
@@ -152,23 +152,34 @@ class Trainer:
             sequences.append(Lesson(tuple(prompt), tuple(ids), advantage, is_hidden))
         return sequences
 
-    def _find_fault(self, group: ScoredGroup, prompt: list[int]) -> str | None:
+    def find_fault(self, group: ScoredGroup) -> str | None:
+        """Why a group can't be learned from, as a short word; None: it can."""
         if len(group.completions) < 2:
             return "too-small"
         if len(group.rewards) != len(group.completions):
             return "ragged"
-        if group.token_ids is not None and not (
-            len(group.token_ids) == len(group.completions)
-            and all(0 < len(ids) <= self._generation.max_completion_length for ids in group.token_ids)
-        ):
+        if group.token_ids is not None and len(group.token_ids) != len(group.completions):
             return "ragged"
+        if not all(group.token_ids or [True]):
+            return "empty"
         if not all(math.isfinite(reward) for reward in group.rewards):
             return "non-finite-reward"
         if not group.has_signal:
             return "no-signal"
-        if not 0 < len(prompt) <= self._generation.max_prompt_length:
+        if not 0 < len(self.policy.prompt_ids(group.question)) <= self._generation.max_prompt_length:
             return "prompt-length"
-        return None
+        return "over-long" if self._is_over_long(group) else None
+
+    def _is_over_long(self, group: ScoredGroup) -> bool:
+        """Whether some of our own answers, or of a peer's rewarded ones, are longer than our settings allow.
+
+        A peer's is cut off there, and what it was rewarded for may stand behind that. One that was not is no matter.
+        """
+        limit = self._generation.max_completion_length
+        if group.token_ids is not None:
+            return any(len(ids) > limit for ids in group.token_ids)
+        rewarded = [t for t, r in zip(group.completions, group.rewards, strict=True) if r > group.mean_reward]
+        return any(self.policy.count_tokens(text) > limit for text in rewarded)
 
     def _weigh(self, batch: list[Lesson]) -> None:
         lengths = [0 if s.is_hidden else len(s.token_ids) for s in batch]
