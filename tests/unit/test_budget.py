@@ -71,7 +71,19 @@ ALLOCATOR = RuntimeError(
 )
 
 
-@pytest.mark.parametrize("error", [ALLOCATOR, torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ALLOCATOR,
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
 def test_step_that_runs_out_of_memory_is_made_in_smaller_pieces_with_the_same_result(
     pristine, monkeypatch, caplog, error
 ):

@@ -16,10 +16,21 @@ from worker.errors import ResourceError
 
 log = logging.getLogger(__name__)
 
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch's allocator on a CPU
+    "CUDA error: out of memory",  # the driver's: a kernel, a stream, a context (torch.AcceleratorError)
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # what cuDNN 9 says in its place
+    "std::bad_alloc",
+)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has an error of its own; on a CPU torch's allocator and Python's say it in their ways."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """torch has an error of its own for its allocators; what else takes memory says it in its own words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def reason_of(error: BaseException) -> str:
