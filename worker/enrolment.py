@@ -57,7 +57,7 @@ def _model(settings: Settings, peer_id: str) -> str:
         return settings.model.name
     from worker.policy import choice  # torch measures the machine: only where that is asked for
 
-    return choice.decide(settings.model, settings.node.state_dir, peer_id)
+    return choice.decide(settings.model, settings.trainer, settings.node.state_dir, peer_id)
 
 
 def _has_chain(settings: Settings) -> bool:

@@ -131,7 +131,7 @@ def print_settings(settings: Settings) -> None:
 
     environments.load(settings.environment)
     print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
-    for line in choice.explain(settings.model, settings.node.state_dir):
+    for line in choice.explain(settings.model, settings.trainer, settings.node.state_dir):
         print(f"# {line}")
 
 

@@ -1,6 +1,7 @@
 """The model is chosen by the machine's memory, once, and stays."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from worker.policy import choice, memory
 from worker.policy.choice import Machine, choose, judge, measure
 
 GIB = 2**30
+WHOLE = settings.Trainer()
 LARGE = {"Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen3-1.7B"}
 SMALL = {"Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen3-0.6B"}
 
@@ -40,25 +42,43 @@ def cpu(free: float) -> Machine:
     ],
 )
 def test_machine_gets_a_model_of_the_best_pool_that_fits(machine, names):
-    assert {choose(machine, f"peer{i}").name for i in range(40)} == names
+    assert {choose(machine, WHOLE, f"peer{i}").name for i in range(40)} == names
 
 
 def test_choice_of_a_peer_is_always_the_same():
-    assert len({choose(gpu(80), "Qm1") for _ in range(20)}) == 1
+    assert len({choose(gpu(80), WHOLE, "Qm1") for _ in range(20)}) == 1
 
 
 def test_machine_without_room_is_a_model_error_with_the_numbers():
     with pytest.raises(
         ModelError, match=r"3\.0 GiB are free on cpu, the smallest, Qwen/Qwen2\.5-0\.5B-Instruct, needs 8\.9"
     ):
-        choose(cpu(3), "Qm1")
+        choose(cpu(3), WHOLE, "Qm1")
 
 
 def test_verdicts_say_why_a_model_does_not_fit():
-    reasons = {verdict.name: verdict.reason for verdict in judge(cpu(9.5))}
+    reasons = {verdict.name: verdict.reason for verdict in judge(cpu(9.5), WHOLE)}
     assert reasons["Qwen/Qwen3-1.7B"] == "for GPUs of 40 GiB and more; cpu has no GPU"
     assert reasons["Qwen/Qwen3-0.6B"] == "9.5 GiB are free on cpu"
     assert reasons["Qwen/Qwen2.5-0.5B-Instruct"] is None
+
+
+def test_adapters_need_less_and_a_reference_model_more():
+    name, machine = "Qwen/Qwen2.5-0.5B-Instruct", gpu(24)
+    lora = settings.Lora(rank=16)
+    needed = {
+        how: choice.needed_gib(name, machine, settings.Trainer(**options))
+        for how, options in {
+            "whole": {}, "reference": {"beta": 0.1}, "lora": {"lora": lora}, "both": {"lora": lora, "beta": 0.1},
+        }.items()
+    }  # fmt: skip
+    assert needed["whole"] == pytest.approx(1.5 + 494032768 * 20 / GIB)
+    assert needed["reference"] == pytest.approx(needed["whole"] + 494032768 * 2 / GIB)
+    assert needed["lora"] == needed["both"] == pytest.approx(1.5 + 494032768 * 2.32 / GIB)
+    assert choose(cpu(5), settings.Trainer(lora=lora), "Qm1").name in SMALL
+    assert choice.explain(settings.Model(name=name), WHOLE, Path("/"))[-1].startswith(
+        f"this node: {name}, as model.name says: needs "
+    )
 
 
 def test_gpu_is_measured_where_the_model_will_live(monkeypatch):
@@ -154,13 +174,14 @@ def test_check_says_whether_a_model_of_the_user_s_own_fits(tmp_path, monkeypatch
     save_file({"a": torch.zeros(1000, 250), "b": torch.zeros(7)}, tmp_path / "model.safetensors")
     assert choice._count_parameters(tmp_path / "model.safetensors") == 250_007
     for name in (str(tmp_path), "hivewright/tiny"):
-        assert choice.explain(settings.Model(name=name), tmp_path)[-1].endswith("says: needs 1.5 GiB: fits")
+        assert choice.explain(settings.Model(name=name), WHOLE, tmp_path)[-1].endswith("says: needs 1.5 GiB: fits")
     machine_with(monkeypatch, cpu(1))
-    last = choice.explain(settings.Model(name=str(tmp_path)), tmp_path)[-1]
+    last = choice.explain(settings.Model(name=str(tmp_path)), WHOLE, tmp_path)[-1]
     assert last.endswith("needs 1.5 GiB: does not fit: 1.0 GiB are free")
     assert (
-        choice.explain(settings.Model(name="owner/model"), tmp_path)[-1] == "this node: owner/model, as model.name says"
+        choice.explain(settings.Model(name="owner/model"), WHOLE, tmp_path)[-1]
+        == "this node: owner/model, as model.name says"
     )
     (tmp_path / "model.safetensors").write_text("nonsense")
     with pytest.raises(ModelError, match="expected a model's weights as safetensors"):
-        choice.explain(settings.Model(name=str(tmp_path)), tmp_path)
+        choice.explain(settings.Model(name=str(tmp_path)), WHOLE, tmp_path)

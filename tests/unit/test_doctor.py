@@ -90,7 +90,7 @@ def test_worker_that_runs_keeps_its_port_and_its_memory(enrolled: Path) -> None:
 def test_model_that_does_not_fit_is_refused_unless_its_worst_step_was_measured(
     enrolled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor.choice, "needed_gib", lambda name, machine: 1e6)
+    monkeypatch.setattr(doctor.choice, "needed_gib", lambda name, machine, trainer: 1e6)
     assert findings_of(settings_of(enrolled))["memory"].verdict == "refuse"
     file = enrolled / "budget.json"
     file.write_text('{"key": "another/model torch.float32 on cpu 1, ", "tokens": 4096, "recomputes": true}')

@@ -48,6 +48,8 @@ class Pools:
     """All of models.yaml."""
 
     bytes_per_parameter: dict[str, int]
+    bytes_per_frozen_parameter: dict[str, int]
+    lora_bytes_per_parameter_and_rank: float
     working_gib: float
     pools: tuple[Pool, ...]
 
@@ -107,13 +109,13 @@ def measure(model: settings.Model) -> Machine:
     return Machine(f"cuda:{index}", dtype, total / GIB, free / GIB)
 
 
-def judge(machine: Machine) -> list[Verdict]:
-    """Every model of every pool, in the pools' order, and whether it fits the machine."""
+def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:
+    """Every model of every pool, in the pools' order, and whether training it so fits the machine."""
     pools = load_pools()
     verdicts = []
     for pool in pools.pools:
         for model in pool.models:
-            needed = _needed_gib(model.parameters, machine)
+            needed = _needed_gib(model.parameters, machine, trainer)
             reason = None
             if machine.gpu_gib < pool.min_gpu_gib:
                 has = f"{machine.gpu_gib:.1f} GiB" if machine.gpu_gib else "no GPU"
@@ -124,11 +126,12 @@ def judge(machine: Machine) -> list[Verdict]:
     return verdicts
 
 
-def choose(machine: Machine, peer_id: str) -> Choice:
+def choose(machine: Machine, trainer: settings.Trainer, peer_id: str) -> Choice:
     """A fitting model of the first pool that has one; the same for a peer id. Raises ModelError if none fits."""
-    fitting = [verdict for verdict in judge(machine) if verdict.reason is None]
+    verdicts = judge(machine, trainer)
+    fitting = [verdict for verdict in verdicts if verdict.reason is None]
     if not fitting:
-        least = min(judge(machine), key=lambda verdict: verdict.needed_gib)
+        least = min(verdicts, key=lambda verdict: verdict.needed_gib)
         raise ModelError(
             f"model/name: auto: no model fits: {machine.free_gib:.1f} GiB are free on {machine.device}, the smallest, "
             f"{least.name}, needs {least.needed_gib:.1f} to train in {machine.dtype}; free memory, or name a model "
@@ -139,12 +142,12 @@ def choose(machine: Machine, peer_id: str) -> Choice:
     return Choice(chosen.name, chosen.pool, machine.device, round(machine.free_gib, 1))
 
 
-def decide(model: settings.Model, folder: Path, peer_id: str) -> str:
+def decide(model: settings.Model, trainer: settings.Trainer, folder: Path, peer_id: str) -> str:
     """The name of the node's model; with `auto` chosen now and written down, unless it was before."""
     if model.name != AUTO:
         return model.name
     if not (folder / CHOICE_FILE).exists():
-        choice = choose(measure(model), peer_id)
+        choice = choose(measure(model), trainer, peer_id)
         write_whole(folder / CHOICE_FILE, json.dumps(asdict(choice), indent=2) + "\n")
     return settle(model, folder).name
 
@@ -168,36 +171,41 @@ def settle(model: settings.Model, folder: Path) -> settings.Model:
     return model.model_copy(update={"name": choice.name})
 
 
-def explain(model: settings.Model, folder: Path) -> list[str]:
+def explain(model: settings.Model, trainer: settings.Trainer, folder: Path) -> list[str]:
     """For people: what the machine has, what of the pools fits and why not otherwise, and what this node trains."""
     machine = measure(model)
     memory = f"{machine.free_gib:.1f} GiB free"
     if machine.gpu_gib:
         memory += f" of {machine.gpu_gib:.1f}"
     lines = [f"models for {machine.device} in {machine.dtype}, {memory}:"]
-    for verdict in judge(machine):
+    for verdict in judge(machine, trainer):
         fits = "fits" if verdict.reason is None else f"does not: {verdict.reason}"
         lines.append(f"  {verdict.pool:<6} {verdict.name:<28} needs {verdict.needed_gib:4.1f} GiB: {fits}")
     if model.name != AUTO:
-        return [*lines, f"this node: {model.name}, as model.name says{_fit_of(model.name, machine)}"]
+        return [*lines, f"this node: {model.name}, as model.name says{_fit_of(model.name, machine, trainer)}"]
     if (folder / CHOICE_FILE).exists():
         return [*lines, f"this node: {settle(model, folder).name}, chosen when it enrolled"]
     return [*lines, "this node: model.name is auto; `hivewright enrol` chooses one of those that fit"]
 
 
-def _needed_gib(parameters: int, machine: Machine) -> float:
+def _needed_gib(parameters: int, machine: Machine, trainer: settings.Trainer) -> float:
     pools = load_pools()
-    return parameters * pools.bytes_per_parameter[machine.dtype] / GIB + pools.working_gib
+    frozen = pools.bytes_per_frozen_parameter[machine.dtype]
+    if trainer.lora is not None:  # the model without its adapters is the reference, too
+        per_parameter = frozen + pools.lora_bytes_per_parameter_and_rank * trainer.lora.rank
+    else:
+        per_parameter = pools.bytes_per_parameter[machine.dtype] + (frozen if trainer.beta else 0)
+    return parameters * per_parameter / GIB + pools.working_gib
 
 
-def needed_gib(name: str, machine: Machine) -> float | None:
+def needed_gib(name: str, machine: Machine, trainer: settings.Trainer) -> float | None:
     """Memory to train a model, estimated by its parameters. None: they are only known when it has been downloaded."""
     for pool in load_pools().pools:
         for model in pool.models:
             if model.name == name:
-                return _needed_gib(model.parameters, machine)
+                return _needed_gib(model.parameters, machine, trainer)
     files = _weights(name)
-    return _needed_gib(sum(map(_count_parameters, files)), machine) if files else None
+    return _needed_gib(sum(map(_count_parameters, files)), machine, trainer) if files else None
 
 
 def _weights(name: str) -> list[Path]:
@@ -206,12 +214,11 @@ def _weights(name: str) -> list[Path]:
     return sorted(folder.glob("*.safetensors")) if (folder / "config.json").is_file() else []
 
 
-def _fit_of(name: str, machine: Machine) -> str:
-    """What a model of the user's own needs, if it is on this machine, where its weights can be counted."""
-    files = _weights(name)
-    if not files:
+def _fit_of(name: str, machine: Machine, trainer: settings.Trainer) -> str:
+    """What a model that the user names needs, where that is known."""
+    needed = needed_gib(name, machine, trainer)
+    if needed is None:
         return ""
-    needed = _needed_gib(sum(map(_count_parameters, files)), machine)
     fits = "fits" if needed <= machine.free_gib else f"does not fit: {machine.free_gib:.1f} GiB are free"
     return f": needs {needed:.1f} GiB: {fits}"
 
