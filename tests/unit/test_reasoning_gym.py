@@ -247,7 +247,7 @@ def test_level_stays_without_success_and_without_rise_at():
         assert mix.levels == {"gcd": 0}
 
 
-def test_curriculum_goes_on_where_it_stood():
+def test_curriculum_goes_on_where_it_stood(caplog):
     family = Family(name="gcd", level=0, rise_at=0.5)
     before, after = gym(family), gym(family)
     for seed in range(3):
@@ -261,6 +261,23 @@ def test_curriculum_goes_on_where_it_stood():
     other = gym(Family(name="gcd", level=0, config={"max_numbers": 3}))
     other.resume(state)  # another family than then: it begins where the settings say
     assert other.levels == {"gcd": 0}
+    assert "level not taken over, the settings say where to begin of='gcd {}' level=1" in caplog.text
+
+
+def test_level_survives_an_upgrade_of_the_environment(monkeypatch):
+    before = gym(Family(name="gcd", level=2))
+    digest = before.sample(1, 1)[0].config_digest
+    monkeypatch.setattr(ReasoningGym, "version", "reasoning-gym 99")
+    after = gym(Family(name="gcd", level=0))
+    assert gym(Family(name="gcd", level=2)).sample(1, 1)[0].config_digest != digest
+    after.resume(before.state())
+    assert after.levels == {"gcd": 2}
+
+
+def test_level_of_a_checkpoint_that_names_entries_by_digest_is_taken_over():
+    mix = gym(Family(name="gcd", level=0))
+    mix.resume({f"gcd {mix.sample(1, 1)[0].config_digest}": {"level": 3, "rewards": []}})
+    assert mix.levels == {"gcd": 3}
 
 
 @pytest.mark.parametrize("state", [[], {"gcd": 3}, {"gcd x": {"level": "2", "rewards": []}}])

@@ -117,15 +117,23 @@ class Mix:
         return {key: asdict(standing) for key, standing in self._standings.items()}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take the levels of the families that stand in the settings as they did; others begin where those say."""
+        """Take the levels of the families that stand in the settings as they did; others begin where those say.
+
+        What is not taken is said: a family that is gone or has another configuration, a level that there is no more.
+        """
         try:
             standings = _STATE.validate_json(json.dumps(state), strict=True)
         except ValidationError as error:
             raise TrainingError(f"levels of the environment: {state}: {error.errors()[0]['msg']}") from None
         for entry in self._entries:
             key = self._key(entry)
-            if key in self._standings and key in standings and 0 <= standings[key].level < len(entry.digests):
-                self._standings[key] = standings[key]
+            # 0.1.0 named an entry by its digest, which changes with every version of the environment.
+            name = key if key in standings else f"{entry.family.name} {entry.digests[0]}"
+            found = standings.get(name)
+            if found is not None and key in self._standings and 0 <= found.level < len(entry.digests):
+                self._standings[key] = standings.pop(name)
+        for name, standing in standings.items():
+            log.warning("level not taken over, the settings say where to begin of='%s' level=%d", name, standing.level)
 
     def _enter(self, family: settings.Family) -> _Entry:
         source_name, name = settings.split_family(family.name)
@@ -166,8 +174,11 @@ class Mix:
 
     @staticmethod
     def _key(entry: _Entry) -> str:
-        """Names an entry in the state: its levels are those of this family with this configuration."""
-        return f"{entry.family.name} {entry.digests[0]}"
+        """Names an entry in the state: its levels are those of this family with this configuration.
+
+        Whatever the environment's version: an upgrade keeps the level.
+        """
+        return f"{entry.family.name} {json.dumps(entry.family.config, sort_keys=True)}"
 
 
 def config_digest(version: str, family: str, config: Config) -> str:
