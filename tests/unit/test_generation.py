@@ -292,6 +292,15 @@ def test_settings_choose_the_engine():
     assert isinstance(load_engine(model, settings.Generation(engine="transformers")), ReferenceEngine)
 
 
+def test_reference_follows_the_settings_and_not_what_the_model_says_of_sampling():
+    model = make_model()
+    expected = answer(ReferenceEngine(model))
+    own = model.generation_config
+    own.min_p, own.no_repeat_ngram_size, own.typical_p, own.min_new_tokens = 1.0, 1, 0.1, 7
+    assert answer(ReferenceEngine(model)) == expected
+    assert model.generation_config is own
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logprobs_of_given_completions_equal_one_plain_pass(family):
     model = make_model(family)

@@ -3,7 +3,8 @@
 
 # P prompts, R rows, L prompt tokens, T new tokens, V vocabulary
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class ReferenceEngine:
         lengths_R = torch.tensor([len(p) for p in prompts], device=device)
         mask_RL = (torch.arange(width, device=device) >= width - lengths_R[:, None]).long()
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), _without_own_config(self._model):
             torch.manual_seed(seed)
             out = self._model.generate(
                 ids_RL,
@@ -63,6 +64,16 @@ class ReferenceEngine:
         new_RT = out.sequences[:, width:]
         logprobs_RT = (logits_TRV.gather(2, new_RT.t()[..., None])[..., 0] - logits_TRV.logsumexp(-1)).t()
         return [cut(t, p, ending) for t, p in zip(new_RT.tolist(), logprobs_RT.tolist(), strict=True)]
+
+
+@contextmanager
+def _without_own_config(model: Any) -> Iterator[None]:
+    """transformers would take what our settings leave out (min_p, no_repeat_ngram_size) from the model's own."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def cut(tokens: list[int], logprobs: list[float], ending: Ending) -> Sampled:
