@@ -125,7 +125,7 @@ def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
 def print_settings(settings: Settings) -> None:
     """Everything that a settings file resolves to, defaults included, and, as comments, which models fit this machine.
 
-    Raises SettingsError for unknown families, ModelError for a GPU that is not there.
+    Raises SettingsError for unknown families, ModelError for a GPU or a model's folder that is not there.
     """
     from worker.policy import choice
 

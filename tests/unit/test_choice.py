@@ -182,6 +182,8 @@ def test_check_says_whether_a_model_of_the_user_s_own_fits(tmp_path, monkeypatch
         choice.explain(settings.Model(name="owner/model"), WHOLE, tmp_path)[-1]
         == "this node: owner/model, as model.name says"
     )
+    with pytest.raises(ModelError, match=r"model/name: /no/such/model: no config.json there"):
+        reports.print_settings(settings_for(tmp_path, model_name="/no/such/model"))
     (tmp_path / "model.safetensors").write_text("nonsense")
     with pytest.raises(ModelError, match="expected a model's weights as safetensors"):
         choice.explain(settings.Model(name=str(tmp_path)), WHOLE, tmp_path)

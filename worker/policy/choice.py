@@ -22,6 +22,7 @@ from worker.policy import memory
 from worker.service import write_whole
 
 AUTO = "auto"
+TINY = "hivewright/tiny"
 CHOICE_FILE = "model.json"
 GIB = 2**30
 
@@ -204,14 +205,21 @@ def needed_gib(name: str, machine: Machine, trainer: settings.Trainer) -> float 
         for model in pool.models:
             if model.name == name:
                 return _needed_gib(model.parameters, machine, trainer)
-    files = _weights(name)
+    folder = find_folder(name)
+    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
     return _needed_gib(sum(map(_count_parameters, files)), machine, trainer) if files else None
 
 
-def _weights(name: str) -> list[Path]:
-    """The files with the weights of a model that is on this machine."""
-    folder = Path(__file__).parent / "tiny" if name == "hivewright/tiny" else Path(name).expanduser()
-    return sorted(folder.glob("*.safetensors")) if (folder / "config.json").is_file() else []
+def find_folder(name: str) -> Path | None:
+    """Where the model of this name is; None: it is a Hugging Face name. Raises ModelError for a path without one."""
+    if name == TINY:
+        return Path(__file__).parent / "tiny"
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir() or name.startswith(("/", "./", "../", "~")):
+        raise ModelError(f"model/name: {name}: no config.json there; expected a folder with a transformers model")
+    return None
 
 
 def _fit_of(name: str, machine: Machine, trainer: settings.Trainer) -> str:

@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from worker import settings
 from worker.errors import ModelError
 from worker.policy import memory
+from worker.policy.choice import TINY, find_folder
 from worker.policy.engine import Ending, Engine, Sampled
 from worker.policy.generation import load_engine
 from worker.policy.rows import Rows
@@ -28,7 +29,6 @@ from worker.records import Completion
 
 log = logging.getLogger(__name__)
 
-TINY = "hivewright/tiny"
 ANSWER_END = "</answer>"
 INSTRUCTION = (
     "Answer the question. Think first if that helps; then give the final answer as <answer>your answer</answer>."
@@ -231,13 +231,8 @@ def _find_dtype(model: settings.Model, device: torch.device) -> torch.dtype:
 
 def _find_source(name: str) -> str:
     """What transformers should load: a folder, or a Hugging Face name that is known to exist."""
-    if name == TINY:
-        return str(Path(__file__).parent / "tiny")
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
+    if (folder := find_folder(name)) is not None:
         return str(folder)
-    if folder.is_dir() or name.startswith(("/", "./", "../", "~")):
-        raise ModelError(f"model/name: {name}: no config.json there; expected a folder with a transformers model")
     try:
         _HUB.model_info(name, timeout=_LOOKUP_SECONDS)
         return name
