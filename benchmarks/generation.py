@@ -1,19 +1,22 @@
 """How fast are answers sampled? Ours against the existing node's loop over `model.generate` and other ways.
 
     python -m benchmarks.generation [--shapes tiny small half] [--runs 3] [--threads 2] [--clock wall]
-        [--dtype auto] [--json FILE]
+        [--dtype auto] [--device cpu] [--json FILE]
 
 Two prompts of 96 and 80 tokens (the median of the default mix is 96), eight completions each, the same lengths for
 everybody: 128 new tokens of the small models, 32 of the large one. The loop is the existing node's way: one call of
-`model.generate` for each completion index. The contenders take turns, so that a noisy machine is noisy for all;
-medians. Prefill is part of every figure. Exits 1 if a claim's ratio is missed. Where other programs want the cores, one
-thread and `--clock cpu` give ratios that can be trusted: they count the time that this process had.
+`model.generate` for each completion index; TRL's is what its `GRPOTrainer` does with the same prompts' tokens. The
+contenders take turns, so that a noisy machine is noisy for all; medians. Prefill is part of every figure. Exits 1 if a
+claim's ratio is missed. Where other programs want the cores, one thread and `--clock cpu` give ratios that can be
+trusted: they count the time that this process had. With `--device cuda` models are in bfloat16, for everybody.
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,8 @@ from typing import Any
 
 import torch
 import transformers
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
 
 from worker import settings
 from worker.policy import policy
@@ -64,24 +69,27 @@ SHAPES = {
 }
 
 
-def load(shape: Shape) -> Any:
+def load(shape: Shape, device: str) -> Any:
     torch.manual_seed(0)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     if shape.config is None:
-        return policy.load(settings.Model(name=TINY, device="cpu")).model
-    return transformers.AutoModelForCausalLM.from_config(shape.config).eval()
+        return policy.load(settings.Model(name=TINY, device="cpu")).model.to(device, dtype)
+    return transformers.AutoModelForCausalLM.from_config(shape.config).to(device, dtype).eval()
 
 
 def contenders(
-    model: Any, engine: TorchEngine, prompts: list[list[int]], num_tokens: int
+    model: Any, engine: TorchEngine, prompts: list[list[int]], num_tokens: int, folder: str
 ) -> dict[str, Callable[[], None]]:
-    """What is timed, by name. Each samples 2 x 8 completions of exactly `num_tokens` tokens."""
+    """What is timed, by name. Each samples 2 x 8 completions of exactly `num_tokens` tokens. `folder`: for TRL's."""
     width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    mask = (torch.arange(width) >= torch.tensor([width - len(p) for p in prompts])[:, None]).long()
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
+    mask = (torch.arange(width) >= torch.tensor([width - len(p) for p in prompts])[:, None]).long().to(model.device)
     length = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens}
     options = {"do_sample": True, "top_k": 0, "pad_token_id": 0, "eos_token_id": 1, **length}
     generation = settings.Generation(num_generations=NUM_GENERATIONS, max_completion_length=num_tokens)
     endless = Ending(frozenset(), lambda tokens: False, [False] * model.config.vocab_size)
+    trainer = make_trainer(model, num_tokens, folder)
+    repeated = [prompt for prompt in prompts for _ in range(NUM_GENERATIONS)]
 
     def loop() -> None:
         for _ in range(NUM_GENERATIONS):
@@ -90,14 +98,32 @@ def contenders(
     def batched() -> None:
         model.generate(ids, attention_mask=mask, num_return_sequences=NUM_GENERATIONS, **options)
 
-    def repeated() -> None:  # TRL's trainer: the prompts repeated, one batch, no log-probabilities
-        rows = [row.repeat_interleave(NUM_GENERATIONS, 0) for row in (ids, mask)]
-        model.generate(rows[0], attention_mask=rows[1], use_cache=True, **options)
+    def trl() -> None:
+        model.train()
+        completions, _ = trainer._generate_single_turn(repeated, None, {}, NUM_GENERATIONS)
+        model.eval()
+        if {len(completion) for completion in completions} != {num_tokens}:
+            raise SystemExit(f"TRL's completions are not of {num_tokens} tokens: {sorted(map(len, completions))}")
 
     def ours() -> None:
         engine.generate(prompts, generation, 0, endless)
 
-    return {"loop": loop, "batched": batched, "TRL's way": repeated, "ours": ours}
+    return {"loop": loop, "batched": batched, "TRL": trl, "ours": ours}
+
+
+def make_trainer(model: Any, num_tokens: int, folder: str) -> GRPOTrainer:
+    """TRL's trainer, which is never trained here. Without gradient checkpointing, which would stay with the model."""
+    config = GRPOConfig(
+        output_dir=folder, per_device_train_batch_size=NUM_ROWS, num_generations=NUM_GENERATIONS,
+        max_completion_length=num_tokens, generation_kwargs={"min_new_tokens": num_tokens},
+        use_cpu=model.device.type == "cpu", bf16=model.dtype == torch.bfloat16,
+        gradient_checkpointing=False, report_to=[], save_strategy="no",
+    )  # fmt: skip
+    tokenizer = policy.load(settings.Model(name=TINY, device="cpu")).tokenizer
+    return GRPOTrainer(
+        model=model, reward_funcs=lambda prompts, **_: [0.0] * len(prompts), args=config,
+        train_dataset=Dataset.from_list([{"prompt": "x"}] * NUM_ROWS), processing_class=tokenizer,
+    )  # fmt: skip
 
 
 def time_all(ways: dict[str, Callable[[], None]], runs: int, clock: Callable[[], float]) -> dict[str, float]:
@@ -112,41 +138,51 @@ def time_all(ways: dict[str, Callable[[], None]], runs: int, clock: Callable[[],
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def memory_bandwidth() -> float:
+def memory_bandwidth(device: str) -> float:
     """Bytes a second that a big copy reads (and writes)."""
-    source = torch.ones(1 << 26)
+    source = torch.ones(1 << 26, device=device)
     target = torch.empty_like(source)
     best = min(_time(lambda: target.copy_(source)) for _ in range(5))
     return 2 * source.numel() * 4 / best
 
 
-def product_rate(rows: int) -> float:
-    """Multiplications and additions a second of a float32 product with so many rows, weights in the cache."""
-    x, weight = torch.randn(rows, 1024), torch.randn(1024, 2048)
+def product_rate(rows: int, device: str) -> float:
+    """Multiplications and additions a second of a product with so many rows, weights in the cache: float32 on a CPU."""
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    x, weight = torch.randn(rows, 1024, device=device).to(dtype), torch.randn(1024, 2048, device=device).to(dtype)
     return 2 * rows * weight.numel() / min(_time(lambda: x @ weight) for _ in range(50))
 
 
 def _time(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
+    started = wall_clock()
     work()
-    return time.perf_counter() - started
+    return wall_clock() - started
+
+
+def wall_clock() -> float:
+    """Seconds, after all that a GPU was asked to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`bandwidth` in bytes, `rate` in float32 operations a second."""
+    """`bandwidth` in bytes, `rate` in operations a second."""
 
+    device: str
     bandwidth: float
     rate: float
 
 
 def measure(shape: Shape, runs: int, clock: Callable[[], float], dtype: str, machine: Machine) -> list[dict[str, Any]]:
     """Prints one shape's table. Returns what goes into the JSON file."""
-    model = load(shape)
+    model = load(shape, machine.device)
     prompts = [torch.randint(5, model.config.vocab_size, (n,)).tolist() for n in PROMPT_LENGTHS]
     engine = TorchEngine(model, dtype)
     assert isinstance(engine.decoder, LeanDecoder)
-    seconds = time_all(contenders(model, engine, prompts, shape.num_tokens), runs, clock)
+    with tempfile.TemporaryDirectory(prefix="generation-") as folder:
+        seconds = time_all(contenders(model, engine, prompts, shape.num_tokens, folder), runs, clock)
     num_tokens = NUM_ROWS * shape.num_tokens
     print(f"\n{shape.title}: {model.num_parameters():,} parameters, 2 x 8 x {shape.num_tokens} tokens")
     print(f"{'way':>10}  {'tokens/s':>9}  {'of the loop':>11}")
@@ -170,13 +206,13 @@ def print_floors(model: Any, decoder: LeanDecoder, step: float, machine: Machine
     """`step`: seconds of one step for all rows, with its share of the prefill."""
     weights = decoder.weights
     with torch.no_grad():
-        next(model.parameters()).add_(1e-6)
+        next(model.parameters()).add_(1e-6 if model.dtype == torch.float32 else 1.0)
     copying = _time(weights.refresh)
     reading = model.num_parameters() * weights.dtype.itemsize / machine.bandwidth
     computing = 2 * model.num_parameters() * NUM_ROWS / machine.rate
     print(
         f"a step of ours takes {step * 1e3:.2f} ms with its share of the prefill: {step / reading:.1f} times as long "
-        f"as reading the weights ({reading * 1e3:.2f} ms), {step / computing:.1f} times as long as float32 products "
+        f"as reading the weights ({reading * 1e3:.2f} ms), {step / computing:.1f} times as long as torch's products "
         f"alone ({computing * 1e3:.2f} ms)\n"
         f"weights in {weights.dtype}, copied in {copying:.3f} s after a training step",
         flush=True,
@@ -189,17 +225,21 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    clock = time.process_time if arguments.clock == "cpu" else wall_clock
     transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)  # of TRL's, about what it asks transformers for
     torch.set_num_threads(arguments.threads)
-    machine = Machine(memory_bandwidth(), product_rate(NUM_ROWS))
+    device = arguments.device
+    machine = Machine(device, memory_bandwidth(device), product_rate(NUM_ROWS, device))
+    processor = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
     print(
-        f"{arguments.threads} threads, {arguments.clock} time; "
+        f"{processor}, {arguments.threads} threads, {arguments.clock} time; "
         f"copy {machine.bandwidth / 1e9:.1f} GB/s (read and written); "
-        f"float32 product of {NUM_ROWS} rows {machine.rate / 1e9:.0f} GFLOP/s; "
+        f"torch's product of {NUM_ROWS} rows {machine.rate / 1e9:.0f} GFLOP/s; "
         f"AMX {'yes' if torch.cpu._is_amx_tile_supported() else 'no'}"
     )
     results, missed = [], []

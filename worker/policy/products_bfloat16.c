@@ -18,7 +18,7 @@ enum { tile = 2 };
 
 enum {
     vectors = 16 / lanes, /* of a panel's outputs */
-    depth = 512,          /* inputs gone through at a time: their weights stay in the nearest cache for all rows */
+    depth = 256,          /* inputs gone through at a time: their weights stay in the nearest cache for all rows */
     ahead = 1024          /* bytes of weights asked for early: without, half the time is waiting for memory */
 };
 
