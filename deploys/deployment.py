@@ -7,6 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 Text = Annotated[str, Field(min_length=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+# Beyond these systemd, or a machine, can make nothing of them.
+SlotMemory = Annotated[float, Field(ge=0.1, le=1e6, allow_inf_nan=False)]
+SlotCpus = Annotated[float, Field(ge=0.01, le=1e4, allow_inf_nan=False)]
+MAX_SECONDS = 30 * 24 * 3600
 AUTO = "auto"
 # `torch_index`: as pip on the host is configured.
 PIP = "pip"
@@ -20,9 +24,9 @@ class Deployment(BaseModel):
     slots: Any = None
     """Workers on this host: `auto` (one per GPU, one on a host without), a count (each its own GPU, where there are
     GPUs), or a list with one dict per worker of the settings in which it differs."""
-    slot_memory_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    slot_memory_gb: SlotMemory | None = None
     """Memory (in 10^9 bytes) that each worker may use at most. None: all."""
-    slot_cpus: float | None = Field(default=None, ge=0.01, allow_inf_nan=False)
+    slot_cpus: SlotCpus | None = None
     """Cores that each worker may use at most, such as 3.5. None: all."""
     release_repository: Text | None = None
     """Git URL or folder that the hosts can fetch from. None: `origin` of the operator's checkout."""
@@ -37,7 +41,7 @@ class Deployment(BaseModel):
     or, with a wheelhouse, pip on the operator's side."""
     secrets_dir: Text = "secrets"
     """Folder on the operator's side, relative to the checkout, that keeps what must not be in an inventory."""
-    watchdog_seconds: int = Field(default=900, gt=0)
+    watchdog_seconds: int = Field(default=900, gt=0, le=MAX_SECONDS)
     """A worker that has not got on for so long is restarted. Longer than its slowest step."""
     wireguard: bool = False
     """Connect the host to all others that have this, by WireGuard from Debian's packages. False: it leaves them."""
@@ -67,7 +71,7 @@ class Deployment(BaseModel):
     """Use subnet routes that other nodes advertise."""
     tailscale_login_server: Url | None = None
     """A control server of your own (headscale). None: Tailscale's."""
-    tailscale_login_seconds: int = Field(default=600, gt=0)
+    tailscale_login_seconds: int = Field(default=600, gt=0, le=MAX_SECONDS)
     """How long a run waits for the people who open the login URLs."""
     tailscale_serve: dict[Port, Port] = {}
     """HTTPS port in the tailnet -> port on this host that is shown there, such as {443: 3000} for the login page."""

@@ -1,7 +1,8 @@
 """Own facts: what a host already has of hivewright. Each is one command, and an empty answer means a bare host."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class Releases(FactBase[InstalledReleases]):
 
 
 class Identities(FactBase[dict[int, str]]):
-    """Peer id of every enrolled slot, by number of the slot."""
+    """Peer id of every enrolled slot, by number of the slot. Without enrolments that are damaged: DamagedEnrolments."""
 
     def command(self) -> str:
         return f'for f in {STATE}/worker-*/enrolment.json; do [ ! -e "$f" ] || echo "$f $(tr -d "\\n" <"$f")"; done'
@@ -81,11 +82,38 @@ class Identities(FactBase[dict[int, str]]):
         return {}
 
     def process(self, output: list[str]) -> dict[int, str]:
-        found = {}
-        for line in output:
-            file, _, text = line.partition(" ")
-            found[int(Path(file).parent.name.removeprefix("worker-"))] = str(json.loads(text)["peer_id"])
-        return found
+        found = {number: _peer_id(text) for _, number, text in _enrolments(output)}
+        return {number: peer_id for number, peer_id in found.items() if peer_id is not None}
+
+
+class DamagedEnrolments(FactBase[list[str]]):
+    """Files of enrolments that say nothing. The command is that of Identities, so that the host is asked once."""
+
+    def command(self) -> str:
+        return Identities().command()
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def process(self, output: list[str]) -> list[str]:
+        return [file for file, _, text in _enrolments(output) if _peer_id(text) is None]
+
+
+def _enrolments(lines: list[str]) -> Iterator[tuple[str, int, str]]:
+    """File, number of the slot and content of each. A folder that is no slot's (worker-0.bak) is somebody else's."""
+    for line in lines:
+        if found := re.match(r"(.*/worker-(\d+)/enrolment\.json) (.*)", line):
+            yield found[1], int(found[2]), found[3]
+
+
+def _peer_id(text: str) -> str | None:
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    peer_id = said.get("peer_id") if isinstance(said, dict) else None
+    return peer_id if isinstance(peer_id, str) and peer_id else None
 
 
 class ChosenModels(FactBase[list[int]]):
@@ -99,7 +127,8 @@ class ChosenModels(FactBase[list[int]]):
         return []
 
     def process(self, output: list[str]) -> list[int]:
-        return sorted(int(Path(line).parent.name.removeprefix("worker-")) for line in output)
+        found = (re.fullmatch(r".*/worker-(\d+)/model\.json", line) for line in output)
+        return sorted(int(match[1]) for match in found if match)
 
 
 class ConfiguredSlots(FactBase[list[int]]):

@@ -7,10 +7,11 @@ alone; anything else is a mistake. Knows nothing of pyinfra: `plan.py` hands ove
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -54,6 +55,7 @@ MAX_SLOTS = 256
 SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
 # What a slot's dict may say beside settings.
 SLOT_KEYS = ("identity", *SlotOptions.model_fields)
+EXPECTED_URL = "no URL; expected one such as https://git.example.org/hivewright.git"
 SET_BY_DEPLOY = "set by the deploy for each role and slot; leave it out"
 
 
@@ -145,7 +147,8 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
         for entry in coordinators:
             mistakes.add(entry.name, f"{COORDINATORS}: {len(coordinators)} hosts in this group; expected one")
     plans, deployments = {}, {}
-    for entry in entries:
+    whole = [entry for entry in entries if _is_whole(entry, mistakes)]
+    for entry in whole:
         deployment = deployments[entry.name] = _deployment(entry, mistakes)
         wrong = _wrong_settings(entry)
         for message in wrong:
@@ -158,17 +161,63 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
     plans = {name: replace(plan, services=with_families(plan.services, all_slots)) for name, plan in plans.items()}
     key_files = {
         (each.name, n): own["identity"]
-        for each in entries
+        for each in whole
         for n, own in enumerate(_overrides(each) or ())
         if "identity" in own
     }
     for (name, _), message in keyfiles.mistakes(key_files):
         mistakes.add(name, message)
-    for name, message in mesh.mistakes(deployments, {entry.name: entry.data for entry in entries}):
+    for name, message in mesh.mistakes(deployments, {entry.name: entry.data for entry in whole}):
         mistakes.add(name, message)
     if lines := mistakes.lines():
         raise SettingsError("\n".join(lines))
     return plans
+
+
+def _is_whole(entry: HostEntry, mistakes: _Mistakes) -> bool:
+    wrong = unusable(entry.data)
+    for message in wrong:
+        mistakes.add(entry.name, message)
+    return not wrong
+
+
+def unusable(data: Mapping[str, Any]) -> list[str]:
+    """What is wrong with data so that no other check can look at them, without what may be secret."""
+    return [*_unusable("", data), *(f"{key}: {EXPECTED_URL}" for key in secretfiles.IN_URLS if _is_cut(data.get(key)))]
+
+
+def _unusable(place: str, value: Any) -> Iterator[str]:
+    """Keys that are no text, and text that can stand in no file and on no command line."""
+    if isinstance(value, str):
+        if "\0" in value or not _is_encodable(value):
+            yield f"{place}: has a zero byte, or half a character; expected text"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            # Of keys that are no text pydantic judges: the ports of tailscale_serve.
+            if not isinstance(key, str) and (not place or place.startswith("slot ")):
+                yield f"{f'{place}: ' if place else ''}{key!r}: no text; expected the name of a key"
+            else:
+                yield from _unusable(f"{place}: {key}" if place else str(key), inner)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _unusable(f"slot {number}" if place == "slots" else place, inner)
+
+
+def _is_cut(url: object) -> bool:
+    """Whether it is a URL that can't be taken apart."""
+    try:
+        urlsplit(url if isinstance(url, str) else "")
+    except ValueError:
+        return True
+    return False
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:

@@ -8,8 +8,7 @@ anything else, and so the inventory is loaded here too, just as pyinfra does it 
 import io
 import sys
 import traceback
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,10 @@ from pyinfra_cli.inventory import make_inventory
 from pyinfra_cli.util import exec_file, parse_cli_arg
 
 from deploys import inventory_file, plan
-from deploys.deployment import Deployment
-from worker import settings
 from worker.errors import SettingsError
 
 DEPLOY = Path(__file__).parents[1] / "deploy.py"
 SSH_OPTIONS = ("ssh_user", "ssh_key", "ssh_port", "ssh_password")
-GROUPS = ("coordinators", "workers")
 
 
 def check() -> None:
@@ -66,7 +62,7 @@ def _load(options: Mapping[str, Any]) -> Inventory:
     override |= {key: options[key] for key in SSH_OPTIONS if options[key]}
     name = options["inventory"]
     try:
-        if Path(name).is_file() and (lines := list(_forgotten(exec_file(name, return_locals=True)))):
+        if Path(name).is_file() and (lines := list(inventory_file.forgotten(exec_file(name, return_locals=True)))):
             raise SettingsError("\n".join(f"{name}: {line}" for line in lines))
         return make_inventory(name, override, str(Path.cwd()), options["group_data"])
     except SyntaxError as error:
@@ -87,30 +83,6 @@ def _where(error: UnexpectedExternalError) -> str:
     steps = [step for step in traceback.extract_tb(cause.__traceback__) if step.filename == error.filename]
     line = f" line {steps[-1].lineno}" if steps else ""
     return f"{error.filename}{line}: {type(cause).__name__}: {cause}"
-
-
-def _forgotten(names: Mapping[str, Any]) -> Iterator[str]:
-    """What an inventory says by these names of its module that pyinfra would pass over, or merge, without a word."""
-    keys = {*Deployment.model_fields, *settings.flat_keys()}
-    for name in names:
-        if name in keys:
-            yield f"{name}: stands by itself, where it counts for no host; put it into the data of a host, or of all"
-    everybody = _hosts_of(names["all"]) if "all" in names else None
-    for group in GROUPS:
-        for host, count in Counter(_hosts_of(names.get(group, ()))).items():
-            if count > 1:
-                yield f"{group}: {host} is there {count} times; expected each host once"
-            if everybody is not None and host not in everybody:
-                yield f"{group}: {host} is not in all; add it there"
-
-
-def _hosts_of(group: Any) -> list[str]:
-    """The names of the hosts of `group`: a list, or a tuple of a list and data. What is neither has none."""
-    listed = group[0] if isinstance(group, tuple) and group else group
-    if not isinstance(listed, list):
-        return []
-    names = [host[0] if isinstance(host, tuple) and host else host for host in listed]
-    return [name for name in names if isinstance(name, str)]
 
 
 def _check_hosts(options: Mapping[str, Any], inventory: Inventory) -> None:

@@ -1,15 +1,21 @@
 """What is decided once, on the operator's side, before any host is touched: the commit, and the fleet's token."""
 
+import json
 import os
 import re
 import secrets
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from worker.errors import SettingsError
 
 RESOLVE_SECONDS = 60
 TOKEN_FILE = "enrolment.token"  # noqa: S105 - a file name
+EXPECTED_TOKEN = "expected one word; the account service's host has it in /etc/hivewright/enrolment.token"  # noqa: S105
+# Public keys of the hosts of a WireGuard mesh (deploys/wireguard.py).
+PUBLIC_KEYS_FILE = "wireguard.json"
+EXPECTED_RECORD = "expected public keys by host; take a copy of it, or remove it and deploy the whole fleet"
 
 
 def origin(checkout: Path, source: str) -> str:
@@ -61,11 +67,50 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(error.cmd, 1, "", f"no answer within {RESOLVE_SECONDS} s")
 
 
+def secrets_mistakes(folder: Path) -> Iterator[str]:
+    """What is wrong with a folder of secrets, and with the files in it; it need not be there, nor they."""
+    try:
+        is_wrong = folder.exists() and not folder.is_dir()
+    except OSError as error:
+        yield f"{folder}: {_reason(error)}; expected a folder for what must not be in an inventory"
+        return
+    if is_wrong:
+        yield f"{folder} is no folder; expected one for what must not be in an inventory"
+        return
+    try:
+        enrolment_token(folder, create=False)
+    except SettingsError as error:
+        yield str(error)
+    record = folder / PUBLIC_KEYS_FILE
+    try:
+        known = json.loads(record.read_text()) if record.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        yield f"{record}: {_reason(error)}; {EXPECTED_RECORD}"
+        return
+    if not isinstance(known, dict) or not all(isinstance(key, str) for key in known.values()):
+        yield f"{record}: no JSON of that form; {EXPECTED_RECORD}"
+
+
 def enrolment_token(folder: Path, create: bool) -> str | None:
-    """The token that lets new nodes into the fleet, kept in `folder`. None: there is none, and `create` is False."""
+    """The token that lets new nodes into the fleet, kept in `folder`. None: there is none, and `create` is False.
+
+    Raises SettingsError if what is there is none.
+    """
     file = folder / TOKEN_FILE
-    if create and not file.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(secrets.token_urlsafe(32) + "\n")
-    return file.read_text().strip() if file.exists() else None
+    try:
+        if create and not file.exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+                stream.write(secrets.token_urlsafe(32) + "\n")
+        words = file.read_text().split() if file.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: {_reason(error)}; {EXPECTED_TOKEN}") from None
+    if words is not None and len(words) != 1:
+        raise SettingsError(f"{file}: {len(words)} words; {EXPECTED_TOKEN}")
+    return words[0] if words else None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "not text" if isinstance(error, UnicodeDecodeError) else "no JSON"

@@ -1,22 +1,26 @@
 """The plans of all hosts: made from the inventory before pyinfra connects, asked for when a host is deployed."""
 
+import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
+from paramiko import SSHException
 from pyinfra import host, inventory, state
 from pyinfra.api.arguments import all_global_arguments
-from pyinfra.api.exceptions import ConnectorDataTypeError, DeployError
+from pyinfra.api.exceptions import ConnectorDataTypeError, DeployError, PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.util import raise_if_bad_type
 from pyinfra.connectors.ssh import SSHConnector
+from pyinfra.connectors.ssh_util import load_key_with_certificate
 from pyinfra.context import ctx_host
 
 from deploys import hosts, memory, mesh, operator, report, secretfiles
 from deploys.deployment import PIP, Deployment
-from deploys.facts import Identities
+from deploys.facts import DamagedEnrolments, Identities
 from deploys.gpus import X86, Gpus, choose_torch
 from deploys.hardware import Distribution, HostGpus, OwnPipSources
 from deploys.hosts import HostEntry, HostPlan
@@ -26,9 +30,14 @@ from deploys.slots import cards_in_use
 from worker.errors import SettingsError
 
 CHECKOUT = Path(__file__).parents[1]
+MAX_PORT = 65535
 NO_ANVIL = (
     "the chain's program (contracts/package-lock.json) is for x86_64, and this host is {machine}: make another host "
     "the coordinator, or put anvil for it on the host and name it, anvil_binary: /usr/local/bin/anvil"
+)
+DAMAGED = (
+    "{files}: damaged; expected the JSON that enrolment wrote: restore it (`hivewright fleet restore`), or remove it, "
+    "and the next deploy enrols the slot again, with the key that is beside it"
 )
 
 
@@ -62,6 +71,7 @@ def make(all_hosts: Iterable[Host]) -> None:
     """Make the plans of all hosts of the inventory. Raises SettingsError, a line for each mistake of any host."""
     all_hosts = list(all_hosts)
     entries = [_entry(each) for each in all_hosts]
+    whole = [entry for entry in entries if not hosts.unusable(entry.data)]
     lines = [line for each in all_hosts for line in _wrong_access(each)]
     plans: dict[str, HostPlan] = {}
     commits: dict[str, tuple[str, str]] = {}
@@ -70,9 +80,10 @@ def make(all_hosts: Iterable[Host]) -> None:
     except SettingsError as error:
         lines += str(error).splitlines()
     try:
-        commits = _commits(entries)
+        commits = _commits(whole)
     except SettingsError as error:
         lines += str(error).splitlines()
+    lines += _wrong_secrets(whole)
     if lines:
         raise SettingsError("\n".join(lines))
     has_account = any(plan.services for plan in plans.values())
@@ -100,6 +111,8 @@ def _fit(planned: Planned) -> Planned:
     deployment, machine = planned.host.deployment, host.get_fact(Distribution).machine
     if planned.host.needs_anvil and machine != X86:
         return replace(planned, unfit=NO_ANVIL.format(machine=machine))
+    if damaged := host.get_fact(DamagedEnrolments):
+        return replace(planned, unfit=DAMAGED.format(files=", ".join(damaged)))
     gpus = host.get_fact(HostGpus) if planned.host.slots else Gpus()
     try:
         plan = planned.host.on(gpus)
@@ -117,14 +130,64 @@ def _has_own_sources(deployment: Deployment) -> bool:
 
 
 def _wrong_access(of: Host) -> Iterator[str]:
-    """What is wrong with the types of ssh_port and the like. pyinfra would name the first such key, but no host."""
+    """What is wrong with ssh_port and the like. pyinfra would end the run of all hosts, and name none."""
     data, kinds = of.data.dict(), get_type_hints(of.connector_cls.data_cls)
+    wrong = set()
     for key in sorted(data.keys() & kinds.keys()):
         try:
             raise_if_bad_type(data[key], kinds[key], ConnectorDataTypeError, key)
         except ConnectorDataTypeError as error:
+            wrong.add(key)
             # Without the value: it may be a password.
             yield f"inventory data of {of.name}: {error}"
+    if of.connector_cls is SSHConnector:
+        right = {key: value for key, value in data.items() if key not in wrong}
+        yield from (f"inventory data of {of.name}: {message}" for message in _wrong_ssh(of.name, right))
+
+
+def _wrong_ssh(name: str, data: Mapping[str, Any]) -> Iterator[str]:
+    """Values that end pyinfra, or paramiko, with an exception of which it does not say what host's it is."""
+    where = data.get("ssh_hostname", name)
+    if where is not None and not _is_name(where):
+        yield f"ssh_hostname: got {where!r}; expected a name or an address"
+    port = data.get("ssh_port")
+    if port is not None and not 1 <= port <= MAX_PORT:
+        yield f"ssh_port: got {port}; expected a port from 1 to {MAX_PORT}"
+    if (key := data.get("ssh_key")) and (reason := _wrong_key(key, data.get("ssh_key_password") or "")):
+        yield f"ssh_key: {reason}; expected the file of a private key"
+
+
+def _is_name(text: str) -> bool:
+    """Whether it can be asked of the resolver, which encodes each part of a name."""
+    try:
+        return bool(text.encode("idna"))
+    except UnicodeError:
+        return False
+
+
+@cache
+def _wrong_key(file: str, password: str) -> str | None:
+    """Why it is no key that pyinfra can use; None: it is one."""
+    try:
+        load_key_with_certificate(file, password, cwd=str(Path.cwd()), allow_prompt=False)
+    except PyinfraError as error:
+        # Somebody can be asked for its passphrase.
+        return None if "is encrypted" in str(error) and sys.stdin.isatty() else str(error)
+    except (SSHException, OSError, ValueError):
+        return f"Invalid private key file: {file}"
+    return None
+
+
+def _wrong_secrets(entries: Collection[HostEntry]) -> Iterator[str]:
+    """What is wrong with the folders that hold what must not be in an inventory. Makes nothing."""
+    users: dict[str, list[str]] = {}
+    for entry in entries:
+        folder = entry.data.get("secrets_dir", Deployment.model_fields["secrets_dir"].default)
+        if isinstance(folder, str) and folder:
+            users.setdefault(folder, []).append(entry.name)
+    for folder, names in users.items():
+        for message in operator.secrets_mistakes(CHECKOUT / folder):
+            yield f"inventory data of {', '.join(names)}: secrets_dir: {message}"
 
 
 def _commits(entries: Collection[HostEntry]) -> dict[str, tuple[str, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deploys.deployment import SlotCpus, SlotMemory
 from deploys.gpus import Gpu, Gpus
 from deploys.places import CONFIGURATION
 from deploys.secretfiles import HUB_TOKEN
@@ -25,8 +26,8 @@ class SlotOptions(BaseModel):
     gpu: int | None = Field(default=None, ge=0)
     """Number of its GPU in `nvidia-smi`. None: the next one that no other slot names. Slots that name the same one
     share it."""
-    slot_memory_gb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    slot_cpus: float | None = Field(default=None, ge=0.01, allow_inf_nan=False)
+    slot_memory_gb: SlotMemory | None = None
+    slot_cpus: SlotCpus | None = None
 
 
 # No share in particular.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paramiko import ECDSAKey
 
 from deploys import hosts
 from deploys.facts import ChosenModels, Identities
@@ -216,6 +217,39 @@ def test_wrong_way_to_a_host_is_refused_without_what_may_be_secret(tmp_path: Pat
     )
 
 
+def test_ways_that_end_pyinfra_are_refused_with_their_hosts(tmp_path: Path) -> None:
+    """And with what else is wrong, such as a repository that no command line can name."""
+    (tmp_path / "no.key").write_text("x")
+    ECDSAKey.generate().write_private_key_file(str(tmp_path / "a.key"))
+    ways = {
+        "gpu-1": {"ssh_key": "/nowhere"},
+        "gpu-2": {"ssh_key": str(tmp_path / "no.key")},
+        "gpu-3": {"ssh_hostname": "gpu-3..example.org", "ssh_key": str(tmp_path / "a.key")},
+        "gpu-4": {"ssh_port": -1},
+        "gpu-5": {"ssh_port": 99999999, "release_repository": "https://[x"},
+        "gpu..6": {"release_ref": "a\0b"},
+    }
+    common = {"slots": 1, "swarm_enabled": False, "release_repository": "h.git", "release_ref": COMMIT}
+    common["secrets_dir"] = str(tmp_path / "no.key")
+    named = [(name, common | way) for name, way in ways.items()]
+    (tmp_path / "fleet.py").write_text(f"workers = {named!r}\n")
+    key, name = "expected the file of a private key", "expected a name or an address"
+    assert_refused(
+        pyinfra("-y", tmp_path / "fleet.py", "deploy.py"),
+        f"{tmp_path}/fleet.py: 9 mistakes; nothing was done on any host",
+        f"inventory data of gpu-1: ssh_key: No such private key file: /nowhere; {key}",
+        f"inventory data of gpu-2: ssh_key: Invalid private key file: {tmp_path}/no.key; {key}",
+        f"inventory data of gpu-3: ssh_hostname: got 'gpu-3..example.org'; {name}",
+        "inventory data of gpu-4: ssh_port: got -1; expected a port from 1 to 65535",
+        "inventory data of gpu-5: ssh_port: got 99999999; expected a port from 1 to 65535",
+        f"inventory data of gpu..6: ssh_hostname: got 'gpu..6'; {name}",
+        "inventory data of gpu-5: release_repository: no URL; expected one such as https://git.example.org/hivewright.git",
+        "inventory data of gpu..6: release_ref: has a zero byte, or half a character; expected text",
+        f"inventory data of gpu-1, gpu-2, gpu-3, gpu-4: secrets_dir: {tmp_path}/no.key is no folder; expected one for "
+        "what must not be in an inventory",
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -299,6 +333,21 @@ def test_two_workers_with_one_identity_stop_the_run_with_the_reason_last(write_i
     *_, last = done.stderr.splitlines()
     assert last.startswith("nothing was done on any host: slot 0 of @fake/gpu-")
     assert "have one identity, Qm1; two workers can't be one node: stop one, and remove swarm.pem" in last
+
+
+def test_damaged_enrolment_is_the_trouble_of_its_host_alone(write_inventory: Any) -> None:
+    file = "/var/lib/hivewright/worker-0/enrolment.json"
+    refused = {f"{file}: damaged; expected the JSON that enrolment wrote": {"success": False, "stderr": "refused"}}
+    ill = FAKE_ANSWERS | {Identities().command(): f'{file} {{"peer_id": "Qm'} | refused
+    backed_up = FAKE_ANSWERS | {
+        Identities().command(): '/var/lib/hivewright/worker-0.bak/enrolment.json {"peer_id": "Q"}'
+    }
+    hosts = ({"slots": 1, "fake_responses": answers} for answers in (ill, backed_up))
+    done = pyinfra("-y", "--json", write_inventory({"account_host": "192.0.2.10"}, *hosts), "deploy.py")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("failed: @fake/gpu-0 (Check that it can be what the inventory says)")
+    outcomes = {one["name"]: one for one in json.loads(done.stdout)["results"]["operations"]}
+    assert outcomes["Worker | Enrol slot 0"]["success"] == ["@fake/gpu-1"]
 
 
 def test_slot_that_leaves_its_model_to_the_machine_from_now_on_enrols_again(write_inventory: Any) -> None:

@@ -14,6 +14,7 @@ from deploys.facts import (
     ENVIRONMENTS,
     ChosenModels,
     ConfiguredSlots,
+    DamagedEnrolments,
     Deploys,
     Identities,
     InstalledPackages,
@@ -65,8 +66,21 @@ def test_identities_by_slot() -> None:
     assert Identities().process(lines) == {0: "Qm0", 12: "Qm1"}
 
 
+@pytest.mark.parametrize("text", ["", '{"peer_', "[]", "{}", '{"peer_id": 7}', "[" * 100_000])
+def test_damaged_enrolment_is_no_identity_and_is_named(text: str) -> None:
+    lines = [
+        f"/var/lib/hivewright/worker-0/enrolment.json {text}",
+        '/var/lib/hivewright/worker-1/enrolment.json {"peer_id": "Qm1"}',
+        '/var/lib/hivewright/worker-0.bak/enrolment.json {"peer_id": "Qm0"}',
+        '/var/lib/hivewright/worker-1 (copy)/enrolment.json {"peer_id": "Qm1"}',
+    ]
+    assert Identities().process(lines) == {1: "Qm1"}
+    assert DamagedEnrolments().process(lines) == ["/var/lib/hivewright/worker-0/enrolment.json"]
+
+
 def test_slots_whose_model_the_machine_chose() -> None:
-    lines = ["/var/lib/hivewright/worker-10/model.json", "/var/lib/hivewright/worker-2/model.json"]
+    folders = ("worker-10", "worker-2", "worker-2.bak")
+    lines = [f"/var/lib/hivewright/{folder}/model.json" for folder in folders]
     assert ChosenModels().process(lines) == [2, 10]
     assert ChosenModels().process([]) == []
 

@@ -93,6 +93,36 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
             [worker(slot_memory_gb=float("inf"))],
             "inventory data of gpu-3: slot_memory_gb: got inf; expected a finite number",
         ),
+        (
+            [
+                worker(
+                    slot_memory_gb=1e-12, watchdog_seconds=10**30, slots=[{"slot_memory_gb": 1e300, "slot_cpus": 1e300}]
+                )
+            ],
+            "inventory data of gpu-3: slot_memory_gb: got 1e-12; expected greater than or equal to 0.1\n"
+            f"inventory data of gpu-3: watchdog_seconds: got {10**30}; expected less than or equal to 2592000\n"
+            "inventory data of gpu-3: slot 0: slot_memory_gb: got 1e+300; expected less than or equal to 1000000\n"
+            "inventory data of gpu-3: slot 0: slot_cpus: got 1e+300; expected less than or equal to 10000",
+        ),
+        (
+            [HostEntry("gpu-3", ("workers",), {1: 2, "slots": [{}, {None: 1}]}, ())],  # type: ignore[dict-item]
+            "inventory data of gpu-3: 1: no text; expected the name of a key\n"
+            "inventory data of gpu-3: slot 1: None: no text; expected the name of a key",
+        ),
+        (
+            [
+                worker(release_ref="a\0b", slots=[{"identity": "/x\0y"}]),
+                worker("gpu-4", hub_token_file="\0", environment_families=[{"name": "\ud800"}]),
+            ],
+            "inventory data of gpu-3: slot 0: identity: has a zero byte, or half a character; expected text\n"
+            "inventory data of gpu-3: release_ref: has a zero byte, or half a character; expected text\n"
+            "inventory data of gpu-4: hub_token_file: has a zero byte, or half a character; expected text\n"
+            "inventory data of gpu-4: environment_families: name: has a zero byte, or half a character; expected text",
+        ),
+        (
+            [worker(torch_index="https://[x")],
+            "inventory data of gpu-3: torch_index: no URL; expected one such as https://git.example.org/hivewright.git",
+        ),
         ([worker(release_ref=1.1)], "inventory data of gpu-3: release_ref: got 1.1; expected a valid string"),
         (
             [worker(watchdog_seconds=0)],

@@ -68,3 +68,39 @@ def test_token_is_made_once_and_for_the_operator_only(tmp_path: Path) -> None:
     assert operator.enrolment_token(folder, create=True) == token
     assert stat.S_IMODE((folder / operator.TOKEN_FILE).stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("enrolment.token", b"\xff\xfe", "not text; expected one word"),
+        ("enrolment.token", b"", "0 words; expected one word"),
+        ("enrolment.token", b"a b\n", "2 words; expected one word"),
+        ("enrolment.token", None, "Is a directory; expected one word"),
+        ("wireguard.json", b'{"a', "no JSON; expected public keys by host"),
+        ("wireguard.json", b"[" * 100_000, "no JSON; expected public keys by host"),
+        ("wireguard.json", b"[1]", "no JSON of that form; expected public keys by host"),
+        ("wireguard.json", b"\xff", "not text; expected public keys by host"),
+        ("wireguard.json", None, "Is a directory; expected public keys by host"),
+    ],
+)
+def test_damaged_file_of_secrets_is_named_before_anything_is_made(
+    name: str, content: bytes | None, reason: str, tmp_path: Path
+) -> None:
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(content)
+    (message,) = operator.secrets_mistakes(tmp_path)
+    assert message.startswith(f"{tmp_path}/{name}: {reason}")
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_folder_of_secrets_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert list(operator.secrets_mistakes(tmp_path / "file")) == [
+        f"{tmp_path}/file is no folder; expected one for what must not be in an inventory"
+    ]
+    assert list(operator.secrets_mistakes(tmp_path / "none")) == []
+    (message,) = operator.secrets_mistakes(tmp_path / ("a" * 300))
+    assert "File name too long" in message
