@@ -180,6 +180,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     command: Command = options.command
     try:
         _call(command, options)
+    except SettingsError as error:
+        *others, reason = error.mistakes or (str(error),)
+        for mistake in others:
+            _complain(mistake)
+        if others:
+            reason += f"; correct this and {len(others)} more, a line each above"
+        _exit(error.exit_code, f"hivewright {command.name}: SettingsError (exit {error.exit_code}): {reason}")
     except WorkerError as error:
         _exit(error.exit_code, f"hivewright {command.name}: {type(error).__name__} (exit {error.exit_code}): {error}")
     except BrokenPipeError:
@@ -269,7 +276,11 @@ def _positive(text: str) -> int:
 
 
 def _exit(code: int, line: str) -> NoReturn:
+    _complain(line)
+    sys.exit(code)
+
+
+def _complain(line: str) -> None:
     from worker.log import discreet
 
     print(discreet(line), file=sys.stderr, flush=True)
-    sys.exit(code)

@@ -18,6 +18,9 @@ A message is one line: the value, where it came from, what was expected, what to
 2, 3 and 5 need a human, so the systemd units do not restart after them.
 """
 
+from collections.abc import Sequence
+from typing import Self
+
 
 class WorkerError(Exception):
     """Root of all errors that hivewright raises on purpose."""
@@ -26,9 +29,18 @@ class WorkerError(Exception):
 
 
 class SettingsError(WorkerError, ValueError):
-    """Settings, inventory data or a command line that can't be right."""
+    """Settings, inventory data or a command line that can't be right. `mistakes`: each of them, where it is several."""
 
     exit_code = 2
+    mistakes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, source: str, mistakes: Sequence[str]) -> Self:
+        """Everything that is wrong with `source`."""
+        error = cls(f"{source}: " + "; ".join(mistakes))
+        if len(mistakes) > 1:
+            error.mistakes = tuple(f"{source}: {mistake}" for mistake in mistakes)
+        return error
 
 
 class IdentityError(WorkerError):

@@ -22,6 +22,7 @@ MAX_FILE_BYTES = 1 << 20
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
@@ -133,10 +134,10 @@ class Generation(Section):
     """Tokens of a prompt; longer ones are dropped and counted."""
     max_completion_length: Positive = 256
     """Tokens of a completion."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-6)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     """Sample from the k most likely tokens. 0: all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Field(ge=1e-6, le=1)] = 1.0
     min_p: Fraction | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     engine: Literal["auto", "torch", "vllm", "transformers"] = "auto"
@@ -173,14 +174,15 @@ class Trainer(Section):
     """Which completions of a peer's group are learned from: those better than the group's mean, or all, as in SAPO."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.999
+    adam_beta1: Decay = 0.9
+    adam_beta2: Decay = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """Steps over which the rate rises from 0. `constant` has none."""
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     max_steps: Positive | None = None
-    """Steps over which `linear` and `cosine` fall to 0. They need it; `constant` does not."""
+    """Steps over which `linear` and `cosine` fall to 0. They need it; the others do not."""
     num_iterations: Positive = 1
     """Optimizer passes over one round's batch."""
     epsilon: Annotated[float, Field(gt=0)] = 0.2
@@ -207,8 +209,13 @@ class Trainer(Section):
     def _check(self) -> Self:
         if self.local_groups + self.external_groups == 0:
             raise ValueError("local_groups and external_groups are both 0: there would be nothing to train on")
-        if self.lr_scheduler_type != "constant" and self.max_steps is None:
+        if self.lr_scheduler_type in ("linear", "cosine") and self.max_steps is None:
             raise ValueError(f"lr_scheduler_type {self.lr_scheduler_type} needs max_steps")
+        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps} and lr_scheduler_type constant, which has none; "
+                "expected lr_scheduler_type constant_with_warmup"
+            )
         return self
 
 
@@ -488,7 +495,7 @@ def parse(raw: dict[str, Any], source: str) -> Settings:
         # JSON mode: strict, and yet a path is a string and a tuple a list, as in YAML.
         return Settings.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        raise SettingsError(f"{source}: " + "; ".join(_explain(e) for e in _causes(error))) from None
+        raise SettingsError.of(source, [_explain(e) for e in _causes(error)]) from None
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{source}: {error}; expected plain YAML values") from None
 
@@ -496,7 +503,7 @@ def parse(raw: dict[str, Any], source: str) -> Settings:
 def from_flat(flat: dict[str, Any], source: str) -> Settings:
     """Check flat inventory keys (`trainer_learning_rate`), as `parse` does; what is wrong is named by these keys."""
     if mistakes := flat_mistakes(flat):
-        raise SettingsError(f"{source}: " + "; ".join(mistakes))
+        raise SettingsError.of(source, mistakes)
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         section, _, name = key.partition("_")

@@ -44,6 +44,17 @@ ROOT = Path(__file__).resolve().parents[2]
             "there would be nothing to train on",
         ),
         (
+            {"trainer_adam_beta2": 1.0, "generation_temperature": 1e-38, "generation_top_p": 1e-46},
+            "inventory data of gpu-3: generation_temperature: got 1e-38; expected greater than or equal to 0.000001; "
+            "generation_top_p: got 1e-46; expected greater than or equal to 0.000001; "
+            "trainer_adam_beta2: got 1.0; expected less than 1",
+        ),
+        (
+            {"trainer_warmup_steps": 10},
+            "inventory data of gpu-3: trainer: warmup_steps is 10 and lr_scheduler_type constant, which has none; "
+            "expected lr_scheduler_type constant_with_warmup",
+        ),
+        (
             {"chain_contract": 0xABC},
             "inventory data of gpu-3: chain_contract: got 2748; expected a valid string; put it in quotes",
         ),

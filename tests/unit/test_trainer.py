@@ -420,7 +420,7 @@ def test_bfloat16_gradients_of_micro_batches_are_summed_in_float32(policy):
     ("options", "rates"),
     [
         ({}, [1.0, 1.0, 1.0]),
-        ({"warmup_steps": 2}, [0.0, 0.5, 1.0, 1.0]),
+        ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2}, [0.0, 0.5, 1.0, 1.0]),
         ({"lr_scheduler_type": "linear", "max_steps": 4}, [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]),
         ({"lr_scheduler_type": "cosine", "max_steps": 5, "warmup_steps": 1}, [0.0, 1.0, 0.853553, 0.5, 0.146447, 0.0]),
     ],

@@ -412,10 +412,10 @@ class _Collect:
 
 
 def _scheduled_rate(trainer: settings.Trainer, steps: int) -> float:
-    """transformers' constant_with_warmup, linear and cosine schedules."""
+    """transformers' schedules of these names."""
     if steps < trainer.warmup_steps:
         return trainer.learning_rate * steps / trainer.warmup_steps
-    if trainer.lr_scheduler_type == "constant" or trainer.max_steps is None:
+    if trainer.max_steps is None or trainer.lr_scheduler_type.startswith("constant"):
         return trainer.learning_rate
     progress = min(1.0, (steps - trainer.warmup_steps) / max(1, trainer.max_steps - trainer.warmup_steps))
     if trainer.lr_scheduler_type == "linear":
