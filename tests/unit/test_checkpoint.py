@@ -22,6 +22,7 @@ from worker.records import ScoredGroup
 from worker.trainer import checkpoint
 from worker.trainer.trainer import Trainer
 
+WARM = {"warmup_steps": 3, "lr_scheduler_type": "constant_with_warmup"}
 GENERATION = settings.Generation(num_generations=4, max_completion_length=12)
 GYM = environments.load(settings.Environment(families=DEMO_FAMILIES))
 
@@ -34,7 +35,7 @@ def pristine():
 
 def make_trainer(pristine, **options) -> Trainer:
     policy = Policy(copy.deepcopy(pristine.model), pristine.tokenizer, pristine.name)
-    return Trainer(policy, settings.Trainer(**{"learning_rate": 3e-4, "warmup_steps": 3, **options}), GENERATION)
+    return Trainer(policy, settings.Trainer(**{"learning_rate": 3e-4, **WARM, **options}), GENERATION)
 
 
 def run_round(trainer: Trainer, round: int, rng: random.Random):
@@ -121,8 +122,11 @@ def test_unfinished_checkpoint_is_ignored_and_removed(pristine, tmp_path):
     unfinished.mkdir()
     (unfinished / "model.safetensors").write_bytes(b"half")
     assert checkpoint.restore(tmp_path, trainer) == {"round": 1}
+    plain_file = tmp_path / ".unfinished-by-somebody"
+    plain_file.write_text("")
     checkpoint.save(tmp_path, trainer, {"round": 2}, keep=2)
     assert not unfinished.exists()
+    assert not plain_file.exists()
 
 
 def test_damaged_checkpoint_gives_way_to_the_one_before(pristine, tmp_path, caplog):
@@ -160,6 +164,7 @@ def change_tensors(path: Path, change) -> None:
     [
         lambda path: (path / "state.json").write_text("{}"),
         lambda path: (path / "state.json").write_text("[]"),
+        lambda path: (path / "state.json").write_text("[" * 100_000 + "]" * 100_000),
         lambda path: change_record(path, version="1"),
         lambda path: change_record(path, steps=None),
         lambda path: change_record(path, state=[]),

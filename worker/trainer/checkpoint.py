@@ -68,7 +68,7 @@ def restore(folder: Path, trainer: Trainer) -> State | None:
             tensors = load_file(path / "optimizer.safetensors")
             record = json.loads((path / "state.json").read_text())
             _check(path, trainer, weights, tensors, record)
-        except (OSError, SafetensorError, ValueError) as error:
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:  # JSON that is nested without end
             log.error("checkpoint damaged, trying the one before path=%s error=%s", path, error)
             continue
         _apply(trainer, weights, tensors, record)
@@ -208,7 +208,10 @@ def _remove(path: Path) -> None:
 def _remove_leftovers(folder: Path) -> None:
     for pattern in (f"{_UNFINISHED}*", f"{_DOOMED}*"):
         for path in folder.glob(pattern):
-            shutil.rmtree(path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:  # whoever made it: it must not block every checkpoint to come
+                path.unlink()
 
 
 def _flush(path: Path) -> None:
