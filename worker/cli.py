@@ -181,12 +181,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         _call(command, options)
     except SettingsError as error:
-        *others, reason = error.mistakes or (str(error),)
+        *others, last = error.mistakes or (str(error),)
         for mistake in others:
             _complain(mistake)
         if others:
-            reason += f"; correct this and {len(others)} more, a line each above"
-        _exit(error.exit_code, f"hivewright {command.name}: SettingsError (exit {error.exit_code}): {reason}")
+            last += f"; correct this and {len(others)} more, a line each above"
+        _exit(error.exit_code, f"hivewright {command.name}: SettingsError (exit {error.exit_code}): {last}")
     except WorkerError as error:
         _exit(error.exit_code, f"hivewright {command.name}: {type(error).__name__} (exit {error.exit_code}): {error}")
     except BrokenPipeError:
