@@ -2,10 +2,22 @@
 
 import contextlib
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from worker import settings
+
+_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)([.](?!-)[A-Za-z0-9_-]{1,63}(?<!-))*[.]?")
+
+
+def is_host(text: str) -> bool:
+    """Whether it is a name or an address and nothing more: no scheme, no port, no brackets."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return _NAME.fullmatch(text) is not None
+    return True
 
 
 def is_reachable(host: object) -> bool:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from deploys import keyfiles, mesh, secretfiles, tailnet
-from deploys.addresses import bootnode_announce, is_reachable
+from deploys.addresses import bootnode_announce, is_host, is_reachable
 from deploys.deployment import AUTO, Deployment
 from deploys.gpus import Gpus
 from deploys.places import CONFIGURATION, STATE, state_dir
@@ -52,6 +52,11 @@ NO_SWARM = (
     "swarm_bootnodes to peers of one (swarm_enabled False: train alone, on purpose)"
 )
 MAX_SLOTS = 256
+MAX_PORT = 65535
+# Key, role and section of the settings that have a port of a coordinator's.
+PORTS = (
+    ("account_port", "account", "account"), ("bootnode_port", "bootnode", "bootnode"), ("anvil_port", "chain", "anvil"),
+)  # fmt: skip
 SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
 # What a slot's dict may say beside settings.
 SLOT_KEYS = ("identity", *SlotOptions.model_fields)
@@ -73,11 +78,13 @@ class HostPlan:
     has_auto_slots: bool = False
 
     def on(self, gpus: Gpus) -> "HostPlan":
-        """The plan with each slot on its GPU. Raises SettingsError, a line for each slot that finds none."""
+        """The plan with each slot on its GPU. Raises SettingsError, a line for each that finds no GPU, or no port."""
         slots = self.slots
         if self.has_auto_slots:
             num_slots = max(1, len(gpus.cards)) if slots[0].wants_gpu else 1
             slots = tuple(self._nth_slot(number) for number in range(num_slots))
+            if wrong := list(clashes(slots, self.services)):
+                raise SettingsError("\n".join(wrong))
         return replace(self, slots=place(slots, gpus))
 
     def _nth_slot(self, number: int) -> Slot:
@@ -156,7 +163,10 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
         slots = _slots(entry, coordinators, wrong, mistakes)
         if not wrong:
             is_auto = bool(slots) and deployment.slots == AUTO
-            plans[entry.name] = HostPlan(entry.name, deployment, slots, _services(entry), is_auto)
+            services = _services(entry)
+            for message in clashes(slots, services):
+                mistakes.add(entry.name, message)
+            plans[entry.name] = HostPlan(entry.name, deployment, slots, services, is_auto)
     all_slots = [slot for plan in plans.values() for slot in plan.slots]
     plans = {name: replace(plan, services=with_families(plan.services, all_slots)) for name, plan in plans.items()}
     key_files = {
@@ -166,6 +176,8 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
         if "identity" in own
     }
     for (name, _), message in keyfiles.mistakes(key_files):
+        mistakes.add(name, message)
+    for name, message in [*_twins(whole, deployments), *_strangers(deployments)]:
         mistakes.add(name, message)
     for name, message in mesh.mistakes(deployments, {entry.name: entry.data for entry in whole}):
         mistakes.add(name, message)
@@ -220,6 +232,50 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
+def clashes(slots: Collection[Slot], services: Mapping[str, Settings]) -> Iterator[str]:
+    """Ports and announced addresses that two services of one host would have."""
+    ports = [(key, key, getattr(services[role], section).port) for key, role, section in PORTS if role in services]
+    ports += [(f"slot {slot.number}: swarm_port", f"slot {slot.number}", slot.settings.swarm.port) for slot in slots]
+    users: dict[object, str] = {}
+    for place_of, user, port in ports:
+        if port > MAX_PORT:
+            yield f"{place_of}: got {port}, counted up from slot 0's; expected at most {MAX_PORT}"
+        elif port and (other := users.setdefault(port, user)) != user:
+            yield f"{place_of}: {port} is that of {other} too; give each its own, or 0"
+    for slot in slots:
+        user = f"slot {slot.number}"
+        for address in slot.settings.swarm.announce:
+            if (other := users.setdefault(address, user)) != user:
+                yield (
+                    f"{user}: swarm_announce: {address} is that of {other} too; give each its own in a list of slots, "
+                    "or set swarm_announce_interface"
+                )
+
+
+def _twins(entries: Collection[HostEntry], deployments: Mapping[str, Deployment]) -> Iterator[tuple[str, str]]:
+    """What two hosts would have, of which each is to have its own: host and message."""
+    users: dict[tuple[str, object], str] = {}
+    for entry in entries:
+        of = deployments[entry.name]
+        own: list[tuple[str, object]] = [("tailscale_hostname", of.tailscale_hostname)]
+        if of.wireguard and of.wireguard_endpoint != mesh.NOBODY:
+            own.append(("wireguard_endpoint", of.wireguard_endpoint and f"{of.wireguard_endpoint}:{of.wireguard_port}"))
+        if not entry.name.startswith("@"):
+            where = entry.data.get("ssh_hostname") or entry.name
+            own.append(("ssh_hostname", f"{where}, port {entry.data.get('ssh_port') or 22},"))
+        for key, value in own:
+            if value is not None and (other := users.setdefault((key, value), entry.name)) != entry.name:
+                yield entry.name, f"{key}: {value} is that of {other} too; expected another for each host"
+
+
+def _strangers(deployments: Mapping[str, Deployment]) -> Iterator[tuple[str, str]]:
+    """Hosts with a folder of secrets of their own: they would have another enrolment token than the fleet."""
+    folders = sorted({of.secrets_dir for of in deployments.values()})
+    if len(folders) > 1:
+        for name in deployments:
+            yield name, f"secrets_dir: got {', '.join(map(repr, folders))} on different hosts; expected one for all"
+
+
 def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:
     if not {WORKERS, COORDINATORS} & set(entry.groups):
         mistakes.add(entry.name, f"in no group that gets anything; put the host into {WORKERS} or {COORDINATORS}")
@@ -265,7 +321,15 @@ def _section(key: str) -> str | None:
 def _wrong_settings(entry: HostEntry) -> list[str]:
     """What is wrong with the settings in the host's data, also with those of roles that it does not have."""
     own = {key: value for key, value in entry.data.items() if _section(key) and key not in DERIVED}
-    return [*settings.flat_mistakes(own), *secretfiles.mistakes(entry.data)]
+    return [*settings.flat_mistakes(own), *secretfiles.mistakes(entry.data), *_wrong_values(own)]
+
+
+def _wrong_values(data: Mapping[str, Any]) -> Iterator[str]:
+    """Text that is of the right type, and could be no host's, no model's."""
+    if isinstance(host := data.get("account_host"), str) and not is_host(host):
+        yield f"account_host: got {host!r}; expected a name or an address, without http:// and port (account_port)"
+    if data.get("model_name") == "":
+        yield "model_name: got ''; expected a model's name on the Hugging Face Hub, a folder, hivewright/tiny or auto"
 
 
 def _slots(
@@ -282,6 +346,13 @@ def _slots(
     if count is None or count == 0 or count == []:
         mistakes.add(entry.name, f"slots: none; expected {SLOTS_MAY_BE}, for a host in {WORKERS}")
         return ()
+    device = entry.data.get("model_device")
+    if count == AUTO and isinstance(device, str) and ":" in device:
+        mistakes.add(
+            entry.name,
+            f"model_device: got {device!r}, and slots auto, which is a worker for each GPU; expected auto, cuda or cpu",
+        )
+        return ()
     overrides = _overrides(entry)
     if isinstance(count, int) and count > MAX_SLOTS:
         mistakes.add(entry.name, f"slots: got {count!r}; expected at most {MAX_SLOTS} on one host")
@@ -289,7 +360,6 @@ def _slots(
     if overrides is None:
         mistakes.add(entry.name, f"slots: got {count!r}; expected {SLOTS_MAY_BE}")
         return ()
-    _check_ports(entry, overrides, mistakes)
     account_url = _account_url(entry, coordinators, mistakes)
     slots = []
     for number, own in enumerate(overrides):
@@ -298,7 +368,14 @@ def _slots(
             mistakes.add(entry.name, NO_SWARM)
         for key in sorted(set(DERIVED) & set(own)):
             mistakes.add(entry.name, f"slot {number}: {key}: {SET_BY_DEPLOY}")
+        for key in sorted(own):
+            if (section := _section(key)) and section not in ROLE_SECTIONS["worker"]:
+                mistakes.add(
+                    entry.name,
+                    f"slot {number}: {key}: no worker reads it; put it into the data of the {COORDINATORS} host",
+                )
         options, problems = _slot_options(entry, own)
+        problems += _wrong_values(own)
         token_file = own.get("hub_token_file", entry.data.get("hub_token_file"))
         own_wrong = [*problems, *settings.flat_mistakes(flat), *secretfiles.mistakes({"hub_token_file": token_file})]
         for message in own_wrong:
@@ -372,15 +449,6 @@ def _is_lonely(flat: Mapping[str, Any]) -> bool:
     """Whether a worker with these settings could never hear of another one, though it is to."""
     ways = ("chain_account_url", "chain_rpc_url", "swarm_bootnodes")
     return flat.get("swarm_enabled", True) is True and not any(flat.get(way) for way in ways)
-
-
-def _check_ports(entry: HostEntry, overrides: list[dict[str, Any]], mistakes: _Mistakes) -> None:
-    users: dict[int, int] = {}
-    for number, own in enumerate(overrides):
-        port = _port(entry, number, own)
-        if port and (other := users.setdefault(port, number)) != number:
-            taken = f"swarm_port: {port} is that of slot {other} too; give each its own, or 0"
-            mistakes.add(entry.name, f"slot {number}: {taken}")
 
 
 def _services(entry: HostEntry) -> dict[str, Settings]:

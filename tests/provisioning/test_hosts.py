@@ -15,7 +15,7 @@ from worker.swarm import identity
 MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
 NOT_THERE = "/nowhere/token: No such file or directory; expected a file on this side with one word, a Hugging Face"
 NO_SLOT = f"slots: none; expected {MAY_BE}, for a host in workers"
-PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
+PYINFRA_KEYS = ("ssh_hostname", "ssh_port", "ssh_user", "_sudo", "_timeout")
 
 
 def entry(name: str, groups: tuple[str, ...] = ("workers",), /, **data: Any) -> HostEntry:
@@ -210,6 +210,55 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
             "purpose)",
         ),
         (
+            [worker("gpu-1", ssh_hostname="192.0.2.1"), worker("gpu-2", ssh_hostname="192.0.2.1"), worker("192.0.2.1")],
+            "inventory data of gpu-2, 192.0.2.1: ssh_hostname: 192.0.2.1, port 22, is that of gpu-1 too; expected "
+            "another for each host",
+        ),
+        (
+            [worker("gpu-1", secrets_dir="a"), worker("gpu-2", secrets_dir="b")],
+            "inventory data of gpu-1, gpu-2: secrets_dir: got 'a', 'b' on different hosts; expected one for all",
+        ),
+        (
+            [worker("gpu-1", tailscale_hostname="gpu"), worker("gpu-2", tailscale_hostname="gpu")],
+            "inventory data of gpu-2: tailscale_hostname: gpu is that of gpu-1 too; expected another for each host",
+        ),
+        (
+            [worker(name, wireguard=True, wireguard_endpoint="vpn.example.org") for name in ("gpu-1", "gpu-2")],
+            "inventory data of gpu-2: wireguard_endpoint: vpn.example.org:51820 is that of gpu-1 too; expected another "
+            "for each host",
+        ),
+        (
+            [entry("hub", ("coordinators", "workers"), account_host="192.0.2.10", slots=2, swarm_port=38330)],
+            "inventory data of hub: slot 1: swarm_port: 38331 is that of bootnode_port too; give each its own, or 0",
+        ),
+        (
+            [hub(account_port=8545, bootnode_port=8545)],
+            "inventory data of hub: bootnode_port: 8545 is that of account_port too; give each its own, or 0\n"
+            "inventory data of hub: anvil_port: 8545 is that of account_port too; give each its own, or 0",
+        ),
+        (
+            [worker(slots=2, swarm_announce=["/ip4/192.0.2.1/tcp/1"], swarm_port=1)],
+            "inventory data of gpu-3: slot 1: swarm_announce: /ip4/192.0.2.1/tcp/1 is that of slot 0 too; give each "
+            "its own in a list of slots, or set swarm_announce_interface",
+        ),
+        (
+            [worker(slots="auto", model_device="cuda:0")],
+            "inventory data of gpu-3: model_device: got 'cuda:0', and slots auto, which is a worker for each GPU; "
+            "expected auto, cuda or cpu",
+        ),
+        (
+            [worker(slots=[{"keeper_min_peers": 2}])],
+            "inventory data of gpu-3: slot 0: keeper_min_peers: no worker reads it; put it into the data of the "
+            "coordinators host",
+        ),
+        (
+            [hub(account_host="http://192.0.2.10"), worker(slots=[{"model_name": ""}])],
+            "inventory data of hub: account_host: got 'http://192.0.2.10'; expected a name or an address, without "
+            "http:// and port (account_port)\n"
+            "inventory data of gpu-3: slot 0: model_name: got ''; expected a model's name on the Hugging Face Hub, a "
+            "folder, hivewright/tiny or auto",
+        ),
+        (
             [hub("hub-1"), hub("hub-2")],
             "inventory data of hub-1, hub-2: coordinators: 2 hosts in this group; expected one",
         ),
@@ -363,3 +412,23 @@ def test_one_machine_can_be_everything() -> None:
     assert plan.slots[0].settings.chain.account_url == "http://127.0.0.1:3000"
     assert plan.slots[0].settings.node.name == "local"
     assert list(plan.services) == ["chain", "keeper", "bootnode", "account"]
+
+
+@pytest.mark.parametrize("host", ["192.0.2.10", "fd00::1", "hub", "hub.example.org", "gpu_1.local", "0.0.0.0"])
+def test_where_the_account_service_is_may_be_a_name_or_an_address(host: str) -> None:
+    assert plan_of("hub", hub(account_host=host)).services["account"].account.host == host
+
+
+@pytest.mark.parametrize(
+    "host", ["192.0.2.10:3000", "[fd00::1]", "hub:3000", "https://hub", "hub/x", "a..b", "", "a b"]
+)
+def test_where_the_account_service_is_is_no_url(host: str) -> None:
+    with pytest.raises(SettingsError, match="account_host: got"):
+        hosts.check([hub(account_host=host)])
+
+
+def test_hosts_behind_one_address_or_without_any_are_not_taken_for_one() -> None:
+    ports = [worker(f"gpu-{port}", ssh_hostname="192.0.2.1", ssh_port=port) for port in (22, 2222)]
+    hidden = [worker(f"gpu-{n}", wireguard=True, wireguard_endpoint="none") for n in (1, 2)]
+    seen = [worker(f"hub-{n}", wireguard=True, wireguard_hub=True, ssh_hostname=f"192.0.2.{n}") for n in (2, 3)]
+    assert len(hosts.check([*ports, *hidden, *seen])) == 6

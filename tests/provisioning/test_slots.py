@@ -1,12 +1,11 @@
 """Which GPU a slot gets, what it may use of the machine, and what stays of it when it is gone."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploys import gpus, hosts, worker
+from deploys import gpus, hosts
 from deploys.gpus import Gpus
 from deploys.hosts import HostEntry, HostPlan
 from worker.errors import SettingsError
@@ -70,6 +69,17 @@ def test_slots_get_the_gpus_that_they_name_or_the_next(
             "slot 1: model_device: got 'cuda:7'; the host has 2 GPUs, numbered from 0",
         ),
         (
+            {"slots": "auto", "swarm_port": 65535},
+            2,
+            "slot 1: swarm_port: got 65536, counted up from slot 0's; expected at most 65535",
+        ),
+        (
+            {"slots": "auto", "swarm_announce": ["/ip4/192.0.2.1/tcp/1"]},
+            2,
+            "slot 1: swarm_announce: /ip4/192.0.2.1/tcp/1 is that of slot 0 too; give each its own in a list of slots, "
+            "or set swarm_announce_interface",
+        ),
+        (
             {"slots": 1, "model_device": "cuda"},
             0,
             "slot 0: model_device: got 'cuda'; the host has no GPU; expected auto or cpu",
@@ -107,21 +117,3 @@ def test_token_for_the_hub_is_roots_and_only_its_slot_gets_a_copy(tmp_path: Path
     none, own = plan(slots=[{}, data]).slots
     assert (none.hub_token, none.settings.hub.token_file, none.unit_settings()) == (None, None, "")
     assert own.hub_token == tmp_path / "token"
-
-
-def test_only_identity_and_books_of_a_slot_are_kept(tmp_path: Path) -> None:
-    state, retired = tmp_path / "worker-1", tmp_path / "retired"
-    for name in ("swarm.pem", "enrolment.json", "ledger.db", "status.json", "checkpoints/round-3/model.safetensors"):
-        file = state / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(name)
-    script = worker.keep_identity_script(state, retired).replace("chown -R hivewright:", "true")
-    for _ in range(2):
-        subprocess.run(["sh", "-c", script], check=True, timeout=10)
-    assert not state.exists()
-    (kept,) = retired.iterdir()
-    assert kept.name.startswith("worker-1-")
-    assert kept.stat().st_mode & 0o777 == 0o700
-    assert {file.name: file.read_text() for file in kept.iterdir()} == {
-        name: name for name in ("swarm.pem", "enrolment.json", "ledger.db")
-    }
