@@ -119,7 +119,8 @@ def test_rounds_of_training_teach_it_what_is_rewarded(policy, name, lora, tmp_pa
             expected = likelihood(policy, tuple(policy.prompt_ids(question)), completion.token_ids)
             assert sum(completion.logprobs) == pytest.approx(expected, abs=1e-3)
     # A peer's text is learned from too.
-    strangers = [ScoredGroup(g.task, g.question, g.completions, g.rewards) for g in groups]
+    texts = ("<answer>42</answer>", *groups[0].completions[1:])
+    strangers = [ScoredGroup(g.task, g.question, texts, g.rewards) for g in groups]
     assert trainer.step(strangers).skipped is None
     checkpoint.save(tmp_path, trainer, {}, keep=1)
     adapters.save_merged(policy.model, tmp_path / "model.safetensors")
