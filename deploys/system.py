@@ -7,7 +7,18 @@ from pyinfra.api import deploy, operation
 from pyinfra.operations import files
 
 from deploys import content
-from deploys.facts import COMMAND, CURRENT, DEPLOYED, ENVIRONMENTS, RELEASES, ROOT, InstalledPackages, UserEntry
+from deploys.facts import (
+    CACHE,
+    COMMAND,
+    CURRENT,
+    DEPLOYED,
+    ENVIRONMENTS,
+    LOGS,
+    RELEASES,
+    ROOT,
+    InstalledPackages,
+    UserEntry,
+)
 from deploys.hardware import Distribution, System
 from deploys.places import CONFIGURATION, RETIRED, STATE
 
@@ -23,7 +34,7 @@ PACKAGES = (
 PYTHONS = {"jammy": "python3.11"}
 COORDINATOR_PACKAGES: tuple[str, ...] = ()
 # Root's: what the services' user could rename in there, root would take for its own work.
-FOLDERS = (ROOT, RELEASES, ENVIRONMENTS, STATE, DEPLOYED, RETIRED)
+FOLDERS = (ROOT, RELEASES, ENVIRONMENTS, STATE, DEPLOYED, RETIRED, CACHE, LOGS)
 NO_SHELL = "/usr/sbin/nologin"
 INSTALL_SECONDS = 1800
 APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
@@ -33,7 +44,8 @@ WRAPPER = f"""\
 # Installed by hivewright's deploy: the command line of the current release. As root it becomes the services' user, so
 # that it leaves no file of root's among theirs.
 [ "$(id -u)" != 0 ] || exec runuser -u {USER} -- "$0" "$@"
-PYTHONPATH={CURRENT} exec {CURRENT}/environment/bin/python -m worker "$@"
+# -P: a folder called worker where somebody happens to stand is not this program.
+PYTHONPATH=$(readlink -f {CURRENT}) exec {CURRENT}/environment/bin/python -P -m worker "$@"
 """
 
 

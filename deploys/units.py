@@ -26,6 +26,11 @@ from worker.settings import Settings
 UNITS = Path("/etc/systemd/system")
 # Of a unit's drop-ins, the one that is ours.
 DROP_IN = "hivewright.conf"
+# What a deploy has written below UNITS, for `find .` there. Others may have drop-ins of their own beside ours.
+OURS = f"-maxdepth 2 -type f '(' -path './hivewright-*.service' -o -path './hivewright-*.service.d/{DROP_IN}' ')'"
+REMOVE_OURS = (
+    f"(cd {UNITS} && find . {OURS} -delete && find . -maxdepth 1 -name 'hivewright-*.service.d' -empty -delete)"
+)
 TEMPLATES = Path(__file__).parents[1] / "templates"
 # A stop takes at most 60 s and a start 300 s (templates/service.j2).
 RESTART_SECONDS = 400
@@ -89,7 +94,13 @@ def drop_in(unit: str, text: str, unused: Path | None) -> Iterator[StringCommand
         script = f"umask 022 && mkdir -p {folder} && base64 -d > {file}.new && mv {file}.new {file}"
         yield StringCommand(script, _stdin=[base64.b64encode(text.encode()).decode()])
     else:
-        yield StringCommand(f"rm -rf {folder}")
+        yield StringCommand(remove_drop_in(unit))
+
+
+def remove_drop_in(unit: str) -> str:
+    """Shell commands that take our drop-in of a unit away, and leave those of others where they are."""
+    folder = UNITS / f"{unit}.d"
+    return f"rm -f {folder}/{DROP_IN} && {{ [ ! -d {folder} ] || rmdir --ignore-fail-on-non-empty {folder}; }}"
 
 
 def install_settings(file: Path, of: Settings) -> Written:

@@ -93,7 +93,8 @@ def _nvidia_smi() -> str:
 
 def _log_tail(of: Settings) -> str:
     """The end of the slot's log file, where the deploy's units write one."""
-    file = Path("/var/log/hivewright") / f"hivewright-{of.node.state_dir.name.replace('-', '@')}.log"
+    slot = of.node.state_dir.name
+    file = Path("/var/log/hivewright") / slot / f"hivewright-{slot.replace('-', '@')}.log"
     text = _read(file)
     return text[-NUM_LOG_BYTES:] if text else f"no {file}\n"
 

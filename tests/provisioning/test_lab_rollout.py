@@ -73,7 +73,7 @@ def test_services_without_a_gpu_are_confined_and_log_to_files(lab: Lab) -> None:
     for unit, number in (("account", 1), ("chain", 1), ("keeper", 1), ("bootnode", 1), ("worker@0", 2)):
         shown = lab.host(number).ssh(f"systemd-analyze security --no-pager hivewright-{unit}.service | tail -n 1")
         assert float(shown.stdout.split(": ")[1].split()[0]) <= 2.0, shown.stdout
-    log = lab.host(2).ssh("cat /var/log/hivewright/hivewright-worker@0.log").stdout
+    log = lab.host(2).ssh("cat /var/log/hivewright/worker-0/hivewright-worker@0.log").stdout
     assert "round finished" in log
     refused = lab.host(2).ssh("runuser -u hivewright -- cat /etc/hivewright/enrolment.token", check=False)
     assert refused.returncode != 0

@@ -1,12 +1,17 @@
 """Units and settings files as they come to lie on a host."""
 
 import configparser
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploys import coordinator, hosts, units, worker
+from deploys import coordinator, hosts, system, units, worker
+from deploys.facts import CURRENT
 from deploys.hosts import HostEntry
 from worker import settings
 
@@ -49,7 +54,21 @@ def test_unit_reads_a_settings_file_that_the_deploy_writes(unit: str) -> None:
     assert name in ("worker-%i.yaml", *(f"{role}.yaml" for role in hosts.COORDINATOR_ROLES))
     log = command[at + 2 :]
     is_service = unit not in (worker.ENROL_UNIT, "hivewright-contract.service")
-    assert log == (["--log-file", "%L/hivewright/%N.log"] if is_service else [])
+    folder = parse(units.render(unit, DEBIAN_12, 900))["Service"]["LogsDirectory"]
+    assert log == (["--log-file", f"%L/{folder}/%N.log"] if is_service else [])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_service_sees_no_folder_of_another_but_what_it_reads_there(unit: str) -> None:
+    service = parse(units.render(unit, DEBIAN_12, 900))["Service"]
+    own = service["StateDirectory"]
+    assert service["TemporaryFileSystem"] == "%S/hivewright:ro %C/hivewright:ro %L/hivewright:ro"
+    assert service["BindPaths"] == f"%S/{own} %C/{own} %L/{own}"
+    assert {service[f"{kind}Directory"] for kind in ("Cache", "Logs")} == {own}
+    of_chain = "-%S/hivewright/chain -%S/hivewright/bootnode"
+    reads = {"account": "-%S/hivewright/keeper/deployment.json", "keeper": of_chain, "contract": of_chain}
+    assert service.get("BindReadOnlyPaths") == reads.get(unit.removeprefix("hivewright-").removesuffix(".service"))
+    assert service["PrivateUsers"] == "yes"
 
 
 def test_only_those_who_need_the_enrolment_token_get_a_copy() -> None:
@@ -64,12 +83,76 @@ def test_worker_is_watched() -> None:
     assert parse(units.render(worker.UNIT, DEBIAN_12, 77))["Service"]["WatchdogSec"] == "77"
 
 
-def test_pauses_between_restarts_grow_where_systemd_can() -> None:
+def test_service_is_started_again_for_ever_with_growing_pauses() -> None:
     new, old = (parse(units.render(worker.UNIT, version, 900)) for version in (DEBIAN_13, DEBIAN_12))
+    assert new["Unit"]["StartLimitIntervalSec"] == old["Unit"]["StartLimitIntervalSec"] == "0"
     assert new["Service"]["RestartSteps"] == "8"
-    assert new["Unit"]["StartLimitIntervalSec"] == "0"
+    assert "ExecStartPre" not in new["Service"]
     assert "RestartSteps" not in old["Service"]
-    assert old["Unit"]["StartLimitBurst"] == "60"
+
+
+def test_pauses_grow_where_systemd_can_not_make_them_grow(tmp_path: Path) -> None:
+    """The unit's own command, with stand-ins that say how often it was restarted, and for how long it sleeps."""
+    (tmp_path / "systemctl").write_text('#!/bin/sh\necho "$NUM"\n')
+    (tmp_path / "sleep").write_text('#!/bin/sh\necho "$1"\n')
+    for program in tmp_path.iterdir():
+        program.chmod(0o755)
+    command = parse(units.render(worker.UNIT, DEBIAN_12, 900))["Service"]["ExecStartPre"]
+    script = shlex.split(command.replace("$$", "$"))[2]
+    slept = []
+    for num_restarts in (0, 1, 2, 3, 4, 5, 999):
+        own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NUM": str(num_restarts)}
+        done = subprocess.run(["sh", "-c", script], env=own, capture_output=True, text=True, timeout=10, check=True)
+        slept.append(int(done.stdout))
+    # Each within TimeoutStartSec, which the command of a start has for itself.
+    assert slept == [0, 15, 45, 105, 225, 225, 225]
+    timeouts = {
+        parse(units.render(unit, DEBIAN_12, 900))["Service"]["TimeoutStartSec"]
+        for unit in UNITS
+        if unit != worker.ENROL_UNIT
+    }
+    assert timeouts == {"300"}
+
+
+def test_command_is_not_that_of_the_folder_where_somebody_stands(tmp_path: Path) -> None:
+    current = tmp_path / "current"
+    for folder, said in ((current, "ours"), (tmp_path / "evil", "theirs")):
+        (folder / "worker").mkdir(parents=True)
+        (folder / "worker/__main__.py").write_text(f"print({said!r})\n")
+    (current / "environment/bin").mkdir(parents=True)
+    (current / "environment/bin/python").symlink_to(sys.executable)
+    command = system.WRAPPER.replace(str(CURRENT), str(current)).splitlines()[-1]
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path / "evil", capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "ours\n"
+
+
+def test_drop_in_of_somebody_else_stays_when_ours_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the one that gives a slot the password of its wallet."""
+    monkeypatch.setattr(units, "UNITS", tmp_path)
+    folders = [tmp_path / f"hivewright-worker@{number}.service.d" for number in (0, 1)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / units.DROP_IN).touch()
+    theirs = folders[0] / "wallet.conf"
+    theirs.touch()
+    for folder in folders:
+        subprocess.run(["sh", "-euc", units.remove_drop_in(folder.stem)], timeout=10, check=True)
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [theirs]
+    assert not folders[1].exists()
+
+
+def test_uninstall_takes_our_units_and_drop_ins_and_no_others(tmp_path: Path) -> None:
+    ours = ("hivewright-worker@.service", "hivewright-chain.service", f"hivewright-worker@0.service.d/{units.DROP_IN}")
+    theirs = ("hivewright-worker@0.service.d/wallet.conf", "ssh.service", "ssh.service.d/hivewright.conf")
+    for name in (*ours, *theirs, f"hivewright-worker@1.service.d/{units.DROP_IN}"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    script = units.REMOVE_OURS.replace(str(units.UNITS), str(tmp_path))
+    subprocess.run(["sh", "-euc", script], timeout=10, check=True)
+    assert {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()} == set(theirs)
+    assert not (tmp_path / "hivewright-worker@1.service.d").exists()
 
 
 def test_settings_file_reads_back_to_the_same_settings(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""What the deploy's units do on a real host: the walls between services, and the pauses. Nothing is deployed for that.
+
+Each test runs a program of its own in the place of the service's, in all else that the unit says.
+"""
+
+import re
+
+import pytest
+
+from deploys import units, worker
+from tests.lab.host import Host
+from tests.lab.lab import Lab
+from tests.lab.process import wait_until
+
+pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(300)]
+
+ACCOUNT_UNIT = "hivewright-account.service"
+STATE = "/var/lib/hivewright"
+FORBIDDEN = [
+    f"{STATE}/{name}"
+    for name in ("worker-1/swarm.pem", "account/account.key", "keeper/owner.key", "retired/worker-7-x/swarm.pem")
+]
+
+
+@pytest.fixture
+def host(lab: Lab) -> Host:
+    host = lab.host(4)
+    host.ssh(
+        "id hivewright >/dev/null 2>&1 || useradd --system --no-create-home hivewright;"
+        " mkdir -p /opt/hivewright/current /etc/hivewright; touch /etc/hivewright/enrolment.token;"
+        f" for f in {' '.join(FORBIDDEN)} {STATE}/worker-0/own {STATE}/keeper/deployment.json; do"
+        " mkdir -p $(dirname $f) && echo secret > $f; done;"
+        f" chown -R hivewright: {STATE}/*"
+    )
+    return host
+
+
+def install(host: Host, unit: str, program: str, **changes: str) -> str:
+    """The unit as a deploy writes it, under a name of its own, with `program`, a shell script; return the name."""
+    name = unit.replace("hivewright-", "probe-")
+    version = int(host.ssh("systemctl --version").stdout.split()[1])
+    text = re.sub(
+        r"(?m)^ExecStart=.*$", f"ExecStart=/bin/sh -c '{program.replace('$', '$$')}'", units.render(unit, version, 900)
+    )
+    for key, value in {"Type": "exec", **changes}.items():
+        text = re.sub(rf"(?m)^{key}=.*$", f"{key}={value}", text)
+    file = host.root / "etc/systemd/system" / name
+    file.write_text(text)
+    host.ssh("systemctl daemon-reload")
+    return name.replace("@.", "@0.")
+
+
+def said(host: Host, unit: str) -> list[str]:
+    return host.ssh(
+        f"journalctl --no-pager --output=cat --unit={unit} | grep '^probe:'", check=False
+    ).stdout.splitlines()
+
+
+@pytest.mark.parametrize("has_wall", [True, False])
+def test_worker_reads_no_key_of_another_service_neither_at_its_place_nor_through_its_process(
+    host: Host, has_wall: bool
+) -> None:
+    """Without the wall between processes it would: so it is that one which holds."""
+    wall = {} if has_wall else {"PrivateUsers": "no"}
+    account = install(host, ACCOUNT_UNIT, "sleep 600", **wall)
+    host.ssh(f"systemctl restart {account}")
+    pid = host.ssh(f"systemctl show --property=MainPID --value {account}").stdout.strip()
+    through = [f"/proc/{pid}/root{STATE}/account/account.key", f"/proc/{pid}/environ", f"/proc/{pid}/mem"]
+    probe = (
+        f"for f in {' '.join([*FORBIDDEN, *through])} {STATE}/worker-0/own; do"
+        " head -c 1 $f >/dev/null 2>&1 && echo probe: reads $f; done; for d in lib cache log; do"
+        " touch /var/$d/hivewright/worker-0/new && echo probe: writes /var/$d;"
+        " touch /var/$d/hivewright/x 2>/dev/null && echo probe: wrote beside /var/$d; done; echo probe: done"
+    )
+    worker_unit = install(host, worker.UNIT, probe, **wall)
+    host.ssh(f"journalctl --rotate --vacuum-time=1s; systemctl restart {worker_unit}")
+    wait_until(lambda: "probe: done" in said(host, worker_unit), 30, "the probe is done")
+    reads = [line.removeprefix("probe: reads ") for line in said(host, worker_unit) if "reads" in line]
+    writes = [line.removeprefix("probe: ") for line in said(host, worker_unit) if "w" in line.split()[1]]
+    assert reads[-1] == f"{STATE}/worker-0/own"
+    assert reads[:-1] == ([] if has_wall else through[:2])
+    assert writes == [f"writes /var/{kind}" for kind in ("lib", "cache", "log")]
+    host.ssh(f"systemctl stop {account} {worker_unit}")
+
+
+def test_account_service_reads_which_contract_it_is_and_not_its_owners_key(host: Host) -> None:
+    probe = f"for f in {STATE}/keeper/*; do cat $f >/dev/null && echo probe: $f; done; echo probe: done"
+    account = install(host, ACCOUNT_UNIT, probe)
+    host.ssh(f"systemctl restart {account}")
+    wait_until(lambda: "probe: done" in said(host, account), 30, "the probe is done")
+    assert said(host, account)[-2:] == [f"probe: {STATE}/keeper/deployment.json", "probe: done"]
+
+
+def test_service_that_keeps_failing_waits_longer_each_time_and_is_not_given_up(host: Host) -> None:
+    unit = install(host, worker.UNIT, "exit 1", RestartSec="100ms")
+
+    def shown(name: str) -> str:
+        return host.ssh(f"systemctl show --property={name} --value {unit}").stdout.strip()
+
+    def pauses(seconds: int) -> bool:
+        return (
+            host.ssh(f"cat /proc/{shown('ControlPID')}/cmdline | tr '\\0' ' '", check=False).stdout
+            == f"sleep {seconds} "
+        )
+
+    host.ssh(f"systemctl start {unit}", check=False)
+    for num_restarts, seconds in ((1, 15), (2, 45), (3, 105)):
+        wait_until(lambda s=seconds: pauses(s), 30, f"it pauses for {seconds} s", 0.2)
+        assert (shown("NRestarts"), shown("ActiveState")) == (str(num_restarts), "activating")
+        # Nobody waits for that here.
+        host.ssh(f"kill {shown('ControlPID')}")
+    host.ssh(f"systemctl stop {unit}", timeout=60)
