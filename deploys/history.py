@@ -48,7 +48,7 @@ def begin(digest: str) -> Iterator[str]:
     yield (
         f"rm -rf {new} && mkdir -m 700 {new} {new}/settings {new}/units"
         f" && find {CONFIGURATION} -maxdepth 1 {_SETTINGS} -exec cp -p {{}} {new}/settings/ ';'"
-        f" && find {units.UNITS} -maxdepth 1 -name 'hivewright-*.service*' -exec cp -rp {{}} {new}/units/ ';'"
+        f" && (cd {units.UNITS} && find . {units.OURS} -exec cp -p --parents {{}} {new}/units/ ';')"
         f" && cp -rp {DEPLOYED} {new}/deployed && readlink {CURRENT} > {new}/current"
         f" && rm -rf {PREVIOUS} && mv -T {new} {PREVIOUS} && rm {DEPLOYED}/{WHOLE}"
     )
@@ -80,7 +80,7 @@ for digest in $(ls {DEPLOYED}); do
   [ -e $old/deployed/$digest ] || {{ systemctl disable --now --quiet $digest; rm -f {DEPLOYED}/$digest; }}
 done
 find {CONFIGURATION} -maxdepth 1 {_SETTINGS} -delete
-find {units.UNITS} -maxdepth 1 -name 'hivewright-*.service*' -exec rm -rf {{}} +
+{units.REMOVE_OURS}
 cp -p $old/settings/* {CONFIGURATION}/
 cp -rp $old/units/. {units.UNITS}/
 ln -sfn "$(cat $old/current)" {CURRENT}.new

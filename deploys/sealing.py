@@ -23,6 +23,8 @@ STATE = Path("/var/lib/hivewright")
 USER = "hivewright"
 # What of a worker can't be made again, or says what it is owed.
 WORKER_FILES = ("swarm.pem", "enrolment.json", "account.token", "model.json", "ledger.db")
+# A wallet of its own, where it has one: the key, and which transactions it has sent.
+WORKER_FOLDERS = ("wallet",)
 # Of a coordinator everything counts: the chain's state, the owner's key, the account's key and its books.
 SERVICE_FOLDERS = ("chain", "keeper", "account", "bootnode")
 KEY_PREFIX = "x25519:"
@@ -35,10 +37,16 @@ def kept_files(state: Path) -> Iterator[Path]:
     # Of slots that the inventory no longer has too: only here their identities are kept.
     for folder in sorted([*state.glob("worker-*"), *state.glob("retired/worker-*")]):
         yield from (folder / name for name in WORKER_FILES if (folder / name).is_file())
+        for name in WORKER_FOLDERS:
+            yield from _whole_folder(folder / name)
     for name in SERVICE_FOLDERS:
-        for file in sorted((state / name).rglob("*")):
-            if file.is_file() and file.name != "lock" and not file.name.endswith(("-wal", "-shm", "-journal")):
-                yield file
+        yield from _whole_folder(state / name)
+
+
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name != "lock" and not file.name.endswith(("-wal", "-shm", "-journal")):
+            yield file
 
 
 def pack(state: Path) -> bytes:

@@ -12,11 +12,12 @@ from pyinfra.api import StringCommand, operation
 
 from deploys.facts import CACHE, COMMAND, DEPLOYED, LOGS, ROOT, WHOLE
 from deploys.places import CONFIGURATION, RETIRED, STATE
-from deploys.sealing import SERVICE_FOLDERS, WORKER_FILES
+from deploys.sealing import SERVICE_FOLDERS, WORKER_FOLDERS
 from deploys.system import USER
 from deploys.tailscale import STOP_SERVING
-from deploys.units import UNITS
+from deploys.units import REMOVE_OURS
 from deploys.wireguard import LEAVE
+from deploys.worker import KEPT
 
 # Every service that a deploy has started here. systemd puts them into order.
 _UNITS = f"$(ls {DEPLOYED} 2>/dev/null | grep -v '^{WHOLE}$')"
@@ -40,13 +41,13 @@ def uninstall(identities: bool) -> Iterator[str]:
     `identities`. The host's packages stay: others may use them."""
     yield (
         f'units={_UNITS}; [ -z "$units" ] || systemctl disable --now --quiet $units;'
-        f" rm -rf {UNITS}/hivewright-*.service* {COMMAND}; systemctl daemon-reload; {LEAVE}; {STOP_SERVING};"
+        f" {REMOVE_OURS}; rm -f {COMMAND}; systemctl daemon-reload; {LEAVE}; {STOP_SERVING};"
         f" rm -rf {ROOT} {CONFIGURATION} {CACHE} {LOGS}"
     )
     if identities:
         yield f"rm -rf {STATE}; ! id {USER} >/dev/null 2>&1 || userdel {USER}"
     else:
-        kept = " ".join(f"! -name '{name}'" for name in WORKER_FILES)
+        kept = " ".join(f"! -name '{name}'" for name in KEPT)
         others = " ".join(f"! -name {name}" for name in ("worker-*", RETIRED.name, *SERVICE_FOLDERS))
         yield (
             f"! cd {STATE} 2>/dev/null || {{ find . -mindepth 1 -maxdepth 1 {others} -exec rm -rf {{}} +;"
@@ -57,7 +58,8 @@ def uninstall(identities: bool) -> Iterator[str]:
 @operation()
 def retire() -> Iterator[str]:
     """Have no worker here that could claim an identity that has moved: stopped, its key set aside."""
-    aside = "for f in swarm.pem enrolment.json account.token; do [ ! -e $f ] || mv -T $f $f.moved; done"
+    files = " ".join((*WORKER_FOLDERS, "swarm.pem", "enrolment.json", "account.token"))
+    aside = f"for f in {files}; do [ ! -e $f ] || mv -T $f $f.moved; done"
     yield (
         f"set -e; for d in {STATE}/worker-*; do [ -e $d/swarm.pem ] || continue;"
         " systemctl disable --now --quiet hivewright-worker@${d##*-}.service;"

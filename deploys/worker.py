@@ -1,6 +1,7 @@
 """The workers of a host: one slot, one identity, one service."""
 
 import hashlib
+import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -9,17 +10,18 @@ from pyinfra.api import deploy, operation
 from pyinfra.operations import files
 
 from deploys import content, identity, secretfiles, units
-from deploys.facts import CACHE, CURRENT, DEPLOYED, ConfiguredSlots, Service
+from deploys.facts import CACHE, CURRENT, DEPLOYED, LOGS, ConfiguredSlots, Service
 from deploys.places import CONFIGURATION, RETIRED, state_dir
 from deploys.plan import Planned
+from deploys.sealing import WORKER_FILES, WORKER_FOLDERS
 from deploys.slots import Slot
 from deploys.system import USER
 
 UNIT = "hivewright-worker@.service"
 ENROL_UNIT = "hivewright-enrol@.service"
 EXAMINE_SECONDS = 600
-# Of a slot that is gone: who it was, and what it earned.
-KEPT = (identity.KEY_FILE, "enrolment.json", "account.token", "ledger.db", "ledger.db-wal", "ledger.db-shm")
+# Of a slot that is gone: who it was, and what it earned, with what its ledger had not yet put in order.
+KEPT = (*WORKER_FILES, *WORKER_FOLDERS, "ledger.db-wal", "ledger.db-shm")
 
 
 @deploy("Worker")
@@ -71,13 +73,25 @@ def examine(slot: Slot, digest: str) -> Iterator[str]:
     if host.get_fact(Service, unit=slot.unit).digest == digest:
         host.noop(f"slot {slot.number} is to run as it does")
         return
-    share = f"$(sed -n 's/^Environment=//p' {units.UNITS}/{slot.unit}.d/*.conf 2>/dev/null)"
-    doctor = f"environment/bin/python -B -m worker doctor --settings {slot.file}"
     yield (
-        f"cd {CURRENT} && said=$(runuser -u {USER} -- env HOME={CACHE} {share} {doctor} 2>&1) || {{ code=$?;"
-        ' echo "$said" >&2;'
+        f'said=$({{ {examine_script(slot)}; }} 2>&1) || {{ code=$?; echo "$said" >&2;'
         " echo 'the service was not started with this' >&2; exit $code; }"
     )
+
+
+def examine_script(slot: Slot) -> str:
+    """Shell commands that run the doctor as the slot's user, within its limits, on its GPU, and with its folders."""
+    properties = (
+        f"User={USER}", f"WorkingDirectory={CURRENT}", f"RuntimeMaxSec={EXAMINE_SECONDS}",
+        f"CacheDirectory=hivewright/worker-{slot.number}", f"Environment=HOME={CACHE}/worker-{slot.number}",
+    )  # fmt: skip
+    run = shlex.join(
+        ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", *(f"--property={p}" for p in properties)]
+    )
+    doctor = f"{CURRENT}/environment/bin/python -B -m worker doctor --settings {slot.file}"
+    # Also what somebody else's drop-in says, such as the address of a proxy.
+    share = f"grep -hsE '^(Environment|Memory[A-Za-z]+|CPUQuota)=.' {units.UNITS}/{slot.unit}.d/*.conf"
+    return f'{share} | {{ while read -r line; do set -- "$@" "--property=$line"; done; {run} "$@" {doctor}; }}'
 
 
 @operation()
@@ -89,8 +103,9 @@ def retire(numbers: Collection[int]) -> Iterator[str]:
             yield f"systemctl disable --now --quiet {unit}"
             yield keep_identity_script(state_dir(number), RETIRED)
             yield (
-                f"rm -rf {DEPLOYED}/{unit} {units.UNITS}/{unit}.d {CONFIGURATION}/worker-{number}.*"
-                " && systemctl daemon-reload"
+                f"rm -rf {DEPLOYED}/{unit} {CONFIGURATION}/worker-{number}.* {CACHE}/worker-{number}"
+                f" {LOGS}/worker-{number}"
+                f" && {units.remove_drop_in(unit)} && systemctl daemon-reload"
             )
 
 

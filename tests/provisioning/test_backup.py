@@ -23,6 +23,9 @@ def state(tmp_path: Path) -> Path:
     (folder / "keeper").mkdir()
     (folder / "worker-0/swarm.pem").write_bytes(b"KEY")
     (folder / "worker-0/checkpoints/weights").write_bytes(b"W" * 1000)
+    (folder / "worker-0/wallet").mkdir()
+    (folder / "worker-0/wallet/wallet.json").write_text("{}")
+    (folder / "worker-0/wallet/lock").write_text("7")
     (folder / "keeper/owner.key").write_bytes(b"OWNER")
     (folder / "keeper/lock").write_bytes(b"7")
     (folder / "retired/worker-3-20260101T000000").mkdir(parents=True)
@@ -39,7 +42,7 @@ def test_backup_holds_what_can_not_be_made_again_and_nothing_else(state: Path) -
     with tarfile.open(fileobj=io.BytesIO(sealing.pack(state))) as tar:
         assert sorted(tar.getnames()) == [
             "keeper/owner.key", "retired/worker-3-20260101T000000/swarm.pem", "worker-0/ledger.db",
-            "worker-0/swarm.pem",
+            "worker-0/swarm.pem", "worker-0/wallet/wallet.json",
         ]  # fmt: skip
         ledger = tar.extractfile("worker-0/ledger.db")
         assert ledger is not None

@@ -56,6 +56,22 @@ def run(script: str, stdin: bytes = b"") -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
+def test_only_identity_books_and_wallet_of_a_slot_are_kept(there: Fixture) -> None:
+    kept_files = ("swarm.pem", "enrolment.json", "ledger.db", "model.json", "wallet/wallet.json", "wallet/journal.db")
+    for name in (*kept_files, "status.json", "checkpoints/round-3/model.safetensors"):
+        file = there.slot / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    run(f"chown -R {USER} {there.slot}")
+    for _ in range(2):
+        run(worker.keep_identity_script(there.slot, there.state / "retired"))
+    assert not there.slot.exists()
+    (kept,) = (there.state / "retired").iterdir()
+    assert kept.name.startswith("worker-0-")
+    found = {str(file.relative_to(kept)): file.read_text() for file in kept.rglob("*") if file.is_file()}
+    assert found == {name: name for name in kept_files}
+
+
 def test_retired_slot_takes_no_file_of_roots_along(there: Fixture) -> None:
     (there.slot / "swarm.pem").write_text("KEY")
     (there.slot / "ledger.db").symlink_to(there.secret)
