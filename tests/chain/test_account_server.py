@@ -65,6 +65,26 @@ def test_api_key_status(service, query, status, text) -> None:
     assert (answer.status_code, answer.text) == (status, text)
 
 
+def test_service_at_an_address_of_its_own_answers_on_its_machine_too(chain, tmp_path) -> None:
+    """What `tailscale_serve` shows is what answers at 127.0.0.1."""
+    parsed = account_settings(chain.settings, tmp_path / "account")
+    # Loopback's second address: other machines' way to this one, for want of another machine.
+    own = parsed.account.model_copy(update={"host": "127.0.0.2"})
+    (tmp_path / "account.yaml").write_text(settings.dump(parsed.model_copy(update={"account": own})))
+    command = [sys.executable, "-m", "worker", "account", "--settings", tmp_path / "account.yaml"]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL) as process:
+        try:
+            address = tmp_path / "account/address"
+            eventually(address.exists)
+            url = address.read_text().strip()
+            assert url.startswith("http://127.0.0.2:")
+            for each in (url, url.replace("127.0.0.2", "127.0.0.1")):
+                assert requests.get(f"{each}/api/swarm", timeout=10).status_code == 200
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
 def test_calls_of_the_login_api_answer_with_a_hash_and_reach_the_chain(chain, service, token) -> None:
     status, answer = register(service, token)
     assert (status, list(answer)) == (200, ["hash"])

@@ -68,6 +68,7 @@ _MAX_BODY_BYTES = 256 * 1024
 _MAX_RPC_ANSWER_BYTES = 16 * 1024 * 1024
 # Calls that may wait for the chain at once, beside those of /rpc; the sender brings them there together.
 _NUM_THREADS = 64
+_LOOPBACK = "127.0.0.1"
 _STOP_SECONDS = 5.0
 # What a client may take to send a body.
 _READ_SECONDS = 10.0
@@ -86,7 +87,8 @@ def run(settings: Settings) -> None:
         raise SettingsError(
             "chain.rpc_url and chain.deployment_file: both empty; the account service needs a chain of its own; set one"
         )
-    resources.require_port(settings.account.host, settings.account.port, "account.port")
+    for host in _hosts(settings.account.host):
+        resources.require_port(host, settings.account.port, "account.port")
     folder = settings.account.state_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,10 @@ async def _serve(settings: Settings) -> None:
     stopping = asyncio.create_task(stop.wait())
     try:
         await runner.setup()
-        await web.TCPSite(runner, settings.account.host, settings.account.port).start()
+        port = settings.account.port
+        for host in _hosts(settings.account.host):
+            await web.TCPSite(runner, host, port).start()
+            port = int(runner.addresses[0][1])
         url = _url(settings.account.host, runner.addresses[0][1])
         write_whole(settings.account.state_dir / "address", url + "\n")
         log.info("account service up url=%s account=%s org_id=%s", url, service.address, settings.chain.org_id)
@@ -372,6 +377,14 @@ def _decoded(name: str, text: str) -> bytes:
 def _decoded_proof(shown: messages.ShownProof) -> Proof:
     public_key = _decoded("proof/publicKey", shown.public_key)
     return Proof(public_key, _decoded("proof/signature", shown.signature), shown.is_move)
+
+
+def _hosts(host: str) -> tuple[str, ...]:
+    """Where to listen: as the settings say, and for what is on this machine, at loopback too.
+
+    Most versions of `tailscale serve` proxy to 127.0.0.1 and nowhere else.
+    """
+    return (host,) if host in (_LOOPBACK, "localhost", "0.0.0.0", "::") else (host, _LOOPBACK)  # noqa: S104
 
 
 def _url(host: str, port: int) -> str:
