@@ -1,6 +1,7 @@
 """One training step against TRL 1.16: time, peak memory, and that loss and gradients are the same.
 
-    python -m benchmarks.train_step [--repeats 5] [--threads 2] [--clock wall] [--half] [--json FILE]
+    python -m benchmarks.train_step [--repeats 5] [--threads 2] [--clock wall] [--device cpu] [--half]
+        [--json FILE]
 
 The same tokens and advantages go to `worker.trainer.Trainer.step` and to TRL's `GRPOTrainer.train()`, whose generation
 alone is replaced by handing it the batch; everything else is as TRL's defaults have it (gradient checkpointing is one
@@ -8,7 +9,7 @@ of them; a second column is without). Two prompts of the default mix x 8 complet
 "even", all of 128 tokens, and "ragged", of 1 to 128 tokens as answers are. Both models have random weights: "tiny" has
 5 M parameters (Qwen2, vocabulary 512), "half" is Qwen2.5-0.5B's shape. Times are medians of pairs, one run after the
 other (`--clock cpu --threads 1` counts processor time: for machines on which others work too); peak memory is that
-of a process of its own above its model. Exits 1 if a claim of the table does not hold.
+of a process of its own above its model, with `--device cuda` the GPU's. Exits 1 if a claim of the table does not hold.
 """
 
 import argparse
@@ -56,20 +57,21 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is measured: a model's shape, the type of its weights, and how long the completions are."""
+    """What is measured: a model's shape, the type of its weights, how long the completions are, and on what."""
 
     shape: str
     dtype: str
     lengths: str
+    device: str = "cpu"
 
     def __str__(self) -> str:
-        return f"{self.shape} {self.dtype} {self.lengths}"
+        return f"{self.shape} {self.dtype} {self.lengths}{'' if self.device == 'cpu' else f' {self.device}'}"
 
 
 def make_policy(case: Case) -> Policy:
     torch.manual_seed(0)
     config = Qwen2Config(max_position_embeddings=2048, tie_word_embeddings=True, eos_token_id=3, **SHAPES[case.shape])
-    model = Qwen2ForCausalLM(config).to(getattr(torch, case.dtype))
+    model = Qwen2ForCausalLM(config).to(case.device, getattr(torch, case.dtype))
     model.generation_config.eos_token_id = 3
     return Policy(model, load(settings.Model(device="cpu")).tokenizer, case.shape)
 
@@ -120,7 +122,7 @@ class Reference(GRPOTrainer):  # type: ignore[misc]
             output_dir=self._folder.name, per_device_train_batch_size=GROUPS * SIZE, num_generations=SIZE,
             max_completion_length=LENGTH, max_steps=1, bf16=policy.model.dtype == torch.bfloat16,
             gradient_checkpointing=checkpointing, save_strategy="no", logging_strategy="no", report_to=[],
-            use_cpu=True, disable_tqdm=True,
+            use_cpu=policy.model.device.type == "cpu", disable_tqdm=True,
         )  # fmt: skip
         super().__init__(
             model=policy.model, reward_funcs=lambda prompts, **_: [0.0] * len(prompts), args=config,
@@ -129,7 +131,7 @@ class Reference(GRPOTrainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self.watch = Watch()
         self.add_callback(self.watch)
-        self._inputs = inputs
+        self._inputs = {name: tensor.to(policy.model.device) for name, tensor in inputs.items()}
 
     def _generate_and_score_completions(self, _: Any) -> dict[str, torch.Tensor]:
         return dict(self._inputs)
@@ -139,7 +141,14 @@ class Reference(GRPOTrainer):  # type: ignore[misc]
         return self.watch.seconds
 
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+def wall_clock() -> float:
+    """Seconds, after all that a GPU was asked to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": wall_clock, "cpu": time.process_time}
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
@@ -213,10 +222,11 @@ def measure_memory(case: Case, way: str) -> float:
 
 def print_memory(case: Case, way: str) -> None:
     step = make_step(case, way, "wall")
-    before = memory_mb("VmRSS")
+    on_gpu = case.device == "cuda"
+    before = torch.cuda.memory_allocated() / 1e6 if on_gpu else memory_mb("VmRSS")
     step()
     step()
-    print(memory_mb("VmHWM") - before)
+    print((torch.cuda.max_memory_allocated() / 1e6 if on_gpu else memory_mb("VmHWM")) - before)
 
 
 def memory_mb(name: str) -> float:
@@ -256,6 +266,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--half", action="store_true", help="the 0.5 B shape too: minutes, and 20 GB of memory")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "WAY"), help="print the memory that one way takes")
@@ -268,9 +279,11 @@ def main() -> None:
         print_memory(Case(*arguments.memory_of[0].split()), arguments.memory_of[1])
         return
 
-    cases = [Case("tiny", dtype, lengths) for dtype in ("float32", "bfloat16") for lengths in ("even", "ragged")]
+    device = arguments.device
+    kinds = [(dtype, lengths) for dtype in ("float32", "bfloat16") for lengths in ("even", "ragged")]
+    cases = [Case("tiny", *kind, device) for kind in kinds]
     if arguments.half:
-        cases.append(Case("half", "bfloat16", "even"))
+        cases.append(Case("half", "bfloat16", "even", device))
     results: list[dict[str, Any]] = []
     failed = []
     print(f"{'':22}  {'ours':>10}  {'TRL':>10}  {'ratio':>6}  {'TRL, no checkpointing':>21}  {'ratio':>6}")
