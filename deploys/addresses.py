@@ -13,10 +13,15 @@ _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)([.](?!-)[A-Za-z0-9_-]{1,63}(
 
 def is_host(text: str) -> bool:
     """Whether it is a name or an address and nothing more: no scheme, no port, no brackets."""
+    return is_address(text) or _NAME.fullmatch(text) is not None
+
+
+def is_address(value: object) -> bool:
+    """Whether it is the text of an IP address."""
     try:
-        ipaddress.ip_address(text)
+        ipaddress.ip_address(str(value))
     except ValueError:
-        return _NAME.fullmatch(text) is not None
+        return False
     return True
 
 

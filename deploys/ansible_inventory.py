@@ -5,6 +5,7 @@ all of these into a file that can be read here. What is encrypted or a template 
 """
 
 import ast
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ IGNORED = (
     "ansible_ssh_common_args",
 )  # fmt: skip
 _MAX_HOSTS = 10_000
-_RANGE = re.compile(r"\[(\w+):(\w+)(?::(\d+))?\]")
+_RANGE = re.compile(r"\[(\w{1,12}):(\w{1,12})(?::(\d{1,6}))?\]")
 
 
 @dataclass
@@ -158,6 +159,10 @@ def _read_yaml(text: str, file: str, mistakes: list[str]) -> dict[str, _Group]:
             if not isinstance(value, dict):
                 mistakes.append(f"{file}: group {name}: {part}: got {_short(value)}; expected a mapping")
                 return
+        for whose, variables in ({"vars": parts["vars"]} | parts["hosts"]).items():
+            if not isinstance(variables or {}, dict) or not all(isinstance(key, str) for key in variables or ()):
+                mistakes.append(f"{file}: group {name}: {whose}: got {_short(variables)}; expected a mapping of names")
+                return
         for pattern, variables in parts["hosts"].items():
             for host in _expand(str(pattern)):
                 group.hosts.setdefault(host, {}).update(variables or {})
@@ -190,18 +195,32 @@ def _literal(text: str) -> Any:
 
 
 def _expand(pattern: str) -> Iterator[str]:
-    """gpu[01:12] is gpu01 to gpu12."""
+    """gpu[01:12] is gpu01 to gpu12. Raises SettingsError for ranges of no host, or of too many."""
+    count = math.prod(len(_range(found)) for found in _RANGE.finditer(pattern))
+    if not 1 <= count <= _MAX_HOSTS:
+        raise SettingsError(f"{pattern}: {count:,} hosts; expected 1 to {_MAX_HOSTS:,} in one line")
+    return _expanded(pattern)
+
+
+def _expanded(pattern: str) -> Iterator[str]:
     found = _RANGE.search(pattern)
     if found is None:
         yield pattern
         return
+    width = len(found[1]) if _is_decimal(found) else 0
+    for middle in (str(n).zfill(width) if width else chr(n) for n in _range(found)):
+        yield from _expanded(pattern[: found.start()] + middle + pattern[found.end() :])
+
+
+def _is_decimal(found: re.Match[str]) -> bool:
+    return found[1].isdecimal() and found[2].isdecimal()
+
+
+def _range(found: re.Match[str]) -> range:
     first, last, step = found[1], found[2], int(found[3] or 1) or 1
-    is_decimal = first.isdecimal() and last.isdecimal()
-    numbers = range(int(first), int(last) + 1, step) if is_decimal else range(ord(first[0]), ord(last[0]) + 1, step)
-    if len(numbers) > _MAX_HOSTS:
-        raise SettingsError(f"{pattern}: {len(numbers):,} hosts; expected at most {_MAX_HOSTS:,} in one line")
-    for middle in (str(n).zfill(len(first)) if is_decimal else chr(n) for n in numbers):
-        yield from _expand(pattern[: found.start()] + middle + pattern[found.end() :])
+    return (
+        range(int(first), int(last) + 1, step) if _is_decimal(found) else range(ord(first[0]), ord(last[0]) + 1, step)
+    )
 
 
 def _unreadable(variables: Mapping[str, Any]) -> Iterator[str]:

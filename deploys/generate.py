@@ -11,13 +11,14 @@ import json
 import pprint
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from deploys import ansible_inventory, hosts
+from deploys.addresses import is_address
 from deploys.deployment import Deployment
 from deploys.hosts import COORDINATORS, WORKERS, HostEntry
 from worker import settings
@@ -89,12 +90,12 @@ def _check(listed: Iterable[Listed]) -> None:
         raise SettingsError("\n".join(lines))
 
 
-def _wrong_access(one: Listed) -> list[str]:
-    return [
-        f"{one.source}: {one.name}: {key}: got {one.data[key]!r}; expected {kind.__name__}"
-        for key, kind in ACCESS.items()
-        if key in one.data and type(one.data[key]) is not kind
-    ]
+def _wrong_access(one: Listed) -> Iterator[str]:
+    for key, kind in ACCESS.items():
+        value = one.data.get(key, kind())
+        if type(value) is not kind or (key in one.data and value == ""):
+            expected = f"{kind.__name__}, not empty" if value == "" else kind.__name__
+            yield f"{one.source}: {one.name}: {key}: got {value!r}; expected {expected}"
 
 
 def _located(line: str, listed: Mapping[str, Listed]) -> str:
@@ -128,16 +129,21 @@ def read_tailscale(text: str, file: str) -> list[Listed]:
         machines = [node for node in nodes if node["OS"] == "linux"]
         tagged = [node for node in machines if any(tag.startswith("tag:hivewright") for tag in node.get("Tags") or ())]
         return [_from_node(node, file) for node in tagged or machines]
+    except SettingsError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise SettingsError(f"{file}: {reason}; expected {FORMS['tailscale'].expected}") from None
 
 
 def _from_node(node: Mapping[str, Any], file: str) -> Listed:
-    name = str(node["DNSName"]).partition(".")[0] or str(node["HostName"])
-    if not node.get("TailscaleIPs"):
-        raise SettingsError(f"{file}: {name}: TailscaleIPs: none; expected one, is it logged in?")
-    address = str(node["TailscaleIPs"][0])
+    name = str(node["DNSName"] or "").partition(".")[0] or str(node["HostName"] or "")
+    if not name:
+        raise SettingsError(f"{file}: DNSName and HostName: none; expected a machine's name")
+    addresses = node.get("TailscaleIPs")
+    if not isinstance(addresses, list) or not addresses or not is_address(addresses[0]):
+        raise SettingsError(f"{file}: {name}: TailscaleIPs: got {addresses!r}; expected an address, is it logged in?")
+    address = str(addresses[0])
     data: dict[str, Any] = {"ssh_hostname": address}
     if "tag:hivewright-coordinator" in (node.get("Tags") or ()):
         return Listed(name, COORDINATORS, data | {"account_host": address}, f"{file}")
@@ -149,7 +155,11 @@ def read_csv(text: str, file: str) -> list[Listed]:
 
     A cell that is JSON is what it says, anything else is text; an empty one is left out.
     """
-    rows = list(csv.reader(io.StringIO(text)))
+    lines_of = csv.reader(io.StringIO(text))
+    try:
+        rows = list(lines_of)
+    except csv.Error as error:
+        raise SettingsError(f"{file} line {lines_of.line_num}: {error}; expected {FORMS['csv'].expected}") from None
     header = [cell.strip() for cell in rows[0]] if rows else []
     lines = [f"{file} line 1: no column `name`; expected {FORMS['csv'].expected}"] if "name" not in header else []
     lines += [f"{file} line 1: column {c!r} stands twice" for c in sorted({c for c in header if header.count(c) > 1})]

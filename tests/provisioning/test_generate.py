@@ -116,6 +116,10 @@ def test_all_mistakes_of_a_csv_are_named_at_once_with_their_lines(tmp_path: Path
         ),
         ("name\n", [f"LIST: no hosts; expected {TABLE}"]),
         (
+            f"name,slots\ngpu-1,1\ngpu-2,{'1' * 200_000}\n",
+            [f"LIST line 3: field larger than field limit (131072); expected {TABLE}"],
+        ),
+        (
             "name,slots\n../../etc,1\n",
             ["LIST line 2: name: got '../../etc'; expected letters, digits, dots, hyphens or underscores"],
         ),
@@ -157,7 +161,18 @@ def test_ansible_inventory_keeps_hosts_ways_to_them_and_our_keys(text: str, name
         ("---\n- a\n", ["LIST: got ['a']; expected groups with hosts, vars and children"]),
         ("all:\n  host: {a: }\n", ["LIST: group all: got {'host': {'a': None}}; expected hosts, vars and children"]),
         ("all:\n  hosts: {a\n", ["LIST line 3: not YAML: "]),
-        ("g[1:99999999]\n", ["g[1:99999999]: 99,999,999 hosts; expected at most 10,000 in one line"]),
+        ("g[1:99999999]\n", ["g[1:99999999]: 99,999,999 hosts; expected 1 to 10,000 in one line"]),
+        (f"g{'[1:1000]' * 3}\n", [f"g{'[1:1000]' * 3}: 1,000,000,000 hosts; expected 1 to 10,000 in one line"]),
+        ("g[5:1]\n", ["g[5:1]: 0 hosts; expected 1 to 10,000 in one line"]),
+        (f"g[1:{'9' * 5000}]\n", [f"LIST: name: got 'g[1:{'9' * 30}"]),
+        ("gpu ansible_host=\n", ["LIST: gpu: ssh_hostname: got ''; expected str, not empty"]),
+        ("all:\n  hosts: {g1: 3}\n", ["LIST: group all: g1: got 3; expected a mapping of names"]),
+        ("all:\n  hosts: {g1: [1]}\n", ["LIST: group all: g1: got [1]; expected a mapping of names"]),
+        ("all:\n  hosts: {g1: {1: 2}}\n", ["LIST: group all: g1: got {1: 2}; expected a mapping of names"]),
+        (
+            "all:\n  hosts: {g1: }\n  vars: {1: 2}\n",
+            ["LIST: group all: vars: got {1: 2}; expected a mapping of names"],
+        ),
     ],
 )
 def test_ansible_inventory_that_can_not_be_read_is_refused(text: str, lines: list[str], tmp_path: Path) -> None:
@@ -202,6 +217,33 @@ def test_tailnet_gives_its_linux_machines_and_those_that_are_tagged_if_any_are(t
 def test_what_is_no_tailscale_status_is_refused(text: str, tmp_path: Path) -> None:
     (line,) = refused("tailscale", text, tmp_path)
     assert line.endswith("; expected what `tailscale status --json` prints, with Linux machines")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"DNSName": None, "HostName": None}, "LIST: DNSName and HostName: none; expected a machine's name"),
+        (
+            {"TailscaleIPs": "100.64.0.2"},
+            "LIST: gpu-1: TailscaleIPs: got '100.64.0.2'; expected an address, is it logged in?",
+        ),
+        ({"TailscaleIPs": None}, "LIST: gpu-1: TailscaleIPs: got None; expected an address, is it logged in?"),
+        (
+            {"TailscaleIPs": ["100.64.0.9"]},
+            "LIST: gpu-1: ssh_hostname: 100.64.0.9, port 22, is that of gpu-9 too; expected another for each host",
+        ),
+    ],
+)
+def test_machine_of_a_tailnet_without_a_name_or_an_address_of_its_own_is_refused(
+    changes: dict[str, Any], line: str, tmp_path: Path
+) -> None:
+    nodes = {"Self": node("gpu-9", "100.64.0.9"), "Peer": {"k1": node("gpu-1", "100.64.0.2") | changes}}
+    assert refused("tailscale", json.dumps(nodes), tmp_path) == [line]
+
+
+def test_machine_without_a_name_in_the_tailnet_has_that_of_its_own(tmp_path: Path) -> None:
+    nodes = {"Self": node("gpu-1", "100.64.0.2") | {"DNSName": None}}
+    assert made("tailscale", json.dumps(nodes), tmp_path)["workers"][0][0] == "gpu-1"
 
 
 def test_command_prints_an_inventory_that_pyinfra_reads(tmp_path: Path) -> None:
