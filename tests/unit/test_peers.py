@@ -3,6 +3,7 @@
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,15 @@ import pytest
 from worker import settings
 from worker.swarm import cache
 from worker.swarm.cache import Cache
-from worker.swarm.peers import CLOCK_TOLERANCE_SECONDS, LEAST_PREFERENCE, MAX_PEERS_KNOWN, Peers
+from worker.swarm.peers import (
+    CLOCK_TOLERANCE_SECONDS,
+    GOOD_PER_STRIKE,
+    LEAST_PREFERENCE,
+    MAX_PEERS_KNOWN,
+    PLACES_FOR_TOLD,
+    Peers,
+)
+from worker.swarm.saying import MAX_SAID_A_MINUTE
 from worker.swarm.wire import Member
 
 SECTION = settings.Swarm(announce_every_seconds=60.0)
@@ -119,6 +128,86 @@ def test_view_is_bounded(peers: Peers, clock: Clock) -> None:
     assert peers.addresses("p0") == ()
 
 
+def test_peers_that_we_were_only_told_of_displace_none_that_we_met(peers: Peers, clock: Clock) -> None:
+    honest = {f"honest{i}" for i in range(10)}
+    for name in honest:
+        peers.learn(member(name), from_itself=True)
+    for i in range(502):
+        clock.now += 0.001
+        peers.learn(member(f"told{i}"), from_itself=False)
+
+    def count_rounds(num_draws: int) -> int:
+        rng, found = random.Random(1), 0
+        for _ in range(100):
+            drawn: list[str] = []
+            while len(drawn) < num_draws and (peer_id := peers.draw(rng, drawn)) is not None:
+                drawn.append(peer_id)
+            found += not honest.isdisjoint(drawn)
+        return found
+
+    assert count_rounds(4) >= 97
+    assert count_rounds(12) == 100
+    for i in range(600):
+        clock.now += 0.001
+        peers.learn(member(f"more{i}"), from_itself=False)
+    assert honest <= set(peers.known())
+    assert len(peers) == MAX_PEERS_KNOWN
+    assert count_rounds(12) == 100
+
+
+def test_peer_that_we_were_only_told_of_is_drawn_now_and_then(peers: Peers) -> None:
+    for name in "abcdefgh":
+        peers.learn(member(name), from_itself=True)
+    peers.learn(member("new"), from_itself=False)
+    assert count_draws(peers)["new"] == pytest.approx(0.25, abs=0.05)
+
+
+def test_new_peers_come_into_a_view_that_is_full_of_peers_that_we_met(peers: Peers, clock: Clock) -> None:
+    for i in range(MAX_PEERS_KNOWN):
+        clock.now += 0.001
+        peers.learn(member(f"met{i}"), from_itself=True)
+    for i in range(2 * PLACES_FOR_TOLD):
+        clock.now += 0.001
+        peers.learn(member(f"told{i}"), from_itself=False)
+        assert f"told{i}" in peers.known()
+    assert sum(name.startswith("told") for name in peers.known()) == PLACES_FOR_TOLD
+
+
+def test_peers_that_spoke_to_us_are_greeted_again_among_many_that_we_were_told_of(peers: Peers, clock: Clock) -> None:
+    for name in "abcdefgh":
+        peers.learn(member(name), from_itself=True)
+    for i in range(400):
+        peers.learn(member(f"told{i}"), from_itself=False)
+    clock.now += 100  # more than half of a record's life
+    one, other = peers.to_greet(random.Random(1), 8)
+    assert one in set("abcdefgh")
+    assert other.startswith("told")
+
+
+def test_peer_that_put_its_clock_right_is_seen_as_it_is_now(peers: Peers) -> None:
+    now = int(time.time())
+
+    def record(issued: int, port: int) -> Member:
+        return replace(member("a", issued=issued), addresses=(f"/ip4/127.0.0.1/tcp/{port}",))
+
+    peers.learn(record(now + 300, 1), from_itself=True)
+    peers.learn(record(now, 2), from_itself=True)
+    assert peers.addresses("a") == ("/ip4/127.0.0.1/tcp/2",)
+    peers.learn(record(now + 300, 1), from_itself=False)  # others still hand it on
+    assert peers.addresses("a") == ("/ip4/127.0.0.1/tcp/2",)
+    peers.learn(record(now + 301, 3), from_itself=False)
+    assert peers.addresses("a") == ("/ip4/127.0.0.1/tcp/3",)
+
+
+def test_many_peers_of_other_versions_do_not_fill_the_log(peers: Peers, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(200):
+        peers.learn(member(f"old{i}", environments=("reasoning-gym 0.1.24",)), from_itself=False)
+        peers.speaks(f"older{i}", 2)
+    assert len(caplog.records) == MAX_SAID_A_MINUTE + 1
+    assert "more about peers is left out" in caplog.text
+    assert peers.other_versions() == {"reasoning-gym 0.1.24": 200, "exchange 2": 200}
+
+
 def test_quarantine_grows_and_ends(peers: Peers, clock: Clock) -> None:
     peers.learn(member("liar"), from_itself=True)
     assert [peers.strike("liar") for _ in range(5)] == [0.0, 60.0, 120.0, 240.0, 480.0]
@@ -128,10 +217,26 @@ def test_quarantine_grows_and_ends(peers: Peers, clock: Clock) -> None:
     assert draw_all(peers) == ["liar"]
 
 
-def test_good_groups_make_up_for_a_strike(peers: Peers) -> None:
+def test_several_good_answers_make_up_for_a_strike(peers: Peers) -> None:
     peers.strike("a")
-    peers.absolve("a")
+    for _ in range(GOOD_PER_STRIKE):
+        peers.absolve("a")
     assert peers.strike("a") == 0.0
+    assert peers._conduct["a"].strikes == 1
+
+
+def test_peer_that_lies_every_other_time_is_quarantined(peers: Peers) -> None:
+    seconds = []
+    for _ in range(10):
+        seconds.append(peers.strike("a"))
+        peers.absolve("a")
+    assert seconds[:4] == [0.0, 60.0, 120.0, 240.0]
+
+
+def test_strikes_of_many_keys_are_bounded(peers: Peers) -> None:
+    for i in range(2 * MAX_PEERS_KNOWN):
+        peers.strike(f"p{i}")
+    assert len(peers._conduct) == MAX_PEERS_KNOWN
 
 
 def test_quarantine_has_a_longest_time(peers: Peers) -> None:

@@ -1,7 +1,8 @@
 """What a node knows about its peers: records, when they were heard, how they behaved. In memory only.
 
 Bounded: at most MAX_PEERS_KNOWN; whoever was not heard of for the longest time goes first, those that we don't exchange
-with before all others.
+with before all others, and those that we were only told of before those that spoke to us: a record costs its maker
+nothing. New peers come in all the same, through places that are kept for them here and in each draw.
 """
 
 import logging
@@ -13,11 +14,16 @@ from dataclasses import dataclass
 
 from worker import settings
 from worker.swarm import wire
+from worker.swarm.saying import Rarely
 from worker.swarm.wire import Member
 
 log = logging.getLogger(__name__)
 
 MAX_PEERS_KNOWN = 512
+PLACES_FOR_TOLD = 64
+"""For peers that we were only told of, however many spoke to us."""
+SHARE_OF_TOLD = 0.25
+"""How often such a one is drawn while there are others."""
 MAX_PEERS_CACHED = 64
 ENOUGH_MET = 8
 FEW_GREETINGS = 2
@@ -25,6 +31,8 @@ CLOCK_TOLERANCE_SECONDS = 600
 """How far a peer's clock may be off before its record counts as expired."""
 FIRST_QUARANTINE_SECONDS = 60.0
 LONGEST_QUARANTINE_SECONDS = 6 * 3600.0
+GOOD_PER_STRIKE = 5
+"""Answers without fault that make up for one with: who lies every other time is found out."""
 LEAST_PREFERENCE = 0.1
 """What each of the draw's three weights is at least, of 1: nobody is left out for good, so everybody can improve."""
 LEARNING_RATE = 0.3
@@ -34,6 +42,7 @@ LEARNING_RATE = 0.3
 @dataclass
 class _Peer:
     member: Member
+    newest: int  # issue of the newest record that came: `member` is an older one after the peer put its clock right
     seen: float  # when a newer record came, from whomever (monotonic seconds)
     met: float | None = None  # when the peer itself spoke to us
     failures: int = 0  # in a row: not reached, or silent
@@ -45,6 +54,7 @@ class _Peer:
 @dataclass
 class _Conduct:
     strikes: int = 0
+    num_good: int = 0  # answers without fault since the last strike, or since one was taken back
     until: float = 0.0  # end of the quarantine
 
 
@@ -70,16 +80,17 @@ class Peers:
         self._peers: dict[str, _Peer] = {}
         self._conduct: dict[str, _Conduct] = {}
         self._versions: dict[str, tuple[int, float]] = {}  # of peers that speak another one: which, and when
+        self._said = Rarely()
         self._registered: frozenset[str] | None = None if not swarm.only_registered else frozenset()
 
     def __len__(self) -> int:
         return len(self._live())
 
     def learn(self, member: Member, *, from_itself: bool) -> bool:
-        """Take in a record; the newest of a peer counts. True if the peer is new here.
+        """Take in a record. True if the peer is new here.
 
-        A record that somebody else hands on must not be expired; a peer that speaks to us itself is there, whatever its
-        clock says.
+        What the peer itself shows counts, whatever its clock says now or said before. A record that somebody else hands
+        on must not be expired, and be newer than all that we have seen.
         """
         now = self._clock()
         if member.peer_id == self._me:
@@ -89,12 +100,12 @@ class Peers:
         peer = self._peers.get(member.peer_id)
         is_new = peer is None or now - peer.seen > self.lifetime_seconds
         if peer is None:
-            peer = self._peers[member.peer_id] = _Peer(member, now)
-            self._make_room()
-        elif member.issued > peer.member.issued:
-            peer.member, peer.seen = member, now
+            peer = self._peers[member.peer_id] = _Peer(member, member.issued, now)
+        elif from_itself or member.issued > peer.newest:
+            peer.member, peer.newest, peer.seen = member, max(peer.newest, member.issued), now
         if from_itself:
-            peer.met, peer.seen, peer.failures = now, now, 0
+            peer.met, peer.failures = now, 0
+        self._make_room()
         self._tell(peer)
         return is_new
 
@@ -173,7 +184,7 @@ class Peers:
 
     def speaks(self, peer_id: str, version: int) -> None:
         """The peer's frames are of another version of the exchange than ours. Said once for each peer."""
-        if peer_id not in self._versions:
+        if peer_id not in self._versions and not self._said.has((peer_id, "exchange", version)):
             log.warning(
                 "peer speaks another version of the exchange peer=%s theirs=%d ours=%d: upgrade the older of the two",
                 peer_id, version, wire.VERSION,
@@ -191,11 +202,15 @@ class Peers:
         return dict(named)
 
     def draw(self, rng: random.Random, exclude: Collection[str]) -> str | None:
-        """A random peer that we can learn from and that is not in quarantine, by weight; one that failed lately, or
-        won't exchange with us, only if there is no other. None: nobody left."""
+        """A random peer that we can learn from and that is not in quarantine, by weight; now and then one that we were
+        only told of. One that failed lately, or won't exchange with us, only if there is no other. None: nobody left.
+        """
         now = self._clock()
         free = [p for p in self._live() if p not in exclude and self.is_source(p) and not self._is_quarantined(p, now)]
         sound = [p for p in free if not self._peers[p].failures and self.is_open(p)] or free
+        met = [p for p in sound if self._is_met(p, now)]
+        if met and len(met) < len(sound):
+            sound = met if rng.random() >= SHARE_OF_TOLD else [p for p in sound if p not in met]
         return rng.choices(sound, [self._weigh(self._peers[p], now) for p in sound])[0] if sound else None
 
     def rate(self, peer_id: str, share: float) -> None:
@@ -204,23 +219,33 @@ class Peers:
             peer.useful += LEARNING_RATE * (share - peer.useful)
 
     def to_greet(self, rng: random.Random, count: int) -> list[str]:
-        """Peers that we know from others only, or that were silent for half a record's life; those that failed last.
+        """Peers that were silent for half a record's life or did not answer the last time, and peers that we know from
+        others only; of either kind at least half of those to be greeted, and those that failed most last.
 
         At most `count`, and few once enough others spoke to us lately: a greeting brings up to 10 KB of records.
         """
         now = self._clock()
         stale = now - self.lifetime_seconds / 2
-        if sum(p.met is not None and p.met >= now - self.lifetime_seconds for p in self._peers.values()) >= ENOUGH_MET:
+        if sum(self._is_met(p, now) for p in self._peers) >= ENOUGH_MET:
             count = min(count, FEW_GREETINGS)
-        strangers = [p for p in self._live() if (met := self._peers[p].met) is None or met < stale]
-        rng.shuffle(strangers)
-        return sorted(strangers, key=lambda p: self._peers[p].failures)[:count]
+        known, told = list[str](), list[str]()
+        for peer_id in self._live():
+            peer = self._peers[peer_id]
+            if peer.met is None:
+                told.append(peer_id)
+            elif peer.met < stale or peer.failures:
+                known.append(peer_id)
+        for kind in (known, told):
+            rng.shuffle(kind)
+            kind.sort(key=lambda p: self._peers[p].failures)
+        num_known = min(len(known), max(count - count // 2, count - len(told)))
+        return known[:num_known] + told[: count - num_known]
 
     def sample(self, rng: random.Random, count: int, exclude: str) -> list[bytes]:
         """Records to hand on: of peers that we heard ourselves within a record's life, so that the dead don't go
         round."""
-        since = self._clock() - self.lifetime_seconds
-        met = [p for p in self._live() if p != exclude and (m := self._peers[p].met) is not None and m >= since]
+        now = self._clock()
+        met = [p for p in self._live() if p != exclude and self._is_met(p, now)]
         return [self._peers[p].member.sealed for p in rng.sample(met, min(count, len(met)))]
 
     def strike(self, peer_id: str) -> float:
@@ -229,22 +254,25 @@ class Peers:
         Returns the seconds of quarantine, 0: none yet.
         """
         conduct = self._conduct.setdefault(peer_id, _Conduct())
-        conduct.strikes += 1
+        conduct.strikes, conduct.num_good = conduct.strikes + 1, 0
+        while len(self._conduct) > MAX_PEERS_KNOWN:
+            del self._conduct[next(iter(self._conduct))]
         if conduct.strikes < 2:
             return 0.0
         seconds = min(FIRST_QUARANTINE_SECONDS * 2.0 ** min(conduct.strikes - 2, 30), LONGEST_QUARANTINE_SECONDS)
         conduct.until = self._clock() + seconds
-        while len(self._conduct) > MAX_PEERS_KNOWN:
-            del self._conduct[next(iter(self._conduct))]
         return seconds
 
     def absolve(self, peer_id: str) -> None:
-        """The peer sent groups that all hold: one strike less."""
+        """The peer sent groups that all hold. After GOOD_PER_STRIKE of these: one strike less."""
         conduct = self._conduct.get(peer_id)
-        if conduct is not None:
-            conduct.strikes -= 1
-            if conduct.strikes <= 0:
-                del self._conduct[peer_id]
+        if conduct is None:
+            return
+        conduct.num_good += 1
+        if conduct.num_good == GOOD_PER_STRIKE:
+            conduct.strikes, conduct.num_good = conduct.strikes - 1, 0
+        if not conduct.strikes:
+            del self._conduct[peer_id]
 
     def is_quarantined(self, peer_id: str) -> bool:
         return self._is_quarantined(peer_id, self._clock())
@@ -276,7 +304,7 @@ class Peers:
     def _tell(self, peer: _Peer) -> None:
         """Say it once for each peer; once more if it had our versions in between."""
         differing = self._differing(peer)
-        if differing and not peer.told:
+        if differing and not peer.told and not self._said.has((peer.member.peer_id, *differing)):
             log.warning(
                 "peer runs another version, so its tasks can't be checked here peer=%s theirs=%s ours=%s: "
                 "upgrade the older of the two",
@@ -288,6 +316,16 @@ class Peers:
         conduct = self._conduct.get(peer_id)
         return conduct is not None and now < conduct.until
 
+    def _is_met(self, peer_id: str, now: float) -> bool:
+        """Whether the peer itself spoke to us within a record's life."""
+        met = self._peers[peer_id].met
+        return met is not None and met >= now - self.lifetime_seconds
+
     def _make_room(self) -> None:
+        now = self._clock()
         while len(self._peers) > MAX_PEERS_KNOWN:
-            del self._peers[min(self._peers, key=lambda p: (self.is_allowed(p), self._peers[p].seen))]
+            told = [p for p in self._peers if not self._is_met(p, now)]
+            met = [p for p in self._peers if self._is_met(p, now)]
+            of_no_use = [p for p in self._peers if not self.is_allowed(p)]
+            candidates = of_no_use or (told if len(told) > PLACES_FOR_TOLD else met)
+            del self._peers[min(candidates, key=lambda p: self._peers[p].seen)]

@@ -1,0 +1,33 @@
+"""What strangers do is said once in a while for each of them, and all of it together only so often a minute: keys cost
+nothing, and a log that they fill tells nothing."""
+
+import logging
+import time
+from collections.abc import Hashable
+
+from worker.swarm.streams import Lately
+
+log = logging.getLogger(__name__)
+
+MAX_SAID_A_MINUTE = 20
+
+
+class Rarely(Lately):
+    """Lately, and no more than MAX_SAID_A_MINUTE new things in a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._minute_ends = 0.0
+        self._num_said = 0
+
+    def has(self, what: Hashable) -> bool:
+        """Whether it was said lately, or is to be left out; if not, it is said now."""
+        now = time.monotonic()
+        if now >= self._minute_ends:
+            self._minute_ends, self._num_said = now + 60, 0
+        if self._num_said >= MAX_SAID_A_MINUTE or super().has(what):
+            return True
+        self._num_said += 1
+        if self._num_said == MAX_SAID_A_MINUTE:
+            log.warning("more about peers is left out for up to a minute; the counters in `hivewright status` go on")
+        return False
