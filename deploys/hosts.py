@@ -354,11 +354,13 @@ def _slots(
         )
         return ()
     overrides = _overrides(entry)
-    if isinstance(count, int) and count > MAX_SLOTS:
-        mistakes.add(entry.name, f"slots: got {count!r}; expected at most {MAX_SLOTS} on one host")
+    num_slots = len(count) if isinstance(count, list) else count
+    if isinstance(num_slots, int) and num_slots > MAX_SLOTS:
+        mistakes.add(entry.name, f"slots: got {num_slots}; expected at most {MAX_SLOTS} on one host")
         return ()
     if overrides is None:
-        mistakes.add(entry.name, f"slots: got {count!r}; expected {SLOTS_MAY_BE}")
+        wrong_slots = [slot for slot in count if not isinstance(slot, dict)] if isinstance(count, list) else [count]
+        mistakes.add(entry.name, f"slots: got {', '.join(map(repr, wrong_slots))}; expected {SLOTS_MAY_BE}")
         return ()
     account_url = _account_url(entry, coordinators, mistakes)
     slots = []

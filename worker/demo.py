@@ -39,12 +39,15 @@ from worker.telemetry import status
 STEP_SECONDS = 60.0  # patience for one service to come up
 START_SECONDS = 180.0  # patience for all workers to be in their first round
 ROUND_SECONDS = 120.0  # the keeper's limit for one round, and so the demo's
+MAX_WORKERS = 64  # each is a process with torch and a model of its own
 MARKER = ".hivewright-demo"
 _ALL = 10**9
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the demo. Raises DemoFailed, with one line, if something that it promises did not hold."""
+    """Run the demo. Raises DemoFailed, with one line, if something that it promises did not hold, SettingsError."""
+    if options.workers > MAX_WORKERS:
+        raise SettingsError(f"--workers: got {options.workers}; expected at most {MAX_WORKERS} on one machine")
     output = options.output.resolve()
     demo = Demo(output, options.workers, options.rounds, options.seed, Console())
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -302,10 +305,16 @@ def _fresh_folder(output: Path) -> IO[str]:
         )
     (output / MARKER).touch()
     lock = resources.lock_folder(output, "--output")
-    for entry in output.iterdir():
+    left = [entry for entry in output.iterdir() if entry.name not in (MARKER, "lock")]
+    if left:
+        print(
+            f"beginning anew: what an earlier demo left in {output} is removed ({len(left)} files and folders)",
+            flush=True,
+        )
+    for entry in left:
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name not in (MARKER, "lock"):
+        else:
             entry.unlink()
     resources.require_disk(output, Node().min_free_disk_mb, "--output")
     return lock

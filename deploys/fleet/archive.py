@@ -25,6 +25,14 @@ SCRYPT = {"n": 2**16, "r": 8, "p": 1}
 MIN_PASSPHRASE = 8
 
 
+def require_new(file: Path) -> None:
+    """Raise SettingsError if no new file can be made there: before hosts are asked, which takes its time."""
+    if file.exists():
+        raise SettingsError(f"{file}: is there already; expected a name for a new file")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise SettingsError(f"{file}: {file.parent} is no folder that can be written to; expected one that is there")
+
+
 def write(file: Path, hosts: Mapping[str, bytes], passphrase: str) -> None:
     """Write the tars of hosts, by name, into a new file. SettingsError: it is there, or the passphrase is short."""
     if len(passphrase) < MIN_PASSPHRASE:
@@ -39,6 +47,8 @@ def write(file: Path, hosts: Mapping[str, bytes], passphrase: str) -> None:
             os.fsync(stream.fileno())
     except FileExistsError:
         raise SettingsError(f"{file}: is there already; expected a name for a new file") from None
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}; expected a place for a new file, nothing was written") from None
 
 
 def read(file: Path, passphrase: str) -> dict[str, bytes]:
@@ -56,7 +66,7 @@ def read(file: Path, passphrase: str) -> dict[str, bytes]:
             raise ValueError("other parameters")
         key = _key(passphrase, bytes.fromhex(said["salt"]), **SCRYPT)
         packed = AESGCM(key).decrypt(bytes.fromhex(said["nonce"]), sealed, MAGIC + header + newline)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise SettingsError(f"{file}: its header is damaged; take another copy of it") from None
     except InvalidTag:
         raise SettingsError(f"{file}: can't be decrypted: another passphrase, or the file is damaged") from None

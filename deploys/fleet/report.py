@@ -20,6 +20,7 @@ deadline. failed: its deploy failed, for a reason of its own. lost: deployed, an
 own. rolled-back: is again what it was. stuck: was to go back, and did not."""
 Result = Literal["running", "done", "incomplete", "rolled-back", "stuck", "interrupted"]
 
+_MIN_WIDTH = 12
 _COLOURS = {"done": "green", "pending": "dim", "rolled-back": "yellow"}
 
 
@@ -82,7 +83,11 @@ def table(report: Report) -> Table:
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("host", "batch", "s", "release", "result", "reason"):
         justify: Literal["left", "right"] = "right" if column in ("batch", "s") else "left"
-        shown.add_column(column, justify=justify, no_wrap=column != "reason", overflow="fold")
+        # Long names of hosts give way too: what became of them, and why, is to be readable.
+        gives_way = column in ("host", "reason")
+        shown.add_column(
+            column, justify=justify, no_wrap=not gives_way, overflow="fold", min_width=_MIN_WIDTH if gives_way else None
+        )
     for name, host in report.hosts.items():
         if host.fate == "pending":
             continue

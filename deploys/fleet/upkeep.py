@@ -84,8 +84,7 @@ def uninstall(options: argparse.Namespace) -> None:
 
 def backup(options: argparse.Namespace) -> None:
     """Bring all identities and ledgers into one encrypted file, which must not be there yet."""
-    if options.archive.exists():
-        raise SettingsError(f"{options.archive}: is there already; expected a name for a new file")
+    archive.require_new(options.archive)
     pyinfra = Pyinfra.of_operator(options.inventory)
     names = chosen(pyinfra, options.limit)
     passphrase = _passphrase(options.passphrase_file, is_new=True)

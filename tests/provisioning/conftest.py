@@ -1,6 +1,7 @@
 """The lab as a fixture: four real hosts, booted once for the whole test run."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -32,3 +33,12 @@ def booted(lab: Lab) -> Iterator[Lab]:
         yield lab
     finally:
         lab.down()
+
+
+@pytest.fixture
+def usual_recursion_limit() -> Iterator[None]:
+    """Python's own, for what is nested without end: libraries raise it beyond what the stack holds."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(limit)

@@ -101,3 +101,24 @@ def test_archive_is_never_overwritten_and_wants_a_real_passphrase(tmp_path: Path
     with pytest.raises(SettingsError, match="is there already"):
         archive.write(file, {"gpu-1": b"other"}, PASSPHRASE)
     assert archive.read(file, PASSPHRASE) == {"gpu-1": b"tar"}
+
+
+def test_place_where_no_archive_can_be_is_refused_before_any_host_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place, reason in (
+        ("nowhere/x.backup", "no folder that can be written to"),
+        ("file/x.backup", "no folder that can be written to"),
+        ("file", "is there already"),
+    ):
+        with pytest.raises(SettingsError, match=reason):
+            archive.require_new(tmp_path / place)
+    with pytest.raises(SettingsError, match="File name too long; expected a place for a new file"):
+        archive.write(tmp_path / ("x" * 300), {"gpu-1": b"tar"}, PASSPHRASE)
+    archive.require_new(tmp_path / "new.backup")
+
+
+@pytest.mark.usefixtures("usual_recursion_limit")
+def test_archive_whose_header_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.backup").write_bytes(archive.MAGIC + b"[" * 100_000 + b"\nx")
+    with pytest.raises(SettingsError, match="header is damaged"):
+        archive.read(tmp_path / "x.backup", PASSPHRASE)

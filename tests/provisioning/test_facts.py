@@ -67,6 +67,7 @@ def test_identities_by_slot() -> None:
 
 
 @pytest.mark.parametrize("text", ["", '{"peer_', "[]", "{}", '{"peer_id": 7}', "[" * 100_000])
+@pytest.mark.usefixtures("usual_recursion_limit")
 def test_damaged_enrolment_is_no_identity_and_is_named(text: str) -> None:
     lines = [
         f"/var/lib/hivewright/worker-0/enrolment.json {text}",
@@ -135,6 +136,7 @@ def test_node_reports_with_and_without_a_status() -> None:
         (json.dumps(STATUS | {"swarm": {"peers_known": "many"}}), "swarm.peers_known: Input should be a valid integer"),
     ],
 )
+@pytest.mark.usefixtures("usual_recursion_limit")
 def test_status_that_is_none_is_said_of_its_worker_alone(text: str, reason: str) -> None:
     lines = ["sudo: a word before it all", "unit=hivewright-worker@0.service", "ActiveState=active", f"status={text}"]
     lines += ["finished=. 1.2.3 17.5", "unit=hivewright-worker@1.service", f"status={json.dumps(STATUS)}", "end"]

@@ -180,13 +180,9 @@ def test_ansible_inventory_that_can_not_be_read_is_refused(text: str, lines: lis
     assert [line[: len(start)] for line, start in zip(said, lines, strict=True)] == lines
 
 
+@pytest.mark.usefixtures("usual_recursion_limit")
 def test_list_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(1000)  # libraries raise it
-    try:
-        (said,) = refused("ansible", "---\na: " + "[" * 20_000 + "]" * 20_000, tmp_path)
-    finally:
-        sys.setrecursionlimit(limit)
+    (said,) = refused("ansible", "---\na: " + "[" * 20_000 + "]" * 20_000, tmp_path)
     assert said.startswith("LIST: is nested too deep; expected ")
 
 

@@ -80,6 +80,8 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
             [worker(slots=[{}, {"hub_repo": "me", "hub_token_file": "/nowhere/token"}])],
             f"inventory data of gpu-3: slot 1: hub_token_file: {NOT_THERE} token that may write",
         ),
+        ([worker(slots=[{}] * 300)], "inventory data of gpu-3: slots: got 300; expected at most 256 on one host"),
+        ([worker(slots=[{"node_name": "x"}, 7])], f"inventory data of gpu-3: slots: got 7; expected {MAY_BE}"),
         ([worker(slots=10**6)], "inventory data of gpu-3: slots: got 1000000; expected at most 256 on one host"),
         (
             [worker(torch_index="cpu")],

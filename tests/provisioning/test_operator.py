@@ -84,6 +84,7 @@ def test_token_is_made_once_and_for_the_operator_only(tmp_path: Path) -> None:
         ("wireguard.json", None, "Is a directory; expected public keys by host"),
     ],
 )
+@pytest.mark.usefixtures("usual_recursion_limit")
 def test_damaged_file_of_secrets_is_named_before_anything_is_made(
     name: str, content: bytes | None, reason: str, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from deploys.fleet import gate, report
 from deploys.fleet.batches import Batch, Size, next_batch
@@ -321,3 +322,20 @@ def test_report_reads_back_and_resumes_only_what_is_left(tmp_path: Path) -> None
         _resumed(file, INVENTORY, [])
     with pytest.raises(SettingsError, match="no rollout to resume"):
         _resumed(tmp_path / "none.json", INVENTORY, [])
+
+
+@pytest.mark.parametrize("host", ["gpu-01.fra1.compute.example.org", "g" * 63])
+def test_table_is_readable_at_80_columns_whatever_the_hosts_are_called(host: str) -> None:
+    reason = "worker@0 ended with code 4, 3 restarts: the disk is full"
+    ended = Report("inventory/x.py", {host: HostReport(NEW, OLD, "rolled-back", reason, 1, 3, 1234.0)})
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(report.table(ended))
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    first = lines[1]
+    assert "rolled-back" in first
+    assert OLD[:7] in first
+    starts = [lines[0].index(column) for column in ("host", "batch", "reason")]
+    assert "".join(line[: starts[1]].strip() for line in lines[1:]) == host
+    assert " ".join(line[starts[2] :].strip() for line in lines[1:]).split() == reason.split()
