@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from deploys import secretfiles
 from worker.errors import IdentityError, SettingsError
 from worker.swarm import identity
 
@@ -30,6 +31,8 @@ def _peer_id(key_file: object) -> str:
     """Whose key is in a file. Raises SettingsError, with the reason only, if it is no key."""
     if not isinstance(key_file, str):
         raise SettingsError(f"got {key_file!r}")
+    if secretfiles.is_secret(key_file):
+        raise SettingsError(secretfiles.ITSELF)
     try:
         Path(key_file).read_bytes()
         return identity.load(Path(key_file)).peer_id

@@ -83,7 +83,7 @@ def make(all_hosts: Iterable[Host]) -> None:
         commits = _commits(whole)
     except SettingsError as error:
         lines += str(error).splitlines()
-    lines += _wrong_secrets(whole)
+    lines += [*_wrong_secrets(whole), *_shown_passwords(plans)]
     if lines:
         raise SettingsError("\n".join(lines))
     has_account = any(plan.services for plan in plans.values())
@@ -203,7 +203,7 @@ def _commits(entries: Collection[HostEntry]) -> dict[str, tuple[str, str]]:
     for (repository, ref), names in users.items():
         source = f"inventory data of {', '.join(names)}"
         try:
-            url = repository or operator.origin(CHECKOUT, source)
+            url = repository or _origin(source)
             commit = operator.resolve(url, ref, source)
         except SettingsError as error:
             lines.append(str(error))
@@ -212,6 +212,25 @@ def _commits(entries: Collection[HostEntry]) -> dict[str, tuple[str, str]]:
     if lines:
         raise SettingsError("\n".join(lines))
     return commits
+
+
+def _origin(source: str) -> str:
+    url = operator.origin(CHECKOUT, source)
+    if secretfiles.shows_password(url):
+        instead = secretfiles.IN_URLS["release_repository"]
+        raise SettingsError(
+            f"{source}: release_repository: not set, and origin of {CHECKOUT} {secretfiles.SHOWN}; {instead}"
+        )
+    return url
+
+
+def _shown_passwords(plans: Mapping[str, HostPlan]) -> Iterator[str]:
+    """Of slots that have an account service of their own: `hosts.check` has seen the hosts'."""
+    for name, plan in plans.items():
+        for slot in plan.slots:
+            if secretfiles.shows_password(slot.settings.chain.account_url):
+                instead = secretfiles.IN_URLS["chain_account_url"]
+                yield f"inventory data of {name}: slot {slot.number}: chain_account_url: {secretfiles.SHOWN}; {instead}"
 
 
 def _refuse_twins() -> None:

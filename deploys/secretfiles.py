@@ -1,9 +1,9 @@
 """Secrets of services: files on the operator's side that go to root's files on a host, and from there by systemd."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from worker.errors import SettingsError
 
@@ -12,12 +12,20 @@ HUB_TOKEN = "hub.token"  # noqa: S105 - a file name
 IN_URLS = {
     "release_repository": "take it out, give it to git's credential helper here, and set release_source to wheelhouse",
     "torch_index": "take it out, and name the index in pip's own configuration, with torch_index: pip",
+    "chain_account_url": "take it out: nodes prove who they are by their keys, and are let in by the enrolment token",
+    "tailscale_login_server": "take it out: hosts are let in by tailscale_auth_key_file, or by a person",
 }
+SHOWN = "has a name or password in its URL, which every user of a host could see"
 EXPECTED = "a file on this side with one word, a Hugging Face token that may write"
+# What keys and tokens look like, which are put where the name of their file should be.
+_KEYS = re.compile(r"hf_[A-Za-z0-9]{8,}|tskey-[A-Za-z0-9-]{8,}|.*-----BEGIN .*", re.DOTALL)
+ITSELF = "is a secret itself, not shown here; put it into a file that only you can read, and name that"
 
 
 def hub_token(file: Path) -> str:
     """The token in a file. Raises SettingsError with the reason, never with what is in the file."""
+    if is_secret(str(file)):
+        raise SettingsError(f"{ITSELF}; expected {EXPECTED}")
     try:
         words = file.read_text().split()
     except (OSError, UnicodeDecodeError) as error:
@@ -28,17 +36,21 @@ def hub_token(file: Path) -> str:
     return words[0]
 
 
+def is_secret(name: str) -> bool:
+    """Whether what should be the name of a file is what should be in it."""
+    return _KEYS.fullmatch(name) is not None
+
+
 def shows_password(url: object) -> bool:
     """Whether a URL has in it what only its owner should know."""
-    parts = urlsplit(url) if isinstance(url, str) and url.startswith(("http://", "https://")) else None
-    return parts is not None and "@" in parts.netloc
+    return isinstance(url, str) and re.match(r"https?://[^/?#]*@", url, re.IGNORECASE) is not None
 
 
 def mistakes(data: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with an inventory's secrets, without the secrets. What is no text the settings' check names."""
     for key, instead in IN_URLS.items():
         if shows_password(data.get(key)):
-            yield f"{key}: has a name or password in its URL, which every user of a host could see; {instead}"
+            yield f"{key}: {SHOWN}; {instead}"
     file = data.get("hub_token_file")
     if isinstance(file, str):
         try:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from deploys import secretfiles
 from deploys.deployment import Deployment
 from worker.errors import SettingsError
 
@@ -97,6 +98,8 @@ def auth_key(deployment: Deployment) -> str | None:
     name = deployment.tailscale_auth_key_file
     if name is None:
         return None
+    if secretfiles.is_secret(name):
+        raise SettingsError(secretfiles.ITSELF)
     try:
         key = Path(name).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
