@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker import settings
+from worker.errors import SwarmError
 from worker.records import Collected, Group
 from worker.swarm import wire
 from worker.swarm.archive import ARCHIVE_FOLDER, Archive
 from worker.swarm.collecting import Collecting, Scoring
-from worker.swarm.network import Network
+from worker.swarm.network import Network, Unanswered
 from worker.swarm.serving import Serving
 from worker.swarm.tally import State, SwarmStatus, Tally
 from worker.swarm.verify import Verifier
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 
 LINK_PATIENCE_SECONDS = 5.0
 """How long a round waits for a daemon that is being restarted."""
+LOOP_PATIENCE_SECONDS = 15.0
+"""How long a round waits for the event loop after its own end."""
+MAX_ROUNDS_UNANSWERED = 5
+"""In a row. A loop that hangs for so long is not mended from within: the process has to be started anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class Swarm:
         self._scoring = Scoring(verifier)
         self._heard: tuple[str, ...] = ()
         self._is_behind = False
+        self._num_unanswered = 0  # rounds in a row
         self._last_state: State = "starting"
 
     def start(self) -> None:
@@ -90,10 +96,21 @@ class Swarm:
 
         Returns as soon as `want` groups hold, or when every peer that was drawn has answered or failed; at once if no
         peers are known. `heard` names all that gave any sign of life for this round, groups or not.
+
+        A round that the event loop does not answer is a round alone. Raises SwarmError after MAX_ROUNDS_UNANSWERED of
+        them in a row, or if the loop is not running.
         """
         if want <= 0 or self._swarm.peers_per_round == 0:
+            self._network.post(self._end_unasked)
             return Collected()
-        return self._network.call(self._collect(round, want), self._swarm.collect_timeout_seconds + 15)
+        try:
+            seconds = self._swarm.collect_timeout_seconds + LOOP_PATIENCE_SECONDS
+            collected = self._network.call(self._collect(round, want), seconds)
+        except Unanswered as error:
+            self._go_without(round, error)
+            return Collected()
+        self._num_unanswered = 0
+        return collected
 
     def status(self) -> SwarmStatus:
         network, tally = self._network, self._tally
@@ -110,6 +127,7 @@ class Swarm:
             bytes_in=network.traffic["in"],
             bytes_out=network.traffic["out"],
             daemon_restarts=network.num_restarts,
+            rounds_unanswered=tally.rounds_unanswered,
             other_versions=network.peers.other_versions(),
             addresses=tuple(f"{a}/p2p/{network.identity.peer_id}" for a in network.addresses),
             last_error=network.last_error,
@@ -125,7 +143,18 @@ class Swarm:
         self._network.close()
         self._scoring.close()
 
+    def _go_without(self, round: int, error: Unanswered) -> None:
+        """Say and count that the exchange did not answer. Raises SwarmError when it won't."""
+        self._num_unanswered += 1
+        self._tally.rounds_unanswered += 1
+        self._heard, self._network.last_error = (), str(error)
+        log.warning("exchange gives no answer, this round is trained alone round=%d reason=%s", round, error)
+        if self._num_unanswered >= MAX_ROUNDS_UNANSWERED:
+            raise SwarmError(f"{self._num_unanswered} rounds in a row without an answer: {error}") from error
+
     def _state(self) -> State:
+        if self._num_unanswered:
+            return "training-alone"
         contact = self._network.has_contact
         if contact is None:
             return "starting"
@@ -147,6 +176,13 @@ class Swarm:
         return kept
 
     # In the event loop
+
+    def _end_unasked(self) -> None:
+        """The end of a round in which nobody is asked: the look-out's greetings show whether anybody is there."""
+        self._heard = ()
+        if not self._network.has_contact:
+            self._network.fall_silent()
+        self._log_state()
 
     async def _collect(self, round: int, want: int) -> Collected:
         started = time.monotonic()

@@ -143,7 +143,8 @@ class Lookout:
             return False
         except BadRecord as error:
             self._peers.strike(peer_id)
-            log.warning("greeting answered with a bad record peer=%s reason=%s: %s", peer_id, error.reason, error)
+            level = logging.DEBUG if network.said.has((peer_id, "greeting", error.reason)) else logging.WARNING
+            log.log(level, "greeting answered with a bad record peer=%s reason=%s: %s", peer_id, error.reason, error)
             return False
         except UNREACHABLE as error:
             self._peers.failed(peer_id)

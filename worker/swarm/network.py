@@ -10,8 +10,10 @@ import contextlib
 import logging
 import random
 import re
+import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from worker.swarm.daemon import Daemon
 from worker.swarm.dht import Membership
 from worker.swarm.lookout import Lookout
 from worker.swarm.peers import MAX_PEERS_CACHED, Peers
+from worker.swarm.saying import Rarely
 from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Admission, Lately, Stream, counted
 from worker.swarm.wire import Kind, Member, OtherVersion, Refused
 
@@ -34,12 +37,44 @@ log = logging.getLogger(__name__)
 PROTOCOL = "/hivewright/exchange"
 CONNECT_TIMEOUT_SECONDS = 5.0
 LONGEST_RESTART_PAUSE_SECONDS = 30.0
+READER_ENDS_FIRST_SECONDS = 1.0
+"""How much earlier than we hear that the daemon died its connections may end."""
 
 T = TypeVar("T")
 
 
 AskHandler = Callable[[str, wire.Ask, Stream], Awaitable[None]]
 AuditHandler = Callable[[str, Stream], Awaitable[None]]
+
+
+class Unanswered(SwarmError):
+    """The event loop is too busy, or the machine is: it may answer another time."""
+
+
+class _Beginning:
+    """All that a frame needs of `reader`; a time limit falls with the first bytes that come."""
+
+    def __init__(self, reader: asyncio.StreamReader, limit: asyncio.Timeout) -> None:
+        self._reader = reader
+        self._limit = limit
+
+    async def readexactly(self, count: int) -> bytes:
+        data = await self._reader.readexactly(count)
+        self._limit.reschedule(None)
+        return data
+
+
+class OwnStream(Stream):
+    """A stream that we opened."""
+
+    async def ask(self, request: bytes, max_bytes: int) -> tuple[Kind, bytes]:
+        """Send a request, and receive the first frame of the answer. It has ANSWER_TIMEOUT_SECONDS to begin; the caller
+        bounds the time that it takes to come in."""
+        async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS) as limit:
+            await self.send(request)
+            kind, payload = await wire.read_frame(_Beginning(self._reader, limit), max_bytes)  # type: ignore[arg-type]
+        self._traffic["in"] += len(payload) + wire.HEADER_BYTES
+        return kind, payload
 
 
 class Network:
@@ -85,7 +120,8 @@ class Network:
         self._daemon: Daemon | None = None
         self._member: Member | None = None
         self._admission = Admission()
-        self.said = Lately()
+        self.said = Rarely()
+        self._said_of_twins = Lately()  # they have our key: no stranger can make us say much
         self._asking: Counter[str] = Counter()  # our streams, by peer
         self._last_contact: float | None = None  # when any member spoke to us (monotonic)
         self._silent_since: float | None = None  # end of the last round in which none did
@@ -116,7 +152,8 @@ class Network:
         self._loop.call_soon_threadsafe(action, *arguments)
 
     def call(self, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
-        """Run a coroutine in the event loop and wait for it. Raises SwarmError after `timeout_seconds`."""
+        """Run a coroutine in the event loop and wait for it. Raises Unanswered after `timeout_seconds`, SwarmError if
+        the loop is not running."""
         if self._loop is None or self._loop.is_closed():
             work.close()
             raise SwarmError("the swarm is not running: start() comes first, and nothing after close()")
@@ -124,8 +161,19 @@ class Network:
         try:
             return future.result(timeout_seconds)
         except TimeoutError:
+            if future.done():  # its own
+                raise
             future.cancel()
-            raise SwarmError(f"the swarm's event loop did not answer within {timeout_seconds:g} s") from None
+            raise Unanswered(
+                f"the swarm's event loop did not answer within {timeout_seconds:g} s; it is at {self._find_place()}"
+            ) from None
+
+    def _find_place(self) -> str:
+        """Where the thread is: what keeps it from answering."""
+        frame = sys._current_frames().get(self._thread.ident or 0) if self._thread is not None else None
+        if frame is None:
+            return "its end"
+        return " > ".join(f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_stack(frame)[-3:])
 
     def join_through(self, multiaddrs: Sequence[str]) -> None:
         """More bootnodes, such as the chain's; those known already change nothing. Also before `start`."""
@@ -150,10 +198,12 @@ class Network:
 
     @property
     def has_contact(self) -> bool | None:
-        """Whether a member spoke to us since the last round in which none did. None: neither has happened yet."""
+        """Whether a member spoke to us within a record's life, and since the last round in which none did. None: there
+        has been neither contact nor such a round yet."""
         if self._last_contact is None:
             return None if self._silent_since is None else False
-        return self._silent_since is None or self._last_contact > self._silent_since
+        is_fresh = self._last_contact >= time.monotonic() - self.peers.lifetime_seconds
+        return is_fresh and (self._silent_since is None or self._last_contact > self._silent_since)
 
     def fall_silent(self) -> None:
         """Note that nobody answered for a whole round, and look for peers now and often for a while."""
@@ -178,20 +228,29 @@ class Network:
         return self._member
 
     @contextlib.asynccontextmanager
-    async def stream(self, peer_id: str, addresses: Sequence[str] = ()) -> AsyncIterator[Stream]:
+    async def stream(self, peer_id: str, addresses: Sequence[str] = ()) -> AsyncIterator[OwnStream]:
         """A stream to a peer. Raises what UNREACHABLE names."""
-        if self._daemon is None:
+        daemon = self._daemon
+        if daemon is None:
             raise SwarmError("libp2p daemon is not running")
         try:
-            reader, writer = await self._open_stream(self._daemon, peer_id, addresses)
-            with contextlib.closing(writer), counted(self._asking, peer_id):
-                yield Stream(reader, writer, self.traffic)
+            reader, writer = await self._open_stream(daemon, peer_id, addresses)
         except TimeoutError:
-            # The connection may be dead without anybody having said so; the next attempt dials anew.
-            if self._daemon is not None:
-                with contextlib.suppress(SwarmError, TimeoutError):
-                    await self._daemon.disconnect(peer_id)
+            await self._hang_up(daemon, peer_id)
             raise
+        try:
+            with contextlib.closing(writer), counted(self._asking, peer_id):
+                yield OwnStream(reader, writer, self.traffic)
+        except TimeoutError:
+            # A peer that is slow with this may be waiting for our groups in another stream.
+            if not self.is_talking_with(peer_id):
+                await self._hang_up(daemon, peer_id)
+            raise
+
+    async def _hang_up(self, daemon: Daemon, peer_id: str) -> None:
+        """The connection may be dead without anybody having said so: the next attempt is to dial anew."""
+        with contextlib.suppress(SwarmError, TimeoutError):
+            await daemon.disconnect(peer_id)
 
     async def _open_stream(
         self, daemon: Daemon, peer_id: str, addresses: Sequence[str]
@@ -242,7 +301,8 @@ class Network:
                 session.cancel()
                 await asyncio.wait({session})
                 return
-            self._note_failure(session.exception())
+            # Something within it may have been cancelled by others than us: that ends a session like any failure.
+            self._note_failure(SwarmError("cancelled from within") if session.cancelled() else session.exception())
             failures = 0 if time.monotonic() - started > LONGEST_RESTART_PAUSE_SECONDS else failures + 1
             if self._came_up:  # it was killed, or the network went: no reason to wait long
                 failures = min(failures, 2)
@@ -278,9 +338,17 @@ class Network:
             log.info("network up peer=%s addresses=%s", daemon.peer_id, ",".join(daemon.addresses))
             lookout = Lookout(self, daemon, membership)
             tasks = [asyncio.create_task(lookout.run()), asyncio.create_task(daemon.died.wait())]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            # An answer that comes just when its question was given up kills hivemind's reader without a word, and the
+            # DHT is deaf from then on.
+            reader: asyncio.Task[None] = membership._p2p._client.control._read_task
+            await asyncio.wait({*tasks, reader}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done():
+                await asyncio.wait(tasks, timeout=READER_ENDS_FIRST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if daemon.died.is_set():
                 raise SwarmError(daemon.death_notice)
+            if reader.done():
+                why = "cancelled" if reader.cancelled() else repr(reader.exception())
+                raise SwarmError(f"the DHT's reader of what the libp2p daemon says ended: {why}")
             await tasks[0]
         finally:
             self.link_up.clear()
@@ -361,7 +429,7 @@ class Network:
         if self._member is not None and member.issued > self._member.issued + 1:
             places = ",".join(member.addresses)
             self.last_error = f"identity {member.peer_id} is also used at {places}; stop one of the two"
-            if not self.said.has(("twin", places)):
+            if not self._said_of_twins.has(places):
                 log.warning("%s", self.last_error)
 
     def _add_bootnodes(self, multiaddrs: Iterable[str]) -> None:

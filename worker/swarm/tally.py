@@ -25,7 +25,7 @@ class SwarmStatus:
     at which the newest verified group of a peer came; None: none yet. `requests_refused`: of others, by reason
     ("elsewhere": we were full and named others that hold our groups); `refused_by_peers`: ours, by theirs. `versions`:
     what we have to have in common with a peer, such as "exchange 3"; `other_versions`: how many of the known peers run
-    which other version of one of these.
+    which other version of one of these. `rounds_unanswered`: trained alone because the event loop gave no answer.
     """
 
     state: State
@@ -44,6 +44,7 @@ class SwarmStatus:
     bytes_in: int = 0
     bytes_out: int = 0
     daemon_restarts: int = 0
+    rounds_unanswered: int = 0
     versions: tuple[str, ...] = ()
     other_versions: dict[str, int] = field(default_factory=dict)
     addresses: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ class Tally:
     rejected_by_peer: "Counter[str]" = field(default_factory=Counter)
     refused: "Counter[str]" = field(default_factory=Counter)
     newest_group_at: float | None = None
+    rounds_unanswered: int = 0
     groups_a_peer: int = 0
 
     def reject(self, peer_id: str, reason: str) -> None:

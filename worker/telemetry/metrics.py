@@ -54,6 +54,7 @@ def _of_swarm(swarm: SwarmStatus) -> list[tuple[str, str, str, list[_Sample]]]:
         ("refused_by_peers_total", "counter", "Our requests refused.", _by("reason", swarm.refused_by_peers)),
         ("peers_of_other_versions", "gauge", "Peers that run another version.", _by("version", swarm.other_versions)),
         ("daemon_restarts_total", "counter", "Times that libp2p was started again.", _one(swarm.daemon_restarts)),
+        ("rounds_unanswered_total", "counter", "Rounds that the exchange left alone.", _one(swarm.rounds_unanswered)),
     ]
 
 
