@@ -14,7 +14,7 @@ from worker.records import ScoredGroup
 from worker.swarm import wire
 from worker.swarm.network import Network
 from worker.swarm.serving import Serving
-from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE
+from worker.swarm.streams import UNREACHABLE
 from worker.swarm.tally import Tally
 from worker.swarm.verify import INNOCENT, Verifier
 from worker.swarm.wire import Kind, OtherVersion, Refused
@@ -28,8 +28,21 @@ RETRY_PAUSE_SECONDS = 2.0
 """Before a peer that was not reached is asked a second time, when there is nobody else and nobody was heard yet."""
 LOOK_EVERY_SECONDS = 1.0
 """Also how long no more peers are asked than will do if all are ready."""
+OWN_SECONDS = 2.0
+"""Time that a sender's groups had to themselves before it is to blame that they are not scored."""
+TO_END_SECONDS = 0.25
+"""Before the deadline scoring ends, so that what it came to is taken in."""
 CLOSED = frozenset({"not-allowed", "environment", "version"})
 """Refusals of a peer that won't exchange groups with us as things are, this round or another."""
+
+
+@dataclass
+class Checked:
+    """What came of one answer. A thread fills it; what it has done counts, though there be no time for the rest."""
+
+    num_groups: int = 1  # until it is known
+    scored: list[ScoredGroup] = field(default_factory=list)
+    bad: list[BadRecord] = field(default_factory=list)
 
 
 class Scoring:
@@ -40,30 +53,50 @@ class Scoring:
         self._turn = asyncio.Lock()
         self._pool = self._make_pool()
 
-    async def open_and_verify(
-        self, sealed: bytes, peer_id: str, round: int, seconds: float
-    ) -> tuple[int, list[ScoredGroup], list[BadRecord]]:
-        """Number of groups, those that hold, and what is wrong with the others. Raises BadRecord ("slow-to-score")."""
-        loop = asyncio.get_running_loop()
-        try:
-            async with self._turn, asyncio.timeout(seconds):
-                until = time.monotonic() + seconds
-                return await loop.run_in_executor(self._pool, self._work, sealed, peer_id, round, until)
-        except TimeoutError:
-            # The thread ends with the group that it is at; the next sender gets a new one.
-            self.close()
-            self._pool = self._make_pool()
-            raise BadRecord("slow-to-score", f"groups of {peer_id} take too long to score") from None
+    async def open_and_verify(self, sealed: bytes, peer_id: str, round: int, deadline: float) -> Checked:
+        """What holds and what does not, within half of the time that is left until `deadline` (monotonic), or within
+        OWN_SECONDS of it. What is not scored then is bad: "slow-to-score" if the sender had those, else "late".
+
+        Raises BadRecord if what is sealed are no groups.
+        """
+        async with self._turn:
+            started, filling = time.monotonic(), Checked()
+            left = deadline - started - TO_END_SECONDS
+            seconds = max(left / 2, min(left, OWN_SECONDS))
+            work = asyncio.get_running_loop().run_in_executor(
+                self._pool, self._work, filling, sealed, peer_id, round, started + seconds
+            )
+            try:
+                async with asyncio.timeout(seconds):
+                    await work
+            except TimeoutError:
+                log.debug("no more time to score groups of peer=%s round=%d seconds=%.1f", peer_id, round, seconds)
+            finally:
+                if work.cancelled():
+                    # The thread ends with the group that it is at; the next sender gets a new one.
+                    self.close()
+                    self._pool = self._make_pool()
+        checked = Checked(filling.num_groups, list(filling.scored), list(filling.bad))
+        if num_left := checked.num_groups - len(checked.scored) - len(checked.bad):
+            error = BadRecord("slow-to-score", f"groups of {peer_id} take too long to score")
+            if seconds < OWN_SECONDS:
+                error = BadRecord("late", f"groups of {peer_id} came too late to be scored")
+            checked.bad += [error] * num_left
+        return checked
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _work(
-        self, sealed: bytes, peer_id: str, round: int, until: float
-    ) -> tuple[int, list[ScoredGroup], list[BadRecord]]:
+    def _work(self, filling: Checked, sealed: bytes, peer_id: str, round: int, until: float) -> None:
         groups = wire.open_groups(sealed, peer_id, round, self._verifier.limits)
-        scored, bad = self._verifier.verify_all(peer_id, round, groups, until)
-        return len(groups), scored, bad
+        filling.num_groups = len(groups)
+        for result in self._verifier.verify_each(peer_id, round, groups):
+            if isinstance(result, BadRecord):
+                filling.bad.append(result)
+            else:
+                filling.scored.append(result)
+            if time.monotonic() > until:
+                return
 
     @staticmethod
     def _make_pool() -> ThreadPoolExecutor:
@@ -86,9 +119,10 @@ class Collecting:
     heard: set[str] = field(default_factory=set)
     drawn: set[str] = field(default_factory=set)
     rejected: "Counter[str]" = field(default_factory=Counter)
+    _doubtful: set[str] = field(default_factory=set)  # peers that sent what does not hold: no holders of others' groups
     _gone: list[str] = field(default_factory=list)  # peers that were not reached
-    _answered: int = 0
-    _tasks: "dict[asyncio.Task[None], str]" = field(default_factory=dict)
+    _answered: int = 0  # requests that brought a group at least
+    _tasks: "dict[asyncio.Task[int], str]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         now = time.monotonic()
@@ -119,9 +153,9 @@ class Collecting:
             if peer_id is not None:
                 self.drawn.add(peer_id)
                 self._tasks[asyncio.create_task(self._ask(peer_id))] = peer_id
-            elif self._gone and self.heard:
+            elif self._gone and (holders := self.heard - self._doubtful):
                 owner = self._gone.pop()
-                self._tasks[asyncio.create_task(self._ask_holders(owner, self._choose(self.heard)))] = owner
+                self._tasks[asyncio.create_task(self._ask_holders(owner, self._choose(holders)))] = owner
             elif self._gone and self.network.peers.num_failures(self._gone[-1]) == 1:
                 again = self._gone.pop()
                 self._tasks[asyncio.create_task(self._ask(again, RETRY_PAUSE_SECONDS))] = again
@@ -141,20 +175,19 @@ class Collecting:
     def _choose(self, peer_ids: Collection[str]) -> list[str]:
         return self.network.rng.sample(sorted(peer_ids), min(wire.MAX_HOLDERS, len(peer_ids)))
 
-    async def _ask(self, peer_id: str, pause_seconds: float = 0.0) -> None:
-        """Get the groups of a peer, from itself or, when it is full, from those that it names."""
+    async def _ask(self, peer_id: str, pause_seconds: float = 0.0) -> int:
+        """Get the groups of a peer, from itself or, when it is full, from those that it names; how many hold."""
         await asyncio.sleep(pause_seconds)
         kind, payload = await self._request(peer_id)
         if kind is Kind.GROUPS:
-            await self._check(peer_id, peer_id, payload)
-        elif kind is Kind.ELSEWHERE:
-            holders = [self.network.learn(sealed, sender="").peer_id for sealed in wire.decode_peers(payload)]
-            await self._ask_holders(peer_id, holders[: wire.MAX_HOLDERS])
-        else:
-            raise BadRecord("malformed", f"answer to a request for groups is {kind.name}")
+            return await self._check(peer_id, peer_id, payload)
+        if kind is Kind.ELSEWHERE:
+            named = wire.decode_peers(payload)[: wire.MAX_HOLDERS]  # the others are nothing to us
+            return await self._ask_holders(peer_id, [self.network.learn(sealed, sender="").peer_id for sealed in named])
+        raise BadRecord("malformed", f"answer to a request for groups is {kind.name}")
 
-    async def _ask_holders(self, owner: str, holders: Sequence[str]) -> None:
-        """Get the groups of `owner` from others. Raises Refused if nobody has them."""
+    async def _ask_holders(self, owner: str, holders: Sequence[str]) -> int:
+        """Get the groups of `owner` from others; how many hold. Raises Refused if nobody has any."""
         peers = self.network.peers
         for holder in holders:
             if holder == self.network.identity.peer_id or not peers.is_allowed(holder) or peers.is_quarantined(holder):
@@ -163,23 +196,22 @@ class Collecting:
                 kind, payload = await self._request(holder, owner)
                 if kind is not Kind.GROUPS:
                     raise BadRecord("malformed", f"answer to a request for held groups is {kind.name}")
-                await self._check(owner, holder, payload)
+                if num_held := await self._check(owner, holder, payload):
+                    return num_held
             except BadRecord as error:
                 self._blame(holder, [error])
             except (Refused, *UNREACHABLE) as error:
                 log.debug("groups not held peer=%s owner=%s reason=%r", holder, owner, error)
-            else:
-                return
         raise Refused("full: nobody else has these groups")
 
     async def _request(self, peer_id: str, owner: str = "") -> tuple[Kind, bytes]:
         """The answer to a standing request for the groups of `owner` (empty: of the peer itself)."""
         patience = max(0, min(int(self.deadline - time.monotonic()), wire.MAX_PATIENCE_SECONDS))
         async with self.network.stream(peer_id) as stream:
+            request = wire.encode_ask(self.round, patience, self.network.member().sealed, owner)
             try:
-                async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
-                    await stream.send(wire.encode_ask(self.round, patience, self.network.member().sealed, owner))
-                    kind, payload = await stream.receive(wire.MAX_FRAME_BYTES)
+                # Once its answer begins, a peer on a slow line has the rest of the round for it.
+                kind, payload = await stream.ask(request, wire.MAX_FRAME_BYTES)
             except Refused as refusal:
                 self._note_refusal(peer_id, refusal)
                 raise
@@ -193,20 +225,23 @@ class Collecting:
                 kind, payload = await stream.receive(wire.MAX_FRAME_BYTES)
         return kind, payload
 
-    async def _check(self, owner: str, sender: str, sealed: bytes) -> None:
-        """Decode and score; each sender gets half of the time left at most. Who hands on what does not hold is to
-        blame: it checked it before."""
-        patience = max(0.1, (self.deadline - time.monotonic()) / 2)
-        num_fetched, scored, bad = await self.scoring.open_and_verify(sealed, owner, self.round, patience)
-        self.tally.take_in(num_fetched, len(scored))
+    async def _check(self, owner: str, sender: str, sealed: bytes) -> int:
+        """Decode and score; returns how many groups hold. Who hands on what does not hold is to blame: it checked it
+        before."""
+        checked = await self.scoring.open_and_verify(sealed, owner, self.round, self.deadline)
+        scored, bad = checked.scored, checked.bad
+        self.tally.take_in(checked.num_groups, len(scored))
         self.groups += scored
-        self.network.peers.rate(owner, sum(g.has_signal for g in scored) / max(1, num_fetched))
+        num_judged = checked.num_groups - sum(error.reason == "late" for error in bad)
+        if num_judged or not checked.num_groups:
+            self.network.peers.rate(owner, sum(g.has_signal for g in scored) / max(1, num_judged))
         if bad:
             self._blame(sender, bad)
         elif scored:
             self.serving.hold(self.round, owner, sealed)
         if scored and INNOCENT.issuperset(error.reason for error in bad):
             self.network.peers.absolve(sender)
+        return len(scored)
 
     def _note_refusal(self, peer_id: str, refusal: Refused) -> None:
         """The peer is there. If it won't exchange with us at all, that is said once in a while."""
@@ -223,11 +258,11 @@ class Collecting:
         self.heard.add(peer_id)
         self.network.hear(peer_id)
 
-    def _settle(self, task: "asyncio.Task[None]", peer_id: str) -> None:
-        """What a request that ended means. A request that failed makes room for another draw."""
+    def _settle(self, task: "asyncio.Task[int]", peer_id: str) -> None:
+        """What a request that ended means. One that brought nothing that holds makes room for another draw."""
         error, peers = task.exception(), self.network.peers
         if error is None:
-            self._answered += 1
+            self._answered += task.result() > 0
             return
         if isinstance(error, Refused):
             log.debug("request refused by peer=%s round=%d reason=%s", peer_id, self.round, error)
@@ -246,6 +281,7 @@ class Collecting:
     def _blame(self, peer_id: str, errors: Sequence[BadRecord]) -> None:
         """Count what does not hold, say it in one line, and ask a sender that keeps lying no longer."""
         reasons = Counter(error.reason for error in errors)
+        self._doubtful.add(peer_id)
         self.rejected.update(reasons)
         for error in errors:
             self.tally.reject(peer_id, error.reason)

@@ -208,10 +208,16 @@ class Peers:
         now = self._clock()
         free = [p for p in self._live() if p not in exclude and self.is_source(p) and not self._is_quarantined(p, now)]
         sound = [p for p in free if not self._peers[p].failures and self.is_open(p)] or free
-        met = [p for p in sound if self._is_met(p, now)]
-        if met and len(met) < len(sound):
-            sound = met if rng.random() >= SHARE_OF_TOLD else [p for p in sound if p not in met]
-        return rng.choices(sound, [self._weigh(self._peers[p], now) for p in sound])[0] if sound else None
+        if not sound:
+            return None
+        weights = {p: self._weigh(self._peers[p], now) for p in sound}
+        told = [p for p in sound if not self._is_met(p, now)]
+        if 0 < len(told) < len(sound):
+            all_told = sum(weights[p] for p in told)
+            all_met = sum(weights.values()) - all_told
+            factor = SHARE_OF_TOLD / (1 - SHARE_OF_TOLD) * all_met / all_told
+            weights.update((p, weights[p] * factor) for p in told)
+        return rng.choices(sound, list(weights.values()))[0]
 
     def rate(self, peer_id: str, share: float) -> None:
         """Note what share (0 to 1) of what the peer answered could be learnt from."""

@@ -6,7 +6,7 @@ Nothing that a peer says about a question, an answer or a reward is used; none o
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from worker import settings
@@ -14,8 +14,9 @@ from worker.errors import BadRecord
 from worker.records import Group, ScoredGroup, Task, round_seed
 from worker.swarm.wire import Limits, hash_families
 
-INNOCENT = frozenset({"version", "unknown-task"})
-"""Reasons for which a group is dropped and its sender not blamed: it runs another version or other task families."""
+INNOCENT = frozenset({"version", "unknown-task", "late"})
+"""Reasons for which a group is dropped and its sender not blamed: it runs another version or other task families, or
+what was left of the round was too short to score it."""
 MIN_COMPLETIONS = 2
 """One completion alone has no advantage over others."""
 
@@ -71,22 +72,31 @@ class Verifier:
             raise BadRecord("score", f"task {task.family} can't score these completions: {rewards}")
         return ScoredGroup(task, question, group.completions, rewards, peer_id=peer_id)
 
-    def verify_all(
-        self, peer_id: str, round: int, groups: Sequence[Group], until: float = math.inf
-    ) -> tuple[list[ScoredGroup], list[BadRecord]]:
-        """What of a peer's groups holds, and why the rest does not. A task that comes twice counts once.
-
-        Raises BadRecord ("slow-to-score") when it is past `until` (monotonic seconds) and there are groups left.
-        """
-        scored, bad, seen = [], [], Counter[Task]()
+    def verify_each(self, peer_id: str, round: int, groups: Sequence[Group]) -> Iterator[ScoredGroup | BadRecord]:
+        """One after the other: the group if it holds, or why it does not. A task that comes twice counts once."""
+        seen = Counter[Task]()
         for group in groups:
-            if time.monotonic() > until:
-                raise BadRecord("slow-to-score", f"groups of {peer_id} take too long to score")
             seen[group.task] += 1
             try:
                 if seen[group.task] > 1:
                     raise BadRecord("duplicate", f"task {group.task.family} {group.task.index} came twice")
-                scored.append(self.verify(peer_id, round, group))
+                scored = self.verify(peer_id, round, group)
             except BadRecord as error:
-                bad.append(error)
-        return scored, bad
+                yield error
+            else:
+                yield scored
+
+    def verify_all(
+        self, peer_id: str, round: int, groups: Sequence[Group], until: float = math.inf
+    ) -> tuple[list[ScoredGroup], list[BadRecord]]:
+        """What of a peer's groups holds, and why the rest does not.
+
+        Raises BadRecord ("slow-to-score") when it is past `until` (monotonic seconds) and there are groups left.
+        """
+        results: list[ScoredGroup | BadRecord] = []
+        for result in self.verify_each(peer_id, round, groups):
+            results.append(result)
+            if len(results) < len(groups) and time.monotonic() > until:
+                raise BadRecord("slow-to-score", f"groups of {peer_id} take too long to score")
+        bad = [result for result in results if isinstance(result, BadRecord)]
+        return [result for result in results if isinstance(result, ScoredGroup)], bad
