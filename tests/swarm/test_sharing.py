@@ -31,7 +31,7 @@ def make_full(lab: Lab, owner: Swarm) -> None:
             await stream.wait_closed()
 
     network.post(lambda: tasks.append(network._loop.create_task(ask())))  # type: ignore[union-attr]
-    wait_until(lambda: owner._serving._num_asking == 1, 10, "the owner is full")
+    wait_until(lambda: len(owner._serving._asking) == 1, 10, "the owner is full")
 
 
 def test_full_peer_names_a_holder_and_its_groups_come_from_there(lab: Lab) -> None:

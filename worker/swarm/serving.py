@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 MAX_BYTES_HELD = 16 << 20
 """Of other peers' groups, all rounds together."""
 MAX_HOLDERS_KNOWN = 16
+MAX_ROUNDS_AHEAD = 100
+"""Of ours, in a request that stands until we are there; we won't be while it waits if it is further."""
+MAX_TIMES_SERVED = 3
+"""The same groups to the same peer: it may have been killed before it had trained on them."""
+MAX_SERVED_REMEMBERED = 4096
 
 
 @dataclass
@@ -46,7 +51,8 @@ class Serving:
         self._ours: dict[int, _Published] = {}
         self._held: dict[tuple[int, str], bytes] = {}  # round, owner -> GROUPS frame
         self._published = asyncio.Event()
-        self._num_asking = 0
+        self._asking: dict[str, asyncio.Task[None]] = {}  # whom we serve, one request each
+        self._num_served: Counter[tuple[int, str, str]] = Counter()  # by round, owner and asker
 
     def put(self, round: int, frame: bytes, num_groups: int) -> None:
         """Serve our groups of `round`; those of the oldest rounds go."""
@@ -55,6 +61,7 @@ class Serving:
             del self._ours[old]
         oldest = min(self._ours)
         self._held = {key: frame for key, frame in self._held.items() if key[0] >= oldest}
+        self._num_served = Counter({key: num for key, num in self._num_served.items() if key[0] >= oldest})
         self._network.newest_round = max(self._ours)
         self._published.set()
         self._published = asyncio.Event()
@@ -67,18 +74,22 @@ class Serving:
     async def answer(self, peer_id: str, ask: wire.Ask, stream: Stream) -> None:
         """Answer a peer's standing request: at once, when the groups are ready, or with the reason why not."""
         network = self._network
+        owner = ask.owner or network.identity.peer_id
         if not network.peers.is_allowed(peer_id):
             await network.refuse(peer_id, stream, "not-allowed", network.peers.whom_allowed)
         elif not network.peers.is_understood(peer_id):
             ours = ", ".join(network.environments)
             explanation = f"this node has {ours}, the asker not; upgrade the older of the two"
             await network.refuse(peer_id, stream, "environment", explanation)
-        elif ask.owner and ask.owner != network.identity.peer_id:
-            await self._hand_on(ask, stream)
-        elif self._num_asking >= self._swarm.max_askers:
+        elif self._num_served[ask.round, owner, peer_id] >= MAX_TIMES_SERVED:
+            explanation = f"you were given these groups of round {ask.round} {MAX_TIMES_SERVED} times"
+            await network.refuse(peer_id, stream, "flood", explanation)
+        elif owner != network.identity.peer_id:
+            await self._hand_on(peer_id, ask, stream)
+        elif peer_id not in self._asking and len(self._asking) >= self._swarm.max_askers:
             await self._send_elsewhere(peer_id, ask.round, stream)
         else:
-            with self._asking():
+            with self._asked_by(peer_id):
                 await self._answer_in_time(peer_id, ask, stream)
 
     async def answer_audit(self, digest: str, stream: Stream) -> None:
@@ -93,6 +104,9 @@ class Serving:
     async def _answer_in_time(self, peer_id: str, ask: wire.Ask, stream: Stream) -> None:
         patience = min(ask.patience, self._swarm.collect_timeout_seconds)
         async with asyncio.timeout(patience + 2 * ANSWER_TIMEOUT_SECONDS):
+            if 0 <= self._network.newest_round < ask.round - MAX_ROUNDS_AHEAD:
+                await stream.refuse("not-ready", f"round {ask.round} is far ahead of {self._network.newest_round}")
+                return
             if ask.round > self._network.newest_round:
                 await stream.send(wire.encode_frame(wire.Kind.WAIT, b""))
                 if not await self._wait_for_groups(ask.round, patience, stream):
@@ -103,17 +117,19 @@ class Serving:
                 await stream.refuse(reason, f"no groups of round {ask.round} here")
                 return
             await stream.send(published.frame)
+            self._note_served(ask.round, self._network.identity.peer_id, peer_id)
             published.holders.append(peer_id)
             self._tally.groups["offered"] += published.num_groups
             log.debug("groups served peer=%s round=%d", peer_id, ask.round)
 
-    async def _hand_on(self, ask: wire.Ask, stream: Stream) -> None:
+    async def _hand_on(self, peer_id: str, ask: wire.Ask, stream: Stream) -> None:
         frame = self._held.get((ask.round, ask.owner))
         async with asyncio.timeout(2 * ANSWER_TIMEOUT_SECONDS):
             if frame is None:
                 await stream.refuse("not-held", f"no groups of {ask.owner} in round {ask.round} here")
             else:
                 await stream.send(frame)
+                self._note_served(ask.round, ask.owner, peer_id)
                 self._tally.groups["handed-on"] += 1
 
     async def _send_elsewhere(self, peer_id: str, round: int, stream: Stream) -> None:
@@ -122,20 +138,32 @@ class Serving:
         holders = [h for h in dict.fromkeys(reversed(published.holders)) if h != peer_id] if published else []
         records = [record for h in holders if (record := network.peers.record(h)) is not None]
         if not records:
-            full = f"{self._num_asking} peers are being served; ask somebody else"
+            full = f"{len(self._asking)} peers are being served; ask somebody else"
             await network.refuse(peer_id, stream, "full", full)
             return
         network.refused["elsewhere"] += 1
         async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
             await stream.send(wire.encode_elsewhere(records))
 
+    def _note_served(self, round: int, owner: str, asker: str) -> None:
+        self._num_served[round, owner, asker] += 1
+        while len(self._num_served) > MAX_SERVED_REMEMBERED:
+            del self._num_served[next(iter(self._num_served))]
+
     @contextlib.contextmanager
-    def _asking(self) -> Iterator[None]:
-        self._num_asking += 1
+    def _asked_by(self, peer_id: str) -> Iterator[None]:
+        """One of the places for askers, while the block lasts. The peer's older request ends, if there is one."""
+        this = asyncio.current_task()
+        if this is None:
+            raise RuntimeError("requests are answered in tasks")
+        if (older := self._asking.pop(peer_id, None)) is not None:
+            older.cancel()
+        self._asking[peer_id] = this
         try:
             yield
         finally:
-            self._num_asking -= 1
+            if self._asking.get(peer_id) is this:
+                del self._asking[peer_id]
 
     async def _wait_for_groups(self, round: int, patience: float, stream: Stream) -> bool:
         """Until the groups of `round` are there or won't come. False: the asker has gone."""
