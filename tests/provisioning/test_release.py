@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploys import release
+from deploys.facts import ENVIRONMENTS, RELEASES, WHEELS, Deploys, InstalledReleases, PastDeploys, Releases
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -44,3 +45,22 @@ def test_release_checks_settings_before_they_are_installed(checkout: Path, tmp_p
     assert last == f"{file} is left as it was, and so is all that runs; mend the inventory and run again"
     assert file.read_text() == "# what runs now\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "worker-0.yaml"]
+
+
+@pytest.mark.parametrize(("previous", "removed"), [(None, "ab"), ("d", "ab"), ("a", "b"), ("unknown", "ab")])
+def test_three_releases_are_kept_and_the_one_to_go_back_to_and_what_they_use(
+    previous: str | None, removed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed in this order: a to e, which is current. d and e share an environment; 0 is nobody's any more."""
+    uses = {commit: ENVIRONMENTS / ("d" if commit == "e" else commit) for commit in "edcba"}
+    parts = {commit: frozenset({environment}) for commit, environment in uses.items()}
+    folders = {*uses.values(), ENVIRONMENTS / "0", WHEELS / "0"}
+    answers = {Releases: InstalledReleases("e", parts, frozenset(folders)), PastDeploys: Deploys("x", previous)}
+    monkeypatch.setattr(release, "host", type("Host", (), {"get_fact": staticmethod(answers.__getitem__)}))
+    commands = [command.split(" && ")[0] for command in release.prune._inner()]
+    gone = [
+        *(RELEASES / commit for commit in removed),
+        *(ENVIRONMENTS / commit for commit in "0" + removed),
+        WHEELS / "0",
+    ]
+    assert sorted(commands) == sorted(f"rm -rf {folder}" for folder in gone)

@@ -1,12 +1,25 @@
 """The commands for every day, as an operator gives them: `hivewright fleet ...`. The hosts are stand-ins."""
 
+import argparse
+import base64
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deploys import upkeep as operations
+from deploys.facts import CACHE, COMMAND, DEPLOYED, LOGS, ROOT, WHOLE
+from deploys.fleet import archive, upkeep
+from deploys.fleet.command import Ran
+from deploys.places import CONFIGURATION, STATE
+from worker.errors import SettingsError, WorkerError
+
 CHECKOUT = Path(__file__).parents[2]
+PASSPHRASE = "correct horse"
 
 
 def hivewright(*arguments: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
@@ -43,3 +56,189 @@ def test_what_is_no_inventory_is_refused_in_a_line(command: str, name: str, mess
     (line,) = done.stderr.splitlines()
     assert message in line
     assert not (tmp_path / "rollouts").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "done_by"),
+    [
+        ("stop", "systemctl stop $units"),
+        ("start", "systemctl start $units"),
+        ("restart", "systemctl restart $units"),
+        ("rollback", "no earlier deploy is kept on this host"),
+    ],
+)
+def test_command_is_run_on_every_host_and_says_of_each_what_came_of_it(
+    command: str, done_by: str, tmp_path: Path
+) -> None:
+    """One that does not succeed on one host is done on the others; the shell of each is a stand-in."""
+    answers = {"uname -s": "Linux", done_by: {"success": False, "stderr": "it does not"}}
+    hosts = [
+        (f"@fake/gpu-{number}", {"fake_delay": 0.0, "fake_delay_jitter": 0.0, "fake_responses": answers})
+        for number, answers in enumerate([answers, {"uname -s": "Linux"}])
+    ]
+    (tmp_path / "fleet.py").write_text(f"workers = {hosts!r}\n")
+    done = hivewright("fleet", command, "fleet.py", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    ill, well = sorted(done.stdout.splitlines())
+    assert ill.startswith("@fake/gpu-0: failed, ")
+    assert ill.endswith(": it does not")
+    assert well == "@fake/gpu-1: done"
+    (last,) = done.stderr.splitlines()
+    assert last.endswith("not done on @fake/gpu-0; see above")
+    limited = hivewright("fleet", command, "fleet.py", "--limit", "*-1", cwd=tmp_path)
+    assert (limited.returncode, limited.stdout) == (0, "@fake/gpu-1: done\n"), limited.stderr
+
+
+OF_HOSTS = r"(?<![\w.$@-])(/(?:opt|var|etc|usr/local)\b)"
+STAND_INS = {"systemctl": 'echo "$@" >> $LOG', "tailscale": "exit 1", "id": "exit 1", "userdel": "exit 1"}
+KEPT = ("worker-0/swarm.pem", "worker-0/enrolment.json", "worker-0/ledger.db", "keeper/owner.key", "chain/state.json",
+        "retired/worker-3-20260101T000000/swarm.pem")  # fmt: skip
+MADE_AGAIN = (
+    STATE / "worker-0/status.json", STATE / "worker-0/checkpoints/1/weights", STATE / "elsewhere/x", COMMAND,
+    DEPLOYED / WHOLE, DEPLOYED / "hivewright-worker@0.service", CONFIGURATION / "worker-0.yaml", ROOT / "current/x",
+    CACHE / "x", LOGS / "x.log", Path("/etc/systemd/system/hivewright-worker@.service"),
+)  # fmt: skip
+OTHERS = Path("/etc/systemd/system/ssh.service")
+
+
+def run_below(root: Path, commands: Iterable[Any]) -> None:
+    """Run commands of operations with every folder of a host's below `root`, and programs that change it stood in."""
+    programs = root / "programs"
+    programs.mkdir()
+    for name, script in STAND_INS.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    for command in commands:
+        script = re.sub(OF_HOSTS, lambda found: f"{root}{found[1]}", str(command))
+        assert not re.search(r"(?<![\w.])/(?!dev/null)\w", script.replace(str(root), "ROOT")), script
+        environment = {"PATH": f"{programs}:/usr/bin:/bin", "LOG": str(root / "log")}
+        subprocess.run(["sh", "-c", script], env=environment, check=True, timeout=60)
+
+
+def below(root: Path, file: Path) -> Path:
+    return root / file.relative_to("/")
+
+
+@pytest.fixture
+def deployed(tmp_path: Path) -> Path:
+    for file in (*(STATE / kept for kept in KEPT), *MADE_AGAIN, OTHERS):
+        below(tmp_path, file).parent.mkdir(parents=True, exist_ok=True)
+        below(tmp_path, file).write_text("x")
+    return tmp_path
+
+
+def files_below(root: Path) -> set[str]:
+    left = {str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()}
+    return {file for file in left if not file.startswith("programs/")} - {"log"}
+
+
+def test_uninstall_leaves_what_can_not_be_made_again_and_nothing_else(deployed: Path) -> None:
+    run_below(deployed, operations.uninstall._inner(identities=False))
+    left = {str((STATE / kept).relative_to("/")) for kept in KEPT} | {str(OTHERS.relative_to("/"))}
+    assert files_below(deployed) == left
+    assert "disable --now --quiet hivewright-worker@0.service" in (deployed / "log").read_text()
+
+
+def test_uninstall_with_identities_leaves_nothing(deployed: Path) -> None:
+    run_below(deployed, operations.uninstall._inner(identities=True))
+    assert files_below(deployed) == {str(OTHERS.relative_to("/"))}
+    assert not below(deployed, STATE).exists()
+
+
+class RecordedPyinfra:
+    """Stands in for pyinfra and two hosts. `outcomes`: what an operation comes to, by its name."""
+
+    inventory = "fleet.py"
+
+    def __init__(self, **outcomes: Ran) -> None:
+        self.outcomes = outcomes
+        self.done: list[tuple[str, str, str | None]] = []
+
+    def of_operator(self, inventory: str) -> "RecordedPyinfra":
+        return self
+
+    def hosts(self, *, timeout: float) -> list[dict[str, Any]]:
+        return [{"name": name, "groups": ["workers"]} for name in ("gpu-1", "gpu-9")]
+
+    def operation(self, host: str, name: str, log: Path, *, timeout: float, stdin: str | None = None) -> Ran:
+        name = name.rpartition(".")[2]
+        self.done.append((host, name, stdin))
+        return self.outcomes.get(name, Ran("done"))
+
+
+def restore(hosts: RecordedPyinfra, folder: Path, monkeypatch: pytest.MonkeyPatch, source: str | None, to: str) -> None:
+    monkeypatch.setattr(upkeep, "Pyinfra", hosts)
+    file = folder / "fleet.backup"
+    if not file.exists():
+        archive.write(file, {"gpu-1": b"tar of gpu-1", "gone": b"tar of gone"}, PASSPHRASE)
+        (folder / "passphrase").write_text(f"{PASSPHRASE}\n")
+    upkeep.restore(
+        argparse.Namespace(
+            inventory="fleet.py", archive=file, passphrase_file=folder / "passphrase", source=source, to=to
+        )
+    )
+
+
+def in_base64(host: str) -> str:
+    return base64.b64encode(f"tar of {host}".encode()).decode()
+
+
+def test_restore_to_another_host_is_a_move_whose_old_host_gives_its_keys_up_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = RecordedPyinfra()
+    restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
+    assert hosts.done == [("gpu-1", "retire", None), ("gpu-9", "restore", in_base64("gpu-1"))]
+    said = capsys.readouterr().out
+    assert "gpu-1: stopped, its keys set aside; take its slots out of the inventory" in said
+    assert "gpu-9: has the identities and ledgers of gpu-1; deploy it now" in said
+
+
+def test_restore_to_the_same_host_retires_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = RecordedPyinfra()
+    restore(hosts, tmp_path, monkeypatch, None, "gpu-1")
+    assert hosts.done == [("gpu-1", "restore", in_base64("gpu-1"))]
+
+
+@pytest.mark.parametrize(
+    ("source", "outcomes", "warning"),
+    [
+        (
+            "gone",
+            {},
+            "gone: not in the inventory; if it comes back, it must not run with the identities that have moved",
+        ),
+        ("gpu-1", {"retire": Ran("unreachable", "can't be reached")}, "gpu-1: can't be reached; if it comes back"),
+    ],
+)
+def test_move_from_a_host_that_is_gone_goes_on_with_a_warning(
+    source: str, outcomes: dict[str, Ran], warning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    hosts = RecordedPyinfra(**outcomes)
+    restore(hosts, tmp_path, monkeypatch, source, "gpu-9")
+    assert hosts.done[-1] == ("gpu-9", "restore", in_base64(source))
+    assert warning in capsys.readouterr().out
+
+
+def test_move_whose_old_host_keeps_its_keys_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = RecordedPyinfra(retire=Ran("failed", "does not stop"))
+    with pytest.raises(WorkerError, match="gpu-1: does not stop; nothing was moved"):
+        restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
+    assert [name for _, name, _ in hosts.done] == ["retire"]
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "message"),
+    [
+        (None, "gpu-7", "--to gpu-7: no such host in fleet.py"),
+        ("gpu-9", "gpu-1", "--from gpu-9: not in .*; it holds gone, gpu-1"),
+    ],
+)
+def test_restore_of_nobody_or_to_nobody_is_refused_before_any_host_is_touched(
+    source: str | None, to: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = RecordedPyinfra()
+    with pytest.raises(SettingsError, match=message):
+        restore(hosts, tmp_path, monkeypatch, source, to)
+    assert hosts.done == []
