@@ -27,7 +27,11 @@ NUM_LOG_BYTES = 500_000
 PACKAGES = ("torch", "transformers", "hivemind", "reasoning-gym", "web3", "pyinfra")
 
 _SECRETS = (
-    (re.compile(r"\b(hf_|Bearer\s+)[A-Za-z0-9._~+/-]{8,}=*"), rf"\1{HIDDEN}"),
+    # What those call their tokens who hand them out: Hugging Face, Tailscale, GitHub, GitLab; and headers of HTTP.
+    (
+        re.compile(r"\b(hf_|tskey-[a-z]+-|gh[a-z]_|github_pat_|glpat-|sk-|Bearer\s+|Basic\s+)[A-Za-z0-9._~+/-]{8,}=*"),
+        rf"\1{HIDDEN}",
+    ),
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL), HIDDEN),
     # A private key of the chain, and a transaction's hash, which looks just like it.
     (re.compile(r"\b(0x)?[0-9a-fA-F]{64}\b"), HIDDEN),

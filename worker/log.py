@@ -20,7 +20,8 @@ NUM_OLD_FILES = 5
 HIDDEN = "[redacted]"
 _IN_ADDRESSES = (
     # Userinfo and query of an address, and its path beyond a provider's API key.
-    (re.compile(r"(\w+://)[^/\s@\"']+@"), rf"\1{HIDDEN}@"),
+    # A password may have an @ in it: userinfo ends at the last one.
+    (re.compile(r"(\w+://)[^/\s\"']+@"), rf"\1{HIDDEN}@"),
     (re.compile(r"(https?://[^\s?\"']+)\?[^\s\"']+"), rf"\1?{HIDDEN}"),
     (re.compile(r"(https?://[^\s\"']*/)[A-Za-z0-9_-]{24,}"), rf"\1{HIDDEN}"),
 )

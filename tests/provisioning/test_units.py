@@ -155,6 +155,29 @@ def test_uninstall_takes_our_units_and_drop_ins_and_no_others(tmp_path: Path) ->
     assert not (tmp_path / "hivewright-worker@1.service.d").exists()
 
 
+def test_doctor_looks_within_the_limits_of_the_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for systemd-run, which says what it is to run with."""
+    monkeypatch.setattr(units, "UNITS", tmp_path)
+    data = {"slots": 1, "swarm_enabled": False, "slot_memory_gb": 4.0, "slot_cpus": 2.0}
+    (slot,) = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
+    folder = tmp_path / f"{slot.unit}.d"
+    folder.mkdir()
+    (folder / units.DROP_IN).write_text(slot.unit_settings())
+    (folder / "proxy.conf").write_text('[Service]\nEnvironment="HTTPS_PROXY=http://p:1" "NO_PROXY=a b"\nNice=5\n')
+    (tmp_path / "systemd-run").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 4\n')
+    (tmp_path / "systemd-run").chmod(0o755)
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = worker.examine_script(slot)
+    done = subprocess.run(["sh", "-euc", script], env=own, capture_output=True, text=True, timeout=10, check=False)
+    assert done.returncode == 4
+    said = done.stdout.splitlines()
+    properties = ["MemoryMax=4000000000", "CPUQuota=200%", 'Environment="HTTPS_PROXY=http://p:1" "NO_PROXY=a b"']
+    for each in ("User=hivewright", "Environment=HOME=/var/cache/hivewright/worker-0", *properties):
+        assert f"--property={each}" in said
+    assert "--property=Nice=5" not in said
+    assert said[-3:] == ["doctor", "--settings", "/etc/hivewright/worker-0.yaml"]
+
+
 def test_settings_file_reads_back_to_the_same_settings(tmp_path: Path) -> None:
     data: dict[str, Any] = {
         "slots": 1,
