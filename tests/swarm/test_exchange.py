@@ -131,6 +131,21 @@ def test_peers_that_vanish_are_noticed_within_a_round_and_found_again(lab: Lab) 
     assert stays.status().state == "connected"
 
 
+@pytest.mark.parametrize(("k", "want"), [(0, 9), (4, 0)])
+def test_state_is_true_though_nobody_is_ever_asked(lab: Lab, k: int, want: int) -> None:
+    lab.announce_every_seconds = 2.0  # contact is old after 6 s
+    alone = lab.peer("a", peers_per_round=k)
+    assert alone.collect(1, want) == Collected()
+    wait_until(lambda: alone.status().state == "training-alone", 5, "nobody is there")
+
+    bootnode, other = lab.bootnode(), lab.peer("b")
+    alone.join_through(multiaddrs(bootnode))
+    wait_until(lambda: alone.status().state == "connected", 15, "somebody is")
+    for part in (other, bootnode):
+        part.close()
+    wait_until(lambda: alone.status().state == "training-alone", 15, "nobody is any more")
+
+
 def test_swarm_survives_the_loss_of_every_bootnode(lab: Lab) -> None:
     bootnode = lab.bootnode()
     first = [lab.peer(name) for name in "ab"]

@@ -1,12 +1,15 @@
 """A peer that many ask, a peer that is gone, a peer that is not wanted: groups come from others, or not at all."""
 
+import asyncio
 import logging
+import threading
 
 import pytest
 from swarm_lab import Lab, make_groups, wait_until
 
 from worker.swarm import wire
 from worker.swarm.exchange import Swarm
+from worker.swarm.network import Network
 from worker.swarm.streams import Stream
 from worker.swarm.wire import Ask, Kind
 
@@ -59,6 +62,88 @@ def test_full_peer_whose_groups_nobody_holds_says_so(lab: Lab) -> None:
     collected = asker.collect(1, 9)
     assert (collected.groups, collected.heard) == ((), (name_of(owner),))
     assert owner.status().requests_refused == {"full": 1}
+
+
+def ask_raw(stranger: Network, owner: Swarm, round: int) -> Kind | str:
+    """The kind of the first frame, or the reason of the refusal."""
+
+    async def ask() -> Kind | str:
+        async with stranger.stream(name_of(owner), owner._network.addresses) as stream, asyncio.timeout(10):
+            await stream.send(wire.encode_ask(round, 0, stranger.member().sealed))
+            try:
+                return (await stream.receive(wire.MAX_FRAME_BYTES))[0]
+            except wire.Refused as refusal:
+                return refusal.reason
+
+    return stranger.call(ask(), 15)
+
+
+def test_greedy_peer_has_one_place_among_the_askers(lab: Lab) -> None:
+    lab.bootnode()
+    owner, asker = lab.peer("owner", max_askers=2), lab.peer("asker")
+    meet(owner, asker)
+    greedy = lab.network("greedy", environments=("sums 1",))
+    ended: list[str] = []
+
+    async def ask() -> None:
+        async with greedy.stream(name_of(owner), owner._network.addresses) as stream:
+            await stream.send(wire.encode_ask(9, 60, greedy.member().sealed))
+            await stream.receive(100)
+            await stream.wait_closed()
+            ended.append("replaced")
+
+    for _ in range(4):
+        threading.Thread(target=lambda: greedy.call(ask(), 60), daemon=True).start()
+    wait_until(lambda: len(ended) == 3, 10, "three of its four requests are ended by the others")
+    owner.publish(1, make_groups(name_of(owner), 1))
+    assert len(owner._serving._asking) == 1
+    assert len(asker.collect(1, 9).groups) == 9
+
+
+def test_round_far_ahead_is_no_reason_to_wait(lab: Lab) -> None:
+    lab.bootnode()
+    owner = lab.peer("owner")
+    stranger = lab.network("stranger", environments=("sums 1",))
+    wait_until(lambda: owner._network.is_up, 20, "it is up")
+    owner.publish(1, make_groups(name_of(owner), 1))
+    assert ask_raw(stranger, owner, 10**15) == "not-ready"
+    assert ask_raw(stranger, owner, 2) is Kind.WAIT
+
+
+def test_same_groups_are_given_to_the_same_peer_a_few_times(lab: Lab) -> None:
+    lab.bootnode()
+    owner = lab.peer("owner")
+    strangers = [lab.network(name, environments=("sums 1",)) for name in ("one", "two")]
+    wait_until(lambda: owner._network.is_up, 20, "it is up")
+    for round in (1, 2):
+        owner.publish(round, make_groups(name_of(owner), round))
+    assert [ask_raw(strangers[0], owner, 1) for _ in range(5)] == 3 * [Kind.GROUPS] + 2 * ["flood"]
+    assert ask_raw(strangers[0], owner, 2) is Kind.GROUPS
+    assert ask_raw(strangers[1], owner, 1) is Kind.GROUPS
+    assert owner.status().groups_offered == 5 * 9
+
+
+def test_own_request_that_is_not_answered_leaves_the_peers_own_standing(lab: Lab) -> None:
+    async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
+        await asyncio.sleep(30)
+
+    async def ask() -> Kind:
+        async with slow.stream(name_of(owner), owner._network.addresses) as stream:
+            await stream.send(wire.encode_ask(2, 60, slow.member().sealed))
+            while (await stream.receive(wire.MAX_FRAME_BYTES))[0] is Kind.WAIT:
+                pass
+            return Kind.GROUPS
+
+    lab.bootnode()
+    owner = lab.peer("owner", collect_timeout_seconds=30.0)
+    slow = lab.network("slow", on_ask=on_ask)
+    wait_until(lambda: owner.status().peers_known == 1, 20, "it is known")
+    answers: list[Kind] = []
+    threading.Thread(target=lambda: answers.append(slow.call(ask(), 60)), daemon=True).start()
+    wait_until(lambda: len(owner._serving._asking) == 1, 10, "its request stands")
+    assert owner.collect(1, 9).heard == ()  # it took too long
+    owner.publish(2, make_groups(name_of(owner), 2))
+    wait_until(lambda: answers == [Kind.GROUPS], 5, "its request is answered")
 
 
 def test_groups_of_a_peer_that_is_gone_come_from_another(lab: Lab) -> None:
