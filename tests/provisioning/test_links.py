@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from deploys import content, upkeep, worker
+from deploys.places import STATE
 from tests.provisioning.shell_host import ShellHost
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led astray")
@@ -127,3 +128,21 @@ def test_restore_gives_no_file_of_roots_away(there: Fixture) -> None:
     assert (there.slot / "ledger.db").is_symlink()
     assert not (there.state / "x").exists()
     there.require_secret_is_kept()
+
+
+def test_keys_that_have_moved_are_set_aside_where_they_are(there: Fixture) -> None:
+    vault = there.state.parent / "vault"
+    vault.mkdir()
+    for name in ("swarm.pem", "enrolment.json", "wallet/wallet.json"):
+        (there.slot / name).parent.mkdir(exist_ok=True)
+        (there.slot / name).write_text(name)
+    (there.slot / "swarm.pem.moved").symlink_to(vault)
+    (script,) = upkeep.retire._inner()
+    run(f"chown -hR {USER} {there.slot}; systemctl() {{ :; }}; {script.replace(str(STATE), str(there.state))}")
+    assert list(vault.iterdir()) == []
+    assert sorted(file.name for file in there.slot.iterdir()) == [
+        "enrolment.json.moved",
+        "swarm.pem.moved",
+        "wallet.moved",
+    ]
+    assert (there.slot / "swarm.pem.moved").read_text() == "swarm.pem"
