@@ -205,7 +205,9 @@ class Swarm:
             time.monotonic() - started, self._state(), self._tally.newest_group_seconds,
             self._network.traffic["in"], self._network.traffic["out"],
         )  # fmt: skip
-        return Collected(tuple(collecting.groups), self._heard, dict(collecting.rejected))
+        # In an order of their own: what is trained on must not depend on who was quicker.
+        groups = sorted(collecting.groups, key=lambda g: (g.peer_id or "", g.task.index))
+        return Collected(tuple(groups), self._heard, dict(collecting.rejected))
 
     def _log_state(self) -> None:
         state = self._state()

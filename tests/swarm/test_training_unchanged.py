@@ -1,0 +1,107 @@
+"""What a liar changes in the weights of an honest node: not one bit."""
+
+import copy
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from lies import Lie, change_task, lie_with_bomb, lie_with_replay, lie_with_waits, send_groups, trickle
+from swarm_lab import Lab, make_groups, wait_until
+
+from worker import settings
+from worker.policy import policy as policies
+from worker.policy.policy import Policy
+from worker.records import Collected
+from worker.swarm.exchange import Swarm
+from worker.swarm.identity import Identity
+from worker.swarm.network import Network
+from worker.swarm.streams import Stream
+from worker.swarm.wire import Ask
+from worker.trainer import sampler
+from worker.trainer.trainer import Trainer
+
+TRAINER = settings.Trainer(local_groups=0, external_groups=10, learning_rate=1e-3)
+GENERATION = settings.Generation(num_generations=4, max_prompt_length=64, max_completion_length=64)
+
+
+@pytest.fixture(scope="module")
+def pristine() -> Policy:
+    torch.set_num_threads(1)
+    return policies.load(settings.Model(device="cpu"))
+
+
+def train(policy: Policy, collected: Collected) -> list[torch.Tensor]:
+    """The weights after a node's step on what it collected, from the same weights each time."""
+    policy = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.name)
+    trainer = Trainer(policy, TRAINER, GENERATION)
+    batch = sampler.choose((), collected.groups, TRAINER, random.Random(1), trainer.find_fault)
+    assert batch.num_external == TRAINER.external_groups
+    assert trainer.step(batch.groups).skipped is None
+    return [parameter.detach() for parameter in policy.model.parameters()]
+
+
+def are_same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+class Swarms:
+    """Two honest peers with groups, and two that collect: one from everybody, one as if there were no liar."""
+
+    def __init__(self, lab: Lab) -> None:
+        async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
+            await self.lie(self.liar.identity, ask, stream)
+
+        lab.bootnode()
+        self.lie: Lie = trickle
+        self.round = 0
+        self.honest = [lab.peer(name) for name in "ab"]
+        names = tuple(swarm.status().peer_id for swarm in self.honest)
+        self.open = lab.peer("open", collect_timeout_seconds=4.0)
+        self.sheltered = lab.peer("sheltered", collect_timeout_seconds=4.0, only_peers=names)
+        self.liar: Network = lab.network("liar", on_ask=on_ask)
+        wait_until(lambda: self.open.status().peers_known == 4, 30, "all are known")
+        wait_until(lambda: self.sheltered.status().peers_known == 4, 30, "all are known")
+
+    def play(self, lie: Lie) -> tuple[Collected, Collected]:
+        self.lie, self.round = lie, self.round + 1
+        for swarm in self.honest:
+            swarm.publish(self.round, make_groups(swarm.status().peer_id, self.round))
+        self.open._network.peers._conduct.clear()  # each lie is its first
+        return self.collect(self.open), self.collect(self.sheltered)
+
+    def collect(self, swarm: Swarm) -> Collected:
+        swarm.publish(self.round, [])
+        return swarm.collect(self.round, want=100)
+
+
+@pytest.fixture(scope="module")
+def swarms(module_lab: Lab) -> Swarms:
+    return Swarms(module_lab)
+
+
+async def tell_the_truth(me: Identity, ask: Ask, stream: Stream) -> None:
+    await send_groups(lambda groups, _, __: groups)(me, ask, stream)
+
+
+LIES = {
+    "of another peer": change_task(seed=5),
+    "wrong answers": send_groups(lambda groups, _, __: [replace(g, completions=("it is 5", "5", "")) for g in groups]),
+    "nothing": send_groups(lambda *_: []),
+    "replay": lie_with_replay,
+    "flood": lie_with_waits,
+    "bomb": lie_with_bomb,
+    "slow-loris": trickle,
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_weights_are_bit_for_bit_what_they_are_without_the_liar(swarms: Swarms, pristine: Policy, name: str) -> None:
+    with_liar, without = swarms.play(LIES[name])
+    assert swarms.liar.identity.peer_id in with_liar.heard
+    assert are_same(train(pristine, with_liar), train(pristine, without))
+
+
+def test_one_more_honest_peer_changes_the_weights(swarms: Swarms, pristine: Policy) -> None:
+    with_third, without = swarms.play(tell_the_truth)
+    assert not are_same(train(pristine, with_third), train(pristine, without))
