@@ -177,7 +177,7 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
     }
     for (name, _), message in keyfiles.mistakes(key_files):
         mistakes.add(name, message)
-    for name, message in [*_twins(whole, deployments), *_strangers(deployments)]:
+    for name, message in [*_twins(whole, deployments), *_strangers(whole)]:
         mistakes.add(name, message)
     for name, message in mesh.mistakes(deployments, {entry.name: entry.data for entry in whole}):
         mistakes.add(name, message)
@@ -268,12 +268,16 @@ def _twins(entries: Collection[HostEntry], deployments: Mapping[str, Deployment]
                 yield entry.name, f"{key}: {value} is that of {other} too; expected another for each host"
 
 
-def _strangers(deployments: Mapping[str, Deployment]) -> Iterator[tuple[str, str]]:
+def _strangers(entries: Collection[HostEntry]) -> Iterator[tuple[str, str]]:
     """Hosts with a folder of secrets of their own: they would have another enrolment token than the fleet."""
-    folders = sorted({of.secrets_dir for of in deployments.values()})
+    default = Deployment.model_fields["secrets_dir"].default
+    # As the data say: a host whose others are wrong has no deployment to ask.
+    folders = {str(entry.data.get("secrets_dir", default)) for entry in entries}
     if len(folders) > 1:
-        for name in deployments:
-            yield name, f"secrets_dir: got {', '.join(map(repr, folders))} on different hosts; expected one for all"
+        said = ", ".join(map(repr, sorted(folders)))
+        yield from (
+            (entry.name, f"secrets_dir: got {said} on different hosts; expected one for all") for entry in entries
+        )
 
 
 def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:

@@ -20,7 +20,8 @@ from deploys.hosts import COORDINATORS
 from worker.errors import ReleaseRefused, SettingsError, WorkerError
 from worker.resources import lock_folder
 
-ASK_SECONDS = 120.0
+# The commits of all hosts are looked up meanwhile, of each repository for up to a minute.
+ASK_SECONDS = 300.0
 GO_BACK_SECONDS = 600.0
 
 

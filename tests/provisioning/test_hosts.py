@@ -221,6 +221,10 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
             "inventory data of gpu-1, gpu-2: secrets_dir: got 'a', 'b' on different hosts; expected one for all",
         ),
         (
+            [worker("gpu-1", secrets_dir="a", release_ref=1), worker("gpu-2", secrets_dir="a")],
+            "inventory data of gpu-1: release_ref: got 1; expected a valid string",
+        ),
+        (
             [worker("gpu-1", tailscale_hostname="gpu"), worker("gpu-2", tailscale_hostname="gpu")],
             "inventory data of gpu-2: tailscale_hostname: gpu is that of gpu-1 too; expected another for each host",
         ),
