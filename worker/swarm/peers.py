@@ -184,7 +184,7 @@ class Peers:
 
     def speaks(self, peer_id: str, version: int) -> None:
         """The peer's frames are of another version of the exchange than ours. Said once for each peer."""
-        if peer_id not in self._versions and not self._said.has((peer_id, "exchange", version)):
+        if peer_id not in self._versions and self._said.may():
             log.warning(
                 "peer speaks another version of the exchange peer=%s theirs=%d ours=%d: upgrade the older of the two",
                 peer_id, version, wire.VERSION,
@@ -310,7 +310,7 @@ class Peers:
     def _tell(self, peer: _Peer) -> None:
         """Say it once for each peer; once more if it had our versions in between."""
         differing = self._differing(peer)
-        if differing and not peer.told and not self._said.has((peer.member.peer_id, *differing)):
+        if differing and not peer.told and self._said.may():
             log.warning(
                 "peer runs another version, so its tasks can't be checked here peer=%s theirs=%s ours=%s: "
                 "upgrade the older of the two",

@@ -22,12 +22,14 @@ class Rarely(Lately):
 
     def has(self, what: Hashable) -> bool:
         """Whether it was said lately, or is to be left out; if not, it is said now."""
+        return super().has(what) or not self.may()
+
+    def may(self) -> bool:
+        """Whether there is room for one more thing in this minute; if so, it is said now."""
         now = time.monotonic()
         if now >= self._minute_ends:
             self._minute_ends, self._num_said = now + 60, 0
-        if self._num_said >= MAX_SAID_A_MINUTE or super().has(what):
-            return True
         self._num_said += 1
-        if self._num_said == MAX_SAID_A_MINUTE:
+        if self._num_said == MAX_SAID_A_MINUTE + 1:
             log.warning("more about peers is left out for up to a minute; the counters in `hivewright status` go on")
-        return False
+        return self._num_said <= MAX_SAID_A_MINUTE
