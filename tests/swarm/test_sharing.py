@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from swarm_lab import Lab, make_groups, wait_until
 
-from worker.swarm import wire
+from worker.swarm import identity, wire
 from worker.swarm.exchange import Swarm
 from worker.swarm.network import Network
 from worker.swarm.streams import Stream
@@ -51,6 +53,24 @@ def test_full_peer_names_a_holder_and_its_groups_come_from_there(lab: Lab) -> No
     assert len(collected.groups) == 9
     assert owner.status().requests_refused == {"elsewhere": 1}
     assert first.status().groups_handed_on == 1
+
+
+def test_of_the_holders_that_a_full_peer_names_only_those_that_are_asked_are_learnt(lab: Lab, tmp_path: Path) -> None:
+    def make_up(number: int) -> bytes:
+        me = identity.create(tmp_path / f"{number}.pem")
+        now = int(time.time())
+        return wire.seal_member(me, ["/ip4/127.0.0.1/tcp/9"], 1, now, now + 180, ["sums 1"]).sealed
+
+    async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
+        await stream.send(wire.encode_frame(Kind.ELSEWHERE, wire.encode_peers(made_up)[wire.HEADER_BYTES :]))
+
+    made_up = [make_up(number) for number in range(wire.MAX_PEERS)]
+    lab.bootnode()
+    asker = lab.peer("asker")
+    lab.network("liar", on_ask=on_ask)
+    wait_until(lambda: asker.status().peers_known == 1, 20, "the liar is known")
+    assert asker.collect(1, 9).groups == ()
+    assert asker.status().peers_known == 1 + wire.MAX_HOLDERS
 
 
 def test_full_peer_whose_groups_nobody_holds_says_so(lab: Lab) -> None:
