@@ -320,7 +320,7 @@ def test_two_slots_with_one_key_are_refused(tmp_path: Path) -> None:
     [
         {"chain_account_url": "http://other:3000"},
         {"chain_rpc_url": "http://other:8545"},
-        {"swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1/p2p/x"]},
+        {"swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"]},
         {"swarm_enabled": False},
     ],
 )
