@@ -9,11 +9,13 @@ Imports nothing heavy: an operator's laptop reads this module too.
 
 import difflib
 import json
+import re
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from worker.errors import SettingsError
 
@@ -27,10 +29,36 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
 Weight = Annotated[float, Field(ge=0, le=8)]
-PeerId = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{16,64}$")]
+_PEER_ID = re.compile("[1-9A-HJ-NP-Za-km-z]{16,64}")
+PeerId = Annotated[str, Field(pattern=rf"^{_PEER_ID.pattern}$")]
 Url = Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
 Urls = Annotated[tuple[Url, ...], Field(min_length=1), BeforeValidator(lambda value: _listed(value))]
-Multiaddr = Annotated[str, Field(pattern=r"^/(ip4|ip6|dns|dns4|dns6)/[^/]+/")]
+Multiaddr = Annotated[str, AfterValidator(lambda value: _sound(value))]
+PeerMultiaddr = Annotated[Multiaddr, AfterValidator(lambda value: _with_sound_peer(value))]
+
+# What peers read in a record (swarm/wire.py).
+_MULTIADDR = re.compile(
+    r"/(ip4|ip6|dns|dns4|dns6)/([0-9A-Za-z.:_-]{1,200})/(?:tcp|udp)/([0-9]{1,5})(?:/[0-9A-Za-z.:_-]+)*"
+)
+_IP_ADDRESSES = {"ip4": IPv4Address, "ip6": IPv6Address}
+
+
+def _sound(multiaddr: str) -> str:
+    try:
+        match = _MULTIADDR.fullmatch(multiaddr)
+        is_sound = match is not None and _IP_ADDRESSES.get(match[1], str)(match[2]) and int(match[3]) <= 65535
+    except ValueError:
+        is_sound = False
+    if not is_sound:
+        raise ValueError(f"got {_short(multiaddr)}; expected an address such as /ip4/192.0.2.1/tcp/38000")
+    return multiaddr
+
+
+def _with_sound_peer(multiaddr: str) -> str:
+    _, p2p, peer_id = multiaddr.rpartition("/p2p/")
+    if p2p and not _PEER_ID.fullmatch(peer_id):
+        raise ValueError(f"got {_short(multiaddr)}; {peer_id} is no peer id")
+    return multiaddr
 
 
 def _listed(value: Any) -> Any:
@@ -236,15 +264,16 @@ class Swarm(Section):
     """Whether others can connect to this node. private: it stands behind a router or firewall, so others reach it
     through a relay, and from then on directly where hole punching works. public: never through a relay. auto: libp2p
     finds out with the help of its peers, which takes minutes and works between public addresses only."""
-    relays: tuple[Multiaddr, ...] = ()
+    relays: tuple[PeerMultiaddr, ...] = ()
     """Relays to use where one is needed. Empty: the bootnodes."""
     relay_others: bool = False
     """Be a relay for others. It takes `reachability: public`."""
     map_port: bool = False
     """Ask the router for an open port (UPnP, NAT-PMP)."""
-    bootnodes: tuple[Multiaddr, ...] = ()
-    """Peers to join the DHT through, beside those that the chain names and those remembered from before."""
-    startup_timeout_seconds: Seconds = 60.0
+    bootnodes: tuple[PeerMultiaddr, ...] = ()
+    """Peers to join the DHT through, beside those that the chain names and those remembered from before; each with its
+    /p2p/ and peer id."""
+    startup_timeout_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
     """Patience for the libp2p daemon to start. Training never waits for it."""
     peers_per_round: Annotated[int, Field(ge=0, le=64)] = 4
     """k: peers drawn at random in each round to get groups from."""
@@ -254,23 +283,23 @@ class Swarm(Section):
     """How much it prefers peers that spoke to us lately. 0: not at all."""
     draw_useful: Weight = 0.5
     """How much it prefers peers whose groups had a signal (rewards that differ) before. 0: not at all."""
-    max_askers: Annotated[int, Field(gt=0, le=1024)] = 32
+    max_askers: Annotated[int, Field(gt=0, le=48)] = 32
     """Peers that are served at the same time; others are told who else holds our groups, or to ask somebody else."""
     only_peers: tuple[PeerId, ...] = ()
     """Exchange groups with these peers only, such as the fleet's own (peer ids, as in `status.json`). Empty: anyone."""
     only_registered: bool = False
     """Exchange groups only with peers that are registered on the chain."""
-    collect_timeout_seconds: Seconds = 60.0
+    collect_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """How long to wait for the drawn peers' groups after our own are served."""
-    keep_rounds: Positive = 3
+    keep_rounds: Annotated[int, Field(gt=0, le=1000)] = 3
     """How many rounds of our own groups stay served to peers."""
-    audit_rounds: Positive = 64
+    audit_rounds: Annotated[int, Field(gt=0, le=100_000)] = 64
     """How many rounds of our own signed groups stay on the disk, served to whoever audits our rewards (about 12 KB a
     round with the tiny model, a few hundred KB with long answers)."""
-    announce_every_seconds: Seconds = 60.0
+    announce_every_seconds: Annotated[float, Field(ge=1, le=900)] = 60.0
     """How often the membership record is renewed in the DHT; it expires after three times that."""
-    max_groups_per_peer: Positive = 64
-    max_completion_bytes: Positive = 16384
+    max_groups_per_peer: Annotated[int, Field(gt=0, le=256)] = 64
+    max_completion_bytes: Annotated[int, Field(gt=0, le=500_000)] = 16384
     """A peer's completion that is longer than this is refused."""
 
     @model_validator(mode="after")

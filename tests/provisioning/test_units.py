@@ -183,7 +183,7 @@ def test_settings_file_reads_back_to_the_same_settings(tmp_path: Path) -> None:
         "slots": 1,
         "trainer_learning_rate": 1e-06,
         "chain_contract": "0x" + "00" * 20,
-        "swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1/p2p/x"],
+        "swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"],
     }
     slot = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots[0]
     file = tmp_path / "worker-0.yaml"

@@ -35,6 +35,30 @@ ROOT = Path(__file__).resolve().parents[2]
             "swarm_port: got 99999; expected less than or equal to 65535",
         ),
         (
+            {
+                "swarm_announce": ["/ip4/999.1.1.1/tcp/1", "/dns/x/tcp/70000", "/ip4/192.0.2.1/xx"],
+                "swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1/p2p/Qmtypo", "/dns/x/tcp/1/p2p/QmQmQmQmQmQmQmQm "],
+            },
+            "inventory data of gpu-3: swarm_announce/0: got '/ip4/999.1.1.1/tcp/1'; expected an address such as "
+            "/ip4/192.0.2.1/tcp/38000; swarm_announce/1: got '/dns/x/tcp/70000'; expected an address such as "
+            "/ip4/192.0.2.1/tcp/38000; swarm_announce/2: got '/ip4/192.0.2.1/xx'; expected an address such as "
+            "/ip4/192.0.2.1/tcp/38000; swarm_bootnodes/0: got '/ip4/192.0.2.1/tcp/1/p2p/Qmtypo'; Qmtypo is no peer id; "
+            "swarm_bootnodes/1: got '/dns/x/tcp/1/p2p/QmQmQmQmQmQmQmQm '; expected an address such as "
+            "/ip4/192.0.2.1/tcp/38000",
+        ),
+        (
+            {
+                "swarm_announce_every_seconds": 1e9,
+                "swarm_max_askers": 64,
+                "swarm_max_groups_per_peer": 10**12,
+                "swarm_startup_timeout_seconds": 1e-9,
+            },
+            "inventory data of gpu-3: swarm_startup_timeout_seconds: got 1e-09; expected greater than or equal to 1; "
+            "swarm_max_askers: got 64; expected less than or equal to 48; "
+            "swarm_announce_every_seconds: got 1000000000.0; expected less than or equal to 900; "
+            "swarm_max_groups_per_peer: got 1000000000000; expected less than or equal to 256",
+        ),
+        (
             {"node_max_rounds": True},
             "inventory data of gpu-3: node_max_rounds: got True; expected a valid integer",
         ),
