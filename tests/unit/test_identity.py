@@ -91,6 +91,17 @@ def test_file_that_is_no_rsa_key_is_an_error(tmp_path: Path, data: bytes) -> Non
         identity.load(path)
 
 
+@pytest.mark.parametrize(("bits", "exponent"), [(1024, 65537), (2048, 3)])
+def test_key_that_no_peer_accepts_is_an_error(tmp_path: Path, bits: int, exponent: int) -> None:
+    key = rsa.generate_private_key(public_exponent=exponent, key_size=bits)  # type: ignore[arg-type]
+    der = key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    (tmp_path / "swarm.pem").write_bytes(b"\x08\x00\x12" + identity.varint(len(der)) + der)
+    with pytest.raises(IdentityError, match=f"RSA key of {bits} bits that no peer accepts; expected 2048 to 4096 bits"):
+        identity.load(tmp_path / "swarm.pem")
+
+
 def test_half_a_key_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "swarm.pem"
     identity.create(path)

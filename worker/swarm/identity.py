@@ -77,7 +77,8 @@ def create(path: Path) -> Identity:
 
 
 def load(path: Path) -> Identity:
-    """Read the key at `path`. Never makes one. Raises IdentityError if it is missing or no RSA key of libp2p."""
+    """Read the key at `path`. Never makes one. Raises IdentityError if it is missing, no RSA key of libp2p, or one
+    that peers refuse."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -97,6 +98,11 @@ def load(path: Path) -> Identity:
         raise IdentityError(
             f"identity missing: {path}: {len(data)} bytes that are no libp2p RSA key; restore the key from its backup"
         )
+    if not _is_sound(private_key.public_key()):
+        raise IdentityError(
+            f"identity {path}: RSA key of {private_key.key_size} bits that no peer accepts; expected {_KEY_BITS} to "
+            f"{_MAX_KEY_BITS} bits and the exponent {_PUBLIC_EXPONENT}; run `hivewright enrol` for a new one"
+        )
     return Identity(private_key)
 
 
@@ -106,14 +112,16 @@ def verify(peer_id: str, public_key: bytes, data: bytes, signature: bytes) -> bo
         return False
     try:
         key = serialization.load_der_public_key(_unwrap(public_key))
-        if not isinstance(key, rsa.RSAPublicKey) or not _KEY_BITS <= key.key_size <= _MAX_KEY_BITS:
-            return False
-        if key.public_numbers().e != _PUBLIC_EXPONENT:
+        if not isinstance(key, rsa.RSAPublicKey) or not _is_sound(key):
             return False
         key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
     except (ValueError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
+
+
+def _is_sound(key: rsa.RSAPublicKey) -> bool:
+    return _KEY_BITS <= key.key_size <= _MAX_KEY_BITS and key.public_numbers().e == _PUBLIC_EXPONENT
 
 
 def peer_id_of(public_key: bytes) -> str:
