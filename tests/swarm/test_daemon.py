@@ -1,5 +1,6 @@
 """The libp2p daemon: restarted with the same identity and address, obeys its time-out, never outlives its worker."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -9,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hivemind.proto import p2pd_pb2
 from swarm_lab import Lab, make_groups, wait_until
 
+from worker import settings
 from worker.errors import ResourceError
-from worker.swarm import daemon
+from worker.swarm import daemon, identity
 from worker.swarm.exchange import Swarm
 
 
@@ -123,6 +126,48 @@ def test_connection_is_kept_and_a_peer_that_moved_is_reached_at_its_new_address(
     assert back.status().addresses != before
     back.publish(2, make_groups(back.status().peer_id, 2))
     wait_until(lambda: len(asks.collect(2, 9).groups) == 9, 20, "a gets the groups from the new address")
+
+
+def test_connection_over_what_only_the_daemon_understands_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hivemind knows no webtransport: an address of it must not end whoever lists its connections."""
+    arguments = daemon._arguments
+
+    def over_webtransport(*options: object) -> list[str]:
+        _, *rest = arguments(*options)  # type: ignore[arg-type]
+        return [f"-hostAddrs=/ip4/127.0.0.1/udp/{free_port()}/quic-v1/webtransport", *rest]
+
+    async def meet() -> None:
+        mine, theirs = identity.create(tmp_path / "mine"), identity.create(tmp_path / "theirs")
+        swarm = settings.Swarm(host="127.0.0.1")
+        us = await daemon.Daemon.start(tmp_path / "mine", swarm, 0)
+        monkeypatch.setattr(daemon, "_arguments", over_webtransport)
+        them = await daemon.Daemon.start(tmp_path / "theirs", swarm, 0)
+        try:
+            assert them.addresses == await them.find_addresses() == ()
+            await them.connect(mine.peer_id, us.addresses, 5)
+            async with asyncio.timeout(10):
+                while theirs.peer_id not in await us.connections():
+                    await asyncio.sleep(0.05)
+            us_at_them = await them.connections()
+            assert us_at_them == {mine.peer_id: True}
+        finally:
+            await us.stop()
+            await them.stop()
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(meet())
+
+
+def test_connection_without_an_address_is_one() -> None:
+    async def list_peers(request: object) -> p2pd_pb2.Response:
+        peers = [p2pd_pb2.PeerInfo(id=b"\x12\x01a", addrs=addresses) for addresses in ([], [b"\xd1\x03"], [b"\xff"])]
+        return p2pd_pb2.Response(type=p2pd_pb2.Response.OK, peers=peers)
+
+    silent = daemon.Daemon.__new__(daemon.Daemon)
+    silent._call = list_peers  # type: ignore[method-assign,assignment]
+    assert set(asyncio.run(silent.connections()).values()) == {False}
 
 
 def free_port() -> int:

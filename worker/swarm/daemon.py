@@ -180,8 +180,8 @@ class Daemon:
         response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
         found: dict[str, bool] = {}
         for connection in response.peers:
-            peer_id, address = PeerID(connection.id).to_base58(), str(Multiaddr(connection.addrs[0]))
-            found[peer_id] = found.get(peer_id, False) or "/p2p-circuit" not in address
+            peer_id, addresses = PeerID(connection.id).to_base58(), _sorted(connection.addrs[:1])
+            found[peer_id] = found.get(peer_id, False) or any("/p2p-circuit" not in a for a in addresses)
         return found
 
     async def find_addresses(self) -> tuple[str, ...]:
@@ -338,8 +338,14 @@ def _arguments(folder: Path, swarm: settings.Swarm, port: int, relays: Sequence[
 
 
 def _sorted(addresses: Iterable[bytes]) -> tuple[str, ...]:
-    """As text: direct ones, then those at a relay, then loopback."""
-    texts = [str(Multiaddr(address)) for address in addresses]
+    """As text: direct ones, then those at a relay, then loopback. Those that only the daemon understands, such as
+    webtransport's, are left out."""
+    texts = []
+    for address in addresses:
+        try:
+            texts.append(str(Multiaddr(address)))
+        except (ValueError, LookupError, TypeError) as error:  # TypeError: a code that is cut short
+            log.debug("address ignored address=%s reason=%s", address.hex(), error)
     return tuple(sorted(texts, key=lambda a: (a.startswith(("/ip4/127.", "/ip6/::1/")), "/p2p-circuit" in a, a)))
 
 
