@@ -13,6 +13,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 MAX_ADDRESSES_CACHED = 128
+MAX_FILE_BYTES = 256 << 10
+"""Far more than we ever write: 128 peers and 128 bootnodes, each of an address of at most 256 characters."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,12 @@ class Cache:
 def load(path: Path) -> Cache:
     """The cache at `path`; empty if there is none or if it is damaged, which is said in the log."""
     try:
-        data = json.loads(path.read_text())
+        with path.open("rb") as file:
+            data = json.loads(file.read(MAX_FILE_BYTES))  # what goes on after it is no JSON
         port, peers, bootnodes = int(data["port"]), _texts(data["peers"]), _texts(data.get("bootnodes", []))
     except FileNotFoundError:
         return Cache()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         log.warning("peer cache ignored path=%s reason=%r", path, error)
         return Cache()
     return Cache(port if 0 <= port <= 65535 else 0, peers, bootnodes)
