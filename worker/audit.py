@@ -6,7 +6,7 @@ scored again, and the reward computed again. Three things can come of it:
 
     audited        the groups are there, and worth at least what was submitted
     contradicted   the groups are there, and can't have earned it; they are kept as evidence
-    unaudited      not drawn, or it can't be told: nothing is served, or in task families that are not known here
+    unaudited      not drawn, or it can't be told: nothing is served, or of tasks that are not known, or too long, here
 """
 
 import argparse
@@ -117,7 +117,8 @@ class Auditor:
             scored, bad = self._verifier.verify_all(finding.peer_id, finding.round, groups, until)
         except BadRecord as error:
             return replace(finding, reason=str(error), num_groups=len(groups))
-        unknown = [error for error in bad if error.reason in INNOCENT]
+        # Too long by our own limit; its own may be higher.
+        unknown = [error for error in bad if error.reason in INNOCENT or error.reason == "too-long"]
         # What can't be judged here may have earned everything; what does not hold has earned nothing.
         means = [*(group.mean_reward for group in scored), *(1.0 for _ in unknown)]
         means += [0.0] * (len(groups) - len(means))
@@ -128,7 +129,9 @@ class Auditor:
             reason = f"its {len(groups)} groups can have earned {earned} at most{held}"
             return replace(finding, verdict="contradicted", reason=reason)
         if unknown:
-            return replace(finding, reason=f"{len(unknown)} of {len(groups)} groups are of tasks not known here")
+            return replace(
+                finding, reason=f"{len(unknown)} of {len(groups)} groups are of tasks not known here, or too long"
+            )
         return replace(finding, verdict="audited", reason=None)
 
 

@@ -141,11 +141,21 @@ def test_tasks_not_known_here_may_have_earned_everything(chain, peer) -> None:
     groups = [*peer.groups(0, (2,)), *peer.groups(0, (0, 4), "other")[1:]]
     peer.submit(0, 750, peer.publish(0, groups))
     finding, _ = judge(chain, peer)
-    assert (finding.verdict, finding.reason) == ("unaudited", "1 of 2 groups are of tasks not known here")
+    assert (finding.verdict, finding.reason) == (
+        "unaudited",
+        "1 of 2 groups are of tasks not known here, or too long",
+    )
     chain.advance()
     groups = [*peer.groups(1, (2,)), *peer.groups(1, (0, 4), "other")[1:]]
     peer.submit(1, 751, peer.publish(1, groups))
     assert judge(chain, peer)[0].verdict == "contradicted"
+
+
+def test_group_longer_than_the_auditor_reads_may_have_earned_everything(chain, peer) -> None:
+    first, second = peer.groups(0, (2, 0))
+    long = Group(second.task, ("x" * (Swarm().max_completion_bytes + 1), "no"))
+    peer.submit(0, 750, peer.publish(0, [first, long]))
+    assert judge(chain, peer)[0].verdict == "unaudited"
 
 
 def test_reward_through_a_foreign_call_is_unaudited(chain, peer) -> None:

@@ -49,6 +49,18 @@ async def lie_with_bomb(me: Identity, ask: Ask, stream: Stream) -> None:
     await stream.send(wire.encode_frame(Kind.GROUPS, seal(me, make_bomb())))
 
 
+@cache
+def make_bomb_of_objects() -> bytes:
+    """8 MiB of empty lists in lists."""
+    thousand = b"\xdc\x04\x00" + b"\x90" * 1024
+    million = b"\xdc\x04\x00" + thousand * 1024
+    return zstandard.compress(b"\x97" + million * 7)
+
+
+async def lie_with_bomb_of_objects(me: Identity, ask: Ask, stream: Stream) -> None:
+    await stream.send(wire.encode_frame(Kind.GROUPS, seal(me, make_bomb_of_objects())))
+
+
 async def lie_with_replay(me: Identity, ask: Ask, stream: Stream) -> None:
     old = wire.seal_groups(me, ask.round - 1, make_groups(me.peer_id, ask.round - 1))
     await stream.send(wire.encode_frame(Kind.GROUPS, old))
@@ -103,7 +115,8 @@ LIES = {
     "seed": change_task(seed=5),
     "index": send_groups(lambda groups, _, __: [replace(groups[0], task=replace(groups[0].task, index=10**6))]),
     "num-completions": send_groups(lambda groups, _, __: [replace(g, completions=("one",)) for g in groups]),
-    "too-large": send_groups(lambda groups, _, __: [replace(g, completions=("x" * 20_000, "y")) for g in groups]),
+    "too-long": send_groups(lambda groups, _, __: [replace(g, completions=("x" * 20_000, "y")) for g in groups]),
+    "too-large": send_groups(lambda groups, _, __: [replace(g, completions=("y",)) for g in groups] * 8),
     "duplicate": send_groups(lambda groups, _, __: [groups[0]] * 5),
     "signature": lie_with_signature,
     "round": lie_with_replay,

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from lies import (
@@ -11,6 +12,7 @@ from lies import (
     change_task,
     end_in_the_middle,
     lie_with_bomb,
+    lie_with_bomb_of_objects,
     lie_with_replay,
     lie_with_size,
     lie_with_wrong_kind,
@@ -19,7 +21,7 @@ from lies import (
     send_groups,
     trickle,
 )
-from swarm_lab import Lab, make_groups, wait_until
+from swarm_lab import GROUP_SIZE, Lab, make_groups, wait_until
 
 from worker.errors import BadRecord
 from worker.records import Task, round_seed
@@ -118,11 +120,32 @@ def test_lie_is_caught_and_another_peer_is_drawn(stage: Stage, reason: str) -> N
     assert status.rejected_by_peer[liar.identity.peer_id] == collected.rejected[reason]
 
 
-@pytest.mark.parametrize("lie", [lie_with_bomb, lie_with_size, lie_with_wrong_kind])
-def test_hostile_message_costs_only_its_sender(stage: Stage, lie: Lie) -> None:
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        (lie_with_bomb, "too-large"),
+        (lie_with_bomb_of_objects, "malformed"),
+        (lie_with_size, "too-large"),
+        (lie_with_wrong_kind, "malformed"),
+    ],
+)
+def test_hostile_message_costs_only_its_sender(stage: Stage, lie: Lie, reason: str) -> None:
     stage.set(peers_per_round=1)
     stage.bring(lie)
-    assert set(stage.collect()) <= {"too-large", "malformed"}
+    assert stage.collect() == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("reason", "over"), [("too-long", ("x" * 20_000, "y")), ("num-completions", ("x",) * (GROUP_SIZE + 1))]
+)
+def test_group_over_the_limits_is_dropped_and_the_others_are_taken(
+    stage: Stage, reason: str, over: tuple[str, ...]
+) -> None:
+    stage.set(peers_per_round=2)
+    liar = stage.bring(send_groups(lambda groups, _, __: [replace(groups[0], completions=over), *groups[1:]]))
+    collected = stage.asker.collect(stage.round, 100)
+    assert collected.rejected == {reason: 1}
+    assert sum(g.peer_id == liar.identity.peer_id for g in collected.groups) == 8
 
 
 @pytest.mark.parametrize("lie", [end_in_the_middle, say_nothing, promise, trickle])

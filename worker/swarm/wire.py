@@ -16,13 +16,13 @@ import re
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgpack
 import zstandard
 
 from worker.errors import BadRecord
 from worker.records import Group, Task
+from worker.swarm.fields import Fields
 from worker.swarm.identity import Identity, verify
 
 VERSION = 3
@@ -36,21 +36,28 @@ MAX_GROUPS_BYTES = 8 << 20
 """All groups of a round, decompressed. 9 tasks x 8 completions x 600 bytes are 45 KB, and 12 KB on the wire."""
 ZSTD_LEVEL = 9
 """6 % less than level 3 for half a millisecond more, once a round; level 19 would save 4 % more and take 10 ms."""
+MAX_COMPLETIONS = 256
+"""Of a group; no setting allows more."""
 MAX_FRAME_BYTES = 2 << 20
-MAX_REQUEST_BYTES = MAX_MEMBER_BYTES + 64
+MAX_REQUEST_BYTES = MAX_MEMBER_BYTES + 128
 MAX_PATIENCE_SECONDS = 600
 MAX_FAMILIES = 64
 """Task families that a record names at most."""
 FAMILY_BYTES = 4
 MAX_HOLDERS = 3
 """Records in one hint where else groups are to be had."""
+MAX_LISTED = 16
+"""Addresses and environments that are read in a record."""
+MAX_NAME_BYTES = 128
+"""Of a task family, and of a configuration's digest."""
+MAX_KEY_BYTES = 1024
+"""Of a public key, and of a signature."""
 
 _HEADER = struct.Struct(">2sBBI")
 HEADER_BYTES = _HEADER.size
 _MAGIC = b"hw"
 _MEMBER_DOMAIN = b"hivewright/member/3\n"
 _GROUPS_DOMAIN = b"hivewright/groups/3\n"
-_MAX_INTEGER = 2**63 - 1
 _ENVIRONMENT = re.compile(r"[a-z0-9-]{1,32} [0-9A-Za-z.+!-]{1,31}")
 _PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{16,64}")
 _ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[0-9A-Za-z.:_-]+/(tcp|udp)/[0-9]{1,5}(/[0-9A-Za-z.:_-]+)*")
@@ -65,6 +72,17 @@ class Kind(enum.IntEnum):
     REFUSAL = 6  # "reason: explanation", the same in all versions
     ELSEWHERE = 7  # full, instead of WAIT; records of peers that hold these groups
     AUDIT = 8  # for signed groups by their digest, from anybody; answered by GROUPS or REFUSAL
+
+
+_MAX_PAYLOAD_BYTES = {
+    Kind.HELLO: MAX_MEMBER_BYTES,
+    Kind.PEERS: MAX_PEERS * (MAX_MEMBER_BYTES + 3) + 3,
+    Kind.ASK: MAX_REQUEST_BYTES,
+    Kind.WAIT: 0,
+    Kind.GROUPS: MAX_FRAME_BYTES,
+    Kind.ELSEWHERE: MAX_HOLDERS * (MAX_MEMBER_BYTES + 3) + 1,
+    Kind.AUDIT: hashlib.sha256().digest_size,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +147,18 @@ def is_peer_id(text: str) -> bool:
     return _PEER_ID.fullmatch(text) is not None
 
 
+def is_address(text: str) -> bool:
+    """Whether peers read a record with this address."""
+    return len(text) <= MAX_ADDRESS_LENGTH and _ADDRESS.fullmatch(text) is not None
+
+
 def encode_frame(kind: Kind, payload: bytes) -> bytes:
     return _HEADER.pack(_MAGIC, VERSION, kind, len(payload)) + payload
 
 
 async def read_frame(reader: asyncio.StreamReader, max_bytes: int) -> tuple[Kind, bytes]:
-    """The next frame. Raises BadRecord for what is none of ours, is newer, or is larger than `max_bytes`; Refused for a
-    refusal.
+    """The next frame. Raises BadRecord for what is none of ours, is newer, or is larger than `max_bytes`, or than its
+    kind ever is; Refused for a refusal.
 
     The caller bounds the time. A stream that ends early raises asyncio.IncompleteReadError.
     """
@@ -147,10 +170,11 @@ async def read_frame(reader: asyncio.StreamReader, max_bytes: int) -> tuple[Kind
         raise Refused(text, version)
     if version != VERSION:
         raise OtherVersion(version)
+    if kind not in _MAX_PAYLOAD_BYTES:
+        raise BadRecord("malformed", f"frame of kind {kind}; version {VERSION} has none such")
+    max_bytes = min(max_bytes, _MAX_PAYLOAD_BYTES[Kind(kind)])
     if length > max_bytes:
         raise BadRecord("too-large", f"frame of {length} bytes; at most {max_bytes} are read")
-    if kind not in set(Kind):
-        raise BadRecord("malformed", f"frame of kind {kind}; version {VERSION} has none such")
     return Kind(kind), await reader.readexactly(length)
 
 
@@ -169,8 +193,8 @@ def seal_member(
     environments: Sequence[str],
     families: frozenset[bytes] = frozenset(),
 ) -> Member:
-    """Sign our own membership record; addresses beyond MAX_ADDRESSES are left out."""
-    kept = tuple(a for a in addresses if len(a) <= MAX_ADDRESS_LENGTH)[:MAX_ADDRESSES]
+    """Sign our own membership record; addresses that peers don't read, or beyond MAX_ADDRESSES, are left out."""
+    kept = tuple(a for a in addresses if is_address(a))[:MAX_ADDRESSES]
     fields = [round, VERSION, issued, expires, list(environments), b"".join(sorted(families))]
     sealed = _seal(identity, _MEMBER_DOMAIN, msgpack.packb([identity.peer_id, list(kept), *fields]))
     return Member(identity.peer_id, kept, round, VERSION, issued, expires, tuple(environments), families, sealed)
@@ -178,22 +202,36 @@ def seal_member(
 
 def open_member(sealed: bytes) -> Member:
     """Check and decode a membership record. Does not look at the clock."""
-    public_key, signature, body = _open(sealed, MAX_MEMBER_BYTES)
-    peer_id, addresses, round, version, issued, expires, environments, families = _list(_unpack(body), 8)
-    member = Member(
-        peer_id=_peer_id(peer_id),
-        addresses=tuple(_address(a) for a in _list(addresses)),
-        round=_integer(round, -1),
-        version=_integer(version, 1),
-        issued=_integer(issued),
-        expires=_integer(expires),
-        environments=tuple(_environment(e) for e in _list(environments)),
-        families=_families(families),
-        sealed=sealed,
-    )
-    if not verify(member.peer_id, public_key, _MEMBER_DOMAIN + body, signature):
+    member = read_member(sealed)
+    if not is_genuine(member):
         raise BadRecord("signature", f"membership record is not signed by {member.peer_id}")
     return member
+
+
+def read_member(sealed: bytes) -> Member:
+    """Decode a membership record that anybody may have written: costs little, proves nothing."""
+    _, _, body = _open(sealed, MAX_MEMBER_BYTES)
+    fields = Fields(body)
+    fields.enter(8, 8)
+    member = Member(
+        peer_id=_peer_id(fields),
+        addresses=tuple(_address(fields) for _ in fields.enter(at_most=MAX_LISTED)),
+        round=fields.integer(-1),
+        version=fields.integer(1),
+        issued=fields.integer(),
+        expires=fields.integer(),
+        environments=tuple(_environment(fields) for _ in fields.enter(at_most=MAX_LISTED)),
+        families=_families(fields),
+        sealed=sealed,
+    )
+    fields.finish()
+    return member
+
+
+def is_genuine(member: Member) -> bool:
+    """Whether the record is signed by the peer whose it says it is."""
+    public_key, signature, body = _open(member.sealed, MAX_MEMBER_BYTES)
+    return verify(member.peer_id, public_key, _MEMBER_DOMAIN + body, signature)
 
 
 def encode_ask(round: int, patience: int, member: bytes, owner: str = "") -> bytes:
@@ -201,10 +239,14 @@ def encode_ask(round: int, patience: int, member: bytes, owner: str = "") -> byt
 
 
 def decode_ask(payload: bytes) -> Ask:
-    round, patience, member, owner = _list(_unpack(payload), 4)
-    if owner != "":
-        owner = _peer_id(owner)
-    return Ask(_integer(round), _integer(patience, 0, MAX_PATIENCE_SECONDS), _binary(member, MAX_MEMBER_BYTES), owner)
+    fields = Fields(payload)
+    fields.enter(4, 4)
+    round, patience, member = fields.integer(), fields.integer(0, MAX_PATIENCE_SECONDS), fields.binary(MAX_MEMBER_BYTES)
+    owner = fields.text()
+    fields.finish()
+    if owner and not is_peer_id(owner):
+        raise BadRecord("malformed", "peer id is none")
+    return Ask(round, patience, member, owner)
 
 
 def groups_digest(sealed: bytes) -> str:
@@ -232,7 +274,10 @@ def encode_elsewhere(members: Sequence[bytes]) -> bytes:
 
 def decode_peers(payload: bytes) -> list[bytes]:
     """The sealed records of PEERS or ELSEWHERE; each is still to be opened."""
-    return [_binary(m, MAX_MEMBER_BYTES) for m in _list(_unpack(payload))]
+    fields = Fields(payload)
+    records = [fields.binary(MAX_MEMBER_BYTES) for _ in fields.enter(at_most=MAX_PEERS)]
+    fields.finish()
+    return records
 
 
 def encode_refusal(reason: str, explanation: str) -> bytes:
@@ -247,27 +292,32 @@ def seal_groups(identity: Identity, round: int, groups: Sequence[Group]) -> byte
 
 
 def open_groups(sealed: bytes, peer_id: str, round: int, limits: Limits) -> tuple[Group, ...]:
-    """Check and decode the groups of `peer_id` in `round`; the signature is checked before anything is decompressed."""
+    """Check and decode the groups of `peer_id` in `round`; the signature is checked before anything is decompressed.
+
+    A group that is over the limits of one group is read all the same: that is no reason to drop the others, and the
+    verifier (verify.py) drops and counts it.
+    """
     public_key, signature, body = _open(sealed, MAX_FRAME_BYTES)
     if not verify(peer_id, public_key, _GROUPS_DOMAIN + body, signature):
         raise BadRecord("signature", f"groups are not signed by {peer_id}")
-    data = _unpack(_decompress(body), max_items=max(limits.num_groups, limits.num_completions, 1024))
-    sender, sent_round, rows = _list(data, 3)
-    if sender != peer_id:
+    fields = Fields(_decompress(body))
+    fields.enter(3, 3)
+    if fields.text() != peer_id:
         raise BadRecord("sender", f"groups are of another peer than {peer_id}")
-    if _integer(sent_round) != round:
+    if (sent_round := fields.integer()) != round:
         raise BadRecord("round", f"groups are of round {sent_round}; round {round} was asked for")
-    if len(_list(rows)) > limits.num_groups:
+    rows = fields.enter()
+    if len(rows) > limits.num_groups:
         raise BadRecord("too-large", f"{len(rows)} groups; at most {limits.num_groups} are read")
-    return tuple(_group(row, limits) for row in rows)
+    groups = tuple(_group(fields) for _ in rows)
+    fields.finish()
+    return groups
 
 
-def _group(row: Any, limits: Limits) -> Group:
-    family, config_digest, seed, index, completions = _list(row, 5)
-    if len(_list(completions)) > limits.num_completions:
-        raise BadRecord("too-large", f"{len(completions)} completions; at most {limits.num_completions} are read")
-    task = Task(_text(family, 128), _text(config_digest, 128), _integer(seed), _integer(index))
-    return Group(task, tuple(_text(c, limits.completion_bytes) for c in completions))
+def _group(fields: Fields) -> Group:
+    fields.enter(5, 5)
+    task = Task(_name(fields), _name(fields), fields.integer(), fields.integer())
+    return Group(task, tuple(fields.text() for _ in fields.enter(at_most=MAX_COMPLETIONS)))
 
 
 def _seal(identity: Identity, domain: bytes, body: bytes) -> bytes:
@@ -277,8 +327,11 @@ def _seal(identity: Identity, domain: bytes, body: bytes) -> bytes:
 def _open(sealed: bytes, max_bytes: int) -> tuple[bytes, bytes, bytes]:
     if len(sealed) > max_bytes:
         raise BadRecord("too-large", f"{len(sealed)} signed bytes; at most {max_bytes} are read")
-    public_key, signature, body = _list(_unpack(sealed), 3)
-    return _binary(public_key, 1024), _binary(signature, 1024), _binary(body, max_bytes)
+    fields = Fields(sealed)
+    fields.enter(3, 3)
+    parts = fields.binary(MAX_KEY_BYTES), fields.binary(MAX_KEY_BYTES), fields.binary(max_bytes)
+    fields.finish()
+    return parts
 
 
 def _decompress(data: bytes) -> bytes:
@@ -292,64 +345,36 @@ def _decompress(data: bytes) -> bytes:
         raise BadRecord("malformed", "groups are not zstd") from None
 
 
-def _unpack(data: bytes, max_items: int = 16) -> Any:
-    """msgpack without maps and extensions.
-
-    Lists are bounded because their claimed length is allocated, nesting by msgpack itself (1,024); text and bytes can't
-    be longer than `data`.
-    """
-    try:
-        return msgpack.unpackb(data, raw=False, max_array_len=max_items, max_map_len=0, max_ext_len=0)
-    except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
-        raise BadRecord("malformed", f"{len(data)} bytes that are no message of version {VERSION}") from None
+def _name(fields: Fields) -> str:
+    name = fields.text()
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise BadRecord("too-large", f"name of more than {MAX_NAME_BYTES} bytes")
+    return name
 
 
-def _list(value: Any, length: int | None = None) -> list[Any]:
-    if not isinstance(value, list) or (length is not None and len(value) != length):
-        raise BadRecord("malformed", f"expected a list{'' if length is None else f' of {length}'}")
-    return value
-
-
-def _integer(value: Any, low: int = 0, high: int = _MAX_INTEGER) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise BadRecord("malformed", f"expected an integer from {low} to {high}")
-    return value
-
-
-def _binary(value: Any, max_bytes: int) -> bytes:
-    if not isinstance(value, bytes) or len(value) > max_bytes:
-        raise BadRecord("malformed", f"expected at most {max_bytes} bytes")
-    return value
-
-
-def _text(value: Any, max_bytes: int) -> str:
-    if not isinstance(value, str):
-        raise BadRecord("malformed", "expected text")
-    if len(value) > max_bytes or len(value.encode()) > max_bytes:
-        raise BadRecord("too-large", f"text of more than {max_bytes} bytes")
-    return value
-
-
-def _peer_id(value: Any) -> str:
-    if not isinstance(value, str) or not is_peer_id(value):
+def _peer_id(fields: Fields) -> str:
+    text = fields.text()
+    if not is_peer_id(text):
         raise BadRecord("malformed", "peer id is none")
-    return value
+    return text
 
 
-def _families(value: Any) -> frozenset[bytes]:
-    data = _binary(value, MAX_FAMILIES * FAMILY_BYTES)
+def _families(fields: Fields) -> frozenset[bytes]:
+    data = fields.binary(MAX_FAMILIES * FAMILY_BYTES)
     if len(data) % FAMILY_BYTES:
         raise BadRecord("malformed", f"expected hashes of families, {FAMILY_BYTES} bytes each")
     return frozenset(data[i : i + FAMILY_BYTES] for i in range(0, len(data), FAMILY_BYTES))
 
 
-def _environment(value: Any) -> str:
-    if not isinstance(value, str) or not _ENVIRONMENT.fullmatch(value):
+def _environment(fields: Fields) -> str:
+    text = fields.text()
+    if not _ENVIRONMENT.fullmatch(text):
         raise BadRecord("malformed", "expected environments such as reasoning-gym 0.1.25")
-    return value
+    return text
 
 
-def _address(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > MAX_ADDRESS_LENGTH or not _ADDRESS.fullmatch(value):
+def _address(fields: Fields) -> str:
+    text = fields.text()
+    if not is_address(text):
         raise BadRecord("malformed", "expected addresses such as /ip4/192.0.2.1/tcp/38000")
-    return value
+    return text
