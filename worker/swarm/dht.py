@@ -31,7 +31,8 @@ from hivemind.utils.multiaddr import Multiaddr
 from worker.errors import BadRecord, SwarmError
 from worker.swarm import dht_requests
 from worker.swarm.daemon import Daemon
-from worker.swarm.wire import MAX_MEMBER_BYTES, Member, open_member
+from worker.swarm.fields import Fields
+from worker.swarm.wire import MAX_MEMBER_BYTES, Member, is_genuine, read_member
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,11 @@ BUCKET_HARD_LIMIT = 2 * BUCKET_SIZE
 """What a node stores of a bucket at most: nodes that start together may all see room in it."""
 FAN_OUT = 8
 MAX_DEPTH = 4
-MAX_LIFETIME_SECONDS = 86_400
+MAX_VALUE_BYTES = BUCKET_HARD_LIMIT * (MAX_MEMBER_BYTES + 96)
+"""Of a whole bucket: each record with its key, its time and the headers between them."""
+MAX_LIFETIME_SECONDS = 3600
+MAX_AHEAD_SECONDS = 600
+"""How far in the future a record may be made: clocks are minutes off."""
 RPC_TIMEOUT_SECONDS = 3.0
 READ_TIMEOUT_SECONDS = 10.0
 NUM_REPLICAS = 5
@@ -76,24 +81,34 @@ def _bucket_depths() -> dict[bytes, tuple[int, int]]:
 
 
 class _FlatSerializer(MSGPackSerializer):  # type: ignore[misc]
-    """hivemind's format, without extensions inside extensions and with a bound on what is built."""
+    """hivemind's format, as far as it is used here: text, bytes, numbers, and dictionaries of bytes."""
 
     @classmethod
     def loads(cls, buf: bytes) -> Any:
-        value = msgpack.unpackb(buf, raw=False, max_array_len=16, max_map_len=0)
+        """Raises BadRecord."""
+        if len(buf) > MAX_VALUE_BYTES:
+            raise BadRecord("too-large", f"value of {len(buf)} bytes; at most {MAX_VALUE_BYTES} are read")
+        fields = Fields(buf, max_extension_bytes=len(buf))
+        value = fields.value()
+        fields.finish()
         if not isinstance(value, msgpack.ExtType):
             return value
         if value.code != _DICTIONARY_CODE:
-            raise ValueError(f"extension {value.code}; only dictionaries travel here")
-        _, latest, items = msgpack.unpackb(value.data, raw=False, max_array_len=BUCKET_HARD_LIMIT, max_map_len=0)
-        dictionary = DictionaryDHTValue()
-        with dictionary.freeze():
-            for key, entry, expiration in items:
-                if not (isinstance(key, str) and isinstance(entry, bytes) and isinstance(expiration, float)):
-                    raise ValueError("dictionary of something else than text, bytes and time")
-                dictionary.store(key, entry, expiration)
-        dictionary.latest_expiration_time = float(latest)
-        return dictionary
+            raise BadRecord("malformed", f"extension {value.code}; only dictionaries travel here")
+        return _read_dictionary(Fields(value.data))
+
+
+def _read_dictionary(fields: Fields) -> DictionaryDHTValue:
+    fields.enter(3, 3)
+    fields.value()  # how many it may hold, where it comes from
+    latest, dictionary = fields.number(), DictionaryDHTValue()
+    with dictionary.freeze():
+        for _ in fields.enter(at_most=BUCKET_HARD_LIMIT):
+            fields.enter(3, 3)
+            dictionary.store(fields.text(), fields.binary(MAX_MEMBER_BYTES + 8), fields.number())
+    fields.finish()
+    dictionary.latest_expiration_time = latest
+    return dictionary
 
 
 # Before the first node is made: what its handlers decode comes from strangers.
@@ -116,31 +131,40 @@ class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
 
 
 class _MemberValidator(RecordValidatorBase):  # type: ignore[misc]
-    """Lets only genuine membership records into the DHT: right bucket, right owner, signed, of bounded life."""
+    """Lets only genuine membership records into the DHT: right bucket, right owner, of bounded life, signed. What is
+    signed costs most to find out, so it comes last."""
 
     def validate(self, record: DHTRecord) -> bool:
         place = _bucket_depths().get(record.key)
         if place is None or len(record.value) > MAX_MEMBER_BYTES + 8:
             return False
-        member = _opened(bytes(record.value))
+        member = _read(bytes(record.value))
+        now = time.time()
         return (
             member is not None
             and record.subkey == msgpack.packb(member.peer_id)
             and record.expiration_time == float(member.expires)
-            and member.expires <= time.time() + MAX_LIFETIME_SECONDS
+            and member.expires <= now + MAX_LIFETIME_SECONDS
+            and member.issued <= now + MAX_AHEAD_SECONDS
             and bucket_of(member.peer_id, place[0]) == place[1]
+            and _is_genuine(member)
         )
 
 
 @lru_cache(maxsize=1024)
-def _opened(value: bytes) -> Member | None:
-    """The member in a stored value, None if there is none. Cached: records are seen many times."""
+def _read(value: bytes) -> Member | None:
+    """The member in a stored value, whoever wrote it; None if there is none. Cached: records are seen many times."""
     try:
-        sealed = msgpack.unpackb(value, raw=False, max_array_len=0, max_map_len=0)
-        return open_member(sealed) if isinstance(sealed, bytes) else None
-    except (ValueError, msgpack.UnpackException, BadRecord) as error:
+        fields = Fields(value)
+        sealed = fields.binary(MAX_MEMBER_BYTES)
+        fields.finish()
+        return read_member(sealed)
+    except BadRecord as error:
         log.debug("membership record ignored: %s", error)
         return None
+
+
+_is_genuine = lru_cache(maxsize=1024)(is_genuine)
 
 
 class Membership:
@@ -246,8 +270,8 @@ class Membership:
         result = await self._node.get(_key(depth, bucket), latest=thorough, beam_size=BEAM_SIZE, num_workers=workers)
         if result is None or not isinstance(result.value, dict):
             return []
-        members = (_opened(msgpack.packb(entry.value)) for entry in result.value.values())
-        return [m for m in members if m is not None]
+        members = (_read(msgpack.packb(entry.value)) for entry in result.value.values())
+        return [m for m in members if m is not None and _is_genuine(m)]
 
     async def _store(self, depth: int, member: Member) -> bool:
         """Put a record into its bucket; whether any replica took it.

@@ -1,14 +1,17 @@
-"""What strangers may ask of our DHT node. hivemind's own takes any number of keys in a request, any number of requests,
-and whatever place in the DHT a node claims: one message of 4 MB keeps it, and the exchange beside it, busy for
-seconds, and one stranger can stand for all its neighbours.
+"""What strangers may ask of our DHT node, and what they may answer. hivemind's own takes any number of keys in a
+request, any number of requests, and whatever place in the DHT a node claims: one message of 4 MB keeps it, and the
+exchange beside it, busy for seconds, and one stranger can stand for all its neighbours. A neighbour in an answer may
+have a name of any length: base 58 of 60 KB takes 5 s, in the event loop.
 
 Here a node's place is the hash of its peer id, which libp2p has authenticated; who claims another one is answered, and
 is nobody's neighbour.
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from functools import lru_cache, wraps
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,9 +27,18 @@ log = logging.getLogger(__name__)
 MAX_KEYS = 64
 """In one request. Ours have one; a node that hands over what it stores to a new neighbour sends a few."""
 MAX_REQUESTS_PER_PEER = 400
-"""Within REQUEST_WINDOW_SECONDS."""
+"""Of one kind, within REQUEST_WINDOW_SECONDS."""
+MAX_STORES_PER_PEER = 40
+"""Within the same. A peer stores its own record once a minute; what it stores takes a signature's verification each."""
+MAX_STORED_BYTES = 256 << 10
+"""In one request: a bucket that is full of the largest records."""
+MAX_NEIGHBOURS = 20
+"""In an answer, for each key: what hivemind's nodes give."""
+MAX_PEER_ID_BYTES = 64
 
-_rates: "WeakKeyDictionary[Any, Rate]" = WeakKeyDictionary()
+_CALLS = ("rpc_ping", "rpc_find", "rpc_store")
+
+_rates: "WeakKeyDictionary[Any, dict[str, Rate]]" = WeakKeyDictionary()
 _said = Lately()
 
 
@@ -39,9 +51,10 @@ def place_of(peer_id: str) -> DHTID:
 def install() -> None:
     """Make the nodes of this process that are where `place_of` says answer so. To be called once, before the first one
     is made."""
-    for name in ("rpc_ping", "rpc_find", "rpc_store"):
+    for name in _CALLS:
         setattr(DHTProtocol, name, _guarded(getattr(DHTProtocol, name)))
     DHTProtocol.update_routing_table = _only_own_places(DHTProtocol.update_routing_table)
+    DHTProtocol.get_stub = _with_checked_answers(DHTProtocol.get_stub)
     DHTProtocol.call_find = _without_false_places(DHTProtocol.call_find)
 
 
@@ -54,11 +67,21 @@ def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
         peer_id = context.remote_id.to_base58()
         if len(request.peer.node_id) != DHTID.HASH_NBYTES:  # no place at all
             request.peer.node_id = b""
-        if not _rates.setdefault(protocol, Rate(MAX_REQUESTS_PER_PEER)).allows(peer_id):
-            _refuse(peer_id, "flood", f"more than {MAX_REQUESTS_PER_PEER} requests in {REQUEST_WINDOW_SECONDS:g} s")
+        most = MAX_STORES_PER_PEER if answer.__name__ == "rpc_store" else MAX_REQUESTS_PER_PEER
+        if not _rates.setdefault(protocol, {}).setdefault(answer.__name__, Rate(most)).allows(peer_id):
+            _refuse(peer_id, "flood", f"more than {most} requests in {REQUEST_WINDOW_SECONDS:g} s")
         if (num_keys := len(getattr(request, "keys", ()))) > MAX_KEYS:
             _refuse(peer_id, "too-large", f"request with {num_keys} keys; at most {MAX_KEYS} are looked at")
-        return await answer(protocol, request, context)
+        if (num_bytes := sum(map(len, getattr(request, "values", ())))) > MAX_STORED_BYTES:
+            _refuse(peer_id, "too-large", f"{num_bytes} bytes to store; at most {MAX_STORED_BYTES} are looked at")
+        if answer.__name__ != "rpc_ping" or not request.validate:
+            return await answer(protocol, request, context)
+        # It asks whether we can reach it, and hivemind would ping back, in one of the few calls that our node has open
+        # at once. That takes a connection, which there is: it asks through it.
+        request.validate = False
+        response = await answer(protocol, request, context)
+        response.available = True
+        return response
 
     return guarded
 
@@ -73,6 +96,34 @@ def _refuse(peer_id: str, reason: str, explanation: str) -> None:
     level = logging.DEBUG if _said.has((peer_id, reason)) else logging.WARNING
     log.log(level, "DHT request refused peer=%s reason=%s: %s", peer_id, reason, explanation)
     raise BadRecord(reason, explanation)
+
+
+def _with_checked_answers(get_stub: Callable[..., Any]) -> Callable[..., Any]:
+    """Of whoever is called. What raises here is a call that failed, and the peer no neighbour any more."""
+
+    @wraps(get_stub)
+    def checked(protocol: Any, peer: PeerID) -> Any:
+        stub = get_stub(protocol, peer)
+        return SimpleNamespace(**{name: _checked(getattr(stub, name)) for name in _CALLS})
+
+    return checked
+
+
+def _checked(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @wraps(call)
+    async def checked(*arguments: Any, **options: Any) -> Any:
+        response = await call(*arguments, **options)
+        if len(response.peer.node_id) not in (0, DHTID.HASH_NBYTES):
+            raise BadRecord("malformed", f"place in the DHT of {len(response.peer.node_id)} bytes")
+        for result in getattr(response, "results", ()):
+            names = result.nearest_peer_ids
+            if len(names) > MAX_NEIGHBOURS or any(len(name) > MAX_PEER_ID_BYTES for name in names):
+                raise BadRecord("too-large", f"{len(names)} neighbours, or names that are too long")
+            if not math.isfinite(result.expiration_time):  # a search would end with it, whatever others hold
+                raise BadRecord("malformed", "value that expires never")
+        return response
+
+    return checked
 
 
 def _only_own_places(update: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
