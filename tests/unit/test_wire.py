@@ -2,29 +2,34 @@
 
 import asyncio
 import contextlib
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 import zstandard
+from hivemind.dht.validation import DHTRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.swarm_nodes import prose, write_groups, write_related_groups
 from worker.errors import BadRecord
-from worker.records import Group, Task
-from worker.swarm import identity, wire
+from worker.records import Group, Task, round_seed
+from worker.settings import Swarm
+from worker.swarm import cache, dht, identity, wire
+from worker.swarm.verify import Verifier
 from worker.swarm.wire import Kind, Limits, Refused
 
 LIMITS = Limits(num_groups=8, num_completions=4, completion_bytes=200)
 SIZES = pytest.mark.parametrize(
     "num_inputs", [1700, pytest.param(34_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])]
 )
-"""Of each of the three kinds of fuzzing: 5,100 and 102,000 in all."""
+"""Of each kind of fuzzing; of the first three 5,100 and 102,000 in all."""
 GROUPS = (
     Group(Task("sum", "c0ffee", 7, 0), ("1", "zwei", "\x1b[31m3")),
     Group(Task("sum", "c0ffee", 7, 1), ("", "\u00e9" * 100)),
@@ -117,8 +122,6 @@ def test_round_of_42_kb_takes_13_kb_on_the_wire_if_answers_to_a_task_have_someth
     [
         ("round", 4, LIMITS),
         ("too-large", 3, Limits(1, 4, 200)),
-        ("too-large", 3, Limits(8, 2, 200)),
-        ("too-large", 3, Limits(8, 4, 199)),
     ],
 )
 def test_groups_outside_of_what_was_asked_for_are_refused(
@@ -127,6 +130,33 @@ def test_groups_outside_of_what_was_asked_for_are_refused(
     with pytest.raises(BadRecord) as caught:
         wire.open_groups(wire.seal_groups(me, 3, GROUPS), me.peer_id, round, limits)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "limits"), [("num-completions", Limits(8, 3, 200)), ("too-long", Limits(8, 4, 199))]
+)
+def test_group_over_the_limits_is_dropped_alone(me: identity.Identity, reason: str, limits: Limits) -> None:
+    seed = round_seed(me.peer_id, 3)
+    over = {"num-completions": ("1", "2", "3", "4"), "too-long": ("1", "\u00e9" * 100)}[reason]
+    groups = [Group(Task("sum", "x", seed, i), over if i == 1 else ("1", "2")) for i in range(3)]
+    verifier = Verifier(Sums(), Swarm(), 4)
+    verifier.limits = limits
+    opened = wire.open_groups(wire.seal_groups(me, 3, groups), me.peer_id, 3, limits)
+    scored, bad = verifier.verify_all(me.peer_id, 3, opened)
+    assert [g.task.index for g in scored] == [0, 2]
+    assert [error.reason for error in bad] == [reason]
+
+
+class Sums:
+    """As many tasks as anybody asks for."""
+
+    versions, families = ("sums 1",), ("sum",)
+
+    def question(self, task: Task) -> str:
+        return f"{task.index}?"
+
+    def score(self, task: Task, completions: Sequence[str]) -> list[float]:
+        return [0.0] * len(completions)
 
 
 def test_groups_of_another_signer_are_refused(me: identity.Identity, other: identity.Identity) -> None:
@@ -149,11 +179,12 @@ def test_member_record_is_no_groups_message(me: identity.Identity) -> None:
     assert caught.value.reason == "signature"
 
 
-# Opens what comes on its standard input, and says why not and how many bytes of memory that took: of its address space,
-# which nothing that is allocated escapes, Python's, msgpack's or zstd's.
-_OPEN_ALONE = """
+# Decodes what comes on its standard input, and says why not each time, and how many bytes of memory all that took: of
+# its address space, which nothing that is allocated escapes, Python's, msgpack's or zstd's.
+_DECODE_ALONE = """
 import sys
 from pathlib import Path
+import msgpack
 from worker.errors import BadRecord
 from worker.swarm import wire
 
@@ -161,13 +192,41 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmPeak"))
 
-sealed, limits = sys.stdin.buffer.read(), wire.Limits(8, 4, 200)
+def decode_dht(data):
+    return dht._FlatSerializer.loads(data)
+
+peer_id = sys.argv[1]
+decoders = {
+    "groups": lambda data: wire.open_groups(data, peer_id, 3, wire.Limits(8, 4, 200)),
+    "member": wire.open_member,
+    "ask": wire.decode_ask,
+    "peers": wire.decode_peers,
+    "dht": decode_dht,
+}
+cases = msgpack.unpack(sys.stdin.buffer)
+if any(name == "dht" for name, _ in cases):
+    from worker.swarm import dht  # takes seconds
 before = peak()
-try:
-    wire.open_groups(sealed, sys.argv[1], 3, limits)
-except BadRecord as error:
-    print(error.reason, peak() - before)
+for name, data in cases:
+    try:
+        decoders[name](data)
+        print("read")
+    except BadRecord as error:
+        print(error.reason)
+print(peak() - before)
 """
+
+
+def decode_alone(me: identity.Identity, *cases: tuple[str, bytes]) -> tuple[set[str], int]:
+    """Why pairs of a decoder and what it is given are refused, and how many bytes of memory that took at most: in a
+    process of its own, since here other tests' threads, and garbage of theirs, would be measured too."""
+    answer = subprocess.run(
+        [sys.executable, "-c", _DECODE_ALONE, me.peer_id],
+        input=msgpack.packb(cases), capture_output=True, check=True, timeout=120,
+    )  # fmt: skip
+    *reasons, num_bytes = answer.stdout.decode().split()
+    assert len(reasons) == len(cases)
+    return set(reasons), int(num_bytes)
 
 
 @pytest.mark.parametrize("claim_size", [True, False])
@@ -175,11 +234,92 @@ def test_decompression_bomb_is_refused_in_little_memory(me: identity.Identity, c
     compressor = zstandard.ZstdCompressor(write_content_size=claim_size)
     bomb = seal(me, compressor.compress(bytes(500 << 20)))
     assert len(bomb) < 100_000
-    # In a process of its own: here other tests' threads, and garbage of theirs, would be measured too.
-    command = [sys.executable, "-c", _OPEN_ALONE, me.peer_id]
-    answer = subprocess.run(command, input=bomb, capture_output=True, check=True, timeout=120).stdout.split()
-    assert answer[0] == b"too-large"
-    assert int(answer[1]) < 20 << 20
+    reasons, num_bytes = decode_alone(me, ("groups", bomb))
+    assert reasons == {"too-large"}
+    assert num_bytes < 20 << 20
+
+
+def nest(leaf: bytes, width: int, num_bytes: int) -> bytes:
+    """Lists of `width` inside each other, in `num_bytes` at most, full of `leaf`."""
+    header = b"\xdc" + width.to_bytes(2, "big")
+    inner = header + leaf * width
+    while len(header) + len(inner) * width <= num_bytes:
+        inner = header + inner * width
+    count = (num_bytes - 3) // len(inner)
+    return b"\xdc" + count.to_bytes(2, "big") + inner * count
+
+
+LEAVES = (b"\x90", b"\x80", b"\xa2\xc3\xa9", b"\xcd\x7f\xff")
+"""Lists, maps, texts, numbers."""
+
+
+def test_bomb_of_objects_is_refused_in_little_memory(me: identity.Identity) -> None:
+    """1,400 bytes on the wire, and hundreds of megabytes of objects to a decoder that builds them first."""
+    message = b"\x93" + msgpack.packb(me.peer_id) + b"\x03"
+    completions = message + b"\x91\x95\xa1f\xa1c\x01\x01"
+    bombs = [
+        seal(me, zstandard.compress(before + nest(leaf, 1024, 8_380_000)))
+        for leaf in LEAVES
+        for before in (b"", message, message + b"\x91", completions, completions + b"\x91")
+    ]
+    assert max(map(len, bombs)) < 5000
+    reasons, num_bytes = decode_alone(me, *(("groups", bomb) for bomb in bombs))
+    assert reasons <= {"malformed", "too-large"}
+    assert num_bytes < 32 << 20  # 8 MiB decompressed, and again in the decoder
+
+
+def test_bomb_of_objects_without_a_signature_is_refused_in_little_memory(me: identity.Identity) -> None:
+    sizes = [
+        ("groups", 2 << 20),
+        ("member", 3584),
+        ("ask", 3700),
+        ("peers", 2 << 20),
+        ("dht", 3 << 20),
+        ("dht", 230_000),
+    ]
+    bombs = [(decoder, nest(leaf, 16, num_bytes)) for decoder, num_bytes in sizes for leaf in LEAVES]
+    reasons, num_bytes = decode_alone(me, *bombs)
+    assert reasons <= {"malformed", "too-large"}
+    assert num_bytes < 8 << 20
+
+
+def test_message_that_goes_on_after_its_end_is_malformed(me: identity.Identity) -> None:
+    member = wire.seal_member(me, ADDRESSES, 3, 1000, 1180, ENVIRONMENTS).sealed
+    _, _, body = msgpack.unpackb(member)
+    groups = zstandard.compress(msgpack.packb([me.peer_id, 3, []]) + b"\x90")
+    for decode in (
+        lambda: wire.open_member(member + b"\x90"),
+        lambda: wire.open_member(seal(me, body + b"\x90", b"hivewright/member/3\n")),
+        lambda: wire.decode_ask(wire.encode_ask(3, 9, member)[wire.HEADER_BYTES :] + b"\x90"),
+        lambda: wire.decode_peers(wire.encode_peers([member])[wire.HEADER_BYTES :] + b"\x90"),
+        lambda: wire.open_groups(seal(me, groups), me.peer_id, 3, LIMITS),
+    ):
+        with pytest.raises(BadRecord) as caught:
+            decode()
+        assert caught.value.reason == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("kind", "at_most"),
+    [(Kind.HELLO, 3584), (Kind.PEERS, 58_000), (Kind.ASK, 3800), (Kind.WAIT, 0), (Kind.ELSEWHERE, 11_000),
+     (Kind.AUDIT, 32)],
+)  # fmt: skip
+def test_frame_that_is_larger_than_its_kind_ever_is_is_refused(kind: Kind, at_most: int) -> None:
+    with pytest.raises(BadRecord) as caught:
+        read(wire.encode_frame(kind, bytes(at_most + 1)), wire.MAX_FRAME_BYTES)
+    assert caught.value.reason == "too-large"
+
+
+def test_largest_messages_are_read(me: identity.Identity) -> None:
+    record = bytes(wire.MAX_MEMBER_BYTES)
+    for frame in (
+        wire.encode_frame(Kind.HELLO, record),
+        wire.encode_ask(2**63 - 1, wire.MAX_PATIENCE_SECONDS, record, "Q" * 64),
+        wire.encode_peers([record] * wire.MAX_PEERS),
+        wire.encode_elsewhere([record] * wire.MAX_HOLDERS),
+        wire.encode_audit("00" * 32),
+    ):
+        assert read(frame, wire.MAX_FRAME_BYTES)[1] == frame[wire.HEADER_BYTES :]
 
 
 @pytest.mark.parametrize(
@@ -243,6 +383,12 @@ def test_member_with_odd_addresses_is_refused(me: identity.Identity, addresses: 
     body = msgpack.packb([me.peer_id, addresses, 0, 1, 0, 0, [], b""])
     with pytest.raises(BadRecord, match=r"expected|no message"):
         wire.open_member(seal(me, body, domain=b"hivewright/member/3\n"))
+
+
+def test_odd_address_of_ours_is_left_out_of_the_record(me: identity.Identity) -> None:
+    odd = ["/unix/tmp/socket", "/ip4/192.0.2.1", "/ip4/192.0.2.1/tcp/1/\x1b[2J", "/ip6/fe80::1%eth0/tcp/1"]
+    member = wire.seal_member(me, [*odd, *ADDRESSES, "/ip4/" + "1" * 300 + "/tcp/1"], 0, 1000, 1180, ENVIRONMENTS)
+    assert wire.open_member(member.sealed).addresses == member.addresses == ADDRESSES
 
 
 @pytest.mark.parametrize("families", [b"abc", b"abcd" * 65, "abcd", None, [b"abcd"]])
@@ -330,20 +476,88 @@ def messages(me: identity.Identity) -> list[bytes]:
 
 @SIZES
 def test_mutated_messages_are_refused_or_read(me: identity.Identity, messages: list[bytes], num_inputs: int) -> None:
-    def check(choice: int, edits: list[tuple[int, bytes, int]], cut: int | None) -> None:
-        data = messages[choice]
-        for place, replacement, removed in edits:
-            place %= len(data) + 1
-            data = data[:place] + replacement + data[place + removed :]
-        check_all(data[:cut], me.peer_id)
+    def check(choice: int, edits: list[Edit], cut: int | None) -> None:
+        check_all(edit(messages[choice], edits)[:cut], me.peer_id)
 
-    fuzz(
-        num_inputs,
-        check,
-        choice=st.integers(0, 5),
-        edits=st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=6), st.integers(0, 6)), max_size=4),
-        cut=st.none() | st.integers(0, 1000),
+    fuzz(num_inputs, check, choice=st.integers(0, 5), edits=EDITS, cut=st.none() | st.integers(0, 1000))
+
+
+Edit = tuple[int, bytes, int]
+"""Where, what is put there, and how many bytes go."""
+EDITS = st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=6), st.integers(0, 6)), max_size=4)
+
+
+def edit(data: bytes, edits: list[Edit]) -> bytes:
+    for place, replacement, removed in edits:
+        place %= len(data) + 1
+        data = data[:place] + replacement + data[place + removed :]
+    return data
+
+
+@SIZES
+def test_mutated_bodies_that_are_signed_are_refused_or_read(me: identity.Identity, num_inputs: int) -> None:
+    """Who signs nonsense gets further than who changes what others signed: to zstd, and behind it."""
+    rows = [[g.task.family, g.task.config_digest, g.task.seed, g.task.index, list(g.completions)] for g in GROUPS]
+    packed = msgpack.packb([me.peer_id, 3, rows])
+    groups, member = "hivewright/groups/3\n", "hivewright/member/3\n"
+    _, _, record = msgpack.unpackb(wire.seal_member(me, ADDRESSES, 3, 1000, 1180, ENVIRONMENTS).sealed)
+    refused = Counter[str]()
+
+    def check(where: str, edits: list[Edit]) -> None:
+        body, domain = {
+            "zstd": lambda: (edit(zstandard.compress(packed), edits), groups),
+            "packed": lambda: (zstandard.compress(edit(packed, edits)), groups),
+            "member": lambda: (edit(record, edits), member),
+        }[where]()
+        sealed = seal(me, body, domain.encode())
+        try:
+            wire.open_member(sealed) if domain == member else wire.open_groups(sealed, me.peer_id, 3, LIMITS)
+        except BadRecord as error:
+            refused[f"{where} {error.reason}"] += 1
+
+    fuzz(num_inputs, check, where=st.sampled_from(["zstd", "packed", "member"]), edits=EDITS)
+    assert {"zstd malformed", "packed malformed", "packed sender", "member malformed"} <= set(refused)
+
+
+@SIZES
+def test_mutated_values_of_the_dht_are_refused_or_read(me: identity.Identity, num_inputs: int) -> None:
+    sealed = wire.seal_member(me, ADDRESSES, 3, 1000, 1180, ENVIRONMENTS).sealed
+    held = dht.DictionaryDHTValue()
+    with held.freeze():
+        held.store(me.peer_id, msgpack.packb(sealed), 1180.0)
+    loads, validator, top = dht._FlatSerializer.loads, dht._MemberValidator(), next(iter(dht._bucket_depths()))
+    stored = [dht._FlatSerializer.dumps(held), msgpack.packb(sealed), msgpack.packb(me.peer_id)]
+    assert dict(loads(stored[0]).items()) == dict(held.items())
+
+    def check(choice: int, edits: list[Edit], random: bytes | None) -> None:
+        data = edit(stored[choice], edits) if random is None else random
+        with contextlib.suppress(BadRecord):
+            loads(data)
+        validator.validate(DHTRecord(top, stored[2], data, 1180.0))
+
+    fuzz(num_inputs, check, choice=st.integers(0, 2), edits=EDITS, random=st.none() | st.binary(max_size=100))
+
+
+@SIZES
+def test_mutated_cache_is_ignored_or_read(tmp_path: Path, num_inputs: int) -> None:
+    path = tmp_path / "peers.json"
+    cache.save(path, cache.Cache(4001, ("/ip4/127.0.0.1/tcp/1/p2p/QmA",), ("/ip4/127.0.0.1/tcp/2/p2p/QmB",)))
+    saved = path.read_bytes()
+
+    def check(edits: list[Edit], value: object) -> None:
+        path.write_bytes(edit(saved, edits) if value is None else json.dumps(value).encode())
+        read = cache.load(path)
+        assert 0 <= read.port <= 65535
+        assert all(isinstance(text, str) for text in read.peers + read.bootnodes)
+
+    anything = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        max_leaves=9,
     )
+    numbers = st.integers() | st.floats() | st.just(float("inf"))
+    parts = st.fixed_dictionaries({"port": numbers | anything, "peers": anything}, optional={"bootnodes": anything})
+    fuzz(num_inputs, check, edits=EDITS, value=st.none() | parts | anything)
 
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats()
