@@ -116,7 +116,7 @@ def test_peers_with_another_version_are_a_warning(enrolled: Path) -> None:
 
 
 def test_address_that_is_not_this_machines_is_a_warning(enrolled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bootnodes = ["/ip4/127.0.0.1/tcp/9/p2p/Qm"]
+    bootnodes = ["/ip4/127.0.0.1/tcp/9/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"]
     swarm = {"enabled": False, "bootnodes": bootnodes, "announce": ["/ip4/192.0.2.7/tcp/1"]}
     assert "are on it" in findings_of(settings_of(enrolled, swarm=swarm))["announced"].cause
     monkeypatch.setattr(doctor, "_source_address", lambda target: "192.0.2.8")
