@@ -30,6 +30,8 @@ ACCESS = {
     "ssh_strict_host_key_checking": str, "_sudo": bool,
 }  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# A list does not say which swarm it is that its workers join; that they have to join one is no mistake of the list.
+_SOME_BOOTNODE = "/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 HEADER = '"""Made by `hivewright inventory {form} {file}`; inventory/example.py explains every key."""\n'
 
 
@@ -79,8 +81,7 @@ def _check(listed: Iterable[Listed]) -> None:
                 f"{one.source}: name: got {one.name!r}; expected letters, digits, dots, hyphens or underscores"
             )
         lines += _wrong_access(one)
-    # A list does not say which swarm it is that its workers join.
-    joins = {} if any(one.group == COORDINATORS for one in listed) else {"swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1"]}
+    joins = {} if any(one.group == COORDINATORS for one in listed) else {"swarm_bootnodes": [_SOME_BOOTNODE]}
     entries = [HostEntry(one.name, (one.group,), joins | one.data, ACCESS) for one in first.values()]
     try:
         hosts.check(entries)

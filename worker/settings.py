@@ -56,7 +56,9 @@ def _sound(multiaddr: str) -> str:
 
 def _with_sound_peer(multiaddr: str) -> str:
     _, p2p, peer_id = multiaddr.rpartition("/p2p/")
-    if p2p and not _PEER_ID.fullmatch(peer_id):
+    if not p2p:
+        raise ValueError(f"got {_short(multiaddr)}; expected /p2p/ and the peer id at its end: who it has to be")
+    if not _PEER_ID.fullmatch(peer_id):
         raise ValueError(f"got {_short(multiaddr)}; {peer_id} is no peer id")
     return multiaddr
 

@@ -38,11 +38,14 @@ ROOT = Path(__file__).resolve().parents[2]
             {
                 "swarm_announce": ["/ip4/999.1.1.1/tcp/1", "/dns/x/tcp/70000", "/ip4/192.0.2.1/xx"],
                 "swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1/p2p/Qmtypo", "/dns/x/tcp/1/p2p/QmQmQmQmQmQmQmQm "],
+                "swarm_relays": ["/ip4/192.0.2.1/tcp/1"],
             },
             "inventory data of gpu-3: swarm_announce/0: got '/ip4/999.1.1.1/tcp/1'; expected an address such as "
             "/ip4/192.0.2.1/tcp/38000; swarm_announce/1: got '/dns/x/tcp/70000'; expected an address such as "
             "/ip4/192.0.2.1/tcp/38000; swarm_announce/2: got '/ip4/192.0.2.1/xx'; expected an address such as "
-            "/ip4/192.0.2.1/tcp/38000; swarm_bootnodes/0: got '/ip4/192.0.2.1/tcp/1/p2p/Qmtypo'; Qmtypo is no peer id; "
+            "/ip4/192.0.2.1/tcp/38000; swarm_relays/0: got '/ip4/192.0.2.1/tcp/1'; expected /p2p/ and the peer id at "
+            "its end: who it has to be; "
+            "swarm_bootnodes/0: got '/ip4/192.0.2.1/tcp/1/p2p/Qmtypo'; Qmtypo is no peer id; "
             "swarm_bootnodes/1: got '/dns/x/tcp/1/p2p/QmQmQmQmQmQmQmQm '; expected an address such as "
             "/ip4/192.0.2.1/tcp/38000",
         ),
