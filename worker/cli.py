@@ -226,7 +226,11 @@ def _call(command: Command, options: argparse.Namespace) -> None:
 
 def _load(target: str) -> Callable[..., Any]:
     module, _, name = target.partition(":")
+    limit = sys.getrecursionlimit()
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    # web3 brings py_ecc, which raises it a hundredfold: an answer that is nested without end, of a peer or of an RPC
+    # server, would then overflow the stack and end the process, instead of being refused.
+    sys.setrecursionlimit(limit)
     return function
 
 

@@ -1,7 +1,6 @@
 """The lab as a fixture: four real hosts, booted once for the whole test run."""
 
 import os
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -33,12 +32,3 @@ def booted(lab: Lab) -> Iterator[Lab]:
         yield lab
     finally:
         lab.down()
-
-
-@pytest.fixture
-def usual_recursion_limit() -> Iterator[None]:
-    """Python's own, for what is nested without end: libraries raise it beyond what the stack holds."""
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(1000)
-    yield
-    sys.setrecursionlimit(limit)

@@ -178,6 +178,7 @@ def change_tensors(path: Path, change) -> None:
         lambda path: change_tensors(path, lambda tensors: tensors.update({"optimizer.x.step": torch.zeros(())})),
     ],
 )
+@pytest.mark.usefixtures("usual_recursion_limit")
 def test_checkpoint_with_parts_missing_or_wrong_changes_nothing(pristine, tmp_path, caplog, damage):
     trained = make_trainer(pristine)
     run_round(trained, 0, random.Random(0))

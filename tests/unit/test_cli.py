@@ -108,3 +108,23 @@ def test_help_answers_in_half_a_second():
         return time.monotonic() - started
 
     assert min(seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("role", ["worker", "keeper", "account"])
+def test_an_answer_nested_without_end_ends_no_process(role):
+    code = f"""
+import json, threading
+from worker import cli
+cli._load(next(command.target for command in cli.COMMANDS if command.name == {role!r}))
+import web3
+def read():
+    try:
+        json.loads("[" * 1_000_000)
+    except RecursionError:
+        print("refused")
+thread = threading.Thread(target=read)
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr

@@ -1,7 +1,6 @@
 """The view of a node: who is drawn, who is handed on, who is in quarantine, and what is kept on disk."""
 
 import random
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -258,14 +257,10 @@ def test_cache_survives(tmp_path: Path) -> None:
      '{"port": Infinity, "peers": []}', '{"port": 1e999, "peers": []}', f'{{"port": 1, "peers": ["{"x" * 300_000}"]}}'],
     ids=range(11),
 )  # fmt: skip
+@pytest.mark.usefixtures("usual_recursion_limit")
 def test_damaged_cache_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "peers.json").write_text(text)
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(1000)  # libraries that other tests load raise it
-    try:
-        assert cache.load(tmp_path / "peers.json") == Cache()
-    finally:
-        sys.setrecursionlimit(limit)
+    assert cache.load(tmp_path / "peers.json") == Cache()
 
 
 def test_missing_cache_is_empty(tmp_path: Path) -> None:

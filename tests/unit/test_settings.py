@@ -161,15 +161,11 @@ def test_file_that_no_person_wrote_is_refused_before_it_is_read(tmp_path):
         settings.load(tmp_path / "huge.yaml")
 
 
+@pytest.mark.usefixtures("usual_recursion_limit")
 def test_file_that_is_nested_without_end_is_refused(tmp_path):
     (tmp_path / "deep.yaml").write_text("[" * 20_000 + "]" * 20_000)
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(1000)  # libraries that other tests load raise it
-    try:
-        with pytest.raises(SettingsError, match="is nested too deep"):
-            settings.load(tmp_path / "deep.yaml")
-    finally:
-        sys.setrecursionlimit(limit)
+    with pytest.raises(SettingsError, match="is nested too deep"):
+        settings.load(tmp_path / "deep.yaml")
 
 
 def test_dump_and_load_give_the_same_settings(tmp_path):
