@@ -209,6 +209,7 @@ def test_bad_network_is_unreachable(service, node, tmp_path, kind) -> None:
     [
         (200, b"<html>", ChainError, "the answer is no JSON object"),
         (200, b"[1]", ChainError, "the answer is no JSON object"),
+        (200, b"[" * 100_000, ChainError, "the answer is no JSON object"),
         (200, b"{}", ChainError, "hash is None; expected a transaction hash"),
         (200, b'{"hash": "0x12"}', ChainError, "hash is 0x12; expected a transaction hash"),
         (302, b"", ChainError, "HTTP 302"),
@@ -219,6 +220,7 @@ def test_bad_network_is_unreachable(service, node, tmp_path, kind) -> None:
         (503, b'{"error": "ChainUnreachable", "detail": "x"}', ChainUnreachable, "ChainUnreachable: x"),
     ],
 )
+@pytest.mark.usefixtures("usual_recursion_limit")
 def test_odd_answers_become_errors_of_ours(node, tmp_path, status, body, error, message) -> None:
     (tmp_path / "account.token").write_text("t\n")
     server = answering(status, body)

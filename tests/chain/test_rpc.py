@@ -115,3 +115,12 @@ def test_answer_to_the_same_request_of_another_client_is_not_taken(chain) -> Non
             assert rpc.make_request("net_version", [])["result"] == "31337"
         assert one.make_request("eth_getBalance", ["0x" + "11" * 20, "latest"])["result"] == "0x0"
         assert other.make_request("net_version", [])["result"] == "31337"
+
+
+@pytest.mark.usefixtures("usual_recursion_limit")
+def test_an_answer_nested_without_end_is_no_answer_of_a_chain(chain, monkeypatch) -> None:
+    coordinator = through(chain, chain.deployment.rpc_url)
+    decode = Rpc.decode_rpc_response
+    monkeypatch.setattr(Rpc, "decode_rpc_response", staticmethod(lambda raw: decode(b"[" * 100_000)))
+    with pytest.raises(ChainError, match="the answer is no JSON-RPC"):
+        coordinator.current_round()

@@ -160,7 +160,7 @@ class AccountClient:
             )
         try:
             content = answer.json()
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter: nested without end
             content = None
         if answer.status_code != 200:
             raise self._failure(url, answer.status_code, content)

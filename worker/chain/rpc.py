@@ -254,7 +254,7 @@ def translated(place: str, patience_seconds: float) -> Iterator[None]:
         raise ChainUnreachable(
             f"{place}: no connection ({type(error).__name__}); check that it runs and can be reached"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):  # the last: nested without end
         raise ChainError(f"{place}: the answer is no JSON-RPC; {CHECK_ADDRESS}") from None
 
 
