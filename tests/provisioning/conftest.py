@@ -16,6 +16,12 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
+def own_lab() -> Iterator[Lab]:
+    """The same for the tests of one file alone: on its hosts nobody has left anything."""
+    yield from booted(Lab("labown"))
+
+
+@pytest.fixture(scope="module")
 def bare_lab() -> Iterator[Lab]:
     """The same with hosts that have nothing but Debian."""
     yield from booted(Lab("labbare", is_bare=True))

@@ -56,8 +56,8 @@ def num_rounds(host: Host) -> int:
 
 
 @pytest.fixture(scope="module")
-def one(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> OneHost:
-    one = OneHost(lab, tmp_path_factory.mktemp("one"))
+def one(own_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> OneHost:
+    one = OneHost(own_lab, tmp_path_factory.mktemp("one"))
     one.host.ssh(
         "useradd --create-home --shell /bin/bash alice && install -d -m 700 -o alice -g alice /home/alice/.ssh"
         " && install -m 600 -o alice -g alice /root/.ssh/authorized_keys /home/alice/.ssh/authorized_keys"
