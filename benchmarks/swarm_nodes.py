@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from hivemind.dht.node import DHTNode
+from hivemind.dht.protocol import DHTProtocol
+from hivemind.utils import MSGPackSerializer
 from hivemind.utils.timed_storage import get_dht_time
 
 from worker import log, settings
@@ -137,6 +139,7 @@ class OneKeyNode:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
+        DHTProtocol.serializer = MSGPackSerializer  # hivemind's own: ours, which importing it has set, has bounds
         options = {"initial_peers": list(first), "host_maddrs": ["/ip4/127.0.0.1/tcp/0"], "startup_timeout": 60}
         self._node = self._call(DHTNode.create(**options))
 
