@@ -71,7 +71,7 @@ def test_session_that_is_cancelled_from_within_is_started_again(lab: Lab, monkey
 def test_death_of_the_reader_of_the_dht_is_noticed_and_mended(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     async def kill_reader() -> None:
         """As it dies in earnest: an answer comes to a question that was given up."""
-        control = next(c for c in gc.get_objects() if isinstance(c, ControlClient) and is_here(c))
+        control = next(c for c in gc.get_objects() if type(c) is ControlClient and is_here(c))
         call, given_up = uuid4(), asyncio.get_running_loop().create_future()
         given_up.cancel()
         control._pending_calls[call] = given_up
