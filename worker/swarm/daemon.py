@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ class Daemon:
         response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
         found: dict[str, bool] = {}
         for connection in response.peers:
-            peer_id, addresses = PeerID(connection.id).to_base58(), _sorted(connection.addrs[:1])
+            peer_id, addresses = _peer_id(connection.id), _sorted(connection.addrs[:1])
             found[peer_id] = found.get(peer_id, False) or any("/p2p-circuit" not in a for a in addresses)
         return found
 
@@ -208,7 +209,7 @@ class Daemon:
             raise SwarmError(self.death_notice)
         response = await self._identify()
         self.addresses = _sorted(response.identify.addrs)
-        self.peer_id = PeerID(response.identify.id).to_base58()
+        self.peer_id = _peer_id(response.identify.id)
 
     async def _identify(self) -> Any:
         return await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
@@ -236,7 +237,7 @@ class Daemon:
         try:
             stream = p2pd_pb2.StreamInfo()
             await read_pbmsg_safe(reader, stream)
-            await handler(PeerID(stream.peer).to_base58(), reader, writer)
+            await handler(_peer_id(stream.peer), reader, writer)
         finally:
             writer.close()
 
@@ -285,6 +286,13 @@ def multiaddr(host: str, port: int) -> str:
     return f"/dns/{host}/tcp/{port}"
 
 
+# Each request names a peer both ways, and hivemind's base 58 is Python: kept, it costs once a peer.
+@lru_cache(1024)
+def _peer_id(data: bytes) -> str:
+    return str(PeerID(data).to_base58())
+
+
+@lru_cache(1024)
 def _peer_bytes(peer_id: str) -> bytes:
     try:
         return bytes(PeerID.from_base58(peer_id).to_bytes())

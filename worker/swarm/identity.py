@@ -8,6 +8,7 @@ missing stops. Signatures are libp2p's: PKCS#1 v1.5 with SHA-256. Only RSA keys 
 import hashlib
 import os
 import secrets
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -161,6 +162,7 @@ def varint(number: int) -> bytes:
     return bytes([*encoded, number])
 
 
+@lru_cache(1024)
 def _base58(data: bytes) -> str:
     """Base 58 of a multihash (whose first byte is never 0, so leading zeros need no care)."""
     number, text = int.from_bytes(data, "big"), ""
