@@ -5,17 +5,15 @@ import asyncio
 import pytest
 from swarm_lab import Lab, make_groups, wait_until
 
-from worker.swarm import streams, wire
+from worker.swarm import saying, wire
 from worker.swarm.exchange import Swarm
 from worker.swarm.network import Network
+from worker.swarm.saying import MAX_REMEMBERED, SAY_AGAIN_SECONDS, Lately
 from worker.swarm.streams import (
-    MAX_PEERS_REMEMBERED,
     MAX_REQUESTS_PER_PEER,
     MAX_STREAMS,
     MAX_STREAMS_PER_PEER,
-    SAY_AGAIN_SECONDS,
     Admission,
-    Lately,
 )
 from worker.swarm.wire import Kind, Refused
 
@@ -149,12 +147,12 @@ def test_admission_counts_all_and_each() -> None:
 
 def test_same_thing_is_said_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(streams.time, "monotonic", lambda: now)
+    monkeypatch.setattr(saying.time, "monotonic", lambda: now)
     lately = Lately()
     assert [lately.has(("peer", "flood")) for _ in range(3)] == [False, True, True]
     assert not lately.has(("other", "flood"))
     now += SAY_AGAIN_SECONDS
     assert not lately.has(("peer", "flood"))
-    for i in range(2 * MAX_PEERS_REMEMBERED):
+    for i in range(2 * MAX_REMEMBERED):
         lately.has(i)
-    assert len(lately._said) == MAX_PEERS_REMEMBERED
+    assert len(lately._said) == MAX_REMEMBERED

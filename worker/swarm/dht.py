@@ -213,6 +213,13 @@ class Membership:
         await self._p2p.shutdown()
 
     @property
+    def reader(self) -> "asyncio.Task[None]":
+        """What reads the daemon's messages. It must never end: an answer that comes just when its question was given up
+        kills hivemind's without a word, and the DHT is deaf from then on."""
+        task: asyncio.Task[None] = self._p2p._client.control._read_task
+        return task
+
+    @property
     def num_neighbours(self) -> int:
         """DHT nodes that ours knows; 0: there is nobody to store with or to look up from."""
         return len(self._node.protocol.routing_table.peer_id_to_uid)

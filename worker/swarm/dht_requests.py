@@ -20,7 +20,8 @@ from hivemind.dht.routing import DHTID
 from hivemind.p2p import P2PContext, PeerID
 
 from worker.errors import BadRecord
-from worker.swarm.streams import REQUEST_WINDOW_SECONDS, Lately, Rate
+from worker.swarm.saying import Rarely
+from worker.swarm.streams import REQUEST_WINDOW_SECONDS, Rate
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ MAX_PEER_ID_BYTES = 64
 _CALLS = ("rpc_ping", "rpc_find", "rpc_store")
 
 _rates: "WeakKeyDictionary[Any, dict[str, Rate]]" = WeakKeyDictionary()
-_said = Lately()
+_said = Rarely()
 
 
 @lru_cache(maxsize=4096)

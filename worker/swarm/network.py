@@ -28,8 +28,8 @@ from worker.swarm.daemon import Daemon
 from worker.swarm.dht import Membership
 from worker.swarm.lookout import Lookout
 from worker.swarm.peers import MAX_PEERS_CACHED, Peers
-from worker.swarm.saying import Rarely
-from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Admission, Lately, Stream, counted
+from worker.swarm.saying import Lately, Rarely
+from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Admission, Stream, counted
 from worker.swarm.wire import Kind, Member, OtherVersion, Refused
 
 log = logging.getLogger(__name__)
@@ -49,32 +49,6 @@ AuditHandler = Callable[[str, Stream], Awaitable[None]]
 
 class Unanswered(SwarmError):
     """The event loop is too busy, or the machine is: it may answer another time."""
-
-
-class _Beginning:
-    """All that a frame needs of `reader`; a time limit falls with the first bytes that come."""
-
-    def __init__(self, reader: asyncio.StreamReader, limit: asyncio.Timeout) -> None:
-        self._reader = reader
-        self._limit = limit
-
-    async def readexactly(self, count: int) -> bytes:
-        data = await self._reader.readexactly(count)
-        self._limit.reschedule(None)
-        return data
-
-
-class OwnStream(Stream):
-    """A stream that we opened."""
-
-    async def ask(self, request: bytes, max_bytes: int) -> tuple[Kind, bytes]:
-        """Send a request, and receive the first frame of the answer. It has ANSWER_TIMEOUT_SECONDS to begin; the caller
-        bounds the time that it takes to come in."""
-        async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS) as limit:
-            await self.send(request)
-            kind, payload = await wire.read_frame(_Beginning(self._reader, limit), max_bytes)  # type: ignore[arg-type]
-        self._traffic["in"] += len(payload) + wire.HEADER_BYTES
-        return kind, payload
 
 
 class Network:
@@ -228,7 +202,7 @@ class Network:
         return self._member
 
     @contextlib.asynccontextmanager
-    async def stream(self, peer_id: str, addresses: Sequence[str] = ()) -> AsyncIterator[OwnStream]:
+    async def stream(self, peer_id: str, addresses: Sequence[str] = ()) -> AsyncIterator[Stream]:
         """A stream to a peer. Raises what UNREACHABLE names."""
         daemon = self._daemon
         if daemon is None:
@@ -240,7 +214,7 @@ class Network:
             raise
         try:
             with contextlib.closing(writer), counted(self._asking, peer_id):
-                yield OwnStream(reader, writer, self.traffic)
+                yield Stream(reader, writer, self.traffic)
         except TimeoutError:
             # A peer that is slow with this may be waiting for our groups in another stream.
             if not self.is_talking_with(peer_id):
@@ -338,9 +312,7 @@ class Network:
             log.info("network up peer=%s addresses=%s", daemon.peer_id, ",".join(daemon.addresses))
             lookout = Lookout(self, daemon, membership)
             tasks = [asyncio.create_task(lookout.run()), asyncio.create_task(daemon.died.wait())]
-            # An answer that comes just when its question was given up kills hivemind's reader without a word, and the
-            # DHT is deaf from then on.
-            reader: asyncio.Task[None] = membership._p2p._client.control._read_task
+            reader = membership.reader
             await asyncio.wait({*tasks, reader}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
                 await asyncio.wait(tasks, timeout=READER_ENDS_FIRST_SECONDS, return_when=asyncio.FIRST_COMPLETED)

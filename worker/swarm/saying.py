@@ -5,11 +5,29 @@ import logging
 import time
 from collections.abc import Hashable
 
-from worker.swarm.streams import Lately
-
 log = logging.getLogger(__name__)
 
+SAY_AGAIN_SECONDS = 600.0
+MAX_REMEMBERED = 1024
 MAX_SAID_A_MINUTE = 20
+
+
+class Lately:
+    """What was said in the last SAY_AGAIN_SECONDS: strangers must not be able to fill the log."""
+
+    def __init__(self) -> None:
+        self._said: dict[Hashable, float] = {}
+
+    def has(self, what: Hashable) -> bool:
+        """Whether it was said lately; if not, it is now."""
+        now = time.monotonic()
+        if now - self._said.get(what, -SAY_AGAIN_SECONDS) < SAY_AGAIN_SECONDS:
+            return True
+        self._said.pop(what, None)
+        self._said[what] = now
+        while len(self._said) > MAX_REMEMBERED:
+            del self._said[next(iter(self._said))]
+        return False
 
 
 class Rarely(Lately):

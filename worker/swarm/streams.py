@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Iterator
 
 from worker.errors import SwarmError
 from worker.swarm import wire
@@ -15,7 +15,6 @@ MAX_STREAMS_PER_PEER = 4
 MAX_REQUESTS_PER_PEER = 40
 REQUEST_WINDOW_SECONDS = 10.0
 MAX_PEERS_REMEMBERED = 1024
-SAY_AGAIN_SECONDS = 600.0
 LINGER_SECONDS = 1.0
 ANSWER_TIMEOUT_SECONDS = 5.0
 """For the first sign of life in a stream, and for a whole request to come in."""
@@ -37,9 +36,16 @@ class Stream:
         self._traffic["out"] += len(frame)
         await self._writer.drain()
 
-    async def receive(self, max_bytes: int) -> tuple[Kind, bytes]:
+    async def ask(self, request: bytes, max_bytes: int) -> tuple[Kind, bytes]:
+        """Send a request, and receive the first frame of the answer. It has ANSWER_TIMEOUT_SECONDS to begin; the caller
+        bounds the time that it takes to come in."""
+        async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS) as limit:
+            await self.send(request)
+            return await self.receive(max_bytes, on_begin=lambda: limit.reschedule(None))
+
+    async def receive(self, max_bytes: int, on_begin: Callable[[], None] | None = None) -> tuple[Kind, bytes]:
         """See wire.read_frame."""
-        kind, payload = await wire.read_frame(self._reader, max_bytes)
+        kind, payload = await wire.read_frame(self._reader, max_bytes, on_begin)
         self._traffic["in"] += len(payload) + wire.HEADER_BYTES
         return kind, payload
 
@@ -112,21 +118,3 @@ class Admission:
     def has_open(self, peer_id: str) -> bool:
         """Whether the peer has a stream open."""
         return self._open[peer_id] > 0
-
-
-class Lately:
-    """What was said in the last SAY_AGAIN_SECONDS: strangers must not be able to fill the log."""
-
-    def __init__(self) -> None:
-        self._said: dict[Hashable, float] = {}
-
-    def has(self, what: Hashable) -> bool:
-        """Whether it was said lately; if not, it is now."""
-        now = time.monotonic()
-        if now - self._said.get(what, -SAY_AGAIN_SECONDS) < SAY_AGAIN_SECONDS:
-            return True
-        self._said.pop(what, None)
-        self._said[what] = now
-        while len(self._said) > MAX_PEERS_REMEMBERED:
-            del self._said[next(iter(self._said))]
-        return False

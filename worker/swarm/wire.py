@@ -14,7 +14,7 @@ import enum
 import hashlib
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgpack
@@ -156,13 +156,19 @@ def encode_frame(kind: Kind, payload: bytes) -> bytes:
     return _HEADER.pack(_MAGIC, VERSION, kind, len(payload)) + payload
 
 
-async def read_frame(reader: asyncio.StreamReader, max_bytes: int) -> tuple[Kind, bytes]:
+async def read_frame(
+    reader: asyncio.StreamReader, max_bytes: int, on_begin: Callable[[], None] | None = None
+) -> tuple[Kind, bytes]:
     """The next frame. Raises BadRecord for what is none of ours, is newer, or is larger than `max_bytes`, or than its
     kind ever is; Refused for a refusal.
 
-    The caller bounds the time. A stream that ends early raises asyncio.IncompleteReadError.
+    The caller bounds the time, that until its header is there by `on_begin`. A stream that ends early raises
+    asyncio.IncompleteReadError.
     """
-    magic, version, kind, length = _HEADER.unpack(await reader.readexactly(_HEADER.size))
+    header = await reader.readexactly(_HEADER.size)
+    if on_begin is not None:
+        on_begin()
+    magic, version, kind, length = _HEADER.unpack(header)
     if magic != _MAGIC:
         raise BadRecord("malformed", f"frame starts with {magic!r}; expected {_MAGIC!r}")
     if kind == Kind.REFUSAL:
