@@ -9,6 +9,7 @@ from typing import Any
 
 from pyinfra.api import FactBase
 
+from deploys import reading
 from deploys.places import CONFIGURATION, STATE
 
 ROOT = Path("/opt/hivewright")
@@ -75,7 +76,10 @@ class Identities(FactBase[dict[int, str]]):
     """Peer id of every enrolled slot, by number of the slot. Without enrolments that are damaged: DamagedEnrolments."""
 
     def command(self) -> str:
-        return f'for f in {STATE}/worker-*/enrolment.json; do [ ! -e "$f" ] || echo "$f $(tr -d "\\n" <"$f")"; done'
+        return (
+            f"{reading.FUNCTIONS} for f in {STATE}/worker-*/enrolment.json; do"
+            ' ! what_is "$f" >/dev/null || echo "$f $(own_file "$f" | tr -d "\\n")"; done'
+        )
 
     @staticmethod
     def default() -> dict[int, str]:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from pyinfra.api import FactBase
 
-from deploys import mesh
+from deploys import mesh, reading
 from deploys.facts import CACHE, COMMAND, CURRENT, DEPLOYED, LOGS, PREVIOUS, ROOT, WHOLE
 from deploys.places import CONFIGURATION, STATE
 
@@ -94,19 +94,22 @@ class NodeReports(Answer[list[dict[str, Any]]]):
     def command(self) -> str:
         show = f"TZ=UTC {WITHIN} systemctl show --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus"
         finished = (
-            f'tail -n {NUM_ROUNDS} {STATE}/$role/rounds.jsonl 2>/dev/null | grep -v \'"skipped": "non-finite"\''
+            f"own_file {STATE}/$role/rounds.jsonl | tail -n {NUM_ROUNDS}"
+            " | grep -v '\"skipped\": \"non-finite\"'"
             " | grep -o '\"finished_at\": [0-9.]*' | cut -d ' ' -f 2"
         )
         return (
+            f"{reading.FUNCTIONS}"
             # A deploy that is under way has its new settings there too, by another ending.
-            f"for f in $(ls {CONFIGURATION} 2>/dev/null | grep '[.]yaml$'); do role=${{f%.yaml}}; case $role in"
+            f" for f in $(ls {CONFIGURATION} 2>/dev/null | grep '[.]yaml$'); do role=${{f%.yaml}}; case $role in"
             " worker-*) unit=hivewright-worker@${role#*-}.service;; keeper) unit=hivewright-keeper.service;;"
             f" *) continue;; esac; echo unit=$unit; {show} $unit;"
             f" at=$(TZ=UTC {WITHIN} systemctl show --property=ActiveEnterTimestamp --value $unit);"
             ' [ -z "$at" ] || echo started_at=$(date --date="$at" +%s);'
             f" echo finished=$({finished});"
+            f' file={STATE}/$role/status.json; ! what=$(what_is $file) || {{ echo "what=$what";'
             # Not echo, for which some shells take a backslash in it for more than that.
-            f" file={STATE}/$role/status.json; [ ! -e $file ] || {{ printf status=; tr -d '\\n' <$file; echo; }}; done;"
+            " printf status=; own_file $file | tr -d '\\n'; echo; }; done;"
             f" echo {END}"
         )
 
@@ -122,13 +125,7 @@ class NodeReports(Answer[list[dict[str, Any]]]):
 
 def _node_report(block: Mapping[str, str]) -> NodeReport:
     unit = block["unit"]
-    status, problem = None, None
-    if "status" in block:
-        try:
-            status = json.loads(block["status"])
-            (_KeeperStatus if is_keeper(unit) else _WorkerStatus).model_validate(status)
-        except (ValueError, RecursionError) as error:
-            status, problem = None, f"status.json can't be read: {_reason(error)}"
+    status, problem = _status(block) if "status" in block else (None, None)
     return NodeReport(
         unit=unit,
         active_state=block.get("ActiveState") or "unknown",
@@ -140,6 +137,18 @@ def _node_report(block: Mapping[str, str]) -> NodeReport:
         finished=tuple(float(text) for text in block.get("finished", "").split() if re.fullmatch(r"\d+(\.\d+)?", text)),
         problem=problem,
     )
+
+
+def _status(block: Mapping[str, str]) -> tuple[dict[str, Any] | None, str | None]:
+    """What status.json says, or why that is not to be used."""
+    if wrong := reading.why_not_read(block["what"]):
+        return None, f"status.json {wrong}"
+    try:
+        status = json.loads(block["status"])
+        (_KeeperStatus if is_keeper(block["unit"]) else _WorkerStatus).model_validate(status)
+    except (ValueError, RecursionError) as error:
+        return None, f"status.json can't be read: {_reason(error)}"
+    return status, None
 
 
 def is_keeper(unit: str) -> bool:
@@ -284,7 +293,7 @@ class Footprint(Answer[list[str]]):
 
     def command(self) -> str:
         return (
-            f"ls -d {ROOT} {CONFIGURATION} {STATE} {CACHE} {LOGS} {COMMAND} /etc/systemd/system/hivewright-*.service"
+            f"ls -dq {ROOT} {CONFIGURATION} {STATE} {CACHE} {LOGS} {COMMAND} /etc/systemd/system/hivewright-*.service"
             f" {mesh.CONFIGURATION} {mesh.KEY}"
             f" {STATE}/*/swarm.pem {STATE}/*/*.key {STATE}/*/ledger.db 2>/dev/null; echo {END}"
         )

@@ -156,7 +156,7 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
         return {"state": "[yellow]starting[/yellow]"}, True
     if survey.is_keeper(report["unit"]):
         heard = f"{status['reporters']}/{status['expected']}"
-        return {"state": escape(str(status["state"])), "round": _number(status["round"]), "peers": heard}, True
+        return {"state": escape(printable(str(status["state"]))), "round": _number(status["round"]), "peers": heard}, True
     silent_seconds = now - status["updated_at"]
     is_silent = silent_seconds > SILENT_SECONDS
     shown = f"[red]silent {silent_seconds / 60:.0f} min[/red]" if is_silent else _coloured(str(status["state"]))
@@ -166,7 +166,7 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
         "reward": "" if status["reward_mean"] is None else f"{status['reward_mean']:.2f}",
         "peers": f"{status['peers_heard']}/{(status.get('swarm') or {}).get('peers_known', 0)}",
         "on chain": f"{status['ledger'].get('confirmed', 0)}/{status['ledger'].get('earned', 0)}",
-        "peer": escape(str(status["animal_name"])),
+        "peer": escape(printable(str(status["animal_name"]))),
     }
     return cells | _gpu_cells(state["gpus"], status.get("pid")), not is_silent
 
@@ -182,7 +182,7 @@ def _gpu_cells(gpus: Sequence[Mapping[str, Any]], pid: int | None) -> dict[str, 
 
 def _coloured(state: str) -> str:
     colour = {"connected": "green", "training-alone": "yellow", "catching-up": "yellow"}.get(state, "default")
-    return f"[{colour}]{escape(state)}[/{colour}]"
+    return f"[{colour}]{escape(printable(state))}[/{colour}]"
 
 
 def _number(value: int | None) -> str:

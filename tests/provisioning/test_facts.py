@@ -1,9 +1,11 @@
 """What the own facts make of a host's answers."""
 
 import json
+import os
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ STATUS: dict[str, Any] = {
     "peer_id": "Qm", "state": "a=b", "round": 3, "reward_mean": None, "peers_heard": 0, "ledger": {},
     "animal_name": "tall owl", "updated_at": 1795443940.5, "swarm": {"peers_known": 2, "address": "x"},
 }  # fmt: skip
+
+WHAT = "what=regular file,300"
 
 
 def test_releases_and_what_they_use() -> None:
@@ -102,6 +106,7 @@ def test_node_reports_with_and_without_a_status() -> None:
         "ActiveEnterTimestamp=Mon 2026-11-23 14:25:21 UTC",
         "started_at=1795443921",
         "finished=1795443930.5 1795443940.25",
+        WHAT,
         f"status={json.dumps(STATUS)}",
         "unit=hivewright-worker@1.service",
         "ActiveState=failed",
@@ -138,8 +143,9 @@ def test_node_reports_with_and_without_a_status() -> None:
 )
 @pytest.mark.usefixtures("usual_recursion_limit")
 def test_status_that_is_none_is_said_of_its_worker_alone(text: str, reason: str) -> None:
-    lines = ["sudo: a word before it all", "unit=hivewright-worker@0.service", "ActiveState=active", f"status={text}"]
-    lines += ["finished=. 1.2.3 17.5", "unit=hivewright-worker@1.service", f"status={json.dumps(STATUS)}", "end"]
+    lines = ["sudo: a word before it all", "unit=hivewright-worker@0.service", "ActiveState=active", WHAT]
+    lines += [f"status={text}", "finished=. 1.2.3 17.5"]
+    lines += ["unit=hivewright-worker@1.service", WHAT, f"status={json.dumps(STATUS)}", "end"]
     damaged, whole = NodeReports().process(lines) or []
     assert (damaged["status"], damaged["finished"]) == (None, (17.5,))
     assert damaged["problem"].startswith(f"status.json can't be read: {reason}")
@@ -163,6 +169,59 @@ def test_status_with_line_breaks_and_backslashes_arrives_as_it_is(tmp_path: Path
     (tmp_path / STATE.relative_to("/") / "worker-0/status.json").write_text(json.dumps(status, indent=2))
     (report,) = answer_of(NodeReports(), tmp_path)
     assert (report["status"], report["problem"]) == (status, None)
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    path.symlink_to("/etc/hostname")
+
+
+def dangling_link(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def huge_file(path: Path) -> None:
+    with path.open("w") as file:
+        file.truncate(1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (link, "is a symbolic link; expected a file of the service's own: stop the service"),
+        (dangling_link, "is a symbolic link;"),
+        (fifo, "is a fifo;"),
+        (Path.mkdir, "is a directory;"),
+        (huge_file, f"has {1 << 40} bytes; expected 1048576 at most: stop the service"),
+    ],
+)
+def test_status_and_rounds_that_are_no_files_of_a_usual_size_are_not_read(
+    make: Callable[[Path], None], problem: str, tmp_path: Path
+) -> None:
+    for folder in (CONFIGURATION, STATE / "worker-0"):
+        (tmp_path / folder.relative_to("/")).mkdir(parents=True)
+    (tmp_path / CONFIGURATION.relative_to("/") / "worker-0.yaml").touch()
+    slot = tmp_path / STATE.relative_to("/") / "worker-0"
+    for name in ("status.json", "rounds.jsonl"):
+        make(slot / name)
+    began = time.monotonic()
+    (report,) = answer_of(NodeReports(), tmp_path)
+    assert time.monotonic() - began < 30
+    assert (report["status"], report["finished"]) == (None, ())
+    assert report["problem"].startswith(f"status.json {problem}")
+
+
+def test_status_with_other_bytes_than_json_has_spoils_no_answer(tmp_path: Path) -> None:
+    for folder in (CONFIGURATION, STATE / "worker-0"):
+        (tmp_path / folder.relative_to("/")).mkdir(parents=True)
+    (tmp_path / CONFIGURATION.relative_to("/") / "worker-0.yaml").touch()
+    file = tmp_path / STATE.relative_to("/") / "worker-0/status.json"
+    file.write_bytes(b"\xff\0\rend\nend\n\x1b[2J")
+    (report,) = answer_of(NodeReports(), tmp_path)
+    assert report["problem"].startswith("status.json can't be read: no JSON")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from deploys import content, upkeep, worker
-from deploys.places import STATE
+from deploys import content, sealing, upkeep, worker
+from deploys.facts import Identities
+from deploys.places import CONFIGURATION, STATE
+from deploys.survey import NodeReports
 from tests.provisioning.shell_host import ShellHost
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led astray")
@@ -105,7 +107,32 @@ def test_backup_holds_no_file_of_roots(there: Fixture) -> None:
     )
     done = subprocess.run([sys.executable, "-c", pack], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert f"Permission denied: '{there.slot}/swarm.pem'" in done.stderr
+    assert f"Too many levels of symbolic links: '{there.slot}/swarm.pem'" in done.stderr
+
+
+def test_backup_of_a_slot_holds_no_key_of_its_sibling(there: Fixture) -> None:
+    """Whose file it is says nothing: all slots have one user."""
+    sibling = there.state / "worker-1/swarm.pem"
+    sibling.parent.mkdir()
+    sibling.write_text("KEY")
+    (there.slot / "swarm.pem").symlink_to(sibling)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        sealing.pack(there.state)
+
+
+@pytest.mark.parametrize("name", ["status.json", "rounds.jsonl", "enrolment.json"])
+def test_facts_read_no_file_of_roots(there: Fixture, name: str) -> None:
+    there.secret.write_text(f'{{"peer_id": "{SECRET.strip()}", "finished_at": 17.5}}\n')
+    configuration = there.state.parent / "etc"
+    configuration.mkdir()
+    (configuration / "worker-0.yaml").touch()
+    (there.slot / name).symlink_to(there.secret)
+    for fact in (NodeReports(), Identities()):
+        script = fact.command().replace(str(STATE), str(there.state)).replace(str(CONFIGURATION), str(configuration))
+        said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, check=True).stdout
+        assert "worker-0" in said or "worker@0" in said or name != "enrolment.json"
+        assert SECRET.strip() not in said
+        assert "17.5" not in said
 
 
 def test_restore_gives_no_file_of_roots_away(there: Fixture) -> None:
