@@ -156,7 +156,8 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
         return {"state": "[yellow]starting[/yellow]"}, True
     if survey.is_keeper(report["unit"]):
         heard = f"{status['reporters']}/{status['expected']}"
-        return {"state": escape(printable(str(status["state"]))), "round": _number(status["round"]), "peers": heard}, True
+        said = escape(printable(status["state"]))
+        return {"state": said, "round": _number(status["round"]), "peers": heard}, True
     silent_seconds = now - status["updated_at"]
     is_silent = silent_seconds > SILENT_SECONDS
     shown = f"[red]silent {silent_seconds / 60:.0f} min[/red]" if is_silent else _coloured(str(status["state"]))
@@ -166,7 +167,7 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
         "reward": "" if status["reward_mean"] is None else f"{status['reward_mean']:.2f}",
         "peers": f"{status['peers_heard']}/{(status.get('swarm') or {}).get('peers_known', 0)}",
         "on chain": f"{status['ledger'].get('confirmed', 0)}/{status['ledger'].get('earned', 0)}",
-        "peer": escape(printable(str(status["animal_name"]))),
+        "peer": escape(printable(status["animal_name"])),
     }
     return cells | _gpu_cells(state["gpus"], status.get("pid")), not is_silent
 

@@ -109,6 +109,13 @@ def test_what_a_host_or_worker_complains_of_stands_below_the_table() -> None:
         assert words in text, text
 
 
+def test_words_of_a_worker_do_nothing_to_the_terminal() -> None:
+    said = {"state": "well\x1b[2J", "animal_name": "owl\x1b]0;x\x07"}
+    text, _ = rendered(["gpu-1"], {"gpu-1": [report(**said)]}, width=200)
+    assert "\x1b" not in text
+    assert "well\\x1b[2J" in text
+
+
 def test_keeper_says_who_has_reported() -> None:
     keeper = {"state": "round-open", "round": 7, "reporters": 1, "expected": 2, "began_at": NOW}
     text, is_well = rendered(

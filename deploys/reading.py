@@ -1,0 +1,26 @@
+"""Reading, as root, what the services' user has written: in his folders anything may stand under any name.
+
+The folders themselves are in root's, so only what stands in them can be a link.
+"""
+
+# Of a file only its end is read; none that is read here is a tenth as long.
+MAX_BYTES = 1 << 20
+_DD = f"dd iflag=nofollow,nonblock,fullblock,skip_bytes bs={MAX_BYTES} count=1 status=none"
+
+# Shell functions. own_file FILE: the end of it, as printable ASCII and line breaks, which is what JSON is written in;
+# nothing if FILE is a link, and without waiting if it is a pipe. what_is FILE: kind and size; fails if there is none.
+FUNCTIONS = (
+    f'own_file() {{ size=$(stat --format=%s "$1" 2>/dev/null) && {_DD} if="$1"'
+    f" skip=$((size > {MAX_BYTES} ? size - {MAX_BYTES} : 0)) 2>/dev/null | LC_ALL=C tr -cd '\\12\\40-\\176'; }};"
+    " what_is() { LC_ALL=C stat --format='%F,%s' \"$1\" 2>/dev/null; };"
+)
+
+
+def why_not_read(what: str) -> str | None:
+    """What is wrong with a file of which `what_is` says this; None: it is one to read."""
+    kind, _, size = what.partition(",")
+    if kind not in ("regular file", "regular empty file"):
+        return f"is a {kind}; expected a file of the service's own: stop the service, and find out who has put it there"
+    if int(size) > MAX_BYTES:
+        return f"has {size} bytes; expected {MAX_BYTES} at most: stop the service, and find out who has written it"
+    return None
