@@ -95,7 +95,7 @@ class NodeReports(Answer[list[dict[str, Any]]]):
         show = f"TZ=UTC {WITHIN} systemctl show --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus"
         finished = (
             f"own_file {STATE}/$role/rounds.jsonl | tail -n {NUM_ROUNDS}"
-            " | grep -v '\"skipped\": \"non-finite\"'"
+            ' | grep -v \'"skipped": "non-finite"\''
             " | grep -o '\"finished_at\": [0-9.]*' | cut -d ' ' -f 2"
         )
         return (
