@@ -25,7 +25,7 @@ UNREACHED = "can't be reached"
 # Lines of pyinfra's, and of systemd's about a service that did not start; what that itself said stands among them.
 _SAYS_LITTLE = (
     "Error", "Connected", "Ready", "Success", "No change", "hivewright-", "Starting ", "Started ", "Stopped ",
-    "Failed to", "Job for ", "See ",
+    "Failed to", "Job for ", "See ", "Loaded fact",
 )  # fmt: skip
 
 DISK_FULL = "No space left on device"
@@ -40,6 +40,17 @@ class Ran:
     outcome: Outcome
     reason: str = ""
     num_changes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """For each fact that was asked for its value by host, without hosts that gave no whole answer.
+
+    `reasons`: why hosts gave none, as pyinfra says it.
+    """
+
+    values: list[dict[str, Any]]
+    reasons: dict[str, str]
 
 
 class Stopped(WorkerError):
@@ -81,19 +92,19 @@ class Pyinfra:
         return listed
 
     def facts(
-        self, *arguments: str, hosts: Sequence[str] = (), timeout: float, data: Mapping[str, str] | None = None
-    ) -> list[dict[str, Any]]:
-        """For each fact (`module.Class key=value ...`) its value by host, without hosts that gave no whole answer.
-
-        `data`: what counts instead of the hosts' own.
-        """
+        self, *arguments: str, hosts: Sequence[str], timeout: float, data: Mapping[str, str] | None = None
+    ) -> Answers:
+        """What hosts answer to each fact (`module.Class key=value ...`). `data`: what counts instead of their own."""
         limits = [word for host in hosts for word in ("--limit", host)]
         instead = [word for key, value in (data or {}).items() for word in ("--data", f"{key}={value}")]
         done = self._run(["--json", *limits, *instead, self.inventory, "fact", *arguments], timeout)
         if "No hosts remaining" in done.stderr:
-            return [{} for argument in arguments if "=" not in argument]
-        by_fact: dict[str, dict[str, Any]] = _parsed(done)
-        return [{host: value for host, value in found.items() if value is not None} for found in by_fact.values()]
+            by_fact: dict[str, dict[str, Any]] = {argument: {} for argument in arguments if "=" not in argument}
+        else:
+            by_fact = _parsed(done)
+        values = [{host: value for host, value in found.items() if value is not None} for found in by_fact.values()]
+        silent = [host for host in hosts if any(host not in found for found in values)]
+        return Answers(values, {host: _complaint(host, done.stderr) or "no whole answer" for host in silent})
 
     def deploy(self, host: str, commit: str | None, log: Path, *, timeout: float) -> Ran:
         """Deploy one host, with that commit whatever its data say; None: as they say. pyinfra's output goes to `log`.

@@ -18,7 +18,7 @@ NUM_PARALLEL = 16
 
 @dataclass(slots=True)
 class Looked:
-    """HostState and NodeReports, as dicts, by host that gave them. `reasons`: why others did not, where it is known."""
+    """HostState and NodeReports, as dicts, by host that gave them. `reasons`: why others did not give both."""
 
     states: dict[str, Any] = field(default_factory=dict)
     reports: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +48,9 @@ def look(pyinfra: Pyinfra, hosts: Sequence[str]) -> Looked:
 
 def _ask(pyinfra: Pyinfra, hosts: Sequence[str]) -> Looked:
     limit = {"_timeout": str(FACT_SECONDS)}
-    return Looked(*pyinfra.facts(*FACTS, hosts=hosts, timeout=ASK_SECONDS, data=limit))
+    answers = pyinfra.facts(*FACTS, hosts=hosts, timeout=ASK_SECONDS, data=limit)
+    states, reports = answers.values
+    return Looked(states, reports, answers.reasons)
 
 
 def _reason(error: Exception) -> str:

@@ -37,14 +37,8 @@ def run(options: argparse.Namespace) -> None:
     pyinfra = command.Pyinfra.of_operator(options.inventory)
     names = upkeep.chosen(pyinfra, options.limit)
     found = look.look(pyinfra, names)
-    if options.json:
-        said = {name: {"host": found.states.get(name), "services": found.reports.get(name)} for name in names}
-        print(json.dumps(said, indent=2))
-        is_well = all(name in found.reports for name in names)
-    else:
-        is_well = _print(names, found)
-    if not is_well:
-        raise WorkerError("not all is well; the table says where, `hivewright fleet logs` says more")
+    if not (_print_json if options.json else _print)(names, found):
+        raise WorkerError("not all is well; what stands above says where, `hivewright fleet logs` says more")
 
 
 def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
@@ -58,10 +52,23 @@ def _print(names: Sequence[str], found: look.Looked) -> bool:
     console = Console()
     table, notes, is_well = status_table(names, found.states, found.reports, time.time(), console.width)
     console.print(table)
-    for note in [*notes, *(f"{name}: {reason}" for name, reason in found.reasons.items())]:
+    for note in [*notes, *(f"{name}: {printable(reason)}" for name, reason in found.reasons.items())]:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     sys.stdout.flush()
     return is_well
+
+
+def _print_json(names: Sequence[str], found: look.Looked) -> bool:
+    said = {
+        name: {
+            "host": found.states.get(name),
+            "services": found.reports.get(name),
+            "reason": found.reasons.get(name),
+        }
+        for name in names
+    }
+    print(json.dumps(said, indent=2), flush=True)
+    return status_table(names, found.states, found.reports, time.time(), width=0)[2]
 
 
 def status_table(

@@ -16,10 +16,11 @@ from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, SealedBox
 
 from deploys.fleet import archive
-from deploys.fleet.command import Pyinfra, Ran, heed_signals
+from deploys.fleet.command import Answers, Pyinfra, Ran, heed_signals
 from deploys.places import STATE
 from deploys.sealing import KEY_PREFIX
 from worker.errors import SettingsError, WorkerError
+from worker.log import printable
 
 ASK_SECONDS = 120.0
 # A worker's stop takes at most a minute, its start five (templates/service.j2).
@@ -50,18 +51,20 @@ def logs(options: argparse.Namespace) -> None:
     pyinfra = Pyinfra.of_operator(options.inventory)
     names = chosen(pyinfra, options.limit)
     fact = ("deploys.survey.Logs", f"lines={options.lines}", f"unit=hivewright-{options.unit}.service")
-    (found,) = _asked(pyinfra, *fact, hosts=names)
+    answers = _asked(pyinfra, *fact, hosts=names)
+    (found,) = answers.values
     for name in names:
         for line in found.get(name, ()):
             print(f"{name} {line}")
-    _complain(names, found)
+    _complain(answers)
 
 
 def uninstall(options: argparse.Namespace) -> None:
     """Say what would be removed, have it confirmed, remove it."""
     pyinfra = Pyinfra.of_operator(options.inventory)
     names = chosen(pyinfra, options.limit)
-    (found,) = _asked(pyinfra, "deploys.survey.Footprint", hosts=names)
+    answers = _asked(pyinfra, "deploys.survey.Footprint", hosts=names)
+    (found,) = answers.values
     there = [name for name in names if name in found]
     for name in there:
         for path in found[name]:
@@ -79,7 +82,7 @@ def uninstall(options: argparse.Namespace) -> None:
         if input(f"remove this from {len(there)} hosts? [yes/no] ") != "yes":
             raise SettingsError("not confirmed; nothing was removed")
     _run(pyinfra, there, "deploys.upkeep.uninstall", _flag(options.identities))
-    _complain(names, found)
+    _complain(answers)
 
 
 def backup(options: argparse.Namespace) -> None:
@@ -90,7 +93,8 @@ def backup(options: argparse.Namespace) -> None:
     passphrase = _passphrase(options.passphrase_file, is_new=True)
     key = PrivateKey.generate()
     public = f"key={KEY_PREFIX}{bytes(key.public_key).hex()}"
-    (found,) = _asked(pyinfra, "deploys.survey.Sealed", public, hosts=names)
+    answers = _asked(pyinfra, "deploys.survey.Sealed", public, hosts=names)
+    (found,) = answers.values
     tars = {name: _opened(name, found[name], key) for name in names if found.get(name)}
     for name in found:
         if name not in tars:
@@ -99,7 +103,7 @@ def backup(options: argparse.Namespace) -> None:
         raise WorkerError("no host has anything to back up, or none could be reached; nothing was written")
     archive.write(options.archive, tars, passphrase)
     print(f"{options.archive}: identities and ledgers of {', '.join(tars)}")
-    _complain(names, found)
+    _complain(answers)
 
 
 def restore(options: argparse.Namespace) -> None:
@@ -178,17 +182,17 @@ def _fits(host: Mapping[str, Any], limit: str) -> bool:
     return fnmatch(host["name"], limit) or limit in host["groups"]
 
 
-def _asked(pyinfra: Pyinfra, *fact: str, hosts: Sequence[str]) -> list[dict[str, Any]]:
+def _asked(pyinfra: Pyinfra, *fact: str, hosts: Sequence[str]) -> Answers:
     try:
         return pyinfra.facts(*fact, hosts=hosts, timeout=SERVICE_SECONDS)
     except subprocess.TimeoutExpired:
         raise WorkerError(f"the hosts did not answer within {SERVICE_SECONDS:g} s; ask fewer with --limit") from None
 
 
-def _complain(names: Sequence[str], found: Mapping[str, Any]) -> None:
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise WorkerError(f"no answer from {', '.join(missing)}; the others are done")
+def _complain(answers: Answers) -> None:
+    if answers.reasons:
+        silent = ", ".join(f"{name} ({printable(reason)})" for name, reason in answers.reasons.items())
+        raise WorkerError(f"no answer from {silent}; the others are done")
 
 
 def _opened(name: str, sealed: str, key: PrivateKey) -> bytes:

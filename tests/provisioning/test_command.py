@@ -47,7 +47,19 @@ def test_deploy_that_fails_says_at_what_and_what_the_host_said(tmp_path: Path) -
 def test_host_without_a_connection_is_unreachable(tmp_path: Path) -> None:
     ran = standing_in(tmp_path, stderr=UNREACHABLE, code=1).deploy("gpu-1", None, tmp_path / "log", timeout=10)
     assert ran.outcome == "unreachable"
-    assert standing_in(tmp_path, stderr=UNREACHABLE, code=1).facts("a.B", "c.D", "x=1", timeout=10) == [{}, {}]
+    pyinfra = standing_in(tmp_path, stderr=UNREACHABLE, code=1)
+    assert pyinfra.facts("a.B", "c.D", "x=1", hosts=["gpu-1"], timeout=10).values == [{}, {}]
+
+
+def test_silent_host_has_its_reason_and_the_others_answers_are_whole(tmp_path: Path) -> None:
+    said = "    [gpu-1]  Could not connect (timed out)\n    [gpu-2] Connected\n    [gpu-3] Connected\n"
+    said += "    [gpu-2] Loaded fact a.B\n    [gpu-3] Loaded fact a.B\n    [gpu-2] Command timed out after 50s\n"
+    said += "    [gpu-2] Error: could not load fact: c.D\n    [gpu-3] Loaded fact c.D\n"
+    values = {"a.B": {"gpu-2": 1, "gpu-3": 1}, "c.D": {"gpu-2": None, "gpu-3": 1}}
+    pyinfra = standing_in(tmp_path, json.dumps(values), said)
+    found = pyinfra.facts("a.B", "c.D", hosts=["gpu-1", "gpu-2", "gpu-3"], timeout=10)
+    assert found.values == [{"gpu-2": 1, "gpu-3": 1}, {"gpu-3": 1}]
+    assert found.reasons == {"gpu-1": "Could not connect (timed out)", "gpu-2": "Command timed out after 50s"}
 
 
 def test_host_that_hangs_is_given_up_at_its_deadline_with_all_that_was_started(tmp_path: Path) -> None:
@@ -68,7 +80,7 @@ def test_inventory_that_is_refused_ends_it_all(tmp_path: Path) -> None:
 
 def test_answer_that_is_none_is_an_error_with_the_last_line(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="it broke"):
-        standing_in(tmp_path, stderr="a\nit broke\n", code=1).facts("a.B", timeout=10)
+        standing_in(tmp_path, stderr="a\nit broke\n", code=1).facts("a.B", hosts=["a"], timeout=10)
 
 
 def test_inventory_without_hosts_is_refused(tmp_path: Path) -> None:

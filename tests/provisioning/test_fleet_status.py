@@ -1,9 +1,12 @@
 """The fleet's table."""
 
+import time
 from typing import Any
 
+import pytest
 from rich.console import Console
 
+from deploys.fleet import look, status
 from deploys.fleet.status import status_table
 
 NOW = 1_800_000_000.0
@@ -114,6 +117,13 @@ def test_words_of_a_worker_do_nothing_to_the_terminal() -> None:
     text, _ = rendered(["gpu-1"], {"gpu-1": [report(**said)]}, width=200)
     assert "\x1b" not in text
     assert "well\\x1b[2J" in text
+
+
+def test_json_and_table_agree_on_what_needs_a_look(capsys: pytest.CaptureFixture[str]) -> None:
+    well = look.Looked({"gpu-1": STATE}, {"gpu-1": [report(updated_at=time.time())]})
+    ill = look.Looked({"gpu-1": STATE}, {"gpu-1": [report(active="failed")]})
+    assert [status._print_json(["gpu-1"], found) for found in (well, ill)] == [True, False]
+    assert '"reason": null' in capsys.readouterr().out
 
 
 def test_keeper_says_who_has_reported() -> None:

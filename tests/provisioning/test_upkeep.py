@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import json
 import re
 import subprocess
 import sys
@@ -87,6 +88,18 @@ def test_command_is_run_on_every_host_and_says_of_each_what_came_of_it(
     assert last.endswith("not done on @fake/gpu-0; see above")
     limited = hivewright("fleet", command, "fleet.py", "--limit", "*-1", cwd=tmp_path)
     assert (limited.returncode, limited.stdout) == (0, "@fake/gpu-1: done\n"), limited.stderr
+
+
+def test_status_and_logs_say_why_a_host_gives_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "fleet.py").write_text("workers = [('gpu-1', {'ssh_hostname': '127.0.0.1', 'ssh_port': 1})]\n")
+    reason = "Could not connect ([Errno None] Unable to connect to port 1 on 127.0.0.1)"
+    shown = hivewright("fleet", "status", "fleet.py", cwd=tmp_path)
+    assert (shown.returncode, shown.stdout.splitlines()[-1]) == (1, f"gpu-1: {reason}"), shown.stderr
+    told = hivewright("fleet", "status", "fleet.py", "--json", cwd=tmp_path)
+    assert told.returncode == 1
+    assert json.loads(told.stdout) == {"gpu-1": {"host": None, "services": None, "reason": reason}}
+    logs = hivewright("fleet", "logs", "fleet.py", cwd=tmp_path)
+    assert (logs.returncode, f"no answer from gpu-1 ({reason})" in logs.stderr) == (1, True)
 
 
 OF_HOSTS = r"(?<![\w.$@-])(/(?:opt|var|etc|usr/local)\b)"
