@@ -30,7 +30,8 @@ SSH_OPTIONS = ("ssh_user", "ssh_key", "ssh_port", "ssh_password")
 def check() -> None:
     """Make the plans of a run of deploy.py; if anything is wrong, say all of it and exit. For config.py.
 
-    Of a run that only lists the hosts the inventory itself is checked: every command for a fleet begins so.
+    Of a run that only lists the hosts the inventory itself is checked, and what a deploy would refuse of its data is
+    said: every command for a fleet begins so, and most can do without a deploy.
     """
     options = click.get_current_context().params
     is_deploy = any(Path(operation).resolve() == DEPLOY for operation in options["operations"])
@@ -39,9 +40,12 @@ def check() -> None:
         if is_deploy or "debug-inventory" in options["operations"][:1]:
             inventory = _load(options)
             _check_hosts(options, inventory)
-        if is_deploy:
-            plan.make(inventory)
-            _mind_questions(options, len(inventory))
+            if is_deploy:
+                plan.make(inventory)
+                _mind_questions(options, len(inventory))
+            else:
+                for line in plan.review(inventory):
+                    print(f"{inventory_file.WARNING}{line}", file=sys.stderr)
     except SettingsError as error:
         lines = str(error).splitlines()
         if len(lines) > 1:

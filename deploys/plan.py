@@ -129,20 +129,45 @@ def _has_own_sources(deployment: Deployment) -> bool:
     return deployment.release_source == "repository" and bool(host.get_fact(OwnPipSources))
 
 
+def review(all_hosts: Iterable[Host]) -> list[str]:
+    """What a deploy would find wrong with the hosts' data, for the commands that can do their work without one.
+
+    Raises SettingsError if they can't: pyinfra itself would end there, for all hosts.
+    """
+    all_hosts = list(all_hosts)
+    if lines := [line for each in all_hosts for line in _of(each, _wrong_types(each).values())]:
+        raise SettingsError("\n".join(lines))
+    lines = [line for each in all_hosts for line in _wrong_access(each)]
+    try:
+        hosts.check([_entry(each) for each in all_hosts])
+    except SettingsError as error:
+        lines += str(error).splitlines()
+    return lines
+
+
+def _of(each: Host, messages: Iterable[str]) -> Iterator[str]:
+    return (f"inventory data of {each.name}: {message}" for message in messages)
+
+
 def _wrong_access(of: Host) -> Iterator[str]:
     """What is wrong with ssh_port and the like. pyinfra would end the run of all hosts, and name none."""
+    wrong = _wrong_types(of)
+    yield from _of(of, wrong.values())
+    if of.connector_cls is SSHConnector:
+        right = {key: value for key, value in of.data.dict().items() if key not in wrong}
+        yield from _of(of, _wrong_ssh(of.name, right))
+
+
+def _wrong_types(of: Host) -> dict[str, str]:
+    """Messages by key. Without the values: they may be passwords."""
     data, kinds = of.data.dict(), get_type_hints(of.connector_cls.data_cls)
-    wrong = set()
+    wrong = {}
     for key in sorted(data.keys() & kinds.keys()):
         try:
             raise_if_bad_type(data[key], kinds[key], ConnectorDataTypeError, key)
         except ConnectorDataTypeError as error:
-            wrong.add(key)
-            # Without the value: it may be a password.
-            yield f"inventory data of {of.name}: {error}"
-    if of.connector_cls is SSHConnector:
-        right = {key: value for key, value in data.items() if key not in wrong}
-        yield from (f"inventory data of {of.name}: {message}" for message in _wrong_ssh(of.name, right))
+            wrong[key] = str(error)
+    return wrong
 
 
 def _wrong_ssh(name: str, data: Mapping[str, Any]) -> Iterator[str]:

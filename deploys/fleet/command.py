@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from deploys.inventory_file import whole_path
+from deploys.inventory_file import WARNING, whole_path
 from worker.errors import SettingsError, WorkerError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -79,6 +79,8 @@ class Pyinfra:
     def hosts(self, *, timeout: float, is_to_be_deployed: bool = False) -> list[dict[str, Any]]:
         """Every host of the inventory with `name`, `groups` and `data`, in its order. Connects to none.
 
+        What a deploy would refuse of their data is printed: what does without one goes on.
+
         Raises SettingsError with what pyinfra says if there is no such inventory, and if it has no hosts; if it
         `is_to_be_deployed`, with every mistake of any host too, as a deploy would.
         """
@@ -86,7 +88,14 @@ class Pyinfra:
             raise SettingsError(f"{CHECKOUT}: no deploy.py; run it with the `hivewright` of a checkout's .venv")
         # pyinfra has no use for deploy.py there, but config.py then checks all that it would be run with.
         checked = ["deploy.py"] if is_to_be_deployed else []
-        listed: list[dict[str, Any]] = self._json(["--json", self.inventory, "debug-inventory", *checked], timeout)
+        try:
+            done = self._run(["--json", self.inventory, "debug-inventory", *checked], timeout)
+        except subprocess.TimeoutExpired:
+            raise _late(timeout) from None
+        listed: list[dict[str, Any]] = _parsed(done)
+        for line in done.stderr.splitlines():
+            if line.startswith(WARNING):
+                print(line, file=sys.stderr, flush=True)
         if not listed:
             raise SettingsError(f"{self.inventory}: no hosts; expected lists of hosts, named coordinators and workers")
         return listed

@@ -21,6 +21,8 @@ from worker.errors import SettingsError, WorkerError
 
 CHECKOUT = Path(__file__).parents[2]
 PASSPHRASE = "correct horse"
+WORKER = {"slots": 1, "swarm_enabled": False}
+NOBODY = {"ssh_hostname": "127.0.0.1", "ssh_port": 1}
 
 
 def hivewright(*arguments: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
@@ -74,7 +76,7 @@ def test_command_is_run_on_every_host_and_says_of_each_what_came_of_it(
     """One that does not succeed on one host is done on the others; the shell of each is a stand-in."""
     answers = {"uname -s": "Linux", done_by: {"success": False, "stderr": "it does not"}}
     hosts = [
-        (f"@fake/gpu-{number}", {"fake_delay": 0.0, "fake_delay_jitter": 0.0, "fake_responses": answers})
+        (f"@fake/gpu-{number}", {**WORKER, "fake_delay": 0.0, "fake_delay_jitter": 0.0, "fake_responses": answers})
         for number, answers in enumerate([answers, {"uname -s": "Linux"}])
     ]
     (tmp_path / "fleet.py").write_text(f"workers = {hosts!r}\n")
@@ -91,7 +93,7 @@ def test_command_is_run_on_every_host_and_says_of_each_what_came_of_it(
 
 
 def test_status_and_logs_say_why_a_host_gives_no_answer(tmp_path: Path) -> None:
-    (tmp_path / "fleet.py").write_text("workers = [('gpu-1', {'ssh_hostname': '127.0.0.1', 'ssh_port': 1})]\n")
+    (tmp_path / "fleet.py").write_text(f"workers = {[('gpu-1', WORKER | NOBODY)]!r}\n")
     reason = "Could not connect ([Errno None] Unable to connect to port 1 on 127.0.0.1)"
     shown = hivewright("fleet", "status", "fleet.py", cwd=tmp_path)
     assert (shown.returncode, shown.stdout.splitlines()[-1]) == (1, f"gpu-1: {reason}"), shown.stderr
@@ -100,6 +102,29 @@ def test_status_and_logs_say_why_a_host_gives_no_answer(tmp_path: Path) -> None:
     assert json.loads(told.stdout) == {"gpu-1": {"host": None, "services": None, "reason": reason}}
     logs = hivewright("fleet", "logs", "fleet.py", cwd=tmp_path)
     assert (logs.returncode, f"no answer from gpu-1 ({reason})" in logs.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "stop", "rollback"])
+def test_mistakes_that_a_deploy_would_refuse_are_named_and_the_work_is_done(command: str, tmp_path: Path) -> None:
+    wrong = WORKER | {"trainer_learning_rat": 1, "slots": -1}
+    (tmp_path / "fleet.py").write_text(f"workers = {[('@local', wrong), ('gpu-2', WORKER | NOBODY)]!r}\n")
+    done = hivewright("fleet", command, "fleet.py", "--limit", "gpu-2", cwd=tmp_path)
+    assert (done.returncode, "gpu-2" in done.stdout + done.stderr) == (1, True)
+    assert [line for line in done.stderr.splitlines() if "warning" in line] == [
+        "warning: a deploy would refuse inventory data of @local: trainer_learning_rat: not a known key; did you mean "
+        "trainer_learning_rate?",
+        "warning: a deploy would refuse inventory data of @local: slots: got -1; expected auto, a count of at least 1, "
+        "or a list with a dict of settings for each",
+    ]
+
+
+def test_data_that_pyinfra_itself_would_end_at_are_refused_in_a_line_each(tmp_path: Path) -> None:
+    hosts = [("gpu-1", WORKER | {"ssh_port": "22"}), ("gpu-2", WORKER | {"ssh_user": 7})]
+    (tmp_path / "fleet.py").write_text(f"workers = {hosts!r}\n")
+    done = hivewright("fleet", "status", "fleet.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "inventory data of gpu-1: ssh_port: str is not an instance of int" in done.stderr
+    assert "inventory data of gpu-2: ssh_user: int is not an instance of str" in done.stderr
 
 
 OF_HOSTS = r"(?<![\w.$@-])(/(?:opt|var|etc|usr/local)\b)"
