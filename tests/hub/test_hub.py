@@ -263,8 +263,8 @@ def test_card_says_what_where_and_how_well() -> None:
 
 WORKER = {
     "model": {"name": "hivewright/tiny", "device": "cpu", "threads": 1},
-    "environment": {"families": [{"name": "gcd", "level": 0}], "tasks_per_round": 2},
-    "generation": {"num_generations": 2, "max_prompt_length": 128, "max_completion_length": 4},
+    "environment": {"families": [{"name": "gcd", "level": 0}], "tasks_per_round": 4},
+    "generation": {"num_generations": 8, "max_prompt_length": 128, "max_completion_length": 16},
     "swarm": {"enabled": False},
 }
 
