@@ -22,6 +22,7 @@ from deploys.facts import (
     Service,
     SystemdVersion,
     UserEntry,
+    WireGuard,
 )
 from deploys.hardware import Distribution
 from deploys.hosts import ENROLMENT_TOKEN
@@ -30,7 +31,6 @@ from deploys.memory import Question
 from deploys.places import CONFIGURATION
 from deploys.plan import Planned
 from deploys.tailscale import TailnetOfHost
-from deploys.wireguard import WireGuard
 
 
 def ask(plan: Planned) -> None:

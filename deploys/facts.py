@@ -9,7 +9,7 @@ from typing import Any
 
 from pyinfra.api import FactBase
 
-from deploys import reading
+from deploys import mesh, reading
 from deploys.places import CONFIGURATION, STATE
 
 ROOT = Path("/opt/hivewright")
@@ -264,3 +264,39 @@ class InstalledPackages(FactBase[frozenset[str]]):
 
     def process(self, output: list[str]) -> frozenset[str]:
         return frozenset(line.split()[-1] for line in output if line[1:2] == "i")
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPart:
+    """What a host has of the mesh. `public_key`, `digest` (of the configuration): None without. `kernel`: it can."""
+
+    public_key: str | None = None
+    digest: str | None = None
+    runs: bool = False
+    kernel: bool = False
+
+    @property
+    def is_there(self) -> bool:
+        return self.public_key is not None or self.digest is not None or self.runs
+
+
+class WireGuard(FactBase[MeshPart]):
+    """The host's part in the mesh. The key itself is never read out."""
+
+    def command(self) -> str:
+        key, own, unit = mesh.KEY, mesh.CONFIGURATION, mesh.UNIT
+        return (
+            "exec 2>/dev/null;"
+            f" [ ! -e {key} ] || echo key=$(wg pubkey < {key});"
+            f" [ ! -e {own} ] || echo digest=$(cat {own} {mesh.DROP_IN} | sha256sum | cut -c 1-64);"
+            f" ! systemctl is-active --quiet {unit} || ! systemctl is-enabled --quiet {unit} || echo runs=yes;"
+            " ! { [ -e /sys/module/wireguard ] || modprobe --dry-run --quiet wireguard; } || echo kernel=yes"
+        )
+
+    @staticmethod
+    def default() -> MeshPart:
+        return MeshPart()
+
+    def process(self, output: list[str]) -> MeshPart:
+        said = dict(line.split("=", 1) for line in output)
+        return MeshPart(said.get("key") or None, said.get("digest"), "runs" in said, "kernel" in said)

@@ -6,14 +6,13 @@ everybody's peer; with hubs each other host has one of them as its only peer, an
 
 import hashlib
 import ipaddress
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from deploys.addresses import is_reachable
+from deploys.addresses import is_address, is_host, is_reachable
 from deploys.deployment import Deployment
 
 Address = IPv4Address | IPv6Address
@@ -25,13 +24,20 @@ FOLDER = Path("/etc/wireguard")
 CONFIGURATION = FOLDER / f"{INTERFACE}.conf"
 # Made on the host, and never anywhere else.
 KEY = FOLDER / f"{INTERFACE}.key"
+DROP_IN = Path(f"/etc/systemd/system/{UNIT}.d/hivewright.conf")
+# Debian's own would lose the key, which is not in the configuration.
+RELOAD = f"""\
+[Service]
+ExecReload=
+ExecReload=/bin/sh -c '{{ printf "[Interface]\\\\nPrivateKey = "; cat {KEY}; wg-quick strip %i | sed 1d; }} \
+| wg syncconf %i /dev/stdin'
+"""
 # As the endpoint of a host that stands behind a router.
 NOBODY = "none"
 KEEPALIVE_SECONDS = 25
 # Before all that others are likely to have, after the host's own addresses.
 RULE_PRIORITY = 8600
 EXPECTED_ENDPOINT = f"a name or an address without a port, or {NOBODY!r} behind a router"
-_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +109,9 @@ def _mistakes(of: Deployment, name: str, data: Mapping[str, Any]) -> Iterator[st
             yield f"wireguard_endpoint: got {NOBODY!r}, and wireguard_hub; a hub is what the others reach"
         return
     own = "wireguard_endpoint" if of.wireguard_endpoint is not None else "wireguard_endpoint: none, and ssh_hostname"
-    if not _is_host(where) or not is_reachable(where):
+    if not is_host(where) or not is_reachable(where):
         yield f"{own}: got {where!r}; expected {EXPECTED_ENDPOINT}"
-    elif _is_address(where) and ipaddress.ip_address(where) in network:
+    elif is_address(where) and ipaddress.ip_address(where) in network:
         yield f"{own}: got {where!r}, which is in the mesh's own {network}; expected its address outside of it"
 
 
@@ -135,18 +141,6 @@ def _endpoint(of: Deployment, name: str, data: Mapping[str, Any]) -> str:
     return str(data.get("ssh_hostname") or name) if of.wireguard_endpoint is None else of.wireguard_endpoint
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_host(text: str) -> bool:
-    return _is_address(text) or _HOST_NAME.fullmatch(text) is not None
-
-
 def configuration(me: Member, all_members: Collection[Member], keys: Mapping[str, str]) -> str:
     """The text of CONFIGURATION. `keys`: public keys by host; who has none yet is left out. It has no secret in it."""
     lines = [
@@ -165,6 +159,11 @@ def configuration(me: Member, all_members: Collection[Member], keys: Mapping[str
             # Whom nobody can reach keeps the way open that it has opened.
             lines += [f"PersistentKeepalive = {KEEPALIVE_SECONDS}"] if me.endpoint is None else []
     return "\n".join([*lines, ""])
+
+
+def digest(text: str) -> str:
+    """Of all that a host has of the mesh but for its key: the `text` of its configuration, and how that is reloaded."""
+    return hashlib.sha256((text + RELOAD).encode()).hexdigest()
 
 
 def _passing_on(network: Network) -> Iterator[str]:

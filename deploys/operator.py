@@ -1,11 +1,12 @@
 """What is decided once, on the operator's side, before any host is touched: the commit, and the fleet's token."""
 
+import fcntl
 import json
 import os
 import re
 import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from worker.errors import SettingsError
@@ -13,7 +14,7 @@ from worker.errors import SettingsError
 RESOLVE_SECONDS = 60
 TOKEN_FILE = "enrolment.token"  # noqa: S105 - a file name
 EXPECTED_TOKEN = "expected one word; the account service's host has it in /etc/hivewright/enrolment.token"  # noqa: S105
-# Public keys of the hosts of a WireGuard mesh (deploys/wireguard.py).
+# Public keys of the hosts of a WireGuard mesh, by host.
 PUBLIC_KEYS_FILE = "wireguard.json"
 EXPECTED_RECORD = "expected public keys by host; take a copy of it, or remove it and deploy the whole fleet"
 
@@ -81,14 +82,10 @@ def secrets_mistakes(folder: Path) -> Iterator[str]:
         enrolment_token(folder, create=False)
     except SettingsError as error:
         yield str(error)
-    record = folder / PUBLIC_KEYS_FILE
     try:
-        known = json.loads(record.read_text()) if record.exists() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        yield f"{record}: {_reason(error)}; {EXPECTED_RECORD}"
-        return
-    if not isinstance(known, dict) or not all(isinstance(key, str) for key in known.values()):
-        yield f"{record}: no JSON of that form; {EXPECTED_RECORD}"
+        public_keys(folder)
+    except SettingsError as error:
+        yield str(error)
 
 
 def enrolment_token(folder: Path, create: bool) -> str | None:
@@ -108,6 +105,33 @@ def enrolment_token(folder: Path, create: bool) -> str | None:
     if words is not None and len(words) != 1:
         raise SettingsError(f"{file}: {len(words)} words; {EXPECTED_TOKEN}")
     return words[0] if words else None
+
+
+def public_keys(folder: Path) -> dict[str, str]:
+    """Public keys of hosts, as they were last seen. Raises SettingsError if what is kept in `folder` is none."""
+    record = folder / PUBLIC_KEYS_FILE
+    try:
+        known: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{record}: {_reason(error)}; {EXPECTED_RECORD}") from None
+    if not isinstance(known, dict) or not all(isinstance(key, str) for key in known.values()):
+        raise SettingsError(f"{record}: no JSON of that form; {EXPECTED_RECORD}")
+    return known
+
+
+def remember_public_keys(folder: Path, found: Mapping[str, str]) -> dict[str, str]:
+    """Add these to what is kept, to which other runs may be adding as well; return all of it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    record = folder / PUBLIC_KEYS_FILE
+    with record.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = public_keys(folder)
+        known = {**before, **found}
+        if known != before:
+            new = record.with_suffix(".new")
+            new.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+            new.rename(record)
+        return known
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from pyinfra.api import FactBase
 
 from deploys import mesh, reading
-from deploys.facts import CACHE, COMMAND, CURRENT, DEPLOYED, LOGS, PREVIOUS, ROOT, WHOLE
+from deploys.facts import CACHE, COMMAND, CURRENT, DEPLOYED, LOGS, PREVIOUS, ROOT, WHOLE, WireGuard
 from deploys.places import CONFIGURATION, STATE
 
 # How many of a worker's last rounds are looked at.
@@ -286,6 +286,16 @@ class Logs(Answer[list[str]]):
 
     def read(self, lines: list[str]) -> list[str]:
         return lines
+
+
+class MeshParts(Answer[dict[str, Any]]):
+    """The host's MeshPart, as a dict."""
+
+    def command(self) -> str:
+        return f"{WireGuard().command()}; echo {END}"
+
+    def read(self, lines: list[str]) -> dict[str, Any]:
+        return asdict(WireGuard().process(lines))
 
 
 class Footprint(Answer[list[str]]):

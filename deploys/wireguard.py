@@ -1,72 +1,25 @@
 """WireGuard between the hosts: a key that each makes for itself, and who its peers are, from the inventory.
 
-Only public keys leave a host. The operator's side remembers them (RECORD in the folder of secrets), for a run that is
-limited to some hosts must know those of the others.
+Only public keys leave a host. The operator's side remembers them, for a run that is limited to some hosts must know
+those of the others.
 """
 
 import base64
-import fcntl
-import hashlib
-import json
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyinfra import host, inventory, state
-from pyinfra.api import FactBase, StringCommand, deploy, operation
+from pyinfra.api import StringCommand, deploy, operation
 from pyinfra.api.host import Host
 from pyinfra.context import ctx_host
 
-from deploys import mesh, report, system
-from deploys.mesh import CONFIGURATION, FOLDER, KEY, UNIT, Member
+from deploys import mesh, operator, report, system
+from deploys.facts import WireGuard
+from deploys.mesh import CONFIGURATION, DROP_IN, FOLDER, KEY, RELOAD, UNIT, Member
 from deploys.plan import CHECKOUT, Planned
 
 PACKAGES = ("wireguard-tools", "wireguard-go")
-RECORD = "wireguard.json"
-DROP_IN = Path(f"/etc/systemd/system/{UNIT}.d")
-# Debian's own would lose the key, which is not in the configuration.
-RELOAD = f"""\
-[Service]
-ExecReload=
-ExecReload=/bin/sh -c '{{ printf "[Interface]\\\\nPrivateKey = "; cat {KEY}; wg-quick strip %i | sed 1d; }} \
-| wg syncconf %i /dev/stdin'
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a host has of the mesh. `public_key`, `digest` (of the configuration): None without. `kernel`: it can."""
-
-    public_key: str | None = None
-    digest: str | None = None
-    runs: bool = False
-    kernel: bool = False
-
-    @property
-    def is_there(self) -> bool:
-        return self.public_key is not None or self.digest is not None or self.runs
-
-
-class WireGuard(FactBase[Found]):
-    """The host's part in the mesh. The key itself is never read out."""
-
-    def command(self) -> str:
-        return (
-            "exec 2>/dev/null;"
-            f" [ ! -e {KEY} ] || echo key=$(wg pubkey < {KEY});"
-            f" [ ! -e {CONFIGURATION} ] || echo digest=$(cat {CONFIGURATION} {DROP_IN}/* | sha256sum | cut -c 1-64);"
-            f" ! systemctl is-active --quiet {UNIT} || ! systemctl is-enabled --quiet {UNIT} || echo runs=yes;"
-            " ! { [ -e /sys/module/wireguard ] || modprobe --dry-run --quiet wireguard; } || echo kernel=yes"
-        )
-
-    @staticmethod
-    def default() -> Found:
-        return Found()
-
-    def process(self, output: list[str]) -> Found:
-        said = dict(line.split("=", 1) for line in output)
-        return Found(said.get("key") or None, said.get("digest"), "runs" in said, "kernel" in said)
 
 
 @deploy("WireGuard")
@@ -80,8 +33,8 @@ def join_mesh(plan: Planned) -> None:
     names = PACKAGES[:1] if host.get_fact(WireGuard).kernel else PACKAGES
     system.packages(name="Install it", names=names, _timeout=system.INSTALL_SECONDS)
     make_key(name="Make the host's key")
-    record = CHECKOUT / plan.host.deployment.secrets_dir / RECORD
-    connect(name="Connect it to its peers", me=me, members=plan.mesh, record=record)
+    secrets = CHECKOUT / plan.host.deployment.secrets_dir
+    connect(name="Connect it to its peers", me=me, members=plan.mesh, secrets=secrets)
 
 
 @operation()
@@ -94,16 +47,16 @@ def make_key() -> Iterator[str]:
 
 
 @operation()
-def connect(me: Member, members: Mapping[str, Member], record: Path) -> Iterator[StringCommand]:
+def connect(me: Member, members: Mapping[str, Member], secrets: Path) -> Iterator[StringCommand]:
     """Have the interface up, with the peers that the inventory gives it, as far as their keys are known."""
-    keys = _public_keys(record, members)
+    keys = _public_keys(secrets, members)
     if state.is_executing and (missing := sorted(members.keys() - keys.keys())):
         report.note(f"WireGuard: no key of {', '.join(missing)} is known yet; deploy them, then the others again")
     text, found = mesh.configuration(me, members.values(), keys), host.get_fact(WireGuard)
-    if found.runs and found.digest == hashlib.sha256((text + RELOAD).encode()).hexdigest():
+    if found.runs and found.digest == mesh.digest(text):
         host.noop("it is connected")
         return
-    yield _write(f"mkdir -p {DROP_IN} && cat > {DROP_IN}/hivewright.conf && systemctl daemon-reload", RELOAD, "022")
+    yield _write(f"mkdir -p {DROP_IN.parent} && cat > {DROP_IN} && systemctl daemon-reload", RELOAD, "022")
     yield _write(_APPLY, text, "077")
 
 
@@ -139,7 +92,7 @@ def leave() -> Iterator[str]:
 
 LEAVE = (
     f"! systemctl cat {UNIT} >/dev/null 2>&1 || systemctl disable --now --quiet {UNIT};"
-    f" rm -rf {CONFIGURATION} {KEY} {DROP_IN}; systemctl daemon-reload"
+    f" rm -rf {CONFIGURATION} {KEY} {DROP_IN.parent}; systemctl daemon-reload"
 )
 
 # Asked of all hosts of the run at once, when the first one needs them: before anything is done, and then once more.
@@ -147,33 +100,18 @@ _asked: dict[bool, dict[str, str]] = {}
 _lock = threading.Lock()
 
 
-def _public_keys(record: Path, members: Mapping[str, Member]) -> dict[str, str]:
+def _public_keys(secrets: Path, members: Mapping[str, Member]) -> dict[str, str]:
     """Public keys by host: those of the hosts of this run from them, of others as they were last seen."""
     with _lock:
         if state.is_executing not in _asked:
             asked = [each for each in inventory.get_active_hosts() if each.name in members]
             found = {name: key for name, key in state.fact_pool.map(_public_key, asked) if key}
-            _asked[state.is_executing] = _remember(record, found) if state.is_executing else _recall(record) | found
+            recall, remember = operator.public_keys, operator.remember_public_keys
+            known = remember(secrets, found) if state.is_executing else recall(secrets) | found
+            _asked[state.is_executing] = known
     return {name: key for name, key in _asked[state.is_executing].items() if name in members}
 
 
 def _public_key(of: Host) -> tuple[str, str | None]:
     with ctx_host.use(of):
         return of.name, of.get_fact(WireGuard).public_key
-
-
-def _recall(record: Path) -> dict[str, str]:
-    return dict(json.loads(record.read_text())) if record.exists() else {}
-
-
-def _remember(record: Path, found: dict[str, str]) -> dict[str, str]:
-    """Add these to the record, which other runs may be writing to as well; return all that it has."""
-    record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with record.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        known = _recall(record)
-        if known | found != known:
-            new = record.with_suffix(".new")
-            new.write_text(json.dumps(known | found, indent=2, sort_keys=True) + "\n")
-            new.rename(record)
-        return known | found

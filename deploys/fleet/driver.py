@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploys import operator
-from deploys.fleet import look, report
+from deploys.fleet import look, peers, report
 from deploys.fleet.batches import Size
 from deploys.fleet.command import CHECKOUT, Pyinfra, Ran, heed_signals
 from deploys.fleet.report import Report
@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> None:
     # All that can be refused is refused before anything is left in the folder.
     hosts = pyinfra.hosts(timeout=ASK_SECONDS, is_to_be_deployed=True)
     so_far = _resumed(file, pyinfra.inventory, hosts) if options.resume else _new(pyinfra.inventory, hosts)
+    if not so_far.reason:
+        peers.require_settled(pyinfra, hosts)
     _make_folder(folder)
     with lock_folder(folder, "--output") as lock:
         # Killed outright, this leaves its pyinfras at work; until they have ended nobody else can begin.

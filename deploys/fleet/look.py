@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploys.fleet.command import Pyinfra, Stopped
+from deploys.fleet.command import Answers, Pyinfra, Stopped
 from worker.errors import SettingsError, WorkerError
 
 FACTS = ("deploys.survey.HostStates", "deploys.survey.NodeReports")
@@ -27,30 +27,31 @@ class Looked:
 
 def look(pyinfra: Pyinfra, hosts: Sequence[str]) -> Looked:
     """Ask hosts what they are doing. Raises SettingsError if there is no such inventory, Stopped when it is to end."""
+    answers = ask(pyinfra, FACTS, hosts)
+    states, reports = answers.values
+    return Looked(states, reports, answers.reasons)
+
+
+def ask(pyinfra: Pyinfra, facts: Sequence[str], hosts: Sequence[str]) -> Answers:
+    """Ask hosts for these facts. Raises as `look` does."""
+    limit = {"_timeout": str(FACT_SECONDS)}
+    none = Answers([{} for _ in facts], {})
     if not hosts:
-        return Looked()
+        return none
     try:
-        return _ask(pyinfra, hosts)
+        return pyinfra.facts(*facts, hosts=hosts, timeout=ASK_SECONDS, data=limit)
     except (SettingsError, Stopped):
         raise
     except (subprocess.TimeoutExpired, WorkerError) as error:
         if len(hosts) == 1:
-            return Looked(reasons={hosts[0]: _reason(error)})
+            return Answers(none.values, {hosts[0]: _reason(error)})
     with ThreadPoolExecutor(NUM_PARALLEL) as pool:
-        each = list(pool.map(lambda host: look(pyinfra, [host]), hosts))
-    found = Looked()
+        each = list(pool.map(lambda host: ask(pyinfra, facts, [host]), hosts))
     for one in each:
-        found.states |= one.states
-        found.reports |= one.reports
-        found.reasons |= one.reasons
-    return found
-
-
-def _ask(pyinfra: Pyinfra, hosts: Sequence[str]) -> Looked:
-    limit = {"_timeout": str(FACT_SECONDS)}
-    answers = pyinfra.facts(*FACTS, hosts=hosts, timeout=ASK_SECONDS, data=limit)
-    states, reports = answers.values
-    return Looked(states, reports, answers.reasons)
+        for found, value in zip(none.values, one.values, strict=True):
+            found.update(value)
+        none.reasons.update(one.reasons)
+    return none
 
 
 def _reason(error: Exception) -> str:

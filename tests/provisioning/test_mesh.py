@@ -1,14 +1,16 @@
 """The WireGuard mesh: who gets which address and peers, what a wrong inventory is told, and that keys stay at home."""
 
 import ipaddress
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploys import hosts, mesh, wireguard
+from deploys import hosts, mesh, operator
 from deploys.deployment import Deployment
+from deploys.facts import WireGuard
 from deploys.hosts import HostEntry
 from deploys.mesh import Member
 from worker.errors import SettingsError
@@ -151,22 +153,21 @@ def test_hosts_that_do_not_go_together_are_named() -> None:
 
 
 def test_configuration_reloads_with_its_key_and_only_public_keys_are_facts() -> None:
-    assert wireguard.RELOAD.splitlines()[2] == (
+    assert mesh.RELOAD.splitlines()[2] == (
         'ExecReload=/bin/sh -c \'{ printf "[Interface]\\\\nPrivateKey = "; cat /etc/wireguard/wg-hivewright.key; '
         "wg-quick strip %i | sed 1d; } | wg syncconf %i /dev/stdin'"
     )
-    found = wireguard.WireGuard().process(["key=abc=", "digest=1", "runs=yes"])
+    found = WireGuard().process(["key=abc=", "digest=1", "runs=yes"])
     assert (found.public_key, found.digest, found.runs, found.kernel) == ("abc=", "1", True, False)
-    assert not wireguard.WireGuard().default().is_there
-    bare = subprocess.run(
-        ["sh", "-c", wireguard.WireGuard().command()], capture_output=True, text=True, timeout=20, check=True
-    )
+    assert not WireGuard().default().is_there
+    bare = subprocess.run(["sh", "-c", WireGuard().command()], capture_output=True, text=True, timeout=20, check=True)
     assert "key=" not in bare.stdout
 
 
 def test_record_of_public_keys_grows_and_keeps_what_other_runs_wrote(tmp_path: Path) -> None:
-    record = tmp_path / "secrets/wireguard.json"
-    assert wireguard._remember(record, {"a": "A="}) == {"a": "A="}
-    assert wireguard._remember(record, {"b": "B="}) == {"a": "A=", "b": "B="}
-    assert wireguard._remember(record, {"a": "A2="}) == {"a": "A2=", "b": "B="}
-    assert wireguard._recall(record) == {"a": "A2=", "b": "B="}
+    secrets = tmp_path / "secrets"
+    assert operator.remember_public_keys(secrets, {"a": "A="}) == {"a": "A="}
+    assert operator.remember_public_keys(secrets, {"b": "B="}) == {"a": "A=", "b": "B="}
+    assert operator.remember_public_keys(secrets, {"a": "A2="}) == {"a": "A2=", "b": "B="}
+    assert operator.public_keys(secrets) == {"a": "A2=", "b": "B="}
+    assert json.loads((secrets / "wireguard.json").read_text()) == {"a": "A2=", "b": "B="}
