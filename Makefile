@@ -16,6 +16,7 @@ setup:
 	@scripts/environment .venv dev
 	@[ -x $(bin)/hivewright ] || $(bin)/uv pip install --quiet --offline --python $(bin)/python --no-deps \
 		--no-build-isolation --editable .
+	@[ -e .cache/node/anvil ] || echo "anvil: installing the embedded chain into .cache/node" >&2
 	@scripts/anvil .cache/node >/dev/null
 
 lock:
