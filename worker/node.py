@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 # A clean stop tries for so long to bring what was earned to the chain; the ledger keeps the rest.
 FLUSH_SECONDS = 30.0
+MEMORY_KILLED = "memory-killed"
+"""In the state folder: the kernel ended the worker for its memory. Its unit writes it (templates/)."""
 # Groups asked for, for each that is trained on: those without a signal are dropped, and a choice makes a better mix.
 EXTERNAL_MARGIN = 3
 
@@ -105,6 +107,9 @@ class Node:
         # First what generates, which stays in memory; then training measures what is left.
         self.policy.prepare(settings.generation, self.folder / "rows.json")
         self.trainer.fit(self.folder / "budget.json")
+        if (self.folder / MEMORY_KILLED).exists():
+            self.trainer.take_less()
+            (self.folder / MEMORY_KILLED).unlink()
         self.hub = self._hub() if settings.hub.token_file is not None else None
         self.ledger = Ledger(self.folder / "ledger.db")
         self.swarm = self._swarm() if settings.swarm.enabled else None

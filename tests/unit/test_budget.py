@@ -161,6 +161,28 @@ def test_measured_budget_is_remembered_until_something_changes(pristine, tmp_pat
     assert other.budget == Budget(1000)
 
 
+def test_worker_that_was_killed_for_its_memory_takes_less_each_time(pristine, tmp_path, caplog):
+    file = tmp_path / "budget.json"
+
+    def next_life():
+        trainer = make_trainer(pristine)
+        trainer.fit(file)
+        trainer.take_less()
+        return trainer
+
+    assert next_life().budget == Budget(8192)
+    for _ in range(7):
+        last = next_life()
+    longest = GENERATION.max_prompt_length + GENERATION.max_completion_length
+    assert last.budget == Budget(64)
+    assert next_life().budget == Budget(32)
+    assert 32 <= longest < 64
+    last = next_life()
+    assert (last.budget, last._scorer.recomputes) == (Budget(32, recomputes=True), True)
+    assert next_life().budget == Budget(32, recomputes=True)
+    assert "can't do with less: give it more" in caplog.text
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": "KEY", "tokens": 0, "recomputes": false}', "\udc80"])
 def test_damaged_budget_is_measured_again(pristine, tmp_path, text, caplog):
     trainer = make_trainer(pristine)

@@ -80,6 +80,16 @@ def test_history_has_each_round_once_whenever_the_node_is_killed(tmp_path, check
     assert len((tmp_path / "rounds.jsonl").read_text().splitlines()) == num_lines
 
 
+def test_node_whose_process_the_kernel_ended_for_its_memory_takes_less(tmp_path):
+    checked = enrolled(tmp_path)
+    make_node(checked).close()
+    (tmp_path / "memory-killed").touch()
+    for _ in range(2):  # once for each time that it was
+        node = make_node(checked)
+        node.close()
+        assert node.trainer.budget.tokens == checked.trainer.max_tokens_per_micro_batch // 2
+
+
 def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, monkeypatch):
     node = make_node(enrolled(tmp_path, node_checkpoint_every=3))
     monkeypatch.setattr(node.environment, "score", lambda task, texts: [0.0] * len(texts))  # no signal

@@ -39,6 +39,17 @@ class Budget:
     held: int | None = field(default=None, compare=False)
     step: int | None = field(default=None, compare=False)
 
+    def below(self, tokens: int) -> "Budget":
+        """Halved until it is under `tokens`."""
+        fewer = self.tokens
+        while fewer >= tokens:
+            fewer //= 2
+        step = None if self.step is None else self.step * fewer // self.tokens
+        return Budget(fewer, self.recomputes, self.held, step)
+
+    def recomputing(self) -> "Budget":
+        return Budget(self.tokens, recomputes=True, held=self.held)
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:

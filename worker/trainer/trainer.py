@@ -308,26 +308,45 @@ class Trainer:
         """Memory ran out: the next try takes less of it."""
         self._drop_gradients()
         memory.release(self.policy.model.device)
-        before, tokens = self.budget, self.budget.tokens
+        before = self.budget
         if max(map(len, micro_batches)) > 1:
-            largest = max(self._count_tokens(micro) for micro in micro_batches)
-            while tokens >= largest:
-                tokens //= 2
-            step = None if before.step is None else before.step * tokens // before.tokens
-            self.budget = budget.Budget(tokens, before.recomputes, before.held, step)
+            self.budget = before.below(max(self._count_tokens(micro) for micro in micro_batches))
         elif not before.recomputes:
-            self.budget = budget.Budget(tokens, recomputes=True, held=before.held)
+            self.budget = before.recomputing()
         else:
             longest = max(self._count_tokens(micro) for micro in micro_batches)
             raise ResourceError(
                 f"out of memory on a single sequence of {longest} tokens ({reason}); free memory, or lower "
                 "generation.max_prompt_length or generation.max_completion_length"
             )
-        self._scorer.recomputes = self.budget.recomputes
         log.warning(
             "out of memory, the step is made again in smaller pieces tokens=%d before=%d recomputes=%s error=%s",
-            tokens, before.tokens, self.budget.recomputes, reason,
+            self.budget.tokens, before.tokens, self.budget.recomputes, reason,
         )  # fmt: skip
+        self._keep_budget()
+
+    def take_less(self) -> None:
+        """After `fit`, when the kernel ended the process before this one for its memory: where an allocator never says
+        no, that is the only sign that a budget is too large."""
+        before, longest = self.budget, self._generation.max_prompt_length + self._generation.max_completion_length
+        if before.tokens > longest:
+            self.budget = before.below(before.tokens)
+        elif not before.recomputes:
+            self.budget = before.recomputing()
+        else:
+            log.warning(
+                "the kernel ended the worker for its memory, and it can't do with less: give it more, or lower "
+                "generation.max_prompt_length or generation.max_completion_length"
+            )
+            return
+        log.warning(
+            "the kernel ended the worker for its memory, it goes on in smaller pieces tokens=%d before=%d recomputes=%s",
+            self.budget.tokens, before.tokens, self.budget.recomputes,
+        )  # fmt: skip
+        self._keep_budget()
+
+    def _keep_budget(self) -> None:
+        self._scorer.recomputes = self.budget.recomputes
         if self._budget_file is not None:
             budget.save(self._budget_file, self._budget_key, self.budget)
 
