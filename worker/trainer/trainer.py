@@ -340,7 +340,7 @@ class Trainer:
             )
             return
         log.warning(
-            "the kernel ended the worker for its memory, it goes on in smaller pieces tokens=%d before=%d recomputes=%s",
+            "the kernel ended the worker for its memory, smaller pieces from now on tokens=%d before=%d recomputes=%s",
             self.budget.tokens, before.tokens, self.budget.recomputes,
         )  # fmt: skip
         self._keep_budget()
