@@ -111,16 +111,23 @@ def test_packed_row_equals_every_sequence_by_itself(family, recomputes, monkeypa
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", UNPACKABLE)
-def test_model_that_can_not_be_packed_is_scored_in_rows(family, caplog):
+def test_model_that_can_not_be_packed_is_scored_in_rows(family, caplog, monkeypatch):
+    monkeypatch.setattr(scoring, "_MAX_LOGITS", 97 * 7)
     model, groups = make_model(UNPACKABLE[family]), make_groups()
     expected = one_by_one(model, groups, 0.7)
     expected_gradients = gradients(model, expected)
     scorer = Scorer(model)
     assert not scorer.is_packed
     assert "model is not packed" in caplog.text
+    assert scorer.has_plain_head == (family == "gpt-oss")
+    made = []
+    model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: made.append(logits[..., 0]))
     with scorer.passes():
         logprobs = scorer.logprobs(groups, 0.7)
         ours = gradients(model, logprobs)
+    # In pieces of seven tokens; where that can't be, of the completions and the one token before them.
+    expected_pieces = {"gpt-oss": 7, "granite": 9 * (20 - 3 + 1)}
+    assert max(logits.numel() for logits in made) == expected_pieces[family]
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5)
     assert_same(ours, expected_gradients, 1e-4)
     assert scorer.count_tokens([3, 5], [1, 2, 4]) == 3 * (5 + 4)

@@ -183,7 +183,7 @@ def explain(model: settings.Model, trainer: settings.Trainer, folder: Path) -> l
         fits = "fits" if verdict.reason is None else f"does not: {verdict.reason}"
         lines.append(f"  {verdict.pool:<6} {verdict.name:<28} needs {verdict.needed_gib:4.1f} GiB: {fits}")
     if model.name != AUTO:
-        return [*lines, f"this node: {model.name}, as model.name says{_fit_of(model.name, machine, trainer)}"]
+        return [*lines, f"this node: {model.name}, as model.name says{_fit_of(model, machine, trainer)}"]
     if (folder / CHOICE_FILE).exists():
         return [*lines, f"this node: {settle(model, folder).name}, chosen when it enrolled"]
     return [*lines, "this node: model.name is auto; `hivewright enrol` chooses one of those that fit"]
@@ -199,19 +199,20 @@ def _needed_gib(parameters: int, machine: Machine, trainer: settings.Trainer) ->
     return parameters * per_parameter / GIB + pools.working_gib
 
 
-def needed_gib(name: str, machine: Machine, trainer: settings.Trainer) -> float | None:
+def needed_gib(model: settings.Model, machine: Machine, trainer: settings.Trainer) -> float | None:
     """Memory to train a model, estimated by its parameters. None: they are only known when it has been downloaded."""
     for pool in load_pools().pools:
-        for model in pool.models:
-            if model.name == name:
-                return _needed_gib(model.parameters, machine, trainer)
-    folder = find_folder(name)
+        for candidate in pool.models:
+            if candidate.name == model.name:
+                return _needed_gib(candidate.parameters, machine, trainer)
+    folder = find_folder(model)
     files = sorted(folder.glob("*.safetensors")) if folder is not None else []
     return _needed_gib(sum(map(_count_parameters, files)), machine, trainer) if files else None
 
 
-def find_folder(name: str) -> Path | None:
-    """Where the model of this name is; None: it is a Hugging Face name. Raises ModelError for a path without one."""
+def find_folder(model: settings.Model) -> Path | None:
+    """Where the model is; None: it is to be had from Hugging Face. Raises ModelError for a path without one."""
+    name = model.name
     if name == TINY:
         return Path(__file__).parent / "tiny"
     folder = Path(name).expanduser()
@@ -219,12 +220,19 @@ def find_folder(name: str) -> Path | None:
         return folder
     if folder.is_dir() or name.startswith(("/", "./", "../", "~")):
         raise ModelError(f"model/name: {name}: no config.json there; expected a folder with a transformers model")
+    if model.shared_dir is not None and (shared := shared_folder(model.shared_dir, name)).is_dir():
+        return shared
     return None
 
 
-def _fit_of(name: str, machine: Machine, trainer: settings.Trainer) -> str:
+def shared_folder(shared_dir: Path, name: str) -> Path:
+    """Where a model of Hugging Face's is among those that nodes share, once it is there, whole."""
+    return shared_dir / name.replace("/", "--")
+
+
+def _fit_of(model: settings.Model, machine: Machine, trainer: settings.Trainer) -> str:
     """What a model that the user names needs, where that is known."""
-    needed = needed_gib(name, machine, trainer)
+    needed = needed_gib(model, machine, trainer)
     if needed is None:
         return ""
     fits = "fits" if needed <= machine.free_gib else f"does not fit: {machine.free_gib:.1f} GiB are free"

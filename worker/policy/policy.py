@@ -12,7 +12,7 @@ from typing import Any
 import httpx2  # what huggingface_hub speaks HTTP with
 import jinja2
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelInfo
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,7 +34,7 @@ INSTRUCTION = (
     "Answer the question. Think first if that helps; then give the final answer as <answer>your answer</answer>."
 )
 
-_HUB = HfApi()
+HUB = HfApi()
 _LOOKUP_SECONDS = 10.0
 _TAIL_TOKENS = 16
 """How far back a row is decoded to look for the end of the answer: no tokenizer spreads `</answer>` over more."""
@@ -177,7 +177,7 @@ def load(model: settings.Model) -> Policy:
     device = _find_device(model)
     dtype = _find_dtype(model, device)
     disable_progress_bar()  # services log lines
-    source = _find_source(model.name)
+    source = _find_source(model)
     try:
         # Code that comes with a model is never run, whatever transformers' default is.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -229,13 +229,24 @@ def _find_dtype(model: settings.Model, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
 
 
-def _find_source(name: str) -> str:
+def _find_source(model: settings.Model) -> str:
     """What transformers should load: a folder, or a Hugging Face name that is known to exist."""
-    if (folder := find_folder(name)) is not None:
+    name = model.name
+    if (folder := find_folder(model)) is not None:
         return str(folder)
-    try:
-        _HUB.model_info(name, timeout=_LOOKUP_SECONDS)
+    found = look_up(name)
+    if not isinstance(found, str):
         return name
+    return _find_cached(name, found)
+
+
+def look_up(name: str) -> ModelInfo | str:
+    """What Hugging Face knows of a model, with the sizes of its files; text: why it can't be asked.
+
+    Raises ModelError if there is no such model.
+    """
+    try:
+        return HUB.model_info(name, timeout=_LOOKUP_SECONDS, files_metadata=True)
     except HFValidationError:
         raise ModelError(f"model/name: {name}: neither a folder nor a Hugging Face name (owner/model)") from None
     except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
@@ -244,12 +255,12 @@ def _find_source(name: str) -> str:
                 f"model/name: {name}: Hugging Face says {error.response.status_code}: no such model, or it needs a "
                 f"login; expected a name such as Qwen/Qwen2.5-0.5B-Instruct, a folder, or {TINY}"
             ) from None
-        return _find_cached(name, memory.reason_of(error))
+        return memory.reason_of(error)
 
 
 def _find_cached(name: str, reason: str) -> str:
     try:
-        return str(_HUB.snapshot_download(name, local_files_only=True))
+        return str(HUB.snapshot_download(name, local_files_only=True))
     except LocalEntryNotFoundError:
         raise ModelError(
             f"model/name: {name}: not on this machine, and Hugging Face can't be reached ({reason}); "

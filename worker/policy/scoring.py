@@ -2,14 +2,16 @@
 """Log-probabilities of given completions under the policy: what the loss is made of.
 
 A batch is one row: each prompt once, then its completions, nothing padded (worker/policy/attention.py). The logits of
-all its tokens are never there at once. Models whose layers can't be packed are given one sequence to a row.
+all its tokens are never there at once. Models whose layers can't be packed are given one sequence to a row; those that do
+more to their logits than we know make those of all completions at once.
 """
 
 # S tokens of the packed row, M completion tokens that are scored, N completions, T tokens of the longest, E size of
 # the hidden states, V vocabulary
 
+import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -49,10 +51,14 @@ class Scorer:
         self.model = model
         self.recomputes = False
         self.is_packed = _has_packable_layers(model)
-        if self.is_packed and not self._is_packing_exact():
-            self.is_packed = False
+        if self.is_packed:
+            self.is_packed = self._is_exact(self._packed_hidden)
+        self.has_plain_head = self.is_packed or (_has_own_head(model) and self._is_exact(self._padded_hidden))
         if not self.is_packed:
-            log.warning("model is not packed, training takes one row for each completion type=%s", type(model).__name__)
+            log.warning(
+                "model is not packed, training takes one row for each completion type=%s pieces_of_logits=%s",
+                type(model).__name__, self.has_plain_head,
+            )  # fmt: skip
 
     def count_tokens(self, prompts: Sequence[int], completions: Sequence[int]) -> int:
         """Tokens that go through the model, padding included, for prompts and completions of these lengths."""
@@ -87,13 +93,19 @@ class Scorer:
         Differentiable where gradients are on.
         """
         if self.is_packed:
-            return self._packed_logprobs(groups, temperature)
+            return self._logprobs_of(*self._packed_hidden(groups), temperature)
+        if self.has_plain_head:
+            return self._logprobs_of(*self._padded_hidden(groups), temperature)
+        return self._plain_logprobs(groups, temperature)
+
+    def _plain_logprobs(self, groups: Sequence[PromptGroup], temperature: float) -> Tensor:
         completions = [c for group in groups for c in group.completions]
         prompt_of = [i for i, group in enumerate(groups) for _ in group.completions]
         rows_NT = completion_logprobs(self.model, [g.prompt for g in groups], completions, prompt_of, temperature)
         return torch.cat([row_T[: len(c)] for row_T, c in zip(rows_NT, completions, strict=True)])
 
-    def _packed_logprobs(self, groups: Sequence[PromptGroup], temperature: float) -> Tensor:
+    def _packed_hidden(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
+        """(M, E) hidden states that predict the completions' tokens, and (M,) these."""
         ids, positions, predicting, predicted = _pack(groups)
         device = self.model.device
         layout = Layout(tuple((len(g.prompt), tuple(len(c) - 1 for c in g.completions)) for g in groups))
@@ -104,7 +116,16 @@ class Scorer:
             layout=layout,
         )
         hidden_ME = out.last_hidden_state[0].index_select(0, torch.tensor(predicting, device=device))
-        ids_M = torch.tensor(predicted, device=device)
+        return hidden_ME, torch.tensor(predicted, device=device)
+
+    def _padded_hidden(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
+        """The same from a row for each completion."""
+        ids_NS, mask_NS, starts_N = _pad([(g.prompt, c) for g in groups for c in g.completions], self.model.device)
+        is_scored_NS = mask_NS & (torch.arange(ids_NS.shape[1], device=ids_NS.device) >= starts_N[:, None])
+        out = self.model.base_model(input_ids=ids_NS, attention_mask=mask_NS.long(), use_cache=False)
+        return out.last_hidden_state[:, :-1][is_scored_NS[:, 1:]], ids_NS[is_scored_NS]
+
+    def _logprobs_of(self, hidden_ME: Tensor, ids_M: Tensor, temperature: float) -> Tensor:
         num_rows = max(1, _MAX_LOGITS // self.model.config.get_text_config().vocab_size)
         if len(ids_M) <= num_rows:
             return self._head_logprobs(hidden_ME, ids_M, temperature)
@@ -124,8 +145,8 @@ class Scorer:
         return _gather_logprobs(logits_MV, ids_M, temperature)
 
     @torch.no_grad()
-    def _is_packing_exact(self) -> bool:
-        """Whether a small batch has the same log-probabilities packed and plain: families do things of their own."""
+    def _is_exact(self, find_hidden: Callable[[Sequence[PromptGroup]], tuple[Tensor, Tensor]]) -> bool:
+        """Whether a small batch has the same log-probabilities so and plain: families do things of their own."""
         high = self.model.config.get_text_config().vocab_size
         ids = [int(i) for i in torch.randint(high, (16,), generator=torch.Generator().manual_seed(0))]
         groups = [
@@ -133,11 +154,8 @@ class Scorer:
             PromptGroup(tuple(ids[12:14]), (tuple(ids[3:6]), tuple(ids[14:16]))),
         ]
         with self.passes():
-            packed_M = self._packed_logprobs(groups, 1.0)
-        completions = [c for group in groups for c in group.completions]
-        plain_NT = completion_logprobs(self.model, [g.prompt for g in groups], completions, [0, 0, 0, 1, 1], 1.0)
-        plain_M = torch.cat([row_T[: len(c)] for row_T, c in zip(plain_NT, completions, strict=True)])
-        return bool((packed_M - plain_M).abs().max() < _SAME[self.model.dtype])
+            found_M = self._logprobs_of(*find_hidden(groups), 1.0)
+        return bool((found_M - self._plain_logprobs(groups, 1.0)).abs().max() < _SAME[self.model.dtype])
 
 
 def completion_logprobs(
@@ -153,19 +171,35 @@ def completion_logprobs(
     and one completion, padded on the right. Differentiable where gradients are on. float32.
     """
     device = model.device
-    rows = [[*prompts[p], *c] for p, c in zip(prompt_of, completions, strict=True)]
-    width, longest = max(map(len, rows)), max(len(c) for c in completions)
-    ids_NS = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    lengths_N = torch.tensor([len(row) for row in rows], device=device)
-    starts_N = torch.tensor([len(prompts[p]) for p in prompt_of], device=device)
-    mask_NS = torch.arange(width, device=device) < lengths_N[:, None]
-    out = model(input_ids=ids_NS, attention_mask=mask_NS.long(), use_cache=False)
+    ids_NS, mask_NS, starts_N = _pad([(prompts[p], c) for p, c in zip(prompt_of, completions, strict=True)], device)
+    width, longest = ids_NS.shape[1], max(len(c) for c in completions)
+    # Prompts need no logits, which are most of the memory.
+    takes_number = "logits_to_keep" in inspect.signature(model.forward).parameters
+    kept = {"logits_to_keep": width - int(starts_N.min()) + 1} if takes_number else {}
+    out = model(input_ids=ids_NS, attention_mask=mask_NS.long(), use_cache=False, **kept)
+    num_left_out = width - out.logits.shape[1]
     scored_NT = starts_N[:, None] + torch.arange(longest, device=device)
-    is_real_NT = scored_NT < lengths_N[:, None]
+    is_real_NT = scored_NT < mask_NS.sum(1, keepdim=True)
     scored_NT = scored_NT.clamp(max=width - 1)
-    rows_N1 = torch.arange(len(rows), device=device)[:, None]
-    logprobs_NT = _gather_logprobs(out.logits[rows_N1, scored_NT - 1], ids_NS[rows_N1, scored_NT], temperature)
+    rows_N1 = torch.arange(len(ids_NS), device=device)[:, None]
+    predicting_NTV = out.logits[rows_N1, scored_NT - 1 - num_left_out]
+    logprobs_NT = _gather_logprobs(predicting_NTV, ids_NS[rows_N1, scored_NT], temperature)
     return torch.where(is_real_NT, logprobs_NT, 0.0)
+
+
+def _pad(rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts and completions in a row each, padded on the right: (N, S) ids, (N, S) which of them are real, (N,) where
+    completions start."""
+    lengths = [len(prompt) + len(completion) for prompt, completion in rows]
+    width = max(lengths)
+    ids = [[*prompt, *completion] + [0] * (width - n) for (prompt, completion), n in zip(rows, lengths, strict=True)]
+    mask_NS = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
+    return torch.tensor(ids, device=device), mask_NS, torch.tensor([len(p) for p, _ in rows], device=device)
+
+
+def _has_own_head(model: Any) -> bool:
+    """Whether hidden states are to be had before the logits are made of them."""
+    return model.base_model is not model and model.get_output_embeddings() is not None
 
 
 def _has_packable_layers(model: Any) -> bool:
