@@ -19,7 +19,7 @@ from deploys import keyfiles, mesh, secretfiles, tailnet
 from deploys.addresses import bootnode_announce, is_host, is_reachable
 from deploys.deployment import AUTO, Deployment
 from deploys.gpus import Gpus
-from deploys.places import CONFIGURATION, STATE, state_dir
+from deploys.places import CONFIGURATION, MODELS, STATE, state_dir
 from deploys.secretfiles import HUB_TOKEN
 from deploys.slots import Slot, SlotOptions, place, with_families
 from worker import settings
@@ -45,7 +45,7 @@ COORDINATOR_ROLES = ("chain", "keeper", "bootnode", "account")
 DERIVED = (
     "node_state_dir", "keeper_state_dir", "bootnode_state_dir", "account_state_dir", "anvil_state_file",
     "chain_deployment_file", "chain_account_token_file", "chain_enrolment_token_file", "account_enrolment_token_file",
-    "keeper_bootnode_file",
+    "keeper_bootnode_file", "model_shared_dir",
 )  # fmt: skip
 NO_SWARM = (
     f"no swarm to join; put a host into {COORDINATORS}, or set chain_account_url to a swarm's account service, or "
@@ -439,7 +439,15 @@ def _slot_settings(entry: HostEntry, number: int, own: Mapping[str, Any], accoun
     if isinstance(flat.get("hub_token_file"), str):
         flat["hub_token_file"] = credential(f"worker@{number}", HUB_TOKEN)
     flat["node_state_dir"] = str(state_dir(number))
+    if _is_downloaded(flat.get("model_name")):
+        flat["model_shared_dir"] = str(MODELS)
     return flat
+
+
+def _is_downloaded(model_name: object) -> bool:
+    """Whether a model of this name comes from Hugging Face: it is no path, and not the one in the package."""
+    is_named = isinstance(model_name, str) and model_name != settings.Model().name
+    return is_named and not str(model_name).startswith(("/", "./", "../", "~"))
 
 
 def _port(entry: HostEntry, number: int, own: Mapping[str, Any]) -> int | None:

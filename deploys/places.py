@@ -6,6 +6,8 @@ STATE = Path("/var/lib/hivewright")
 CONFIGURATION = Path("/etc/hivewright")
 # What is kept of a slot that the inventory no longer has: its identity and its books, by peer id.
 RETIRED = STATE / "retired"
+# Models, for all slots of a host: they only read it.
+MODELS = Path("/var/cache/hivewright/models")
 
 
 def state_dir(slot: int) -> Path:

@@ -75,6 +75,8 @@ class Slot:
             lines.append(f"Environment=CUDA_VISIBLE_DEVICES={self.card.uuid}")
         if self.hub_token is not None:
             lines.append(f"LoadCredential={HUB_TOKEN}:{self.hub_token_file}")
+        if self.settings.model.shared_dir is not None:
+            lines.append(f"BindReadOnlyPaths=-{self.settings.model.shared_dir}")
         if self.options.slot_memory_gb is not None:
             lines.append(f"MemoryMax={round(self.options.slot_memory_gb * 10**9)}")
         if self.options.slot_cpus is not None:

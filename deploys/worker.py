@@ -11,7 +11,7 @@ from pyinfra.operations import files
 
 from deploys import content, identity, secretfiles, units
 from deploys.facts import CACHE, CURRENT, DEPLOYED, LOGS, ConfiguredSlots, Service
-from deploys.places import CONFIGURATION, RETIRED, state_dir
+from deploys.places import CONFIGURATION, MODELS, RETIRED, state_dir
 from deploys.plan import Planned
 from deploys.sealing import WORKER_FILES, WORKER_FOLDERS
 from deploys.slots import Slot
@@ -20,6 +20,8 @@ from deploys.system import USER
 UNIT = "hivewright-worker@.service"
 ENROL_UNIT = "hivewright-enrol@.service"
 EXAMINE_SECONDS = 600
+# Of a model that takes longer the next deploy gets the rest.
+FETCH_SECONDS = 3000
 # Of a slot that is gone: who it was, and what it earned, with what its ledger had not yet put in order.
 KEPT = (*WORKER_FILES, *WORKER_FOLDERS, "ledger.db-wal", "ledger.db-shm")
 
@@ -42,6 +44,8 @@ def configure_workers(plan: Planned) -> None:
         name = f"Give slot {slot.number} its share of the machine"
         given = units.drop_in(name=name, unit=slot.unit, text=share, unused=unused)
         digest = units.digest(plan.commit, unit.text, settings.text, token, share, *secret)
+        if slot.settings.model.shared_dir is not None:
+            fetch(name=f"Fetch the model of slot {slot.number}", slot=slot, digest=digest, _timeout=FETCH_SECONDS)
         examine(name=f"Examine the machine for slot {slot.number}", slot=slot, digest=digest, _timeout=EXAMINE_SECONDS)
         units.running(
             name=f"Run slot {slot.number}",
@@ -64,6 +68,27 @@ def install_hub_token(slot: Slot) -> list[str]:
 
 
 @operation()
+def fetch(slot: Slot, digest: str) -> Iterator[str]:
+    """Have the slot's model where all slots of the host find it, before its service is started with something new."""
+    if host.get_fact(Service, unit=slot.unit).digest == digest:
+        host.noop(f"slot {slot.number} is to run as it does")
+        return
+    yield fetch_script(slot)
+
+
+def fetch_script(slot: Slot) -> str:
+    """Shell commands that download it as the services' user, who then sees of the slots which model was chosen."""
+    state = state_dir(slot.number)
+    return _as_slot(
+        slot, "fetch", f"RuntimeMaxSec={FETCH_SECONDS}", f"CacheDirectory=hivewright/{MODELS.name}",
+        # What a slot has in its own home decides nothing about what the others read.
+        "PrivateTmp=yes", "Environment=HOME=/tmp", "NoNewPrivileges=yes", "ProtectSystem=strict",
+        f"TemporaryFileSystem={state.parent}:ro {CACHE}:ro {LOGS}:ro", f"BindPaths={MODELS}",
+        f"BindReadOnlyPaths=-{state}/model.json",
+    )  # fmt: skip
+
+
+@operation()
 def examine(slot: Slot, digest: str) -> Iterator[str]:
     """Have the machine found fit by `hivewright doctor` before the slot's service is started with something new.
 
@@ -81,17 +106,23 @@ def examine(slot: Slot, digest: str) -> Iterator[str]:
 
 def examine_script(slot: Slot) -> str:
     """Shell commands that run the doctor as the slot's user, within its limits, on its GPU, and with its folders."""
-    properties = (
-        f"User={USER}", f"WorkingDirectory={CURRENT}", f"RuntimeMaxSec={EXAMINE_SECONDS}",
-        f"CacheDirectory=hivewright/worker-{slot.number}", f"Environment=HOME={CACHE}/worker-{slot.number}",
+    own = f"worker-{slot.number}"
+    return _as_slot(
+        slot, "doctor", f"RuntimeMaxSec={EXAMINE_SECONDS}", f"CacheDirectory=hivewright/{own}",
+        f"Environment=HOME={CACHE}/{own}",
     )  # fmt: skip
+
+
+def _as_slot(slot: Slot, command: str, *properties: str) -> str:
+    """Shell commands that run one of `hivewright`'s as a unit with these properties, and the slot's own."""
+    properties = (f"User={USER}", f"WorkingDirectory={CURRENT}", *properties)
     run = shlex.join(
         ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", *(f"--property={p}" for p in properties)]
     )
-    doctor = f"{CURRENT}/environment/bin/python -B -m worker doctor --settings {slot.file}"
+    program = f"{CURRENT}/environment/bin/python -B -m worker {command} --settings {slot.file}"
     # Also what somebody else's drop-in says, such as the address of a proxy.
     share = f"grep -hsE '^(Environment|Memory[A-Za-z]+|CPUQuota)=.' {units.UNITS}/{slot.unit}.d/*.conf"
-    return f'{share} | {{ while read -r line; do set -- "$@" "--property=$line"; done; {run} "$@" {doctor}; }}'
+    return f'{share} | {{ while read -r line; do set -- "$@" "--property=$line"; done; {run} "$@" {program}; }}'
 
 
 @operation()

@@ -135,6 +135,7 @@ COMMANDS = (
         _audit_options,
     ),
     Command("doctor", "whether this machine can do what the settings ask", "worker.doctor:run", _doctor_options),
+    Command("fetch", "download this node's model for all nodes of the machine", "worker.fetch:run"),
     Command("check", "check a settings file and print all that it resolves to", "worker.reports:print_settings"),
     Command(
         "inventory",

@@ -129,7 +129,7 @@ def _memory(patient: Patient) -> Iterator[Finding]:
     if measured is not None:
         yield _against_worst_step(patient, measured, machine.free_gib, free)
         return
-    needed = choice.needed_gib(model.name, machine, patient.settings.trainer)
+    needed = choice.needed_gib(model, machine, patient.settings.trainer)
     if needed is None:
         yield Finding("memory", "ok", f"{model.name} is measured when the worker has it; {free}")
     elif needed <= machine.free_gib or patient.pid is not None:

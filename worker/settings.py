@@ -99,6 +99,9 @@ class Model(Section):
     the machine's memory, decided once by `hivewright enrol`. `hivewright check` shows what fits."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights. auto: bfloat16 on a GPU, float32 on a CPU."""
+    shared_dir: Path | None = None
+    """Folder with models that the nodes of a machine share: they only read it, `hivewright fetch` downloads to it.
+    None: each node downloads for itself. A deploy sets it."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """Where the model lives. auto: the first GPU that is visible, else the CPU."""
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None

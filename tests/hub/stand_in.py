@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face Hub's HTTP API, as far as huggingface_hub's client uses it to upload a model.
+"""A stand-in of the Hugging Face Hub's HTTP API, as far as huggingface_hub's client up- and downloads models with it.
 
 Repositories are created, files sent in a commit or by git-lfs, in memory. It speaks the documented git-lfs way; Xet,
 which the real Hub prefers, is not here: tests set HF_HUB_DISABLE_XET.
@@ -16,7 +16,8 @@ TOKEN = "hf_stand_in"
 
 class HubStandIn:
     """`repos[REPO]` are its commits, the newest last, each a dict of path -> bytes; `trouble` is what it answers to
-    everything: None (it works), an HTTP status, or "hang"."""
+    everything: None (it works), an HTTP status, or "hang". `cut_after`: so many bytes of a file, and it hangs up; None:
+    it sends all."""
 
     def __init__(self) -> None:
         self.repos: dict[str, list[dict[str, bytes]]] = {}
@@ -25,6 +26,8 @@ class HubStandIn:
         self.private: dict[str, bool] = {}
         self.trouble: int | str | None = None
         self.num_requests = 0
+        self.cut_after: int | None = None
+        self.downloads: list[str] = []
         self._released = threading.Event()
         stand_in = self
 
@@ -41,7 +44,29 @@ class HubStandIn:
                 self._answer()
 
             def do_GET(self) -> None:
-                self._answer()
+                if "/resolve/" in self.path and stand_in.trouble is None:
+                    self._send_file()
+                else:
+                    self._answer()
+
+            def do_HEAD(self) -> None:
+                self._send_file()
+
+            def _send_file(self) -> None:
+                repo, _, rest = self.path.partition("?")[0].lstrip("/").partition("/resolve/")
+                revision, _, path = rest.partition("/")
+                content = stand_in.repos[repo][int(revision) - 1][path]
+                begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+                self.send_response(206 if begin else 200)
+                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("X-Repo-Commit", revision)
+                self.send_header("Content-Length", str(len(content) - begin))
+                self.end_headers()
+                if self.command == "GET":
+                    stand_in.downloads.append(f"{path} from {begin}")
+                    end = len(content) if stand_in.cut_after is None else begin + stand_in.cut_after
+                    self.wfile.write(content[begin:end])
+                    self.close_connection = end < len(content)
 
             def _answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -86,6 +111,11 @@ class HubStandIn:
                 return 400, {"error": "wrong checksum"}
             self.objects[oid] = body
             return 200, {}
+        repo, _, rest = path.removeprefix("/api/models/").partition("/tree/")
+        if method == "GET" and path.startswith("/api/models/"):
+            if repo.partition("/revision/")[0] not in self.repos:
+                return 404, {"error": "Repository not found"}
+            return 200, self._tree(repo) if rest else self._model(repo.partition("/revision/")[0])
         if authorization != f"Bearer {TOKEN}":
             return 401, {"error": "Invalid credentials in Authorization header"}
         data = json.loads(body) if body and not path.endswith("/commit/main") else {}
@@ -107,6 +137,14 @@ class HubStandIn:
             return 409, {**answer, "error": "You already created this model repo"}
         self.repos[repo], self.private[repo] = [], data.get("visibility") == "private" or bool(data.get("private"))
         return 200, answer
+
+    def _model(self, repo: str) -> Any:
+        siblings = [{"rfilename": path, "size": len(content)} for path, content in self.repos[repo][-1].items()]
+        return {"id": repo, "sha": f"{len(self.repos[repo]):040d}", "siblings": siblings}
+
+    def _tree(self, repo: str) -> Any:
+        files = self.repos[repo][-1].items()
+        return [{"type": "file", "path": path, "size": len(content), "oid": "0" * 40} for path, content in files]
 
     def _preupload(self, data: dict[str, Any]) -> Any:
         return {

@@ -13,6 +13,7 @@ import pytest
 from deploys import coordinator, hosts, system, units, worker
 from deploys.facts import CURRENT
 from deploys.hosts import HostEntry
+from deploys.places import MODELS
 from worker import settings
 
 DEBIAN_12, DEBIAN_13 = 252, 257
@@ -176,6 +177,40 @@ def test_doctor_looks_within_the_limits_of_the_slot(tmp_path: Path, monkeypatch:
         assert f"--property={each}" in said
     assert "--property=Nice=5" not in said
     assert said[-3:] == ["doctor", "--settings", "/etc/hivewright/worker-0.yaml"]
+
+
+def test_model_is_fetched_by_somebody_who_sees_nothing_of_the_slots_but_which_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "UNITS", tmp_path)
+    data = {"slots": 2, "swarm_enabled": False, "model_name": "auto"}
+    slots = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
+    for slot in slots:
+        assert slot.settings.model.shared_dir == MODELS
+        # Beside the slot's own folders; without the - a host of another release has none yet, and would not start.
+        assert f"BindReadOnlyPaths=-{MODELS}" in slot.unit_settings().splitlines()
+        assert f"BindPaths={MODELS}" not in slot.unit_settings()
+    (tmp_path / "systemd-run").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "systemd-run").chmod(0o755)
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", "-euc", worker.fetch_script(slots[1])], env=own, capture_output=True, text=True, timeout=10, check=True
+    )
+    said = done.stdout.splitlines()
+    for each in (
+        "User=hivewright", "Environment=HOME=/tmp", "CacheDirectory=hivewright/models", f"BindPaths={MODELS}",
+        "TemporaryFileSystem=/var/lib/hivewright:ro /var/cache/hivewright:ro /var/log/hivewright:ro",
+        "BindReadOnlyPaths=-/var/lib/hivewright/worker-1/model.json",
+    ):  # fmt: skip
+        assert f"--property={each}" in said
+    assert said[-3:] == ["fetch", "--settings", "/etc/hivewright/worker-1.yaml"]
+
+
+@pytest.mark.parametrize("name", [None, "hivewright/tiny", "/srv/model", "./model", "~/model"])
+def test_slot_whose_model_is_no_download_has_no_part_in_those_that_are(name: str | None) -> None:
+    data = {"slots": 1, "swarm_enabled": False} | ({"model_name": name} if name else {})
+    (slot,) = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
+    assert (slot.settings.model.shared_dir, slot.unit_settings()) == (None, "")
 
 
 def test_settings_file_reads_back_to_the_same_settings(tmp_path: Path) -> None:

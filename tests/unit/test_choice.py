@@ -67,7 +67,7 @@ def test_adapters_need_less_and_a_reference_model_more():
     name, machine = "Qwen/Qwen2.5-0.5B-Instruct", gpu(24)
     lora = settings.Lora(rank=16)
     needed = {
-        how: choice.needed_gib(name, machine, settings.Trainer(**options))
+        how: choice.needed_gib(settings.Model(name=name), machine, settings.Trainer(**options))
         for how, options in {
             "whole": {}, "reference": {"beta": 0.1}, "lora": {"lora": lora}, "both": {"lora": lora, "beta": 0.1},
         }.items()

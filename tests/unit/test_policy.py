@@ -188,7 +188,7 @@ def test_unknown_name_is_a_model_error_that_names_the_answer(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), NotFound)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        monkeypatch.setattr(module, "_HUB", module.HfApi(endpoint=f"http://127.0.0.1:{server.server_port}"))
+        monkeypatch.setattr(module, "HUB", module.HfApi(endpoint=f"http://127.0.0.1:{server.server_port}"))
         expect_model_error("nobody/nothing", "model/name: nobody/nothing: Hugging Face says 404: no such model")
     finally:
         server.shutdown()
@@ -196,7 +196,7 @@ def test_unknown_name_is_a_model_error_that_names_the_answer(monkeypatch):
 
 
 def test_unknown_name_without_a_network_is_a_model_error(monkeypatch):
-    monkeypatch.setattr(module, "_HUB", module.HfApi(endpoint="http://127.0.0.1:9"))
+    monkeypatch.setattr(module, "HUB", module.HfApi(endpoint="http://127.0.0.1:9"))
     expect_model_error("nobody/nothing", "not on this machine, and Hugging Face can't be reached")
 
 
