@@ -1,4 +1,5 @@
 import http.server
+import math
 import os
 import re
 import threading
@@ -33,6 +34,16 @@ def test_tiny_model_is_small_and_answers(tiny):
     assert tiny.generate(["Calculate 2 + 3."], generation, seed=1) == tiny.generate(
         ["Calculate 2 + 3."], generation, seed=1
     )
+
+
+@pytest.mark.parametrize("engine", ["torch", "transformers"])
+def test_answers_of_broken_weights_say_so_in_their_logprobs(engine):
+    policy = load(settings.Model(device="cpu"))
+    with torch.no_grad():
+        policy.model.model.norm.weight.fill_(math.nan)
+    generation = settings.Generation(num_generations=2, max_completion_length=3, engine=engine)
+    (group,) = policy.generate(["Calculate 2 + 3."], generation, seed=1)
+    assert all(math.isnan(logprob) for completion in group for logprob in completion.logprobs)
 
 
 def test_answer_ends_with_its_closing_tag(tiny):

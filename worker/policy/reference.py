@@ -96,6 +96,8 @@ def _generation_config(generation: settings.Generation, ending: Ending) -> Gener
         eos_token_id=sorted(ending.end_ids),
         pad_token_id=min(ending.end_ids, default=0),
         output_logits=True,
+        # Broken weights answer something; their log-probabilities, of the raw logits, say that they are broken.
+        remove_invalid_values=True,
         return_dict_in_generate=True,
     )
 

@@ -2,8 +2,8 @@
 """Log-probabilities of given completions under the policy: what the loss is made of.
 
 A batch is one row: each prompt once, then its completions, nothing padded (worker/policy/attention.py). The logits of
-all its tokens are never there at once. Models whose layers can't be packed are given one sequence to a row; those that do
-more to their logits than we know make those of all completions at once.
+all its tokens are never there at once. Models whose layers can't be packed are given one sequence to a row; those of
+them that do more to their logits than we know make those of all completions at once.
 """
 
 # S tokens of the packed row, M completion tokens that are scored, N completions, T tokens of the longest, E size of
