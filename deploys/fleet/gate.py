@@ -11,7 +11,7 @@ from typing import Any, Literal
 from worker.errors import ResourceError
 
 # systemd has started it again so often since the deploy: it won't get better.
-MAX_RESTARTS = 3
+MAX_RESTARTS = 2
 
 Health = Literal["well", "wait", "bad-release", "bad-host"]
 

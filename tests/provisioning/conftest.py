@@ -1,4 +1,7 @@
-"""The lab as a fixture: four real hosts, booted once for the whole test run."""
+"""The lab as a fixture: four real hosts, booted once for the whole test run.
+
+Each lab stays in one process of the run, and so do the tests that use it: beside it there may be another lab.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +10,16 @@ import pytest
 
 from tests.lab import machine
 from tests.lab.lab import Lab
+
+
+LABS = ("lab", "own_lab", "bare_lab")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in LABS:
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")

@@ -198,9 +198,10 @@ def test_wrong_size_is_refused(text: str) -> None:
         ([], [worker()], "well"),
         ([], [worker(finished=[999.0])], "wait"),
         ([], [worker(active_state="activating")], "wait"),
-        ([], [worker(active_state="activating", restarts=3, exit_status=1)], "bad-release"),
-        ([], [worker(active_state="activating", restarts=3, exit_status=4)], "bad-host"),
-        ([], [worker(active_state="activating", restarts=3)], "wait"),
+        ([], [worker(active_state="activating", restarts=2, exit_status=1)], "bad-release"),
+        ([], [worker(active_state="activating", restarts=2, exit_status=4)], "bad-host"),
+        ([], [worker(active_state="activating", restarts=2)], "wait"),
+        ([], [worker(active_state="activating", restarts=1, exit_status=1)], "wait"),
         ([], [worker(active_state="failed", exit_status=4)], "bad-host"),
         # It was restarted often before; this deploy did not touch it, or systemd counts anew.
         ([worker(restarts=9)], [worker(restarts=9)], "well"),
