@@ -1,0 +1,63 @@
+"""Models that slots share, on a real systemd: who may write where. Programs are stand-ins that try."""
+
+import shlex
+
+import pytest
+
+from deploys import hosts, units, worker
+from deploys.facts import CURRENT
+from deploys.hosts import HostEntry
+from deploys.places import MODELS, STATE
+from tests.lab.host import Host
+from tests.lab.lab import Lab
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+DATA = {"slots": 2, "swarm_enabled": False, "model_name": "auto"}
+# In the place of Python, which is to run `hivewright fetch`, or a worker that somebody has taken over.
+TRIES = f"""#!/bin/sh
+cat {STATE}/worker-0/model.json
+cat {STATE}/worker-0/swarm.pem {STATE}/worker-1/swarm.pem && echo stolen
+for folder in {MODELS} {MODELS.parent}/worker-0 {MODELS.parent}/worker-1 {STATE}/worker-0 $HOME; do
+  touch $folder/tried && echo wrote in $folder
+done
+cat {MODELS}/whole && echo read the model
+true
+"""
+
+
+@pytest.fixture
+def host(own_lab: Lab) -> Host:
+    host = own_lab.host(1)
+    host.ssh(
+        "id hivewright >/dev/null 2>&1 || useradd --system --no-create-home hivewright;"
+        f" mkdir -p {CURRENT}/environment/bin /etc/hivewright;"
+        f" for n in 0 1; do install -d -o hivewright {STATE}/worker-$n {MODELS.parent}/worker-$n;"
+        f" echo KEY > {STATE}/worker-$n/swarm.pem; echo CHOICE > {STATE}/worker-$n/model.json; done;"
+        f" chown -R hivewright {STATE}/worker-*"
+    )
+    (host.root / str(CURRENT / "environment/bin/python").lstrip("/")).write_text(TRIES)
+    host.ssh(f"chmod 755 {CURRENT}/environment/bin/python")
+    return host
+
+
+def test_only_fetch_writes_models_and_it_sees_no_key(host: Host) -> None:
+    slot = hosts.check([HostEntry("gpu-1", ("workers",), DATA)])["gpu-1"].slots[0]
+    said = host.ssh(f"sh -euc {shlex.quote(worker.fetch_script(slot))} 2>/dev/null").stdout
+    assert said.splitlines() == ["CHOICE", f"wrote in {MODELS}", "wrote in /tmp"]
+    host.ssh(f"echo MODEL > {MODELS}/whole; chown hivewright {MODELS}/whole")
+
+    unit = units.render(worker.UNIT, 252, 900)
+    unit = "\n".join(line for line in unit.splitlines() if not line.startswith(("Type=", "NotifyAccess=", "Watchdog")))
+    name = slot.unit
+    for path, text in ((worker.UNIT, unit), (f"{name}.d/{units.DROP_IN}", slot.unit_settings())):
+        file = host.root / "etc/systemd/system" / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    host.ssh(f"systemctl daemon-reload; systemctl start --wait {name}; true")
+    said = host.ssh(f"journalctl --no-pager --quiet --output=cat --unit={name}").stdout
+    home = f"{MODELS.parent}/worker-0"
+    wrote = [line for line in said.splitlines() if line.startswith("wrote in")]
+    assert wrote == [f"wrote in {folder}" for folder in (home, f"{STATE}/worker-0", home)]
+    assert "read the model" in said
+    assert f"cannot touch '{MODELS}/tried': Read-only file system" in said
