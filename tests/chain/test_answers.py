@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ ASKED_BY = {
     "eth_call": ["current_round", "bootnodes", "registered", "peers_of", "votes"],
     "eth_estimateGas": ["estimate_gas", "estimate_all"],
     "eth_gasPrice": ["gas_price"],
-    "eth_getBlockByNumber": ["block_time"],
+    "eth_getBlockByNumber": ["block_time", "block_hash"],
     "eth_getCode": ["has_code", "check"],
     "eth_getLogs": ["events"],
     "eth_getTransactionByHash": ["reward_digest"],
@@ -45,6 +46,7 @@ def test_odd_answer_is_an_error_of_ours_in_one_line(chain, tmp_path, monkeypatch
         "estimate_all": lambda: client.estimate_all(account.address, [new, new]),
         "gas_price": client.gas_price,
         "block_time": lambda: client.block_time(1),
+        "block_hash": lambda: client.block_hash(1),
         "has_code": lambda: client.has_code(chain.deployment.contract),
         "check": client.check,
         "events": lambda: list(client.events("RewardSubmitted")),
@@ -104,3 +106,14 @@ def test_contract_that_answers_with_too_few_is_named(chain, monkeypatch) -> None
     for ask in (lambda: chain.coordinator.owner_of("a"), lambda: chain.coordinator.registered(["a"])):
         with pytest.raises(ChainError, match=r"getEoa: .* gives an answer of another form"):
             ask()
+
+
+def test_peer_id_that_is_no_text_ends_nobody_s_reading(chain) -> None:
+    """A contract takes any bytes: one stranger's must not keep everybody from reading the log, or the leaderboard."""
+    chain.new_account("good")
+    stranger = chain.new_account("voter")
+    for call in (chain.coordinator.register_peer("odd."), chain.coordinator.submit_winners(0, ["odd."], "voter")):
+        chain.send(stranger, replace(call, data=call.data.replace(b"odd.", b"odd\xff")))
+    peers = [event.arguments["peerId"] for event in chain.coordinator.events("PeerRegistered")]
+    assert peers == ["good", "voter", "odd\\xff"]
+    assert chain.coordinator.winner_leaderboard(0, 10) == [("odd\\xff", 1)]

@@ -127,6 +127,11 @@ class ChainClient:
         with self.translated("eth_getBlockByNumber"):
             return float(self.web3.eth.get_block(block)["timestamp"])
 
+    def block_hash(self, block: int) -> str:
+        """Which block of this number it is: another one in its place has another hash."""
+        with self.translated("eth_getBlockByNumber"):
+            return Web3.to_hex(self.web3.eth.get_block(block)["hash"])
+
     # ---- transactions
 
     def nonce(self, address: str) -> int:

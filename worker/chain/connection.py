@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from eth_abi.codec import ABICodec
+from eth_abi.decoding import StringDecoder
+from eth_abi.registry import ABIRegistry, BaseEquals
 from web3 import Web3
+from web3._utils.abi import build_strict_registry
 from web3.exceptions import Web3Exception
 from web3.middleware import ExtraDataToPOAMiddleware
 
@@ -90,7 +94,17 @@ def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:
     web3 = Web3(Rpc([rpc_url], "", None, timeout_seconds) if isinstance(rpc_url, str) else rpc_url)
     # Proof-of-authority chains put signatures where web3 expects at most 32 bytes.
     web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
+    web3.codec = ABICodec(_lenient_registry())
     return web3
+
+
+def _lenient_registry() -> ABIRegistry:
+    r"""web3's own, but text that is not UTF-8 is read with \xNN in it: a contract takes any bytes as a peer id, and one
+    stranger's must not end the reading of everybody's."""
+    registry = build_strict_registry()
+    registry.unregister_decoder("string")
+    registry.register_decoder(BaseEquals("string"), StringDecoder(handle_string_errors="backslashreplace"), "string")
+    return registry
 
 
 @contextmanager

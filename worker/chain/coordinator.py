@@ -96,15 +96,18 @@ class Coordinator(ChainClient):
 
     def owner_of(self, peer_id: str) -> str | None:
         """The account that registered the peer, None if nobody did."""
+        return self.owners_of([peer_id])[0]
+
+    def owners_of(self, peer_ids: Sequence[str]) -> list[str | None]:
+        """For each of the peers what `owner_of` says."""
+        owners = self.read("getEoa(string[])", list(peer_ids)) if peer_ids else ()
         with self.translated("getEoa"):
-            (owner,) = self.read("getEoa(string[])", [peer_id])
-        return None if owner == NO_ADDRESS else str(owner)
+            return [None if owner == NO_ADDRESS else str(owner) for _, owner in zip(peer_ids, owners, strict=True)]
 
     def registered(self, peer_ids: Sequence[str]) -> set[str]:
         """Those of the peers that somebody registered."""
-        owners = self.read("getEoa(string[])", list(peer_ids)) if peer_ids else ()
-        with self.translated("getEoa"):
-            return {peer_id for peer_id, owner in zip(peer_ids, owners, strict=True) if owner != NO_ADDRESS}
+        owners = self.owners_of(peer_ids)
+        return {peer_id for peer_id, owner in zip(peer_ids, owners, strict=True) if owner is not None}
 
     def peers_of(self, account: str) -> list[str]:
         """Peer ids that the account registered."""
