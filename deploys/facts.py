@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pyinfra.api import FactBase
+from pyinfra.api.exceptions import FactProcessError
 
 from deploys import mesh, reading
 from deploys.places import CONFIGURATION, STATE
@@ -29,6 +30,11 @@ CACHE = Path("/var/cache/hivewright")
 LOGS = Path("/var/log/hivewright")
 COMMAND = Path("/usr/local/bin/hivewright")
 
+# Of an answer that makes no sense.
+_LONGEST_SHOWN = 160
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class InstalledReleases:
@@ -47,7 +53,22 @@ class InstalledReleases:
         return any(part.parent == kind for part in self.parts.get(commit, ()))
 
 
-class Releases(FactBase[InstalledReleases]):
+class OwnFact(FactBase[T], Generic[T]):
+    """A fact of ours: an answer that makes no sense fails the host that gave it, not the run of all hosts."""
+
+    def process(self, output: list[str]) -> T:
+        try:
+            return self.read(output)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            said = " ".join(output)[:_LONGEST_SHOWN]
+            raise FactProcessError(f"{type(self).__name__}: got {said!r} ({type(error).__name__}: {error})") from None
+
+    def read(self, output: list[str]) -> T:
+        """What the lines of the answer, at least one, say."""
+        raise NotImplementedError
+
+
+class Releases(OwnFact[InstalledReleases]):
     """The releases and environments that are complete on the host."""
 
     def command(self) -> str:
@@ -63,7 +84,7 @@ class Releases(FactBase[InstalledReleases]):
     def default() -> InstalledReleases:
         return InstalledReleases()
 
-    def process(self, output: list[str]) -> InstalledReleases:
+    def read(self, output: list[str]) -> InstalledReleases:
         words = [line.split() for line in output]
         return InstalledReleases(
             current=next((w[1] for w in words if w[0] == "current" and len(w) > 1), None),
@@ -72,7 +93,7 @@ class Releases(FactBase[InstalledReleases]):
         )
 
 
-class Identities(FactBase[dict[int, str]]):
+class Identities(OwnFact[dict[int, str]]):
     """Peer id of every enrolled slot, by number of the slot. Without enrolments that are damaged: DamagedEnrolments."""
 
     def command(self) -> str:
@@ -85,12 +106,12 @@ class Identities(FactBase[dict[int, str]]):
     def default() -> dict[int, str]:
         return {}
 
-    def process(self, output: list[str]) -> dict[int, str]:
+    def read(self, output: list[str]) -> dict[int, str]:
         found = {number: _peer_id(text) for _, number, text in _enrolments(output)}
         return {number: peer_id for number, peer_id in found.items() if peer_id is not None}
 
 
-class DamagedEnrolments(FactBase[list[str]]):
+class DamagedEnrolments(OwnFact[list[str]]):
     """Files of enrolments that say nothing. The command is that of Identities, so that the host is asked once."""
 
     def command(self) -> str:
@@ -100,7 +121,7 @@ class DamagedEnrolments(FactBase[list[str]]):
     def default() -> list[str]:
         return []
 
-    def process(self, output: list[str]) -> list[str]:
+    def read(self, output: list[str]) -> list[str]:
         return [file for file, _, text in _enrolments(output) if _peer_id(text) is None]
 
 
@@ -120,7 +141,7 @@ def _peer_id(text: str) -> str | None:
     return peer_id if isinstance(peer_id, str) and peer_id else None
 
 
-class ChosenModels(FactBase[list[int]]):
+class ChosenModels(OwnFact[list[int]]):
     """Numbers of the slots whose model was chosen by the machine (`model.name: auto`)."""
 
     def command(self) -> str:
@@ -130,12 +151,12 @@ class ChosenModels(FactBase[list[int]]):
     def default() -> list[int]:
         return []
 
-    def process(self, output: list[str]) -> list[int]:
+    def read(self, output: list[str]) -> list[int]:
         found = (re.fullmatch(r".*/worker-(\d+)/model\.json", line) for line in output)
         return sorted(int(match[1]) for match in found if match)
 
 
-class ConfiguredSlots(FactBase[list[int]]):
+class ConfiguredSlots(OwnFact[list[int]]):
     """Numbers of the slots that have a settings file."""
 
     def command(self) -> str:
@@ -145,7 +166,7 @@ class ConfiguredSlots(FactBase[list[int]]):
     def default() -> list[int]:
         return []
 
-    def process(self, output: list[str]) -> list[int]:
+    def read(self, output: list[str]) -> list[int]:
         return sorted(int(line) for line in output)
 
 
@@ -159,7 +180,7 @@ class ServiceState:
     digest: str | None = None
 
 
-class Service(FactBase[ServiceState]):
+class Service(OwnFact[ServiceState]):
     """The state of one unit."""
 
     def command(self, unit: str) -> str:
@@ -170,7 +191,7 @@ class Service(FactBase[ServiceState]):
     def default() -> ServiceState:
         return ServiceState()
 
-    def process(self, output: list[str]) -> ServiceState:
+    def read(self, output: list[str]) -> ServiceState:
         properties: dict[str, Any] = dict(line.split("=", 1) for line in output if "=" in line)
         return ServiceState(
             is_active=properties.get("ActiveState") == "active",
@@ -190,18 +211,18 @@ class FileState:
     mode: str
 
 
-class FileContent(FactBase[FileState | None]):
+class FileContent(OwnFact[FileState | None]):
     """What stands at a path. None: nothing that is a file."""
 
     def command(self, path: str) -> str:
-        return f"[ ! -f '{path}' ] || {{ sha256sum < '{path}'; stat --format='%U %G %a' '{path}'; }}"
+        return f"[ ! -f '{path}' ] || {{ sha256sum < '{path}' && stat --format='%U %G %a' '{path}'; }}"
 
-    def process(self, output: list[str]) -> FileState | None:
+    def read(self, output: list[str]) -> FileState | None:
         digest, attributes = output
         return FileState(digest.split()[0], *attributes.split())
 
 
-class SystemdVersion(FactBase[int]):
+class SystemdVersion(OwnFact[int]):
     """systemd's version number; 0 where there is none."""
 
     def command(self) -> str:
@@ -211,7 +232,7 @@ class SystemdVersion(FactBase[int]):
     def default() -> int:
         return 0
 
-    def process(self, output: list[str]) -> int:
+    def read(self, output: list[str]) -> int:
         return int(output[0].split()[1])
 
 
@@ -224,7 +245,7 @@ class Deploys:
     previous: str | None = None
 
 
-class PastDeploys(FactBase[Deploys]):
+class PastDeploys(OwnFact[Deploys]):
     """What earlier deploys have left on the host."""
 
     def command(self) -> str:
@@ -235,23 +256,23 @@ class PastDeploys(FactBase[Deploys]):
     def default() -> Deploys:
         return Deploys()
 
-    def process(self, output: list[str]) -> Deploys:
+    def read(self, output: list[str]) -> Deploys:
         found = dict(line.split() for line in output if " " in line)
         return Deploys(found.get("last"), found.get("previous"))
 
 
-class UserEntry(FactBase[tuple[str, str] | None]):
+class UserEntry(OwnFact[tuple[str, str] | None]):
     """Home and shell of a user; None: there is none. pyinfra's own fact starts ten processes for each user there is."""
 
     def command(self, user: str) -> str:
         return f"getent passwd {user} || true"
 
-    def process(self, output: list[str]) -> tuple[str, str] | None:
+    def read(self, output: list[str]) -> tuple[str, str] | None:
         home, shell = output[0].split(":")[5:7]
         return home, shell
 
 
-class InstalledPackages(FactBase[frozenset[str]]):
+class InstalledPackages(OwnFact[frozenset[str]]):
     """Those of some Debian packages that are installed."""
 
     def command(self, names: Sequence[str]) -> str:
@@ -262,7 +283,7 @@ class InstalledPackages(FactBase[frozenset[str]]):
     def default() -> frozenset[str]:
         return frozenset()
 
-    def process(self, output: list[str]) -> frozenset[str]:
+    def read(self, output: list[str]) -> frozenset[str]:
         return frozenset(line.split()[-1] for line in output if line[1:2] == "i")
 
 
@@ -280,7 +301,7 @@ class MeshPart:
         return self.public_key is not None or self.digest is not None or self.runs
 
 
-class WireGuard(FactBase[MeshPart]):
+class WireGuard(OwnFact[MeshPart]):
     """The host's part in the mesh. The key itself is never read out."""
 
     def command(self) -> str:
@@ -297,6 +318,6 @@ class WireGuard(FactBase[MeshPart]):
     def default() -> MeshPart:
         return MeshPart()
 
-    def process(self, output: list[str]) -> MeshPart:
+    def read(self, output: list[str]) -> MeshPart:
         said = dict(line.split("=", 1) for line in output)
         return MeshPart(said.get("key") or None, said.get("digest"), "runs" in said, "kernel" in said)

@@ -4,9 +4,10 @@ import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pyinfra.api import FactBase, operation
+from pyinfra.api import operation
 
 from deploys import gpus
+from deploys.facts import OwnFact
 from deploys.gpus import Gpus
 
 _NVIDIA, _DISPLAY_CLASS = "0x10de", "0x03"
@@ -19,7 +20,7 @@ def refuse_unfit(reason: str | None) -> Iterator[str]:
         yield f"echo {shlex.quote(reason)} >&2; exit 1"
 
 
-class HostGpus(FactBase[Gpus]):
+class HostGpus(OwnFact[Gpus]):
     """The NVIDIA GPUs of the host."""
 
     def command(self) -> str:
@@ -40,11 +41,11 @@ class HostGpus(FactBase[Gpus]):
     def default() -> Gpus:
         return Gpus()
 
-    def process(self, output: list[str]) -> Gpus:
+    def read(self, output: list[str]) -> Gpus:
         return gpus.parse(output)
 
 
-class OwnPipSources(FactBase[bool]):
+class OwnPipSources(OwnFact[bool]):
     """Whether pip on the host has been given an index, or wheels, of its own: these then decide."""
 
     def command(self) -> str:
@@ -55,7 +56,7 @@ class OwnPipSources(FactBase[bool]):
     def default() -> bool:
         return False
 
-    def process(self, output: list[str]) -> bool:
+    def read(self, output: list[str]) -> bool:
         return any(line.strip() for line in output)
 
 
@@ -70,7 +71,7 @@ class System(NamedTuple):
     machine: str = ""
 
 
-class Distribution(FactBase[System]):
+class Distribution(OwnFact[System]):
     """The distribution and machine of the host."""
 
     def command(self) -> str:
@@ -80,5 +81,5 @@ class Distribution(FactBase[System]):
     def default() -> System:
         return System()
 
-    def process(self, output: list[str]) -> System:
+    def read(self, output: list[str]) -> System:
         return System(*output[0].split(","))

@@ -14,14 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api import FactBase, FunctionCommand, StringCommand, deploy, operation
+from pyinfra.api import FunctionCommand, StringCommand, deploy, operation
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.context import ctx_host
 
 from deploys import memory, report, tailnet
 from deploys.deployment import Deployment
-from deploys.facts import ROOT
+from deploys.facts import ROOT, OwnFact
 from deploys.hardware import Distribution
 from deploys.system import APT, INSTALL_SECONDS
 from deploys.tailnet import Tailnet
@@ -39,7 +39,7 @@ LOGIN_SECONDS = 90
 SERVE_SECONDS = 60
 
 
-class TailnetOfHost(FactBase[Tailnet]):
+class TailnetOfHost(OwnFact[Tailnet]):
     """The host's place in its tailnet."""
 
     def command(self) -> str:
@@ -55,7 +55,7 @@ class TailnetOfHost(FactBase[Tailnet]):
     def default() -> Tailnet:
         return Tailnet()
 
-    def process(self, output: list[str]) -> Tailnet:
+    def read(self, output: list[str]) -> Tailnet:
         return tailnet.parse("\n".join(output))
 
 

@@ -4,12 +4,14 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyinfra.api.exceptions import FactProcessError
 
 from deploys.facts import (
     ANVILS,
@@ -18,9 +20,11 @@ from deploys.facts import (
     ConfiguredSlots,
     DamagedEnrolments,
     Deploys,
+    FileContent,
     Identities,
     InstalledPackages,
     InstalledReleases,
+    OwnFact,
     PastDeploys,
     Releases,
     Service,
@@ -30,6 +34,9 @@ from deploys.facts import (
 )
 from deploys.places import CONFIGURATION, STATE
 from deploys.survey import Footprint, HostStates, Logs, NodeReports, Sealed
+from deploys.tailscale import TailnetOfHost
+
+CHECKOUT = Path(__file__).parents[2]
 
 STATUS: dict[str, Any] = {
     "peer_id": "Qm", "state": "a=b", "round": 3, "reward_mean": None, "peers_heard": 0, "ledger": {},
@@ -284,6 +291,28 @@ def test_host_state_with_gpus_and_what_computes_on_them() -> None:
     assert (found["disk_free_mb"], found["disk_total_mb"], found["tailscale"]) == (12000, 50000, "NeedsLogin")
     assert found["gpus"][0] == {"index": 0, "memory_used": 1024, "memory_total": 81559, "use": 37, "pids": (4711,)}
     assert found["gpus"][1]["use"] == 0
+
+
+@pytest.mark.parametrize("fact", [FileContent(), SystemdVersion(), UserEntry(), PastDeploys(), TailnetOfHost()])
+def test_answer_that_makes_no_sense_is_the_host_s_error(fact: OwnFact[Any]) -> None:
+    with pytest.raises(FactProcessError, match=f"{type(fact).__name__}: got 'last of us'"):
+        fact.process(["last of us"])
+
+
+def test_answer_that_makes_no_sense_ends_no_other_host_s_run(tmp_path: Path) -> None:
+    odd = {"fake_responses": {TailnetOfHost().command(): '{"status": {"Backend'}, "fake_delay": 0.0}
+    (tmp_path / "fleet.py").write_text(f"workers = [('@fake/odd', {odd!r}), ('@fake/well', {{'fake_delay': 0.0}})]\n")
+    (tmp_path / "deploy.py").write_text(
+        "from pyinfra import host\nfrom pyinfra.operations import server\nfrom deploys.tailscale import TailnetOfHost\n"
+        "server.shell(name='Go on', commands=[f'echo {host.get_fact(TailnetOfHost).is_installed}'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pyinfra", "-y", "--json", str(tmp_path / "fleet.py"), str(tmp_path / "deploy.py")],
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    (operation,) = json.loads(done.stdout)["results"]["operations"]
+    assert (done.returncode, operation["success"]) == (1, ["@fake/well"]), done.stderr
+    assert "FactProcessError: TailnetOfHost: got" in done.stderr
 
 
 def test_host_that_did_not_answer_to_the_end_is_not_taken_for_a_bare_one() -> None:
