@@ -11,7 +11,6 @@ import pytest
 from tests.lab import machine
 from tests.lab.lab import Lab
 
-
 LABS = ("lab", "own_lab", "bare_lab")
 
 
