@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from tests.lab import cgroups, layers
 from tests.lab.host import CHECKOUT, Host
@@ -42,6 +43,7 @@ class Lab:
         # Read and write end of a pipe that closes when this process ends, however it ends: its hosts go off with it.
         self._owner: int | None = None
         self._pipe: int | None = None
+        self._claim: IO[str] | None = None
 
     @property
     def hosts(self) -> list[Host]:
@@ -61,8 +63,13 @@ class Lab:
         return file.exists() and file.read_text().splitlines() == [str(layer) for layer in self._layers()]
 
     def up(self, num_hosts: int, goes_with_this_process: bool = False) -> None:
-        """Boot `num_hosts` fresh hosts and serve the checkout to them; what was there of this lab is removed first."""
+        """Boot `num_hosts` fresh hosts and serve the checkout to them; what was there of this lab is removed first.
+
+        Raises LabError if it goes with another process, which is running.
+        """
         lower = self._layers()
+        if goes_with_this_process:
+            self._be_the_only_one()
         with self._lock():
             self._clear()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,11 +94,19 @@ class Lab:
         self.host(number).wait_for_ssh()
 
     def down(self) -> None:
-        """Remove the lab: hosts, processes, mounts, namespaces, cgroups, folder. The cache of layers stays."""
+        """Remove the lab: hosts, processes, mounts, namespaces, cgroups, folder. The cache of layers stays.
+
+        Raises LabError if it goes with another process, which is running.
+        """
+        if self._claim is None:
+            self._be_the_only_one()
         if self.folder.exists():
             with self._lock():
                 self._clear()
             shutil.rmtree(self.folder)
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
 
     def publish(self) -> str:
         """Serve the checkout as branch `lab` of the lab's repository; return the commit.
@@ -137,6 +152,19 @@ class Lab:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         command = self.network.inside("env", "-C", CHECKOUT, f"PATH={path}", *argv)
         return run(*command, timeout=timeout, check=check)
+
+    def _be_the_only_one(self) -> None:
+        """Two runs of the tests at a time would clear away each other's hosts."""
+        LABS.mkdir(parents=True, exist_ok=True)
+        claim = (LABS / f"{self.name}.owner").open("w")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            claim.close()
+            raise LabError(
+                f"the lab {self.name} belongs to another run of the tests on this machine; wait until that has ended"
+            ) from None
+        self._claim = claim
 
     def _serve(self) -> None:
         # The program itself: `git daemon` would be a parent that can be killed without its child.

@@ -10,7 +10,7 @@ import pytest
 from tests.lab import cgroups
 from tests.lab.host import CHECKOUT
 from tests.lab.lab import Lab
-from tests.lab.process import recall, wait_until
+from tests.lab.process import LabError, recall, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -59,6 +59,14 @@ def test_hosts_go_off_with_their_owner_and_down_removes_the_rest(lab: Lab) -> No
         crashed.down()
     assert leftovers(NAME) == []
     assert not crashed.folder.exists()
+
+
+def test_lab_of_another_run_is_left_alone(lab: Lab) -> None:
+    other = Lab(lab.name)
+    for action in (lambda: other.up(1, goes_with_this_process=True), other.down):
+        with pytest.raises(LabError, match=f"the lab {lab.name} belongs to another run of the tests"):
+            action()
+    assert lab.is_up()
 
 
 def test_hosts_reach_each_other_and_nothing_else(lab: Lab) -> None:
