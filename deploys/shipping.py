@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.api import StringCommand, operation
 
 from deploys import wheelhouse
-from deploys.facts import ANVILS, ENVIRONMENTS, RELEASES, SHIPPED, WHEELS, Releases
+from deploys.facts import ANVILS, ENVIRONMENTS, RELEASES, SHIPPED, WHEELS, OwnFact, Releases
 from deploys.hardware import Distribution
 from deploys.system import python_of
 from deploys.wheelhouse import Parcel, Target
@@ -35,7 +35,7 @@ class Stock:
     begun: dict[str, int] = field(default_factory=dict)
 
 
-class Shipped(FactBase[Stock]):
+class Shipped(OwnFact[Stock]):
     """What has arrived on the host."""
 
     def command(self) -> str:
@@ -48,7 +48,7 @@ class Shipped(FactBase[Stock]):
     def default() -> Stock:
         return Stock()
 
-    def process(self, output: list[str]) -> Stock:
+    def read(self, output: list[str]) -> Stock:
         words = [line.split() for line in output]
         return Stock(
             frozenset(word[1] for word in words if word[0] == "whole"),
@@ -56,7 +56,7 @@ class Shipped(FactBase[Stock]):
         )
 
 
-class Platform(FactBase[tuple[str, str, str] | None]):
+class Platform(OwnFact[tuple[str, str, str] | None]):
     """Machine, version of Python (3.11) and of glibc (2.36), as wheels must fit them. None: no such Python there."""
 
     def command(self, python: str) -> str:
@@ -70,7 +70,7 @@ class Platform(FactBase[tuple[str, str, str] | None]):
     def default() -> None:
         return None
 
-    def process(self, output: list[str]) -> tuple[str, str, str] | None:
+    def read(self, output: list[str]) -> tuple[str, str, str] | None:
         words = output[0].split() if output else []
         return (words[0], words[1], words[2]) if len(words) == 3 else None
 

@@ -11,7 +11,7 @@ from pyinfra.operations import files
 
 from deploys import content, identity, secretfiles, units
 from deploys.facts import CACHE, CURRENT, DEPLOYED, LOGS, ConfiguredSlots, Service
-from deploys.places import CONFIGURATION, MODELS, RETIRED, state_dir
+from deploys.places import CONFIGURATION, MODELS, RETIRED, STATE, state_dir
 from deploys.plan import Planned
 from deploys.sealing import WORKER_FILES, WORKER_FOLDERS
 from deploys.slots import Slot
@@ -78,13 +78,11 @@ def fetch(slot: Slot, digest: str) -> Iterator[str]:
 
 def fetch_script(slot: Slot) -> str:
     """Shell commands that download it as the services' user, who then sees of the slots which model was chosen."""
-    state = state_dir(slot.number)
     return _as_slot(
         slot, "fetch", f"RuntimeMaxSec={FETCH_SECONDS}", f"CacheDirectory=hivewright/{MODELS.name}",
+        f"BindPaths={MODELS}", f"BindReadOnlyPaths=-{state_dir(slot.number)}/model.json",
         # What a slot has in its own home decides nothing about what the others read.
-        "PrivateTmp=yes", "Environment=HOME=/tmp", "NoNewPrivileges=yes", "ProtectSystem=strict",
-        f"TemporaryFileSystem={state.parent}:ro {CACHE}:ro {LOGS}:ro", f"BindPaths={MODELS}",
-        f"BindReadOnlyPaths=-{state}/model.json",
+        "Environment=HOME=/tmp",
     )  # fmt: skip
 
 
@@ -106,16 +104,22 @@ def examine(slot: Slot, digest: str) -> Iterator[str]:
 
 def examine_script(slot: Slot) -> str:
     """Shell commands that run the doctor as the slot's user, within its limits, on its GPU, and with its folders."""
-    own = f"worker-{slot.number}"
+    own, cache = state_dir(slot.number), CACHE / f"worker-{slot.number}"
     return _as_slot(
-        slot, "doctor", f"RuntimeMaxSec={EXAMINE_SECONDS}", f"CacheDirectory=hivewright/{own}",
-        f"Environment=HOME={CACHE}/{own}",
+        slot, "doctor", f"RuntimeMaxSec={EXAMINE_SECONDS}", f"CacheDirectory=hivewright/{cache.name}",
+        f"BindPaths={own} {cache}", f"BindReadOnlyPaths=-{MODELS}", f"Environment=HOME={cache}",
     )  # fmt: skip
 
 
 def _as_slot(slot: Slot, command: str, *properties: str) -> str:
-    """Shell commands that run one of `hivewright`'s as a unit with these properties, and the slot's own."""
-    properties = (f"User={USER}", f"WorkingDirectory={CURRENT}", *properties)
+    """Shell commands that run one of `hivewright`'s as a unit with these properties, and the slot's own.
+
+    It stands within the same walls as a service (templates/service.j2): it speaks to strangers too.
+    """
+    properties = (
+        f"User={USER}", f"WorkingDirectory={CURRENT}", "NoNewPrivileges=yes", "PrivateTmp=yes", "PrivateUsers=yes",
+        "ProtectSystem=strict", f"TemporaryFileSystem={STATE}:ro {CACHE}:ro {LOGS}:ro", *properties,
+    )  # fmt: skip
     run = shlex.join(
         ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", *(f"--property={p}" for p in properties)]
     )

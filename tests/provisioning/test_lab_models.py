@@ -41,11 +41,16 @@ def host(own_lab: Lab) -> Host:
     return host
 
 
-def test_only_fetch_writes_models_and_it_sees_no_key(host: Host) -> None:
+def test_only_fetch_writes_models_and_nobody_sees_a_key_but_his_own(host: Host) -> None:
     slot = hosts.check([HostEntry("gpu-1", ("workers",), DATA)])["gpu-1"].slots[0]
     said = host.ssh(f"sh -euc {shlex.quote(worker.fetch_script(slot))} 2>/dev/null").stdout
     assert said.splitlines() == ["CHOICE", f"wrote in {MODELS}", "wrote in /tmp"]
     host.ssh(f"echo MODEL > {MODELS}/whole; chown hivewright {MODELS}/whole")
+
+    said = host.ssh(f"sh -euc {shlex.quote(worker.examine_script(slot))} 2>/dev/null").stdout
+    home = f"{MODELS.parent}/worker-0"
+    wrote = [f"wrote in {folder}" for folder in (home, f"{STATE}/worker-0", home)]
+    assert said.splitlines() == ["CHOICE", "KEY", *wrote, "MODEL", "read the model"], "the doctor sees its slot alone"
 
     unit = units.render(worker.UNIT, 252, 900)
     unit = "\n".join(line for line in unit.splitlines() if not line.startswith(("Type=", "NotifyAccess=", "Watchdog")))
@@ -56,8 +61,6 @@ def test_only_fetch_writes_models_and_it_sees_no_key(host: Host) -> None:
         file.write_text(text)
     host.ssh(f"systemctl daemon-reload; systemctl start --wait {name}; true")
     said = host.ssh(f"journalctl --no-pager --quiet --output=cat --unit={name}").stdout
-    home = f"{MODELS.parent}/worker-0"
-    wrote = [line for line in said.splitlines() if line.startswith("wrote in")]
-    assert wrote == [f"wrote in {folder}" for folder in (home, f"{STATE}/worker-0", home)]
+    assert [line for line in said.splitlines() if line.startswith("wrote in")] == wrote
     assert "read the model" in said
     assert f"cannot touch '{MODELS}/tried': Read-only file system" in said

@@ -173,7 +173,12 @@ def test_doctor_looks_within_the_limits_of_the_slot(tmp_path: Path, monkeypatch:
     assert done.returncode == 4
     said = done.stdout.splitlines()
     properties = ["MemoryMax=4000000000", "CPUQuota=200%", 'Environment="HTTPS_PROXY=http://p:1" "NO_PROXY=a b"']
-    for each in ("User=hivewright", "Environment=HOME=/var/cache/hivewright/worker-0", *properties):
+    walls = [
+        "TemporaryFileSystem=/var/lib/hivewright:ro /var/cache/hivewright:ro /var/log/hivewright:ro",
+        "BindPaths=/var/lib/hivewright/worker-0 /var/cache/hivewright/worker-0",
+        "PrivateUsers=yes",
+    ]
+    for each in ("User=hivewright", "Environment=HOME=/var/cache/hivewright/worker-0", *walls, *properties):
         assert f"--property={each}" in said
     assert "--property=Nice=5" not in said
     assert said[-3:] == ["doctor", "--settings", "/etc/hivewright/worker-0.yaml"]
