@@ -289,16 +289,24 @@ class InstalledPackages(OwnFact[frozenset[str]]):
 
 @dataclass(frozen=True, slots=True)
 class MeshPart:
-    """What a host has of the mesh. `public_key`, `digest` (of the configuration): None without. `kernel`: it can."""
+    """What a host has of the mesh. `public_key`, `digest` (of the configuration): None without. `kernel`: it can.
+
+    `peers`: public keys of those whom it speaks to, by name.
+    """
 
     public_key: str | None = None
     digest: str | None = None
     runs: bool = False
     kernel: bool = False
+    peers: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_there(self) -> bool:
         return self.public_key is not None or self.digest is not None or self.runs
+
+
+# Of a configuration (deploys/mesh.py), for sed: the two lines below each [Peer] as peer=NAME KEY.
+_PEERS = r"/^\[Peer\]/ { n; s/^# //; h; n; s/^PublicKey = //; H; x; s/\n/ /; s/^/peer=/p }"
 
 
 class WireGuard(OwnFact[MeshPart]):
@@ -310,6 +318,7 @@ class WireGuard(OwnFact[MeshPart]):
             "exec 2>/dev/null;"
             f" [ ! -e {key} ] || echo key=$(wg pubkey < {key});"
             f" [ ! -e {own} ] || echo digest=$(cat {own} {mesh.DROP_IN} | sha256sum | cut -c 1-64);"
+            f" [ ! -e {own} ] || sed -n '{_PEERS}' {own};"
             f" ! systemctl is-active --quiet {unit} || ! systemctl is-enabled --quiet {unit} || echo runs=yes;"
             " ! { [ -e /sys/module/wireguard ] || modprobe --dry-run --quiet wireguard; } || echo kernel=yes"
         )
@@ -319,5 +328,7 @@ class WireGuard(OwnFact[MeshPart]):
         return MeshPart()
 
     def read(self, output: list[str]) -> MeshPart:
-        said = dict(line.split("=", 1) for line in output)
-        return MeshPart(said.get("key") or None, said.get("digest"), "runs" in said, "kernel" in said)
+        pairs = [line.split("=", 1) for line in output]
+        said = dict(pairs)
+        peers = dict(value.split() for key, value in pairs if key == "peer")
+        return MeshPart(said.get("key") or None, said.get("digest"), "runs" in said, "kernel" in said, peers)

@@ -49,10 +49,12 @@ def make_key() -> Iterator[str]:
 @operation()
 def connect(me: Member, members: Mapping[str, Member], secrets: Path) -> Iterator[StringCommand]:
     """Have the interface up, with the peers that the inventory gives it, as far as their keys are known."""
-    keys = _public_keys(secrets, members)
+    found = host.get_fact(WireGuard)
+    # A peer that this side knows nothing of, as on another operator's machine, stays the one that the host knows.
+    keys = {name: key for name, key in found.peers.items() if name in members} | _public_keys(secrets, members)
     if state.is_executing and (missing := sorted(members.keys() - keys.keys())):
         report.note(f"WireGuard: no key of {', '.join(missing)} is known yet; deploy them, then the others again")
-    text, found = mesh.configuration(me, members.values(), keys), host.get_fact(WireGuard)
+    text = mesh.configuration(me, members.values(), keys)
     if found.runs and found.digest == mesh.digest(text):
         host.noop("it is connected")
         return

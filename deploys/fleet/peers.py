@@ -45,6 +45,6 @@ def _unsettled(
     members: Mapping[str, mesh.Member], parts: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str]
 ) -> Iterator[str]:
     for name, part in parts.items():
-        text = mesh.configuration(members[name], members.values(), keys)
+        text = mesh.configuration(members[name], members.values(), {**part["peers"], **keys})
         if not part["runs"] or part["digest"] != mesh.digest(text):
             yield name

@@ -101,6 +101,8 @@ def test_run_that_is_limited_to_one_host_knows_the_others(fleet: Fleet) -> None:
     changed, _ = fleet.deploy("h3")
     assert changed == ["WireGuard | Connect it to its peers"]
     assert fleet.reaches("h3", "h2")
+    (fleet.folder / "secrets/wireguard.json").unlink()
+    assert fleet.deploy("h2")[0] == [], "another operator's machine, which knows none of the keys, changes nothing"
     everywhere = {name: {"wireguard": False} for name in ADDRESSES}
     fleet.deploy(**everywhere)
     assert fleet.deploy(**everywhere)[0] == []

@@ -164,6 +164,17 @@ def test_configuration_reloads_with_its_key_and_only_public_keys_are_facts() -> 
     assert "key=" not in bare.stdout
 
 
+def test_host_knows_its_peers_keys_itself(tmp_path: Path) -> None:
+    """A run that is limited to it, from a machine without the record, must not cut it off."""
+    fleet = members(a={"wireguard_hub": True}, b={"wireguard_endpoint": "none"}, c={})
+    file = tmp_path / "wg.conf"
+    file.write_text(mesh.configuration(fleet["a"], fleet.values(), {name: f"{name}+/=" for name in fleet}))
+    command = WireGuard().command().replace(str(mesh.CONFIGURATION), str(file))
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20, check=True)
+    found = WireGuard().process(done.stdout.splitlines())
+    assert found.peers == {"b": "b+/=", "c": "c+/="}
+
+
 def test_record_of_public_keys_grows_and_keeps_what_other_runs_wrote(tmp_path: Path) -> None:
     secrets = tmp_path / "secrets"
     assert operator.remember_public_keys(secrets, {"a": "A="}) == {"a": "A="}

@@ -23,7 +23,12 @@ class Fleet:
         self.keys = {name: f"{name}=" for name in deployed}
         members = mesh.members({name: Deployment(**data) for name, data in deployed.items()}, self.data(deployed))
         self.parts: dict[str, dict[str, Any]] = {
-            name: {"public_key": self.keys[name], "digest": self.digest(member, members), "runs": True, "kernel": True}
+            name: {
+                "public_key": self.keys[name],
+                "digest": self.digest(member, members),
+                "runs": True,
+                "peers": {other: key for other, key in self.keys.items() if other != name},
+            }
             for name, member in members.items()
         }
         self.silent: set[str] = set()
@@ -36,7 +41,7 @@ class Fleet:
         return mesh.digest(mesh.configuration(of, members.values(), self.keys))
 
     def refusal(self, monkeypatch: pytest.MonkeyPatch, fleet: dict[str, dict[str, Any]]) -> str | None:
-        bare = {"public_key": None, "digest": None, "runs": False, "kernel": True}
+        bare = {"public_key": None, "digest": None, "runs": False, "peers": {}}
 
         def ask(_: Pyinfra, facts: Sequence[str], hosts: Sequence[str]) -> Answers:
             parts = {name: self.parts.get(name, bare) for name in hosts if name not in self.silent}
@@ -93,10 +98,11 @@ def test_key_that_was_made_anew_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_host_that_does_not_answer_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if this side never knew its key: the others do."""
     fleet = Fleet(tmp_path, MESH)
-    operator.remember_public_keys(fleet.secrets, fleet.keys)
     fleet.silent = {"b"}
     assert fleet.refusal(monkeypatch, MESH) is None
+    assert operator.public_keys(fleet.secrets) == {"a": "a=", "c": "c="}
 
 
 def test_fleet_without_a_mesh_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
