@@ -1,4 +1,4 @@
-"""What hosts say of themselves: asked all at once, and each by itself where one has spoilt the answer of the others."""
+"""What hosts answer: asked all at once, and each by itself where one has spoilt the answer of the others."""
 
 import subprocess
 from collections.abc import Sequence
@@ -27,26 +27,26 @@ class Looked:
 
 def look(pyinfra: Pyinfra, hosts: Sequence[str]) -> Looked:
     """Ask hosts what they are doing. Raises SettingsError if there is no such inventory, Stopped when it is to end."""
-    answers = ask(pyinfra, FACTS, hosts)
+    answers = ask(pyinfra, FACTS, hosts, FACT_SECONDS)
     states, reports = answers.values
     return Looked(states, reports, answers.reasons)
 
 
-def ask(pyinfra: Pyinfra, facts: Sequence[str], hosts: Sequence[str]) -> Answers:
-    """Ask hosts for these facts. Raises as `look` does."""
-    limit = {"_timeout": str(FACT_SECONDS)}
-    none = Answers([{} for _ in facts], {})
+def ask(pyinfra: Pyinfra, facts: Sequence[str], hosts: Sequence[str], seconds: int) -> Answers:
+    """Ask hosts for facts (`module.Class key=value ...`), each for at most `seconds`. Raises as `look` does."""
+    limit = {"_timeout": str(seconds)}
+    none = Answers([{} for argument in facts if "=" not in argument], {})
     if not hosts:
         return none
     try:
-        return pyinfra.facts(*facts, hosts=hosts, timeout=ASK_SECONDS, data=limit)
+        return pyinfra.facts(*facts, hosts=hosts, timeout=ASK_SECONDS + seconds - FACT_SECONDS, data=limit)
     except (SettingsError, Stopped):
         raise
     except (subprocess.TimeoutExpired, WorkerError) as error:
         if len(hosts) == 1:
             return Answers(none.values, {hosts[0]: _reason(error)})
     with ThreadPoolExecutor(NUM_PARALLEL) as pool:
-        each = list(pool.map(lambda host: ask(pyinfra, facts, [host]), hosts))
+        each = list(pool.map(lambda host: ask(pyinfra, facts, [host], seconds), hosts))
     for one in each:
         for found, value in zip(none.values, one.values, strict=True):
             found.update(value)
@@ -55,4 +55,4 @@ def ask(pyinfra: Pyinfra, facts: Sequence[str], hosts: Sequence[str]) -> Answers
 
 
 def _reason(error: Exception) -> str:
-    return f"no answer within {ASK_SECONDS:g} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
+    return f"no answer within {error.timeout:g} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)

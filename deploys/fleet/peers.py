@@ -22,7 +22,7 @@ def require_settled(pyinfra: Pyinfra, hosts: Sequence[Mapping[str, Any]]) -> Non
     members = mesh.members(deployments, data)
     if not members:
         return
-    parts, states = look.ask(pyinfra, FACTS, list(members)).values
+    parts, states = look.ask(pyinfra, FACTS, list(members), look.FACT_SECONDS).values
     folder = CHECKOUT / next(iter(data.values())).get("secrets_dir", Deployment.model_fields["secrets_dir"].default)
     found = {name: part["public_key"] for name, part in parts.items() if part["public_key"]}
     keys = operator.remember_public_keys(folder, found)

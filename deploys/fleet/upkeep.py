@@ -3,7 +3,6 @@
 import argparse
 import base64
 import getpass
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, SealedBox
 
-from deploys.fleet import archive
+from deploys.fleet import archive, look
 from deploys.fleet.command import Answers, Pyinfra, Ran, heed_signals
 from deploys.places import STATE
 from deploys.sealing import KEY_PREFIX
@@ -24,7 +23,7 @@ from worker.log import printable
 
 ASK_SECONDS = 120.0
 # A worker's stop takes at most a minute, its start five (templates/service.j2).
-SERVICE_SECONDS = 600.0
+SERVICE_SECONDS = 600
 NUM_PARALLEL = 16
 
 
@@ -51,7 +50,7 @@ def logs(options: argparse.Namespace) -> None:
     pyinfra = Pyinfra.of_operator(options.inventory)
     names = chosen(pyinfra, options.limit)
     fact = ("deploys.survey.Logs", f"lines={options.lines}", f"unit=hivewright-{options.unit}.service")
-    answers = _asked(pyinfra, *fact, hosts=names)
+    answers = look.ask(pyinfra, fact, names, look.FACT_SECONDS)
     (found,) = answers.values
     for name in names:
         for line in found.get(name, ()):
@@ -63,7 +62,7 @@ def uninstall(options: argparse.Namespace) -> None:
     """Say what would be removed, have it confirmed, remove it."""
     pyinfra = Pyinfra.of_operator(options.inventory)
     names = chosen(pyinfra, options.limit)
-    answers = _asked(pyinfra, "deploys.survey.Footprint", hosts=names)
+    answers = look.ask(pyinfra, ["deploys.survey.Footprint"], names, look.FACT_SECONDS)
     (found,) = answers.values
     there = [name for name in names if name in found]
     for name in there:
@@ -93,7 +92,7 @@ def backup(options: argparse.Namespace) -> None:
     passphrase = _passphrase(options.passphrase_file, is_new=True)
     key = PrivateKey.generate()
     public = f"key={KEY_PREFIX}{bytes(key.public_key).hex()}"
-    answers = _asked(pyinfra, "deploys.survey.Sealed", public, hosts=names)
+    answers = look.ask(pyinfra, ["deploys.survey.Sealed", public], names, SERVICE_SECONDS)
     (found,) = answers.values
     tars = {name: _opened(name, found[name], key) for name in names if found.get(name)}
     for name in found:
@@ -180,13 +179,6 @@ def chosen(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[str]:
 
 def _fits(host: Mapping[str, Any], limit: str) -> bool:
     return fnmatch(host["name"], limit) or limit in host["groups"]
-
-
-def _asked(pyinfra: Pyinfra, *fact: str, hosts: Sequence[str]) -> Answers:
-    try:
-        return pyinfra.facts(*fact, hosts=hosts, timeout=SERVICE_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise WorkerError(f"the hosts did not answer within {SERVICE_SECONDS:g} s; ask fewer with --limit") from None
 
 
 def _complain(answers: Answers) -> None:

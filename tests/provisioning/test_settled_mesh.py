@@ -43,7 +43,7 @@ class Fleet:
     def refusal(self, monkeypatch: pytest.MonkeyPatch, fleet: dict[str, dict[str, Any]]) -> str | None:
         bare = {"public_key": None, "digest": None, "runs": False, "peers": {}}
 
-        def ask(_: Pyinfra, facts: Sequence[str], hosts: Sequence[str]) -> Answers:
+        def ask(_: Pyinfra, facts: Sequence[str], hosts: Sequence[str], seconds: int) -> Answers:
             parts = {name: self.parts.get(name, bare) for name in hosts if name not in self.silent}
             states = {name: {"commit": COMMIT if name in self.parts else None} for name in parts}
             return Answers([parts, states], dict.fromkeys(self.silent, "gone"))

@@ -118,6 +118,15 @@ def test_mistakes_that_a_deploy_would_refuse_are_named_and_the_work_is_done(comm
     ]
 
 
+def test_host_that_pyinfra_fails_at_does_not_cost_the_logs_of_the_others(tmp_path: Path) -> None:
+    hosts = [("gpu-1", WORKER | {"ssh_hostname": "127.0.0.1", "ssh_key": "/nowhere/key"}), ("@local", WORKER)]
+    (tmp_path / "fleet.py").write_text(f"workers = {hosts!r}\n")
+    done = hivewright("fleet", "logs", "fleet.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no answer from gpu-1 (" in done.stderr.splitlines()[-1]
+    assert "No such private key file: /nowhere/key); the others are done" in done.stderr.splitlines()[-1]
+
+
 def test_data_that_pyinfra_itself_would_end_at_are_refused_in_a_line_each(tmp_path: Path) -> None:
     hosts = [("gpu-1", WORKER | {"ssh_port": "22"}), ("gpu-2", WORKER | {"ssh_user": 7})]
     (tmp_path / "fleet.py").write_text(f"workers = {hosts!r}\n")
