@@ -120,6 +120,12 @@ COMMANDS = (
         "worker.account.server:run",
         is_service=True,
     ),
+    Command(
+        "dashboard",
+        "a web page about the swarm: rounds, peers, rewards",
+        "worker.dashboard.server:run",
+        is_service=True,
+    ),
     Command("keeper", "advance the swarm's rounds, publish its bootnodes", "worker.chain.keeper:run", is_service=True),
     Command("status", "what this node is doing", "worker.reports:print_status", _status_options),
     Command(

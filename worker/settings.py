@@ -401,6 +401,18 @@ class Account(Section):
     """Serve an allow-list of read-only JSON-RPC methods at /rpc, for nodes without a route to the chain."""
 
 
+class Dashboard(Section):
+    """The page about the swarm: rounds, peers, rewards. Reads the chain, as often as `chain.poll_seconds` says."""
+
+    host: str = "127.0.0.1"
+    """Where it listens; at 127.0.0.1 in any case. Whoever reaches it may look: it has no login, and no secrets."""
+    port: Port = 3001
+    state_dir: Path = Path("/var/lib/hivewright/dashboard")
+    """Holds `address`, the page's URL."""
+    audit_file: Path | None = None
+    """The report of an audit, such as the keeper's `audit/audit.json`, whose verdicts are shown. None: none are."""
+
+
 class Keeper(Section):
     """Advances the swarm's rounds and publishes its bootnodes."""
 
@@ -492,6 +504,7 @@ class Settings(Section):
     chain: Chain = Chain()
     anvil: Anvil = Anvil()
     account: Account = Account()
+    dashboard: Dashboard = Dashboard()
     keeper: Keeper = Keeper()
     audit: Audit = Audit()
     bootnode: Bootnode = Bootnode()

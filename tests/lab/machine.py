@@ -1,7 +1,10 @@
-"""What this machine must have for the lab: root, and Debian's container tools. Installed where they are missing."""
+"""What tests need of this machine: root and Debian's container tools for the lab, installed where they are missing."""
 
+import fcntl
 import os
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
 
 from tests.lab.process import LabError, run
 
@@ -16,21 +19,33 @@ TOOLS = {
     "git": "git",
 }
 
+INSTALLING = Path("/run/lock/hivewright-tests-apt")
+
 
 def why_no_lab() -> str | None:
     """None if the lab can run here, else the reason in one line. Installs missing packages where that is possible."""
     if os.geteuid() != 0:
         return "the lab of test hosts needs root: run as root, or leave these tests out"
-    missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
+    return lacking("the lab of test hosts", TOOLS)
+
+
+def lacking(who: str, tools: Mapping[str, str]) -> str | None:
+    """None if all programs of `tools` (program: Debian package) are there, or could be installed; else why not, as what
+    `who` needs, in one line."""
+    missing = sorted({package for tool, package in tools.items() if shutil.which(tool) is None})
     if not missing:
         return None
-    if shutil.which("apt-get") is None:
-        return f"the lab of test hosts needs {', '.join(missing)}, and there is no apt-get here to install them"
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return f"{who} needs {', '.join(missing)}, which only root can install, with apt-get"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ("apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *missing)
+    options = ("--yes", "--quiet", "--no-install-recommends", "-o", "Dpkg::Options::=--force-unsafe-io")
     try:
-        run("apt-get", "update", "--quiet", timeout=120, env=environment)
-        run(*install, timeout=300, env=environment)
+        # Of test processes side by side the first one installs for all.
+        with INSTALLING.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if any(shutil.which(tool) is None for tool in tools):
+                run("apt-get", "update", "--quiet", timeout=120, env=environment)
+                run("apt-get", "install", *options, *missing, timeout=300, env=environment)
     except LabError as error:
-        return f"the lab of test hosts needs {', '.join(missing)}: {str(error).splitlines()[0]}"
+        return f"{who} needs {', '.join(missing)}: {str(error).splitlines()[0]}"
     return None

@@ -110,7 +110,7 @@ def test_help_answers_in_half_a_second():
     assert min(seconds() for _ in range(3)) < 0.5
 
 
-@pytest.mark.parametrize("role", ["worker", "keeper", "account"])
+@pytest.mark.parametrize("role", ["worker", "keeper", "account", "dashboard"])
 def test_an_answer_nested_without_end_ends_no_process(role):
     code = f"""
 import json, threading

@@ -25,7 +25,9 @@ MAY_IMPORT = {
     "worker.swarm": GROUND | ROLE,
     "worker.chain": GROUND | ROLE | {"worker.swarm.identity"},
     "worker.trainer": GROUND | {"worker.policy"},
-    "worker.account": GROUND | ROLE | {"worker.chain", "worker.swarm.identity"},
+    "worker.webservice": GROUND | ROLE,
+    "worker.account": GROUND | ROLE | {"worker.webservice", "worker.chain", "worker.swarm.identity"},
+    "worker.dashboard": GROUND | ROLE | {"worker.webservice", "worker.chain.coordinator", "worker.swarm.identity"},
     "worker.telemetry": GROUND | {"worker.swarm.tally"},
     # swarm.identity: a key that the inventory names is read before it goes to a host; needs `cryptography` alone.
     "deploys": {
@@ -47,7 +49,7 @@ ONLY_IN = {
     "transformers": {"worker.policy", "worker.trainer"},
     "vllm": {"worker.policy"},
     "reasoning_gym": {"worker.environments"},
-    "aiohttp": {"worker.account"},
+    "aiohttp": {"worker.account", "worker.dashboard", "worker.webservice"},
     "pyinfra": {"deploys"},
     "pyinfra_cli": {"deploys"},
 }

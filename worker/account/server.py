@@ -10,7 +10,6 @@ import base64
 import hmac
 import json
 import logging
-import signal
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -19,7 +18,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from worker import resources
+from worker import webservice
 from worker.account import messages
 from worker.account.messages import Refused
 from worker.account.vault import Tokens, load_account
@@ -30,9 +29,8 @@ from worker.chain.coordinator import Coordinator
 from worker.chain.proof import Proof
 from worker.chain.rpc import Rpc
 from worker.chain.sender import Sender
-from worker.errors import ChainUnreachable, ContractRefused, ResourceError, SettingsError, WorkerError
+from worker.errors import ChainUnreachable, ContractRefused, SettingsError, WorkerError
 from worker.log import printable
-from worker.service import write_whole
 from worker.settings import Settings
 from worker.swarm import identity
 from worker.telemetry import systemd
@@ -68,8 +66,6 @@ _MAX_BODY_BYTES = 256 * 1024
 _MAX_RPC_ANSWER_BYTES = 16 * 1024 * 1024
 # Calls that may wait for the chain at once, beside those of /rpc; the sender brings them there together.
 _NUM_THREADS = 64
-_LOOPBACK = "127.0.0.1"
-_STOP_SECONDS = 5.0
 # What a client may take to send a body.
 _READ_SECONDS = 10.0
 
@@ -87,43 +83,7 @@ def run(settings: Settings) -> None:
         raise SettingsError(
             "chain.rpc_url and chain.deployment_file: both empty; the account service needs a chain of its own; set one"
         )
-    for host in _hosts(settings.account.host):
-        resources.require_port(host, settings.account.port, "account.port")
-    folder = settings.account.state_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"{folder} (account.state_dir): {error.strerror}; expected a folder to write in") from None
-    with resources.lock_folder(folder, "account.state_dir"):
-        asyncio.run(_serve(settings))
-
-
-async def _serve(settings: Settings) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    service = Service(settings)
-    runner = web.AppRunner(service.application(), access_log=None, shutdown_timeout=_STOP_SECONDS)
-    tending = asyncio.create_task(service.tend())
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await runner.setup()
-        port = settings.account.port
-        for host in _hosts(settings.account.host):
-            await web.TCPSite(runner, host, port).start()
-            port = int(runner.addresses[0][1])
-        url = _url(settings.account.host, runner.addresses[0][1])
-        write_whole(settings.account.state_dir / "address", url + "\n")
-        log.info("account service up url=%s account=%s org_id=%s", url, service.address, settings.chain.org_id)
-        systemd.ready()
-        await asyncio.wait({stopping, tending}, return_when=asyncio.FIRST_COMPLETED)
-        if tending.done():
-            tending.result()  # it only ends by an error that nobody expected
-    finally:
-        systemd.stopping("closing")
-        tending.cancel()
-        stopping.cancel()
-        await runner.cleanup()
+    webservice.run("account", settings.account, lambda: Service(settings))
 
 
 class Service:
@@ -153,6 +113,9 @@ class Service:
             application.router.add_post("/rpc", self.rpc)
         application.cleanup_ctx.append(self._resources)
         return application
+
+    def started(self, url: str) -> None:
+        log.info("account service up url=%s account=%s org_id=%s", url, self.address, self._settings.chain.org_id)
 
     async def tend(self) -> None:
         """Look after the transactions on their way, for ever."""
@@ -377,17 +340,3 @@ def _decoded(name: str, text: str) -> bytes:
 def _decoded_proof(shown: messages.ShownProof) -> Proof:
     public_key = _decoded("proof/publicKey", shown.public_key)
     return Proof(public_key, _decoded("proof/signature", shown.signature), shown.is_move)
-
-
-def _hosts(host: str) -> tuple[str, ...]:
-    """Where to listen: as the settings say, and for what is on this machine, at loopback too.
-
-    Most versions of `tailscale serve` proxy to 127.0.0.1 and nowhere else.
-    """
-    return (host,) if host in (_LOOPBACK, "localhost", "0.0.0.0", "::") else (host, _LOOPBACK)  # noqa: S104
-
-
-def _url(host: str, port: int) -> str:
-    """How to reach us from this machine."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -27,6 +27,9 @@ class Audits:
     def __init__(self, settings: settings.Settings, folder: Path) -> None:
         self._settings = settings
         self._folder = settings.audit.state_dir or folder
+        if settings.audit.every_rounds:
+            # There from the start: the dashboard's service is shown it when it starts, or never.
+            self._folder.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
         self._round: int | None = None

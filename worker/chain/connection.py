@@ -103,7 +103,8 @@ def _lenient_registry() -> ABIRegistry:
     stranger's must not end the reading of everybody's."""
     registry = build_strict_registry()
     registry.unregister_decoder("string")
-    registry.register_decoder(BaseEquals("string"), StringDecoder(handle_string_errors="backslashreplace"), "string")
+    decoder = StringDecoder("backslashreplace")  # type: ignore[no-untyped-call]
+    registry.register_decoder(BaseEquals("string"), decoder, "string")  # type: ignore[no-untyped-call]
     return registry
 
 

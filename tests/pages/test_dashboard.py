@@ -1,0 +1,262 @@
+"""What the dashboard says of a real chain, without a browser."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import requests
+from eth_abi import encode
+from web3.types import RPCEndpoint, RPCResponse
+
+from tests.chain.conftest import Chain
+from tests.pages.dashboards import POLL_SECONDS, ROOT, Dashboard, showing, with_dashboard
+from worker import settings
+from worker.chain.rpc import Rpc
+from worker.dashboard import reader, tally
+from worker.dashboard.reader import Reader
+from worker.errors import WorkerError
+from worker.swarm.identity import animal_name
+
+OF_ANOTHER = "the report is of another contract or version"
+PEERS = ["QmFirst", "QmSecond", "QmThird"]
+
+
+def two_rounds(chain: Chain) -> str:
+    """Three peers of one account, two rounds of rewards and votes, a third round open; the account."""
+    account = chain.new_account(*PEERS)
+    for round, rewards in enumerate([(100, 200, 600), (400, 500, 900)]):
+        for peer_id, reward in zip(PEERS, rewards, strict=True):
+            chain.send(account, chain.coordinator.submit_reward(round, 0, reward, peer_id))
+            chain.send(account, chain.coordinator.submit_winners(round, ["QmThird"], peer_id))
+        chain.advance()
+    chain.send(account, chain.coordinator.submit_reward(2, 0, 1000, "QmThird"))
+    return str(account.address)
+
+
+def looked(of: settings.Settings) -> Reader:
+    found = Reader(of)
+    assert found.look(), found.content()["error"]
+    return found
+
+
+def test_swarm_is_told_as_the_chain_has_it(chain: Chain, dashboard: Dashboard) -> None:
+    account = two_rounds(chain)
+    bootnode = "/ip4/192.0.2.1/tcp/38331/p2p/QmBoot"
+    chain.send(chain.owner, chain.coordinator.add_bootnodes([bootnode]))
+    said = dashboard.says(lambda said: said["bootnodes"] and len(said["rounds"]) == 3)
+    assert (said["round"], said["stage"], said["org_id"], said["error"]) == (2, 0, "hivewright", None)
+    assert (said["chain_id"], said["contract"]) == (31337, chain.deployment.contract)
+    assert abs(said["round_since"] - time.time()) < 60
+    assert abs(said["updated_at"] - time.time()) < 10
+    assert said["bootnodes"] == [bootnode]
+    assert said["rounds"] == [
+        {"round": 0, "mean_reward": 300.0, "num_peers": 3},
+        {"round": 1, "mean_reward": 600.0, "num_peers": 3},
+        {"round": 2, "mean_reward": 1000.0, "num_peers": 1},
+    ]
+    assert said["num_peers"] == 3
+    # Best first.
+    assert [peer["peer_id"] for peer in said["peers"]] == ["QmThird", "QmSecond", "QmFirst"]
+    assert said["peers"][0] == {
+        "peer_id": "QmThird",
+        "name": animal_name("QmThird"),
+        "account": account,
+        "total_reward": 2500,
+        "wins": 4,
+        "last_round": 2,
+        "last_vote": 1,
+        "rewards": [[0, 600], [1, 900], [2, 1000]],
+        "audit": None,
+    }
+    assert said["audit"] is None
+
+
+def test_page_and_all_that_it_needs_come_from_here_alone(dashboard: Dashboard) -> None:
+    page = requests.get(f"{dashboard.url}/", timeout=10)
+    assert page.status_code == 200
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert "'unsafe-inline'" not in page.headers["Content-Security-Policy"]
+    for path in ("/page.js", "/page.css", "/icon.svg"):
+        assert f'"{path}"' in page.text
+        assert requests.get(dashboard.url + path, timeout=10).status_code == 200
+    assert "://" not in page.text
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/%1b[31m", 404), ("POST", "/", 405)])
+def test_what_is_not_there_is_an_error_in_json(dashboard: Dashboard, method: str, path: str, status: int) -> None:
+    answer = requests.request(method, dashboard.url + path, timeout=10)
+    assert answer.status_code == status
+    assert answer.json()["error"].isprintable()
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_looking_costs_the_chain_nothing_where_nothing_happens(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_rounds(chain)
+    asked: list[str] = []
+    make_request = Rpc.make_request
+
+    def noted(self: Rpc, method: RPCEndpoint, params: object) -> RPCResponse:
+        asked.append(method)
+        return make_request(self, method, params)
+
+    monkeypatch.setattr(Rpc, "make_request", noted)
+    found = looked(with_dashboard(chain.settings, tmp_path))
+    asked.clear()
+    assert found.look()
+    assert asked
+    assert set(asked) <= {"eth_chainId", "eth_blockNumber", "eth_getBlockByNumber"}
+    chain.send(chain.new_account("QmNew"), chain.coordinator.submit_reward(2, 0, 5, "QmNew"))
+    asked.clear()
+    assert found.look()
+    assert asked.count("eth_getLogs") == 4
+    assert found.content()["num_peers"] == 4
+
+
+def test_what_was_read_half_is_not_counted_twice(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a chain that fails at each of the calls in turn."""
+    two_rounds(chain)
+    found = Reader(with_dashboard(chain.settings, tmp_path))
+    asked: list[str] = []
+    num_answers = 0
+    make_request = Rpc.make_request
+
+    def failing(self: Rpc, method: RPCEndpoint, params: object) -> RPCResponse:
+        asked.append(method)
+        if len(asked) > num_answers:
+            raise WorkerError("no answer just now")
+        return make_request(self, method, params)
+
+    monkeypatch.setattr(Rpc, "make_request", failing)
+    while not found.look():
+        assert found.content()["error"] == "no answer just now"
+        asked.clear()
+        num_answers += 1
+    assert num_answers > 10
+    assert [each["mean_reward"] for each in found.content()["rounds"]] == [300.0, 600.0, 1000.0]
+
+
+def test_strangers_text_is_one_harmless_line(chain: Chain, tmp_path: Path) -> None:
+    call = chain.coordinator.register_peer("")
+    for peer_id in (b"\x1b[31mred", "\u202eevil\n".encode(), b"\xff\xfe!!", b"<b>bold</b>", "é".encode() * 64):
+        # Text and bytes are encoded alike.
+        chain.send(chain.owner, replace(call, data=call.data[:4] + encode(["bytes"], [peer_id])))
+    content = looked(with_dashboard(chain.settings, tmp_path)).content()
+    shown = {peer["peer_id"] for peer in content["peers"]}
+    assert shown == {"\\x1b[31mred", "\\u202eevil\\n", "\\xff\\xfe!!", "<b>bold</b>", "é" * 64}
+
+
+def test_bounded_however_many_peers_and_rounds_there_are(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tally, "MAX_PEERS", 3)
+    monkeypatch.setattr(tally, "NUM_LAST_REWARDS", 2)
+    for module in (tally, reader):
+        monkeypatch.setattr(module, "MAX_ROUNDS", 2)
+    monkeypatch.setattr(reader, "MAX_PEERS_SHOWN", 2)
+    two_rounds(chain)
+    chain.new_account(*(f"QmSilent{number}" for number in range(10)))
+    found = looked(with_dashboard(chain.settings, tmp_path))
+    # Those that report stay, whoever else registers.
+    assert set(found._tally.peers) == set(PEERS)
+    assert [each["round"] for each in found.content()["rounds"]] == [1, 2]
+    assert [(peer["peer_id"], peer["rewards"]) for peer in found.content()["peers"]] == [
+        ("QmThird", [(1, 900), (2, 1000)]),
+        ("QmSecond", [(1, 500)]),
+    ]
+    # The books know what the log that is kept does not tell any more.
+    assert [peer["total_reward"] for peer in found.content()["peers"]] == [2500, 700]
+
+
+def test_peer_whose_log_is_gone_is_known_from_the_books(chain: Chain, tmp_path: Path) -> None:
+    account = two_rounds(chain)
+    found = Reader(with_dashboard(chain.settings, tmp_path))
+    chain.send(chain.owner, chain.coordinator.advance_round(2))
+    found._next = dict.fromkeys(reader._EVENTS, chain.coordinator.block_number() + 1)
+    assert found.look()
+    (peer,) = found.content()["peers"]
+    assert (peer["peer_id"], peer["account"], peer["total_reward"], peer["wins"]) == ("QmThird", account, 2500, 4)
+    assert found.content()["rounds"] == []
+
+
+def test_verdicts_of_an_audit_are_told(chain: Chain, tmp_path: Path, usual_recursion_limit: None) -> None:
+    two_rounds(chain)
+    file = tmp_path / "audit.json"
+    found = looked(with_dashboard(chain.settings, tmp_path, audit_file=file))
+    assert found.content()["audit"] == {"updated_at": None, "error": "no report yet"}
+    counts = {"audited": 2, "unaudited": 0, "contradicted": 1}
+    report = {
+        "version": 1, "chain_id": 31337, "contract": chain.deployment.contract, "updated_at": 5.0,
+        "counts": counts, "peers": {"QmThird": counts}, "rewards": [],
+    }  # fmt: skip
+    for text, audit, of_third in [
+        (json.dumps(report), {"updated_at": 5.0, "error": None}, counts),
+        ("[" * 100_000, {"updated_at": None, "error": "the report can't be read"}, None),
+        (json.dumps(report | {"contract": "0x"}), {"updated_at": None, "error": OF_ANOTHER}, None),
+        (json.dumps(report), {"updated_at": 5.0, "error": None}, counts),
+    ]:  # fmt: skip
+        file.write_text(text)
+        found.look()
+        assert found.content()["audit"] == audit
+        assert [peer["audit"] for peer in found.content()["peers"]] == [of_third, None, None]
+
+
+def test_foreign_contract_is_shown_too(foreign: Chain, tmp_path: Path) -> None:
+    account = foreign.new_account(*PEERS)
+    for peer_id in PEERS[:1]:
+        foreign.send(account, foreign.coordinator.submit_reward(0, 0, 400, peer_id))
+    foreign.send(account, foreign.coordinator.submit_winners(0, ["QmSecond"], "QmFirst"))
+    content = looked(with_dashboard(foreign.settings, tmp_path)).content()
+    assert content["rounds"] == [{"round": 0, "mean_reward": 400.0, "num_peers": 1}]
+    assert [(peer["peer_id"], peer["wins"]) for peer in content["peers"]] == [
+        ("QmFirst", 0), ("QmSecond", 1), ("QmThird", 0),
+    ]  # fmt: skip
+
+
+def test_without_a_chain_it_serves_and_says_so(tmp_path: Path) -> None:
+    away = settings.parse({"chain": {"deployment_file": str(tmp_path / "deployment.json")}}, "test")
+    with showing(with_dashboard(away, tmp_path / "dashboard")) as shown:
+        said = shown.says(lambda said: said["error"])
+        assert "deployment.json (chain.deployment_file): not there yet" in said["error"]
+        assert (said["updated_at"], said["round"], said["peers"]) == (None, None, [])
+        assert said["error_since"] == pytest.approx(time.time(), abs=30)
+        assert requests.get(shown.url, timeout=10).status_code == 200
+
+
+def run(*, folder: Path, **of: object) -> subprocess.CompletedProcess[str]:
+    (folder / "dashboard.yaml").write_text(json.dumps(of))
+    command = [sys.executable, "-m", "worker", "dashboard", "--settings", folder / "dashboard.yaml"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_port_in_use_and_settings_that_are_wrong_are_one_line(tmp_path: Path, dashboard: Dashboard) -> None:
+    port = int(dashboard.url.rpartition(":")[2])
+    chain = {"rpc_url": "http://127.0.0.1:1"}
+    for of, code, message in [
+        ({"chain": chain, "dashboard": {"port": port}}, 4, f"port {port} (dashboard.port): already in use"),
+        ({"chain": chain, "dashboard": {"prot": 1}}, 2, "dashboard/prot: not a known key; did you mean port?"),
+        ({"dashboard": {"state_dir": str(tmp_path)}}, 2, "all empty; the dashboard shows what a chain says; set one"),
+        ({"chain": chain, "dashboard": {"port": 0, "state_dir": "/proc/x"}}, 4, "/proc/x (dashboard.state_dir)"),
+    ]:
+        done = run(folder=tmp_path, **of)
+        assert done.returncode == code, done.stderr
+        assert message in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+def test_one_folder_serves_one_dashboard(tmp_path: Path, dashboard: Dashboard) -> None:
+    of = settings.load(tmp_path / "dashboard/dashboard.yaml")
+    done = run(folder=tmp_path, **json.loads(of.model_dump_json(exclude_defaults=True)))
+    assert done.returncode == 4
+    assert "in use by process" in done.stderr.splitlines()[-1]
+
+
+def test_it_looks_as_often_as_it_is_told(dashboard: Dashboard) -> None:
+    first = dashboard.says(lambda said: said["updated_at"])["updated_at"]
+    second = dashboard.says(lambda said: said["updated_at"] > first)["updated_at"]
+    assert second - first >= POLL_SECONDS * 0.9

@@ -1,0 +1,193 @@
+"""Keeps what the page shows up to date: one thread's work, every few seconds, whoever looks at the page meanwhile.
+
+The log is read once, from where it was left; sums over all time (total rewards, wins) come from the contract's books,
+which outlive the log (docs/decisions/0020). What can't be read stays as it was, with the cause beside it.
+"""
+
+import logging
+import time
+from typing import Any
+
+from worker.chain.coordinator import Coordinator
+from worker.dashboard.tally import MAX_PEERS, MAX_ROUNDS, Peer, Tally, is_peer_id
+from worker.dashboard.verdicts import Verdicts
+from worker.errors import WorkerError
+from worker.log import discreet, printable
+from worker.settings import Settings
+from worker.swarm.identity import animal_name
+
+log = logging.getLogger(__name__)
+
+MAX_PEERS_SHOWN = 1000
+_EVENTS = ("PeerRegistered", "RewardSubmitted", "WinnerSubmitted", "RoundAdvanced")
+_PIECE_BLOCKS = 2000
+"""Of the log are taken at once: what an error in between makes it read again."""
+_PAGE_PEERS = 500
+"""Peers that the contract is asked about at once."""
+_MAX_BOOTNODES, _MAX_TEXT = 32, 256
+
+
+class Reader:
+    """What is known of the swarm of these settings. `look` brings it up to date, `content` tells it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._org_id = settings.chain.org_id
+        self._chain = settings.chain
+        self._coordinator = Coordinator(settings.chain)
+        self._verdicts = None if settings.dashboard.audit_file is None else Verdicts(settings.dashboard.audit_file)
+        self._error: str | None = None
+        self._error_since: float | None = None
+        self._updated_at: float | None = None
+        self._begin_anew()
+
+    def look(self) -> bool:
+        """Read what is new. False: the chain does not answer, or not as it should; what is known stays."""
+        try:
+            self._read()
+        except WorkerError as error:
+            said = _short(discreet(str(error)))
+            if self._error is None:
+                self._error_since = time.time()
+                log.warning("chain can't be read error=%s", said)
+            self._error = said
+            # When it answers again, it may be somewhere else: what is known of the place is found out anew.
+            self._coordinator = Coordinator(self._chain)
+        else:
+            if self._error is not None:
+                log.info("chain answers again")
+            self._error = self._error_since = None
+            self._updated_at = time.time()
+        if self._verdicts is not None and self._contract is not None:
+            self._verdicts.look(self._contract)
+        return self._error is None
+
+    def content(self) -> dict[str, Any]:
+        """What /api/swarm answers with; docs/operations.md describes it."""
+        peers = self._tally.peers
+        best = sorted(peers, key=lambda peer_id: (-(peers[peer_id].total or 0), peer_id))[:MAX_PEERS_SHOWN]
+        return {
+            "updated_at": self._updated_at,
+            "error": self._error,
+            "error_since": self._error_since,
+            "org_id": _short(self._org_id),
+            "chain_id": self._chain_id,
+            "contract": self._contract,
+            "round": self._round,
+            "stage": self._stage,
+            "round_since": self._round_since,
+            "bootnodes": [_short(address) for address in self._bootnodes[:_MAX_BOOTNODES]],
+            "rounds": [
+                {"round": number, "mean_reward": round.total / round.num_peers, "num_peers": round.num_peers}
+                for number, round in sorted(self._tally.rounds.items())
+            ],
+            "num_peers": len(peers),
+            "peers": [self._told(peer_id, peers[peer_id]) for peer_id in best],
+            "audit": None if self._verdicts is None else self._verdicts.told(),
+        }
+
+    def _told(self, peer_id: str, peer: Peer) -> dict[str, Any]:
+        return {
+            "peer_id": _short(peer_id),
+            "name": animal_name(peer_id),
+            "account": peer.account,
+            "total_reward": peer.total,
+            "wins": peer.wins,
+            "last_round": peer.last_round,
+            "last_vote": peer.last_vote,
+            "rewards": sorted(peer.rewards.items()),
+            "audit": None if self._verdicts is None else self._verdicts.of(peer_id),
+        }
+
+    # ---- the chain
+
+    def _begin_anew(self) -> None:
+        self._tally = Tally()
+        self._contract: str | None = None
+        self._chain_id: int | None = None
+        self._round: int | None = None
+        self._stage: int | None = None
+        self._round_since: float | None = None
+        self._bootnodes: list[str] = []
+        self._newest: tuple[int, str] | None = None
+        """The block up to which the log is read, with its hash."""
+        self._next: dict[str, int] | None = None
+        """For each kind of event, the block from which its log is still to be read."""
+        self._is_behind = True
+        """Whether the books are to be read anew: something was written since."""
+
+    def _read(self) -> None:
+        chain = self._coordinator
+        chain.ensure_checked()
+        newest = chain.block_number()
+        if self._newest is not None and self._is_another_chain(*self._newest, newest):
+            log.warning("the chain is not what it was: reading it anew from the beginning")
+            self._begin_anew()
+        self._contract, self._chain_id = chain.deployment.contract, chain.deployment.chain_id
+        if self._newest is None or self._newest[0] != newest:
+            self._newest = newest, chain.block_hash(newest)
+            self._is_behind = True
+        if self._is_behind:
+            round = chain.current_round()
+            self._read_log(newest, round)
+            self._read_books()
+            self._stage, self._bootnodes = chain.current_stage(), chain.bootnodes()
+            self._round_since = self._time_of_begin(round)
+            self._round = round
+            self._is_behind = False
+
+    def _is_another_chain(self, block: int, its_hash: str, newest: int) -> bool:
+        """Whether the last block that was read is gone: a killed chain may lose its last seconds, others reorganise."""
+        chain = self._coordinator
+        return chain.deployment.contract != self._contract or newest < block or chain.block_hash(block) != its_hash
+
+    def _read_log(self, newest: int, round: int) -> None:
+        if self._next is None:
+            self._next = dict.fromkeys(_EVENTS, self._first_block(round))
+        for name in _EVENTS:
+            for first in range(self._next[name], newest + 1, _PIECE_BLOCKS):
+                last = min(first + _PIECE_BLOCKS - 1, newest)
+                for event in list(self._coordinator.events(name, from_block=first, to_block=last)):
+                    self._tally.take(event, round)
+                self._next[name] = last + 1
+        self._tally.forget_old(round)
+
+    def _first_block(self, round: int) -> int:
+        """Where the log of the rounds that are kept begins."""
+        first_round = round - MAX_ROUNDS + 1
+        if first_round <= 0:
+            return 0
+        began = self._coordinator.events("RoundAdvanced", {"newRoundNumber": first_round}, newest_first=True)
+        return next((event.block for event in began), 0)
+
+    def _read_books(self) -> None:
+        """What the contract knows for longer than its log: wins, of peers of whom the log is gone too, and totals."""
+        chain, tally = self._coordinator, self._tally
+        for start in range(0, MAX_PEERS, _PAGE_PEERS):
+            leaders = chain.winner_leaderboard(start, start + _PAGE_PEERS)
+            unknown = [peer_id for peer_id, _ in leaders if peer_id not in tally.peers and is_peer_id(peer_id)]
+            for peer_id, owner in zip(unknown, chain.owners_of(unknown), strict=True):
+                # A vote may name anybody; peers are those that somebody registered.
+                if owner is not None:
+                    tally.peer(peer_id).account = owner
+            for peer_id, wins in leaders:
+                if peer_id in tally.peers:
+                    tally.peers[peer_id].wins = wins
+            if len(leaders) < _PAGE_PEERS:
+                break
+        known = list(tally.peers)
+        for start in range(0, len(known), _PAGE_PEERS):
+            page = known[start : start + _PAGE_PEERS]
+            for peer_id, total in zip(page, chain.total_rewards(page), strict=False):
+                tally.peers[peer_id].total = total
+
+    def _time_of_begin(self, round: int) -> float | None:
+        """When the round began; None: the log does not say, or not any more."""
+        if self._tally.began is None or self._tally.began[0] != round:
+            return None
+        return self._coordinator.block_time(self._tally.began[1])
+
+
+def _short(text: str) -> str:
+    """Strangers' text as it may be shown: one line, nothing in it that a terminal or a browser obeys, not too long."""
+    shown = printable(text[:_MAX_TEXT])
+    return shown if len(text) <= _MAX_TEXT and len(shown) <= _MAX_TEXT else shown[:_MAX_TEXT] + "…"

@@ -1,0 +1,111 @@
+"""The dashboard (`hivewright dashboard`): one page about the swarm, and the same as JSON. It reads and never writes.
+
+A look at the page costs the chain nothing: what is shown is read every `chain.poll_seconds`, by one thread. It starts,
+and stays up, whether or not there is a chain; then the page says so, beside what was known last.
+"""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from worker import webservice
+from worker.dashboard.reader import Reader
+from worker.errors import SettingsError
+from worker.log import printable
+from worker.settings import Settings
+from worker.telemetry import systemd
+
+log = logging.getLogger(__name__)
+
+_PAGE = Path(__file__).parent / "page"
+_FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_HEADERS = {
+    # Everything that the page is made of comes from here, and nothing in it may come from text.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_MAX_BODY_BYTES = 1024
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Writes its URL into `<dashboard.state_dir>/address` when it is ready.
+
+    Raises ResourceError if the port is in use or the folder can't be had, SettingsError if no chain is named.
+    """
+    chain = settings.chain
+    if not (chain.rpc_url or chain.deployment_file or chain.account_url):
+        raise SettingsError(
+            "chain.rpc_url, chain.deployment_file and chain.account_url: all empty; the dashboard shows what a chain "
+            "says; set one"
+        )
+    webservice.run("dashboard", settings.dashboard, lambda: Service(settings))
+
+
+class Service:
+    """The page and its JSON, which is made anew after each look at the chain, and not for those who ask."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._poll_seconds = settings.chain.poll_seconds
+        self._reader = Reader(settings)
+        self._content = self._encoded()
+
+    def application(self) -> web.Application:
+        application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_answer_errors])
+        for path, (name, content_type) in _FILES.items():
+            application.router.add_get(path, _serving((_PAGE / name).read_bytes(), content_type))
+        application.router.add_get("/api/swarm", self.swarm)
+        application.on_response_prepare.append(_add_headers)
+        return application
+
+    def started(self, url: str) -> None:
+        log.info("dashboard up url=%s", url)
+
+    async def tend(self) -> None:
+        """Look at the chain, for ever."""
+        while True:
+            is_known = await asyncio.to_thread(self._look)
+            systemd.progress("shows the swarm" if is_known else "no chain")
+            await asyncio.sleep(self._poll_seconds)
+
+    async def swarm(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._content, content_type="application/json")
+
+    def _look(self) -> bool:
+        is_known = self._reader.look()
+        self._content = self._encoded()
+        return is_known
+
+    def _encoded(self) -> bytes:
+        return json.dumps(self._reader.content()).encode()
+
+
+def _serving(body: bytes, content_type: str) -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=body, content_type=content_type, charset="utf-8")
+
+    return answer
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(_HEADERS)
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What is not there, or not to be done here, as {"error": SENTENCE}."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return web.json_response({"error": f"{printable(request.path)}: {error.reason}"}, status=error.status)

@@ -1,0 +1,60 @@
+"""What an audit found, from its report (`hivewright audit`; the keeper's stands beside its state)."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+VERDICTS = ("audited", "unaudited", "contradicted")
+_REPORT_VERSION = 1
+_MAX_FILE_BYTES = 64 * 1024 * 1024
+
+
+class Verdicts:
+    """How many rewards of each peer an audit found to hold, by the report in `file`, which may come, go and change."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._seen: object = None
+        self._peers: dict[str, dict[str, int]] = {}
+        self._updated_at: float | None = None
+        self._error: str | None = None
+
+    def look(self, contract: str) -> None:
+        """Read the report if it is new. One that can't be read, or is of another contract, counts as none."""
+        try:
+            found = self._file.stat()
+            seen = contract, found.st_ino, found.st_mtime_ns, found.st_size
+            if seen == self._seen:
+                return
+            self._seen = seen
+            if found.st_size > _MAX_FILE_BYTES:
+                raise ValueError(f"has {found.st_size:,} bytes; expected at most {_MAX_FILE_BYTES:,}")
+            self._take(json.loads(self._file.read_text()), contract)
+        except FileNotFoundError:
+            self._seen = None
+            self._forget("no report yet")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            self._forget("the report can't be read")
+            log.warning("audit report can't be read file=%s error=%s", self._file, error)
+
+    def of(self, peer_id: str) -> dict[str, int] | None:
+        """Rewards of the peer by verdict; None: the report does not name it."""
+        return self._peers.get(peer_id)
+
+    def told(self) -> dict[str, Any]:
+        """When the report was written (Unix seconds), or else why there is none."""
+        return {"updated_at": self._updated_at, "error": self._error}
+
+    def _take(self, report: dict[str, Any], contract: str) -> None:
+        if (report["version"], report["contract"]) != (_REPORT_VERSION, contract):
+            self._forget("the report is of another contract or version")
+            return
+        counts = report["peers"].items()
+        self._peers = {peer_id: {name: int(of[name]) for name in VERDICTS} for peer_id, of in counts}
+        self._updated_at, self._error = float(report["updated_at"]), None
+
+    def _forget(self, error: str) -> None:
+        self._peers, self._updated_at, self._error = {}, None, error
