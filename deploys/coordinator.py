@@ -1,4 +1,4 @@
-"""The host that carries a private swarm: chain, contract, bootnode, keeper, and the account service."""
+"""The host that carries a private swarm: chain, contract, bootnode, keeper, account service and dashboard."""
 
 from pyinfra import host
 from pyinfra.api import deploy
@@ -9,7 +9,10 @@ from deploys.plan import Planned
 
 # Service -> role whose settings it reads, in the order in which they need each other. The contract's service puts the
 # contract on the chain, with the keeper's key, and is done.
-SERVICES = {"chain": "chain", "contract": "keeper", "bootnode": "bootnode", "keeper": "keeper", "account": "account"}
+SERVICES = {
+    "chain": "chain", "contract": "keeper", "bootnode": "bootnode", "keeper": "keeper", "account": "account",
+    "dashboard": "dashboard",
+}  # fmt: skip
 
 
 @deploy("Coordinator")

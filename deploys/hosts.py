@@ -38,14 +38,15 @@ ROLE_SECTIONS = {
     "keeper": ("keeper", "chain", "anvil", "audit", "environment", "log"),  # its audits score the swarm's tasks
     "bootnode": ("bootnode", "log"),
     "account": ("account", "chain", "log"),
+    "dashboard": ("dashboard", "chain", "log"),
 }
-COORDINATOR_ROLES = ("chain", "keeper", "bootnode", "account")
+COORDINATOR_ROLES = ("chain", "keeper", "bootnode", "account", "dashboard")
 
 # Settings that the deploy works out: places of its own making, one per role and slot.
 DERIVED = (
     "node_state_dir", "keeper_state_dir", "bootnode_state_dir", "account_state_dir", "anvil_state_file",
     "chain_deployment_file", "chain_account_token_file", "chain_enrolment_token_file", "account_enrolment_token_file",
-    "keeper_bootnode_file", "model_shared_dir",
+    "keeper_bootnode_file", "dashboard_state_dir", "dashboard_audit_file", "model_shared_dir",
 )  # fmt: skip
 NO_SWARM = (
     f"no swarm to join; put a host into {COORDINATORS}, or set chain_account_url to a swarm's account service, or "
@@ -56,6 +57,7 @@ MAX_PORT = 65535
 # Key, role and section of the settings that have a port of a coordinator's.
 PORTS = (
     ("account_port", "account", "account"), ("bootnode_port", "bootnode", "bootnode"), ("anvil_port", "chain", "anvil"),
+    ("dashboard_port", "dashboard", "dashboard"),
 )  # fmt: skip
 SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
 # What a slot's dict may say beside settings.
@@ -330,8 +332,9 @@ def _wrong_settings(entry: HostEntry) -> list[str]:
 
 def _wrong_values(data: Mapping[str, Any]) -> Iterator[str]:
     """Text that is of the right type, and could be no host's, no model's."""
-    if isinstance(host := data.get("account_host"), str) and not is_host(host):
-        yield f"account_host: got {host!r}; expected a name or an address, without http:// and port (account_port)"
+    for role in ("account", "dashboard"):
+        if isinstance(host := data.get(f"{role}_host"), str) and not is_host(host):
+            yield f"{role}_host: got {host!r}; expected a name or an address, without http:// and port ({role}_port)"
     if data.get("model_name") == "":
         yield "model_name: got ''; expected a model's name on the Hugging Face Hub, a folder, hivewright/tiny or auto"
 
@@ -484,6 +487,11 @@ def _services(entry: HostEntry) -> dict[str, Settings]:
         "account": {
             "account_state_dir": str(STATE / "account"),
             "account_enrolment_token_file": credential("account"),
+            "chain_deployment_file": deployment_file,
+        },
+        "dashboard": {
+            "dashboard_state_dir": str(STATE / "dashboard"),
+            "dashboard_audit_file": str(STATE / "keeper/audit/audit.json"),
             "chain_deployment_file": deployment_file,
         },
     }

@@ -1,4 +1,4 @@
-"""For the host in the group `coordinators`: the one that carries chain, keeper, bootnode and account service."""
+"""For the host in the group `coordinators`, which carries chain, keeper, bootnode, account service and dashboard."""
 
 # The other hosts reach the account service here, and only there; which address that is, is the inventory's to say
 # (account_host). The chain itself stays on loopback: whoever reaches anvil can be anybody.

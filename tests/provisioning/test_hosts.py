@@ -417,7 +417,7 @@ def test_one_machine_can_be_everything() -> None:
     plan = plan_of("@local", entry("@local", ("workers", "coordinators"), slots=1))
     assert plan.slots[0].settings.chain.account_url == "http://127.0.0.1:3000"
     assert plan.slots[0].settings.node.name == "local"
-    assert list(plan.services) == ["chain", "keeper", "bootnode", "account"]
+    assert list(plan.services) == ["chain", "keeper", "bootnode", "account", "dashboard"]
 
 
 @pytest.mark.parametrize("host", ["192.0.2.10", "fd00::1", "hub", "hub.example.org", "gpu_1.local", "0.0.0.0"])
@@ -429,8 +429,9 @@ def test_where_the_account_service_is_may_be_a_name_or_an_address(host: str) -> 
     "host", ["192.0.2.10:3000", "[fd00::1]", "hub:3000", "https://hub", "hub/x", "a..b", "", "a b"]
 )
 def test_where_the_account_service_is_is_no_url(host: str) -> None:
-    with pytest.raises(SettingsError, match="account_host: got"):
-        hosts.check([hub(account_host=host)])
+    for role in ("account", "dashboard"):
+        with pytest.raises(SettingsError, match=f"{role}_host: got"):
+            hosts.check([hub(**{f"{role}_host": host})])
 
 
 def test_hosts_behind_one_address_or_without_any_are_not_taken_for_one() -> None:

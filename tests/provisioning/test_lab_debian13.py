@@ -20,7 +20,7 @@ workers = [
 ]
 all = (["h1", "h2"], {**operator_access(), "slots": 1, "swarm_enabled": False})
 """
-UNITS = ("worker@0", "enrol@0", "chain", "contract", "bootnode", "keeper", "account")
+UNITS = ("worker@0", "enrol@0", "chain", "contract", "bootnode", "keeper", "account", "dashboard")
 
 
 @pytest.fixture(scope="module")

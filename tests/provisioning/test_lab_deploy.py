@@ -24,7 +24,9 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 INVENTORY = "inventory/lab.py"
 DEPLOY_SECONDS = 600
 WORKER = "hivewright-worker@0.service"
-SERVICES = [f"hivewright-{name}.service" for name in ("chain", "contract", "bootnode", "keeper", "account")]
+SERVICES = [
+    f"hivewright-{name}.service" for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard")
+]
 
 
 def pyinfra(lab: Lab, *arguments: str, inventory: str | Path = INVENTORY) -> subprocess.CompletedProcess[str]:
@@ -340,7 +342,7 @@ def test_machine_deploys_itself(fleet: Lab) -> None:
     run = f"cd /home/alice/hivewright && {pyinfra_there} -y inventory/local.py deploy.py --data torch_index=pip 2>&1"
     first = host.ssh(run, timeout=DEPLOY_SECONDS, check=False)
     assert first.returncode == 0, first.stdout[-5000:]
-    assert host.ssh(f"systemctl is-active {WORKER} {' '.join(SERVICES)}").stdout.split() == ["active"] * 6
+    assert host.ssh(f"systemctl is-active {WORKER} {' '.join(SERVICES)}").stdout.split() == ["active"] * 7
     again = host.ssh(run, timeout=DEPLOY_SECONDS)
     total = next(line.split() for line in again.stdout.splitlines() if "Grand total" in line)
     assert total[3:5] == ["-", "-"], total

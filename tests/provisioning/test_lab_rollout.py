@@ -70,7 +70,8 @@ def test_rollout_reaches_every_host_one_first(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_services_without_a_gpu_are_confined_and_log_to_files(lab: Lab) -> None:
-    for unit, number in (("account", 1), ("chain", 1), ("keeper", 1), ("bootnode", 1), ("worker@0", 2)):
+    of_hub = [(unit, 1) for unit in ("account", "dashboard", "chain", "keeper", "bootnode")]
+    for unit, number in (*of_hub, ("worker@0", 2)):
         shown = lab.host(number).ssh(f"systemd-analyze security --no-pager hivewright-{unit}.service | tail -n 1")
         assert float(shown.stdout.split(": ")[1].split()[0]) <= 2.0, shown.stdout
     log = lab.host(2).ssh("cat /var/log/hivewright/worker-0/hivewright-worker@0.log").stdout

@@ -67,7 +67,9 @@ def test_service_sees_no_folder_of_another_but_what_it_reads_there(unit: str) ->
     assert service["BindPaths"] == f"%S/{own} %C/{own} %L/{own}"
     assert {service[f"{kind}Directory"] for kind in ("Cache", "Logs")} == {own}
     of_chain = "-%S/hivewright/chain -%S/hivewright/bootnode"
-    reads = {"account": "-%S/hivewright/keeper/deployment.json", "keeper": of_chain, "contract": of_chain}
+    contract = "-%S/hivewright/keeper/deployment.json"
+    shown = f"{contract} -%S/hivewright/keeper/audit"
+    reads = {"account": contract, "dashboard": shown, "keeper": of_chain, "contract": of_chain}
     assert service.get("BindReadOnlyPaths") == reads.get(unit.removeprefix("hivewright-").removesuffix(".service"))
     assert service["PrivateUsers"] == "yes"
 
