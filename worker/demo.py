@@ -99,6 +99,7 @@ class Demo:
             "audit_every_rounds": 0,
         }
         children.start("keeper", self._write("keeper", keeper), "keeper")
+        dashboard = children.start("dashboard", self._write("dashboard", {"dashboard_port": 0}), "dashboard")
         console.print("[dim]enrolling the workers: each gets a key and an account on the chain[/dim]")
         files = [self._write(name, self._worker_settings(name, account_url)) for name in self.worker_names]
         named = list(zip(files, self.worker_names, strict=True))
@@ -106,6 +107,8 @@ class Demo:
             enrolment.wait(STEP_SECONDS)
         for file, name in named:
             children.start("worker", file, name, ends=True)
+        page = dashboard.wait_for_file(folder / "dashboard/address", STEP_SECONDS)
+        console.print(f"[dim]the dashboard is at {page}[/dim]", highlight=False)
         console.print(f"[dim]training; logs are in {folder / 'logs'}[/dim]")
 
     def watch(self, children: Children) -> None:
@@ -260,6 +263,8 @@ class Demo:
             "account_state_dir": str(folder / "account"),
             "account_enrolment_token_file": str(folder / "enrolment.token"),
             "keeper_state_dir": str(folder / "keeper"),
+            "dashboard_state_dir": str(folder / "dashboard"),
+            "dashboard_audit_file": str(folder / "audit/audit.json"),
             "bootnode_state_dir": str(folder / "bootnode"),
         }
         if "chain_account_url" not in flat:

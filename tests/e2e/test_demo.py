@@ -87,7 +87,7 @@ def test_demo_workers_learn_from_their_peers_groups(finished_demo):
 def test_demo_leaves_a_plot_the_logs_and_no_process(finished_demo):
     output, _, text = finished_demo
     assert (output / "rewards.png").read_bytes().startswith(b"\x89PNG")
-    assert {"chain.log", "keeper.log", "account.log", "bootnode.log", "worker-0.log"} <= {
+    assert {"chain.log", "keeper.log", "account.log", "bootnode.log", "dashboard.log", "worker-0.log"} <= {
         file.name for file in (output / "logs").iterdir()
     }
     assert processes_of(output) == []
