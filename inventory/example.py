@@ -11,8 +11,8 @@ host wins: host, then group, then `all`. A wrong key, a wrong type or a host wit
 mistakes of all hosts, before any host is connected to. Keep to lists of hosts here: every list of strings is a group.
 """
 
-# The host that carries the swarm: chain, contract, keeper, bootnode and account service. One per inventory; none if you
-# join a swarm that somebody else hosts (then set chain_account_url below). It needs no GPU and next to no CPU.
+# The host that carries the swarm: chain, contract, keeper, bootnode, account service, dashboard. One per inventory; none
+# if you join a swarm that somebody else hosts (then set chain_account_url below). It needs no GPU and next to no CPU.
 coordinators = [
     (
         "hub",
@@ -22,6 +22,9 @@ coordinators = [
             # The address at which the workers reach it. The account service listens here (port 3000: account_port), the
             # bootnode is announced with it (port 38331: bootnode_port). A LAN or VPN address is a good choice.
             "account_host": "192.0.2.10",
+            # The dashboard answers on the host itself, port 3001: `ssh -L 3001:localhost:3001 hub`, or tailscale_serve
+            # (docs/operations.md). Here it listens at an address of the host's too; whoever reaches that may look.
+            # "dashboard_host": "192.0.2.10",
             # A round ends when all have reported, or after this many seconds.
             "keeper_round_seconds": 600.0,
         },

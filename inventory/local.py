@@ -1,4 +1,4 @@
-"""This machine, all of it: chain, keeper, bootnode, account service and a worker, from the last commit of the checkout.
+"""This machine, all of it: a whole coordinator and a worker, from the last commit of the checkout.
 
     .venv/bin/pyinfra -y inventory/local.py deploy.py
 
