@@ -14,6 +14,7 @@ from tests.lab.lab import Lab
 LABS = ("lab", "own_lab", "bare_lab")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for name in LABS:
