@@ -102,7 +102,7 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
     assert (client.current_round(), client.current_stage()) == (1, 1)
     (event,) = client.events("RoundAdvanced")
     assert (event.arguments, client.block_time(event.block) > 0) == ({"newRoundNumber": 1}, True)
-    assert len(client.block_hash(event.block)) == 66
+    assert (len(str(client.block_hash(event.block))), client.block_hash(10**6)) == (66, None)
     assert client.read("getRoundStageReward(uint256,uint256,address[])", 0, 0, [account.address]) == [410]
 
     refused, gas = client.estimate_all(account.address, [client.register_peer("a"), client.register_peer("d")])

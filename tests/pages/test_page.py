@@ -42,6 +42,8 @@ def test_page_shows_rounds_peers_and_rewards(chain: Chain, dashboard: Dashboard,
     # The line is what is over, and the open round has a place of its own.
     assert page.run("document.querySelectorAll('.dot').length") == 3
     assert page.run("document.querySelectorAll('.dot.open').length") == 1
+    page.point("#curve svg")
+    assert page.text("#tip") == "round 1\nmean 0.600\n3 peers"
     # On a phone nothing stands out at the side.
     page.resize(400, 800)
     page.wait_for("document.documentElement.scrollWidth <= 400")

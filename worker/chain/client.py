@@ -14,7 +14,14 @@ from eth_account.signers.local import LocalAccount
 from eth_typing import ChecksumAddress, HexStr
 from hexbytes import HexBytes
 from web3 import Web3
-from web3.exceptions import BadFunctionCallOutput, ContractLogicError, TransactionNotFound, Web3Exception, Web3RPCError
+from web3.exceptions import (
+    BadFunctionCallOutput,
+    BlockNotFound,
+    ContractLogicError,
+    TransactionNotFound,
+    Web3Exception,
+    Web3RPCError,
+)
 from web3.types import TxParams
 
 from worker import settings
@@ -127,10 +134,13 @@ class ChainClient:
         with self.translated("eth_getBlockByNumber"):
             return float(self.web3.eth.get_block(block)["timestamp"])
 
-    def block_hash(self, block: int) -> str:
-        """Which block of this number it is: another one in its place has another hash."""
+    def block_hash(self, block: int) -> str | None:
+        """Which block of this number it is: another in its place has another hash. None: there is none, any more."""
         with self.translated("eth_getBlockByNumber"):
-            return Web3.to_hex(self.web3.eth.get_block(block)["hash"])
+            try:
+                return Web3.to_hex(self.web3.eth.get_block(block)["hash"])
+            except BlockNotFound:
+                return None
 
     # ---- transactions
 

@@ -11,7 +11,7 @@ from typing import Any
 from worker.chain.coordinator import Coordinator
 from worker.dashboard.tally import MAX_PEERS, MAX_ROUNDS, Peer, Tally, is_peer_id
 from worker.dashboard.verdicts import Verdicts
-from worker.errors import WorkerError
+from worker.errors import ChainError, WorkerError
 from worker.log import discreet, printable
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
@@ -25,6 +25,8 @@ _PIECE_BLOCKS = 2000
 _PAGE_PEERS = 500
 """Peers that the contract is asked about at once."""
 _MAX_BOOTNODES, _MAX_TEXT = 32, 256
+_MAX_ROUND = 2**52
+"""Beyond that two rounds are one number to a browser."""
 
 
 class Reader:
@@ -108,7 +110,7 @@ class Reader:
         self._stage: int | None = None
         self._round_since: float | None = None
         self._bootnodes: list[str] = []
-        self._newest: tuple[int, str] | None = None
+        self._newest: tuple[int, str | None] | None = None
         """The block up to which the log is read, with its hash."""
         self._next: dict[str, int] | None = None
         """For each kind of event, the block from which its log is still to be read."""
@@ -128,6 +130,8 @@ class Reader:
             self._is_behind = True
         if self._is_behind:
             round = chain.current_round()
+            if round > _MAX_ROUND:
+                raise ChainError(f"{self._contract}: is in round {round}, which no swarm reaches; check chain.contract")
             self._read_log(newest, round)
             self._read_books()
             self._stage, self._bootnodes = chain.current_stage(), chain.bootnodes()
@@ -135,7 +139,7 @@ class Reader:
             self._round = round
             self._is_behind = False
 
-    def _is_another_chain(self, block: int, its_hash: str, newest: int) -> bool:
+    def _is_another_chain(self, block: int, its_hash: str | None, newest: int) -> bool:
         """Whether the last block that was read is gone: a killed chain may lose its last seconds, others reorganise."""
         chain = self._coordinator
         return chain.deployment.contract != self._contract or newest < block or chain.block_hash(block) != its_hash
