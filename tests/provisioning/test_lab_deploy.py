@@ -97,6 +97,20 @@ def test_services_run_under_systemd_and_nothing_has_failed(fleet: Lab) -> None:
         assert float(exposure.split(": ")[1].split()[0]) <= 2.0, exposure
 
 
+def test_dashboard_shows_the_swarm_and_sees_no_key_of_its_neighbours(fleet: Lab) -> None:
+    hub = fleet.host(1)
+    ask = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:3001/api/swarm').read().decode())"
+
+    def said() -> dict[str, Any]:
+        return dict(json.loads(hub.ssh(f'python3 -c "{ask}"').stdout))
+
+    wait_until(lambda: len(said()["rounds"]) > 1, 90, "the dashboard shows rounds", 0.5)
+    assert (said()["error"], said()["num_peers"]) == (None, 2)
+    pid = main_pid(hub, "hivewright-dashboard.service")
+    found = hub.ssh(f"cd /proc/{pid}/root/var/lib/hivewright && find . -mindepth 2 -maxdepth 2 | sort").stdout.split()
+    assert found == ["./dashboard/address", "./dashboard/lock", "./keeper/audit", "./keeper/deployment.json"]
+
+
 def test_worker_compiles_its_native_operations_within_its_sealed_unit_and_says_so(fleet: Lab) -> None:
     for number in (2, 3):
         said = fleet.host(number).ssh(f"journalctl --no-pager --unit={WORKER} | grep 'generation engine='").stdout
