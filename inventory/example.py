@@ -11,8 +11,8 @@ host wins: host, then group, then `all`. A wrong key, a wrong type or a host wit
 mistakes of all hosts, before any host is connected to. Keep to lists of hosts here: every list of strings is a group.
 """
 
-# The host that carries the swarm: chain, contract, keeper, bootnode, account service, dashboard. One per inventory; none
-# if you join a swarm that somebody else hosts (then set chain_account_url below). It needs no GPU and next to no CPU.
+# The host that carries the swarm: chain, contract, keeper, bootnode, account service, dashboard. One per inventory;
+# none if you join a swarm that somebody else hosts (then set chain_account_url below). It needs no GPU, next to no CPU.
 coordinators = [
     (
         "hub",
