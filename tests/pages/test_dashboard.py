@@ -15,6 +15,8 @@ from web3.types import RPCEndpoint, RPCResponse
 from tests.chain.conftest import Chain
 from tests.pages.dashboards import POLL_SECONDS, ROOT, Dashboard, showing, with_dashboard
 from worker import settings
+from worker.chain import anvil
+from worker.chain.coordinator import Coordinator
 from worker.chain.rpc import Rpc
 from worker.dashboard import reader, tally
 from worker.dashboard.reader import Reader
@@ -35,6 +37,15 @@ def two_rounds(chain: Chain) -> str:
         chain.advance()
     chain.send(account, chain.coordinator.submit_reward(2, 0, 1000, "QmThird"))
     return str(account.address)
+
+
+def deployed(place: settings.Settings, url: str) -> Chain:
+    """The contract on the anvil at `url`; made if it is not there."""
+    there = place.model_copy(update={"chain": place.chain.model_copy(update={"rpc_url": (url,)})})
+    deployment = anvil.deploy(there)
+    coordinator = Coordinator(there.chain)
+    coordinator.check()
+    return Chain(there, deployment, anvil.load_owner(there.keeper), coordinator)
 
 
 def looked(of: settings.Settings) -> Reader:
@@ -173,15 +184,30 @@ def test_bounded_however_many_peers_and_rounds_there_are(
     assert [peer["total_reward"] for peer in found.content()["peers"]] == [2500, 700]
 
 
-def test_peer_whose_log_is_gone_is_known_from_the_books(chain: Chain, tmp_path: Path) -> None:
-    account = two_rounds(chain)
-    found = Reader(with_dashboard(chain.settings, tmp_path))
-    chain.send(chain.owner, chain.coordinator.advance_round(2))
-    found._next = dict.fromkeys(reader._EVENTS, chain.coordinator.block_number() + 1)
-    assert found.look()
-    (peer,) = found.content()["peers"]
-    assert (peer["peer_id"], peer["account"], peer["total_reward"], peer["wins"]) == ("QmThird", account, 2500, 4)
-    assert found.content()["rounds"] == []
+def test_chain_that_has_forgotten_is_known_by_its_books(place: settings.Settings, tmp_path: Path) -> None:
+    """On an anvil whose history is short, and whose books are not."""
+    num_kept = 64
+    forgetful = place.model_copy(update={"anvil": place.anvil.model_copy(update={"history_blocks": num_kept})})
+    with anvil.running(forgetful.anvil, forgetful.chain.id) as (_, url):
+        there = deployed(forgetful, url)
+        account = two_rounds(there)
+        found = looked(with_dashboard(there.settings, tmp_path))
+        for _ in range(num_kept):
+            there.advance()
+        last = there.coordinator.current_round() - 1
+        there.send(there.new_account("QmNew"), there.coordinator.submit_reward(last, 0, 300, "QmNew"))
+        # Who has read it in time goes on from there.
+        assert found.look()
+        assert found.content()["num_peers"] == 4
+        assert len(found.content()["rounds"]) == 4
+    with anvil.running(forgetful.anvil, forgetful.chain.id) as (_, url):
+        anew = looked(with_dashboard(deployed(forgetful, url).settings, tmp_path)).content()
+    assert anew["rounds"] == [{"round": last, "mean_reward": 300.0, "num_peers": 1}]
+    # Of those whose log is gone, the one that others voted for.
+    assert [(each["peer_id"], each["total_reward"], each["wins"]) for each in anew["peers"]] == [
+        ("QmThird", 2500, 4), ("QmNew", 300, 0),
+    ]  # fmt: skip
+    assert anew["peers"][0]["account"] == account
 
 
 def test_verdicts_of_an_audit_are_told(chain: Chain, tmp_path: Path, usual_recursion_limit: None) -> None:

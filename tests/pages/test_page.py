@@ -8,9 +8,8 @@ import pytest
 from tests.chain.conftest import Chain
 from tests.pages.browser import Page
 from tests.pages.dashboards import Dashboard, showing, with_dashboard
-from tests.pages.test_dashboard import two_rounds
+from tests.pages.test_dashboard import deployed, two_rounds
 from worker.chain import anvil
-from worker.chain.coordinator import Coordinator
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
 
@@ -75,18 +74,11 @@ def test_chain_that_goes_away_leaves_what_is_known_and_a_line_that_says_so(
     place: Settings, tmp_path: Path, page: Page
 ) -> None:
     with anvil.running(place.anvil, place.chain.id) as (_, url):
+        # Later it is at the same place.
         port = int(url.rpartition(":")[2])
-        there = place.model_copy(
-            update={
-                "anvil": place.anvil.model_copy(update={"port": port}),
-                "chain": place.chain.model_copy(update={"rpc_url": (url,)}),
-            }
-        )
-        deployment = anvil.deploy(there)
-        coordinator = Coordinator(there.chain)
-        coordinator.check()
-        before = Chain(there, deployment, anvil.load_owner(there.keeper), coordinator)
+        before = deployed(place.model_copy(update={"anvil": place.anvil.model_copy(update={"port": port})}), url)
         two_rounds(before)
+    there = before.settings
     with showing(with_dashboard(there, tmp_path / "dashboard")) as shown:
         page.open(shown.url)
         page.wait_for("document.querySelector('#alert').checkVisibility()")
