@@ -45,7 +45,7 @@ lint: setup
 
 test: lint
 	$(bin)/python -m pytest tests --ignore tests/provisioning -n 2
-	$(bin)/python -m pytest tests/provisioning -n 2 --dist loadgroup
+	$(bin)/python -m pytest tests/provisioning -n 2
 
 # -- three real hosts on this machine -------------------------------------------------------------------------------
 .PHONY: fleet fleet-check fleet-status fleet-down

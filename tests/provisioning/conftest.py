@@ -7,19 +7,28 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.lab import machine
 from tests.lab.lab import Lab
 
-LABS = ("lab", "own_lab", "bare_lab")
+OTHER_LABS = {
+    "test_lab_debian13.py": "trixie", "test_lab_mesh.py": "bare", "test_lab_sudo.py": "own",
+    "test_lab_wheelhouse.py": "bare",
+}  # fmt: skip
+"""File -> what it shares with others of a name: the lab that its tests run in, if that is not `lab`."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for name in LABS:
-            if name in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(name))
+class LabsTogether(LoadScopeScheduling):  # type: ignore[misc]
+    """Tests of one lab to one process, all others to whoever is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0].rpartition("/")[2]
+        return OTHER_LABS.get(file, "lab") if file.startswith("test_lab") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LabsTogether:
+    return LabsTogether(config, log)
 
 
 @pytest.fixture(scope="session")
