@@ -19,7 +19,7 @@ TOOLS = {
     "git": "git",
 }
 
-INSTALLING = Path("/run/lock/hivewright-tests-apt")
+INSTALLING = Path("/var/tmp/hivewright-tests-apt.lock")
 
 
 def why_no_lab() -> str | None:
