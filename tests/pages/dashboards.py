@@ -19,10 +19,11 @@ POLL_SECONDS = 0.2
 
 
 class Dashboard:
-    """The process `hivewright dashboard`, at `url`."""
+    """The process `hivewright dashboard`, at `url`; its state is in `folder`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, folder: Path) -> None:
         self.url = url
+        self.folder = folder
 
     def said(self) -> dict[str, Any]:
         answer = requests.get(f"{self.url}/api/swarm", timeout=10)
@@ -54,12 +55,12 @@ def showing(of: Settings) -> Iterator[Dashboard]:
     command = [sys.executable, "-m", "worker", "dashboard", "--settings", folder / "dashboard.yaml"]
     with (folder / "log").open("w") as log, subprocess.Popen(command, cwd=ROOT, stderr=log) as process:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not (folder / "address").exists():
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.05)
-            yield Dashboard((folder / "address").read_text().strip())
+            yield Dashboard((folder / "address").read_text().strip(), folder)
         finally:
             process.terminate()
     assert process.returncode == 0, (folder / "log").read_text()

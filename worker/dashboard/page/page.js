@@ -10,6 +10,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const at = (id) => document.getElementById(id);
 let swarm = null; // the last answer
 let lostAt = null; // when the dashboard itself stopped answering
+let skew = 0; // how much later it is there than here, in seconds
 let showsAll = false;
 const drawn = {}; // what each part was made from: what has not changed stays, with what is selected or pointed at
 
@@ -24,6 +25,7 @@ function reward(thousandths, digits = 2) {
 
 const count = (number, one, many) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 const clipped = (text, head, tail) => (text.length <= head + tail + 1 ? text : `${text.slice(0, head)}…${text.slice(-tail)}`);
+const now = () => Date.now() / 1000 + skew;
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hourCycle: "h23" });
 
 function span(seconds) {
@@ -60,7 +62,6 @@ function isDrawn(part, from) {
 // ---- the state of things
 
 function tell() {
-  const now = Date.now() / 1000;
   const isKnown = swarm !== null && swarm.round !== null;
   const isLost = lostAt !== null;
   const error = isLost ? null : swarm?.error;
@@ -71,8 +72,7 @@ function tell() {
   if (isLost) {
     at("alert").textContent = `Dashboard unreachable since ${clock(lostAt)}: the page got no answer.${stays}`;
   } else if (error) {
-    const away = span(now - swarm.error_since);
-    at("alert").textContent = `Chain unreachable since ${clock(swarm.error_since)} (${away}): ${error}.${stays}`;
+    at("alert").textContent = `Chain unreachable since ${clock(swarm.error_since)}: ${error}.${stays}`;
   }
   at("waiting").textContent = error
     ? "Nothing is known yet: the chain has not answered since the dashboard was started."
@@ -80,11 +80,11 @@ function tell() {
   at("fresh").hidden = !swarm?.updated_at;
   at("fresh").classList.toggle("stale", isLost || Boolean(error));
   if (swarm?.updated_at) {
-    const age = now - swarm.updated_at;
-    at("fresh").textContent = isLost || error ? `as of ${clock(swarm.updated_at)}` : `live, read ${span(age)} ago`;
+    const age = span(now() - swarm.updated_at);
+    at("fresh").textContent = isLost || error ? `as of ${clock(swarm.updated_at)}` : `live, read ${age} ago`;
   }
   if (isKnown) {
-    const since = swarm.round_since === null ? "open" : `open for ${span(now - swarm.round_since)}`;
+    const since = swarm.round_since === null ? "open" : `open for ${span(now() - swarm.round_since)}`;
     const stage = swarm.stage > 0 ? `, stage ${swarm.stage}` : "";
     at("round-note").textContent = isLost || error ? `when last heard${stage}` : since + stage;
   }
@@ -300,7 +300,7 @@ function draw() {
 async function look() {
   const found = await ask();
   if (found === null) {
-    lostAt ??= Date.now() / 1000;
+    lostAt ??= now();
     tell();
   } else {
     lostAt = null;
@@ -316,7 +316,9 @@ async function look() {
 async function ask() {
   try {
     const answer = await fetch("/api/swarm", { signal: AbortSignal.timeout(10000) });
-    return answer.ok ? await answer.json() : null;
+    if (!answer.ok) return null;
+    skew = Date.parse(answer.headers.get("Date")) / 1000 - Date.now() / 1000;
+    return await answer.json();
   } catch {
     return null;
   }
