@@ -63,7 +63,7 @@ class OneHost:
 
     def wait_for(self, stage: str) -> None:
         log = self.output / "h4.log"
-        wait_until(lambda: log.exists() and stage in log.read_text(), 90, f"the rollout is at {stage!r}", 0.05)
+        wait_until(lambda: log.exists() and stage in log.read_text(), 180, f"the rollout is at {stage!r}", 0.05)
 
     @property
     def report(self) -> dict[str, Any]:
