@@ -16,7 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from worker import resources
-from worker.errors import ModelError, SettingsError
+from worker.errors import ModelError, ResourceError, SettingsError
 from worker.policy import choice, memory, policy
 from worker.settings import Model, Settings
 
@@ -26,15 +26,22 @@ _DESCRIPTIONS = (".json", ".model", ".txt", ".jinja")
 def run(of: Settings) -> None:
     """Download the model, unless it is there or a folder of its own, and say where it is.
 
-    Raises SettingsError without such a folder, ModelError if the model can't be had, ResourceError if it has no room.
+    Raises SettingsError without such a folder, ModelError if the model can't be had, ResourceError if the
+    folder can't be had, or has no room.
     """
     model = choice.settle(of.model, of.node.state_dir)
     if model.shared_dir is None:
         raise SettingsError("model/shared_dir: none; expected the folder that models are to be downloaded to")
     if not sys.stderr.isatty():
         disable_progress_bars()
-    model.shared_dir.mkdir(parents=True, exist_ok=True)
-    with (model.shared_dir / "lock").open("w") as lock:
+    try:
+        model.shared_dir.mkdir(parents=True, exist_ok=True)
+        lock = (model.shared_dir / "lock").open("w")
+    except OSError as error:
+        raise ResourceError(
+            f"{model.shared_dir} (model/shared_dir): {error.strerror}; expected a folder to write in"
+        ) from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # who is second finds what the first has got
         folder = choice.find_folder(model) or _download(model, model.shared_dir, of.node.min_free_disk_mb)
     print(f"{model.name}: {folder}")

@@ -90,6 +90,15 @@ def test_model_that_can_not_be_had_is_an_error_in_a_line(
     assert not (tmp_path / "models/somebody--tiny").exists()
 
 
+@pytest.mark.parametrize(("place", "reason"), [("/proc/nope", "No such file or directory"), ("FILE", "File exists")])
+def test_folder_that_can_not_be_had_is_an_error_in_a_line(place: str, reason: str, tmp_path: Path) -> None:
+    folder = place.replace("FILE", str(tmp_path / "models"))
+    (tmp_path / "models").touch()
+    with pytest.raises(ResourceError) as caught:
+        fetch.run(settings.from_flat({"model_name": NAME, "model_shared_dir": folder}, "test"))
+    assert str(caught.value) == f"{folder} (model/shared_dir): {reason}; expected a folder to write in"
+
+
 def test_folder_and_the_model_of_the_package_are_not_downloaded(tmp_path: Path, hub: HubStandIn) -> None:
     for name in (choice.TINY, str(TINY)):
         fetch.run(settings_of(tmp_path, name))
