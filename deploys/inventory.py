@@ -41,7 +41,7 @@ def check() -> None:
             inventory = _load(options)
             _check_hosts(options, inventory)
             if is_deploy:
-                plan.make(inventory)
+                plan.make(inventory, is_dry=options["dry"])
                 _mind_questions(options, len(inventory))
             else:
                 for line in plan.review(inventory):

@@ -40,6 +40,9 @@ DAMAGED = (
     "and the next deploy enrols the slot again, with the key that is beside it"
 )
 
+# Of a dry run: nothing of it gets anywhere.
+TOKEN_TO_COME = "to-be-made"  # noqa: S105
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -67,8 +70,11 @@ _lock = threading.Lock()
 _looked_for_twins = False
 
 
-def make(all_hosts: Iterable[Host]) -> None:
-    """Make the plans of all hosts of the inventory. Raises SettingsError, a line for each mistake of any host."""
+def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
+    """Make the plans of all hosts of the inventory. Raises SettingsError, a line for each mistake of any host.
+
+    `is_dry`: nothing is made on this side either; something stands for a token that is yet to be made.
+    """
     all_hosts = list(all_hosts)
     entries = [_entry(each) for each in all_hosts]
     whole = [entry for entry in entries if not hosts.unusable(entry.data)]
@@ -90,7 +96,9 @@ def make(all_hosts: Iterable[Host]) -> None:
     data = {entry.name: entry.data for entry in entries}
     members = mesh.members({name: plan.deployment for name, plan in plans.items()}, data)
     for name, plan in plans.items():
-        token = operator.enrolment_token(CHECKOUT / plan.deployment.secrets_dir, create=has_account)
+        token = operator.enrolment_token(CHECKOUT / plan.deployment.secrets_dir, create=has_account and not is_dry)
+        if token is None and has_account:
+            token = TOKEN_TO_COME
         _planned[name] = Planned(plan, *commits[name], token, members)
 
 
