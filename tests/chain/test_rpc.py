@@ -2,10 +2,15 @@
 
 import logging
 import socket
+import socketserver
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 from account_service import faulty
+from web3.types import RPCEndpoint
 
 from worker import settings
 from worker.chain.coordinator import Coordinator
@@ -124,3 +129,42 @@ def test_an_answer_nested_without_end_is_no_answer_of_a_chain(chain, monkeypatch
     monkeypatch.setattr(Rpc, "decode_rpc_response", staticmethod(lambda raw: decode(b"[" * 100_000)))
     with pytest.raises(ChainError, match="the answer is no JSON-RPC"):
         coordinator.current_round()
+
+
+@contextmanager
+def pouring(piece: bytes, pause_seconds: float) -> Iterator[tuple[str, list[int]]]:
+    """The URL of a server whose answers have no end, and how many bytes each of them came to."""
+    poured: list[int] = []
+
+    class Pouring(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            number = len(poured)
+            poured.append(0)
+            with suppress(OSError):  # whoever asked has gone
+                while poured[number] < 1 << 30:
+                    self.request.sendall(piece)
+                    poured[number] += len(piece)
+                    time.sleep(pause_seconds)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Pouring) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", poured
+        server.shutdown()
+
+
+def test_answer_without_end_is_not_taken_in() -> None:
+    with pouring(b"0" * 65536, 0) as (url, poured):
+        with pytest.raises(ChainError, match=f"{url}: an answer of more than 32 MiB; check that this is a chain's"):
+            Rpc([url], "", None, 60.0).make_request(RPCEndpoint("eth_blockNumber"), [])
+        assert 0 < max(poured) < 64 << 20
+
+
+def test_answer_that_drips_is_given_up_in_time() -> None:
+    with pouring(b" ", 0.05) as (url, _):
+        began = time.monotonic()
+        with pytest.raises(ChainUnreachable, match="no answer within 2 s"):
+            Rpc([url], "", None, 2.0).make_request(RPCEndpoint("eth_blockNumber"), [])
+        assert time.monotonic() - began < 10

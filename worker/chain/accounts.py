@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import requests
-
 from worker import settings
-from worker.chain import connection, proof
+from worker.chain import connection, http, proof
 from worker.chain.contract import ADVICE
 from worker.chain.coordinator import Coordinator
 from worker.chain.proof import Proof
@@ -87,9 +85,7 @@ class AccountClient:
         self._chain = chain
         self._url = chain.account_url.rstrip("/")
         self.token_file = chain.account_token_file or state_dir / TOKEN_FILE
-        self._session = requests.Session()
-        # No proxies and no .netrc: the latter would replace our token.
-        self._session.trust_env = False
+        self._session = http.open_session()
 
     def swarm(self) -> SwarmInfo:
         answer = self._request("GET", "/api/swarm")
@@ -248,9 +244,7 @@ def _await_owner(coordinator: Coordinator, peer_id: str, ours: str, is_sent: boo
 def server_time(url: str, timeout_seconds: float) -> tuple[str, float]:
     """The time that the account service says (an HTTP date), and ours in the middle of the asking. ChainUnreachable."""
     began = time.time()
-    with connection.translated(f"{url} (chain.account_url)", timeout_seconds):
-        session = requests.Session()
-        session.trust_env = False
+    with connection.translated(f"{url} (chain.account_url)", timeout_seconds), http.open_session() as session:
         answer = session.head(f"{url.rstrip('/')}/api/swarm", timeout=timeout_seconds, allow_redirects=False)
     if "Date" not in answer.headers:
         raise ChainError(f"{url}: says no date; expected hivewright's account service")

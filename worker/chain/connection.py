@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import requests
 from eth_abi.codec import ABICodec
 from eth_abi.decoding import StringDecoder
 from eth_abi.registry import ABIRegistry, BaseEquals
@@ -18,7 +17,7 @@ from web3.exceptions import Web3Exception
 from web3.middleware import ExtraDataToPOAMiddleware
 
 from worker import settings
-from worker.chain import rpc
+from worker.chain import http, rpc
 from worker.chain.rpc import Rpc
 from worker.errors import ChainError, ChainUnreachable
 from worker.log import printable
@@ -128,7 +127,8 @@ def _base(chain: settings.Chain) -> str:
 def _ask_account(chain: settings.Chain) -> str:
     url = f"{_base(chain)}/api/swarm"
     with translated(f"{url} (chain.account_url)", chain.timeout_seconds):
-        answer = requests.get(url, timeout=chain.timeout_seconds)
+        with http.open_session() as session:
+            answer = session.get(url, timeout=chain.timeout_seconds)
         answer.raise_for_status()
         raw = answer.json()
     source = f"{url} (chain.account_url)"

@@ -20,6 +20,7 @@ import requests
 from web3.providers import JSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
+from worker.chain import http
 from worker.errors import ChainError, ChainUnreachable
 
 log = logging.getLogger(__name__)
@@ -210,11 +211,10 @@ class Rpc(JSONBaseProvider):
 
     @property
     def _session(self) -> requests.Session:
-        """One for each thread. No proxies and no .netrc of the environment."""
+        """One for each thread."""
         session: requests.Session | None = getattr(self._sessions, "session", None)
         if session is None:
-            session = self._sessions.session = requests.Session()
-            session.trust_env = False
+            session = self._sessions.session = http.open_session()
         return session
 
     def _place(self, url: str) -> str:
@@ -245,6 +245,9 @@ def translated(place: str, patience_seconds: float) -> Iterator[None]:
         raise ChainUnreachable(
             f"{place}: no answer within {patience_seconds:g} s; check that it runs and can be reached"
         ) from None
+    except http.AnswerTooLong:
+        megabytes = http.MAX_ANSWER_BYTES >> 20
+        raise ChainError(f"{place}: an answer of more than {megabytes} MiB; {CHECK_ADDRESS}") from None
     except requests.HTTPError as error:
         status = error.response.status_code
         raise ChainUnreachable(f"{place}: HTTP {status} instead of an answer; check what serves this address") from None
