@@ -66,7 +66,10 @@ class Child:
         return file.read_text().strip()
 
     def last_words(self) -> str:
-        """The exit code and the last line of the log: every role's last line says why it ended."""
+        """The exit code and the last line of the log: every role's last line says why it ended, if it was not killed."""
+        if self.process.returncode < 0:
+            killer = signal.Signals(-self.process.returncode).name
+            return f"{self.name} was killed by {killer}, not by the demo; its log is {self.log}"
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return f"{self.name} ended with {self.process.returncode}: {lines[-1] if lines else 'no output'} ({self.log})"
 
