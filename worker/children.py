@@ -66,7 +66,7 @@ class Child:
         return file.read_text().strip()
 
     def last_words(self) -> str:
-        """The exit code and the last line of the log: every role's last line says why it ended, if it was not killed."""
+        """The exit code and the last line of the log: a role's last line says why, unless it was killed."""
         if self.process.returncode < 0:
             killer = signal.Signals(-self.process.returncode).name
             return f"{self.name} was killed by {killer}, not by the demo; its log is {self.log}"
