@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploys import ansible_inventory, hosts
-from deploys.addresses import is_address
+from deploys.addresses import EXPECTED_SSH_HOST, is_address, is_ssh_host
 from deploys.deployment import Deployment
 from deploys.hosts import COORDINATORS, WORKERS, HostEntry
 from worker import settings
@@ -52,17 +52,18 @@ def run(options: argparse.Namespace) -> None:
 
 def inventory_text(form: str, file: Path) -> str:
     """The inventory that FILE makes. Raises SettingsError, a line for each thing that is wrong with it."""
+    source = "standard input" if str(file) == "-" else str(file)
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")  # Excel's
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise SettingsError(f"{file}: can't be read: {reason}; expected {FORMS[form].expected}") from None
+        raise SettingsError(f"{source}: can't be read: {reason}; expected {FORMS[form].expected}") from None
     try:
-        listed = FORMS[form].read(text, str(file))
+        listed = FORMS[form].read(text, source)
     except RecursionError:
-        raise SettingsError(f"{file}: is nested too deep; expected {FORMS[form].expected}") from None
+        raise SettingsError(f"{source}: is nested too deep; expected {FORMS[form].expected}") from None
     if not listed:
-        raise SettingsError(f"{file}: no hosts; expected {FORMS[form].expected}")
+        raise SettingsError(f"{source}: no hosts; expected {FORMS[form].expected}")
     _check(listed)
     return _write(listed, form, file)
 
@@ -97,6 +98,8 @@ def _wrong_access(one: Listed) -> Iterator[str]:
         if type(value) is not kind or (key in one.data and value == ""):
             expected = f"{kind.__name__}, not empty" if value == "" else kind.__name__
             yield f"{one.source}: {one.name}: {key}: got {value!r}; expected {expected}"
+        elif key == "ssh_hostname" and value and not is_ssh_host(str(value)):
+            yield f"{one.source}: {one.name}: {key}: got {value!r}; {EXPECTED_SSH_HOST}"
 
 
 def _located(line: str, listed: Mapping[str, Listed]) -> str:

@@ -60,6 +60,8 @@ PORTS = (
     ("dashboard_port", "dashboard", "dashboard"),
 )  # fmt: skip
 SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
+# As huggingface_hub has it, which is not needed on this side.
+_HUB_NAME = re.compile(r"(?!.*(--|[.][.]|[.]git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b")
 # What a slot's dict may say beside settings.
 SLOT_KEYS = ("identity", *SlotOptions.model_fields)
 EXPECTED_URL = "no URL; expected one such as https://git.example.org/hivewright.git"
@@ -315,7 +317,7 @@ def _problems(error: ValidationError) -> list[str]:
 def _wanted(message: str) -> str:
     """What was expected, in pydantic's words or in shorter ones."""
     form = re.fullmatch(r"String should match pattern '(.*)'", message)
-    return f"text of the form {form[1]}" if form else message.removeprefix("Input should be ")
+    return settings.form(form[1]) if form else message.removeprefix("Input should be ")
 
 
 def _section(key: str) -> str | None:
@@ -335,8 +337,12 @@ def _wrong_values(data: Mapping[str, Any]) -> Iterator[str]:
     for role in ("account", "dashboard"):
         if isinstance(host := data.get(f"{role}_host"), str) and not is_host(host):
             yield f"{role}_host: got {host!r}; expected a name or an address, without http:// and port ({role}_port)"
-    if data.get("model_name") == "":
-        yield "model_name: got ''; expected a model's name on the Hugging Face Hub, a folder, hivewright/tiny or auto"
+    name = data.get("model_name")
+    if isinstance(name, str) and _is_downloaded(name) and not _HUB_NAME.fullmatch(name):
+        yield (
+            f"model_name: got {name!r}, neither a folder nor a Hugging Face name (owner/model); expected such a name, "
+            "a folder's whole path, hivewright/tiny or auto"
+        )
 
 
 def _slots(
@@ -351,7 +357,8 @@ def _slots(
             )
         return ()
     if count is None or count == 0 or count == []:
-        mistakes.add(entry.name, f"slots: none; expected {SLOTS_MAY_BE}, for a host in {WORKERS}")
+        said = "none" if count is None else f"got {count!r}"
+        mistakes.add(entry.name, f"slots: {said}; expected {SLOTS_MAY_BE}, for a host in {WORKERS}")
         return ()
     device = entry.data.get("model_device")
     if count == AUTO and isinstance(device, str) and ":" in device:

@@ -19,6 +19,7 @@ from pyinfra.connectors.ssh_util import load_key_with_certificate
 from pyinfra.context import ctx_host
 
 from deploys import hosts, memory, mesh, operator, report, secretfiles
+from deploys.addresses import EXPECTED_SSH_HOST, is_ssh_host
 from deploys.deployment import PIP, Deployment
 from deploys.facts import DamagedEnrolments, Identities
 from deploys.gpus import X86, Gpus, choose_torch
@@ -167,35 +168,28 @@ def _wrong_access(of: Host) -> Iterator[str]:
 
 
 def _wrong_types(of: Host) -> dict[str, str]:
-    """Messages by key. Without the values: they may be passwords."""
+    """Messages by key. Without the values of passwords."""
     data, kinds = of.data.dict(), get_type_hints(of.connector_cls.data_cls)
     wrong = {}
     for key in sorted(data.keys() & kinds.keys()):
         try:
             raise_if_bad_type(data[key], kinds[key], ConnectorDataTypeError, key)
-        except ConnectorDataTypeError as error:
-            wrong[key] = str(error)
+        except ConnectorDataTypeError:
+            value = type(data[key]).__name__ if "password" in key or "kwargs" in key else repr(data[key])
+            wrong[key] = f"{key}: got {value}; expected {kinds[key].__name__}"
     return wrong
 
 
 def _wrong_ssh(name: str, data: Mapping[str, Any]) -> Iterator[str]:
     """Values that end pyinfra, or paramiko, with an exception of which it does not say what host's it is."""
     where = data.get("ssh_hostname", name)
-    if where is not None and not _is_name(where):
-        yield f"ssh_hostname: got {where!r}; expected a name or an address"
+    if where is not None and not is_ssh_host(where):
+        yield f"ssh_hostname: got {where!r}; {EXPECTED_SSH_HOST}"
     port = data.get("ssh_port")
     if port is not None and not 1 <= port <= MAX_PORT:
         yield f"ssh_port: got {port}; expected a port from 1 to {MAX_PORT}"
     if (key := data.get("ssh_key")) and (reason := _wrong_key(key, data.get("ssh_key_password") or "")):
         yield f"ssh_key: {reason}; expected the file of a private key"
-
-
-def _is_name(text: str) -> bool:
-    """Whether it can be asked of the resolver, which encodes each part of a name."""
-    try:
-        return bool(text.encode("idna"))
-    except UnicodeError:
-        return False
 
 
 @cache

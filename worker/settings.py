@@ -31,7 +31,8 @@ Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
 Weight = Annotated[float, Field(ge=0, le=8)]
 _PEER_ID = re.compile("[1-9A-HJ-NP-Za-km-z]{16,64}")
 PeerId = Annotated[str, Field(pattern=rf"^{_PEER_ID.pattern}$")]
-Url = Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
+_URL = r"^https?://[^\s]+$"
+Url = Annotated[str, Field(pattern=_URL)]
 Urls = Annotated[tuple[Url, ...], Field(min_length=1), BeforeValidator(lambda value: _listed(value))]
 Multiaddr = Annotated[str, AfterValidator(lambda value: _sound(value))]
 PeerMultiaddr = Annotated[Multiaddr, AfterValidator(lambda value: _with_sound_peer(value))]
@@ -652,13 +653,18 @@ def _explain(error: Any, joint: str = "/") -> str:
     if error["type"] == "value_error":
         return f"{path}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] == "string_pattern_mismatch":
-        expected = f"text of the form {error['ctx']['pattern']}"
+        expected = form(error["ctx"]["pattern"])
     elif error["type"] == "too_short":
         expected = f"at least {error['ctx']['min_length']} of them"
     else:
         expected = error["msg"].removeprefix("Input should be ").replace("an object", "a mapping")
     advice = _advice(error["type"], error["input"], is_yaml=joint == "/")
     return f"{path}: got {_short(error['input'])}; expected {expected}{advice}"
+
+
+def form(pattern: str) -> str:
+    """What text has to look like."""
+    return "http:// or https:// and an address" if pattern == _URL else f"text of the form {pattern}"
 
 
 def _advice(kind: str, value: Any, is_yaml: bool) -> str:

@@ -150,7 +150,7 @@ def test_all_mistakes_stop_the_run_before_any_host_is_connected_to(write_invento
         f"{inventory}: 4 mistakes; nothing was done on any host",
         "inventory data of @fake/gpu-0: trainer_epsilon: got 'a'; expected a valid number",
         "inventory data of @fake/gpu-0: slot 0: model_dvice: not a known key; did you mean model_device?",
-        "inventory data of @fake/gpu-1: slots: none; expected auto, a count of at least 1, or a list with a dict of "
+        "inventory data of @fake/gpu-1: slots: got 0; expected auto, a count of at least 1, or a list with a dict of "
         "settings for each, for a host in workers",
         "inventory data of @fake/gpu-1: release_repository: got '/nowhere'; can't be read: '/nowhere' does not appear "
         "to be a git repository",
@@ -212,8 +212,8 @@ def test_wrong_way_to_a_host_is_refused_without_what_may_be_secret(tmp_path: Pat
     assert_refused(
         pyinfra("-y", tmp_path / "fleet.py", "deploy.py"),
         f"{tmp_path}/fleet.py: 2 mistakes; nothing was done on any host",
-        "inventory data of hub: ssh_password: int is not an instance of str",
-        "inventory data of hub: ssh_port: str is not an instance of int",
+        "inventory data of hub: ssh_password: got int; expected str",
+        "inventory data of hub: ssh_port: got '22'; expected int",
     )
 
 
@@ -228,25 +228,28 @@ def test_ways_that_end_pyinfra_are_refused_with_their_hosts(tmp_path: Path) -> N
         "gpu-4": {"ssh_port": -1},
         "gpu-5": {"ssh_port": 99999999, "release_repository": "https://[x"},
         "gpu..6": {"release_ref": "a\0b"},
+        "gpu-7": {"ssh_hostname": "192.0.2.7:22"},
+        "gpu-8": {"ssh_hostname": "2001:db8::8"},
     }
     common = {"slots": 1, "swarm_enabled": False, "release_repository": "h.git", "release_ref": COMMIT}
     common["secrets_dir"] = str(tmp_path / "no.key")
     named = [(name, common | way) for name, way in ways.items()]
     (tmp_path / "fleet.py").write_text(f"workers = {named!r}\n")
-    key, name = "expected the file of a private key", "expected a name or an address"
+    key, name = "expected the file of a private key", "expected a name or an address, without a port (ssh_port)"
     assert_refused(
         pyinfra("-y", tmp_path / "fleet.py", "deploy.py"),
-        f"{tmp_path}/fleet.py: 9 mistakes; nothing was done on any host",
+        f"{tmp_path}/fleet.py: 10 mistakes; nothing was done on any host",
         f"inventory data of gpu-1: ssh_key: No such private key file: /nowhere; {key}",
         f"inventory data of gpu-2: ssh_key: Invalid private key file: {tmp_path}/no.key; {key}",
         f"inventory data of gpu-3: ssh_hostname: got 'gpu-3..example.org'; {name}",
         "inventory data of gpu-4: ssh_port: got -1; expected a port from 1 to 65535",
         "inventory data of gpu-5: ssh_port: got 99999999; expected a port from 1 to 65535",
         f"inventory data of gpu..6: ssh_hostname: got 'gpu..6'; {name}",
+        f"inventory data of gpu-7: ssh_hostname: got '192.0.2.7:22'; {name}",
         "inventory data of gpu-5: release_repository: no URL; expected one such as https://git.example.org/hivewright.git",
         "inventory data of gpu..6: release_ref: has a zero byte, or half a character; expected text",
-        f"inventory data of gpu-1, gpu-2, gpu-3, gpu-4: secrets_dir: {tmp_path}/no.key is no folder; expected one for "
-        "what must not be in an inventory",
+        f"inventory data of gpu-1, gpu-2, gpu-3, gpu-4, gpu-7, gpu-8: secrets_dir: {tmp_path}/no.key is no folder; "
+        "expected one for what must not be in an inventory",
     )
 
 

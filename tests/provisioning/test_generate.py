@@ -1,5 +1,6 @@
 """Inventories from lists that exist already: what comes out, and what is said of lists that are wrong."""
 
+import io
 import json
 import runpy
 import subprocess
@@ -91,14 +92,24 @@ def test_csv_of_a_spreadsheet_may_begin_with_its_mark(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_of_a_csv_are_named_at_once_with_their_lines(tmp_path: Path) -> None:
-    text = "name,slots,ssh_port,modle_name\ngpu-1,two,22,\ngpu-2,1,http,tiny\ngpu-1,1,,\n"
+    text = (
+        "name,slots,ssh_port,ssh_hostname,modle_name\ngpu-1,two,22,::1,\ngpu-2,1,http,192.0.2.2:22,tiny\ngpu-1,1,,,\n"
+    )
     assert refused("csv", text, tmp_path) == [
+        "LIST line 3: gpu-2: ssh_hostname: got '192.0.2.2:22'; expected a name or an address, without a port "
+        "(ssh_port)",
         "LIST line 3: gpu-2: ssh_port: got 'http'; expected int",
         "LIST line 4: gpu-1: stands in LIST line 2 too; expected a host once",
         "LIST line 2: gpu-1: slots: got 'two'; expected auto, a count of at least 1, or a list with a dict of settings "
         "for each",
         "LIST line 3: gpu-2: modle_name: not a known key; did you mean model_name?",
     ]
+
+
+def test_list_from_standard_input_is_named_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("name,slots\ngpu-1,two\n"))
+    with pytest.raises(SettingsError, match=r"^standard input line 2: gpu-1: slots: got 'two'"):
+        generate.inventory_text("csv", Path("-"))
 
 
 @pytest.mark.parametrize(

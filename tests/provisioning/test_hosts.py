@@ -14,7 +14,10 @@ from worker.swarm import identity
 
 MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
 NOT_THERE = "/nowhere/token: No such file or directory; expected a file on this side with one word, a Hugging Face"
-NO_SLOT = f"slots: none; expected {MAY_BE}, for a host in workers"
+NO_MODEL = (
+    "neither a folder nor a Hugging Face name (owner/model); expected such a name, a folder's whole path, "
+    "hivewright/tiny or auto"
+)
 PYINFRA_KEYS = ("ssh_hostname", "ssh_port", "ssh_user", "_sudo", "_timeout")
 
 
@@ -132,11 +135,11 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [entry("gpu-3")],
-            f"inventory data of gpu-3: {NO_SLOT}",
+            f"inventory data of gpu-3: slots: none; expected {MAY_BE}, for a host in workers",
         ),
         (
             [worker(slots=0)],
-            f"inventory data of gpu-3: {NO_SLOT}",
+            f"inventory data of gpu-3: slots: got 0; expected {MAY_BE}, for a host in workers",
         ),
         (
             [worker(slots="two")],
@@ -261,8 +264,12 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
             [hub(account_host="http://192.0.2.10"), worker(slots=[{"model_name": ""}])],
             "inventory data of hub: account_host: got 'http://192.0.2.10'; expected a name or an address, without "
             "http:// and port (account_port)\n"
-            "inventory data of gpu-3: slot 0: model_name: got ''; expected a model's name on the Hugging Face Hub, a "
-            "folder, hivewright/tiny or auto",
+            f"inventory data of gpu-3: slot 0: model_name: got '', {NO_MODEL}",
+        ),
+        (
+            [worker(model_name="models/foo/bar/baz"), hub(), worker("gpu-4", model_name="a--b/c")],
+            f"inventory data of gpu-3: model_name: got 'models/foo/bar/baz', {NO_MODEL}\n"
+            f"inventory data of gpu-4: model_name: got 'a--b/c', {NO_MODEL}",
         ),
         (
             [hub("hub-1"), hub("hub-2")],

@@ -132,8 +132,8 @@ def test_data_that_pyinfra_itself_would_end_at_are_refused_in_a_line_each(tmp_pa
     (tmp_path / "fleet.py").write_text(f"workers = {hosts!r}\n")
     done = hivewright("fleet", "status", "fleet.py", cwd=tmp_path)
     assert done.returncode == 2
-    assert "inventory data of gpu-1: ssh_port: str is not an instance of int" in done.stderr
-    assert "inventory data of gpu-2: ssh_user: int is not an instance of str" in done.stderr
+    assert "inventory data of gpu-1: ssh_port: got '22'; expected int" in done.stderr
+    assert "inventory data of gpu-2: ssh_user: got 7; expected str" in done.stderr
 
 
 OF_HOSTS = r"(?<![\w.$@-])(/(?:opt|var|etc|usr/local)\b)"
