@@ -16,19 +16,29 @@ SIOCGIFADDR = 0x8915
 
 
 def require_port(host: str, port: int, key: str) -> None:
-    """Raise ResourceError if TCP `port` of `host` can't be listened on. `key` names the setting. 0 is always free."""
-    if port == 0:
-        return
+    """Raise ResourceError if TCP `port` of `host` can't be listened on. `key` names the setting. 0 is always free.
+
+    The host's setting is beside that of the port, and it is named if no port of it could be listened on.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except (socket.gaierror, UnicodeError) as error:
+            raise _wrong_host(host, key, getattr(error, "strerror", None) or str(error)) from None
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise _wrong_host(host, key, "no address of this machine") from None
             reason = "already in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
             raise ResourceError(
                 f"port {port} ({key}): {reason} on {host}; free it or set another, 0 lets the kernel choose"
             ) from None
+
+
+def _wrong_host(host: str, port_key: str, reason: str) -> ResourceError:
+    key = f"{port_key.removesuffix('port')}host"
+    return ResourceError(f"{host} ({key}): {reason}; expected an address of this machine, or 0.0.0.0 for all of them")
 
 
 def require_disk(folder: Path, min_free_mb: int, key: str = "node.state_dir") -> None:

@@ -29,6 +29,23 @@ def test_free_port_and_port_0_pass():
     resources.require_port("127.0.0.1", 0, "swarm.port")
 
 
+@pytest.mark.parametrize("port", [0, 3001])
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("192.0.2.77", "no address of this machine"),
+        ("2001:db8::77", "no address of this machine"),
+        ("http://x", ""),  # in the words of the resolver
+        ("a..b", ""),
+    ],
+)
+def test_host_that_is_not_this_machines_is_named_and_not_the_port(host, reason, port):
+    with pytest.raises(ResourceError) as caught:
+        resources.require_port(host, port, "dashboard.port")
+    assert str(caught.value).startswith(f"{host} (dashboard.host): {reason}")
+    assert str(caught.value).endswith("; expected an address of this machine, or 0.0.0.0 for all of them")
+
+
 def test_full_disk_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ResourceError) as caught:
         resources.require_disk(tmp_path / "state", 10**9)
