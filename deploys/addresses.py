@@ -2,14 +2,10 @@
 
 import contextlib
 import ipaddress
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from worker import settings
-
-_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)([.](?!-)[A-Za-z0-9_-]{1,63}(?<!-))*[.]?")
-
 
 EXPECTED_SSH_HOST = "expected a name or an address, without a port (ssh_port)"
 
@@ -17,14 +13,9 @@ EXPECTED_SSH_HOST = "expected a name or an address, without a port (ssh_port)"
 def is_ssh_host(text: str) -> bool:
     """Whether it is a host; its name may be one that the resolver has to encode."""
     try:
-        return is_host(text.encode("idna").decode())
+        return settings.is_host(text.encode("idna").decode())
     except UnicodeError:
         return False
-
-
-def is_host(text: str) -> bool:
-    """Whether it is a name or an address and nothing more: no scheme, no port, no brackets."""
-    return is_address(text) or _NAME.fullmatch(text) is not None
 
 
 def is_address(value: object) -> bool:

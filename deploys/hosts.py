@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from deploys import keyfiles, mesh, secretfiles, tailnet
-from deploys.addresses import bootnode_announce, is_host, is_reachable
+from deploys.addresses import bootnode_announce, is_reachable
 from deploys.deployment import AUTO, Deployment
 from deploys.gpus import Gpus
 from deploys.places import CONFIGURATION, MODELS, STATE, state_dir
@@ -333,10 +333,7 @@ def _wrong_settings(entry: HostEntry) -> list[str]:
 
 
 def _wrong_values(data: Mapping[str, Any]) -> Iterator[str]:
-    """Text that is of the right type, and could be no host's, no model's."""
-    for role in ("account", "dashboard"):
-        if isinstance(host := data.get(f"{role}_host"), str) and not is_host(host):
-            yield f"{role}_host: got {host!r}; expected a name or an address, without http:// and port ({role}_port)"
+    """Text that is of the right type, and could be no model's."""
     name = data.get("model_name")
     if isinstance(name, str) and _is_downloaded(name) and not _HUB_NAME.fullmatch(name):
         yield (

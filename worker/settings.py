@@ -10,7 +10,7 @@ Imports nothing heavy: an operator's laptop reads this module too.
 import difflib
 import json
 import re
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -34,6 +34,7 @@ PeerId = Annotated[str, Field(pattern=rf"^{_PEER_ID.pattern}$")]
 _URL = r"^https?://[^\s]+$"
 Url = Annotated[str, Field(pattern=_URL)]
 Urls = Annotated[tuple[Url, ...], Field(min_length=1), BeforeValidator(lambda value: _listed(value))]
+Host = Annotated[str, AfterValidator(lambda value: _bare(value))]
 Multiaddr = Annotated[str, AfterValidator(lambda value: _sound(value))]
 PeerMultiaddr = Annotated[Multiaddr, AfterValidator(lambda value: _with_sound_peer(value))]
 
@@ -41,6 +42,7 @@ PeerMultiaddr = Annotated[Multiaddr, AfterValidator(lambda value: _with_sound_pe
 _MULTIADDR = re.compile(
     r"/(ip4|ip6|dns|dns4|dns6)/([0-9A-Za-z.:_-]{1,200})/(?:tcp|udp)/([0-9]{1,5})(?:/[0-9A-Za-z.:_-]+)*"
 )
+_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)([.](?!-)[A-Za-z0-9_-]{1,63}(?<!-))*[.]?")
 _IP_ADDRESSES = {"ip4": IPv4Address, "ip6": IPv6Address}
 
 
@@ -53,6 +55,21 @@ def _sound(multiaddr: str) -> str:
     if not is_sound:
         raise ValueError(f"got {_short(multiaddr)}; expected an address such as /ip4/192.0.2.1/tcp/38000")
     return multiaddr
+
+
+def _bare(host: str) -> str:
+    if not is_host(host):
+        raise ValueError(f"got {_short(host)}; expected a name or an address, without http:// and port")
+    return host
+
+
+def is_host(text: str) -> bool:
+    """Whether it is a name or an address and nothing more: no scheme, no port, no brackets."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return _NAME.fullmatch(text) is not None
+    return True
 
 
 def _with_sound_peer(multiaddr: str) -> str:
@@ -392,7 +409,7 @@ class Anvil(Section):
 class Account(Section):
     """The account service: one key, one queue of transactions for all the fleet's nodes."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: Port = 3000
     state_dir: Path = Path("/var/lib/hivewright/account")
     """Holds the account's key, the token secret and the transaction journal."""
@@ -405,7 +422,7 @@ class Account(Section):
 class Dashboard(Section):
     """The page about the swarm: rounds, peers, rewards. Reads the chain, as often as `chain.poll_seconds` says."""
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     """Where it listens; at 127.0.0.1 in any case. Whoever reaches it may look: it has no login, and no secrets."""
     port: Port = 3001
     state_dir: Path = Path("/var/lib/hivewright/dashboard")

@@ -263,7 +263,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         (
             [hub(account_host="http://192.0.2.10"), worker(slots=[{"model_name": ""}])],
             "inventory data of hub: account_host: got 'http://192.0.2.10'; expected a name or an address, without "
-            "http:// and port (account_port)\n"
+            "http:// and port\n"
             f"inventory data of gpu-3: slot 0: model_name: got '', {NO_MODEL}",
         ),
         (

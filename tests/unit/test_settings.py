@@ -122,6 +122,10 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
             "chain: {rpc_url: 'localhost:1'}\n",
             "chain/rpc_url/0: got 'localhost:1'; expected http:// or https:// and an address",
         ),
+        (
+            "dashboard: {host: 'http://x'}\n",
+            "dashboard/host: got 'http://x'; expected a name or an address, without http:// and port",
+        ),
         ("environment: {families: []}\n", "environment/families: got []; expected at least 1 of them"),
         ("node: 5\n", "node: got 5; expected a mapping"),
         (
