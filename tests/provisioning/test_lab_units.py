@@ -110,19 +110,3 @@ def test_service_that_keeps_failing_waits_longer_each_time_and_is_not_given_up(h
         # Nobody waits for that here.
         host.ssh(f"kill {shown('ControlPID')}")
     host.ssh(f"systemctl stop {unit}", timeout=60)
-
-
-@pytest.mark.parametrize(("program", "is_marked"), [("tail /dev/zero", True), ("exit 1", False)])
-def test_worker_that_the_kernel_ends_for_its_memory_finds_that_written_down(
-    host: Host, program: str, is_marked: bool
-) -> None:
-    unit = install(host, worker.UNIT, program, Restart="no")
-    host.ssh(
-        f"rm -f {STATE}/worker-0/memory-killed; systemctl set-property --runtime {unit} MemoryMax=50M MemorySwapMax=0;"
-        f" systemctl start {unit}",
-        check=False,
-    )
-    state = f"systemctl show --property=ActiveState --value {unit}"
-    wait_until(lambda: host.ssh(state).stdout.strip() == "failed", 60, "it has failed")
-    assert (host.root / f"{STATE[1:]}/worker-0/memory-killed").exists() == is_marked
-    host.ssh(f"systemctl reset-failed {unit}")

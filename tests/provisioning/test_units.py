@@ -237,3 +237,8 @@ def test_settings_file_reads_back_to_the_same_settings(tmp_path: Path) -> None:
 def test_digest_changes_with_each_part_and_with_where_parts_end() -> None:
     digests = {units.digest(*parts) for parts in (("a", "b"), ("ab", ""), ("", "ab"), ("b", "a"))}
     assert len(digests) == 4
+
+
+def test_worker_s_unit_writes_down_that_the_kernel_ended_it_for_its_memory() -> None:
+    stop = parse(units.render(worker.UNIT, DEBIAN_12, 900))["Service"]["ExecStopPost"]
+    assert stop.endswith("'test \"$$SERVICE_RESULT\" != oom-kill || touch %S/hivewright/worker-%i/memory-killed'")
