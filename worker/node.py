@@ -106,10 +106,8 @@ class Node:
         self.last_round = self._resume()
         # First what generates, which stays in memory; then training measures what is left.
         self.policy.prepare(settings.generation, self.folder / "rows.json")
-        self.trainer.fit(self.folder / "budget.json")
-        if (self.folder / MEMORY_KILLED).exists():
-            self.trainer.take_less()
-            (self.folder / MEMORY_KILLED).unlink()
+        self.trainer.fit(self.folder / "budget.json", was_killed=(self.folder / MEMORY_KILLED).exists())
+        (self.folder / MEMORY_KILLED).unlink(missing_ok=True)
         self.hub = self._hub() if settings.hub.token_file is not None else None
         self.ledger = Ledger(self.folder / "ledger.db")
         self.swarm = self._swarm() if settings.swarm.enabled else None

@@ -166,10 +166,10 @@ def test_worker_that_was_killed_for_its_memory_takes_less_each_time(pristine, tm
 
     def next_life():
         trainer = make_trainer(pristine)
-        trainer.fit(file)
-        trainer.take_less()
+        trainer.fit(file, was_killed=True)
         return trainer
 
+    make_trainer(pristine).fit(file)
     assert next_life().budget == Budget(8192)
     for _ in range(7):
         last = next_life()
@@ -181,6 +181,16 @@ def test_worker_that_was_killed_for_its_memory_takes_less_each_time(pristine, tm
     assert (last.budget, last._scorer.recomputes) == (Budget(32, recomputes=True), True)
     assert next_life().budget == Budget(32, recomputes=True)
     assert "can't do with less: give it more" in caplog.text
+
+
+def test_measuring_that_cost_the_process_its_life_is_not_tried_again(pristine, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "measure", lambda *_: pytest.fail("measured again"))
+    trainer = make_trainer(pristine)
+    trainer.fit(tmp_path / "budget.json", was_killed=True)
+    longest = GENERATION.max_prompt_length + GENERATION.max_completion_length
+    assert (trainer.budget, trainer._scorer.recomputes) == (Budget(longest, recomputes=True), True)
+    trainer.fit(tmp_path / "budget.json")
+    assert trainer.budget == Budget(longest, recomputes=True)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": "KEY", "tokens": 0, "recomputes": false}', "\udc80"])

@@ -264,16 +264,28 @@ class Trainer:
             return self._scorer
         return Scorer(copy.deepcopy(self.policy.model).requires_grad_(False))
 
-    def fit(self, file: Path) -> None:
+    def fit(self, file: Path, was_killed: bool = False) -> None:
         """Find the token budget for this machine, or take the one that `file` remembers. Weights stay as they are.
+
+        `was_killed`: the kernel ended the process before this one for its memory. Where an allocator never says no,
+        that is the only sign that a budget is too large, or that measuring one takes too much: it is not tried again.
 
         Raises ModelError if not even one sequence fits.
         """
         self._budget_file = file
         self._budget_key = budget.describe(self.policy, self._settings, self._generation)
         remembered = budget.load(file, self._budget_key)
-        self.budget = remembered or self._measure_budget()
-        if remembered is None:
+        if remembered is None and was_killed:
+            log.warning(
+                "the kernel ended the worker for its memory before a budget was known: one sequence at a time from now "
+                "on; where there is more memory now, remove %s and start it again", file,
+            )  # fmt: skip
+            self.budget = self._least_budget()
+        elif remembered is None:
+            self.budget = self._measure_budget()
+        else:
+            self.budget = self._take_less(remembered) if was_killed else remembered
+        if self.budget != remembered:
             budget.save(file, self._budget_key, self.budget)
         self._scorer.recomputes = self.budget.recomputes
         log.info("token budget tokens=%d recomputes=%s", self.budget.tokens, self.budget.recomputes)
@@ -323,32 +335,32 @@ class Trainer:
             "out of memory, the step is made again in smaller pieces tokens=%d before=%d recomputes=%s error=%s",
             self.budget.tokens, before.tokens, self.budget.recomputes, reason,
         )  # fmt: skip
-        self._keep_budget()
+        self._scorer.recomputes = self.budget.recomputes
+        if self._budget_file is not None:
+            budget.save(self._budget_file, self._budget_key, self.budget)
 
-    def take_less(self) -> None:
-        """After `fit`, when the kernel ended the process before this one for its memory: where an allocator never says
-        no, that is the only sign that a budget is too large."""
-        before, longest = self.budget, self._generation.max_prompt_length + self._generation.max_completion_length
-        if before.tokens > longest:
-            self.budget = before.below(before.tokens)
+    def _take_less(self, before: budget.Budget) -> budget.Budget:
+        least = self._least_budget()
+        if before.tokens > least.tokens:
+            less = before.below(before.tokens)
         elif not before.recomputes:
-            self.budget = before.recomputing()
+            less = before.recomputing()
         else:
             log.warning(
                 "the kernel ended the worker for its memory, and it can't do with less: give it more, or lower "
                 "generation.max_prompt_length or generation.max_completion_length"
             )
-            return
+            return before
         log.warning(
             "the kernel ended the worker for its memory, smaller pieces from now on tokens=%d before=%d recomputes=%s",
-            self.budget.tokens, before.tokens, self.budget.recomputes,
+            less.tokens, before.tokens, less.recomputes,
         )  # fmt: skip
-        self._keep_budget()
+        return less
 
-    def _keep_budget(self) -> None:
-        self._scorer.recomputes = self.budget.recomputes
-        if self._budget_file is not None:
-            budget.save(self._budget_file, self._budget_key, self.budget)
+    def _least_budget(self) -> budget.Budget:
+        """One sequence at a time, with its layers computed again."""
+        longest = self._generation.max_prompt_length + self._generation.max_completion_length
+        return budget.Budget(min(longest, self._settings.max_tokens_per_micro_batch), recomputes=True)
 
     def _update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
