@@ -181,7 +181,12 @@ def test_engine_computes_in_bfloat16_when_asked():
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=0.1)
 
 
-LESSER = {"without float16": ["-mno-avx512fp16"], "with AVX2": ["-mno-avx512f"], "without AVX": ["-mno-avx"]}
+LESSER = {
+    "without float16": ["-mno-avx512fp16"],
+    "with AVX2": ["-mno-avx512f"],
+    "with AVX": ["-mno-avx2"],
+    "without AVX": ["-mno-avx"],
+}
 
 
 @pytest.fixture(params=["this machine's", *LESSER])

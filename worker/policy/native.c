@@ -3,7 +3,7 @@
  * native.py compiles this, with -ffast-math, and calls it; decoder.py does the same in torch and says what it means. */
 #include <math.h>
 
-#include "vectors.h"
+#include "processor.h"
 
 enum { pair = 2 }; /* queries treated at once: keys and values are then read half as often */
 

@@ -102,9 +102,10 @@ def _compile(compiler: str, more_flags: Sequence[str]) -> ctypes.CDLL:
         flags = ["-O3", "-march=native", "-fPIC", *more_flags, *(["-fopenmp"] if len(openmp) == 1 else [])]
         libraries = [str(file) for file in openmp if len(openmp) == 1]
         objects = []
-        for name, more in (("native", ["-ffast-math"]), ("products_bfloat16", []), ("products_float16", [])):
-            objects.append(f"{folder}/{name}.o")
-            _run([compiler, *flags, *more, "-c", str(folder_of_sources / f"{name}.c"), "-o", objects[-1]])
+        for source in sorted(folder_of_sources.glob("*.c")):
+            more = ["-ffast-math"] if source.stem == "native" else []
+            objects.append(f"{folder}/{source.stem}.o")
+            _run([compiler, *flags, *more, "-c", str(source), "-o", objects[-1]])
         _run([compiler, "-shared", *objects, *libraries, "-lm", "-o", library])
         return ctypes.CDLL(library)
 

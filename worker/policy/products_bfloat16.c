@@ -3,8 +3,8 @@
  * 16 rows: (R / 16, M rounded up to even, 16).
  *
  * Without -ffast-math: it would add both products of a pair before adding them to the sum, three operations for two. */
-#ifndef __AVX512FP16__ /* else products_float16.c */
-#include "vectors.h"
+#include "processor.h"
+#ifdef PRODUCTS_BFLOAT16
 
 /* A tile of the result, `tile` rows of a panel, stands in the processor's registers while its inputs are gone through:
  * as many sums as leave room for the weights, and enough of them that no addition waits for the one before. */

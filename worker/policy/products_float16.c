@@ -5,14 +5,13 @@
  * Weights lie in panels of 32 outputs: (N / 32, M, 32), rounded up, and behind them what each output is multiplied by; x
  * in blocks of 16 rows: (R / 16, M, 16), rounded up, and behind them what each row is multiplied by. Both are scaled by
  * powers of two so that no sum of 32 leaves float16's range. */
-#ifdef __AVX512FP16__
+#include "processor.h"
+#ifdef PRODUCTS_FLOAT16
 #include <immintrin.h>
-#include <stdint.h>
 #include <string.h>
 
 typedef _Float16 half;
 typedef half halves __attribute__((vector_size(64)));
-typedef float floats __attribute__((vector_size(64)));
 
 enum {
     summed = 32,     /* inputs whose products are added in float16 */

@@ -1,0 +1,24 @@
+/* What this processor has: how wide its vectors are, and which of the products_*.c it takes. */
+#include <stdint.h>
+
+/* How many float32 numbers a register holds: vectors that are wider end up in memory, and cost tenfold. */
+#if defined __AVX512F__
+enum { lanes = 16 };
+#elif defined __AVX__
+enum { lanes = 8 };
+#else
+enum { lanes = 4 };
+#endif
+
+typedef float floats __attribute__((vector_size(lanes * 4)));
+typedef uint32_t words __attribute__((vector_size(lanes * 4)));
+typedef float loose __attribute__((vector_size(lanes * 4), aligned(4), may_alias)); /* anywhere in memory */
+
+/* The products that compute most numbers in an operation. */
+#if defined __AVX512FP16__
+#define PRODUCTS_FLOAT16
+#elif defined __AVX2__ && !defined __AVX512F__
+#define PRODUCTS_INT16
+#else
+#define PRODUCTS_BFLOAT16
+#endif
