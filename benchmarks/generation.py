@@ -1,7 +1,7 @@
 """How fast are answers sampled? Ours against the existing node's loop over `model.generate` and other ways.
 
     python -m benchmarks.generation [--shapes tiny small half] [--runs 3] [--threads 2] [--clock wall]
-        [--dtype auto] [--device cpu] [--json FILE]
+        [--dtype auto] [--device cpu] [--model FOLDER] [--json FILE]
 
 Two prompts of 96 and 80 tokens (the median of the default mix is 96), eight completions each, the same lengths for
 everybody: 128 new tokens of the small models, 32 of the large one. The loop is the existing node's way: one call of
@@ -41,10 +41,10 @@ NUM_ROWS = len(PROMPT_LENGTHS) * NUM_GENERATIONS
 
 @dataclass(frozen=True)
 class Shape:
-    """`config`: of random weights; None: the model that comes with the package. `wanted`: its ratio to the loop."""
+    """`model`: a configuration, for random weights, or a model's name or folder. `wanted`: its ratio to the loop."""
 
     title: str
-    config: transformers.PretrainedConfig | None
+    model: transformers.PretrainedConfig | str
     num_tokens: int
     wanted: float
 
@@ -63,7 +63,7 @@ def qwen2(vocabulary: int, hidden: int, layers: int, heads: int, kv_heads: int, 
 
 
 SHAPES = {
-    "tiny": Shape(TINY, None, 128, 12.0),
+    "tiny": Shape(TINY, TINY, 128, 12.0),
     "small": Shape("5 M parameters", qwen2(512, 256, 5, 8, 4, 1024), 128, 12.0),
     "half": Shape("Qwen2.5-0.5B", qwen2(151936, 896, 24, 14, 2, 4864), 32, 20.0),
 }
@@ -72,9 +72,9 @@ SHAPES = {
 def load(shape: Shape, device: str) -> Any:
     torch.manual_seed(0)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    if shape.config is None:
-        return policy.load(settings.Model(name=TINY, device="cpu")).model.to(device, dtype)
-    return transformers.AutoModelForCausalLM.from_config(shape.config).to(device, dtype).eval()
+    if isinstance(shape.model, str):
+        return policy.load(settings.Model(name=shape.model, device="cpu")).model.to(device, dtype)
+    return transformers.AutoModelForCausalLM.from_config(shape.model).to(device, dtype).eval()
 
 
 def contenders(
@@ -227,6 +227,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--model", metavar="FOLDER", help="a model of your own, in transformers' format, too")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     clock = time.process_time if arguments.clock == "cpu" else wall_clock
@@ -243,7 +244,10 @@ def main() -> None:
         f"AMX {'yes' if torch.cpu._is_amx_tile_supported() else 'no'}"
     )
     results, missed = [], []
-    for shape in (SHAPES[name] for name in arguments.shapes):
+    shapes = [SHAPES[name] for name in arguments.shapes]
+    if arguments.model:
+        shapes.append(Shape(Path(arguments.model).name, arguments.model, 128, 12.0))
+    for shape in shapes:
         measured = measure(shape, arguments.runs, clock, arguments.dtype, machine)
         results += measured
         if (ratio := measured[0]["ratio"]) < shape.wanted:

@@ -6,7 +6,7 @@ regenerates the question and scores the answers again, as the exchange does.
 
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from worker import environments, settings
@@ -73,14 +73,20 @@ class Node:
         self.trainer.step(choose(local, external, self.settings.trainer, self.rng, self.trainer.find_fault).groups)
 
 
-def make_node(seed: int, number: int, config: settings.Settings) -> Node:
+def make_node(seed: int, number: int, config: settings.Settings, environment: Environment) -> Node:
     peer_id = f"learning-{seed}-{number}"
     trainer = Trainer(policy.load(config.model), config.trainer, config.generation)
-    return Node(peer_id, config, environments.load(config.environment), trainer, random.Random(peer_id))
+    return Node(peer_id, config, environment, trainer, random.Random(peer_id))
 
 
-def run(seed: int, num_workers: int, rounds: int, config: settings.Settings) -> list[Node]:
-    nodes = [make_node(seed, number, config) for number in range(num_workers)]
+def run(
+    seed: int,
+    num_workers: int,
+    rounds: int,
+    config: settings.Settings,
+    load_environment: Callable[[settings.Environment], Environment] = environments.load,
+) -> list[Node]:
+    nodes = [make_node(seed, i, config, load_environment(config.environment)) for i in range(num_workers)]
     for round in range(rounds):
         answered = {node.peer_id: node.answer(round) for node in nodes}
         for node in nodes:

@@ -1,15 +1,16 @@
 """One training step against TRL 1.16: time, peak memory, and that loss and gradients are the same.
 
     python -m benchmarks.train_step [--repeats 5] [--threads 2] [--clock wall] [--device cpu] [--half]
-        [--json FILE]
+        [--model FOLDER] [--json FILE]
 
 The same tokens and advantages go to `worker.trainer.Trainer.step` and to TRL's `GRPOTrainer.train()`, whose generation
 alone is replaced by handing it the batch; everything else is as TRL's defaults have it (gradient checkpointing is one
 of them; a second column is without). Two prompts of the default mix x 8 completions, 16 sequences in one batch:
-"even", all of 128 tokens, and "ragged", of 1 to 128 tokens as answers are. Both models have random weights: "tiny" has
-5 M parameters (Qwen2, vocabulary 512), "half" is Qwen2.5-0.5B's shape. Times are medians of pairs, one run after the
-other (`--clock cpu --threads 1` counts processor time: for machines on which others work too); peak memory is that
-of a process of its own above its model, with `--device cuda` the GPU's. Exits 1 if a claim of the table does not hold.
+"even", all of 128 tokens, and "ragged", of 1 to 128 tokens as answers are. Two models have random weights: "tiny" has
+5 M parameters (Qwen2, vocabulary 512), "half" is Qwen2.5-0.5B's shape; `--model` adds one of your own. Times are
+medians of pairs, one run after the other (`--clock cpu --threads 1` counts processor time: for machines on which others
+work too); peak memory is that of a process of its own above its model, with `--device cuda` the GPU's. Exits 1 if a
+claim of the table does not hold.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is measured: a model's shape, the type of its weights, how long the completions are, and on what."""
+    """What is measured: a model's shape or folder, the type of its weights, how long completions are, and on what."""
 
     shape: str
     dtype: str
@@ -69,6 +70,8 @@ class Case:
 
 
 def make_policy(case: Case) -> Policy:
+    if case.shape not in SHAPES:
+        return load(settings.Model(name=case.shape, dtype=case.dtype, device=case.device))  # type: ignore[arg-type]
     torch.manual_seed(0)
     config = Qwen2Config(max_position_embeddings=2048, tie_word_embeddings=True, eos_token_id=3, **SHAPES[case.shape])
     model = Qwen2ForCausalLM(config).to(case.device, getattr(torch, case.dtype))
@@ -215,7 +218,16 @@ def measure_times(case: Case, repeats: int, clock: str) -> dict[str, list[float]
 
 def measure_memory(case: Case, way: str) -> float:
     """MB that two steps take at their peak above the loaded model, in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.train_step", "--memory-of", str(case), way]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "benchmarks.train_step",
+        "--memory-of",
+        json.dumps(astuple(case)),
+        way,
+    ]
     output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1200).stdout
     return float(output.splitlines()[-1])
 
@@ -268,6 +280,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--half", action="store_true", help="the 0.5 B shape too: minutes, and 20 GB of memory")
+    parser.add_argument("--model", metavar="FOLDER", help="a model of your own, in transformers' format, in float32")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "WAY"), help="print the memory that one way takes")
     arguments = parser.parse_args()
@@ -276,7 +289,7 @@ def main() -> None:
     disable_progress_bar()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
-        print_memory(Case(*arguments.memory_of[0].split()), arguments.memory_of[1])
+        print_memory(Case(*json.loads(arguments.memory_of[0])), arguments.memory_of[1])
         return
 
     device = arguments.device
@@ -284,11 +297,13 @@ def main() -> None:
     cases = [Case("tiny", *kind, device) for kind in kinds]
     if arguments.half:
         cases.append(Case("half", "bfloat16", "even", device))
+    if arguments.model:
+        cases += [Case(arguments.model, "float32", lengths, device) for lengths in ("even", "ragged")]
     results: list[dict[str, Any]] = []
     failed = []
     print(f"{'':22}  {'ours':>10}  {'TRL':>10}  {'ratio':>6}  {'TRL, no checkpointing':>21}  {'ratio':>6}")
     for case in cases:
-        repeats = arguments.repeats if case.shape == "tiny" else 1
+        repeats = 1 if case.shape == "half" else arguments.repeats
         times = measure_times(case, repeats, arguments.clock)
         speed = print_row(results, case, "seconds", {way: statistics.median(t) for way, t in times.items()}, times)
         memory = print_row(results, case, "MB at the peak", {way: measure_memory(case, way) for way in WAYS})

@@ -1,0 +1,49 @@
+"""A real pre-trained model of another family, as a user brings it: a folder. npm has one that needs no model hub."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import pretrained
+from benchmarks.nodes import mean_curve, run
+from worker import settings
+from worker.policy.decoder import LeanDecoder
+from worker.policy.engine import Ending
+from worker.policy.policy import load
+from worker.policy.reference import ReferenceEngine
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrained_model.py"
+BEGINNINGS = ["Once upon a time, there was a little girl", "Tom had a red ball. One day"]
+
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stories15M")
+    subprocess.run([sys.executable, SCRIPT, "--output", path], check=True, timeout=300)
+    return path
+
+
+def test_it_is_decoded_by_the_lean_decoder_and_tells_the_stories_that_it_was_trained_to(folder):
+    policy = load(settings.Model(name=str(folder), device="cpu"))
+    greedy = settings.Generation(num_generations=2, max_completion_length=60, top_k=1, dtype="float32")
+    engine = policy._load_engine(greedy)
+    assert isinstance(engine.decoder, LeanDecoder)
+    prompts = [policy.tokenizer.encode(text) for text in BEGINNINGS]
+    endless = Ending(frozenset(policy.end_ids), lambda tokens: False, [False] * policy.num_tokens)
+    ours = engine.generate(prompts, greedy, 0, endless)
+    theirs = ReferenceEngine(policy.model).generate(prompts, greedy, 0, endless)
+    assert [[row.token_ids for row in group] for group in ours] == [
+        [row.token_ids for row in group] for group in theirs
+    ]
+    assert "named Lily. She loved to play outside" in policy.tokenizer.decode(ours[0][0].token_ids)
+
+
+def test_ten_rounds_teach_it_what_is_rewarded(folder):
+    torch.set_num_threads(2)
+    curve = mean_curve(run(0, 2, 10, pretrained.make_settings(folder), pretrained.Stories))
+    assert sum(curve[-2:]) > sum(curve[:2]) + 2 * pretrained.WANTED_GAIN
