@@ -1,6 +1,6 @@
 """One training step against TRL 1.16: time, peak memory, and that loss and gradients are the same.
 
-    python -m benchmarks.train_step [--repeats 5] [--threads 2] [--clock wall] [--device cpu] [--half]
+    python -m benchmarks.train_step [--shapes tiny] [--repeats 5] [--threads 2] [--clock wall] [--device cpu]
         [--model FOLDER] [--json FILE]
 
 The same tokens and advantages go to `worker.trainer.Trainer.step` and to TRL's `GRPOTrainer.train()`, whose generation
@@ -279,7 +279,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--half", action="store_true", help="the 0.5 B shape too: minutes, and 20 GB of memory")
+    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=["tiny"], help="half: minutes, 20 GB of memory")
     parser.add_argument("--model", metavar="FOLDER", help="a model of your own, in transformers' format, in float32")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "WAY"), help="print the memory that one way takes")
@@ -294,8 +294,8 @@ def main() -> None:
 
     device = arguments.device
     kinds = [(dtype, lengths) for dtype in ("float32", "bfloat16") for lengths in ("even", "ragged")]
-    cases = [Case("tiny", *kind, device) for kind in kinds]
-    if arguments.half:
+    cases = [Case("tiny", *kind, device) for kind in kinds if "tiny" in arguments.shapes]
+    if "half" in arguments.shapes:
         cases.append(Case("half", "bfloat16", "even", device))
     if arguments.model:
         cases += [Case(arguments.model, "float32", lengths, device) for lengths in ("even", "ragged")]
