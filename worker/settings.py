@@ -199,8 +199,8 @@ class Generation(Section):
     """Share of the GPU's memory for vLLM: its copy of the weights, keys and values. Training measures what is left."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights that our engine samples with, whatever the model is trained in. auto: bfloat16 on CPUs that
-    are fast at it (AMX, or AVX2 and a C compiler), else the model's own. With a C compiler bfloat16 is whichever 16 bits
-    the CPU is fastest with: bfloat16, float16, or whole numbers with a scale; the others are more exact."""
+    are fast at it (AMX, or AVX2 and a C compiler), else the model's own. With a C compiler bfloat16 is whichever 16
+    bits the CPU is fastest with: bfloat16, float16, or whole numbers with a scale; the others are more exact."""
 
 
 class Lora(Section):

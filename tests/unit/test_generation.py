@@ -2,14 +2,16 @@ import functools
 import math
 import platform
 import random
+import weakref
 from collections import Counter
 
+import graph_stand_in
 import pytest
 import torch
 import transformers
 
 from worker import settings
-from worker.policy import native
+from worker.policy import native, replay
 from worker.policy.architecture import UnknownArchitectureError
 from worker.policy.cached import CachedDecoder
 from worker.policy.decoder import LeanDecoder
@@ -70,7 +72,15 @@ def make_engine(name, model):
         assert engine.decoder.native is not None  # tests run where a C compiler is
     elif name == "lean-torch":
         engine.decoder.native = None
+    elif name == "lean-replayed":
+        engine.decoder.replays, engine.decoder.compact_below = True, 0.5
     return engine
+
+
+@pytest.fixture(autouse=True)
+def cuda_graphs(monkeypatch):
+    """What stands in for CUDA's graphs, which need a GPU."""
+    monkeypatch.setattr(replay, "record", graph_stand_in.record)
 
 
 def answer(engine, prompts=PROMPTS, seed=0, end_ids=(1,), is_done=None, may_be_done=NEVER, **options):
@@ -79,7 +89,7 @@ def answer(engine, prompts=PROMPTS, seed=0, end_ids=(1,), is_done=None, may_be_d
     return engine.generate(prompts, generation, seed, ending)
 
 
-@pytest.mark.parametrize("name", ["lean", "lean-torch", "cached", "reference"])
+@pytest.mark.parametrize("name", ["lean", "lean-torch", "lean-replayed", "cached", "reference"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_answers_equal_those_of_transformers(family, name):
     model = make_model(family)
@@ -93,7 +103,7 @@ def test_greedy_answers_equal_those_of_transformers(family, name):
         assert rows[0].logprobs == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["lean", "lean-torch"])
+@pytest.mark.parametrize("name", ["lean", "lean-torch", "lean-replayed"])
 @pytest.mark.parametrize(
     ("family", "head_dim"), [*((family, 8) for family in FAMILIES), ("qwen3", 16), ("gemma2", 24), ("llama", 64)]
 )
@@ -106,6 +116,16 @@ def test_lean_and_cached_decoders_sample_the_same_while_rows_end(family, head_di
     for ours, theirs in zip((r for g in lean for r in g), (r for g in cached for r in g), strict=True):
         assert (ours.token_ids, ours.finished) == (theirs.token_ids, theirs.finished)
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lean", "lean-torch", "lean-replayed"])
+@pytest.mark.parametrize(("family", "window"), [("qwen2", {}), ("mistral", {"sliding_window": 80})])
+def test_prompts_that_fill_their_room_hide_nothing_until_the_window_does(family, window, name):
+    model = make_model(family, **window)
+    prompts = [[(7 * i + k) % 100 + 5 for i in range(64)] for k in (1, 2)]
+    options = {"max_completion_length": 40, "end_ids": (), "temperature": 1.3}
+    ours, theirs = (answer(make_engine(n, model), prompts, **options) for n in (name, "cached"))
+    assert [row.token_ids for group in ours for row in group] == [row.token_ids for group in theirs for row in group]
 
 
 @pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
@@ -136,11 +156,34 @@ def test_caches_grow_past_their_first_room():
     model = make_model()
     prompts = [[5, 6, 7], [8] * 4]
     rows = {}
-    for name in ("lean", "lean-torch", "cached"):
+    for name in ("lean", "lean-torch", "lean-replayed", "cached"):
         (group, _) = answer(make_engine(name, model), prompts, max_completion_length=200, end_ids=(), top_k=1)
         rows[name] = [row.token_ids for row in group]
     assert len(rows["lean"][0]) == 200
-    assert rows["lean"] == rows["lean-torch"] == rows["cached"]
+    assert rows["lean"] == rows["lean-torch"] == rows["lean-replayed"] == rows["cached"]
+
+
+def test_steps_that_can_not_be_recorded_are_computed_one_by_one_and_the_log_says_so_once(monkeypatch, caplog):
+    def record(work, device):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    model = make_model()
+    monkeypatch.setattr(replay, "record", record)
+    engine = make_engine("lean-replayed", model)
+    assert answer(engine) == answer(engine) == answer(make_engine("lean-torch", model))
+    assert caplog.text.count("steps are not replayed reason=operation not permitted") == 1
+
+
+@torch.no_grad()
+def test_batch_is_gone_when_its_answers_are_there():
+    """Its caches are most of a GPU's memory: nothing may wait for the garbage collector."""
+    decoder = make_engine("lean-replayed", make_model()).decoder
+    batch, _ = decoder.start(PROMPTS, 8)
+    for _ in range(3):
+        batch.step(torch.tensor([4, 5, 6]))
+    seen = weakref.ref(batch)
+    del batch
+    assert seen() is None
 
 
 def test_engine_follows_the_weights_of_the_model():

@@ -65,6 +65,8 @@ def bytes_of_token(model: Any) -> int:
 class CachedDecoder:
     """Answers from a model of transformers."""
 
+    compact_below = 0.8
+
     def __init__(self, model: Any) -> None:
         self._model = model
         self.name = f"transformers' forward, {model.dtype}"

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from worker.policy import native
 from worker.policy.architecture import Layer, Norm, Weights
+from worker.policy.replay import Replay
 
 _PREFILL_TOKENS = 4096
 """Prompts go through the model in parts of about so many tokens, which bounds the memory."""
@@ -29,17 +30,24 @@ class LeanDecoder:
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self.weights = Weights(model, dtype)
+        self.replays = self.weights.device.type == "cuda"
+        # Replayed, a step with fewer rows takes hardly less time, and it must be recorded anew.
+        self.compact_below = 0.5 if self.replays else 0.8
         has_native = self.weights.device.type == "cpu" and native.knows(self.weights.layers[0].activation)
         self.native: Any | None = native.load() if has_native else None
 
     @property
     def name(self) -> str:
-        return f"lean decoder{' with native operations' if self.native else ''}, {self.weights.dtype}"
+        helped = " with native operations" if self.native else " with CUDA graphs" if self.replays else ""
+        return f"lean decoder{helped}, {self.weights.dtype}"
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple["LeanBatch", Tensor]:
         """A row for each prompt, and the logits (R, V) of their first tokens."""
         self.weights.refresh()
-        if self.native is None:
+        batch: LeanBatch
+        if self.replays:
+            batch = ReplayedBatch(self.weights, prompts, max_new_tokens)
+        elif self.native is None:
             batch = LeanBatch(self.weights, prompts, max_new_tokens)
         else:
             batch = NativeBatch(self.weights, prompts, max_new_tokens, self.native)
@@ -85,20 +93,30 @@ class LeanBatch:
         R = len(self._prompt_of)
         room = _padded(min(_FIRST_ROOM, max_new_tokens))
         self._keys = [like.new_zeros((R, K, D, room)) for _ in weights.layers]
-        self._values = [like.new_empty((R, K, room, D)) for _ in weights.layers]
+        self._values = [like.new_zeros((R, K, room, D)) for _ in weights.layers]
+        self._place_1 = torch.zeros(1, dtype=torch.long, device=weights.device)
+        """Where this step's keys and values go: `_step`, as a tensor."""
+        self._num_looked_at = 0
+        """How many of the new keys are looked at; those behind `_place_1` are hidden."""
         self._arrange()
 
     def step(self, tokens_R: Tensor) -> Tensor:
         """Logits (R, V) after one more token for each row."""
         self._make_room()
-        positions_R = self._lengths_R + self._step
+        self._place_1.fill_(self._step)
+        self._num_looked_at = self._step + 1
+        logits_RV = self._compute(tokens_R)
+        self._step += 1
+        return logits_RV
+
+    def _compute(self, tokens_R: Tensor) -> Tensor:
+        positions_R = self._lengths_R + self._place_1
         turns = {name: table[positions_R][:, None] * self._scale_H for name, table in self._rotations.items()}
         masks = {window: self._mask(window) for window in {layer.window for layer in self._weights.layers}}
         x = self._weights.embed(tokens_R).to(self._dtype)
         for i, layer in enumerate(self._weights.layers):
             q, k, v = self._heads(layer, x, turns[layer.rope])
             x = self._finish_layer(layer, x, self._attend(i, q, k, v, masks[layer.window]))
-        self._step += 1
         return self._logits(x)
 
     def keep(self, lines: Sequence[int]) -> None:
@@ -140,19 +158,23 @@ class LeanBatch:
             self._keys = [functional.pad(keys, (0, more)) for keys in self._keys]
             self._values = [functional.pad(values, (0, 0, 0, more)) for values in self._values]
 
+    def _hides_nothing(self, window: int | None) -> bool:
+        width = self._prompt_keys[0].shape[3]
+        return min(self._lengths_P) == width and (window is None or width + self._step < window)
+
     def _mask(self, window: int | None) -> Tensor | None:
         """(R, 1, 1, L + T) what is added to the scores; None where everything may be seen."""
-        width = self._prompt_keys[0].shape[3]
-        is_padded = min(self._lengths_P) < width
-        if not is_padded and (window is None or width + self._step < window):
+        if self._hides_nothing(window):
             return None
-        places = torch.arange(width + self._step + 1, device=self._weights.device)
+        width = self._prompt_keys[0].shape[3]
+        places = torch.arange(width + self._num_looked_at, device=self._weights.device)
         # Where a key stands, counted as its row counts; padding counts as the future.
         lengths_R1 = self._lengths_R[:, None]
+        now_R1 = lengths_R1 + self._place_1
         positions_RS = torch.where(places < width, places, places - width + lengths_R1)
-        is_hidden_RS = (places < width) & (places >= lengths_R1)
+        is_hidden_RS = ((places < width) & (places >= lengths_R1)) | (positions_RS > now_R1)
         if window is not None:
-            is_hidden_RS |= positions_RS <= lengths_R1 + self._step - window
+            is_hidden_RS |= positions_RS <= now_R1 - window
         mask_RS = torch.zeros(is_hidden_RS.shape, device=places.device, dtype=self._dtype)
         return mask_RS.masked_fill_(is_hidden_RS, -math.inf)[:, None, None]
 
@@ -191,9 +213,9 @@ class LeanBatch:
         K = k_RKD.shape[1]
         Q, P = H // K, self._grid[0]
         prompt_keys, prompt_values = self._prompt_keys[index], self._prompt_values[index]
-        keys, values, length = self._keys[index], self._values[index], self._step + 1
-        keys[..., self._step] = k_RKD
-        values[:, :, self._step] = v_RKD
+        keys, values, length = self._keys[index], self._values[index], self._num_looked_at
+        keys.index_copy_(3, self._place_1, k_RKD[..., None])
+        values.index_copy_(2, self._place_1, v_RKD[:, :, None])
         keys, values = keys.view(R * K, D, -1)[..., :length], values.view(R * K, -1, D)[:, :length]
         L = prompt_keys.shape[3]
 
@@ -262,6 +284,35 @@ class LeanBatch:
             scores = (q @ k.mT).div_(self._weights.score_cap).tanh_().mul_(self._weights.score_cap)
             out = scores.masked_fill_(~mask, -math.inf).softmax(-1) @ v
         return out[0].transpose(0, 1).flatten(1)
+
+
+class ReplayedBatch(LeanBatch):
+    """The same on a GPU, with each step replayed. It looks at all keys that there is room for: shapes must stay."""
+
+    _replay: Replay | None = None
+
+    def step(self, tokens_R: Tensor) -> Tensor:
+        self._make_room()
+        if self._replay is None:
+            self._replay = Replay(self._weights.device)
+            self._tokens_R = torch.empty_like(tokens_R)
+            self._num_looked_at = self._values[0].shape[2]
+        self._tokens_R.copy_(tokens_R)
+        self._place_1.fill_(self._step)
+        self._step += 1
+        return self._replay(lambda: self._compute(self._tokens_R))
+
+    def _arrange(self) -> None:
+        super()._arrange()
+        self._replay = None
+
+    def _make_room(self) -> None:
+        if self._step == self._values[0].shape[2]:
+            super()._make_room()
+            self._replay = None
+
+    def _hides_nothing(self, window: int | None) -> bool:
+        return False  # what is hidden differs from step to step
 
 
 class NativeBatch(LeanBatch):

@@ -65,6 +65,9 @@ class Batch(Protocol):
 class Decoder(Protocol):
     """A model that goes on from prompts, a token at a time."""
 
+    compact_below: float
+    """Rows are copied together once fewer than this share of a batch is alive: copying costs as much as some steps."""
+
     @property
     def name(self) -> str:
         """For people: how it computes, and in what type."""

@@ -30,8 +30,6 @@ from worker.policy.vllm import VllmEngine
 
 log = logging.getLogger(__name__)
 
-_COMPACT_BELOW = 0.8
-"""Rows are copied together once fewer than this share of the batch is alive: copying costs as much as some steps."""
 _LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """How far the lean decoder's logits may be from transformers' (root mean square, of their spread)."""
 
@@ -115,7 +113,7 @@ def sample(
         living = [line for line, row in enumerate(rows) if not finished[row]]
         if not living or step == len(uniform_TR) - 1:
             break
-        if len(living) < _COMPACT_BELOW * len(rows):
+        if len(living) < decoder.compact_below * len(rows):
             lines = torch.tensor(living, device=device)
             batch.keep(living)
             sampler.keep(lines)
