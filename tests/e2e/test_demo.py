@@ -113,7 +113,11 @@ def test_ledger_and_status_show_what_the_demo_did(finished_demo):
     assert status["ledger"]["confirmed"] == ROUNDS
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "stop",
+    [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)],
+    ids=lambda s: s.name,
+)
 def test_interrupted_demo_leaves_no_process(tmp_path, stop):
     output = tmp_path / "out"
     demo = start_demo(output, 1000)
