@@ -88,7 +88,9 @@ def test_two_islands_go_on_by_themselves_and_find_together_again(
     hosts.cables.heal([5])
     wait_until(lambda: all(s.status().peers_known == 4 for s in swarms.values()), 40, "all know all again")
     assert swarms["e"].status().state == "catching-up"
-    assert train(swarms, 4) == {name: set("abcde") - {name} for name in "abcde"}
+    # A host that could not be reached a moment ago may be tried again only after the first of these rounds.
+    heard_in = [train(swarms, round) for round in (4, 5, 6)]
+    assert {name: set("abcde") - {name} for name in "abcde"} in heard_in
     assert {s.status().state for s in swarms.values()} == {"connected"}
 
 

@@ -249,7 +249,8 @@ def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, te
     loss = trl_trainer._compute_loss(trl_trainer.model, inputs)
     loss.backward()
 
-    assert ours.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
+    # A sum of terms of about 1, most of which cancel.
+    assert ours.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
     assert_same_gradients(ours.gradients, {n: p.grad for n, p in trl_trainer.model.named_parameters()}, 1e-4)
     assert (ours.clip_ratio > 0) == (old_shift is not None)
 
