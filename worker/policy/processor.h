@@ -17,7 +17,7 @@ typedef float loose __attribute__((vector_size(lanes * 4), aligned(4), may_alias
 /* The products that compute most numbers in an operation. */
 #if defined __AVX512FP16__
 #define PRODUCTS_FLOAT16
-#elif defined __AVX2__ && !defined __AVX512F__
+#elif defined __AVX2__ && (!defined __AVX512F__ || defined __AVX512VNNI__ && defined __AVX512VL__)
 #define PRODUCTS_INT16
 #else
 #define PRODUCTS_BFLOAT16

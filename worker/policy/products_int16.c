@@ -1,5 +1,5 @@
-/* Products of float32 rows with 16-bit weights in whole numbers, for processors with AVX2, whose operations multiply and
- * add twice as many of them as of float32 numbers. What products_bfloat16.c does elsewhere, and more exact: a number has
+/* Products of float32 rows with 16-bit weights in whole numbers, for processors with AVX2 or AVX-512's VNNI, whose
+ * operations multiply and add twice as many of them as of float32 numbers. What products_bfloat16.c does elsewhere, and more exact: a number has
  * at least 12 bits of the largest of its row's 64 neighbours, and sums are exact for 64 inputs, then in float32.
  *
  * Rows of weights and of x lie in panels of 16: for every 64 inputs what each row is multiplied by, (16), and the
@@ -10,6 +10,7 @@
 #include <string.h>
 
 typedef int32_t whole __attribute__((vector_size(32)));
+typedef float eight __attribute__((vector_size(32)));
 
 enum {
     group = 64,           /* inputs with one scale */
@@ -87,6 +88,17 @@ void pack(const float *restrict weight, char *restrict panels, int64_t N, int64_
     pack_panels(weight, panels, N, M, most_of_weight);
 }
 
+/* sums + a pair of numbers of a, multiplied by one of b and added, for eight pairs. */
+static inline __attribute__((always_inline)) whole add_products(whole sums, __m256i a, __m256i b) {
+#if defined __AVX512VNNI__ && defined __AVX512VL__
+    return (whole)_mm256_dpwssd_epi32((__m256i)sums, a, b);
+#elif defined __AVXVNNI__
+    return (whole)_mm256_dpwssd_avx_epi32((__m256i)sums, a, b);
+#else
+    return sums + (whole)_mm256_madd_epi16(a, b);
+#endif
+}
+
 /* sums (rows, 16) += a group of x @ one of weights. `first` is where the rows are in the panel of x. */
 static inline __attribute__((always_inline)) void multiply_tile(const int rows, const char *restrict x,
                                                                 const char *restrict weights, float *restrict sums,
@@ -101,18 +113,18 @@ static inline __attribute__((always_inline)) void multiply_tile(const int rows, 
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             const __m256i pair = _mm256_set1_epi32(pairs[r]);
-            totals[r][0] += (whole)_mm256_madd_epi16(pair, columns[0]);
-            totals[r][1] += (whole)_mm256_madd_epi16(pair, columns[1]);
+            totals[r][0] = add_products(totals[r][0], pair, columns[0]);
+            totals[r][1] = add_products(totals[r][1], pair, columns[1]);
         }
     }
     const float *of_row = (const float *)x + first;
-    const floats *of_column = (const floats *)weights;
+    const eight *of_column = (const eight *)weights;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
         for (int v = 0; v < 2; v++) {
-            floats *sum = (floats *)sums + (first + r) * 2 + v;
-            *sum += __builtin_convertvector(totals[r][v], floats) * (of_row[r] * of_column[v]);
+            eight *sum = (eight *)sums + (first + r) * 2 + v;
+            *sum += __builtin_convertvector(totals[r][v], eight) * (of_row[r] * of_column[v]);
         }
 }
 
