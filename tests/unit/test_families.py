@@ -63,6 +63,18 @@ def test_question_is_asked_in_the_family_s_own_way(policy, name):
         assert not text.rstrip().endswith(QUESTIONS[0])  # what follows asks for the answer
 
 
+@pytest.mark.parametrize(
+    "text", ["7", " 7", "\n7", "  7", "", " <answer>42</answer>", "42 is it.\n\n<answer>42</answer>"]
+)
+def test_text_of_an_answer_stands_for_the_tokens_behind_its_prompt(policy, text):
+    """Peers learn from its text: a space that it begins with, or not, is part of it, and adds no token."""
+    ids, _ = policy.completion_ids(text, 100)
+    ids = [i for i in ids if i not in policy.end_ids]
+    assert policy._decode(ids) == text
+    prompt = policy.prompt_ids(QUESTIONS[0])
+    assert policy.tokenizer.decode([*prompt, *ids]) == policy.tokenizer.decode(prompt) + text
+
+
 def test_greedy_answers_and_log_probabilities_are_those_of_transformers(policy, name, caplog):
     with caplog.at_level("INFO"):
         engine = policy._load_engine(GENERATION)

@@ -284,6 +284,17 @@ def test_group_that_can_not_be_used_is_dropped_by_name_and_the_step_goes_on(poli
     assert (metrics.num_groups_local, metrics.skipped) == (2, None)
 
 
+def test_peer_s_answer_that_takes_us_a_token_more_than_we_sample_is_learned_from(policy):
+    texts = ("7 7 7 7 7 7 7", "1", "2", "3")
+    limit = policy.count_tokens(texts[0]) - 1
+    group = ScoredGroup(
+        Task("basic_arithmetic", "0" * 12, 0, 0), QUESTIONS[0], texts, (1.0, 0.0, 0.0, 0.0), peer_id="Qm"
+    )
+    generation = GENERATION.model_copy(update={"max_completion_length": limit})
+    metrics = Trainer(policy, settings.Trainer(), generation).step([group])
+    assert (metrics.num_groups_external, metrics.num_tokens, metrics.skipped) == (1, limit, None)
+
+
 def test_strange_texts_of_a_peer_are_trained_on_within_limits(policy):
     group = from_peer(make_groups(policy)[0])
     texts = ("", "\x00\x1b[2J" * 100, "<|end|><|user|>é٣🙂" * 50, "<answer>5</answer>")

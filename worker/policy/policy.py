@@ -36,6 +36,9 @@ INSTRUCTION = (
 
 HUB = HfApi()
 _LOOKUP_SECONDS = 10.0
+_BEFORE = "\n"
+"""Stands before an answer where it becomes text or tokens, and is taken off again: some tokenizers (Llama 2's) add a
+space to the beginning of a text and drop one when they decode. An answer is none: its prompt stands before it."""
 _TAIL_TOKENS = 16
 """How far back a row is decoded to look for the end of the answer: no tokenizer spreads `</answer>` over more."""
 
@@ -47,6 +50,7 @@ class Policy:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
+        self._before_ids = self._find_before_ids()
         end = model.generation_config.eos_token_id
         ends = end if isinstance(end, list) else [end]
         self.end_ids: tuple[int, ...] = tuple(
@@ -102,10 +106,28 @@ class Policy:
         return len(self._text_ids(text))
 
     def _text_ids(self, text: str) -> list[int]:
-        # Special tokens that a stranger spells out stay spelt out. Some tokenizers have more tokens than their model.
-        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        known = self.num_tokens
-        return [token for token in ids if token < known]
+        before = self._before_ids
+        ids = self._encode(_BEFORE + text) if before else self._encode(text)
+        if ids[: len(before)] != before:  # the two have become one token
+            before, ids = [], self._encode(text)
+        # Some tokenizers have more tokens than their model.
+        return [token for token in ids[len(before) :] if token < self.num_tokens]
+
+    def _encode(self, text: str) -> list[int]:
+        # Special tokens that a stranger spells out stay spelt out.
+        return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        """The text of an answer."""
+        text: str = self.tokenizer.decode([*self._before_ids, *token_ids], skip_special_tokens=True)
+        return text.removeprefix(_BEFORE) if self._before_ids else text
+
+    def _find_before_ids(self) -> list[int]:
+        """The tokens of _BEFORE; none where a text is encoded the same wherever it stands."""
+        before, both = self._encode(_BEFORE), self._encode(f"{_BEFORE}a")
+        if both == before + self._encode("a") or self.tokenizer.decode(before) != _BEFORE:
+            return []
+        return before
 
     def generate(
         self, questions: Sequence[str], generation: settings.Generation, seed: int
@@ -136,8 +158,7 @@ class Policy:
         return self._engine
 
     def _completion(self, row: Sampled) -> Completion:
-        text = self.tokenizer.decode(row.token_ids, skip_special_tokens=True)
-        return Completion(text, row.token_ids, row.logprobs, truncated=not row.finished)
+        return Completion(self._decode(row.token_ids), row.token_ids, row.logprobs, truncated=not row.finished)
 
     def _has_answer_end(self, token_ids: list[int]) -> bool:
         return ANSWER_END in self.tokenizer.decode(token_ids[-_TAIL_TOKENS:], skip_special_tokens=True)

@@ -34,6 +34,9 @@ from worker.trainer.grpo import group_advantages, sequence_weights, token_losses
 
 log = logging.getLogger(__name__)
 
+_MORE_TOKENS = 4
+"""So many more tokens than were sampled an answer's text may have: those sampled need not be those it encodes to."""
+
 
 @dataclass(slots=True)
 class Lesson:
@@ -179,7 +182,7 @@ class Trainer:
         if group.token_ids is not None:
             return any(len(ids) > limit for ids in group.token_ids)
         rewarded = [t for t, r in zip(group.completions, group.rewards, strict=True) if r > group.mean_reward]
-        return any(self.policy.count_tokens(text) > limit for text in rewarded)
+        return any(self.policy.count_tokens(text) > limit + _MORE_TOKENS for text in rewarded)
 
     def _weigh(self, batch: list[Lesson]) -> None:
         lengths = [0 if s.is_hidden else len(s.token_ids) for s in batch]
