@@ -23,7 +23,7 @@ from worker.chain.settlement import Settlement
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
 from worker.policy import adapters, choice
 from worker.policy import policy as policies
-from worker.records import Collected, Completion, Group, ScoredGroup, Task, milli_reward, round_seed
+from worker.records import Collected, Completion, Group, ScoredGroup, StepMetrics, Task, milli_reward, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
 from worker.service import exit_on_signals
 from worker.settings import Settings
@@ -46,6 +46,7 @@ MEMORY_KILLED = "memory-killed"
 """In the state folder: the kernel ended the worker for its memory. Its unit writes it (templates/)."""
 # Groups asked for, for each that is trained on: those without a signal are dropped, and a choice makes a better mix.
 EXTERNAL_MARGIN = 3
+SAID_AFTER_ROUNDS = 16  # in a row with nothing to learn from: a power of two
 
 
 def run(settings: Settings) -> None:
@@ -102,7 +103,7 @@ class Node:
         self.policy.require_context(settings.generation)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
         self.last_record: dict[str, Any] | None = None
-        self.rounds_unsaved = 0
+        self.rounds_unsaved = self.rounds_without_signal = 0
         self.last_round = self._resume()
         # First what generates, which stays in memory; then training measures what is left.
         self.policy.prepare(settings.generation, self.folder / "rows.json")
@@ -160,6 +161,7 @@ class Node:
         rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
         batch = sampler.choose(local, collected.groups, self.settings.trainer, rng, self.trainer.find_fault)
         metrics = self.trainer.step(batch.groups, sampled=local)
+        self._see_signal(metrics, local)
         self.environment.learn(local)
         record = RoundRecord(
             round=tick.round,
@@ -218,6 +220,17 @@ class Node:
             record.groups_external, sum(record.groups_rejected.values()), record.tokens_per_second, record.seconds,
             self.status.state, record.skipped,
         )  # fmt: skip
+
+    def _see_signal(self, metrics: StepMetrics, local: Sequence[ScoredGroup]) -> None:
+        """Say it when nothing has been learned for long: after 16 rounds, 32, 64..."""
+        self.rounds_without_signal = self.rounds_without_signal + 1 if metrics.skipped == "no-signal" else 0
+        rounds = self.rounds_without_signal
+        if rounds >= SAID_AFTER_ROUNDS and rounds & (rounds - 1) == 0:
+            logger.warning(
+                "nothing to learn from: all answers to a task earn the same rounds_in_a_row=%d reward_mean=%.3f; "
+                "if this goes on, name easier tasks in environment.families (level: 0), or another model in model.name",
+                rounds, _mean([group.mean_reward for group in local]),
+            )  # fmt: skip
 
     def _see_round(self, record: dict[str, Any]) -> None:
         """Show what the last round came to, also after a restart."""

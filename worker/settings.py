@@ -100,7 +100,8 @@ class Node(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of sampling and training; tasks do not depend on it, they are seeded by peer id and round."""
     max_rounds: Positive | None = None
-    """Stop cleanly after training this many rounds. None: go on for ever."""
+    """Stop cleanly after training this many rounds, which those with nothing to learn from are not. None: go on for
+    ever."""
     min_free_disk_mb: Annotated[int, Field(ge=0)] = 500
     """Refuse to start with less free space (in 10^6 bytes) than this in `state_dir`."""
     checkpoint_every: Positive = 1

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from worker import enrolment, settings
+from worker import node as node_module
 from worker.environments.mix import Mix
 from worker.errors import TrainingError
 from worker.node import Node
@@ -109,6 +110,22 @@ def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, m
     node.close()
     assert [line["skipped"] for line in status.read_rounds(tmp_path)] == ["no-signal"] * 4
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-00000001"]
+
+
+def test_many_rounds_with_nothing_to_learn_from_are_said_with_what_to_do(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(node_module, "SAID_AFTER_ROUNDS", 2)
+    node = make_node(enrolled(tmp_path))
+    rewards = [0.0] * 8
+    monkeypatch.setattr(node.environment, "score", lambda task, texts: rewards)
+    for _ in range(5):
+        node._train_round(node._next_round())
+    said = [r.getMessage() for r in caplog.records if "nothing to learn from" in r.getMessage()]
+    assert [text.split("rounds_in_a_row=")[1].split()[0] for text in said] == ["2", "4"]
+    assert "name easier tasks in environment.families" in said[0]
+    rewards[0] = 1.0
+    node._train_round(node._next_round())
+    node.close()
+    assert node.rounds_without_signal == 0
 
 
 def test_groups_that_were_not_trained_on_stand_in_the_history_by_reason(tmp_path, monkeypatch):
