@@ -120,6 +120,13 @@ def _device(patient: Patient) -> Iterator[Finding]:
     yield Finding("device", "ok", f"{name} ({machine.device}) computes and differentiates in {seconds:.2f} s")
 
 
+def _model(patient: Patient) -> Iterator[Finding]:
+    model, generation = choice.settle(patient.settings.model, patient.folder), patient.settings.generation
+    choice.require_context(model, generation)
+    tokens = f"{generation.max_prompt_length} + {generation.max_completion_length} tokens"
+    yield Finding("model", "ok", f"{model.name} is asked and answers in {tokens}")
+
+
 def _memory(patient: Patient) -> Iterator[Finding]:
     """Against the worst step, if this node has measured it, else against the model's size."""
     machine = choice.measure(patient.settings.model)
@@ -335,7 +342,7 @@ def _versions(patient: Patient) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
-    _identity, _device, _memory, _ram, _disk, _port, _account, _chain, _clock, _dht, _announced, _versions,
+    _identity, _device, _model, _memory, _ram, _disk, _port, _account, _chain, _clock, _dht, _announced, _versions,
 )  # fmt: skip
 
 

@@ -125,11 +125,13 @@ def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
 def print_settings(settings: Settings) -> None:
     """Everything that a settings file resolves to, defaults included, and, as comments, which models fit this machine.
 
-    Raises SettingsError for unknown families, ModelError for a GPU or a model's folder that is not there.
+    Raises SettingsError for unknown families, ModelError for a GPU or a model's folder that is not there, or a model
+    that takes fewer tokens than the settings want.
     """
     from worker.policy import choice
 
     environments.load(settings.environment)
+    choice.require_context(settings.model, settings.generation)
     print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
     for line in choice.explain(settings.model, settings.trainer, settings.node.state_dir):
         print(f"# {line}")

@@ -187,3 +187,16 @@ def test_check_says_whether_a_model_of_the_user_s_own_fits(tmp_path, monkeypatch
     (tmp_path / "model.safetensors").write_text("nonsense")
     with pytest.raises(ModelError, match="expected a model's weights as safetensors"):
         choice.explain(settings.Model(name=str(tmp_path)), WHOLE, tmp_path)
+
+
+def test_context_is_read_from_the_files_that_are_here(tmp_path):
+    long = settings.Generation(max_prompt_length=900, max_completion_length=200)
+    (tmp_path / "config.json").write_text('{"n_positions": 1024}')
+    with pytest.raises(ModelError, match=r"takes 1024 tokens, .* make 1100; lower them"):
+        choice.require_context(settings.Model(name=str(tmp_path)), long)
+    (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 1100}}')
+    choice.require_context(settings.Model(name=str(tmp_path)), long)
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(ModelError, match=r"config.json can't be read"):
+        choice.require_context(settings.Model(name=str(tmp_path)), long)
+    choice.require_context(settings.Model(name="Qwen/Qwen2.5-0.5B-Instruct"), long)

@@ -87,6 +87,12 @@ def test_worker_that_runs_keeps_its_port_and_its_memory(enrolled: Path) -> None:
         assert findings_of(settings_of(enrolled, swarm=swarm))["port"].verdict == "ok"
 
 
+def test_model_that_takes_fewer_tokens_than_it_would_be_asked_is_refused(enrolled: Path) -> None:
+    found = findings_of(settings_of(enrolled, generation={"max_prompt_length": 4000}))["model"]
+    assert (found.verdict, found.fix) == ("refuse", "lower them, or take a model with a longer context")
+    assert "generation.max_prompt_length 4000 and generation.max_completion_length 256 make 4256" in found.cause
+
+
 def test_model_that_does_not_fit_is_refused_unless_its_worst_step_was_measured(
     enrolled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

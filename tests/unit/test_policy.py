@@ -66,7 +66,7 @@ def test_model_s_context_holds_the_longest_prompt_and_completion(tiny):
         tiny.require_context(settings.Generation(max_prompt_length=100, max_completion_length=5000))
     context = tiny.model.config.max_position_embeddings
     assert str(caught.value) == (
-        f"model hivewright/tiny: takes {context} tokens; generation.max_prompt_length 100 and "
+        f"model hivewright/tiny: takes {context} tokens, generation.max_prompt_length 100 and "
         "generation.max_completion_length 5000 make 5100; lower them, or take a model with a longer context"
     )
 

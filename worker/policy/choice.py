@@ -225,6 +225,31 @@ def find_folder(model: settings.Model) -> Path | None:
     return None
 
 
+def require_context(model: settings.Model, generation: settings.Generation) -> None:
+    """`compare_context` of a model whose files are on this machine; of others it is not known yet."""
+    folder = find_folder(model)
+    if folder is None:
+        return
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        config = config.get("text_config", config)
+        context = config.get("max_position_embeddings", config.get("n_positions"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"model {model.name}: {folder / 'config.json'} can't be read: {error}") from None
+    compare_context(model.name, context, generation)
+
+
+def compare_context(name: str, context: int | None, generation: settings.Generation) -> None:
+    """Raises ModelError if the longest prompt with the longest completion is more than the model takes."""
+    wanted = generation.max_prompt_length + generation.max_completion_length
+    if context is not None and wanted > context:
+        raise ModelError(
+            f"model {name}: takes {context} tokens, generation.max_prompt_length {generation.max_prompt_length} and "
+            f"generation.max_completion_length {generation.max_completion_length} make {wanted}; lower them, or take a "
+            "model with a longer context"
+        )
+
+
 def shared_folder(shared_dir: Path, name: str) -> Path:
     """Where a model of Hugging Face's is among those that nodes share, once it is there, whole."""
     return shared_dir / name.replace("/", "--")

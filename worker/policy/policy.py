@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from worker import settings
 from worker.errors import ModelError
 from worker.policy import memory
-from worker.policy.choice import TINY, find_folder
+from worker.policy.choice import TINY, compare_context, find_folder
 from worker.policy.engine import Ending, Engine, Sampled
 from worker.policy.generation import load_engine
 from worker.policy.rows import Rows
@@ -74,13 +74,7 @@ class Policy:
     def require_context(self, generation: settings.Generation) -> None:
         """Raises ModelError if the longest prompt with the longest completion is more than the model takes."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        wanted = generation.max_prompt_length + generation.max_completion_length
-        if context is not None and wanted > context:
-            raise ModelError(
-                f"model {self.name}: takes {context} tokens; generation.max_prompt_length "
-                f"{generation.max_prompt_length} and generation.max_completion_length "
-                f"{generation.max_completion_length} make {wanted}; lower them, or take a model with a longer context"
-            )
+        compare_context(self.name, context, generation)
 
     def prompt_ids(self, question: str) -> list[int]:
         """The tokens of a question as the model is asked it: instruction, chat template, generation prompt."""
