@@ -142,14 +142,14 @@ def test_urls_of_all_hosts_are_shown_once_and_those_that_log_in_go_on(machine: M
     stderr = machine.folder / "stderr"
 
     def approve() -> None:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         while not (stderr.exists() and "Open these" in stderr.read_text()) and time.monotonic() < deadline:
             time.sleep(0.1)
         (machine.folder / "approved").touch()
 
     person = threading.Thread(target=approve)
     person.start()
-    done = machine.deploy({"@fake/absent": fake}, tailscale_login_seconds=30, tailscale_serve={443: 3000})
+    done = machine.deploy({"@fake/absent": fake}, tailscale_login_seconds=120, tailscale_serve={443: 3000})
     person.join()
     assert done.returncode == 1
     shown = f"""\
