@@ -44,7 +44,8 @@ lint: setup
 	$(bin)/mypy worker deploys tests/lab
 
 test: lint
-	$(bin)/python -m pytest tests -n 3
+	$(bin)/python -m pytest tests --ignore tests/provisioning -n 2
+	$(bin)/python -m pytest tests/provisioning -n 2
 
 # -- three real hosts on this machine -------------------------------------------------------------------------------
 .PHONY: fleet fleet-check fleet-status fleet-down

@@ -1,16 +1,34 @@
 """The lab as a fixture: four real hosts, booted once for the whole test run.
 
-Each lab stays in one process of the run, and so do the tests that use it (tests/conftest.py): beside it there may be
-another lab.
+Each lab stays in one process of the run, and so do the tests that use it: beside it there may be another lab.
 """
 
 import os
 from collections.abc import Iterator
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.lab import machine
 from tests.lab.lab import Lab
+
+OTHER_LABS = {
+    "test_lab_debian13.py": "trixie", "test_lab_mesh.py": "bare", "test_lab_sudo.py": "own",
+    "test_lab_wheelhouse.py": "bare",
+}  # fmt: skip
+"""File -> what it shares with others of a name: the lab that its tests run in, if that is not `lab`."""
+
+
+class LabsTogether(LoadScopeScheduling):  # type: ignore[misc]
+    """Tests of one lab to one process, all others to whoever is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0].rpartition("/")[2]
+        return OTHER_LABS.get(file, "lab") if file.startswith("test_lab") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LabsTogether:
+    return LabsTogether(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ class Machine:
         with (self.folder / "stderr").open("w") as stderr:
             done = subprocess.run(
                 [*command, "tests/provisioning/tailscale_deploy.py"],
-                cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60,
+                cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=240,
                 check=False, env={**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"},
             )  # fmt: skip
         done.stderr = (self.folder / "stderr").read_text()
