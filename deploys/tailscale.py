@@ -146,7 +146,7 @@ def await_login(seconds: int) -> Iterator[FunctionCommand]:
     yield FunctionCommand(_wait_for_login, (seconds,), {})
 
 
-# Hosts that are to be in a tailnet, and when those that were shown their URLs run out of time.
+# Hosts that are to be in a tailnet, and when their URLs were shown: from then on each has its own time.
 _members: set[str] = set()
 _shown: dict[str, float] = {}
 _lock = threading.Lock()
@@ -159,8 +159,8 @@ def _wait_for_login(state: State, host: Host, seconds: int) -> bool:
             asked = [each for each in state.inventory.get_active_hosts() if each.name in _members]
             found = dict(state.fact_pool.map(_look, asked))
             _show_urls({name: _where_to_go(of) for name, of in found.items() if not of.is_connected})
-            _shown.update(dict.fromkeys(found, time.monotonic() + seconds))
-    deadline = _shown[host.name]
+            _shown.update(dict.fromkeys(found, time.monotonic()))
+    deadline = _shown[host.name] + seconds
     while not _look(host)[1].is_connected:
         if time.monotonic() > deadline:
             print(f"{host.name}: not logged in within {seconds} s (tailscale_login_seconds)", file=sys.stderr)

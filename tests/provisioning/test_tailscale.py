@@ -149,7 +149,7 @@ def test_urls_of_all_hosts_are_shown_once_and_those_that_log_in_go_on(machine: M
 
     person = threading.Thread(target=approve)
     person.start()
-    done = machine.deploy({"@fake/absent": fake}, tailscale_login_seconds=30, tailscale_serve={443: 3000})
+    done = machine.deploy({"@fake/absent": fake}, tailscale_login_seconds=50, tailscale_serve={443: 3000})
     person.join()
     assert done.returncode == 1
     shown = f"""\
