@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib
 
-from benchmarks.nodes import mean_curve, run
+from benchmarks.nodes import GAIN_HEADER, mean_curve, print_gain, run
 from worker import settings
 from worker.environments.mixes import DEMO_SETTINGS
 
@@ -55,23 +55,13 @@ def main() -> None:
     curves: dict[int, list[float]] = {}
     gains: dict[int, float] = {}
     results = []
-    print(f"{arguments.workers} workers, {arguments.rounds} rounds")
-    print(f"{'seed':>4}  {'first ten':>9}  {'last ten':>8}  {'gain':>6}  {'seconds':>7}")
+    print(f"{arguments.workers} workers, {arguments.rounds} rounds; mean reward of the first and the last {WINDOW}")
+    print(GAIN_HEADER)
     for seed in arguments.seeds:
         started = time.monotonic()
         curve = curves[seed] = mean_curve(run(seed, arguments.workers, arguments.rounds, config))
-        first, last = statistics.fmean(curve[:WINDOW]), statistics.fmean(curve[-WINDOW:])
-        gains[seed], seconds = last - first, time.monotonic() - started
-        print(f"{seed:4d}  {first:9.3f}  {last:8.3f}  {gains[seed]:+6.3f}  {seconds:7.0f}", flush=True)
-        results.append(
-            {
-                "claim": f"mean reward of the last ten of {arguments.rounds} rounds, seed {seed}",
-                "ours": round(last, 4),
-                "reference": round(first, 4),
-                "ratio": round(last / first, 3) if first else None,
-                "unit": "reward",
-            }
-        )
+        gains[seed], claim = print_gain("the demo's mix", seed, curve, WINDOW, time.monotonic() - started)
+        results.append(claim)
     if arguments.plot:
         draw(curves, arguments.plot)
     if arguments.json:

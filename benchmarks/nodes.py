@@ -8,6 +8,7 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from worker import environments, settings
 from worker.environments import Environment
@@ -96,3 +97,19 @@ def run(
 
 def mean_curve(nodes: list[Node]) -> list[float]:
     return [statistics.fmean(rewards) for rewards in zip(*(node.rewards for node in nodes), strict=True)]
+
+
+GAIN_HEADER = f"{'seed':>4}  {'first':>6}  {'last':>6}  {'gain':>6}  {'seconds':>7}"
+
+
+def print_gain(title: str, seed: int, curve: list[float], window: int, seconds: float) -> tuple[float, dict[str, Any]]:
+    """What the last `window` rounds earned more than the first, on average, as a line; the gain and its claim."""
+    first, last = statistics.fmean(curve[:window]), statistics.fmean(curve[-window:])
+    print(f"{seed:4d}  {first:6.3f}  {last:6.3f}  {last - first:+6.3f}  {seconds:7.0f}", flush=True)
+    return last - first, {
+        "claim": f"{title}: mean reward of the last {window} of {len(curve)} rounds, seed {seed}",
+        "ours": round(last, 4),
+        "reference": round(first, 4),
+        "ratio": round(last / first, 3) if first else None,
+        "unit": "reward",
+    }

