@@ -220,6 +220,7 @@ def test_one_server_error_is_survived(chain, serve):
     flaky = serve(lambda body: replies.pop() if replies else rpc({"eth_chainId": {"result": "0x7a69"}})(body))
     client = Coordinator(section(rpc_url=flaky.url, contract="0x" + "11" * 20))
     client.check_id()
+    assert not replies  # the error was met
 
 
 @pytest.mark.parametrize("text", ["<html>hello</html>", "[]", '"x"', '{"jsonrpc":"2.0","id":0}'])
