@@ -47,3 +47,22 @@ def test_ten_rounds_teach_it_what_is_rewarded(folder):
     torch.set_num_threads(2)
     curve = mean_curve(run(0, 2, 10, pretrained.make_settings(folder), pretrained.Stories))
     assert sum(curve[-2:]) > sum(curve[:2]) + 2 * pretrained.WANTED_GAIN
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    path = tmp_path_factory.mktemp("smollm2")
+    subprocess.run([sys.executable, SCRIPT, "--model", "smollm2", "--output", path], check=True, timeout=1800)
+    return path
+
+
+def test_smollm2_answers_as_its_chat_template_asks(smollm2):
+    policy = load(settings.Model(name=str(smollm2), device="cpu"))
+    greedy = settings.Generation(num_generations=2, max_completion_length=24, top_k=1, dtype="float32")
+    prompt = policy.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
+    )
+    never = Ending(frozenset(policy.end_ids), lambda tokens: False, [False] * policy.num_tokens)
+    [rows] = ReferenceEngine(policy.model).generate([policy.tokenizer.encode(prompt)], greedy, 0, never)
+    assert rows[0].finished
+    assert "capital of France is Paris" in policy.tokenizer.decode(rows[0].token_ids)
