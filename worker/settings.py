@@ -137,10 +137,13 @@ class Family(Section):
     """Share in the mix, relative to the other families."""
     config: dict[str, Any] = {}
     """The environment's own configuration of the family; what is not named keeps the environment's default."""
-    level: Annotated[int, Field(ge=0)] | None = None
-    """Level of the family's curriculum, 0 the easiest; `config` stands above it. None: `config` alone."""
+    level: Annotated[int, Field(ge=0)] | Literal["auto"] | None = None
+    """Level of the family's curriculum, 0 the easiest; `config` takes precedence over what it sets. auto: it begins at
+    0, rises when the tasks are solved and falls when nothing is learned, and the family is drawn the more often the
+    more of its last groups had a signal. None: `config` alone."""
     rise_at: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The level rises by one when the mean reward of the last 10 groups at it is at least this. None: it stays."""
+    """The level rises by one when the mean reward of the last 10 groups at it is at least this, and falls again, not
+    below `level`, when nothing is learned there. None: it stays; with `level: auto` 0.7."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -171,7 +174,9 @@ DEFAULT_FAMILIES = (
 class Environment(Section):
     """Which tasks are asked."""
 
-    families: Annotated[tuple[Family, ...], Field(min_length=1)] = tuple(Family(name=n) for n in DEFAULT_FAMILIES)
+    families: Annotated[tuple[Family, ...], Field(min_length=1)] = tuple(
+        Family(name=n, level="auto") for n in DEFAULT_FAMILIES
+    )
     """The mix. Peers only learn from each other in the families (and configurations) that both have."""
     tasks_per_round: Positive = 9
     """How many tasks the node answers in a round."""

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -272,6 +273,87 @@ def test_level_survives_an_upgrade_of_the_environment(monkeypatch):
     assert gym(Family(name="gcd", level=2)).sample(1, 1)[0].config_digest != digest
     after.resume(before.state())
     assert after.levels == {"gcd": 2}
+
+
+def at_level(mix: Mix, seed: int, *rewards: float) -> list[ScoredGroup]:
+    return [ScoredGroup(task, "?", ("a",) * len(rewards), rewards) for task in mix.sample(seed, 1)]
+
+
+def test_auto_begins_at_the_easiest_level_and_rises_at_once_where_tasks_are_solved():
+    mix = gym(Family(name="gcd", level="auto"))
+    assert mix.levels == {"gcd": 0}
+    for seed in range(3):
+        mix.learn(at_level(mix, seed, 1.0, 1.0))
+    assert mix.levels == {"gcd": 1}
+    for seed in range(9):
+        mix.learn(at_level(mix, seed, 0.9, 0.7))
+    assert mix.levels == {"gcd": 1}
+    mix.learn(at_level(mix, 9, 0.9, 0.7))
+    assert mix.levels == {"gcd": 2}
+
+
+def test_auto_falls_where_nothing_is_learned_and_rises_more_slowly_the_next_time():
+    mix = gym(Family(name="gcd", level="auto"))
+    for seed in range(3):
+        mix.learn(at_level(mix, seed, 1.0, 1.0))
+    for seed in range(5):
+        mix.learn(at_level(mix, seed, 0.0, 0.0))
+    mix.learn(at_level(mix, 5, 0.0, 0.4))  # a signal: it stays
+    for seed in range(6, 11):
+        mix.learn(at_level(mix, seed, 0.0, 0.0))
+    assert mix.levels == {"gcd": 1}
+    mix.learn(at_level(mix, 11, 0.0, 0.0))
+    assert mix.levels == {"gcd": 0}
+    for seed in range(40):
+        mix.learn(at_level(mix, seed, 0.0, 0.0))
+    assert mix.levels == {"gcd": 0}
+    for seed in range(13):
+        mix.learn(at_level(mix, seed, 1.0, 1.0))
+    assert mix.levels == {"gcd": 0}
+    after = gym(Family(name="gcd", level="auto"))
+    after.resume(json.loads(json.dumps(mix.state())))
+    after.learn(at_level(mix, 13, 1.0, 1.0))  # 14 of the last 20: 0.7
+    assert after.levels == {"gcd": 1}
+
+
+def test_a_level_of_the_settings_falls_back_to_it_and_not_below():
+    mix = gym(Family(name="gcd", level=1, rise_at=0.5))
+    for seed in range(10):
+        mix.learn(at_level(mix, seed, 1.0, 0.5))
+    assert mix.levels == {"gcd": 2}
+    for seed in range(20):
+        mix.learn(at_level(mix, seed, 0.0, 0.0))
+    assert mix.levels == {"gcd": 1}
+
+
+def test_families_that_teach_are_drawn_more_often_and_none_is_given_up():
+    mix = gym(Family(name="gcd", level="auto"), Family(name="lcm", level="auto"), Family(name="products"))
+    for seed in range(20):
+        for task in mix.sample(seed, 9):
+            rewards = (0.0, 1.0) if task.family == "gcd" else (0.0, 0.0)
+            mix.learn([ScoredGroup(task, "?", ("a", "b"), rewards)])
+    drawn = Counter(task.family for task in mix.sample(1, 3000))
+    assert drawn["gcd"] / drawn["lcm"] == pytest.approx(9, rel=0.3)
+    assert drawn["products"] / drawn["gcd"] == pytest.approx(10 / 9, rel=0.2)
+
+
+def test_auto_without_a_curriculum_is_the_plain_family():
+    mix = gym(Family(name="knight_swap", level="auto"))
+    assert mix.levels == {}
+    assert mix.sample(1, 1) == gym(Family(name="knight_swap")).sample(1, 1)
+    mix.learn(at_level(mix, 1, 1.0, 1.0))
+
+
+def test_tasks_of_a_family_at_a_level_can_be_asked_for():
+    mix = gym(Family(name="gcd", level="auto"), Family(name="knight_swap"))
+    assert mix.tasks_of("gcd", 2, 5, 1) == gym(Family(name="gcd", level=2)).sample(5, 1)
+    assert mix.tasks_of("gcd", None, 5, 1) == gym(Family(name="gcd")).sample(5, 1)
+    assert [task.family for task in mix.easy_tasks(5, 3)] == ["gcd", "knight_swap", "gcd"]
+    assert mix.easy_tasks(5, 1) == mix.tasks_of("gcd", 0, 5, 1)
+    with pytest.raises(SettingsError, match="gcd: level 9; expected 0 to 3"):
+        mix.tasks_of("gcd", 9, 5, 1)
+    with pytest.raises(SettingsError, match="no lcm; expected one of gcd, knight_swap"):
+        mix.tasks_of("lcm", 0, 5, 1)
 
 
 def test_level_of_a_checkpoint_that_names_entries_by_digest_is_taken_over():

@@ -65,6 +65,12 @@ class Environment(Protocol):
     def sample(self, seed: int, count: int) -> list[Task]:
         """The `count` tasks that belong to `seed`: the same on every machine with the same mix at the same levels."""
 
+    def tasks_of(self, family: str, level: int | None, seed: int, count: int) -> list[Task]:
+        """Tasks of one family at a level, or without one. Raises SettingsError if there is no such family or level."""
+
+    def easy_tasks(self, seed: int, count: int) -> list[Task]:
+        """Tasks of all families in turn, each at its easiest level."""
+
     def question(self, task: Task) -> str:
         """The text of a task. Raises BadRecord ("unknown-task") for one that is not of this mix."""
 
@@ -72,7 +78,7 @@ class Environment(Protocol):
         """The rewards, 0 to 1, of the completions. Raises BadRecord ("unknown-task") as `question` does."""
 
     def learn(self, groups: Sequence[ScoredGroup]) -> None:
-        """See how our own groups of a round went: levels may rise."""
+        """See how our own groups of a round went: levels may rise and fall."""
 
     def state(self) -> dict[str, Any]:
         """Where the curriculum stands, as plain JSON values."""

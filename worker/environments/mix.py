@@ -24,23 +24,72 @@ log = logging.getLogger(__name__)
 MAX_INDEX = 1 << 16
 """Tasks of one seed. Far above any round; keeps strangers' recipes in a known range."""
 RISE_AFTER = 10
-"""Groups at a level before it may rise. With the default mix a family has one group in a round."""
+"""Groups at a level before it may rise. With the default mix a family has about one group in a round."""
+SOLVED_AFTER = 3
+"""Groups that are solved, one after the other, after which a level of `auto` rises at once."""
+SOLVED = 0.95
+AUTO_RISE_AT = 0.7
+"""`rise_at` of a family whose level is `auto`, where the settings name none."""
+FALL_AFTER = 6
+"""Groups without a signal and with next to no reward, one after the other, after which a level falls."""
+HOPELESS = 0.1
+MAX_FALLS = 4
+DRAWN_BY = 8
+"""A family whose level is `auto` is drawn the more often the more of its last groups had a signal; of so many."""
 
 
 @dataclass
 class _Standing:
-    """Where a family's curriculum stands; `rewards`: mean rewards of our last groups at this level, the newest last."""
+    """Where a family's curriculum stands.
+
+    `rewards`: mean rewards of our last groups at this level, the newest last; `signals`: whether our last groups of
+    the family had a signal; `falls`: how often the level has fallen.
+    """
 
     level: int
     rewards: list[float] = field(default_factory=list)
+    signals: list[bool] = field(default_factory=list)
+    falls: int = 0
+
+    def see(self, rewards: Sequence[float], signals: Sequence[bool]) -> None:
+        self.rewards += rewards
+        self.signals += signals
+        del self.signals[:-DRAWN_BY]
+        del self.rewards[: -max(RISE_AFTER * (1 + self.falls), FALL_AFTER)]
+
+    def is_solved(self, family: settings.Family) -> bool:
+        """Whether the level should rise. A level that was fallen from before is risen to more slowly each time."""
+        last = self.rewards[-SOLVED_AFTER:]
+        if family.level == "auto" and not self.falls and len(last) == SOLVED_AFTER and min(last) >= SOLVED:
+            return True
+        rise_at = AUTO_RISE_AT if family.level == "auto" and family.rise_at is None else family.rise_at
+        wanted = RISE_AFTER * (1 + self.falls)
+        if rise_at is None or len(self.rewards) < wanted:
+            return False
+        return sum(self.rewards[-wanted:]) / wanted >= rise_at
+
+    def is_hopeless(self, family: settings.Family) -> bool:
+        """Whether the level should fall: it rises, and nothing has been learned at this level for some groups."""
+        floor = 0 if family.level == "auto" else family.level
+        if floor is None or self.level <= floor or (family.level != "auto" and family.rise_at is None):
+            return False
+        last = self.rewards[-FALL_AFTER:]
+        return len(last) == FALL_AFTER and max(last) < HOPELESS and not any(self.signals[-FALL_AFTER:])
+
+    def move(self, by: int) -> None:
+        self.level, self.rewards = self.level + by, []
+        self.falls = min(MAX_FALLS, self.falls + 1) if by < 0 else self.falls
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A family of the settings. `digests`: of its configuration alone, or, with a level, of all levels in order."""
+    """A family of the settings. `digests`: of its configuration alone, or, with a level, of all levels in order;
+    `base`: of its configuration alone, `levels`: of all levels, whatever the settings name."""
 
     family: settings.Family
     digests: tuple[str, ...]
+    base: str
+    levels: tuple[str, ...]
 
 
 _STATE = TypeAdapter(dict[str, _Standing])
@@ -57,7 +106,9 @@ class Mix:
         self._known: dict[tuple[str, str], tuple[Source, str, str]] = {}  # -> source, its family, configuration
         self._entries = [self._enter(family) for family in environment.families]
         self._standings = {
-            self._key(entry): _Standing(entry.family.level) for entry in self._entries if entry.family.level is not None
+            self._key(entry): _Standing(0 if entry.family.level == "auto" else entry.family.level)
+            for entry in self._entries
+            if entry.family.level is not None
         }
         if len({self._now(entry) for entry in self._entries}) < len(self._entries):
             raise SettingsError(
@@ -74,13 +125,17 @@ class Mix:
 
     @property
     def levels(self) -> dict[str, int]:
-        return {key.partition(" ")[0]: standing.level for key, standing in self._standings.items()}
+        return {
+            entry.family.name: self._standings[self._key(entry)].level
+            for entry in self._entries
+            if entry.levels and self._key(entry) in self._standings
+        }
 
     def sample(self, seed: int, count: int) -> list[Task]:
-        """The first `count` tasks of `seed`; the family of each is drawn by weight."""
+        """The first `count` tasks of `seed`; the family of each is drawn by weight, those that teach more often."""
         if not 0 <= count <= MAX_INDEX:
             raise SettingsError(f"tasks_per_round: got {count}; expected at most {MAX_INDEX}")
-        weights = [entry.family.weight for entry in self._entries]
+        weights = [self._weight(entry) for entry in self._entries]
         drawn = random.Random(f"families/{seed}").choices(self._entries, weights=weights, k=count)
         return [Task(*self._now(entry), seed, index) for index, entry in enumerate(drawn)]
 
@@ -97,21 +152,43 @@ class Mix:
         source, recipe = self._find(task)
         return source.score(recipe, completions)
 
+    def tasks_of(self, family: str, level: int | None, seed: int, count: int) -> list[Task]:
+        """`count` tasks of a family of the settings, at a level of its curriculum or (None) without one.
+
+        Raises SettingsError for a family or a level that there is not.
+        """
+        entry = next((entry for entry in self._entries if entry.family.name == family), None)
+        if entry is None:
+            raise SettingsError(f"environment.families: no {family}; expected one of {', '.join(self._names())}")
+        if level is not None and not 0 <= level < len(entry.levels):
+            raise SettingsError(f"{family}: level {level}; expected 0 to {len(entry.levels) - 1}")
+        digest = entry.base if level is None else entry.levels[level]
+        return [Task(family, digest, seed, index) for index in range(count)]
+
+    def easy_tasks(self, seed: int, count: int) -> list[Task]:
+        """`count` tasks of all families in turn, each at the easiest level that it has."""
+        entries = self._entries
+        return [
+            Task(entry.family.name, (*entry.levels, entry.base)[0], seed, index)
+            for index, entry in ((i, entries[i % len(entries)]) for i in range(count))
+        ]
+
     def learn(self, groups: Sequence[ScoredGroup]) -> None:
-        """Raise the level of each family whose last RISE_AFTER groups at its level reach its `rise_at`."""
+        """See our groups of a round: a level that is solved rises, one at which nothing is learned falls."""
         for entry in self._entries:
             standing = self._standings.get(self._key(entry))
-            if standing is None or entry.family.rise_at is None:
+            if standing is None:
                 continue
-            now = self._now(entry)
-            standing.rewards += [g.mean_reward for g in groups if (g.task.family, g.task.config_digest) == now]
-            del standing.rewards[:-RISE_AFTER]
-            mean = sum(standing.rewards) / RISE_AFTER
-            if len(standing.rewards) < RISE_AFTER or mean < entry.family.rise_at:
-                continue
-            if standing.level < len(entry.digests) - 1:
-                standing.level, standing.rewards = standing.level + 1, []
-                log.info("level risen family=%s level=%d reward_mean=%.3f", entry.family.name, standing.level, mean)
+            family, now = entry.family, self._now(entry)
+            own = [g for g in groups if (g.task.family, g.task.config_digest) == now]
+            standing.see([g.mean_reward for g in own], [g.has_signal for g in own])
+            mean = sum(standing.rewards) / max(1, len(standing.rewards))
+            if standing.level < len(entry.digests) - 1 and standing.is_solved(family):
+                standing.move(+1)
+                log.info("level risen family=%s level=%d reward_mean=%.3f", family.name, standing.level, mean)
+            elif standing.is_hopeless(family):
+                standing.move(-1)
+                log.info("level fallen family=%s level=%d reward_mean=%.3f", family.name, standing.level, mean)
 
     def state(self) -> dict[str, Any]:
         return {key: asdict(standing) for key, standing in self._standings.items()}
@@ -143,14 +220,14 @@ class Mix:
             self._know(source, family.name, name, config)
             for config in (family.config, *source.levels(name, family.config))
         )
-        if family.level is None:
-            return _Entry(family, (base,))
-        if family.level >= len(levels):
+        if family.level is None or (family.level == "auto" and not levels):
+            return _Entry(family, (base,), base, tuple(levels))
+        if family.level != "auto" and family.level >= len(levels):
             raise SettingsError(
                 f"environment/families: {family.name}: level {family.level}; expected "
                 + (f"0 to {len(levels) - 1}, its curriculum's" if levels else "none: it has no curriculum")
             )
-        return _Entry(family, tuple(levels))
+        return _Entry(family, tuple(levels), base, tuple(levels))
 
     def _know(self, source: Source, full_name: str, name: str, config: Config) -> str:
         digest = config_digest(source.version, name, config)
@@ -171,6 +248,16 @@ class Mix:
         """Family and configuration digest of the tasks that an entry stands for now."""
         standing = self._standings.get(self._key(entry))
         return entry.family.name, entry.digests[standing.level if standing else 0]
+
+    def _weight(self, entry: _Entry) -> float:
+        """How often a family is drawn. One that seldom teaches anything rests, and is still tried now and then."""
+        standing = self._standings.get(self._key(entry))
+        if standing is None or entry.family.level != "auto":
+            return entry.family.weight
+        return entry.family.weight * (sum(standing.signals) + 1) / (len(standing.signals) + 2)
+
+    def _names(self) -> list[str]:
+        return sorted({entry.family.name for entry in self._entries})
 
     @staticmethod
     def _key(entry: _Entry) -> str:

@@ -1,0 +1,103 @@
+"""Held-out evaluation, against rewards that are known and formulas computed another way."""
+
+import itertools
+import time
+
+import pytest
+
+from worker import environments, evaluation, settings
+from worker.records import Completion, round_seed
+from worker.settings import Family, Generation
+
+ENVIRONMENT = settings.Environment(
+    families=(
+        Family(name="gcd", level="auto"),
+        Family(name="chain_sum"),
+    )
+)
+
+
+class Parrot:
+    """Answers rightly as often as it is told to. `asked`: all questions so far."""
+
+    def __init__(self, environment, right_of_four):
+        self.environment, self.right_of_four, self.asked = environment, right_of_four, []
+        self.answers = {}
+
+    def learn_answers(self, tasks):
+        for task in tasks:
+            self.answers[self.environment.question(task)] = self.environment.answer(task)
+
+    def generate(self, questions, generation, seed):
+        self.asked += questions
+        answers = []
+        for question in questions:
+            right = [f"<answer>{self.answers[question]}</answer>"] * self.right_of_four
+            texts = right + ["no"] * (generation.num_generations - self.right_of_four)
+            answers.append([Completion(text, (1,), (0.0,), truncated=text == "no") for text in texts])
+        return answers
+
+
+@pytest.fixture(scope="module")
+def environment():
+    return environments.load(ENVIRONMENT)
+
+
+def make_parrot(environment, right_of_four, count):
+    parrot = Parrot(environment, right_of_four)
+    for one in (("gcd", 0), ("gcd", 2), ("chain_sum", None)):
+        parrot.learn_answers(environment.tasks_of(*one, evaluation.HELD_OUT, count))
+    return parrot
+
+
+def test_rewards_and_passes_by_family_and_level(environment):
+    parrot = make_parrot(environment, 1, 20)
+    asked = [("gcd", 0), ("gcd", 2), ("chain_sum", None)]
+    scores = evaluation.evaluate(parrot, environment, Generation(num_generations=4), asked, 20)
+    assert [(score.family, score.level, score.tasks, score.answers) for score in scores] == [
+        ("gcd", 0, 20, 80), ("gcd", 2, 20, 80), ("chain_sum", None, 20, 80),
+    ]  # fmt: skip
+    for score in scores:
+        assert score.reward.value == pytest.approx(0.25)
+        assert score.pass_at[1].value == pytest.approx(0.25)
+        assert score.pass_at[4].value == 1.0
+        assert (score.closed, score.truncated) == (0.25, 0.75)
+        assert score.reward.low < 0.25 < score.reward.high
+    assert evaluation.mean_reward(scores) == pytest.approx(0.25)
+
+
+def test_the_time_is_kept_and_all_families_have_their_turn(environment):
+    parrot = make_parrot(environment, 4, 40)
+    asked = [("gcd", 0), ("gcd", 2), ("chain_sum", None)]
+    past = time.monotonic()
+    scores = evaluation.evaluate(parrot, environment, Generation(num_generations=4), asked, 40, until=past)
+    assert [score.tasks for score in scores] == [6, 5, 5]
+
+
+def test_no_round_ever_asks_what_is_held_out():
+    assert max(round_seed(f"peer-{i}", i) for i in range(2000)) < evaluation.HELD_OUT
+
+
+def test_prompts_that_are_too_long_are_counted(environment):
+    class TooLong:
+        def generate(self, questions, generation, seed):
+            return [None] * len(questions)
+
+    [score] = evaluation.evaluate(TooLong(), environment, Generation(), [("gcd", 0)], 3)
+    assert (score.tasks, score.too_long, score.pass_at) == (0, 3, {})
+    assert (score.reward.low, score.reward.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("right", "k"), [(0, 2), (1, 1), (1, 3), (2, 3), (5, 2), (4, 5)])
+def test_pass_at_k_is_the_share_of_draws_with_a_right_answer(right, k):
+    answers = [1] * right + [0] * (5 - right)
+    draws = list(itertools.combinations(answers, k))
+    assert evaluation.pass_at_k(5, right, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
+def test_intervals_are_as_wide_as_they_must_be():
+    found = evaluation.interval(0.5, 100)
+    assert (found.low, found.high) == pytest.approx((0.404, 0.596), abs=0.001)  # Wilson (1927)
+    nothing = evaluation.interval(0.0, 10)
+    assert nothing.low == 0.0
+    assert nothing.high == pytest.approx(0.278, abs=0.001)

@@ -1,0 +1,156 @@
+"""How well a policy answers tasks that training never asks: mean reward, pass@1 and pass@k, by family and level.
+
+The tasks are of seeds from `HELD_OUT` on; a round's seeds are all below it (`records.round_seed`). The same `seed` asks
+the same tasks, so that two checkpoints can be compared.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from worker import settings
+from worker.environments import Environment
+from worker.records import Completion, Task
+
+HELD_OUT = 1 << 31
+"""Seeds of rounds have 31 bits."""
+RIGHT = 0.999
+"""A reward of this and more is a right answer."""
+_TASKS_AT_ONCE = 16
+_QUANTILE = 1.96  # of the normal distribution: intervals of 95 %
+
+
+class Answering(Protocol):
+    """What is evaluated: a `policy.Policy`."""
+
+    def generate(
+        self, questions: Sequence[str], generation: settings.Generation, seed: int
+    ) -> list[list[Completion] | None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A share or a mean reward, with the interval in which it is to be expected (95 %)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What came of one family at one level; `pass_at` by k. `closed`: share of answers with a closed tag, `truncated`:
+    of those that were cut off. `too_long`: tasks that were not asked, for the length of their prompt."""
+
+    family: str
+    level: int | None
+    tasks: int
+    answers: int
+    reward: Estimate
+    pass_at: dict[int, Estimate]
+    closed: float
+    truncated: float
+    too_long: int = 0
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Answers of one family at one level, by task."""
+
+    rewards: list[list[float]] = field(default_factory=list)
+    closed: int = 0
+    truncated: int = 0
+    too_long: int = 0
+
+
+Asked = tuple[str, int | None]
+"""A family of the environment, and a level of its curriculum; None: its plain configuration."""
+
+
+def evaluate(
+    policy: Answering,
+    environment: Environment,
+    generation: settings.Generation,
+    asked: Sequence[Asked],
+    tasks_each: int,
+    seed: int = 0,
+    until: float = math.inf,
+) -> list[Score]:
+    """Ask `tasks_each` held-out tasks of each of `asked`, `generation.num_generations` answers a task.
+
+    The tasks go round the families, so that one that ends early (`until`, monotonic seconds) has asked all of them
+    about as often; `Score.tasks` says how many it were. Raises SettingsError for a family or level that there is not.
+    """
+    tallies: dict[Asked, _Tally] = {one: _Tally() for one in asked}
+    drawn = {one: environment.tasks_of(*one, HELD_OUT + seed, tasks_each) for one in asked}
+    turns = [(one, drawn[one][i]) for i in range(tasks_each) for one in asked]
+    for number, piece in enumerate(_pieces(turns)):
+        if number and time.monotonic() > until:
+            break
+        questions = [environment.question(task) for _, task in piece]
+        answers = policy.generate(questions, generation, seed * 1_000_003 + number)
+        for (one, task), completions in zip(piece, answers, strict=True):
+            _count(tallies[one], environment, task, completions)
+    return [_score(one, tally) for one, tally in tallies.items()]
+
+
+def mean_reward(scores: Sequence[Score]) -> float:
+    """The mean over families and levels, each counting once; those of which no task was asked are left out."""
+    values = [score.reward.value for score in scores if score.tasks]
+    return sum(values) / len(values) if values else math.nan
+
+
+def pass_at_k(num_answers: int, num_right: int, k: int) -> float:
+    """The chance that at least one of k answers, drawn from these without putting back, is right (unbiased)."""
+    if num_answers - num_right < k:
+        return 1.0
+    return 1.0 - math.comb(num_answers - num_right, k) / math.comb(num_answers, k)
+
+
+def interval(mean: float, count: int) -> Estimate:
+    """Wilson's interval for a mean of `count` values in [0, 1]: also sound where all of them are equal."""
+    if not count:
+        return Estimate(math.nan, 0.0, 1.0)
+    square = _QUANTILE**2
+    middle = (mean + square / (2 * count)) / (1 + square / count)
+    half = _QUANTILE / (1 + square / count) * math.sqrt(mean * (1 - mean) / count + square / (4 * count**2))
+    return Estimate(mean, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def _pieces(turns: Sequence[tuple[Asked, Task]]) -> Iterator[Sequence[tuple[Asked, Task]]]:
+    for start in range(0, len(turns), _TASKS_AT_ONCE):
+        yield turns[start : start + _TASKS_AT_ONCE]
+
+
+def _count(tally: _Tally, environment: Environment, task: Task, completions: list[Completion] | None) -> None:
+    if completions is None:
+        tally.too_long += 1
+        return
+    texts = [completion.text for completion in completions]
+    tally.rewards.append(environment.score(task, texts))
+    tally.closed += sum("</answer>" in text for text in texts)
+    tally.truncated += sum(completion.truncated for completion in completions)
+
+
+def _score(one: Asked, tally: _Tally) -> Score:
+    tasks = len(tally.rewards)
+    answers = sum(map(len, tally.rewards))
+    size = min(map(len, tally.rewards), default=0)
+
+    def average(values: Sequence[float]) -> Estimate:
+        return interval(math.fsum(values) / tasks if tasks else math.nan, tasks)
+
+    right = [(len(rewards), sum(reward >= RIGHT for reward in rewards)) for rewards in tally.rewards]
+    return Score(
+        family=one[0],
+        level=one[1],
+        tasks=tasks,
+        answers=answers,
+        reward=average([math.fsum(rewards) / len(rewards) for rewards in tally.rewards]),
+        pass_at={k: average([pass_at_k(*task, k) for task in right]) for k in sorted({1, size}) if 0 < k <= size},
+        closed=tally.closed / answers if answers else 0.0,
+        truncated=tally.truncated / answers if answers else 0.0,
+        too_long=tally.too_long,
+    )
