@@ -16,6 +16,7 @@ from typing import Any
 
 import gevent
 from paramiko import SSHException, Transport
+from pyinfra.api.host import Host
 from pyinfra.connectors.ssh import SSHConnector
 
 ASK_EVERY_SECONDS = 10
@@ -25,6 +26,15 @@ SILENCE_SECONDS = 40
 def limit_silence() -> None:
     """Have every ssh connection of this program end when its host is silent for so long. For config.py."""
     SSHConnector.connect = _watched(SSHConnector.connect)
+
+
+def renew(host: Host) -> None:
+    """Connect to a host again, over a connection of its own. Raises what connecting raises."""
+    connector = host.connector
+    if connector.client is not None:
+        connector.client.close()
+    connector.disconnect()
+    connector.connect()
 
 
 def _watched(connect: Callable[[SSHConnector], None]) -> Callable[[SSHConnector], None]:

@@ -65,8 +65,8 @@ class Deployment(BaseModel):
     """Tags asked for at login. An OAuth client needs one."""
     tailscale_hostname: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] | None = None
     """Name in the tailnet. None: the host's own."""
-    tailscale_ssh: bool = True
-    """Let the tailnet's rules say who may log in over ssh."""
+    tailscale_ssh: bool | None = None
+    """Let the tailnet's policy say who may log in over ssh, by Tailscale's own ssh server. None: as the host has it."""
     tailscale_accept_routes: bool = False
     """Use subnet routes that other nodes advertise."""
     tailscale_login_server: Url | None = None

@@ -56,7 +56,7 @@ class _Memory:
         self._answers.clear()
 
     def ask_ahead(self, questions: Iterable[Question]) -> None:
-        arguments = _as_for_facts(self._host)
+        arguments = arguments_of_facts(self._host)
         texts = {_text(fact().command(**values)): None for fact, values in questions}
         new = [text for text in texts if _key(text, arguments) not in self._answers]
         if not new:
@@ -95,8 +95,8 @@ class _Memory:
         return is_done, output
 
 
-def _as_for_facts(of: Host) -> dict[str, Any]:
-    """How pyinfra runs the command of a fact on this host: through sudo, say."""
+def arguments_of_facts(of: Host) -> dict[str, Any]:
+    """Return how pyinfra runs the command of a fact on this host: through sudo, say."""
     arguments, _ = pop_global_arguments(of.state, of, {})
     return {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
 

@@ -44,6 +44,11 @@ class Tailnet:
     def is_connected(self) -> bool:
         return self.state == RUNNING
 
+    @property
+    def runs_ssh(self) -> bool:
+        """Return whether Tailscale's own ssh server answers at port 22 of the host's addresses in the tailnet."""
+        return bool(self.preferences.get("RunSSH"))
+
     def worries(self, now: datetime, login_server: str | None) -> Iterator[str]:
         """What a person should know of a connected host."""
         if self.expires is not None and self.expires - now < WARN_BEFORE:
@@ -112,9 +117,10 @@ def auth_key(deployment: Deployment) -> str | None:
     return key + CLIENT_OPTIONS if key.startswith(CLIENT_SECRET) and "?" not in key else key
 
 
-def login_flags(deployment: Deployment) -> list[str]:
-    """Flags of `tailscale up`. All that it can be told: what is not named goes back to its default."""
-    flags = ["--reset", f"--ssh={_flag(deployment.tailscale_ssh)}"]
+def login_flags(deployment: Deployment, found: Tailnet) -> list[str]:
+    """Return the flags of `tailscale up`. Tailscale's ssh server stays as it is: that is switched when it can be seen
+    who gets in afterwards."""
+    flags = ["--reset", f"--ssh={_flag(found.runs_ssh)}"]
     flags.append(f"--accept-routes={_flag(deployment.tailscale_accept_routes)}")
     if deployment.tailscale_hostname:
         flags.append(f"--hostname={deployment.tailscale_hostname}")
@@ -126,21 +132,14 @@ def login_flags(deployment: Deployment) -> list[str]:
 
 
 def changed_flags(deployment: Deployment, found: Tailnet) -> list[str]:
-    """Flags of `tailscale set` for what a host that is logged in has otherwise."""
-    wanted = {
-        "ssh": ("RunSSH", deployment.tailscale_ssh),
-        "accept-routes": ("RouteAll", deployment.tailscale_accept_routes),
-    }
-    flags = [
-        f"--{flag}={_flag(value)}"
-        for flag, (preference, value) in wanted.items()
-        if bool(found.preferences.get(preference)) != value
-    ]
+    """Return the flags of `tailscale set` for what a host that is logged in has otherwise, without ssh."""
+    flags = []
+    if bool(found.preferences.get("RouteAll")) != deployment.tailscale_accept_routes:
+        flags.append(f"--accept-routes={_flag(deployment.tailscale_accept_routes)}")
     hostname = deployment.tailscale_hostname
     if hostname and found.preferences.get("Hostname") != hostname:
         flags.append(f"--hostname={hostname}")
-    # Said of the connection that says it, if it comes over Tailscale; the run goes on over a new one.
-    return [*flags, "--accept-risk=lose-ssh"] if flags else []
+    return flags
 
 
 def _flag(value: bool) -> str:

@@ -17,9 +17,10 @@ from pyinfra import host
 from pyinfra.api import FunctionCommand, StringCommand, deploy, operation
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
+from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.context import ctx_host
 
-from deploys import memory, report, tailnet
+from deploys import memory, report, tailnet, tailssh
 from deploys.deployment import Deployment
 from deploys.facts import ROOT, OwnFact
 from deploys.hardware import Distribution
@@ -70,6 +71,7 @@ def join_tailnet(deployment: Deployment) -> None:
     seconds = deployment.tailscale_login_seconds
     await_login(name="Wait until it is logged in", seconds=seconds, _timeout=seconds + 120)
     preferences(name="Set its preferences", deployment=deployment)
+    switch_ssh(name="Switch its ssh server", wanted=deployment.tailscale_ssh, _timeout=tailssh.LONGEST_SECONDS)
     serve(name="Show ports in the tailnet", ports=deployment.tailscale_serve)
     found = host.get_fact(TailnetOfHost)
     if found.is_connected:
@@ -106,11 +108,12 @@ def _write(path: Path, text: str) -> StringCommand:
 @operation()
 def begin_login(deployment: Deployment) -> Iterator[StringCommand]:
     """Have the host logged in with its key, or have it ask for a login URL."""
-    if host.get_fact(TailnetOfHost).is_connected:
+    found = host.get_fact(TailnetOfHost)
+    if found.is_connected:
         host.noop("it is logged in")
         return
     key = tailnet.auth_key(deployment)
-    flags = shlex.join(tailnet.login_flags(deployment))
+    flags = shlex.join(tailnet.login_flags(deployment, found))
     if key is not None:
         encoded = base64.b64encode(key.encode()).decode()
         yield StringCommand(key_login_script(flags), _stdin=[encoded])
@@ -198,6 +201,19 @@ def preferences(deployment: Deployment) -> Iterator[str]:
         host.noop("they are as they should be")
         return
     yield f"tailscale set {shlex.join(flags)}"
+
+
+@operation()
+def switch_ssh(wanted: bool | None) -> Iterator[FunctionCommand | str]:
+    """Have Tailscale's own ssh server on or off, if the inventory says which."""
+    found = host.get_fact(TailnetOfHost)
+    if wanted is None or not found.is_connected or found.runs_ssh == wanted:
+        host.noop("it is as it should be")
+    elif isinstance(host.connector, SSHConnector):
+        yield FunctionCommand(tailssh.switch, (wanted,), {})
+    else:
+        # Without a connection of this run's that could end. If there is one of a person's, Tailscale itself refuses.
+        yield f"tailscale set --ssh={str(wanted).lower()}"
 
 
 @operation()

@@ -190,7 +190,8 @@ class Lab:
         return [f"{layers.packages(self._suite)}:/srv/apt"]
 
     def _clear(self) -> None:
-        stop(self.folder / "git-daemon.pid")
+        for daemon in self.folder.glob("*.pid"):
+            stop(daemon)
         with ThreadPoolExecutor() as pool:
             list(pool.map(Host.stop, self.hosts))
         self.network.remove()

@@ -11,9 +11,11 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.lab import machine
 from tests.lab.lab import Lab
+from tests.lab.tailnet import LabTailnet, why_no_tailnet
 
 OTHER_LABS = {
     "test_lab_debian13.py": "trixie", "test_lab_mesh.py": "bare", "test_lab_sudo.py": "own",
+    "test_lab_tailscale.py": "tailscale",
     "test_lab_wheelhouse.py": "bare",
 }  # fmt: skip
 """File -> what it shares with others of a name: the lab that its tests run in, if that is not `lab`."""
@@ -49,14 +51,27 @@ def bare_lab() -> Iterator[Lab]:
     yield from booted(Lab("labbare", is_bare=True))
 
 
-def booted(lab: Lab) -> Iterator[Lab]:
+@pytest.fixture(scope="module")
+def tailnet() -> Iterator[LabTailnet]:
+    """Two bare hosts with tailscaled, logged out, and their operator in a tailnet. Skipped without the programs."""
+    if reason := why_no_tailnet():
+        pytest.skip(reason)
+    for lab in booted(Lab("labtail", is_bare=True), num_hosts=2):
+        tailnet = LabTailnet(lab)
+        tailnet.start()
+        for host in lab.hosts:
+            tailnet.install(host)
+        yield tailnet
+
+
+def booted(lab: Lab, num_hosts: int = 4) -> Iterator[Lab]:
     """The lab, up for as long as the fixture lives that this comes from."""
     if reason := machine.why_no_lab():
         if os.environ.get("LAB_REQUIRED") == "1":
             pytest.fail(f"LAB_REQUIRED is 1, but {reason}")
         pytest.skip(reason)
     try:
-        lab.up(4, goes_with_this_process=True)
+        lab.up(num_hosts, goes_with_this_process=True)
         yield lab
     finally:
         lab.down()

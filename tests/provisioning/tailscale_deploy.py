@@ -5,9 +5,12 @@ from pathlib import Path
 
 from pyinfra import host
 
-from deploys import tailscale
+from deploys import tailscale, tailssh
 from deploys.deployment import Deployment
 
-# The stand-in's folder, which is first in the path: nothing is written where a deploy would.
-tailscale.SERVED = Path(os.environ["PATH"].split(":")[0]) / "served"
+if "STAND_IN" in os.environ:
+    # The stand-in's folder: nothing is written where a deploy would.
+    tailscale.SERVED = Path(os.environ["STAND_IN"]) / "served"
+if "CONFIRM_SECONDS" in os.environ:
+    tailssh.CONFIRM_SECONDS = int(os.environ["CONFIRM_SECONDS"])
 tailscale.join_tailnet(Deployment(**{k: v for k, v in host.data.dict().items() if k in Deployment.model_fields}))

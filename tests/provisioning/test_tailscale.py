@@ -40,11 +40,12 @@ class Machine:
         fleet = [("@local", {"tailscale": True, **data}), *(others or {}).items()]
         inventory.write_text(f"workers = {fleet!r}\n")
         command = [sys.executable, "-m", "pyinfra", "-y", "-vvv", "--diff", "--json", inventory]
+        own = {"STAND_IN": str(self.folder), "PATH": f"{self.folder}:{os.environ['PATH']}"}
         with (self.folder / "stderr").open("w") as stderr:
             done = subprocess.run(
                 [*command, "tests/provisioning/tailscale_deploy.py"],
                 cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60,
-                check=False, env={**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"},
+                check=False, env={**os.environ, **own},
             )  # fmt: skip
         done.stderr = (self.folder / "stderr").read_text()
         return done
@@ -88,7 +89,7 @@ def test_key_logs_the_host_in_and_is_seen_nowhere(machine: Machine, tmp_path: Pa
     up, serve = machine.calls
     assert up.startswith("up --auth-key=file:/")
     assert up.endswith(
-        "--timeout=90s --reset --ssh=true --accept-routes=false --hostname=gpu-1 --advertise-tags=tag:gpu "
+        "--timeout=90s --reset --ssh=false --accept-routes=false --hostname=gpu-1 --advertise-tags=tag:gpu "
         "--login-server=https://headscale.example.org"
     )
     assert serve == "serve --bg --https=443 http://127.0.0.1:3000"
@@ -174,13 +175,24 @@ def test_host_that_is_logged_in_stays_so_and_what_a_person_should_know_is_said(m
     (machine.folder / "state.json").write_text(json.dumps(state))
     done = machine.deploy(tailscale_login_server="https://headscale.example.org")
     assert done.returncode == 0, done.stderr
-    assert machine.calls == ["set --ssh=true --accept-risk=lose-ssh"]
+    assert machine.calls == []
     notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
     assert notes == [
         "note: @local: its Tailscale key has expired; run `tailscale up --force-reauth` there, or disable key expiry",
         "note: @local: logged in at https://controlplane.tailscale.com, not at https://headscale.example.org; it is "
         "left alone: `tailscale logout` there to move it",
     ]
+
+
+@pytest.mark.parametrize("wanted", [None, True, False])
+@pytest.mark.parametrize("is_on", [True, False])
+def test_ssh_server_is_switched_only_if_the_inventory_says_which(
+    machine: Machine, wanted: bool | None, is_on: bool
+) -> None:
+    (machine.folder / "state.json").write_text(json.dumps(CONNECTED | {"prefs": {"RunSSH": is_on}}))
+    done = machine.deploy(**({} if wanted is None else {"tailscale_ssh": wanted}))
+    assert done.returncode == 0, done.stderr
+    assert machine.calls == ([] if wanted in (None, is_on) else [f"set --ssh={str(wanted).lower()}"])
 
 
 def test_tailscale_false_asks_nothing(machine: Machine) -> None:
