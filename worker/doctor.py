@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from worker import __version__, bundle, enrolment, environments, resources
 from worker.chain import accounts
 from worker.chain.coordinator import Coordinator
-from worker.errors import ChainUnreachable, ResourceError, WorkerError
+from worker.errors import BadAnswer, ChainUnreachable, ResourceError, WorkerError
 from worker.log import discreet, printable
 from worker.policy import choice, probe
 from worker.settings import Settings
@@ -81,7 +81,8 @@ def _findings(check: Callable[["Patient"], Iterator[Finding]], patient: "Patient
     except WorkerError as error:
         # The errors that a worker itself would stop with carry cause and fix in one line.
         cause, _, fix = str(error).partition("; ")
-        verdict: Verdict = "warning" if isinstance(error, ChainUnreachable) else "refuse"
+        is_away = isinstance(error, ChainUnreachable) and not isinstance(error, BadAnswer)
+        verdict: Verdict = "warning" if is_away else "refuse"
         yield Finding(check.__name__.removeprefix("_"), verdict, printable(cause), printable(fix))
 
 
@@ -231,7 +232,12 @@ def _chain(patient: Patient) -> Iterator[Finding]:
     coordinator = Coordinator(chain)
     coordinator.check()
     said = f"round {coordinator.current_round()}, contract {coordinator.deployment.contract}"
-    yield Finding("chain", "ok", f"{said}, {coordinator.version or 'not ours'}")
+    if coordinator.version is not None:
+        yield Finding("chain", "ok", f"{said}, {coordinator.version}")
+    else:
+        missing = "; ".join(coordinator.abilities.missing)
+        said += f", not ours: like release {coordinator.abilities.release} of the existing swarm"
+        yield Finding("chain", "ok", f"{said}, without {missing}" if missing else said)
     if chain.account_url is not None:
         identity, _ = enrolment.load(patient.settings)
         owner, ours = coordinator.owner_of(identity.peer_id), accounts.AccountClient(chain, patient.folder).swarm()

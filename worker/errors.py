@@ -7,6 +7,7 @@
     ├── ModelError                   5   the model can't be had or does not fit
     ├── ChainError                   6   the chain refuses, or is not the one that the settings name
     │   ├── ChainUnreachable             no answer in time; a state for a worker, an error for a one-off command
+    │   │   └── BadAnswer                an answer that is of no use; may pass, so it is waited for like an outage
     │   └── ContractRefused              the contract answered with a named error
     ├── SwarmError                   7   the peer-to-peer part can't go on
     │   └── BadRecord (ValueError)       what a peer sent does not hold; never leaves the exchange
@@ -69,6 +70,13 @@ class ChainError(WorkerError):
 
 class ChainUnreachable(ChainError):
     """The chain or the account service gave no answer in time."""
+
+
+class BadAnswer(ChainUnreachable):
+    """The chain answered with an error of its own, or not in the form of the method's answers.
+
+    Nodes behind a public address do that now and then (a page in HTML, "header not found"), so a role waits.
+    """
 
 
 class ContractRefused(ChainError):

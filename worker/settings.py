@@ -353,6 +353,9 @@ class Chain(Section):
     """Address of the swarm coordinator contract. None: as `deployment_file`, or else the account service, says."""
     deployment_file: Path | None = None
     """What `hivewright chain deploy` wrote: JSON with rpc_url, chain_id and contract. For roles beside the chain."""
+    contract_block: Annotated[int, Field(ge=0)] | None = None
+    """The block in which the contract was made: its log is read from there. None: as `deployment_file` says, else
+    found by asking the chain, which needs a node that still has the state of that time."""
     account_url: Url | None = None
     """The account service, which signs and sends for this node."""
     account_token_file: Path | None = None
@@ -365,6 +368,9 @@ class Chain(Section):
     """Patience for one answer of the chain or the account service."""
     poll_seconds: Seconds = 2.0
     """How often the round is read while waiting for the next one."""
+    max_gas_price_gwei: Annotated[float, Field(gt=0)] | None = None
+    """The most that a transaction offers for its gas, in 10^9 wei. A price that a node refuses as too low is raised up
+    to this. None: up to five times what the chain asks for."""
     wallet_dir: Path | None = None
     """Folder of a wallet of this node's own, for a node without an account service: `wallet.json`, an encrypted
     keystore that `hivewright enrol` makes, and the journal of its transactions."""

@@ -9,11 +9,13 @@ import {Ranking} from "./Ranking.sol";
 
 /// The books of one swarm: which round it is, who takes part, what was earned, who voted for whom, where to join.
 ///
-/// Answers to the ABI of the existing swarm coordinator 0.4.2. What is new stands under "Beyond that ABI".
+/// Answers the ABIs of the existing swarm coordinator, releases 0.4.2 to 0.6.0. What is new is under "Beyond that ABI".
 ///   * A reward is accepted for the current round or an earlier one, once per (round, stage, peer), and only for a stage
 ///     that the contract has.
-///   * A vote names at least one peer, none twice, and stands once per (round, peer). A vote for oneself is recorded
-///     but never counts as a win: wins are what others say.
+///   * A vote names at least one peer, none twice, and is final per (round, peer). A vote for oneself is accepted,
+///     recorded in `getVoterVotes` and counts as having voted, but is never a win. The existing swarm's contracts count
+///     it, and their clients vote for themselves when they heard nobody; here wins rank peers by what others say, and
+///     a peer that hears nobody must not climb by that.
 ///   * A peer id is its key's: a registration with a proof takes it from an account that registered it without one.
 ///   * The implementation can't be initialised, hence nobody can own it; only the proxy in front of it can.
 contract SwarmCoordinator is Administration {
@@ -128,6 +130,15 @@ contract SwarmCoordinator is Administration {
         return _accountRewards[roundNumber][stageNumber][account].submitted;
     }
 
+    /// Whether this very peer has submitted: the form of release 0.6.0.
+    function hasSubmittedRoundStageReward(uint256 roundNumber, uint256 stageNumber, string calldata peerId)
+        external
+        view
+        returns (bool)
+    {
+        return _rewards[roundNumber][stageNumber][_numbers[peerId]].submitted;
+    }
+
     function getTotalRewards(string[] calldata peerIds) external view returns (int256[] memory rewards) {
         rewards = new int256[](peerIds.length);
         for (uint256 i = 0; i < peerIds.length; i++) {
@@ -138,6 +149,7 @@ contract SwarmCoordinator is Administration {
 
     // ---- votes
 
+    /// Records the peer's vote. Its own id may be among `winners`, and is not counted as a win.
     function submitWinners(uint256 roundNumber, string[] calldata winners, string calldata peerId) external {
         if (roundNumber > currentRound) revert InvalidRoundNumber();
         uint256 voter = _ownPeer(peerId);
@@ -208,7 +220,7 @@ contract SwarmCoordinator is Administration {
 
     /// Tells clients that what follows is there.
     function version() external pure returns (string memory) {
-        return "hivewright/2";
+        return "hivewright/3";
     }
 
     /// What one peer submitted; getRoundStageReward only knows accounts.

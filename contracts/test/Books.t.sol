@@ -35,6 +35,20 @@ contract BooksTest is Fixture {
         (bool submitted, int256 found) = coordinator.getPeerReward(round, stage, "a");
         vm.assertTrue(submitted);
         vm.assertEq(found, reward);
+        vm.assertTrue(coordinator.hasSubmittedRoundStageReward(round, stage, "a"));
+        vm.assertTrue(coordinator.hasSubmittedRoundStageReward(round, stage, ANNA));
+    }
+
+    /// Release 0.4.2 is asked by account, release 0.6.0 by peer: one account's peers are told apart.
+    function test_bothReleasesAreAnsweredWhoHasSubmitted() public {
+        register(ANNA, "a");
+        register(ANNA, "b");
+        vm.prank(ANNA);
+        coordinator.submitReward(0, 0, int256(5), "a");
+        vm.assertTrue(coordinator.hasSubmittedRoundStageReward(0, 0, ANNA));
+        vm.assertTrue(coordinator.hasSubmittedRoundStageReward(0, 0, "a"));
+        vm.assertFalse(coordinator.hasSubmittedRoundStageReward(0, 0, "b"));
+        vm.assertFalse(coordinator.hasSubmittedRoundStageReward(0, 0, "unknown"));
     }
 
     function testFuzz_unsignedRewardNeverBecomesNegative(uint256 reward) public {

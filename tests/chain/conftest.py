@@ -10,7 +10,7 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
 from worker import settings
-from worker.chain import anvil
+from worker.chain import anvil, contract
 from worker.chain.client import Call, Receipt
 from worker.chain.connection import Deployment
 from worker.chain.coordinator import Coordinator
@@ -77,23 +77,46 @@ def chain(rpc_url, tmp_path) -> Chain:
 
 @pytest.fixture(scope="session")
 def foreign_build(tmp_path_factory, anvil_binary) -> dict:
-    """A stranger's contract with the existing swarm's ABI and nothing of ours, compiled with the pinned solc."""
-    folder = tmp_path_factory.mktemp("foreign")
-    source = ROOT / "tests/chain/foreign/ForeignCoordinator.sol"
+    """A foreign contract with the existing swarm's ABI and nothing of ours, compiled with the pinned solc."""
+    return _built("ForeignCoordinator", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def foreign_build_060(tmp_path_factory, anvil_binary) -> dict:
+    """The same with the ABI of release 0.6.0."""
+    return _built("ForeignCoordinator060", tmp_path_factory)
+
+
+def _built(name: str, tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp(name)
+    source = ROOT / f"tests/chain/foreign/{name}.sol"
     subprocess.run([ROOT / "scripts/contracts", "build", folder, source], check=True, timeout=240)
-    return json.loads((folder / "ForeignCoordinator.json").read_text())
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 @pytest.fixture
 def foreign(chain, foreign_build) -> Chain:
     """That contract on the same chain, with the same owner, in place of ours."""
     address = chain.send(chain.owner, Call("create", bytes.fromhex(foreign_build["bytecode"][2:]), None)).contract
+    deployed = _in_place_of_ours(chain, address)
+    deployed.send(chain.owner, deployed.coordinator.call("initialize(address)", chain.owner.address))
+    return deployed
+
+
+@pytest.fixture
+def foreign_060(chain, foreign_build_060) -> Chain:
+    """A contract of release 0.6.0 behind a proxy, in place of ours."""
+    code = bytes.fromhex(foreign_build_060["bytecode"][2:])
+    implementation = chain.send(chain.owner, Call("create", code, None)).contract
+    proxy = Call("create", contract.proxy_data(chain.owner.address, implementation), None)
+    return _in_place_of_ours(chain, chain.send(chain.owner, proxy).contract)
+
+
+def _in_place_of_ours(chain: Chain, address: str) -> Chain:
     section = chain.settings.chain.model_copy(update={"contract": address})
     client = Coordinator(section)
     client.check()
-    deployed = Chain(chain.settings.model_copy(update={"chain": section}), client.deployment, chain.owner, client)
-    deployed.send(chain.owner, client.call("initialize(address)", chain.owner.address))
-    return deployed
+    return Chain(chain.settings.model_copy(update={"chain": section}), client.deployment, chain.owner, client)
 
 
 @pytest.fixture

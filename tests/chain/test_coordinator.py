@@ -75,7 +75,7 @@ def rpc(answers):
 
 
 def test_our_contract_is_known(chain):
-    assert chain.coordinator.version == contract.carried_version() == "hivewright/2"
+    assert chain.coordinator.version == contract.carried_version() == "hivewright/3"
 
 
 def test_negative_reward_keeps_its_sign(chain):
@@ -85,11 +85,12 @@ def test_negative_reward_keeps_its_sign(chain):
 
 
 def test_events_arrive_in_both_orders_and_pieces(chain, monkeypatch):
-    monkeypatch.setattr("worker.chain.coordinator._LOG_BLOCKS", 2)
+    monkeypatch.setattr("worker.chain.logs.MOST_BLOCKS", 2)
+    coordinator = Coordinator(chain.settings.chain)
     for _ in range(5):
         chain.advance()
-    numbers = [event.arguments["newRoundNumber"] for event in chain.coordinator.events("RoundAdvanced")]
-    newest = chain.coordinator.events("RoundAdvanced", newest_first=True)
+    numbers = [event.arguments["newRoundNumber"] for event in coordinator.events("RoundAdvanced")]
+    newest = coordinator.events("RoundAdvanced", newest_first=True)
     assert numbers == [1, 2, 3, 4, 5]
     assert [event.arguments["newRoundNumber"] for event in newest] == [5, 4, 3, 2, 1]
     some = chain.coordinator.events("RoundAdvanced", {"newRoundNumber": [2, 4]})

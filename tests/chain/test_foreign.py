@@ -14,14 +14,17 @@ from web3 import HTTPProvider, Web3
 from web3.exceptions import ContractCustomError
 from web3.utils.abi import abi_to_signature
 
-from worker.chain import anvil, proof
-from worker.chain.client import Call, NonceUsed
-from worker.chain.coordinator import Coordinator
+from worker.chain import anvil, contract, proof
+from worker.chain.client import Call, NonceUsed, Unanswered, Underpriced
+from worker.chain.coordinator import Coordinator, LogGone
 from worker.chain.keeper import Keeper
 from worker.errors import ContractRefused
 from worker.swarm import identity
 
-UPSTREAM = json.loads((Path(__file__).parent / "SwarmCoordinator-0.4.2.abi.json").read_text())
+UPSTREAM, UPSTREAM_060 = (
+    json.loads((Path(__file__).parent / f"SwarmCoordinator-{release}.abi.json").read_text())
+    for release in ("0.4.2", "0.6.0")
+)
 NODE_A, NODE_B, NODE_C = (f"/ip4/127.0.0.1/tcp/{port}/p2p/QmBoot" for port in (1, 2, 3))
 OWNER_ROLE, MANAGER_ROLE = Web3.keccak(text="OWNER_ROLE"), Web3.keccak(text="STAGE_MANAGER_ROLE")
 # Reached only by a contract that is built or deployed wrongly.
@@ -35,9 +38,13 @@ def signatures(abi: list, kind: str) -> set[str]:
 # ---- our client on a stranger's contract
 
 
-def test_stranger_s_contract_has_the_abi_and_nothing_more(foreign_build):
+def test_foreign_contracts_have_the_abi_of_their_release_and_nothing_more(foreign_build, foreign_build_060):
     for kind in ("function", "event", "error"):
         assert signatures(foreign_build["abi"], kind) == signatures(UPSTREAM, kind)
+        assert signatures(foreign_build_060["abi"], kind) == signatures(UPSTREAM_060, kind)
+        # Ours answers both.
+        assert signatures(contract.coordinator_abi(), kind) >= signatures(UPSTREAM_060, kind)
+        assert signatures(contract.coordinator_abi(), kind) >= signatures(UPSTREAM, kind)
 
 
 @pytest.fixture
@@ -63,7 +70,8 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
     client, send, owner = foreign.coordinator, foreign.send, foreign.owner
     client.check()
     assert client.version is None
-    assert f"contract={foreign.deployment.contract} implementation=foreign" in caplog.text
+    assert f"contract={foreign.deployment.contract} implementation=foreign-0.4.2" in caplog.text
+    assert client.abilities.missing == []
 
     account = foreign.new_account("a", "b")
     assert (client.owner_of("a"), client.owner_of("c")) == (account.address, None)
@@ -91,6 +99,7 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
         send(account, client.submit_winners(0, ["b"], "a"))
     assert (client.votes(0, "a"), client.has_voted(0, "a"), client.has_voted(0, "b")) == (["b"], True, False)
     assert (client.total_wins("b"), client.winner_leaderboard(0, 9)) == (1, [("b", 1)])
+    assert client.wins_of(["b", "a"]) == [1, 0]
 
     send(owner, client.add_bootnodes([NODE_A, NODE_B, NODE_C]))
     send(owner, client.remove_bootnode(0))
@@ -105,6 +114,9 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
     assert (len(str(client.block_hash(event.block))), client.block_hash(10**6)) == (66, None)
     assert client.read("getRoundStageReward(uint256,uint256,address[])", 0, 0, [account.address]) == [410]
 
+    # This chain asks for nothing, so only what a node names as its minimum is offered, and five times that at most.
+    assert (client.allowed_price(), client.price_limit(3)) == (0, 15)
+    assert client.raised_price(0, Underpriced("too low", 7)) == 7
     refused, gas = client.estimate_all(account.address, [client.register_peer("a"), client.register_peer("d")])
     assert (type(refused), type(gas)) == (ContractRefused, int)
     nonce = client.nonce(account.address)
@@ -126,6 +138,73 @@ def test_deploy_leaves_a_stranger_s_contract_as_it_is(foreign, caplog):
     found = anvil.deploy(foreign.settings)
     assert found == foreign.deployment
     assert "left as it is: not a coordinator of ours" in caplog.text
+
+
+# ---- release 0.6.0
+
+
+def test_release_060_is_told_apart_and_its_rewards_are_read_by_peer(foreign_060, caplog):
+    client, send = foreign_060.coordinator, foreign_060.send
+    assert (client.version, client.implementation) == (None, "foreign-0.6.0")
+    assert client.abilities.missing == ["leaderboards (wins are read peer by peer)"]
+    account = foreign_060.new_account("a", "b")
+    tx_hash = send(account, client.submit_reward(0, 0, -410, "a", "ab" * 32)).tx_hash
+    assert client.reward_digest(tx_hash) == "ab" * 32
+    # 0.4.2 can't tell one account's peers apart without the log; this one can.
+    assert [client.submitted_reward(0, 0, peer) for peer in ("a", "b", "c")] == [-410, None, None]
+    send(account, client.submit_winners(0, ["b"], "a"))
+    assert (client.wins_of(["a", "b"]), client.votes(0, "a")) == ([0, 1], ["b"])
+    with pytest.raises(
+        Unanswered, match=r"winnerLeaderboard\(uint256,uint256\): the contract refused: .*\(foreign-0.6.0\); check"
+    ):
+        client.winner_leaderboard(0, 9)
+
+
+def test_known_transaction_spares_the_search_of_the_log(foreign_060, monkeypatch):
+    client, account = foreign_060.coordinator, foreign_060.new_account("a")
+    tx_hash = foreign_060.send(account, client.submit_reward(0, 0, 410, "a")).tx_hash
+    other = foreign_060.send(account, client.register_peer("b")).tx_hash
+    with monkeypatch.context() as patch:
+        patch.setattr(Coordinator, "_fetch_log", lambda *_: pytest.fail("the log was searched"))
+        assert client.submitted_reward(0, 0, "a", tx_hash) == 410
+    assert client.submitted_reward(0, 0, "a", other) == 410
+
+
+def test_reward_whose_log_is_gone_is_neither_missing_nor_guessed(foreign_060, monkeypatch):
+    client, account = foreign_060.coordinator, foreign_060.new_account("a")
+    foreign_060.send(account, client.submit_reward(0, 0, 410, "a"))
+    monkeypatch.setattr(Coordinator, "events", lambda *_, **__: iter(()))
+    with pytest.raises(LogGone, match=r"RewardSubmitted: 0x.* \(foreign-0.6.0\) has a reward of a for round 0"):
+        client.submitted_reward(0, 0, "a")
+
+
+def test_contract_without_any_way_to_ask_is_read_by_its_log(foreign_060, monkeypatch):
+    """Release unknown: what it lacks costs neither rewards nor their confirmation."""
+    client, account = foreign_060.coordinator, foreign_060.new_account("a", "b")
+    foreign_060.send(account, client.submit_reward(0, 0, 410, "a"))
+    monkeypatch.setattr(Coordinator, "_answers", lambda *_: False)
+    client.check()
+    assert client.implementation == "foreign-unknown"
+    assert [client.submitted_reward(0, 0, peer) for peer in ("a", "b", "c")] == [410, None, None]
+
+
+def test_keeper_ends_the_rounds_of_release_060(foreign_060):
+    account = foreign_060.new_account("a")
+    for round in (0, 1):
+        foreign_060.send(account, foreign_060.coordinator.submit_reward(round, 0, 100, "a"))
+        keeper(foreign_060).look()
+        assert foreign_060.coordinator.current_round() == round + 1
+
+
+def test_client_of_release_060_reads_our_contract(chain):
+    """As it confirms its rewards: by peer, with the uint256 form of submitReward."""
+    stranger = Stranger(chain.deployment.rpc_url, chain.deployment.contract, UPSTREAM_060)
+    anna = Account.create()
+    stranger.write(anna, "registerPeer(string)", "a")
+    has_submitted = "hasSubmittedRoundStageReward(uint256,uint256,string)"
+    assert stranger.read(has_submitted, 0, 0, "a") is False
+    stranger.write(anna, "submitReward(uint256,uint256,uint256,string)", 0, 0, 7, "a")
+    assert [stranger.read(has_submitted, 0, 0, peer) for peer in ("a", "b")] == [True, False]
 
 
 # ---- our keeper on a stranger's contract
@@ -178,9 +257,9 @@ def test_bootnodes_of_a_stranger_s_contract_are_withdrawn_by_index(foreign):
 class Stranger:
     """A client written for the existing swarm: web3, its ABI file, and nothing of ours. Notes what it has used."""
 
-    def __init__(self, rpc_url: str, address: str) -> None:
+    def __init__(self, rpc_url: str, address: str, abi: list = UPSTREAM) -> None:
         self.web3 = Web3(HTTPProvider(rpc_url, request_kwargs={"timeout": 10}))
-        self.contract = self.web3.eth.contract(address=Web3.to_checksum_address(address), abi=UPSTREAM)
+        self.contract = self.web3.eth.contract(address=Web3.to_checksum_address(address), abi=abi)
         self.used: set[str] = set()
         self.seen: set[str] = set()
         names = [entry for entry in UPSTREAM if entry["type"] == "error"]

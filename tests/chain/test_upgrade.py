@@ -15,15 +15,21 @@ from worker.chain.coordinator import Coordinator
 from worker.errors import ChainError
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST_RELEASE = json.loads((Path(__file__).parent / "releases/1.json").read_text())
+RELEASES = {
+    f"hivewright/{number}": json.loads((Path(__file__).parent / f"releases/{number}.json").read_text())
+    for number in (1, 2)
+}
+FIRST_RELEASE = RELEASES["hivewright/1"]
 
 
 @pytest.fixture
-def released(chain, monkeypatch) -> Coordinator:
-    """A swarm on the first release, as it was deployed then, with a peer in round 1 that earned in round 0."""
+def released(chain, monkeypatch, request) -> Coordinator:
+    """A swarm on an older release (the first one unless the test names another), as it was deployed then, with a peer
+    in round 1 that earned in round 0."""
+    release = RELEASES[getattr(request, "param", "hivewright/1")]
     shutil.rmtree(chain.settings.keeper.state_dir)
     with monkeypatch.context() as patch:
-        first = {**contract.artifact("SwarmCoordinator"), **FIRST_RELEASE}
+        first = {**contract.artifact("SwarmCoordinator"), **release}
         carried = contract.artifact
         patch.setattr(contract, "artifact", lambda name: first if name == "SwarmCoordinator" else carried(name))
         patch.setattr(upgrade, "bring_up_to_date", lambda *arguments: None)
@@ -60,19 +66,21 @@ def books(client: Coordinator) -> dict:
     }
 
 
+@pytest.mark.parametrize("released", RELEASES, indirect=True)
 def test_deploy_upgrades_a_released_version_and_keeps_its_books(chain, released, capsys):
-    before = books(released)
-    assert released.version == "hivewright/1"
-    assert not proof.is_checked(released)
+    before, version = books(released), released.version
+    assert proof.is_checked(released) == (version != "hivewright/1")
     deployed = anvil.deploy(chain.settings)
     captured = capsys.readouterr()
-    assert f"upgraded {deployed.contract} from hivewright/1 to {contract.carried_version()}" in captured.err
+    assert f"upgraded {deployed.contract} from {version} to {contract.carried_version()}" in captured.err
     assert json.loads(captured.out.splitlines()[-1])["contract"] == deployed.contract == released.deployment.contract
     client = Coordinator(chain.settings.chain)
     client.check()
     assert client.version == contract.carried_version()
     assert books(client) == before
     # What came with the new version works on what was there before.
+    has_submitted = "hasSubmittedRoundStageReward(uint256,uint256,string)"
+    assert [client.read(has_submitted, 0, 0, peer) for peer in ("peer", "other")] == [True, False]
     new, old = Account.create(), proof.binding(client, "peer")
     assert (old.account, old.is_proven, old.moves) == (before["owner"], False, 0)
     client.transact(new, client.register_peer("third"), 10)
@@ -119,7 +127,7 @@ def test_newer_version_is_left(chain, monkeypatch, caplog):
     """A host that was rolled back does not take the swarm's books back with it."""
     carry(monkeypatch, {**contract.artifact("SwarmCoordinator"), **FIRST_RELEASE, "runtime_sha256": "00"})
     anvil.deploy(chain.settings)
-    assert "contract left as it is: newer version=hivewright/2 ours=hivewright/1" in caplog.text
+    assert "contract left as it is: newer version=hivewright/3 ours=hivewright/1" in caplog.text
 
 
 def test_unknown_implementation_is_not_upgraded(chain, monkeypatch):
@@ -127,7 +135,7 @@ def test_unknown_implementation_is_not_upgraded(chain, monkeypatch):
     (chain.settings.keeper.state_dir / upgrade.NOTE_FILE).unlink()
     monkeypatch.setattr(upgrade, "releases", list)
     carry(monkeypatch, {**contract.artifact("SwarmCoordinator"), "runtime_sha256": "00"})
-    with pytest.raises(ChainError, match=r"runs hivewright/2 .* its storage layout is not known, and an upgrade might"):
+    with pytest.raises(ChainError, match=r"runs hivewright/3 .* its storage layout is not known, and an upgrade might"):
         anvil.deploy(chain.settings)
 
 

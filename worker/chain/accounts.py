@@ -6,6 +6,7 @@ The service answers once the chain has taken the transaction; whether the contra
 """
 
 import base64
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from worker.errors import ChainError, ChainUnreachable, ContractRefused, Identit
 from worker.log import printable
 from worker.service import write_whole
 from worker.swarm.identity import Identity
+
+log = logging.getLogger(__name__)
 
 TOKEN_FILE = "account.token"  # noqa: S105 - a file name
 # What a node signs to show that it holds the key of the peer id that it enrols; the peer id follows.
@@ -228,7 +231,9 @@ def _await_owner(coordinator: Coordinator, peer_id: str, ours: str, is_sent: boo
     """Wait until the chain says whose the peer is, and make sure that it is our account's."""
     deadline = time.monotonic() + _REGISTER_SECONDS
     # What is on its way may take the peer from a squatter.
-    while (owner := coordinator.owner_of(peer_id)) is None or (is_sent and owner.lower() != ours.lower()):
+    while (owner := _owner_if_told(coordinator, peer_id, deadline)) is None or (
+        is_sent and owner.lower() != ours.lower()
+    ):
         if time.monotonic() > deadline:
             if owner is not None:
                 break
@@ -239,6 +244,17 @@ def _await_owner(coordinator: Coordinator, peer_id: str, ours: str, is_sent: boo
         time.sleep(_LOOK_SECONDS)
     require_owner(peer_id, owner, ours)
     return owner
+
+
+def _owner_if_told(coordinator: Coordinator, peer_id: str, deadline: float) -> str | None:
+    """The peer's owner; None also where the chain does not answer just now, up to `deadline` (time.monotonic)."""
+    try:
+        return coordinator.owner_of(peer_id)
+    except ChainUnreachable as error:
+        if time.monotonic() > deadline:
+            raise
+        log.info("registration is waited for, the chain does not answer error=%s", error)
+        return None
 
 
 def server_time(url: str, timeout_seconds: float) -> tuple[str, float]:

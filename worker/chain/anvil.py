@@ -209,17 +209,28 @@ def deploy(settings: settings.Settings) -> Deployment:
                 "the chain lost its state, or is another one; bring the state back (anvil.state_file), or move "
                 f"{DEPLOYMENT_FILE} away and deploy again: a new swarm from round 0"
             )
+    block = None
     if address is None:
         owner = load_owner(settings.keeper, create=True)
-        address = _create(_client(settings, rpc_url, contract.NO_ADDRESS), owner, settings.chain.timeout_seconds)
+        address, block = _create(_client(settings, rpc_url, contract.NO_ADDRESS), owner, settings.chain.timeout_seconds)
     client = _client(settings, rpc_url, address)
     client.check()
     _upgrade(settings, client)
     found = client.deployment
-    text = json.dumps({"rpc_url": found.rpc_url, "chain_id": found.chain_id, "contract": found.contract})
+    written = {"rpc_url": found.rpc_url, "chain_id": found.chain_id, "contract": found.contract}
+    block = block or _written_block(file, found)
+    text = json.dumps(written if block is None else {**written, "contract_block": block})
     write_whole(file, text + "\n")
     print(text)
     return found
+
+
+def _written_block(file: Path, found: Deployment) -> int | None:
+    """The contract's first block as an earlier deploy of this very contract wrote it down."""
+    if not file.exists():
+        return None
+    written = connection.read_deployment(file, found.chain_id)
+    return written.contract_block if written.contract.lower() == found.contract.lower() else None
 
 
 def _upgrade(settings: settings.Settings, client: Coordinator) -> None:
@@ -251,8 +262,8 @@ def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
     return account
 
 
-def _create(client: Coordinator, owner: LocalAccount, patience: float) -> str:
-    """Deploy implementation and proxy as the owner's first two transactions.
+def _create(client: Coordinator, owner: LocalAccount, patience: float) -> tuple[str, int | None]:
+    """Deploy implementation and proxy as the owner's first two transactions. Returns the proxy and its block.
 
     Their addresses follow from owner and nonce, so a deploy that was cut off anywhere goes on where it stopped.
     """
@@ -265,6 +276,7 @@ def _create(client: Coordinator, owner: LocalAccount, patience: float) -> str:
         ),
         (proxy, Call("ERC1967Proxy", contract.proxy_data(owner.address, implementation), None)),
     )
+    block = None
     for nonce, (address, creation) in enumerate(parts):
         if client.has_code(address):
             continue
@@ -273,9 +285,10 @@ def _create(client: Coordinator, owner: LocalAccount, patience: float) -> str:
                 f"the owner {owner.address} has sent other transactions on this chain; expected a new account; "
                 f"move {OWNER_KEY_FILE} away and deploy again"
             )
-        client.transact(owner, creation, patience)
+        block = client.transact(owner, creation, patience).block
         log.info("deployed %s address=%s", creation.name, address)
-    return str(proxy)
+    # A proxy that was there before leaves its block to be found.
+    return str(proxy), block
 
 
 def _client(settings: settings.Settings, rpc_url: str, address: str) -> Coordinator:

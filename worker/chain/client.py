@@ -4,6 +4,7 @@ Every method may raise ChainUnreachable (no answer in time) and ChainError; thos
 """
 
 import functools
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,18 +28,47 @@ from web3.types import TxParams
 from worker import settings
 from worker.chain import connection
 from worker.chain.contract import refusal
-from worker.chain.rpc import CHECK_ADDRESS, Rpc
-from worker.errors import ChainError, ChainUnreachable, ContractRefused, WorkerError
+from worker.chain.refusals import Refusal, classify, minimum_wei
+from worker.chain.rpc import CHECK_ADDRESS, Rpc, is_revert
+from worker.errors import BadAnswer, ChainError, ChainUnreachable, ContractRefused, WorkerError
 from worker.log import printable
+
+log = logging.getLogger(__name__)
 
 # What web3 raises on an answer that is JSON-RPC and otherwise not what the method gives.
 _NO_ANSWER = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
+_PRICE_LIMIT = 5
+"""Without a bound in the settings no price goes above this multiple of what the chain asks for."""
 _GAS_MARGIN = 1.25
 """Gas is estimated on the state of now and spent on a later one: a reward that came in between costs a little more."""
 
 
 class NonceUsed(ChainError):
     """The account has another transaction with this nonce, mined or waiting; read the nonce again."""
+
+
+class ReplacementUnderpriced(NonceUsed):
+    """Another transaction of the account with this nonce waits, and offers as much."""
+
+
+class Underpriced(ChainError):
+    """The node wants a higher gas price; `minimum_wei` if it says which."""
+
+    def __init__(self, message: str, minimum_wei: int | None) -> None:
+        super().__init__(message)
+        self.minimum_wei = minimum_wei
+
+
+class TransactionRefused(ChainError):
+    """The node does not take the transaction, and would not take it again as it is."""
+
+
+class NotTakenNow(ChainUnreachable):
+    """The node does not take the transaction now: its pool is full, or earlier ones are missing. It may later."""
+
+
+class Unanswered(BadAnswer):
+    """The contract does not have the view that was called, or the node has the wrong state of it."""
 
 
 class ReceiptTimeout(ChainError):
@@ -111,17 +141,22 @@ class ChainClient:
             try:
                 yield
             except ContractLogicError as error:
-                raise refusal(subject, error.data, error.message) from None
+                raise refusal(subject, error.data, error.message, self._kind_of_contract) from None
             except BadFunctionCallOutput:
-                raise ChainError(
-                    f"{subject}: {self._address} on {self._rpc_source} does not answer like a swarm coordinator; "
-                    "check chain.contract and chain.rpc_url"
+                raise Unanswered(
+                    f"{subject}: {self._address} on {self._rpc_source} does not answer like a swarm coordinator"
+                    f"{self._kind_of_contract}; check chain.contract and chain.rpc_url"
                 ) from None
+            except Web3RPCError as error:
+                # Not every node begins the message of a revert as web3 expects it.
+                if is_revert(rpc_message(error)):
+                    raise refusal(subject, _revert_data(error), rpc_message(error), self._kind_of_contract) from None
+                raise
             except (WorkerError, Web3Exception):
                 raise
             except _NO_ANSWER as error:
                 what = printable(f"{type(error).__name__}: {error}")[:200]
-                raise ChainError(
+                raise BadAnswer(
                     f"{subject}: {self._rpc_source} gives an answer of another form ({what}); {CHECK_ADDRESS}"
                 ) from error
 
@@ -193,7 +228,8 @@ class ChainClient:
     def send_raw(self, raw: bytes) -> None:
         """Hand a signed transaction to the chain; one that it has already is success.
 
-        Raises NonceUsed if the account has used the nonce for another one.
+        Raises NonceUsed if the account has used the nonce for another one, Underpriced if it pays too little,
+        NotTakenNow if it may be taken later as it is, and TransactionRefused if it never will.
         """
         with self.translated("eth_sendRawTransaction"):
             try:
@@ -216,9 +252,46 @@ class ChainClient:
         """
         gas = self.estimate_gas(account.address, call)
         nonce = self.nonce(account.address) if nonce is None else nonce
-        tx_hash, raw = self.sign(account, call, nonce=nonce, gas=gas, gas_price_wei=self.gas_price())
-        self.send_raw(raw)
-        return tx_hash
+        price_wei = self.allowed_price()
+        while True:
+            tx_hash, raw = self.sign(account, call, nonce=nonce, gas=gas, gas_price_wei=price_wei)
+            try:
+                self.send_raw(raw)
+            except Underpriced as refused:
+                price_wei = self.raised_price(price_wei, refused)
+            else:
+                return tx_hash
+
+    def allowed_price(self) -> int:
+        """What the chain asks for now, in wei. Raises TransactionRefused if the settings do not allow that."""
+        price_wei, limit_wei = self.gas_price(), self._limit_of_settings()
+        if limit_wei is not None and price_wei > limit_wei:
+            raise TransactionRefused(
+                f"eth_gasPrice: {self._rpc_source} asks for {price_wei} wei, chain.max_gas_price_gwei allows "
+                f"{limit_wei}; wait for a lower price, or raise the setting"
+            )
+        return price_wei
+
+    def price_limit(self, asked_wei: int) -> int:
+        """The highest price to offer, in wei, where the chain asks for `asked_wei`."""
+        limit_wei = self._limit_of_settings()
+        return _PRICE_LIMIT * asked_wei if limit_wei is None else limit_wei
+
+    def raised_price(self, price_wei: int, refused: Underpriced) -> int:
+        """The price to try after `price_wei` was refused. Raises TransactionRefused where the bound is reached."""
+        asked_wei = max(self.gas_price(), refused.minimum_wei or 0)
+        limit_wei = self.price_limit(asked_wei)
+        wanted_wei = asked_wei if asked_wei > price_wei else 2 * price_wei + 1
+        if refused.minimum_wei is None and price_wei < limit_wei:
+            wanted_wei = min(wanted_wei, limit_wei)
+        if wanted_wei > limit_wei:
+            minimum = "an unnamed minimum" if refused.minimum_wei is None else f"at least {refused.minimum_wei} wei"
+            raise TransactionRefused(
+                f"{refused}: it wants {minimum}, {price_wei} wei were offered and {limit_wei} are the most allowed; "
+                "raise chain.max_gas_price_gwei"
+            )
+        log.info("gas price raised from_wei=%d to_wei=%d", price_wei, wanted_wei)
+        return wanted_wei
 
     def receipt(self, tx_hash: str) -> Receipt | None:
         """The transaction's receipt, None as long as it is not mined (or was lost)."""
@@ -254,6 +327,15 @@ class ChainClient:
     # ----
 
     @property
+    def _kind_of_contract(self) -> str:
+        """What is known of the contract, for messages; empty if nothing is."""
+        return ""
+
+    def _limit_of_settings(self) -> int | None:
+        gwei = self._chain.max_gas_price_gwei
+        return None if gwei is None else int(gwei * 10**9)
+
+    @property
     def _address(self) -> ChecksumAddress:
         return Web3.to_checksum_address(self.deployment.contract)
 
@@ -268,12 +350,51 @@ class ChainClient:
             return
         except TransactionNotFound:
             pass
-        message = str(error).lower()
-        if "nonce" in message or "underpriced" in message:
-            raise NonceUsed(
-                f"transaction {Web3.to_hex(tx_hash)}: its nonce is used; read the account's nonce again"
-            ) from error
-        raise error
+        raise_refusal(f"transaction {Web3.to_hex(tx_hash)}", rpc_message(error), self._rpc_source)
+
+
+_ADVICE = {
+    Refusal.INSUFFICIENT_FUNDS: "send the account that pays for transactions some money",
+    Refusal.INTRINSIC_GAS: "the gas estimate of chain.rpc_url is wrong; use another node",
+    Refusal.GAS_LIMIT_EXCEEDED: "the chain takes no transaction that large; use another chain",
+    Refusal.FEE_CAP_EXCEEDED: "lower chain.max_gas_price_gwei, or use a node that lets higher fees through",
+    Refusal.CHAIN_ID: "make chain.id the id of the chain at chain.rpc_url",
+}
+
+
+def raise_refusal(subject: str, text: str, source: str) -> None:
+    """Raise what a node's refusal of a transaction means; return if it means that the node has it."""
+    kind, said = classify(text), printable(text)[:200]
+    match kind:
+        case Refusal.ALREADY_KNOWN:
+            return
+        case Refusal.NONCE_TOO_LOW:
+            raise NonceUsed(f"{subject}: its nonce is used; read the account's nonce again")
+        case Refusal.REPLACEMENT_UNDERPRICED:
+            raise ReplacementUnderpriced(f"{subject}: its nonce is used by one that waits; read the nonce again")
+        case Refusal.UNDERPRICED:
+            raise Underpriced(f"{subject}: {source} refuses its gas price ({said})", minimum_wei(text))
+        case Refusal.POOL_FULL | Refusal.NONCE_TOO_HIGH:
+            raise NotTakenNow(f"{subject}: {source} does not take it now: {kind.value} ({said}); it is sent again")
+        case None:
+            raise TransactionRefused(f"{subject}: {source} refuses it ({said}); check that this is the right chain")
+    raise TransactionRefused(f"{subject}: {source} refuses it: {kind.value} ({said}); {_ADVICE[kind]}")
+
+
+def rpc_message(error: Web3RPCError) -> str:
+    """The message of the JSON-RPC error, with its data where that is text too."""
+    said = error.rpc_response.get("error") if error.rpc_response else None
+    if not isinstance(said, dict):
+        return str(said or error.message)
+    data = said.get("data")
+    more = f" {data}" if isinstance(data, str) and not data.startswith("0x") else ""
+    return f"{said.get('message')}{more}"
+
+
+def _revert_data(error: Web3RPCError) -> object:
+    said = error.rpc_response.get("error") if error.rpc_response else None
+    data = said.get("data") if isinstance(said, dict) else None
+    return data.removeprefix("Reverted ") if isinstance(data, str) else None  # as some nodes begin it
 
 
 def _transaction(sender: str, call: Call) -> TxParams:

@@ -19,7 +19,7 @@ from web3.middleware import ExtraDataToPOAMiddleware
 from worker import settings
 from worker.chain import http, rpc
 from worker.chain.rpc import Rpc
-from worker.errors import ChainError, ChainUnreachable
+from worker.errors import BadAnswer, ChainError, ChainUnreachable
 from worker.log import printable
 
 _FORMS = {"contract": r"0x[0-9a-fA-F]{40}", "rpc_url": r"https?://\S+"}
@@ -29,12 +29,13 @@ _FORMS = {"contract": r"0x[0-9a-fA-F]{40}", "rpc_url": r"https?://\S+"}
 class Deployment:
     """What everything that uses a swarm's chain must know: one JSON-RPC address of it or several, chain id, contract.
 
-    `contract` is a checksummed address.
+    `contract` is a checksummed address; `contract_block` the block in which it was made, None if nobody wrote it down.
     """
 
     rpc_urls: tuple[str, ...]
     chain_id: int
     contract: str
+    contract_block: int | None = None
 
     @property
     def rpc_url(self) -> str:
@@ -71,7 +72,10 @@ def resolve(chain: settings.Chain) -> Deployment:
             "no contract: chain.contract, chain.deployment_file and chain.account_url are all empty; set one of them "
             "(`hivewright chain deploy` writes a deployment file, and says where)"
         )
-    return Deployment(rpc_urls, chain.id, Web3.to_checksum_address(contract))
+    block = chain.contract_block
+    if block is None and written and contract == written.contract:
+        block = written.contract_block
+    return Deployment(rpc_urls, chain.id, Web3.to_checksum_address(contract), block)
 
 
 def read_deployment(path: Path, chain_id: int) -> Deployment:
@@ -85,7 +89,9 @@ def read_deployment(path: Path, chain_id: int) -> Deployment:
         raise ChainError(f"{source}: can't be read: {error}; `hivewright chain deploy` writes it") from None
     contract, found_id, rpc_url = _checked(raw, source, ("contract", "chain_id", "rpc_url"))
     _expect_id(found_id, chain_id, source)
-    return Deployment((rpc_url,), chain_id, contract)
+    block = raw.get("contract_block")  # files of before this was written have none
+    is_block = isinstance(block, int) and not isinstance(block, bool) and block >= 0
+    return Deployment((rpc_url,), chain_id, contract, block if is_block else None)
 
 
 def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:
@@ -115,9 +121,7 @@ def translated(url: str, timeout_seconds: float) -> Iterator[None]:
             yield
     except Web3Exception as error:
         reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
-        if "insufficient funds" in reason.lower():
-            raise ChainError(f"{url}: {reason}; send the account that pays for transactions some money") from error
-        raise ChainError(f"{url}: {reason}; check that this is the right chain") from error
+        raise BadAnswer(f"{url}: {reason}; check that this is the right chain") from error
 
 
 def _base(chain: settings.Chain) -> str:

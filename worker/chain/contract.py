@@ -53,7 +53,7 @@ def artifact(name: str) -> dict[str, Any]:
 
 
 def carried_version() -> str:
-    """What our coordinator calls itself, such as "hivewright/2"."""
+    """What our coordinator calls itself, such as "hivewright/3"."""
     return str(artifact("SwarmCoordinator")["version"])
 
 
@@ -63,7 +63,7 @@ def is_version(text: str) -> bool:
 
 
 def number_of(version: str) -> int:
-    """2 for "hivewright/2"."""
+    """3 for "hivewright/3"."""
     return int(version.partition("/")[2])
 
 
@@ -79,17 +79,20 @@ def _error_names() -> dict[str, str]:
     return {"0x" + function_abi_to_4byte_selector(entry).hex(): entry["name"] for entry in errors}
 
 
-def refusal(subject: str, data: object, message: str | None) -> ContractRefused:
+def refusal(subject: str, data: object, message: str | None, kind: str = "") -> ContractRefused:
     """The error for a call that reverted with `data` (0x..., None or something a node made up).
 
-    A revert that carries none of the contract's named errors gets the name "" and the node's own `message`.
+    A revert that carries none of the contract's named errors gets the name "" and the node's own `message`. `kind` is
+    what is known of the contract, for that message.
     """
     selector = data[:10] if isinstance(data, str) else ""
     name = _error_names().get(selector, "")
     if name:
         return ContractRefused(name, f"{subject}: the contract refused: {name}; {ADVICE[name]}")
     reason = printable(message or "no reason given")
-    return ContractRefused("", f"{subject}: the contract refused: {reason}; check chain.contract and what was sent")
+    return ContractRefused(
+        "", f"{subject}: the contract refused: {reason}{kind}; check chain.contract and what was sent"
+    )
 
 
 def proxy_data(owner: str, implementation: str) -> bytes:

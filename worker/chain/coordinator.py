@@ -6,35 +6,42 @@ and ChainError; reads and sends may raise ContractRefused.
 """
 
 import functools
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
 from eth_typing import HexStr
+from eth_utils.abi import abi_to_signature
 from web3 import Web3
 from web3.contract import Contract
 from web3.exceptions import (
+    BadFunctionCallOutput,
     ContractLogicError,
     TransactionNotFound,
     Web3Exception,
+    Web3RPCError,
 )
-from web3.types import TxParams
+from web3.logs import DISCARD
+from web3.types import FilterParams, TxParams
 
 from worker import settings
 from worker.chain import contract
-from worker.chain.client import Call, ChainClient
-from worker.chain.contract import NO_ADDRESS, coordinator_abi
-from worker.errors import ChainError
+from worker.chain.client import Call, ChainClient, Unanswered, rpc_message
+from worker.chain.contract import NO_ADDRESS, coordinator_abi, refusal
+from worker.chain.logs import Window, walk
+from worker.chain.rpc import TooMuch
+from worker.errors import BadAnswer, ChainError, ContractRefused
+from worker.log import printable
 
 log = logging.getLogger(__name__)
 
 # submitReward has two overloads, and by name web3 would pick uint256: always the signature.
 _SUBMIT_REWARD = "submitReward(uint256,uint256,int256,string)"
-_LOG_BLOCKS = 10_000
-"""Blocks of one eth_getLogs: what public nodes commonly allow."""
+_HAS_SUBMITTED = "hasSubmittedRoundStageReward(uint256,uint256,%s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,42 @@ class Event:
     tx_hash: str
 
 
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a contract that is not ours answers: its release is concluded from that, for it has no version."""
+
+    tells_by_peer: bool
+    """Which peer has submitted a reward (from release 0.6.0 on)."""
+    tells_by_account: bool
+    """Whether any peer of an account has (up to release 0.5)."""
+    has_leaderboards: bool
+    """Which peers won most often (up to release 0.4.2)."""
+
+    @property
+    def release(self) -> str:
+        """Of the existing swarm's coordinator, by public releases; "unknown" for what is like none of them."""
+        releases = {(False, True, True): "0.4.2", (False, True, False): "0.5", (True, False, False): "0.6.0"}
+        return releases.get((self.tells_by_peer, self.tells_by_account, self.has_leaderboards), "unknown")
+
+    @property
+    def missing(self) -> list[str]:
+        """What the contract lacks, for people."""
+        who = self.tells_by_peer or self.tells_by_account
+        lacking = [] if who else ["whether a reward is submitted (read from the log)"]
+        return lacking if self.has_leaderboards else [*lacking, "leaderboards (wins are read peer by peer)"]
+
+
+_OURS = Abilities(tells_by_peer=True, tells_by_account=True, has_leaderboards=True)
+
+
+_FIRST_BLOCKS: dict[tuple[int, str], int] = {}
+"""Found by this process, for every chain and contract: clients come and go with each outage."""
+
+
+class LogGone(ChainError):
+    """The contract says that there is something which its log does not have any more."""
+
+
 class Coordinator(ChainClient):
     """The contract that keeps a swarm's books. Making one sends nothing; the first call finds out where it is."""
 
@@ -55,7 +98,11 @@ class Coordinator(ChainClient):
         self._checked = False
         self._abi = Web3().eth.contract(abi=coordinator_abi())
         self.version: str | None = None
-        """What our contract calls itself ("hivewright/2"); None before `check`, and for a foreign contract."""
+        """What our contract calls itself ("hivewright/3"); None before `check`, and for a foreign contract."""
+        self.abilities = _OURS
+        """What a foreign contract answers, found out by `check`."""
+        self._window = Window()
+        self._first_block: int | None = None
 
     def check(self) -> None:
         """Make sure that the chain has the expected id and the contract code; find out whose contract it is."""
@@ -66,11 +113,17 @@ class Coordinator(ChainClient):
                 "check chain.contract, or run `hivewright chain deploy`"
             )
         self.version = self._own_version()
+        self.abilities = self._find_abilities() if self.version is None else _OURS
         self._checked = True
         log.info(
             "chain connected rpc=%s chain_id=%d contract=%s implementation=%s",
-            ",".join(self.deployment.rpc_urls), self.deployment.chain_id, self._address, self.version or "foreign",
+            ",".join(self.deployment.rpc_urls), self.deployment.chain_id, self._address, self.implementation,
         )  # fmt: skip
+
+    @property
+    def implementation(self) -> str:
+        """Whose contract it is, after `check`: "hivewright/3", or "foreign-0.6.0" by the existing swarm's releases."""
+        return self.version or f"foreign-{self.abilities.release}"
 
     def ensure_checked(self) -> None:
         """`check`, unless it has passed before."""
@@ -122,8 +175,22 @@ class Coordinator(ChainClient):
     def total_wins(self, peer_id: str) -> int:
         return int(self.read("getTotalWins(string)", peer_id))
 
+    def wins_of(self, peer_ids: Sequence[str]) -> list[int]:
+        """How often others voted for each of the peers, over all rounds: where there is no leaderboard."""
+        signature = "getTotalWins(string)"
+        asked = [[self._call_data(signature, peer_id), "latest"] for peer_id in peer_ids]
+        with self.translated(signature):
+            answers = self.rpc.ask_all("eth_call", asked)
+            return [
+                self.total_wins(peer_id) if answer is None else int(answer, 16)
+                for peer_id, answer in zip(peer_ids, answers, strict=True)
+            ]
+
     def winner_leaderboard(self, start: int, end: int) -> list[tuple[str, int]]:
-        """Peers on the places `start` to `end` (not included) with their wins, best first."""
+        """Peers on the places `start` to `end` (not included) with their wins, best first.
+
+        Not every release has it (`abilities.has_leaderboards`); `wins_of` is on all.
+        """
         with self.translated("winnerLeaderboard"):
             peers, wins = self.read("winnerLeaderboard(uint256,uint256)", start, end)
             return list(zip(peers, wins, strict=True))
@@ -135,22 +202,42 @@ class Coordinator(ChainClient):
     def has_voted(self, round: int, peer_id: str) -> bool:
         return bool(self.votes(round, peer_id))
 
-    def submitted_reward(self, round: int, stage: int, peer_id: str) -> int | None:
-        """The reward that the chain has for (round, stage, peer), None if it has none."""
+    def submitted_reward(self, round: int, stage: int, peer_id: str, tx_hash: str | None = None) -> int | None:
+        """The reward that the chain has for (round, stage, peer), None if it has none.
+
+        On a foreign contract only the log has it; `tx_hash`, of a transaction that may have brought it there, spares
+        searching that. Raises LogGone if it is submitted and no log says how much it is.
+        """
         self.ensure_checked()
         if self.version is not None:
             submitted, reward = self._read("getPeerReward(uint256,uint256,string)", round, stage, peer_id)
             return int(reward) if submitted else None
-        # A foreign contract keeps rewards by account; what one peer submitted only stands in the log.
-        owner = self.owner_of(peer_id)
-        has_submitted = "hasSubmittedRoundStageReward(uint256,uint256,address)"
-        if owner is None or not self._read(has_submitted, round, stage, owner):
+        has_submitted = self._has_submitted(round, stage, peer_id)
+        if has_submitted is False:
             return None
-        filters = {"account": owner, "roundNumber": round, "stageNumber": stage}
-        for event in self.events("RewardSubmitted", filters, newest_first=True):
-            if event.arguments["peerId"] == peer_id:
-                return int(event.arguments["reward"])
+        receipt = [] if tx_hash is None else self._events_of(tx_hash, "RewardSubmitted")
+        filters = {"roundNumber": round, "stageNumber": stage, "account": self.owner_of(peer_id)}
+        searched = self.events("RewardSubmitted", filters, newest_first=True) if filters["account"] else ()
+        for event in itertools.chain(receipt, searched):
+            said = event.arguments
+            if (said["roundNumber"], said["stageNumber"], said["peerId"]) == (round, stage, peer_id):
+                return int(said["reward"])
+        if has_submitted and self.abilities.tells_by_peer:
+            raise LogGone(
+                f"RewardSubmitted: {self._address} ({self.implementation}) has a reward of {peer_id} for round "
+                f"{round}, and the log of {self._rpc_source} does not say how much it is; use a node that has the "
+                "whole log (chain.rpc_url)"
+            )
         return None
+
+    def _has_submitted(self, round: int, stage: int, peer_id: str) -> bool | None:
+        """Whether a foreign contract says that the peer may have submitted; None if it can't be asked."""
+        if self.abilities.tells_by_peer:
+            return bool(self._read(_HAS_SUBMITTED % "string", round, stage, peer_id))
+        if not self.abilities.tells_by_account:
+            return None
+        owner = self.owner_of(peer_id)
+        return owner is not None and bool(self._read(_HAS_SUBMITTED % "address", round, stage, owner))
 
     def has_role(self, role: str, account: str) -> bool:
         """Whether the account has OWNER_ROLE, BOOTNODE_MANAGER_ROLE or STAGE_MANAGER_ROLE."""
@@ -161,24 +248,31 @@ class Coordinator(ChainClient):
         name: str,
         filters: dict[str, Any] | None = None,
         *,
-        from_block: int = 0,
+        from_block: int | None = None,
         to_block: int | None = None,
         newest_first: bool = False,
     ) -> Iterator[Event]:
-        """The contract's log entries of one name, `filters` by indexed arguments. `to_block` None: up to the latest.
+        """The contract's log entries of one name, `filters` by indexed arguments.
 
-        Asks for pieces of 10,000 blocks, as public nodes want it; end the iteration early where possible.
+        `from_block` None: from where the contract was made; `to_block` None: up to the latest. Asks for pieces that
+        the node takes (logs.py); end the iteration early where possible.
         """
         self.ensure_checked()
-        event = self._contract.events[name]()
         to_block = self.block_number() if to_block is None else to_block
-        for first, last in _pieces(from_block, to_block, newest_first):
-            with self.translated(f"eth_getLogs of {name}"):
-                found = [
-                    Event(name, dict(entry["args"]), int(entry["blockNumber"]), Web3.to_hex(entry["transactionHash"]))
-                    for entry in event.get_logs(filters or {}, from_block=first, to_block=last)
-                ]
-            yield from reversed(found) if newest_first else found
+        from_block = self.first_block() if from_block is None else from_block
+        # Nodes answer for blocks that they do not have as if nothing were in them.
+        if from_block <= to_block and self.rpc.num_addresses > 1 and self.block_hash(to_block) is None:
+            raise BadAnswer(f"eth_getLogs of {name}: {self._rpc_source} has no block {to_block} yet; it is behind")
+        yield from walk(
+            functools.partial(self._fetch_log, name, filters or {}), from_block, to_block, newest_first, self._window
+        )
+
+    def first_block(self) -> int:
+        """The block in which the contract was made; 0 if that can't be found out, which is logged."""
+        if self._first_block is None:
+            known = self.deployment.contract_block
+            self._first_block = self._search_first_block() if known is None else known
+        return self._first_block
 
     # ---- writes: built here, sent by whoever owns the key
 
@@ -243,6 +337,83 @@ class Coordinator(ChainClient):
     def _contract(self) -> Contract:
         return self.web3.eth.contract(address=self._address, abi=coordinator_abi())
 
+    @property
+    def _kind_of_contract(self) -> str:
+        return f" ({self.implementation})" if self._checked else ""
+
+    def _fetch_log(self, name: str, filters: dict[str, Any], first: int, last: int) -> list[Event]:
+        subject = f"eth_getLogs of {name}"
+        with self.translated(subject):
+            try:
+                entries = self._contract.events[name]().get_logs(filters, from_block=first, to_block=last)
+            except Web3RPCError as error:
+                # Whatever the node says: fewer blocks may do.
+                said = printable(rpc_message(error))[:200]
+                raise TooMuch(f"{subject}: {self._rpc_source} refuses blocks {first} to {last}: {said}") from None
+            return [_event(name, entry) for entry in entries]
+
+    def _events_of(self, tx_hash: str, name: str) -> list[Event]:
+        """What the contract logged in the transaction; empty if it is not mined, or not known any more."""
+        with self.translated("eth_getTransactionReceipt"):
+            try:
+                receipt = self.web3.eth.get_transaction_receipt(HexStr(tx_hash))
+            except TransactionNotFound:
+                return []
+            entries = self._contract.events[name]().process_receipt(receipt, errors=DISCARD)
+            return [_event(name, entry) for entry in entries if entry["address"] == self._address]
+
+    def _search_first_block(self) -> int:
+        """Search for the contract's first block by asking when it began to have code."""
+        place = self.deployment.chain_id, self._address
+        low, high = 0, self.block_number()
+        if _FIRST_BLOCKS.get(place, high + 1) <= high:
+            return _FIRST_BLOCKS[place]
+        try:
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (low, middle) if self._had_code(middle) else (middle + 1, high)
+            if low and not self._began_in(low):
+                raise BadAnswer(f"eth_getCode: {self._rpc_source} knows no beginning of {self._address}")
+        except BadAnswer as error:
+            log.warning(
+                "contract's first block not found, its log is read from block 0; set chain.contract_block if that "
+                "takes long: %s", error
+            )  # fmt: skip
+            low = 0
+        _FIRST_BLOCKS[place] = low
+        return low
+
+    def _had_code(self, block: int) -> bool:
+        with self.translated("eth_getCode"):
+            return len(self.web3.eth.get_code(self._address, block)) > 0
+
+    def _began_in(self, block: int) -> bool:
+        """Whether the block has something that can have made the contract.
+
+        Some nodes answer "no code" for state that they have forgotten.
+        """
+        with self.translated("eth_getBlockByNumber"):
+            found = self.web3.eth.get_block(block, full_transactions=True)["transactions"]
+            if any(isinstance(each, Mapping) and each.get("to") is None for each in found):
+                return True
+        with self.translated("eth_getLogs"):
+            filters: FilterParams = {"address": self._address, "fromBlock": block, "toBlock": block}
+            return len(self.web3.eth.get_logs(filters)) > 0
+
+    def _find_abilities(self) -> Abilities:
+        return Abilities(
+            tells_by_peer=self._answers(_HAS_SUBMITTED % "string", 0, 0, ""),
+            tells_by_account=self._answers(_HAS_SUBMITTED % "address", 0, 0, NO_ADDRESS),
+            has_leaderboards=self._answers("winnerLeaderboard(uint256,uint256)", 0, 0),
+        )
+
+    def _answers(self, signature: str, *arguments: Any) -> bool:
+        try:
+            self._read(signature, *arguments)
+        except (ContractRefused, Unanswered):  # the former by nodes whose words web3 does not know
+            return False
+        return True
+
     def _own_version(self) -> str | None:
         transaction: TxParams = {"to": self._address, "data": HexStr(self._abi.encode_abi("version()"))}
         with self.translated("version()"):
@@ -253,8 +424,23 @@ class Coordinator(ChainClient):
         return str(version) if contract.is_version(version) else None
 
     def _read(self, signature: str, *arguments: Any) -> Any:
-        with self.translated(signature.partition("(")[0]):
-            return self._contract.get_function_by_signature(signature)(*arguments).call()
+        """By eth_abi itself: of overloads, web3 would try others than the one of this signature."""
+        transaction: TxParams = {"to": self._address, "data": HexStr(self._call_data(signature, *arguments)["data"])}
+        with self.translated(signature):
+            try:
+                data = bytes(self.web3.eth.call(transaction))
+            except ContractLogicError as error:
+                raise Unanswered(str(refusal(signature, error.data, error.message, self._kind_of_contract))) from None
+            try:
+                kinds = _output_types()[signature]
+                values = [_plain(*pair) for pair in zip(self.web3.codec.decode(kinds, data), kinds, strict=True)]
+            except DecodingError as error:
+                raise BadFunctionCallOutput(str(error)) from None
+            return values[0] if len(values) == 1 else values
+
+    def _call_data(self, signature: str, *arguments: Any) -> dict[str, str]:
+        call = self.call(signature, *arguments)
+        return {"to": self._address, "data": "0x" + call.data.hex()}
 
 
 @functools.cache
@@ -262,7 +448,19 @@ def _selector(signature: str) -> bytes:
     return bytes(Web3.keccak(text=signature)[:4])
 
 
-def _pieces(first: int, last: int, newest_first: bool) -> Iterator[tuple[int, int]]:
-    starts = range(first, last + 1, _LOG_BLOCKS)
-    for start in reversed(starts) if newest_first else starts:
-        yield start, min(start + _LOG_BLOCKS - 1, last)
+@functools.cache
+def _output_types() -> dict[str, list[str]]:
+    """What each view of the contract returns, by its signature."""
+    views = (entry for entry in coordinator_abi() if entry["type"] == "function")
+    return {abi_to_signature(entry): [output["type"] for output in entry["outputs"]] for entry in views}
+
+
+def _plain(value: Any, kind: str) -> Any:
+    """Lists for tuples, and addresses with their checksum."""
+    if isinstance(value, tuple):
+        return [_plain(each, kind) for each in value]
+    return Web3.to_checksum_address(value) if kind.startswith("address") else value
+
+
+def _event(name: str, entry: Any) -> Event:
+    return Event(name, dict(entry["args"]), int(entry["blockNumber"]), Web3.to_hex(entry["transactionHash"]))

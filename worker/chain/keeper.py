@@ -16,7 +16,7 @@ from typing import Literal
 from worker import resources, settings
 from worker.chain import anvil
 from worker.chain.audits import AUDIT_FOLDER, Audits
-from worker.chain.client import NonceUsed, ReceiptTimeout
+from worker.chain.client import NonceUsed, ReceiptTimeout, TransactionRefused
 from worker.chain.coordinator import Coordinator
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError
 from worker.service import exit_on_signals, write_whole
@@ -49,11 +49,12 @@ class Status:
 
 @dataclass(slots=True)
 class Round:
-    """The open round. `reports` are the peers that reported, by round, up to `seen_block`."""
+    """The open round. `reports` are the peers that reported, by round, up to `seen_block`, which has `seen_hash`."""
 
     number: int
     began_at: float
     seen_block: int
+    seen_hash: str | None = None
     reports: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
@@ -134,6 +135,12 @@ class Keeper:
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             except (NonceUsed, ReceiptTimeout) as error:
                 log.warning("transaction lost, looking again: %s", error)
+            except (TransactionRefused, ContractRefused) as error:
+                # What has a name is about the keeper's rights; the rest is the node's word, which may change.
+                if isinstance(error, ContractRefused) and error.name:
+                    raise
+                log.warning("transaction refused, tried again: %s", error)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             progress(f"{self._status.state} round={self._status.round} reporters={self._status.reporters}")
             time.sleep(pause)
 
@@ -144,7 +151,7 @@ class Keeper:
             self._coordinator.check()
             self._is_checked, self._round = True, None
         number, block = self._coordinator.current_round(), self._coordinator.block_number()
-        is_known = self._round is not None and self._round.number == number and self._round.seen_block <= block
+        is_known = self._is_known(number, block)
         self._sync_bootnodes(again=not is_known)
         if self._round is None or not is_known:
             self._round = self._find(number)
@@ -170,6 +177,13 @@ class Keeper:
                 "round advanced round=%d reporters=%d expected=%d seconds=%.1f reason=%s",
                 number, len(reporters), len(expected), seconds, reason,
             )  # fmt: skip
+
+    def _is_known(self, number: int, block: int) -> bool:
+        """Whether what was read of the round is still true: it is open, and the chain has the blocks that were read."""
+        known = self._round
+        if known is None or known.number != number or known.seen_block > block:
+            return False
+        return known.seen_hash is None or self._coordinator.block_hash(known.seen_block) == known.seen_hash
 
     def stop(self) -> None:
         self._audits.close()
@@ -202,7 +216,7 @@ class Keeper:
         )
         for event in events:
             current.reports[event.arguments["roundNumber"]].add(event.arguments["peerId"])
-        current.seen_block = block
+        current.seen_block, current.seen_hash = block, self._coordinator.block_hash(block)
 
     def _has_min_peers(self) -> bool:
         registered = set()

@@ -12,8 +12,9 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeGuard, cast
 
 import requests
@@ -21,7 +22,8 @@ from web3.providers import JSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from worker.chain import http
-from worker.errors import ChainError, ChainUnreachable
+from worker.errors import BadAnswer, ChainError, ChainUnreachable
+from worker.log import printable
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +33,34 @@ _PAUSE_SECONDS = 0.05
 """Before the only address is tried again: a node that restarts closes connections for a moment."""
 
 
+_MOST_REST_SECONDS = 60.0
+"""A Retry-After of more than this is cut: a broken proxy must not silence a role for a day."""
+_LEAST_REST_SECONDS = 1.0
+"""How long an address rests that throttles without saying how long."""
+
+
 class WrongChain(ChainError):
     """The address answers with another chain id."""
+
+
+class Throttled(ChainUnreachable):
+    """The address asks for fewer requests; it is not asked again for `seconds`."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class TooMuch(BadAnswer):
+    """The request or its answer is too large for the address: to be asked in smaller pieces."""
 
 
 class Rpc(JSONBaseProvider):
     """A web3 provider for `urls`, which are of one chain. `key` names the setting that they come from.
 
     A request ends within about `timeout_seconds`, all tries included. `chain_id` None: not checked. Requests raise
-    ChainUnreachable if no address answers, WrongChain if those that do are of another chain, ChainError for answers
-    that are no JSON-RPC. Any number of threads may use it.
+    ChainUnreachable if no address answers, BadAnswer if one answers with no use, WrongChain if those that do are of
+    another chain. An address that throttles (HTTP 429) rests for as long as it asks. Any number of threads may use it.
     """
 
     def __init__(self, urls: Sequence[str], key: str, chain_id: int | None, timeout_seconds: float) -> None:
@@ -57,6 +77,8 @@ class Rpc(JSONBaseProvider):
         self._current = self._urls[0]
         self._vouched_until: dict[str, float] = {}
         self._wrong: dict[str, int] = {}
+        self._rests_until: dict[str, float] = {}
+        """When an address that throttled may be asked again."""
         self._one_by_one: set[str] = set()
         """Addresses that do not take several requests at once."""
         self._sessions = threading.local()
@@ -72,12 +94,15 @@ class Rpc(JSONBaseProvider):
             self.choose()
             return RPCResponse(jsonrpc="2.0", id=0, result=hex(self._chain_id))
         errors: dict[str, ChainError] = {}
+        deadline = time.monotonic() + self._timeout
         for url in self._turns():
             if url in errors:
-                time.sleep(_PAUSE_SECONDS)
+                self._pause(url, deadline)
             try:
                 with self._using(url):
-                    return self._ask(url, method, params)
+                    answer = self._ask(url, method, params)
+                    self._require_use(url, method, answer)
+                    return answer
             except ChainError as error:
                 errors[url] = error
         raise _combined(list(errors.values()))
@@ -161,10 +186,40 @@ class Rpc(JSONBaseProvider):
         order = sorted([self._current, *others], key=lambda url: url in self._wrong)
         return (order * _LEAST_TRIES)[: self._tries]
 
+    def _pause(self, url: str, deadline: float) -> None:
+        """Before an address is tried a second time: as long as it wants to rest, if there is time for that."""
+        rest = self._rests_until.get(url, 0.0) - time.monotonic()
+        if time.monotonic() + rest < deadline:
+            time.sleep(max(rest, _PAUSE_SECONDS))
+
+    def _require_rested(self, url: str) -> None:
+        rest = self._rests_until.get(url, 0.0) - time.monotonic()
+        if rest > 0:
+            raise Throttled(f"{self._place(url)}: throttles; it is asked again in {rest:.0f} s", rest)
+
+    def _rest(self, url: str, said: str, seconds: float | None) -> Throttled:
+        rest = min(_MOST_REST_SECONDS, _LEAST_REST_SECONDS if seconds is None else max(0.0, seconds))
+        self._rests_until[url] = time.monotonic() + rest
+        advice = "ask less often (chain.poll_seconds), or add addresses to chain.rpc_url"
+        return Throttled(f"{self._place(url)}: throttles ({said}), wants {rest:g} s; {advice}", rest)
+
+    def _require_use(self, url: str, method: str, answer: RPCResponse) -> None:
+        """Raise if the answer is an error of this node's own, which another node may not have."""
+        error = answer.get("error")
+        if not error:
+            return
+        code = error.get("code") if isinstance(error, dict) else None
+        text = str(error.get("message") if isinstance(error, dict) else error)
+        if _is_throttling(code, text):
+            raise self._rest(url, printable(text)[:100], _named_seconds(error))
+        if _NODE_TROUBLE.search(text) and not is_revert(text):
+            raise BadAnswer(f"{self._place(url)}: {method}: {printable(text)[:200]}; check that this node is in sync")
+
     @contextmanager
     def _using(self, url: str, switch: bool = True) -> Iterator[None]:
         """Note what using the address comes to. It must be of the right chain before anything else is asked."""
         try:
+            self._require_rested(url)
             self._vouch(url)
             yield
         except ChainError:
@@ -180,8 +235,12 @@ class Rpc(JSONBaseProvider):
             return
         answer = self._ask(url, RPCEndpoint("eth_chainId"), [])
         if "result" not in answer:
-            raise ChainError(f"{self._place(url)}: eth_chainId is answered with an error; {CHECK_ADDRESS}")
-        found = int(answer["result"], 16)
+            self._require_use(url, "eth_chainId", answer)
+            raise BadAnswer(f"{self._place(url)}: eth_chainId is answered with an error; {CHECK_ADDRESS}")
+        try:
+            found = int(answer["result"], 16)
+        except ValueError:  # "0x" alone
+            raise BadAnswer(f"{self._place(url)}: eth_chainId is answered with no number; {CHECK_ADDRESS}") from None
         if found != self._chain_id:
             self._wrong[url] = found
             raise WrongChain(
@@ -195,9 +254,11 @@ class Rpc(JSONBaseProvider):
         body = self.encode_rpc_request(method, params)
         decoded = self._post(url, body)
         if not isinstance(decoded, dict) or not ("result" in decoded or "error" in decoded):
-            raise ChainError(f"{self._place(url)}: the answer is no JSON-RPC; {CHECK_ADDRESS}")
-        if method in _HEXADECIMAL and "result" in decoded and not _is_hexadecimal(decoded["result"]):
-            raise ChainError(f"{self._place(url)}: {method} is answered with no hexadecimal number; {CHECK_ADDRESS}")
+            raise BadAnswer(f"{self._place(url)}: the answer is no JSON-RPC; {CHECK_ADDRESS}")
+        if decoded.get("error") is None and "result" in decoded:
+            decoded.pop("error", None)
+        if method in _HEXADECIMAL and "error" not in decoded and not _is_hexadecimal(decoded["result"]):
+            raise BadAnswer(f"{self._place(url)}: {method} is answered with no hexadecimal number; {CHECK_ADDRESS}")
         # An answer to another request: a proxy has mixed them up. Without an id it is about a request not understood.
         if decoded.get("id") is not None and decoded["id"] != json.loads(body)["id"]:
             raise ChainUnreachable(f"{self._place(url)}: the answer is to another request; check what is in between")
@@ -206,8 +267,24 @@ class Rpc(JSONBaseProvider):
     def _post(self, url: str, body: bytes) -> Any:
         with translated(self._place(url), self._timeout / len(self._urls)):
             answer = self._session.post(url, data=body, timeout=self._patience, headers=_HEADERS)
-            answer.raise_for_status()
-            return self.decode_rpc_response(answer.content)
+            if answer.status_code == 429 or (answer.status_code == 503 and "Retry-After" in answer.headers):
+                raise self._rest(url, f"HTTP {answer.status_code}", retry_after(answer.headers))
+            if not 400 <= answer.status_code < 500:
+                answer.raise_for_status()
+                return self.decode_rpc_response(answer.content)
+            return self._decode_refusal(url, answer)
+
+    def _decode_refusal(self, url: str, answer: requests.Response) -> Any:
+        """The JSON-RPC error in an answer with a status of 400 to 499, which some nodes give those errors."""
+        try:
+            decoded = self.decode_rpc_response(answer.content)
+        except (ValueError, RecursionError):
+            decoded = None
+        if isinstance(decoded, dict) and "error" in decoded and "id" in decoded:
+            return decoded
+        if answer.status_code in _SIZE_STATUSES:
+            raise TooMuch(f"{self._place(url)}: HTTP {answer.status_code} instead of an answer; {CHECK_ADDRESS}")
+        raise requests.HTTPError(response=answer)
 
     @property
     def _session(self) -> requests.Session:
@@ -229,11 +306,57 @@ _HEXADECIMAL = frozenset(
     )
 )  # fmt: skip
 """What these answer is always text such as 0x0; web3 would fall over anything else."""
+_SIZE_STATUSES = (400, 413, 414, 422)
+_THROTTLING_CODES = (429, -32029, -32016)
+_THROTTLING = re.compile(
+    r"rate.?limit|too many requests|request (count|rate) exceeded|exceeded.*(quota|capacity|compute units)"
+    r"|capacity exceeded|throttl|requests? per (second|minute|day)|daily request|credits",
+    re.IGNORECASE,
+)
+_NODE_TROUBLE = re.compile(
+    r"header not found|missing trie node|block not found|unknown block|(state|history).*(not available|unavailable)"
+    r"|pruned|no state available|not synced|still syncing|internal (server )?error|resource (unavailable|not found)"
+    r"|distance to target block|bad gateway|no healthy|no backend|world state (is )?(not|un)available|temporarily",
+    re.IGNORECASE,
+)
+"""What nodes say that lack a block or its state, are behind, or have trouble of their own."""
+_REVERT = re.compile(r"revert|invalid opcode|vm execution error|bad instruction|out of gas", re.IGNORECASE)
 CHECK_ADDRESS = "check that this is a chain's address"
 
 
 def _is_hexadecimal(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and re.fullmatch(r"0x[0-9a-fA-F]*", value) is not None
+
+
+def is_revert(text: str) -> bool:
+    """Whether the text of a JSON-RPC error says that the call reverted, as clients word that."""
+    return _REVERT.search(text) is not None
+
+
+def _is_throttling(code: object, text: str) -> bool:
+    """Whether an error asks for fewer requests. -32005 alone is no sign: logs and gas have such limits too."""
+    return code in _THROTTLING_CODES or _THROTTLING.search(text) is not None
+
+
+def _named_seconds(error: Any) -> float | None:
+    """How long to wait, as some nodes say it in the error's data: {"rate": {"backoff_seconds": 30}}."""
+    try:
+        return float(error["data"]["rate"]["backoff_seconds"])
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a Retry-After header names, as a number or as a date; None if there is none that is readable."""
+    text = headers.get("Retry-After", "").strip()
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 @contextmanager
@@ -247,18 +370,18 @@ def translated(place: str, patience_seconds: float) -> Iterator[None]:
         ) from None
     except http.AnswerTooLong:
         megabytes = http.MAX_ANSWER_BYTES >> 20
-        raise ChainError(f"{place}: an answer of more than {megabytes} MiB; {CHECK_ADDRESS}") from None
+        raise TooMuch(f"{place}: an answer of more than {megabytes} MiB; {CHECK_ADDRESS}") from None
     except requests.HTTPError as error:
         status = error.response.status_code
         raise ChainUnreachable(f"{place}: HTTP {status} instead of an answer; check what serves this address") from None
     except requests.exceptions.JSONDecodeError:
-        raise ChainError(f"{place}: the answer is no JSON; check that this is the right address") from None
+        raise BadAnswer(f"{place}: the answer is no JSON; check that this is the right address") from None
     except requests.RequestException as error:
         raise ChainUnreachable(
             f"{place}: no connection ({type(error).__name__}); check that it runs and can be reached"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):  # the last: nested without end
-        raise ChainError(f"{place}: the answer is no JSON-RPC; {CHECK_ADDRESS}") from None
+        raise BadAnswer(f"{place}: the answer is no JSON-RPC; {CHECK_ADDRESS}") from None
 
 
 def _combined(errors: Sequence[ChainError]) -> ChainError:

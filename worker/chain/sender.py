@@ -16,7 +16,7 @@ from pathlib import Path
 
 from eth_account.signers.local import LocalAccount
 
-from worker.chain.client import Call, NonceUsed
+from worker.chain.client import Call, NonceUsed, ReplacementUnderpriced, Underpriced
 from worker.chain.coordinator import Coordinator
 from worker.chain.database import Database
 from worker.errors import ChainError, ChainUnreachable, WorkerError
@@ -27,9 +27,8 @@ log = logging.getLogger(__name__)
 STUCK_SECONDS = 20.0
 # How often a nonce that somebody else used is stepped over in one send.
 _NONCE_ATTEMPTS = 32
-# Nodes take a replacement from 10% above the price of the one waiting; we stop at this multiple of the chain's price.
+# Nodes take a replacement from 10% above the price of the one waiting.
 _PRICE_STEP = 1.125
-_PRICE_LIMIT = 5
 _PRICE_SECONDS = 1.0
 """For so long a price that was read is used again."""
 
@@ -119,7 +118,7 @@ class Sender:
         """What the chain asked for a moment ago: many calls at once need not ask each."""
         read_at, price_wei = self._price_read
         if time.monotonic() - read_at > _PRICE_SECONDS:
-            price_wei = self._coordinator.gas_price()
+            price_wei = self._coordinator.allowed_price()
             self._price_read = time.monotonic(), price_wei
         return price_wei
 
@@ -189,13 +188,14 @@ class Sender:
         return [sent.get(entry.nonce, entry) for entry in entries]
 
     def _deliver_new(self, entry: Waiting) -> Waiting:
-        """Hand the transaction over, under another nonce if somebody else has used its own."""
+        """Hand the transaction over, under another nonce if somebody else has used its own, at the price it takes."""
         for _ in range(_NONCE_ATTEMPTS):
             try:
-                return self._deliver(entry)
-            except NonceUsed:
+                return self._deliver_at_any_price(entry)
+            except NonceUsed as used:
+                entry = self._find(entry.call) or entry  # its price may have been raised
                 self._forget(entry)
-                log.warning("nonce used by somebody else account=%s nonce=%d", self._account.address, entry.nonce)
+                log.warning("nonce used by somebody else account=%s error=%s", self._account.address, used)
                 nonce = max(entry.nonce + 1, self._next_nonce(), self._coordinator.nonce(self._account.address))
                 entry = self._signed(entry.call, nonce, entry.gas, entry.price_wei)
                 self._write(entry)
@@ -209,6 +209,23 @@ class Sender:
             f"{entry.name}: {_NONCE_ATTEMPTS} nonces up to {entry.nonce} of {self._account.address} are used by "
             "others; let only one account service send for an account"
         )
+
+    def _deliver_at_any_price(self, entry: Waiting) -> Waiting:
+        """Hand the transaction over; a price that is refused is raised as far as the settings allow."""
+        while True:
+            try:
+                return self._deliver(entry)
+            except Underpriced as refused:
+                entry = self._priced(entry, entry.nonce, self._coordinator.raised_price(entry.price_wei, refused))
+
+    def _priced(self, entry: Waiting, nonce: int, price_wei: int) -> Waiting:
+        """The transaction signed with this nonce and price, in place of what the journal has for it."""
+        again = self._signed(entry.call, nonce, entry.gas, price_wei)
+        self._journal.execute(
+            "UPDATE waiting SET nonce = ?, price_wei = ?, hash = ?, raw = ?, sent_at = 0 WHERE nonce = ?",
+            (nonce, price_wei, again.hash, again.raw, entry.nonce),
+        )
+        return again
 
     def _deliver(self, entry: Waiting) -> Waiting:
         """Hand the transaction to the chain, unless a node has taken it."""
@@ -239,21 +256,26 @@ class Sender:
                 self._send_again(entry, nonce, now_wei)
 
     def _send_again(self, entry: Waiting, nonce: int, now_wei: int) -> None:
-        price_wei = entry.price_wei
-        if entry.sent_at and price_wei < _PRICE_LIMIT * now_wei:
-            price_wei = max(now_wei, int(price_wei * _PRICE_STEP) + 1)
-        again = self._signed(entry.call, nonce, entry.gas, price_wei)
+        price_wei = self._next_price(entry.price_wei, now_wei) if entry.sent_at else entry.price_wei
         # Nonces only ever move down, lowest first, so the place is free.
-        self._journal.execute(
-            "UPDATE waiting SET nonce = ?, price_wei = ?, hash = ?, raw = ?, sent_at = 0 WHERE nonce = ?",
-            (nonce, price_wei, again.hash, again.raw, entry.nonce),
-        )
+        again = self._priced(entry, nonce, price_wei)
         log.info("sending again call=%s nonce=%d price_wei=%d hash=%s", again.name, nonce, price_wei, again.hash)
         try:
-            self._deliver(again)
+            self._deliver_at_any_price(again)
+        except ReplacementUnderpriced:
+            # What waits there is most likely this call at an earlier price: a higher one is tried next time.
+            self._priced(again, nonce, self._next_price(price_wei, now_wei))
+            log.info("another one waits with the nonce, to be outbid nonce=%d hash=%s", nonce, again.hash)
         except NonceUsed:
             # Mined meanwhile, or somebody else's is: either way the chain's count passes it, and `tend` forgets it.
             log.info("nonce used nonce=%d hash=%s", nonce, again.hash)
+
+    def _next_price(self, price_wei: int, now_wei: int) -> int:
+        """The price to replace one of `price_wei` with; the same where the bound is reached."""
+        limit_wei = self._coordinator.price_limit(now_wei)
+        if price_wei >= limit_wei:
+            return price_wei
+        return min(limit_wei, max(now_wei, int(price_wei * _PRICE_STEP) + 1))
 
     def _signed(self, call: Call, nonce: int, gas: int, price_wei: int) -> Waiting:
         tx_hash, raw = self._coordinator.sign(self._account, call, nonce=nonce, gas=gas, gas_price_wei=price_wei)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from worker import settings
 from worker.chain.accounts import Account, require_owner
-from worker.chain.coordinator import Coordinator
+from worker.chain.client import Unanswered
+from worker.chain.coordinator import Coordinator, LogGone
 from worker.chain.ledger import Kind, Ledger, Row
-from worker.errors import ContractRefused, WorkerError
+from worker.errors import ChainError, ContractRefused, WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ RESEND_SECONDS = 30.0
 # What was confirmed is looked at once more after this time, at every start, and after every failure: a chain that is
 # restored from its last dump has forgotten what came after it.
 RECHECK_SECONDS = 30.0
+# And again after this time: a public chain may replace its last few blocks.
+LAST_RECHECK_SECONDS = 300.0
 _RECHECK_ROWS = 16
 _MAX_BACKOFF_SECONDS = 60.0
 _FLUSH_POLL_SECONDS = 0.5
@@ -63,8 +66,9 @@ class Settlement:
         self._num_failures = 0
         self._num_moved = 0
         self._last_error: str | None = None
-        self._postponed: ContractRefused | None = None
+        self._postponed: ChainError | None = None
         self._recheck_at: float | None = 0.0
+        self._is_last_recheck_due = False
         self._thread = threading.Thread(target=self._run, name="settlement", daemon=True)
 
     def start(self) -> None:
@@ -132,16 +136,23 @@ class Settlement:
                 for kind in KINDS:
                     if self._is_closing:
                         return
-                    if row.state(kind) == "queued":
-                        self._submit(row, kind)
-                    elif row.state(kind) == "sent":
-                        self._look(row, kind)
+                    self._settle_one(row, kind)
         except _NotYet:
             log.debug("waiting for the chain")
         if self._recheck_at is not None and time.monotonic() >= self._recheck_at:
             self._recheck()
         if self._postponed is not None:
             raise self._postponed
+
+    def _settle_one(self, row: Row, kind: Kind) -> None:
+        """Bring one reward or vote further. What is wrong with it alone does not hold up the others."""
+        try:
+            if row.state(kind) == "queued":
+                self._submit(row, kind)
+            elif row.state(kind) == "sent":
+                self._look(row, kind)
+        except (ContractRefused, LogGone, Unanswered) as error:
+            self._postponed = error
 
     def _is_due(self) -> bool:
         """Whether the settings want what was earned to be sent now."""
@@ -209,12 +220,13 @@ class Settlement:
             self._num_moved += 1
             if self._recheck_at is None:
                 self._recheck_at = time.monotonic() + RECHECK_SECONDS
+            self._is_last_recheck_due = True
         return True
 
     def _held(self, row: Row, kind: Kind) -> object:
         """What the chain holds in the row's place; None: nothing."""
         if kind == "reward":
-            return self._coordinator.submitted_reward(row.round, row.stage, row.peer_id)
+            return self._coordinator.submitted_reward(row.round, row.stage, row.peer_id, row.reward_hash)
         return self._coordinator.votes(row.round, row.peer_id) or None
 
     def _block_of(self, row: Row, kind: Kind) -> int:
@@ -245,7 +257,8 @@ class Settlement:
         """Look at the newest confirmed rows again; if the chain has forgotten any, at older ones too."""
         while any(self._has_lost(row) for row in self._ledger.confirmed(_RECHECK_ROWS)):
             pass
-        self._recheck_at = None
+        self._recheck_at = time.monotonic() + LAST_RECHECK_SECONDS if self._is_last_recheck_due else None
+        self._is_last_recheck_due = False
 
     def _has_lost(self, row: Row) -> bool:
         """Queue again what the chain does not hold any more. Returns whether there was any."""
