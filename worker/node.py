@@ -106,7 +106,8 @@ class Node:
         self.rounds_unsaved = self.rounds_without_signal = 0
         self.last_round = self._resume()
         # First what generates, which stays in memory; then training measures what is left.
-        self.policy.prepare(settings.generation, self.folder / "rows.json")
+        questions = [self.environment.question(task) for task in self.environment.sample(0, 3)]
+        self.policy.prepare(settings.generation, self.folder / "rows.json", questions)
         self.trainer.fit(self.folder / "budget.json", was_killed=(self.folder / MEMORY_KILLED).exists())
         (self.folder / MEMORY_KILLED).unlink(missing_ok=True)
         self.hub = self._hub() if settings.hub.token_file is not None else None
@@ -209,8 +210,7 @@ class Node:
         record.append(self.folder)
         self._see_round(self.last_record)
         if self.hub is not None and saved is not None and self.hub.is_due(self.status.rounds_trained):
-            # A checkpoint of adapters is no model: the merged one is made for the push.
-            weights = saved / "model.safetensors" if self.settings.trainer.lora is None else None
+            weights = saved / "model.safetensors" if self._is_whole_model else None
             self.hub.push(self.status.rounds_trained, tick.round, weights, self._describe_model)
         self._show("round finished")
         logger.info(
@@ -399,13 +399,20 @@ class Node:
         name = f"{self.policy.name.rpartition('/')[2]}-hivewright-{self.status.animal_name.replace(' ', '-')}"
         return Hub(self.settings.hub, self.folder, name, self.status.rounds_trained)
 
+    @property
+    def _is_whole_model(self) -> bool:
+        """Whether a checkpoint's weights are all that a model consists of. Adapters are merged for a push, and buffers
+        added."""
+        model = self.policy.model
+        return self.settings.trainer.lora is None and not adapters.has_more_than_parameters(model)
+
     def _describe_model(self, folder: Path) -> None:
         """The card, and what weights need beside them to be loaded by transformers; with adapters the weights, too."""
         card = model_card(self.settings, self.status, status.read_rounds(self.folder))
         (folder / "README.md").write_text(card)
-        if self.settings.trainer.lora is not None:
+        if not self._is_whole_model:
             adapters.save_merged(self.policy.model, folder / "model.safetensors")
-        self.policy.model.config.save_pretrained(folder)
+        adapters.save_config(self.policy.model, folder)
         self.policy.model.generation_config.save_pretrained(folder)
         self.policy.tokenizer.save_pretrained(folder)
 

@@ -68,6 +68,15 @@ GEMMA = {
 }  # fmt: skip
 GPT = {"bos": None, "eos": "<|endoftext|>"}
 HEAD = {"head_dim": 8}
+QWEN = {
+    "bos": None, "eos": "<|im_end|>", "is_tied": True, "template": CHATML, "ends": ("<|endoftext|>",),
+    "pad": "<|endoftext|>", "specials": ("<|im_start|>",),
+}  # fmt: skip
+LINEAR = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 FAMILIES = {
     "llama": Family(
         transformers.LlamaConfig, "lean", "<|begin_of_text|>", "<|end_of_text|>", False, HEADERS, ("<|eot_id|>",),
@@ -115,6 +124,65 @@ FAMILIES = {
         tokenizer="GPTNeoXTokenizer",
     ),
     "gpt2": Family(transformers.GPT2Config, "cached", is_tied=True, **GPT, tokenizer="GPT2Tokenizer"),
+    "smollm3": Family(
+        transformers.SmolLM3Config, "cached", None, "<|im_end|>", True, CHATML, pad="<|end_of_text|>",
+        specials=("<|im_start|>",), options={"no_rope_layers": [1, 0]},
+    ),
+    "qwen3.5": Family(
+        transformers.Qwen3_5TextConfig, "cached", options={**HEAD, **LINEAR}, **QWEN,
+    ),
+    "qwen3-next": Family(
+        transformers.Qwen3NextConfig, "cached",
+        options={**HEAD, **LINEAR, **EXPERTS, "shared_expert_intermediate_size": 16}, **QWEN,
+    ),
+    "lfm2": Family(
+        transformers.Lfm2Config, "cached", None, "<|im_end|>", True, CHATML, specials=("<|im_start|>",),
+        options={"layer_types": ["conv", "full_attention"]},
+    ),
+    "gemma3n": Family(
+        transformers.Gemma3nTextConfig, "cached", template=TURNS, ends=("<end_of_turn>",),
+        specials=("<start_of_turn>",),
+        options={
+            **HEAD, "sliding_window": 16, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 300,
+            "num_kv_shared_layers": 0, "laurel_rank": 4, "intermediate_size": [64, 64], "altup_num_inputs": 2,
+            "activation_sparsity_pattern": [0.0, 0.0], "layer_types": ["sliding_attention", "full_attention"],
+        },
+        **{**GEMMA, "tokenizer": None},
+    ),
+    "gemma4": Family(
+        transformers.Gemma4TextConfig, "cached", template=TURNS, ends=("<end_of_turn>",), specials=("<start_of_turn>",),
+        options={
+            **HEAD, "sliding_window": 16, "global_head_dim": 16, "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 300, "num_kv_shared_layers": 0,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        **{**GEMMA, "tokenizer": None},
+    ),
+    "gpt-oss": Family(
+        transformers.GptOssConfig, "cached", None, "<|return|>", False, CHATML, specials=("<|im_start|>", "<|im_end|>"),
+        options={**HEAD, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
+    ),
+    "granite": Family(
+        transformers.GraniteConfig, "cached", None, "<|end_of_text|>", True, BARS, specials=("<|user|>", "<|end|>"),
+    ),
+    "granite4": Family(
+        transformers.GraniteMoeHybridConfig, "cached", None, "<|end_of_text|>", True, BARS,
+        specials=("<|user|>", "<|end|>"),
+        options={
+            "layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
+            "mamba_n_groups": 1, "mamba_expand": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
+            "shared_intermediate_size": 16,
+        },
+    ),
+    "llama4": Family(
+        transformers.Llama4TextConfig, "cached", "<|begin_of_text|>", "<|end_of_text|>", False, HEADERS,
+        ("<|eot_id|>",),
+        specials=("<|start_header_id|>", "<|end_header_id|>"),
+        options={
+            **HEAD, "intermediate_size_mlp": 64, "num_local_experts": 4, "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 2, "attention_chunk_size": 64,
+        },
+    ),
 }  # fmt: skip
 NOT_IN = {  # what a family's configuration does not know
     "gpt-neox": {"num_key_value_heads"},

@@ -3,13 +3,16 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from worker import settings
 from worker.errors import ModelError
 from worker.policy import adapters
+from worker.policy.architecture import Product
 from worker.policy.cached import CachedDecoder
 from worker.policy.decoder import LeanDecoder
+from worker.policy.generation import TorchEngine
 from worker.policy.policy import Policy, load
 from worker.records import ScoredGroup, Task
 from worker.trainer import checkpoint
@@ -217,3 +220,37 @@ def test_layers_that_the_model_has_not_are_a_model_error_that_names_those_it_has
 def test_inventory_key_of_adapters_is_a_mapping():
     parsed = settings.from_flat({"trainer_lora": {"rank": 8, "target_modules": ["q_proj"]}}, "inventory data")
     assert parsed.trainer.lora == settings.Lora(rank=8, target_modules=("q_proj",))
+
+
+def test_young_adapters_beside_bfloat16_weights_are_sampled_and_saved_whole(tmp_path):
+    """Entries of 1e-4 beside 896 x 896 weights: merged into bfloat16 most of what they add is lost."""
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=64, hidden_size=896, intermediate_size=896, num_hidden_layers=1, num_attention_heads=14,
+        num_key_value_heads=14, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).bfloat16().eval()
+    adapters.attach(model, settings.Lora(rank=8, alpha=16))
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data.uniform_(-1e-4, 1e-4)
+    layer = model.model.layers[0].self_attn.o_proj
+    added = layer.get_delta_weight("default").detach().float()
+    base = layer.base_layer.weight.detach()
+    merged_in_bfloat16 = (base.float() + added).bfloat16().float() - base.float()
+    assert float((merged_in_bfloat16 - added).norm() / added.norm()) > 0.5  # what would be lost
+    adapters.save_merged(model, tmp_path / "model.safetensors")
+    saved = load_file(tmp_path / "model.safetensors")["model.layers.0.self_attn.o_proj.weight"]
+    assert float((saved - base.float() - added).norm() / added.norm()) < 0.01
+    adapters.save_config(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
+    x = torch.randn(5, 896)
+    assert isinstance(TorchEngine(model, "bfloat16").decoder, LeanDecoder)
+    product = Product([layer], torch.bfloat16)
+    with_adapter = product(x)
+    for name, parameter in layer.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    product.refresh(adapters_only=True)
+    difference = with_adapter - product(x)
+    assert float((difference - x @ added.t()).norm() / (x @ added.t()).norm()) < 0.05

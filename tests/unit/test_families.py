@@ -7,6 +7,7 @@ import torch
 from small_models import FAMILIES, save_model
 
 from worker import settings
+from worker.errors import ModelError
 from worker.policy import adapters
 from worker.policy.cached import CachedDecoder
 from worker.policy.decoder import LeanDecoder
@@ -136,7 +137,7 @@ def test_rounds_of_training_teach_it_what_is_rewarded(policy, name, lora, tmp_pa
     assert trainer.step(strangers).skipped is None
     checkpoint.save(tmp_path, trainer, {}, keep=1)
     adapters.save_merged(policy.model, tmp_path / "model.safetensors")
-    policy.model.config.save_pretrained(tmp_path)
+    adapters.save_config(policy.model, tmp_path)
     policy.tokenizer.save_pretrained(tmp_path)
     copied = load(settings.Model(name=str(tmp_path), device="cpu"))
     assert likelihood(copied, *rewarded[0]) == pytest.approx(likelihood(policy, *rewarded[0]), abs=1e-3)
@@ -157,7 +158,6 @@ REFUSED = {
     "rotation default": ("llama", {"rope_parameters": {
         "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
     }}),
-    "attention in both directions": ("gemma3", {"use_bidirectional_attention": True}),
 }  # fmt: skip
 
 
@@ -169,6 +169,15 @@ def test_shape_that_the_lean_decoder_does_not_compute_is_generated_by_transforme
         engine = policy._load_engine(GENERATION)
     assert isinstance(engine.decoder, CachedDecoder)
     assert f"lean decoder not used reason={reason}" in caplog.text
+
+
+def test_model_that_reads_in_both_directions_is_refused(tmp_path):
+    folder = save_model("gemma3", tmp_path, use_bidirectional_attention=True)
+    policy = load(settings.Model(name=str(folder), device="cpu"))
+    with pytest.raises(
+        ModelError, match=r"model of type gemma3_text: attention in both directions: .*can't be sampled"
+    ):
+        policy._load_engine(GENERATION)
 
 
 @pytest.mark.parametrize(

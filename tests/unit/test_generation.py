@@ -330,7 +330,7 @@ def test_disagreement_with_transformers_is_named_and_its_forward_used(caplog):
     model.model.layers[1].register_forward_hook(lambda module, inputs, output: output * 1.5)
     engine = TorchEngine(model)
     assert isinstance(engine.decoder, CachedDecoder)
-    assert "lean decoder not used reason=disagreement family=qwen2" in caplog.text
+    assert "lean decoder not used reason=disagreement family=qwen2 dtype=torch.float32" in caplog.text
 
 
 def test_settings_choose_the_engine():

@@ -30,6 +30,8 @@ _LAYER_PARTS = {
 _ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
+BOTH_DIRECTIONS = "attention in both directions"
+
 _BLOCKED_FROM = 1 << 20
 """Weights of at least so many numbers go to oneDNN in its own blocked layout: they are read from memory at up to 1.3
 times the speed. It costs 30 us a call, which smaller products don't earn back."""
@@ -41,17 +43,30 @@ class UnknownArchitectureError(Exception):
 
 
 class Product:
-    """`x @ weight.T + bias` of linear layers side by side. `orders` permutes the rows of each (None: as they are)."""
+    """`x @ weight.T + bias` of linear layers side by side. `orders` permutes the rows of each (None: as they are).
+
+    In 16 bits adapters are no part of the weight, whose last bit is larger than what they add: they have products of
+    their own, in the type of x.
+    """
 
     def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype, orders: Sequence[Tensor | None] = ()) -> None:
         self._linears = linears
         self._orders = orders or [None] * len(linears)
         self._dtype = dtype
         self._layout = _find_layout(linears, dtype)
+        has_adapters = any(adapters.plain(linear) is not linear for linear in linears)
+        self._is_apart = has_adapters and dtype != torch.float32
+        self._down: Tensor | None = None
+        self._up: Tensor | None = None
         self.refresh()
 
-    def refresh(self) -> None:
-        weight = self._join([adapters.weight_of(linear) for linear in self._linears])
+    def refresh(self, *, adapters_only: bool = False) -> None:
+        if self._is_apart:
+            self._read_adapters()
+            if adapters_only:
+                return
+        read = adapters.base_weight_of if self._is_apart else adapters.weight_of
+        weight = self._join([read(linear) for linear in self._linears])
         self._bias: Tensor | None = None
         if any(linear.bias is not None for linear in self._linears):
             self._bias = self._join([_bias_of(linear) for linear in self._linears]).to(self._dtype)
@@ -75,11 +90,20 @@ class Product:
             product = functional.linear(x, self._weight, self._bias)
         else:
             product = x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
-        return product
+        if self._down is None or self._up is None:
+            return product
+        return product + (x @ self._down.to(x.dtype)) @ self._up.to(x.dtype)
 
     def _join(self, tensors: Sequence[Tensor]) -> Tensor:
         ordered = [t.detach() if o is None else t.detach()[o] for t, o in zip(tensors, self._orders, strict=True)]
         return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
+
+    def _read_adapters(self) -> None:
+        """All adapters as one pair of products: of each layer's the second makes its own outputs alone."""
+        factors = [adapters.factors_of(linear) for linear in self._linears]
+        ups = [up if o is None else up[o] for (_, up), o in zip(factors, self._orders, strict=True)]
+        self._down = torch.cat([down for down, _ in factors]).t().contiguous()
+        self._up = torch.block_diag(*ups).t().contiguous()  # type: ignore[no-untyped-call]
 
 
 class Norm:
@@ -157,7 +181,7 @@ class Weights:
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        obstacle = _find_obstacle(model)
+        obstacle = find_obstacle(model)
         if obstacle:
             raise UnknownArchitectureError(obstacle)
         config, attention = model.config, model.model.layers[0].self_attn
@@ -186,12 +210,19 @@ class Weights:
         self._seen = fingerprint(model)
 
     def refresh(self) -> None:
-        """Copy the weights again if the model's have changed."""
+        """Copy the weights again if the model's have changed, or its adapters alone if they have."""
         seen = fingerprint(self._model)
-        if seen != self._seen:
-            for part in [*(part for layer in self.layers for part in layer.parts), self.norm, self.head]:
+        if seen == self._seen:
+            return
+        names = (name for name, _ in self._model.named_parameters())
+        changed = [name for name, new, old in zip(names, seen, self._seen, strict=True) if new != old]
+        adapters_only = all(map(adapters.is_of_adapter, changed))
+        for part in [*(part for layer in self.layers for part in layer.parts), self.norm, self.head]:
+            if isinstance(part, Product):
+                part.refresh(adapters_only=adapters_only)
+            else:
                 part.refresh()
-            self._seen = seen
+        self._seen = seen
 
     def rotations(self, num_positions: int) -> dict[str, Tensor]:
         """(S, D / 2) complex rotations of at least `num_positions` positions, by the name that layers have for them."""
@@ -287,7 +318,8 @@ def _has_named_ropes(config: Any) -> bool:
     return "rope_type" not in config.rope_parameters
 
 
-def _find_obstacle(model: Any) -> str | None:
+def find_obstacle(model: Any) -> str | None:
+    """What of `model` the lean decoder does not know; None: it computes all of it."""
     config = model.config
     if config.model_type not in _FAMILIES:
         return f"family {config.model_type}"
@@ -296,7 +328,7 @@ def _find_obstacle(model: Any) -> str | None:
         if rope["rope_type"] not in _ROPE_TYPES or rope.get("partial_rotary_factor", 1.0) != 1.0:
             return f"rotation {rope['rope_type']}"
     if getattr(config, "use_bidirectional_attention", False):
-        return "attention in both directions"
+        return BOTH_DIRECTIONS
     for layer in model.model.layers:
         for module, known in ((layer, _LAYER_PARTS), (layer.self_attn, _ATTENTION_PARTS), (layer.mlp, _MLP_PARTS)):
             for name, child in module.named_children():

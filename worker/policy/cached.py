@@ -29,8 +29,11 @@ class Prefix:
     logits_BV: Tensor
 
     def select(self, index_R: Tensor) -> "Prefix":
-        """A row for each of these numbers of prompts. Uses up this object."""
-        self.cache.batch_select_indices(index_R)
+        """A row for each of these numbers of prompts. Uses up this object.
+
+        `reorder_cache` because every kind of layer has it, also those with a convolution's or a recurrent state.
+        """
+        self.cache.reorder_cache(index_R)
         return Prefix(self.cache, self.mask_BL[index_R], self.lengths_B[index_R], self.logits_BV[index_R])
 
 
@@ -53,13 +56,44 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
     return Prefix(cache, mask_BL, lengths_B, out.logits[:, -1])
 
 
-def bytes_of_token(model: Any) -> int:
-    """About what a model keeps of one token: the keys and values of all its layers."""
-    config = model.config.get_text_config()
-    num_heads = config.num_attention_heads
-    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    return int(2 * config.num_hidden_layers * num_kv_heads * head_dim * model.dtype.itemsize)
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """Bytes that a model keeps of a row: `row` at any length (states of linear attention), and `token` of each."""
+
+    row: int
+    token: int
+
+    def of(self, num_rows: int, num_tokens: int) -> int:
+        """Bytes of a batch."""
+        return num_rows * (self.row + num_tokens * self.token)
+
+
+@torch.no_grad()
+def measure_cache(model: Any) -> CacheSize:
+    """What `model` keeps, measured with two short prompts: layers of one model may differ in all of it."""
+    short, long = (_bytes_kept(model, length) for length in (1, 9))
+    token = max(0, long - short) // 8
+    return CacheSize(row=max(0, short - token), token=token)
+
+
+def _bytes_kept(model: Any, length: int) -> int:
+    out = model(torch.zeros((1, length), dtype=torch.long, device=model.device), use_cache=True)
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors_of(dict(out), "logits").values())
+
+
+def _tensors_of(value: Any, *left_out: str) -> dict[int, Tensor]:
+    """All tensors in an output of a model, whatever keeps them, by their address."""
+    if isinstance(value, Tensor):
+        return {value.data_ptr(): value}
+    if isinstance(value, dict):
+        parts = [part for name, part in value.items() if name not in left_out]
+    elif isinstance(value, list | tuple):
+        parts = list(value)
+    elif type(value).__module__.startswith("transformers."):  # a cache, or a layer of one
+        parts = list(vars(value).values())
+    else:
+        parts = []
+    return {address: tensor for part in parts for address, tensor in _tensors_of(part).items()}
 
 
 class CachedDecoder:
@@ -69,6 +103,7 @@ class CachedDecoder:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._size: CacheSize | None = None
         self.name = f"transformers' forward, {model.dtype}"
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple["CachedBatch", Tensor]:
@@ -81,7 +116,8 @@ class CachedDecoder:
     def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
         """Every row has keys and values of its prompt, too; all are copied when rows leave."""
         width = max(map(len, prompts))
-        caches = 2 * bytes_of_token(self._model) * len(prompts) * (width + max_new_tokens)
+        self._size = self._size or measure_cache(self._model)
+        caches = 2 * self._size.of(len(prompts), width + max_new_tokens)
         logits = 5 * 4 * len(prompts) * self._model.get_output_embeddings().weight.shape[0]
         # What a layer makes of all distinct prompts at once; an MLP is seldom more than four times as wide.
         hidden = self._model.config.get_text_config().hidden_size
@@ -118,7 +154,7 @@ class CachedBatch:
     def keep(self, lines: Sequence[int]) -> None:
         """Only these lines of the batch go on, in this order."""
         index = torch.tensor(lines, device=self._positions_R.device)
-        self._cache.batch_select_indices(index)
+        self._cache.reorder_cache(index)
         self._mask_RS, self._positions_R = self._mask_RS[index], self._positions_R[index]
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from worker import settings
 from worker.errors import ModelError
-from worker.policy import memory, native, vllm
-from worker.policy.architecture import UnknownArchitectureError
+from worker.policy import check, memory, native, vllm
+from worker.policy.architecture import BOTH_DIRECTIONS, UnknownArchitectureError, find_obstacle
 from worker.policy.cached import CachedDecoder
 from worker.policy.decoder import LeanDecoder
 from worker.policy.engine import Decoder, Ending, Engine, Sampled
@@ -30,16 +30,21 @@ from worker.policy.vllm import VllmEngine
 
 log = logging.getLogger(__name__)
 
-_LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""How far the lean decoder's logits may be from transformers' (root mean square, of their spread)."""
+_WORSE_THAN_THEIRS = 1.5
+"""The lean decoder may be so many times as far from float32 as transformers' pass in the same precision is."""
+_WORSE_IS_WRONG = 4.0
+"""The same for transformers' forward with a cache. It is the last way, and a wrong cache is much further off."""
+
+Prompts = Sequence[Sequence[int]]
 
 
-def load_engine(model: Any, generation: settings.Generation, rows: Rows | None = None) -> Engine:
+def load_engine(model: Any, generation: settings.Generation, rows: Rows | None = None, prompts: Prompts = ()) -> Engine:
     """The engine that the settings name, for this model. It follows the model's weights.
 
-    Raises ModelError for a vLLM that is asked for and can't be had.
+    `rows` is how many answers it generates at once; None: it finds out for itself. `prompts` are real ones, which our
+    engine is checked with; none: arbitrary tokens.
 
-    `rows` is how many answers it generates at once; None: it finds out for itself.
+    Raises ModelError for a vLLM that is asked for and can't be had, and for a model that our engine computes wrongly.
     """
     if generation.engine == "transformers":
         return ReferenceEngine(model, rows)
@@ -52,14 +57,14 @@ def load_engine(model: Any, generation: settings.Generation, rows: Rows | None =
             log.warning("vllm not used reason=%s", error)
         gc.collect()  # what it has taken of the GPU so far
         memory.release(model.device)
-    return TorchEngine(model, generation.dtype, rows)
+    return TorchEngine(model, generation.dtype, rows, prompts)
 
 
 class TorchEngine:
     """Ours. `decoder` is what it found fit for the model."""
 
-    def __init__(self, model: Any, dtype: str = "auto", rows: Rows | None = None) -> None:
-        self.decoder: Decoder = _find_decoder(model, dtype)
+    def __init__(self, model: Any, dtype: str = "auto", rows: Rows | None = None, prompts: Prompts = ()) -> None:
+        self.decoder: Decoder = _find_decoder(model, find_dtype(model, dtype), prompts)
         self._device = model.device
         self._rows = rows or Rows(model.device)
 
@@ -135,47 +140,110 @@ def _collect(history: list[tuple[list[int], Tensor]], lengths_N: list[int]) -> l
     return logprobs
 
 
-def _find_decoder(model: Any, dtype_name: str) -> Decoder:
-    """The lean decoder if it knows the model and says what transformers says of it, else transformers' own forward."""
-    dtype = _find_dtype(model, dtype_name)
+def _find_decoder(model: Any, dtype: torch.dtype, prompts: Prompts) -> Decoder:
+    """The first way that computes the model rightly: the lean decoder in `dtype`, in float32, transformers' forward.
+
+    Raises ModelError where none does.
+    """
+    obstacle = find_obstacle(model)
+    if obstacle == BOTH_DIRECTIONS:
+        raise ModelError(
+            f"model of type {model.config.model_type}: {BOTH_DIRECTIONS}: it reads what comes after a token, too, so "
+            "it can't be sampled; take a causal language model (use_bidirectional_attention off in config.json)"
+        )
+    if obstacle:
+        log.info("lean decoder not used reason=%s", obstacle)
+    trial = _Trial(model, prompts)
+    if not trial.can_be_judged:
+        log.warning("engine not checked reason=the model's logits are not finite family=%s", model.config.model_type)
+        return CachedDecoder(model)
+    for wanted in () if obstacle else dict.fromkeys((dtype, torch.float32)):
+        decoder = _try_lean(model, wanted, trial)
+        if decoder is not None:
+            return decoder
+    return _require_cached(model, trial)
+
+
+class _Trial:
+    """Prompts, and what plain forward passes say of them in float32: what decoders are judged by."""
+
+    def __init__(self, model: Any, prompts: Prompts) -> None:
+        self._model = model
+        num_tokens = int(model.get_output_embeddings().weight.shape[0])
+        self._prompts = check.shorten(prompts) or check.arbitrary_prompts(num_tokens)
+        self._exact = check.plain_logits(model, self._prompts, torch.float32)
+        self.can_be_judged = bool(self._exact.isfinite().all())
+        self._theirs: dict[torch.dtype, float] = {torch.float32: 0.0}
+
+    def judge(self, decoder: Decoder, dtype: torch.dtype, factor: float) -> tuple[float, float]:
+        """The decoder's distance from float32, and the largest that is accepted of one that computes in `dtype`."""
+        error = check.difference(check.decoded_logits(decoder, self._prompts, self._model.device), self._exact)
+        if dtype not in self._theirs:
+            theirs = check.plain_logits(self._model, self._prompts, dtype)
+            self._theirs[dtype] = check.difference(theirs, self._exact)
+        return error, check.allowed_error(self._theirs[dtype], factor)
+
+
+def _try_lean(model: Any, dtype: torch.dtype, trial: _Trial) -> LeanDecoder | None:
+    """The lean decoder, if memory takes it and it is right; otherwise the log says why not."""
+    needed, free = model.num_parameters() * dtype.itemsize, memory.free(model.device)
+    if dtype != model.dtype and needed > free:
+        log.warning(
+            "lean decoder not tried dtype=%s reason=its copy of the weights takes %d MiB, %d MiB are free",
+            dtype, needed >> 20, free >> 20,
+        )  # fmt: skip
+        return None
     try:
         decoder = LeanDecoder(model, dtype)
+        error, allowed = trial.judge(decoder, dtype, _WORSE_THAN_THEIRS)
     except UnknownArchitectureError as obstacle:
         log.info("lean decoder not used reason=%s", obstacle)
-        return CachedDecoder(model)
-    error = disagreement(decoder, CachedDecoder(model), model.get_output_embeddings().weight.shape[0], model.device)
-    if not error <= _LARGEST_ERROR[dtype]:
-        log.warning(
-            "lean decoder not used reason=disagreement family=%s error=%.2g allowed=%.2g; generation is slower",
-            model.config.model_type,
-            error,
-            _LARGEST_ERROR[dtype],
-        )
-        return CachedDecoder(model)
+        return None
+    if error <= allowed:
+        log.info("lean decoder checked dtype=%s error=%.2g allowed=%.2g", dtype, error, allowed)
+        return decoder
+    log.warning(
+        "lean decoder not used reason=disagreement family=%s dtype=%s error=%.2g allowed=%.2g",
+        model.config.model_type, dtype, error, allowed,
+    )  # fmt: skip
+    return None
+
+
+def _require_cached(model: Any, trial: _Trial) -> CachedDecoder:
+    """transformers' forward with a cache, which must say what its forward without one says."""
+    decoder = CachedDecoder(model)
+    try:
+        error, allowed = trial.judge(decoder, model.dtype, _WORSE_IS_WRONG)
+    except Exception as failure:
+        reason = memory.reason_of(failure)
+        if memory.is_out_of_memory(failure):
+            raise ModelError(
+                f"model of type {model.config.model_type}: memory does not take even the check with four short prompts "
+                f"({reason}); free memory, or take a smaller model"
+            ) from failure
+        raise _refusal(model, f"fails: {type(failure).__name__}: {reason}") from failure
+    if not error <= allowed:
+        raise _refusal(model, f"is {error:.2g} off one pass without a cache, allowed are {allowed:.2g}")
     return decoder
 
 
-@torch.no_grad()
-def disagreement(ours: Decoder, theirs: Decoder, num_tokens: int, device: torch.device) -> float:
-    """How far two decoders' logits are apart (root mean square, of their spread) over prompts and steps."""
-    prompts = [[(7 * i + 3) % num_tokens for i in range(n)] for n in (24, 24, 9, 9)]
-    batches = [decoder.start(prompts, 4) for decoder in (ours, theirs)]
-    outputs: list[list[Tensor]] = [[logits_RV.float()] for _, logits_RV in batches]
-    for step in range(3):
-        tokens_R = torch.tensor([(11 * step + 5 * r) % num_tokens for r in range(4)], device=device)
-        for (batch, _), logits in zip(batches, outputs, strict=True):
-            logits.append(batch.step(tokens_R).float())
-    a, b = (torch.stack(logits) for logits in outputs)
-    return float((a - b).square().mean().sqrt() / (b - b.mean(-1, keepdim=True)).square().mean().sqrt().clamp(min=1e-6))
+def _refusal(model: Any, reason: str) -> ModelError:
+    return ModelError(
+        f"model of type {model.config.model_type} ({type(model).__name__}): transformers' forward with a cache "
+        f"{reason}; its answers would not be the model's. Set generation.engine to transformers, which generates this "
+        "type in its own way, slower, or take a model of a family that docs/models.md lists"
+    )
 
 
-def _find_dtype(model: Any, name: str) -> torch.dtype:
+def find_dtype(model: Any, name: str) -> torch.dtype:
     """auto: on a CPU bfloat16 where that is fast (AMX; or AVX2, with our own operations); else the model's own."""
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
-    if model.device.type == "cpu":
-        has_vectors = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-        if torch.cpu._is_amx_tile_supported() or (has_vectors and native.load() is not None):
-            return torch.bfloat16
-    dtype: torch.dtype = model.dtype
+    dtype: torch.dtype = torch.bfloat16 if model.device.type == "cpu" and has_fast_bfloat16() else model.dtype
     return dtype
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies with 16-bit weights faster than with float32 ones."""
+    has_vectors = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return torch.cpu._is_amx_tile_supported() or (has_vectors and native.load() is not None)

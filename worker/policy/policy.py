@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from worker import settings
 from worker.errors import ModelError
-from worker.policy import memory
+from worker.policy import check, memory
 from worker.policy.choice import TINY, compare_context, find_folder
 from worker.policy.engine import Ending, Engine, Sampled
 from worker.policy.generation import load_engine
@@ -62,6 +62,7 @@ class Policy:
             frozenset(self.end_ids), self._has_answer_end, [">" in text for text in self._decode_each_token()]
         )
         self._rows = Rows(model.device)
+        self._questions: tuple[str, ...] = check.QUESTIONS
         self._engine: Engine | None = None
         self._engine_for: tuple[Any, str, str] | None = None
         self._instruction_role = self._find_instruction_role()
@@ -135,8 +136,12 @@ class Policy:
             answers[i] = [self._completion(row) for row in group]
         return answers
 
-    def prepare(self, generation: settings.Generation, file: Path) -> None:
-        """Load what generates, before the first question. `file` remembers how many answers fit into memory at once."""
+    def prepare(self, generation: settings.Generation, file: Path, questions: Sequence[str] = check.QUESTIONS) -> None:
+        """Load what generates, before the first question. `file` remembers how many answers fit into memory at once.
+
+        `questions` are such as will be asked: the engine is checked with them.
+        """
+        self._questions = tuple(questions)
         lengths = f"{generation.max_prompt_length}+{generation.max_completion_length}"
         machine = memory.describe(self.model.device)
         self._rows.remember_in(
@@ -147,7 +152,8 @@ class Policy:
     def _load_engine(self, generation: settings.Generation) -> Engine:
         wanted = (self.model, generation.engine, generation.dtype)
         if self._engine is None or self._engine_for != wanted:
-            self._engine, self._engine_for = load_engine(self.model, generation, self._rows), wanted
+            prompts = [self.prompt_ids(question) for question in self._questions]
+            self._engine, self._engine_for = load_engine(self.model, generation, self._rows, prompts), wanted
             log.info("generation engine=%s", self._engine.name)
         return self._engine
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from worker import settings
-from worker.policy.cached import bytes_of_token
+from worker.policy.cached import CacheSize, measure_cache
 from worker.policy.engine import Ending, Sampled
 from worker.policy.rows import Rows
 
@@ -25,6 +25,7 @@ class ReferenceEngine:
         self.name = f"transformers' generate, {model.dtype}"
         self._model = model
         self._rows = rows or Rows(model.device)
+        self._size: CacheSize | None = None
 
     def generate(
         self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
@@ -32,10 +33,11 @@ class ReferenceEngine:
         G, T = generation.num_generations, generation.max_completion_length
         prompts_R = [prompt for prompt in prompts for _ in range(G)]
         num_logits = self._model.get_output_embeddings().weight.shape[0]
+        size = self._size = self._size or measure_cache(self._model)
 
         def needed(piece: range) -> int:
             width = max(len(prompts_R[row]) for row in piece) + T
-            return len(piece) * int(2 * width * bytes_of_token(self._model) + 8 * T * num_logits)
+            return int(2 * size.of(len(piece), width) + 8 * len(piece) * T * num_logits)
 
         def make(piece: range) -> list[Sampled]:
             return self._generate([prompts_R[row] for row in piece], generation, seed + piece.start, ending)
