@@ -9,3 +9,4 @@ config.CONNECT_TIMEOUT = 10
 connection.limit_silence()
 inventory.check()
 report.name_failed_hosts_at_exit()
+report.end_with_130_if_interrupted()

@@ -9,10 +9,11 @@ from pathlib import Path
 from pyinfra.context import ctx_host
 from pyinfra.facts.files import Directory
 
-from deploys import coordinator, memory, system, units, worker
+from deploys import coordinator, locks, memory, system, units, worker
 from deploys.facts import (
     COMMAND,
     ChosenModels,
+    ConfiguredServices,
     ConfiguredSlots,
     FileContent,
     Identities,
@@ -41,10 +42,11 @@ def ask(plan: Planned) -> None:
 def _questions(plan: Planned) -> Iterator[Question]:
     python = system.python_of(ctx_host.get().get_fact(Distribution))
     yield InstalledPackages, {"names": system.packages_on(python, bool(plan.host.services))}
+    yield locks.HostLock, {}
     yield UserEntry, {"user": system.USER}
     if plan.host.deployment.tailscale:
         yield TailnetOfHost, {}
-    for fact in (Releases, PastDeploys, SystemdVersion, Identities, ConfiguredSlots, ChosenModels):
+    for fact in (Releases, PastDeploys, SystemdVersion, Identities, ConfiguredSlots, ConfiguredServices, ChosenModels):
         yield fact, {}
     for folder in (*system.FOLDERS, CONFIGURATION, *(slot.settings.node.state_dir for slot in plan.host.slots)):
         yield Directory, {"path": str(folder)}

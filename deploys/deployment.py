@@ -41,6 +41,8 @@ class Deployment(BaseModel):
     or, with a wheelhouse, pip on the operator's side."""
     secrets_dir: Text = "secrets"
     """Folder on the operator's side, relative to the checkout, that keeps what must not be in an inventory."""
+    break_lock: bool = False
+    """Take the lock of a host even if somebody has it. For the command line of one run: `--data break_lock=true`."""
     watchdog_seconds: int = Field(default=900, gt=0, le=MAX_SECONDS)
     """A worker that has not got on for so long is restarted. Longer than its slowest step."""
     wireguard: bool = False

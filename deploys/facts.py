@@ -141,6 +141,24 @@ def _peer_id(text: str) -> str | None:
     return peer_id if isinstance(peer_id, str) and peer_id else None
 
 
+class MovedAway(OwnFact[dict[int, str]]):
+    """Slots whose key a move has set aside, and that have no other, with the peer id that they had ("" if unknown)."""
+
+    def command(self) -> str:
+        return (
+            f"{reading.FUNCTIONS} for d in {STATE}/worker-*; do"
+            " [ ! -e $d/swarm.pem.moved ] || [ -e $d/swarm.pem ]"
+            ' || echo "$d/enrolment.json $(own_file $d/enrolment.json.moved | tr -d "\\n")"; done'
+        )
+
+    @staticmethod
+    def default() -> dict[int, str]:
+        return {}
+
+    def read(self, output: list[str]) -> dict[int, str]:
+        return {number: _peer_id(text) or "" for _, number, text in _enrolments(output)}
+
+
 class ChosenModels(OwnFact[list[int]]):
     """Numbers of the slots whose model was chosen by the machine (`model.name: auto`)."""
 
@@ -168,6 +186,20 @@ class ConfiguredSlots(OwnFact[list[int]]):
 
     def read(self, output: list[str]) -> list[int]:
         return sorted(int(line) for line in output)
+
+
+class ConfiguredServices(OwnFact[list[str]]):
+    """Roles of a coordinator that have a settings file."""
+
+    def command(self) -> str:
+        return f"ls {CONFIGURATION} 2>/dev/null | sed -n '/^worker-/d; s/^\\([a-z]*\\)\\.yaml$/\\1/p'"
+
+    @staticmethod
+    def default() -> list[str]:
+        return []
+
+    def read(self, output: list[str]) -> list[str]:
+        return sorted(output)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pyinfra import host
 from pyinfra.api import operation
 
-from deploys import coordinator, secretfiles, units, worker
+from deploys import coordinator, locks, secretfiles, units, worker
 from deploys.facts import CURRENT, DEPLOYED, PREVIOUS, WHOLE, PastDeploys, SystemdVersion
 from deploys.places import CONFIGURATION, RETIRED, STATE
 from deploys.plan import Planned
@@ -66,7 +66,7 @@ def finish(digest: str) -> Iterator[str]:
 @operation()
 def go_back() -> Iterator[str]:
     """Have the host as it was before its last deploy. Services that ran then and run now as then are left alone."""
-    yield _GO_BACK
+    yield locks.held(_GO_BACK)
 
 
 # Units in the order in which they need each other; a worker's name sorts behind them.
@@ -89,6 +89,12 @@ for file in $old/settings/worker-*.yaml; do
   slot=$(basename "$file" .yaml)
   kept=$(find {RETIRED} -maxdepth 1 -type d -name "$slot-*" 2>/dev/null | sort | tail -n 1)
   [ -e {STATE}/$slot ] || [ -z "$kept" ] || mv -T "$kept" {STATE}/$slot
+done
+for file in $old/settings/*.yaml; do
+  role=$(basename "$file" .yaml)
+  case $role in worker-*) continue;; esac
+  kept=$(find {RETIRED} -mindepth 2 -maxdepth 2 -type d -path "*/coordinator-*/$role" 2>/dev/null | sort | tail -n 1)
+  [ -e {STATE}/$role ] || [ -z "$kept" ] || mv -T "$kept" {STATE}/$role
 done
 systemctl daemon-reload
 failed=

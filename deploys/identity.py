@@ -1,15 +1,18 @@
 """Identities: the fleet's enrolment token, and one key per slot, made once, on the host, by enrolment."""
 
 import hashlib
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api import operation
+from pyinfra.api import StringCommand, operation
 
-from deploys import content
-from deploys.facts import ChosenModels, FileContent, Identities
+from deploys import content, locks, operator
+from deploys.facts import DEPLOYED, ChosenModels, FileContent, Identities
 from deploys.hosts import ENROLMENT_TOKEN
+from deploys.places import CONFIGURATION
 from deploys.plan import Planned
 from deploys.slots import Slot
 from deploys.system import USER
@@ -19,7 +22,7 @@ ENROL_SECONDS = 180
 
 
 def install_enrolment_token(plan: Planned) -> str:
-    """Give the host the token, if the fleet has one; return what stands for it in a service's digest.
+    """Give the host the token, if the fleet has one; return its fingerprint.
 
     Only root can read it. systemd hands a copy to the services that need it, while they run.
     """
@@ -27,7 +30,37 @@ def install_enrolment_token(plan: Planned) -> str:
         return ""
     text = f"{plan.token}\n".encode()
     content.file(name="Write the enrolment token", path=ENROLMENT_TOKEN, content=text, mode="600")
-    return hashlib.sha256(text).hexdigest()
+    return operator.fingerprint(plan.token)
+
+
+def with_token(digest: str, fingerprint: str) -> str:
+    """The digest of a service that is started with the token: what `replace_token` can change without a deploy."""
+    return f"{digest}-{fingerprint[:16]}" if fingerprint else digest
+
+
+@operation()
+def replace_token() -> Iterator[StringCommand]:
+    """Have another enrolment token, which comes on standard input. The account service, if it is here, takes it up."""
+    account = "hivewright-account.service"
+    script = f"""set -e
+umask 077
+[ -d {CONFIGURATION} ] || {{ echo 'nothing is deployed on this host' >&2; exit 1; }}
+cat > {ENROLMENT_TOKEN}.new
+[ -s {ENROLMENT_TOKEN}.new ] || {{ rm -f {ENROLMENT_TOKEN}.new; echo 'no token came' >&2; exit 1; }}
+mv -T {ENROLMENT_TOKEN}.new {ENROLMENT_TOKEN}
+[ -e {DEPLOYED}/{account} ] || exit 0
+systemctl restart {account}
+mark=$(sha256sum < {ENROLMENT_TOKEN} | cut -c 1-16)
+sed "s/-.*//; s/$/-$mark/" {DEPLOYED}/{account} > {DEPLOYED}/.account.new
+mv -T {DEPLOYED}/.account.new {DEPLOYED}/{account}
+"""
+    yield StringCommand(locks.held(script), _stdin=[standard_input()])
+
+
+@cache
+def standard_input() -> str:
+    """What pyinfra was given. It runs an operation twice: to see what it would do, and to do it."""
+    return sys.stdin.read()
 
 
 def restore_key(slot: Slot) -> None:

@@ -16,11 +16,15 @@ from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
 from pyinfra.api.host import Host
 from pyinfra.connectors.util import CommandOutput, OutputLine
 
+from deploys import locks
+
 # A fact, and the arguments of its command.
 Question = tuple[type[FactBase[Any]], dict[str, Any]]
 
 # Arguments of a question that make no difference to the answer.
 _IRRELEVANT = ("_timeout", "print_output", "print_input")
+
+LOCK_SECONDS = 30
 
 _memories: dict[str, "_Memory"] = {}
 
@@ -33,6 +37,17 @@ def ask_ahead(of: Host, questions: Iterable[Question]) -> None:
     if of.name not in _memories:
         _memories[of.name] = _Memory(of)
     _memories[of.name].ask_ahead(questions)
+
+
+def is_changed(of: Host) -> bool:
+    """Whether this run has begun to change the host."""
+    return of.name in _memories and _memories[of.name].is_locked
+
+
+def lock_before_changes(of: Host) -> None:
+    """Have the host locked (deploys/locks.py) from the first command that is not a question to its disconnection."""
+    ask_ahead(of, [(locks.HostLock, {})])
+    _memories[of.name].lock_before_changes()
 
 
 def forget(of: Host) -> None:
@@ -48,12 +63,45 @@ class _Memory:
         self._host = of
         self._get_fact, self._run = of.get_fact, of.connector.run_shell_command
         self._answers: dict[str, CommandOutput] = {}
+        self._wants_lock, self.is_locked = False, False
+        self._as_locked: dict[str, Any] = {}
         # pyinfra has a greenlet for each host, and others may look at this one meanwhile.
         self._here = threading.local()
         of.get_fact, of.connector.run_shell_command = self._asked, self._told
 
     def forget(self) -> None:
         self._answers.clear()
+
+    def lock_before_changes(self) -> None:
+        if self._wants_lock:
+            return
+        self._wants_lock = True
+        disconnect = self._host.disconnect
+
+        def unlock() -> None:
+            try:
+                self._unlock()
+            finally:
+                disconnect()
+
+        self._host.disconnect = unlock
+
+    def _lock(self, arguments: dict[str, Any]) -> tuple[bool, CommandOutput]:
+        found = self._host.get_fact(locks.HostLock)
+        abandoned = found if found and locks.is_abandoned(found) else None
+        script = locks.take(abandoned, self._host.data.get(locks.BREAK) is True)
+        self._as_locked = {key: value for key, value in arguments.items() if key not in ("_stdin", "_timeout")}
+        done: tuple[bool, CommandOutput] = self._run(StringCommand(script), **self._as_locked, _timeout=LOCK_SECONDS)
+        self.is_locked = done[0]
+        return done
+
+    def _unlock(self) -> None:
+        """A connection that is lost leaves the lock; the next run from here finds that its owner has ended."""
+        if self.is_locked:
+            try:
+                self._run(StringCommand(locks.release()), **self._as_locked, _timeout=LOCK_SECONDS)
+            except (TimeoutError, OSError, SSHException):
+                return
 
     def ask_ahead(self, questions: Iterable[Question]) -> None:
         arguments = arguments_of_facts(self._host)
@@ -83,6 +131,10 @@ class _Memory:
     def _told(self, command: StringCommand | str, *display: Any, **arguments: Any) -> tuple[bool, CommandOutput]:
         """In place of run_shell_command."""
         if not getattr(self._here, "is_asking", False):
+            if self._wants_lock and not self.is_locked:
+                locked = self._lock(arguments)
+                if not locked[0]:
+                    return locked
             self.forget()
             done: tuple[bool, CommandOutput] = self._run(command, *display, **arguments)
             return done

@@ -1,11 +1,13 @@
 """What is decided once, on the operator's side, before any host is touched: the commit, and the fleet's token."""
 
 import fcntl
+import hashlib
 import json
 import os
 import re
 import secrets
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from worker.errors import SettingsError
 RESOLVE_SECONDS = 60
 TOKEN_FILE = "enrolment.token"  # noqa: S105 - a file name
 EXPECTED_TOKEN = "expected one word; the account service's host has it in /etc/hivewright/enrolment.token"  # noqa: S105
+# SHA-256 of the files of tokens that were rotated out.
+REPLACED_FILE = "enrolment.replaced"
+FETCH = "`hivewright fleet fetch-token INVENTORY` brings the fleet's token here"
 # Public keys of the hosts of a WireGuard mesh, by host.
 PUBLIC_KEYS_FILE = "wireguard.json"
 EXPECTED_RECORD = "expected public keys by host; take a copy of it, or remove it and deploy the whole fleet"
@@ -79,7 +84,8 @@ def secrets_mistakes(folder: Path) -> Iterator[str]:
         yield f"{folder} is no folder; expected one for what must not be in an inventory"
         return
     try:
-        enrolment_token(folder, create=False)
+        enrolment_token(folder)
+        replaced_tokens(folder)
     except SettingsError as error:
         yield str(error)
     try:
@@ -88,23 +94,75 @@ def secrets_mistakes(folder: Path) -> Iterator[str]:
         yield str(error)
 
 
-def enrolment_token(folder: Path, create: bool) -> str | None:
-    """The token that lets new nodes into the fleet, kept in `folder`. None: there is none, and `create` is False.
+def enrolment_token(folder: Path) -> str | None:
+    """The token that lets new nodes into the fleet, kept in `folder`. None: there is none.
 
     Raises SettingsError if what is there is none.
     """
     file = folder / TOKEN_FILE
     try:
-        if create and not file.exists():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-                stream.write(secrets.token_urlsafe(32) + "\n")
         words = file.read_text().split() if file.exists() else None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file}: {_reason(error)}; {EXPECTED_TOKEN}") from None
     if words is not None and len(words) != 1:
         raise SettingsError(f"{file}: {len(words)} words; {EXPECTED_TOKEN}")
     return words[0] if words else None
+
+
+def new_token() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def fingerprint(token: str) -> str:
+    """Digest of the file that has a token: of ours, and of a host's."""
+    return hashlib.sha256(f"{token}\n".encode()).hexdigest()
+
+
+def keep_token(folder: Path, token: str) -> Path | None:
+    """Write the token into `folder`, in one step. One that is there is set aside; return where (None: there was none).
+
+    Raises SettingsError if it can't be written.
+    """
+    file = folder / TOKEN_FILE
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        aside = None
+        if file.exists():
+            aside = file.with_name(f"{TOKEN_FILE}.until-{time.strftime('%Y%m%dT%H%M%S')}")
+            os.link(file, aside)
+        new = file.with_name(f".{TOKEN_FILE}.new")
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(f"{token}\n")
+        new.rename(file)
+    except OSError as error:
+        raise SettingsError(f"{file}: {_reason(error)}; expected a place for the token") from None
+    return aside
+
+
+def replaced_tokens(folder: Path) -> set[str]:
+    """Fingerprints of tokens that were rotated out here: a host that still has one gets the new one.
+
+    Raises SettingsError if the record of them can't be read.
+    """
+    record = folder / REPLACED_FILE
+    try:
+        return set(record.read_text().split()) if record.exists() else set()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{record}: {_reason(error)}; expected SHA-256 digests of earlier tokens") from None
+
+
+def rotate_token(folder: Path) -> str:
+    """Have a new token, and the old one known as replaced. Raises SettingsError if there is none to replace."""
+    old = enrolment_token(folder)
+    if old is None:
+        raise SettingsError(f"{folder / TOKEN_FILE}: no such file; nothing to replace; {FETCH}")
+    record = folder / REPLACED_FILE
+    known = replaced_tokens(folder) | {fingerprint(old)}
+    record.write_text("\n".join(sorted(known)) + "\n")
+    token = new_token()
+    keep_token(folder, token)
+    return token
 
 
 def public_keys(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from pyinfra.context import ctx_host
 from deploys import hosts, memory, mesh, operator, report, secretfiles
 from deploys.addresses import EXPECTED_SSH_HOST, is_ssh_host
 from deploys.deployment import PIP, Deployment
-from deploys.facts import DamagedEnrolments, Identities
+from deploys.facts import DamagedEnrolments, FileContent, Identities, MovedAway
 from deploys.gpus import X86, Gpus, choose_torch
 from deploys.hardware import Distribution, HostGpus, OwnPipSources
 from deploys.hosts import HostEntry, HostPlan
@@ -41,8 +41,20 @@ DAMAGED = (
     "and the next deploy enrols the slot again, with the key that is beside it"
 )
 
-# Of a dry run: nothing of it gets anywhere.
-TOKEN_TO_COME = "to-be-made"  # noqa: S105
+MOVED = (
+    "the key of slot {numbers} was set aside by a move (swarm.pem.moved in {state}/worker-N). If the move is to stay, "
+    "take the slot out of the inventory and deploy; put in again after that, it is a new worker. If it is to be "
+    "undone, `hivewright fleet take-back INVENTORY --limit {name}` gives the key back"
+)
+
+UNLIKE_OURS = (
+    "{names}: another enrolment token than this side ({file}); fetch theirs: `hivewright fleet fetch-token INVENTORY`, "
+    "and if it is to be another one: `hivewright fleet rotate-token INVENTORY`, after that"
+)
+NOT_HERE = (
+    "{file}: no such file, and the coordinator {name}, which may have the fleet's enrolment token, is not among the "
+    "hosts that were reached; fetch it (`hivewright fleet fetch-token INVENTORY`), or deploy the coordinator first"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,8 @@ class Planned:
 
 
 _planned: dict[str, Planned] = {}
+# The token that this run makes, by the folder of secrets that it goes to, until it is there.
+_token_to_keep: dict[Path, str] = {}
 
 # pyinfra runs deploy.py once per host, all at the same time; the first one looks at the hosts for all.
 _lock = threading.Lock()
@@ -74,7 +88,7 @@ _looked_for_twins = False
 def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
     """Make the plans of all hosts of the inventory. Raises SettingsError, a line for each mistake of any host.
 
-    `is_dry`: nothing is made on this side either; something stands for a token that is yet to be made.
+    `is_dry`: nothing is made on this side either.
     """
     all_hosts = list(all_hosts)
     entries = [_entry(each) for each in all_hosts]
@@ -96,10 +110,17 @@ def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
     has_account = any(plan.services for plan in plans.values())
     data = {entry.name: entry.data for entry in entries}
     members = mesh.members({name: plan.deployment for name, plan in plans.items()}, data)
+    if not plans:
+        return
+    folder = CHECKOUT / next(iter(plans.values())).deployment.secrets_dir
+    token = operator.enrolment_token(folder)
+    # It is written once no host is found to have another one.
+    _token_to_keep.clear()
+    if token is None and has_account:
+        token = operator.new_token()
+        if not is_dry:
+            _token_to_keep[folder] = token
     for name, plan in plans.items():
-        token = operator.enrolment_token(CHECKOUT / plan.deployment.secrets_dir, create=has_account and not is_dry)
-        if token is None and has_account:
-            token = TOKEN_TO_COME
         _planned[name] = Planned(plan, *commits[name], token, members)
 
 
@@ -110,6 +131,7 @@ def current() -> Planned:
         if not _looked_for_twins:
             _looked_for_twins = True
             _refuse_twins()
+            _settle_token()
     if host.name not in _planned:
         raise DeployError("no plan was made; run deploy.py from the checkout, with the config.py that is there")
     return _fit(_planned[host.name])
@@ -122,6 +144,9 @@ def _fit(planned: Planned) -> Planned:
         return replace(planned, unfit=NO_ANVIL.format(machine=machine))
     if damaged := host.get_fact(DamagedEnrolments):
         return replace(planned, unfit=DAMAGED.format(files=", ".join(damaged)))
+    if moved := _moved_away(planned.host):
+        numbers = ", ".join(map(str, moved))
+        return replace(planned, unfit=MOVED.format(numbers=numbers, state=STATE, name=planned.host.name))
     gpus = host.get_fact(HostGpus) if planned.host.slots else Gpus()
     try:
         plan = planned.host.on(gpus)
@@ -131,6 +156,15 @@ def _fit(planned: Planned) -> Planned:
         return replace(planned, host=plan, torch_index=choose_torch(used, deployment.torch_index, machine))
     except SettingsError as error:
         return replace(planned, unfit=str(error))
+
+
+def _moved_away(plan: HostPlan) -> list[int]:
+    """Slots that the inventory names and whose key has moved to another host. One with a key file of its own is new."""
+    has_key = {slot.number for slot in plan.slots if slot.identity is not None}
+    is_planned = {slot.number for slot in plan.slots}
+    return [
+        n for n in sorted(host.get_fact(MovedAway)) if n not in has_key and (n in is_planned or plan.has_auto_slots)
+    ]
 
 
 def _has_own_sources(deployment: Deployment) -> bool:
@@ -275,9 +309,38 @@ def _refuse_twins() -> None:
             users[peer_id] = user
 
 
+def _settle_token() -> None:
+    """Keep the token that this run makes. Raises DeployError if a host has another one than is planned for it."""
+    planned = next(iter(_planned.values()), None)
+    if planned is None or planned.token is None:
+        return
+    folder = CHECKOUT / planned.host.deployment.secrets_dir
+    file = folder / operator.TOKEN_FILE
+    active = list(inventory.get_active_hosts())
+    found = dict(state.fact_pool.map(_token_of, active))
+    known = {operator.fingerprint(planned.token), *operator.replaced_tokens(folder)}
+    if others := [name for name, digest in found.items() if digest is not None and digest not in known]:
+        raise report.stop(UNLIKE_OURS.format(names=", ".join(others), file=file))
+    for folder, token in _token_to_keep.items():
+        hubs = [name for name, each in _planned.items() if each.host.services]
+        if not set(hubs) & set(found):
+            raise report.stop(NOT_HERE.format(file=file, name=", ".join(hubs)))
+        operator.keep_token(folder, token)
+    _token_to_keep.clear()
+
+
+def _token_of(of: Host) -> tuple[str, str | None]:
+    """The fingerprint of the enrolment token that a host has."""
+    with ctx_host.use(of):
+        found = of.get_fact(FileContent, path=str(hosts.ENROLMENT_TOKEN))
+        return of.name, None if found is None else found.sha256
+
+
 def _identities(of: Host) -> tuple[str, dict[int, str]]:
     with ctx_host.use(of):
-        memory.ask_ahead(of, [(fact, {}) for fact in (Identities, Distribution, HostGpus, OwnPipSources)])
+        facts = (Identities, MovedAway, Distribution, HostGpus, OwnPipSources)
+        token = (FileContent, {"path": str(hosts.ENROLMENT_TOKEN)})
+        memory.ask_ahead(of, [*((fact, {}) for fact in facts), token])
         return of.name, of.get_fact(Identities)
 
 

@@ -78,13 +78,14 @@ def checkout(repository: str, commit: str) -> Iterator[str]:
     if commit in host.get_fact(Releases).parts:
         host.noop(f"{commit} is checked out")
         return
-    partial = RELEASES / ".partial"
-    git = f"git -C {partial}"
+    git = 'git -C "$partial"'
     options = shlex.join(["--quiet", "--depth=1", *operator.read_options(repository)])
+    # Folders that earlier runs have left, which were cut off: whoever has the lock is alone.
     yield (
-        f"rm -rf {partial} && git init --quiet {partial}"
+        f"rm -rf {RELEASES}/.partial*; partial=$(mktemp -d {RELEASES}/.partial-XXXXXX) && chmod 755 $partial"
+        " && trap 'rm -rf $partial' EXIT && git init --quiet $partial"
         f" && GIT_TERMINAL_PROMPT=0 {git} fetch {options} {shlex.quote(repository)} {commit}"
-        f" && {git} checkout --quiet --detach FETCH_HEAD && mv -T {partial} {RELEASES / commit}"
+        f" && {git} checkout --quiet --detach FETCH_HEAD && mv -T $partial {RELEASES / commit}"
     )
 
 

@@ -1,15 +1,22 @@
-"""The last line of a run that failed on some hosts: their names, and what went wrong there."""
+"""The last line of a run that failed on some hosts, or was interrupted: their names, and what went wrong there."""
 
 import atexit
+import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 from pyinfra.api.exceptions import DeployError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.context import ctx_state
 
+from deploys import locks, memory
+
+INTERRUPTED = 130
 _reasons: list[str] = []
 _notes: list[str] = []
+_interruptions: list[int] = []
 
 
 def stop(reason: str) -> DeployError:
@@ -29,8 +36,23 @@ def name_failed_hosts_at_exit() -> None:
     atexit.register(_name_failed_hosts)
 
 
+def end_with_130_if_interrupted() -> None:
+    """Have Ctrl-C, or SIGTERM, end the process with 130: pyinfra alone would end with 0, as if all were done."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, _: FrameType | None) -> NoReturn:
+    _interruptions.append(number)
+    sys.exit(INTERRUPTED)
+
+
 def _name_failed_hosts() -> None:
     state: State | None = ctx_state.get()
+    if _interruptions:
+        sys.stdout.flush()
+        print(_interrupted(state), file=sys.stderr, flush=True)
+        return
     for line in sorted(_notes):
         print(f"note: {line}", file=sys.stderr)
     if _reasons:
@@ -42,7 +64,35 @@ def _name_failed_hosts() -> None:
     failed = sorted(state.failed_hosts, key=lambda host: host.name)
     said = ", ".join(f"{host.name} ({_what_failed(state, host)})" for host in failed)
     sys.stdout.flush()
-    print(f"failed: {said}; mend that and run again, hosts that are done stay as they are", file=sys.stderr, flush=True)
+    print(f"failed: {said}; fix that and run again, hosts that are done stay as they are", file=sys.stderr, flush=True)
+
+
+def _interrupted(state: State | None) -> str:
+    """What an interrupted run has left behind."""
+    hosts = state.activated_hosts if state is not None and state.initialised else set()
+    half_done = sorted((host for host in hosts if memory.is_changed(host)), key=lambda host: host.name)
+    half_done = [host for host in half_done if state is not None and not _is_done(state, host)]
+    if not half_done:
+        return "interrupted: no host was left half done; run it again to go on"
+    names = ", ".join(f"{host.name} (at: {_at(state, host)})" for host in half_done if state is not None)
+    return f"interrupted: half done: {names}; the others are done or as they were; run it again to go on"
+
+
+def _is_done(state: State, host: Host) -> bool:
+    return all(
+        operation.operation_meta.is_complete()
+        for op_hash in state.get_op_order()
+        if (operation := state.ops[host].get(op_hash)) is not None
+    )
+
+
+def _at(state: State, host: Host) -> str:
+    """The operation that was under way, or came next."""
+    for op_hash in state.get_op_order():
+        operation = state.ops[host].get(op_hash)
+        if operation is not None and not operation.operation_meta.is_complete():
+            return ", ".join(sorted(state.get_op_meta(op_hash).names))
+    return "its end"
 
 
 def _what_failed(state: State, host: Host) -> str:
@@ -52,6 +102,8 @@ def _what_failed(state: State, host: Host) -> str:
     for op_hash in state.get_op_order():
         operation = state.ops[host].get(op_hash)
         if operation and operation.operation_meta.is_complete() and operation.operation_meta.did_error():
+            if locks.LOCKED in operation.operation_meta.stderr:
+                return str(operation.operation_meta.stderr).strip()
             return ", ".join(sorted(state.get_op_meta(op_hash).names)) + lost
     return f"a fact could not be read{lost}"
 

@@ -39,8 +39,9 @@ def kept_files(state: Path) -> Iterator[Path]:
         yield from (folder / name for name in WORKER_FILES if (folder / name).is_file())
         for name in WORKER_FOLDERS:
             yield from _whole_folder(folder / name)
-    for name in SERVICE_FOLDERS:
-        yield from _whole_folder(state / name)
+    for parent in (state, *sorted(state.glob("retired/coordinator-*"))):
+        for name in SERVICE_FOLDERS:
+            yield from _whole_folder(parent / name)
 
 
 def _whole_folder(folder: Path) -> Iterator[Path]:

@@ -324,3 +324,22 @@ class Sealed(Answer[str]):
 
     def read(self, lines: list[str]) -> str:
         return "".join(lines)
+
+
+class SealedToken(Answer[str]):
+    """The host's enrolment token, sealed for the owner of `key` (deploys/sealing.py), in base 64. Empty: it has none.
+
+    Its release may be an earlier one: `seal` is all that this needs of it.
+    """
+
+    def command(self, key: str) -> str:
+        token = CONFIGURATION / "enrolment.token"
+        program = (
+            "import pathlib, sys; from deploys.sealing import seal;"
+            " sys.stdout.write(seal(pathlib.Path(sys.argv[2]).read_bytes(), sys.argv[1]))"
+        )
+        python = f"environment/bin/python -B -c {shlex.quote(program)} {shlex.quote(key)} {token}"
+        return f"if [ -d {CURRENT}/ ] && [ -e {token} ]; then cd {CURRENT} && {python}; fi && echo {END}"
+
+    def read(self, lines: list[str]) -> str:
+        return "".join(lines)

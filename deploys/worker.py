@@ -23,13 +23,17 @@ EXAMINE_SECONDS = 600
 # Of a model that takes longer the next deploy gets the rest.
 FETCH_SECONDS = 3000
 # Of a slot that is gone: who it was, and what it earned, with what its ledger had not yet put in order.
-KEPT = (*WORKER_FILES, *WORKER_FOLDERS, "ledger.db-wal", "ledger.db-shm")
+# What a move has set aside is kept too: it may yet be undone.
+KEPT = (
+    *(f"{name}{ending}" for name in (*WORKER_FILES, *WORKER_FOLDERS) for ending in ("", ".moved")),
+    "ledger.db-wal", "ledger.db-shm",
+)  # fmt: skip
 
 
 @deploy("Worker")
 def configure_workers(plan: Planned) -> None:
     """Settings, identity and service of each slot. Slots that the inventory no longer has are stopped."""
-    token = identity.install_enrolment_token(plan)
+    identity.install_enrolment_token(plan)
     unit = units.install_unit(UNIT, plan.host.deployment.watchdog_seconds)
     units.install_unit(ENROL_UNIT, plan.host.deployment.watchdog_seconds)
     for slot in host.loop(plan.host.slots):
@@ -43,7 +47,7 @@ def configure_workers(plan: Planned) -> None:
         unused = None if slot.hub_token else slot.hub_token_file
         name = f"Give slot {slot.number} its share of the machine"
         given = units.drop_in(name=name, unit=slot.unit, text=share, unused=unused)
-        digest = units.digest(plan.commit, unit.text, settings.text, token, share, *secret)
+        digest = units.digest(plan.commit, unit.text, settings.text, share, *secret)
         if slot.settings.model.shared_dir is not None:
             fetch(name=f"Fetch the model of slot {slot.number}", slot=slot, digest=digest, _timeout=FETCH_SECONDS)
         examine(name=f"Examine the machine for slot {slot.number}", slot=slot, digest=digest, _timeout=EXAMINE_SECONDS)
@@ -54,6 +58,11 @@ def configure_workers(plan: Planned) -> None:
             has_new_files=unit.is_new or settings.is_new or given.will_change,
             _timeout=units.RESTART_SECONDS,
         )
+
+
+@deploy("Worker")
+def retire_workers(plan: Planned) -> None:
+    """On every host, also one that is no worker any more: no other slots run than the inventory has."""
     retire(name="Stop slots that are no longer there", numbers=[slot.number for slot in plan.host.slots])
 
 
@@ -150,8 +159,9 @@ def keep_identity_script(state: Path, retired: Path) -> str:
     The services' user copies it himself: a link that he had put there would have root read for him.
     """
     copy = f"cd {state} && for file in {' '.join(KEPT)}; do [ ! -e $file ] || cp -RpP $file $kept; done"
+    key = f"{state}/{identity.KEY_FILE}"
     return (
         f"set -eu; [ -d {state} ] || exit 0; kept={retired}/{state.name}-$(date +%Y%m%dT%H%M%S);"
-        f" if [ -e {state}/{identity.KEY_FILE} ]; then install -d -m 700 -o {USER} -g {USER} $kept;"
+        f" if [ -e {key} ] || [ -e {key}.moved ]; then install -d -m 700 -o {USER} -g {USER} $kept;"
         f" kept=$kept runuser -u {USER} -- sh -euc '{copy}'; sync $kept; fi; rm -rf {state}"
     )

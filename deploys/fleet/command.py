@@ -62,11 +62,13 @@ class Pyinfra:
     """pyinfra, for one inventory. `prefix`: the command line that its own is appended to (`ip netns exec ...`).
 
     `held`: file descriptors that stay open as long as any of its programs runs, even if this one was killed.
+    `breaks_locks`: whether it takes a host's lock (deploys/locks.py) even if somebody has it.
     """
 
     inventory: str
     prefix: Sequence[str] = ()
     held: Sequence[int] = ()
+    breaks_locks: bool = False
     _running: set["subprocess.Popen[str]"] = field(default_factory=set, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _is_stopped: bool = field(default=False, init=False, repr=False)
@@ -142,7 +144,7 @@ class Pyinfra:
         with log.open("a+") as stream:
             began = stream.tell()
             try:
-                done = self._run(["-y", "--json", "--limit", host, *arguments], timeout, stdin, stream)
+                done = self._run([*self._for_one(host), *arguments], timeout, stdin, stream)
             except subprocess.TimeoutExpired:
                 stream.seek(began)
                 return Ran("overdue", f"not done after {timeout:g} s and given up; {_doing(stream.read())}")
@@ -153,11 +155,15 @@ class Pyinfra:
         last = _last_line(done)
         if done.returncode == 0:
             return Ran("done", num_changes=int(_parsed(done)["results"]["totals"]["success"]))
-        reason = last.removeprefix(f"failed: {host} (").split("); mend that")[0]
+        reason = last.removeprefix(f"failed: {host} (").split("); fix that")[0]
         if UNREACHED in last:
             return Ran("unreachable", reason)
         complaint = _complaint(host, done.stderr)
         return Ran("failed", f"{reason}: {complaint}" if complaint else reason)
+
+    def _for_one(self, host: str) -> list[str]:
+        """Options of a run that changes one host."""
+        return ["-y", "--json", "--limit", host, *(["--data", "break_lock=true"] if self.breaks_locks else [])]
 
     def _json(self, arguments: Sequence[str], timeout: float) -> Any:
         try:

@@ -57,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
     """Roll out, or resume. Raises ReleaseRefused if it went back, WorkerError if hosts are left, SettingsError."""
     rules = Rules(Size.parse(options.batch), options.gate_rounds, options.gate_seconds)
     pyinfra = Pyinfra.of_operator(options.inventory)
+    pyinfra.breaks_locks = options.break_lock
     folder = options.output or Path("rollouts") / Path(options.inventory).stem
     file = folder / "report.json"
     heed_signals()

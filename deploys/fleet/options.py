@@ -28,6 +28,7 @@ def rollout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of report and logs (default: rollouts/NAME of the inventory)"
     )
+    _break_lock(parser)
 
 
 def hosts(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,19 @@ def hosts(parser: argparse.ArgumentParser) -> None:
     _inventory(parser)
     parser.add_argument(
         "--limit", action="append", metavar="HOST", help="only this host, pattern or group; may be given again"
+    )
+
+
+def changes(parser: argparse.ArgumentParser) -> None:
+    """Of a command that changes hosts."""
+    hosts(parser)
+    _break_lock(parser)
+
+
+def services(parser: argparse.ArgumentParser) -> None:
+    changes(parser)
+    parser.add_argument(
+        "--unit", default="*", metavar="NAME", help="one service, such as worker@0 or keeper (default: all)"
     )
 
 
@@ -51,8 +65,18 @@ def logs(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def inventory(parser: argparse.ArgumentParser) -> None:
+    """Of a command that is about the whole fleet."""
+    _inventory(parser)
+
+
+def rotation(parser: argparse.ArgumentParser) -> None:
+    _inventory(parser)
+    _break_lock(parser)
+
+
 def uninstall(parser: argparse.ArgumentParser) -> None:
-    hosts(parser)
+    changes(parser)
     parser.add_argument("--identities", action="store_true", help="remove keys, ledgers and the chain's state too")
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
@@ -67,6 +91,13 @@ def restore(parser: argparse.ArgumentParser) -> None:
     _archive(parser)
     parser.add_argument("--to", required=True, metavar="HOST", help="host that gets them")
     parser.add_argument("--from", dest="source", metavar="HOST", help="host that had them (default: the same)")
+    _break_lock(parser)
+
+
+def _break_lock(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--break-lock", action="store_true", help="change hosts even if somebody seems to be changing them"
+    )
 
 
 def _inventory(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,11 @@
 import argparse
 import base64
 import getpass
+import io
+import json
+import re
 import sys
+import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,16 +32,20 @@ NUM_PARALLEL = 16
 
 
 def stop(options: argparse.Namespace) -> None:
-    """Stop all services; they stay stopped until the host boots, or the next start or deploy."""
-    _at_all(options, "deploys.upkeep.services", "action=stop")
+    """Stop services; they stay stopped until the host boots, or the next start or deploy."""
+    _at_services(options, "stop")
 
 
 def start(options: argparse.Namespace) -> None:
-    _at_all(options, "deploys.upkeep.services", "action=start")
+    _at_services(options, "start")
 
 
 def restart(options: argparse.Namespace) -> None:
-    _at_all(options, "deploys.upkeep.services", "action=restart")
+    _at_services(options, "restart")
+
+
+def _at_services(options: argparse.Namespace, action: str) -> None:
+    _at_all(options, "deploys.upkeep.services", f"action={action}", f"unit={json.dumps(options.unit)}")
 
 
 def rollback(options: argparse.Namespace) -> None:
@@ -47,7 +55,7 @@ def rollback(options: argparse.Namespace) -> None:
 
 def logs(options: argparse.Namespace) -> None:
     """Print the last lines of the services' logs, each with its host."""
-    pyinfra = Pyinfra.of_operator(options.inventory)
+    pyinfra = _pyinfra(options)
     names = chosen(pyinfra, options.limit)
     fact = ("deploys.survey.Logs", f"lines={options.lines}", f"unit=hivewright-{options.unit}.service")
     answers = look.ask(pyinfra, fact, names, look.FACT_SECONDS)
@@ -60,7 +68,7 @@ def logs(options: argparse.Namespace) -> None:
 
 def uninstall(options: argparse.Namespace) -> None:
     """Say what would be removed, have it confirmed, remove it."""
-    pyinfra = Pyinfra.of_operator(options.inventory)
+    pyinfra = _pyinfra(options)
     names = chosen(pyinfra, options.limit)
     answers = look.ask(pyinfra, ["deploys.survey.Footprint"], names, look.FACT_SECONDS)
     (found,) = answers.values
@@ -80,21 +88,21 @@ def uninstall(options: argparse.Namespace) -> None:
             raise SettingsError("no terminal to confirm it at; put --yes to do it")
         if input(f"remove this from {len(there)} hosts? [yes/no] ") != "yes":
             raise SettingsError("not confirmed; nothing was removed")
-    _run(pyinfra, there, "deploys.upkeep.uninstall", _flag(options.identities))
+    run_on_all(pyinfra, there, "deploys.upkeep.uninstall", _flag(options.identities))
     _complain(answers)
 
 
 def backup(options: argparse.Namespace) -> None:
     """Bring all identities and ledgers into one encrypted file, which must not be there yet."""
     archive.require_new(options.archive)
-    pyinfra = Pyinfra.of_operator(options.inventory)
+    pyinfra = _pyinfra(options)
     names = chosen(pyinfra, options.limit)
     passphrase = _passphrase(options.passphrase_file, is_new=True)
     key = PrivateKey.generate()
     public = f"key={KEY_PREFIX}{bytes(key.public_key).hex()}"
     answers = look.ask(pyinfra, ["deploys.survey.Sealed", public], names, SERVICE_SECONDS)
     (found,) = answers.values
-    tars = {name: _opened(name, found[name], key) for name in names if found.get(name)}
+    tars = {name: opened(name, found[name], key) for name in names if found.get(name)}
     for name in found:
         if name not in tars:
             print(f"{name}: nothing is deployed there")
@@ -107,54 +115,125 @@ def backup(options: argparse.Namespace) -> None:
 
 def restore(options: argparse.Namespace) -> None:
     """Bring a host's identities and ledgers from a backup to a host: to itself, or to another, which is a move."""
-    pyinfra = Pyinfra.of_operator(options.inventory)
+    pyinfra = _pyinfra(options)
     known = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
     target, source = options.to, options.source or options.to
     if target not in known:
         raise SettingsError(f"--to {target}: no such host in {pyinfra.inventory}")
     tars = archive.read(options.archive, _passphrase(options.passphrase_file, is_new=False))
     if source not in tars:
-        raise SettingsError(f"--from {source}: not in {options.archive}; it holds {', '.join(sorted(tars))}")
-    if source != target:
-        _retire(pyinfra, source, known)
-    content = base64.b64encode(tars[source]).decode()
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        ran = pyinfra.operation(target, "deploys.upkeep.restore", log, timeout=ASK_SECONDS, stdin=content)
+        raise SettingsError(f"--from {source}: not in {options.archive}; it has {', '.join(sorted(tars))}")
+    _ask_target(pyinfra, target, tars[source])
+    has_given_up = source != target and _retire(pyinfra, source, known)
+    ran = _operate(pyinfra, target, "restore", ASK_SECONDS, _in_base64(tars[source]))
     if ran.outcome != "done":
-        raise WorkerError(f"{target}: {ran.reason}; nothing was restored there")
+        then = "nothing was restored there"
+        if has_given_up:
+            then += f"; {_undo(pyinfra, source)}"
+        raise WorkerError(f"{target}: {ran.reason}; {then}")
     print(f"{target}: has the identities and ledgers of {source}; deploy it now")
 
 
-def _retire(pyinfra: Pyinfra, source: str, known: Sequence[str]) -> None:
-    """Two hosts with one identity would claim one reward: the old one gives it up first, if it is there."""
+def take_back(options: argparse.Namespace) -> None:
+    """Give hosts back the keys that a move has set aside there, unless another host of the inventory has them now."""
+    pyinfra = _pyinfra(options)
+    everybody = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
+    names = chosen(pyinfra, options.limit)
+    answers = look.ask(pyinfra, ["deploys.facts.Identities", "deploys.facts.MovedAway"], everybody, look.FACT_SECONDS)
+    identities, moved = answers.values
+    givers = [name for name in names if moved.get(name)]
+    if not givers:
+        raise SettingsError(f"no move has set keys aside on {', '.join(names)}; nothing was done")
+    _complain(answers, "; nothing was done: whether one of them has the identity now is not known")
+    owners = {peer_id: name for name, found in identities.items() for peer_id in found.values()}
+    for name in givers:
+        for number, peer_id in moved[name].items():
+            if owner := owners.get(peer_id):
+                raise SettingsError(
+                    f"{name}: slot {number}: its identity {peer_id} is on {owner} now, and two workers can't be one "
+                    f"node; move it back: `hivewright fleet backup`, then `fleet restore --from {owner} --to {name}`"
+                )
+    run_on_all(pyinfra, givers, "deploys.upkeep.take_back")
+
+
+def _ask_target(pyinfra: Pyinfra, target: str, tar: bytes) -> None:
+    """Raise WorkerError if the target would refuse what is in the tar: before anything is done to anybody."""
+    ran = _operate(pyinfra, target, "restore", ASK_SECONDS, _in_base64(_keys_only(tar)), "is_question=true")
+    if ran.outcome != "done":
+        raise WorkerError(f"{target}: {ran.reason}; nothing was done on any host")
+
+
+def _keys_only(tar: bytes) -> bytes:
+    """Of a host's tar the keys of its slots, by which the target finds out whether it can take them."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(tar)) as whole, tarfile.open(fileobj=stream, mode="w") as keys:
+        for member in whole:
+            if re.fullmatch(r"worker-\d+/swarm\.pem", member.name):
+                keys.addfile(member, whole.extractfile(member))
+    return stream.getvalue()
+
+
+def _retire(pyinfra: Pyinfra, source: str, known: Sequence[str]) -> bool:
+    """Have the old host give its identities up: two hosts with one would claim one reward. False: it is not there."""
     ran = Ran("unreachable", "not in the inventory")
     if source in known:
-        with tempfile.TemporaryDirectory() as folder:
-            ran = pyinfra.operation(source, "deploys.upkeep.retire", Path(folder) / "log", timeout=SERVICE_SECONDS)
+        ran = _operate(pyinfra, source, "retire", SERVICE_SECONDS)
     if ran.outcome == "done":
-        print(f"{source}: stopped, its keys set aside; take its slots out of the inventory, or it enrols anew")
-    elif ran.outcome == "unreachable":
         print(
-            f"{source}: {ran.reason}; if it comes back, it must not run with the identities that have moved", flush=True
+            f"{source}: stopped, its keys set aside; take its slots out of the inventory, a deploy refuses them",
+            flush=True,
         )
-    else:
-        raise WorkerError(f"{source}: {ran.reason}; nothing was moved")
+        return True
+    if ran.outcome != "unreachable":
+        undone = _undo(pyinfra, source)
+        raise WorkerError(f"{source}: {ran.reason}; nothing was moved; {undone}")
+    print(f"{source}: {ran.reason}; if it comes back, it must not run with the identities that have moved", flush=True)
+    return False
+
+
+def _undo(pyinfra: Pyinfra, source: str) -> str:
+    """Have the old host as it was, after a move that failed; return what came of it."""
+    ran = _operate(pyinfra, source, "take_back", SERVICE_SECONDS)
+    if ran.outcome == "done":
+        return f"{source} has its keys again, and runs as before"
+    return (
+        f"{source} could not be given its keys back ({ran.reason}): "
+        f"`hivewright fleet take-back {pyinfra.inventory} --limit {source}` tries again"
+    )
+
+
+def _operate(pyinfra: Pyinfra, host: str, name: str, timeout: float, stdin: str | None = None, *arguments: str) -> Ran:
+    """One of the operations of deploys/upkeep.py, on one host, without a log that stays."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        return pyinfra.operation(host, f"deploys.upkeep.{name}", log, *arguments, timeout=timeout, stdin=stdin)
+
+
+def _in_base64(tar: bytes) -> str:
+    return base64.b64encode(tar).decode()
+
+
+def _pyinfra(options: argparse.Namespace) -> Pyinfra:
+    pyinfra = Pyinfra.of_operator(options.inventory)
+    pyinfra.breaks_locks = bool(getattr(options, "break_lock", False))
+    return pyinfra
 
 
 def _at_all(options: argparse.Namespace, operation: str, *arguments: str) -> None:
-    pyinfra = Pyinfra.of_operator(options.inventory)
-    _run(pyinfra, chosen(pyinfra, options.limit), operation, *arguments)
+    pyinfra = _pyinfra(options)
+    run_on_all(pyinfra, chosen(pyinfra, options.limit), operation, *arguments)
 
 
-def _run(pyinfra: Pyinfra, names: Sequence[str], operation: str, *arguments: str) -> None:
+def run_on_all(
+    pyinfra: Pyinfra, names: Sequence[str], operation: str, *arguments: str, stdin: str | None = None
+) -> None:
     """One operation on many hosts. Raises WorkerError if it did not succeed on all."""
     heed_signals()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(NUM_PARALLEL) as pool:
 
         def run(name: str) -> Ran:
             log = Path(folder) / str(names.index(name))
-            ran = pyinfra.operation(name, operation, log, *arguments, timeout=SERVICE_SECONDS)
+            ran = pyinfra.operation(name, operation, log, *arguments, timeout=SERVICE_SECONDS, stdin=stdin)
             print(f"{name}: {ran.outcome}{f', {ran.reason}' if ran.reason else ''}", flush=True)
             return ran
 
@@ -181,13 +260,13 @@ def _fits(host: Mapping[str, Any], limit: str) -> bool:
     return fnmatch(host["name"], limit) or limit in host["groups"]
 
 
-def _complain(answers: Answers) -> None:
+def _complain(answers: Answers, then: str = "; the others are done") -> None:
     if answers.reasons:
         silent = ", ".join(f"{name} ({printable(reason)})" for name, reason in answers.reasons.items())
-        raise WorkerError(f"no answer from {silent}; the others are done")
+        raise WorkerError(f"no answer from {silent}{then}")
 
 
-def _opened(name: str, sealed: str, key: PrivateKey) -> bytes:
+def opened(name: str, sealed: str, key: PrivateKey) -> bytes:
     try:
         return bytes(SealedBox(key).decrypt(base64.b64decode(sealed)))
     except (CryptoError, ValueError):

@@ -57,9 +57,9 @@ def test_backup_holds_what_can_not_be_made_again_and_nothing_else(state: Path) -
 def test_what_is_sealed_for_one_reader_tells_others_nothing(state: Path) -> None:
     key = PrivateKey.generate()
     sealed = sealing.seal(sealing.pack(state), f"{sealing.KEY_PREFIX}{bytes(key.public_key).hex()}")
-    assert upkeep._opened("gpu-1", sealed, key) == sealing.pack(state)
+    assert upkeep.opened("gpu-1", sealed, key) == sealing.pack(state)
     with pytest.raises(WorkerError, match="can't be opened"):
-        upkeep._opened("gpu-1", sealed, PrivateKey.generate())
+        upkeep.opened("gpu-1", sealed, PrivateKey.generate())
 
 
 def test_file_of_a_service_that_is_never_whole_is_no_backup(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:

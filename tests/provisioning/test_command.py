@@ -19,9 +19,9 @@ FAILED = """--> Connecting to hosts...
     [gpu-1] Error: executed 0 commands
 --> Disconnecting from hosts...
 --> pyinfra error: No hosts remaining!
-failed: gpu-1 (Release | Check out 0123456789ab); mend that and run again, hosts that are done stay as they are
+failed: gpu-1 (Release | Check out 0123456789ab); fix that and run again, hosts that are done stay as they are
 """
-UNREACHABLE = "--> pyinfra error: No hosts remaining!\nfailed: gpu-1 (can't be reached); mend that and run\n"
+UNREACHABLE = "--> pyinfra error: No hosts remaining!\nfailed: gpu-1 (can't be reached); fix that and run\n"
 
 
 def standing_in(folder: Path, stdout: str = "", stderr: str = "", code: int = 0, seconds: float = 0) -> Pyinfra:

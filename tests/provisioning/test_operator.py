@@ -59,13 +59,16 @@ def test_origin_is_the_default_repository(repository: Path) -> None:
     assert operator.origin(repository, "here") == "https://git.example.org/h.git"
 
 
-def test_token_is_made_once_and_for_the_operator_only(tmp_path: Path) -> None:
+def test_token_is_kept_for_the_operator_only_and_the_one_before_set_aside(tmp_path: Path) -> None:
     folder = tmp_path / "secrets/fleet"
-    assert operator.enrolment_token(folder, create=False) is None
-    token = operator.enrolment_token(folder, create=True)
-    assert token is not None
+    assert operator.enrolment_token(folder) is None
+    token = operator.new_token()
     assert len(token) > 40
-    assert operator.enrolment_token(folder, create=True) == token
+    assert operator.keep_token(folder, token) is None
+    assert operator.enrolment_token(folder) == token
+    aside = operator.keep_token(folder, "another")
+    assert aside is not None
+    assert (operator.enrolment_token(folder), aside.read_text().strip()) == ("another", token)
     assert stat.S_IMODE((folder / operator.TOKEN_FILE).stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
@@ -105,3 +108,12 @@ def test_folder_of_secrets_that_is_none_is_named(tmp_path: Path) -> None:
     assert list(operator.secrets_mistakes(tmp_path / "none")) == []
     (message,) = operator.secrets_mistakes(tmp_path / ("a" * 300))
     assert "File name too long" in message
+
+
+def test_rotated_token_is_known_as_replaced_so_that_a_host_that_has_it_gets_the_new_one(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"enrolment\.token: no such file; nothing to replace; .*fetch-token"):
+        operator.rotate_token(tmp_path)
+    operator.keep_token(tmp_path, "first")
+    new = operator.rotate_token(tmp_path)
+    assert operator.enrolment_token(tmp_path) == new != "first"
+    assert operator.replaced_tokens(tmp_path) == {operator.fingerprint("first")}

@@ -2,11 +2,14 @@
 
 import argparse
 import base64
+import io
 import json
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +139,9 @@ def test_data_that_pyinfra_itself_would_end_at_are_refused_in_a_line_each(tmp_pa
     assert "inventory data of gpu-2: ssh_user: got 7; expected str" in done.stderr
 
 
-OF_HOSTS = r"(?<![\w.$@-])(/(?:opt|var|etc|usr/local)\b)"
-STAND_INS = {"systemctl": 'echo "$@" >> $LOG', "tailscale": "exit 1", "id": "exit 1", "userdel": "exit 1"}
+OF_HOSTS = r"(?<![\w.$@-])(/(?:opt|var|etc|run|usr/local)\b)"
+STAND_INS = {"systemctl": 'echo "$@" >> $LOG', "tailscale": "exit 1", "id": "exit 1", "userdel": "exit 1",
+             "runuser": 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'}  # fmt: skip
 KEPT = ("worker-0/swarm.pem", "worker-0/enrolment.json", "worker-0/ledger.db", "keeper/owner.key", "chain/state.json",
         "retired/worker-3-20260101T000000/swarm.pem")  # fmt: skip
 MADE_AGAIN = (
@@ -151,7 +155,8 @@ OTHERS = Path("/etc/systemd/system/ssh.service")
 def run_below(root: Path, commands: Iterable[Any]) -> None:
     """Run commands of operations with every folder of a host's below `root`, and programs that change it stood in."""
     programs = root / "programs"
-    programs.mkdir()
+    programs.mkdir(exist_ok=True)
+    (root / "run").mkdir(exist_ok=True)
     for name, script in STAND_INS.items():
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")
         (programs / name).chmod(0o755)
@@ -192,6 +197,29 @@ def test_uninstall_with_identities_leaves_nothing(deployed: Path) -> None:
     assert not below(deployed, STATE).exists()
 
 
+def test_move_away_and_back_leaves_a_worker_as_it_was(deployed: Path) -> None:
+    before = {file: (deployed / file).read_text() for file in files_below(deployed)}
+    run_below(deployed, operations.retire._inner())
+    assert not below(deployed, STATE / "worker-0/swarm.pem").exists()
+    assert not below(deployed, DEPLOYED / WHOLE).exists()
+    assert below(deployed, STATE / "worker-0/ledger.db").exists()
+    run_below(deployed, operations.take_back._inner())
+    assert {file: (deployed / file).read_text() for file in files_below(deployed)} == before
+    log = (deployed / "log").read_text().splitlines()
+    unit = "hivewright-worker@0.service"
+    assert [line for line in log if unit in line] == [
+        f"is-active --quiet {unit}", f"disable --now --quiet {unit}", f"enable --quiet {unit}", f"start {unit}",
+    ]  # fmt: skip
+
+
+def test_only_the_service_that_is_named_is_stopped(deployed: Path) -> None:
+    below(deployed, DEPLOYED / "hivewright-keeper.service").write_text("x")
+    run_below(deployed, operations.services._inner(action="stop", unit="worker@*"))
+    assert (deployed / "log").read_text().splitlines()[-1] == "stop hivewright-worker@0.service"
+    with pytest.raises(subprocess.CalledProcessError):
+        run_below(deployed, operations.services._inner(action="stop", unit="workr@0"))
+
+
 class RecordedPyinfra:
     """Stands in for pyinfra and two hosts. `outcomes`: what an operation comes to, by its name."""
 
@@ -207,8 +235,13 @@ class RecordedPyinfra:
     def hosts(self, *, timeout: float) -> list[dict[str, Any]]:
         return [{"name": name, "groups": ["workers"]} for name in ("gpu-1", "gpu-9")]
 
-    def operation(self, host: str, name: str, log: Path, *, timeout: float, stdin: str | None = None) -> Ran:
-        name = name.rpartition(".")[2]
+    def operation(
+        self, host: str, name: str, log: Path, *arguments: str, timeout: float, stdin: str | None = None
+    ) -> Ran:
+        name = "ask" if arguments == ("is_question=true",) else name.rpartition(".")[2]
+        if name == "ask":
+            with tarfile.open(fileobj=io.BytesIO(base64.b64decode(stdin or ""))) as tar:
+                stdin = ",".join(tar.getnames())
         self.done.append((host, name, stdin))
         return self.outcomes.get(name, Ran("done"))
 
@@ -217,7 +250,7 @@ def restore(hosts: RecordedPyinfra, folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(upkeep, "Pyinfra", hosts)
     file = folder / "fleet.backup"
     if not file.exists():
-        archive.write(file, {"gpu-1": b"tar of gpu-1", "gone": b"tar of gone"}, PASSPHRASE)
+        archive.write(file, {"gpu-1": tar_of("gpu-1"), "gone": tar_of("gone")}, PASSPHRASE)
         (folder / "passphrase").write_text(f"{PASSPHRASE}\n")
     upkeep.restore(
         argparse.Namespace(
@@ -226,8 +259,22 @@ def restore(hosts: RecordedPyinfra, folder: Path, monkeypatch: pytest.MonkeyPatc
     )
 
 
+@cache
+def tar_of(host: str) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name in ("worker-0/swarm.pem", "worker-0/ledger.db", "keeper/owner.key"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(host)
+            tar.addfile(entry, io.BytesIO(host.encode()))
+    return stream.getvalue()
+
+
 def in_base64(host: str) -> str:
-    return base64.b64encode(f"tar of {host}".encode()).decode()
+    return base64.b64encode(tar_of(host)).decode()
+
+
+ASKED = "worker-0/swarm.pem"
 
 
 def test_restore_to_another_host_is_a_move_whose_old_host_gives_its_keys_up_first(
@@ -235,7 +282,9 @@ def test_restore_to_another_host_is_a_move_whose_old_host_gives_its_keys_up_firs
 ) -> None:
     hosts = RecordedPyinfra()
     restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
-    assert hosts.done == [("gpu-1", "retire", None), ("gpu-9", "restore", in_base64("gpu-1"))]
+    assert hosts.done == [
+        ("gpu-9", "ask", ASKED), ("gpu-1", "retire", None), ("gpu-9", "restore", in_base64("gpu-1")),
+    ]  # fmt: skip
     said = capsys.readouterr().out
     assert "gpu-1: stopped, its keys set aside; take its slots out of the inventory" in said
     assert "gpu-9: has the identities and ledgers of gpu-1; deploy it now" in said
@@ -244,7 +293,7 @@ def test_restore_to_another_host_is_a_move_whose_old_host_gives_its_keys_up_firs
 def test_restore_to_the_same_host_retires_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = RecordedPyinfra()
     restore(hosts, tmp_path, monkeypatch, None, "gpu-1")
-    assert hosts.done == [("gpu-1", "restore", in_base64("gpu-1"))]
+    assert hosts.done == [("gpu-1", "ask", ASKED), ("gpu-1", "restore", in_base64("gpu-1"))]
 
 
 @pytest.mark.parametrize(
@@ -272,14 +321,36 @@ def test_move_whose_old_host_keeps_its_keys_moves_nothing(tmp_path: Path, monkey
     hosts = RecordedPyinfra(retire=Ran("failed", "does not stop"))
     with pytest.raises(WorkerError, match="gpu-1: does not stop; nothing was moved"):
         restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
-    assert [name for _, name, _ in hosts.done] == ["retire"]
+    # What it may have set aside before it failed it gets back.
+    assert [(host, name) for host, name, _ in hosts.done] == [
+        ("gpu-9", "ask"),
+        ("gpu-1", "retire"),
+        ("gpu-1", "take_back"),
+    ]
+
+
+def test_move_that_the_target_would_refuse_touches_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = RecordedPyinfra(ask=Ran("failed", "slot 0 has an identity of its own"))
+    with pytest.raises(WorkerError, match="gpu-9: slot 0 has an identity of its own; nothing was done on any host"):
+        restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
+    assert [(host, name) for host, name, _ in hosts.done] == [("gpu-9", "ask")]
+
+
+def test_move_that_fails_at_the_target_is_undone_at_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = RecordedPyinfra(restore=Ran("failed", "No space left on device"))
+    with pytest.raises(WorkerError, match=r"gpu-9: No space left .* gpu-1 has its keys again, and runs as before"):
+        restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
+    assert [(host, name) for host, name, _ in hosts.done][-1] == ("gpu-1", "take_back")
+    hosts = RecordedPyinfra(restore=Ran("failed", "No space"), take_back=Ran("unreachable", "can't be reached"))
+    with pytest.raises(WorkerError, match=r"fleet take-back fleet\.py --limit gpu-1` tries again"):
+        restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
 
 
 @pytest.mark.parametrize(
     ("source", "to", "message"),
     [
         (None, "gpu-7", "--to gpu-7: no such host in fleet.py"),
-        ("gpu-9", "gpu-1", "--from gpu-9: not in .*; it holds gone, gpu-1"),
+        ("gpu-9", "gpu-1", "--from gpu-9: not in .*; it has gone, gpu-1"),
     ],
 )
 def test_restore_of_nobody_or_to_nobody_is_refused_before_any_host_is_touched(

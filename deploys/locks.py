@@ -1,0 +1,95 @@
+"""One deploy at a time: a lock file on the host that names its owner, where from and since when.
+
+It is in /run: a host that boots again is free. A deploy takes it before its first command that is not a question
+(deploys/memory.py), so a run that changes nothing takes none; an operation of `hivewright fleet` takes it around its
+script. A lock of a process of this machine that is gone is broken; any other stale lock is broken by a flag.
+"""
+
+import getpass
+import os
+import re
+import shlex
+import socket
+import time
+from functools import cache
+from pathlib import Path
+
+from pyinfra import host
+from pyinfra.context import ctx_host, ctx_inventory
+
+from deploys.facts import OwnFact
+
+LOCK = Path("/run/hivewright.lock")
+# Host data, set on the command line: `--data break_lock=true`.
+BREAK = "break_lock"
+LOCKED = "this host is being changed already"
+_OWNER = re.compile(r".* at (?P<machine>\S+), process (?P<pid>\d+), since .*")
+
+
+class HostLock(OwnFact[str | None]):
+    """The owner of the host's lock; None: it is free."""
+
+    def command(self) -> str:
+        return f"cat {LOCK} 2>/dev/null; true"
+
+    def read(self, output: list[str]) -> str | None:
+        return output[0].strip() or None
+
+
+@cache
+def owner() -> str:
+    """The owner of every lock that this process takes, in one line for people."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    return f"{user} at {_machine()}, process {os.getpid()}, since {since}"
+
+
+def is_abandoned(held_by: str) -> bool:
+    """Whether the owner was a process of this machine that has ended."""
+    found = _OWNER.fullmatch(held_by)
+    if found is None or found["machine"] != _machine():
+        return False
+    return not Path(f"/proc/{found['pid']}").exists()
+
+
+def take(abandoned: str | None, is_broken: bool) -> str:
+    """Shell commands that take the lock, or fail and name its owner. `abandoned`: an owner that counts no more."""
+    if is_broken:
+        remove = f"rm -f {LOCK}; "
+    elif abandoned:
+        remove = f'[ "$(cat {LOCK} 2>/dev/null)" != {shlex.quote(abandoned)} ] || rm -f {LOCK}; '
+    else:
+        remove = ""
+    own = shlex.quote(owner())
+    return (
+        f"{remove}( set -C; echo {own} > {LOCK} ) 2>/dev/null || {{ held=$(cat {LOCK} 2>/dev/null);"
+        f' [ "$held" = {own} ] || {{ echo "{LOCKED}: by ${{held:-nobody ({LOCK} can not be written)}};'
+        f' wait for its end; if nobody is at it any more, put --data {BREAK}=true (hivewright: --break-lock)" >&2;'
+        " exit 75; }; }"
+    )
+
+
+def release() -> str:
+    """Shell commands that give the lock back, if it is still that of this process."""
+    return f'[ "$(cat {LOCK} 2>/dev/null)" != {shlex.quote(owner())} ] || rm -f {LOCK}'
+
+
+def held(script: str) -> str:
+    """The script of an operation that stands alone, with the lock taken around it."""
+    found, is_broken = None, False
+    # Without a host only the script is looked at.
+    if ctx_inventory.isset() and ctx_host.isset():
+        found, is_broken = host.get_fact(HostLock), host.data.get(BREAK) is True
+    abandoned = found if found and is_abandoned(found) else None
+    return f"{take(abandoned, is_broken)}; trap {shlex.quote(release())} EXIT; ( {script}\n)"
+
+
+@cache
+def _machine() -> str:
+    """This machine's name, with what tells apart machines of one name and boots of one machine."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    mark = boot.read_text()[:8] if boot.exists() else "unknown"
+    return f"{socket.gethostname()}/{mark}"
