@@ -8,9 +8,9 @@ is never turned into one.
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from pyinfra.api import FactBase
@@ -26,6 +26,14 @@ END = "end"
 # How long one tool may take: a driver or a daemon that hangs must not cost what else the host could say.
 WITHIN = "timeout --kill-after=2 15"
 _LONGEST_PROBLEM = 160
+# How much of a log is looked at for the reason of an end, and how much of that is shown.
+NUM_WORDS = 40
+_LONGEST_WORDS = 300
+# A traceback's last line, what hivewright itself says at the end, and what libraries in C say.
+_ERROR = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b|\w+Error \(exit \d+\)|\b(error|fatal|panicked)\b", re.I)
+# What reads keeper.yaml, and the other roles of a coordinator, each with a unit and a file of its own.
+_KEEPER_UNITS = "hivewright-contract.service hivewright-keeper.service"
+_OTHER_ROLES = ("chain", "bootnode", "account", "dashboard")
 
 T = TypeVar("T")
 
@@ -68,14 +76,22 @@ class _KeeperStatus(_Read):
     expected: int
 
 
+class _Finished(NamedTuple):
+    """A round that a worker has finished: when, in seconds since 1970, and with which mean reward (None: unknown)."""
+
+    at: float
+    reward: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class NodeReport:
     """What one service of a host is doing. `status`: the status.json of its state folder, None if it wrote none.
 
     `started_at`: when it was started last, by the host's clock in seconds since 1970, 0 if it does not run. `restarts`:
     by systemd, since somebody started it. `exit_status`: of its last end. `finished`: when its last rounds were
-    finished, the newest last, at most NUM_ROUNDS; without those whose numbers were not finite. `problem`: why `status`
-    is None though there is one.
+    finished, the newest last, at most NUM_ROUNDS; without those whose numbers were not finite. `rewards`: their mean
+    rewards, None where a round does not say. `problem`: why `status` is None though there is one. `last_words`: the
+    last that it said on its way to its end, if it does not run or systemd has started it again.
     """
 
     unit: str
@@ -85,31 +101,39 @@ class NodeReport:
     restarts: int = 0
     exit_status: int = 0
     finished: tuple[float, ...] = ()
+    rewards: tuple[float | None, ...] = ()
     problem: str | None = None
+    last_words: str | None = None
 
 
 class NodeReports(Answer[list[dict[str, Any]]]):
-    """A NodeReport, as a dict, for each worker and keeper that is configured on the host."""
+    """A NodeReport, as a dict, for each service that is configured on the host."""
 
     def command(self) -> str:
         show = f"TZ=UTC {WITHIN} systemctl show --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus"
         finished = (
             f"own_file {STATE}/$role/rounds.jsonl | tail -n {NUM_ROUNDS}"
             ' | grep -v \'"skipped": "non-finite"\''
-            " | grep -o '\"finished_at\": [0-9.]*' | cut -d ' ' -f 2"
+            ' | sed -n \'s/.*"finished_at": \\([0-9.]*\\), "reward_mean": \\([^,}]*\\).*/\\1:\\2/p; t;'
+            ' s/.*"finished_at": \\([0-9.]*\\).*/\\1/p\''
         )
+        words = f"{WITHIN} journalctl --no-pager --quiet --output=cat --lines={NUM_WORDS} --identifier"
+
         return (
             f"{reading.FUNCTIONS}"
             # A deploy that is under way has its new settings there too, by another ending.
             f" for f in $(ls {CONFIGURATION} 2>/dev/null | grep '[.]yaml$'); do role=${{f%.yaml}}; case $role in"
-            " worker-*) unit=hivewright-worker@${role#*-}.service;; keeper) unit=hivewright-keeper.service;;"
-            f" *) continue;; esac; echo unit=$unit; {show} $unit;"
+            f" worker-*) units=hivewright-worker@${{role#*-}}.service;; keeper) units='{_KEEPER_UNITS}';;"
+            f" {'|'.join(_OTHER_ROLES)}) units=hivewright-$role.service;; *) continue;; esac;"
+            f' for unit in $units; do echo unit=$unit; shown=$({show} $unit); echo "$shown";'
+            " case $shown in *ActiveState=active*NRestarts=0*|*NRestarts=0*ActiveState=active*) ;; *)"
+            f" {words}=${{unit%.service}} | LC_ALL=C tr -cd '\\12\\40-\\176' | sed 's/^/words=/';; esac;"
             f" at=$(TZ=UTC {WITHIN} systemctl show --property=ActiveEnterTimestamp --value $unit);"
             ' [ -z "$at" ] || echo started_at=$(date --date="$at" +%s);'
-            f" echo finished=$({finished});"
+            f" case $unit in *contract*) continue;; esac; echo finished=$({finished});"
             f' file={STATE}/$role/status.json; ! what=$(what_is $file) || {{ echo "what=$what";'
             # Not echo, for which some shells take a backslash in it for more than that.
-            " printf status=; own_file $file | tr -d '\\n'; echo; }; done;"
+            " printf status=; own_file $file | tr -d '\\n'; echo; }; done; done;"
             f" echo {END}"
         )
 
@@ -118,6 +142,8 @@ class NodeReports(Answer[list[dict[str, Any]]]):
         for key, _, value in (line.partition("=") for line in lines):
             if key == "unit":
                 blocks.append({})
+            if blocks and key == "words":
+                value = f"{blocks[-1].get('words', '')}{value}\n"
             if blocks:
                 blocks[-1][key] = value
         return [asdict(_node_report(block)) for block in blocks]
@@ -126,6 +152,7 @@ class NodeReports(Answer[list[dict[str, Any]]]):
 def _node_report(block: Mapping[str, str]) -> NodeReport:
     unit = block["unit"]
     status, problem = _status(block) if "status" in block else (None, None)
+    finished = list(_finished(block.get("finished", "")))
     return NodeReport(
         unit=unit,
         active_state=block.get("ActiveState") or "unknown",
@@ -133,10 +160,28 @@ def _node_report(block: Mapping[str, str]) -> NodeReport:
         started_at=float(_number(block.get("started_at", "")) or 0),
         restarts=_number(block.get("NRestarts", "")) or 0,
         exit_status=_number(block.get("ExecMainStatus", "")) or 0,
-        # A line that was cut off when the machine died is no round.
-        finished=tuple(float(text) for text in block.get("finished", "").split() if re.fullmatch(r"\d+(\.\d+)?", text)),
+        finished=tuple(one.at for one in finished),
+        rewards=tuple(one.reward for one in finished),
         problem=problem,
+        last_words=last_words(block.get("words", "").splitlines()),
     )
+
+
+def _finished(text: str) -> Iterator[_Finished]:
+    for word in text.split():
+        at, _, reward = word.partition(":")
+        # A line that was cut off when the machine died is no round.
+        if re.fullmatch(r"\d+(\.\d+)?", at):
+            is_number = re.fullmatch(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", reward)
+            yield _Finished(float(at), float(reward) if is_number else None)
+
+
+def last_words(lines: Sequence[str]) -> str | None:
+    """Of the last lines of a log the one that says most about an end: the last error, or else the last line."""
+    said = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in said if _ERROR.search(line) and not line.startswith("File ")]
+    chosen = errors or said
+    return chosen[-1][:_LONGEST_WORDS] if chosen else None
 
 
 def _status(block: Mapping[str, str]) -> tuple[dict[str, Any] | None, str | None]:
@@ -153,6 +198,10 @@ def _status(block: Mapping[str, str]) -> tuple[dict[str, Any] | None, str | None
 
 def is_keeper(unit: str) -> bool:
     return unit == "hivewright-keeper.service"
+
+
+def is_worker(unit: str) -> bool:
+    return unit.startswith("hivewright-worker@")
 
 
 def _reason(error: Exception) -> str:

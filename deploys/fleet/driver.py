@@ -14,10 +14,12 @@ from deploys import operator
 from deploys.fleet import look, peers, report
 from deploys.fleet.batches import Size
 from deploys.fleet.command import CHECKOUT, Pyinfra, Ran, heed_signals
+from deploys.fleet.gate import Wanted
 from deploys.fleet.report import Report
 from deploys.fleet.rollout import Rollout, Rules, Seen
 from deploys.hosts import COORDINATORS
 from worker.errors import ReleaseRefused, SettingsError, WorkerError
+from worker.log import printable
 from worker.resources import lock_folder
 
 # The commits of all hosts are looked up meanwhile, of each repository for up to a minute.
@@ -30,6 +32,7 @@ class PyinfraFleet:
 
     def __init__(self, pyinfra: Pyinfra, folder: Path, deadline_seconds: float) -> None:
         self._pyinfra, self._folder, self._deadline_seconds = pyinfra, folder, deadline_seconds
+        self._noted: set[tuple[str, str, str]] = set()
 
     def deploy(self, host: str, commit: str) -> Ran:
         return self._pyinfra.deploy(host, commit, self._log(host), timeout=self._deadline_seconds)
@@ -41,7 +44,18 @@ class PyinfraFleet:
             with self._log(host).open("a") as stream:
                 print(f"asked what it is doing: {reason}", file=stream)
         answered = [host for host in hosts if host in found.states and host in found.reports]
+        for host in answered:
+            self._note_last_words(host, found.reports[host])
         return {host: Seen(found.states[host], found.reports[host]) for host in answered}
+
+    def _note_last_words(self, host: str, reports: Sequence[Mapping[str, Any]]) -> None:
+        """What services said on their way to an end goes to the host's log, once."""
+        for each in reports:
+            said = each.get("last_words")
+            if said and (note := (host, each["unit"], said)) not in self._noted:
+                self._noted.add(note)
+                with self._log(host).open("a") as stream:
+                    print(f"{each['unit']} ({each['active_state']}) said: {printable(said)}", file=stream)
 
     def go_back(self, host: str) -> Ran:
         return self._pyinfra.operation(host, "deploys.history.go_back", self._log(host), timeout=GO_BACK_SECONDS)
@@ -55,7 +69,8 @@ class PyinfraFleet:
 
 def run(options: argparse.Namespace) -> None:
     """Roll out, or resume. Raises ReleaseRefused if it went back, WorkerError if hosts are left, SettingsError."""
-    rules = Rules(Size.parse(options.batch), options.gate_rounds, options.gate_seconds)
+    wanted = Wanted(options.gate_rounds, options.gate_reward, not options.no_gate_credits)
+    rules = Rules(Size.parse(options.batch), wanted, options.gate_seconds)
     pyinfra = Pyinfra.of_operator(options.inventory)
     pyinfra.breaks_locks = options.break_lock
     folder = options.output or Path("rollouts") / Path(options.inventory).stem
@@ -121,12 +136,12 @@ def _resumed(file: Path, inventory: str, hosts: Sequence[Mapping[str, Any]]) -> 
         raise SettingsError(f"{file}: of {so_far.inventory}; expected a rollout of {inventory}; see --output")
     if so_far.result == "rolled-back":
         raise SettingsError(
-            f"{file}: that release was rolled back ({so_far.reason}); mend it and start anew, without --resume"
+            f"{file}: that release was rolled back ({so_far.reason}); fix it and start again, without --resume"
         )
     names = {host["name"] for host in hosts}
     so_far.hosts = {name: host for name, host in so_far.hosts.items() if name in names}
     if not so_far.hosts:
-        raise SettingsError(f"{file}: none of its hosts is in {inventory}; start anew, without --resume")
+        raise SettingsError(f"{file}: none of its hosts is in {inventory}; start again, without --resume")
     if so_far.reason:
         return so_far
     left = so_far.those("unreachable", "overdue", "failed", "lost")
@@ -177,5 +192,5 @@ def _conclude(done: Report, file: Path) -> None:
     if done.result == "incomplete":
         raise WorkerError(
             f"not all hosts have it; `hivewright rollout --resume {done.inventory}` goes on with those, once they are "
-            f"mended; logs and report are in {file.parent}"
+            f"fixed; logs and report are in {file.parent}"
         )

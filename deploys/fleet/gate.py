@@ -1,7 +1,8 @@
-"""Whether what was deployed works: not that it runs, but that it gets on.
+"""Whether what was deployed works: not that it runs, but that it makes progress.
 
-A worker gets on when it finishes rounds after it was started; a keeper when its round moves. What stands in the way may
-be the release, which then goes back, or the host (its disk is full, it is gone), which holds nobody else up.
+A worker makes progress when it finishes rounds after it was started, its reward is not far below that of the rounds
+before, and the chain confirms a reward; a keeper when its round moves; any other service when it runs. What stands in
+the way may be the release, which then goes back, or the host (its disk is full, it is gone), which stops nobody else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,11 @@ from worker.errors import ResourceError
 
 # systemd has started it again so often since the deploy: it won't get better.
 MAX_RESTARTS = 2
+
+# So many rounds below the wanted share of the reward before are no accident.
+MAX_POOR_ROUNDS = 8
+# A reward before is only a measure if it is the mean of so many rounds.
+MIN_ROUNDS_BEFORE = 3
 
 Health = Literal["well", "wait", "bad-release", "bad-host"]
 
@@ -24,12 +30,22 @@ class Verdict:
     reason: str = ""
 
 
-def judge(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], num_rounds: int) -> Verdict:
-    """What a host's NodeReports say, `before` its deploy and `now`. Every worker must finish `num_rounds` rounds."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What every worker must show: `rounds` finished since its start; a mean reward of at least `reward_share` of that
+    of its rounds before (0: any); `credits`: that the chain has confirmed a reward since, if it did so before."""
+
+    rounds: int = 1
+    reward_share: float = 0.0
+    credits: bool = False
+
+
+def judge(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], wanted: Wanted) -> Verdict:
+    """What a host's NodeReports say, `before` its deploy and `now`."""
     if not now:
         return Verdict("wait", "none of its services is configured")
     earlier = {report["unit"]: report for report in before}
-    verdicts = [_judge_unit(earlier.get(report["unit"]), report, num_rounds) for report in now]
+    verdicts = [_judge_unit(earlier.get(report["unit"]), report, wanted) for report in now]
     for health in ("bad-release", "bad-host", "wait"):
         for verdict in verdicts:
             if verdict.health == health:
@@ -37,23 +53,63 @@ def judge(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]],
     return Verdict("well")
 
 
-def _judge_unit(before: Mapping[str, Any] | None, now: Mapping[str, Any], num_rounds: int) -> Verdict:
+def _judge_unit(before: Mapping[str, Any] | None, now: Mapping[str, Any], wanted: Wanted) -> Verdict:
     unit = now["unit"].removeprefix("hivewright-").removesuffix(".service")
     num_restarts = _restarts_since(before, now)
     # While it starts again it has not ended: only its next end says whose fault that is.
     if now["active_state"] == "failed" or (num_restarts >= MAX_RESTARTS and now["exit_status"]):
-        said = (now["status"] or {}).get("last_error")
+        said = now.get("last_words") or (now["status"] or {}).get("last_error")
         reason = f"{unit} ended with code {now['exit_status']}, {num_restarts} restarts{f': {said}' if said else ''}"
         return Verdict("bad-host" if now["exit_status"] == ResourceError.exit_code else "bad-release", reason)
     if now["active_state"] != "active":
-        return Verdict("wait", f"{unit} is {now['active_state']}")
+        said = now.get("last_words")
+        return Verdict("wait", f"{unit} is {now['active_state']}{f'; it said: {said}' if said else ''}")
     if unit == "keeper":
         return _judge_keeper(before, now)
+    return _judge_worker(unit, before, now, wanted) if unit.startswith("worker@") else Verdict("well")
+
+
+def _judge_worker(unit: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], wanted: Wanted) -> Verdict:
     num_finished = sum(at > now["started_at"] for at in now["finished"])
-    if num_finished >= num_rounds:
-        return Verdict("well")
     activity = (now["status"] or {}).get("activity", "starting")
-    return Verdict("wait", f"{unit} has finished {num_finished} of {num_rounds} rounds, it is {activity}")
+    if num_finished < wanted.rounds:
+        return Verdict("wait", f"{unit} has finished {num_finished} of {wanted.rounds} rounds, it is {activity}")
+    was, is_now = _mean_reward(before, now["started_at"])[0], _mean_reward(now, now["started_at"])[1]
+    if wanted.reward_share and was and is_now is not None and is_now < wanted.reward_share * was:
+        reason = (
+            f"{unit} has a mean reward of {is_now:.3g} in {num_finished} rounds, before it was {was:.3g}; expected at "
+            f"least {wanted.reward_share:.0%} of that (--gate-reward)"
+        )
+        return Verdict("bad-release" if num_finished >= MAX_POOR_ROUNDS else "wait", reason)
+    if wanted.credits and (missing := _missing_credit(before, now)):
+        return Verdict("wait", f"{unit} {missing} (--no-gate-credits: do not wait for that)")
+    return Verdict("well")
+
+
+def _mean_reward(report: Mapping[str, Any] | None, started_at: float) -> tuple[float | None, float | None]:
+    """Means over the rounds before `started_at`, None of too few, and over those since."""
+    pairs = zip((report or {}).get("finished", ()), (report or {}).get("rewards", ()), strict=False)
+    rounds = [(at, reward) for at, reward in pairs if reward is not None]
+    before, since = ([r for at, r in rounds if at <= started_at], [r for at, r in rounds if at > started_at])
+    was = sum(before) / len(before) if len(before) >= MIN_ROUNDS_BEFORE else None
+    return was, sum(since) / len(since) if since else None
+
+
+def _missing_credit(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """What is missing of a reward that the chain has confirmed since the deploy; empty: nothing, or nothing is known.
+
+    A worker that had none confirmed before, or never earned on a chain, is not measured by that.
+    """
+    was = _ledger(before).get("confirmed", 0)
+    ledger = _ledger(now)
+    if not was or ledger.get("confirmed", 0) > was:
+        return ""
+    said = (now["status"] or {}).get("ledger_error")
+    return f"has no reward confirmed since its deploy, {was} as before{f': {said}' if said else ''}"
+
+
+def _ledger(report: Mapping[str, Any] | None) -> Mapping[str, int]:
+    return ((report or {}).get("status") or {}).get("ledger") or {}
 
 
 def _restarts_since(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> int:

@@ -18,6 +18,15 @@ def rollout(parser: argparse.ArgumentParser) -> None:
         "--gate-seconds", type=_number(1), default=1800, metavar="S", help="how long they may take (default: 1800)"
     )
     parser.add_argument(
+        "--gate-reward", type=_share, default=0.25, metavar="SHARE",
+        help="share of its mean reward before that a worker must reach again; 0: any (default: 0.25)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-gate-credits",
+        action="store_true",
+        help="do not wait until the chain has confirmed a reward of each worker",
+    )
+    parser.add_argument(
         "--deadline",
         type=_number(1),
         default=3600,
@@ -109,6 +118,16 @@ def _archive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--passphrase-file", type=Path, metavar="FILE", help="its passphrase (default: asked for at the terminal)"
     )
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a share from 0 to 1")
+    return share
 
 
 def _number(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -17,6 +17,7 @@ from deploys.fleet.command import Ran
 from deploys.fleet.report import Fate, Report
 
 LOOK_EVERY_SECONDS = 5.0
+SAY_EVERY_SECONDS = 60.0
 # A host that boots again is back by then, mostly; one that is not can be resumed.
 GONE_SECONDS = 180.0
 # At most so many pyinfras at the same time: each takes about 80 MB.
@@ -53,14 +54,16 @@ class Fleet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How careful a rollout is. The gate waits at most `gate_seconds` until each worker of a batch has finished
-    `gate_rounds` rounds, and for a host that does not answer at most `gone_seconds`."""
+    """How careful a rollout is. The gate waits at most `gate_seconds` until each worker of a batch shows what is
+    `wanted`, and for a host that does not answer at most `gone_seconds`. What it waits for is reported when that
+    changes, and every `say_every_seconds`."""
 
     size: Size
-    gate_rounds: int
+    wanted: gate.Wanted
     gate_seconds: float
     gone_seconds: float = GONE_SECONDS
     look_every_seconds: float = LOOK_EVERY_SECONDS
+    say_every_seconds: float = SAY_EVERY_SECONDS
 
 
 class Rollout:
@@ -80,6 +83,8 @@ class Rollout:
         self._save, self._say = save, say
         # What each host was before this rollout touched it.
         self._before: dict[str, Seen] = {}
+        # What the gate said last that it waits for, and when, by host.
+        self._waits: dict[str, tuple[str, float]] = {}
         self._num_batches = max((host.batch or 0 for host in so_far.hosts.values()), default=0)
 
     def run(self) -> None:
@@ -180,7 +185,9 @@ class Rollout:
                 if verdict.health == "bad-release" or (verdict.health == "wait" and is_over):
                     late = f" after {self._rules.gate_seconds:g} s" if is_over else ""
                     return f"{name}: {verdict.reason}{late}"
-                if verdict.health != "wait":
+                if verdict.health == "wait":
+                    self._say_wait(name, verdict.reason, now_is - began)
+                else:
                     waiting.remove(name)
                     self.report.hosts[name].seconds += time.monotonic() - began
                     self._settle(name, "done" if verdict.health == "well" else "lost", verdict.reason)
@@ -189,6 +196,13 @@ class Rollout:
                 time.sleep(self._rules.look_every_seconds)
         return None
 
+    def _say_wait(self, name: str, reason: str, waited: float) -> None:
+        last, at = self._waits.get(name, ("", 0.0))
+        if reason != last or waited - at >= self._rules.say_every_seconds:
+            self._waits[name] = reason, waited
+            limit = self._rules.gate_seconds
+            self._say(f"  {name}: the gate waits ({waited:.0f} of at most {limit:.0f} s): {reason}")
+
     def _settle(self, name: str, fate: Fate, reason: str) -> None:
         """The gate is through with a host. One whose deploy had failed stays what it is."""
         if self.report.hosts[name].fate == "pending":
@@ -196,7 +210,7 @@ class Rollout:
 
     def _judge(self, name: str, seen: Seen) -> gate.Verdict:
         before = self._before[name].reports if name in self._before else ()
-        return gate.judge(before, seen.reports, self._rules.gate_rounds)
+        return gate.judge(before, seen.reports, self._rules.wanted)
 
     def _is_touched(self, name: str, now: Seen) -> bool:
         """Whether the deploy got so far that the host is not whole as it was before."""

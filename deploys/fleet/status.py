@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.cells import cell_len
@@ -14,7 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from deploys import survey
+from deploys.coordinator import SERVICES
+from deploys.deployment import AUTO
 from deploys.fleet import command, look, upkeep
+from deploys.hosts import COORDINATORS, MAX_SLOTS, WORKERS
 from worker.errors import WorkerError
 from worker.log import printable
 
@@ -23,6 +27,10 @@ ASK_SECONDS = 120.0
 SILENT_SECONDS = 300.0
 # Less than this, in 10^6 bytes, is worth one too: a checkpoint is that big.
 LOW_DISK_MB = 2000
+# In the place of the workers of `slots: auto`, whose number only the host knows; there is at least the first.
+AUTO_SLOTS, _FIRST_SLOT = "hivewright-worker@auto.service", "hivewright-worker@0.service"
+# Rewards on their way to the chain: of the rounds of some minutes. More, and something is in their way.
+MAX_OPEN_REWARDS = 10
 COLUMNS = (
     "node", "release", "state", "round", "reward", "peers", "gpu", "gpu memory", "disk", "tailscale", "on chain",
     "peer",
@@ -35,22 +43,43 @@ EXPENDABLE = ("peer", "on chain", "tailscale", "gpu memory")
 def run(options: argparse.Namespace) -> None:
     """Print the table, or with --json all that it is made of. Raises WorkerError if a host or service needs a look."""
     pyinfra = command.Pyinfra.of_operator(options.inventory)
-    names = upkeep.chosen(pyinfra, options.limit)
-    found = look.look(pyinfra, names)
-    if not (_print_json if options.json else _print)(names, found):
+    hosts = upkeep.chosen_hosts(pyinfra, options.limit)
+    found = look.look(pyinfra, [host["name"] for host in hosts])
+    if not (_print_json if options.json else _print)(expected(hosts), found):
         raise WorkerError("not all is well; what stands above says where, `hivewright fleet logs` says more")
 
 
 def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
     """Print the table; return whether every host answered and every service runs."""
     pyinfra = command.Pyinfra.of_operator(inventory, prefix)
-    names = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
-    return _print(names, look.look(pyinfra, names))
+    hosts = pyinfra.hosts(timeout=ASK_SECONDS)
+    return _print(expected(hosts), look.look(pyinfra, [host["name"] for host in hosts]))
 
 
-def _print(names: Sequence[str], found: look.Looked) -> bool:
+def expected(hosts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The units that the inventory says should run, by host. How many slots `auto` comes to only the host knows."""
+    return {host["name"]: [*_of_coordinator(host), *_of_worker(host)] for host in hosts}
+
+
+def _of_coordinator(host: Mapping[str, Any]) -> list[str]:
+    is_coordinator = COORDINATORS in host["groups"]
+    return [f"hivewright-{service}.service" for service in SERVICES] if is_coordinator else []
+
+
+def _of_worker(host: Mapping[str, Any]) -> list[str]:
+    slots = host["data"].get("slots") if WORKERS in host["groups"] else 0
+    if isinstance(slots, list):
+        slots = len(slots)
+    if slots == AUTO:
+        return [AUTO_SLOTS]
+    # What is wrong with `slots` has been reported; a worker is expected in any case.
+    num_slots = slots if isinstance(slots, int) and 0 <= slots <= MAX_SLOTS else 1
+    return [f"hivewright-worker@{number}.service" for number in range(num_slots)]
+
+
+def _print(units: Mapping[str, Sequence[str]], found: look.Looked) -> bool:
     console = Console()
-    table, notes, is_well = status_table(names, found.states, found.reports, time.time(), console.width)
+    table, notes, is_well = status_table(units, found.states, found.reports, time.time(), console.width)
     console.print(table)
     for note in [*notes, *(f"{name}: {printable(reason)}" for name, reason in found.reasons.items())]:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -58,21 +87,24 @@ def _print(names: Sequence[str], found: look.Looked) -> bool:
     return is_well
 
 
-def _print_json(names: Sequence[str], found: look.Looked) -> bool:
+def _print_json(units: Mapping[str, Sequence[str]], found: look.Looked) -> bool:
+    _, notes, is_well = status_table(units, found.states, found.reports, time.time(), width=0)
     said = {
         name: {
             "host": found.states.get(name),
             "services": found.reports.get(name),
+            "expected": units[name],
+            "notes": [note for note in notes if note.startswith((f"{name}: ", f"{name}/"))],
             "reason": found.reasons.get(name),
         }
-        for name in names
+        for name in units
     }
     print(json.dumps(said, indent=2), flush=True)
-    return status_table(names, found.states, found.reports, time.time(), width=0)[2]
+    return is_well
 
 
 def status_table(
-    hosts: Sequence[str],
+    units: Mapping[str, Sequence[str]],
     states: Mapping[str, Mapping[str, Any]],
     reports: Mapping[str, Sequence[Mapping[str, Any]]],
     now: float,
@@ -80,33 +112,68 @@ def status_table(
 ) -> tuple[Table, list[str], bool]:
     """The table, as wide as there is room, lines to go below it, and whether there is nothing to worry about.
 
-    `states`, `reports`: HostState and NodeReports by host, without the hosts that could not be reached. `now`: seconds
-    since 1970.
+    `units`: those that should run, by host. `states`, `reports`: HostState and NodeReports by host, without the hosts
+    that could not be reached. `now`: seconds since 1970.
     """
     rows: list[dict[str, str]] = []
     notes: list[str] = []
     is_well = True
-    for host in hosts:
+    for host, expected_units in units.items():
         state = states.get(host)
         if state is None or host not in reports:
             rows.append({"node": escape(host), "state": "[red]unreachable[/red]"})
             is_well = False
             continue
-        notes += _host_notes(host, state)
-        shared = _host_cells(state)
-        if not reports[host]:
-            what = "not deployed" if state["commit"] is None else "no worker"
-            rows.append({"node": escape(host), "state": f"[red]{what}[/red]", **shared})
+        worries = _host_notes(host, state)
+        is_well = is_well and not worries
+        notes += worries
+        if state["commit"] is None and not reports[host]:
+            rows.append({"node": escape(host), "state": "[red]not deployed[/red]", **_host_cells(state)})
             is_well = False
-        for report in reports[host]:
-            service = report["unit"].removeprefix("hivewright-").removesuffix(".service").removeprefix("worker@")
-            cells, row_is_well = _service_cells(report, state, now)
-            rows.append({"node": escape(f"{host}/{service}"), **shared, **cells})
-            is_well = is_well and row_is_well
-            error = report.get("problem") or (report["status"] or {}).get("last_error")
-            notes += [f"{host}/{service}: {printable(str(error))}"] if error else []
-        is_well = is_well and not state.get("problem")
-    return _table(rows, width), notes, is_well and not any(": disk" in note for note in notes)
+            continue
+        seen = {report["unit"]: report for report in reports[host]}
+        wanted = [_FIRST_SLOT if unit == AUTO_SLOTS else unit for unit in expected_units]
+        for unit in [*wanted, *(unit for unit in seen if unit not in wanted)]:
+            row = _row(seen.get(unit), unit, state, now, _is_expected(unit, expected_units))
+            node = f"{host}/{_short(unit)}"
+            rows.append({"node": escape(node), **_host_cells(state), **row.cells})
+            is_well = is_well and row.is_well
+            notes += [f"{node}: {printable(said)}" for said in row.notes]
+    return _table(rows, width), notes, is_well
+
+
+def _is_expected(unit: str, expected_units: Sequence[str]) -> bool:
+    """Whether the inventory names a unit, or may mean it by `slots: auto`."""
+    return unit in expected_units or (survey.is_worker(unit) and AUTO_SLOTS in expected_units)
+
+
+def _short(unit: str) -> str:
+    return unit.removeprefix("hivewright-").removesuffix(".service").removeprefix("worker@")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The line of one unit. `notes`: what stands below the table about it."""
+
+    cells: dict[str, str]
+    is_well: bool
+    notes: tuple[str, ...] = ()
+
+
+def _row(report: Mapping[str, Any] | None, unit: str, state: Mapping[str, Any], now: float, is_expected: bool) -> _Row:
+    if report is None:
+        return _Row({"state": "[red]missing[/red]"}, False, (f"{unit} is not there; deploy the host",))
+    cells, is_well, notes = _service_cells(report, state, now)
+    status = report["status"] or {}
+    error = report.get("problem") or status.get("last_error")
+    said = report.get("last_words")
+    notes += [str(error)] if error else []
+    # Who was stopped on purpose had nothing to say.
+    if said and said != error and (report["active_state"] != "inactive" or report.get("exit_status")):
+        notes.append(f"before its last end it said: {said}")
+    if not is_expected:
+        notes.append("the inventory does not name it; the next deploy stops it")
+    return _Row(cells, is_well and is_expected, tuple(notes))
 
 
 def _table(rows: Sequence[Mapping[str, str]], width: int) -> Table:
@@ -140,6 +207,7 @@ def _host_cells(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a host as a whole: each of these needs a look."""
     notes = []
     if state["commit"] is not None and state["deployed"] is None:
         notes.append(f"{host}: its last deploy did not get to the end; deploy it again, or `hivewright fleet rollback`")
@@ -152,19 +220,21 @@ def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: float) -> tuple[dict[str, str], bool]:
-    """What is shown of one service, and whether it is well."""
+def _service_cells(
+    report: Mapping[str, Any], state: Mapping[str, Any], now: float
+) -> tuple[dict[str, str], bool, list[str]]:
+    """What is shown of one service, whether it is well, and what is to be reported of it."""
     if report["active_state"] != "active":
-        return {"state": f"[red]{escape(report['active_state'])}[/red]"}, False
+        return {"state": f"[red]{escape(report['active_state'])}[/red]"}, False, []
     status = report["status"]
     if report.get("problem"):
-        return {"state": "[red]unreadable[/red]"}, False
+        return {"state": "[red]unreadable[/red]"}, False, []
+    if not (survey.is_keeper(report["unit"]) or survey.is_worker(report["unit"])):
+        return {"state": "running"}, True, []
     if status is None:
-        return {"state": "[yellow]starting[/yellow]"}, True
+        return {"state": "[yellow]starting[/yellow]"}, True, []
     if survey.is_keeper(report["unit"]):
-        heard = f"{status['reporters']}/{status['expected']}"
-        said = escape(printable(status["state"]))
-        return {"state": said, "round": _number(status["round"]), "peers": heard}, True
+        return _keeper_cells(status)
     silent_seconds = now - status["updated_at"]
     is_silent = silent_seconds > SILENT_SECONDS
     shown = f"[red]silent {silent_seconds / 60:.0f} min[/red]" if is_silent else _coloured(str(status["state"]))
@@ -176,7 +246,33 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
         "on chain": f"{status['ledger'].get('confirmed', 0)}/{status['ledger'].get('earned', 0)}",
         "peer": escape(printable(status["animal_name"])),
     }
-    return cells | _gpu_cells(state["gpus"], status.get("pid")), not is_silent
+    credit = _missing_credit(status)
+    is_well = not is_silent and not credit
+    return cells | _gpu_cells(state["gpus"], status.get("pid")), is_well, credit
+
+
+def _keeper_cells(status: Mapping[str, Any]) -> tuple[dict[str, str], bool, list[str]]:
+    heard = f"{status['reporters']}/{status['expected']}"
+    is_well = status["state"] != "chain-unreachable"
+    said = escape(printable(status["state"]))
+    cells = {"state": said if is_well else f"[red]{said}[/red]", "round": _number(status["round"]), "peers": heard}
+    return cells, is_well, [] if is_well else ["it has no answer from the chain: no round ends, nobody is credited"]
+
+
+def _missing_credit(status: Mapping[str, Any]) -> list[str]:
+    """Why a worker's rewards do not come to the chain; empty: they do, or it has none."""
+    ledger = status["ledger"]
+    num_open = ledger.get("earned", 0) - ledger.get("confirmed", 0) - ledger.get("rejected", 0)
+    notes = []
+    if num_open > MAX_OPEN_REWARDS:
+        notes.append(f"not credited: {num_open} rewards wait for the chain, {ledger.get('confirmed', 0)} are confirmed")
+    elif num_open and status.get("chain") == "unreachable":
+        notes.append(f"not credited: {num_open} rewards wait, the chain can't be reached")
+    elif ledger.get("rejected", 0) > ledger.get("confirmed", 0):
+        notes.append(f"not credited: the chain rejected {ledger['rejected']} rewards of {ledger.get('earned', 0)}")
+    if notes and status.get("ledger_error"):
+        notes[0] += f": {status['ledger_error']}"
+    return notes
 
 
 def _gpu_cells(gpus: Sequence[Mapping[str, Any]], pid: int | None) -> dict[str, str]:

@@ -248,12 +248,17 @@ def run_on_all(
 
 
 def chosen(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[str]:
+    """The names of the hosts that `--limit` leaves. SettingsError: it fits nobody."""
+    return [host["name"] for host in chosen_hosts(pyinfra, limits)]
+
+
+def chosen_hosts(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[dict[str, Any]]:
     """The hosts that `--limit` leaves, which is a name, a pattern or a group. SettingsError: it fits nobody."""
     hosts = pyinfra.hosts(timeout=ASK_SECONDS)
     for limit in limits or ():
         if not any(_fits(host, limit) for host in hosts):
             raise SettingsError(f"--limit {limit}: no such host or group in {pyinfra.inventory}")
-    return [host["name"] for host in hosts if not limits or any(_fits(host, limit) for limit in limits)]
+    return [host for host in hosts if not limits or any(_fits(host, limit) for limit in limits)]
 
 
 def _fits(host: Mapping[str, Any], limit: str) -> bool:

@@ -33,7 +33,7 @@ from deploys.facts import (
     UserEntry,
 )
 from deploys.places import CONFIGURATION, STATE
-from deploys.survey import Footprint, HostStates, Logs, NodeReports, Sealed
+from deploys.survey import Footprint, HostStates, Logs, NodeReports, Sealed, last_words
 from deploys.tailscale import TailnetOfHost
 
 CHECKOUT = Path(__file__).parents[2]
@@ -112,12 +112,15 @@ def test_node_reports_with_and_without_a_status() -> None:
         "ActiveState=active",
         "ActiveEnterTimestamp=Mon 2026-11-23 14:25:21 UTC",
         "started_at=1795443921",
-        "finished=1795443930.5 1795443940.25",
+        "finished=1795443930.5:0.25 1795443940.25:NaN",
         WHAT,
         f"status={json.dumps(STATUS)}",
         "unit=hivewright-worker@1.service",
         "ActiveState=failed",
         "ExecMainStatus=4",
+        "words=Traceback (most recent call last):",
+        "words=RuntimeError: boom",
+        "words=Exiting.",
         "finished=",
         "end",
     ]
@@ -130,9 +133,32 @@ def test_node_reports_with_and_without_a_status() -> None:
         "restarts": 2,
         "exit_status": 0,
         "finished": (1795443930.5, 1795443940.25),
+        "rewards": (0.25, None),
+        "last_words": None,
         "problem": None,
     }
     assert (second["active_state"], second["status"], second["exit_status"]) == ("failed", None, 4)
+    assert second["last_words"] == "RuntimeError: boom"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["Traceback (most recent call last):", '  File "x.py", line 1', "RuntimeError: boom"], "RuntimeError: boom"),
+        (["torch.OutOfMemoryError: CUDA out of memory", "terminating"], "torch.OutOfMemoryError: CUDA out of memory"),
+        (
+            ["hivewright worker: ModelError (exit 5): no such model"],
+            "hivewright worker: ModelError (exit 5): no such model",
+        ),
+        (["Fatal Python error: Segmentation fault", "<no Python frame>"], "Fatal Python error: Segmentation fault"),
+        (["KeyboardInterrupt"], "KeyboardInterrupt"),
+        (["so far so good", "Killed", ""], "Killed"),
+        (["x" * 1000], "x" * 300),
+        ([], None),
+    ],
+)
+def test_of_a_log_the_words_about_an_end_are_found(lines: list[str], words: str | None) -> None:
+    assert last_words(lines) == words
 
 
 @pytest.mark.parametrize(
@@ -174,8 +200,15 @@ def test_status_with_line_breaks_and_backslashes_arrives_as_it_is(tmp_path: Path
     (tmp_path / CONFIGURATION.relative_to("/") / "worker-0.yaml").touch()
     status = STATUS | {"last_error": 'first\nsecond \\ "third"'}
     (tmp_path / STATE.relative_to("/") / "worker-0/status.json").write_text(json.dumps(status, indent=2))
+    rounds = tmp_path / STATE.relative_to("/") / "worker-0/rounds.jsonl"
+    rounds.write_text(
+        '{"round": 1, "finished_at": 17.5, "reward_mean": 0.25, "loss": 0.1, "skipped": null}\n'
+        '{"round": 2, "finished_at": 18.5, "reward_mean": 0.5, "loss": 0.1, "skipped": "non-finite"}\n'
+        '{"round": 3, "finished_at": 19.5, "loss": 0.1}\n{"round": 4, "finished'
+    )
     (report,) = answer_of(NodeReports(), tmp_path)
     assert (report["status"], report["problem"]) == (status, None)
+    assert (report["finished"], report["rewards"]) == ((17.5, 19.5), (0.25, None))
 
 
 def fifo(path: Path) -> None:

@@ -41,10 +41,12 @@ STATE = {
 
 
 def rendered(
-    hosts: list[str], reports: dict[str, list[dict[str, Any]]], width: int = 80, **state: Any
-) -> tuple[str, bool]:
+    hosts: list[str], reports: dict[str, list[dict[str, Any]]], width: int = 80,
+    expected: dict[str, list[str]] | None = None, **state: Any,
+) -> tuple[str, bool]:  # fmt: skip
     states = dict.fromkeys(reports, STATE | state)
-    table, notes, is_well = status_table(hosts, states, reports, NOW, width)
+    units = {host: [one["unit"] for one in reports.get(host, ())] for host in hosts} | (expected or {})
+    table, notes, is_well = status_table(units, states, reports, NOW, width)
     console = Console(width=width)
     with console.capture() as capture:
         console.print(table)
@@ -122,7 +124,7 @@ def test_words_of_a_worker_do_nothing_to_the_terminal() -> None:
 def test_json_and_table_agree_on_what_needs_a_look(capsys: pytest.CaptureFixture[str]) -> None:
     well = look.Looked({"gpu-1": STATE}, {"gpu-1": [report(updated_at=time.time())]})
     ill = look.Looked({"gpu-1": STATE}, {"gpu-1": [report(active="failed")]})
-    assert [status._print_json(["gpu-1"], found) for found in (well, ill)] == [True, False]
+    assert [status._print_json({"gpu-1": [report()["unit"]]}, found) for found in (well, ill)] == [True, False]
     assert '"reason": null' in capsys.readouterr().out
 
 
@@ -145,3 +147,87 @@ def test_what_can_not_be_read_of_a_worker_or_its_gpus_is_not_well() -> None:
     text, is_well = rendered(["gpu-1"], {"gpu-1": [report()]}, gpus=[], problem="nvidia-smi: No devices were found")
     assert not is_well
     assert "gpu-1: nvidia-smi: No devices were found" in text
+
+
+HUB = [f"hivewright-{name}.service" for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard")]
+
+
+def plain(unit: str, active: str = "active", **more: Any) -> dict[str, Any]:
+    return {"unit": unit, "active_state": active, "status": None, **more}
+
+
+def keeper(state: str = "round-open") -> dict[str, Any]:
+    said = {"state": state, "round": 7, "reporters": 1, "expected": 2, "began_at": NOW}
+    return plain("hivewright-keeper.service") | {"status": said}
+
+
+def test_every_unit_that_the_inventory_names_is_a_line_and_one_that_stands_still_is_named() -> None:
+    rest = [plain(unit) for unit in HUB if "keeper" not in unit]
+    text, is_well = rendered(["hub"], {"hub": [*rest, keeper()]}, expected={"hub": HUB})
+    assert is_well
+    for unit in ("chain", "contract", "bootnode", "account", "dashboard"):
+        assert f"hub/{unit}" in text
+        stopped = [one | {"active_state": "inactive"} if unit in one["unit"] else one for one in rest]
+        text, is_well = rendered(["hub"], {"hub": [*stopped, keeper()]}, expected={"hub": HUB})
+        assert not is_well
+        line = next(line for line in text.splitlines() if line.startswith(f"hub/{unit}"))
+        assert "inactive" in line
+        gone = [one for one in rest if unit not in one["unit"]]
+        text, is_well = rendered(["hub"], {"hub": [*gone, keeper()]}, expected={"hub": HUB})
+        assert not is_well
+        assert f"hub/{unit}: hivewright-{unit}.service is not there; deploy the host" in text
+
+
+def test_keeper_without_a_chain_is_not_well() -> None:
+    text, is_well = rendered(["hub"], {"hub": [keeper("chain-unreachable")]})
+    assert not is_well
+    assert "hub/keeper: it has no answer from the chain" in text
+
+
+def test_worker_whose_rewards_do_not_come_to_the_chain_is_not_well() -> None:
+    ledger = {"earned": 60, "sent": 50, "confirmed": 48, "rejected": 1}
+    text, is_well = rendered(["gpu-1"], {"gpu-1": [report(ledger=ledger, ledger_error="nonce too low")]})
+    assert not is_well
+    assert "gpu-1/0: not credited: 11 rewards wait for the chain, 48 are confirmed: nonce too low" in text
+    assert rendered(["gpu-1"], {"gpu-1": [report(ledger=ledger | {"confirmed": 57})]})[1]
+    few = ledger | {"confirmed": 57}
+    text, is_well = rendered(["gpu-1"], {"gpu-1": [report(ledger=few, chain="unreachable")]})
+    assert not is_well
+    assert "2 rewards wait, the chain can't be reached" in text
+
+
+def test_unfinished_deploy_and_a_tailnet_that_is_left_are_not_well() -> None:
+    for state in ({"deployed": None}, {"tailscale": "NeedsLogin"}):
+        assert not rendered(["gpu-1"], {"gpu-1": [report()]}, **state)[1]
+
+
+def test_service_that_the_inventory_does_not_name_is_named() -> None:
+    text, is_well = rendered(["hub"], {"hub": [keeper(), report()]}, expected={"hub": HUB[3:4]})
+    assert not is_well
+    assert "hub/0: the inventory does not name it; the next deploy stops it" in text
+
+
+def test_last_words_of_a_service_that_has_ended_are_shown() -> None:
+    ended = report(active="failed") | {"last_words": "RuntimeError: boom"}
+    text, is_well = rendered(["gpu-1"], {"gpu-1": [ended]})
+    assert not is_well
+    assert "gpu-1/0: before its last end it said: RuntimeError: boom" in text
+
+
+def test_what_the_inventory_says_should_run() -> None:
+    hosts = [
+        {"name": "hub", "groups": ["coordinators"], "data": {}},
+        {"name": "two", "groups": ["workers"], "data": {"slots": [{}, {"gpu": 1}]}},
+        {"name": "auto", "groups": ["workers"], "data": {"slots": "auto"}},
+        {"name": "wrong", "groups": ["workers"], "data": {"slots": -1}},
+    ]
+    worker = "hivewright-worker@{}.service"
+    assert status.expected(hosts) == {
+        "hub": HUB, "two": [worker.format(0), worker.format(1)], "auto": [status.AUTO_SLOTS],
+        "wrong": [worker.format(0)],
+    }  # fmt: skip
+    auto = status.expected(hosts[2:3])
+    text, is_well = rendered(["auto"], {"auto": [report(), report(worker.format(1))]}, expected=auto)
+    assert is_well
+    assert "auto/1" in text
+    assert not rendered(["auto"], {"auto": []}, expected=auto)[1]

@@ -18,7 +18,8 @@ from worker.errors import SettingsError
 
 OLD, NEW = "a" * 40, "b" * 40
 INVENTORY = str(CHECKOUT / "inventory/x.py")
-RULES = Rules(Size(25, True), gate_rounds=1, gate_seconds=0.05, look_every_seconds=0.01)
+WANTED = gate.Wanted(rounds=1, reward_share=0.5, credits=True)
+RULES = Rules(Size(25, True), WANTED, gate_seconds=0.05, look_every_seconds=0.01)
 
 
 def worker(**changes: Any) -> dict[str, Any]:
@@ -38,6 +39,13 @@ def worker(**changes: Any) -> dict[str, Any]:
 def keeper(round: int | None, expected: int = 2, **changes: Any) -> dict[str, Any]:
     status = {"state": "round-open", "round": round, "reporters": 1, "expected": expected}
     return worker(unit="hivewright-keeper.service", status=status, finished=[], **changes)
+
+
+def paid(before: list[float | None], since: Sequence[float | None] = (), confirmed: int = 0) -> dict[str, Any]:
+    """A worker with the mean rewards of its rounds before its start and since, and rewards that the chain confirmed."""
+    finished = [900.0 + n for n in range(len(before))] + [1010.0 + n for n in range(len(since))]
+    status = {"activity": "training", "last_error": None, "ledger": {"confirmed": confirmed}}
+    return worker(finished=finished, rewards=[*before, *since], status=status)
 
 
 class RecordedFleet:
@@ -214,10 +222,25 @@ def test_wrong_size_is_refused(text: str) -> None:
         ([keeper(7)], [keeper(8) | {"status": None, "problem": "status.json can't be read"}], "wait"),
         # Its settings are gone, or the deploy did not get so far: nothing is known of it.
         ([worker()], [], "wait"),
+        # The coordinator's other services run, or do not.
+        ([], [worker(unit="hivewright-account.service", finished=[])], "well"),
+        ([], [worker(unit="hivewright-chain.service", active_state="inactive", finished=[])], "wait"),
+        # The reward is far below that of the rounds before: more rounds are waited for, up to a point.
+        ([paid([0.4, 0.5, 0.6])], [paid([], [0.3])], "well"),
+        ([paid([0.4, 0.5, 0.6])], [paid([], [0.0])], "wait"),
+        ([paid([0.4, 0.5, 0.6])], [paid([], [0.0] * 8)], "bad-release"),
+        ([paid([0.4, 0.5, 0.6])], [paid([], [0.0] * 4 + [0.9] * 4)], "well"),
+        ([paid([0.0, 0.0, 0.0])], [paid([], [0.0])], "well"),
+        ([paid([0.9])], [paid([], [0.0])], "well"),
+        ([paid([None, None, None])], [paid([], [None])], "well"),
+        # Rewards were confirmed before, and are no more.
+        ([paid([], confirmed=3)], [paid([], [0.5], confirmed=3)], "wait"),
+        ([paid([], confirmed=3)], [paid([], [0.5], confirmed=4)], "well"),
+        ([paid([], confirmed=0)], [paid([], [0.5], confirmed=0)], "well"),
     ],
 )
 def test_gate_wants_progress(before: list[dict[str, Any]], now: list[dict[str, Any]], health: str) -> None:
-    assert gate.judge(before, now, num_rounds=1).health == health
+    assert gate.judge(before, now, WANTED).health == health
 
 
 def test_interrupted_deploy_leaves_its_hosts_pending(tmp_path: Path) -> None:
@@ -281,7 +304,7 @@ def test_going_back_goes_on_when_it_was_interrupted_or_could_not_reach_a_host(tm
 
 def test_host_that_dies_in_the_gate_holds_nobody_up_for_long() -> None:
     fleet = RecordedFleet(HOSTS[:3], {"gpu-02": "gone"})
-    patient = Rules(Size(25, True), 1, gate_seconds=60, gone_seconds=0.05, look_every_seconds=0.01)
+    patient = Rules(Size(25, True), WANTED, gate_seconds=60, gone_seconds=0.05, look_every_seconds=0.01)
     so_far = Report("inventory/x.py", {name: HostReport(NEW) for name in HOSTS[:3]})
     began = time.monotonic()
     Rollout(fleet, patient, [], so_far, lambda _: None, lambda _: None).run()
@@ -315,7 +338,7 @@ def test_report_reads_back_and_resumes_only_what_is_left(tmp_path: Path) -> None
     assert resumed.those("pending") == ["b"]
     with pytest.raises(SettingsError, match=r"expected a rollout of .*inventory/y\.py"):
         _resumed(file, INVENTORY.replace("x", "y"), [])
-    with pytest.raises(SettingsError, match=r"none of its hosts is in .*inventory/x\.py; start anew"):
+    with pytest.raises(SettingsError, match=r"none of its hosts is in .*inventory/x\.py; start again"):
         _resumed(file, INVENTORY, [{"name": "c"}])
     written.result, written.reason = "rolled-back", "no rounds"
     written.write(file)
@@ -340,3 +363,18 @@ def test_table_is_readable_at_80_columns_whatever_the_hosts_are_called(host: str
     starts = [lines[0].index(column) for column in ("host", "batch", "reason")]
     assert "".join(line[: starts[1]].strip() for line in lines[1:]) == host
     assert " ".join(line[starts[2] :].strip() for line in lines[1:]).split() == reason.split()
+
+
+def test_gate_says_what_it_waits_for_and_how_long(tmp_path: Path) -> None:
+    fleet = RecordedFleet(HOSTS[:1], {"gpu-01": worker(finished=[])})
+    said: list[str] = []
+    so_far = Report("inventory/x.py", {HOSTS[0]: HostReport(NEW)})
+    Rollout(fleet, RULES, [], so_far, lambda _: None, said.append).run()
+    (wait,) = [line for line in said if "the gate waits" in line]
+    assert "gpu-01: the gate waits (0 of at most 0 s): worker@0 has finished 0 of 1 rounds, it is training" in wait
+
+
+def test_words_of_an_error_that_nobody_foresaw_are_the_reason() -> None:
+    ill = worker(active_state="failed", exit_status=1, last_words="RuntimeError: boom")
+    done = rolled_out(RecordedFleet(HOSTS[:2], {"gpu-01": ill}), HOSTS[:2])
+    assert "worker@0 ended with code 1, 0 restarts: RuntimeError: boom" in done.reason
