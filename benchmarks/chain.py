@@ -304,7 +304,9 @@ def kills(scale: float, seconds: float = math.inf) -> list[Result]:
 def _live(chain: settings.Chain, folder: Path, peer: str, writer: int) -> None:
     """A life, in a process of its own: tells each round once `record` has returned."""
     ledger = Ledger(folder / "ledger.db")
-    settling = Settlement(ledger, Coordinator(chain), AccountClient(chain, folder), chain)
+    settling = Settlement(
+        ledger, Coordinator(settings.chain_of_node(chain, folder)), AccountClient(chain, folder), chain
+    )
     os.write(writer, b"begun\n")
     settling.start()
     begin = len(ledger.rows())
@@ -319,7 +321,9 @@ def _live(chain: settings.Chain, folder: Path, peer: str, writer: int) -> None:
 
 def _settle_rest(chain: settings.Chain, folder: Path, seconds: float = PATIENCE_SECONDS) -> None:
     with closing(Ledger(folder / "ledger.db")) as ledger:
-        settling = Settlement(ledger, Coordinator(chain), AccountClient(chain, folder), chain)
+        settling = Settlement(
+            ledger, Coordinator(settings.chain_of_node(chain, folder)), AccountClient(chain, folder), chain
+        )
         settling.start()
         try:
             assert settling.flush(seconds), (settling.status(), ledger.unsettled()[:3])

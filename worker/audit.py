@@ -32,7 +32,7 @@ from worker.log import printable
 from worker.records import milli_reward
 from worker.resources import lock_folder
 from worker.service import write_whole
-from worker.settings import Settings
+from worker.settings import Settings, chain_of_node
 from worker.swarm import wire
 from worker.swarm.archive import Archive
 from worker.swarm.identity import animal_name
@@ -256,7 +256,7 @@ def audit(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"{folder} (audit.state_dir): {error.strerror}; expected a folder to write in") from None
-    coordinator = Coordinator(settings.chain)
+    coordinator = Coordinator(chain_of_node(settings.chain, settings.node.state_dir))
     coordinator.check()
     wide = settings.swarm.model_copy(
         update={"max_groups_per_peer": _MAX_GROUPS, "max_completion_bytes": _MAX_COMPLETION_BYTES}

@@ -28,7 +28,7 @@ from worker.chain.coordinator import Coordinator
 from worker.errors import BadAnswer, ChainUnreachable, ResourceError, WorkerError
 from worker.log import discreet, printable
 from worker.policy import choice, probe
-from worker.settings import Settings
+from worker.settings import Settings, chain_of_node
 from worker.swarm import probe as swarm_probe
 from worker.telemetry import status
 from worker.trainer import budget
@@ -229,7 +229,7 @@ def _chain(patient: Patient) -> Iterator[Finding]:
     if chain.account_url is None and chain.rpc_url is None:
         yield Finding("chain", "ok", "none: rounds are counted here")
         return
-    coordinator = Coordinator(chain)
+    coordinator = Coordinator(chain_of_node(chain, patient.folder))
     coordinator.check()
     said = f"round {coordinator.current_round()}, contract {coordinator.deployment.contract}"
     if coordinator.version is not None:
@@ -268,7 +268,7 @@ def _dht(patient: Patient) -> Iterator[Finding]:
         return
     addresses = list(patient.settings.swarm.bootnodes)
     if patient.settings.chain.account_url or patient.settings.chain.rpc_url:
-        addresses += [a for a in Coordinator(patient.settings.chain).bootnodes() if a not in addresses]
+        addresses += [a for a in _bootnodes(patient) if a not in addresses]
     if not addresses:
         yield Finding("dht", "warning", "no bootnodes are known", "set swarm.bootnodes, or start the swarm's keeper")
         return
@@ -282,6 +282,10 @@ def _dht(patient: Patient) -> Iterator[Finding]:
         # libp2p's errors are several lines, of which the last says what happened.
         said = printable(reason.strip().splitlines()[-1].strip(" *"))
         yield Finding("dht", "warning", f"no bootnode answers: {printable(address)}: {said}", fix)
+
+
+def _bootnodes(patient: Patient) -> list[str]:
+    return Coordinator(chain_of_node(patient.settings.chain, patient.folder)).bootnodes()
 
 
 def _announced(patient: Patient) -> Iterator[Finding]:

@@ -26,7 +26,7 @@ from worker.policy import policy as policies
 from worker.records import Collected, Completion, Group, ScoredGroup, StepMetrics, Task, milli_reward, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
 from worker.service import exit_on_signals
-from worker.settings import Settings
+from worker.settings import Settings, chain_of_node
 from worker.settings import Swarm as SwarmSettings
 from worker.swarm.exchange import Published, Swarm
 from worker.swarm.identity import Identity, animal_name
@@ -117,7 +117,7 @@ class Node:
         self.settlement: Settlement | None = None
         self.clock: Clock = LocalClock()
         if enrolled.registered:
-            self.coordinator = Coordinator(settings.chain)
+            self.coordinator = Coordinator(chain_of_node(settings.chain, self.folder))
             account = accounts.open_account(settings.chain, self.folder)
             self.settlement = Settlement(self.ledger, self.coordinator, account, settings.chain)
             self.clock = ChainClock(self.coordinator, settings.chain.poll_seconds)

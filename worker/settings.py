@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from worker.errors import SettingsError
 
 SETTINGS_VERSION = 1
+ACCOUNT_TOKEN_FILE = "account.token"  # noqa: S105 - a file name
 MAX_FILE_BYTES = 1 << 20
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -429,7 +430,8 @@ class Account(Section):
     enrolment_token_file: Path | None = None
     """File with the token that new nodes show once. None: enrolment is closed."""
     rpc_proxy: bool = True
-    """Serve an allow-list of read-only JSON-RPC methods at /rpc, for nodes without a route to the chain."""
+    """Serve reads of the contract, and signed transactions to it, as JSON-RPC at /rpc, to callers with a node's token:
+    for nodes without a route to the chain."""
 
 
 class Dashboard(Section):
@@ -548,6 +550,13 @@ class Settings(Section):
         if self.swarm.only_registered and not (chain.rpc_url or chain.account_url or chain.deployment_file):
             raise ValueError("swarm.only_registered needs a chain; expected chain.account_url or chain.rpc_url")
         return self
+
+
+def chain_of_node(chain: Chain, state_dir: Path) -> Chain:
+    """`chain` with the file of the node's token named, which is in its state folder unless the settings say where."""
+    if chain.account_url is None or chain.account_token_file is not None:
+        return chain
+    return chain.model_copy(update={"account_token_file": state_dir / ACCOUNT_TOKEN_FILE})
 
 
 SECTIONS: dict[str, type[Section]] = {

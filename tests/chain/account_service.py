@@ -42,6 +42,9 @@ class Running:
         """Chain settings of a node that only knows this service."""
         return settings.Chain(account_url=self.url, poll_seconds=0.1, timeout_seconds=5.0).model_copy(update=changes)
 
+    def token_of(self, peer_id: str) -> str:
+        return self.service._tokens.issue(peer_id)
+
     def enrolled(self, node: Identity, folder: Path, **changes: object) -> AccountClient:
         client = AccountClient(self.node_chain(**changes), folder)
         client.enrol(node, ENROLMENT_TOKEN)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from account_service import ENROLMENT_TOKEN, Running, account_settings, serving, some_identity
 
+from worker import settings
 from worker.chain import sender as sender_module
 from worker.chain import settlement as settlement_module
 from worker.chain.accounts import AccountClient, enrol
@@ -31,10 +32,13 @@ class SettlingNode:
         for round in rounds:
             self.ledger.record(round, 0, self.peer_id, 100 + round, ["w" * (round + 1)])
 
+    def coordinator(self, parsed: settings.Chain) -> Coordinator:
+        return Coordinator(settings.chain_of_node(parsed, self.folder))
+
     @contextmanager
     def settling(self, is_flushed: bool = False, **changes: object) -> Iterator[Settlement]:
         parsed = self.service.node_chain(**changes)
-        settling = Settlement(self.ledger, Coordinator(parsed), AccountClient(parsed, self.folder), parsed)
+        settling = Settlement(self.ledger, self.coordinator(parsed), AccountClient(parsed, self.folder), parsed)
         settling.start()
         try:
             if is_flushed:

@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 import requests
 from account_service import ENROLMENT_TOKEN, account_settings, eventually, faulty, serving, some_identity
+from eth_account import Account
 
 from worker import settings
 from worker.account import server
 from worker.account.vault import Tokens, load_account
+from worker.chain.client import Call
+from worker.chain.quotas import Quota
 from worker.errors import IdentityError, ResourceError, SettingsError
 
 PEER = "QmPeer"
@@ -180,9 +183,9 @@ def connected(service, head: str, body: bytes) -> socket.socket:
 
 
 def test_body_that_is_not_encoded_as_it_says_is_refused_in_json(service, caplog) -> None:
-    answer = requests.post(service.url + "/rpc", data=b"{}", headers={"Content-Encoding": "gzip"}, timeout=10)
+    answer = requests.post(service.url + "/api/enrol", data=b"{}", headers={"Content-Encoding": "gzip"}, timeout=10)
     assert (answer.status_code, answer.json()) == (400, {"error": "body: not encoded as its headers say"})
-    assert caplog.messages == ['refused path=/rpc status=400 {"error": "body: not encoded as its headers say"}']
+    assert caplog.messages == ['refused path=/api/enrol status=400 {"error": "body: not encoded as its headers say"}']
 
 
 def test_client_that_leaves_within_its_body_is_not_logged(service, caplog, monkeypatch) -> None:
@@ -265,7 +268,8 @@ def test_enrolment_is_closed_without_a_token_file(chain, node, tmp_path) -> None
 
 
 def rpc(service, method: str, params: object = (), id: object = 7) -> tuple[int, dict]:
-    return post(service, "/rpc", {"jsonrpc": "2.0", "id": id, "method": method, "params": params})
+    asked = {"jsonrpc": "2.0", "id": id, "method": method, "params": params}
+    return post(service, "/rpc", asked, service.token_of(PEER))
 
 
 def test_rpc_passes_reads_on(service) -> None:
@@ -303,10 +307,62 @@ def test_rpc_refuses_what_is_not_on_the_list(service, method) -> None:
     assert rpc(service, method) == (200, {"jsonrpc": "2.0", "id": 7, "error": error})
 
 
-def test_rpc_takes_no_batches_and_no_doubled_keys(service) -> None:
+def test_rpc_takes_no_doubled_keys(service, token) -> None:
     call = b'{"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "method": "anvil_mine", "params": []}'
-    assert post(service, "/rpc", b"[" + call + b"]")[0] == 400
-    assert post(service, "/rpc", call)[1]["error"]["code"] == -32601
+    assert post(service, "/rpc", call, token)[1]["error"]["code"] == -32601
+
+
+def test_rpc_answers_nobody_without_a_token(service, token) -> None:
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
+    assert post(service, "/rpc", asked)[1]["error"] == "TokenMissing"
+    assert post(service, "/rpc", asked, token[:-1])[1]["error"] == "TokenWrong"
+    assert post(service, "/rpc", asked, token)[0] == 200
+
+
+def test_rpc_checks_each_request_of_a_batch_as_a_single_one(service, token) -> None:
+    methods = ("eth_chainId", "anvil_mine", "eth_blockNumber")
+    asked = [{"jsonrpc": "2.0", "id": i, "method": method, "params": []} for i, method in enumerate(methods)]
+    status, answers = post(service, "/rpc", asked, token)
+    assert (status, [answer["id"] for answer in answers]) == (200, [0, 1, 2])
+    assert answers[0]["result"] == "0x7a69"
+    assert answers[1]["error"]["message"] == "anvil_mine: not served here"
+    assert "result" in answers[2]
+    for wrong in ([], asked * 7):
+        assert post(service, "/rpc", wrong, token)[1]["error"].startswith(f"body: got a batch of {len(wrong)}")
+    assert post(service, "/rpc", [*asked, 1], token)[0] == 400
+
+
+def test_rpc_has_a_limit_for_each_peer(service, token, monkeypatch) -> None:
+    monkeypatch.setattr(service.service, "_asks", Quota(0.0, 3))
+    assert [rpc(service, "eth_chainId")[0] for _ in range(5)] == [200, 200, 200, 429, 429]
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
+    assert post(service, "/rpc", asked, service.token_of("QmYou"))[0] == 200
+
+
+def test_endless_loop_through_rpc_stops_nothing(chain, service, token) -> None:
+    """Code that never ends, as one request, stopped the chain in the version before."""
+    loop = {"data": "0x5b600056", "gas": "0xffffffffffff"}
+    for method in ("eth_call", "eth_estimateGas"):
+        for tried in (loop, {**loop, "to": chain.owner.address}, {**loop, "to": chain.deployment.contract}):
+            assert rpc(service, method, [tried, "latest"])[1]["error"]["code"] == -32602
+    assert register(service, token)[0] == 200
+    eventually(lambda: chain.coordinator.owner_of(PEER), 5)
+
+
+def test_rpc_takes_signed_transactions_to_the_contract_only_and_not_too_many(chain, service, monkeypatch) -> None:
+    account = Account.create()
+    create = Call("x", bytes.fromhex("6001600055"), None)
+    calls = [create, Call("x", b"", account.address), chain.coordinator.register_peer("QmYou")]
+    monkeypatch.setattr(service.service, "_sends", Quota(0.0, 1))
+    said = []
+    for call in calls:
+        _, raw = chain.coordinator.sign(account, call, nonce=0, gas=1_000_000, gas_price_wei=0)
+        said.append(rpc(service, "eth_sendRawTransaction", ["0x" + raw.hex()])[1])
+    assert "creates a contract" in said[0]["error"]["message"]
+    assert "expected the swarm's contract" in said[1]["error"]["message"]
+    eventually(lambda: chain.coordinator.owner_of("QmYou") == account.address, 10)
+    _, raw = chain.coordinator.sign(account, calls[2], nonce=1, gas=1_000_000, gas_price_wei=0)
+    assert rpc(service, "eth_sendRawTransaction", ["0x" + raw.hex()])[1]["error"]["code"] == -32005
 
 
 def test_rpc_can_be_switched_off(chain, tmp_path) -> None:

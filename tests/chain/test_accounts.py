@@ -180,9 +180,13 @@ def test_another_org_id_is_a_settings_error(service, node, tmp_path) -> None:
         client.register_peer(node.peer_id)
 
 
-def test_coordinator_through_the_account_service_reads_the_chain(chain, service) -> None:
+def test_coordinator_reads_the_chain_through_the_account_service_with_its_token(chain, service, node, tmp_path) -> None:
     chain.advance()
-    assert Coordinator(service.node_chain()).current_round() == 1
+    without = Coordinator(settings.chain_of_node(service.node_chain(), tmp_path))
+    with pytest.raises(ChainUnreachable, match=r"HTTP 401: answers only with a node's token; `hivewright enrol`"):
+        without.current_round()
+    service.enrolled(node, tmp_path)
+    assert without.current_round() == 1
 
 
 def test_no_account_url_is_a_settings_error(tmp_path) -> None:

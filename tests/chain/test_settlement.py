@@ -179,7 +179,7 @@ def test_old_round_that_a_contract_refuses_is_rejected_once(chain, node) -> None
     node.ledger.record(1, 0, node.peer_id, 5, [])
     node.ledger.record(3, 0, node.peer_id, 6, [])
     parsed = node.service.node_chain()
-    settling = Settlement(node.ledger, Coordinator(parsed), Strict(parsed, node.folder), parsed)
+    settling = Settlement(node.ledger, node.coordinator(parsed), Strict(parsed, node.folder), parsed)
     settling.start()
     try:
         assert settling.flush(30)
@@ -220,5 +220,18 @@ def test_wrong_token_keeps_the_rows_and_says_so(node) -> None:
         assert "TokenWrong" in settling.status().last_error
     assert node.states() == [("queued", "queued")]
     enrol(node.identity, ENROLMENT_TOKEN, node.service.node_chain(), node.folder)
+    node.settle()
+    node.assert_exactly_once()
+
+
+def test_node_of_the_version_before_waits_for_its_upgrade_and_loses_nothing(node) -> None:
+    """The coordinator is upgraded first: its /rpc then refuses nodes that show it no token. Their rewards wait."""
+    parsed = node.service.node_chain()
+    node.earn(0)
+    before = Settlement(node.ledger, Coordinator(parsed), AccountClient(parsed, node.folder), parsed)
+    before.start()
+    eventually(lambda: "HTTP 401" in (before.status().last_error or ""))
+    before.close()
+    assert [row.reward_state for row in node.ledger.rows()] != ["rejected"]
     node.settle()
     node.assert_exactly_once()

@@ -29,7 +29,8 @@ from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
 folder = Path(sys.argv[1])
 chain = settings.Chain(account_url=sys.argv[2], poll_seconds=0.1)
-settling = Settlement(Ledger(folder / "ledger.db"), Coordinator(chain), AccountClient(chain, folder), chain)
+reads = Coordinator(settings.chain_of_node(chain, folder))
+settling = Settlement(Ledger(folder / "ledger.db"), reads, AccountClient(chain, folder), chain)
 print("ready", flush=True)
 settling.start()
 settling.flush(60)
@@ -206,7 +207,9 @@ def test_thread_that_dies_is_told_and_not_hidden(node, monkeypatch) -> None:
 def test_close_without_start_and_twice_is_fine(tmp_path) -> None:
     parsed = settings.Chain(account_url="http://127.0.0.1:9")
     ledger = Ledger(tmp_path / "ledger.db")
-    settling = Settlement(ledger, Coordinator(parsed), AccountClient(parsed, tmp_path), parsed)
+    settling = Settlement(
+        ledger, Coordinator(settings.chain_of_node(parsed, tmp_path)), AccountClient(parsed, tmp_path), parsed
+    )
     assert settling.status().earned == 0
     settling.close()
     settling.close()

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, RootModel, ValidationError
 from pydantic.alias_generators import to_camel
 
 from worker.errors import WorkerError
@@ -71,12 +71,16 @@ class SubmitWinner(RegisterPeer):
 
 
 class RpcRequest(Message):
-    """One JSON-RPC request; no batches."""
+    """One JSON-RPC request."""
 
     jsonrpc: Literal["2.0"]
     id: int | str | None = None
     method: Annotated[str, Field(max_length=64)]
     params: list[Any] | dict[str, Any] = []
+
+
+class _RpcBatch(RootModel[list[RpcRequest]]):
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -94,3 +98,13 @@ def parse(model: type[_Body], body: bytes) -> _Body:
     got = "" if where == "body" else f"got {printable(repr(first['input']))[:60]}; "
     expected = "" if first["type"] == "json_invalid" else "expected "
     raise Refused(400, f"{where}: {got}{expected}{printable(first['msg'].removeprefix('Input should be '))}")
+
+
+def parse_rpc(body: bytes, most: int) -> RpcRequest | list[RpcRequest]:
+    """Read one JSON-RPC request, or a batch of at most `most`. Raises Refused as `parse` does."""
+    if not body.lstrip().startswith(b"["):
+        return parse(RpcRequest, body)
+    batch = parse(_RpcBatch, body).root
+    if not 1 <= len(batch) <= most:
+        raise Refused(400, f"body: got a batch of {len(batch)}; expected 1 to {most} requests")
+    return batch

@@ -10,9 +10,10 @@ import base64
 import hmac
 import json
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -26,7 +27,9 @@ from worker.chain import proof
 from worker.chain.accounts import ENROL_PREFIX
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
+from worker.chain.gate import MAX_BATCH, TOO_MANY, Gate, NotPassed, Passed
 from worker.chain.proof import Proof
+from worker.chain.quotas import Quota
 from worker.chain.rpc import Rpc
 from worker.chain.sender import Sender
 from worker.errors import ChainUnreachable, ContractRefused, SettingsError, WorkerError
@@ -37,37 +40,17 @@ from worker.telemetry import systemd
 
 log = logging.getLogger(__name__)
 
-RPC_METHODS = frozenset(
-    (
-        "eth_blockNumber",
-        "eth_call",
-        "eth_chainId",
-        "eth_estimateGas",
-        "eth_feeHistory",
-        "eth_gasPrice",
-        "eth_getBalance",
-        "eth_getBlockByHash",
-        "eth_getBlockByNumber",
-        "eth_getCode",
-        "eth_getLogs",
-        "eth_getStorageAt",
-        "eth_getTransactionByHash",
-        "eth_getTransactionCount",
-        "eth_getTransactionReceipt",
-        "eth_maxPriorityFeePerGas",
-        "eth_sendRawTransaction",
-        "net_version",
-        "web3_clientVersion",
-    )
-)
-"""What /rpc passes on: reads, and transactions that somebody has signed. A chain such as anvil offers much more."""
-
 _MAX_BODY_BYTES = 256 * 1024
 _MAX_RPC_ANSWER_BYTES = 16 * 1024 * 1024
 # Calls that may wait for the chain at once, beside those of /rpc; the sender brings them there together.
 _NUM_THREADS = 64
 # What a client may take to send a body.
 _READ_SECONDS = 10.0
+# What a node may ask of the chain: a few reads in every look at the round, a few transactions in a round.
+_RPC_PER_SECOND, _RPC_BURST = 20.0, 400.0
+_SENDS_PER_SECOND, _SENDS_BURST = 0.2, 60.0
+# Requests that the chain works on at once: for all callers, and for one.
+_MAX_AT_CHAIN, _MAX_AT_CHAIN_FOR_ONE = 16, 4
 
 _Body = TypeVar("_Body", bound=messages.RegisterPeer)
 _Result = TypeVar("_Result")
@@ -99,6 +82,10 @@ class Service:
         self._tokens = Tokens(settings.account.state_dir)
         self._sender = Sender(self._coordinator, account, settings.account.state_dir / "journal.db")
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "account")
+        self._gate: Gate | None = None
+        self._asks, self._sends = Quota(_RPC_PER_SECOND, _RPC_BURST), Quota(_SENDS_PER_SECOND, _SENDS_BURST)
+        self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
+        self._at_chain_for: Counter[str] = Counter()
         self._is_chain_away = False
 
     def application(self) -> web.Application:
@@ -189,31 +176,77 @@ class Service:
         )
 
     async def rpc(self, request: web.Request) -> web.Response:
-        """Pass an allowed request on to the chain, as we understood it, and its answer back as it is."""
-        call = messages.parse(messages.RpcRequest, await _read(request))
-        if call.method not in RPC_METHODS:
-            error = {"code": -32601, "message": f"{printable(call.method)}: not served here"}
-            return web.json_response({"jsonrpc": "2.0", "id": call.id, "error": error})
+        """Pass on to the chain what a `Gate` allows, for whoever shows a node's token: one request, or a batch."""
+        peer_id = self._peer_of(request)
+        asked = messages.parse_rpc(await _read(request), MAX_BATCH)
+        calls = asked if isinstance(asked, list) else [asked]
+        if not self._asks.take(peer_id, len(calls)):
+            raise Refused(429, "TooManyRequests", f"{peer_id}: at most {_RPC_PER_SECOND:g} a second in the long run")
+        if self._at_chain_for[peer_id] >= _MAX_AT_CHAIN_FOR_ONE:
+            raise Refused(429, "TooManyRequests", f"{peer_id}: {_MAX_AT_CHAIN_FOR_ONE} requests wait for the chain")
+        self._at_chain_for[peer_id] += 1
+        try:
+            async with self._at_chain:
+                answers = await self._answers(calls, peer_id)
+        finally:
+            self._at_chain_for[peer_id] -= 1
+            if not self._at_chain_for[peer_id]:
+                del self._at_chain_for[peer_id]
+        text = b"[" + b",".join(answers) + b"]" if isinstance(asked, list) else answers[0]
+        return web.Response(body=text, content_type="application/json")
+
+    async def _answers(self, calls: list[messages.RpcRequest], peer_id: str) -> list[bytes]:
+        answers = []
+        for call in calls:
+            answers.append(await self._answer(call, peer_id))
+            if sum(map(len, answers)) > _MAX_RPC_ANSWER_BYTES:
+                raise Refused(502, f"{call.method}: the chain's answers are too long; ask for less at once")
+        return answers
+
+    async def _answer(self, call: messages.RpcRequest, peer_id: str) -> bytes:
+        """The chain's answer, or why the call is not passed on, as JSON."""
+        try:
+            passed = await self._in_thread(lambda: self._gate_to_chain().check(call.method, call.params))
+            self._count_sent(passed, peer_id)
+        except NotPassed as refusal:
+            error = {"code": refusal.code, "message": str(refusal)}
+            return json.dumps({"jsonrpc": "2.0", "id": call.id, "error": error}).encode()
         rpc = await self._in_thread(lambda: self._coordinator.rpc)
+        body = {"jsonrpc": "2.0", "id": call.id, "method": passed.method, "params": passed.params}
         for _ in range(rpc.num_addresses - 1):
             try:
-                return await self._pass_on(call, rpc)
+                return await self._pass_on(body, rpc)
             except ChainUnreachable as error:
                 log.debug("next rpc address after error=%s", error)
-        return await self._pass_on(call, rpc)
+        return await self._pass_on(body, rpc)
 
-    async def _pass_on(self, call: messages.RpcRequest, rpc: Rpc) -> web.Response:
+    def _gate_to_chain(self) -> Gate:
+        if self._gate is None:
+            deployment = self._coordinator.deployment
+            self._gate = Gate(deployment.chain_id, deployment.contract, self._coordinator.block_number)
+        return self._gate
+
+    def _count_sent(self, passed: Passed, peer_id: str) -> None:
+        """Raise NotPassed if peer or account have sent too many transactions lately."""
+        if passed.sender is None:
+            return
+        for who in (peer_id, passed.sender):
+            if not self._sends.take(who):
+                reason = f"{who} has sent too much; at most {60 * _SENDS_PER_SECOND:g} transactions a minute"
+                raise NotPassed(TOO_MANY, f"{passed.method}: {reason} in the long run")
+
+    async def _pass_on(self, body: dict[str, Any], rpc: Rpc) -> bytes:
         url = await self._in_thread(rpc.choose)
         timeout = aiohttp.ClientTimeout(total=self._settings.chain.timeout_seconds / rpc.num_addresses)
         answer = bytearray()
         try:
-            async with self._http.post(url, json=call.model_dump(), timeout=timeout) as response:
+            async with self._http.post(url, json=body, timeout=timeout) as response:
                 if response.status in (429, *range(500, 600)):
                     raise ChainUnreachable(f"{url}: HTTP {response.status} instead of an answer")
                 async for piece in response.content.iter_chunked(65536):
                     answer += piece
                     if len(answer) > _MAX_RPC_ANSWER_BYTES:
-                        raise Refused(502, f"{call.method}: the chain's answer is too long; ask for less at once")
+                        raise Refused(502, f"{body['method']}: the chain's answer is too long; ask for less at once")
         except (aiohttp.ClientError, TimeoutError) as error:
             rpc.failed(url)
             raise ChainUnreachable(f"{url}: no answer ({type(error).__name__})") from None
@@ -221,7 +254,7 @@ class Service:
             rpc.failed(url)
             raise
         self._note_chain(None)
-        return web.Response(body=bytes(answer), status=response.status, content_type="application/json")
+        return bytes(answer)
 
     # ----
 
@@ -230,15 +263,22 @@ class Service:
         body = messages.parse(model, await _read(request))
         if body.org_id != self._settings.chain.org_id:
             raise Refused(404, "User not found")
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise Refused(401, "TokenMissing", "expected the header Authorization: Bearer TOKEN")
-        peer_id = self._tokens.peer_of(token.strip())
-        if peer_id is None:
-            raise Refused(401, "TokenWrong", "not a token of this account service")
+        peer_id = self._peer_of(request)
         if peer_id != body.peer_id:
             raise Refused(403, "TokenOfAnotherPeer", f"the token is good for {peer_id} only")
         return body
+
+    def _peer_of(self, request: web.Request) -> str:
+        """The peer whose token comes with the request: as Bearer, or as the password of the URL (Basic)."""
+        token = _token_in(request.headers.get("Authorization", ""))
+        if token is None:
+            raise Refused(
+                401, "TokenMissing", "expected the header Authorization: Bearer TOKEN, or http://peer:TOKEN@..."
+            )
+        peer_id = self._tokens.peer_of(token)
+        if peer_id is None:
+            raise Refused(401, "TokenWrong", "not a token of this account service")
+        return peer_id
 
     async def _send(self, build: Callable[[], Call], peer_id: str) -> web.Response:
         def send() -> str:
@@ -328,6 +368,17 @@ def _enrolment_token(settings: Settings) -> str | None:
     if not token:
         raise SettingsError(f"{file} (account.enrolment_token_file): is empty; expected a file with a token")
     return token
+
+
+def _token_in(authorization: str) -> str | None:
+    scheme, _, value = authorization.partition(" ")
+    value = value.strip()
+    if scheme.lower() == "basic":
+        try:
+            value = base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return None
+    return value if scheme.lower() in ("bearer", "basic") and value else None
 
 
 def _decoded(name: str, text: str) -> bytes:

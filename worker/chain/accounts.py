@@ -20,6 +20,7 @@ from worker.chain import connection, http, proof
 from worker.chain.contract import ADVICE
 from worker.chain.coordinator import Coordinator
 from worker.chain.proof import Proof
+from worker.chain.rpc import TokenRefused
 from worker.chain.wallet import Wallet
 from worker.errors import ChainError, ChainUnreachable, ContractRefused, IdentityError, SettingsError, WorkerError
 from worker.log import printable
@@ -28,7 +29,7 @@ from worker.swarm.identity import Identity
 
 log = logging.getLogger(__name__)
 
-TOKEN_FILE = "account.token"  # noqa: S105 - a file name
+TOKEN_FILE = settings.ACCOUNT_TOKEN_FILE
 # What a node signs to show that it holds the key of the peer id that it enrols; the peer id follows.
 ENROL_PREFIX = b"hivewright-enrol/"
 # How long enrolment waits for the registration to be on the chain, and how often it looks.
@@ -134,13 +135,14 @@ class AccountClient:
         self._session.close()
 
     def _send(self, path: str, body: dict[str, Any]) -> str:
-        headers = {"Authorization": f"Bearer {self._token()}"}
+        headers = {"Authorization": f"Bearer {self.token()}"}
         tx_hash = self._request("POST", path, {"orgId": self._chain.org_id, **body}, headers).get("hash")
         if not isinstance(tx_hash, str) or not re.fullmatch(r"0x[0-9a-fA-F]{64}", tx_hash):
             raise ChainError(f"{self._url}{path}: hash is {_shown(tx_hash)}; expected a transaction hash")
         return tx_hash
 
-    def _token(self) -> str:
+    def token(self) -> str:
+        """The node's token, as its file has it now."""
         try:
             return self.token_file.read_text().strip()
         except OSError as error:
@@ -204,15 +206,20 @@ def enrol(
     is registered by another account or a token is refused, ChainUnreachable if service or chain do not answer.
     """
     with closing(open_account(chain, state_dir)) as account:
-        coordinator, ours = Coordinator(chain), account.address()
-        shown = proof.needed(coordinator, identity, ours, move)
+        coordinator, ours = Coordinator(settings.chain_of_node(chain, state_dir)), account.address()
+
+        def register() -> bool:
+            if isinstance(account, AccountClient):
+                account.token()  # the chain is read with it
+            return _register(account, identity.peer_id, proof.needed(coordinator, identity, ours, move))
+
         try:
-            is_sent = _register(account, identity.peer_id, shown)  # with the token from before
-        except IdentityError:
+            is_sent = register()  # with the token from before
+        except (IdentityError, TokenRefused) as error:
             if enrolment_token is None or not isinstance(account, AccountClient):
-                raise
+                raise IdentityError(str(error)) from None
             account.enrol(identity, enrolment_token)
-            is_sent = _register(account, identity.peer_id, shown)
+            is_sent = register()
         return _await_owner(coordinator, identity.peer_id, ours, is_sent)
 
 

@@ -123,7 +123,10 @@ class ChainClient:
         chain = self._chain
         key = "rpc_url" if chain.rpc_url else "deployment_file" if chain.deployment_file else "account_url"
         deployment = self.deployment
-        return Rpc(deployment.rpc_urls, f"chain.{key}", deployment.chain_id, chain.timeout_seconds)
+        # The token is for the account service and nobody else.
+        is_proxy = chain.account_url is not None and deployment.rpc_urls == (connection.proxy_url(chain.account_url),)
+        token_file = chain.account_token_file if is_proxy else None
+        return Rpc(deployment.rpc_urls, f"chain.{key}", deployment.chain_id, chain.timeout_seconds, token_file)
 
     def check_id(self) -> None:
         """Make sure that the chain is the one that the settings name. Addresses of another one are not used."""

@@ -60,7 +60,7 @@ def resolve(chain: settings.Chain) -> Deployment:
     written = None
     if chain.deployment_file and not (chain.rpc_url and chain.contract):
         written = read_deployment(chain.deployment_file, chain.id)
-    rpc_urls = chain.rpc_urls or (written.rpc_urls if written else (f"{_base(chain)}/rpc",))
+    rpc_urls = chain.rpc_urls or (written.rpc_urls if written else (proxy_url(_base(chain)),))
     if chain.contract:
         contract = chain.contract
     elif written:
@@ -122,6 +122,11 @@ def translated(url: str, timeout_seconds: float) -> Iterator[None]:
     except Web3Exception as error:
         reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise BadAnswer(f"{url}: {reason}; check that this is the right chain") from error
+
+
+def proxy_url(account_url: str) -> str:
+    """Where the account service passes JSON-RPC on."""
+    return f"{account_url.rstrip('/')}/rpc"
 
 
 def _base(chain: settings.Chain) -> str:

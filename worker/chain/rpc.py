@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 import requests
@@ -55,16 +56,29 @@ class TooMuch(BadAnswer):
     """The request or its answer is too large for the address: to be asked in smaller pieces."""
 
 
+class TokenRefused(ChainUnreachable):
+    """The address answers nobody without a token, or does not take ours."""
+
+
 class Rpc(JSONBaseProvider):
     """A web3 provider for `urls`, which are of one chain. `key` names the setting that they come from.
 
     A request ends within about `timeout_seconds`, all tries included. `chain_id` None: not checked. Requests raise
     ChainUnreachable if no address answers, BadAnswer if one answers with no use, WrongChain if those that do are of
     another chain. An address that throttles (HTTP 429) rests for as long as it asks. Any number of threads may use it.
+    `token_file`: its content goes with every request; it is read each time, and may be missing.
     """
 
-    def __init__(self, urls: Sequence[str], key: str, chain_id: int | None, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        key: str,
+        chain_id: int | None,
+        timeout_seconds: float,
+        token_file: Path | None = None,
+    ) -> None:
         super().__init__()
+        self._token_file = token_file
         # Other clients of a proxy that mixes up answers must not count as we do.
         self.request_counter = itertools.count(secrets.randbits(48))
         self._urls = tuple(urls)
@@ -266,7 +280,7 @@ class Rpc(JSONBaseProvider):
 
     def _post(self, url: str, body: bytes) -> Any:
         with translated(self._place(url), self._timeout / len(self._urls)):
-            answer = self._session.post(url, data=body, timeout=self._patience, headers=_HEADERS)
+            answer = self._session.post(url, data=body, timeout=self._patience, headers=self._headers())
             if answer.status_code == 429 or (answer.status_code == 503 and "Retry-After" in answer.headers):
                 raise self._rest(url, f"HTTP {answer.status_code}", retry_after(answer.headers))
             if not 400 <= answer.status_code < 500:
@@ -293,6 +307,14 @@ class Rpc(JSONBaseProvider):
         if session is None:
             session = self._sessions.session = http.open_session()
         return session
+
+    def _headers(self) -> dict[str, str]:
+        try:
+            token = "" if self._token_file is None else self._token_file.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            token = ""  # the answer says that one is expected
+        is_sound = token.isascii() and token.isprintable()
+        return {**_HEADERS, "Authorization": f"Bearer {token}"} if token and is_sound else _HEADERS
 
     def _place(self, url: str) -> str:
         return f"{url} ({self._key})" if self._key else url
@@ -373,6 +395,11 @@ def translated(place: str, patience_seconds: float) -> Iterator[None]:
         raise TooMuch(f"{place}: an answer of more than {megabytes} MiB; {CHECK_ADDRESS}") from None
     except requests.HTTPError as error:
         status = error.response.status_code
+        if status == 401:
+            raise TokenRefused(
+                f"{place}: HTTP 401: answers only with a node's token; `hivewright enrol` fetches it "
+                "(chain.account_token_file says from where it is read)"
+            ) from None
         raise ChainUnreachable(f"{place}: HTTP {status} instead of an answer; check what serves this address") from None
     except requests.exceptions.JSONDecodeError:
         raise BadAnswer(f"{place}: the answer is no JSON; check that this is the right address") from None
