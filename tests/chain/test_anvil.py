@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 from eth_account import Account
 
 from worker import settings
@@ -313,3 +314,47 @@ def wait_for_snapshot(place) -> None:
         while not place.anvil.state_file.exists() or place.anvil.state_file.stat().st_ino == before:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+# ---- the watchdog
+
+
+def ask_raw(url: str, method: str, params: list, seconds: float = 5.0) -> object:
+    asked = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    return requests.post(url, json=asked, timeout=seconds).json().get("result")
+
+
+def test_chain_that_mines_nothing_is_restarted_within_a_minute(start, tmp_path):
+    """One request with an endless loop as code: the block number is still answered, and nothing is mined."""
+    process = start()
+    url = (tmp_path / "chain/address").read_text().strip()
+    (before,) = children_of(process)
+    loop = {"data": "0x5b600056", "gas": "0xffffffffffff"}
+    with pytest.raises(requests.Timeout):
+        ask_raw(raw_url(process), "eth_call", [loop, "latest"], 1.0)
+    account = Account.create()
+    plain = {"chainId": 31337, "nonce": 0, "gas": 100_000, "gasPrice": 0, "value": 0, "to": account.address}
+    raw = account.sign_transaction(plain).raw_transaction
+    assert ask_raw(raw_url(process), "eth_sendRawTransaction", ["0x" + bytes(raw).hex()])
+    time.sleep(0.5)
+    assert ask_raw(raw_url(process), "eth_blockNumber", []) == "0x0"
+    began = time.monotonic()
+    while children_of(process) in ([before], []):
+        assert time.monotonic() - began < 60, (tmp_path / "chain.log").read_text()
+        time.sleep(0.2)
+    while True:
+        try:
+            if ask_raw(url, "eth_getBalance", ["0x" + "00" * 20, "latest"], 2.0) == "0x0":
+                break
+        except requests.RequestException:
+            assert time.monotonic() - began < 60, (tmp_path / "chain.log").read_text()
+        time.sleep(0.2)
+    assert process.poll() is None
+    assert "chain hangs and is killed" in (tmp_path / "chain.log").read_text()
+
+
+def raw_url(process) -> str:
+    """Where anvil itself listens."""
+    (child,) = children_of(process)
+    words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+    return f"http://127.0.0.1:{words[words.index('--port') + 1]}"

@@ -20,7 +20,8 @@ from time import monotonic, sleep
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
-from web3.types import Nonce
+from web3 import Web3
+from web3.types import Nonce, RPCEndpoint
 from web3.utils.address import get_create_address
 
 from worker import resources, settings
@@ -44,7 +45,12 @@ _GAS_LIMIT = 1_000_000_000
 _STARTUP_SECONDS = 60.0
 _STOP_SECONDS = 45.0
 _WATCH_SECONDS = 2.0
+_HANG_SECONDS = 20.0
+"""A chain that answers no read, or mines nothing of what waits, for this long hangs."""
+_STOP_HUNG_SECONDS = 3.0
 _PR_SET_PDEATHSIG = 1
+_POOL_STATUS = RPCEndpoint("txpool_status")
+_SOMEBODY = Web3.to_checksum_address("0x" + "00" * 20)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -61,33 +67,66 @@ def up(settings: settings.Settings) -> None:
     section = settings.anvil
     while True:
         with running(section, settings.chain.id) as (process, url):
-            # The same address after a start anew.
+            # The same address after a restart.
             section = section.model_copy(update={"port": int(url.rpartition(":")[2])})
             write_whole(_address_file(section), url)
             log.info("chain up rpc=%s chain_id=%d state=%s", url, settings.chain.id, section.state_file)
             ready()
-            _watch(process, url, settings.chain.timeout_seconds, section.state_file)
-        log.info("chain starts anew to forget what is old state=%s", section.state_file)
+            reason = _watch(process, url, section.state_file)
+        log.info("chain restarts: %s state=%s", reason, section.state_file)
 
 
-def _watch(process: subprocess.Popen[bytes], url: str, patience: float, state_file: Path) -> None:
-    """Until the chain is to be started anew. Raises ChainError if it ends by itself, ChainUnreachable if it hangs."""
+def _watch(process: subprocess.Popen[bytes], url: str, state_file: Path) -> str:
+    """Watch the chain until it is to be restarted; return why. One that hangs is killed. Raises ChainError if it ends
+    by itself."""
     size_before = history.megabytes(state_file)
-    web3 = connection.connect(url, patience)
-    try:
-        while process.poll() is None:
-            with connection.translated(url, patience):
-                progress(f"block {web3.eth.block_number}")
-            if history.has_outgrown(state_file, size_before):
-                return
-            sleep(_WATCH_SECONDS)
-    except ChainUnreachable:
-        # A process that just died has closed its port already, and can be waited for a moment later.
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(1.0)
-        if process.returncode is None:
-            raise
+    pulse = Pulse(url)
+    while process.poll() is None:
+        if history.has_outgrown(state_file, size_before):
+            return "it has grown, and forgets what is old"
+        hung = pulse.look()
+        if hung is not None and process.poll() is None:
+            log.error("chain hangs and is killed: %s", hung)
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_HUNG_SECONDS)
+            process.kill()
+            process.wait()
+            return "it hung"
+        if hung is None:
+            progress(f"block {pulse.block}, state {history.megabytes(state_file):.0f} MB")
+        sleep(_WATCH_SECONDS)
     raise ChainError(f"anvil ended by itself with code {process.returncode}; its own words stand above in the log")
+
+
+class Pulse:
+    """Whether a chain lives: it answers reads of its state, and mines what waits. One that executes something without
+    end does neither, and still says its block number."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._web3 = connection.connect(url, _HANG_SECONDS / 2)
+        self.block = -1
+        self._lively_at = monotonic()
+
+    def look(self) -> str | None:
+        """Look at it now. Returns what is wrong once it has been wrong for _HANG_SECONDS."""
+        try:
+            wrong = self._wrong()
+        except ChainError as error:
+            wrong = str(error)
+        if wrong is None:
+            self._lively_at = monotonic()
+        return wrong if monotonic() - self._lively_at > _HANG_SECONDS else None
+
+    def _wrong(self) -> str | None:
+        with connection.translated(self._url, _HANG_SECONDS / 2):
+            block = int(self._web3.eth.block_number)
+            waiting = int(self._web3.provider.make_request(_POOL_STATUS, [])["result"]["pending"], 16)
+            self._web3.eth.get_balance(_SOMEBODY)
+        is_mining = not waiting or block != self.block
+        self.block = block
+        return None if is_mining else f"{waiting} transactions wait, and block {block} is the newest since then"
 
 
 @contextmanager

@@ -40,6 +40,10 @@ _LEAST_REST_SECONDS = 1.0
 """How long an address rests that throttles without saying how long."""
 
 
+_MOST_TOGETHER = 20
+"""What the account service takes as one batch (gate.MAX_BATCH)."""
+
+
 class WrongChain(ChainError):
     """The address answers with another chain id."""
 
@@ -129,6 +133,9 @@ class Rpc(JSONBaseProvider):
         """
         if len(many) < 2:
             return [None] * len(many)
+        if self._token_file is not None and len(many) > _MOST_TOGETHER:
+            head, rest = many[:_MOST_TOGETHER], many[_MOST_TOGETHER:]
+            return [*self.ask_all(method, head), *self.ask_all(method, rest)]
         asked = {next(self.request_counter): params for params in many}
         body = [{"jsonrpc": "2.0", "method": method, "params": params, "id": id} for id, params in asked.items()]
         for url in self._turns():
