@@ -1,13 +1,14 @@
 """One training step against TRL 1.16: time, peak memory, and that loss and gradients are the same.
 
     python -m benchmarks.train_step [--shapes tiny] [--repeats 5] [--threads 2] [--clock wall] [--device cpu]
-        [--model FOLDER] [--json FILE]
+        [--model FOLDER [--length 64]] [--kinds float32-even] [--json FILE]
 
 The same tokens and advantages go to `worker.trainer.Trainer.step` and to TRL's `GRPOTrainer.train()`, whose generation
 alone is replaced by handing it the batch; everything else is as TRL's defaults have it (gradient checkpointing is one
 of them; a second column is without). Two prompts of the default mix x 8 completions, 16 sequences in one batch:
 "even", all of 128 tokens, and "ragged", of 1 to 128 tokens as answers are. Two models have random weights: "tiny" has
-5 M parameters (Qwen2, vocabulary 512), "half" is Qwen2.5-0.5B's shape; `--model` adds one of your own. Times are
+5 M parameters (Qwen2, vocabulary 512), "half" is Qwen2.5-0.5B's shape; `--model` adds one of your own, with answers of
+`--length` tokens. Times are
 medians of pairs, one run after the other (`--clock cpu --threads 1` counts processor time: for machines on which others
 work too); peak memory is that of a process of its own above its model, with `--device cuda` the GPU's. Exits 1 if a
 claim of the table does not hold.
@@ -64,9 +65,12 @@ class Case:
     dtype: str
     lengths: str
     device: str = "cpu"
+    length: int = LENGTH
 
     def __str__(self) -> str:
-        return f"{self.shape} {self.dtype} {self.lengths}{'' if self.device == 'cpu' else f' {self.device}'}"
+        name = self.shape if self.shape in SHAPES else Path(self.shape).name
+        length = "" if self.length == LENGTH else f" {self.length}"
+        return f"{name} {self.dtype} {self.lengths}{length}{'' if self.device == 'cpu' else f' {self.device}'}"
 
 
 def make_policy(case: Case) -> Policy:
@@ -87,16 +91,16 @@ def make_groups(case: Case, policy: Policy) -> list[ScoredGroup]:
     fitting = [(task, text) for task, text in asked if 100 <= len(policy.prompt_ids(text)) <= 300]
     groups = []
     for task, question in rng.sample(fitting, GROUPS):
-        lengths = [LENGTH if case.lengths == "even" else rng.randint(1, LENGTH) for _ in range(SIZE)]
+        lengths = [case.length if case.lengths == "even" else rng.randint(1, case.length) for _ in range(SIZE)]
         token_ids = tuple(tuple(rng.randrange(4, 512) for _ in range(length)) for length in lengths)
         rewards = tuple(rng.random() for _ in range(SIZE))
         groups.append(ScoredGroup(task, question, ("",) * SIZE, rewards, token_ids, truncated=(False,) * SIZE))
     return groups
 
 
-def make_trainer(policy: Policy) -> Trainer:
+def make_trainer(case: Case, policy: Policy) -> Trainer:
     trainer = settings.Trainer(max_tokens_per_micro_batch=TOKENS)
-    return Trainer(policy, trainer, settings.Generation(num_generations=SIZE, max_completion_length=LENGTH))
+    return Trainer(policy, trainer, settings.Generation(num_generations=SIZE, max_completion_length=case.length))
 
 
 def as_inputs(batch: list[Lesson]) -> dict[str, torch.Tensor]:
@@ -119,11 +123,11 @@ def as_inputs(batch: list[Lesson]) -> dict[str, torch.Tensor]:
 class Reference(GRPOTrainer):  # type: ignore[misc]
     """TRL's trainer. Each `train()` makes one optimizer step on the batch that it is given."""
 
-    def __init__(self, policy: Policy, inputs: dict[str, torch.Tensor], checkpointing: bool) -> None:
+    def __init__(self, case: Case, policy: Policy, inputs: dict[str, torch.Tensor], checkpointing: bool) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="train-step-")
         config = GRPOConfig(
             output_dir=self._folder.name, per_device_train_batch_size=GROUPS * SIZE, num_generations=SIZE,
-            max_completion_length=LENGTH, max_steps=1, bf16=policy.model.dtype == torch.bfloat16,
+            max_completion_length=case.length, max_steps=1, bf16=policy.model.dtype == torch.bfloat16,
             gradient_checkpointing=checkpointing, save_strategy="no", logging_strategy="no", report_to=[],
             use_cpu=policy.model.device.type == "cpu", disable_tqdm=True,
         )  # fmt: skip
@@ -180,8 +184,8 @@ def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def make_reference(case: Case, checkpointing: bool) -> Reference:
     policy = make_policy(case)
-    batch = [s for group in make_groups(case, policy) for s in make_trainer(policy)._read(group)]
-    return Reference(make_policy(case), as_inputs(batch), checkpointing)
+    batch = [s for group in make_groups(case, policy) for s in make_trainer(case, policy)._read(group)]
+    return Reference(case, make_policy(case), as_inputs(batch), checkpointing)
 
 
 def make_step(case: Case, way: str, clock: str) -> Callable[[], float]:
@@ -191,7 +195,7 @@ def make_step(case: Case, way: str, clock: str) -> Callable[[], float]:
         reference.watch.clock = clock
         return reference.step
     policy = make_policy(case)
-    trainer, groups = make_trainer(policy), make_groups(case, policy)
+    trainer, groups = make_trainer(case, policy), make_groups(case, policy)
 
     def step() -> float:
         started = CLOCKS[clock]()
@@ -254,10 +258,10 @@ def compare(case: Case) -> tuple[float, float]:
     and a gradient with the largest number of its tensor.
     """
     policy = make_policy(case)
-    trainer = make_trainer(policy)
+    trainer = make_trainer(case, policy)
     batch = [s for group in make_groups(case, policy) for s in trainer._read(group)]
     trainer._weigh(batch)
-    ours, _ = trainer._backward(batch, is_first=True)
+    ours = trainer._backward(batch, is_first=True).loss
     # bfloat16 gradients are collected in float32 masters.
     names = trainer.parameters
     gradients = {n: m.grad for n, m in zip(names, trainer.masters, strict=True) if m.grad is not None}
@@ -280,7 +284,9 @@ def main() -> None:
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=["tiny"], help="half: minutes, 20 GB of memory")
-    parser.add_argument("--model", metavar="FOLDER", help="a model of your own, in transformers' format, in float32")
+    parser.add_argument("--model", metavar="FOLDER", help="a model of your own, in transformers' format")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of an answer to that model (of the longest)")
+    parser.add_argument("--kinds", nargs="*", metavar="DTYPE-LENGTHS", help="of all four, such as bfloat16-ragged")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "WAY"), help="print the memory that one way takes")
     arguments = parser.parse_args()
@@ -294,11 +300,12 @@ def main() -> None:
 
     device = arguments.device
     kinds = [(dtype, lengths) for dtype in ("float32", "bfloat16") for lengths in ("even", "ragged")]
+    kinds = [kind for kind in kinds if arguments.kinds is None or "-".join(kind) in arguments.kinds]
     cases = [Case("tiny", *kind, device) for kind in kinds if "tiny" in arguments.shapes]
     if "half" in arguments.shapes:
         cases.append(Case("half", "bfloat16", "even", device))
     if arguments.model:
-        cases += [Case(arguments.model, "float32", lengths, device) for lengths in ("even", "ragged")]
+        cases += [Case(arguments.model, *kind, device, arguments.length) for kind in kinds]
     results: list[dict[str, Any]] = []
     failed = []
     print(f"{'':22}  {'ours':>10}  {'TRL':>10}  {'ratio':>6}  {'TRL, no checkpointing':>21}  {'ratio':>6}")

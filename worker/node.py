@@ -178,6 +178,7 @@ class Node:
             tokens_per_second=tokens_per_second,
             seconds=time.monotonic() - started,
             skipped=metrics.skipped,
+            quality=asdict(metrics.quality),
         )
         if record.skipped is None:
             self._earn(tick, local, published, collected.groups)

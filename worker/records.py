@@ -36,7 +36,7 @@ class Completion:
     """One sampled answer of our own policy.
 
     `token_ids` (T,) are the sampled tokens, the end token included if there was one; `logprobs` (T,) their
-    log-probabilities under the distribution they were sampled from, at temperature 1; `truncated`: no end token came.
+    log-probabilities (worker/policy/engine.py says of which distribution); `truncated`: no end token came.
     """
 
     text: str
@@ -83,8 +83,38 @@ class Collected:
 
 
 @dataclass(frozen=True, slots=True)
+class StepQuality:
+    """Figures of a step that show how healthy the training is, with TRL's names ("/" is "_"). None: not measured.
+
+    The importance sampling ratio and the difference of log-probabilities compare the trainer, before the step, with the
+    engine that sampled, over our own completions that were learned from; `sampling_kl` estimates the KL divergence of
+    the engine from the trainer (the k3 estimator). `entropy` is that of the distributions that the tokens learned from
+    were drawn from, in nats. `completions_*` and `frac_reward_zero_std` (the share of groups without a signal) are of
+    all that was sampled for the step, `completions_clipped_ratio` is the share that was cut off.
+    """
+
+    clip_ratio: float | None = None
+    sampling_importance_sampling_ratio_min: float | None = None
+    sampling_importance_sampling_ratio_mean: float | None = None
+    sampling_importance_sampling_ratio_max: float | None = None
+    sampling_logp_difference_mean: float | None = None
+    sampling_logp_difference_max: float | None = None
+    sampling_kl: float | None = None
+    entropy: float | None = None
+    completions_mean_length: float | None = None
+    completions_p10_length: float | None = None
+    completions_p90_length: float | None = None
+    completions_max_length: float | None = None
+    completions_clipped_ratio: float | None = None
+    frac_reward_zero_std: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What one optimizer step did. `skipped` is None, or why no step was made ("no-signal", "non-finite")."""
+    """What one optimizer step did. `skipped` is None, or why no step was made ("no-signal", "non-finite").
+
+    `quality` is what can be seen of the training beyond that: see `StepQuality`.
+    """
 
     loss: float
     grad_norm: float
@@ -95,6 +125,7 @@ class StepMetrics:
     seconds: float
     clip_ratio: float
     skipped: str | None = None
+    quality: StepQuality = field(default_factory=StepQuality)
 
 
 def milli_reward(means: Sequence[float]) -> int:

@@ -250,6 +250,19 @@ class Trainer(Section):
     """Clip range above. None: the same as `epsilon`."""
     beta: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL term against the reference model. 0: no reference model is loaded."""
+    importance_sampling_correction: bool = True
+    """Weigh our own answers by how much likelier the trainer finds them than the engine that sampled them (TRL's
+    vllm_importance_sampling_correction). Peers' answers always weigh 1."""
+    importance_sampling_mode: Literal[
+        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "token_truncate_sequence_mask"
+    ] = "sequence_mask"
+    """One ratio for each token, or one for the whole answer; those out of bounds are cut off there (truncate), or
+    become 0 (mask). TRL's modes and default; the last one is ours: tokens' ratios are cut off, and answers whose own
+    ratio is out of bounds are left out."""
+    importance_sampling_clip_max: Annotated[float, Field(gt=0)] | None = 3.0
+    """Largest ratio. None: no upper bound."""
+    importance_sampling_clip_min: Annotated[float, Field(ge=0)] | None = None
+    """Smallest ratio. None: no lower bound."""
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
     scale_rewards: Literal["group", "none"] = "group"
     """group: advantages are divided by the group's standard deviation."""
@@ -274,6 +287,16 @@ class Trainer(Section):
             raise ValueError(
                 f"warmup_steps is {self.warmup_steps} and lr_scheduler_type constant, which has none; "
                 "expected lr_scheduler_type constant_with_warmup"
+            )
+        low, high = self.importance_sampling_clip_min, self.importance_sampling_clip_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"importance_sampling_clip_min is {low:g}; expected less than importance_sampling_clip_max, {high:g}"
+            )
+        if low is None and high is None and self.importance_sampling_mode.endswith("truncate"):
+            raise ValueError(
+                f"importance_sampling_mode {self.importance_sampling_mode} needs importance_sampling_clip_max or "
+                "importance_sampling_clip_min"
             )
         return self
 

@@ -50,7 +50,7 @@ def weights(trainer):
 
 def fail_over(monkeypatch, trainer, limit, error):
     """A fault injected where memory is asked for: passes over more than `limit` tokens end with `error`."""
-    real = trainer._scorer.logprobs
+    real = trainer._scorer.logprobs_and_entropies
     passes = []
 
     def logprobs(groups, temperature):
@@ -61,7 +61,7 @@ def fail_over(monkeypatch, trainer, limit, error):
             raise error
         return result
 
-    monkeypatch.setattr(trainer._scorer, "logprobs", logprobs)
+    monkeypatch.setattr(trainer._scorer, "logprobs_and_entropies", logprobs)
     return passes
 
 

@@ -443,7 +443,8 @@ def test_distribution_is_that_of_transformers(limits, num_tokens):
     for part in grid.split(500):
         sampler = Sampler(settings.Generation(**limits), [prompt] * len(part), torch.device("cpu"))
         tokens, logprobs = sampler.choose(logits.expand(len(part), -1), part)
-        torch.testing.assert_close(logprobs, logits.log_softmax(-1)[0, tokens])
+        expected_logprobs = (logits / limits.get("temperature", 1.0)).log_softmax(-1)[0, tokens]
+        torch.testing.assert_close(logprobs, expected_logprobs)
         observed += torch.bincount(tokens, minlength=num_tokens) / count
     likely = expected > 10 / count
     torch.testing.assert_close(observed[likely], expected[likely], atol=2e-3, rtol=0)

@@ -11,7 +11,7 @@ from worker.errors import TrainingError
 from worker.policy.policy import Policy, load
 from worker.policy.scoring import completion_logprobs
 from worker.records import ScoredGroup, Task
-from worker.trainer.trainer import Trainer
+from worker.trainer.trainer import Pass, Trainer
 
 GENERATION = settings.Generation(num_generations=4, max_prompt_length=64, max_completion_length=12)
 QUESTIONS = [
@@ -77,14 +77,16 @@ def backward(policy, groups, generation=GENERATION, old_shift=None, **options):
         shift(trainer._reference.model)
     batch = [s for g in groups for s in trainer._read(g)]
     trainer._weigh(batch)
-    loss, clip_ratio = trainer._backward(batch, is_first=True)
+    done = trainer._backward(batch, is_first=True)
     if old_shift is not None:
         for number, sequence in enumerate(batch):
             sequence.old_logprobs = sequence.old_logprobs + old_shift * (-1) ** number
-        loss, clip_ratio = trainer._backward(batch, is_first=False)
+        done = trainer._backward(batch, is_first=False)
     return SimpleNamespace(
-        loss=loss,
-        clip_ratio=clip_ratio,
+        loss=done.loss,
+        clip_ratio=done.clip_ratio,
+        entropy=done.entropy,
+        trainer=trainer,
         gradients={n: p.grad.clone() for n, p in policy.model.named_parameters()},
         batch=batch,
         reference=trainer._reference,
@@ -207,6 +209,12 @@ def as_trl_inputs(batch):
     return {**inputs, "num_items_in_batch": inputs["completion_mask"].sum()}
 
 
+@torch.no_grad()
+def reference_logprobs(ours, temperature):
+    rows = [[list(getattr(s, name)) for s in ours.batch] for name in ("prompt_ids", "token_ids")]
+    return completion_logprobs(ours.reference.model, *rows, range(len(ours.batch)), temperature)
+
+
 @pytest.mark.parametrize(
     ("options", "temperature", "old_shift"),
     [
@@ -221,7 +229,7 @@ def as_trl_inputs(batch):
     ],
 )
 def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, temperature, old_shift):
-    groups = make_groups(policy)
+    groups = [replace(group, logprobs=None) for group in make_groups(policy)]
     groups[0] = replace(groups[0], truncated=(True, False, False, False))
     groups[2] = from_peer(groups[2])
     generation = GENERATION.model_copy(update={"temperature": temperature})
@@ -239,11 +247,7 @@ def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, te
         inputs["old_per_token_logps"] = torch.stack(rows)
     trl_trainer.beta = trainer_settings.beta
     if ours.reference is not None:
-        rows = [[list(getattr(s, name)) for s in ours.batch] for name in ("prompt_ids", "token_ids")]
-        with torch.no_grad():
-            inputs["ref_per_token_logps"] = completion_logprobs(
-                ours.reference.model, *rows, range(len(ours.batch)), temperature
-            )
+        inputs["ref_per_token_logps"] = reference_logprobs(ours, temperature)
     trl_trainer.model.train()
     trl_trainer.model.zero_grad()
     loss = trl_trainer._compute_loss(trl_trainer.model, inputs)
@@ -255,6 +259,125 @@ def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, te
     assert (ours.clip_ratio > 0) == (old_shift is not None)
 
 
+def trl_s_own_sampling(trl_trainer, batch, noisy, modes, monkeypatch):
+    """What TRL's code makes of these completions and log-probabilities when vLLM has sampled them."""
+    for name, value in modes.items():
+        monkeypatch.setattr(trl_trainer, f"vllm_{name}", value)
+    monkeypatch.setattr(trl_trainer, "use_vllm", True)
+    prompts, completions = ([list(getattr(s, n)) for s in batch] for n in ("prompt_ids", "token_ids"))
+    texts = ["x"] * len(batch)
+    generated = (prompts, completions, None, texts, [s.tolist() for s in noisy], {}, None, None)
+    monkeypatch.setattr(trl_trainer, "_generate", lambda _: generated)
+    inputs = trl_trainer._generate_and_score_completions([{"prompt": "x"} for _ in batch])
+    inputs["advantages"] = torch.tensor([s.advantage for s in batch])
+    inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
+    return inputs
+
+
+def disturb(groups, size):
+    """Log-probabilities of a sampler that is off by about `size`, in some sequences by ten times that."""
+    generator = torch.Generator().manual_seed(3)
+
+    def noisy(row, number):
+        noise = size * (10 if number == 1 else 1) * torch.randn(len(row), generator=generator)
+        return tuple((torch.tensor(row) - noise.abs() if number < 2 else torch.tensor(row) + noise).tolist())
+
+    return [replace(g, logprobs=tuple(noisy(row, n) for n, row in enumerate(g.logprobs))) for g in groups]
+
+
+SEQUENCE_MASK = {"importance_sampling_mode": "sequence_mask"}
+
+
+@pytest.mark.parametrize(
+    ("modes", "options"),
+    [
+        ({}, {}),  # the defaults of both
+        (SEQUENCE_MASK | {"importance_sampling_clip_min": 0.9}, {"loss_type": "grpo"}),
+        ({"importance_sampling_mode": "sequence_truncate"}, {"beta": 0.3}),
+        ({"importance_sampling_mode": "token_truncate", "importance_sampling_clip_max": 1.2}, {}),
+        ({"importance_sampling_mode": "token_mask", "importance_sampling_clip_min": 0.8}, {}),
+        (SEQUENCE_MASK | {"importance_sampling_clip_max": None}, {"loss_type": "dr_grpo"}),
+    ],
+)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # TRL's
+def test_correction_for_the_sampler_equals_that_of_trl(policy, trl_trainers, modes, options, temperature, monkeypatch):
+    groups = disturb(make_groups(policy), 0.2)
+    generation = GENERATION.model_copy(update={"temperature": temperature})
+    ours = backward(policy, groups, generation, **options, **modes)
+    assert len({len(s.token_ids) for s in ours.batch}) > 1  # ragged
+    trl_trainer = trl_trainers[temperature]
+    trainer_settings = settings.Trainer(**options)
+    monkeypatch.setattr(trl_trainer, "loss_type", trainer_settings.loss_type)
+    monkeypatch.setattr(trl_trainer, "beta", 0.0)
+    monkeypatch.setattr(trl_trainer, "epsilon_low", trainer_settings.epsilon)
+    monkeypatch.setattr(trl_trainer, "epsilon_high", trainer_settings.epsilon_high)
+    trl_trainer._metrics["train"].clear()
+    trl_trainer.model.train()
+    trl_trainer.model.zero_grad()
+    noisy = [s.sampler_logprobs for s in ours.batch]
+    inputs = trl_s_own_sampling(trl_trainer, ours.batch, noisy, modes, monkeypatch)
+    if ours.reference is not None:
+        monkeypatch.setattr(trl_trainer, "beta", trainer_settings.beta)
+        inputs["ref_per_token_logps"] = reference_logprobs(ours, temperature)
+    loss = trl_trainer._compute_loss(trl_trainer.model, inputs)
+    loss.backward()
+
+    assert ours.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
+    theirs = {n: p.grad for n, p in trl_trainer.model.named_parameters()}
+    assert_same_gradients(ours.gradients, theirs, 1e-4)
+    recorded = trl_trainer._metrics["train"]
+    figures = ours.trainer._sampling_figures(ours.batch)
+    for name in ("importance_sampling_ratio/mean", "importance_sampling_ratio/max", "importance_sampling_ratio/min",
+                 "sampling_logp_difference/mean", "sampling_logp_difference/max"):  # fmt: skip
+        key = f"sampling/{name}"
+        own = key.replace("/sampling_", "/").replace("/", "_")
+        assert figures[own] == pytest.approx(recorded[key][0], rel=1e-4), name
+    assert ours.entropy == pytest.approx(recorded["entropy"][0], rel=1e-4)
+    assert not all(float(s.ratios.min()) == float(s.ratios.max()) == 1 for s in ours.batch)
+
+
+def test_wild_answers_are_left_out_and_tokens_cut_off_in_the_mode_that_does_both():
+    from worker.trainer.grpo import sampling_ratios
+
+    options = settings.Trainer(importance_sampling_mode="token_truncate_sequence_mask")
+    old = [torch.zeros(3)] * 3
+    sampler = [torch.tensor([-2.0, 2.0, 0.1]), torch.tensor([-1.0, -1.0, 0.0]), None]
+    tame, wild, unknown = sampling_ratios(old, sampler, options)
+    assert tame.tolist() == pytest.approx([3.0, math.exp(-2), math.exp(-0.1)])
+    assert wild.tolist() == [0.0] * 3
+    assert unknown.tolist() == [1.0] * 3
+
+
+def test_peer_s_answers_and_tokens_without_a_log_probability_weigh_1(policy):
+    foreign, own = disturb(make_groups(policy)[:2], 0.2)
+    unknown = replace(own, logprobs=tuple((math.nan,) * len(row) for row in own.logprobs))
+    trainer = make_trainer(policy)
+    for group in (from_peer(foreign), unknown):
+        batch = trainer._read(group)
+        trainer._weigh(batch)
+        trainer._backward(batch, is_first=True)
+        assert all(s.ratios.tolist() == [1.0] * len(s.token_ids) for s in batch)
+    assert trainer._sampling_figures(trainer._read(from_peer(foreign))) == {}
+
+
+def test_step_records_what_shows_how_healthy_it_is(policy):
+    groups = make_groups(policy)
+    dull = replace(groups[0], rewards=(0.0,) * 4)
+    seen = make_trainer(policy).step(groups, sampled=[*groups, dull]).quality
+    lengths = sorted(len(ids) for group in [*groups, dull] for ids in group.token_ids)
+    assert seen.completions_mean_length == pytest.approx(sum(lengths) / len(lengths))
+    assert seen.completions_max_length == lengths[-1]
+    assert lengths[0] <= seen.completions_p10_length <= seen.completions_p90_length <= lengths[-1]
+    assert seen.completions_clipped_ratio == sum(map(sum, (g.truncated for g in [*groups, dull]))) / 16
+    assert seen.frac_reward_zero_std == 0.25
+    assert 0 < seen.entropy < math.log(policy.num_tokens)
+    assert 0 <= seen.sampling_kl < 0.01
+    assert seen.sampling_importance_sampling_ratio_mean == pytest.approx(1, abs=0.1)
+    nothing = make_trainer(policy).step([], sampled=[dull]).quality
+    assert (nothing.frac_reward_zero_std, nothing.entropy) == (1.0, None)
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -262,8 +385,10 @@ def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, te
         (lambda g: replace(g, completions=g.completions[:1], rewards=(1.0,), token_ids=None), "too-small"),
         (lambda g: replace(g, rewards=g.rewards[:2]), "ragged"),
         (lambda g: replace(g, token_ids=g.token_ids[:3]), "ragged"),
+        (lambda g: replace(g, logprobs=g.logprobs[:3]), "ragged"),
+        (lambda g: replace(g, logprobs=((0.0,) * 13, *g.logprobs[1:])), "ragged"),
         (lambda g: replace(g, token_ids=((), *g.token_ids[1:])), "empty"),
-        (lambda g: replace(g, token_ids=((7,) * 13, *g.token_ids[1:])), "over-long"),
+        (lambda g: replace(g, token_ids=((7,) * 13, *g.token_ids[1:]), logprobs=None), "over-long"),
         # Of our 12 tokens none are of the answer that this peer was rewarded for.
         (
             lambda g: replace(from_peer(g), completions=("7 " * 40 + "<answer>5</answer>", *g.completions[1:])),
@@ -358,7 +483,7 @@ def test_answers_of_broken_weights_are_non_finite_steps_also_without_a_signal(po
 def test_step_that_breaks_in_its_second_iteration_is_one_of_those_in_a_row(policy):
     trainer = make_trainer(policy, num_iterations=2, max_nonfinite_steps=3)
     backward = trainer._backward
-    trainer._backward = lambda batch, is_first: backward(batch, is_first) if is_first else (math.nan, 0.0)
+    trainer._backward = lambda batch, is_first: backward(batch, is_first) if is_first else Pass(math.nan, 0.0)
     groups = make_groups(policy)
     assert [trainer.step(groups).skipped for _ in range(2)] == ["non-finite"] * 2
     assert (trainer.nonfinite_steps, trainer.steps) == (2, 2)

@@ -68,11 +68,12 @@ def tokens(groups):
     return [[row.token_ids for row in group] for group in groups]
 
 
-def expect_own_logprobs(model, groups, prompts=PROMPTS):
+def expect_own_logprobs(model, groups, prompts=PROMPTS, temperature=1.0):
     rows = [row for group in groups for row in group]
     prompt_of = [i for i, group in enumerate(groups) for _ in group]
     with torch.no_grad():
-        expected = completion_logprobs(model, prompts, [row.token_ids for row in rows], prompt_of, 1.0)
+        token_ids = [row.token_ids for row in rows]
+        expected = completion_logprobs(model, prompts, token_ids, prompt_of, temperature)
     for row, logprobs in zip(rows, expected.tolist(), strict=True):
         assert row.logprobs == pytest.approx(logprobs[: len(row.token_ids)], abs=1e-3)
 
@@ -85,8 +86,11 @@ def test_greedy_answers_are_those_of_transformers(pristine, backend):
 
 def test_sampled_answers_follow_the_seed_and_carry_our_log_probabilities(pristine, backend):
     engine = make_engine(pristine.model)
+    groups = answer(engine, seed=3, top_p=0.9, repetition_penalty=1.2)
+    expect_own_logprobs(pristine.model, groups)  # before the limits
+    cool = VllmEngine(pristine.model, settings.Generation(**LENGTHS, temperature=0.7))
+    expect_own_logprobs(pristine.model, answer(cool, seed=3, temperature=0.7), temperature=0.7)
     groups = answer(engine, seed=3, temperature=0.7, top_p=0.9, repetition_penalty=1.2)
-    expect_own_logprobs(pristine.model, groups)  # at temperature 1, before the limits
     assert groups == answer(engine, seed=3, temperature=0.7, top_p=0.9, repetition_penalty=1.2)
     assert groups != answer(engine, seed=4, temperature=0.7, top_p=0.9, repetition_penalty=1.2)
     assert len({row.token_ids for row in answer(engine, temperature=2.0)[0]}) == 3

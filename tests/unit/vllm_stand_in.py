@@ -148,7 +148,10 @@ class LLMEngine:
                 reason = "length"
             if reason:
                 del self._requests[request_id]
-            logprobs = [{token: Logprob(float(logits.log_softmax(-1)[token]))}]
+            told = logits.log_softmax(-1)
+            if self._llm.arguments["logprobs_mode"] == "processed_logprobs":
+                told = self._process(request, logits).log_softmax(-1)[0]
+            logprobs = [{token: Logprob(float(told[token]))}]
             outputs.append(RequestOutput(request_id, [CompletionOutput([token], logprobs, reason)]))
         return outputs
 
@@ -164,7 +167,7 @@ class LLMEngine:
         return self.cache[key]
 
     @staticmethod
-    def _draw(request: _Request, logits: torch.Tensor) -> int:
+    def _process(request: _Request, logits: torch.Tensor) -> torch.Tensor:
         params = request.params
         scores = logits[None].clone()
         if params.repetition_penalty != 1.0:
@@ -177,6 +180,10 @@ class LLMEngine:
             scores = transformers.TopKLogitsWarper(params.top_k)(None, scores)
         if params.top_p < 1:
             scores = transformers.TopPLogitsWarper(params.top_p)(None, scores)
+        return scores
+
+    def _draw(self, request: _Request, logits: torch.Tensor) -> int:
+        scores = self._process(request, logits)
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=request.generator))
 
 

@@ -14,7 +14,11 @@ from worker import settings
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One row: `token_ids` (T,), `logprobs` (T,) of the policy at temperature 1, and whether it came to an end."""
+    """One row: `token_ids` (T,), `logprobs` (T,) of the policy, and whether it came to an end.
+
+    The log-probabilities are at the temperature that was sampled with, before top-k, top-p, min-p and repetition
+    penalty: what the trainer computes for the same tokens. (vLLM at temperatures other than 1: after these, as in TRL.)
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]

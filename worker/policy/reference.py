@@ -62,7 +62,7 @@ class ReferenceEngine:
                 generation_config=_generation_config(generation, ending),
                 stopping_criteria=StoppingCriteriaList([_AnswerDone(ending, width)]),
             )
-        logits_TRV = torch.stack(out.logits).float()
+        logits_TRV = torch.stack(out.logits).float() / generation.temperature
         new_RT = out.sequences[:, width:]
         logprobs_RT = (logits_TRV.gather(2, new_RT.t()[..., None])[..., 0] - logits_TRV.logsumexp(-1)).t()
         return [cut(t, p, ending) for t, p in zip(new_RT.tolist(), logprobs_RT.tolist(), strict=True)]

@@ -37,30 +37,30 @@ class Sampler:
             self._seen_RS = self._seen_RS[lines]
 
     def choose(self, logits_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
-        """The next tokens (R,) and their log-probabilities (R,) at temperature 1, before any of the limits.
+        """Return the next tokens (R,) and their log-probabilities (R,).
 
+        Those are at the temperature that is sampled with, as the trainer computes them, before any of the limits.
         `uniform_R` in [0, 1) decides.
         """
         logits_RV = logits_RV.float()
-        is_plain = self._generation.temperature == 1.0 and self._seen_RS is None
-        scores_RV = logits_RV if is_plain else self._score(logits_RV)
+        if self._generation.temperature != 1.0:
+            logits_RV = logits_RV / self._generation.temperature
+        is_plain = self._seen_RS is None
+        scores_RV = logits_RV if self._seen_RS is None else self._penalise(logits_RV, self._seen_RS)
         top_R1 = scores_RV.amax(-1, keepdim=True)
         weights_RV = (scores_RV - top_R1).exp_()
         blocks = _Blocks(weights_RV)
         next_R1 = self._pick(weights_RV, blocks, uniform_R[:, None].clamp(max=_LARGEST_UNIFORM))
-        # The sum is there already if nothing has been done to the logits.
+        # The sum is there already where no token has been penalised.
         total_R1 = top_R1 + blocks.total_R1.log() if is_plain else _log_sum(logits_RV)
         if self._seen_RS is not None:
             self._seen_RS = torch.cat([self._seen_RS, next_R1], dim=1)
         return next_R1[:, 0], (logits_RV.gather(1, next_R1) - total_R1)[:, 0]
 
-    def _score(self, logits_RV: Tensor) -> Tensor:
-        scores_RV = logits_RV / self._generation.temperature
-        if self._seen_RS is not None:
-            penalty = self._generation.repetition_penalty
-            seen_RS = scores_RV.gather(1, self._seen_RS)
-            scores_RV.scatter_(1, self._seen_RS, torch.where(seen_RS < 0, seen_RS * penalty, seen_RS / penalty))
-        return scores_RV
+    def _penalise(self, scores_RV: Tensor, seen_RS: Tensor) -> Tensor:
+        penalty = self._generation.repetition_penalty
+        old_RS = scores_RV.gather(1, seen_RS)
+        return scores_RV.scatter(1, seen_RS, torch.where(old_RS < 0, old_RS * penalty, old_RS / penalty))
 
     def _pick(self, weights_RV: Tensor, blocks: "_Blocks", uniform_R1: Tensor) -> Tensor:
         generation, num_tokens = self._generation, weights_RV.shape[1]

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from worker.policy.attention import PACKED, Layout
+from worker.policy.head import token_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -88,15 +89,22 @@ class Scorer:
                     layer.training = False
 
     def logprobs(self, groups: Sequence[PromptGroup], temperature: float) -> Tensor:
-        """(M,) log-probabilities at `temperature` of all completions' tokens, one completion after the other. float32.
+        """Return (M,) log-probabilities at `temperature` of all completions' tokens, one completion after the other.
 
-        Differentiable where gradients are on.
+        float32. Differentiable where gradients are on.
+        """
+        return self.logprobs_and_entropies(groups, temperature)[0]
+
+    def logprobs_and_entropies(self, groups: Sequence[PromptGroup], temperature: float) -> tuple[Tensor, Tensor | None]:
+        """Return `logprobs`, and (M,) the entropies of what the tokens were drawn from, without a gradient.
+
+        None in their place: the model makes its logits in ways that only it knows.
         """
         if self.is_packed:
             return self._logprobs_of(*self._packed_hidden(groups), temperature)
         if self.has_plain_head:
             return self._logprobs_of(*self._padded_hidden(groups), temperature)
-        return self._plain_logprobs(groups, temperature)
+        return self._plain_logprobs(groups, temperature), None
 
     def _plain_logprobs(self, groups: Sequence[PromptGroup], temperature: float) -> Tensor:
         completions = [c for group in groups for c in group.completions]
@@ -125,24 +133,23 @@ class Scorer:
         out = self.model.base_model(input_ids=ids_NS, attention_mask=mask_NS.long(), use_cache=False)
         return out.last_hidden_state[:, :-1][is_scored_NS[:, 1:]], ids_NS[is_scored_NS]
 
-    def _logprobs_of(self, hidden_ME: Tensor, ids_M: Tensor, temperature: float) -> Tensor:
+    def _logprobs_of(self, hidden_ME: Tensor, ids_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         num_rows = max(1, _MAX_LOGITS // self.model.config.get_text_config().vocab_size)
         if len(ids_M) <= num_rows:
             return self._head_logprobs(hidden_ME, ids_M, temperature)
         pieces = zip(torch.split(hidden_ME, num_rows), torch.split(ids_M, num_rows), strict=True)
-        return torch.cat(
-            [
-                checkpoint(self._head_logprobs, *piece, temperature, use_reentrant=False, preserve_rng_state=False)
-                for piece in pieces
-            ]
-        )
+        found = [
+            checkpoint(self._head_logprobs, *piece, temperature, use_reentrant=False, preserve_rng_state=False)
+            for piece in pieces
+        ]
+        return torch.cat([logprobs for logprobs, _ in found]), torch.cat([e for _, e in found])
 
-    def _head_logprobs(self, hidden_ME: Tensor, ids_M: Tensor, temperature: float) -> Tensor:
+    def _head_logprobs(self, hidden_ME: Tensor, ids_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logits_MV = self.model.get_output_embeddings()(hidden_ME)
         softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         if softcap is not None:
             logits_MV = torch.tanh(logits_MV / softcap) * softcap
-        return _gather_logprobs(logits_MV, ids_M, temperature)
+        return token_logprobs(logits_MV, ids_M, temperature)
 
     @torch.no_grad()
     def _is_exact(self, find_hidden: Callable[[Sequence[PromptGroup]], tuple[Tensor, Tensor]]) -> bool:
@@ -154,7 +161,7 @@ class Scorer:
             PromptGroup(tuple(ids[12:14]), (tuple(ids[3:6]), tuple(ids[14:16]))),
         ]
         with self.passes():
-            found_M = self._logprobs_of(*find_hidden(groups), 1.0)
+            found_M, _ = self._logprobs_of(*find_hidden(groups), 1.0)
         return bool((found_M - self._plain_logprobs(groups, 1.0)).abs().max() < _SAME[self.model.dtype])
 
 

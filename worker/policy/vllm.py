@@ -210,7 +210,8 @@ def _arguments(device: torch.device, dtype: torch.dtype, generation: settings.Ge
         "max_model_len": generation.max_prompt_length + generation.max_completion_length,
         "gpu_memory_utilization": generation.vllm_memory,
         "enable_prefix_caching": True,
-        "logprobs_mode": "raw_logprobs",  # at temperature 1, before the limits
+        # At the sampling temperature. vLLM knows this before the limits only for temperature 1; after them, as in TRL.
+        "logprobs_mode": "raw_logprobs" if generation.temperature == 1 else "processed_logprobs",
         "distributed_executor_backend": "uni",
         "async_scheduling": False,  # else a step is under way when we change the weights
         "seed": 0,

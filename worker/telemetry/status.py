@@ -105,7 +105,10 @@ def write_failure(state_dir: Path, error: WorkerError) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One line of `rounds.jsonl`: what one round came to. `skipped`: why no optimizer step was made, else None."""
+    """One line of `rounds.jsonl`: what one round came to. `skipped`: why no optimizer step was made, else None.
+
+    `quality`: figures of the step with TRL's names (`records.StepQuality`); empty in lines of versions before it.
+    """
 
     round: int
     finished_at: float
@@ -120,6 +123,7 @@ class RoundRecord:
     tokens_per_second: float
     seconds: float
     skipped: str | None
+    quality: dict[str, float | None] = field(default_factory=dict)
 
     def append(self, state_dir: Path) -> None:
         """Add the line. A line that a crash cut short is taken away first: it must not swallow this one."""

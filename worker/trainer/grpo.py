@@ -42,21 +42,61 @@ def sequence_weights(lengths: Sequence[int], loss_type: str, max_completion_leng
             raise ValueError(f"loss_type: {loss_type!r}")
 
 
+def sampling_ratios(
+    old_logprobs: Sequence[Tensor], sampler_logprobs: Sequence[Tensor | None], trainer: settings.Trainer
+) -> list[Tensor]:
+    """Return each sequence's importance ratios between trainer and sampler, which its policy loss is multiplied by.
+
+    (T,) for each sequence: ratios within the bounds that `trainer` sets. 1 where the sampler's log-probabilities are
+    not known: a whole sequence (None), or a token (NaN).
+    """
+    ratios = []
+    for old_T, sampler_T in zip(old_logprobs, sampler_logprobs, strict=True):
+        if sampler_T is None or not trainer.importance_sampling_correction:
+            ratios.append(torch.ones_like(old_T))
+            continue
+        gap_T = torch.nan_to_num(old_T - sampler_T, nan=0.0)
+        ratios.append(_bounded_ratio(gap_T, trainer))
+    return ratios
+
+
+def _bounded_ratio(gap_T: Tensor, trainer: settings.Trainer) -> Tensor:
+    mode = trainer.importance_sampling_mode
+    low, high = trainer.importance_sampling_clip_min, trainer.importance_sampling_clip_max
+    whole_T = gap_T.sum().exp().expand_as(gap_T)
+    ratio_T = whole_T if mode.startswith("sequence") else gap_T.exp()
+    judged_T = whole_T if mode.endswith("sequence_mask") else ratio_T
+    if "truncate" in mode:
+        ratio_T = ratio_T.clamp(low, high)
+    if mode.endswith("mask"):
+        is_outside_T = torch.zeros_like(judged_T, dtype=torch.bool)
+        if low is not None:
+            is_outside_T |= judged_T < low
+        if high is not None:
+            is_outside_T |= judged_T > high
+        ratio_T = ratio_T.masked_fill(is_outside_T, 0.0)
+    return ratio_T
+
+
 def token_losses(
     logprobs_M: Tensor,
     old_logprobs_M: Tensor,
     advantages_M: Tensor,
     trainer: settings.Trainer,
     reference_logprobs_M: Tensor | None = None,
+    sampling_ratios_M: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(M,) clipped policy loss of each token, and where the clipping took effect. A token has its sequence's advantage.
 
-    `reference_logprobs_M` is needed, and used, when `trainer.beta` is not 0.
+    `sampling_ratios_M` is what `sampling_ratios` returns; None: 1. `reference_logprobs_M` is needed, and used, when
+    `trainer.beta` is not 0.
     """
     high = trainer.epsilon if trainer.epsilon_high is None else trainer.epsilon_high
     ratio_M = torch.exp(logprobs_M - old_logprobs_M)
     clipped_M = ratio_M.clamp(1 - trainer.epsilon, 1 + high)
     loss_M = -torch.min(ratio_M * advantages_M, clipped_M * advantages_M)
+    if sampling_ratios_M is not None:
+        loss_M = loss_M * sampling_ratios_M
     if trainer.beta and reference_logprobs_M is not None:
         gap_M = reference_logprobs_M - logprobs_M
         # The tokens are of the old policy: the ratio makes the gradient that of the KL itself (arXiv 2512.02556; TRL's

@@ -28,9 +28,9 @@ from worker.errors import ModelError, ResourceError, TrainingError
 from worker.policy import adapters, memory
 from worker.policy.policy import Policy
 from worker.policy.scoring import PromptGroup, Scorer
-from worker.records import ScoredGroup, StepMetrics
-from worker.trainer import budget
-from worker.trainer.grpo import group_advantages, sequence_weights, token_losses
+from worker.records import ScoredGroup, StepMetrics, StepQuality
+from worker.trainer import budget, quality
+from worker.trainer.grpo import group_advantages, sampling_ratios, sequence_weights, token_losses
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +40,29 @@ _MORE_TOKENS = 4
 
 @dataclass(slots=True)
 class Lesson:
-    """One completion to learn from. `weight` is what each of its tokens weighs in the loss; 0 hides it."""
+    """One completion to learn from. `weight` is what each of its tokens weighs in the loss; 0 hides it.
+
+    `sampler_logprobs` (T,) are those of the engine that sampled it; None: not known, as of a peer's. `old_logprobs`
+    and `ratios`, between trainer and sampler, are made in the first pass over the batch.
+    """
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     advantage: float
     is_hidden: bool
     weight: float = 0.0
+    sampler_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
+    ratios: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass over a whole batch came to. `entropy` is NaN where it was not measured."""
+
+    loss: float
+    clip_ratio: float
+    entropy: float = math.nan
 
 
 class Trainer:
@@ -107,23 +122,22 @@ class Trainer:
         started = time.monotonic()
         if not all(math.isfinite(p) for group in sampled for logprobs in group.logprobs or () for p in logprobs):
             self._skip_step("log-probabilities of answers that are not finite")
-            return self._metrics(started, [], 0, skipped="non-finite")
+            return self._metrics(started, [], 0, sampled, skipped="non-finite")
         usable = [(group, sequences) for group in groups if (sequences := self._read(group))]
         batch = [sequence for _, sequences in usable for sequence in sequences]
-        if not batch:
-            return self._metrics(started, [], 0, skipped="no-signal")
         self._weigh(batch)
-        batch = [sequence for sequence in batch if sequence.weight]
+        batch = [sequence for sequence in batch if self._teaches(sequence)]
         if not batch:
-            return self._metrics(started, [], 0, skipped="no-signal")
-        loss = grad_norm = clip_ratio = rate = 0.0
+            return self._metrics(started, [], 0, sampled, skipped="no-signal")
+        grad_norm = rate = 0.0
+        done = Pass(0.0, 0.0)
         skipped: str | None = None
         for iteration in range(self._settings.num_iterations):
             rate = self.learning_rate
-            loss, clip_ratio = self._backward(batch, is_first=iteration == 0)
+            done = self._backward(batch, is_first=iteration == 0)
             grad_norm = float(torch.nn.utils.clip_grad_norm_(self.masters, self._settings.max_grad_norm))
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                self._skip_step(f"loss {loss}, gradient norm {grad_norm}")
+            if not (math.isfinite(done.loss) and math.isfinite(grad_norm)):
+                self._skip_step(f"loss {done.loss}, gradient norm {grad_norm}")
                 skipped = "non-finite"
                 break
             self._update(rate)
@@ -131,7 +145,21 @@ class Trainer:
             self.nonfinite_steps = 0
         num_tokens = sum(len(s.token_ids) for s in batch)
         kept = [group for group, _ in usable]
-        return self._metrics(started, kept, num_tokens, loss, grad_norm, rate, clip_ratio, skipped)
+        figures = self._sampling_figures(batch)
+        return self._metrics(started, kept, num_tokens, sampled or kept, done, grad_norm, rate, skipped, figures)
+
+    def _teaches(self, sequence: Lesson) -> bool:
+        """Whether a completion changes the gradient: without an advantage only the KL term does."""
+        return sequence.weight > 0 and (sequence.advantage != 0 or self._settings.beta > 0)
+
+    def _sampling_figures(self, batch: Sequence[Lesson]) -> dict[str, float]:
+        compared = [
+            quality.Compared(s.old_logprobs, s.sampler_logprobs, s.ratios)
+            for s in batch
+            if s.old_logprobs is not None and s.sampler_logprobs is not None and s.ratios is not None
+        ]
+        is_by_sequence = self._settings.importance_sampling_mode in ("sequence_mask", "sequence_truncate")
+        return quality.of_sampling(compared, is_by_sequence)
 
     def _read(self, group: ScoredGroup) -> list[Lesson]:
         """The group's sequences; none, counted by reason, if it can't be learned from."""
@@ -152,7 +180,12 @@ class Trainer:
             is_hidden = truncated and self._settings.mask_truncated_completions
             # A mistake that only a peer would make: to make it less likely still bends the policy to no use.
             is_hidden |= group.peer_id is not None and advantage < 0 and self._settings.external_completions == "better"
-            sequences.append(Lesson(tuple(prompt), tuple(ids), advantage, is_hidden))
+            lesson = Lesson(tuple(prompt), tuple(ids), advantage, is_hidden)
+            if group.logprobs is not None and group.token_ids is not None:
+                lesson.sampler_logprobs = torch.tensor(
+                    group.logprobs[i], dtype=torch.float32, device=self.policy.model.device
+                )
+            sequences.append(lesson)
         return sequences
 
     def find_fault(self, group: ScoredGroup) -> str | None:
@@ -165,6 +198,8 @@ class Trainer:
             return "ragged"
         if not all(group.token_ids or [True]):
             return "empty"
+        if group.token_ids is not None and not _has_its_logprobs(group):
+            return "ragged"
         if not all(math.isfinite(reward) for reward in group.rewards):
             return "non-finite-reward"
         if not group.has_signal:
@@ -207,8 +242,8 @@ class Trainer:
         prompts = {s.prompt_ids for s in micro}
         return self._scorer.count_tokens([len(p) for p in prompts], [len(s.token_ids) for s in micro])
 
-    def _backward(self, batch: list[Lesson], is_first: bool) -> tuple[float, float]:
-        """Accumulate the gradients of the whole batch. Returns its loss and the share of clipped tokens.
+    def _backward(self, batch: list[Lesson], is_first: bool) -> Pass:
+        """Accumulate the gradients of the whole batch.
 
         Where memory runs out, the budget is halved and the whole is done again. `is_first`: the log-probabilities are
         the old ones.
@@ -223,13 +258,13 @@ class Trainer:
                     raise
                 reason = memory.reason_of(error)
             else:
-                loss, clipped = torch.stack(sums).sum(0).tolist()
-                counted = sum(len(s.token_ids) for s in batch if s.weight > 0)
-                return loss, clipped / max(1, counted)
+                loss, clipped, entropy = torch.stack(sums).sum(0).tolist()
+                counted = max(1, sum(len(s.token_ids) for s in batch if s.weight > 0))
+                return Pass(loss, clipped / counted, entropy / counted)
             self._shrink(micro_batches, reason)
 
     def _backward_micro(self, micro: list[Lesson], is_first: bool) -> Tensor:
-        """Its loss and how many of its tokens were clipped, as one tensor."""
+        """Return its loss, how many of its tokens were clipped, and the sum of their entropies, as one tensor."""
         groups = [
             PromptGroup(prompt, tuple(s.token_ids for s in sequences))
             for prompt, sequences in groupby(micro, key=lambda s: s.prompt_ids)
@@ -241,15 +276,23 @@ class Trainer:
         weights_M = torch.tensor([s.weight for s in micro], device=device).repeat_interleave(repeats)
         reference_M = self._reference_logprobs(groups)
         with self._scorer.passes():
-            logprobs_M = self._scorer.logprobs(groups, self._generation.temperature)
+            logprobs_M, entropies_M = self._scorer.logprobs_and_entropies(groups, self._generation.temperature)
             if is_first:
-                for sequence, old_T in zip(micro, torch.split(logprobs_M.detach(), lengths), strict=True):
-                    sequence.old_logprobs = old_T
+                self._remember_old(micro, torch.split(logprobs_M.detach(), lengths))
             old_M = torch.cat([s.old_logprobs for s in micro if s.old_logprobs is not None])
-            losses_M, clipped_M = token_losses(logprobs_M, old_M, advantages_M, self._settings, reference_M)
+            ratios_M = torch.cat([s.ratios for s in micro if s.ratios is not None])
+            losses_M, clipped_M = token_losses(logprobs_M, old_M, advantages_M, self._settings, reference_M, ratios_M)
             loss = (losses_M * weights_M).sum()
             loss.backward()  # type: ignore[no-untyped-call]
-        return torch.stack([loss.detach(), (clipped_M & (weights_M > 0)).sum()])
+        counts_M = weights_M > 0
+        entropy = torch.full_like(loss, math.nan) if entropies_M is None else (entropies_M * counts_M).sum()
+        return torch.stack([loss.detach(), (clipped_M & counts_M).sum(), entropy.detach()])
+
+    def _remember_old(self, micro: list[Lesson], old_logprobs: Sequence[Tensor]) -> None:
+        sampler = [sequence.sampler_logprobs for sequence in micro]
+        ratios = sampling_ratios(old_logprobs, sampler, self._settings)
+        for sequence, old_T, ratios_T in zip(micro, old_logprobs, ratios, strict=True):
+            sequence.old_logprobs, sequence.ratios = old_T, ratios_T
 
     @torch.no_grad()
     def _reference_logprobs(self, groups: list[PromptGroup]) -> Tensor | None:
@@ -409,23 +452,30 @@ class Trainer:
         started: float,
         kept: Sequence[ScoredGroup],
         num_tokens: int,
-        loss: float = 0.0,
+        sampled: Sequence[ScoredGroup],
+        done: Pass | None = None,
         grad_norm: float = 0.0,
         learning_rate: float = 0.0,
-        clip_ratio: float = 0.0,
         skipped: str | None = None,
+        figures: dict[str, float] | None = None,
     ) -> StepMetrics:
+        seen = {**quality.of_completions(sampled), **(figures or {})}
+        if done is not None:
+            seen |= {"clip_ratio": done.clip_ratio, "entropy": done.entropy}
+        done = done or Pass(0.0, 0.0)
         num_local = sum(group.peer_id is None for group in kept)
         return StepMetrics(
-            loss=loss,
+            loss=done.loss,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
             num_groups_local=num_local,
             num_groups_external=len(kept) - num_local,
             num_tokens=num_tokens,
             seconds=time.monotonic() - started,
-            clip_ratio=clip_ratio,
+            clip_ratio=done.clip_ratio,
             skipped=skipped,
+            # What is not finite is not measured: the history is JSON.
+            quality=StepQuality(**{n: value for n, value in seen.items() if math.isfinite(value)}),
         )
 
 
@@ -443,6 +493,11 @@ class _Collect:
         else:
             self.master.grad += parameter.grad
         parameter.grad = None
+
+
+def _has_its_logprobs(group: ScoredGroup) -> bool:
+    """Whether there is a log-probability for each token, or none at all."""
+    return group.logprobs is None or list(map(len, group.logprobs)) == [len(ids) for ids in group.token_ids or ()]
 
 
 def _scheduled_rate(trainer: settings.Trainer, steps: int) -> float:

@@ -1,0 +1,59 @@
+# ruff: noqa: N806 - tensors are named with their axes
+"""Figures that show how healthy a training step is (`records.StepQuality`): trainer against sampler, and lengths."""
+
+# T tokens of one completion
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worker.records import ScoredGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One completion as the trainer and as its sampler see it: (T,) each, and the ratio that its loss was given."""
+
+    trainer_logprobs: Tensor
+    sampler_logprobs: Tensor
+    ratios: Tensor
+
+
+def of_sampling(compared: Sequence[Compared], is_by_sequence: bool) -> dict[str, float]:
+    """Return how far trainer and sampler are apart. `is_by_sequence`: a completion has one ratio, counted once."""
+    if not compared:
+        return {}
+    gap = torch.cat([c.trainer_logprobs - c.sampler_logprobs for c in compared])
+    gap = gap[~gap.isnan()]  # tokens whose log-probability the sampler did not tell
+    ratios = torch.cat([c.ratios[:1] if is_by_sequence else c.ratios for c in compared])
+    figures = {
+        "sampling_importance_sampling_ratio_min": float(ratios.min()),
+        "sampling_importance_sampling_ratio_mean": float(ratios.mean()),
+        "sampling_importance_sampling_ratio_max": float(ratios.max()),
+    }
+    if gap.numel():
+        figures |= {
+            "sampling_logp_difference_mean": float(gap.abs().mean()),
+            "sampling_logp_difference_max": float(gap.abs().max()),
+            "sampling_kl": float((gap.exp() - gap - 1).mean()),
+        }
+    return figures
+
+
+def of_completions(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Return lengths and truncated share of sampled completions, and the share of groups without a signal."""
+    lengths = [len(ids) for group in groups for ids in group.token_ids or ()]
+    if not lengths:
+        return {}
+    lengths_N = torch.tensor(lengths, dtype=torch.float32)
+    truncated = sum(sum(group.truncated or ()) for group in groups)
+    return {
+        "completions_mean_length": float(lengths_N.mean()),
+        "completions_p10_length": float(lengths_N.quantile(0.1)),
+        "completions_p90_length": float(lengths_N.quantile(0.9)),
+        "completions_max_length": float(lengths_N.max()),
+        "completions_clipped_ratio": truncated / len(lengths),
+        "frac_reward_zero_std": sum(not group.has_signal for group in groups) / len(groups),
+    }
