@@ -51,6 +51,7 @@ _SCORING_SECONDS = 60.0
 """Patience for scoring the groups of one reward."""
 
 Verdict = Literal["audited", "unaudited", "contradicted"]
+VERDICTS: tuple[Verdict, ...] = ("audited", "unaudited", "contradicted")
 Find = Callable[[str, str], bytes]
 """Gets the groups of a peer by their digest. Raises SwarmError if they can't be had."""
 
@@ -197,8 +198,11 @@ class Report:
         """What audit.json holds; docs/operations.md describes it."""
         kept = sorted(self.findings.values(), key=lambda finding: finding.key)[-MAX_FINDINGS:]
         peers: dict[str, Counter[str]] = {}
+        sums: dict[str, Counter[str]] = {}
         for finding in kept:
             peers.setdefault(finding.peer_id, Counter(audited=0, unaudited=0, contradicted=0))[finding.verdict] += 1
+            claimed = sums.setdefault(finding.peer_id, Counter(audited=0, unaudited=0, contradicted=0))
+            claimed[finding.verdict] += finding.claimed
         return {
             "version": REPORT_VERSION,
             "chain_id": self._deployment.chain_id,
@@ -206,6 +210,7 @@ class Report:
             "updated_at": time.time(),
             "counts": dict(sum(peers.values(), Counter())) if peers else {},
             "peers": {peer_id: dict(counts) for peer_id, counts in sorted(peers.items())},
+            "sums": {peer_id: dict(claimed) for peer_id, claimed in sorted(sums.items())},
             "rewards": [asdict(finding) for finding in kept],
         }
 
@@ -316,7 +321,8 @@ def _print(report: Report, folder: Path) -> None:
             table.add_row(str(found.round), name, f"{found.claimed / 1000:.3f}", worth, found.verdict, reason)
     console.print(table)
     counts = Counter(found.verdict for found in findings)
-    print(f"{counts['audited']} audited, {counts['unaudited']} unaudited, {counts['contradicted']} contradicted")
+    sums = {verdict: sum(found.claimed for found in findings if found.verdict == verdict) for verdict in VERDICTS}
+    print(", ".join(f"{counts[verdict]} {verdict} (rewards of {sums[verdict] / 1000:.3f})" for verdict in VERDICTS))
     for found in findings:
         if found.verdict == "contradicted":
             print(

@@ -467,6 +467,15 @@ class Dashboard(Section):
     """Holds `address`, the page's URL."""
     audit_file: Path | None = None
     """The report of an audit, such as the keeper's `audit/audit.json`, whose verdicts are shown. None: none are."""
+    count_unaudited: bool = True
+    """Whether peers are ranked by all rewards that the contract has (unaudited ones are marked), or only by those that
+    the report in `audit_file` has found to be earned. Audits draw a sample: raise `audit.sample` for the latter."""
+
+    @model_validator(mode="after")
+    def _check_counted(self) -> Self:
+        if not self.count_unaudited and self.audit_file is None:
+            raise ValueError("count_unaudited is false and audit_file is not set; expected the report of an audit")
+        return self
 
 
 class Keeper(Section):

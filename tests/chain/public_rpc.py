@@ -60,6 +60,10 @@ class PublicRpc:
     odd: str | None = None
     is_odd: Callable[[str, int], bool] = lambda method, number: True
     pruned_before: int = 0
+    forgets_as_empty: bool = False
+    """State that is gone is answered as if there had been nothing, as some nodes do."""
+    behind: int = 0
+    """How many of the newest blocks it does not have yet."""
     asked: list[tuple[str, Any]] = field(default_factory=list)
     injected: Counter[str] = field(default_factory=Counter)
     early: int = 0
@@ -95,6 +99,9 @@ class PublicRpc:
             return self._refuse_range(call, _width(params))
         if self._is_pruned(method, params):
             self.injected["pruned"] += 1
+            if self.forgets_as_empty:
+                body = json.dumps({"jsonrpc": "2.0", "id": call["id"], "result": "0x"}).encode()
+                return 200, "application/json", body, {}
             error = {"code": -32000, "message": "missing trie node 5f3a (path ) state 0x5f3a is not available"}
             return (
                 200,
@@ -103,6 +110,21 @@ class PublicRpc:
                 {},
             )
         return None
+
+    def seen_from_behind(self, call: dict[str, Any]) -> dict[str, Any] | None:
+        """The call as a node that lacks the newest blocks understands it; None if it knows nothing of that."""
+        if not self.behind:
+            return call
+        newest = int(ask(self.target, "eth_blockNumber"), 16) - self.behind
+        text = json.dumps(call["params"]).replace('"latest"', f'"{newest:#x}"')
+        params = json.loads(text)
+        if call["method"] == "eth_getBlockByNumber" and int(params[0], 16) > newest:
+            return None
+        if call["method"] == "eth_getLogs":
+            params[0] |= {"toBlock": hex(min(newest, int(params[0]["toBlock"], 16)))}
+            if int(params[0]["fromBlock"], 16) > newest:
+                params[0] |= {"fromBlock": hex(newest), "address": "0x" + "99" * 20}
+        return {**call, "params": params}
 
     def _throttle(self) -> tuple[int, str, bytes, dict[str, str]] | None:
         if self.throttle_after is None:
@@ -158,8 +180,20 @@ def public(target: str, **behaviour: Any) -> Iterator[PublicRpc]:
             if refusals:
                 self._send(*refusals[0])
                 return
+            if not isinstance(call, list):
+                seen = proxy.seen_from_behind(call)
+                if seen is None:
+                    nothing = {"jsonrpc": "2.0", "id": call["id"], "result": None}
+                    self._send(200, "application/json", json.dumps(nothing).encode(), {})
+                    return
+                body = json.dumps(seen).encode()
             headers = {"Content-Type": "application/json"}
             answer = requests.post(proxy.target, data=body, headers=headers, timeout=20)
+            if proxy.behind and call["method"] == "eth_blockNumber":
+                newest = int(answer.json()["result"], 16) - proxy.behind
+                told = {"jsonrpc": "2.0", "id": call["id"], "result": hex(newest)}
+                self._send(200, "application/json", json.dumps(told).encode(), {})
+                return
             self._send(answer.status_code, "application/json", answer.content, {})
 
         def _send(self, status: int, kind: str, content: bytes, headers: dict[str, str]) -> None:

@@ -9,11 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from account_service import account_settings, serving
 from eth_account import Account
+from settling import SettlingNode
 from web3 import HTTPProvider, Web3
 from web3.exceptions import ContractCustomError
 from web3.utils.abi import abi_to_signature
 
+from worker import doctor
 from worker.chain import anvil, contract, proof
 from worker.chain.client import Call, NonceUsed, Unanswered, Underpriced
 from worker.chain.coordinator import Coordinator, LogGone
@@ -186,6 +189,25 @@ def test_contract_without_any_way_to_ask_is_read_by_its_log(foreign_060, monkeyp
     client.check()
     assert client.implementation == "foreign-unknown"
     assert [client.submitted_reward(0, 0, peer) for peer in ("a", "b", "c")] == [410, None, None]
+
+
+def test_rewards_of_many_rounds_are_settled_on_release_060(foreign_060, tmp_path):
+    """The first was sent and never confirmed, and all later ones waited."""
+    with serving(account_settings(foreign_060.settings, tmp_path / "account")) as service:
+        node = SettlingNode(foreign_060, service, tmp_path / "node", tmp_path)
+        node.earn(0, 1, 2)
+        for _ in range(2):
+            foreign_060.advance()
+        node.settle()
+    assert node.states() == [("confirmed", "confirmed")] * 3
+    assert foreign_060.coordinator.total_rewards([node.peer_id]) == [100 + 101 + 102]
+
+
+def test_doctor_reports_the_release(foreign_060, tmp_path):
+    patient = doctor.Patient(foreign_060.settings, None)
+    found, *_ = doctor._chain(patient)
+    assert found.verdict == "ok"
+    assert "not ours: like release 0.6.0 of the existing swarm, without leaderboards" in found.cause
 
 
 def test_keeper_ends_the_rounds_of_release_060(foreign_060):

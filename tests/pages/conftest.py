@@ -6,11 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.chain.conftest import Chain, anvil_binary, chain, foreign, foreign_build, place, rpc_url
+from tests.chain.conftest import (
+    Chain,
+    anvil_binary,
+    chain,
+    foreign,
+    foreign_060,
+    foreign_build,
+    foreign_build_060,
+    place,
+    rpc_url,
+)
 from tests.pages.browser import Page, browsing, why_no_browser
 from tests.pages.dashboards import Dashboard, showing, with_dashboard
 
-__all__ = ["anvil_binary", "chain", "foreign", "foreign_build", "place", "rpc_url"]
+__all__ = [
+    "anvil_binary", "chain", "foreign", "foreign_060", "foreign_build", "foreign_build_060", "place", "rpc_url",
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -78,6 +78,7 @@ def test_swarm_is_told_as_the_chain_has_it(chain: Chain, dashboard: Dashboard) -
         "name": animal_name("QmThird"),
         "account": account,
         "total_reward": 2500,
+        "audited_reward": None,
         "wins": 4,
         "last_round": 2,
         "last_vote": 1,
@@ -252,6 +253,58 @@ def test_foreign_contract_is_shown_too(foreign: Chain, tmp_path: Path) -> None:
     assert [(peer["peer_id"], peer["wins"]) for peer in content["peers"]] == [
         ("QmFirst", 0), ("QmSecond", 1), ("QmThird", 0),
     ]  # fmt: skip
+
+
+def test_contract_without_leaderboards_costs_none_of_the_wins(foreign_060: Chain, tmp_path: Path) -> None:
+    """Release 0.6.0."""
+    account = foreign_060.new_account(*PEERS)
+    foreign_060.send(account, foreign_060.coordinator.submit_reward(0, 0, 400, "QmFirst"))
+    foreign_060.send(account, foreign_060.coordinator.submit_winners(0, ["QmSecond", "QmNobody"], "QmFirst"))
+    found = looked(with_dashboard(foreign_060.settings, tmp_path))
+    assert [(peer["peer_id"], peer["total_reward"], peer["wins"]) for peer in found.content()["peers"]] == [
+        ("QmFirst", 400, 0), ("QmSecond", 0, 1), ("QmThird", 0, 0),
+    ]  # fmt: skip
+    foreign_060.send(account, foreign_060.coordinator.submit_winners(0, ["QmSecond"], "QmThird"))
+    assert found.look()
+    assert [peer["wins"] for peer in found.content()["peers"]] == [0, 2, 0]
+
+
+def report_of(chain: Chain, sums: dict[str, dict[str, int]]) -> str:
+    counts = {peer: {name: int(value > 0) for name, value in of.items()} for peer, of in sums.items()}
+    report = {
+        "version": 1, "chain_id": 31337, "contract": chain.deployment.contract, "updated_at": 5.0,
+        "counts": {}, "peers": counts, "sums": sums, "rewards": [],
+    }  # fmt: skip
+    return json.dumps(report)
+
+
+def test_peers_are_ranked_by_audited_rewards_where_the_host_says_so(chain: Chain, tmp_path: Path) -> None:
+    two_rounds(chain)
+    file = tmp_path / "audit.json"
+    of = with_dashboard(chain.settings, tmp_path, audit_file=file, count_unaudited=False)
+    unknown = looked(of).content()
+    assert unknown["ranked_by"] == "audited_reward"
+    assert {peer["audited_reward"] for peer in unknown["peers"]} == {None}  # no report: not 0
+    file.write_text(
+        report_of(
+            chain,
+            {
+                "QmFirst": {"audited": 500, "unaudited": 0, "contradicted": 0},
+                "QmThird": {"audited": 400, "unaudited": 2100, "contradicted": 0},
+            },
+        )
+    )
+    audited = looked(of).content()["peers"]
+    assert [(peer["peer_id"], peer["audited_reward"], peer["total_reward"]) for peer in audited] == [
+        ("QmFirst", 500, 500), ("QmThird", 400, 2500), ("QmSecond", 0, 700),
+    ]  # fmt: skip
+    counted = looked(with_dashboard(chain.settings, tmp_path, audit_file=file)).content()
+    assert (counted["ranked_by"], counted["peers"][0]["peer_id"]) == ("total_reward", "QmThird")
+
+
+def test_audited_rewards_alone_need_a_report() -> None:
+    with pytest.raises(settings.SettingsError, match="count_unaudited is false and audit_file is not set"):
+        settings.parse({"dashboard": {"count_unaudited": False}}, "test")
 
 
 def test_without_a_chain_it_serves_and_says_so(lonely: Dashboard) -> None:

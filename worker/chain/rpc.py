@@ -12,11 +12,11 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import requests
 from web3.providers import JSONBaseProvider
@@ -27,6 +27,8 @@ from worker.errors import BadAnswer, ChainError, ChainUnreachable
 from worker.log import printable
 
 log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 _LEAST_TRIES = 2
 _VOUCHED_SECONDS = 60.0
@@ -111,19 +113,13 @@ class Rpc(JSONBaseProvider):
             # web3 asks before every call; the address in use has answered within the last minute.
             self.choose()
             return RPCResponse(jsonrpc="2.0", id=0, result=hex(self._chain_id))
-        errors: dict[str, ChainError] = {}
-        deadline = time.monotonic() + self._timeout
-        for url in self._turns():
-            if url in errors:
-                self._pause(url, deadline)
-            try:
-                with self._using(url):
-                    answer = self._ask(url, method, params)
-                    self._require_use(url, method, answer)
-                    return answer
-            except ChainError as error:
-                errors[url] = error
-        raise _combined(list(errors.values()))
+
+        def ask(url: str) -> RPCResponse:
+            answer = self._ask(url, method, params)
+            self._require_use(url, method, answer)
+            return answer
+
+        return self._first(ask)
 
     def ask_all(self, method: str, many: Sequence[Sequence[object]]) -> list[str | None]:
         """The hexadecimal answers to the same method with each of these parameters, which go out as one request.
@@ -179,14 +175,7 @@ class Rpc(JSONBaseProvider):
 
     def choose(self) -> str:
         """The address for a request of somebody else, who calls `failed` if it comes to nothing there."""
-        errors: dict[str, ChainError] = {}
-        for url in self._turns():
-            try:
-                with self._using(url):
-                    return url
-            except ChainError as error:
-                errors[url] = error
-        raise _combined(list(errors.values()))
+        return self._first(lambda url: url)
 
     def failed(self, url: str) -> None:
         """The address gave no answer: the next one is to be tried."""
@@ -206,6 +195,20 @@ class Rpc(JSONBaseProvider):
         others = [url for url in self._urls if url != self._current]
         order = sorted([self._current, *others], key=lambda url: url in self._wrong)
         return (order * _LEAST_TRIES)[: self._tries]
+
+    def _first(self, use: Callable[[str], _Result]) -> _Result:
+        """What `use` gives for the first address that can be used; an address may have several turns."""
+        errors: dict[str, ChainError] = {}
+        deadline = time.monotonic() + self._timeout
+        for url in self._turns():
+            if url in errors:
+                self._pause(url, deadline)
+            try:
+                with self._using(url):
+                    return use(url)
+            except ChainError as error:
+                errors[url] = error
+        raise _combined(list(errors.values()))
 
     def _pause(self, url: str, deadline: float) -> None:
         """Before an address is tried a second time: as long as it wants to rest, if there is time for that."""
@@ -233,7 +236,8 @@ class Rpc(JSONBaseProvider):
         text = str(error.get("message") if isinstance(error, dict) else error)
         if _is_throttling(code, text):
             raise self._rest(url, printable(text)[:100], _named_seconds(error))
-        if _NODE_TROUBLE.search(text) and not is_revert(text):
+        is_telling = method in _TELLING and isinstance(error, dict)
+        if not is_telling or (_NODE_TROUBLE.search(text) and not is_revert(text)):
             raise BadAnswer(f"{self._place(url)}: {method}: {printable(text)[:200]}; check that this node is in sync")
 
     @contextmanager
@@ -257,10 +261,9 @@ class Rpc(JSONBaseProvider):
         answer = self._ask(url, RPCEndpoint("eth_chainId"), [])
         if "result" not in answer:
             self._require_use(url, "eth_chainId", answer)
-            raise BadAnswer(f"{self._place(url)}: eth_chainId is answered with an error; {CHECK_ADDRESS}")
         try:
             found = int(answer["result"], 16)
-        except ValueError:  # "0x" alone
+        except (KeyError, ValueError):  # an error that is null, "0x" alone
             raise BadAnswer(f"{self._place(url)}: eth_chainId is answered with no number; {CHECK_ADDRESS}") from None
         if found != self._chain_id:
             self._wrong[url] = found
@@ -280,6 +283,8 @@ class Rpc(JSONBaseProvider):
             decoded.pop("error", None)
         if method in _HEXADECIMAL and "error" not in decoded and not _is_hexadecimal(decoded["result"]):
             raise BadAnswer(f"{self._place(url)}: {method} is answered with no hexadecimal number; {CHECK_ADDRESS}")
+        if method == "eth_getLogs" and "error" not in decoded and not isinstance(decoded["result"], list):
+            raise BadAnswer(f"{self._place(url)}: {method} is answered with no list; {CHECK_ADDRESS}")
         # An answer to another request: a proxy has mixed them up. Without an id it is about a request not understood.
         if decoded.get("id") is not None and decoded["id"] != json.loads(body)["id"]:
             raise ChainUnreachable(f"{self._place(url)}: the answer is to another request; check what is in between")
@@ -335,6 +340,8 @@ _HEXADECIMAL = frozenset(
     )
 )  # fmt: skip
 """What these answer is always text such as 0x0; web3 would fall over anything else."""
+_TELLING = frozenset(("eth_call", "eth_estimateGas", "eth_getLogs", "eth_sendRawTransaction"))
+"""Whose errors are about what was asked: a refusal by the contract or the pool, or a range that is too large."""
 _SIZE_STATUSES = (400, 413, 414, 422)
 _THROTTLING_CODES = (429, -32029, -32016)
 _THROTTLING = re.compile(

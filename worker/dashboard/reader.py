@@ -36,6 +36,7 @@ class Reader:
         self._org_id = settings.chain.org_id
         self._chain = settings.chain
         self._coordinator = Coordinator(settings.chain)
+        self._counts_unaudited = settings.dashboard.count_unaudited
         self._verdicts = None if settings.dashboard.audit_file is None else Verdicts(settings.dashboard.audit_file)
         self._error: str | None = None
         self._error_since: float | None = None
@@ -66,7 +67,7 @@ class Reader:
     def content(self) -> dict[str, Any]:
         """What /api/swarm answers with; docs/operations.md describes it."""
         peers = self._tally.peers
-        best = sorted(peers, key=lambda peer_id: (-(peers[peer_id].total or 0), peer_id))[:MAX_PEERS_SHOWN]
+        best = sorted(peers, key=lambda peer_id: (-(self._counted(peer_id) or 0), peer_id))[:MAX_PEERS_SHOWN]
         return {
             "updated_at": self._updated_at,
             "error": self._error,
@@ -83,9 +84,17 @@ class Reader:
                 for number, round in sorted(self._tally.rounds.items())
             ],
             "num_peers": len(peers),
+            "ranked_by": "total_reward" if self._counts_unaudited else "audited_reward",
             "peers": [self._told(peer_id, peers[peer_id]) for peer_id in best],
             "audit": None if self._verdicts is None else self._verdicts.told(),
         }
+
+    def _counted(self, peer_id: str) -> int | None:
+        """The reward that the peer is ranked by, in thousandths; None if it is not known."""
+        return self._tally.peers[peer_id].total if self._counts_unaudited else self._audited_reward(peer_id)
+
+    def _audited_reward(self, peer_id: str) -> int | None:
+        return None if self._verdicts is None else self._verdicts.audited_reward(peer_id)
 
     def _told(self, peer_id: str, peer: Peer) -> dict[str, Any]:
         return {
@@ -93,6 +102,7 @@ class Reader:
             "name": animal_name(peer_id),
             "account": peer.account,
             "total_reward": peer.total,
+            "audited_reward": self._audited_reward(peer_id),
             "wins": peer.wins,
             "last_round": peer.last_round,
             "last_vote": peer.last_vote,
@@ -166,6 +176,24 @@ class Reader:
     def _read_books(self) -> None:
         """What the contract knows for longer than its log: wins, of peers of whom the log is gone too, and totals."""
         chain, tally = self._coordinator, self._tally
+        if chain.abilities.has_leaderboards:
+            self._read_leaderboard()
+        else:
+            # Wins change with votes only: those named in votes that were read since the last time.
+            named = [peer_id for peer_id in sorted(tally.named) if peer_id in tally.peers]
+            for start in range(0, len(named), _PAGE_PEERS):
+                page = named[start : start + _PAGE_PEERS]
+                for peer_id, wins in zip(page, chain.wins_of(page), strict=True):
+                    tally.peers[peer_id].wins = wins
+            tally.named.clear()
+        known = list(tally.peers)
+        for start in range(0, len(known), _PAGE_PEERS):
+            page = known[start : start + _PAGE_PEERS]
+            for peer_id, total in zip(page, chain.total_rewards(page), strict=False):
+                tally.peers[peer_id].total = total
+
+    def _read_leaderboard(self) -> None:
+        chain, tally = self._coordinator, self._tally
         for start in range(0, MAX_PEERS, _PAGE_PEERS):
             leaders = chain.winner_leaderboard(start, start + _PAGE_PEERS)
             unknown = [peer_id for peer_id, _ in leaders if peer_id not in tally.peers and is_peer_id(peer_id)]
@@ -178,11 +206,6 @@ class Reader:
                     tally.peers[peer_id].wins = wins
             if len(leaders) < _PAGE_PEERS:
                 break
-        known = list(tally.peers)
-        for start in range(0, len(known), _PAGE_PEERS):
-            page = known[start : start + _PAGE_PEERS]
-            for peer_id, total in zip(page, chain.total_rewards(page), strict=False):
-                tally.peers[peer_id].total = total
 
     def _time_of_begin(self, round: int) -> float | None:
         """When the round began; None: the log does not say, or not any more."""

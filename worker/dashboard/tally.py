@@ -47,12 +47,16 @@ def is_peer_id(text: str) -> bool:
 
 
 class Tally:
-    """Peers by id and rounds by number. `began`: the newest round that began, with its block; None: not in the log."""
+    """Peers by id and rounds by number. `began`: the newest round that began, with its block; None: not in the log.
+
+    `named` are the peers that votes named, until whoever reads their wins takes them out.
+    """
 
     def __init__(self) -> None:
         self.peers: dict[str, Peer] = {}
         self.rounds: dict[int, Round] = {}
         self.began: tuple[int, int] | None = None
+        self.named: set[str] = set()
 
     def take(self, event: Event, current_round: int) -> None:
         """Count one entry of the log; rewards of rounds that are not kept are left out."""
@@ -66,6 +70,8 @@ class Tally:
         peer.account = str(said["eoa" if event.name == "PeerRegistered" else "account"])
         if event.name == "WinnerSubmitted":
             peer.last_vote = max(said["roundNumber"], peer.last_vote or 0)
+            if len(self.named) < MAX_PEERS:
+                self.named.update(filter(is_peer_id, said["winners"]))
         elif event.name == "RewardSubmitted" and 0 <= current_round - said["roundNumber"] < MAX_ROUNDS:
             self._add(peer, said["roundNumber"], said["reward"])
 

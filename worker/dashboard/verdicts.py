@@ -19,6 +19,7 @@ class Verdicts:
         self._file = file
         self._seen: object = None
         self._peers: dict[str, dict[str, int]] = {}
+        self._sums: dict[str, dict[str, int]] = {}
         self._updated_at: float | None = None
         self._error: str | None = None
 
@@ -44,6 +45,12 @@ class Verdicts:
         """Rewards of the peer by verdict; None: the report does not name it."""
         return self._peers.get(peer_id)
 
+    def audited_reward(self, peer_id: str) -> int | None:
+        """Sum of the peer's rewards that were found to be earned, in thousandths; None if the report has no sums."""
+        if self._updated_at is None or not self._sums:
+            return None
+        return self._sums.get(peer_id, {}).get("audited", 0)
+
     def told(self) -> dict[str, Any]:
         """When the report was written (Unix seconds), or else why there is none."""
         return {"updated_at": self._updated_at, "error": self._error}
@@ -54,7 +61,9 @@ class Verdicts:
             return
         counts = report["peers"].items()
         self._peers = {peer_id: {name: int(of[name]) for name in VERDICTS} for peer_id, of in counts}
+        sums = report.get("sums", {}).items()  # reports of before have none
+        self._sums = {peer_id: {name: int(of[name]) for name in VERDICTS} for peer_id, of in sums}
         self._updated_at, self._error = float(report["updated_at"]), None
 
     def _forget(self, error: str) -> None:
-        self._peers, self._updated_at, self._error = {}, None, error
+        self._peers, self._sums, self._updated_at, self._error = {}, {}, None, error

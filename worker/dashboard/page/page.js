@@ -227,7 +227,8 @@ function drawPeers() {
   at("nobody").textContent = wanted ? "No peer that is shown has this in its name, id or account." : "No peer is registered yet.";
   at("more").hidden = shown.length === found.length;
   at("more").textContent = `Show all ${found.length.toLocaleString("en")}`;
-  if (isDrawn("peers", [swarm.round, shown])) return;
+  at("total-title").textContent = swarm.ranked_by === "audited_reward" ? "Audited reward" : "Total reward";
+  if (isDrawn("peers", [swarm.round, swarm.ranked_by, shown])) return;
   at("peers").replaceChildren(...shown.map(row));
 }
 
@@ -249,7 +250,7 @@ function row(peer) {
     {},
     html("td", { class: "number rank" }, String(peer.rank)),
     html("td", { class: "peer", title: peer.peer_id }, html("bdi", {}, peer.name), html("bdi", { class: "code" }, clipped(peer.peer_id, 8, 6))),
-    html("td", { class: "number total" }, peer.total_reward === null ? "–" : reward(peer.total_reward)),
+    total(peer),
     html("td", { class: "last-rewards" }, spark(peer.rewards), html("span", {}, last ? reward(last[1]) : "–")),
     html("td", { class: "number last-round" }, String(peer.last_round ?? "–")),
     html("td", { class: "number wins" }, peer.wins.toLocaleString("en")),
@@ -280,9 +281,19 @@ function spark(rewards) {
   return picture;
 }
 
+// The reward that peers are ranked by. A total with unaudited rewards in it is marked.
+function total(peer) {
+  const isAudited = swarm.ranked_by === "audited_reward";
+  const value = isAudited ? peer.audited_reward : peer.total_reward;
+  const isMarked = !isAudited && swarm.audit !== null && !(peer.audit !== null && peer.audit.unaudited === 0);
+  const title = isMarked ? "with rewards that no audit has recomputed" : "";
+  const kind = isMarked ? "number total unaudited" : "number total";
+  return html("td", { class: kind, title }, value === null ? "–" : reward(value) + (isMarked ? "*" : ""));
+}
+
 function verdicts(counts) {
-  if (counts === null) return [];
-  const told = ["contradicted", "audited"].filter((name) => counts[name] > 0);
+  if (counts === null) return [html("span", { class: "verdict unaudited" }, "unaudited")];
+  const told = ["contradicted", "audited", "unaudited"].filter((name) => counts[name] > 0);
   if (!told.length) return [html("span", { class: "verdict unaudited" }, "unaudited")];
   return told.map((name) => html("span", { class: `verdict ${name}` }, `${counts[name]} ${name}`));
 }

@@ -1,0 +1,501 @@
+"""Every role on a chain as it is in public: a real anvil behind a proxy that answers as public addresses do."""
+
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from account_service import ENROLMENT_TOKEN, account_settings, eventually, serving, some_identity
+from conftest import Chain
+from eth_account import Account
+from public_rpc import ODD_ANSWERS, RANGE_DIALECTS, mine, public, reorganise
+
+from worker import audit, settings
+from worker.chain import anvil, coordinator, settlement
+from worker.chain import keeper as keeper_module
+from worker.chain.accounts import AccountClient, enrol
+from worker.chain.coordinator import Coordinator
+from worker.chain.keeper import Keeper
+from worker.chain.ledger import Ledger
+from worker.chain.rpc import Rpc, Throttled, retry_after
+from worker.chain.sender import Sender
+from worker.chain.settlement import Settlement
+from worker.dashboard.reader import Reader
+from worker.errors import BadAnswer, ChainUnreachable
+from worker.rounds import ChainClock
+
+BEFORE, AFTER = 120, 30
+"""Blocks before the contract was made, and after."""
+
+
+@pytest.fixture(scope="session")
+def old_chain(anvil_binary: Path) -> Iterator[str]:
+    """An anvil that keeps all state, with a past that nobody needs."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    options = ["--accounts", "0", "--gas-price", "0", "--block-base-fee-per-gas", "0", "--no-priority-fee", "--quiet"]
+    command = [anvil_binary, "--port", str(port), "--chain-id", "31337", "--gas-limit", "1000000000", *options]
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            eventually(lambda: Rpc([url], "", None, 2.0).is_connected())
+            mine(url, BEFORE)
+            yield url
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def swarm(old_chain: str, tmp_path: Path) -> Chain:
+    """A contract with two peers that have reported in two rounds, and many blocks since."""
+    raw = {
+        "chain": {"rpc_url": old_chain, "deployment_file": str(tmp_path / "keeper/deployment.json")},
+        "keeper": {"state_dir": str(tmp_path / "keeper"), "poll_seconds": 0.05},
+        "audit": {"every_rounds": 0},
+    }
+    parsed = settings.parse(raw, "test")
+    deployment = anvil.deploy(parsed)
+    client = Coordinator(parsed.chain)
+    client.check()
+    made = Chain(parsed, deployment, anvil.load_owner(parsed.keeper), client)
+    account = made.new_account("a", "b")
+    for round in (0, 1):
+        for peer in ("a", "b"):
+            made.send(account, client.submit_reward(round, 0, 100 * (round + 1), peer))
+        made.send(account, client.submit_winners(round, ["b"], "a"))
+        made.advance()
+    mine(old_chain, AFTER)
+    return made
+
+
+def through(swarm: Chain, *urls: str, **changes: object) -> settings.Settings:
+    """The settings of a role that knows the chain by these addresses only."""
+    chain = {
+        "rpc_url": urls, "deployment_file": None, "contract": swarm.deployment.contract,
+        "timeout_seconds": 4.0, "poll_seconds": 0.1, **changes,
+    }  # fmt: skip
+    return swarm.settings.model_copy(update={"chain": swarm.settings.chain.model_copy(update=chain)})
+
+
+def client_through(swarm: Chain, *urls: str, **changes: object) -> Coordinator:
+    return Coordinator(through(swarm, *urls, **changes).chain)
+
+
+@contextmanager
+def keeping(of: settings.Settings) -> Iterator[threading.Thread]:
+    """The keeper's loop in a thread, which must be alive at the end."""
+    ended: list[BaseException] = []
+    keeper = Keeper(of)
+    stop = threading.Event()
+
+    def keep() -> None:
+        try:
+            keeper.keep()
+        except _Stop:
+            pass
+        except Exception as error:  # noqa: BLE001 - shown at the end
+            ended.append(error)
+
+    def pause(seconds: float) -> None:
+        if stop.wait(min(seconds, 0.1)):
+            raise _Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeper_module, "time", SimpleNamespace(time=time.time, sleep=pause))
+        thread = threading.Thread(target=keep, daemon=True)
+        thread.start()
+        try:
+            yield thread
+            assert not ended, ended
+        finally:
+            stop.set()
+            thread.join(20)
+
+
+class _Stop(Exception):
+    pass
+
+
+# ---- the log
+
+
+@pytest.mark.parametrize("dialect", RANGE_DIALECTS)
+def test_log_is_read_whole_whatever_the_limit_is_called(swarm, old_chain, dialect):
+    with public(old_chain, range_limit=10, dialect=dialect) as proxy:
+        client = client_through(swarm, proxy.url)
+        client.check()
+        for newest_first in (False, True):
+            found = [event.arguments["peerId"] for event in client.events("RewardSubmitted", newest_first=newest_first)]
+            assert found == (["b", "a", "b", "a"] if newest_first else ["a", "b", "a", "b"])
+        widths = proxy.ranges()
+        assert proxy.injected["range"] <= 6  # the limit is learned once
+        assert max(widths[6:]) <= 10
+        starts = [int(params[0]["fromBlock"], 16) for method, params in proxy.asked if method == "eth_getLogs"]
+        assert min(starts) >= BEFORE
+
+
+def test_limit_of_one_block_is_met_and_less_is_an_outage(swarm, old_chain):
+    newest = swarm.coordinator.block_number()
+    with public(old_chain, range_limit=1) as proxy:
+        client = client_through(swarm, proxy.url)
+        assert list(client.events("RewardSubmitted", from_block=newest - 20)) == []
+        proxy.range_limit = 0
+        with pytest.raises(ChainUnreachable, match=r"eth_getLogs of RewardSubmitted: .* refuses .* exceeds limit"):
+            list(client.events("RewardSubmitted", from_block=newest - 20))
+
+
+def test_larger_pieces_are_tried_again_after_a_while():
+    from worker.chain.logs import MOST_BLOCKS, Window
+
+    window = Window()
+    window.refuse(MOST_BLOCKS)
+    window.refuse(window.blocks)
+    assert window.blocks == 2500
+    for _ in range(200):
+        window.take(window.blocks)
+    assert window.blocks == MOST_BLOCKS
+
+
+# ---- where the contract begins
+
+
+@pytest.fixture
+def forgetful(monkeypatch) -> None:
+    """What this process has found out of other clients is not known."""
+    monkeypatch.setattr(coordinator, "_FIRST_BLOCKS", {})
+
+
+def test_first_block_is_written_down_by_the_deploy_and_found_without(swarm, old_chain, forgetful):
+    written = json.loads((swarm.settings.keeper.state_dir / "deployment.json").read_text())["contract_block"]
+    assert written == swarm.coordinator.first_block() > BEFORE
+    with public(old_chain) as proxy:
+        client = client_through(swarm, proxy.url)
+        assert client.first_block() == written
+        assert proxy.methods()["eth_getCode"] < 20
+        # Once for this process.
+        assert client_through(swarm, proxy.url).first_block() == written
+        assert proxy.methods()["eth_getCode"] < 20
+        assert client_through(swarm, proxy.url, contract_block=7).first_block() == 7
+
+
+def test_deploy_again_keeps_the_first_block(swarm):
+    file = swarm.settings.keeper.state_dir / "deployment.json"
+    before = json.loads(file.read_text())
+    anvil.deploy(swarm.settings)
+    assert json.loads(file.read_text()) == before
+
+
+@pytest.mark.parametrize("forgets_as_empty", [False, True])
+def test_first_block_of_forgotten_state_is_not_guessed(swarm, old_chain, forgetful, caplog, forgets_as_empty):
+    newest = swarm.coordinator.block_number()
+    with public(old_chain, pruned_before=newest - 5, forgets_as_empty=forgets_as_empty) as proxy:
+        client = client_through(swarm, proxy.url)
+        assert client.first_block() == 0
+        assert "set chain.contract_block" in caplog.text
+        assert len(list(client.events("RewardSubmitted"))) == 4
+
+
+# ---- throttling
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("7", 7.0), ("0.5", 0.5), ("", None), ("soon", None), ("-3", -3.0)])
+def test_retry_after_is_read(text, seconds):
+    assert retry_after({"Retry-After": text} if text else {}) == seconds
+
+
+def test_retry_after_is_read_as_a_date():
+    from email.utils import formatdate
+
+    assert 25 < (retry_after({"Retry-After": formatdate(time.time() + 30, usegmt=True)}) or 0) < 31
+
+
+def test_address_that_throttles_rests_as_long_as_it_asks(swarm, old_chain):
+    with public(old_chain, throttle_after=5, retry_after=0.3) as proxy:
+        client = client_through(swarm, proxy.url)
+        client.check()
+        for _ in range(30):
+            assert client.current_round() == 2
+        assert proxy.injected["429"] >= 3
+        assert proxy.early == 0
+
+
+def test_longer_rest_than_there_is_patience_is_an_outage_with_its_reason(swarm, old_chain):
+    with public(old_chain, throttle_after=0, retry_after=30.0) as proxy:
+        client = client_through(swarm, proxy.url, timeout_seconds=1.0)
+        for _ in range(3):
+            with pytest.raises(Throttled, match=r"throttles"):
+                client.current_round()
+        assert len(proxy.asked) == 1
+        # The next address serves meanwhile.
+        both = client_through(swarm, proxy.url, old_chain)
+        assert both.current_round() == 2
+
+
+def test_throttling_within_json_is_throttling_too(swarm, old_chain):
+    with public(old_chain, odd="limit", is_odd=lambda method, number: number == 1) as proxy:
+        client = client_through(swarm, proxy.url)
+        began = time.monotonic()
+        assert client.current_round() == 2
+        assert time.monotonic() - began > 0.9
+        assert proxy.injected["limit"] == 1
+
+
+# ---- the keeper
+
+
+@pytest.mark.parametrize("odd", ODD_ANSWERS)
+def test_no_answer_of_a_chain_ends_the_keeper(swarm, old_chain, odd):
+    """Odd answers to everything for a while, then now and then, at each of its calls."""
+    account = swarm.new_account("c")
+    is_odd = {"all": True}
+    with public(old_chain, odd=odd, range_limit=10) as proxy:
+        proxy.is_odd = lambda method, number: is_odd["all"] or number % 23 == 0
+        with keeping(through(swarm, proxy.url, timeout_seconds=3.0)):
+            eventually(lambda: proxy.injected[odd] >= 3, 20)
+            swarm.send(account, swarm.coordinator.submit_reward(2, 0, 1, "c"))
+            is_odd["all"] = False
+            # Two peers are expected that do not come, so only a chain that is read shows in the status.
+            status = swarm.settings.keeper.state_dir / "status.json"
+            eventually(lambda: json.loads(status.read_text()).get("reporters") == 1, 40)
+
+
+def test_keeper_ends_a_round_through_a_limited_and_throttled_address(swarm, old_chain):
+    account = swarm.new_account("c")
+    swarm.send(account, swarm.coordinator.submit_reward(2, 0, 1, "c"))
+    keeper = swarm.settings.keeper.model_copy(update={"ready_fraction": 0.1, "min_peers": 1})
+    with public(old_chain, range_limit=8, throttle_after=60, retry_after=0.3) as proxy:
+        of = through(swarm, proxy.url).model_copy(update={"keeper": keeper.model_copy(update={"round_seconds": 1.0})})
+        with keeping(of):
+            eventually(lambda: swarm.coordinator.current_round() >= 3, 40)
+        assert proxy.early == 0
+        assert max(proxy.ranges()[10:]) <= 8
+
+
+def test_report_in_blocks_that_were_replaced_is_not_counted(swarm, old_chain):
+    account = swarm.new_account("c")
+    mine(old_chain, 3)
+    keeper = Keeper(through(swarm, old_chain))
+    keeper.look()
+    swarm.send(account, swarm.coordinator.submit_reward(2, 0, 1, "c"))
+    mine(old_chain, 2)
+    keeper.look()
+    assert keeper._round.reports[2] == {"c"}
+    reorganise(old_chain, 3)
+    assert swarm.coordinator.submitted_reward(2, 0, "c") is None
+    keeper.look()
+    assert keeper._round.reports[2] == set()
+    swarm.send(account, swarm.coordinator.submit_reward(2, 0, 2, "c"))
+    keeper.look()
+    assert keeper._round.reports[2] == {"c"}
+
+
+# ---- rewards: ledger, settlement, account service
+
+
+@contextmanager
+def settling(swarm: Chain, tmp_path: Path, service_rpc: str, node_rpc: str) -> Iterator[tuple[Settlement, Ledger, str]]:
+    """A node that is enrolled and settles, with an account service; each has its address of the chain."""
+    served = account_settings(through(swarm, service_rpc), tmp_path / "account")
+    with serving(served) as service:
+        node = some_identity(tmp_path)
+        direct = through(swarm, node_rpc, account_url=service.url).chain
+        enrol(node, ENROLMENT_TOKEN, direct, tmp_path / "node")
+        ledger = Ledger(tmp_path / "node/ledger.db")
+        account = AccountClient(direct, tmp_path / "node")
+        settled = Settlement(ledger, Coordinator(direct), account, direct)
+        settled.start()
+        try:
+            yield settled, ledger, node.peer_id
+        finally:
+            settled.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr("worker.chain.sender.STUCK_SECONDS", 1.0)
+    monkeypatch.setattr(settlement, "RESEND_SECONDS", 2.0)
+    monkeypatch.setattr(settlement, "RECHECK_SECONDS", 0.5)
+    monkeypatch.setattr(settlement, "LAST_RECHECK_SECONDS", 2.0)
+    monkeypatch.setattr(settlement, "_MAX_BACKOFF_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_rewards_are_settled_once_through_odd_and_throttled_addresses(swarm, old_chain, tmp_path):
+    kinds = list(ODD_ANSWERS)
+    with public(old_chain) as service_rpc, public(old_chain, throttle_after=40, retry_after=0.2) as node_rpc:
+
+        def now_and_then(method: str, number: int) -> bool:
+            service_rpc.odd = node_rpc.odd = kinds[number % len(kinds)]
+            return number % 5 == 0
+
+        with settling(swarm, tmp_path, service_rpc.url, node_rpc.url) as (settled, ledger, peer_id):
+            service_rpc.is_odd = node_rpc.is_odd = now_and_then
+            service_rpc.odd = node_rpc.odd = "html"
+            for round in range(3):
+                ledger.record(round, 0, peer_id, 50 + round, ["a"])
+            settled.wake()
+            assert settled.flush(60), (settled.status(), ledger.unsettled())
+        assert node_rpc.early == 0
+        assert sum(service_rpc.injected.values()) > 3
+    assert [row.reward_state for row in ledger.rows()] == ["confirmed"] * 3
+    assert swarm.coordinator.total_rewards([peer_id]) == [50 + 51 + 52]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_reward_in_blocks_that_were_replaced_is_sent_again(swarm, old_chain, tmp_path):
+    with settling(swarm, tmp_path, old_chain, old_chain) as (settled, ledger, peer_id):
+        mine(old_chain, 3)
+        ledger.record(2, 0, peer_id, 77, ["a"])
+        settled.wake()
+        assert settled.flush(30)
+        time.sleep(0.7)  # the first look back has passed
+        reorganise(old_chain, 3)
+        assert swarm.coordinator.submitted_reward(2, 0, peer_id) is None
+        eventually(lambda: swarm.coordinator.submitted_reward(2, 0, peer_id) == 77, 30)
+        eventually(lambda: ledger.rows()[0].reward_state == "confirmed", 30)
+
+
+def test_sender_goes_on_after_its_nonces_were_taken_back(swarm, old_chain, tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.chain.sender.STUCK_SECONDS", 0.3)
+    account = Account.create()
+    mine(old_chain, 3)
+    with closing(Sender(swarm.coordinator, account, tmp_path / "journal.db")) as sender:
+        for peer in ("x", "y", "z"):
+            sender.send(swarm.coordinator.register_peer(peer))
+        reorganise(old_chain, 3)
+        assert swarm.coordinator.nonce(account.address) == 0
+        for peer in ("x", "y", "z"):
+            sender.send(swarm.coordinator.register_peer(peer))
+        eventually(lambda: sender.tend() == 0, 20)
+    assert set(swarm.coordinator.peers_of(account.address)) == {"x", "y", "z"}
+
+
+def test_enrolment_waits_for_a_chain_that_answers_oddly(swarm, old_chain, tmp_path):
+    served = account_settings(through(swarm, old_chain), tmp_path / "account")
+    node = some_identity(tmp_path)
+    with serving(served) as service, public(old_chain) as proxy:
+        # The version and the binding of the peer are read before it is registered.
+        proxy.is_odd = lambda method, number: method == "eth_call" and 3 <= proxy.methods()[method] <= 7
+        proxy.odd = "no-header"
+        chain = through(swarm, proxy.url, account_url=service.url).chain
+        account = enrol(node, ENROLMENT_TOKEN, chain, tmp_path / "node")
+        assert proxy.injected["no-header"] > 0
+    assert swarm.coordinator.owner_of(node.peer_id) == account
+
+
+# ---- who only reads: worker, audits, dashboard
+
+
+@pytest.mark.parametrize("odd", ODD_ANSWERS)
+def test_worker_s_clock_takes_an_odd_answer_for_an_outage(swarm, old_chain, odd):
+    with public(old_chain, odd=odd) as proxy:
+        client = client_through(swarm, proxy.url, timeout_seconds=1.0)
+        clock = ChainClock(client, 0.05)
+        assert clock.next(0, lambda: None) is None
+        assert clock.reachable is False
+        with pytest.raises(ChainUnreachable):
+            client.bootnodes()
+        proxy.odd = None
+        time.sleep(1.1 if odd == "limit" else 0)
+        assert clock.next(0, lambda: None).round == 2
+
+
+def test_audit_finds_every_reward_through_a_limited_address(swarm, old_chain):
+    with public(old_chain, range_limit=8, dialect="results") as proxy:
+        found = audit.submitted_rewards(client_through(swarm, proxy.url), 16)
+    assert [(event.arguments["roundNumber"], event.arguments["peerId"]) for event in found] == [
+        (0, "a"), (0, "b"), (1, "a"), (1, "b"),
+    ]  # fmt: skip
+
+
+def content_of(reader: Reader) -> dict:
+    content = reader.content()
+    assert content["error"] is None, content["error"]
+    return {key: content[key] for key in ("round", "rounds", "peers", "num_peers")}
+
+
+def test_dashboard_shows_the_same_through_a_limited_and_throttled_address(swarm, old_chain):
+    direct = Reader(through(swarm, old_chain))
+    assert direct.look()
+    with public(old_chain, range_limit=9, dialect="free-tier", throttle_after=25, retry_after=0.2) as proxy:
+        limited = Reader(through(swarm, proxy.url))
+        assert limited.look(), limited.content()["error"]
+        assert proxy.early == 0
+    assert content_of(limited) == content_of(direct)
+    assert [peer["total_reward"] for peer in content_of(direct)["peers"]] == [300, 300]
+
+
+@pytest.mark.parametrize("odd", ODD_ANSWERS)
+def test_dashboard_keeps_what_it_knows_while_answers_are_odd(swarm, old_chain, odd):
+    with public(old_chain) as proxy:
+        reader = Reader(through(swarm, proxy.url, timeout_seconds=1.0))
+        assert reader.look()
+        before = content_of(reader)
+        proxy.odd = odd
+        assert not reader.look()
+        assert {key: reader.content()[key] for key in before} == before
+        proxy.odd = None
+        time.sleep(1.1 if odd == "limit" else 0)
+        assert reader.look()
+        assert content_of(reader) == before
+
+
+def test_dashboard_forgets_what_was_in_replaced_blocks(swarm, old_chain):
+    account = swarm.new_account("c")
+    mine(old_chain, 3)
+    reader = Reader(through(swarm, old_chain))
+    assert reader.look()
+    before = content_of(reader)
+    swarm.send(account, swarm.coordinator.submit_reward(2, 0, 999, "c"))
+    mine(old_chain, 2)
+    assert reader.look()
+    assert content_of(reader)["rounds"][-1] == {"round": 2, "mean_reward": 999.0, "num_peers": 1}
+    reorganise(old_chain, 3)
+    assert reader.look()
+    assert content_of(reader) == before
+
+
+# ---- two addresses that disagree
+
+
+def test_log_is_not_cut_by_an_address_that_is_behind(swarm, old_chain):
+    account = swarm.new_account("c")
+    swarm.send(account, swarm.coordinator.submit_reward(2, 0, 5, "c"))
+    mine(old_chain, 1)
+    newest = swarm.coordinator.block_number()
+    with public(old_chain) as good, public(old_chain, behind=4) as late:
+        client = client_through(swarm, good.url, late.url)
+        client.check()
+        good.odd = "bad-gateway"  # from now on the other one serves
+        with pytest.raises(BadAnswer, match=rf"has no block {newest} yet; it is behind"):
+            list(client.events("RewardSubmitted", to_block=newest))
+        late.behind = 0
+        assert len(list(client.events("RewardSubmitted", to_block=newest))) == 5
+
+
+def test_dashboard_and_keeper_end_with_the_truth_of_two_addresses(swarm, old_chain):
+    account = swarm.new_account("c")
+    with public(old_chain) as good, public(old_chain, behind=3) as late:
+        of = through(swarm, good.url, late.url)
+        reader, keeper = Reader(of), Keeper(of)
+        reader.look()
+        keeper.look()
+        swarm.send(account, swarm.coordinator.submit_reward(2, 0, 5, "c"))
+        good.odd = "bad-gateway"
+        for look in (reader.look, keeper.look):
+            try:
+                look()
+            except ChainUnreachable:
+                continue
+        good.odd, late.odd = None, "bad-gateway"
+        reader.look()
+        assert reader.look()
+        keeper.look()
+        assert keeper._round.reports[2] == {"c"}
+        assert content_of(reader)["rounds"][-1] == {"round": 2, "mean_reward": 5.0, "num_peers": 1}
