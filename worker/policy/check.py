@@ -2,7 +2,7 @@
 """How right a decoder is: what it says of real prompts, next to what one plain forward pass says in float32.
 
 The plain pass has no cache, no batch and no padding. Transformers' own pass in the decoder's precision shows what that
-precision costs; a decoder may be off by somewhat more than that. Weights are cast one layer at a time, so that the check
+precision costs; a decoder may be off by somewhat more than that. Weights are cast one layer at a time, so the check
 never has a second copy of the model.
 """
 
