@@ -241,7 +241,9 @@ class Service:
         answer = bytearray()
         try:
             async with self._http.post(url, json=body, timeout=timeout) as response:
-                if response.status in (429, *range(500, 600)):
+                if response.status == 429:
+                    raise rpc.throttled(url, response.headers)
+                if 500 <= response.status < 600:
                     raise ChainUnreachable(f"{url}: HTTP {response.status} instead of an answer")
                 async for piece in response.content.iter_chunked(65536):
                     answer += piece

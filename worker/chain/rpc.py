@@ -184,6 +184,10 @@ class Rpc(JSONBaseProvider):
             if url == self._current:
                 self._current = self._urls[(self._urls.index(url) + 1) % len(self._urls)]
 
+    def throttled(self, url: str, headers: Mapping[str, str]) -> Throttled:
+        """The error for an HTTP 429 that somebody else got from the address, which rests from now on."""
+        return self._rest(url, "HTTP 429", retry_after(headers))
+
     @property
     def num_addresses(self) -> int:
         return len(self._urls)
