@@ -159,9 +159,11 @@ def submitted_rewards(coordinator: Coordinator, num_rounds: int) -> list[Event]:
     """The RewardSubmitted events of the newest `num_rounds` rounds, the open one included."""
     current = coordinator.current_round()
     first = max(0, current - num_rounds + 1)
-    began = next(coordinator.events("RoundAdvanced", {"newRoundNumber": first}, newest_first=True), None)
+    began = None  # round 0 began with the contract
+    if first > 0:
+        began = next(coordinator.events("RoundAdvanced", {"newRoundNumber": first}, newest_first=True), None)
     # Rewards of older rounds may have come later.
-    events = coordinator.events("RewardSubmitted", from_block=0 if began is None else began.block)
+    events = coordinator.events("RewardSubmitted", from_block=None if began is None else began.block)
     return [event for event in events if event.arguments["roundNumber"] >= first]
 
 

@@ -460,6 +460,8 @@ def test_dashboard_shows_the_same_through_a_limited_and_throttled_address(swarm,
         limited = Reader(through(swarm, proxy.url))
         assert limited.look(), limited.content()["error"]
         assert proxy.early == 0
+        starts = [int(params[0]["fromBlock"], 16) for method, params in proxy.asked if method == "eth_getLogs"]
+        assert min(starts) >= BEFORE
     assert content_of(limited) == content_of(direct)
     assert [peer["total_reward"] for peer in content_of(direct)["peers"]] == [300, 300]
 

@@ -169,9 +169,10 @@ class Reader:
         """Where the log of the rounds that are kept begins."""
         first_round = round - MAX_ROUNDS + 1
         if first_round <= 0:
-            return 0
+            return self._coordinator.first_block()
         began = self._coordinator.events("RoundAdvanced", {"newRoundNumber": first_round}, newest_first=True)
-        return next((event.block for event in began), 0)
+        event = next(began, None)
+        return self._coordinator.first_block() if event is None else event.block
 
     def _read_books(self) -> None:
         """What the contract knows for longer than its log: wins, of peers of whom the log is gone too, and totals."""
