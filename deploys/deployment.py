@@ -69,11 +69,15 @@ class Deployment(BaseModel):
     """Name in the tailnet. None: the host's own."""
     tailscale_ssh: bool | None = None
     """Let the tailnet's policy say who may log in over ssh, by Tailscale's own ssh server. None: as the host has it."""
-    tailscale_accept_routes: bool = False
-    """Use subnet routes that other nodes advertise."""
+    tailscale_accept_routes: bool | None = None
+    """Use subnet routes that other nodes advertise. None: as the host has it."""
     tailscale_login_server: Url | None = None
     """A control server of your own (headscale). None: Tailscale's."""
     tailscale_login_seconds: int = Field(default=600, gt=0, le=MAX_SECONDS)
     """How long a run waits for the people who open the login URLs."""
     tailscale_serve: dict[Port, Port] = {}
-    """HTTPS port in the tailnet -> port on this host that is shown there, such as {443: 3000} for the login page."""
+    """HTTPS port in the tailnet -> port on this host that is shown there, such as {443: 3000} for the login page.
+    The tailnet must have HTTPS certificates."""
+    tailscale_serve_http: dict[Port, Port] = {}
+    """As tailscale_serve, without encryption of its own; for tailnets that have no HTTPS certificates, such as those of
+    a control server of your own."""

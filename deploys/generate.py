@@ -126,13 +126,18 @@ def _write(listed: Iterable[Listed], form: str, file: Path) -> str:
 
 def read_tailscale(text: str, file: str) -> list[Listed]:
     """The Linux machines of `tailscale status --json`, by their names in the tailnet. With tags: those of one of them
-    that begins with tag:hivewright, if there is any; tag:hivewright-coordinator makes a coordinator."""
+    that begins with tag:hivewright, if there is any; tag:hivewright-coordinator makes a coordinator. Without such a
+    tag the machine on which the list was made is the operator's own, and left out."""
     try:
         status = json.loads(text)
-        nodes = [status["Self"], *(status.get("Peer") or {}).values()]
+        own = status["Self"]
+        nodes = [own, *(status.get("Peer") or {}).values()]
         machines = [node for node in nodes if node["OS"] == "linux"]
         tagged = [node for node in machines if any(tag.startswith("tag:hivewright") for tag in node.get("Tags") or ())]
-        return [_from_node(node, file) for node in tagged or machines]
+        found = tagged or [node for node in machines if node is not own]
+        if own in machines and own not in found:
+            print(f"{file}: {_name(own)}: left out: the list was made there; tag:hivewright would take it in", file=sys.stderr)
+        return [_from_node(node, file) for node in found]
     except SettingsError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -140,8 +145,12 @@ def read_tailscale(text: str, file: str) -> list[Listed]:
         raise SettingsError(f"{file}: {reason}; expected {FORMS['tailscale'].expected}") from None
 
 
+def _name(node: Mapping[str, Any]) -> str:
+    return str(node["DNSName"] or "").partition(".")[0] or str(node["HostName"] or "")
+
+
 def _from_node(node: Mapping[str, Any], file: str) -> Listed:
-    name = str(node["DNSName"] or "").partition(".")[0] or str(node["HostName"] or "")
+    name = _name(node)
     if not name:
         raise SettingsError(f"{file}: DNSName and HostName: none; expected a machine's name")
     addresses = node.get("TailscaleIPs")

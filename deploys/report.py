@@ -1,6 +1,7 @@
 """The last line of a run that failed on some hosts, or was interrupted: their names, and what went wrong there."""
 
 import atexit
+import os
 import signal
 import sys
 from types import FrameType
@@ -17,6 +18,8 @@ INTERRUPTED = 130
 _reasons: list[str] = []
 _notes: list[str] = []
 _interruptions: list[int] = []
+_problems: list[str] = []
+DONE_BUT = "done, but "
 
 
 def stop(reason: str) -> DeployError:
@@ -29,6 +32,12 @@ def note(line: str) -> None:
     """Have a line printed at the end of the run: nothing failed, but a person should know."""
     if line not in _notes:
         _notes.append(line)
+
+
+def problem(line: str) -> None:
+    """Have a line printed at the end of the run, and exit code 1: hosts are deployed, without something wanted."""
+    if line not in _problems:
+        _problems.append(line)
 
 
 def name_failed_hosts_at_exit() -> None:
@@ -59,7 +68,13 @@ def _name_failed_hosts() -> None:
         sys.stdout.flush()
         print(f"nothing was done on any host: {_reasons[0]}", file=sys.stderr, flush=True)
         return
+    for line in sorted(_problems):
+        print(f"{DONE_BUT}{line}", file=sys.stderr, flush=True)
     if state is None or not state.initialised or not state.failed_hosts:
+        if _problems:
+            sys.stdout.flush()
+            # pyinfra has ended with 0 by now, and knows of no other code for a run without failed hosts.
+            os._exit(1)
         return
     failed = sorted(state.failed_hosts, key=lambda host: host.name)
     said = ", ".join(f"{host.name} ({_what_failed(state, host)})" for host in failed)

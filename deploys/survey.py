@@ -233,7 +233,7 @@ class HostState:
 
     `deployed`: digest of what the last deploy made of the host; None if none was ever finished, or one was begun and
     did not get to its end. `previous`: the release that `rollback` would go back to. Disk in 10^6 bytes, of the state
-    folder. `tailscale`: BackendState of its daemon, None without one. `problem`: what nvidia-smi says instead of its
+    folder. `tailscale`: BackendState of its daemon, None without one; `tailscale_server`: its control server. `problem`: what nvidia-smi says instead of its
     GPUs, None if it has no complaint, or there is none.
     """
 
@@ -243,6 +243,7 @@ class HostState:
     disk_free_mb: int | None = None
     disk_total_mb: int | None = None
     tailscale: str | None = None
+    tailscale_server: str | None = None
     gpus: tuple[Gpu, ...] = ()
     problem: str | None = None
 
@@ -259,6 +260,8 @@ class HostStates(Answer[dict[str, Any]]):
             f" for d in {STATE} /; do [ ! -d $d ] || {{"
             f" echo disk=$({WITHIN} df --output=avail,size --block-size=1000000 $d | tail -n 1); break; }}; done;"
             f" ! command -v tailscale >/dev/null || echo tailscale=$({WITHIN} tailscale status --json | tr -d '\n');"
+            f" ! command -v tailscale >/dev/null || {WITHIN} tailscale debug prefs"
+            " | sed -n 's/.*\"ControlURL\": *\"\\(http[^\"]*\\)\".*/tailscale-server=\\1/p';"
             # Its processes are asked for only if it has answered: it hangs, if it does, both times.
             f" ! command -v nvidia-smi >/dev/null || {{ found=$({gpu} {of_gpus} 2>&1); code=$?;"
             ' printf "%s\\n" "$found" | sed "s/^/gpu=/"; echo nvidia-smi=$code; [ $code != 0 ] ||'
@@ -283,6 +286,7 @@ class HostStates(Answer[dict[str, Any]]):
                 disk_free_mb=free,
                 disk_total_mb=total,
                 tailscale=_backend_state(one.get("tailscale")),
+                tailscale_server=one.get("tailscale-server"),
                 gpus=tuple(gpu for gpu in gpus if gpu is not None),
                 problem=_nvidia_problem(one.get("nvidia-smi", "0"), rows, gpus),
             )

@@ -20,9 +20,9 @@ from pyinfra.api.state import State
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.context import ctx_host
 
-from deploys import memory, report, tailnet, tailssh
+from deploys import memory, report, tailnet, tailserve, tailssh
 from deploys.deployment import Deployment
-from deploys.facts import ROOT, OwnFact
+from deploys.facts import OwnFact
 from deploys.hardware import Distribution
 from deploys.system import APT, INSTALL_SECONDS
 from deploys.tailnet import Tailnet
@@ -31,13 +31,15 @@ from deploys.tailnet import Tailnet
 KEY = Path(__file__).parent / "keys/tailscale.asc"
 KEYRING = Path("/etc/apt/keyrings/tailscale.asc")
 SOURCES = Path("/etc/apt/sources.list.d/tailscale.sources")
-# The ports that a deploy has had shown, a line for each: only these it ever stops showing.
-SERVED = ROOT / "tailscale-serve"
 REPOSITORY = "https://pkgs.tailscale.com/stable"
 ASK_EVERY_SECONDS = 2.0
-# With a key; and until a login URL is there.
+# Until a key has logged the host in, or a login URL is there.
 LOGIN_SECONDS = 90
-SERVE_SECONDS = 60
+# For `tailscale up` on a host that was told `down`.
+UP_SECONDS = 30
+# For a daemon that was just started to know its control server.
+START_SECONDS = 15
+ANSWER_SECONDS = 20
 
 
 class TailnetOfHost(OwnFact[Tailnet]):
@@ -49,7 +51,7 @@ class TailnetOfHost(OwnFact[Tailnet]):
             for command in ("status --json --peers=false", "debug prefs", "serve status --json")
         )
         form = '{"status": %s, "prefs": %s, "serve": %s, "ours": "%s"}'
-        ours = f'"$(cat {SERVED} 2>/dev/null | tr "\\n" " ")"'
+        ours = f'"$(cat {tailserve.SERVED} 2>/dev/null | tr "\n" " ")"'
         return f"if command -v tailscale >/dev/null; then printf '{form}' {ask} {ours}; fi"
 
     @staticmethod
@@ -67,16 +69,14 @@ def join_tailnet(deployment: Deployment) -> None:
         return
     _members.add(host.name)
     install(name="Install it from its own repository", _timeout=INSTALL_SECONDS)
-    begin_login(name="Begin the login", deployment=deployment, _timeout=LOGIN_SECONDS + 60)
+    run_daemon(name="Have its daemon run", _timeout=START_SECONDS + 60)
+    begin_login(name="Begin the login", deployment=deployment, _timeout=LOGIN_SECONDS + UP_SECONDS + 60)
     seconds = deployment.tailscale_login_seconds
     await_login(name="Wait until it is logged in", seconds=seconds, _timeout=seconds + 120)
-    preferences(name="Set its preferences", deployment=deployment)
     switch_ssh(name="Switch its ssh server", wanted=deployment.tailscale_ssh, _timeout=tailssh.LONGEST_SECONDS)
-    serve(name="Show ports in the tailnet", ports=deployment.tailscale_serve)
-    found = host.get_fact(TailnetOfHost)
-    if found.is_connected:
-        for worry in found.worries(datetime.now(UTC), deployment.tailscale_login_server):
-            report.note(f"{host.name}: {worry}")
+    preferences(name="Set its preferences", deployment=deployment)
+    serve(name="Show ports in the tailnet", deployment=deployment)
+    tell(name="Tell what a person should know", deployment=deployment)
 
 
 @operation()
@@ -90,7 +90,30 @@ def install() -> Iterator[StringCommand]:
     yield _write(SOURCES, sources(system.name, system.codename))
     yield StringCommand(f"{APT} update")
     yield StringCommand(f"{APT} install --no-install-recommends tailscale")
-    yield StringCommand("systemctl enable --now --quiet tailscaled")
+
+
+@operation()
+def run_daemon() -> Iterator[StringCommand]:
+    """Have the daemon running, and enabled."""
+    found = host.get_fact(TailnetOfHost)
+    if found.is_installed and found.state is not None:
+        host.noop("it answers")
+        return
+    yield StringCommand(start_script())
+
+
+def start_script() -> str:
+    """Return shell commands that start the daemon, and give it time to find its control server; if it does not start,
+    they show its last lines."""
+    answer = "tailscale status --json --peers=false 2>/dev/null | grep '\"BackendState\"'"
+    return (
+        "systemctl enable --quiet tailscaled && systemctl start tailscaled"
+        f" && for second in $(seq {START_SECONDS}); do"
+        f' case "$({answer})" in ""|*NoState*) sleep 1;; *) exit 0;; esac; done'
+        f' && [ -n "$({answer})" ] || {{'
+        " echo 'tailscaled does not run; its last lines:' >&2;"
+        " journalctl --unit=tailscaled --lines=10 --no-pager --output=cat >&2; exit 1; }"
+    )
 
 
 def sources(distribution: str, codename: str) -> str:
@@ -107,37 +130,50 @@ def _write(path: Path, text: str) -> StringCommand:
 
 @operation()
 def begin_login(deployment: Deployment) -> Iterator[StringCommand]:
-    """Have the host logged in with its key, or have it ask for a login URL."""
+    """Have the host logged in with its key, or have it ask for a login URL. One that was told `down` needs neither."""
     found = host.get_fact(TailnetOfHost)
-    if found.is_connected:
-        host.noop("it is logged in")
+    if found.state == tailnet.STOPPED:
+        yield StringCommand(f"timeout {UP_SECONDS} tailscale up >&2 || true")
+        found = host.get_fact(TailnetOfHost)
+    if found.state in (tailnet.RUNNING, tailnet.STOPPED, tailnet.NEEDS_APPROVAL, tailnet.NO_STATE):
+        host.noop("it has its login")
         return
     key = tailnet.auth_key(deployment)
-    flags = shlex.join(tailnet.login_flags(deployment, found))
-    if key is not None:
-        encoded = base64.b64encode(key.encode()).decode()
-        yield StringCommand(key_login_script(flags), _stdin=[encoded])
-    else:
-        yield StringCommand(ask_login_script(flags, deployment.tailscale_login_seconds))
-
-
-def key_login_script(flags: str) -> str:
-    """Shell commands that log in with the key that comes, in base 64, on standard input. It is on no command line."""
-    return (
-        "umask 077; key=$(mktemp) && trap 'rm -f \"$key\"' EXIT && base64 -d > $key"
-        f" && tailscale up --auth-key=file:$key --timeout={LOGIN_SECONDS}s {flags}"
+    script = login_script(
+        shlex.join(tailnet.login_flags(deployment, found)),
+        shlex.join(tailnet.kept_flags(found)),
+        deployment.tailscale_login_seconds,
+        has_key=key is not None,
     )
+    encoded = [base64.b64encode(key.encode()).decode()] if key is not None else None
+    yield StringCommand(script, _stdin=encoded) if encoded else StringCommand(script)
 
 
-def ask_login_script(flags: str, seconds: int) -> str:
-    """Shell commands that leave `tailscale up` waiting for a person, and end when there is a URL for that person."""
+def login_script(flags: str, kept: str, seconds: int, *, has_key: bool) -> str:
+    """Return shell commands that begin a login, and end when the host is logged in or waits for a person.
+
+    The key comes in base 64 on standard input and is on no command line. `tailscale up` goes on in the background, in
+    which a person opens the URL or approves the machine. A key that is refused is not asked about again: the daemon is
+    told `down`. `kept`: flags of `tailscale set` for what `up` can't be told.
+    """
+    waits = (
+        '"BackendState": *"NeedsMachineAuth"' if has_key else '"AuthURL": *"http|"BackendState": *"NeedsMachineAuth"'
+    )
+    key = " --auth-key=file:$work/key" if has_key else ""
+    up = f"tailscale up{key} --timeout={max(seconds, LOGIN_SECONDS)}s {flags} >$work/said 2>&1; echo $? >$work/code"
+    keep = f"tailscale set {kept} >&2" if kept else "true"
+    what = "answer to the key" if has_key else "login URL"
     return (
-        f"setsid tailscale up --timeout={seconds}s {flags} </dev/null >/dev/null 2>&1 &"
+        "umask 077; work=$(mktemp -d) || exit 1; export work; trap 'rm -rf $work' EXIT HUP INT TERM;"
+        f" {'base64 -d >$work/key || exit 1;' if has_key else ''}"
+        f" setsid sh -c {shlex.quote(up)} </dev/null >/dev/null 2>&1 &"
         f" for second in $(seq {LOGIN_SECONDS}); do"
-        " tailscale status --json --peers=false | grep -qE"
-        ' \'"AuthURL": *"http|"BackendState": *"(Running|NeedsMachineAuth)"\' && exit 0; sleep 1; done;'
-        f" echo 'no login URL within {LOGIN_SECONDS} s; is the control server reachable from here?' >&2; exit 1"
-    )
+        ' if [ "$(cat $work/code 2>/dev/null)" = 0 ]; then exec_keep; exit; fi;'
+        " if [ -s $work/code ]; then cat $work/said >&2; tailscale down; exit 1; fi;"
+        f" if tailscale status --json --peers=false | grep -qE '{waits}'; then exec_keep; exit; fi; sleep 1; done;"
+        f" cat $work/said >&2; tailscale down; echo 'no {what} within {LOGIN_SECONDS} s; is the control server"
+        " reachable from here?' >&2; exit 1"
+    ).replace("exec_keep", keep)
 
 
 @operation()
@@ -161,15 +197,24 @@ def _wait_for_login(state: State, host: Host, seconds: int) -> bool:
         if host.name not in _shown:
             asked = [each for each in state.inventory.get_active_hosts() if each.name in _members]
             found = dict(state.fact_pool.map(_look, asked))
-            _show_urls({name: _where_to_go(of) for name, of in found.items() if not of.is_connected})
+            waiting = {name: of for name, of in found.items() if not of.is_connected and of.state != tailnet.NO_STATE}
+            _show_urls({name: _where_to_go(of) for name, of in waiting.items()})
             _shown.update(dict.fromkeys(found, time.monotonic()))
-    deadline = _shown[host.name] + seconds
-    while not _look(host)[1].is_connected:
-        if time.monotonic() > deadline:
-            print(f"{host.name}: not logged in within {seconds} s (tailscale_login_seconds)", file=sys.stderr)
+    while not (now := _look(host)[1]).is_connected:
+        reason = _given_up(now, time.monotonic() - _shown[host.name], seconds)
+        if reason is not None:
+            print(f"{host.name}: {reason}", file=sys.stderr)
             return False
         time.sleep(ASK_EVERY_SECONDS)
     return True
+
+
+def _given_up(found: Tailnet, waited: float, seconds: int) -> str | None:
+    """Return why a host that has waited so long is waited for no longer; None: it is."""
+    if found.state == tailnet.NO_STATE and waited > ANSWER_SECONDS:
+        said = "; ".join(found.health) or "tailscaled does not say why"
+        return f"it has its login, but its control server does not answer ({found.server}): {said}"
+    return f"not logged in within {seconds} s (tailscale_login_seconds)" if waited > seconds else None
 
 
 def _look(of: Host) -> tuple[str, Tailnet]:
@@ -180,7 +225,7 @@ def _look(of: Host) -> tuple[str, Tailnet]:
 
 def _where_to_go(found: Tailnet) -> str:
     if found.state == tailnet.NEEDS_APPROVAL:
-        return f"{tailnet.APPROVAL_URL} (waits for approval)"
+        return f"{found.admin_url} (waits for approval)"
     return found.login_url or "no URL yet; see `tailscale status` there"
 
 
@@ -209,6 +254,8 @@ def switch_ssh(wanted: bool | None) -> Iterator[FunctionCommand | str]:
     found = host.get_fact(TailnetOfHost)
     if wanted is None or not found.is_connected or found.runs_ssh == wanted:
         host.noop("it is as it should be")
+    elif wanted and not found.has_ssh:
+        yield FunctionCommand(_refuse_ssh, (), {})
     elif isinstance(host.connector, SSHConnector):
         yield FunctionCommand(tailssh.switch, (wanted,), {})
     else:
@@ -216,26 +263,37 @@ def switch_ssh(wanted: bool | None) -> Iterator[FunctionCommand | str]:
         yield f"tailscale set --ssh={str(wanted).lower()}"
 
 
+def _refuse_ssh(state: State, host: Host) -> bool:
+    print(
+        f"{host.name}: tailscale_ssh: True, but its tailnet does not have Tailscale SSH: {tailssh.POLICY_NEEDS}; or"
+        " take tailscale_ssh out of the inventory",
+        file=sys.stderr,
+    )
+    return False
+
+
 @operation()
-def serve(ports: dict[int, int]) -> Iterator[str]:
+def serve(deployment: Deployment) -> Iterator[FunctionCommand]:
     """Have these ports of the host shown in the tailnet, and of those that a deploy had shown no others.
 
-    What else the host shows is left alone.
+    What else the host shows is left alone. What can't be shown is no reason not to deploy the rest.
     """
     found = host.get_fact(TailnetOfHost)
-    wanted = {port: f"http://127.0.0.1:{local}" for port, local in ports.items()}
-    for port, target in found.ours.items():
-        if port not in wanted and found.serves.get(port) == target:
-            yield f"timeout {SERVE_SECONDS} tailscale serve --https={port} off >&2"
-    for port, target in wanted.items():
-        if found.serves.get(port) != target:
-            yield f"timeout {SERVE_SECONDS} tailscale serve --bg --https={port} {target} >&2"
-    if found.ours != wanted:
-        lines = " ".join(f"'{port} {target}'" for port, target in sorted(wanted.items()))
-        yield f"printf '%s\\n' {lines} > {SERVED}" if wanted else f"rm -f {SERVED}"
+    plan = tailserve.plan(deployment, found)
+    for problem in plan.problems if found.is_connected else ():
+        report.problem(f"{host.name}: {problem}")
+    if not found.is_connected or not plan.has_changes:
+        host.noop("it shows what it can")
+        return
+    yield FunctionCommand(tailserve.carry_out, (plan,), {})
 
 
-STOP_SERVING = (
-    f"[ ! -e {SERVED} ] || while read -r port target; do"
-    f" timeout {SERVE_SECONDS} tailscale serve --https=$port off >&2; done < {SERVED}"
-)
+@operation()
+def tell(deployment: Deployment) -> Iterator[str]:
+    """Have what a person should know of the host in the last lines of the run. Changes nothing."""
+    found = host.get_fact(TailnetOfHost)
+    if found.is_connected:
+        for worry in found.worries(datetime.now(UTC), deployment):
+            report.note(f"{host.name}: {worry}")
+    host.noop("it is told at the end")
+    yield from ()

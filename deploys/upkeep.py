@@ -15,7 +15,7 @@ from deploys.identity import standard_input
 from deploys.places import CONFIGURATION, RETIRED, STATE
 from deploys.sealing import SERVICE_FOLDERS, WORKER_FOLDERS
 from deploys.system import USER
-from deploys.tailscale import STOP_SERVING
+from deploys.tailserve import STOP_SERVING
 from deploys.units import REMOVE_OURS
 from deploys.wireguard import LEAVE
 from deploys.worker import KEPT

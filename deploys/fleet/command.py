@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from deploys.report import DONE_BUT
 from deploys.inventory_file import WARNING, whole_path
 from worker.errors import SettingsError, WorkerError
 
@@ -35,7 +36,7 @@ Outcome = Literal["done", "unreachable", "overdue", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a run on one host ended: `reason` says why it did not get `done`. `num_changes`: operations that changed."""
+    """How a run on one host ended: `reason` says why it did not get `done`, or what it was done without. `num_changes`: operations that changed."""
 
     outcome: Outcome
     reason: str = ""
@@ -153,8 +154,9 @@ class Pyinfra:
         if done.returncode == SettingsError.exit_code:
             raise SettingsError(_refusal(done))
         last = _last_line(done)
-        if done.returncode == 0:
-            return Ran("done", num_changes=int(_parsed(done)["results"]["totals"]["success"]))
+        if done.returncode == 0 or last.startswith(DONE_BUT):
+            num_changes = int(_parsed(done)["results"]["totals"]["success"])
+            return Ran("done", last if done.returncode else "", num_changes)
         reason = last.removeprefix(f"failed: {host} (").split("); fix that")[0]
         if UNREACHED in last:
             return Ran("unreachable", reason)

@@ -151,6 +151,8 @@ class Rollout:
             host.seconds, host.num_changes = time.monotonic() - began, ran.num_changes
             if ran.outcome == "done":
                 self._say(f"  {name}: deployed in {host.seconds:.0f} s, {ran.num_changes} changes")
+                if ran.reason:
+                    self._say(f"  {ran.reason}")
             else:
                 self._set(name, _FATES[ran.outcome], ran.reason)
 

@@ -213,7 +213,10 @@ def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
         notes.append(f"{host}: its last deploy did not get to the end; deploy it again, or `hivewright fleet rollback`")
     if state["disk_free_mb"] is not None and state["disk_free_mb"] < LOW_DISK_MB:
         notes.append(f"{host}: disk: {state['disk_free_mb']} of {state['disk_total_mb']} MB free")
-    if state["tailscale"] not in (None, "Running"):
+    if state["tailscale"] == tailnet.NO_STATE:
+        server = printable(state.get("tailscale_server") or "its URL is not known")
+        notes.append(f"{host}: tailscale: its control server does not answer ({server}); a login would not help")
+    elif state["tailscale"] not in (None, tailnet.RUNNING):
         notes.append(f"{host}: tailscale is {state['tailscale']}; log it in again: deploy, or `tailscale up` there")
     if state.get("problem"):
         notes.append(f"{host}: {printable(state['problem'])}; `hivewright doctor` there says more")

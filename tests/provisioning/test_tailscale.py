@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploys import hosts, tailnet, tailscale
+from deploys import hosts, tailnet, tailscale, tailserve
 from deploys.deployment import Deployment
 from deploys.hosts import HostEntry
 from deploys.tailnet import Tailnet
@@ -50,8 +51,9 @@ class Machine:
         done.stderr = (self.folder / "stderr").read_text()
         return done
 
-    def call(self, *arguments: str) -> None:
-        subprocess.run([self.folder / "tailscale", *arguments], timeout=20, check=True)
+    def call(self, *arguments: str) -> str:
+        command = [self.folder / "tailscale", *arguments]
+        return subprocess.run(command, timeout=20, check=True, capture_output=True, text=True).stdout
 
     @property
     def calls(self) -> list[str]:
@@ -61,6 +63,19 @@ class Machine:
     def state(self) -> Any:
         return json.loads((self.folder / "state.json").read_text())
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """What is shown at which port and path: {"443/": "http://127.0.0.1:3000"}."""
+        web = json.loads(self.call("serve", "status", "--json")).get("Web", {})
+        return {
+            f"{name.rpartition(':')[2]}{path}": handler["Proxy"]
+            for name, of in web.items()
+            for path, handler in of["Handlers"].items()
+        }
+
+    def be(self, **state: Any) -> None:
+        (self.folder / "state.json").write_text(json.dumps(CONNECTED | state))
+
 
 def is_question(call: str) -> bool:
     return call.startswith(("status", "debug prefs", "serve status"))
@@ -69,6 +84,23 @@ def is_question(call: str) -> bool:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
+
+
+@contextmanager
+def person_that_approves(machine: Machine) -> Iterator[None]:
+    """Somebody who opens what is shown, as soon as it is."""
+    stderr = machine.folder / "stderr"
+
+    def approve() -> None:
+        deadline = time.monotonic() + 40
+        while not (stderr.exists() and "Open these" in stderr.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (machine.folder / "approved").touch()
+
+    person = threading.Thread(target=approve)
+    person.start()
+    yield
+    person.join()
 
 
 def changes(done: Any) -> list[str]:
@@ -89,31 +121,138 @@ def test_key_logs_the_host_in_and_is_seen_nowhere(machine: Machine, tmp_path: Pa
     up, serve = machine.calls
     assert up.startswith("up --auth-key=file:/")
     assert up.endswith(
-        "--timeout=90s --reset --ssh=false --accept-routes=false --hostname=gpu-1 --advertise-tags=tag:gpu "
-        "--login-server=https://headscale.example.org"
+        "--timeout=600s --hostname=gpu-1 --advertise-tags=tag:gpu --login-server=https://headscale.example.org"
     )
     assert serve == "serve --bg --https=443 http://127.0.0.1:3000"
     assert "NotToBeSeen" not in done.stdout + done.stderr + (machine.folder / "calls").read_text()
     assert not Path(up.split()[1].removeprefix("--auth-key=file:")).exists()
-    again = machine.deploy(**data)
+    again = machine.deploy(**data, tailscale_hostname="gpu-1", tailscale_login_server="https://headscale.example.org")
     assert again.returncode == 0, again.stderr
     assert changes(again) == []
     assert len(machine.calls) == 2
 
 
+def notes(done: Any) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith(("note: ", "done, but "))]
+
+
 def test_port_that_is_no_longer_wanted_is_no_longer_shown_and_a_persons_own_stays(machine: Machine) -> None:
-    (machine.folder / "state.json").write_text(json.dumps(CONNECTED | {"serve": {"8443": "http://127.0.0.1:9000"}}))
-    shown = {443: "http://127.0.0.1:3000", 444: "http://127.0.0.1:3001"}
-    assert machine.deploy(tailscale_serve={443: 3000, 444: 3001}).returncode == 0
+    machine.be()
+    machine.call("serve", "--bg", "--https=8443", "http://127.0.0.1:9000")
+    machine.call("serve", "--bg", "--https=444", "--set-path=/other", "http://127.0.0.1:9001")
+    persons = {"8443/": "http://127.0.0.1:9000", "444/other": "http://127.0.0.1:9001"}
+    assert machine.deploy(tailscale_serve={443: 3000, 444: 3001}, tailscale_serve_http={80: 3000}).returncode == 0
+    shown = {"443/": "http://127.0.0.1:3000", "444/": "http://127.0.0.1:3001", "80/": "http://127.0.0.1:3000"}
+    assert machine.shown == persons | shown
     assert machine.deploy(tailscale_serve={443: 3000}).returncode == 0
-    assert machine.state["serve"] == {"443": shown[443], "8443": "http://127.0.0.1:9000"}
-    assert machine.calls[-1] == "serve --https=444 off"
+    assert machine.shown == persons | {"443/": "http://127.0.0.1:3000"}
+    assert sorted(machine.calls[-2:]) == ["serve --http=80 --set-path=/ off", "serve --https=444 --set-path=/ off"]
     # A person shows something else there by now: that is no longer the deploy's to take away.
     machine.call("serve", "--bg", "--https=443", "http://127.0.0.1:8000")
     done = machine.deploy()
     assert done.returncode == 0, done.stderr
-    assert machine.state["serve"] == {"443": "http://127.0.0.1:8000", "8443": "http://127.0.0.1:9000"}
+    assert machine.shown == persons | {"443/": "http://127.0.0.1:8000"}
     assert changes(machine.deploy()) == []
+
+
+def test_what_an_earlier_version_has_recorded_as_shown_is_known_and_uninstall_takes_only_that_back(
+    machine: Machine,
+) -> None:
+    machine.be()
+    machine.call("serve", "--bg", "--https=443", "http://127.0.0.1:3000")
+    machine.call("serve", "--bg", "--http=80", "http://127.0.0.1:3001")
+    machine.call("serve", "--bg", "--http=80", "--set-path=/other", "http://127.0.0.1:9000")
+    served = machine.folder / "served"
+    served.write_text("443 http://127.0.0.1:3000\n")
+    assert changes(machine.deploy(tailscale_serve={443: 3000})) == []
+    served.write_text("443 http://127.0.0.1:3000\nhttp:80 http://127.0.0.1:3001\n")
+    script = tailserve.STOP_SERVING.replace(str(tailserve.SERVED), str(served))
+    path = f"{machine.folder}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-c", script], env={"PATH": path}, timeout=20, check=True)
+    assert machine.shown == {"80/other": "http://127.0.0.1:9000"}
+
+
+def test_what_cannot_be_shown_is_named_and_stops_nothing_else(machine: Machine) -> None:
+    """The rest is deployed, the exit code is 1, and the note says what to do."""
+    machine.be(https=False)
+    machine.call("serve", "--bg", "--tcp=8080", "127.0.0.1:22")
+    machine.call("serve", "--bg", "--http=81", "http://127.0.0.1:9000")
+    done = machine.deploy(tailscale_serve={443: 3000}, tailscale_serve_http={80: 3000, 81: 3001, 8080: 3001})
+    assert done.returncode == 1
+    assert notes(done) == [
+        f"done, but @local: tailscale_serve: 443: {tailserve.NO_HTTPS}",
+        "done, but @local: tailscale_serve_http: 8080: port 8080 is a TCP forward to 127.0.0.1:22; "
+        "`tailscale serve --tcp=8080 off` there, or another port",
+        "done, but @local: tailscale_serve_http: 81: port 81 shows http://127.0.0.1:9000 already, which no deploy has "
+        "put there; `tailscale serve --http=81 --set-path=/ off` there, or another port",
+    ]
+    assert machine.shown == {"81/": "http://127.0.0.1:9000", "80/": "http://127.0.0.1:3000"}
+    assert json.loads(done.stdout)["results"]["failed_hosts"] == []
+
+
+def test_settings_that_the_inventory_does_not_name_survive_a_login(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(SECRET)
+    own = {"AdvertiseRoutes": ["192.168.50.0/24"], "RouteAll": True, "CorpDNS": False, "RunWebClient": True}
+    machine.be(BackendState="NeedsLogin", prefs=own)
+    done = machine.deploy(tailscale_auth_key_file=str(tmp_path / "key"), tailscale_hostname="gpu-1")
+    assert done.returncode == 0, done.stderr
+    assert {name: machine.state["prefs"][name] for name in own} == own
+    assert machine.state["prefs"]["Hostname"] == "gpu-1"
+    # One that was told `down` has its login: nothing is asked for.
+    machine.call("down")
+    assert machine.deploy(tailscale_hostname="gpu-1").returncode == 0
+    assert machine.calls[-1] == "up"
+    assert {name: machine.state["prefs"][name] for name in own} == own
+
+
+def test_setting_that_is_not_known_here_is_not_lost_either(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(SECRET)
+    known = (machine.folder / "tailscale").read_text()
+    flag = '"login-server": "ControlURL",'
+    (machine.folder / "tailscale").write_text(known.replace(flag, f'{flag} "new-thing": "NewThing",', 1))
+    program = (machine.folder / "tailscale").read_text()
+    (machine.folder / "tailscale").write_text(
+        program.replace('"RouteAll": False,', '"RouteAll": False, "NewThing": "",', 1)
+    )
+    machine.be(BackendState="NeedsLogin", prefs={"NewThing": "kept"})
+    done = machine.deploy(tailscale_auth_key_file=str(tmp_path / "key"))
+    assert done.returncode == 1
+    assert "requires mentioning all: ['new-thing']" in done.stderr
+    assert machine.state["prefs"]["NewThing"] == "kept"
+
+
+def test_ssh_server_that_the_tailnet_does_not_have_fails_the_host_before_anything_is_changed(machine: Machine) -> None:
+    machine.be(ssh=False, prefs={"RunSSH": False})
+    done = machine.deploy(tailscale_ssh=True, tailscale_hostname="gpu-1")
+    assert done.returncode == 1
+    assert (
+        "@local: tailscale_ssh: True, but its tailnet does not have Tailscale SSH: the tailnet's policy" in done.stderr
+    )
+    assert machine.calls == []
+    assert machine.deploy().returncode == 0
+
+
+def test_host_whose_control_server_does_not_answer_is_not_logged_in_again(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(SECRET)
+    machine.be(BackendState="NoState", health=["fetch control key: connection refused"])
+    done = machine.deploy(tailscale_auth_key_file=str(tmp_path / "key"))
+    assert done.returncode == 1
+    assert (
+        "@local: it has its login, but its control server does not answer (https://controlplane.tailscale.com): "
+        "fetch control key: connection refused" in done.stderr
+    )
+    assert machine.calls == []
+
+
+def test_approval_is_asked_for_at_the_hosts_own_control_server(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("anything")
+    machine.be(BackendState="NeedsLogin", approval=True)
+    with person_that_approves(machine):
+        done = machine.deploy(
+            tailscale_auth_key_file=str(tmp_path / "key"), tailscale_login_server="https://headscale.example.org"
+        )
+    assert done.returncode == 0, done.stderr
+    assert "  @local  https://headscale.example.org/admin (waits for approval)" in done.stderr
 
 
 def test_oauth_client_makes_a_key_for_a_node_that_stays(machine: Machine, tmp_path: Path) -> None:
@@ -140,18 +279,8 @@ def test_urls_of_all_hosts_are_shown_once_and_those_that_log_in_go_on(machine: M
         "fake_responses": {"debug prefs": json.dumps(asking | {"prefs": None, "serve": None})},
     }  # fmt: skip
 
-    stderr = machine.folder / "stderr"
-
-    def approve() -> None:
-        deadline = time.monotonic() + 40
-        while not (stderr.exists() and "Open these" in stderr.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        (machine.folder / "approved").touch()
-
-    person = threading.Thread(target=approve)
-    person.start()
-    done = machine.deploy({"@fake/absent": fake}, tailscale_login_seconds=50, tailscale_serve={443: 3000})
-    person.join()
+    with person_that_approves(machine):
+        done = machine.deploy({"@fake/absent": fake}, tailscale_login_seconds=50, tailscale_serve={443: 3000})
     assert done.returncode == 1
     shown = f"""\
 Open these to log the hosts in:
@@ -166,21 +295,34 @@ Open these to log the hosts in:
         "failed: @fake/absent (Tailscale | Wait until it is logged in); mend"
     )
     assert machine.state["BackendState"] == "Running"
-    assert machine.state["serve"] == {"443": "http://127.0.0.1:3000"}
+    assert machine.shown == {"443/": "http://127.0.0.1:3000"}
 
 
 def test_host_that_is_logged_in_stays_so_and_what_a_person_should_know_is_said(machine: Machine) -> None:
-    state = CONNECTED | {"expires": "2026-01-01T00:00:00Z"}
-    state["prefs"] = {"RunSSH": False, "RouteAll": False, "ControlURL": "https://controlplane.tailscale.com"}
-    (machine.folder / "state.json").write_text(json.dumps(state))
-    done = machine.deploy(tailscale_login_server="https://headscale.example.org")
+    prefs = {"RunSSH": False, "AdvertiseTags": ["tag:gpu"], "Hostname": "old"}
+    machine.be(expires="2026-01-01T00:00:00Z", prefs=prefs)
+    done = machine.deploy(tailscale_login_server="https://headscale.example.org", tailscale_tags=["tag:other"])
     assert done.returncode == 0, done.stderr
     assert machine.calls == []
-    notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
-    assert notes == [
-        "note: @local: its Tailscale key has expired; run `tailscale up --force-reauth` there, or disable key expiry",
+    again = "`tailscale up --force-reauth --advertise-tags={} --hostname=old` there (not over Tailscale: it ends that "
+    assert notes(done) == [
+        "note: @local: it has the name old in the tailnet, and the inventory no tailscale_hostname; put it there, or "
+        "give it the machine's own name: `tailscale set --hostname=` there",
+        f"note: @local: its Tailscale key has expired; {again.format('tag:gpu')}connection) renews it, or disable key "
+        "expiry at https://login.tailscale.com/admin/machines",
+        "note: @local: its tags in the tailnet are tag:gpu, tailscale_tags says tag:other; tags change with a new "
+        f"login: {again.format('tag:other')}connection), or an admin does it at "
+        "https://login.tailscale.com/admin/machines",
         "note: @local: logged in at https://controlplane.tailscale.com, not at https://headscale.example.org; it is "
         "left alone: `tailscale logout` there to move it",
+    ]
+
+
+def test_host_of_somebody_elses_control_server_is_named_without_one_in_the_inventory(machine: Machine) -> None:
+    machine.be(prefs={"RunSSH": True, "ControlURL": "https://elsewhere.example.org"})
+    assert notes(machine.deploy()) == [
+        "note: @local: logged in at https://elsewhere.example.org, not at https://controlplane.tailscale.com; it is "
+        "left alone: `tailscale logout` there to move it"
     ]
 
 
@@ -245,6 +387,11 @@ def test_host_without_tailscale_and_daemon_that_is_silent() -> None:
             {"tailscale_tags": ["gpu"]},
             None,
             "tailscale_tags/0: got 'gpu'; expected text of the form ^tag:[A-Za-z][A-Za-z0-9-]*$",
+        ),
+        (
+            {"tailscale_serve": {443: 3000}, "tailscale_serve_http": {443: 3001}},
+            None,
+            "tailscale_serve_http/443: is in tailscale_serve too; expected another port for each",
         ),
         ({"tailscale_serve": {443: 0}}, None, "tailscale_serve/443: got 0; expected greater than or equal to 1"),
         ({"tailscale_ssh": "yes"}, None, "tailscale_ssh: got 'yes'; expected a valid boolean"),
