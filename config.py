@@ -2,11 +2,12 @@
 
 from pyinfra import config
 
-from deploys import connection, inventory, report
+from deploys import banners, connection, inventory, report
 
 config.REQUIRE_PYINFRA_VERSION = "==3.10.0"
 config.CONNECT_TIMEOUT = 10
 connection.limit_silence()
+banners.show()
 inventory.check()
 report.name_failed_hosts_at_exit()
 report.end_with_130_if_interrupted()

@@ -19,6 +19,8 @@ from paramiko import SSHException, Transport
 from pyinfra.api.host import Host
 from pyinfra.connectors.ssh import SSHConnector
 
+from deploys import banners
+
 ASK_EVERY_SECONDS = 10
 SILENCE_SECONDS = 40
 
@@ -40,6 +42,7 @@ def renew(host: Host) -> None:
 def _watched(connect: Callable[[SSHConnector], None]) -> Callable[[SSHConnector], None]:
     @wraps(connect)
     def connect_and_watch(connector: SSHConnector) -> None:
+        banners.connecting.set(connector.host.name)
         connect(connector)
         connector.run_shell_command = _translated(connector.run_shell_command, connector.host.name)
         gevent.spawn(_watch, connector.client.get_transport())

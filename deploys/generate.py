@@ -136,7 +136,10 @@ def read_tailscale(text: str, file: str) -> list[Listed]:
         tagged = [node for node in machines if any(tag.startswith("tag:hivewright") for tag in node.get("Tags") or ())]
         found = tagged or [node for node in machines if node is not own]
         if own in machines and own not in found:
-            print(f"{file}: {_name(own)}: left out: the list was made there; tag:hivewright would take it in", file=sys.stderr)
+            print(
+                f"{file}: {_name(own)}: left out: the list was made there; tag:hivewright would take it in",
+                file=sys.stderr,
+            )
         return [_from_node(node, file) for node in found]
     except SettingsError:
         raise

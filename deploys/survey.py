@@ -233,8 +233,8 @@ class HostState:
 
     `deployed`: digest of what the last deploy made of the host; None if none was ever finished, or one was begun and
     did not get to its end. `previous`: the release that `rollback` would go back to. Disk in 10^6 bytes, of the state
-    folder. `tailscale`: BackendState of its daemon, None without one; `tailscale_server`: its control server. `problem`: what nvidia-smi says instead of its
-    GPUs, None if it has no complaint, or there is none.
+    folder. `tailscale`: BackendState of its daemon, None without one; `tailscale_server`: its control
+    server. `problem`: what nvidia-smi says instead of its GPUs, None if it has no complaint, or there is none.
     """
 
     commit: str | None = None
@@ -261,7 +261,7 @@ class HostStates(Answer[dict[str, Any]]):
             f" echo disk=$({WITHIN} df --output=avail,size --block-size=1000000 $d | tail -n 1); break; }}; done;"
             f" ! command -v tailscale >/dev/null || echo tailscale=$({WITHIN} tailscale status --json | tr -d '\n');"
             f" ! command -v tailscale >/dev/null || {WITHIN} tailscale debug prefs"
-            " | sed -n 's/.*\"ControlURL\": *\"\\(http[^\"]*\\)\".*/tailscale-server=\\1/p';"
+            ' | sed -n \'s/.*"ControlURL": *"\\(http[^"]*\\)".*/tailscale-server=\\1/p\';'
             # Its processes are asked for only if it has answered: it hangs, if it does, both times.
             f" ! command -v nvidia-smi >/dev/null || {{ found=$({gpu} {of_gpus} 2>&1); code=$?;"
             ' printf "%s\\n" "$found" | sed "s/^/gpu=/"; echo nvidia-smi=$code; [ $code != 0 ] ||'

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from deploys.report import DONE_BUT
 from deploys.inventory_file import WARNING, whole_path
+from deploys.report import DONE_BUT
 from worker.errors import SettingsError, WorkerError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -36,7 +36,10 @@ Outcome = Literal["done", "unreachable", "overdue", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a run on one host ended: `reason` says why it did not get `done`, or what it was done without. `num_changes`: operations that changed."""
+    """How a run on one host ended: `reason` says why it did not get `done`, or what it was done without.
+
+    `num_changes`: operations that changed.
+    """
 
     outcome: Outcome
     reason: str = ""

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from deploys import survey
+from deploys import survey, tailnet
 from deploys.coordinator import SERVICES
 from deploys.deployment import AUTO
 from deploys.fleet import command, look, upkeep

@@ -314,6 +314,7 @@ def test_host_state_with_gpus_and_what_computes_on_them() -> None:
         "previous=",
         "disk= 12000 50000",
         'tailscale={"BackendState": "NeedsLogin"}',
+        "tailscale-server=https://headscale.example.org",
         "gpu=0, GPU-aa, 1024, 81559, 37",
         "gpu=1, GPU-bb, [N/A], 81559, [N/A]",
         "process=GPU-aa, 4711",
@@ -322,6 +323,7 @@ def test_host_state_with_gpus_and_what_computes_on_them() -> None:
     found = HostStates().process(lines)
     assert (found["commit"], found["deployed"], found["previous"]) == ("abc", "123", None)
     assert (found["disk_free_mb"], found["disk_total_mb"], found["tailscale"]) == (12000, 50000, "NeedsLogin")
+    assert found["tailscale_server"] == "https://headscale.example.org"
     assert found["gpus"][0] == {"index": 0, "memory_used": 1024, "memory_total": 81559, "use": 37, "pids": (4711,)}
     assert found["gpus"][1]["use"] == 0
 

@@ -114,6 +114,14 @@ def test_what_a_host_or_worker_complains_of_stands_below_the_table() -> None:
         assert words in text, text
 
 
+def test_control_server_that_does_not_answer_is_named_and_no_login_is_advised() -> None:
+    own = {"tailscale": "NoState", "tailscale_server": "https://headscale.example.org"}
+    text, is_well = rendered(["gpu-1"], {"gpu-1": [report()]}, **own)
+    assert not is_well
+    assert "gpu-1: tailscale: its control server does not answer (https://headscale.example.org)" in text
+    assert "log it in again" not in text
+
+
 def test_words_of_a_worker_do_nothing_to_the_terminal() -> None:
     said = {"state": "well\x1b[2J", "animal_name": "owl\x1b]0;x\x07"}
     text, _ = rendered(["gpu-1"], {"gpu-1": [report(**said)]}, width=200)

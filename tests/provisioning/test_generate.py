@@ -220,6 +220,18 @@ def test_tailnet_gives_its_linux_machines_and_those_that_are_tagged_if_any_are(t
     }
 
 
+def test_operators_own_machine_is_no_worker_unless_it_has_the_tag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = {"Self": node("laptop", "100.64.0.1"), "Peer": {"k1": node("gpu-1", "100.64.0.2")}}
+    assert [name for name, _ in made("tailscale", json.dumps(status), tmp_path)["workers"]] == ["gpu-1"]
+    said = capsys.readouterr().err
+    assert said.endswith(": laptop: left out: the list was made there; tag:hivewright would take it in\n")
+    status["Self"] = node("laptop", "100.64.0.1", ("tag:hivewright",))
+    assert [name for name, _ in made("tailscale", json.dumps(status), tmp_path)["workers"]] == ["laptop"]
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "tailscale: not logged in", '{"Self": {}}'])
 def test_what_is_no_tailscale_status_is_refused(text: str, tmp_path: Path) -> None:
     (line,) = refused("tailscale", text, tmp_path)
@@ -244,12 +256,14 @@ def test_what_is_no_tailscale_status_is_refused(text: str, tmp_path: Path) -> No
 def test_machine_of_a_tailnet_without_a_name_or_an_address_of_its_own_is_refused(
     changes: dict[str, Any], line: str, tmp_path: Path
 ) -> None:
-    nodes = {"Self": node("gpu-9", "100.64.0.9"), "Peer": {"k1": node("gpu-1", "100.64.0.2") | changes}}
+    peers = {"k9": node("gpu-9", "100.64.0.9"), "k1": node("gpu-1", "100.64.0.2") | changes}
+    nodes = {"Self": node("laptop", "100.64.0.1", system="macOS"), "Peer": peers}
     assert refused("tailscale", json.dumps(nodes), tmp_path) == [line]
 
 
 def test_machine_without_a_name_in_the_tailnet_has_that_of_its_own(tmp_path: Path) -> None:
-    nodes = {"Self": node("gpu-1", "100.64.0.2") | {"DNSName": None}}
+    own = node("laptop", "100.64.0.1")
+    nodes = {"Self": own, "Peer": {"k1": node("gpu-1", "100.64.0.2") | {"DNSName": None}}}
     assert made("tailscale", json.dumps(nodes), tmp_path)["workers"][0][0] == "gpu-1"
 
 

@@ -268,7 +268,7 @@ def test_key_that_is_refused_fails_the_host_with_tailscales_own_words(machine: M
     done = machine.deploy(tailscale_auth_key_file=str(tmp_path / "key"))
     assert done.returncode == 1
     assert "invalid key: API key does not exist" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("failed: @local (Tailscale | Begin the login); mend")
+    assert done.stderr.splitlines()[-1].startswith("failed: @local (Tailscale | Begin the login); fix")
 
 
 def test_urls_of_all_hosts_are_shown_once_and_those_that_log_in_go_on(machine: Machine) -> None:
@@ -292,7 +292,7 @@ Open these to log the hosts in:
     assert shown in done.stderr
     assert "@fake/absent: not logged in within 4 s (tailscale_login_seconds)" in done.stderr
     assert done.stderr.splitlines()[-1].startswith(
-        "failed: @fake/absent (Tailscale | Wait until it is logged in); mend"
+        "failed: @fake/absent (Tailscale | Wait until it is logged in); fix"
     )
     assert machine.state["BackendState"] == "Running"
     assert machine.shown == {"443/": "http://127.0.0.1:3000"}

@@ -1,0 +1,77 @@
+"""What an ssh server tells before it lets anybody in: shown while it waits for what it asks.
+
+Tailscale's ssh server in check mode sends a URL in a banner and lets in whoever opens it, by the method `none`, which
+paramiko never tries. And where the tailnet's policy lets nobody in, the banner is all that says so.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any
+
+import gevent
+from paramiko import SSHClient, SSHException, Transport
+
+from worker.log import printable
+
+ASK_EVERY_SECONDS = 0.2
+# For a server that says nothing while it authenticates; paramiko's own limit.
+SILENT_SECONDS = 30
+# For a person who opens what a banner asks for.
+PERSON_SECONDS = 300
+
+# Name of the host that is connected to.
+connecting: ContextVar[str] = ContextVar("connecting", default="ssh server")
+
+
+def show() -> None:
+    """Have every ssh connection of this program show banners, and try `none` where nothing else gets in."""
+    # The only place at which paramiko has a connection, but no login yet.
+    SSHClient._auth = _shown(SSHClient._auth)
+
+
+def _shown(auth: Callable[..., None]) -> Callable[..., None]:
+    @wraps(auth)
+    def auth_and_show(client: SSHClient, username: str, *rest: Any, **named: Any) -> None:
+        transport = client.get_transport()
+        assert transport is not None, "paramiko authenticates over a transport"
+        transport.auth_timeout = PERSON_SECONDS
+        shown: set[str] = set()
+        watch = gevent.spawn(_watch, transport, connecting.get(), shown)
+        try:
+            auth(client, username, *rest, **named)
+        except SSHException as refused:
+            if not transport.is_active():
+                raise
+            try:
+                transport.auth_none(username)
+            except SSHException:
+                raise refused from None
+        finally:
+            watch.kill()
+            _print_banner(transport, connecting.get(), shown)
+
+    return auth_and_show
+
+
+def _watch(transport: Transport, name: str, shown: set[str]) -> None:
+    """Show banners as they come; close a connection on which there is none, and no login either."""
+    deadline = time.monotonic() + SILENT_SECONDS
+    while shown or time.monotonic() < deadline:
+        _print_banner(transport, name, shown)
+        gevent.sleep(ASK_EVERY_SECONDS)
+    transport.close()
+
+
+def _print_banner(transport: Transport, name: str, shown: set[str]) -> None:
+    banner = getattr(transport.auth_handler, "banner", None)
+    if not banner:
+        return
+    text = banner.decode(errors="replace") if isinstance(banner, bytes) else str(banner)
+    if text not in shown:
+        shown.add(text)
+        for line in text.splitlines():
+            if line.strip():
+                print(f"{name} says: {printable(line.strip())}", file=sys.stderr, flush=True)
