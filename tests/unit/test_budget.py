@@ -2,6 +2,7 @@ import copy
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from worker import settings
 from worker.errors import ModelError, ResourceError
+from worker.policy import memory, shortage
 from worker.policy.policy import Policy, load
 from worker.records import ScoredGroup, Task
 from worker.trainer import budget
@@ -248,11 +250,13 @@ LIMITED = """
 import logging, resource, sys
 import torch
 from worker import settings
+from worker.policy import shortage
 from worker.policy.policy import load
 from worker.records import ScoredGroup, Task
 from worker.trainer.trainer import Trainer
 torch.set_num_threads(1)
 logging.basicConfig(stream=sys.stdout)
+shortage.PATIENCE_SECONDS = 0.1  # a limit that falls looks like memory that others have taken
 generation = settings.Generation(num_generations=4, max_completion_length=400)
 def make():
     return Trainer(load(settings.Model(device="cpu", threads=1)), settings.Trainer(), generation)
@@ -285,3 +289,85 @@ def test_real_lack_of_memory_halves_the_budget_and_the_step_is_the_same():
     assert int(tokens) < 4800 < int(free)
     assert float(ratio) == pytest.approx(1, rel=1e-5)
     assert skipped == "None"
+
+
+class Clock:
+    """Hours that pass at once: time.time() of the module that decides when more is tried."""
+
+    def __init__(self):
+        self.hours = 0.0
+        self.start = time.time()
+
+    def time(self):
+        return self.start + 3600 * self.hours
+
+
+def test_budget_after_memory_kills_is_whole_again_within_a_day(pristine, tmp_path, monkeypatch):
+    file, clock = tmp_path / "budget.json", Clock()
+    monkeypatch.setattr(budget.time, "time", clock.time)
+    make_trainer(pristine).fit(file)
+    for _ in range(3):
+        killed = make_trainer(pristine)
+        killed.fit(file, was_killed=True)
+    assert killed.budget == Budget(2048)
+    again = make_trainer(pristine)
+    again.fit(file)
+    assert again.budget == Budget(2048)  # not at once
+    while again.budget.tokens < 16384 and clock.hours < 48:
+        clock.hours += 1
+        again._raise_budget()
+    assert clock.hours <= 24
+    assert budget.load(file, again._budget_key) == Budget(16384)
+
+
+def test_budget_of_a_node_that_was_killed_while_measuring_is_whole_within_a_day(pristine, tmp_path, monkeypatch):
+    file, clock = tmp_path / "budget.json", Clock()
+    monkeypatch.setattr(budget.time, "time", clock.time)
+    make_trainer(pristine).fit(file, was_killed=True)
+    clock.hours = 2.1
+    node = make_trainer(pristine)
+    node.fit(file)  # also in the next life
+    assert node.budget == Budget(48)
+    assert node._scorer.recomputes is False
+    for _ in range(22):
+        clock.hours += 1
+        node._raise_budget()
+    assert node.budget == Budget(16384)
+
+
+def test_kill_right_after_more_was_tried_makes_the_next_try_later(pristine, tmp_path, monkeypatch):
+    file, clock = tmp_path / "budget.json", Clock()
+    monkeypatch.setattr(budget.time, "time", clock.time)
+    make_trainer(pristine).fit(file)
+    waits = []
+    for _ in range(4):
+        node = make_trainer(pristine)
+        node.fit(file, was_killed=True)
+        waits.append(node.budget.wait / 3600)
+        clock.hours += waits[-1]
+        node._raise_budget()
+        assert node.budget == Budget(16384)
+        clock.hours += 0.1  # the step that it dies in
+    assert waits == pytest.approx([2, 4, 8, 16])
+
+
+def test_step_that_fails_for_others_memory_is_not_written_down(pristine, tmp_path, monkeypatch):
+    monkeypatch.setattr(shortage, "PATIENCE_SECONDS", 0.2)
+    file, trainer = tmp_path / "budget.json", make_trainer(pristine)
+    trainer.fit(file)
+    free = 4 << 30
+    monkeypatch.setattr(memory, "free", lambda device: free)
+    monkeypatch.setattr(memory, "used", lambda device: 0)
+    trainer.step(make_groups())
+    fail_over(monkeypatch, trainer, lambda _: 80 if free < 1 << 30 else 10_000, ALLOCATOR)
+    real = trainer._shortage.look
+
+    def look():
+        nonlocal free
+        real()
+        free = 1 << 29
+
+    trainer._shortage.look = look
+    assert trainer.step(make_groups()).skipped is None
+    assert trainer.budget.tokens <= 80
+    assert budget.load(file, trainer._budget_key) == Budget(16384)

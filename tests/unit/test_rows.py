@@ -1,12 +1,15 @@
 import json
 import logging
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
 from worker import settings
 from worker.errors import ResourceError
-from worker.policy import memory
+from worker.policy import memory, shortage
 from worker.policy.engine import Sampled
 from worker.policy.policy import Policy, load
 from worker.policy.rows import Rows
@@ -140,6 +143,7 @@ def test_piece_that_a_cpu_has_no_memory_for_is_not_tried(monkeypatch, caplog):
     assert run(rows, 16, bytes_of_row=1 << 20) == [16]
     assert rows.limit is None
     assert run(rows, 16, bytes_of_row=30 << 20) == [2] * 8
+    assert rows.limit is None  # an estimate is made again each time
     assert "about 480 MiB are needed, 80 MiB are there" in caplog.text
     # One row is tried even if it seems too much: it is an estimate.
     assert run(rows, 3, bytes_of_row=1 << 40) == [1] * 3
@@ -172,3 +176,109 @@ def test_log_says_at_the_start_what_generates(tiny, caplog, tmp_path):
     with caplog.at_level(logging.INFO):
         make_policy(tiny).prepare(GENERATION, tmp_path / "rows.json")
     assert "generation engine=torch, lean decoder with native operations, torch.float32" in caplog.text
+
+
+def test_limit_rises_again_and_less_often_where_it_fails(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps({"key": "k", "rows": 1}))  # one shortage, years ago
+    rows, real_limit, failures = Rows(torch.device("cuda", 0)), 5, []
+    rows._shortage = Quiet()
+    rows.remember_in(file, "k")
+
+    def batch(number):
+        def make(piece):
+            if len(piece) > real_limit:
+                failures.append(number)
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return [Sampled((row,), (0.0,), True) for row in piece]
+
+        assert len(rows.run(16, len, make)) == 16
+
+    for number in range(200):
+        batch(number)
+    pauses = [b - a for a, b in zip(failures, failures[1:], strict=False)]
+    assert max(pauses) > 16
+    assert len(failures) < 20
+    real_limit = 100  # the memory is back
+    for number in range(200, 600):
+        batch(number)
+    assert rows.limit is None
+    assert not file.exists()
+
+
+class Quiet:
+    """A GPU that nobody else uses."""
+
+    def look(self):
+        pass
+
+    def wait(self):
+        return False
+
+    def is_foreign(self):
+        return False
+
+
+TAKE = """
+import sys, time
+taken = bytearray(int(sys.argv[1]))  # zeros are written, so it is real memory
+for i in range(0, len(taken), 4096): taken[i] = 1
+print("taken", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_memory_that_another_program_takes_for_a_while_is_waited_for(monkeypatch, tmp_path, caplog):
+    """A real allocation in another process; the machine is made small where it is asked how much is free."""
+    file = tmp_path / "rows.json"
+    limit = memory.free(CPU) - (400 << 20)
+    real = memory.free
+    monkeypatch.setattr(memory, "free", lambda device: max(0, real(device) - limit))
+    monkeypatch.setattr(memory, "used", lambda device: 0)
+    rows = Rows(CPU)
+    rows.remember_in(file, "k")
+    needs = 14 << 20  # 16 rows: 224 of 320 MiB
+    assert run(rows, 16, needs) == [16]
+    with subprocess.Popen([sys.executable, "-c", TAKE, str(350 << 20), "2"], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"taken\n"
+        assert run(rows, 16, needs) == [16]
+    assert "other programs have taken memory, waiting for it" in caplog.text
+    assert rows.limit is None
+    assert not file.exists()
+
+
+def test_memory_that_stays_away_costs_one_wait_and_rows_return_with_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(shortage, "PATIENCE_SECONDS", 0.3)
+    free = 400 << 20
+    monkeypatch.setattr(memory, "free", lambda device: free)
+    monkeypatch.setattr(memory, "used", lambda device: 0)
+    rows = Rows(CPU)
+    rows.remember_in(tmp_path / "rows.json", "k")
+    assert run(rows, 16, 16 << 20) == [16]
+    free = 60 << 20
+    started = time.monotonic()
+    assert run(rows, 16, 16 << 20) == [3] * 5 + [1]
+    assert time.monotonic() - started < 2
+    free = 400 << 20
+    assert run(rows, 16, 16 << 20) == [16]
+    assert not (tmp_path / "rows.json").exists()
+
+
+def test_allocator_that_fails_while_others_have_the_memory_teaches_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(shortage, "PATIENCE_SECONDS", 0.3)
+    free = 400 << 20
+    monkeypatch.setattr(memory, "free", lambda device: free)
+    monkeypatch.setattr(memory, "used", lambda device: 0)
+    rows = Rows(torch.device("cuda", 0))
+    rows.remember_in(tmp_path / "rows.json", "k")
+    run(rows, 16, 1)
+    free = 60 << 20
+
+    def make(piece):
+        if len(piece) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return [Sampled((row,), (0.0,), True) for row in piece]
+
+    assert len(rows.run(16, len, make)) == 16
+    assert rows.limit == 4
+    assert not (tmp_path / "rows.json").exists()

@@ -7,8 +7,9 @@ batches are cut, and with that the last digits of what is learnt.
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ _SHARE = 0.7
 
 _SAMPLE_SECONDS = 0.005
 
+AFTER_ERROR_SECONDS = 600.0
+AFTER_KILL_SECONDS = 7200.0
+"""When more is tried again after memory ran out: an error costs a step made twice, a kill the whole process. Each step
+back up takes as long; nine of them, from the least to the most that there is, less than a day."""
+_LONGEST_WAIT_SECONDS = 86400.0
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -32,12 +39,19 @@ class Budget:
 
     In bytes, None where they were not measured: `held` by training at all (model, gradients, optimizer), and by the
     worst `step` on top of that.
+
+    A budget that was lowered rises again, step by step, to what was measured: `full_tokens`, `full_recomputes`. `wait`
+    are the seconds between two steps, the last of which was at `since` (seconds since 1970).
     """
 
     tokens: int
     recomputes: bool = False
     held: int | None = field(default=None, compare=False)
     step: int | None = field(default=None, compare=False)
+    full_tokens: int | None = field(default=None, compare=False)
+    full_recomputes: bool = field(default=False, compare=False)
+    wait: float = field(default=0.0, compare=False)
+    since: float = field(default=0.0, compare=False)
 
     def below(self, tokens: int) -> "Budget":
         """Halved until it is under `tokens`."""
@@ -45,10 +59,30 @@ class Budget:
         while fewer >= tokens:
             fewer //= 2
         step = None if self.step is None else self.step * fewer // self.tokens
-        return Budget(fewer, self.recomputes, self.held, step)
+        return replace(self, tokens=fewer, step=step)
 
     def recomputing(self) -> "Budget":
-        return Budget(self.tokens, recomputes=True, held=self.held)
+        return replace(self, recomputes=True, step=None)
+
+    def as_measured(self) -> "Budget":
+        """This budget as the one that it rises to after it was lowered."""
+        return replace(self, full_tokens=self.tokens, full_recomputes=self.recomputes)
+
+    def rising_after(self, wait: float) -> "Budget":
+        """This budget, lowered just now, to rise after `wait` seconds; twice as long if the last rise was in vain."""
+        again = 2 * self.wait if time.time() - self.since < self.wait else 0.0
+        return replace(self, wait=min(_LONGEST_WAIT_SECONDS, max(wait, again)), since=time.time())
+
+    def risen(self) -> "Budget":
+        """A step more, if it is time for one; else the same."""
+        full = self.tokens if self.full_tokens is None else self.full_tokens
+        is_full = self.tokens >= full and self.recomputes == self.full_recomputes
+        if is_full or time.time() - self.since < self.wait:
+            return self
+        if self.recomputes and not self.full_recomputes:
+            return replace(self, recomputes=False, since=time.time())
+        step = None if self.step is None else self.step * min(full, 2 * self.tokens) // self.tokens
+        return replace(self, tokens=min(full, 2 * self.tokens), step=step, since=time.time())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +143,20 @@ def _budget(file: Path, record: dict[str, Any] | None) -> Budget | None:
         log.warning("token budget is damaged, it is measured again path=%s", file)
         return None
     held, step = (value if type(value := record.get(name)) is int else None for name in ("held", "step"))
-    return Budget(tokens, recomputes, held, step)
+    return Budget(tokens, recomputes, held, step, **_way_up(record))
+
+
+def _way_up(record: dict[str, Any]) -> dict[str, Any]:
+    """How a lowered budget rises. Files of versions before this have nothing of it: their budget stays as it is."""
+    full, recomputes = record.get("full_tokens"), record.get("full_recomputes")
+    wait, since = record.get("wait"), record.get("since")
+    if type(full) is not int or type(recomputes) is not bool:
+        return {}
+    if not isinstance(wait, float) or not isinstance(since, float):
+        return {}
+    # A clock that was set back must not keep it low.
+    since = min(since, time.time())
+    return {"full_tokens": full, "full_recomputes": recomputes, "wait": wait, "since": since}
 
 
 def save(file: Path, key: str, budget: Budget) -> None:

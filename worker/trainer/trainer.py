@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from worker.errors import ModelError, ResourceError, TrainingError
 from worker.policy import adapters, memory
 from worker.policy.policy import Policy
 from worker.policy.scoring import PromptGroup, Scorer
+from worker.policy.shortage import Shortage
 from worker.records import ScoredGroup, StepMetrics, StepQuality
 from worker.trainer import budget, quality
 from worker.trainer.grpo import group_advantages, sampling_ratios, sequence_weights, token_losses
@@ -80,6 +81,7 @@ class Trainer:
         self.nonfinite_steps = 0
         self.dropped: Counter[str] = Counter()
         self.budget = budget.Budget(trainer.max_tokens_per_micro_batch)
+        self._shortage = Shortage(policy.model.device)
         self._budget_file: Path | None = None
         self._budget_key = ""
         self._settings = trainer
@@ -129,6 +131,8 @@ class Trainer:
         batch = [sequence for sequence in batch if self._teaches(sequence)]
         if not batch:
             return self._metrics(started, [], 0, sampled, skipped="no-signal")
+        self._shortage.look()
+        self._raise_budget()
         grad_norm = rate = 0.0
         done = Pass(0.0, 0.0)
         skipped: str | None = None
@@ -261,7 +265,10 @@ class Trainer:
                 loss, clipped, entropy = torch.stack(sums).sum(0).tolist()
                 counted = max(1, sum(len(s.token_ids) for s in batch if s.weight > 0))
                 return Pass(loss, clipped / counted, entropy / counted)
-            self._shrink(micro_batches, reason)
+            self._drop_gradients()
+            memory.release(self.policy.model.device)
+            if not self._shortage.wait():
+                self._shrink(micro_batches, reason)
 
     def _backward_micro(self, micro: list[Lesson], is_first: bool) -> Tensor:
         """Return its loss, how many of its tokens were clipped, and the sum of their entropies, as one tensor."""
@@ -323,14 +330,17 @@ class Trainer:
         remembered = budget.load(file, self._budget_key)
         if remembered is None and was_killed:
             log.warning(
-                "the kernel ended the worker for its memory before a budget was known: one sequence at a time from now "
-                "on; where there is more memory now, remove %s and start it again", file,
+                "the kernel ended the worker for its memory before a budget was known: one sequence at a time for now, "
+                "and more again over the next hours; where there is more memory, remove %s and start it again", file,
             )  # fmt: skip
-            self.budget = self._least_budget()
+            most = budget.Budget(self._settings.max_tokens_per_micro_batch).as_measured()
+            least = self._least_budget()
+            least = replace(most, tokens=least.tokens, recomputes=True)
+            self.budget = least.rising_after(budget.AFTER_KILL_SECONDS)
         elif remembered is None:
-            self.budget = self._measure_budget()
+            self.budget = self._measure_budget().as_measured()
         else:
-            self.budget = self._take_less(remembered) if was_killed else remembered
+            self.budget = self._take_less(remembered) if was_killed else remembered.risen()
         if self.budget != remembered:
             budget.save(file, self._budget_key, self.budget)
         self._scorer.recomputes = self.budget.recomputes
@@ -364,8 +374,6 @@ class Trainer:
 
     def _shrink(self, micro_batches: list[list[Lesson]], reason: str) -> None:
         """Memory ran out: the next try takes less of it."""
-        self._drop_gradients()
-        memory.release(self.policy.model.device)
         before = self.budget
         if max(map(len, micro_batches)) > 1:
             self.budget = before.below(max(self._count_tokens(micro) for micro in micro_batches))
@@ -381,9 +389,27 @@ class Trainer:
             "out of memory, the step is made again in smaller pieces tokens=%d before=%d recomputes=%s error=%s",
             self.budget.tokens, before.tokens, self.budget.recomputes, reason,
         )  # fmt: skip
+        self.budget = self.budget.rising_after(budget.AFTER_ERROR_SECONDS)
         self._scorer.recomputes = self.budget.recomputes
+        if not self._shortage.is_foreign():
+            self._save_budget()
+
+    def _save_budget(self) -> None:
         if self._budget_file is not None:
             budget.save(self._budget_file, self._budget_key, self.budget)
+
+    def _raise_budget(self) -> None:
+        """Take back some of what was given up, when it is time. Written down first: the kernel may end the process."""
+        before = self.budget
+        self.budget = before.risen()
+        if self.budget == before:
+            return
+        log.info(
+            "more memory is tried again tokens=%d before=%d recomputes=%s",
+            self.budget.tokens, before.tokens, self.budget.recomputes,
+        )  # fmt: skip
+        self._scorer.recomputes = self.budget.recomputes
+        self._save_budget()
 
     def _take_less(self, before: budget.Budget) -> budget.Budget:
         least = self._least_budget()
@@ -397,6 +423,7 @@ class Trainer:
                 "generation.max_prompt_length or generation.max_completion_length"
             )
             return before
+        less = less.rising_after(budget.AFTER_KILL_SECONDS)
         log.warning(
             "the kernel ended the worker for its memory, smaller pieces from now on tokens=%d before=%d recomputes=%s",
             less.tokens, before.tokens, less.recomputes,
