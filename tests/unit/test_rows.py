@@ -1,8 +1,12 @@
+import itertools
 import json
 import logging
+import resource
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -196,7 +200,7 @@ def test_limit_rises_again_and_less_often_where_it_fails(tmp_path):
 
     for number in range(200):
         batch(number)
-    pauses = [b - a for a, b in zip(failures, failures[1:], strict=False)]
+    pauses = [b - a for a, b in itertools.pairwise(failures)]
     assert max(pauses) > 16
     assert len(failures) < 20
     real_limit = 100  # the memory is back
@@ -220,28 +224,40 @@ class Quiet:
 
 
 TAKE = """
-import sys, time
-taken = bytearray(int(sys.argv[1]))  # zeros are written, so it is real memory
-for i in range(0, len(taken), 4096): taken[i] = 1
+import sys
+taken = bytearray(int(sys.argv[1]))
+for i in range(0, len(taken), 4096): taken[i] = 1  # written, so it is real memory
 print("taken", flush=True)
-time.sleep(float(sys.argv[2]))
+sys.stdin.buffer.raw.read(1)
+del taken
+sys.stdin.buffer.raw.read(1)
 """
 
 
 def test_memory_that_another_program_takes_for_a_while_is_waited_for(monkeypatch, tmp_path, caplog):
-    """A real allocation in another process; the machine is made small where it is asked how much is free."""
-    file = tmp_path / "rows.json"
-    limit = memory.free(CPU) - (400 << 20)
-    real = memory.free
-    monkeypatch.setattr(memory, "free", lambda device: max(0, real(device) - limit))
+    """A real allocation in another process, on a machine of 400 MiB that only the two of us use."""
+    file, others = tmp_path / "rows.json", []
+
+    def taken():
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in others]
+        return sum(pages) * resource.getpagesize()
+
+    monkeypatch.setattr(memory, "free", lambda device: max(0, (400 << 20) - taken()))
     monkeypatch.setattr(memory, "used", lambda device: 0)
     rows = Rows(CPU)
     rows.remember_in(file, "k")
     needs = 14 << 20  # 16 rows: 224 of 320 MiB
     assert run(rows, 16, needs) == [16]
-    with subprocess.Popen([sys.executable, "-c", TAKE, str(350 << 20), "2"], stdout=subprocess.PIPE) as other:
+    command = [sys.executable, "-c", TAKE, str(350 << 20)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, bufsize=0) as other:
         assert other.stdout.readline() == b"taken\n"
+        others.append(other.pid)
+        assert run(rows, 2, 1 << 20) == [2]  # a few fit even now
+        release = threading.Timer(1.0, other.stdin.write, [b"\n"])
+        release.start()
+        monkeypatch.setattr(shortage, "PATIENCE_SECONDS", 120.0)  # however slow this machine is
         assert run(rows, 16, needs) == [16]
+        release.join()
     assert "other programs have taken memory, waiting for it" in caplog.text
     assert rows.limit is None
     assert not file.exists()
