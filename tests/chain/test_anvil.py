@@ -130,7 +130,10 @@ def test_deploy_twice_is_one_contract(chain, capsys):
     assert again == chain.deployment
     assert chain.coordinator.nonce(chain.owner.address) == transactions == 2
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert printed == {"rpc_url": again.rpc_url, "chain_id": 31337, "contract": again.contract}
+    block = chain.coordinator.first_block()
+    assert printed == {
+        "rpc_url": again.rpc_url, "chain_id": 31337, "contract": again.contract, "contract_block": block,
+    }  # fmt: skip
     assert json.loads(chain.settings.chain.deployment_file.read_text()) == printed
 
 
