@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from worker.errors import SettingsError
+from worker.runtime.files import read_secret, write_whole
 
 RESOLVE_SECONDS = 60
 TOKEN_FILE = "enrolment.token"  # noqa: S105 - a file name
-EXPECTED_TOKEN = "expected one word; the account service's host has it in /etc/hivewright/enrolment.token"  # noqa: S105
+EXPECTED_TOKEN = "one word; the account service's host has it in /etc/hivewright/enrolment.token"  # noqa: S105
 # SHA-256 of the files of tokens that were rotated out.
 REPLACED_FILE = "enrolment.replaced"
 FETCH = "`hivewright fleet fetch-token INVENTORY` brings the fleet's token here"
@@ -101,12 +102,11 @@ def enrolment_token(folder: Path) -> str | None:
     """
     file = folder / TOKEN_FILE
     try:
-        words = file.read_text().split() if file.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: {_reason(error)}; {EXPECTED_TOKEN}") from None
-    if words is not None and len(words) != 1:
-        raise SettingsError(f"{file}: {len(words)} words; {EXPECTED_TOKEN}")
-    return words[0] if words else None
+        if not file.exists():
+            return None
+    except OSError as error:
+        raise SettingsError(f"{file}: {_reason(error)}; expected {EXPECTED_TOKEN}") from None
+    return read_secret(file, EXPECTED_TOKEN)
 
 
 def new_token() -> str:
@@ -186,9 +186,7 @@ def remember_public_keys(folder: Path, found: Mapping[str, str]) -> dict[str, st
         before = public_keys(folder)
         known = {**before, **found}
         if known != before:
-            new = record.with_suffix(".new")
-            new.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
-            new.rename(record)
+            write_whole(record, json.dumps(known, indent=2, sort_keys=True) + "\n")
         return known
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import SettingsError
+from worker.runtime.files import read_secret
 
 HUB_TOKEN = "hub.token"  # noqa: S105 - a file name
 # Keys whose URLs are on command lines of hosts -> what to do instead of writing a password into one.
@@ -26,14 +27,7 @@ def hub_token(file: Path) -> str:
     """The token in a file. Raises SettingsError with the reason, never with what is in the file."""
     if is_secret(str(file)):
         raise SettingsError(f"{ITSELF}; expected {EXPECTED}")
-    try:
-        words = file.read_text().split()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise SettingsError(f"{file}: {reason}; expected {EXPECTED}") from None
-    if len(words) != 1:
-        raise SettingsError(f"{file}: {len(words)} words; expected {EXPECTED}")
-    return words[0]
+    return read_secret(file, EXPECTED)
 
 
 def is_secret(name: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from deploys import secretfiles
 from deploys.deployment import Deployment
 from worker.errors import SettingsError
+from worker.runtime.files import read_secret
 
 RUNNING, NEEDS_APPROVAL = "Running", "NeedsMachineAuth"
 # `tailscale down`: the login is there. And: it starts, or it has a key and its control server does not answer.
@@ -166,7 +167,7 @@ def mistakes(deployment: Deployment) -> Iterator[str]:
     try:
         key = auth_key(deployment)
     except SettingsError as error:
-        yield f"tailscale_auth_key_file: {error}; expected {EXPECTED_KEY}"
+        yield f"tailscale_auth_key_file: {error}"
         return
     if key is not None and key.startswith(CLIENT_SECRET) and not deployment.tailscale_tags:
         yield "tailscale_tags: none; keys of an OAuth client need one that the client may give, such as tag:hivewright"
@@ -178,16 +179,11 @@ def auth_key(deployment: Deployment) -> str | None:
     if name is None:
         return None
     if secretfiles.is_secret(name):
-        raise SettingsError(secretfiles.ITSELF)
-    try:
-        key = Path(name).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{name}: {error.strerror if isinstance(error, OSError) else 'not text'}") from None
-    if not key or len(key.split()) != 1:
-        raise SettingsError(f"{name}: {len(key.split())} words")
+        raise SettingsError(f"{secretfiles.ITSELF}; expected {EXPECTED_KEY}")
+    key = read_secret(Path(name), EXPECTED_KEY)
     # A control server of one's own has keys of its own form.
     if deployment.tailscale_login_server is None and not key.startswith((AUTH_KEY, CLIENT_SECRET)):
-        raise SettingsError(f"{name}: what is in it begins in another way")
+        raise SettingsError(f"{name}: what is in it begins in another way; expected {EXPECTED_KEY}")
     return key + CLIENT_OPTIONS if key.startswith(CLIENT_SECRET) and "?" not in key else key
 
 

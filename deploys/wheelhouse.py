@@ -26,6 +26,7 @@ from packaging.utils import canonicalize_name
 
 from deploys import operator
 from worker.errors import WorkerError
+from worker.runtime.files import write_whole
 
 FOLDER = Path(__file__).parents[1] / ".cache/wheelhouse"
 LOCK_FILE, FIRST_FILE = "requirements/worker.lock", "requirements/first.txt"
@@ -155,8 +156,7 @@ def _collected(key: str, what: str, collect: Callable[[Path], Iterator[Path]]) -
         print(f"collecting {what}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="partial-", dir=FOLDER) as scratch:
             parcels = [_keep(file) for file in collect(Path(scratch))]
-        manifest.with_suffix(".new").write_text(json.dumps([asdict(parcel) for parcel in parcels]))
-        manifest.with_suffix(".new").rename(manifest)
+        write_whole(manifest, json.dumps([asdict(parcel) for parcel in parcels]))
         return parcels
 
 

@@ -31,7 +31,8 @@ from worker.errors import BadRecord, ResourceError, SettingsError, SwarmError
 from worker.log import printable
 from worker.records import milli_reward
 from worker.resources import lock_folder
-from worker.service import write_whole
+from worker.runtime.cells import add_row
+from worker.runtime.files import write_whole
 from worker.settings import Settings, chain_of_node
 from worker.swarm import wire
 from worker.swarm.archive import Archive
@@ -319,8 +320,8 @@ def _print(report: Report, folder: Path) -> None:
     for found in findings:
         if found.reason != NOT_DRAWN:
             worth = "" if found.earned is None else f"{found.earned / 1000:.3f}"
-            name, reason = animal_name(found.peer_id), printable(found.reason or "")
-            table.add_row(str(found.round), name, f"{found.claimed / 1000:.3f}", worth, found.verdict, reason)
+            name, reason = animal_name(found.peer_id), found.reason or ""
+            add_row(table, found.round, name, f"{found.claimed / 1000:.3f}", worth, found.verdict, reason)
     console.print(table)
     counts = Counter(found.verdict for found in findings)
     sums = {verdict: sum(found.claimed for found in findings if found.verdict == verdict) for verdict in VERDICTS}

@@ -32,6 +32,7 @@ from worker.environments.mixes import DEMO_SETTINGS
 from worker.errors import DemoFailed, SettingsError
 from worker.plots import plot_rewards
 from worker.reports import swarm_table
+from worker.runtime.cells import add_row, say
 from worker.settings import Node, Settings
 from worker.swarm.archive import ARCHIVE_FOLDER
 from worker.telemetry import status
@@ -77,7 +78,7 @@ class Demo:
         """Start every role in the order in which they need each other."""
         folder = self.output
         console = self.console
-        console.print("[dim]starting the chain, the account service and the bootnode[/dim]")
+        say(console, "starting the chain, the account service and the bootnode", "dim")
         chain = children.start("chain up", self._write("chain", {"anvil_port": 0}), "chain")
         self.rpc_url = chain.wait_for_file(folder / "chain/address", STEP_SECONDS)
         # Started again when the demo is over, it is where all the other files say.
@@ -100,7 +101,7 @@ class Demo:
         }
         children.start("keeper", self._write("keeper", keeper), "keeper")
         dashboard = children.start("dashboard", self._write("dashboard", {"dashboard_port": 0}), "dashboard")
-        console.print("[dim]enrolling the workers: each gets a key and an account on the chain[/dim]")
+        say(console, "enrolling the workers: each gets a key and an account on the chain", "dim")
         files = [self._write(name, self._worker_settings(name, account_url)) for name in self.worker_names]
         named = list(zip(files, self.worker_names, strict=True))
         for enrolment in [children.start("enrol", file, f"enrol-{name}", ends=True) for file, name in named]:
@@ -108,8 +109,8 @@ class Demo:
         for file, name in named:
             children.start("worker", file, name, ends=True)
         page = dashboard.wait_for_file(folder / "dashboard/address", STEP_SECONDS)
-        console.print(f"[dim]the dashboard is at {page}[/dim]", highlight=False)
-        console.print(f"[dim]training; logs are in {folder / 'logs'}[/dim]")
+        say(console, f"the dashboard is at {page}", "dim")
+        say(console, f"training; logs are in {folder / 'logs'}", "dim")
 
     def watch(self, children: Children) -> None:
         """Show the workers until all have ended. Raises DemoFailed when a process fails or the time is up."""
@@ -156,7 +157,8 @@ class Demo:
             table.add_column(column, justify="left" if column in ("worker", "known as") else "right", no_wrap=True)
         for worker in summary["workers"]:
             rewards = list(worker["rewards"].values())
-            table.add_row(
+            add_row(
+                table,
                 worker["name"],
                 worker["animal_name"],
                 str(worker["rounds_trained"]),
@@ -164,7 +166,8 @@ class Demo:
                 f"{len(worker['peers_heard'])} of {len(summary['workers']) - 1}",
                 f"{worker['rewards_confirmed']} of {worker['rewards_earned']}",
             )
-        self.console.print("\n[bold]What came of it[/bold]: mean reward, peers heard, rewards that the chain confirms")
+        self.console.print()
+        say(self.console, "What came of it: mean reward, peers heard, rewards that the chain confirms", "bold")
         self.console.print(table)
         self.console.print()
         for what, file in (
@@ -173,7 +176,7 @@ class Demo:
             ("plot", "rewards.png"),
             ("logs", "logs"),
         ):
-            self.console.print(f"{what:8} {self.output / file}", soft_wrap=True, highlight=False)
+            say(self.console, f"{what:8} {self.output / file}")
 
     def _audit(self) -> Counter[str]:
         """How many rewards of each peer hold against the groups that it signed at the time."""
@@ -287,11 +290,11 @@ class Demo:
         for name in self.worker_names:
             for line in status.read_rounds(self.output / name)[num_seen[name] :]:
                 num_seen[name] += 1
-                self.console.print(
+                say(
+                    self.console,
                     f"{name} round {line['round']} reward {line['reward_mean']:.2f} loss {line['loss']:.4f} "
                     f"heard {len(line['peers_heard'])} groups {line['groups_local']}+{line['groups_external']} "
                     f"{line['seconds']:.1f} s",
-                    highlight=False,
                 )
 
 

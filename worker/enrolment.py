@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker import resources
 from worker.errors import IdentityError, SettingsError
-from worker.service import write_whole
+from worker.runtime.files import LINE, read_secret, write_whole
 from worker.settings import Settings
 from worker.swarm import identity
 
@@ -113,16 +113,5 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
 def _enrolment_token(settings: Settings) -> str | None:
     """The token, or None where no file is named: a node that has its own token needs none."""
     file = settings.chain.enrolment_token_file
-    if file is None:
-        return None
-    try:
-        if token := file.read_text().strip():
-            return token
-        reason = "is empty"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except UnicodeDecodeError:
-        reason = "not UTF-8 text"
-    raise SettingsError(
-        f"{file} (chain.enrolment_token_file): {reason}; expected the token that the account service has"
-    )
+    expected = "the token that the account service has"
+    return read_secret(file, expected, "chain.enrolment_token_file", LINE) if file else None

@@ -2,6 +2,7 @@
 
     WorkerError                      1   anything that has no code of its own
     ├── SettingsError (ValueError)   2   settings, inventory data or a command line that can't be right
+    │   └── SecretError                  a file with a key, token or password that is not one
     ├── IdentityError                3   key missing, unreadable, or used by somebody else
     ├── ResourceError (OSError)      4   the machine lacks something: a free port, disk space
     ├── ModelError                   5   the model can't be had or does not fit
@@ -42,6 +43,10 @@ class SettingsError(WorkerError, ValueError):
         if len(mistakes) > 1:
             error.mistakes = tuple(f"{source}: {mistake}" for mistake in mistakes)
         return error
+
+
+class SecretError(SettingsError):
+    """A file that should have one line with a key, token or password, and has not."""
 
 
 class IdentityError(WorkerError):

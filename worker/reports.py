@@ -16,6 +16,7 @@ from rich.table import Table
 from worker import environments
 from worker.errors import WorkerError
 from worker.log import printable
+from worker.runtime.cells import add_row, say
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
 from worker.swarm.tally import SwarmStatus
@@ -41,9 +42,9 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
     console = Console()
     console.print(swarm_table([node]))
     if node.state == "died":
-        console.print(f"process {node.pid} is gone without a word; the end of its log, or of journalctl, says why")
+        say(console, f"process {node.pid} is gone without a word; the end of its log, or of journalctl, says why")
     elif node.last_error is not None:
-        console.print(printable(node.last_error), markup=False, highlight=False, soft_wrap=True)
+        say(console, node.last_error)
     if node.ledger_error is not None:
         print(f"rewards wait in the ledger: {printable(node.ledger_error)}")
     if node.hub is not None:
@@ -86,8 +87,9 @@ def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
     for column in ("round", "reward", "loss", "heard", "groups", "rej", "tok/s", "s", "chain", "state"):
         table.add_column(column, justify="right" if column != "state" else "left", no_wrap=True)
     for node in nodes:
-        table.add_row(
-            printable(node.name),
+        add_row(
+            table,
+            node.name,
             _shown(node.round, "d"),
             _shown(node.reward_mean, ".2f"),
             _shown(node.loss, ".3f"),
@@ -142,14 +144,15 @@ def _ledger_table(rows: "Sequence[Row]") -> Table:
     for column in ("round", "reward", "state", "block", "vote for", "state", "reason"):
         table.add_column(column, justify="right" if column in ("round", "reward", "block") else "left")
     for row in rows:
-        table.add_row(
-            str(row.round),
+        add_row(
+            table,
+            row.round,
             f"{row.reward / 1000:.3f}",
             row.reward_state,
             str(row.reward_block or ""),
             ", ".join(animal_name(peer) for peer in row.winners),
             row.vote_state or "",
-            printable(row.reward_reason or row.vote_reason or ""),
+            row.reward_reason or row.vote_reason or "",
         )
     return table
 

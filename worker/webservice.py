@@ -9,7 +9,7 @@ from aiohttp import web
 
 from worker import resources
 from worker.errors import ResourceError
-from worker.service import write_whole
+from worker.runtime.files import write_whole
 from worker.settings import Account, Dashboard
 from worker.telemetry import systemd
 

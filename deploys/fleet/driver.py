@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploys import operator
@@ -21,6 +20,7 @@ from deploys.hosts import COORDINATORS
 from worker.errors import ReleaseRefused, SettingsError, WorkerError
 from worker.log import printable
 from worker.resources import lock_folder
+from worker.runtime.cells import say
 
 # The commits of all hosts are looked up meanwhile, of each repository for up to a minute.
 ASK_SECONDS = 300.0
@@ -161,7 +161,7 @@ class _bar:  # noqa: N801 - a context manager that reads as a function
 
     def __enter__(self) -> tuple[Callable[[Report], None], Callable[[str], None]]:
         self._progress.start()
-        return self._show, lambda line: self._progress.console.print(escape(line), highlight=False, soft_wrap=True)
+        return self._show, lambda line: say(self._progress.console, line)
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
-from rich.markup import escape
 from rich.table import Table
 
 from worker.errors import SettingsError
-from worker.service import write_whole
+from worker.runtime.cells import add_row, cell
+from worker.runtime.files import write_whole
 
 Fate = Literal["pending", "done", "unreachable", "overdue", "failed", "lost", "rolled-back", "stuck"]
 """pending: not touched yet. done: deployed, and trains. unreachable: no connection. overdue: not deployed by its
@@ -92,13 +92,14 @@ def table(report: Report) -> Table:
         if host.fate == "pending":
             continue
         colour = _COLOURS.get(host.fate, "red")
-        shown.add_row(
-            escape(name),
+        add_row(
+            shown,
+            name,
             "" if host.batch is None else str(host.batch),
             f"{host.seconds:.0f}",
             _change(host),
-            f"[{colour}]{host.fate}[/{colour}]",
-            escape(host.reason),
+            cell(host.fate, colour),
+            host.reason,
         )
     return shown
 

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +20,9 @@ from deploys.fleet import command, look, upkeep
 from deploys.hosts import COORDINATORS, MAX_SLOTS, WORKERS
 from worker.errors import WorkerError
 from worker.log import printable
+from worker.runtime.cells import add_row, cell, say
+
+Row = Mapping[str, str | Text]
 
 ASK_SECONDS = 120.0
 # A worker that has said nothing for so long is worth a look, whatever it said last.
@@ -82,7 +84,7 @@ def _print(units: Mapping[str, Sequence[str]], found: look.Looked) -> bool:
     table, notes, is_well = status_table(units, found.states, found.reports, time.time(), console.width)
     console.print(table)
     for note in [*notes, *(f"{name}: {printable(reason)}" for name, reason in found.reasons.items())]:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        say(console, note)
     sys.stdout.flush()
     return is_well
 
@@ -115,20 +117,20 @@ def status_table(
     `units`: those that should run, by host. `states`, `reports`: HostState and NodeReports by host, without the hosts
     that could not be reached. `now`: seconds since 1970.
     """
-    rows: list[dict[str, str]] = []
+    rows: list[Row] = []
     notes: list[str] = []
     is_well = True
     for host, expected_units in units.items():
         state = states.get(host)
         if state is None or host not in reports:
-            rows.append({"node": escape(host), "state": "[red]unreachable[/red]"})
+            rows.append({"node": host, "state": cell("unreachable", "red")})
             is_well = False
             continue
         worries = _host_notes(host, state)
         is_well = is_well and not worries
         notes += worries
         if state["commit"] is None and not reports[host]:
-            rows.append({"node": escape(host), "state": "[red]not deployed[/red]", **_host_cells(state)})
+            rows.append({"node": host, "state": cell("not deployed", "red"), **_host_cells(state)})
             is_well = False
             continue
         seen = {report["unit"]: report for report in reports[host]}
@@ -136,7 +138,7 @@ def status_table(
         for unit in [*wanted, *(unit for unit in seen if unit not in wanted)]:
             row = _row(seen.get(unit), unit, state, now, _is_expected(unit, expected_units))
             node = f"{host}/{_short(unit)}"
-            rows.append({"node": escape(node), **_host_cells(state), **row.cells})
+            rows.append({"node": node, **_host_cells(state), **row.cells})
             is_well = is_well and row.is_well
             notes += [f"{node}: {printable(said)}" for said in row.notes]
     return _table(rows, width), notes, is_well
@@ -155,14 +157,14 @@ def _short(unit: str) -> str:
 class _Row:
     """The line of one unit. `notes`: what stands below the table about it."""
 
-    cells: dict[str, str]
+    cells: Row
     is_well: bool
     notes: tuple[str, ...] = ()
 
 
 def _row(report: Mapping[str, Any] | None, unit: str, state: Mapping[str, Any], now: float, is_expected: bool) -> _Row:
     if report is None:
-        return _Row({"state": "[red]missing[/red]"}, False, (f"{unit} is not there; deploy the host",))
+        return _Row({"state": cell("missing", "red")}, False, (f"{unit} is not there; deploy the host",))
     cells, is_well, notes = _service_cells(report, state, now)
     status = report["status"] or {}
     error = report.get("problem") or status.get("last_error")
@@ -176,7 +178,7 @@ def _row(report: Mapping[str, Any] | None, unit: str, state: Mapping[str, Any], 
     return _Row(cells, is_well and is_expected, tuple(notes))
 
 
-def _table(rows: Sequence[Mapping[str, str]], width: int) -> Table:
+def _table(rows: Sequence[Row], width: int) -> Table:
     """The columns that say something, as many as there is room for."""
     columns = [column for column in COLUMNS if any(row.get(column) for row in rows)]
     for column in EXPENDABLE:
@@ -188,12 +190,12 @@ def _table(rows: Sequence[Mapping[str, str]], width: int) -> Table:
         # A host's name gives way when a line gets long.
         table.add_column(column, justify=justify, no_wrap=column != "node", overflow="fold")
     for row in rows:
-        table.add_row(*(row.get(column, "") for column in columns))
+        add_row(table, *(row.get(column, "") for column in columns))
     return table
 
 
-def _width(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> int:
-    cells = ((column, *(Text.from_markup(row.get(column, "")).plain for row in rows)) for column in columns)
+def _width(rows: Sequence[Row], columns: Sequence[str]) -> int:
+    cells = ((column, *(cell(row.get(column, "")).plain for row in rows)) for column in columns)
     return sum(max(map(cell_len, column)) + 1 for column in cells) - 1
 
 
@@ -202,7 +204,7 @@ def _host_cells(state: Mapping[str, Any]) -> dict[str, str]:
     return {
         "release": (state["commit"] or "none")[:7],
         "disk": "" if free is None else f"{free / 1000:.0f}G",
-        "tailscale": escape(state["tailscale"] or ""),
+        "tailscale": state["tailscale"] or "",
     }
 
 
@@ -223,42 +225,40 @@ def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _service_cells(
-    report: Mapping[str, Any], state: Mapping[str, Any], now: float
-) -> tuple[dict[str, str], bool, list[str]]:
+def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: float) -> tuple[Row, bool, list[str]]:
     """What is shown of one service, whether it is well, and what is to be reported of it."""
     if report["active_state"] != "active":
-        return {"state": f"[red]{escape(report['active_state'])}[/red]"}, False, []
+        return {"state": cell(f"{report['active_state']}", "red")}, False, []
     status = report["status"]
     if report.get("problem"):
-        return {"state": "[red]unreadable[/red]"}, False, []
+        return {"state": cell("unreadable", "red")}, False, []
     if not (survey.is_keeper(report["unit"]) or survey.is_worker(report["unit"])):
         return {"state": "running"}, True, []
     if status is None:
-        return {"state": "[yellow]starting[/yellow]"}, True, []
+        return {"state": cell("starting", "yellow")}, True, []
     if survey.is_keeper(report["unit"]):
         return _keeper_cells(status)
     silent_seconds = now - status["updated_at"]
     is_silent = silent_seconds > SILENT_SECONDS
-    shown = f"[red]silent {silent_seconds / 60:.0f} min[/red]" if is_silent else _coloured(str(status["state"]))
+    shown = cell(f"silent {silent_seconds / 60:.0f} min", "red") if is_silent else _coloured(str(status["state"]))
     cells = {
         "state": shown,
         "round": _number(status["round"]),
         "reward": "" if status["reward_mean"] is None else f"{status['reward_mean']:.2f}",
         "peers": f"{status['peers_heard']}/{(status.get('swarm') or {}).get('peers_known', 0)}",
         "on chain": f"{status['ledger'].get('confirmed', 0)}/{status['ledger'].get('earned', 0)}",
-        "peer": escape(printable(status["animal_name"])),
+        "peer": status["animal_name"],
     }
     credit = _missing_credit(status)
     is_well = not is_silent and not credit
     return cells | _gpu_cells(state["gpus"], status.get("pid")), is_well, credit
 
 
-def _keeper_cells(status: Mapping[str, Any]) -> tuple[dict[str, str], bool, list[str]]:
+def _keeper_cells(status: Mapping[str, Any]) -> tuple[Row, bool, list[str]]:
     heard = f"{status['reporters']}/{status['expected']}"
     is_well = status["state"] != "chain-unreachable"
-    said = escape(printable(status["state"]))
-    cells = {"state": said if is_well else f"[red]{said}[/red]", "round": _number(status["round"]), "peers": heard}
+    said = status["state"]
+    cells = {"state": said if is_well else cell(f"{said}", "red"), "round": _number(status["round"]), "peers": heard}
     return cells, is_well, [] if is_well else ["it has no answer from the chain: no round ends, nobody is credited"]
 
 
@@ -287,9 +287,9 @@ def _gpu_cells(gpus: Sequence[Mapping[str, Any]], pid: int | None) -> dict[str, 
     return {}
 
 
-def _coloured(state: str) -> str:
+def _coloured(state: str) -> Text:
     colour = {"connected": "green", "training-alone": "yellow", "catching-up": "yellow"}.get(state, "default")
-    return f"[{colour}]{escape(printable(state))}[/{colour}]"
+    return cell(state, colour)
 
 
 def _number(value: int | None) -> str:

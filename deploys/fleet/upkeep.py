@@ -24,6 +24,7 @@ from deploys.places import STATE
 from deploys.sealing import KEY_PREFIX
 from worker.errors import SettingsError, WorkerError
 from worker.log import printable
+from worker.runtime.files import LINE, read_secret
 
 ASK_SECONDS = 120.0
 # A worker's stop takes at most a minute, its start five (templates/service.j2).
@@ -279,12 +280,9 @@ def opened(name: str, sealed: str, key: PrivateKey) -> bytes:
 
 
 def _passphrase(file: Path | None, is_new: bool) -> str:
-    """From a file's first line, or from the terminal; twice if it is a new one. Never from a command line."""
+    """Return it from a file's one line, or from the terminal; twice if it is a new one. Never from a command line."""
     if file is not None:
-        try:
-            return file.read_text().splitlines()[0].strip()
-        except (OSError, UnicodeDecodeError, IndexError):
-            raise SettingsError(f"--passphrase-file {file}: can't be read; expected a file with one line") from None
+        return read_secret(file, "a file with one line", "--passphrase-file", form=LINE)
     if not sys.stdin.isatty():
         raise SettingsError("no terminal to ask for the passphrase at; put it into a file: --passphrase-file FILE")
     said = getpass.getpass("passphrase of the backup: ")

@@ -20,7 +20,7 @@ from worker.account import server
 from worker.account.vault import Tokens, load_account
 from worker.chain.client import Call
 from worker.chain.quotas import Quota
-from worker.errors import IdentityError, ResourceError, SettingsError
+from worker.errors import IdentityError, ResourceError, SecretError, SettingsError
 
 PEER = "QmPeer"
 
@@ -441,7 +441,7 @@ def test_lost_or_broken_account_key_is_never_replaced(tmp_path, content) -> None
     (tmp_path / "account.key").unlink()
     if content is not None:
         (tmp_path / "account.key").write_text(content)
-    with pytest.raises(IdentityError, match=r"account\.key: .*restore it from its backup"):
+    with pytest.raises((IdentityError, SecretError), match=r"account\.key: .*restore it from its backup"):
         load_account(tmp_path)
     assert content is None or (tmp_path / "account.key").read_text() == content
 

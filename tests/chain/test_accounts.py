@@ -9,7 +9,7 @@ from worker import cli, enrolment, settings
 from worker.chain import proof
 from worker.chain.accounts import AccountClient, enrol
 from worker.chain.coordinator import Coordinator
-from worker.errors import ChainError, ChainUnreachable, ContractRefused, IdentityError, SettingsError
+from worker.errors import ChainError, ChainUnreachable, ContractRefused, IdentityError, SecretError, SettingsError
 from worker.swarm import identity
 
 
@@ -65,7 +65,7 @@ def test_enrol_replaces_a_token_that_is_good_no_more(service, node, tmp_path) ->
 
 
 def test_enrol_without_any_token_says_what_is_missing(service, node, tmp_path) -> None:
-    with pytest.raises(IdentityError, match=r"account\.token.*No such file.*chain.enrolment_token_file"):
+    with pytest.raises(SecretError, match=r"account\.token.*No such file.*chain.enrolment_token_file"):
         enrol(node, None, service.node_chain(), tmp_path)
 
 

@@ -11,7 +11,7 @@ from worker import settings
 from worker.chain import anvil, connection, contract
 from worker.chain.client import Call, NonceUsed, ReceiptTimeout
 from worker.chain.coordinator import Coordinator
-from worker.errors import ChainError, ChainUnreachable, ContractRefused
+from worker.errors import ChainError, ChainUnreachable, ContractRefused, SecretError
 
 
 def section(**values) -> settings.Chain:
@@ -310,5 +310,5 @@ def test_deployment_file_that_is_wrong_is_named(tmp_path, text, message):
 
 def test_owner_key_that_is_no_key_is_named(tmp_path):
     (tmp_path / "owner.key").write_text("hello")
-    with pytest.raises(ChainError, match=r"owner.key: not 0x and 64 hexadecimal digits; expected the key"):
+    with pytest.raises(SecretError, match=r"owner.key: not 64 hexadecimal digits; expected the key"):
         anvil.load_owner(settings.Keeper(state_dir=tmp_path))

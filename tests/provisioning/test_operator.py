@@ -76,9 +76,9 @@ def test_token_is_kept_for_the_operator_only_and_the_one_before_set_aside(tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("enrolment.token", b"\xff\xfe", "not text; expected one word"),
-        ("enrolment.token", b"", "0 words; expected one word"),
-        ("enrolment.token", b"a b\n", "2 words; expected one word"),
+        ("enrolment.token", b"\xff\xfe", "not UTF-8 text; expected one word"),
+        ("enrolment.token", b"", "is empty; expected one word"),
+        ("enrolment.token", b"a b\n", "2 words instead of one; expected one word"),
         ("enrolment.token", None, "Is a directory; expected one word"),
         ("wireguard.json", b'{"a', "no JSON; expected public keys by host"),
         ("wireguard.json", b"[" * 100_000, "no JSON; expected public keys by host"),

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-GROUND = {"worker.errors", "worker.log", "worker.settings", "worker.records"}
+RUNTIME = {"worker.runtime"}
+GROUND = RUNTIME | {"worker.errors", "worker.log", "worker.settings", "worker.records"}
 
 # What every role may use beside them.
 ROLE = {"worker.resources", "worker.service", "worker.telemetry.systemd"}
@@ -18,10 +19,11 @@ MAY_IMPORT = {
     "worker.log": set(),
     "worker.settings": {"worker.errors"},
     "worker.records": {"worker.errors"},
+    "worker.runtime": {"worker.errors", "worker.log"},
     "worker.resources": {"worker.errors"},
-    "worker.service": {"worker.errors"},
+    "worker.service": set(),
     "worker.environments": GROUND,
-    "worker.policy": GROUND | {"worker.service"},
+    "worker.policy": GROUND,
     "worker.swarm": GROUND | ROLE,
     "worker.chain": GROUND | ROLE | {"worker.swarm.identity"},
     "worker.trainer": GROUND | {"worker.policy"},
@@ -34,7 +36,7 @@ MAY_IMPORT = {
         "worker.settings",
         "worker.errors",
         "worker.log",
-        "worker.service",
+        "worker.runtime",
         "worker.resources",
         "worker.swarm.identity",
         "deploys",

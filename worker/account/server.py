@@ -34,6 +34,7 @@ from worker.chain.rpc import Rpc
 from worker.chain.sender import Sender
 from worker.errors import ChainUnreachable, ContractRefused, SettingsError, WorkerError
 from worker.log import printable
+from worker.runtime.files import LINE, read_secret
 from worker.settings import Settings
 from worker.swarm import identity
 from worker.telemetry import systemd
@@ -360,16 +361,7 @@ async def _read(request: web.Request) -> bytes:
 def _enrolment_token(settings: Settings) -> str | None:
     """None: enrolment is closed."""
     file = settings.account.enrolment_token_file
-    if file is None:
-        return None
-    try:
-        token = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise SettingsError(f"{file} (account.enrolment_token_file): {reason}; expected a file with a token") from None
-    if not token:
-        raise SettingsError(f"{file} (account.enrolment_token_file): is empty; expected a file with a token")
-    return token
+    return read_secret(file, "one line with a token", "account.enrolment_token_file", LINE) if file else None
 
 
 def _token_in(authorization: str) -> str | None:

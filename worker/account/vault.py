@@ -6,7 +6,6 @@ A token is "PEER_ID.HMAC": nothing needs to be stored to check one, and it is go
 import hashlib
 import hmac
 import logging
-import re
 import secrets
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
 from worker.errors import IdentityError
-from worker.service import write_whole
+from worker.runtime.files import HEX_KEY, read_secret, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,8 @@ SECRET_FILE = "token.secret"  # noqa: S105 - a file name
 def load_account(folder: Path) -> LocalAccount:
     """The account whose key is `account.key` in `folder`; made on the very first start, and never again.
 
-    Raises IdentityError if the key is not readable, or gone though the service has run before.
+    Raises SecretError if the key is not readable, IdentityError if it is no key, or gone though
+    the service has run before.
     """
     file = folder / KEY_FILE
     if not file.exists():
@@ -36,8 +36,9 @@ def load_account(folder: Path) -> LocalAccount:
             )
         write_whole(file, f"0x{secrets.token_hex(32)}\n", mode=0o600)
         log.info("account key made file=%s", file)
+    key = _read_hex(file)
     try:
-        account: LocalAccount = Account.from_key(_read_hex(file))
+        account: LocalAccount = Account.from_key(key)
     except ValueError:
         raise IdentityError(f"{file}: no key of an account; restore it from its backup") from None
     return account
@@ -64,11 +65,5 @@ class Tokens:
 
 def _read_hex(file: Path) -> str:
     """64 hexadecimal digits, without 0x."""
-    try:
-        text = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise IdentityError(f"{file}: {reason}; expected 64 hexadecimal digits; restore it from its backup") from None
-    if not re.fullmatch(r"(0x)?[0-9a-fA-F]{64}", text):
-        raise IdentityError(f"{file}: not 64 hexadecimal digits; restore it from its backup")
-    return text.removeprefix("0x")
+    expected = "64 hexadecimal digits; restore it from its backup"
+    return read_secret(file, expected, form=HEX_KEY).removeprefix("0x")

@@ -22,9 +22,17 @@ from worker.chain.coordinator import Coordinator
 from worker.chain.proof import Proof
 from worker.chain.rpc import TokenRefused
 from worker.chain.wallet import Wallet
-from worker.errors import ChainError, ChainUnreachable, ContractRefused, IdentityError, SettingsError, WorkerError
+from worker.errors import (
+    ChainError,
+    ChainUnreachable,
+    ContractRefused,
+    IdentityError,
+    SecretError,
+    SettingsError,
+    WorkerError,
+)
 from worker.log import printable
-from worker.service import write_whole
+from worker.runtime.files import read_secret, write_whole
 from worker.swarm.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -143,13 +151,10 @@ class AccountClient:
 
     def token(self) -> str:
         """The node's token, as its file has it now."""
-        try:
-            return self.token_file.read_text().strip()
-        except OSError as error:
-            raise IdentityError(
-                f"{self.token_file} (chain.account_token_file): {error.strerror}; expected this node's token for the "
-                "account service; run `hivewright enrol` with chain.enrolment_token_file set"
-            ) from None
+        expected = (
+            "this node's token for the account service; run `hivewright enrol` with chain.enrolment_token_file set"
+        )
+        return read_secret(self.token_file, expected, "chain.account_token_file")
 
     def _request(
         self, method: str, path: str, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None
@@ -203,7 +208,8 @@ def enrol(
 
     Returns the account that the peer belongs to. May be run again at any time. `enrolment_token` None: the node must
     have its token already. `move`: also from another account that holds the peer. Raises IdentityError if the peer id
-    is registered by another account or a token is refused, ChainUnreachable if service or chain do not answer.
+    is registered by another account or a token is refused, SecretError if a node without a token of its own has no
+    enrolment token either, ChainUnreachable if service or chain do not answer.
     """
     with closing(open_account(chain, state_dir)) as account:
         coordinator, ours = Coordinator(settings.chain_of_node(chain, state_dir)), account.address()
@@ -215,7 +221,7 @@ def enrol(
 
         try:
             is_sent = register()  # with the token from before
-        except (IdentityError, TokenRefused) as error:
+        except (IdentityError, SecretError, TokenRefused) as error:
             if enrolment_token is None or not isinstance(account, AccountClient):
                 raise IdentityError(str(error)) from None
             account.enrol(identity, enrolment_token)

@@ -30,8 +30,9 @@ from worker.chain.client import Call
 from worker.chain.connection import Deployment
 from worker.chain.coordinator import Coordinator
 from worker.chain.snapshots import Snapshots
-from worker.errors import ChainError, ChainUnreachable, ResourceError
-from worker.service import exit_on_signals, write_whole
+from worker.errors import ChainError, ChainUnreachable, ResourceError, SecretError
+from worker.runtime.files import HEX_KEY, read_secret, write_whole
+from worker.service import exit_on_signals
 from worker.telemetry.systemd import progress, ready
 
 log = logging.getLogger(__name__)
@@ -289,15 +290,14 @@ def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
     if create and not file.exists():
         write_whole(file, "0x" + secrets.token_hex(32) + "\n", mode=0o600)
         log.info("owner key made file=%s", file)
+    if not file.exists():
+        raise ChainError(f"{file}: no owner key; `hivewright chain deploy` makes it, or bring it back from a backup")
+    expected = "the key of the contract's owner; restore it from its backup"
+    key = read_secret(file, expected, form=HEX_KEY)
     try:
-        account: LocalAccount = Account.from_key(file.read_text().strip())
-    except FileNotFoundError:
-        raise ChainError(
-            f"{file}: no owner key; `hivewright chain deploy` makes it, or bring it back from a backup"
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not 0x and 64 hexadecimal digits"
-        raise ChainError(f"{file}: {reason}; expected the key of the contract's owner") from None
+        account: LocalAccount = Account.from_key(key)
+    except ValueError:
+        raise SecretError(f"{file}: no key of an account; expected {expected}") from None
     return account
 
 

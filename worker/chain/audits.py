@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from worker import settings
-from worker.service import write_whole
+from worker.runtime.files import write_whole
 
 log = logging.getLogger(__name__)
 

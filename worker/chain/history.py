@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import ResourceError
-from worker.service import write_whole
+from worker.runtime.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from worker.chain.audits import AUDIT_FOLDER, Audits
 from worker.chain.client import NonceUsed, ReceiptTimeout, TransactionRefused
 from worker.chain.coordinator import Coordinator
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError
-from worker.service import exit_on_signals, write_whole
+from worker.runtime.files import write_whole
+from worker.service import exit_on_signals
 from worker.telemetry.systemd import progress, ready
 
 log = logging.getLogger(__name__)

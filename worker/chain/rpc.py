@@ -23,8 +23,9 @@ from web3.providers import JSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from worker.chain import http
-from worker.errors import BadAnswer, ChainError, ChainUnreachable
+from worker.errors import BadAnswer, ChainError, ChainUnreachable, SecretError
 from worker.log import printable
+from worker.runtime.files import read_secret
 
 log = logging.getLogger(__name__)
 
@@ -325,12 +326,13 @@ class Rpc(JSONBaseProvider):
         return session
 
     def _headers(self) -> dict[str, str]:
+        if self._token_file is None:
+            return _HEADERS
         try:
-            token = "" if self._token_file is None else self._token_file.read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            token = ""  # the answer says that one is expected
-        is_sound = token.isascii() and token.isprintable()
-        return {**_HEADERS, "Authorization": f"Bearer {token}"} if token and is_sound else _HEADERS
+            token = read_secret(self._token_file, "this node's token for the account service")
+        except SecretError:
+            return _HEADERS  # the answer says that one is expected
+        return {**_HEADERS, "Authorization": f"Bearer {token}"}
 
     def _place(self, url: str) -> str:
         return f"{url} ({self._key})" if self._key else url

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 
 from worker.errors import ResourceError
-from worker.service import write_whole
+from worker.runtime.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from worker.chain import contract, layout
 from worker.chain.client import Call, NonceUsed
 from worker.chain.coordinator import Coordinator
 from worker.errors import ChainError
-from worker.service import write_whole
+from worker.runtime.files import write_whole
 
 log = logging.getLogger(__name__)
 

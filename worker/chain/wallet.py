@@ -19,7 +19,7 @@ from worker.chain.coordinator import Coordinator
 from worker.chain.proof import Proof, registration
 from worker.chain.sender import Sender
 from worker.errors import IdentityError, SettingsError
-from worker.service import write_whole
+from worker.runtime.files import LINE, read_secret, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +106,4 @@ def _password(chain: settings.Chain) -> str:
     file = chain.wallet_password_file
     if file is None:
         raise SettingsError("chain.wallet_password_file: not set; expected a file with the wallet's password")
-    try:
-        password = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise SettingsError(f"{file} (chain.wallet_password_file): {reason}; expected the wallet's password") from None
-    if not password:
-        raise SettingsError(f"{file} (chain.wallet_password_file): is empty; expected the wallet's password")
-    return password
+    return read_secret(file, "one line, the wallet's password", "chain.wallet_password_file", form=LINE)

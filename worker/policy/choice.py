@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from worker import settings
 from worker.errors import ModelError
 from worker.policy import memory
-from worker.service import write_whole
+from worker.runtime.files import write_whole
 
 AUTO = "auto"
 TINY = "hivewright/tiny"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from worker.errors import ResourceError
+from worker.runtime.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +83,8 @@ def recall(file: Path, key: str) -> dict[str, Any] | None:
 
 
 def remember(file: Path, key: str, values: dict[str, Any]) -> None:
-    """Write `values` down, atomically. Raises ResourceError if the disk does not take it."""
-    unfinished = file.with_name(f".unfinished-{file.name}")
-    try:
-        unfinished.write_text(json.dumps({"key": key, **values}, indent=1) + "\n")
-        os.replace(unfinished, file)
-    except OSError as error:
-        raise ResourceError(f"{file}: can't be written: {error.strerror}; free space on that disk") from error
+    """Write `values` down. Raises ResourceError if the disk does not take it."""
+    write_whole(file, json.dumps({"key": key, **values}, indent=1) + "\n")
 
 
 def left_in(group: Path) -> list[int]:

@@ -6,7 +6,7 @@ ledger says which of them the reward is for.
 
 from pathlib import Path
 
-from worker.service import write_whole
+from worker.runtime.files import write_whole
 from worker.swarm.wire import groups_digest
 
 ARCHIVE_FOLDER = "groups"

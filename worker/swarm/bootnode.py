@@ -11,7 +11,7 @@ from types import FrameType
 
 from worker.errors import SwarmError
 from worker.resources import lock_folder, require_port
-from worker.service import write_whole
+from worker.runtime.files import write_whole
 from worker.settings import Settings
 from worker.swarm import identity
 from worker.swarm.network import Network

@@ -5,10 +5,11 @@ Losing it costs nothing but time.
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from worker.runtime.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +42,9 @@ def load(path: Path) -> Cache:
 
 
 def save(path: Path, cache: Cache) -> None:
-    """Replace the cache, all of it or nothing. Raises OSError."""
+    """Replace the cache, all of it or nothing. Raises ResourceError."""
     content = {"version": 1, "port": cache.port, "peers": cache.peers, "bootnodes": cache.bootnodes}
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(content))
-    os.replace(draft, path)
+    write_whole(path, json.dumps(content), durable=False)
 
 
 def _texts(values: Any) -> tuple[str, ...]:

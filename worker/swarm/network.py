@@ -421,7 +421,7 @@ class Network:
         try:
             cache.save(self._cache_file, current)
         except OSError as error:
-            log.warning("peer cache not written path=%s reason=%s", self._cache_file, error.strerror)
+            log.warning("peer cache not written reason=%s", error)
 
 
 def _port_of(addresses: Sequence[str]) -> int:

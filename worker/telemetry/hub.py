@@ -18,6 +18,7 @@ from typing import Literal
 
 from worker import settings
 from worker.errors import SettingsError
+from worker.runtime.files import read_secret
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Hub:
     def __init__(self, hub: settings.Hub, state_dir: Path, name: str, rounds_trained: int) -> None:
         if hub.repo is None or hub.token_file is None:
             raise SettingsError("hub: repo and token_file are both needed to push to the Hub")
-        _require_token(hub.token_file)
+        read_secret(hub.token_file, "a Hugging Face token that may write", "hub.token_file")
         self._settings = hub
         self._token_file = hub.token_file
         self._folder = state_dir / "hub"
@@ -157,14 +158,3 @@ class Hub:
 
     def _change(self, **changes: object) -> None:
         self._status = replace(self._status, **changes)  # type: ignore[arg-type]
-
-
-def _require_token(file: Path) -> None:
-    try:
-        reason = None if file.read_text().strip() else "is empty"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except UnicodeDecodeError:
-        reason = "not UTF-8 text"
-    if reason is not None:
-        raise SettingsError(f"{file} (hub.token_file): {reason}; expected a Hugging Face token that may write")

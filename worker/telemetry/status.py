@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import ResourceError, WorkerError
 from worker.log import discreet
+from worker.runtime.files import write_whole
 from worker.swarm.tally import SwarmStatus
 from worker.telemetry.hub import HubStatus
 
@@ -67,10 +68,7 @@ class NodeStatus:
     def write(self, state_dir: Path) -> None:
         """Replace `status.json` at once: a reader sees the old or the new one, never half of it."""
         self.updated_at = time.time()
-        temporary = state_dir / "status.json.new"
-        with _named(state_dir / "status.json"):
-            temporary.write_text(json.dumps(asdict(self)))
-            temporary.replace(state_dir / "status.json")
+        write_whole(state_dir / "status.json", json.dumps(asdict(self)), durable=False)
 
 
 _STATUS = TypeAdapter(NodeStatus)

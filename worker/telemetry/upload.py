@@ -16,6 +16,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from worker.runtime.files import read_secret
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -27,7 +29,7 @@ def main(order_file: str) -> None:
     os.nice(10)  # training comes first
     disable_progress_bars()
     try:
-        token = Path(order["token_file"]).read_text().strip()
+        token = read_secret(Path(order["token_file"]), "a Hugging Face token that may write")
         hub = HfApi(endpoint=order["endpoint"], token=token, library_name="hivewright")
         hub.create_repo(order["repo"], private=order["private"], exist_ok=True)
         hub.upload_folder(repo_id=order["repo"], folder_path=order["folder"], commit_message=order["message"])

@@ -1,0 +1,80 @@
+"""Files that are whole or not there, and one-line secrets: the only writer and the only reader of each."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from worker.errors import ResourceError, SecretError
+
+# Keys, tokens and passwords are far shorter; a model's weights named by mistake are not read to their end.
+MAX_SECRET_BYTES = 16_384
+WORD = re.compile(r"[!-~]+")
+# A password: one line of characters that can be seen, and spaces.
+LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff]+")
+HEX_KEY = re.compile(r"(0x)?[0-9a-fA-F]{64}")
+
+
+def read_secret(file: Path, expected: str, key: str | None = None, form: re.Pattern[str] = WORD) -> str:
+    """Return the one line of a secret file, without the white space around it.
+
+    `key`: the setting that names the file; `form`: what the line must match (LINE for passwords,
+    which may have spaces). Raises SecretError: the file, what is wrong with it, what was expected;
+    never what is in it.
+    """
+    reason = None
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_SECRET_BYTES + 1)
+        text = content.decode().strip()
+    except OSError as error:
+        text, reason = "", error.strerror or type(error).__name__
+    except UnicodeDecodeError:
+        text, reason = "", "not UTF-8 text"
+    reason = reason or _mistake(text, len(content), form)
+    if reason is not None:
+        where = f"{file} ({key})" if key else str(file)
+        raise SecretError(f"{where}: {reason}; expected {expected}")
+    return text
+
+
+def _mistake(text: str, num_bytes: int, form: re.Pattern[str]) -> str | None:
+    """Return what is wrong with the content of a secret file; None if it is right."""
+    if num_bytes > MAX_SECRET_BYTES:
+        return f"more than {MAX_SECRET_BYTES:,} bytes"
+    if not text:
+        return "is empty"
+    if (num_lines := len(text.splitlines())) > 1:
+        return f"{num_lines} lines instead of one"
+    if not LINE.fullmatch(text):
+        return "has characters that can't be seen (a byte order mark, say)"
+    if form is not LINE and len(text.split()) > 1:
+        return f"{len(text.split())} words instead of one"
+    if form.fullmatch(text):
+        return None
+    return "not 64 hexadecimal digits" if form is HEX_KEY else "has characters other than ASCII"
+
+
+def write_whole(path: Path, content: str | bytes, mode: int = 0o644, durable: bool = True) -> None:
+    """Write `content` so that a reader, or a crash, finds the old file or the new one.
+
+    `durable`: it is on the disk when this returns; without it a power cut may bring the old file
+    back, which is enough for what is written every few seconds. Raises ResourceError.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
+                stream.flush()
+                os.fchmod(stream.fileno(), mode)
+                if durable:
+                    os.fsync(stream.fileno())
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: can't be written: {error.strerror}; make room or rights in {path.parent}"
+        ) from None
