@@ -34,6 +34,10 @@ REMOVE_OURS = (
 TEMPLATES = Path(__file__).parents[1] / "templates"
 # A stop takes at most 60 s and a start 300 s (templates/service.j2).
 RESTART_SECONDS = 400
+# A peer-to-peer daemon and a server with many clients need some thousands.
+OPEN_FILES = 65536
+# Amazon, Azure, Google and most others; Amazon over IPv6 and for containers.
+METADATA = "169.254.169.254 169.254.170.2 169.254.170.23 fd00:ec2::254 fd00:ec2::23"
 HEADER = "# Written by hivewright's deploy from the inventory; the next deploy overwrites what is changed here.\n"
 
 _templates = jinja2.Environment(  # noqa: S701 - units are no HTML
@@ -52,6 +56,8 @@ def render(unit: str, systemd_version: int, watchdog_seconds: int) -> str:
         systemd_version=systemd_version,
         watchdog_seconds=watchdog_seconds,
         enrolment_token=ENROLMENT_TOKEN,
+        open_files=OPEN_FILES,
+        metadata=METADATA,
         # Addresses to listen on and to announce are there when the networks are that have them.
         mesh=mesh.UNIT,
     )

@@ -127,7 +127,8 @@ def _as_slot(slot: Slot, command: str, *properties: str) -> str:
     """
     properties = (
         f"User={USER}", f"WorkingDirectory={CURRENT}", "NoNewPrivileges=yes", "PrivateTmp=yes", "PrivateUsers=yes",
-        "ProtectSystem=strict", f"TemporaryFileSystem={STATE}:ro {CACHE}:ro {LOGS}:ro", *properties,
+        "ProtectSystem=strict", f"TemporaryFileSystem={STATE}:ro {CACHE}:ro {LOGS}:ro",
+        f"IPAddressDeny={units.METADATA}", *properties,
     )  # fmt: skip
     run = shlex.join(
         ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", *(f"--property={p}" for p in properties)]

@@ -83,7 +83,7 @@ class Demo:
         self.rpc_url = chain.wait_for_file(folder / "chain/address", STEP_SECONDS)
         # Started again when the demo is over, it is where all the other files say.
         self._write("chain", {"anvil_port": int(self.rpc_url.rpartition(":")[2])})
-        children.start("chain deploy", self._write("deploy", {}), "deploy", ends=True).wait(STEP_SECONDS)
+        children.start("chain deploy", self._write("deploy", {"anvil_port": 0}), "deploy", ends=True).wait(STEP_SECONDS)
         (folder / "enrolment.token").write_text(f"demo-{self.seed}-{time.time_ns()}\n")
         (folder / "enrolment.token").chmod(0o600)
         account = children.start("account", self._write("account", {"account_port": 0}), "account")
@@ -139,7 +139,7 @@ class Demo:
 
     def check(self) -> dict[str, Any]:
         """What every worker did, held against the chain. Raises DemoFailed if something does not hold."""
-        coordinator = Coordinator(self._settings({"chain_rpc_url": self.rpc_url}).chain)
+        coordinator = Coordinator(self._settings({}).chain)
         audited = self._audit()
         workers = [self._summary_of(name, coordinator, audited) for name in self.worker_names]
         problems = [problem for worker in workers for problem in self._problems(worker, len(workers))]
@@ -252,8 +252,6 @@ class Demo:
         """The role's settings file; every role's state is in a folder of its own in the output folder."""
         folder = self.output / role
         folder.mkdir(exist_ok=True)
-        if self.rpc_url and role not in self.worker_names:
-            flat = {"chain_rpc_url": self.rpc_url, **flat}
         file = self.output / "settings" / f"{role}.yaml"
         file.parent.mkdir(exist_ok=True)
         file.write_text(settings_module.dump(self._settings({"node_state_dir": str(folder), **flat})))

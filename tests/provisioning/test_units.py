@@ -67,11 +67,15 @@ def test_service_sees_no_folder_of_another_but_what_it_reads_there(unit: str) ->
     assert service["BindPaths"] == f"%S/{own} %C/{own} %L/{own}"
     assert {service[f"{kind}Directory"] for kind in ("Cache", "Logs")} == {own}
     of_chain = "-%S/hivewright/chain -%S/hivewright/bootnode"
-    contract = "-%S/hivewright/keeper/deployment.json"
+    contract = "-%S/hivewright/chain/rpc -%S/hivewright/keeper/deployment.json"
     shown = f"{contract} -%S/hivewright/keeper/audit"
     reads = {"account": contract, "dashboard": shown, "keeper": of_chain, "contract": of_chain}
     assert service.get("BindReadOnlyPaths") == reads.get(unit.removeprefix("hivewright-").removesuffix(".service"))
     assert service["PrivateUsers"] == "yes"
+    is_chain = unit == "hivewright-chain.service"
+    assert service.get("PrivateNetwork") == ("yes" if is_chain else None)
+    assert service.get("IPAddressDeny") == (None if is_chain else units.METADATA)
+    assert service["LimitNOFILE"] == str(units.OPEN_FILES)
 
 
 def test_only_those_who_need_the_enrolment_token_get_a_copy() -> None:

@@ -51,7 +51,7 @@ ONLY_IN = {
     "transformers": {"worker.policy", "worker.trainer"},
     "vllm": {"worker.policy"},
     "reasoning_gym": {"worker.environments"},
-    "aiohttp": {"worker.account", "worker.dashboard", "worker.webservice"},
+    "aiohttp": {"worker.account", "worker.chain.door", "worker.dashboard", "worker.webservice"},
     "pyinfra": {"deploys"},
     "pyinfra_cli": {"deploys"},
 }

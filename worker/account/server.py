@@ -13,6 +13,8 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -28,6 +30,7 @@ from worker.chain.accounts import ENROL_PREFIX
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
 from worker.chain.gate import MAX_BATCH, TOO_MANY, Gate, NotPassed, Passed
+from worker.chain.http import UNIX, socket_name
 from worker.chain.proof import Proof
 from worker.chain.quotas import Quota
 from worker.chain.rpc import Rpc
@@ -241,7 +244,8 @@ class Service:
         timeout = aiohttp.ClientTimeout(total=self._settings.chain.timeout_seconds / rpc.num_addresses)
         answer = bytearray()
         try:
-            async with self._http.post(url, json=body, timeout=timeout) as response:
+            session, place = self._session_to(url)
+            async with session.post(place, json=body, timeout=timeout) as response:
                 if response.status == 429:
                     raise rpc.throttled(url, response.headers)
                 if 500 <= response.status < 600:
@@ -258,6 +262,15 @@ class Service:
             raise
         self._note_chain(None)
         return bytes(answer)
+
+    def _session_to(self, url: str) -> tuple[aiohttp.ClientSession, str]:
+        """A session for the address, and the URL to use in it."""
+        path = url.removeprefix(UNIX) if url.startswith(UNIX) else None
+        if url not in self._sessions:
+            connector = None if path is None else aiohttp.UnixConnector(socket_name(Path(path)))
+            self._sessions[url] = session = aiohttp.ClientSession(connector=connector)
+            self._open.push_async_callback(session.close)
+        return self._sessions[url], url if path is None else "http://localhost/"
 
     # ----
 
@@ -298,7 +311,8 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     async def _resources(self, application: web.Application) -> AsyncIterator[None]:
-        async with aiohttp.ClientSession() as self._http:
+        async with AsyncExitStack() as self._open:
+            self._sessions: dict[str, aiohttp.ClientSession] = {}
             yield
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self._sender.close()

@@ -1,7 +1,7 @@
 """The embedded chain: anvil in the foreground (`hivewright chain up`), and our contract (`hivewright chain deploy`).
 
-anvil hands its whole state to whoever reaches its port: it listens on loopback, and others go through the account
-service's allow-list. `deploy` works on any chain that the settings name, and calls no `anvil_*` method.
+anvil hands its whole state to whoever reaches its port, so nobody does: `up` puts a door in front of it (door.py).
+`deploy` works on any chain that the settings name, and calls no `anvil_*` method.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from web3.types import Nonce, RPCEndpoint
 from web3.utils.address import get_create_address
 
 from worker import resources, settings
-from worker.chain import connection, contract, history, upgrade
+from worker.chain import connection, contract, door, history, http, upgrade
 from worker.chain.client import Call
 from worker.chain.connection import Deployment
 from worker.chain.coordinator import Coordinator
@@ -45,6 +45,7 @@ _GAS_LIMIT = 1_000_000_000
 """So that one block takes whatever comes at once: what a block leaves over waits for the next."""
 _STARTUP_SECONDS = 60.0
 _STOP_SECONDS = 45.0
+_LOOPBACK = "127.0.0.1"
 _WATCH_SECONDS = 2.0
 _HANG_SECONDS = 20.0
 """A chain that answers no read, or mines nothing of what waits, for this long hangs."""
@@ -61,27 +62,30 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def up(settings: settings.Settings) -> None:
     """Run the chain until SIGTERM or SIGINT; its state is on the disk when this ends.
 
-    Writes its URL into `address` beside the state file as soon as it serves. Raises ResourceError if the port is in use
-    or there is no anvil, ChainError if anvil ends by itself or hangs.
+    Writes the door's URL into `address` beside the state file as soon as it serves. A chain that hangs is restarted.
+    Raises ResourceError if the port is in use or there is no anvil, ChainError if anvil ends by itself.
     """
     exit_on_signals()
-    section = settings.anvil
-    while True:
-        with running(section, settings.chain.id) as (process, url):
-            # The same address after a restart.
-            section = section.model_copy(update={"port": int(url.rpartition(":")[2])})
-            write_whole(_address_file(section), url)
-            log.info("chain up rpc=%s chain_id=%d state=%s", url, settings.chain.id, section.state_file)
-            ready()
-            reason = _watch(process, url, section.state_file)
-        log.info("chain restarts: %s state=%s", reason, section.state_file)
+    inner = settings.anvil.model_copy(update={"host": _LOOPBACK, "port": 0})
+    with door.opened(settings.anvil, settings.chain.id) as opened:
+        while True:
+            with running(inner, settings.chain.id) as (process, url):
+                opened.target = url
+                write_whole(_address_file(inner), opened.url)
+                log.info("chain up rpc=%s chain_id=%d state=%s", opened.url, settings.chain.id, inner.state_file)
+                ready()
+                try:
+                    reason = _watch(process, url, inner.state_file)
+                finally:
+                    opened.target = None
+            log.info("chain restarts: %s state=%s", reason, inner.state_file)
 
 
 def _watch(process: subprocess.Popen[bytes], url: str, state_file: Path) -> str:
     """Watch the chain until it is to be restarted; return why. One that hangs is killed. Raises ChainError if it ends
     by itself."""
     size_before = history.megabytes(state_file)
-    pulse = Pulse(url)
+    pulse, growth = Pulse(url), history.Growth(state_file)
     while process.poll() is None:
         if history.has_outgrown(state_file, size_before):
             return "it has grown, and forgets what is old"
@@ -94,6 +98,7 @@ def _watch(process: subprocess.Popen[bytes], url: str, state_file: Path) -> str:
             process.kill()
             process.wait()
             return "it hung"
+        growth.look()
         if hung is None:
             progress(f"block {pulse.block}, state {history.megabytes(state_file):.0f} MB")
         sleep(_WATCH_SECONDS)
@@ -257,9 +262,14 @@ def deploy(settings: settings.Settings) -> Deployment:
     client.check()
     _upgrade(settings, client)
     found = client.deployment
-    written = {"rpc_url": found.rpc_url, "chain_id": found.chain_id, "contract": found.contract}
+    written: dict[str, object] = {"rpc_url": _shown_url(settings), "chain_id": found.chain_id}
+    written["contract"] = found.contract
     block = block or _written_block(file, found)
-    text = json.dumps(written if block is None else {**written, "contract_block": block})
+    if block is not None:
+        written["contract_block"] = block
+    if found.rpc_url.startswith(http.UNIX):
+        written["socket"] = found.rpc_url.removeprefix(http.UNIX)
+    text = json.dumps(written)
     write_whole(file, text + "\n")
     print(text)
     return found
@@ -335,7 +345,19 @@ def _client(settings: settings.Settings, rpc_url: str, address: str) -> Coordina
 
 
 def _rpc_url(settings: settings.Settings) -> str:
-    """chain.rpc_url, or where the embedded chain beside us serves."""
+    """chain.rpc_url, or where the embedded chain beside us serves: its socket, through which contracts are created."""
+    url, private = _shown_url(settings), door.socket_of(settings.anvil)
+    is_embedded = not settings.chain.rpc_url or url == _address_of(settings.anvil)
+    return f"{http.UNIX}{private}" if is_embedded and private.exists() else url
+
+
+def _address_of(anvil: settings.Anvil) -> str | None:
+    file = _address_file(anvil)
+    return file.read_text().strip() if file.exists() else None
+
+
+def _shown_url(settings: settings.Settings) -> str:
+    """The same as a URL, which the version before reads too."""
     if settings.chain.rpc_url:
         return settings.chain.rpc_urls[0]
     if settings.anvil.port:

@@ -91,7 +91,17 @@ def read_deployment(path: Path, chain_id: int) -> Deployment:
     _expect_id(found_id, chain_id, source)
     block = raw.get("contract_block")  # files of before this was written have none
     is_block = isinstance(block, int) and not isinstance(block, bool) and block >= 0
-    return Deployment((rpc_url,), chain_id, contract, block if is_block else None)
+    place = _socket_in(raw) or rpc_url
+    return Deployment((place,), chain_id, contract, block if is_block else None)
+
+
+def _socket_in(written: dict[str, Any]) -> str | None:
+    """The embedded chain's socket as an address, where its folder is: on the chain's host, for the chain's own roles.
+
+    Files of the version before name none.
+    """
+    path = written.get("socket")
+    return f"{http.UNIX}{path}" if isinstance(path, str) and Path(path).parent.is_dir() else None
 
 
 def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:

@@ -9,6 +9,7 @@ apart, and a chain that has grown a lot since its start is started anew.
 import json
 import logging
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ _SHARE = 0.1
 """Of a core, for dumps."""
 _LEAST_STATES, _MOST_STATES, _STATES_MEGABYTES = 4, 64, 256.0
 _GROWTH, _LEAST_GROWTH_MEGABYTES = 2.0, 32.0
+_HOUR = 3600.0
+_WORRY_MEGABYTES = 32.0
+"""In an hour: sixty nodes with a round each minute make 20."""
 
 
 def megabytes(file: Path) -> float:
@@ -52,6 +56,26 @@ def kept_states(state_file: Path) -> int:
 def has_outgrown(state_file: Path, megabytes_before: float) -> bool:
     """Whether the state is so much larger than at the start that it is to be cut."""
     return megabytes(state_file) > _GROWTH * megabytes_before + _LEAST_GROWTH_MEGABYTES
+
+
+class Growth:
+    """Watches the state file, and says in the log when it grows faster than a swarm should make it."""
+
+    def __init__(self, state_file: Path) -> None:
+        self._file = state_file
+        self._since, self._before = time.monotonic(), megabytes(state_file)
+
+    def look(self) -> None:
+        now, size = time.monotonic(), megabytes(self._file)
+        if size - self._before > _WORRY_MEGABYTES:
+            log.warning(
+                "the chain grows fast: state file %s from %.0f to %.0f MB in %.0f minutes; see who sends so much "
+                "(the account service's log)",
+                self._file, self._before, size, (now - self._since) / 60,
+            )  # fmt: skip
+        elif now - self._since < _HOUR:
+            return
+        self._since, self._before = now, size
 
 
 def cut(state_file: Path, num_blocks: int) -> float:

@@ -1,0 +1,115 @@
+"""The door in front of the embedded chain: what passes through its port, and what through its socket."""
+
+import socket
+import stat
+
+import pytest
+import requests
+from account_service import account_settings, eventually, serving
+from eth_account import Account
+
+from worker.chain import anvil, door, http
+from worker.chain.client import Call
+from worker.chain.coordinator import Coordinator
+from worker.errors import ChainError
+
+
+@pytest.fixture
+def opened(place):
+    """An anvil with a door, as `chain up` has it."""
+    inner = place.anvil.model_copy(update={"port": 0})
+    with door.opened(place.anvil, 31337) as opened, anvil.running(inner, 31337) as (_, url):
+        opened.target = url
+        anvil._address_file(place.anvil).write_text(opened.url)
+        yield opened
+
+
+def ask(url: str, method: str, params: list) -> dict:
+    with http.open_session() as session:
+        asked = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        return session.post(url, json=asked, timeout=20).json()
+
+
+CONTROL = [
+    ("anvil_impersonateAccount", ["0x" + "11" * 20]),
+    ("anvil_setBalance", ["0x" + "11" * 20, "0x1"]),
+    ("anvil_setCode", ["0x" + "11" * 20, "0x00"]),
+    ("anvil_dumpState", []),
+    ("evm_mine", []),
+    ("hardhat_reset", []),
+    ("eth_sendTransaction", [{"from": "0x" + "11" * 20, "to": "0x" + "11" * 20}]),
+    ("debug_traceCall", [{}, "latest"]),
+    ("eth_getProof", ["0x" + "11" * 20, [], "latest"]),
+    ("eth_newFilter", [{}]),
+    ("txpool_content", []),
+]
+
+
+@pytest.mark.parametrize(("method", "params"), CONTROL)
+def test_nobody_controls_the_chain_through_port_or_socket(place, opened, method, params) -> None:
+    for url in (opened.url, f"{http.UNIX}{door.socket_of(place.anvil)}"):
+        assert ask(url, method, params)["error"]["code"] == -32601
+
+
+def test_contracts_are_created_through_the_socket_alone(place, opened) -> None:
+    deployed = anvil.deploy(place)
+    assert deployed.rpc_url == f"{http.UNIX}{door.socket_of(place.anvil)}"
+    assert f'"rpc_url": "{opened.url}"' in place.chain.deployment_file.read_text()  # for the version before
+    account, create = Account.create(), Call("x", bytes.fromhex("6001600055"), None)
+    through_port = Coordinator(place.chain.model_copy(update={"rpc_url": opened.url}))
+    _, raw = through_port.sign(account, create, nonce=0, gas=100_000, gas_price_wei=0)
+    with pytest.raises(ChainError, match="creates a contract"):
+        through_port.send_raw(raw)
+    with pytest.raises(ChainError):
+        through_port.estimate_gas(account.address, create)
+    through_port.transact(account, through_port.register_peer("QmPeer"), 10, nonce=0)
+    assert through_port.owner_of("QmPeer") == account.address
+    assert Coordinator(place.chain).owner_of("QmPeer") == account.address
+
+
+def test_endless_loop_through_the_port_is_refused(place, opened) -> None:
+    loop = {"data": "0x5b600056", "gas": "0xffffffffffff"}
+    assert "no `to`" in ask(opened.url, "eth_call", [loop, "latest"])["error"]["message"]
+    override = {"0x" + "11" * 20: {"code": "0x5b600056"}}
+    call = {"to": "0x" + "11" * 20, "data": "0x00000000"}
+    assert "error" in ask(opened.url, "eth_call", [call, "latest", override])
+
+
+def test_account_service_reaches_the_chain_through_the_socket(place, opened, tmp_path) -> None:
+    anvil.deploy(place)
+    parsed = account_settings(place, tmp_path / "account")
+    with serving(parsed) as service:
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
+        headers = {"Authorization": f"Bearer {service.token_of('QmPeer')}"}
+        answer = requests.post(f"{service.url}/rpc", json=asked, headers=headers, timeout=20)
+        assert answer.json() == {"jsonrpc": "2.0", "id": 1, "result": "0x7a69"}
+        body = {"orgId": "hivewright", "peerId": "QmPeer"}
+        assert requests.post(f"{service.url}/api/register-peer", json=body, headers=headers, timeout=20).ok
+        eventually(lambda: Coordinator(place.chain).owner_of("QmPeer"), 10)
+
+
+def test_socket_is_for_its_user_alone(place, opened) -> None:
+    file = door.socket_of(place.anvil)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_port_takes_no_upgrade_no_stream_of_garbage_and_no_long_batch(opened) -> None:
+    for body in (b"", b"[" * 100_000, b"[]", b"7", b"[1]", b'{"id": {}}'):
+        assert requests.post(opened.url, data=body, timeout=20).status_code in (200, 400)
+    long = [{"jsonrpc": "2.0", "id": i, "method": "eth_chainId", "params": []} for i in range(21)]
+    assert requests.post(opened.url, json=long, timeout=20).status_code == 400
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    assert requests.get(opened.url, headers=headers, timeout=20).status_code == 405
+
+
+def test_chain_that_is_away_is_answered_with_503(place) -> None:
+    with door.opened(place.anvil, 31337) as opened:
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
+        assert requests.post(opened.url, json=asked, timeout=20).status_code == 503
+
+
+def test_network_of_its_own_is_noticed(monkeypatch) -> None:
+    assert not door._is_walled() or socket.if_nameindex() == [(1, "lo")]
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo")])
+    assert door._is_walled()
