@@ -450,6 +450,8 @@ class Account(Section):
     port: Port = 3000
     state_dir: Path = Path("/var/lib/hivewright/account")
     """Holds the account's key, the token secret and the transaction journal."""
+    names: tuple[Host, ...] = ()
+    """Names in the DNS under which browsers may reach it, beside its addresses and the host's own name."""
     enrolment_token_file: Path | None = None
     """File with the token that new nodes show once. None: enrolment is closed."""
     rpc_proxy: bool = True
@@ -465,6 +467,8 @@ class Dashboard(Section):
     port: Port = 3001
     state_dir: Path = Path("/var/lib/hivewright/dashboard")
     """Holds `address`, the page's URL."""
+    names: tuple[Host, ...] = ()
+    """Names in the DNS under which browsers may reach it, beside its addresses and the host's own name."""
     audit_file: Path | None = None
     """The report of an audit, such as the keeper's `audit/audit.json`, whose verdicts are shown. None: none are."""
     count_unaudited: bool = True

@@ -2,19 +2,20 @@
 
 import asyncio
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from aiohttp import web
 
-from worker import resources
+from worker import resources, webguard
 from worker.errors import ResourceError
 from worker.runtime.files import write_whole
 from worker.settings import Account, Dashboard
 from worker.telemetry import systemd
 
 _LOOPBACK = "127.0.0.1"
-_STOP_SECONDS = 5.0
+_BACKLOG = 512
 
 
 class Service(Protocol):
@@ -50,15 +51,16 @@ async def _serve(section: Account | Dashboard, make: Callable[[], Service]) -> N
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     service = make()
-    runner = web.AppRunner(service.application(), access_log=None, shutdown_timeout=_STOP_SECONDS)
+    webguard.raise_file_limit()
     tending = asyncio.create_task(service.tend())
     stopping = asyncio.create_task(stop.wait())
+    end: Callable[[], Awaitable[None]] | None = None
     try:
-        await runner.setup()
-        port = section.port
+        sockets, port = [], section.port
         for host in _hosts(section.host):
-            await web.TCPSite(runner, host, port).start()
-            port = int(runner.addresses[0][1])
+            sockets.append(socket.create_server((host, port), family=_family(host), backlog=_BACKLOG))
+            port = int(sockets[0].getsockname()[1])
+        end = await webguard.serve(service.application(), sockets, section.names)
         url = _url(section.host, port)
         write_whole(section.state_dir / "address", url + "\n")
         service.started(url)
@@ -70,7 +72,8 @@ async def _serve(section: Account | Dashboard, make: Callable[[], Service]) -> N
         systemd.stopping("closing")
         tending.cancel()
         stopping.cancel()
-        await runner.cleanup()
+        if end is not None:
+            await end()
 
 
 def _hosts(host: str) -> tuple[str, ...]:
@@ -79,6 +82,11 @@ def _hosts(host: str) -> tuple[str, ...]:
     Most versions of `tailscale serve` proxy to 127.0.0.1 and nowhere else.
     """
     return (host,) if host in (_LOOPBACK, "localhost", "0.0.0.0", "::") else (host, _LOOPBACK)  # noqa: S104
+
+
+def _family(host: str) -> socket.AddressFamily:
+    """Of the address, or of the first that the name has."""
+    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
 
 
 def _url(host: str, port: int) -> str:

@@ -1,18 +1,17 @@
 """What the tests of sender, accounts, settlement and server share: the service in a thread, and a bad network."""
 
 import asyncio
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiohttp import web
-
 from benchmarks.faults import at_random as at_random
 from benchmarks.faults import faulty as faulty
-from worker import settings
+from worker import settings, webguard
 from worker.account.server import Service
 from worker.chain.accounts import AccountClient
 from worker.swarm import identity
@@ -58,23 +57,22 @@ def serving(parsed: settings.Settings, port: int = 0) -> Iterator[Running]:
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     service = Service(parsed)
-    runner = web.AppRunner(service.application(), access_log=None, shutdown_timeout=1.0)
+    listening = socket.create_server(("127.0.0.1", port))
 
-    async def start() -> asyncio.Task[None]:
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
-        return asyncio.create_task(service.tend())
+    async def start() -> tuple[asyncio.Task[None], Callable[[], Awaitable[None]]]:
+        end = await webguard.serve(service.application(), [listening])
+        return asyncio.create_task(service.tend()), end
 
-    async def stop(tending: asyncio.Task[None]) -> None:
+    async def stop(tending: asyncio.Task[None], end: Callable[[], Awaitable[None]]) -> None:
         tending.cancel()
         await asyncio.wait([tending])
-        await runner.cleanup()
+        await end()
 
-    tending = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    started = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     try:
-        yield Running(f"http://127.0.0.1:{runner.addresses[0][1]}", service)
+        yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", service)
     finally:
-        asyncio.run_coroutine_threadsafe(stop(tending), loop).result(30)
+        asyncio.run_coroutine_threadsafe(stop(*started), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
 

@@ -156,5 +156,6 @@ def test_account_service_reaches_the_chain_and_no_method_that_controls_it(host: 
     ]
     name = installed(host, "hivewright-account.service")
     host.ssh(f"systemctl restart {name}", timeout=100)
-    answer = host.ssh("curl --silent --max-time 10 http://127.0.0.1:3000/api/swarm").stdout
+    read = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:3000/api/swarm', timeout=10).read().decode())"
+    answer = host.ssh(f'python3 -c "{read}"').stdout
     assert '"chain_id": 31337' in answer

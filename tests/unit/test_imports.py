@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "worker.swarm": GROUND | ROLE,
     "worker.chain": GROUND | ROLE | {"worker.swarm.identity"},
     "worker.trainer": GROUND | {"worker.policy"},
-    "worker.webservice": GROUND | ROLE,
-    "worker.account": GROUND | ROLE | {"worker.webservice", "worker.chain", "worker.swarm.identity"},
+    "worker.webguard": GROUND,
+    "worker.webservice": GROUND | ROLE | {"worker.webguard"},
+    "worker.account": GROUND | ROLE | {"worker.webguard", "worker.webservice", "worker.chain", "worker.swarm.identity"},
     "worker.dashboard": GROUND | ROLE | {"worker.webservice", "worker.chain.coordinator", "worker.swarm.identity"},
     "worker.telemetry": GROUND | {"worker.swarm.tally"},
     # swarm.identity: a key that the inventory names is read before it goes to a host; needs `cryptography` alone.
@@ -51,7 +52,7 @@ ONLY_IN = {
     "transformers": {"worker.policy", "worker.trainer"},
     "vllm": {"worker.policy"},
     "reasoning_gym": {"worker.environments"},
-    "aiohttp": {"worker.account", "worker.chain.door", "worker.dashboard", "worker.webservice"},
+    "aiohttp": {"worker.account", "worker.chain.door", "worker.dashboard", "worker.webguard", "worker.webservice"},
     "pyinfra": {"deploys"},
     "pyinfra_cli": {"deploys"},
 }

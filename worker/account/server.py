@@ -21,7 +21,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from worker import webservice
+from worker import webguard, webservice
 from worker.account import messages
 from worker.account.messages import Refused
 from worker.account.vault import Tokens, load_account
@@ -53,8 +53,13 @@ _READ_SECONDS = 10.0
 # What a node may ask of the chain: a few reads in every look at the round, a few transactions in a round.
 _RPC_PER_SECOND, _RPC_BURST = 20.0, 400.0
 _SENDS_PER_SECOND, _SENDS_BURST = 0.2, 60.0
+# Wrong tokens from one address: after some, one every six seconds.
+_GUESSES_PER_SECOND, _GUESSES_BURST = 1 / 6, 20.0
 # Requests that the chain works on at once: for all callers, and for one.
 _MAX_AT_CHAIN, _MAX_AT_CHAIN_FOR_ONE = 16, 4
+
+_OF_GUESSES_AND_FLOODS = (401, 403, 408, 415, 429)
+"""Whoever is refused so may come again at once: these are logged sparingly."""
 
 _Body = TypeVar("_Body", bound=messages.RegisterPeer)
 _Result = TypeVar("_Result")
@@ -88,6 +93,8 @@ class Service:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "account")
         self._gate: Gate | None = None
         self._asks, self._sends = Quota(_RPC_PER_SECOND, _RPC_BURST), Quota(_SENDS_PER_SECOND, _SENDS_BURST)
+        self._guesses = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
+        self._sparingly = webguard.Sparingly()
         self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
         self._at_chain_for: Counter[str] = Counter()
         self._is_chain_away = False
@@ -159,7 +166,10 @@ class Service:
         body = messages.parse(messages.Enrol, await _read(request))
         if self._enrolment_token is None:
             raise Refused(403, "EnrolmentClosed", "account.enrolment_token_file is not set at the account service")
+        if self._guesses.left(str(request.remote)) < 1:
+            raise Refused(429, "TooManyGuesses", "wrong tokens came from this address; wait a minute")
         if not hmac.compare_digest(body.token.encode(), self._enrolment_token.encode()):
+            self._count_guess(request)
             raise Refused(403, "EnrolmentTokenWrong", "not the token that the account service was given")
         signed = ENROL_PREFIX + body.peer_id.encode()
         public_key, signature = _decoded("publicKey", body.public_key), _decoded("signature", body.signature)
@@ -284,6 +294,11 @@ class Service:
             raise Refused(403, "TokenOfAnotherPeer", f"the token is good for {peer_id} only")
         return body
 
+    def _count_guess(self, request: web.Request) -> None:
+        """A wrong token came. Raises Refused for too many from one address; right ones are taken from there, too."""
+        if not self._guesses.take(str(request.remote)):
+            raise Refused(429, "TooManyGuesses", "wrong tokens came from this address; wait a minute")
+
     def _peer_of(self, request: web.Request) -> str:
         """The peer whose token comes with the request: as Bearer, or as the password of the URL (Basic)."""
         token = _token_in(request.headers.get("Authorization", ""))
@@ -293,6 +308,7 @@ class Service:
             )
         peer_id = self._tokens.peer_of(token)
         if peer_id is None:
+            self._count_guess(request)
             raise Refused(401, "TokenWrong", "not a token of this account service")
         return peer_id
 
@@ -352,8 +368,13 @@ class Service:
             log.debug("client left within its body path=%s", request.path)
             # Nobody reads this.
             return web.json_response({"error": "body: cut short"}, status=400)
-        log.warning("refused path=%s status=%d %s", request.path, status, json.dumps(content))
-        return web.json_response(content, status=status)
+        said = f"refused path={request.path} status={status} {json.dumps(content)}"
+        if status in _OF_GUESSES_AND_FLOODS:
+            self._sparingly.warn(str(status), f"{said} from={request.remote}")
+        else:
+            log.warning("%s", said)
+        headers = {"Retry-After": "10"} if status == 429 else None
+        return web.json_response(content, status=status, headers=headers)
 
     def _note_chain(self, error: ChainUnreachable | None) -> None:
         """Log the beginning and the end of an outage, not each of the many calls within. None: the chain answered."""

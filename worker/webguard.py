@@ -1,0 +1,308 @@
+"""What keeps a server that anybody may reach usable: limits for connections, and checks that hold for every request.
+
+A connection that is not in a request for a while (it has sent nothing, half a head, or waits for another request) is
+closed; of one address, and of all, there are at most so many, and the idle ones make room. Requests of web pages are
+for the page's own server alone.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import resource
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from worker.log import printable
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS_OF_ONE = 256
+"""Nodes behind one router share its address."""
+HEAD_SECONDS = 10.0
+"""For the first request's head, from the connection on."""
+IDLE_SECONDS = 30.0
+"""Between two requests of a connection."""
+BUSY_SECONDS = 120.0
+"""For one request, with its answer."""
+MAX_AHEAD_BYTES = 1 << 20
+"""What may come of requests before the one at work is answered."""
+_SWEEP_SECONDS = 0.5
+_LOG_SECONDS = 60.0
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+# What browsers send and other clients do not: from these a page's request is known, whatever the page asked for.
+_OF_BROWSERS = ("Origin", "Referer", "Cookie", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Accept-Language")
+_LOCAL_NAMES = ("localhost", "local", "internal", "lan", "home.arpa", "ts.net")
+
+
+class Sparingly:
+    """A log with at most one line a minute of each kind, which counts those that it left out."""
+
+    def __init__(self, seconds: float = _LOG_SECONDS) -> None:
+        self._seconds = seconds
+        self._said_at: dict[str, float] = {}
+        self._left_out: Counter[str] = Counter()
+
+    def warn(self, kind: str, message: str) -> None:
+        now = time.monotonic()
+        if now - self._said_at.get(kind, -self._seconds) < self._seconds:
+            self._left_out[kind] += 1
+            return
+        self._said_at[kind] = now
+        left_out = self._left_out.pop(kind, 0)
+        log.warning("%s%s", message, f" (and {left_out} more of this kind before)" if left_out else "")
+
+
+class Guard:
+    """Makes the connections of one server. `sweep` runs beside it, for ever."""
+
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        self.server: Callable[[], asyncio.Protocol] | None = None
+        self._names = names
+        self._open: dict[asyncio.BaseTransport, _Connection] = {}
+        self._of: Counter[str] = Counter()
+        self._sparingly = Sparingly()
+
+    def __call__(self) -> asyncio.Protocol:
+        if self.server is None:
+            raise RuntimeError("the server is not set up yet")
+        return _Connection(self, self.server())
+
+    async def sweep(self) -> None:
+        while True:
+            now = time.monotonic()
+            for connection in list(self._open.values()):
+                if reason := connection.overdue(now):
+                    self._sparingly.warn("overdue", f"connection closed from={connection.address}: {reason}")
+                    connection.abort()
+            await asyncio.sleep(_SWEEP_SECONDS)
+
+    def admit(self, connection: "_Connection") -> bool:
+        """Whether there is room for it; an idle one that has waited longest is closed for it."""
+        address = connection.address
+        if self._of[address] >= MAX_CONNECTIONS_OF_ONE and not ipaddress.ip_address(address).is_loopback:
+            is_admitted = self._make_room([each for each in self._open.values() if each.address == address])
+        elif len(self._open) >= MAX_CONNECTIONS:
+            is_admitted = self._make_room(list(self._open.values()))
+        else:
+            is_admitted = True
+        if not is_admitted:
+            self._sparingly.warn("full", f"connection refused from={address}: {len(self._open)} are open")
+            return False
+        self._open[connection.transport] = connection
+        self._of[address] += 1
+        return True
+
+    def _make_room(self, among: list["_Connection"]) -> bool:
+        idle = [each for each in among if each.is_idle]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda each: each.since)
+        self._sparingly.warn("room", f"connection closed from={oldest.address}: to make room for others")
+        oldest.abort()
+        return True
+
+    def forget(self, connection: "_Connection") -> None:
+        if self._open.pop(connection.transport, None) is not None:
+            self._of[connection.address] -= 1
+            if not self._of[connection.address]:
+                del self._of[connection.address]
+
+    # ---- requests
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        connection = self._open.get(request.transport) if request.transport is not None else None
+        if connection is not None:
+            connection.begin()
+        try:
+            refusal = self.refusal(request)
+            return await handler(request) if refusal is None else refusal
+        except ConnectionError:
+            return _refused(400, "body: cut short")  # nobody reads this
+        finally:
+            if connection is not None:
+                connection.end()
+
+    def refusal(self, request: web.Request) -> web.Response | None:
+        """The answer to a request that a page of somebody else's made a browser send; None for all others."""
+        if "Content-Encoding" in request.headers:
+            return _refused(415, "Content-Encoding: bodies are taken as they are; send it without")
+        if request.method == "POST" and request.content_type != "application/json":
+            shown = printable(request.content_type)[:60]
+            return _refused(415, f"Content-Type: got {shown}; expected application/json")
+        if not any(name in request.headers for name in _OF_BROWSERS) and not _is_browser(request):
+            return None
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+        name = (urlsplit(f"//{host}").hostname or "") if _is_plain(host) else ""
+        if not self._is_ours(name):
+            return _refused(421, f"Host: {printable(host)[:80]} is none of this service's names; use its address")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return _refused(403, f"Origin: {printable(origin)[:80]}: pages of others may not use this service")
+        is_own = request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
+        is_link = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
+        if not is_own and not is_link:
+            return _refused(403, "Sec-Fetch-Site: pages of others may not use this service")
+        return None
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether nobody else can let the name point here: an address, a name without a domain, our own."""
+        with suppress(ValueError):
+            ipaddress.ip_address(name)
+            return True
+        name = name.lower().rstrip(".")
+        own = (*self._names, socket.gethostname(), socket.getfqdn())
+        is_local = any(name == local or name.endswith(f".{local}") for local in _LOCAL_NAMES)
+        return bool(name) and ("." not in name or is_local or name in (each.lower() for each in own))
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+
+
+def _is_plain(host: str) -> bool:
+    return host.isascii() and host.isprintable() and not set(host) & set("/?#@\\ ")
+
+
+def _is_browser(request: web.Request) -> bool:
+    return request.headers.get("User-Agent", "").startswith("Mozilla/")
+
+
+def _refused(status: int, reason: str) -> web.Response:
+    return web.json_response({"error": reason}, status=status)
+
+
+class _Connection(asyncio.Protocol):
+    """Stands between a connection and the server's protocol for it, and looks at the clock."""
+
+    def __init__(self, guard: Guard, inner: asyncio.Protocol) -> None:
+        self._guard = guard
+        self._inner = inner
+        self.transport: asyncio.Transport
+        self.address = ""
+        self.since = time.monotonic()
+        self._is_busy = self._had_request = False
+        self._num_ahead = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._is_busy and not self.transport.get_write_buffer_size()
+
+    def begin(self) -> None:
+        """A request has come, with its whole head."""
+        self._is_busy = self._had_request = True
+        self.since, self._num_ahead = time.monotonic(), 0
+
+    def end(self) -> None:
+        self._is_busy = False
+        self.since = time.monotonic()
+
+    def overdue(self, now: float) -> str | None:
+        waited = now - self.since
+        if not self.is_idle:
+            return f"a request took more than {BUSY_SECONDS:g} s" if waited > BUSY_SECONDS else None
+        limit = IDLE_SECONDS if self._had_request else HEAD_SECONDS
+        return f"no request within {limit:g} s" if waited > limit else None
+
+    def abort(self) -> None:
+        self._guard.forget(self)
+        self.transport.abort()
+
+    # ---- asyncio's
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0].partition("%")[0] if isinstance(peer, tuple) else "127.0.0.1"
+        self._inner.connection_made(transport)
+        if not self._guard.admit(self):
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._num_ahead += len(data)
+        if self._num_ahead > MAX_AHEAD_BYTES:
+            self.abort()
+            return
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._guard.forget(self)
+        self._inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+
+class _OncePerMinute(logging.Filter):
+    """Of asyncio's "out of system resource", of which it logs one with a traceback for each try."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_at = -_LOG_SECONDS
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "system resource" not in record.getMessage():
+            return True
+        now = time.monotonic()
+        is_said = now - self._said_at >= _LOG_SECONDS
+        if is_said:
+            self._said_at = now
+            record.exc_info = None
+        return is_said
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system lets us have: more than connections. Log it once a minute if that is too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(4 * MAX_CONNECTIONS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    logging.getLogger("asyncio").addFilter(_OncePerMinute())
+
+
+async def serve(
+    application: web.Application, sockets: list[socket.socket], names: tuple[str, ...] = ()
+) -> Callable[[], Awaitable[None]]:
+    """Serve the application on these sockets, guarded. Returns what ends it."""
+    guard = Guard(names)
+    application.middlewares.insert(0, guard.middleware)
+    application.on_response_prepare.insert(0, _add_headers)
+    runner = web.AppRunner(
+        application, access_log=None, shutdown_timeout=5.0, keepalive_timeout=IDLE_SECONDS, auto_decompress=False
+    )
+    await runner.setup()
+    guard.server = runner.server
+    loop = asyncio.get_running_loop()
+    servers = [await loop.create_server(guard, sock=sock) for sock in sockets]
+    sweeping = asyncio.create_task(guard.sweep())
+
+    async def stop() -> None:
+        sweeping.cancel()
+        for server in servers:
+            server.close()
+        await runner.cleanup()
+
+    return stop
