@@ -144,7 +144,8 @@ class Guard:
         """The answer to a request that a page of somebody else's made a browser send; None for all others."""
         if "Content-Encoding" in request.headers:
             return _refused(415, "Content-Encoding: bodies are taken as they are; send it without")
-        if request.method == "POST" and request.content_type != "application/json":
+        is_served = request.match_info.http_exception is None  # else the answer is 404 or 405 anyway
+        if request.method == "POST" and is_served and request.content_type != "application/json":
             shown = printable(request.content_type)[:60]
             return _refused(415, f"Content-Type: got {shown}; expected application/json")
         if not any(name in request.headers for name in _OF_BROWSERS) and not _is_browser(request):
