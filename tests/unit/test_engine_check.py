@@ -3,10 +3,10 @@
 import pytest
 import torch
 import transformers
-from test_generation import PROMPTS, answer, make_model
+from test_generation import PROMPTS, answer, force, make_model
 
 from worker.errors import ModelError
-from worker.policy import check, generation
+from worker.policy import check, generation, native
 from worker.policy.cached import CachedDecoder
 from worker.policy.decoder import LeanDecoder
 from worker.policy.generation import TorchEngine
@@ -19,13 +19,19 @@ OUTLIERS = 50.0
 
 
 def add_outliers(model):
-    """A few channels 50 times the others, as trained models have them, in what goes into every layer."""
+    """A few channels 50 times the others, as trained models have them, in what every layer multiplies."""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and "layernorm" in name:
-                parameter[[3, 17]] = OUTLIERS
-            elif name.endswith(("q_proj.weight", "gate_proj.weight", "up_proj.weight")):
-                parameter[:, [3, 17]] /= OUTLIERS
+        for layer in model.model.layers:
+            is_gemma = hasattr(layer, "pre_feedforward_layernorm")
+            norms = (
+                layer.input_layernorm,
+                layer.pre_feedforward_layernorm if is_gemma else layer.post_attention_layernorm,
+            )
+            for norm in norms:
+                norm.weight[[3, 17]] = OUTLIERS
+            attention, mlp = layer.self_attn, layer.mlp
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+                linear.weight[:, [3, 17]] /= OUTLIERS
     return model
 
 
@@ -40,8 +46,11 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("way", [None, *native.WAYS])
 @pytest.mark.parametrize("name", SHAPES)
-def test_lean_decoder_in_16_bits_takes_weights_with_outliers(name):
+def test_lean_decoder_in_16_bits_takes_weights_with_outliers(name, way, monkeypatch):
+    if way is not None:
+        force(way, monkeypatch)
     family, shape = SHAPES[name]
     model = add_outliers(make_model(family, **WIDE, **shape))
     decoder = TorchEngine(model, "bfloat16", prompts=REAL).decoder

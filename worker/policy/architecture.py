@@ -275,7 +275,9 @@ def _find_layout(linears: Sequence[nn.Linear], dtype: torch.dtype) -> str:
     if linears[0].weight.device.type != "cpu":
         return "plain"
     is_large = size >= _BLOCKED_FROM
-    if dtype == torch.bfloat16 and native.load() is not None and not (is_large and torch.cpu._is_amx_tile_supported()):
+    # A large product goes to AMX where there is one, unless another way is asked for.
+    is_for_amx = is_large and torch.cpu._is_amx_tile_supported() and native.wanted() is None
+    if dtype == torch.bfloat16 and not is_for_amx and native.load() is not None:
         return "panels"
     return "blocked" if torch._C._has_mkldnn and (is_large or dtype == torch.bfloat16) else "transposed"
 

@@ -1,14 +1,13 @@
 # ruff: noqa: N806 - tensors are named with their axes
 """How right a decoder is: what it says of real prompts, next to what one plain forward pass says in float32.
 
-The plain pass has no cache, no batch and no padding. Transformers' own pass in the decoder's precision shows what that
-precision costs; a decoder may be off by somewhat more than that. Weights are cast one layer at a time, so the check
+The plain pass has no cache and nothing before a prompt. Transformers' own pass in the decoder's precision shows what
+that precision costs; a decoder may be off by somewhat more than that. Weights are cast one layer at a time, so the check
 never has a second copy of the model.
 """
 
 # R rows, S steps, V vocabulary
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -58,14 +57,15 @@ def difference(ours: Tensor, exact: Tensor) -> float:
 
 @torch.no_grad()
 def plain_logits(model: Any, prompts: Sequence[Sequence[int]], dtype: torch.dtype) -> Tensor:
-    """(R, S, V) logits of the last positions of each prompt, computed in `dtype`: a pass for each, no cache."""
-    kept = {"logits_to_keep": STEPS} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    rows = []
+    """(R, S, V) logits of the last positions of each prompt, computed in `dtype`: one pass, without a cache.
+
+    Prompts are filled up behind their end, which no position before it sees.
+    """
+    width = max(map(len, prompts))
+    ids_RL = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=model.device)
     with in_precision(model, dtype):
-        for prompt in prompts:
-            ids = torch.tensor([prompt], device=model.device)
-            rows.append(model(input_ids=ids, use_cache=False, **kept).logits[0, -STEPS:].float())
-    return torch.stack(rows)
+        logits = model(input_ids=ids_RL, use_cache=False).logits
+    return torch.stack([row[len(p) - STEPS : len(p)].float() for row, p in zip(logits, prompts, strict=True)])
 
 
 @torch.no_grad()

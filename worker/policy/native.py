@@ -6,6 +6,7 @@ Where there is no C compiler, or no CPU to run on, decoder.py does the same in t
 import ctypes
 import functools
 import logging
+import os
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, SiLUActivation
+
+from worker.errors import ModelError
 
 log = logging.getLogger(__name__)
 
@@ -70,22 +73,62 @@ class Panels:
         return out
 
 
-@functools.cache
+WAYS = ("int16", "float16", "bfloat16")
+"""The kinds of products_*.c. HIVEWRIGHT_NATIVE names one, or `none` for torch's own operations."""
+
+
 def load(*flags: str) -> Any | None:
-    """The functions of the C files, compiled with more `flags`; None, said in the log, where they can't be compiled."""
+    """The functions of the C files, compiled with more `flags`; None, logged, where they can't be compiled.
+
+    Raises ModelError if HIVEWRIGHT_NATIVE names products that this machine can't compute.
+    """
+    way = wanted()
+    return None if way == "none" else _load(way, *flags)
+
+
+def wanted() -> str | None:
+    """What HIVEWRIGHT_NATIVE says: which products are to be taken in place of those that this machine does best."""
+    way = os.environ.get("HIVEWRIGHT_NATIVE", "")
+    if way in ("", "auto"):
+        return None
+    if way not in (*WAYS, "none"):
+        raise ModelError(f"HIVEWRIGHT_NATIVE: got {way!r}; expected {', '.join(WAYS)}, none or auto")
+    return way
+
+
+@functools.cache
+def _load(way: str | None, *flags: str) -> Any | None:
+    try:
+        return _link(*flags, *([f"-DWANTED_{way.upper()}"] if way else []))
+    except _NotCompiledError as error:
+        if way:
+            raise ModelError(
+                f"HIVEWRIGHT_NATIVE: {way} can't be had here: {error}; take another of {', '.join(WAYS)}, none or auto"
+            ) from None
+        log.log(error.level, "native operations not used reason=%s; generation is slower", error)
+        return None
+
+
+class _NotCompiledError(Exception):
+    """Internal: why there is no library. `level` of the log."""
+
+    def __init__(self, reason: str, level: int) -> None:
+        super().__init__(reason)
+        self.level = level
+
+
+def _link(*flags: str) -> Any:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        log.info("native operations not used reason=no C compiler (cc); generation is slower")
-        return None
+        raise _NotCompiledError("no C compiler (cc)", logging.INFO)
     try:
         library = _compile(compiler, flags)
     except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip() or "no message").splitlines()[0]
-        log.warning("native operations not used reason=%s says %s; generation is slower", compiler, reason)
-        return None
+        lines = error.stderr.strip().splitlines() or ["no message"]
+        reason = next((line for line in lines if "#error" in line), lines[0])
+        raise _NotCompiledError(f"{compiler} says {reason.rpartition('#error ')[2]}", logging.WARNING) from None
     except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("native operations not used reason=%s; generation is slower", error)
-        return None
+        raise _NotCompiledError(str(error), logging.WARNING) from None
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, _INT if name.endswith("_bytes") else None

@@ -14,8 +14,20 @@ typedef float floats __attribute__((vector_size(lanes * 4)));
 typedef uint32_t words __attribute__((vector_size(lanes * 4)));
 typedef float loose __attribute__((vector_size(lanes * 4), aligned(4), may_alias)); /* anywhere in memory */
 
-/* The products that compute most numbers in an operation. */
-#if defined __AVX512FP16__
+/* The products that compute most numbers in an operation, or those that WANTED_* names (native.py). */
+#if defined WANTED_FLOAT16
+#if !defined __AVX512FP16__
+#error "this processor has no float16 arithmetic (AVX-512 FP16)"
+#endif
+#define PRODUCTS_FLOAT16
+#elif defined WANTED_INT16
+#if !defined __AVX2__
+#error "this processor has no AVX2"
+#endif
+#define PRODUCTS_INT16
+#elif defined WANTED_BFLOAT16
+#define PRODUCTS_BFLOAT16
+#elif defined __AVX512FP16__
 #define PRODUCTS_FLOAT16
 #elif defined __AVX2__ && (!defined __AVX512F__ || defined __AVX512VNNI__ && defined __AVX512VL__)
 #define PRODUCTS_INT16
