@@ -74,6 +74,14 @@ def _audit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report instead of a table")
 
 
+def _check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="NAME_OR_FOLDER",
+        help="instead say which way this model would go, from its configuration alone",
+    )
+
+
 def _doctor_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     parser.add_argument(
@@ -142,7 +150,12 @@ COMMANDS = (
     ),
     Command("doctor", "whether this machine can do what the settings ask", "worker.doctor:run", _doctor_options),
     Command("fetch", "download this node's model for all nodes of the machine", "worker.fetch:run"),
-    Command("check", "check a settings file and print all that it resolves to", "worker.reports:print_settings"),
+    Command(
+        "check",
+        "check a settings file and print all that it resolves to",
+        "worker.reports:print_settings",
+        _check_options,
+    ),
     Command(
         "inventory",
         "make an inventory from a list of hosts that you have",
@@ -222,7 +235,9 @@ def _call(command: Command, options: argparse.Namespace) -> None:
         return
     from worker import log, settings
 
-    loaded = settings.load(options.settings)
+    if options.settings is None and options.model is None:
+        raise SettingsError("check: got neither --settings FILE nor --model NAME_OR_FOLDER; expected one of them")
+    loaded = settings.Settings() if options.settings is None else settings.load(options.settings)
     if command.is_service:
         log.setup(loaded.log.level, loaded.log.format, options.log_file)
         from worker.telemetry import systemd
@@ -261,7 +276,9 @@ def _parser() -> argparse.ArgumentParser:
             name, help=command.help, description=command.help[0].upper() + command.help[1:] + "."
         )
         if command.takes_settings:
-            sub.add_argument("--settings", type=Path, required=True, metavar="FILE", help="settings file (YAML)")
+            # `check --model` is about a model: there need be no node yet.
+            needed = command.name != "check"
+            sub.add_argument("--settings", type=Path, required=needed, metavar="FILE", help="settings file (YAML)")
         if command.is_service:
             sub.add_argument("--log-file", type=Path, metavar="FILE", help="log to this file too; it is rotated")
         if command.options:

@@ -124,12 +124,17 @@ def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
         Console().print(_ledger_table(rows))
 
 
-def print_settings(settings: Settings) -> None:
+def print_settings(settings: Settings, options: argparse.Namespace) -> None:
     """Everything that a settings file resolves to, defaults included, and, as comments, which models fit this machine.
 
     Raises SettingsError for unknown families, ModelError for a GPU or a model's folder that is not there, or a model
     that takes fewer tokens than the settings want.
     """
+    if options.model is not None:
+        from worker.policy import outlook
+
+        print("\n".join(outlook.read(settings.model.model_copy(update={"name": options.model})).lines()))
+        return
     from worker.policy import choice
 
     environments.load(settings.environment)

@@ -1,5 +1,6 @@
 """The model is chosen by the machine's memory, once, and stays."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def test_choice_that_is_broken_is_explained(tmp_path, text):
 def test_check_says_what_fits_and_stays_yaml(tmp_path, monkeypatch, capsys):
     machine_with(monkeypatch, gpu(24))
     checked = settings_for(tmp_path)
-    reports.print_settings(checked)
+    reports.print_settings(checked, argparse.Namespace(model=None))
     out = capsys.readouterr().out
     assert settings.parse(yaml.safe_load(out), "check") == checked
     assert "# models for cuda:0 in bfloat16, 24.0 GiB free of 24.0:" in out
@@ -164,7 +165,7 @@ def test_check_says_what_fits_and_stays_yaml(tmp_path, monkeypatch, capsys):
     assert "# this node: model.name is auto; `hivewright enrol` chooses" in out
     enrolment.run(checked)
     capsys.readouterr()
-    reports.print_settings(checked)
+    reports.print_settings(checked, argparse.Namespace(model=None))
     assert "chosen when it enrolled" in capsys.readouterr().out
 
 
@@ -183,7 +184,7 @@ def test_check_says_whether_a_model_of_the_user_s_own_fits(tmp_path, monkeypatch
         == "this node: owner/model, as model.name says"
     )
     with pytest.raises(ModelError, match=r"model/name: /no/such/model: no config.json there"):
-        reports.print_settings(settings_for(tmp_path, model_name="/no/such/model"))
+        reports.print_settings(settings_for(tmp_path, model_name="/no/such/model"), argparse.Namespace(model=None))
     (tmp_path / "model.safetensors").write_text("nonsense")
     with pytest.raises(ModelError, match="expected a model's weights as safetensors"):
         choice.explain(settings.Model(name=str(tmp_path)), WHOLE, tmp_path)

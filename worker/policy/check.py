@@ -2,8 +2,8 @@
 """How right a decoder is: what it says of real prompts, next to what one plain forward pass says in float32.
 
 The plain pass has no cache and nothing before a prompt. Transformers' own pass in the decoder's precision shows what
-that precision costs; a decoder may be off by somewhat more than that. Weights are cast one layer at a time, so the check
-never has a second copy of the model.
+that precision costs; a decoder may be off by somewhat more than that. Weights are cast one layer at a time, so the
+check never has a second copy of the model.
 """
 
 # R rows, S steps, V vocabulary

@@ -205,6 +205,7 @@ def load(model: settings.Model) -> Policy:
         weights, found = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
+        weights = text_part(weights)
         weights.to(device)
     except torch.OutOfMemoryError as error:
         raise ModelError(
@@ -231,6 +232,19 @@ def load(model: settings.Model) -> Policy:
         "model loaded name=%s device=%s dtype=%s parameters=%d", model.name, device, dtype, weights.num_parameters()
     )
     return Policy(weights, tokenizer, model.name)
+
+
+def text_part(model: Any) -> Any:
+    """The language model in a model that sees or hears too (Gemma 3's and 4's); of others the model itself."""
+    language_model = getattr(model.base_model, "language_model", None)
+    if language_model is None:
+        return model
+    with torch.device("meta"):
+        text = AutoModelForCausalLM.from_config(language_model.config, trust_remote_code=False)
+    text.model, text.lm_head = language_model, model.lm_head
+    text.config, text.generation_config = language_model.config, model.generation_config
+    log.info("model's text part taken type=%s of=%s", text.config.model_type, model.config.model_type)
+    return text
 
 
 def _find_device(model: settings.Model) -> torch.device:

@@ -210,9 +210,25 @@ def _has_own_head(model: Any) -> bool:
 
 
 def _has_packable_layers(model: Any) -> bool:
+    return packing_obstacle(model) is None
+
+
+def packing_obstacle(model: Any) -> str | None:
+    """Why a model's layers can't be packed, as its configuration says; None: they can, unless a trial says otherwise."""
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return bool(getattr(model, "_supports_attention_backend", False)) and layer_types <= _PACKABLE_LAYERS
+    if others := sorted(layer_types - _PACKABLE_LAYERS):
+        return f"layers of type {', '.join(others)}"
+    if not getattr(model, "_supports_attention_backend", False):
+        return "attention of its own"
+    if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
+        return "attention sinks"
+    return None
+
+
+def takes(model: Any, argument: str) -> bool:
+    """Whether a model's forward has an argument of this name."""
+    return argument in inspect.signature(model.forward).parameters
 
 
 def _pack(groups: Sequence[PromptGroup]) -> tuple[list[int], list[int], list[int], list[int]]:
