@@ -1,4 +1,4 @@
-"""`hivewright check --model`: what it says of a configuration is what the code then does, and what docs/models.md says."""
+"""`hivewright check --model`: what it says of a configuration is what the code does, and what docs/models.md says."""
 
 import argparse
 from pathlib import Path

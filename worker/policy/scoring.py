@@ -214,7 +214,7 @@ def _has_packable_layers(model: Any) -> bool:
 
 
 def packing_obstacle(model: Any) -> str | None:
-    """Why a model's layers can't be packed, as its configuration says; None: they can, unless a trial says otherwise."""
+    """Why a model's layers can't be packed, as its configuration says; None: they can, unless a trial fails."""
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if others := sorted(layer_types - _PACKABLE_LAYERS):
