@@ -4,7 +4,7 @@ A driver that does not answer is never taken for a host without GPUs: the host i
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from worker.errors import SettingsError
@@ -17,6 +17,7 @@ INDEXES = "https://download.pytorch.org/whl"
 CPU_INDEX = f"{INDEXES}/cpu"
 DRIVER_ADVICE = "install or mend the NVIDIA driver until `nvidia-smi` lists the GPUs"
 
+_VERSION = re.compile(r"(\d+)\.(\d+)(\.\d+)*")
 QUERY = "index,uuid,name,memory.total,compute_cap,driver_version"
 
 
@@ -36,12 +37,19 @@ class Gpus:
     """A host's GPUs. `driver_cuda`: the newest CUDA that the driver runs; None without one.
 
     `problem`: why the GPUs of the host can't be used, None if they can, or if there are none.
+    `warning`: what nvidia-smi says of cards that can't be used, while others can.
     """
 
     cards: tuple[Gpu, ...] = ()
     driver_cuda: Version | None = None
     driver: str | None = None
     problem: str | None = None
+    warning: str | None = None
+
+    @property
+    def by_index(self) -> dict[int, Gpu]:
+        """The cards by nvidia-smi's number: that of a dead card is left out."""
+        return {card.index: card for card in self.cards}
 
 
 def parse(lines: Collection[str]) -> Gpus:
@@ -49,20 +57,40 @@ def parse(lines: Collection[str]) -> Gpus:
     found = [line.strip().partition(" ")[::2] for line in lines if line.strip()]
     problem = " ".join(text for kind, text in found if kind == "problem")
     num_idle = sum(kind == "card" for kind, _ in found)
-    if problem:
+    has_rows = any(kind == "gpu" for kind, _ in found)
+    if problem and not has_rows:
         return Gpus(problem=f"nvidia-smi says: {problem}; {DRIVER_ADVICE}")
     if num_idle:
         return Gpus(problem=f"there are NVIDIA GPUs ({num_idle}), but no nvidia-smi; {DRIVER_ADVICE}")
     rows = [[cell.strip() for cell in text.split(",")] for kind, text in found if kind == "gpu"]
     if not rows:
         return Gpus()
-    try:
-        cards = tuple(Gpu(int(r[0]), r[1], r[2], int(float(r[3])), _version(r[4])) for r in rows)
-        cuda = next((_version(text) for kind, text in found if kind == "cuda"), None)
-        return Gpus(cards, cuda, rows[0][5])
-    except (ValueError, IndexError):
-        said = "; ".join(", ".join(row) for row in rows)
+    ram_mib = next((int(text) // 1024 for kind, text in found if kind == "ram" and text.isdecimal()), 0)
+    cards, dead = [], [problem] if problem else []
+    for row in rows:
+        try:
+            cards.append(_card(row, ram_mib))
+        except (ValueError, IndexError):
+            dead.append(", ".join(row))
+    said = "; ".join(dead)
+    if not cards:
         return Gpus(problem=f"nvidia-smi says: {said}; expected {QUERY} of each GPU")
+    cuda = next((_version(t) for kind, t in found if kind == "cuda" and _VERSION.fullmatch(t)), None)
+    driver = next(row[5] for row in rows if len(row) == 6)
+    return Gpus(tuple(cards), cuda, driver, warning=f"nvidia-smi says: {said}" if dead else None)
+
+
+def _card(row: Sequence[str], ram_mib: int) -> Gpu:
+    """Return the GPU of a row. Raises ValueError or IndexError if the row is not that of one.
+
+    A card without a memory figure of its own ([N/A]) shares the machine's: its figure stands in.
+    """
+    index, uuid, name, memory, capability, _ = row
+    has_own = re.fullmatch(r"[0-9.]+", memory) is not None
+    is_shared = memory in ("[N/A]", "N/A", "[Not Supported]") and ram_mib
+    if not uuid.startswith("GPU-") or not (has_own or is_shared):
+        raise ValueError(uuid)
+    return Gpu(int(index), uuid, name, int(float(memory)) if has_own else ram_mib, _version(capability))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +201,7 @@ def _named(card: Gpu) -> str:
 
 
 def _version(text: str) -> Version:
-    found = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*", text)
+    found = _VERSION.fullmatch(text)
     if found is None:
         raise ValueError(text)
     return int(found[1]), int(found[2])

@@ -28,9 +28,11 @@ class HostGpus(OwnFact[Gpus]):
         return (
             "if command -v nvidia-smi >/dev/null; then"
             f" if found=$(timeout 60 nvidia-smi --query-gpu={gpus.QUERY} --format=csv,noheader,nounits 2>&1); then"
-            ' echo "$found" | sed "s/^/gpu /";'
+            ' echo "$found" | sed "s/^/gpu /"; sed -n "s/^MemTotal: *\\([0-9]*\\) kB/ram \\1/p" /proc/meminfo;'
             f" timeout 60 nvidia-smi 2>/dev/null | sed -n '{version}' | head -n 1;"
-            ' else echo "$found" | sed "s/^/problem /"; fi;'
+            ' else echo "$found" | sed "s/^[0-9][0-9]*, /gpu &/;t;s/^/problem /";'
+            f" timeout 60 nvidia-smi 2>/dev/null | sed -n '{version}' | head -n 1; fi;"
+            ""
             " else for vendor in /sys/bus/pci/devices/*/vendor; do"
             f' [ "$(cat "$vendor" 2>/dev/null)" != {_NVIDIA} ]'
             f' || case "$(cat "${{vendor%vendor}}class")" in {_DISPLAY_CLASS}*) echo card;; esac;'

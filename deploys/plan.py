@@ -153,6 +153,8 @@ def _fit(planned: Planned) -> Planned:
         if deployment.torch_index == PIP or (deployment.torch_index is None and _has_own_sources(deployment)):
             return replace(planned, host=plan)
         used = replace(gpus, cards=cards_in_use(plan.slots, gpus))
+        if gpus.warning:
+            print(f"{host.name}: {gpus.warning}; the other GPUs are used", file=sys.stderr, flush=True)
         return replace(planned, host=plan, torch_index=choose_torch(used, deployment.torch_index, machine))
     except SettingsError as error:
         return replace(planned, unfit=str(error))

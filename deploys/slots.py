@@ -86,7 +86,9 @@ class Slot:
 
 def cards_in_use(slots: Collection[Slot], gpus: Gpus) -> tuple[Gpu, ...]:
     """The GPUs that torch must run on."""
-    used = {slot.card for slot in slots} | {gpus.cards[n] for slot in slots if (n := _named_device(slot)) is not None}
+    used = {slot.card for slot in slots} | {
+        gpus.by_index[n] for slot in slots if (n := _named_device(slot)) is not None
+    }
     return tuple(card for card in gpus.cards if card in used)
 
 
@@ -102,37 +104,42 @@ def place(slots: Sequence[Slot], gpus: Gpus) -> tuple[Slot, ...]:
     if not gpus.cards:
         return tuple(slots)
     named = {slot.options.gpu for slot in slots} | {_named_device(slot) for slot in slots}
-    free = [number for number in range(len(gpus.cards)) if number not in named]
+    free = [number for number in gpus.by_index if number not in named]
     placed = []
     for slot in slots:
         if not slot.wants_gpu or _named_device(slot) is not None:
             placed.append(slot)
             continue
         number = slot.options.gpu if slot.options.gpu is not None else free.pop(0)
-        placed.append(replace(slot, card=gpus.cards[number]))
+        placed.append(replace(slot, card=gpus.by_index[number]))
     return tuple(placed)
 
 
 def _mistakes(slots: Collection[Slot], gpus: Gpus) -> Iterator[str]:
     num_cards = len(gpus.cards)
-    there_are = f"the host has {num_cards} GPUs, numbered from 0" if num_cards else "the host has no GPU"
+    there_are = f"the host has {num_cards} GPUs, numbered {_numbers(gpus)}" if num_cards else "the host has no GPU"
     for slot in slots:
         number, device = slot.options.gpu, slot.settings.model.device
-        if number is not None and number >= num_cards:
+        if number is not None and number not in gpus.by_index:
             yield f"slot {slot.number}: gpu: got {number}; {there_are}"
-        if (named := _named_device(slot)) is not None and named >= num_cards:
+        if (named := _named_device(slot)) is not None and named not in gpus.by_index:
             yield f"slot {slot.number}: model_device: got {device!r}; {there_are}"
         if device == "cuda" and not num_cards:
             yield f"slot {slot.number}: model_device: got 'cuda'; {there_are}; expected auto or cpu"
     named_cards = {slot.options.gpu for slot in slots} | {_named_device(slot) for slot in slots}
     waiting = [s for s in slots if s.wants_gpu and s.options.gpu is None and _named_device(s) is None]
-    num_free = sum(number not in named_cards for number in range(num_cards))
+    num_free = sum(number not in named_cards for number in gpus.by_index)
     if num_cards and len(waiting) > num_free:
         rest = ", ".join(str(slot.number) for slot in waiting[num_free:])
         yield (
             f"slots: no GPU is left for slot {rest}; {there_are}: take fewer slots (or auto), give those that share "
             "one the same gpu, or model_device cpu"
         )
+
+
+def _numbers(gpus: Gpus) -> str:
+    numbers = list(gpus.by_index)
+    return "from 0" if numbers == list(range(len(numbers))) else ", ".join(map(str, numbers))
 
 
 def _named_device(slot: Slot) -> int | None:

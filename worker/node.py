@@ -100,6 +100,7 @@ class Node:
         self.environment = environments.load(settings.environment)
         self.status.environments = self.environment.versions
         self.policy = policies.load(model)
+        self.status.device = str(self.policy.model.device)
         self.policy.require_context(settings.generation)
         self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
         self.last_record: dict[str, Any] | None = None

@@ -58,6 +58,28 @@ def test_answer_in_another_form_is_a_problem() -> None:
     assert "expected index,uuid" in str(gpus.parse(["gpu 0, GPU-0, Tesla K80, 11441, [N/A], 470.256"]).problem)
 
 
+def test_dead_card_and_card_without_a_figure_cost_the_others_nothing(tmp_path: Path) -> None:
+    """Written from public reports: a lost H100 of eight, nvidia-smi's own words and its exit code."""
+    rows = "\\n".join(f"{n}, GPU-{n}, NVIDIA H100, 81559, 9.0, 580.95.05" for n in range(8) if n != 3)
+    lost = "Unable to determine the device handle for GPU3: 0000:5E:00.0: Unknown Error"
+    shim = f'case "$1" in --query*) printf "{rows}\\n{lost}\\n"; exit 15;; *) echo "{HEADER}";; esac'
+    found = ask(tmp_path, shim)
+    assert (list(found.by_index), found.problem) == ([0, 1, 2, 4, 5, 6, 7], None)
+    assert "GPU3" in str(found.warning)
+
+
+@pytest.mark.parametrize("row", ["3, [Unknown Error], ERR!, [Unknown Error], [N/A], 580", "3, [N/A]"])
+def test_row_of_a_dead_card_is_named(row: str) -> None:
+    found = gpus.parse(["gpu 0, GPU-0, NVIDIA H100, 81559, 9.0, 580.1", f"gpu {row}", "cuda 13.0"])
+    assert [card.index for card in found.cards] == [0]
+    assert row in str(found.warning)
+
+
+def test_unified_memory_is_the_machines() -> None:
+    row = "gpu 0, GPU-aaaa, NVIDIA GB10, [N/A], 12.1, 580.126.09"
+    assert gpus.parse([row, "ram 125829120", "cuda 13.0"]).cards[0].memory_mib == 122880
+
+
 def host(driver: str, cuda: tuple[int, int], *capabilities: tuple[int, int]) -> Gpus:
     return Gpus(tuple(Gpu(n, f"GPU-{n}", f"card {n}", 24000, c) for n, c in enumerate(capabilities)), cuda, driver)
 

@@ -6,6 +6,7 @@ that file is there. A name or path in the settings counts before it.
 
 import json
 import math
+import os
 import random
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -17,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from worker import settings
-from worker.errors import ModelError
+from worker.errors import ModelError, ResourceError
 from worker.policy import memory
 from worker.runtime.files import write_whole
 
@@ -93,10 +94,9 @@ def load_pools() -> Pools:
 
 
 def measure(model: settings.Model) -> Machine:
-    """The machine as the model of these settings will find it. Raises ModelError for a GPU that is not there."""
-    device = model.device
-    if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    """The machine as the model of these settings will find it. Raises ModelError for a GPU that is not
+    there, ResourceError for one that this process was given and that is gone."""
+    device = chosen_device(model)
     if device == "cpu":
         dtype = "float32" if model.dtype == "auto" else model.dtype
         return Machine("cpu", dtype, 0.0, memory.free(torch.device("cpu")) / GIB)
@@ -108,6 +108,26 @@ def measure(model: settings.Model) -> Machine:
     free, total = torch.cuda.mem_get_info(index)
     dtype = "bfloat16" if model.dtype == "auto" else model.dtype
     return Machine(f"cuda:{index}", dtype, total / GIB, free / GIB)
+
+
+def chosen_device(model: settings.Model) -> str:
+    """Return the device that model.device names, or that `auto` comes to here.
+
+    Raises ResourceError if this process was given a GPU and there is no CUDA: training on the CPU
+    would look healthy. An empty CUDA_VISIBLE_DEVICES, or -1, is how somebody says that there shall be none.
+    """
+    if model.device != "auto":
+        return model.device
+    if torch.cuda.is_available():
+        return "cuda:0"
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    if given and not given.startswith("-") and given != "NoDevFiles":
+        raise ResourceError(
+            f"CUDA_VISIBLE_DEVICES is {given}, and torch finds no CUDA: the GPU that this worker "
+            "was given is gone, or its driver does not answer; see `nvidia-smi` and `dmesg`, start "
+            "again when the GPU is listed, or set model.device to cpu"
+        )
+    return "cpu"
 
 
 def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:

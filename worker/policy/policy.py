@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from worker import settings
 from worker.errors import ModelError
 from worker.policy import check, memory
-from worker.policy.choice import TINY, compare_context, find_folder
+from worker.policy.choice import TINY, chosen_device, compare_context, find_folder
 from worker.policy.engine import Ending, Engine, Sampled
 from worker.policy.generation import load_engine
 from worker.policy.rows import Rows
@@ -248,9 +248,7 @@ def text_part(model: Any) -> Any:
 
 
 def _find_device(model: settings.Model) -> torch.device:
-    if model.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(model.device)
+    device = torch.device(chosen_device(model))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(
             f"model/device: {model.device}: torch sees {torch.cuda.device_count()} GPUs; expected one of those, or cpu"

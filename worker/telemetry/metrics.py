@@ -21,6 +21,8 @@ def render(node: NodeStatus) -> str:
             lines.extend([f"# HELP hivewright_{name} {help}", f"# TYPE hivewright_{name} {kind}", *found])
 
     add("state", "gauge", "1: the state that the node is in.", _one_of(node.state))
+    devices = [] if node.device is None else [({"device": node.device}, 1.0)]
+    add("device_info", "gauge", "1: the device that the model computes on.", devices)
     add("status_time_seconds", "gauge", "When the node last said so (Unix time).", _one(node.updated_at))
     add("round", "gauge", "The newest round.", _one(node.round))
     add("rounds_trained_total", "counter", "Rounds trained.", _one(node.rounds_trained))

@@ -32,6 +32,7 @@ _LONGEST_LINE = 1 << 20
 class NodeStatus:
     """The state of a worker. Means are over the last round; None means that there was none yet.
 
+    `device`: where its model computes, such as cuda:0; None: not loaded yet.
     `environments`: names and versions of what makes its tasks. `levels`: curriculum level by family. `swarm`: the
     exchange with its peers; None: it has none, or not yet. `ledger_error`: why rewards wait in the ledger, None if they
     do not.
@@ -44,6 +45,7 @@ class NodeStatus:
     version: str
     pid: int = field(default_factory=os.getpid)
     state: NodeState = "starting"
+    device: str | None = None
     activity: str = "starting"
     chain: ChainState = "none"
     round: int | None = None
