@@ -194,6 +194,9 @@ class Node:
             return
         if published is not None:
             local = [group for group in local if Group(group.task, group.completions) in published.groups]
+            if not local:
+                logger.warning("nothing earned round=%d: no group of it fits into a message", tick.round)
+                return
         reward = milli_reward([group.mean_reward for group in local])
         winners = _winners(self.peer_id, local, external)
         digest = None if published is None else published.digest
@@ -298,7 +301,9 @@ class Node:
         """Serve our groups of this round from now on. None: there is nobody that they could be served to."""
         if self.swarm is None:
             return None
-        return self.swarm.publish(round, [Group(group.task, group.completions) for group in local])
+        # Where not all fit into a message, those that teach go first.
+        useful_first = sorted(local, key=lambda group: not group.has_signal)
+        return self.swarm.publish(round, [Group(group.task, group.completions) for group in useful_first])
 
     def _collect(self, round: int) -> Collected:
         """Get groups of peers drawn at random."""

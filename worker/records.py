@@ -75,11 +75,16 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a round's exchange brought. `rejected` counts dropped groups by reason, `heard` the peers that answered."""
+    """What a round's exchange brought.
+
+    `rejected` counts dropped groups by reason, `heard` the peers that answered. `seconds_waiting`: how long this node
+    did nothing but wait for peers; the rest of the exchange is scoring what they sent.
+    """
 
     groups: tuple[ScoredGroup, ...] = ()
     heard: tuple[str, ...] = ()
     rejected: dict[str, int] = field(default_factory=dict)
+    seconds_waiting: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

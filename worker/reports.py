@@ -18,6 +18,7 @@ from worker.errors import WorkerError
 from worker.log import printable
 from worker.runtime.cells import add_row, say
 from worker.settings import Settings
+from worker.swarm import wire
 from worker.swarm.identity import animal_name
 from worker.swarm.tally import SwarmStatus
 from worker.telemetry import metrics, status
@@ -57,6 +58,10 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
 
 def _print_swarm(swarm: SwarmStatus) -> None:
     """How the exchange with the peers goes, since the node started."""
+    if swarm.reach == "none":
+        print("reachability: no relay: others cannot reach this node; it still asks them; name relays in swarm.relays")
+    for peer_id in swarm.foreign_bootnodes:
+        print(f"bootnode {peer_id} answers, but is not hivewright's: nobody is found through it")
     print(f"peers {swarm.peers_known} known, {len(swarm.peers_heard)} heard; {_newest(swarm)}")
     print(
         f"groups {swarm.groups_offered} given, {swarm.groups_fetched} fetched, {swarm.groups_verified} verified; "
@@ -140,8 +145,27 @@ def print_settings(settings: Settings, options: argparse.Namespace) -> None:
     environments.load(settings.environment)
     choice.require_context(settings.model, settings.generation)
     print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
+    print(f"# {_explain_exchange(settings)}")
     for line in choice.explain(settings.model, settings.trainer, settings.node.state_dir):
         print(f"# {line}")
+
+
+_BYTES_PER_TOKEN = 4
+"""Of English text, in the vocabularies of today's models."""
+
+
+def _explain_exchange(settings: Settings) -> str:
+    """What a round's groups come to in the one message that peers take."""
+    num_tasks, size = settings.environment.tasks_per_round, settings.generation.num_generations
+    group_bytes = size * (settings.generation.max_completion_length * _BYTES_PER_TOKEN + 64) + 256
+    num_shared = min(num_tasks, settings.swarm.max_groups_per_peer, wire.MAX_SERVED_BYTES // group_bytes)
+    room = f"{num_tasks * group_bytes / 1e3:.0f} of {wire.MAX_SERVED_BYTES / 1e3:.0f} kB"
+    if num_shared == num_tasks:
+        return f"exchange: {num_tasks} groups of {size} answers a round, at their longest {room}"
+    return (
+        f"exchange: only {num_shared} of {num_tasks} groups a round are shared and earn, at their longest {room}; "
+        "lower environment.tasks_per_round, generation.num_generations or generation.max_completion_length"
+    )
 
 
 def _ledger_table(rows: "Sequence[Row]") -> Table:

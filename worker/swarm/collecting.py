@@ -5,8 +5,9 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from worker.errors import BadRecord
@@ -119,6 +120,9 @@ class Collecting:
     heard: set[str] = field(default_factory=set)
     drawn: set[str] = field(default_factory=set)
     rejected: "Counter[str]" = field(default_factory=Counter)
+    seconds_scoring: float = 0.0
+    _judging_since: float = 0.0
+    _num_judging: int = 0
     _doubtful: set[str] = field(default_factory=set)  # peers that sent what does not hold: no holders of others' groups
     _gone: list[str] = field(default_factory=list)  # peers that were not reached
     _answered: int = 0  # requests that brought a group at least
@@ -145,6 +149,19 @@ class Collecting:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)
+
+    @contextmanager
+    def _judging(self) -> Iterator[None]:
+        """Count the time of the block as scoring; blocks may overlap, since answers come side by side."""
+        if self._num_judging == 0:
+            self._judging_since = time.monotonic()
+        self._num_judging += 1
+        try:
+            yield
+        finally:
+            self._num_judging -= 1
+            if self._num_judging == 0:
+                self.seconds_scoring += time.monotonic() - self._judging_since
 
     def _draw(self) -> None:
         open_requests = self._choose_number()
@@ -228,7 +245,8 @@ class Collecting:
     async def _check(self, owner: str, sender: str, sealed: bytes) -> int:
         """Decode and score; returns how many groups hold. Who hands on what does not hold is to blame: it checked it
         before."""
-        checked = await self.scoring.open_and_verify(sealed, owner, self.round, self.deadline)
+        with self._judging():
+            checked = await self.scoring.open_and_verify(sealed, owner, self.round, self.deadline)
         scored, bad = checked.scored, checked.bad
         self.tally.take_in(checked.num_groups, len(scored))
         self.groups += scored

@@ -28,6 +28,7 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from worker import settings
 from worker.errors import SwarmError
+from worker.swarm.addresses import inner_hosts, ranked
 from worker.swarm.identity import varint
 
 # On import hivemind sets up a log handler of its own and renames WARNING to WARN.
@@ -36,6 +37,8 @@ logging.addLevelName(logging.WARNING, "WARNING")
 
 log = logging.getLogger(__name__)
 
+PROTOCOL = "/hivewright/exchange"
+"""What peers of ours answer; libp2p and hivemind nodes of others do not."""
 P2PD = Path(str(files("hivemind.hivemind_cli") / "p2pd"))
 CONTROL_TIMEOUT_SECONDS = 5.0
 STOP_TIMEOUT_SECONDS = 3.0
@@ -275,6 +278,11 @@ class Daemon:
                 writer.close()
 
 
+def speaks_otherwise(error: BaseException) -> bool:
+    """Return whether libp2p reached a peer that does not know our protocol."""
+    return "protocols not supported" in str(error)
+
+
 def multiaddr(host: str, port: int) -> str:
     """The libp2p address of a TCP port: host is an IP address or a name."""
     for family, protocol in ((socket.AF_INET, "ip4"), (socket.AF_INET6, "ip6")):
@@ -346,15 +354,15 @@ def _arguments(folder: Path, swarm: settings.Swarm, port: int, relays: Sequence[
 
 
 def _sorted(addresses: Iterable[bytes]) -> tuple[str, ...]:
-    """As text: direct ones, then those at a relay, then loopback. Those that only the daemon understands, such as
-    webtransport's, are left out."""
+    """Addresses as text, in the order of `addresses.ranked`, without those that only the daemon understands, such as
+    webtransport's, and without those that lead to no other machine."""
     texts = []
     for address in addresses:
         try:
             texts.append(str(Multiaddr(address)))
         except (ValueError, LookupError, TypeError) as error:  # TypeError: a code that is cut short
             log.debug("address ignored address=%s reason=%s", address.hex(), error)
-    return tuple(sorted(texts, key=lambda a: (a.startswith(("/ip4/127.", "/ip6/::1/")), "/p2p-circuit" in a, a)))
+    return ranked(texts, inner_hosts())
 
 
 def _remove_leftovers() -> None:

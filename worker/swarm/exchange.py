@@ -8,6 +8,7 @@ the size of the swarm. The receiver chooses whom it listens to, so nobody can pu
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,9 @@ class Swarm:
         self._network.allow_registered(peer_ids)
 
     def publish(self, round: int, groups: Sequence[Group]) -> Published:
-        """Serve our groups of `round` from now on. Groups that peers would refuse are left out, with a warning.
+        """Serve our groups of `round`, the most useful first, from now on.
+
+        Groups that peers would refuse, and those that do not fit into one message, are left out, with a warning.
 
         On return they are on the disk, for auditors. Raises ResourceError if they can't be written.
         """
@@ -130,6 +133,8 @@ class Swarm:
             rounds_unanswered=tally.rounds_unanswered,
             other_versions=network.peers.other_versions(),
             addresses=tuple(f"{a}/p2p/{network.identity.peer_id}" for a in network.addresses),
+            reach=network.reach,
+            foreign_bootnodes=tuple(sorted(network.foreign_bootnodes)),
             last_error=network.last_error,
             newest_group_at=tally.newest_group_at,
             groups_handed_on=tally.groups["handed-on"],
@@ -163,16 +168,26 @@ class Swarm:
         return "catching-up" if self._is_behind else "connected"
 
     def _acceptable(self, round: int, groups: Sequence[Group]) -> list[Group]:
+        """The groups that peers take, as many as fit, in the order in which they are given."""
         limits, size = self._verifier.limits, 0
         kept: list[Group] = []
+        refused = Counter[str]()
         for group in groups:
-            lengths = [len(c.encode()) for c in group.completions]
-            size += sum(lengths) + 64 * (len(lengths) + 4)
-            fits = len(lengths) <= limits.num_completions and max(lengths, default=0) <= limits.completion_bytes
-            if fits and len(kept) < limits.num_groups and size <= wire.MAX_GROUPS_BYTES // 4:
+            reason = wire.find_excess(group, limits)
+            group_bytes = wire.size_of(group)
+            if reason is None and (len(kept) == limits.num_groups or size + group_bytes > wire.MAX_SERVED_BYTES):
+                reason = "no room"
+            if reason is None:
                 kept.append(group)
-        if len(kept) < len(groups):
-            log.warning("groups not served, too large round=%d groups=%d", round, len(groups) - len(kept))
+                size += group_bytes
+            else:
+                refused[reason] += 1
+        if refused:
+            log.warning(
+                "groups not shared round=%d shared=%d not_shared=%d reasons=%s; they earn nothing: lower "
+                "environment.tasks_per_round, generation.num_generations or generation.max_completion_length",
+                round, len(kept), len(groups) - len(kept), dict(refused),
+            )  # fmt: skip
         return kept
 
     # In the event loop
@@ -193,6 +208,7 @@ class Swarm:
             deadline=started + self._swarm.collect_timeout_seconds, num_peers=self._swarm.peers_per_round,
         )  # fmt: skip
         await collecting.run()
+        waited = max(0.0, time.monotonic() - started - collecting.seconds_scoring)
         self._heard = tuple(sorted(collecting.heard))
         if not any(self._network.peers.is_open(peer_id) for peer_id in self._heard):
             self._network.fall_silent()
@@ -207,7 +223,7 @@ class Swarm:
         )  # fmt: skip
         # In an order of their own: what is trained on must not depend on who was quicker.
         groups = sorted(collecting.groups, key=lambda g: (g.peer_id or "", g.task.index))
-        return Collected(tuple(groups), self._heard, dict(collecting.rejected))
+        return Collected(tuple(groups), self._heard, dict(collecting.rejected), waited)
 
     def _log_state(self) -> None:
         state = self._state()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from worker.errors import BadRecord, SwarmError
 from worker.swarm import wire
-from worker.swarm.daemon import Daemon
+from worker.swarm.daemon import PROTOCOL, Daemon, speaks_otherwise
 from worker.swarm.dht import Membership
 from worker.swarm.peers import MAX_PEERS_CACHED
 from worker.swarm.punching import Punching
@@ -121,6 +121,19 @@ class Lookout:
         greetings = [self._greet(p, (contacts or {}).get(p, ())) for p in peer_ids]
         return sum(await asyncio.gather(*greetings))
 
+    def _note_foreign(self, peer_id: str) -> None:
+        """A bootnode that is a plain libp2p or hivemind node leads to nobody: say so, once in a while."""
+        network = self._network
+        if peer_id not in _by_peer((*network.bootnodes, *network.cache.bootnodes)):
+            return
+        network.foreign_bootnodes.add(peer_id)
+        if not network.said.has((peer_id, "foreign")):
+            log.warning(
+                "bootnode answers, but is not hivewright's (no %s): nobody is found through it bootnode=%s; name a "
+                "hivewright bootnode in swarm.bootnodes",
+                PROTOCOL, peer_id,
+            )  # fmt: skip
+
     async def _greet(self, peer_id: str, addresses: Sequence[str]) -> bool:
         """Introduce ourselves and learn whom the peer knows. False: it was not reached or sent nonsense."""
         network = self._network
@@ -149,7 +162,10 @@ class Lookout:
         except UNREACHABLE as error:
             self._peers.failed(peer_id)
             log.debug("greeting failed peer=%s reason=%s", peer_id, error)
+            if speaks_otherwise(error):
+                self._note_foreign(peer_id)
             return False
+        network.foreign_bootnodes.discard(peer_id)
         await self._membership.meet(peer_id)
         return True
 

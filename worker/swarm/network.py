@@ -23,18 +23,19 @@ from worker import settings
 from worker.errors import BadRecord, ResourceError, SwarmError
 from worker.resources import require_port
 from worker.swarm import cache, identity, relays, wire
+from worker.swarm.addresses import RELAYED
 from worker.swarm.cache import Cache
-from worker.swarm.daemon import Daemon
+from worker.swarm.daemon import PROTOCOL, Daemon
 from worker.swarm.dht import Membership
 from worker.swarm.lookout import Lookout
 from worker.swarm.peers import MAX_PEERS_CACHED, Peers
 from worker.swarm.saying import Lately, Rarely
 from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Admission, Stream, counted
+from worker.swarm.tally import Reach
 from worker.swarm.wire import Kind, Member, OtherVersion, Refused
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = "/hivewright/exchange"
 CONNECT_TIMEOUT_SECONDS = 5.0
 LONGEST_RESTART_PAUSE_SECONDS = 30.0
 READER_ENDS_FIRST_SECONDS = 1.0
@@ -89,6 +90,9 @@ class Network:
         self._cache_file = cache_dir / "peers.json"
         self.cache = cache.load(self._cache_file)
         self.bootnodes = list(swarm.bootnodes)
+        self.foreign_bootnodes: set[str] = set()  # peers that answer, and not by our protocol
+        self._relays_wanted = asyncio.Event()
+        self._has_relays = False  # whether the present life of the daemon knows of any
         self._port = swarm.port or self.cache.port
         self._came_up = False  # whether the present life of the daemon has been of use
         self._daemon: Daemon | None = None
@@ -178,6 +182,15 @@ class Network:
             return None if self._silent_since is None else False
         is_fresh = self._last_contact >= time.monotonic() - self.peers.lifetime_seconds
         return is_fresh and (self._silent_since is None or self._last_contact > self._silent_since)
+
+    @property
+    def reach(self) -> Reach:
+        """How others can connect to this node, as far as is known."""
+        if any(RELAYED in address for address in self.addresses):
+            return "relay"
+        if self.swarm.reachability == "public" or self.swarm.announce:
+            return "direct"
+        return "none" if self.swarm.reachability == "private" else "unknown"
 
     def fall_silent(self) -> None:
         """Note that nobody answered for a whole round, and look for peers now and often for a while."""
@@ -297,6 +310,8 @@ class Network:
         port = self._choose_port()
         known = self.swarm.relays or (*self.bootnodes, *self.cache.bootnodes)
         found = [] if self.swarm.reachability == "public" else await relays.find(known)
+        self._has_relays = bool(found) or self.swarm.reachability == "public"
+        self._relays_wanted.clear()
         daemon = await Daemon.start(self._identity_file, self.swarm, port, found)
         membership, tasks = None, []
         try:
@@ -311,7 +326,8 @@ class Network:
             self._came_up = True
             log.info("network up peer=%s addresses=%s", daemon.peer_id, ",".join(daemon.addresses))
             lookout = Lookout(self, daemon, membership)
-            tasks = [asyncio.create_task(lookout.run()), asyncio.create_task(daemon.died.wait())]
+            waits = lookout.run(), daemon.died.wait(), self._relays_wanted.wait()
+            tasks = [asyncio.create_task(wait) for wait in waits]
             reader = membership.reader
             await asyncio.wait({*tasks, reader}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
@@ -321,6 +337,8 @@ class Network:
             if reader.done():
                 why = "cancelled" if reader.cancelled() else repr(reader.exception())
                 raise SwarmError(f"the DHT's reader of what the libp2p daemon says ended: {why}")
+            if self._relays_wanted.is_set():
+                raise SwarmError("bootnodes that may relay are known only now; libp2p takes them at its start alone")
             await tasks[0]
         finally:
             self.link_up.clear()
@@ -409,6 +427,8 @@ class Network:
         if new:
             self.bootnodes += new
             self.wake.set()
+            if self.is_up and not self._has_relays:  # such as those of a chain that was away at our start
+                self._relays_wanted.set()
 
     def save_cache(self) -> None:
         """Keep what was heard last; with nothing heard yet, what the last run left stays as it is."""

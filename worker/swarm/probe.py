@@ -8,7 +8,7 @@ from pathlib import Path
 from worker import settings
 from worker.errors import SwarmError
 from worker.swarm import identity
-from worker.swarm.daemon import Daemon
+from worker.swarm.daemon import PROTOCOL, Daemon, speaks_otherwise
 
 START_SECONDS = 20.0
 DIAL_SECONDS = 10.0
@@ -41,8 +41,10 @@ async def _dial(daemon: Daemon, multiaddr: str) -> str | None:
         return "does not end in /p2p/PEER"
     try:
         await daemon.connect(peer_id, [address], DIAL_SECONDS)
+        _, writer = await daemon.open_stream(peer_id, PROTOCOL, DIAL_SECONDS)
+        writer.close()
     except SwarmError as error:
-        return str(error)
+        return f"answers, but is not hivewright's (no {PROTOCOL})" if speaks_otherwise(error) else str(error)
     except TimeoutError:
         return f"no answer within {DIAL_SECONDS:g} s"
     return None

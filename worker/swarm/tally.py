@@ -10,6 +10,8 @@ REFUSALS = frozenset({"full", "flood", "not-allowed", "environment", "version", 
 """What our own requests are refused for, in the words of this version; others, which are strangers' text, are counted
 together."""
 
+Reach = Literal["direct", "relay", "none", "unknown"]
+"""How others can connect to a node: at an address of its own, through a relay, not at all, or nobody can tell yet."""
 State = Literal["starting", "connected", "training-alone", "catching-up"]
 
 
@@ -25,7 +27,8 @@ class SwarmStatus:
     at which the newest verified group of a peer came; None: none yet. `requests_refused`: of others, by reason
     ("elsewhere": we were full and named others that hold our groups); `refused_by_peers`: ours, by theirs. `versions`:
     what we have to have in common with a peer, such as "exchange 3"; `other_versions`: how many of the known peers run
-    which other version of one of these. `rounds_unanswered`: trained alone because the event loop gave no answer.
+    which other version of one of these. `foreign_bootnodes`: peer ids of bootnodes that answer and do not speak
+    hivewright's protocol. `rounds_unanswered`: trained alone because the event loop gave no answer.
     """
 
     state: State
@@ -48,6 +51,8 @@ class SwarmStatus:
     versions: tuple[str, ...] = ()
     other_versions: dict[str, int] = field(default_factory=dict)
     addresses: tuple[str, ...] = ()
+    reach: Reach = "unknown"
+    foreign_bootnodes: tuple[str, ...] = ()
     last_error: str | None = None
 
 

@@ -34,6 +34,8 @@ MAX_PEERS = 16
 """Records in one answer to a greeting."""
 MAX_GROUPS_BYTES = 8 << 20
 """All groups of a round, decompressed. 9 tasks x 8 completions x 600 bytes are 45 KB, and 12 KB on the wire."""
+MAX_SERVED_BYTES = MAX_GROUPS_BYTES // 4
+"""Of our own groups of a round, before they are compressed: text that does not compress still fits into a frame."""
 ZSTD_LEVEL = 9
 """6 % less than level 3 for half a millisecond more, once a round; level 19 would save 4 % more and take 10 ms."""
 MAX_COMPLETIONS = 256
@@ -288,6 +290,22 @@ def decode_peers(payload: bytes) -> list[bytes]:
 
 def encode_refusal(reason: str, explanation: str) -> bytes:
     return encode_frame(Kind.REFUSAL, f"{reason}: {explanation}".encode()[:500])
+
+
+def size_of(group: Group) -> int:
+    """Bytes of a group in a message before it is compressed, at most."""
+    return sum(len(c.encode()) + 64 for c in group.completions) + 256
+
+
+def find_excess(group: Group, limits: Limits) -> str | None:
+    """Return why no peer with these limits would take a group, whatever is sent with it; None: they would."""
+    if group.task.index >= limits.num_groups:
+        return "index"
+    if len(group.completions) > limits.num_completions:
+        return "too many answers"
+    if max((len(c.encode()) for c in group.completions), default=0) > limits.completion_bytes:
+        return "too long"
+    return "too large" if size_of(group) > MAX_SERVED_BYTES else None
 
 
 def seal_groups(identity: Identity, round: int, groups: Sequence[Group]) -> bytes:
