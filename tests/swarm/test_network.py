@@ -136,5 +136,18 @@ def test_hole_is_punched_once_enough_peers_say_where_they_see_us(
     assert train(swarms, 2) == {"a": {"b"}, "b": {"a"}}
 
 
+def test_relay_is_taken_when_bootnodes_become_known_only_later(
+    make_hosts: Callable[[dict[str, int]], Hosts],
+) -> None:
+    """Such as those of a chain that was away when the node started."""
+    hosts = make_hosts({"bootnode": 1, "a": 2})
+    hosts.cables.shield(2)
+    swarm = hosts.peer("a", reachability="private")
+    wait_until(lambda: swarm._network.is_up, 30, "it is up")
+    assert swarm.status().reach == "none"
+    swarm.join_through(multiaddrs(hosts.bootnode()))
+    wait_until(lambda: swarm.status().reach == "relay", 30, "it has a relay")
+
+
 def has_relay(swarm: Swarm) -> bool:
     return "/p2p-circuit" in str(swarm.status().addresses)

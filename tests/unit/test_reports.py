@@ -4,9 +4,10 @@ import argparse
 import io
 import time
 
+import pytest
 from rich.console import Console
 
-from worker import settings
+from worker import reports, settings
 from worker.reports import print_status, swarm_table
 from worker.swarm.tally import SwarmStatus
 from worker.telemetry.hub import HubStatus
@@ -72,3 +73,23 @@ def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_
     assert "refused by others: not-allowed 2" in shown
     assert "2 peers run reasoning-gym 0.1.24, this node reasoning-gym 0.1.25: they can't learn from each other" in shown
     assert "1 peers run exchange 2, this node exchange 3: they can't learn from each other" in shown
+
+
+@pytest.mark.parametrize(
+    ("flat", "line"),
+    [
+        ({}, "# exchange: 9 groups of 8 answers a round, at their longest 81 of 2097 kB"),
+        (
+            {"environment_tasks_per_round": 400, "generation_max_completion_length": 24},
+            "# exchange: only 64 of 400 groups a round are shared and earn",
+        ),
+        (
+            {"generation_max_completion_length": 1500, "generation_num_generations": 64},
+            "# exchange: only 5 of 9 groups a round are shared and earn",
+        ),
+    ],
+)
+def test_check_says_what_the_settings_come_to_on_the_wire(flat, line, capsys):
+    small = {"environment_families": [{"name": "gcd"}], "model_name": "hivewright/tiny", "swarm_enabled": True}
+    reports.print_settings(settings.from_flat({**small, **flat}, "test"))
+    assert line in capsys.readouterr().out
