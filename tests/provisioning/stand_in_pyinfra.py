@@ -6,6 +6,7 @@ file beside it. With a file .slow beside the inventory no deploy gets to its end
 """
 
 import argparse
+import fcntl
 import json
 import sys
 import time
@@ -19,6 +20,17 @@ def state_of(folder: Path, host: str) -> dict[str, Any]:
     file = folder / f"{host}.json"
     state: dict[str, Any] = {"commit": OLD, "previous": None, "started_at": 1000.0}
     return json.loads(file.read_text()) if file.exists() else state
+
+
+def change(folder: Path, host: str, commit: str | None) -> None:
+    """Have the host run a commit, or None: the one before. One process at a time; who asks never finds half a file."""
+    with (folder / f"{host}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        state = state_of(folder, host)
+        new = {"commit": commit or state["previous"], "previous": state["commit"], "started_at": time.time()}
+        partial = folder / f"{host}.new"
+        partial.write_text(json.dumps(new))
+        partial.rename(folder / f"{host}.json")
 
 
 def facts(state: dict[str, Any], bad: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -59,10 +71,7 @@ def main() -> None:
         (name,) = names
         if folder.with_suffix(".slow").exists():
             time.sleep(60)
-        state = state_of(folder, name)
-        goal = state["previous"] if options.what == ["deploys.history.go_back"] else options.data.partition("=")[2]
-        new = {"commit": goal, "previous": state["commit"], "started_at": time.time()}
-        (folder / f"{name}.json").write_text(json.dumps(new))
+        change(folder, name, None if options.what == ["deploys.history.go_back"] else options.data.partition("=")[2])
         print(f"--> Starting operation: for {name}", file=sys.stderr)
         print(json.dumps({"results": {"totals": {"success": 4}}}))
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -333,6 +334,16 @@ def test_ssh_server_is_switched_only_if_the_inventory_says_which(
     done = machine.deploy(**({} if wanted is None else {"tailscale_ssh": wanted}))
     assert done.returncode == 0, done.stderr
     assert machine.calls == ([] if wanted in (None, is_on) else [f"set --ssh={str(wanted).lower()}"])
+
+
+def test_stand_in_loses_no_change_to_questions_and_other_changes(machine: Machine) -> None:
+    """As a daemon keeps all that it is told, whoever asks it at the same time."""
+    machine.be()
+    served = [("serve", "--bg", f"--https={port}", f"http://127.0.0.1:{port}") for port in range(3000, 3008)]
+    asked = [("status", "--json"), ("debug", "prefs")] * 8
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(lambda arguments: machine.call(*arguments), [*served, *asked]))
+    assert machine.shown == {f"{port}/": f"http://127.0.0.1:{port}" for port in range(3000, 3008)}
 
 
 def test_tailscale_false_asks_nothing(machine: Machine) -> None:
