@@ -118,6 +118,7 @@ def test_host_takes_the_switch_back_when_its_operator_is_gone(fleet: Fleet, monk
     assert fleet.host(2).ssh(tailssh.confirm_script(is_on=True), check=False).returncode != 0
 
 
+@pytest.mark.nightly
 def test_stopped_daemon_is_started_and_settings_of_others_survive_the_login(fleet: Fleet, tmp_path: Path) -> None:
     host, address = fleet.host(1), fleet.host(1).address
     (tmp_path / "key").write_text(KEY)
