@@ -38,6 +38,15 @@ FOLDERS = (ROOT, RELEASES, ENVIRONMENTS, STATE, DEPLOYED, RETIRED, CACHE, LOGS)
 NO_SHELL = "/usr/sbin/nologin"
 INSTALL_SECONDS = 1800
 APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
+# DPkg::Lock::Timeout does not cover the lock of the package lists, which a new machine's first boot
+# takes: apt-get update ends at once, with the name of who has it.
+APT_UPDATE = (
+    "! command -v cloud-init >/dev/null || timeout 600 cloud-init status --wait >/dev/null 2>&1;"
+    f" n=0; until said=$(LC_ALL=C {APT} update 2>&1); do"
+    ' case "$said" in *"Could not get lock"*) ;; *) echo "$said" >&2; exit 1;; esac;'
+    ' n=$((n + 1)); [ $n != 1 ] || echo "$said" | grep "lock" >&2;'
+    ' [ $n -lt 60 ] || { echo "the lock is still taken after 300 s" >&2; exit 1; }; sleep 5; done'
+)
 
 WRAPPER = f"""\
 #!/bin/sh
@@ -101,5 +110,5 @@ def packages(names: Sequence[str]) -> Iterator[str]:
     if not missing:
         host.noop("all packages are installed")
         return
-    yield f"{APT} update"
+    yield APT_UPDATE
     yield f"{APT} install --no-install-recommends {' '.join(missing)}"

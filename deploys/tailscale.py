@@ -24,7 +24,7 @@ from deploys import memory, report, tailnet, tailserve, tailssh
 from deploys.deployment import Deployment
 from deploys.facts import OwnFact
 from deploys.hardware import Distribution
-from deploys.system import APT, INSTALL_SECONDS
+from deploys.system import APT, APT_UPDATE, INSTALL_SECONDS
 from deploys.tailnet import Tailnet
 
 # Fingerprint 2596 A99E AAB3 3821 893C 0A79 458C A832 957F 5868; a test looks.
@@ -88,7 +88,7 @@ def install() -> Iterator[StringCommand]:
     yield _write(KEYRING, KEY.read_text())
     system = host.get_fact(Distribution)
     yield _write(SOURCES, sources(system.name, system.codename))
-    yield StringCommand(f"{APT} update")
+    yield StringCommand(APT_UPDATE)
     yield StringCommand(f"{APT} install --no-install-recommends tailscale")
 
 
