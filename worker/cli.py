@@ -82,6 +82,11 @@ def _check_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _fund_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("address", metavar="ADDRESS", help="the account, 0x...")
+    parser.add_argument("amount", metavar="AMOUNT", help="how much to add, in ether")
+
+
 def _doctor_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     parser.add_argument(
@@ -122,6 +127,7 @@ COMMANDS = (
     Command("bootnode", "a DHT peer with a stable address", "worker.swarm.bootnode:run", is_service=True),
     Command("chain up", "run the embedded chain (anvil)", "worker.chain.anvil:up", is_service=True),
     Command("chain deploy", "deploy the coordinator contract, or upgrade it in place", "worker.chain.anvil:deploy"),
+    Command("chain fund", "give an account money on the embedded chain", "worker.chain.fund:run", _fund_options),
     Command(
         "account",
         "the account service: one key, one queue of transactions",

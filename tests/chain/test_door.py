@@ -1,5 +1,6 @@
 """The door in front of the embedded chain: what passes through its port, and what through its socket."""
 
+import argparse
 import socket
 import stat
 
@@ -8,10 +9,10 @@ import requests
 from account_service import account_settings, eventually, serving
 from eth_account import Account
 
-from worker.chain import anvil, door, http
+from worker.chain import anvil, door, fund, http
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
-from worker.errors import ChainError
+from worker.errors import ChainError, ChainUnreachable, SettingsError
 
 
 @pytest.fixture
@@ -32,7 +33,6 @@ def ask(url: str, method: str, params: list) -> dict:
 
 CONTROL = [
     ("anvil_impersonateAccount", ["0x" + "11" * 20]),
-    ("anvil_setBalance", ["0x" + "11" * 20, "0x1"]),
     ("anvil_setCode", ["0x" + "11" * 20, "0x00"]),
     ("anvil_dumpState", []),
     ("evm_mine", []),
@@ -86,6 +86,22 @@ def test_account_service_reaches_the_chain_through_the_socket(place, opened, tmp
         body = {"orgId": "hivewright", "peerId": "QmPeer"}
         assert requests.post(f"{service.url}/api/register-peer", json=body, headers=headers, timeout=20).ok
         eventually(lambda: Coordinator(place.chain).owner_of("QmPeer"), 10)
+
+
+def test_host_gives_an_account_money_and_nobody_else_does(place, opened) -> None:
+    assert "error" in ask(opened.url, "anvil_setBalance", ["0x" + "11" * 20, "0x1"])
+    for total in (2, 4):
+        fund.run(place, argparse.Namespace(address="0x" + "11" * 20, amount="2"))
+        held = ask(opened.url, "eth_getBalance", ["0x" + "11" * 20, "latest"])["result"]
+        assert int(held, 16) == total * 10**18
+    for address, amount in (("0x12", "1"), ("0x" + "11" * 20, "-1"), ("0x" + "11" * 20, "much")):
+        with pytest.raises(SettingsError):
+            fund.run(place, argparse.Namespace(address=address, amount=amount))
+
+
+def test_fund_without_an_embedded_chain_says_so(place) -> None:
+    with pytest.raises(ChainUnreachable, match="no embedded chain serves here"):
+        fund.run(place, argparse.Namespace(address="0x" + "11" * 20, amount="1"))
 
 
 def test_socket_is_for_its_user_alone(place, opened) -> None:
