@@ -55,6 +55,7 @@ def render(unit: str, systemd_version: int, watchdog_seconds: int) -> str:
         current=CURRENT,
         systemd_version=systemd_version,
         watchdog_seconds=watchdog_seconds,
+        healthy_seconds=2 * watchdog_seconds,
         enrolment_token=ENROLMENT_TOKEN,
         open_files=OPEN_FILES,
         metadata=METADATA,

@@ -110,3 +110,22 @@ def test_service_that_keeps_failing_waits_longer_each_time_and_is_not_given_up(h
         # Nobody waits for that here.
         host.ssh(f"kill {shown('ControlPID')}")
     host.ssh(f"systemctl stop {unit}", timeout=60)
+
+
+def test_service_that_was_well_is_no_longer_held_responsible_for_earlier_ends(host: Host) -> None:
+    """Pauses of seconds, and well after four seconds: the program ends at once three times, then runs for longer."""
+    unit = install(host, worker.UNIT, f"sleep $(cat {STATE}/worker-0/seconds); exit 1", RestartSec="100ms")
+    file = host.root / "etc/systemd/system" / worker.UNIT.replace("hivewright-", "probe-")
+    text = file.read_text()
+    assert "-ge 1800" in text
+    file.write_text(text.replace("-ge 1800", "-ge 4").replace("((15 <<", "((1 <<").replace(")) - 15))", ")) - 1))"))
+    host.ssh(f"echo 0 > {STATE}/worker-0/seconds; chmod 644 {STATE}/worker-0/seconds; systemctl daemon-reload")
+    host.ssh(f"systemctl start {unit}", check=False)
+
+    def num_restarts() -> int:
+        return int(host.ssh(f"systemctl show --property=NRestarts --value {unit}").stdout)
+
+    wait_until(lambda: num_restarts() >= 3, 60, "it has ended three times", 0.2)
+    host.ssh(f"echo 6 > {STATE}/worker-0/seconds")
+    wait_until(lambda: num_restarts() == 0, 60, "its ends are forgotten", 0.2)
+    host.ssh(f"systemctl stop {unit}", timeout=60)

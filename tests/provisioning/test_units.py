@@ -90,35 +90,47 @@ def test_worker_is_watched() -> None:
     assert parse(units.render(worker.UNIT, DEBIAN_12, 77))["Service"]["WatchdogSec"] == "77"
 
 
-def test_service_is_started_again_for_ever_with_growing_pauses() -> None:
-    new, old = (parse(units.render(worker.UNIT, version, 900)) for version in (DEBIAN_13, DEBIAN_12))
-    assert new["Unit"]["StartLimitIntervalSec"] == old["Unit"]["StartLimitIntervalSec"] == "0"
-    assert new["Service"]["RestartSteps"] == "8"
-    assert "ExecStartPre" not in new["Service"]
-    assert "RestartSteps" not in old["Service"]
+def slept_before_a_start(folder: Path, num_restarts: int, entered: int = 0, left: int = 0, now: int = 0) -> list[str]:
+    """What the unit's own command does before a start, with stand-ins for systemctl and sleep: see `said`.
 
-
-def test_pauses_grow_where_systemd_can_not_make_them_grow(tmp_path: Path) -> None:
-    """The unit's own command, with stand-ins that say how often it was restarted, and for how long it sleeps."""
-    (tmp_path / "systemctl").write_text('#!/bin/sh\necho "$NUM"\n')
-    (tmp_path / "sleep").write_text('#!/bin/sh\necho "$1"\n')
-    for program in tmp_path.iterdir():
-        program.chmod(0o755)
+    Seconds since boot: when it was up last, when it ended, when this start began.
+    """
+    values = {
+        "ActiveEnterTimestampMonotonic": entered * 10**6, "ActiveExitTimestampMonotonic": left * 10**6,
+        "InactiveExitTimestampMonotonic": now * 10**6, "NRestarts": num_restarts,
+    }  # fmt: skip
+    cases = "".join(f"*{key}*) echo {value};; " for key, value in values.items())
+    (folder / "systemctl").write_text(f'#!/bin/sh\ncase "$*" in {cases} *) echo "$1";; esac\n')
+    (folder / "sleep").write_text('#!/bin/sh\necho "$1"\n')
+    for program in ("systemctl", "sleep"):
+        (folder / program).chmod(0o755)
     command = parse(units.render(worker.UNIT, DEBIAN_12, 900))["Service"]["ExecStartPre"]
-    script = shlex.split(command.replace("$$", "$"))[2]
-    slept = []
-    for num_restarts in (0, 1, 2, 3, 4, 5, 999):
-        own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NUM": str(num_restarts)}
-        done = subprocess.run(["sh", "-c", script], env=own, capture_output=True, text=True, timeout=10, check=True)
-        slept.append(int(done.stdout))
+    script = shlex.split(command.replace("$$", "$").replace("\\\n", ""))[2]
+    own = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    return subprocess.run(
+        ["sh", "-c", script], env=own, capture_output=True, text=True, timeout=10, check=True
+    ).stdout.split()
+
+
+def test_service_is_started_again_forever_with_growing_pauses(tmp_path: Path) -> None:
+    service = parse(units.render(worker.UNIT, DEBIAN_12, 900))
+    assert service["Unit"]["StartLimitIntervalSec"] == "0"
+    slept = [slept_before_a_start(tmp_path, number) for number in (0, 1, 2, 3, 4, 5, 999)]
+    assert slept == [["0"], ["15"], ["45"], ["105"], ["225"], ["225"], ["225"]]
     # Each within TimeoutStartSec, which the command of a start has for itself.
-    assert slept == [0, 15, 45, 105, 225, 225, 225]
     timeouts = {
         parse(units.render(unit, DEBIAN_12, 900))["Service"]["TimeoutStartSec"]
         for unit in UNITS
         if unit != worker.ENROL_UNIT
     }
     assert timeouts == {"300"}
+
+
+def test_service_that_was_well_starts_at_once_and_its_count_begins_again(tmp_path: Path) -> None:
+    assert slept_before_a_start(tmp_path, 8, entered=100, left=100 + 1800, now=1903) == ["reset-failed", "0"]
+    # It ran for too short a time; or that was long ago, and what failed since never came up.
+    assert slept_before_a_start(tmp_path, 8, entered=100, left=100 + 1799, now=1902) == ["225"]
+    assert slept_before_a_start(tmp_path, 8, entered=100, left=100 + 1800, now=2100) == ["225"]
 
 
 def test_command_is_not_that_of_the_folder_where_somebody_stands(tmp_path: Path) -> None:
