@@ -1,7 +1,9 @@
-"""`python -m deploys.sealing KEY`, on a host: its identities and ledgers, for one reader's eyes.
+"""`python -m deploys.sealing KEY stream`, on a host: its identities and ledgers, for one reader's eyes.
 
-Writes a tar of them to standard output, sealed for the holder of a key (a libsodium sealed box) and in base 64: so
-what passes through ssh, pyinfra and its facts is of no use to anybody else. The operator makes a key for each backup.
+Writes a tar of them to standard output, sealed for the owner of a key: a libsodium sealed box with the key of a
+libsodium secret stream, in chunks, so that a chain's state of any size takes little memory. What passes through ssh and
+pyinfra is of no use to anybody else. The operator makes a key for each backup. Without `stream`, as an earlier release
+on the operator's side asks for it: one sealed box, in base 64.
 """
 
 import base64
@@ -16,8 +18,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
-from nacl.public import PublicKey, SealedBox
+from nacl import bindings
+from nacl.exceptions import CryptoError
+from nacl.public import PrivateKey, PublicKey, SealedBox
 
 STATE = Path("/var/lib/hivewright")
 USER = "hivewright"
@@ -30,6 +35,13 @@ SERVICE_FOLDERS = ("chain", "keeper", "account", "bootnode")
 KEY_PREFIX = "x25519:"
 SQLITE_MAGIC = b"SQLite format 3\0"
 NUM_READS = 5
+DRAFTS = (".draft", ".new", ".tmp", ".partial", "-wal", "-shm", "-journal")
+# A larger file is not read into memory, nor checked to be JSON.
+MAX_IN_MEMORY = 8 << 20
+STREAM_MAGIC = b"hivewright-sealed 2\n"
+CHUNK = 1 << 20
+_LENGTH = 4
+_OVERHEAD = bindings.crypto_secretstream_xchacha20poly1305_ABYTES
 
 
 def kept_files(state: Path) -> Iterator[Path]:
@@ -46,20 +58,38 @@ def kept_files(state: Path) -> Iterator[Path]:
 
 def _whole_folder(folder: Path) -> Iterator[Path]:
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.name != "lock" and not file.name.endswith(("-wal", "-shm", "-journal")):
+        if file.is_file() and file.name != "lock" and not _is_draft(file):
             yield file
 
 
+def _is_draft(file: Path) -> bool:
+    """Whether a file is on its way to become another, or belongs to a database that is copied as a whole."""
+    return file.name.startswith(".") or file.name.endswith(DRAFTS)
+
+
 def pack(state: Path) -> bytes:
-    """A tar of them, with paths below `state`. Raises OSError or ValueError if a file can't be read whole."""
+    """A tar of them in memory, as `write_tar` makes it."""
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for file in kept_files(state):
-            content = read_whole(file)
-            entry = tarfile.TarInfo(str(file.relative_to(state)))
-            entry.size, entry.mode, entry.mtime = len(content), 0o600, int(file.stat().st_mtime)
-            tar.addfile(entry, io.BytesIO(content))
+    write_tar(state, stream)
     return stream.getvalue()
+
+
+def write_tar(state: Path, stream: IO[bytes]) -> None:
+    """Write a tar, with paths below `state`. Raises OSError or ValueError if a file can't be read whole."""
+    with tarfile.open(fileobj=stream, mode="w|") as tar:
+        for file in kept_files(state):
+            entry = tarfile.TarInfo(str(file.relative_to(state)))
+            entry.mode, entry.mtime = 0o600, int(file.stat().st_mtime)
+            with _open_own(file) as content:
+                entry.size = os.fstat(content.fileno()).st_size
+                if entry.size > MAX_IN_MEMORY and content.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
+                    # Its service replaces it as a whole: what is open stays as it is.
+                    content.seek(0)
+                    tar.addfile(entry, content)
+                    continue
+            whole = read_whole(file)
+            entry.size = len(whole)
+            tar.addfile(entry, io.BytesIO(whole))
 
 
 def read_whole(file: Path) -> bytes:
@@ -81,8 +111,12 @@ def read_whole(file: Path) -> bytes:
 
 def _read_own(file: Path) -> bytes:
     """The content of a file that is no link: a link may lead to another slot's key, which this user can read too."""
-    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb") as stream:
+    with _open_own(file) as stream:
         return stream.read()
+
+
+def _open_own(file: Path) -> IO[bytes]:
+    return os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb")
 
 
 def _copy_database(file: Path) -> bytes:
@@ -103,6 +137,71 @@ def seal(content: bytes, key: str) -> str:
     return base64.encodebytes(SealedBox(public).encrypt(content)).decode()
 
 
+class Sealer(io.RawIOBase):
+    """A stream whose content comes to `out` sealed for the owner of `key`. It ends with `close`."""
+
+    def __init__(self, out: IO[bytes], key: str) -> None:
+        self._out, self._rest = out, bytearray()
+        own = bindings.crypto_secretstream_xchacha20poly1305_keygen()
+        self._state = bindings.crypto_secretstream_xchacha20poly1305_state()
+        header = bindings.crypto_secretstream_xchacha20poly1305_init_push(self._state, own)
+        public = PublicKey(bytes.fromhex(key.removeprefix(KEY_PREFIX)))
+        out.write(STREAM_MAGIC + SealedBox(public).encrypt(own) + header)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self._rest += content
+        while len(self._rest) > CHUNK:
+            self._push(bytes(self._rest[:CHUNK]), bindings.crypto_secretstream_xchacha20poly1305_TAG_MESSAGE)
+            del self._rest[:CHUNK]
+        return len(content)
+
+    def finish(self) -> None:
+        """Mark the end: without it the reader knows that something is missing."""
+        self._push(bytes(self._rest), bindings.crypto_secretstream_xchacha20poly1305_TAG_FINAL)
+
+    def _push(self, content: bytes, tag: int) -> None:
+        sealed = bindings.crypto_secretstream_xchacha20poly1305_push(self._state, content, None, tag)
+        self._out.write(len(sealed).to_bytes(_LENGTH, "big") + sealed)
+
+
+def opened(stream: IO[bytes], key: PrivateKey) -> Iterator[bytes]:
+    """The chunks of what a Sealer wrote. Raises ValueError if it is damaged, cut off, or for somebody else."""
+    head = len(STREAM_MAGIC)
+    if stream.read(head) != STREAM_MAGIC:
+        raise ValueError("no sealed stream")
+    size = bindings.crypto_secretstream_xchacha20poly1305_KEYBYTES + bindings.crypto_box_SEALBYTES
+    try:
+        own = SealedBox(key).decrypt(stream.read(size))
+        state = bindings.crypto_secretstream_xchacha20poly1305_state()
+        header = stream.read(bindings.crypto_secretstream_xchacha20poly1305_HEADERBYTES)
+        bindings.crypto_secretstream_xchacha20poly1305_init_pull(state, header, own)
+        tag = None
+        while tag != bindings.crypto_secretstream_xchacha20poly1305_TAG_FINAL:
+            length = int.from_bytes(stream.read(_LENGTH), "big")
+            if not _OVERHEAD <= length <= CHUNK + _OVERHEAD:
+                raise ValueError("cut off")
+            content, tag = bindings.crypto_secretstream_xchacha20poly1305_pull(state, stream.read(length))
+            yield content
+    except (CryptoError, TypeError) as error:
+        raise ValueError(f"can't be opened: {error}") from None
+
+
+def opened_size(stream: IO[bytes]) -> int:
+    """How many bytes `opened` gives, by the lengths alone; the stream stands at its beginning again after that."""
+    key = bindings.crypto_secretstream_xchacha20poly1305_KEYBYTES + bindings.crypto_box_SEALBYTES
+    stream.seek(len(STREAM_MAGIC) + key + bindings.crypto_secretstream_xchacha20poly1305_HEADERBYTES)
+    total = 0
+    while found := stream.read(_LENGTH):
+        length = int.from_bytes(found, "big")
+        total += length - _OVERHEAD
+        stream.seek(length, os.SEEK_CUR)
+    stream.seek(0)
+    return total
+
+
 def become_user(name: str) -> None:
     """Be the services' user from now on, if this is root: it would follow the links that may be in his folders."""
     if os.geteuid() == 0:
@@ -114,4 +213,9 @@ def become_user(name: str) -> None:
 
 if __name__ == "__main__":
     become_user(USER)
-    sys.stdout.write(seal(pack(STATE), sys.argv[1]))
+    if sys.argv[2:] == ["stream"]:
+        sealer = Sealer(sys.stdout.buffer, sys.argv[1])
+        write_tar(STATE, sealer)  # type: ignore[arg-type]
+        sealer.finish()
+    else:
+        sys.stdout.write(seal(pack(STATE), sys.argv[1]))

@@ -185,7 +185,7 @@ COMMANDS = (
             ("stop", "stop the services, until a host boots or is deployed again", "upkeep:stop", "services"),
             ("restart", "restart the services", "upkeep:restart", "services"),
             ("rollback", "have hosts as they were before their last deploy", "upkeep:rollback", "changes"),
-            ("backup", "bring identities and ledgers into one encrypted file", "upkeep:backup", "backup"),
+            ("backup", "bring identities and ledgers into one encrypted file", "backup:run", "backup"),
             ("restore", "bring them back, or to another host", "upkeep:restore", "restore"),
             ("fetch-token", "bring the fleet's enrolment token to this machine", "tokens:fetch", "inventory"),
             ("rotate-token", "give the fleet a new enrolment token", "tokens:rotate", "rotation"),

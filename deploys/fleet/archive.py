@@ -1,7 +1,9 @@
 """Backups on the operator's side: one file, encrypted with a passphrase.
 
-scrypt makes the key, AES-256-GCM encrypts and vouches for the header too. The file is a line that says what it is, a
-line of JSON with what it takes to decrypt, and the rest.
+scrypt makes the key, AES-256-GCM encrypts, in chunks, and vouches for the header too. The file is a line that says what
+it is, a line of JSON with what it takes to decrypt and the size of each host's tar, and the tars. A chunk's nonce has a
+random part, its number, and whether it is the last: so none can be moved, left out or added. Version 1, which is read
+too, is one chunk with a tar of tars.
 """
 
 import io
@@ -9,9 +11,10 @@ import json
 import os
 import secrets
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -19,10 +22,14 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from worker.errors import SettingsError
 
-MAGIC = b"hivewright-backup 1\n"
+MAGIC = b"hivewright-backup 2\n"
+MAGIC_1 = b"hivewright-backup 1\n"
+CHUNK = 1 << 20
+_TAG = 16
 # 64 MiB and about a fifth of a second for each guess.
 SCRYPT = {"n": 2**16, "r": 8, "p": 1}
 MIN_PASSPHRASE = 8
+_LONGEST_HEADER = 1 << 20
 
 
 def require_new(file: Path) -> None:
@@ -33,18 +40,45 @@ def require_new(file: Path) -> None:
         raise SettingsError(f"{file}: {file.parent} is no folder that can be written to; expected one that is there")
 
 
-def write(file: Path, hosts: Mapping[str, bytes], passphrase: str) -> None:
-    """Write the tars of hosts, by name, into a new file. SettingsError: it is there, or the passphrase is short."""
+def require_passphrase(passphrase: str) -> None:
+    """Raise SettingsError if it is too short to protect anything."""
     if len(passphrase) < MIN_PASSPHRASE:
         raise SettingsError(f"passphrase: {len(passphrase)} characters; expected at least {MIN_PASSPHRASE}")
-    salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
-    header = json.dumps({"hosts": sorted(hosts), "salt": salt.hex(), "nonce": nonce.hex(), **SCRYPT}).encode() + b"\n"
-    sealed = AESGCM(_key(passphrase, salt, **SCRYPT)).encrypt(nonce, _packed(hosts), MAGIC + header)
+
+
+@dataclass(frozen=True, slots=True)
+class Tar:
+    """A host's tar that is to come: its size, and what gives its content, in pieces."""
+
+    size: int
+    pieces: Iterable[bytes]
+
+
+def write(file: Path, hosts: Mapping[str, Tar], passphrase: str) -> None:
+    """Write the tars of hosts, by name, into a new file. SettingsError: it is there, or the passphrase is short."""
+    require_passphrase(passphrase)
+    salt, nonce = secrets.token_bytes(16), secrets.token_bytes(7)
+    sizes = {name: tar.size for name, tar in hosts.items()}
+    header = json.dumps({"hosts": sizes, "salt": salt.hex(), "nonce": nonce.hex(), **SCRYPT}).encode() + b"\n"
+    cipher, number, rest = AESGCM(_key(passphrase, salt, **SCRYPT)), 0, bytearray()
     try:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(MAGIC + header + sealed)
-            stream.flush()
-            os.fsync(stream.fileno())
+            try:
+                stream.write(MAGIC + header)
+                for piece in (piece for tar in hosts.values() for piece in tar.pieces):
+                    rest += piece
+                    while len(rest) > CHUNK:
+                        chunk = bytes(rest[:CHUNK])
+                        del rest[:CHUNK]
+                        stream.write(cipher.encrypt(_nonce(nonce, number, is_last=False), chunk, MAGIC + header))
+                        number += 1
+                stream.write(cipher.encrypt(_nonce(nonce, number, is_last=True), bytes(rest), MAGIC + header))
+                stream.flush()
+                os.fsync(stream.fileno())
+            except BaseException:
+                # Half a backup is none.
+                file.unlink(missing_ok=True)
+                raise
     except FileExistsError:
         raise SettingsError(f"{file}: is there already; expected a name for a new file") from None
     except OSError as error:
@@ -54,22 +88,57 @@ def write(file: Path, hosts: Mapping[str, bytes], passphrase: str) -> None:
 def read(file: Path, passphrase: str) -> dict[str, bytes]:
     """The tars of hosts, by name. Raises SettingsError if it is no backup, is damaged, or the passphrase is another."""
     try:
-        content = file.read_bytes()
+        with file.open("rb") as stream:
+            magic = stream.read(len(MAGIC))
+            if magic not in (MAGIC, MAGIC_1):
+                raise SettingsError(
+                    f"{file}: no backup of this version; expected a file that `hivewright fleet backup` wrote"
+                )
+            header = stream.readline(_LONGEST_HEADER)
+            said = _header(file, header)
+            cipher = AESGCM(_key(passphrase, bytes.fromhex(said["salt"]), **SCRYPT))
+            nonce = bytes.fromhex(said["nonce"])
+            if magic == MAGIC_1:
+                return _unpacked(cipher.decrypt(nonce, stream.read(), magic + header))
+            whole = b"".join(_chunks(stream, cipher, nonce, magic + header))
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}; expected a file that `hivewright fleet backup` wrote") from None
-    header, newline, sealed = content.removeprefix(MAGIC).partition(b"\n")
-    if not content.startswith(MAGIC) or not newline:
-        raise SettingsError(f"{file}: no backup of this version; expected a file that `hivewright fleet backup` wrote")
+    except InvalidTag:
+        raise SettingsError(f"{file}: can't be decrypted: another passphrase, or the file is damaged") from None
+    hosts, at = {}, 0
+    for name, size in said["hosts"].items():
+        hosts[name] = whole[at : at + size]
+        at += size
+    return hosts
+
+
+def _header(file: Path, header: bytes) -> dict[str, Any]:
     try:
         said: dict[str, Any] = json.loads(header)
         if (said["n"], said["r"], said["p"]) != tuple(SCRYPT.values()):
             raise ValueError("other parameters")
-        key = _key(passphrase, bytes.fromhex(said["salt"]), **SCRYPT)
-        packed = AESGCM(key).decrypt(bytes.fromhex(said["nonce"]), sealed, MAGIC + header + newline)
+        bytes.fromhex(said["salt"] + said["nonce"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise SettingsError(f"{file}: its header is damaged; take another copy of it") from None
-    except InvalidTag:
-        raise SettingsError(f"{file}: can't be decrypted: another passphrase, or the file is damaged") from None
+    return said
+
+
+def _chunks(stream: IO[bytes], cipher: AESGCM, nonce: bytes, vouched: bytes) -> Iterator[bytes]:
+    """The content, in order. Raises InvalidTag if anything of it was changed."""
+    number, chunk = 0, stream.read(CHUNK + _TAG)
+    while True:
+        following = stream.read(CHUNK + _TAG)
+        yield cipher.decrypt(_nonce(nonce, number, is_last=not following), chunk, vouched)
+        if not following:
+            return
+        number, chunk = number + 1, following
+
+
+def _nonce(random: bytes, number: int, *, is_last: bool) -> bytes:
+    return random + number.to_bytes(4, "big") + bytes([is_last])
+
+
+def _unpacked(packed: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         members = [(member.name, tar.extractfile(member)) for member in tar]
         return {name: stream.read() for name, stream in members if stream is not None}
@@ -77,13 +146,3 @@ def read(file: Path, passphrase: str) -> dict[str, bytes]:
 
 def _key(passphrase: str, salt: bytes, n: int, r: int, p: int) -> bytes:
     return Scrypt(salt=salt, length=32, n=n, r=r, p=p).derive(passphrase.encode())
-
-
-def _packed(hosts: Mapping[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, content in sorted(hosts.items()):
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), 0o600
-            tar.addfile(entry, io.BytesIO(content))
-    return stream.getvalue()

@@ -21,7 +21,6 @@ from nacl.public import PrivateKey, SealedBox
 from deploys.fleet import archive, look
 from deploys.fleet.command import Answers, Pyinfra, Ran, heed_signals
 from deploys.places import STATE
-from deploys.sealing import KEY_PREFIX
 from worker.errors import SettingsError, WorkerError
 from worker.log import printable
 from worker.runtime.files import LINE, read_secret
@@ -93,27 +92,6 @@ def uninstall(options: argparse.Namespace) -> None:
     _complain(answers)
 
 
-def backup(options: argparse.Namespace) -> None:
-    """Bring all identities and ledgers into one encrypted file, which must not be there yet."""
-    archive.require_new(options.archive)
-    pyinfra = _pyinfra(options)
-    names = chosen(pyinfra, options.limit)
-    passphrase = _passphrase(options.passphrase_file, is_new=True)
-    key = PrivateKey.generate()
-    public = f"key={KEY_PREFIX}{bytes(key.public_key).hex()}"
-    answers = look.ask(pyinfra, ["deploys.survey.Sealed", public], names, SERVICE_SECONDS)
-    (found,) = answers.values
-    tars = {name: opened(name, found[name], key) for name in names if found.get(name)}
-    for name in found:
-        if name not in tars:
-            print(f"{name}: nothing is deployed there")
-    if not tars:
-        raise WorkerError("no host has anything to back up, or none could be reached; nothing was written")
-    archive.write(options.archive, tars, passphrase)
-    print(f"{options.archive}: identities and ledgers of {', '.join(tars)}")
-    _complain(answers)
-
-
 def restore(options: argparse.Namespace) -> None:
     """Bring a host's identities and ledgers from a backup to a host: to itself, or to another, which is a move."""
     pyinfra = _pyinfra(options)
@@ -121,7 +99,7 @@ def restore(options: argparse.Namespace) -> None:
     target, source = options.to, options.source or options.to
     if target not in known:
         raise SettingsError(f"--to {target}: no such host in {pyinfra.inventory}")
-    tars = archive.read(options.archive, _passphrase(options.passphrase_file, is_new=False))
+    tars = archive.read(options.archive, passphrase(options.passphrase_file, is_new=False))
     if source not in tars:
         raise SettingsError(f"--from {source}: not in {options.archive}; it has {', '.join(sorted(tars))}")
     _ask_target(pyinfra, target, tars[source])
@@ -279,7 +257,7 @@ def opened(name: str, sealed: str, key: PrivateKey) -> bytes:
         raise WorkerError(f"{name}: what it sealed can't be opened; nothing was written") from None
 
 
-def _passphrase(file: Path | None, is_new: bool) -> str:
+def passphrase(file: Path | None, is_new: bool) -> str:
     """Return it from a file's one line, or from the terminal; twice if it is a new one. Never from a command line."""
     if file is not None:
         return read_secret(file, "a file with one line", "--passphrase-file", form=LINE)

@@ -1,15 +1,17 @@
 """Backups: what is in them, who can read them, and that nobody else can."""
 
 import io
+import json
 import sqlite3
 import tarfile
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nacl.public import PrivateKey
 
 from deploys import sealing
-from deploys.fleet import archive, upkeep
+from deploys.fleet import archive, backup, upkeep
 from worker.errors import SettingsError, WorkerError
 
 PASSPHRASE = "correct horse"
@@ -28,6 +30,10 @@ def state(tmp_path: Path) -> Path:
     (folder / "worker-0/wallet/lock").write_text("7")
     (folder / "keeper/owner.key").write_bytes(b"OWNER")
     (folder / "keeper/lock").write_bytes(b"7")
+    (folder / "chain").mkdir()
+    (folder / "chain/state.json").write_text("{}")
+    for draft in ("state.json.draft", ".state.json.x7", "deployment.json.new"):
+        (folder / "chain" / draft).write_text("half of i")
     (folder / "retired/worker-3-20260101T000000").mkdir(parents=True)
     (folder / "retired/worker-3-20260101T000000/swarm.pem").write_bytes(b"OLD KEY")
     return folder
@@ -41,7 +47,7 @@ def test_backup_holds_what_can_not_be_made_again_and_nothing_else(state: Path) -
     database.commit()
     with tarfile.open(fileobj=io.BytesIO(sealing.pack(state))) as tar:
         assert sorted(tar.getnames()) == [
-            "keeper/owner.key", "retired/worker-3-20260101T000000/swarm.pem", "worker-0/ledger.db",
+            "chain/state.json", "keeper/owner.key", "retired/worker-3-20260101T000000/swarm.pem", "worker-0/ledger.db",
             "worker-0/swarm.pem", "worker-0/wallet/wallet.json",
         ]  # fmt: skip
         ledger = tar.extractfile("worker-0/ledger.db")
@@ -62,6 +68,75 @@ def test_what_is_sealed_for_one_reader_tells_others_nothing(state: Path) -> None
         upkeep.opened("gpu-1", sealed, PrivateKey.generate())
 
 
+def sealed_part(folder: Path, state: Path, key: PrivateKey) -> Path:
+    file = folder / "part"
+    with file.open("wb") as out:
+        sealer = sealing.Sealer(out, f"{sealing.KEY_PREFIX}{bytes(key.public_key).hex()}")
+        sealing.write_tar(state, sealer)  # type: ignore[arg-type]
+        sealer.finish()
+    return file
+
+
+def test_host_seals_in_chunks_what_only_this_backup_can_open(state: Path, tmp_path: Path) -> None:
+    (state / "chain/state.json").write_bytes(b"{}" + b" " * (sealing.MAX_IN_MEMORY + 5 * 2**20))
+    key = PrivateKey.generate()
+    file = sealed_part(tmp_path, state, key)
+    part = backup._Part("hub", file, key)
+    whole = b"".join(part.pieces())
+    assert len(whole) == part.size
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        assert tar.getnames() == part.names
+        assert tar.getmember("chain/state.json").size == sealing.MAX_IN_MEMORY + 5 * 2**20 + 2
+    assert "chain (1 files), keeper (1 files), retired/worker-3-20260101T000000 (1 files)" in part.contents()
+    with pytest.raises(WorkerError, match="hub: what it sealed can't be opened"):
+        list(backup._Part("hub", file, PrivateKey.generate()).pieces())
+    cut = file.read_bytes()
+    for damaged in (cut[:-1], cut[: -(2**20)], cut[:-20] + b"x" * 20):
+        file.write_bytes(damaged)
+        with pytest.raises(WorkerError, match="hub: what it sealed can't be opened"):
+            list(backup._Part("hub", file, key).pieces())
+
+
+def test_host_with_an_earlier_release_is_backed_up_too(state: Path, tmp_path: Path) -> None:
+    key = PrivateKey.generate()
+    tar = sealing.pack(state)
+    (tmp_path / "part").write_text(sealing.seal(tar, f"{sealing.KEY_PREFIX}{bytes(key.public_key).hex()}"))
+    part = backup._Part("hub", tmp_path / "part", key)
+    assert (part.size, b"".join(part.pieces())) == (len(tar), tar)
+    assert "worker-0/swarm.pem" in part.names
+
+
+def write(file: Path, hosts: dict[str, bytes], passphrase: str) -> None:
+    archive.write(file, {name: archive.Tar(len(tar), [tar]) for name, tar in hosts.items()}, passphrase)
+
+
+def test_archive_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """Written as that version did: one chunk, a tar of tars."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        entry = tarfile.TarInfo("gpu-1")
+        entry.size = 3
+        tar.addfile(entry, io.BytesIO(b"tar"))
+    salt, nonce = b"s" * 16, b"n" * 12
+    said = {"hosts": ["gpu-1"], "salt": salt.hex(), "nonce": nonce.hex(), **archive.SCRYPT}
+    head = archive.MAGIC_1 + json.dumps(said).encode() + b"\n"
+    sealed = AESGCM(archive._key(PASSPHRASE, salt, **archive.SCRYPT)).encrypt(nonce, stream.getvalue(), head)
+    (tmp_path / "old.backup").write_bytes(head + sealed)
+    assert archive.read(tmp_path / "old.backup", PASSPHRASE) == {"gpu-1": b"tar"}
+
+
+@pytest.mark.parametrize("size", [0, archive.CHUNK - 1, archive.CHUNK, 2 * archive.CHUNK, 2 * archive.CHUNK + 1])
+def test_archive_of_any_size_reads_back_and_tells_if_a_chunk_is_missing(size: int, tmp_path: Path) -> None:
+    file, tar = tmp_path / "fleet.backup", bytes(size)
+    write(file, {"hub": tar, "gpu-1": b"x"}, PASSPHRASE)
+    assert archive.read(file, PASSPHRASE) == {"hub": tar, "gpu-1": b"x"}
+    whole = file.read_bytes()
+    for damaged in (whole[: -archive.CHUNK // 2], whole + whole[-100:]):
+        file.write_bytes(damaged)
+        with pytest.raises(SettingsError, match="damaged"):
+            archive.read(file, PASSPHRASE)
+
+
 def test_file_of_a_service_that_is_never_whole_is_no_backup(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealing.time, "sleep", lambda _: None)
     (state / "keeper/deployment.json").write_text('{"contract": ')
@@ -71,7 +146,7 @@ def test_file_of_a_service_that_is_never_whole_is_no_backup(state: Path, monkeyp
 
 def test_archive_reads_back_with_its_passphrase_only(tmp_path: Path) -> None:
     file, hosts = tmp_path / "fleet.backup", {"gpu-1": b"tar one", "hub": b"tar two" * 100}
-    archive.write(file, hosts, PASSPHRASE)
+    write(file, hosts, PASSPHRASE)
     assert archive.read(file, PASSPHRASE) == hosts
     assert file.stat().st_mode & 0o777 == 0o600
     assert b"tar one" not in file.read_bytes()
@@ -81,7 +156,7 @@ def test_archive_reads_back_with_its_passphrase_only(tmp_path: Path) -> None:
 
 def test_damaged_archive_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "fleet.backup"
-    archive.write(file, {"gpu-1": b"tar"}, PASSPHRASE)
+    write(file, {"gpu-1": b"tar"}, PASSPHRASE)
     whole = file.read_bytes()
     for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), whole.replace(b"gpu-1", b"gpu-2")):
         file.write_bytes(damaged)
@@ -95,11 +170,11 @@ def test_damaged_archive_is_refused(tmp_path: Path) -> None:
 def test_archive_is_never_overwritten_and_wants_a_real_passphrase(tmp_path: Path) -> None:
     file = tmp_path / "fleet.backup"
     with pytest.raises(SettingsError, match="expected at least 8"):
-        archive.write(file, {"gpu-1": b"tar"}, "short")
+        write(file, {"gpu-1": b"tar"}, "short")
     assert not file.exists()
-    archive.write(file, {"gpu-1": b"tar"}, PASSPHRASE)
+    write(file, {"gpu-1": b"tar"}, PASSPHRASE)
     with pytest.raises(SettingsError, match="is there already"):
-        archive.write(file, {"gpu-1": b"other"}, PASSPHRASE)
+        write(file, {"gpu-1": b"other"}, PASSPHRASE)
     assert archive.read(file, PASSPHRASE) == {"gpu-1": b"tar"}
 
 
@@ -113,7 +188,7 @@ def test_place_where_no_archive_can_be_is_refused_before_any_host_is_asked(tmp_p
         with pytest.raises(SettingsError, match=reason):
             archive.require_new(tmp_path / place)
     with pytest.raises(SettingsError, match="File name too long; expected a place for a new file"):
-        archive.write(tmp_path / ("x" * 300), {"gpu-1": b"tar"}, PASSPHRASE)
+        write(tmp_path / ("x" * 300), {"gpu-1": b"tar"}, PASSPHRASE)
     archive.require_new(tmp_path / "new.backup")
 
 

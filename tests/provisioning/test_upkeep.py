@@ -250,7 +250,8 @@ def restore(hosts: RecordedPyinfra, folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(upkeep, "Pyinfra", hosts)
     file = folder / "fleet.backup"
     if not file.exists():
-        archive.write(file, {"gpu-1": tar_of("gpu-1"), "gone": tar_of("gone")}, PASSPHRASE)
+        tars = {host: archive.Tar(len(tar_of(host)), [tar_of(host)]) for host in ("gpu-1", "gone")}
+        archive.write(file, tars, PASSPHRASE)
         (folder / "passphrase").write_text(f"{PASSPHRASE}\n")
     upkeep.restore(
         argparse.Namespace(
