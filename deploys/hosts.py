@@ -53,6 +53,8 @@ NO_SWARM = (
     "swarm_bootnodes to peers of one (swarm_enabled False: train alone, on purpose)"
 )
 MAX_SLOTS = 256
+# Through the account service a look at the chain costs a worker a request over the network, and rounds last minutes.
+WORKER_POLL_SECONDS = 3.0
 MAX_PORT = 65535
 # Key, role and section of the settings that have a port of a coordinator's.
 PORTS = (
@@ -317,7 +319,7 @@ def _problems(error: ValidationError) -> list[str]:
 def _wanted(message: str) -> str:
     """What was expected, in pydantic's words or in shorter ones."""
     form = re.fullmatch(r"String should match pattern '(.*)'", message)
-    return settings.form(form[1]) if form else message.removeprefix("Input should be ")
+    return settings.form(form[1]) if form else settings.plainly(message.removeprefix("Input should be "))
 
 
 def _section(key: str) -> str | None:
@@ -388,7 +390,9 @@ def _slots(
                     f"slot {number}: {key}: no worker reads it; put it into the data of the {COORDINATORS} host",
                 )
         options, problems = _slot_options(entry, own)
-        problems += _wrong_values(own)
+        unknown = [key for key in own if key not in SLOT_KEYS and not _section(key)]
+        flat = {key: value for key, value in flat.items() if key not in unknown}
+        problems += [*_unknown_slot_keys(unknown), *_wrong_values(own)]
         token_file = own.get("hub_token_file", entry.data.get("hub_token_file"))
         own_wrong = [*problems, *settings.flat_mistakes(flat), *secretfiles.mistakes({"hub_token_file": token_file})]
         for message in own_wrong:
@@ -400,6 +404,13 @@ def _slots(
             own_key, token = (Path(str(file)) if file else None for file in (key_file, token_file))
             slots.append(Slot(number, parsed, own_key, options, hub_token=token))
     return tuple(slots)
+
+
+def _unknown_slot_keys(unknown: Collection[str]) -> Iterator[str]:
+    for key in unknown:
+        close = difflib.get_close_matches(key, [*SLOT_KEYS, *settings.flat_keys()], n=1)
+        hint = f"did you mean {close[0]}?" if close else "docs/configuration.md lists all keys"
+        yield f"{key}: not a known key of a slot; {hint}"
 
 
 def _overrides(entry: HostEntry) -> list[dict[str, Any]] | None:
@@ -439,6 +450,7 @@ def _slot_settings(entry: HostEntry, number: int, own: Mapping[str, Any], accoun
         flat["swarm_port"] = port
     flat |= {key: value for key, value in own.items() if key not in SLOT_KEYS}
     flat.setdefault("node_name", _node_name(entry.name, number))
+    flat.setdefault("chain_poll_seconds", WORKER_POLL_SECONDS)
     if account_url:
         flat.setdefault("chain_account_url", account_url)
     if "chain_account_url" in flat:

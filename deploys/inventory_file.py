@@ -5,7 +5,7 @@ Knows nothing of pyinfra: to import its command line changes the whole process.
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,19 @@ def forgotten(names: Mapping[str, Any]) -> Iterator[str]:
         for host, count in Counter(name for name, _ in _hosts_of(names.get(group, []))).items():
             if count > 1:
                 yield f"{group}: {host} is there {count} times; expected each host once"
-            if everybody is not None and host not in dict(everybody):
-                yield f"{group}: {host} is not in all; add it there"
+    if everybody is not None:
+        yield from _left_out(groups, {name for name, _ in everybody})
     yield from _contradictions(groups)
+
+
+def _left_out(groups: Mapping[str, Any], everybody: Collection[str]) -> Iterator[str]:
+    """Hosts of any group that are not in `all`: pyinfra would pass over them."""
+    for group, value in groups.items():
+        close = [] if group in ("all", *GROUPS) else difflib.get_close_matches(group, GROUPS, n=1)
+        hint = f" (and the group is called {group}; did you mean {close[0]}?)" if close else ""
+        for host in dict.fromkeys(name for name, _ in _hosts_of(value)):
+            if host not in everybody:
+                yield f"{group}: {host} is not in all; add it there{hint}"
 
 
 def _is_group(name: str, value: Any) -> bool:
@@ -90,9 +100,14 @@ def _contradictions(groups: Mapping[str, Any]) -> Iterator[str]:
         for host, data in _hosts_of(value):
             for key in data:
                 first, known = said.setdefault((host, key), (group, data[key]))
-                if known != data[key]:
+                if not _is_same(known, data[key]):
                     # Without the values: they may be passwords.
                     yield f"{group}: {host} has another {key} than in {first}; expected it once"
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values are one: a nan is unequal to itself, and to be refused as what it is."""
+    return one is other or one == other or repr(one) == repr(other)
 
 
 def _kind(value: Any) -> str:

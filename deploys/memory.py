@@ -16,7 +16,7 @@ from pyinfra.api.arguments import CONNECTOR_ARGUMENT_KEYS, pop_global_arguments
 from pyinfra.api.host import Host
 from pyinfra.connectors.util import CommandOutput, OutputLine
 
-from deploys import locks
+from deploys import locks, progress
 
 # A fact, and the arguments of its command.
 Question = tuple[type[FactBase[Any]], dict[str, Any]]
@@ -25,6 +25,8 @@ Question = tuple[type[FactBase[Any]], dict[str, Any]]
 _IRRELEVANT = ("_timeout", "print_output", "print_input")
 
 LOCK_SECONDS = 30
+# What is reported of a command that takes its time.
+AT_IT = "still at it"
 
 _memories: dict[str, "_Memory"] = {}
 
@@ -136,7 +138,8 @@ class _Memory:
                 if not locked[0]:
                     return locked
             self.forget()
-            done: tuple[bool, CommandOutput] = self._run(command, *display, **arguments)
+            with progress.waiting(f"{self._host.print_prefix}{AT_IT}"):
+                done: tuple[bool, CommandOutput] = self._run(command, *display, **arguments)
             return done
         key = _key(_text(command), arguments)
         if key in self._answers:

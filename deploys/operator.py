@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from deploys import progress
 from worker.errors import SettingsError
 from worker.runtime.files import read_secret, write_whole
 
@@ -36,12 +37,16 @@ def origin(checkout: Path, source: str) -> str:
     return url
 
 
-def resolve(repository: str, ref: str, source: str) -> str:
-    """The commit that branch, tag or commit `ref` names in `repository` now. Raises SettingsError if there is none."""
+def resolve(repository: str, ref: str, source: str, seconds: int = RESOLVE_SECONDS) -> str:
+    """Return the commit that branch, tag or commit `ref` names in `repository` now.
+
+    Raises SettingsError if there is none, or no answer within `seconds`.
+    """
     if re.fullmatch(r"[0-9a-f]{40}", ref):
         return ref
     names = (f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}", f"refs/heads/{ref}", ref)
-    asked = _git("ls-remote", "--quiet", *read_options(repository), "--", repository, *names)
+    with progress.waiting(f"looking up {ref} in {repository}, at most {seconds} s"):
+        asked = _git("ls-remote", "--quiet", *read_options(repository), "--", repository, *names, seconds=seconds)
     if asked.returncode:
         lines = [*asked.stderr.splitlines(), "no answer"]
         reason = next((line for line in lines if line.startswith("fatal: ")), lines[0]).removeprefix("fatal: ")
@@ -58,7 +63,7 @@ def read_options(repository: str) -> list[str]:
     return ["--upload-pack=git -c safe.directory='*' upload-pack"] if repository.startswith("/") else []
 
 
-def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _git(*arguments: str, seconds: int = RESOLVE_SECONDS) -> subprocess.CompletedProcess[str]:
     """git that never asks for a name or a password; bounded."""
     try:
         return subprocess.run(
@@ -66,12 +71,12 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=RESOLVE_SECONDS,
+            timeout=seconds,
             check=False,
             env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
         )
     except subprocess.TimeoutExpired as error:
-        return subprocess.CompletedProcess(error.cmd, 1, "", f"no answer within {RESOLVE_SECONDS} s")
+        return subprocess.CompletedProcess(error.cmd, 1, "", f"no answer within {seconds} s")
 
 
 def secrets_mistakes(folder: Path) -> Iterator[str]:

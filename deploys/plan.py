@@ -32,6 +32,7 @@ from worker.errors import SettingsError
 
 CHECKOUT = Path(__file__).parents[1]
 MAX_PORT = 65535
+HURRIED_SECONDS = 5
 NO_ANVIL = (
     "the chain's program (contracts/package-lock.json) is for x86_64, and this host is {machine}: make another host "
     "the coordinator, or put anvil for it on the host and name it, anvil_binary: /usr/local/bin/anvil"
@@ -101,7 +102,8 @@ def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
     except SettingsError as error:
         lines += str(error).splitlines()
     try:
-        commits = _commits(whole)
+        # What is wrong already is not to wait for a repository that can't be reached.
+        commits = _commits(whole, HURRIED_SECONDS if lines else operator.RESOLVE_SECONDS)
     except SettingsError as error:
         lines += str(error).splitlines()
     lines += [*_wrong_secrets(whole), *_shown_passwords(plans)]
@@ -205,7 +207,7 @@ def _wrong_access(of: Host) -> Iterator[str]:
 
 def _wrong_types(of: Host) -> dict[str, str]:
     """Messages by key. Without the values of passwords."""
-    data, kinds = of.data.dict(), get_type_hints(of.connector_cls.data_cls)
+    data, kinds = of.data.dict(), _plain_global_arguments() | get_type_hints(of.connector_cls.data_cls)
     wrong = {}
     for key in sorted(data.keys() & kinds.keys()):
         try:
@@ -214,6 +216,11 @@ def _wrong_types(of: Host) -> dict[str, str]:
             value = type(data[key]).__name__ if "password" in key or "kwargs" in key else repr(data[key])
             wrong[key] = f"{key}: got {value}; expected {kinds[key].__name__}"
     return wrong
+
+
+def _plain_global_arguments() -> dict[str, Any]:
+    """pyinfra's own keys of host data such as _sudo, of a plain type, which it does not check itself."""
+    return {name: kind for name, kind in all_global_arguments() if kind in (bool, str, int)}
 
 
 def _wrong_ssh(name: str, data: Mapping[str, Any]) -> Iterator[str]:
@@ -253,7 +260,7 @@ def _wrong_secrets(entries: Collection[HostEntry]) -> Iterator[str]:
             yield f"inventory data of {', '.join(names)}: secrets_dir: {message}"
 
 
-def _commits(entries: Collection[HostEntry]) -> dict[str, tuple[str, str]]:
+def _commits(entries: Collection[HostEntry], seconds: int) -> dict[str, tuple[str, str]]:
     """Git URL and commit by host. Raises SettingsError, a line for each mistake."""
     users: dict[tuple[str | None, str], list[str]] = {}
     for entry in entries:
@@ -267,7 +274,7 @@ def _commits(entries: Collection[HostEntry]) -> dict[str, tuple[str, str]]:
         source = f"inventory data of {', '.join(names)}"
         try:
             url = repository or _origin(source)
-            commit = operator.resolve(url, ref, source)
+            commit = operator.resolve(url, ref, source, seconds)
         except SettingsError as error:
             lines.append(str(error))
             continue

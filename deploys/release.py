@@ -155,8 +155,10 @@ def check_script(release: Path, file: Path, user: str) -> str:
     return (
         f"umask 027 && base64 -d > {new} && chgrp {user} {new} && cd {release}"
         f" && runuser -u {user} -- environment/bin/python -m worker check --settings {new} > /dev/null; code=$?;"
-        f" rm -f {new}; [ $code = 0 ] || echo '{file} is left as it was, and so is all that runs; mend the inventory"
-        " and run again' >&2; exit $code"
+        f" rm -f {new}; case $code in 0) ;;"
+        f" 2) echo '{file} is left as it was, and so is all that runs; fix the inventory and run again' >&2;;"
+        f" *) echo '{file} could not be checked, and is left as it was' >&2;; esac;"
+        " exit $code"
     )
 
 

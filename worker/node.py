@@ -8,6 +8,7 @@ the history in the checkpoint.
 
 import logging
 import random
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -69,11 +70,17 @@ def _announced(swarm: SwarmSettings) -> SwarmSettings:
     """The settings with the address that the interface has now. Without one the node trains, and says so."""
     if swarm.announce_interface is None:
         return swarm
-    address = resources.interface_address(swarm.announce_interface)
+    is_ipv6 = ":" in swarm.host
+    address = resources.interface_address(swarm.announce_interface, socket.AF_INET6 if is_ipv6 else socket.AF_INET)
     if address is None:
-        logger.warning("no address to announce interface=%s, is it up?", swarm.announce_interface)
+        other = resources.interface_address(swarm.announce_interface, socket.AF_INET if is_ipv6 else socket.AF_INET6)
+        wanted = "an IPv4 one" if is_ipv6 else "an IPv6 one, such as ::"
+        hint = f"it has {other}, and swarm.host is {swarm.host}: make that {wanted}"
+        logger.warning(
+            "no address to announce interface=%s, %s", swarm.announce_interface, hint if other else "is it up?"
+        )
         return swarm
-    own = f"/ip4/{address}/tcp/{swarm.port}"
+    own = f"/{'ip6' if is_ipv6 else 'ip4'}/{address}/tcp/{swarm.port}"
     return swarm.model_copy(update={"announce": (*swarm.announce, own)})
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -13,6 +14,10 @@ from worker.errors import ResourceError
 
 # Linux: the address of an interface (netdevice(7)).
 SIOCGIFADDR = 0x8915
+
+
+# Of /proc/net/if_inet6: the scope, and the flags of temporary, deprecated, duplicate and unchecked addresses.
+_SCOPE_GLOBAL, _UNUSABLE = 0x00, 0x01 | 0x20 | 0x08 | 0x40
 
 
 def require_port(host: str, port: int, key: str) -> None:
@@ -76,8 +81,13 @@ def lock_folder(folder: Path, key: str) -> IO[str]:
     return lock
 
 
-def interface_address(name: str) -> str | None:
-    """The IPv4 address of a network interface. None: there is no such interface, or it has none now."""
+def interface_address(name: str, family: int = socket.AF_INET) -> str | None:
+    """The address of a network interface in a family. None: there is no such interface, or it has none now.
+
+    Of IPv6 the first that is good beyond the link, and is neither temporary nor still being checked.
+    """
+    if family == socket.AF_INET6:
+        return next(_global_ipv6(name), None)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         try:
             answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
@@ -86,3 +96,11 @@ def interface_address(name: str) -> str | None:
                 return None
             raise
     return socket.inet_ntoa(answer[20:24])
+
+
+def _global_ipv6(name: str) -> Iterator[str]:
+    table = Path("/proc/net/if_inet6")
+    for line in table.read_text().splitlines() if table.exists() else ():
+        digits, _, _, scope, flags, interface = line.split()
+        if interface == name and int(scope, 16) == _SCOPE_GLOBAL and not int(flags, 16) & _UNUSABLE:
+            yield socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))

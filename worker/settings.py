@@ -732,14 +732,42 @@ def _explain(error: Any, joint: str = "/") -> str:
     elif error["type"] == "too_short":
         expected = f"at least {error['ctx']['min_length']} of them"
     else:
-        expected = error["msg"].removeprefix("Input should be ").replace("an object", "a mapping")
+        expected = plainly(error["msg"].removeprefix("Input should be "))
     advice = _advice(error["type"], error["input"], is_yaml=joint == "/")
     return f"{path}: got {_short(error['input'])}; expected {expected}{advice}"
 
 
+# Patterns of text in settings and inventories, in words.
+_FORMS = {
+    _URL: "http:// or https:// and an address",
+    r"^https?://[^\s]+$": "http:// or https:// and an address",
+    r"^0x[0-9a-fA-F]{40}$": "0x and 40 hexadecimal digits",
+    rf"^{_PEER_ID.pattern}$": "a peer id, such as QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$": "at most 63 letters, digits, dots, hyphens and underscores, first no dot",
+    r"^(auto|cpu|cuda(:\d+)?)$": "auto, cpu, cuda, or cuda:0 and so on",
+    r"^[^\s/]{1,15}$": "a network interface, such as eth0: at most 15 characters",
+    r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$": "owner/name, or owner alone, on the Hugging Face Hub",
+    r"^(pip|(https?|file)://\S+)$": "pip, or a URL of an index (https://, http:// or file://)",
+    r"^tag:[A-Za-z][A-Za-z0-9-]*$": "tag: and letters, digits and hyphens, such as tag:gpu",
+    r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$": "at most 63 lower-case letters, digits and hyphens, no hyphen at the ends",
+}
+_PLAIN = (
+    ("a valid array", "a list"), ("a valid list", "a list"), ("a valid dictionary", "a dict of keys"),
+    ("an object", "a mapping"), ("a valid string", "text"), ("a valid boolean", "True or False"),
+    ("a valid integer", "a whole number"), ("a valid number", "a number"), ("a valid tuple", "a list"),
+)  # fmt: skip
+
+
 def form(pattern: str) -> str:
-    """What text has to look like."""
-    return "http:// or https:// and an address" if pattern == _URL else f"text of the form {pattern}"
+    """What text has to look like, in words."""
+    return _FORMS.get(pattern, f"text of the form {pattern}")
+
+
+def plainly(expected: str) -> str:
+    """What pydantic expects, in words of an inventory or a settings file."""
+    for theirs, ours in _PLAIN:
+        expected = expected.replace(theirs, ours)
+    return expected
 
 
 def _advice(kind: str, value: Any, is_yaml: bool) -> str:

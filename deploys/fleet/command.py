@@ -27,6 +27,7 @@ UNREACHED = "can't be reached"
 _SAYS_LITTLE = (
     "Error", "Connected", "Ready", "Success", "No change", "hivewright-", "Starting ", "Started ", "Stopped ",
     "Failed to", "Job for ", "See ", "Loaded fact",
+    "still at it",  # deploys/memory.py
 )  # fmt: skip
 
 DISK_FULL = "No space left on device"

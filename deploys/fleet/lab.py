@@ -6,6 +6,7 @@ Needs the checkout: the hosts themselves are in tests/lab.
 import sys
 from collections.abc import Callable, Sequence
 
+from deploys import progress
 from deploys.fleet import command, status
 from tests.lab import machine
 from tests.lab.lab import Lab
@@ -27,7 +28,8 @@ def up() -> int:
         lab.publish()
     else:
         print("booting three hosts; the first time their parts are made, which takes some minutes", flush=True)
-        lab.up(NUM_HOSTS)
+        with progress.waiting("making and booting the hosts; with an empty cache this takes about six minutes"):
+            lab.up(NUM_HOSTS)
     code = command.deploy(INVENTORY, prefix=lab.network.inside(), timeout=DEPLOY_SECONDS)
     if code == 0:
         print("the fleet trains; see `make fleet-status`, `make fleet-check`, `make fleet-down`")

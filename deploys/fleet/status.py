@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploys import survey, tailnet
+from deploys import progress, survey, tailnet
 from deploys.coordinator import SERVICES
 from deploys.deployment import AUTO
 from deploys.fleet import command, look, upkeep
@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> None:
     """Print the table, or with --json all that it is made of. Raises WorkerError if a host or service needs a look."""
     pyinfra = command.Pyinfra.of_operator(options.inventory)
     hosts = upkeep.chosen_hosts(pyinfra, options.limit)
-    found = look.look(pyinfra, [host["name"] for host in hosts])
+    with progress.waiting(f"asking {len(hosts)} hosts"):
+        found = look.look(pyinfra, [host["name"] for host in hosts])
     if not (_print_json if options.json else _print)(expected(hosts), found):
         raise WorkerError("not all is well; what stands above says where, `hivewright fleet logs` says more")
 

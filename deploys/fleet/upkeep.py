@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import difflib
 import getpass
 import io
 import json
@@ -9,8 +10,9 @@ import re
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, SealedBox
 
+from deploys import progress
 from deploys.fleet import archive, look
 from deploys.fleet.command import Answers, Pyinfra, Ran, heed_signals
 from deploys.places import STATE
@@ -58,12 +61,26 @@ def logs(options: argparse.Namespace) -> None:
     pyinfra = _pyinfra(options)
     names = chosen(pyinfra, options.limit)
     fact = ("deploys.survey.Logs", f"lines={options.lines}", f"unit=hivewright-{options.unit}.service")
-    answers = look.ask(pyinfra, fact, names, look.FACT_SECONDS)
+    with progress.waiting(f"asking {len(names)} hosts"):
+        answers = look.ask(pyinfra, fact, names, look.FACT_SECONDS)
     (found,) = answers.values
     for name in names:
         for line in found.get(name, ()):
             print(f"{name} {line}")
+    if not any(found.values()) and not answers.reasons:
+        _refuse_unknown_unit(pyinfra, names, options.unit)
     _complain(answers)
+
+
+def _refuse_unknown_unit(pyinfra: Pyinfra, names: Sequence[str], unit: str) -> None:
+    """Raise SettingsError if no host has such a service: a log without lines would look like a quiet one."""
+    (reports,) = look.ask(pyinfra, ["deploys.survey.NodeReports"], names, look.FACT_SECONDS).values
+    units = {report["unit"] for found in reports.values() for report in found}
+    known = sorted(each.removeprefix("hivewright-").removesuffix(".service") for each in units)
+    if not any(fnmatch(each, unit) for each in known):
+        close = difflib.get_close_matches(unit, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"these hosts have {', '.join(known) or 'none'}"
+        raise SettingsError(f"--unit {unit}: no such service on {', '.join(names)}; {hint}")
 
 
 def uninstall(options: argparse.Namespace) -> None:
@@ -192,6 +209,16 @@ def _in_base64(tar: bytes) -> str:
     return base64.b64encode(tar).decode()
 
 
+def _report_waiting(futures: Mapping[str, Future[Ran]]) -> None:
+    """Report on standard error which hosts are still at it, now and then, until all are done."""
+    began, pause, waiting = time.monotonic(), progress.FIRST_SECONDS, set(futures.values())
+    while waiting:
+        _, waiting = wait(waiting, timeout=pause)
+        pause = progress.EVERY_SECONDS
+        if names := [name for name, future in futures.items() if not future.done()]:
+            print(f"waiting for {', '.join(names)} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
+
+
 def _pyinfra(options: argparse.Namespace) -> Pyinfra:
     pyinfra = Pyinfra.of_operator(options.inventory)
     pyinfra.breaks_locks = bool(getattr(options, "break_lock", False))
@@ -218,6 +245,7 @@ def run_on_all(
 
         futures = {name: pool.submit(run, name) for name in names}
         try:
+            _report_waiting(futures)
             failed = [name for name, future in futures.items() if future.result().outcome != "done"]
         except BaseException:
             pyinfra.stop()

@@ -131,7 +131,9 @@ def test_archive_of_any_size_reads_back_and_tells_if_a_chunk_is_missing(size: in
     write(file, {"hub": tar, "gpu-1": b"x"}, PASSPHRASE)
     assert archive.read(file, PASSPHRASE) == {"hub": tar, "gpu-1": b"x"}
     whole = file.read_bytes()
-    for damaged in (whole[: -archive.CHUNK // 2], whole + whole[-100:]):
+    head = whole.index(b"\n", len(archive.MAGIC)) + 1
+    first = head + archive.CHUNK + 16
+    for damaged in (whole[:-1], whole[:first] if first < len(whole) else whole[: head + 5], whole + whole[-100:]):
         file.write_bytes(damaged)
         with pytest.raises(SettingsError, match="damaged"):
             archive.read(file, PASSPHRASE)
