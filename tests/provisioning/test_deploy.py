@@ -78,7 +78,7 @@ def test_settings_that_the_release_refuses_stop_that_host_before_anything_is_swi
     done = pyinfra("-y", "--json", inventory, "deploy.py")
     assert done.returncode == 1
     assert line in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("failed: @fake/gpu-0 (Release | Check the settings with it); mend")
+    assert done.stderr.splitlines()[-1].startswith("failed: @fake/gpu-0 (Release | Check the settings with it); fix")
     outcomes = {one["name"]: one for one in json.loads(done.stdout)["results"]["operations"]}
     assert outcomes["Release | Check the settings with it"]["error"] == ["@fake/gpu-0"]
     assert outcomes["Release | Make it the current release"]["success"] == ["@fake/gpu-1", "@fake/hub"]
@@ -148,7 +148,7 @@ def test_all_mistakes_stop_the_run_before_any_host_is_connected_to(write_invento
     assert_refused(
         done,
         f"{inventory}: 4 mistakes; nothing was done on any host",
-        "inventory data of @fake/gpu-0: trainer_epsilon: got 'a'; expected a valid number",
+        "inventory data of @fake/gpu-0: trainer_epsilon: got 'a'; expected a number",
         "inventory data of @fake/gpu-0: slot 0: model_dvice: not a known key; did you mean model_device?",
         "inventory data of @fake/gpu-1: slots: got 0; expected auto, a count of at least 1, or a list with a dict of "
         "settings for each, for a host in workers",

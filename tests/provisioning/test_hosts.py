@@ -54,8 +54,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ([worker(relase_ref="v1")], "inventory data of gpu-3: relase_ref: not a known key; did you mean release_ref?"),
         (
             [worker(trainer_learning_rate="1e-5")],
-            "inventory data of gpu-3: trainer_learning_rate: got '1e-5'; expected a valid number; write it "
-            "without quotes",
+            "inventory data of gpu-3: trainer_learning_rate: got '1e-5'; expected a number; write it without quotes",
         ),
         (
             [worker(keeper_min_pers=2)],
@@ -88,7 +87,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ([worker(slots=10**6)], "inventory data of gpu-3: slots: got 1000000; expected at most 256 on one host"),
         (
             [worker(torch_index="cpu")],
-            "inventory data of gpu-3: torch_index: got 'cpu'; expected text of the form ^(pip|(https?|file)://\\S+)$",
+            "inventory data of gpu-3: torch_index: got 'cpu'; expected pip, or a URL of an index (https://, http:// or file://)",
         ),
         (
             [worker(secrets_dir="")],
@@ -128,7 +127,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
             [worker(torch_index="https://[x")],
             "inventory data of gpu-3: torch_index: no URL; expected one such as https://git.example.org/hivewright.git",
         ),
-        ([worker(release_ref=1.1)], "inventory data of gpu-3: release_ref: got 1.1; expected a valid string"),
+        ([worker(release_ref=1.1)], "inventory data of gpu-3: release_ref: got 1.1; expected text"),
         (
             [worker(watchdog_seconds=0)],
             "inventory data of gpu-3: watchdog_seconds: got 0; expected greater than 0",
@@ -186,7 +185,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker(slot_memory_gb="8", slots=[{}, {"slot_cpus": 2.0}])],
-            "inventory data of gpu-3: slot_memory_gb: got '8'; expected a valid number",
+            "inventory data of gpu-3: slot_memory_gb: got '8'; expected a number",
         ),
         (
             [worker(slots=[{"identity": "/nowhere/swarm.pem"}])],
@@ -204,7 +203,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         (
             [worker(trainer_epsilon="a", model_nam="x", slots=[{"model_dvice": "cpu"}, {"trainer_epsilon": 0}])],
             "inventory data of gpu-3: model_nam: not a known key; did you mean model_name?\n"
-            "inventory data of gpu-3: trainer_epsilon: got 'a'; expected a valid number\n"
+            "inventory data of gpu-3: trainer_epsilon: got 'a'; expected a number\n"
             "inventory data of gpu-3: slot 0: model_dvice: not a known key; did you mean model_device?\n"
             "inventory data of gpu-3: slot 1: trainer_epsilon: got 0; expected greater than 0",
         ),
@@ -225,7 +224,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker("gpu-1", secrets_dir="a", release_ref=1), worker("gpu-2", secrets_dir="a")],
-            "inventory data of gpu-1: release_ref: got 1; expected a valid string",
+            "inventory data of gpu-1: release_ref: got 1; expected text",
         ),
         (
             [worker("gpu-1", tailscale_hostname="gpu"), worker("gpu-2", tailscale_hostname="gpu")],
@@ -316,7 +315,7 @@ def test_two_slots_with_one_key_are_refused(tmp_path: Path) -> None:
             ]
         )
     assert str(refused.value) == (
-        "inventory data of gpu-2: trainer_epsilon: got 'a'; expected a valid number\n"
+        "inventory data of gpu-2: trainer_epsilon: got 'a'; expected a number\n"
         f"inventory data of gpu-2: slot 1: identity: {tmp_path}/copy-of-a.pem is the key of slot 0 of gpu-1 too; "
         "two workers can't be one node"
     )
@@ -446,3 +445,18 @@ def test_hosts_behind_one_address_or_without_any_are_not_taken_for_one() -> None
     hidden = [worker(f"gpu-{n}", wireguard=True, wireguard_endpoint="none") for n in (1, 2)]
     seen = [worker(f"hub-{n}", wireguard=True, wireguard_hub=True, ssh_hostname=f"192.0.2.{n}") for n in (2, 3)]
     assert len(hosts.check([*ports, *hidden, *seen])) == 6
+
+
+def test_workers_look_at_the_chain_less_often_and_a_coordinator_beside_one_as_before() -> None:
+    own = {"account_host": "192.0.2.1"}
+    plans = [hosts.check([HostEntry("hub", groups, own | more)])["hub"] for groups, more in (
+        (("coordinators",), {}), (("coordinators", "workers"), {"slots": 1}),
+    )]  # fmt: skip
+    polls = [{role: of.chain.poll_seconds for role, of in plan.services.items()} for plan in plans]
+    assert polls[0] == polls[1]
+    assert plans[1].slots[0].settings.chain.poll_seconds == hosts.WORKER_POLL_SECONDS
+
+
+def test_key_of_a_slot_that_is_misspelt_gets_a_suggestion() -> None:
+    with pytest.raises(SettingsError, match=r"slot 0: gpus: not a known key of a slot; did you mean gpu\?"):
+        hosts.check([HostEntry("gpu-1", ("workers",), {"slots": [{"gpus": 1}], "swarm_enabled": False})])

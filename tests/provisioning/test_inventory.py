@@ -14,6 +14,10 @@ HOST = "expected a name, or a tuple of one and of a dict of keys, ('gpu-1', {'sl
     ("names", "line"),
     [
         ({"workers": {"h": {}}}, f"workers: got a dict; {GROUP}"),
+        (
+            {"all": (["h"], {}), "wrokers": ["g"]},
+            "wrokers: g is not in all; add it there (and the group is called wrokers; did you mean workers?)",
+        ),
         ({"workers": None}, f"workers: got None; {GROUP}"),
         ({"workers": "h"}, f"workers: got a str; {GROUP}"),
         ({"workers": (("h", {}), ("g", {}))}, f"workers: got (('h', a dict), ('g', a dict)); {GROUP}"),
@@ -42,3 +46,8 @@ def test_what_pyinfra_understands_is_let_through() -> None:
     both = {"coordinators": [("h", {"slots": 1})], "workers": (["g", ("h", {"slots": 1})], {"log_level": "INFO"})}
     other = {"_pair": (1, 2), "PORTS": [1, 2], "NAME": "x", "gpus": ["g"], "json": pytest}
     assert list(forgotten(both | other)) == []
+
+
+def test_nan_in_two_groups_is_no_contradiction_that_hides_what_is_wrong_with_it() -> None:
+    own = {"trainer_beta": float("nan")}
+    assert list(forgotten({"workers": [("h", own)], "all": (["h"], {}), "x": [("h", dict(own))]})) == []

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
         (
             {"trainer_learning_rate": "fast"},
-            "inventory data of gpu-3: trainer_learning_rate: got 'fast'; expected a valid number",
+            "inventory data of gpu-3: trainer_learning_rate: got 'fast'; expected a number",
         ),
         (
             {"swarm_port": 99999, "generation_num_generations": 1},
@@ -63,7 +63,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
         (
             {"node_max_rounds": True},
-            "inventory data of gpu-3: node_max_rounds: got True; expected a valid integer",
+            "inventory data of gpu-3: node_max_rounds: got True; expected a whole number",
         ),
         (
             {"trainer_local_groups": 0, "trainer_external_groups": 0},
@@ -83,7 +83,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
         (
             {"chain_contract": 0xABC},
-            "inventory data of gpu-3: chain_contract: got 2748; expected a valid string; put it in quotes",
+            "inventory data of gpu-3: chain_contract: got 2748; expected text; put it in quotes",
         ),
         (
             {"swarm_relay_others": True},
@@ -130,7 +130,7 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
         ("node: 5\n", "node: got 5; expected a mapping"),
         (
             "trainer: {learning_rate: 1e-06}\n",
-            "trainer/learning_rate: got '1e-06'; expected a valid number; YAML takes it for text: write it with a "
+            "trainer/learning_rate: got '1e-06'; expected a number; YAML takes it for text: write it with a "
             "point and without quotes, such as 1.0e-5",
         ),
         (
@@ -215,6 +215,6 @@ def test_all_mistakes_of_flat_keys_are_named_by_these_keys():
     ) == [
         f"chain_rpc_url: got {here!r}; expected plain text, numbers, lists and dicts",
         "foo: not a known key; docs/configuration.md lists all keys",
-        "environment_families/0/weight: got 'x'; expected a valid number",
+        "environment_families/0/weight: got 'x'; expected a number",
         "trainer_learning_rat: not a known key; did you mean trainer_learning_rate?",
     ]
