@@ -114,7 +114,7 @@ def test_host_whose_gpus_do_not_go_with_its_slots_fails_before_anything_is_done_
     done = pyinfra("-y", "--json", inventory, "deploy.py")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
-        "failed: @fake/gpu-0 (Check that it can be what the inventory says); mend"
+        "failed: @fake/gpu-0 (Check that it can be what the inventory says); fix"
     )
     outcomes = {one["name"]: one for one in json.loads(done.stdout)["results"]["operations"]}
     assert outcomes["Check that it can be what the inventory says"]["error"] == ["@fake/gpu-0"]
