@@ -23,6 +23,7 @@ from deploys import banners
 
 ASK_EVERY_SECONDS = 10
 SILENCE_SECONDS = 40
+RENEW_SECONDS = 25
 
 
 def limit_silence() -> None:
@@ -36,7 +37,9 @@ def renew(host: Host) -> None:
     if connector.client is not None:
         connector.client.close()
     connector.disconnect()
-    connector.connect()
+    # A server that goes away while it authenticates would be waited for as long as a person is.
+    with gevent.Timeout(RENEW_SECONDS, TimeoutError(f"no connection within {RENEW_SECONDS} s")):
+        connector.connect()
 
 
 def _watched(connect: Callable[[SSHConnector], None]) -> Callable[[SSHConnector], None]:
