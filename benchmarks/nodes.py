@@ -12,16 +12,18 @@ from typing import Any
 
 from worker import environments, settings
 from worker.environments import Environment
+from worker.environments.mix import is_closed
 from worker.node import EXTERNAL_MARGIN
 from worker.policy import policy
 from worker.records import Group, ScoredGroup, round_seed
+from worker.trainer.credit import give_credit
 from worker.trainer.sampler import choose
 from worker.trainer.trainer import Trainer
 
 
 @dataclass
 class Node:
-    """One simulated worker. `rewards` is the mean reward of its own groups, by round."""
+    """One simulated worker. `rewards` is the mean reward of its own groups, by round; `steps`: whether it made one."""
 
     peer_id: str
     settings: settings.Settings
@@ -29,6 +31,8 @@ class Node:
     trainer: Trainer
     rng: random.Random
     rewards: list[float] = field(default_factory=list)
+    steps: list[bool] = field(default_factory=list)
+    has_credit: bool = True
 
     def answer(self, round: int) -> list[ScoredGroup]:
         tasks = self.environment.sample(round_seed(self.peer_id, round), self.settings.environment.tasks_per_round)
@@ -71,12 +75,17 @@ class Node:
         )
 
     def learn(self, local: list[ScoredGroup], external: list[ScoredGroup]) -> None:
-        self.trainer.step(choose(local, external, self.settings.trainer, self.rng, self.trainer.find_fault).groups)
+        groups = give_credit(local, is_closed) if self.has_credit else local
+        batch = choose(groups, external, self.settings.trainer, self.rng, self.trainer.find_fault)
+        self.steps.append(self.trainer.step(batch.groups, sampled=local).skipped is None)
+        self.environment.learn(local)
 
 
 def make_node(seed: int, number: int, config: settings.Settings, environment: Environment) -> Node:
     peer_id = f"learning-{seed}-{number}"
-    trainer = Trainer(policy.load(config.model), config.trainer, config.generation)
+    model = policy.load(config.model)
+    model.adopt(config.generation)
+    trainer = Trainer(model, config.trainer, config.generation)
     return Node(peer_id, config, environment, trainer, random.Random(peer_id))
 
 
@@ -89,10 +98,15 @@ def run(
 ) -> list[Node]:
     nodes = [make_node(seed, i, config, load_environment(config.environment)) for i in range(num_workers)]
     for round in range(rounds):
-        answered = {node.peer_id: node.answer(round) for node in nodes}
-        for node in nodes:
-            node.learn(answered[node.peer_id], node.collect(answered))
+        exchange(nodes, round)
     return nodes
+
+
+def exchange(nodes: Sequence[Node], round: int) -> None:
+    """One round of all: answer, hand each other the groups, learn."""
+    answered = {node.peer_id: node.answer(round) for node in nodes}
+    for node in nodes:
+        node.learn(answered[node.peer_id], node.collect(answered))
 
 
 def mean_curve(nodes: list[Node]) -> list[float]:

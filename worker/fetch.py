@@ -43,7 +43,10 @@ def run(of: Settings) -> None:
         ) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # who is second finds what the first has got
-        folder = choice.find_folder(model) or _download(model, model.shared_dir, of.node.min_free_disk_mb)
+        folder = choice.find_folder(model)
+        if folder is None and choice.is_gguf(model.name):
+            folder = Path(model.name)
+        folder = folder or _download(model, model.shared_dir, of.node.min_free_disk_mb)
     print(f"{model.name}: {folder}")
 
 

@@ -21,14 +21,17 @@ from worker.chain import accounts
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
+from worker.environments.mix import is_closed
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
-from worker.policy import adapters, choice
+from worker.evaluation import HELD_OUT
+from worker.policy import adapters, asking, choice
 from worker.policy import policy as policies
 from worker.records import Collected, Completion, Group, ScoredGroup, StepMetrics, Task, milli_reward, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
 from worker.service import exit_on_signals
 from worker.settings import Settings, chain_of_node
 from worker.settings import Swarm as SwarmSettings
+from worker.settings import Trainer as TrainerSettings
 from worker.swarm.exchange import Published, Swarm
 from worker.swarm.identity import Identity, animal_name
 from worker.swarm.verify import Verifier
@@ -37,6 +40,7 @@ from worker.telemetry.card import model_card
 from worker.telemetry.hub import Hub
 from worker.telemetry.status import NodeStatus, RoundRecord
 from worker.trainer import checkpoint, sampler
+from worker.trainer.credit import closed_share, give_credit
 from worker.trainer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -47,6 +51,7 @@ MEMORY_KILLED = "memory-killed"
 """In the state folder: the kernel ended the worker for its memory. Its unit writes it (templates/)."""
 # Groups asked for, for each that is trained on: those without a signal are dropped, and a choice makes a better mix.
 EXTERNAL_MARGIN = 3
+_MOST = 0.5
 SAID_AFTER_ROUNDS = 16  # in a row with nothing to learn from: a power of two
 
 
@@ -109,13 +114,15 @@ class Node:
         self.policy = policies.load(model)
         self.status.device = str(self.policy.model.device)
         self.policy.require_context(settings.generation)
-        self.trainer = Trainer(self.policy, settings.trainer, settings.generation)
+        self.policy.adopt(settings.generation)
+        self.trainer = Trainer(self.policy, self._method(), settings.generation)
         self.last_record: dict[str, Any] | None = None
         self.rounds_unsaved = self.rounds_without_signal = 0
         self.last_round = self._resume()
         # First what generates, which stays in memory; then training measures what is left.
         questions = [self.environment.question(task) for task in self.environment.sample(0, 3)]
         self.policy.prepare(settings.generation, self.folder / "rows.json", questions)
+        self._settle_form()
         self.trainer.fit(self.folder / "budget.json", was_killed=(self.folder / MEMORY_KILLED).exists())
         (self.folder / MEMORY_KILLED).unlink(missing_ok=True)
         self.hub = self._hub() if settings.hub.token_file is not None else None
@@ -159,6 +166,30 @@ class Node:
             self.hub.close()
         self._show("stopped", state="stopped")
 
+    def _method(self) -> TrainerSettings:
+        """How to train: where the settings leave it open, as the checkpoints that are there, else by the model."""
+        trainer = self.settings.trainer
+        if trainer.lora == "auto" and checkpoint.has_adapters(self.folder / "checkpoints") is False:
+            trainer = trainer.model_copy(update={"lora": None})
+        trainer = trainer.settle(self.policy.model.num_parameters())
+        self.settings = self.settings.model_copy(update={"trainer": trainer})
+        logger.info(
+            "method lora=%s learning_rate=%g", "none" if trainer.lora is None else trainer.lora, trainer.learning_rate
+        )
+        return trainer
+
+    def _settle_form(self) -> None:
+        """Find out, once, how this model is best asked."""
+        tasks = self.environment.easy_tasks(HELD_OUT, asking.NUM_QUESTIONS)
+        asking.settle(
+            self.policy,
+            self.settings.generation,
+            [self.environment.question(task) for task in tasks],
+            lambda number, texts: self.environment.score(tasks[number], texts),
+            self.folder / "form.json",
+        )
+        self.status.form = self.policy.form.name
+
     def _train_round(self, tick: Tick) -> None:
         """One round that counts: what we answer is shared, and what we learn from is ours and our peers'."""
         started = time.monotonic()
@@ -168,7 +199,9 @@ class Node:
         collected = self._collect(tick.round)
         self._show("training")
         rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
-        batch = sampler.choose(local, collected.groups, self.settings.trainer, rng, self.trainer.find_fault)
+        batch = sampler.choose(
+            give_credit(local, is_closed), collected.groups, self.settings.trainer, rng, self.trainer.find_fault
+        )
         metrics = self.trainer.step(batch.groups, sampled=local)
         self._see_signal(metrics, local)
         self.environment.learn(local)
@@ -187,6 +220,8 @@ class Node:
             seconds=time.monotonic() - started,
             skipped=metrics.skipped,
             quality=asdict(metrics.quality),
+            closed=closed_share(local, is_closed),
+            truncated=_truncated_share(local),
         )
         if record.skipped is None:
             self._earn(tick, local, published, collected.groups)
@@ -239,15 +274,34 @@ class Node:
         rounds = self.rounds_without_signal
         if rounds >= SAID_AFTER_ROUNDS and rounds & (rounds - 1) == 0:
             logger.warning(
-                "nothing to learn from: all answers to a task earn the same rounds_in_a_row=%d reward_mean=%.3f; "
-                "if this goes on, name easier tasks in environment.families (level: 0), or another model in model.name",
-                rounds, _mean([group.mean_reward for group in local]),
+                "nothing to learn from: all answers to a task earn the same rounds_in_a_row=%d reward_mean=%.3f; %s",
+                rounds, _mean([group.mean_reward for group in local]), self._advise(local),
             )  # fmt: skip
+
+    def _advise(self, local: Sequence[ScoredGroup]) -> str:
+        """Say what helps against answers that earn nothing, from what is the matter with them."""
+        cut, closed = _truncated_share(local), closed_share(local, is_closed)
+        generation = self.settings.generation
+        if cut > _MOST:
+            thinks = ", or set generation.thinking to off" if self.policy.template.thinks else ""
+            return (
+                f"{cut:.0%} of the answers were cut off at {generation.max_completion_length} tokens: raise "
+                f"generation.max_completion_length{thinks}"
+            )
+        if closed < 1 - _MOST:
+            return (
+                f"{closed:.0%} of the answers closed their <answer> tag, asked in the form {self.policy.form.name}: "
+                "try another generation.form, or another model in model.name"
+            )
+        return (
+            "if this goes on, name easier tasks in environment.families (level: auto), or another model in model.name"
+        )
 
     def _see_round(self, record: dict[str, Any]) -> None:
         """Show what the last round came to, also after a restart."""
         for name in ("reward_mean", "loss", "groups_local", "groups_external", "tokens_per_second"):
             setattr(self.status, name, record[name])
+        self.status.closed, self.status.truncated = record.get("closed"), record.get("truncated")
         self.status.round_seconds = record["seconds"]
 
     def _practise(self) -> None:
@@ -257,7 +311,7 @@ class Node:
         local, tokens_per_second = self._answer(round_seed(f"{self.peer_id}/practice", self.status.practice_steps))
         self._show("training")
         rng = random.Random(f"{self.peer_id}/practice/{self.status.practice_steps}")
-        batch = sampler.choose(local, (), self.settings.trainer, rng, self.trainer.find_fault)
+        batch = sampler.choose(give_credit(local, is_closed), (), self.settings.trainer, rng, self.trainer.find_fault)
         metrics = self.trainer.step(batch.groups, sampled=local)
         self.environment.learn(local)
         self.status.loss, self.status.tokens_per_second = metrics.loss, tokens_per_second
@@ -418,7 +472,7 @@ class Node:
         """Whether a checkpoint's weights are all that a model consists of. Adapters are merged for a push, and buffers
         added."""
         model = self.policy.model
-        return self.settings.trainer.lora is None and not adapters.has_more_than_parameters(model)
+        return self.trainer.lora is None and not adapters.has_more_than_parameters(model)
 
     def _describe_model(self, folder: Path) -> None:
         """The card, and what weights need beside them to be loaded by transformers; with adapters the weights, too."""
@@ -468,6 +522,10 @@ def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGro
     best = max(rewards, key=lambda peer: (_mean(rewards[peer]), peer))
     own = [group.mean_reward for group in local]
     return [me if own and _mean(own) > _mean(rewards[best]) else best]
+
+
+def _truncated_share(groups: Sequence[ScoredGroup]) -> float:
+    return _mean([float(cut) for group in groups for cut in group.truncated or (False,)])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,6 +8,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+PLACEHOLDER = "your answer"
+"""What the instruction has between the tags: quoted, it is no answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -51,7 +54,8 @@ class ScoredGroup:
 
     `rewards` (G,) in [0, 1] were computed here, never received. `token_ids` and `logprobs` (G lists) are those of
     sampling for our own groups and None for a peer's: its text is re-tokenised and scored by our own policy.
-    `peer_id` is None for our own.
+    `peer_id` is None for our own. `credits` (G,) stand in for rewards that are all 0, in the advantages alone
+    (trainer/credit.py): nothing else ever sees them.
     """
 
     task: Task
@@ -62,6 +66,7 @@ class ScoredGroup:
     logprobs: tuple[tuple[float, ...], ...] | None = None
     truncated: tuple[bool, ...] | None = None
     peer_id: str | None = None
+    credits: tuple[float, ...] | None = None
 
     @property
     def mean_reward(self) -> float:
@@ -71,6 +76,11 @@ class ScoredGroup:
     def has_signal(self) -> bool:
         """Whether the rewards differ: a group whose rewards are all equal has zero advantage and teaches nothing."""
         return max(self.rewards) > min(self.rewards)
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a step can learn from it: from its rewards, or from its credits."""
+        return self.has_signal or (self.credits is not None and max(self.credits) > min(self.credits))
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,8 +166,10 @@ DEFAULT_FAMILIES = (
     "bf",
     "binary_matrix",
     "calendar_arithmetic",
+    "chain_sum",
     "decimal_arithmetic",
     "fraction_simplification",
+    "leg_counting",
     "propositional_logic",
 )
 
@@ -192,6 +194,17 @@ class Generation(Section):
     """Tokens of a prompt; longer ones are dropped and counted."""
     max_completion_length: Positive = 256
     """Tokens of a completion."""
+    form: Literal["auto", "system", "user", "example", "two-examples", "user-begun", "begun"] = "auto"
+    """How a question is put. system: the instruction in the system turn; user: behind the question; example: so, after
+    an example; two-examples: instruction in the system turn, two examples; begun and user-begun: an example, and the
+    answer is begun for the model with `<answer>`. auto: the node finds out, once, at its first start, which one this
+    model answers best, and remembers that in `form.json` of its state folder."""
+    thinking: Literal["auto", "on", "off", "template"] = "auto"
+    """Whether models whose chat template has a switch for thinking think first. auto: off where
+    `max_completion_length` is under 1024 tokens, too short for a thought; else as the template has it, as with
+    `template`."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """What else the chat template is rendered with, such as `reasoning_effort: low`."""
     temperature: Annotated[float, Field(ge=1e-6)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     """Sample from the k most likely tokens. 0: all."""
@@ -220,6 +233,18 @@ class Lora(Section):
     """Names of the linear layers that get one, such as q_proj. None: all but the output layer."""
 
 
+_LARGE_ENOUGH_FOR_LORA = 50_000_000
+
+
+def _learning_rate(parameters: int, has_adapters: bool) -> float:
+    """What is not named: see `Trainer.learning_rate`; docs/decisions/0027 has what was measured."""
+    if has_adapters:
+        return 2e-4 if parameters < 2_000_000_000 else 1e-4
+    if parameters < 50_000_000:
+        return 5e-5
+    return 1e-5 if parameters < 400_000_000 else 1e-6
+
+
 class Trainer(Section):
     """GRPO with swarm sampling (SAPO, arXiv 2509.08721). Names and meaning are GRPOConfig's where it has them."""
 
@@ -231,7 +256,9 @@ class Trainer(Section):
     """When there are fewer than J external groups with a signal, take more local ones (and the other way round)."""
     external_completions: Literal["better", "all"] = "better"
     """Which completions of a peer's group are learned from: those better than the group's mean, or all, as in SAPO."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """None: 2e-4 for adapters (1e-4 in models of 2 billion parameters and more); for all weights 1e-6, in models of
+    less than 400 million parameters 1e-5, of less than 50 million 5e-5."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta1: Decay = 0.9
     adam_beta2: Decay = 0.999
@@ -270,12 +297,25 @@ class Trainer(Section):
     max_tokens_per_micro_batch: Positive = 16384
     """At most so many tokens (prompts and completions) in one forward and backward pass. How many it is, the node
     measures when it first starts; it remembers that in `budget.json` of its state folder."""
-    lora: Lora | None = None
+    lora: Lora | Literal["auto"] | None = "auto"
     """Train low-rank adapters (peft) of `rank` (16), scaled by `alpha` (32) / rank, in the linear layers that
     `target_modules` names (none: in all but the output layer), and leave the weights as they are. None: train all
-    weights. Checkpoints hold what is trained, so going from one to the other starts anew."""
+    weights. auto: adapters in models of 50 million parameters and more; a node that has checkpoints goes on with what
+    they contain. Going from one to the other means to start from the beginning."""
     max_nonfinite_steps: Positive = 10
     """Stop with a reason after so many non-finite steps in a row."""
+
+    def lora_for(self, parameters: int) -> Lora | None:
+        """The adapters that a model of so many parameters gets."""
+        if self.lora == "auto":
+            return Lora() if parameters >= _LARGE_ENOUGH_FOR_LORA else None
+        return self.lora
+
+    def settle(self, parameters: int) -> Self:
+        """These settings with what depends on the model's size decided."""
+        lora = self.lora_for(parameters)
+        rate = self.learning_rate or _learning_rate(parameters, lora is not None)
+        return self.model_copy(update={"lora": lora, "learning_rate": rate})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

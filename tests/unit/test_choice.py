@@ -15,7 +15,7 @@ from worker.policy import choice, memory
 from worker.policy.choice import Machine, choose, judge, measure
 
 GIB = 2**30
-WHOLE = settings.Trainer()
+WHOLE = settings.Trainer(lora=None)
 LARGE = {"Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen3-1.7B"}
 SMALL = {"Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen3-0.6B"}
 
@@ -68,7 +68,7 @@ def test_adapters_need_less_and_a_reference_model_more():
     name, machine = "Qwen/Qwen2.5-0.5B-Instruct", gpu(24)
     lora = settings.Lora(rank=16)
     needed = {
-        how: choice.needed_gib(settings.Model(name=name), machine, settings.Trainer(**options))
+        how: choice.needed_gib(settings.Model(name=name), machine, settings.Trainer(**{"lora": None, **options}))
         for how, options in {
             "whole": {}, "reference": {"beta": 0.1}, "lora": {"lora": lora}, "both": {"lora": lora, "beta": 0.1},
         }.items()
@@ -109,7 +109,8 @@ def machine_with(monkeypatch, machine):
 
 def settings_for(folder, **flat):
     return settings.from_flat(
-        {"node_state_dir": str(folder), "node_min_free_disk_mb": 1, "model_name": "auto", **flat}, "test"
+        {"node_state_dir": str(folder), "node_min_free_disk_mb": 1, "model_name": "auto", "trainer_lora": None, **flat},
+        "test",
     )
 
 

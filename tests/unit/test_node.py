@@ -59,6 +59,7 @@ import os, signal, sys
 from pathlib import Path
 from worker import node, settings
 from worker.environments.mix import Mix
+from worker.records import ScoredGroup, Task
 Mix.score = lambda mix, task, texts: [1.0, 0.0] * (len(texts) // 2)
 append = node.RoundRecord.append
 def append_or_die(record, folder):
@@ -104,7 +105,7 @@ def test_node_whose_process_the_kernel_ended_for_its_memory_takes_less(tmp_path)
 
 def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, monkeypatch):
     node = make_node(enrolled(tmp_path, node_checkpoint_every=3))
-    monkeypatch.setattr(node.environment, "score", lambda task, texts: [0.0] * len(texts))  # no signal
+    monkeypatch.setattr(node.environment, "score", lambda task, texts: [0.5] * len(texts))  # no signal
     for _ in range(4):
         node._train_round(node._next_round())
     node.close()
@@ -115,13 +116,19 @@ def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, m
 def test_many_rounds_with_nothing_to_learn_from_are_said_with_what_to_do(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(node_module, "SAID_AFTER_ROUNDS", 2)
     node = make_node(enrolled(tmp_path))
-    rewards = [0.0] * 8
+    rewards = [0.5] * 8
     monkeypatch.setattr(node.environment, "score", lambda task, texts: rewards)
     for _ in range(5):
         node._train_round(node._next_round())
     said = [r.getMessage() for r in caplog.records if "nothing to learn from" in r.getMessage()]
     assert [text.split("rounds_in_a_row=")[1].split()[0] for text in said] == ["2", "4"]
-    assert "name easier tasks in environment.families" in said[0]
+    task, closed, bare = Task("gcd", "0" * 12, 1, 0), ("<answer>1</answer>",) * 2, ("1",) * 2
+    cut = ScoredGroup(task, "?", bare, (0.0, 0.0), truncated=(True, True))
+    assert "100% of the answers were cut off at" in node._advise([cut])
+    assert "0% of the answers closed their <answer> tag, asked in the form system" in node._advise(
+        [ScoredGroup(task, "?", bare, (0.0, 0.0))]
+    )
+    assert "name easier tasks in environment.families" in node._advise([ScoredGroup(task, "?", closed, (0.0, 0.0))])
     rewards[0] = 1.0
     node._train_round(node._next_round())
     node.close()

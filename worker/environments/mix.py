@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from worker import settings
 from worker.environments import Config, Recipe, Source
 from worker.errors import BadRecord, SettingsError, TrainingError
-from worker.records import ScoredGroup, Task
+from worker.records import PLACEHOLDER, ScoredGroup, Task
 
 log = logging.getLogger(__name__)
 
@@ -274,8 +274,13 @@ def config_digest(version: str, family: str, config: Config) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
+def is_closed(completion: str) -> bool:
+    """Whether an answer was given, right or wrong."""
+    return extract_answer(completion) is not None
+
+
 def extract_answer(completion: str) -> str | None:
-    """The text of the last <answer>…</answer>, stripped; None if there is none."""
+    """The text of the last <answer>…</answer>, stripped; None if there is none but the instruction's own example."""
     head, closing, _ = completion.rpartition("</answer>")
     _, opening, answer = head.rpartition("<answer>")
-    return answer.strip() if closing and opening else None
+    return answer.strip() if closing and opening and answer.strip() != PLACEHOLDER else None

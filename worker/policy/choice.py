@@ -212,8 +212,9 @@ def explain(model: settings.Model, trainer: settings.Trainer, folder: Path) -> l
 def _needed_gib(parameters: int, machine: Machine, trainer: settings.Trainer) -> float:
     pools = load_pools()
     frozen = pools.bytes_per_frozen_parameter[machine.dtype]
-    if trainer.lora is not None:  # the model without its adapters is the reference, too
-        per_parameter = frozen + pools.lora_bytes_per_parameter_and_rank * trainer.lora.rank
+    lora = trainer.lora_for(parameters)
+    if lora is not None:  # the model without its adapters is the reference, too
+        per_parameter = frozen + pools.lora_bytes_per_parameter_and_rank * lora.rank
     else:
         per_parameter = pools.bytes_per_parameter[machine.dtype] + (frozen if trainer.beta else 0)
     return parameters * per_parameter / GIB + pools.working_gib
@@ -231,10 +232,15 @@ def needed_gib(model: settings.Model, machine: Machine, trainer: settings.Traine
 
 
 def find_folder(model: settings.Model) -> Path | None:
-    """Where the model is; None: it is to be had from Hugging Face. Raises ModelError for a path without one."""
+    """Where the model is; None: it is to be had from Hugging Face, or a GGUF file. Raises ModelError for a path without
+    one."""
     name = model.name
     if name == TINY:
         return Path(__file__).parent / "tiny"
+    if is_gguf(name):
+        if not Path(name).expanduser().is_file():
+            raise ModelError(f"model/name: {name}: no such file; expected a GGUF file, a folder or a Hugging Face name")
+        return None
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return folder
@@ -243,6 +249,11 @@ def find_folder(model: settings.Model) -> Path | None:
     if model.shared_dir is not None and (shared := shared_folder(model.shared_dir, name)).is_dir():
         return shared
     return None
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model is a file of llama.cpp's format, not a folder of transformers'."""
+    return name.lower().endswith(".gguf")
 
 
 def require_context(model: settings.Model, generation: settings.Generation) -> None:

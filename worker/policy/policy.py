@@ -4,13 +4,14 @@
 Hugging Face name that transformers loads as a causal language model takes its place.
 """
 
+import importlib.util
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2  # what huggingface_hub speaks HTTP with
-import jinja2
 import torch
 from huggingface_hub import HfApi, ModelInfo
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -21,18 +22,16 @@ from transformers.utils.logging import disable_progress_bar
 from worker import settings
 from worker.errors import ModelError
 from worker.policy import check, memory
-from worker.policy.choice import TINY, chosen_device, compare_context, find_folder
+from worker.policy.choice import TINY, chosen_device, compare_context, find_folder, is_gguf
 from worker.policy.engine import Ending, Engine, Sampled
+from worker.policy.forms import ANSWER_END, DEFAULT, INSTRUCTION, Form, Template, is_open_thought
 from worker.policy.generation import load_engine
 from worker.policy.rows import Rows
-from worker.records import Completion
+from worker.records import PLACEHOLDER, Completion
+
+__all__ = ["ANSWER_END", "HUB", "INSTRUCTION", "Policy", "load", "look_up"]
 
 log = logging.getLogger(__name__)
-
-ANSWER_END = "</answer>"
-INSTRUCTION = (
-    "Answer the question. Think first if that helps; then give the final answer as <answer>your answer</answer>."
-)
 
 HUB = HfApi()
 _LOOKUP_SECONDS = 10.0
@@ -65,7 +64,10 @@ class Policy:
         self._questions: tuple[str, ...] = check.QUESTIONS
         self._engine: Engine | None = None
         self._engine_for: tuple[Any, str, str] | None = None
-        self._instruction_role = self._find_instruction_role()
+        self._require_tag()
+        self.template = Template(tokenizer, name, settings.Generation())
+        self.form = DEFAULT
+        self._beginning_ids: list[int] = []
 
     @property
     def num_tokens(self) -> int:
@@ -77,19 +79,44 @@ class Policy:
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         compare_context(self.name, context, generation)
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """The tokens of a question as the model is asked it: instruction, chat template, generation prompt."""
-        if self._instruction_role is None:
-            return list(self.tokenizer.encode(f"{INSTRUCTION}\n\n{question}\n"))
-        return list(self.tokenizer.encode(self._render(self._instruction_role, question), add_special_tokens=False))
+    def adopt(self, generation: settings.Generation) -> None:
+        """Render the chat template as these settings say. Raises ModelError if it can't be."""
+        self.template = Template(self.tokenizer, self.name, generation)
+        self.template.text(self.form, "question")
+
+    def ask_in(self, form: Form) -> None:
+        """Put all questions in this form from now on. Raises ModelError if the template can't be rendered so."""
+        self.template.text(form, "question")
+        self.form = form
+        self._beginning_ids = self._text_ids(form.beginning) if form.beginning else []
+
+    def can_ask_in(self, form: Form) -> bool:
+        """Whether the model's chat template can be rendered in this form."""
+        try:
+            self.template.text(form, "question")
+        except ModelError as error:
+            log.debug("form left out form=%s reason=%s", form.name, error)
+            return False
+        return True
+
+    def prompt_ids(self, question: str, answer: str | None = None) -> list[int]:
+        """The tokens before an answer: the question as the form has it, and the beginning of the answer.
+
+        A given `answer` that begins otherwise, a peer's, has the prompt without that beginning.
+        """
+        ids = self.template.ids(self.form, question)
+        if answer is None or answer.startswith(self.form.beginning):
+            ids += self._beginning_ids
+        return ids
 
     def completion_ids(self, text: str, max_length: int) -> tuple[list[int], bool]:
         """The tokens of somebody's decoded answer, as if this policy had sampled it, and whether it is truncated.
 
+        They are those behind `prompt_ids(question, text)`: without the beginning that the form has, if the text has it.
         Text does not tell whether an end token followed. The rule: an answer that ends with its closing tag was
         stopped there; one that has room for an end token gets it; any other was cut off at `max_length`.
         """
-        ids = self._text_ids(text)
+        ids = self._text_ids(text.removeprefix(self.form.beginning))
         if len(ids) <= max_length and text.endswith(ANSWER_END):
             return ids, False
         if len(ids) < max_length:
@@ -158,32 +185,33 @@ class Policy:
         return self._engine
 
     def _completion(self, row: Sampled) -> Completion:
-        return Completion(self._decode(row.token_ids), row.token_ids, row.logprobs, truncated=not row.finished)
+        return Completion(
+            self.form.beginning + self._decode(row.token_ids), row.token_ids, row.logprobs, truncated=not row.finished
+        )
 
     def _has_answer_end(self, token_ids: list[int]) -> bool:
-        return ANSWER_END in self.tokenizer.decode(token_ids[-_TAIL_TOKENS:], skip_special_tokens=True)
+        """Whether the answer has been given: a closed tag, outside a thought, with more in it than the instruction's
+        own example."""
+        if ANSWER_END not in self.tokenizer.decode(token_ids[-_TAIL_TOKENS:], skip_special_tokens=True):
+            return False
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=False)
+        if is_open_thought(text) or (self.template.opens_thought and "</think>" not in text):
+            return False
+        return not text.rpartition(ANSWER_END)[0].endswith(f"<answer>{PLACEHOLDER}")
+
+    def _require_tag(self) -> None:
+        """Raises ModelError for a tokenizer that lacks the characters of the answer's tag."""
+        sample = f"<answer>7{ANSWER_END}"
+        if (text := self._decode(self._text_ids(sample))) != sample:
+            raise ModelError(
+                f"model {self.name}: its tokenizer can't write {sample} (it becomes {text[:40]!r}), so that no answer "
+                "could ever be right; take another model"
+            )
 
     def _decode_each_token(self) -> list[str]:
         known = min(self.num_tokens, len(self.tokenizer))
         tokens = self.tokenizer.convert_ids_to_tokens(list(range(known)))
         return [token or "" for token in tokens] + [""] * (self.num_tokens - known)
-
-    def _find_instruction_role(self) -> str | None:
-        """Where the instruction goes: "system", "user" for templates that know no system role, None for no template."""
-        if self.tokenizer.chat_template is None:
-            return None
-        try:
-            self._render("system", "question")
-        except jinja2.TemplateError:  # Gemma's way to say that it has no system role
-            return "user"
-        return "system"
-
-    def _render(self, role: str, question: str) -> str:
-        if role == "system":
-            messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}]
-        else:
-            messages = [{"role": "user", "content": f"{INSTRUCTION}\n\n{question}"}]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def load(model: settings.Model) -> Policy:
@@ -198,15 +226,17 @@ def load(model: settings.Model) -> Policy:
     device = _find_device(model)
     dtype = _find_dtype(model, device)
     disable_progress_bar()  # services log lines
-    source = _find_source(model)
+    source, gguf = _find_source(model), _find_gguf(model)
     try:
         # Code that comes with a model is never run, whatever transformers' default is.
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
         weights, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            source, dtype=dtype, trust_remote_code=False, output_loading_info=True, **gguf
         )
         weights = text_part(weights)
         weights.to(device)
+        if gguf and hasattr(weights.config, "quantization_config"):
+            del weights.config.quantization_config  # they no longer are; transformers would refuse to save them
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"model {model.name}: does not fit into the memory of {device}: {memory.reason_of(error)}"
@@ -262,9 +292,24 @@ def _find_dtype(model: settings.Model, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
 
 
+def _find_gguf(model: settings.Model) -> dict[str, str]:
+    """What transformers must be told for a GGUF file. Raises ModelError where nothing is there to read one with."""
+    if not is_gguf(model.name):
+        return {}
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(
+            f"model/name: {model.name}: a GGUF file, and the package gguf, which reads it, is not installed; install "
+            f"it ({sys.executable} -m pip install gguf), or name a folder in transformers' format"
+        )
+    return {"gguf_file": Path(model.name).name}
+
+
 def _find_source(model: settings.Model) -> str:
     """What transformers should load: a folder, or a Hugging Face name that is known to exist."""
     name = model.name
+    if is_gguf(name):
+        find_folder(model)
+        return str(Path(name).expanduser().parent)
     if (folder := find_folder(model)) is not None:
         return str(folder)
     found = look_up(name)

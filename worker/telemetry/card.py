@@ -89,5 +89,5 @@ def _method(settings: Settings) -> str:
         f"{generation.max_completion_length} tokens at temperature {generation.temperature:g}. Each step is on "
         f"{trainer.local_groups} groups of its own and {trainer.external_groups} of its peers; loss "
         f"{trainer.loss_type}, clip range {trainer.epsilon:g} to {trainer.epsilon_high or trainer.epsilon:g}, "
-        f"KL weight {trainer.beta:g}, learning rate {trainer.learning_rate:g} ({trainer.lr_scheduler_type})."
+        f"KL weight {trainer.beta:g}, learning rate {trainer.learning_rate or 0:g} ({trainer.lr_scheduler_type})."
     )

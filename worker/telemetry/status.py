@@ -33,7 +33,8 @@ class NodeStatus:
     """The state of a worker. Means are over the last round; None means that there was none yet.
 
     `device`: where its model computes, such as cuda:0; None: not loaded yet.
-    `environments`: names and versions of what makes its tasks. `levels`: curriculum level by family. `swarm`: the
+    `environments`: names and versions of what makes its tasks. `levels`: curriculum level by family. `form`: how it
+    puts questions to its model. `swarm`: the
     exchange with its peers; None: it has none, or not yet. `ledger_error`: why rewards wait in the ledger, None if they
     do not.
     """
@@ -61,6 +62,9 @@ class NodeStatus:
     ledger: dict[str, int] = field(default_factory=dict)
     environments: tuple[str, ...] = ()
     levels: dict[str, int] = field(default_factory=dict)
+    form: str | None = None
+    closed: float | None = None
+    truncated: float | None = None
     swarm: SwarmStatus | None = None
     hub: HubStatus | None = None
     ledger_error: str | None = None
@@ -108,6 +112,7 @@ class RoundRecord:
     """One line of `rounds.jsonl`: what one round came to. `skipped`: why no optimizer step was made, else None.
 
     `quality`: figures of the step with TRL's names (`records.StepQuality`); empty in lines of versions before it.
+    `closed` and `truncated`: shares of our answers that closed their tag, and that were cut off at the longest length.
     """
 
     round: int
@@ -124,6 +129,8 @@ class RoundRecord:
     seconds: float
     skipped: str | None
     quality: dict[str, float | None] = field(default_factory=dict)
+    closed: float | None = None
+    truncated: float | None = None
 
     def append(self, state_dir: Path) -> None:
         """Add the line. A line that a crash cut short is taken away first: it must not swallow this one."""

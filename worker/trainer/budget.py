@@ -111,7 +111,8 @@ def measure(step: Callable[[], object], device: torch.device) -> Measured | None
 def describe(policy: Policy, trainer: settings.Trainer, generation: settings.Generation) -> str:
     """What a budget was measured for: with anything of this changed it does not hold any more."""
     machine = memory.describe(policy.model.device)
-    lora = None if trainer.lora is None else trainer.lora.model_dump_json()
+    adapters = trainer.lora_for(policy.model.num_parameters())
+    lora = None if adapters is None else adapters.model_dump_json()
     lengths = f"{generation.max_prompt_length}+{generation.max_completion_length}"
     return (
         f"{policy.name} {policy.model.dtype} on {machine}, {lengths} tokens, at most "

@@ -81,6 +81,16 @@ def restore(folder: Path, trainer: Trainer) -> State | None:
     return None
 
 
+def has_adapters(folder: Path) -> bool | None:
+    """Whether the newest checkpoint that can be read is of adapters, not of all weights; None: there is none."""
+    for path in reversed(_finished(folder)):
+        try:
+            return "lora_alpha" in json.loads((path / "state.json").read_text())
+        except (OSError, ValueError, RecursionError, TypeError):
+            continue
+    return None
+
+
 def _write(path: Path, trainer: Trainer, state: State) -> None:
     # A CPU copy in one piece: safetensors takes no views, and tied weights are one parameter.
     weights = {name: p.detach().cpu().contiguous() for name, p in trainer.parameters.items()}

@@ -77,6 +77,9 @@ class Trainer:
 
     def __init__(self, policy: Policy, trainer: settings.Trainer, generation: settings.Generation) -> None:
         self.policy = policy
+        parameters = policy.model.num_parameters()
+        trainer = trainer.settle(parameters)
+        self.lora = trainer.lora_for(parameters)
         self.steps = 0
         self.nonfinite_steps = 0
         self.dropped: Counter[str] = Counter()
@@ -87,9 +90,9 @@ class Trainer:
         self._settings = trainer
         self._generation = generation
         self.origin: dict[str, str | int] = {"model": policy.name}
-        if trainer.lora is not None:
-            adapters.attach(policy.model, trainer.lora)
-            self.origin |= {"lora_alpha": trainer.lora.alpha, "base_weights": adapters.fingerprint(policy.model)}
+        if self.lora is not None:
+            adapters.attach(policy.model, self.lora)
+            self.origin |= {"lora_alpha": self.lora.alpha, "base_weights": adapters.fingerprint(policy.model)}
         self._scorer = Scorer(policy.model)
         self._reference = self._make_reference()
         self.parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
@@ -103,7 +106,7 @@ class Trainer:
                 {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": trainer.weight_decay},
                 {"params": [m for m in self.masters if m.ndim < 2], "weight_decay": 0.0},  # norms and biases, as in TRL
             ],
-            lr=trainer.learning_rate,
+            lr=_scheduled_rate(trainer, 0),
             betas=(trainer.adam_beta1, trainer.adam_beta2),
             eps=trainer.adam_epsilon,
             fused=True,
@@ -172,9 +175,8 @@ class Trainer:
             self.dropped[reason] += 1
             log.warning("group dropped reason=%s family=%s peer=%s", reason, group.task.family, group.peer_id or "self")
             return []
-        prompt = self.policy.prompt_ids(group.question)
         sequences = []
-        for i, advantage in enumerate(group_advantages(group.rewards, self._settings.scale_rewards)):
+        for i, advantage in enumerate(_advantages(group, self._settings.scale_rewards)):
             if group.token_ids is None:
                 ids, truncated = self.policy.completion_ids(
                     group.completions[i], self._generation.max_completion_length
@@ -184,6 +186,7 @@ class Trainer:
             is_hidden = truncated and self._settings.mask_truncated_completions
             # A mistake that only a peer would make: to make it less likely still bends the policy to no use.
             is_hidden |= group.peer_id is not None and advantage < 0 and self._settings.external_completions == "better"
+            prompt = self.policy.prompt_ids(group.question, group.completions[i])
             lesson = Lesson(tuple(prompt), tuple(ids), advantage, is_hidden)
             if group.logprobs is not None and group.token_ids is not None:
                 lesson.sampler_logprobs = torch.tensor(
@@ -206,7 +209,7 @@ class Trainer:
             return "ragged"
         if not all(math.isfinite(reward) for reward in group.rewards):
             return "non-finite-reward"
-        if not group.has_signal:
+        if not group.teaches:
             return "no-signal"
         if not 0 < len(self.policy.prompt_ids(group.question)) <= self._generation.max_prompt_length:
             return "prompt-length"
@@ -305,7 +308,7 @@ class Trainer:
     def _reference_logprobs(self, groups: list[PromptGroup]) -> Tensor | None:
         if self._reference is None:
             return None
-        without = adapters.switched_off(self.policy.model) if self._settings.lora else nullcontext()
+        without = adapters.switched_off(self.policy.model) if self.lora else nullcontext()
         with without, self._reference.passes():
             return self._reference.logprobs(groups, self._generation.temperature)
 
@@ -313,7 +316,7 @@ class Trainer:
         """The model as it was before any training: a copy, or with adapters the same one without them."""
         if not self._settings.beta:
             return None
-        if self._settings.lora is not None:
+        if self.lora is not None:
             return self._scorer
         return Scorer(copy.deepcopy(self.policy.model).requires_grad_(False))
 
@@ -527,13 +530,24 @@ def _has_its_logprobs(group: ScoredGroup) -> bool:
     return group.logprobs is None or list(map(len, group.logprobs)) == [len(ids) for ids in group.token_ids or ()]
 
 
+def _advantages(group: ScoredGroup, scale_rewards: str) -> list[float]:
+    """From the rewards; where they are all equal, from the credits, as far as these weigh."""
+    if group.has_signal or group.credits is None:
+        return group_advantages(group.rewards, scale_rewards)
+    weight = max(group.credits)
+    return [weight * advantage for advantage in group_advantages([c / weight for c in group.credits], scale_rewards)]
+
+
 def _scheduled_rate(trainer: settings.Trainer, steps: int) -> float:
     """transformers' schedules of these names."""
+    rate = trainer.learning_rate
+    if rate is None:
+        raise ValueError("trainer.learning_rate: not settled")
     if steps < trainer.warmup_steps:
-        return trainer.learning_rate * steps / trainer.warmup_steps
+        return rate * steps / trainer.warmup_steps
     if trainer.max_steps is None or trainer.lr_scheduler_type.startswith("constant"):
-        return trainer.learning_rate
+        return rate
     progress = min(1.0, (steps - trainer.warmup_steps) / max(1, trainer.max_steps - trainer.warmup_steps))
     if trainer.lr_scheduler_type == "linear":
-        return trainer.learning_rate * (1 - progress)
-    return trainer.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return rate * (1 - progress)
+    return rate * 0.5 * (1 + math.cos(math.pi * progress))
