@@ -15,6 +15,7 @@ from worker import node as node_module
 from worker.environments.mix import Mix
 from worker.errors import TrainingError
 from worker.node import Node
+from worker.records import ScoredGroup, Task
 from worker.telemetry import status
 from worker.trainer.trainer import Trainer
 
@@ -59,7 +60,6 @@ import os, signal, sys
 from pathlib import Path
 from worker import node, settings
 from worker.environments.mix import Mix
-from worker.records import ScoredGroup, Task
 Mix.score = lambda mix, task, texts: [1.0, 0.0] * (len(texts) // 2)
 append = node.RoundRecord.append
 def append_or_die(record, folder):
