@@ -1,7 +1,7 @@
 """Facts about the machine that a host is: its GPUs, its distribution, where its pip gets packages from."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from pyinfra.api import operation
@@ -45,6 +45,45 @@ class HostGpus(OwnFact[Gpus]):
 
     def read(self, output: list[str]) -> Gpus:
         return gpus.parse(output)
+
+
+class MissingParts(OwnFact[str | None]):
+    """Why the host can't run the services at all; None: systemd is its init, and it has apt."""
+
+    def command(self) -> str:
+        return (
+            "[ -d /run/systemd/system ] || {"
+            ' echo "systemd $(cat /proc/1/comm 2>/dev/null)"; uname -r | sed "s/^/kernel /";'
+            " { [ ! -e /.dockerenv ] || echo docker; [ ! -e /run/.containerenv ] || echo podman;"
+            " tr '\\0' '\\n' < /proc/1/environ | sed -n 's/^container=//p'; } 2>/dev/null"
+            ' | head -n 1 | sed "s/^/container /"; };'
+            " command -v apt-get >/dev/null || echo apt"
+        )
+
+    def read(self, output: list[str]) -> str | None:
+        found = dict(line.partition(" ")[::2] for line in output if line)
+        reasons = [_without_systemd(found)] if "systemd" in found else []
+        if "apt" in found:
+            reasons.append("there is no apt-get; expected a Debian or Ubuntu: make another host of this one")
+        return "; ".join(reasons) or None
+
+
+def _without_systemd(found: Mapping[str, str]) -> str:
+    """The refusal of a host whose init is another one. `found`: what `MissingParts` asks for."""
+    init = f"its first process is {found['systemd'] or 'unknown'}"
+    if "microsoft" in found.get("kernel", "").lower():
+        advice = (
+            "it is WSL2: write [boot] and systemd=true into /etc/wsl.conf there, run `wsl --shutdown` in "
+            "Windows, and start it again"
+        )
+    elif kind := found.get("container"):
+        advice = (
+            f"it is a container ({kind}): name the machine that runs it in the inventory instead, or a "
+            "container that boots systemd (LXC, Incus, systemd-nspawn)"
+        )
+    else:
+        advice = "boot it with systemd, or, if it is a container or a chroot, name the machine itself"
+    return f"systemd does not run there ({init}), and hivewright's services are systemd units; {advice}"
 
 
 class OwnPipSources(OwnFact[bool]):

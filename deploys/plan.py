@@ -23,7 +23,7 @@ from deploys.addresses import EXPECTED_SSH_HOST, is_ssh_host
 from deploys.deployment import PIP, Deployment
 from deploys.facts import DamagedEnrolments, FileContent, Identities, MovedAway
 from deploys.gpus import X86, Gpus, choose_torch
-from deploys.hardware import Distribution, HostGpus, OwnPipSources
+from deploys.hardware import Distribution, HostGpus, MissingParts, OwnPipSources
 from deploys.hosts import HostEntry, HostPlan
 from deploys.mesh import Member
 from deploys.places import STATE
@@ -142,6 +142,8 @@ def current() -> Planned:
 def _fit(planned: Planned) -> Planned:
     """The plan of the current host, worked out by its facts: its slots, their GPUs, and the build of torch."""
     deployment, machine = planned.host.deployment, host.get_fact(Distribution).machine
+    if missing := host.get_fact(MissingParts):
+        return replace(planned, unfit=f"{host.name}: {missing}")
     if planned.host.needs_anvil and machine != X86:
         return replace(planned, unfit=NO_ANVIL.format(machine=machine))
     if damaged := host.get_fact(DamagedEnrolments):
@@ -347,7 +349,7 @@ def _token_of(of: Host) -> tuple[str, str | None]:
 
 def _identities(of: Host) -> tuple[str, dict[int, str]]:
     with ctx_host.use(of):
-        facts = (Identities, MovedAway, Distribution, HostGpus, OwnPipSources)
+        facts = (MissingParts, Identities, MovedAway, Distribution, HostGpus, OwnPipSources)
         token = (FileContent, {"path": str(hosts.ENROLMENT_TOKEN)})
         memory.ask_ahead(of, [*((fact, {}) for fact in facts), token])
         return of.name, of.get_fact(Identities)

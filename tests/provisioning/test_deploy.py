@@ -86,6 +86,20 @@ def test_settings_that_the_release_refuses_stop_that_host_before_anything_is_swi
     assert outcomes["Worker | Run slot 0"]["success"] == ["@fake/gpu-1"]
 
 
+def test_host_without_systemd_is_refused_before_anything_is_installed(write_inventory: Any) -> None:
+    answers = FAKE_ANSWERS | {
+        "/run/systemd/system": "systemd sh\nkernel 6.8.0\ncontainer docker",
+        "@fake/gpu-0: systemd does not run there": {"success": False, "stderr": "refused"},
+    }
+    inventory = write_inventory({"account_host": "192.0.2.10"}, {"slots": 1, "fake_responses": answers}, {"slots": 1})
+    done = pyinfra("-y", "--json", inventory, "deploy.py")
+    assert done.returncode == 1
+    failed = "failed: @fake/gpu-0 (Check that it can be what the inventory says)"
+    assert done.stderr.splitlines()[-1].startswith(failed)
+    outcomes = {one["name"]: one for one in json.loads(done.stdout)["results"]["operations"]}
+    assert outcomes["System | Install packages"]["success"] == ["@fake/gpu-1", "@fake/hub"]
+
+
 def test_coordinator_on_arm_is_refused_before_anything_is_done_unless_it_brings_its_anvil(write_inventory: Any) -> None:
     answers = FAKE_ANSWERS | {
         "VERSION_CODENAME": "debian,trixie,aarch64",
