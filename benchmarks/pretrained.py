@@ -149,9 +149,11 @@ def train_smollm2(seed: int, arguments: argparse.Namespace, config: settings.Set
         rewards = [f"{node.rewards[-1]:.3f}" for node in nodes]
         print(
             f"    round {round:2d} reward {' '.join(rewards)} step {nodes[0].steps[-1]} "
-            f"{time.monotonic() - started:.0f} s",
+            f"{time.monotonic() - started:.0f} s, {time.process_time():.0f} s of the processor",
             flush=True,
         )
+        if arguments.every and (round + 1) % arguments.every == 0 and round + 1 < arguments.rounds:
+            held_out(nodes[0], tasks_each)
     after = held_out(nodes[0], tasks_each)
     first = next((i + 1 for i, stepped in enumerate(nodes[0].steps) if stepped), None)
     return {"before": before, "after": after, "first": first, "curve": mean_curve(nodes),
@@ -204,6 +206,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--without", nargs="+", default=[], choices=["form", "level", "credit"])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=JSON", help="smollm2: depart from the defaults")
+    parser.add_argument("--every", type=int, help="smollm2: held-out reward every so many rounds, too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -107,6 +107,9 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for everything it writes (default: demo)",
     )
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="a real model in the place of the small one that comes with the package"
+    )
 
 
 def _inventory_options(parser: argparse.ArgumentParser) -> None:

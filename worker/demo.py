@@ -28,7 +28,7 @@ from worker import settings as settings_module
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.children import Children
-from worker.environments.mixes import DEMO_SETTINGS
+from worker.environments.mixes import DEMO_SETTINGS, REAL_MODEL_SETTINGS
 from worker.errors import DemoFailed, SettingsError
 from worker.plots import plot_rewards
 from worker.reports import swarm_table
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     if options.workers > MAX_WORKERS:
         raise SettingsError(f"--workers: got {options.workers}; expected at most {MAX_WORKERS} on one machine")
     output = options.output.resolve()
-    demo = Demo(output, options.workers, options.rounds, options.seed, Console())
+    demo = Demo(output, options.workers, options.rounds, options.seed, Console(), options.model)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
     with _fresh_folder(output), Children(output / "logs") as children:
@@ -65,7 +65,17 @@ def run(options: argparse.Namespace) -> None:
 class Demo:
     """The swarm in `output`: one folder per role, one settings file per role, one log per role."""
 
-    def __init__(self, output: Path, num_workers: int, num_rounds: int, seed: int, console: Console) -> None:
+    def __init__(
+        self,
+        output: Path,
+        num_workers: int,
+        num_rounds: int,
+        seed: int,
+        console: Console,
+        model: str | None = None,
+    ) -> None:
+        """`model`: a real one in the place of the small one that comes with the package."""
+        self.worker_settings = DEMO_SETTINGS if model is None else {**REAL_MODEL_SETTINGS, "model_name": model}
         self.output = output
         self.num_rounds = num_rounds
         self.seed = seed
@@ -180,7 +190,7 @@ class Demo:
 
     def _audit(self) -> Counter[str]:
         """How many rewards of each peer hold against the groups that it signed at the time."""
-        judge = settings_module.load(self._write("audit", DEMO_SETTINGS))
+        judge = settings_module.load(self._write("audit", self.worker_settings))
         folders = [self.output / name / ARCHIVE_FOLDER for name in self.worker_names]
         report = audit.audit(judge, self.output / "audit", folders, num_rounds=_ALL, num_rewards=_ALL)
         return Counter(found.peer_id for found in report.findings.values() if found.verdict == "audited")
@@ -245,7 +255,7 @@ class Demo:
             "chain_account_url": account_url,
             "chain_enrolment_token_file": str(self.output / "enrolment.token"),
             "chain_poll_seconds": 0.5,
-            **DEMO_SETTINGS,
+            **self.worker_settings,
         }
 
     def _write(self, role: str, flat: dict[str, Any]) -> Path:

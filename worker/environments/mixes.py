@@ -30,3 +30,18 @@ DEMO_SETTINGS: dict[str, Any] = {
     "trainer_learning_rate": 2e-4,
 }
 """Flat keys in which a demo worker departs from the defaults."""
+
+REAL_MODEL_SETTINGS: dict[str, Any] = {
+    "model_device": "cpu",
+    "model_threads": 1,
+    "environment_families": [
+        {"name": name, "level": "auto"}
+        for name in ("basic_arithmetic", "calendar_arithmetic", "chain_sum", "leg_counting")
+    ],
+    "environment_tasks_per_round": 6,
+    "generation_max_prompt_length": 256,
+    "generation_max_completion_length": 48,
+    "trainer_local_groups": 4,
+    "trainer_external_groups": 4,
+}
+"""A demo with a real model, small enough for three on two cores. How it is asked and trained is as by default."""
