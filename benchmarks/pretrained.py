@@ -165,7 +165,7 @@ def run_smollm2(arguments: argparse.Namespace) -> None:
     config = smollm2_settings(
         find_smollm2(arguments.folder), arguments.without, {key: json.loads(value) for key, value in more.items()}
     )
-    arguments.rounds = arguments.rounds or (12 if arguments.small else 40)
+    arguments.rounds = arguments.rounds or (8 if arguments.small else 40)
     arguments.nodes = arguments.nodes or 1
     results, short = [], []
     for seed in arguments.seeds or ([0] if arguments.small else [0, 1, 2]):
