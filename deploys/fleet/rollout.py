@@ -15,6 +15,7 @@ from deploys.fleet import gate, report
 from deploys.fleet.batches import Batch, Size, next_batch
 from deploys.fleet.command import Ran
 from deploys.fleet.report import Fate, Report
+from deploys.report import DONE_BUT
 
 LOOK_EVERY_SECONDS = 5.0
 SAY_EVERY_SECONDS = 60.0
@@ -152,7 +153,7 @@ class Rollout:
             if ran.outcome == "done":
                 self._say(f"  {name}: deployed in {host.seconds:.0f} s, {ran.num_changes} changes")
                 if ran.reason:
-                    self._say(f"  {ran.reason}")
+                    host.reason = f"but {ran.reason.removeprefix(DONE_BUT).removeprefix(f'{name}: ')}"
             else:
                 self._set(name, _FATES[ran.outcome], ran.reason)
 
@@ -192,7 +193,10 @@ class Rollout:
                 else:
                     waiting.remove(name)
                     self.report.hosts[name].seconds += time.monotonic() - began
-                    self._settle(name, "done" if verdict.health == "well" else "lost", verdict.reason)
+                    if verdict.health == "well":
+                        self._settle(name, "done", self.report.hosts[name].reason)
+                    else:
+                        self._settle(name, "lost", verdict.reason)
             self._save(self.report)
             if waiting:
                 time.sleep(self._rules.look_every_seconds)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from paramiko import ECDSAKey
 
 from deploys import hosts
-from deploys.facts import ChosenModels, Identities
+from deploys.facts import ChosenModels, ConfiguredServices, ConfiguredSlots, Identities, MovedAway
 from deploys.hosts import HostEntry
+from worker.swarm import identity
 
 CHECKOUT = Path(__file__).parents[2]
 PYINFRA_KEYS = ("ssh_hostname", "ssh_user", "_sudo", "_timeout")
@@ -231,6 +233,24 @@ def test_wrong_way_to_a_host_is_refused_without_what_may_be_secret(tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize(
+    ("own", "line"),
+    [
+        ({"_sudo": "yes"}, "_sudo: got 'yes'; expected bool"),
+        ({"_sudo": 1}, "_sudo: got 1; expected bool"),
+        ({"_sudo_user": True}, "_sudo_user: got True; expected str"),
+        ({"_timeout": "60"}, "_timeout: got '60'; expected int"),
+        ({"_sudo_password": 12345}, "_sudo_password: got int; expected str"),
+    ],
+)
+def test_keys_of_pyinfras_own_are_refused_where_their_type_is_wrong(
+    tmp_path: Path, own: dict[str, Any], line: str
+) -> None:
+    data = {"release_repository": "h.git", "release_ref": COMMIT} | own
+    (tmp_path / "fleet.py").write_text(f"coordinators = [('hub', {data!r})]\n")
+    assert_refused(pyinfra("-y", tmp_path / "fleet.py", "deploy.py"), f"inventory data of hub: {line}")
+
+
 def test_ways_that_end_pyinfra_are_refused_with_their_hosts(tmp_path: Path) -> None:
     """And with what else is wrong, such as a repository that no command line can name."""
     (tmp_path / "no.key").write_text("x")
@@ -366,6 +386,73 @@ def test_damaged_enrolment_is_the_trouble_of_its_host_alone(write_inventory: Any
     assert done.stderr.splitlines()[-1].startswith("failed: @fake/gpu-0 (Check that it can be what the inventory says)")
     outcomes = {one["name"]: one for one in json.loads(done.stdout)["results"]["operations"]}
     assert outcomes["Worker | Enrol slot 0"]["success"] == ["@fake/gpu-1"]
+
+
+def test_slot_whose_key_was_set_aside_by_a_move_is_refused_with_both_ways_out(write_inventory: Any) -> None:
+    """Enrolled again it would be a new worker next to the ledger of the old one."""
+    reason = "the key of slot 0 was set aside by a move"
+    moved = {
+        MovedAway().command(): '/var/lib/hivewright/worker-0/enrolment.json {"peer_id": "Qm1"}',
+        reason: {"success": False, "stderr": reason},
+    }
+    ill, well = {"slots": 1, "fake_responses": FAKE_ANSWERS | moved}, {"slots": 1}
+    done = pyinfra("-y", "-vvv", "--json", write_inventory({"account_host": "192.0.2.10"}, ill, well), "deploy.py")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("failed: @fake/gpu-0 (Check that it can be what the inventory says)")
+    said = " ".join(done.stderr.split())
+    assert "take the slot out of the inventory and deploy" in said
+    assert "`hivewright fleet take-back INVENTORY --limit @fake/gpu-0` gives the key back" in said
+    outcomes = {one["name"]: one for one in json.loads(done.stdout)["results"]["operations"]}
+    assert outcomes["Worker | Enrol slot 0"]["success"] == ["@fake/gpu-1"]
+
+
+def test_key_that_was_set_aside_is_no_hindrance_where_its_slot_is_gone_or_has_another(
+    write_inventory: Any, tmp_path: Path
+) -> None:
+    moved = {MovedAway().command(): "/var/lib/hivewright/worker-1/enrolment.json "}
+    refused = {"was set aside by a move": {"success": False, "stderr": "refused"}}
+    key = tmp_path / "swarm.pem"
+    identity.create(key)
+    answers = {"fake_responses": FAKE_ANSWERS | moved | refused}
+    hosts = ({"slots": 1} | answers, {"slots": [{}, {"identity": str(key)}]} | answers)
+    done = pyinfra("-y", "--json", write_inventory({"account_host": "192.0.2.10"}, *hosts), "deploy.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_roles_that_the_inventory_no_longer_names_are_stopped(write_inventory: Any) -> None:
+    """A coordinator that became a worker, and a worker that became the coordinator only."""
+    was_hub = {ConfiguredServices().command(): "keeper\nchain"}
+    was_worker = {ConfiguredSlots().command(): "0"}
+    hub = {"account_host": "192.0.2.10", "fake_responses": FAKE_ANSWERS | was_worker}
+    inventory = write_inventory(hub, {"slots": 1, "fake_responses": FAKE_ANSWERS | was_hub}, {"slots": 1})
+    done = pyinfra("-y", "--json", inventory, "deploy.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    outcomes = {one["name"]: one for one in json.loads(done.stdout)["results"]["operations"]}
+    services, slots = "Coordinator | Stop the coordinator's services", "Worker | Stop slots that are no longer there"
+    assert (outcomes[services]["success"], outcomes[services]["no_change"]) == (["@fake/gpu-0"], ["@fake/gpu-1"])
+    assert outcomes[slots]["success"] == ["@fake/hub"]
+    assert sorted(outcomes[slots]["no_change"]) == ["@fake/gpu-0", "@fake/gpu-1"]
+
+
+def test_interrupted_run_ends_with_130_and_names_hosts_that_are_half_done(write_inventory: Any) -> None:
+    inventory = write_inventory({"account_host": "192.0.2.10", "fake_delay": 0.2}, {"slots": 1})
+    command = [sys.executable, "-m", "pyinfra", "-y", inventory, "deploy.py"]
+    with subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
+        assert run.stderr is not None
+        try:
+            # Something of the hub is done by then, and nothing of it is whole.
+            for line in run.stderr:
+                if "Starting operation: Release | Build" in line:
+                    break
+            run.send_signal(signal.SIGINT)
+            said = run.communicate(timeout=30)[1]
+        finally:
+            run.kill()
+    assert run.returncode == 130, said
+    last = said.splitlines()[-1]
+    assert last.startswith("interrupted: half done: "), said
+    assert "@fake/hub (at: Release | Build the virtual environment of its lock file)" in last
+    assert last.endswith("; run it again to go on")
 
 
 def test_slot_that_leaves_its_model_to_the_machine_from_now_on_enrols_again(write_inventory: Any) -> None:

@@ -92,6 +92,20 @@ def test_good_release_reaches_twenty_in_batches(tmp_path: Path, capfd: pytest.Ca
     assert "20 done" in capfd.readouterr().out
 
 
+def test_host_that_is_done_without_something_is_done_and_the_report_says_without_what(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fleet.but").touch()
+    rollout(tmp_path, "", "--batch", "100%")
+    assert commits(tmp_path) == dict.fromkeys(HOSTS, NEW)
+    for name, host in report(tmp_path)["hosts"].items():
+        assert host["fate"] == "done", name
+        assert host["reason"] == "but tailscale_serve: 443: its tailnet has no HTTPS certificates", name
+    said = "".join(capfd.readouterr())
+    assert "20 done" in said
+    assert "gpu-01: done, but tailscale_serve: 443: its tailnet has no HTTPS certificates" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

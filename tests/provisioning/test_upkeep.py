@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 
+from deploys import coordinator, units, worker
 from deploys import upkeep as operations
 from deploys.facts import CACHE, COMMAND, DEPLOYED, LOGS, ROOT, WHOLE
 from deploys.fleet import archive, upkeep
 from deploys.fleet.command import Ran
-from deploys.places import CONFIGURATION, STATE
+from deploys.hosts import COORDINATOR_ROLES, service_file
+from deploys.places import CONFIGURATION, RETIRED, STATE
+from deploys.survey import Logs, NodeReports
 from worker.errors import SettingsError, WorkerError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -139,8 +142,35 @@ def test_data_that_pyinfra_itself_would_end_at_are_refused_in_a_line_each(tmp_pa
     assert "inventory data of gpu-2: ssh_user: got 7; expected str" in done.stderr
 
 
+LINE = "2026-01-01T10:00:00+0000 hivewright-worker@0[1]: round finished"
+
+
+@pytest.mark.parametrize(
+    ("unit", "lines", "code", "message"),
+    [
+        ("workr@0", "", 2, "--unit workr@0: no such service on @fake/gpu-0; did you mean worker@0?"),
+        ("x", "", 2, "--unit x: no such service on @fake/gpu-0; these hosts have keeper, worker@0"),
+        ("worker@*", "", 0, ""),
+        ("worker@0", LINE, 0, ""),
+    ],
+)
+def test_logs_of_a_service_that_nobody_has_are_refused_and_those_of_a_quiet_one_are_not(
+    unit: str, lines: str, code: int, message: str, tmp_path: Path
+) -> None:
+    reports = "unit=hivewright-worker@0.service\nunit=hivewright-keeper.service\nend"
+    asked = Logs().command(50, f"hivewright-{unit}.service")
+    answers = {asked: f"{lines}\nend".strip(), NodeReports().command(): reports}
+    data = {**WORKER, "fake_delay": 0.0, "fake_delay_jitter": 0.0, "fake_responses": answers}
+    (tmp_path / "fleet.py").write_text(f"workers = {[('@fake/gpu-0', data)]!r}\n")
+    done = hivewright("fleet", "logs", "fleet.py", "--unit", unit, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == (f"@fake/gpu-0 {lines}\n" if lines else "")
+    assert message in done.stderr
+
+
 OF_HOSTS = r"(?<![\w.$@-])(/(?:opt|var|etc|run|usr/local)\b)"
-STAND_INS = {"systemctl": 'echo "$@" >> $LOG', "tailscale": "exit 1", "id": "exit 1", "userdel": "exit 1",
+STAND_INS = {"systemctl": 'echo "$@" >> $LOG; [ "$1" != "$FAILS" ]', "tailscale": "exit 1", "id": "exit 1",
+             "userdel": "exit 1", "install": 'for folder; do :; done; mkdir -p "$folder"',
              "runuser": 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'}  # fmt: skip
 KEPT = ("worker-0/swarm.pem", "worker-0/enrolment.json", "worker-0/ledger.db", "keeper/owner.key", "chain/state.json",
         "retired/worker-3-20260101T000000/swarm.pem")  # fmt: skip
@@ -152,8 +182,11 @@ MADE_AGAIN = (
 OTHERS = Path("/etc/systemd/system/ssh.service")
 
 
-def run_below(root: Path, commands: Iterable[Any]) -> None:
-    """Run commands of operations with every folder of a host's below `root`, and programs that change it stood in."""
+def run_below(root: Path, commands: Iterable[Any], fails: str = "none") -> None:
+    """Run commands of operations with every folder of a host's below `root`, and programs that change it stood in.
+
+    `fails`: the action of systemctl that does not succeed.
+    """
     programs = root / "programs"
     programs.mkdir(exist_ok=True)
     (root / "run").mkdir(exist_ok=True)
@@ -163,7 +196,7 @@ def run_below(root: Path, commands: Iterable[Any]) -> None:
     for command in commands:
         script = re.sub(OF_HOSTS, lambda found: f"{root}{found[1]}", str(command))
         assert not re.search(r"(?<![\w.])/(?!dev/null)\w", script.replace(str(root), "ROOT")), script
-        environment = {"PATH": f"{programs}:/usr/bin:/bin", "LOG": str(root / "log")}
+        environment = {"PATH": f"{programs}:/usr/bin:/bin", "LOG": str(root / "log"), "FAILS": fails}
         subprocess.run(["sh", "-c", script], env=environment, check=True, timeout=60)
 
 
@@ -210,6 +243,88 @@ def test_move_away_and_back_leaves_a_worker_as_it_was(deployed: Path) -> None:
     assert [line for line in log if unit in line] == [
         f"is-active --quiet {unit}", f"disable --now --quiet {unit}", f"enable --quiet {unit}", f"start {unit}",
     ]  # fmt: skip
+
+
+class AnsweringHost:
+    """Stands in for pyinfra's host: one fact, and why an operation had nothing to do."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+        self.noops: list[str] = []
+
+    def get_fact(self, fact: Any) -> Any:
+        return self._answer
+
+    def noop(self, reason: str) -> None:
+        self.noops.append(reason)
+
+
+UNITS = [f"hivewright-{service}.service" for service in coordinator.SERVICES]
+
+
+@pytest.fixture
+def coordinating(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host that has a worker and carries a swarm, and that carries none by its inventory."""
+    own = (*(units.UNITS / unit for unit in UNITS), *(DEPLOYED / unit for unit in UNITS))
+    settings = (service_file(role) for role in COORDINATOR_ROLES)
+    kept = (STATE / role / "own" for role in COORDINATOR_ROLES)
+    for file in (*own, *settings, *kept, CACHE / "chain/x", LOGS / "keeper/x.log"):
+        below(deployed, file).parent.mkdir(parents=True, exist_ok=True)
+        below(deployed, file).write_text(file.parent.name)
+    monkeypatch.setattr(coordinator, "host", AnsweringHost(list(COORDINATOR_ROLES)))
+    return deployed
+
+
+def test_host_that_is_no_coordinator_any_more_runs_nothing_of_it_and_keeps_its_state(coordinating: Path) -> None:
+    run_below(coordinating, coordinator.retire._inner())
+    (kept,) = below(coordinating, RETIRED).glob("coordinator-*")
+    assert kept.stat().st_mode & 0o777 == 0o700
+    assert {folder.name for folder in kept.iterdir()} == set(COORDINATOR_ROLES)
+    assert {(kept / role / "own").read_text() for role in COORDINATOR_ROLES} == set(COORDINATOR_ROLES)
+    assert (kept / "keeper/owner.key").exists()
+    left = files_below(coordinating)
+    theirs = [file for file in left if any(f"/{role}" in file for role in COORDINATOR_ROLES)]
+    assert [file for file in theirs if "/coordinator-" not in file] == []
+    assert not [file for file in left if Path(file).name in UNITS]
+    # The worker of this host is not touched.
+    worker_unit = DEPLOYED / "hivewright-worker@0.service"
+    for file in (STATE / "worker-0/swarm.pem", worker_unit, CONFIGURATION / "worker-0.yaml"):
+        assert below(coordinating, file).exists(), file
+    log = (coordinating / "log").read_text().splitlines()
+    assert log == [*(f"disable --now --quiet {unit}" for unit in reversed(UNITS)), "daemon-reload"]
+
+
+def test_coordinator_that_does_not_stop_loses_nothing(coordinating: Path) -> None:
+    before = files_below(coordinating)
+    with pytest.raises(subprocess.CalledProcessError):
+        run_below(coordinating, coordinator.retire._inner(), fails="disable")
+    assert files_below(coordinating) == before
+
+
+def test_host_without_services_has_none_to_retire(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = AnsweringHost([])
+    monkeypatch.setattr(coordinator, "host", bare)
+    assert list(coordinator.retire._inner()) == []
+    assert bare.noops == ["no service of a coordinator is configured"]
+
+
+def test_worker_that_the_inventory_no_longer_has_is_stopped_and_its_identity_kept(
+    deployed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_other = (STATE / "worker-1/swarm.pem", CONFIGURATION / "worker-1.yaml")
+    for file in of_other:
+        below(deployed, file).parent.mkdir(parents=True, exist_ok=True)
+        below(deployed, file).write_text("x")
+    monkeypatch.setattr(worker, "host", AnsweringHost([0, 1]))
+    run_below(deployed, worker.retire._inner(numbers=[1]))
+    (kept,) = below(deployed, RETIRED).glob("worker-0-*")
+    assert files_below(kept) == {"swarm.pem", "enrolment.json", "ledger.db"}
+    assert not below(deployed, STATE / "worker-0").exists()
+    assert not below(deployed, CONFIGURATION / "worker-0.yaml").exists()
+    assert not below(deployed, DEPLOYED / "hivewright-worker@0.service").exists()
+    assert all(below(deployed, file).exists() for file in of_other)
+    log = (deployed / "log").read_text().splitlines()
+    assert log == ["disable --now --quiet hivewright-worker@0.service", "daemon-reload"]
 
 
 def test_only_the_service_that_is_named_is_stopped(deployed: Path) -> None:
