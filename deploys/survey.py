@@ -62,6 +62,12 @@ class _Exchange(BaseModel):
     peers_known: int = 0
 
 
+class _Finding(BaseModel):
+    check: str
+    severity: str
+    text: str
+
+
 class _WorkerStatus(_Read):
     reward_mean: float | None
     peers_heard: int
@@ -69,6 +75,7 @@ class _WorkerStatus(_Read):
     animal_name: str
     updated_at: FiniteFloat
     swarm: _Exchange | None = None
+    warnings: list[_Finding] = []
 
 
 class _KeeperStatus(_Read):

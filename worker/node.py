@@ -10,13 +10,14 @@ import logging
 import random
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from worker import __version__, enrolment, environments, resources
+from worker import __version__, condition, enrolment, environments, resources
 from worker.chain import accounts
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
@@ -35,7 +36,7 @@ from worker.settings import Trainer as TrainerSettings
 from worker.swarm.exchange import Published, Swarm
 from worker.swarm.identity import Identity, animal_name
 from worker.swarm.verify import Verifier
-from worker.telemetry import status, systemd
+from worker.telemetry import health, status, systemd
 from worker.telemetry.card import model_card
 from worker.telemetry.hub import Hub
 from worker.telemetry.status import NodeStatus, RoundRecord
@@ -113,10 +114,13 @@ class Node:
         self.status.environments = self.environment.versions
         self.policy = policies.load(model)
         self.status.device = str(self.policy.model.device)
+        unused_gpus = choice.count_unused_gpus(settings.model, self.status.device)
+        self.status.condition.unused_gpus = unused_gpus
         self.policy.require_context(settings.generation)
         self.policy.adopt(settings.generation)
         self.trainer = Trainer(self.policy, self._method(), settings.generation)
         self.last_record: dict[str, Any] | None = None
+        self.recent: deque[dict[str, Any]] = deque(maxlen=health.RECENT_ROUNDS)
         self.rounds_unsaved = self.rounds_without_signal = 0
         self.last_round = self._resume()
         # First what generates, which stays in memory; then training measures what is left.
@@ -130,11 +134,12 @@ class Node:
         self.swarm = self._swarm() if settings.swarm.enabled else None
         self.coordinator: Coordinator | None = None
         self.settlement: Settlement | None = None
+        self.account: accounts.Account | None = None
         self.clock: Clock = LocalClock()
         if enrolled.registered:
             self.coordinator = Coordinator(chain_of_node(settings.chain, self.folder))
-            account = accounts.open_account(settings.chain, self.folder)
-            self.settlement = Settlement(self.ledger, self.coordinator, account, settings.chain)
+            self.account = accounts.open_account(settings.chain, self.folder)
+            self.settlement = Settlement(self.ledger, self.coordinator, self.account, settings.chain)
             self.clock = ChainClock(self.coordinator, settings.chain.poll_seconds)
             self.status.chain = "unknown"
 
@@ -256,6 +261,7 @@ class Node:
             saved = self._checkpoint()
         record.append(self.folder)
         self._see_round(self.last_record)
+        self.recent.append(self.last_record)
         if self.hub is not None and saved is not None and self.hub.is_due(self.status.rounds_trained):
             weights = saved / "model.safetensors" if self._is_whole_model else None
             self.hub.push(self.status.rounds_trained, tick.round, weights, self._describe_model)
@@ -315,6 +321,7 @@ class Node:
         metrics = self.trainer.step(batch.groups, sampled=local)
         self.environment.learn(local)
         self.status.loss, self.status.tokens_per_second = metrics.loss, tokens_per_second
+        self.recent.append({"quality": asdict(metrics.quality), "closed": closed_share(local, is_closed)})
         if self.status.practice_steps % self.settings.node.checkpoint_every == 0:
             self._checkpoint()
         reward = _mean([group.mean_reward for group in local])
@@ -426,13 +433,26 @@ class Node:
         if self.settlement is not None:
             settled = self.settlement.status()
             self.status.ledger = {name: getattr(settled, name) for name in ("earned", "sent", "confirmed", "rejected")}
+            self.status.ledger["held-back"] = settled.held_back
             self.status.ledger_error = settled.last_error
         if self.swarm is not None:
             self.status.swarm = self.swarm.status()
         if self.hub is not None:
             self.status.hub = self.hub.status()
+        self._see_condition()
         self.status.write(self.folder)
         systemd.progress(f"{activity}, round {self.status.round}, {self.status.state}")
+
+    def _see_condition(self) -> None:
+        """Measure what the node's health is judged by; warn where it got worse."""
+        found = self.status.condition
+        condition.see_policy(found, self.policy)
+        condition.see_budget(found, self.trainer.budget)
+        found.disk_spare_mb = condition.spare_mb(self.settings.node)
+        if isinstance(self.account, accounts.AccountClient):
+            found.clock_offset = self.account.clock_offset
+        found.recent = health.recent(self.recent)
+        health.watch(self.status)
 
     def _finished(self) -> bool:
         limit = self.settings.node.max_rounds
@@ -456,7 +476,8 @@ class Node:
                 "move it away to go on from the one before"
             ) from None
         self.status.round, self.status.rounds_trained, self.status.practice_steps = numbers
-        for record in status.read_rounds(self.folder)[-1:]:
+        self.recent.extend(status.read_rounds(self.folder))
+        for record in [*self.recent][-1:]:
             self._see_round(record)
         self.environment.resume(state.get("environment", {}))
         self.status.levels = self.environment.levels

@@ -21,7 +21,7 @@ from worker.settings import Settings
 from worker.swarm import wire
 from worker.swarm.identity import animal_name
 from worker.swarm.tally import SwarmStatus
-from worker.telemetry import metrics, status
+from worker.telemetry import health, metrics, status
 from worker.telemetry.status import NodeStatus
 
 if TYPE_CHECKING:
@@ -54,14 +54,20 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
         print(f"hub {node.hub.repo}: {pushed} pushed, now {node.hub.state}{failed}")
     if node.swarm is not None:
         _print_swarm(node.swarm)
+    _print_health(console, node)
+
+
+def _print_health(console: Console, node: NodeStatus) -> None:
+    """A line for each check, and below it what is wrong with it and what to do."""
+    found = {finding.check: finding for finding in node.warnings}
+    for check in health.CHECKS:
+        say(console, f"{check.name:<13} {check.show(node)}")
+        if finding := found.get(check.name):
+            say(console, f"  {finding.severity}: {finding.text}")
 
 
 def _print_swarm(swarm: SwarmStatus) -> None:
     """How the exchange with the peers goes, since the node started."""
-    if swarm.reach == "none":
-        print("reachability: no relay: others cannot reach this node; it still asks them; name relays in swarm.relays")
-    for peer_id in swarm.foreign_bootnodes:
-        print(f"bootnode {peer_id} answers, but is not hivewright's: nobody is found through it")
     print(f"peers {swarm.peers_known} known, {len(swarm.peers_heard)} heard; {_newest(swarm)}")
     print(
         f"groups {swarm.groups_offered} given, {swarm.groups_fetched} fetched, {swarm.groups_verified} verified; "

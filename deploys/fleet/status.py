@@ -31,6 +31,8 @@ SILENT_SECONDS = 300.0
 LOW_DISK_MB = 2000
 # In the place of the workers of `slots: auto`, whose number only the host knows; there is at least the first.
 AUTO_SLOTS, _FIRST_SLOT = "hivewright-worker@auto.service", "hivewright-worker@0.service"
+# Of a worker's own warnings, those that stand in the notes already.
+_JUDGED_HERE = ("rewards",)
 # Rewards on their way to the chain: of the rounds of some minutes. More, and something is in their way.
 MAX_OPEN_REWARDS = 10
 COLUMNS = (
@@ -251,8 +253,10 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
         "peer": status["animal_name"],
     }
     credit = _missing_credit(status)
-    is_well = not is_silent and not credit
-    return cells | _gpu_cells(state["gpus"], status.get("pid")), is_well, credit
+    findings = [found for found in status.get("warnings", ()) if found["check"] not in _JUDGED_HERE]
+    is_well = not is_silent and not credit and not any(found["severity"] == "severe" for found in findings)
+    notes = [*credit, *(f"{found['check']}: {found['text']}" for found in findings)]
+    return cells | _gpu_cells(state["gpus"], status.get("pid")), is_well, notes
 
 
 def _keeper_cells(status: Mapping[str, Any]) -> tuple[Row, bool, list[str]]:
@@ -266,7 +270,8 @@ def _keeper_cells(status: Mapping[str, Any]) -> tuple[Row, bool, list[str]]:
 def _missing_credit(status: Mapping[str, Any]) -> list[str]:
     """Why a worker's rewards do not come to the chain; empty: they do, or it has none."""
     ledger = status["ledger"]
-    num_open = ledger.get("earned", 0) - ledger.get("confirmed", 0) - ledger.get("rejected", 0)
+    settled = sum(ledger.get(name, 0) for name in ("confirmed", "rejected", "held-back"))
+    num_open = ledger.get("earned", 0) - settled
     notes = []
     if num_open > MAX_OPEN_REWARDS:
         notes.append(f"not credited: {num_open} rewards wait for the chain, {ledger.get('confirmed', 0)} are confirmed")

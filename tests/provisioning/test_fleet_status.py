@@ -136,6 +136,23 @@ def test_json_and_table_agree_on_what_needs_a_look(capsys: pytest.CaptureFixture
     assert '"reason": null' in capsys.readouterr().out
 
 
+def test_what_got_worse_is_named_and_needs_a_look_where_it_is_severe() -> None:
+    def told(severity: str) -> dict[str, Any]:
+        return {"warnings": [{"check": "clock", "severity": severity, "text": "9 s behind\x1b[2J; let NTP set both"}]}
+
+    text, is_well = rendered(["gpu-1"], {"gpu-1": [report(**told("warning"))]})
+    assert is_well
+    assert "gpu-1/0: clock: 9 s behind\\x1b[2J; let NTP set both" in text
+    _, is_well = rendered(["gpu-1"], {"gpu-1": [report(**told("severe"))]})
+    assert not is_well
+
+
+def test_rewards_that_a_worker_holds_back_on_purpose_are_no_missing_credit() -> None:
+    ledger = {"earned": 60, "sent": 0, "confirmed": 10, "rejected": 0}
+    assert not rendered(["gpu-1"], {"gpu-1": [report(ledger=ledger)]})[1]
+    assert rendered(["gpu-1"], {"gpu-1": [report(ledger={**ledger, "held-back": 50})]})[1]
+
+
 def test_keeper_says_who_has_reported() -> None:
     keeper = {"state": "round-open", "round": 7, "reporters": 1, "expected": 2, "began_at": NOW}
     text, is_well = rendered(

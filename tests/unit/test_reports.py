@@ -91,5 +91,5 @@ def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_
 )
 def test_check_says_what_the_settings_come_to_on_the_wire(flat, line, capsys):
     small = {"environment_families": [{"name": "gcd"}], "model_name": "hivewright/tiny", "swarm_enabled": True}
-    reports.print_settings(settings.from_flat({**small, **flat}, "test"))
+    reports.print_settings(settings.from_flat({**small, **flat}, "test"), argparse.Namespace(model=None))
     assert line in capsys.readouterr().out

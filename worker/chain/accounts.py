@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,6 +99,8 @@ class AccountClient:
         self._url = chain.account_url.rstrip("/")
         self.token_file = chain.account_token_file or state_dir / TOKEN_FILE
         self._session = http.open_session()
+        self.clock_offset: float | None = None
+        """Seconds that our clock was ahead of the service's at its last answer, to a second; None: not known."""
 
     def swarm(self) -> SwarmInfo:
         answer = self._request("GET", "/api/swarm")
@@ -164,6 +167,7 @@ class AccountClient:
             answer = self._session.request(
                 method, url, json=body, headers=headers, timeout=self._chain.timeout_seconds, allow_redirects=False
             )
+        self._compare_clocks(answer.headers.get("Date"))
         try:
             content = answer.json()
         except (ValueError, RecursionError):  # the latter: nested without end
@@ -173,6 +177,13 @@ class AccountClient:
         if not isinstance(content, dict):
             raise ChainError(f"{url}: the answer is no JSON object; check that chain.account_url is an account service")
         return content
+
+    def _compare_clocks(self, date: str | None) -> None:
+        try:
+            theirs = parsedate_to_datetime(date or "").timestamp()
+        except ValueError:
+            return
+        self.clock_offset = time.time() - theirs - 0.5  # an HTTP date is cut to whole seconds
 
     def _failure(self, url: str, status: int, content: Any) -> WorkerError:
         error = content.get("error") if isinstance(content, dict) else None

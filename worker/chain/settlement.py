@@ -37,13 +37,15 @@ _FLUSH_POLL_SECONDS = 0.5
 class SettlementStatus:
     """Rewards of this node: `earned` is all that the ledger holds, the others say what became of how many of them.
 
-    `last_error` is why the last attempt ended early, None if it did not.
+    `held_back` are earned and not due yet, as the settings say. `last_error` is why the last attempt ended early, None
+    if it did not.
     """
 
     earned: int
     sent: int
     confirmed: int
     rejected: int
+    held_back: int
     last_error: str | None
 
 
@@ -101,7 +103,12 @@ class Settlement:
             raise WorkerError("settlement ended by itself; its traceback is in the log; start the node again")
         counts = self._ledger.counts()
         return SettlementStatus(
-            sum(counts.values()), counts["sent"], counts["confirmed"], counts["rejected"], self._last_error
+            earned=sum(counts.values()),
+            sent=counts["sent"],
+            confirmed=counts["confirmed"],
+            rejected=counts["rejected"],
+            held_back=0 if self._is_due() else counts["earned"],
+            last_error=self._last_error,
         )
 
     def close(self) -> None:

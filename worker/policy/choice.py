@@ -130,6 +130,20 @@ def chosen_device(model: settings.Model) -> str:
     return "cpu"
 
 
+_DRIVERS_GPUS = Path("/proc/driver/nvidia/gpus")
+"""The driver's own list, which is there whatever torch was built for."""
+
+
+def count_unused_gpus(model: settings.Model, device: str) -> int:
+    """Return how many GPUs the driver lists while `model.device: auto` came to the CPU.
+
+    Where CUDA_VISIBLE_DEVICES is set, somebody has said that there shall be none.
+    """
+    if model.device != "auto" or device != "cpu" or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return 0
+    return len(list(_DRIVERS_GPUS.glob("*")))
+
+
 def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:
     """Every model of every pool, in the pools' order, and whether training it so fits the machine."""
     pools = load_pools()

@@ -35,6 +35,7 @@ class LeanDecoder:
         self.compact_below = 0.5 if self.replays else 0.8
         has_native = self.weights.device.type == "cpu" and native.knows(self.weights.layers[0].activation)
         self.native: Any | None = native.load() if has_native else None
+        self.lacks_native = has_native and self.native is None and native.wanted() != "none"
 
     @property
     def name(self) -> str:

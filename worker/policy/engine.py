@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -41,10 +41,22 @@ class Ending:
         return last in self.end_ids or (self.may_be_done[last] and self.is_done(tokens))
 
 
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """One reason why an engine is slower, or computes in another precision, than it was meant to."""
+
+    of: Literal["engine", "precision"]
+    reason: str
+
+
 class Engine(Protocol):
     @property
     def name(self) -> str:
         """For people: what samples, and in what type."""
+
+    @property
+    def setbacks(self) -> Sequence[Setback]:
+        """Where it falls short of what the settings ask for, or of what this machine could do."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending

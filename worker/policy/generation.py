@@ -22,7 +22,7 @@ from worker.policy import check, memory, native, vllm
 from worker.policy.architecture import BOTH_DIRECTIONS, UnknownArchitectureError, find_obstacle
 from worker.policy.cached import CachedDecoder
 from worker.policy.decoder import LeanDecoder
-from worker.policy.engine import Decoder, Ending, Engine, Sampled
+from worker.policy.engine import Decoder, Ending, Engine, Sampled, Setback
 from worker.policy.reference import ReferenceEngine
 from worker.policy.rows import Rows
 from worker.policy.sampling import Sampler
@@ -47,24 +47,38 @@ def load_engine(model: Any, generation: settings.Generation, rows: Rows | None =
     Raises ModelError for a vLLM that is asked for and can't be had, and for a model that our engine computes wrongly.
     """
     if generation.engine == "transformers":
-        return ReferenceEngine(model, rows)
+        return ReferenceEngine(model, rows, _unfollowed(generation.dtype, model.dtype, "engine: transformers"))
     if generation.engine == "vllm":
         return VllmEngine(model, generation)
+    setbacks: tuple[Setback, ...] = ()
     if generation.engine == "auto" and model.device.type == "cuda" and vllm.is_installed():
         try:
             return VllmEngine(model, generation)
         except ModelError as error:
             log.warning("vllm not used reason=%s", error)
+            setbacks = (Setback("engine", f"vllm is installed and not used: {error}"),)
         gc.collect()  # what it has taken of the GPU so far
         memory.release(model.device)
-    return TorchEngine(model, generation.dtype, rows, prompts)
+    return TorchEngine(model, generation.dtype, rows, prompts, setbacks)
 
 
 class TorchEngine:
     """Ours. `decoder` is what it found fit for the model."""
 
-    def __init__(self, model: Any, dtype: str = "auto", rows: Rows | None = None, prompts: Prompts = ()) -> None:
-        self.decoder: Decoder = _find_decoder(model, find_dtype(model, dtype), prompts)
+    def __init__(
+        self,
+        model: Any,
+        dtype: str = "auto",
+        rows: Rows | None = None,
+        prompts: Prompts = (),
+        setbacks: Sequence[Setback] = (),
+    ) -> None:
+        self.setbacks = [*setbacks]
+        self.decoder: Decoder = _find_decoder(model, find_dtype(model, dtype), prompts, self.setbacks)
+        if not isinstance(self.decoder, LeanDecoder):
+            self.setbacks += _unfollowed(dtype, model.dtype, "transformers' forward")
+        elif self.decoder.lacks_native:
+            self.setbacks.append(Setback("engine", f"native operations not used: {native.why_not()}"))
         self._device = model.device
         self._rows = rows or Rows(model.device)
 
@@ -140,8 +154,18 @@ def _collect(history: list[tuple[list[int], Tensor]], lengths_N: list[int]) -> l
     return logprobs
 
 
-def _find_decoder(model: Any, dtype: torch.dtype, prompts: Prompts) -> Decoder:
-    """The first way that computes the model rightly: the lean decoder in `dtype`, in float32, transformers' forward.
+def _unfollowed(wanted: str, dtype: torch.dtype, engine: str) -> list[Setback]:
+    """Return the setback of an engine that computes in the model's own `dtype`, if settings want another."""
+    if wanted == "auto" or getattr(torch, wanted) == dtype:
+        return []
+    reason = f"generation.dtype is {wanted}, but {engine} computes in the model's {dtype}"
+    log.warning("precision is not as set reason=%s", reason)
+    return [Setback("precision", reason)]
+
+
+def _find_decoder(model: Any, dtype: torch.dtype, prompts: Prompts, setbacks: list[Setback]) -> Decoder:
+    """Return the first way that computes the model rightly: the lean decoder in `dtype`, in float32, transformers'
+    forward. What goes wrong on the way is added to `setbacks`.
 
     Raises ModelError where none does.
     """
@@ -156,9 +180,10 @@ def _find_decoder(model: Any, dtype: torch.dtype, prompts: Prompts) -> Decoder:
     trial = _Trial(model, prompts)
     if not trial.can_be_judged:
         log.warning("engine not checked reason=the model's logits are not finite family=%s", model.config.model_type)
+        setbacks.append(Setback("engine", "not checked: the model's logits are not finite"))
         return CachedDecoder(model)
     for wanted in () if obstacle else dict.fromkeys((dtype, torch.float32)):
-        decoder = _try_lean(model, wanted, trial)
+        decoder = _try_lean(model, wanted, trial, setbacks)
         if decoder is not None:
             return decoder
     return _require_cached(model, trial)
@@ -184,14 +209,15 @@ class _Trial:
         return error, check.allowed_error(self._theirs[dtype], factor)
 
 
-def _try_lean(model: Any, dtype: torch.dtype, trial: _Trial) -> LeanDecoder | None:
-    """The lean decoder, if memory takes it and it is right; otherwise the log says why not."""
+def _try_lean(model: Any, dtype: torch.dtype, trial: _Trial, setbacks: list[Setback]) -> LeanDecoder | None:
+    """Return the lean decoder, if memory takes it and it is right; otherwise log and add to `setbacks` why not."""
     needed, free = model.num_parameters() * dtype.itemsize, memory.free(model.device)
     if dtype != model.dtype and needed > free:
         log.warning(
             "lean decoder not tried dtype=%s reason=its copy of the weights takes %d MiB, %d MiB are free",
             dtype, needed >> 20, free >> 20,
         )  # fmt: skip
+        setbacks += _not_lean(dtype, f"{needed >> 20} MiB are needed, {free >> 20} MiB free")
         return None
     try:
         decoder = LeanDecoder(model, dtype)
@@ -206,7 +232,14 @@ def _try_lean(model: Any, dtype: torch.dtype, trial: _Trial) -> LeanDecoder | No
         "lean decoder not used reason=disagreement family=%s dtype=%s error=%.2g allowed=%.2g",
         model.config.model_type, dtype, error, allowed,
     )  # fmt: skip
+    setbacks += _not_lean(dtype, f"it is {error:.2g} off, {allowed:.2g} are allowed")
     return None
+
+
+def _not_lean(dtype: torch.dtype, reason: str) -> list[Setback]:
+    """Return both setbacks: the next way that is tried is slower, and in another precision."""
+    text = f"the lean decoder in {dtype} is not used: {reason}"
+    return [Setback("engine", text), Setback("precision", text)]
 
 
 def _require_cached(model: Any, trial: _Trial) -> CachedDecoder:

@@ -96,6 +96,14 @@ def wanted() -> str | None:
     return way
 
 
+_reasons: list[str] = []
+
+
+def why_not() -> str:
+    """Return why `load` gave None, if it did."""
+    return _reasons[-1] if _reasons else "not tried"
+
+
 @functools.cache
 def _load(way: str | None, *flags: str) -> Any | None:
     try:
@@ -105,6 +113,7 @@ def _load(way: str | None, *flags: str) -> Any | None:
             raise ModelError(
                 f"HIVEWRIGHT_NATIVE: {way} can't be had here: {error}; take another of {', '.join(WAYS)}, none or auto"
             ) from None
+        _reasons.append(str(error))
         log.log(error.level, "native operations not used reason=%s; generation is slower", error)
         return None
 

@@ -176,6 +176,16 @@ class Policy:
         )
         self._load_engine(generation)
 
+    @property
+    def engine(self) -> Engine | None:
+        """What generates; None: not loaded yet."""
+        return self._engine
+
+    @property
+    def answers_share(self) -> float | None:
+        """The share of a batch of answers that memory took at once; None: not known."""
+        return self._rows.smallest_share
+
     def _load_engine(self, generation: settings.Generation) -> Engine:
         wanted = (self.model, generation.engine, generation.dtype)
         if self._engine is None or self._engine_for != wanted:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from worker import settings
 from worker.policy.cached import CacheSize, measure_cache
-from worker.policy.engine import Ending, Sampled
+from worker.policy.engine import Ending, Sampled, Setback
 from worker.policy.rows import Rows
 
 
@@ -21,7 +21,8 @@ class ReferenceEngine:
     """All answers in one batch. Its random numbers are torch's own: another stream than ours, so sampled answers
     differ, and depend on the batch; greedy ones don't."""
 
-    def __init__(self, model: Any, rows: Rows | None = None) -> None:
+    def __init__(self, model: Any, rows: Rows | None = None, setbacks: Sequence[Setback] = ()) -> None:
+        self.setbacks = setbacks
         self.name = f"transformers' generate, {model.dtype}"
         self._model = model
         self._rows = rows or Rows(model.device)

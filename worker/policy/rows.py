@@ -30,10 +30,12 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 2, 64
 
 
 class Rows:
-    """`limit`: rows of a piece at most. None: nothing has failed yet."""
+    """`limit`: rows of a piece at most. None: nothing has failed yet. `smallest_share`: of the rows of the last batch,
+    those of its smallest piece but the last; 1.0: all at once; None: nothing was made yet."""
 
     def __init__(self, device: torch.device) -> None:
         self.limit: int | None = None
+        self.smallest_share: float | None = None
         self._device = device
         self._shortage = Shortage(device)
         self._has_said = False
@@ -65,10 +67,13 @@ class Rows:
         self._has_said = False
         self._try_more()
         done: list[Sampled] = []
+        share = 1.0
         while len(done) < num_rows:
             piece = self._next_piece(len(done), num_rows, needed)
             try:
                 done += make(piece)
+                if len(done) < num_rows:
+                    share = min(share, len(piece) / num_rows)
                 continue
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
@@ -84,6 +89,7 @@ class Rows:
                     "generation.max_completion_length or generation.max_prompt_length"
                 )
             self._halve(piece, reason)
+        self.smallest_share = share
         self._keep_what_fitted(num_rows)
         return done
 

@@ -26,7 +26,7 @@ from worker import settings
 from worker.errors import ModelError
 from worker.policy import adapters, memory
 from worker.policy.architecture import fingerprint
-from worker.policy.engine import Ending, Sampled
+from worker.policy.engine import Ending, Sampled, Setback
 from worker.policy.scoring import completion_logprobs
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class VllmEngine:
         self._sampling_params: Any = vllm.SamplingParams
         self._is_untied = model.device.type == "cpu"
         self._seen: list[int] | None = None
+        self.setbacks: tuple[Setback, ...] = ()
         self.name = f"vllm {vllm.__version__}, {self._dtype}"
         try:
             self._llm: Any = _start(vllm.LLM, model, self._dtype, generation)

@@ -6,6 +6,7 @@ from typing import get_args
 
 from worker.log import printable
 from worker.swarm.tally import SwarmStatus
+from worker.telemetry import health
 from worker.telemetry.status import NodeState, NodeStatus
 
 _Sample = tuple[Mapping[str, str], float]
@@ -32,10 +33,38 @@ def render(node: NodeStatus) -> str:
     groups = {"local": node.groups_local, "external": node.groups_external}
     add("groups_trained", "gauge", "Groups that the last round trained on.", _by("source", groups))
     add("ledger", "gauge", "Rewards in the ledger, by what became of them.", _by("state", node.ledger))
+    for name, kind, help, samples in _of_health(node):
+        add(name, kind, help, samples)
     if node.swarm is not None:
         for name, kind, help, samples in _of_swarm(node.swarm):
             add(name, kind, help, samples)
     return "".join(f"{line}\n" for line in lines)
+
+
+def _of_health(node: NodeStatus) -> list[tuple[str, str, str, list[_Sample]]]:
+    condition = node.condition
+    info = {
+        "precision": condition.precision, "engine": condition.engine, "form": node.form,
+        "template": condition.template,
+    }  # fmt: skip
+    labels = {name: text for name, text in info.items() if text is not None}
+    computing: list[_Sample] = [(labels, 1.0)] if labels else []
+    severities = {finding.check: finding.severity for finding in node.warnings}
+    past: list[_Sample] = [
+        ({"check": check.name, "severity": severity}, float(severities.get(check.name) == severity))
+        for check in health.CHECKS
+        for severity in (("warning",) if check.severe is None else ("warning", "severe"))
+    ]
+    figures = [(c.metric, "gauge", _sentence(c.what), _one(c.measure(node))) for c in health.CHECKS]
+    return [
+        ("warning", "gauge", "1: the check is past its threshold.", past),
+        ("computing_info", "gauge", "1: how the model is computed and asked.", computing),
+        *figures,
+    ]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _of_swarm(swarm: SwarmStatus) -> list[tuple[str, str, str, list[_Sample]]]:
@@ -46,6 +75,7 @@ def _of_swarm(swarm: SwarmStatus) -> list[tuple[str, str, str, list[_Sample]]]:
     newest = None if swarm.newest_group_at is None else max(0.0, time.time() - swarm.newest_group_at)
     traffic = {"in": swarm.bytes_in, "out": swarm.bytes_out}
     return [
+        ("reach_info", "gauge", "1: how others can connect to the node.", [({"reach": swarm.reach}, 1.0)]),
         ("peers_known", "gauge", "Peers whose records are alive.", _one(swarm.peers_known)),
         ("peers_heard", "gauge", "Peers that answered in the last round.", _one(len(swarm.peers_heard))),
         ("groups_total", "counter", "Groups exchanged.", _by("what", groups)),

@@ -29,14 +29,66 @@ _LONGEST_LINE = 1 << 20
 
 
 @dataclass(slots=True)
+class Recent:
+    """Means over the last `rounds` rounds, practice included; None: not measured in any of them.
+
+    `truncated`: share of our answers that were cut off; `closed`: share that closed their <answer> tag; `no_signal`:
+    share of our groups whose answers all earn the same; `sampling_gap`: mean difference of a token's log-probability
+    between trainer and sampler, in nats.
+    """
+
+    rounds: int = 0
+    truncated: float | None = None
+    closed: float | None = None
+    no_signal: float | None = None
+    sampling_gap: float | None = None
+
+
+@dataclass(slots=True)
+class Condition:
+    """What a node's health is judged by (worker/telemetry/health.py), beyond what else is in its status.
+
+    `unused_gpus`: GPUs that the driver lists while `model.device: auto` came to the CPU. `precision`: the type of the
+    weights. `engine`: what generates, and in what type; `setbacks`: why it is not what it was meant to be, by "engine"
+    and "precision". `template`: whether the model has a chat template. `clock_offset`: seconds that this clock is ahead
+    of the account service's. `disk_spare_mb`: free space beyond node.min_free_disk_mb, in 10^6 bytes. `answers_share`:
+    share of a round's answers that are generated at once. `training_tokens`: tokens of a micro-batch;
+    `training_share`: of what was measured to fit; `recomputes`: layers are computed again to save memory, though that
+    was not needed when it was measured. None: not known, or there is no such thing.
+    """
+
+    unused_gpus: int = 0
+    precision: str | None = None
+    engine: str | None = None
+    setbacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    template: str | None = None
+    clock_offset: float | None = None
+    disk_spare_mb: int | None = None
+    answers_share: float | None = None
+    training_tokens: int | None = None
+    training_share: float | None = None
+    recomputes: bool = False
+    recent: Recent = field(default_factory=Recent)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A check (`health.CHECKS`) that is past its threshold. `severe`: somebody should look now."""
+
+    check: str
+    severity: Literal["warning", "severe"]
+    text: str
+
+
+@dataclass(slots=True)
 class NodeStatus:
     """The state of a worker. Means are over the last round; None means that there was none yet.
 
     `device`: where its model computes, such as cuda:0; None: not loaded yet.
     `environments`: names and versions of what makes its tasks. `levels`: curriculum level by family. `form`: how it
-    puts questions to its model. `swarm`: the
-    exchange with its peers; None: it has none, or not yet. `ledger_error`: why rewards wait in the ledger, None if they
-    do not.
+    puts questions to its model. `swarm`: the exchange with its peers; None: it has none, or not yet. `ledger`: rewards
+    by what became of them; "held-back": earned, and not due to be sent yet. `ledger_error`: why rewards wait in the
+    ledger, None if they do not. `warnings`: what is past its threshold.
     """
 
     name: str
@@ -69,6 +121,8 @@ class NodeStatus:
     hub: HubStatus | None = None
     ledger_error: str | None = None
     last_error: str | None = None
+    condition: Condition = field(default_factory=Condition)
+    warnings: tuple[Finding, ...] = ()
     updated_at: float = 0.0
 
     def write(self, state_dir: Path) -> None:

@@ -1,0 +1,37 @@
+"""Fill in what a node's health is judged by (worker/telemetry/health.py) from its parts."""
+
+import shutil
+
+from worker import settings
+from worker.policy.policy import Policy
+from worker.telemetry.status import Condition
+from worker.trainer.budget import Budget
+
+
+def see_policy(found: Condition, policy: Policy) -> None:
+    """How the model computes, what generates, and how it is asked."""
+    found.precision = str(policy.model.dtype).removeprefix("torch.")
+    found.template = "no chat template" if policy.template.is_plain else "its own chat template"
+    found.answers_share = policy.answers_share
+    if policy.engine is None:
+        return
+    found.engine = policy.engine.name
+    setbacks: dict[str, tuple[str, ...]] = {}
+    for setback in policy.engine.setbacks:
+        setbacks[setback.of] = (*setbacks.get(setback.of, ()), setback.reason)
+    found.setbacks = setbacks
+
+
+def see_budget(found: Condition, budget: Budget) -> None:
+    """How large the pieces are that training is cut into."""
+    found.training_tokens = budget.tokens
+    found.training_share = min(1.0, budget.tokens / (budget.full_tokens or budget.tokens))
+    found.recomputes = budget.recomputes and not (budget.full_recomputes or budget.full_tokens is None)
+
+
+def spare_mb(node: settings.Node) -> int | None:
+    """Return the disk that is free beyond what a start wants, in 10^6 bytes; None if it can't be told."""
+    try:
+        return shutil.disk_usage(node.state_dir).free // 10**6 - node.min_free_disk_mb
+    except OSError:
+        return None
