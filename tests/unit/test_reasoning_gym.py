@@ -122,8 +122,8 @@ def test_answer_is_the_text_of_the_last_pair(text, answer):
             "basic_aritmetic: not a family of reasoning-gym .*; did you mean basic_arithmetic?",
         ),
         (Family(name="zzzz"), "zzzz: not a family of reasoning-gym .*; reasoning-gym's gallery lists them"),
-        (Family(name="countdown"), "countdown: its scorer evaluates the answer as Python"),
-        (Family(name="composite"), "composite: name the families that it would mix, with weights"),
+        (Family(name="countdown"), "countdown: refused: its scorer evaluates the answer as Python"),
+        (Family(name="composite"), "composite: refused: it mixes other families; name those, with weights"),
         (Family(name="gcd", config={"seed": 4}), "gcd: seed follows from the task; leave it out"),
         (
             Family(name="gcd", config={"nonsense": 4}),
@@ -131,7 +131,7 @@ def test_answer_is_the_text_of_the_last_pair(text, answer):
         ),
         (Family(name="gcd", config={"min_value": 0}), "gcd: .*: reasoning-gym refuses it: min_value"),
         (Family(name="gcd", level=4), "gcd: level 4; expected 0 to 3, its curriculum's"),
-        (Family(name="knight_swap", level=0), "knight_swap: level 0; expected none: it has no curriculum"),
+        (Family(name="acre", level=0), "acre: level 0; expected none: it has no curriculum"),
     ],
 )
 def test_wrong_family_is_a_settings_error(family, message):
@@ -338,21 +338,21 @@ def test_families_that_teach_are_drawn_more_often_and_none_is_given_up():
 
 
 def test_auto_without_a_curriculum_is_the_plain_family():
-    mix = gym(Family(name="knight_swap", level="auto"))
+    mix = gym(Family(name="acre", level="auto"))
     assert mix.levels == {}
-    assert mix.sample(1, 1) == gym(Family(name="knight_swap")).sample(1, 1)
+    assert mix.sample(1, 1) == gym(Family(name="acre")).sample(1, 1)
     mix.learn(at_level(mix, 1, 1.0, 1.0))
 
 
 def test_tasks_of_a_family_at_a_level_can_be_asked_for():
-    mix = gym(Family(name="gcd", level="auto"), Family(name="knight_swap"))
+    mix = gym(Family(name="gcd", level="auto"), Family(name="acre"))
     assert mix.tasks_of("gcd", 2, 5, 1) == gym(Family(name="gcd", level=2)).sample(5, 1)
     assert mix.tasks_of("gcd", None, 5, 1) == gym(Family(name="gcd")).sample(5, 1)
-    assert [task.family for task in mix.easy_tasks(5, 3)] == ["gcd", "knight_swap", "gcd"]
+    assert [task.family for task in mix.easy_tasks(5, 3)] == ["gcd", "acre", "gcd"]
     assert mix.easy_tasks(5, 1) == mix.tasks_of("gcd", 0, 5, 1)
     with pytest.raises(SettingsError, match="gcd: level 9; expected 0 to 3"):
         mix.tasks_of("gcd", 9, 5, 1)
-    with pytest.raises(SettingsError, match="no lcm; expected one of gcd, knight_swap"):
+    with pytest.raises(SettingsError, match="no lcm; expected one of acre, gcd"):
         mix.tasks_of("lcm", 0, 5, 1)
 
 

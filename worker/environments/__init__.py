@@ -31,6 +31,9 @@ class Source(Protocol):
     version: str
     """Name and version, such as "reasoning-gym 0.1.25". Nodes with different ones make different tasks of a recipe."""
 
+    def version_of(self, family: str) -> str:
+        """The version that a recipe of this family depends on: same version, same task and same rewards."""
+
     def check(self, family: str, config: Config) -> None:
         """Raises SettingsError for a family that there is not, and for a configuration that it refuses."""
 

@@ -153,6 +153,9 @@ class Code:
     def __init__(self) -> None:
         require_isolation()
 
+    def version_of(self, family: str) -> str:
+        return self.version
+
     def check(self, family: str, config: Config) -> None:
         if family not in _KINDS:
             raise SettingsError(f"environment/families: code/{family}: no such family; expected one of {_names()}")

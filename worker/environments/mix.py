@@ -230,7 +230,7 @@ class Mix:
         return _Entry(family, tuple(levels), base, tuple(levels))
 
     def _know(self, source: Source, full_name: str, name: str, config: Config) -> str:
-        digest = config_digest(source.version, name, config)
+        digest = config_digest(source.version_of(name), name, config)
         self._known[full_name, digest] = source, name, json.dumps(config, sort_keys=True)
         return digest
 

@@ -3,30 +3,34 @@
 A task is a data set with one item. reasoning-gym's own index is not used: its item i of seed s is item i - 1 of seed
 s + 1, so neighbouring seeds would share tasks.
 
-Answers are strangers' text. Some scorers hand it to `eval`; see `_EVALUATING_MODULES` and `_EVALUATING_FAMILIES`.
+Answers are untrusted text. What each family does with it, and whether two processes make the same tasks of a recipe,
+was measured by `scripts/survey_families.py`: `families.json` has the result, which `check` goes by. Gaps in scorers
+are closed in guards.py.
 """
 
 import ast
 import contextlib
 import difflib
+import hashlib
 import importlib
 import importlib.metadata
 import io
 import json
 import logging
-import math
 import threading
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 from reasoning_gym.coaching.attributes import RangeAttributeDefinition
 from reasoning_gym.coaching.base_curriculum import BaseCurriculum
 from reasoning_gym.factory import CURRICULA, DATASETS, create_curriculum, create_dataset
 
-from worker.environments import Config, Recipe
+from worker.environments import Config, Recipe, guards
 from worker.environments.mix import extract_answer
-from worker.errors import SettingsError
+from worker.errors import BadRecord, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +44,12 @@ _EVALUATING_MODULES = (
 for _name in _EVALUATING_MODULES:
     vars(importlib.import_module(_name))["eval"] = ast.literal_eval
 
-_EVALUATING_FAMILIES = frozenset(
-    {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
-)
-"""Their scorers run the answer through sympy's parser, which evaluates Python: refused."""
+FAMILIES_FILE = Path(__file__).with_name("families.json")
+"""Verdicts on all families of the version of reasoning-gym that is pinned, by scripts/survey_families.py."""
 
-_NUM_QUICK_LEVELS = {"bf": 2, "jugs": 2, "n_queens": 4, "sokoban": 0, "zebra_puzzles": 4}
-"""The levels after these many take seconds to make one task: too much for what a stranger may ask of us."""
+MAX_DRAWS = 512
+"""Items drawn for one task until one is sound. A configuration of which fewer than one in 16 are is refused."""
+_CHECKED_RECIPES = 4
 
 _REFUSALS = (AssertionError, TypeError, ValueError)
 """What the `validate` and the constructors of reasoning-gym raise on a configuration."""
@@ -57,23 +60,49 @@ _UNREADABLE_ANSWER = (ArithmeticError, AttributeError, LookupError, RecursionErr
 """What reasoning-gym's scorers raise on an answer that they can't read (prime_factorization on "abc", say)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the survey found of a family.
+
+    `verdict` is safe, guarded or refused, with its `reason`; `levels` of the curriculum are quick to make.
+    """
+
+    verdict: str
+    reason: str
+    levels: int
+
+
+@cache
+def verdicts() -> Mapping[str, Verdict]:
+    """The verdict on each family. Raises SettingsError if another reasoning-gym is installed than was surveyed."""
+    survey = json.loads(FAMILIES_FILE.read_text())
+    installed = importlib.metadata.version("reasoning-gym")
+    if survey["version"] != installed:
+        raise SettingsError(
+            f"{FAMILIES_FILE}: written for reasoning-gym {survey['version']}, installed is {installed}; "
+            "install the pinned version, or run scripts/survey_families.py"
+        )
+    return {family: Verdict(row["verdict"], row["reason"], row["levels"]) for family, row in survey["families"].items()}
+
+
 class ReasoningGym:
-    """The families of reasoning-gym, except those whose scorer would evaluate a stranger's text. See `Source`."""
+    """The families of reasoning-gym, except those that the survey refuses. See `Source`."""
 
     version = f"reasoning-gym {importlib.metadata.version('reasoning-gym')}"
+
+    def version_of(self, family: str) -> str:
+        """Name the guard, too: with another one the same recipe is another task or earns another reward."""
+        guard = guards.GUARDS.get(family)
+        return self.version if guard is None else f"{self.version} guard {guard.revision}"
 
     def check(self, family: str, config: Config) -> None:
         if family not in DATASETS:
             close = difflib.get_close_matches(family, DATASETS, n=1)
             hint = f"did you mean {close[0]}?" if close else "reasoning-gym's gallery lists them"
             raise SettingsError(f"environment/families: {family}: not a family of {self.version}; {hint}")
-        if family in _EVALUATING_FAMILIES:
-            raise SettingsError(
-                f"environment/families: {family}: its scorer evaluates the answer as Python, and answers come from "
-                "strangers; take another family"
-            )
-        if family == "composite":
-            raise SettingsError("environment/families: composite: name the families that it would mix, with weights")
+        found = verdicts()[family]
+        if found.verdict == "refused":
+            raise SettingsError(f"environment/families: {family}: refused: {found.reason}; take another family")
         if reserved := {"seed", "size"} & config.keys():
             raise SettingsError(f"environment/families: {family}: {min(reserved)} follows from the task; leave it out")
         try:
@@ -82,22 +111,29 @@ class ReasoningGym:
             raise SettingsError(
                 f"environment/families: {family}: {json.dumps(dict(config))}: reasoning-gym refuses it: {error}"
             ) from None
+        if not _has_sound_items(family, config):
+            raise SettingsError(
+                f"environment/families: {family}: {json.dumps(dict(config))}: no task of it is sound: "
+                f"{guards.GUARDS[family].reason}; make it harder, or leave the configuration out"
+            )
 
     def levels(self, family: str, config: Config) -> list[Config]:
-        """Up to the first level that reasoning-gym itself refuses, and without those that take seconds a task."""
+        """Up to the first level that reasoning-gym itself refuses, without those that are slow or never sound."""
         if family not in CURRICULA:
             return []
         curriculum = create_curriculum(family)
         num_levels = max((len(attribute.levels) for attribute in curriculum.attributes.values()), default=0)
         levels: list[Config] = []
-        for level in range(min(num_levels, _NUM_QUICK_LEVELS.get(family, num_levels))):
+        for level in range(min(num_levels, verdicts()[family].levels)):
             try:
-                levels.append({**_level_config(curriculum, level), **config})
-                made = DATASETS[family][1](**levels[-1])
+                at_level = {**_level_config(curriculum, level), **config}
+                made = DATASETS[family][1](**at_level)
                 if hasattr(made, "validate"):  # two families' configurations have none
                     made.validate()
             except _REFUSALS:
-                return levels[:level]
+                return levels
+            if _has_sound_items(family, at_level):
+                levels.append(at_level)
         return levels
 
     def question(self, recipe: Recipe) -> str:
@@ -128,27 +164,59 @@ def _level_config(curriculum: BaseCurriculum, level: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)  # a round asks for each task at least twice: its question, then its score
 def _make_item(recipe: Recipe) -> tuple[Any, dict[str, Any]]:
+    """The data set and the item of a recipe: the first of its draws that the family's guard finds sound.
+
+    Raises BadRecord ("unknown-task") if none of MAX_DRAWS is.
+    """
+    guard = guards.GUARDS.get(recipe.family)
+    config = json.loads(recipe.config)
+    for draw in range(MAX_DRAWS):
+        dataset, item = _draw(recipe.family, config, _draw_seed(recipe.seed, draw))
+        if guard is None or guard.is_sound(item):
+            return dataset, item
+    raise BadRecord("unknown-task", f"task of {recipe.family}, seed {recipe.seed}: none of {MAX_DRAWS} items is sound")
+
+
+def _draw(family: str, config: Config, seed: int) -> tuple[Any, dict[str, Any]]:
     # Family bf runs what it made, and that prints. The exchange's threads ask too, and there is one standard output.
     with _making, contextlib.redirect_stdout(io.StringIO()):
-        dataset = create_dataset(recipe.family, seed=recipe.seed, size=1, **json.loads(recipe.config))
+        dataset = create_dataset(family, seed=seed, size=1, **config)
         return dataset, dataset[0]
 
 
+def _draw_seed(seed: int, draw: int) -> int:
+    """31 bits. The first draw is the recipe's own seed, which is all that families without a guard have."""
+    if draw == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{draw}".encode()).digest()[:4], "big") >> 1
+
+
+def _has_sound_items(family: str, config: Config) -> bool:
+    """Return whether a configuration has enough sound items for MAX_DRAWS to find one, as good as always."""
+    guard = guards.GUARDS.get(family)
+    if guard is None:
+        return True
+    draws = MAX_DRAWS // 16 * _CHECKED_RECIPES
+    sound = sum(guard.is_sound(_draw(family, config, seed)[1]) for seed in range(draws))
+    return sound >= draws // 16
+
+
 def _max_answer_length(item: dict[str, Any]) -> int:
-    """Longer answers are wrong. Scorers parse strangers' text in quadratic time: 140 s for 16,000 negation signs."""
+    """Longer answers are wrong: scorers parse untrusted text in quadratic time, 140 s for 16,000 negation signs."""
     return len(item["question"]) if item["answer"] is None else 256 + 4 * len(str(item["answer"]))
 
 
 def _score(dataset: Any, item: dict[str, Any], family: str, completion: str) -> float:
     answer = extract_answer(completion)
-    if answer is None or len(answer) > _max_answer_length(item):
+    if answer is None or len(answer) > _max_answer_length(item) or guards.is_refused_answer(answer):
         return 0.0
+    guard = guards.GUARDS.get(family)
+
+    def score() -> float:
+        return guards.bounded(float(dataset.score_answer(answer=answer, entry=item)))
+
     try:
-        reward = float(dataset.score_answer(answer=answer, entry=item))
+        return score() if guard is None else guard.score(item, answer, score)
     except _UNREADABLE_ANSWER as error:
         log.debug("answer can't be read family=%s answer=%s error=%s", family, answer[:80], type(error).__name__)
         return 0.0
-    if not math.isfinite(reward):
-        log.warning("scorer gave no number family=%s answer=%s", family, answer[:80])
-        return 0.0
-    return min(1.0, max(0.0, reward))

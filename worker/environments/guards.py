@@ -1,0 +1,134 @@
+"""Guards over reasoning-gym's scorers: items that teach nothing are not asked, answers that cheat do not earn.
+
+A scorer of reasoning-gym compares an answer with what its author expected a model to say. A policy under
+reinforcement learning, or a peer, says whatever earns: a premise copied from the question, "nan", a formula with a
+gap. Each guard here closes such a gap of one family. `scripts/survey_families.py` found them, by asking every family
+cheap questions; `families.json` has what it measured.
+
+A guard is part of what a task is: `ReasoningGym.version_of` names it, so nodes with and without it do not exchange
+groups of that family, and neither takes the other for a liar.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from worker.environments import propositional
+
+Item = dict[str, Any]
+"""One entry of a reasoning-gym data set: question, answer and metadata."""
+Scorer = Callable[[], float]
+"""The family's own reward for the answer."""
+
+_HUGE_EXPONENT = re.compile(r"[eE][+-]?[0-9_]{3,}")
+"""Fraction("1e999999999") computes a number of a billion digits: `coin_flip` hands answers to it."""
+_NOT_FINITE = re.compile(r"(?<![a-z])(s?nan[0-9]*|inf(inity)?)j?(?![a-z])", re.IGNORECASE)
+"""Comparisons with nan are false: `complex_arithmetic` takes "nan" for an exact result."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is asked and what earns in one family, where its own rules are too generous.
+
+    `reason`: the gap, for people. `is_sound` decides whether an item may be asked. `score` replaces the family's
+    scorer, which it gets as a function without arguments. `revision` rises with every change of either.
+    """
+
+    reason: str
+    revision: int = 1
+    is_sound: Callable[[Item], bool] = lambda item: True
+    score: Callable[[Item, str, Scorer], float] = lambda item, answer, scorer: scorer()
+
+
+def is_refused_answer(answer: str) -> bool:
+    """Return whether no scorer may see this answer: it is not finite, or costs unbounded time to read."""
+    return bool(_HUGE_EXPONENT.search(answer) or _NOT_FINITE.search(answer))
+
+
+def bounded(reward: float) -> float:
+    """Return `reward` if it is a reward, else 0.
+
+    Rewards over 1 come of formulas that left their range: `calendar_arithmetic` divides by a negative number where
+    the right answer is -1, and every other number then earns e^(5 x distance).
+    """
+    return reward if math.isfinite(reward) and 0.0 <= reward <= 1.0 else 0.0
+
+
+def _exact(item: Item, answer: str, scorer: Scorer) -> float:
+    """Full marks or none: partial credit that a constant or a copied number earns teaches to guess."""
+    return float(scorer() >= 1.0)
+
+
+def _same_text(item: Item, answer: str, scorer: Scorer) -> float:
+    return float(answer.strip() == str(item["answer"]).strip())
+
+
+def _same_fraction(item: Item, answer: str, scorer: Scorer) -> float:
+    """Compare probabilities; the tolerance is that of `coin_flip`."""
+    given, right = (Fraction(text.replace(",", "")) for text in (answer, str(item["answer"])))
+    return float(abs(given - right) <= Fraction(1, 10_000))
+
+
+def _is_not_a_copy(item: Item) -> bool:
+    """Return whether the answer is something else than the last word of the question."""
+    words: list[str] = str(item["question"]).split()
+    return bool(words) and str(item["answer"]).strip() != words[-1].strip("'\"")
+
+
+def _is_not_last_number(item: Item) -> bool:
+    numbers = re.findall(r"-?\d+", str(item["question"]))
+    return not numbers or str(item["answer"]).strip() != numbers[-1]
+
+
+def _has_real_root(item: Item) -> bool:
+    return str(item["answer"]).strip() != ""
+
+
+GUARDS: dict[str, Guard] = {
+    "coin_flip": Guard(
+        "a common beginning of the decimals earned: 0 for 0.0349",
+        score=_same_fraction,
+    ),
+    "game_of_life_halting": Guard(
+        "any text earned 1.0, since text is true in Python",
+        score=_same_text,
+    ),
+    "number_sequence": Guard(
+        "sequences that repeat one number: copying it earned 0.44",
+        is_sound=_is_not_last_number,
+    ),
+    "polynomial_equations": Guard(
+        "an empty answer earned 1.0 where there is no real root, and 0 by its distance to others",
+        is_sound=_has_real_root,
+        score=_exact,
+    ),
+    "prime_factorization": Guard(
+        "the number itself earned 0.5, as a product of one factor",
+        score=_exact,
+    ),
+    "propositional_logic": Guard(
+        "anything follows from premises that contradict each other, and a copied premise follows from itself",
+        is_sound=propositional.is_sound,
+        score=lambda item, answer, scorer: propositional.score(item, answer),
+    ),
+    "rectangle_count": Guard(
+        "2 earned 0.33 by its distance to the count",
+        score=_exact,
+    ),
+    "string_insertion": Guard(
+        "in 19 of 20 items nothing is inserted: copying the text earned 0.93",
+        is_sound=_is_not_a_copy,
+    ),
+    "string_manipulation": Guard(
+        "in one of three items no rule applies, and a rule may only shorten the text: copying it earned 0.35",
+        is_sound=_is_not_a_copy,
+        score=_exact,
+    ),
+    "word_sorting": Guard(
+        "the words in the order of the question earned 0.27, for those that happen to be in their place",
+        score=_exact,
+    ),
+}

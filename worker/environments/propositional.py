@@ -1,0 +1,141 @@
+"""What counts as a conclusion in reasoning-gym's `propositional_logic`: something that no premise says by itself.
+
+A truth table over n variables is an integer of 2^n bits, one for each assignment. A clause is a set of literals, and
+is true unless all of them are false. A conclusion earns if
+
+* it follows from the premises together and is not true of itself;
+* none of its prime implicates (the shortest clauses that it stands for) follows from one premise alone, so neither a
+  copied premise, nor a weakened one, nor several joined by "and" earn;
+* it is written with no more literals than its prime implicates have: premises joined in disguise do not earn.
+
+Items whose premises contradict each other, or that have no such conclusion of one or two literals, are not asked.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import combinations, product
+from typing import Any
+
+from reasoning_gym.logic.propositional_logic import Expression, Operator
+
+WELL_FORMED = 0.05
+"""Reward of a formula over the item's variables that is not such a conclusion, as the family's own scorer has it."""
+
+MAX_LENGTH = 256
+"""Characters of an answer; reasoning-gym's parser takes quadratic time. Ten literals with words between them fit."""
+
+
+class Tables:
+    """Truth tables over `variables`, as integers of 2^n bits."""
+
+    def __init__(self, variables: Iterable[str]) -> None:
+        self.variables = sorted(variables)
+        size = 1 << len(self.variables)
+        self.true = (1 << size) - 1
+        self._columns = {
+            name: sum(1 << row for row in range(size) if row >> place & 1) for place, name in enumerate(self.variables)
+        }
+
+    def of(self, expression: Expression) -> int:
+        """Return the table of a formula. Raises KeyError for a variable that is not in the table."""
+        if expression.operator is None:
+            return self._columns[expression.left]
+        left = self.of(expression.left)
+        if expression.operator == Operator.NOT:
+            return self.true & ~left
+        right = self.of(expression.right)
+        if expression.operator == Operator.AND:
+            return left & right
+        if expression.operator == Operator.OR:
+            return left | right
+        if expression.operator == Operator.IMPLIES:
+            return self.true & ~left | right
+        return self.true & ~(left ^ right)
+
+    def clauses(self, length: int) -> Iterator[tuple[frozenset[tuple[str, bool]], int]]:
+        """Every clause of `length` literals (variable, sign), with its table."""
+        for names in combinations(self.variables, length):
+            for signs in product((True, False), repeat=length):
+                table = 0
+                for name, sign in zip(names, signs, strict=True):
+                    column = self._columns[name]
+                    table |= column if sign else self.true & ~column
+                yield frozenset(zip(names, signs, strict=True)), table
+
+    def prime_implicates(self, formula: int) -> dict[frozenset[tuple[str, bool]], int]:
+        """The clauses that follow from a formula and have no shorter such clause in them, with their tables."""
+        found: dict[frozenset[tuple[str, bool]], int] = {}
+        for length in range(1, len(self.variables) + 1):
+            for clause, table in self.clauses(length):
+                if follows(table, formula) and not any(shorter < clause for shorter in found):
+                    found[clause] = table
+        return found
+
+
+def follows(conclusion: int, premise: int) -> bool:
+    """Return whether `conclusion` is true wherever `premise` is (both truth tables)."""
+    return premise & ~conclusion == 0
+
+
+def is_sound(item: dict[str, Any]) -> bool:
+    """Return whether the premises agree and something short follows from them that none says alone."""
+    tables, premises = _read_premises(item)
+    together = _all_of(premises, tables.true)
+    if together == 0:
+        return False
+    return any(
+        follows(table, together) and not any(follows(table, premise) for premise in premises)
+        for length in (1, 2)
+        for _, table in tables.clauses(length)
+        if table != tables.true
+    )
+
+
+def score(item: dict[str, Any], answer: str) -> float:
+    """Return 1 for a conclusion (see the module), WELL_FORMED for another formula, 0 for any other text."""
+    if len(answer) > MAX_LENGTH:
+        return 0.0
+    tables, premises = _read_premises(item)
+    try:
+        expression = Expression.from_string(answer)
+        table = tables.of(expression)
+    except (AttributeError, KeyError, RecursionError, ValueError):
+        return 0.0
+    if table == tables.true or not follows(table, _all_of(premises, tables.true)):
+        return WELL_FORMED
+    own = Tables(set(_leaves(expression)))
+    implicates = own.prime_implicates(own.of(expression))
+    if sum(1 for _ in _leaves(expression)) > sum(len(clause) for clause in implicates):
+        return WELL_FORMED
+    if any(_follows_from_one(clause, tables, premises) for clause in implicates):
+        return WELL_FORMED
+    return 1.0
+
+
+def _follows_from_one(clause: frozenset[tuple[str, bool]], tables: Tables, premises: list[int]) -> bool:
+    table = 0
+    for name, sign in clause:
+        column = tables.of(Expression(None, name))
+        table |= column if sign else tables.true & ~column
+    return any(follows(table, premise) for premise in premises)
+
+
+def _read_premises(item: dict[str, Any]) -> tuple[Tables, list[int]]:
+    metadata = item["metadata"]
+    tables = Tables(metadata["variables"])
+    return tables, [tables.of(Expression.from_string(text)) for text in metadata["premises"]]
+
+
+def _all_of(premises: Iterable[int], true: int) -> int:
+    for premise in premises:
+        true &= premise
+    return true
+
+
+def _leaves(expression: Expression) -> Iterator[str]:
+    """The variables of a formula, one for each time that they are named."""
+    if expression.operator is None:
+        yield expression.left
+    else:
+        yield from _leaves(expression.left)
+        if expression.right is not None:
+            yield from _leaves(expression.right)
