@@ -26,7 +26,7 @@ def digest(plan: Planned) -> str:
     files |= {name: units.render(name, version, watchdog) for name in names}
     files |= {slot.unit: slot.unit_settings() for slot in plan.host.slots}
     tokens = {slot.hub_token_file: slot.hub_token for slot in plan.host.slots if slot.hub_token}
-    files |= {str(there): secretfiles.hub_token(here) for there, here in tokens.items()}
+    files |= {str(there): secretfiles.token("hub_token_file", here) for there, here in tokens.items()}
     return units.digest(plan.commit, *(part for pair in sorted(files.items()) for part in pair))
 
 

@@ -393,16 +393,16 @@ def _slots(
         unknown = [key for key in own if key not in SLOT_KEYS and not _section(key)]
         flat = {key: value for key, value in flat.items() if key not in unknown}
         problems += [*_unknown_slot_keys(unknown), *_wrong_values(own)]
-        token_file = own.get("hub_token_file", entry.data.get("hub_token_file"))
-        own_wrong = [*problems, *settings.flat_mistakes(flat), *secretfiles.mistakes({"hub_token_file": token_file})]
+        tokens = {key: own.get(key, entry.data.get(key)) for key in secretfiles.TOKENS}
+        own_wrong = [*problems, *settings.flat_mistakes(flat), *secretfiles.mistakes(tokens)]
         for message in own_wrong:
             if message not in wrong:
                 mistakes.add(entry.name, f"slot {number}: {message}")
         if not own_wrong:
-            key_file = own.get("identity")
+            files = (own.get("identity"), tokens["hub_token_file"], tokens["model_token_file"])
+            own_key, hub_token, model_token = (Path(str(file)) if file else None for file in files)
             parsed = settings.from_flat(flat, "")
-            own_key, token = (Path(str(file)) if file else None for file in (key_file, token_file))
-            slots.append(Slot(number, parsed, own_key, options, hub_token=token))
+            slots.append(Slot(number, parsed, own_key, options, hub_token=hub_token, model_token=model_token))
     return tuple(slots)
 
 
@@ -457,6 +457,9 @@ def _slot_settings(entry: HostEntry, number: int, own: Mapping[str, Any], accoun
         flat["chain_enrolment_token_file"] = credential(f"enrol@{number}")
     if isinstance(flat.get("hub_token_file"), str):
         flat["hub_token_file"] = credential(f"worker@{number}", HUB_TOKEN)
+    if isinstance(flat.get("model_token_file"), str):
+        # The worker never has it: it is handed to `hivewright fetch`.
+        del flat["model_token_file"]
     flat["node_state_dir"] = str(state_dir(number))
     if _is_downloaded(flat.get("model_name")):
         flat["model_shared_dir"] = str(MODELS)

@@ -17,17 +17,21 @@ IN_URLS = {
     "tailscale_login_server": "take it out: hosts are let in by tailscale_auth_key_file, or by a person",
 }
 SHOWN = "has a name or password in its URL, which every user of a host could see"
-EXPECTED = "a file on this side with one word, a Hugging Face token that may write"
+# Keys that name a file with a token on this side -> what it must be.
+TOKENS = {
+    "hub_token_file": "a file on this side with one word, a Hugging Face token that may write",
+    "model_token_file": "a file on this side with one word, a Hugging Face token that may read the model",
+}
 # What keys and tokens look like, which are put where the name of their file should be.
 _KEYS = re.compile(r"hf_[A-Za-z0-9]{8,}|tskey-[A-Za-z0-9-]{8,}|.*-----BEGIN .*", re.DOTALL)
 ITSELF = "is a secret itself, not shown here; put it into a file that only you can read, and name that"
 
 
-def hub_token(file: Path) -> str:
-    """The token in a file. Raises SettingsError with the reason, never with what is in the file."""
+def token(key: str, file: Path) -> str:
+    """Return the token in a file that `key` names. Raises SettingsError, never with what is in the file."""
     if is_secret(str(file)):
-        raise SettingsError(f"{ITSELF}; expected {EXPECTED}")
-    return read_secret(file, EXPECTED)
+        raise SettingsError(f"{ITSELF}; expected {TOKENS[key]}")
+    return read_secret(file, TOKENS[key])
 
 
 def is_secret(name: str) -> bool:
@@ -45,9 +49,10 @@ def mistakes(data: Mapping[str, Any]) -> Iterator[str]:
     for key, instead in IN_URLS.items():
         if shows_password(data.get(key)):
             yield f"{key}: {SHOWN}; {instead}"
-    file = data.get("hub_token_file")
-    if isinstance(file, str):
-        try:
-            hub_token(Path(file))
-        except SettingsError as error:
-            yield f"hub_token_file: {error}"
+    for key in TOKENS:
+        file = data.get(key)
+        if isinstance(file, str):
+            try:
+                token(key, Path(file))
+            except SettingsError as error:
+                yield f"{key}: {error}"

@@ -39,6 +39,7 @@ class Slot:
     """One worker of a host. `identity`: file on the operator's side with the key that it must have; None: its own.
 
     `hub_token`: file on the operator's side with the token for the Hugging Face Hub; None: it pushes nothing.
+    `model_token`: the same for the token that its model is fetched with; None: everybody may read the model.
 
     `card`: the only GPU that it sees; None: all that there are, or none.
     """
@@ -49,6 +50,7 @@ class Slot:
     options: SlotOptions = ALL
     card: Gpu | None = None
     hub_token: Path | None = None
+    model_token: Path | None = None
 
     @property
     def unit(self) -> str:

@@ -1,15 +1,18 @@
 """The workers of a host: one slot, one identity, one service."""
 
+import base64
 import hashlib
 import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api import deploy, operation
+from pyinfra.api import FunctionCommand, StringCommand, deploy, operation
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
 from pyinfra.operations import files
 
-from deploys import content, identity, secretfiles, units
+from deploys import content, identity, memory, secretfiles, units
 from deploys.facts import CACHE, CURRENT, DEPLOYED, LOGS, ConfiguredSlots, Service
 from deploys.places import CONFIGURATION, MODELS, RETIRED, STATE, state_dir
 from deploys.plan import Planned
@@ -19,6 +22,7 @@ from deploys.system import USER
 
 UNIT = "hivewright-worker@.service"
 ENROL_UNIT = "hivewright-enrol@.service"
+MODEL_TOKEN = "model.token"  # noqa: S105 - a file name
 EXAMINE_SECONDS = 600
 # Of a model that takes longer the next deploy gets the rest.
 FETCH_SECONDS = 3000
@@ -70,29 +74,50 @@ def install_hub_token(slot: Slot) -> list[str]:
     """Have the slot's token for the Hub in a file of root's, if it has one; return what stands for it in a digest."""
     if slot.hub_token is None:
         return []
-    text = f"{secretfiles.hub_token(slot.hub_token)}\n".encode()
+    text = secretfiles.token("hub_token_file", slot.hub_token).encode() + b"\n"
     name = f"Write the Hub's token of slot {slot.number}"
     content.file(name=name, path=slot.hub_token_file, content=text, mode="600")
     return [hashlib.sha256(text).hexdigest()]
 
 
 @operation()
-def fetch(slot: Slot, digest: str) -> Iterator[str]:
-    """Have the slot's model where all slots of the host find it, before its service is started with something new."""
+def fetch(slot: Slot, digest: str) -> Iterator[FunctionCommand]:
+    """Have the slot's model where all slots of the host find it, before its service is started with something new.
+
+    What it reports meanwhile is shown: a download may take long.
+    """
     if host.get_fact(Service, unit=slot.unit).digest == digest:
         host.noop(f"slot {slot.number} is to run as it does")
         return
-    yield fetch_script(slot)
+    yield FunctionCommand(_fetch, (slot,), {})
+
+
+def _fetch(state: State, host: Host, slot: Slot) -> bool:
+    token = None if slot.model_token is None else secretfiles.token("model_token_file", slot.model_token)
+    arguments = {**memory.arguments_of_facts(host), "_timeout": FETCH_SECONDS}
+    if token is not None:
+        arguments["_stdin"] = [base64.b64encode(f"{token}\n".encode()).decode()]
+    script = StringCommand(fetch_script(slot))
+    is_done, _ = host.run_shell_command(script, print_output=True, **arguments)
+    return bool(is_done)
 
 
 def fetch_script(slot: Slot) -> str:
-    """Shell commands that download it as the services' user, who then sees of the slots which model was chosen."""
-    return _as_slot(
-        slot, "fetch", f"RuntimeMaxSec={FETCH_SECONDS}", f"CacheDirectory=hivewright/{MODELS.name}",
+    """Shell commands that download it as the services' user, who then sees of the slots which model was chosen.
+
+    A token for it comes through standard input, is kept in memory while this runs, and reaches this unit alone.
+    """
+    properties = (
+        f"RuntimeMaxSec={FETCH_SECONDS}", f"CacheDirectory=hivewright/{MODELS.name}",
         f"BindPaths={MODELS}", f"BindReadOnlyPaths=-{state_dir(slot.number)}/model.json",
         # What a slot has in its own home decides nothing about what the others read.
         "Environment=HOME=/tmp",
     )  # fmt: skip
+    if slot.model_token is None:
+        return _as_slot(slot, "fetch", *properties)
+    credential = f"/run/hivewright-fetch-{slot.number}.token"
+    run = _as_slot(slot, "fetch", *properties, f"LoadCredential={MODEL_TOKEN}:{credential}")
+    return f"umask 077; trap 'rm -f {credential}' EXIT; base64 -d > {credential} || exit 1; umask 022; {run}"
 
 
 @operation()
@@ -134,6 +159,9 @@ def _as_slot(slot: Slot, command: str, *properties: str) -> str:
         ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", *(f"--property={p}" for p in properties)]
     )
     program = f"{CURRENT}/environment/bin/python -B -m worker {command} --settings {slot.file}"
+    if any(each.startswith("LoadCredential=") for each in properties):
+        # Only the unit knows where systemd puts it.
+        program = f"/bin/sh -c 'exec {program} --token-file \"$CREDENTIALS_DIRECTORY/{MODEL_TOKEN}\"'"
     # Also what somebody else's drop-in says, such as the address of a proxy.
     share = f"grep -hsE '^(Environment|Memory[A-Za-z]+|CPUQuota)=.' {units.UNITS}/{slot.unit}.d/*.conf"
     return f'{share} | {{ while read -r line; do set -- "$@" "--property=$line"; done; {run} "$@" {program}; }}'

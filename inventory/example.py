@@ -105,6 +105,9 @@ all = (
         # Settings for every role on every host, for instance the model that the swarm trains. "auto" leaves the choice
         # to each machine, by its memory, once: `hivewright check` shows what fits.
         "model_name": "Qwen/Qwen2.5-0.5B-Instruct",
+        # For a gated or private model: a file on this side with a Hugging Face token that may read it. A host has it
+        # only while it fetches the model; no worker ever sees it.
+        # "model_token_file": "secrets/example/model.token",
         # Workers find the account service by account_host above. In somebody else's swarm, name it (or
         # swarm_bootnodes, if it has none); without any of these they are refused, unless swarm_enabled is False:
         # "chain_account_url": "http://192.0.2.99:3000",

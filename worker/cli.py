@@ -82,6 +82,15 @@ def _check_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _fetch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with a Hugging Face token, for gated and private models (model.token_file)",
+    )
+
+
 def _fund_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("address", metavar="ADDRESS", help="the account, 0x...")
     parser.add_argument("amount", metavar="AMOUNT", help="how much to add, in ether")
@@ -158,7 +167,7 @@ COMMANDS = (
         _audit_options,
     ),
     Command("doctor", "whether this machine can do what the settings ask", "worker.doctor:run", _doctor_options),
-    Command("fetch", "download this node's model for all nodes of the machine", "worker.fetch:run"),
+    Command("fetch", "download this node's model for all nodes of the machine", "worker.fetch:run", _fetch_options),
     Command(
         "check",
         "check a settings file and print all that it resolves to",

@@ -122,6 +122,9 @@ class Model(Section):
     shared_dir: Path | None = None
     """Folder with models that the nodes of a machine share: they only read it, `hivewright fetch` downloads to it.
     None: each node downloads for itself. A deploy sets it."""
+    token_file: Path | None = None
+    """File with a Hugging Face token, for gated and private models. Only `hivewright fetch` reads it, so it needs
+    `shared_dir`. In an inventory: a file on the operator's side; the host has it only while it fetches."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """Where the model lives. auto: the first GPU that is visible, else the CPU."""
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None

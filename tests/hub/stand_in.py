@@ -1,23 +1,36 @@
 """A stand-in of the Hugging Face Hub's HTTP API, as far as huggingface_hub's client up- and downloads models with it.
 
-Repositories are created, files sent in a commit or by git-lfs, in memory. It speaks the documented git-lfs way; Xet,
-which the real Hub prefers, is not here: tests set HF_HUB_DISABLE_XET.
+Repositories are created, files sent in a commit or by git-lfs, in memory. It speaks the documented git-lfs way; of xet,
+which the real Hub prefers, there is only a server that never answers: other tests set HF_HUB_DISABLE_XET.
 """
 
 import base64
 import hashlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "hf_stand_in"
+_PRIVATE = (401, {"error": "Invalid username or password."})
+
+
+def _lfs(path: str, content: bytes) -> dict[str, Any]:
+    if not path.endswith(".safetensors"):
+        return {}
+    return {"lfs": {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}}
 
 
 class HubStandIn:
     """`repos[REPO]` are its commits, the newest last, each a dict of path -> bytes; `trouble` is what it answers to
-    everything: None (it works), an HTTP status, or "hang". `cut_after`: so many bytes of a file, and it hangs up; None:
-    it sends all."""
+    everything: None (it works), an HTTP status, or "hang". `cut_after`: it hangs up after that many bytes of a file;
+    `stall_after`: it sends nothing more, and keeps the connection; None: it sends all.
+
+    `readers`: tokens that may read; None: everybody may. `is_gated`: everybody may look a model up,
+    and only readers get its files. `has_xet`: large files are offered by xet, whose server takes
+    requests (`xet_requests`) and never answers.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, list[dict[str, bytes]]] = {}
@@ -27,6 +40,11 @@ class HubStandIn:
         self.trouble: int | str | None = None
         self.num_requests = 0
         self.cut_after: int | None = None
+        self.stall_after: int | None = None
+        self.readers: set[str] | None = None
+        self.is_gated = False
+        self.has_xet = False
+        self.xet_requests: list[str] = []
         self.downloads: list[str] = []
         self._released = threading.Event()
         stand_in = self
@@ -44,7 +62,13 @@ class HubStandIn:
                 self._answer()
 
             def do_GET(self) -> None:
-                if "/resolve/" in self.path and stand_in.trouble is None:
+                if self.path.startswith("/xet-token"):
+                    self._send_xet_token()
+                elif self.path.startswith("/xet/"):
+                    stand_in.xet_requests.append(self.path)
+                    stand_in._released.wait(60)
+                    self.close_connection = True
+                elif "/resolve/" in self.path and stand_in.trouble is None:
                     self._send_file()
                 else:
                     self._answer()
@@ -52,7 +76,26 @@ class HubStandIn:
             def do_HEAD(self) -> None:
                 self._send_file()
 
+            def _send_xet_token(self) -> None:
+                self.send_response(200)
+                self.send_header("X-Xet-Cas-Url", f"{stand_in.endpoint}/xet")
+                self.send_header("X-Xet-Access-Token", "xet-token")
+                self.send_header("X-Xet-Token-Expiration", str(int(time.time()) + 3600))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def _refuse(self, status: int, code: str, message: str) -> None:
+                self.send_response(status)
+                self.send_header("X-Error-Code", code)
+                self.send_header("X-Error-Message", message)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
             def _send_file(self) -> None:
+                if not stand_in.may_read(self.headers.get("Authorization")):
+                    status = 403 if self.headers.get("Authorization") else 401
+                    self._refuse(status, "GatedRepo", "Access to this model is restricted")
+                    return
                 repo, _, rest = self.path.partition("?")[0].lstrip("/").partition("/resolve/")
                 revision, _, path = rest.partition("/")
                 content = stand_in.repos[repo][int(revision) - 1][path]
@@ -60,12 +103,18 @@ class HubStandIn:
                 self.send_response(206 if begin else 200)
                 self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
                 self.send_header("X-Repo-Commit", revision)
+                if stand_in.has_xet and path.endswith(".safetensors"):
+                    self.send_header("X-Xet-Hash", hashlib.sha256(content).hexdigest())
+                    self.send_header("X-Xet-Refresh-Route", f"{stand_in.endpoint}/xet-token")
                 self.send_header("Content-Length", str(len(content) - begin))
                 self.end_headers()
                 if self.command == "GET":
                     stand_in.downloads.append(f"{path} from {begin}")
-                    end = len(content) if stand_in.cut_after is None else begin + stand_in.cut_after
+                    limits = [limit for limit in (stand_in.cut_after, stand_in.stall_after) if limit is not None]
+                    end = min([len(content), *(begin + limit for limit in limits)])
                     self.wfile.write(content[begin:end])
+                    if end < len(content) and stand_in.stall_after is not None:
+                        stand_in._released.wait(60)
                     self.close_connection = end < len(content)
 
             def _answer(self) -> None:
@@ -114,7 +163,10 @@ class HubStandIn:
         repo, _, rest = path.removeprefix("/api/models/").partition("/tree/")
         if method == "GET" and path.startswith("/api/models/"):
             if repo.partition("/revision/")[0] not in self.repos:
-                return 404, {"error": "Repository not found"}
+                # The real one tells only those apart that have a token.
+                return (404, {"error": "Repository not found"}) if authorization or self.readers is None else _PRIVATE
+            if not self.is_gated and not self.may_read(authorization):
+                return (401, {"error": "Invalid credentials in Authorization header"}) if authorization else _PRIVATE
             return 200, self._tree(repo) if rest else self._model(repo.partition("/revision/")[0])
         if authorization != f"Bearer {TOKEN}":
             return 401, {"error": "Invalid credentials in Authorization header"}
@@ -130,6 +182,9 @@ class HubStandIn:
             return self._commit(path.removeprefix("/api/models/").removesuffix("/commit/main"), body)
         return 404, {"error": f"the stand-in has no {method} {path}"}
 
+    def may_read(self, authorization: str | None) -> bool:
+        return self.readers is None or str(authorization).removeprefix("Bearer ") in self.readers
+
     def _create(self, data: dict[str, Any]) -> tuple[int, Any]:
         repo = f"{data['organization']}/{data['name']}"
         answer = {"url": f"{self.endpoint}/{repo}"}
@@ -139,7 +194,10 @@ class HubStandIn:
         return 200, answer
 
     def _model(self, repo: str) -> Any:
-        siblings = [{"rfilename": path, "size": len(content)} for path, content in self.repos[repo][-1].items()]
+        siblings = [
+            {"rfilename": path, "size": len(content), **_lfs(path, content)}
+            for path, content in self.repos[repo][-1].items()
+        ]
         return {"id": repo, "sha": f"{len(self.repos[repo]):040d}", "siblings": siblings}
 
     def _tree(self, repo: str) -> Any:

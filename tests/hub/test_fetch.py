@@ -1,10 +1,13 @@
 """`hivewright fetch`: a model is downloaded once for all nodes of a machine, from a stand-in of the Hub."""
 
+import argparse
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from tests.hub.stand_in import HubStandIn
 from worker import fetch, settings
@@ -24,6 +27,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     stand_in.repos[NAME] = [model | dict.fromkeys(OTHERS, b"x" * 1000)]
     monkeypatch.setattr(policy, "HUB", policy.HfApi(endpoint=stand_in.endpoint, token=False))
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(fetch, "ATTEMPTS", 2)
     yield stand_in
     stand_in.close()
 
@@ -59,15 +64,16 @@ def test_download_that_is_cut_off_is_no_model_and_the_next_run_gets_what_is_miss
 ) -> None:
     of = settings_of(tmp_path)
     hub.cut_after = 100_000
-    with pytest.raises(ModelError, match=r"the download was cut off: .*; run it again"):
+    with pytest.raises(ModelError, match=r"the download was cut off: .*, in 2 attempts; .*, then run it again"):
         fetch.run(of)
     assert choice.find_folder(of.model) is None
     part = tmp_path / "models/somebody--tiny.part"
+    (part / ".cache/huggingface/download").mkdir(parents=True)
     (part / ".cache/huggingface/download/x.incomplete").touch()
     hub.cut_after = None
     hub.downloads.clear()
     fetch.run(of)
-    assert hub.downloads == ["model.safetensors from 0"]
+    assert hub.downloads == ["model.safetensors from 200000"]
     assert not part.exists()
     assert policy.load(of.model).name == NAME
 
@@ -75,7 +81,7 @@ def test_download_that_is_cut_off_is_no_model_and_the_next_run_gets_what_is_miss
 def test_model_that_can_not_be_had_is_an_error_in_a_line(
     tmp_path: Path, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelError, match="nobody/nothing: Hugging Face says 404: no such model"):
+    with pytest.raises(ModelError, match=r"nobody/nothing: Hugging Face says 404 .*: no such model"):
         fetch.run(settings_of(tmp_path, "nobody/nothing"))
     with pytest.raises(SettingsError, match="model/shared_dir: none; expected the folder"):
         fetch.run(settings.from_flat({"model_name": NAME}, "test"))
@@ -102,4 +108,130 @@ def test_folder_that_can_not_be_had_is_an_error_in_a_line(place: str, reason: st
 def test_folder_and_the_model_of_the_package_are_not_downloaded(tmp_path: Path, hub: HubStandIn) -> None:
     for name in (choice.TINY, str(TINY)):
         fetch.run(settings_of(tmp_path, name))
+    assert hub.num_requests == 0
+
+
+def is_whole(folder: Path) -> bool:
+    names = {file.name for file in TINY.iterdir()}
+    return {file.name: file.read_bytes() for file in folder.iterdir()} == {
+        name: (TINY / name).read_bytes() for name in names
+    }
+
+
+def test_download_that_stands_still_is_logged_and_goes_on_where_it_stopped(
+    tmp_path: Path,
+    hub: HubStandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 2.0)
+    monkeypatch.setattr(fetch, "REPORT_SECONDS", 0.5)
+    hub.stall_after = 1_000_000
+    fetch.run(settings_of(tmp_path))
+    assert [each for each in hub.downloads if "safetensors" in each] == [
+        "model.safetensors from 0", "model.safetensors from 1000000",
+    ]  # fmt: skip
+    assert "it goes on where it stopped, without xet (attempt 2 of 2)" in caplog.text
+    assert "nothing arrived" in caplog.text
+    assert re.search(r"^downloading somebody/tiny: 1 of 2 MB, \d+\.\d MB/s$", capfd.readouterr().err, re.M)
+    assert is_whole(tmp_path / "models/somebody--tiny")
+
+
+def test_download_of_which_nothing_arrives_any_more_is_one_error_and_keeps_what_has_arrived(
+    tmp_path: Path, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 3.0)
+    hub.stall_after = 600_000
+    with pytest.raises(ModelError, match=r"the download was cut off: nothing arrived .*, in 2 attempts; what has") as e:
+        fetch.run(settings_of(tmp_path))
+    assert len(str(e.value).splitlines()) == 1
+    partial = tmp_path / "models/somebody--tiny.part/model.safetensors.partial"
+    assert partial.stat().st_size == 1_200_000, hub.downloads
+
+
+def test_xet_that_never_answers_is_given_up_for_plain_http(
+    tmp_path: Path, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 3.0)
+    hub.has_xet = True
+    fetch.run(settings_of(tmp_path))
+    assert hub.xet_requests
+    assert "nothing arrived for 3 s" in caplog.text
+    assert [each for each in hub.downloads if "safetensors" in each] == ["model.safetensors from 0"]
+    assert is_whole(tmp_path / "models/somebody--tiny")
+
+
+def test_partial_files_that_are_of_another_revision_or_damaged_are_not_gone_on_from(
+    tmp_path: Path, hub: HubStandIn
+) -> None:
+    part = tmp_path / "models/somebody--tiny.part"
+    part.mkdir(parents=True)
+    (part / ".revision").write_text("0" * 40)
+    (part / "model.safetensors.partial").write_bytes(b"x" * 1000)
+    fetch.run(settings_of(tmp_path))
+    assert "model.safetensors from 0" in hub.downloads
+    shutil.rmtree(tmp_path / "models/somebody--tiny")
+    part.mkdir(parents=True)
+    (part / ".revision").write_text(f"{1:040d}")
+    (part / "model.safetensors.partial").write_bytes(b"x" * 1000)
+    hub.downloads.clear()
+    fetch.run(settings_of(tmp_path))
+    assert [each for each in hub.downloads if "safetensors" in each] == [
+        "model.safetensors from 1000", "model.safetensors from 0",
+    ]  # fmt: skip
+    assert is_whole(tmp_path / "models/somebody--tiny")
+
+
+@pytest.mark.parametrize(
+    ("readers", "is_gated", "token", "name", "message"),
+    [
+        ({"hf_good"}, False, None, NAME, r"says 401 .*private or gated, or there is no such model; .*model_token_file"),
+        ({"hf_good"}, False, "hf_bad", NAME, r"says 401 .*it does not take the token; .*model_token_file"),
+        ({"hf_good"}, True, None, NAME, r"says 401 .*gated; accept its terms at http\S+/somebody/tiny .*model_token_f"),
+        ({"hf_good"}, True, "hf_bad", NAME, r"says 403 .*gated, or not for this token; .*model_token_file"),
+        (None, False, None, "nobody/nothing", r"says 404 .*no such model, or a private one, which needs .*model_token"),
+        (None, False, "hf_x", "nobody/nothing", r"says 404 .*no such model, or one that this token may not see"),
+    ],
+)
+def test_refusals_are_told_apart_and_name_the_key(
+    readers: set[str] | None,
+    is_gated: bool,
+    token: str | None,
+    name: str,
+    message: str,
+    tmp_path: Path,
+    hub: HubStandIn,
+) -> None:
+    hub.readers, hub.is_gated = readers, is_gated
+    options = argparse.Namespace(token_file=None)
+    if token is not None:
+        options.token_file = tmp_path / "token"
+        options.token_file.write_text(token)
+    with pytest.raises(ModelError, match=message) as refused:
+        fetch.run(settings_of(tmp_path, name), options)
+    assert "hf_" not in str(refused.value)
+    assert not (tmp_path / "models" / name.replace("/", "--")).exists()
+
+
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_private_and_gated_models_are_fetched_with_a_token(tmp_path: Path, hub: HubStandIn, is_gated: bool) -> None:
+    hub.readers, hub.is_gated = {"hf_good"}, is_gated
+    file = tmp_path / "token"
+    file.write_text("hf_good\n")
+    of = settings_of(tmp_path)
+    model = of.model.model_copy(update={"token_file": file})
+    fetch.run(of.model_copy(update={"model": model}))
+    assert is_whole(tmp_path / "models/somebody--tiny")
+
+
+def test_token_file_that_has_no_token_is_a_settings_error(tmp_path: Path, hub: HubStandIn) -> None:
+    options = argparse.Namespace(token_file=tmp_path / "token")
+    with pytest.raises(SettingsError, match=r"token \(--token-file\): No such file"):
+        fetch.run(settings_of(tmp_path), options)
+    options.token_file.write_text("two words")
+    with pytest.raises(SettingsError, match=r"token \(--token-file\): 2 words instead of one; expected one word"):
+        fetch.run(settings_of(tmp_path), options)
     assert hub.num_requests == 0

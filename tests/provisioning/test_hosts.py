@@ -79,6 +79,14 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
             f"inventory data of gpu-3: hub_token_file: {NOT_THERE} token that may write",
         ),
         (
+            [worker(model_name="me/x", model_token_file="/nowhere/token")],
+            f"inventory data of gpu-3: model_token_file: {NOT_THERE} token that may read the model",
+        ),
+        (
+            [worker(model_token_file=5)],
+            "inventory data of gpu-3: model_token_file: got 5; expected text; put it in quotes",
+        ),
+        (
             [worker(slots=[{}, {"hub_repo": "me", "hub_token_file": "/nowhere/token"}])],
             f"inventory data of gpu-3: slot 1: hub_token_file: {NOT_THERE} token that may write",
         ),

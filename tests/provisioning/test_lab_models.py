@@ -1,6 +1,8 @@
 """Models that slots share, on a real systemd: who may write where. Programs are stand-ins that try."""
 
+import base64
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,8 @@ cat {STATE}/worker-0/swarm.pem {STATE}/worker-1/swarm.pem && echo stolen
 for folder in {MODELS} {MODELS.parent}/worker-0 {MODELS.parent}/worker-1 {STATE}/worker-0 $HOME; do
   touch $folder/tried && echo wrote in $folder
 done
+[ -z "$CREDENTIALS_DIRECTORY" ] || cat "$CREDENTIALS_DIRECTORY/model.token"
+echo "$@" | grep -o 'token-file .*'
 cat {MODELS}/whole && echo read the model
 true
 """
@@ -64,3 +68,17 @@ def test_only_fetch_writes_models_and_nobody_sees_a_key_but_his_own(host: Host) 
     assert [line for line in said.splitlines() if line.startswith("wrote in")] == wrote
     assert "read the model" in said
     assert f"cannot touch '{MODELS}/tried': Read-only file system" in said
+
+
+def test_token_for_a_gated_model_is_seen_by_fetch_alone(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_secret")
+    data = {**DATA, "model_token_file": str(tmp_path / "token")}
+    slot = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots[0]
+    token = base64.b64encode(b"hf_secret\n").decode()
+    script = f"echo {token} | sh -euc {shlex.quote(worker.fetch_script(slot))} 2>/dev/null"
+    said = host.ssh(script).stdout.splitlines()
+    assert "hf_secret" in said
+    assert [line for line in said if line.startswith("token-file /run/credentials/run-")]
+    said = host.ssh(f"sh -euc {shlex.quote(worker.examine_script(slot))} 2>&1").stdout.splitlines()
+    assert not [line for line in said if "hf_" in line or "token-file" in line]
+    assert "hf_secret" not in host.ssh("grep -rs hf_secret /run /etc/hivewright /etc/systemd; true").stdout

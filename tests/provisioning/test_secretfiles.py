@@ -37,6 +37,14 @@ def entry(**data: Any) -> HostEntry:
             {"hub_repo": "me", "slots": [{"hub_token_file": f"hf_{PASSWORD}"}]},
             "slot 0: hub_token_file: is a secret itself, not shown here",
         ),
+        (
+            {"model_name": "me/x", "model_token_file": f"hf_{PASSWORD}"},
+            "model_token_file: is a secret itself, not shown here",
+        ),
+        (
+            {"model_name": "me/x", "slots": [{"model_token_file": f"hf_{PASSWORD}"}]},
+            "slot 0: model_token_file: is a secret itself, not shown here",
+        ),
         ({"slots": [{"identity": PEM}]}, "slot 0: identity: is a secret itself, not shown here"),
     ],
 )
@@ -59,7 +67,7 @@ def test_password_in_origin_is_refused_before_it_gets_to_a_host(monkeypatch: pyt
     """That is where a release comes from if the inventory names no repository."""
     monkeypatch.setattr(operator, "origin", lambda checkout, source: IN_URL)
     with pytest.raises(SettingsError) as refused:
-        plan._commits([entry(release_ref="0" * 40)])
+        plan._commits([entry(release_ref="0" * 40)], 5)
     assert "release_repository: not set, and origin of" in str(refused.value)
     assert "set release_source to wheelhouse" in str(refused.value)
     assert PASSWORD not in str(refused.value)

@@ -117,3 +117,21 @@ def test_token_for_the_hub_is_roots_and_only_its_slot_gets_a_copy(tmp_path: Path
     none, own = plan(slots=[{}, data]).slots
     assert (none.hub_token, none.settings.hub.token_file, none.unit_settings()) == (None, None, "")
     assert own.hub_token == tmp_path / "token"
+
+
+def test_token_for_the_model_is_in_no_workers_settings_and_in_no_workers_unit(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_example\n")
+    data = {"model_name": "owner/gated", "model_token_file": str(tmp_path / "token")}
+    own = {"model_token_file": str(tmp_path / "token")}
+    for slots in (
+        plan(slots=2, **data).slots,
+        plan(slots="auto", **data).on(cards(2)).slots,
+        plan(slots=[own, own], model_name="owner/gated").slots,
+    ):
+        for slot in slots:
+            assert slot.model_token == tmp_path / "token"
+            assert slot.settings.model.token_file is None
+            assert "LoadCredential" not in slot.unit_settings()
+            assert "hf_example" not in slot.unit_settings() + repr(slot)
+    none, one = plan(slots=[{}, own], model_name="owner/gated").slots
+    assert (none.model_token, one.model_token) == (None, tmp_path / "token")

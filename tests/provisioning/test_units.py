@@ -1,7 +1,9 @@
 """Units and settings files as they come to lie on a host."""
 
+import base64
 import configparser
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -227,6 +229,37 @@ def test_model_is_fetched_by_somebody_who_sees_nothing_of_the_slots_but_which_it
     ):  # fmt: skip
         assert f"--property={each}" in said
     assert said[-3:] == ["fetch", "--settings", "/etc/hivewright/worker-1.yaml"]
+
+
+def test_token_for_the_model_goes_to_the_unit_that_fetches_and_nothing_of_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "UNITS", tmp_path)
+    data = {"slots": 1, "swarm_enabled": False, "model_name": "owner/gated"}
+    data["model_token_file"] = str(tmp_path / "token")
+    (tmp_path / "token").write_text("hf_example\n")
+    slot = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots[0]
+    script = worker.fetch_script(slot)
+    credential = re.search(r"LoadCredential=model.token:(\S+?)'? ", script)
+    assert credential is not None
+    script = script.replace(credential[1], str(tmp_path / "credential"))
+    (tmp_path / "systemd-run").write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@"; stat --format=%a {tmp_path}/credential; cat {tmp_path}/credential\n'
+    )
+    (tmp_path / "systemd-run").chmod(0o755)
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    token = base64.b64encode(b"hf_example\n").decode()
+    done = subprocess.run(
+        ["sh", "-euc", script], env=own, input=token, capture_output=True, text=True, timeout=10, check=True
+    )
+    said = done.stdout.splitlines()
+    assert said[-2:] == ["600", "hf_example"]
+    assert said[-5:-3] == ["/bin/sh", "-c"]
+    assert said[-3].startswith("exec /opt/hivewright/current/environment/bin/python -B -m worker fetch --settings ")
+    assert said[-3].endswith('worker-0.yaml --token-file "$CREDENTIALS_DIRECTORY/model.token"')
+    assert not (tmp_path / "credential").exists()
+    assert "hf_example" not in script
+    assert "model.token" not in worker.examine_script(slot)
 
 
 @pytest.mark.parametrize("name", [None, "hivewright/tiny", "/srv/model", "./model", "~/model"])

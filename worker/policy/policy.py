@@ -14,7 +14,13 @@ from typing import Any
 import httpx2  # what huggingface_hub speaks HTTP with
 import torch
 from huggingface_hub import HfApi, ModelInfo
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -35,6 +41,8 @@ log = logging.getLogger(__name__)
 
 HUB = HfApi()
 _LOOKUP_SECONDS = 10.0
+_KEY = "model.token_file (model_token_file in an inventory; `hivewright fetch` alone reads it)"
+_EXAMPLE = "Qwen/Qwen2.5-0.5B-Instruct"
 _BEFORE = "\n"
 """Stands before an answer where it becomes text or tokens, and is taken off again: some tokenizers (Llama 2's) add a
 space to the beginning of a text and drop one when they decode. An answer is none: its prompt stands before it."""
@@ -328,22 +336,46 @@ def _find_source(model: settings.Model) -> str:
     return _find_cached(name, found)
 
 
-def look_up(name: str) -> ModelInfo | str:
-    """What Hugging Face knows of a model, with the sizes of its files; text: why it can't be asked.
+def look_up(name: str, token: str | None = None) -> ModelInfo | str:
+    """Return what Hugging Face knows of a model, with the sizes of its files; text: why it can't be asked.
 
-    Raises ModelError if there is no such model.
+    `token` None: whatever huggingface_hub finds on this machine. Raises ModelError if there is no such
+    model, or it is not for whoever has this token.
     """
     try:
-        return HUB.model_info(name, timeout=_LOOKUP_SECONDS, files_metadata=True)
+        return HUB.model_info(name, timeout=_LOOKUP_SECONDS, files_metadata=True, token=token)
     except HFValidationError:
         raise ModelError(f"model/name: {name}: neither a folder nor a Hugging Face name (owner/model)") from None
     except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
-            raise ModelError(
-                f"model/name: {name}: Hugging Face says {error.response.status_code}: no such model, or it needs a "
-                f"login; expected a name such as Qwen/Qwen2.5-0.5B-Instruct, a folder, or {TINY}"
-            ) from None
+            said = error.server_message or memory.reason_of(error)
+            is_gated = isinstance(error, GatedRepoError)
+            has_token = isinstance(token, str)
+            raise ModelError(refusal(name, error.response.status_code, said, has_token, is_gated)) from None
         return memory.reason_of(error)
+
+
+def refusal(name: str, status: int, said: str, has_token: bool, is_gated: bool) -> str:
+    """Return what is wrong when Hugging Face refuses a model, and what to do.
+
+    Without a token it says 401 for private models and for names that there are not: nobody is to learn
+    which of the two it is.
+    """
+    answer = f"model/name: {name}: Hugging Face says {status} ({said.strip().splitlines()[0][:120]})"
+    if is_gated or status == 403:
+        terms = f"accept its terms at {HUB.endpoint}/{name} with the account of the token"
+        if has_token:
+            return f"{answer}: gated, or not for this token; {terms}, or name a token that may read it in {_KEY}"
+        return f"{answer}: gated; {terms}, and name a file with that token in {_KEY}"
+    if status == 401 and has_token:
+        return f"{answer}: it does not take the token; make one that may read the model, and name its file in {_KEY}"
+    if status == 401:
+        return (
+            f"{answer}: private or gated, or there is no such model; check the name, and if it is right, name a file "
+            f"with a token that may read it in {_KEY}"
+        )
+    private = "or one that this token may not see" if has_token else f"or a private one, which needs {_KEY}"
+    return f"{answer}: no such model, {private}; expected a name such as {_EXAMPLE}, a folder, or {TINY}"
 
 
 def _find_cached(name: str, reason: str) -> str:
