@@ -70,4 +70,5 @@ def _unit_files(plan: Planned) -> Iterator[Path]:
     for name in (*_services(plan), *((worker.UNIT, worker.ENROL_UNIT) if plan.host.slots else ())):
         yield units.UNITS / name
     for slot in plan.host.slots:
-        yield units.UNITS / f"{slot.unit}.d" / units.DROP_IN
+        for unit in (slot.unit, f"hivewright-enrol@{slot.number}.service"):
+            yield units.UNITS / f"{unit}.d" / units.DROP_IN

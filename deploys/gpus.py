@@ -4,8 +4,8 @@ A driver that does not answer is never taken for a host without GPUs: the host i
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from worker.errors import SettingsError
 
@@ -15,29 +15,61 @@ TORCH = "2.13.0"
 X86, ARM = "x86_64", "aarch64"
 INDEXES = "https://download.pytorch.org/whl"
 CPU_INDEX = f"{INDEXES}/cpu"
-DRIVER_ADVICE = "install or mend the NVIDIA driver until `nvidia-smi` lists the GPUs"
+DRIVER_ADVICE = "install or fix the NVIDIA driver until `nvidia-smi` lists the GPUs"
 
 _VERSION = re.compile(r"(\d+)\.(\d+)(\.\d+)*")
 QUERY = "index,uuid,name,memory.total,compute_cap,driver_version"
 
 
+# Where WSL2 keeps the Windows driver's tools and libraries; it is not in the PATH of every shell.
+WSL_LIB = "/usr/lib/wsl/lib"
+FIND_TOOLS = f'PATH="$PATH:{WSL_LIB}";'
+# What nvidia-smi prints for a figure that a card does not have, as opposed to one it can't read (ERR!).
+NO_FIGURE = ("[N/A]", "N/A", "[Not Supported]")
+NO_SLICE = (
+    "GPU {index} ({name}) is in MIG mode and has no slice, so nothing can compute on it: make slices "
+    "(`nvidia-smi mig -i {index} -cgi PROFILE -C`) or leave MIG mode (`nvidia-smi -i {index} -mig 0`)"
+)
+NO_WSL_DRIVER = (
+    f"WSL2 shows a GPU (/dev/dxg), but there is no nvidia-smi, neither in PATH nor in {WSL_LIB}: if it is an "
+    "NVIDIA GPU, install its driver in Windows and run `wsl --shutdown` there"
+)
+# A line of `nvidia-smi -L`: a card, or below it a slice, whose profile says its memory (1g.10gb, 1c.3g.20gb+me).
+_CARD_LINE = re.compile(r"GPU (\d+): .*\(UUID: GPU-\S+\)")
+_SLICE_LINE = re.compile(r"MIG (\S+)\s+Device\s+(\d+): \(UUID: (MIG-\S+)\)")
+_PROFILE_GB = re.compile(r"\.(\d+)gb")
+# A card's number, or CARD:SLICE.
+Number = int | str
+
+
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. `capability`: compute capability, such as (8, 9)."""
+    """One GPU, or one slice of a GPU that is partitioned (MIG). `capability`: compute capability, such as (8, 9).
+
+    `uuid`: what CUDA_VISIBLE_DEVICES takes. `index`: nvidia-smi's number of the card. `part`: its
+    number of the slice, None for a whole card. `memory_mib` of a slice is what its profile says.
+    """
 
     index: int
     uuid: str
     name: str
     memory_mib: int
     capability: Version
+    part: int | None = None
+
+    @property
+    def number(self) -> Number:
+        """How an inventory names it (`gpu`): 3, or 3:0 for the first slice of card 3."""
+        return self.index if self.part is None else f"{self.index}:{self.part}"
 
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """A host's GPUs. `driver_cuda`: the newest CUDA that the driver runs; None without one.
+    """A host's GPUs, and slices of them. `driver_cuda`: the newest CUDA that the driver runs; None without one.
 
     `problem`: why the GPUs of the host can't be used, None if they can, or if there are none.
     `warning`: what nvidia-smi says of cards that can't be used, while others can.
+    `is_wsl`: they are reached through WSL2's /dev/dxg.
     """
 
     cards: tuple[Gpu, ...] = ()
@@ -45,52 +77,100 @@ class Gpus:
     driver: str | None = None
     problem: str | None = None
     warning: str | None = None
+    is_wsl: bool = False
 
     @property
-    def by_index(self) -> dict[int, Gpu]:
+    def by_number(self) -> dict[Number, Gpu]:
         """The cards by nvidia-smi's number: that of a dead card is left out."""
-        return {card.index: card for card in self.cards}
+        return {card.number: card for card in self.cards}
 
 
 def parse(lines: Collection[str]) -> Gpus:
-    """What `HostGpus` found: lines that begin with gpu, cuda, problem or card (a GPU without a driver)."""
+    """Return the GPUs of `HostGpus`' lines. Each begins with its kind.
+
+    gpu: a row of nvidia-smi's table. list: a line of `nvidia-smi -L`. mig: index and MIG mode. cuda, ram: figures.
+    problem: what nvidia-smi says instead. card: a GPU without a driver. dxg: WSL2's GPU.
+    """
     found = [line.strip().partition(" ")[::2] for line in lines if line.strip()]
     problem = " ".join(text for kind, text in found if kind == "problem")
     num_idle = sum(kind == "card" for kind, _ in found)
-    has_rows = any(kind == "gpu" for kind, _ in found)
-    if problem and not has_rows:
+    rows = [[cell.strip() for cell in text.split(",")] for kind, text in found if kind == "gpu"]
+    is_wsl = any(kind == "dxg" for kind, _ in found)
+    if problem and not rows:
         return Gpus(problem=f"nvidia-smi says: {problem}; {DRIVER_ADVICE}")
     if num_idle:
         return Gpus(problem=f"there are NVIDIA GPUs ({num_idle}), but no nvidia-smi; {DRIVER_ADVICE}")
-    rows = [[cell.strip() for cell in text.split(",")] for kind, text in found if kind == "gpu"]
     if not rows:
-        return Gpus()
+        return Gpus(warning=NO_WSL_DRIVER if is_wsl else None)
     ram_mib = next((int(text) // 1024 for kind, text in found if kind == "ram" and text.isdecimal()), 0)
-    cards, dead = [], [problem] if problem else []
-    for row in rows:
-        try:
-            cards.append(_card(row, ram_mib))
-        except (ValueError, IndexError):
-            dead.append(", ".join(row))
-    said = "; ".join(dead)
+    cards, dead = _cards(rows, ram_mib, _slices(text for kind, text in found if kind == "list"))
+    cards, empty = _without_empty(cards, [text for kind, text in found if kind == "mig"])
+    if problem:
+        dead.insert(0, problem)
+    said = [f"nvidia-smi says: {'; '.join(dead)}"] if dead else []
     if not cards:
-        return Gpus(problem=f"nvidia-smi says: {said}; expected {QUERY} of each GPU")
+        said = [f"{said[0]}; expected {QUERY} of each GPU"] if dead else []
+        return Gpus(problem="; ".join([*said, *empty]))
     cuda = next((_version(t) for kind, t in found if kind == "cuda" and _VERSION.fullmatch(t)), None)
     driver = next(row[5] for row in rows if len(row) == 6)
-    return Gpus(tuple(cards), cuda, driver, warning=f"nvidia-smi says: {said}" if dead else None)
+    return Gpus(tuple(cards), cuda, driver, warning="; ".join([*said, *empty]) or None, is_wsl=is_wsl)
 
 
-def _card(row: Sequence[str], ram_mib: int) -> Gpu:
+def _cards(
+    rows: Collection[Sequence[str]], ram_mib: int, slices: Mapping[int, Sequence[tuple[str, int, str]]]
+) -> tuple[list[Gpu], list[str]]:
+    """Return the GPUs of these rows, in place of partitioned ones their slices, and the rows that are no GPU."""
+    cards, dead = [], []
+    for row in rows:
+        try:
+            card = _card(row, ram_mib, is_partitioned=row[0].isdecimal() and int(row[0]) in slices)
+            cards += [_slice(card, *each) for each in slices.get(card.index, ())] or [card]
+        except (ValueError, IndexError):
+            dead.append(", ".join(row))
+    return cards, dead
+
+
+def _card(row: Sequence[str], ram_mib: int, is_partitioned: bool) -> Gpu:
     """Return the GPU of a row. Raises ValueError or IndexError if the row is not that of one.
 
-    A card without a memory figure of its own ([N/A]) shares the machine's: its figure stands in.
+    A card without a memory figure of its own ([N/A]) shares the machine's: its figure stands in. Of one that is
+    partitioned nobody asks: its slices have theirs.
     """
     index, uuid, name, memory, capability, _ = row
     has_own = re.fullmatch(r"[0-9.]+", memory) is not None
-    is_shared = memory in ("[N/A]", "N/A", "[Not Supported]") and ram_mib
+    is_shared = is_partitioned or (memory in NO_FIGURE and ram_mib > 0)
     if not uuid.startswith("GPU-") or not (has_own or is_shared):
         raise ValueError(uuid)
     return Gpu(int(index), uuid, name, int(float(memory)) if has_own else ram_mib, _version(capability))
+
+
+def _slices(lines: Iterable[str]) -> dict[int, list[tuple[str, int, str]]]:
+    """Return profile, number and UUID of each MIG slice, by the number of its card, of `nvidia-smi -L`'s lines."""
+    found: dict[int, list[tuple[str, int, str]]] = {}
+    index = None
+    for line in lines:
+        if card := _CARD_LINE.match(line.strip()):
+            index = int(card[1])
+        elif (each := _SLICE_LINE.match(line.strip())) and index is not None:
+            found.setdefault(index, []).append((each[1], int(each[2]), each[3]))
+    return found
+
+
+def _slice(card: Gpu, profile: str, part: int, uuid: str) -> Gpu:
+    """Return one slice of a partitioned card. Raises ValueError if its profile does not say its memory."""
+    memory = _PROFILE_GB.search(profile)
+    if memory is None:
+        raise ValueError(profile)
+    name = f"{card.name} MIG {profile}"
+    return replace(card, uuid=uuid, name=name, memory_mib=int(memory[1]) * 1024, part=part)
+
+
+def _without_empty(cards: Sequence[Gpu], modes: Collection[str]) -> tuple[list[Gpu], list[str]]:
+    """Leave out whole cards that are in MIG mode, and return what to do about each."""
+    partitioned = {int(index) for index, _, mode in (text.partition(", ") for text in modes) if mode == "Enabled"}
+    empty = [card for card in cards if card.part is None and card.index in partitioned]
+    kept = [card for card in cards if card not in empty]
+    return kept, [NO_SLICE.format(index=card.index, name=card.name) for card in empty]
 
 
 @dataclass(frozen=True, slots=True)

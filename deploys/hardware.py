@@ -25,14 +25,21 @@ class HostGpus(OwnFact[Gpus]):
 
     def command(self) -> str:
         version = "s/.*CUDA[A-Z ]* Version *: *\\([0-9][0-9.]*\\).*/cuda \\1/p"
+        smi, csv = "timeout 60 nvidia-smi", "--format=csv,noheader,nounits"
+        # Of cards that may be partitioned: the slices, and the mode, which drivers before MIG do not know.
+        rest = (
+            f"{smi} -L 2>/dev/null | sed 's/^/list /';"
+            f" {smi} --query-gpu=index,mig.mode.current {csv} 2>/dev/null | sed -n 's/^[0-9]*, [A-Z].*/mig &/p';"
+            ' sed -n "s/^MemTotal: *\\([0-9]*\\) kB/ram \\1/p" /proc/meminfo;'
+            f" {smi} 2>/dev/null | sed -n '{version}' | head -n 1"
+        )
         return (
-            "if command -v nvidia-smi >/dev/null; then"
-            f" if found=$(timeout 60 nvidia-smi --query-gpu={gpus.QUERY} --format=csv,noheader,nounits 2>&1); then"
-            ' echo "$found" | sed "s/^/gpu /"; sed -n "s/^MemTotal: *\\([0-9]*\\) kB/ram \\1/p" /proc/meminfo;'
-            f" timeout 60 nvidia-smi 2>/dev/null | sed -n '{version}' | head -n 1;"
-            ' else echo "$found" | sed "s/^[0-9][0-9]*, /gpu &/;t;s/^/problem /";'
-            f" timeout 60 nvidia-smi 2>/dev/null | sed -n '{version}' | head -n 1; fi;"
-            ""
+            f"{gpus.FIND_TOOLS} [ ! -e /dev/dxg ] || echo dxg;"
+            " if command -v nvidia-smi >/dev/null; then"
+            f" if found=$({smi} --query-gpu={gpus.QUERY} {csv} 2>&1);"
+            ' then echo "$found" | sed "s/^/gpu /";'
+            ' else echo "$found" | sed "s/^[0-9][0-9]*, /gpu &/;t;s/^/problem /"; fi;'
+            f" {rest};"
             " else for vendor in /sys/bus/pci/devices/*/vendor; do"
             f' [ "$(cat "$vendor" 2>/dev/null)" != {_NVIDIA} ]'
             f' || case "$(cat "${{vendor%vendor}}class")" in {_DISPLAY_CLASS}*) echo card;; esac;'

@@ -319,7 +319,7 @@ def _problems(error: ValidationError) -> list[str]:
 def _wanted(message: str) -> str:
     """What was expected, in pydantic's words or in shorter ones."""
     form = re.fullmatch(r"String should match pattern '(.*)'", message)
-    return settings.form(form[1]) if form else settings.plainly(message.removeprefix("Input should be "))
+    return settings.form(form[1]) if form else settings.plainly(re.sub("^(Input should be|Value error,) ", "", message))
 
 
 def _section(key: str) -> str | None:

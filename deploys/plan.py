@@ -154,11 +154,12 @@ def _fit(planned: Planned) -> Planned:
     gpus = host.get_fact(HostGpus) if planned.host.slots else Gpus()
     try:
         plan = planned.host.on(gpus)
+        if gpus.warning:
+            rest = "the other GPUs are used" if gpus.cards else "its slots train on the CPU"
+            report.note(f"{host.name}: {gpus.warning}; {rest}")
         if deployment.torch_index == PIP or (deployment.torch_index is None and _has_own_sources(deployment)):
             return replace(planned, host=plan)
         used = replace(gpus, cards=cards_in_use(plan.slots, gpus))
-        if gpus.warning:
-            print(f"{host.name}: {gpus.warning}; the other GPUs are used", file=sys.stderr, flush=True)
         return replace(planned, host=plan, torch_index=choose_torch(used, deployment.torch_index, machine))
     except SettingsError as error:
         return replace(planned, unfit=str(error))

@@ -4,18 +4,28 @@ A slot sees one GPU, by the driver's own id for it, so that neither a reboot nor
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from deploys.deployment import SlotCpus, SlotMemory
-from deploys.gpus import Gpu, Gpus
+from deploys.gpus import WSL_LIB, Gpu, Gpus, Number
 from deploys.places import CONFIGURATION
 from deploys.secretfiles import HUB_TOKEN
 from worker.errors import SettingsError
 from worker.settings import Environment, Family, Settings
+
+
+def _gpu_number(value: object) -> Number:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"(0|[1-9]\d*):(0|[1-9]\d*)", value, re.ASCII):
+        return value
+    raise ValueError("the number of a GPU, such as 1, or of a MIG slice, such as '1:0'")
 
 
 class SlotOptions(BaseModel):
@@ -23,9 +33,9 @@ class SlotOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    gpu: int | None = Field(default=None, ge=0)
-    """Number of its GPU in `nvidia-smi`. None: the next one that no other slot names. Slots that name the same one
-    share it."""
+    gpu: Annotated[Number, PlainValidator(_gpu_number)] | None = None
+    """Number of its GPU in `nvidia-smi`, or CARD:SLICE for a slice of a partitioned one (MIG). None: the next one that
+    no other slot names. Slots that name the same one share it."""
     slot_memory_gb: SlotMemory | None = None
     slot_cpus: SlotCpus | None = None
 
@@ -42,6 +52,8 @@ class Slot:
     `model_token`: the same for the token that its model is fetched with; None: everybody may read the model.
 
     `card`: the only GPU that it sees; None: all that there are, or none.
+
+    `is_wsl`: the host's GPUs are reached through WSL2's /dev/dxg.
     """
 
     number: int
@@ -51,6 +63,7 @@ class Slot:
     card: Gpu | None = None
     hub_token: Path | None = None
     model_token: Path | None = None
+    is_wsl: bool = False
 
     @property
     def unit(self) -> str:
@@ -70,11 +83,20 @@ class Slot:
         """Whether it is to have a GPU, if the host has any."""
         return self.settings.model.device != "cpu"
 
+    @property
+    def _gpu_lines(self) -> list[str]:
+        lines = [] if self.card is None else [f"Environment=CUDA_VISIBLE_DEVICES={self.card.uuid}"]
+        if self.is_wsl:
+            lines += [f"Environment=LD_LIBRARY_PATH={WSL_LIB}", "DeviceAllow=/dev/dxg rw"]
+        return lines
+
+    def enrol_settings(self) -> str:
+        """What the unit that enrols it has beyond the others', as a drop-in: it may choose a model by the GPU."""
+        return "\n".join(["[Service]", *self._gpu_lines, ""]) if self._gpu_lines else ""
+
     def unit_settings(self) -> str:
         """What its unit has beyond the others', as a drop-in. Empty: nothing."""
-        lines = []
-        if self.card is not None:
-            lines.append(f"Environment=CUDA_VISIBLE_DEVICES={self.card.uuid}")
+        lines = self._gpu_lines
         if self.hub_token is not None:
             lines.append(f"LoadCredential={HUB_TOKEN}:{self.hub_token_file}")
         if self.settings.model.shared_dir is not None:
@@ -89,7 +111,7 @@ class Slot:
 def cards_in_use(slots: Collection[Slot], gpus: Gpus) -> tuple[Gpu, ...]:
     """The GPUs that torch must run on."""
     used = {slot.card for slot in slots} | {
-        gpus.by_index[n] for slot in slots if (n := _named_device(slot)) is not None
+        gpus.by_number[n] for slot in slots if (n := _named_device(slot)) is not None
     }
     return tuple(card for card in gpus.cards if card in used)
 
@@ -106,31 +128,35 @@ def place(slots: Sequence[Slot], gpus: Gpus) -> tuple[Slot, ...]:
     if not gpus.cards:
         return tuple(slots)
     named = {slot.options.gpu for slot in slots} | {_named_device(slot) for slot in slots}
-    free = [number for number in gpus.by_index if number not in named]
+    free = [number for number in gpus.by_number if number not in named]
     placed = []
     for slot in slots:
-        if not slot.wants_gpu or _named_device(slot) is not None:
+        if not slot.wants_gpu:
             placed.append(slot)
             continue
-        number = slot.options.gpu if slot.options.gpu is not None else free.pop(0)
-        placed.append(replace(slot, card=gpus.by_index[number]))
+        slot = replace(slot, is_wsl=gpus.is_wsl)
+        if _named_device(slot) is None:
+            number = slot.options.gpu if slot.options.gpu is not None else free.pop(0)
+            slot = replace(slot, card=gpus.by_number[number])
+        placed.append(slot)
     return tuple(placed)
 
 
 def _mistakes(slots: Collection[Slot], gpus: Gpus) -> Iterator[str]:
     num_cards = len(gpus.cards)
-    there_are = f"the host has {num_cards} GPUs, numbered {_numbers(gpus)}" if num_cards else "the host has no GPU"
+    kind = "GPUs and slices (MIG)" if any(card.part is not None for card in gpus.cards) else "GPUs"
+    there_are = f"the host has {num_cards} {kind}, numbered {_numbers(gpus)}" if num_cards else "the host has no GPU"
     for slot in slots:
         number, device = slot.options.gpu, slot.settings.model.device
-        if number is not None and number not in gpus.by_index:
+        if number is not None and number not in gpus.by_number:
             yield f"slot {slot.number}: gpu: got {number}; {there_are}"
-        if (named := _named_device(slot)) is not None and named not in gpus.by_index:
+        if (named := _named_device(slot)) is not None and named not in gpus.by_number:
             yield f"slot {slot.number}: model_device: got {device!r}; {there_are}"
         if device == "cuda" and not num_cards:
             yield f"slot {slot.number}: model_device: got 'cuda'; {there_are}; expected auto or cpu"
     named_cards = {slot.options.gpu for slot in slots} | {_named_device(slot) for slot in slots}
     waiting = [s for s in slots if s.wants_gpu and s.options.gpu is None and _named_device(s) is None]
-    num_free = sum(number not in named_cards for number in gpus.by_index)
+    num_free = sum(number not in named_cards for number in gpus.by_number)
     if num_cards and len(waiting) > num_free:
         rest = ", ".join(str(slot.number) for slot in waiting[num_free:])
         yield (
@@ -140,7 +166,7 @@ def _mistakes(slots: Collection[Slot], gpus: Gpus) -> Iterator[str]:
 
 
 def _numbers(gpus: Gpus) -> str:
-    numbers = list(gpus.by_index)
+    numbers = list(gpus.by_number)
     return "from 0" if numbers == list(range(len(numbers))) else ", ".join(map(str, numbers))
 
 

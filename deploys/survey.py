@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from pyinfra.api import FactBase
 
-from deploys import mesh, reading
+from deploys import gpus, mesh, reading
 from deploys.facts import CACHE, COMMAND, CURRENT, DEPLOYED, LOGS, PREVIOUS, ROOT, WHOLE, WireGuard
 from deploys.places import CONFIGURATION, STATE
 
@@ -74,6 +74,7 @@ class _WorkerStatus(_Read):
     ledger: dict[str, int]
     animal_name: str
     updated_at: FiniteFloat
+    device: str | None = None
     swarm: _Exchange | None = None
     warnings: list[_Finding] = []
 
@@ -225,12 +226,15 @@ def _number(text: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. Memory in MiB, `use` in percent; `pids`: of the processes that compute on it."""
+    """One GPU. Memory in MiB, `use` in percent, None where the card has no such figure.
+
+    `pids`: of the processes that compute on it.
+    """
 
     index: int
-    memory_used: int
-    memory_total: int
-    use: int
+    memory_used: int | None
+    memory_total: int | None
+    use: int | None
     pids: tuple[int, ...] = ()
 
 
@@ -262,7 +266,7 @@ class HostStates(Answer[dict[str, Any]]):
         gpu = f"{WITHIN} nvidia-smi --format=csv,noheader,nounits"
         of_gpus = "--query-gpu=index,uuid,memory.used,memory.total,utilization.gpu"
         return (
-            f"exec 2>/dev/null; echo commit=$(basename $(readlink {CURRENT}));"
+            f"exec 2>/dev/null; {gpus.FIND_TOOLS} echo commit=$(basename $(readlink {CURRENT}));"
             f" echo deployed=$(cat {DEPLOYED}/{WHOLE}); echo previous=$(basename $(cat {PREVIOUS}/current));"
             f" for d in {STATE} /; do [ ! -d $d ] || {{"
             f" echo disk=$({WITHIN} df --output=avail,size --block-size=1000000 $d | tail -n 1); break; }}; done;"
@@ -284,7 +288,7 @@ class HostStates(Answer[dict[str, Any]]):
         for uuid, pid in re.findall(r"^process=(GPU-\S+), (\d+)$", "\n".join(lines), re.MULTILINE):
             pids.setdefault(uuid, []).append(int(pid))
         rows = [value for key, value in pairs if key == "gpu"]
-        gpus = [_gpu(row, pids) for row in rows]
+        cards = [_gpu(row, pids) for row in rows]
         return asdict(
             HostState(
                 commit=one.get("commit") or None,
@@ -294,15 +298,15 @@ class HostStates(Answer[dict[str, Any]]):
                 disk_total_mb=total,
                 tailscale=_backend_state(one.get("tailscale")),
                 tailscale_server=one.get("tailscale-server"),
-                gpus=tuple(gpu for gpu in gpus if gpu is not None),
-                problem=_nvidia_problem(one.get("nvidia-smi", "0"), rows, gpus),
+                gpus=tuple(card for card in cards if card is not None),
+                problem=_nvidia_problem(one.get("nvidia-smi", "0"), rows, cards),
             )
         )
 
 
-def _nvidia_problem(code: str, rows: Sequence[str], gpus: Sequence[Gpu | None]) -> str | None:
+def _nvidia_problem(code: str, rows: Sequence[str], cards: Sequence[Gpu | None]) -> str | None:
     """What nvidia-smi says that is no GPU, or how it ended."""
-    said = " ".join(row.strip() for row, gpu in zip(rows, gpus, strict=True) if gpu is None).strip()
+    said = " ".join(row.strip() for row, card in zip(rows, cards, strict=True) if card is None).strip()
     if code in ("124", "137"):
         said = f"no answer within {WITHIN.split()[-1]} s"
     elif code != "0":
@@ -326,13 +330,12 @@ def _gpu(row: str, pids: Mapping[str, Sequence[int]]) -> Gpu | None:
     cells = row.split(", ")
     if len(cells) != 5 or not cells[0].isdecimal():
         return None
-    index, uuid, used, total, use = cells
-    return Gpu(int(index), _figure(used), _figure(total), _figure(use), tuple(pids.get(uuid, ())))
-
-
-def _figure(text: str) -> int:
-    """A number of nvidia-smi's, which says [N/A] where a card does not know."""
-    return _number(text) or 0
+    index, uuid, *figures = cells
+    # ERR!, [Unknown Error], [GPU requires reset]: the card does not work, which is not a figure of 0.
+    if not all(text in gpus.NO_FIGURE or _number(text) is not None for text in figures):
+        return None
+    used, total, use = map(_number, figures)
+    return Gpu(int(index), used, total, use, tuple(pids.get(uuid, ())))
 
 
 class Logs(Answer[list[str]]):

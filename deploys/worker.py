@@ -45,6 +45,8 @@ def configure_workers(plan: Planned) -> None:
         files.directory(name=f"Make {state_dir}", path=str(state_dir), user=USER, group=USER, mode="700")
         settings = units.install_settings(slot.file, slot.settings)
         identity.restore_key(slot)
+        enrol_unit, share = f"hivewright-enrol@{slot.number}.service", slot.enrol_settings()
+        units.drop_in(name=f"Show slot {slot.number} its GPU", unit=enrol_unit, text=share, unused=None)
         identity.enrol(name=f"Enrol slot {slot.number}", slot=slot, _timeout=identity.ENROL_SECONDS)
         secret = install_hub_token(slot)
         share = slot.unit_settings()
@@ -178,7 +180,8 @@ def retire(numbers: Collection[int]) -> Iterator[str]:
             yield (
                 f"rm -rf {DEPLOYED}/{unit} {CONFIGURATION}/worker-{number}.* {CACHE}/worker-{number}"
                 f" {LOGS}/worker-{number}"
-                f" && {units.remove_drop_in(unit)} && systemctl daemon-reload"
+                f" && {units.remove_drop_in(unit)}"
+                f" && {units.remove_drop_in(f'hivewright-enrol@{number}.service')} && systemctl daemon-reload"
             )
 
 

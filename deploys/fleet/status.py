@@ -36,10 +36,10 @@ _JUDGED_HERE = ("rewards",)
 # Rewards on their way to the chain: of the rounds of some minutes. More, and something is in their way.
 MAX_OPEN_REWARDS = 10
 COLUMNS = (
-    "node", "release", "state", "round", "reward", "peers", "gpu", "gpu memory", "disk", "tailscale", "on chain",
+    "node", "release", "state", "round", "reward", "peers", "device", "gpu memory", "disk", "tailscale", "on chain",
     "peer",
 )  # fmt: skip
-LEFT_COLUMNS = ("node", "release", "state", "tailscale", "peer")
+LEFT_COLUMNS = ("node", "release", "state", "device", "tailscale", "peer")
 # What goes first where there is no room for all.
 EXPENDABLE = ("peer", "on chain", "tailscale", "gpu memory")
 
@@ -249,6 +249,7 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
         "round": _number(status["round"]),
         "reward": "" if status["reward_mean"] is None else f"{status['reward_mean']:.2f}",
         "peers": f"{status['peers_heard']}/{(status.get('swarm') or {}).get('peers_known', 0)}",
+        "device": str(status.get("device") or ""),
         "on chain": f"{status['ledger'].get('confirmed', 0)}/{status['ledger'].get('earned', 0)}",
         "peer": status["animal_name"],
     }
@@ -285,11 +286,14 @@ def _missing_credit(status: Mapping[str, Any]) -> list[str]:
 
 
 def _gpu_cells(gpus: Sequence[Mapping[str, Any]], pid: int | None) -> dict[str, str]:
-    """The GPU on which the worker's own process computes; nothing where there is none, or it is between two steps."""
+    """Return number, use and memory of the GPU on which the worker's own process computes; empty without one."""
     for gpu in gpus:
         if pid in gpu["pids"]:
-            memory = f"{gpu['memory_used'] / 1024:.1f}/{gpu['memory_total'] / 1024:.0f} GiB"
-            return {"gpu": f"{gpu['index']}: {gpu['use']}%", "gpu memory": memory}
+            used, total = gpu["memory_used"], gpu["memory_total"]
+            # Who shares the machine's memory (GB10) has no figure of its own.
+            memory = "" if used is None or total is None else f"{used / 1024:.1f}/{total / 1024:.0f} GiB"
+            use = "" if gpu["use"] is None else f": {gpu['use']}%"
+            return {"device": f"{gpu['index']}{use}", "gpu memory": memory}
     return {}
 
 

@@ -325,7 +325,7 @@ def test_host_state_with_gpus_and_what_computes_on_them() -> None:
     assert (found["disk_free_mb"], found["disk_total_mb"], found["tailscale"]) == (12000, 50000, "NeedsLogin")
     assert found["tailscale_server"] == "https://headscale.example.org"
     assert found["gpus"][0] == {"index": 0, "memory_used": 1024, "memory_total": 81559, "use": 37, "pids": (4711,)}
-    assert found["gpus"][1]["use"] == 0
+    assert found["gpus"][1]["use"] is None
 
 
 @pytest.mark.parametrize("fact", [FileContent(), SystemdVersion(), UserEntry(), PastDeploys(), TailnetOfHost()])

@@ -49,7 +49,7 @@ def test_driver_that_fails_is_a_problem_with_its_own_words(tmp_path: Path) -> No
     found = ask(tmp_path, "echo 'NVIDIA-SMI has failed because it could not reach the driver.'; exit 9")
     assert found.cards == ()
     assert found.problem == (
-        "nvidia-smi says: NVIDIA-SMI has failed because it could not reach the driver.; install or mend the NVIDIA "
+        "nvidia-smi says: NVIDIA-SMI has failed because it could not reach the driver.; install or fix the NVIDIA "
         "driver until `nvidia-smi` lists the GPUs"
     )
 
@@ -64,7 +64,7 @@ def test_dead_card_and_card_without_a_figure_cost_the_others_nothing(tmp_path: P
     lost = "Unable to determine the device handle for GPU3: 0000:5E:00.0: Unknown Error"
     shim = f'case "$1" in --query*) printf "{rows}\\n{lost}\\n"; exit 15;; *) echo "{HEADER}";; esac'
     found = ask(tmp_path, shim)
-    assert (list(found.by_index), found.problem) == ([0, 1, 2, 4, 5, 6, 7], None)
+    assert (list(found.by_number), found.problem) == ([0, 1, 2, 4, 5, 6, 7], None)
     assert "GPU3" in str(found.warning)
 
 

@@ -187,7 +187,8 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker(slots=[{"gpu": -1}, {"gpu": 0, "model_device": "cpu"}, {"slot_cpus": 0}])],
-            "inventory data of gpu-3: slot 0: gpu: got -1; expected greater than or equal to 0\n"
+            "inventory data of gpu-3: slot 0: gpu: got -1; expected the number of a GPU, "
+            "such as 1, or of a MIG slice, such as '1:0'\n"
             "inventory data of gpu-3: slot 1: gpu: got 0, and model_device 'cpu'; expected one of them\n"
             "inventory data of gpu-3: slot 2: slot_cpus: got 0; expected greater than or equal to 0.01",
         ),
