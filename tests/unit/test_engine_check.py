@@ -69,9 +69,12 @@ def test_decoder_is_judged_by_what_its_precision_costs_transformers():
 
 def test_float32_is_tried_where_16_bits_are_refused(monkeypatch, caplog):
     monkeypatch.setattr(check, "allowed_error", lambda theirs, factor: 0.0 if theirs else 1e-3)
-    decoder = TorchEngine(make_model(), "bfloat16", prompts=REAL).decoder
+    engine = TorchEngine(make_model(), "bfloat16", prompts=REAL)
+    decoder = engine.decoder
     assert isinstance(decoder, LeanDecoder)
     assert decoder.weights.dtype == torch.float32
+    assert [setback.of for setback in engine.setbacks] == ["engine", "precision"]
+    assert "the lean decoder in torch.bfloat16 is not used: it is" in engine.setbacks[0].reason
     assert "lean decoder not used reason=disagreement family=qwen2 dtype=torch.bfloat16" in caplog.text
 
 
@@ -79,8 +82,11 @@ def test_copy_in_float32_that_memory_does_not_take_is_not_tried(monkeypatch, cap
     model = make_model().bfloat16()
     model.model.layers[1].register_forward_hook(lambda module, inputs, output: output * 1.5)
     monkeypatch.setattr(generation.memory, "free", lambda device: 1000)
-    decoder = TorchEngine(model, "bfloat16", prompts=REAL).decoder
-    assert isinstance(decoder, CachedDecoder)
+    engine = TorchEngine(model, "bfloat16", prompts=REAL)
+    assert isinstance(engine.decoder, CachedDecoder)
+    # transformers' forward computes in bfloat16, too: only the way is another
+    assert {setback.of for setback in engine.setbacks} == {"engine"}
+    assert "0 MiB free" in engine.setbacks[-1].reason
     assert "lean decoder not tried dtype=torch.float32 reason=its copy of the weights takes" in caplog.text
 
 

@@ -60,7 +60,7 @@ PAST = {
     "precision": lambda node: node.condition.setbacks.update(precision=("a",)),
     "engine": lambda node: node.condition.setbacks.update(engine=("a", "b")),
     "truncated": lambda node: setattr(node.condition.recent, "truncated", 0.6),
-    "no signal": lambda node: setattr(node.condition.recent, "no_signal", 0.95),
+    "no-signal": lambda node: setattr(node.condition.recent, "no_signal", 0.95),
     "reachability": lambda node: setattr(node, "swarm", SwarmStatus("starting", "Qm", reach="none")),
     "bootnodes": lambda node: setattr(node, "swarm", SwarmStatus("starting", "Qm", foreign_bootnodes=("QmB\x1b",))),
     "clock": lambda node: setattr(node.condition, "clock_offset", -7.0),
@@ -144,11 +144,19 @@ def test_a_single_bad_round_is_no_warning():
 
 def test_answers_that_have_no_room_are_cut_close_nothing_and_teach_nothing(tmp_path):
     told = train(make_node(enrolled(tmp_path, generation_max_completion_length=1)), 4)
-    assert found(told) == {"truncated": "severe", "no signal": "severe", "form": "severe"}
+    assert found(told) == {"truncated": "severe", "no-signal": "severe", "form": "severe"}
     assert told.condition.recent.rounds == 4
     again = make_node(enrolled(tmp_path, generation_max_completion_length=1))  # a restart forgets nothing
     again.close()
-    assert set(found(status.read(tmp_path))) == {"truncated", "no signal", "form"}
+    assert set(found(status.read(tmp_path))) == {"truncated", "no-signal", "form"}
+
+
+def test_practice_without_a_chain_is_judged_too(tmp_path):
+    node = make_node(enrolled(tmp_path, generation_max_completion_length=1))
+    for _ in range(4):
+        node._practise()
+    node.close()
+    assert set(found(node.status)) == {"truncated", "no-signal", "form"}
 
 
 def test_gpu_that_torch_does_not_see_is_not_replaced_silently(tmp_path, monkeypatch):
@@ -170,7 +178,10 @@ def test_precision_that_an_engine_does_not_follow_is_a_warning(tmp_path):
     node = make_node(enrolled(tmp_path, generation_engine="transformers", generation_dtype="bfloat16"))
     node.close()
     assert found(node.status) == {"precision": "warning"}
-    assert "generation.dtype is bfloat16, but engine: transformers computes in" in node.status.warnings[0].text
+    assert (
+        "torch.bfloat16 is wanted (generation.dtype), transformers' generate computes in torch.float32"
+        in node.status.warnings[0].text
+    )
 
 
 def test_engine_without_a_compiler_names_the_reason(tmp_path, monkeypatch):

@@ -296,6 +296,9 @@ def test_auto_takes_vllm_on_a_gpu_where_it_is_installed_and_says_why_not(monkeyp
     monkeypatch.setattr(engines, "VllmEngine", fail)
     assert load_engine(OnGpu(), auto) == "torch"
     assert "vllm not used reason=no such kernel" in caplog.text
+    monkeypatch.setattr(engines, "TorchEngine", lambda *arguments: arguments[-1])
+    (setback,) = load_engine(OnGpu(), auto)
+    assert (setback.of, setback.reason) == ("engine", "vllm is installed and not used: no such kernel")
     with pytest.raises(ModelError, match="no such kernel"):
         load_engine(OnGpu(), settings.Generation(engine="vllm"))
 

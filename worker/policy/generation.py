@@ -47,7 +47,8 @@ def load_engine(model: Any, generation: settings.Generation, rows: Rows | None =
     Raises ModelError for a vLLM that is asked for and can't be had, and for a model that our engine computes wrongly.
     """
     if generation.engine == "transformers":
-        return ReferenceEngine(model, rows, _unfollowed(generation.dtype, model.dtype, "engine: transformers"))
+        wanted = model.dtype if generation.dtype == "auto" else find_dtype(model, generation.dtype)
+        return ReferenceEngine(model, rows, _unfollowed(wanted, model.dtype, "transformers' generate"))
     if generation.engine == "vllm":
         return VllmEngine(model, generation)
     setbacks: tuple[Setback, ...] = ()
@@ -73,11 +74,12 @@ class TorchEngine:
         prompts: Prompts = (),
         setbacks: Sequence[Setback] = (),
     ) -> None:
-        self.setbacks = [*setbacks]
-        self.decoder: Decoder = _find_decoder(model, find_dtype(model, dtype), prompts, self.setbacks)
-        if not isinstance(self.decoder, LeanDecoder):
-            self.setbacks += _unfollowed(dtype, model.dtype, "transformers' forward")
-        elif self.decoder.lacks_native:
+        wanted, self.setbacks = find_dtype(model, dtype), [*setbacks]
+        self.decoder: Decoder = _find_decoder(model, wanted, prompts, self.setbacks)
+        if dtype != "auto" or self.setbacks:
+            actual = self.decoder.weights.dtype if isinstance(self.decoder, LeanDecoder) else model.dtype
+            self.setbacks += _unfollowed(wanted, actual, self.decoder.name)
+        if isinstance(self.decoder, LeanDecoder) and self.decoder.lacks_native:
             self.setbacks.append(Setback("engine", f"native operations not used: {native.why_not()}"))
         self._device = model.device
         self._rows = rows or Rows(model.device)
@@ -154,12 +156,12 @@ def _collect(history: list[tuple[list[int], Tensor]], lengths_N: list[int]) -> l
     return logprobs
 
 
-def _unfollowed(wanted: str, dtype: torch.dtype, engine: str) -> list[Setback]:
-    """Return the setback of an engine that computes in the model's own `dtype`, if settings want another."""
-    if wanted == "auto" or getattr(torch, wanted) == dtype:
+def _unfollowed(wanted: torch.dtype, actual: torch.dtype, engine: str) -> list[Setback]:
+    """Return the setback of an engine that computes in another precision than is wanted; none if it does not."""
+    if wanted == actual:
         return []
-    reason = f"generation.dtype is {wanted}, but {engine} computes in the model's {dtype}"
-    log.warning("precision is not as set reason=%s", reason)
+    reason = f"{wanted} is wanted (generation.dtype), {engine} computes in {actual}"
+    log.warning("precision is another one reason=%s", reason)
     return [Setback("precision", reason)]
 
 
@@ -217,7 +219,7 @@ def _try_lean(model: Any, dtype: torch.dtype, trial: _Trial, setbacks: list[Setb
             "lean decoder not tried dtype=%s reason=its copy of the weights takes %d MiB, %d MiB are free",
             dtype, needed >> 20, free >> 20,
         )  # fmt: skip
-        setbacks += _not_lean(dtype, f"{needed >> 20} MiB are needed, {free >> 20} MiB free")
+        setbacks.append(_not_lean(dtype, f"{needed >> 20} MiB are needed, {free >> 20} MiB free"))
         return None
     try:
         decoder = LeanDecoder(model, dtype)
@@ -232,14 +234,12 @@ def _try_lean(model: Any, dtype: torch.dtype, trial: _Trial, setbacks: list[Setb
         "lean decoder not used reason=disagreement family=%s dtype=%s error=%.2g allowed=%.2g",
         model.config.model_type, dtype, error, allowed,
     )  # fmt: skip
-    setbacks += _not_lean(dtype, f"it is {error:.2g} off, {allowed:.2g} are allowed")
+    setbacks.append(_not_lean(dtype, f"it is {error:.2g} off, {allowed:.2g} are allowed"))
     return None
 
 
-def _not_lean(dtype: torch.dtype, reason: str) -> list[Setback]:
-    """Return both setbacks: the next way that is tried is slower, and in another precision."""
-    text = f"the lean decoder in {dtype} is not used: {reason}"
-    return [Setback("engine", text), Setback("precision", text)]
+def _not_lean(dtype: torch.dtype, reason: str) -> Setback:
+    return Setback("engine", f"the lean decoder in {dtype} is not used: {reason}")
 
 
 def _require_cached(model: Any, trial: _Trial) -> CachedDecoder:

@@ -1,8 +1,8 @@
-"""What may get worse while a node goes on: one table of checks, from which status, metrics, log, fleet status and
-the table in docs/operations.md all derive.
+"""What may get worse while a node goes on: one table of checks.
 
-A check measures one number of a node's status. Past its threshold it is a warning: logged once when it is crossed,
-shown until it is good again, which is logged once, too.
+Status, metrics, log, fleet status and the table in docs/operations.md all derive from it. A check
+measures one number of a node's status. Past its threshold it is a warning: logged once when it is
+crossed, shown until it is good again, which is logged once, too.
 """
 
 import logging
@@ -16,10 +16,10 @@ from worker.telemetry.status import Finding, NodeStatus, Recent
 log = logging.getLogger(__name__)
 
 RECENT_ROUNDS = 8
-"""Shares are judged over so many rounds, and not before there are ENOUGH_ROUNDS: a single one is noise."""
+"""Shares are judged over this many rounds, from ENOUGH_ROUNDS on: a single one is noise."""
 ENOUGH_ROUNDS = 4
 _RELIEF = 0.1
-"""A warning ends when its number is better than the threshold by this share of it: it must not flicker."""
+"""A warning ends when its number is better than the threshold by this share of it: no flicker."""
 _FIGURES = {
     "truncated": "completions_clipped_ratio",
     "no_signal": "frac_reward_zero_std",
@@ -32,9 +32,10 @@ _FIGURES = {
 class Check:
     """One thing that may get worse.
 
-    `name`: in status, log and metrics. `metric`: the number's own, after "hivewright_". `what`: what it measures.
-    `measure`: the number; None: not known, or no such thing here. `show`: for people. `warn`, `severe`: from beyond
-    these on it is a warning, and a severe one; `is_low`: beyond is below. `advice`: what to do.
+    `name`: in status, log and metrics. `metric`: the number's own, after "hivewright_". `what`:
+    what it measures. `measure`: the number; None: not known, or no such thing here. `show`: for
+    people. `warn`, `severe`: from beyond these on it is a warning, and a severe one; `is_low`:
+    beyond is below. `advice`: what to do.
     """
 
     name: str
@@ -77,7 +78,7 @@ def find(node: NodeStatus, active: Collection[str] = ()) -> tuple[Finding, ...]:
 
 
 def watch(node: NodeStatus) -> None:
-    """Bring the node's warnings up to date; log those that are new or severe now, and those that are over."""
+    """Bring the node's warnings up to date; log those that are new or severe now, or over."""
     before = {finding.check: finding.severity for finding in node.warnings}
     node.warnings = find(node, before)
     for finding in node.warnings:
@@ -91,7 +92,7 @@ _LEVELS = {"warning": logging.WARNING, "severe": logging.ERROR}
 
 
 def recent(rounds: Iterable[Mapping[str, Any]]) -> Recent:
-    """Return the means of the last rounds' records (status.RoundRecord, as dicts), as far as they have the figures."""
+    """Return the means of the last rounds' records (status.RoundRecord, as dicts)."""
     last = list(rounds)[-RECENT_ROUNDS:]
     figures = {name: _mean([(r.get("quality") or {}).get(key) for r in last]) for name, key in _FIGURES.items()}
     return Recent(len(last), closed=_mean([r.get("closed") for r in last]), **figures)
@@ -268,7 +269,7 @@ CHECKS = (
         severe=0.95,
     ),
     Check(
-        "no signal", "no_signal_share", "share of our groups whose answers all earn the same", "",
+        "no-signal", "no_signal_share", "share of our groups whose answers all earn the same", "",
         _of_recent("no_signal"), _share("no_signal", "of the groups teach nothing"), 0.9,
         "name tasks of another level in environment.families (level: auto), or another model in model.name",
         severe=0.995,
