@@ -1,5 +1,6 @@
 """Facts about the machine that a host is: its GPUs, its distribution, where its pip gets packages from."""
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -9,7 +10,9 @@ from pyinfra.api import operation
 from deploys import gpus
 from deploys.facts import OwnFact
 from deploys.gpus import Gpus
+from worker.log import printable
 
+_LONGEST_ERRORS = 300
 _NVIDIA, _DISPLAY_CLASS = "0x10de", "0x03"
 
 
@@ -91,6 +94,17 @@ def _without_systemd(found: Mapping[str, str]) -> str:
     else:
         advice = "boot it with systemd, or, if it is a container or a chroot, name the machine itself"
     return f"systemd does not run there ({init}), and hivewright's services are systemd units; {advice}"
+
+
+class CloudInitErrors(OwnFact[str | None]):
+    """What cloud-init says went wrong in the host's first boot; None: nothing, or it has no cloud-init."""
+
+    def command(self) -> str:
+        return "cat /run/cloud-init/result.json 2>/dev/null || true"
+
+    def read(self, output: list[str]) -> str | None:
+        errors = json.loads("\n".join(output))["v1"]["errors"]
+        return printable("; ".join(map(str, errors)))[:_LONGEST_ERRORS] or None
 
 
 class OwnPipSources(OwnFact[bool]):

@@ -6,7 +6,7 @@ from pyinfra import host
 from pyinfra.api import deploy, operation
 from pyinfra.operations import files
 
-from deploys import content
+from deploys import content, report
 from deploys.facts import (
     CACHE,
     COMMAND,
@@ -19,7 +19,7 @@ from deploys.facts import (
     InstalledPackages,
     UserEntry,
 )
-from deploys.hardware import Distribution, System
+from deploys.hardware import CloudInitErrors, Distribution, System
 from deploys.places import CONFIGURATION, RETIRED, STATE
 
 USER = "hivewright"
@@ -38,10 +38,28 @@ FOLDERS = (ROOT, RELEASES, ENVIRONMENTS, STATE, DEPLOYED, RETIRED, CACHE, LOGS)
 NO_SHELL = "/usr/sbin/nologin"
 INSTALL_SECONDS = 1800
 APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
+# An interrupted dpkg (a power cut, a killed apt) refuses every installation until somebody finishes it. What it has not
+# yet finished may also be another program's work, which is waited for.
+FINISH_DPKG = (
+    'n=0; while [ -n "$(ls -A /var/lib/dpkg/updates 2>/dev/null; dpkg --audit 2>&1)" ]; do'
+    " ! said=$(LC_ALL=C DEBIAN_FRONTEND=noninteractive"
+    " dpkg --force-confdef --force-confold --configure -a 2>&1 </dev/null) || break;"
+    ' case "$said" in *"locked by another process"*) ;; *) echo "$said" >&2;'
+    ' echo "dpkg was interrupted before this deploy, and dpkg --configure -a fails; fix that package there" >&2;'
+    " exit 1;; esac; n=$((n + 1));"
+    ' [ $n -lt 60 ] || { echo "dpkg is still locked after 300 s: $said" >&2; exit 1; }; sleep 5; done;'
+)
+# A machine's first boot installs packages of its own.
+AWAIT_CLOUD_INIT = (
+    "if command -v cloud-init >/dev/null; then timeout 600 cloud-init status --wait >/dev/null 2>&1;"
+    " if [ $? = 124 ]; then"
+    ' echo "cloud-init is still at work after 600 s; see cloud-init status --long there, and deploy again" >&2;'
+    " exit 1; fi; fi;"
+)
 # DPkg::Lock::Timeout does not cover the lock of the package lists, which a new machine's first boot
 # takes: apt-get update ends at once, with the name of who has it.
 APT_UPDATE = (
-    "! command -v cloud-init >/dev/null || timeout 600 cloud-init status --wait >/dev/null 2>&1;"
+    f"{AWAIT_CLOUD_INIT} {FINISH_DPKG}"
     f" n=0; until said=$(LC_ALL=C {APT} update 2>&1); do"
     ' case "$said" in *"Could not get lock"*) ;; *) echo "$said" >&2; exit 1;; esac;'
     ' n=$((n + 1)); [ $n != 1 ] || echo "$said" | grep "lock" >&2;'
@@ -111,4 +129,6 @@ def packages(names: Sequence[str]) -> Iterator[str]:
         host.noop("all packages are installed")
         return
     yield APT_UPDATE
+    if errors := host.get_fact(CloudInitErrors):
+        report.note(f"{host.name}: cloud-init, its first boot, failed: {errors}; `cloud-init status --long` says more")
     yield f"{APT} install --no-install-recommends {' '.join(missing)}"
