@@ -234,7 +234,7 @@ def enrol(
             is_sent = register()  # with the token from before
         except (IdentityError, SecretError, TokenRefused) as error:
             if enrolment_token is None or not isinstance(account, AccountClient):
-                raise IdentityError(str(error)) from None
+                raise error if isinstance(error, SecretError) else IdentityError(str(error)) from None
             account.enrol(identity, enrolment_token)
             is_sent = register()
         return _await_owner(coordinator, identity.peer_id, ours, is_sent)
