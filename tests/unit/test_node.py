@@ -137,7 +137,7 @@ def test_many_rounds_with_nothing_to_learn_from_are_said_with_what_to_do(tmp_pat
 
 def test_groups_that_were_not_trained_on_stand_in_the_history_by_reason(tmp_path, monkeypatch):
     node = make_node(enrolled(tmp_path))
-    rewards = iter([[1.0, 0.0] * 4, [0.0, math.nan] * 4, [0.0] * 8, [0.5] * 8])
+    rewards = iter([[1.0, 0.0] * 4, [0.0, math.nan] * 4, [1.0] * 8, [0.5] * 8])
     monkeypatch.setattr(node.environment, "score", lambda task, texts: next(rewards))
     monkeypatch.setattr(node_module, "is_closed", lambda text: False)  # no credit for the format
     node._train_round(node._next_round())
