@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the table, or with --json all that it is made of. Raises WorkerError if a host or service needs a look."""
     pyinfra = command.Pyinfra.of_operator(options.inventory)
     hosts = upkeep.chosen_hosts(pyinfra, options.limit)
-    with progress.waiting(f"asking {len(hosts)} hosts"):
+    with progress.waiting(f"asking {len(hosts)} host{'s' * (len(hosts) > 1)}"):
         found = look.look(pyinfra, [host["name"] for host in hosts])
     if not (_print_json if options.json else _print)(expected(hosts), found):
         raise WorkerError("not all is well; what stands above says where, `hivewright fleet logs` says more")

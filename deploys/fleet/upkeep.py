@@ -61,7 +61,7 @@ def logs(options: argparse.Namespace) -> None:
     pyinfra = _pyinfra(options)
     names = chosen(pyinfra, options.limit)
     fact = ("deploys.survey.Logs", f"lines={options.lines}", f"unit=hivewright-{options.unit}.service")
-    with progress.waiting(f"asking {len(names)} hosts"):
+    with progress.waiting(f"asking {len(names)} host{'s' * (len(names) > 1)}"):
         answers = look.ask(pyinfra, fact, names, look.FACT_SECONDS)
     (found,) = answers.values
     for name in names:

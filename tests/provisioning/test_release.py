@@ -42,7 +42,7 @@ def test_release_checks_settings_before_they_are_installed(checkout: Path, tmp_p
     first, last = done.stderr.splitlines()
     assert first.startswith("hivewright check: SettingsError (exit 2): ")
     assert "basic_arithmetics" in first
-    assert last == f"{file} is left as it was, and so is all that runs; mend the inventory and run again"
+    assert last == f"{file} is left as it was, and so is all that runs; fix the inventory and run again"
     assert file.read_text() == "# what runs now\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "worker-0.yaml"]
 

@@ -92,8 +92,9 @@ def test_command_is_run_on_every_host_and_says_of_each_what_came_of_it(
     assert ill.startswith("@fake/gpu-0: failed, ")
     assert ill.endswith(": it does not")
     assert well == "@fake/gpu-1: done"
-    (last,) = done.stderr.splitlines()
+    *before, last = done.stderr.splitlines()
     assert last.endswith("not done on @fake/gpu-0; see above")
+    assert [line for line in before if not line.startswith("waiting for @fake/gpu-")] == []
     limited = hivewright("fleet", command, "fleet.py", "--limit", "*-1", cwd=tmp_path)
     assert (limited.returncode, limited.stdout) == (0, "@fake/gpu-1: done\n"), limited.stderr
 
@@ -105,7 +106,8 @@ def test_status_and_logs_say_why_a_host_gives_no_answer(tmp_path: Path) -> None:
     assert (shown.returncode, shown.stdout.splitlines()[-1]) == (1, f"gpu-1: {reason}"), shown.stderr
     told = hivewright("fleet", "status", "fleet.py", "--json", cwd=tmp_path)
     assert told.returncode == 1
-    assert json.loads(told.stdout) == {"gpu-1": {"host": None, "services": None, "reason": reason}}
+    expected = {"host": None, "services": None, "expected": ["hivewright-worker@0.service"], "notes": []}
+    assert json.loads(told.stdout) == {"gpu-1": expected | {"reason": reason}}
     logs = hivewright("fleet", "logs", "fleet.py", cwd=tmp_path)
     assert (logs.returncode, f"no answer from gpu-1 ({reason})" in logs.stderr) == (1, True)
 
