@@ -18,7 +18,7 @@ from tests.lab.lab import Lab
 from tests.lab.process import wait_until
 from worker import settings
 
-pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
 
 STATE = "/var/lib/hivewright"
 ASK = """import http.client, json, socket, sys
@@ -138,6 +138,7 @@ def test_worker_that_was_taken_over_does_not_reach_the_chain_nor_metadata(host: 
     ]
 
 
+@pytest.mark.nightly
 def test_without_the_walls_it_would(host: Host) -> None:
     """So it is these settings of the units which keep it out."""
     start_chain(host, PrivateNetwork="no")
@@ -146,6 +147,7 @@ def test_without_the_walls_it_would(host: Host) -> None:
     assert said[3:5] == [f"probe: metadata {each.partition('/')[0]} answers True" for each in METADATA]
 
 
+@pytest.mark.nightly
 def test_account_service_reaches_the_chain_and_no_method_that_controls_it(host: Host) -> None:
     start_chain(host)
     said = probed(host, "hivewright-account.service")
