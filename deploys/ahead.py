@@ -69,6 +69,8 @@ def _services(plan: Planned) -> list[str]:
 def _unit_files(plan: Planned) -> Iterator[Path]:
     for name in (*_services(plan), *((worker.UNIT, worker.ENROL_UNIT) if plan.host.slots else ())):
         yield units.UNITS / name
+    if any(slot.needs_device_files for slot in plan.host.slots):
+        yield units.UNITS / units.GPU_UNIT
     for slot in plan.host.slots:
         for unit in (slot.unit, f"hivewright-enrol@{slot.number}.service"):
             yield units.UNITS / f"{unit}.d" / units.DROP_IN

@@ -84,6 +84,11 @@ class Slot:
         return self.settings.model.device != "cpu"
 
     @property
+    def needs_device_files(self) -> bool:
+        """Whether it computes on a GPU through the device files of NVIDIA's driver."""
+        return not self.is_wsl and (self.card is not None or _named_device(self) is not None)
+
+    @property
     def _gpu_lines(self) -> list[str]:
         lines = [] if self.card is None else [f"Environment=CUDA_VISIBLE_DEVICES={self.card.uuid}"]
         if self.is_wsl:

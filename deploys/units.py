@@ -24,6 +24,8 @@ from worker import settings
 from worker.settings import Settings
 
 UNITS = Path("/etc/systemd/system")
+# Makes the device files of NVIDIA's driver before workers start; only where one has such a GPU.
+GPU_UNIT = "hivewright-gpu.service"
 # Of a unit's drop-ins, the one that is ours.
 DROP_IN = "hivewright.conf"
 # What a deploy has written below UNITS, for `find .` there. Others may have drop-ins of their own beside ours.
@@ -61,6 +63,7 @@ def render(unit: str, systemd_version: int, watchdog_seconds: int) -> str:
         metadata=METADATA,
         # Addresses to listen on and to announce are there when the networks are that have them.
         mesh=mesh.UNIT,
+        gpu=GPU_UNIT,
     )
 
 

@@ -40,6 +40,8 @@ def configure_workers(plan: Planned) -> None:
     identity.install_enrolment_token(plan)
     unit = units.install_unit(UNIT, plan.host.deployment.watchdog_seconds)
     units.install_unit(ENROL_UNIT, plan.host.deployment.watchdog_seconds)
+    if any(slot.needs_device_files for slot in plan.host.slots):
+        units.install_unit(units.GPU_UNIT, plan.host.deployment.watchdog_seconds)
     for slot in host.loop(plan.host.slots):
         state_dir = slot.settings.node.state_dir
         files.directory(name=f"Make {state_dir}", path=str(state_dir), user=USER, group=USER, mode="700")
@@ -155,7 +157,7 @@ def _as_slot(slot: Slot, command: str, *properties: str) -> str:
     properties = (
         f"User={USER}", f"WorkingDirectory={CURRENT}", "NoNewPrivileges=yes", "PrivateTmp=yes", "PrivateUsers=yes",
         "ProtectSystem=strict", f"TemporaryFileSystem={STATE}:ro {CACHE}:ro {LOGS}:ro",
-        f"IPAddressDeny={units.METADATA}", *properties,
+        f"IPAddressDeny={units.METADATA}", f"Wants={units.GPU_UNIT}", f"After={units.GPU_UNIT}", *properties,
     )  # fmt: skip
     run = shlex.join(
         ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", *(f"--property={p}" for p in properties)]

@@ -116,6 +116,9 @@ def _identity(patient: Patient) -> Iterator[Finding]:
 
 
 def _device(patient: Patient) -> Iterator[Finding]:
+    for line in probe.sick_cards():
+        cause = f"a GPU of this machine does not work: {line}"
+        yield Finding("device", "warning", cause, "reset or replace it, and see the kernel's log")
     machine = choice.measure(patient.settings.model)
     name, seconds = probe.compute(machine.device, machine.dtype)
     yield Finding("device", "ok", f"{name} ({machine.device}) computes and differentiates in {seconds:.2f} s")

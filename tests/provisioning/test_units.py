@@ -291,3 +291,15 @@ def test_digest_changes_with_each_part_and_with_where_parts_end() -> None:
 def test_worker_s_unit_writes_down_that_the_kernel_ended_it_for_its_memory() -> None:
     stop = parse(units.render(worker.UNIT, DEBIAN_12, 900))["Service"]["ExecStopPost"]
     assert stop.endswith("'test \"$$SERVICE_RESULT\" != oom-kill || touch %S/hivewright/worker-%i/memory-killed'")
+
+
+def test_device_files_of_the_driver_are_made_before_workers_and_outside_their_walls() -> None:
+    for unit in (worker.UNIT, worker.ENROL_UNIT):
+        section = parse(units.render(unit, DEBIAN_12, 900))["Unit"]
+        assert units.GPU_UNIT in section["After"].split()
+        assert units.GPU_UNIT in section["Wants"].split()
+    text = units.render(units.GPU_UNIT, DEBIAN_12, 900)
+    own = parse(text)
+    assert own["Unit"]["ConditionPathExists"] == "!/dev/nvidia-uvm"
+    assert own["Service"]["ExecStart"] == "/bin/sh -c 'exec nvidia-modprobe -u -c 0'"
+    assert not [key for key in own["Service"] if key.startswith(("Device", "User", "Capab", "Private"))]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from worker import settings
 from worker.errors import ModelError, ResourceError
-from worker.policy import memory
+from worker.policy import memory, probe
 from worker.runtime.files import write_whole
 
 AUTO = "auto"
@@ -124,7 +124,8 @@ def chosen_device(model: settings.Model) -> str:
     if given and not given.startswith("-") and given != "NoDevFiles":
         raise ResourceError(
             f"CUDA_VISIBLE_DEVICES is {given}, and torch finds no CUDA: the GPU that this worker "
-            "was given is gone, or its driver does not answer; see `nvidia-smi` and `dmesg`, start "
+            f"was given is gone, or its driver does not answer; {probe.missing_files()}see `nvidia-smi` "
+            "and `dmesg`, start "
             "again when the GPU is listed, or set model.device to cpu"
         )
     return "cpu"

@@ -1,12 +1,37 @@
 """Whether torch really computes on a device: a kernel forward and one backward, checked against known numbers."""
 
+import re
+import subprocess
 import time
+from pathlib import Path
 
 import torch
 
 from worker.errors import ModelError
 
 SIZE = 256
+UVM, DXG = Path("/dev/nvidia-uvm"), Path("/dev/dxg")
+# What nvidia-smi prints in the place of a figure that it can't read from a card: not [N/A], which is normal.
+_SICK = re.compile(r"ERR!|Unknown Error|requires reset|is lost|Unable to determine", re.I)
+
+
+def missing_files() -> str:
+    """Return advice for a message where the driver's device files are missing; empty: they are there."""
+    if UVM.exists() or DXG.exists():
+        return ""
+    return f"{UVM} is missing: run `nvidia-modprobe -u -c 0` as root (Debian's package nvidia-modprobe); "
+
+
+def sick_cards() -> list[str]:
+    """Return nvidia-smi's lines about GPUs that do not work, this process's own or others."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.used,utilization.gpu", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except FileNotFoundError:
+        return []
+    except subprocess.TimeoutExpired:
+        return ["no answer within 20 s"]
+    return [line.strip() for line in (said.stdout + said.stderr).splitlines() if _SICK.search(line)]
 
 
 def compute(device: str, dtype: str) -> tuple[str, float]:
@@ -43,8 +68,8 @@ def compute(device: str, dtype: str) -> tuple[str, float]:
 def _require_build(where: torch.device) -> str:
     if not torch.cuda.is_available():
         raise ModelError(
-            f"{where}: torch {torch.__version__} sees no GPU; see that `nvidia-smi` works as this user, and install a "
-            "torch for its CUDA (torch_index), or set model.device to cpu"
+            f"{where}: torch {torch.__version__} sees no GPU; {missing_files()}see that `nvidia-smi` works "
+            "as this user, and install a torch for its CUDA (torch_index), or set model.device to cpu"
         )
     index = where.index or 0
     if index >= torch.cuda.device_count():
