@@ -228,7 +228,10 @@ def _unreadable(variables: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, str) and ("{{" in value or value.startswith("$ANSIBLE_VAULT")):
             yield f"{key}: a template, or encrypted; expected a plain value (`ansible-inventory --list --yaml`)"
         if "password" in key or key.endswith("_pass"):
-            yield f"{key}: a password has no place in an inventory; expected ssh keys, and sudo without a password"
+            yield (
+                f"{key}: a password has no place in an inventory; expected ssh keys, and sudo without a password, or "
+                "with one in a file on this side that _sudo_password_file names"
+            )
 
 
 def _short(value: Any) -> str:

@@ -27,7 +27,7 @@ from worker.errors import SettingsError
 # pyinfra's own keys of host data that a list may have: how to get to the host.
 ACCESS = {
     "ssh_hostname": str, "ssh_port": int, "ssh_user": str, "ssh_key": str, "ssh_known_hosts_file": str,
-    "ssh_strict_host_key_checking": str, "_sudo": bool,
+    "ssh_strict_host_key_checking": str, "_sudo": bool, "_sudo_password_file": str,
 }  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # A list does not say which swarm it is that its workers join; that they have to join one is no mistake of the list.

@@ -18,7 +18,7 @@ from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.ssh_util import load_key_with_certificate
 from pyinfra.context import ctx_host
 
-from deploys import hosts, memory, mesh, operator, report, secretfiles
+from deploys import hosts, memory, mesh, operator, report, secretfiles, sudo
 from deploys.addresses import EXPECTED_SSH_HOST, is_ssh_host
 from deploys.deployment import PIP, Deployment
 from deploys.facts import DamagedEnrolments, FileContent, Identities, MovedAway
@@ -203,6 +203,7 @@ def _wrong_access(of: Host) -> Iterator[str]:
     """What is wrong with ssh_port and the like. pyinfra would end the run of all hosts, and name none."""
     wrong = _wrong_types(of)
     yield from _of(of, wrong.values())
+    yield from _of(of, sudo.mistakes(of.data.dict()))
     if of.connector_cls is SSHConnector:
         right = {key: value for key, value in of.data.dict().items() if key not in wrong}
         yield from _of(of, _wrong_ssh(of.name, right))
@@ -359,4 +360,5 @@ def _identities(of: Host) -> tuple[str, dict[int, str]]:
 def _entry(of: Host) -> HostEntry:
     # ssh_user and the like may stand in `all` for the sake of other hosts, so every host may have them, also @local.
     own = {name for name, _ in all_global_arguments()} | {*of.connector_cls.data_meta, *SSHConnector.data_meta}
+    own.add(sudo.PASSWORD_FILE)
     return HostEntry(of.name, tuple(of.groups), of.data.dict(), frozenset(own))

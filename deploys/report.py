@@ -12,7 +12,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.context import ctx_state
 
-from deploys import locks, memory
+from deploys import locks, memory, sudo
 
 INTERRUPTED = 130
 _reasons: list[str] = []
@@ -112,7 +112,8 @@ def _at(state: State, host: Host) -> str:
 
 def _what_failed(state: State, host: Host) -> str:
     if host not in state.activated_hosts:
-        return "can't be reached"
+        reason = sudo.refused.get(host.name)
+        return f"can't be reached as root: {reason}" if reason else "can't be reached"
     lost = ": the connection was lost" if _is_cut_off(host) else ""
     for op_hash in state.get_op_order():
         operation = state.ops[host].get(op_hash)

@@ -68,6 +68,8 @@ workers = [
             # pyinfra's own: become root with sudo. Without it, ssh_user must be root.
             "ssh_user": "admin",
             "_sudo": True,
+            # Where sudo asks for that user's password: a file on this side that has it.
+            # "_sudo_password_file": "secrets/example/cpu-1.password",
             "slots": 1,
             # A setting of the worker, for this host only.
             "model_threads": 8,

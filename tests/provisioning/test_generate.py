@@ -166,7 +166,7 @@ def test_ansible_inventory_keeps_hosts_ways_to_them_and_our_keys(text: str, name
                 "LIST: gpu: ansible_host: a template, or encrypted; expected a plain value (`ansible-inventory --list "
                 "--yaml`)",
                 "LIST: gpu: ansible_ssh_pass: a password has no place in an inventory; expected ssh keys, and sudo "
-                "without a password",
+                "without a password, or with one in a file on this side that _sudo_password_file names",
             ],
         ),
         ("---\n- a\n", ["LIST: got ['a']; expected groups with hosts, vars and children"]),

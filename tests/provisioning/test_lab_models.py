@@ -28,6 +28,12 @@ echo "$@" | grep -o 'token-file .*'
 cat {MODELS}/whole && echo read the model
 true
 """
+INVENTORY = """
+from tests.lab.access import operator_access
+
+own = {"ssh_hostname": "10.88.0.11", "ssh_user": "root"}
+workers = [("h1", {**operator_access(), **own, **CHANGES})]
+"""
 
 
 @pytest.fixture
@@ -82,3 +88,24 @@ def test_token_for_a_gated_model_is_seen_by_fetch_alone(host: Host, tmp_path: Pa
     said = host.ssh(f"sh -euc {shlex.quote(worker.examine_script(slot))} 2>&1").stdout.splitlines()
     assert not [line for line in said if "hf_" in line or "token-file" in line]
     assert "hf_secret" not in host.ssh("grep -rs hf_secret /run /etc/hivewright /etc/systemd; true").stdout
+
+
+@pytest.mark.parametrize("code", [0, 4])
+def test_progress_and_failure_of_a_download_are_in_the_deploys_output(
+    host: Host, own_lab: Lab, tmp_path: Path, code: int
+) -> None:
+    python = host.root / str(CURRENT / "environment/bin/python").lstrip("/")
+    said = "downloading me/x: 1 of 2 MB, 3.0 MB/s"
+    python.write_text(f'#!/bin/sh\necho "{said}" >&2; cat $CREDENTIALS_DIRECTORY/model.token | wc -c; exit {code}\n')
+    (tmp_path / "token").write_text("hf_secret")
+    data = {**DATA, "model_name": "me/x", "model_token_file": str(tmp_path / "token")}
+    (tmp_path / "one.py").write_text(INVENTORY.replace("CHANGES", repr(data)))
+    command = ("pyinfra", "-y", tmp_path / "one.py", "tests/provisioning/fetch_deploy.py")
+    done = own_lab.operator(*command, timeout=60, check=False)
+    output = done.stdout + done.stderr
+    assert (done.returncode != 0) == (code != 0), output
+    assert f"[h1] {said}" in output
+    # The token with its line break.
+    assert "[h1] 10" in output
+    assert "hf_secret" not in output
+    assert ("failed: h1 (Fetch the model of slot 0)" in output) == (code != 0)

@@ -1,5 +1,6 @@
-"""A host that is deployed by a user who is not root, through sudo; and its way back. h4 trains by itself.
+"""A host that is deployed by a user who is not root, through sudo that asks for a password; and its way back.
 
+h4 trains by itself.
 The tests run in this order on one host.
 """
 
@@ -24,6 +25,7 @@ from tests.lab.access import operator_access
 from worker.environments.mixes import DEMO_SETTINGS
 
 own = {"ssh_hostname": "10.88.0.14", "ssh_user": "alice", "_sudo": True, "swarm_enabled": False}
+own["_sudo_password_file"] = PASSWORD
 workers = [("h4", {**operator_access(), **DEMO_SETTINGS, **own, "slots": 1, **CHANGES})]
 """
 
@@ -33,8 +35,9 @@ class OneHost:
         self.lab, self.host, self._folder = lab, lab.host(4), folder
 
     def inventory(self, **changes: Any) -> Path:
-        file = self._folder / "sudo.py"
-        file.write_text(INVENTORY.replace("CHANGES", repr(changes)))
+        file, password = self._folder / "sudo.py", self._folder / "password"
+        password.write_text("correct horse")
+        file.write_text(INVENTORY.replace("CHANGES", repr(changes)).replace("PASSWORD", repr(str(password))))
         return file
 
     def pyinfra(self, operation: str, **changes: Any) -> "subprocess.CompletedProcess[str]":
@@ -61,7 +64,7 @@ def one(own_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> OneHost:
     one.host.ssh(
         "useradd --create-home --shell /bin/bash alice && install -d -m 700 -o alice -g alice /home/alice/.ssh"
         " && install -m 600 -o alice -g alice /root/.ssh/authorized_keys /home/alice/.ssh/authorized_keys"
-        " && echo 'alice ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/alice"
+        " && echo 'alice:correct horse' | chpasswd && echo 'alice ALL=(ALL) ALL' > /etc/sudoers.d/alice"
     )
     one.pyinfra("deploy.py")
     return one
