@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from worker import __version__
+from worker import __version__, command_options
 from worker.errors import ResourceError, SettingsError, WorkerError
 
 # What an OSError says of the machine, not of the program.
@@ -60,8 +60,12 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _audit_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=_positive, metavar="N", help="newest rounds to look at (audit.rounds)")
-    parser.add_argument("--sample", type=_positive, metavar="N", help="rewards to draw at random (audit.sample)")
+    parser.add_argument(
+        "--rounds", type=command_options.positive, metavar="N", help="newest rounds to look at (audit.rounds)"
+    )
+    parser.add_argument(
+        "--sample", type=command_options.positive, metavar="N", help="rewards to draw at random (audit.sample)"
+    )
     parser.add_argument(
         "--groups",
         type=Path,
@@ -104,8 +108,12 @@ def _doctor_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=_positive, default=3, metavar="N", help="workers to start (default: 3)")
-    parser.add_argument("--rounds", type=_positive, default=10, metavar="N", help="rounds to train (default: 10)")
+    parser.add_argument(
+        "--workers", type=command_options.positive, default=3, metavar="N", help="workers to start (default: 3)"
+    )
+    parser.add_argument(
+        "--rounds", type=command_options.positive, default=10, metavar="N", help="rounds to train (default: 10)"
+    )
     parser.add_argument(
         "--seed", type=_natural, default=0, metavar="N", help="seed of sampling and training (default: 0)"
     )
@@ -160,6 +168,19 @@ COMMANDS = (
         "worker.reports:print_ledger",
         _output_options,
     ),
+    Command(
+        "eval",
+        "what this node's model earns on held-out tasks, before training and now",
+        "worker.eval_command:run",
+        command_options.evaluation,
+    ),
+    Command(
+        "answers",
+        "what this node and its peers answered, best and worst next to each other",
+        "worker.show_answers:run",
+        command_options.answers,
+    ),
+    Command("chat", "talk to the newest checkpoint of this node", "worker.chat:run", command_options.chat),
     Command(
         "audit",
         "recompute rewards that peers submitted from the groups that they signed",
@@ -217,10 +238,10 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command. Exit codes are those of worker.errors; the last line on standard error says why."""
-    options = _parser().parse_args(argv)
-    command: Command = options.command
+    parsed = _parser().parse_args(argv)
+    command: Command = parsed.command
     try:
-        _call(command, options)
+        _call(command, parsed)
     except SettingsError as error:
         *others, last = error.mistakes or (str(error),)
         for mistake in others:
@@ -247,24 +268,24 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-def _call(command: Command, options: argparse.Namespace) -> None:
+def _call(command: Command, parsed: argparse.Namespace) -> None:
     if not command.takes_settings:
-        _load(command.target)(options)
+        _load(command.target)(parsed)
         return
     from worker import log, settings
 
-    if options.settings is None and options.model is None:
+    if parsed.settings is None and parsed.model is None:
         raise SettingsError("check: got neither --settings FILE nor --model NAME_OR_FOLDER; expected one of them")
-    loaded = settings.Settings() if options.settings is None else settings.load(options.settings)
+    loaded = settings.Settings() if parsed.settings is None else settings.load(parsed.settings)
     if command.is_service:
-        log.setup(loaded.log.level, loaded.log.format, options.log_file)
+        log.setup(loaded.log.level, loaded.log.format, parsed.log_file)
         from worker.telemetry import systemd
 
         systemd.connect(os.environ.get("NOTIFY_SOCKET"))
         _load(command.target)(loaded)
     else:
         log.setup("WARNING", loaded.log.format)
-        _load(command.target)(loaded, *([options] if command.options else []))
+        _load(command.target)(loaded, *([parsed] if command.options else []))
 
 
 def _load(target: str) -> Callable[..., Any]:
@@ -315,12 +336,6 @@ class _Parser(argparse.ArgumentParser):
 def _natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 0")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 1")
     return int(text)
 
 

@@ -6,7 +6,7 @@ the same tasks, so that two checkpoints can be compared.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -77,11 +77,13 @@ def evaluate(
     tasks_each: int,
     seed: int = 0,
     until: float = math.inf,
+    progress: Callable[[], None] = lambda: None,
 ) -> list[Score]:
     """Ask `tasks_each` held-out tasks of each of `asked`, `generation.num_generations` answers a task.
 
     The tasks go round the families, so that one that ends early (`until`, monotonic seconds) has asked all of them
-    about as often; `Score.tasks` says how many it were. Raises SettingsError for a family or level that there is not.
+    about as often; `Score.tasks` says how many it were.
+    `progress` is called before each piece of work. Raises SettingsError for a family or level that there is not.
     """
     tallies: dict[Asked, _Tally] = {one: _Tally() for one in asked}
     drawn = {one: environment.tasks_of(*one, HELD_OUT + seed, tasks_each) for one in asked}
@@ -89,6 +91,7 @@ def evaluate(
     for number, piece in enumerate(_pieces(turns)):
         if number and time.monotonic() > until:
             break
+        progress()
         questions = [environment.question(task) for _, task in piece]
         answers = policy.generate(questions, generation, seed * 1_000_003 + number)
         for (one, task), completions in zip(piece, answers, strict=True):

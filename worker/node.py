@@ -17,16 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from worker import __version__, condition, enrolment, environments, resources
+from worker import __version__, condition, enrolment, environments, eval_command, model_setup, resources
 from worker.chain import accounts
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
 from worker.environments.mix import is_closed
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
-from worker.evaluation import HELD_OUT
-from worker.policy import adapters, asking, choice
-from worker.policy import policy as policies
+from worker.policy import adapters, choice
 from worker.records import Collected, Completion, Group, ScoredGroup, StepMetrics, Task, milli_reward, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
 from worker.service import exit_on_signals
@@ -36,7 +34,8 @@ from worker.settings import Trainer as TrainerSettings
 from worker.swarm.exchange import Published, Swarm
 from worker.swarm.identity import Identity, animal_name
 from worker.swarm.verify import Verifier
-from worker.telemetry import health, status, systemd
+from worker.telemetry import answers, evaluations, health, status, systemd
+from worker.telemetry.answers import AnswerLog
 from worker.telemetry.card import model_card
 from worker.telemetry.hub import Hub
 from worker.telemetry.status import NodeStatus, RoundRecord
@@ -53,6 +52,8 @@ MEMORY_KILLED = "memory-killed"
 # Groups asked for, for each that is trained on: those without a signal are dropped, and a choice makes a better mix.
 EXTERNAL_MARGIN = 3
 _MOST = 0.5
+EVAL_TASKS = 24
+"""Held-out tasks of each family and level, where `node.eval_seconds` is enough for them."""
 SAID_AFTER_ROUNDS = 16  # in a row with nothing to learn from: a power of two
 
 
@@ -112,12 +113,10 @@ class Node:
         self.status.write(self.folder)
         self.environment = environments.load(settings.environment)
         self.status.environments = self.environment.versions
-        self.policy = policies.load(model)
+        self.policy = model_setup.load_policy(settings)
         self.status.device = str(self.policy.model.device)
         unused_gpus = choice.count_unused_gpus(settings.model, self.status.device)
         self.status.condition.unused_gpus = unused_gpus
-        self.policy.require_context(settings.generation)
-        self.policy.adopt(settings.generation)
         self.trainer = Trainer(self.policy, self._method(), settings.generation)
         self.last_record: dict[str, Any] | None = None
         self.recent: deque[dict[str, Any]] = deque(maxlen=health.RECENT_ROUNDS)
@@ -126,10 +125,14 @@ class Node:
         # First what generates, which stays in memory; then training measures what is left.
         questions = [self.environment.question(task) for task in self.environment.sample(0, 3)]
         self.policy.prepare(settings.generation, self.folder / "rows.json", questions)
-        self._settle_form()
+        model_setup.settle_form(self.policy, self.environment, settings.generation, self.folder)
+        self.status.form = self.policy.form.name
         self.trainer.fit(self.folder / "budget.json", was_killed=(self.folder / MEMORY_KILLED).exists())
         (self.folder / MEMORY_KILLED).unlink(missing_ok=True)
         self.hub = self._hub() if settings.hub.token_file is not None else None
+        self.answers = AnswerLog(self.folder, settings.node.answers_rounds, settings.node.answers_mb)
+        self.last_evaluated = -1  # rounds that were trained then
+        self._see_evaluations()
         self.ledger = Ledger(self.folder / "ledger.db")
         self.swarm = self._swarm() if settings.swarm.enabled else None
         self.coordinator: Coordinator | None = None
@@ -153,11 +156,13 @@ class Node:
         systemd.ready()
         logger.info("training peer_id=%s name='%s' model=%s", self.peer_id, self.status.animal_name, self.status.model)
         while not self._finished():
+            self._evaluate_if_due()
             tick = self._next_round()
             if tick is None:
                 self._practise()
             else:
                 self._train_round(tick)
+        self._evaluate_if_due()
         self._leave()
 
     def close(self) -> None:
@@ -172,28 +177,13 @@ class Node:
         self._show("stopped", state="stopped")
 
     def _method(self) -> TrainerSettings:
-        """How to train: where the settings leave it open, as the checkpoints that are there, else by the model."""
-        trainer = self.settings.trainer
-        if trainer.lora == "auto" and checkpoint.has_adapters(self.folder / "checkpoints") is False:
-            trainer = trainer.model_copy(update={"lora": None})
-        trainer = trainer.settle(self.policy.model.num_parameters())
+        """How to train, with what the settings leave open decided."""
+        trainer = model_setup.settle_method(self.policy, self.settings.trainer, self.folder)
         self.settings = self.settings.model_copy(update={"trainer": trainer})
         logger.info(
             "method lora=%s learning_rate=%g", "none" if trainer.lora is None else trainer.lora, trainer.learning_rate
         )
         return trainer
-
-    def _settle_form(self) -> None:
-        """Find out, once, how this model is best asked."""
-        tasks = self.environment.easy_tasks(HELD_OUT, asking.NUM_QUESTIONS)
-        asking.settle(
-            self.policy,
-            self.settings.generation,
-            [self.environment.question(task) for task in tasks],
-            lambda number, texts: self.environment.score(tasks[number], texts),
-            self.folder / "form.json",
-        )
-        self.status.form = self.policy.form.name
 
     def _train_round(self, tick: Tick) -> None:
         """One round that counts: what we answer is shared, and what we learn from is ours and our peers'."""
@@ -227,10 +217,52 @@ class Node:
             quality=asdict(metrics.quality),
             closed=closed_share(local, is_closed),
             truncated=_truncated_share(local),
+            seconds_waiting=collected.seconds_waiting,
         )
+        self._keep_answers(tick.round, [*local, *collected.groups])
         if record.skipped is None:
             self._earn(tick, local, published, collected.groups)
         self._book(tick, record)
+
+    def _keep_answers(self, round: int, groups: Sequence[ScoredGroup]) -> None:
+        """Write what was asked and answered in a round to the disk, for `hivewright answers`."""
+        learned = {(each.group.peer_id, each.group.task): each for each in self.trainer.learned}
+        kept = []
+        for group in groups:
+            found = learned.get((group.peer_id, group.task))
+            nothing = (0.0,) * len(group.completions)
+            kept.append(
+                answers.of_group(
+                    group, round, level=self.environment.level_of(group.task), form=self.policy.form.name,
+                    right=self.environment.answer(group.task), trained=found is not None,
+                    advantages=nothing if found is None else found.advantages,
+                    logprobs=_sampler_logprobs(group) if found is None else found.logprobs,
+                )
+            )  # fmt: skip
+        self.answers.write(round, kept)
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate on held-out tasks, before the first round and then every `node.eval_every_rounds` trained rounds."""
+        every, trained = self.settings.node.eval_every_rounds, self.status.rounds_trained
+        if every is None or trained % every or trained == self.last_evaluated:
+            return
+        self.last_evaluated = trained
+        self._show("evaluating")
+        found = eval_command.measure(
+            self.policy, self.environment, self.settings.generation,
+            eval_command.fixed_tasks(self.environment), EVAL_TASKS, seed=0,
+            seconds=self.settings.node.eval_seconds, round=self.status.round if trained else None,
+            rounds_trained=trained, progress=lambda: self._show("evaluating"),
+        )  # fmt: skip
+        evaluations.append(self.folder, found)
+        self._see_evaluations()
+        logger.info("evaluated rounds_trained=%d reward=%.3f seconds=%.0f", trained, found.reward, found.seconds)
+
+    def _see_evaluations(self) -> None:
+        done = evaluations.read(self.folder)
+        if done:
+            self.last_evaluated = done[-1].rounds_trained
+            self.status.held_out_before, self.status.held_out_now = done[0].reward, done[-1].reward
 
     def _earn(
         self, tick: Tick, local: Sequence[ScoredGroup], published: Published | None, external: Sequence[ScoredGroup]
@@ -268,10 +300,10 @@ class Node:
         self._show("round finished")
         logger.info(
             "round finished round=%d reward_mean=%.3f loss=%.4f peers_heard=%d groups_local=%d groups_external=%d "
-            "rejected=%d tokens_per_second=%.0f seconds=%.1f state=%s skipped=%s",
+            "rejected=%d tokens_per_second=%.0f seconds=%.1f waiting=%.1f state=%s skipped=%s",
             record.round, record.reward_mean, record.loss, len(record.peers_heard), record.groups_local,
             record.groups_external, sum(record.groups_rejected.values()), record.tokens_per_second, record.seconds,
-            self.status.state, record.skipped,
+            record.seconds_waiting, self.status.state, record.skipped,
         )  # fmt: skip
 
     def _see_signal(self, metrics: StepMetrics, local: Sequence[ScoredGroup]) -> None:
@@ -308,7 +340,7 @@ class Node:
         for name in ("reward_mean", "loss", "groups_local", "groups_external", "tokens_per_second"):
             setattr(self.status, name, record[name])
         self.status.closed, self.status.truncated = record.get("closed"), record.get("truncated")
-        self.status.round_seconds = record["seconds"]
+        self.status.round_seconds, self.status.waiting_seconds = record["seconds"], record.get("seconds_waiting")
 
     def _practise(self) -> None:
         """The chain can't be reached, so nobody knows the round: learn from our own answers; nothing is earned."""
@@ -527,6 +559,13 @@ class Node:
     def _swarm(self) -> Swarm:
         verifier = Verifier(self.environment, self.settings.swarm, max_group_size=256)
         return Swarm(_announced(self.settings.swarm), self.folder / enrolment.KEY_FILE, self.folder, verifier)
+
+
+def _sampler_logprobs(group: ScoredGroup) -> list[float | None]:
+    """The mean log-probability of each of our own answers when it was sampled; None for a peer's."""
+    if group.logprobs is None:
+        return [None] * len(group.completions)
+    return [_mean(logprobs) if logprobs else None for logprobs in group.logprobs]
 
 
 def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGroup]) -> list[str]:

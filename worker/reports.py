@@ -52,6 +52,10 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
         pushed = "nothing yet" if node.hub.pushed_round is None else f"round {node.hub.pushed_round}"
         failed = f", failed {node.hub.failures} times: {printable(node.hub.error)}" if node.hub.error else ""
         print(f"hub {node.hub.repo}: {pushed} pushed, now {node.hub.state}{failed}")
+    if node.waiting_seconds is not None and node.round_seconds is not None:
+        print(f"last round {node.round_seconds:.0f} s, of which waiting for peers {node.waiting_seconds:.0f} s")
+    if node.held_out_now is not None and node.held_out_before is not None:
+        print(f"held-out reward {node.held_out_now:.3f}, before training {node.held_out_before:.3f}")
     if node.swarm is not None:
         _print_swarm(node.swarm)
     _print_health(console, node)

@@ -109,6 +109,15 @@ class Node(Section):
     """Rounds between two checkpoints."""
     keep_checkpoints: Positive = 2
     """How many checkpoints are kept."""
+    eval_every_rounds: Positive | None = None
+    """Evaluate the model on held-out tasks before the first round and after every N trained rounds; results are
+    in `evaluations.jsonl`, the status and the model card. None: only when `hivewright eval` is run."""
+    eval_seconds: Seconds = 120.0
+    """Longest time that one such evaluation takes; fewer tasks are asked where that is too short for all."""
+    answers_rounds: Annotated[int, Field(ge=0)] = 200
+    """Rounds of which all answers, own and peers', are kept for `hivewright answers`. 0: none."""
+    answers_mb: Positive = 200
+    """Most space (in 10^6 bytes) that they take; the oldest rounds are removed first."""
 
 
 class Model(Section):

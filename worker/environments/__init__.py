@@ -62,6 +62,10 @@ class Environment(Protocol):
         """Each family of the mix with its configuration's digest: peers have those in common that they name alike."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The families of the mix, each once."""
+
+    @property
     def levels(self) -> dict[str, int]:
         """The curriculum level of each family that has one in the settings."""
 
@@ -76,6 +80,12 @@ class Environment(Protocol):
 
     def question(self, task: Task) -> str:
         """The text of a task. Raises BadRecord ("unknown-task") for one that is not of this mix."""
+
+    def answer(self, task: Task) -> str | None:
+        """One right answer; None for a family that names none."""
+
+    def level_of(self, task: Task) -> int | None:
+        """Level of a task in its family's curriculum; None without one."""
 
     def score(self, task: Task, completions: Sequence[str]) -> list[float]:
         """The rewards, 0 to 1, of the completions. Raises BadRecord ("unknown-task") as `question` does."""

@@ -124,6 +124,10 @@ class Mix:
         return tuple(self._key(entry) for entry in self._entries)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(entry.family.name for entry in self._entries))
+
+    @property
     def levels(self) -> dict[str, int]:
         return {
             entry.family.name: self._standings[self._key(entry)].level
@@ -147,6 +151,13 @@ class Mix:
         """One right answer; None for a family that names none."""
         source, recipe = self._find(task)
         return source.answer(recipe)
+
+    def level_of(self, task: Task) -> int | None:
+        """Level of a task in its family's curriculum; None: it is of no level, or of no family of this mix."""
+        for entry in self._entries:
+            if entry.family.name == task.family and task.config_digest in entry.levels:
+                return entry.levels.index(task.config_digest)
+        return None
 
     def score(self, task: Task, completions: Sequence[str]) -> list[float]:
         source, recipe = self._find(task)

@@ -98,6 +98,20 @@ class Template:
         """The tokens of `text`. A template names the tokens that begin a text itself."""
         return list(self._tokenizer.encode(self.text(form, question), add_special_tokens=self.is_plain))
 
+    def chat_ids(self, turns: Turns) -> list[int]:
+        """The tokens of a conversation, up to where the model's next turn begins.
+
+        Raises ModelError if the template can't be rendered so.
+        """
+        if self.is_plain:
+            text = "\n".join(turn["content"] for turn in turns) + "\n"
+        else:
+            try:
+                text = self._render(turns)
+            except _TEMPLATE_ERRORS as error:
+                raise ModelError(self._complaint(DEFAULT, error)) from error
+        return list(self._tokenizer.encode(text, add_special_tokens=self.is_plain))
+
     def _turns(self, form: Form, question: str) -> Turns:
         turns: Turns = []
         for asked, answer in (*form.examples, (question, None)):

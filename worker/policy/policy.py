@@ -30,7 +30,7 @@ from worker.errors import ModelError
 from worker.policy import check, memory
 from worker.policy.choice import TINY, chosen_device, compare_context, find_folder, is_gguf
 from worker.policy.engine import Ending, Engine, Sampled
-from worker.policy.forms import ANSWER_END, DEFAULT, INSTRUCTION, Form, Template, is_open_thought
+from worker.policy.forms import ANSWER_END, DEFAULT, INSTRUCTION, Form, Template, Turns, is_open_thought
 from worker.policy.generation import load_engine
 from worker.policy.rows import Rows
 from worker.records import PLACEHOLDER, Completion
@@ -170,6 +170,15 @@ class Policy:
         for i, group in zip(fitting, groups, strict=True):
             answers[i] = [self._completion(row) for row in group]
         return answers
+
+    def reply(self, turns: Turns, generation: settings.Generation, seed: int) -> Completion | None:
+        """The model's next turn of a conversation, up to its end token; None if that is over max_prompt_length."""
+        prompt = self.template.chat_ids(turns)
+        if len(prompt) > generation.max_prompt_length:
+            return None
+        until_its_end = Ending(frozenset(self.end_ids), lambda tokens: False, [False] * self.num_tokens)
+        ((row, *_),) = self._load_engine(generation).generate([prompt], generation, seed, until_its_end)
+        return Completion(self._decode(row.token_ids), row.token_ids, row.logprobs, truncated=not row.finished)
 
     def prepare(self, generation: settings.Generation, file: Path, questions: Sequence[str] = check.QUESTIONS) -> None:
         """Load what generates, before the first question. `file` remembers how many answers fit into memory at once.

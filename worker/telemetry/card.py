@@ -70,6 +70,8 @@ def _progress(node: NodeStatus, rounds: Sequence[dict[str, Any]]) -> str:
         first, last = statistics.fmean(rewards[:MEAN_OF]), statistics.fmean(rewards[-MEAN_OF:])
         rows["mean reward"] = f"{last:.3f} (last {len(rewards[-MEAN_OF:])} rounds), {first:.3f} in its first"
         rows["sum of rewards"] = f"{sum(rewards):.2f}"
+    if node.held_out_before is not None and node.held_out_now is not None:
+        rows["held-out reward"] = f"{node.held_out_now:.3f} now, {node.held_out_before:.3f} before training"
     return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 

@@ -85,6 +85,7 @@ class NodeStatus:
     """The state of a worker. Means are over the last round; None means that there was none yet.
 
     `device`: where its model computes, such as cuda:0; None: not loaded yet.
+    `held_out_before`, `held_out_now`: mean reward on held-out tasks of the untouched model, and of the last evaluation.
     `environments`: names and versions of what makes its tasks. `levels`: curriculum level by family. `form`: how it
     puts questions to its model. `swarm`: the exchange with its peers; None: it has none, or not yet. `ledger`: rewards
     by what became of them; "held-back": earned, and not due to be sent yet. `ledger_error`: why rewards wait in the
@@ -111,10 +112,13 @@ class NodeStatus:
     groups_external: int = 0
     tokens_per_second: float | None = None
     round_seconds: float | None = None
+    waiting_seconds: float | None = None
     ledger: dict[str, int] = field(default_factory=dict)
     environments: tuple[str, ...] = ()
     levels: dict[str, int] = field(default_factory=dict)
     form: str | None = None
+    held_out_before: float | None = None
+    held_out_now: float | None = None
     closed: float | None = None
     truncated: float | None = None
     swarm: SwarmStatus | None = None
@@ -167,6 +171,7 @@ class RoundRecord:
 
     `quality`: figures of the step with TRL's names (`records.StepQuality`); empty in lines of versions before it.
     `closed` and `truncated`: shares of our answers that closed their tag, and that were cut off at the longest length.
+    `seconds_waiting`: the part of `seconds` in which the node only waited for its peers.
     """
 
     round: int
@@ -185,6 +190,7 @@ class RoundRecord:
     quality: dict[str, float | None] = field(default_factory=dict)
     closed: float | None = None
     truncated: float | None = None
+    seconds_waiting: float = 0.0
 
     def append(self, state_dir: Path) -> None:
         """Add the line. A line that a crash cut short is taken away first: it must not swallow this one."""

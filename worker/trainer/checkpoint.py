@@ -28,6 +28,7 @@ _ADVICE = "set model/name and trainer/lora back, or move the checkpoints away to
 _PREFIX, _UNFINISHED, _DOOMED = "checkpoint-", ".unfinished-", ".doomed-"
 
 State = dict[str, Any]
+_READ_ATTEMPTS = 5
 
 
 def save(folder: Path, trainer: Trainer, state: State, keep: int) -> Path:
@@ -91,6 +92,43 @@ def has_adapters(folder: Path) -> bool | None:
     return None
 
 
+def exists(folder: Path) -> bool:
+    """Return whether `folder` is a checkpoint, or has a finished one in it."""
+    return bool(_in(folder))
+
+
+def restore_weights(folder: Path, trainer: Trainer) -> State | None:
+    """Bring the weights alone to those of a checkpoint, or of the newest in a folder; returns its `state`, or None.
+
+    For readers next to a node that trains: a checkpoint that the node removes meanwhile is looked for again.
+    Raises as `restore` does.
+    """
+    for _ in range(_READ_ATTEMPTS):
+        checkpoints = _in(folder)
+        for path in reversed(checkpoints):
+            try:
+                weights = load_file(path / "model.safetensors")
+                record = json.loads((path / "state.json").read_text())
+                _check_record(path, trainer, weights, record)
+            except (OSError, SafetensorError, ValueError, RecursionError) as error:
+                if not path.exists():
+                    break  # removed while it was read: there is a newer one
+                log.error("checkpoint damaged, trying the one before path=%s error=%s", path, error)
+                continue
+            _apply_weights(trainer, weights)
+            state: State = record["state"]
+            return state
+        else:
+            if checkpoints:
+                raise TrainingError(f"checkpoints in {folder}: none of {len(checkpoints)} can be read")
+            return None
+    raise TrainingError(f"checkpoints in {folder}: replaced {_READ_ATTEMPTS} times while they were read; try again")
+
+
+def _in(folder: Path) -> list[Path]:
+    return [folder] if (folder / "state.json").exists() else _finished(folder)
+
+
 def _write(path: Path, trainer: Trainer, state: State) -> None:
     # A CPU copy in one piece: safetensors takes no views, and tied weights are one parameter.
     weights = {name: p.detach().cpu().contiguous() for name, p in trainer.parameters.items()}
@@ -120,8 +158,8 @@ def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
     return tensors
 
 
-def _check(path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: Any) -> None:
-    """See, before anything is applied, that all can be. Raises ValueError if the checkpoint is damaged."""
+def _check_record(path: Path, trainer: Trainer, weights: dict[str, Tensor], record: Any) -> None:
+    """Raise ValueError if the record or the weights are damaged, ModelError if they are of another model."""
     if not isinstance(record, dict) or type(record.get("version")) is not int:
         raise ValueError("state.json: no object with a version")
     if record["version"] > VERSION:
@@ -140,8 +178,18 @@ def _check(path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: di
         theirs = record.get(what, ours)  # checkpoints of 0.1.0 say nothing of adapters
         if theirs != ours:
             raise ModelError(f"checkpoint {path}: is of {what} {theirs}, and this node's is {ours}; {_ADVICE}")
-    if odd := sorted(name for name, tensor in {**weights, **tensors}.items() if not tensor.isfinite().all()):
+    _check_finite(weights)
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    if odd := sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all()):
         raise ValueError(f"{odd[0]}: not finite")
+
+
+def _check(path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: Any) -> None:
+    """See, before anything is applied, that all can be. Raises as `_check_record` does."""
+    _check_record(path, trainer, weights, record)
+    _check_finite(tensors)
     expected = _expected_shapes(trainer, weights, tensors)
     found = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("random.")}
     if odd := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
@@ -176,11 +224,16 @@ def _check_random(tensors: dict[str, Tensor], device: str) -> None:
 
 
 @torch.no_grad()
-def _apply(trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+def _apply_weights(trainer: Trainer, weights: dict[str, Tensor]) -> None:
     for (name, parameter), master in zip(trainer.parameters.items(), trainer.masters, strict=True):
         parameter.copy_(weights[name])
         # Weights that were float32 are their own masters, whatever type ours are.
         master.copy_(weights[name])
+
+
+@torch.no_grad()
+def _apply(trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    _apply_weights(trainer, weights)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")

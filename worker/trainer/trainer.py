@@ -66,6 +66,19 @@ class Pass:
     entropy: float = math.nan
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a step made of one group, a value for each completion.
+
+    `advantages`: 0 for one that was not learned from. `logprobs`: mean log-probability of its tokens under the policy
+    before the step; None where it was not computed.
+    """
+
+    group: ScoredGroup
+    advantages: tuple[float, ...]
+    logprobs: tuple[float | None, ...]
+
+
 class Trainer:
     """Trains `policy` in place. Everything that a checkpoint needs: `parameters`, `optimizer`, `masters`, `steps`,
     `nonfinite_steps`.
@@ -83,6 +96,8 @@ class Trainer:
         self.steps = 0
         self.nonfinite_steps = 0
         self.dropped: Counter[str] = Counter()
+        self.learned: tuple[Learned, ...] = ()
+        """Of the last step; empty if it was skipped."""
         self.budget = budget.Budget(trainer.max_tokens_per_micro_batch)
         self._shortage = Shortage(policy.model.device)
         self._budget_file: Path | None = None
@@ -125,6 +140,7 @@ class Trainer:
         finite: broken weights answer nonsense, which has no signal. After `max_nonfinite_steps` in a row TrainingError.
         """
         started = time.monotonic()
+        self.learned = ()
         if not all(math.isfinite(p) for group in sampled for logprobs in group.logprobs or () for p in logprobs):
             self._skip_step("log-probabilities of answers that are not finite")
             return self._metrics(started, [], 0, sampled, skipped="non-finite")
@@ -152,6 +168,7 @@ class Trainer:
             self.nonfinite_steps = 0
         num_tokens = sum(len(s.token_ids) for s in batch)
         kept = [group for group, _ in usable]
+        self.learned = tuple(_note_learned(*pair) for pair in usable) if skipped is None else ()
         figures = self._sampling_figures(batch)
         return self._metrics(started, kept, num_tokens, sampled or kept, done, grad_norm, rate, skipped, figures)
 
@@ -507,6 +524,11 @@ class Trainer:
             # What is not finite is not measured: the history is JSON.
             quality=StepQuality(**{n: value for n, value in seen.items() if math.isfinite(value)}),
         )
+
+
+def _note_learned(group: ScoredGroup, sequences: Sequence[Lesson]) -> Learned:
+    seen = [None if s.old_logprobs is None else float(s.old_logprobs.mean()) for s in sequences]
+    return Learned(group, tuple(s.advantage if s.weight else 0.0 for s in sequences), tuple(seen))
 
 
 @dataclass(frozen=True, slots=True)

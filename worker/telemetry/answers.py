@@ -1,0 +1,169 @@
+"""What was asked and answered: every group that a node sampled or trained on, readable, on its disk.
+
+`STATE/answers/round-00000012.jsonl.zst` has one JSON object a line, one for each group. The oldest rounds go first when
+there are more than `node.answers_rounds` of them or they take more than `node.answers_mb`. Texts of peers are stored as
+they came, in JSON; a reader that shows them must make control characters visible (`worker.log.printable`).
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import zstandard
+from pydantic import TypeAdapter, ValidationError
+
+from worker.errors import WorkerError
+from worker.records import ScoredGroup
+
+log = logging.getLogger(__name__)
+
+FOLDER = "answers"
+_PREFIX, _SUFFIX = "round-", ".jsonl.zst"
+_LARGEST_ROUND = 1 << 28
+"""Bytes of a round, unpacked, that a reader takes: far above any, and a bound for a damaged file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One completion of a group.
+
+    `advantage`: what it weighed in training; 0 where it was not trained on. `logprob`: mean log-probability of its
+    tokens under this node's policy; None where it was not computed. `truncated`: cut off at the longest length; None
+    for a peer's, whose text does not tell.
+    """
+
+    text: str
+    reward: float
+    advantage: float = 0.0
+    logprob: float | None = None
+    truncated: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredGroup:
+    """All answers of one node to one task of a round.
+
+    `right`: one right answer, None where the environment names none. `level`: of the family's curriculum, None without
+    one. `form`: name of the prompt form that asked. `peer_id`: the node that answered, None for this one. `trained`:
+    whether this node trained on it.
+    """
+
+    round: int
+    family: str
+    level: int | None
+    form: str
+    peer_id: str | None
+    trained: bool
+    question: str
+    right: str | None
+    answers: tuple[Answer, ...]
+
+    @property
+    def mean_reward(self) -> float:
+        return sum(answer.reward for answer in self.answers) / len(self.answers)
+
+    @property
+    def best(self) -> Answer:
+        return max(self.answers, key=lambda answer: answer.reward)
+
+    @property
+    def worst(self) -> Answer:
+        return min(self.answers, key=lambda answer: answer.reward)
+
+
+_GROUP = TypeAdapter(AnsweredGroup)
+
+
+class AnswerLog:
+    """Writes rounds to `state_dir`, within limits. A disk that does not take them costs the node nothing else."""
+
+    def __init__(self, state_dir: Path, max_rounds: int, max_megabytes: int) -> None:
+        self._folder = state_dir / FOLDER
+        self._max_rounds = max_rounds
+        self._max_bytes = max_megabytes * 1_000_000
+        self._failing = False
+
+    def write(self, round: int, groups: Sequence[AnsweredGroup]) -> None:
+        """Write a round, replacing an earlier attempt at it. A failure is logged once, until it works again."""
+        if self._max_rounds == 0 or not groups:
+            return
+        try:
+            self._write(round, groups)
+        except OSError as error:
+            if not self._failing:
+                log.warning(
+                    "answers of this round not kept, training goes on folder=%s error=%s; free space on that disk, or "
+                    "lower node.answers_mb",
+                    self._folder, error.strerror,
+                )  # fmt: skip
+            self._failing = True
+        else:
+            if self._failing:
+                log.info("answers are kept again folder=%s", self._folder)
+            self._failing = False
+
+    def _write(self, round: int, groups: Sequence[AnsweredGroup]) -> None:
+        self._folder.mkdir(exist_ok=True)
+        self._make_room()
+        lines = "".join(json.dumps(asdict(group)) + "\n" for group in groups)
+        final = self._folder / f"{_PREFIX}{round:08d}{_SUFFIX}"
+        unfinished = final.with_suffix(".new")
+        try:
+            unfinished.write_bytes(zstandard.compress(lines.encode(), 6))
+            os.replace(unfinished, final)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Remove the oldest rounds until both limits are kept."""
+        files = _files(self._folder)
+        sizes = [file.stat().st_size for file in files]
+        while files and (len(files) > self._max_rounds or sum(sizes) > self._max_bytes):
+            files.pop(0).unlink(missing_ok=True)
+            sizes.pop(0)
+
+
+def read(state_dir: Path, first: int = 0, last: int | None = None) -> Iterator[AnsweredGroup]:
+    """The groups of rounds `first` to `last` (None: the newest), the newest round first.
+
+    Raises WorkerError for a file that is not what a node writes.
+    """
+    for file in reversed(_files(state_dir / FOLDER)):
+        round = int(file.name[len(_PREFIX) : -len(_SUFFIX)])
+        if round >= first and (last is None or round <= last):
+            yield from _read_round(file)
+
+
+def _read_round(file: Path) -> list[AnsweredGroup]:
+    try:
+        data = zstandard.ZstdDecompressor().decompress(file.read_bytes(), max_output_size=_LARGEST_ROUND)
+        return [_GROUP.validate_json(line) for line in data.splitlines()]
+    except FileNotFoundError:  # the node has removed it since
+        return []
+    except (zstandard.ZstdError, ValidationError) as error:
+        raise WorkerError(
+            f"{file}: not a round of answers as a node writes it ({str(error).splitlines()[0]}); remove it"
+        ) from None
+
+
+def _files(folder: Path) -> list[Path]:
+    """Finished rounds, the oldest first."""
+    names = folder.glob(f"{_PREFIX}*{_SUFFIX}")
+    return sorted(file for file in names if file.name[len(_PREFIX) : -len(_SUFFIX)].isdecimal())
+
+
+def of_group(
+    group: ScoredGroup, round: int, *, level: int | None, form: str, right: str | None, advantages: Sequence[float],
+    logprobs: Sequence[float | None], trained: bool,
+) -> AnsweredGroup:  # fmt: skip
+    """The record of a scored group; `advantages` and `logprobs` have one value for each completion."""
+    truncated: Sequence[bool | None] = group.truncated or [None] * len(group.completions)
+    answers = zip(group.completions, group.rewards, advantages, logprobs, truncated, strict=True)
+    return AnsweredGroup(
+        round=round, family=group.task.family, level=level, form=form, peer_id=group.peer_id, trained=trained,
+        question=group.question, right=right, answers=tuple(Answer(*answer) for answer in answers),
+    )  # fmt: skip

@@ -1,0 +1,75 @@
+"""Held-out evaluations of a node over its life: `evaluations.jsonl` in its state folder, one line each.
+
+The first line is of the untouched model where the node evaluated it before its first round.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from worker.errors import WorkerError
+
+FILE = "evaluations.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyScore:
+    """Mean reward (with its interval of 95 %) and pass rates of one family at one level.
+
+    `pass_1` is the chance that one answer is right, `pass_k` that at least one of `k` is. `level`: None for a family
+    without a curriculum.
+    """
+
+    family: str
+    level: int | None
+    tasks: int
+    reward: float
+    reward_low: float
+    reward_high: float
+    pass_1: float
+    pass_k: float
+    k: int
+    closed: float
+    truncated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a policy earned on held-out tasks. `round`: the last that it had trained, None for the untouched model.
+
+    `reward`: the mean over families and levels, each counting once. `seconds`: what it took.
+    """
+
+    round: int | None
+    rounds_trained: int
+    finished_at: float
+    seconds: float
+    reward: float
+    scores: tuple[FamilyScore, ...]
+
+
+_EVALUATION = TypeAdapter(Evaluation)
+
+
+def append(state_dir: Path, evaluation: Evaluation) -> None:
+    """Add a line. Raises OSError if the disk does not take it."""
+    with (state_dir / FILE).open("a") as file:
+        file.write(json.dumps(asdict(evaluation)) + "\n")
+
+
+def read(state_dir: Path) -> list[Evaluation]:
+    """All evaluations, the oldest first; a last line that a crash cut short is left out.
+
+    Raises WorkerError for a file that is not what a node writes.
+    """
+    file = state_dir / FILE
+    try:
+        lines = file.read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    try:
+        return [_EVALUATION.validate_json(line) for line in lines if line.endswith("\n")]
+    except ValidationError as error:
+        raise WorkerError(f"{file}: not what a node writes ({error.errors()[0]['msg']}); move it away") from None
