@@ -53,6 +53,18 @@ def rendered(
     return "\n".join([capture.get(), *notes]), is_well
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_device_of_a_worker_is_shown_where_nvidia_smi_does_not_say(device: str) -> None:
+    text, is_well = rendered(["gpu-1"], {"gpu-1": [report(device=device)]}, gpus=[])
+    row = next(line for line in text.splitlines() if "gpu-1/0" in line)
+    assert (device in row.split(), is_well) == (True, True)
+
+
+def test_gpu_without_figures_of_its_own_is_shown_by_number() -> None:
+    card = {"index": 0, "memory_used": None, "memory_total": None, "use": 12, "pids": [4711]}
+    assert "0: 12%" in rendered(["gpu-1"], {"gpu-1": [report()]}, gpus=[card])[0]
+
+
 def test_what_counts_is_readable_at_80_columns() -> None:
     text, is_well = rendered(["gpu-host-12"], {"gpu-host-12": [report()]})
     assert is_well

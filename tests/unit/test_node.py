@@ -1,5 +1,6 @@
 """The round loop itself, of a node alone with the small model."""
 
+import json
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ from worker.environments.mix import Mix
 from worker.errors import TrainingError
 from worker.node import Node
 from worker.records import ScoredGroup, Task
-from worker.telemetry import status
+from worker.telemetry import metrics, status
 from worker.trainer.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,13 @@ def test_node_whose_process_the_kernel_ended_for_its_memory_takes_less(tmp_path)
         node = make_node(checked)
         node.close()
         assert node.trainer.budget.tokens == checked.trainer.max_tokens_per_micro_batch // 2
+
+
+def test_device_is_in_status_and_metrics(tmp_path):
+    node = make_node(enrolled(tmp_path, node_name="one"))
+    node.close()
+    assert json.loads((tmp_path / "status.json").read_text())["device"] == "cpu"
+    assert 'hivewright_device_info{node="one",device="cpu"} 1.0' in metrics.render(status.read(tmp_path)).splitlines()
 
 
 def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, monkeypatch):
