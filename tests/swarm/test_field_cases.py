@@ -1,40 +1,23 @@
 """Situations that operators met: foreign bootnodes, relays known late, rounds too large for a message, slow peers."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from swarm_lab import Lab, make_groups, multiaddrs, wait_until
+from test_other_implementations import running
 
 from worker.records import Group
 from worker.swarm import probe
 from worker.swarm.exchange import Swarm
 
-PLAIN_NODE = """
-import sys, hivemind
-dht = hivemind.DHT(start=True, host_maddrs=["/ip4/127.0.0.1/tcp/0"])
-print(dht.get_visible_maddrs()[0], flush=True)
-sys.stdin.read()
-"""
-
 
 @pytest.fixture
 def plain_bootnode() -> Iterator[str]:
     """The address of a plain hivemind node, which is no hivewright bootnode."""
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", PLAIN_NODE],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    yield process.stdout.readline().strip()
-    process.stdin.close()
-    process.stdout.close()
-    process.terminate()
-    process.wait(20)
+    with running("plain.py") as program:
+        yield program.hear()
 
 
 def test_bootnode_that_is_a_plain_hivemind_node_is_named(
