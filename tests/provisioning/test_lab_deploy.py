@@ -108,7 +108,10 @@ def test_dashboard_shows_the_swarm_and_sees_no_key_of_its_neighbours(fleet: Lab)
     assert (said()["error"], said()["num_peers"]) == (None, 2)
     pid = main_pid(hub, "hivewright-dashboard.service")
     found = hub.ssh(f"cd /proc/{pid}/root/var/lib/hivewright && find . -mindepth 2 -maxdepth 2 | sort").stdout.split()
-    assert found == ["./dashboard/address", "./dashboard/lock", "./keeper/audit", "./keeper/deployment.json"]
+    # The chain's folder has its socket only.
+    shown = ["./chain/rpc", "./dashboard/address", "./dashboard/lock", "./keeper/audit", "./keeper/deployment.json"]
+    assert found == shown
+    assert hub.ssh(f"ls /proc/{pid}/root/var/lib/hivewright/chain/rpc").stdout.split() == ["chain.sock"]
 
 
 def test_worker_compiles_its_native_operations_within_its_sealed_unit_and_says_so(fleet: Lab) -> None:
