@@ -51,8 +51,8 @@ lint: setup
 	$(bin)/mypy worker deploys tests/lab
 
 test: lint
-	$(bin)/python -m pytest tests --ignore tests/provisioning -n 2
-	$(bin)/python -m pytest tests/provisioning -n 2
+	scripts/run_tests $(bin)/python tests --ignore tests/provisioning
+	scripts/run_tests $(bin)/python tests/provisioning
 
 # -- three real hosts on this machine -------------------------------------------------------------------------------
 .PHONY: fleet fleet-check fleet-status fleet-down
