@@ -94,7 +94,7 @@ class Collected:
     groups: tuple[ScoredGroup, ...] = ()
     heard: tuple[str, ...] = ()
     rejected: dict[str, int] = field(default_factory=dict)
-    seconds_waiting: float = 0.0
+    seconds_waiting: float = field(default=0.0, compare=False)  # a measurement: never the same twice
 
 
 @dataclass(frozen=True, slots=True)
