@@ -39,9 +39,12 @@ def is_secret(name: str) -> bool:
     return _KEYS.fullmatch(name) is not None
 
 
+_SHOWN_PASSWORD = re.compile(r"\s*(https?://[^/?#]*@|[a-z][a-z0-9+.-]*://[^\s@/]*:[^\s@/]*@)", re.IGNORECASE)
+
+
 def shows_password(url: object) -> bool:
     """Whether a URL has in it what only its owner should know."""
-    return isinstance(url, str) and re.match(r"https?://[^/?#]*@", url, re.IGNORECASE) is not None
+    return isinstance(url, str) and _SHOWN_PASSWORD.match(url) is not None
 
 
 def mistakes(data: Mapping[str, Any]) -> Iterator[str]:

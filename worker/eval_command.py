@@ -13,14 +13,13 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from worker import environments, evaluation, model_setup
 from worker.environments import Environment
 from worker.errors import TrainingError
 from worker.evaluation import Asked, Score
-from worker.log import printable
 from worker.policy.policy import Policy
+from worker.runtime.cells import add_row, say
 from worker.settings import Generation, Settings
 from worker.telemetry.evaluations import Evaluation, FamilyScore
 from worker.trainer import checkpoint
@@ -136,12 +135,12 @@ def _print(found: dict[str, Evaluation], names: Sequence[str]) -> None:
         cells = [cell for score in scores for cell in _cells(score)]
         gain = [f"{scores[-1].reward - scores[0].reward:+.3f}"] if len(names) == 2 else []
         level = "-" if key[1] is None else str(key[1])
-        table.add_row(Text(printable(key[0])), level, str(scores[-1].tasks), *cells, *gain)
+        add_row(table, key[0], level, scores[-1].tasks, *cells, *gain)
     console = Console()
     console.print(table)
     for name in names:
         what = "the untouched model" if name == BEFORE else f"after {found[name].rounds_trained} rounds"
-        console.print(f"{name}: {what}: mean reward {found[name].reward:.3f} in {found[name].seconds:.0f} s")
+        say(console, f"{name}: {what}: mean reward {found[name].reward:.3f} in {found[name].seconds:.0f} s")
 
 
 def _cells(score: FamilyScore) -> tuple[str, str, str]:

@@ -41,7 +41,7 @@ from worker.telemetry.hub import Hub
 from worker.telemetry.status import NodeStatus, RoundRecord
 from worker.trainer import checkpoint, sampler
 from worker.trainer.credit import closed_share, give_credit
-from worker.trainer.trainer import Trainer
+from worker.trainer.trainer import Learned, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +236,7 @@ class Node:
                     group, round, level=self.environment.level_of(group.task), form=self.policy.form.name,
                     right=self.environment.answer(group.task), trained=found is not None,
                     advantages=nothing if found is None else found.advantages,
-                    logprobs=_sampler_logprobs(group) if found is None else found.logprobs,
+                    logprobs=_logprobs(group, found),
                 )
             )  # fmt: skip
         self.answers.write(round, kept)
@@ -561,11 +561,11 @@ class Node:
         return Swarm(_announced(self.settings.swarm), self.folder / enrolment.KEY_FILE, self.folder, verifier)
 
 
-def _sampler_logprobs(group: ScoredGroup) -> list[float | None]:
-    """The mean log-probability of each of our own answers when it was sampled; None for a peer's."""
-    if group.logprobs is None:
-        return [None] * len(group.completions)
-    return [_mean(logprobs) if logprobs else None for logprobs in group.logprobs]
+def _logprobs(group: ScoredGroup, learned: Learned | None) -> list[float | None]:
+    """The mean log-probability of each answer: as the step found it, else as it was sampled, else None."""
+    found: Sequence[float | None] = (None,) * len(group.completions) if learned is None else learned.logprobs
+    sampled = [_mean(logprobs) if logprobs else None for logprobs in group.logprobs or [()] * len(found)]
+    return [own if seen is None else seen for seen, own in zip(found, sampled, strict=True)]
 
 
 def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGroup]) -> list[str]:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from worker.errors import WorkerError
 from worker.log import printable
+from worker.runtime.cells import add_row
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
 from worker.telemetry import answers
@@ -83,7 +84,7 @@ def _picture(group: AnsweredGroup, all_answers: bool) -> Group:
     shown = [group.best] if group.best.reward == group.worst.reward else [group.best, group.worst]
     for answer in shown:
         table.add_column(_heading(answer), ratio=1, overflow="fold")
-    table.add_row(*(_text(answer.text) for answer in shown))
+    add_row(table, *(_text(answer.text) for answer in shown))
     return Group(*parts, table, "")
 
 

@@ -151,10 +151,10 @@ class Guard:
         if not any(name in request.headers for name in _OF_BROWSERS) and not _is_browser(request):
             return None
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
-        name = (urlsplit(f"//{host}").hostname or "") if _is_plain(host) else ""
+        name = _name_in(host) if _is_plain(host) else ""
         if not self._is_ours(name):
             return _refused(421, f"Host: {printable(host)[:80]} is none of this service's names; use its address")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _place_in(origin) != host.lower():
             return _refused(403, f"Origin: {printable(origin)[:80]}: pages of others may not use this service")
         is_own = request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
         is_link = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
@@ -176,6 +176,22 @@ class Guard:
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
+
+
+def _name_in(host: str) -> str:
+    """The name or address in a Host header, without the port; empty for one that can't be read."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place_in(origin: str) -> str:
+    """Name and port of an Origin header, in lower case; empty for one that can't be read."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _is_plain(host: str) -> bool:

@@ -73,7 +73,8 @@ def test_download_that_is_cut_off_is_no_model_and_the_next_run_gets_what_is_miss
     hub.cut_after = None
     hub.downloads.clear()
     fetch.run(of)
-    assert hub.downloads == ["model.safetensors from 200000"]
+    # Other files may have been cut off too: files are downloaded side by side.
+    assert [each for each in hub.downloads if each.startswith("model.safetensors")] == ["model.safetensors from 200000"]
     assert not part.exists()
     assert policy.load(of.model).name == NAME
 

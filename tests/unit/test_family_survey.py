@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from statistics import fmean
 
@@ -103,6 +104,8 @@ def last_word(item) -> str:
         ("string_manipulation", last_word, 0.05),
         ("complex_arithmetic", lambda item: "nan", 0.0),
         ("complex_arithmetic", lambda item: "nan+1j", 0.0),
+        ("complex_arithmetic", lambda item: "nani", 0.0),
+        ("complex_arithmetic", lambda item: "(n an)", 0.0),
         ("calendar_arithmetic", lambda item: "999999", 0.0),
     ],
 )
@@ -117,7 +120,8 @@ def test_right_answer_of_a_guarded_family_earns_all(family):
 
 def test_huge_exponents_are_not_computed():
     """Fraction("1e999999999") would take minutes and gigabytes."""
-    for answer in ("1e999999999", "-1e-999999999", "1E+99_999_999"):
+    huge = ("1e999999999", "-1e-999999999", "1E+99_999_999", "1e9,9,9,9,9,9,9,9,9", "1e\u0663000000", "1 e9 999 999")
+    for answer in huge:
         assert earned("coin_flip", lambda item, answer=answer: answer, 1) == 0.0
 
 
@@ -203,6 +207,14 @@ def test_guard_changes_the_digest_of_its_family_alone():
     assert ReasoningGym().version_of("gcd") == ReasoningGym.version
     assert ReasoningGym().version_of("coin_flip") == f"{ReasoningGym.version} guard 1"
     assert {task.family for task in mix.sample(0, 20)} == {"gcd", "coin_flip"}
+
+
+def test_odd_programs_write_no_warnings():
+    """An answer with a thousand of Python's warnings must not fill the log."""
+    dataset, item = items("binary_matrix", 1)[0]
+    with warnings.catch_warnings(record=True) as caught:
+        reasoning_gym._score(dataset, item, "binary_matrix", f"<answer>{'1or ' * 50}1</answer>")
+    assert not [each for each in caught if each.category is SyntaxWarning]
 
 
 @pytest.mark.nightly

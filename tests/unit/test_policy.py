@@ -200,7 +200,7 @@ def test_unknown_name_is_a_model_error_that_names_the_answer(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         monkeypatch.setattr(module, "HUB", module.HfApi(endpoint=f"http://127.0.0.1:{server.server_port}"))
-        expect_model_error("nobody/nothing", "model/name: nobody/nothing: Hugging Face says 404: no such model")
+        expect_model_error("nobody/nothing", r"model/name: nobody/nothing: Hugging Face says 404 .*: no such model")
     finally:
         server.shutdown()
         server.server_close()

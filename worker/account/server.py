@@ -94,6 +94,8 @@ class Service:
         self._gate: Gate | None = None
         self._asks, self._sends = Quota(_RPC_PER_SECOND, _RPC_BURST), Quota(_SENDS_PER_SECOND, _SENDS_BURST)
         self._guesses = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
+        self._wrong_tokens = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
+        """Of nodes, which nobody can guess: counted apart, so that they keep nobody from enrolling."""
         self._sparingly = webguard.Sparingly()
         self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
         self._at_chain_for: Counter[str] = Counter()
@@ -241,13 +243,13 @@ class Service:
         return self._gate
 
     def _count_sent(self, passed: Passed, peer_id: str) -> None:
-        """Raise NotPassed if peer or account have sent too many transactions lately."""
-        if passed.sender is None:
-            return
-        for who in (peer_id, passed.sender):
-            if not self._sends.take(who):
-                reason = f"{who} has sent too much; at most {60 * _SENDS_PER_SECOND:g} transactions a minute"
-                raise NotPassed(TOO_MANY, f"{passed.method}: {reason} in the long run")
+        """Raise NotPassed if the peer has sent too many transactions lately.
+
+        Not counted by sender: anybody can send a copy of a transaction that somebody else has signed.
+        """
+        if passed.sender is not None and not self._sends.take(peer_id):
+            reason = f"{peer_id} has sent too much; at most {60 * _SENDS_PER_SECOND:g} transactions a minute"
+            raise NotPassed(TOO_MANY, f"{passed.method}: {reason} in the long run")
 
     async def _pass_on(self, body: dict[str, Any], rpc: Rpc) -> bytes:
         url = await self._in_thread(rpc.choose)
@@ -308,7 +310,8 @@ class Service:
             )
         peer_id = self._tokens.peer_of(token)
         if peer_id is None:
-            self._count_guess(request)
+            if not self._wrong_tokens.take(str(request.remote)):
+                raise Refused(429, "TooManyGuesses", "wrong tokens came from this address; wait a minute")
             raise Refused(401, "TokenWrong", "not a token of this account service")
         return peer_id
 

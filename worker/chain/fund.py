@@ -28,7 +28,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
         amount = Decimal(options.amount)
     except InvalidOperation:
         amount = Decimal(0)
-    if not 0 < amount <= _MOST:
+    if not amount.is_finite() or not 0 < amount <= _MOST:
         raise SettingsError(f"AMOUNT: got {options.amount[:60]!r}; expected a number above 0, in ether")
     file = door.socket_of(settings.anvil)
     if not file.is_socket():

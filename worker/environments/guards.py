@@ -23,10 +23,13 @@ Item = dict[str, Any]
 Scorer = Callable[[], float]
 """The family's own reward for the answer."""
 
-_HUGE_EXPONENT = re.compile(r"[eE][+-]?[0-9_]{3,}")
+_HUGE_EXPONENT = re.compile(r"e[+-]?[\d_]{3,}", re.IGNORECASE)
 """Fraction("1e999999999") computes a number of a billion digits: `coin_flip` hands answers to it."""
-_NOT_FINITE = re.compile(r"(?<![a-z])(s?nan[0-9]*|inf(inity)?)j?(?![a-z])", re.IGNORECASE)
+_NOT_FINITE = re.compile(r"(?<![a-z])(s?nan\d*|inf(inity)?)[ij]?(?![a-z])", re.IGNORECASE)
 """Comparisons with nan are false: `complex_arithmetic` takes "nan" for an exact result."""
+_IGNORED_BY_SCORERS = re.compile(r"[\s,_*]")
+"""What some scorers take out of an answer before they read it as a number."""
+_FRACTION = re.compile(r"[-+]?[0-9]{1,30}(/[0-9]{1,30}|(\.[0-9]{0,40})?(e[-+]?[0-9]{1,2})?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Guard:
 
 def is_refused_answer(answer: str) -> bool:
     """Return whether no scorer may see this answer: it is not finite, or costs unbounded time to read."""
-    return bool(_HUGE_EXPONENT.search(answer) or _NOT_FINITE.search(answer))
+    readings = answer, _IGNORED_BY_SCORERS.sub("", answer)
+    return any(_HUGE_EXPONENT.search(text) or _NOT_FINITE.search(text) for text in readings)
 
 
 def bounded(reward: float) -> float:
@@ -68,8 +72,10 @@ def _same_text(item: Item, answer: str, scorer: Scorer) -> float:
 
 def _same_fraction(item: Item, answer: str, scorer: Scorer) -> float:
     """Compare probabilities; the tolerance is that of `coin_flip`."""
-    given, right = (Fraction(text.replace(",", "")) for text in (answer, str(item["answer"])))
-    return float(abs(given - right) <= Fraction(1, 10_000))
+    text = answer.replace(",", "").strip()
+    if not _FRACTION.fullmatch(text):
+        return 0.0
+    return float(abs(Fraction(text) - Fraction(str(item["answer"]))) <= Fraction(1, 10_000))
 
 
 def _is_not_a_copy(item: Item) -> bool:

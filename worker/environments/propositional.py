@@ -23,6 +23,9 @@ WELL_FORMED = 0.05
 MAX_LENGTH = 256
 """Characters of an answer; reasoning-gym's parser takes quadratic time. Ten literals with words between them fit."""
 
+MAX_VARIABLES = 6
+"""Of a conclusion: all its clauses, 3^n of them, are looked at."""
+
 
 class Tables:
     """Truth tables over `variables`, as integers of 2^n bits."""
@@ -102,7 +105,10 @@ def score(item: dict[str, Any], answer: str) -> float:
         return 0.0
     if table == tables.true or not follows(table, _all_of(premises, tables.true)):
         return WELL_FORMED
-    own = Tables(set(_leaves(expression)))
+    variables = set(_leaves(expression))
+    if len(variables) > MAX_VARIABLES:
+        return WELL_FORMED
+    own = Tables(variables)
     implicates = own.prime_implicates(own.of(expression))
     if sum(1 for _ in _leaves(expression)) > sum(len(clause) for clause in implicates):
         return WELL_FORMED

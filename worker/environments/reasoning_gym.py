@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -41,6 +42,8 @@ _EVALUATING_MODULES = (
     "reasoning_gym.algorithmic.string_insertion",
     "reasoning_gym.games.n_queens",
 )
+# Python warns of odd programs, a line for each place: an answer could fill the log.
+warnings.filterwarnings("ignore", category=SyntaxWarning)
 for _name in _EVALUATING_MODULES:
     vars(importlib.import_module(_name))["eval"] = ast.literal_eval
 
