@@ -341,6 +341,9 @@ class MeshPart:
 _PEERS = r"/^\[Peer\]/ { n; s/^# //; h; n; s/^PublicKey = //; H; x; s/\n/ /; s/^/peer=/p }"
 
 
+_WIREGUARD_KEY = re.compile(r"[A-Za-z0-9+/]{43}=")
+
+
 class WireGuard(OwnFact[MeshPart]):
     """The host's part in the mesh. The key itself is never read out."""
 
@@ -363,4 +366,7 @@ class WireGuard(OwnFact[MeshPart]):
         pairs = [line.split("=", 1) for line in output]
         said = dict(pairs)
         peers = dict(value.split() for key, value in pairs if key == "peer")
-        return MeshPart(said.get("key") or None, said.get("digest"), "runs" in said, "kernel" in said, peers)
+        key = said.get("key", "")
+        # It goes into the configuration of every other host: an odd one must not.
+        sound = key if _WIREGUARD_KEY.fullmatch(key) else None
+        return MeshPart(sound, said.get("digest"), "runs" in said, "kernel" in said, peers)

@@ -16,6 +16,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from deploys import connection, memory
+from worker.log import printable
 
 CONFIRM_SECONDS = 30
 # From the command to the switch: the answer to the command still comes over the connection that the switch ends.
@@ -83,7 +84,7 @@ def switch(state: State, host: Host, is_on: bool) -> bool:
                 if _told(host, confirm_script(is_on)):
                     return True
             elif said != "waits":
-                print(f"{host.name}: tailscale set --ssh={_flag(is_on)}: {said}", file=sys.stderr)
+                print(f"{host.name}: tailscale set --ssh={_flag(is_on)}: {printable(said)}", file=sys.stderr)
                 return False
         except (ConnectError, OSError, SSHException) as error:
             reason = str(error)

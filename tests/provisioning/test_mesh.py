@@ -157,8 +157,10 @@ def test_configuration_reloads_with_its_key_and_only_public_keys_are_facts() -> 
         'ExecReload=/bin/sh -c \'{ printf "[Interface]\\\\nPrivateKey = "; cat /etc/wireguard/wg-hivewright.key; '
         "wg-quick strip %i | sed 1d; } | wg syncconf %i /dev/stdin'"
     )
-    found = WireGuard().process(["key=abc=", "digest=1", "runs=yes"])
-    assert (found.public_key, found.digest, found.runs, found.kernel) == ("abc=", "1", True, False)
+    key = "a" * 43 + "="
+    found = WireGuard().process([f"key={key}", "digest=1", "runs=yes"])
+    assert (found.public_key, found.digest, found.runs, found.kernel) == (key, "1", True, False)
+    assert WireGuard().process(["key=garbage"]).public_key is None
     assert not WireGuard().default().is_there
     bare = subprocess.run(["sh", "-c", WireGuard().command()], capture_output=True, text=True, timeout=20, check=True)
     assert "key=" not in bare.stdout

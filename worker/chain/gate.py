@@ -109,8 +109,8 @@ class Gate:
         percentiles = params[2] if len(params) > 2 else []
         if not isinstance(percentiles, list) or len(percentiles) > _MAX_PERCENTILES:
             raise _Wrong(f"expected a list of at most {_MAX_PERCENTILES} percentiles")
-        if not all(isinstance(each, (int, float)) for each in percentiles):
-            raise _Wrong("expected percentiles as numbers")
+        if not all(type(each) in (int, float) and 0 <= each <= 100 for each in percentiles):
+            raise _Wrong("expected percentiles as numbers from 0 to 100")
         return Passed(method, [hex(count), _block(params[1:2]), percentiles])
 
     def _block_of(self, method: str, params: list[Any]) -> Passed:

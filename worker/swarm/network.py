@@ -308,10 +308,10 @@ class Network:
         """One life of the daemon. Ends only with an exception."""
         timeout = self.swarm.startup_timeout_seconds
         port = self._choose_port()
+        self._relays_wanted.clear()  # first: bootnodes that come from now on are not among those known
         known = self.swarm.relays or (*self.bootnodes, *self.cache.bootnodes)
         found = [] if self.swarm.reachability == "public" else await relays.find(known)
         self._has_relays = bool(found) or self.swarm.reachability == "public"
-        self._relays_wanted.clear()
         daemon = await Daemon.start(self._identity_file, self.swarm, port, found)
         membership, tasks = None, []
         try:
@@ -427,7 +427,8 @@ class Network:
         if new:
             self.bootnodes += new
             self.wake.set()
-            if self.is_up and not self._has_relays:  # such as those of a chain that was away at our start
+            # Such as those of a chain that was away at our start.
+            if not self._has_relays and any(map(relays.is_dialable, new)):
                 self._relays_wanted.set()
 
     def save_cache(self) -> None:

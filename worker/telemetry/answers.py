@@ -120,6 +120,8 @@ class AnswerLog:
 
     def _make_room(self) -> None:
         """Remove the oldest rounds until both limits are kept."""
+        for unfinished in self._folder.glob(f"{_PREFIX}*.new"):  # of a process that was killed
+            unfinished.unlink(missing_ok=True)
         files = _files(self._folder)
         sizes = [file.stat().st_size for file in files]
         while files and (len(files) > self._max_rounds or sum(sizes) > self._max_bytes):
