@@ -14,7 +14,8 @@ from tests.lab.lab import Lab
 from tests.lab.tailnet import LabTailnet, why_no_tailnet
 
 OTHER_LABS = {
-    "test_lab_debian13.py": "trixie", "test_lab_mesh.py": "bare", "test_lab_models.py": "own",
+    "test_lab_debian13.py": "trixie", "test_lab_first_boot.py": "fresh",
+    "test_lab_mesh.py": "bare", "test_lab_models.py": "own",
     "test_lab_sudo.py": "own", "test_lab_sudo_password.py": "own", "test_lab_tailscale.py": "tailscale",
     "test_lab_wheelhouse.py": "bare",
 }  # fmt: skip
