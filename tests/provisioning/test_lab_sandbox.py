@@ -19,7 +19,8 @@ def hardening() -> list[str]:
     _, _, tail = text.partition("# What it may do on this machine")
     lines = tail.partition("{% block more")[0].splitlines()[1:]
     assert "RestrictNamespaces=yes" in lines
-    return [line for line in lines if line and not line.startswith("#")]
+    # Values that are filled in say nothing of the sandbox; comments and tags are no properties.
+    return [line for line in lines if line and not line.startswith("#") and "{" not in line]
 
 
 def job(program: str, entry: str) -> str:
