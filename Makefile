@@ -48,7 +48,7 @@ endif
 lint: setup
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
-	$(bin)/mypy worker deploys tests/lab
+	$(bin)/mypy worker deploys lab
 
 test: lint
 	scripts/run_tests $(bin)/python tests --ignore tests/provisioning
@@ -57,4 +57,4 @@ test: lint
 # -- three real hosts on this machine -------------------------------------------------------------------------------
 .PHONY: fleet fleet-check fleet-status fleet-down
 fleet fleet-check fleet-status fleet-down: setup
-	@$(bin)/python -m deploys.fleet.lab $(subst fleet,up,$(subst fleet-,,$@))
+	@$(bin)/python -m lab.fleet $(subst fleet,up,$(subst fleet-,,$@))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fleet [--hosts 3 8] [--repeats 3] [--json FILE]
 
-As root, where the lab can be had (tests/lab). Both bring bare hosts to a running worker that trains alone: packages,
+As root, where the lab can be had (lab/). Both bring bare hosts to a running worker that trains alone: packages,
 user, folders, command, checkout of a commit, environment, settings checked by the release, settings, unit, enrolment,
 service. Then both run again on what they have made, with nothing to change; workers are frozen (SIGSTOP) meanwhile, so
 that they take no processor time. ansible-core comes from PyPI into a throw-away environment, and runs as fast as it
@@ -32,9 +32,9 @@ import yaml
 from deploys import hosts, release, system, units, worker
 from deploys.facts import CURRENT, RELEASES
 from deploys.hosts import HostEntry
-from tests.lab import cgroups, machine
-from tests.lab.host import CHECKOUT, Host
-from tests.lab.lab import REPOSITORY_URL, Lab
+from lab import cgroups, machine
+from lab.host import CHECKOUT, Host
+from lab.lab import REPOSITORY_URL, Lab
 from worker.environments.mixes import DEMO_SETTINGS
 
 ANSIBLE = "ansible-core==2.19.14"
@@ -79,7 +79,7 @@ def write_inventory(lab: Lab, folder: Path) -> Path:
     names = [(host.name, {"ssh_hostname": host.address}) for host in lab.hosts]
     file = folder / "fleet.py"
     file.write_text(
-        "from tests.lab.access import operator_access\n"
+        "from lab.access import operator_access\n"
         f"workers = {names!r}\n"
         f"all = ({[name for name, _ in names]!r}, {{**operator_access(), **{DATA!r}}})\n"
     )

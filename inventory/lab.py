@@ -5,7 +5,7 @@ They live in a network of their own, and so must the operator:
     ip netns exec lab-op .venv/bin/pyinfra -y inventory/lab.py deploy.py
 """
 
-from tests.lab.access import operator_access
+from lab.access import operator_access
 from worker.environments.mixes import DEMO_SETTINGS
 
 _access = operator_access()

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.lab import machine
+from lab import machine
 
 PATIENCE_SECONDS = 30.0
 _STOP_SECONDS = 10.0

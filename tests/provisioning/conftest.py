@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.lab import machine
-from tests.lab.lab import Lab
-from tests.lab.tailnet import LabTailnet, why_no_tailnet
+from lab import machine
+from lab.lab import Lab
+from lab.tailnet import LabTailnet, why_no_tailnet
 
 OTHER_LABS = {
     "test_lab_debian13.py": "trixie", "test_lab_first_boot.py": "fresh",

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import cgroups
-from tests.lab.host import CHECKOUT
-from tests.lab.lab import Lab
-from tests.lab.process import LabError, recall, wait_until
+from lab import cgroups
+from lab.host import CHECKOUT
+from lab.lab import Lab
+from lab.process import LabError, recall, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]
 
 NAME = "labcrash"
 BOOT_AND_WAIT = f"""
 import time
-from tests.lab.lab import Lab
+from lab.lab import Lab
 
 lab = Lab("{NAME}")
 lab.up(1, goes_with_this_process=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.lab import Lab
+from lab.lab import Lab
 from tests.provisioning.conftest import booted
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
 INVENTORY = """\
-from tests.lab.access import operator_access
+from lab.access import operator_access
 
 workers = [
     (f"h{n}", {"ssh_hostname": f"10.88.0.1{n}", "wireguard": True, "wireguard_address": f"10.86.0.{n}"}) for n in (1, 2)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from deploys.fleet import command
-from tests.lab.host import CHECKOUT, Host
-from tests.lab.lab import REPOSITORY_URL, Lab
-from tests.lab.process import wait_until
+from lab.host import CHECKOUT, Host
+from lab.lab import REPOSITORY_URL, Lab
+from lab.process import wait_until
 from worker.swarm import identity
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from tests.lab.host import CHECKOUT, Host
-from tests.lab.lab import Lab
-from tests.lab.process import wait_until
+from lab.host import CHECKOUT, Host
+from lab.lab import Lab
+from lab.process import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(900)]
 
 WORKER = "hivewright-worker@0.service"
 INVENTORY = """
-from tests.lab.access import operator_access
+from lab.access import operator_access
 from worker.environments.mixes import DEMO_SETTINGS
 
 workers = [("h4", {"ssh_hostname": "10.88.0.14", "slots": 1})]

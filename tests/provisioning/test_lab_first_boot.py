@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.host import Host
-from tests.lab.lab import Lab
+from lab.host import Host
+from lab.lab import Lab
 from tests.provisioning.conftest import booted
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(900)]
 
 INVENTORY = """\
-from tests.lab.access import operator_access
+from lab.access import operator_access
 
 workers = [(f"h{n}", {"ssh_hostname": f"10.88.0.1{n}"}) for n in (1, 2)]
 all = (["h1", "h2"], {**operator_access(), "slots": 1, "swarm_enabled": False})

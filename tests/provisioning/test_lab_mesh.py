@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deploys import mesh
-from tests.lab.lab import Lab
+from lab.lab import Lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(600)]
 
@@ -29,7 +29,7 @@ class Fleet:
         for name, address in ADDRESSES.items():
             data = {"ssh_hostname": f"10.88.0.1{name[1]}", "wireguard_address": address, "wireguard": True}
             fleet.append((name, data | own.get(name, {})))
-        text = "from tests.lab.access import operator_access\n"
+        text = "from lab.access import operator_access\n"
         text += f"workers = {fleet!r}\nall = ({list(ADDRESSES)!r}, {{**operator_access(), 'slots': 1,"
         text += f" 'swarm_enabled': False, 'secrets_dir': {str(self.folder / 'secrets')!r}}})\n"
         inventory = self.folder / "mesh.py"

@@ -10,8 +10,8 @@ from deploys import hosts, units, worker
 from deploys.facts import CURRENT
 from deploys.hosts import HostEntry
 from deploys.places import MODELS, STATE
-from tests.lab.host import Host
-from tests.lab.lab import Lab
+from lab.host import Host
+from lab.lab import Lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -29,7 +29,7 @@ cat {MODELS}/whole && echo read the model
 true
 """
 INVENTORY = """
-from tests.lab.access import operator_access
+from lab.access import operator_access
 
 own = {"ssh_hostname": "10.88.0.11", "ssh_user": "root"}
 workers = [("h1", {**operator_access(), **own, **CHANGES})]

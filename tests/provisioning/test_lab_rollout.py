@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from deploys.fleet import archive
-from tests.lab.host import CHECKOUT, Host
-from tests.lab.lab import Lab
-from tests.lab.process import wait_until
+from lab.host import CHECKOUT, Host
+from lab.lab import Lab
+from lab.process import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 

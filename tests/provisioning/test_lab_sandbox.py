@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.host import CHECKOUT
-from tests.lab.lab import Lab
+from lab.host import CHECKOUT
+from lab.lab import Lab
 from worker.environments import sandbox
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from deploys.fleet import command
-from tests.lab.host import Host
-from tests.lab.lab import Lab
-from tests.lab.process import wait_until
+from lab.host import Host
+from lab.lab import Lab
+from lab.process import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]
 
 DEPLOY_SECONDS = 400
 STATE = "/var/lib/hivewright"
 INVENTORY = """
-from tests.lab.access import operator_access
+from lab.access import operator_access
 from worker.environments.mixes import DEMO_SETTINGS
 
 own = {"ssh_hostname": "10.88.0.14", "ssh_user": "alice", "_sudo": True, "swarm_enabled": False}

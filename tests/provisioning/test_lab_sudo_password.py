@@ -9,14 +9,14 @@ import pytest
 
 from deploys.fleet import look
 from deploys.fleet.command import Pyinfra
-from tests.lab.lab import Lab
+from lab.lab import Lab
 from worker.errors import SettingsError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 PASSWORD = "correct horse"
 INVENTORY = """
-from tests.lab.access import operator_access
+from lab.access import operator_access
 
 own = {"ssh_hostname": "10.88.0.14", "ssh_user": "bob", "_sudo": True, "swarm_enabled": False, "slots": 1}
 workers = [("h4", {**operator_access(), **own, **CHANGES})]

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from deploys import tailssh
-from tests.lab.host import Host
-from tests.lab.process import wait_until
-from tests.lab.tailnet import KEY, SERVER, LabTailnet
+from lab.host import Host
+from lab.process import wait_until
+from lab.tailnet import KEY, SERVER, LabTailnet
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -44,7 +44,7 @@ class Fleet:
         ]
         inventory = self._folder / "fleet.py"
         inventory.write_text(
-            "from tests.lab.access import operator_access\n"
+            "from lab.access import operator_access\n"
             f"workers = [(name, {{**operator_access(), **data}}) for name, data in {workers!r}]\n"
         )
         program = ("pyinfra", "-y", "--diff", "--json", inventory, "tests/provisioning/tailscale_deploy.py")

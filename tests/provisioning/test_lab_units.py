@@ -8,9 +8,9 @@ import re
 import pytest
 
 from deploys import units, worker
-from tests.lab.host import Host
-from tests.lab.lab import Lab
-from tests.lab.process import wait_until
+from lab.host import Host
+from lab.lab import Lab
+from lab.process import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(300)]
 

@@ -13,9 +13,9 @@ import pytest
 from deploys import units
 from deploys import worker as workers
 from deploys.facts import CURRENT
-from tests.lab.host import CHECKOUT, Host
-from tests.lab.lab import Lab
-from tests.lab.process import wait_until
+from lab.host import CHECKOUT, Host
+from lab.lab import Lab
+from lab.process import wait_until
 from worker import settings
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]

@@ -8,14 +8,14 @@ import pytest
 from deploys import wheelhouse
 from deploys.fleet import command
 from deploys.wheelhouse import Target
-from tests.lab.lab import Lab
-from tests.lab.process import wait_until
+from lab.lab import Lab
+from lab.process import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(3000)]
 
 DEPLOY_SECONDS = 1500
 INVENTORY = """\
-from tests.lab.access import operator_access
+from lab.access import operator_access
 from worker.environments.mixes import DEMO_SETTINGS
 
 coordinators = [("h1", {"ssh_hostname": "10.88.0.11", "account_host": "10.88.0.11"})]

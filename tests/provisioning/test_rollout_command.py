@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deploys.fleet import command, driver, options
-from tests.lab.process import wait_until
+from lab.process import wait_until
 from worker.errors import ReleaseRefused, SettingsError
 
 STAND_IN = Path(__file__).with_name("stand_in_pyinfra.py")

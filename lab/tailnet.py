@@ -12,10 +12,10 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from tests.lab.host import Host
-from tests.lab.lab import Lab
-from tests.lab.network import OPERATOR_ADDRESS
-from tests.lab.process import start, wait_until
+from lab.host import Host
+from lab.lab import Lab
+from lab.network import OPERATOR_ADDRESS
+from lab.process import start, wait_until
 
 FOLDER = "HIVEWRIGHT_TAILSCALE"
 FILES = ("tailscaled.xz", "control.xz", "tailscaled.service")

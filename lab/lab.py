@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tests.lab import cgroups, layers
-from tests.lab.host import CHECKOUT, Host
-from tests.lab.network import OPERATOR_ADDRESS, Network
-from tests.lab.process import LabError, run, start, stop, wait_until
+from lab import cgroups, layers
+from lab.host import CHECKOUT, Host
+from lab.network import OPERATOR_ADDRESS, Network
+from lab.process import LabError, run, start, stop, wait_until
 
 LABS = Path("/var/tmp/hivewright-lab")
 REPOSITORY_URL = f"git://{OPERATOR_ADDRESS}/repository.git"

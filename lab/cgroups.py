@@ -4,7 +4,7 @@ import errno
 import os
 from pathlib import Path
 
-from tests.lab.process import wait_until
+from lab.process import wait_until
 
 # Patience for the processes of a host that was switched off to be gone.
 GONE_SECONDS = 15

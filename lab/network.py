@@ -6,7 +6,7 @@ In the machine's own namespace a 10.88.x.x packet without a route would leave th
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.lab.process import LabError, run
+from lab.process import LabError, run
 
 OPERATOR_ADDRESS = "10.88.0.1"
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from pyinfra.api.exceptions import PyinfraError
 
-from tests.lab.lab import REPOSITORY_URL, Lab
-from tests.lab.network import current_lab
-from tests.lab.process import LabError
+from lab.lab import REPOSITORY_URL, Lab
+from lab.network import current_lab
+from lab.process import LabError
 
 
 def operator_access() -> dict[str, Any]:

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.lab import cgroups, launcher, layers
-from tests.lab.network import Network, host_address
-from tests.lab.process import LabError, recall, run, start, stop, wait_until
+from lab import cgroups, launcher, layers
+from lab.network import Network, host_address
+from lab.process import LabError, recall, run, start, stop, wait_until
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[1]
 BOOT_SECONDS = 60
 # What systemd in a host needs beyond nspawn's default: its own firewall rules and per-unit BPF filters.
 CAPABILITIES = "CAP_NET_ADMIN,CAP_NET_RAW,CAP_BPF,CAP_PERFMON"
@@ -66,7 +66,7 @@ class Host:
             cgroup.mkdir(parents=True, exist_ok=True)
         options = [f"--folder={self.folder}", *(f"--cgroup={cgroup}" for cgroup in own)]
         options += ["--while-stdin-open"] if owner is not None else []
-        command = [sys.executable, "-m", "tests.lab.launcher", *options, "--", *nspawn]
+        command = [sys.executable, "-m", "lab.launcher", *options, "--", *nspawn]
         stdin = subprocess.DEVNULL if owner is None else owner
         start(command, self.folder / "launcher.pid", self.folder / "console.log", stdin, CHECKOUT)
 

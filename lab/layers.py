@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from deploys import facts, release, system, wheelhouse, wireguard
-from tests.lab.process import run
+from lab.process import run
 
 CACHE = Path("/var/tmp/hivewright-lab/cache")
 CHECKOUT_IN_LAYER = Path("/srv/checkout")

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.lab.process import LabError, run
+from lab.process import LabError, run
 
 # Program that the lab runs -> Debian package that has it.
 TOOLS = {

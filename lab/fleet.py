@@ -1,6 +1,6 @@
 """`make fleet`, `fleet-check`, `fleet-status`, `fleet-down`: three real hosts on this machine, deployed over ssh.
 
-Needs the checkout: the hosts themselves are in tests/lab.
+Needs the checkout: the hosts themselves are in lab/.
 """
 
 import sys
@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 from deploys import progress
 from deploys.fleet import command, status
-from tests.lab import machine
-from tests.lab.lab import Lab
-from tests.lab.process import LabError
+from lab import machine
+from lab.lab import Lab
+from lab.process import LabError
 from worker.errors import WorkerError
 
 NUM_HOSTS = 3
@@ -71,7 +71,7 @@ COMMANDS: dict[str, Callable[[], int]] = {"up": up, "check": check, "status": sh
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) != 1 or argv[0] not in COMMANDS:
-        print(f"usage: python -m deploys.fleet.lab {'|'.join(COMMANDS)}", file=sys.stderr)
+        print(f"usage: python -m lab.fleet {'|'.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
         return COMMANDS[argv[0]]()

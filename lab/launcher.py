@@ -1,4 +1,4 @@
-"""`python -m tests.lab.launcher`: keeps one lab host running, in cgroups of its own, until it is switched off.
+"""`python -m lab.launcher`: keeps one lab host running, in cgroups of its own, until it is switched off.
 
 A host that reboots is started again. On SIGTERM, or with --while-stdin-open when whoever started it is gone, the host
 is switched off, as by a power cut: nothing on a lab host is meant to outlive it.
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.lab import process
+from lab import process
 
 REBOOT = 133  # exit code of systemd-nspawn --keep-unit when the host asked for a reboot
 
