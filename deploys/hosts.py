@@ -7,7 +7,7 @@ alone; anything else is a mistake. Knows nothing of pyinfra: `plan.py` hands ove
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,15 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
     if lines := mistakes.lines():
         raise SettingsError("\n".join(lines))
     return plans
+
+
+def warnings(plans: Iterable[HostPlan]) -> list[str]:
+    """Return a line for each thing in the data of hosts that is allowed and will probably not work."""
+    found = _Mistakes()
+    for plan in plans:
+        for message in tailnet.warnings(plan.deployment):
+            found.add(plan.name, message)
+    return found.lines()
 
 
 def _is_whole(entry: HostEntry, mistakes: _Mistakes) -> bool:

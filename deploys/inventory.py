@@ -42,10 +42,12 @@ def check() -> None:
             _check_hosts(options, inventory)
             if is_deploy:
                 plan.make(inventory, is_dry=options["dry"])
+                for line in plan.warnings():
+                    print(f"{inventory_file.WARNING}{line}", file=sys.stderr)
                 _mind_questions(options, len(inventory))
             else:
                 for line in plan.review(inventory):
-                    print(f"{inventory_file.WARNING}{line}", file=sys.stderr)
+                    print(f"{inventory_file.WOULD_REFUSE}{line}", file=sys.stderr)
     except SettingsError as error:
         lines = str(error).splitlines()
         if len(lines) > 1:

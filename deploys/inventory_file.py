@@ -15,8 +15,9 @@ from worker.errors import SettingsError
 
 GROUPS = ("coordinators", "workers")
 EXPECTED = "expected an inventory file, a copy of inventory/example.py"
-# What a line begins with that names a mistake to a command which can do its work all the same.
-WARNING = "warning: a deploy would refuse "
+# The beginning of a line about the inventory that stops nothing, and of one about a mistake that would stop a deploy.
+WARNING = "warning: "
+WOULD_REFUSE = f"{WARNING}a deploy would refuse "
 
 
 def whole_path(name: str) -> str:

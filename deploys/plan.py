@@ -126,6 +126,11 @@ def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
         _planned[name] = Planned(plan, *commits[name], token, members)
 
 
+def warnings() -> list[str]:
+    """Return a line for each thing in the inventory that is allowed and will probably not work."""
+    return hosts.warnings(planned.host for planned in _planned.values())
+
+
 def current() -> Planned:
     """The plan of the current host. Raises DeployError if the hosts are in no state to be deployed."""
     global _looked_for_twins

@@ -173,6 +173,17 @@ def mistakes(deployment: Deployment) -> Iterator[str]:
         yield "tailscale_tags: none; keys of an OAuth client need one that the client may give, such as tag:hivewright"
 
 
+def warnings(deployment: Deployment) -> Iterator[str]:
+    """Yield what the inventory's Tailscale keys ask for and their control server probably does not offer."""
+    server = (deployment.tailscale_login_server or OWN_SERVER).rstrip("/")
+    if deployment.tailscale and deployment.tailscale_serve and server not in OWN_SERVERS:
+        yield (
+            f"tailscale_serve: needs HTTPS certificates, which tailscale_login_server ({server}), a control server of"
+            " your own, may not have; without them nothing is shown, and the deploy ends with code 1: name the ports"
+            " in tailscale_serve_http instead"
+        )
+
+
 def auth_key(deployment: Deployment) -> str | None:
     """What the host logs in with. None: a person does. Raises SettingsError with the reason, never with the key."""
     name = deployment.tailscale_auth_key_file

@@ -68,7 +68,10 @@ class PyinfraFleet:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Roll out, or resume. Raises ReleaseRefused if it went back, WorkerError if hosts are left, SettingsError."""
+    """Roll out, or resume.
+
+    Raises ReleaseRefused if it went back, WorkerError if a host needs attention, SettingsError.
+    """
     wanted = Wanted(options.gate_rounds, options.gate_reward, not options.no_gate_credits)
     rules = Rules(Size.parse(options.batch), wanted, options.gate_seconds)
     pyinfra = Pyinfra.of_operator(options.inventory)
@@ -193,4 +196,9 @@ def _conclude(done: Report, file: Path) -> None:
         raise WorkerError(
             f"not all hosts have it; `hivewright rollout --resume {done.inventory}` goes on with those, once they are "
             f"fixed; logs and report are in {file.parent}"
+        )
+    if lacking := [name for name in done.those("done") if done.hosts[name].reason]:
+        raise WorkerError(
+            f"all hosts have it, but {len(lacking)} of {len(done.hosts)} lack something ({', '.join(lacking)}; the "
+            f"table says what); fix that and deploy them again; logs and report are in {file.parent}"
         )

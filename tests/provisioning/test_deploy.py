@@ -13,6 +13,7 @@ from paramiko import ECDSAKey
 
 from deploys import hosts
 from deploys.facts import ChosenModels, ConfiguredServices, ConfiguredSlots, Identities, MovedAway
+from deploys.fleet.command import Pyinfra
 from deploys.hosts import HostEntry
 from worker.swarm import identity
 
@@ -342,6 +343,22 @@ def test_inventory_that_is_no_python_is_refused_with_its_line(tmp_path: Path) ->
 def test_run_that_could_not_ask_says_so(write_inventory: Any) -> None:
     done = pyinfra(write_inventory({"account_host": "192.0.2.10"}, {"slots": 1}), "deploy.py")
     assert_refused(done, "no terminal to confirm the changes at; put -y before the inventory, or --dry to see them")
+
+
+def test_what_will_probably_not_work_is_warned_of_before_a_deploy_and_by_a_rollout(
+    write_inventory: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = {"tailscale": True, "tailscale_login_server": "https://hs.example.org", "tailscale_serve": {443: 3000}}
+    inventory = write_inventory({"account_host": "192.0.2.10", **own}, {"slots": 1})
+    expected = "warning: inventory data of @fake/hub: tailscale_serve: needs HTTPS certificates, which "
+    # Ends before it connects, for want of a terminal.
+    done = pyinfra(inventory, "deploy.py")
+    warned, refused = done.stderr.splitlines()[-2:]
+    assert warned.startswith(expected)
+    assert refused.startswith("no terminal to confirm the changes at")
+    Pyinfra.of_operator(str(inventory)).hosts(timeout=60, is_to_be_deployed=True)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(expected)
 
 
 def test_dry_run_without_terminal_shows_the_changes_of_the_hosts_that_can_be_reached(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from deploys.fleet import command, driver, options
 from lab.process import wait_until
-from worker.errors import ReleaseRefused, SettingsError
+from worker.errors import ReleaseRefused, SettingsError, WorkerError
 
 STAND_IN = Path(__file__).with_name("stand_in_pyinfra.py")
 NEW = "b" * 40
@@ -96,7 +96,9 @@ def test_host_that_is_done_without_something_is_done_and_the_report_says_without
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "fleet.but").touch()
-    rollout(tmp_path, "", "--batch", "100%")
+    with pytest.raises(WorkerError, match=r"all hosts have it, but 20 of 20 lack something \(gpu-01, .*") as raised:
+        rollout(tmp_path, "", "--batch", "100%")
+    assert raised.value.exit_code == 1
     assert commits(tmp_path) == dict.fromkeys(HOSTS, NEW)
     for name, host in report(tmp_path)["hosts"].items():
         assert host["fate"] == "done", name

@@ -418,6 +418,26 @@ def test_wrong_keys_are_refused_before_any_host_is_touched(
     assert str(refused.value) == "inventory data of gpu-3: " + message.replace("KEY", str(key))
 
 
+def test_https_at_a_control_server_of_ones_own_is_warned_of_for_all_such_hosts_in_one_line() -> None:
+    own = {"tailscale_login_server": "https://headscale.example.org/"}
+    data: dict[str, dict[str, Any]] = {
+        "gpu-1": {**own, "tailscale_serve": {443: 3000}},
+        "gpu-2": {**own, "tailscale_serve": {443: 3001}},
+        "plain": {**own, "tailscale_serve_http": {80: 3000}},
+        "theirs": {"tailscale_serve": {443: 3000}},
+        "named": {"tailscale_login_server": tailnet.OWN_SERVER, "tailscale_serve": {443: 3000}},
+        "off": {**own, "tailscale_serve": {443: 3000}, "tailscale": False},
+    }
+    common = {"slots": 1, "swarm_enabled": False, "tailscale": True}
+    plans = hosts.check([HostEntry(name, ("workers",), {**common, **each}) for name, each in data.items()])
+    (line,) = hosts.warnings(plans.values())
+    assert line.startswith(
+        "inventory data of gpu-1, gpu-2: tailscale_serve: needs HTTPS certificates, which tailscale_login_server "
+        "(https://headscale.example.org), a control server of your own, may not have"
+    )
+    assert line.endswith("name the ports in tailscale_serve_http instead")
+
+
 def test_key_of_another_control_server_may_have_any_form(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("0123abcd\n")
     server = "https://headscale.example.org"
