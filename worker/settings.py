@@ -127,7 +127,8 @@ class Model(Section):
     """A Hugging Face name, a local path, `hivewright/tiny` (the small model that comes with the package), or `auto`: by
     the machine's memory, decided once by `hivewright enrol`. `hivewright check` shows what fits."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights. auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Type of the weights. auto: bfloat16 on a GPU, and on a CPU with AMX for models of 50 million parameters and more,
+    three times as fast there; float32 on other CPUs. Adapters are always trained in float32."""
     shared_dir: Path | None = None
     """Folder with models that the nodes of a machine share: they only read it, `hivewright fetch` downloads to it.
     None: each node downloads for itself. A deploy sets it."""

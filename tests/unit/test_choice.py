@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from worker import enrolment, reports, settings
 from worker.errors import ModelError
-from worker.policy import choice, memory
+from worker.policy import choice, memory, policy
 from worker.policy.choice import Machine, choose, judge, measure
 
 GIB = 2**30
@@ -91,6 +91,18 @@ def test_gpu_is_measured_where_the_model_will_live(monkeypatch):
     assert measure(settings.Model(device="cpu")).gpu_gib == 0
     with pytest.raises(ModelError, match="cuda:2: torch sees 2 GPUs"):
         measure(settings.Model(device="cuda:2"))
+
+
+@pytest.mark.parametrize(("has_amx", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_large_models_are_trained_in_bfloat16_where_the_cpu_has_amx(monkeypatch, has_amx, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert measure(settings.Model(device="cpu")).dtype == dtype
+    assert measure(settings.Model(device="cpu", dtype="float32")).dtype == "float32"
+    assert policy.load(settings.Model(device="cpu")).model.dtype == torch.float32  # too small to gain by it
+    monkeypatch.setattr(choice, "_LARGE_ENOUGH_FOR_BFLOAT16", 1)
+    loaded = policy.load(settings.Model(device="cpu")).model
+    assert {str(parameter.dtype) for parameter in loaded.parameters()} == {f"torch.{dtype}"}
+    assert {buffer.dtype for buffer in loaded.buffers() if buffer.is_floating_point()} == {torch.float32}
 
 
 def test_ram_is_measured_and_a_control_group_limits_it(tmp_path):

@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 from worker import settings
 from worker.errors import ModelError
 from worker.policy import check, memory
-from worker.policy.choice import TINY, chosen_device, compare_context, find_folder, is_gguf
+from worker.policy.choice import TINY, auto_dtype, chosen_device, compare_context, find_folder, is_gguf
 from worker.policy.engine import Ending, Engine, Sampled
 from worker.policy.forms import ANSWER_END, DEFAULT, INSTRUCTION, Form, Template, Turns, is_open_thought
 from worker.policy.generation import load_engine
@@ -251,7 +251,7 @@ def load(model: settings.Model) -> Policy:
     if model.threads is not None:
         torch.set_num_threads(model.threads)
     device = _find_device(model)
-    dtype = _find_dtype(model, device)
+    dtype = _dtype_to_load(model, device)
     disable_progress_bar()  # services log lines
     source, gguf = _find_source(model), _find_gguf(model)
     try:
@@ -261,6 +261,9 @@ def load(model: settings.Model) -> Policy:
             source, dtype=dtype, trust_remote_code=False, output_loading_info=True, **gguf
         )
         weights = text_part(weights)
+        if model.dtype == "auto":
+            dtype = getattr(torch, auto_dtype(device.type, weights.num_parameters()))
+            _cast_parameters(weights, dtype)
         weights.to(device)
         if gguf and hasattr(weights.config, "quantization_config"):
             del weights.config.quantization_config  # they no longer are; transformers would refuse to save them
@@ -313,10 +316,18 @@ def _find_device(model: settings.Model) -> torch.device:
     return device
 
 
-def _find_dtype(model: settings.Model, device: torch.device) -> torch.dtype:
+def _dtype_to_load(model: settings.Model, device: torch.device) -> torch.dtype:
+    """Return the type that the files are read as: with `auto` on a CPU the model's size, not yet known, decides."""
     if model.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+
+def _cast_parameters(model: Any, dtype: torch.dtype) -> None:
+    """Cast the weights alone: buffers, such as the frequencies of positions, stay as exact as they are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
 
 
 def _find_gguf(model: settings.Model) -> dict[str, str]:
