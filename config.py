@@ -2,13 +2,15 @@
 
 from pyinfra import config
 
-from deploys import banners, connection, inventory, report, sudo
+from deploys.inventory import loading
+from deploys.pyinfra_ext import keepalive, run_report, sudo
+from deploys.tailscale import banners
 
 config.REQUIRE_PYINFRA_VERSION = "==3.10.0"
 config.CONNECT_TIMEOUT = 10
-connection.limit_silence()
+keepalive.limit_silence()
 banners.show()
 sudo.check_on_connect()
-inventory.check()
-report.name_failed_hosts_at_exit()
-report.end_with_130_if_interrupted()
+loading.check()
+run_report.name_failed_hosts_at_exit()
+run_report.end_with_130_if_interrupted()

@@ -5,40 +5,30 @@ config.py has checked the whole inventory by then. Run again it changes nothing;
 
 from pyinfra.context import ctx_host
 
-from deploys import (
-    account,
-    ahead,
-    coordinator,
-    hardware,
-    history,
-    memory,
-    plan,
-    release,
-    system,
-    tailscale,
-    wireguard,
-    worker,
-)
+from deploys import account, coordinator_host, hardware, prefetch, release, rollback, system, wireguard, worker
+from deploys.inventory import planning
+from deploys.pyinfra_ext import fact_cache
+from deploys.tailscale import join
 
-this = plan.current()
+this = planning.current()
 
-ahead.ask(this)
-memory.lock_before_changes(ctx_host.get())
+prefetch.ask(this)
+fact_cache.lock_before_changes(ctx_host.get())
 hardware.refuse_unfit(name="Check that it can be what the inventory says", reason=this.unfit)
 system.prepare_system(is_coordinator=bool(this.host.services))
-tailscale.join_tailnet(this.host.deployment)
+join.join_tailnet(this.host.deployment)
 wireguard.join_mesh(this)
-digest = history.digest(this)
+digest = rollback.digest(this)
 release.fetch_release(this)
-history.begin(name="Keep what the host is, to go back to", digest=digest)
+rollback.begin(name="Keep what the host is, to go back to", digest=digest)
 release.switch_to_release(this)
 if this.host.services:
-    coordinator.configure_coordinator(this)
+    coordinator_host.configure_coordinator(this)
 else:
-    coordinator.retire_coordinator()
+    coordinator_host.retire_coordinator()
 account.await_account(this)
 if this.host.slots:
     worker.configure_workers(this)
 worker.retire_workers(this)
 release.prune(name="Remove releases that are no longer kept")
-history.finish(name="Note that the host is whole", digest=digest)
+rollback.finish(name="Note that the host is whole", digest=digest)

@@ -29,9 +29,10 @@ from typing import Any
 
 import yaml
 
-from deploys import hosts, release, system, units, worker
+from deploys import release, system, units, worker
 from deploys.facts import CURRENT, RELEASES
-from deploys.hosts import HostEntry
+from deploys.inventory import validation
+from deploys.inventory.validation import HostEntry
 from lab import cgroups, machine
 from lab.host import CHECKOUT, Host
 from lab.lab import REPOSITORY_URL, Lab
@@ -88,7 +89,7 @@ def write_inventory(lab: Lab, folder: Path) -> Path:
 
 def write_playbook(lab: Lab, folder: Path, commit: str) -> Path:
     """The same tasks, as somebody who knows Ansible would write them."""
-    plan = hosts.check([HostEntry("h1", ("workers",), DATA)])["h1"]
+    plan = validation.check([HostEntry("h1", ("workers",), DATA)])["h1"]
     slot = plan.slots[0]
     (folder / "worker-0.yaml").write_text(units.settings_text(slot.settings))
     (folder / "worker.service").write_text(units.render(worker.UNIT, SYSTEMD, plan.deployment.watchdog_seconds))

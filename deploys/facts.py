@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 from pyinfra.api import FactBase
 from pyinfra.api.exceptions import FactProcessError
 
-from deploys import mesh, reading
-from deploys.places import CONFIGURATION, STATE
+from deploys import mesh, safe_read
+from deploys.paths import CONFIGURATION, STATE
 
 ROOT = Path("/opt/hivewright")
 RELEASES = ROOT / "releases"
@@ -98,7 +98,7 @@ class Identities(OwnFact[dict[int, str]]):
 
     def command(self) -> str:
         return (
-            f"{reading.FUNCTIONS} for f in {STATE}/worker-*/enrolment.json; do"
+            f"{safe_read.FUNCTIONS} for f in {STATE}/worker-*/enrolment.json; do"
             ' ! what_is "$f" >/dev/null || echo "$f $(own_file "$f" | tr -d "\\n")"; done'
         )
 
@@ -146,7 +146,7 @@ class MovedAway(OwnFact[dict[int, str]]):
 
     def command(self) -> str:
         return (
-            f"{reading.FUNCTIONS} for d in {STATE}/worker-*; do"
+            f"{safe_read.FUNCTIONS} for d in {STATE}/worker-*; do"
             " [ ! -e $d/swarm.pem.moved ] || [ -e $d/swarm.pem ]"
             ' || echo "$d/enrolment.json $(own_file $d/enrolment.json.moved | tr -d "\\n")"; done'
         )

@@ -1,8 +1,9 @@
 """One deploy at a time: a lock file on the host that names its owner, where from and since when.
 
 It is in /run: a host that boots again is free. A deploy takes it before its first command that is not a question
-(deploys/memory.py), so a run that changes nothing takes none; an operation of `hivewright fleet` takes it around its
-script. A lock of a process of this machine that is gone is broken; any other stale lock is broken by a flag.
+(deploys/pyinfra_ext/fact_cache.py), so a run that changes nothing takes none; an operation of `hivewright fleet` takes
+it around its script. A lock of a process of this machine that is gone is broken; any other stale lock is broken by a
+flag.
 """
 
 import getpass

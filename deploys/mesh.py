@@ -12,8 +12,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from deploys.addresses import is_address, is_reachable
-from deploys.deployment import Deployment
+from deploys.inventory.addresses import is_address, is_reachable
+from deploys.inventory.schema import Deployment
 from worker.settings import is_host
 
 Address = IPv4Address | IPv6Address

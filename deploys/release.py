@@ -14,12 +14,13 @@ from pathlib import Path
 from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
 
-from deploys import operator, shipping, units
+from deploys import operator, units
 from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, SHIPPED, WHEELS, FileContent, PastDeploys, Releases
 from deploys.hardware import Distribution
-from deploys.plan import Planned
+from deploys.inventory.planning import Planned
+from deploys.offline import shipping
+from deploys.offline.wheelhouse import ANVIL_INPUTS
 from deploys.system import USER, python_of
-from deploys.wheelhouse import ANVIL_INPUTS
 
 KEEP = 3
 ENVIRONMENT_INPUTS = ("requirements/worker.lock", "requirements/first.txt", "scripts/environment")

@@ -6,7 +6,7 @@ from pyinfra import host
 from pyinfra.api import deploy, operation
 from pyinfra.operations import files
 
-from deploys import content, report
+from deploys import host_files
 from deploys.facts import (
     CACHE,
     COMMAND,
@@ -20,7 +20,8 @@ from deploys.facts import (
     UserEntry,
 )
 from deploys.hardware import CloudInitErrors, Distribution, System
-from deploys.places import CONFIGURATION, RETIRED, STATE
+from deploys.paths import CONFIGURATION, RETIRED, STATE
+from deploys.pyinfra_ext import run_report
 
 USER = "hivewright"
 
@@ -89,7 +90,7 @@ def prepare_system(is_coordinator: bool) -> None:
     for folder in host.loop(FOLDERS):
         files.directory(name=f"Make {folder}", path=str(folder), user="root", group="root", mode="755")
     files.directory(name=f"Make {CONFIGURATION}", path=str(CONFIGURATION), user="root", group=USER, mode="750")
-    content.file(name="Install the hivewright command", path=COMMAND, content=WRAPPER.encode(), mode="755")
+    host_files.file(name="Install the hivewright command", path=COMMAND, content=WRAPPER.encode(), mode="755")
 
 
 def python_of(distribution: System) -> str:
@@ -130,5 +131,7 @@ def packages(names: Sequence[str]) -> Iterator[str]:
         return
     yield APT_UPDATE
     if errors := host.get_fact(CloudInitErrors):
-        report.note(f"{host.name}: cloud-init, its first boot, failed: {errors}; `cloud-init status --long` says more")
+        run_report.note(
+            f"{host.name}: cloud-init, its first boot, failed: {errors}; `cloud-init status --long` says more"
+        )
     yield f"{APT} install --no-install-recommends {' '.join(missing)}"

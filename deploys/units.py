@@ -16,9 +16,9 @@ import jinja2
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
-from deploys import content, mesh
+from deploys import host_files, mesh
 from deploys.facts import CURRENT, DEPLOYED, FileContent, FileState, Service, SystemdVersion
-from deploys.hosts import ENROLMENT_TOKEN
+from deploys.inventory.validation import ENROLMENT_TOKEN
 from deploys.system import USER
 from worker import settings
 from worker.settings import Settings
@@ -81,7 +81,7 @@ class Written(NamedTuple):
 def install_unit(unit: str, watchdog_seconds: int) -> Written:
     """Write a unit file."""
     text = render(unit, host.get_fact(SystemdVersion), watchdog_seconds)
-    written = content.file(name=f"Write {unit}", path=UNITS / unit, content=text.encode())
+    written = host_files.file(name=f"Write {unit}", path=UNITS / unit, content=text.encode())
     return Written(text, written.will_change)
 
 
@@ -116,7 +116,7 @@ def remove_drop_in(unit: str) -> str:
 def install_settings(file: Path, of: Settings) -> Written:
     """Write a settings file that root may change and the services may read."""
     text = settings_text(of)
-    written = content.file(name=f"Write {file.name}", path=file, content=text.encode(), group=USER, mode="640")
+    written = host_files.file(name=f"Write {file.name}", path=file, content=text.encode(), group=USER, mode="640")
     return Written(text, written.will_change)
 
 

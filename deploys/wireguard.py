@@ -14,10 +14,11 @@ from pyinfra.api import StringCommand, deploy, operation
 from pyinfra.api.host import Host
 from pyinfra.context import ctx_host
 
-from deploys import mesh, operator, report, system
+from deploys import mesh, operator, system
 from deploys.facts import WireGuard
+from deploys.inventory.planning import CHECKOUT, Planned
 from deploys.mesh import CONFIGURATION, DROP_IN, FOLDER, KEY, RELOAD, UNIT, Member
-from deploys.plan import CHECKOUT, Planned
+from deploys.pyinfra_ext import run_report
 
 PACKAGES = ("wireguard-tools", "wireguard-go")
 
@@ -53,7 +54,7 @@ def connect(me: Member, members: Mapping[str, Member], secrets: Path) -> Iterato
     # A peer that this side knows nothing of, as on another operator's machine, stays the one that the host knows.
     keys = {name: key for name, key in found.peers.items() if name in members} | _public_keys(secrets, members)
     if state.is_executing and (missing := sorted(members.keys() - keys.keys())):
-        report.note(f"WireGuard: no key of {', '.join(missing)} is known yet; deploy them, then the others again")
+        run_report.note(f"WireGuard: no key of {', '.join(missing)} is known yet; deploy them, then the others again")
     text = mesh.configuration(me, members.values(), keys)
     if found.runs and found.digest == mesh.digest(text):
         host.noop("it is connected")

@@ -12,12 +12,14 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.operations import files
 
-from deploys import content, identity, memory, secretfiles, units
+from deploys import host_files, node_identity, units
+from deploys.backup_pack import WORKER_FILES, WORKER_FOLDERS
 from deploys.facts import CACHE, CURRENT, DEPLOYED, LOGS, ConfiguredSlots, Service
-from deploys.places import CONFIGURATION, MODELS, RETIRED, STATE, state_dir
-from deploys.plan import Planned
-from deploys.sealing import WORKER_FILES, WORKER_FOLDERS
-from deploys.slots import Slot
+from deploys.inventory import secret_files
+from deploys.inventory.planning import Planned
+from deploys.inventory.slots import Slot
+from deploys.paths import CONFIGURATION, MODELS, RETIRED, STATE, state_dir
+from deploys.pyinfra_ext import fact_cache
 from deploys.system import USER
 
 UNIT = "hivewright-worker@.service"
@@ -37,7 +39,7 @@ KEPT = (
 @deploy("Worker")
 def configure_workers(plan: Planned) -> None:
     """Settings, identity and service of each slot. Slots that the inventory no longer has are stopped."""
-    identity.install_enrolment_token(plan)
+    node_identity.install_enrolment_token(plan)
     unit = units.install_unit(UNIT, plan.host.deployment.watchdog_seconds)
     units.install_unit(ENROL_UNIT, plan.host.deployment.watchdog_seconds)
     if any(slot.needs_device_files for slot in plan.host.slots):
@@ -46,10 +48,10 @@ def configure_workers(plan: Planned) -> None:
         state_dir = slot.settings.node.state_dir
         files.directory(name=f"Make {state_dir}", path=str(state_dir), user=USER, group=USER, mode="700")
         settings = units.install_settings(slot.file, slot.settings)
-        identity.restore_key(slot)
+        node_identity.restore_key(slot)
         enrol_unit, share = f"hivewright-enrol@{slot.number}.service", slot.enrol_settings()
         units.drop_in(name=f"Show slot {slot.number} its GPU", unit=enrol_unit, text=share, unused=None)
-        identity.enrol(name=f"Enrol slot {slot.number}", slot=slot, _timeout=identity.ENROL_SECONDS)
+        node_identity.enrol(name=f"Enrol slot {slot.number}", slot=slot, _timeout=node_identity.ENROL_SECONDS)
         secret = install_hub_token(slot)
         share = slot.unit_settings()
         unused = None if slot.hub_token else slot.hub_token_file
@@ -78,9 +80,9 @@ def install_hub_token(slot: Slot) -> list[str]:
     """Have the slot's token for the Hub in a file of root's, if it has one; return what stands for it in a digest."""
     if slot.hub_token is None:
         return []
-    text = secretfiles.token("hub_token_file", slot.hub_token).encode() + b"\n"
+    text = secret_files.token("hub_token_file", slot.hub_token).encode() + b"\n"
     name = f"Write the Hub's token of slot {slot.number}"
-    content.file(name=name, path=slot.hub_token_file, content=text, mode="600")
+    host_files.file(name=name, path=slot.hub_token_file, content=text, mode="600")
     return [hashlib.sha256(text).hexdigest()]
 
 
@@ -97,8 +99,8 @@ def fetch(slot: Slot, digest: str) -> Iterator[FunctionCommand]:
 
 
 def _fetch(state: State, host: Host, slot: Slot) -> bool:
-    token = None if slot.model_token is None else secretfiles.token("model_token_file", slot.model_token)
-    arguments = {**memory.arguments_of_facts(host), "_timeout": FETCH_SECONDS}
+    token = None if slot.model_token is None else secret_files.token("model_token_file", slot.model_token)
+    arguments = {**fact_cache.arguments_of_facts(host), "_timeout": FETCH_SECONDS}
     if token is not None:
         arguments["_stdin"] = [base64.b64encode(f"{token}\n".encode()).decode()]
     script = StringCommand(fetch_script(slot))
@@ -193,7 +195,7 @@ def keep_identity_script(state: Path, retired: Path) -> str:
     The services' user copies it himself: a link that he had put there would have root read for him.
     """
     copy = f"cd {state} && for file in {' '.join(KEPT)}; do [ ! -e $file ] || cp -RpP $file $kept; done"
-    key = f"{state}/{identity.KEY_FILE}"
+    key = f"{state}/{node_identity.KEY_FILE}"
     return (
         f"set -eu; [ -d {state} ] || exit 0; kept={retired}/{state.name}-$(date +%Y%m%dT%H%M%S);"
         f" if [ -e {key} ] || [ -e {key}.moved ]; then install -d -m 700 -o {USER} -g {USER} $kept;"

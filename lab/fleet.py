@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from deploys import progress
-from deploys.fleet import command, status
+from deploys.fleet import pyinfra_process, status
 from lab import machine
 from lab.lab import Lab
 from lab.process import LabError
@@ -30,7 +30,7 @@ def up() -> int:
         print("booting three hosts; the first time their parts are made, which takes some minutes", flush=True)
         with progress.waiting("making and booting the hosts; with an empty cache this takes about six minutes"):
             lab.up(NUM_HOSTS)
-    code = command.deploy(INVENTORY, prefix=lab.network.inside(), timeout=DEPLOY_SECONDS)
+    code = pyinfra_process.deploy(INVENTORY, prefix=lab.network.inside(), timeout=DEPLOY_SECONDS)
     if code == 0:
         print("the fleet trains; see `make fleet-status`, `make fleet-check`, `make fleet-down`")
     return code
@@ -38,7 +38,7 @@ def up() -> int:
 
 def check() -> int:
     """Deploy again; 1 if anything changed, or failed."""
-    results = command.deploy_json(INVENTORY, prefix=_running().network.inside(), timeout=DEPLOY_SECONDS)
+    results = pyinfra_process.deploy_json(INVENTORY, prefix=_running().network.inside(), timeout=DEPLOY_SECONDS)
     for operation in results["operations"]:
         for outcome, what in (("success", "changed"), ("error", "failed")):
             if operation[outcome]:

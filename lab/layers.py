@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from deploys import facts, release, system, wheelhouse, wireguard
+from deploys import facts, release, system, wireguard
+from deploys.offline import wheelhouse
 from lab.process import run
 
 CACHE = Path("/var/tmp/hivewright-lab/cache")

@@ -198,14 +198,14 @@ COMMANDS = (
     Command(
         "inventory",
         "make an inventory from a list of hosts that you have",
-        "deploys.generate:run",
+        "deploys.inventory.importers:run",
         _inventory_options,
         takes_settings=False,
     ),
     Command(
         "rollout",
         "deploy a fleet, one host first",
-        "deploys.fleet.driver:run",
+        "deploys.fleet.rollout_command:run",
         _FLEET + "rollout",
         takes_settings=False,
     ),
@@ -213,17 +213,17 @@ COMMANDS = (
         Command(f"fleet {name}", help, f"deploys.fleet.{target}", _FLEET + options, takes_settings=False)
         for name, help, target, options in (
             ("status", "one table of what every host and worker is doing", "status:run", "status"),
-            ("logs", "the last lines of the services' logs", "upkeep:logs", "logs"),
-            ("start", "start the services", "upkeep:start", "services"),
-            ("stop", "stop the services, until a host boots or is deployed again", "upkeep:stop", "services"),
-            ("restart", "restart the services", "upkeep:restart", "services"),
-            ("rollback", "have hosts as they were before their last deploy", "upkeep:rollback", "changes"),
-            ("backup", "bring identities and ledgers into one encrypted file", "backup:run", "backup"),
-            ("restore", "bring them back, or to another host", "upkeep:restore", "restore"),
+            ("logs", "the last lines of the services' logs", "commands:logs", "logs"),
+            ("start", "start the services", "commands:start", "services"),
+            ("stop", "stop the services, until a host boots or is deployed again", "commands:stop", "services"),
+            ("restart", "restart the services", "commands:restart", "services"),
+            ("rollback", "have hosts as they were before their last deploy", "commands:rollback", "changes"),
+            ("backup", "bring identities and ledgers into one encrypted file", "backup_command:run", "backup"),
+            ("restore", "bring them back, or to another host", "commands:restore", "restore"),
             ("fetch-token", "bring the fleet's enrolment token to this machine", "tokens:fetch", "inventory"),
             ("rotate-token", "give the fleet a new enrolment token", "tokens:rotate", "rotation"),
-            ("take-back", "give hosts the keys back that a move has set aside", "upkeep:take_back", "changes"),
-            ("uninstall", "remove hivewright from hosts", "upkeep:uninstall", "uninstall"),
+            ("take-back", "give hosts the keys back that a move has set aside", "commands:take_back", "changes"),
+            ("uninstall", "remove hivewright from hosts", "commands:uninstall", "uninstall"),
         )
     ),
     Command(

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from deploys.fleet import gate, report
+from deploys.fleet import health_gate, report
 from deploys.fleet.batches import Batch, Size, next_batch
-from deploys.fleet.command import Ran
+from deploys.fleet.pyinfra_process import Ran
 from deploys.fleet.report import Fate, Report
-from deploys.report import DONE_BUT
+from deploys.pyinfra_ext.run_report import DONE_BUT
 
 LOOK_EVERY_SECONDS = 5.0
 SAY_EVERY_SECONDS = 60.0
@@ -60,7 +60,7 @@ class Rules:
     changes, and every `say_every_seconds`."""
 
     size: Size
-    wanted: gate.Wanted
+    wanted: health_gate.Wanted
     gate_seconds: float
     gone_seconds: float = GONE_SECONDS
     look_every_seconds: float = LOOK_EVERY_SECONDS
@@ -214,9 +214,9 @@ class Rollout:
         if self.report.hosts[name].fate == "pending":
             self._set(name, fate, reason)
 
-    def _judge(self, name: str, seen: Seen) -> gate.Verdict:
+    def _judge(self, name: str, seen: Seen) -> health_gate.Verdict:
         before = self._before[name].reports if name in self._before else ()
-        return gate.judge(before, seen.reports, self._rules.wanted)
+        return health_gate.judge(before, seen.reports, self._rules.wanted)
 
     def _is_touched(self, name: str, now: Seen) -> bool:
         """Whether the deploy got so far that the host is not whole as it was before."""

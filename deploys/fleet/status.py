@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploys import progress, survey, tailnet
-from deploys.coordinator import SERVICES
-from deploys.deployment import AUTO
-from deploys.fleet import command, look, upkeep
-from deploys.hosts import COORDINATORS, MAX_SLOTS, WORKERS
+from deploys import fleet_facts, progress
+from deploys.coordinator_host import SERVICES
+from deploys.fleet import commands, pyinfra_process, queries
+from deploys.inventory.schema import AUTO
+from deploys.inventory.validation import COORDINATORS, MAX_SLOTS, WORKERS
+from deploys.tailscale import tailnet
 from worker.errors import WorkerError
 from worker.log import printable
 from worker.runtime.cells import add_row, cell, say
@@ -46,19 +47,19 @@ EXPENDABLE = ("peer", "on chain", "tailscale", "gpu memory")
 
 def run(options: argparse.Namespace) -> None:
     """Print the table, or with --json all that it is made of. Raises WorkerError if a host or service needs a look."""
-    pyinfra = command.Pyinfra.of_operator(options.inventory)
-    hosts = upkeep.chosen_hosts(pyinfra, options.limit)
+    pyinfra = pyinfra_process.Pyinfra.of_operator(options.inventory)
+    hosts = commands.chosen_hosts(pyinfra, options.limit)
     with progress.waiting(f"asking {len(hosts)} host{'s' * (len(hosts) > 1)}"):
-        found = look.look(pyinfra, [host["name"] for host in hosts])
+        found = queries.look(pyinfra, [host["name"] for host in hosts])
     if not (_print_json if options.json else _print)(expected(hosts), found):
         raise WorkerError("not all is well; what stands above says where, `hivewright fleet logs` says more")
 
 
 def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
     """Print the table; return whether every host answered and every service runs."""
-    pyinfra = command.Pyinfra.of_operator(inventory, prefix)
+    pyinfra = pyinfra_process.Pyinfra.of_operator(inventory, prefix)
     hosts = pyinfra.hosts(timeout=ASK_SECONDS)
-    return _print(expected(hosts), look.look(pyinfra, [host["name"] for host in hosts]))
+    return _print(expected(hosts), queries.look(pyinfra, [host["name"] for host in hosts]))
 
 
 def expected(hosts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -82,7 +83,7 @@ def _of_worker(host: Mapping[str, Any]) -> list[str]:
     return [f"hivewright-worker@{number}.service" for number in range(num_slots)]
 
 
-def _print(units: Mapping[str, Sequence[str]], found: look.Looked) -> bool:
+def _print(units: Mapping[str, Sequence[str]], found: queries.Looked) -> bool:
     console = Console()
     table, notes, is_well = status_table(units, found.states, found.reports, time.time(), console.width)
     console.print(table)
@@ -92,7 +93,7 @@ def _print(units: Mapping[str, Sequence[str]], found: look.Looked) -> bool:
     return is_well
 
 
-def _print_json(units: Mapping[str, Sequence[str]], found: look.Looked) -> bool:
+def _print_json(units: Mapping[str, Sequence[str]], found: queries.Looked) -> bool:
     _, notes, is_well = status_table(units, found.states, found.reports, time.time(), width=0)
     said = {
         name: {
@@ -149,7 +150,7 @@ def status_table(
 
 def _is_expected(unit: str, expected_units: Sequence[str]) -> bool:
     """Whether the inventory names a unit, or may mean it by `slots: auto`."""
-    return unit in expected_units or (survey.is_worker(unit) and AUTO_SLOTS in expected_units)
+    return unit in expected_units or (fleet_facts.is_worker(unit) and AUTO_SLOTS in expected_units)
 
 
 def _short(unit: str) -> str:
@@ -235,11 +236,11 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
     status = report["status"]
     if report.get("problem"):
         return {"state": cell("unreadable", "red")}, False, []
-    if not (survey.is_keeper(report["unit"]) or survey.is_worker(report["unit"])):
+    if not (fleet_facts.is_keeper(report["unit"]) or fleet_facts.is_worker(report["unit"])):
         return {"state": "running"}, True, []
     if status is None:
         return {"state": cell("starting", "yellow")}, True, []
-    if survey.is_keeper(report["unit"]):
+    if fleet_facts.is_keeper(report["unit"]):
         return _keeper_cells(status)
     silent_seconds = now - status["updated_at"]
     is_silent = silent_seconds > SILENT_SECONDS

@@ -8,25 +8,25 @@ from typing import Any
 from nacl.public import PrivateKey
 
 from deploys import operator
-from deploys.deployment import Deployment
-from deploys.fleet import look, upkeep
-from deploys.fleet.command import CHECKOUT, Pyinfra
-from deploys.hosts import COORDINATORS
-from deploys.sealing import KEY_PREFIX
+from deploys.backup_pack import KEY_PREFIX
+from deploys.fleet import commands, queries
+from deploys.fleet.pyinfra_process import CHECKOUT, Pyinfra
+from deploys.inventory.schema import Deployment
+from deploys.inventory.validation import COORDINATORS
 from worker.errors import SettingsError, WorkerError
 
 
 def fetch(options: argparse.Namespace) -> None:
     """Bring the token that the fleet has to this side, where a deploy looks for it."""
     pyinfra = Pyinfra.of_operator(options.inventory)
-    hosts = pyinfra.hosts(timeout=upkeep.ASK_SECONDS)
+    hosts = pyinfra.hosts(timeout=commands.ASK_SECONDS)
     file = _folder(hosts) / operator.TOKEN_FILE
     names = [host["name"] for host in _coordinators_first(hosts)]
     key = PrivateKey.generate()
-    fact = ["deploys.survey.SealedToken", f"key={KEY_PREFIX}{bytes(key.public_key).hex()}"]
-    answers = look.ask(pyinfra, fact, names, look.FACT_SECONDS)
+    fact = ["deploys.fleet_facts.SealedToken", f"key={KEY_PREFIX}{bytes(key.public_key).hex()}"]
+    answers = queries.ask(pyinfra, fact, names, queries.FACT_SECONDS)
     (found,) = answers.values
-    tokens = {name: _one_word(name, upkeep.opened(name, found[name], key)) for name in names if found.get(name)}
+    tokens = {name: _one_word(name, commands.opened(name, found[name], key)) for name in names if found.get(name)}
     if not tokens:
         silent = f"; no answer from {', '.join(answers.reasons)}" if answers.reasons else ""
         raise WorkerError(f"none of {', '.join(names)} has an enrolment token{silent}; nothing was written")
@@ -48,7 +48,7 @@ def rotate(options: argparse.Namespace) -> None:
     """Make a new token and bring it to all hosts, the coordinator first. Only the account service restarts."""
     pyinfra = Pyinfra.of_operator(options.inventory)
     pyinfra.breaks_locks = options.break_lock
-    hosts = pyinfra.hosts(timeout=upkeep.ASK_SECONDS)
+    hosts = pyinfra.hosts(timeout=commands.ASK_SECONDS)
     folder = _folder(hosts)
     hubs = [host["name"] for host in hosts if COORDINATORS in host["groups"]]
     if not hubs:
@@ -58,7 +58,7 @@ def rotate(options: argparse.Namespace) -> None:
     others = [host["name"] for host in hosts if host["name"] not in hubs]
     try:
         for names in (hubs, others):
-            upkeep.run_on_all(pyinfra, names, "deploys.identity.replace_token", stdin=f"{token}\n")
+            commands.run_on_all(pyinfra, names, "deploys.node_identity.replace_token", stdin=f"{token}\n")
     except WorkerError as error:
         raise WorkerError(f"{error}; a deploy gives these hosts the new token") from None
 

@@ -2,12 +2,15 @@
 
 from pyinfra import host, inventory
 
-from deploys import coordinator, plan, system, units, wireguard, worker
+from deploys import coordinator_host, system, units, wireguard, worker
+from deploys.inventory import planning
 
-if host.name not in plan._planned:  # config.py makes plans for deploy.py alone
-    plan.make(inventory)
-this = plan.current()
+if host.name not in planning._planned:  # config.py makes plans for deploy.py alone
+    planning.make(inventory)
+this = planning.current()
 system.prepare_system(is_coordinator=True)
 wireguard.join_mesh(this)
-for unit in host.loop([worker.UNIT, worker.ENROL_UNIT, *(f"hivewright-{s}.service" for s in coordinator.SERVICES)]):
+for unit in host.loop(
+    [worker.UNIT, worker.ENROL_UNIT, *(f"hivewright-{s}.service" for s in coordinator_host.SERVICES)]
+):
     units.install_unit(unit, this.host.deployment.watchdog_seconds)

@@ -2,10 +2,11 @@
 
 from pyinfra import host
 
-from deploys import hosts, worker
-from deploys.hosts import HostEntry
+from deploys import worker
+from deploys.inventory import validation
+from deploys.inventory.validation import HostEntry
 
 KEYS = ("model_name", "model_token_file", "slots", "swarm_enabled")
 data = {key: host.data.get(key) for key in KEYS}
-slot = hosts.check([HostEntry(host.name, ("workers",), data)])[host.name].slots[0]
+slot = validation.check([HostEntry(host.name, ("workers",), data)])[host.name].slots[0]
 worker.fetch(name="Fetch the model of slot 0", slot=slot, digest="new", _timeout=60)

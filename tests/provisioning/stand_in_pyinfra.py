@@ -71,7 +71,7 @@ def main() -> None:
         (name,) = names
         if folder.with_suffix(".slow").exists():
             time.sleep(60)
-        change(folder, name, None if options.what == ["deploys.history.go_back"] else options.data.partition("=")[2])
+        change(folder, name, None if options.what == ["deploys.rollback.go_back"] else options.data.partition("=")[2])
         print(f"--> Starting operation: for {name}", file=sys.stderr)
         print(json.dumps({"results": {"totals": {"success": 4}}}), flush=True)
         if folder.with_suffix(".but").exists():

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from paramiko import ECDSAKey
 
-from deploys import hosts
 from deploys.facts import ChosenModels, ConfiguredServices, ConfiguredSlots, Identities, MovedAway
-from deploys.fleet.command import Pyinfra
-from deploys.hosts import HostEntry
+from deploys.fleet.pyinfra_process import Pyinfra
+from deploys.inventory import validation
+from deploys.inventory.validation import HostEntry
 from worker.swarm import identity
 
 CHECKOUT = Path(__file__).parents[2]
@@ -505,7 +505,7 @@ def test_shipped_inventory_is_right(name: str) -> None:
     done = pyinfra("--json", f"inventory/{name}.py", "debug-inventory")
     assert done.returncode == 0, done.stderr
     entries = [HostEntry(host["name"], host["groups"], host["data"], PYINFRA_KEYS) for host in json.loads(done.stdout)]
-    plans = hosts.check(entries)
+    plans = validation.check(entries)
     assert sum(len(plan.slots) for plan in plans.values()) >= 1
     assert sum(bool(plan.services) for plan in plans.values()) == 1
     assert all(entry.data["_timeout"] == 120 for entry in entries)

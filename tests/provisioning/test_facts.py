@@ -32,9 +32,9 @@ from deploys.facts import (
     SystemdVersion,
     UserEntry,
 )
-from deploys.places import CONFIGURATION, STATE
-from deploys.survey import Footprint, HostStates, Logs, NodeReports, Sealed, last_words
-from deploys.tailscale import TailnetOfHost
+from deploys.fleet_facts import Footprint, HostStates, Logs, NodeReports, Sealed, last_words
+from deploys.paths import CONFIGURATION, STATE
+from deploys.tailscale.join import TailnetOfHost
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -280,7 +280,7 @@ def test_status_with_other_bytes_than_json_has_spoils_no_answer(tmp_path: Path) 
 def test_nvidia_smi_that_complains_or_hangs_costs_nothing_else_of_the_host(
     script: str, problem: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploys.survey.WITHIN", "timeout --kill-after=2 1")
+    monkeypatch.setattr("deploys.fleet_facts.WITHIN", "timeout --kill-after=2 1")
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     began = time.monotonic()
@@ -338,7 +338,8 @@ def test_answer_that_makes_no_sense_ends_no_other_host_s_run(tmp_path: Path) -> 
     odd = {"fake_responses": {TailnetOfHost().command(): '{"status": {"Backend'}, "fake_delay": 0.0}
     (tmp_path / "fleet.py").write_text(f"workers = [('@fake/odd', {odd!r}), ('@fake/well', {{'fake_delay': 0.0}})]\n")
     (tmp_path / "deploy.py").write_text(
-        "from pyinfra import host\nfrom pyinfra.operations import server\nfrom deploys.tailscale import TailnetOfHost\n"
+        "from pyinfra import host\nfrom pyinfra.operations import server\n"
+        "from deploys.tailscale.join import TailnetOfHost\n"
         "server.shell(name='Go on', commands=[f'echo {host.get_fact(TailnetOfHost).is_installed}'])\n"
     )
     done = subprocess.run(

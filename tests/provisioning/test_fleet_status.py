@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploys.fleet import look, status
+from deploys.fleet import queries, status
 from deploys.fleet.status import status_table
 
 NOW = 1_800_000_000.0
@@ -142,8 +142,8 @@ def test_words_of_a_worker_do_nothing_to_the_terminal() -> None:
 
 
 def test_json_and_table_agree_on_what_needs_a_look(capsys: pytest.CaptureFixture[str]) -> None:
-    well = look.Looked({"gpu-1": STATE}, {"gpu-1": [report(updated_at=time.time())]})
-    ill = look.Looked({"gpu-1": STATE}, {"gpu-1": [report(active="failed")]})
+    well = queries.Looked({"gpu-1": STATE}, {"gpu-1": [report(updated_at=time.time())]})
+    ill = queries.Looked({"gpu-1": STATE}, {"gpu-1": [report(active="failed")]})
     assert [status._print_json({"gpu-1": [report()["unit"]]}, found) for found in (well, ill)] == [True, False]
     assert '"reason": null' in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deploys.fleet import command
+from deploys.fleet import pyinfra_process
 from lab.host import CHECKOUT, Host
 from lab.lab import REPOSITORY_URL, Lab
 from lab.process import wait_until
@@ -140,7 +140,7 @@ def test_secrets_are_only_where_they_belong(fleet: Lab) -> None:
 
 def test_second_deploy_changes_nothing(fleet: Lab) -> None:
     pids = [main_pid(fleet.host(2), WORKER), main_pid(fleet.host(1), "hivewright-chain.service")]
-    results = command.deploy_json(INVENTORY, prefix=fleet.network.inside(), timeout=DEPLOY_SECONDS)
+    results = pyinfra_process.deploy_json(INVENTORY, prefix=fleet.network.inside(), timeout=DEPLOY_SECONDS)
     changed = [operation["name"] for operation in results["operations"] if operation["success"] or operation["error"]]
     assert changed == []
     assert results["totals"]["no_change"] == results["totals"]["hosts"] > 50

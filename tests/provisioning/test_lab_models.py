@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from deploys import hosts, units, worker
+from deploys import units, worker
 from deploys.facts import CURRENT
-from deploys.hosts import HostEntry
-from deploys.places import MODELS, STATE
+from deploys.inventory import validation
+from deploys.inventory.validation import HostEntry
+from deploys.paths import MODELS, STATE
 from lab.host import Host
 from lab.lab import Lab
 
@@ -52,7 +53,7 @@ def host(own_lab: Lab) -> Host:
 
 
 def test_only_fetch_writes_models_and_nobody_sees_a_key_but_his_own(host: Host) -> None:
-    slot = hosts.check([HostEntry("gpu-1", ("workers",), DATA)])["gpu-1"].slots[0]
+    slot = validation.check([HostEntry("gpu-1", ("workers",), DATA)])["gpu-1"].slots[0]
     said = host.ssh(f"sh -euc {shlex.quote(worker.fetch_script(slot))} 2>/dev/null").stdout
     assert said.splitlines() == ["CHOICE", f"wrote in {MODELS}", "wrote in /tmp"]
     host.ssh(f"echo MODEL > {MODELS}/whole; chown hivewright {MODELS}/whole")
@@ -79,7 +80,7 @@ def test_only_fetch_writes_models_and_nobody_sees_a_key_but_his_own(host: Host) 
 def test_token_for_a_gated_model_is_seen_by_fetch_alone(host: Host, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hf_secret")
     data = {**DATA, "model_token_file": str(tmp_path / "token")}
-    slot = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots[0]
+    slot = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots[0]
     token = base64.b64encode(b"hf_secret\n").decode()
     script = f"echo {token} | sh -euc {shlex.quote(worker.fetch_script(slot))} 2>/dev/null"
     said = host.ssh(script).stdout.splitlines()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deploys.fleet import archive
+from deploys.fleet import backup_file
 from lab.host import CHECKOUT, Host
 from lab.lab import Lab
 from lab.process import wait_until
@@ -146,7 +146,7 @@ def test_day_two_commands(lab: Lab, tmp_path: Path) -> None:
     done = hivewright(lab, "fleet", "backup", INVENTORY, *kept)
     assert done.returncode == 0, done.stderr
     key = (h2.root / "var/lib/hivewright/worker-0/swarm.pem").read_bytes()
-    hosts = archive.read(tmp_path / "fleet.backup", "correct horse battery")
+    hosts = backup_file.read(tmp_path / "fleet.backup", "correct horse battery")
     with tarfile.open(fileobj=io.BytesIO(hosts["h2"])) as tar:
         stored = tar.extractfile("worker-0/swarm.pem")
         assert stored is not None

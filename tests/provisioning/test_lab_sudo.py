@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deploys.fleet import command
+from deploys.fleet import pyinfra_process
 from lab.host import Host
 from lab.lab import Lab
 from lab.process import wait_until
@@ -76,7 +76,7 @@ def test_user_with_sudo_deploys_a_worker_that_trains_and_a_second_time_nothing_c
     owners = f"stat --format=%U {STATE} {STATE}/retired {STATE}/worker-0/swarm.pem /opt/hivewright/current/deploy.py"
     assert one.host.ssh(owners).stdout.split() == ["root", "root", "hivewright", "root"]
     inside = one.lab.network.inside()
-    results = command.deploy_json(str(one.inventory()), prefix=inside, timeout=DEPLOY_SECONDS)
+    results = pyinfra_process.deploy_json(str(one.inventory()), prefix=inside, timeout=DEPLOY_SECONDS)
     assert [each["name"] for each in results["operations"] if each["success"] or each["error"]] == []
 
 
@@ -87,7 +87,7 @@ def test_host_goes_back_to_what_it_was_with_all_that_others_have_put_there(one: 
     second = one.peer_id(1)
     assert one.is_active(1)
     one.host.ssh(f"printf '[Service]\\nNice=1\\n' > {drop_in}")
-    one.pyinfra("deploys.history.go_back")
+    one.pyinfra("deploys.rollback.go_back")
     assert one.is_active(0)
     assert not one.is_active(1)
     assert "0.000123" not in one.host.ssh("cat /etc/hivewright/worker-0.yaml").stdout
@@ -97,7 +97,7 @@ def test_host_goes_back_to_what_it_was_with_all_that_others_have_put_there(one: 
     one.pyinfra("deploy.py", slots=2)
     one.pyinfra("deploy.py")
     assert one.host.ssh(f"ls -d {STATE}/worker-1 {STATE}/retired/worker-1-*", check=False).stdout.count("worker-1") == 1
-    one.pyinfra("deploys.history.go_back", slots=2)
+    one.pyinfra("deploys.rollback.go_back", slots=2)
     assert one.peer_id(1) == second
     assert one.is_active(1)
     one.pyinfra("deploy.py")

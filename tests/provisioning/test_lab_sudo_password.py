@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deploys.fleet import look
-from deploys.fleet.command import Pyinfra
+from deploys.fleet import queries
+from deploys.fleet.pyinfra_process import Pyinfra
 from lab.lab import Lab
 from worker.errors import SettingsError
 
@@ -55,7 +55,7 @@ def test_password_that_sudo_asks_for_is_one_line_with_what_to_do(host_with_bob: 
     assert "Traceback" not in said
     assert "sudo password:" not in said
     assert "the connection" not in said
-    found = look.look(Pyinfra(str(file), host_with_bob.network.inside()), ["h4"])
+    found = queries.look(Pyinfra(str(file), host_with_bob.network.inside()), ["h4"])
     assert found.reasons["h4"].startswith("sudo asks for the password of bob"), found.reasons
 
 
@@ -69,7 +69,7 @@ def test_password_in_a_file_makes_root_of_the_user_and_is_shown_nowhere(host_wit
     assert "[h4] 0" in said
     assert PASSWORD not in said
     pyinfra = Pyinfra(str(file), host_with_bob.network.inside())
-    found = look.look(pyinfra, ["h4"])
+    found = queries.look(pyinfra, ["h4"])
     assert set(found.states) == {"h4"}, found.reasons
     assert PASSWORD not in repr(pyinfra.hosts(timeout=60))
     left = host_with_bob.host(4).ssh(f"ls /tmp | grep askpass; grep -rs '{PASSWORD}' /tmp /var/log; true").stdout

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deploys import tailssh
+from deploys.tailscale import ssh_switch
 from lab.host import Host
 from lab.process import wait_until
 from lab.tailnet import KEY, SERVER, LabTailnet
@@ -111,11 +111,11 @@ def test_ssh_server_that_alone_lets_the_operator_in_is_not_turned_off(fleet: Fle
 
 def test_host_takes_the_switch_back_when_its_operator_is_gone(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet.tailnet.login(fleet.host(2))
-    monkeypatch.setattr(tailssh, "CONFIRM_SECONDS", 3)
-    fleet.host(2).ssh(tailssh.switch_script(is_on=True))
+    monkeypatch.setattr(ssh_switch, "CONFIRM_SECONDS", 3)
+    fleet.host(2).ssh(ssh_switch.switch_script(is_on=True))
     wait_until(lambda: fleet.runs_ssh(2), 10, "the ssh server is on")
     wait_until(lambda: not fleet.runs_ssh(2), 10, "the ssh server is off again")
-    assert fleet.host(2).ssh(tailssh.confirm_script(is_on=True), check=False).returncode != 0
+    assert fleet.host(2).ssh(ssh_switch.confirm_script(is_on=True), check=False).returncode != 0
 
 
 @pytest.mark.nightly

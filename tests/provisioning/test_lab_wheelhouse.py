@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from deploys import wheelhouse
-from deploys.fleet import command
-from deploys.wheelhouse import Target
+from deploys.fleet import pyinfra_process
+from deploys.offline import wheelhouse
+from deploys.offline.wheelhouse import Target
 from lab.lab import Lab
 from lab.process import wait_until
 
@@ -58,7 +58,7 @@ def test_hosts_without_a_way_out_train_from_what_was_shipped(bare_lab: Lab, inve
 
 
 def test_second_run_sends_nothing_and_changes_nothing(bare_lab: Lab, inventory: Path) -> None:
-    results = command.deploy_json(str(inventory), prefix=bare_lab.network.inside(), timeout=DEPLOY_SECONDS)
+    results = pyinfra_process.deploy_json(str(inventory), prefix=bare_lab.network.inside(), timeout=DEPLOY_SECONDS)
     changed = [operation["name"] for operation in results["operations"] if operation["success"] or operation["error"]]
     assert changed == []
     assert results["failed_hosts"] == []

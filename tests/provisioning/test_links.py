@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from deploys import content, sealing, upkeep, worker
+from deploys import backup_pack, host_files, maintenance, worker
 from deploys.facts import Identities
-from deploys.places import CONFIGURATION, STATE
-from deploys.survey import NodeReports
+from deploys.fleet_facts import NodeReports
+from deploys.paths import CONFIGURATION, STATE
 from tests.provisioning.shell_host import ShellHost
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root could be led astray")
@@ -48,7 +48,7 @@ class Fixture:
 
 @pytest.fixture
 def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fixture]:
-    for module in (worker, upkeep):
+    for module in (worker, maintenance):
         monkeypatch.setattr(module, "USER", USER)
     with tempfile.TemporaryDirectory() as folder:
         yield Fixture(Path(folder))
@@ -89,22 +89,20 @@ def test_retired_slot_takes_no_file_of_roots_along(there: Fixture) -> None:
 def test_key_is_not_written_through_a_link(there: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
     (there.slot / "swarm.pem.new").symlink_to(there.secret)
     host = ShellHost()
-    monkeypatch.setattr(content, "host", host)
+    monkeypatch.setattr(host_files, "host", host)
     key = {"path": there.slot / "swarm.pem", "content": b"KEY", "user": USER, "group": USER, "mode": "600"}
     with pytest.raises(AssertionError, match=r"swarm\.pem\.new: Permission denied"):
-        host.run(content.file._inner(**key))
+        host.run(host_files.file._inner(**key))
     there.require_secret_is_kept()
     (there.slot / "swarm.pem.new").unlink()
-    host.run(content.file._inner(**key))
+    host.run(host_files.file._inner(**key))
     written = there.slot / "swarm.pem"
     assert (written.read_text(), written.owner(), written.stat().st_mode & 0o777) == ("KEY", USER, 0o600)
 
 
 def test_backup_holds_no_file_of_roots(there: Fixture) -> None:
     (there.slot / "swarm.pem").symlink_to(there.secret)
-    pack = (
-        f"from deploys import sealing; sealing.become_user({USER!r}); sealing.pack(sealing.Path({str(there.state)!r}))"
-    )
+    pack = f"from deploys import backup_pack as b; b.become_user({USER!r}); b.pack(b.Path({str(there.state)!r}))"
     done = subprocess.run([sys.executable, "-c", pack], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert f"Too many levels of symbolic links: '{there.slot}/swarm.pem'" in done.stderr
@@ -117,7 +115,7 @@ def test_backup_of_a_slot_holds_no_key_of_its_sibling(there: Fixture) -> None:
     sibling.write_text("KEY")
     (there.slot / "swarm.pem").symlink_to(sibling)
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
-        sealing.pack(there.state)
+        backup_pack.pack(there.state)
 
 
 @pytest.mark.parametrize("name", ["status.json", "rounds.jsonl", "enrolment.json"])
@@ -148,7 +146,7 @@ def test_restore_gives_no_file_of_roots_away(there: Fixture) -> None:
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(text), 0o600
             tar.addfile(entry, io.BytesIO(text))
-    run(upkeep.restore_script(there.state), base64.b64encode(stream.getvalue()))
+    run(maintenance.restore_script(there.state), base64.b64encode(stream.getvalue()))
     owner_key = there.state / "keeper/owner.key"
     assert (owner_key.read_text(), owner_key.owner(), owner_key.parent.owner()) == ("OWNER", USER, USER)
     assert (there.state / "retired").owner() == "root"
@@ -164,7 +162,7 @@ def test_keys_that_have_moved_are_set_aside_where_they_are(there: Fixture) -> No
         (there.slot / name).parent.mkdir(exist_ok=True)
         (there.slot / name).write_text(name)
     (there.slot / "swarm.pem.moved").symlink_to(vault)
-    (script,) = upkeep.retire._inner()
+    (script,) = maintenance.retire._inner()
     run(f"chown -hR {USER} {there.slot}; systemctl() {{ :; }}; {script.replace(str(STATE), str(there.state))}")
     assert list(vault.iterdir()) == []
     assert sorted(file.name for file in there.slot.iterdir()) == [

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from deploys import hosts, mesh, operator
-from deploys.deployment import Deployment
+from deploys import mesh, operator
 from deploys.facts import WireGuard
-from deploys.hosts import HostEntry
+from deploys.inventory import validation
+from deploys.inventory.schema import Deployment
+from deploys.inventory.validation import HostEntry
 from deploys.mesh import Member
 from worker.errors import SettingsError
 
@@ -127,7 +128,7 @@ def test_host_whose_key_is_not_known_yet_is_left_out() -> None:
 def test_wrong_keys_are_refused_before_any_host_is_touched(data: dict[str, Any], message: str) -> None:
     own = {"slots": 1, "swarm_enabled": False, "wireguard": True, **data}
     with pytest.raises(SettingsError) as refused:
-        hosts.check([HostEntry("gpu-3", ("workers",), own, ("ssh_hostname",))])
+        validation.check([HostEntry("gpu-3", ("workers",), own, ("ssh_hostname",))])
     assert str(refused.value) == f"inventory data of gpu-3: {message}"
 
 
@@ -135,7 +136,7 @@ def test_hosts_that_do_not_go_together_are_named() -> None:
     def check(**fleet: dict[str, Any]) -> str:
         base = {"slots": 1, "swarm_enabled": False, "wireguard": True}
         with pytest.raises(SettingsError) as refused:
-            hosts.check([HostEntry(name, ("workers",), base | own) for name, own in fleet.items()])
+            validation.check([HostEntry(name, ("workers",), base | own) for name, own in fleet.items()])
         return str(refused.value)
 
     same = {"wireguard_address": "10.86.0.9"}

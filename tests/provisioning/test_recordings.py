@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from deploys import hosts
 from deploys.fleet.status import status_table
+from deploys.fleet_facts import HostStates
 from deploys.gpus import WSL_LIB, Gpus
 from deploys.hardware import HostGpus
-from deploys.hosts import HostEntry, HostPlan
-from deploys.survey import HostStates
+from deploys.inventory import validation
+from deploys.inventory.validation import HostEntry, HostPlan
 from worker.errors import SettingsError
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -55,7 +55,7 @@ def found(recording: str, folder: Path) -> Gpus:
 
 
 def plan(**data: Any) -> HostPlan:
-    return hosts.check([HostEntry("gpu-3", ("workers",), {"swarm_enabled": False, **data})])["gpu-3"]
+    return validation.check([HostEntry("gpu-3", ("workers",), {"swarm_enabled": False, **data})])["gpu-3"]
 
 
 def test_every_recording_says_what_it_was_written_from() -> None:

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploys.fleet import gate, report
+from deploys.fleet import health_gate, report
 from deploys.fleet.batches import Batch, Size, next_batch
-from deploys.fleet.command import CHECKOUT, Ran
-from deploys.fleet.driver import _resumed
+from deploys.fleet.pyinfra_process import CHECKOUT, Ran
 from deploys.fleet.report import HostReport, Report
 from deploys.fleet.rollout import Rollout, Rules, Seen
+from deploys.fleet.rollout_command import _resumed
 from worker.errors import SettingsError
 
 OLD, NEW = "a" * 40, "b" * 40
 INVENTORY = str(CHECKOUT / "inventory/x.py")
-WANTED = gate.Wanted(rounds=1, reward_share=0.5, credits=True)
+WANTED = health_gate.Wanted(rounds=1, reward_share=0.5, credits=True)
 RULES = Rules(Size(25, True), WANTED, gate_seconds=0.05, look_every_seconds=0.01)
 
 
@@ -240,7 +240,7 @@ def test_wrong_size_is_refused(text: str) -> None:
     ],
 )
 def test_gate_wants_progress(before: list[dict[str, Any]], now: list[dict[str, Any]], health: str) -> None:
-    assert gate.judge(before, now, WANTED).health == health
+    assert health_gate.judge(before, now, WANTED).health == health
 
 
 def test_interrupted_deploy_leaves_its_hosts_pending(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deploys.fleet import command, driver, options
+from deploys.fleet import options, pyinfra_process, rollout_command
 from lab.process import wait_until
 from worker.errors import ReleaseRefused, SettingsError, WorkerError
 
@@ -30,7 +30,7 @@ def rollout(folder: Path, bad: str, *arguments: str) -> None:
     inventory = write_inventory(folder, bad)
     parser = argparse.ArgumentParser()
     options.rollout(parser)
-    driver.run(parser.parse_args([str(inventory), "--output", str(folder / "out"), *arguments]))
+    rollout_command.run(parser.parse_args([str(inventory), "--output", str(folder / "out"), *arguments]))
 
 
 def commits(folder: Path) -> dict[str, str]:
@@ -44,8 +44,8 @@ def report(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "PYINFRA", (sys.executable, str(STAND_IN)))
-    monkeypatch.setattr(driver, "heed_signals", lambda: None)
+    monkeypatch.setattr(pyinfra_process, "PYINFRA", (sys.executable, str(STAND_IN)))
+    monkeypatch.setattr(rollout_command, "heed_signals", lambda: None)
     monkeypatch.setenv("COLUMNS", "80")
 
 
@@ -64,8 +64,8 @@ def test_bad_release_meets_one_of_twenty_and_the_others_are_not_touched(
 
 def test_interrupted_rollout_ends_what_it_began_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "fleet.slow").touch()
-    program = "import sys; from deploys.fleet import command; from worker import cli"
-    program += f"; command.PYINFRA = (sys.executable, {str(STAND_IN)!r}); cli.main(sys.argv[1:])"
+    program = "import sys; from deploys.fleet import pyinfra_process; from worker import cli"
+    program += f"; pyinfra_process.PYINFRA = (sys.executable, {str(STAND_IN)!r}); cli.main(sys.argv[1:])"
     inventory = write_inventory(tmp_path, bad="")
     command_line = [sys.executable, "-c", program, "rollout", inventory, "--output", tmp_path / "out"]
     with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
@@ -130,14 +130,14 @@ def test_wrong_inventory_is_refused_by_a_rollout_before_any_host_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By pyinfra itself, with the words and the mistakes of a deploy; a connection to these hosts would fail."""
-    monkeypatch.setattr(command, "PYINFRA", (sys.executable, "-m", "pyinfra"))
+    monkeypatch.setattr(pyinfra_process, "PYINFRA", (sys.executable, "-m", "pyinfra"))
     data = {"release_repository": "h.git", "release_ref": NEW, "ssh_port": 1, "swarm_enabled": False}
     named = [(f"gpu-{number}", data | {"slots": 1, "trainer_epsilonn": number}) for number in range(2)]
     (tmp_path / "wrong.py").write_text(f"workers = {[*named, ('gpu-9', data)]!r}\n")
     parser = argparse.ArgumentParser()
     options.rollout(parser)
     with pytest.raises(SettingsError) as refused:
-        driver.run(parser.parse_args([str(tmp_path / "wrong.py"), "--output", str(tmp_path / "out")]))
+        rollout_command.run(parser.parse_args([str(tmp_path / "wrong.py"), "--output", str(tmp_path / "out")]))
     first, *lines = str(refused.value).splitlines()
     assert first.endswith("2 mistakes; nothing was done on any host")
     assert lines[0].startswith("inventory data of gpu-0, gpu-1: trainer_epsilonn: not a known key")
@@ -152,6 +152,6 @@ def test_inventory_is_found_from_where_the_operator_is_and_its_resume_too(
     monkeypatch.chdir(tmp_path)
     parser = argparse.ArgumentParser()
     options.rollout(parser)
-    driver.run(parser.parse_args(["fleet.py"]))
+    rollout_command.run(parser.parse_args(["fleet.py"]))
     assert json.loads((tmp_path / "rollouts/fleet/report.json").read_text())["inventory"] == str(tmp_path / "fleet.py")
-    driver.run(parser.parse_args([str(tmp_path / "fleet.py"), "--resume"]))
+    rollout_command.run(parser.parse_args([str(tmp_path / "fleet.py"), "--resume"]))

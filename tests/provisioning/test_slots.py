@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from deploys import gpus, hosts
+from deploys import gpus
 from deploys.gpus import Gpus
-from deploys.hosts import HostEntry, HostPlan
+from deploys.inventory import validation
+from deploys.inventory.validation import HostEntry, HostPlan
 from worker.errors import SettingsError
 
 
@@ -17,7 +18,7 @@ def cards(num: int) -> Gpus:
 
 
 def plan(**data: Any) -> HostPlan:
-    return hosts.check([HostEntry("gpu-3", ("workers",), {"swarm_enabled": False, **data})])["gpu-3"]
+    return validation.check([HostEntry("gpu-3", ("workers",), {"swarm_enabled": False, **data})])["gpu-3"]
 
 
 def uuids(on: HostPlan) -> list[str | None]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from deploys import sudo
+from deploys.pyinfra_ext import sudo
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from deploys import hosts, tailnet, tailscale, tailserve
-from deploys.deployment import Deployment
-from deploys.hosts import HostEntry
-from deploys.tailnet import Tailnet
+from deploys.inventory import validation
+from deploys.inventory.schema import Deployment
+from deploys.inventory.validation import HostEntry
+from deploys.tailscale import join, serve_ports, tailnet
+from deploys.tailscale.tailnet import Tailnet
 from worker.errors import SettingsError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -167,7 +168,7 @@ def test_what_an_earlier_version_has_recorded_as_shown_is_known_and_uninstall_ta
     served.write_text("443 http://127.0.0.1:3000\n")
     assert changes(machine.deploy(tailscale_serve={443: 3000})) == []
     served.write_text("443 http://127.0.0.1:3000\nhttp:80 http://127.0.0.1:3001\n")
-    script = tailserve.STOP_SERVING.replace(str(tailserve.SERVED), str(served))
+    script = serve_ports.STOP_SERVING.replace(str(serve_ports.SERVED), str(served))
     path = f"{machine.folder}:{os.environ['PATH']}"
     subprocess.run(["sh", "-c", script], env={"PATH": path}, timeout=20, check=True)
     assert machine.shown == {"80/other": "http://127.0.0.1:9000"}
@@ -181,7 +182,7 @@ def test_what_cannot_be_shown_is_named_and_stops_nothing_else(machine: Machine) 
     done = machine.deploy(tailscale_serve={443: 3000}, tailscale_serve_http={80: 3000, 81: 3001, 8080: 3001})
     assert done.returncode == 1
     assert notes(done) == [
-        f"done, but @local: tailscale_serve: 443: {tailserve.NO_HTTPS}",
+        f"done, but @local: tailscale_serve: 443: {serve_ports.NO_HTTPS}",
         "done, but @local: tailscale_serve_http: 8080: port 8080 is a TCP forward to 127.0.0.1:22; "
         "`tailscale serve --tcp=8080 off` there, or another port",
         "done, but @local: tailscale_serve_http: 81: port 81 shows http://127.0.0.1:9000 already, which no deploy has "
@@ -353,10 +354,10 @@ def test_tailscale_false_asks_nothing(machine: Machine) -> None:
 
 def test_repository_is_signed_with_the_key_that_is_pinned() -> None:
     shown = subprocess.run(
-        ["gpg", "--show-keys", "--with-colons", tailscale.KEY], capture_output=True, text=True, timeout=20, check=True
+        ["gpg", "--show-keys", "--with-colons", join.KEY], capture_output=True, text=True, timeout=20, check=True
     )
     assert f"fpr:::::::::{FINGERPRINT}:" in shown.stdout
-    assert tailscale.sources("ubuntu", "noble").splitlines() == [
+    assert join.sources("ubuntu", "noble").splitlines() == [
         "Types: deb",
         "URIs: https://pkgs.tailscale.com/stable/ubuntu",
         "Suites: noble",
@@ -366,7 +367,7 @@ def test_repository_is_signed_with_the_key_that_is_pinned() -> None:
 
 
 def test_host_without_tailscale_and_daemon_that_is_silent() -> None:
-    fact = tailscale.TailnetOfHost()
+    fact = join.TailnetOfHost()
     assert fact.default() == Tailnet()
     silent = fact.process(['{"status": null, "prefs": null, "serve": null}'])
     assert (silent.is_installed, silent.state, silent.is_connected) == (True, None, False)
@@ -414,7 +415,9 @@ def test_wrong_keys_are_refused_before_any_host_is_touched(
         key.write_text(content)
     own = {name: str(key) if value == "KEY" else value for name, value in data.items()}
     with pytest.raises(SettingsError) as refused:
-        hosts.check([HostEntry("gpu-3", ("workers",), {"slots": 1, "swarm_enabled": False, "tailscale": True, **own})])
+        validation.check(
+            [HostEntry("gpu-3", ("workers",), {"slots": 1, "swarm_enabled": False, "tailscale": True, **own})]
+        )
     assert str(refused.value) == "inventory data of gpu-3: " + message.replace("KEY", str(key))
 
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from deploys import coordinator, hosts, system, units, worker
+from deploys import coordinator_host, system, units, worker
 from deploys.facts import CURRENT
-from deploys.hosts import HostEntry
-from deploys.places import MODELS
+from deploys.inventory import validation
+from deploys.inventory.validation import HostEntry
+from deploys.paths import MODELS
 from worker import settings
 
 DEBIAN_12, DEBIAN_13 = 252, 257
-UNITS = [worker.UNIT, worker.ENROL_UNIT, *(f"hivewright-{service}.service" for service in coordinator.SERVICES)]
+UNITS = [worker.UNIT, worker.ENROL_UNIT, *(f"hivewright-{service}.service" for service in coordinator_host.SERVICES)]
 
 
 def parse(text: str) -> configparser.ConfigParser:
@@ -54,7 +55,7 @@ def test_unit_reads_a_settings_file_that_the_deploy_writes(unit: str) -> None:
     assert command[:3] == ["/opt/hivewright/current/environment/bin/python", "-m", "worker"]
     at = command.index("--settings")
     name = Path(command[at + 1]).name
-    assert name in ("worker-%i.yaml", *(f"{role}.yaml" for role in hosts.COORDINATOR_ROLES))
+    assert name in ("worker-%i.yaml", *(f"{role}.yaml" for role in validation.COORDINATOR_ROLES))
     log = command[at + 2 :]
     is_service = unit not in (worker.ENROL_UNIT, "hivewright-contract.service")
     folder = parse(units.render(unit, DEBIAN_12, 900))["Service"]["LogsDirectory"]
@@ -180,7 +181,7 @@ def test_doctor_looks_within_the_limits_of_the_slot(tmp_path: Path, monkeypatch:
     """With a stand-in for systemd-run, which says what it is to run with."""
     monkeypatch.setattr(units, "UNITS", tmp_path)
     data = {"slots": 1, "swarm_enabled": False, "slot_memory_gb": 4.0, "slot_cpus": 2.0}
-    (slot,) = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
+    (slot,) = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
     folder = tmp_path / f"{slot.unit}.d"
     folder.mkdir()
     (folder / units.DROP_IN).write_text(slot.unit_settings())
@@ -209,7 +210,7 @@ def test_model_is_fetched_by_somebody_who_sees_nothing_of_the_slots_but_which_it
 ) -> None:
     monkeypatch.setattr(units, "UNITS", tmp_path)
     data = {"slots": 2, "swarm_enabled": False, "model_name": "auto"}
-    slots = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
+    slots = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
     for slot in slots:
         assert slot.settings.model.shared_dir == MODELS
         # Beside the slot's own folders; without the - a host of another release has none yet, and would not start.
@@ -238,7 +239,7 @@ def test_token_for_the_model_goes_to_the_unit_that_fetches_and_nothing_of_it_sta
     data = {"slots": 1, "swarm_enabled": False, "model_name": "owner/gated"}
     data["model_token_file"] = str(tmp_path / "token")
     (tmp_path / "token").write_text("hf_example\n")
-    slot = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots[0]
+    slot = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots[0]
     script = worker.fetch_script(slot)
     credential = re.search(r"LoadCredential=model.token:(\S+?)'? ", script)
     assert credential is not None
@@ -265,7 +266,7 @@ def test_token_for_the_model_goes_to_the_unit_that_fetches_and_nothing_of_it_sta
 @pytest.mark.parametrize("name", [None, "hivewright/tiny", "/srv/model", "./model", "~/model"])
 def test_slot_whose_model_is_no_download_has_no_part_in_those_that_are(name: str | None) -> None:
     data = {"slots": 1, "swarm_enabled": False} | ({"model_name": name} if name else {})
-    (slot,) = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
+    (slot,) = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
     assert (slot.settings.model.shared_dir, slot.unit_settings()) == (None, "")
 
 
@@ -276,7 +277,7 @@ def test_settings_file_reads_back_to_the_same_settings(tmp_path: Path) -> None:
         "chain_contract": "0x" + "00" * 20,
         "swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"],
     }
-    slot = hosts.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots[0]
+    slot = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots[0]
     file = tmp_path / "worker-0.yaml"
     file.write_text(units.settings_text(slot.settings))
     assert settings.load(file) == slot.settings

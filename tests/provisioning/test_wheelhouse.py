@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deploys import facts, operator, release, shipping, wheelhouse
-from deploys.wheelhouse import Parcel, Target
+from deploys import facts, operator, release
+from deploys.offline import shipping, wheelhouse
+from deploys.offline.wheelhouse import Parcel, Target
 from tests.provisioning.shell_host import ShellHost
 from worker.errors import WorkerError
 

@@ -2,8 +2,9 @@
 
 from pyinfra import host, inventory
 
-from deploys import plan, wireguard
+from deploys import wireguard
+from deploys.inventory import planning
 
-if host.name not in plan._planned:  # config.py makes plans for deploy.py alone
-    plan.make(inventory)
-wireguard.join_mesh(plan.current())
+if host.name not in planning._planned:  # config.py makes plans for deploy.py alone
+    planning.make(inventory)
+wireguard.join_mesh(planning.current())

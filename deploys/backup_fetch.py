@@ -1,0 +1,73 @@
+"""Bringing a host's sealed identities and ledgers to this side, piece by piece: a chain's state may be large."""
+
+import base64
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyinfra.api import FunctionCommand, StringCommand, operation
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+from pyinfra.api.util import print_host_combined_output
+
+from deploys.facts import CURRENT
+from deploys.paths import STATE
+from deploys.pyinfra_ext import fact_cache
+
+# Bytes that go through one command: about this much is in memory here, twice, for each host.
+PIECE = 8 << 20
+SEAL_SECONDS = 600
+PIECE_SECONDS = 120
+
+
+@operation()
+def fetch(key: str, file: str) -> Iterator[FunctionCommand]:
+    """Have what the host seals for the owner of `key` (deploys/backup_pack.py) in `file` on this side.
+
+    Empty: nothing is deployed there. `file`.size has the number of bytes that are to come.
+    """
+    yield FunctionCommand(_fetch, (key, file), {})
+
+
+def _fetch(state: State, host: Host, key: str, file: str) -> bool:
+    remote = f"{STATE}/.backup-{key[-16:]}"
+    said = _ask(host, seal_script(key, remote), SEAL_SECONDS)
+    if said is None:
+        return False
+    try:
+        size = int(said)
+        Path(f"{file}.size").write_text(str(size))
+        with Path(file).open("wb") as out:
+            for number in range(-(-size // PIECE)):
+                piece = _ask(host, piece_script(remote, number), PIECE_SECONDS)
+                if piece is None:
+                    return False
+                out.write(base64.b64decode(piece))
+        return Path(file).stat().st_size == size
+    finally:
+        _ask(host, f"rm -f {remote}", PIECE_SECONDS)
+
+
+def seal_script(key: str, remote: str) -> str:
+    """Shell commands that seal into a file of root's, and say how long it is. Earlier releases ignore `stream`."""
+    program = f"environment/bin/python -B -m deploys.backup_pack {shlex.quote(key)} stream"
+    return (
+        f"[ -d {CURRENT}/ ] || {{ echo 0; exit 0; }}; umask 077; cd {CURRENT} || exit 1;"
+        f" {program} > {remote} || {{ rm -f {remote}; exit 1; }}; stat --format=%s {remote}"
+    )
+
+
+def piece_script(remote: str, number: int) -> str:
+    block = 1 << 20
+    count = PIECE // block
+    return f"dd if={remote} bs={block} skip={number * count} count={count} status=none | base64 --wrap=0"
+
+
+def _ask(host: Host, script: str, seconds: int) -> str | None:
+    """What the host answers; None, and its words for the operator, if the commands failed."""
+    arguments = fact_cache.arguments_of_facts(host) | {"_timeout": seconds}
+    is_done, output = host.connector.run_shell_command(StringCommand(script), **arguments)
+    if not is_done:
+        print_host_combined_output(host, output)
+        return None
+    return "".join(output.stdout_lines)

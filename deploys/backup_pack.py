@@ -1,0 +1,221 @@
+"""`python -m deploys.backup_pack KEY stream`, on a host: its identities and ledgers, for one reader's eyes.
+
+Writes a tar of them to standard output, sealed for the owner of a key: a libsodium sealed box with the key of a
+libsodium secret stream, in chunks, so that a chain's state of any size takes little memory. What passes through ssh and
+pyinfra is of no use to anybody else. The operator makes a key for each backup. Without `stream`, as an earlier release
+on the operator's side asks for it: one sealed box, in base 64.
+"""
+
+import base64
+import io
+import json
+import os
+import pwd
+import sqlite3
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from nacl import bindings
+from nacl.exceptions import CryptoError
+from nacl.public import PrivateKey, PublicKey, SealedBox
+
+STATE = Path("/var/lib/hivewright")
+USER = "hivewright"
+# What of a worker can't be made again, or says what it is owed.
+WORKER_FILES = ("swarm.pem", "enrolment.json", "account.token", "model.json", "ledger.db")
+# A wallet of its own, where it has one: the key, and which transactions it has sent.
+WORKER_FOLDERS = ("wallet",)
+# Of a coordinator everything counts: the chain's state, the owner's key, the account's key and its books.
+SERVICE_FOLDERS = ("chain", "keeper", "account", "bootnode")
+KEY_PREFIX = "x25519:"
+SQLITE_MAGIC = b"SQLite format 3\0"
+NUM_READS = 5
+DRAFTS = (".draft", ".new", ".tmp", ".partial", "-wal", "-shm", "-journal")
+# A larger file is not read into memory, nor checked to be JSON.
+MAX_IN_MEMORY = 8 << 20
+STREAM_MAGIC = b"hivewright-sealed 2\n"
+CHUNK = 1 << 20
+_LENGTH = 4
+_OVERHEAD = bindings.crypto_secretstream_xchacha20poly1305_ABYTES
+
+
+def kept_files(state: Path) -> Iterator[Path]:
+    """The files that a backup holds, those that are there."""
+    # Of slots that the inventory no longer has too: only here their identities are kept.
+    for folder in sorted([*state.glob("worker-*"), *state.glob("retired/worker-*")]):
+        yield from (folder / name for name in WORKER_FILES if (folder / name).is_file())
+        for name in WORKER_FOLDERS:
+            yield from _whole_folder(folder / name)
+    for parent in (state, *sorted(state.glob("retired/coordinator-*"))):
+        for name in SERVICE_FOLDERS:
+            yield from _whole_folder(parent / name)
+
+
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name != "lock" and not _is_draft(file):
+            yield file
+
+
+def _is_draft(file: Path) -> bool:
+    """Whether a file is on its way to become another, or belongs to a database that is copied as a whole."""
+    return file.name.startswith(".") or file.name.endswith(DRAFTS)
+
+
+def pack(state: Path) -> bytes:
+    """A tar of them in memory, as `write_tar` makes it."""
+    stream = io.BytesIO()
+    write_tar(state, stream)
+    return stream.getvalue()
+
+
+def write_tar(state: Path, stream: IO[bytes]) -> None:
+    """Write a tar, with paths below `state`. Raises OSError or ValueError if a file can't be read whole."""
+    with tarfile.open(fileobj=stream, mode="w|") as tar:
+        for file in kept_files(state):
+            entry = tarfile.TarInfo(str(file.relative_to(state)))
+            entry.mode, entry.mtime = 0o600, int(file.stat().st_mtime)
+            with _open_own(file) as content:
+                entry.size = os.fstat(content.fileno()).st_size
+                if entry.size > MAX_IN_MEMORY and content.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
+                    # Its service replaces it as a whole: what is open stays as it is.
+                    content.seek(0)
+                    tar.addfile(entry, content)
+                    continue
+            whole = read_whole(file)
+            entry.size = len(whole)
+            tar.addfile(entry, io.BytesIO(whole))
+
+
+def read_whole(file: Path) -> bytes:
+    """The content, also while its owner writes: a database through sqlite, JSON again until it is whole."""
+    content = _read_own(file)
+    if content.startswith(SQLITE_MAGIC):
+        return _copy_database(file)
+    if file.suffix != ".json":
+        return content
+    for _ in range(NUM_READS):
+        try:
+            json.loads(content)
+            return content
+        except ValueError:
+            time.sleep(0.5)
+            content = _read_own(file)
+    raise ValueError(f"{file}: no JSON, {NUM_READS} times in a row; expected a file that its service has written whole")
+
+
+def _read_own(file: Path) -> bytes:
+    """The content of a file that is no link: a link may lead to another slot's key, which this user can read too."""
+    with _open_own(file) as stream:
+        return stream.read()
+
+
+def _open_own(file: Path) -> IO[bytes]:
+    return os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+
+
+def _copy_database(file: Path) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.db"
+        source, target = sqlite3.connect(f"file:{file}?mode=ro", uri=True), sqlite3.connect(copy)
+        try:
+            source.backup(target)
+        finally:
+            source.close()
+            target.close()
+        return copy.read_bytes()
+
+
+def seal(content: bytes, key: str) -> str:
+    """Base 64 of `content`, sealed for the holder of `key` (x25519:HEX)."""
+    public = PublicKey(bytes.fromhex(key.removeprefix(KEY_PREFIX)))
+    return base64.encodebytes(SealedBox(public).encrypt(content)).decode()
+
+
+class Sealer(io.RawIOBase):
+    """A stream whose content comes to `out` sealed for the owner of `key`. It ends with `close`."""
+
+    def __init__(self, out: IO[bytes], key: str) -> None:
+        self._out, self._rest = out, bytearray()
+        own = bindings.crypto_secretstream_xchacha20poly1305_keygen()
+        self._state = bindings.crypto_secretstream_xchacha20poly1305_state()
+        header = bindings.crypto_secretstream_xchacha20poly1305_init_push(self._state, own)
+        public = PublicKey(bytes.fromhex(key.removeprefix(KEY_PREFIX)))
+        out.write(STREAM_MAGIC + SealedBox(public).encrypt(own) + header)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self._rest += content
+        while len(self._rest) > CHUNK:
+            self._push(bytes(self._rest[:CHUNK]), bindings.crypto_secretstream_xchacha20poly1305_TAG_MESSAGE)
+            del self._rest[:CHUNK]
+        return len(content)
+
+    def finish(self) -> None:
+        """Mark the end: without it the reader knows that something is missing."""
+        self._push(bytes(self._rest), bindings.crypto_secretstream_xchacha20poly1305_TAG_FINAL)
+
+    def _push(self, content: bytes, tag: int) -> None:
+        sealed = bindings.crypto_secretstream_xchacha20poly1305_push(self._state, content, None, tag)
+        self._out.write(len(sealed).to_bytes(_LENGTH, "big") + sealed)
+
+
+def opened(stream: IO[bytes], key: PrivateKey) -> Iterator[bytes]:
+    """The chunks of what a Sealer wrote. Raises ValueError if it is damaged, cut off, or for somebody else."""
+    head = len(STREAM_MAGIC)
+    if stream.read(head) != STREAM_MAGIC:
+        raise ValueError("no sealed stream")
+    size = bindings.crypto_secretstream_xchacha20poly1305_KEYBYTES + bindings.crypto_box_SEALBYTES
+    try:
+        own = SealedBox(key).decrypt(stream.read(size))
+        state = bindings.crypto_secretstream_xchacha20poly1305_state()
+        header = stream.read(bindings.crypto_secretstream_xchacha20poly1305_HEADERBYTES)
+        bindings.crypto_secretstream_xchacha20poly1305_init_pull(state, header, own)
+        tag = None
+        while tag != bindings.crypto_secretstream_xchacha20poly1305_TAG_FINAL:
+            length = int.from_bytes(stream.read(_LENGTH), "big")
+            if not _OVERHEAD <= length <= CHUNK + _OVERHEAD:
+                raise ValueError("cut off")
+            content, tag = bindings.crypto_secretstream_xchacha20poly1305_pull(state, stream.read(length))
+            yield content
+    except (CryptoError, TypeError) as error:
+        raise ValueError(f"can't be opened: {error}") from None
+
+
+def opened_size(stream: IO[bytes]) -> int:
+    """How many bytes `opened` gives, by the lengths alone; the stream stands at its beginning again after that."""
+    key = bindings.crypto_secretstream_xchacha20poly1305_KEYBYTES + bindings.crypto_box_SEALBYTES
+    stream.seek(len(STREAM_MAGIC) + key + bindings.crypto_secretstream_xchacha20poly1305_HEADERBYTES)
+    total = 0
+    while found := stream.read(_LENGTH):
+        length = int.from_bytes(found, "big")
+        total += length - _OVERHEAD
+        stream.seek(length, os.SEEK_CUR)
+    stream.seek(0)
+    return total
+
+
+def become_user(name: str) -> None:
+    """Be the services' user from now on, if this is root: it would follow the links that may be in his folders."""
+    if os.geteuid() == 0:
+        user = pwd.getpwnam(name)
+        os.initgroups(name, user.pw_gid)
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+
+
+if __name__ == "__main__":
+    become_user(USER)
+    if sys.argv[2:] == ["stream"]:
+        sealer = Sealer(sys.stdout.buffer, sys.argv[1])
+        write_tar(STATE, sealer)  # type: ignore[arg-type]
+        sealer.finish()
+    else:
+        sys.stdout.write(seal(pack(STATE), sys.argv[1]))

@@ -1,0 +1,408 @@
+"""What the commands for whole fleets ask of a host: what it is doing, what it holds, what it says.
+
+A host that could not answer to the end has no value (None): a worker that is not heard of is not one without worries.
+What a host's tools say is not to be relied on: where an answer is none, that is said of this host (`problem`), and it
+is never turned into one.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pyinfra.api import FactBase
+
+from deploys import gpus, mesh, safe_read
+from deploys.facts import CACHE, COMMAND, CURRENT, DEPLOYED, LOGS, PREVIOUS, ROOT, WHOLE, WireGuard
+from deploys.paths import CONFIGURATION, STATE
+
+# How many of a worker's last rounds are looked at.
+NUM_ROUNDS = 8
+# The last line of an answer that is whole.
+END = "end"
+# How long one tool may take: a driver or a daemon that hangs must not cost what else the host could say.
+WITHIN = "timeout --kill-after=2 15"
+_LONGEST_PROBLEM = 160
+# How much of a log is looked at for the reason of an end, and how much of that is shown.
+NUM_WORDS = 40
+_LONGEST_WORDS = 300
+# A traceback's last line, what hivewright itself says at the end, and what libraries in C say.
+_ERROR = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b|\w+Error \(exit \d+\)|\b(error|fatal|panicked)\b", re.I)
+# What reads keeper.yaml, and the other roles of a coordinator, each with a unit and a file of its own.
+_KEEPER_UNITS = "hivewright-contract.service hivewright-keeper.service"
+_OTHER_ROLES = ("chain", "bootnode", "account", "dashboard")
+
+T = TypeVar("T")
+
+
+class Answer(FactBase[T | None], Generic[T]):
+    """A fact that always has an answer, whose command ends with a line END. Without that it is None."""
+
+    def process(self, output: list[str]) -> T | None:
+        return self.read(output[:-1]) if output[-1] == END else None
+
+    def read(self, lines: list[str]) -> T:
+        """The answer, without its last line."""
+        raise NotImplementedError
+
+
+class _Read(BaseModel):
+    """Of a status.json, which has more, what the fleet's commands read."""
+
+    model_config = ConfigDict(strict=True)
+
+    state: str
+    round: int | None
+
+
+class _Exchange(BaseModel):
+    peers_known: int = 0
+
+
+class _Finding(BaseModel):
+    check: str
+    severity: str
+    text: str
+
+
+class _WorkerStatus(_Read):
+    reward_mean: float | None
+    peers_heard: int
+    ledger: dict[str, int]
+    animal_name: str
+    updated_at: FiniteFloat
+    device: str | None = None
+    swarm: _Exchange | None = None
+    warnings: list[_Finding] = []
+
+
+class _KeeperStatus(_Read):
+    reporters: int
+    expected: int
+
+
+class _Finished(NamedTuple):
+    """A round that a worker has finished: when, in seconds since 1970, and with which mean reward (None: unknown)."""
+
+    at: float
+    reward: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What one service of a host is doing. `status`: the status.json of its state folder, None if it wrote none.
+
+    `started_at`: when it was started last, by the host's clock in seconds since 1970, 0 if it does not run. `restarts`:
+    by systemd, since somebody started it. `exit_status`: of its last end. `finished`: when its last rounds were
+    finished, the newest last, at most NUM_ROUNDS; without those whose numbers were not finite. `rewards`: their mean
+    rewards, None where a round does not say. `problem`: why `status` is None though there is one. `last_words`: the
+    last that it said on its way to its end, if it does not run or systemd has started it again.
+    """
+
+    unit: str
+    active_state: str
+    status: dict[str, Any] | None
+    started_at: float = 0.0
+    restarts: int = 0
+    exit_status: int = 0
+    finished: tuple[float, ...] = ()
+    rewards: tuple[float | None, ...] = ()
+    problem: str | None = None
+    last_words: str | None = None
+
+
+class NodeReports(Answer[list[dict[str, Any]]]):
+    """A NodeReport, as a dict, for each service that is configured on the host."""
+
+    def command(self) -> str:
+        show = f"TZ=UTC {WITHIN} systemctl show --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus"
+        finished = (
+            f"own_file {STATE}/$role/rounds.jsonl | tail -n {NUM_ROUNDS}"
+            ' | grep -v \'"skipped": "non-finite"\''
+            ' | sed -n \'s/.*"finished_at": \\([0-9.]*\\), "reward_mean": \\([^,}]*\\).*/\\1:\\2/p; t;'
+            ' s/.*"finished_at": \\([0-9.]*\\).*/\\1/p\''
+        )
+        words = f"{WITHIN} journalctl --no-pager --quiet --output=cat --lines={NUM_WORDS} --identifier"
+
+        return (
+            f"{safe_read.FUNCTIONS}"
+            # A deploy that is under way has its new settings there too, by another ending.
+            f" for f in $(ls {CONFIGURATION} 2>/dev/null | grep '[.]yaml$'); do role=${{f%.yaml}}; case $role in"
+            f" worker-*) units=hivewright-worker@${{role#*-}}.service;; keeper) units='{_KEEPER_UNITS}';;"
+            f" {'|'.join(_OTHER_ROLES)}) units=hivewright-$role.service;; *) continue;; esac;"
+            f' for unit in $units; do echo unit=$unit; shown=$({show} $unit); echo "$shown";'
+            " case $shown in *ActiveState=active*NRestarts=0*|*NRestarts=0*ActiveState=active*) ;; *)"
+            f" {words}=${{unit%.service}} | LC_ALL=C tr -cd '\\12\\40-\\176' | sed 's/^/words=/';; esac;"
+            f" at=$(TZ=UTC {WITHIN} systemctl show --property=ActiveEnterTimestamp --value $unit);"
+            ' [ -z "$at" ] || echo started_at=$(date --date="$at" +%s);'
+            f" case $unit in *contract*) continue;; esac; echo finished=$({finished});"
+            f' file={STATE}/$role/status.json; ! what=$(what_is $file) || {{ echo "what=$what";'
+            # Not echo, for which some shells take a backslash in it for more than that.
+            " printf status=; own_file $file | tr -d '\\n'; echo; }; done; done;"
+            f" echo {END}"
+        )
+
+    def read(self, lines: list[str]) -> list[dict[str, Any]]:
+        blocks: list[dict[str, str]] = []
+        for key, _, value in (line.partition("=") for line in lines):
+            if key == "unit":
+                blocks.append({})
+            if blocks and key == "words":
+                value = f"{blocks[-1].get('words', '')}{value}\n"
+            if blocks:
+                blocks[-1][key] = value
+        return [asdict(_node_report(block)) for block in blocks]
+
+
+def _node_report(block: Mapping[str, str]) -> NodeReport:
+    unit = block["unit"]
+    status, problem = _status(block) if "status" in block else (None, None)
+    finished = list(_finished(block.get("finished", "")))
+    return NodeReport(
+        unit=unit,
+        active_state=block.get("ActiveState") or "unknown",
+        status=status,
+        started_at=float(_number(block.get("started_at", "")) or 0),
+        restarts=_number(block.get("NRestarts", "")) or 0,
+        exit_status=_number(block.get("ExecMainStatus", "")) or 0,
+        finished=tuple(one.at for one in finished),
+        rewards=tuple(one.reward for one in finished),
+        problem=problem,
+        last_words=last_words(block.get("words", "").splitlines()),
+    )
+
+
+def _finished(text: str) -> Iterator[_Finished]:
+    for word in text.split():
+        at, _, reward = word.partition(":")
+        # A line that was cut off when the machine died is no round.
+        if re.fullmatch(r"\d+(\.\d+)?", at):
+            is_number = re.fullmatch(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", reward)
+            yield _Finished(float(at), float(reward) if is_number else None)
+
+
+def last_words(lines: Sequence[str]) -> str | None:
+    """Of the last lines of a log the one that says most about an end: the last error, or else the last line."""
+    said = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in said if _ERROR.search(line) and not line.startswith("File ")]
+    chosen = errors or said
+    return chosen[-1][:_LONGEST_WORDS] if chosen else None
+
+
+def _status(block: Mapping[str, str]) -> tuple[dict[str, Any] | None, str | None]:
+    """What status.json says, or why that is not to be used."""
+    if wrong := safe_read.why_not_read(block["what"]):
+        return None, f"status.json {wrong}"
+    try:
+        status = json.loads(block["status"])
+        (_KeeperStatus if is_keeper(block["unit"]) else _WorkerStatus).model_validate(status)
+    except (ValueError, RecursionError) as error:
+        return None, f"status.json can't be read: {_reason(error)}"
+    return status, None
+
+
+def is_keeper(unit: str) -> bool:
+    return unit == "hivewright-keeper.service"
+
+
+def is_worker(unit: str) -> bool:
+    return unit.startswith("hivewright-worker@")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+    return "nested too deep" if isinstance(error, RecursionError) else f"no JSON: {error}"
+
+
+def _number(text: str) -> int | None:
+    """None: it is none, or systemd does not say (its words are then "[not set]", or nothing)."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU. Memory in MiB, `use` in percent, None where the card has no such figure.
+
+    `pids`: of the processes that compute on it.
+    """
+
+    index: int
+    memory_used: int | None
+    memory_total: int | None
+    use: int | None
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """What a host has of hivewright, as a whole. `commit`: the release that is current, None on a bare host.
+
+    `deployed`: digest of what the last deploy made of the host; None if none was ever finished, or one was begun and
+    did not get to its end. `previous`: the release that `rollback` would go back to. Disk in 10^6 bytes, of the state
+    folder. `tailscale`: BackendState of its daemon, None without one; `tailscale_server`: its control
+    server. `problem`: what nvidia-smi says instead of its GPUs, None if it has no complaint, or there is none.
+    """
+
+    commit: str | None = None
+    deployed: str | None = None
+    previous: str | None = None
+    disk_free_mb: int | None = None
+    disk_total_mb: int | None = None
+    tailscale: str | None = None
+    tailscale_server: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+    problem: str | None = None
+
+
+class HostStates(Answer[dict[str, Any]]):
+    """The HostState of the host, as a dict."""
+
+    def command(self) -> str:
+        gpu = f"{WITHIN} nvidia-smi --format=csv,noheader,nounits"
+        of_gpus = "--query-gpu=index,uuid,memory.used,memory.total,utilization.gpu"
+        return (
+            f"exec 2>/dev/null; {gpus.FIND_TOOLS} echo commit=$(basename $(readlink {CURRENT}));"
+            f" echo deployed=$(cat {DEPLOYED}/{WHOLE}); echo previous=$(basename $(cat {PREVIOUS}/current));"
+            f" for d in {STATE} /; do [ ! -d $d ] || {{"
+            f" echo disk=$({WITHIN} df --output=avail,size --block-size=1000000 $d | tail -n 1); break; }}; done;"
+            f" ! command -v tailscale >/dev/null || echo tailscale=$({WITHIN} tailscale status --json | tr -d '\n');"
+            f" ! command -v tailscale >/dev/null || {WITHIN} tailscale debug prefs"
+            ' | sed -n \'s/.*"ControlURL": *"\\(http[^"]*\\)".*/tailscale-server=\\1/p\';'
+            # Its processes are asked for only if it has answered: it hangs, if it does, both times.
+            f" ! command -v nvidia-smi >/dev/null || {{ found=$({gpu} {of_gpus} 2>&1); code=$?;"
+            ' printf "%s\\n" "$found" | sed "s/^/gpu=/"; echo nvidia-smi=$code; [ $code != 0 ] ||'
+            f" {gpu} --query-compute-apps=gpu_uuid,pid | sed 's/^/process=/'; }}; echo {END}"
+        )
+
+    def read(self, lines: list[str]) -> dict[str, Any]:
+        pairs = [line.partition("=")[::2] for line in lines]
+        one = dict(pairs)
+        disk = [_number(word) for word in one.get("disk", "").split()]
+        free, total = disk if len(disk) == 2 else (None, None)
+        pids: dict[str, list[int]] = {}
+        for uuid, pid in re.findall(r"^process=(GPU-\S+), (\d+)$", "\n".join(lines), re.MULTILINE):
+            pids.setdefault(uuid, []).append(int(pid))
+        rows = [value for key, value in pairs if key == "gpu"]
+        cards = [_gpu(row, pids) for row in rows]
+        return asdict(
+            HostState(
+                commit=one.get("commit") or None,
+                deployed=one.get("deployed") or None,
+                previous=one.get("previous") or None,
+                disk_free_mb=free,
+                disk_total_mb=total,
+                tailscale=_backend_state(one.get("tailscale")),
+                tailscale_server=one.get("tailscale-server"),
+                gpus=tuple(card for card in cards if card is not None),
+                problem=_nvidia_problem(one.get("nvidia-smi", "0"), rows, cards),
+            )
+        )
+
+
+def _nvidia_problem(code: str, rows: Sequence[str], cards: Sequence[Gpu | None]) -> str | None:
+    """What nvidia-smi says that is no GPU, or how it ended."""
+    said = " ".join(row.strip() for row, card in zip(rows, cards, strict=True) if card is None).strip()
+    if code in ("124", "137"):
+        said = f"no answer within {WITHIN.split()[-1]} s"
+    elif code != "0":
+        said = said or f"ended with code {code}"
+    return f"nvidia-smi: {said[:_LONGEST_PROBLEM]}" if said else None
+
+
+def _backend_state(text: str | None) -> str | None:
+    if text is None:
+        return None
+    if not text:
+        return "no answer"
+    try:
+        return str(json.loads(text)["BackendState"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "unreadable"
+
+
+def _gpu(row: str, pids: Mapping[str, Sequence[int]]) -> Gpu | None:
+    """The GPU of a row of nvidia-smi's table. None: the row is none, nvidia-smi complains of something there."""
+    cells = row.split(", ")
+    if len(cells) != 5 or not cells[0].isdecimal():
+        return None
+    index, uuid, *figures = cells
+    # ERR!, [Unknown Error], [GPU requires reset]: the card does not work, which is not a figure of 0.
+    if not all(text in gpus.NO_FIGURE or _number(text) is not None for text in figures):
+        return None
+    used, total, use = map(_number, figures)
+    return Gpu(int(index), used, total, use, tuple(pids.get(uuid, ())))
+
+
+class Logs(Answer[list[str]]):
+    """The last lines of a host's services, oldest first, each with time, host and unit as journalctl has them."""
+
+    def command(self, lines: int, unit: str) -> str:
+        return (
+            "journalctl --no-pager --quiet --output=short-iso --no-hostname"
+            f" --lines={int(lines)} --unit={shlex.quote(unit)}; echo {END}"
+        )
+
+    def read(self, lines: list[str]) -> list[str]:
+        return lines
+
+
+class MeshParts(Answer[dict[str, Any]]):
+    """The host's MeshPart, as a dict."""
+
+    def command(self) -> str:
+        return f"{WireGuard().command()}; echo {END}"
+
+    def read(self, lines: list[str]) -> dict[str, Any]:
+        return asdict(WireGuard().process(lines))
+
+
+class Footprint(Answer[list[str]]):
+    """Everything of hivewright's on a host: the paths and units that `hivewright fleet uninstall` would remove."""
+
+    def command(self) -> str:
+        return (
+            f"ls -dq {ROOT} {CONFIGURATION} {STATE} {CACHE} {LOGS} {COMMAND} /etc/systemd/system/hivewright-*.service"
+            f" {mesh.CONFIGURATION} {mesh.KEY}"
+            f" {STATE}/*/swarm.pem {STATE}/*/*.key {STATE}/*/ledger.db 2>/dev/null; echo {END}"
+        )
+
+    def read(self, lines: list[str]) -> list[str]:
+        return lines
+
+
+class Sealed(Answer[str]):
+    """The host's identities and ledgers as a tar, sealed for the holder of `key` (deploys/backup_pack.py), in base 64.
+
+    Empty on a bare host.
+    """
+
+    def command(self, key: str) -> str:
+        python = "environment/bin/python -B -m deploys.backup_pack"
+        return f"if [ -d {CURRENT}/ ]; then cd {CURRENT} && {python} {shlex.quote(key)}; fi && echo {END}"
+
+    def read(self, lines: list[str]) -> str:
+        return "".join(lines)
+
+
+class SealedToken(Answer[str]):
+    """The host's enrolment token, sealed for the owner of `key` (deploys/backup_pack.py), in base 64. Empty: none.
+
+    Its release may be an earlier one: `seal` is all that this needs of it.
+    """
+
+    def command(self, key: str) -> str:
+        token = CONFIGURATION / "enrolment.token"
+        program = (
+            "import pathlib, sys; from deploys.backup_pack import seal;"
+            " sys.stdout.write(seal(pathlib.Path(sys.argv[2]).read_bytes(), sys.argv[1]))"
+        )
+        python = f"environment/bin/python -B -c {shlex.quote(program)} {shlex.quote(key)} {token}"
+        return f"if [ -d {CURRENT}/ ] && [ -e {token} ]; then cd {CURRENT} && {python}; fi && echo {END}"
+
+    def read(self, lines: list[str]) -> str:
+        return "".join(lines)

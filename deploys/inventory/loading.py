@@ -1,0 +1,111 @@
+"""The inventory, loaded and checked before pyinfra connects to any host.
+
+pyinfra runs deploy.py only when it has connected, takes the name of a file that is not there for an inventory without
+hosts, and lets nobody in between (its state takes callbacks only once it is connecting). But it runs config.py before
+anything else, and so the inventory is loaded here too, just as pyinfra does it a moment later.
+"""
+
+import io
+import sys
+import traceback
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import click
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.inventory import Inventory
+from pyinfra_cli.exceptions import UnexpectedExternalError
+from pyinfra_cli.inventory import make_inventory
+from pyinfra_cli.util import exec_file, parse_cli_arg
+
+from deploys.inventory import file_checks, planning
+from worker.errors import SettingsError
+
+DEPLOY = Path(__file__).parents[2] / "deploy.py"
+SSH_OPTIONS = ("ssh_user", "ssh_key", "ssh_port", "ssh_password")
+
+
+def check() -> None:
+    """Make the plans of a run of deploy.py; if anything is wrong, say all of it and exit. For config.py.
+
+    Of a run that only lists the hosts the inventory itself is checked, and what a deploy would refuse of its data is
+    said: every command for a fleet begins so, and most can do without a deploy.
+    """
+    options = click.get_current_context().params
+    is_deploy = any(Path(operation).resolve() == DEPLOY for operation in options["operations"])
+    try:
+        _check_file(options["inventory"], is_deploy)
+        if is_deploy or "debug-inventory" in options["operations"][:1]:
+            inventory = _load(options)
+            _check_hosts(options, inventory)
+            if is_deploy:
+                planning.make(inventory, is_dry=options["dry"])
+                for line in planning.warnings():
+                    print(f"{file_checks.WARNING}{line}", file=sys.stderr)
+                _mind_questions(options, len(inventory))
+            else:
+                for line in planning.review(inventory):
+                    print(f"{file_checks.WOULD_REFUSE}{line}", file=sys.stderr)
+    except SettingsError as error:
+        lines = str(error).splitlines()
+        if len(lines) > 1:
+            print(f"{options['inventory']}: {len(lines)} mistakes; nothing was done on any host", file=sys.stderr)
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(SettingsError.exit_code)
+
+
+def _check_file(name: str, is_deploy: bool) -> None:
+    """Raise SettingsError if `name` is to be a file and is none. Facts can also be asked of plain host names."""
+    is_path = name.endswith(".py") or ("/" in name and "@" not in name)
+    if is_deploy or is_path or Path(name).exists():
+        file_checks.whole_path(name)
+
+
+def _load(options: Mapping[str, Any]) -> Inventory:
+    override = {key: parse_cli_arg(value) for key, value in (pair.split("=", 1) for pair in options["data"])}
+    override |= {key: options[key] for key in SSH_OPTIONS if options[key]}
+    name = options["inventory"]
+    try:
+        if Path(name).is_file() and (lines := list(file_checks.forgotten(exec_file(name, return_locals=True)))):
+            raise SettingsError("\n".join(f"{name}: {line}" for line in lines))
+        return make_inventory(name, override, str(Path.cwd()), options["group_data"])
+    except SyntaxError as error:
+        raise SettingsError(f"{error.filename} line {error.lineno}: {error.msg}; expected Python") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{name}: is not UTF-8 text; expected Python, a copy of inventory/example.py") from None
+    except PyinfraError as error:
+        raise SettingsError(f"{name}: {error}") from None
+    except UnexpectedExternalError as error:
+        raise SettingsError(_where(error)) from None
+    except click.ClickException as error:
+        raise SettingsError(f"{name}: {error.format_message()}") from None
+
+
+def _where(error: UnexpectedExternalError) -> str:
+    """The line of the inventory, or of group data, whose own code has failed, and with what."""
+    cause = error.exception
+    steps = [step for step in traceback.extract_tb(cause.__traceback__) if step.filename == error.filename]
+    line = f" line {steps[-1].lineno}" if steps else ""
+    return f"{error.filename}{line}: {type(cause).__name__}: {cause}"
+
+
+def _check_hosts(options: Mapping[str, Any], inventory: Inventory) -> None:
+    """Raise SettingsError if there are no hosts, or none of a name that the run is limited to."""
+    name = options["inventory"]
+    if not len(inventory):
+        raise SettingsError(f"{name}: no hosts; expected lists of hosts, named coordinators and workers")
+    for pattern in options["limit"]:
+        if pattern not in inventory.groups and not any(fnmatch(host.name, pattern) for host in inventory):
+            raise SettingsError(f"{name}: --limit {pattern}: no such host or group")
+
+
+def _mind_questions(options: Mapping[str, Any], num_hosts: int) -> None:
+    """Let no question of pyinfra's meet a standard input that can't answer: an internal exception would end the run."""
+    if options["yes"] or options["json_output"] or sys.stdin.isatty():
+        return
+    if not options["dry"]:
+        raise SettingsError("no terminal to confirm the changes at; put -y before the inventory, or --dry to see them")
+    # Whether to go on without the hosts that have failed. Nothing is done to the others, so that is a yes.
+    sys.stdin = io.StringIO("\n" * 2 * num_hosts)

@@ -1,0 +1,203 @@
+"""The slots of a host: which GPU each gets, and how much of the machine.
+
+A slot sees one GPU, by the driver's own id for it, so that neither a reboot nor a new card gives it another one.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, PlainValidator
+
+from deploys.gpus import WSL_LIB, Gpu, Gpus, Number
+from deploys.inventory.schema import SlotCpus, SlotMemory
+from deploys.inventory.secret_files import HUB_TOKEN
+from deploys.paths import CONFIGURATION
+from worker.errors import SettingsError
+from worker.settings import Environment, Family, Settings
+
+
+def _gpu_number(value: object) -> Number:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"(0|[1-9]\d*):(0|[1-9]\d*)", value, re.ASCII):
+        return value
+    raise ValueError("the number of a GPU, such as 1, or of a MIG slice, such as '1:0'")
+
+
+class SlotOptions(BaseModel):
+    """What an inventory says of a slot that is no setting of its worker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    gpu: Annotated[Number, PlainValidator(_gpu_number)] | None = None
+    """Number of its GPU in `nvidia-smi`, or CARD:SLICE for a slice of a partitioned one (MIG). None: the next one that
+    no other slot names. Slots that name the same one share it."""
+    slot_memory_gb: SlotMemory | None = None
+    slot_cpus: SlotCpus | None = None
+
+
+# No share in particular.
+ALL = SlotOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One worker of a host. `identity`: file on the operator's side with the key that it must have; None: its own.
+
+    `hub_token`: file on the operator's side with the token for the Hugging Face Hub; None: it pushes nothing.
+    `model_token`: the same for the token that its model is fetched with; None: everybody may read the model.
+
+    `card`: the only GPU that it sees; None: all that there are, or none.
+
+    `is_wsl`: the host's GPUs are reached through WSL2's /dev/dxg.
+    """
+
+    number: int
+    settings: Settings
+    identity: Path | None
+    options: SlotOptions = ALL
+    card: Gpu | None = None
+    hub_token: Path | None = None
+    model_token: Path | None = None
+    is_wsl: bool = False
+
+    @property
+    def unit(self) -> str:
+        return f"hivewright-worker@{self.number}.service"
+
+    @property
+    def file(self) -> Path:
+        return CONFIGURATION / f"worker-{self.number}.yaml"
+
+    @property
+    def hub_token_file(self) -> Path:
+        """Where its token is on the host, for root alone."""
+        return CONFIGURATION / f"worker-{self.number}.{HUB_TOKEN}"
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether it is to have a GPU, if the host has any."""
+        return self.settings.model.device != "cpu"
+
+    @property
+    def needs_device_files(self) -> bool:
+        """Whether it computes on a GPU through the device files of NVIDIA's driver."""
+        return not self.is_wsl and (self.card is not None or _named_device(self) is not None)
+
+    @property
+    def _gpu_lines(self) -> list[str]:
+        lines = [] if self.card is None else [f"Environment=CUDA_VISIBLE_DEVICES={self.card.uuid}"]
+        if self.is_wsl:
+            lines += [f"Environment=LD_LIBRARY_PATH={WSL_LIB}", "DeviceAllow=/dev/dxg rw"]
+        return lines
+
+    def enrol_settings(self) -> str:
+        """What the unit that enrols it has beyond the others', as a drop-in: it may choose a model by the GPU."""
+        return "\n".join(["[Service]", *self._gpu_lines, ""]) if self._gpu_lines else ""
+
+    def unit_settings(self) -> str:
+        """What its unit has beyond the others', as a drop-in. Empty: nothing."""
+        lines = self._gpu_lines
+        if self.hub_token is not None:
+            lines.append(f"LoadCredential={HUB_TOKEN}:{self.hub_token_file}")
+        if self.settings.model.shared_dir is not None:
+            lines.append(f"BindReadOnlyPaths=-{self.settings.model.shared_dir}")
+        if self.options.slot_memory_gb is not None:
+            lines.append(f"MemoryMax={round(self.options.slot_memory_gb * 10**9)}")
+        if self.options.slot_cpus is not None:
+            lines.append(f"CPUQuota={round(self.options.slot_cpus * 100)}%")
+        return "\n".join(["[Service]", *lines, ""]) if lines else ""
+
+
+def cards_in_use(slots: Collection[Slot], gpus: Gpus) -> tuple[Gpu, ...]:
+    """The GPUs that torch must run on."""
+    used = {slot.card for slot in slots} | {
+        gpus.by_number[n] for slot in slots if (n := _named_device(slot)) is not None
+    }
+    return tuple(card for card in gpus.cards if card in used)
+
+
+def place(slots: Sequence[Slot], gpus: Gpus) -> tuple[Slot, ...]:
+    """The slots, each with its GPU. Raises SettingsError, a line for each slot that can't have what it is to have."""
+    if not any(slot.wants_gpu for slot in slots):
+        return tuple(slots)
+    if gpus.problem:
+        raise SettingsError(f"{gpus.problem}, or set model_device to cpu")
+    mistakes = list(_mistakes(slots, gpus))
+    if mistakes:
+        raise SettingsError("\n".join(mistakes))
+    if not gpus.cards:
+        return tuple(slots)
+    named = {slot.options.gpu for slot in slots} | {_named_device(slot) for slot in slots}
+    free = [number for number in gpus.by_number if number not in named]
+    placed = []
+    for slot in slots:
+        if not slot.wants_gpu:
+            placed.append(slot)
+            continue
+        slot = replace(slot, is_wsl=gpus.is_wsl)
+        if _named_device(slot) is None:
+            number = slot.options.gpu if slot.options.gpu is not None else free.pop(0)
+            slot = replace(slot, card=gpus.by_number[number])
+        placed.append(slot)
+    return tuple(placed)
+
+
+def _mistakes(slots: Collection[Slot], gpus: Gpus) -> Iterator[str]:
+    num_cards = len(gpus.cards)
+    kind = "GPUs and slices (MIG)" if any(card.part is not None for card in gpus.cards) else "GPUs"
+    there_are = f"the host has {num_cards} {kind}, numbered {_numbers(gpus)}" if num_cards else "the host has no GPU"
+    for slot in slots:
+        number, device = slot.options.gpu, slot.settings.model.device
+        if number is not None and number not in gpus.by_number:
+            yield f"slot {slot.number}: gpu: got {number}; {there_are}"
+        if (named := _named_device(slot)) is not None and named not in gpus.by_number:
+            yield f"slot {slot.number}: model_device: got {device!r}; {there_are}"
+        if device == "cuda" and not num_cards:
+            yield f"slot {slot.number}: model_device: got 'cuda'; {there_are}; expected auto or cpu"
+    named_cards = {slot.options.gpu for slot in slots} | {_named_device(slot) for slot in slots}
+    waiting = [s for s in slots if s.wants_gpu and s.options.gpu is None and _named_device(s) is None]
+    num_free = sum(number not in named_cards for number in gpus.by_number)
+    if num_cards and len(waiting) > num_free:
+        rest = ", ".join(str(slot.number) for slot in waiting[num_free:])
+        yield (
+            f"slots: no GPU is left for slot {rest}; {there_are}: take fewer slots (or auto), give those that share "
+            "one the same gpu, or model_device cpu"
+        )
+
+
+def _numbers(gpus: Gpus) -> str:
+    numbers = list(gpus.by_number)
+    return "from 0" if numbers == list(range(len(numbers))) else ", ".join(map(str, numbers))
+
+
+def _named_device(slot: Slot) -> int | None:
+    """The number in the slot's model_device, such as cuda:1."""
+    _, colon, number = slot.settings.model.device.partition(":")
+    return int(number) if colon else None
+
+
+def with_families(services: Mapping[str, Settings], slots: Collection[Slot]) -> dict[str, Settings]:
+    """The coordinator's services, with a keeper that knows the task families of all these workers.
+
+    Its audits make tasks again from recipes that name a family's configuration by digest, so they must know each; at
+    which levels workers stand, and how often they ask, is nothing to them. What the host's own data name is known too.
+    """
+    if "keeper" not in services or not slots:
+        return dict(services)
+    keeper = services["keeper"]
+    own = keeper.environment.families if "families" in keeper.environment.model_fields_set else ()
+    known = {_key(family): family for family in own}
+    for slot in slots:
+        for family in slot.settings.environment.families:
+            known.setdefault(_key(family), Family(name=family.name, config=family.config))
+    environment = Environment(families=tuple(known.values()))
+    return {**services, "keeper": keeper.model_copy(update={"environment": environment})}
+
+
+def _key(family: Family) -> tuple[str, str]:
+    return family.name, json.dumps(family.config, sort_keys=True)

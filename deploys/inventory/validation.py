@@ -1,0 +1,566 @@
+"""What an inventory says, checked: every host, every key, every mistake at once, before any host is touched.
+
+Host data are flat keys. Those that begin with a section of the settings (`trainer_learning_rate`) become the settings
+of the roles on that host; those of `Deployment` say what is installed; pyinfra's own (`ssh_user`, `_sudo`) are left
+alone; anything else is a mistake. Knows nothing of pyinfra: `plan.py` hands over its inventory as plain dicts.
+"""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from deploys import mesh
+from deploys.gpus import Gpus
+from deploys.inventory import key_files, secret_files
+from deploys.inventory.addresses import bootnode_announce, is_reachable
+from deploys.inventory.schema import AUTO, Deployment
+from deploys.inventory.secret_files import HUB_TOKEN
+from deploys.inventory.slots import Slot, SlotOptions, place, with_families
+from deploys.paths import CONFIGURATION, MODELS, STATE, state_dir
+from deploys.tailscale import tailnet
+from worker import settings
+from worker.errors import SettingsError
+from worker.settings import Settings
+
+ENROLMENT_TOKEN = CONFIGURATION / "enrolment.token"
+ANVIL = Path("/opt/hivewright/current/anvil/anvil")
+
+WORKERS, COORDINATORS = "workers", "coordinators"
+
+# The sections that each role reads. Only these are in its file: a change elsewhere does not restart it.
+ROLE_SECTIONS = {
+    "worker": ("node", "model", "environment", "generation", "trainer", "swarm", "chain", "hub", "log"),
+    "chain": ("anvil", "chain", "log"),
+    "keeper": ("keeper", "chain", "anvil", "audit", "environment", "log"),  # its audits score the swarm's tasks
+    "bootnode": ("bootnode", "log"),
+    "account": ("account", "chain", "log"),
+    "dashboard": ("dashboard", "chain", "log"),
+}
+COORDINATOR_ROLES = ("chain", "keeper", "bootnode", "account", "dashboard")
+
+# Settings that the deploy works out: places of its own making, one per role and slot.
+DERIVED = (
+    "node_state_dir", "keeper_state_dir", "bootnode_state_dir", "account_state_dir", "anvil_state_file",
+    "chain_deployment_file", "chain_account_token_file", "chain_enrolment_token_file", "account_enrolment_token_file",
+    "keeper_bootnode_file", "dashboard_state_dir", "dashboard_audit_file", "model_shared_dir",
+)  # fmt: skip
+NO_SWARM = (
+    f"no swarm to join; put a host into {COORDINATORS}, or set chain_account_url to a swarm's account service, or "
+    "swarm_bootnodes to peers of one (swarm_enabled False: train alone, on purpose)"
+)
+MAX_SLOTS = 256
+# Through the account service a look at the chain costs a worker a request over the network, and rounds last minutes.
+WORKER_POLL_SECONDS = 3.0
+MAX_PORT = 65535
+# Key, role and section of the settings that have a port of a coordinator's.
+PORTS = (
+    ("account_port", "account", "account"), ("bootnode_port", "bootnode", "bootnode"), ("anvil_port", "chain", "anvil"),
+    ("dashboard_port", "dashboard", "dashboard"),
+)  # fmt: skip
+SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
+# As huggingface_hub has it, which is not needed on this side.
+_HUB_NAME = re.compile(r"(?!.*(--|[.][.]|[.]git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b")
+# What a slot's dict may say beside settings.
+SLOT_KEYS = ("identity", *SlotOptions.model_fields)
+EXPECTED_URL = "no URL; expected one such as https://git.example.org/hivewright.git"
+SET_BY_DEPLOY = "set by the deploy for each role and slot; leave it out"
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """What a host is to become. `services`: settings of the coordinator's roles, empty on other hosts.
+
+    `has_auto_slots`: how many slots it has, its GPUs say; `slots` is then the first of them.
+    """
+
+    name: str
+    deployment: Deployment
+    slots: tuple[Slot, ...]
+    services: Mapping[str, Settings]
+    has_auto_slots: bool = False
+
+    def on(self, gpus: Gpus) -> "HostPlan":
+        """The plan with each slot on its GPU. Raises SettingsError, a line for each that finds no GPU, or no port."""
+        slots = self.slots
+        if self.has_auto_slots:
+            num_slots = max(1, len(gpus.cards)) if slots[0].wants_gpu else 1
+            slots = tuple(self._nth_slot(number) for number in range(num_slots))
+            if wrong := list(clashes(slots, self.services)):
+                raise SettingsError("\n".join(wrong))
+        return replace(self, slots=place(slots, gpus))
+
+    def _nth_slot(self, number: int) -> Slot:
+        """The first slot's twin, with the name, folder and port of its number."""
+        settings = self.slots[0].settings
+        node = {"name": _nth_name(settings.node.name, number), "state_dir": state_dir(number)}
+        hub = {"token_file": Path(credential(f"worker@{number}", HUB_TOKEN))} if settings.hub.token_file else {}
+        port = settings.swarm.port + number if settings.swarm.port else 0
+        own = {
+            "node": settings.node.model_copy(update=node),
+            "swarm": settings.swarm.model_copy(update={"port": port}),
+            "hub": settings.hub.model_copy(update=hub),
+        }
+        return replace(self.slots[0], number=number, settings=settings.model_copy(update=own))
+
+    @property
+    def needs_anvil(self) -> bool:
+        """Whether the deploy is to install the chain's program: the inventory names no other."""
+        return bool(self.services) and self.services["chain"].anvil.binary == ANVIL
+
+    def settings_files(self) -> dict[Path, Settings]:
+        """Every settings file that the host gets."""
+        roles = {service_file(role): of for role, of in self.services.items()}
+        return roles | {slot.file: slot.settings for slot in self.slots}
+
+
+def credential(service: str, name: str = ENROLMENT_TOKEN.name) -> str:
+    """Where systemd gives a service its copy of a secret (LoadCredential); nobody else can read that."""
+    return f"/run/credentials/hivewright-{service}.service/{name}"
+
+
+def service_file(role: str) -> Path:
+    """The settings file of one of the coordinator's roles."""
+    return CONFIGURATION / f"{role}.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class HostEntry:
+    """A host as the inventory has it. `foreign_keys`: the keys of its data that are pyinfra's own."""
+
+    name: str
+    groups: Collection[str]
+    data: Mapping[str, Any]
+    foreign_keys: Collection[str] = frozenset()
+
+
+class _Mistakes:
+    """Collects messages; hosts with the same mistake share a line."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, list[str]] = {}
+
+    def add(self, host: str, message: str) -> None:
+        hosts = self._hosts.setdefault(message, [])
+        if host not in hosts:
+            hosts.append(host)
+
+    def lines(self) -> list[str]:
+        return [f"inventory data of {', '.join(hosts)}: {message}" for message, hosts in self._hosts.items()]
+
+
+def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
+    """The plan of every host, by name. Raises SettingsError with one line for each mistake of the whole inventory."""
+    mistakes = _Mistakes()
+    coordinators = [entry for entry in entries if COORDINATORS in entry.groups]
+    if len(coordinators) > 1:
+        for entry in coordinators:
+            mistakes.add(entry.name, f"{COORDINATORS}: {len(coordinators)} hosts in this group; expected one")
+    plans, deployments = {}, {}
+    whole = [entry for entry in entries if _is_whole(entry, mistakes)]
+    for entry in whole:
+        deployment = deployments[entry.name] = _deployment(entry, mistakes)
+        wrong = _wrong_settings(entry)
+        for message in wrong:
+            mistakes.add(entry.name, message)
+        slots = _slots(entry, coordinators, wrong, mistakes)
+        if not wrong:
+            is_auto = bool(slots) and deployment.slots == AUTO
+            services = _services(entry)
+            for message in clashes(slots, services):
+                mistakes.add(entry.name, message)
+            plans[entry.name] = HostPlan(entry.name, deployment, slots, services, is_auto)
+    all_slots = [slot for plan in plans.values() for slot in plan.slots]
+    plans = {name: replace(plan, services=with_families(plan.services, all_slots)) for name, plan in plans.items()}
+    identities = {
+        (each.name, n): own["identity"]
+        for each in whole
+        for n, own in enumerate(_overrides(each) or ())
+        if "identity" in own
+    }
+    for (name, _), message in key_files.mistakes(identities):
+        mistakes.add(name, message)
+    for name, message in [*_twins(whole, deployments), *_strangers(whole)]:
+        mistakes.add(name, message)
+    for name, message in mesh.mistakes(deployments, {entry.name: entry.data for entry in whole}):
+        mistakes.add(name, message)
+    if lines := mistakes.lines():
+        raise SettingsError("\n".join(lines))
+    return plans
+
+
+def warnings(plans: Iterable[HostPlan]) -> list[str]:
+    """Return a line for each thing in the data of hosts that is allowed and will probably not work."""
+    found = _Mistakes()
+    for plan in plans:
+        for message in tailnet.warnings(plan.deployment):
+            found.add(plan.name, message)
+    return found.lines()
+
+
+def _is_whole(entry: HostEntry, mistakes: _Mistakes) -> bool:
+    wrong = unusable(entry.data)
+    for message in wrong:
+        mistakes.add(entry.name, message)
+    return not wrong
+
+
+def unusable(data: Mapping[str, Any]) -> list[str]:
+    """What is wrong with data so that no other check can look at them, without what may be secret."""
+    return [*_unusable("", data), *(f"{key}: {EXPECTED_URL}" for key in secret_files.IN_URLS if _is_cut(data.get(key)))]
+
+
+def _unusable(place: str, value: Any) -> Iterator[str]:
+    """Keys that are no text, and text that can stand in no file and on no command line."""
+    if isinstance(value, str):
+        if "\0" in value or not _is_encodable(value):
+            yield f"{place}: has a zero byte, or half a character; expected text"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            # Of keys that are no text pydantic judges: the ports of tailscale_serve.
+            if not isinstance(key, str) and (not place or place.startswith("slot ")):
+                yield f"{f'{place}: ' if place else ''}{key!r}: no text; expected the name of a key"
+            else:
+                yield from _unusable(f"{place}: {key}" if place else str(key), inner)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _unusable(f"slot {number}" if place == "slots" else place, inner)
+
+
+def _is_cut(url: object) -> bool:
+    """Whether it is a URL that can't be taken apart."""
+    try:
+        urlsplit(url if isinstance(url, str) else "")
+    except ValueError:
+        return True
+    return False
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def clashes(slots: Collection[Slot], services: Mapping[str, Settings]) -> Iterator[str]:
+    """Ports and announced addresses that two services of one host would have."""
+    ports = [(key, key, getattr(services[role], section).port) for key, role, section in PORTS if role in services]
+    ports += [(f"slot {slot.number}: swarm_port", f"slot {slot.number}", slot.settings.swarm.port) for slot in slots]
+    users: dict[object, str] = {}
+    for place_of, user, port in ports:
+        if port > MAX_PORT:
+            yield f"{place_of}: got {port}, counted up from slot 0's; expected at most {MAX_PORT}"
+        elif port and (other := users.setdefault(port, user)) != user:
+            yield f"{place_of}: {port} is that of {other} too; give each its own, or 0"
+    for slot in slots:
+        user = f"slot {slot.number}"
+        for address in slot.settings.swarm.announce:
+            if (other := users.setdefault(address, user)) != user:
+                yield (
+                    f"{user}: swarm_announce: {address} is that of {other} too; give each its own in a list of slots, "
+                    "or set swarm_announce_interface"
+                )
+
+
+def _twins(entries: Collection[HostEntry], deployments: Mapping[str, Deployment]) -> Iterator[tuple[str, str]]:
+    """What two hosts would have, of which each is to have its own: host and message."""
+    users: dict[tuple[str, object], str] = {}
+    for entry in entries:
+        of = deployments[entry.name]
+        own: list[tuple[str, object]] = [("tailscale_hostname", of.tailscale_hostname)]
+        if of.wireguard and of.wireguard_endpoint != mesh.NOBODY:
+            own.append(("wireguard_endpoint", of.wireguard_endpoint and f"{of.wireguard_endpoint}:{of.wireguard_port}"))
+        if not entry.name.startswith("@"):
+            where = entry.data.get("ssh_hostname") or entry.name
+            own.append(("ssh_hostname", f"{where}, port {entry.data.get('ssh_port') or 22},"))
+        for key, value in own:
+            if value is not None and (other := users.setdefault((key, value), entry.name)) != entry.name:
+                yield entry.name, f"{key}: {value} is that of {other} too; expected another for each host"
+
+
+def _strangers(entries: Collection[HostEntry]) -> Iterator[tuple[str, str]]:
+    """Hosts with a folder of secrets of their own: they would have another enrolment token than the fleet."""
+    default = Deployment.model_fields["secrets_dir"].default
+    # As the data say: a host whose others are wrong has no deployment to ask.
+    folders = {str(entry.data.get("secrets_dir", default)) for entry in entries}
+    if len(folders) > 1:
+        said = ", ".join(map(repr, sorted(folders)))
+        yield from (
+            (entry.name, f"secrets_dir: got {said} on different hosts; expected one for all") for entry in entries
+        )
+
+
+def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:
+    if not {WORKERS, COORDINATORS} & set(entry.groups):
+        mistakes.add(entry.name, f"in no group that gets anything; put the host into {WORKERS} or {COORDINATORS}")
+    for key in sorted(entry.data):
+        if key in DERIVED:
+            mistakes.add(entry.name, f"{key}: {SET_BY_DEPLOY}")
+        elif not (key in entry.foreign_keys or key in Deployment.model_fields or _section(key)):
+            known = [*Deployment.model_fields, *settings.flat_keys(), *entry.foreign_keys]
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "docs/configuration.md lists all keys"
+            mistakes.add(entry.name, f"{key}: not a known key; {hint}")
+    own = {key: value for key, value in entry.data.items() if key in Deployment.model_fields}
+    try:
+        deployment = Deployment(**own)
+    except ValidationError as error:
+        for message in _problems(error):
+            mistakes.add(entry.name, message)
+        return Deployment(slots=own.get("slots"))
+    for message in tailnet.mistakes(deployment):
+        mistakes.add(entry.name, message)
+    return deployment
+
+
+def _problems(error: ValidationError) -> list[str]:
+    return [
+        f"{'/'.join(map(str, problem['loc']))}: got {problem['input']!r}; expected {_wanted(problem['msg'])}"
+        for problem in error.errors()
+    ]
+
+
+def _wanted(message: str) -> str:
+    """What was expected, in pydantic's words or in shorter ones."""
+    form = re.fullmatch(r"String should match pattern '(.*)'", message)
+    return settings.form(form[1]) if form else settings.plainly(re.sub("^(Input should be|Value error,) ", "", message))
+
+
+def _section(key: str) -> str | None:
+    """The section of the settings that a key belongs to, by its looks. None: it is no setting."""
+    section, _, name = key.partition("_")
+    return section if name and section in settings.SECTIONS else None
+
+
+def _wrong_settings(entry: HostEntry) -> list[str]:
+    """What is wrong with the settings in the host's data, also with those of roles that it does not have."""
+    own = {key: value for key, value in entry.data.items() if _section(key) and key not in DERIVED}
+    return [*settings.flat_mistakes(own), *secret_files.mistakes(entry.data), *_wrong_values(own)]
+
+
+def _wrong_values(data: Mapping[str, Any]) -> Iterator[str]:
+    """Text that is of the right type, and could be no model's."""
+    name = data.get("model_name")
+    if isinstance(name, str) and _is_downloaded(name) and not _HUB_NAME.fullmatch(name):
+        yield (
+            f"model_name: got {name!r}, neither a folder nor a Hugging Face name (owner/model); expected such a name, "
+            "a folder's whole path, hivewright/tiny or auto"
+        )
+
+
+def _slots(
+    entry: HostEntry, coordinators: Collection[HostEntry], wrong: Collection[str], mistakes: _Mistakes
+) -> tuple[Slot, ...]:
+    """`wrong`: what is known to be wrong with the host's own settings, and would be so again in each slot."""
+    count = entry.data.get("slots")
+    if WORKERS not in entry.groups:
+        if count is not None:
+            mistakes.add(
+                entry.name, f"slots: got {count!r}, but not in {WORKERS}; put the host there, or leave slots out"
+            )
+        return ()
+    if count is None or count == 0 or count == []:
+        said = "none" if count is None else f"got {count!r}"
+        mistakes.add(entry.name, f"slots: {said}; expected {SLOTS_MAY_BE}, for a host in {WORKERS}")
+        return ()
+    device = entry.data.get("model_device")
+    if count == AUTO and isinstance(device, str) and ":" in device:
+        mistakes.add(
+            entry.name,
+            f"model_device: got {device!r}, and slots auto, which is a worker for each GPU; expected auto, cuda or cpu",
+        )
+        return ()
+    overrides = _overrides(entry)
+    num_slots = len(count) if isinstance(count, list) else count
+    if isinstance(num_slots, int) and num_slots > MAX_SLOTS:
+        mistakes.add(entry.name, f"slots: got {num_slots}; expected at most {MAX_SLOTS} on one host")
+        return ()
+    if overrides is None:
+        wrong_slots = [slot for slot in count if not isinstance(slot, dict)] if isinstance(count, list) else [count]
+        mistakes.add(entry.name, f"slots: got {', '.join(map(repr, wrong_slots))}; expected {SLOTS_MAY_BE}")
+        return ()
+    account_url = _account_url(entry, coordinators, mistakes)
+    slots = []
+    for number, own in enumerate(overrides):
+        flat = _slot_settings(entry, number, own, account_url)
+        if not coordinators and _is_lonely(flat):
+            mistakes.add(entry.name, NO_SWARM)
+        for key in sorted(set(DERIVED) & set(own)):
+            mistakes.add(entry.name, f"slot {number}: {key}: {SET_BY_DEPLOY}")
+        for key in sorted(own):
+            if (section := _section(key)) and section not in ROLE_SECTIONS["worker"]:
+                mistakes.add(
+                    entry.name,
+                    f"slot {number}: {key}: no worker reads it; put it into the data of the {COORDINATORS} host",
+                )
+        options, problems = _slot_options(entry, own)
+        unknown = [key for key in own if key not in SLOT_KEYS and not _section(key)]
+        flat = {key: value for key, value in flat.items() if key not in unknown}
+        problems += [*_unknown_slot_keys(unknown), *_wrong_values(own)]
+        tokens = {key: own.get(key, entry.data.get(key)) for key in secret_files.TOKENS}
+        own_wrong = [*problems, *settings.flat_mistakes(flat), *secret_files.mistakes(tokens)]
+        for message in own_wrong:
+            if message not in wrong:
+                mistakes.add(entry.name, f"slot {number}: {message}")
+        if not own_wrong:
+            files = (own.get("identity"), tokens["hub_token_file"], tokens["model_token_file"])
+            own_key, hub_token, model_token = (Path(str(file)) if file else None for file in files)
+            parsed = settings.from_flat(flat, "")
+            slots.append(Slot(number, parsed, own_key, options, hub_token=hub_token, model_token=model_token))
+    return tuple(slots)
+
+
+def _unknown_slot_keys(unknown: Collection[str]) -> Iterator[str]:
+    for key in unknown:
+        close = difflib.get_close_matches(key, [*SLOT_KEYS, *settings.flat_keys()], n=1)
+        hint = f"did you mean {close[0]}?" if close else "docs/configuration.md lists all keys"
+        yield f"{key}: not a known key of a slot; {hint}"
+
+
+def _overrides(entry: HostEntry) -> list[dict[str, Any]] | None:
+    """For each slot of the host the settings in which it differs. None: its `slots` says nothing of the kind."""
+    slots = entry.data.get("slots")
+    if slots == AUTO:
+        return [{}]
+    if isinstance(slots, int) and not isinstance(slots, bool) and 0 < slots <= MAX_SLOTS:
+        return [{} for _ in range(slots)]
+    if isinstance(slots, list) and len(slots) <= MAX_SLOTS and all(isinstance(slot, dict) for slot in slots):
+        return slots
+    return None
+
+
+def _slot_options(entry: HostEntry, own: Mapping[str, Any]) -> tuple[SlotOptions, list[str]]:
+    """A slot's share of the machine, with what is wrong with it. What the host says holds for all its slots."""
+    own_options = {key: value for key, value in own.items() if key in SlotOptions.model_fields}
+    problems = []
+    device = own.get("model_device", entry.data.get("model_device", "auto"))
+    if own_options.get("gpu") is not None and device not in ("auto", "cuda"):
+        problems.append(f"gpu: got {own_options['gpu']}, and model_device {device!r}; expected one of them")
+    try:
+        SlotOptions(**own_options)
+    except ValidationError as error:
+        return SlotOptions(), [*problems, *_problems(error)]
+    of_host = {key: entry.data[key] for key in SlotOptions.model_fields if key in entry.data}
+    try:
+        return SlotOptions(**of_host | own_options), problems
+    except ValidationError:
+        # The host's own, named as such by now.
+        return SlotOptions(**own_options), problems
+
+
+def _slot_settings(entry: HostEntry, number: int, own: Mapping[str, Any], account_url: str | None) -> dict[str, Any]:
+    flat = _role_settings(entry, "worker")
+    if (port := _port(entry, number, own)) is not None:
+        flat["swarm_port"] = port
+    flat |= {key: value for key, value in own.items() if key not in SLOT_KEYS}
+    flat.setdefault("node_name", _node_name(entry.name, number))
+    flat.setdefault("chain_poll_seconds", WORKER_POLL_SECONDS)
+    if account_url:
+        flat.setdefault("chain_account_url", account_url)
+    if "chain_account_url" in flat:
+        flat["chain_enrolment_token_file"] = credential(f"enrol@{number}")
+    if isinstance(flat.get("hub_token_file"), str):
+        flat["hub_token_file"] = credential(f"worker@{number}", HUB_TOKEN)
+    if isinstance(flat.get("model_token_file"), str):
+        # The worker never has it: it is handed to `hivewright fetch`.
+        del flat["model_token_file"]
+    flat["node_state_dir"] = str(state_dir(number))
+    if _is_downloaded(flat.get("model_name")):
+        flat["model_shared_dir"] = str(MODELS)
+    return flat
+
+
+def _is_downloaded(model_name: object) -> bool:
+    """Whether a model of this name comes from Hugging Face: it is no path, and not the one in the package."""
+    is_named = isinstance(model_name, str) and model_name != settings.Model().name
+    return is_named and not str(model_name).startswith(("/", "./", "../", "~"))
+
+
+def _port(entry: HostEntry, number: int, own: Mapping[str, Any]) -> int | None:
+    """The slot's port: its own, or the host's for slot 0, the next one for slot 1 and so on. None: none is named."""
+    if "swarm_port" in own:
+        port = own["swarm_port"]
+        return port if isinstance(port, int) else None
+    port = entry.data.get("swarm_port")
+    return port + number if isinstance(port, int) and not isinstance(port, bool) and port else None
+
+
+def _is_lonely(flat: Mapping[str, Any]) -> bool:
+    """Whether a worker with these settings could never hear of another one, though it is to."""
+    ways = ("chain_account_url", "chain_rpc_url", "swarm_bootnodes")
+    return flat.get("swarm_enabled", True) is True and not any(flat.get(way) for way in ways)
+
+
+def _services(entry: HostEntry) -> dict[str, Settings]:
+    """Settings of the coordinator's roles, from data that are known to be right."""
+    if COORDINATORS not in entry.groups:
+        return {}
+    deployment_file = str(STATE / "keeper/deployment.json")
+    derived: dict[str, dict[str, Any]] = {
+        "chain": {
+            "anvil_state_file": str(STATE / "chain/state.json"),
+            "anvil_binary": str(entry.data.get("anvil_binary") or ANVIL),
+        },
+        "keeper": {
+            "keeper_state_dir": str(STATE / "keeper"),
+            "keeper_bootnode_file": str(STATE / "bootnode/multiaddr"),
+            "chain_deployment_file": deployment_file,
+        },
+        "bootnode": {"bootnode_state_dir": str(STATE / "bootnode"), **bootnode_announce(entry.data)},
+        "account": {
+            "account_state_dir": str(STATE / "account"),
+            "account_enrolment_token_file": credential("account"),
+            "chain_deployment_file": deployment_file,
+        },
+        "dashboard": {
+            "dashboard_state_dir": str(STATE / "dashboard"),
+            "dashboard_audit_file": str(STATE / "keeper/audit/audit.json"),
+            "chain_deployment_file": deployment_file,
+        },
+    }
+    services = {}
+    for role, own in derived.items():
+        # account_url is for those that have no way to the chain; these roles are beside it.
+        flat = {key: value for key, value in _role_settings(entry, role).items() if key != "chain_account_url"}
+        services[role] = settings.from_flat(flat | own, entry.name)
+    return services
+
+
+def _role_settings(entry: HostEntry, role: str) -> dict[str, Any]:
+    """The keys of the host's data that the role reads."""
+    return {
+        key: value for key, value in entry.data.items() if _section(key) in ROLE_SECTIONS[role] and key not in DERIVED
+    }
+
+
+def _account_url(entry: HostEntry, coordinators: Collection[HostEntry], mistakes: _Mistakes) -> str | None:
+    """Where this host's workers find the inventory's own account service. None: as their data say, or nowhere."""
+    if "chain_account_url" in entry.data or "chain_rpc_url" in entry.data or len(coordinators) != 1:
+        return None
+    coordinator = next(iter(coordinators))
+    host = coordinator.data.get("account_host", settings.Account().host)
+    port = coordinator.data.get("account_port", settings.Account().port)
+    if entry.name != coordinator.name and not is_reachable(host):
+        mistakes.add(
+            coordinator.name,
+            f"account_host: got {host!r}, which says nothing to workers on other hosts; expected the address at which "
+            "they reach this one",
+        )
+        return None
+    return f"http://{f'[{host}]' if ':' in str(host) else host}:{port}"
+
+
+def _node_name(host: str, number: int) -> str:
+    return _nth_name(re.sub(r"[^A-Za-z0-9._-]+", "-", host).strip("-._")[:50] or "worker", number)
+
+
+def _nth_name(name: str, number: int) -> str:
+    """With a number from the second slot on: a slot that comes later renames nobody."""
+    return f"{name}-{number}" if number else name

@@ -1,0 +1,156 @@
+"""What is done to a deployed host between deploys: services, moving identities in and out, taking it all away.
+
+Each operation is run by itself through pyinfra's command line (deploys/fleet/commands.py).
+"""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyinfra.api import StringCommand, operation
+
+from deploys import locks
+from deploys.backup_pack import SERVICE_FOLDERS, WORKER_FOLDERS
+from deploys.facts import CACHE, COMMAND, DEPLOYED, LOGS, ROOT, WHOLE
+from deploys.node_identity import standard_input
+from deploys.paths import CONFIGURATION, RETIRED, STATE
+from deploys.system import USER
+from deploys.tailscale.serve_ports import STOP_SERVING
+from deploys.units import REMOVE_OURS
+from deploys.wireguard import LEAVE
+from deploys.worker import KEPT
+
+# Every service that a deploy has started here. systemd puts them into order.
+_UNITS = f"$(ls {DEPLOYED} 2>/dev/null | grep -v '^{WHOLE}$')"
+# Digests of the workers that a move has stopped, with which of them ran: to have them as they were if it fails.
+_MOVED = DEPLOYED / ".moved"
+ACTIONS = ("start", "stop", "restart")
+
+
+@operation()
+def services(action: str, unit: str = "*") -> Iterator[str]:
+    """Start, stop or restart hivewright's services, all or those that `unit` names, such as worker@0 or worker@*.
+
+    A stopped one starts again with the host, or a deploy.
+    """
+    if action not in ACTIONS:
+        raise ValueError(f"action: got {action!r}; expected one of {', '.join(ACTIONS)}")
+    pattern = shlex.quote(f"hivewright-{unit}.service")
+    yield locks.held(
+        f"pattern={pattern}; all={_UNITS}; units=;"
+        " [ -n \"$all\" ] || { echo 'nothing is deployed on this host' >&2; exit 1; };"
+        ' for unit in $all; do case $unit in $pattern) units="$units $unit";; esac; done;'
+        ' [ -n "$units" ] || { echo "no such service: $pattern; it has" $all >&2; exit 1; };'
+        f" systemctl reset-failed $units 2>/dev/null; systemctl {action} $units"
+    )
+
+
+@operation()
+def uninstall(identities: bool) -> Iterator[str]:
+    """Have nothing of hivewright's. What can't be made again (keys, tokens, ledgers, the chain) stays without
+    `identities`. The host's packages stay: others may use them."""
+    yield locks.held(
+        f'units={_UNITS}; [ -z "$units" ] || systemctl disable --now --quiet $units;'
+        f" {REMOVE_OURS}; rm -f {COMMAND}; systemctl daemon-reload; {LEAVE}; {STOP_SERVING};"
+        f" rm -rf {ROOT} {CONFIGURATION} {CACHE} {LOGS}"
+    )
+    if identities:
+        yield f"rm -rf {STATE}; ! id {USER} >/dev/null 2>&1 || userdel {USER}"
+    else:
+        kept = " ".join(f"! -name '{name}'" for name in KEPT)
+        others = " ".join(f"! -name {name}" for name in ("worker-*", RETIRED.name, *SERVICE_FOLDERS))
+        yield (
+            f"! cd {STATE} 2>/dev/null || {{ find . -mindepth 1 -maxdepth 1 {others} -exec rm -rf {{}} +;"
+            f" find . -mindepth 2 -maxdepth 2 -path './worker-*' {kept} -exec rm -rf {{}} +; }}"
+        )
+
+
+# What makes a slot who it is: what a move sets aside.
+_IDENTITY = " ".join((*WORKER_FOLDERS, "swarm.pem", "enrolment.json", "account.token"))
+
+
+@operation()
+def retire() -> Iterator[str]:
+    """Have no worker here that could claim an identity that has moved: stopped, its key set aside."""
+    aside = f"for f in {_IDENTITY}; do [ ! -e $f ] || mv -T $f $f.moved; done"
+    yield locks.held(
+        f"set -e; mkdir -p -m 700 {_MOVED};"
+        f" for d in {STATE}/worker-*; do [ -e $d/swarm.pem ] || continue;"
+        " unit=hivewright-worker@${d##*-}.service;"
+        f" ! systemctl is-active --quiet $unit || touch {_MOVED}/$unit.ran;"
+        " systemctl disable --now --quiet $unit;"
+        # As its user: root would follow a link of his out of there.
+        f" d=$d runuser -u {USER} -- sh -euc 'cd $d; {aside}';"
+        f" for digest in $unit {WHOLE}; do"
+        f" [ ! -e {DEPLOYED}/$digest ] || mv -T {DEPLOYED}/$digest {_MOVED}/$digest; done; done"
+    )
+
+
+@operation()
+def take_back() -> Iterator[str]:
+    """Have the workers whose keys a move has set aside as they were: with their keys, running if they ran."""
+    back = f"for f in {_IDENTITY}; do [ ! -e $f.moved ] || mv -T $f.moved $f; done"
+    yield locks.held(
+        f"set -e; for d in {STATE}/worker-*; do [ -e $d/swarm.pem.moved ] || continue;"
+        ' [ ! -e $d/swarm.pem ] || { echo "slot ${d##*-} has another key by now: $d/swarm.pem" >&2; exit 1; };'
+        f" d=$d runuser -u {USER} -- sh -euc 'cd $d; {back}';"
+        " unit=hivewright-worker@${d##*-}.service;"
+        f" [ ! -e {_MOVED}/$unit ] || mv -T {_MOVED}/$unit {DEPLOYED}/$unit;"
+        f" systemctl enable --quiet $unit; [ ! -e {_MOVED}/$unit.ran ] || systemctl start $unit;"
+        f" rm -f {_MOVED}/$unit.ran; done;"
+        f" [ ! -e {_MOVED}/{WHOLE} ] || mv -T {_MOVED}/{WHOLE} {DEPLOYED}/{WHOLE}; rm -rf {_MOVED}"
+    )
+
+
+@operation()
+def restore(is_question: bool = False) -> Iterator[StringCommand]:
+    """Have the identities and ledgers of a backup: a tar in base 64, which comes on standard input.
+
+    They go through the standard input of a shell on the host too, so they are in no command line, log or diff. Nothing
+    that is there is overwritten, and a host that has another identity, or runs one of these, is refused. If it fails,
+    nothing of them is left there. `is_question`: only find out whether the host would be refused.
+    """
+    script = restore_script(STATE, is_question)
+    yield StringCommand(locks.held(script), _stdin=[standard_input()])
+
+
+def restore_script(state: Path, is_question: bool = False) -> str:
+    """Shell commands that put what comes, a tar in base 64 on standard input, into the folder of all state.
+
+    Its user unpacks it and puts it in place: what stands in his folders, or in the archive, may be links.
+    """
+    make_user = f"useradd --system --no-create-home --home-dir {state} --shell /usr/sbin/nologin {USER}"
+    if is_question:
+        make_user = "user=nobody"
+    check = f"""set -e
+user={USER}
+id $user >/dev/null 2>&1 || {make_user}
+new=$(mktemp -d)
+placed=$(mktemp)
+trap 'while read -r file; do as_user rm -f "$file"; done < $placed; rm -rf $new $placed' EXIT
+as_user() {{ (umask 077 && cd $new && exec runuser -u $user -- "$@"); }}
+chown $user $new
+base64 -d | as_user tar -x
+for d in $new/worker-*; do
+  [ -e $d/swarm.pem ] || continue
+  n=${{d##*-}}
+  here={state}/worker-$n
+  ! systemctl is-active --quiet hivewright-worker@$n.service || {{
+    echo "slot $n runs; stop it first: hivewright fleet stop --unit worker@$n" >&2; exit 1; }}
+  [ ! -e $here/swarm.pem ] || as_user cmp -s $d/swarm.pem $here/swarm.pem || {{
+    echo "slot $n has an identity of its own ($here/swarm.pem); move it away first" >&2; exit 1; }}
+done
+"""
+    if is_question:
+        return check
+    return f"""{check}install -d -m 755 {state} {state}/{RETIRED.name}
+cd $new
+for folder in worker-* {" ".join(SERVICE_FOLDERS)} {RETIRED.name}/worker-* {RETIRED.name}/coordinator-*; do
+  [ -d "$folder" ] || continue
+  find "$folder" ! -type d | while read -r file; do
+    [ -e "{state}/$file" ] || [ -L "{state}/$file" ] || echo "{state}/$file"; done >> $placed
+  [ -d "{state}/$folder" ] || install -d -m 700 -o {USER} -g {USER} "{state}/$folder"
+  as_user cp -rn "$folder/." "{state}/$folder/"
+done
+: > $placed
+"""

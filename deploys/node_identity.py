@@ -1,0 +1,101 @@
+"""Identities: the fleet's enrolment token, and one key per slot, made once, on the host, by enrolment."""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+
+from deploys import host_files, locks, operator
+from deploys.facts import DEPLOYED, ChosenModels, FileContent, Identities
+from deploys.inventory.planning import Planned
+from deploys.inventory.slots import Slot
+from deploys.inventory.validation import ENROLMENT_TOKEN
+from deploys.paths import CONFIGURATION
+from deploys.system import USER
+
+KEY_FILE = "swarm.pem"
+ENROL_SECONDS = 180
+
+
+def install_enrolment_token(plan: Planned) -> str:
+    """Give the host the token, if the fleet has one; return its fingerprint.
+
+    Only root can read it. systemd hands a copy to the services that need it, while they run.
+    """
+    if plan.token is None:
+        return ""
+    text = f"{plan.token}\n".encode()
+    host_files.file(name="Write the enrolment token", path=ENROLMENT_TOKEN, content=text, mode="600")
+    return operator.fingerprint(plan.token)
+
+
+def with_token(digest: str, fingerprint: str) -> str:
+    """The digest of a service that is started with the token: what `replace_token` can change without a deploy."""
+    return f"{digest}-{fingerprint[:16]}" if fingerprint else digest
+
+
+@operation()
+def replace_token() -> Iterator[StringCommand]:
+    """Have another enrolment token, which comes on standard input. The account service, if it is here, takes it up."""
+    account = "hivewright-account.service"
+    script = f"""set -e
+umask 077
+[ -d {CONFIGURATION} ] || {{ echo 'nothing is deployed on this host' >&2; exit 1; }}
+cat > {ENROLMENT_TOKEN}.new
+[ -s {ENROLMENT_TOKEN}.new ] || {{ rm -f {ENROLMENT_TOKEN}.new; echo 'no token came' >&2; exit 1; }}
+mv -T {ENROLMENT_TOKEN}.new {ENROLMENT_TOKEN}
+[ -e {DEPLOYED}/{account} ] || exit 0
+systemctl restart {account}
+mark=$(sha256sum < {ENROLMENT_TOKEN} | cut -c 1-16)
+sed "s/-.*//; s/$/-$mark/" {DEPLOYED}/{account} > {DEPLOYED}/.account.new
+mv -T {DEPLOYED}/.account.new {DEPLOYED}/{account}
+"""
+    yield StringCommand(locks.held(script), _stdin=[standard_input()])
+
+
+@cache
+def standard_input() -> str:
+    """What pyinfra was given. It runs an operation twice: to see what it would do, and to do it."""
+    return sys.stdin.read()
+
+
+def restore_key(slot: Slot) -> None:
+    """Have the slot's key from the operator's file, if the inventory names one. Another key is never overwritten."""
+    if slot.identity is None:
+        return
+    path, key = slot.settings.node.state_dir / KEY_FILE, slot.identity.read_bytes()
+    refuse_another_key(name=f"Look for another key of slot {slot.number}", path=path, key=key)
+    host_files.file(
+        name=f"Restore the key of slot {slot.number}", path=path, content=key, user=USER, group=USER, mode="600"
+    )
+
+
+@operation()
+def refuse_another_key(path: Path, key: bytes) -> Iterator[str]:
+    """Fail if there is another key than this one."""
+    found = host.get_fact(FileContent, path=str(path))
+    if found is None or found.sha256 == hashlib.sha256(key).hexdigest():
+        return
+    yield (
+        f"echo '{path} holds another key than the inventory names (identity); move it away, or take identity out of"
+        " the inventory' >&2; exit 1"
+    )
+
+
+@operation()
+def enrol(slot: Slot) -> Iterator[str]:
+    """Have the slot enrolled: its key made, if it has none, and registered. Done once in the life of a slot.
+
+    And once more for a slot that got its model from the inventory so far and now leaves the choice to the machine.
+    """
+    lacks_model = slot.settings.model.name == "auto" and slot.number not in host.get_fact(ChosenModels)
+    if slot.number in host.get_fact(Identities) and not lacks_model:
+        host.noop(f"slot {slot.number} is enrolled")
+        return
+    unit = f"hivewright-enrol@{slot.number}.service"
+    words = f"journalctl --no-pager --quiet --output=cat --lines=15 --unit={unit} >&2"
+    yield f"systemctl daemon-reload && systemctl start {unit} || {{ {words}; exit 1; }}"

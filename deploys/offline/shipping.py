@@ -1,0 +1,214 @@
+"""Shipping a release to a host without internet: its files, its wheels, its anvil, which wheelhouse.py has collected.
+
+Everything comes through a shell's standard input, as all files do here (content.py), into SHIPPED, where a file's name
+is its digest. Only what is missing is sent; what was cut off goes on where it stopped; what arrived damaged is removed.
+"""
+
+import base64
+import io
+import shlex
+import tarfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyinfra import host
+from pyinfra.api import StringCommand, operation
+
+from deploys.facts import ANVILS, ENVIRONMENTS, RELEASES, SHIPPED, WHEELS, OwnFact, Releases
+from deploys.hardware import Distribution
+from deploys.offline import wheelhouse
+from deploys.offline.wheelhouse import Parcel, Target
+from deploys.system import python_of
+from worker.errors import WorkerError
+
+PARTIAL = SHIPPED / ".partial"
+# Bytes that go through one command: about so much is in memory here, twice, for each host.
+CHUNK = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What was shipped before: digests of whole files, and bytes of those that were cut off."""
+
+    whole: frozenset[str] = frozenset()
+    begun: dict[str, int] = field(default_factory=dict)
+
+
+class Shipped(OwnFact[Stock]):
+    """What has arrived on the host."""
+
+    def command(self) -> str:
+        return (
+            f"cd {SHIPPED} 2>/dev/null && {{ ls | sed 's/^/whole /';"
+            f" cd {PARTIAL} 2>/dev/null && stat --format='begun %n %s' -- * 2>/dev/null; }}; true"
+        )
+
+    @staticmethod
+    def default() -> Stock:
+        return Stock()
+
+    def read(self, output: list[str]) -> Stock:
+        words = [line.split() for line in output]
+        return Stock(
+            frozenset(word[1] for word in words if word[0] == "whole"),
+            {word[1]: int(word[2]) for word in words if word[0] == "begun"},
+        )
+
+
+class Platform(OwnFact[tuple[str, str, str] | None]):
+    """Machine, version of Python (3.11) and of glibc (2.36), as wheels must fit them. None: no such Python there."""
+
+    def command(self, python: str) -> str:
+        version = "import sys; print('%d.%d' % sys.version_info[:2])"
+        return (
+            f"! command -v {python} >/dev/null || echo $(uname -m)"
+            f' $({python} -c "{version}") $(getconf GNU_LIBC_VERSION | cut -d " " -f 2)'
+        )
+
+    @staticmethod
+    def default() -> None:
+        return None
+
+    def read(self, output: list[str]) -> tuple[str, str, str] | None:
+        words = output[0].split() if output else []
+        return (words[0], words[1], words[2]) if len(words) == 3 else None
+
+
+@operation()
+def checkout(repository: str, commit: str) -> Iterator[StringCommand]:
+    """Have the files of `commit` in its release folder, exactly."""
+    if commit in host.get_fact(Releases).parts:
+        host.noop(f"{commit} is checked out")
+        return
+    yield _prepare()
+    try:
+        parcel = wheelhouse.pack_release(repository, commit)
+    except WorkerError as error:
+        yield _refuse(error)
+        return
+    yield from send([parcel])
+    partial = RELEASES / ".partial"
+    yield StringCommand(
+        f"rm -rf {partial} && mkdir {partial} && tar -xzf {SHIPPED / parcel.sha256} --no-same-owner -C {partial}"
+        f" && mv -T {partial} {RELEASES / commit} && rm {SHIPPED / parcel.sha256}"
+    )
+
+
+@operation()
+def wheels(repository: str, commit: str, torch_index: str | None) -> Iterator[StringCommand]:
+    """Have the wheels of the release's environment on the host, and a link to them in the release."""
+    found = host.get_fact(Releases)
+    if found.has(commit, ENVIRONMENTS) or found.has(commit, WHEELS):
+        host.noop(f"{commit} has its wheels, or what is made from them")
+        return
+    yield _prepare()
+    python = python_of(host.get_fact(Distribution))
+    platform = host.get_fact(Platform, python=python)
+    try:
+        if platform is None:
+            raise WorkerError(f"no {python} on the host; which wheels it needs is not known")
+        machine, version, glibc = platform
+        parcels = wheelhouse.pack_wheels(repository, commit, Target(machine, version, glibc, torch_index))
+    except WorkerError as error:
+        yield _refuse(error)
+        return
+    yield from send(parcels)
+    yield _link(parcels, RELEASES / commit)
+
+
+@operation()
+def anvil(repository: str, commit: str) -> Iterator[StringCommand]:
+    """Have the release's anvil where its own script would install it, and then finds it."""
+    found = host.get_fact(Releases)
+    if found.has(commit, ANVILS):
+        host.noop(f"the anvil of {commit} is installed")
+        return
+    yield _prepare()
+    try:
+        digest, parcel = wheelhouse.pack_anvil(repository, commit)
+    except WorkerError as error:
+        yield _refuse(error)
+        return
+    folder, partial = ANVILS / digest, ANVILS / ".partial"
+    if folder not in found.folders:
+        yield from send([parcel])
+        yield StringCommand(
+            f"rm -rf {partial} && mkdir -p {partial} && tar -xzf {SHIPPED / parcel.sha256} --no-same-owner -C {partial}"
+            f" && mv -T {partial} {folder} && rm {SHIPPED / parcel.sha256}"
+        )
+
+
+def send(parcels: Collection[Parcel]) -> Iterator[StringCommand]:
+    """Commands that bring what is missing of these to the host, checked. Small files go together."""
+    stock = host.get_fact(Shipped)
+    missing = [parcel for parcel in parcels if parcel.sha256 not in stock.whole]
+    small: list[Parcel] = []
+    for parcel in missing:
+        if parcel.size > CHUNK:
+            yield from _send_large(parcel, stock.begun.get(parcel.sha256, 0))
+            continue
+        if sum(each.size for each in small) + parcel.size > CHUNK:
+            yield from _send_small(small)
+            small = []
+        small.append(parcel)
+    if small:
+        yield from _send_small(small)
+
+
+def _prepare() -> StringCommand:
+    return StringCommand(f"umask 022 && mkdir -p {PARTIAL} {WHEELS}")
+
+
+def _send_large(parcel: Parcel, begun: int) -> Iterator[StringCommand]:
+    """In chunks, from where an earlier run was cut off; each at its place, so that one may come twice."""
+    with parcel.path.open("rb") as stream:
+        start = begun if begun < parcel.size else 0
+        stream.seek(start)
+        while chunk := stream.read(CHUNK):
+            place = f"of={PARTIAL / parcel.sha256} bs=1M seek={start} oflag=seek_bytes conv=notrunc status=none"
+            yield from _with_stdin(f"base64 -d | dd {place}", chunk)
+            start += len(chunk)
+    yield StringCommand(_accept([parcel]))
+
+
+def _send_small(parcels: Sequence[Parcel]) -> Iterator[StringCommand]:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for parcel in parcels:
+            tar.add(parcel.path, arcname=parcel.sha256)
+    unpack = f"base64 -d | tar -x --no-same-owner --no-same-permissions -C {PARTIAL}"
+    yield from _with_stdin(f"{unpack} && {{ {_accept(parcels)}; }}", packed.getvalue())
+
+
+def _with_stdin(script: str, content: bytes) -> Iterator[StringCommand]:
+    """pyinfra keeps every command of an operation to its end: what one has been sent is taken out of it again."""
+    stdin = [base64.b64encode(content).decode()]
+    yield StringCommand(script, _stdin=stdin)
+    stdin.clear()
+
+
+def _accept(parcels: Sequence[Parcel]) -> str:
+    """Shell commands that take files that are whole out of PARTIAL, onto the disk, and remove one that is not."""
+    digests = " ".join(parcel.sha256 for parcel in parcels)
+    return (
+        f"cd {PARTIAL} && for f in {digests}; do"
+        ' if [ "$(sha256sum < $f | cut -c 1-64)" = $f ]; then chmod 644 $f && sync $f && mv $f ..; else rm -f $f;'
+        ' echo "$f arrived damaged and was removed; run again" >&2; exit 1; fi; done'
+    )
+
+
+def _link(parcels: Collection[Parcel], release: Path) -> StringCommand:
+    """A folder with the files under their own names, as hard links: what no folder has is no longer needed."""
+    names = "\n".join(f"{parcel.sha256} {parcel.name}" for parcel in sorted(parcels, key=lambda p: p.name))
+    new = WHEELS / ".partial"
+    script = (
+        f'list=$(cat) && folder={WHEELS}/$(echo "$list" | sha256sum | cut -c 1-16) && rm -rf {new} && mkdir {new}'
+        f' && echo "$list" | while read -r digest name; do ln {SHIPPED}/$digest {new}/"$name" || exit 1; done'
+        f" && {{ [ -d $folder ] || mv -T {new} $folder; }} && rm -rf {new} && ln -sfn $folder {release}/wheels"
+    )
+    return StringCommand(script, _stdin=[names])
+
+
+def _refuse(error: WorkerError) -> StringCommand:
+    return StringCommand(f"echo {shlex.quote(str(error))} >&2; exit 1")

@@ -1,0 +1,292 @@
+"""What hosts without internet need of a release, collected on the operator's side: its files, its wheels, its anvil.
+
+All of it is kept in FOLDER and named by its content: collecting the same again asks nobody anything, and whoever
+deletes the folder loses only the time that it takes. pip, npm and git fetch it, each as it is configured here.
+"""
+
+import fcntl
+import gzip
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from deploys import operator
+from worker.errors import WorkerError
+from worker.runtime.files import write_whole
+
+FOLDER = Path(__file__).parents[2] / ".cache/wheelhouse"
+LOCK_FILE, FIRST_FILE = "requirements/worker.lock", "requirements/first.txt"
+# Enough for a cold download of torch over a slow line.
+COLLECT_SECONDS = 3600
+GIT_SECONDS = 600
+ANVIL_INPUTS = ("contracts/package-lock.json", "scripts/anvil")
+NEEDED_FILES = (LOCK_FILE, FIRST_FILE, *ANVIL_INPUTS, "contracts/package.json")
+# What of an installed anvil is needed where it runs.
+ANVIL_FILES = ("anvil", ".complete", "node_modules/@foundry-rs")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What wheels must fit. `machine` as `uname -m` says it, `python` such as 3.11, `glibc` such as 2.36.
+
+    `torch_index`: the package index to take torch from; None: as pip on the operator's side is configured.
+    """
+
+    machine: str
+    python: str
+    glibc: str
+    torch_index: str | None
+
+    def __str__(self) -> str:
+        build = (self.torch_index or "pip's own").rstrip("/").rpartition("/")[2]
+        return f"Python {self.python} on {self.machine} with glibc {self.glibc}, torch {build}"
+
+    def pip_flags(self) -> list[str]:
+        """What tells pip that it downloads for this, not for the machine that it runs on."""
+        major, minor = (int(number) for number in self.glibc.split(".")[:2])
+        tags = [f"manylinux_{major}_{n}_{self.machine}" for n in range(minor, 4, -1)]
+        tags += [f"{kind}_{self.machine}" for kind in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
+        return ["--implementation", "cp", "--python-version", self.python, *(f"--platform={tag}" for tag in tags)]
+
+    def markers(self) -> dict[str, str]:
+        """The values of environment markers there."""
+        return {
+            "implementation_name": "cpython", "implementation_version": f"{self.python}.0", "os_name": "posix",
+            "platform_machine": self.machine, "platform_python_implementation": "CPython", "platform_release": "",
+            "platform_system": "Linux", "platform_version": "", "python_full_version": f"{self.python}.0",
+            "python_version": self.python, "sys_platform": "linux",
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A file to ship. `name`: what it is called where it is used. `size` in bytes."""
+
+    name: str
+    sha256: str
+    size: int
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / "files" / self.sha256
+
+
+def pack_release(repository: str, commit: str) -> Parcel:
+    """The files of a commit as a tar. Raises WorkerError."""
+
+    def collect(scratch: Path) -> Iterator[Path]:
+        archive = scratch / "release.tar.gz"
+        git = ["git", f"--git-dir={scratch}/git"]
+        _run("git", "init", "--quiet", "--bare", f"{scratch}/git", timeout=GIT_SECONDS)
+        options = ["--quiet", "--depth=1", *operator.read_options(repository)]
+        _run(*git, "fetch", *options, repository, commit, timeout=GIT_SECONDS)
+        packing = ("-c", "tar.umask=022", "archive", "--format=tar.gz", f"--output={archive}")
+        _run(*git, *packing, commit, timeout=GIT_SECONDS)
+        yield archive
+
+    (parcel,) = _collected(f"release-{commit}", f"the files of {commit[:12]}", collect)
+    return parcel
+
+
+def pack_wheels(repository: str, commit: str, target: Target) -> list[Parcel]:
+    """Everything that a commit's environment is made from there: wheels, and what builds the rest. Raises WorkerError.
+
+    What the lock file names is checked by its hashes, and so is torch with all that it needs, by those of its index.
+    """
+    with _unpacked(repository, commit) as release:
+        if not (release / FIRST_FILE).exists():
+            raise WorkerError(f"commit {commit[:12]}: has no {FIRST_FILE}; it can only be deployed from its repository")
+        lock, first = (release / LOCK_FILE).read_text(), (release / FIRST_FILE).read_text()
+    key = hashlib.sha256(json.dumps([asdict(target), lock, first, *_pip_sources()]).encode()).hexdigest()
+    return _collected(f"wheels-{key[:32]}", f"wheels for {target}", lambda at: _download_all(at, lock, first, target))
+
+
+def pack_anvil(repository: str, commit: str) -> tuple[str, Parcel]:
+    """The commit's anvil, as its own script installs it, as a tar; and the digest that its folder is called by.
+
+    Raises WorkerError.
+    """
+
+    def collect(scratch: Path) -> Iterator[Path]:
+        with _unpacked(repository, commit) as release:
+            _run(str(release / "scripts/anvil"), f"{scratch}/anvil", timeout=COLLECT_SECONDS)
+        archive = scratch / "anvil.tar.gz"
+        # Without times and owners the same files are the same tar.
+        with (
+            archive.open("wb") as raw,
+            gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as stream,
+            tarfile.open(fileobj=stream, mode="w") as tar,
+        ):
+            for name in ANVIL_FILES:
+                tar.add(scratch / "anvil" / name, arcname=name, filter=_nobodys)
+        yield archive
+
+    with _unpacked(repository, commit) as release:
+        digest = hashlib.sha256(b"".join((release / name).read_bytes() for name in ANVIL_INPUTS)).hexdigest()[:16]
+    (parcel,) = _collected(f"anvil-{digest}", f"the anvil of {commit[:12]}", collect)
+    return digest, parcel
+
+
+def _nobodys(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    return entry.replace(uid=0, gid=0, uname="root", gname="root", mtime=0, deep=False)
+
+
+def _collected(key: str, what: str, collect: Callable[[Path], Iterator[Path]]) -> list[Parcel]:
+    """What `collect` makes in a scratch folder, or has made before under this key."""
+    manifest = FOLDER / f"{key}.json"
+    with _lock(key):
+        if manifest.exists():
+            parcels = [Parcel(**entry) for entry in json.loads(manifest.read_text())]
+            if all(parcel.path.exists() for parcel in parcels):
+                return parcels
+        print(f"collecting {what}", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(prefix="partial-", dir=FOLDER) as scratch:
+            parcels = [_keep(file) for file in collect(Path(scratch))]
+        write_whole(manifest, json.dumps([asdict(parcel) for parcel in parcels]))
+        return parcels
+
+
+def _keep(file: Path) -> Parcel:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    parcel = Parcel(file.name, digest, file.stat().st_size)
+    parcel.path.parent.mkdir(exist_ok=True)
+    file.rename(parcel.path)
+    return parcel
+
+
+@contextmanager
+def _lock(key: str) -> Iterator[None]:
+    """One at a time: a rollout runs a program for each host, and the first one collects for all."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + COLLECT_SECONDS
+    with (FOLDER / f"{key}.lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # Not a wait in flock itself: it would hold the other hosts of this run too.
+                if time.monotonic() > deadline:
+                    raise WorkerError(f"{lock.name}: another run has been collecting for an hour; end it") from None
+                time.sleep(0.5)
+        yield
+
+
+@contextmanager
+def _unpacked(repository: str, commit: str) -> Iterator[Path]:
+    """What of a commit's files is read here, or run, for the time of the block."""
+    parcel = pack_release(repository, commit)
+    with tempfile.TemporaryDirectory(prefix="release-", dir=FOLDER) as folder:
+        with tarfile.open(parcel.path) as tar:
+            there = [member for member in tar if member.isfile() and member.name in NEEDED_FILES]
+            tar.extractall(folder, there, filter="data")
+        yield Path(folder)
+
+
+def _download_all(scratch: Path, lock: str, first: str, target: Target) -> Iterator[Path]:
+    files = scratch / "files"
+    pinned = [
+        (requirement, hashes)
+        for requirement, hashes in _entries(lock)
+        if requirement.marker is None or requirement.marker.evaluate(target.markers())
+    ]
+    names = {canonicalize_name(requirement.name) for requirement, _ in pinned}
+    uv, torch = (next(str(r) for r, _ in _entries(first) if r.name == name) for name in ("uv", "torch"))
+    beside = [each for each in _entries(_torch_pins(torch, target)) if canonicalize_name(each[0].name) not in names]
+    index = ["--index-url", target.torch_index] if target.torch_index else []
+    _download(files, _requirements(scratch / "lock.txt", pinned), target, "--no-deps", "--require-hashes")
+    _download(files, _requirements(scratch / "torch.txt", beside), target, "--no-deps", "--require-hashes", *index)
+    _download(files, [uv], target, "--no-deps")
+    for source in sorted(files.glob("*.tar.gz")):
+        _download(files, _build_requirements(source), target, "--only-binary=:all:")
+    yield from sorted(files.iterdir())
+
+
+def _entries(text: str) -> Iterator[tuple[Requirement, list[str]]]:
+    """Requirements of a lock file, each with its hashes."""
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        entry = line.strip()
+        if entry and not entry.startswith("#"):
+            requirement, *hashes = re.split(r"\s*--hash=", entry)
+            yield Requirement(requirement), hashes
+
+
+def _requirements(file: Path, entries: Sequence[tuple[Requirement, list[str]]]) -> list[str]:
+    """Write a requirements file for the target, where markers are decided: pip would ask them of this machine."""
+    lines = [
+        " ".join([f"{requirement.name}{requirement.specifier}", *(f"--hash={each}" for each in hashes)])
+        for requirement, hashes in entries
+    ]
+    file.write_text("\n".join([*lines, ""]))
+    return ["--requirement", str(file)]
+
+
+def _torch_pins(torch: str, target: Target) -> str:
+    """torch and all that it needs on the target, with hashes, as uv resolves it: CUDA packages and their like."""
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent))
+    if uv is None:
+        raise WorkerError(f"no uv beside {sys.executable}; run the Python of the checkout's .venv")
+    return _run(
+        uv, "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate", "--generate-hashes",
+        "--only-binary=:all:", f"--python-version={target.python}",
+        f"--python-platform={target.machine}-manylinux_2_28",
+        *([f"--default-index={target.torch_index}"] if target.torch_index else _pip_sources()),
+        stdin=torch, timeout=COLLECT_SECONDS,
+    )  # fmt: skip
+
+
+def _pip_sources() -> list[str]:
+    """Where pip on this machine takes packages from, as uv is told it."""
+    found = {}
+    for line in _run(sys.executable, "-m", "pip", "config", "list", timeout=60).splitlines():
+        key, _, value = line.partition("=")
+        found[key.rpartition(".")[2]] = value.strip("'").split()
+    links = [f"--find-links={each}" for each in found.get("find-links", ())]
+    if found.get("no-index", ["false"])[0] in ("true", "1", "yes"):
+        return [*links, "--no-index"]
+    return [*links, *(f"--default-index={each}" for each in found.get("index-url", ()))]
+
+
+def _build_requirements(source: Path) -> list[str]:
+    """What builds a source distribution, by its pyproject.toml, or as it was before there was one."""
+    with tarfile.open(source) as tar:
+        names = [name for name in tar.getnames() if re.fullmatch(r"[^/]+/pyproject\.toml", name)]
+        stream = tar.extractfile(names[0]) if names else None
+        project = tomllib.load(stream) if stream else {}
+    return list(project.get("build-system", {}).get("requires", ["setuptools>=40.8.0"]))
+
+
+def _download(files: Path, what: Sequence[str], target: Target, *options: str) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    _run(*pip, f"--dest={files}", *target.pip_flags(), *options, *what, timeout=COLLECT_SECONDS)
+
+
+def _run(*command: str, timeout: float, stdin: str = "") -> str:
+    """What a program prints. Raises WorkerError with its last words if it fails."""
+    try:
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False, cwd="/"
+        )
+    except subprocess.TimeoutExpired:
+        raise WorkerError(f"{' '.join(command[:4])}: not done after {timeout:g} s") from None
+    if done.returncode:
+        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        errors = [line for line in lines if re.match(r"(ERROR|error|fatal)\b", line)] or lines or ["no word"]
+        name = Path(command[0]).name if "pip" not in command else "pip"
+        raise WorkerError(f"{name}: {errors[0]}; the operator's machine collects it, so it must be had from here")
+    return done.stdout

@@ -1,0 +1,77 @@
+"""A limit on how long a host may be silent, so that one that vanishes or freezes does not hold all the others.
+
+pyinfra's `_timeout` limits the wait for a command's output; paramiko's waits for a channel, for the start of a command,
+for its exit code and for a file transfer have no limit, or an hour. And the kernel of a machine whose programs are
+frozen still acknowledges what it is sent. So the other end's sshd itself is asked, again and again; where it says
+nothing the connection is closed, and with it every wait ends.
+
+A connection that ends is an EOFError to paramiko, and one that pyinfra does not expect: it would end the whole run. It
+is handed on as the OSError that it is, which fails that host.
+"""
+
+import errno
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import gevent
+from paramiko import SSHException, Transport
+from pyinfra.api.host import Host
+from pyinfra.connectors.ssh import SSHConnector
+
+from deploys.tailscale import banners
+
+ASK_EVERY_SECONDS = 10
+SILENCE_SECONDS = 40
+RENEW_SECONDS = 25
+
+
+def limit_silence() -> None:
+    """Have every ssh connection of this program end when its host is silent for so long. For config.py."""
+    SSHConnector.connect = _watched(SSHConnector.connect)
+
+
+def renew(host: Host) -> None:
+    """Connect to a host again, over a connection of its own. Raises what connecting raises."""
+    connector = host.connector
+    if connector.client is not None:
+        connector.client.close()
+    connector.disconnect()
+    # A server that goes away while it authenticates would be waited for as long as a person is.
+    with gevent.Timeout(RENEW_SECONDS, TimeoutError(f"no connection within {RENEW_SECONDS} s")):
+        connector.connect()
+
+
+def _watched(connect: Callable[[SSHConnector], None]) -> Callable[[SSHConnector], None]:
+    @wraps(connect)
+    def connect_and_watch(connector: SSHConnector) -> None:
+        banners.connecting.set(connector.host.name)
+        connect(connector)
+        connector.run_shell_command = _translated(connector.run_shell_command, connector.host.name)
+        gevent.spawn(_watch, connector.client.get_transport())
+
+    return connect_and_watch
+
+
+def _watch(transport: Transport) -> None:
+    """Close the connection when its other end does not answer."""
+    while transport.is_active():
+        gevent.sleep(ASK_EVERY_SECONDS)
+        with gevent.Timeout(SILENCE_SECONDS, False):
+            try:
+                transport.global_request("keepalive@openssh.com", wait=True)
+            except (OSError, EOFError, SSHException):
+                return
+            continue
+        transport.close()
+
+
+def _translated(run: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @wraps(run)
+    def run_or_oserror(*arguments: Any, **options: Any) -> Any:
+        try:
+            return run(*arguments, **options)
+        except EOFError as error:
+            raise OSError(errno.ECONNRESET, f"the connection to {name} has ended") from error
+
+    return run_or_oserror

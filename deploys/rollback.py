@@ -1,0 +1,113 @@
+"""What a host was before its last deploy, kept on it, and the way back there.
+
+Going back is not a deploy of the earlier commit: the inventory may have changed with the release, and the earlier one
+may not even read today's settings. So what a deploy replaces is copied first: settings, units, the digests of what the
+services were started with, and which release was current. Identities and state stay where they are.
+"""
+
+from collections.abc import Iterator
+
+from pyinfra import host
+from pyinfra.api import operation
+
+from deploys import coordinator_host, locks, units, worker
+from deploys.facts import CURRENT, DEPLOYED, PREVIOUS, WHOLE, PastDeploys, SystemdVersion
+from deploys.inventory import secret_files
+from deploys.inventory.planning import Planned
+from deploys.inventory.secret_files import HUB_TOKEN
+from deploys.paths import CONFIGURATION, RETIRED, STATE
+
+
+def digest(plan: Planned) -> str:
+    """Digest of all that the plan makes of the host that can be gone back from."""
+    version, watchdog = host.get_fact(SystemdVersion), plan.host.deployment.watchdog_seconds
+    names = [f"hivewright-{service}.service" for service in coordinator_host.SERVICES] if plan.host.services else []
+    names += [worker.UNIT, worker.ENROL_UNIT] if plan.host.slots else []
+    files = {str(file): units.settings_text(of) for file, of in plan.host.settings_files().items()}
+    files |= {name: units.render(name, version, watchdog) for name in names}
+    files |= {slot.unit: slot.unit_settings() for slot in plan.host.slots}
+    tokens = {slot.hub_token_file: slot.hub_token for slot in plan.host.slots if slot.hub_token}
+    files |= {str(there): secret_files.token("hub_token_file", here) for there, here in tokens.items()}
+    return units.digest(plan.commit, *(part for pair in sorted(files.items()) for part in pair))
+
+
+# Of CONFIGURATION: what a deploy writes there for services. The fleet's own token stays what it is.
+_SETTINGS = f"'(' -name '*.yaml' -o -name '*.{HUB_TOKEN}' ')'"
+
+
+@operation()
+def begin(digest: str) -> Iterator[str]:
+    """Before anything of the host is changed: keep what it is, unless the host is what it is to become.
+
+    A deploy that did not get to its end has left a host that is nothing to go back to: what was kept before it stays.
+    """
+    deployed = host.get_fact(PastDeploys).last
+    if deployed in (None, digest):
+        host.noop("there is nothing to keep")
+        return
+    new = f"{PREVIOUS}.new"
+    yield (
+        f"rm -rf {new} && mkdir -m 700 {new} {new}/settings {new}/units"
+        f" && find {CONFIGURATION} -maxdepth 1 {_SETTINGS} -exec cp -p {{}} {new}/settings/ ';'"
+        f" && (cd {units.UNITS} && find . {units.OURS} -exec cp -p --parents {{}} {new}/units/ ';')"
+        f" && cp -rp {DEPLOYED} {new}/deployed && readlink {CURRENT} > {new}/current"
+        f" && rm -rf {PREVIOUS} && mv -T {new} {PREVIOUS} && rm {DEPLOYED}/{WHOLE}"
+    )
+
+
+@operation()
+def finish(digest: str) -> Iterator[str]:
+    """After all else: the host is what the plan says."""
+    if host.get_fact(PastDeploys).last == digest:
+        host.noop("the host is whole")
+        return
+    yield f"echo {digest} > {DEPLOYED}/{WHOLE}"
+
+
+@operation()
+def go_back() -> Iterator[str]:
+    """Have the host as it was before its last deploy. Services that ran then and run now as then are left alone."""
+    yield locks.held(_GO_BACK)
+
+
+# Units in the order in which they need each other; a worker's name sorts behind them.
+_ORDER = " ".join(f"hivewright-{service}.service" for service in coordinator_host.SERVICES)
+_GO_BACK = f"""set -e
+old={PREVIOUS}
+[ -d $old ] || {{ echo 'no earlier deploy is kept on this host; there is nothing to go back to' >&2; exit 1; }}
+[ -d "$(cat $old/current)/environment/" ] || {{ echo "$(cat $old/current) is gone; deploy it again" >&2; exit 1; }}
+rm -f {DEPLOYED}/{WHOLE}
+for digest in $(ls {DEPLOYED}); do
+  [ -e $old/deployed/$digest ] || {{ systemctl disable --now --quiet $digest; rm -f {DEPLOYED}/$digest; }}
+done
+find {CONFIGURATION} -maxdepth 1 {_SETTINGS} -delete
+{units.REMOVE_OURS}
+cp -p $old/settings/* {CONFIGURATION}/
+cp -rp $old/units/. {units.UNITS}/
+ln -sfn "$(cat $old/current)" {CURRENT}.new
+mv -T {CURRENT}.new {CURRENT}
+for file in $old/settings/worker-*.yaml; do
+  slot=$(basename "$file" .yaml)
+  kept=$(find {RETIRED} -maxdepth 1 -type d -name "$slot-*" 2>/dev/null | sort | tail -n 1)
+  [ -e {STATE}/$slot ] || [ -z "$kept" ] || mv -T "$kept" {STATE}/$slot
+done
+for file in $old/settings/*.yaml; do
+  role=$(basename "$file" .yaml)
+  case $role in worker-*) continue;; esac
+  kept=$(find {RETIRED} -mindepth 2 -maxdepth 2 -type d -path "*/coordinator-*/$role" 2>/dev/null | sort | tail -n 1)
+  [ -e {STATE}/$role ] || [ -z "$kept" ] || mv -T "$kept" {STATE}/$role
+done
+systemctl daemon-reload
+failed=
+for unit in {_ORDER} $(cd $old/deployed && ls | grep worker@ || true); do
+  [ -e $old/deployed/$unit ] || continue
+  if ! cmp -s $old/deployed/$unit {DEPLOYED}/$unit || ! systemctl is-active --quiet $unit; then
+    rm -f {DEPLOYED}/$unit
+    systemctl reset-failed $unit 2>/dev/null || true
+    systemctl enable --quiet $unit
+    systemctl restart $unit && cp -p $old/deployed/$unit {DEPLOYED}/$unit || failed="$failed $unit"
+  fi
+done
+[ -z "$failed" ] || {{ echo "does not start again:$failed; journalctl says why" >&2; exit 1; }}
+cp -p $old/deployed/{WHOLE} {DEPLOYED}/{WHOLE}
+"""

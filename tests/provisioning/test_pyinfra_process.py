@@ -1,0 +1,100 @@
+"""What is made of pyinfra's answers. The program is a recorded stand-in: a shell that says what pyinfra 3.10.0 said."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from deploys.fleet.pyinfra_process import Pyinfra
+from worker.errors import SettingsError, WorkerError
+
+FAILED = """--> Connecting to hosts...
+    [gpu-1] Connected
+--> Starting operation: Release | Check out 0123456789ab
+    [gpu-1] fatal: write error: No space left on device
+    [gpu-1] fatal: fetch-pack: invalid index-pack output
+    [gpu-1] hivewright-worker@0.service: Consumed 9.022s CPU time.
+    [gpu-1] Error: executed 0 commands
+--> Disconnecting from hosts...
+--> pyinfra error: No hosts remaining!
+failed: gpu-1 (Release | Check out 0123456789ab); fix that and run again, hosts that are done stay as they are
+"""
+UNREACHABLE = "--> pyinfra error: No hosts remaining!\nfailed: gpu-1 (can't be reached); fix that and run\n"
+
+
+def standing_in(folder: Path, stdout: str = "", stderr: str = "", code: int = 0, seconds: float = 0) -> Pyinfra:
+    (folder / "stdout").write_text(stdout)
+    (folder / "stderr").write_text(stderr)
+    script = f"cat {folder}/stdout; cat {folder}/stderr >&2; echo $$ > {folder}/pid; sleep {seconds}; exit {code}"
+    return Pyinfra("inventory/x.py", prefix=("sh", "-c", script))
+
+
+def test_deploy_that_succeeds_says_how_much_it_changed(tmp_path: Path) -> None:
+    results = {"results": {"operations": [], "totals": {"success": 7, "no_change": 20}, "failed_hosts": []}}
+    ran = standing_in(tmp_path, json.dumps(results)).deploy("gpu-1", None, tmp_path / "log", timeout=10)
+    assert (ran.outcome, ran.num_changes) == ("done", 7)
+
+
+def test_deploy_that_fails_says_at_what_and_what_the_host_said(tmp_path: Path) -> None:
+    ran = standing_in(tmp_path, stderr=FAILED, code=1).deploy("gpu-1", None, tmp_path / "log", timeout=10)
+    assert ran.outcome == "failed"
+    assert ran.reason == "Release | Check out 0123456789ab: fatal: write error: No space left on device"
+    assert (tmp_path / "log").read_text() == FAILED
+
+
+def test_host_without_a_connection_is_unreachable(tmp_path: Path) -> None:
+    ran = standing_in(tmp_path, stderr=UNREACHABLE, code=1).deploy("gpu-1", None, tmp_path / "log", timeout=10)
+    assert ran.outcome == "unreachable"
+    pyinfra = standing_in(tmp_path, stderr=UNREACHABLE, code=1)
+    assert pyinfra.facts("a.B", "c.D", "x=1", hosts=["gpu-1"], timeout=10).values == [{}, {}]
+
+
+def test_silent_host_has_its_reason_and_the_others_answers_are_whole(tmp_path: Path) -> None:
+    said = "    [gpu-1]  Could not connect (timed out)\n    [gpu-2] Connected\n    [gpu-3] Connected\n"
+    said += "    [gpu-2] Loaded fact a.B\n    [gpu-3] Loaded fact a.B\n    [gpu-2] Command timed out after 50s\n"
+    said += "    [gpu-2] Error: could not load fact: c.D\n    [gpu-3] Loaded fact c.D\n"
+    values = {"a.B": {"gpu-2": 1, "gpu-3": 1}, "c.D": {"gpu-2": None, "gpu-3": 1}}
+    pyinfra = standing_in(tmp_path, json.dumps(values), said)
+    found = pyinfra.facts("a.B", "c.D", hosts=["gpu-1", "gpu-2", "gpu-3"], timeout=10)
+    assert found.values == [{"gpu-2": 1, "gpu-3": 1}, {"gpu-3": 1}]
+    assert found.reasons == {"gpu-1": "Could not connect (timed out)", "gpu-2": "Command timed out after 50s"}
+
+
+def test_host_that_hangs_is_given_up_at_its_deadline_with_all_that_was_started(tmp_path: Path) -> None:
+    said = "--> Connecting to hosts...\n--> Starting operation: Worker | Run slot 0 \n"
+    began = time.monotonic()
+    ran = standing_in(tmp_path, stderr=said, seconds=60).deploy("gpu-1", None, tmp_path / "log", timeout=1)
+    assert time.monotonic() - began < 20
+    assert (ran.outcome, ran.reason) == ("overdue", "not done after 1 s and given up; it was at: Worker | Run slot 0")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_inventory_that_is_refused_ends_it_all(tmp_path: Path) -> None:
+    refused = standing_in(tmp_path, stderr="inventory data of gpu-1: slot: not a known key\n", code=2)
+    with pytest.raises(SettingsError, match="not a known key"):
+        refused.deploy("gpu-1", None, tmp_path / "log", timeout=10)
+
+
+def test_answer_that_is_none_is_an_error_with_the_last_line(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="it broke"):
+        standing_in(tmp_path, stderr="a\nit broke\n", code=1).facts("a.B", hosts=["a"], timeout=10)
+
+
+def test_inventory_without_hosts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no hosts; expected lists of hosts"):
+        standing_in(tmp_path, "[]").hosts(timeout=10)
+
+
+def test_every_line_of_a_refusal_is_kept(tmp_path: Path) -> None:
+    said = "--> Loading config...\nx.py: 2 mistakes\ninventory data of gpu-1: one\ninventory data of gpu-2: two\n"
+    with pytest.raises(SettingsError) as refused:
+        standing_in(tmp_path, stderr=said, code=2).hosts(timeout=10)
+    assert str(refused.value).splitlines() == said.splitlines()[1:]
+
+
+def test_pyinfra_that_does_not_end_is_stopped_and_said_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="had not ended after 1 s"):
+        standing_in(tmp_path, seconds=60).hosts(timeout=1)
