@@ -50,9 +50,11 @@ def _fetch(state: State, host: Host, key: str, file: str) -> bool:
 
 def seal_script(key: str, remote: str) -> str:
     """Shell commands that seal into a file of root's, and say how long it is. Earlier releases ignore `stream`."""
-    program = f"environment/bin/python -B -m deploys.backup_pack {shlex.quote(key)} stream"
+    program = f"environment/bin/python -B -m $module {shlex.quote(key)} stream"
     return (
         f"[ -d {CURRENT}/ ] || {{ echo 0; exit 0; }}; umask 077; cd {CURRENT} || exit 1;"
+        # The release on the host may be an earlier one, which calls it `sealing`.
+        " module=deploys.backup_pack; [ -e deploys/backup_pack.py ] || module=deploys.sealing;"
         f" {program} > {remote} || {{ rm -f {remote}; exit 1; }}; stat --format=%s {remote}"
     )
 

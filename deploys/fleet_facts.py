@@ -375,31 +375,19 @@ class Footprint(Answer[list[str]]):
         return lines
 
 
-class Sealed(Answer[str]):
-    """The host's identities and ledgers as a tar, sealed for the holder of `key` (deploys/backup_pack.py), in base 64.
-
-    Empty on a bare host.
-    """
-
-    def command(self, key: str) -> str:
-        python = "environment/bin/python -B -m deploys.backup_pack"
-        return f"if [ -d {CURRENT}/ ]; then cd {CURRENT} && {python} {shlex.quote(key)}; fi && echo {END}"
-
-    def read(self, lines: list[str]) -> str:
-        return "".join(lines)
-
-
 class SealedToken(Answer[str]):
     """The host's enrolment token, sealed for the owner of `key` (deploys/backup_pack.py), in base 64. Empty: none.
 
-    Its release may be an earlier one: `seal` is all that this needs of it.
+    The host's release may be an earlier one, which calls the module `sealing`: `seal` is all that this needs of it.
     """
 
     def command(self, key: str) -> str:
         token = CONFIGURATION / "enrolment.token"
         program = (
-            "import pathlib, sys; from deploys.backup_pack import seal;"
-            " sys.stdout.write(seal(pathlib.Path(sys.argv[2]).read_bytes(), sys.argv[1]))"
+            "import importlib, pathlib, sys;"
+            "name = 'backup_pack' if pathlib.Path('deploys/backup_pack.py').exists() else 'sealing';"
+            "seal = importlib.import_module('deploys.' + name).seal;"
+            "sys.stdout.write(seal(pathlib.Path(sys.argv[2]).read_bytes(), sys.argv[1]))"
         )
         python = f"environment/bin/python -B -c {shlex.quote(program)} {shlex.quote(key)} {token}"
         return f"if [ -d {CURRENT}/ ] && [ -e {token} ]; then cd {CURRENT} && {python}; fi && echo {END}"

@@ -32,7 +32,7 @@ from deploys.facts import (
     SystemdVersion,
     UserEntry,
 )
-from deploys.fleet_facts import Footprint, HostStates, Logs, NodeReports, Sealed, last_words
+from deploys.fleet_facts import Footprint, HostStates, Logs, NodeReports, last_words
 from deploys.paths import CONFIGURATION, STATE
 from deploys.tailscale.join import TailnetOfHost
 
@@ -352,7 +352,7 @@ def test_answer_that_makes_no_sense_ends_no_other_host_s_run(tmp_path: Path) -> 
 
 
 def test_host_that_did_not_answer_to_the_end_is_not_taken_for_a_bare_one() -> None:
-    for fact in (NodeReports(), HostStates(), Logs(), Footprint(), Sealed()):
+    for fact in (NodeReports(), HostStates(), Logs(), Footprint()):
         assert fact.default() is None
         assert fact.process(["unit=hivewright-worker@0.service"]) is None
     assert NodeReports().process(["end"]) == []
