@@ -432,8 +432,8 @@ def test_https_at_a_control_server_of_ones_own_is_warned_of_for_all_such_hosts_i
         "off": {**own, "tailscale_serve": {443: 3000}, "tailscale": False},
     }
     common = {"slots": 1, "swarm_enabled": False, "tailscale": True}
-    plans = hosts.check([HostEntry(name, ("workers",), {**common, **each}) for name, each in data.items()])
-    (line,) = hosts.warnings(plans.values())
+    plans = validation.check([HostEntry(name, ("workers",), {**common, **each}) for name, each in data.items()])
+    (line,) = validation.warnings(plans.values())
     assert line.startswith(
         "inventory data of gpu-1, gpu-2: tailscale_serve: needs HTTPS certificates, which tailscale_login_server "
         "(https://headscale.example.org), a control server of your own, may not have"
