@@ -38,13 +38,13 @@ from eth_account.signers.local import LocalAccount
 from benchmarks.faults import at_random, faulty
 from worker import log, settings
 from worker.account.vault import Tokens
-from worker.chain import anvil
-from worker.chain.accounts import AccountClient
+from worker.chain.account_client import AccountClient
 from worker.chain.client import Call, NonceUsed
 from worker.chain.coordinator import Coordinator
+from worker.chain.embedded import anvil
 from worker.chain.ledger import Ledger
-from worker.chain.sender import Sender
 from worker.chain.settlement import Settlement
+from worker.chain.transaction_queue import Sender
 from worker.errors import ChainError
 from worker.settings import Settings
 

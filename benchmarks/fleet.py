@@ -36,7 +36,7 @@ from deploys.inventory.validation import HostEntry
 from lab import cgroups, machine
 from lab.host import CHECKOUT, Host
 from lab.lab import REPOSITORY_URL, Lab
-from worker.environments.mixes import DEMO_SETTINGS
+from worker.environments.presets import DEMO_SETTINGS
 
 ANSIBLE = "ansible-core==2.19.14"
 RUN_SECONDS = 1500

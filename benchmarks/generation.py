@@ -29,10 +29,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from worker import settings
 from worker.policy import policy
-from worker.policy.choice import TINY
-from worker.policy.decoder import LeanDecoder
-from worker.policy.engine import Ending
-from worker.policy.generation import TorchEngine
+from worker.policy.engines.decoder import LeanDecoder
+from worker.policy.engines.engine import Ending
+from worker.policy.engines.torch_engine import TorchEngine
+from worker.policy.model_sizing import TINY
 
 NUM_GENERATIONS = 8
 PROMPT_LENGTHS = (96, 80)

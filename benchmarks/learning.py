@@ -17,7 +17,7 @@ import matplotlib
 
 from benchmarks.nodes import GAIN_HEADER, mean_curve, print_gain, run
 from worker import settings
-from worker.environments.mixes import DEMO_SETTINGS
+from worker.environments.presets import DEMO_SETTINGS
 
 WINDOW = 10
 WANTED_GAIN = 0.1

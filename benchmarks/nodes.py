@@ -12,12 +12,12 @@ from typing import Any
 
 from worker import environments, settings
 from worker.environments import Environment
-from worker.environments.mix import is_closed
+from worker.environments.mixture import is_closed
 from worker.node import EXTERNAL_MARGIN
 from worker.policy import policy
 from worker.records import Group, ScoredGroup, round_seed
+from worker.trainer.batch import choose
 from worker.trainer.credit import give_credit
-from worker.trainer.sampler import choose
 from worker.trainer.trainer import Trainer
 
 

@@ -34,7 +34,7 @@ from transformers.utils.logging import set_verbosity_error
 
 from benchmarks.nodes import GAIN_HEADER, Node, exchange, make_node, mean_curve, print_gain, run
 from worker import environments, evaluation, settings
-from worker.policy import asking
+from worker.policy import form_choice
 from worker.records import ScoredGroup, Task
 
 ROOT = Path(__file__).parents[1]
@@ -115,8 +115,8 @@ def find_smollm2(folder: Path | None) -> Path:
 def settle_form(node: Node, folder: Path) -> None:
     """As a worker does at its first start."""
     environment = node.environment
-    tasks = environment.easy_tasks(evaluation.HELD_OUT, asking.NUM_QUESTIONS)
-    asking.settle(
+    tasks = environment.easy_tasks(evaluation.HELD_OUT, form_choice.NUM_QUESTIONS)
+    form_choice.settle(
         node.trainer.policy,
         node.settings.generation,
         [environment.question(task) for task in tasks],

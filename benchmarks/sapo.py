@@ -25,7 +25,7 @@ import matplotlib
 
 from benchmarks.nodes import mean_curve, run
 from worker import settings
-from worker.environments.mixes import DEMO_FAMILIES, DEMO_SETTINGS
+from worker.environments.presets import DEMO_FAMILIES, DEMO_SETTINGS
 from worker.settings import Family
 
 PAPER = {"8/0": 561.79, "6/2": 854.43, "4/4": 1093.31, "2/6": 945.87}

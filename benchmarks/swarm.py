@@ -2,7 +2,7 @@
 
     python -m benchmarks.swarm [--nodes 4 8 16 32] [--rounds 5] [--idle SECONDS] [--json FILE]
 
-A round is 9 tasks x 8 completions x 600 bytes from each node. Ours: `worker.swarm.exchange`, as the worker uses it,
+A round is 9 tasks x 8 completions x 600 bytes from each node. Ours: `worker.swarm.swarm`, as the worker uses it,
 scoring left out (a look-up stands in). Reference: the existing way, `hivemind.dht.DHTNode`: every node stores its
 groups under the round's key and reads that key until all are there. In both each node is a process with a libp2p
 daemon of its own. The two take turns, round by round, and each has a network namespace of its own, whose loopback
@@ -22,7 +22,8 @@ from typing import Any
 
 from benchmarks.swarm_nodes import prose, write_groups, write_related_groups
 from benchmarks.swarm_sides import ONE_KEY, OURS, Cost, Remote
-from worker.swarm import identity, wire
+from worker.swarm import identity
+from worker.swarm.protocol import messages
 
 SECONDS = "seconds until all have their groups"
 BYTES = "bytes a node"
@@ -143,7 +144,7 @@ def weigh() -> list[dict[str, Any]]:
         groups = write(text, me.peer_id, 0)
         plain = sum(len(c) for g in groups for c in g.completions)
         started = time.process_time()
-        frame = wire.encode_frame(wire.Kind.GROUPS, wire.seal_groups(me, 0, groups))
+        frame = messages.encode_frame(messages.Kind.GROUPS, messages.seal_groups(me, 0, groups))
         milliseconds = 1000 * (time.process_time() - started)
         print(f"answers that have {kind}: {plain} bytes, {len(frame)} on the wire, {milliseconds:.1f} ms to make")
         rows.append(

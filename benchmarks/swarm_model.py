@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from benchmarks.swarm_nodes import COMPLETION_BYTES, NUM_COMPLETIONS, NUM_TASKS, WANTED_GROUPS
 from worker.settings import Swarm
-from worker.swarm.collecting import LOOK_EVERY_SECONDS, MAX_DRAWS_PER_PEER
+from worker.swarm.exchange.collector import LOOK_EVERY_SECONDS, MAX_DRAWS_PER_PEER
 from worker.swarm.network import CONNECT_TIMEOUT_SECONDS
-from worker.swarm.streams import MAX_STREAMS
+from worker.swarm.transport.streams import MAX_STREAMS
 
 DEFAULTS = Swarm()
 ROUNDS = 3
@@ -231,7 +231,7 @@ class Ours:
             self._ask(peer)
 
     def _choose_number(self, now: float) -> int:
-        """As worker/swarm/collecting.py does: those that are needed, soon k, and twice k when it gets late."""
+        """As worker/swarm/exchange/collector.py does: those that are needed, soon k, and twice k when it gets late."""
         number = DEFAULTS.peers_per_round - self._answered
         if now >= (self.me.ready_at + self.deadline) / 2:
             return 2 * number

@@ -18,8 +18,8 @@ from hivemind.utils.timed_storage import get_dht_time
 
 from worker import log, settings
 from worker.records import Group, Task, round_seed
-from worker.swarm.exchange import Swarm
-from worker.swarm.verify import Verifier
+from worker.swarm.exchange.verify import Verifier
+from worker.swarm.swarm import Swarm
 
 NUM_TASKS, NUM_COMPLETIONS, COMPLETION_BYTES = 9, 8, 600
 WANTED_GROUPS = 12
@@ -94,7 +94,7 @@ class Node(Protocol):
 
 
 class OurNode:
-    """`worker.swarm.exchange`, as the worker uses it; scoring is left out."""
+    """`worker.swarm.swarm`, as the worker uses it; scoring is left out."""
 
     def __init__(self, folder: Path, bootnodes: Sequence[str]) -> None:
         self._section = settings.Swarm(host="127.0.0.1", bootnodes=tuple(bootnodes))

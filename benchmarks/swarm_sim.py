@@ -9,7 +9,7 @@ depends on who else is on the machine. Then each node gets a machine and a link 
 its own, and nodes come and go.
 
 Simulated: links (queues with a rate each way), distances, cores, churn, stale views, time-outs, draws and hedging as in
-worker/swarm/exchange.py. Left out: lost packets, NAT, the routing inside the DHT, and what scoring costs. The existing
+worker/swarm/swarm.py. Left out: lost packets, NAT, the routing inside the DHT, and what scoring costs. The existing
 way is let off lightly: its replicas never fail, its reads never time out before the round does.
 """
 

@@ -6,7 +6,7 @@ They live in a network of their own, and so must the operator:
 """
 
 from lab.access import operator_access
-from worker.environments.mixes import DEMO_SETTINGS
+from worker.environments.presets import DEMO_SETTINGS
 
 _access = operator_access()
 

@@ -5,8 +5,8 @@
 Each family is made and scored through the project's own environment, guards included, by two processes with other
 hash seeds and other states of the global random generators. Measured are: the same tasks and rewards in both, seconds
 to make a task at each level, what cheap answers earn (constants, and what can be copied from the question without
-reading it), and seconds to score hostile text. tests/unit/test_family_survey.py repeats a part of it in every run of
-the tests.
+reading it), and seconds to score hostile text. tests/environments/test_family_survey.py repeats a part of it in every
+run of the tests.
 """
 
 import argparse

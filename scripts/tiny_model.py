@@ -21,8 +21,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from worker import settings
-from worker.environments.mix import Mix
-from worker.environments.mixes import DEMO_FAMILIES
+from worker.environments.mixture import Mix
+from worker.environments.presets import DEMO_FAMILIES
 from worker.environments.reasoning_gym import ReasoningGym
 from worker.policy.policy import Policy
 

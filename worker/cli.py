@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from worker import __version__, command_options
+from worker import __version__
+from worker.commands import command_options
 from worker.errors import ResourceError, SettingsError, WorkerError
 
 # What an OSError says of the machine, not of the program.
@@ -145,9 +146,13 @@ COMMANDS = (
     Command("worker", "train in the swarm: answer, share, learn, earn", "worker.node:run", is_service=True),
     Command("enrol", "make this node's key, once, and register it", "worker.enrolment:run", _enrol_options),
     Command("bootnode", "a DHT peer with a stable address", "worker.swarm.bootnode:run", is_service=True),
-    Command("chain up", "run the embedded chain (anvil)", "worker.chain.anvil:up", is_service=True),
-    Command("chain deploy", "deploy the coordinator contract, or upgrade it in place", "worker.chain.anvil:deploy"),
-    Command("chain fund", "give an account money on the embedded chain", "worker.chain.fund:run", _fund_options),
+    Command("chain up", "run the embedded chain (anvil)", "worker.chain.embedded.anvil:up", is_service=True),
+    Command(
+        "chain deploy", "deploy the coordinator contract, or upgrade it in place", "worker.chain.embedded.anvil:deploy"
+    ),
+    Command(
+        "chain fund", "give an account money on the embedded chain", "worker.chain.embedded.fund:run", _fund_options
+    ),
     Command(
         "account",
         "the account service: one key, one queue of transactions",
@@ -161,38 +166,42 @@ COMMANDS = (
         is_service=True,
     ),
     Command("keeper", "advance the swarm's rounds, publish its bootnodes", "worker.chain.keeper:run", is_service=True),
-    Command("status", "what this node is doing", "worker.reports:print_status", _status_options),
+    Command("status", "what this node is doing", "worker.commands.reports:print_status", _status_options),
     Command(
         "ledger",
         "what this node has earned, and what the chain says of it",
-        "worker.reports:print_ledger",
+        "worker.commands.reports:print_ledger",
         _output_options,
     ),
     Command(
         "eval",
         "what this node's model earns on held-out tasks, before training and now",
-        "worker.eval_command:run",
+        "worker.commands.evaluate:run",
         command_options.evaluation,
     ),
     Command(
         "answers",
         "what this node and its peers answered, best and worst next to each other",
-        "worker.show_answers:run",
+        "worker.commands.show_answers:run",
         command_options.answers,
     ),
-    Command("chat", "talk to the newest checkpoint of this node", "worker.chat:run", command_options.chat),
+    Command("chat", "talk to the newest checkpoint of this node", "worker.commands.chat:run", command_options.chat),
     Command(
         "audit",
         "recompute rewards that peers submitted from the groups that they signed",
-        "worker.audit:run",
+        "worker.commands.audit:run",
         _audit_options,
     ),
-    Command("doctor", "whether this machine can do what the settings ask", "worker.doctor:run", _doctor_options),
-    Command("fetch", "download this node's model for all nodes of the machine", "worker.fetch:run", _fetch_options),
+    Command(
+        "doctor", "whether this machine can do what the settings ask", "worker.commands.doctor:run", _doctor_options
+    ),
+    Command(
+        "fetch", "download this node's model for all nodes of the machine", "worker.commands.fetch:run", _fetch_options
+    ),
     Command(
         "check",
         "check a settings file and print all that it resolves to",
-        "worker.reports:print_settings",
+        "worker.commands.reports:print_settings",
         _check_options,
     ),
     Command(
@@ -229,7 +238,7 @@ COMMANDS = (
     Command(
         "demo",
         "a whole swarm on this machine: chain, keeper, workers",
-        "worker.demo:run",
+        "worker.commands.demo:run",
         _demo_options,
         takes_settings=False,
     ),
@@ -279,7 +288,7 @@ def _call(command: Command, parsed: argparse.Namespace) -> None:
     loaded = settings.Settings() if parsed.settings is None else settings.load(parsed.settings)
     if command.is_service:
         log.setup(loaded.log.level, loaded.log.format, parsed.log_file)
-        from worker.telemetry import systemd
+        from worker.runtime import systemd
 
         systemd.connect(os.environ.get("NOTIFY_SOCKET"))
         _load(command.target)(loaded)

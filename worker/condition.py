@@ -5,7 +5,7 @@ import shutil
 from worker import settings
 from worker.policy.policy import Policy
 from worker.telemetry.status import Condition
-from worker.trainer.budget import Budget
+from worker.trainer.micro_batch import Budget
 
 
 def see_policy(found: Condition, policy: Policy) -> None:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
-from worker import resources
 from worker.errors import IdentityError, SettingsError
+from worker.runtime import host
 from worker.runtime.files import LINE, read_secret, write_whole
 from worker.settings import Settings
 from worker.swarm import identity
@@ -35,18 +35,18 @@ def run(settings: Settings, options: argparse.Namespace | None = None) -> None:
     ModelError if the settings leave the model to the machine (`auto`) and none fits.
     """
     folder = settings.node.state_dir
-    resources.require_disk(folder, settings.node.min_free_disk_mb)
+    host.require_disk(folder, settings.node.min_free_disk_mb)
     key_file = folder / KEY_FILE
     registered = _has_chain(settings)
     node_identity = identity.load(key_file) if key_file.exists() else identity.create(key_file)
     model = _model(settings, node_identity.peer_id)
     if registered:
-        from worker.chain import accounts, wallet
+        from worker.chain import account_client, wallet
 
         if settings.chain.wallet_dir is not None:
             print(f"wallet {wallet.create(settings.chain)} in {settings.chain.wallet_dir}")
         move = options is not None and options.move
-        accounts.enrol(node_identity, _enrolment_token(settings), settings.chain, folder, move)
+        account_client.enrol(node_identity, _enrolment_token(settings), settings.chain, folder, move)
     enrolment = Enrolment(node_identity.peer_id, registered)
     write_whole(folder / ENROLMENT_FILE, json.dumps(asdict(enrolment), indent=2) + "\n")
     print(f"enrolled {enrolment.peer_id} ({identity.animal_name(enrolment.peer_id)}) in {folder}, model {model}")
@@ -55,9 +55,9 @@ def run(settings: Settings, options: argparse.Namespace | None = None) -> None:
 def _model(settings: Settings, peer_id: str) -> str:
     if settings.model.name != "auto":
         return settings.model.name
-    from worker.policy import choice  # torch measures the machine: only where that is asked for
+    from worker.policy import model_sizing  # torch measures the machine: only where that is asked for
 
-    return choice.decide(settings.model, settings.trainer, settings.node.state_dir, peer_id)
+    return model_sizing.decide(settings.model, settings.trainer, settings.node.state_dir, peer_id)
 
 
 def _has_chain(settings: Settings) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from worker import settings
 from worker.environments import Environment
 from worker.evaluation import HELD_OUT
-from worker.policy import asking, choice
+from worker.policy import form_choice, model_sizing
 from worker.policy import policy as policies
 from worker.policy.policy import Policy
 from worker.trainer import checkpoint
@@ -21,7 +21,7 @@ FORM_FILE = "form.json"
 
 def load_policy(all_settings: settings.Settings) -> Policy:
     """Load the model that the settings name, with its chat template as they want it. Raises as `policies.load`."""
-    policy = policies.load(choice.settle(all_settings.model, all_settings.node.state_dir))
+    policy = policies.load(model_sizing.settle(all_settings.model, all_settings.node.state_dir))
     policy.require_context(all_settings.generation)
     policy.adopt(all_settings.generation)
     return policy
@@ -36,8 +36,8 @@ def settle_method(policy: Policy, trainer: settings.Trainer, state_dir: Path) ->
 
 def settle_form(policy: Policy, environment: Environment, generation: settings.Generation, state_dir: Path) -> None:
     """Have the policy ask in the form that the settings name, that was found before, or that is found now."""
-    tasks = environment.easy_tasks(HELD_OUT, asking.NUM_QUESTIONS)
-    asking.settle(
+    tasks = environment.easy_tasks(HELD_OUT, form_choice.NUM_QUESTIONS)
+    form_choice.settle(
         policy,
         generation,
         [environment.question(task) for task in tasks],

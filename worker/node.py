@@ -17,29 +17,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from worker import __version__, condition, enrolment, environments, eval_command, model_setup, resources
-from worker.chain import accounts
+from worker import __version__, condition, enrolment, environments, model_setup
+from worker.chain import account_client
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
-from worker.environments.mix import is_closed
+from worker.commands import evaluate
+from worker.environments.mixture import is_closed
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
-from worker.policy import adapters, choice
+from worker.hub.hub import Hub
+from worker.policy import lora, model_sizing
 from worker.records import Collected, Completion, Group, ScoredGroup, StepMetrics, Task, milli_reward, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
-from worker.service import exit_on_signals
+from worker.runtime import host, systemd
+from worker.runtime.processes import exit_on_signals
 from worker.settings import Settings, chain_of_node
 from worker.settings import Swarm as SwarmSettings
 from worker.settings import Trainer as TrainerSettings
-from worker.swarm.exchange import Published, Swarm
+from worker.swarm.exchange.verify import Verifier
 from worker.swarm.identity import Identity, animal_name
-from worker.swarm.verify import Verifier
-from worker.telemetry import answers, evaluations, health, status, systemd
-from worker.telemetry.answers import AnswerLog
-from worker.telemetry.card import model_card
-from worker.telemetry.hub import Hub
+from worker.swarm.swarm import Published, Swarm
+from worker.telemetry import answer_log, evaluation_log, health, status
+from worker.telemetry.answer_log import AnswerLog
+from worker.telemetry.model_card import model_card
 from worker.telemetry.status import NodeStatus, RoundRecord
-from worker.trainer import checkpoint, sampler
+from worker.trainer import checkpoint
+from worker.trainer.batch import choose
 from worker.trainer.credit import closed_share, give_credit
 from worker.trainer.trainer import Learned, Trainer
 
@@ -60,10 +63,10 @@ SAID_AFTER_ROUNDS = 16  # in a row with nothing to learn from: a power of two
 def run(settings: Settings) -> None:
     """Train until `node.max_rounds` or a signal. Raises WorkerErrors; see worker.errors for their exit codes."""
     folder = settings.node.state_dir
-    resources.require_disk(folder, settings.node.min_free_disk_mb)
-    resources.require_port(settings.swarm.host, settings.swarm.port, "swarm.port")
+    host.require_disk(folder, settings.node.min_free_disk_mb)
+    host.require_port(settings.swarm.host, settings.swarm.port, "swarm.port")
     with ExitStack() as stack:
-        stack.enter_context(resources.lock_folder(folder, "node.state_dir"))
+        stack.enter_context(host.lock_folder(folder, "node.state_dir"))
         stack.enter_context(_last_words(folder))
         identity, enrolled = enrolment.load(settings)
         node = Node(settings, identity, enrolled)
@@ -78,9 +81,9 @@ def _announced(swarm: SwarmSettings) -> SwarmSettings:
     if swarm.announce_interface is None:
         return swarm
     is_ipv6 = ":" in swarm.host
-    address = resources.interface_address(swarm.announce_interface, socket.AF_INET6 if is_ipv6 else socket.AF_INET)
+    address = host.interface_address(swarm.announce_interface, socket.AF_INET6 if is_ipv6 else socket.AF_INET)
     if address is None:
-        other = resources.interface_address(swarm.announce_interface, socket.AF_INET if is_ipv6 else socket.AF_INET6)
+        other = host.interface_address(swarm.announce_interface, socket.AF_INET if is_ipv6 else socket.AF_INET6)
         wanted = "an IPv4 one" if is_ipv6 else "an IPv6 one, such as ::"
         hint = f"it has {other}, and swarm.host is {swarm.host}: make that {wanted}"
         logger.warning(
@@ -108,14 +111,14 @@ class Node:
         self.settings = settings
         self.peer_id = identity.peer_id
         self.folder = settings.node.state_dir
-        model = choice.settle(settings.model, self.folder)
+        model = model_sizing.settle(settings.model, self.folder)
         self.status = NodeStatus(settings.node.name, self.peer_id, animal_name(self.peer_id), model.name, __version__)
         self.status.write(self.folder)
         self.environment = environments.load(settings.environment)
         self.status.environments = self.environment.versions
         self.policy = model_setup.load_policy(settings)
         self.status.device = str(self.policy.model.device)
-        unused_gpus = choice.count_unused_gpus(settings.model, self.status.device)
+        unused_gpus = model_sizing.count_unused_gpus(settings.model, self.status.device)
         self.status.condition.unused_gpus = unused_gpus
         self.trainer = Trainer(self.policy, self._method(), settings.generation)
         self.last_record: dict[str, Any] | None = None
@@ -137,11 +140,11 @@ class Node:
         self.swarm = self._swarm() if settings.swarm.enabled else None
         self.coordinator: Coordinator | None = None
         self.settlement: Settlement | None = None
-        self.account: accounts.Account | None = None
+        self.account: account_client.Account | None = None
         self.clock: Clock = LocalClock()
         if enrolled.registered:
             self.coordinator = Coordinator(chain_of_node(settings.chain, self.folder))
-            self.account = accounts.open_account(settings.chain, self.folder)
+            self.account = account_client.open_account(settings.chain, self.folder)
             self.settlement = Settlement(self.ledger, self.coordinator, self.account, settings.chain)
             self.clock = ChainClock(self.coordinator, settings.chain.poll_seconds)
             self.status.chain = "unknown"
@@ -194,7 +197,7 @@ class Node:
         collected = self._collect(tick.round)
         self._show("training")
         rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
-        batch = sampler.choose(
+        batch = choose(
             give_credit(local, is_closed), collected.groups, self.settings.trainer, rng, self.trainer.find_fault
         )
         metrics = self.trainer.step(batch.groups, sampled=local)
@@ -232,7 +235,7 @@ class Node:
             found = learned.get((group.peer_id, group.task))
             nothing = (0.0,) * len(group.completions)
             kept.append(
-                answers.of_group(
+                answer_log.of_group(
                     group, round, level=self.environment.level_of(group.task), form=self.policy.form.name,
                     right=self.environment.answer(group.task), trained=found is not None,
                     advantages=nothing if found is None else found.advantages,
@@ -248,18 +251,18 @@ class Node:
             return
         self.last_evaluated = trained
         self._show("evaluating")
-        found = eval_command.measure(
+        found = evaluate.measure(
             self.policy, self.environment, self.settings.generation,
-            eval_command.fixed_tasks(self.environment), EVAL_TASKS, seed=0,
+            evaluate.fixed_tasks(self.environment), EVAL_TASKS, seed=0,
             seconds=self.settings.node.eval_seconds, round=self.status.round if trained else None,
             rounds_trained=trained, progress=lambda: self._show("evaluating"),
         )  # fmt: skip
-        evaluations.append(self.folder, found)
+        evaluation_log.append(self.folder, found)
         self._see_evaluations()
         logger.info("evaluated rounds_trained=%d reward=%.3f seconds=%.0f", trained, found.reward, found.seconds)
 
     def _see_evaluations(self) -> None:
-        done = evaluations.read(self.folder)
+        done = evaluation_log.read(self.folder)
         if done:
             self.last_evaluated = done[-1].rounds_trained
             self.status.held_out_before, self.status.held_out_now = done[0].reward, done[-1].reward
@@ -349,7 +352,7 @@ class Node:
         local, tokens_per_second = self._answer(round_seed(f"{self.peer_id}/practice", self.status.practice_steps))
         self._show("training")
         rng = random.Random(f"{self.peer_id}/practice/{self.status.practice_steps}")
-        batch = sampler.choose(give_credit(local, is_closed), (), self.settings.trainer, rng, self.trainer.find_fault)
+        batch = choose(give_credit(local, is_closed), (), self.settings.trainer, rng, self.trainer.find_fault)
         metrics = self.trainer.step(batch.groups, sampled=local)
         self.environment.learn(local)
         self.status.loss, self.status.tokens_per_second = metrics.loss, tokens_per_second
@@ -481,7 +484,7 @@ class Node:
         condition.see_policy(found, self.policy)
         condition.see_budget(found, self.trainer.budget)
         found.disk_spare_mb = condition.spare_mb(self.settings.node)
-        if isinstance(self.account, accounts.AccountClient):
+        if isinstance(self.account, account_client.AccountClient):
             found.clock_offset = self.account.clock_offset
         found.recent = health.recent(self.recent)
         health.watch(self.status)
@@ -525,15 +528,15 @@ class Node:
         """Whether a checkpoint's weights are all that a model consists of. Adapters are merged for a push, and buffers
         added."""
         model = self.policy.model
-        return self.trainer.lora is None and not adapters.has_more_than_parameters(model)
+        return self.trainer.lora is None and not lora.has_more_than_parameters(model)
 
     def _describe_model(self, folder: Path) -> None:
         """The card, and what weights need beside them to be loaded by transformers; with adapters the weights, too."""
         card = model_card(self.settings, self.status, status.read_rounds(self.folder))
         (folder / "README.md").write_text(card)
         if not self._is_whole_model:
-            adapters.save_merged(self.policy.model, folder / "model.safetensors")
-        adapters.save_config(self.policy.model, folder)
+            lora.save_merged(self.policy.model, folder / "model.safetensors")
+        lora.save_config(self.policy.model, folder)
         self.policy.model.generation_config.save_pretrained(folder)
         self.policy.tokenizer.save_pretrained(folder)
 

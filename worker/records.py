@@ -39,7 +39,7 @@ class Completion:
     """One sampled answer of our own policy.
 
     `token_ids` (T,) are the sampled tokens, the end token included if there was one; `logprobs` (T,) their
-    log-probabilities (worker/policy/engine.py says of which distribution); `truncated`: no end token came.
+    log-probabilities (worker/policy/engines/engine.py says of which distribution); `truncated`: no end token came.
     """
 
     text: str

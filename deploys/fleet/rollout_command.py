@@ -19,8 +19,8 @@ from deploys.fleet.rollout import Rollout, Rules, Seen
 from deploys.inventory.validation import COORDINATORS
 from worker.errors import ReleaseRefused, SettingsError, WorkerError
 from worker.log import printable
-from worker.resources import lock_folder
 from worker.runtime.cells import say
+from worker.runtime.host import lock_folder
 
 # The commits of all hosts are looked up meanwhile, of each repository for up to a minute.
 ASK_SECONDS = 300.0

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from benchmarks.faults import at_random as at_random
 from benchmarks.faults import faulty as faulty
-from worker import settings, webguard
+from worker import settings
 from worker.account.server import Service
-from worker.chain.accounts import AccountClient
+from worker.chain.account_client import AccountClient
+from worker.runtime import webguard
 from worker.swarm import identity
 from worker.swarm.identity import Identity
 

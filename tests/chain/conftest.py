@@ -10,10 +10,11 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
 from worker import settings
-from worker.chain import anvil, contract
+from worker.chain import contract
 from worker.chain.client import Call, Receipt
-from worker.chain.connection import Deployment
 from worker.chain.coordinator import Coordinator
+from worker.chain.deployment import Deployment
+from worker.chain.embedded import anvil
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 10.0

@@ -8,9 +8,9 @@ import pytest
 from account_service import ENROLMENT_TOKEN, Running, account_settings, serving, some_identity
 
 from worker import settings
-from worker.chain import sender as sender_module
 from worker.chain import settlement as settlement_module
-from worker.chain.accounts import AccountClient, enrol
+from worker.chain import transaction_queue as sender_module
+from worker.chain.account_client import AccountClient, enrol
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement

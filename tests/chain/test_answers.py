@@ -8,7 +8,7 @@ import pytest
 
 from worker.chain.coordinator import Coordinator
 from worker.chain.rpc import Rpc
-from worker.chain.sender import Sender
+from worker.chain.transaction_queue import Sender
 from worker.errors import ChainError, WorkerError
 
 ODD = [None, "", "zz", "0x1", 5, [], {}, {"a": 1}, True, [None], ["0x1"], "0x" + "ff" * 64]

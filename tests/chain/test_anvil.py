@@ -15,10 +15,11 @@ import requests
 from eth_account import Account
 
 from worker import settings
-from worker.chain import anvil, connection
+from worker.chain import deployment
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
-from worker.chain.snapshots import Snapshots
+from worker.chain.embedded import anvil
+from worker.chain.embedded.snapshots import Snapshots
 from worker.errors import ChainError, ChainUnreachable, ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,7 +200,7 @@ def test_deploy_follows_the_chain_to_another_port(place):
     with anvil.running(place.anvil, 31337) as (_, second):
         anvil._address_file(place.anvil).write_text(second)
         assert anvil.deploy(place).contract == contract
-    assert connection.resolve(place.chain).rpc_url == second
+    assert deployment.resolve(place.chain).rpc_url == second
 
 
 def test_deploy_with_a_contract_of_others_deploys_nothing(chain, place):

@@ -9,16 +9,17 @@ import pytest
 from account_service import some_identity
 from eth_account.signers.local import LocalAccount
 
-from worker import audit, settings
-from worker.audit import Auditor, Finding, Report
+from worker import settings
 from worker.chain.client import Call
+from worker.commands import audit
+from worker.commands.audit import Auditor, Finding, Report
 from worker.errors import BadRecord, SettingsError
 from worker.records import Group, Task, round_seed
 from worker.settings import Swarm
-from worker.swarm import wire
-from worker.swarm.archive import Archive
+from worker.swarm.exchange.archive import Archive
+from worker.swarm.exchange.verify import Verifier
 from worker.swarm.identity import Identity
-from worker.swarm.verify import Verifier
+from worker.swarm.protocol import messages
 
 
 class Sums:
@@ -53,7 +54,7 @@ class Peer:
         ]
 
     def publish(self, round: int, groups: list[Group]) -> str:
-        return Archive(self.folder, 8).put(round, wire.seal_groups(self.identity, round, groups))
+        return Archive(self.folder, 8).put(round, messages.seal_groups(self.identity, round, groups))
 
     def submit(self, round: int, reward: int, digest: str | None) -> None:
         call = self.chain.coordinator.submit_reward(round, 0, reward, self.identity.peer_id, digest)
@@ -88,8 +89,8 @@ def test_reward_of_one_thousandth_more_is_contradicted_with_the_signed_groups(ch
     assert (finding.verdict, finding.earned) == ("contradicted", 583)
     assert finding.reason == "its 3 groups can have earned 583 at most"
     assert evidence is not None
-    assert wire.groups_digest(evidence) == digest
-    assert wire.open_groups(evidence, peer.identity.peer_id, 0, Verifier(Sums(), Swarm(), 256).limits)
+    assert messages.groups_digest(evidence) == digest
+    assert messages.open_groups(evidence, peer.identity.peer_id, 0, Verifier(Sums(), Swarm(), 256).limits)
 
 
 def test_reward_below_what_was_earned_is_audited(chain, peer) -> None:
@@ -104,7 +105,7 @@ def test_groups_of_another_round_or_key_earn_nothing(chain, peer, tmp_path_facto
     assert finding.reason == "its 2 groups can have earned 0 at most, 2 of them do not hold"
     chain.advance()
     other = some_identity(tmp_path_factory.getbasetemp(), 1)
-    digest = Archive(peer.folder, 8).put(1, wire.seal_groups(other, 1, peer.groups(1, (4,))))
+    digest = Archive(peer.folder, 8).put(1, messages.seal_groups(other, 1, peer.groups(1, (4,))))
     peer.submit(1, 500, digest)
     finding, evidence = judge(chain, peer)
     assert finding.verdict == "contradicted"
@@ -123,7 +124,7 @@ def test_groups_that_were_changed_later_do_not_count(chain, peer) -> None:
     digest = peer.publish(0, peer.groups(0, (1,)))
     peer.submit(0, 1000, digest)
     (file,) = peer.folder.iterdir()
-    file.write_bytes(wire.seal_groups(peer.identity, 0, peer.groups(0, (4,))))
+    file.write_bytes(messages.seal_groups(peer.identity, 0, peer.groups(0, (4,))))
     finding, _ = judge(chain, peer)
     assert (finding.verdict, finding.reason) == ("unaudited", "what is served is not what it committed to")
 
@@ -201,7 +202,7 @@ def test_report_keeps_verdicts_counts_by_peer_and_names_the_evidence(chain, peer
 
 
 def test_unaudited_is_tried_again_and_a_later_verdict_replaces_it(chain, peer, tmp_path) -> None:
-    digest = wire.groups_digest(wire.seal_groups(peer.identity, 0, peer.groups(0, (4,))))
+    digest = messages.groups_digest(messages.seal_groups(peer.identity, 0, peer.groups(0, (4,))))
     peer.submit(0, 1000, digest)
     report = Report(tmp_path / "out", chain.coordinator)
     (event,) = audit.submitted_rewards(chain.coordinator, 16)

@@ -8,9 +8,10 @@ import pytest
 from eth_account import Account
 
 from worker import settings
-from worker.chain import anvil, connection, contract
+from worker.chain import contract, deployment
 from worker.chain.client import Call, NonceUsed, ReceiptTimeout
 from worker.chain.coordinator import Coordinator
+from worker.chain.embedded import anvil
 from worker.errors import ChainError, ChainUnreachable, ContractRefused, SecretError
 
 
@@ -246,17 +247,17 @@ def test_rpc_error_is_one_line_of_printable_text(serve):
 def test_settings_win_over_the_deployment_file(tmp_path):
     file = tmp_path / "deployment.json"
     file.write_text(json.dumps({"rpc_url": "http://127.0.0.1:1", "chain_id": 31337, "contract": "0x" + "22" * 20}))
-    found = connection.resolve(section(deployment_file=str(file)))
+    found = deployment.resolve(section(deployment_file=str(file)))
     assert (found.rpc_url, found.contract) == ("http://127.0.0.1:1", "0x" + "22" * 20)
-    found = connection.resolve(section(deployment_file=str(file), rpc_url="http://127.0.0.1:2"))
+    found = deployment.resolve(section(deployment_file=str(file), rpc_url="http://127.0.0.1:2"))
     assert (found.rpc_url, found.contract) == ("http://127.0.0.1:2", "0x" + "22" * 20)
-    found = connection.resolve(section(deployment_file=str(file), contract="0x" + "33" * 20))
+    found = deployment.resolve(section(deployment_file=str(file), contract="0x" + "33" * 20))
     assert (found.rpc_url, found.contract) == ("http://127.0.0.1:1", "0x" + "33" * 20)
 
 
 def test_account_service_tells_the_contract(serve):
     account = serve(lambda body: (200, json.dumps({"chain_id": 31337, "contract": "0x" + "44" * 20, "org_id": "x"})))
-    found = connection.resolve(section(account_url=account.url + "/"))
+    found = deployment.resolve(section(account_url=account.url + "/"))
     assert (found.rpc_url, found.contract) == (f"{account.url}/rpc", "0x" + "44" * 20)
     assert account.requests == [("/api/swarm", b"")]
 
@@ -266,25 +267,25 @@ def test_account_service_of_another_chain_is_named(serve):
     with pytest.raises(
         ChainError, match=r"chain id 5 in .*/api/swarm \(chain.account_url\), expected 31337 \(chain.id\)"
     ):
-        connection.resolve(section(account_url=account.url))
+        deployment.resolve(section(account_url=account.url))
 
 
 def test_account_service_that_is_down_is_unreachable():
     with pytest.raises(ChainUnreachable, match=r"http://127.0.0.1:9/api/swarm \(chain.account_url\): no connection"):
-        connection.resolve(section(account_url="http://127.0.0.1:9"))
+        deployment.resolve(section(account_url="http://127.0.0.1:9"))
 
 
 def test_nothing_set_is_named():
-    assert not connection.is_configured(section())
+    assert not deployment.is_configured(section())
     with pytest.raises(ChainError, match=r"no chain: chain.rpc_url, .* are all empty; set one of them"):
-        connection.resolve(section())
+        deployment.resolve(section())
     with pytest.raises(ChainError, match=r"no contract: chain.contract, .* are all empty; set one of them"):
-        connection.resolve(section(rpc_url="http://127.0.0.1:1"))
+        deployment.resolve(section(rpc_url="http://127.0.0.1:1"))
 
 
 def test_deployment_file_that_is_not_there_yet_is_waited_for(tmp_path):
     with pytest.raises(ChainUnreachable, match="not there yet; `hivewright chain deploy` writes it"):
-        connection.resolve(section(deployment_file=str(tmp_path / "deployment.json")))
+        deployment.resolve(section(deployment_file=str(tmp_path / "deployment.json")))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +306,7 @@ def test_deployment_file_that_is_wrong_is_named(tmp_path, text, message):
     file = tmp_path / "deployment.json"
     file.write_text(text)
     with pytest.raises(ChainError, match=message):
-        connection.resolve(section(deployment_file=str(file)))
+        deployment.resolve(section(deployment_file=str(file)))
 
 
 def test_owner_key_that_is_no_key_is_named(tmp_path):

@@ -9,9 +9,10 @@ import requests
 from account_service import account_settings, eventually, serving
 from eth_account import Account
 
-from worker.chain import anvil, door, fund, http
+from worker.chain import http
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
+from worker.chain.embedded import anvil, door, fund
 from worker.errors import ChainError, ChainUnreachable, SettingsError
 
 

@@ -16,11 +16,12 @@ from web3 import HTTPProvider, Web3
 from web3.exceptions import ContractCustomError
 from web3.utils.abi import abi_to_signature
 
-from worker import doctor
-from worker.chain import anvil, contract, proof
+from worker.chain import contract, peer_proof
 from worker.chain.client import Call, NonceUsed, Unanswered, Underpriced
 from worker.chain.coordinator import Coordinator, LogGone
+from worker.chain.embedded import anvil
 from worker.chain.keeper import Keeper
+from worker.commands import doctor
 from worker.errors import ContractRefused
 from worker.swarm import identity
 
@@ -132,7 +133,7 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
     for call in (client.advance_round(1), client.withdraw_bootnode(NODE_C)):
         with pytest.raises(ContractRefused, match=f"{call.name}: the contract refused"):
             send(owner, call)
-    assert not proof.is_checked(client)
+    assert not peer_proof.is_checked(client)
     every = {name for name, _ in inspect.getmembers(Coordinator, inspect.isfunction) if not name.startswith("_")}
     assert every - used == set()
 
@@ -428,14 +429,16 @@ def test_stranger_s_client_does_not_notice_proofs(chain, tmp_path):
     squatter, anna, bert = Account.create(), Account.create(), Account.create()
     stranger.write(squatter, "registerPeer(string)", node.peer_id)
     stranger.write(squatter, REWARD, 0, 0, 5, node.peer_id)
-    shown = proof.of_registration(node, chain.deployment, anna.address)
-    chain.send(anna, proof.call(chain.coordinator, node.peer_id, shown))
+    shown = peer_proof.of_registration(node, chain.deployment, anna.address)
+    chain.send(anna, peer_proof.call(chain.coordinator, node.peer_id, shown))
     assert stranger.read("getEoa(string[])", [node.peer_id]) == [anna.address]
     assert stranger.read("getPeerId(address[])", [squatter.address, anna.address]) == [[], [node.peer_id]]
     assert stranger.refused(squatter, REWARD, 0, 0, 6, node.peer_id) == "InvalidVoterPeerId"
     assert stranger.refused(squatter, "registerPeer(string)", node.peer_id) == "PeerIdAlreadyRegistered"
-    moved = proof.of_move(node, chain.deployment, bert.address, proof.binding(chain.coordinator, node.peer_id).moves)
-    chain.send(bert, proof.call(chain.coordinator, node.peer_id, moved))
+    moved = peer_proof.of_move(
+        node, chain.deployment, bert.address, peer_proof.binding(chain.coordinator, node.peer_id).moves
+    )
+    chain.send(bert, peer_proof.call(chain.coordinator, node.peer_id, moved))
     chain.advance()
     assert stranger.write(bert, REWARD, 1, 0, 7, node.peer_id) == ["CumulativeRewardsUpdated", "RewardSubmitted"]
     assert stranger.read("getTotalRewards(string[])", [node.peer_id]) == [7]

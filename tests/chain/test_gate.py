@@ -3,7 +3,7 @@
 import pytest
 from eth_account import Account
 
-from worker.chain.gate import METHODS, Gate, NotPassed
+from worker.chain.embedded.gate import METHODS, Gate, NotPassed
 
 CONTRACT = "0x" + "11" * 20
 ROUND = "0x8a19c8bc"  # currentRound()

@@ -14,9 +14,10 @@ import pytest
 from web3 import Web3
 
 from worker import settings
-from worker.chain import anvil, contract
+from worker.chain import contract
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
+from worker.chain.embedded import anvil
 from worker.chain.keeper import Keeper, verdict
 from worker.errors import ChainError, ContractRefused
 

@@ -16,16 +16,18 @@ from conftest import Chain
 from eth_account import Account
 from public_rpc import ODD_ANSWERS, RANGE_DIALECTS, mine, public, reorganise
 
-from worker import audit, settings
-from worker.chain import anvil, coordinator, settlement
+from worker import settings
+from worker.chain import coordinator, settlement
 from worker.chain import keeper as keeper_module
-from worker.chain.accounts import AccountClient, enrol
+from worker.chain.account_client import AccountClient, enrol
 from worker.chain.coordinator import Coordinator
+from worker.chain.embedded import anvil
 from worker.chain.keeper import Keeper
 from worker.chain.ledger import Ledger
 from worker.chain.rpc import Rpc, Throttled, retry_after
-from worker.chain.sender import Sender
 from worker.chain.settlement import Settlement
+from worker.chain.transaction_queue import Sender
+from worker.commands import audit
 from worker.dashboard.reader import Reader
 from worker.errors import BadAnswer, ChainUnreachable
 from worker.rounds import ChainClock
@@ -325,7 +327,7 @@ def settling(swarm: Chain, tmp_path: Path, service_rpc: str, node_rpc: str) -> I
 
 @pytest.fixture
 def impatient(monkeypatch) -> None:
-    monkeypatch.setattr("worker.chain.sender.STUCK_SECONDS", 1.0)
+    monkeypatch.setattr("worker.chain.transaction_queue.STUCK_SECONDS", 1.0)
     monkeypatch.setattr(settlement, "RESEND_SECONDS", 2.0)
     monkeypatch.setattr(settlement, "RECHECK_SECONDS", 0.5)
     monkeypatch.setattr(settlement, "LAST_RECHECK_SECONDS", 2.0)
@@ -369,7 +371,7 @@ def test_reward_in_blocks_that_were_replaced_is_sent_again(swarm, old_chain, tmp
 
 
 def test_sender_goes_on_after_its_nonces_were_taken_back(swarm, old_chain, tmp_path, monkeypatch):
-    monkeypatch.setattr("worker.chain.sender.STUCK_SECONDS", 0.3)
+    monkeypatch.setattr("worker.chain.transaction_queue.STUCK_SECONDS", 0.3)
     account = Account.create()
     mine(old_chain, 3)
     with closing(Sender(swarm.coordinator, account, tmp_path / "journal.db")) as sender:

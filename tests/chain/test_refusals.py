@@ -13,7 +13,7 @@ from worker.chain.client import NonceUsed, NotTakenNow, TransactionRefused, Unde
 from worker.chain.coordinator import Coordinator
 from worker.chain.refusals import Refusal, classify, minimum_wei
 from worker.chain.rpc import Rpc
-from worker.chain.sender import Sender
+from worker.chain.transaction_queue import Sender
 from worker.errors import ChainError, ChainUnreachable
 
 R = Refusal
@@ -278,7 +278,7 @@ def test_waiting_transaction_that_is_not_outbid_enough_is_outbid_next_time(chain
         raise client_module.ReplacementUnderpriced("used")
 
     monkeypatch.setattr(Sender, "_deliver", not_enough)
-    monkeypatch.setattr("worker.chain.sender.STUCK_SECONDS", -1.0)
+    monkeypatch.setattr("worker.chain.transaction_queue.STUCK_SECONDS", -1.0)
     prices = []
     for _ in range(3):
         sender.tend()

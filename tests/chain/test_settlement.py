@@ -5,7 +5,7 @@ import time
 from account_service import ENROLMENT_TOKEN, eventually, faulty
 from settling import advance, impatience, settling_node, settling_service  # noqa: F401 - fixtures
 
-from worker.chain.accounts import AccountClient, enrol
+from worker.chain.account_client import AccountClient, enrol
 from worker.chain.coordinator import Coordinator
 from worker.chain.settlement import Settlement
 from worker.errors import ContractRefused

@@ -12,7 +12,7 @@ from settling import SettlingNode, advance, impatience, settling_node, settling_
 
 from worker import settings
 from worker.chain import settlement as settlement_module
-from worker.chain.accounts import AccountClient
+from worker.chain.account_client import AccountClient
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger, Row
 from worker.chain.settlement import Settlement
@@ -23,7 +23,7 @@ SETTLER = """
 import sys
 from pathlib import Path
 from worker import settings
-from worker.chain.accounts import AccountClient
+from worker.chain.account_client import AccountClient
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from eth_account import Account
 
-from worker.chain import anvil, contract, layout, proof, upgrade
+from worker.chain import contract, peer_proof, storage_layout, upgrade
 from worker.chain.client import NonceUsed
 from worker.chain.coordinator import Coordinator
+from worker.chain.embedded import anvil
 from worker.errors import ChainError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +70,7 @@ def books(client: Coordinator) -> dict:
 @pytest.mark.parametrize("released", RELEASES, indirect=True)
 def test_deploy_upgrades_a_released_version_and_keeps_its_books(chain, released, capsys):
     before, version = books(released), released.version
-    assert proof.is_checked(released) == (version != "hivewright/1")
+    assert peer_proof.is_checked(released) == (version != "hivewright/1")
     deployed = anvil.deploy(chain.settings)
     captured = capsys.readouterr()
     assert f"upgraded {deployed.contract} from {version} to {contract.carried_version()}" in captured.err
@@ -81,7 +82,7 @@ def test_deploy_upgrades_a_released_version_and_keeps_its_books(chain, released,
     # What came with the new version works on what was there before.
     has_submitted = "hasSubmittedRoundStageReward(uint256,uint256,string)"
     assert [client.read(has_submitted, 0, 0, peer) for peer in ("peer", "other")] == [True, False]
-    new, old = Account.create(), proof.binding(client, "peer")
+    new, old = Account.create(), peer_proof.binding(client, "peer")
     assert (old.account, old.is_proven, old.moves) == (before["owner"], False, 0)
     client.transact(new, client.register_peer("third"), 10)
 
@@ -176,7 +177,7 @@ def test_upgrade_that_breaks_the_layout_is_refused(chain, changed, monkeypatch):
 @pytest.mark.parametrize("release", upgrade.releases(), ids=lambda release: release["version"])
 def test_carried_layout_keeps_that_of_every_release(release):
     carried = contract.artifact("SwarmCoordinator")
-    assert layout.breaks(release["storage_layout"], carried["storage_layout"]) == []
+    assert storage_layout.breaks(release["storage_layout"], carried["storage_layout"]) == []
     if release["version"] == carried["version"]:
         expected = release["runtime_sha256"]
         assert carried["runtime_sha256"] == expected, "a released version changed: give it a new version()"
@@ -222,15 +223,15 @@ def change(path: tuple, value) -> dict:
 )
 def test_broken_layout_is_named(path, value, found):
     old = contract.artifact("SwarmCoordinator")["storage_layout"]
-    (problem,) = layout.breaks(old, change(path, value))
+    (problem,) = storage_layout.breaks(old, change(path, value))
     assert found in problem
 
 
 def test_layout_may_grow_into_the_gap():
     old = contract.artifact("SwarmCoordinator")["storage_layout"]
-    assert layout.breaks(old, change(("variables", "__gap"), None)) == []
+    assert storage_layout.breaks(old, change(("variables", "__gap"), None)) == []
     grown = copy.deepcopy(old)
     gap = next(variable for variable in grown["variables"] if variable["label"] == "__gap")
     grown["variables"].append({**gap, "label": "news", "type": "t_uint256"})
     gap["slot"] += 1
-    assert layout.breaks(old, grown) == []
+    assert storage_layout.breaks(old, grown) == []

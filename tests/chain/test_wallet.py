@@ -9,8 +9,8 @@ import pytest
 from account_service import eventually, faulty, some_identity
 
 from worker import enrolment, settings
-from worker.chain import accounts, proof, wallet
-from worker.chain import sender as sender_module
+from worker.chain import account_client, peer_proof, wallet
+from worker.chain import transaction_queue as sender_module
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
@@ -59,7 +59,7 @@ def test_lone_node_enrols_and_settles_with_its_own_wallet(chain, tmp_path, monke
     assert chain.coordinator.owner_of(identity.peer_id) == address
     ledger = Ledger(tmp_path / "ledger.db")
     ledger.record(0, 0, identity.peer_id, 412, ["QmOther"], "ab" * 32)
-    with closing(accounts.open_account(parsed, tmp_path)) as account:
+    with closing(account_client.open_account(parsed, tmp_path)) as account:
         settling = Settlement(ledger, Coordinator(parsed), account, parsed)
         settling.start()
         try:
@@ -143,10 +143,10 @@ def test_refusals_come_by_name(chain, own) -> None:
 def test_peer_of_somebody_else_stops_enrolment_with_both_accounts(chain, own, tmp_path, tmp_path_factory) -> None:
     node = some_identity(tmp_path_factory.getbasetemp())
     stranger = chain.new_account()
-    shown = proof.of_registration(node, chain.deployment, stranger.address)
-    assert chain.send(stranger, proof.call(chain.coordinator, node.peer_id, shown)).succeeded
+    shown = peer_proof.of_registration(node, chain.deployment, stranger.address)
+    assert chain.send(stranger, peer_proof.call(chain.coordinator, node.peer_id, shown)).succeeded
     with pytest.raises(IdentityError, match=f"registered by {stranger.address}, but this node's account is 0x"):
-        accounts.enrol(node, None, own, tmp_path)
+        account_client.enrol(node, None, own, tmp_path)
 
 
 def test_restart_sends_what_no_node_had_taken(chain, own, tmp_path, monkeypatch) -> None:

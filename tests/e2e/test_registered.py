@@ -11,15 +11,15 @@ from rich.console import Console
 
 from worker import environments
 from worker import settings as settings_module
-from worker.chain import accounts
+from worker.chain import account_client
 from worker.chain.coordinator import Coordinator
-from worker.children import Children
-from worker.demo import Demo
-from worker.environments.mixes import DEMO_SETTINGS
+from worker.commands.demo import Demo
+from worker.commands.demo_processes import Children
+from worker.environments.presets import DEMO_SETTINGS
 from worker.records import Collected, Group, round_seed
 from worker.swarm import identity
-from worker.swarm.exchange import Swarm
-from worker.swarm.verify import Verifier
+from worker.swarm.exchange.verify import Verifier
+from worker.swarm.swarm import Swarm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -64,7 +64,7 @@ class Stranger:
 
     def register(self, demo: Demo) -> None:
         token = (demo.output / "enrolment.token").read_text().strip()
-        accounts.enrol(self.identity, token, self.settings.chain, self.folder)
+        account_client.enrol(self.identity, token, self.settings.chain, self.folder)
 
 
 def wait_until(condition, seconds: float, what: str) -> None:

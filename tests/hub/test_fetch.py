@@ -10,12 +10,13 @@ import pytest
 from huggingface_hub import constants
 
 from tests.hub.stand_in import HubStandIn
-from worker import fetch, settings
+from worker import settings
+from worker.commands import fetch
 from worker.errors import ModelError, ResourceError, SettingsError
-from worker.policy import choice, policy
+from worker.policy import model_sizing, policy
 
 NAME = "somebody/tiny"
-TINY = Path(choice.__file__).parent / "tiny"
+TINY = Path(model_sizing.__file__).parent / "tiny"
 # What a repository has beside, and no node loads.
 OTHERS = ("pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors", "model.gguf", "README.md")
 
@@ -54,7 +55,7 @@ def test_model_that_the_machine_has_chosen_is_fetched(tmp_path: Path, hub: HubSt
     of = settings_of(tmp_path, "auto")
     of.node.state_dir.mkdir()
     chosen = f'{{"name": "{NAME}", "pool": "small", "device": "cpu", "free_gib": 4.0}}'
-    (of.node.state_dir / choice.CHOICE_FILE).write_text(chosen)
+    (of.node.state_dir / model_sizing.CHOICE_FILE).write_text(chosen)
     fetch.run(of)
     assert (tmp_path / "models/somebody--tiny/config.json").is_file()
 
@@ -66,7 +67,7 @@ def test_download_that_is_cut_off_is_no_model_and_the_next_run_gets_what_is_miss
     hub.cut_after = 100_000
     with pytest.raises(ModelError, match=r"the download was cut off: .*, in 2 attempts; .*, then run it again"):
         fetch.run(of)
-    assert choice.find_folder(of.model) is None
+    assert model_sizing.find_folder(of.model) is None
     part = tmp_path / "models/somebody--tiny.part"
     (part / ".cache/huggingface/download").mkdir(parents=True)
     (part / ".cache/huggingface/download/x.incomplete").touch()
@@ -107,7 +108,7 @@ def test_folder_that_can_not_be_had_is_an_error_in_a_line(place: str, reason: st
 
 
 def test_folder_and_the_model_of_the_package_are_not_downloaded(tmp_path: Path, hub: HubStandIn) -> None:
-    for name in (choice.TINY, str(TINY)):
+    for name in (model_sizing.TINY, str(TINY)):
         fetch.run(settings_of(tmp_path, name))
     assert hub.num_requests == 0
 

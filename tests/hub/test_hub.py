@@ -18,8 +18,8 @@ from stand_in import TOKEN, HubStandIn
 
 from worker import settings
 from worker.errors import SettingsError
-from worker.telemetry.card import model_card
-from worker.telemetry.hub import Hub, HubStatus
+from worker.hub.hub import Hub, HubStatus
+from worker.telemetry.model_card import model_card
 from worker.telemetry.status import NodeStatus
 
 REPO = "hive/model"

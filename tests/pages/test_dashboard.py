@@ -16,10 +16,10 @@ from web3.types import RPCEndpoint, RPCResponse
 from tests.chain.conftest import Chain
 from tests.pages.dashboards import ROOT, Dashboard, showing, with_dashboard
 from worker import settings
-from worker.chain import anvil
 from worker.chain.coordinator import Coordinator
+from worker.chain.embedded import anvil
 from worker.chain.rpc import Rpc
-from worker.dashboard import reader, tally
+from worker.dashboard import counts, reader
 from worker.dashboard.reader import Reader
 from worker.errors import WorkerError
 from worker.swarm.identity import animal_name
@@ -176,9 +176,9 @@ def test_strangers_text_is_one_harmless_line(chain: Chain, tmp_path: Path) -> No
 def test_bounded_however_many_peers_and_rounds_there_are(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tally, "MAX_PEERS", 3)
-    monkeypatch.setattr(tally, "NUM_LAST_REWARDS", 2)
-    for module in (tally, reader):
+    monkeypatch.setattr(counts, "MAX_PEERS", 3)
+    monkeypatch.setattr(counts, "NUM_LAST_REWARDS", 2)
+    for module in (counts, reader):
         monkeypatch.setattr(module, "MAX_ROUNDS", 2)
     monkeypatch.setattr(reader, "MAX_PEERS_SHOWN", 2)
     two_rounds(chain)

@@ -9,7 +9,7 @@ from tests.chain.conftest import Chain
 from tests.pages.browser import Page
 from tests.pages.dashboards import Dashboard, showing, with_dashboard
 from tests.pages.test_dashboard import deployed, two_rounds
-from worker.chain import anvil
+from worker.chain.embedded import anvil
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
 

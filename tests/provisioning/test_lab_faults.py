@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(900)]
 WORKER = "hivewright-worker@0.service"
 INVENTORY = """
 from lab.access import operator_access
-from worker.environments.mixes import DEMO_SETTINGS
+from worker.environments.presets import DEMO_SETTINGS
 
 workers = [("h4", {"ssh_hostname": "10.88.0.14", "slots": 1})]
 all = (["h4"], {**operator_access(), **DEMO_SETTINGS, "swarm_enabled": False, "release_ref": "BRANCH"})

@@ -30,7 +30,7 @@ def job(program: str, entry: str) -> str:
 
 def test_sandbox_holds_within_the_worker_s_unit(lab: Lab) -> None:
     host = lab.host(1)
-    inner = Path(sandbox.__file__).with_name("sandboxed.py").read_text()
+    inner = Path(sandbox.__file__).with_name("sandbox_child.py").read_text()
     (host.root / "opt/sandboxed.py").write_text(inner)
     jobs = [job(sandbox._PROBE, "probe"), job("def f(x): return x + 1", "f"), job("while True: pass", "f")]
     (host.root / "opt/jobs").write_text("\n".join(jobs) + "\n")

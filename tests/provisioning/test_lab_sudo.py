@@ -22,7 +22,7 @@ DEPLOY_SECONDS = 400
 STATE = "/var/lib/hivewright"
 INVENTORY = """
 from lab.access import operator_access
-from worker.environments.mixes import DEMO_SETTINGS
+from worker.environments.presets import DEMO_SETTINGS
 
 own = {"ssh_hostname": "10.88.0.14", "ssh_user": "alice", "_sudo": True, "swarm_enabled": False}
 own["_sudo_password_file"] = PASSWORD

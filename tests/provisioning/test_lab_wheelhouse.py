@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(3000)]
 DEPLOY_SECONDS = 1500
 INVENTORY = """\
 from lab.access import operator_access
-from worker.environments.mixes import DEMO_SETTINGS
+from worker.environments.presets import DEMO_SETTINGS
 
 coordinators = [("h1", {"ssh_hostname": "10.88.0.11", "account_host": "10.88.0.11"})]
 workers = [("h2", {"ssh_hostname": "10.88.0.12", "slots": 1})]

@@ -12,7 +12,8 @@ from pathlib import Path
 import hivemind
 import msgpack
 
-from worker.swarm import identity, wire  # not dht: that replaces parts of hivemind
+from worker.swarm import identity
+from worker.swarm.protocol import messages  # not dht: that replaces parts of hivemind
 
 KEYS = ["hivewright/1/members/0/0", *(f"hivewright/1/members/1/{bucket}" for bucket in range(8)), "somebody else's"]
 WRONG_DOMAIN = b"hivewright/groups/3\n"
@@ -22,10 +23,10 @@ def records(folder: Path, soon: int) -> list[tuple[str, bytes]]:
     """Pairs of a subkey and a value that look right, and expire at `soon`."""
     liar, other = identity.create(folder / "liar"), identity.create(folder / "other")
     nowhere = ["/ip4/127.0.0.1/tcp/1", "/ip4/203.0.113.1/tcp/1"]
-    genuine = wire.seal_member(liar, nowhere, 5, soon - 60, soon, ["sums 1"])
+    genuine = messages.seal_member(liar, nowhere, 5, soon - 60, soon, ["sums 1"])
     public_key, signature, body = msgpack.unpackb(genuine.sealed, raw=False)
-    escapes = wire.seal_member(other, ["/ip4/127.0.0.1/tcp/1/\x1b[2J"], 5, soon - 60, soon, ["sums 1"])
-    forged = msgpack.packb([public_key, other.sign(wire._MEMBER_DOMAIN + body), body])
+    escapes = messages.seal_member(other, ["/ip4/127.0.0.1/tcp/1/\x1b[2J"], 5, soon - 60, soon, ["sums 1"])
+    forged = msgpack.packb([public_key, other.sign(messages._MEMBER_DOMAIN + body), body])
     elsewhere = msgpack.packb([public_key, liar.sign(WRONG_DOMAIN + body), body])
     cut = msgpack.packb([public_key, signature, body[:-1]])
     return [

@@ -10,10 +10,10 @@ import zstandard
 from swarm_lab import make_groups
 
 from worker.records import Group
-from worker.swarm import wire
 from worker.swarm.identity import Identity
-from worker.swarm.streams import Stream
-from worker.swarm.wire import Ask, Kind
+from worker.swarm.protocol import messages
+from worker.swarm.protocol.messages import Ask, Kind
+from worker.swarm.transport.streams import Stream
 
 Lie = Callable[[Identity, Ask, Stream], Awaitable[None]]
 
@@ -21,7 +21,7 @@ Lie = Callable[[Identity, Ask, Stream], Awaitable[None]]
 def send_groups(change: Callable[[list[Group], str, int], list[Group]]) -> Lie:
     async def lie(me: Identity, ask: Ask, stream: Stream) -> None:
         groups = change(make_groups(me.peer_id, ask.round), me.peer_id, ask.round)
-        await stream.send(wire.encode_frame(Kind.GROUPS, wire.seal_groups(me, ask.round, groups)))
+        await stream.send(messages.encode_frame(Kind.GROUPS, messages.seal_groups(me, ask.round, groups)))
 
     return lie
 
@@ -35,9 +35,9 @@ def seal(me: Identity, body: bytes) -> bytes:
 
 
 async def lie_with_signature(me: Identity, ask: Ask, stream: Stream) -> None:
-    sealed = bytearray(wire.seal_groups(me, ask.round, make_groups(me.peer_id, ask.round)))
+    sealed = bytearray(messages.seal_groups(me, ask.round, make_groups(me.peer_id, ask.round)))
     sealed[-1] ^= 1
-    await stream.send(wire.encode_frame(Kind.GROUPS, bytes(sealed)))
+    await stream.send(messages.encode_frame(Kind.GROUPS, bytes(sealed)))
 
 
 @cache
@@ -46,7 +46,7 @@ def make_bomb() -> bytes:
 
 
 async def lie_with_bomb(me: Identity, ask: Ask, stream: Stream) -> None:
-    await stream.send(wire.encode_frame(Kind.GROUPS, seal(me, make_bomb())))
+    await stream.send(messages.encode_frame(Kind.GROUPS, seal(me, make_bomb())))
 
 
 @cache
@@ -58,16 +58,16 @@ def make_bomb_of_objects() -> bytes:
 
 
 async def lie_with_bomb_of_objects(me: Identity, ask: Ask, stream: Stream) -> None:
-    await stream.send(wire.encode_frame(Kind.GROUPS, seal(me, make_bomb_of_objects())))
+    await stream.send(messages.encode_frame(Kind.GROUPS, seal(me, make_bomb_of_objects())))
 
 
 async def lie_with_replay(me: Identity, ask: Ask, stream: Stream) -> None:
-    old = wire.seal_groups(me, ask.round - 1, make_groups(me.peer_id, ask.round - 1))
-    await stream.send(wire.encode_frame(Kind.GROUPS, old))
+    old = messages.seal_groups(me, ask.round - 1, make_groups(me.peer_id, ask.round - 1))
+    await stream.send(messages.encode_frame(Kind.GROUPS, old))
 
 
 async def lie_with_size(me: Identity, ask: Ask, stream: Stream) -> None:
-    await stream.send(wire.encode_frame(Kind.GROUPS, bytes(10 << 20)))
+    await stream.send(messages.encode_frame(Kind.GROUPS, bytes(10 << 20)))
 
 
 async def lie_with_garbage(me: Identity, ask: Ask, stream: Stream) -> None:
@@ -75,22 +75,22 @@ async def lie_with_garbage(me: Identity, ask: Ask, stream: Stream) -> None:
 
 
 async def lie_with_wrong_kind(me: Identity, ask: Ask, stream: Stream) -> None:
-    await stream.send(wire.encode_peers([]))
+    await stream.send(messages.encode_peers([]))
 
 
 async def lie_with_newer_version(me: Identity, ask: Ask, stream: Stream) -> None:
-    frame = bytearray(wire.encode_frame(Kind.GROUPS, b""))
-    frame[2] = wire.VERSION + 1
+    frame = bytearray(messages.encode_frame(Kind.GROUPS, b""))
+    frame[2] = messages.VERSION + 1
     await stream.send(bytes(frame))
 
 
 async def lie_with_waits(me: Identity, ask: Ask, stream: Stream) -> None:
-    await stream.send(wire.encode_frame(Kind.WAIT, b"") * 1000)
+    await stream.send(messages.encode_frame(Kind.WAIT, b"") * 1000)
     await asyncio.sleep(5)
 
 
 async def end_in_the_middle(me: Identity, ask: Ask, stream: Stream) -> None:
-    header = wire.encode_frame(Kind.GROUPS, b"")[:4] + (1000).to_bytes(4, "big")
+    header = messages.encode_frame(Kind.GROUPS, b"")[:4] + (1000).to_bytes(4, "big")
     await stream.send(header + b"x" * 500)
 
 
@@ -99,14 +99,14 @@ async def say_nothing(me: Identity, ask: Ask, stream: Stream) -> None:
 
 
 async def promise(me: Identity, ask: Ask, stream: Stream) -> None:
-    await stream.send(wire.encode_frame(Kind.WAIT, b""))
+    await stream.send(messages.encode_frame(Kind.WAIT, b""))
     await asyncio.sleep(20)
 
 
 async def trickle(me: Identity, ask: Ask, stream: Stream) -> None:
-    groups = wire.seal_groups(me, ask.round, make_groups(me.peer_id, ask.round))
-    await stream.send(wire.encode_frame(Kind.WAIT, b""))
-    for byte in wire.encode_frame(Kind.GROUPS, groups):
+    groups = messages.seal_groups(me, ask.round, make_groups(me.peer_id, ask.round))
+    await stream.send(messages.encode_frame(Kind.WAIT, b""))
+    for byte in messages.encode_frame(Kind.GROUPS, groups):
         await stream.send(bytes([byte]))
         await asyncio.sleep(0.1)
 

@@ -10,9 +10,9 @@ import pytest
 from worker import settings
 from worker.records import Collected, Group, Task, round_seed
 from worker.swarm import identity
-from worker.swarm.exchange import Swarm
+from worker.swarm.exchange.verify import Verifier
 from worker.swarm.network import AskHandler, Network
-from worker.swarm.verify import Verifier
+from worker.swarm.swarm import Swarm
 
 GROUP_SIZE = 4
 

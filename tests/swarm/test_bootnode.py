@@ -14,7 +14,8 @@ import pytest
 from worker import settings
 from worker.errors import ResourceError, SwarmError
 from worker.settings import Settings
-from worker.swarm import bootnode, daemon
+from worker.swarm import bootnode
+from worker.swarm.transport import daemon
 
 
 @pytest.fixture

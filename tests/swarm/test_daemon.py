@@ -15,8 +15,9 @@ from swarm_lab import Lab, make_groups, wait_until
 
 from worker import settings
 from worker.errors import ResourceError
-from worker.swarm import daemon, identity
-from worker.swarm.exchange import Swarm
+from worker.swarm import identity
+from worker.swarm.swarm import Swarm
+from worker.swarm.transport import daemon
 
 
 def children(pid: int) -> list[int]:

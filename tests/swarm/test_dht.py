@@ -19,9 +19,11 @@ from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
 
 from worker import settings
-from worker.swarm import dht, dht_requests, identity, wire
-from worker.swarm.daemon import Daemon
-from worker.swarm.dht import Membership, bucket_of
+from worker.swarm import identity
+from worker.swarm.discovery import dht, dht_guard
+from worker.swarm.discovery.dht import Membership, bucket_of
+from worker.swarm.protocol import messages
+from worker.swarm.transport.daemon import Daemon
 
 
 class Node:
@@ -30,9 +32,9 @@ class Node:
     def __init__(self, me: identity.Identity, daemon: Daemon, membership: Membership) -> None:
         self.me, self.daemon, self.membership = me, daemon, membership
 
-    def record(self, who: identity.Identity | None = None, life: int = 60, issued_in: int = 0) -> wire.Member:
+    def record(self, who: identity.Identity | None = None, life: int = 60, issued_in: int = 0) -> messages.Member:
         now = int(time.time()) + issued_in
-        return wire.seal_member(who or self.me, self.daemon.addresses, 0, now, now + life, ())
+        return messages.seal_member(who or self.me, self.daemon.addresses, 0, now, now + life, ())
 
     async def names(self, seed: int = 1) -> set[str]:
         return {m.peer_id for m in await self.membership.read(random.Random(seed))}
@@ -131,7 +133,7 @@ def test_node_that_has_its_place_and_knows_many_reads_little(tmp_path: Path, mon
     reads = []
     read = Membership._read
 
-    async def note(self: Membership, depth: int, bucket: int, thorough: bool) -> list[wire.Member]:
+    async def note(self: Membership, depth: int, bucket: int, thorough: bool) -> list[messages.Member]:
         reads.append(thorough)
         return await read(self, depth, bucket, thorough)
 
@@ -229,7 +231,7 @@ def test_no_signature_is_verified_of_a_record_that_is_refused_anyhow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verified = []
-    monkeypatch.setattr(wire, "verify", lambda peer_id, *_: verified.append(peer_id))
+    monkeypatch.setattr(messages, "verify", lambda peer_id, *_: verified.append(peer_id))
 
     async def scenario(nodes: list[Node]) -> None:
         good, liar = nodes
@@ -250,7 +252,7 @@ def test_stranger_that_stores_all_the_time_is_limited(tmp_path: Path) -> None:
     async def scenario(nodes: list[Node]) -> None:
         good, flooder = nodes
         request = store_request(flooder, "somebody else's", msgpack.packb("x"), b"", time.time() + 60)
-        for _ in range(dht_requests.MAX_STORES_PER_PEER):
+        for _ in range(dht_guard.MAX_STORES_PER_PEER):
             assert list((await stub(flooder, good).rpc_store(request, timeout=3)).store_ok) == [False]
         with pytest.raises(P2PHandlerError, match="more than 40 requests in 10 s"):
             await stub(flooder, good).rpc_store(request, timeout=3)
@@ -377,13 +379,13 @@ def test_request_for_many_keys_is_refused_before_any_is_looked_up(tmp_path: Path
 def test_stranger_that_asks_all_the_time_is_limited_and_others_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(dht_requests, "MAX_REQUESTS_PER_PEER", 30)
+    monkeypatch.setattr(dht_guard, "MAX_REQUESTS_PER_PEER", 30)
 
     async def scenario(nodes: list[Node]) -> None:
         good, flooder, other = nodes
         me = PeerID.from_base58(good.me.peer_id)
         answers = [await flooder.membership._node.protocol.call_ping(me) for _ in range(60)]
-        assert answers[:20] == [dht_requests.place_of(good.me.peer_id)] * 20
+        assert answers[:20] == [dht_guard.place_of(good.me.peer_id)] * 20
         assert answers[-20:] == [None] * 20
         assert caplog.text.count(f"DHT request refused peer={flooder.me.peer_id} reason=flood") == 1
         assert await other.membership._node.protocol.call_ping(me) is not None

@@ -9,8 +9,8 @@ from swarm_lab import Lab, make_groups, multiaddrs, wait_until
 from test_other_implementations import running
 
 from worker.records import Group
-from worker.swarm import probe
-from worker.swarm.exchange import Swarm
+from worker.swarm.swarm import Swarm
+from worker.swarm.transport import reachability
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_bootnode_that_is_a_plain_hivemind_node_is_named(
         node = lab.peer("a")
         wait_until(lambda: node.status().foreign_bootnodes == (peer_id,), 20, "it is named in the status")
     assert "bootnode answers, but is not hivewright's (no /hivewright/exchange)" in caplog.text
-    assert probe.reach([plain_bootnode]) == {
+    assert reachability.reach([plain_bootnode]) == {
         plain_bootnode: "answers, but is not hivewright's (no /hivewright/exchange)"
     }
 
@@ -38,7 +38,7 @@ def test_bootnode_of_ours_is_not_named(lab: Lab) -> None:
     own = multiaddrs(lab.bootnode())[0]
     node, other = lab.peer("a"), lab.peer("b")
     wait_until(lambda: {n.status().peers_known for n in (node, other)} == {1}, 15, "they met through it")
-    assert probe.reach([own]) == {own: None}
+    assert reachability.reach([own]) == {own: None}
     assert node.status().foreign_bootnodes == ()
 
 

@@ -27,8 +27,8 @@ from worker.errors import BadRecord
 from worker.records import Task, round_seed
 from worker.swarm.identity import Identity
 from worker.swarm.network import Network
-from worker.swarm.streams import Stream
-from worker.swarm.wire import Ask
+from worker.swarm.protocol.messages import Ask
+from worker.swarm.transport.streams import Stream
 
 
 class LiarFirst(random.Random):

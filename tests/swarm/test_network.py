@@ -14,7 +14,7 @@ from hosts import Hosts, why_not
 from swarm_lab import collect_all, make_groups, multiaddrs, wait_until
 
 from worker.records import Group
-from worker.swarm.exchange import Swarm
+from worker.swarm.swarm import Swarm
 
 pytestmark = pytest.mark.lab
 

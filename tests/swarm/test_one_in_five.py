@@ -11,12 +11,12 @@ from lies import Lie, lie_with_bomb, lie_with_replay, lie_with_waits, make_bomb,
 from swarm_lab import Lab, collect_all, make_groups, wait_until
 
 from worker.records import Group, ScoredGroup, Task, round_seed
-from worker.swarm import wire
-from worker.swarm.exchange import Swarm
 from worker.swarm.identity import Identity
 from worker.swarm.network import Network
-from worker.swarm.streams import Stream
-from worker.swarm.wire import Ask, Kind
+from worker.swarm.protocol import messages
+from worker.swarm.protocol.messages import Ask, Kind
+from worker.swarm.swarm import Swarm
+from worker.swarm.transport.streams import Stream
 
 
 class Five:
@@ -72,7 +72,7 @@ async def inflate_rewards(me: Identity, ask: Ask, stream: Stream) -> None:
     seed = round_seed(me.peer_id, ask.round)
     rows = [["sum", "x", seed, i, ["no idea", "none"], [1.0, 1.0]] for i in range(9)]
     sealed = seal(me, zstandard.compress(msgpack.packb([me.peer_id, ask.round, rows])))
-    await stream.send(wire.encode_frame(Kind.GROUPS, sealed))
+    await stream.send(messages.encode_frame(Kind.GROUPS, sealed))
 
 
 def copy_completions(victim: str) -> Lie:
@@ -138,7 +138,7 @@ def test_slow_loris_costs_nobody_a_group(five: Five) -> None:
 
 
 def test_liar_that_floods_with_requests_is_limited_and_the_round_goes_on(five: Five) -> None:
-    hello = wire.encode_frame(Kind.HELLO, five.liar.member().sealed)
+    hello = messages.encode_frame(Kind.HELLO, five.liar.member().sealed)
 
     async def flood() -> None:
         for _ in range(200):

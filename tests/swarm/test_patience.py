@@ -11,12 +11,12 @@ from lies import Lie, change_task, send_groups
 from swarm_lab import Lab, make_groups, wait_until
 
 from worker.records import Task
-from worker.swarm import wire
-from worker.swarm.exchange import Swarm
 from worker.swarm.identity import Identity
 from worker.swarm.network import Network
-from worker.swarm.streams import Stream
-from worker.swarm.wire import Ask, Kind
+from worker.swarm.protocol import messages
+from worker.swarm.protocol.messages import Ask, Kind
+from worker.swarm.swarm import Swarm
+from worker.swarm.transport.streams import Stream
 
 
 class TheseFirst(random.Random):
@@ -81,8 +81,8 @@ def test_slow_scorer_costs_what_it_has_no_time_for_and_not_what_it_has_scored(
 
 def test_peer_on_a_slow_line_has_the_whole_round_to_send_its_groups(lab: Lab) -> None:
     async def send_slowly(me: Identity, ask: Ask, stream: Stream) -> None:
-        groups = wire.seal_groups(me, ask.round, make_groups(me.peer_id, ask.round))
-        frame = wire.encode_frame(Kind.GROUPS, groups)  # ready, so without a WAIT
+        groups = messages.seal_groups(me, ask.round, make_groups(me.peer_id, ask.round))
+        frame = messages.encode_frame(Kind.GROUPS, groups)  # ready, so without a WAIT
         step = len(frame) // 35 + 1
         for start in range(0, len(frame), step):
             await stream.send(frame[start : start + step])

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from swarm_lab import Lab, make_groups, wait_until
 
-from worker.swarm import identity, wire
-from worker.swarm.exchange import Swarm
+from worker.swarm import identity
 from worker.swarm.network import Network
-from worker.swarm.streams import Stream
-from worker.swarm.wire import Ask, Kind
+from worker.swarm.protocol import messages
+from worker.swarm.protocol.messages import Ask, Kind
+from worker.swarm.swarm import Swarm
+from worker.swarm.transport.streams import Stream
 
 
 def name_of(swarm: Swarm) -> str:
@@ -31,7 +32,7 @@ def make_full(lab: Lab, owner: Swarm) -> None:
 
     async def ask() -> None:
         async with network.stream(name_of(owner), owner._network.addresses) as stream:
-            await stream.send(wire.encode_ask(9, 60, network.member().sealed))
+            await stream.send(messages.encode_ask(9, 60, network.member().sealed))
             await stream.receive(100)
             await stream.wait_closed()
 
@@ -59,18 +60,20 @@ def test_of_the_holders_that_a_full_peer_names_only_those_that_are_asked_are_lea
     def make_up(number: int) -> bytes:
         me = identity.create(tmp_path / f"{number}.pem")
         now = int(time.time())
-        return wire.seal_member(me, ["/ip4/127.0.0.1/tcp/9"], 1, now, now + 180, ["sums 1"]).sealed
+        return messages.seal_member(me, ["/ip4/127.0.0.1/tcp/9"], 1, now, now + 180, ["sums 1"]).sealed
 
     async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
-        await stream.send(wire.encode_frame(Kind.ELSEWHERE, wire.encode_peers(made_up)[wire.HEADER_BYTES :]))
+        await stream.send(
+            messages.encode_frame(Kind.ELSEWHERE, messages.encode_peers(made_up)[messages.HEADER_BYTES :])
+        )
 
-    made_up = [make_up(number) for number in range(wire.MAX_PEERS)]
+    made_up = [make_up(number) for number in range(messages.MAX_PEERS)]
     lab.bootnode()
     asker = lab.peer("asker")
     lab.network("liar", on_ask=on_ask)
     wait_until(lambda: asker.status().peers_known == 1, 20, "the liar is known")
     assert asker.collect(1, 9).groups == ()
-    assert asker.status().peers_known == 1 + wire.MAX_HOLDERS
+    assert asker.status().peers_known == 1 + messages.MAX_HOLDERS
 
 
 def test_full_peer_whose_groups_nobody_holds_says_so(lab: Lab) -> None:
@@ -89,10 +92,10 @@ def ask_raw(stranger: Network, owner: Swarm, round: int) -> Kind | str:
 
     async def ask() -> Kind | str:
         async with stranger.stream(name_of(owner), owner._network.addresses) as stream, asyncio.timeout(10):
-            await stream.send(wire.encode_ask(round, 0, stranger.member().sealed))
+            await stream.send(messages.encode_ask(round, 0, stranger.member().sealed))
             try:
-                return (await stream.receive(wire.MAX_FRAME_BYTES))[0]
-            except wire.Refused as refusal:
+                return (await stream.receive(messages.MAX_FRAME_BYTES))[0]
+            except messages.Refused as refusal:
                 return refusal.reason
 
     return stranger.call(ask(), 15)
@@ -107,7 +110,7 @@ def test_greedy_peer_has_one_place_among_the_askers(lab: Lab) -> None:
 
     async def ask() -> None:
         async with greedy.stream(name_of(owner), owner._network.addresses) as stream:
-            await stream.send(wire.encode_ask(9, 60, greedy.member().sealed))
+            await stream.send(messages.encode_ask(9, 60, greedy.member().sealed))
             await stream.receive(100)
             await stream.wait_closed()
             ended.append("replaced")
@@ -149,8 +152,8 @@ def test_own_request_that_is_not_answered_leaves_the_peers_own_standing(lab: Lab
 
     async def ask() -> Kind:
         async with slow.stream(name_of(owner), owner._network.addresses) as stream:
-            await stream.send(wire.encode_ask(2, 60, slow.member().sealed))
-            while (await stream.receive(wire.MAX_FRAME_BYTES))[0] is Kind.WAIT:
+            await stream.send(messages.encode_ask(2, 60, slow.member().sealed))
+            while (await stream.receive(messages.MAX_FRAME_BYTES))[0] is Kind.WAIT:
                 pass
             return Kind.GROUPS
 
@@ -182,8 +185,8 @@ def test_groups_of_a_peer_that_is_gone_come_from_another(lab: Lab) -> None:
 def test_holder_that_changes_the_groups_is_to_blame_and_not_their_owner(lab: Lab) -> None:
     async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
         me = liar.identity
-        forged = wire.seal_groups(me, ask.round, make_groups(ask.owner or me.peer_id, ask.round))
-        await stream.send(wire.encode_frame(Kind.GROUPS, forged))
+        forged = messages.seal_groups(me, ask.round, make_groups(ask.owner or me.peer_id, ask.round))
+        await stream.send(messages.encode_frame(Kind.GROUPS, forged))
 
     lab.bootnode()
     owner, asker = lab.peer("owner", max_askers=1), lab.peer("asker")

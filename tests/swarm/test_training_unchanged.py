@@ -13,12 +13,12 @@ from worker import settings
 from worker.policy import policy as policies
 from worker.policy.policy import Policy
 from worker.records import Collected
-from worker.swarm.exchange import Swarm
 from worker.swarm.identity import Identity
 from worker.swarm.network import Network
-from worker.swarm.streams import Stream
-from worker.swarm.wire import Ask
-from worker.trainer import sampler
+from worker.swarm.protocol.messages import Ask
+from worker.swarm.swarm import Swarm
+from worker.swarm.transport.streams import Stream
+from worker.trainer.batch import choose
 from worker.trainer.trainer import Trainer
 
 TRAINER = settings.Trainer(local_groups=0, external_groups=10, learning_rate=1e-3)
@@ -35,7 +35,7 @@ def train(policy: Policy, collected: Collected) -> list[torch.Tensor]:
     """The weights after a node's step on what it collected, from the same weights each time."""
     policy = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.name)
     trainer = Trainer(policy, TRAINER, GENERATION)
-    batch = sampler.choose((), collected.groups, TRAINER, random.Random(1), trainer.find_fault)
+    batch = choose((), collected.groups, TRAINER, random.Random(1), trainer.find_fault)
     assert batch.num_external == TRAINER.external_groups
     assert trainer.step(batch.groups).skipped is None
     return [parameter.detach() for parameter in policy.model.parameters()]

@@ -12,12 +12,13 @@ from swarm_lab import Lab, make_groups, wait_until
 
 from worker.errors import SwarmError
 from worker.records import Collected
-from worker.swarm import exchange, lookout
-from worker.swarm.exchange import MAX_ROUNDS_UNANSWERED, Swarm
+from worker.swarm import swarm as swarm_module
+from worker.swarm.discovery import discovery
+from worker.swarm.swarm import MAX_ROUNDS_UNANSWERED, Swarm
 
 
 def pair(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> tuple[Swarm, Swarm]:
-    monkeypatch.setattr(exchange, "LOOP_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(swarm_module, "LOOP_PATIENCE_SECONDS", 0.2)
     lab.bootnode()
     one, other = lab.peer("one", collect_timeout_seconds=4.0), lab.peer("other")
     wait_until(lambda: one.status().peers_known == 1, 15, "they know each other")
@@ -47,7 +48,7 @@ def test_event_loop_that_never_answers_ends_the_node(lab: Lab, monkeypatch: pyte
         return Collected()
 
     swarm = lab.peer("one", collect_timeout_seconds=0.1)
-    monkeypatch.setattr(exchange, "LOOP_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(swarm_module, "LOOP_PATIENCE_SECONDS", 0.1)
     with monkeypatch.context() as patch:
         patch.setattr(swarm, "_collect", hang)
         for round in range(1, MAX_ROUNDS_UNANSWERED):
@@ -57,11 +58,11 @@ def test_event_loop_that_never_answers_ends_the_node(lab: Lab, monkeypatch: pyte
 
 
 def test_session_that_is_cancelled_from_within_is_started_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def cancelled(self: lookout.Lookout) -> None:
+    async def cancelled(self: discovery.Lookout) -> None:
         raise asyncio.CancelledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(lookout.Lookout, "run", cancelled)
+        patch.setattr(discovery.Lookout, "run", cancelled)
         swarm = lab.peer("one")
         wait_until(lambda: swarm.status().daemon_restarts > 0, 20, "it is started again")
     wait_until(lambda: swarm._network.is_up, 20, "it is up")

@@ -13,7 +13,7 @@ import torch
 
 from worker import enrolment, settings
 from worker import node as node_module
-from worker.environments.mix import Mix
+from worker.environments.mixture import Mix
 from worker.errors import TrainingError
 from worker.node import Node
 from worker.records import ScoredGroup, Task
@@ -60,7 +60,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from worker import node, settings
-from worker.environments.mix import Mix
+from worker.environments.mixture import Mix
 Mix.score = lambda mix, task, texts: [1.0, 0.0] * (len(texts) // 2)
 append = node.RoundRecord.append
 def append_or_die(record, folder):

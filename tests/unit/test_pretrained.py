@@ -10,10 +10,10 @@ import torch
 from benchmarks import pretrained
 from benchmarks.nodes import mean_curve, run
 from worker import settings
-from worker.policy.decoder import LeanDecoder
-from worker.policy.engine import Ending
+from worker.policy.engines.decoder import LeanDecoder
+from worker.policy.engines.engine import Ending
+from worker.policy.engines.transformers_engine import ReferenceEngine
 from worker.policy.policy import load
-from worker.policy.reference import ReferenceEngine
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrained_model.py"
 BEGINNINGS = ["Once upon a time, there was a little girl", "Tom had a red ball. One day"]

@@ -21,26 +21,25 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from worker import webguard, webservice
-from worker.account import messages
-from worker.account.messages import Refused
+from worker.account import request_bodies
+from worker.account.request_bodies import Refused
 from worker.account.vault import Tokens, load_account
-from worker.chain import proof
-from worker.chain.accounts import ENROL_PREFIX
+from worker.chain import peer_proof
+from worker.chain.account_client import ENROL_PREFIX
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
-from worker.chain.gate import MAX_BATCH, TOO_MANY, Gate, NotPassed, Passed
+from worker.chain.embedded.gate import MAX_BATCH, TOO_MANY, Gate, NotPassed, Passed
 from worker.chain.http import UNIX, socket_name
-from worker.chain.proof import Proof
+from worker.chain.peer_proof import Proof
 from worker.chain.quotas import Quota
 from worker.chain.rpc import Rpc
-from worker.chain.sender import Sender
+from worker.chain.transaction_queue import Sender
 from worker.errors import ChainUnreachable, ContractRefused, SettingsError, WorkerError
 from worker.log import printable
+from worker.runtime import systemd, webguard, webservice
 from worker.runtime.files import LINE, read_secret
 from worker.settings import Settings
 from worker.swarm import identity
-from worker.telemetry import systemd
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ _MAX_AT_CHAIN, _MAX_AT_CHAIN_FOR_ONE = 16, 4
 _OF_GUESSES_AND_FLOODS = (401, 403, 408, 415, 429)
 """Whoever is refused so may come again at once: these are logged sparingly."""
 
-_Body = TypeVar("_Body", bound=messages.RegisterPeer)
+_Body = TypeVar("_Body", bound=request_bodies.RegisterPeer)
 _Result = TypeVar("_Result")
 
 
@@ -142,12 +141,12 @@ class Service:
         return web.Response(text="activated" if org_id == self._settings.chain.org_id else "pending")
 
     async def register_peer(self, request: web.Request) -> web.Response:
-        body = await self._authorized(request, messages.Registration)
+        body = await self._authorized(request, request_bodies.Registration)
         shown = None if body.proof is None else _decoded_proof(body.proof)
-        return await self._send(lambda: proof.registration(self._coordinator, body.peer_id, shown), body.peer_id)
+        return await self._send(lambda: peer_proof.registration(self._coordinator, body.peer_id, shown), body.peer_id)
 
     async def submit_reward(self, request: web.Request) -> web.Response:
-        body = await self._authorized(request, messages.SubmitReward)
+        body = await self._authorized(request, request_bodies.SubmitReward)
         return await self._send(
             lambda: self._coordinator.submit_reward(
                 body.round_number, body.stage_number, body.reward, body.peer_id, body.groups_digest
@@ -156,7 +155,7 @@ class Service:
         )
 
     async def submit_winner(self, request: web.Request) -> web.Response:
-        body = await self._authorized(request, messages.SubmitWinner)
+        body = await self._authorized(request, request_bodies.SubmitWinner)
         return await self._send(
             lambda: self._coordinator.submit_winners(body.round_number, body.winners, body.peer_id), body.peer_id
         )
@@ -165,7 +164,7 @@ class Service:
 
     async def enrol(self, request: web.Request) -> web.Response:
         """A token, for whoever shows the fleet's enrolment token and that it holds the peer's key."""
-        body = messages.parse(messages.Enrol, await _read(request))
+        body = request_bodies.parse(request_bodies.Enrol, await _read(request))
         if self._enrolment_token is None:
             raise Refused(403, "EnrolmentClosed", "account.enrolment_token_file is not set at the account service")
         if self._guesses.left(str(request.remote)) < 1:
@@ -194,7 +193,7 @@ class Service:
     async def rpc(self, request: web.Request) -> web.Response:
         """Pass on to the chain what a `Gate` allows, for whoever shows a node's token: one request, or a batch."""
         peer_id = self._peer_of(request)
-        asked = messages.parse_rpc(await _read(request), MAX_BATCH)
+        asked = request_bodies.parse_rpc(await _read(request), MAX_BATCH)
         calls = asked if isinstance(asked, list) else [asked]
         if not self._asks.take(peer_id, len(calls)):
             raise Refused(429, "TooManyRequests", f"{peer_id}: at most {_RPC_PER_SECOND:g} a second in the long run")
@@ -211,7 +210,7 @@ class Service:
         text = b"[" + b",".join(answers) + b"]" if isinstance(asked, list) else answers[0]
         return web.Response(body=text, content_type="application/json")
 
-    async def _answers(self, calls: list[messages.RpcRequest], peer_id: str) -> list[bytes]:
+    async def _answers(self, calls: list[request_bodies.RpcRequest], peer_id: str) -> list[bytes]:
         answers = []
         for call in calls:
             answers.append(await self._answer(call, peer_id))
@@ -219,7 +218,7 @@ class Service:
                 raise Refused(502, f"{call.method}: the chain's answers are too long; ask for less at once")
         return answers
 
-    async def _answer(self, call: messages.RpcRequest, peer_id: str) -> bytes:
+    async def _answer(self, call: request_bodies.RpcRequest, peer_id: str) -> bytes:
         """The chain's answer, or why the call is not passed on, as JSON."""
         try:
             passed = await self._in_thread(lambda: self._gate_to_chain().check(call.method, call.params))
@@ -288,7 +287,7 @@ class Service:
 
     async def _authorized(self, request: web.Request, model: type[_Body]) -> _Body:
         """The body, if it is for our account and comes from the peer that it is about."""
-        body = messages.parse(model, await _read(request))
+        body = request_bodies.parse(model, await _read(request))
         if body.org_id != self._settings.chain.org_id:
             raise Refused(404, "User not found")
         peer_id = self._peer_of(request)
@@ -420,6 +419,6 @@ def _decoded(name: str, text: str) -> bytes:
         raise Refused(400, f"{name}: expected base 64") from None
 
 
-def _decoded_proof(shown: messages.ShownProof) -> Proof:
+def _decoded_proof(shown: request_bodies.ShownProof) -> Proof:
     public_key = _decoded("proof/publicKey", shown.public_key)
     return Proof(public_key, _decoded("proof/signature", shown.signature), shown.is_move)

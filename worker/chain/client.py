@@ -26,8 +26,8 @@ from web3.exceptions import (
 from web3.types import TxParams
 
 from worker import settings
-from worker.chain import connection
 from worker.chain.contract import refusal
+from worker.chain.deployment import Deployment, connect, proxy_url, resolve, translated
 from worker.chain.refusals import Refusal, classify, minimum_wei
 from worker.chain.rpc import CHECK_ADDRESS, Rpc, is_revert
 from worker.errors import BadAnswer, ChainError, ChainUnreachable, ContractRefused, WorkerError
@@ -100,21 +100,21 @@ class ChainClient:
 
     def __init__(self, chain: settings.Chain) -> None:
         self._chain = chain
-        self._deployment: connection.Deployment | None = None
+        self._deployment: Deployment | None = None
         self._web3: Web3 | None = None
 
     @property
-    def deployment(self) -> connection.Deployment:
+    def deployment(self) -> Deployment:
         """JSON-RPC address, chain id and contract in use."""
         if self._deployment is None:
-            self._deployment = connection.resolve(self._chain)
+            self._deployment = resolve(self._chain)
         return self._deployment
 
     @property
     def web3(self) -> Web3:
         """The raw client, for what this class does not offer. Wrap its calls in `translated`."""
         if self._web3 is None:
-            self._web3 = connection.connect(self.rpc, self._chain.timeout_seconds)
+            self._web3 = connect(self.rpc, self._chain.timeout_seconds)
         return self._web3
 
     @functools.cached_property
@@ -124,7 +124,7 @@ class ChainClient:
         key = "rpc_url" if chain.rpc_url else "deployment_file" if chain.deployment_file else "account_url"
         deployment = self.deployment
         # The token is for the account service and nobody else.
-        is_proxy = chain.account_url is not None and deployment.rpc_urls == (connection.proxy_url(chain.account_url),)
+        is_proxy = chain.account_url is not None and deployment.rpc_urls == (proxy_url(chain.account_url),)
         token_file = chain.account_token_file if is_proxy else None
         return Rpc(deployment.rpc_urls, f"chain.{key}", deployment.chain_id, chain.timeout_seconds, token_file)
 
@@ -140,7 +140,7 @@ class ChainClient:
     @contextmanager
     def translated(self, subject: str) -> Iterator[None]:
         """Turn what web3 raises about `subject` (a call's name) into errors of our own."""
-        with connection.translated(self._rpc_source, self._chain.timeout_seconds):
+        with translated(self._rpc_source, self._chain.timeout_seconds):
             try:
                 yield
             except ContractLogicError as error:

@@ -1,8 +1,8 @@
 """Client of the swarm coordinator contract: ours, or a foreign one with the same ABI, on any EVM JSON-RPC.
 
 Reads are typed methods of `Coordinator`; writes are `Call`s built without any network and sent by whoever owns the key
-(`sign_and_send` of client.py, or the queue of sender.py). Every method may raise ChainUnreachable (no answer in time)
-and ChainError; reads and sends may raise ContractRefused.
+(`sign_and_send` of client.py, or transaction_queue.py). Every method may raise ChainUnreachable (no answer in time) and
+ChainError; reads and sends may raise ContractRefused.
 """
 
 import functools

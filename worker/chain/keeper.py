@@ -13,15 +13,16 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from worker import resources, settings
-from worker.chain import anvil
-from worker.chain.audits import AUDIT_FOLDER, Audits
+from worker import settings
+from worker.chain.audit_scheduler import AUDIT_FOLDER, Audits
 from worker.chain.client import NonceUsed, ReceiptTimeout, TransactionRefused
 from worker.chain.coordinator import Coordinator
+from worker.chain.embedded import anvil
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError
+from worker.runtime import host
 from worker.runtime.files import write_whole
-from worker.service import exit_on_signals
-from worker.telemetry.systemd import progress, ready
+from worker.runtime.processes import exit_on_signals
+from worker.runtime.systemd import progress, ready
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def run(settings: settings.Settings) -> None:
     """
     exit_on_signals()
     keeper = Keeper(settings)
-    with resources.lock_folder(settings.keeper.state_dir, "keeper.state_dir"):
+    with host.lock_folder(settings.keeper.state_dir, "keeper.state_dir"):
         ready()
         try:
             keeper.keep()

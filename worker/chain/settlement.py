@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from worker import settings
-from worker.chain.accounts import Account, require_owner
+from worker.chain.account_client import Account, require_owner
 from worker.chain.client import Unanswered
 from worker.chain.coordinator import Coordinator, LogGone
 from worker.chain.ledger import Kind, Ledger, Row

@@ -16,7 +16,7 @@ from typing import Any
 from eth_account.signers.local import LocalAccount
 from web3 import Web3
 
-from worker.chain import contract, layout
+from worker.chain import contract, storage_layout
 from worker.chain.client import Call, NonceUsed
 from worker.chain.coordinator import Coordinator
 from worker.errors import ChainError
@@ -86,7 +86,7 @@ def _require_fitting(found: Found, client: Coordinator, note_file: Path) -> None
             f"{where}, which is no release and not what {note_file} names: its storage layout is not known, and an "
             "upgrade might destroy the books; run the hivewright that deployed it, or bring that file back"
         )
-    broken = layout.breaks(known["storage_layout"], contract.artifact("SwarmCoordinator")["storage_layout"])
+    broken = storage_layout.breaks(known["storage_layout"], contract.artifact("SwarmCoordinator")["storage_layout"])
     if broken:
         raise ChainError(
             f"{where}: an upgrade to {contract.carried_version()} would break its storage layout and was not made: "

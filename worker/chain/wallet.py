@@ -13,12 +13,13 @@ from pathlib import Path
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from worker import resources, settings
+from worker import settings
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
-from worker.chain.proof import Proof, registration
-from worker.chain.sender import Sender
+from worker.chain.peer_proof import Proof, registration
+from worker.chain.transaction_queue import Sender
 from worker.errors import IdentityError, SettingsError
+from worker.runtime import host
 from worker.runtime.files import LINE, read_secret, write_whole
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Wallet:
     def __init__(self, chain: settings.Chain) -> None:
         folder = _folder(chain)
         self._account = _open(folder / KEYSTORE_FILE, _password(chain))
-        self._lock = resources.lock_folder(folder, "chain.wallet_dir")
+        self._lock = host.lock_folder(folder, "chain.wallet_dir")
         self._coordinator = Coordinator(chain)
         self._sender = Sender(self._coordinator, self._account, folder / JOURNAL_FILE)
 

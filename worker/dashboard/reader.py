@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from worker.chain.coordinator import Coordinator
-from worker.dashboard.tally import MAX_PEERS, MAX_ROUNDS, Peer, Tally, is_peer_id
+from worker.dashboard.counts import MAX_PEERS, MAX_ROUNDS, Peer, Tally, is_peer_id
 from worker.dashboard.verdicts import Verdicts
 from worker.errors import ChainError, WorkerError
 from worker.log import discreet, printable

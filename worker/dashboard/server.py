@@ -12,12 +12,11 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from worker import webservice
 from worker.dashboard.reader import Reader
 from worker.errors import SettingsError
 from worker.log import printable
+from worker.runtime import systemd, webservice
 from worker.settings import Settings
-from worker.telemetry import systemd
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Where tasks come from: an environment turns recipes into questions, answers into rewards. A new one is one file.
 
-What the node sees is the mix of all families that its settings name (mix.py). A new environment is a module that
+What the node sees is the mix of all families that its settings name (mixture.py). A new environment is a module that
 offers `Source`, and a line in `_load_source`.
 """
 
@@ -102,7 +102,7 @@ class Environment(Protocol):
 
 def load(environment: settings.Environment) -> Environment:
     """The mix that the settings name. Raises SettingsError for a family that there is not."""
-    from worker.environments.mix import Mix
+    from worker.environments.mixture import Mix
 
     names = {settings.split_family(family.name)[0] for family in environment.families}
     return Mix(environment, {name: _load_source(name) for name in sorted(names)})

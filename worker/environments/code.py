@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from worker.environments import Config, Recipe
-from worker.environments.mix import extract_answer
+from worker.environments.mixture import extract_answer
 from worker.environments.sandbox import Runner, require_isolation
 from worker.errors import SettingsError
 

@@ -30,7 +30,7 @@ from reasoning_gym.coaching.base_curriculum import BaseCurriculum
 from reasoning_gym.factory import CURRICULA, DATASETS, create_curriculum, create_dataset
 
 from worker.environments import Config, Recipe, guards
-from worker.environments.mix import extract_answer
+from worker.environments.mixture import extract_answer
 from worker.errors import BadRecord, SettingsError
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """Runs strangers' programs where they can do nothing but compute. Refuses, with one line, where that can't be had.
 
 Each `Runner` is a fresh Python interpreter without our modules, our environment variables or our open files
-(sandboxed.py); each program runs in a fork of it that a seccomp filter holds: no files, no network, no processes, no
-signals, bounded memory, time and output. That needs no root, no namespaces and no package, and works within the
+(sandbox_child.py); each program runs in a fork of it that a seccomp filter holds: no files, no network, no processes,
+no signals, bounded memory, time and output. That needs no root, no namespaces and no package, and works within the
 systemd unit of a worker. What a program gave is compared out here, where it can't reach.
 """
 
@@ -91,7 +91,7 @@ class Runner:
     def _start(self) -> None:
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).with_name("sandboxed.py"))],
+                [sys.executable, "-I", "-S", str(Path(__file__).with_name("sandbox_child.py"))],
                 cwd="/",
                 env={"LANG": "C.UTF-8"},
                 stdin=subprocess.PIPE,

@@ -27,12 +27,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from worker import settings
 from worker.errors import ModelError
-from worker.policy import check, memory
-from worker.policy.choice import TINY, auto_dtype, chosen_device, compare_context, find_folder, is_gguf
-from worker.policy.engine import Ending, Engine, Sampled
-from worker.policy.forms import ANSWER_END, DEFAULT, INSTRUCTION, Form, Template, Turns, is_open_thought
-from worker.policy.generation import load_engine
-from worker.policy.rows import Rows
+from worker.policy import memory
+from worker.policy.engines import decoder_check
+from worker.policy.engines.batching import Rows
+from worker.policy.engines.engine import Ending, Engine, Sampled
+from worker.policy.engines.torch_engine import load_engine
+from worker.policy.model_sizing import TINY, auto_dtype, chosen_device, compare_context, find_folder, is_gguf
+from worker.policy.prompt_forms import ANSWER_END, DEFAULT, INSTRUCTION, Form, Template, Turns, is_open_thought
 from worker.records import PLACEHOLDER, Completion
 
 __all__ = ["ANSWER_END", "HUB", "INSTRUCTION", "Policy", "load", "look_up"]
@@ -69,7 +70,7 @@ class Policy:
             frozenset(self.end_ids), self._has_answer_end, [">" in text for text in self._decode_each_token()]
         )
         self._rows = Rows(model.device)
-        self._questions: tuple[str, ...] = check.QUESTIONS
+        self._questions: tuple[str, ...] = decoder_check.QUESTIONS
         self._engine: Engine | None = None
         self._engine_for: tuple[Any, str, str] | None = None
         self._require_tag()
@@ -180,7 +181,9 @@ class Policy:
         ((row, *_),) = self._load_engine(generation).generate([prompt], generation, seed, until_its_end)
         return Completion(self._decode(row.token_ids), row.token_ids, row.logprobs, truncated=not row.finished)
 
-    def prepare(self, generation: settings.Generation, file: Path, questions: Sequence[str] = check.QUESTIONS) -> None:
+    def prepare(
+        self, generation: settings.Generation, file: Path, questions: Sequence[str] = decoder_check.QUESTIONS
+    ) -> None:
         """Load what generates, before the first question. `file` remembers how many answers fit into memory at once.
 
         `questions` are such as will be asked: the engine is checked with them.

@@ -10,12 +10,12 @@ import time
 from types import FrameType
 
 from worker.errors import SwarmError
-from worker.resources import lock_folder, require_port
+from worker.runtime import systemd
 from worker.runtime.files import write_whole
+from worker.runtime.host import lock_folder, require_port
 from worker.settings import Settings
 from worker.swarm import identity
 from worker.swarm.network import Network
-from worker.telemetry import systemd
 
 log = logging.getLogger(__name__)
 

@@ -21,18 +21,21 @@ from typing import Any, TypeVar
 
 from worker import settings
 from worker.errors import BadRecord, ResourceError, SwarmError
-from worker.resources import require_port
-from worker.swarm import cache, identity, relays, wire
-from worker.swarm.addresses import RELAYED
-from worker.swarm.cache import Cache
-from worker.swarm.daemon import PROTOCOL, Daemon
-from worker.swarm.dht import Membership
-from worker.swarm.lookout import Lookout
-from worker.swarm.peers import MAX_PEERS_CACHED, Peers
-from worker.swarm.saying import Lately, Rarely
-from worker.swarm.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Admission, Stream, counted
-from worker.swarm.tally import Reach
-from worker.swarm.wire import Kind, Member, OtherVersion, Refused
+from worker.runtime.host import require_port
+from worker.swarm import identity
+from worker.swarm.discovery import peer_cache
+from worker.swarm.discovery.dht import Membership
+from worker.swarm.discovery.discovery import Lookout
+from worker.swarm.discovery.peer_cache import Cache
+from worker.swarm.discovery.peer_table import MAX_PEERS_CACHED, Peers
+from worker.swarm.log_throttle import Lately, Rarely
+from worker.swarm.protocol import messages
+from worker.swarm.protocol.messages import Kind, Member, OtherVersion, Refused
+from worker.swarm.status import Reach
+from worker.swarm.transport import relays
+from worker.swarm.transport.address_ranking import RELAYED
+from worker.swarm.transport.daemon import PROTOCOL, Daemon
+from worker.swarm.transport.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Admission, Stream, counted
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ READER_ENDS_FIRST_SECONDS = 1.0
 T = TypeVar("T")
 
 
-AskHandler = Callable[[str, wire.Ask, Stream], Awaitable[None]]
+AskHandler = Callable[[str, messages.Ask, Stream], Awaitable[None]]
 AuditHandler = Callable[[str, Stream], Awaitable[None]]
 
 
@@ -88,7 +91,7 @@ class Network:
         self.wake = asyncio.Event()  # to look for peers now
         self._identity_file = identity_file
         self._cache_file = cache_dir / "peers.json"
-        self.cache = cache.load(self._cache_file)
+        self.cache = peer_cache.load(self._cache_file)
         self.bootnodes = list(swarm.bootnodes)
         self.foreign_bootnodes: set[str] = set()  # peers that answer, and not by our protocol
         self._relays_wanted = asyncio.Event()
@@ -203,13 +206,13 @@ class Network:
         fresh_seconds = max(1, int(self.swarm.announce_every_seconds / 4))
         if (
             old is not None
-            and (old.addresses, old.round) == (self.addresses[: wire.MAX_ADDRESSES], self.newest_round)
+            and (old.addresses, old.round) == (self.addresses[: messages.MAX_ADDRESSES], self.newest_round)
             and abs(now - old.issued) < fresh_seconds  # one that follows another within a second is ahead of time
         ):
             return old
         issued = max(now, old.issued + 1) if old else now
         expires = now + max(1, round(self.peers.lifetime_seconds))
-        self._member = wire.seal_member(
+        self._member = messages.seal_member(
             self.identity, self.addresses, self.newest_round, issued, expires, self.environments, self.families
         )
         return self._member
@@ -263,7 +266,7 @@ class Network:
 
     def learn(self, sealed: bytes, sender: str) -> Member:
         """Take in a record that `sender` showed. Raises BadRecord."""
-        member = wire.open_member(sealed)
+        member = messages.open_member(sealed)
         if member.peer_id == self.identity.peer_id:
             self._check_twin(member)
         elif self.peers.learn(member, from_itself=member.peer_id == sender):
@@ -393,20 +396,20 @@ class Network:
 
     async def _answer(self, peer_id: str, stream: Stream) -> None:
         async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
-            kind, payload = await stream.receive(wire.MAX_REQUEST_BYTES)
+            kind, payload = await stream.receive(messages.MAX_REQUEST_BYTES)
         if kind is Kind.HELLO:
             if payload:
                 self._meet_sender(payload, peer_id)
             own = [self.member().sealed] if self.is_member else []
-            others = self.peers.sample(self.rng, wire.MAX_PEERS - 1, exclude=peer_id)
+            others = self.peers.sample(self.rng, messages.MAX_PEERS - 1, exclude=peer_id)
             async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
-                await stream.send(wire.encode_peers([*own, *others]))
+                await stream.send(messages.encode_peers([*own, *others]))
         elif kind is Kind.ASK and self.on_ask is not None:
-            ask = wire.decode_ask(payload)
+            ask = messages.decode_ask(payload)
             self._meet_sender(ask.member, peer_id)
             await self.on_ask(peer_id, ask, stream)
         elif kind is Kind.AUDIT and self.on_audit is not None:
-            await self.on_audit(wire.decode_audit(payload), stream)
+            await self.on_audit(messages.decode_audit(payload), stream)
         else:
             raise BadRecord("malformed", f"{kind.name} is nothing that this node answers")
 
@@ -440,7 +443,7 @@ class Network:
             return
         self.cache = current
         try:
-            cache.save(self._cache_file, current)
+            peer_cache.save(self._cache_file, current)
         except OSError as error:
             log.warning("peer cache not written reason=%s", error)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import get_args
 
 from worker.log import printable
-from worker.swarm.tally import SwarmStatus
+from worker.swarm.status import SwarmStatus
 from worker.telemetry import health
 from worker.telemetry.status import NodeState, NodeStatus
 

@@ -15,13 +15,13 @@ from typing import IO, Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import ResourceError, WorkerError
+from worker.hub.hub import HubStatus
 from worker.log import discreet
 from worker.runtime.files import write_whole
-from worker.swarm.tally import SwarmStatus
-from worker.telemetry.hub import HubStatus
+from worker.swarm.status import SwarmStatus
 
 NodeState = Literal["starting", "connected", "training-alone", "catching-up", "stopped", "failed", "died"]
-"""The swarm's (worker/swarm/tally.py), or how the node ended. `failed`: by the error in `last_error`. `died`: its
+"""The swarm's (worker/swarm/status.py), or how the node ended. `failed`: by the error in `last_error`. `died`: its
 process is gone without a word; only a reader sees that."""
 ChainState = Literal["none", "unknown", "ok", "unreachable"]
 

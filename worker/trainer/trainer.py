@@ -25,12 +25,12 @@ from torch import Tensor
 
 from worker import settings
 from worker.errors import ModelError, ResourceError, TrainingError
-from worker.policy import adapters, memory
+from worker.policy import lora, memory
+from worker.policy.logprobs import PromptGroup, Scorer
+from worker.policy.memory_shortage import Shortage
 from worker.policy.policy import Policy
-from worker.policy.scoring import PromptGroup, Scorer
-from worker.policy.shortage import Shortage
 from worker.records import ScoredGroup, StepMetrics, StepQuality
-from worker.trainer import budget, quality
+from worker.trainer import micro_batch, quality
 from worker.trainer.grpo import group_advantages, sampling_ratios, sequence_weights, token_losses
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Trainer:
         self.dropped: Counter[str] = Counter()
         self.learned: tuple[Learned, ...] = ()
         """Of the last step; empty if it was skipped."""
-        self.budget = budget.Budget(trainer.max_tokens_per_micro_batch)
+        self.budget = micro_batch.Budget(trainer.max_tokens_per_micro_batch)
         self._shortage = Shortage(policy.model.device)
         self._budget_file: Path | None = None
         self._budget_key = ""
@@ -106,8 +106,8 @@ class Trainer:
         self._generation = generation
         self.origin: dict[str, str | int] = {"model": policy.name}
         if self.lora is not None:
-            adapters.attach(policy.model, self.lora)
-            self.origin |= {"lora_alpha": self.lora.alpha, "base_weights": adapters.fingerprint(policy.model)}
+            lora.attach(policy.model, self.lora)
+            self.origin |= {"lora_alpha": self.lora.alpha, "base_weights": lora.fingerprint(policy.model)}
         self._scorer = Scorer(policy.model)
         self._reference = self._make_reference()
         self.parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
@@ -325,7 +325,7 @@ class Trainer:
     def _reference_logprobs(self, groups: list[PromptGroup]) -> Tensor | None:
         if self._reference is None:
             return None
-        without = adapters.switched_off(self.policy.model) if self.lora else nullcontext()
+        without = lora.switched_off(self.policy.model) if self.lora else nullcontext()
         with without, self._reference.passes():
             return self._reference.logprobs(groups, self._generation.temperature)
 
@@ -346,27 +346,27 @@ class Trainer:
         Raises ModelError if not even one sequence fits.
         """
         self._budget_file = file
-        self._budget_key = budget.describe(self.policy, self._settings, self._generation)
-        remembered = budget.load(file, self._budget_key)
+        self._budget_key = micro_batch.describe(self.policy, self._settings, self._generation)
+        remembered = micro_batch.load(file, self._budget_key)
         if remembered is None and was_killed:
             log.warning(
                 "the kernel ended the worker for its memory before a budget was known: one sequence at a time for now, "
                 "and more again over the next hours; where there is more memory, remove %s and start it again", file,
             )  # fmt: skip
-            most = budget.Budget(self._settings.max_tokens_per_micro_batch).as_measured()
+            most = micro_batch.Budget(self._settings.max_tokens_per_micro_batch).as_measured()
             least = self._least_budget()
             least = replace(most, tokens=least.tokens, recomputes=True)
-            self.budget = least.rising_after(budget.AFTER_KILL_SECONDS)
+            self.budget = least.rising_after(micro_batch.AFTER_KILL_SECONDS)
         elif remembered is None:
             self.budget = self._measure_budget().as_measured()
         else:
             self.budget = self._take_less(remembered) if was_killed else remembered.risen()
         if self.budget != remembered:
-            budget.save(file, self._budget_key, self.budget)
+            micro_batch.save(file, self._budget_key, self.budget)
         self._scorer.recomputes = self.budget.recomputes
         log.info("token budget tokens=%d recomputes=%s", self.budget.tokens, self.budget.recomputes)
 
-    def _measure_budget(self) -> budget.Budget:
+    def _measure_budget(self) -> micro_batch.Budget:
         """From one real step on the longest prompt with the longest completion; the weights stay as they are."""
         end = self.policy.end_ids[0]
         prompt_ids = (end,) * self._generation.max_prompt_length
@@ -376,7 +376,9 @@ class Trainer:
         reserve = 0 if self.optimizer.state else 8 * sum(m.numel() for m in self.masters)
         found = None
         for self._scorer.recomputes in (False, True):
-            found = budget.measure(lambda: self._backward_micro([longest], is_first=True), self.policy.model.device)
+            found = micro_batch.measure(
+                lambda: self._backward_micro([longest], is_first=True), self.policy.model.device
+            )
             self._drop_gradients()
             if found is not None and found.needed <= found.available - reserve:
                 break
@@ -390,7 +392,7 @@ class Trainer:
         while tokens > num_tokens and tokens / num_tokens * found.needed > found.available - reserve:
             tokens //= 2
         worst = int(max(1.0, tokens / num_tokens) * found.needed)
-        return budget.Budget(tokens, self._scorer.recomputes, found.held + reserve, worst)
+        return micro_batch.Budget(tokens, self._scorer.recomputes, found.held + reserve, worst)
 
     def _shrink(self, micro_batches: list[list[Lesson]], reason: str) -> None:
         """Memory ran out: the next try takes less of it."""
@@ -409,14 +411,14 @@ class Trainer:
             "out of memory, the step is made again in smaller pieces tokens=%d before=%d recomputes=%s error=%s",
             self.budget.tokens, before.tokens, self.budget.recomputes, reason,
         )  # fmt: skip
-        self.budget = self.budget.rising_after(budget.AFTER_ERROR_SECONDS)
+        self.budget = self.budget.rising_after(micro_batch.AFTER_ERROR_SECONDS)
         self._scorer.recomputes = self.budget.recomputes
         if not self._shortage.is_foreign():
             self._save_budget()
 
     def _save_budget(self) -> None:
         if self._budget_file is not None:
-            budget.save(self._budget_file, self._budget_key, self.budget)
+            micro_batch.save(self._budget_file, self._budget_key, self.budget)
 
     def _raise_budget(self) -> None:
         """Take back some of what was given up, when it is time. Written down first: the kernel may end the process."""
@@ -431,7 +433,7 @@ class Trainer:
         self._scorer.recomputes = self.budget.recomputes
         self._save_budget()
 
-    def _take_less(self, before: budget.Budget) -> budget.Budget:
+    def _take_less(self, before: micro_batch.Budget) -> micro_batch.Budget:
         least = self._least_budget()
         if before.tokens > least.tokens:
             less = before.below(before.tokens)
@@ -443,17 +445,17 @@ class Trainer:
                 "generation.max_prompt_length or generation.max_completion_length"
             )
             return before
-        less = less.rising_after(budget.AFTER_KILL_SECONDS)
+        less = less.rising_after(micro_batch.AFTER_KILL_SECONDS)
         log.warning(
             "the kernel ended the worker for its memory, smaller pieces from now on tokens=%d before=%d recomputes=%s",
             less.tokens, before.tokens, less.recomputes,
         )  # fmt: skip
         return less
 
-    def _least_budget(self) -> budget.Budget:
+    def _least_budget(self) -> micro_batch.Budget:
         """One sequence at a time, with its layers computed again."""
         longest = self._generation.max_prompt_length + self._generation.max_completion_length
-        return budget.Budget(min(longest, self._settings.max_tokens_per_micro_batch), recomputes=True)
+        return micro_batch.Budget(min(longest, self._settings.max_tokens_per_micro_batch), recomputes=True)
 
     def _update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:

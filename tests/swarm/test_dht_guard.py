@@ -1,0 +1,154 @@
+"""What strangers may ask of a node: hostile and newer requests are refused with a reason, floods are limited."""
+
+import asyncio
+
+import pytest
+from swarm_lab import Lab, make_groups, wait_until
+
+from worker.swarm import log_throttle
+from worker.swarm.log_throttle import MAX_REMEMBERED, SAY_AGAIN_SECONDS, Lately
+from worker.swarm.network import Network
+from worker.swarm.protocol import messages
+from worker.swarm.protocol.messages import Kind, Refused
+from worker.swarm.swarm import Swarm
+from worker.swarm.transport.streams import MAX_REQUESTS_PER_PEER, MAX_STREAMS, MAX_STREAMS_PER_PEER, Admission
+
+
+@pytest.fixture(scope="module")
+def server(module_lab: Lab) -> Swarm:
+    module_lab.bootnode()
+    server = module_lab.peer("server")
+    server.publish(1, make_groups(server.status().peer_id, 1))
+    return server
+
+
+@pytest.fixture(scope="module")
+def stranger(module_lab: Lab, server: Swarm) -> Network:
+    return bring_stranger(module_lab, "stranger")
+
+
+def bring_stranger(lab: Lab, name: str, **options: object) -> Network:
+    stranger = lab.network(name, **options)
+    wait_until(lambda: len(stranger.peers) >= 1, 15, "the stranger knows the server")
+    return stranger
+
+
+def ask(stranger: Network, server: Swarm, request: bytes) -> tuple[Kind, bytes]:
+    """Send raw bytes to the server; its first frame, or the exception that it is."""
+
+    async def converse() -> tuple[Kind, bytes]:
+        async with stranger.stream(server.status().peer_id) as stream, asyncio.timeout(10):
+            await stream.send(request)
+            return await stream.receive(messages.MAX_FRAME_BYTES)
+
+    return stranger.call(converse(), 15)
+
+
+def newer(frame: bytes) -> bytes:
+    return frame[:2] + bytes([messages.VERSION + 1]) + frame[3:]
+
+
+@pytest.mark.parametrize(
+    ("reason", "request_bytes"),
+    [
+        ("version", newer(messages.encode_frame(Kind.HELLO, b""))),
+        ("malformed", b"GET / HTTP/1.1\r\n\r\n"),
+        ("malformed", messages.encode_frame(Kind.HELLO, b"no record")),
+        ("malformed", messages.encode_ask(1, 5, b"")),
+        ("malformed", messages.encode_frame(Kind.GROUPS, b"")),
+        ("malformed", messages.encode_frame(Kind.ASK, b"\x93" * 2000)),
+        ("too-large", messages.encode_frame(Kind.ASK, b"x" * 10_000_000)),
+    ],
+    ids=["newer", "http", "no-record", "anonymous", "wrong-kind", "nested", "10MB"],
+)
+def test_bad_request_is_refused_with_a_reason(
+    server: Swarm, stranger: Network, reason: str, request_bytes: bytes
+) -> None:
+    with pytest.raises(Refused) as caught:
+        ask(stranger, server, request_bytes)
+    assert caught.value.reason == reason
+
+
+def test_newer_version_is_named_on_both_sides(
+    server: Swarm, stranger: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    server._network.peers._versions.clear()
+    with pytest.raises(Refused, match="version 4; this node speaks 3, upgrade the older of the two"):
+        ask(stranger, server, newer(messages.encode_frame(Kind.HELLO, b"")))
+    assert server.status().other_versions == {"exchange 4": 1}
+    assert f"peer={stranger.identity.peer_id} theirs=4 ours=3: upgrade the older of the two" in caplog.text
+    assert server.status().requests_refused["version"] > 0
+
+
+def test_record_of_somebody_else_is_refused(server: Swarm, stranger: Network) -> None:
+    theirs = server._network.member().sealed
+    with pytest.raises(Refused, match="another peer as its own") as caught:
+        ask(stranger, server, messages.encode_ask(1, 5, theirs))
+    assert caught.value.reason == "sender"
+
+
+def test_request_for_groups_that_are_ready_is_answered_by_them_at_once(module_lab: Lab, server: Swarm) -> None:
+    asker = bring_stranger(module_lab, "asker", environments=("sums 1",))
+    kind, payload = ask(asker, server, messages.encode_ask(1, 5, asker.member().sealed))
+    assert kind is Kind.GROUPS
+    limits = server._verifier.limits
+    assert len(messages.open_groups(payload, server.status().peer_id, 1, limits)) == 9
+
+
+def test_own_record_is_signed_once_however_often_it_is_shown(stranger: Network) -> None:
+    async def show() -> set[bytes]:
+        shown = set()
+        for stranger.newest_round in (5, 6, 7):  # three rounds within a second
+            shown = {stranger.member().sealed for _ in range(5)}
+        return shown
+
+    assert len(stranger.call(show(), 5)) == 1
+
+
+def test_flood_is_limited_and_others_are_served(module_lab: Lab, server: Swarm) -> None:
+    refusals, flooder = [], bring_stranger(module_lab, "flooder")
+    hello = messages.encode_frame(Kind.HELLO, flooder.member().sealed)
+    for _ in range(MAX_REQUESTS_PER_PEER + 10):
+        try:
+            ask(flooder, server, hello)
+        except Refused as refusal:
+            refusals.append(refusal.reason)
+    assert len(refusals) >= 10
+    assert set(refusals) == {"flood"}
+    other = bring_stranger(module_lab, "polite")
+    assert ask(other, server, messages.encode_frame(Kind.HELLO, other.member().sealed))[0] is Kind.PEERS
+
+
+def test_request_that_never_comes_is_given_up(server: Swarm, stranger: Network) -> None:
+    with pytest.raises((EOFError, OSError)):
+        ask(stranger, server, b"hw\x01")
+    wait_until(lambda: not server._network._admission._open, 10, "the server has no open streams")
+
+
+def test_admission_counts_all_and_each() -> None:
+    admission = Admission()
+    with admission.admitted("a"), admission.admitted("a"), admission.admitted("a"), admission.admitted("a"):
+        assert MAX_STREAMS_PER_PEER == 4
+        refusal = admission.refusal("a")
+        assert refusal is not None
+        assert refusal[0] == "flood"
+        assert admission.refusal("b") is None
+    assert admission.refusal("a") is None
+    for i in range(MAX_STREAMS):
+        admission._open[f"peer{i}"] = 1
+    refusal = admission.refusal("b")
+    assert refusal is not None
+    assert refusal[0] == "full"
+
+
+def test_same_thing_is_said_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(log_throttle.time, "monotonic", lambda: now)
+    lately = Lately()
+    assert [lately.has(("peer", "flood")) for _ in range(3)] == [False, True, True]
+    assert not lately.has(("other", "flood"))
+    now += SAY_AGAIN_SECONDS
+    assert not lately.has(("peer", "flood"))
+    for i in range(2 * MAX_REMEMBERED):
+        lately.has(i)
+    assert len(lately._said) == MAX_REMEMBERED

@@ -1,0 +1,376 @@
+"""The embedded chain: anvil in the foreground (`hivewright chain up`), and our contract (`hivewright chain deploy`).
+
+anvil hands its whole state to whoever reaches its port, so nobody does: `up` puts a door in front of it (door.py).
+`deploy` works on any chain that the settings name, and calls no `anvil_*` method.
+"""
+
+import ctypes
+import json
+import logging
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic, sleep
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+from web3 import Web3
+from web3.types import Nonce, RPCEndpoint
+from web3.utils.address import get_create_address
+
+from worker import settings
+from worker.chain import contract, deployment, http, upgrade
+from worker.chain.client import Call
+from worker.chain.coordinator import Coordinator
+from worker.chain.deployment import Deployment
+from worker.chain.embedded import door, pruning
+from worker.chain.embedded.snapshots import Snapshots
+from worker.errors import ChainError, ChainUnreachable, ResourceError, SecretError
+from worker.runtime.files import HEX_KEY, read_secret, write_whole
+from worker.runtime.host import require_port
+from worker.runtime.processes import exit_on_signals
+from worker.runtime.systemd import progress, ready
+
+log = logging.getLogger(__name__)
+
+DEPLOYMENT_FILE = "deployment.json"
+OWNER_KEY_FILE = "owner.key"
+
+_ROOT = Path(__file__).resolve().parents[3]
+_GAS_LIMIT = 1_000_000_000
+"""So that one block takes whatever comes at once: what a block leaves over waits for the next."""
+_STARTUP_SECONDS = 60.0
+_STOP_SECONDS = 45.0
+_LOOPBACK = "127.0.0.1"
+_WATCH_SECONDS = 2.0
+_HANG_SECONDS = 20.0
+"""A chain that answers no read, or mines nothing of what waits, for this long hangs."""
+_STOP_HUNG_SECONDS = 3.0
+_PR_SET_PDEATHSIG = 1
+_POOL_STATUS = RPCEndpoint("txpool_status")
+_SOMEBODY = Web3.to_checksum_address("0x" + "00" * 20)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+# ---- hivewright chain up
+
+
+def up(settings: settings.Settings) -> None:
+    """Run the chain until SIGTERM or SIGINT; its state is on the disk when this ends.
+
+    Writes the door's URL into `address` beside the state file as soon as it serves. A chain that hangs is restarted.
+    Raises ResourceError if the port is in use or there is no anvil, ChainError if anvil ends by itself.
+    """
+    exit_on_signals()
+    inner = settings.anvil.model_copy(update={"host": _LOOPBACK, "port": 0})
+    with door.opened(settings.anvil, settings.chain.id) as opened:
+        while True:
+            with running(inner, settings.chain.id) as (process, url):
+                opened.target = url
+                write_whole(_address_file(inner), opened.url)
+                log.info("chain up rpc=%s chain_id=%d state=%s", opened.url, settings.chain.id, inner.state_file)
+                ready()
+                try:
+                    reason = _watch(process, url, inner.state_file)
+                finally:
+                    opened.target = None
+            log.info("chain restarts: %s state=%s", reason, inner.state_file)
+
+
+def _watch(process: subprocess.Popen[bytes], url: str, state_file: Path) -> str:
+    """Watch the chain until it is to be restarted; return why. One that hangs is killed. Raises ChainError if it ends
+    by itself."""
+    size_before = pruning.megabytes(state_file)
+    pulse, growth = Pulse(url), pruning.Growth(state_file)
+    while process.poll() is None:
+        if pruning.has_outgrown(state_file, size_before):
+            return "it has grown, and forgets what is old"
+        hung = pulse.look()
+        if hung is not None and process.poll() is None:
+            log.error("chain hangs and is killed: %s", hung)
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_HUNG_SECONDS)
+            process.kill()
+            process.wait()
+            return "it hung"
+        growth.look()
+        if hung is None:
+            progress(f"block {pulse.block}, state {pruning.megabytes(state_file):.0f} MB")
+        sleep(_WATCH_SECONDS)
+    raise ChainError(f"anvil ended by itself with code {process.returncode}; its own words stand above in the log")
+
+
+class Pulse:
+    """Whether a chain lives: it answers reads of its state, and mines what waits. One that executes something without
+    end does neither, and still says its block number."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._web3 = deployment.connect(url, _HANG_SECONDS / 2)
+        self.block = -1
+        self._lively_at = monotonic()
+
+    def look(self) -> str | None:
+        """Look at it now. Returns what is wrong once it has been wrong for _HANG_SECONDS."""
+        try:
+            wrong = self._wrong()
+        except ChainError as error:
+            wrong = str(error)
+        if wrong is None:
+            self._lively_at = monotonic()
+        return wrong if monotonic() - self._lively_at > _HANG_SECONDS else None
+
+    def _wrong(self) -> str | None:
+        with deployment.translated(self._url, _HANG_SECONDS / 2):
+            block = int(self._web3.eth.block_number)
+            waiting = int(self._web3.provider.make_request(_POOL_STATUS, [])["result"]["pending"], 16)
+            self._web3.eth.get_balance(_SOMEBODY)
+        is_mining = not waiting or block != self.block
+        self.block = block
+        return None if is_mining else f"{waiting} transactions wait, and block {block} is the newest since then"
+
+
+@contextmanager
+def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """anvil as a child process, and its URL. Its state goes to the disk every second (a large one less often), and when
+    the block is left. Raises ResourceError then if it could not be written.
+
+    It begins with the history that it is to keep, no more.
+    """
+    require_port(anvil.host, anvil.port, "anvil.port")
+    port = anvil.port or _free_port(anvil.host)
+    snapshots = Snapshots(anvil.state_file)
+    snapshots.start()
+    try:
+        pruning.cut(anvil.state_file, anvil.history_blocks)
+        process = subprocess.Popen(
+            [*_command(anvil, port, chain_id), "--dump-state", snapshots.draft],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            preexec_fn=_end_with_parent,
+        )
+        try:
+            url = f"http://{anvil.host}:{port}"
+            _wait_until_serving(process, url)
+            yield process, url
+        finally:
+            _end(process)
+    finally:
+        snapshots.stop()
+
+
+def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
+    options: dict[str, object] = {
+        "--host": anvil.host,
+        "--port": port,
+        # Not in the state file: a restart with another id is another chain.
+        "--chain-id": chain_id,
+        "--state-interval": pruning.dump_seconds(anvil.state_file),
+        "--prune-history": pruning.kept_states(anvil.state_file),
+        "--transaction-block-keeper": anvil.history_blocks,
+        "--accounts": 0,
+        # A block at once for a transaction, and one every so often without. With 2 seconds and less anvil takes no
+        # notice of --prune-history and keeps 1,500 states.
+        "--block-time": anvil.block_seconds,
+        "--gas-limit": _GAS_LIMIT,
+        "--gas-price": 0,
+        "--block-base-fee-per-gas": 0,
+    }
+    if anvil.state_file.exists():
+        options["--load-state"] = anvil.state_file
+    flags = ["--mixed-mining", "--no-priority-fee", "--no-cors", "--quiet"]
+    return [str(_binary(anvil)), *(str(word) for option in options.items() for word in option), *flags]
+
+
+def _binary(anvil: settings.Anvil) -> Path:
+    place = anvil.binary or _ROOT / ".cache/node/anvil"
+    if place.is_file():
+        return place
+    found = None if anvil.binary else shutil.which("anvil")
+    if found is None:
+        raise ResourceError(f"no anvil at {place} (anvil.binary); `scripts/anvil FOLDER` installs it and prints where")
+    return Path(found)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    """Even when hivewright is killed with -9, no anvil is left that holds the port."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait_until_serving(process: subprocess.Popen[bytes], url: str) -> None:
+    web3 = deployment.connect(url, _WATCH_SECONDS)
+    deadline = monotonic() + _STARTUP_SECONDS
+    while not web3.is_connected():
+        if process.poll() is not None:
+            raise ChainError(
+                f"anvil ended with code {process.returncode} before it served {url}; its own words stand above"
+            )
+        if monotonic() > deadline:
+            raise ChainError(
+                f"anvil does not serve {url} after {_STARTUP_SECONDS:g} s; see whether its state file is too large"
+            )
+        sleep(0.05)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.warning("anvil killed after=%gs what came since its last dump is lost", _STOP_SECONDS)
+        process.kill()
+        process.wait()
+
+
+# ---- hivewright chain deploy
+
+
+def deploy(settings: settings.Settings) -> Deployment:
+    """Put the contract on the chain, once; run again it finds the one that is there, and upgrades it where it stands.
+
+    Makes the owner's key in `keeper.state_dir` if there is none, writes deployment.json beside it and prints it. With
+    `chain.contract` set, that contract is used and none is made. Raises ChainUnreachable if there is no chain, and
+    ChainError if the chain no longer has the contract that deployment.json names, or an upgrade would break its books.
+    """
+    file = settings.keeper.state_dir / DEPLOYMENT_FILE
+    rpc_url = _rpc_url(settings)
+    address = settings.chain.contract
+    if address is None and file.exists():
+        address = deployment.read_deployment(file, settings.chain.id).contract
+        if not _client(settings, rpc_url, address).has_code(address):
+            raise ChainError(
+                f"{file} names the contract {address}, and chain {settings.chain.id} at {rpc_url} has none there: "
+                "the chain lost its state, or is another one; bring the state back (anvil.state_file), or move "
+                f"{DEPLOYMENT_FILE} away and deploy again: a new swarm from round 0"
+            )
+    block = None
+    if address is None:
+        owner = load_owner(settings.keeper, create=True)
+        address, block = _create(_client(settings, rpc_url, contract.NO_ADDRESS), owner, settings.chain.timeout_seconds)
+    client = _client(settings, rpc_url, address)
+    client.check()
+    _upgrade(settings, client)
+    found = client.deployment
+    written: dict[str, object] = {"rpc_url": _shown_url(settings), "chain_id": found.chain_id}
+    written["contract"] = found.contract
+    block = block or _written_block(file, found)
+    if block is not None:
+        written["contract_block"] = block
+    if found.rpc_url.startswith(http.UNIX):
+        written["socket"] = found.rpc_url.removeprefix(http.UNIX)
+    text = json.dumps(written)
+    write_whole(file, text + "\n")
+    print(text)
+    return found
+
+
+def _written_block(file: Path, found: Deployment) -> int | None:
+    """The contract's first block as an earlier deploy of this very contract wrote it down."""
+    if not file.exists():
+        return None
+    written = deployment.read_deployment(file, found.chain_id)
+    return written.contract_block if written.contract.lower() == found.contract.lower() else None
+
+
+def _upgrade(settings: settings.Settings, client: Coordinator) -> None:
+    """Without the owner's key the contract stays as it is: it is somebody else's to upgrade."""
+    if not (settings.keeper.state_dir / OWNER_KEY_FILE).exists():
+        return
+    note_file = settings.keeper.state_dir / upgrade.NOTE_FILE
+    before = client.version
+    upgrade.bring_up_to_date(client, load_owner(settings.keeper), note_file, settings.chain.timeout_seconds)
+    if client.version != before:
+        print(f"upgraded {client.deployment.contract} from {before} to {client.version}", file=sys.stderr)
+
+
+def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
+    """The account that owns the contract. Raises ChainError if its key is missing and `create` is False."""
+    file = keeper.state_dir / OWNER_KEY_FILE
+    if create and not file.exists():
+        write_whole(file, "0x" + secrets.token_hex(32) + "\n", mode=0o600)
+        log.info("owner key made file=%s", file)
+    if not file.exists():
+        raise ChainError(f"{file}: no owner key; `hivewright chain deploy` makes it, or bring it back from a backup")
+    expected = "the key of the contract's owner; restore it from its backup"
+    key = read_secret(file, expected, form=HEX_KEY)
+    try:
+        account: LocalAccount = Account.from_key(key)
+    except ValueError:
+        raise SecretError(f"{file}: no key of an account; expected {expected}") from None
+    return account
+
+
+def _create(client: Coordinator, owner: LocalAccount, patience: float) -> tuple[str, int | None]:
+    """Deploy implementation and proxy as the owner's first two transactions. Returns the proxy and its block.
+
+    Their addresses follow from owner and nonce, so a deploy that was cut off anywhere goes on where it stopped.
+    """
+    client.check_id()
+    implementation, proxy = (get_create_address(owner.address, Nonce(nonce)) for nonce in range(2))
+    parts = (
+        (
+            implementation,
+            Call("SwarmCoordinator", bytes.fromhex(contract.artifact("SwarmCoordinator")["bytecode"][2:]), None),
+        ),
+        (proxy, Call("ERC1967Proxy", contract.proxy_data(owner.address, implementation), None)),
+    )
+    block = None
+    for nonce, (address, creation) in enumerate(parts):
+        if client.has_code(address):
+            continue
+        if client.nonce(owner.address) != nonce:
+            raise ChainError(
+                f"the owner {owner.address} has sent other transactions on this chain; expected a new account; "
+                f"move {OWNER_KEY_FILE} away and deploy again"
+            )
+        block = client.transact(owner, creation, patience).block
+        log.info("deployed %s address=%s", creation.name, address)
+    # A proxy that was there before leaves its block to be found.
+    return str(proxy), block
+
+
+def _client(settings: settings.Settings, rpc_url: str, address: str) -> Coordinator:
+    return Coordinator(settings.chain.model_copy(update={"rpc_url": rpc_url, "contract": address}))
+
+
+def _rpc_url(settings: settings.Settings) -> str:
+    """chain.rpc_url, or where the embedded chain beside us serves: its socket, through which contracts are created."""
+    url, private = _shown_url(settings), door.socket_of(settings.anvil)
+    is_embedded = not settings.chain.rpc_url or url == _address_of(settings.anvil)
+    return f"{http.UNIX}{private}" if is_embedded and private.exists() else url
+
+
+def _address_of(anvil: settings.Anvil) -> str | None:
+    file = _address_file(anvil)
+    return file.read_text().strip() if file.exists() else None
+
+
+def _shown_url(settings: settings.Settings) -> str:
+    """The same as a URL, which the version before reads too."""
+    if settings.chain.rpc_url:
+        return settings.chain.rpc_urls[0]
+    if settings.anvil.port:
+        return f"http://{settings.anvil.host}:{settings.anvil.port}"
+    try:
+        return _address_file(settings.anvil).read_text().strip()
+    except FileNotFoundError:
+        raise ChainUnreachable(
+            "no chain.rpc_url, and no `hivewright chain up` has run here; start the chain first"
+        ) from None
+
+
+def _address_file(anvil: settings.Anvil) -> Path:
+    return anvil.state_file.parent / "address"

@@ -1,0 +1,210 @@
+"""The door in front of the embedded chain: nothing but this module speaks to anvil itself.
+
+anvil does whatever it is asked: sends as anybody, sets any balance, runs any code. The door passes reads and signed
+transactions. Its socket in the chain's folder, which only the chain's own roles can see, may also create contracts;
+its TCP port (`anvil.host`, `anvil.port`) is for everybody on the machine, so a `Gate` and quotas stand in it. Where the
+chain runs in a network of its own (the deploy's unit), the socket is the only way in, and anvil's port is out of reach.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from pydantic_core import from_json
+
+from worker import settings
+from worker.chain.embedded.gate import MAX_BATCH, METHODS, NOT_SERVED, TOO_MANY, Gate, NotPassed
+from worker.chain.http import socket_name
+from worker.chain.quotas import Quota
+from worker.errors import ResourceError
+from worker.log import printable
+from worker.runtime.host import require_port
+
+log = logging.getLogger(__name__)
+
+SOCKET = Path("rpc/chain.sock")
+"""Below the folder of the chain's state."""
+
+FUND_METHOD = "anvil_setBalance"
+"""Through the socket alone. Money means nothing to the contract; clients with a fixed gas price need some."""
+
+_LOOPBACK = "127.0.0.1"
+_MAX_BODY_BYTES, _MAX_TRUSTED_BYTES = 256 * 1024, 32 << 20
+_MAX_TRUSTED_BATCH = 1000
+_ANSWER_SECONDS = 30.0
+_START_SECONDS = 30.0
+_MAX_AT_CHAIN = 16
+# Transactions through the TCP port: of one account, and of all.
+_SENDS_PER_SECOND, _SENDS_BURST = 0.2, 60.0
+_ALL_SENDS_PER_SECOND, _ALL_SENDS_BURST = 2.0, 200.0
+
+
+def socket_of(anvil: settings.Anvil) -> Path:
+    """Where the chain's own roles reach it."""
+    return anvil.state_file.parent.resolve() / SOCKET
+
+
+class Door:
+    """Answers at `url` and at the socket. `target` is where anvil serves now; None: it is away."""
+
+    def __init__(self, url: str, chain_id: int) -> None:
+        self.url = url
+        self.target: str | None = None
+        self._gate = Gate(chain_id, None, self._latest_block)
+        self._latest = 0
+        self._sends = Quota(_SENDS_PER_SECOND, _SENDS_BURST)
+        self._all_sends = Quota(_ALL_SENDS_PER_SECOND, _ALL_SENDS_BURST)
+        self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
+
+    def application(self, is_trusted: bool) -> web.Application:
+        async def answer(request: web.Request) -> web.Response:
+            return await self._answer(request, is_trusted)
+
+        application = web.Application(client_max_size=_MAX_TRUSTED_BYTES if is_trusted else _MAX_BODY_BYTES)
+        application.router.add_post("/{path:.*}", answer)
+        application.cleanup_ctx.append(self._resources)
+        return application
+
+    async def _resources(self, application: web.Application) -> AsyncIterator[None]:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS)) as session:
+            application[_SESSION] = session
+            yield
+
+    async def _answer(self, request: web.Request, is_trusted: bool) -> web.Response:
+        try:
+            asked = from_json(await request.read())
+        except ValueError:
+            return web.json_response({"error": "body: expected JSON-RPC"}, status=400)
+        calls = asked if isinstance(asked, list) else [asked]
+        most = _MAX_TRUSTED_BATCH if is_trusted else MAX_BATCH
+        if not 1 <= len(calls) <= most or not all(isinstance(call, dict) for call in calls):
+            return web.json_response({"error": f"body: expected 1 to {most} JSON-RPC requests"}, status=400)
+        check = self._trusted if is_trusted else self._checked
+        answers: list[Any] = []
+        passed: list[dict[str, Any]] = []
+        try:
+            if not is_trusted:
+                await self._learn_block(request.app[_SESSION])
+            for call in calls:
+                try:
+                    passed.append(check(call))
+                except NotPassed as refusal:
+                    error = {"code": refusal.code, "message": str(refusal)}
+                    answers.append({"jsonrpc": "2.0", "id": _id_of(call), "error": error})
+            if passed:
+                answers += await self._ask(request.app[_SESSION], passed)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return web.json_response({"error": f"the chain does not answer ({type(error).__name__})"}, status=503)
+        return web.json_response(answers if isinstance(asked, list) else answers[0])
+
+    async def _ask(self, session: aiohttp.ClientSession, calls: list[dict[str, Any]]) -> list[Any]:
+        if self.target is None:
+            raise aiohttp.ClientError
+        body: Any = calls if len(calls) > 1 else calls[0]
+        async with self._at_chain, session.post(self.target, json=body) as response:
+            answer = await response.json(content_type=None)
+        return answer if isinstance(answer, list) else [answer]
+
+    async def _learn_block(self, session: aiohttp.ClientSession) -> None:
+        (answer,) = await self._ask(session, [{"jsonrpc": "2.0", "id": 0, "method": "eth_blockNumber", "params": []}])
+        self._latest = int(answer["result"], 16)
+
+    def _latest_block(self) -> int:
+        return self._latest
+
+    def _trusted(self, call: dict[str, Any]) -> dict[str, Any]:
+        method = call.get("method")
+        if method not in METHODS and method != FUND_METHOD:
+            raise NotPassed(NOT_SERVED, f"{printable(str(method))[:64]}: not served here")
+        return {"jsonrpc": "2.0", "id": _id_of(call), "method": method, "params": call.get("params", [])}
+
+    def _checked(self, call: dict[str, Any]) -> dict[str, Any]:
+        passed = self._gate.check(str(call.get("method")), call.get("params", []))
+        sender = passed.sender
+        if sender is not None and not (self._all_sends.take("all") and self._sends.take(sender)):
+            raise NotPassed(TOO_MANY, f"{passed.method}: {sender} or all of this machine have sent too much lately")
+        return {"jsonrpc": "2.0", "id": _id_of(call), "method": passed.method, "params": passed.params}
+
+
+_SESSION = web.AppKey("session", aiohttp.ClientSession)
+
+
+def _id_of(call: dict[str, Any]) -> int | str | None:
+    found = call.get("id")
+    return found if isinstance(found, (int, str)) else None
+
+
+@contextmanager
+def opened(anvil: settings.Anvil, chain_id: int) -> Iterator[Door]:
+    """A door at `anvil.host` and `anvil.port` and at the chain's socket, in a thread of its own, until the block ends.
+
+    Raises ResourceError if the port is in use or the socket can't be made.
+    """
+    host = _LOOPBACK if _is_walled() else anvil.host
+    require_port(host, anvil.port, "anvil.port")
+    listening = socket.create_server((host, anvil.port), family=_family(host))
+    port = int(listening.getsockname()[1])
+    shown = f"[{host}]" if ":" in host else host
+    private = _private_socket(socket_of(anvil))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="door", daemon=True)
+    thread.start()
+
+    async def start() -> tuple[Door, list[web.AppRunner]]:
+        door = Door(f"http://{shown}:{port}", chain_id)
+        runners = []
+        for sock, is_trusted in ((listening, False), (private, True)):
+            runner = web.AppRunner(door.application(is_trusted), access_log=None, shutdown_timeout=1.0)
+            await runner.setup()
+            await web.SockSite(runner, sock).start()
+            runners.append(runner)
+        return door, runners
+
+    async def stop(runners: list[web.AppRunner]) -> None:
+        for runner in runners:
+            await runner.cleanup()
+
+    try:
+        door, runners = asyncio.run_coroutine_threadsafe(start(), loop).result(_START_SECONDS)
+        try:
+            yield door
+        finally:
+            asyncio.run_coroutine_threadsafe(stop(runners), loop).result(_START_SECONDS)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(_START_SECONDS)
+        loop.close()
+        listening.close()
+        private.close()
+        socket_of(anvil).unlink(missing_ok=True)
+
+
+def _private_socket(file: Path) -> socket.socket:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.chmod(0o700)
+        file.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(socket_name(file))
+        os.chmod(file, 0o600)
+        sock.listen(128)
+    except OSError as error:
+        raise ResourceError(f"{file}: {error.strerror}; expected to make the chain's socket there") from None
+    return sock
+
+
+def _is_walled() -> bool:
+    """Whether this process has a network of its own, with nobody else in it."""
+    return [name for _, name in socket.if_nameindex()] == ["lo"]
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,0 +1,342 @@
+"""`hivewright demo`: a whole swarm on this machine, made of the same processes that a fleet runs.
+
+Nothing here is demo code but the settings: every role is an ordinary child process with an ordinary settings file.
+The demo starts them in order, shows what the workers say of themselves, and at the end holds their words against the
+chain. It fails, with one line, if anything that it promises does not hold.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from types import FrameType
+from typing import IO, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from worker import settings as settings_module
+from worker.chain.coordinator import Coordinator
+from worker.chain.ledger import Ledger
+from worker.commands import audit
+from worker.commands.demo_processes import Children
+from worker.commands.plots import plot_rewards
+from worker.commands.reports import swarm_table
+from worker.environments.presets import DEMO_SETTINGS, REAL_MODEL_SETTINGS
+from worker.errors import DemoFailed, SettingsError
+from worker.runtime import host
+from worker.runtime.cells import add_row, say
+from worker.settings import Node, Settings
+from worker.swarm.exchange.archive import ARCHIVE_FOLDER
+from worker.telemetry import status
+
+STEP_SECONDS = 60.0  # patience for one service to come up
+START_SECONDS = 180.0  # patience for all workers to be in their first round
+ROUND_SECONDS = 120.0  # the keeper's limit for one round, and so the demo's
+MAX_WORKERS = 64  # each is a process with torch and a model of its own
+MARKER = ".hivewright-demo"
+_ALL = 10**9
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the demo. Raises DemoFailed, with one line, if something that it promises did not hold, SettingsError."""
+    if options.workers > MAX_WORKERS:
+        raise SettingsError(f"--workers: got {options.workers}; expected at most {MAX_WORKERS} on one machine")
+    output = options.output.resolve()
+    demo = Demo(output, options.workers, options.rounds, options.seed, Console(), options.model)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
+    with _fresh_folder(output), Children(output / "logs") as children:
+        demo.start(children)
+        demo.watch(children)
+        summary = demo.check()
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    plot_rewards({worker["name"]: worker["rewards"] for worker in summary["workers"]}, output / "rewards.png")
+    demo.report(summary)
+
+
+class Demo:
+    """The swarm in `output`: one folder per role, one settings file per role, one log per role."""
+
+    def __init__(
+        self,
+        output: Path,
+        num_workers: int,
+        num_rounds: int,
+        seed: int,
+        console: Console,
+        model: str | None = None,
+    ) -> None:
+        """`model`: a real one in the place of the small one that comes with the package."""
+        self.worker_settings = DEMO_SETTINGS if model is None else {**REAL_MODEL_SETTINGS, "model_name": model}
+        self.output = output
+        self.num_rounds = num_rounds
+        self.seed = seed
+        self.console = console
+        self.worker_names = [f"worker-{i}" for i in range(num_workers)]
+        self.rpc_url = ""
+        self.started = time.monotonic()
+
+    def start(self, children: Children) -> None:
+        """Start every role in the order in which they need each other."""
+        folder = self.output
+        console = self.console
+        say(console, "starting the chain, the account service and the bootnode", "dim")
+        chain = children.start("chain up", self._write("chain", {"anvil_port": 0}), "chain")
+        self.rpc_url = chain.wait_for_file(folder / "chain/address", STEP_SECONDS)
+        # Started again when the demo is over, it is where all the other files say.
+        self._write("chain", {"anvil_port": int(self.rpc_url.rpartition(":")[2])})
+        children.start("chain deploy", self._write("deploy", {"anvil_port": 0}), "deploy", ends=True).wait(STEP_SECONDS)
+        (folder / "enrolment.token").write_text(f"demo-{self.seed}-{time.time_ns()}\n")
+        (folder / "enrolment.token").chmod(0o600)
+        account = children.start("account", self._write("account", {"account_port": 0}), "account")
+        bootnode_settings = {"bootnode_host": "127.0.0.1", "bootnode_port": 0}
+        bootnode = children.start("bootnode", self._write("bootnode", bootnode_settings), "bootnode")
+        account_url = account.wait_for_file(folder / "account/address", STEP_SECONDS)
+        bootnode.wait_for_file(folder / "bootnode/multiaddr", STEP_SECONDS)
+        keeper = {
+            "keeper_bootnode_file": str(folder / "bootnode/multiaddr"),
+            "keeper_min_peers": len(self.worker_names),
+            "keeper_round_seconds": ROUND_SECONDS,
+            "keeper_poll_seconds": 0.5,
+            # Everything is audited at the end, when all is there.
+            "audit_every_rounds": 0,
+        }
+        children.start("keeper", self._write("keeper", keeper), "keeper")
+        dashboard = children.start("dashboard", self._write("dashboard", {"dashboard_port": 0}), "dashboard")
+        say(console, "enrolling the workers: each gets a key and an account on the chain", "dim")
+        files = [self._write(name, self._worker_settings(name, account_url)) for name in self.worker_names]
+        named = list(zip(files, self.worker_names, strict=True))
+        for enrolment in [children.start("enrol", file, f"enrol-{name}", ends=True) for file, name in named]:
+            enrolment.wait(STEP_SECONDS)
+        for file, name in named:
+            children.start("worker", file, name, ends=True)
+        page = dashboard.wait_for_file(folder / "dashboard/address", STEP_SECONDS)
+        say(console, f"the dashboard is at {page}", "dim")
+        say(console, f"training; logs are in {folder / 'logs'}", "dim")
+
+    def watch(self, children: Children) -> None:
+        """Show the workers until all have ended. Raises DemoFailed when a process fails or the time is up."""
+        workers = [children.by_name[name] for name in self.worker_names]
+        patience = START_SECONDS + (self.num_rounds + 1) * ROUND_SECONDS
+        deadline = time.monotonic() + patience
+        with self._display() as show:
+            while any(worker.is_running for worker in workers):
+                children.require_healthy()
+                if time.monotonic() > deadline:
+                    raise DemoFailed(f"not done after {patience:.0f} s; the logs are in {self.output / 'logs'}")
+                show()
+                time.sleep(0.25)
+            show()
+        children.require_healthy()
+
+    @contextmanager
+    def _display(self) -> Iterator[Callable[[], None]]:
+        """A table that redraws itself; where there is no terminal, one line for each round that a worker finished."""
+        if self.console.is_terminal:
+            with Live(self._table(), console=self.console, auto_refresh=False) as live:
+                yield lambda: live.update(self._table(), refresh=True)
+        else:
+            yield partial(self._print_new_rounds, Counter())
+            self.console.print(self._table())
+
+    def check(self) -> dict[str, Any]:
+        """What every worker did, held against the chain. Raises DemoFailed if something does not hold."""
+        coordinator = Coordinator(self._settings({}).chain)
+        audited = self._audit()
+        workers = [self._summary_of(name, coordinator, audited) for name in self.worker_names]
+        problems = [problem for worker in workers for problem in self._problems(worker, len(workers))]
+        if problems:
+            raise DemoFailed(
+                f"{problems[0]}; {len(problems)} finding(s) in all; the logs are in {self.output / 'logs'}"
+            )
+        return {"seed": self.seed, "rounds": self.num_rounds, "rpc_url": self.rpc_url, "workers": workers}
+
+    def report(self, summary: dict[str, Any]) -> None:
+        """The last screen: what came of it, and where things are."""
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        span = max(1, min(3, self.num_rounds // 2))
+        for column in ("worker", "known as", "rounds", f"first {span} > last {span}", "heard", "on chain"):
+            table.add_column(column, justify="left" if column in ("worker", "known as") else "right", no_wrap=True)
+        for worker in summary["workers"]:
+            rewards = list(worker["rewards"].values())
+            add_row(
+                table,
+                worker["name"],
+                worker["animal_name"],
+                str(worker["rounds_trained"]),
+                f"{fmean(rewards[:span]):.2f} > {fmean(rewards[-span:]):.2f}",
+                f"{len(worker['peers_heard'])} of {len(summary['workers']) - 1}",
+                f"{worker['rewards_confirmed']} of {worker['rewards_earned']}",
+            )
+        self.console.print()
+        say(self.console, "What came of it: mean reward, peers heard, rewards that the chain confirms", "bold")
+        self.console.print(table)
+        self.console.print()
+        for what, file in (
+            ("summary", "summary.json"),
+            ("audit", "audit/audit.json"),
+            ("plot", "rewards.png"),
+            ("logs", "logs"),
+        ):
+            say(self.console, f"{what:8} {self.output / file}")
+
+    def _audit(self) -> Counter[str]:
+        """How many rewards of each peer hold against the groups that it signed at the time."""
+        judge = settings_module.load(self._write("audit", self.worker_settings))
+        folders = [self.output / name / ARCHIVE_FOLDER for name in self.worker_names]
+        report = audit.audit(judge, self.output / "audit", folders, num_rounds=_ALL, num_rewards=_ALL)
+        return Counter(found.peer_id for found in report.findings.values() if found.verdict == "audited")
+
+    def _summary_of(self, name: str, coordinator: Coordinator, audited: Counter[str]) -> dict[str, Any]:
+        folder = self.output / name
+        said = status.read(folder)
+        if said is None:
+            raise DemoFailed(f"{name} left no status in {folder}")
+        rounds = status.read_rounds(folder)
+        rows = Ledger(folder / "ledger.db").rows()
+        on_chain = [coordinator.submitted_reward(row.round, row.stage, row.peer_id) == row.reward for row in rows]
+        return {
+            "name": name,
+            "peer_id": said.peer_id,
+            "animal_name": said.animal_name,
+            "rounds_trained": said.rounds_trained,
+            "rounds_reported": [row.round for row in rows],
+            "rounds_with_step": [line["round"] for line in rounds if line["skipped"] is None],
+            "rewards": {str(line["round"]): line["reward_mean"] for line in rounds},
+            "peers_heard": sorted({peer for line in rounds for peer in line["peers_heard"]}),
+            "peers_heard_per_round": {str(line["round"]): len(line["peers_heard"]) for line in rounds},
+            "registered": coordinator.owner_of(said.peer_id) is not None,
+            "rewards_earned": len(rows),
+            "rewards_confirmed": sum(on_chain),
+            "rewards_audited": audited[said.peer_id],
+        }
+
+    def _problems(self, worker: dict[str, Any], num_workers: int) -> list[str]:
+        name = worker["name"]
+        problems = []
+        if worker["rounds_trained"] != self.num_rounds:
+            problems.append(f"{name} trained {worker['rounds_trained']} rounds, expected {self.num_rounds}")
+        if worker["rounds_reported"] != worker["rounds_with_step"]:
+            problems.append(
+                f"{name} reported rounds {worker['rounds_reported']} but trained in {worker['rounds_with_step']}"
+            )
+        if len(worker["peers_heard"]) != num_workers - 1:
+            problems.append(f"{name} heard {len(worker['peers_heard'])} peers, expected {num_workers - 1}")
+        if not worker["registered"]:
+            problems.append(f"{name} ({worker['peer_id']}) is not registered on the chain")
+        if worker["rewards_confirmed"] != worker["rewards_earned"]:
+            problems.append(
+                f"the chain confirms {worker['rewards_confirmed']} of {worker['rewards_earned']} rewards of {name}"
+            )
+        if worker["rewards_audited"] != worker["rewards_earned"]:
+            problems.append(
+                f"{worker['rewards_audited']} of {worker['rewards_earned']} rewards of {name} hold against the groups "
+                "that it signed (audit/audit.json)"
+            )
+        return problems
+
+    def _worker_settings(self, name: str, account_url: str) -> dict[str, Any]:
+        return {
+            "node_name": name,
+            "node_max_rounds": self.num_rounds,
+            "node_seed": self.seed,
+            "swarm_audit_rounds": self.num_rounds + 1,
+            "model_device": "cpu",
+            "model_threads": 1,
+            "swarm_host": "127.0.0.1",
+            "chain_account_url": account_url,
+            "chain_enrolment_token_file": str(self.output / "enrolment.token"),
+            "chain_poll_seconds": 0.5,
+            **self.worker_settings,
+        }
+
+    def _write(self, role: str, flat: dict[str, Any]) -> Path:
+        """The role's settings file; every role's state is in a folder of its own in the output folder."""
+        folder = self.output / role
+        folder.mkdir(exist_ok=True)
+        file = self.output / "settings" / f"{role}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(settings_module.dump(self._settings({"node_state_dir": str(folder), **flat})))
+        return file
+
+    def _settings(self, flat: dict[str, Any]) -> Settings:
+        folder = self.output
+        places = {
+            "anvil_state_file": str(folder / "chain/state.json"),
+            "account_state_dir": str(folder / "account"),
+            "account_enrolment_token_file": str(folder / "enrolment.token"),
+            "keeper_state_dir": str(folder / "keeper"),
+            "dashboard_state_dir": str(folder / "dashboard"),
+            "dashboard_audit_file": str(folder / "audit/audit.json"),
+            "bootnode_state_dir": str(folder / "bootnode"),
+        }
+        if "chain_account_url" not in flat:
+            places["chain_deployment_file"] = str(folder / "keeper/deployment.json")
+        return settings_module.from_flat({**places, **flat}, "demo settings")
+
+    def _table(self) -> Table:
+        said = [status.read(self.output / name) for name in self.worker_names]
+        known = [node for node in said if node is not None]
+        table = swarm_table(known)
+        num_done = min((node.rounds_trained for node in known), default=0)
+        seconds = time.monotonic() - self.started
+        table.caption = f"{num_done} of {self.num_rounds} rounds done by all, {seconds:.0f} s"
+        if num_done == 0:
+            table.caption = f"the workers load torch and their model, {seconds:.0f} s"
+        table.caption_justify = "left"
+        return table
+
+    def _print_new_rounds(self, num_seen: Counter[str]) -> None:
+        for name in self.worker_names:
+            for line in status.read_rounds(self.output / name)[num_seen[name] :]:
+                num_seen[name] += 1
+                say(
+                    self.console,
+                    f"{name} round {line['round']} reward {line['reward_mean']:.2f} loss {line['loss']:.4f} "
+                    f"heard {len(line['peers_heard'])} groups {line['groups_local']}+{line['groups_external']} "
+                    f"{line['seconds']:.1f} s",
+                )
+
+
+def _fresh_folder(output: Path) -> IO[str]:
+    """Make `output` an empty folder and hold its lock. What an earlier demo left is removed, anything else not touched.
+
+    Raises SettingsError if it is no folder for a demo, ResourceError if another demo is at work in it.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--output {output}: {error.strerror}; expected a folder that can be made") from None
+    if any(output.iterdir()) and not (output / MARKER).exists():
+        raise SettingsError(
+            f"--output {output}: has files that no demo wrote; expected a new or an earlier demo's folder"
+        )
+    (output / MARKER).touch()
+    lock = host.lock_folder(output, "--output")
+    left = [entry for entry in output.iterdir() if entry.name not in (MARKER, "lock")]
+    if left:
+        print(
+            f"beginning anew: what an earlier demo left in {output} is removed ({len(left)} files and folders)",
+            flush=True,
+        )
+    for entry in left:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    host.require_disk(output, Node().min_free_disk_mb, "--output")
+    return lock
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """SIGTERM and Ctrl-C end the demo, children first: Ctrl-C also where a shell's `&` made this process ignore it."""
+    raise KeyboardInterrupt

@@ -1,0 +1,377 @@
+"""`hivewright doctor`: whether this machine can do what a worker's settings ask of it, before it is asked.
+
+Every finding is ok, a warning (it will work, badly or not yet) or a refusal (it can't work), with its cause and the
+exact fix. Nothing is changed: no key is made, no round trained; a worker that runs here goes on.
+"""
+
+import argparse
+import dataclasses
+import ipaddress
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from worker import __version__, enrolment, environments
+from worker.chain import account_client
+from worker.chain.coordinator import Coordinator
+from worker.commands import bundle
+from worker.errors import BadAnswer, ChainUnreachable, ResourceError, WorkerError
+from worker.log import discreet, printable
+from worker.policy import device, model_sizing
+from worker.runtime import host
+from worker.settings import Settings, chain_of_node
+from worker.swarm.transport import reachability as swarm_probe
+from worker.telemetry import status
+from worker.trainer import micro_batch
+
+DISK_PROBE_MB = 64
+# A checkpoint of a model of half a billion parameters takes a minute at this speed.
+SLOW_DISK_MB_S = 50.0
+SMALL_RAM_GIB, TIGHT_RAM_GIB = 1.0, 2.0
+# Records in the DHT are judged by their age; from here on peers and this node disagree about it.
+CLOCK_SECONDS = 3.0
+
+Verdict = Literal["ok", "warning", "refuse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `fix`: what to do; empty if all is well."""
+
+    check: str
+    verdict: Verdict
+    cause: str
+    fix: str = ""
+
+
+def run(settings: Settings, options: argparse.Namespace) -> None:
+    """Print all findings. Raises ResourceError if any of them refuses."""
+    findings = list(examine(settings))
+    if options.bundle is not None:
+        bundle.write(options.bundle, settings, [dataclasses.asdict(finding) for finding in findings])
+    if options.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        _print(findings)
+    refusals = [finding.check for finding in findings if finding.verdict == "refuse"]
+    if refusals:
+        raise ResourceError(f"{len(refusals)} of {len(findings)} checks refuse: {', '.join(refusals)}; see above")
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Every check, one after the other; each takes its own time-out at most."""
+    patient = Patient(settings, _running_pid(settings.node.state_dir))
+    for check in CHECKS:
+        for finding in _findings(check, patient):
+            yield dataclasses.replace(finding, cause=discreet(finding.cause), fix=discreet(finding.fix))
+
+
+def _findings(check: Callable[["Patient"], Iterator[Finding]], patient: "Patient") -> Iterator[Finding]:
+    try:
+        yield from check(patient)
+    except WorkerError as error:
+        # The errors that a worker itself would stop with carry cause and fix in one line.
+        cause, _, fix = str(error).partition("; ")
+        is_away = isinstance(error, ChainUnreachable) and not isinstance(error, BadAnswer)
+        verdict: Verdict = "warning" if is_away else "refuse"
+        yield Finding(check.__name__.removeprefix("_"), verdict, printable(cause), printable(fix))
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """`pid`: of the worker that runs with these settings now, None if none does."""
+
+    settings: Settings
+    pid: int | None
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.node.state_dir
+
+
+def _running_pid(folder: Path) -> int | None:
+    if not (folder / "lock").exists():
+        return None
+    try:
+        host.lock_folder(folder, "node.state_dir").close()
+    except ResourceError:
+        text = (folder / "lock").read_text().strip()
+        return int(text) if text.isdecimal() else 0
+    return None
+
+
+def _identity(patient: Patient) -> Iterator[Finding]:
+    identity, enrolled = enrolment.load(patient.settings)
+    where = "registered on the chain" if enrolled.registered else "without a chain"
+    yield Finding("identity", "ok", f"{identity.peer_id}, {where}")
+
+
+def _device(patient: Patient) -> Iterator[Finding]:
+    for line in device.sick_cards():
+        cause = f"a GPU of this machine does not work: {line}"
+        yield Finding("device", "warning", cause, "reset or replace it, and see the kernel's log")
+    machine = model_sizing.measure(patient.settings.model)
+    name, seconds = device.compute(machine.device, machine.dtype)
+    yield Finding("device", "ok", f"{name} ({machine.device}) computes and differentiates in {seconds:.2f} s")
+
+
+def _model(patient: Patient) -> Iterator[Finding]:
+    model, generation = model_sizing.settle(patient.settings.model, patient.folder), patient.settings.generation
+    model_sizing.require_context(model, generation)
+    tokens = f"{generation.max_prompt_length} + {generation.max_completion_length} tokens"
+    yield Finding("model", "ok", f"{model.name} is asked and answers in {tokens}")
+
+
+def _memory(patient: Patient) -> Iterator[Finding]:
+    """Against the worst step, if this node has measured it, else against the model's size."""
+    machine = model_sizing.measure(patient.settings.model)
+    model = model_sizing.settle(patient.settings.model, patient.folder)
+    free = f"{machine.free_gib:.1f} GiB free on {machine.device}"
+    measured = micro_batch.recall(patient.folder / "budget.json", f"{model.name} torch.{machine.dtype} ")
+    if measured is not None:
+        yield _against_worst_step(patient, measured, machine.free_gib, free)
+        return
+    needed = model_sizing.needed_gib(model, machine, patient.settings.trainer)
+    if needed is None:
+        yield Finding("memory", "ok", f"{model.name} is measured when the worker has it; {free}")
+    elif needed <= machine.free_gib or patient.pid is not None:
+        yield Finding("memory", "ok", f"{model.name} needs about {needed:.1f} GiB; {free}")
+    else:
+        fix = "free memory, set trainer.lora, or choose a smaller model.name (`hivewright check` lists what fits)"
+        yield Finding("memory", "refuse", f"{model.name} needs about {needed:.1f} GiB; {free}", fix)
+
+
+def _against_worst_step(patient: Patient, measured: micro_batch.Budget, free_gib: float, free: str) -> Finding:
+    how = "layers computed again" if measured.recomputes else "layers kept"
+    limit = patient.settings.trainer.max_tokens_per_micro_batch
+    said = f"worst step measured here: {measured.tokens} of {limit} tokens at once, {how}"
+    if measured.held is None or measured.step is None:
+        return Finding("memory", "ok", f"{said}; {free}")
+    held, step = measured.held / model_sizing.GIB, measured.step / model_sizing.GIB
+    said += f", {held:.1f} + {step:.1f} GiB; {free}"
+    if patient.pid is not None or held + step <= free_gib:
+        return Finding("memory", "ok", said)
+    if held <= free_gib:
+        fix = "end what else runs there, or leave it: steps are then made in smaller pieces, slower"
+        return Finding("memory", "warning", said, fix)
+    return Finding("memory", "refuse", said, "end what else runs there, set trainer.lora, or take a smaller model")
+
+
+def _ram(patient: Patient) -> Iterator[Finding]:
+    free = model_sizing.free_ram_gib()
+    fix = "end other programs, or raise the slot's memory limit"
+    if patient.pid is not None or free >= TIGHT_RAM_GIB:
+        yield Finding("ram", "ok", f"{free:.1f} GiB free")
+    elif free >= SMALL_RAM_GIB:
+        yield Finding("ram", "warning", f"{free:.1f} GiB free; a worker wants {TIGHT_RAM_GIB:g} beside its model", fix)
+    else:
+        yield Finding("ram", "refuse", f"{free:.1f} GiB free; a worker does not even load with less than 1", fix)
+
+
+def _disk(patient: Patient) -> Iterator[Finding]:
+    host.require_disk(patient.folder, patient.settings.node.min_free_disk_mb)
+    free_gb = shutil.disk_usage(patient.folder).free / 10**9
+    speed = _disk_speed(patient.folder)
+    said = f"{free_gb:.1f} GB free in {patient.folder}, {speed:.0f} MB/s written"
+    if speed < SLOW_DISK_MB_S:
+        yield Finding(
+            "disk", "warning", said, "checkpoints hold training up: raise node.checkpoint_every, or use an SSD"
+        )
+    else:
+        yield Finding("disk", "ok", said)
+
+
+def _disk_speed(folder: Path) -> float:
+    """10^6 bytes per second that really get to the disk."""
+    file = folder / f".doctor-{os.getpid()}"
+    block = os.urandom(10**6)
+    began = time.monotonic()
+    try:
+        with file.open("wb") as stream:
+            for _ in range(DISK_PROBE_MB):
+                stream.write(block)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise ResourceError(f"{folder}: {error.strerror}; make room or rights there") from None
+    finally:
+        file.unlink(missing_ok=True)
+    return DISK_PROBE_MB / (time.monotonic() - began)
+
+
+def _port(patient: Patient) -> Iterator[Finding]:
+    swarm = patient.settings.swarm
+    if not swarm.port:
+        yield Finding("port", "ok", "swarm.port is 0: the kernel chooses")
+    elif patient.pid is not None:
+        yield Finding("port", "ok", f"{swarm.port} is used by this worker, process {patient.pid}")
+    else:
+        host.require_port(swarm.host, swarm.port, "swarm.port")
+        yield Finding("port", "ok", f"{swarm.port} is free")
+
+
+def _account(patient: Patient) -> Iterator[Finding]:
+    if patient.settings.chain.account_url is None:
+        yield Finding("account", "ok", "no account service: this node earns nothing")
+        return
+    info = account_client.AccountClient(patient.settings.chain, patient.folder).swarm()
+    yield Finding("account", "ok", f"{patient.settings.chain.account_url} sends from {info.account}")
+
+
+def _chain(patient: Patient) -> Iterator[Finding]:
+    chain = patient.settings.chain
+    if chain.account_url is None and chain.rpc_url is None:
+        yield Finding("chain", "ok", "none: rounds are counted here")
+        return
+    coordinator = Coordinator(chain_of_node(chain, patient.folder))
+    coordinator.check()
+    said = f"round {coordinator.current_round()}, contract {coordinator.deployment.contract}"
+    if coordinator.version is not None:
+        yield Finding("chain", "ok", f"{said}, {coordinator.version}")
+    else:
+        missing = "; ".join(coordinator.abilities.missing)
+        said += f", not ours: like release {coordinator.abilities.release} of the existing swarm"
+        yield Finding("chain", "ok", f"{said}, without {missing}" if missing else said)
+    if chain.account_url is not None:
+        identity, _ = enrolment.load(patient.settings)
+        owner, ours = (
+            coordinator.owner_of(identity.peer_id),
+            account_client.AccountClient(chain, patient.folder).swarm(),
+        )
+        if owner is None:
+            fix = "run `hivewright enrol` with these settings"
+            yield Finding("registration", "refuse", f"{identity.peer_id} is not registered on this chain", fix)
+        else:
+            account_client.require_owner(identity.peer_id, owner, ours.account)
+
+
+def _clock(patient: Patient) -> Iterator[Finding]:
+    url = patient.settings.chain.account_url
+    if url is None:
+        yield Finding("clock", "ok", "nobody to compare it with")
+        return
+    theirs, ours = account_client.server_time(url, patient.settings.chain.timeout_seconds)
+    offset = ours - parsedate_to_datetime(theirs).timestamp()
+    said = f"{abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the account service's"
+    if abs(offset) <= CLOCK_SECONDS:
+        yield Finding("clock", "ok", f"within {CLOCK_SECONDS:g} s of the account service's")
+    else:
+        yield Finding("clock", "warning", said, "let NTP set both: `timedatectl set-ntp true`")
+
+
+def _dht(patient: Patient) -> Iterator[Finding]:
+    if not patient.settings.swarm.enabled:
+        yield Finding("dht", "ok", "swarm.enabled is false: this node trains alone")
+        return
+    addresses = list(patient.settings.swarm.bootnodes)
+    if patient.settings.chain.account_url or patient.settings.chain.rpc_url:
+        addresses += [a for a in _bootnodes(patient) if a not in addresses]
+    if not addresses:
+        yield Finding("dht", "warning", "no bootnodes are known", "set swarm.bootnodes, or start the swarm's keeper")
+        return
+    reasons = swarm_probe.reach(addresses)
+    failed = {address: reason for address, reason in reasons.items() if reason is not None}
+    if len(failed) < len(reasons):
+        yield Finding("dht", "ok", f"{len(reasons) - len(failed)} of {len(reasons)} bootnodes answer")
+    else:
+        address, reason = next(iter(failed.items()))
+        fix = "open the way there (firewall, VPN), or start the bootnode; until then this node trains alone"
+        # libp2p's errors are several lines, of which the last says what happened.
+        said = printable(reason.strip().splitlines()[-1].strip(" *"))
+        yield Finding("dht", "warning", f"no bootnode answers: {printable(address)}: {said}", fix)
+
+
+def _bootnodes(patient: Patient) -> list[str]:
+    return Coordinator(chain_of_node(patient.settings.chain, patient.folder)).bootnodes()
+
+
+def _announced(patient: Patient) -> Iterator[Finding]:
+    """The address that peers are told, against the one that this machine speaks from."""
+    swarm, target = patient.settings.swarm, _somebody(patient.settings)
+    seen = _source_address(target) if target else None
+    if seen is None:
+        yield Finding("announced", "ok", "nobody to be seen by")
+        return
+    if ipaddress.ip_address(seen).is_loopback:
+        yield Finding("announced", "ok", "the only others that this machine knows of are on it")
+        return
+    announced = re.findall(r"/ip[46]/([^/]+)", " ".join(swarm.announce))
+    if not swarm.announce:
+        here, there = ipaddress.ip_address(seen), target and _is_public(target)
+        if here.is_private and there:
+            fix = "forward a port to swarm.port and put its outer address into swarm.announce, or use a VPN"
+            yield Finding("announced", "warning", f"seen from {seen}, which peers elsewhere can't dial", fix)
+        else:
+            yield Finding("announced", "ok", f"libp2p announces its own; seen from {seen}")
+    elif announced and seen not in announced:
+        fix = f"see that {', '.join(announced)} is forwarded here, or put {seen} into swarm.announce"
+        yield Finding("announced", "warning", f"announced is {', '.join(announced)}, seen from {seen}", fix)
+    else:
+        yield Finding("announced", "ok", f"{', '.join(swarm.announce)}, seen from {seen}")
+
+
+def _somebody(settings: Settings) -> str | None:
+    """A host of the swarm that this node speaks to."""
+    if settings.chain.account_url:
+        return urlsplit(settings.chain.account_url).hostname
+    found = re.search(r"/(?:ip4|ip6|dns|dns4|dns6)/([^/]+)", " ".join(settings.swarm.bootnodes))
+    return found[1] if found else None
+
+
+def _source_address(target: str) -> str | None:
+    """The address that packets to `target` leave from; None if there is no way. Sends nothing."""
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(kind, socket.SOCK_DGRAM) as probe_socket:
+            probe_socket.connect(address)
+            return str(probe_socket.getsockname()[0])
+    except OSError:
+        return None
+
+
+def _is_public(target: str) -> bool:
+    try:
+        return ipaddress.ip_address(socket.getaddrinfo(target, 9)[0][4][0]).is_global
+    except OSError:
+        return False
+
+
+def _versions(patient: Patient) -> Iterator[Finding]:
+    """Of what makes the tasks: peers with another version can't be learnt from. Known once the node has met some."""
+    ours = ", ".join(environments.load(patient.settings.environment).versions)
+    node = status.read(patient.folder)
+    others = node.swarm.other_versions if node and node.swarm else {}
+    if not others:
+        yield Finding("versions", "ok", f"hivewright {__version__}, {ours}; no peer is known to differ")
+        return
+    theirs = ", ".join(f"{count} peers run {printable(version)}" for version, count in sorted(others.items()))
+    yield Finding("versions", "warning", f"{theirs}, this node {ours}", "upgrade the older ones: deploy them again")
+
+
+CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
+    _identity, _device, _model, _memory, _ram, _disk, _port, _account, _chain, _clock, _dht, _announced, _versions,
+)  # fmt: skip
+
+
+def _print(findings: list[Finding]) -> None:
+    """Fit to a terminal; elsewhere a line each, for those who search in it."""
+    width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=" " * 24, break_on_hyphens=False)
+    for finding in findings:
+        print(wrapper.fill(f"{finding.verdict:<8} {finding.check:<12}  {finding.cause}"))
+        if finding.fix:
+            print(wrapper.fill(f"{'':<22} fix: {finding.fix}"))
+    verdicts = [finding.verdict for finding in findings]
+    print(f"{verdicts.count('ok')} ok, {verdicts.count('warning')} warnings, {verdicts.count('refuse')} refused")
+    sys.stdout.flush()

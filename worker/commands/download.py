@@ -1,0 +1,169 @@
+"""Download files of a model from the Hugging Face Hub, as a process of its own: `python -m worker.commands.download`.
+
+It reads an order (JSON, see `Order`) from standard input; worker/commands/fetch.py writes that, watches the
+folder, and ends a download that stands still. Exit code 0, or 1 with a `Failure` as JSON in the last
+line of standard output.
+
+What has arrived of a file is kept in NAME.partial, and the next attempt goes on from there. What xet
+writes can't be gone on from: it is in huggingface_hub's own temporary files, which are removed.
+"""
+
+import ctypes
+import hashlib
+import http
+import json
+import logging
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2  # what huggingface_hub speaks HTTP with
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import get_session, hf_raise_for_status
+from huggingface_hub.utils._runtime import is_xet_available
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+PARTIAL = ".partial"
+_PARALLEL = 4
+_CONNECT_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+_HASH_CHUNK = 16 << 20
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a repository. `sha256`: of what is stored with git-lfs or xet; None: not known."""
+
+    name: str
+    size: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt ended. `status`: the Hub's answer; `errno`: of this machine; None: neither."""
+
+    reason: str
+    status: int | None = None
+    is_gated: bool = False
+    errno: int | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """Files of one revision. `token` None: whatever huggingface_hub finds on this machine.
+
+    `stall_seconds`: how long nothing may arrive of a file.
+    """
+
+    parent: int
+    endpoint: str
+    repo: str
+    revision: str
+    folder: str
+    files: list[File]
+    token: str | bool | None
+    stall_seconds: float
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def read_order(text: str) -> Order:
+    fields: dict[str, Any] = json.loads(text)
+    return Order(**fields | {"files": [File(**file) for file in fields["files"]]})
+
+
+def main() -> None:
+    order = read_order(sys.stdin.read())
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != order.parent:
+        sys.exit("the process that wanted the files has ended")
+    disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        futures = [pool.submit(_get, order, file) for file in order.files]
+        try:
+            for future in futures:
+                future.result()
+        except Exception as error:  # noqa: BLE001 - xet's errors have no class of their own
+            print(json.dumps(asdict(_failure(error))), flush=True)
+            # Without waiting for the other files: what there is of them is kept.
+            os._exit(1)
+
+
+def _failure(error: Exception) -> Failure:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        reason = (error.server_message or reason).splitlines()[0][:200]
+        return Failure(reason, status, isinstance(error, GatedRepoError))
+    return Failure(reason, errno=error.errno if isinstance(error, OSError) else None)
+
+
+def _get(order: Order, file: File) -> None:
+    target = Path(order.folder) / file.name
+    if target.exists():
+        return
+    url = hf_hub_url(order.repo, file.name, revision=order.revision, endpoint=order.endpoint)
+    headers = build_hf_headers(token=order.token, library_name="hivewright")
+    if is_xet_available() and _is_in_xet(order, url):
+        hub = HfApi(endpoint=order.endpoint, token=order.token)
+        hub.hf_hub_download(order.repo, file.name, revision=order.revision, local_dir=order.folder)
+        return
+    partial = target.with_name(target.name + PARTIAL)
+    try:
+        _append(url, headers, partial, file.size, order.stall_seconds)
+    except httpx2.ReadTimeout:
+        raise TimeoutError(f"nothing arrived of {file.name} for {order.stall_seconds:g} s") from None
+    if file.sha256 is not None and _sha256(partial) != file.sha256:
+        partial.unlink()
+        raise ValueError(f"{file.name}: another SHA-256 than the Hub says; it is downloaded again")
+    partial.replace(target)
+
+
+def _append(url: str, headers: dict[str, str], partial: Path, size: int | None, seconds: float) -> None:
+    """Add to a file what it lacks. huggingface_hub's own http_get loses up to 10 MB when it is interrupted."""
+    with partial.open("ab", buffering=0) as stream:
+        begin = stream.tell()
+        if size is not None and begin == size:
+            return
+        if size is not None and begin > size:
+            stream.truncate(begin := 0)
+        # A part of a compressed answer could not be gone on from.
+        headers = headers | {"Accept-Encoding": "identity"}
+        if begin:
+            headers["Range"] = f"bytes={begin}-"
+        limits = httpx2.Timeout(seconds, connect=_CONNECT_SECONDS)
+        with get_session().stream("GET", url, headers=headers, timeout=limits, follow_redirects=True) as answer:
+            hf_raise_for_status(answer)
+            if begin and answer.status_code != http.HTTPStatus.PARTIAL_CONTENT:
+                stream.truncate(0)
+            for chunk in answer.iter_bytes():
+                stream.write(chunk)
+    if size is not None and (arrived := partial.stat().st_size) != size:
+        raise ValueError(f"{partial.name}: {arrived} bytes have arrived; expected {size}")
+
+
+def _is_in_xet(order: Order, url: str) -> bool:
+    found = get_hf_file_metadata(url, token=order.token, endpoint=order.endpoint)
+    return found.xet_file_data is not None
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_HASH_CHUNK):
+            digest.update(chunk)
+            os.utime(file)  # whoever watches the folder sees that something is done
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""`hivewright eval`: held-out rewards of the untouched model and of what training made of it.
+
+The node calls `measure` too, every `node.eval_every_rounds` rounds.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from worker import environments, evaluation, model_setup
+from worker.environments import Environment
+from worker.errors import TrainingError
+from worker.evaluation import Asked, Score
+from worker.policy.policy import Policy
+from worker.runtime.cells import add_row, say
+from worker.settings import Generation, Settings
+from worker.telemetry.evaluation_log import Evaluation, FamilyScore
+from worker.trainer import checkpoint
+from worker.trainer.checkpoint import State
+
+BEFORE, NOW = "before", "now"
+
+
+def run(settings: Settings, options: argparse.Namespace) -> None:
+    """Evaluate the untouched model, the newest checkpoint, or both next to each other.
+
+    Raises TrainingError if there is no checkpoint to evaluate, ModelError as `policies.load` does.
+    """
+    environment = environments.load(settings.environment)
+    named: Path | None = options.checkpoint
+    folder = settings.node.state_dir / "checkpoints" if named is None else named
+    wanted = [name for name in (BEFORE, NOW) if getattr(options, name)]
+    if not wanted:
+        wanted = [BEFORE, NOW] if checkpoint.exists(folder) else [BEFORE]
+    asked: list[Asked] | None = None
+    found: dict[str, Evaluation] = {}
+    for name in reversed(wanted):  # what is trained now says which levels are worth asking
+        policy, state = _load(settings, folder if name == NOW else None, environment)
+        environment.resume(state.get("environment", {}))
+        asked = asked or choose_tasks(environment, options.level)
+        found[name] = measure(
+            policy, environment, settings.generation, asked, options.tasks,
+            seed=options.seed, seconds=options.seconds, round=state.get("round"),
+            rounds_trained=state.get("rounds_trained", 0),
+        )  # fmt: skip
+    if options.json:
+        print(json.dumps({name: asdict(found[name]) for name in wanted}, indent=2))
+    else:
+        _print(found, wanted)
+
+
+def fixed_tasks(environment: Environment) -> list[Asked]:
+    """What a node asks whenever it evaluates: each family where its curriculum begins, so that results compare."""
+    curricula = environment.levels
+    return [(name, 0 if name in curricula else None) for name in environment.names]
+
+
+def choose_tasks(environment: Environment, level: int | None) -> list[Asked]:
+    """What to ask: each family at `level`, or, without one, where its curriculum begins and where it is now."""
+    if level is not None:
+        return [(name, level) for name in environment.names]
+    now = environment.levels
+    return [
+        (name, number) for name in environment.names for number in (sorted({0, now[name]}) if name in now else [None])
+    ]
+
+
+def _load(settings: Settings, checkpoints: Path | None, environment: Environment) -> tuple[Policy, State]:
+    """The untouched model (`checkpoints` None) or the newest of the checkpoints, asked as the node asks."""
+    if checkpoints is None:
+        policy, state = model_setup.load_policy(settings), None
+    else:
+        policy, state = model_setup.load_trained(settings, checkpoints)
+        if state is None:
+            raise TrainingError(f"{checkpoints}: no checkpoint; train first, or evaluate the model with --before")
+    model_setup.settle_form(policy, environment, settings.generation, settings.node.state_dir)
+    return policy, state or {}
+
+
+def measure(
+    policy: Policy, environment: Environment, generation: Generation, asked: Sequence[Asked], tasks_each: int, *,
+    seed: int, seconds: float, round: int | None, rounds_trained: int, progress: Callable[[], None] = lambda: None,
+) -> Evaluation:  # fmt: skip
+    """Ask `tasks_each` held-out tasks of each of `asked`, for at most `seconds`; `progress` is called now and then.
+
+    Raises TrainingError if not even one task was answered.
+    """
+    started = time.monotonic()
+    scores = evaluation.evaluate(policy, environment, generation, asked, tasks_each, seed=seed, until=started + seconds)
+    reward = evaluation.mean_reward(scores)
+    if math.isnan(reward):
+        raise TrainingError(
+            "no held-out task was answered: every prompt is over generation.max_prompt_length "
+            f"({generation.max_prompt_length} tokens); raise it, or choose other families"
+        )
+    return Evaluation(
+        round=round, rounds_trained=rounds_trained, finished_at=time.time(), seconds=time.monotonic() - started,
+        reward=reward, scores=tuple(_family_score(score) for score in scores if score.tasks),
+    )  # fmt: skip
+
+
+def _family_score(score: Score) -> FamilyScore:
+    k = max(score.pass_at)
+    return FamilyScore(
+        family=score.family, level=score.level, tasks=score.tasks, reward=score.reward.value,
+        reward_low=score.reward.low, reward_high=score.reward.high, pass_1=score.pass_at[1].value,
+        pass_k=score.pass_at[k].value, k=k, closed=score.closed, truncated=score.truncated,
+    )  # fmt: skip
+
+
+def _print(found: dict[str, Evaluation], names: Sequence[str]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("family")
+    table.add_column("level", justify="right")
+    table.add_column("tasks", justify="right")
+    for name in names:
+        table.add_column(f"reward {name}", justify="right")
+        table.add_column("pass@1", justify="right")
+        table.add_column(f"pass@{found[name].scores[0].k}", justify="right")
+    if len(names) == 2:
+        table.add_column("gain", justify="right")
+    by_name = {name: {(s.family, s.level): s for s in found[name].scores} for name in names}
+    for key in by_name[names[-1]]:
+        rows = [by_name[name].get(key) for name in names]
+        scores = [score for score in rows if score is not None]
+        if len(scores) < len(names):  # time ran out before this family was asked
+            continue
+        cells = [cell for score in scores for cell in _cells(score)]
+        gain = [f"{scores[-1].reward - scores[0].reward:+.3f}"] if len(names) == 2 else []
+        level = "-" if key[1] is None else str(key[1])
+        add_row(table, key[0], level, scores[-1].tasks, *cells, *gain)
+    console = Console()
+    console.print(table)
+    for name in names:
+        what = "the untouched model" if name == BEFORE else f"after {found[name].rounds_trained} rounds"
+        say(console, f"{name}: {what}: mean reward {found[name].reward:.3f} in {found[name].seconds:.0f} s")
+
+
+def _cells(score: FamilyScore) -> tuple[str, str, str]:
+    half = (score.reward_high - score.reward_low) / 2
+    return f"{score.reward:.3f} ±{half:.2f}", f"{score.pass_1:.2f}", f"{score.pass_k:.2f}"

@@ -1,0 +1,253 @@
+"""`hivewright fetch`: have a node's model in the folder that the nodes of a machine share (model.shared_dir).
+
+A model is downloaded into a folder next to its own, which gets its name once it is whole: what the
+nodes find can be loaded, and the next run of one that was cut off gets what is missing. A newer
+revision is not looked for: remove the folder, and the next run gets it.
+
+The download is a process of its own (worker/commands/download.py), which can be ended when nothing arrives any
+more: xet has no limit on how long it waits.
+"""
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from huggingface_hub import ModelInfo, constants
+
+from worker.commands import download
+from worker.errors import ModelError, ResourceError, SettingsError
+from worker.policy import model_sizing, policy
+from worker.runtime import host
+from worker.runtime.files import read_secret
+from worker.settings import Model, Settings
+
+log = logging.getLogger(__name__)
+
+STALL_SECONDS = 120.0
+"""A download of which nothing arrives for so long is ended, and tried again."""
+ATTEMPTS = 5
+PAUSE_SECONDS = 5.0
+REPORT_SECONDS = 10.0
+_LOOK_SECONDS = 0.5
+_REVISION = ".revision"
+_DESCRIPTIONS = (".json", ".model", ".txt", ".jinja")
+_REFUSALS = (401, 403, 404)
+# Of this machine: another attempt would meet the same.
+_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+
+
+def run(of: Settings, options: argparse.Namespace | None = None) -> None:
+    """Download the model, unless it is there or a folder of its own, and print where it is.
+
+    Raises SettingsError without such a folder or for a wrong token file, ModelError if the model can't
+    be had, ResourceError if the folder can't be written, or has no room.
+    """
+    model = model_sizing.settle(of.model, of.node.state_dir)
+    if model.shared_dir is None:
+        raise SettingsError("model/shared_dir: none; expected the folder that models are to be downloaded to")
+    token = _token(model, options.token_file if options is not None else None)
+    try:
+        model.shared_dir.mkdir(parents=True, exist_ok=True)
+        lock = (model.shared_dir / "lock").open("w")
+    except OSError as error:
+        raise ResourceError(
+            f"{model.shared_dir} (model/shared_dir): {error.strerror}; expected a folder to write in"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the second one finds what the first has downloaded
+        folder = model_sizing.find_folder(model)
+        if folder is None and model_sizing.is_gguf(model.name):
+            folder = Path(model.name)
+        folder = folder or _download(model, model.shared_dir, of.node.min_free_disk_mb, token)
+    print(f"{model.name}: {folder}")
+
+
+def _token(model: Model, file: Path | None) -> str | None:
+    """Return the token for the Hub; `file`, of the command line, goes before the settings' one."""
+    if file is None and model.token_file is None:
+        return None
+    key = "--token-file" if file is not None else "model.token_file"
+    expected = "one word, a Hugging Face token that may read the model"
+    return read_secret(file or model.token_file or Path(), expected, key)
+
+
+def _download(model: Model, shared_dir: Path, min_free_disk_mb: int, token: str | None) -> Path:
+    known = policy.look_up(model.name, token)
+    if isinstance(known, str):
+        raise ModelError(
+            f"model/name: {model.name}: not in {shared_dir}, and Hugging Face can't be reached ({known}); expected a "
+            f"folder with a model, {model_sizing.TINY}, or a machine with a way there"
+        )
+    files = _needed(known)
+    whole = model_sizing.shared_folder(shared_dir, model.name)
+    part = whole.with_name(f"{whole.name}.part")
+    _clear(part, str(known.sha))
+    missing_mb = (sum(file.size or 0 for file in files) - _num_bytes(part)) // 10**6
+    host.require_disk(shared_dir, min_free_disk_mb + missing_mb, "model/shared_dir")
+    with _disk_errors(part):
+        part.mkdir(exist_ok=True)
+        (part / _REVISION).write_text(str(known.sha))
+    order = download.Order(
+        parent=os.getpid(),
+        endpoint=policy.HUB.endpoint,
+        repo=model.name,
+        revision=str(known.sha),
+        folder=str(part),
+        files=files,
+        token=token or policy.HUB.token,
+        stall_seconds=STALL_SECONDS,
+    )
+    _get_files(order, model.name)
+    shutil.rmtree(part / ".cache", ignore_errors=True)
+    (part / _REVISION).unlink()
+    return part.rename(whole)
+
+
+def _clear(part: Path, revision: str) -> None:
+    """Remove what can't be gone on from: files of another revision, and those that xet had begun."""
+    mark = part / _REVISION
+    if part.exists() and not (mark.is_file() and mark.read_text() == revision):
+        shutil.rmtree(part)
+    for left in part.rglob("*.incomplete"):
+        left.unlink()
+
+
+def _needed(known: ModelInfo) -> list[download.File]:
+    """The files that a model is loaded from: not its weights in other forms, which may be many times as large."""
+    found = {file.rfilename: file for file in known.siblings or () if "/" not in file.rfilename}
+    weights = [name for name in found if name.endswith(".safetensors") and not name.startswith("consolidated")]
+    weights = weights or [name for name in found if name.startswith("pytorch_model") and name.endswith(".bin")]
+    return [
+        download.File(name, found[name].size, lfs.sha256 if (lfs := found[name].lfs) is not None else None)
+        for name in (*weights, *(name for name in found if name.endswith(_DESCRIPTIONS)))
+    ]
+
+
+def _get_files(order: download.Order, name: str) -> None:
+    """Have all files of the order, in several attempts if need be. Raises ModelError, ResourceError."""
+    can_do_without = all((file.size or 0) <= constants.MAX_HTTP_DOWNLOAD_SIZE for file in order.files)
+    uses_xet = not constants.HF_HUB_DISABLE_XET
+    failure = _attempt(order, name, uses_xet)
+    for number in range(2, ATTEMPTS + 1):
+        if failure is None:
+            return
+        _require_hope(order, name, failure)
+        uses_xet = uses_xet and not can_do_without
+        log.warning(
+            "download of %s interrupted: %s; it goes on where it stopped%s (attempt %d of %d)",
+            name, failure.reason, "" if uses_xet else ", without xet", number, ATTEMPTS,
+        )  # fmt: skip
+        time.sleep(PAUSE_SECONDS)
+        failure = _attempt(order, name, uses_xet)
+    if failure is not None:
+        _require_hope(order, name, failure)
+        raise ModelError(
+            f"model/name: {name}: the download was cut off: {failure.reason}, in {ATTEMPTS} attempts; what has arrived "
+            f"is kept in {order.folder}: check the way to {order.endpoint}, then run it again, and it goes on from "
+            "there"
+        )
+
+
+def _require_hope(order: download.Order, name: str, failure: download.Failure) -> None:
+    """Raise ModelError or ResourceError if another attempt would meet the same."""
+    if failure.status in _REFUSALS:
+        has_token = isinstance(order.token, str)
+        raise ModelError(policy.refusal(name, failure.status, failure.reason, has_token, failure.is_gated))
+    if failure.errno in _MACHINE_ERRORS:
+        raise ResourceError(f"{order.folder} (model.shared_dir): {failure.reason}; make room or rights there")
+
+
+def _attempt(order: download.Order, name: str, uses_xet: bool) -> download.Failure | None:
+    """Run the download until it ends, or until nothing arrives any more. None: all files are there."""
+    environment = {**os.environ, **({} if uses_xet else {"HF_HUB_DISABLE_XET": "1"})}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker.commands.download"],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), process.stdin as stream:
+                stream.write(order.to_json())
+            process.stdin = None
+        if not _watch(process, order, name):
+            arrived, size = _num_bytes(Path(order.folder)), _size(order)
+            return download.Failure(
+                f"nothing arrived for {STALL_SECONDS:g} s, at {arrived / 1e6:.0f} of {size / 1e6:.0f} MB"
+            )
+    finally:
+        if process.poll() is None:
+            process.kill()
+        said, _ = process.communicate()
+    if process.returncode == 0:
+        return None
+    try:
+        return download.Failure(**json.loads(said.splitlines()[-1]))
+    except (ValueError, TypeError, IndexError):
+        return download.Failure(f"the process that downloads ended with code {process.returncode}")
+
+
+def _watch(process: "subprocess.Popen[str]", order: download.Order, name: str) -> bool:
+    """Report progress until the download has ended; return False if it stands still."""
+    folder = Path(order.folder)
+    state, changed = _state(folder), time.monotonic()
+    reported, reported_bytes = changed, _num_bytes(folder)
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_LOOK_SECONDS)
+            return True
+        now = time.monotonic()
+        if (new := _state(folder)) != state:
+            state, changed = new, now
+        if now - changed >= STALL_SECONDS:
+            return False
+        if now - reported >= REPORT_SECONDS:
+            arrived = _num_bytes(folder)
+            speed = max(arrived - reported_bytes, 0) / (now - reported)
+            print(
+                f"downloading {name}: {arrived / 1e6:.0f} of {_size(order) / 1e6:.0f} MB, {speed / 1e6:.1f} MB/s",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+            reported, reported_bytes = now, arrived
+
+
+def _size(order: download.Order) -> int:
+    return sum(file.size or 0 for file in order.files)
+
+
+def _stats(folder: Path) -> Iterator[os.stat_result]:
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                yield path.stat()
+
+
+def _state(folder: Path) -> Sequence[object]:
+    """Something that is another once a byte has arrived, or has been checked."""
+    return sorted((stat.st_ino, stat.st_size, stat.st_blocks, stat.st_mtime_ns) for stat in _stats(folder))
+
+
+def _num_bytes(folder: Path) -> int:
+    """Bytes that have arrived; a file may be as long as it will be before they have."""
+    return sum(min(stat.st_size, stat.st_blocks * 512) for stat in _stats(folder))
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(f"{folder} (model.shared_dir): {error.strerror}; make room or rights there") from None

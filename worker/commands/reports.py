@@ -1,0 +1,209 @@
+"""What people read in a terminal of 80 columns: a node's status, its ledger, its resolved settings."""
+
+import argparse
+import csv
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from worker import environments
+from worker.errors import WorkerError
+from worker.log import printable
+from worker.runtime.cells import add_row, say
+from worker.settings import Settings
+from worker.swarm.identity import animal_name
+from worker.swarm.protocol import messages
+from worker.swarm.status import SwarmStatus
+from worker.telemetry import health, metrics, status
+from worker.telemetry.status import NodeStatus
+
+if TYPE_CHECKING:
+    from worker.chain.ledger import Row
+
+
+def print_status(settings: Settings, options: argparse.Namespace) -> None:
+    """What the node of these settings is doing, from its status.json."""
+    folder = settings.node.state_dir
+    node = status.read(folder)
+    if node is None:
+        raise WorkerError(f"{folder}: no status.json; this node has not started yet; look at its log")
+    if options.json:
+        print(json.dumps(dataclasses.asdict(node), indent=2))
+        return
+    if options.metrics:
+        print(metrics.render(node), end="")
+        return
+    console = Console()
+    console.print(swarm_table([node]))
+    if node.state == "died":
+        say(console, f"process {node.pid} is gone without a word; the end of its log, or of journalctl, says why")
+    elif node.last_error is not None:
+        say(console, node.last_error)
+    if node.ledger_error is not None:
+        print(f"rewards wait in the ledger: {printable(node.ledger_error)}")
+    if node.hub is not None:
+        pushed = "nothing yet" if node.hub.pushed_round is None else f"round {node.hub.pushed_round}"
+        failed = f", failed {node.hub.failures} times: {printable(node.hub.error)}" if node.hub.error else ""
+        print(f"hub {node.hub.repo}: {pushed} pushed, now {node.hub.state}{failed}")
+    if node.waiting_seconds is not None and node.round_seconds is not None:
+        print(f"last round {node.round_seconds:.0f} s, of which waiting for peers {node.waiting_seconds:.0f} s")
+    if node.held_out_now is not None and node.held_out_before is not None:
+        print(f"held-out reward {node.held_out_now:.3f}, before training {node.held_out_before:.3f}")
+    if node.swarm is not None:
+        _print_swarm(node.swarm)
+    _print_health(console, node)
+
+
+def _print_health(console: Console, node: NodeStatus) -> None:
+    """A line for each check, and below it what is wrong with it and what to do."""
+    found = {finding.check: finding for finding in node.warnings}
+    for check in health.CHECKS:
+        say(console, f"{check.name:<13} {check.show(node)}")
+        if finding := found.get(check.name):
+            say(console, f"  {finding.severity}: {finding.text}")
+
+
+def _print_swarm(swarm: SwarmStatus) -> None:
+    """How the exchange with the peers goes, since the node started."""
+    print(f"peers {swarm.peers_known} known, {len(swarm.peers_heard)} heard; {_newest(swarm)}")
+    print(
+        f"groups {swarm.groups_offered} given, {swarm.groups_fetched} fetched, {swarm.groups_verified} verified; "
+        f"{swarm.bytes_in / 1e3:.0f} kB in, {swarm.bytes_out / 1e3:.0f} kB out"
+    )
+    refused = ("refused to others", swarm.requests_refused), ("refused by others", swarm.refused_by_peers)
+    for title, counts in (("rejected", swarm.rejected), *refused):
+        if counts:
+            print(f"{title}: " + ", ".join(f"{printable(why)} {count}" for why, count in sorted(counts.items())))
+    for theirs, count in sorted(swarm.other_versions.items()):
+        ours = ", ".join(v for v in swarm.versions if v.partition(" ")[0] == theirs.partition(" ")[0])
+        print(
+            f"{count} peers run {printable(theirs)}, this node {ours}: "
+            "they can't learn from each other; upgrade the older"
+        )
+
+
+def _newest(swarm: SwarmStatus) -> str:
+    if swarm.newest_group_at is None:
+        return "no group of theirs yet"
+    return f"newest group of theirs {max(0.0, time.time() - swarm.newest_group_at):.0f} s old"
+
+
+def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
+    """One line per worker: what it did in its last round. Fits 80 columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("worker", no_wrap=True, max_width=12)
+    for column in ("round", "reward", "loss", "heard", "groups", "rej", "tok/s", "s", "chain", "state"):
+        table.add_column(column, justify="right" if column != "state" else "left", no_wrap=True)
+    for node in nodes:
+        add_row(
+            table,
+            node.name,
+            _shown(node.round, "d"),
+            _shown(node.reward_mean, ".2f"),
+            _shown(node.loss, ".3f"),
+            str(node.peers_heard),
+            f"{node.groups_local}+{node.groups_external}",
+            str(sum(node.swarm.rejected.values()) if node.swarm else 0),
+            _shown(node.tokens_per_second, ".0f"),
+            _shown(node.round_seconds, ".1f"),
+            _chain(node),
+            node.state.removeprefix("training-"),
+        )
+    return table
+
+
+def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
+    """Every round that the node earned a reward in, and what became of it. JSON and CSV have all the fields."""
+    from worker.chain.ledger import Ledger, Row
+
+    file = settings.node.state_dir / "ledger.db"
+    if not file.exists():
+        raise WorkerError(f"{file}: no ledger; this node has not earned anything yet")
+    ledger = Ledger(file)
+    rows = ledger.rows()
+    ledger.close()
+    if options.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    elif options.csv:
+        writer = csv.DictWriter(sys.stdout, [field.name for field in dataclasses.fields(Row)])
+        writer.writeheader()
+        writer.writerows({**dataclasses.asdict(row), "winners": " ".join(row.winners)} for row in rows)
+    else:
+        Console().print(_ledger_table(rows))
+
+
+def print_settings(settings: Settings, options: argparse.Namespace) -> None:
+    """Everything that a settings file resolves to, defaults included, and, as comments, which models fit this machine.
+
+    Raises SettingsError for unknown families, ModelError for a GPU or a model's folder that is not there, or a model
+    that takes fewer tokens than the settings want.
+    """
+    if options.model is not None:
+        from worker.policy import engine_forecast
+
+        print("\n".join(engine_forecast.read(settings.model.model_copy(update={"name": options.model})).lines()))
+        return
+    from worker.policy import model_sizing
+
+    environments.load(settings.environment)
+    model_sizing.require_context(settings.model, settings.generation)
+    print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
+    print(f"# {_explain_exchange(settings)}")
+    for line in model_sizing.explain(settings.model, settings.trainer, settings.node.state_dir):
+        print(f"# {line}")
+
+
+_BYTES_PER_TOKEN = 4
+"""Of English text, in the vocabularies of today's models."""
+
+
+def _explain_exchange(settings: Settings) -> str:
+    """What a round's groups come to in the one message that peers take."""
+    num_tasks, size = settings.environment.tasks_per_round, settings.generation.num_generations
+    group_bytes = size * (settings.generation.max_completion_length * _BYTES_PER_TOKEN + 64) + 256
+    num_shared = min(num_tasks, settings.swarm.max_groups_per_peer, messages.MAX_SERVED_BYTES // group_bytes)
+    room = f"{num_tasks * group_bytes / 1e3:.0f} of {messages.MAX_SERVED_BYTES / 1e3:.0f} kB"
+    if num_shared == num_tasks:
+        return f"exchange: {num_tasks} groups of {size} answers a round, at their longest {room}"
+    return (
+        f"exchange: only {num_shared} of {num_tasks} groups a round are shared and earn, at their longest {room}; "
+        "lower environment.tasks_per_round, generation.num_generations or generation.max_completion_length"
+    )
+
+
+def _ledger_table(rows: "Sequence[Row]") -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("round", "reward", "state", "block", "vote for", "state", "reason"):
+        table.add_column(column, justify="right" if column in ("round", "reward", "block") else "left")
+    for row in rows:
+        add_row(
+            table,
+            row.round,
+            f"{row.reward / 1000:.3f}",
+            row.reward_state,
+            str(row.reward_block or ""),
+            ", ".join(animal_name(peer) for peer in row.winners),
+            row.vote_state or "",
+            row.reward_reason or row.vote_reason or "",
+        )
+    return table
+
+
+def _chain(node: NodeStatus) -> str:
+    """Rewards that the chain confirms, of those earned; or why there is no such figure (`down`: no answer)."""
+    if node.chain == "unreachable":
+        return "down"
+    if node.chain != "ok" or not node.ledger:
+        return node.chain
+    return f"{node.ledger['confirmed']}/{node.ledger['earned']}"
+
+
+def _shown(value: float | int | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

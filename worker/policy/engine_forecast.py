@@ -1,0 +1,87 @@
+"""Which way a model would go here, told from its configuration alone: no weights are read, and none are made."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from worker import settings
+from worker.errors import ModelError
+from worker.policy import logprobs, lora, memory
+from worker.policy.engines.architecture import BOTH_DIRECTIONS, find_obstacle
+from worker.policy.model_sizing import find_folder
+
+LEAN, FORWARD, REFUSED = "lean decoder", "transformers' forward", "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """`way`: what generates (LEAN, FORWARD, REFUSED), and `reason` why it is not the lean decoder.
+
+    `packing`: why training takes a row for each completion; None: it is packed. `targets`: layers that LoRA adapts.
+    """
+
+    model_type: str
+    way: str
+    reason: str | None
+    packing: str | None
+    targets: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if self.way == REFUSED:
+            return [f"type: {self.model_type}", f"generation: {REFUSED}: {self.reason}"]
+        why = f" ({self.reason})" if self.reason else ""
+        packed = f"one row for each completion ({self.packing})" if self.packing else "packed, without padding"
+        return [
+            f"type: {self.model_type}",
+            f"generation: {self.way}{why}, checked against one plain pass when the worker starts",
+            f"training: {packed}",
+            f"LoRA: adapters in {', '.join(self.targets) or 'no layer: trainer.lora is refused'}",
+        ]
+
+
+def read(model: settings.Model) -> Outlook:
+    """Of the model of these settings. Raises ModelError where its configuration can't be had."""
+    source = find_folder(model) or model.name
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"model {model.name}: its configuration can't be read: {memory.reason_of(error)}; expected a folder with a "
+            "config.json, or a Hugging Face name"
+        ) from None
+    return judge(config)
+
+
+def judge(config: Any) -> Outlook:
+    """Of a model with this configuration. Of a model that sees or hears, its text part is meant."""
+    text = config.get_text_config()
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(text, trust_remote_code=False)
+    except ValueError:
+        reason = f"transformers {transformers.__version__} has no causal language model of this type"
+        return Outlook(config.model_type, REFUSED, reason, None, ())
+    if type(config) is not type(text) and type(config) not in AutoModelForCausalLM._model_mapping:
+        reason = f"its text part ({text.model_type}) can't be loaded by itself; take a text-only model"
+        return Outlook(config.model_type, REFUSED, reason, None, ())
+    obstacle = find_obstacle(model)
+    if refusal := _refusal(model, obstacle):
+        return Outlook(config.model_type, REFUSED, refusal, None, ())
+    targets = {name.rpartition(".")[2] for name in lora.find_targets(model, None)}
+    way = FORWARD if obstacle else LEAN
+    return Outlook(config.model_type, way, obstacle, logprobs.packing_obstacle(model), tuple(sorted(targets)))
+
+
+def _refusal(model: Any, obstacle: str | None) -> str | None:
+    if obstacle == BOTH_DIRECTIONS:
+        return f"{BOTH_DIRECTIONS}: it can't be sampled"
+    if not logprobs.takes(model, "past_key_values"):
+        return (
+            "its cache is one of its own, which our engine does not have; generation.engine: transformers generates "
+            "with it, slower"
+        )
+    return None

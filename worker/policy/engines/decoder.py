@@ -1,0 +1,408 @@
+# ruff: noqa: N803, N806 - tensors are named with their axes
+"""The decoding step without ceremony: what transformers' forward computes, in a quarter of the time.
+
+Each distinct prompt goes through the model once. Its keys and values are never copied: all its answers are rows of one
+product with them. The keys and values of the new tokens stand in a cache of their own, with room ahead.
+"""
+
+# P distinct prompts, L tokens of the longest, R rows (answers under way), W rows of a prompt at most, N prompt tokens,
+# H query heads, K key heads, Q = H / K, D numbers of a head, T new tokens so far, V vocabulary
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worker.policy.engines import native
+from worker.policy.engines.architecture import Layer, Norm, Weights
+from worker.policy.engines.cuda_graph import Replay
+
+_PREFILL_TOKENS = 4096
+"""Prompts go through the model in parts of about so many tokens, which bounds the memory."""
+_FIRST_ROOM = 128  # new tokens that a cache has room for at first; it doubles when it is full
+
+
+class LeanDecoder:
+    """Runs a model's decoder from its `Weights`. Raises UnknownArchitectureError for one that it can't."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self.weights = Weights(model, dtype)
+        self.replays = self.weights.device.type == "cuda"
+        # Replayed, a step with fewer rows takes hardly less time, and it must be recorded anew.
+        self.compact_below = 0.5 if self.replays else 0.8
+        has_native = self.weights.device.type == "cpu" and native.knows(self.weights.layers[0].activation)
+        self.native: Any | None = native.load() if has_native else None
+        self.lacks_native = has_native and self.native is None and native.wanted() != "none"
+
+    @property
+    def name(self) -> str:
+        helped = " with native operations" if self.native else " with CUDA graphs" if self.replays else ""
+        return f"lean decoder{helped}, {self.weights.dtype}"
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple["LeanBatch", Tensor]:
+        """A row for each prompt, and the logits (R, V) of their first tokens."""
+        self.weights.refresh()
+        batch: LeanBatch
+        if self.replays:
+            batch = ReplayedBatch(self.weights, prompts, max_new_tokens)
+        elif self.native is None:
+            batch = LeanBatch(self.weights, prompts, max_new_tokens)
+        else:
+            batch = NativeBatch(self.weights, prompts, max_new_tokens, self.native)
+        return batch, batch.logits_RV
+
+    def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+        """Keys and values twice: they are copied when rows leave or room grows. Logits as the sampler treats them."""
+        weights = self.weights
+        width, num_prompts = _padded(max(map(len, prompts))), len(set(map(tuple, prompts)))
+        size = weights.activation_dtype.itemsize
+        token = 2 * len(weights.layers) * weights.num_kv_heads * weights.head_dim * size
+        caches = 2 * token * (num_prompts * width + len(prompts) * _padded(max_new_tokens))
+        logits = 5 * 4 * len(prompts) * weights.num_tokens
+        prefill = size * max(_PREFILL_TOKENS, width) * (4 * weights.mlp_size + 6 * weights.num_heads * weights.head_dim)
+        return int(caches + logits + prefill)
+
+
+class LeanBatch:
+    """Answers under way. One row has its prompt's number in `_prompt_of` and its own new keys and values."""
+
+    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        self._weights = weights
+        self._max_new_tokens = max_new_tokens
+        self._step = 0
+        distinct = list(dict.fromkeys(tuple(p) for p in prompts))
+        number = {prompt: i for i, prompt in enumerate(distinct)}
+        self._prompt_of = [number[tuple(prompt)] for prompt in prompts]
+        self._lengths_P = [len(prompt) for prompt in distinct]
+        width = _padded(max(self._lengths_P))
+        self._rotations = weights.rotations(width + max_new_tokens)
+        H, K, D, P = weights.num_heads, weights.num_kv_heads, weights.head_dim, len(distinct)
+        self._dtype = weights.activation_dtype
+        like = torch.empty(0, device=weights.device, dtype=self._dtype)
+        self._prompt_keys = [like.new_zeros((P, K, D, width)) for _ in weights.layers]
+        self._prompt_values = [like.new_zeros((P, K, width, D)) for _ in weights.layers]
+        self._scale_H = torch.ones((H + K, 1), device=weights.device)
+        self._scale_H[:H] = weights.scale
+
+        last_PX = [self._prefill(distinct[a:b], a) for a, b in _parts(self._lengths_P)]
+        logits_PV = self._logits(torch.cat(last_PX))
+        self.logits_RV = logits_PV[torch.tensor(self._prompt_of, device=weights.device)]
+
+        R = len(self._prompt_of)
+        room = _padded(min(_FIRST_ROOM, max_new_tokens))
+        self._keys = [like.new_zeros((R, K, D, room)) for _ in weights.layers]
+        self._values = [like.new_zeros((R, K, room, D)) for _ in weights.layers]
+        self._place_1 = torch.zeros(1, dtype=torch.long, device=weights.device)
+        """Where this step's keys and values go: `_step`, as a tensor."""
+        self._num_looked_at = 0
+        """How many of the new keys are looked at; those behind `_place_1` are hidden."""
+        self._arrange()
+
+    def step(self, tokens_R: Tensor) -> Tensor:
+        """Logits (R, V) after one more token for each row."""
+        self._make_room()
+        self._place_1.fill_(self._step)
+        self._num_looked_at = self._step + 1
+        logits_RV = self._compute(tokens_R)
+        self._step += 1
+        return logits_RV
+
+    def _compute(self, tokens_R: Tensor) -> Tensor:
+        positions_R = self._lengths_R + self._place_1
+        turns = {name: table[positions_R][:, None] * self._scale_H for name, table in self._rotations.items()}
+        masks = {window: self._mask(window) for window in {layer.window for layer in self._weights.layers}}
+        x = self._weights.embed(tokens_R).to(self._dtype)
+        for i, layer in enumerate(self._weights.layers):
+            q, k, v = self._heads(layer, x, turns[layer.rope])
+            x = self._finish_layer(layer, x, self._attend(i, q, k, v, masks[layer.window]))
+        return self._logits(x)
+
+    def keep(self, lines: Sequence[int]) -> None:
+        """Only these lines of the batch go on, in this order, which must rise."""
+        index = torch.tensor(lines, device=self._weights.device)
+        self._keys = [keys.index_select(0, index) for keys in self._keys]
+        self._values = [values.index_select(0, index) for values in self._values]
+        self._prompt_of = [self._prompt_of[line] for line in lines]
+        alive = sorted(set(self._prompt_of))
+        if len(alive) < len(self._lengths_P):
+            which = torch.tensor(alive, device=self._weights.device)
+            self._prompt_keys = [keys.index_select(0, which) for keys in self._prompt_keys]
+            self._prompt_values = [values.index_select(0, which) for values in self._prompt_values]
+            self._lengths_P = [self._lengths_P[p] for p in alive]
+            self._prompt_of = [alive.index(p) for p in self._prompt_of]
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Lay the rows out as a grid with a line for each prompt, for the products with the prompts' keys."""
+        rows_P: list[list[int]] = [[] for _ in self._lengths_P]
+        for row, prompt in enumerate(self._prompt_of):
+            rows_P[prompt].append(row)
+        self._grid = (len(rows_P), max(map(len, rows_P)))
+        flat = [rows[min(i, len(rows) - 1)] for rows in rows_P for i in range(self._grid[1])]
+        device = self._weights.device
+        self._row_of_slot: Tensor | None = None
+        self._slot_of_row: Tensor | None = None
+        if flat != list(range(len(self._prompt_of))):
+            slot = {row: rows_P[p].index(row) + p * self._grid[1] for row, p in enumerate(self._prompt_of)}
+            self._row_of_slot = torch.tensor(flat, device=device)
+            self._slot_of_row = torch.tensor([slot[row] for row in range(len(slot))], device=device)
+        self._prompt_of_R = torch.tensor(self._prompt_of, device=device)
+        self._lengths_R = torch.tensor([self._lengths_P[p] for p in self._prompt_of], device=device)
+
+    def _make_room(self) -> None:
+        room = self._values[0].shape[2]
+        if self._step == room:
+            more = _padded(min(room, self._max_new_tokens - room))
+            self._keys = [functional.pad(keys, (0, more)) for keys in self._keys]
+            self._values = [functional.pad(values, (0, 0, 0, more)) for values in self._values]
+
+    def _hides_nothing(self, window: int | None) -> bool:
+        width = self._prompt_keys[0].shape[3]
+        return min(self._lengths_P) == width and (window is None or width + self._step < window)
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        """(R, 1, 1, L + T) what is added to the scores; None where everything may be seen."""
+        if self._hides_nothing(window):
+            return None
+        width = self._prompt_keys[0].shape[3]
+        places = torch.arange(width + self._num_looked_at, device=self._weights.device)
+        # Where a key stands, counted as its row counts; padding counts as the future.
+        lengths_R1 = self._lengths_R[:, None]
+        now_R1 = lengths_R1 + self._place_1
+        positions_RS = torch.where(places < width, places, places - width + lengths_R1)
+        is_hidden_RS = ((places < width) & (places >= lengths_R1)) | (positions_RS > now_R1)
+        if window is not None:
+            is_hidden_RS |= positions_RS <= now_R1 - window
+        mask_RS = torch.zeros(is_hidden_RS.shape, device=places.device, dtype=self._dtype)
+        return mask_RS.masked_fill_(is_hidden_RS, -math.inf)[:, None, None]
+
+    def _heads(self, layer: Layer, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (n, H, D), scaled, keys and values (n, K, D) of n tokens; queries and keys rotated."""
+        H, K, D = self._weights.num_heads, self._weights.num_kv_heads, self._weights.head_dim
+        heads = layer.qkv(layer.attention_norm(x)).view(-1, H + 2 * K, D).float()
+        rotated = heads[:, : H + K]
+        if layer.head_norm is not None:
+            rotated = layer.head_norm(rotated)
+        pairs = torch.view_as_complex(rotated.reshape(*rotated.shape[:2], D // 2, 2))
+        rotated = torch.view_as_real(pairs * turn).flatten(-2).to(self._dtype)
+        return rotated[:, :H], rotated[:, H:], heads[:, H + K :].to(self._dtype)
+
+    def _finish_layer(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
+        out = layer.attention_out(attended)
+        if layer.attention_post_norm is not None:
+            out = layer.attention_post_norm(out)
+        x = x + out
+        gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
+        out = layer.down(layer.activation(gate).mul_(up))
+        if layer.mlp_post_norm is not None:
+            out = layer.mlp_post_norm(out)
+        return x.add_(out)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self._cap_logits(self._weights.head(self._weights.norm(x)).float())
+
+    def _cap_logits(self, logits: Tensor) -> Tensor:
+        cap = self._weights.logit_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def _attend(self, index: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor, mask: Tensor | None) -> Tensor:
+        """(R, H x D) of one new token for each row."""
+        R, H, D = q_RHD.shape
+        K = k_RKD.shape[1]
+        Q, P = H // K, self._grid[0]
+        prompt_keys, prompt_values = self._prompt_keys[index], self._prompt_values[index]
+        keys, values, length = self._keys[index], self._values[index], self._num_looked_at
+        keys.index_copy_(3, self._place_1, k_RKD[..., None])
+        values.index_copy_(2, self._place_1, v_RKD[:, :, None])
+        keys, values = keys.view(R * K, D, -1)[..., :length], values.view(R * K, -1, D)[:, :length]
+        L = prompt_keys.shape[3]
+
+        own = torch.bmm(q_RHD.reshape(R * K, Q, D), keys)
+        shared = torch.bmm(self._to_grid(q_RHD.reshape(R, K, Q, D)), prompt_keys.view(P * K, D, L))
+        scores = torch.cat([self._to_rows(shared, K), own.view(R, K, Q, length)], dim=-1)
+        if self._weights.score_cap is not None:
+            scores.div_(self._weights.score_cap).tanh_().mul_(self._weights.score_cap)
+        if mask is not None:
+            scores.add_(mask)
+        shares = scores.softmax(-1)
+        own = torch.bmm(shares[..., L:].reshape(R * K, Q, length), values)
+        shared = torch.bmm(self._to_grid(shares[..., :L]), prompt_values.view(P * K, L, D))
+        return self._to_rows(shared, K).add(own.view(R, K, Q, D)).reshape(R, H * D)
+
+    def _to_grid(self, rows: Tensor) -> Tensor:
+        """(R, K, Q, n) -> (P x K, W x Q, n)"""
+        P, W = self._grid
+        if self._row_of_slot is not None:
+            rows = rows.index_select(0, self._row_of_slot)
+        _, K, Q, n = rows.shape
+        return rows.reshape(P, W, K, Q, n).transpose(1, 2).reshape(P * K, W * Q, n)
+
+    def _to_rows(self, grid: Tensor, K: int) -> Tensor:
+        """(P x K, W x Q, n) -> (R, K, Q, n)"""
+        P, W = self._grid
+        rows = grid.view(P, K, W, -1, grid.shape[-1]).transpose(1, 2).flatten(0, 1)
+        return rows if self._slot_of_row is None else rows.index_select(0, self._slot_of_row)
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], first: int) -> Tensor:
+        """Run prompts end to end, without padding; keep their keys and values. (P, hidden) of their last tokens."""
+        device = self._weights.device
+        lengths = [len(prompt) for prompt in prompts]
+        positions_N = torch.cat([torch.arange(n) for n in lengths]).to(device)
+        turns = {name: table[positions_N][:, None] * self._scale_H for name, table in self._rotations.items()}
+        x = self._weights.embed(torch.tensor([t for p in prompts for t in p], device=device)).to(self._dtype)
+        for i, layer in enumerate(self._weights.layers):
+            q, k, v = self._heads(layer, x, turns[layer.rope])
+            attended, start = [], 0
+            for prompt, length in enumerate(lengths, start=first):
+                part = slice(start, start + length)
+                self._prompt_keys[i][prompt, :, :, :length] = k[part].permute(1, 2, 0)
+                self._prompt_values[i][prompt, :, :length] = v[part].transpose(0, 1)
+                attended.append(self._attend_prompt(q[part], k[part], v[part], layer.window))
+                start += length
+            x = self._finish_layer(layer, x, torch.cat(attended))
+        last_P = torch.tensor(lengths, device=device).cumsum(0) - 1
+        hidden: Tensor = x.index_select(0, last_P)
+        return hidden
+
+    def _attend_prompt(self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, window: int | None) -> Tensor:
+        """(N, H x D): causal attention within one prompt."""
+        N = q_NHD.shape[0]
+        q, k, v = (t.transpose(0, 1)[None] for t in (q_NHD, k_NKD, v_NKD))
+        mask = None
+        if window is not None and window < N:
+            mask = q.new_ones((N, N), dtype=torch.bool).tril().triu(1 - window)
+        if self._weights.score_cap is None:
+            out = functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=1.0, enable_gqa=True
+            )
+        else:
+            mask = q.new_ones((N, N), dtype=torch.bool).tril() if mask is None else mask
+            repeats = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+            scores = (q @ k.mT).div_(self._weights.score_cap).tanh_().mul_(self._weights.score_cap)
+            out = scores.masked_fill_(~mask, -math.inf).softmax(-1) @ v
+        return out[0].transpose(0, 1).flatten(1)
+
+
+class ReplayedBatch(LeanBatch):
+    """The same on a GPU, with each step replayed. It looks at all keys that there is room for: shapes must stay."""
+
+    _replay: Replay | None = None
+
+    def step(self, tokens_R: Tensor) -> Tensor:
+        self._make_room()
+        if self._replay is None:
+            self._replay = Replay(self._weights.device)
+            self._tokens_R = torch.empty_like(tokens_R)
+            self._num_looked_at = self._values[0].shape[2]
+        self._tokens_R.copy_(tokens_R)
+        self._place_1.fill_(self._step)
+        self._step += 1
+        return self._replay(lambda: self._compute(self._tokens_R))
+
+    def _arrange(self) -> None:
+        super()._arrange()
+        self._replay = None
+
+    def _make_room(self) -> None:
+        if self._step == self._values[0].shape[2]:
+            super()._make_room()
+            self._replay = None
+
+    def _hides_nothing(self, window: int | None) -> bool:
+        return False  # what is hidden differs from step to step
+
+
+class NativeBatch(LeanBatch):
+    """The same on a CPU, with the small operations between the products in C."""
+
+    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], max_new_tokens: int, functions: Any) -> None:
+        super().__init__(weights, prompts, max_new_tokens)
+        self._functions = functions
+
+    def step(self, tokens_R: Tensor) -> Tensor:
+        self._make_room()
+        weights = self._weights
+        R = len(tokens_R)
+        positions_R = self._lengths_R + self._step
+        turns = {
+            name: torch.view_as_real(table.index_select(0, positions_R)) for name, table in self._rotations.items()
+        }
+        x = weights.embed(tokens_R).float()
+        normed = torch.empty_like(x)
+        attended = x.new_empty((R, weights.num_heads * weights.head_dim))
+        room = self._prompt_keys[0].shape[3] + self._values[0].shape[2]
+        scores = x.new_empty((R * weights.num_kv_heads, 2, room))
+        added: Tensor | None = None
+        for i, layer in enumerate(weights.layers):
+            self._add_norm(x, added, layer.attention_norm, normed)
+            qkv = layer.qkv(normed)
+            self._attend_natively(i, qkv, turns[layer.rope], scores, attended)
+            added = layer.attention_out(attended)
+            if layer.attention_post_norm is not None:
+                added = layer.attention_post_norm(added)
+            self._add_norm(x, added, layer.mlp_norm, normed)
+            gate_up = layer.gate_up(normed)
+            gated = x.new_empty((R, gate_up.shape[1] // 2))
+            is_gelu = native.is_gelu(layer.activation)
+            self._functions.gate(gate_up.data_ptr(), gated.data_ptr(), R, gated.shape[1], is_gelu)
+            added = layer.down(gated)
+            if layer.mlp_post_norm is not None:
+                added = layer.mlp_post_norm(added)
+        self._add_norm(x, added, weights.norm, normed)
+        self._step += 1
+        return self._cap_logits(weights.head(normed))
+
+    def _add_norm(self, x: Tensor, added: Tensor | None, norm: Norm, out: Tensor) -> None:
+        term = None if added is None else added.data_ptr()
+        self._functions.add_norm(
+            x.data_ptr(), term, norm.weight.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], norm.eps
+        )
+
+    def _attend_natively(self, index: int, qkv: Tensor, turn: Tensor, scores: Tensor, out: Tensor) -> None:
+        weights, norm = self._weights, self._weights.layers[index].head_norm
+        prompt_keys, keys, values = self._prompt_keys[index], self._keys[index], self._values[index]
+        R, H, K, D, room = len(qkv), weights.num_heads, weights.num_kv_heads, weights.head_dim, values.shape[2]
+        self._functions.turn_heads(
+            qkv.data_ptr(),
+            turn.data_ptr(),
+            None if norm is None else norm.weight_HD.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            *(R, H, K, D, room, self._step),
+            0.0 if norm is None else norm.eps,
+            weights.scale,
+        )
+        self._functions.attend(
+            qkv.data_ptr(),
+            prompt_keys.data_ptr(),
+            self._prompt_values[index].data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            self._prompt_of_R.data_ptr(),
+            self._lengths_R.data_ptr(),
+            scores.data_ptr(),
+            out.data_ptr(),
+            *(R, H, K, D, prompt_keys.shape[3], room, self._step, weights.layers[index].window or 0),
+            weights.score_cap or 0.0,
+        )
+
+
+def _padded(num_tokens: int) -> int:
+    """Room in a cache comes in steps of 64 tokens: the vectors of native.c take no less."""
+    return -(-num_tokens // 64) * 64
+
+
+def _parts(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Bounds (a, b) of parts of the list that sum to at most _PREFILL_TOKENS, or hold one."""
+    parts: list[tuple[int, int]] = []
+    start = total = 0
+    for i, length in enumerate(lengths):
+        if i > start and total + length > _PREFILL_TOKENS:
+            parts.append((start, i))
+            start, total = i, 0
+        total += length
+    return [*parts, (start, len(lengths))]

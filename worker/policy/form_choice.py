@@ -1,0 +1,141 @@
+"""Which form of asking suits a model: tried once, on easy tasks, and remembered in `form.json`.
+
+Each form is asked a few tasks; the best two are asked some more. The best is the one with the most tasks from which
+something can be learned: answers whose rewards differ, or that are right already.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker import settings
+from worker.policy import memory
+from worker.policy.model_sizing import TINY
+from worker.policy.policy import Policy
+from worker.policy.prompt_forms import ANSWER_END, BY_NAME, FORMS, Form
+
+log = logging.getLogger(__name__)
+
+NUM_QUESTIONS = 16
+"""Half of them are asked in every form, the others in the best two."""
+PATIENCE_SECONDS = 45.0
+"""No further form is tried after so long."""
+_NUM_ANSWERS = 4
+_CPU_TOKENS, _GPU_TOKENS = 48, 256
+_SOLVED = 0.5
+_SEED = 1
+
+Score = Callable[[int, Sequence[str]], Sequence[float]]
+"""The rewards of answers to the question of this number."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """What came of asking in a form. `useful`: tasks that teach something, or are solved."""
+
+    form: Form
+    tasks: int = 0
+    useful: int = 0
+    reward: float = 0.0
+    closed: int = 0
+    answers: int = 0
+
+    @property
+    def rank(self) -> tuple[float, float, float]:
+        return self.useful / self.tasks, self.reward / self.tasks, self.closed / max(1, self.answers)
+
+
+def settle(policy: Policy, generation: settings.Generation, questions: Sequence[str], score: Score, file: Path) -> None:
+    """Have `policy` ask in the form that the settings name, that `file` remembers, or that is found now.
+
+    Raises ModelError for a form that the model's template can't be rendered in.
+    """
+    if generation.form != "auto":
+        policy.ask_in(BY_NAME[generation.form])
+        return
+    if policy.name == TINY:  # made for the form that it has
+        return
+    key = _describe(policy)
+    known = BY_NAME.get(str((memory.recall(file, key) or {}).get("form")))
+    if known is not None:
+        policy.ask_in(known)
+        log.info("form form=%s", known.name)
+        return
+    started = time.monotonic()
+    trials = try_forms(policy, generation, questions, score)
+    best = max(trials, key=lambda trial: (trial.rank, -FORMS.index(trial.form)))
+    policy.ask_in(best.form)
+    memory.remember(file, key, {"form": best.form.name})
+    log.info(
+        "form found form=%s useful_tasks=%d of=%d reward_mean=%.3f closed=%.2f forms_tried=%d seconds=%.0f",
+        best.form.name, best.useful, best.tasks, best.reward / best.tasks, best.closed / max(1, best.answers),
+        len(trials), time.monotonic() - started,
+    )  # fmt: skip
+    if not any(trial.closed for trial in trials):
+        log.warning(
+            "no answer closed an <answer> tag, in whatever form it was asked; the last one tried was form=%s; a model "
+            "that follows instructions, or a higher generation.max_completion_length (%d), helps",
+            trials[-1].form.name, generation.max_completion_length,
+        )  # fmt: skip
+
+
+def try_forms(policy: Policy, generation: settings.Generation, questions: Sequence[str], score: Score) -> list[Trial]:
+    """Ask half of the questions in every form, those with short answers first, and the rest in the best two.
+
+    Ends after about PATIENCE_SECONDS; one form is tried at least.
+    """
+    until = time.monotonic() + PATIENCE_SECONDS
+    limit = _CPU_TOKENS if policy.model.device.type == "cpu" else _GPU_TOKENS
+    briefly = generation.model_copy(
+        update={
+            "num_generations": _NUM_ANSWERS,
+            "max_completion_length": min(limit, generation.max_completion_length),
+        }
+    )
+    half = range(max(1, len(questions) // 2))
+    trials: list[Trial] = []
+    for form in reversed(FORMS):
+        started = time.monotonic()
+        if trials and started + (started - until + PATIENCE_SECONDS) / len(trials) > until:
+            break
+        if policy.can_ask_in(form):
+            trials.append(Trial(form))
+            _ask(policy, briefly, trials[-1], questions, half, score)
+    trials = [trial for trial in trials if trial.tasks] or trials
+    for trial in sorted(trials, key=lambda trial: trial.rank, reverse=True)[:2]:
+        if time.monotonic() < until and len(half) < len(questions):
+            _ask(policy, briefly, trial, questions, range(len(half), len(questions)), score)
+    return trials
+
+
+def _ask(
+    policy: Policy,
+    generation: settings.Generation,
+    trial: Trial,
+    questions: Sequence[str],
+    numbers: range,
+    score: Score,
+) -> None:
+    policy.ask_in(trial.form)
+    answers = policy.generate([questions[i] for i in numbers], generation, _SEED)
+    for number, completions in zip(numbers, answers, strict=True):
+        if completions is None:  # its prompt is too long in this form: nothing is learned from it
+            trial.tasks += 1
+            continue
+        texts = [completion.text for completion in completions]
+        rewards = score(number, texts)
+        mean = sum(rewards) / len(rewards)
+        trial.tasks += 1
+        trial.useful += max(rewards) > min(rewards) or mean >= _SOLVED
+        trial.reward += mean
+        trial.closed += sum(ANSWER_END in text for text in texts)
+        trial.answers += len(texts)
+
+
+def _describe(policy: Policy) -> str:
+    """The model, its template and how that is rendered: another form may suit others."""
+    asked = "\n".join(policy.template.text(form, "question") for form in FORMS if policy.can_ask_in(form))
+    return f"{policy.name} asked as {hashlib.sha256(asked.encode()).hexdigest()[:16]}"

@@ -1,0 +1,344 @@
+"""Which model fits this machine: pools and limits are data (models.yaml), the choice is made once, at enrolment.
+
+A node with `model.name: auto` keeps its choice in `model.json` in its state folder; nothing ever chooses again while
+that file is there. A name or path in the settings counts before it.
+"""
+
+import json
+import math
+import os
+import random
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from worker import settings
+from worker.errors import ModelError, ResourceError
+from worker.policy import device, memory
+from worker.runtime.files import write_whole
+
+AUTO = "auto"
+TINY = "hivewright/tiny"
+CHOICE_FILE = "model.json"
+GIB = 2**30
+_LARGE_ENOUGH_FOR_BFLOAT16 = 50_000_000
+"""Parameters of a model whose products take most of a training step on a CPU."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model of a pool."""
+
+    name: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Models of one size, for GPUs with at least `min_gpu_gib` of memory in all; 0: for any machine."""
+
+    name: str
+    min_gpu_gib: float
+    models: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Pools:
+    """All of models.yaml."""
+
+    bytes_per_parameter: dict[str, int]
+    bytes_per_frozen_parameter: dict[str, int]
+    lora_bytes_per_parameter_and_rank: float
+    working_gib: float
+    pools: tuple[Pool, ...]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the model will live. `gpu_gib`: all of the GPU's memory, 0 on a CPU; `free_gib`: of the GPU or the RAM."""
+
+    device: str
+    dtype: str
+    gpu_gib: float
+    free_gib: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a model fits: `reason` is None if it does, else why not."""
+
+    pool: str
+    name: str
+    needed_gib: float
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided at enrolment, and on what machine."""
+
+    name: str
+    pool: str
+    device: str
+    free_gib: float
+
+
+@cache
+def load_pools() -> Pools:
+    """The pools that come with the package."""
+    raw = yaml.safe_load((Path(__file__).parent / "models.yaml").read_text())
+    return TypeAdapter(Pools).validate_python(raw)
+
+
+def auto_dtype(device: str, parameters: int | None = None) -> str:
+    """Return the type of the weights that `model.dtype: auto` comes to on this machine.
+
+    `parameters`: the model's; None: those of any model that is chosen for a machine.
+    """
+    if device != "cpu":
+        return "bfloat16"
+    is_large = parameters is None or parameters >= _LARGE_ENOUGH_FOR_BFLOAT16
+    # AMX multiplies bfloat16 ten times as fast as other units multiply float32; without it, it is slower.
+    return "bfloat16" if is_large and torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def measure(model: settings.Model) -> Machine:
+    """The machine as the model of these settings will find it. Raises ModelError for a GPU that is not
+    there, ResourceError for one that this process was given and that is gone."""
+    device = chosen_device(model)
+    if device == "cpu":
+        dtype = auto_dtype("cpu") if model.dtype == "auto" else model.dtype
+        return Machine("cpu", dtype, 0.0, memory.free(torch.device("cpu")) / GIB)
+    index = torch.device(device).index or 0
+    if index >= torch.cuda.device_count():
+        raise ModelError(
+            f"model/device: {device}: torch sees {torch.cuda.device_count()} GPUs; expected one of those, or cpu"
+        )
+    free, total = torch.cuda.mem_get_info(index)
+    dtype = auto_dtype("cuda") if model.dtype == "auto" else model.dtype
+    return Machine(f"cuda:{index}", dtype, total / GIB, free / GIB)
+
+
+def chosen_device(model: settings.Model) -> str:
+    """Return the device that model.device names, or that `auto` comes to here.
+
+    Raises ResourceError if this process was given a GPU and there is no CUDA: training on the CPU
+    would look healthy. An empty CUDA_VISIBLE_DEVICES, or -1, is how somebody says that there shall be none.
+    """
+    if model.device != "auto":
+        return model.device
+    if torch.cuda.is_available():
+        return "cuda:0"
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    if given and not given.startswith("-") and given != "NoDevFiles":
+        raise ResourceError(
+            f"CUDA_VISIBLE_DEVICES is {given}, and torch finds no CUDA: the GPU that this worker "
+            f"was given is gone, or its driver does not answer; {device.missing_files()}see `nvidia-smi` "
+            "and `dmesg`, start "
+            "again when the GPU is listed, or set model.device to cpu"
+        )
+    return "cpu"
+
+
+_DRIVERS_GPUS = Path("/proc/driver/nvidia/gpus")
+"""The driver's own list, which is there whatever torch was built for."""
+
+
+def count_unused_gpus(model: settings.Model, device: str) -> int:
+    """Return how many GPUs the driver lists while `model.device: auto` came to the CPU.
+
+    Where CUDA_VISIBLE_DEVICES is set, somebody has said that there shall be none.
+    """
+    if model.device != "auto" or device != "cpu" or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return 0
+    return len(list(_DRIVERS_GPUS.glob("*")))
+
+
+def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:
+    """Every model of every pool, in the pools' order, and whether training it so fits the machine."""
+    pools = load_pools()
+    verdicts = []
+    for pool in pools.pools:
+        for model in pool.models:
+            needed = _needed_gib(model.parameters, machine, trainer)
+            reason = None
+            if machine.gpu_gib < pool.min_gpu_gib:
+                has = f"{machine.gpu_gib:.1f} GiB" if machine.gpu_gib else "no GPU"
+                reason = f"for GPUs of {pool.min_gpu_gib:g} GiB and more; {machine.device} has {has}"
+            elif machine.free_gib < needed:
+                reason = f"{machine.free_gib:.1f} GiB are free on {machine.device}"
+            verdicts.append(Verdict(pool.name, model.name, needed, reason))
+    return verdicts
+
+
+def choose(machine: Machine, trainer: settings.Trainer, peer_id: str) -> Choice:
+    """A fitting model of the first pool that has one; the same for a peer id. Raises ModelError if none fits."""
+    verdicts = judge(machine, trainer)
+    fitting = [verdict for verdict in verdicts if verdict.reason is None]
+    if not fitting:
+        least = min(verdicts, key=lambda verdict: verdict.needed_gib)
+        raise ModelError(
+            f"model/name: auto: no model fits: {machine.free_gib:.1f} GiB are free on {machine.device}, the smallest, "
+            f"{least.name}, needs {least.needed_gib:.1f} to train in {machine.dtype}; free memory, or name a model "
+            "yourself (hivewright/tiny fits everywhere)"
+        )
+    best = [verdict for verdict in fitting if verdict.pool == fitting[0].pool]
+    chosen = random.Random(f"model/{peer_id}").choice(best)
+    return Choice(chosen.name, chosen.pool, machine.device, round(machine.free_gib, 1))
+
+
+def decide(model: settings.Model, trainer: settings.Trainer, folder: Path, peer_id: str) -> str:
+    """The name of the node's model; with `auto` chosen now and written down, unless it was before."""
+    if model.name != AUTO:
+        return model.name
+    if not (folder / CHOICE_FILE).exists():
+        choice = choose(measure(model), trainer, peer_id)
+        write_whole(folder / CHOICE_FILE, json.dumps(asdict(choice), indent=2) + "\n")
+    return settle(model, folder).name
+
+
+def settle(model: settings.Model, folder: Path) -> settings.Model:
+    """The settings, with what was decided at enrolment in the place of `auto`. Raises ModelError if nothing was."""
+    if model.name != AUTO:
+        return model
+    file = folder / CHOICE_FILE
+    try:
+        choice = TypeAdapter(Choice).validate_json(file.read_bytes(), strict=True)
+    except FileNotFoundError:
+        raise ModelError(
+            f"{file}: missing, and model.name is auto: no model was chosen for this node; run `hivewright enrol`"
+        ) from None
+    except ValidationError as error:
+        raise ModelError(
+            f"{file}: {error.errors()[0]['msg']}; expected what `hivewright enrol` writes; put it back from a backup, "
+            "or name the model in model.name"
+        ) from None
+    return model.model_copy(update={"name": choice.name})
+
+
+def explain(model: settings.Model, trainer: settings.Trainer, folder: Path) -> list[str]:
+    """For people: what the machine has, what of the pools fits and why not otherwise, and what this node trains."""
+    machine = measure(model)
+    memory = f"{machine.free_gib:.1f} GiB free"
+    if machine.gpu_gib:
+        memory += f" of {machine.gpu_gib:.1f}"
+    lines = [f"models for {machine.device} in {machine.dtype}, {memory}:"]
+    for verdict in judge(machine, trainer):
+        fits = "fits" if verdict.reason is None else f"does not: {verdict.reason}"
+        lines.append(f"  {verdict.pool:<6} {verdict.name:<28} needs {verdict.needed_gib:4.1f} GiB: {fits}")
+    if model.name != AUTO:
+        return [*lines, f"this node: {model.name}, as model.name says{_fit_of(model, machine, trainer)}"]
+    if (folder / CHOICE_FILE).exists():
+        return [*lines, f"this node: {settle(model, folder).name}, chosen when it enrolled"]
+    return [*lines, "this node: model.name is auto; `hivewright enrol` chooses one of those that fit"]
+
+
+def _needed_gib(parameters: int, machine: Machine, trainer: settings.Trainer) -> float:
+    pools = load_pools()
+    frozen = pools.bytes_per_frozen_parameter[machine.dtype]
+    lora = trainer.lora_for(parameters)
+    if lora is not None:  # the model without its adapters is the reference, too
+        per_parameter = frozen + pools.lora_bytes_per_parameter_and_rank * lora.rank
+    else:
+        per_parameter = pools.bytes_per_parameter[machine.dtype] + (frozen if trainer.beta else 0)
+    return parameters * per_parameter / GIB + pools.working_gib
+
+
+def needed_gib(model: settings.Model, machine: Machine, trainer: settings.Trainer) -> float | None:
+    """Memory to train a model, estimated by its parameters. None: they are only known when it has been downloaded."""
+    for pool in load_pools().pools:
+        for candidate in pool.models:
+            if candidate.name == model.name:
+                return _needed_gib(candidate.parameters, machine, trainer)
+    folder = find_folder(model)
+    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
+    return _needed_gib(sum(map(_count_parameters, files)), machine, trainer) if files else None
+
+
+def find_folder(model: settings.Model) -> Path | None:
+    """Where the model is; None: it is to be had from Hugging Face, or a GGUF file. Raises ModelError for a path without
+    one."""
+    name = model.name
+    if name == TINY:
+        return Path(__file__).parent / "tiny"
+    if is_gguf(name):
+        if not Path(name).expanduser().is_file():
+            raise ModelError(f"model/name: {name}: no such file; expected a GGUF file, a folder or a Hugging Face name")
+        return None
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir() or name.startswith(("/", "./", "../", "~")):
+        raise ModelError(f"model/name: {name}: no config.json there; expected a folder with a transformers model")
+    if model.shared_dir is not None and (shared := shared_folder(model.shared_dir, name)).is_dir():
+        return shared
+    return None
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a model is a file of llama.cpp's format, not a folder of transformers'."""
+    return name.lower().endswith(".gguf")
+
+
+def require_context(model: settings.Model, generation: settings.Generation) -> None:
+    """`compare_context` of a model whose files are on this machine; of others it is not known yet."""
+    folder = find_folder(model)
+    if folder is None:
+        return
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_bytes())
+        config = config.get("text_config", config)
+        context = config.get("max_position_embeddings", config.get("n_positions"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{file}: can't be read: {error}; expected a model's configuration; get the file again"
+        ) from None
+    if type(context) is not int and context is not None:
+        raise ModelError(
+            f"{file}: max_position_embeddings: got {context!r}, expected a whole number; get the file again"
+        )
+    compare_context(model.name, context, generation)
+
+
+def compare_context(name: str, context: int | None, generation: settings.Generation) -> None:
+    """Raises ModelError if the longest prompt with the longest completion is more than the model takes."""
+    wanted = generation.max_prompt_length + generation.max_completion_length
+    if context is not None and wanted > context:
+        raise ModelError(
+            f"model {name}: takes {context} tokens, generation.max_prompt_length {generation.max_prompt_length} and "
+            f"generation.max_completion_length {generation.max_completion_length} make {wanted}; lower them, or take a "
+            "model with a longer context"
+        )
+
+
+def shared_folder(shared_dir: Path, name: str) -> Path:
+    """Where a model of Hugging Face's is among those that nodes share, once it is there, whole."""
+    return shared_dir / name.replace("/", "--")
+
+
+def _fit_of(model: settings.Model, machine: Machine, trainer: settings.Trainer) -> str:
+    """What a model that the user names needs, where that is known."""
+    needed = needed_gib(model, machine, trainer)
+    if needed is None:
+        return ""
+    fits = "fits" if needed <= machine.free_gib else f"does not fit: {machine.free_gib:.1f} GiB are free"
+    return f": needs {needed:.1f} GiB: {fits}"
+
+
+def _count_parameters(file: Path) -> int:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: can't be read: {error}; expected a model's weights as safetensors") from None
+
+
+def free_ram_gib() -> float:
+    """Memory that a process of this one's control group may still take, without the GPUs'."""
+    return memory.free(torch.device("cpu")) / GIB

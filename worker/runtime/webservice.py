@@ -1,0 +1,95 @@
+"""What the roles that answer HTTP share: where they listen, and their life from a free port to an orderly end."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from aiohttp import web
+
+from worker.errors import ResourceError
+from worker.runtime import systemd, webguard
+from worker.runtime.files import write_whole
+from worker.runtime.host import lock_folder, require_port
+from worker.settings import Account, Dashboard
+
+_LOOPBACK = "127.0.0.1"
+_BACKLOG = 512
+
+
+class Service(Protocol):
+    """What answers. `tend` is its work beside that, for ever."""
+
+    def application(self) -> web.Application: ...
+
+    def started(self, url: str) -> None:
+        """It answers at `url` now; said once, for its log."""
+
+    async def tend(self) -> None: ...
+
+
+def run(role: str, section: Account | Dashboard, make: Callable[[], Service]) -> None:
+    """Serve what `make` makes until SIGTERM or SIGINT. Its URL is in `<state_dir>/address` when it is ready.
+
+    `role` names the section of the settings. Raises ResourceError if the port is in use or the folder can't be had,
+    and whatever `make` raises.
+    """
+    for host in _hosts(section.host):
+        require_port(host, section.port, f"{role}.port")
+    folder = section.state_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{folder} ({role}.state_dir): {error.strerror}; expected a folder to write in") from None
+    with lock_folder(folder, f"{role}.state_dir"):
+        asyncio.run(_serve(section, make))
+
+
+async def _serve(section: Account | Dashboard, make: Callable[[], Service]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    service = make()
+    webguard.raise_file_limit()
+    tending = asyncio.create_task(service.tend())
+    stopping = asyncio.create_task(stop.wait())
+    end: Callable[[], Awaitable[None]] | None = None
+    try:
+        sockets, port = [], section.port
+        for host in _hosts(section.host):
+            sockets.append(socket.create_server((host, port), family=_family(host), backlog=_BACKLOG))
+            port = int(sockets[0].getsockname()[1])
+        end = await webguard.serve(service.application(), sockets, section.names)
+        url = _url(section.host, port)
+        write_whole(section.state_dir / "address", url + "\n")
+        service.started(url)
+        systemd.ready()
+        await asyncio.wait({stopping, tending}, return_when=asyncio.FIRST_COMPLETED)
+        if tending.done():
+            tending.result()  # it only ends by an error that nobody expected
+    finally:
+        systemd.stopping("closing")
+        tending.cancel()
+        stopping.cancel()
+        if end is not None:
+            await end()
+
+
+def _hosts(host: str) -> tuple[str, ...]:
+    """Where to listen: as the settings say, and for what is on this machine, at loopback too.
+
+    Most versions of `tailscale serve` proxy to 127.0.0.1 and nowhere else.
+    """
+    return (host,) if host in (_LOOPBACK, "localhost", "0.0.0.0", "::") else (host, _LOOPBACK)  # noqa: S104
+
+
+def _family(host: str) -> socket.AddressFamily:
+    """Of the address, or of the first that the name has."""
+    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+
+
+def _url(host: str, port: int) -> str:
+    """How to reach us from this machine."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

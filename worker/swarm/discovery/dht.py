@@ -1,0 +1,306 @@
+"""Who is there: signed membership records in a Kademlia DHT (hivemind's `DHTNode`, in our own event loop).
+
+Records lie in buckets, each a DHT key of its own. The first has room for `BUCKET_SIZE` members; who finds a bucket full
+goes one level deeper, where there are eight times as many, chosen by a hash of the peer id. So no key grows with the
+swarm, a small swarm is read in one look-up, and a node's cost stays the same. Groups never pass through here.
+
+hivemind's node would run strangers' bytes through a recursive decoder (12 KB of them end the process) and store without
+bounds; both are replaced below. dht_guard.py bounds what strangers may ask of it.
+"""
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from collections import Counter
+from functools import lru_cache
+from typing import Any
+
+import msgpack
+from hivemind.dht import DHTNode
+from hivemind.dht.crypto import RecordValidatorBase
+from hivemind.dht.protocol import DHTProtocol
+from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
+from hivemind.dht.validation import DHTRecord
+from hivemind.p2p import P2P, PeerID
+from hivemind.utils import MSGPackSerializer
+from hivemind.utils.multiaddr import Multiaddr
+
+from worker.errors import BadRecord, SwarmError
+from worker.swarm.discovery import dht_guard
+from worker.swarm.protocol.codec import Fields
+from worker.swarm.protocol.messages import MAX_MEMBER_BYTES, Member, is_genuine, read_member
+from worker.swarm.transport.daemon import Daemon
+
+log = logging.getLogger(__name__)
+
+BUCKET_SIZE = 32
+BUCKET_HARD_LIMIT = 2 * BUCKET_SIZE
+"""What a node stores of a bucket at most: nodes that start together may all see room in it."""
+FAN_OUT = 8
+MAX_DEPTH = 4
+MAX_VALUE_BYTES = BUCKET_HARD_LIMIT * (MAX_MEMBER_BYTES + 96)
+"""Of a whole bucket: each record with its key, its time and the headers between them."""
+MAX_LIFETIME_SECONDS = 3600
+MAX_AHEAD_SECONDS = 600
+"""How far in the future a record may be made: clocks are minutes off."""
+RPC_TIMEOUT_SECONDS = 3.0
+READ_TIMEOUT_SECONDS = 10.0
+NUM_REPLICAS = 5
+BEAM_SIZE = 10
+"""How many of the nearest nodes a look-up hears before it ends: enough to find 5 replicas."""
+THOROUGH_EVERY = 8
+"""One read, announcement and look around in so many takes all replicas and the whole neighbourhood in; the others are
+content with less if all is well."""
+ENOUGH_FOUND = 16
+ENOUGH_NEIGHBOURS = 8
+
+_DICTIONARY_CODE = 0x50
+
+
+def bucket_of(peer_id: str, depth: int) -> int:
+    """The bucket of a peer at a depth: 0 to FAN_OUT**depth - 1."""
+    num_buckets: int = FAN_OUT**depth
+    return int.from_bytes(hashlib.sha256(peer_id.encode()).digest()[:8], "big") % num_buckets
+
+
+def _key(depth: int, bucket: int) -> str:
+    return f"hivewright/1/members/{depth}/{bucket}"
+
+
+@lru_cache(maxsize=1)
+def _bucket_depths() -> dict[bytes, tuple[int, int]]:
+    """All keys that may be stored, as the DHT's own ids -> (depth, bucket)."""
+    return {
+        DHTID.generate(_key(depth, bucket)).to_bytes(): (depth, bucket)
+        for depth in range(MAX_DEPTH)
+        for bucket in range(FAN_OUT**depth)
+    }
+
+
+class _FlatSerializer(MSGPackSerializer):  # type: ignore[misc]
+    """hivemind's format, as far as it is used here: text, bytes, numbers, and dictionaries of bytes."""
+
+    @classmethod
+    def loads(cls, buf: bytes) -> Any:
+        """Raises BadRecord."""
+        if len(buf) > MAX_VALUE_BYTES:
+            raise BadRecord("too-large", f"value of {len(buf)} bytes; at most {MAX_VALUE_BYTES} are read")
+        fields = Fields(buf, max_extension_bytes=len(buf))
+        value = fields.value()
+        fields.finish()
+        if not isinstance(value, msgpack.ExtType):
+            return value
+        if value.code != _DICTIONARY_CODE:
+            raise BadRecord("malformed", f"extension {value.code}; only dictionaries travel here")
+        return _read_dictionary(Fields(value.data))
+
+
+def _read_dictionary(fields: Fields) -> DictionaryDHTValue:
+    fields.enter(3, 3)
+    fields.value()  # how many it may hold, where it comes from
+    latest, dictionary = fields.number(), DictionaryDHTValue()
+    with dictionary.freeze():
+        for _ in fields.enter(at_most=BUCKET_HARD_LIMIT):
+            fields.enter(3, 3)
+            dictionary.store(fields.text(), fields.binary(MAX_MEMBER_BYTES + 8), fields.number())
+    fields.finish()
+    dictionary.latest_expiration_time = latest
+    return dictionary
+
+
+# Before the first node is made: what its handlers decode comes from strangers.
+DHTProtocol.serializer = _FlatSerializer
+dht_guard.install()
+
+
+class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
+    """Keeps at most BUCKET_HARD_LIMIT members of a bucket, and never an older record over a newer one."""
+
+    def store_subkey(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
+        held = self.get(key)
+        if held is not None and isinstance(held.value, DictionaryDHTValue):
+            present = held.value.get(subkey)
+            if present is not None and present.expiration_time >= expiration_time:
+                return False
+            if present is None and len(held.value) >= BUCKET_HARD_LIMIT:
+                return False
+        return bool(super().store_subkey(key, subkey, value, expiration_time))
+
+
+class _MemberValidator(RecordValidatorBase):  # type: ignore[misc]
+    """Lets only genuine membership records into the DHT: right bucket, right owner, of bounded life, signed. What is
+    signed costs most to find out, so it comes last."""
+
+    def validate(self, record: DHTRecord) -> bool:
+        place = _bucket_depths().get(record.key)
+        if place is None or len(record.value) > MAX_MEMBER_BYTES + 8:
+            return False
+        member = _read(bytes(record.value))
+        now = time.time()
+        return (
+            member is not None
+            and record.subkey == msgpack.packb(member.peer_id)
+            and record.expiration_time == float(member.expires)
+            and member.expires <= now + MAX_LIFETIME_SECONDS
+            and member.issued <= now + MAX_AHEAD_SECONDS
+            and bucket_of(member.peer_id, place[0]) == place[1]
+            and _is_genuine(member)
+        )
+
+
+@lru_cache(maxsize=1024)
+def _read(value: bytes) -> Member | None:
+    """The member in a stored value, whoever wrote it; None if there is none. Cached: records are seen many times."""
+    try:
+        fields = Fields(value)
+        sealed = fields.binary(MAX_MEMBER_BYTES)
+        fields.finish()
+        return read_member(sealed)
+    except BadRecord as error:
+        log.debug("membership record ignored: %s", error)
+        return None
+
+
+_is_genuine = lru_cache(maxsize=1024)(is_genuine)
+
+
+class Membership:
+    """Our node of the DHT, on a running daemon."""
+
+    def __init__(self, p2p: Any, node: Any, peer_id: str) -> None:
+        self._p2p = p2p
+        self._node = node
+        self._peer_id = peer_id
+        self._depth = 0
+        self._num_found = 0  # members in the last read
+        self._has_place = False  # whether our record lies in the bucket at `_depth`
+        self._turns = Counter[str]()
+
+    @classmethod
+    async def start(cls, daemon: Daemon, timeout_seconds: float) -> "Membership":
+        """Join with nobody yet. Raises SwarmError."""
+        p2p = None
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                p2p = await P2P.replicate(Multiaddr(daemon.control))
+                node = await DHTNode.create(
+                    p2p=p2p,
+                    node_id=dht_guard.place_of(daemon.peer_id),
+                    wait_timeout=RPC_TIMEOUT_SECONDS,
+                    parallel_rpc=32,
+                    num_replicas=NUM_REPLICAS,
+                    record_validator=_MemberValidator(),
+                    # Records are read to learn what is new: caches would only delay that.
+                    cache_locally=False,
+                    cache_nearest=0,
+                    cache_on_store=False,
+                    cache_refresh_before_expiry=0,
+                    reuse_get_requests=False,
+                )
+        except (TimeoutError, OSError, EOFError) as error:
+            if p2p is not None:
+                await p2p.shutdown()
+            raise SwarmError(f"DHT node can't start on the libp2p daemon: {error or 'no answer in time'}") from error
+        node.protocol.storage, node.protocol.cache = _BoundedStorage(), _BoundedStorage()
+        return cls(p2p, node, daemon.peer_id)
+
+    async def close(self) -> None:
+        """Stop our node. The daemon's own end takes its handlers away."""
+        self._node.is_alive = False
+        await self._p2p.shutdown()
+
+    @property
+    def reader(self) -> "asyncio.Task[None]":
+        """What reads the daemon's messages. It must never end: an answer that comes just when its question was given up
+        kills hivemind's without a word, and the DHT is deaf from then on."""
+        task: asyncio.Task[None] = self._p2p._client.control._read_task
+        return task
+
+    @property
+    def num_neighbours(self) -> int:
+        """DHT nodes that ours knows; 0: there is nobody to store with or to look up from."""
+        return len(self._node.protocol.routing_table.peer_id_to_uid)
+
+    async def meet(self, peer_id: str) -> bool:
+        """Make a peer that we are connected with a neighbour. False: it does not answer as a DHT node."""
+        return await self._node.protocol.call_ping(PeerID.from_base58(peer_id)) is not None
+
+    async def look_around(self) -> None:
+        """Fill the routing table with the nodes near to ours."""
+        if self._is_thorough("look", self.num_neighbours >= ENOUGH_NEIGHBOURS):
+            async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+                await self._node.find_nearest_nodes([self._node.node_id])
+
+    async def announce(self, member: Member) -> None:
+        """Store our record in the first bucket on our path that has room. Raises TimeoutError."""
+        async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+            if not self._is_thorough("announce", self._has_place) and await self._store(self._depth, member):
+                return
+            self._has_place = False
+            for depth in range(max(0, self._depth - 1), MAX_DEPTH):
+                held = await self._read(depth, bucket_of(member.peer_id, depth), thorough=True)
+                is_ours = any(m.peer_id == member.peer_id for m in held)
+                if len(held) >= BUCKET_SIZE and depth + 1 < MAX_DEPTH and not is_ours:
+                    continue
+                self._has_place = await self._store(depth, member)
+                self._depth = depth
+                return
+
+    async def read(self, rng: random.Random) -> list[Member]:
+        """Members from the buckets on a random path, down to the level where swarms of this size have theirs.
+
+        Raises TimeoutError. Expired records are left out by the DHT, as far as the clocks agree.
+        """
+        found: list[Member] = []
+        start = max(0, self._depth - 1)
+        thorough = self._is_thorough("read", self._num_found >= ENOUGH_FOUND)
+        async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+            for depth in range(start, MAX_DEPTH):
+                members = await self._read(depth, rng.randrange(FAN_OUT**depth), thorough)
+                found += members
+                if len(members) < BUCKET_SIZE and depth >= self._depth:
+                    break
+        self._num_found = len(found)
+        return found
+
+    def _is_thorough(self, what: str, is_well: bool) -> bool:
+        """Whether this turn at something is to be a thorough one."""
+        self._turns[what] = self._turns[what] + 1 if is_well else 0
+        return self._turns[what] % THOROUGH_EVERY == 0
+
+    async def _read(self, depth: int, bucket: int, thorough: bool) -> list[Member]:
+        """What a bucket holds: in all its replicas, or in the one that answers first."""
+        workers = self._node.num_workers if thorough else 1
+        result = await self._node.get(_key(depth, bucket), latest=thorough, beam_size=BEAM_SIZE, num_workers=workers)
+        if result is None or not isinstance(result.value, dict):
+            return []
+        members = (_read(msgpack.packb(entry.value)) for entry in result.value.values())
+        return [m for m in members if m is not None and _is_genuine(m)]
+
+    async def _store(self, depth: int, member: Member) -> bool:
+        """Put a record into its bucket; whether any replica took it.
+
+        hivemind's own `store` looks the key up and so is sent what all replicas hold under it. The nodes beside the key
+        are the same, and there is nothing to send.
+        """
+        key = DHTID.generate(_key(depth, bucket_of(member.peer_id, depth)))
+        beside = DHTID(int(key) ^ 1)
+        found = await self._node.find_nearest_nodes([beside], k_nearest=BEAM_SIZE, beam_size=BEAM_SIZE)
+        nearest, answers = list(found[beside].values()), list[bool]()
+        while nearest and len(answers) < NUM_REPLICAS:
+            missing = NUM_REPLICAS - len(answers)
+            batch, nearest = nearest[:missing], nearest[missing:]
+            stored = await asyncio.gather(*(self._store_at(peer, key, member) for peer in batch))
+            answers += [answer for answer in stored if answer is not None]
+        return any(answers)
+
+    async def _store_at(self, peer: Any, key: DHTID, member: Member) -> bool | None:
+        """Whether a node took the record: it does not if it has a newer one or no room. None: it does not answer."""
+        protocol, value, expires = self._node.protocol, msgpack.packb(member.sealed), float(member.expires)
+        if peer == self._node.peer_id:
+            return bool(protocol.storage.store(key, value, expires, subkey=member.peer_id))
+        stored = await protocol.call_store(peer, [key], [value], expires, subkeys=[member.peer_id])
+        return bool(stored[0]) if stored else None

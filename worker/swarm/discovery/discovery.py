@@ -1,0 +1,180 @@
+"""The look-out for peers: known addresses are tried, records are read and announced, strangers are greeted."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from worker.errors import BadRecord, SwarmError
+from worker.swarm.discovery.dht import Membership
+from worker.swarm.discovery.peer_table import MAX_PEERS_CACHED
+from worker.swarm.protocol import messages
+from worker.swarm.protocol.messages import Kind, OtherVersion, Refused
+from worker.swarm.transport.daemon import PROTOCOL, Daemon, speaks_otherwise
+from worker.swarm.transport.hole_punching import Punching
+from worker.swarm.transport.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE
+
+if TYPE_CHECKING:
+    from worker.swarm.network import Network
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 0.5
+ALONE_PAUSE_SECONDS = 10.0
+NUM_GREETINGS = 8
+DEAF_AFTER = 5
+"""Looks around in a row in which connected peers answered our greetings but not our DHT node: then that is started
+anew."""
+
+
+class Lookout:
+    """For one life of the daemon. `run` ends only with an exception."""
+
+    def __init__(self, network: "Network", daemon: Daemon, membership: Membership) -> None:
+        self._network = network
+        self._peers = network.peers
+        self._rng = network.rng
+        self._daemon = daemon
+        self._membership = membership
+        self._punching = Punching(network, daemon)
+        self._announce_at = 0.0
+
+    async def run(self) -> None:
+        network, membership = self._network, self._membership
+        pause, num_deaf = FIRST_PAUSE_SECONDS, 0
+        while True:
+            had_neighbours = membership.num_neighbours > 0
+            num_spoke = await self._reach_out()
+            num_deaf = num_deaf + 1 if num_spoke and not membership.num_neighbours else 0
+            if num_deaf >= DEAF_AFTER:
+                raise SwarmError(f"DHT node hears none of {num_spoke} peers that the daemon reaches")
+            try:
+                if await self._has_moved() or (membership.num_neighbours and not had_neighbours):
+                    self._announce_at = 0.0
+                await self._use_dht()
+            except TimeoutError:
+                log.debug("daemon or DHT gave no answer in time")
+            contacts = self._list_contacts()
+            await self._converse(await self._punching.drop_relayed(contacts), contacts)
+            await self._converse(self._peers.to_greet(self._rng, NUM_GREETINGS))
+            network.save_cache()
+            longest = network.swarm.announce_every_seconds
+            if not network.has_contact or not len(self._peers):
+                longest = min(longest, ALONE_PAUSE_SECONDS)
+            pause = FIRST_PAUSE_SECONDS if network.wake.is_set() else min(2 * pause, longest)
+            network.wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause * self._rng.uniform(0.75, 1.25)):
+                    await network.wake.wait()
+
+    async def _has_moved(self) -> bool:
+        """Whether libp2p has other addresses for us than before, such as one at a relay."""
+        addresses = await self._daemon.find_addresses()
+        moved = addresses != self._network.addresses
+        if moved:
+            log.info("addresses changed addresses=%s", ",".join(addresses))
+            self._network.addresses = addresses
+        return moved
+
+    async def _use_dht(self) -> None:
+        """Renew our record when it is time, and read those of others. Raises TimeoutError."""
+        network = self._network
+        if time.monotonic() >= self._announce_at:
+            await self._membership.look_around()
+            if network.is_member:
+                await self._membership.announce(network.member())
+            self._announce_at = time.monotonic() + network.swarm.announce_every_seconds
+        for member in await self._membership.read(self._rng):
+            network.learn(member.sealed, sender="")
+
+    async def _reach_out(self) -> int:
+        """Try known addresses that we have no connection with: all bootnodes while cut off, else a few, so that islands
+        find together again. Returns how many answered."""
+        network, peers = self._network, self._peers
+        contacts = self._list_contacts()
+        bootnodes = [p for p in _by_peer((*network.bootnodes, *network.cache.bootnodes)) if p in contacts]
+        connected = await self._daemon.connections()
+        missing = [p for p in contacts if p not in connected]
+        if not connected:
+            others = [p for p in missing if p not in bootnodes]
+            targets = [*bootnodes, *self._rng.sample(others, min(NUM_GREETINGS, len(others)))]
+        else:
+            targets = self._rng.sample(missing, min(2, len(missing)))
+            # Who was connected before it could answer a greeting; bootnodes only while there is nobody else.
+            lonely = not self._membership.num_neighbours or not len(peers)
+            known = [p for p in contacts if p in connected and (lonely or not peers.knows(p))]
+            targets += [p for p in known if lonely or p not in bootnodes][:NUM_GREETINGS]
+        return await self._converse(targets, contacts)
+
+    def _list_contacts(self) -> dict[str, list[str]]:
+        """Addresses of the bootnodes and of the peers heard last, now and before the start, by peer."""
+        network = self._network
+        cached = (*network.cache.peers, *network.cache.bootnodes)
+        contacts = _by_peer([*network.bootnodes, *cached, *self._peers.multiaddrs(MAX_PEERS_CACHED)])
+        contacts.pop(network.identity.peer_id, None)
+        return contacts
+
+    async def _converse(self, peer_ids: Iterable[str], contacts: dict[str, list[str]] | None = None) -> int:
+        """Greet peers at the same time; returns how many answered."""
+        greetings = [self._greet(p, (contacts or {}).get(p, ())) for p in peer_ids]
+        return sum(await asyncio.gather(*greetings))
+
+    def _note_foreign(self, peer_id: str) -> None:
+        """A bootnode that is a plain libp2p or hivemind node leads to nobody: say so, once in a while."""
+        network = self._network
+        if peer_id not in _by_peer((*network.bootnodes, *network.cache.bootnodes)):
+            return
+        network.foreign_bootnodes.add(peer_id)
+        if not network.said.has((peer_id, "foreign")):
+            log.warning(
+                "bootnode answers, but is not hivewright's (no %s): nobody is found through it bootnode=%s; name a "
+                "hivewright bootnode in swarm.bootnodes",
+                PROTOCOL, peer_id,
+            )  # fmt: skip
+
+    async def _greet(self, peer_id: str, addresses: Sequence[str]) -> bool:
+        """Introduce ourselves and learn whom the peer knows. False: it was not reached or sent nonsense."""
+        network = self._network
+        try:
+            async with network.stream(peer_id, addresses) as stream, asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
+                own = network.member().sealed if network.is_member else b""
+                await stream.send(messages.encode_frame(Kind.HELLO, own))
+                kind, payload = await stream.receive(messages.MAX_PEERS * (messages.MAX_MEMBER_BYTES + 8))
+            if kind is not Kind.PEERS:
+                raise BadRecord("malformed", f"answer to a greeting is {kind.name}")
+            members = [network.learn(sealed, peer_id) for sealed in messages.decode_peers(payload)]
+            if any(m.peer_id == peer_id for m in members):
+                network.hear(peer_id)
+        except Refused as refusal:
+            if refusal.reason == "version":
+                self._peers.speaks(peer_id, refusal.version)
+            log.debug("greeting refused peer=%s reason=%s", peer_id, refusal)
+        except OtherVersion as error:
+            self._peers.speaks(peer_id, error.version)
+            return False
+        except BadRecord as error:
+            self._peers.strike(peer_id)
+            level = logging.DEBUG if network.said.has((peer_id, "greeting", error.reason)) else logging.WARNING
+            log.log(level, "greeting answered with a bad record peer=%s reason=%s: %s", peer_id, error.reason, error)
+            return False
+        except UNREACHABLE as error:
+            self._peers.failed(peer_id)
+            log.debug("greeting failed peer=%s reason=%s", peer_id, error)
+            if speaks_otherwise(error):
+                self._note_foreign(peer_id)
+            return False
+        network.foreign_bootnodes.discard(peer_id)
+        await self._membership.meet(peer_id)
+        return True
+
+
+def _by_peer(multiaddrs: Iterable[str]) -> dict[str, list[str]]:
+    """Addresses that end in /p2p/PEER, by peer and without that end; others can't be dialled and are left out."""
+    contacts: dict[str, list[str]] = {}
+    for multiaddr in multiaddrs:
+        address, _, peer_id = multiaddr.rpartition("/p2p/")
+        if address and messages.is_peer_id(peer_id):
+            contacts.setdefault(peer_id, []).append(address)
+    return contacts

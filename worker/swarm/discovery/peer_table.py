@@ -1,0 +1,337 @@
+"""What a node knows about its peers: records, when they were heard, how they behaved. In memory only.
+
+Bounded: at most MAX_PEERS_KNOWN; whoever was not heard of for the longest time goes first, those that we don't exchange
+with before all others, and those that we were only told of before those that spoke to us: a record costs its maker
+nothing. New peers come in all the same, through places that are kept for them here and in each draw.
+"""
+
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from worker import settings
+from worker.swarm.log_throttle import Rarely
+from worker.swarm.protocol import messages
+from worker.swarm.protocol.messages import Member
+
+log = logging.getLogger(__name__)
+
+MAX_PEERS_KNOWN = 512
+PLACES_FOR_TOLD = 64
+"""For peers that we were only told of, however many spoke to us."""
+SHARE_OF_TOLD = 0.25
+"""How often such a one is drawn while there are others."""
+MAX_PEERS_CACHED = 64
+ENOUGH_MET = 8
+FEW_GREETINGS = 2
+CLOCK_TOLERANCE_SECONDS = 600
+"""How far a peer's clock may be off before its record counts as expired."""
+FIRST_QUARANTINE_SECONDS = 60.0
+LONGEST_QUARANTINE_SECONDS = 6 * 3600.0
+GOOD_PER_STRIKE = 5
+"""Answers without fault that make up for one with: who lies every other time is found out."""
+LEAST_PREFERENCE = 0.1
+"""What each of the draw's three weights is at least, of 1: nobody is left out for good, so everybody can improve."""
+LEARNING_RATE = 0.3
+"""How much the newest answer of a peer counts in its usefulness."""
+
+
+@dataclass
+class _Peer:
+    member: Member
+    newest: int  # issue of the newest record that came: `member` is an older one after the peer put its clock right
+    seen: float  # when a newer record came, from whomever (monotonic seconds)
+    met: float | None = None  # when the peer itself spoke to us
+    failures: int = 0  # in a row: not reached, or silent
+    told: bool = False  # whether the log has that it runs another version of an environment
+    closed: float | None = None  # when it last told us that it does not exchange groups with us
+    useful: float = 1.0  # running mean of the shares of its groups that had a signal; trusted until tried
+
+
+@dataclass
+class _Conduct:
+    strikes: int = 0
+    num_good: int = 0  # answers without fault since the last strike, or since one was taken back
+    until: float = 0.0  # end of the quarantine
+
+
+class Peers:
+    """The view of one node. Only used in the network's event loop; `clock` is monotonic seconds."""
+
+    def __init__(
+        self,
+        me: str,
+        swarm: settings.Swarm,
+        environments: Collection[str] = (),
+        families: frozenset[bytes] = frozenset(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`environments`: what we make tasks with; none of them: a bootnode, which learns from nobody. `families`:
+        those of our mix, as in a record."""
+        self.lifetime_seconds = 3 * swarm.announce_every_seconds
+        self._me = me
+        self._swarm = swarm
+        self._environments = {e.partition(" ")[0]: e for e in environments}
+        self._families = families
+        self._clock = clock
+        self._peers: dict[str, _Peer] = {}
+        self._conduct: dict[str, _Conduct] = {}
+        self._versions: dict[str, tuple[int, float]] = {}  # of peers that speak another one: which, and when
+        self._said = Rarely()
+        self._registered: frozenset[str] | None = None if not swarm.only_registered else frozenset()
+
+    def __len__(self) -> int:
+        return len(self._live())
+
+    def learn(self, member: Member, *, from_itself: bool) -> bool:
+        """Take in a record. True if the peer is new here.
+
+        What the peer itself shows counts, whatever its clock says now or said before. A record that somebody else hands
+        on must not be expired, and be newer than all that we have seen.
+        """
+        now = self._clock()
+        if member.peer_id == self._me:
+            return False
+        if not from_itself and member.expires + CLOCK_TOLERANCE_SECONDS < time.time():
+            return False
+        peer = self._peers.get(member.peer_id)
+        is_new = peer is None or now - peer.seen > self.lifetime_seconds
+        if peer is None:
+            peer = self._peers[member.peer_id] = _Peer(member, member.issued, now)
+        elif from_itself or member.issued > peer.newest:
+            peer.member, peer.newest, peer.seen = member, max(peer.newest, member.issued), now
+        if from_itself:
+            peer.met, peer.failures = now, 0
+        self._make_room()
+        self._tell(peer)
+        return is_new
+
+    def answered(self, peer_id: str) -> None:
+        """The peer spoke to us."""
+        if peer := self._peers.get(peer_id):
+            peer.met, peer.seen, peer.failures = self._clock(), self._clock(), 0
+
+    def failed(self, peer_id: str) -> None:
+        """The peer was not reached, or kept silent."""
+        if peer := self._peers.get(peer_id):
+            peer.failures += 1
+
+    def known(self) -> list[str]:
+        """The live peers; may be called from another thread."""
+        return self._live()
+
+    def num_failures(self, peer_id: str) -> int:
+        """How often in a row the peer was not reached, or kept silent."""
+        peer = self._peers.get(peer_id)
+        return peer.failures if peer else 0
+
+    def knows(self, peer_id: str) -> bool:
+        return peer_id in self._peers
+
+    def addresses(self, peer_id: str) -> tuple[str, ...]:
+        peer = self._peers.get(peer_id)
+        return peer.member.addresses if peer else ()
+
+    def record(self, peer_id: str) -> bytes | None:
+        """The peer's record as it was signed."""
+        peer = self._peers.get(peer_id)
+        return peer.member.sealed if peer else None
+
+    def is_understood(self, peer_id: str) -> bool:
+        """Whether one of the peer's environments is ours, in the same version: else no task of it can be checked."""
+        peer, ours = self._peers.get(peer_id), self._environments.values()
+        return peer is None or not ours or not set(ours).isdisjoint(peer.member.environments)
+
+    def is_allowed(self, peer_id: str) -> bool:
+        """Whether the settings let us exchange groups with the peer."""
+        only = self._swarm.only_peers
+        return (not only or peer_id in only) and (self._registered is None or peer_id in self._registered)
+
+    @property
+    def whom_allowed(self) -> str:
+        """With whom the settings let us exchange, for those with whom they don't."""
+        if self._swarm.only_registered:
+            return "this node exchanges groups only with peers that were registered on the chain when its round began"
+        return "this node exchanges groups with the peers on its list only"
+
+    def is_source(self, peer_id: str) -> bool:
+        """Whether we could learn from the peer."""
+        return self.is_understood(peer_id) and self.is_allowed(peer_id)
+
+    def is_open(self, peer_id: str) -> bool:
+        """Whether we could learn from the peer and it has not told us within a record's life that it won't let us."""
+        peer, since = self._peers.get(peer_id), self._clock() - self.lifetime_seconds
+        is_closed = peer is not None and peer.closed is not None and peer.closed >= since
+        return self.is_source(peer_id) and not is_closed
+
+    def close(self, peer_id: str) -> None:
+        """The peer told us that it does not exchange groups with us."""
+        if peer := self._peers.get(peer_id):
+            peer.closed = self._clock()
+
+    def open(self, peer_id: str) -> None:
+        """The peer exchanges groups with us."""
+        if peer := self._peers.get(peer_id):
+            peer.closed = None
+
+    def allow_registered(self, peer_ids: Collection[str]) -> None:
+        """With `only_registered`: these are the peers that the chain knows."""
+        if self._swarm.only_registered:
+            self._registered = frozenset(peer_ids)
+
+    def speaks(self, peer_id: str, version: int) -> None:
+        """The peer's frames are of another version of the exchange than ours. Said once for each peer."""
+        if peer_id not in self._versions and self._said.may():
+            log.warning(
+                "peer speaks another version of the exchange peer=%s theirs=%d ours=%d: upgrade the older of the two",
+                peer_id, version, messages.VERSION,
+            )  # fmt: skip
+        self._versions[peer_id] = version, self._clock()
+        while len(self._versions) > MAX_PEERS_KNOWN:
+            del self._versions[next(iter(self._versions))]
+
+    def other_versions(self) -> dict[str, int]:
+        """Versions of our environments, and of the exchange ("exchange 2"), that are not ours, with the number of live
+        peers that run them."""
+        live, since = (self._peers.get(peer_id) for peer_id in self._live()), self._clock() - self.lifetime_seconds
+        named = Counter(theirs for peer in live if peer is not None for theirs in self._differing(peer))
+        named.update(f"exchange {version}" for version, when in list(self._versions.values()) if when >= since)
+        return dict(named)
+
+    def draw(self, rng: random.Random, exclude: Collection[str]) -> str | None:
+        """A random peer that we can learn from and that is not in quarantine, by weight; now and then one that we were
+        only told of. One that failed lately, or won't exchange with us, only if there is no other. None: nobody left.
+        """
+        now = self._clock()
+        free = [p for p in self._live() if p not in exclude and self.is_source(p) and not self._is_quarantined(p, now)]
+        sound = [p for p in free if not self._peers[p].failures and self.is_open(p)] or free
+        if not sound:
+            return None
+        weights = {p: self._weigh(self._peers[p], now) for p in sound}
+        told = [p for p in sound if not self._is_met(p, now)]
+        if 0 < len(told) < len(sound):
+            all_told = sum(weights[p] for p in told)
+            all_met = sum(weights.values()) - all_told
+            factor = SHARE_OF_TOLD / (1 - SHARE_OF_TOLD) * all_met / all_told
+            weights.update((p, weights[p] * factor) for p in told)
+        return rng.choices(sound, list(weights.values()))[0]
+
+    def rate(self, peer_id: str, share: float) -> None:
+        """Note what share (0 to 1) of what the peer answered could be learnt from."""
+        if peer := self._peers.get(peer_id):
+            peer.useful += LEARNING_RATE * (share - peer.useful)
+
+    def to_greet(self, rng: random.Random, count: int) -> list[str]:
+        """Peers that were silent for half a record's life or did not answer the last time, and peers that we know from
+        others only; of either kind at least half of those to be greeted, and those that failed most last.
+
+        At most `count`, and few once enough others spoke to us lately: a greeting brings up to 10 KB of records.
+        """
+        now = self._clock()
+        stale = now - self.lifetime_seconds / 2
+        if sum(self._is_met(p, now) for p in self._peers) >= ENOUGH_MET:
+            count = min(count, FEW_GREETINGS)
+        known, told = list[str](), list[str]()
+        for peer_id in self._live():
+            peer = self._peers[peer_id]
+            if peer.met is None:
+                told.append(peer_id)
+            elif peer.met < stale or peer.failures:
+                known.append(peer_id)
+        for kind in (known, told):
+            rng.shuffle(kind)
+            kind.sort(key=lambda p: self._peers[p].failures)
+        num_known = min(len(known), max(count - count // 2, count - len(told)))
+        return known[:num_known] + told[: count - num_known]
+
+    def sample(self, rng: random.Random, count: int, exclude: str) -> list[bytes]:
+        """Records to hand on: of peers that we heard ourselves within a record's life, so that the dead don't go
+        round."""
+        now = self._clock()
+        met = [p for p in self._live() if p != exclude and self._is_met(p, now)]
+        return [self._peers[p].member.sealed for p in rng.sample(met, min(count, len(met)))]
+
+    def strike(self, peer_id: str) -> float:
+        """The peer sent what does not hold. From the second time in a row on it is not asked for a growing time.
+
+        Returns the seconds of quarantine, 0: none yet.
+        """
+        conduct = self._conduct.setdefault(peer_id, _Conduct())
+        conduct.strikes, conduct.num_good = conduct.strikes + 1, 0
+        while len(self._conduct) > MAX_PEERS_KNOWN:
+            del self._conduct[next(iter(self._conduct))]
+        if conduct.strikes < 2:
+            return 0.0
+        seconds = min(FIRST_QUARANTINE_SECONDS * 2.0 ** min(conduct.strikes - 2, 30), LONGEST_QUARANTINE_SECONDS)
+        conduct.until = self._clock() + seconds
+        return seconds
+
+    def absolve(self, peer_id: str) -> None:
+        """The peer sent groups that all hold. After GOOD_PER_STRIKE of these: one strike less."""
+        conduct = self._conduct.get(peer_id)
+        if conduct is None:
+            return
+        conduct.num_good += 1
+        if conduct.num_good == GOOD_PER_STRIKE:
+            conduct.strikes, conduct.num_good = conduct.strikes - 1, 0
+        if not conduct.strikes:
+            del self._conduct[peer_id]
+
+    def is_quarantined(self, peer_id: str) -> bool:
+        return self._is_quarantined(peer_id, self._clock())
+
+    def multiaddrs(self, count: int) -> list[str]:
+        """Full addresses (with /p2p/) of the peers heard last, for the cache."""
+        met = sorted((p for p in self._peers.values() if p.met is not None), key=lambda p: -(p.met or 0.0))
+        return [f"{a}/p2p/{p.member.peer_id}" for p in met[:count] for a in p.member.addresses[:2]]
+
+    def _live(self) -> list[str]:
+        since = self._clock() - self.lifetime_seconds
+        # A copy: other threads look at the number of peers.
+        return [peer_id for peer_id, peer in list(self._peers.items()) if peer.seen >= since]
+
+    def _weigh(self, peer: _Peer, now: float) -> float:
+        """The draw's weight of a peer: LEAST_PREFERENCE to 1 for each of three things, to the power of its setting."""
+        shared = len(self._families & peer.member.families) / len(self._families) if self._families else 1.0
+        fresh = 1 - (now - peer.seen) / self.lifetime_seconds
+        powers = self._swarm.draw_families, self._swarm.draw_fresh, self._swarm.draw_useful
+        weight = 1.0
+        for preference, power in zip((shared, fresh, peer.useful), powers, strict=True):
+            weight *= max(LEAST_PREFERENCE, preference) ** power
+        return weight
+
+    def _differing(self, peer: _Peer) -> list[str]:
+        named = [(e, self._environments.get(e.partition(" ")[0])) for e in peer.member.environments]
+        return [theirs for theirs, ours in named if ours not in (None, theirs)]
+
+    def _tell(self, peer: _Peer) -> None:
+        """Say it once for each peer; once more if it had our versions in between."""
+        differing = self._differing(peer)
+        if differing and not peer.told and self._said.may():
+            log.warning(
+                "peer runs another version, so its tasks can't be checked here peer=%s theirs=%s ours=%s: "
+                "upgrade the older of the two",
+                peer.member.peer_id, ", ".join(differing), ", ".join(self._environments.values()),
+            )  # fmt: skip
+        peer.told = bool(differing)
+
+    def _is_quarantined(self, peer_id: str, now: float) -> bool:
+        conduct = self._conduct.get(peer_id)
+        return conduct is not None and now < conduct.until
+
+    def _is_met(self, peer_id: str, now: float) -> bool:
+        """Whether the peer itself spoke to us within a record's life."""
+        met = self._peers[peer_id].met
+        return met is not None and met >= now - self.lifetime_seconds
+
+    def _make_room(self) -> None:
+        now = self._clock()
+        while len(self._peers) > MAX_PEERS_KNOWN:
+            told = [p for p in self._peers if not self._is_met(p, now)]
+            met = [p for p in self._peers if self._is_met(p, now)]
+            of_no_use = [p for p in self._peers if not self.is_allowed(p)]
+            candidates = of_no_use or (told if len(told) > PLACES_FOR_TOLD else met)
+            del self._peers[min(candidates, key=lambda p: self._peers[p].seen)]

@@ -1,0 +1,309 @@
+"""One round's requests: peers are drawn at random, asked, checked and, when they fail, replaced by others."""
+
+import asyncio
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from worker.errors import BadRecord
+from worker.records import ScoredGroup
+from worker.swarm.exchange.server import Serving
+from worker.swarm.exchange.verify import INNOCENT, Verifier
+from worker.swarm.network import Network
+from worker.swarm.protocol import messages
+from worker.swarm.protocol.messages import Kind, OtherVersion, Refused
+from worker.swarm.status import Tally
+from worker.swarm.transport.streams import UNREACHABLE
+
+log = logging.getLogger(__name__)
+
+MAX_DRAWS_PER_PEER = 3
+"""Peers that are asked in a round at most, for each of `peers_per_round`: bounds what a round costs when many fail."""
+MAX_WAITS = 100
+RETRY_PAUSE_SECONDS = 2.0
+"""Before a peer that was not reached is asked a second time, when there is nobody else and nobody was heard yet."""
+LOOK_EVERY_SECONDS = 1.0
+"""Also how long no more peers are asked than will do if all are ready."""
+OWN_SECONDS = 2.0
+"""Time that a sender's groups had to themselves before it is to blame that they are not scored."""
+TO_END_SECONDS = 0.25
+"""Before the deadline scoring ends, so that what it came to is taken in."""
+CLOSED = frozenset({"not-allowed", "environment", "version"})
+"""Refusals of a peer that won't exchange groups with us as things are, this round or another."""
+
+
+@dataclass
+class Checked:
+    """What came of one answer. A thread fills it; what it has done counts, though there be no time for the rest."""
+
+    num_groups: int = 1  # until it is known
+    scored: list[ScoredGroup] = field(default_factory=list)
+    bad: list[BadRecord] = field(default_factory=list)
+
+
+class Scoring:
+    """The verifier in a thread of its own: one sender at a time."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier = verifier
+        self._turn = asyncio.Lock()
+        self._pool = self._make_pool()
+
+    async def open_and_verify(self, sealed: bytes, peer_id: str, round: int, deadline: float) -> Checked:
+        """What holds and what does not, within half of the time that is left until `deadline` (monotonic), or within
+        OWN_SECONDS of it. What is not scored then is bad: "slow-to-score" if the sender had those, else "late".
+
+        Raises BadRecord if what is sealed are no groups.
+        """
+        async with self._turn:
+            started, filling = time.monotonic(), Checked()
+            left = deadline - started - TO_END_SECONDS
+            seconds = max(left / 2, min(left, OWN_SECONDS))
+            work = asyncio.get_running_loop().run_in_executor(
+                self._pool, self._work, filling, sealed, peer_id, round, started + seconds
+            )
+            try:
+                async with asyncio.timeout(seconds):
+                    await work
+            except TimeoutError:
+                log.debug("no more time to score groups of peer=%s round=%d seconds=%.1f", peer_id, round, seconds)
+            finally:
+                if work.cancelled():
+                    # The thread ends with the group that it is at; the next sender gets a new one.
+                    self.close()
+                    self._pool = self._make_pool()
+        checked = Checked(filling.num_groups, list(filling.scored), list(filling.bad))
+        if num_left := checked.num_groups - len(checked.scored) - len(checked.bad):
+            error = BadRecord("slow-to-score", f"groups of {peer_id} take too long to score")
+            if seconds < OWN_SECONDS:
+                error = BadRecord("late", f"groups of {peer_id} came too late to be scored")
+            checked.bad += [error] * num_left
+        return checked
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _work(self, filling: Checked, sealed: bytes, peer_id: str, round: int, until: float) -> None:
+        groups = messages.open_groups(sealed, peer_id, round, self._verifier.limits)
+        filling.num_groups = len(groups)
+        for result in self._verifier.verify_each(peer_id, round, groups):
+            if isinstance(result, BadRecord):
+                filling.bad.append(result)
+            else:
+                filling.scored.append(result)
+            if time.monotonic() > until:
+                return
+
+    @staticmethod
+    def _make_pool() -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
+
+
+@dataclass
+class Collecting:
+    """One round's requests; `run` once. `want`: groups, `deadline`: monotonic seconds, `num_peers`: k."""
+
+    network: Network
+    serving: Serving
+    scoring: Scoring
+    tally: Tally
+    round: int
+    want: int
+    deadline: float
+    num_peers: int
+    groups: list[ScoredGroup] = field(default_factory=list)
+    heard: set[str] = field(default_factory=set)
+    drawn: set[str] = field(default_factory=set)
+    rejected: "Counter[str]" = field(default_factory=Counter)
+    seconds_scoring: float = 0.0
+    _judging_since: float = 0.0
+    _num_judging: int = 0
+    _doubtful: set[str] = field(default_factory=set)  # peers that sent what does not hold: no holders of others' groups
+    _gone: list[str] = field(default_factory=list)  # peers that were not reached
+    _answered: int = 0  # requests that brought a group at least
+    _tasks: "dict[asyncio.Task[int], str]" = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        now = time.monotonic()
+        self._all_at = now + LOOK_EVERY_SECONDS
+        self._hedge_at = (now + self.deadline) / 2
+
+    async def run(self) -> None:
+        try:
+            while len(self.groups) < self.want and (left := self.deadline - time.monotonic()) > 0:
+                self._draw()
+                if not self._tasks:
+                    return
+                done, _ = await asyncio.wait(
+                    self._tasks, timeout=min(left, LOOK_EVERY_SECONDS), return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    self._settle(task, self._tasks.pop(task))
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+
+    @contextmanager
+    def _judging(self) -> Iterator[None]:
+        """Count the time of the block as scoring; blocks may overlap, since answers come side by side."""
+        if self._num_judging == 0:
+            self._judging_since = time.monotonic()
+        self._num_judging += 1
+        try:
+            yield
+        finally:
+            self._num_judging -= 1
+            if self._num_judging == 0:
+                self.seconds_scoring += time.monotonic() - self._judging_since
+
+    def _draw(self) -> None:
+        open_requests = self._choose_number()
+        while len(self._tasks) < open_requests and len(self.drawn) < MAX_DRAWS_PER_PEER * self.num_peers:
+            peer_id = self.network.peers.draw(self.network.rng, self.drawn)
+            if peer_id is not None:
+                self.drawn.add(peer_id)
+                self._tasks[asyncio.create_task(self._ask(peer_id))] = peer_id
+            elif self._gone and (holders := self.heard - self._doubtful):
+                owner = self._gone.pop()
+                self._tasks[asyncio.create_task(self._ask_holders(owner, self._choose(holders)))] = owner
+            elif self._gone and self.network.peers.num_failures(self._gone[-1]) == 1:
+                again = self._gone.pop()
+                self._tasks[asyncio.create_task(self._ask(again, RETRY_PAUSE_SECONDS))] = again
+            else:
+                return
+
+    def _choose_number(self) -> int:
+        """Have k requests that were answered or may still be; in the second half of the time twice those still open. At
+        first only as many as bring enough if every peer is ready and has as many groups as the last one had."""
+        now, number = time.monotonic(), self.num_peers - self._answered
+        if now >= self._hedge_at:
+            return 2 * number
+        if now < self._all_at and self.tally.groups_a_peer:
+            return min(number, math.ceil((self.want - len(self.groups)) / self.tally.groups_a_peer))
+        return number
+
+    def _choose(self, peer_ids: Collection[str]) -> list[str]:
+        return self.network.rng.sample(sorted(peer_ids), min(messages.MAX_HOLDERS, len(peer_ids)))
+
+    async def _ask(self, peer_id: str, pause_seconds: float = 0.0) -> int:
+        """Get the groups of a peer, from itself or, when it is full, from those that it names; how many hold."""
+        await asyncio.sleep(pause_seconds)
+        kind, payload = await self._request(peer_id)
+        if kind is Kind.GROUPS:
+            return await self._check(peer_id, peer_id, payload)
+        if kind is Kind.ELSEWHERE:
+            named = messages.decode_peers(payload)[: messages.MAX_HOLDERS]  # the others are nothing to us
+            return await self._ask_holders(peer_id, [self.network.learn(sealed, sender="").peer_id for sealed in named])
+        raise BadRecord("malformed", f"answer to a request for groups is {kind.name}")
+
+    async def _ask_holders(self, owner: str, holders: Sequence[str]) -> int:
+        """Get the groups of `owner` from others; how many hold. Raises Refused if nobody has any."""
+        peers = self.network.peers
+        for holder in holders:
+            if holder == self.network.identity.peer_id or not peers.is_allowed(holder) or peers.is_quarantined(holder):
+                continue
+            try:
+                kind, payload = await self._request(holder, owner)
+                if kind is not Kind.GROUPS:
+                    raise BadRecord("malformed", f"answer to a request for held groups is {kind.name}")
+                if num_held := await self._check(owner, holder, payload):
+                    return num_held
+            except BadRecord as error:
+                self._blame(holder, [error])
+            except (Refused, *UNREACHABLE) as error:
+                log.debug("groups not held peer=%s owner=%s reason=%r", holder, owner, error)
+        raise Refused("full: nobody else has these groups")
+
+    async def _request(self, peer_id: str, owner: str = "") -> tuple[Kind, bytes]:
+        """The answer to a standing request for the groups of `owner` (empty: of the peer itself)."""
+        patience = max(0, min(int(self.deadline - time.monotonic()), messages.MAX_PATIENCE_SECONDS))
+        async with self.network.stream(peer_id) as stream:
+            request = messages.encode_ask(self.round, patience, self.network.member().sealed, owner)
+            try:
+                # Once its answer begins, a peer on a slow line has the rest of the round for it.
+                kind, payload = await stream.ask(request, messages.MAX_FRAME_BYTES)
+            except Refused as refusal:
+                self._note_refusal(peer_id, refusal)
+                raise
+            self.network.peers.open(peer_id)
+            self._hear(peer_id)
+            num_waits = 0
+            while kind is Kind.WAIT:
+                num_waits += 1
+                if num_waits > MAX_WAITS:
+                    raise BadRecord("flood", f"{peer_id} answers nothing but WAIT")
+                kind, payload = await stream.receive(messages.MAX_FRAME_BYTES)
+        return kind, payload
+
+    async def _check(self, owner: str, sender: str, sealed: bytes) -> int:
+        """Decode and score; returns how many groups hold. Who hands on what does not hold is to blame: it checked it
+        before."""
+        with self._judging():
+            checked = await self.scoring.open_and_verify(sealed, owner, self.round, self.deadline)
+        scored, bad = checked.scored, checked.bad
+        self.tally.take_in(checked.num_groups, len(scored))
+        self.groups += scored
+        num_judged = checked.num_groups - sum(error.reason == "late" for error in bad)
+        if num_judged or not checked.num_groups:
+            self.network.peers.rate(owner, sum(g.has_signal for g in scored) / max(1, num_judged))
+        if bad:
+            self._blame(sender, bad)
+        elif scored:
+            self.serving.hold(self.round, owner, sealed)
+        if scored and INNOCENT.issuperset(error.reason for error in bad):
+            self.network.peers.absolve(sender)
+        return len(scored)
+
+    def _note_refusal(self, peer_id: str, refusal: Refused) -> None:
+        """The peer is there. If it won't exchange with us at all, that is said once in a while."""
+        self.tally.note_refusal(refusal.reason)
+        if refusal.reason in CLOSED:
+            self.network.peers.close(peer_id)
+            if refusal.reason == "version":
+                self.network.peers.speaks(peer_id, refusal.version)
+            elif not self.network.said.has((peer_id, "to us", refusal.reason)):
+                log.warning("request refused by peer=%s round=%d reason=%s", peer_id, self.round, refusal)
+        self._hear(peer_id)
+
+    def _hear(self, peer_id: str) -> None:
+        self.heard.add(peer_id)
+        self.network.hear(peer_id)
+
+    def _settle(self, task: "asyncio.Task[int]", peer_id: str) -> None:
+        """What a request that ended means. One that brought nothing that holds makes room for another draw."""
+        error, peers = task.exception(), self.network.peers
+        if error is None:
+            self._answered += task.result() > 0
+            return
+        if isinstance(error, Refused):
+            log.debug("request refused by peer=%s round=%d reason=%s", peer_id, self.round, error)
+        elif isinstance(error, BadRecord):
+            if isinstance(error, OtherVersion):
+                peers.speaks(peer_id, error.version)
+            peers.rate(peer_id, 0.0)
+            self._blame(peer_id, [error])
+        elif isinstance(error, UNREACHABLE):
+            peers.failed(peer_id)
+            self._gone.append(peer_id)
+            log.debug("peer not reached peer=%s round=%d reason=%r", peer_id, self.round, error)
+        else:
+            log.error("request failed peer=%s round=%d", peer_id, self.round, exc_info=error)
+
+    def _blame(self, peer_id: str, errors: Sequence[BadRecord]) -> None:
+        """Count what does not hold, say it in one line, and ask a sender that keeps lying no longer."""
+        reasons = Counter(error.reason for error in errors)
+        self._doubtful.add(peer_id)
+        self.rejected.update(reasons)
+        for error in errors:
+            self.tally.reject(peer_id, error.reason)
+        named = ",".join(f"{reason}:{count}" for reason, count in sorted(reasons.items()))
+        log.warning("groups rejected peer=%s round=%d reasons=%s: %s", peer_id, self.round, named, errors[0])
+        if not INNOCENT.issuperset(reasons) and (seconds := self.network.peers.strike(peer_id)):
+            log.warning("peer quarantined peer=%s seconds=%d", peer_id, seconds)

@@ -1,0 +1,184 @@
+"""Groups served to the peers that ask for a round of them: ours, and for a while those of others that we checked.
+
+A node that many ask at once serves a bounded number of them and tells the others who holds its groups by now. They are
+signed by their owner, so it does not matter through whose hands they come.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from worker import settings
+from worker.swarm.exchange.archive import Archive
+from worker.swarm.network import Network
+from worker.swarm.protocol import messages
+from worker.swarm.status import Tally
+from worker.swarm.transport.streams import ANSWER_TIMEOUT_SECONDS, Stream
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES_HELD = 16 << 20
+"""Of other peers' groups, all rounds together."""
+MAX_HOLDERS_KNOWN = 16
+MAX_ROUNDS_AHEAD = 100
+"""Of ours, in a request that stands until we are there; we won't be while it waits if it is further."""
+MAX_TIMES_SERVED = 3
+"""The same groups to the same peer: it may have been killed before it had trained on them."""
+MAX_SERVED_REMEMBERED = 4096
+
+
+@dataclass
+class _Published:
+    """Our groups of one round as a frame, and who got them last."""
+
+    frame: bytes
+    num_groups: int
+    holders: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_HOLDERS_KNOWN))
+
+
+class Serving:
+    """What lies ready for others. Only used in the network's event loop."""
+
+    def __init__(self, swarm: settings.Swarm, network: Network, tally: Tally, archive: Archive) -> None:
+        self._swarm = swarm
+        self._network = network
+        self._tally = tally
+        self._archive = archive
+        self._ours: dict[int, _Published] = {}
+        self._held: dict[tuple[int, str], bytes] = {}  # round, owner -> GROUPS frame
+        self._published = asyncio.Event()
+        self._asking: dict[str, asyncio.Task[None]] = {}  # whom we serve, one request each
+        self._num_served: Counter[tuple[int, str, str]] = Counter()  # by round, owner and asker
+
+    def put(self, round: int, frame: bytes, num_groups: int) -> None:
+        """Serve our groups of `round`; those of the oldest rounds go."""
+        self._ours[round] = _Published(frame, num_groups)
+        for old in sorted(self._ours)[: -self._swarm.keep_rounds]:
+            del self._ours[old]
+        oldest = min(self._ours)
+        self._held = {key: frame for key, frame in self._held.items() if key[0] >= oldest}
+        self._num_served = Counter({key: num for key, num in self._num_served.items() if key[0] >= oldest})
+        self._network.newest_round = max(self._ours)
+        self._published.set()
+        self._published = asyncio.Event()
+
+    def hold(self, round: int, owner: str, sealed: bytes) -> None:
+        """Have another peer's groups, all of which hold, ready for who can't get them from itself."""
+        if sum(map(len, self._held.values())) + len(sealed) <= MAX_BYTES_HELD:
+            self._held[round, owner] = messages.encode_frame(messages.Kind.GROUPS, sealed)
+
+    async def answer(self, peer_id: str, ask: messages.Ask, stream: Stream) -> None:
+        """Answer a peer's standing request: at once, when the groups are ready, or with the reason why not."""
+        network = self._network
+        owner = ask.owner or network.identity.peer_id
+        if not network.peers.is_allowed(peer_id):
+            await network.refuse(peer_id, stream, "not-allowed", network.peers.whom_allowed)
+        elif not network.peers.is_understood(peer_id):
+            ours = ", ".join(network.environments)
+            explanation = f"this node has {ours}, the asker not; upgrade the older of the two"
+            await network.refuse(peer_id, stream, "environment", explanation)
+        elif self._num_served[ask.round, owner, peer_id] >= MAX_TIMES_SERVED:
+            explanation = f"you were given these groups of round {ask.round} {MAX_TIMES_SERVED} times"
+            await network.refuse(peer_id, stream, "flood", explanation)
+        elif owner != network.identity.peer_id:
+            await self._hand_on(peer_id, ask, stream)
+        elif peer_id not in self._asking and len(self._asking) >= self._swarm.max_askers:
+            await self._send_elsewhere(peer_id, ask.round, stream)
+        else:
+            with self._asked_by(peer_id):
+                await self._answer_in_time(peer_id, ask, stream)
+
+    async def answer_audit(self, digest: str, stream: Stream) -> None:
+        """Give whoever asks the groups that we signed and committed to."""
+        sealed = self._archive.find(digest)
+        if sealed is None:
+            await stream.refuse("not-kept", f"no groups {digest} here; {self._swarm.audit_rounds} rounds are kept")
+            return
+        async with asyncio.timeout(2 * ANSWER_TIMEOUT_SECONDS):
+            await stream.send(messages.encode_frame(messages.Kind.GROUPS, sealed))
+
+    async def _answer_in_time(self, peer_id: str, ask: messages.Ask, stream: Stream) -> None:
+        patience = min(ask.patience, self._swarm.collect_timeout_seconds)
+        async with asyncio.timeout(patience + 2 * ANSWER_TIMEOUT_SECONDS):
+            if 0 <= self._network.newest_round < ask.round - MAX_ROUNDS_AHEAD:
+                await stream.refuse("not-ready", f"round {ask.round} is far ahead of {self._network.newest_round}")
+                return
+            if ask.round > self._network.newest_round:
+                await stream.send(messages.encode_frame(messages.Kind.WAIT, b""))
+                if not await self._wait_for_groups(ask.round, patience, stream):
+                    return
+            published = self._ours.get(ask.round)
+            if published is None:
+                reason = "skipped" if ask.round < self._network.newest_round else "not-ready"
+                await stream.refuse(reason, f"no groups of round {ask.round} here")
+                return
+            await stream.send(published.frame)
+            self._note_served(ask.round, self._network.identity.peer_id, peer_id)
+            published.holders.append(peer_id)
+            self._tally.groups["offered"] += published.num_groups
+            log.debug("groups served peer=%s round=%d", peer_id, ask.round)
+
+    async def _hand_on(self, peer_id: str, ask: messages.Ask, stream: Stream) -> None:
+        frame = self._held.get((ask.round, ask.owner))
+        async with asyncio.timeout(2 * ANSWER_TIMEOUT_SECONDS):
+            if frame is None:
+                await stream.refuse("not-held", f"no groups of {ask.owner} in round {ask.round} here")
+            else:
+                await stream.send(frame)
+                self._note_served(ask.round, ask.owner, peer_id)
+                self._tally.groups["handed-on"] += 1
+
+    async def _send_elsewhere(self, peer_id: str, round: int, stream: Stream) -> None:
+        """We are full. Name those that got our groups of this round last, if there are any."""
+        published, network = self._ours.get(round), self._network
+        holders = [h for h in dict.fromkeys(reversed(published.holders)) if h != peer_id] if published else []
+        records = [record for h in holders if (record := network.peers.record(h)) is not None]
+        if not records:
+            full = f"{len(self._asking)} peers are being served; ask somebody else"
+            await network.refuse(peer_id, stream, "full", full)
+            return
+        network.refused["elsewhere"] += 1
+        async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
+            await stream.send(messages.encode_elsewhere(records))
+
+    def _note_served(self, round: int, owner: str, asker: str) -> None:
+        self._num_served[round, owner, asker] += 1
+        while len(self._num_served) > MAX_SERVED_REMEMBERED:
+            del self._num_served[next(iter(self._num_served))]
+
+    @contextlib.contextmanager
+    def _asked_by(self, peer_id: str) -> Iterator[None]:
+        """One of the places for askers, while the block lasts. The peer's older request ends, if there is one."""
+        this = asyncio.current_task()
+        if this is None:
+            raise RuntimeError("requests are answered in tasks")
+        if (older := self._asking.pop(peer_id, None)) is not None:
+            older.cancel()
+        self._asking[peer_id] = this
+        try:
+            yield
+        finally:
+            if self._asking.get(peer_id) is this:
+                del self._asking[peer_id]
+
+    async def _wait_for_groups(self, round: int, patience: float, stream: Stream) -> bool:
+        """Until the groups of `round` are there or won't come. False: the asker has gone."""
+        deadline = time.monotonic() + patience
+        gone = asyncio.create_task(stream.wait_closed())
+        try:
+            while round > self._network.newest_round and (left := deadline - time.monotonic()) > 0:
+                published = asyncio.create_task(self._published.wait())
+                try:
+                    await asyncio.wait({published, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    published.cancel()
+                if gone.done():
+                    return False
+            return True
+        finally:
+            gone.cancel()
+            await asyncio.wait({gone})  # until it no longer reads: the stream has one reader

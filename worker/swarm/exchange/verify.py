@@ -1,0 +1,102 @@
+"""Trust nobody: a peer's group counts only after its task was regenerated and its completions were scored here.
+
+Nothing that a peer says about a question, an answer or a reward is used; none of that even travels.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from worker import settings
+from worker.errors import BadRecord
+from worker.records import Group, ScoredGroup, Task, round_seed
+from worker.swarm.protocol.messages import Limits, hash_families
+
+INNOCENT = frozenset({"version", "unknown-task", "late"})
+"""Reasons for which a group is dropped and its sender not blamed: it runs another version or other task families, or
+what was left of the round was too short to score it."""
+MIN_COMPLETIONS = 2
+"""One completion alone has no advantage over others."""
+
+
+class TaskSource(Protocol):
+    """What the environments offer to the verifier. Both raise BadRecord for a task that is not known here."""
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Names and versions of the environments, such as "reasoning-gym 0.1.25"."""
+        ...
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The task families of the mix, each named in full: two nodes name one the same if their tasks of it agree."""
+        ...
+
+    def question(self, task: Task) -> str: ...
+
+    def score(self, task: Task, completions: Sequence[str]) -> list[float]:
+        """A reward in [0, 1] for each completion, in bounded time."""
+        ...
+
+
+class Verifier:
+    """Checks what peers sent. Slow (it scores): never called in the exchange's event loop."""
+
+    def __init__(self, tasks: TaskSource, swarm: settings.Swarm, max_group_size: int) -> None:
+        self._tasks = tasks
+        self.environments = tasks.versions
+        self.families = hash_families(tasks.families)
+        self.limits = Limits(swarm.max_groups_per_peer, max_group_size, swarm.max_completion_bytes)
+
+    def verify(self, peer_id: str, round: int, group: Group) -> ScoredGroup:
+        """The group with our own question and rewards. Raises BadRecord if anything about it does not hold."""
+        task, limits = group.task, self.limits
+        seed = round_seed(peer_id, round)
+        if task.seed != seed:
+            raise BadRecord("seed", f"task seed {task.seed} of {peer_id} in round {round}; expected {seed}")
+        if not 0 <= task.index < limits.num_groups:
+            raise BadRecord("index", f"task index {task.index}; expected 0 to {limits.num_groups - 1}")
+        if not MIN_COMPLETIONS <= len(group.completions) <= limits.num_completions:
+            raise BadRecord(
+                "num-completions",
+                f"{len(group.completions)} completions; expected {MIN_COMPLETIONS} to {limits.num_completions}",
+            )
+        longest = max(len(c.encode(errors="surrogatepass")) for c in group.completions)
+        if longest > limits.completion_bytes:
+            raise BadRecord("too-long", f"completion of {longest} bytes; at most {limits.completion_bytes} are taken")
+        question = self._tasks.question(task)
+        rewards = tuple(self._tasks.score(task, group.completions))
+        if len(rewards) != len(group.completions) or not all(math.isfinite(r) and 0 <= r <= 1 for r in rewards):
+            raise BadRecord("score", f"task {task.family} can't score these completions: {rewards}")
+        return ScoredGroup(task, question, group.completions, rewards, peer_id=peer_id)
+
+    def verify_each(self, peer_id: str, round: int, groups: Sequence[Group]) -> Iterator[ScoredGroup | BadRecord]:
+        """One after the other: the group if it holds, or why it does not. A task that comes twice counts once."""
+        seen = Counter[Task]()
+        for group in groups:
+            seen[group.task] += 1
+            try:
+                if seen[group.task] > 1:
+                    raise BadRecord("duplicate", f"task {group.task.family} {group.task.index} came twice")
+                scored = self.verify(peer_id, round, group)
+            except BadRecord as error:
+                yield error
+            else:
+                yield scored
+
+    def verify_all(
+        self, peer_id: str, round: int, groups: Sequence[Group], until: float = math.inf
+    ) -> tuple[list[ScoredGroup], list[BadRecord]]:
+        """What of a peer's groups holds, and why the rest does not.
+
+        Raises BadRecord ("slow-to-score") when it is past `until` (monotonic seconds) and there are groups left.
+        """
+        results: list[ScoredGroup | BadRecord] = []
+        for result in self.verify_each(peer_id, round, groups):
+            results.append(result)
+            if len(results) < len(groups) and time.monotonic() > until:
+                raise BadRecord("slow-to-score", f"groups of {peer_id} take too long to score")
+        bad = [result for result in results if isinstance(result, BadRecord)]
+        return [result for result in results if isinstance(result, ScoredGroup)], bad

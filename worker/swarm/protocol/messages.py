@@ -1,0 +1,404 @@
+"""What travels between peers, as bytes: versioned frames, msgpack, zstd, signatures; nothing is trusted before it is
+checked.
+
+A frame is `hw`, a version byte, a kind byte, the payload's length (4 bytes) and the payload. Header and refusals keep
+their form in every version, so that nodes of different versions can still tell each other why they don't understand.
+Two payloads are signed with the sender's libp2p key, and so can be handed on by others: a member's record and a round's
+groups.
+
+Every decoder raises BadRecord, and only that, whatever it is given; its memory is bounded by the limits below.
+"""
+
+import asyncio
+import enum
+import hashlib
+import re
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import msgpack
+import zstandard
+
+from worker.errors import BadRecord
+from worker.records import Group, Task
+from worker.swarm.identity import Identity, verify
+from worker.swarm.protocol.codec import Fields
+
+VERSION = 3
+"""3: a member's record names its task families, and a peer's groups may come from another that holds them."""
+MAX_MEMBER_BYTES = 3584
+MAX_ADDRESSES = 8
+MAX_ADDRESS_LENGTH = 256
+MAX_PEERS = 16
+"""Records in one answer to a greeting."""
+MAX_GROUPS_BYTES = 8 << 20
+"""All groups of a round, decompressed. 9 tasks x 8 completions x 600 bytes are 45 KB, and 12 KB on the wire."""
+MAX_SERVED_BYTES = MAX_GROUPS_BYTES // 4
+"""Of our own groups of a round, before they are compressed: text that does not compress still fits into a frame."""
+ZSTD_LEVEL = 9
+"""6 % less than level 3 for half a millisecond more, once a round; level 19 would save 4 % more and take 10 ms."""
+MAX_COMPLETIONS = 256
+"""Of a group; no setting allows more."""
+MAX_FRAME_BYTES = 2 << 20
+MAX_REQUEST_BYTES = MAX_MEMBER_BYTES + 128
+MAX_PATIENCE_SECONDS = 600
+MAX_FAMILIES = 64
+"""Task families that a record names at most."""
+FAMILY_BYTES = 4
+MAX_HOLDERS = 3
+"""Records in one hint where else groups are to be had."""
+MAX_LISTED = 16
+"""Addresses and environments that are read in a record."""
+MAX_NAME_BYTES = 128
+"""Of a task family, and of a configuration's digest."""
+MAX_KEY_BYTES = 1024
+"""Of a public key, and of a signature."""
+
+_HEADER = struct.Struct(">2sBBI")
+HEADER_BYTES = _HEADER.size
+_MAGIC = b"hw"
+_MEMBER_DOMAIN = b"hivewright/member/3\n"
+_GROUPS_DOMAIN = b"hivewright/groups/3\n"
+_ENVIRONMENT = re.compile(r"[a-z0-9-]{1,32} [0-9A-Za-z.+!-]{1,31}")
+_PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{16,64}")
+_ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[0-9A-Za-z.:_-]+/(tcp|udp)/[0-9]{1,5}(/[0-9A-Za-z.:_-]+)*")
+
+
+class Kind(enum.IntEnum):
+    HELLO = 1  # a member's record, or nothing from who is no member; answered by PEERS
+    PEERS = 2  # records of members that the sender heard itself
+    ASK = 3  # for the groups of a round; answered by WAIT any number of times, then by GROUPS or REFUSAL
+    WAIT = 4  # the groups are not ready; they follow in this stream
+    GROUPS = 5  # signed groups
+    REFUSAL = 6  # "reason: explanation", the same in all versions
+    ELSEWHERE = 7  # full, instead of WAIT; records of peers that hold these groups
+    AUDIT = 8  # for signed groups by their digest, from anybody; answered by GROUPS or REFUSAL
+
+
+_MAX_PAYLOAD_BYTES = {
+    Kind.HELLO: MAX_MEMBER_BYTES,
+    Kind.PEERS: MAX_PEERS * (MAX_MEMBER_BYTES + 3) + 3,
+    Kind.ASK: MAX_REQUEST_BYTES,
+    Kind.WAIT: 0,
+    Kind.GROUPS: MAX_FRAME_BYTES,
+    Kind.ELSEWHERE: MAX_HOLDERS * (MAX_MEMBER_BYTES + 3) + 1,
+    Kind.AUDIT: hashlib.sha256().digest_size,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A peer's membership record. `issued` and `expires` are the sender's Unix time in seconds; `round` its newest, -1:
+    none yet. `environments` are names and versions, "reasoning-gym 0.1.25": two peers make the same tasks of a recipe
+    only if they have one in common. `families` are short hashes (FAMILY_BYTES) of the task families of its mix.
+
+    `sealed` is the record as it was signed: what is stored and handed on.
+    """
+
+    peer_id: str
+    addresses: tuple[str, ...]
+    round: int
+    version: int
+    issued: int
+    expires: int
+    environments: tuple[str, ...]
+    families: frozenset[bytes]
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A standing request for the groups of `round`; the asker waits `patience` seconds. `member`: its own record,
+    sealed. `owner`: whose groups; empty: those of the peer that is asked."""
+
+    round: int
+    patience: int
+    member: bytes
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a peer may send in one round."""
+
+    num_groups: int
+    num_completions: int
+    completion_bytes: int
+
+
+class Refused(Exception):
+    """The other side refused, in good order. `reason` is its first word: "full", "skipped", "version" ...; `version`
+    what it speaks."""
+
+    def __init__(self, text: str, version: int = VERSION) -> None:
+        super().__init__(text)
+        self.reason = text.partition(":")[0]
+        self.version = version
+
+
+class OtherVersion(BadRecord):
+    """A frame of another `version` than ours."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__("version", f"version {version}; this node speaks {VERSION}, upgrade the older of the two")
+        self.version = version
+
+
+def is_peer_id(text: str) -> bool:
+    return _PEER_ID.fullmatch(text) is not None
+
+
+def is_address(text: str) -> bool:
+    """Whether peers read a record with this address."""
+    return len(text) <= MAX_ADDRESS_LENGTH and _ADDRESS.fullmatch(text) is not None
+
+
+def encode_frame(kind: Kind, payload: bytes) -> bytes:
+    return _HEADER.pack(_MAGIC, VERSION, kind, len(payload)) + payload
+
+
+async def read_frame(
+    reader: asyncio.StreamReader, max_bytes: int, on_begin: Callable[[], None] | None = None
+) -> tuple[Kind, bytes]:
+    """The next frame. Raises BadRecord for what is none of ours, is newer, or is larger than `max_bytes`, or than its
+    kind ever is; Refused for a refusal.
+
+    The caller bounds the time, that until its header is there by `on_begin`. A stream that ends early raises
+    asyncio.IncompleteReadError.
+    """
+    header = await reader.readexactly(_HEADER.size)
+    if on_begin is not None:
+        on_begin()
+    magic, version, kind, length = _HEADER.unpack(header)
+    if magic != _MAGIC:
+        raise BadRecord("malformed", f"frame starts with {magic!r}; expected {_MAGIC!r}")
+    if kind == Kind.REFUSAL:
+        text = (await reader.readexactly(min(length, 500))).decode(errors="replace")
+        raise Refused(text, version)
+    if version != VERSION:
+        raise OtherVersion(version)
+    if kind not in _MAX_PAYLOAD_BYTES:
+        raise BadRecord("malformed", f"frame of kind {kind}; version {VERSION} has none such")
+    max_bytes = min(max_bytes, _MAX_PAYLOAD_BYTES[Kind(kind)])
+    if length > max_bytes:
+        raise BadRecord("too-large", f"frame of {length} bytes; at most {max_bytes} are read")
+    return Kind(kind), await reader.readexactly(length)
+
+
+def hash_families(families: Iterable[str]) -> frozenset[bytes]:
+    """What a record says of the families of a mix, each of which is named in full; beyond MAX_FAMILIES: not all."""
+    hashes = {hashlib.sha256(family.encode()).digest()[:FAMILY_BYTES] for family in families}
+    return frozenset(sorted(hashes)[:MAX_FAMILIES])
+
+
+def seal_member(
+    identity: Identity,
+    addresses: Sequence[str],
+    round: int,
+    issued: int,
+    expires: int,
+    environments: Sequence[str],
+    families: frozenset[bytes] = frozenset(),
+) -> Member:
+    """Sign our own membership record; addresses that peers don't read, or beyond MAX_ADDRESSES, are left out."""
+    kept = tuple(a for a in addresses if is_address(a))[:MAX_ADDRESSES]
+    fields = [round, VERSION, issued, expires, list(environments), b"".join(sorted(families))]
+    sealed = _seal(identity, _MEMBER_DOMAIN, msgpack.packb([identity.peer_id, list(kept), *fields]))
+    return Member(identity.peer_id, kept, round, VERSION, issued, expires, tuple(environments), families, sealed)
+
+
+def open_member(sealed: bytes) -> Member:
+    """Check and decode a membership record. Does not look at the clock."""
+    member = read_member(sealed)
+    if not is_genuine(member):
+        raise BadRecord("signature", f"membership record is not signed by {member.peer_id}")
+    return member
+
+
+def read_member(sealed: bytes) -> Member:
+    """Decode a membership record that anybody may have written: costs little, proves nothing."""
+    _, _, body = _open(sealed, MAX_MEMBER_BYTES)
+    fields = Fields(body)
+    fields.enter(8, 8)
+    member = Member(
+        peer_id=_peer_id(fields),
+        addresses=tuple(_address(fields) for _ in fields.enter(at_most=MAX_LISTED)),
+        round=fields.integer(-1),
+        version=fields.integer(1),
+        issued=fields.integer(),
+        expires=fields.integer(),
+        environments=tuple(_environment(fields) for _ in fields.enter(at_most=MAX_LISTED)),
+        families=_families(fields),
+        sealed=sealed,
+    )
+    fields.finish()
+    return member
+
+
+def is_genuine(member: Member) -> bool:
+    """Whether the record is signed by the peer whose it says it is."""
+    public_key, signature, body = _open(member.sealed, MAX_MEMBER_BYTES)
+    return verify(member.peer_id, public_key, _MEMBER_DOMAIN + body, signature)
+
+
+def encode_ask(round: int, patience: int, member: bytes, owner: str = "") -> bytes:
+    return encode_frame(Kind.ASK, msgpack.packb([round, patience, member, owner]))
+
+
+def decode_ask(payload: bytes) -> Ask:
+    fields = Fields(payload)
+    fields.enter(4, 4)
+    round, patience, member = fields.integer(), fields.integer(0, MAX_PATIENCE_SECONDS), fields.binary(MAX_MEMBER_BYTES)
+    owner = fields.text()
+    fields.finish()
+    if owner and not is_peer_id(owner):
+        raise BadRecord("malformed", "peer id is none")
+    return Ask(round, patience, member, owner)
+
+
+def groups_digest(sealed: bytes) -> str:
+    """What names signed groups for ever: the SHA-256 of all their bytes, signature included, in hexadecimal."""
+    return hashlib.sha256(sealed).hexdigest()
+
+
+def encode_audit(digest: str) -> bytes:
+    return encode_frame(Kind.AUDIT, bytes.fromhex(digest))
+
+
+def decode_audit(payload: bytes) -> str:
+    if len(payload) != hashlib.sha256().digest_size:
+        raise BadRecord("malformed", f"digest of {len(payload)} bytes; expected {hashlib.sha256().digest_size}")
+    return payload.hex()
+
+
+def encode_peers(members: Sequence[bytes]) -> bytes:
+    return encode_frame(Kind.PEERS, msgpack.packb(list(members[:MAX_PEERS])))
+
+
+def encode_elsewhere(members: Sequence[bytes]) -> bytes:
+    return encode_frame(Kind.ELSEWHERE, msgpack.packb(list(members[:MAX_HOLDERS])))
+
+
+def decode_peers(payload: bytes) -> list[bytes]:
+    """The sealed records of PEERS or ELSEWHERE; each is still to be opened."""
+    fields = Fields(payload)
+    records = [fields.binary(MAX_MEMBER_BYTES) for _ in fields.enter(at_most=MAX_PEERS)]
+    fields.finish()
+    return records
+
+
+def encode_refusal(reason: str, explanation: str) -> bytes:
+    return encode_frame(Kind.REFUSAL, f"{reason}: {explanation}".encode()[:500])
+
+
+def size_of(group: Group) -> int:
+    """Bytes of a group in a message before it is compressed, at most."""
+    return sum(len(c.encode()) + 64 for c in group.completions) + 256
+
+
+def find_excess(group: Group, limits: Limits) -> str | None:
+    """Return why no peer with these limits would take a group, whatever is sent with it; None: they would."""
+    if group.task.index >= limits.num_groups:
+        return "index"
+    if len(group.completions) > limits.num_completions:
+        return "too many answers"
+    if max((len(c.encode()) for c in group.completions), default=0) > limits.completion_bytes:
+        return "too long"
+    return "too large" if size_of(group) > MAX_SERVED_BYTES else None
+
+
+def seal_groups(identity: Identity, round: int, groups: Sequence[Group]) -> bytes:
+    """Pack, compress and sign our groups of a round. They are to be within the peers' limits (swarm.py)."""
+    rows = [[g.task.family, g.task.config_digest, g.task.seed, g.task.index, list(g.completions)] for g in groups]
+    body = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(msgpack.packb([identity.peer_id, round, rows]))
+    return _seal(identity, _GROUPS_DOMAIN, body)
+
+
+def open_groups(sealed: bytes, peer_id: str, round: int, limits: Limits) -> tuple[Group, ...]:
+    """Check and decode the groups of `peer_id` in `round`; the signature is checked before anything is decompressed.
+
+    A group that is over the limits of one group is read all the same: that is no reason to drop the others, and the
+    verifier (verify.py) drops and counts it.
+    """
+    public_key, signature, body = _open(sealed, MAX_FRAME_BYTES)
+    if not verify(peer_id, public_key, _GROUPS_DOMAIN + body, signature):
+        raise BadRecord("signature", f"groups are not signed by {peer_id}")
+    fields = Fields(_decompress(body))
+    fields.enter(3, 3)
+    if fields.text() != peer_id:
+        raise BadRecord("sender", f"groups are of another peer than {peer_id}")
+    if (sent_round := fields.integer()) != round:
+        raise BadRecord("round", f"groups are of round {sent_round}; round {round} was asked for")
+    rows = fields.enter()
+    if len(rows) > limits.num_groups:
+        raise BadRecord("too-large", f"{len(rows)} groups; at most {limits.num_groups} are read")
+    groups = tuple(_group(fields) for _ in rows)
+    fields.finish()
+    return groups
+
+
+def _group(fields: Fields) -> Group:
+    fields.enter(5, 5)
+    task = Task(_name(fields), _name(fields), fields.integer(), fields.integer())
+    return Group(task, tuple(fields.text() for _ in fields.enter(at_most=MAX_COMPLETIONS)))
+
+
+def _seal(identity: Identity, domain: bytes, body: bytes) -> bytes:
+    return bytes(msgpack.packb([identity.public_key, identity.sign(domain + body), body]))
+
+
+def _open(sealed: bytes, max_bytes: int) -> tuple[bytes, bytes, bytes]:
+    if len(sealed) > max_bytes:
+        raise BadRecord("too-large", f"{len(sealed)} signed bytes; at most {max_bytes} are read")
+    fields = Fields(sealed)
+    fields.enter(3, 3)
+    parts = fields.binary(MAX_KEY_BYTES), fields.binary(MAX_KEY_BYTES), fields.binary(max_bytes)
+    fields.finish()
+    return parts
+
+
+def _decompress(data: bytes) -> bytes:
+    try:
+        # The one-shot decompressor allocates what the header claims, so the claim is checked first.
+        claimed = zstandard.get_frame_parameters(data).content_size
+        if claimed > MAX_GROUPS_BYTES:
+            raise BadRecord("too-large", f"groups claim more than {MAX_GROUPS_BYTES} decompressed bytes")
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_GROUPS_BYTES, allow_extra_data=False)
+    except zstandard.ZstdError:
+        raise BadRecord("malformed", "groups are not zstd") from None
+
+
+def _name(fields: Fields) -> str:
+    name = fields.text()
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise BadRecord("too-large", f"name of more than {MAX_NAME_BYTES} bytes")
+    return name
+
+
+def _peer_id(fields: Fields) -> str:
+    text = fields.text()
+    if not is_peer_id(text):
+        raise BadRecord("malformed", "peer id is none")
+    return text
+
+
+def _families(fields: Fields) -> frozenset[bytes]:
+    data = fields.binary(MAX_FAMILIES * FAMILY_BYTES)
+    if len(data) % FAMILY_BYTES:
+        raise BadRecord("malformed", f"expected hashes of families, {FAMILY_BYTES} bytes each")
+    return frozenset(data[i : i + FAMILY_BYTES] for i in range(0, len(data), FAMILY_BYTES))
+
+
+def _environment(fields: Fields) -> str:
+    text = fields.text()
+    if not _ENVIRONMENT.fullmatch(text):
+        raise BadRecord("malformed", "expected environments such as reasoning-gym 0.1.25")
+    return text
+
+
+def _address(fields: Fields) -> str:
+    text = fields.text()
+    if not is_address(text):
+        raise BadRecord("malformed", "expected addresses such as /ip4/192.0.2.1/tcp/38000")
+    return text

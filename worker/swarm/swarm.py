@@ -1,0 +1,241 @@
+"""The exchange of groups: ours are served to whoever asks for a round, peers' are asked for, checked and scored.
+
+Each round a node draws a few peers at random and holds a standing request with each; what it costs does not depend on
+the size of the swarm. The receiver chooses whom it listens to, so nobody can push anything into it. No peers is a state
+(`training-alone`), never an error.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker import settings
+from worker.errors import SwarmError
+from worker.records import Collected, Group
+from worker.swarm.exchange.archive import ARCHIVE_FOLDER, Archive
+from worker.swarm.exchange.collector import Collecting, Scoring
+from worker.swarm.exchange.server import Serving
+from worker.swarm.exchange.verify import Verifier
+from worker.swarm.network import Network, Unanswered
+from worker.swarm.protocol import messages
+from worker.swarm.status import State, SwarmStatus, Tally
+
+log = logging.getLogger(__name__)
+
+LINK_PATIENCE_SECONDS = 5.0
+"""How long a round waits for a daemon that is being restarted."""
+LOOP_PATIENCE_SECONDS = 15.0
+"""How long a round waits for the event loop after its own end."""
+MAX_ROUNDS_UNANSWERED = 5
+"""In a row. A loop that hangs for so long is not mended from within: the process has to be started anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """`groups` are those of ours that peers and auditors get, `digest` (hexadecimal) that of their signed record."""
+
+    digest: str
+    groups: tuple[Group, ...]
+
+
+class Swarm:
+    """The swarm as the round loop sees it. Made, started, used and closed from one thread, which it never blocks for
+    long."""
+
+    def __init__(self, swarm: settings.Swarm, identity_file: Path, cache_dir: Path, verifier: Verifier) -> None:
+        """Raises IdentityError if the identity is missing: it is never made here."""
+        self._swarm = swarm
+        self._verifier = verifier
+        self._tally = Tally()
+        self._network = Network(
+            swarm, identity_file, cache_dir, environments=verifier.environments, families=verifier.families
+        )
+        self._archive = Archive(cache_dir / ARCHIVE_FOLDER, swarm.audit_rounds)
+        self._serving = Serving(swarm, self._network, self._tally, self._archive)
+        self._network.on_ask = self._serving.answer
+        self._network.on_audit = self._serving.answer_audit
+        self._scoring = Scoring(verifier)
+        self._heard: tuple[str, ...] = ()
+        self._is_behind = False
+        self._num_unanswered = 0  # rounds in a row
+        self._last_state: State = "starting"
+
+    def start(self) -> None:
+        """Connect in the background, again and again for ever. Raises ResourceError if the configured port is taken."""
+        self._network.start()
+
+    def join_through(self, multiaddrs: Sequence[str]) -> None:
+        """Use these bootnodes too, such as those that the chain names."""
+        self._network.join_through(multiaddrs)
+
+    def peers(self) -> list[str]:
+        """The peers that are known now."""
+        return self._network.peers.known()
+
+    def allow_registered(self, peer_ids: Collection[str]) -> None:
+        """With `only_registered`: these are the peers that the chain knows."""
+        self._network.allow_registered(peer_ids)
+
+    def publish(self, round: int, groups: Sequence[Group]) -> Published:
+        """Serve our groups of `round`, the most useful first, from now on.
+
+        Groups that peers would refuse, and those that do not fit into one message, are left out, with a warning.
+
+        On return they are on the disk, for auditors. Raises ResourceError if they can't be written.
+        """
+        offered = self._acceptable(round, groups)
+        sealed = messages.seal_groups(self._network.identity, round, offered)
+        published = Published(self._archive.put(round, sealed), tuple(offered))
+        frame = messages.encode_frame(messages.Kind.GROUPS, sealed)
+        self._network.post(self._serving.put, round, frame, len(offered))
+        return published
+
+    def collect(self, round: int, want: int) -> Collected:
+        """Get and check groups of `round` from peers drawn at random. Blocks for collect_timeout_seconds at most.
+
+        Returns as soon as `want` groups hold, or when every peer that was drawn has answered or failed; at once if no
+        peers are known. `heard` names all that gave any sign of life for this round, groups or not.
+
+        A round that the event loop does not answer is a round alone. Raises SwarmError after MAX_ROUNDS_UNANSWERED of
+        them in a row, or if the loop is not running.
+        """
+        if want <= 0 or self._swarm.peers_per_round == 0:
+            self._network.post(self._end_unasked)
+            return Collected()
+        try:
+            seconds = self._swarm.collect_timeout_seconds + LOOP_PATIENCE_SECONDS
+            collected = self._network.call(self._collect(round, want), seconds)
+        except Unanswered as error:
+            self._go_without(round, error)
+            return Collected()
+        self._num_unanswered = 0
+        return collected
+
+    def status(self) -> SwarmStatus:
+        network, tally = self._network, self._tally
+        return SwarmStatus(
+            state=self._state(),
+            peer_id=network.identity.peer_id,
+            peers_known=len(network.peers),
+            peers_heard=self._heard,
+            rejected=dict(tally.rejected),
+            rejected_by_peer=dict(tally.rejected_by_peer),
+            groups_offered=tally.groups["offered"],
+            groups_fetched=tally.groups["fetched"],
+            groups_verified=tally.groups["verified"],
+            bytes_in=network.traffic["in"],
+            bytes_out=network.traffic["out"],
+            daemon_restarts=network.num_restarts,
+            rounds_unanswered=tally.rounds_unanswered,
+            other_versions=network.peers.other_versions(),
+            addresses=tuple(f"{a}/p2p/{network.identity.peer_id}" for a in network.addresses),
+            reach=network.reach,
+            foreign_bootnodes=tuple(sorted(network.foreign_bootnodes)),
+            last_error=network.last_error,
+            newest_group_at=tally.newest_group_at,
+            groups_handed_on=tally.groups["handed-on"],
+            requests_refused=dict(network.refused),
+            refused_by_peers=dict(tally.refused),
+            versions=(f"exchange {messages.VERSION}", *network.environments),
+        )
+
+    def close(self) -> None:
+        """End the daemon and the thread; takes a few seconds at most."""
+        self._network.close()
+        self._scoring.close()
+
+    def _go_without(self, round: int, error: Unanswered) -> None:
+        """Say and count that the exchange did not answer. Raises SwarmError when it won't."""
+        self._num_unanswered += 1
+        self._tally.rounds_unanswered += 1
+        self._heard, self._network.last_error = (), str(error)
+        log.warning("exchange gives no answer, this round is trained alone round=%d reason=%s", round, error)
+        if self._num_unanswered >= MAX_ROUNDS_UNANSWERED:
+            raise SwarmError(f"{self._num_unanswered} rounds in a row without an answer: {error}") from error
+
+    def _state(self) -> State:
+        if self._num_unanswered:
+            return "training-alone"
+        contact = self._network.has_contact
+        if contact is None:
+            return "starting"
+        if not contact:
+            return "training-alone"
+        return "catching-up" if self._is_behind else "connected"
+
+    def _acceptable(self, round: int, groups: Sequence[Group]) -> list[Group]:
+        """The groups that peers take, as many as fit, in the order in which they are given."""
+        limits, size = self._verifier.limits, 0
+        kept: list[Group] = []
+        refused = Counter[str]()
+        for group in groups:
+            reason = messages.find_excess(group, limits)
+            group_bytes = messages.size_of(group)
+            if reason is None and (len(kept) == limits.num_groups or size + group_bytes > messages.MAX_SERVED_BYTES):
+                reason = "no room"
+            if reason is None:
+                kept.append(group)
+                size += group_bytes
+            else:
+                refused[reason] += 1
+        if refused:
+            log.warning(
+                "groups not shared round=%d shared=%d not_shared=%d reasons=%s; they earn nothing: lower "
+                "environment.tasks_per_round, generation.num_generations or generation.max_completion_length",
+                round, len(kept), len(groups) - len(kept), dict(refused),
+            )  # fmt: skip
+        return kept
+
+    # In the event loop
+
+    def _end_unasked(self) -> None:
+        """The end of a round in which nobody is asked: the look-out's greetings show whether anybody is there."""
+        self._heard = ()
+        if not self._network.has_contact:
+            self._network.fall_silent()
+        self._log_state()
+
+    async def _collect(self, round: int, want: int) -> Collected:
+        started = time.monotonic()
+        if not self._network.is_up and self._network.num_restarts:
+            await _wait_for(self._network.link_up, min(LINK_PATIENCE_SECONDS, self._swarm.collect_timeout_seconds))
+        collecting = Collecting(
+            self._network, self._serving, self._scoring, self._tally, round, want,
+            deadline=started + self._swarm.collect_timeout_seconds, num_peers=self._swarm.peers_per_round,
+        )  # fmt: skip
+        await collecting.run()
+        waited = max(0.0, time.monotonic() - started - collecting.seconds_scoring)
+        self._heard = tuple(sorted(collecting.heard))
+        if not any(self._network.peers.is_open(peer_id) for peer_id in self._heard):
+            self._network.fall_silent()
+        self._is_behind = not collecting.groups
+        self._log_state()
+        log.info(
+            "groups collected round=%d asked=%d heard=%d groups=%d rejected=%d seconds=%.1f state=%s "
+            "newest_group_seconds=%s bytes_in=%d bytes_out=%d",
+            round, len(collecting.drawn), len(self._heard), len(collecting.groups), collecting.rejected.total(),
+            time.monotonic() - started, self._state(), self._tally.newest_group_seconds,
+            self._network.traffic["in"], self._network.traffic["out"],
+        )  # fmt: skip
+        # In an order of their own: what is trained on must not depend on who was quicker.
+        groups = sorted(collecting.groups, key=lambda g: (g.peer_id or "", g.task.index))
+        return Collected(tuple(groups), self._heard, dict(collecting.rejected), waited)
+
+    def _log_state(self) -> None:
+        state = self._state()
+        if state != self._last_state:
+            level = logging.INFO if state == "connected" else logging.WARNING
+            log.log(level, "swarm state=%s peers_known=%d", state, len(self._network.peers))
+            self._last_state = state
+
+
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        log.debug("still waiting")

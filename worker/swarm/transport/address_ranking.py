@@ -1,0 +1,75 @@
+"""Which of a machine's addresses are worth telling to peers, and in which order.
+
+A record has room for eight, and a peer that keeps an address for its next start keeps the first two: what reaches this
+node from anywhere comes first, and networks that end inside this machine (those of containers) are left out.
+"""
+
+import re
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+from worker.runtime.host import interface_address
+
+INTERFACES = Path("/sys/class/net")
+RELAYED = "/p2p-circuit"
+
+_HOST = re.compile(r"/ip[46]/([^/]+)")
+_NAME = re.compile(r"/dns[46]?/")
+
+
+def ranked(addresses: Iterable[str], inner: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """Return multiaddrs in the order in which they are worth telling, without those of `inner` hosts.
+
+    Public addresses and names first, then addresses at a relay, then those of private networks, then link-local ones,
+    then loopback. If nothing but `inner` ones and loopback are there, they stay: this is all that there is.
+    """
+    known = sorted(dict.fromkeys(addresses), key=lambda address: (_rank(address), address))
+    outer = [address for address in known if _host_of(address) not in inner]
+    return tuple(outer if any(_rank(address) < _LOOPBACK for address in outer) else known)
+
+
+_PUBLIC, _RELAY, _PRIVATE, _LINK_LOCAL, _LOOPBACK = range(5)
+
+
+def _rank(address: str) -> int:
+    if RELAYED in address:
+        return _RELAY
+    if _NAME.match(address):
+        return _PUBLIC
+    try:
+        host: IPv4Address | IPv6Address = ip_address(_host_of(address))
+    except ValueError:
+        return _PRIVATE
+    if host.is_loopback:
+        return _LOOPBACK
+    if host.is_link_local:
+        return _LINK_LOCAL
+    return _PUBLIC if host.is_global else _PRIVATE
+
+
+def _host_of(address: str) -> str:
+    match = _HOST.match(address)
+    return match[1] if match else ""
+
+
+def inner_hosts(interfaces: Path = INTERFACES) -> frozenset[str]:
+    """Return this machine's IPv4 addresses on bridges without a physical port: Docker's, libvirt's, CNI's.
+
+    A bridge that has a network card in it (a hypervisor's own) leads outside and is not one of them.
+    """
+    try:
+        bridges = [folder for folder in interfaces.iterdir() if (folder / "bridge").is_dir()]
+    except OSError:  # no sysfs: nothing is known of bridges
+        return frozenset()
+    inner = (bridge.name for bridge in bridges if not _has_physical_port(bridge))
+    return frozenset(address for name in inner if (address := interface_address(name)) is not None)
+
+
+def _has_physical_port(bridge: Path) -> bool:
+    ports = bridge / "brif"
+    return ports.is_dir() and any((port / "device").exists() for port in _members(bridge, ports))
+
+
+def _members(bridge: Path, ports: Path) -> list[Path]:
+    return [bridge.parent / port.name for port in ports.iterdir()]

@@ -1,0 +1,373 @@
+"""libp2p's daemon (`p2pd`, from hivemind's wheel) as our child: started, spoken to, and never left behind.
+
+The daemon dies with the process that started it, however that ends: the kernel sends it SIGKILL. It gets its bootstrap
+peers from us later (dht.py), because with `-bootstrapPeers` it gives up when none of them answers. hivemind's own way
+of starting it is not used: that starts a second daemon with a fixed time-out first, and creates a missing identity
+silently.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hivemind.p2p import PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe
+from hivemind.proto import p2pd_pb2
+from hivemind.utils.logging import use_hivemind_log_handler
+from hivemind.utils.multiaddr import Multiaddr
+
+from worker import settings
+from worker.errors import SwarmError
+from worker.swarm.identity import varint
+from worker.swarm.transport.address_ranking import inner_hosts, ranked
+
+# On import hivemind sets up a log handler of its own and renames WARNING to WARN.
+use_hivemind_log_handler("nowhere")
+logging.addLevelName(logging.WARNING, "WARNING")
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = "/hivewright/exchange"
+"""What peers of ours answer; libp2p and hivemind nodes of others do not."""
+P2PD = Path(str(files("hivemind.hivemind_cli") / "p2pd"))
+CONTROL_TIMEOUT_SECONDS = 5.0
+STOP_TIMEOUT_SECONDS = 3.0
+MAX_PEERS_MET = 512
+
+# Becomes p2pd; prctl(PR_SET_PDEATHSIG, SIGKILL) first, which outlives exec. The check closes the gap before it.
+_GUARD = (
+    "import ctypes, os, sys\n"
+    "ctypes.CDLL(None).prctl(1, 9)\n"
+    "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
+    "os.execv(sys.argv[2], sys.argv[2:])\n"
+)
+
+_P2P_CODE = b"\xa5\x03"  # of /p2p/ in multiaddrs: 421 as a varint
+
+_FOLDER_PREFIX = "hivewright-p2pd-"
+
+Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Serves one incoming stream; the text is the caller's peer id, which libp2p has authenticated."""
+
+
+class Daemon:
+    """One running p2pd. Everything raises SwarmError if the daemon refuses or is gone, TimeoutError if it keeps
+    silent."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", folder: Path) -> None:
+        self._process = process
+        self._folder = folder
+        self._server: asyncio.Server | None = None
+        self._streams: set[asyncio.Task[None]] = set()
+        self._output: asyncio.Task[None] | None = None
+        self._last_line = ""
+        self._said_ready = asyncio.Event()
+        self._met: dict[str, None] = {}  # the peers that we connected with last
+        self.died = asyncio.Event()
+        self.control = f"/unix{folder}/control.sock"
+        self.peer_id = ""
+        self.addresses: tuple[str, ...] = ()
+
+    @classmethod
+    async def start(cls, identity_file: Path, swarm: settings.Swarm, port: int, relays: Sequence[str] = ()) -> "Daemon":
+        """Start p2pd on the settings' host and `port` (0: the kernel chooses) and wait until it answers. `relays`: what
+        relays.find gives. Must run in a long-lived thread."""
+        # 0700, and a short path: that of a socket has 108 bytes at most.
+        _remove_leftovers()
+        folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+        place = [f"-listen=/unix{folder}/control.sock", f"-id={identity_file}"]
+        arguments = [*place, *_arguments(folder, swarm, port, relays)]
+        # The death signal is tied to the thread that forks: this one, which runs the event loop as long as the daemon.
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), str(P2PD), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # On one core at a time it takes half the processor time that it takes on two, and is as fast.
+            env={"GOLOG_LOG_LEVEL": "error", "GOMAXPROCS": "1"},
+            start_new_session=True,  # a Ctrl-C at the terminal is for the worker, which then stops its daemon
+        )
+        daemon = cls(process, folder)
+        daemon._output = asyncio.create_task(daemon._read_output())
+        try:
+            async with asyncio.timeout(swarm.startup_timeout_seconds):
+                await daemon._get_ready()
+        except TimeoutError:
+            seconds = f"{swarm.startup_timeout_seconds:g} s (swarm.startup_timeout_seconds)"
+            raise SwarmError(f"libp2p daemon: not ready after {seconds}; trying again") from None
+        finally:
+            if not daemon.peer_id:
+                await daemon.stop()
+        return daemon
+
+    async def stop(self) -> None:
+        """End the daemon and every stream. Takes STOP_TIMEOUT_SECONDS at most."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._streams:
+            task.cancel()
+        self._process.terminate()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
+                await self.died.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self.died.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def death_notice(self) -> str:
+        """What is known about the end of a daemon that died."""
+        return f"libp2p daemon ended with {self._process.poll()}: {self._last_line or 'it said nothing'}"
+
+    async def serve(self, protocol: str, handler: Handler) -> None:
+        """Hand every incoming stream of `protocol` to `handler`, each in a task of its own."""
+        path = self._folder / "streams.sock"
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(self._handle(handler, reader, writer))
+            self._streams.add(task)
+            task.add_done_callback(self._handled)
+
+        self._server = await asyncio.start_unix_server(accept, path)
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.STREAM_HANDLER,
+            streamHandler=p2pd_pb2.StreamHandlerRequest(
+                addr=Multiaddr(f"/unix{path}").to_bytes(), proto=[protocol], balanced=False
+            ),
+        )
+        await self._call(request)
+
+    async def connect(self, peer_id: str, addresses: Sequence[str], timeout_seconds: float) -> None:
+        """Have a connection to the peer, through one of `addresses` or, without any, where libp2p's own DHT finds
+        it."""
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.CONNECT,
+            connect=p2pd_pb2.ConnectRequest(
+                peer=_peer_bytes(peer_id), addrs=_address_bytes(addresses), timeout=max(1, round(timeout_seconds))
+            ),
+        )
+        self._met.pop(peer_id, None)
+        await self._call(request, timeout_seconds)
+        self._met[peer_id] = None
+        if len(self._met) > MAX_PEERS_MET:
+            del self._met[next(iter(self._met))]
+
+    def has_met(self, peer_id: str) -> bool:
+        """Whether `connect` worked for this peer and nothing was heard to the contrary since."""
+        return peer_id in self._met
+
+    async def disconnect(self, peer_id: str) -> None:
+        """Drop the connections to the peer: the next `connect` dials anew."""
+        self._met.pop(peer_id, None)
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.DISCONNECT, disconnect=p2pd_pb2.DisconnectRequest(peer=_peer_bytes(peer_id))
+        )
+        await self._call(request)
+
+    async def connections(self) -> dict[str, bool]:
+        """The peers that there is a connection with, bootnodes included, and whether one does without a relay."""
+        response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
+        found: dict[str, bool] = {}
+        for connection in response.peers:
+            peer_id, addresses = _peer_id(connection.id), _sorted(connection.addrs[:1])
+            found[peer_id] = found.get(peer_id, False) or any("/p2p-circuit" not in a for a in addresses)
+        return found
+
+    async def find_addresses(self) -> tuple[str, ...]:
+        """Where others reach us, as far as libp2p knows by now, the best first. Relays and routers add to it later."""
+        response = await self._identify()
+        return _sorted(response.identify.addrs)
+
+    async def open_stream(
+        self, peer_id: str, protocol: str, timeout_seconds: float
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A new stream to a peer. The caller closes the writer."""
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.STREAM_OPEN,
+            streamOpen=p2pd_pb2.StreamOpenRequest(
+                peer=_peer_bytes(peer_id), proto=[protocol], timeout=max(1, round(timeout_seconds))
+            ),
+        )
+        _, reader, writer = await self._exchange(request, timeout_seconds)
+        return reader, writer
+
+    async def _get_ready(self) -> None:
+        await self._said_ready.wait()
+        if self.died.is_set():
+            raise SwarmError(self.death_notice)
+        response = await self._identify()
+        self.addresses = _sorted(response.identify.addrs)
+        self.peer_id = _peer_id(response.identify.id)
+
+    async def _identify(self) -> Any:
+        return await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
+
+    async def _read_output(self) -> None:
+        """Follow what the daemon says until its end, which sets `died`."""
+        output, rest = asyncio.StreamReader(), b""
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(output), self._process.stdout
+        )
+        while chunk := await output.read(65536):
+            *lines, rest = (rest[-65536:] + chunk).split(b"\n")
+            for line in lines:
+                text = line.decode(errors="replace").strip()
+                if text.startswith("Peer ID:"):
+                    self._said_ready.set()
+                elif text:
+                    self._last_line = text[:300]
+                    log.debug("daemon says %s", self._last_line)
+        await asyncio.to_thread(self._process.wait)
+        self.died.set()
+        self._said_ready.set()
+
+    async def _handle(self, handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            stream = p2pd_pb2.StreamInfo()
+            await read_pbmsg_safe(reader, stream)
+            await handler(_peer_id(stream.peer), reader, writer)
+        finally:
+            writer.close()
+
+    def _handled(self, task: "asyncio.Task[None]") -> None:
+        self._streams.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("serving a stream failed", exc_info=task.exception())
+
+    async def _call(self, request: Any, timeout_seconds: float = CONTROL_TIMEOUT_SECONDS) -> Any:
+        response, _, writer = await self._exchange(request, timeout_seconds)
+        writer.close()
+        return response
+
+    async def _exchange(
+        self, request: Any, timeout_seconds: float
+    ) -> tuple[Any, asyncio.StreamReader, asyncio.StreamWriter]:
+        writer = None
+        response = p2pd_pb2.Response()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                reader, writer = await asyncio.open_unix_connection(self._folder / "control.sock")
+                data = request.SerializeToString()
+                writer.write(varint(len(data)) + data)  # at once: hivemind's write_pbmsg takes a system call a byte
+                await read_pbmsg_safe(reader, response)
+            if response.type == p2pd_pb2.Response.ERROR:
+                raise SwarmError(f"libp2p: {response.error.msg}")
+            connection, writer = writer, None
+            return response, reader, connection
+        except TimeoutError:
+            raise TimeoutError(f"libp2p: no answer within {timeout_seconds:.1f} s") from None
+        except (OSError, EOFError) as error:
+            raise SwarmError(f"libp2p daemon is not there: {error}") from None
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def speaks_otherwise(error: BaseException) -> bool:
+    """Return whether libp2p reached a peer that does not know our protocol."""
+    return "protocols not supported" in str(error)
+
+
+def multiaddr(host: str, port: int) -> str:
+    """The libp2p address of a TCP port: host is an IP address or a name."""
+    for family, protocol in ((socket.AF_INET, "ip4"), (socket.AF_INET6, "ip6")):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return f"/{protocol}/{host}/tcp/{port}"
+    return f"/dns/{host}/tcp/{port}"
+
+
+# Each request names a peer both ways, and hivemind's base 58 is Python: kept, it costs once a peer.
+@lru_cache(1024)
+def _peer_id(data: bytes) -> str:
+    return str(PeerID(data).to_base58())
+
+
+@lru_cache(1024)
+def _peer_bytes(peer_id: str) -> bytes:
+    try:
+        return bytes(PeerID.from_base58(peer_id).to_bytes())
+    except ValueError:
+        raise SwarmError(f"peer id {peer_id}: not base 58") from None
+
+
+def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
+    """libp2p's form of the addresses that it understands; a stranger's odd one is left out."""
+    encoded = []
+    for address in addresses:
+        try:
+            encoded.append(_encode(address))
+        except (ValueError, LookupError, SwarmError) as error:
+            log.debug("address ignored address=%s reason=%s", address, error)
+    return encoded
+
+
+def _encode(address: str) -> bytes:
+    """An address as p2pd reads it: hivemind writes a peer id in it (that of a relay) in a form that p2pd refuses."""
+    direct, *relayed = address.split("/p2p/")
+    data = bytes(Multiaddr(direct).to_bytes())
+    for part in relayed:
+        peer_id, slash, rest = part.partition("/")
+        peer = _peer_bytes(peer_id)
+        data += _P2P_CODE + bytes([len(peer)]) + peer + (bytes(Multiaddr(slash + rest).to_bytes()) if rest else b"")
+    return data
+
+
+def _arguments(folder: Path, swarm: settings.Swarm, port: int, relays: Sequence[str]) -> list[str]:
+    """p2pd's command line as the settings want it. May write a file into its folder."""
+    arguments = [
+        f"-hostAddrs={multiaddr(swarm.host, port)}",
+        "-dhtServer=1",
+        "-connManager=1",
+        "-autonat=1",  # turns hole punching on too
+        f"-natPortMap={int(swarm.map_port)}",
+        f"-relayService={int(swarm.relay_others)}",
+    ]
+    if not swarm.relay_others and not relays:
+        # p2pd relays for strangers by default and no flag alone stops that. Peers at relays are reached all the same.
+        (folder / "config.json").write_text('{"Relay": {"Enabled": false}}')
+        arguments += [f"-f={folder}/config.json", "-relay=0"]
+    if swarm.announce:
+        arguments.append(f"-announceAddrs={','.join(swarm.announce)}")
+    if swarm.reachability != "auto":
+        arguments.append(f"-forceReachability{swarm.reachability.capitalize()}=1")
+    if relays:
+        arguments += ["-autoRelay=1", "-relayDiscovery=0", f"-trustedRelays={','.join(relays)}"]
+    return arguments
+
+
+def _sorted(addresses: Iterable[bytes]) -> tuple[str, ...]:
+    """Addresses as text, in the order of `addresses.ranked`, without those that only the daemon understands, such as
+    webtransport's, and without those that lead to no other machine."""
+    texts = []
+    for address in addresses:
+        try:
+            texts.append(str(Multiaddr(address)))
+        except (ValueError, LookupError, TypeError) as error:  # TypeError: a code that is cut short
+            log.debug("address ignored address=%s reason=%s", address.hex(), error)
+    return ranked(texts, inner_hosts())
+
+
+def _remove_leftovers() -> None:
+    """The sockets' folders of our own processes that were killed with -9."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists() and folder.stat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)

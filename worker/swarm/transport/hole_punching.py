@@ -1,0 +1,60 @@
+"""Further chances for holes in firewalls.
+
+libp2p tries to punch one when a connection through a relay is made, and at no other time: not when it learns only later
+at which address others see it, which takes four of them that it is connected with directly. And who has reached us
+through a relay counts as connected, so that libp2p does not dial it any more, however public it is. So a connection
+that goes through a relay is made anew now and then, while nobody is using it.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from worker.errors import SwarmError
+from worker.swarm.transport.daemon import Daemon
+
+if TYPE_CHECKING:
+    from worker.swarm.network import Network
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 1800.0
+"""Some firewalls can't be got through. A relay ends a connection after that time anyway."""
+
+
+@dataclass
+class _Relayed:
+    pause: float
+    renew_at: float  # monotonic seconds
+
+
+class Punching:
+    """For one life of the daemon."""
+
+    def __init__(self, network: "Network", daemon: Daemon) -> None:
+        self._network = network
+        self._daemon = daemon
+        self._relayed: dict[str, _Relayed] = {}
+
+    async def drop_relayed(self, contacts: Collection[str]) -> list[str]:
+        """Drop those connections with `contacts` whose time has come; returns the peers that are to be greeted again,
+        which makes new ones. Raises SwarmError or TimeoutError if the daemon is not there."""
+        now, dropped = time.monotonic(), list[str]()
+        connections = await self._daemon.connections()
+        only_relayed = [p for p, is_direct in connections.items() if not is_direct and p in contacts]
+        first = now + FIRST_PAUSE_SECONDS
+        self._relayed = {p: self._relayed.get(p) or _Relayed(FIRST_PAUSE_SECONDS, first) for p in only_relayed}
+        for peer_id, relayed in self._relayed.items():
+            if now < relayed.renew_at or self._network.is_talking_with(peer_id):
+                continue
+            relayed.pause = min(2 * relayed.pause, LONGEST_PAUSE_SECONDS)
+            relayed.renew_at = now + relayed.pause
+            with contextlib.suppress(SwarmError):  # it is gone already
+                await self._daemon.disconnect(peer_id)
+            dropped.append(peer_id)
+            log.debug("relayed connection is made anew peer=%s next_seconds=%.0f", peer_id, relayed.pause)
+        return dropped

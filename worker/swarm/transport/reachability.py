@@ -1,0 +1,50 @@
+"""Whether bootnodes can be reached as libp2p peers: dialled, and shown to hold the key that their address names."""
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from worker import settings
+from worker.errors import SwarmError
+from worker.swarm import identity
+from worker.swarm.transport.daemon import PROTOCOL, Daemon, speaks_otherwise
+
+START_SECONDS = 20.0
+DIAL_SECONDS = 10.0
+
+
+def reach(multiaddrs: Sequence[str]) -> dict[str, str | None]:
+    """For each address that ends in /p2p/PEER: None if the peer answered there, else why not. Takes 30 s at most.
+
+    Dials under an identity that is thrown away afterwards, so a node that runs here is not disturbed.
+    """
+    return asyncio.run(_reach(multiaddrs))
+
+
+async def _reach(multiaddrs: Sequence[str]) -> dict[str, str | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        key_file = Path(folder) / "swarm.pem"
+        identity.create(key_file)
+        swarm = settings.Swarm(host="127.0.0.1", startup_timeout_seconds=START_SECONDS)
+        daemon = await Daemon.start(key_file, swarm, 0)
+        try:
+            reasons = await asyncio.gather(*(_dial(daemon, multiaddr) for multiaddr in multiaddrs))
+        finally:
+            await daemon.stop()
+    return dict(zip(multiaddrs, reasons, strict=True))
+
+
+async def _dial(daemon: Daemon, multiaddr: str) -> str | None:
+    address, _, peer_id = multiaddr.rpartition("/p2p/")
+    if not address:
+        return "does not end in /p2p/PEER"
+    try:
+        await daemon.connect(peer_id, [address], DIAL_SECONDS)
+        _, writer = await daemon.open_stream(peer_id, PROTOCOL, DIAL_SECONDS)
+        writer.close()
+    except SwarmError as error:
+        return f"answers, but is not hivewright's (no {PROTOCOL})" if speaks_otherwise(error) else str(error)
+    except TimeoutError:
+        return f"no answer within {DIAL_SECONDS:g} s"
+    return None
