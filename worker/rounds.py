@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.errors import ChainUnreachable
+from worker.runtime.outage import Outage
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class ChainClock:
         self._coordinator = coordinator
         self._poll_seconds = poll_seconds
         self.reachable: bool | None = None
+        self._outage = Outage(logger)
         self._is_behind = False
 
     def next(self, after: int, waiting: Callable[[], None], deadline: float | None = None) -> Tick | None:
@@ -49,12 +51,10 @@ class ChainClock:
             try:
                 current = Tick(self._coordinator.current_round(), self._coordinator.current_stage())
             except ChainUnreachable as error:
-                if self.reachable is not False:
-                    logger.warning("chain unreachable, training goes on without it error=%s", error)
+                self._outage.begin("chain unreachable, training goes on without it error=%s", error)
                 self.reachable = False
                 return None
-            if self.reachable is False:
-                logger.info("chain reachable again round=%d", current.round)
+            self._outage.end("chain reachable again round=%d", current.round)
             self.reachable = True
             if current.round > after:
                 self._is_behind = False

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from worker import multiaddr
 from worker.errors import SettingsError
 
 SETTINGS_VERSION = 1
@@ -30,8 +31,7 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Address = Annotated[str, Field(pattern=r"^0x[0-9a-fA-F]{40}$")]
 Weight = Annotated[float, Field(ge=0, le=8)]
-_PEER_ID = re.compile("[1-9A-HJ-NP-Za-km-z]{16,64}")
-PeerId = Annotated[str, Field(pattern=rf"^{_PEER_ID.pattern}$")]
+PeerId = Annotated[str, Field(pattern=f"^{multiaddr.PEER_ID}$")]
 _URL = r"^https?://[^\s]+$"
 Url = Annotated[str, Field(pattern=_URL)]
 Urls = Annotated[tuple[Url, ...], Field(min_length=1), BeforeValidator(lambda value: _listed(value))]
@@ -73,13 +73,13 @@ def is_host(text: str) -> bool:
     return True
 
 
-def _with_sound_peer(multiaddr: str) -> str:
-    _, p2p, peer_id = multiaddr.rpartition("/p2p/")
-    if not p2p:
-        raise ValueError(f"got {_short(multiaddr)}; expected /p2p/ and the peer id at its end: who it has to be")
-    if not _PEER_ID.fullmatch(peer_id):
-        raise ValueError(f"got {_short(multiaddr)}; {peer_id} is no peer id")
-    return multiaddr
+def _with_sound_peer(text: str) -> str:
+    if multiaddr.P2P not in text:
+        raise ValueError(f"got {_short(text)}; expected /p2p/ and the peer id at its end: who it has to be")
+    _, peer_id = multiaddr.split_peer(text)
+    if not multiaddr.is_peer_id(peer_id):
+        raise ValueError(f"got {_short(text)}; {peer_id} is not a peer id")
+    return text
 
 
 def _listed(value: Any) -> Any:
@@ -795,7 +795,7 @@ _FORMS = {
     _URL: "http:// or https:// and an address",
     r"^https?://[^\s]+$": "http:// or https:// and an address",
     r"^0x[0-9a-fA-F]{40}$": "0x and 40 hexadecimal digits",
-    rf"^{_PEER_ID.pattern}$": "a peer id, such as QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N",
+    f"^{multiaddr.PEER_ID}$": "a peer id, such as QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N",
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$": "at most 63 letters, digits, dots, hyphens and underscores, first no dot",
     r"^(auto|cpu|cuda(:\d+)?)$": "auto, cpu, cuda, or cuda:0 and so on",
     r"^[^\s/]{1,15}$": "a network interface, such as eth0: at most 15 characters",

@@ -9,14 +9,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PACKAGES = ("worker", "deploys", "lab")
 
-GROUND = {"worker.runtime", "worker.errors", "worker.log", "worker.settings", "worker.records"}
+GROUND = {"worker.runtime", "worker.errors", "worker.log", "worker.multiaddr", "worker.settings", "worker.records"}
 WEB = {"worker.runtime.webguard", "worker.runtime.webservice"}
 
 # Package or module -> the parts of our own that it may import, besides itself. The longest name that fits decides.
 MAY_IMPORT = {
     "worker.errors": set(),
     "worker.log": set(),
-    "worker.settings": {"worker.errors"},
+    "worker.multiaddr": set(),
+    "worker.settings": {"worker.errors", "worker.multiaddr"},
     "worker.records": {"worker.errors"},
     "worker.runtime": {"worker.errors", "worker.log"},
     "worker.runtime.webservice": {"worker.errors", "worker.log", "worker.settings", "worker.runtime"},
@@ -32,7 +33,14 @@ MAY_IMPORT = {
     "worker.hub": GROUND,
     "worker.telemetry": GROUND | {"worker.swarm.status", "worker.hub"},
     # swarm.identity: a key that the inventory names is read before it goes to a host; needs `cryptography` alone.
-    "deploys": {"worker.settings", "worker.errors", "worker.log", "worker.runtime", "worker.swarm.identity"},
+    "deploys": {
+        "worker.settings",
+        "worker.multiaddr",
+        "worker.errors",
+        "worker.log",
+        "worker.runtime",
+        "worker.swarm.identity",
+    },
     # The test hosts are equipment: only tests, benchmarks and inventory/lab.py use them, and they are not packaged.
     "lab": {"worker.errors", "deploys"},
 }

@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[2]
             "/ip4/192.0.2.1/tcp/38000; swarm_announce/2: got '/ip4/192.0.2.1/xx'; expected an address such as "
             "/ip4/192.0.2.1/tcp/38000; swarm_relays/0: got '/ip4/192.0.2.1/tcp/1'; expected /p2p/ and the peer id at "
             "its end: who it has to be; "
-            "swarm_bootnodes/0: got '/ip4/192.0.2.1/tcp/1/p2p/Qmtypo'; Qmtypo is no peer id; "
+            "swarm_bootnodes/0: got '/ip4/192.0.2.1/tcp/1/p2p/Qmtypo'; Qmtypo is not a peer id; "
             "swarm_bootnodes/1: got '/dns/x/tcp/1/p2p/QmQmQmQmQmQmQmQm '; expected an address such as "
             "/ip4/192.0.2.1/tcp/38000",
         ),

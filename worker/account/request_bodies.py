@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, RootModel, ValidationError
 from pydantic.alias_generators import to_camel
 
+from worker import multiaddr
 from worker.errors import WorkerError
 from worker.log import printable
 
 # Base 58, as every libp2p peer id is written.
-PeerId = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{1,128}$")]
+PeerId = Annotated[str, Field(pattern=f"^{multiaddr.PEER_ID_TO_REGISTER}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 # What the contract can book.
 Reward = Annotated[int, Field(ge=-(2**127), lt=2**127)]

@@ -38,6 +38,7 @@ from worker.errors import ChainUnreachable, ContractRefused, SettingsError, Work
 from worker.log import printable
 from worker.runtime import systemd, webguard, webservice
 from worker.runtime.files import LINE, read_secret
+from worker.runtime.outage import Outage
 from worker.settings import Settings
 from worker.swarm import identity
 
@@ -98,7 +99,7 @@ class Service:
         self._sparingly = webguard.Sparingly()
         self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
         self._at_chain_for: Counter[str] = Counter()
-        self._is_chain_away = False
+        self._chain_outage = Outage(log)
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._answer_errors])
@@ -271,7 +272,7 @@ class Service:
         except ChainUnreachable:
             rpc.failed(url)
             raise
-        self._note_chain(None)
+        self._chain_outage.end("chain answers again")
         return bytes(answer)
 
     def _session_to(self, url: str) -> tuple[aiohttp.ClientSession, str]:
@@ -322,7 +323,7 @@ class Service:
             return tx_hash
 
         tx_hash = await self._in_thread(send)
-        self._note_chain(None)
+        self._chain_outage.end("chain answers again")
         return web.json_response({"hash": tx_hash})
 
     async def _in_thread(self, function: Callable[[], _Result]) -> _Result:
@@ -357,10 +358,10 @@ class Service:
             if refused.detail:
                 content["detail"] = refused.detail
         except ContractRefused as error:
-            self._note_chain(None)
+            self._chain_outage.end("chain answers again")
             status, content = 400, {"error": error.name or str(error)}
         except ChainUnreachable as error:
-            self._note_chain(error)
+            self._chain_outage.begin("chain unreachable, calls that need it get status=503 error=%s", error)
             return web.json_response({"error": "ChainUnreachable", "detail": str(error)}, status=503)
         except WorkerError as error:
             status, content = 500, {"error": type(error).__name__, "detail": str(error)}
@@ -377,14 +378,6 @@ class Service:
             log.warning("%s", said)
         headers = {"Retry-After": "10"} if status == 429 else None
         return web.json_response(content, status=status, headers=headers)
-
-    def _note_chain(self, error: ChainUnreachable | None) -> None:
-        """Log the beginning and the end of an outage, not each of the many calls within. None: the chain answered."""
-        if error is not None and not self._is_chain_away:
-            log.warning("chain unreachable, calls that need it get status=503 error=%s", error)
-        elif error is None and self._is_chain_away:
-            log.info("chain answers again")
-        self._is_chain_away = error is not None
 
 
 async def _read(request: web.Request) -> bytes:

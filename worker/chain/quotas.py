@@ -1,7 +1,8 @@
 """How often somebody may do something: a bucket for each caller that refills with time."""
 
 import time
-from collections import OrderedDict
+
+from cachetools import LRUCache
 
 _MOST_CALLERS = 10_000
 
@@ -15,7 +16,7 @@ class Quota:
     def __init__(self, per_second: float, burst: float) -> None:
         self._per_second = per_second
         self._burst = burst
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: LRUCache[str, tuple[float, float]] = LRUCache(_MOST_CALLERS)
 
     def take(self, caller: str, count: float = 1.0) -> bool:
         """Take `count` out of the caller's bucket. Returns False, and takes nothing, if there is less in it."""
@@ -23,9 +24,6 @@ class Quota:
         if left < count:
             return False
         self._buckets[caller] = (time.monotonic(), left - count)
-        self._buckets.move_to_end(caller)
-        if len(self._buckets) > _MOST_CALLERS:
-            self._buckets.popitem(last=False)
         return True
 
     def left(self, caller: str) -> float:

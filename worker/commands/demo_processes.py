@@ -1,6 +1,5 @@
 """Child processes of `hivewright demo`: started with a settings file, logged to a file, and never left behind."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -10,10 +9,9 @@ from pathlib import Path
 from types import TracebackType
 
 from worker.errors import DemoFailed
+from worker.runtime.processes import die_with_parent
 
 STOP_SECONDS = 15.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Child:
@@ -36,9 +34,8 @@ class Child:
             )
 
     def _die_with_parent(self) -> None:
-        """Even a demo that is killed with -9 leaves nobody behind."""
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != self._parent:
+        """Even a demo that is killed with -9 leaves no process behind."""
+        if not die_with_parent(self._parent, signal.SIGTERM):
             os._exit(1)
 
     @property

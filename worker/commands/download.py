@@ -8,13 +8,11 @@ What has arrived of a file is kept in NAME.partial, and the next attempt goes on
 writes can't be gone on from: it is in huggingface_hub's own temporary files, which are removed.
 """
 
-import ctypes
 import hashlib
 import http
 import json
 import logging
 import os
-import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -29,10 +27,11 @@ from huggingface_hub.utils._http import get_session, hf_raise_for_status
 from huggingface_hub.utils._runtime import is_xet_available
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from worker.runtime.processes import die_with_parent
+
 PARTIAL = ".partial"
 _PARALLEL = 4
 _CONNECT_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
 _HASH_CHUNK = 16 << 20
 
 
@@ -82,8 +81,7 @@ def read_order(text: str) -> Order:
 
 def main() -> None:
     order = read_order(sys.stdin.read())
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != order.parent:
+    if not die_with_parent(order.parent):
         sys.exit("the process that wanted the files has ended")
     disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -7,13 +7,13 @@ rounds the newest, of peers those that reported last.
 from dataclasses import dataclass, field
 
 from worker.chain.coordinator import Event
+from worker.multiaddr import is_recorded_id
 
 MAX_ROUNDS = 500
 MAX_PEERS = 10_000
 NUM_LAST_REWARDS = 24
 """Of each peer."""
 # Our contract takes 128 bytes as a peer id, read as four characters each if they are no text; libp2p's have 46 to 59.
-_MAX_ID_LENGTH = 512
 
 
 @dataclass(slots=True)
@@ -41,11 +41,6 @@ class Round:
     num_peers: int = 0
 
 
-def is_peer_id(text: str) -> bool:
-    """Whether it may be one: a contract of others may take more than ours."""
-    return len(text) <= _MAX_ID_LENGTH
-
-
 class Tally:
     """Peers by id and rounds by number. `began`: the newest round that began, with its block; None: not in the log.
 
@@ -64,14 +59,14 @@ class Tally:
         if event.name == "RoundAdvanced":
             self.began = said["newRoundNumber"], event.block
             return
-        if not is_peer_id(said["peerId"]):
+        if not is_recorded_id(said["peerId"]):
             return
         peer = self.peer(said["peerId"])
         peer.account = str(said["eoa" if event.name == "PeerRegistered" else "account"])
         if event.name == "WinnerSubmitted":
             peer.last_vote = max(said["roundNumber"], peer.last_vote or 0)
             if len(self.named) < MAX_PEERS:
-                self.named.update(filter(is_peer_id, said["winners"]))
+                self.named.update(filter(is_recorded_id, said["winners"]))
         elif event.name == "RewardSubmitted" and 0 <= current_round - said["roundNumber"] < MAX_ROUNDS:
             self._add(peer, said["roundNumber"], said["reward"])
 

@@ -9,10 +9,12 @@ import time
 from typing import Any
 
 from worker.chain.coordinator import Coordinator
-from worker.dashboard.counts import MAX_PEERS, MAX_ROUNDS, Peer, Tally, is_peer_id
+from worker.dashboard.counts import MAX_PEERS, MAX_ROUNDS, Peer, Tally
 from worker.dashboard.verdicts import Verdicts
 from worker.errors import ChainError, WorkerError
 from worker.log import discreet, printable
+from worker.multiaddr import is_recorded_id
+from worker.runtime.outage import Outage
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
 
@@ -38,6 +40,7 @@ class Reader:
         self._coordinator = Coordinator(settings.chain)
         self._counts_unaudited = settings.dashboard.count_unaudited
         self._verdicts = None if settings.dashboard.audit_file is None else Verdicts(settings.dashboard.audit_file)
+        self._outage = Outage(log)
         self._error: str | None = None
         self._error_since: float | None = None
         self._updated_at: float | None = None
@@ -51,13 +54,12 @@ class Reader:
             said = _short(discreet(str(error)))
             if self._error is None:
                 self._error_since = time.time()
-                log.warning("chain can't be read error=%s", said)
+            self._outage.begin("chain can't be read error=%s", said)
             self._error = said
             # When it answers again, it may be somewhere else: what is known of the place is found out anew.
             self._coordinator = Coordinator(self._chain)
         else:
-            if self._error is not None:
-                log.info("chain answers again")
+            self._outage.end("chain answers again")
             self._error = self._error_since = None
             self._updated_at = time.time()
         if self._verdicts is not None and self._contract is not None:
@@ -197,7 +199,7 @@ class Reader:
         chain, tally = self._coordinator, self._tally
         for start in range(0, MAX_PEERS, _PAGE_PEERS):
             leaders = chain.winner_leaderboard(start, start + _PAGE_PEERS)
-            unknown = [peer_id for peer_id, _ in leaders if peer_id not in tally.peers and is_peer_id(peer_id)]
+            unknown = [peer_id for peer_id, _ in leaders if peer_id not in tally.peers and is_recorded_id(peer_id)]
             for peer_id, owner in zip(unknown, chain.owners_of(unknown), strict=True):
                 # A vote may name anybody; peers are those that somebody registered.
                 if owner is not None:

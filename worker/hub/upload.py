@@ -3,10 +3,8 @@
 ORDER is a JSON file that hub.py wrote. Exit code 0, or 1 with the reason in the last line.
 """
 
-import ctypes
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,14 +15,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from worker.runtime.files import read_secret
-
-_PR_SET_PDEATHSIG = 1
+from worker.runtime.processes import die_with_parent
 
 
 def main(order_file: str) -> None:
     order: dict[str, Any] = json.loads(Path(order_file).read_text())
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != order["parent"]:
+    if not die_with_parent(order["parent"]):
         _fail("the worker is gone")
     os.nice(10)  # training comes first
     disable_progress_bars()

@@ -1,8 +1,13 @@
-"""What the long-running roles share: an orderly end on a signal."""
+"""Lives of processes: an orderly end on a signal, and children that never outlive their parent."""
 
+import ctypes
+import os
 import signal
 import sys
 from types import FrameType
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: a child that loads it there may hang
 
 
 def exit_on_signals() -> None:
@@ -16,3 +21,14 @@ def exit_on_signals() -> None:
 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
+
+
+def die_with_parent(parent: int, signum: signal.Signals = signal.SIGKILL) -> bool:
+    """Have the kernel send `signum` to this process when its parent ends, however that ends.
+
+    Return False if the process `parent` is gone already, which the kernel does not report.
+    Two programs do the same by themselves because they can't import this module: the launcher of
+    p2pd (swarm/transport/daemon.py) and the sandbox's child (environments/sandbox_child.py).
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, signum)
+    return os.getppid() == parent

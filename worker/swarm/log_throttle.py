@@ -1,9 +1,13 @@
-"""What strangers do is said once in a while for each of them, and all of it together only so often a minute: keys cost
-nothing, and a log that they fill tells nothing."""
+"""Rate-limit log lines that remote peers can trigger, per peer and in total.
+
+Peer ids are free, so a peer could otherwise flood the log.
+"""
 
 import logging
 import time
 from collections.abc import Hashable
+
+from cachetools import LRUCache
 
 log = logging.getLogger(__name__)
 
@@ -13,20 +17,17 @@ MAX_SAID_A_MINUTE = 20
 
 
 class Lately:
-    """What was said in the last SAY_AGAIN_SECONDS: strangers must not be able to fill the log."""
+    """The things that were logged in the last SAY_AGAIN_SECONDS."""
 
     def __init__(self) -> None:
-        self._said: dict[Hashable, float] = {}
+        self._said: LRUCache[Hashable, float] = LRUCache(MAX_REMEMBERED)
 
     def has(self, what: Hashable) -> bool:
         """Whether it was said lately; if not, it is now."""
         now = time.monotonic()
         if now - self._said.get(what, -SAY_AGAIN_SECONDS) < SAY_AGAIN_SECONDS:
             return True
-        self._said.pop(what, None)
         self._said[what] = now
-        while len(self._said) > MAX_REMEMBERED:
-            del self._said[next(iter(self._said))]
         return False
 
 

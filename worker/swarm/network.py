@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from worker import settings
 from worker.errors import BadRecord, ResourceError, SwarmError
+from worker.multiaddr import RELAYED
 from worker.runtime.host import require_port
 from worker.swarm import identity
 from worker.swarm.discovery import peer_cache
@@ -33,7 +34,6 @@ from worker.swarm.protocol import messages
 from worker.swarm.protocol.messages import Kind, Member, OtherVersion, Refused
 from worker.swarm.status import Reach
 from worker.swarm.transport import relays
-from worker.swarm.transport.address_ranking import RELAYED
 from worker.swarm.transport.daemon import PROTOCOL, Daemon
 from worker.swarm.transport.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Admission, Stream, counted
 

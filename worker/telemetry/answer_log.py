@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import WorkerError
 from worker.records import ScoredGroup
+from worker.runtime.outage import Outage
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class AnswerLog:
         self._folder = state_dir / FOLDER
         self._max_rounds = max_rounds
         self._max_bytes = max_megabytes * 1_000_000
-        self._failing = False
+        self._outage = Outage(log)
 
     def write(self, round: int, groups: Sequence[AnsweredGroup]) -> None:
         """Write a round, replacing an earlier attempt at it. A failure is logged once, until it works again."""
@@ -93,17 +94,13 @@ class AnswerLog:
         try:
             self._write(round, groups)
         except OSError as error:
-            if not self._failing:
-                log.warning(
-                    "answers of this round not kept, training goes on folder=%s error=%s; free space on that disk, or "
-                    "lower node.answers_mb",
-                    self._folder, error.strerror,
-                )  # fmt: skip
-            self._failing = True
+            self._outage.begin(
+                "answers of this round not kept, training goes on folder=%s error=%s; free space on that disk, or "
+                "lower node.answers_mb",
+                self._folder, error.strerror,
+            )  # fmt: skip
         else:
-            if self._failing:
-                log.info("answers are kept again folder=%s", self._folder)
-            self._failing = False
+            self._outage.end("answers are kept again folder=%s", self._folder)
 
     def _write(self, round: int, groups: Sequence[AnsweredGroup]) -> None:
         self._folder.mkdir(exist_ok=True)

@@ -4,9 +4,10 @@ anvil hands its whole state to whoever reaches its port, so nobody does: `up` pu
 `deploy` works on any chain that the settings name, and calls no `anvil_*` method.
 """
 
-import ctypes
+import functools
 import json
 import logging
+import os
 import secrets
 import shutil
 import signal
@@ -34,7 +35,7 @@ from worker.chain.embedded.snapshots import Snapshots
 from worker.errors import ChainError, ChainUnreachable, ResourceError, SecretError
 from worker.runtime.files import HEX_KEY, read_secret, write_whole
 from worker.runtime.host import require_port
-from worker.runtime.processes import exit_on_signals
+from worker.runtime.processes import die_with_parent, exit_on_signals
 from worker.runtime.systemd import progress, ready
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,8 @@ _WATCH_SECONDS = 2.0
 _HANG_SECONDS = 20.0
 """A chain that answers no read, or mines nothing of what waits, for this long hangs."""
 _STOP_HUNG_SECONDS = 3.0
-_PR_SET_PDEATHSIG = 1
 _POOL_STATUS = RPCEndpoint("txpool_status")
 _SOMEBODY = Web3.to_checksum_address("0x" + "00" * 20)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 # ---- hivewright chain up
@@ -154,7 +153,7 @@ def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.P
             [*_command(anvil, port, chain_id), "--dump-state", snapshots.draft],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            preexec_fn=_end_with_parent,
+            preexec_fn=functools.partial(_end_with_parent, os.getpid()),
         )
         try:
             url = f"http://{anvil.host}:{port}"
@@ -205,9 +204,10 @@ def _free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def _end_with_parent() -> None:
-    """Even when hivewright is killed with -9, no anvil is left that holds the port."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _end_with_parent(parent: int) -> None:
+    """Even when hivewright is killed with -9, no anvil is left that occupies the port."""
+    if not die_with_parent(parent, signal.SIGTERM):
+        os._exit(1)
 
 
 def _wait_until_serving(process: subprocess.Popen[bytes], url: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from worker.errors import BadRecord, SwarmError
+from worker.multiaddr import is_peer_id, split_peer
 from worker.swarm.discovery.dht import Membership
 from worker.swarm.discovery.peer_table import MAX_PEERS_CACHED
 from worker.swarm.protocol import messages
@@ -173,8 +174,7 @@ class Lookout:
 def _by_peer(multiaddrs: Iterable[str]) -> dict[str, list[str]]:
     """Addresses that end in /p2p/PEER, by peer and without that end; others can't be dialled and are left out."""
     contacts: dict[str, list[str]] = {}
-    for multiaddr in multiaddrs:
-        address, _, peer_id = multiaddr.rpartition("/p2p/")
-        if address and messages.is_peer_id(peer_id):
+    for address, peer_id in map(split_peer, multiaddrs):
+        if address and is_peer_id(peer_id):
             contacts.setdefault(peer_id, []).append(address)
     return contacts

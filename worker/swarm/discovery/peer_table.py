@@ -7,10 +7,13 @@ nothing. New peers come in all the same, through places that are kept for them h
 
 import logging
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+
+from cachetools import FIFOCache
 
 from worker import settings
 from worker.swarm.log_throttle import Rarely
@@ -78,8 +81,11 @@ class Peers:
         self._families = families
         self._clock = clock
         self._peers: dict[str, _Peer] = {}
-        self._conduct: dict[str, _Conduct] = {}
-        self._versions: dict[str, tuple[int, float]] = {}  # of peers that speak another one: which, and when
+        self._conduct: FIFOCache[str, _Conduct] = FIFOCache(MAX_PEERS_KNOWN)
+        self._versions: FIFOCache[str, tuple[int, float]] = FIFOCache(
+            MAX_PEERS_KNOWN
+        )  # of peers that speak another one: which, and when
+        self._versions_lock = threading.Lock()  # a status is made in another thread
         self._said = Rarely()
         self._registered: frozenset[str] | None = None if not swarm.only_registered else frozenset()
 
@@ -189,16 +195,17 @@ class Peers:
                 "peer speaks another version of the exchange peer=%s theirs=%d ours=%d: upgrade the older of the two",
                 peer_id, version, messages.VERSION,
             )  # fmt: skip
-        self._versions[peer_id] = version, self._clock()
-        while len(self._versions) > MAX_PEERS_KNOWN:
-            del self._versions[next(iter(self._versions))]
+        with self._versions_lock:
+            self._versions[peer_id] = version, self._clock()
 
     def other_versions(self) -> dict[str, int]:
         """Versions of our environments, and of the exchange ("exchange 2"), that are not ours, with the number of live
         peers that run them."""
         live, since = (self._peers.get(peer_id) for peer_id in self._live()), self._clock() - self.lifetime_seconds
         named = Counter(theirs for peer in live if peer is not None for theirs in self._differing(peer))
-        named.update(f"exchange {version}" for version, when in list(self._versions.values()) if when >= since)
+        with self._versions_lock:
+            versions = list(self._versions.values())
+        named.update(f"exchange {version}" for version, when in versions if when >= since)
         return dict(named)
 
     def draw(self, rng: random.Random, exclude: Collection[str]) -> str | None:
@@ -261,8 +268,6 @@ class Peers:
         """
         conduct = self._conduct.setdefault(peer_id, _Conduct())
         conduct.strikes, conduct.num_good = conduct.strikes + 1, 0
-        while len(self._conduct) > MAX_PEERS_KNOWN:
-            del self._conduct[next(iter(self._conduct))]
         if conduct.strikes < 2:
             return 0.0
         seconds = min(FIRST_QUARANTINE_SECONDS * 2.0 ** min(conduct.strikes - 2, 30), LONGEST_QUARANTINE_SECONDS)

@@ -8,9 +8,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from cachetools import FIFOCache
 
 from worker import settings
 from worker.swarm.exchange.archive import Archive
@@ -52,7 +54,9 @@ class Serving:
         self._held: dict[tuple[int, str], bytes] = {}  # round, owner -> GROUPS frame
         self._published = asyncio.Event()
         self._asking: dict[str, asyncio.Task[None]] = {}  # whom we serve, one request each
-        self._num_served: Counter[tuple[int, str, str]] = Counter()  # by round, owner and asker
+        self._num_served: FIFOCache[tuple[int, str, str], int] = FIFOCache(
+            MAX_SERVED_REMEMBERED
+        )  # by round, owner and asker
 
     def put(self, round: int, frame: bytes, num_groups: int) -> None:
         """Serve our groups of `round`; those of the oldest rounds go."""
@@ -61,7 +65,8 @@ class Serving:
             del self._ours[old]
         oldest = min(self._ours)
         self._held = {key: frame for key, frame in self._held.items() if key[0] >= oldest}
-        self._num_served = Counter({key: num for key, num in self._num_served.items() if key[0] >= oldest})
+        for key in [key for key in self._num_served if key[0] < oldest]:
+            del self._num_served[key]
         self._network.newest_round = max(self._ours)
         self._published.set()
         self._published = asyncio.Event()
@@ -81,7 +86,7 @@ class Serving:
             ours = ", ".join(network.environments)
             explanation = f"this node has {ours}, the asker not; upgrade the older of the two"
             await network.refuse(peer_id, stream, "environment", explanation)
-        elif self._num_served[ask.round, owner, peer_id] >= MAX_TIMES_SERVED:
+        elif self._num_served.get((ask.round, owner, peer_id), 0) >= MAX_TIMES_SERVED:
             explanation = f"you were given these groups of round {ask.round} {MAX_TIMES_SERVED} times"
             await network.refuse(peer_id, stream, "flood", explanation)
         elif owner != network.identity.peer_id:
@@ -146,9 +151,8 @@ class Serving:
             await stream.send(messages.encode_elsewhere(records))
 
     def _note_served(self, round: int, owner: str, asker: str) -> None:
-        self._num_served[round, owner, asker] += 1
-        while len(self._num_served) > MAX_SERVED_REMEMBERED:
-            del self._num_served[next(iter(self._num_served))]
+        key = round, owner, asker
+        self._num_served[key] = self._num_served.get(key, 0) + 1
 
     @contextlib.contextmanager
     def _asked_by(self, peer_id: str) -> Iterator[None]:

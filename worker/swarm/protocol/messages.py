@@ -21,6 +21,7 @@ import msgpack
 import zstandard
 
 from worker.errors import BadRecord
+from worker.multiaddr import is_address, is_peer_id
 from worker.records import Group, Task
 from worker.swarm.identity import Identity, verify
 from worker.swarm.protocol.codec import Fields
@@ -29,7 +30,6 @@ VERSION = 3
 """3: a member's record names its task families, and a peer's groups may come from another that holds them."""
 MAX_MEMBER_BYTES = 3584
 MAX_ADDRESSES = 8
-MAX_ADDRESS_LENGTH = 256
 MAX_PEERS = 16
 """Records in one answer to a greeting."""
 MAX_GROUPS_BYTES = 8 << 20
@@ -61,8 +61,6 @@ _MAGIC = b"hw"
 _MEMBER_DOMAIN = b"hivewright/member/3\n"
 _GROUPS_DOMAIN = b"hivewright/groups/3\n"
 _ENVIRONMENT = re.compile(r"[a-z0-9-]{1,32} [0-9A-Za-z.+!-]{1,31}")
-_PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{16,64}")
-_ADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[0-9A-Za-z.:_-]+/(tcp|udp)/[0-9]{1,5}(/[0-9A-Za-z.:_-]+)*")
 
 
 class Kind(enum.IntEnum):
@@ -143,15 +141,6 @@ class OtherVersion(BadRecord):
     def __init__(self, version: int) -> None:
         super().__init__("version", f"version {version}; this node speaks {VERSION}, upgrade the older of the two")
         self.version = version
-
-
-def is_peer_id(text: str) -> bool:
-    return _PEER_ID.fullmatch(text) is not None
-
-
-def is_address(text: str) -> bool:
-    """Whether peers read a record with this address."""
-    return len(text) <= MAX_ADDRESS_LENGTH and _ADDRESS.fullmatch(text) is not None
 
 
 def encode_frame(kind: Kind, payload: bytes) -> bytes:
@@ -253,7 +242,7 @@ def decode_ask(payload: bytes) -> Ask:
     owner = fields.text()
     fields.finish()
     if owner and not is_peer_id(owner):
-        raise BadRecord("malformed", "peer id is none")
+        raise BadRecord("malformed", "not a peer id")
     return Ask(round, patience, member, owner)
 
 
@@ -379,7 +368,7 @@ def _name(fields: Fields) -> str:
 def _peer_id(fields: Fields) -> str:
     text = fields.text()
     if not is_peer_id(text):
-        raise BadRecord("malformed", "peer id is none")
+        raise BadRecord("malformed", "not a peer id")
     return text
 
 

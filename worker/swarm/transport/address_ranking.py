@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+from worker.multiaddr import RELAYED
 from worker.runtime.host import interface_address
 
 INTERFACES = Path("/sys/class/net")
-RELAYED = "/p2p-circuit"
 
 _HOST = re.compile(r"/ip[46]/([^/]+)")
 _NAME = re.compile(r"/dns[46]?/")

@@ -20,6 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from cachetools import LRUCache
 from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe
 from hivemind.proto import p2pd_pb2
@@ -28,6 +29,7 @@ from hivemind.utils.multiaddr import Multiaddr
 
 from worker import settings
 from worker.errors import SwarmError
+from worker.multiaddr import P2P, RELAYED
 from worker.swarm.identity import varint
 from worker.swarm.transport.address_ranking import inner_hosts, ranked
 
@@ -72,7 +74,7 @@ class Daemon:
         self._output: asyncio.Task[None] | None = None
         self._last_line = ""
         self._said_ready = asyncio.Event()
-        self._met: dict[str, None] = {}  # the peers that we connected with last
+        self._met: LRUCache[str, None] = LRUCache(MAX_PEERS_MET)  # the peers that we connected with last
         self.died = asyncio.Event()
         self.control = f"/unix{folder}/control.sock"
         self.peer_id = ""
@@ -164,8 +166,6 @@ class Daemon:
         self._met.pop(peer_id, None)
         await self._call(request, timeout_seconds)
         self._met[peer_id] = None
-        if len(self._met) > MAX_PEERS_MET:
-            del self._met[next(iter(self._met))]
 
     def has_met(self, peer_id: str) -> bool:
         """Whether `connect` worked for this peer and nothing was heard to the contrary since."""
@@ -185,7 +185,7 @@ class Daemon:
         found: dict[str, bool] = {}
         for connection in response.peers:
             peer_id, addresses = _peer_id(connection.id), _sorted(connection.addrs[:1])
-            found[peer_id] = found.get(peer_id, False) or any("/p2p-circuit" not in a for a in addresses)
+            found[peer_id] = found.get(peer_id, False) or any(RELAYED not in a for a in addresses)
         return found
 
     async def find_addresses(self) -> tuple[str, ...]:
@@ -321,7 +321,7 @@ def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
 
 def _encode(address: str) -> bytes:
     """An address as p2pd reads it: hivemind writes a peer id in it (that of a relay) in a form that p2pd refuses."""
-    direct, *relayed = address.split("/p2p/")
+    direct, *relayed = address.split(P2P)
     data = bytes(Multiaddr(direct).to_bytes())
     for part in relayed:
         peer_id, slash, rest = part.partition("/")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from worker import settings
 from worker.errors import SwarmError
+from worker.multiaddr import split_peer
 from worker.swarm import identity
 from worker.swarm.transport.daemon import PROTOCOL, Daemon, speaks_otherwise
 
@@ -36,7 +37,7 @@ async def _reach(multiaddrs: Sequence[str]) -> dict[str, str | None]:
 
 
 async def _dial(daemon: Daemon, multiaddr: str) -> str | None:
-    address, _, peer_id = multiaddr.rpartition("/p2p/")
+    address, peer_id = split_peer(multiaddr)
     if not address:
         return "does not end in /p2p/PEER"
     try:

@@ -1,15 +1,14 @@
 """Relays for a node that others can't connect to: which of the known ones it is worth to tell libp2p about."""
 
 import asyncio
-import re
 from collections.abc import Iterable
 
 from hivemind.p2p import PeerID
 from hivemind.utils.multiaddr import Multiaddr
 
-PROBE_TIMEOUT_SECONDS = 2.0
+from worker.multiaddr import match_tcp_peer
 
-_ADDRESS = re.compile(r"/(?:ip4|ip6|dns|dns4|dns6)/([0-9A-Za-z.:-]{1,253})/tcp/([0-9]{1,5})/p2p/(Qm[0-9A-Za-z]{44})")
+PROBE_TIMEOUT_SECONDS = 2.0
 
 
 async def find(addresses: Iterable[str]) -> list[str]:
@@ -19,9 +18,10 @@ async def find(addresses: Iterable[str]) -> list[str]:
     """
     candidates: dict[str, list[tuple[str, str, int]]] = {}
     for address in dict.fromkeys(addresses):
-        match = _ADDRESS.fullmatch(address)
-        if match is not None and is_dialable(address):
-            candidates.setdefault(match[3], []).append((address, match[1], int(match[2])))
+        place = match_tcp_peer(address)
+        if place is not None and is_dialable(address):
+            host, port, peer_id = place
+            candidates.setdefault(peer_id, []).append((address, host, port))
     found = await asyncio.gather(*(_first_that_answers(places) for places in candidates.values()))
     return [address for address in found if address] or [places[0][0] for places in candidates.values()]
 
@@ -29,10 +29,11 @@ async def find(addresses: Iterable[str]) -> list[str]:
 def is_dialable(address: str) -> bool:
     """Whether it is an address of a peer that p2pd takes: one that it does not, and bootnodes on the chain are
     strangers' text, would end it."""
-    if not _ADDRESS.fullmatch(address):
+    place = match_tcp_peer(address)
+    if place is None:
         return False
     try:
-        peer_id = PeerID.from_base58(address.rpartition("/")[2]).to_bytes()
+        peer_id = PeerID.from_base58(place[2]).to_bytes()
         return len(Multiaddr(address).to_bytes()) > 0 and len(peer_id) == 34 and peer_id.startswith(b"\x12\x20")
     except (ValueError, LookupError):
         return False
