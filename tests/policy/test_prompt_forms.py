@@ -1,6 +1,7 @@
 """How questions are put: forms, templates with switches, thoughts, and finding out which form suits a model."""
 
 import copy
+import importlib.util
 import logging
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from tests.policy.small_models import FAMILIES, make_tokenizer
 from worker import settings
 from worker.errors import ModelError
-from worker.policy import form_choice, prompt_forms
+from worker.policy import engine_forecast, form_choice, prompt_forms
 from worker.policy import policy as module
 from worker.policy.prompt_forms import BY_NAME, FORMS, INSTRUCTION, Template
 from worker.records import Completion
@@ -149,9 +150,10 @@ def test_a_gguf_file_is_a_model_or_one_line_says_what_is_missing(tmp_path, monke
     with pytest.raises(ModelError, match=r"model.gguf: no such file; expected a GGUF file"):
         module.load(settings.Model(name=str(file), device="cpu"))
     file.write_bytes(b"GGUF")
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"the package gguf, which reads it, is not installed; install it \("):
-        module.load(settings.Model(name=str(file), device="cpu"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for read in (module.load, engine_forecast.read):
+        with pytest.raises(ModelError, match=r"the package gguf, which reads it, is not installed; install it \("):
+            read(settings.Model(name=str(file), device="cpu"))
 
 
 class Said:

@@ -11,7 +11,7 @@ from worker import settings
 from worker.errors import ModelError
 from worker.policy import logprobs, lora, memory
 from worker.policy.engines.architecture import BOTH_DIRECTIONS, find_obstacle
-from worker.policy.model_sizing import find_folder
+from worker.policy.model_sizing import find_source_folder, gguf_arguments
 
 LEAN, FORWARD, REFUSED = "lean decoder", "transformers' forward", "refused"
 
@@ -45,9 +45,9 @@ class Outlook:
 
 def read(model: settings.Model) -> Outlook:
     """Of the model of these settings. Raises ModelError where its configuration can't be had."""
-    source = find_folder(model) or model.name
+    source, gguf = find_source_folder(model) or model.name, gguf_arguments(model)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **gguf)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
             f"model {model.name}: its configuration can't be read: {memory.reason_of(error)}; expected a folder with a "

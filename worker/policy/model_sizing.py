@@ -4,10 +4,12 @@ A node with `model.name: auto` keeps its choice in `model.json` in its state fol
 that file is there. A name or path in the settings counts before it.
 """
 
+import importlib.util
 import json
 import math
 import os
 import random
+import sys
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -283,6 +285,28 @@ def find_folder(model: settings.Model) -> Path | None:
 def is_gguf(name: str) -> bool:
     """Whether a model is a file of llama.cpp's format, not a folder of transformers'."""
     return name.lower().endswith(".gguf")
+
+
+def gguf_arguments(model: settings.Model) -> dict[str, str]:
+    """Return the arguments that transformers needs for a GGUF file, none for other models.
+
+    Raises ModelError if the package that reads such files is not installed.
+    """
+    if not is_gguf(model.name):
+        return {}
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(
+            f"model/name: {model.name}: a GGUF file, and the package gguf, which reads it, is not installed; install "
+            f"it ({sys.executable} -m pip install gguf), or name a folder in transformers' format"
+        )
+    return {"gguf_file": Path(model.name).name}
+
+
+def find_source_folder(model: settings.Model) -> Path | None:
+    """Return the folder that transformers loads from; None: the model is one of a hub. Raises ModelError as
+    `find_folder` does."""
+    folder = find_folder(model)
+    return Path(model.name).expanduser().parent if is_gguf(model.name) else folder
 
 
 def require_context(model: settings.Model, generation: settings.Generation) -> None:

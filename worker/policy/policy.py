@@ -4,10 +4,10 @@
 Hugging Face name that transformers loads as a causal language model takes its place.
 """
 
-import importlib.util
+import io
 import logging
-import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,14 @@ from worker.policy.engines import decoder_check
 from worker.policy.engines.batching import Rows
 from worker.policy.engines.engine import Ending, Engine, Sampled
 from worker.policy.engines.torch_engine import load_engine
-from worker.policy.model_sizing import TINY, auto_dtype, chosen_device, compare_context, find_folder, is_gguf
+from worker.policy.model_sizing import (
+    TINY,
+    auto_dtype,
+    chosen_device,
+    compare_context,
+    find_source_folder,
+    gguf_arguments,
+)
 from worker.policy.prompt_forms import ANSWER_END, DEFAULT, INSTRUCTION, Form, Template, Turns, is_open_thought
 from worker.records import PLACEHOLDER, Completion
 
@@ -256,13 +263,15 @@ def load(model: settings.Model) -> Policy:
     device = _find_device(model)
     dtype = _dtype_to_load(model, device)
     disable_progress_bar()  # services log lines
-    source, gguf = _find_source(model), _find_gguf(model)
+    source, gguf = _find_source(model), gguf_arguments(model)
     try:
         # Code that comes with a model is never run, whatever transformers' default is.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **gguf)
-        weights, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, output_loading_info=True, **gguf
-        )
+        # What reads a GGUF file draws a progress bar that no setting turns off.
+        with redirect_stderr(io.StringIO()) if gguf else nullcontext():
+            weights, found = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, trust_remote_code=False, output_loading_info=True, **gguf
+            )
         weights = text_part(weights)
         if model.dtype == "auto":
             dtype = getattr(torch, auto_dtype(device.type, weights.num_parameters()))
@@ -333,25 +342,10 @@ def _cast_parameters(model: Any, dtype: torch.dtype) -> None:
     model.config.dtype = dtype
 
 
-def _find_gguf(model: settings.Model) -> dict[str, str]:
-    """What transformers must be told for a GGUF file. Raises ModelError where nothing is there to read one with."""
-    if not is_gguf(model.name):
-        return {}
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(
-            f"model/name: {model.name}: a GGUF file, and the package gguf, which reads it, is not installed; install "
-            f"it ({sys.executable} -m pip install gguf), or name a folder in transformers' format"
-        )
-    return {"gguf_file": Path(model.name).name}
-
-
 def _find_source(model: settings.Model) -> str:
     """What transformers should load: a folder, or a Hugging Face name that is known to exist."""
     name = model.name
-    if is_gguf(name):
-        find_folder(model)
-        return str(Path(name).expanduser().parent)
-    if (folder := find_folder(model)) is not None:
+    if (folder := find_source_folder(model)) is not None:
         return str(folder)
     found = look_up(name)
     if not isinstance(found, str):
