@@ -36,6 +36,8 @@ def attach(model: Any, lora: settings.Lora) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model  # half a second that only LoRA takes
 
+    from worker.policy.adapted_linear import AdaptedLinear
+
     targets = find_targets(model, lora.target_modules)
     if not targets:
         names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, _LINEAR)})
@@ -45,6 +47,7 @@ def attach(model: Any, lora: settings.Lora) -> None:
         )
     pattern = "|".join(re.escape(f"model.{target}") for target in targets)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=pattern, lora_dropout=0.0)
+    config._register_custom_module({torch.nn.Linear: AdaptedLinear})
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(0)
         # It finds out for itself, layer by layer, in which order GPT-2's weights are.

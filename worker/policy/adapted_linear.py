@@ -1,0 +1,64 @@
+# ruff: noqa: N803, N806 - tensors are named with their axes
+"""A linear layer with a LoRA adapter (arXiv 2106.09685) whose products are made in the type of the layer's weights.
+
+peft casts a layer's inputs and outputs to float32 and back around its adapter, and keeps both for the backward pass;
+with small models that takes longer than the products. Here the adapter's factors, which are small, are cast instead.
+Gradients of the frozen weight are never computed.
+"""
+
+# N tokens, I inputs, O outputs, R rank
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own habit
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+
+
+class AdaptedLinear(Linear):  # type: ignore[misc]  # peft has no types
+    """peft's layer with another forward pass; everything else, such as its parameters' names, is peft's."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return (..., O) for `x` (..., I), in the type of the layer's weights."""
+        if self.disable_adapters or type(self.base_layer) is not nn.Linear or x.dtype != self.base_layer.weight.dtype:
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+        (name,) = self.active_adapters
+        out: Tensor = _AdaptedProduct.apply(  # type: ignore[no-untyped-call]
+            x,
+            self.base_layer.weight,
+            self.base_layer.bias,
+            self.lora_A[name].weight,
+            self.lora_B[name].weight,
+            self.scaling[name],
+        )
+        return out
+
+
+class _AdaptedProduct(torch.autograd.Function):
+    """x @ W.T + bias + scaling * (x @ A.T) @ B.T"""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
+    ) -> Tensor:
+        x_NI = x.reshape(-1, x.shape[-1])
+        down_RI = a_RI.to(x.dtype)
+        up_OR = (b_OR * scaling).to(x.dtype)
+        inner_NR = x_NI @ down_RI.T
+        out_NO = F.linear(x_NI, weight_OI, bias_O).addmm_(inner_NR, up_OR.T)
+        ctx.save_for_backward(x_NI, weight_OI, down_RI, up_OR, inner_NR)
+        ctx.scaling, ctx.shape, ctx.adapter_dtype = scaling, x.shape, a_RI.dtype
+        return out_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        x_NI, weight_OI, down_RI, up_OR, inner_NR = ctx.saved_tensors
+        g_NO = gradients[0].reshape(-1, weight_OI.shape[0])
+        inner_g_NR = g_NO @ up_OR
+        x_g = None
+        if ctx.needs_input_grad[0]:
+            x_g = (g_NO @ weight_OI).addmm_(inner_g_NR, down_RI).view(ctx.shape)
+        a_g_RI = (inner_g_NR.T @ x_NI).to(ctx.adapter_dtype)
+        b_g_OR = (g_NO.T @ inner_NR).to(ctx.adapter_dtype) * ctx.scaling
+        return x_g, None, None, a_g_RI, b_g_OR, None
