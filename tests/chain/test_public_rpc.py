@@ -239,6 +239,14 @@ def test_longer_rest_than_there_is_patience_is_an_outage_with_its_reason(swarm, 
         assert both.current_round() == 2
 
 
+def test_rest_that_there_is_time_for_is_waited_for_after_an_odd_answer_too(swarm, old_chain):
+    with public(old_chain, throttle_after=2, retry_after=0.3, odd="html") as proxy:
+        proxy.is_odd = lambda method, number: number == 1
+        assert client_through(swarm, proxy.url).current_round() == 2
+        assert (proxy.injected["html"], proxy.injected["429"] > 0) == (1, True)
+        assert proxy.early == 0
+
+
 def test_throttling_within_json_is_throttling_too(swarm, old_chain):
     with public(old_chain, odd="limit", is_odd=lambda method, number: number == 1) as proxy:
         client = client_through(swarm, proxy.url)

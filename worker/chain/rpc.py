@@ -202,10 +202,15 @@ class Rpc(JSONBaseProvider):
         return (order * _LEAST_TRIES)[: self._tries]
 
     def _first(self, use: Callable[[str], _Result]) -> _Result:
-        """What `use` gives for the first address that can be used; an address may have several turns."""
+        """Return what `use` gives for the first address that can be used; an address may have several turns.
+
+        If the last one throttles, it has another turn as long as there is time for the rest that it asks for.
+        """
         errors: dict[str, ChainError] = {}
         deadline = time.monotonic() + self._timeout
-        for url in self._turns():
+        turns = self._turns()
+        while turns:
+            url = turns.pop(0)
             if url in errors:
                 self._pause(url, deadline)
             try:
@@ -213,6 +218,9 @@ class Rpc(JSONBaseProvider):
                     return use(url)
             except ChainError as error:
                 errors[url] = error
+                is_busy = isinstance(error, Throttled) and time.monotonic() + error.seconds < deadline
+                if is_busy and not turns:
+                    turns.append(url)
         raise _combined(list(errors.values()))
 
     def _pause(self, url: str, deadline: float) -> None:
