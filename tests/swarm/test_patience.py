@@ -99,17 +99,33 @@ def test_peer_on_a_slow_line_has_the_whole_round_to_send_its_groups(lab: Lab) ->
 
 
 @pytest.mark.parametrize("lie", [send_groups(lambda *_: []), change_task(seed=5)], ids=["empty", "wrong seeds"])
-def test_answers_of_no_use_are_replaced_by_other_draws(lab: Lab, lie: Lie) -> None:
+def test_answers_of_no_use_are_replaced_by_other_draws(lab: Lab, lie: Lie, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.bootnode()
-    asker, honest = lab.peer("asker", peers_per_round=2), lab.peer("honest")
+    asker, honest = lab.peer("asker", peers_per_round=2, collect_timeout_seconds=20.0), lab.peer("honest")
     liars = [bring(lab, name, lie) for name in ("one", "two")]
     peers = asker._network.peers
     wait_until(lambda: len(peers.known()) == 3, 20, "all are known")
     wait_until(lambda: not any(map(peers.num_failures, peers.known())), 20, "none failed")
     rng = asker._network.rng = TheseFirst(1)
     rng.first = frozenset(liar.identity.peer_id for liar in liars)
-    honest.publish(1, make_groups(honest.status().peer_id, 1))
+    heard: set[str] = set()
+    hear = asker._network.hear
+
+    def note_and_hear(peer_id: str) -> None:
+        heard.add(peer_id)
+        hear(peer_id)
+
+    monkeypatch.setattr(asker._network, "hear", note_and_hear)
+
+    def publish() -> None:
+        """Only when both have answered: with the honest one's groups there is no more need to wait for anybody."""
+        wait_until(lambda: heard >= rng.first, 20, "both have answered")
+        honest.publish(1, make_groups(honest.status().peer_id, 1))
+
+    publishing = threading.Thread(target=publish)
+    publishing.start()
     collected = asker.collect(1, 9)
+    publishing.join()
     assert len(collected.heard) == 3
     assert {g.peer_id for g in collected.groups} == {honest.status().peer_id}
     assert len(collected.groups) == 9
