@@ -53,7 +53,14 @@ def is_abandoned(held_by: str) -> bool:
     found = _OWNER.fullmatch(held_by)
     if found is None or found["machine"] != _machine():
         return False
-    return not Path(f"/proc/{found['pid']}").exists()
+    try:
+        # Not by /proc: mounted with hidepid, it has no processes of other users.
+        os.kill(int(found["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
 
 
 def take(abandoned: str | None, is_broken: bool) -> str:

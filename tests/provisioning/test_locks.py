@@ -56,6 +56,20 @@ def test_only_a_process_of_this_machine_that_has_ended_is_known_to_be_gone(lock:
     assert locks.is_abandoned(gone)
     assert not locks.is_abandoned(gone.replace(" at ", " at elsewhere-"))
     assert not locks.is_abandoned("somebody")
+    assert not locks.is_abandoned(gone.replace(f"process {ended.pid},", f"process {2**70},"))
     lock.write_text(gone + "\n")
     assert run(locks.take(None, is_broken=False)).returncode == 75
     assert run(locks.take(gone, is_broken=False)).returncode == 0
+
+
+def test_process_of_another_user_is_not_gone_where_proc_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hidepid /proc has no entry for it, and a signal is refused."""
+    ended = subprocess.Popen(["true"])
+    ended.wait(10)
+
+    def refuse(pid: int, number: int) -> None:
+        assert (pid, number) == (ended.pid, 0)
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not locks.is_abandoned(locks.owner().replace(f"process {os.getpid()},", f"process {ended.pid},"))
