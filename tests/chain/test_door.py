@@ -13,6 +13,7 @@ from worker.chain import http
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
 from worker.chain.embedded import anvil, door, fund
+from worker.chain.quotas import Quota
 from worker.errors import ChainError, ChainUnreachable, SettingsError
 
 
@@ -66,6 +67,31 @@ def test_contracts_are_created_through_the_socket_alone(place, opened) -> None:
     through_port.transact(account, through_port.register_peer("QmPeer"), 10, nonce=0)
     assert through_port.owner_of("QmPeer") == account.address
     assert Coordinator(place.chain).owner_of("QmPeer") == account.address
+
+
+def test_copies_of_a_transaction_are_not_counted_for_whoever_signed_it(place, opened, monkeypatch) -> None:
+    anvil.deploy(place)
+    through_port = Coordinator(place.chain.model_copy(update={"rpc_url": opened.url}))
+    account = Account.create()
+
+    def send(nonce: int) -> dict:
+        call = through_port.register_peer(f"Qm{nonce}")
+        _, raw = through_port.sign(account, call, nonce=nonce, gas=1_000_000, gas_price_wei=0)
+        raws.append("0x" + raw.hex())
+        return ask(opened.url, "eth_sendRawTransaction", [raws[-1]])
+
+    raws: list[str] = []
+    monkeypatch.setattr(opened, "_sends", Quota(0.0, 2))
+    assert "result" in send(0)
+    eventually(lambda: through_port.owner_of("Qm0") == account.address, 10)
+    for _ in range(3):
+        copied = ask(opened.url, "eth_sendRawTransaction", raws)
+        assert "error" in copied
+    opened._sent.clear()  # as after a restart of the door
+    for _ in range(3):
+        assert "nonce too low" in ask(opened.url, "eth_sendRawTransaction", raws)["error"]["message"]
+    assert "result" in send(1)
+    assert send(2)["error"]["code"] == -32005
 
 
 def test_endless_loop_through_the_port_is_refused(place, opened) -> None:

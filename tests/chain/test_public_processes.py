@@ -99,8 +99,8 @@ def test_worker_and_audit_do_their_work_through_a_public_address(swarm, old_chai
         folders = ("--groups", tmp_path / "node/groups", "--output", tmp_path / "audit")
         auditing = hivewright(tmp_path / "audit.log", "audit", "--settings", judge, *folders, "--json")
         report = json.loads(ended(auditing, tmp_path / "audit.log", deadline))
-    verdicts = {f["round"]: f["verdict"] for f in report["rewards"] if f["peer_id"] == peer_id}
-    assert verdicts == dict.fromkeys(range(first, first + ROUNDS), "audited")
+    verdicts = {f["round"]: (f["verdict"], f["reason"]) for f in report["rewards"] if f["peer_id"] == peer_id}
+    assert verdicts == dict.fromkeys(range(first, first + ROUNDS), ("audited", None))
     assert max(audit_rpc.ranges()[6:]) <= 10
     assert audit_rpc.injected["range"] > 0
     assert audit_rpc.early == 0

@@ -193,6 +193,15 @@ def test_deploy_again_keeps_the_first_block(swarm):
     assert json.loads(file.read_text()) == before
 
 
+def test_deploy_again_finds_the_first_block_of_a_contract_of_before(swarm, forgetful):
+    file = swarm.settings.keeper.state_dir / "deployment.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in before.items() if key != "contract_block"}))
+    anvil.deploy(swarm.settings)
+    assert before["contract_block"] > BEFORE
+    assert json.loads(file.read_text()) == before
+
+
 @pytest.mark.parametrize("forgets_as_empty", [False, True])
 def test_first_block_of_forgotten_state_is_not_guessed(swarm, old_chain, forgetful, caplog, forgets_as_empty):
     newest = swarm.coordinator.block_number()

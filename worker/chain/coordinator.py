@@ -297,11 +297,9 @@ class Coordinator(ChainClient):
 
     def reward_digest(self, tx_hash: str) -> str | None:
         """The digest that came with a submitted reward; None if none did, or the transaction is not known any more."""
-        with self.translated("eth_getTransactionByHash"):
-            try:
-                data = bytes(self.web3.eth.get_transaction(HexStr(tx_hash))["input"])
-            except TransactionNotFound:
-                return None
+        data = self._input_of(tx_hash) or self._input_of(tx_hash)  # a node that lags behind others answers null
+        if data is None:
+            return None
         try:
             _, arguments = self._abi.decode_function_input(data)
             call = self.call(_SUBMIT_REWARD, *arguments.values())
@@ -309,6 +307,13 @@ class Coordinator(ChainClient):
             return None  # not sent by a node: by a contract, say
         rest = data.removeprefix(call.data)
         return rest.hex() if len(rest) == 32 and data.startswith(call.data) else None
+
+    def _input_of(self, tx_hash: str) -> bytes | None:
+        with self.translated("eth_getTransactionByHash"):
+            try:
+                return bytes(self.web3.eth.get_transaction(HexStr(tx_hash))["input"])
+            except TransactionNotFound:
+                return None
 
     def submit_winners(self, round: int, winners: Sequence[str], peer_id: str) -> Call:
         return self.call("submitWinners(uint256,string[],string)", round, list(winners), peer_id)

@@ -204,11 +204,11 @@ class Rpc(JSONBaseProvider):
     def _first(self, use: Callable[[str], _Result]) -> _Result:
         """Return what `use` gives for the first address that can be used; an address may have several turns.
 
-        If the last one throttles, it has another turn as long as there is time for the rest that it asks for.
+        One that throttled and also gave an answer of no use has one turn more: the throttling was no failed try.
         """
         errors: dict[str, ChainError] = {}
         deadline = time.monotonic() + self._timeout
-        turns = self._turns()
+        turns, has_more = self._turns(), False
         while turns:
             url = turns.pop(0)
             if url in errors:
@@ -217,9 +217,10 @@ class Rpc(JSONBaseProvider):
                 with self._using(url):
                     return use(url)
             except ChainError as error:
+                earlier = errors.get(url)
                 errors[url] = error
-                is_busy = isinstance(error, Throttled) and time.monotonic() + error.seconds < deadline
-                if is_busy and not turns:
+                if not turns and not has_more and earlier and _is_throttled(earlier) != _is_throttled(error):
+                    has_more = True
                     turns.append(url)
         raise _combined(list(errors.values()))
 
@@ -437,6 +438,10 @@ def translated(place: str, patience_seconds: float) -> Iterator[None]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):  # the last: nested without end
         raise BadAnswer(f"{place}: the answer is no JSON-RPC; {CHECK_ADDRESS}") from None
+
+
+def _is_throttled(error: ChainError) -> bool:
+    return isinstance(error, Throttled)
 
 
 def _combined(errors: Sequence[ChainError]) -> ChainError:

@@ -266,8 +266,9 @@ def deploy(settings: settings.Settings) -> Deployment:
     found = client.deployment
     written: dict[str, object] = {"rpc_url": _shown_url(settings), "chain_id": found.chain_id}
     written["contract"] = found.contract
-    block = block or _written_block(file, found)
-    if block is not None:
+    # Contracts of before this was written down are asked for; 0: that was not found out.
+    block = block or _written_block(file, found) or client.first_block()
+    if block:
         written["contract_block"] = block
     if found.rpc_url.startswith(http.UNIX):
         written["socket"] = found.rpc_url.removeprefix(http.UNIX)

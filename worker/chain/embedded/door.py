@@ -21,7 +21,7 @@ from aiohttp import web
 from pydantic_core import from_json
 
 from worker import settings
-from worker.chain.embedded.gate import MAX_BATCH, METHODS, NOT_SERVED, TOO_MANY, Gate, NotPassed
+from worker.chain.embedded.gate import MAX_BATCH, METHODS, NOT_SERVED, REJECTED, TOO_MANY, Gate, NotPassed, Passed
 from worker.chain.http import socket_name
 from worker.chain.quotas import Quota
 from worker.errors import ResourceError
@@ -45,6 +45,7 @@ _MAX_AT_CHAIN = 16
 # Transactions through the TCP port: of one account, and of all.
 _SENDS_PER_SECOND, _SENDS_BURST = 0.2, 60.0
 _ALL_SENDS_PER_SECOND, _ALL_SENDS_BURST = 2.0, 200.0
+_MAX_SENT = 1000
 
 
 def socket_of(anvil: settings.Anvil) -> Path:
@@ -62,6 +63,8 @@ class Door:
         self._latest = 0
         self._sends = Quota(_SENDS_PER_SECOND, _SENDS_BURST)
         self._all_sends = Quota(_ALL_SENDS_PER_SECOND, _ALL_SENDS_BURST)
+        # The newest transactions that were passed on. Older ones are on the chain: their nonces are used.
+        self._sent: dict[str, None] = {}
         self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
 
     def application(self, is_trusted: bool) -> web.Application:
@@ -87,20 +90,20 @@ class Door:
         most = _MAX_TRUSTED_BATCH if is_trusted else MAX_BATCH
         if not 1 <= len(calls) <= most or not all(isinstance(call, dict) for call in calls):
             return web.json_response({"error": f"body: expected 1 to {most} JSON-RPC requests"}, status=400)
-        check = self._trusted if is_trusted else self._checked
+        session = request.app[_SESSION]
         answers: list[Any] = []
         passed: list[dict[str, Any]] = []
         try:
             if not is_trusted:
-                await self._learn_block(request.app[_SESSION])
+                await self._learn_block(session)
             for call in calls:
                 try:
-                    passed.append(check(call))
+                    passed.append(self._trusted(call) if is_trusted else await self._checked(call, session))
                 except NotPassed as refusal:
                     error = {"code": refusal.code, "message": str(refusal)}
                     answers.append({"jsonrpc": "2.0", "id": _id_of(call), "error": error})
             if passed:
-                answers += await self._ask(request.app[_SESSION], passed)
+                answers += await self._ask(session, passed)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             return web.json_response({"error": f"the chain does not answer ({type(error).__name__})"}, status=503)
         return web.json_response(answers if isinstance(asked, list) else answers[0])
@@ -126,12 +129,31 @@ class Door:
             raise NotPassed(NOT_SERVED, f"{printable(str(method))[:64]}: not served here")
         return {"jsonrpc": "2.0", "id": _id_of(call), "method": method, "params": call.get("params", [])}
 
-    def _checked(self, call: dict[str, Any]) -> dict[str, Any]:
+    async def _checked(self, call: dict[str, Any], session: aiohttp.ClientSession) -> dict[str, Any]:
         passed = self._gate.check(str(call.get("method")), call.get("params", []))
-        sender = passed.sender
-        if sender is not None and not (self._all_sends.take("all") and self._sends.take(sender)):
-            raise NotPassed(TOO_MANY, f"{passed.method}: {sender} or all of this machine have sent too much lately")
+        if passed.sender is not None:
+            await self._count_sent(passed, passed.sender, session)
         return {"jsonrpc": "2.0", "id": _id_of(call), "method": passed.method, "params": passed.params}
+
+    async def _count_sent(self, passed: Passed, sender: str, session: aiohttp.ClientSession) -> None:
+        """Count a transaction for its sender, or raise NotPassed.
+
+        Anybody can send a copy of a transaction that is on the chain, or on its way there: copies are not counted.
+        """
+        raw = str(passed.params[0])
+        if raw in self._sent:
+            return
+        asked = {"jsonrpc": "2.0", "id": 0, "method": "eth_getTransactionCount", "params": [sender, "latest"]}
+        (answer,) = await self._ask(session, [asked])
+        next_nonce = int(answer["result"], 16)
+        if passed.nonce < next_nonce:
+            reason = f"nonce too low: next nonce {next_nonce}, tx nonce {passed.nonce}"
+            raise NotPassed(REJECTED, f"{passed.method}: {reason}")
+        if not (self._sends.take(sender) and self._all_sends.take("all")):
+            raise NotPassed(TOO_MANY, f"{passed.method}: {sender} or all of this machine have sent too much lately")
+        self._sent[raw] = None
+        if len(self._sent) > _MAX_SENT:
+            self._sent.pop(next(iter(self._sent)))
 
 
 _SESSION = web.AppKey("session", aiohttp.ClientSession)

@@ -21,7 +21,7 @@ from worker.chain.contract import coordinator_abi
 from worker.errors import ChainError
 from worker.log import printable
 
-NOT_SERVED, BAD_PARAMETERS, TOO_MANY = -32601, -32602, -32005
+NOT_SERVED, BAD_PARAMETERS, TOO_MANY, REJECTED = -32601, -32602, -32005, -32003
 MAX_BATCH = 20
 CALL_GAS = 50_000_000
 """Gas of one eth_call: 0.1 s of a core, and five times what reading 1,000 peers takes."""
@@ -35,8 +35,8 @@ _MAX_PERCENTILES = 16
 _LATEST_SECONDS = 1.0
 _TAGS = frozenset(("earliest", "finalized", "latest", "pending", "safe"))
 _FEES = frozenset(("gasPrice", "maxFeePerGas", "maxPriorityFeePerGas", "nonce", "type", "value"))
-# Where a transaction of each type has chain id, gas, receiver and data; -1: in the signature.
-_FIELDS = {0: (-1, 2, 3, 5), 1: (0, 3, 4, 6), 2: (0, 4, 5, 7)}
+# Where a transaction of each type has chain id (-1: in the signature), nonce, gas, receiver and data.
+_FIELDS = {0: (-1, 0, 2, 3, 5), 1: (0, 1, 3, 4, 6), 2: (0, 1, 4, 5, 7)}
 _NUM_FIELDS = {0: 9, 1: 11, 2: 12}
 
 
@@ -50,11 +50,13 @@ class NotPassed(ChainError):
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What may be asked of the chain. `sender`: who signed it, if it is a transaction."""
+    """What may be asked of the chain. `sender`, `nonce`: who signed it, and which one of theirs it is, if it is a
+    transaction."""
 
     method: str
     params: list[Any]
     sender: str | None = None
+    nonce: int = 0
 
 
 @dataclass
@@ -147,7 +149,7 @@ class Gate:
     def _send(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 1, 1)
         raw = _bytes(_hexadecimal(params[0], 2 * MAX_RAW_BYTES))
-        chain_id, gas, to = _decoded(raw)
+        chain_id, nonce, gas, to = _decoded(raw)
         if chain_id != self.chain_id:
             raise _Wrong(f"signed for chain id {chain_id}; this is chain {self.chain_id}: sign it for that")
         if not to:
@@ -159,7 +161,7 @@ class Gate:
             sender = str(Account.recover_transaction(raw))
         except Exception:  # noqa: BLE001 - a signature is data of others, and what is raised depends on its bytes
             raise _Wrong("nobody's signature") from None
-        return Passed(method, ["0x" + raw.hex()], sender)
+        return Passed(method, ["0x" + raw.hex()], sender, nonce)
 
     # ---- values
 
@@ -239,8 +241,8 @@ def _selectors() -> frozenset[str]:
     )
 
 
-def _decoded(raw: bytes) -> tuple[int | None, int, bytes]:
-    """Chain id (None: it names none), gas and receiver of a signed transaction."""
+def _decoded(raw: bytes) -> tuple[int | None, int, int, bytes]:
+    """Chain id (None: it names none), nonce, gas and receiver of a signed transaction."""
     kind = raw[0] if raw and raw[0] < 0x80 else 0
     if kind not in _FIELDS:
         raise _Wrong(f"a transaction of type {kind}; expected 0, 1 or 2")
@@ -250,14 +252,14 @@ def _decoded(raw: bytes) -> tuple[int | None, int, bytes]:
         items = None
     if not isinstance(items, list) or len(items) != _NUM_FIELDS[kind]:
         raise _Wrong("no signed transaction")
-    at_chain_id, at_gas, at_to, at_data = _FIELDS[kind]
-    parts = [items[at_gas], items[at_to], items[at_data], items[6 if kind == 0 else 0]]
+    at_chain_id, at_nonce, at_gas, at_to, at_data = _FIELDS[kind]
+    parts = [items[at_gas], items[at_to], items[at_data], items[6 if kind == 0 else 0], items[at_nonce]]
     if not all(isinstance(part, bytes) for part in parts):
         raise _Wrong("no signed transaction")
-    number = int.from_bytes(parts[3])
+    number: int | None = int.from_bytes(parts[3])
     if at_chain_id < 0:
-        return ((number - 35) // 2 if number >= 35 else None), int.from_bytes(parts[0]), parts[1]
-    return number, int.from_bytes(parts[0]), parts[1]
+        number = (number - 35) // 2 if number is not None and number >= 35 else None
+    return number, int.from_bytes(parts[4]), int.from_bytes(parts[0]), parts[1]
 
 
 def _require_count(params: list[Any], least: int, most: int) -> None:
