@@ -80,10 +80,10 @@ def items(family: str, count: int, config: str = "{}"):
     return [reasoning_gym._make_item(Recipe(family, config, seed)) for seed in range(count)]
 
 
-def earned(family: str, answer_of, count: int = 40) -> float:
+def earned(family: str, answer_of, count: int = 40, config: str = "{}") -> float:
     return fmean(
         reasoning_gym._score(dataset, item, family, f"<answer>{answer_of(item)}</answer>")
-        for dataset, item in items(family, count)
+        for dataset, item in items(family, count, config)
     )
 
 
@@ -164,7 +164,9 @@ def test_conclusion_earns_only_if_no_premise_says_it_alone(premises, answer, rew
 @pytest.mark.parametrize(
     ("premises", "sound"),
     [
-        (("P", "(P → Q)"), True),
+        (("Q", "(Q → P)"), True),
+        (("P", "(P → Q)"), False),  # one of the two in three that are left out
+        (("(P → Q)", "¬Q"), True),
         (("P", "¬P"), False),  # anything would follow
         (("P", "Q"), False),  # nothing follows but what they say
         (("(P ∨ ¬P)", "Q"), False),
@@ -181,6 +183,13 @@ def test_no_premise_and_no_contradiction_earns_in_the_default_mix():
         for answer in (*premises, f"(({x} ∧ ¬{x}) ∧ {y})", " ∧ ".join(premises), "X", "."):
             reward = reasoning_gym._score(dataset, item, "propositional_logic", f"<answer>{answer}</answer>")
             assert reward <= 0.05
+
+
+def test_one_variable_whatever_the_premises_say_earns_no_more_than_chance_at_the_easiest_level():
+    """One of at least four literals is right by chance."""
+    config = json.dumps(ReasoningGym().levels("propositional_logic", {})[0])
+    for guess in ("P", "Q", "¬P", "¬Q"):
+        assert earned("propositional_logic", lambda item, guess=guess: guess, 120, config) < 0.3, guess
 
 
 def test_level_without_a_sound_item_is_left_out():

@@ -116,7 +116,9 @@ GUARDS: dict[str, Guard] = {
         score=_exact,
     ),
     "propositional_logic": Guard(
-        "anything follows from premises that contradict each other, and a copied premise follows from itself",
+        "anything follows from premises that contradict each other, a copied premise from itself, and a variable "
+        "alone earned 0.4",
+        revision=2,
         is_sound=propositional.is_sound,
         score=lambda item, answer, scorer: propositional.score(item, answer),
     ),

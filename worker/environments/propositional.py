@@ -8,9 +8,12 @@ is true unless all of them are false. A conclusion earns if
   copied premise, nor a weakened one, nor several joined by "and" earn;
 * it is written with no more literals than its prime implicates have: premises joined in disguise do not earn.
 
-Items whose premises contradict each other, or that have no such conclusion of one or two literals, are not asked.
+Items whose premises contradict each other, or that have no such conclusion of one or two literals, are not asked. Of
+those from which a variable itself follows, by far the most at the easiest level, only one in three is: otherwise "Q"
+alone, whatever the premises say, earns 0.4.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import combinations, product
 from typing import Any
@@ -85,12 +88,22 @@ def is_sound(item: dict[str, Any]) -> bool:
     together = _all_of(premises, tables.true)
     if together == 0:
         return False
-    return any(
-        follows(table, together) and not any(follows(table, premise) for premise in premises)
+    conclusions = [
+        clause
         for length in (1, 2)
-        for _, table in tables.clauses(length)
+        for clause, table in tables.clauses(length)
         if table != tables.true
-    )
+        and follows(table, together)
+        and not any(follows(table, premise) for premise in premises)
+    ]
+    is_plain = any(len(clause) == 1 and all(sign for _, sign in clause) for clause in conclusions)
+    return bool(conclusions) and (not is_plain or _is_drawn(item))
+
+
+def _is_drawn(item: dict[str, Any]) -> bool:
+    """Return whether the item is the one in three that is asked: the same one in every process."""
+    digest = hashlib.sha256("\n".join(item["metadata"]["premises"]).encode()).digest()
+    return digest[0] % 3 == 0
 
 
 def score(item: dict[str, Any], answer: str) -> float:
