@@ -13,6 +13,7 @@ import vllm_stand_in
 
 from worker import settings
 from worker.errors import ModelError
+from worker.policy import lora
 from worker.policy.engines import torch_engine as engines
 from worker.policy.engines import vllm as module
 from worker.policy.engines.engine import Ending
@@ -53,8 +54,8 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(vllm_stand_in.LLM, "started", [])
 
 
-def make_engine(model):
-    return VllmEngine(model, settings.Generation(**LENGTHS))
+def make_engine(model, **options):
+    return VllmEngine(model, settings.Generation(**LENGTHS, **options))
 
 
 def answer(engine, prompts=PROMPTS, seed=0, end_ids=(), is_done=None, may_be_done=None, **options):
@@ -179,6 +180,33 @@ def test_adapters_are_merged_into_what_is_brought_over(pristine, backend):
     after = answer(engine, top_k=1)
     assert after != before
     expect_own_logprobs(policy.model, after)
+
+
+def test_young_adapter_beside_bfloat16_weights_is_brought_over_whole(pristine, backend):
+    """Rounded to the nearest bfloat16, less than a tenth of it would be."""
+    model = copy.deepcopy(pristine.model).bfloat16()
+    lora.attach(model, settings.Lora(rank=4))
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=1e-5)
+    engine = make_engine(model)
+    brought = dict(engine._weights())
+    layers = {name: layer for name, layer in model.named_modules() if lora.plain(layer) is not layer}
+    kept = wanted = nearest = 0.0
+    for name, layer in layers.items():
+        base, merged = lora.base_weight_of(layer).float(), lora.weight_of(layer)
+        added = merged - base
+        weight = brought[f"{name}.weight"]
+        assert weight.dtype is torch.bfloat16
+        kept += float(((weight.float() - base) * added).sum())
+        nearest += float(((merged.bfloat16().float() - base) * added).sum())
+        wanted += float((added * added).sum())
+    assert nearest / wanted < 0.5
+    assert 0.8 < kept / wanted < 1.2
+    # Where nothing was trained since, nothing changes; weights without an adapter are handed over as they are.
+    assert all(torch.equal(weight, brought[name]) for name, weight in engine._weights())
+    assert torch.equal(brought["model.embed_tokens.weight"], model.get_input_embeddings().weight)
 
 
 def test_random_numbers_of_the_process_stay_as_they_are(pristine, backend):

@@ -169,6 +169,31 @@ def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter.detach()
 
 
+def merged_weights_as(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """`merged_weights` in another type. What adapters add to bfloat16 weights is kept on average.
+
+    Rounded to the nearest, most of what a young adapter adds would be lost, and the old policy would be sampled.
+    """
+    adapted = {f"{name}.weight" for name, layer in model.named_modules() if plain(layer) is not layer}
+    for seed, (name, weight) in enumerate(merged_weights(model)):
+        if dtype is torch.bfloat16 and name in adapted:
+            yield name, _round_at_random(weight.float(), seed)
+        else:
+            yield name, weight.to(dtype)
+
+
+@torch.no_grad()
+def _round_at_random(weight: Tensor, seed: int) -> Tensor:
+    """Return a float32 weight as bfloat16, rounded up or down so that its mean is kept; the same for the same seed.
+
+    bfloat16 is the upper half of float32: a random lower half is added to that of the weight, and what is carried over
+    counts. What bfloat16 has exactly stays as it is.
+    """
+    generator = torch.Generator(weight.device).manual_seed(seed)
+    lower = torch.randint(0, 1 << 16, weight.shape, dtype=torch.int32, device=weight.device, generator=generator)
+    return ((weight.contiguous().view(torch.int32) + lower) & -(1 << 16)).view(torch.float32).bfloat16()
+
+
 def has_more_than_parameters(model: Any) -> bool:
     """Whether a model's files have more than its parameters: a checkpoint of these alone is no whole model."""
     return next(_saved_buffers(model), None) is not None

@@ -135,8 +135,7 @@ class VllmEngine:
         self._seen = seen
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, weight in lora.merged_weights(self._model):
-            yield name, weight.to(self._dtype)
+        yield from lora.merged_weights_as(self._model, self._dtype)
         head, embedding = self._model.get_output_embeddings(), self._model.get_input_embeddings()
         if self._is_untied and head.weight is embedding.weight:
             yield "lm_head.weight", head.weight.detach().to(self._dtype)
