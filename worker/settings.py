@@ -507,6 +507,9 @@ class Account(Section):
     """Names in the DNS under which browsers may reach it, beside its addresses and the host's own name."""
     enrolment_token_file: Path | None = None
     """File with the token that new nodes show once. None: enrolment is closed."""
+    behind_proxy: bool = False
+    """Whether what comes from this machine came through a proxy that names its client in X-Forwarded-For, as
+    `tailscale serve` does: wrong tokens are then counted for that client. A deploy sets it with `tailscale_serve`."""
     rpc_proxy: bool = True
     """Serve reads of the contract, and signed transactions to it, as JSON-RPC at /rpc, to callers with a node's token:
     for nodes without a route to the chain."""

@@ -171,7 +171,7 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
         slots = _slots(entry, coordinators, wrong, mistakes)
         if not wrong:
             is_auto = bool(slots) and deployment.slots == AUTO
-            services = _services(entry)
+            services = _services(entry, deployment)
             for message in clashes(slots, services):
                 mistakes.add(entry.name, message)
             plans[entry.name] = HostPlan(entry.name, deployment, slots, services, is_auto)
@@ -498,7 +498,7 @@ def _is_lonely(flat: Mapping[str, Any]) -> bool:
     return flat.get("swarm_enabled", True) is True and not any(flat.get(way) for way in ways)
 
 
-def _services(entry: HostEntry) -> dict[str, Settings]:
+def _services(entry: HostEntry, deployment: Deployment) -> dict[str, Settings]:
     """Settings of the coordinator's roles, from data that are known to be right."""
     if COORDINATORS not in entry.groups:
         return {}
@@ -525,6 +525,10 @@ def _services(entry: HostEntry) -> dict[str, Settings]:
             "chain_deployment_file": deployment_file,
         },
     }
+    port = entry.data.get("account_port", settings.Account.model_fields["port"].default)
+    served = {*deployment.tailscale_serve.values(), *deployment.tailscale_serve_http.values()}
+    if deployment.tailscale and port in served:
+        derived["account"]["account_behind_proxy"] = entry.data.get("account_behind_proxy", True)
     services = {}
     for role, own in derived.items():
         # account_url is for those that have no way to the chain; these roles are beside it.

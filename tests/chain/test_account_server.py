@@ -1,5 +1,6 @@
 import base64
 import concurrent.futures
+import contextlib
 import json
 import logging
 import signal
@@ -343,6 +344,59 @@ def test_rpc_has_a_limit_for_each_peer(service, token, monkeypatch) -> None:
     assert [rpc(service, "eth_chainId")[0] for _ in range(5)] == [200, 200, 200, 429, 429]
     asked = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
     assert post(service, "/rpc", asked, service.token_of("QmYou"))[0] == 200
+
+
+def asking(service, body: bytes) -> socket.socket:
+    """A connection with a request to /rpc whose answer nobody reads; it has a small buffer for it."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    host, _, port = service.url.removeprefix("http://").rpartition(":")
+    connection.connect((host, int(port)))
+    head = f"POST /rpc HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(f"{head}Authorization: Bearer {service.token_of(PEER)}\r\n\r\n".encode() + body)
+    return connection
+
+
+def test_answers_of_rpc_that_nobody_reads_count_for_their_peer(service, token, monkeypatch) -> None:
+    async def long_answer(*_: object) -> bytes:
+        return b'"' + b"x" * 8_000_000 + b'"'
+
+    monkeypatch.setattr(service.service, "_answer", long_answer)
+    asked = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}).encode()
+    with contextlib.ExitStack() as stack:
+        unread = [stack.enter_context(asking(service, asked)) for _ in range(4)]
+        eventually(lambda: service.service._at_chain_for[PEER] == 4, 10)
+        status, answer = post(service, "/rpc", asked, token)
+        assert (status, answer["error"]) == (429, "TooManyRequests")
+        # The chain is free meanwhile, and so is everybody else.
+        assert post(service, "/rpc", asked, service.token_of("QmYou"))[0] == 200
+        for each in unread:
+            each.close()
+        eventually(lambda: PEER not in service.service._at_chain_for, 10)
+        assert post(service, "/rpc", asked, token)[0] == 200
+
+
+def guess(service, address: str | None) -> int:
+    headers = {"Authorization": "Bearer made-up"} | ({"X-Forwarded-For": address} if address else {})
+    return requests.post(f"{service.url}/rpc", json={}, headers=headers, timeout=20).status_code
+
+
+def test_guesses_of_tokens_are_limited_by_client(chain, service, tmp_path, node) -> None:
+    assert [guess(service, None) for _ in range(22)] == [401] * 20 + [429] * 2
+    # Whatever a client says of where it comes from.
+    assert guess(service, "192.0.2.1") == 429
+    wrong = enrol_body(node, token="made up")
+    assert [post(service, "/api/enrol", wrong)[0] for _ in range(22)] == [403] * 20 + [429] * 2
+    assert post(service, "/api/enrol", enrol_body(node))[0] == 429  # nor is it told that it has guessed right
+
+
+def test_guesses_that_come_through_a_proxy_of_this_machine_keep_out_their_client_alone(chain, tmp_path, node) -> None:
+    parsed = account_settings(chain.settings, tmp_path / "account")
+    behind = parsed.account.model_copy(update={"behind_proxy": True})
+    with serving(parsed.model_copy(update={"account": behind})) as service:
+        assert [guess(service, f"2001:db8::{number:x}") for number in range(22)] == [401] * 20 + [429] * 2
+        assert guess(service, "2001:db8::1, 192.0.2.1") == 401  # the proxy adds the last one
+        assert guess(service, None) == 401
 
 
 def test_endless_loop_through_rpc_stops_nothing(chain, service, token) -> None:

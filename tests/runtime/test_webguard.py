@@ -21,6 +21,8 @@ def impatience(monkeypatch) -> None:
     monkeypatch.setattr(webguard, "IDLE_SECONDS", 1.0)
     monkeypatch.setattr(webguard, "BUSY_SECONDS", 2.0)
     monkeypatch.setattr(webguard, "_SWEEP_SECONDS", 0.05)
+    # As if nothing had been logged yet.
+    monkeypatch.setattr(webguard._BAD_REQUESTS, "_said_at", -webguard._LOG_SECONDS)
 
 
 @pytest.fixture
@@ -29,6 +31,10 @@ def port() -> Iterator[int]:
 
     async def echo(request: web.Request) -> web.Response:
         return web.Response(body=await request.read())
+
+    async def slow(request: web.Request) -> web.Response:
+        await asyncio.sleep(1.5)
+        return web.Response()
 
     async def large(request: web.Request) -> web.Response:
         return web.Response(body=bytes(32_000_000))
@@ -40,6 +46,7 @@ def port() -> Iterator[int]:
     application.router.add_post("/", echo)
     application.router.add_get("/", echo)
     application.router.add_get("/large", large)
+    application.router.add_get("/slow", slow)
     listening = socket.create_server(("127.0.0.1", 0), backlog=512)
     starting = webguard.serve(application, [listening], ("swarm.example.org",))
     end = asyncio.run_coroutine_threadsafe(starting, loop).result(10)
@@ -114,6 +121,61 @@ def test_more_than_enough_half_open_connections_keep_nobody_out(port, monkeypatc
     assert len(caplog.messages) == 1  # one a minute, however many are closed
 
 
+def fill(port: int, stack: contextlib.ExitStack, count: int, sent: bytes) -> list[socket.socket]:
+    return [stack.enter_context(connected(port, sent)) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(HEAD + b"Content-Length: 999\r\n\r\nx", id="trickled bodies"),
+        pytest.param(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n", id="unread answers"),
+    ],
+)
+def test_clients_that_keep_the_server_waiting_make_room_for_others(port, monkeypatch, sent) -> None:
+    monkeypatch.setattr(webguard, "MAX_CONNECTIONS", 10)
+    monkeypatch.setattr(webguard, "BUSY_SECONDS", 60.0)
+    with contextlib.ExitStack() as stack:
+        fill(port, stack, 15, sent)
+        for _ in range(5):
+            assert requests.get(f"http://127.0.0.1:{port}/", timeout=5).status_code == 200
+
+
+def test_requests_at_work_are_not_given_up_for_others(port, monkeypatch) -> None:
+    monkeypatch.setattr(webguard, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(webguard, "BUSY_SECONDS", 60.0)
+    asked = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        at_work = fill(port, stack, 3, asked)
+        time.sleep(0.3)
+        for other in fill(port, stack, 3, b""):
+            assert seconds_until_closed(other) < 0.5
+        for each in at_work:
+            assert each.recv(64).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"), ("::ffff:192.0.2.7", "192.0.2.7"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"), ("2001:db8:1:3::1", "2001:db8:1:3::/64"), ("fe80::1", "fe80::1"),
+        ("::1", "::1"), ("somewhere", "somewhere"),
+    ],
+)  # fmt: skip
+def test_all_addresses_that_one_host_may_have_count_as_one(address, source) -> None:
+    assert webguard.source_of(address) == source
+    assert webguard.is_loopback(webguard.source_of("::ffff:127.0.0.1"))
+
+
+def test_unreadable_requests_are_logged_once_a_minute_without_traceback(port, caplog) -> None:
+    for _ in range(20):
+        with connected(port, b"GET / HTTP/1.1\r\nBad Header: x\r\n\r\n") as connection:
+            assert connection.recv(64).startswith(b"HTTP/1.0 400")
+    (said,) = [record for record in caplog.records if record.name == "aiohttp.server"]
+    assert said.exc_info is None
+    assert "127.0.0.1: " in said.getMessage()
+
+
 def test_requests_sent_ahead_without_end_close_the_connection(port, monkeypatch) -> None:
     monkeypatch.setattr(webguard, "MAX_AHEAD_BYTES", 100_000)
     connection = connected(port, HEAD + b"Content-Length: 9\r\n\r\n")
@@ -157,7 +219,7 @@ def test_forms_and_plain_text_are_refused(port, content_type) -> None:
 
 
 def test_out_of_files_is_logged_once_a_minute(caplog) -> None:
-    only = webguard._OncePerMinute()
+    only = webguard._OncePerMinute(webguard._is_out_of_files)
     record = logging.LogRecord("asyncio", 40, "", 0, "socket.accept() out of system resource", None, None)
     assert [only.filter(record) for _ in range(3)] == [True, False, False]
     assert only.filter(logging.LogRecord("asyncio", 40, "", 0, "something else", None, None))

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,7 +55,7 @@ _RPC_PER_SECOND, _RPC_BURST = 20.0, 400.0
 _SENDS_PER_SECOND, _SENDS_BURST = 0.2, 60.0
 # Wrong tokens from one address: after some, one every six seconds.
 _GUESSES_PER_SECOND, _GUESSES_BURST = 1 / 6, 20.0
-# Requests that the chain works on at once: for all callers, and for one.
+# Requests that the chain works on at once, for all callers; and for one, until it has read the answer.
 _MAX_AT_CHAIN, _MAX_AT_CHAIN_FOR_ONE = 16, 4
 
 _OF_GUESSES_AND_FLOODS = (401, 403, 408, 415, 429)
@@ -168,7 +168,7 @@ class Service:
         body = request_bodies.parse(request_bodies.Enrol, await _read(request))
         if self._enrolment_token is None:
             raise Refused(403, "EnrolmentClosed", "account.enrolment_token_file is not set at the account service")
-        if self._guesses.left(str(request.remote)) < 1:
+        if self._guesses.left(self._source(request)) < 1:
             raise Refused(429, "TooManyGuesses", "wrong tokens came from this address; wait a minute")
         if not hmac.compare_digest(body.token.encode(), self._enrolment_token.encode()):
             self._count_guess(request)
@@ -199,17 +199,23 @@ class Service:
         if not self._asks.take(peer_id, len(calls)):
             raise Refused(429, "TooManyRequests", f"{peer_id}: at most {_RPC_PER_SECOND:g} a second in the long run")
         if self._at_chain_for[peer_id] >= _MAX_AT_CHAIN_FOR_ONE:
-            raise Refused(429, "TooManyRequests", f"{peer_id}: {_MAX_AT_CHAIN_FOR_ONE} requests wait for the chain")
+            raise Refused(429, "TooManyRequests", f"{peer_id}: {_MAX_AT_CHAIN_FOR_ONE} answers are on their way")
         self._at_chain_for[peer_id] += 1
         try:
             async with self._at_chain:
                 answers = await self._answers(calls, peer_id)
+            text = b"[" + b",".join(answers) + b"]" if isinstance(asked, list) else answers[0]
+            del answers
+            response = web.Response(body=text, content_type="application/json")
+            # Answers that are not read yet count too: each may have 16 MB.
+            with suppress(ConnectionError):  # the client has left
+                await response.prepare(request)
+                await response.write_eof()
+            return response
         finally:
             self._at_chain_for[peer_id] -= 1
             if not self._at_chain_for[peer_id]:
                 del self._at_chain_for[peer_id]
-        text = b"[" + b",".join(answers) + b"]" if isinstance(asked, list) else answers[0]
-        return web.Response(body=text, content_type="application/json")
 
     async def _answers(self, calls: list[request_bodies.RpcRequest], peer_id: str) -> list[bytes]:
         answers = []
@@ -296,9 +302,18 @@ class Service:
             raise Refused(403, "TokenOfAnotherPeer", f"the token is good for {peer_id} only")
         return body
 
+    def _source(self, request: web.Request) -> str:
+        """Return whom guesses of a token are counted for. Behind a proxy of this host: whom it names as its client."""
+        remote = str(request.remote)
+        forwarded = request.headers.get("X-Forwarded-For", "")
+        if self._settings.account.behind_proxy and forwarded and webguard.is_loopback(remote):
+            # Each proxy adds the address that it was asked from; only what the last one says is to be trusted.
+            return f"forwarded {webguard.source_of(forwarded.rpartition(',')[2].strip())}"
+        return webguard.source_of(remote)
+
     def _count_guess(self, request: web.Request) -> None:
         """A wrong token came. Raises Refused for too many from one address; right ones are taken from there, too."""
-        if not self._guesses.take(str(request.remote)):
+        if not self._guesses.take(self._source(request)):
             raise Refused(429, "TooManyGuesses", "wrong tokens came from this address; wait a minute")
 
     def _peer_of(self, request: web.Request) -> str:
@@ -310,7 +325,7 @@ class Service:
             )
         peer_id = self._tokens.peer_of(token)
         if peer_id is None:
-            if not self._wrong_tokens.take(str(request.remote)):
+            if not self._wrong_tokens.take(self._source(request)):
                 raise Refused(429, "TooManyGuesses", "wrong tokens came from this address; wait a minute")
             raise Refused(401, "TokenWrong", "not a token of this account service")
         return peer_id

@@ -1,8 +1,8 @@
 """What keeps a server that anybody may reach usable: limits for connections, and checks that hold for every request.
 
 A connection that is not in a request for a while (it has sent nothing, half a head, or waits for another request) is
-closed; of one address, and of all, there are at most so many, and the idle ones make room. Requests of web pages are
-for the page's own server alone.
+closed; of one address, and of all, there are at most so many. The idle ones make room, then those whose client keeps
+the server waiting. Requests of web pages are for the page's own server alone.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from worker.log import printable
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1024
 MAX_CONNECTIONS_OF_ONE = 256
-"""Nodes behind one router share its address."""
+"""Nodes behind one router share its address. Of IPv6 a /64 network counts as one: a single host has all of it."""
 HEAD_SECONDS = 10.0
 """For the first request's head, from the connection on."""
 IDLE_SECONDS = 30.0
@@ -69,6 +70,26 @@ class Sparingly:
         log.warning("%s%s", message, f" (and {left_out} more of this kind before)" if left_out else "")
 
 
+def source_of(address: str) -> str:
+    """Return what counts as one client: an address of IPv4, or the /64 network of one of IPv6."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    if parsed.is_loopback or parsed.is_link_local:
+        return str(parsed)
+    return str(ipaddress.IPv6Network((int(parsed), 64), strict=False))
+
+
+def is_loopback(source: str) -> bool:
+    """Return whether a client is on this machine."""
+    return source == "::1" or source.startswith("127.")
+
+
 class Guard:
     """Makes the connections of one server. `sweep` runs beside it, for ever."""
 
@@ -94,10 +115,10 @@ class Guard:
             await asyncio.sleep(_SWEEP_SECONDS)
 
     def admit(self, connection: "_Connection") -> bool:
-        """Whether there is room for it; an idle one that has waited longest is closed for it."""
-        address = connection.address
-        if self._of[address] >= MAX_CONNECTIONS_OF_ONE and not ipaddress.ip_address(address).is_loopback:
-            is_admitted = self._make_room([each for each in self._open.values() if each.address == address])
+        """Return whether there is room for it. One of those that its client has kept waiting is closed for it."""
+        address, source = connection.address, connection.source
+        if self._of[source] >= MAX_CONNECTIONS_OF_ONE and not is_loopback(source):
+            is_admitted = self._make_room([each for each in self._open.values() if each.source == source])
         elif len(self._open) >= MAX_CONNECTIONS:
             is_admitted = self._make_room(list(self._open.values()))
         else:
@@ -106,23 +127,27 @@ class Guard:
             self._sparingly.warn("full", f"connection refused from={address}: {len(self._open)} are open")
             return False
         self._open[connection.transport] = connection
-        self._of[address] += 1
+        self._of[source] += 1
         return True
 
     def _make_room(self, among: list["_Connection"]) -> bool:
-        idle = [each for each in among if each.is_idle]
-        if not idle:
+        """Close the oldest idle connection, else the oldest whose client sends a body or reads an answer slowly.
+
+        Requests that this server is at work on are never given up.
+        """
+        given_up = [each for each in among if each.is_idle] or [each for each in among if each.is_stalled]
+        if not given_up:
             return False
-        oldest = min(idle, key=lambda each: each.since)
+        oldest = min(given_up, key=lambda each: each.since)
         self._sparingly.warn("room", f"connection closed from={oldest.address}: to make room for others")
         oldest.abort()
         return True
 
     def forget(self, connection: "_Connection") -> None:
         if self._open.pop(connection.transport, None) is not None:
-            self._of[connection.address] -= 1
-            if not self._of[connection.address]:
-                del self._of[connection.address]
+            self._of[connection.source] -= 1
+            if not self._of[connection.source]:
+                del self._of[connection.source]
 
     # ---- requests
 
@@ -130,7 +155,7 @@ class Guard:
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         connection = self._open.get(request.transport) if request.transport is not None else None
         if connection is not None:
-            connection.begin()
+            connection.begin(request)
         try:
             refusal = self.refusal(request)
             return await handler(request) if refusal is None else refusal
@@ -213,22 +238,29 @@ class _Connection(asyncio.Protocol):
         self._guard = guard
         self._inner = inner
         self.transport: asyncio.Transport
-        self.address = ""
+        self.address = self.source = ""
         self.since = time.monotonic()
-        self._is_busy = self._had_request = False
+        self._request: web.Request | None = None
+        self._had_request = False
         self._num_ahead = 0
 
     @property
     def is_idle(self) -> bool:
-        return not self._is_busy and not self.transport.get_write_buffer_size()
+        return self._request is None and not self.transport.get_write_buffer_size()
 
-    def begin(self) -> None:
-        """A request has come, with its whole head."""
-        self._is_busy = self._had_request = True
+    @property
+    def is_stalled(self) -> bool:
+        """Return whether the server waits for the client: for the rest of a body, or until it reads the answer."""
+        is_sending = self._request is not None and not self._request.content.is_eof()
+        return is_sending or self.transport.get_write_buffer_size() > 0
+
+    def begin(self, request: web.Request) -> None:
+        """Note that a request has come, with its whole head."""
+        self._request, self._had_request = request, True
         self.since, self._num_ahead = time.monotonic(), 0
 
     def end(self) -> None:
-        self._is_busy = False
+        self._request = None
         self.since = time.monotonic()
 
     def overdue(self, now: float) -> str | None:
@@ -248,6 +280,7 @@ class _Connection(asyncio.Protocol):
         self.transport = transport
         peer = transport.get_extra_info("peername")
         self.address = peer[0].partition("%")[0] if isinstance(peer, tuple) else "127.0.0.1"
+        self.source = source_of(self.address)
         self._inner.connection_made(transport)
         if not self._guard.admit(self):
             transport.abort()
@@ -274,36 +307,53 @@ class _Connection(asyncio.Protocol):
 
 
 class _OncePerMinute(logging.Filter):
-    """Of asyncio's "out of system resource", of which it logs one with a traceback for each try."""
+    """Lets one line a minute through, without its traceback, of the records for which `is_meant` says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_meant: Callable[[logging.LogRecord], bool]) -> None:
         super().__init__()
+        self._is_meant = is_meant
         self._said_at = -_LOG_SECONDS
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if "system resource" not in record.getMessage():
+        if not self._is_meant(record):
             return True
         now = time.monotonic()
         is_said = now - self._said_at >= _LOG_SECONDS
         if is_said:
             self._said_at = now
-            record.exc_info = None
+            error = record.exc_info[1] if record.exc_info else None
+            reason = f": {printable(str(error))[:200]}" if error else ""
+            record.msg, record.args, record.exc_info = f"{record.getMessage()}{reason}", None, None
         return is_said
 
 
+def _is_out_of_files(record: logging.LogRecord) -> bool:
+    """Return whether asyncio is out of a system resource, of which it logs a traceback for each try."""
+    return "system resource" in record.getMessage()
+
+
+def _is_bad_request(record: logging.LogRecord) -> bool:
+    """Return whether aiohttp could not read a request, of which it logs a traceback for each."""
+    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
+
+
+_OUT_OF_FILES, _BAD_REQUESTS = _OncePerMinute(_is_out_of_files), _OncePerMinute(_is_bad_request)
+
+
 def raise_file_limit() -> None:
-    """As many open files as the system lets us have: more than connections. Log it once a minute if that is too few."""
+    """As many open files as the system lets us have: more than connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4 * MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(4 * MAX_CONNECTIONS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    logging.getLogger("asyncio").addFilter(_OncePerMinute())
 
 
 async def serve(
     application: web.Application, sockets: list[socket.socket], names: tuple[str, ...] = ()
 ) -> Callable[[], Awaitable[None]]:
     """Serve the application on these sockets, guarded. Returns what ends it."""
+    logging.getLogger("asyncio").addFilter(_OUT_OF_FILES)
+    logging.getLogger("aiohttp.server").addFilter(_BAD_REQUESTS)
     guard = Guard(names)
     application.middlewares.insert(0, guard.middleware)
     application.on_response_prepare.insert(0, _add_headers)
