@@ -85,8 +85,11 @@ def write(file: Path, hosts: Mapping[str, Tar], passphrase: str) -> None:
         raise SettingsError(f"{file}: {error.strerror}; expected a place for a new file, nothing was written") from None
 
 
-def read(file: Path, passphrase: str) -> dict[str, bytes]:
-    """The tars of hosts, by name. Raises SettingsError if it is no backup, is damaged, or the passphrase is another."""
+def read(file: Path, passphrase: str, only: str | None = None) -> dict[str, bytes]:
+    """Return the tars of hosts, by name; where `only` one is wanted, those of the others are empty, and not in memory.
+
+    Raises SettingsError if it is no backup, is damaged, or the passphrase is another: all of it is read in any case.
+    """
     try:
         with file.open("rb") as stream:
             magic = stream.read(len(MAGIC))
@@ -100,16 +103,29 @@ def read(file: Path, passphrase: str) -> dict[str, bytes]:
             nonce = bytes.fromhex(said["nonce"])
             if magic == MAGIC_1:
                 return _unpacked(cipher.decrypt(nonce, stream.read(), magic + header))
-            whole = b"".join(_chunks(stream, cipher, nonce, magic + header))
+            return _gathered(said["hosts"], _chunks(stream, cipher, nonce, magic + header), only)
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}; expected a file that `hivewright fleet backup` wrote") from None
     except InvalidTag:
         raise SettingsError(f"{file}: can't be decrypted: another passphrase, or the file is damaged") from None
-    hosts, at = {}, 0
-    for name, size in said["hosts"].items():
-        hosts[name] = whole[at : at + size]
-        at += size
-    return hosts
+
+
+def _gathered(sizes: Mapping[str, int], chunks: Iterable[bytes], only: str | None) -> dict[str, bytes]:
+    """Cut the content, in chunks, into the tars of hosts; of those that are not wanted nothing is kept."""
+    found = {name: bytearray() for name in sizes}
+    names = iter(sizes)
+    name, left = "", 0
+    for chunk in chunks:
+        at = 0
+        while at < len(chunk):
+            while not left:
+                name = next(names)
+                left = sizes[name]
+            piece = chunk[at : at + left]
+            if only in (None, name):
+                found[name] += piece
+            at, left = at + len(piece), left - len(piece)
+    return {name: bytes(tar) for name, tar in found.items()}
 
 
 def _header(file: Path, header: bytes) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def restore(options: argparse.Namespace) -> None:
     target, source = options.to, options.source or options.to
     if target not in known:
         raise SettingsError(f"--to {target}: no such host in {pyinfra.inventory}")
-    tars = backup_file.read(options.archive, passphrase(options.passphrase_file, is_new=False))
+    tars = backup_file.read(options.archive, passphrase(options.passphrase_file, is_new=False), source)
     if source not in tars:
         raise SettingsError(f"--from {source}: not in {options.archive}; it has {', '.join(sorted(tars))}")
     _ask_target(pyinfra, target, tars[source])

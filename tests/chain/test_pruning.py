@@ -167,3 +167,26 @@ def test_state_in_another_form_stays_as_it_is_and_that_is_said(tmp_path, caplog,
     pruning.cut(file, 64)
     assert file.read_text() == text
     assert f"history is not cut: not a state file as our anvil writes it file={file}" in caplog.text
+
+
+def test_fast_growth_is_logged_once_each_time_and_slow_growth_never(tmp_path, monkeypatch, caplog):
+    file, now = tmp_path / "state.json", [0.0]
+    monkeypatch.setattr(pruning, "_WORRY_MEGABYTES", 0.5)
+    monkeypatch.setattr(pruning.time, "monotonic", lambda: now[0])
+    file.write_bytes(bytes(100_000))
+    growth = pruning.Growth(file)
+
+    def look(size: int, minutes: float) -> list[str]:
+        caplog.clear()
+        file.write_bytes(bytes(size))
+        now[0] += 60 * minutes
+        growth.look()
+        return caplog.messages
+
+    assert look(400_000, 5) == []
+    (said,) = look(1_100_000, 5)
+    assert said.startswith(f"the chain grows fast: state file {file} from 0 to 1 MB in 10 minutes")
+    assert look(1_200_000, 1) == []
+    # An hour later counting begins again: that much in two hours is slow.
+    assert look(1_500_000, 61) == []
+    assert look(1_900_000, 61) == []

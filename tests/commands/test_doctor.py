@@ -95,6 +95,17 @@ def test_model_that_takes_fewer_tokens_than_it_would_be_asked_is_refused(enrolle
     assert "generation.max_prompt_length 4000 and generation.max_completion_length 256 make 4256" in found.cause
 
 
+def test_model_that_check_would_refuse_is_named(enrolled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+    found = findings_of(settings_of(enrolled, model={"name": str(folder)}))["model"]
+    assert found.verdict == "refuse"
+    assert f"{folder} (t5) can't be trained here: transformers" in found.cause
+    assert "no causal language model of this type" in found.cause
+    assert "check --model" in found.fix
+
+
 def test_model_that_does_not_fit_is_refused_unless_its_worst_step_was_measured(
     enrolled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

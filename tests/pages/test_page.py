@@ -8,7 +8,7 @@ import pytest
 from tests.chain.conftest import Chain
 from tests.pages.browser import Page
 from tests.pages.dashboards import Dashboard, showing, with_dashboard
-from tests.pages.test_dashboard import deployed, two_rounds
+from tests.pages.test_dashboard import deployed, report_of, two_rounds
 from worker.chain.embedded import anvil
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
@@ -123,3 +123,25 @@ def test_many_peers_are_found_by_name(chain: Chain, dashboard: Dashboard, page: 
     assert page.run("document.querySelectorAll('#peers tr').length") == names.count("QmPeer105")
     page.run("at('find').value = 'nobody at all', at('find').dispatchEvent(new Event('input'))")
     assert page.text("#nobody") == "No peer that is shown has this in its name, id or account."
+
+
+def test_totals_with_unaudited_rewards_are_marked(chain: Chain, tmp_path: Path, page: Page) -> None:
+    two_rounds(chain)
+    file = tmp_path / "audit.json"
+    sums = {
+        "QmFirst": {"audited": 500, "unaudited": 0, "contradicted": 0},
+        "QmThird": {"audited": 400, "unaudited": 2100, "contradicted": 0},
+    }
+    file.write_text(report_of(chain, sums))
+    with showing(with_dashboard(chain.settings, tmp_path, audit_file=file)) as dashboard:
+        page.open(dashboard.url)
+        page.wait_for("document.querySelectorAll('#peers tr').length === 3")
+        cells = "[...document.querySelectorAll('#peers tr')].map(row => row.querySelector('{}')).map(cell => {})"
+        assert page.run(cells.format(".total", "cell.innerText")) == ["2.50*", "0.70*", "0.50"]
+        assert page.run(cells.format(".total", "cell.classList.contains('unaudited')")) == [True, True, False]
+        assert page.run(cells.format(".total", "cell.title")) == [
+            *["with rewards that no audit has recomputed"] * 2,
+            "",
+        ]
+        told = page.run(cells.format(".audit", "cell.innerText"))
+        assert told == ["1 audited1 unaudited", "unaudited", "1 audited"]

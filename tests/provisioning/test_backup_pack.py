@@ -4,6 +4,7 @@ import io
 import json
 import sqlite3
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,16 @@ def test_archive_whose_header_is_nested_without_end_is_refused(tmp_path: Path) -
     (tmp_path / "x.backup").write_bytes(backup_file.MAGIC + b"[" * 100_000 + b"\nx")
     with pytest.raises(SettingsError, match="header is damaged"):
         backup_file.read(tmp_path / "x.backup", PASSPHRASE)
+
+
+def test_only_the_part_of_the_host_that_is_restored_is_in_memory(tmp_path: Path) -> None:
+    file, large, own = tmp_path / "x.backup", bytes(24 << 20), b"own" * 700_000
+    write(file, {"first": large, "empty": b"", "gpu-1": own, "last": large}, PASSPHRASE)
+    tracemalloc.start()
+    try:
+        found = backup_file.read(file, PASSPHRASE, "gpu-1")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == {"first": b"", "empty": b"", "gpu-1": own, "last": b""}
+    assert most < 16 << 20

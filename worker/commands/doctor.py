@@ -28,7 +28,7 @@ from worker.chain.coordinator import Coordinator
 from worker.commands import bundle
 from worker.errors import BadAnswer, ChainUnreachable, ResourceError, WorkerError
 from worker.log import discreet, printable
-from worker.policy import device, model_sizing
+from worker.policy import device, engine_forecast, model_sizing
 from worker.runtime import host
 from worker.settings import Settings, chain_of_node
 from worker.swarm.transport import reachability as swarm_probe
@@ -129,6 +129,14 @@ def _device(patient: Patient) -> Iterator[Finding]:
 def _model(patient: Patient) -> Iterator[Finding]:
     model, generation = model_sizing.settle(patient.settings.model, patient.folder), patient.settings.generation
     model_sizing.require_context(model, generation)
+    if model_sizing.find_folder(model) is not None:  # else nothing is known of it yet
+        outlook = engine_forecast.read(model)
+        if outlook.refuses(generation):
+            cause = f"{model.name} ({outlook.model_type}) can't be trained here: {outlook.reason}"
+            yield Finding(
+                "model", "refuse", cause, "take another model.name; `hivewright check --model NAME` judges one"
+            )
+            return
     tokens = f"{generation.max_prompt_length} + {generation.max_completion_length} tokens"
     yield Finding("model", "ok", f"{model.name} is asked and answers in {tokens}")
 

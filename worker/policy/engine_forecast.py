@@ -14,6 +14,10 @@ from worker.policy.engines.architecture import BOTH_DIRECTIONS, find_obstacle
 from worker.policy.model_sizing import find_source_folder, gguf_arguments
 
 LEAN, FORWARD, REFUSED = "lean decoder", "transformers' forward", "refused"
+OWN_CACHE = (
+    "its cache is one of its own, which our engine does not have; generation.engine: transformers generates with it, "
+    "slower"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,11 @@ class Outlook:
     reason: str | None
     packing: str | None
     targets: tuple[str, ...]
+
+    def refuses(self, generation: settings.Generation) -> bool:
+        """Return whether a worker with these settings would not start with the model."""
+        is_left_to_transformers = self.reason == OWN_CACHE and generation.engine == "transformers"
+        return self.way == REFUSED and not is_left_to_transformers
 
     def lines(self) -> list[str]:
         """For people."""
@@ -80,8 +89,5 @@ def _refusal(model: Any, obstacle: str | None) -> str | None:
     if obstacle == BOTH_DIRECTIONS:
         return f"{BOTH_DIRECTIONS}: it can't be sampled"
     if not logprobs.takes(model, "past_key_values"):
-        return (
-            "its cache is one of its own, which our engine does not have; generation.engine: transformers generates "
-            "with it, slower"
-        )
+        return OWN_CACHE
     return None
