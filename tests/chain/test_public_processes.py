@@ -11,10 +11,10 @@ import pytest
 from account_service import account_settings, serving
 from public_rpc import ODD_ANSWERS, PublicRpc, public
 from test_public_rpc import old_chain, swarm, through  # noqa: F401 - fixtures
-from worker.environments.mixes import DEMO_SETTINGS
 
 from worker import enrolment, settings
 from worker.chain.ledger import Ledger
+from worker.environments.presets import DEMO_SETTINGS
 
 SECONDS = 120
 """For all of it, on a machine with much else to do; half a minute by itself."""

@@ -30,7 +30,7 @@ from worker.errors import BadAnswer, ChainUnreachable, ResourceError, WorkerErro
 from worker.log import discreet, printable
 from worker.policy import device, engine_forecast, model_sizing
 from worker.runtime import host
-from worker.settings import Settings, chain_of_node
+from worker.settings import Model, Settings, chain_of_node
 from worker.swarm.transport import reachability as swarm_probe
 from worker.telemetry import status
 from worker.trainer import micro_batch
@@ -146,7 +146,7 @@ def _memory(patient: Patient) -> Iterator[Finding]:
     machine = model_sizing.measure(patient.settings.model)
     model = model_sizing.settle(patient.settings.model, patient.folder)
     free = f"{machine.free_gib:.1f} GiB free on {machine.device}"
-    measured = micro_batch.recall(patient.folder / "budget.json", f"{model.name} torch.{machine.dtype} ")
+    measured = _recall_budget(patient.folder / "budget.json", model, machine.dtype)
     if measured is not None:
         yield _against_worst_step(patient, measured, machine.free_gib, free)
         return
@@ -158,6 +158,13 @@ def _memory(patient: Patient) -> Iterator[Finding]:
     else:
         fix = "free memory, set trainer.lora, or choose a smaller model.name (`hivewright check` lists what fits)"
         yield Finding("memory", "refuse", f"{model.name} needs about {needed:.1f} GiB; {free}", fix)
+
+
+def _recall_budget(file: Path, model: Model, dtype: str) -> micro_batch.Budget | None:
+    """Return what was measured of the model. Small ones are float32 where `auto` comes to bfloat16 for others."""
+    dtypes = (dtype, "float32") if model.dtype == "auto" else (dtype,)
+    found = (micro_batch.recall(file, f"{model.name} torch.{each} ") for each in dtypes)
+    return next((budget for budget in found if budget is not None), None)
 
 
 def _against_worst_step(patient: Patient, measured: micro_batch.Budget, free_gib: float, free: str) -> Finding:
