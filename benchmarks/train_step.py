@@ -35,6 +35,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from trl import GRPOConfig, GRPOTrainer
 
 from worker import environments, settings
+from worker.policy import lora
 from worker.policy.policy import Policy, load
 from worker.records import ScoredGroup
 from worker.trainer.trainer import Lesson, Trainer
@@ -99,7 +100,7 @@ def make_groups(case: Case, policy: Policy) -> list[ScoredGroup]:
 
 
 def make_trainer(case: Case, policy: Policy) -> Trainer:
-    trainer = settings.Trainer(max_tokens_per_micro_batch=TOKENS)
+    trainer = settings.Trainer(max_tokens_per_micro_batch=TOKENS, num_iterations=1)
     return Trainer(policy, trainer, settings.Generation(num_generations=SIZE, max_completion_length=case.length))
 
 
@@ -184,8 +185,23 @@ def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def make_reference(case: Case, checkpointing: bool) -> Reference:
     policy = make_policy(case)
-    batch = [s for group in make_groups(case, policy) for s in make_trainer(case, policy)._read(group)]
-    return Reference(case, make_policy(case), as_inputs(batch), checkpointing)
+    trainer = make_trainer(case, policy)
+    batch = [s for group in make_groups(case, policy) for s in trainer._read(group)]
+    theirs = make_policy(case)
+    if trainer.lora is not None:
+        lora.attach(theirs.model, trainer.lora)
+        lora.use_peft_layers(theirs.model)
+        disturb_adapters(theirs)
+    return Reference(case, theirs, as_inputs(batch), checkpointing)
+
+
+def disturb_adapters(policy: Policy) -> None:
+    """Give the adapters' second factors, which begin as 0, values: else all gradients of the first ones are 0."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
 def make_step(case: Case, way: str, clock: str) -> Callable[[], float]:
@@ -259,6 +275,7 @@ def compare(case: Case) -> tuple[float, float]:
     """
     policy = make_policy(case)
     trainer = make_trainer(case, policy)
+    disturb_adapters(policy)
     batch = [s for group in make_groups(case, policy) for s in trainer._read(group)]
     trainer._weigh(batch)
     ours = trainer._backward(batch, is_first=True).loss

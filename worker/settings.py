@@ -247,6 +247,7 @@ class Lora(Section):
 
 
 _LARGE_ENOUGH_FOR_LORA = 50_000_000
+_ITERATIONS_WITH_ADAPTERS = 2
 
 
 def _learning_rate(parameters: int, has_adapters: bool) -> float:
@@ -282,8 +283,8 @@ class Trainer(Section):
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     max_steps: Positive | None = None
     """Steps over which `linear` and `cosine` fall to 0. They need it; the others do not."""
-    num_iterations: Positive = 1
-    """Optimizer passes over one round's batch."""
+    num_iterations: Positive | None = None
+    """Optimizer passes over one round's batch. None: 2 for adapters, 1 for all weights."""
     epsilon: Annotated[float, Field(gt=0)] = 0.2
     """Clip range below."""
     epsilon_high: Annotated[float, Field(gt=0)] | None = 0.28
@@ -328,7 +329,8 @@ class Trainer(Section):
         """These settings with what depends on the model's size decided."""
         lora = self.lora_for(parameters)
         rate = self.learning_rate or _learning_rate(parameters, lora is not None)
-        return self.model_copy(update={"lora": lora, "learning_rate": rate})
+        iterations = self.num_iterations or (1 if lora is None else _ITERATIONS_WITH_ADAPTERS)
+        return self.model_copy(update={"lora": lora, "learning_rate": rate, "num_iterations": iterations})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

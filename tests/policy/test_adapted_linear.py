@@ -24,14 +24,6 @@ def make_model(dtype):
     return model
 
 
-def with_peft_s_own_layers(model):
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, AdaptedLinear):
-            module.__class__ = Linear
-    return model
-
-
 def logprobs_and_gradients(model):
     ids = torch.arange(40).view(2, 20)
     logprobs = model(ids).logits.float().log_softmax(-1)[..., 7]
@@ -44,7 +36,9 @@ def logprobs_and_gradients(model):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
 def test_values_and_gradients_are_those_of_peft(dtype, tolerance):
     model = make_model(dtype)
-    theirs = with_peft_s_own_layers(model)
+    theirs = copy.deepcopy(model)
+    lora.use_peft_layers(theirs)
+    assert not any(isinstance(layer, AdaptedLinear) for layer in theirs.modules())
     found, gradient = logprobs_and_gradients(model)
     expected, expected_gradient = logprobs_and_gradients(theirs)
     assert (found - expected).abs().max() < tolerance * 5

@@ -221,18 +221,18 @@ def test_all_mistakes_of_flat_keys_are_named_by_these_keys():
 
 
 @pytest.mark.parametrize(
-    ("parameters", "given", "has_adapters", "rate"),
+    ("parameters", "given", "has_adapters", "rate", "iterations"),
     [
-        (1_000_000, {}, False, 5e-5),
-        (135_000_000, {}, True, 2e-4),
-        (3_000_000_000, {}, True, 1e-4),
-        (135_000_000, {"lora": None}, False, 1e-5),
-        (500_000_000, {"lora": None}, False, 1e-6),
-        (1_000_000, {"lora": {"rank": 4}}, True, 2e-4),
-        (135_000_000, {"learning_rate": 3e-5}, True, 3e-5),
+        (1_000_000, {}, False, 5e-5, 1),
+        (135_000_000, {}, True, 2e-4, 2),
+        (3_000_000_000, {}, True, 1e-4, 2),
+        (135_000_000, {"lora": None}, False, 1e-5, 1),
+        (500_000_000, {"lora": None}, False, 1e-6, 1),
+        (1_000_000, {"lora": {"rank": 4}}, True, 2e-4, 2),
+        (135_000_000, {"learning_rate": 3e-5, "num_iterations": 1}, True, 3e-5, 1),
     ],
 )
-def test_method_and_rate_that_are_not_named_follow_from_the_model_s_size(parameters, given, has_adapters, rate):
+def test_what_is_not_named_follows_from_the_model_s_size(parameters, given, has_adapters, rate, iterations):
     trainer = settings.parse({"trainer": given}, "test").trainer.settle(parameters)
-    assert ((trainer.lora is not None), trainer.learning_rate) == (has_adapters, rate)
+    assert (trainer.lora is not None, trainer.learning_rate, trainer.num_iterations) == (has_adapters, rate, iterations)
     assert trainer.settle(7) == trainer

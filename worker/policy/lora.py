@@ -64,6 +64,17 @@ def attach(model: Any, lora: settings.Lora) -> None:
             parameter.data = parameter.data.float()
 
 
+def use_peft_layers(model: Any) -> None:
+    """Give adapted layers peft's own forward pass, to compare with it."""
+    from peft.tuners.lora import Linear
+
+    from worker.policy.adapted_linear import AdaptedLinear
+
+    for module in model.modules():
+        if isinstance(module, AdaptedLinear):
+            module.__class__ = Linear
+
+
 class _Nameless(torch.nn.Module):
     """A model without its type: peft would put adapters into the experts of types that it knows, too."""
 

@@ -103,6 +103,7 @@ class Trainer:
         self._budget_file: Path | None = None
         self._budget_key = ""
         self._settings = trainer
+        self._num_iterations = trainer.num_iterations or 1
         self._generation = generation
         self.origin: dict[str, str | int] = {"model": policy.name}
         if self.lora is not None:
@@ -155,7 +156,7 @@ class Trainer:
         grad_norm = rate = 0.0
         done = Pass(0.0, 0.0)
         skipped: str | None = None
-        for iteration in range(self._settings.num_iterations):
+        for iteration in range(self._num_iterations):
             rate = self.learning_rate
             done = self._backward(batch, is_first=iteration == 0)
             grad_norm = float(torch.nn.utils.clip_grad_norm_(self.masters, self._settings.max_grad_norm))
