@@ -469,3 +469,18 @@ def test_workers_look_at_the_chain_less_often_and_a_coordinator_beside_one_as_be
 def test_key_of_a_slot_that_is_misspelt_gets_a_suggestion() -> None:
     with pytest.raises(SettingsError, match=r"slot 0: gpus: not a known key of a slot; did you mean gpu\?"):
         validation.check([HostEntry("gpu-1", ("workers",), {"slots": [{"gpus": 1}], "swarm_enabled": False})])
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"tailscale": True, "tailscale_serve": {443: 3000}}, True),
+        ({"tailscale": True, "tailscale_serve_http": {80: 3100}, "account_port": 3100}, True),
+        ({"tailscale": True, "tailscale_serve": {443: 3000}, "account_behind_proxy": False}, False),
+        ({"tailscale": True, "tailscale_serve": {443: 3001}}, False),  # the dashboard
+        ({"tailscale_serve": {443: 3000}}, False),
+        ({"account_behind_proxy": True}, True),
+    ],
+)
+def test_account_service_knows_that_tailscale_shows_its_port(data: dict[str, Any], expected: bool) -> None:
+    assert plan_of("hub", hub(**data)).services["account"].account.behind_proxy is expected
