@@ -29,10 +29,11 @@ from typing import Any
 
 import yaml
 
-from deploys import release, system, units, worker
-from deploys.facts import CURRENT, RELEASES
+from deploys import paths, release, system, units
 from deploys.inventory import validation
 from deploys.inventory.validation import HostEntry
+from deploys.paths import CURRENT, RELEASES
+from deploys.services import WORKER_UNIT
 from lab import cgroups, machine
 from lab.host import CHECKOUT, Host
 from lab.lab import REPOSITORY_URL, Lab
@@ -92,7 +93,7 @@ def write_playbook(lab: Lab, folder: Path, commit: str) -> Path:
     plan = validation.check([HostEntry("h1", ("workers",), DATA)])["h1"]
     slot = plan.slots[0]
     (folder / "worker-0.yaml").write_text(units.settings_text(slot.settings))
-    (folder / "worker.service").write_text(units.render(worker.UNIT, SYSTEMD, plan.deployment.watchdog_seconds))
+    (folder / "worker.service").write_text(units.render(WORKER_UNIT, SYSTEMD, plan.deployment.watchdog_seconds))
     (folder / "hivewright").write_text(system.WRAPPER)
     packages = " ".join(system.PACKAGES)
     apt = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y"
@@ -101,11 +102,11 @@ def write_playbook(lab: Lab, folder: Path, commit: str) -> Path:
     build = f"{release.environment_script(here, None)} && ln -sfn $folder {here}/environment"
     folders = {"/opt/hivewright": "755", str(RELEASES): "755", "/opt/hivewright/environments": "755"}
     folders |= {"/var/lib/hivewright": "755", "/etc/hivewright": "755"}
-    run = f"runuser -u {system.USER} -- environment/bin/python -m worker"
+    run = f"runuser -u {paths.USER} -- environment/bin/python -m worker"
     tasks: list[dict[str, Any]] = [
         {"name": "Packages", "shell": f"dpkg-query -W {packages} >/dev/null 2>&1 || {{ {install}; echo changed; }}",
          "register": "installed", "changed_when": "'changed' in installed.stdout"},
-        {"name": "User", "user": {"name": system.USER, "system": True, "home": "/var/lib/hivewright",
+        {"name": "User", "user": {"name": paths.USER, "system": True, "home": "/var/lib/hivewright",
                                   "shell": "/usr/sbin/nologin", "create_home": False}},
         *({"name": f"Make {path}", "file": {"path": path, "state": "directory", "mode": mode}}
           for path, mode in folders.items()),
@@ -118,9 +119,9 @@ def write_playbook(lab: Lab, folder: Path, commit: str) -> Path:
         {"name": "Check them", "command": f"{run} check --settings {slot.file}", "args": {"chdir": str(here)},
          "when": "settings.changed"},
         {"name": "Current", "file": {"src": str(here), "dest": str(CURRENT), "state": "link"}, "register": "current"},
-        {"name": "State", "file": {"path": str(state), "state": "directory", "owner": system.USER,
-                                   "group": system.USER, "mode": "700"}},
-        {"name": "Unit", "copy": {"src": str(folder / "worker.service"), "dest": str(units.UNITS / worker.UNIT)},
+        {"name": "State", "file": {"path": str(state), "state": "directory", "owner": paths.USER,
+                                   "group": paths.USER, "mode": "700"}},
+        {"name": "Unit", "copy": {"src": str(folder / "worker.service"), "dest": str(paths.UNITS / WORKER_UNIT)},
          "register": "unit"},
         {"name": "Enrol", "command": f"{run} enrol --settings {slot.file}",
          "args": {"chdir": str(here), "creates": f"{state}/enrolment.json"}},

@@ -10,8 +10,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.api.util import print_host_combined_output
 
-from deploys.facts import CURRENT
-from deploys.paths import STATE
+from deploys.paths import CURRENT, STATE
 from deploys.pyinfra_ext import fact_cache
 
 # Bytes that go through one command: about this much is in memory here, twice, for each host.

@@ -24,14 +24,13 @@ from nacl import bindings
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
 
-STATE = Path("/var/lib/hivewright")
-USER = "hivewright"
+from deploys.paths import STATE, USER
+from deploys.services import BACKED_UP
+
 # What of a worker can't be made again, or says what it is owed.
 WORKER_FILES = ("swarm.pem", "enrolment.json", "account.token", "model.json", "ledger.db")
 # A wallet of its own, where it has one: the key, and which transactions it has sent.
 WORKER_FOLDERS = ("wallet",)
-# Of a coordinator everything counts: the chain's state, the owner's key, the account's key and its books.
-SERVICE_FOLDERS = ("chain", "keeper", "account", "bootnode")
 KEY_PREFIX = "x25519:"
 SQLITE_MAGIC = b"SQLite format 3\0"
 NUM_READS = 5
@@ -52,7 +51,7 @@ def kept_files(state: Path) -> Iterator[Path]:
         for name in WORKER_FOLDERS:
             yield from _whole_folder(folder / name)
     for parent in (state, *sorted(state.glob("retired/coordinator-*"))):
-        for name in SERVICE_FOLDERS:
+        for name in BACKED_UP:
             yield from _whole_folder(parent / name)
 
 

@@ -5,19 +5,11 @@ from collections.abc import Iterator
 from pyinfra import host
 from pyinfra.api import deploy, operation
 
-from deploys import node_identity, units
-from deploys.facts import CACHE, DEPLOYED, LOGS, ConfiguredServices
-from deploys.inventory import validation
+from deploys import node_identity, paths, units
+from deploys.facts import ConfiguredServices
 from deploys.inventory.planning import Planned
-from deploys.inventory.validation import COORDINATOR_ROLES
-from deploys.paths import RETIRED, STATE
-
-# Service -> role whose settings it reads, in the order in which they need each other. The contract's service puts the
-# contract on the chain, with the keeper's key, and is done.
-SERVICES = {
-    "chain": "chain", "contract": "keeper", "bootnode": "bootnode", "keeper": "keeper", "account": "account",
-    "dashboard": "dashboard",
-}  # fmt: skip
+from deploys.paths import CACHE, DEPLOYED, ENROLMENT_TOKEN, LOGS, RETIRED, STATE
+from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES, COORDINATOR_UNITS
 
 
 @deploy("Coordinator")
@@ -25,17 +17,17 @@ def configure_coordinator(plan: Planned) -> None:
     """Settings, secrets and services of what a private swarm has once."""
     token = node_identity.install_enrolment_token(plan)
     settings = {}
-    for role in host.loop(COORDINATOR_ROLES):
-        settings[role] = units.install_settings(validation.service_file(role), plan.host.services[role])
-    for service, role in host.loop(SERVICES.items()):
-        unit = f"hivewright-{service}.service"
-        own = units.install_unit(unit, plan.host.deployment.watchdog_seconds)
-        secrets = token if service == "account" else ""
+    for role, service in host.loop(COORDINATOR_ROLES.items()):
+        settings[role] = units.install_settings(service.file, plan.host.services[role])
+    for service in host.loop(COORDINATOR_SERVICES):
+        own = units.install_unit(service.unit, plan.host.deployment.watchdog_seconds)
+        read = settings[service.role]
+        secrets = token if ENROLMENT_TOKEN in service.credentials else ""
         units.running(
-            name=f"Run the {service}",
-            unit=unit,
-            digest=node_identity.with_token(units.digest(plan.commit, own.text, settings[role].text), secrets),
-            has_new_files=own.is_new or settings[role].is_new,
+            name=f"Run the {service.name}",
+            unit=service.unit,
+            digest=node_identity.with_token(units.digest(plan.commit, own.text, read.text), secrets),
+            has_new_files=own.is_new or read.is_new,
             _timeout=units.RESTART_SECONDS,
         )
 
@@ -53,12 +45,12 @@ def retire() -> Iterator[str]:
         host.noop("no service of a coordinator is configured")
         return
     # In the order in which they do without each other.
-    names = [f"hivewright-{service}.service" for service in reversed(SERVICES)]
-    files = " ".join(f"{units.UNITS}/{name} {DEPLOYED}/{name}" for name in names)
-    settings = " ".join(str(validation.service_file(role)) for role in COORDINATOR_ROLES)
+    names = COORDINATOR_UNITS[::-1]
+    files = " ".join(f"{paths.UNITS}/{name} {DEPLOYED}/{name}" for name in names)
+    settings = " ".join(str(service.file) for service in COORDINATOR_ROLES.values())
     folders = " ".join(COORDINATOR_ROLES)
     yield (
-        f"for unit in {' '.join(names)}; do [ ! -e {units.UNITS}/$unit ] || systemctl disable --now --quiet $unit"
+        f"for unit in {' '.join(names)}; do [ ! -e {paths.UNITS}/$unit ] || systemctl disable --now --quiet $unit"
         f" || exit 1; done; kept={RETIRED}/coordinator-$(date +%Y%m%dT%H%M%S); mkdir -m 700 $kept || exit 1;"
         f" for role in {folders}; do [ ! -d {STATE}/$role ] || mv -T {STATE}/$role $kept/$role || exit 1;"
         f" rm -rf {CACHE}/$role {LOGS}/$role; done; rm -f {settings} {files}; systemctl daemon-reload"

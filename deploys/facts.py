@@ -11,24 +11,18 @@ from pyinfra.api import FactBase
 from pyinfra.api.exceptions import FactProcessError
 
 from deploys import mesh, safe_read
-from deploys.paths import CONFIGURATION, STATE
-
-ROOT = Path("/opt/hivewright")
-RELEASES = ROOT / "releases"
-ENVIRONMENTS = ROOT / "environments"
-ANVILS = ROOT / "anvil"
-# What was shipped to a host without internet: files by their digest, and for each environment the wheels it is from.
-SHIPPED = ROOT / "shipped"
-WHEELS = ROOT / "wheels"
-CURRENT = ROOT / "current"
-DEPLOYED = STATE / "deployed"
-# In DEPLOYED, beside the digests of services: that of the whole host, there when its deploy got to the end.
-WHOLE = "host"
-# What the host was before its last deploy: settings, units, digests, and which release was current.
-PREVIOUS = ROOT / "previous"
-CACHE = Path("/var/cache/hivewright")
-LOGS = Path("/var/log/hivewright")
-COMMAND = Path("/usr/local/bin/hivewright")
+from deploys.paths import (
+    ANVILS,
+    CONFIGURATION,
+    CURRENT,
+    DEPLOYED,
+    ENVIRONMENTS,
+    PREVIOUS,
+    RELEASES,
+    STATE,
+    WHEELS,
+    WHOLE,
+)
 
 # Of an answer that makes no sense.
 _LONGEST_SHOWN = 160

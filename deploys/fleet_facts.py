@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from pyinfra.api import FactBase
 
 from deploys import gpus, mesh, safe_read
-from deploys.facts import CACHE, COMMAND, CURRENT, DEPLOYED, LOGS, PREVIOUS, ROOT, WHOLE, WireGuard
-from deploys.paths import CONFIGURATION, STATE
+from deploys.facts import WireGuard
+from deploys.paths import CACHE, COMMAND, CONFIGURATION, CURRENT, DEPLOYED, LOGS, PREVIOUS, ROOT, STATE, UNITS, WHOLE
+from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES
 
 # How many of a worker's last rounds are looked at.
 NUM_ROUNDS = 8
@@ -31,9 +32,11 @@ NUM_WORDS = 40
 _LONGEST_WORDS = 300
 # A traceback's last line, what hivewright itself says at the end, and what libraries in C say.
 _ERROR = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b|\w+Error \(exit \d+\)|\b(error|fatal|panicked)\b", re.I)
-# What reads keeper.yaml, and the other roles of a coordinator, each with a unit and a file of its own.
-_KEEPER_UNITS = "hivewright-contract.service hivewright-keeper.service"
-_OTHER_ROLES = ("chain", "bootnode", "account", "dashboard")
+# For a shell's `case`: the units that read a role's settings file.
+_UNITS_OF_ROLES = " ".join(
+    f"{role}) units='{' '.join(each.unit for each in COORDINATOR_SERVICES if each.role == role)}';;"
+    for role in COORDINATOR_ROLES
+)
 
 T = TypeVar("T")
 
@@ -131,8 +134,7 @@ class NodeReports(Answer[list[dict[str, Any]]]):
             f"{safe_read.FUNCTIONS}"
             # A deploy that is under way has its new settings there too, by another ending.
             f" for f in $(ls {CONFIGURATION} 2>/dev/null | grep '[.]yaml$'); do role=${{f%.yaml}}; case $role in"
-            f" worker-*) units=hivewright-worker@${{role#*-}}.service;; keeper) units='{_KEEPER_UNITS}';;"
-            f" {'|'.join(_OTHER_ROLES)}) units=hivewright-$role.service;; *) continue;; esac;"
+            f" worker-*) units=hivewright-worker@${{role#*-}}.service;; {_UNITS_OF_ROLES} *) continue;; esac;"
             f' for unit in $units; do echo unit=$unit; shown=$({show} $unit); echo "$shown";'
             " case $shown in *ActiveState=active*NRestarts=0*|*NRestarts=0*ActiveState=active*) ;; *)"
             f" {words}=${{unit%.service}} | LC_ALL=C tr -cd '\\12\\40-\\176' | sed 's/^/words=/';; esac;"
@@ -366,7 +368,7 @@ class Footprint(Answer[list[str]]):
 
     def command(self) -> str:
         return (
-            f"ls -dq {ROOT} {CONFIGURATION} {STATE} {CACHE} {LOGS} {COMMAND} /etc/systemd/system/hivewright-*.service"
+            f"ls -dq {ROOT} {CONFIGURATION} {STATE} {CACHE} {LOGS} {COMMAND} {UNITS}/hivewright-*.service"
             f" {mesh.CONFIGURATION} {mesh.KEY}"
             f" {STATE}/*/swarm.pem {STATE}/*/*.key {STATE}/*/ledger.db 2>/dev/null; echo {END}"
         )

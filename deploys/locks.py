@@ -19,8 +19,8 @@ from pyinfra import host
 from pyinfra.context import ctx_host, ctx_inventory
 
 from deploys.facts import OwnFact
+from deploys.paths import LOCK
 
-LOCK = Path("/run/hivewright.lock")
 # Host data, set on the command line: `--data break_lock=true`.
 BREAK = "break_lock"
 LOCKED = "this host is being changed already"

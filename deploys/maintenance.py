@@ -10,11 +10,10 @@ from pathlib import Path
 from pyinfra.api import StringCommand, operation
 
 from deploys import locks
-from deploys.backup_pack import SERVICE_FOLDERS, WORKER_FOLDERS
-from deploys.facts import CACHE, COMMAND, DEPLOYED, LOGS, ROOT, WHOLE
+from deploys.backup_pack import WORKER_FOLDERS
 from deploys.node_identity import standard_input
-from deploys.paths import CONFIGURATION, RETIRED, STATE
-from deploys.system import USER
+from deploys.paths import CACHE, COMMAND, CONFIGURATION, DEPLOYED, LOGS, RETIRED, ROOT, STATE, USER, WHOLE
+from deploys.services import BACKED_UP
 from deploys.tailscale.serve_ports import STOP_SERVING
 from deploys.units import REMOVE_OURS
 from deploys.wireguard import LEAVE
@@ -58,7 +57,7 @@ def uninstall(identities: bool) -> Iterator[str]:
         yield f"rm -rf {STATE}; ! id {USER} >/dev/null 2>&1 || userdel {USER}"
     else:
         kept = " ".join(f"! -name '{name}'" for name in KEPT)
-        others = " ".join(f"! -name {name}" for name in ("worker-*", RETIRED.name, *SERVICE_FOLDERS))
+        others = " ".join(f"! -name {name}" for name in ("worker-*", RETIRED.name, *BACKED_UP))
         yield (
             f"! cd {STATE} 2>/dev/null || {{ find . -mindepth 1 -maxdepth 1 {others} -exec rm -rf {{}} +;"
             f" find . -mindepth 2 -maxdepth 2 -path './worker-*' {kept} -exec rm -rf {{}} +; }}"
@@ -145,7 +144,7 @@ done
         return check
     return f"""{check}install -d -m 755 {state} {state}/{RETIRED.name}
 cd $new
-for folder in worker-* {" ".join(SERVICE_FOLDERS)} {RETIRED.name}/worker-* {RETIRED.name}/coordinator-*; do
+for folder in worker-* {" ".join(BACKED_UP)} {RETIRED.name}/worker-* {RETIRED.name}/coordinator-*; do
   [ -d "$folder" ] || continue
   find "$folder" ! -type d | while read -r file; do
     [ -e "{state}/$file" ] || [ -L "{state}/$file" ] || echo "{state}/$file"; done >> $placed

@@ -10,14 +10,12 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
 from deploys import host_files, locks, operator
-from deploys.facts import DEPLOYED, ChosenModels, FileContent, Identities
+from deploys.facts import ChosenModels, FileContent, Identities
 from deploys.inventory.planning import Planned
 from deploys.inventory.slots import Slot
-from deploys.inventory.validation import ENROLMENT_TOKEN
-from deploys.paths import CONFIGURATION
-from deploys.system import USER
+from deploys.paths import CONFIGURATION, DEPLOYED, ENROLMENT_TOKEN, KEY_FILE, USER
+from deploys.services import enrol_unit
 
-KEY_FILE = "swarm.pem"
 ENROL_SECONDS = 180
 
 
@@ -96,6 +94,6 @@ def enrol(slot: Slot) -> Iterator[str]:
     if slot.number in host.get_fact(Identities) and not lacks_model:
         host.noop(f"slot {slot.number} is enrolled")
         return
-    unit = f"hivewright-enrol@{slot.number}.service"
+    unit = enrol_unit(slot.number)
     words = f"journalctl --no-pager --quiet --output=cat --lines=15 --unit={unit} >&2"
     yield f"systemctl daemon-reload && systemctl start {unit} || {{ {words}; exit 1; }}"

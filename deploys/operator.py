@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from deploys import progress
+from deploys.paths import ENROLMENT_TOKEN
 from worker.errors import SettingsError
 from worker.runtime.files import read_secret, write_whole
 
 RESOLVE_SECONDS = 60
 TOKEN_FILE = "enrolment.token"  # noqa: S105 - a file name
-EXPECTED_TOKEN = "one word; the account service's host has it in /etc/hivewright/enrolment.token"  # noqa: S105
+EXPECTED_TOKEN = f"one word; the account service's host has it in {ENROLMENT_TOKEN}"
 # SHA-256 of the files of tokens that were rotated out.
 REPLACED_FILE = "enrolment.replaced"
 FETCH = "`hivewright fleet fetch-token INVENTORY` brings the fleet's token here"

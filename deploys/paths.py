@@ -1,15 +1,56 @@
-"""Where things are on a host."""
+"""Paths on a host. Everything that a deploy reads or writes there is below one of these."""
 
 from pathlib import Path
 
-STATE = Path("/var/lib/hivewright")
+# The services' user and group.
+USER = "hivewright"
+
+ROOT = Path("/opt/hivewright")
+RELEASES = ROOT / "releases"
+ENVIRONMENTS = ROOT / "environments"
+ANVILS = ROOT / "anvil"
+# Files shipped to a host without internet, named by their digest; for each environment, the wheels that it is made of.
+SHIPPED = ROOT / "shipped"
+WHEELS = ROOT / "wheels"
+CURRENT = ROOT / "current"
+ANVIL = CURRENT / "anvil/anvil"
+# The host before its last deploy: settings, units, digests, and the release that was current.
+PREVIOUS = ROOT / "previous"
+COMMAND = Path("/usr/local/bin/hivewright")
+
 CONFIGURATION = Path("/etc/hivewright")
-# What is kept of a slot that the inventory no longer has: its identity and its books, by peer id.
+ENROLMENT_TOKEN = CONFIGURATION / "enrolment.token"
+
+STATE = Path("/var/lib/hivewright")
+# For each running service, the digest of what it was started with.
+DEPLOYED = STATE / "deployed"
+# In DEPLOYED, the digest of the whole host; written when its deploy got to the end.
+WHOLE = "host"
+# State of slots and coordinators that the inventory no longer has: identities and ledgers.
 RETIRED = STATE / "retired"
-# Models, for all slots of a host: they only read it.
-MODELS = Path("/var/cache/hivewright/models")
+# In the state folder of a slot: its identity.
+KEY_FILE = "swarm.pem"
+
+CACHE = Path("/var/cache/hivewright")
+# Models, read by all slots of a host.
+MODELS = CACHE / "models"
+LOGS = Path("/var/log/hivewright")
+
+UNITS = Path("/etc/systemd/system")
+# In /run: a host that boots again is unlocked.
+LOCK = Path("/run/hivewright.lock")
 
 
 def state_dir(slot: int) -> Path:
-    """The state folder of a slot."""
+    """Return the state folder of a slot."""
     return STATE / f"worker-{slot}"
+
+
+def settings_file(role: str) -> Path:
+    """Return the settings file of a role (`keeper`), or of a slot's worker (`worker-0`)."""
+    return CONFIGURATION / f"{role}.yaml"
+
+
+def credential(service: str, name: str = ENROLMENT_TOKEN.name) -> str:
+    """Return where systemd puts a service's copy of a secret (LoadCredential), which no other service can read."""
+    return f"/run/credentials/hivewright-{service}.service/{name}"

@@ -9,9 +9,8 @@ from pathlib import Path
 from pyinfra.context import ctx_host
 from pyinfra.facts.files import Directory
 
-from deploys import coordinator_host, locks, system, units, worker
+from deploys import locks, paths, system, units
 from deploys.facts import (
-    COMMAND,
     ChosenModels,
     ConfiguredServices,
     ConfiguredSlots,
@@ -27,11 +26,10 @@ from deploys.facts import (
 )
 from deploys.hardware import Distribution
 from deploys.inventory.planning import Planned
-from deploys.inventory.validation import ENROLMENT_TOKEN
-from deploys.node_identity import KEY_FILE
-from deploys.paths import CONFIGURATION
+from deploys.paths import COMMAND, CONFIGURATION, ENROLMENT_TOKEN, KEY_FILE, UNITS
 from deploys.pyinfra_ext import fact_cache
 from deploys.pyinfra_ext.fact_cache import Question
+from deploys.services import COORDINATOR_UNITS, GPU_UNIT, enrol_unit, units_of
 from deploys.tailscale.join import TailnetOfHost
 
 
@@ -44,7 +42,7 @@ def _questions(plan: Planned) -> Iterator[Question]:
     python = system.python_of(ctx_host.get().get_fact(Distribution))
     yield InstalledPackages, {"names": system.packages_on(python, bool(plan.host.services))}
     yield locks.HostLock, {}
-    yield UserEntry, {"user": system.USER}
+    yield UserEntry, {"user": paths.USER}
     if plan.host.deployment.tailscale:
         yield TailnetOfHost, {}
     for fact in (Releases, PastDeploys, SystemdVersion, Identities, ConfiguredSlots, ConfiguredServices, ChosenModels):
@@ -59,19 +57,15 @@ def _questions(plan: Planned) -> Iterator[Question]:
             yield FileContent, {"path": str(slot.hub_token_file)}
         if slot.identity is not None:
             yield FileContent, {"path": str(slot.settings.node.state_dir / KEY_FILE)}
-    for unit in (*_services(plan), *(slot.unit for slot in plan.host.slots)):
+    for unit in (*(COORDINATOR_UNITS if plan.host.services else ()), *(slot.unit for slot in plan.host.slots)):
         yield Service, {"unit": unit}
 
 
-def _services(plan: Planned) -> list[str]:
-    return [f"hivewright-{service}.service" for service in coordinator_host.SERVICES] if plan.host.services else []
-
-
 def _unit_files(plan: Planned) -> Iterator[Path]:
-    for name in (*_services(plan), *((worker.UNIT, worker.ENROL_UNIT) if plan.host.slots else ())):
-        yield units.UNITS / name
+    for name in units_of(is_coordinator=bool(plan.host.services), is_worker=bool(plan.host.slots)):
+        yield UNITS / name
     if any(slot.needs_device_files for slot in plan.host.slots):
-        yield units.UNITS / units.GPU_UNIT
+        yield UNITS / GPU_UNIT
     for slot in plan.host.slots:
-        for unit in (slot.unit, f"hivewright-enrol@{slot.number}.service"):
-            yield units.UNITS / f"{unit}.d" / units.DROP_IN
+        for unit in (slot.unit, enrol_unit(slot.number)):
+            yield UNITS / f"{unit}.d" / units.DROP_IN

@@ -15,12 +15,13 @@ from pyinfra import host
 from pyinfra.api import StringCommand, deploy, operation
 
 from deploys import operator, units
-from deploys.facts import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, SHIPPED, WHEELS, FileContent, PastDeploys, Releases
+from deploys.facts import FileContent, PastDeploys, Releases
 from deploys.hardware import Distribution
 from deploys.inventory.planning import Planned
 from deploys.offline import shipping
 from deploys.offline.wheelhouse import ANVIL_INPUTS
-from deploys.system import USER, python_of
+from deploys.paths import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, SHIPPED, USER, WHEELS
+from deploys.system import python_of
 
 KEEP = 3
 ENVIRONMENT_INPUTS = ("requirements/worker.lock", "requirements/first.txt", "scripts/environment")

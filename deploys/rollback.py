@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from pyinfra import host
 from pyinfra.api import operation
 
-from deploys import coordinator_host, locks, units, worker
-from deploys.facts import CURRENT, DEPLOYED, PREVIOUS, WHOLE, PastDeploys, SystemdVersion
+from deploys import locks, paths, units
+from deploys.facts import PastDeploys, SystemdVersion
 from deploys.inventory import secret_files
 from deploys.inventory.planning import Planned
 from deploys.inventory.secret_files import HUB_TOKEN
-from deploys.paths import CONFIGURATION, RETIRED, STATE
+from deploys.paths import CONFIGURATION, CURRENT, DEPLOYED, PREVIOUS, RETIRED, STATE, WHOLE
+from deploys.services import COORDINATOR_UNITS, units_of
 
 
 def digest(plan: Planned) -> str:
     """Digest of all that the plan makes of the host that can be gone back from."""
     version, watchdog = host.get_fact(SystemdVersion), plan.host.deployment.watchdog_seconds
-    names = [f"hivewright-{service}.service" for service in coordinator_host.SERVICES] if plan.host.services else []
-    names += [worker.UNIT, worker.ENROL_UNIT] if plan.host.slots else []
+    names = units_of(is_coordinator=bool(plan.host.services), is_worker=bool(plan.host.slots))
     files = {str(file): units.settings_text(of) for file, of in plan.host.settings_files().items()}
     files |= {name: units.render(name, version, watchdog) for name in names}
     files |= {slot.unit: slot.unit_settings() for slot in plan.host.slots}
@@ -49,7 +49,7 @@ def begin(digest: str) -> Iterator[str]:
     yield (
         f"rm -rf {new} && mkdir -m 700 {new} {new}/settings {new}/units"
         f" && find {CONFIGURATION} -maxdepth 1 {_SETTINGS} -exec cp -p {{}} {new}/settings/ ';'"
-        f" && (cd {units.UNITS} && find . {units.OURS} -exec cp -p --parents {{}} {new}/units/ ';')"
+        f" && (cd {paths.UNITS} && find . {units.OURS} -exec cp -p --parents {{}} {new}/units/ ';')"
         f" && cp -rp {DEPLOYED} {new}/deployed && readlink {CURRENT} > {new}/current"
         f" && rm -rf {PREVIOUS} && mv -T {new} {PREVIOUS} && rm {DEPLOYED}/{WHOLE}"
     )
@@ -71,7 +71,7 @@ def go_back() -> Iterator[str]:
 
 
 # Units in the order in which they need each other; a worker's name sorts behind them.
-_ORDER = " ".join(f"hivewright-{service}.service" for service in coordinator_host.SERVICES)
+_ORDER = " ".join(COORDINATOR_UNITS)
 _GO_BACK = f"""set -e
 old={PREVIOUS}
 [ -d $old ] || {{ echo 'no earlier deploy is kept on this host; there is nothing to go back to' >&2; exit 1; }}
@@ -83,7 +83,7 @@ done
 find {CONFIGURATION} -maxdepth 1 {_SETTINGS} -delete
 {units.REMOVE_OURS}
 cp -p $old/settings/* {CONFIGURATION}/
-cp -rp $old/units/. {units.UNITS}/
+cp -rp $old/units/. {paths.UNITS}/
 ln -sfn "$(cat $old/current)" {CURRENT}.new
 mv -T {CURRENT}.new {CURRENT}
 for file in $old/settings/worker-*.yaml; do

@@ -7,23 +7,23 @@ from pyinfra.api import deploy, operation
 from pyinfra.operations import files
 
 from deploys import host_files
-from deploys.facts import (
+from deploys.facts import InstalledPackages, UserEntry
+from deploys.hardware import CloudInitErrors, Distribution, System
+from deploys.paths import (
     CACHE,
     COMMAND,
+    CONFIGURATION,
     CURRENT,
     DEPLOYED,
     ENVIRONMENTS,
     LOGS,
     RELEASES,
+    RETIRED,
     ROOT,
-    InstalledPackages,
-    UserEntry,
+    STATE,
+    USER,
 )
-from deploys.hardware import CloudInitErrors, Distribution, System
-from deploys.paths import CONFIGURATION, RETIRED, STATE
 from deploys.pyinfra_ext import run_report
-
-USER = "hivewright"
 
 # The guide's own list (docs/operations.md goes through it line by line), then what it takes for granted.
 PACKAGES = (

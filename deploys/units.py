@@ -17,15 +17,12 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
 from deploys import host_files, mesh
-from deploys.facts import CURRENT, DEPLOYED, FileContent, FileState, Service, SystemdVersion
-from deploys.inventory.validation import ENROLMENT_TOKEN
-from deploys.system import USER
+from deploys.facts import FileContent, FileState, Service, SystemdVersion
+from deploys.paths import CURRENT, DEPLOYED, ENROLMENT_TOKEN, UNITS, USER
+from deploys.services import GPU_UNIT
 from worker import settings
 from worker.settings import Settings
 
-UNITS = Path("/etc/systemd/system")
-# Makes the device files of NVIDIA's driver before workers start; only where one has such a GPU.
-GPU_UNIT = "hivewright-gpu.service"
 # Of a unit's drop-ins, the one that is ours.
 DROP_IN = "hivewright.conf"
 # What a deploy has written below UNITS, for `find .` there. Others may have drop-ins of their own beside ours.

@@ -12,18 +12,16 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.operations import files
 
-from deploys import host_files, node_identity, units
+from deploys import host_files, node_identity, paths, units
 from deploys.backup_pack import WORKER_FILES, WORKER_FOLDERS
-from deploys.facts import CACHE, CURRENT, DEPLOYED, LOGS, ConfiguredSlots, Service
+from deploys.facts import ConfiguredSlots, Service
 from deploys.inventory import secret_files
 from deploys.inventory.planning import Planned
 from deploys.inventory.slots import Slot
-from deploys.paths import CONFIGURATION, MODELS, RETIRED, STATE, state_dir
+from deploys.paths import CACHE, CONFIGURATION, CURRENT, DEPLOYED, LOGS, MODELS, RETIRED, STATE, USER, state_dir
 from deploys.pyinfra_ext import fact_cache
-from deploys.system import USER
+from deploys.services import ENROL_UNIT, GPU_UNIT, WORKER_UNIT, enrol_unit, worker_unit
 
-UNIT = "hivewright-worker@.service"
-ENROL_UNIT = "hivewright-enrol@.service"
 MODEL_TOKEN = "model.token"  # noqa: S105 - a file name
 EXAMINE_SECONDS = 600
 # Of a model that takes longer the next deploy gets the rest.
@@ -40,17 +38,17 @@ KEPT = (
 def configure_workers(plan: Planned) -> None:
     """Settings, identity and service of each slot. Slots that the inventory no longer has are stopped."""
     node_identity.install_enrolment_token(plan)
-    unit = units.install_unit(UNIT, plan.host.deployment.watchdog_seconds)
+    unit = units.install_unit(WORKER_UNIT, plan.host.deployment.watchdog_seconds)
     units.install_unit(ENROL_UNIT, plan.host.deployment.watchdog_seconds)
     if any(slot.needs_device_files for slot in plan.host.slots):
-        units.install_unit(units.GPU_UNIT, plan.host.deployment.watchdog_seconds)
+        units.install_unit(GPU_UNIT, plan.host.deployment.watchdog_seconds)
     for slot in host.loop(plan.host.slots):
         state_dir = slot.settings.node.state_dir
         files.directory(name=f"Make {state_dir}", path=str(state_dir), user=USER, group=USER, mode="700")
         settings = units.install_settings(slot.file, slot.settings)
         node_identity.restore_key(slot)
-        enrol_unit, share = f"hivewright-enrol@{slot.number}.service", slot.enrol_settings()
-        units.drop_in(name=f"Show slot {slot.number} its GPU", unit=enrol_unit, text=share, unused=None)
+        share = slot.enrol_settings()
+        units.drop_in(name=f"Show slot {slot.number} its GPU", unit=enrol_unit(slot.number), text=share, unused=None)
         node_identity.enrol(name=f"Enrol slot {slot.number}", slot=slot, _timeout=node_identity.ENROL_SECONDS)
         secret = install_hub_token(slot)
         share = slot.unit_settings()
@@ -159,7 +157,7 @@ def _as_slot(slot: Slot, command: str, *properties: str) -> str:
     properties = (
         f"User={USER}", f"WorkingDirectory={CURRENT}", "NoNewPrivileges=yes", "PrivateTmp=yes", "PrivateUsers=yes",
         "ProtectSystem=strict", f"TemporaryFileSystem={STATE}:ro {CACHE}:ro {LOGS}:ro",
-        f"IPAddressDeny={units.METADATA}", f"Wants={units.GPU_UNIT}", f"After={units.GPU_UNIT}", *properties,
+        f"IPAddressDeny={units.METADATA}", f"Wants={GPU_UNIT}", f"After={GPU_UNIT}", *properties,
     )  # fmt: skip
     run = shlex.join(
         ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", *(f"--property={p}" for p in properties)]
@@ -169,7 +167,7 @@ def _as_slot(slot: Slot, command: str, *properties: str) -> str:
         # Only the unit knows where systemd puts it.
         program = f"/bin/sh -c 'exec {program} --token-file \"$CREDENTIALS_DIRECTORY/{MODEL_TOKEN}\"'"
     # Also what somebody else's drop-in says, such as the address of a proxy.
-    share = f"grep -hsE '^(Environment|Memory[A-Za-z]+|CPUQuota)=.' {units.UNITS}/{slot.unit}.d/*.conf"
+    share = f"grep -hsE '^(Environment|Memory[A-Za-z]+|CPUQuota)=.' {paths.UNITS}/{slot.unit}.d/*.conf"
     return f'{share} | {{ while read -r line; do set -- "$@" "--property=$line"; done; {run} "$@" {program}; }}'
 
 
@@ -178,14 +176,14 @@ def retire(numbers: Collection[int]) -> Iterator[str]:
     """Have no other slots than these. Of a retired one only its identity and its books are kept, in RETIRED."""
     for number in host.get_fact(ConfiguredSlots):
         if number not in numbers:
-            unit = f"hivewright-worker@{number}.service"
+            unit = worker_unit(number)
             yield f"systemctl disable --now --quiet {unit}"
             yield keep_identity_script(state_dir(number), RETIRED)
             yield (
                 f"rm -rf {DEPLOYED}/{unit} {CONFIGURATION}/worker-{number}.* {CACHE}/worker-{number}"
                 f" {LOGS}/worker-{number}"
                 f" && {units.remove_drop_in(unit)}"
-                f" && {units.remove_drop_in(f'hivewright-enrol@{number}.service')} && systemctl daemon-reload"
+                f" && {units.remove_drop_in(enrol_unit(number))} && systemctl daemon-reload"
             )
 
 
@@ -195,7 +193,7 @@ def keep_identity_script(state: Path, retired: Path) -> str:
     The services' user copies it himself: a link that he had put there would have root read for him.
     """
     copy = f"cd {state} && for file in {' '.join(KEPT)}; do [ ! -e $file ] || cp -RpP $file $kept; done"
-    key = f"{state}/{node_identity.KEY_FILE}"
+    key = f"{state}/{paths.KEY_FILE}"
     return (
         f"set -eu; [ -d {state} ] || exit 0; kept={retired}/{state.name}-$(date +%Y%m%dT%H%M%S);"
         f" if [ -e {key} ] || [ -e {key}.moved ]; then install -d -m 700 -o {USER} -g {USER} $kept;"

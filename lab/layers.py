@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from deploys import facts, release, system, wireguard
+from deploys import paths, release, system, wireguard
 from deploys.offline import wheelhouse
 from lab.process import run
 
@@ -70,7 +70,7 @@ def python_environment(checkout: Path) -> Path:
 def anvil(checkout: Path) -> Path:
     """The embedded chain, where the deploy will look for it."""
     parts = [(checkout / name).read_text() for name in wheelhouse.ANVIL_INPUTS]
-    script = release.anvil_script(checkout, facts.ANVILS)
+    script = release.anvil_script(checkout, paths.ANVILS)
     return _layer("anvil", [script, *parts], _install_anvil, lambda folder: _install_anvil(folder, checkout))
 
 
@@ -167,13 +167,13 @@ def _build_environment(folder: Path, below: Path, repository: Path, checkout: Pa
             f" && {release.environment_script(CHECKOUT_IN_LAYER, torch_index=None)}"
         )
         _enter(root, script, timeout=1200, binds=binds, network=True)
-        built = root / facts.ENVIRONMENTS.relative_to("/")
-        shutil.copytree(built, folder / facts.ENVIRONMENTS.relative_to("/"), symlinks=True)
+        built = root / paths.ENVIRONMENTS.relative_to("/")
+        shutil.copytree(built, folder / paths.ENVIRONMENTS.relative_to("/"), symlinks=True)
 
 
 def _install_anvil(folder: Path, checkout: Path) -> None:
     """Run the checkout's script on this machine: the program is the same. Its link must not name the cache."""
-    below = folder / facts.ANVILS.relative_to("/")
+    below = folder / paths.ANVILS.relative_to("/")
     run("sh", "-euc", release.anvil_script(checkout, below), timeout=300)
     for link in below.glob("*/anvil"):
         target = link.resolve().relative_to(link.parent)

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from deploys import fleet_facts, progress
-from deploys.coordinator_host import SERVICES
 from deploys.fleet import commands, pyinfra_process, queries
 from deploys.inventory.schema import AUTO
 from deploys.inventory.validation import COORDINATORS, MAX_SLOTS, WORKERS
+from deploys.services import COORDINATOR_UNITS, worker_unit
 from deploys.tailscale import tailnet
 from worker.errors import WorkerError
 from worker.log import printable
@@ -68,8 +68,7 @@ def expected(hosts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _of_coordinator(host: Mapping[str, Any]) -> list[str]:
-    is_coordinator = COORDINATORS in host["groups"]
-    return [f"hivewright-{service}.service" for service in SERVICES] if is_coordinator else []
+    return list(COORDINATOR_UNITS) if COORDINATORS in host["groups"] else []
 
 
 def _of_worker(host: Mapping[str, Any]) -> list[str]:
@@ -80,7 +79,7 @@ def _of_worker(host: Mapping[str, Any]) -> list[str]:
         return [AUTO_SLOTS]
     # What is wrong with `slots` has been reported; a worker is expected in any case.
     num_slots = slots if isinstance(slots, int) and 0 <= slots <= MAX_SLOTS else 1
-    return [f"hivewright-worker@{number}.service" for number in range(num_slots)]
+    return [worker_unit(number) for number in range(num_slots)]
 
 
 def _print(units: Mapping[str, Sequence[str]], found: queries.Looked) -> bool:

@@ -13,6 +13,7 @@ from deploys.fleet import commands, queries
 from deploys.fleet.pyinfra_process import CHECKOUT, Pyinfra
 from deploys.inventory.schema import Deployment
 from deploys.inventory.validation import COORDINATORS
+from deploys.paths import ENROLMENT_TOKEN
 from worker.errors import SettingsError, WorkerError
 
 
@@ -79,5 +80,5 @@ def _coordinators_first(hosts: Sequence[Mapping[str, Any]]) -> list[Mapping[str,
 def _one_word(name: str, content: bytes) -> str:
     words = content.decode(errors="replace").split()
     if len(words) != 1:
-        raise WorkerError(f"{name}: /etc/hivewright/enrolment.token has {len(words)} words; expected one")
+        raise WorkerError(f"{name}: {ENROLMENT_TOKEN} has {len(words)} words; expected one")
     return words[0]

@@ -18,7 +18,7 @@ from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.ssh_util import load_key_with_certificate
 from pyinfra.context import ctx_host
 
-from deploys import mesh, operator
+from deploys import mesh, operator, paths
 from deploys.facts import DamagedEnrolments, FileContent, Identities, MovedAway
 from deploys.gpus import X86, Gpus, choose_torch
 from deploys.hardware import Distribution, HostGpus, MissingParts, OwnPipSources
@@ -353,14 +353,14 @@ def _settle_token() -> None:
 def _token_of(of: Host) -> tuple[str, str | None]:
     """The fingerprint of the enrolment token that a host has."""
     with ctx_host.use(of):
-        found = of.get_fact(FileContent, path=str(validation.ENROLMENT_TOKEN))
+        found = of.get_fact(FileContent, path=str(paths.ENROLMENT_TOKEN))
         return of.name, None if found is None else found.sha256
 
 
 def _identities(of: Host) -> tuple[str, dict[int, str]]:
     with ctx_host.use(of):
         facts = (MissingParts, Identities, MovedAway, Distribution, HostGpus, OwnPipSources)
-        token = (FileContent, {"path": str(validation.ENROLMENT_TOKEN)})
+        token = (FileContent, {"path": str(paths.ENROLMENT_TOKEN)})
         fact_cache.ask_ahead(of, [*((fact, {}) for fact in facts), token])
         return of.name, of.get_fact(Identities)
 

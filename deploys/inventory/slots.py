@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, PlainValidator
 from deploys.gpus import WSL_LIB, Gpu, Gpus, Number
 from deploys.inventory.schema import SlotCpus, SlotMemory
 from deploys.inventory.secret_files import HUB_TOKEN
-from deploys.paths import CONFIGURATION
+from deploys.paths import CONFIGURATION, settings_file
+from deploys.services import worker_unit
 from worker.errors import SettingsError
 from worker.settings import Environment, Family, Settings
 
@@ -67,11 +68,11 @@ class Slot:
 
     @property
     def unit(self) -> str:
-        return f"hivewright-worker@{self.number}.service"
+        return worker_unit(self.number)
 
     @property
     def file(self) -> Path:
-        return CONFIGURATION / f"worker-{self.number}.yaml"
+        return settings_file(f"worker-{self.number}")
 
     @property
     def hub_token_file(self) -> Path:

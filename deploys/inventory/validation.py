@@ -2,7 +2,7 @@
 
 Host data are flat keys. Those that begin with a section of the settings (`trainer_learning_rate`) become the settings
 of the roles on that host; those of `Deployment` say what is installed; pyinfra's own (`ssh_user`, `_sudo`) are left
-alone; anything else is a mistake. Knows nothing of pyinfra: `plan.py` hands over its inventory as plain dicts.
+alone; anything else is a mistake. Knows nothing of pyinfra: `planning.py` hands over its inventory as plain dicts.
 """
 
 import difflib
@@ -22,34 +22,15 @@ from deploys.inventory.addresses import bootnode_announce, is_reachable
 from deploys.inventory.schema import AUTO, Deployment
 from deploys.inventory.secret_files import HUB_TOKEN
 from deploys.inventory.slots import Slot, SlotOptions, place, with_families
-from deploys.paths import CONFIGURATION, MODELS, STATE, state_dir
+from deploys.paths import ANVIL, MODELS, credential, state_dir
+from deploys.services import COORDINATOR_ROLES, DERIVED, WORKER_SECTIONS
 from deploys.tailscale import tailnet
 from worker import settings
 from worker.errors import SettingsError
 from worker.settings import Settings
 
-ENROLMENT_TOKEN = CONFIGURATION / "enrolment.token"
-ANVIL = Path("/opt/hivewright/current/anvil/anvil")
-
 WORKERS, COORDINATORS = "workers", "coordinators"
 
-# The sections that each role reads. Only these are in its file: a change elsewhere does not restart it.
-ROLE_SECTIONS = {
-    "worker": ("node", "model", "environment", "generation", "trainer", "swarm", "chain", "hub", "log"),
-    "chain": ("anvil", "chain", "log"),
-    "keeper": ("keeper", "chain", "anvil", "audit", "environment", "log"),  # its audits score the swarm's tasks
-    "bootnode": ("bootnode", "log"),
-    "account": ("account", "chain", "log"),
-    "dashboard": ("dashboard", "chain", "log"),
-}
-COORDINATOR_ROLES = ("chain", "keeper", "bootnode", "account", "dashboard")
-
-# Settings that the deploy works out: places of its own making, one per role and slot.
-DERIVED = (
-    "node_state_dir", "keeper_state_dir", "bootnode_state_dir", "account_state_dir", "anvil_state_file",
-    "chain_deployment_file", "chain_account_token_file", "chain_enrolment_token_file", "account_enrolment_token_file",
-    "keeper_bootnode_file", "dashboard_state_dir", "dashboard_audit_file", "model_shared_dir",
-)  # fmt: skip
 NO_SWARM = (
     f"no swarm to join; put a host into {COORDINATORS}, or set chain_account_url to a swarm's account service, or "
     "swarm_bootnodes to peers of one (swarm_enabled False: train alone, on purpose)"
@@ -58,11 +39,6 @@ MAX_SLOTS = 256
 # Through the account service a look at the chain costs a worker a request over the network, and rounds last minutes.
 WORKER_POLL_SECONDS = 3.0
 MAX_PORT = 65535
-# Key, role and section of the settings that have a port of a coordinator's.
-PORTS = (
-    ("account_port", "account", "account"), ("bootnode_port", "bootnode", "bootnode"), ("anvil_port", "chain", "anvil"),
-    ("dashboard_port", "dashboard", "dashboard"),
-)  # fmt: skip
 SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
 # As huggingface_hub has it, which is not needed on this side.
 _HUB_NAME = re.compile(r"(?!.*(--|[.][.]|[.]git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b")
@@ -115,18 +91,8 @@ class HostPlan:
 
     def settings_files(self) -> dict[Path, Settings]:
         """Every settings file that the host gets."""
-        roles = {service_file(role): of for role, of in self.services.items()}
+        roles = {COORDINATOR_ROLES[role].file: own for role, own in self.services.items()}
         return roles | {slot.file: slot.settings for slot in self.slots}
-
-
-def credential(service: str, name: str = ENROLMENT_TOKEN.name) -> str:
-    """Where systemd gives a service its copy of a secret (LoadCredential); nobody else can read that."""
-    return f"/run/credentials/hivewright-{service}.service/{name}"
-
-
-def service_file(role: str) -> Path:
-    """The settings file of one of the coordinator's roles."""
-    return CONFIGURATION / f"{role}.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +217,7 @@ def _is_encodable(text: str) -> bool:
 
 def clashes(slots: Collection[Slot], services: Mapping[str, Settings]) -> Iterator[str]:
     """Ports and announced addresses that two services of one host would have."""
-    ports = [(key, key, getattr(services[role], section).port) for key, role, section in PORTS if role in services]
+    ports = [(key, key, _value(services[role], key)) for role in services for key in COORDINATOR_ROLES[role].ports]
     ports += [(f"slot {slot.number}: swarm_port", f"slot {slot.number}", slot.settings.swarm.port) for slot in slots]
     users: dict[object, str] = {}
     for place_of, user, port in ports:
@@ -333,6 +299,11 @@ def _wanted(message: str) -> str:
     return settings.form(form[1]) if form else settings.plainly(re.sub("^(Input should be|Value error,) ", "", message))
 
 
+def _value(of: Settings, key: str) -> Any:
+    section, _, name = key.partition("_")
+    return getattr(getattr(of, section), name)
+
+
 def _section(key: str) -> str | None:
     """The section of the settings that a key belongs to, by its looks. None: it is no setting."""
     section, _, name = key.partition("_")
@@ -395,7 +366,7 @@ def _slots(
         for key in sorted(set(DERIVED) & set(own)):
             mistakes.add(entry.name, f"slot {number}: {key}: {SET_BY_DEPLOY}")
         for key in sorted(own):
-            if (section := _section(key)) and section not in ROLE_SECTIONS["worker"]:
+            if (section := _section(key)) and section not in WORKER_SECTIONS:
                 mistakes.add(
                     entry.name,
                     f"slot {number}: {key}: no worker reads it; put it into the data of the {COORDINATORS} host",
@@ -456,7 +427,7 @@ def _slot_options(entry: HostEntry, own: Mapping[str, Any]) -> tuple[SlotOptions
 
 
 def _slot_settings(entry: HostEntry, number: int, own: Mapping[str, Any], account_url: str | None) -> dict[str, Any]:
-    flat = _role_settings(entry, "worker")
+    flat = _own_settings(entry, WORKER_SECTIONS)
     if (port := _port(entry, number, own)) is not None:
         flat["swarm_port"] = port
     flat |= {key: value for key, value in own.items() if key not in SLOT_KEYS}
@@ -502,46 +473,27 @@ def _services(entry: HostEntry, deployment: Deployment) -> dict[str, Settings]:
     """Settings of the coordinator's roles, from data that are known to be right."""
     if COORDINATORS not in entry.groups:
         return {}
-    deployment_file = str(STATE / "keeper/deployment.json")
-    derived: dict[str, dict[str, Any]] = {
-        "chain": {
-            "anvil_state_file": str(STATE / "chain/state.json"),
-            "anvil_binary": str(entry.data.get("anvil_binary") or ANVIL),
-        },
-        "keeper": {
-            "keeper_state_dir": str(STATE / "keeper"),
-            "keeper_bootnode_file": str(STATE / "bootnode/multiaddr"),
-            "chain_deployment_file": deployment_file,
-        },
-        "bootnode": {"bootnode_state_dir": str(STATE / "bootnode"), **bootnode_announce(entry.data)},
-        "account": {
-            "account_state_dir": str(STATE / "account"),
-            "account_enrolment_token_file": credential("account"),
-            "chain_deployment_file": deployment_file,
-        },
-        "dashboard": {
-            "dashboard_state_dir": str(STATE / "dashboard"),
-            "dashboard_audit_file": str(STATE / "keeper/audit/audit.json"),
-            "chain_deployment_file": deployment_file,
-        },
+    of_host: dict[str, dict[str, Any]] = {
+        "chain": {"anvil_binary": str(entry.data.get("anvil_binary") or ANVIL)},
+        "bootnode": dict(bootnode_announce(entry.data)),
     }
     port = entry.data.get("account_port", settings.Account.model_fields["port"].default)
     served = {*deployment.tailscale_serve.values(), *deployment.tailscale_serve_http.values()}
     if deployment.tailscale and port in served:
         derived["account"]["account_behind_proxy"] = entry.data.get("account_behind_proxy", True)
     services = {}
-    for role, own in derived.items():
-        # account_url is for those that have no way to the chain; these roles are beside it.
-        flat = {key: value for key, value in _role_settings(entry, role).items() if key != "chain_account_url"}
-        services[role] = settings.from_flat(flat | own, entry.name)
+    for role, service in COORDINATOR_ROLES.items():
+        # chain.account_url is for nodes without a way to the chain; these services are next to it.
+        flat = _own_settings(entry, service.sections)
+        flat.pop("chain_account_url", None)
+        flat |= {key: str(path) for key, path in service.files.items()}
+        services[role] = settings.from_flat(flat | of_host.get(role, {}), entry.name)
     return services
 
 
-def _role_settings(entry: HostEntry, role: str) -> dict[str, Any]:
-    """The keys of the host's data that the role reads."""
-    return {
-        key: value for key, value in entry.data.items() if _section(key) in ROLE_SECTIONS[role] and key not in DERIVED
-    }
+def _own_settings(entry: HostEntry, sections: Collection[str]) -> dict[str, Any]:
+    """Return the keys of the host's data that belong to these sections of the settings."""
+    return {key: value for key, value in entry.data.items() if _section(key) in sections and key not in DERIVED}
 
 
 def _account_url(entry: HostEntry, coordinators: Collection[HostEntry], mistakes: _Mistakes) -> str | None:

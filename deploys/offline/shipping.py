@@ -15,10 +15,11 @@ from pathlib import Path
 from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
-from deploys.facts import ANVILS, ENVIRONMENTS, RELEASES, SHIPPED, WHEELS, OwnFact, Releases
+from deploys.facts import OwnFact, Releases
 from deploys.hardware import Distribution
 from deploys.offline import wheelhouse
 from deploys.offline.wheelhouse import Parcel, Target
+from deploys.paths import ANVILS, ENVIRONMENTS, RELEASES, SHIPPED, WHEELS
 from deploys.system import python_of
 from worker.errors import WorkerError
 

@@ -7,12 +7,12 @@ from pyinfra.api import StringCommand
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
-from deploys.facts import ROOT
 from deploys.inventory.schema import Deployment
+from deploys.paths import ROOT
 from deploys.pyinfra_ext import fact_cache, run_report
 from deploys.tailscale.tailnet import Endpoint, Tailnet, written
 
-# What a deploy has had shown, a line for each: only that it ever stops showing.
+# Ports that a deploy has shown, one a line: only these does it ever stop showing.
 SERVED = ROOT / "tailscale-serve"
 SERVE_SECONDS = 60
 NO_HTTPS = (

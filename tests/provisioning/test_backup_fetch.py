@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploys import backup_fetch, fleet_facts
-from deploys.facts import CURRENT
-from deploys.paths import CONFIGURATION
+from deploys.paths import CONFIGURATION, CURRENT
 
 PROGRAM = "import sys\ndef seal(content, key): return f'{key} seals {content.decode()}\\n'\n"
 MAIN = "if __name__ == '__main__': print('sealed for', *sys.argv[1:])\n"

@@ -14,8 +14,6 @@ import pytest
 from pyinfra.api.exceptions import FactProcessError
 
 from deploys.facts import (
-    ANVILS,
-    ENVIRONMENTS,
     ChosenModels,
     ConfiguredSlots,
     DamagedEnrolments,
@@ -33,7 +31,7 @@ from deploys.facts import (
     UserEntry,
 )
 from deploys.fleet_facts import Footprint, HostStates, Logs, NodeReports, last_words
-from deploys.paths import CONFIGURATION, STATE
+from deploys.paths import ANVILS, CONFIGURATION, ENVIRONMENTS, STATE
 from deploys.tailscale.join import TailnetOfHost
 
 CHECKOUT = Path(__file__).parents[2]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from deploys import units, worker
-from deploys.facts import CURRENT
 from deploys.inventory import validation
 from deploys.inventory.validation import HostEntry
-from deploys.paths import MODELS, STATE
+from deploys.paths import CURRENT, MODELS, STATE
+from deploys.services import WORKER_UNIT
 from lab.host import Host
 from lab.lab import Lab
 
@@ -63,10 +63,10 @@ def test_only_fetch_writes_models_and_nobody_sees_a_key_but_his_own(host: Host) 
     wrote = [f"wrote in {folder}" for folder in (home, f"{STATE}/worker-0", home)]
     assert said.splitlines() == ["CHOICE", "KEY", *wrote, "MODEL", "read the model"], "the doctor sees its slot alone"
 
-    unit = units.render(worker.UNIT, 252, 900)
+    unit = units.render(WORKER_UNIT, 252, 900)
     unit = "\n".join(line for line in unit.splitlines() if not line.startswith(("Type=", "NotifyAccess=", "Watchdog")))
     name = slot.unit
-    for path, text in ((worker.UNIT, unit), (f"{name}.d/{units.DROP_IN}", slot.unit_settings())):
+    for path, text in ((WORKER_UNIT, unit), (f"{name}.d/{units.DROP_IN}", slot.unit_settings())):
         file = host.root / "etc/systemd/system" / path
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)

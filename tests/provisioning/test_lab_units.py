@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from deploys import units, worker
+from deploys import units
+from deploys.services import WORKER_UNIT
 from lab.host import Host
 from lab.lab import Lab
 from lab.process import wait_until
@@ -72,7 +73,7 @@ def test_worker_reads_no_key_of_another_service_neither_at_its_place_nor_through
         " touch /var/$d/hivewright/worker-0/new && echo probe: writes /var/$d;"
         " touch /var/$d/hivewright/x 2>/dev/null && echo probe: wrote beside /var/$d; done; echo probe: done"
     )
-    worker_unit = install(host, worker.UNIT, probe, **wall)
+    worker_unit = install(host, WORKER_UNIT, probe, **wall)
     host.ssh(f"journalctl --rotate --vacuum-time=1s; systemctl restart {worker_unit}")
     wait_until(lambda: "probe: done" in said(host, worker_unit), 30, "the probe is done")
     reads = [line.removeprefix("probe: reads ") for line in said(host, worker_unit) if "reads" in line]
@@ -92,7 +93,7 @@ def test_account_service_reads_which_contract_it_is_and_not_its_owners_key(host:
 
 
 def test_service_that_keeps_failing_waits_longer_each_time_and_is_not_given_up(host: Host) -> None:
-    unit = install(host, worker.UNIT, "exit 1", RestartSec="100ms")
+    unit = install(host, WORKER_UNIT, "exit 1", RestartSec="100ms")
 
     def shown(name: str) -> str:
         return host.ssh(f"systemctl show --property={name} --value {unit}").stdout.strip()
@@ -114,8 +115,8 @@ def test_service_that_keeps_failing_waits_longer_each_time_and_is_not_given_up(h
 
 def test_service_that_was_well_is_no_longer_held_responsible_for_earlier_ends(host: Host) -> None:
     """Pauses of seconds, and well after four seconds: the program ends at once three times, then runs for longer."""
-    unit = install(host, worker.UNIT, f"sleep $(cat {STATE}/worker-0/seconds); exit 1", RestartSec="100ms")
-    file = host.root / "etc/systemd/system" / worker.UNIT.replace("hivewright-", "probe-")
+    unit = install(host, WORKER_UNIT, f"sleep $(cat {STATE}/worker-0/seconds); exit 1", RestartSec="100ms")
+    file = host.root / "etc/systemd/system" / WORKER_UNIT.replace("hivewright-", "probe-")
     text = file.read_text()
     assert "-ge 1800" in text
     file.write_text(text.replace("-ge 1800", "-ge 4").replace("((15 <<", "((1 <<").replace(")) - 15))", ")) - 1))"))

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from deploys import units
-from deploys import worker as workers
-from deploys.facts import CURRENT
+from deploys.paths import CURRENT
+from deploys.services import WORKER_UNIT
 from lab.host import CHECKOUT, Host
 from lab.lab import Lab
 from lab.process import wait_until
@@ -128,7 +128,7 @@ def start_chain(host: Host, **changes: str) -> None:
 
 def test_worker_that_was_taken_over_does_not_reach_the_chain_nor_metadata(host: Host) -> None:
     start_chain(host)
-    assert probed(host, workers.UNIT) == [
+    assert probed(host, WORKER_UNIT) == [
         "probe: anvils at a port 0",
         "probe: eth_chainId through the socket FileNotFoundError",
         "probe: anvil_impersonateAccount through the socket FileNotFoundError",
@@ -142,7 +142,7 @@ def test_worker_that_was_taken_over_does_not_reach_the_chain_nor_metadata(host: 
 def test_without_the_walls_it_would(host: Host) -> None:
     """So it is these settings of the units which keep it out."""
     start_chain(host, PrivateNetwork="no")
-    said = probed(host, workers.UNIT, IPAddressDeny="")
+    said = probed(host, WORKER_UNIT, IPAddressDeny="")
     assert said[0] == "probe: anvils at a port 2"  # anvil's own, and the door's
     assert said[3:5] == [f"probe: metadata {each.partition('/')[0]} answers True" for each in METADATA]
 

@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 
-from deploys import coordinator_host, units, worker
+from deploys import coordinator_host, paths, worker
 from deploys import maintenance as operations
-from deploys.facts import CACHE, COMMAND, DEPLOYED, LOGS, ROOT, WHOLE
 from deploys.fleet import backup_file, commands
 from deploys.fleet.pyinfra_process import Ran
 from deploys.fleet_facts import Logs, NodeReports
-from deploys.inventory.validation import COORDINATOR_ROLES, service_file
-from deploys.paths import CONFIGURATION, RETIRED, STATE
+from deploys.paths import CACHE, COMMAND, CONFIGURATION, DEPLOYED, LOGS, RETIRED, ROOT, STATE, WHOLE, settings_file
+from deploys.services import COORDINATOR_ROLES, COORDINATOR_UNITS
 from worker.errors import SettingsError, WorkerError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -261,14 +260,14 @@ class AnsweringHost:
         self.noops.append(reason)
 
 
-UNITS = [f"hivewright-{service}.service" for service in coordinator_host.SERVICES]
+UNITS = list(COORDINATOR_UNITS)
 
 
 @pytest.fixture
 def coordinating(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host that has a worker and carries a swarm, and that carries none by its inventory."""
-    own = (*(units.UNITS / unit for unit in UNITS), *(DEPLOYED / unit for unit in UNITS))
-    settings = (service_file(role) for role in COORDINATOR_ROLES)
+    own = (*(paths.UNITS / unit for unit in UNITS), *(DEPLOYED / unit for unit in UNITS))
+    settings = (settings_file(role) for role in COORDINATOR_ROLES)
     kept = (STATE / role / "own" for role in COORDINATOR_ROLES)
     for file in (*own, *settings, *kept, CACHE / "chain/x", LOGS / "keeper/x.log"):
         below(deployed, file).parent.mkdir(parents=True, exist_ok=True)

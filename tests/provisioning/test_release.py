@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from deploys import release
-from deploys.facts import ENVIRONMENTS, RELEASES, WHEELS, Deploys, InstalledReleases, PastDeploys, Releases
+from deploys.facts import Deploys, InstalledReleases, PastDeploys, Releases
+from deploys.paths import ENVIRONMENTS, RELEASES, WHEELS
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from deploys import coordinator_host, system, units, worker
-from deploys.facts import CURRENT
+from deploys import paths, system, units, worker
 from deploys.inventory import validation
 from deploys.inventory.validation import HostEntry
-from deploys.paths import MODELS
+from deploys.paths import CURRENT, MODELS
+from deploys.services import COORDINATOR_ROLES, COORDINATOR_UNITS, ENROL_UNIT, GPU_UNIT, WORKER_UNIT
 from worker import settings
 
 DEBIAN_12, DEBIAN_13 = 252, 257
-UNITS = [worker.UNIT, worker.ENROL_UNIT, *(f"hivewright-{service}.service" for service in coordinator_host.SERVICES)]
+UNITS = [WORKER_UNIT, ENROL_UNIT, *COORDINATOR_UNITS]
 
 
 def parse(text: str) -> configparser.ConfigParser:
@@ -43,7 +43,7 @@ def test_every_service_is_unprivileged_and_confined(unit: str) -> None:
         "Restart": "on-failure",
         "KillMode": "mixed",
     }
-    if unit == worker.ENROL_UNIT:
+    if unit == ENROL_UNIT:
         expected = {key: expected[key] for key in expected if not key.startswith(("Restart", "Kill"))}
     assert {key: service[key] for key in expected} == expected
     assert service["StateDirectory"].startswith("hivewright/")
@@ -55,9 +55,9 @@ def test_unit_reads_a_settings_file_that_the_deploy_writes(unit: str) -> None:
     assert command[:3] == ["/opt/hivewright/current/environment/bin/python", "-m", "worker"]
     at = command.index("--settings")
     name = Path(command[at + 1]).name
-    assert name in ("worker-%i.yaml", *(f"{role}.yaml" for role in validation.COORDINATOR_ROLES))
+    assert name in ("worker-%i.yaml", *(f"{role}.yaml" for role in COORDINATOR_ROLES))
     log = command[at + 2 :]
-    is_service = unit not in (worker.ENROL_UNIT, "hivewright-contract.service")
+    is_service = unit not in (ENROL_UNIT, "hivewright-contract.service")
     folder = parse(units.render(unit, DEBIAN_12, 900))["Service"]["LogsDirectory"]
     assert log == (["--log-file", f"%L/{folder}/%N.log"] if is_service else [])
 
@@ -84,13 +84,13 @@ def test_service_sees_no_folder_of_another_but_what_it_reads_there(unit: str) ->
 def test_only_those_who_need_the_enrolment_token_get_a_copy() -> None:
     for unit in UNITS:
         text = units.render(unit, DEBIAN_12, 900)
-        needs_it = unit in (worker.ENROL_UNIT, "hivewright-account.service")
+        needs_it = unit in (ENROL_UNIT, "hivewright-account.service")
         assert ("LoadCredential=enrolment.token:/etc/hivewright/enrolment.token\n" in text) == needs_it
         assert "PrivateDevices=yes" in text or "DevicePolicy=closed" in text
 
 
 def test_worker_is_watched() -> None:
-    assert parse(units.render(worker.UNIT, DEBIAN_12, 77))["Service"]["WatchdogSec"] == "77"
+    assert parse(units.render(WORKER_UNIT, DEBIAN_12, 77))["Service"]["WatchdogSec"] == "77"
 
 
 def slept_before_a_start(folder: Path, num_restarts: int, entered: int = 0, left: int = 0, now: int = 0) -> list[str]:
@@ -107,7 +107,7 @@ def slept_before_a_start(folder: Path, num_restarts: int, entered: int = 0, left
     (folder / "sleep").write_text('#!/bin/sh\necho "$1"\n')
     for program in ("systemctl", "sleep"):
         (folder / program).chmod(0o755)
-    command = parse(units.render(worker.UNIT, DEBIAN_12, 900))["Service"]["ExecStartPre"]
+    command = parse(units.render(WORKER_UNIT, DEBIAN_12, 900))["Service"]["ExecStartPre"]
     script = shlex.split(command.replace("$$", "$").replace("\\\n", ""))[2]
     own = {"PATH": f"{folder}:{os.environ['PATH']}"}
     return subprocess.run(
@@ -116,15 +116,13 @@ def slept_before_a_start(folder: Path, num_restarts: int, entered: int = 0, left
 
 
 def test_service_is_started_again_forever_with_growing_pauses(tmp_path: Path) -> None:
-    service = parse(units.render(worker.UNIT, DEBIAN_12, 900))
+    service = parse(units.render(WORKER_UNIT, DEBIAN_12, 900))
     assert service["Unit"]["StartLimitIntervalSec"] == "0"
     slept = [slept_before_a_start(tmp_path, number) for number in (0, 1, 2, 3, 4, 5, 999)]
     assert slept == [["0"], ["15"], ["45"], ["105"], ["225"], ["225"], ["225"]]
     # Each within TimeoutStartSec, which the command of a start has for itself.
     timeouts = {
-        parse(units.render(unit, DEBIAN_12, 900))["Service"]["TimeoutStartSec"]
-        for unit in UNITS
-        if unit != worker.ENROL_UNIT
+        parse(units.render(unit, DEBIAN_12, 900))["Service"]["TimeoutStartSec"] for unit in UNITS if unit != ENROL_UNIT
     }
     assert timeouts == {"300"}
 
@@ -171,7 +169,7 @@ def test_uninstall_takes_our_units_and_drop_ins_and_no_others(tmp_path: Path) ->
     for name in (*ours, *theirs, f"hivewright-worker@1.service.d/{units.DROP_IN}"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    script = units.REMOVE_OURS.replace(str(units.UNITS), str(tmp_path))
+    script = units.REMOVE_OURS.replace(str(paths.UNITS), str(tmp_path))
     subprocess.run(["sh", "-euc", script], timeout=10, check=True)
     assert {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()} == set(theirs)
     assert not (tmp_path / "hivewright-worker@1.service.d").exists()
@@ -290,16 +288,16 @@ def test_digest_changes_with_each_part_and_with_where_parts_end() -> None:
 
 
 def test_worker_s_unit_writes_down_that_the_kernel_ended_it_for_its_memory() -> None:
-    stop = parse(units.render(worker.UNIT, DEBIAN_12, 900))["Service"]["ExecStopPost"]
+    stop = parse(units.render(WORKER_UNIT, DEBIAN_12, 900))["Service"]["ExecStopPost"]
     assert stop.endswith("'test \"$$SERVICE_RESULT\" != oom-kill || touch %S/hivewright/worker-%i/memory-killed'")
 
 
 def test_device_files_of_the_driver_are_made_before_workers_and_outside_their_walls() -> None:
-    for unit in (worker.UNIT, worker.ENROL_UNIT):
+    for unit in (WORKER_UNIT, ENROL_UNIT):
         section = parse(units.render(unit, DEBIAN_12, 900))["Unit"]
-        assert units.GPU_UNIT in section["After"].split()
-        assert units.GPU_UNIT in section["Wants"].split()
-    text = units.render(units.GPU_UNIT, DEBIAN_12, 900)
+        assert GPU_UNIT in section["After"].split()
+        assert GPU_UNIT in section["Wants"].split()
+    text = units.render(GPU_UNIT, DEBIAN_12, 900)
     own = parse(text)
     assert own["Unit"]["ConditionPathExists"] == "!/dev/nvidia-uvm"
     assert own["Service"]["ExecStart"] == "/bin/sh -c 'exec nvidia-modprobe -u -c 0'"

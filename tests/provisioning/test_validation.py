@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from deploys import paths
 from deploys.inventory import validation
 from deploys.inventory.validation import HostEntry, HostPlan
 from worker import environments
@@ -346,7 +347,7 @@ def test_workers_without_coordinator_need_a_way_to_others(way: dict[str, Any]) -
 def test_workers_find_the_account_service_of_their_inventory() -> None:
     slot = plan_of("gpu-3", hub(account_port=3100), worker()).slots[0]
     assert slot.settings.chain.account_url == "http://192.0.2.10:3100"
-    assert str(slot.settings.chain.enrolment_token_file) == validation.credential("enrol@0")
+    assert str(slot.settings.chain.enrolment_token_file) == paths.credential("enrol@0")
 
 
 def test_workers_of_another_swarm_keep_their_own_address() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploys import facts, operator, release
+from deploys import facts, operator, paths, release
 from deploys.offline import shipping, wheelhouse
 from deploys.offline.wheelhouse import Parcel, Target
 from tests.provisioning.shell_host import ShellHost
@@ -131,7 +131,7 @@ def host(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShellH
     monkeypatch.setattr(wheelhouse, "FOLDER", tmp_path / "wheelhouse")
     root = tmp_path / "opt"
     for name in ("RELEASES", "ENVIRONMENTS", "ANVILS", "SHIPPED", "WHEELS", "CURRENT"):
-        place = root / getattr(facts, name).relative_to(facts.ROOT)
+        place = root / getattr(paths, name).relative_to(paths.ROOT)
         for module in (facts, release, shipping):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, place)

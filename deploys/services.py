@@ -1,0 +1,133 @@
+"""The services of a private swarm: one record each, from which follows all that a deploy does for every service.
+
+Settings files, ports, units, prefetched facts, the digest of a deploy, rollback, uninstall and backup. Also used on
+hosts (backup_pack.py), so it imports nothing but paths.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploys.paths import ENROLMENT_TOKEN, STATE, credential, settings_file
+
+DEPLOYMENT = STATE / "keeper/deployment.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A systemd service of the coordinator host.
+
+    `sections`: sections of the settings that are in its file; a change elsewhere does not restart it. Without any it
+    reads the file of the service `settings_of`, and works in that service's folders.
+    `ports`: settings with a port that it listens on; no two services of a host may have the same.
+    `files`: settings that the deploy fills in, which an inventory may not: places on the host.
+    `credentials`: files of root's that systemd hands to it.
+    `is_backed_up`: whether its state can't be made again: kept by an uninstall, and part of a backup.
+    """
+
+    name: str
+    sections: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
+    credentials: tuple[Path, ...] = ()
+    settings_of: str = ""
+    is_backed_up: bool = True
+
+    @property
+    def unit(self) -> str:
+        return f"hivewright-{self.name}.service"
+
+    @property
+    def role(self) -> str:
+        """The service whose settings it reads: mostly itself."""
+        return self.settings_of or self.name
+
+    @property
+    def file(self) -> Path:
+        """Its settings file."""
+        return settings_file(self.role)
+
+
+# In the order in which they need each other.
+COORDINATOR_SERVICES = (
+    Service(
+        "chain",
+        sections=("anvil", "chain", "log"),
+        ports=("anvil_port",),
+        files={"anvil_state_file": STATE / "chain/state.json"},
+    ),
+    # Puts the contract on the chain, with the keeper's key, and ends.
+    Service("contract", settings_of="keeper"),
+    Service(
+        "bootnode",
+        sections=("bootnode", "log"),
+        ports=("bootnode_port",),
+        files={"bootnode_state_dir": STATE / "bootnode"},
+    ),
+    Service(
+        "keeper",
+        # Its audits score the swarm's tasks.
+        sections=("keeper", "chain", "anvil", "audit", "environment", "log"),
+        files={
+            "keeper_state_dir": STATE / "keeper",
+            "keeper_bootnode_file": STATE / "bootnode/multiaddr",
+            "chain_deployment_file": DEPLOYMENT,
+        },
+    ),
+    Service(
+        "account",
+        sections=("account", "chain", "log"),
+        ports=("account_port",),
+        files={
+            "account_state_dir": STATE / "account",
+            "account_enrolment_token_file": Path(credential("account")),
+            "chain_deployment_file": DEPLOYMENT,
+        },
+        credentials=(ENROLMENT_TOKEN,),
+    ),
+    Service(
+        "dashboard",
+        sections=("dashboard", "chain", "log"),
+        ports=("dashboard_port",),
+        files={
+            "dashboard_state_dir": STATE / "dashboard",
+            "dashboard_audit_file": STATE / "keeper/audit/audit.json",
+            "chain_deployment_file": DEPLOYMENT,
+        },
+        is_backed_up=False,
+    ),
+)
+COORDINATOR_UNITS = tuple(service.unit for service in COORDINATOR_SERVICES)
+# Services with settings and folders of their own, by name.
+COORDINATOR_ROLES = {service.name: service for service in COORDINATOR_SERVICES if not service.settings_of}
+# Folders below STATE with what can't be made again.
+BACKED_UP = tuple(name for name, service in COORDINATOR_ROLES.items() if service.is_backed_up)
+
+WORKER_SECTIONS = ("node", "model", "environment", "generation", "trainer", "swarm", "chain", "hub", "log")
+# Settings that the deploy fills in for each slot.
+WORKER_FILES = (
+    "node_state_dir", "chain_deployment_file", "chain_account_token_file", "chain_enrolment_token_file",
+    "model_shared_dir",
+)  # fmt: skip
+WORKER_UNIT = "hivewright-worker@.service"
+ENROL_UNIT = "hivewright-enrol@.service"
+# Makes the device files of NVIDIA's driver before workers start; only where one has such a GPU.
+GPU_UNIT = "hivewright-gpu.service"
+
+# Settings that an inventory may not have: the deploy fills them in for each service and slot.
+DERIVED = {*WORKER_FILES, *(key for service in COORDINATOR_SERVICES for key in service.files)}
+
+
+def worker_unit(slot: int) -> str:
+    return f"hivewright-worker@{slot}.service"
+
+
+def enrol_unit(slot: int) -> str:
+    return f"hivewright-enrol@{slot}.service"
+
+
+def units_of(*, is_coordinator: bool, is_worker: bool) -> list[str]:
+    """Return the unit files that every host of its kind gets."""
+    coordinator = COORDINATOR_UNITS if is_coordinator else ()
+    worker = (WORKER_UNIT, ENROL_UNIT) if is_worker else ()
+    return [*coordinator, *worker]
