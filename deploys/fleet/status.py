@@ -15,8 +15,8 @@ from rich.text import Text
 
 from deploys import fleet_facts, progress
 from deploys.fleet import commands, pyinfra_process, queries
-from deploys.inventory.schema import AUTO
-from deploys.inventory.validation import COORDINATORS, MAX_SLOTS, WORKERS
+from deploys.inventory.schema import parse_slots
+from deploys.inventory.validation import COORDINATORS, WORKERS
 from deploys.services import COORDINATOR_UNITS, worker_unit
 from deploys.tailscale import tailnet
 from worker.errors import WorkerError
@@ -72,14 +72,16 @@ def _of_coordinator(host: Mapping[str, Any]) -> list[str]:
 
 
 def _of_worker(host: Mapping[str, Any]) -> list[str]:
-    slots = host["data"].get("slots") if WORKERS in host["groups"] else 0
-    if isinstance(slots, list):
-        slots = len(slots)
-    if slots == AUTO:
+    if WORKERS not in host["groups"]:
+        return []
+    try:
+        slots = parse_slots(host["data"].get("slots"))
+    except ValueError:
+        # What is wrong with it has been reported; a worker is expected in any case.
+        slots = ({},)
+    if isinstance(slots, str):
         return [AUTO_SLOTS]
-    # What is wrong with `slots` has been reported; a worker is expected in any case.
-    num_slots = slots if isinstance(slots, int) and 0 <= slots <= MAX_SLOTS else 1
-    return [worker_unit(number) for number in range(num_slots)]
+    return [worker_unit(number) for number in range(len(slots or ({},)))]
 
 
 def _print(units: Mapping[str, Sequence[str]], found: queries.Looked) -> bool:

@@ -147,37 +147,48 @@ def _read_yaml(text: str, file: str, mistakes: list[str]) -> dict[str, _Group]:
         return {}
     groups: dict[str, _Group] = {"all": _Group()}
 
-    def add(name: str, body: Any) -> None:
-        group = groups.setdefault(name, _Group())
-        if body is None:
-            return
-        if not isinstance(body, dict) or not set(body) <= {"hosts", "vars", "children"}:
-            mistakes.append(f"{file}: group {name}: got {_short(body)}; expected hosts, vars and children")
-            return
-        parts = {part: body.get(part) or {} for part in ("hosts", "vars", "children")}
-        for part, value in parts.items():
-            if not isinstance(value, dict):
-                mistakes.append(f"{file}: group {name}: {part}: got {_short(value)}; expected a mapping")
-                return
-        for whose, variables in ({"vars": parts["vars"]} | parts["hosts"]).items():
-            if not isinstance(variables or {}, dict) or not all(isinstance(key, str) for key in variables or ()):
-                mistakes.append(f"{file}: group {name}: {whose}: got {_short(variables)}; expected a mapping of names")
-                return
-        for pattern, variables in parts["hosts"].items():
-            for host in _expand(str(pattern)):
-                group.hosts.setdefault(host, {}).update(variables or {})
-        group.variables.update(parts["vars"])
-        for child, inner in parts["children"].items():
-            group.children.append(str(child))
-            add(str(child), inner)
-
     if not isinstance(raw, dict):
         mistakes.append(f"{file}: got {_short(raw)}; expected groups with hosts, vars and children")
         return {}
     for name, body in raw.items():
-        add(str(name), body)
+        _read_group(str(name), body, groups, file, mistakes)
     _adopt_by_all(groups)
     return groups
+
+
+def _read_group(name: str, body: Any, groups: dict[str, _Group], file: str, mistakes: list[str]) -> None:
+    """Add a group of a YAML inventory, and those inside it, to `groups`."""
+    group = groups.setdefault(name, _Group())
+    if body is None:
+        return
+    if reason := _wrong_group(body):
+        mistakes.append(f"{file}: group {name}: {reason}")
+        return
+    for pattern, variables in (body.get("hosts") or {}).items():
+        for host in _expand(str(pattern)):
+            group.hosts.setdefault(host, {}).update(variables or {})
+    group.variables.update(body.get("vars") or {})
+    for child, inner in (body.get("children") or {}).items():
+        group.children.append(str(child))
+        _read_group(str(child), inner, groups, file, mistakes)
+
+
+def _wrong_group(body: Any) -> str | None:
+    """Return what is wrong with the body of a group in YAML; None: nothing."""
+    if not isinstance(body, dict) or not set(body) <= {"hosts", "vars", "children"}:
+        return f"got {_short(body)}; expected hosts, vars and children"
+    parts = {part: body.get(part) or {} for part in ("hosts", "vars", "children")}
+    for part, value in parts.items():
+        if not isinstance(value, dict):
+            return f"{part}: got {_short(value)}; expected a mapping"
+    for owner, variables in ({"vars": parts["vars"]} | parts["hosts"]).items():
+        if not _is_mapping_of_names(variables or {}):
+            return f"{owner}: got {_short(variables)}; expected a mapping of names"
+    return None
+
+
+def _is_mapping_of_names(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
 def _adopt_by_all(groups: dict[str, _Group]) -> None:

@@ -1,8 +1,10 @@
 """The keys of host data that are not settings of a role but say what is installed, and how."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Text = Annotated[str, Field(min_length=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -11,9 +13,35 @@ Url = Annotated[str, Field(pattern=r"^https?://[^\s]+$")]
 SlotMemory = Annotated[float, Field(ge=0.1, le=1e6, allow_inf_nan=False)]
 SlotCpus = Annotated[float, Field(ge=0.01, le=1e4, allow_inf_nan=False)]
 MAX_SECONDS = 30 * 24 * 3600
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
+MAX_SLOTS = 256
+SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
+# Type of an error whose message has the value that was got.
+WHOLE_MESSAGE = "whole_message"
+# What an inventory says of each slot of a host: the keys in which it differs. "auto": one slot for each GPU.
+Slots = Literal["auto"] | tuple[Mapping[str, Any], ...]
 # `torch_index`: as pip on the host is configured.
 PIP = "pip"
+
+
+def parse_slots(value: object) -> Slots | None:
+    """Read the inventory's `slots`: auto, a count, or a list with the keys of each. Raises ValueError."""
+    if value is None or value == AUTO:
+        return AUTO if value else None
+    num_slots = len(value) if isinstance(value, list | tuple) else value
+    if isinstance(num_slots, int) and num_slots > MAX_SLOTS:
+        raise _wrong_slots(f"got {num_slots}; expected at most {MAX_SLOTS} on one host")
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return tuple({} for _ in range(value))
+    if isinstance(value, list | tuple) and value:
+        if wrong := [slot for slot in value if not isinstance(slot, dict)]:
+            raise _wrong_slots(f"got {', '.join(map(repr, wrong))}; expected {SLOTS_MAY_BE}")
+        return tuple(value)
+    raise _wrong_slots(f"got {value!r}; expected {SLOTS_MAY_BE}")
+
+
+def _wrong_slots(message: str) -> PydanticCustomError:
+    return PydanticCustomError(WHOLE_MESSAGE, "{message}", {"message": message})
 
 
 class Deployment(BaseModel):
@@ -21,7 +49,7 @@ class Deployment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    slots: Any = None
+    slots: Annotated[Slots | None, BeforeValidator(parse_slots)] = None
     """Workers on this host: `auto` (one per GPU, one on a host without), a count (each its own GPU, where there are
     GPUs), or a list with one dict per worker of the settings in which it differs."""
     slot_memory_gb: SlotMemory | None = None

@@ -14,12 +14,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from deploys import mesh
 from deploys.gpus import Gpus
 from deploys.inventory import key_files, secret_files
 from deploys.inventory.addresses import bootnode_announce, is_reachable
-from deploys.inventory.schema import AUTO, Deployment
+from deploys.inventory.schema import AUTO, SLOTS_MAY_BE, WHOLE_MESSAGE, Deployment
 from deploys.inventory.secret_files import HUB_TOKEN
 from deploys.inventory.slots import Slot, SlotOptions, place, with_families
 from deploys.paths import ANVIL, MODELS, credential, state_dir
@@ -35,11 +36,9 @@ NO_SWARM = (
     f"no swarm to join; put a host into {COORDINATORS}, or set chain_account_url to a swarm's account service, or "
     "swarm_bootnodes to peers of one (swarm_enabled False: train alone, on purpose)"
 )
-MAX_SLOTS = 256
 # Through the account service a look at the chain costs a worker a request over the network, and rounds last minutes.
 WORKER_POLL_SECONDS = 3.0
 MAX_PORT = 65535
-SLOTS_MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
 # As huggingface_hub has it, which is not needed on this side.
 _HUB_NAME = re.compile(r"(?!.*(--|[.][.]|[.]git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b")
 # What a slot's dict may say beside settings.
@@ -134,7 +133,7 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
         wrong = _wrong_settings(entry)
         for message in wrong:
             mistakes.add(entry.name, message)
-        slots = _slots(entry, coordinators, wrong, mistakes)
+        slots = _slots(entry, deployment, coordinators, wrong, mistakes)
         if not wrong:
             is_auto = bool(slots) and deployment.slots == AUTO
             services = _services(entry, deployment)
@@ -146,7 +145,7 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
     identities = {
         (each.name, n): own["identity"]
         for each in whole
-        for n, own in enumerate(_overrides(each) or ())
+        for n, own in enumerate(_overrides(deployments[each.name]))
         if "identity" in own
     }
     for (name, _), message in key_files.mistakes(identities):
@@ -280,17 +279,21 @@ def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:
     except ValidationError as error:
         for message in _problems(error):
             mistakes.add(entry.name, message)
-        return Deployment(slots=own.get("slots"))
+        has_wrong_slots = any(problem["loc"][0] == "slots" for problem in error.errors())
+        return Deployment(slots=None if has_wrong_slots else own.get("slots"))
     for message in tailnet.mistakes(deployment):
         mistakes.add(entry.name, message)
     return deployment
 
 
 def _problems(error: ValidationError) -> list[str]:
-    return [
-        f"{'/'.join(map(str, problem['loc']))}: got {problem['input']!r}; expected {_wanted(problem['msg'])}"
-        for problem in error.errors()
-    ]
+    return [f"{'/'.join(map(str, problem['loc']))}: {_message(problem)}" for problem in error.errors()]
+
+
+def _message(problem: ErrorDetails) -> str:
+    if problem["type"] == WHOLE_MESSAGE:
+        return problem["msg"]
+    return f"got {problem['input']!r}; expected {_wanted(problem['msg'])}"
 
 
 def _wanted(message: str) -> str:
@@ -327,35 +330,20 @@ def _wrong_values(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _slots(
-    entry: HostEntry, coordinators: Collection[HostEntry], wrong: Collection[str], mistakes: _Mistakes
+    entry: HostEntry,
+    deployment: Deployment,
+    coordinators: Collection[HostEntry],
+    wrong: Collection[str],
+    mistakes: _Mistakes,
 ) -> tuple[Slot, ...]:
-    """`wrong`: what is known to be wrong with the host's own settings, and would be so again in each slot."""
-    count = entry.data.get("slots")
-    if WORKERS not in entry.groups:
-        if count is not None:
-            mistakes.add(
-                entry.name, f"slots: got {count!r}, but not in {WORKERS}; put the host there, or leave slots out"
-            )
+    """Return the slots of a host, without those that have mistakes.
+
+    `wrong`: known mistakes of the host's own settings, which each slot would repeat.
+    """
+    if message := _wrong_number(entry, deployment):
+        mistakes.add(entry.name, message)
         return ()
-    if count is None or count == 0 or count == []:
-        said = "none" if count is None else f"got {count!r}"
-        mistakes.add(entry.name, f"slots: {said}; expected {SLOTS_MAY_BE}, for a host in {WORKERS}")
-        return ()
-    device = entry.data.get("model_device")
-    if count == AUTO and isinstance(device, str) and ":" in device:
-        mistakes.add(
-            entry.name,
-            f"model_device: got {device!r}, and slots auto, which is a worker for each GPU; expected auto, cuda or cpu",
-        )
-        return ()
-    overrides = _overrides(entry)
-    num_slots = len(count) if isinstance(count, list) else count
-    if isinstance(num_slots, int) and num_slots > MAX_SLOTS:
-        mistakes.add(entry.name, f"slots: got {num_slots}; expected at most {MAX_SLOTS} on one host")
-        return ()
-    if overrides is None:
-        wrong_slots = [slot for slot in count if not isinstance(slot, dict)] if isinstance(count, list) else [count]
-        mistakes.add(entry.name, f"slots: got {', '.join(map(repr, wrong_slots))}; expected {SLOTS_MAY_BE}")
+    if not (overrides := _overrides(deployment)):
         return ()
     account_url = _account_url(entry, coordinators, mistakes)
     slots = []
@@ -363,29 +351,61 @@ def _slots(
         flat = _slot_settings(entry, number, own, account_url)
         if not coordinators and _is_lonely(flat):
             mistakes.add(entry.name, NO_SWARM)
-        for key in sorted(set(DERIVED) & set(own)):
-            mistakes.add(entry.name, f"slot {number}: {key}: {SET_BY_DEPLOY}")
-        for key in sorted(own):
-            if (section := _section(key)) and section not in WORKER_SECTIONS:
-                mistakes.add(
-                    entry.name,
-                    f"slot {number}: {key}: no worker reads it; put it into the data of the {COORDINATORS} host",
-                )
-        options, problems = _slot_options(entry, own)
-        unknown = [key for key in own if key not in SLOT_KEYS and not _section(key)]
-        flat = {key: value for key, value in flat.items() if key not in unknown}
-        problems += [*_unknown_slot_keys(unknown), *_wrong_values(own)]
-        tokens = {key: own.get(key, entry.data.get(key)) for key in secret_files.TOKENS}
-        own_wrong = [*problems, *settings.flat_mistakes(flat), *secret_files.mistakes(tokens)]
-        for message in own_wrong:
+        slot, problems = _slot(entry, number, own, flat)
+        for message in (*_misplaced(own), *problems):
             if message not in wrong:
                 mistakes.add(entry.name, f"slot {number}: {message}")
-        if not own_wrong:
-            files = (own.get("identity"), tokens["hub_token_file"], tokens["model_token_file"])
-            own_key, hub_token, model_token = (Path(str(file)) if file else None for file in files)
-            parsed = settings.from_flat(flat, "")
-            slots.append(Slot(number, parsed, own_key, options, hub_token=hub_token, model_token=model_token))
+        if slot is not None:
+            slots.append(slot)
     return tuple(slots)
+
+
+def _wrong_number(entry: HostEntry, deployment: Deployment) -> str | None:
+    """Return what is wrong with the number of slots that the host has, given the host's groups and device."""
+    count = entry.data.get("slots")
+    if WORKERS not in entry.groups:
+        if count is None:
+            return None
+        return f"slots: got {count!r}, but not in {WORKERS}; put the host there, or leave slots out"
+    if count is None:
+        return f"slots: none; expected {SLOTS_MAY_BE}, for a host in {WORKERS}"
+    device = entry.data.get("model_device")
+    if deployment.slots == AUTO and isinstance(device, str) and ":" in device:
+        return (
+            f"model_device: got {device!r}, and slots auto, which is a worker for each GPU; expected auto, cuda or cpu"
+        )
+    return None
+
+
+def _overrides(deployment: Deployment) -> tuple[Mapping[str, Any], ...]:
+    """Return for each slot of a host the keys in which it differs; of `auto`, for the first."""
+    slots = deployment.slots or ()
+    return ({},) if isinstance(slots, str) else slots
+
+
+def _slot(entry: HostEntry, number: int, own: Mapping[str, Any], flat: dict[str, Any]) -> tuple[Slot | None, list[str]]:
+    """Return a slot with the settings `flat`, or None, and what is wrong with what the inventory says of it."""
+    options, problems = _slot_options(entry, own)
+    unknown = [key for key in own if key not in SLOT_KEYS and not _section(key)]
+    flat = {key: value for key, value in flat.items() if key not in unknown}
+    tokens = {key: own.get(key, entry.data.get(key)) for key in secret_files.TOKENS}
+    problems += [*_unknown_slot_keys(unknown), *_wrong_values(own)]
+    problems += [*settings.flat_mistakes(flat), *secret_files.mistakes(tokens)]
+    if problems:
+        return None, problems
+    files = (own.get("identity"), tokens["hub_token_file"], tokens["model_token_file"])
+    key, hub_token, model_token = (Path(str(file)) if file else None for file in files)
+    slot = Slot(number, settings.from_flat(flat, ""), key, options, hub_token=hub_token, model_token=model_token)
+    return slot, []
+
+
+def _misplaced(own: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with keys of a slot that can't be set for a slot."""
+    for key in sorted(DERIVED & set(own)):
+        yield f"{key}: {SET_BY_DEPLOY}"
+    for key in sorted(own):
+        if (section := _section(key)) and section not in WORKER_SECTIONS:
+            yield f"{key}: no worker reads it; put it into the data of the {COORDINATORS} host"
 
 
 def _unknown_slot_keys(unknown: Collection[str]) -> Iterator[str]:
@@ -393,18 +413,6 @@ def _unknown_slot_keys(unknown: Collection[str]) -> Iterator[str]:
         close = difflib.get_close_matches(key, [*SLOT_KEYS, *settings.flat_keys()], n=1)
         hint = f"did you mean {close[0]}?" if close else "docs/configuration.md lists all keys"
         yield f"{key}: not a known key of a slot; {hint}"
-
-
-def _overrides(entry: HostEntry) -> list[dict[str, Any]] | None:
-    """For each slot of the host the settings in which it differs. None: its `slots` says nothing of the kind."""
-    slots = entry.data.get("slots")
-    if slots == AUTO:
-        return [{}]
-    if isinstance(slots, int) and not isinstance(slots, bool) and 0 < slots <= MAX_SLOTS:
-        return [{} for _ in range(slots)]
-    if isinstance(slots, list) and len(slots) <= MAX_SLOTS and all(isinstance(slot, dict) for slot in slots):
-        return slots
-    return None
 
 
 def _slot_options(entry: HostEntry, own: Mapping[str, Any]) -> tuple[SlotOptions, list[str]]:

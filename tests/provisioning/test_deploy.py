@@ -168,7 +168,7 @@ def test_all_mistakes_stop_the_run_before_any_host_is_connected_to(write_invento
         "inventory data of @fake/gpu-0: trainer_epsilon: got 'a'; expected a number",
         "inventory data of @fake/gpu-0: slot 0: model_dvice: not a known key; did you mean model_device?",
         "inventory data of @fake/gpu-1: slots: got 0; expected auto, a count of at least 1, or a list with a dict of "
-        "settings for each, for a host in workers",
+        "settings for each",
         "inventory data of @fake/gpu-1: release_repository: got '/nowhere'; can't be read: '/nowhere' does not appear "
         "to be a git repository",
     )

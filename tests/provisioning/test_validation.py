@@ -147,7 +147,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker(slots=0)],
-            f"inventory data of gpu-3: slots: got 0; expected {MAY_BE}, for a host in workers",
+            f"inventory data of gpu-3: slots: got 0; expected {MAY_BE}",
         ),
         (
             [worker(slots="two")],
