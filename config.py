@@ -11,6 +11,6 @@ config.CONNECT_TIMEOUT = 10
 keepalive.limit_silence()
 banners.show()
 sudo.check_on_connect()
+run_report.report_at_exit()
 loading.check()
-run_report.name_failed_hosts_at_exit()
 run_report.end_with_130_if_interrupted()

@@ -8,30 +8,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from deploys.inventory.file_checks import WARNING, whole_path
-from deploys.pyinfra_ext.run_report import DONE_BUT
+from deploys.inventory.file_checks import whole_path
+from deploys.pyinfra_ext import report_file
+from deploys.pyinfra_ext.report_file import HostRun, RunReport
 from worker.errors import SettingsError, WorkerError
 
 CHECKOUT = Path(__file__).parents[2]
 PYINFRA = (sys.executable, "-m", "pyinfra")
-# What deploys/pyinfra_ext/run_report.py says of a host that there was no connection to.
-UNREACHED = "can't be reached"
-
-# Lines of pyinfra's, and of systemd's about a service that did not start; what that itself said stands among them.
-_SAYS_LITTLE = (
-    "Error", "Connected", "Ready", "Success", "No change", "hivewright-", "Starting ", "Started ", "Stopped ",
-    "Failed to", "Job for ", "See ", "Loaded fact",
-    "still at it",  # deploys/pyinfra_ext/fact_cache.py
-)  # fmt: skip
-
-DISK_FULL = "No space left on device"
-
 Outcome = Literal["done", "unreachable", "overdue", "failed"]
 
 
@@ -58,8 +48,26 @@ class Answers:
     reasons: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A pyinfra that has ended. `code`: None if it was ended for taking too long."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+    report: RunReport
+
+
 class Stopped(WorkerError):
     """The operator has asked for the end meanwhile."""
+
+
+class Late(WorkerError):
+    """pyinfra has not ended in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"pyinfra had not ended after {seconds:g} s and was stopped; run it again")
+        self.seconds = seconds
 
 
 @dataclass
@@ -95,14 +103,10 @@ class Pyinfra:
             raise SettingsError(f"{CHECKOUT}: no deploy.py; run it with the `hivewright` of a checkout's .venv")
         # pyinfra has no use for deploy.py there, but config.py then checks all that it would be run with.
         checked = ["deploy.py"] if is_to_be_deployed else []
-        try:
-            done = self._run(["--json", self.inventory, "debug-inventory", *checked], timeout)
-        except subprocess.TimeoutExpired:
-            raise _late(timeout) from None
-        listed: list[dict[str, Any]] = _parsed(done)
-        for line in done.stderr.splitlines():
-            if line.startswith(WARNING):
-                print(line, file=sys.stderr, flush=True)
+        done = self._run(["--json", self.inventory, "debug-inventory", *checked], timeout)
+        listed: list[dict[str, Any]] = _parsed(done, timeout)
+        for line in done.report.warnings:
+            print(line, file=sys.stderr, flush=True)
         if not listed:
             raise SettingsError(f"{self.inventory}: no hosts; expected lists of hosts, named coordinators and workers")
         return listed
@@ -110,17 +114,21 @@ class Pyinfra:
     def facts(
         self, *arguments: str, hosts: Sequence[str], timeout: float, data: Mapping[str, str] | None = None
     ) -> Answers:
-        """What hosts answer to each fact (`module.Class key=value ...`). `data`: what counts instead of their own."""
+        """Return what hosts answer to each fact (`module.Class key=value ...`). `data`: takes the place of their own.
+
+        Raises Late if it takes longer than `timeout`.
+        """
         limits = [word for host in hosts for word in ("--limit", host)]
         instead = [word for key, value in (data or {}).items() for word in ("--data", f"{key}={value}")]
         done = self._run(["--json", *limits, *instead, self.inventory, "fact", *arguments], timeout)
-        if "No hosts remaining" in done.stderr:
+        runs = done.report.hosts
+        if done.code and runs and all(run.state != "done" for run in runs.values()):
             by_fact: dict[str, dict[str, Any]] = {argument: {} for argument in arguments if "=" not in argument}
         else:
-            by_fact = _parsed(done)
+            by_fact = _parsed(done, timeout)
         values = [{host: value for host, value in found.items() if value is not None} for found in by_fact.values()]
         silent = [host for host in hosts if any(host not in found for found in values)]
-        return Answers(values, {host: _complaint(host, done.stderr) or "no whole answer" for host in silent})
+        return Answers(values, {host: runs.get(host, HostRun()).output or "no whole answer" for host in silent})
 
     def deploy(self, host: str, commit: str | None, log: Path, *, timeout: float) -> Ran:
         """Deploy one host, with that commit whatever its data say; None: as they say. pyinfra's output goes to `log`.
@@ -148,46 +156,59 @@ class Pyinfra:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a+") as stream:
             began = stream.tell()
-            try:
-                done = self._run([*self._for_one(host), *arguments], timeout, stdin, stream)
-            except subprocess.TimeoutExpired:
-                stream.seek(began)
-                return Ran("overdue", f"not done after {timeout:g} s and given up; {_doing(stream.read())}")
+            done = self._run([*self._for_one(host), *arguments], timeout, stdin, stream)
             stream.seek(began)
-            done.stderr = stream.read()
-        if done.returncode == SettingsError.exit_code:
+            done = replace(done, stderr=stream.read())
+        run = done.report.hosts.get(host, HostRun())
+        if done.code is None:
+            was_at = f"it was at: {run.operation}" if run.operation else "it was connecting"
+            return Ran("overdue", f"not done after {timeout:g} s and given up; {was_at}")
+        if done.code == SettingsError.exit_code:
             raise SettingsError(_refusal(done))
-        last = _last_line(done)
-        if done.returncode == 0 or last.startswith(DONE_BUT):
-            num_changes = int(_parsed(done)["results"]["totals"]["success"])
-            return Ran("done", last if done.returncode else "", num_changes)
-        reason = last.removeprefix(f"failed: {host} (").split("); fix that")[0]
-        if UNREACHED in last:
-            return Ran("unreachable", reason)
-        complaint = _complaint(host, done.stderr)
-        return Ran("failed", f"{reason}: {complaint}" if complaint else reason)
+        if done.code == 0 or (run.state == "done" and run.lacking):
+            num_changes = int(_parsed(done, timeout)["results"]["totals"]["success"])
+            return Ran("done", "; ".join(run.lacking), num_changes)
+        if run.state == "unreachable":
+            return Ran("unreachable", ": ".join(part for part in ("can't be reached", run.output) if part))
+        return Ran("failed", done.report.stopped or run.reason or _last_line(done))
 
     def _for_one(self, host: str) -> list[str]:
         """Options of a run that changes one host."""
         return ["-y", "--json", "--limit", host, *(["--data", "break_lock=true"] if self.breaks_locks else [])]
 
-    def _json(self, arguments: Sequence[str], timeout: float) -> Any:
-        try:
-            return _parsed(self._run(arguments, timeout))
-        except subprocess.TimeoutExpired:
-            raise _late(timeout) from None
-
     def _run(
         self, arguments: Sequence[str], timeout: float, stdin: str | None = None, stderr: IO[str] | None = None
-    ) -> "subprocess.CompletedProcess[str]":
-        """In a session of its own, so that everything that pyinfra starts (ssh through a jump host) ends with it."""
+    ) -> _Done:
+        """Run pyinfra in a session of its own, so that all that it starts (ssh through a jump host) ends with it."""
+        with tempfile.TemporaryDirectory(prefix="hivewright-run-") as folder:
+            file = Path(folder) / "report.json"
+            process = self._start(arguments, stdin is not None, stderr, file)
+            try:
+                out, err = process.communicate(stdin, timeout=timeout)
+                code: int | None = process.returncode
+            except subprocess.TimeoutExpired:
+                out, err, code = "", "", None
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+                if process.poll() is None:
+                    _kill(process)
+                    process.communicate()
+            if self._is_stopped:
+                raise Stopped("ended: the operator has asked for the end")
+            return _Done(code, out, err or "", report_file.read(file))
+
+    def _start(
+        self, arguments: Sequence[str], has_input: bool, stderr: IO[str] | None, report: Path
+    ) -> "subprocess.Popen[str]":
         with self._lock:
             if self._is_stopped:
                 raise Stopped("not begun: the operator has asked for the end")
             process = subprocess.Popen(
                 [*self.prefix, *PYINFRA, *arguments],
                 cwd=CHECKOUT,
-                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                env=os.environ | {report_file.VARIABLE: str(report)},
+                stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if stderr is None else stderr,
                 text=True,
@@ -195,17 +216,7 @@ class Pyinfra:
                 pass_fds=self.held,
             )
             self._running.add(process)
-        try:
-            out, err = process.communicate(stdin, timeout=timeout)
-        finally:
-            with self._lock:
-                self._running.discard(process)
-            if process.poll() is None:
-                _kill(process)
-                process.communicate()
-        if self._is_stopped:
-            raise Stopped("ended: the operator has asked for the end")
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+            return process
 
 
 def heed_signals() -> None:
@@ -223,50 +234,36 @@ def deploy(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> int
     try:
         return subprocess.run(command, cwd=CHECKOUT, timeout=timeout, check=False).returncode
     except subprocess.TimeoutExpired:
-        raise _late(timeout) from None
+        raise Late(timeout) from None
 
 
 def deploy_json(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> dict[str, Any]:
     """Run the whole deploy; return pyinfra's results: operations with their hosts, totals, failed hosts."""
-    results: dict[str, Any] = Pyinfra(inventory, prefix)._json(["-y", "--json", inventory, "deploy.py"], timeout)
-    return dict(results["results"])
+    done = Pyinfra(inventory, prefix)._run(["-y", "--json", inventory, "deploy.py"], timeout)
+    return dict(_parsed(done, timeout)["results"])
 
 
-def _late(timeout: float) -> WorkerError:
-    return WorkerError(f"pyinfra had not ended after {timeout:g} s and was stopped; run it again")
-
-
-def _parsed(done: "subprocess.CompletedProcess[str]") -> Any:
+def _parsed(done: _Done, timeout: float) -> Any:
+    """Return the JSON that pyinfra has printed. Raises Late, SettingsError, and WorkerError if there is none."""
+    if done.code is None:
+        raise Late(timeout)
     try:
         return json.loads(done.stdout)
     except ValueError:
-        if done.returncode == SettingsError.exit_code:
+        if done.code == SettingsError.exit_code:
             raise SettingsError(_refusal(done)) from None
-        raise WorkerError(_last_line(done)) from None
+        raise WorkerError(done.report.stopped or _last_line(done)) from None
 
 
-def _refusal(done: "subprocess.CompletedProcess[str]") -> str:
-    """Every line about what is wrong with an inventory, without those about what pyinfra was doing."""
-    said = [line.rstrip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("--> ")]
-    return "\n".join(said) or _last_line(done)
+def _refusal(done: _Done) -> str:
+    """Return every line about what is wrong with an inventory."""
+    return "\n".join(done.report.refused) or _last_line(done)
 
 
-def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
+def _last_line(done: _Done) -> str:
+    """Return the last line of a pyinfra that has left no report."""
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return said[-1] if said else f"pyinfra ended with code {done.returncode} and said nothing"
-
-
-def _complaint(host: str, stderr: str) -> str:
-    """The last that the host itself said before pyinfra called it an error, or that its disk is full."""
-    lines = [line.strip().removeprefix(f"[{host}]").strip() for line in stderr.splitlines() if f"[{host}]" in line]
-    words = [line for line in lines if line and not line.startswith(_SAYS_LITTLE)]
-    full = [line for line in words if DISK_FULL in line]
-    return (full or words or [""])[-1]
-
-
-def _doing(stderr: str) -> str:
-    started = [line for line in stderr.splitlines() if "Starting operation: " in line]
-    return f"it was at: {started[-1].partition('Starting operation: ')[2].strip()}" if started else "it was connecting"
+    return said[-1] if said else f"pyinfra ended with code {done.code} and said nothing"
 
 
 def _kill(process: "subprocess.Popen[str]") -> None:

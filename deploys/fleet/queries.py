@@ -1,12 +1,11 @@
 """What hosts answer: asked all at once, and each by itself where one has spoilt the answer of the others."""
 
-import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploys.fleet.pyinfra_process import Answers, Pyinfra, Stopped
+from deploys.fleet.pyinfra_process import Answers, Late, Pyinfra, Stopped
 from worker.errors import SettingsError, WorkerError
 
 FACTS = ("deploys.fleet_facts.HostStates", "deploys.fleet_facts.NodeReports")
@@ -42,7 +41,7 @@ def ask(pyinfra: Pyinfra, facts: Sequence[str], hosts: Sequence[str], seconds: i
         return pyinfra.facts(*facts, hosts=hosts, timeout=ASK_SECONDS + seconds - FACT_SECONDS, data=limit)
     except (SettingsError, Stopped):
         raise
-    except (subprocess.TimeoutExpired, WorkerError) as error:
+    except WorkerError as error:
         if len(hosts) == 1:
             return Answers(none.values, {hosts[0]: _reason(error)})
     with ThreadPoolExecutor(NUM_PARALLEL) as pool:
@@ -55,4 +54,4 @@ def ask(pyinfra: Pyinfra, facts: Sequence[str], hosts: Sequence[str], seconds: i
 
 
 def _reason(error: Exception) -> str:
-    return f"no answer within {error.timeout:g} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
+    return f"no answer within {error.seconds:g} s" if isinstance(error, Late) else str(error)

@@ -15,7 +15,6 @@ from deploys.fleet import health_gate, report
 from deploys.fleet.batches import Batch, Size, next_batch
 from deploys.fleet.pyinfra_process import Ran
 from deploys.fleet.report import Fate, Report
-from deploys.pyinfra_ext.run_report import DONE_BUT
 
 LOOK_EVERY_SECONDS = 5.0
 SAY_EVERY_SECONDS = 60.0
@@ -153,7 +152,7 @@ class Rollout:
             if ran.outcome == "done":
                 self._say(f"  {name}: deployed in {host.seconds:.0f} s, {ran.num_changes} changes")
                 if ran.reason:
-                    host.reason = f"but {ran.reason.removeprefix(DONE_BUT).removeprefix(f'{name}: ')}"
+                    host.reason = f"but {ran.reason}"
             else:
                 self._set(name, _FATES[ran.outcome], ran.reason)
 

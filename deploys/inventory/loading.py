@@ -21,6 +21,7 @@ from pyinfra_cli.inventory import make_inventory
 from pyinfra_cli.util import exec_file, parse_cli_arg
 
 from deploys.inventory import file_checks, planning
+from deploys.pyinfra_ext import run_report
 from worker.errors import SettingsError
 
 DEPLOY = Path(__file__).parents[2] / "deploy.py"
@@ -43,16 +44,16 @@ def check() -> None:
             if is_deploy:
                 planning.make(inventory, is_dry=options["dry"])
                 for line in planning.warnings():
-                    print(f"{file_checks.WARNING}{line}", file=sys.stderr)
+                    run_report.warn(f"{file_checks.WARNING}{line}")
                 _mind_questions(options, len(inventory))
             else:
                 for line in planning.review(inventory):
-                    print(f"{file_checks.WOULD_REFUSE}{line}", file=sys.stderr)
+                    run_report.warn(f"{file_checks.WOULD_REFUSE}{line}")
     except SettingsError as error:
         lines = str(error).splitlines()
         if len(lines) > 1:
-            print(f"{options['inventory']}: {len(lines)} mistakes; nothing was done on any host", file=sys.stderr)
-        print(error, file=sys.stderr, flush=True)
+            lines.insert(0, f"{options['inventory']}: {len(lines)} mistakes; nothing was done on any host")
+        run_report.refuse(lines)
         sys.exit(SettingsError.exit_code)
 
 

@@ -282,7 +282,7 @@ def serve(deployment: Deployment) -> Iterator[FunctionCommand]:
     found = host.get_fact(TailnetOfHost)
     plan = serve_ports.plan(deployment, found)
     for problem in plan.problems if found.is_connected else ():
-        run_report.problem(f"{host.name}: {problem}")
+        run_report.problem(host.name, problem)
     if not found.is_connected or not plan.has_changes:
         host.noop("it shows what it can")
         return

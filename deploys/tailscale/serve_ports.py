@@ -85,12 +85,12 @@ def carry_out(state: State, host: Host, plan: Plan) -> bool:
     shown = dict(plan.kept)
     for at, target in plan.off.items():
         if said := _refused(host, off_command(at)):
-            run_report.problem(f"{host.name}: {_key(at)}: still shown: {said}")
+            run_report.problem(host.name, f"{_key(at)}: still shown: {said}")
             shown[at] = target
     for at, target in plan.on.items():
         scheme, port = at
         if said := _refused(host, f"tailscale serve --bg --{scheme}={port} {target}"):
-            run_report.problem(f"{host.name}: {_key(at)}: not shown: {said}")
+            run_report.problem(host.name, f"{_key(at)}: not shown: {said}")
         else:
             shown[at] = target
     lines = " ".join(f"'{written(at)} {target}'" for at, target in sorted(shown.items()))

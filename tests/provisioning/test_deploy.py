@@ -374,7 +374,7 @@ def test_dry_run_without_terminal_shows_the_changes_of_the_hosts_that_can_be_rea
     assert "EOFError" not in said
     assert not (tmp_path / "secrets").exists()
     assert said.endswith(
-        "failed: 127.0.0.1 (can't be reached); fix that and run again, hosts that are done stay as they are"
+        "failed: 127.0.0.1 (can't be reached); fix these hosts and run again (hosts that succeeded are left unchanged)"
     )
 
 

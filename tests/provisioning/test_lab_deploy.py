@@ -281,7 +281,7 @@ def test_settings_that_only_the_release_can_refuse_change_nothing(fleet: Lab) ->
     assert done.returncode == 1
     assert "hivewright check: SettingsError (exit 2): " in done.stderr
     assert "no_such_family" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("failed: h3 (Release | Check the settings with it); fix that")
+    assert done.stderr.splitlines()[-1].startswith("failed: h3 (Release | Check the settings with it); fix these")
     assert (main_pid(host, WORKER), file.read_text()) == before
     assert [path.name for path in file.parent.glob("*.new")] == []
 

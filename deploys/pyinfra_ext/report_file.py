@@ -1,0 +1,61 @@
+"""The report of a run of pyinfra, for the program that started it: a JSON file, so that no output has to be parsed.
+
+Knows nothing of pyinfra. The program names the file in the environment variable VARIABLE; run_report.py writes it when
+an operation begins and when the run ends, so there is one even if pyinfra is killed.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from worker.runtime.files import write_whole
+
+VARIABLE = "HIVEWRIGHT_RUN_REPORT"
+
+State = Literal["running", "done", "failed", "unreachable"]
+
+
+@dataclass(slots=True)
+class HostRun:
+    """The run on one host. `operation`: the one that is under way, or that failed; empty: none, it connects or reads.
+
+    `output`: of the host's own output, the line that explains a failure best. `lacking`: what the host is deployed
+    without.
+    """
+
+    state: State = "running"
+    operation: str = ""
+    output: str = ""
+    lacking: list[str] = field(default_factory=list)
+
+    @property
+    def reason(self) -> str:
+        """Why the run on this host failed, in a line."""
+        return ": ".join(part for part in (self.operation, self.output) if part)
+
+
+@dataclass(slots=True)
+class RunReport:
+    """A run. `refused`: what is wrong with the inventory, in lines; nothing was done on any host then.
+
+    `stopped`: why nothing was done on any host after all were connected to.
+    `warnings`: what is wrong with the inventory, or may be, and stops nothing of this run.
+    """
+
+    hosts: dict[str, HostRun] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    stopped: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    def write(self, file: Path) -> None:
+        write_whole(file, json.dumps(asdict(self)), durable=False)
+
+
+def read(file: Path) -> RunReport:
+    """Return the report of a run; an empty one if pyinfra ended before it wrote any."""
+    if not file.exists():
+        return RunReport()
+    found = json.loads(file.read_text())
+    hosts = {name: HostRun(**host) for name, host in found.pop("hosts").items()}
+    return RunReport(hosts=hosts, **found)
