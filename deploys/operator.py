@@ -43,7 +43,7 @@ def resolve(repository: str, ref: str, source: str, seconds: int = RESOLVE_SECON
 
     Raises SettingsError if there is none, or no answer within `seconds`.
     """
-    if re.fullmatch(r"[0-9a-f]{40}", ref):
+    if is_whole_commit(ref):
         return ref
     names = (f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}", f"refs/heads/{ref}", ref)
     with progress.waiting(f"looking up {ref} in {repository}, at most {seconds} s"):
@@ -57,6 +57,10 @@ def resolve(repository: str, ref: str, source: str, seconds: int = RESOLVE_SECON
         if name in commits:
             return commits[name]
     raise SettingsError(f"{source}: release_ref: got {ref!r}; expected a branch, tag or whole commit of {repository}")
+
+
+def is_whole_commit(ref: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", ref) is not None
 
 
 def read_options(repository: str) -> list[str]:

@@ -75,6 +75,8 @@ class Pyinfra:
     """pyinfra, for one inventory. `prefix`: the command line that its own is appended to (`ip netns exec ...`).
 
     `held`: file descriptors that stay open as long as any of its programs runs, even if this one was killed.
+    `plans`: a folder to which a listing of hosts that are to be deployed writes their plans, so that the deploys that
+    follow take them from there and do not each check the whole inventory again.
     `breaks_locks`: whether it takes a host's lock (deploys/locks.py) even if somebody has it.
     """
 
@@ -82,6 +84,7 @@ class Pyinfra:
     prefix: Sequence[str] = ()
     held: Sequence[int] = ()
     breaks_locks: bool = False
+    plans: Path | None = None
     _running: set["subprocess.Popen[str]"] = field(default_factory=set, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     _is_stopped: bool = field(default=False, init=False, repr=False)
@@ -207,7 +210,7 @@ class Pyinfra:
             process = subprocess.Popen(
                 [*self.prefix, *PYINFRA, *arguments],
                 cwd=CHECKOUT,
-                env=os.environ | {report_file.VARIABLE: str(report)},
+                env=self._environment(report),
                 stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if stderr is None else stderr,
@@ -217,6 +220,12 @@ class Pyinfra:
             )
             self._running.add(process)
             return process
+
+    def _environment(self, report: Path) -> dict[str, str]:
+        own = {report_file.REPORT_VARIABLE: str(report)}
+        if self.plans is not None:
+            own[report_file.PLANS_VARIABLE] = str(self.plans)
+        return {**os.environ, **own}
 
 
 def heed_signals() -> None:

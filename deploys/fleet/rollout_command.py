@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,19 @@ def run(options: argparse.Namespace) -> None:
 
     Raises ReleaseRefused if it went back, WorkerError if a host needs attention, SettingsError.
     """
-    wanted = Wanted(options.gate_rounds, options.gate_reward, not options.no_gate_credits)
-    rules = Rules(Size.parse(options.batch), wanted, options.gate_seconds)
+    heed_signals()
     pyinfra = Pyinfra.of_operator(options.inventory)
     pyinfra.breaks_locks = options.break_lock
+    with tempfile.TemporaryDirectory(prefix="hivewright-plans-") as plans:
+        pyinfra.plans = Path(plans)
+        _roll_out(options, pyinfra)
+
+
+def _roll_out(options: argparse.Namespace, pyinfra: Pyinfra) -> None:
+    wanted = Wanted(options.gate_rounds, options.gate_reward, not options.no_gate_credits)
+    rules = Rules(Size.parse(options.batch), wanted, options.gate_seconds)
     folder = options.output or Path("rollouts") / Path(options.inventory).stem
     file = folder / "report.json"
-    heed_signals()
     # All that can be refused is refused before anything is left in the folder.
     hosts = pyinfra.hosts(timeout=ASK_SECONDS, is_to_be_deployed=True)
     so_far = _resumed(file, pyinfra.inventory, hosts) if options.resume else _new(pyinfra.inventory, hosts)

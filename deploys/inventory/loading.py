@@ -6,6 +6,7 @@ anything else, and so the inventory is loaded here too, just as pyinfra does it 
 """
 
 import io
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -15,13 +16,14 @@ from typing import Any
 
 import click
 from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra_cli.exceptions import UnexpectedExternalError
 from pyinfra_cli.inventory import make_inventory
 from pyinfra_cli.util import exec_file, parse_cli_arg
 
 from deploys.inventory import file_checks, planning
-from deploys.pyinfra_ext import run_report
+from deploys.pyinfra_ext import report_file, run_report
 from worker.errors import SettingsError
 
 DEPLOY = Path(__file__).parents[2] / "deploy.py"
@@ -31,18 +33,26 @@ SSH_OPTIONS = ("ssh_user", "ssh_key", "ssh_port", "ssh_password")
 def check() -> None:
     """Make the plans of a run of deploy.py; if anything is wrong, say all of it and exit. For config.py.
 
+    A run that is handed plans checks nothing but how it gets to its hosts: the run that made the plans has checked all.
     Of a run that only lists the hosts the inventory itself is checked, and what a deploy would refuse of its data is
     said: every command for a fleet begins so, and most can do without a deploy.
     """
     options = click.get_current_context().params
+    is_listing = "debug-inventory" in options["operations"][:1]
     is_deploy = any(Path(operation).resolve() == DEPLOY for operation in options["operations"])
     try:
         _check_file(options["inventory"], is_deploy)
-        if is_deploy or "debug-inventory" in options["operations"][:1]:
+        if is_deploy or is_listing:
             inventory = _load(options)
             _check_hosts(options, inventory)
-            if is_deploy:
+            folder = os.environ.get(report_file.PLANS_VARIABLE)
+            if folder and not is_listing:
+                planning.take_over(Path(folder), _limited(options, inventory), is_dry=options["dry"])
+                _mind_questions(options, len(inventory))
+            elif is_deploy:
                 planning.make(inventory, is_dry=options["dry"])
+                if folder:
+                    planning.hand_on(Path(folder))
                 for line in planning.warnings():
                     run_report.warn(f"{file_checks.WARNING}{line}")
                 _mind_questions(options, len(inventory))
@@ -98,8 +108,18 @@ def _check_hosts(options: Mapping[str, Any], inventory: Inventory) -> None:
     if not len(inventory):
         raise SettingsError(f"{name}: no hosts; expected lists of hosts, named coordinators and workers")
     for pattern in options["limit"]:
-        if pattern not in inventory.groups and not any(fnmatch(host.name, pattern) for host in inventory):
+        if pattern not in inventory.groups and not any(_fits(host, pattern) for host in inventory):
             raise SettingsError(f"{name}: --limit {pattern}: no such host or group")
+
+
+def _limited(options: Mapping[str, Any], inventory: Inventory) -> list[Host]:
+    """Return the hosts that the run is limited to."""
+    limits = options["limit"]
+    return [host for host in inventory if not limits or any(_fits(host, limit) for limit in limits)]
+
+
+def _fits(host: Host, limit: str) -> bool:
+    return fnmatch(host.name, limit) or limit in host.groups
 
 
 def _mind_questions(options: Mapping[str, Any], num_hosts: int) -> None:

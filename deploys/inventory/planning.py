@@ -1,5 +1,7 @@
 """The plans of all hosts: made from the inventory before pyinfra connects, asked for when a host is deployed."""
 
+import hashlib
+import json
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from paramiko import SSHException
+from pydantic import TypeAdapter
 from pyinfra import host, inventory, state
 from pyinfra.api.arguments import all_global_arguments
 from pyinfra.api.exceptions import ConnectorDataTypeError, DeployError, PyinfraError
@@ -31,6 +34,7 @@ from deploys.mesh import Member
 from deploys.paths import STATE
 from deploys.pyinfra_ext import fact_cache, run_report, sudo
 from worker.errors import SettingsError
+from worker.runtime.files import write_whole
 
 CHECKOUT = Path(__file__).parents[2]
 MAX_PORT = 65535
@@ -79,7 +83,12 @@ class Planned:
     unfit: str | None = None
 
 
+# In a folder of plans: names of the hosts that carry the swarm.
+_COORDINATORS_FILE = "coordinators.json"
+_AS_JSON = TypeAdapter(Planned)
+
 _planned: dict[str, Planned] = {}
+_coordinators: list[str] = []
 # The token that this run makes, by the folder of secrets that it goes to, until it is there.
 _token_to_keep: dict[Path, str] = {}
 
@@ -111,21 +120,57 @@ def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
     lines += [*_wrong_secrets(whole), *_shown_passwords(plans)]
     if lines:
         raise SettingsError("\n".join(lines))
-    has_account = any(plan.services for plan in plans.values())
     data = {entry.name: entry.data for entry in entries}
     members = mesh.members({name: plan.deployment for name, plan in plans.items()}, data)
-    if not plans:
+    _coordinators[:] = [name for name, plan in plans.items() if plan.services]
+    _planned.update({name: Planned(plan, *commits[name], None, members) for name, plan in plans.items()})
+    _give_token(is_dry)
+
+
+def _give_token(is_dry: bool) -> None:
+    """Put the fleet's enrolment token into all plans; a new one, if it needs one and has none."""
+    if not _planned:
         return
-    folder = CHECKOUT / next(iter(plans.values())).deployment.secrets_dir
+    folder = CHECKOUT / next(iter(_planned.values())).host.deployment.secrets_dir
     token = operator.enrolment_token(folder)
     # It is written once no host is found to have another one.
     _token_to_keep.clear()
-    if token is None and has_account:
+    if token is None and _coordinators:
         token = operator.new_token()
         if not is_dry:
             _token_to_keep[folder] = token
-    for name, plan in plans.items():
-        _planned[name] = Planned(plan, *commits[name], token, members)
+    _planned.update({name: replace(planned, token=token) for name, planned in _planned.items()})
+
+
+def hand_on(folder: Path) -> None:
+    """Write the plans that `make` has made into a folder, for runs that deploy some of these hosts; no secrets."""
+    write_whole(folder / _COORDINATORS_FILE, json.dumps(_coordinators), durable=False)
+    for name, planned in _planned.items():
+        write_whole(folder / _file_of(name), _AS_JSON.dump_json(replace(planned, token=None)), durable=False)
+
+
+def take_over(folder: Path, hosts: Iterable[Host], is_dry: bool = False) -> None:
+    """Take the plans of these hosts from a run that has checked the whole inventory, instead of checking it again.
+
+    The commit may be another than then: `release_ref`, where that is a whole commit. Raises SettingsError if the hosts
+    can't be connected to as their data say.
+    """
+    hosts = list(hosts)
+    lines = [line for each in hosts for line in _wrong_access(each)]
+    unknown = [each.name for each in hosts if not (folder / _file_of(each.name)).exists()]
+    lines += [f"{name}: was not in the inventory when this began" for name in unknown]
+    if lines:
+        raise SettingsError("\n".join(lines))
+    _coordinators[:] = json.loads((folder / _COORDINATORS_FILE).read_text())
+    for each in hosts:
+        planned = _AS_JSON.validate_json((folder / _file_of(each.name)).read_bytes())
+        ref = str(each.data.dict().get("release_ref"))
+        _planned[each.name] = replace(planned, commit=ref) if operator.is_whole_commit(ref) else planned
+    _give_token(is_dry)
+
+
+def _file_of(name: str) -> str:
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
 
 
 def warnings() -> list[str]:
@@ -343,9 +388,8 @@ def _settle_token() -> None:
     if others := [name for name, digest in found.items() if digest is not None and digest not in known]:
         raise run_report.stop(UNLIKE_OURS.format(names=", ".join(others), file=file))
     for folder, token in _token_to_keep.items():
-        hubs = [name for name, each in _planned.items() if each.host.services]
-        if not set(hubs) & set(found):
-            raise run_report.stop(NOT_HERE.format(file=file, name=", ".join(hubs)))
+        if not set(_coordinators) & set(found):
+            raise run_report.stop(NOT_HERE.format(file=file, name=", ".join(_coordinators)))
         operator.keep_token(folder, token)
     _token_to_keep.clear()
 

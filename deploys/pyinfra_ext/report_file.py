@@ -1,7 +1,7 @@
 """The report of a run of pyinfra, for the program that started it: a JSON file, so that no output has to be parsed.
 
-Knows nothing of pyinfra. The program names the file in the environment variable VARIABLE; run_report.py writes it when
-an operation begins and when the run ends, so there is one even if pyinfra is killed.
+Knows nothing of pyinfra. The program names the file in an environment variable; run_report.py writes it when an
+operation begins and when the run ends, so there is one even if pyinfra is killed.
 """
 
 import json
@@ -11,7 +11,9 @@ from typing import Literal
 
 from worker.runtime.files import write_whole
 
-VARIABLE = "HIVEWRIGHT_RUN_REPORT"
+REPORT_VARIABLE = "HIVEWRIGHT_RUN_REPORT"
+# Names a folder with the plans of hosts, which a run that has checked the whole inventory hands to those that follow.
+PLANS_VARIABLE = "HIVEWRIGHT_PLANS"
 
 State = Literal["running", "done", "failed", "unreachable"]
 

@@ -119,7 +119,7 @@ def _observed(init: Any) -> Any:
 
 
 def _write() -> None:
-    if file := os.environ.get(report_file.VARIABLE):
+    if file := os.environ.get(report_file.REPORT_VARIABLE):
         _report.write(Path(file))
 
 

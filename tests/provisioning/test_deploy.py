@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from paramiko import ECDSAKey
 
+from deploys import mesh, operator, units
 from deploys.facts import ChosenModels, ConfiguredServices, ConfiguredSlots, Identities, MovedAway
 from deploys.fleet.pyinfra_process import Pyinfra
-from deploys.inventory import validation
+from deploys.inventory import planning, validation
 from deploys.inventory.validation import HostEntry
+from worker.errors import SettingsError
 from worker.swarm import identity
 
 CHECKOUT = Path(__file__).parents[2]
@@ -173,6 +175,44 @@ def test_all_mistakes_stop_the_run_before_any_host_is_connected_to(write_invento
         "to be a git repository",
     )
     assert not (tmp_path / "secrets").exists()
+
+
+def test_deploys_of_a_rollout_take_plans_that_were_checked_once(write_inventory: Any, tmp_path: Path) -> None:
+    inventory = write_inventory({"account_host": "192.0.2.10"}, {"slots": 2}, {"slots": 1})
+    operator.keep_token(tmp_path / "secrets", "SECRET-TOKEN")
+    plans, log = tmp_path / "plans", tmp_path / "log"
+    fleet = Pyinfra(str(inventory), plans=plans)
+    assert len(fleet.hosts(timeout=60, is_to_be_deployed=True)) == 3
+    assert "SECRET-TOKEN" not in "".join(file.read_text() for file in plans.iterdir())
+    # By now another host's data are wrong: who has checked plans does not look at them.
+    inventory.write_text(inventory.read_text().replace("{'fake_delay'", "{'no_such_key': 1, 'fake_delay'", 1))
+    with pytest.raises(SettingsError, match="no_such_key: not a known key"):
+        Pyinfra(str(inventory)).deploy("@fake/gpu-0", None, log, timeout=60)
+    other = "b" * 40
+    ran = fleet.deploy("@fake/gpu-0", other, log, timeout=60)
+    assert (ran.outcome, ran.reason) == ("done", "")
+    assert f"Check out {other[:12]}" in log.read_text()
+    assert "Run slot 1" in log.read_text()
+
+
+def test_plan_reads_back_as_it_was_handed_on() -> None:
+    data = {
+        "slots": [{"gpu": "1:0", "node_name": "x"}, {"model_device": "cpu"}], "slot_memory_gb": 10, "slot_cpus": 3.5,
+        "tailscale": True, "tailscale_serve": {443: 3000}, "trainer_learning_rate": 1e-5,
+        "environment_families": [{"name": "basic_arithmetic", "config": {"min_terms": 2}}],
+    }  # fmt: skip
+    hub = HostEntry("hub", ("coordinators",), {"account_host": "192.0.2.10", "wireguard": True})
+    auto = HostEntry("auto", ("workers",), {"slots": "auto", "wireguard": True})
+    entries = [hub, HostEntry("two", ("workers",), data), auto]
+    plans = validation.check(entries)
+    members = mesh.members({name: plan.deployment for name, plan in plans.items()}, {e.name: e.data for e in entries})
+    assert set(members) == {"hub", "auto"}
+    for plan in plans.values():
+        planned = planning.Planned(plan, "https://git.example.org/h.git", COMMIT, None, members)
+        again = planning._AS_JSON.validate_json(planning._AS_JSON.dump_json(planned))
+        assert again == planned
+        texts = [[units.settings_text(of) for of in each.host.settings_files().values()] for each in (planned, again)]
+        assert texts[0] == texts[1]
 
 
 def test_what_an_inventory_says_in_vain_is_named(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def standing_in(
     script = f"cat {folder}/stdout; cat {folder}/stderr >&2; echo $$ > {folder}/pid;"
     if report is not None:
         report.write(folder / "report")
-        script += f" cp {folder}/report ${report_file.VARIABLE};"
+        script += f" cp {folder}/report ${report_file.REPORT_VARIABLE};"
     script += f" sleep {seconds}; exit {code}"
     return Pyinfra("inventory/x.py", prefix=("sh", "-c", script))
 
