@@ -65,7 +65,7 @@ def piece_script(remote: str, number: int) -> str:
 
 
 def _ask(host: Host, script: str, seconds: int) -> str | None:
-    """What the host answers; None, and its words for the operator, if the commands failed."""
+    """Return the answer of the host; None, with its output shown to the operator, if the commands failed."""
     arguments = fact_cache.arguments_of_facts(host) | {"_timeout": seconds}
     is_done, output = host.connector.run_shell_command(StringCommand(script), **arguments)
     if not is_done:

@@ -44,7 +44,7 @@ _OVERHEAD = bindings.crypto_secretstream_xchacha20poly1305_ABYTES
 
 
 def kept_files(state: Path) -> Iterator[Path]:
-    """The files that a backup holds, those that are there."""
+    """Yield the files of a backup that exist."""
     # Of slots that the inventory no longer has too: only here their identities are kept.
     for folder in sorted([*state.glob("worker-*"), *state.glob("retired/worker-*")]):
         yield from (folder / name for name in WORKER_FILES if (folder / name).is_file())
@@ -62,7 +62,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _is_draft(file: Path) -> bool:
-    """Whether a file is on its way to become another, or belongs to a database that is copied as a whole."""
+    """Return whether a file is a draft of another, or belongs to a database that is copied as a whole."""
     return file.name.startswith(".") or file.name.endswith(DRAFTS)
 
 
@@ -109,7 +109,7 @@ def read_whole(file: Path) -> bytes:
 
 
 def _read_own(file: Path) -> bytes:
-    """The content of a file that is no link: a link may lead to another slot's key, which this user can read too."""
+    """Return the content of a file that is not a link: one may lead to another slot's key, which this user can read."""
     with _open_own(file) as stream:
         return stream.read()
 
@@ -189,7 +189,7 @@ def opened(stream: IO[bytes], key: PrivateKey) -> Iterator[bytes]:
 
 
 def opened_size(stream: IO[bytes]) -> int:
-    """How many bytes `opened` gives, by the lengths alone; the stream stands at its beginning again after that."""
+    """Return how many bytes `opened` gives, by the lengths alone; the stream is at its beginning again after that."""
     key = bindings.crypto_secretstream_xchacha20poly1305_KEYBYTES + bindings.crypto_box_SEALBYTES
     stream.seek(len(STREAM_MAGIC) + key + bindings.crypto_secretstream_xchacha20poly1305_HEADERBYTES)
     total = 0

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class InstalledReleases:
-    """What is complete on the host. `current`: the commit that it runs, None on a bare host.
+    """The complete releases of a host. `current`: the commit that it runs, None on a bare host.
 
     `parts`: for each commit, the one installed last first, the folders outside of the release that it uses
     (`environments/DIGEST`, `anvil/DIGEST`, `wheels/DIGEST`). `folders`: all such folders that exist.
@@ -43,7 +43,7 @@ class InstalledReleases:
     folders: frozenset[Path] = frozenset()
 
     def has(self, commit: str, kind: Path) -> bool:
-        """Whether the release has its part among `kind` (ENVIRONMENTS, ANVILS)."""
+        """Return whether the release has its part of this kind (ENVIRONMENTS, ANVILS)."""
         return any(part.parent == kind for part in self.parts.get(commit, ()))
 
 
@@ -58,7 +58,7 @@ class OwnFact(FactBase[T], Generic[T]):
             raise FactProcessError(f"{type(self).__name__}: got {said!r} ({type(error).__name__}: {error})") from None
 
     def read(self, output: list[str]) -> T:
-        """What the lines of the answer, at least one, say."""
+        """Parse the lines of the answer, at least one."""
         raise NotImplementedError
 
 
@@ -120,7 +120,7 @@ class DamagedEnrolments(OwnFact[list[str]]):
 
 
 def _enrolments(lines: list[str]) -> Iterator[tuple[str, int, str]]:
-    """File, number of the slot and content of each. A folder that is no slot's (worker-0.bak) is somebody else's."""
+    """Yield file, slot number and content of each. Other folders (worker-0.bak) do not belong to slots."""
     for line in lines:
         if found := re.match(r"(.*/worker-(\d+)/enrolment\.json) (.*)", line):
             yield found[1], int(found[2]), found[3]
@@ -238,7 +238,7 @@ class FileState:
 
 
 class FileContent(OwnFact[FileState | None]):
-    """What stands at a path. None: nothing that is a file."""
+    """The file at a path. None: there is no file."""
 
     def command(self, path: str) -> str:
         return f"[ ! -f '{path}' ] || {{ sha256sum < '{path}' && stat --format='%U %G %a' '{path}'; }}"
@@ -249,7 +249,7 @@ class FileContent(OwnFact[FileState | None]):
 
 
 class SystemdVersion(OwnFact[int]):
-    """systemd's version number; 0 where there is none."""
+    """systemd's version number; 0 where it is missing."""
 
     def command(self) -> str:
         return "systemctl --version 2>/dev/null | head -n 1 || true"
@@ -272,7 +272,7 @@ class Deploys:
 
 
 class PastDeploys(OwnFact[Deploys]):
-    """What earlier deploys have left on the host."""
+    """The last two deploys of a host."""
 
     def command(self) -> str:
         previous = f"$(basename $(cat {PREVIOUS}/current))"
@@ -288,7 +288,7 @@ class PastDeploys(OwnFact[Deploys]):
 
 
 class UserEntry(OwnFact[tuple[str, str] | None]):
-    """Home and shell of a user; None: there is none. pyinfra's own fact starts ten processes for each user there is."""
+    """Home and shell of a user; None: no such user. pyinfra's own fact starts ten processes for each existing user."""
 
     def command(self, user: str) -> str:
         return f"getent passwd {user} || true"
@@ -315,7 +315,7 @@ class InstalledPackages(OwnFact[frozenset[str]]):
 
 @dataclass(frozen=True, slots=True)
 class MeshPart:
-    """What a host has of the mesh. `public_key`, `digest` (of the configuration): None without. `kernel`: it can.
+    """A host's part of the mesh. `public_key`, `digest` (of the configuration): None without. `kernel`: supports it.
 
     `peers`: public keys of those whom it speaks to, by name.
     """

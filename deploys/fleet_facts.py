@@ -1,7 +1,7 @@
-"""What the commands for whole fleets ask of a host: what it is doing, what it holds, what it says.
+"""Facts for the commands for whole fleets: what a host is doing, what is on it, what its services log.
 
 A host that could not answer to the end has no value (None): a worker that is not heard of is not one without worries.
-What a host's tools say is not to be relied on: where an answer is none, that is said of this host (`problem`), and it
+A host's tools can't be relied on: an answer that is not usable is reported for this host (`problem`), and it
 is never turned into one.
 """
 
@@ -96,7 +96,7 @@ class _Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What one service of a host is doing. `status`: the status.json of its state folder, None if it wrote none.
+    """A service of a host and its progress. `status`: the status.json of its state folder, None if it wrote none.
 
     `started_at`: when it was started last, by the host's clock in seconds since 1970, 0 if it does not run. `restarts`:
     by systemd, since somebody started it. `exit_status`: of its last end. `finished`: when its last rounds were
@@ -180,7 +180,7 @@ def _node_report(block: Mapping[str, str]) -> NodeReport:
 def _finished(text: str) -> Iterator[_Finished]:
     for word in text.split():
         at, _, reward = word.partition(":")
-        # A line that was cut off when the machine died is no round.
+        # A line that was cut off when the machine died is not a round.
         if re.fullmatch(r"\d+(\.\d+)?", at):
             is_number = re.fullmatch(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", reward)
             yield _Finished(float(at), float(reward) if is_number else None)
@@ -195,7 +195,7 @@ def last_words(lines: Sequence[str]) -> str | None:
 
 
 def _status(block: Mapping[str, str]) -> tuple[dict[str, Any] | None, str | None]:
-    """What status.json says, or why that is not to be used."""
+    """Return the content of status.json, or why it is unusable."""
     if wrong := safe_read.why_not_read(block["what"]):
         return None, f"status.json {wrong}"
     try:
@@ -222,7 +222,7 @@ def _reason(error: Exception) -> str:
 
 
 def _number(text: str) -> int | None:
-    """None: it is none, or systemd does not say (its words are then "[not set]", or nothing)."""
+    """Parse a number; None: it is not one, or systemd does not know (it then prints "[not set]", or nothing)."""
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
@@ -242,7 +242,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """What a host has of hivewright, as a whole. `commit`: the release that is current, None on a bare host.
+    """A host as a whole. `commit`: the release that is current, None on a bare host.
 
     `deployed`: digest of what the last deploy made of the host; None if none was ever finished, or one was begun and
     did not get to its end. `previous`: the release that `rollback` would go back to. Disk in 10^6 bytes, of the state
@@ -307,7 +307,7 @@ class HostStates(Answer[dict[str, Any]]):
 
 
 def _nvidia_problem(code: str, rows: Sequence[str], cards: Sequence[Gpu | None]) -> str | None:
-    """What nvidia-smi says that is no GPU, or how it ended."""
+    """Return nvidia-smi's output that is not a GPU, or how it ended."""
     said = " ".join(row.strip() for row, card in zip(rows, cards, strict=True) if card is None).strip()
     if code in ("124", "137"):
         said = f"no answer within {WITHIN.split()[-1]} s"
@@ -328,7 +328,7 @@ def _backend_state(text: str | None) -> str | None:
 
 
 def _gpu(row: str, pids: Mapping[str, Sequence[int]]) -> Gpu | None:
-    """The GPU of a row of nvidia-smi's table. None: the row is none, nvidia-smi complains of something there."""
+    """Return the GPU of a row of nvidia-smi's table. None: the row is a complaint of nvidia-smi."""
     cells = row.split(", ")
     if len(cells) != 5 or not cells[0].isdecimal():
         return None

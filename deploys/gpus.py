@@ -59,7 +59,7 @@ class Gpu:
 
     @property
     def number(self) -> Number:
-        """How an inventory names it (`gpu`): 3, or 3:0 for the first slice of card 3."""
+        """Its name in an inventory (`gpu`): 3, or 3:0 for the first slice of card 3."""
         return self.index if self.part is None else f"{self.index}:{self.part}"
 
 
@@ -119,7 +119,7 @@ def parse(lines: Collection[str]) -> Gpus:
 def _cards(
     rows: Collection[Sequence[str]], ram_mib: int, slices: Mapping[int, Sequence[tuple[str, int, str]]]
 ) -> tuple[list[Gpu], list[str]]:
-    """Return the GPUs of these rows, in place of partitioned ones their slices, and the rows that are no GPU."""
+    """Return the GPUs of these rows, in place of partitioned ones their slices, and the rows that are not a GPU."""
     cards, dead = [], []
     for row in rows:
         try:
@@ -133,7 +133,7 @@ def _cards(
 def _card(row: Sequence[str], ram_mib: int, is_partitioned: bool) -> Gpu:
     """Return the GPU of a row. Raises ValueError or IndexError if the row is not that of one.
 
-    A card without a memory figure of its own ([N/A]) shares the machine's: its figure stands in. Of one that is
+    A card without a memory figure of its own ([N/A]) shares the machine's: its figure is taken instead. Of one that is
     partitioned nobody asks: its slices have theirs.
     """
     index, uuid, name, memory, capability, _ = row

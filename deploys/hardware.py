@@ -58,7 +58,7 @@ class HostGpus(OwnFact[Gpus]):
 
 
 class MissingParts(OwnFact[str | None]):
-    """Why the host can't run the services at all; None: systemd is its init, and it has apt."""
+    """The reason why the host can't run the services at all; None: systemd is its init, and it has apt."""
 
     def command(self) -> str:
         return (
@@ -97,7 +97,7 @@ def _without_systemd(found: Mapping[str, str]) -> str:
 
 
 class CloudInitErrors(OwnFact[str | None]):
-    """What cloud-init says went wrong in the host's first boot; None: nothing, or it has no cloud-init."""
+    """Errors of cloud-init in the host's first boot; None: no errors, or no cloud-init."""
 
     def command(self) -> str:
         return "cat /run/cloud-init/result.json 2>/dev/null || true"
@@ -108,7 +108,7 @@ class CloudInitErrors(OwnFact[str | None]):
 
 
 class OwnPipSources(OwnFact[bool]):
-    """Whether pip on the host has been given an index, or wheels, of its own: these then decide."""
+    """True if pip on the host has been given an index, or wheels, of its own: these then decide."""
 
     def command(self) -> str:
         files = "/etc/pip.conf /etc/xdg/pip/pip.conf /root/.config/pip/pip.conf /root/.pip/pip.conf"

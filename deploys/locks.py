@@ -49,7 +49,7 @@ def owner() -> str:
 
 
 def is_abandoned(held_by: str) -> bool:
-    """Whether the owner was a process of this machine that has ended."""
+    """Return whether the owner was a process of this machine that has ended."""
     found = _OWNER.fullmatch(held_by)
     if found is None or found["machine"] != _machine():
         return False
@@ -86,7 +86,7 @@ def release() -> str:
 
 
 def held(script: str) -> str:
-    """The script of an operation that stands alone, with the lock taken around it."""
+    """Return the script of an operation that is run by itself, with the lock taken around it."""
     found, is_broken = None, False
     # Without a host only the script is looked at.
     if ctx_inventory.isset() and ctx_host.isset():

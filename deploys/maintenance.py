@@ -1,4 +1,4 @@
-"""What is done to a deployed host between deploys: services, moving identities in and out, taking it all away.
+"""Maintenance of a deployed host between deploys: services, moving identities in and out, uninstalling.
 
 Each operation is run by itself through pyinfra's command line (deploys/fleet/commands.py).
 """
@@ -116,7 +116,7 @@ def restore(is_question: bool = False) -> Iterator[StringCommand]:
 def restore_script(state: Path, is_question: bool = False) -> str:
     """Shell commands that put what comes, a tar in base 64 on standard input, into the folder of all state.
 
-    Its user unpacks it and puts it in place: what stands in his folders, or in the archive, may be links.
+    Its user unpacks it and puts it in place: entries of its folders, or of the archive, may be links.
     """
     make_user = f"useradd --system --no-create-home --home-dir {state} --shell /usr/sbin/nologin {USER}"
     if is_question:

@@ -33,7 +33,7 @@ ExecReload=
 ExecReload=/bin/sh -c '{{ printf "[Interface]\\\\nPrivateKey = "; cat {KEY}; wg-quick strip %i | sed 1d; }} \
 | wg syncconf %i /dev/stdin'
 """
-# As the endpoint of a host that stands behind a router.
+# As the endpoint of a host that is behind a router.
 NOBODY = "none"
 KEEPALIVE_SECONDS = 25
 # Before all that others are likely to have, after the host's own addresses.
@@ -63,7 +63,7 @@ def members(deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[st
 
 
 def mistakes(deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the inventory's WireGuard keys: host and message."""
+    """Yield what is wrong with the inventory's WireGuard keys: host and message."""
     inside = {name: of for name, of in deployments.items() if of.wireguard}
     networks = {of.wireguard_subnet for of in inside.values()}
     if len(networks) > 1:
@@ -180,7 +180,7 @@ def _passing_on(network: Network) -> Iterator[str]:
 
 
 def _peers(me: Member, all_members: Collection[Member]) -> dict[Member, list[str]]:
-    """Whom a host speaks to, and for which addresses each stands."""
+    """Return the peers of a host, each with the addresses that are routed to it."""
     others = sorted((member for member in all_members if member != me), key=lambda member: member.name)
     hubs = [member for member in all_members if member.is_hub]
     if not hubs:
@@ -188,8 +188,8 @@ def _peers(me: Member, all_members: Collection[Member]) -> dict[Member, list[str
     if not me.is_hub:
         return {_hub_of(me, hubs): [str(me.network)]}
     spokes = {hub: [member for member in others if not member.is_hub and _hub_of(member, hubs) == hub] for hub in hubs}
-    beside = {hub: [member.own_route for member in (hub, *spokes[hub])] for hub in others if hub.is_hub}
-    return beside | {member: [member.own_route] for member in spokes[me]}
+    routes = {hub: [member.own_route for member in (hub, *spokes[hub])] for hub in others if hub.is_hub}
+    return routes | {member: [member.own_route] for member in spokes[me]}
 
 
 def _hub_of(member: Member, hubs: Collection[Member]) -> Member:

@@ -57,7 +57,7 @@ mv -T {DEPLOYED}/.account.new {DEPLOYED}/{account}
 
 @cache
 def standard_input() -> str:
-    """What pyinfra was given. It runs an operation twice: to see what it would do, and to do it."""
+    """Read what pyinfra was given. It runs an operation twice: to see what it would do, and to do it."""
     return sys.stdin.read()
 
 
@@ -79,7 +79,7 @@ def refuse_another_key(path: Path, key: bytes) -> Iterator[str]:
     if found is None or found.sha256 == hashlib.sha256(key).hexdigest():
         return
     yield (
-        f"echo '{path} holds another key than the inventory names (identity); move it away, or take identity out of"
+        f"echo '{path} has another key than the inventory names (identity); move it away, or take identity out of"
         " the inventory' >&2; exit 1"
     )
 

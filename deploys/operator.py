@@ -1,4 +1,4 @@
-"""What is decided once, on the operator's side, before any host is touched: the commit, and the fleet's token."""
+"""Decisions made once, on the operator's side, before any host is touched: the commit, and the fleet's token."""
 
 import fcntl
 import hashlib
@@ -41,7 +41,7 @@ def origin(checkout: Path, source: str) -> str:
 def resolve(repository: str, ref: str, source: str, seconds: int = RESOLVE_SECONDS) -> str:
     """Return the commit that branch, tag or commit `ref` names in `repository` now.
 
-    Raises SettingsError if there is none, or no answer within `seconds`.
+    Raises SettingsError if it does not exist, or no answer comes within `seconds`.
     """
     if is_whole_commit(ref):
         return ref
@@ -85,14 +85,14 @@ def _git(*arguments: str, seconds: int = RESOLVE_SECONDS) -> subprocess.Complete
 
 
 def secrets_mistakes(folder: Path) -> Iterator[str]:
-    """What is wrong with a folder of secrets, and with the files in it; it need not be there, nor they."""
+    """Yield what is wrong with a folder of secrets and with its files; none of them has to exist."""
     try:
         is_wrong = folder.exists() and not folder.is_dir()
     except OSError as error:
         yield f"{folder}: {_reason(error)}; expected a folder for what must not be in an inventory"
         return
     if is_wrong:
-        yield f"{folder} is no folder; expected one for what must not be in an inventory"
+        yield f"{folder} is not a folder; expected one for what must not be in an inventory"
         return
     try:
         enrolment_token(folder)
@@ -106,9 +106,9 @@ def secrets_mistakes(folder: Path) -> Iterator[str]:
 
 
 def enrolment_token(folder: Path) -> str | None:
-    """The token that lets new nodes into the fleet, kept in `folder`. None: there is none.
+    """Return the token that lets new nodes into the fleet, kept in `folder`. None: the fleet has no token.
 
-    Raises SettingsError if what is there is none.
+    Raises SettingsError if the file is not a token's.
     """
     file = folder / TOKEN_FILE
     try:
@@ -163,7 +163,7 @@ def replaced_tokens(folder: Path) -> set[str]:
 
 
 def rotate_token(folder: Path) -> str:
-    """Have a new token, and the old one known as replaced. Raises SettingsError if there is none to replace."""
+    """Make a new token, and record the old one as replaced. Raises SettingsError if there is no old one."""
     old = enrolment_token(folder)
     if old is None:
         raise SettingsError(f"{folder / TOKEN_FILE}: no such file; nothing to replace; {FETCH}")
@@ -176,7 +176,7 @@ def rotate_token(folder: Path) -> str:
 
 
 def public_keys(folder: Path) -> dict[str, str]:
-    """Public keys of hosts, as they were last seen. Raises SettingsError if what is kept in `folder` is none."""
+    """Return the public keys of hosts, as last seen. Raises SettingsError if the record in `folder` is damaged."""
     record = folder / PUBLIC_KEYS_FILE
     try:
         known: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}

@@ -1,4 +1,4 @@
-"""What a host was before its last deploy, kept on it, and the way back there.
+"""Rollback: what a host was before its last deploy is kept on it, with the way back.
 
 Going back is not a deploy of the earlier commit: the inventory may have changed with the release, and the earlier one
 may not even read today's settings. So what a deploy replaces is copied first: settings, units, the digests of what the

@@ -1,6 +1,6 @@
-"""Reading, as root, what the services' user has written: in his folders anything may stand under any name.
+"""Reading, as root, what the services' user has written: in its folders any name may be anything.
 
-The folders themselves are in root's, so only what stands in them can be a link.
+The folders themselves are in root's, so only their entries can be links.
 """
 
 # Of a file only its end is read; none that is read here is a tenth as long.
@@ -17,7 +17,7 @@ FUNCTIONS = (
 
 
 def why_not_read(what: str) -> str | None:
-    """What is wrong with a file of which `what_is` says this; None: it is one to read."""
+    """Return what is wrong with a file that `what_is` describes so; None: it can be read."""
     kind, _, size = what.partition(",")
     if kind not in ("regular file", "regular empty file"):
         return f"is a {kind}; expected a file of the service's own: stop the service, and find out who has put it there"

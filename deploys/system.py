@@ -1,4 +1,4 @@
-"""What every host has: the packages of the installation guide, an unprivileged user, and hivewright's folders."""
+"""The basis of every host: the packages of the installation guide, an unprivileged user, and folders."""
 
 from collections.abc import Iterator, Sequence
 
@@ -31,7 +31,7 @@ PACKAGES = (
     "build-essential", "gcc", "g++",
     "ca-certificates", "python3-dev",
 )  # fmt: skip
-# Releases whose own python3 is too old, and the one that they have beside it.
+# Releases whose own python3 is too old, and the one that they have next to it.
 PYTHONS = {"jammy": "python3.11"}
 COORDINATOR_PACKAGES: tuple[str, ...] = ()
 # Root's: what the services' user could rename in there, root would take for its own work.
@@ -72,7 +72,7 @@ WRAPPER = f"""\
 # Installed by hivewright's deploy: the command line of the current release. As root it becomes the services' user, so
 # that it leaves no file of root's among theirs.
 [ "$(id -u)" != 0 ] || exec runuser -u {USER} -- "$0" "$@"
-# -P: a folder called worker where somebody happens to stand is not this program.
+# -P: a folder called worker in the current folder is not this program.
 PYTHONPATH=$(readlink -f {CURRENT}) exec {CURRENT}/environment/bin/python -P -m worker "$@"
 """
 
@@ -99,12 +99,12 @@ def python_of(distribution: System) -> str:
 
 
 def packages_for(python: str) -> tuple[str, ...]:
-    """What is installed on a host with that Python."""
+    """Return the packages of a host with that Python."""
     return PACKAGES if python == "python3" else (*PACKAGES, python, f"{python}-venv", f"{python}-dev")
 
 
 def packages_on(python: str, is_coordinator: bool) -> tuple[str, ...]:
-    """What is installed on a host with that Python, and for what it is to be."""
+    """Return the packages of a host with that Python, and of its kind."""
     return (*packages_for(python), *(COORDINATOR_PACKAGES if is_coordinator else ()))
 
 

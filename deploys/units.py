@@ -25,7 +25,7 @@ from worker.settings import Settings
 
 # Of a unit's drop-ins, the one that is ours.
 DROP_IN = "hivewright.conf"
-# What a deploy has written below UNITS, for `find .` there. Others may have drop-ins of their own beside ours.
+# What a deploy has written below UNITS, for `find .` there. Others may have drop-ins of their own next to ours.
 OURS = f"-maxdepth 2 -type f '(' -path './hivewright-*.service' -o -path './hivewright-*.service.d/{DROP_IN}' ')'"
 REMOVE_OURS = (
     f"(cd {UNITS} && find . {OURS} -delete && find . -maxdepth 1 -name 'hivewright-*.service.d' -empty -delete)"
@@ -39,7 +39,7 @@ OPEN_FILES = 65536
 METADATA = "169.254.169.254 169.254.170.2 169.254.170.23 fd00:ec2::254 fd00:ec2::23"
 HEADER = "# Written by hivewright's deploy from the inventory; the next deploy overwrites what is changed here.\n"
 
-_templates = jinja2.Environment(  # noqa: S701 - units are no HTML
+_templates = jinja2.Environment(  # noqa: S701 - units are not HTML
     loader=jinja2.FileSystemLoader(TEMPLATES),
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
@@ -124,7 +124,7 @@ def digest(*parts: str) -> str:
 
 @operation()
 def running(unit: str, digest: str, has_new_files: bool = False) -> Iterator[str]:
-    """Have `unit` enabled, and running with what `digest` stands for. If it does not start, its log is shown.
+    """Have `unit` enabled, and running with what `digest` is of. If it does not start, its log is shown.
 
     `has_new_files`: somebody had changed one that it is started with, and may have restarted it since: so it is again.
     """
@@ -138,7 +138,7 @@ def running(unit: str, digest: str, has_new_files: bool = False) -> Iterator[str
     yield "systemctl daemon-reload"
     # A unit that has failed too often may start again now: something has changed.
     yield f"systemctl reset-failed {name} 2>/dev/null; true"
-    # Whatever comes of it: what runs now is no longer what the digest stood for.
+    # Whatever comes of it: what runs now no longer matches the digest.
     yield f"rm -f {DEPLOYED}/{name}"
     last_words = f"journalctl --no-pager --quiet --output=cat --lines=15 --unit={name} >&2"
     yield f"systemctl restart {name} || {{ {last_words}; exit 1; }}"

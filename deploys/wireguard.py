@@ -88,7 +88,7 @@ systemctl enable --quiet {UNIT}
 def leave() -> Iterator[str]:
     """Have no interface, no configuration and no key of the mesh."""
     if not host.get_fact(WireGuard).is_there:
-        host.noop("there is none")
+        host.noop("the host is in no mesh")
         return
     yield LEAVE
 

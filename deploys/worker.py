@@ -70,12 +70,12 @@ def configure_workers(plan: Planned) -> None:
 
 @deploy("Worker")
 def retire_workers(plan: Planned) -> None:
-    """On every host, also one that is no worker any more: no other slots run than the inventory has."""
+    """On every host, also a former worker: no other slots run than the inventory has."""
     retire(name="Stop slots that are no longer there", numbers=[slot.number for slot in plan.host.slots])
 
 
 def install_hub_token(slot: Slot) -> list[str]:
-    """Have the slot's token for the Hub in a file of root's, if it has one; return what stands for it in a digest."""
+    """Have the slot's token for the Hub in a file of root's, if it has one; return its part of a digest."""
     if slot.hub_token is None:
         return []
     text = secret_files.token("hub_token_file", slot.hub_token).encode() + b"\n"
@@ -152,7 +152,7 @@ def examine_script(slot: Slot) -> str:
 def _as_slot(slot: Slot, command: str, *properties: str) -> str:
     """Shell commands that run one of `hivewright`'s as a unit with these properties, and the slot's own.
 
-    It stands within the same walls as a service (templates/service.j2): it speaks to strangers too.
+    It has the same confinement as a service (templates/service.j2): it talks to untrusted peers too.
     """
     properties = (
         f"User={USER}", f"WorkingDirectory={CURRENT}", "NoNewPrivileges=yes", "PrivateTmp=yes", "PrivateUsers=yes",
@@ -173,7 +173,7 @@ def _as_slot(slot: Slot, command: str, *properties: str) -> str:
 
 @operation()
 def retire(numbers: Collection[int]) -> Iterator[str]:
-    """Have no other slots than these. Of a retired one only its identity and its books are kept, in RETIRED."""
+    """Have no other slots than these. Of a retired one only its identity and its ledger are kept, in RETIRED."""
     for number in host.get_fact(ConfiguredSlots):
         if number not in numbers:
             unit = worker_unit(number)

@@ -5,7 +5,7 @@
 from the checkout. Run it again whenever you like: what is as it should be is left alone. `pyinfra --dry
 inventory/NAME.py deploy.py` only says what would change.
 
-A host is a name and a dict of keys; a group is a list of hosts. What a key may be, and its default, stands in
+A host is a name and a dict of keys; a group is a list of hosts. What a key may be, and its default, is in
 docs/configuration.md for settings (`trainer_learning_rate`), and here for everything else. A key that is nearest to the
 host wins: host, then group, then `all`. A wrong key, a wrong type or a host without a slot stops the run, with all
 mistakes of all hosts, before any host is connected to. Keep to lists of hosts here: every list of strings is a group.
@@ -46,7 +46,7 @@ workers = [
         {
             "ssh_hostname": "192.0.2.22",
             # Three workers. A count, such as 3, says it in short: each gets a GPU of its own and sees no other. A dict
-            # holds the settings in which its slot differs. Each slot gets its own identity, state folder, port
+            # has the settings in which its slot differs. Each slot gets its own identity, state folder, port
             # (swarm_port, swarm_port + 1 ...) and service: hivewright-worker@0, hivewright-worker@1 ...
             "slots": [
                 {},
@@ -91,14 +91,14 @@ all = (
         # Folder on this side, relative to the checkout, for what must not be in an inventory: the enrolment token is
         # made there by the first run. Keep it, and keep it out of git (`secrets/` is ignored).
         "secrets_dir": "secrets/example",
-        # A worker that has not got on for so many seconds is restarted.
+        # A worker without progress for this many seconds is restarted.
         "watchdog_seconds": 900,
         # Hosts without internet: this side fetches the release and its packages, and ships what a host lacks over ssh.
         # "release_source": "wheelhouse",
         # Connect the hosts by WireGuard, with keys that they make themselves; more in docs/operations.md.
         # "wireguard": True,
         # Put the hosts into a tailnet: with a key from a file on this side, or, without, by URLs that you open. How it
-        # can be told more (tags, headscale, ports that are shown there) stands in docs/operations.md.
+        # can be told more (tags, headscale, ports that are shown there) is in docs/operations.md.
         # "tailscale": True,
         # "tailscale_auth_key_file": "secrets/example/tailscale.key",
         # Only hosts whose key is known are spoken to. The default is to accept, and remember, a new host's key.

@@ -1,4 +1,4 @@
-"""How the operator of the lab gets to its hosts, for `inventory/lab.py`."""
+"""The operator's access to the lab's hosts, for `inventory/lab.py`."""
 
 from typing import Any
 

@@ -11,7 +11,7 @@ GONE_SECONDS = 15
 
 
 def folders(*names: str) -> list[Path]:
-    """The group NAME/NAME... in each hierarchy that a host's systemd uses: cgroup 2, and systemd's own beside it."""
+    """The group NAME/NAME... in each hierarchy that a host's systemd uses: cgroup 2, and systemd's own next to it."""
     tops = []
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, where, kind, options = line.split()[:4]

@@ -58,7 +58,7 @@ class Lab:
         return bool(self.hosts) and all(host.is_on() for host in self.hosts)
 
     def is_current(self) -> bool:
-        """Whether the hosts stand on what the checkout needs now: they can't fetch another lock file's packages."""
+        """Return whether the hosts have the layers that the checkout needs: they can't fetch packages."""
         file = self.folder / "layers"
         return file.exists() and file.read_text().splitlines() == [str(layer) for layer in self._layers()]
 
@@ -182,7 +182,7 @@ class Lab:
         wait_until(answers, 10, "the lab's git daemon answers")
 
     def _layers(self) -> list[Path]:
-        """What the hosts stand on, topmost first."""
+        """Return the layers of the hosts, topmost first."""
         baked = [] if self._is_bare else [layers.anvil(CHECKOUT), layers.python_environment(CHECKOUT)]
         return [*baked, layers.base(self._suite)]
 

@@ -67,7 +67,7 @@ def switch_off(nspawn_pid: int) -> None:
 
 
 def _is_stdin_closed() -> bool:
-    """Whether the other end of the pipe is gone; nothing is ever written to it."""
+    """Return whether the other end of the pipe is gone; nothing is ever written to it."""
     return bool(select.select([sys.stdin.fileno()], [], [], 0)[0])
 
 

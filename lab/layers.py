@@ -1,11 +1,11 @@
-"""The read-only layers that lab hosts stand on, kept in a cache outside the checkout and named by what they hold.
+"""The read-only layers of lab hosts, kept in a cache outside the checkout and named by their content.
 
     base-DIGEST         Debian, as `mmdebstrap` makes it, plus what makes it a test host (sshd, masked timers)
     apt-DIGEST          an apt repository of the packages that the deploy installs; hosts see it at /srv/apt
     python-DIGEST       /opt/hivewright/environments/DIGEST, made by the checkout's own scripts/environment
     anvil-DIGEST        /opt/hivewright/anvil/DIGEST, made by the checkout's own scripts/anvil
 
-A layer is made beside its place and renamed when it is whole, so an interrupted run leaves nothing that looks complete.
+A layer is made next to its place and renamed when whole, so an interrupted run leaves nothing that looks complete.
 Whoever deletes the cache only loses the minutes that it takes to make it again.
 """
 
@@ -28,7 +28,7 @@ CACHE = Path("/var/tmp/hivewright-lab/cache")
 CHECKOUT_IN_LAYER = Path("/srv/checkout")
 # Debian 12, unless a lab is told otherwise.
 SUITE = "bookworm"
-# Other checkouts of this machine may stand on other layers; those that nobody has asked for in a day are removed.
+# Other checkouts of this machine may use other layers; those that nobody has asked for in a day are removed.
 KEEP_SECONDS = 24 * 3600
 BASE_PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,python3,sudo,ca-certificates,iproute2,procps"
 # Nothing that wakes up by itself, and no network manager: the lab sets the addresses.

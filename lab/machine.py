@@ -1,4 +1,4 @@
-"""What tests need of this machine: root and Debian's container tools for the lab, installed where they are missing."""
+"""Requirements of tests on this machine: root and Debian's container tools, installed where they are missing."""
 
 import fcntl
 import os

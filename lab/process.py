@@ -1,4 +1,4 @@
-"""Running programs, always with a limit: nothing in the lab may wait for ever."""
+"""Running programs, always with a limit: nothing in the lab may wait forever."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def run(
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, what: str, every: float = 0.1) -> None:
-    """Return as soon as `condition` holds. Raises LabError that names `what` after `timeout` seconds."""
+    """Return as soon as `condition` is true. Raises LabError that names `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

@@ -1,6 +1,6 @@
 """`hivewright fleet backup`: every host's identities and ledgers into one encrypted file.
 
-Each host's part comes sealed into a folder beside the archive, for a key that only this process has, and from there,
+Each host's part comes sealed into a folder next to the archive, for a key that only this process has, and from there,
 piece by piece, into the archive.
 """
 
@@ -107,7 +107,7 @@ def _come_so_far(file: Path) -> str:
 
 @dataclass
 class _Part:
-    """What one host has sealed, in `file`. After `pieces` it is known what was in it."""
+    """One host's sealed part, in `file`. Its `names` are known once `pieces` has been read."""
 
     name: str
     file: Path

@@ -37,7 +37,7 @@ def require_new(file: Path) -> None:
     if file.exists():
         raise SettingsError(f"{file}: is there already; expected a name for a new file")
     if not os.access(file.parent, os.W_OK | os.X_OK):
-        raise SettingsError(f"{file}: {file.parent} is no folder that can be written to; expected one that is there")
+        raise SettingsError(f"{file}: {file.parent} is not a folder that can be written to; expected an existing one")
 
 
 def require_passphrase(passphrase: str) -> None:
@@ -76,7 +76,7 @@ def write(file: Path, hosts: Mapping[str, Tar], passphrase: str) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             except BaseException:
-                # Half a backup is none.
+                # Half a backup is useless.
                 file.unlink(missing_ok=True)
                 raise
     except FileExistsError:
@@ -88,7 +88,7 @@ def write(file: Path, hosts: Mapping[str, Tar], passphrase: str) -> None:
 def read(file: Path, passphrase: str, only: str | None = None) -> dict[str, bytes]:
     """Return the tars of hosts, by name; where `only` one is wanted, those of the others are empty, and not in memory.
 
-    Raises SettingsError if it is no backup, is damaged, or the passphrase is another: all of it is read in any case.
+    Raises SettingsError: not a backup, damaged, or another passphrase; all of it is read in any case.
     """
     try:
         with file.open("rb") as stream:

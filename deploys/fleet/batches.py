@@ -1,4 +1,4 @@
-"""Which hosts are next: a canary, then the coordinator, then batches.
+"""The order of a rollout: a canary, then the coordinator, then batches.
 
 The canary is one worker, so that a bad release meets one host. Only where the coordinator carries nothing yet it goes
 first: nobody can train without it.
@@ -14,7 +14,7 @@ from worker.errors import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """So many hosts, or so many in a hundred of the fleet."""
+    """A number of hosts, or a percentage of the fleet."""
 
     value: int
     is_percent: bool = False
@@ -28,7 +28,7 @@ class Size:
         return cls(int(match[1]), bool(match[2]))
 
     def of(self, num_hosts: int) -> int:
-        """So many of `num_hosts`; at least one."""
+        """Return the number of hosts, out of `num_hosts`; at least one."""
         return max(1, math.ceil(num_hosts * self.value / 100)) if self.is_percent else self.value
 
 

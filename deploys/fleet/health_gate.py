@@ -1,4 +1,4 @@
-"""Whether what was deployed works: not that it runs, but that it makes progress.
+"""The health gate: a deployed service has to make progress; that it runs is not enough.
 
 A worker makes progress when it finishes rounds after it was started, its reward is not far below that of the rounds
 before, and the chain confirms a reward; a keeper when its round moves; any other service when it runs. What stands in
@@ -14,9 +14,9 @@ from worker.errors import ResourceError
 # systemd has started it again so often since the deploy: it won't get better.
 MAX_RESTARTS = 2
 
-# So many rounds below the wanted share of the reward before are no accident.
+# This many rounds below the wanted share of the earlier reward are not an accident.
 MAX_POOR_ROUNDS = 8
-# A reward before is only a measure if it is the mean of so many rounds.
+# An earlier reward is only a measure if it is the mean of this many rounds.
 MIN_ROUNDS_BEFORE = 3
 
 Health = Literal["well", "wait", "bad-release", "bad-host"]
@@ -32,7 +32,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What every worker must show: `rounds` finished since its start; a mean reward of at least `reward_share` of that
+    """Demands on a worker: `rounds` finished since its start; a mean reward of at least `reward_share` of that
     of its rounds before (0: any); `credits`: that the chain has confirmed a reward since, if it did so before."""
 
     rounds: int = 1
@@ -41,7 +41,7 @@ class Wanted:
 
 
 def judge(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], wanted: Wanted) -> Verdict:
-    """What a host's NodeReports say, `before` its deploy and `now`."""
+    """Judge a host by its NodeReports `before` its deploy and `now`."""
     if not now:
         return Verdict("wait", "none of its services is configured")
     earlier = {report["unit"]: report for report in before}
@@ -96,7 +96,7 @@ def _mean_reward(report: Mapping[str, Any] | None, started_at: float) -> tuple[f
 
 
 def _missing_credit(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
-    """What is missing of a reward that the chain has confirmed since the deploy; empty: nothing, or nothing is known.
+    """Return what is missing for a reward that the chain has confirmed since the deploy; empty: nothing, or unknown.
 
     A worker that had none confirmed before, or never earned on a chain, is not measured by that.
     """
@@ -119,7 +119,7 @@ def _restarts_since(before: Mapping[str, Any] | None, now: Mapping[str, Any]) ->
 
 
 def _judge_keeper(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Verdict:
-    """Where nobody is expected to report, no round will end."""
+    """Return whether no round will end, since nobody is expected to report."""
     was, status = (before or {}).get("status"), now["status"]
     if now.get("problem"):
         return Verdict("wait", f"keeper's {now['problem']}")

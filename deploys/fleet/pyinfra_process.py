@@ -27,7 +27,7 @@ Outcome = Literal["done", "unreachable", "overdue", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a run on one host ended: `reason` says why it did not get `done`, or what it was done without.
+    """The end of a run on one host: `reason` is why it is not `done`, or what the host is deployed without.
 
     `num_changes`: operations that changed.
     """
@@ -91,7 +91,7 @@ class Pyinfra:
 
     @classmethod
     def of_operator(cls, inventory: str, prefix: Sequence[str] = (), held: Sequence[int] = ()) -> "Pyinfra":
-        """For an inventory as an operator names it, from whichever folder. Raises SettingsError if it is no file."""
+        """Return one for an inventory as an operator names it, from any folder. Raises SettingsError: not a file."""
         return cls(whole_path(inventory), prefix, held)
 
     def hosts(self, *, timeout: float, is_to_be_deployed: bool = False) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ class Pyinfra:
                 _kill(process)
 
     def _on_host(self, host: str, arguments: Sequence[str], log: Path, timeout: float, stdin: str | None = None) -> Ran:
-        """What pyinfra says goes to `log` while it says it: an operator may look over its shoulder."""
+        """Run pyinfra on one host. Its output goes to `log` as it comes, so that an operator can watch it."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a+") as stream:
             began = stream.tell()
@@ -253,7 +253,7 @@ def deploy_json(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -
 
 
 def _parsed(done: _Done, timeout: float) -> Any:
-    """Return the JSON that pyinfra has printed. Raises Late, SettingsError, and WorkerError if there is none."""
+    """Return the JSON that pyinfra has printed. Raises Late, SettingsError, or WorkerError if there is no JSON."""
     if done.code is None:
         raise Late(timeout)
     try:

@@ -1,4 +1,4 @@
-"""What hosts answer: asked all at once, and each by itself where one has spoilt the answer of the others."""
+"""Facts of many hosts: asked all at once, and each by itself where one has spoilt the answer of the others."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

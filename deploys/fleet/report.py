@@ -1,4 +1,4 @@
-"""What became of a rollout: for machines (report.json, from which `--resume` goes on), and for people."""
+"""The report of a rollout: for machines (report.json, from which `--resume` continues), and for people."""
 
 import json
 import time
@@ -67,7 +67,7 @@ _REPORT = TypeAdapter(Report)
 
 
 def read(file: Path) -> Report:
-    """What an earlier rollout left. Raises SettingsError."""
+    """Read the report of an earlier rollout. Raises SettingsError."""
     try:
         return _REPORT.validate_json(file.read_bytes())
     except FileNotFoundError:

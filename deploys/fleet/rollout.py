@@ -1,6 +1,6 @@
-"""A release goes to one host, then to a few, and on only while those get on with it.
+"""A rollout: a release goes to one host, then to a few, and on only while those make progress with it.
 
-Every host is deployed by a pyinfra of its own with a deadline of its own, so none holds up another. When the gate finds
+Every host is deployed by a pyinfra of its own with a deadline of its own, so none delays another. When the gate finds
 that a batch does not train, everything that this rollout touched goes back to what it was. A host with a trouble of its
 own (gone, hanging, full) is left behind, and `--resume` takes up exactly those.
 """
@@ -20,7 +20,7 @@ LOOK_EVERY_SECONDS = 5.0
 SAY_EVERY_SECONDS = 60.0
 # A host that boots again is back by then, mostly; one that is not can be resumed.
 GONE_SECONDS = 180.0
-# At most so many pyinfras at the same time: each takes about 80 MB.
+# At most this many pyinfras at the same time: each takes about 80 MB.
 NUM_PARALLEL = 16
 # Deploys of the canary that may fail one after the other, before it is the release that is doubted.
 NUM_CANARIES = 3
@@ -30,20 +30,20 @@ _FATES: Mapping[str, Fate] = {"unreachable": "unreachable", "overdue": "overdue"
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a host says of itself: its HostState and its NodeReports, as dicts."""
+    """A host as it reports on itself: its HostState and its NodeReports, as dicts."""
 
     state: Mapping[str, Any]
     reports: Sequence[Mapping[str, Any]]
 
 
 class Fleet(Protocol):
-    """What a rollout asks of the hosts."""
+    """The hosts, as a rollout sees them."""
 
     def deploy(self, host: str, commit: str) -> Ran:
         """Deploy one host with that commit."""
 
     def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
-        """What hosts say of themselves; those that can't be reached are not in it."""
+        """Return what hosts report on themselves, without those that can't be reached."""
 
     def go_back(self, host: str) -> Ran:
         """Have one host as it was before its last deploy."""
@@ -54,7 +54,7 @@ class Fleet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How careful a rollout is. The gate waits at most `gate_seconds` until each worker of a batch shows what is
+    """Limits of a rollout. The gate waits at most `gate_seconds` until each worker of a batch shows what is
     `wanted`, and for a host that does not answer at most `gone_seconds`. What it waits for is reported when that
     changes, and every `say_every_seconds`."""
 
@@ -160,7 +160,7 @@ class Rollout:
         self._save(self.report)
 
     def _await_gate(self, batch: Batch) -> str | None:
-        """Wait until the hosts of the batch get on. Returns why the release is not let through; None: it is.
+        """Wait until the hosts of the batch make progress. Return why the release is not let through; None: it is.
 
         Also hosts whose deploy failed half-way are watched: where the new release came to run and ends, it is the
         release. Where the old one runs on, it was the host, and its fate stays what it is.
@@ -218,7 +218,7 @@ class Rollout:
         return health_gate.judge(before, seen.reports, self._rules.wanted)
 
     def _is_touched(self, name: str, now: Seen) -> bool:
-        """Whether the deploy got so far that the host is not whole as it was before."""
+        """Return whether the deploy got so far that the host is not whole as it was before."""
         before = self.report.hosts[name].digest_before
         return before is None or now.state["deployed"] != before
 
@@ -273,7 +273,7 @@ class Rollout:
 
 
 def _why_not_back(host: report.HostReport, now: Seen) -> str:
-    """Why a host can't go back to what it was before the rollout; empty: it can."""
+    """Return why a host can't go back to what it was before the rollout; empty: it can."""
     previous = now.state["previous"]
     if previous is None:
         return "no earlier deploy is kept on it; stop it, or deploy a release that works"

@@ -39,7 +39,7 @@ class PyinfraFleet:
         return self._pyinfra.deploy(host, commit, self._log(host), timeout=self._deadline_seconds)
 
     def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
-        """A host that gives no answer is not in it; where it is known why, that stands in its log."""
+        """Return what hosts report on themselves. Why others gave no answer goes to their logs."""
         found = queries.look(self._pyinfra, hosts)
         for host, reason in found.reasons.items():
             with self._log(host).open("a") as stream:
@@ -50,7 +50,7 @@ class PyinfraFleet:
         return {host: Seen(found.states[host], found.reports[host]) for host in answered}
 
     def _note_last_words(self, host: str, reports: Sequence[Mapping[str, Any]]) -> None:
-        """What services said on their way to an end goes to the host's log, once."""
+        """Write the last words of services that have ended to the host's log, once."""
         for each in reports:
             said = each.get("last_words")
             if said and (note := (host, each["unit"], said)) not in self._noted:

@@ -32,7 +32,7 @@ SILENT_SECONDS = 300.0
 LOW_DISK_MB = 2000
 # In the place of the workers of `slots: auto`, whose number only the host knows; there is at least the first.
 AUTO_SLOTS, _FIRST_SLOT = "hivewright-worker@auto.service", "hivewright-worker@0.service"
-# Of a worker's own warnings, those that stand in the notes already.
+# Of a worker's own warnings, those that are in the notes already.
 _JUDGED_HERE = ("rewards",)
 # Rewards on their way to the chain: of the rounds of some minutes. More, and something is in their way.
 MAX_OPEN_REWARDS = 10
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     with progress.waiting(f"asking {len(hosts)} host{'s' * (len(hosts) > 1)}"):
         found = queries.look(pyinfra, [host["name"] for host in hosts])
     if not (_print_json if options.json else _print)(expected(hosts), found):
-        raise WorkerError("not all is well; what stands above says where, `hivewright fleet logs` says more")
+        raise WorkerError("some hosts or services need attention (see above); `hivewright fleet logs` shows more")
 
 
 def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
@@ -150,7 +150,7 @@ def status_table(
 
 
 def _is_expected(unit: str, expected_units: Sequence[str]) -> bool:
-    """Whether the inventory names a unit, or may mean it by `slots: auto`."""
+    """Return whether the inventory names a unit, or may mean it by `slots: auto`."""
     return unit in expected_units or (fleet_facts.is_worker(unit) and AUTO_SLOTS in expected_units)
 
 
@@ -160,7 +160,7 @@ def _short(unit: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """The line of one unit. `notes`: what stands below the table about it."""
+    """The line of one unit. `notes`: lines about it below the table."""
 
     cells: Row
     is_well: bool
@@ -214,7 +214,7 @@ def _host_cells(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a host as a whole: each of these needs a look."""
+    """Yield what is wrong with a host as a whole; each of these needs attention."""
     notes = []
     if state["commit"] is not None and state["deployed"] is None:
         notes.append(f"{host}: its last deploy did not get to the end; deploy it again, or `hivewright fleet rollback`")
@@ -231,7 +231,7 @@ def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
 
 
 def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: float) -> tuple[Row, bool, list[str]]:
-    """What is shown of one service, whether it is well, and what is to be reported of it."""
+    """Return the line of one service, whether it is well, and notes on it."""
     if report["active_state"] != "active":
         return {"state": cell(f"{report['active_state']}", "red")}, False, []
     status = report["status"]
@@ -271,7 +271,7 @@ def _keeper_cells(status: Mapping[str, Any]) -> tuple[Row, bool, list[str]]:
 
 
 def _missing_credit(status: Mapping[str, Any]) -> list[str]:
-    """Why a worker's rewards do not come to the chain; empty: they do, or it has none."""
+    """Return why a worker's rewards do not come to the chain; empty: they do, or it has no chain."""
     ledger = status["ledger"]
     settled = sum(ledger.get(name, 0) for name in ("confirmed", "rejected", "held-back"))
     num_open = ledger.get("earned", 0) - settled

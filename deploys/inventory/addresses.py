@@ -11,7 +11,7 @@ EXPECTED_SSH_HOST = "expected a name or an address, without a port (ssh_port)"
 
 
 def is_ssh_host(text: str) -> bool:
-    """Whether it is a host; its name may be one that the resolver has to encode."""
+    """Return whether it is a host; its name may be one that the resolver has to encode."""
     try:
         return settings.is_host(text.encode("idna").decode())
     except UnicodeError:
@@ -19,7 +19,7 @@ def is_ssh_host(text: str) -> bool:
 
 
 def is_address(value: object) -> bool:
-    """Whether it is the text of an IP address."""
+    """Return whether it is the text of an IP address."""
     try:
         ipaddress.ip_address(str(value))
     except ValueError:
@@ -28,7 +28,7 @@ def is_address(value: object) -> bool:
 
 
 def is_reachable(host: object) -> bool:
-    """Whether other hosts can make something of this address to listen on."""
+    """Return whether other hosts can reach a service that listens on this address."""
     try:
         address = ipaddress.ip_address(str(host))
     except ValueError:

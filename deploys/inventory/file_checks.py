@@ -21,7 +21,7 @@ WOULD_REFUSE = f"{WARNING}a deploy would refuse "
 
 
 def whole_path(name: str) -> str:
-    """Where the file is, whatever folder it is then asked for from. Raises SettingsError if there is none.
+    """Return the whole path of an inventory file. Raises SettingsError if it does not exist.
 
     pyinfra would take the name of a file that is not there for that of a host.
     """
@@ -29,17 +29,17 @@ def whole_path(name: str) -> str:
     if file.is_file():
         return str(file.absolute())
     if file.exists():
-        raise SettingsError(f"{name}: is no file; {EXPECTED}")
+        raise SettingsError(f"{name}: is not a file; {EXPECTED}")
     close = difflib.get_close_matches(name, map(str, file.parent.glob("*.py")), n=1)
     raise SettingsError(f"{name}: no such file; {f'did you mean {close[0]}?' if close else EXPECTED}")
 
 
 def forgotten(names: Mapping[str, Any]) -> Iterator[str]:
-    """What an inventory says by these names of its module that pyinfra would pass over, or merge, without a word."""
+    """Yield what an inventory's module defines that pyinfra would ignore, or merge, without a word."""
     keys = {*Deployment.model_fields, *settings.flat_keys()}
     for name in names:
         if name in keys:
-            yield f"{name}: stands by itself, where it counts for no host; put it into the data of a host, or of all"
+            yield f"{name}: is not in the data of any host and has no effect; put it into the data of a host, or of all"
     groups = {name: value for name, value in names.items() if _is_group(name, value)}
     if wrong := [line for name, value in groups.items() for line in _misshapen(name, value)]:
         yield from wrong
@@ -65,7 +65,7 @@ def _left_out(groups: Mapping[str, Any], everybody: Collection[str]) -> Iterator
 
 
 def _is_group(name: str, value: Any) -> bool:
-    """Whether a name is one of ours, or what pyinfra takes for a group, which is any list of hosts and any tuple."""
+    """Return whether a name is a known one, or a group to pyinfra, which is any list of hosts and any tuple."""
     if name in ("all", *GROUPS):
         return True
     is_list = isinstance(value, list) and all(isinstance(item, str | tuple) for item in value)
@@ -73,7 +73,7 @@ def _is_group(name: str, value: Any) -> bool:
 
 
 def _misshapen(name: str, group: Any) -> Iterator[str]:
-    """Why a group is none: pyinfra would leave it out with a warning, or fail."""
+    """Yield why a group is invalid: pyinfra would leave it out with a warning, or fail."""
     is_pair = isinstance(group, tuple) and len(group) == 2
     hosts, data = group if is_pair else (group, {})
     if not isinstance(hosts, list) or not isinstance(data, dict):
@@ -107,12 +107,12 @@ def _contradictions(groups: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two values are one: a nan is unequal to itself, and to be refused as what it is."""
+    """Return whether two values are the same: a nan is unequal to itself, and is refused elsewhere."""
     return one is other or one == other or repr(one) == repr(other)
 
 
 def _kind(value: Any) -> str:
-    """What a value is, without what may be secret in it: a host's name may be shown, its data may not."""
+    """Describe a value without what may be secret: a host's name may be shown, its data may not."""
     if isinstance(value, tuple):
         first = [repr(value[0]) if isinstance(value[0], str) else _kind(value[0])] if value else []
         return f"({', '.join([*first, *map(_kind, value[1:])])})"

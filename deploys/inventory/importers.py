@@ -1,7 +1,7 @@
 """`hivewright inventory tailscale|csv|ansible FILE`: an inventory for pyinfra from a list that exists already.
 
 What comes out is Python to read, change and keep, in the form of inventory/example.py. All that is wrong with the list
-is said at once, and then nothing comes out.
+is reported at once, and then nothing comes out.
 """
 
 import argparse
@@ -30,14 +30,14 @@ ACCESS = {
     "ssh_strict_host_key_checking": str, "_sudo": bool, "_sudo_password_file": str,
 }  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# A list does not say which swarm it is that its workers join; that they have to join one is no mistake of the list.
+# A list does not say which swarm it is that its workers join; that they have to join one is not a mistake of the list.
 _SOME_BOOTNODE = "/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 HEADER = '"""Made by `hivewright inventory {form} {file}`; inventory/example.py explains every key."""\n'
 
 
 @dataclass
 class Listed:
-    """A host of the list. `source`: where it stands there, for messages."""
+    """A host of the list. `source`: its place there, for messages."""
 
     name: str
     group: str
@@ -75,7 +75,7 @@ def _check(listed: Iterable[Listed]) -> None:
     first: dict[str, Listed] = {}
     for one in listed:
         if one.name in first:
-            lines.append(f"{one.source}: {one.name}: stands in {first[one.name].source} too; expected a host once")
+            lines.append(f"{one.source}: {one.name}: is in {first[one.name].source} too; expected a host once")
         first.setdefault(one.name, one)
         if not _NAME.fullmatch(one.name):
             lines.append(
@@ -178,7 +178,7 @@ def read_csv(text: str, file: str) -> list[Listed]:
         raise SettingsError(f"{file} line {lines_of.line_num}: {error}; expected {FORMS['csv'].expected}") from None
     header = [cell.strip() for cell in rows[0]] if rows else []
     lines = [f"{file} line 1: no column `name`; expected {FORMS['csv'].expected}"] if "name" not in header else []
-    lines += [f"{file} line 1: column {c!r} stands twice" for c in sorted({c for c in header if header.count(c) > 1})]
+    lines += [f"{file} line 1: column {c!r} is there twice" for c in sorted({c for c in header if header.count(c) > 1})]
     listed = []
     for number, row in enumerate(rows[1:], start=2):
         source = f"{file} line {number}"
@@ -219,7 +219,7 @@ def read_ansible(text: str, file: str) -> list[Listed]:
 
 
 def _is_meant_for_us(key: str) -> bool:
-    """Whether a variable is one of ours, or looks like one that is misspelt. Others are for the owner's own roles."""
+    """Return whether a variable is a known key, or a misspelt one. Others are for the owner's own roles."""
     known = [*Deployment.model_fields, *settings.flat_keys(), *ACCESS]
     return key in known or key.partition("_")[0] in settings.SECTIONS or bool(get_close_matches(key, known, cutoff=0.8))
 

@@ -31,11 +31,11 @@ SSH_OPTIONS = ("ssh_user", "ssh_key", "ssh_port", "ssh_password")
 
 
 def check() -> None:
-    """Make the plans of a run of deploy.py; if anything is wrong, say all of it and exit. For config.py.
+    """Make the plans of a run of deploy.py; if anything is wrong, report all of it and exit. For config.py.
 
     A run that is handed plans checks nothing but how it gets to its hosts: the run that made the plans has checked all.
     Of a run that only lists the hosts the inventory itself is checked, and what a deploy would refuse of its data is
-    said: every command for a fleet begins so, and most can do without a deploy.
+    reported: every command for a fleet begins so, and most can do without a deploy.
     """
     options = click.get_current_context().params
     is_listing = "debug-inventory" in options["operations"][:1]
@@ -68,7 +68,7 @@ def check() -> None:
 
 
 def _check_file(name: str, is_deploy: bool) -> None:
-    """Raise SettingsError if `name` is to be a file and is none. Facts can also be asked of plain host names."""
+    """Raise SettingsError if `name` is to be a file and is not. Facts can also be asked of plain host names."""
     is_path = name.endswith(".py") or ("/" in name and "@" not in name)
     if is_deploy or is_path or Path(name).exists():
         file_checks.whole_path(name)
@@ -103,7 +103,7 @@ def _where(error: UnexpectedExternalError) -> str:
 
 
 def _check_hosts(options: Mapping[str, Any], inventory: Inventory) -> None:
-    """Raise SettingsError if there are no hosts, or none of a name that the run is limited to."""
+    """Raise SettingsError if there are no hosts, or no host of a name that the run is limited to."""
     name = options["inventory"]
     if not len(inventory):
         raise SettingsError(f"{name}: no hosts; expected lists of hosts, named coordinators and workers")

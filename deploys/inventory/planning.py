@@ -45,7 +45,7 @@ NO_ANVIL = (
 )
 DAMAGED = (
     "{files}: damaged; expected the JSON that enrolment wrote: restore it (`hivewright fleet restore`), or remove it, "
-    "and the next deploy enrols the slot again, with the key that is beside it"
+    "and the next deploy enrols the slot again, with the key that is next to it"
 )
 
 MOVED = (
@@ -227,12 +227,12 @@ def _moved_away(plan: HostPlan) -> list[int]:
 
 
 def _has_own_sources(deployment: Deployment) -> bool:
-    """Whether pip on the host is what packages come from, and has been told where to look."""
+    """Return whether packages come from pip on the host, and it has been told where to look."""
     return deployment.release_source == "repository" and bool(host.get_fact(OwnPipSources))
 
 
 def review(all_hosts: Iterable[Host]) -> list[str]:
-    """What a deploy would find wrong with the hosts' data, for the commands that can do their work without one.
+    """Return what a deploy would refuse of the hosts' data, for commands that can do their work without one.
 
     Raises SettingsError if they can't: pyinfra itself would end there, for all hosts.
     """
@@ -252,7 +252,7 @@ def _of(each: Host, messages: Iterable[str]) -> Iterator[str]:
 
 
 def _wrong_access(of: Host) -> Iterator[str]:
-    """What is wrong with ssh_port and the like. pyinfra would end the run of all hosts, and name none."""
+    """Yield what is wrong with ssh_port and the like. pyinfra would end the run of all hosts, and name none."""
     wrong = _wrong_types(of)
     yield from _of(of, wrong.values())
     yield from _of(of, sudo.mistakes(of.data.dict()))
@@ -293,7 +293,7 @@ def _wrong_ssh(name: str, data: Mapping[str, Any]) -> Iterator[str]:
 
 @cache
 def _wrong_key(file: str, password: str) -> str | None:
-    """Why it is no key that pyinfra can use; None: it is one."""
+    """Return why pyinfra can't use it as a key; None: it can."""
     try:
         load_key_with_certificate(file, password, cwd=str(Path.cwd()), allow_prompt=False)
     except PyinfraError as error:
@@ -305,7 +305,7 @@ def _wrong_key(file: str, password: str) -> str | None:
 
 
 def _wrong_secrets(entries: Collection[HostEntry]) -> Iterator[str]:
-    """What is wrong with the folders that hold what must not be in an inventory. Makes nothing."""
+    """Yield what is wrong with the folders for what must not be in an inventory. Makes nothing."""
     users: dict[str, list[str]] = {}
     for entry in entries:
         folder = entry.data.get("secrets_dir", Deployment.model_fields["secrets_dir"].default)

@@ -72,7 +72,7 @@ class Deployment(BaseModel):
     break_lock: bool = False
     """Take the lock of a host even if somebody has it. For the command line of one run: `--data break_lock=true`."""
     watchdog_seconds: int = Field(default=900, gt=0, le=MAX_SECONDS)
-    """A worker that has not got on for so long is restarted. Longer than its slowest step."""
+    """A worker without progress for so long is restarted. Longer than its slowest step."""
     wireguard: bool = False
     """Connect the host to all others that have this, by WireGuard from Debian's packages. False: it leaves them."""
     wireguard_subnet: str = "10.86.0.0/16"
@@ -83,7 +83,7 @@ class Deployment(BaseModel):
     """UDP port."""
     wireguard_endpoint: str | None = None
     """Name or address at which the others reach the host. None: its ssh_hostname, or name. `none`: nobody can, it
-    stands behind a router and connects to them."""
+    is behind a router and connects to them."""
     wireguard_hub: bool = False
     """Pass on what hosts of the mesh send to each other. Where there are hubs, the others connect to one of them only;
     without, everybody connects to everybody."""

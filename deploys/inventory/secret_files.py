@@ -35,7 +35,7 @@ def token(key: str, file: Path) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """Whether what should be the name of a file is what should be in it."""
+    """Return whether what should be the name of a file is the secret itself."""
     return _KEYS.fullmatch(name) is not None
 
 
@@ -43,12 +43,12 @@ _SHOWN_PASSWORD = re.compile(r"\s*(https?://[^/?#]*@|[a-z][a-z0-9+.-]*://[^\s@/]
 
 
 def shows_password(url: object) -> bool:
-    """Whether a URL has in it what only its owner should know."""
+    """Return whether a URL has a password in it."""
     return isinstance(url, str) and _SHOWN_PASSWORD.match(url) is not None
 
 
 def mistakes(data: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with an inventory's secrets, without the secrets. What is no text the settings' check names."""
+    """Yield what is wrong with an inventory's secrets, without the secrets. Wrong types are found elsewhere."""
     for key, instead in IN_URLS.items():
         if shows_password(data.get(key)):
             yield f"{key}: {SHOWN}; {instead}"

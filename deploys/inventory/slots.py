@@ -30,7 +30,7 @@ def _gpu_number(value: object) -> Number:
 
 
 class SlotOptions(BaseModel):
-    """What an inventory says of a slot that is no setting of its worker."""
+    """The keys of a slot that are not settings of its worker."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -76,17 +76,17 @@ class Slot:
 
     @property
     def hub_token_file(self) -> Path:
-        """Where its token is on the host, for root alone."""
+        """The file of its token on the host, for root alone."""
         return CONFIGURATION / f"worker-{self.number}.{HUB_TOKEN}"
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether it is to have a GPU, if the host has any."""
+        """True if it is to have a GPU, where the host has any."""
         return self.settings.model.device != "cpu"
 
     @property
     def needs_device_files(self) -> bool:
-        """Whether it computes on a GPU through the device files of NVIDIA's driver."""
+        """True if it computes on a GPU through the device files of NVIDIA's driver."""
         return not self.is_wsl and (self.card is not None or _named_device(self) is not None)
 
     @property
@@ -97,11 +97,11 @@ class Slot:
         return lines
 
     def enrol_settings(self) -> str:
-        """What the unit that enrols it has beyond the others', as a drop-in: it may choose a model by the GPU."""
+        """Return the drop-in of the unit that enrols it, which may choose a model by the GPU. Empty: none."""
         return "\n".join(["[Service]", *self._gpu_lines, ""]) if self._gpu_lines else ""
 
     def unit_settings(self) -> str:
-        """What its unit has beyond the others', as a drop-in. Empty: nothing."""
+        """Return the drop-in of its unit. Empty: none."""
         lines = self._gpu_lines
         if self.hub_token is not None:
             lines.append(f"LoadCredential={HUB_TOKEN}:{self.hub_token_file}")

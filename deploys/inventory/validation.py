@@ -1,4 +1,4 @@
-"""What an inventory says, checked: every host, every key, every mistake at once, before any host is touched.
+"""Validation of an inventory: every host, every key, every mistake at once, before any host is touched.
 
 Host data are flat keys. Those that begin with a section of the settings (`trainer_learning_rate`) become the settings
 of the roles on that host; those of `Deployment` say what is installed; pyinfra's own (`ssh_user`, `_sudo`) are left
@@ -43,13 +43,13 @@ MAX_PORT = 65535
 _HUB_NAME = re.compile(r"(?!.*(--|[.][.]|[.]git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b")
 # What a slot's dict may say beside settings.
 SLOT_KEYS = ("identity", *SlotOptions.model_fields)
-EXPECTED_URL = "no URL; expected one such as https://git.example.org/hivewright.git"
+EXPECTED_URL = "not a URL; expected one such as https://git.example.org/hivewright.git"
 SET_BY_DEPLOY = "set by the deploy for each role and slot; leave it out"
 
 
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """What a host is to become. `services`: settings of the coordinator's roles, empty on other hosts.
+    """The plan of a host. `services`: settings of the coordinator's roles, empty on other hosts.
 
     `has_auto_slots`: how many slots it has, its GPUs say; `slots` is then the first of them.
     """
@@ -71,7 +71,7 @@ class HostPlan:
         return replace(self, slots=place(slots, gpus))
 
     def _nth_slot(self, number: int) -> Slot:
-        """The first slot's twin, with the name, folder and port of its number."""
+        """Return a copy of the first slot, with the name, folder and port of its number."""
         settings = self.slots[0].settings
         node = {"name": _nth_name(settings.node.name, number), "state_dir": state_dir(number)}
         hub = {"token_file": Path(credential(f"worker@{number}", HUB_TOKEN))} if settings.hub.token_file else {}
@@ -85,7 +85,7 @@ class HostPlan:
 
     @property
     def needs_anvil(self) -> bool:
-        """Whether the deploy is to install the chain's program: the inventory names no other."""
+        """True if the deploy is to install the chain's program: the inventory names no other."""
         return bool(self.services) and self.services["chain"].anvil.binary == ANVIL
 
     def settings_files(self) -> dict[Path, Settings]:
@@ -176,20 +176,20 @@ def _is_whole(entry: HostEntry, mistakes: _Mistakes) -> bool:
 
 
 def unusable(data: Mapping[str, Any]) -> list[str]:
-    """What is wrong with data so that no other check can look at them, without what may be secret."""
+    """Return what is wrong with data so that no other check can read them, without what may be secret."""
     return [*_unusable("", data), *(f"{key}: {EXPECTED_URL}" for key in secret_files.IN_URLS if _is_cut(data.get(key)))]
 
 
 def _unusable(place: str, value: Any) -> Iterator[str]:
-    """Keys that are no text, and text that can stand in no file and on no command line."""
+    """Yield keys that are not text, and text that can't be in a file or on a command line."""
     if isinstance(value, str):
         if "\0" in value or not _is_encodable(value):
             yield f"{place}: has a zero byte, or half a character; expected text"
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            # Of keys that are no text pydantic judges: the ports of tailscale_serve.
+            # Other keys than text are left to pydantic: the ports of tailscale_serve.
             if not isinstance(key, str) and (not place or place.startswith("slot ")):
-                yield f"{f'{place}: ' if place else ''}{key!r}: no text; expected the name of a key"
+                yield f"{f'{place}: ' if place else ''}{key!r}: not text; expected the name of a key"
             else:
                 yield from _unusable(f"{place}: {key}" if place else str(key), inner)
     elif isinstance(value, list | tuple):
@@ -198,7 +198,7 @@ def _unusable(place: str, value: Any) -> Iterator[str]:
 
 
 def _is_cut(url: object) -> bool:
-    """Whether it is a URL that can't be taken apart."""
+    """Return whether it is a URL that can't be parsed."""
     try:
         urlsplit(url if isinstance(url, str) else "")
     except ValueError:
@@ -235,7 +235,7 @@ def clashes(slots: Collection[Slot], services: Mapping[str, Settings]) -> Iterat
 
 
 def _twins(entries: Collection[HostEntry], deployments: Mapping[str, Deployment]) -> Iterator[tuple[str, str]]:
-    """What two hosts would have, of which each is to have its own: host and message."""
+    """Yield host and message for what two hosts would share, and each has to have for itself."""
     users: dict[tuple[str, object], str] = {}
     for entry in entries:
         of = deployments[entry.name]
@@ -297,7 +297,7 @@ def _message(problem: ErrorDetails) -> str:
 
 
 def _wanted(message: str) -> str:
-    """What was expected, in pydantic's words or in shorter ones."""
+    """Return what was expected, in pydantic's words or in shorter ones."""
     form = re.fullmatch(r"String should match pattern '(.*)'", message)
     return settings.form(form[1]) if form else settings.plainly(re.sub("^(Input should be|Value error,) ", "", message))
 
@@ -308,13 +308,13 @@ def _value(of: Settings, key: str) -> Any:
 
 
 def _section(key: str) -> str | None:
-    """The section of the settings that a key belongs to, by its looks. None: it is no setting."""
+    """Return the section of the settings that a key belongs to, by its name. None: it is not a setting."""
     section, _, name = key.partition("_")
     return section if name and section in settings.SECTIONS else None
 
 
 def _wrong_settings(entry: HostEntry) -> list[str]:
-    """What is wrong with the settings in the host's data, also with those of roles that it does not have."""
+    """Return what is wrong with the settings in the host's data, also with those of roles that it does not have."""
     own = {key: value for key, value in entry.data.items() if _section(key) and key not in DERIVED}
     return [*settings.flat_mistakes(own), *secret_files.mistakes(entry.data), *_wrong_values(own)]
 
@@ -416,7 +416,7 @@ def _unknown_slot_keys(unknown: Collection[str]) -> Iterator[str]:
 
 
 def _slot_options(entry: HostEntry, own: Mapping[str, Any]) -> tuple[SlotOptions, list[str]]:
-    """A slot's share of the machine, with what is wrong with it. What the host says holds for all its slots."""
+    """Return a slot's share of the machine, with what is wrong with it. The host's own keys apply to all its slots."""
     own_options = {key: value for key, value in own.items() if key in SlotOptions.model_fields}
     problems = []
     device = own.get("model_device", entry.data.get("model_device", "auto"))
@@ -457,7 +457,7 @@ def _slot_settings(entry: HostEntry, number: int, own: Mapping[str, Any], accoun
 
 
 def _is_downloaded(model_name: object) -> bool:
-    """Whether a model of this name comes from Hugging Face: it is no path, and not the one in the package."""
+    """Return whether a model of this name comes from Hugging Face: not a path, and not the one in the package."""
     is_named = isinstance(model_name, str) and model_name != settings.Model().name
     return is_named and not str(model_name).startswith(("/", "./", "../", "~"))
 
@@ -472,7 +472,7 @@ def _port(entry: HostEntry, number: int, own: Mapping[str, Any]) -> int | None:
 
 
 def _is_lonely(flat: Mapping[str, Any]) -> bool:
-    """Whether a worker with these settings could never hear of another one, though it is to."""
+    """Return whether a worker with these settings could never find another one, though it should."""
     ways = ("chain_account_url", "chain_rpc_url", "swarm_bootnodes")
     return flat.get("swarm_enabled", True) is True and not any(flat.get(way) for way in ways)
 
@@ -505,7 +505,7 @@ def _own_settings(entry: HostEntry, sections: Collection[str]) -> dict[str, Any]
 
 
 def _account_url(entry: HostEntry, coordinators: Collection[HostEntry], mistakes: _Mistakes) -> str | None:
-    """Where this host's workers find the inventory's own account service. None: as their data say, or nowhere."""
+    """Return the URL of the inventory's own account service for this host's workers; None: they use another way."""
     if "chain_account_url" in entry.data or "chain_rpc_url" in entry.data or len(coordinators) != 1:
         return None
     coordinator = next(iter(coordinators))
@@ -514,8 +514,8 @@ def _account_url(entry: HostEntry, coordinators: Collection[HostEntry], mistakes
     if entry.name != coordinator.name and not is_reachable(host):
         mistakes.add(
             coordinator.name,
-            f"account_host: got {host!r}, which says nothing to workers on other hosts; expected the address at which "
-            "they reach this one",
+            f"account_host: got {host!r}, which workers on other hosts cannot reach; use this host's LAN or VPN "
+            "address",
         )
         return None
     return f"http://{f'[{host}]' if ':' in str(host) else host}:{port}"

@@ -30,14 +30,14 @@ CHUNK = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """What was shipped before: digests of whole files, and bytes of those that were cut off."""
+    """Files shipped before: digests of whole files, and bytes of those that were cut off."""
 
     whole: frozenset[str] = frozenset()
     begun: dict[str, int] = field(default_factory=dict)
 
 
 class Shipped(OwnFact[Stock]):
-    """What has arrived on the host."""
+    """The files that have arrived on the host."""
 
     def command(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""What hosts without internet need of a release, collected on the operator's side: its files, its wheels, its anvil.
+"""The wheelhouse: all that hosts without internet need of a release, collected on the operator's side.
 
 All of it is kept in FOLDER and named by its content: collecting the same again asks nobody anything, and whoever
 deletes the folder loses only the time that it takes. pip, npm and git fetch it, each as it is configured here.
@@ -41,7 +41,7 @@ ANVIL_FILES = ("anvil", ".complete", "node_modules/@foundry-rs")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What wheels must fit. `machine` as `uname -m` says it, `python` such as 3.11, `glibc` such as 2.36.
+    """The platform that wheels must fit. `machine` as `uname -m` says it, `python` such as 3.11, `glibc` such as 2.36.
 
     `torch_index`: the package index to take torch from; None: as pip on the operator's side is configured.
     """
@@ -56,7 +56,7 @@ class Target:
         return f"Python {self.python} on {self.machine} with glibc {self.glibc}, torch {build}"
 
     def pip_flags(self) -> list[str]:
-        """What tells pip that it downloads for this, not for the machine that it runs on."""
+        """Return the options of pip for downloading for this platform."""
         major, minor = (int(number) for number in self.glibc.split(".")[:2])
         tags = [f"manylinux_{major}_{n}_{self.machine}" for n in range(minor, 4, -1)]
         tags += [f"{kind}_{self.machine}" for kind in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
@@ -146,7 +146,7 @@ def _nobodys(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _collected(key: str, what: str, collect: Callable[[Path], Iterator[Path]]) -> list[Parcel]:
-    """What `collect` makes in a scratch folder, or has made before under this key."""
+    """Return what `collect` makes in a scratch folder, or has made before under this key."""
     manifest = FOLDER / f"{key}.json"
     with _lock(key):
         if manifest.exists():
@@ -189,7 +189,7 @@ def _lock(key: str) -> Iterator[None]:
 
 @contextmanager
 def _unpacked(repository: str, commit: str) -> Iterator[Path]:
-    """What of a commit's files is read here, or run, for the time of the block."""
+    """Provide those files of a commit that are read here, or run, for the time of the block."""
     parcel = pack_release(repository, commit)
     with tempfile.TemporaryDirectory(prefix="release-", dir=FOLDER) as folder:
         with tarfile.open(parcel.path) as tar:
@@ -207,10 +207,10 @@ def _download_all(scratch: Path, lock: str, first: str, target: Target) -> Itera
     ]
     names = {canonicalize_name(requirement.name) for requirement, _ in pinned}
     uv, torch = (next(str(r) for r, _ in _entries(first) if r.name == name) for name in ("uv", "torch"))
-    beside = [each for each in _entries(_torch_pins(torch, target)) if canonicalize_name(each[0].name) not in names]
+    own = [each for each in _entries(_torch_pins(torch, target)) if canonicalize_name(each[0].name) not in names]
     index = ["--index-url", target.torch_index] if target.torch_index else []
     _download(files, _requirements(scratch / "lock.txt", pinned), target, "--no-deps", "--require-hashes")
-    _download(files, _requirements(scratch / "torch.txt", beside), target, "--no-deps", "--require-hashes", *index)
+    _download(files, _requirements(scratch / "torch.txt", own), target, "--no-deps", "--require-hashes", *index)
     _download(files, [uv], target, "--no-deps")
     for source in sorted(files.glob("*.tar.gz")):
         _download(files, _build_requirements(source), target, "--only-binary=:all:")
@@ -240,7 +240,7 @@ def _torch_pins(torch: str, target: Target) -> str:
     """torch and all that it needs on the target, with hashes, as uv resolves it: CUDA packages and their like."""
     uv = shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
-        raise WorkerError(f"no uv beside {sys.executable}; run the Python of the checkout's .venv")
+        raise WorkerError(f"no uv next to {sys.executable}; run the Python of the checkout's .venv")
     return _run(
         uv, "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate", "--generate-hashes",
         "--only-binary=:all:", f"--python-version={target.python}",
@@ -251,7 +251,7 @@ def _torch_pins(torch: str, target: Target) -> str:
 
 
 def _pip_sources() -> list[str]:
-    """Where pip on this machine takes packages from, as uv is told it."""
+    """Return the sources of pip on this machine, as options of uv."""
     found = {}
     for line in _run(sys.executable, "-m", "pip", "config", "list", timeout=60).splitlines():
         key, _, value = line.partition("=")
@@ -263,7 +263,7 @@ def _pip_sources() -> list[str]:
 
 
 def _build_requirements(source: Path) -> list[str]:
-    """What builds a source distribution, by its pyproject.toml, or as it was before there was one."""
+    """Return what builds a source distribution, by its pyproject.toml, or the default without one."""
     with tarfile.open(source) as tar:
         names = [name for name in tar.getnames() if re.fullmatch(r"[^/]+/pyproject\.toml", name)]
         stream = tar.extractfile(names[0]) if names else None
@@ -277,7 +277,7 @@ def _download(files: Path, what: Sequence[str], target: Target, *options: str) -
 
 
 def _run(*command: str, timeout: float, stdin: str = "") -> str:
-    """What a program prints. Raises WorkerError with its last words if it fails."""
+    """Return the output of a program. Raises WorkerError with its last line if it fails."""
     try:
         done = subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False, cwd="/"

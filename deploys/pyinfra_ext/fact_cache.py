@@ -1,6 +1,6 @@
-"""What a host has answered: asked ahead in one go, and kept until something is done to it.
+"""Cache facts per host: prefetched in one SSH command, invalidated by the first command that may change the host.
 
-pyinfra asks a host anew for every fact of every operation, and each question is a channel and a shell over ssh. A run
+pyinfra asks a host again for every fact of every operation, and each question is a channel and a shell over ssh. A run
 that finds nothing to do has some fifty; with this it asks twice. An answer is good until the first command that
 is not a question.
 """
@@ -42,7 +42,7 @@ def ask_ahead(of: Host, questions: Iterable[Question]) -> None:
 
 
 def is_changed(of: Host) -> bool:
-    """Whether this run has begun to change the host."""
+    """Return whether this run has begun to change the host."""
     return of.name in _memories and _memories[of.name].is_locked
 
 
@@ -53,7 +53,7 @@ def lock_before_changes(of: Host) -> None:
 
 
 def forget(of: Host) -> None:
-    """Ask the host anew: something may have happened to it that nobody here did."""
+    """Drop the answers of a host: something else than this run may have changed it."""
     if of.name in _memories:
         _memories[of.name].forget()
 
@@ -167,7 +167,7 @@ def _key(text: str, arguments: dict[str, Any]) -> str:
 
 
 def _answers(lines: Iterable[str], end: str) -> Iterable[list[str] | None]:
-    """What each command wrote, None for one that failed, as far as they came."""
+    """Yield the output of each command, None for one that failed, as far as they came."""
     answer: list[str] = []
     for line in lines:
         if not line.startswith(end):

@@ -1,4 +1,4 @@
-"""A limit on how long a host may be silent, so that one that vanishes or freezes does not hold all the others.
+"""A limit on how long a host may be silent, so that one that vanishes or freezes does not delay all the others.
 
 pyinfra's `_timeout` limits the wait for a command's output; paramiko's waits for a channel, for the start of a command,
 for its exit code and for a file transfer have no limit, or an hour. And the kernel of a machine whose programs are

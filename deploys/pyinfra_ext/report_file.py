@@ -33,7 +33,7 @@ class HostRun:
 
     @property
     def reason(self) -> str:
-        """Why the run on this host failed, in a line."""
+        """The reason why the run on this host failed, in a line."""
         return ": ".join(part for part in (self.operation, self.output) if part)
 
 

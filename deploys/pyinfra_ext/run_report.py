@@ -1,4 +1,4 @@
-"""What became of a run of pyinfra on each host: for people as its last lines, for programs as a JSON file.
+"""The end of a run of pyinfra on each host: for people as its last lines, for programs as a JSON file.
 
 A person reads what failed, or was interrupted, and what hosts are deployed without; a program reads report_file.py.
 """
@@ -27,7 +27,7 @@ from deploys.pyinfra_ext.report_file import HostRun, RunReport
 
 INTERRUPTED = 130
 DISK_FULL = "No space left on device"
-# Of each host so many lines of pyinfra's output are looked at for the reason of a failure.
+# Of each host this many lines of pyinfra's output are searched for the reason of a failure.
 NUM_LINES = 100
 # Lines of pyinfra's, and of systemd's about a service that did not start, which has its own lines among them.
 _UNINFORMATIVE = (
@@ -177,7 +177,7 @@ def _explanation(host: Host) -> str:
 
 
 def _interrupted(state: State | None) -> str:
-    """What an interrupted run has left behind."""
+    """Return what an interrupted run has left behind."""
     hosts = state.activated_hosts if state is not None else set()
     half_done = sorted((host for host in hosts if fact_cache.is_changed(host)), key=lambda host: host.name)
     half_done = [host for host in half_done if state is not None and not _is_done(state, host)]

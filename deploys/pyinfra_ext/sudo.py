@@ -45,7 +45,7 @@ def check_on_connect() -> None:
 
 
 def mistakes(data: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the password that an inventory names for a host, without the password."""
+    """Yield what is wrong with the password that an inventory names for a host, without the password."""
     file = data.get(PASSWORD_FILE)
     if file is None:
         return

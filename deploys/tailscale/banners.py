@@ -1,4 +1,4 @@
-"""What an ssh server tells before it lets anybody in: shown while it waits for what it asks.
+"""Banners of ssh servers: shown while a server waits for what it asks before it lets anybody in.
 
 Tailscale's ssh server in check mode sends a URL in a banner and lets in whoever opens it, by the method `none`, which
 paramiko never tries. And where the tailnet's policy lets nobody in, the banner is all that says so.
@@ -58,7 +58,7 @@ def _shown(auth: Callable[..., None]) -> Callable[..., None]:
 
 
 def _watch(transport: Transport, name: str, shown: set[str]) -> None:
-    """Show banners as they come; close a connection on which there is none, and no login either."""
+    """Show banners as they come; close a connection on which neither a banner nor a login comes."""
     deadline = time.monotonic() + SILENT_SECONDS
     while shown or time.monotonic() < deadline:
         _print_banner(transport, name, shown)

@@ -277,7 +277,7 @@ def _refuse_ssh(state: State, host: Host) -> bool:
 def serve(deployment: Deployment) -> Iterator[FunctionCommand]:
     """Have these ports of the host shown in the tailnet, and of those that a deploy had shown no others.
 
-    What else the host shows is left alone. What can't be shown is no reason not to deploy the rest.
+    What else the host shows is left alone. What can't be shown does not stop the rest of the deploy.
     """
     found = host.get_fact(TailnetOfHost)
     plan = serve_ports.plan(deployment, found)

@@ -1,4 +1,4 @@
-"""What Tailscale's own programs say of a host, and what they are told. Knows nothing of pyinfra.
+"""Output and arguments of Tailscale's own programs. Knows nothing of pyinfra.
 
 The forms are those of `tailscale status --json`, `tailscale debug prefs` and `tailscale serve status --json`.
 """
@@ -147,7 +147,7 @@ def _use(handler: Mapping[str, Any]) -> str:
 
 
 def _endpoint(written: str) -> Endpoint:
-    """Return the endpoint that `written` below stands for."""
+    """Return the endpoint that `written` below denotes."""
     scheme, _, port = written.rpartition(":")
     return scheme or "https", int(port)
 
@@ -159,7 +159,7 @@ def written(at: Endpoint) -> str:
 
 
 def mistakes(deployment: Deployment) -> Iterator[str]:
-    """What is wrong with the inventory's Tailscale keys, as far as the operator's side can know."""
+    """Yield what is wrong with the inventory's Tailscale keys, as far as the operator's side can know."""
     if not deployment.tailscale:
         return
     for port in sorted(deployment.tailscale_serve.keys() & deployment.tailscale_serve_http.keys()):
@@ -185,7 +185,7 @@ def warnings(deployment: Deployment) -> Iterator[str]:
 
 
 def auth_key(deployment: Deployment) -> str | None:
-    """What the host logs in with. None: a person does. Raises SettingsError with the reason, never with the key."""
+    """Return the key that the host logs in with. None: a person does. Raises SettingsError, never with the key."""
     name = deployment.tailscale_auth_key_file
     if name is None:
         return None

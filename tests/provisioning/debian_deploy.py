@@ -1,4 +1,4 @@
-"""What of deploy.py needs no release: packages, user, folders, the WireGuard mesh, and every unit. For the tests."""
+"""The part of deploy.py that needs no release: packages, user, folders, the WireGuard mesh, units. For the tests."""
 
 from pyinfra import host, inventory
 

@@ -10,7 +10,7 @@ from deploys.pyinfra_ext import fact_cache
 
 
 class Count(FactBase[int]):
-    """How often this was asked. Its answer has no line break at its end."""
+    """The number of times that this was asked. Its answer has no line break at its end."""
 
     def command(self, file: str) -> str:
         return f"echo x >> {file}; printf %s $(wc -l < {file})"

@@ -1,4 +1,4 @@
-"""What of deploy.py fetches a model. For the tests."""
+"""The part of deploy.py that fetches a model. For the tests."""
 
 from pyinfra import host
 

@@ -36,7 +36,7 @@ NOT_SETTINGS = ("auth-key", "timeout", "reset", "force-reauth")
 
 
 class RefusedError(Exception):
-    """What the real program says before it ends with 1."""
+    """Print what the real program prints before it ends with 1."""
 
 
 def load() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What another program does with packages is waited for, an interrupted dpkg is finished; other failures end it."""
+"""Deploys wait for other programs that use packages and finish an interrupted dpkg; other failures end them."""
 
 import os
 import subprocess

@@ -225,8 +225,8 @@ def test_what_an_inventory_says_in_vain_is_named(tmp_path: Path) -> None:
     assert_refused(
         pyinfra("-y", inventory, "deploy.py"),
         f"{inventory}: 3 mistakes; nothing was done on any host",
-        f"{inventory}: trainer_learning_rate: stands by itself, where it counts for no host; put it into the data of a "
-        "host, or of all",
+        f"{inventory}: trainer_learning_rate: is not in the data of any host and has no effect; put it into the "
+        "data of a host, or of all",
         f"{inventory}: coordinators: hub is there 2 times; expected each host once",
         f"{inventory}: workers: b is not in all; add it there",
     )
@@ -321,9 +321,9 @@ def test_ways_that_end_pyinfra_are_refused_with_their_hosts(tmp_path: Path) -> N
         "inventory data of gpu-5: ssh_port: got 99999999; expected a port from 1 to 65535",
         f"inventory data of gpu..6: ssh_hostname: got 'gpu..6'; {name}",
         f"inventory data of gpu-7: ssh_hostname: got '192.0.2.7:22'; {name}",
-        "inventory data of gpu-5: release_repository: no URL; expected one such as https://git.example.org/hivewright.git",
+        "inventory data of gpu-5: release_repository: not a URL; expected one such as https://git.example.org/hivewright.git",
         "inventory data of gpu..6: release_ref: has a zero byte, or half a character; expected text",
-        f"inventory data of gpu-1, gpu-2, gpu-3, gpu-4, gpu-7, gpu-8: secrets_dir: {tmp_path}/no.key is no folder; "
+        f"inventory data of gpu-1, gpu-2, gpu-3, gpu-4, gpu-7, gpu-8: secrets_dir: {tmp_path}/no.key is not a folder; "
         "expected one for what must not be in an inventory",
     )
 

@@ -1,4 +1,4 @@
-"""What differs between the distributions that hosts may have, by facts: not all can be booted here."""
+"""Differences between the distributions of hosts, by facts: not all can be booted here."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a host has answered is kept until something is done to it."""
+"""Answers of a host are kept until something is done to it."""
 
 import subprocess
 import sys

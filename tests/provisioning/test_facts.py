@@ -1,4 +1,4 @@
-"""What the own facts make of a host's answers."""
+"""The facts of this project, by answers of hosts."""
 
 import json
 import os
@@ -184,7 +184,7 @@ def test_status_that_is_none_is_said_of_its_worker_alone(text: str, reason: str)
 
 
 def answer_of(fact: NodeReports | HostStates, root: Path, path: str = "") -> Any:
-    """What a fact's own command finds on a machine whose folders are in `root`, with the programs of `path` first."""
+    """Return what a fact's own command finds on a machine whose folders are in `root`, with `path` first."""
     command = re.sub(f"({STATE}|{CONFIGURATION})", lambda found: f"{root}{found[1]}", fact.command())
     done = subprocess.run(
         ["sh", "-c", f"PATH={path}:$PATH; {command}"], capture_output=True, text=True, timeout=60, check=True

@@ -1,4 +1,4 @@
-"""What a driver says of a host's GPUs, and the build of torch that follows from it."""
+"""GPUs as a driver reports them, and the build of torch that follows."""
 
 import os
 import subprocess

@@ -99,7 +99,7 @@ def test_all_mistakes_of_a_csv_are_named_at_once_with_their_lines(tmp_path: Path
         "LIST line 3: gpu-2: ssh_hostname: got '192.0.2.2:22'; expected a name or an address, without a port "
         "(ssh_port)",
         "LIST line 3: gpu-2: ssh_port: got 'http'; expected int",
-        "LIST line 4: gpu-1: stands in LIST line 2 too; expected a host once",
+        "LIST line 4: gpu-1: is in LIST line 2 too; expected a host once",
         "LIST line 2: gpu-1: slots: got 'two'; expected auto, a count of at least 1, or a list with a dict of settings "
         "for each",
         "LIST line 3: gpu-2: modle_name: not a known key; did you mean model_name?",
@@ -119,7 +119,7 @@ def test_list_from_standard_input_is_named_so(monkeypatch: pytest.MonkeyPatch) -
         (
             "name,group,slots,slots\ngpu-1,wokers,1,1\n,,1,1\ngpu-3,1\n",
             [
-                "LIST line 1: column 'slots' stands twice",
+                "LIST line 1: column 'slots' is there twice",
                 "LIST line 2: group: got 'wokers'; expected workers or coordinators",
                 "LIST line 3: name: none; expected the host's",
                 "LIST line 4: 2 cells; expected 4, as many as there are columns",

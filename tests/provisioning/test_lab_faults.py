@@ -71,7 +71,7 @@ class OneHost:
         return report
 
     def is_deployed(self, commit: str) -> bool:
-        """Whether the rollout of that commit has come to the gate."""
+        """Return whether the rollout of that commit has come to the gate."""
         of = self.report["hosts"]["h4"]
         return of["commit"] == commit and of["num_changes"] > 0
 

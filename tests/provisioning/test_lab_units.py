@@ -1,4 +1,4 @@
-"""What the deploy's units do on a real host: the walls between services, and the pauses. Nothing is deployed for that.
+"""The deploy's units on a real host: confinement of services, and the pauses. Nothing is deployed for that.
 
 Each test runs a program of its own in the place of the service's, in all else that the unit says.
 """

@@ -108,7 +108,7 @@ def installed(host: Host, unit: str, **changes: str) -> str:
 
 
 def probed(host: Host, unit: str, **changes: str) -> list[str]:
-    """What ASK says in the place of the service of `unit`."""
+    """Return what ASK prints in the place of the service of `unit`."""
     name = installed(host, unit, ExecStart="/usr/bin/python3 /opt/ask.py", Type="exec", Restart="no", **changes)
     host.ssh(f"journalctl --rotate --vacuum-time=1s; systemctl restart {name}", timeout=100)
 

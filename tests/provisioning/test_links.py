@@ -1,4 +1,4 @@
-"""What root does in folders of the services' user, who may have put links there: it must not follow them for him."""
+"""Root at work in folders of the services' user: it must not follow links that this user has put there."""
 
 import base64
 import io
@@ -109,7 +109,7 @@ def test_backup_holds_no_file_of_roots(there: Fixture) -> None:
 
 
 def test_backup_of_a_slot_holds_no_key_of_its_sibling(there: Fixture) -> None:
-    """Whose file it is says nothing: all slots have one user."""
+    """The owner of a file proves nothing: all slots have one user."""
     sibling = there.state / "worker-1/swarm.pem"
     sibling.parent.mkdir()
     sibling.write_text("KEY")

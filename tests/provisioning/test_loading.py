@@ -1,4 +1,4 @@
-"""What pyinfra would make of an inventory's lists without a word, or would fail at."""
+"""Inventories that pyinfra would misread without a word, or fail at."""
 
 from typing import Any
 

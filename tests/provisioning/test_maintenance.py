@@ -50,7 +50,7 @@ def hivewright(*arguments: str | Path, cwd: Path) -> "subprocess.CompletedProces
         ("fleet stop", "TYPO", "TYPO: no such file; expected an inventory file, a copy of inventory/example.py"),
         ("fleet status", "flet.py", "flet.py: no such file; did you mean fleet.py?"),
         ("fleet logs", "nowhere/x", "nowhere/x: no such file; expected an inventory file"),
-        ("fleet status", "folder", "folder: is no file; expected an inventory file"),
+        ("fleet status", "folder", "folder: is not a file; expected an inventory file"),
         ("fleet start", "empty.py", "empty.py: no hosts; expected lists of hosts, named coordinators and workers"),
         ("fleet status", "fleet.py", "fleet.py line 1: '[' was never closed; expected Python"),
     ],

@@ -1,4 +1,4 @@
-"""What is made of pyinfra's answers. The program is a recorded stand-in: a shell that says what pyinfra 3.10.0 said."""
+"""pyinfra as a child process. The program is a stand-in: a shell that prints what pyinfra 3.10.0 printed."""
 
 import json
 import os

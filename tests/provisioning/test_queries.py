@@ -1,4 +1,4 @@
-"""How hosts are asked what they are doing: one that hangs, or is odd, does not cost the answers of the others."""
+"""Questions to hosts: one that hangs, or is odd, does not cost the answers of the others."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What becomes of odd machines' GPUs, from recordings of nvidia-smi (recordings/, each says what it was written from).
+"""GPUs of odd machines, from recordings of nvidia-smi (recordings/, each names its source).
 
 nvidia-smi itself can't be had: a shell script prints the recording. Facts, placement and table are the real ones.
 """

@@ -1,4 +1,4 @@
-"""What a host does with a new release, through real shells."""
+"""A new release on a host, through real shells."""
 
 import base64
 import os

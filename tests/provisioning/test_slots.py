@@ -1,4 +1,4 @@
-"""Which GPU a slot gets, what it may use of the machine, and what stays of it when it is gone."""
+"""Slots: their GPUs, their share of the machine, and what is kept of them when they are gone."""
 
 from pathlib import Path
 from typing import Any

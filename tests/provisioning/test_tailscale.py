@@ -67,7 +67,7 @@ class Machine:
 
     @property
     def shown(self) -> dict[str, str]:
-        """What is shown at which port and path: {"443/": "http://127.0.0.1:3000"}."""
+        """Return what is shown, by port and path: {"443/": "http://127.0.0.1:3000"}."""
         web = json.loads(self.call("serve", "status", "--json")).get("Web", {})
         return {
             f"{name.rpartition(':')[2]}{path}": handler["Proxy"]

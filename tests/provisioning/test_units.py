@@ -94,7 +94,7 @@ def test_worker_is_watched() -> None:
 
 
 def slept_before_a_start(folder: Path, num_restarts: int, entered: int = 0, left: int = 0, now: int = 0) -> list[str]:
-    """What the unit's own command does before a start, with stand-ins for systemctl and sleep: see `said`.
+    """Run the unit's own command before a start, with stand-ins for systemctl and sleep: see `said`.
 
     Seconds since boot: when it was up last, when it ended, when this start began.
     """

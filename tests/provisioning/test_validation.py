@@ -1,4 +1,4 @@
-"""What an inventory may say: each mistake with its exact message, and what follows from right data."""
+"""Validation of inventories: each mistake with its exact message, and what follows from right data."""
 
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,8 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [HostEntry("gpu-3", ("workers",), {1: 2, "slots": [{}, {None: 1}]}, ())],  # type: ignore[dict-item]
-            "inventory data of gpu-3: 1: no text; expected the name of a key\n"
-            "inventory data of gpu-3: slot 1: None: no text; expected the name of a key",
+            "inventory data of gpu-3: 1: not text; expected the name of a key\n"
+            "inventory data of gpu-3: slot 1: None: not text; expected the name of a key",
         ),
         (
             [
@@ -134,7 +134,7 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker(torch_index="https://[x")],
-            "inventory data of gpu-3: torch_index: no URL; expected one such as https://git.example.org/hivewright.git",
+            "inventory data of gpu-3: torch_index: not a URL; expected one such as https://git.example.org/hivewright.git",
         ),
         ([worker(release_ref=1.1)], "inventory data of gpu-3: release_ref: got 1.1; expected text"),
         (
@@ -286,8 +286,8 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [hub(account_host="127.0.0.1"), worker()],
-            "inventory data of hub: account_host: got '127.0.0.1', which says nothing to workers on other hosts; "
-            "expected the address at which they reach this one",
+            "inventory data of hub: account_host: got '127.0.0.1', which workers on other hosts cannot reach; "
+            "use this host's LAN or VPN address",
         ),
     ],
 )

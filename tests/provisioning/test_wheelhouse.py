@@ -144,7 +144,7 @@ def host(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShellH
 
 
 def ship(host: ShellHost, repository: Path, commit: str) -> None:
-    """What `release.fetch_release` does for the environment of a release from a wheelhouse."""
+    """Run what `release.fetch_release` does for the environment of a release from a wheelhouse."""
     host.run(shipping.checkout._inner(str(repository), commit))
     host.run(shipping.wheels._inner(str(repository), commit, None))
     host.run(release.build_environment._inner(commit, None, True))

@@ -1,4 +1,4 @@
-"""When a rollout of a fleet in a WireGuard mesh is refused: it would leave hosts that can't reach each other."""
+"""Rollouts of a fleet in a WireGuard mesh that are refused: they would leave hosts that can't reach each other."""
 
 from collections.abc import Sequence
 from pathlib import Path
