@@ -103,7 +103,7 @@ def _wrong_access(one: Listed) -> Iterator[str]:
 
 
 def _located(line: str, listed: Mapping[str, Listed]) -> str:
-    """A line of hosts.check, with the place in the list instead of "inventory data"."""
+    """Return a line of validation.check, with the place in the list instead of "inventory data"."""
     names, _, rest = line.removeprefix("inventory data of ").partition(": ")
     return ", ".join(f"{listed[name].source}: {name}" for name in names.split(", ")) + f": {rest}"
 

@@ -322,7 +322,7 @@ def _commits(entries: Collection[HostEntry], seconds: int) -> dict[str, tuple[st
     for entry in entries:
         repository = entry.data.get("release_repository")
         ref = entry.data.get("release_ref", Deployment.model_fields["release_ref"].default)
-        # `hosts.check` has named what is of another type, or not to be shown.
+        # `validation.check` has named what is of another type, or not to be shown.
         if isinstance(repository, str | None) and isinstance(ref, str) and not secret_files.shows_password(repository):
             users.setdefault((repository, ref), []).append(entry.name)
     commits, lines = {}, []
@@ -351,7 +351,7 @@ def _origin(source: str) -> str:
 
 
 def _shown_passwords(plans: Mapping[str, HostPlan]) -> Iterator[str]:
-    """Of slots that have an account service of their own: `hosts.check` has seen the hosts'."""
+    """Of slots that have an account service of their own: `validation.check` has seen the hosts'."""
     for name, plan in plans.items():
         for slot in plan.slots:
             if secret_files.shows_password(slot.settings.chain.account_url):

@@ -484,11 +484,12 @@ def _services(entry: HostEntry, deployment: Deployment) -> dict[str, Settings]:
     of_host: dict[str, dict[str, Any]] = {
         "chain": {"anvil_binary": str(entry.data.get("anvil_binary") or ANVIL)},
         "bootnode": dict(bootnode_announce(entry.data)),
+        "account": {},
     }
     port = entry.data.get("account_port", settings.Account.model_fields["port"].default)
     served = {*deployment.tailscale_serve.values(), *deployment.tailscale_serve_http.values()}
     if deployment.tailscale and port in served:
-        derived["account"]["account_behind_proxy"] = entry.data.get("account_behind_proxy", True)
+        of_host["account"]["account_behind_proxy"] = entry.data.get("account_behind_proxy", True)
     services = {}
     for role, service in COORDINATOR_ROLES.items():
         # chain.account_url is for nodes without a way to the chain; these services are next to it.

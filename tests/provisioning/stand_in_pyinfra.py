@@ -66,7 +66,7 @@ def main() -> None:
         print(json.dumps([{"name": name, "groups": ["workers"], "data": said["data"]} for name in names]))
     elif options.what[0] == "fact":
         found = {name: facts(state_of(folder, name), said["bad"]) for name in names}
-        kinds = enumerate(("survey.HostStates", "survey.NodeReports"))
+        kinds = enumerate(("fleet_facts.HostStates", "fleet_facts.NodeReports"))
         print(json.dumps({kind: {name: both[n] for name, both in found.items()} for n, kind in kinds}))
     else:
         (name,) = names
