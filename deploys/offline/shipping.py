@@ -1,7 +1,8 @@
 """Shipping a release to a host without internet: its files, its wheels, its anvil, which wheelhouse.py has collected.
 
 Everything comes through a shell's standard input, as all files do here (host_files.py), into SHIPPED, where a file's
-name is its digest. Only what is missing is sent; what was cut off goes on where it stopped; what arrived damaged is removed.
+name is its digest. Only what is missing is sent; what was cut off goes on where it stopped; what arrived damaged is
+removed.
 """
 
 import base64
