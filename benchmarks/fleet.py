@@ -35,8 +35,8 @@ from deploys.inventory.validation import HostEntry
 from deploys.paths import CURRENT, RELEASES
 from deploys.services import WORKER_UNIT
 from lab import cgroups, machine
-from lab.host import CHECKOUT, Host
 from lab.lab import REPOSITORY_URL, Lab
+from lab.lab_host import CHECKOUT, Host
 from worker.environments.presets import DEMO_SETTINGS
 
 ANSIBLE = "ansible-core==2.19.14"

@@ -5,7 +5,7 @@ from typing import Any
 from pyinfra.api.exceptions import PyinfraError
 
 from lab.lab import REPOSITORY_URL, Lab
-from lab.network import current_lab
+from lab.lab_network import current_lab
 from lab.process import LabError
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO
 
 from lab import cgroups, layers
-from lab.host import CHECKOUT, Host
-from lab.network import OPERATOR_ADDRESS, Network
+from lab.lab_host import CHECKOUT, Host
+from lab.lab_network import OPERATOR_ADDRESS, Network
 from lab.process import LabError, run, start, stop, wait_until
 
 LABS = Path("/var/tmp/hivewright-lab")

@@ -11,7 +11,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from lab import machine
 from lab.lab import Lab
-from lab.tailnet import LabTailnet, why_no_tailnet
+from lab.lab_tailnet import LabTailnet, why_no_tailnet
 
 OTHER_LABS = {
     "test_lab_debian13.py": "trixie", "test_lab_first_boot.py": "fresh",

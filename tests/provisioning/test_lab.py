@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lab import cgroups
-from lab.host import CHECKOUT
 from lab.lab import Lab
+from lab.lab_host import CHECKOUT
 from lab.process import LabError, recall, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]

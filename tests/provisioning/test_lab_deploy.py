@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from deploys.fleet import pyinfra_process
-from lab.host import CHECKOUT, Host
 from lab.lab import REPOSITORY_URL, Lab
+from lab.lab_host import CHECKOUT, Host
 from lab.process import wait_until
 from worker.swarm import identity
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from lab.host import CHECKOUT, Host
 from lab.lab import Lab
+from lab.lab_host import CHECKOUT, Host
 from lab.process import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(900)]

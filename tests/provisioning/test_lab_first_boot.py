@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.host import Host
 from lab.lab import Lab
+from lab.lab_host import Host
 from tests.provisioning.conftest import booted
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(900)]

@@ -11,8 +11,8 @@ from deploys.inventory import validation
 from deploys.inventory.validation import HostEntry
 from deploys.paths import CURRENT, MODELS, STATE
 from deploys.services import WORKER_UNIT
-from lab.host import Host
 from lab.lab import Lab
+from lab.lab_host import Host
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from deploys.fleet import backup_file
-from lab.host import CHECKOUT, Host
 from lab.lab import Lab
+from lab.lab_host import CHECKOUT, Host
 from lab.process import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]

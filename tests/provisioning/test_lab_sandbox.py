@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.host import CHECKOUT
 from lab.lab import Lab
+from lab.lab_host import CHECKOUT
 from worker.environments import sandbox
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from deploys.fleet import pyinfra_process
-from lab.host import Host
 from lab.lab import Lab
+from lab.lab_host import Host
 from lab.process import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]

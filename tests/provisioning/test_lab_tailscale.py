@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from deploys.tailscale import ssh_switch
-from lab.host import Host
+from lab.lab_host import Host
+from lab.lab_tailnet import KEY, SERVER, LabTailnet
 from lab.process import wait_until
-from lab.tailnet import KEY, SERVER, LabTailnet
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -9,8 +9,8 @@ import pytest
 
 from deploys import units
 from deploys.services import WORKER_UNIT
-from lab.host import Host
 from lab.lab import Lab
+from lab.lab_host import Host
 from lab.process import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(300)]

@@ -13,8 +13,8 @@ import pytest
 from deploys import units
 from deploys.paths import CURRENT
 from deploys.services import WORKER_UNIT
-from lab.host import CHECKOUT, Host
 from lab.lab import Lab
+from lab.lab_host import CHECKOUT, Host
 from lab.process import wait_until
 from worker import settings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from swarm_lab import Lab
 
-from lab.network import Network as Cables
+from lab.lab_network import Network as Cables
 from worker.swarm.network import Network
 
 _CLONE_NEWNET = 0x40000000

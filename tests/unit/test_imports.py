@@ -1,6 +1,7 @@
 """Who may import whom (docs/architecture.md): checked on the source, so that a shortcut fails here first."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,9 @@ def test_names_of_test_modules_are_unique():
     """pytest imports test modules by their bare names: of two with one name it refuses the second."""
     names = [file.name for file in (ROOT / "tests").rglob("*.py") if file.name not in ("__init__.py", "conftest.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_names_of_modules_tell_them_apart():
+    """A file name means one thing; for a server and a status the package says whose it is."""
+    names = Counter(file.stem for _, file in modules())
+    assert {name for name, count in names.items() if count > 1} <= {"__init__", "server", "status"}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab import cgroups, launcher, layers
-from lab.network import Network, host_address
+from lab.lab_network import Network, host_address
 from lab.process import LabError, recall, run, start, stop, wait_until
 
 CHECKOUT = Path(__file__).parents[1]

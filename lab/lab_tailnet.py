@@ -12,9 +12,9 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from lab.host import Host
 from lab.lab import Lab
-from lab.network import OPERATOR_ADDRESS
+from lab.lab_host import Host
+from lab.lab_network import OPERATOR_ADDRESS
 from lab.process import start, wait_until
 
 FOLDER = "HIVEWRIGHT_TAILSCALE"
