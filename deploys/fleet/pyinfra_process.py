@@ -125,7 +125,7 @@ class Pyinfra:
         instead = [word for key, value in (data or {}).items() for word in ("--data", f"{key}={value}")]
         done = self._run(["--json", *limits, *instead, self.inventory, "fact", *arguments], timeout)
         runs = done.report.hosts
-        if done.code and runs and all(run.state != "done" for run in runs.values()):
+        if done.code and all(host in runs and runs[host].state != "done" for host in hosts):
             by_fact: dict[str, dict[str, Any]] = {argument: {} for argument in arguments if "=" not in argument}
         else:
             by_fact = _parsed(done, timeout)

@@ -128,7 +128,7 @@ def _conclude() -> None:
     state = state if state is not None and state.initialised else None
     if state is not None:
         for host in state.inventory:
-            if host.name in _lines or host in state.activated_hosts:
+            if host in state.activated_hosts or host in state.failed_hosts:
                 _report.hosts[host.name] = _run_on(state, host)
     _write()
     sys.stdout.flush()

@@ -118,10 +118,10 @@ def test_mistakes_that_a_deploy_would_refuse_are_named_and_the_work_is_done(comm
     done = hivewright("fleet", command, "fleet.py", "--limit", "gpu-2", cwd=tmp_path)
     assert (done.returncode, "gpu-2" in done.stdout + done.stderr) == (1, True)
     assert [line for line in done.stderr.splitlines() if "warning" in line] == [
-        "warning: a deploy would refuse inventory data of @local: trainer_learning_rat: not a known key; did you mean "
-        "trainer_learning_rate?",
         "warning: a deploy would refuse inventory data of @local: slots: got -1; expected auto, a count of at least 1, "
         "or a list with a dict of settings for each",
+        "warning: a deploy would refuse inventory data of @local: trainer_learning_rat: not a known key; did you mean "
+        "trainer_learning_rate?",
     ]
 
 

@@ -150,7 +150,7 @@ def test_command_is_not_that_of_the_folder_where_somebody_stands(tmp_path: Path)
 
 def test_drop_in_of_somebody_else_stays_when_ours_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as the one that gives a slot the password of its wallet."""
-    monkeypatch.setattr(units, "UNITS", tmp_path)
+    monkeypatch.setattr(paths, "UNITS", tmp_path)
     folders = [tmp_path / f"hivewright-worker@{number}.service.d" for number in (0, 1)]
     for folder in folders:
         folder.mkdir()
@@ -177,7 +177,7 @@ def test_uninstall_takes_our_units_and_drop_ins_and_no_others(tmp_path: Path) ->
 
 def test_doctor_looks_within_the_limits_of_the_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for systemd-run, which says what it is to run with."""
-    monkeypatch.setattr(units, "UNITS", tmp_path)
+    monkeypatch.setattr(paths, "UNITS", tmp_path)
     data = {"slots": 1, "swarm_enabled": False, "slot_memory_gb": 4.0, "slot_cpus": 2.0}
     (slot,) = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
     folder = tmp_path / f"{slot.unit}.d"
@@ -206,7 +206,7 @@ def test_doctor_looks_within_the_limits_of_the_slot(tmp_path: Path, monkeypatch:
 def test_model_is_fetched_by_somebody_who_sees_nothing_of_the_slots_but_which_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(units, "UNITS", tmp_path)
+    monkeypatch.setattr(paths, "UNITS", tmp_path)
     data = {"slots": 2, "swarm_enabled": False, "model_name": "auto"}
     slots = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
     for slot in slots:
@@ -233,7 +233,7 @@ def test_model_is_fetched_by_somebody_who_sees_nothing_of_the_slots_but_which_it
 def test_token_for_the_model_goes_to_the_unit_that_fetches_and_nothing_of_it_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(units, "UNITS", tmp_path)
+    monkeypatch.setattr(paths, "UNITS", tmp_path)
     data = {"slots": 1, "swarm_enabled": False, "model_name": "owner/gated"}
     data["model_token_file"] = str(tmp_path / "token")
     (tmp_path / "token").write_text("hf_example\n")

@@ -251,8 +251,8 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [hub(account_port=8545, bootnode_port=8545)],
-            "inventory data of hub: bootnode_port: 8545 is that of account_port too; give each its own, or 0\n"
-            "inventory data of hub: anvil_port: 8545 is that of account_port too; give each its own, or 0",
+            "inventory data of hub: bootnode_port: 8545 is that of anvil_port too; give each its own, or 0\n"
+            "inventory data of hub: account_port: 8545 is that of anvil_port too; give each its own, or 0",
         ),
         (
             [worker(slots=2, swarm_announce=["/ip4/192.0.2.1/tcp/1"], swarm_port=1)],
@@ -433,7 +433,7 @@ def test_one_machine_can_be_everything() -> None:
     plan = plan_of("@local", entry("@local", ("workers", "coordinators"), slots=1))
     assert plan.slots[0].settings.chain.account_url == "http://127.0.0.1:3000"
     assert plan.slots[0].settings.node.name == "local"
-    assert list(plan.services) == ["chain", "keeper", "bootnode", "account", "dashboard"]
+    assert list(plan.services) == ["chain", "bootnode", "keeper", "account", "dashboard"]
 
 
 @pytest.mark.parametrize("host", ["192.0.2.10", "fd00::1", "hub", "hub.example.org", "gpu_1.local", "0.0.0.0"])
