@@ -247,7 +247,7 @@ class HostState:
     `deployed`: digest of what the last deploy made of the host; None if none was ever finished, or one was begun and
     did not get to its end. `previous`: the release that `rollback` would go back to. Disk in 10^6 bytes, of the state
     folder. `tailscale`: BackendState of its daemon, None without one; `tailscale_server`: its control
-    server. `problem`: what nvidia-smi says instead of its GPUs, None if it has no complaint, or there is none.
+    server. `problem`: what nvidia-smi says instead of its GPUs, None without a complaint, or without nvidia-smi.
     """
 
     commit: str | None = None

@@ -8,7 +8,7 @@ MAX_BYTES = 1 << 20
 _DD = f"dd iflag=nofollow,nonblock,fullblock,skip_bytes bs={MAX_BYTES} count=1 status=none"
 
 # Shell functions. own_file FILE: the end of it, as printable ASCII and line breaks, which is what JSON is written in;
-# nothing if FILE is a link, and without waiting if it is a pipe. what_is FILE: kind and size; fails if there is none.
+# nothing if FILE is a link, and without waiting if it is a pipe. what_is FILE: kind and size; fails without a FILE.
 FUNCTIONS = (
     f'own_file() {{ size=$(stat --format=%s "$1" 2>/dev/null) && {_DD} if="$1"'
     f" skip=$((size > {MAX_BYTES} ? size - {MAX_BYTES} : 0)) 2>/dev/null | LC_ALL=C tr -cd '\\12\\40-\\176'; }};"

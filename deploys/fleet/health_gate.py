@@ -1,7 +1,7 @@
 """The health gate: a deployed service has to make progress; that it runs is not enough.
 
 A worker makes progress when it finishes rounds after it was started, its reward is not far below that of the rounds
-before, and the chain confirms a reward; a keeper when its round moves; any other service when it runs. What stands in
+before, and the chain confirms a reward; a keeper when its round moves; any other service when it runs. What is in
 the way may be the release, which then goes back, or the host (its disk is full, it is gone), which stops nobody else.
 """
 

@@ -28,7 +28,7 @@ _COLOURS = {"done": "green", "pending": "dim", "rolled-back": "yellow"}
 class HostReport:
     """One host. `commit`: that it is to get. `seconds`: of deploy and gate.
 
-    `before`: the commit that it had before this rollout touched it, None if none. `digest_before`: what stood for all
+    `before`: the commit before this rollout touched it, None: a bare host. `digest_before`: the digest of all
     that it was (HostState.deployed), None if its last deploy had not got to the end.
     """
 

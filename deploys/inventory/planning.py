@@ -410,7 +410,7 @@ def _identities(of: Host) -> tuple[str, dict[int, str]]:
 
 
 def _entry(of: Host) -> HostEntry:
-    # ssh_user and the like may stand in `all` for the sake of other hosts, so every host may have them, also @local.
+    # ssh_user and the like may be in `all` for the sake of other hosts, so every host may have them, also @local.
     own = {name for name, _ in all_global_arguments()} | {*of.connector_cls.data_meta, *SSHConnector.data_meta}
     own.add(sudo.PASSWORD_FILE)
     return HostEntry(of.name, tuple(of.groups), of.data.dict(), frozenset(own))

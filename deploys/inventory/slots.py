@@ -185,8 +185,8 @@ def _named_device(slot: Slot) -> int | None:
 def with_families(services: Mapping[str, Settings], slots: Collection[Slot]) -> dict[str, Settings]:
     """The coordinator's services, with a keeper that knows the task families of all these workers.
 
-    Its audits make tasks again from recipes that name a family's configuration by digest, so they must know each; at
-    which levels workers stand, and how often they ask, is nothing to them. What the host's own data name is known too.
+    Its audits make tasks again from recipes that name a family's configuration by digest, so they must know each; the
+    levels and shares of workers do not matter to them. The families in the host's own data are known too.
     """
     if "keeper" not in services or not slots:
         return dict(services)

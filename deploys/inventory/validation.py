@@ -41,7 +41,7 @@ WORKER_POLL_SECONDS = 3.0
 MAX_PORT = 65535
 # As huggingface_hub has it, which is not needed on this side.
 _HUB_NAME = re.compile(r"(?!.*(--|[.][.]|[.]git$))(\b[\w.-]+\b/)?\b[\w.-]{1,96}\b")
-# What a slot's dict may say beside settings.
+# Keys of a slot besides settings.
 SLOT_KEYS = ("identity", *SlotOptions.model_fields)
 EXPECTED_URL = "not a URL; expected one such as https://git.example.org/hivewright.git"
 SET_BY_DEPLOY = "set by the deploy for each role and slot; leave it out"
