@@ -150,7 +150,7 @@ def test_command_is_not_that_of_the_folder_where_somebody_stands(tmp_path: Path)
 
 def test_drop_in_of_somebody_else_stays_when_ours_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as the one that gives a slot the password of its wallet."""
-    monkeypatch.setattr(paths, "UNITS", tmp_path)
+    monkeypatch.setattr(units, "UNITS", tmp_path)
     folders = [tmp_path / f"hivewright-worker@{number}.service.d" for number in (0, 1)]
     for folder in folders:
         folder.mkdir()
