@@ -186,8 +186,8 @@ def test_archive_is_never_overwritten_and_wants_a_real_passphrase(tmp_path: Path
 def test_place_where_no_archive_can_be_is_refused_before_any_host_is_asked(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place, reason in (
-        ("nowhere/x.backup", "no folder that can be written to"),
-        ("file/x.backup", "no folder that can be written to"),
+        ("nowhere/x.backup", "not a folder that can be written to"),
+        ("file/x.backup", "not a folder that can be written to"),
         ("file", "is there already"),
     ):
         with pytest.raises(SettingsError, match=reason):
