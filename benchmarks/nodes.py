@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker import environments, settings
+from worker import environments, rollouts, settings
 from worker.environments import Environment
 from worker.environments.mixture import is_closed
 from worker.node import EXTERNAL_MARGIN
 from worker.policy import policy
-from worker.records import Group, ScoredGroup, round_seed
+from worker.records import Group, Rollout, ScoredGroup, round_seed
 from worker.trainer.batch import choose
 from worker.trainer.credit import give_credit
 from worker.trainer.trainer import Trainer
@@ -36,24 +36,9 @@ class Node:
 
     def answer(self, round: int) -> list[ScoredGroup]:
         tasks = self.environment.sample(round_seed(self.peer_id, round), self.settings.environment.tasks_per_round)
-        questions = [self.environment.question(task) for task in tasks]
-        answers = self.trainer.policy.generate(questions, self.settings.generation, self.rng.getrandbits(31))
-        groups = []
-        for task, question, completions in zip(tasks, questions, answers, strict=True):
-            if completions is None:
-                continue
-            texts = tuple(c.text for c in completions)
-            groups.append(
-                ScoredGroup(
-                    task,
-                    question,
-                    texts,
-                    tuple(self.environment.score(task, texts)),
-                    token_ids=tuple(c.token_ids for c in completions),
-                    logprobs=tuple(c.logprobs for c in completions),
-                    truncated=tuple(c.truncated for c in completions),
-                )
-            )
+        policy, seed = self.trainer.policy, self.rng.getrandbits(31)
+        questions, answers = rollouts.generate(policy, self.environment, self.settings.generation, tasks, seed)
+        groups = rollouts.score(self.environment, tasks, questions, answers).groups
         self.rewards.append(statistics.fmean(group.mean_reward for group in groups))
         return groups
 
@@ -69,10 +54,9 @@ class Node:
         return [self.verify(*offer) for offer in self.rng.sample(offered, min(wanted, len(offered)))]
 
     def verify(self, peer_id: str, group: Group) -> ScoredGroup:
-        rewards = tuple(self.environment.score(group.task, group.completions))
-        return ScoredGroup(
-            group.task, self.environment.question(group.task), group.completions, rewards, peer_id=peer_id
-        )
+        rewards = self.environment.score(group.task, group.completions)
+        scored = tuple(map(Rollout, group.completions, rewards))
+        return ScoredGroup(group.task, self.environment.question(group.task), scored, peer_id=peer_id)
 
     def learn(self, local: list[ScoredGroup], external: list[ScoredGroup]) -> None:
         groups = give_credit(local, is_closed) if self.has_credit else local

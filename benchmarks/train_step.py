@@ -37,7 +37,7 @@ from trl import GRPOConfig, GRPOTrainer
 from worker import environments, settings
 from worker.policy import lora
 from worker.policy.policy import Policy, load
-from worker.records import ScoredGroup
+from worker.records import Completion, Rollout, ScoredGroup
 from worker.trainer.trainer import Lesson, Trainer
 
 GROUPS, SIZE, LENGTH = 2, 8, 128
@@ -93,9 +93,9 @@ def make_groups(case: Case, policy: Policy) -> list[ScoredGroup]:
     groups = []
     for task, question in rng.sample(fitting, GROUPS):
         lengths = [case.length if case.lengths == "even" else rng.randint(1, case.length) for _ in range(SIZE)]
-        token_ids = tuple(tuple(rng.randrange(4, 512) for _ in range(length)) for length in lengths)
-        rewards = tuple(rng.random() for _ in range(SIZE))
-        groups.append(ScoredGroup(task, question, ("",) * SIZE, rewards, token_ids, truncated=(False,) * SIZE))
+        token_ids = [tuple(rng.randrange(4, 512) for _ in range(length)) for length in lengths]
+        rollouts = (Rollout("", rng.random(), Completion("", ids, (), truncated=False)) for ids in token_ids)
+        groups.append(ScoredGroup(task, question, tuple(rollouts)))
     return groups
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from worker import __version__, condition, enrolment, environments, model_setup
+from worker import __version__, condition, enrolment, environments, model_setup, rollouts
 from worker.chain import account_client
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
@@ -27,7 +27,7 @@ from worker.environments.mixture import is_closed
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
 from worker.hub.hub import Hub
 from worker.policy import lora, model_sizing
-from worker.records import Collected, Completion, Group, ScoredGroup, StepMetrics, Task, milli_reward, round_seed
+from worker.records import Collected, Group, ScoredGroup, StepMetrics, milli_reward, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
 from worker.runtime import host, systemd
 from worker.runtime.processes import exit_on_signals
@@ -233,7 +233,7 @@ class Node:
         kept = []
         for group in groups:
             found = learned.get((group.peer_id, group.task))
-            nothing = (0.0,) * len(group.completions)
+            nothing = (0.0,) * len(group.rollouts)
             kept.append(
                 answer_log.of_group(
                     group, round, level=self.environment.level_of(group.task), form=self.policy.form.name,
@@ -368,37 +368,21 @@ class Node:
         """Our own groups for the tasks of `seed`, scored, and the tokens per second of generating them."""
         self._show("generating")
         tasks = self.environment.sample(seed, self.settings.environment.tasks_per_round)
-        questions = [self.environment.question(task) for task in tasks]
         started = time.monotonic()
-        answers = self.policy.generate(questions, self.settings.generation, seed ^ self.settings.node.seed)
+        questions, answers = rollouts.generate(
+            self.policy, self.environment, self.settings.generation, tasks, seed ^ self.settings.node.seed
+        )
         seconds = time.monotonic() - started
-        groups = [
-            self._scored(task, question, completions)
-            for task, question, completions in zip(tasks, questions, answers, strict=True)
-            if completions is not None
-        ]
-        if len(groups) < len(tasks):
+        answered = rollouts.score(self.environment, tasks, questions, answers)
+        if answered.num_too_long:
             limit = self.settings.generation.max_prompt_length
-            logger.warning("prompts too long num=%d limit=%d", len(tasks) - len(groups), limit)
-            if not groups:
+            logger.warning("prompts too long num=%d limit=%d", answered.num_too_long, limit)
+            if not answered.groups:
                 raise TrainingError(
                     f"all {len(tasks)} prompts are longer than {limit} tokens (generation.max_prompt_length); "
                     "raise it, or choose other families (environment.families)"
                 )
-        num_tokens = sum(len(ids) for group in groups for ids in group.token_ids or ())
-        return groups, num_tokens / seconds
-
-    def _scored(self, task: Task, question: str, completions: Sequence[Completion]) -> ScoredGroup:
-        texts = tuple(completion.text for completion in completions)
-        return ScoredGroup(
-            task=task,
-            question=question,
-            completions=texts,
-            rewards=tuple(self.environment.score(task, texts)),
-            token_ids=tuple(completion.token_ids for completion in completions),
-            logprobs=tuple(completion.logprobs for completion in completions),
-            truncated=tuple(completion.truncated for completion in completions),
-        )
+        return answered.groups, answered.num_tokens / seconds
 
     def _publish(self, round: int, local: Sequence[ScoredGroup]) -> Published | None:
         """Serve our groups of this round from now on. None: there is nobody that they could be served to."""
@@ -566,9 +550,10 @@ class Node:
 
 def _logprobs(group: ScoredGroup, learned: Learned | None) -> list[float | None]:
     """The mean log-probability of each answer: as the step found it, else as it was sampled, else None."""
-    found: Sequence[float | None] = (None,) * len(group.completions) if learned is None else learned.logprobs
-    sampled = [_mean(logprobs) if logprobs else None for logprobs in group.logprobs or [()] * len(found)]
-    return [own if seen is None else seen for seen, own in zip(found, sampled, strict=True)]
+    sampled = [_mean(one.sampled.logprobs) if one.sampled and one.sampled.logprobs else None for one in group.rollouts]
+    if learned is None:
+        return sampled
+    return [own if seen is None else seen for seen, own in zip(learned.logprobs, sampled, strict=True)]
 
 
 def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGroup]) -> list[str]:
@@ -588,7 +573,7 @@ def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGro
 
 
 def _truncated_share(groups: Sequence[ScoredGroup]) -> float:
-    return _mean([float(cut) for group in groups for cut in group.truncated or (False,)])
+    return _mean([float(completion.truncated) for group in groups for completion in group.sampled])
 
 
 def _mean(values: Sequence[float]) -> float:

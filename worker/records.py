@@ -39,7 +39,8 @@ class Completion:
     """One sampled answer of our own policy.
 
     `token_ids` (T,) are the sampled tokens, the end token included if there was one; `logprobs` (T,) their
-    log-probabilities (worker/policy/engines/engine.py says of which distribution); `truncated`: no end token came.
+    log-probabilities (worker/policy/engines/engine.py says of which distribution), or empty if the sampler did not tell
+    any; `truncated`: no end token came.
     """
 
     text: str
@@ -49,24 +50,45 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredGroup:
-    """A group that can be trained on: ours, or a peer's that was verified.
+class Rollout:
+    """One completion that was scored here.
 
-    `rewards` (G,) in [0, 1] were computed here, never received. `token_ids` and `logprobs` (G lists) are those of
-    sampling for our own groups and None for a peer's: its text is re-tokenised and scored by our own policy.
-    `peer_id` is None for our own. `credits` (G,) stand in for rewards that are all 0, in the advantages alone
-    (trainer/credit.py): nothing else ever sees them.
+    `reward` in [0, 1] was computed here, never received. `sampled`: the tokens of our own policy; None for a peer's
+    completion, whose text is tokenised again and scored by our own policy. `credit` stands in for rewards that are all
+    0, in the advantages alone (trainer/credit.py): nothing else ever reads it.
     """
+
+    text: str
+    reward: float
+    sampled: Completion | None = None
+    credit: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group that can be trained on: ours (`peer_id` None), or a peer's that was verified."""
 
     task: Task
     question: str
-    completions: tuple[str, ...]
-    rewards: tuple[float, ...]
-    token_ids: tuple[tuple[int, ...], ...] | None = None
-    logprobs: tuple[tuple[float, ...], ...] | None = None
-    truncated: tuple[bool, ...] | None = None
+    rollouts: tuple[Rollout, ...]
     peer_id: str | None = None
-    credits: tuple[float, ...] | None = None
+
+    @property
+    def completions(self) -> tuple[str, ...]:
+        return tuple(rollout.text for rollout in self.rollouts)
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        return tuple(rollout.reward for rollout in self.rollouts)
+
+    @property
+    def credits(self) -> tuple[float, ...]:
+        return tuple(rollout.credit for rollout in self.rollouts)
+
+    @property
+    def sampled(self) -> tuple[Completion, ...]:
+        """The completions that our own policy sampled: all of them, or none of a peer's group."""
+        return tuple(rollout.sampled for rollout in self.rollouts if rollout.sampled is not None)
 
     @property
     def mean_reward(self) -> float:
@@ -80,7 +102,7 @@ class ScoredGroup:
     @property
     def teaches(self) -> bool:
         """Whether a step can learn from it: from its rewards, or from its credits."""
-        return self.has_signal or (self.credits is not None and max(self.credits) > min(self.credits))
+        return self.has_signal or max(self.credits) > min(self.credits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from worker.chain import contract
 from worker.chain.client import Call
 from worker.chain.coordinator import Coordinator
 from worker.chain.embedded import anvil
-from worker.chain.keeper import Keeper, verdict
+from worker.chain.keeper import Keeper, needed, verdict
 from worker.errors import ChainError, ContractRefused
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +59,7 @@ def status_of(chain) -> dict:
         ("b", "a", True, 1, {}, None),  # a new peer does not stand in for an expected one
         ("bc", "abc", True, 1, {"ready_fraction": 0.6}, "ready"),
         ("b", "abc", True, 1, {"ready_fraction": 0.6}, None),
-        ("abc", "abcdefghijklmnopqrstuvwxyzABCD", True, 1, {"ready_fraction": 0.1}, "ready"),  # 0.1 * 30 is 3, not 4
+        ("abc", "abcdefghijklmnopqrstuvwxyzABCD", True, 1, {"ready_fraction": 0.1}, "ready"),
         ("ab", "ab", True, 1, {"min_peers": 3}, None),
         ("abc", "ab", True, 1, {"min_peers": 3}, "ready"),
         ("ab", "ab", False, 1000, {}, None),  # too few registered: not even when the time is up
@@ -72,6 +72,14 @@ def status_of(chain) -> dict:
 def test_verdict(reporters, expected, is_populated, seconds, values, wanted):
     found = verdict(set(reporters), set(expected), is_populated, seconds, settings.Keeper(**values))
     assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("fraction", "num_expected", "wanted"), [(0.07, 100, 7), (0.1, 30, 3), (0.6, 3, 2), (1.0, 5, 5), (0.5, 0, 0)]
+)
+def test_needed_reports_are_rounded_up_and_no_product_is_rounded_up_for_its_last_bit(fraction, num_expected, wanted):
+    keeper = settings.Keeper(ready_fraction=fraction)
+    assert needed({str(number) for number in range(num_expected)}, keeper) == wanted
 
 
 def test_round_ends_when_all_of_the_last_two_rounds_have_reported(chain, caplog):

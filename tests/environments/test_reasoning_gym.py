@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.groups import scored_group
 from worker import environments, settings
 from worker.environments.mixture import MAX_INDEX, Mix, config_digest, extract_answer
 from worker.environments.presets import DEMO_FAMILIES, DEMO_SETTINGS
@@ -209,7 +210,7 @@ def test_peers_at_different_levels_understand_each_other():
 
 
 def scored(mix: Mix, seed: int, reward: float) -> list[ScoredGroup]:
-    return [ScoredGroup(task, "?", ("a", "b"), (reward, reward)) for task in mix.sample(seed, 5)]
+    return [scored_group(task, "?", ("a", "b"), (reward, reward)) for task in mix.sample(seed, 5)]
 
 
 @pytest.mark.parametrize("name", ["power_function", "tsumego", "modulo_grid", "sokoban", "bf"])
@@ -276,7 +277,7 @@ def test_level_survives_an_upgrade_of_the_environment(monkeypatch):
 
 
 def at_level(mix: Mix, seed: int, *rewards: float) -> list[ScoredGroup]:
-    return [ScoredGroup(task, "?", ("a",) * len(rewards), rewards) for task in mix.sample(seed, 1)]
+    return [scored_group(task, "?", ("a",) * len(rewards), rewards) for task in mix.sample(seed, 1)]
 
 
 def test_auto_begins_at_the_easiest_level_and_rises_at_once_where_tasks_are_solved():
@@ -331,7 +332,7 @@ def test_families_that_teach_are_drawn_more_often_and_none_is_given_up():
     for seed in range(20):
         for task in mix.sample(seed, 9):
             rewards = (0.0, 1.0) if task.family == "gcd" else (0.0, 0.0)
-            mix.learn([ScoredGroup(task, "?", ("a", "b"), rewards)])
+            mix.learn([scored_group(task, "?", ("a", "b"), rewards)])
     drawn = Counter(task.family for task in mix.sample(1, 3000))
     assert drawn["gcd"] / drawn["lcm"] == pytest.approx(9, rel=0.3)
     assert drawn["products"] / drawn["gcd"] == pytest.approx(10 / 9, rel=0.2)

@@ -6,6 +6,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from tests.groups import scored_group
 from worker import settings
 from worker.errors import ModelError
 from worker.policy import lora
@@ -14,7 +15,7 @@ from worker.policy.engines.decoder import LeanDecoder
 from worker.policy.engines.hf_decoder import CachedDecoder
 from worker.policy.engines.torch_engine import TorchEngine
 from worker.policy.policy import Policy, load
-from worker.records import ScoredGroup, Task
+from worker.records import Task
 from worker.trainer import checkpoint
 from worker.trainer.trainer import Trainer
 
@@ -36,7 +37,7 @@ def make_trainer(pristine, dtype=torch.float32, **options) -> Trainer:
 
 def make_groups(policy):
     return [
-        ScoredGroup(
+        scored_group(
             Task("basic_arithmetic", "0" * 12, 0, i),
             question,
             tuple(c.text for c in completions),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_models import FAMILIES, save_model
 
+from tests.groups import scored_group
 from worker import settings
 from worker.errors import ModelError
 from worker.policy import lora as lora_module
@@ -14,7 +15,7 @@ from worker.policy.engines.engine import Ending
 from worker.policy.engines.hf_decoder import CachedDecoder
 from worker.policy.engines.transformers_engine import ReferenceEngine
 from worker.policy.policy import INSTRUCTION, Policy, load
-from worker.records import ScoredGroup, Task
+from worker.records import Task
 from worker.trainer import checkpoint
 from worker.trainer.trainer import Trainer
 
@@ -99,7 +100,7 @@ def test_greedy_answers_and_log_probabilities_are_those_of_transformers(policy, 
 
 def score(policy, groups):
     return [
-        ScoredGroup(
+        scored_group(
             Task("basic_arithmetic", "0" * 12, 0, i),
             question,
             tuple(c.text for c in completions),
@@ -116,14 +117,13 @@ def test_rounds_of_training_teach_it_what_is_rewarded(policy, name, lora, tmp_pa
     trainer = Trainer(policy, settings.Trainer(learning_rate=3e-3, lora=lora), GENERATION)
     first = policy.generate(QUESTIONS, GENERATION, seed=0)
     groups = score(policy, first)
-    rewarded = [(tuple(policy.prompt_ids(g.question)), g.token_ids[0]) for g in groups]
+    rewarded = [(tuple(policy.prompt_ids(g.question)), g.sampled[0].token_ids) for g in groups]
     before = [likelihood(policy, *pair) for pair in rewarded]
     for _ in range(4):
         metrics = trainer.step(groups)
         assert metrics.skipped is None
         assert metrics.grad_norm > 0
     assert all(b < likelihood(policy, *pair) for b, pair in zip(before, rewarded, strict=True))
-    assert not trainer.dropped
     # What generates has followed the weights.
     second = policy.generate(QUESTIONS, GENERATION, seed=0)
     assert second != first
@@ -133,7 +133,7 @@ def test_rounds_of_training_teach_it_what_is_rewarded(policy, name, lora, tmp_pa
             assert sum(completion.logprobs) == pytest.approx(expected, abs=1e-3)
     # A peer's text is learned from too.
     texts = ("<answer>42</answer>", *groups[0].completions[1:])
-    strangers = [ScoredGroup(g.task, g.question, texts, g.rewards) for g in groups]
+    strangers = [scored_group(g.task, g.question, texts, g.rewards) for g in groups]
     assert trainer.step(strangers).skipped is None
     checkpoint.save(tmp_path, trainer, {}, keep=1)
     lora_module.save_merged(policy.model, tmp_path / "model.safetensors")

@@ -120,13 +120,15 @@ def test_lean_and_cached_decoders_sample_the_same_while_rows_end(family, head_di
 
 
 @pytest.mark.parametrize("name", ["lean", "lean-torch", "lean-replayed"])
-@pytest.mark.parametrize(("family", "window"), [("qwen2", {}), ("mistral", {"sliding_window": 80})])
+@pytest.mark.parametrize(("family", "window"), [("qwen2", {}), ("mistral", {"sliding_window": 66})])
 def test_prompts_that_fill_their_room_hide_nothing_until_the_window_does(family, window, name):
     model = make_model(family, **window)
     prompts = [[(7 * i + k) % 100 + 5 for i in range(64)] for k in (1, 2)]
     options = {"max_completion_length": 40, "end_ids": (), "temperature": 1.3}
     ours, theirs = (answer(make_engine(n, model), prompts, **options) for n in (name, "cached"))
-    assert [row.token_ids for group in ours for row in group] == [row.token_ids for group in theirs for row in group]
+    for our, their in zip((r for g in ours for r in g), (r for g in theirs for r in g), strict=True):
+        assert our.token_ids == their.token_ids
+        assert our.logprobs == pytest.approx(their.logprobs, abs=1e-5)  # one position more or less shows
 
 
 @pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])

@@ -11,6 +11,7 @@ import torch
 import transformers
 import vllm_stand_in
 
+from tests.groups import scored_group
 from worker import settings
 from worker.errors import ModelError
 from worker.policy import lora
@@ -22,7 +23,7 @@ from worker.policy.engines.transformers_engine import ReferenceEngine
 from worker.policy.engines.vllm import VllmEngine
 from worker.policy.logprobs import completion_logprobs
 from worker.policy.policy import Policy, load
-from worker.records import ScoredGroup, Task
+from worker.records import Task
 from worker.trainer.trainer import Trainer
 
 HAS_REAL = module.is_installed()
@@ -170,7 +171,7 @@ def test_adapters_are_merged_into_what_is_brought_over(pristine, backend):
     before = answer(engine, top_k=1)
     assert tokens(before) == tokens(answer(ReferenceEngine(pristine.model), top_k=1))
     groups = [
-        ScoredGroup(
+        scored_group(
             Task("basic_arithmetic", "0" * 12, 0, 0), "1 + 1", ("",) * 3, (1.0, 0.0, 0.5),
             token_ids=((5, 6, 7), (8, 9), (10, 11, 12)), truncated=(False,) * 3,
         )

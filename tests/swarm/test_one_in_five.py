@@ -10,6 +10,7 @@ import zstandard
 from lies import Lie, lie_with_bomb, lie_with_replay, lie_with_waits, make_bomb, seal, send_groups, trickle
 from swarm_lab import Lab, collect_all, make_groups, wait_until
 
+from tests.groups import scored_group
 from worker.records import Group, ScoredGroup, Task, round_seed
 from worker.swarm.identity import Identity
 from worker.swarm.network import Network
@@ -57,7 +58,7 @@ class Five:
         """What the swarm would get without the liar."""
         others = [s.status().peer_id for s in self.honest if s is not swarm]
         return {
-            ScoredGroup(g.task, f"{g.task.seed}+{g.task.index}?", g.completions, (1.0, 0.0, 0.0, 0.0), peer_id=p)
+            scored_group(g.task, f"{g.task.seed}+{g.task.index}?", g.completions, (1.0, 0.0, 0.0, 0.0), peer_id=p)
             for p in others
             for g in make_groups(p, self.round)
         }

@@ -8,10 +8,11 @@ from contextlib import redirect_stdout
 import pytest
 from rich.console import Console
 
+from tests.groups import scored_group
 from worker.cli import _parser
 from worker.commands import show_answers
 from worker.errors import WorkerError
-from worker.records import ScoredGroup, Task
+from worker.records import Task
 from worker.settings import Settings
 from worker.swarm.identity import animal_name
 from worker.telemetry import answer_log
@@ -109,7 +110,7 @@ def test_damaged_file_is_named(tmp_path, data):
 
 def test_record_of_a_scored_group():
     task = Task("gcd", "0" * 12, 1, 2)
-    peers = ScoredGroup(task, "?", ("a", "b"), (1.0, 0.0), peer_id=PEER)
+    peers = scored_group(task, "?", ("a", "b"), (1.0, 0.0), peer_id=PEER)
     record = answer_log.of_group(
         peers, 7, level=None, form="begun", right="1", advantages=(0.7, -0.7), logprobs=(None, -2.0), trained=True
     )

@@ -3,13 +3,14 @@ from dataclasses import replace
 
 import pytest
 
+from tests.groups import scored_group
 from worker import settings
-from worker.records import ScoredGroup, Task
+from worker.records import Task
 from worker.trainer.batch import choose
 
 
 def groups(count, rewards=(0.0, 1.0), peer_id=None):
-    return [ScoredGroup(Task("gcd", "0" * 12, 1, i), "?", ("a", "b"), rewards, peer_id=peer_id) for i in range(count)]
+    return [scored_group(Task("gcd", "0" * 12, 1, i), "?", ("a", "b"), rewards, peer_id=peer_id) for i in range(count)]
 
 
 def find_fault(group):
@@ -66,7 +67,7 @@ def test_missing_groups_are_filled_as_the_settings_say(num_local, num_external, 
 
 
 def test_group_without_answers_is_dropped():
-    empty = ScoredGroup(Task("gcd", "0" * 12, 1, 0), "?", (), ())
+    empty = scored_group(Task("gcd", "0" * 12, 1, 0), "?", (), ())
     assert draw([empty], []).dropped["no-signal-local"] == 1
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.groups import scored_group
 from worker import environments, settings
 from worker.environments.presets import DEMO_FAMILIES
 from worker.errors import ModelError, ResourceError, TrainingError
 from worker.policy.policy import Policy, load
-from worker.records import ScoredGroup
 from worker.trainer import checkpoint
 from worker.trainer.trainer import Trainer
 
@@ -48,7 +48,7 @@ def run_round(trainer: Trainer, round: int, rng: random.Random):
     ):
         texts = tuple(c.text for c in answers)
         groups.append(
-            ScoredGroup(
+            scored_group(
                 task, question, texts, tuple(GYM.score(task, texts)),
                 token_ids=tuple(c.token_ids for c in answers), truncated=tuple(c.truncated for c in answers),
             )

@@ -1,7 +1,8 @@
 import pytest
 
+from tests.groups import scored_group
 from worker.environments.mixture import is_closed
-from worker.records import ScoredGroup, Task
+from worker.records import Task
 from worker.trainer.credit import give_credit
 from worker.trainer.grpo import group_advantages
 from worker.trainer.trainer import _advantages
@@ -10,7 +11,7 @@ TASK = Task("gcd", "0" * 12, 1, 0)
 
 
 def group(texts, rewards):
-    return ScoredGroup(TASK, "?", tuple(texts), tuple(rewards))
+    return scored_group(TASK, "?", tuple(texts), tuple(rewards))
 
 
 def test_where_all_earn_nothing_closed_answers_are_better_by_what_the_credit_weighs():

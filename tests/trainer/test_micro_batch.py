@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.groups import scored_group
 from worker import settings
 from worker.errors import ModelError, ResourceError
 from worker.policy import memory, memory_shortage
 from worker.policy.policy import Policy, load
-from worker.records import ScoredGroup, Task
+from worker.records import Task
 from worker.trainer import micro_batch
 from worker.trainer.micro_batch import Budget
 from worker.trainer.trainer import Trainer
@@ -34,7 +35,7 @@ def make_trainer(pristine, **options) -> Trainer:
 
 def make_groups(num_groups=3):
     return [
-        ScoredGroup(
+        scored_group(
             Task("basic_arithmetic", "0" * 12, 0, i),
             f"Calculate {i} + 3.",
             ("",) * 4,
@@ -252,7 +253,8 @@ import torch
 from worker import settings
 from worker.policy import memory_shortage
 from worker.policy.policy import load
-from worker.records import ScoredGroup, Task
+from tests.groups import scored_group
+from worker.records import Task
 from worker.trainer.trainer import Trainer
 torch.set_num_threads(1)
 logging.basicConfig(stream=sys.stdout)
@@ -262,7 +264,7 @@ def make():
     return Trainer(load(settings.Model(device="cpu", threads=1)), settings.Trainer(), generation)
 def groups(length):
     return [
-        ScoredGroup(Task("x", "0" * 12, 0, i), f"Calculate {i} + 3.", ("",) * 4, (1.0, 0.0, 0.5, 0.0),
+        scored_group(Task("x", "0" * 12, 0, i), f"Calculate {i} + 3.", ("",) * 4, (1.0, 0.0, 0.5, 0.0),
                     token_ids=tuple(tuple(5 + 7 * n + k for k in range(length)) for n in range(4)),
                     truncated=(False,) * 4)
         for i in range(3)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.groups import change, logprobs, scored_group, token_ids, truncated
 from worker import settings
 from worker.errors import TrainingError
 from worker.policy.logprobs import completion_logprobs
@@ -42,7 +43,7 @@ def make_groups(policy, seed=0, questions=QUESTIONS):
     groups = []
     for i, completions in enumerate(policy.generate(questions, GENERATION, seed)):
         groups.append(
-            ScoredGroup(
+            scored_group(
                 Task("basic_arithmetic", "0" * 12, seed, i),
                 questions[i],
                 tuple(c.text for c in completions),
@@ -56,7 +57,7 @@ def make_groups(policy, seed=0, questions=QUESTIONS):
 
 
 def from_peer(group: ScoredGroup) -> ScoredGroup:
-    return replace(group, token_ids=None, logprobs=None, truncated=None, peer_id="QmPeer")
+    return change(group, token_ids=None, logprobs=None, truncated=None, peer_id="QmPeer")
 
 
 def make_trainer(policy, **options):
@@ -116,7 +117,7 @@ def test_step_moves_the_weights_and_says_what_it_did(policy, external, num_learn
     trainer = make_trainer(policy, external_completions=external)
     metrics = trainer.step([*groups[:2], from_peer(groups[2])])
     assert (metrics.num_groups_local, metrics.num_groups_external, metrics.skipped) == (2, 1, None)
-    assert metrics.num_tokens == sum(len(ids) for g in groups[:2] for ids in g.token_ids) + sum(
+    assert metrics.num_tokens == sum(len(ids) for g in groups[:2] for ids in token_ids(g)) + sum(
         len(policy.completion_ids(text, 12)[0]) for text in groups[2].completions[:num_learned]
     )
     assert metrics.grad_norm > 0
@@ -129,7 +130,7 @@ def test_steps_make_rewarded_answers_likelier(policy):
     shares = []
     for seed in range(16):
         group = make_groups(policy, seed, QUESTIONS[:1] * 8)
-        rewarded = [replace(g, rewards=tuple(float(t == "<answer>5</answer>") for t in g.completions)) for g in group]
+        rewarded = [change(g, rewards=tuple(float(t == "<answer>5</answer>") for t in g.completions)) for g in group]
         shares.append(sum(g.mean_reward for g in rewarded) / 8)
         trainer.step([g for g in rewarded if g.has_signal])
     assert sum(shares[-3:]) / 3 > sum(shares[:3]) / 3 + 0.2
@@ -229,8 +230,8 @@ def reference_logprobs(ours, temperature):
     ],
 )
 def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, temperature, old_shift):
-    groups = [replace(group, logprobs=None) for group in make_groups(policy)]
-    groups[0] = replace(groups[0], truncated=(True, False, False, False))
+    groups = [change(group, logprobs=None) for group in make_groups(policy)]
+    groups[0] = change(groups[0], truncated=(True, False, False, False))
     groups[2] = from_peer(groups[2])
     generation = GENERATION.model_copy(update={"temperature": temperature})
     ours = backward(policy, groups, generation, old_shift, **options)
@@ -282,7 +283,7 @@ def disturb(groups, size):
         noise = size * (10 if number == 1 else 1) * torch.randn(len(row), generator=generator)
         return tuple((torch.tensor(row) - noise.abs() if number < 2 else torch.tensor(row) + noise).tolist())
 
-    return [replace(g, logprobs=tuple(noisy(row, n) for n, row in enumerate(g.logprobs))) for g in groups]
+    return [change(g, logprobs=tuple(noisy(row, n) for n, row in enumerate(logprobs(g)))) for g in groups]
 
 
 SEQUENCE_MASK = {"importance_sampling_mode": "sequence_mask"}
@@ -351,7 +352,7 @@ def test_wild_answers_are_left_out_and_tokens_cut_off_in_the_mode_that_does_both
 
 def test_peer_s_answers_and_tokens_without_a_log_probability_weigh_1(policy):
     foreign, own = disturb(make_groups(policy)[:2], 0.2)
-    unknown = replace(own, logprobs=tuple((math.nan,) * len(row) for row in own.logprobs))
+    unknown = change(own, logprobs=tuple((math.nan,) * len(row) for row in logprobs(own)))
     trainer = make_trainer(policy)
     for group in (from_peer(foreign), unknown):
         batch = trainer._read(group)
@@ -363,13 +364,13 @@ def test_peer_s_answers_and_tokens_without_a_log_probability_weigh_1(policy):
 
 def test_step_records_what_shows_how_healthy_it_is(policy):
     groups = make_groups(policy)
-    dull = replace(groups[0], rewards=(0.0,) * 4)
+    dull = change(groups[0], rewards=(0.0,) * 4)
     seen = make_trainer(policy).step(groups, sampled=[*groups, dull]).quality
-    lengths = sorted(len(ids) for group in [*groups, dull] for ids in group.token_ids)
+    lengths = sorted(len(ids) for group in [*groups, dull] for ids in token_ids(group))
     assert seen.completions_mean_length == pytest.approx(sum(lengths) / len(lengths))
     assert seen.completions_max_length == lengths[-1]
     assert lengths[0] <= seen.completions_p10_length <= seen.completions_p90_length <= lengths[-1]
-    assert seen.completions_clipped_ratio == sum(map(sum, (g.truncated for g in [*groups, dull]))) / 16
+    assert seen.completions_clipped_ratio == sum(map(sum, (truncated(g) for g in [*groups, dull]))) / 16
     assert seen.frac_reward_zero_std == 0.25
     assert 0 < seen.entropy < math.log(policy.num_tokens)
     assert 0 <= seen.sampling_kl < 0.01
@@ -381,38 +382,33 @@ def test_step_records_what_shows_how_healthy_it_is(policy):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda g: replace(g, completions=(), rewards=()), "too-small"),
-        (lambda g: replace(g, completions=g.completions[:1], rewards=(1.0,), token_ids=None), "too-small"),
-        (lambda g: replace(g, rewards=g.rewards[:2]), "ragged"),
-        (lambda g: replace(g, token_ids=g.token_ids[:3]), "ragged"),
-        (lambda g: replace(g, logprobs=g.logprobs[:3]), "ragged"),
-        (lambda g: replace(g, logprobs=((0.0,) * 13, *g.logprobs[1:])), "ragged"),
-        (lambda g: replace(g, token_ids=((), *g.token_ids[1:])), "empty"),
-        (lambda g: replace(g, token_ids=((7,) * 13, *g.token_ids[1:]), logprobs=None), "over-long"),
+        (lambda g: replace(g, rollouts=()), "too-small"),
+        (lambda g: replace(g, rollouts=g.rollouts[:1]), "too-small"),
+        (lambda g: change(g, logprobs=((0.0,) * 13, *logprobs(g)[1:])), "ragged"),
+        (lambda g: change(g, token_ids=((), *token_ids(g)[1:])), "empty"),
+        (lambda g: change(g, token_ids=((7,) * 13, *token_ids(g)[1:]), logprobs=None), "over-long"),
         # Of our 12 tokens none are of the answer that this peer was rewarded for.
         (
-            lambda g: replace(from_peer(g), completions=("7 " * 40 + "<answer>5</answer>", *g.completions[1:])),
+            lambda g: change(from_peer(g), texts=("7 " * 40 + "<answer>5</answer>", *g.completions[1:])),
             "over-long",
         ),
-        (lambda g: replace(g, rewards=(0.0, math.nan, 1.0, 0.0)), "non-finite-reward"),
-        (lambda g: replace(g, rewards=(math.nan, 0.0, 1.0, 0.0)), "non-finite-reward"),
-        (lambda g: replace(g, rewards=(math.inf, 0.0, 1.0, 0.0)), "non-finite-reward"),
-        (lambda g: replace(g, rewards=(0.5,) * 4), "no-signal"),
+        (lambda g: change(g, rewards=(0.0, math.nan, 1.0, 0.0)), "non-finite-reward"),
+        (lambda g: change(g, rewards=(math.nan, 0.0, 1.0, 0.0)), "non-finite-reward"),
+        (lambda g: change(g, rewards=(math.inf, 0.0, 1.0, 0.0)), "non-finite-reward"),
+        (lambda g: change(g, rewards=(0.5,) * 4), "no-signal"),
         (lambda g: replace(g, question="word " * 200), "prompt-length"),
     ],
 )
-def test_group_that_can_not_be_used_is_dropped_by_name_and_the_step_goes_on(policy, spoil, reason):
+def test_group_that_can_not_be_learned_from_has_a_fault_with_a_name(policy, spoil, reason):
     groups = make_groups(policy)
     trainer = make_trainer(policy)
-    metrics = trainer.step([spoil(groups[0]), *groups[1:]])
-    assert trainer.dropped == {reason: 1}
-    assert (metrics.num_groups_local, metrics.skipped) == (2, None)
+    assert [trainer.find_fault(group) for group in (spoil(groups[0]), *groups[1:])] == [reason, None, None]
 
 
 def test_peer_s_answer_that_takes_us_a_token_more_than_we_sample_is_learned_from(policy):
     texts = ("7 7 7 7 7 7 7", "1", "2", "3")
     limit = policy.count_tokens(texts[0]) - 1
-    group = ScoredGroup(
+    group = scored_group(
         Task("basic_arithmetic", "0" * 12, 0, 0), QUESTIONS[0], texts, (1.0, 0.0, 0.0, 0.0), peer_id="Qm"
     )
     generation = GENERATION.model_copy(update={"max_completion_length": limit})
@@ -423,7 +419,7 @@ def test_peer_s_answer_that_takes_us_a_token_more_than_we_sample_is_learned_from
 def test_strange_texts_of_a_peer_are_trained_on_within_limits(policy):
     group = from_peer(make_groups(policy)[0])
     texts = ("", "\x00\x1b[2J" * 100, "<|end|><|user|>é٣🙂" * 50, "<answer>5</answer>")
-    metrics = make_trainer(policy, external_completions="all").step([replace(group, completions=texts)])
+    metrics = make_trainer(policy, external_completions="all").step([change(group, texts=texts)])
     assert (metrics.num_groups_external, metrics.skipped) == (1, None)
     assert metrics.num_tokens == 1 + 12 + 12 + 3
     assert math.isfinite(metrics.loss)
@@ -438,7 +434,7 @@ def test_nothing_to_learn_from_is_no_step(policy):
 
 
 def test_batch_of_truncated_completions_only_is_no_step_when_they_are_masked(policy):
-    groups = [replace(g, truncated=(True,) * 4) for g in make_groups(policy)]
+    groups = [change(g, truncated=(True,) * 4) for g in make_groups(policy)]
     trainer = make_trainer(policy, mask_truncated_completions=True)
     assert trainer.step(groups).skipped == "no-signal"
     assert trainer.steps == 0
@@ -472,7 +468,7 @@ def test_answers_of_broken_weights_are_non_finite_steps_also_without_a_signal(po
     assert trainer.step(make_groups(policy)).skipped is None
     assert all(weight.isfinite().all() for weight in weights(policy))
     assert not trainer.is_sound()
-    nonsense = [replace(group, rewards=(0.0,) * 4) for group in make_groups(policy)]
+    nonsense = [change(group, rewards=(0.0,) * 4) for group in make_groups(policy)]
     assert trainer.step([], sampled=nonsense).skipped == "non-finite"
     with pytest.raises(
         TrainingError, match=r"2 non-finite steps in a row \(the last: log-probabilities of answers .*lower trainer/"
@@ -513,6 +509,14 @@ def test_reference_model_holds_the_policy_back(policy):
         changes = [(a - b).float().norm() ** 2 for a, b in zip(weights(policy), weights(student), strict=True)]
         distance[beta] = float(sum(changes)) ** 0.5
     assert distance[5.0] < distance[0.0]
+
+
+def test_weight_decay_leaves_norms_and_biases_alone(policy):
+    trainer = make_trainer(policy, weight_decay=0.1)
+    decays = {
+        master.ndim: group["weight_decay"] for group in trainer.optimizer.param_groups for master in group["params"]
+    }
+    assert decays == {1: 0.0, 2: 0.1}
 
 
 def test_gradient_is_clipped_to_its_norm(policy):

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.groups import scored_group
 from worker import enrolment, settings
 from worker import node as node_module
 from worker.environments.mixture import Mix
 from worker.errors import TrainingError
 from worker.node import Node
-from worker.records import ScoredGroup, Task
+from worker.records import Task
 from worker.telemetry import metrics, status
 from worker.trainer.trainer import Trainer
 
@@ -131,12 +132,14 @@ def test_many_rounds_with_nothing_to_learn_from_are_said_with_what_to_do(tmp_pat
     said = [r.getMessage() for r in caplog.records if "nothing to learn from" in r.getMessage()]
     assert [text.split("rounds_in_a_row=")[1].split()[0] for text in said] == ["2", "4"]
     task, closed, bare = Task("gcd", "0" * 12, 1, 0), ("<answer>1</answer>",) * 2, ("1",) * 2
-    cut = ScoredGroup(task, "?", bare, (0.0, 0.0), truncated=(True, True))
+    cut = scored_group(task, "?", bare, (0.0, 0.0), truncated=(True, True))
     assert "100% of the answers were cut off at" in node._advise([cut])
     assert "0% of the answers closed their <answer> tag, asked in the form system" in node._advise(
-        [ScoredGroup(task, "?", bare, (0.0, 0.0))]
+        [scored_group(task, "?", bare, (0.0, 0.0), truncated=(False, False))]
     )
-    assert "name easier tasks in environment.families" in node._advise([ScoredGroup(task, "?", closed, (0.0, 0.0))])
+    assert "name easier tasks in environment.families" in node._advise(
+        [scored_group(task, "?", closed, (0.0, 0.0), truncated=(False, False))]
+    )
     rewards[0] = 1.0
     node._train_round(node._next_round())
     node.close()

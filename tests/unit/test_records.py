@@ -1,4 +1,5 @@
-from worker.records import ScoredGroup, Task, round_seed
+from tests.groups import scored_group
+from worker.records import Task, round_seed
 
 
 def test_round_seed_is_bound_to_peer_and_round():
@@ -9,6 +10,6 @@ def test_round_seed_is_bound_to_peer_and_round():
 
 def test_group_with_equal_rewards_has_no_signal():
     task = Task("bf", "0" * 16, 1, 0)
-    assert not ScoredGroup(task, "?", ("a", "b"), (0.5, 0.5)).has_signal
-    assert ScoredGroup(task, "?", ("a", "b"), (0.5, 0.0)).has_signal
-    assert ScoredGroup(task, "?", ("a", "b"), (0.5, 0.0)).mean_reward == 0.25
+    assert not scored_group(task, "?", ("a", "b"), (0.5, 0.5)).has_signal
+    assert scored_group(task, "?", ("a", "b"), (0.5, 0.0)).has_signal
+    assert scored_group(task, "?", ("a", "b"), (0.5, 0.0)).mean_reward == 0.25

@@ -1,3 +1,4 @@
+from tests.groups import scored_group
 from worker.node import _winners
 from worker.records import ScoredGroup, Task, milli_reward
 
@@ -5,7 +6,7 @@ TASK = Task("sum", "x", 1, 0)
 
 
 def group(peer: str | None, *rewards: float) -> ScoredGroup:
-    return ScoredGroup(TASK, "?", ("",) * len(rewards), rewards, peer_id=peer)
+    return scored_group(TASK, "?", ("",) * len(rewards), rewards, peer_id=peer)
 
 
 def test_vote_goes_to_the_highest_mean_of_verified_rewards():

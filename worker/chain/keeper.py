@@ -89,7 +89,7 @@ def verdict(
 
 
 def needed(expected: set[str], keeper: settings.Keeper) -> int:
-    """How many of the expected peers must report. The tiny term keeps 0.1 * 30 from becoming 4."""
+    """Return how many of the expected peers must report. The tiny term keeps 0.07 * 100 from becoming 8."""
     return math.ceil(keeper.ready_fraction * len(expected) - 1e-9)
 
 

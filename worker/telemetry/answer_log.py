@@ -160,9 +160,11 @@ def of_group(
     logprobs: Sequence[float | None], trained: bool,
 ) -> AnsweredGroup:  # fmt: skip
     """The record of a scored group; `advantages` and `logprobs` have one value for each completion."""
-    truncated: Sequence[bool | None] = group.truncated or [None] * len(group.completions)
-    answers = zip(group.completions, group.rewards, advantages, logprobs, truncated, strict=True)
+    answers = [
+        Answer(one.text, one.reward, advantage, logprob, one.sampled.truncated if one.sampled else None)
+        for one, advantage, logprob in zip(group.rollouts, advantages, logprobs, strict=True)
+    ]
     return AnsweredGroup(
         round=round, family=group.task.family, level=level, form=form, peer_id=group.peer_id, trained=trained,
-        question=group.question, right=right, answers=tuple(Answer(*answer) for answer in answers),
+        question=group.question, right=right, answers=tuple(answers),
     )  # fmt: skip

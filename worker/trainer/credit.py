@@ -14,16 +14,16 @@ ENOUGH = 0.8
 
 
 def give_credit(groups: Sequence[ScoredGroup], is_closed: Callable[[str], bool]) -> list[ScoredGroup]:
-    """Our own groups of a round, with `credits` where rewards are all 0."""
+    """Return our own groups of a round, with credits where rewards are all 0."""
     weight = 1 - closed_share(groups, is_closed) / ENOUGH
     if weight <= 0:
         return list(groups)
-    return [
-        group
-        if any(group.rewards)
-        else replace(group, credits=tuple(weight * is_closed(text) for text in group.completions))
-        for group in groups
-    ]
+    return [group if any(group.rewards) else _with_credit(group, weight, is_closed) for group in groups]
+
+
+def _with_credit(group: ScoredGroup, weight: float, is_closed: Callable[[str], bool]) -> ScoredGroup:
+    rollouts = (replace(rollout, credit=weight * is_closed(rollout.text)) for rollout in group.rollouts)
+    return replace(group, rollouts=tuple(rollouts))
 
 
 def closed_share(groups: Sequence[ScoredGroup], is_closed: Callable[[str], bool]) -> float:

@@ -44,11 +44,12 @@ def of_sampling(compared: Sequence[Compared], is_by_sequence: bool) -> dict[str,
 
 def of_completions(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Return lengths and truncated share of sampled completions, and the share of groups without a signal."""
-    lengths = [len(ids) for group in groups for ids in group.token_ids or ()]
+    completions = [completion for group in groups for completion in group.sampled]
+    lengths = [len(completion.token_ids) for completion in completions]
     if not lengths:
         return {}
     lengths_N = torch.tensor(lengths, dtype=torch.float32)
-    truncated = sum(sum(group.truncated or ()) for group in groups)
+    truncated = sum(completion.truncated for completion in completions)
     return {
         "completions_mean_length": float(lengths_N.mean()),
         "completions_p10_length": float(lengths_N.quantile(0.1)),

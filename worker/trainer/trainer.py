@@ -13,7 +13,6 @@ import copy
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -95,7 +94,6 @@ class Trainer:
         self.lora = trainer.lora_for(parameters)
         self.steps = 0
         self.nonfinite_steps = 0
-        self.dropped: Counter[str] = Counter()
         self.learned: tuple[Learned, ...] = ()
         """Of the last step; empty if it was skipped."""
         self.budget = micro_batch.Budget(trainer.max_tokens_per_micro_batch)
@@ -134,19 +132,20 @@ class Trainer:
         return _scheduled_rate(self._settings, self.steps)
 
     def step(self, groups: Sequence[ScoredGroup], sampled: Sequence[ScoredGroup] = ()) -> StepMetrics:
-        """Learn from `groups` once (`num_iterations` optimizer steps).
+        """Learn from `groups` once (`num_iterations` optimizer steps). `find_fault` has found nothing in them.
 
-        Groups that can't be used are dropped and counted. A non-finite loss or gradient leaves the weights as they are,
-        and so do log-probabilities of `sampled`, all that the policy has answered since the last step, that are not
-        finite: broken weights answer nonsense, which has no signal. After `max_nonfinite_steps` in a row TrainingError.
+        A non-finite loss or gradient leaves the weights as they are, and so do log-probabilities of `sampled`, all that
+        the policy has answered since the last step, that are not finite: broken weights answer nonsense, which has no
+        signal. After `max_nonfinite_steps` in a row TrainingError.
         """
         started = time.monotonic()
         self.learned = ()
-        if not all(math.isfinite(p) for group in sampled for logprobs in group.logprobs or () for p in logprobs):
+        logprobs = (p for group in sampled for completion in group.sampled for p in completion.logprobs)
+        if not all(map(math.isfinite, logprobs)):
             self._skip_step("log-probabilities of answers that are not finite")
             return self._metrics(started, [], 0, sampled, skipped="non-finite")
-        usable = [(group, sequences) for group in groups if (sequences := self._read(group))]
-        batch = [sequence for _, sequences in usable for sequence in sequences]
+        lessons = [(group, self._read(group)) for group in groups]
+        batch = [sequence for _, sequences in lessons for sequence in sequences]
         self._weigh(batch)
         batch = [sequence for sequence in batch if self._teaches(sequence)]
         if not batch:
@@ -168,10 +167,9 @@ class Trainer:
         else:
             self.nonfinite_steps = 0
         num_tokens = sum(len(s.token_ids) for s in batch)
-        kept = [group for group, _ in usable]
-        self.learned = tuple(_note_learned(*pair) for pair in usable) if skipped is None else ()
+        self.learned = tuple(_note_learned(*pair) for pair in lessons) if skipped is None else ()
         figures = self._sampling_figures(batch)
-        return self._metrics(started, kept, num_tokens, sampled or kept, done, grad_norm, rate, skipped, figures)
+        return self._metrics(started, groups, num_tokens, sampled or groups, done, grad_norm, rate, skipped, figures)
 
     def _teaches(self, sequence: Lesson) -> bool:
         """Whether a completion changes the gradient: without an advantage only the KL term does."""
@@ -187,43 +185,33 @@ class Trainer:
         return quality.of_sampling(compared, is_by_sequence)
 
     def _read(self, group: ScoredGroup) -> list[Lesson]:
-        """The group's sequences; none, counted by reason, if it can't be learned from."""
-        reason = self.find_fault(group)
-        if reason is not None:
-            self.dropped[reason] += 1
-            log.warning("group dropped reason=%s family=%s peer=%s", reason, group.task.family, group.peer_id or "self")
-            return []
+        """Return the group's completions as tokens, each with its advantage."""
         sequences = []
-        for i, advantage in enumerate(_advantages(group, self._settings.scale_rewards)):
-            if group.token_ids is None:
-                ids, truncated = self.policy.completion_ids(
-                    group.completions[i], self._generation.max_completion_length
-                )
+        advantages = _advantages(group, self._settings.scale_rewards)
+        for rollout, advantage in zip(group.rollouts, advantages, strict=True):
+            if rollout.sampled is None:
+                ids, truncated = self.policy.completion_ids(rollout.text, self._generation.max_completion_length)
             else:
-                ids, truncated = list(group.token_ids[i]), bool(group.truncated and group.truncated[i])
+                ids, truncated = list(rollout.sampled.token_ids), rollout.sampled.truncated
             is_hidden = truncated and self._settings.mask_truncated_completions
             # A mistake that only a peer would make: to make it less likely still bends the policy to no use.
             is_hidden |= group.peer_id is not None and advantage < 0 and self._settings.external_completions == "better"
-            prompt = self.policy.prompt_ids(group.question, group.completions[i])
+            prompt = self.policy.prompt_ids(group.question, rollout.text)
             lesson = Lesson(tuple(prompt), tuple(ids), advantage, is_hidden)
-            if group.logprobs is not None and group.token_ids is not None:
+            if rollout.sampled is not None and rollout.sampled.logprobs:
                 lesson.sampler_logprobs = torch.tensor(
-                    group.logprobs[i], dtype=torch.float32, device=self.policy.model.device
+                    rollout.sampled.logprobs, dtype=torch.float32, device=self.policy.model.device
                 )
             sequences.append(lesson)
         return sequences
 
     def find_fault(self, group: ScoredGroup) -> str | None:
         """Why a group can't be learned from, as a short word; None: it can."""
-        if len(group.completions) < 2:
+        if len(group.rollouts) < 2:
             return "too-small"
-        if len(group.rewards) != len(group.completions):
-            return "ragged"
-        if group.token_ids is not None and len(group.token_ids) != len(group.completions):
-            return "ragged"
-        if not all(group.token_ids or [True]):
+        if not all(completion.token_ids for completion in group.sampled):
             return "empty"
-        if group.token_ids is not None and not _has_its_logprobs(group):
+        if any(len(completion.logprobs) not in (0, len(completion.token_ids)) for completion in group.sampled):
             return "ragged"
         if not all(math.isfinite(reward) for reward in group.rewards):
             return "non-finite-reward"
@@ -239,9 +227,9 @@ class Trainer:
         A peer's is cut off there, and what it was rewarded for may stand behind that. One that was not is no matter.
         """
         limit = self._generation.max_completion_length
-        if group.token_ids is not None:
-            return any(len(ids) > limit for ids in group.token_ids)
-        rewarded = [t for t, r in zip(group.completions, group.rewards, strict=True) if r > group.mean_reward]
+        if group.sampled:
+            return any(len(completion.token_ids) > limit for completion in group.sampled)
+        rewarded = [rollout.text for rollout in group.rollouts if rollout.reward > group.mean_reward]
         return any(self.policy.count_tokens(text) > limit + _MORE_TOKENS for text in rewarded)
 
     def _weigh(self, batch: list[Lesson]) -> None:
@@ -550,16 +538,11 @@ class _Collect:
         parameter.grad = None
 
 
-def _has_its_logprobs(group: ScoredGroup) -> bool:
-    """Whether there is a log-probability for each token, or none at all."""
-    return group.logprobs is None or list(map(len, group.logprobs)) == [len(ids) for ids in group.token_ids or ()]
-
-
 def _advantages(group: ScoredGroup, scale_rewards: str) -> list[float]:
     """From the rewards; where they are all equal, from the credits, as far as these weigh."""
-    if group.has_signal or group.credits is None:
-        return group_advantages(group.rewards, scale_rewards)
     weight = max(group.credits)
+    if group.has_signal or not weight:
+        return group_advantages(group.rewards, scale_rewards)
     return [weight * advantage for advantage in group_advantages([c / weight for c in group.credits], scale_rewards)]
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from worker import settings
 from worker.errors import BadRecord
-from worker.records import Group, ScoredGroup, Task, round_seed
+from worker.records import Group, Rollout, ScoredGroup, Task, round_seed
 from worker.swarm.protocol.messages import Limits, hash_families
 
 INNOCENT = frozenset({"version", "unknown-task", "late"})
@@ -67,10 +67,10 @@ class Verifier:
         if longest > limits.completion_bytes:
             raise BadRecord("too-long", f"completion of {longest} bytes; at most {limits.completion_bytes} are taken")
         question = self._tasks.question(task)
-        rewards = tuple(self._tasks.score(task, group.completions))
+        rewards = self._tasks.score(task, group.completions)
         if len(rewards) != len(group.completions) or not all(math.isfinite(r) and 0 <= r <= 1 for r in rewards):
             raise BadRecord("score", f"task {task.family} can't score these completions: {rewards}")
-        return ScoredGroup(task, question, group.completions, rewards, peer_id=peer_id)
+        return ScoredGroup(task, question, tuple(map(Rollout, group.completions, rewards)), peer_id=peer_id)
 
     def verify_each(self, peer_id: str, round: int, groups: Sequence[Group]) -> Iterator[ScoredGroup | BadRecord]:
         """One after the other: the group if it holds, or why it does not. A task that comes twice counts once."""
