@@ -49,6 +49,7 @@ lint: setup
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy worker deploys lab
+	$(bin)/python scripts/measure_code --words
 
 test: lint
 	scripts/run_tests $(bin)/python tests --ignore tests/provisioning

@@ -12,7 +12,7 @@ from typing import Any
 
 from worker import environments, rollouts, settings
 from worker.environments import Environment
-from worker.environments.mixture import is_closed
+from worker.environments.answers import is_closed
 from worker.node import EXTERNAL_MARGIN
 from worker.policy import policy
 from worker.records import Group, Rollout, ScoredGroup, round_seed

@@ -73,7 +73,7 @@ class Side:
         self._wait_for_calm()
 
     def round(self, round: int, forget: bool = False) -> Cost:
-        """`forget`: every connection is to be made anew."""
+        """`forget`: every connection is to be made again."""
         self._ask_all("prepare", round)
         if forget:
             self._ask_all("forget")

@@ -21,7 +21,7 @@ ENROLMENT_FILE = "enrolment.json"
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """What was decided when the node joined. `registered`: whether it has an account on the chain."""
+    """The decisions made when the node joined. `registered`: whether it has an account on the chain."""
 
     peer_id: str
     registered: bool
@@ -61,7 +61,8 @@ def _model(settings: Settings, peer_id: str) -> str:
 
 
 def _has_chain(settings: Settings) -> bool:
-    """Whether the node earns on a chain. Raises SettingsError for a chain without anybody who signs for the node."""
+    """Return whether the node earns on a chain. Raises SettingsError for a chain without anybody who signs for the
+    node."""
     chain = settings.chain
     if chain.account_url is None and chain.wallet_dir is None and chain.rpc_url is not None:
         raise SettingsError(
@@ -89,7 +90,7 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
         raise IdentityError(f"{file}: {reason}; expected what `hivewright enrol` writes; run it again") from None
     if enrolment.peer_id != node_identity.peer_id:
         raise IdentityError(
-            f"{file}: enrolled {enrolment.peer_id}, but the key beside it is {node_identity.peer_id}; "
+            f"{file}: enrolled {enrolment.peer_id}, but the key next to it is {node_identity.peer_id}; "
             "put the key that was enrolled back, or remove this file and run `hivewright enrol`"
         )
     if enrolment.registered != _has_chain(settings):

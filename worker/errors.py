@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree. The exit code stands on the class.
+"""Everything that can go wrong, as one tree. The exit code is on the class.
 
     WorkerError                      1   anything that has no code of its own
     ├── SettingsError (ValueError)   2   settings, inventory data or a command line that can't be right
@@ -11,9 +11,9 @@
     │   │   └── BadAnswer                an answer that is of no use; may pass, so it is waited for like an outage
     │   └── ContractRefused              the contract answered with a named error
     ├── SwarmError                   7   the peer-to-peer part can't go on
-    │   └── BadRecord (ValueError)       what a peer sent does not hold; never leaves the exchange
+    │   └── BadRecord (ValueError)       what a peer sent is invalid; never leaves the exchange
     ├── TrainingError                8   the trainer can't go on (N non-finite steps in a row, say)
-    ├── DemoFailed                   9   the demo ended, and something that it promises did not hold
+    ├── DemoFailed                   9   the demo ended, and something that it promises was invalid
     └── ReleaseRefused              10   a rollout's gate stayed closed, and what it had touched went back
 
 A message is one line: the value, where it came from, what was expected, what to do. docs/operations.md shows the codes.
@@ -99,7 +99,7 @@ class SwarmError(WorkerError):
 
 
 class BadRecord(SwarmError, ValueError):
-    """What a peer sent does not hold. `reason` is a short fixed word for counters, the message is for people."""
+    """A peer sent something invalid. `reason` is a short fixed word for counters, the message is for people."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -113,7 +113,7 @@ class TrainingError(WorkerError):
 
 
 class DemoFailed(WorkerError):
-    """The demo ended, and something that it promises did not hold."""
+    """The demo ended, and something that it promises was invalid."""
 
     exit_code = 9
 

@@ -1,4 +1,5 @@
-"""How well a policy answers tasks that training never asks: mean reward, pass@1 and pass@k, by family and level.
+"""Measure how well a policy answers tasks that training never asks: mean reward, pass@1 and pass@k, by family and
+level.
 
 The tasks are of seeds from `HELD_OUT` on; a round's seeds are all below it (`records.round_seed`). The same `seed` asks
 the same tasks, so that two checkpoints can be compared.
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from worker import settings
 from worker.environments import Environment
+from worker.environments.answers import END
 from worker.records import Completion, Task
 
 HELD_OUT = 1 << 31
@@ -23,7 +25,7 @@ _QUANTILE = 1.96  # of the normal distribution: intervals of 95 %
 
 
 class Answering(Protocol):
-    """What is evaluated: a `policy.Policy`."""
+    """The object of an evaluation: a `policy.Policy`."""
 
     def generate(
         self, questions: Sequence[str], generation: settings.Generation, seed: int
@@ -41,7 +43,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What came of one family at one level; `pass_at` by k. `closed`: share of answers with a closed tag, `truncated`:
+    """The result of one family at one level; `pass_at` by k. `closed`: share of answers with a closed tag, `truncated`:
     of those that were cut off. `too_long`: tasks that were not asked, for the length of their prompt."""
 
     family: str
@@ -133,7 +135,7 @@ def _count(tally: _Tally, environment: Environment, task: Task, completions: lis
         return
     texts = [completion.text for completion in completions]
     tally.rewards.append(environment.score(task, texts))
-    tally.closed += sum("</answer>" in text for text in texts)
+    tally.closed += sum(END in text for text in texts)
     tally.truncated += sum(completion.truncated for completion in completions)
 
 

@@ -1,7 +1,7 @@
 """One log format for every role: `2026-11-23T07:30:12.345Z INFO worker.node round finished round=12 reward_mean=0.41`.
 
-Handlers are set up here only, once, by the command line. Text from strangers reaches the log through `%s` arguments;
-control characters and terminal escapes in it are made visible, never obeyed.
+Handlers are set up here only, once, by the command line. Text from untrusted peers reaches the log through `%s`
+arguments; control characters and terminal escapes in it are made visible, never obeyed.
 """
 
 import json
@@ -44,7 +44,7 @@ def printable(text: str) -> str:
 
 class _TextFormatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """The traceback, indented: its end may quote strangers, and must not pass for a line of the log."""
+        """The traceback, indented: its end may quote untrusted peers, and must not pass for a line of the log."""
         return "\n".join(f"    {printable(line)}" for line in discreet(super().formatException(ei)).split("\n"))
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
@@ -74,7 +74,8 @@ class _JsonFormatter(_TextFormatter):
 def setup(level: str = "INFO", format: Literal["text", "json"] = "text", file: Path | None = None) -> None:
     """Send all logging to standard error, where journald or the demo's log file picks it up, and to `file` if given.
 
-    That file is kept below MAX_FILE_BYTES; NUM_OLD_FILES older ones stay beside it. Raises OSError if it can't be made.
+    That file is kept below MAX_FILE_BYTES; NUM_OLD_FILES older ones stay next to it. Raises OSError if it can't be
+    made.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None:

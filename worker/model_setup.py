@@ -1,4 +1,4 @@
-"""How a node's model is asked and trained where its settings leave it open: for the node, `eval` and `chat`."""
+"""Decide how a node's model is asked and trained where its settings leave it open: for the node, `eval` and `chat`."""
 
 import logging
 from pathlib import Path

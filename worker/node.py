@@ -23,7 +23,7 @@ from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
 from worker.commands import evaluate
-from worker.environments.mixture import is_closed
+from worker.environments.answers import is_closed
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
 from worker.hub.hub import Hub
 from worker.policy import lora, model_sizing
@@ -96,7 +96,7 @@ def _announced(swarm: SwarmSettings) -> SwarmSettings:
 
 @contextmanager
 def _last_words(folder: Path) -> Iterator[None]:
-    """An error that ends the node stands in its status too, not only in the log."""
+    """An error that ends the node is in its status too, not only in the log."""
     try:
         yield
     except WorkerError as error:
@@ -180,7 +180,7 @@ class Node:
         self._show("stopped", state="stopped")
 
     def _method(self) -> TrainerSettings:
-        """How to train, with what the settings leave open decided."""
+        """Return how to train, with what the settings leave open decided."""
         trainer = model_setup.settle_method(self.policy, self.settings.trainer, self.folder)
         self.settings = self.settings.model_copy(update={"trainer": trainer})
         logger.info(
@@ -283,7 +283,7 @@ class Node:
         winners = _winners(self.peer_id, local, external)
         digest = None if published is None else published.digest
         if not self.ledger.record(tick.round, tick.stage, self.peer_id, reward, winners, digest):
-            logger.warning("round done again with another result, what was booked first stands round=%d", tick.round)
+            logger.warning("round re-run gave a different reward; keeping the one recorded first round=%d", tick.round)
         self.settlement.wake()
 
     def _book(self, tick: Tick, record: RoundRecord) -> None:
@@ -509,13 +509,13 @@ class Node:
 
     @property
     def _is_whole_model(self) -> bool:
-        """Whether a checkpoint's weights are all that a model consists of. Adapters are merged for a push, and buffers
-        added."""
+        """Return whether a checkpoint's weights are all that a model consists of. Adapters are merged for a push, and
+        buffers added."""
         model = self.policy.model
         return self.trainer.lora is None and not lora.has_more_than_parameters(model)
 
     def _describe_model(self, folder: Path) -> None:
-        """The card, and what weights need beside them to be loaded by transformers; with adapters the weights, too."""
+        """The card, and what weights need next to them to be loaded by transformers; with adapters the weights, too."""
         card = model_card(self.settings, self.status, status.read_rounds(self.folder))
         (folder / "README.md").write_text(card)
         if not self._is_whole_model:
@@ -527,7 +527,7 @@ class Node:
     def _checkpoint(self) -> Path | None:
         """Save where training stands. None: its weights are broken, and must not drive sound ones out."""
         if not self.trainer.is_sound():
-            logger.warning("no checkpoint, what the weights say is not finite; those before stay")
+            logger.warning("skipping checkpoint: model outputs are not finite; earlier checkpoints are kept")
             return None
         self.rounds_unsaved = 0
         return checkpoint.save(

@@ -1,4 +1,5 @@
-"""What the parts hand to each other, and what travels between peers. Plain data: no behaviour, no network, no torch.
+"""The records that the parts hand to each other, and that travel between peers. Plain data: no behaviour, no network,
+no torch.
 
 A task travels as a recipe, never as text: the receiver regenerates question and answer itself and scores the
 completions itself, so a peer can't lie about either (docs/decisions/0001).
@@ -7,9 +8,6 @@ completions itself, so a peer can't lie about either (docs/decisions/0001).
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-PLACEHOLDER = "your answer"
-"""What the instruction has between the tags: quoted, it is no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ class Rollout:
     """One completion that was scored here.
 
     `reward` in [0, 1] was computed here, never received. `sampled`: the tokens of our own policy; None for a peer's
-    completion, whose text is tokenised again and scored by our own policy. `credit` stands in for rewards that are all
+    completion, whose text is tokenised again and scored by our own policy. `credit` replaces rewards that are all
     0, in the advantages alone (trainer/credit.py): nothing else ever reads it.
     """
 
@@ -96,18 +94,19 @@ class ScoredGroup:
 
     @property
     def has_signal(self) -> bool:
-        """Whether the rewards differ: a group whose rewards are all equal has zero advantage and teaches nothing."""
+        """Return whether the rewards differ: a group whose rewards are all equal has zero advantage and teaches
+        nothing."""
         return max(self.rewards) > min(self.rewards)
 
     @property
     def teaches(self) -> bool:
-        """Whether a step can learn from it: from its rewards, or from its credits."""
+        """Return whether a step can learn from it: from its rewards, or from its credits."""
         return self.has_signal or max(self.credits) > min(self.credits)
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a round's exchange brought.
+    """The result of a round's exchange.
 
     `rejected` counts dropped groups by reason, `heard` the peers that answered. `seconds_waiting`: how long this node
     did nothing but wait for peers; the rest of the exchange is scoring what they sent.
@@ -148,7 +147,7 @@ class StepQuality:
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What one optimizer step did. `skipped` is None, or why no step was made ("no-signal", "non-finite").
+    """The result of one optimizer step. `skipped` is None, or why no step was made ("no-signal", "non-finite").
 
     `quality` is what can be seen of the training beyond that: see `StepQuality`.
     """
@@ -166,7 +165,8 @@ class StepMetrics:
 
 
 def milli_reward(means: Sequence[float]) -> int:
-    """What a peer earns with groups of these mean rewards in a round: 1000 x their mean, rounded; 0 without any."""
+    """Return what a peer earns with groups of these mean rewards in a round: 1000 x their mean, rounded; 0 without
+    any."""
     return round(1000 * sum(means) / len(means)) if means else 0
 
 

@@ -1,4 +1,4 @@
-"""Which round it is. The chain says so; without a chain the node counts by itself."""
+"""The number of the round. The chain says so; without a chain the node counts by itself."""
 
 import logging
 import time

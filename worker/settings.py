@@ -65,7 +65,7 @@ def _bare(host: str) -> str:
 
 
 def is_host(text: str) -> bool:
-    """Whether it is a name or an address and nothing more: no scheme, no port, no brackets."""
+    """Return whether it is a name or an address and nothing more: no scheme, no port, no brackets."""
     try:
         ip_address(text)
     except ValueError:
@@ -101,14 +101,13 @@ class Node(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of sampling and training; tasks do not depend on it, they are seeded by peer id and round."""
     max_rounds: Positive | None = None
-    """Stop cleanly after training this many rounds, which those with nothing to learn from are not. None: go on for
-    ever."""
+    """Stop after this many trained rounds; rounds without a learning signal do not count. None: run forever."""
     min_free_disk_mb: Annotated[int, Field(ge=0)] = 500
     """Refuse to start with less free space (in 10^6 bytes) than this in `state_dir`."""
     checkpoint_every: Positive = 1
     """Rounds between two checkpoints."""
     keep_checkpoints: Positive = 2
-    """How many checkpoints are kept."""
+    """Number of checkpoints that are kept."""
     eval_every_rounds: Positive | None = None
     """Evaluate the model on held-out tasks before the first round and after every N trained rounds; results are
     in `evaluations.jsonl`, the status and the model card. None: only when `hivewright eval` is run."""
@@ -188,18 +187,18 @@ DEFAULT_FAMILIES = (
 
 
 class Environment(Section):
-    """Which tasks are asked."""
+    """The tasks that are asked."""
 
     families: Annotated[tuple[Family, ...], Field(min_length=1)] = tuple(
         Family(name=n, level="auto") for n in DEFAULT_FAMILIES
     )
     """The mix. Peers only learn from each other in the families (and configurations) that both have."""
     tasks_per_round: Positive = 9
-    """How many tasks the node answers in a round."""
+    """Number of tasks that the node answers in a round."""
 
 
 class Generation(Section):
-    """How answers are sampled. Names and meaning are GRPOConfig's."""
+    """Sampling of answers. Names and meaning are GRPOConfig's."""
 
     num_generations: Annotated[int, Field(ge=2, le=256)] = 8
     """G: completions for each task."""
@@ -251,7 +250,7 @@ _ITERATIONS_WITH_ADAPTERS = 2
 
 
 def _learning_rate(parameters: int, has_adapters: bool) -> float:
-    """What is not named: see `Trainer.learning_rate`; docs/decisions/0027 has what was measured."""
+    """Return what is not named: see `Trainer.learning_rate`; docs/decisions/0027 has what was measured."""
     if has_adapters:
         return 2e-4 if parameters < 2_000_000_000 else 1e-4
     if parameters < 50_000_000:
@@ -309,7 +308,7 @@ class Trainer(Section):
     """group: advantages are divided by the group's standard deviation."""
     mask_truncated_completions: bool = False
     max_tokens_per_micro_batch: Positive = 16384
-    """At most so many tokens (prompts and completions) in one forward and backward pass. How many it is, the node
+    """At most this many tokens (prompts and completions) in one forward and backward pass. How many it is, the node
     measures when it first starts; it remembers that in `budget.json` of its state folder."""
     lora: Lora | Literal["auto"] | None = "auto"
     """Train low-rank adapters (peft) of `rank` (16), scaled by `alpha` (32) / rank, in the linear layers that
@@ -317,10 +316,10 @@ class Trainer(Section):
     weights. auto: adapters in models of 50 million parameters and more; a node that has checkpoints goes on with what
     they contain. Going from one to the other means to start from the beginning."""
     max_nonfinite_steps: Positive = 10
-    """Stop with a reason after so many non-finite steps in a row."""
+    """Stop with a reason after this many non-finite steps in a row."""
 
     def lora_for(self, parameters: int) -> Lora | None:
-        """The adapters that a model of so many parameters gets."""
+        """The adapters that a model of this many parameters gets."""
         if self.lora == "auto":
             return Lora() if parameters >= _LARGE_ENOUGH_FOR_LORA else None
         return self.lora
@@ -380,18 +379,18 @@ class Swarm(Section):
     map_port: bool = False
     """Ask the router for an open port (UPnP, NAT-PMP)."""
     bootnodes: tuple[PeerMultiaddr, ...] = ()
-    """Peers to join the DHT through, beside those that the chain names and those remembered from before; each with its
+    """Peers to join the DHT through, besides those that the chain names and those remembered from before; each with its
     /p2p/ and peer id."""
     startup_timeout_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
     """Patience for the libp2p daemon to start. Training never waits for it."""
     peers_per_round: Annotated[int, Field(ge=0, le=64)] = 4
     """k: peers drawn at random in each round to get groups from."""
     draw_families: Weight = 1.0
-    """How much the draw prefers peers that have more of our task families. 0: not at all; 2: quadratically."""
+    """Degree to which the draw prefers peers that have more of our task families. 0: not at all; 2: quadratically."""
     draw_fresh: Weight = 0.5
-    """How much it prefers peers that spoke to us lately. 0: not at all."""
+    """Degree to which it prefers peers that spoke to us lately. 0: not at all."""
     draw_useful: Weight = 0.5
-    """How much it prefers peers whose groups had a signal (rewards that differ) before. 0: not at all."""
+    """Degree to which it prefers peers whose groups had a signal (rewards that differ) before. 0: not at all."""
     max_askers: Annotated[int, Field(gt=0, le=48)] = 32
     """Peers that are served at the same time; others are told who else holds our groups, or to ask somebody else."""
     only_peers: tuple[PeerId, ...] = ()
@@ -399,14 +398,14 @@ class Swarm(Section):
     only_registered: bool = False
     """Exchange groups only with peers that are registered on the chain."""
     collect_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    """How long to wait for the drawn peers' groups after our own are served."""
+    """Time to wait for the drawn peers' groups after our own are served."""
     keep_rounds: Annotated[int, Field(gt=0, le=1000)] = 3
     """How many rounds of our own groups stay served to peers."""
     audit_rounds: Annotated[int, Field(gt=0, le=100_000)] = 64
     """How many rounds of our own signed groups stay on the disk, served to whoever audits our rewards (about 12 KB a
     round with the tiny model, a few hundred KB with long answers)."""
     announce_every_seconds: Annotated[float, Field(ge=1, le=900)] = 60.0
-    """How often the membership record is renewed in the DHT; it expires after three times that."""
+    """Interval in which the membership record is renewed in the DHT; it expires after three times that."""
     max_groups_per_peer: Annotated[int, Field(gt=0, le=256)] = 64
     max_completion_bytes: Annotated[int, Field(gt=0, le=500_000)] = 16384
     """A peer's completion that is longer than this is refused."""
@@ -421,7 +420,7 @@ class Swarm(Section):
 
 
 class Chain(Section):
-    """The books: any EVM JSON-RPC with our coordinator contract, or with one that has its ABI."""
+    """The chain: any EVM JSON-RPC with our coordinator contract, or with one that has its ABI."""
 
     rpc_url: Urls | None = None
     """One JSON-RPC address, or a list of them: the next one is used when one fails. None: through the account service
@@ -431,7 +430,7 @@ class Chain(Section):
     contract: Address | None = None
     """Address of the swarm coordinator contract. None: as `deployment_file`, or else the account service, says."""
     deployment_file: Path | None = None
-    """What `hivewright chain deploy` wrote: JSON with rpc_url, chain_id and contract. For roles beside the chain."""
+    """What `hivewright chain deploy` wrote: JSON with rpc_url, chain_id and contract. For roles on the chain's host."""
     contract_block: Annotated[int, Field(ge=0)] | None = None
     """The block in which the contract was made: its log is read from there. None: as `deployment_file` says, else
     found by asking the chain, which needs a node that still has the state of that time."""
@@ -446,7 +445,7 @@ class Chain(Section):
     timeout_seconds: Seconds = 10.0
     """Patience for one answer of the chain or the account service."""
     poll_seconds: Seconds = 2.0
-    """How often the round is read while waiting for the next one."""
+    """Interval in which the round is read while waiting for the next one."""
     max_gas_price_gwei: Annotated[float, Field(gt=0)] | None = None
     """The most that a transaction offers for its gas, in 10^9 wei. A price that a node refuses as too low is raised up
     to this. None: up to five times what the chain asks for."""
@@ -456,7 +455,7 @@ class Chain(Section):
     wallet_password_file: Path | None = None
     """File with the wallet's password, such as a systemd credential: /run/credentials/UNIT/NAME."""
     submit_every_rounds: Positive | None = 1
-    """Rewards are sent to the chain when so many rounds wait; the ledger has them from the first second. None: by
+    """Rewards are sent to the chain when this many rounds wait; the ledger has them from the first second. None: by
     `submit_every_minutes` alone."""
     submit_every_minutes: Annotated[float, Field(gt=0)] | None = None
     """Rewards are sent at the latest when the oldest has waited so long. None: by `submit_every_rounds` alone."""
@@ -492,7 +491,7 @@ class Anvil(Section):
     block_seconds: Annotated[int, Field(ge=3)] = 3600
     """A block is made at once when there are transactions; so often without any."""
     history_blocks: Annotated[int, Field(ge=64)] = 4096
-    """Receipts, logs and call data of so many of the newest blocks are kept; the contract's books are kept for ever.
+    """Receipts, logs and call data of this many of the newest blocks are kept; the contract's state is kept forever.
     Audits need those of `audit.rounds`, at most two blocks for each node in each round."""
     binary: Path | None = None
     """The anvil program. None: the one that `make` or the deploy installed."""
@@ -506,7 +505,7 @@ class Account(Section):
     state_dir: Path = Path("/var/lib/hivewright/account")
     """Holds the account's key, the token secret and the transaction journal."""
     names: tuple[Host, ...] = ()
-    """Names in the DNS under which browsers may reach it, beside its addresses and the host's own name."""
+    """Names in the DNS under which browsers may reach it, besides its addresses and the host's own name."""
     enrolment_token_file: Path | None = None
     """File with the token that new nodes show once. None: enrolment is closed."""
     behind_proxy: bool = False
@@ -526,7 +525,7 @@ class Dashboard(Section):
     state_dir: Path = Path("/var/lib/hivewright/dashboard")
     """Holds `address`, the page's URL."""
     names: tuple[Host, ...] = ()
-    """Names in the DNS under which browsers may reach it, beside its addresses and the host's own name."""
+    """Names in the DNS under which browsers may reach it, besides its addresses and the host's own name."""
     audit_file: Path | None = None
     """The report of an audit, such as the keeper's `audit/audit.json`, whose verdicts are shown. None: none are."""
     count_unaudited: bool = True
@@ -553,14 +552,15 @@ class Keeper(Section):
     """A round ends when this share (rounded up) of the peers that reported in one of the two rounds before it has
     reported. New peers don't hold it up; those that are gone do so for two rounds, until their time is up."""
     min_peers: Positive = 1
-    """No round ends before so many peers are registered, and none by readiness before so many have reported."""
+    """No round ends before this many peers are registered, and none by readiness before this many have reported."""
     publish_bootnodes: tuple[Multiaddr, ...] = ()
     """Bootnode addresses that the keeper publishes on the chain. It withdraws those that it published and that are no
     longer named here; bootnodes that somebody else added stay."""
     bootnode_file: Path | None = None
-    """File with the address of a bootnode beside the keeper (`multiaddr` in its state folder), published like those."""
+    """File with the address of a bootnode next to the keeper (`multiaddr` in its state folder), published like
+    those."""
     poll_seconds: Seconds = 1.0
-    """How often the chain is looked at."""
+    """Interval in which the chain is looked at."""
 
 
 class Audit(Section):
@@ -570,14 +570,14 @@ class Audit(Section):
     """Holds audit.json, the evidence of contradictions, and the auditor's own key. None: `audit` in
     `keeper.state_dir`."""
     every_rounds: Annotated[int, Field(ge=0)] = 10
-    """The keeper audits after every so many rounds, in a process of its own. 0: it does not. It can judge the task
+    """The keeper audits after every N rounds, in a process of its own. 0: it does not. It can judge the task
     families of `environment.families` alone, so these are to be the swarm's; a deploy adds those of its workers."""
     rounds: Positive = 16
     """How many of the newest rounds are looked at. Peers keep `swarm.audit_rounds`."""
     sample: Positive = 32
-    """At most so many rewards, drawn at random, are recomputed in one audit."""
+    """At most this many rewards, drawn at random, are recomputed in one audit."""
     timeout_seconds: Seconds = 120.0
-    """How long one audit looks for peers and asks them."""
+    """Time that one audit looks for peers and asks them."""
 
 
 class Bootnode(Section):
@@ -604,7 +604,7 @@ class Hub(Section):
     """Whether a repository that is made here is private."""
     endpoint: Url = "https://huggingface.co"
     timeout_seconds: Seconds = 3600.0
-    """Patience for one upload, which goes on beside training."""
+    """Patience for one upload, which goes on during training."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -817,12 +817,12 @@ _PLAIN = (
 
 
 def form(pattern: str) -> str:
-    """What text has to look like, in words."""
+    """Return what text has to look like, in words."""
     return _FORMS.get(pattern, f"text of the form {pattern}")
 
 
 def plainly(expected: str) -> str:
-    """What pydantic expects, in words of an inventory or a settings file."""
+    """Return what pydantic expects, in words of an inventory or a settings file."""
     for theirs, ours in _PLAIN:
         expected = expected.replace(theirs, ours)
     return expected

@@ -211,9 +211,9 @@ def test_bad_network_is_unreachable(service, node, tmp_path, kind) -> None:
 @pytest.mark.parametrize(
     ("status", "body", "error", "message"),
     [
-        (200, b"<html>", ChainError, "the answer is no JSON object"),
-        (200, b"[1]", ChainError, "the answer is no JSON object"),
-        (200, b"[" * 100_000, ChainError, "the answer is no JSON object"),
+        (200, b"<html>", ChainError, "the answer is not a JSON object"),
+        (200, b"[1]", ChainError, "the answer is not a JSON object"),
+        (200, b"[" * 100_000, ChainError, "the answer is not a JSON object"),
         (200, b"{}", ChainError, "hash is None; expected a transaction hash"),
         (200, b'{"hash": "0x12"}', ChainError, "hash is 0x12; expected a transaction hash"),
         (302, b"", ChainError, "HTTP 302"),

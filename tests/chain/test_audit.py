@@ -102,7 +102,7 @@ def test_groups_of_another_round_or_key_earn_nothing(chain, peer, tmp_path_facto
     peer.submit(0, 500, peer.publish(0, peer.groups(1, (4, 4))))
     finding, _ = judge(chain, peer)
     assert (finding.verdict, finding.earned) == ("contradicted", 0)
-    assert finding.reason == "its 2 groups can have earned 0 at most, 2 of them do not hold"
+    assert finding.reason == "its 2 groups can have earned 0 at most, 2 of them are invalid"
     chain.advance()
     other = some_identity(tmp_path_factory.getbasetemp(), 1)
     digest = Archive(peer.folder, 8).put(1, messages.seal_groups(other, 1, peer.groups(1, (4,))))

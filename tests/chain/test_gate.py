@@ -40,7 +40,7 @@ AUTHORIZATION = [ACCOUNT.sign_authorization({"chainId": 31337, "address": CONTRA
         ("eth_call", [], "got 0 parameters"),
         ("eth_call", [{"data": "0x5b600056"}], "no `to`"),
         ("eth_call", [{"to": "0x" + "12" * 20, "data": ROUND}], "expected the swarm's contract"),
-        ("eth_call", [{"to": CONTRACT, "data": "0x5b600056"}], "is no function of the swarm's contract"),
+        ("eth_call", [{"to": CONTRACT, "data": "0x5b600056"}], "is not a function of the swarm's contract"),
         ("eth_call", [{"to": CONTRACT}], "got None"),
         ("eth_call", [{"to": CONTRACT, "data": ROUND}, "latest", {CONTRACT: {"code": "0x5b600056"}}], "got 3 param"),
         ("eth_call", [{"to": CONTRACT, "data": ROUND, "accessList": [{}] * 99}], "accessList is not taken here"),

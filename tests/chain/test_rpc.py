@@ -127,7 +127,7 @@ def test_an_answer_nested_without_end_is_no_answer_of_a_chain(chain, monkeypatch
     coordinator = through(chain, chain.deployment.rpc_url)
     decode = Rpc.decode_rpc_response
     monkeypatch.setattr(Rpc, "decode_rpc_response", staticmethod(lambda raw: decode(b"[" * 100_000)))
-    with pytest.raises(ChainError, match="the answer is no JSON-RPC"):
+    with pytest.raises(ChainError, match="the answer is not JSON-RPC"):
         coordinator.current_round()
 
 

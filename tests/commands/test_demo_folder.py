@@ -17,7 +17,7 @@ def test_folder_of_an_earlier_demo_is_emptied_and_that_is_said(tmp_path, capsys)
     with demo._fresh_folder(tmp_path / "out"):
         assert {file.name for file in (tmp_path / "out").iterdir()} == {demo.MARKER, "lock"}
     left = f"what an earlier demo left in {tmp_path / 'out'} is removed (2 files and folders)"
-    assert capsys.readouterr().out == f"beginning anew: {left}\n"
+    assert capsys.readouterr().out == f"starting again: {left}\n"
 
 
 def test_more_workers_than_a_machine_can_have_are_refused(tmp_path):

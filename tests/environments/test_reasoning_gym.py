@@ -10,7 +10,8 @@ import pytest
 
 from tests.groups import scored_group
 from worker import environments, settings
-from worker.environments.mixture import MAX_INDEX, Mix, config_digest, extract_answer
+from worker.environments.answers import extract_answer
+from worker.environments.mixture import MAX_INDEX, Mix, config_digest
 from worker.environments.presets import DEMO_FAMILIES, DEMO_SETTINGS
 from worker.environments.reasoning_gym import ReasoningGym, _make_item
 from worker.errors import BadRecord, SettingsError, TrainingError

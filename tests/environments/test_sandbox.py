@@ -290,5 +290,7 @@ def test_filter_that_holds_nothing_is_found_out(tmp_path, monkeypatch):
     assert open_filter != inner
     (tmp_path / "sandbox_child.py").write_text(open_filter)
     monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "sandbox.py"))
-    with pytest.raises(ResourceError, match=r"does not hold on this machine: a program could .*connect to a network"):
+    with pytest.raises(
+        ResourceError, match=r"does not isolate on this machine: a program could .*connect to a network"
+    ):
         require_isolation()

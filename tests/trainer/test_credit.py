@@ -1,7 +1,7 @@
 import pytest
 
 from tests.groups import scored_group
-from worker.environments.mixture import is_closed
+from worker.environments.answers import is_closed
 from worker.records import Task
 from worker.trainer.credit import give_credit
 from worker.trainer.grpo import group_advantages

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 256 * 1024
 _MAX_RPC_ANSWER_BYTES = 16 * 1024 * 1024
-# Calls that may wait for the chain at once, beside those of /rpc; the sender brings them there together.
+# Calls that may wait for the chain at once, besides those of /rpc; the sender brings them there together.
 _NUM_THREADS = 64
 # What a client may take to send a body.
 _READ_SECONDS = 10.0
@@ -118,7 +118,7 @@ class Service:
         log.info("account service up url=%s account=%s org_id=%s", url, self.address, self._settings.chain.org_id)
 
     async def tend(self) -> None:
-        """Look after the transactions on their way, for ever."""
+        """Look after the transactions on their way, forever."""
         last_error = None
         while True:
             try:

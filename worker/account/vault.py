@@ -1,4 +1,4 @@
-"""What the account service keeps secret: the account's key, and the secret that nodes' tokens are made with.
+"""Secrets of the account service: the account's key, and the secret that nodes' tokens are made with.
 
 A token is "PEER_ID.HMAC": nothing needs to be stored to check one, and it is good for its own peer id only.
 """
@@ -24,7 +24,7 @@ SECRET_FILE = "token.secret"  # noqa: S105 - a file name
 def load_account(folder: Path) -> LocalAccount:
     """The account whose key is `account.key` in `folder`; made on the very first start, and never again.
 
-    Raises SecretError if the key is not readable, IdentityError if it is no key, or gone though
+    Raises SecretError if the key is not readable, IdentityError if it is not a key, or gone though
     the service has run before.
     """
     file = folder / KEY_FILE

@@ -1,4 +1,4 @@
-"""Who signs and sends for this node: the account service, whose client this is, or a wallet of its own (wallet.py).
+"""The signer and sender of this node: the account service, whose client this is, or a wallet of its own (wallet.py).
 
 To the service the node shows a token that is good for its own peer id only.
 The service answers once the chain has taken the transaction; whether the contract holds it is read from the chain
@@ -49,7 +49,7 @@ _ERROR_NAME = re.compile(r"[A-Z][A-Za-z0-9]{2,63}")
 
 
 class Account(Protocol):
-    """What signs and sends for a node. Sent is not held: what the contract holds is read from the chain.
+    """The signer and sender of a node. Sent is not held: what the contract holds is read from the chain.
 
     Every method may raise ChainUnreachable, ContractRefused and ChainError; the client of the account service more.
     """
@@ -76,7 +76,7 @@ class Account(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SwarmInfo:
-    """What the account service says of itself: the chain it sends to, and the account it sends from."""
+    """The account service's description of itself: the chain it sends to, and the account it sends from."""
 
     chain_id: int
     contract: str
@@ -175,7 +175,9 @@ class AccountClient:
         if answer.status_code != 200:
             raise self._failure(url, answer.status_code, content)
         if not isinstance(content, dict):
-            raise ChainError(f"{url}: the answer is no JSON object; check that chain.account_url is an account service")
+            raise ChainError(
+                f"{url}: the answer is not a JSON object; check that chain.account_url is an account service"
+            )
         return content
 
     def _compare_clocks(self, date: str | None) -> None:
@@ -241,7 +243,7 @@ def enrol(
 
 
 def _register(account: Account, peer_id: str, shown: Proof | None) -> bool:
-    """Whether a registration is on its way; if not, somebody has registered the peer."""
+    """Return whether a registration is on its way; if not, somebody has registered the peer."""
     try:
         account.register_peer(peer_id, shown)
     except ContractRefused as refusal:

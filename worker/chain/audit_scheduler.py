@@ -1,4 +1,4 @@
-"""The keeper's audits: every so many rounds `hivewright audit`, in a process of its own that no round waits for.
+"""The keeper's audits: every N rounds `hivewright audit`, in a process of its own that no round waits for.
 
 It loads what the keeper does without (the libp2p daemon, the task families), at low priority, and ends by itself.
 """
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 AUDIT_FOLDER = "audit"
 _START_SECONDS = 120.0
-"""Beside `audit.timeout_seconds`: for loading, and for scoring."""
+"""Besides `audit.timeout_seconds`: for loading, and for scoring."""
 _NICENESS = 10
 
 

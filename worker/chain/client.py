@@ -133,7 +133,7 @@ class ChainClient:
         self.rpc.survey()
 
     def has_code(self, address: str) -> bool:
-        """Whether there is a contract at the address."""
+        """Return whether there is a contract at the address."""
         with self.translated("eth_getCode"):
             return len(self.web3.eth.get_code(Web3.to_checksum_address(address))) > 0
 
@@ -168,12 +168,13 @@ class ChainClient:
             return int(self.web3.eth.block_number)
 
     def block_time(self, block: int) -> float:
-        """When the block was made, in seconds since 1970."""
+        """Return when the block was made, in seconds since 1970."""
         with self.translated("eth_getBlockByNumber"):
             return float(self.web3.eth.get_block(block)["timestamp"])
 
     def block_hash(self, block: int) -> str | None:
-        """Which block of this number it is: another in its place has another hash. None: there is none, any more."""
+        """Return which block of this number it is: another in its place has another hash. None: there is none, any
+        more."""
         with self.translated("eth_getBlockByNumber"):
             try:
                 return Web3.to_hex(self.web3.eth.get_block(block)["hash"])
@@ -183,12 +184,12 @@ class ChainClient:
     # ---- transactions
 
     def nonce(self, address: str) -> int:
-        """How many transactions of the account are mined: the first free nonce if none is waiting."""
+        """Return how many transactions of the account are mined: the first free nonce if none is waiting."""
         with self.translated("eth_getTransactionCount"):
             return int(self.web3.eth.get_transaction_count(Web3.to_checksum_address(address), "latest"))
 
     def gas_price(self) -> int:
-        """What the chain asks for now, in wei."""
+        """Return what the chain asks for now, in wei."""
         with self.translated("eth_gasPrice"):
             return int(self.web3.eth.gas_price)
 
@@ -266,7 +267,7 @@ class ChainClient:
                 return tx_hash
 
     def allowed_price(self) -> int:
-        """What the chain asks for now, in wei. Raises TransactionRefused if the settings do not allow that."""
+        """Return what the chain asks for now, in wei. Raises TransactionRefused if the settings do not allow that."""
         price_wei, limit_wei = self.gas_price(), self._limit_of_settings()
         if limit_wei is not None and price_wei > limit_wei:
             raise TransactionRefused(
@@ -331,7 +332,7 @@ class ChainClient:
 
     @property
     def _kind_of_contract(self) -> str:
-        """What is known of the contract, for messages; empty if nothing is."""
+        """Return what is known of the contract, for messages; empty if nothing is."""
         return ""
 
     def _limit_of_settings(self) -> int | None:

@@ -23,7 +23,7 @@ ADVICE = {
     "InvalidInitialization": "the contract is initialised already; nothing to do",
     "InvalidOwner": "the owner's address is zero; name the owner's address",
     "InvalidPeerId": "a peer id has 1 to 128 bytes; check the identity file",
-    "InvalidProof": "not signed by the peer's key, or for another account, contract, chain or move; sign anew",
+    "InvalidProof": "not signed by the peer's key, or for another account, contract, chain or move; sign again",
     "InvalidRoundNumber": "the chain has not reached this round; check that node and chain are of one swarm",
     "InvalidStageNumber": "the chain has not reached this stage, or the round has none of that number; submit stage 0",
     "InvalidVote": "a vote names at least one peer and none twice; correct the list",
@@ -46,19 +46,20 @@ ADVICE = {
 
 @functools.cache
 def artifact(name: str) -> dict[str, Any]:
-    """What `contracts/build.js` wrote about a contract: abi, bytecode, storage_layout, source_sha256, compiler."""
+    """Return what `contracts/build.js` wrote about a contract: abi, bytecode, storage_layout, source_sha256,
+    compiler."""
     text = resources.files("worker.chain").joinpath("artifacts", f"{name}.json").read_text()
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 
 
 def carried_version() -> str:
-    """What our coordinator calls itself, such as "hivewright/3"."""
+    """Return what our coordinator calls itself, such as "hivewright/3"."""
     return str(artifact("SwarmCoordinator")["version"])
 
 
 def is_version(text: str) -> bool:
-    """Whether a contract that says this of itself is a coordinator of ours, of any version."""
+    """Return whether a contract that says this of itself is a coordinator of ours, of any version."""
     return re.fullmatch(r"hivewright/[1-9][0-9]{0,5}", text) is not None
 
 

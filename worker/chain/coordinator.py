@@ -56,7 +56,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a contract that is not ours answers: its release is concluded from that, for it has no version."""
+    """The answers of a contract that is not ours: its release is concluded from that, for it has no version."""
 
     tells_by_peer: bool
     """Which peer has submitted a reward (from release 0.6.0 on)."""
@@ -73,7 +73,7 @@ class Abilities:
 
     @property
     def missing(self) -> list[str]:
-        """What the contract lacks, for people."""
+        """Return what the contract lacks, for people."""
         who = self.tells_by_peer or self.tells_by_account
         lacking = [] if who else ["whether a reward is submitted (read from the log)"]
         return lacking if self.has_leaderboards else [*lacking, "leaderboards (wins are read peer by peer)"]
@@ -91,7 +91,7 @@ class LogGone(ChainError):
 
 
 class Coordinator(ChainClient):
-    """The contract that keeps a swarm's books. Making one sends nothing; the first call finds out where it is."""
+    """The contract that keeps a swarm's records. Making one sends nothing; the first call finds out where it is."""
 
     def __init__(self, chain: settings.Chain) -> None:
         super().__init__(chain)
@@ -144,7 +144,7 @@ class Coordinator(ChainClient):
         return int(self.read("currentStage()"))
 
     def bootnodes(self) -> list[str]:
-        """Multiaddrs, in the contract's order. They are strangers' text: parse before use."""
+        """Multiaddrs, in the contract's order. They are untrusted peers' text: parse before use."""
         return list(self.read("getBootnodes()"))
 
     def owner_of(self, peer_id: str) -> str | None:
@@ -176,7 +176,7 @@ class Coordinator(ChainClient):
         return int(self.read("getTotalWins(string)", peer_id))
 
     def wins_of(self, peer_ids: Sequence[str]) -> list[int]:
-        """How often others voted for each of the peers, over all rounds: where there is no leaderboard."""
+        """Return how often others voted for each of the peers, over all rounds: where there is no leaderboard."""
         signature = "getTotalWins(string)"
         asked = [[self._call_data(signature, peer_id), "latest"] for peer_id in peer_ids]
         with self.translated(signature):
@@ -196,7 +196,7 @@ class Coordinator(ChainClient):
             return list(zip(peers, wins, strict=True))
 
     def votes(self, round: int, peer_id: str) -> list[str]:
-        """Whom the peer voted for; empty if it has not voted."""
+        """Return whom the peer voted for; empty if it has not voted."""
         return list(self.read("getVoterVotes(uint256,string)", round, peer_id))
 
     def has_voted(self, round: int, peer_id: str) -> bool:
@@ -231,7 +231,7 @@ class Coordinator(ChainClient):
         return None
 
     def _has_submitted(self, round: int, stage: int, peer_id: str) -> bool | None:
-        """Whether a foreign contract says that the peer may have submitted; None if it can't be asked."""
+        """Return whether a foreign contract says that the peer may have submitted; None if it can't be asked."""
         if self.abilities.tells_by_peer:
             return bool(self._read(_HAS_SUBMITTED % "string", round, stage, peer_id))
         if not self.abilities.tells_by_account:
@@ -240,7 +240,7 @@ class Coordinator(ChainClient):
         return owner is not None and bool(self._read(_HAS_SUBMITTED % "address", round, stage, owner))
 
     def has_role(self, role: str, account: str) -> bool:
-        """Whether the account has OWNER_ROLE, BOOTNODE_MANAGER_ROLE or STAGE_MANAGER_ROLE."""
+        """Return whether the account has OWNER_ROLE, BOOTNODE_MANAGER_ROLE or STAGE_MANAGER_ROLE."""
         return bool(self.read("hasRole(bytes32,address)", Web3.keccak(text=role), Web3.to_checksum_address(account)))
 
     def events(
@@ -358,7 +358,7 @@ class Coordinator(ChainClient):
             return [_event(name, entry) for entry in entries]
 
     def _events_of(self, tx_hash: str, name: str) -> list[Event]:
-        """What the contract logged in the transaction; empty if it is not mined, or not known any more."""
+        """Return what the contract logged in the transaction; empty if it is not mined, or not known any more."""
         with self.translated("eth_getTransactionReceipt"):
             try:
                 receipt = self.web3.eth.get_transaction_receipt(HexStr(tx_hash))
@@ -393,7 +393,7 @@ class Coordinator(ChainClient):
             return len(self.web3.eth.get_code(self._address, block)) > 0
 
     def _began_in(self, block: int) -> bool:
-        """Whether the block has something that can have made the contract.
+        """Return whether the block has something that can have made the contract.
 
         Some nodes answer "no code" for state that they have forgotten.
         """
@@ -455,7 +455,7 @@ def _selector(signature: str) -> bytes:
 
 @functools.cache
 def _output_types() -> dict[str, list[str]]:
-    """What each view of the contract returns, by its signature."""
+    """Return what each view of the contract returns, by its signature."""
     views = (entry for entry in coordinator_abi() if entry["type"] == "function")
     return {abi_to_signature(entry): [output["type"] for output in entry["outputs"]] for entry in views}
 

@@ -43,7 +43,8 @@ class Database:
                 raise self._failure(error) from error
 
     def ensure_column(self, table: str, column: str, kind: str) -> None:
-        """Add the column, empty, to a file of before it was there. Names and kind are ours, never a stranger's."""
+        """Add the column, empty, to a file of before it was there. Names and kind are ours, never an untrusted
+        peer's."""
         if not self._has_column(table, column):
             try:
                 self.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")

@@ -1,4 +1,4 @@
-"""Where the chain is: JSON-RPC address and contract, from settings, the deployment file or the account service."""
+"""The place of the chain: JSON-RPC address and contract, from settings, the deployment file or the account service."""
 
 import json
 import re
@@ -27,7 +27,7 @@ _FORMS = {"contract": r"0x[0-9a-fA-F]{40}", "rpc_url": r"https?://\S+"}
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What everything that uses a swarm's chain must know: one JSON-RPC address of it or several, chain id, contract.
+    """The facts that every user of a swarm's chain needs: one JSON-RPC address of it or several, chain id, contract.
 
     `contract` is a checksummed address; `contract_block` the block in which it was made, None if nobody wrote it down.
     """
@@ -43,7 +43,7 @@ class Deployment:
 
 
 def is_configured(chain: settings.Chain) -> bool:
-    """Whether the settings name a chain at all. If not, a node counts its rounds itself and earns nothing."""
+    """Return whether the settings name a chain at all. If not, a node counts its rounds itself and earns nothing."""
     return any((chain.rpc_url, chain.deployment_file, chain.account_url))
 
 
@@ -115,7 +115,7 @@ def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:
 
 def _lenient_registry() -> ABIRegistry:
     r"""web3's own, but text that is not UTF-8 is read with \xNN in it: a contract takes any bytes as a peer id, and one
-    stranger's must not end the reading of everybody's."""
+    untrusted peer's must not end the reading of everybody's."""
     registry = build_strict_registry()
     registry.unregister_decoder("string")
     decoder = StringDecoder("backslashreplace")  # type: ignore[no-untyped-call]
@@ -135,7 +135,7 @@ def translated(url: str, timeout_seconds: float) -> Iterator[None]:
 
 
 def proxy_url(account_url: str) -> str:
-    """Where the account service passes JSON-RPC on."""
+    """Return where the account service passes JSON-RPC on."""
     return f"{account_url.rstrip('/')}/rpc"
 
 

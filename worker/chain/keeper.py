@@ -32,12 +32,12 @@ _LONGEST_PAUSE_SECONDS = 30.0
 _MINING_SECONDS = 30.0
 """Patience for a transaction of ours to be mined."""
 _MEMORY_ROUNDS = 2
-"""A peer is expected in a round if it reported in one of so many rounds before it."""
+"""A peer is expected in a round if it reported in one of this many rounds before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the keeper knows, as in `<keeper.state_dir>/status.json`. `began_at`: seconds since 1970.
+    """The keeper's knowledge, as in `<keeper.state_dir>/status.json`. `began_at`: seconds since 1970.
 
     `reporters` peers have reported in `round`; `expected` is how many of the peers of the last two rounds it waits for.
     """
@@ -79,7 +79,8 @@ def run(settings: settings.Settings) -> None:
 def verdict(
     reporters: set[str], expected: set[str], is_populated: bool, seconds: float, keeper: settings.Keeper
 ) -> Literal["ready", "time"] | None:
-    """Why the round should end now; None: it goes on. `is_populated`: at least `min_peers` peers are registered."""
+    """Return why the round should end now; None: it goes on. `is_populated`: at least `min_peers` peers are
+    registered."""
     if not is_populated or seconds < keeper.min_round_seconds:
         return None
     if seconds >= keeper.round_seconds:
@@ -121,7 +122,7 @@ class Keeper:
         )
 
     def keep(self) -> None:
-        """Look, decide, sleep; for ever."""
+        """Look, decide, sleep; forever."""
         pause = self._settings.poll_seconds
         while True:
             try:
@@ -131,7 +132,7 @@ class Keeper:
                 if self._status.state != "chain-unreachable":
                     log.warning("chain unreachable, waiting for it: %s", error)
                 self._tell(Status("chain-unreachable", self._status.round))
-                # Looked for anew: the deployment file may name another address by now.
+                # Looked for again: the deployment file may name another address by now.
                 self._coordinator = Coordinator(self._chain)
                 self._is_checked = False
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -181,7 +182,8 @@ class Keeper:
             )  # fmt: skip
 
     def _is_known(self, number: int, block: int) -> bool:
-        """Whether what was read of the round is still true: it is open, and the chain has the blocks that were read."""
+        """Return whether what was read of the round is still true: it is open, and the chain has the blocks that were
+        read."""
         known = self._round
         if known is None or known.number != number or known.seen_block > block:
             return False
@@ -194,7 +196,8 @@ class Keeper:
     # ---- the round
 
     def _find(self, number: int) -> Round:
-        """When the round began, by the chain's own log; a log that is gone leaves the moment at which we saw it."""
+        """Return when the round began, by the chain's own log; a log that is gone leaves the moment at which we saw
+        it."""
         first = max(0, number - _MEMORY_ROUNDS)
         began: dict[int, int] = {}
         numbers = [n for n in range(first, number + 1) if n > 0]
@@ -282,7 +285,7 @@ class Keeper:
         self._bootnodes = wanted
 
     def _wanted_bootnodes(self) -> list[str]:
-        """Those of the settings, and those that the bootnode beside us wrote down, if it has started by now."""
+        """Those of the settings, and those that the bootnode next to us wrote down, if it has started by now."""
         wanted = list(self._settings.publish_bootnodes)
         file = self._settings.bootnode_file
         if file is not None:

@@ -1,4 +1,4 @@
-"""What this node earned, and what became of it: one durable row per (round, stage, peer).
+"""The record of what this node earned, and what became of it: one durable row per (round, stage, peer).
 
 A row is on the disk (fsync) before anybody is told of it, and is never deleted. The reward and the vote of a row are
 two transactions, so each has a state of its own:
@@ -116,12 +116,13 @@ class Ledger:
         )
 
     def counts(self) -> dict[State, int]:
-        """How many rewards are in each state."""
+        """Return how many rewards are in each state."""
         found = self._database.execute("SELECT reward_state, count(*) FROM ledger GROUP BY reward_state")
         return dict.fromkeys(STATES, 0) | dict(found)
 
     def waiting(self) -> tuple[int, float | None]:
-        """How many rewards are earned and not yet queued, and when the oldest of them was earned (Unix seconds)."""
+        """Return how many rewards are earned and not yet queued, and when the oldest of them was earned (Unix
+        seconds)."""
         (found,) = self._database.execute("SELECT count(*), min(earned_at) FROM ledger WHERE reward_state = 'earned'")
         return found[0], found[1]
 
@@ -134,7 +135,7 @@ class Ledger:
         )
 
     def requeue(self, row: Row, kind: Kind) -> None:
-        """The chain does not hold it after all: it is to be sent again."""
+        """The chain does not have it after all: it is to be sent again."""
         self._set(row, kind, "queued", {"block": None})
 
     def sent(self, row: Row, kind: Kind, tx_hash: str) -> None:

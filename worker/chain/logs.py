@@ -19,7 +19,7 @@ _Entry = TypeVar("_Entry")
 
 
 class Window:
-    """How many blocks of the log one request may cover, as learned from what the chain refused."""
+    """The number of blocks of the log that one request may cover, as learned from what the chain refused."""
 
     def __init__(self) -> None:
         self.blocks = MOST_BLOCKS
@@ -62,7 +62,7 @@ def walk(
         except Throttled:
             raise
         except ChainUnreachable:
-            # Perhaps it was too slow for so many: whoever tries again asks for less.
+            # Perhaps it was too slow for this many: whoever tries again asks for less.
             window.refuse(width)
             raise
         window.take(width)

@@ -1,4 +1,4 @@
-"""What a node signs with its libp2p key to show a coordinator contract of ours that a peer id is its own.
+"""The message that a node signs with its libp2p key to show a coordinator contract of ours that a peer id is its own.
 
 The contract checks it (contracts/src/PeerKey.sol). A signature names chain, contract and account, so it is of no use
 anywhere else or to anybody else; one that moves a peer is good for one move.
@@ -48,7 +48,7 @@ def of_move(identity: Identity, deployment: Deployment, account: str, moves: int
 
 
 def is_checked(coordinator: Coordinator) -> bool:
-    """Whether the contract knows the calls that carry a proof. A foreign one does not."""
+    """Return whether the contract knows the calls that carry a proof. A foreign one does not."""
     coordinator.ensure_checked()
     return coordinator.version is not None and number_of(coordinator.version) >= _FIRST_VERSION
 
@@ -85,7 +85,7 @@ def binding(coordinator: Coordinator, peer_id: str) -> Binding:
 
 
 def needed(coordinator: Coordinator, identity: Identity, account: str, move: bool) -> Proof | None:
-    """What the peer has to show so that `account` becomes its holder, and is by its key.
+    """Return what the peer has to show so that `account` becomes its holder, and is by its key.
 
     None: nothing (it is that already), or nothing helps: a foreign contract, a key of another size, or a peer that
     another account holds by a proof while `move` is not wanted.

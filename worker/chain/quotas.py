@@ -1,4 +1,4 @@
-"""How often somebody may do something: a bucket for each caller that refills with time."""
+"""Rate limits: a bucket for each caller that refills with time."""
 
 import time
 
@@ -27,7 +27,7 @@ class Quota:
         return True
 
     def left(self, caller: str) -> float:
-        """What is in the caller's bucket now."""
+        """Return what is in the caller's bucket now."""
         now = time.monotonic()
         filled_at, left = self._buckets.get(caller, (now, self._burst))
         return min(self._burst, left + (now - filled_at) * self._per_second)

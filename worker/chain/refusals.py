@@ -1,4 +1,4 @@
-"""Why a node did not take a transaction: the texts of the known clients, sorted into classes.
+"""Reasons for which a node did not take a transaction: the texts of the known clients, sorted into classes.
 
 JSON-RPC has no codes for this that clients agree on, so the text decides. Each pattern names the clients that use it;
 tests/chain/test_refusals.py has their full texts.

@@ -1,6 +1,6 @@
 """JSON-RPC over one address of a chain or several: one serves until it fails, then the next.
 
-An address is used only while it answers with the expected chain id, which is asked for anew after every failure and
+An address is used only while it answers with the expected chain id, which is asked for again after every failure and
 once a minute. Whatever is asked may be asked twice: reads change nothing, and a signed transaction that arrives a
 second time is the same transaction.
 """
@@ -40,7 +40,7 @@ _PAUSE_SECONDS = 0.05
 _MOST_REST_SECONDS = 60.0
 """A Retry-After of more than this is cut: a broken proxy must not silence a role for a day."""
 _LEAST_REST_SECONDS = 1.0
-"""How long an address rests that throttles without saying how long."""
+"""Time that an address rests that throttles without saying how long."""
 
 
 _MOST_TOGETHER = 20
@@ -196,7 +196,7 @@ class Rpc(JSONBaseProvider):
     # ----
 
     def _turns(self) -> list[str]:
-        """Whom to ask, one after the other: the one that served last first, those of another chain last."""
+        """Return whom to ask, one after the other: the one that served last first, those of another chain last."""
         others = [url for url in self._urls if url != self._current]
         order = sorted([self._current, *others], key=lambda url: url in self._wrong)
         return (order * _LEAST_TRIES)[: self._tries]
@@ -292,7 +292,7 @@ class Rpc(JSONBaseProvider):
         body = self.encode_rpc_request(method, params)
         decoded = self._post(url, body)
         if not isinstance(decoded, dict) or not ("result" in decoded or "error" in decoded):
-            raise BadAnswer(f"{self._place(url)}: the answer is no JSON-RPC; {CHECK_ADDRESS}")
+            raise BadAnswer(f"{self._place(url)}: the answer is not JSON-RPC; {CHECK_ADDRESS}")
         if decoded.get("error") is None and "result" in decoded:
             decoded.pop("error", None)
         if method in _HEXADECIMAL and "error" not in decoded and not _is_hexadecimal(decoded["result"]):
@@ -380,17 +380,18 @@ def _is_hexadecimal(value: object) -> TypeGuard[str]:
 
 
 def is_revert(text: str) -> bool:
-    """Whether the text of a JSON-RPC error says that the call reverted, as clients word that."""
+    """Return whether the text of a JSON-RPC error says that the call reverted, as clients word that."""
     return _REVERT.search(text) is not None
 
 
 def _is_throttling(code: object, text: str) -> bool:
-    """Whether an error asks for fewer requests. -32005 alone is no sign: logs and gas have such limits too."""
+    """Return whether an error asks for fewer requests. -32005 alone is not a sign: logs and gas have such limits
+    too."""
     return code in _THROTTLING_CODES or _THROTTLING.search(text) is not None
 
 
 def _named_seconds(error: Any) -> float | None:
-    """How long to wait, as some nodes say it in the error's data: {"rate": {"backoff_seconds": 30}}."""
+    """Return how long to wait, as some nodes say it in the error's data: {"rate": {"backoff_seconds": 30}}."""
     try:
         return float(error["data"]["rate"]["backoff_seconds"])
     except (KeyError, TypeError, ValueError, IndexError):
@@ -431,13 +432,13 @@ def translated(place: str, patience_seconds: float) -> Iterator[None]:
             ) from None
         raise ChainUnreachable(f"{place}: HTTP {status} instead of an answer; check what serves this address") from None
     except requests.exceptions.JSONDecodeError:
-        raise BadAnswer(f"{place}: the answer is no JSON; check that this is the right address") from None
+        raise BadAnswer(f"{place}: the answer is not JSON; check that this is the right address") from None
     except requests.RequestException as error:
         raise ChainUnreachable(
             f"{place}: no connection ({type(error).__name__}); check that it runs and can be reached"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):  # the last: nested without end
-        raise BadAnswer(f"{place}: the answer is no JSON-RPC; {CHECK_ADDRESS}") from None
+        raise BadAnswer(f"{place}: the answer is not JSON-RPC; {CHECK_ADDRESS}") from None
 
 
 def _is_throttled(error: ChainError) -> bool:

@@ -98,7 +98,8 @@ class Settlement:
         return not self._ledger.unsettled()
 
     def status(self) -> SettlementStatus:
-        """Where the rewards are. Raises WorkerError if the thread has died of an error that it did not expect."""
+        """Return where the rewards are. Raises WorkerError if the thread has died of an error that it did not
+        expect."""
         if self._thread.ident is not None and not self._thread.is_alive() and not self._is_closing:
             raise WorkerError("settlement ended by itself; its traceback is in the log; start the node again")
         counts = self._ledger.counts()
@@ -162,7 +163,7 @@ class Settlement:
             self._postponed = error
 
     def _is_due(self) -> bool:
-        """Whether the settings want what was earned to be sent now."""
+        """Return whether the settings want what was earned to be sent now."""
         count, oldest = self._ledger.waiting()
         rounds, minutes = self._chain.submit_every_rounds, self._chain.submit_every_minutes
         if rounds is not None and count >= rounds:
@@ -212,7 +213,7 @@ class Settlement:
         ours: object = row.reward if kind == "reward" else list(row.winners)
         theirs = self._held(row, kind)
         if theirs not in (None, ours):
-            # A rejection is for ever: one answer, which something in between may have mixed up, is not enough.
+            # A rejection is forever: one answer, which something in between may have mixed up, is not enough.
             theirs = self._held(row, kind)
         if theirs is None:
             return False
@@ -231,7 +232,7 @@ class Settlement:
         return True
 
     def _held(self, row: Row, kind: Kind) -> object:
-        """What the chain holds in the row's place; None: nothing."""
+        """Return what the chain holds in the row's place; None: nothing."""
         if kind == "reward":
             return self._coordinator.submitted_reward(row.round, row.stage, row.peer_id, row.reward_hash)
         return self._coordinator.votes(row.round, row.peer_id) or None
@@ -243,7 +244,8 @@ class Settlement:
         return receipt.block if receipt and receipt.succeeded else self._coordinator.block_number()
 
     def _is_early(self, row: Row) -> bool:
-        """Whether the row's round is still to come. The open one counts too: it may have begun after the refusal."""
+        """Return whether the row's round is still to come. The open one counts too: it may have begun after the
+        refusal."""
         return (row.round, row.stage) >= (self._coordinator.current_round(), self._coordinator.current_stage())
 
     def _register(self, peer_id: str) -> None:
@@ -283,7 +285,7 @@ class Settlement:
         if str(error) != self._last_error:
             log.warning("rewards wait in the ledger error=%s", error)
         self._last_error = str(error)
-        # A walk that got somewhere is no outage: a backlog would never end if every lost packet doubled the pause.
+        # A walk that got somewhere is not an outage: a backlog would never end if every lost packet doubled the pause.
         self._num_failures = 1 if self._num_moved else self._num_failures + 1
         self._recheck_at = 0.0
 

@@ -1,4 +1,4 @@
-"""Whether a new version of a contract finds in storage what an older one left there."""
+"""Check that a new version of a contract finds in storage what an older one left there."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ _GAP = "__gap"
 
 
 def breaks(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What the layout `new` (an artifact's storage_layout) would read from the wrong place; empty if it fits `old`.
+    """Return what the layout `new` (an artifact's storage_layout) would read from the wrong place; empty if it fits
+    `old`.
 
     Every variable of `old` must be where it was, with its name and type, and so must every member of every struct; a
     struct must keep its size, for it may stand in an array. New variables take what was gap, or come last.

@@ -108,14 +108,14 @@ class Sender:
             return len(waiting)
 
     def waiting(self) -> list[Waiting]:
-        """What is on its way, in the order of nonces."""
+        """Return what is on its way, in the order of nonces."""
         return [Waiting(*row) for row in self._journal.execute("SELECT * FROM waiting ORDER BY nonce")]
 
     def close(self) -> None:
         self._journal.close()
 
     def _price(self) -> int:
-        """What the chain asked for a moment ago: many calls at once need not ask each."""
+        """Return what the chain asked for a moment ago: many calls at once need not ask each."""
         read_at, price_wei = self._price_read
         if time.monotonic() - read_at > _PRICE_SECONDS:
             price_wei = self._coordinator.allowed_price()
@@ -138,7 +138,7 @@ class Sender:
                     future.set_exception(ChainError(f"{call.name}: not sent, as another call failed; send it again"))
 
     def _send_all(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Waiting | WorkerError]]:
-        """What comes of each call. With as few requests to the chain as can be: it is asked for many at once."""
+        """Return what comes of each call. With as few requests to the chain as can be: it is asked for many at once."""
         known = {call: entry for call in calls if (entry := self._find(call))}
         entries, new = list(known.values()), [call for call in calls if call not in known]
         to_sign: list[tuple[Call, int]] = []
@@ -245,11 +245,11 @@ class Sender:
     def _send_stuck(self, waiting: list[Waiting], count: int) -> None:
         """Send again what is stuck; all of it, from nonce `count` on, if nonces are missing in between.
 
-        They are missing when the chain forgot transactions that it had mined: the later ones would wait for ever.
+        They are missing when the chain forgot transactions that it had mined: the later ones would wait forever.
         """
         has_gap = waiting[-1].nonce != count + len(waiting) - 1
         if has_gap:
-            log.warning("nonce gap chain=%d ours=%d: numbering %d anew", count, waiting[0].nonce, len(waiting))
+            log.warning("nonce gap chain=%d ours=%d: numbering %d again", count, waiting[0].nonce, len(waiting))
         now_wei = self._coordinator.gas_price()
         for nonce, entry in enumerate(waiting, count):
             if has_gap or _is_stuck(entry):

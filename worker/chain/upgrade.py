@@ -1,8 +1,8 @@
 """Brings the contract on a chain to the version that this package carries, in place (`hivewright chain deploy`).
 
-A proxy keeps the books, an implementation says how they are kept; the owner may put a new one in (ERC-1967, UUPS). That
-is done only if the new one's storage layout keeps what the old one's left. A chain has no layouts: they come from what
-`deploy` noted when it put the old one there, or from the releases in `artifacts/releases`.
+A proxy keeps the contract's state, an implementation says how it is kept; the owner may put a new one in (ERC-1967,
+UUPS). That is done only if the new one's storage layout keeps what the old one's left. A chain has no layouts: they
+come from what `deploy` noted when it put the old one there, or from the releases in `artifacts/releases`.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ def bring_up_to_date(client: Coordinator, owner: LocalAccount, note_file: Path, 
 
 
 def implementation(client: Coordinator) -> Found | None:
-    """What the proxy runs; None for a contract that is no ERC-1967 proxy."""
+    """Return what the proxy runs; None for a contract that is not an ERC-1967 proxy."""
     with client.translated("eth_getStorageAt"):
         stored = client.web3.eth.get_storage_at(Web3.to_checksum_address(client.deployment.contract), _SLOT)
     address = Web3.to_checksum_address(bytes(stored)[-20:])
@@ -83,7 +83,7 @@ def _require_fitting(found: Found, client: Coordinator, note_file: Path) -> None
     known = next((note for note in _known(note_file) if note["runtime_sha256"] == found.digest), None)
     if known is None:
         raise ChainError(
-            f"{where}, which is no release and not what {note_file} names: its storage layout is not known, and an "
+            f"{where}, which is neither a release nor what {note_file} names: its storage layout is not known, and an "
             "upgrade might destroy the books; run the hivewright that deployed it, or bring that file back"
         )
     broken = storage_layout.breaks(known["storage_layout"], contract.artifact("SwarmCoordinator")["storage_layout"])
@@ -102,7 +102,7 @@ def _known(note_file: Path) -> list[dict[str, Any]]:
 
 
 def releases() -> list[dict[str, Any]]:
-    """What each released version left to know: version, runtime_sha256, storage_layout."""
+    """Return what each released version left to know: version, runtime_sha256, storage_layout."""
     folder = resources.files("worker.chain").joinpath("artifacts", "releases")
     return [json.loads(file.read_text()) for file in sorted(folder.iterdir(), key=lambda file: file.name)]
 

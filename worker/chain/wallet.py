@@ -71,7 +71,7 @@ def create(chain: settings.Chain) -> str:
     """Make the wallet, unless there is one. Returns its address. Raises as `Wallet` does."""
     file = _folder(chain) / KEYSTORE_FILE
     password = _password(chain)
-    # One that has sent is not made anew: it may own peers, and money.
+    # One that has sent is not made again: it may own peers, and money.
     if not file.exists() and not file.with_name(JOURNAL_FILE).exists():
         keystore = Account.encrypt(secrets.token_bytes(32), password)
         write_whole(file, json.dumps(keystore) + "\n", mode=0o600)

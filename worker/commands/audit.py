@@ -59,10 +59,10 @@ Find = Callable[[str, str], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What came of one submitted reward. Rewards are in thousandths, `at` is Unix seconds.
+    """The result for one submitted reward. Rewards are in thousandths, `at` is Unix seconds.
 
     `earned` is the most that the groups can have earned, None if that is not known; `evidence` the file that holds the
-    signed groups of a contradiction, beside the report.
+    signed groups of a contradiction, next to the report.
     """
 
     round: int
@@ -121,13 +121,13 @@ class Auditor:
             return replace(finding, reason=str(error), num_groups=len(groups))
         # Too long by our own limit; its own may be higher.
         unknown = [error for error in bad if error.reason in INNOCENT or error.reason == "too-long"]
-        # What can't be judged here may have earned everything; what does not hold has earned nothing.
+        # What can't be judged here may have earned everything; what is invalid has earned nothing.
         means = [*(group.mean_reward for group in scored), *(1.0 for _ in unknown)]
         means += [0.0] * (len(groups) - len(means))
         earned = milli_reward(means)
         finding = replace(finding, earned=earned, num_groups=len(groups))
         if finding.claimed > earned:
-            held = f", {len(bad) - len(unknown)} of them do not hold" if len(bad) > len(unknown) else ""
+            held = f", {len(bad) - len(unknown)} of them are invalid" if len(bad) > len(unknown) else ""
             reason = f"its {len(groups)} groups can have earned {earned} at most{held}"
             return replace(finding, verdict="contradicted", reason=reason)
         if unknown:
@@ -169,7 +169,7 @@ def submitted_rewards(coordinator: Coordinator, num_rounds: int) -> list[Event]:
 
 
 class Report:
-    """The published result: `audit.json` in `folder`, evidence in a folder beside it. Findings of before are kept."""
+    """The published result: `audit.json` in `folder`, evidence in a folder next to it. Findings of before are kept."""
 
     def __init__(self, folder: Path, coordinator: Coordinator) -> None:
         self._folder = folder
@@ -177,7 +177,7 @@ class Report:
         self.findings = {finding.key: finding for finding in self._read()}
 
     def is_settled(self, submitted: Event) -> bool:
-        """Whether nothing new can come of auditing it again."""
+        """Return whether nothing new can come of auditing it again."""
         known = self.findings.get(unjudged(submitted).key)
         return known is not None and known.verdict != "unaudited" and known.tx_hash == submitted.tx_hash
 
@@ -198,7 +198,7 @@ class Report:
         self.findings[finding.key] = finding
 
     def data(self) -> dict[str, Any]:
-        """What audit.json holds; docs/operations.md describes it."""
+        """Return what audit.json holds; docs/operations.md describes it."""
         kept = sorted(self.findings.values(), key=lambda finding: finding.key)[-MAX_FINDINGS:]
         peers: dict[str, Counter[str]] = {}
         sums: dict[str, Counter[str]] = {}
@@ -221,7 +221,7 @@ class Report:
         write_whole(self._folder / REPORT_FILE, json.dumps(self.data(), indent=1) + "\n")
 
     def _read(self) -> Iterable[Finding]:
-        """Findings of this very contract; a report that is damaged or of another one begins anew, which is said."""
+        """Findings of this very contract; a report that is damaged or of another one begins again, which is logged."""
         file = self._folder / REPORT_FILE
         try:
             raw = json.loads(file.read_text())
@@ -231,7 +231,7 @@ class Report:
         except FileNotFoundError:
             log.info("first report file=%s", file)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("report can't be read and begins anew file=%s error=%r", file, error)
+            log.warning("report can't be read, starting a new one file=%s error=%r", file, error)
         return []
 
 
@@ -239,7 +239,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     """Audit once, write the report, and print it.
 
     Raises ChainUnreachable or ChainError if the chain can't be read, SettingsError for unknown task families,
-    or a folder of groups that is none.
+    or a folder that has no groups.
     """
     for groups in options.groups:
         if not groups.is_dir():

@@ -1,4 +1,4 @@
-"""The support bundle of `hivewright doctor`: one file that can be shown to strangers.
+"""The support bundle of `hivewright doctor`: one file that can be shown to anybody.
 
 Settings, findings, state and the end of the log, with everything that gives power taken out: tokens, passwords in
 addresses, private keys. What is left are addresses, peer ids and numbers.

@@ -2,7 +2,7 @@
 
 Nothing here is demo code but the settings: every role is an ordinary child process with an ordinary settings file.
 The demo starts them in order, shows what the workers say of themselves, and at the end holds their words against the
-chain. It fails, with one line, if anything that it promises does not hold.
+chain. It fails, with one line, if anything that it promises is invalid.
 """
 
 import argparse
@@ -47,7 +47,7 @@ _ALL = 10**9
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the demo. Raises DemoFailed, with one line, if something that it promises did not hold, SettingsError."""
+    """Run the demo. Raises DemoFailed, with one line, if something that it promises was invalid, SettingsError."""
     if options.workers > MAX_WORKERS:
         raise SettingsError(f"--workers: got {options.workers}; expected at most {MAX_WORKERS} on one machine")
     output = options.output.resolve()
@@ -149,7 +149,7 @@ class Demo:
             self.console.print(self._table())
 
     def check(self) -> dict[str, Any]:
-        """What every worker did, held against the chain. Raises DemoFailed if something does not hold."""
+        """Return what every worker did, held against the chain. Raises DemoFailed if something is invalid."""
         coordinator = Coordinator(self._settings({}).chain)
         audited = self._audit()
         workers = [self._summary_of(name, coordinator, audited) for name in self.worker_names]
@@ -190,7 +190,7 @@ class Demo:
             say(self.console, f"{what:8} {self.output / file}")
 
     def _audit(self) -> Counter[str]:
-        """How many rewards of each peer hold against the groups that it signed at the time."""
+        """Return how many rewards of each peer hold against the groups that it signed at the time."""
         judge = settings_module.load(self._write("audit", self.worker_settings))
         folders = [self.output / name / ARCHIVE_FOLDER for name in self.worker_names]
         report = audit.audit(judge, self.output / "audit", folders, num_rounds=_ALL, num_rewards=_ALL)
@@ -310,7 +310,7 @@ class Demo:
 def _fresh_folder(output: Path) -> IO[str]:
     """Make `output` an empty folder and hold its lock. What an earlier demo left is removed, anything else not touched.
 
-    Raises SettingsError if it is no folder for a demo, ResourceError if another demo is at work in it.
+    Raises SettingsError if it is not a folder for a demo, ResourceError if another demo is at work in it.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -325,7 +325,7 @@ def _fresh_folder(output: Path) -> IO[str]:
     left = [entry for entry in output.iterdir() if entry.name not in (MARKER, "lock")]
     if left:
         print(
-            f"beginning anew: what an earlier demo left in {output} is removed ({len(left)} files and folders)",
+            f"starting again: what an earlier demo left in {output} is removed ({len(left)} files and folders)",
             flush=True,
         )
     for entry in left:

@@ -189,7 +189,7 @@ def _ram(patient: Patient) -> Iterator[Finding]:
     if patient.pid is not None or free >= TIGHT_RAM_GIB:
         yield Finding("ram", "ok", f"{free:.1f} GiB free")
     elif free >= SMALL_RAM_GIB:
-        yield Finding("ram", "warning", f"{free:.1f} GiB free; a worker wants {TIGHT_RAM_GIB:g} beside its model", fix)
+        yield Finding("ram", "warning", f"{free:.1f} GiB free; a worker wants {TIGHT_RAM_GIB:g} besides its model", fix)
     else:
         yield Finding("ram", "refuse", f"{free:.1f} GiB free; a worker does not even load with less than 1", fix)
 

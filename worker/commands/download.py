@@ -46,7 +46,7 @@ class File:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an attempt ended. `status`: the Hub's answer; `errno`: of this machine; None: neither."""
+    """The reason why an attempt ended. `status`: the Hub's answer; `errno`: of this machine; None: neither."""
 
     reason: str
     status: int | None = None

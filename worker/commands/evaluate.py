@@ -57,13 +57,14 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def fixed_tasks(environment: Environment) -> list[Asked]:
-    """What a node asks whenever it evaluates: each family where its curriculum begins, so that results compare."""
+    """Return what a node asks whenever it evaluates: each family where its curriculum begins, so that results
+    compare."""
     curricula = environment.levels
     return [(name, 0 if name in curricula else None) for name in environment.names]
 
 
 def choose_tasks(environment: Environment, level: int | None) -> list[Asked]:
-    """What to ask: each family at `level`, or, without one, where its curriculum begins and where it is now."""
+    """Return what to ask: each family at `level`, or, without one, where its curriculum begins and where it is now."""
     if level is not None:
         return [(name, level) for name in environment.names]
     now = environment.levels

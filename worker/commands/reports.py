@@ -1,4 +1,4 @@
-"""What people read in a terminal of 80 columns: a node's status, its ledger, its resolved settings."""
+"""Reports for a terminal of 80 columns: a node's status, its ledger, its resolved settings."""
 
 import argparse
 import csv
@@ -165,7 +165,7 @@ _BYTES_PER_TOKEN = 4
 
 
 def _explain_exchange(settings: Settings) -> str:
-    """What a round's groups come to in the one message that peers take."""
+    """Return what a round's groups come to in the one message that peers take."""
     num_tasks, size = settings.environment.tasks_per_round, settings.generation.num_generations
     group_bytes = size * (settings.generation.max_completion_length * _BYTES_PER_TOKEN + 64) + 256
     num_shared = min(num_tasks, settings.swarm.max_groups_per_peer, messages.MAX_SERVED_BYTES // group_bytes)

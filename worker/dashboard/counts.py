@@ -1,4 +1,4 @@
-"""What the contract's log says of rounds and peers, counted as it comes.
+"""Rounds and peers, counted from the contract's log as it comes.
 
 Anybody may write into that log, at no cost on many chains. So what is kept is bounded, whoever writes however much: of
 rounds the newest, of peers those that reported last.

@@ -1,7 +1,7 @@
 """Keeps what the page shows up to date: one thread's work, every few seconds, whoever looks at the page meanwhile.
 
-The log is read once, from where it was left; sums over all time (total rewards, wins) come from the contract's books,
-which outlive the log (docs/decisions/0020). What can't be read stays as it was, with the cause beside it.
+The log is read once, from where it was left; sums over all time (total rewards, wins) come from the contract's state,
+which outlives the log (docs/decisions/0020). What can't be read stays as it was, with the cause next to it.
 """
 
 import logging
@@ -32,7 +32,7 @@ _MAX_ROUND = 2**52
 
 
 class Reader:
-    """What is known of the swarm of these settings. `look` brings it up to date, `content` tells it."""
+    """The knowledge about the swarm of these settings. `look` brings it up to date, `content` tells it."""
 
     def __init__(self, settings: Settings) -> None:
         self._org_id = settings.chain.org_id
@@ -56,7 +56,7 @@ class Reader:
                 self._error_since = time.time()
             self._outage.begin("chain can't be read error=%s", said)
             self._error = said
-            # When it answers again, it may be somewhere else: what is known of the place is found out anew.
+            # When it answers again, it may be somewhere else: what is known of the place is found out again.
             self._coordinator = Coordinator(self._chain)
         else:
             self._outage.end("chain answers again")
@@ -67,7 +67,7 @@ class Reader:
         return self._error is None
 
     def content(self) -> dict[str, Any]:
-        """What /api/swarm answers with; docs/operations.md describes it."""
+        """Return what /api/swarm answers with; docs/operations.md describes it."""
         peers = self._tally.peers
         best = sorted(peers, key=lambda peer_id: (-(self._counted(peer_id) or 0), peer_id))[:MAX_PEERS_SHOWN]
         return {
@@ -127,14 +127,14 @@ class Reader:
         self._next: dict[str, int] | None = None
         """For each kind of event, the block from which its log is still to be read."""
         self._is_behind = True
-        """Whether the books are to be read anew: something was written since."""
+        """Whether the contract's state is to be read again: something was written since."""
 
     def _read(self) -> None:
         chain = self._coordinator
         chain.ensure_checked()
         newest = chain.block_number()
         if self._newest is not None and self._is_another_chain(*self._newest, newest):
-            log.warning("the chain is not what it was: reading it anew from the beginning")
+            log.warning("the chain is not what it was: reading it again from the beginning")
             self._begin_anew()
         self._contract, self._chain_id = chain.deployment.contract, chain.deployment.chain_id
         if self._newest is None or self._newest[0] != newest:
@@ -152,7 +152,8 @@ class Reader:
             self._is_behind = False
 
     def _is_another_chain(self, block: int, its_hash: str | None, newest: int) -> bool:
-        """Whether the last block that was read is gone: a killed chain may lose its last seconds, others reorganise."""
+        """Return whether the last block that was read is gone: a killed chain may lose its last seconds, others
+        reorganise."""
         chain = self._coordinator
         return chain.deployment.contract != self._contract or newest < block or chain.block_hash(block) != its_hash
 
@@ -168,7 +169,7 @@ class Reader:
         self._tally.forget_old(round)
 
     def _first_block(self, round: int) -> int:
-        """Where the log of the rounds that are kept begins."""
+        """Return where the log of the rounds that are kept begins."""
         first_round = round - MAX_ROUNDS + 1
         if first_round <= 0:
             return self._coordinator.first_block()
@@ -211,13 +212,14 @@ class Reader:
                 break
 
     def _time_of_begin(self, round: int) -> float | None:
-        """When the round began; None: the log does not say, or not any more."""
+        """Return when the round began; None: the log does not say, or not any more."""
         if self._tally.began is None or self._tally.began[0] != round:
             return None
         return self._coordinator.block_time(self._tally.began[1])
 
 
 def _short(text: str) -> str:
-    """Strangers' text as it may be shown: one line, nothing in it that a terminal or a browser obeys, not too long."""
+    """Untrusted peers' text as it may be shown: one line, nothing in it that a terminal or a browser obeys, not too
+    long."""
     shown = printable(text[:_MAX_TEXT])
     return shown if len(text) <= _MAX_TEXT and len(shown) <= _MAX_TEXT else shown[:_MAX_TEXT] + "…"

@@ -1,7 +1,7 @@
 """The dashboard (`hivewright dashboard`): one page about the swarm, and the same as JSON. It reads and never writes.
 
 A look at the page costs the chain nothing: what is shown is read every `chain.poll_seconds`, by one thread. It starts,
-and stays up, whether or not there is a chain; then the page says so, beside what was known last.
+and stays up, whether or not there is a chain; then the page says so, next to what was known last.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ def run(settings: Settings) -> None:
 
 
 class Service:
-    """The page and its JSON, which is made anew after each look at the chain, and not for those who ask."""
+    """The page and its JSON, which is made again after each look at the chain, and not for those who ask."""
 
     def __init__(self, settings: Settings) -> None:
         self._poll_seconds = settings.chain.poll_seconds
@@ -72,7 +72,7 @@ class Service:
         log.info("dashboard up url=%s", url)
 
     async def tend(self) -> None:
-        """Look at the chain, for ever."""
+        """Look at the chain, forever."""
         while True:
             is_known = await asyncio.to_thread(self._look)
             systemd.progress("shows the swarm" if is_known else "no chain")
@@ -103,7 +103,7 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
 
 @web.middleware
 async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """What is not there, or not to be done here, as {"error": SENTENCE}."""
+    """Return what is not there, or not to be done here, as {"error": SENTENCE}."""
     try:
         return await handler(request)
     except web.HTTPException as error:

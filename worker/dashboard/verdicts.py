@@ -1,4 +1,4 @@
-"""What an audit found, from its report (`hivewright audit`; the keeper's stands beside its state)."""
+"""The findings of an audit, from its report (`hivewright audit`; the keeper's is next to its state)."""
 
 import json
 import logging
@@ -13,7 +13,8 @@ _MAX_FILE_BYTES = 64 * 1024 * 1024
 
 
 class Verdicts:
-    """How many rewards of each peer an audit found to hold, by the report in `file`, which may come, go and change."""
+    """The number of rewards of each peer that an audit confirmed, by the report in `file`, which may come, go and
+    change."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -52,7 +53,7 @@ class Verdicts:
         return self._sums.get(peer_id, {}).get("audited", 0)
 
     def told(self) -> dict[str, Any]:
-        """When the report was written (Unix seconds), or else why there is none."""
+        """Return when the report was written (Unix seconds), or else why there is none."""
         return {"updated_at": self._updated_at, "error": self._error}
 
     def _take(self, report: dict[str, Any], contract: str) -> None:

@@ -2,7 +2,7 @@
 
 A task is made from a small grammar: a chain of steps on a list, a text or a whole number, each an English phrase and
 the expression that does it. Phrases make the question, expressions the reference, and both come from the seed alone, so
-that every peer has the same task and the same hidden tests, and scores a stranger's function itself.
+that every peer has the same task and the same hidden tests, and scores an untrusted peer's function itself.
 
 The reward is the share of the hidden tests that the function passes.
 """
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from worker.environments import Config, Recipe
-from worker.environments.mixture import extract_answer
+from worker.environments.answers import extract_answer
 from worker.environments.sandbox import Runner, require_isolation
+from worker.environments.source import Config, Recipe
 from worker.errors import SettingsError
 
 NUM_TESTS = 12
@@ -145,7 +145,7 @@ class _Task:
 
 
 class Code:
-    """See `environments.Source`. Raises ResourceError where strangers' programs can't be held."""
+    """See `environments.Source`. Raises ResourceError where untrusted programs can't be held."""
 
     version = "code 1"
     """Counted up with every change that makes another task or another test of a recipe."""

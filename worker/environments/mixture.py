@@ -1,7 +1,7 @@
 """A weighted mix of families: which tasks belong to a seed, which recipes this node knows, and how hard they are.
 
-A family of the settings stands at one level of its curriculum, or at no level. The configurations of *all* its levels
-are known here, so that a peer that stands at another one is understood: its task names the configuration by digest.
+A family of the settings is at one level of its curriculum, or at no level. The configurations of *all* its levels
+are known here, so that a peer at another one is understood: its task names the configuration by digest.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from worker import settings
-from worker.environments import Config, Recipe, Source
+from worker.environments.source import Config, Recipe, Source
 from worker.errors import BadRecord, SettingsError, TrainingError
-from worker.records import PLACEHOLDER, ScoredGroup, Task
+from worker.records import ScoredGroup, Task
 
 log = logging.getLogger(__name__)
 
 MAX_INDEX = 1 << 16
-"""Tasks of one seed. Far above any round; keeps strangers' recipes in a known range."""
+"""Tasks of one seed. Far above any round; keeps untrusted peers' recipes in a known range."""
 RISE_AFTER = 10
 """Groups at a level before it may rise. With the default mix a family has about one group in a round."""
 SOLVED_AFTER = 3
@@ -35,7 +35,7 @@ FALL_AFTER = 6
 HOPELESS = 0.1
 MAX_FALLS = 4
 DRAWN_BY = 8
-"""A family whose level is `auto` is drawn the more often the more of its last groups had a signal; of so many."""
+"""A family whose level is `auto` is drawn the more often the more of this many last groups had a signal."""
 
 
 @dataclass
@@ -58,7 +58,8 @@ class _Standing:
         del self.rewards[: -max(RISE_AFTER * (1 + self.falls), FALL_AFTER)]
 
     def is_solved(self, family: settings.Family) -> bool:
-        """Whether the level should rise. A level that was fallen from before is risen to more slowly each time."""
+        """Return whether the level should rise. A level that was fallen from before is risen to more slowly each
+        time."""
         last = self.rewards[-SOLVED_AFTER:]
         if family.level == "auto" and not self.falls and len(last) == SOLVED_AFTER and min(last) >= SOLVED:
             return True
@@ -69,7 +70,8 @@ class _Standing:
         return sum(self.rewards[-wanted:]) / wanted >= rise_at
 
     def is_hopeless(self, family: settings.Family) -> bool:
-        """Whether the level should fall: it rises, and nothing has been learned at this level for some groups."""
+        """Return whether the level should fall: it rises, and nothing has been learned at this level for some
+        groups."""
         floor = 0 if family.level == "auto" else family.level
         if floor is None or self.level <= floor or (family.level != "auto" and family.rise_at is None):
             return False
@@ -207,7 +209,7 @@ class Mix:
     def resume(self, state: dict[str, Any]) -> None:
         """Take the levels of the families that stand in the settings as they did; others begin where those say.
 
-        What is not taken is said: a family that is gone or has another configuration, a level that there is no more.
+        What is not taken is logged: a family that is gone or has another configuration, a level that there is no more.
         """
         try:
             standings = _STATE.validate_json(json.dumps(state), strict=True)
@@ -261,7 +263,8 @@ class Mix:
         return entry.family.name, entry.digests[standing.level if standing else 0]
 
     def _weight(self, entry: _Entry) -> float:
-        """How often a family is drawn. One that seldom teaches anything rests, and is still tried now and then."""
+        """Return how often a family is drawn. One that seldom teaches anything rests, and is still tried now and
+        then."""
         standing = self._standings.get(self._key(entry))
         if standing is None or entry.family.level != "auto":
             return entry.family.weight
@@ -283,15 +286,3 @@ def config_digest(version: str, family: str, config: Config) -> str:
     """12 hex digits that two nodes share if, and only if, a recipe makes the same task for both."""
     canonical = json.dumps([version, family, config], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
-def is_closed(completion: str) -> bool:
-    """Whether an answer was given, right or wrong."""
-    return extract_answer(completion) is not None
-
-
-def extract_answer(completion: str) -> str | None:
-    """The text of the last <answer>…</answer>, stripped; None if there is none but the instruction's own example."""
-    head, closing, _ = completion.rpartition("</answer>")
-    _, opening, answer = head.rpartition("<answer>")
-    return answer.strip() if closing and opening and answer.strip() != PLACEHOLDER else None

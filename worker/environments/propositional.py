@@ -1,4 +1,4 @@
-"""What counts as a conclusion in reasoning-gym's `propositional_logic`: something that no premise says by itself.
+"""The definition of a conclusion in reasoning-gym's `propositional_logic`: something that no premise says by itself.
 
 A truth table over n variables is an integer of 2^n bits, one for each assignment. A clause is a set of literals, and
 is true unless all of them are false. A conclusion earns if

@@ -29,8 +29,9 @@ from reasoning_gym.coaching.attributes import RangeAttributeDefinition
 from reasoning_gym.coaching.base_curriculum import BaseCurriculum
 from reasoning_gym.factory import CURRICULA, DATASETS, create_curriculum, create_dataset
 
-from worker.environments import Config, Recipe, guards
-from worker.environments.mixture import extract_answer
+from worker.environments import guards
+from worker.environments.answers import extract_answer
+from worker.environments.source import Config, Recipe
 from worker.errors import BadRecord, SettingsError
 
 log = logging.getLogger(__name__)
@@ -147,13 +148,13 @@ class ReasoningGym:
         return None if answer is None else str(answer)
 
     def score(self, recipe: Recipe, completions: Sequence[str]) -> list[float]:
-        """The family's own score of what stands in the last <answer>…</answer>; without one the reward is 0."""
+        """The family's own score of what is in the last <answer>…</answer>; without one the reward is 0."""
         dataset, item = _make_item(recipe)
         return [_score(dataset, item, recipe.family, text) for text in completions]
 
 
 def _level_config(curriculum: BaseCurriculum, level: int) -> dict[str, Any]:
-    """What a level sets. The highest of an attribute stays for the levels above."""
+    """Return what a level sets. The highest of an attribute stays for the levels above."""
     curriculum.set_global_level(level)
     made = curriculum.generate_configuration()
     names: list[str] = []

@@ -1,4 +1,5 @@
-"""Runs strangers' programs where they can do nothing but compute. Refuses, with one line, where that can't be had.
+"""Runs untrusted programs where they can do nothing but compute. Refuses, with one line, where that can't be
+had.
 
 Each `Runner` is a fresh Python interpreter without our modules, our environment variables or our open files
 (sandbox_child.py); each program runs in a fork of it that a seccomp filter holds: no files, no network, no processes,
@@ -63,7 +64,7 @@ class Runner:
         self._stop()
 
     def run(self, program: str, entry: str, inputs: Sequence[Sequence[Any]]) -> list[Any] | None:
-        """What `entry` of the program returns for each of `inputs`: JSON text, or None where it gave no result.
+        """Return what `entry` of the program returns for each of `inputs`: JSON text, or None where it gave no result.
 
         None for all of it: the program took too long, used too much, or wrote something else. Raises ResourceError if
         it can't be run in isolation; it is not run then.
@@ -138,13 +139,14 @@ def require_isolation() -> None:
     if outputs != ["[]"]:
         done = "its probe did not run" if outputs is None or outputs[0] is None else f"a program could {outputs[0]}"
         raise ResourceError(
-            f"sandbox of code tasks: does not hold on this machine: {done}; take the code/ families out of "
+            f"sandbox of code tasks: does not isolate on this machine: {done}; take the code/ families out of "
             "environment.families"
         )
 
 
 def _outputs(text: str | None, count: int) -> list[Any] | None:
-    """What a program says are its results: strangers' text, so only a list of `count` texts or nothings is one."""
+    """Return what a program says are its results: untrusted peers' text, so only a list of `count` texts or nothings is
+    one."""
     try:
         outputs = json.loads(text or "null")
     except (ValueError, RecursionError):

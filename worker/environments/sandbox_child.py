@@ -118,7 +118,7 @@ def run_job(sealer: Sealer, job: dict[str, typing.Any]) -> dict[str, typing.Any]
 
 
 def read_result(reading: int, deadline: float, max_bytes: int) -> dict[str, typing.Any]:
-    """The fork says "sealed" before the program starts: without it, nothing of a stranger has run."""
+    """The fork says "sealed" before the program starts: without it, nothing of the program has run."""
     data = b""
     while True:
         left = deadline - time.monotonic()
@@ -172,7 +172,7 @@ def result_of(space: dict[str, typing.Any], entry: str, arguments: list[typing.A
     """The result as JSON text; None: the program raised, or gave what JSON has no form for."""
     try:
         return json.dumps(space[entry](*arguments))
-    except Exception:  # noqa: BLE001 - anything that a stranger's program raises is its own wrong answer
+    except Exception:  # noqa: BLE001 - anything that an untrusted program raises is its own wrong answer
         return None
 
 

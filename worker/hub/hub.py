@@ -1,6 +1,6 @@
-"""The model on the Hugging Face Hub: every so many rounds, from a finished checkpoint, in a process of its own.
+"""The model on the Hugging Face Hub: every N rounds, from a finished checkpoint, in a process of its own.
 
-A round never waits for it and never fails of it: a push that fails is logged, stands in the status, and the next one is
+A round never waits for it and never fails of it: a push that fails is logged, is in the status, and the next one is
 tried when its time comes. The uploading process (upload.py) has a deadline and ends with the worker.
 """
 
@@ -56,12 +56,12 @@ class Hub:
         self._status = HubStatus(hub.repo if "/" in hub.repo else f"{hub.repo}/{name}")
 
     def is_due(self, rounds_trained: int) -> bool:
-        """Whether `every_rounds` has come round since the last push, whatever came of that."""
+        """Return whether `every_rounds` has come round since the last push, whatever came of that."""
         every = self._settings.every_rounds
         return rounds_trained // every > self._attempted // every
 
     def push(self, rounds_trained: int, round: int, weights: Path | None, describe: Callable[[Path], None]) -> None:
-        """Begin to upload the file of `weights`, and what `describe` writes beside it. Returns at once.
+        """Begin to upload the file of `weights`, and what `describe` writes next to it. Returns at once.
 
         None: `describe` writes the weights, too, which takes as long as the disk does. While the push before is still
         going on this one is left out, and said to be.
@@ -84,7 +84,7 @@ class Hub:
             self._fail(f"{type(error).__name__}: {error}")
 
     def status(self) -> HubStatus:
-        """How it stands; looks after the uploading process."""
+        """Return how it stands; looks after the uploading process."""
         if self._process is not None:
             code = self._process.poll()
             if code is not None:

@@ -1,4 +1,4 @@
-"""Whether torch really computes on a device: a kernel forward and one backward, checked against known numbers."""
+"""Check that torch really computes on a device: a kernel forward and one backward, checked against known numbers."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Which way a model would go here, told from its configuration alone: no weights are read, and none are made."""
+"""The engine that a model would get here, told from its configuration alone: no weights are read, and none are made."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which form of asking suits a model: tried once, on easy tasks, and remembered in `form.json`.
+"""Find the form of asking that suits a model: tried once, on easy tasks, and remembered in `form.json`.
 
 Each form is asked a few tasks; the best two are asked some more. The best is the one with the most tasks from which
 something can be learned: answers whose rewards differ, or that are right already.
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker import settings
+from worker.environments.answers import END
 from worker.policy import memory
 from worker.policy.model_sizing import TINY
 from worker.policy.policy import Policy
-from worker.policy.prompt_forms import ANSWER_END, BY_NAME, FORMS, Form
+from worker.policy.prompt_forms import BY_NAME, FORMS, Form
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ Score = Callable[[int, Sequence[str]], Sequence[float]]
 
 @dataclass(slots=True)
 class Trial:
-    """What came of asking in a form. `useful`: tasks that teach something, or are solved."""
+    """The result of asking in a form. `useful`: tasks that teach something, or are solved."""
 
     form: Form
     tasks: int = 0
@@ -131,7 +132,7 @@ def _ask(
         trial.tasks += 1
         trial.useful += max(rewards) > min(rewards) or mean >= _SOLVED
         trial.reward += mean
-        trial.closed += sum(ANSWER_END in text for text in texts)
+        trial.closed += sum(END in text for text in texts)
         trial.answers += len(texts)
 
 

@@ -32,7 +32,8 @@ piece, in the backward pass."""
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.2}
-"""How far a packed log-probability may be from the plain one; what leaks from one sequence to another is far more."""
+"""Limit on how far a packed log-probability may be from the plain one; what leaks from one sequence to another is far
+more."""
 
 
 class PromptGroup(NamedTuple):
@@ -153,7 +154,7 @@ class Scorer:
 
     @torch.no_grad()
     def _is_exact(self, find_hidden: Callable[[Sequence[PromptGroup]], tuple[Tensor, Tensor]]) -> bool:
-        """Whether a small batch has the same log-probabilities so and plain: families do things of their own."""
+        """Return whether a small batch has the same log-probabilities so and plain: families do things of their own."""
         high = self.model.config.get_text_config().vocab_size
         ids = [int(i) for i in torch.randint(high, (16,), generator=torch.Generator().manual_seed(0))]
         groups = [
@@ -205,7 +206,7 @@ def _pad(rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.devi
 
 
 def _has_own_head(model: Any) -> bool:
-    """Whether hidden states are to be had before the logits are made of them."""
+    """Return whether hidden states are to be had before the logits are made of them."""
     return model.base_model is not model and model.get_output_embeddings() is not None
 
 
@@ -214,7 +215,7 @@ def _has_packable_layers(model: Any) -> bool:
 
 
 def packing_obstacle(model: Any) -> str | None:
-    """Why a model's layers can't be packed, as its configuration says; None: they can, unless a trial fails."""
+    """Return why a model's layers can't be packed, as its configuration says; None: they can, unless a trial fails."""
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if others := sorted(layer_types - _PACKABLE_LAYERS):
@@ -227,7 +228,7 @@ def packing_obstacle(model: Any) -> str | None:
 
 
 def takes(model: Any, argument: str) -> bool:
-    """Whether a model's forward has an argument of this name."""
+    """Return whether a model's forward has an argument of this name."""
     return argument in inspect.signature(model.forward).parameters
 
 

@@ -1,4 +1,4 @@
-"""LoRA: a few small matrices are trained beside weights that stay as they are (peft).
+"""LoRA: a few small matrices are trained next to weights that stay as they are (peft).
 
 The adapters sit in the model's own linear layers, so that its forward pass, and with it training, scoring and
 transformers' generation, goes through them. Whoever reads a layer's `weight` reads it without its adapter: `weight_of`
@@ -31,7 +31,7 @@ _NUM_COMPARED = 64
 def attach(model: Any, lora: settings.Lora) -> None:
     """Put fresh adapters, which change nothing yet, into `model`; from now on only they have gradients.
 
-    The same start everywhere, whatever torch's random state, which stays as it is. float32 also beside bfloat16
+    The same start everywhere, whatever torch's random state, which stays as it is. float32 also next to bfloat16
     weights. Raises ModelError if the model has no layers of the names that the settings give.
     """
     from peft import LoraConfig, inject_adapter_in_model  # half a second that only LoRA takes
@@ -106,7 +106,7 @@ def _is_read_raw(name: str, owner: Any) -> bool:
 
 
 def fingerprint(model: Any) -> str:
-    """Of the weights that adapters sit beside: some values of each, of whatever type. Two models differ in it."""
+    """Of the weights that adapters are attached to: some values of each, of whatever type. Two models differ in it."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -118,7 +118,7 @@ def fingerprint(model: Any) -> str:
 
 
 def has_adapters(model: Any) -> bool:
-    """Whether some layers of `model` add something to what their weights say."""
+    """Return whether some layers of `model` add something to what their weights say."""
     return hasattr(model, "peft_config")
 
 
@@ -128,7 +128,7 @@ def plain(layer: Any) -> Any:
 
 
 def is_of_adapter(name: str) -> bool:
-    """Whether a parameter of this name is an adapter's."""
+    """Return whether a parameter of this name is an adapter's."""
     return any(part.startswith("lora_") for part in name.split("."))
 
 
@@ -206,7 +206,8 @@ def _round_at_random(weight: Tensor, seed: int) -> Tensor:
 
 
 def has_more_than_parameters(model: Any) -> bool:
-    """Whether a model's files have more than its parameters: a checkpoint of these alone is no whole model."""
+    """Return whether a model's files have more than its parameters: a checkpoint of these alone is not a whole
+    model."""
     return next(_saved_buffers(model), None) is not None
 
 

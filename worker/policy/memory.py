@@ -1,6 +1,6 @@
 """Memory: what may still be taken, what is in use, when an error says that there is none, and what was learnt of it.
 
-What was learnt on this machine stands in small files of the state folder, each with a key that says what it holds for.
+What was learnt on this machine is in small files of the state folder, each with a key that says what it holds for.
 """
 
 import json
@@ -71,7 +71,7 @@ def describe(device: torch.device) -> str:
 
 
 def recall(file: Path, key: str) -> dict[str, Any] | None:
-    """What `file` remembers; None if there is none, if it is for something else, or damaged (warned of)."""
+    """Return what `file` remembers; None if there is none, if it is for something else, or damaged (warned of)."""
     try:
         record = json.loads(file.read_text())
         return dict(record) if record["key"] == key else None
@@ -88,7 +88,7 @@ def remember(file: Path, key: str, values: dict[str, Any]) -> None:
 
 
 def left_in(group: Path) -> list[int]:
-    """What a control group (v2) and those above it still allow, where they have a limit."""
+    """Return what a control group (v2) and those above it still allow, where they have a limit."""
     left = []
     for folder in (group, *group.parents):
         limit, current = folder / "memory.max", folder / "memory.current"

@@ -1,4 +1,5 @@
-"""Which model fits this machine: pools and limits are data (models.yaml), the choice is made once, at enrolment.
+"""Choose the model that fits this machine: pools and limits are data (models.yaml), the choice is made once, at
+enrolment.
 
 A node with `model.name: auto` keeps its choice in `model.json` in its state folder; nothing ever chooses again while
 that file is there. A name or path in the settings counts before it.
@@ -62,7 +63,8 @@ class Pools:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the model will live. `gpu_gib`: all of the GPU's memory, 0 on a CPU; `free_gib`: of the GPU or the RAM."""
+    """The place where the model will run. `gpu_gib`: all of the GPU's memory, 0 on a CPU; `free_gib`: of the GPU or the
+    RAM."""
 
     device: str
     dtype: str
@@ -72,7 +74,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a model fits: `reason` is None if it does, else why not."""
+    """The verdict on whether a model fits: `reason` is None if it does, else why not."""
 
     pool: str
     name: str
@@ -82,7 +84,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided at enrolment, and on what machine."""
+    """The choice made at enrolment, and the machine that it was made on."""
 
     name: str
     pool: str
@@ -263,8 +265,8 @@ def needed_gib(model: settings.Model, machine: Machine, trainer: settings.Traine
 
 
 def find_folder(model: settings.Model) -> Path | None:
-    """Where the model is; None: it is to be had from Hugging Face, or a GGUF file. Raises ModelError for a path without
-    one."""
+    """Return where the model is; None: it is to be had from Hugging Face, or a GGUF file. Raises ModelError for a path
+    without one."""
     name = model.name
     if name == TINY:
         return Path(__file__).parent / "tiny"
@@ -283,7 +285,7 @@ def find_folder(model: settings.Model) -> Path | None:
 
 
 def is_gguf(name: str) -> bool:
-    """Whether a model is a file of llama.cpp's format, not a folder of transformers'."""
+    """Return whether a model is a file of llama.cpp's format, not a folder of transformers'."""
     return name.lower().endswith(".gguf")
 
 
@@ -342,12 +344,12 @@ def compare_context(name: str, context: int | None, generation: settings.Generat
 
 
 def shared_folder(shared_dir: Path, name: str) -> Path:
-    """Where a model of Hugging Face's is among those that nodes share, once it is there, whole."""
+    """Return where a model of Hugging Face's is among those that nodes share, once it is there, whole."""
     return shared_dir / name.replace("/", "--")
 
 
 def _fit_of(model: settings.Model, machine: Machine, trainer: settings.Trainer) -> str:
-    """What a model that the user names needs, where that is known."""
+    """Return what a model that the user names needs, where that is known."""
     needed = needed_gib(model, machine, trainer)
     if needed is None:
         return ""

@@ -24,7 +24,7 @@ PACKED = "hivewright-packed"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where things are in a packed row. `groups` has a prompt's length L and those of its completions, in order."""
+    """The layout of a packed row. `groups` has a prompt's length L and those of its completions, in order."""
 
     groups: tuple[tuple[int, tuple[int, ...]], ...]
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
@@ -60,7 +60,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """transformers' attention function. (1, S, H, D), and no weights. Dropout is never on, in training as in sampling.
 
-    What a family passes beside these is left to `Scorer`, which packs no model that it would make a difference to.
+    What a family passes besides these is left to `Scorer`, which packs no model that it would make a difference to.
     """
     scale = query_1HSD.shape[-1] ** -0.5 if scaling is None else scaling
     queries, keys, values = (

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from worker import settings
+from worker.environments.answers import BEGIN, END, PLACEHOLDER, tagged
 from worker.errors import ModelError
 from worker.policy import memory
 from worker.policy.engines import decoder_check
@@ -40,10 +41,10 @@ from worker.policy.model_sizing import (
     find_source_folder,
     gguf_arguments,
 )
-from worker.policy.prompt_forms import ANSWER_END, DEFAULT, INSTRUCTION, Form, Template, Turns, is_open_thought
-from worker.records import PLACEHOLDER, Completion
+from worker.policy.prompt_forms import DEFAULT, INSTRUCTION, Form, Template, Turns, is_open_thought
+from worker.records import Completion
 
-__all__ = ["ANSWER_END", "HUB", "INSTRUCTION", "Policy", "load", "look_up"]
+__all__ = ["HUB", "INSTRUCTION", "Policy", "load", "look_up"]
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +54,11 @@ _KEY = "model.token_file (model_token_file in an inventory; `hivewright fetch` a
 _EXAMPLE = "Qwen/Qwen2.5-0.5B-Instruct"
 _BEFORE = "\n"
 """Stands before an answer where it becomes text or tokens, and is taken off again: some tokenizers (Llama 2's) add a
-space to the beginning of a text and drop one when they decode. An answer is none: its prompt stands before it."""
+space to the beginning of a text and drop one when they decode. An answer is not the beginning: its prompt stands before
+it."""
 _TAIL_TOKENS = 16
-"""How far back a row is decoded to look for the end of the answer: no tokenizer spreads `</answer>` over more."""
+"""Limit on how far back a row is decoded to look for the end of the answer: no tokenizer spreads `</answer>` over
+more."""
 
 
 class Policy:
@@ -107,7 +110,7 @@ class Policy:
         self._beginning_ids = self._text_ids(form.beginning) if form.beginning else []
 
     def can_ask_in(self, form: Form) -> bool:
-        """Whether the model's chat template can be rendered in this form."""
+        """Return whether the model's chat template can be rendered in this form."""
         try:
             self.template.text(form, "question")
         except ModelError as error:
@@ -133,14 +136,14 @@ class Policy:
         stopped there; one that has room for an end token gets it; any other was cut off at `max_length`.
         """
         ids = self._text_ids(text.removeprefix(self.form.beginning))
-        if len(ids) <= max_length and text.endswith(ANSWER_END):
+        if len(ids) <= max_length and text.endswith(END):
             return ids, False
         if len(ids) < max_length:
             return [*ids, self.end_ids[0]], False
         return ids[:max_length], True
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens somebody's decoded answer has, without an end token."""
+        """Return how many tokens somebody's decoded answer has, without an end token."""
         return len(self._text_ids(text))
 
     def _text_ids(self, text: str) -> list[int]:
@@ -152,7 +155,7 @@ class Policy:
         return [token for token in ids[len(before) :] if token < self.num_tokens]
 
     def _encode(self, text: str) -> list[int]:
-        # Special tokens that a stranger spells out stay spelt out.
+        # Special tokens that an untrusted peer spells out stay spelt out.
         return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def _decode(self, token_ids: Sequence[int]) -> str:
@@ -205,7 +208,7 @@ class Policy:
 
     @property
     def engine(self) -> Engine | None:
-        """What generates; None: not loaded yet."""
+        """Return what generates; None: not loaded yet."""
         return self._engine
 
     @property
@@ -227,18 +230,18 @@ class Policy:
         )
 
     def _has_answer_end(self, token_ids: list[int]) -> bool:
-        """Whether the answer has been given: a closed tag, outside a thought, with more in it than the instruction's
-        own example."""
-        if ANSWER_END not in self.tokenizer.decode(token_ids[-_TAIL_TOKENS:], skip_special_tokens=True):
+        """Return whether the answer has been given: a closed tag, outside a thought, with more in it than the
+        instruction's own example."""
+        if END not in self.tokenizer.decode(token_ids[-_TAIL_TOKENS:], skip_special_tokens=True):
             return False
         text = self.tokenizer.decode(token_ids, skip_special_tokens=False)
         if is_open_thought(text) or (self.template.opens_thought and "</think>" not in text):
             return False
-        return not text.rpartition(ANSWER_END)[0].endswith(f"<answer>{PLACEHOLDER}")
+        return not text.rpartition(END)[0].endswith(f"{BEGIN}{PLACEHOLDER}")
 
     def _require_tag(self) -> None:
         """Raises ModelError for a tokenizer that lacks the characters of the answer's tag."""
-        sample = f"<answer>7{ANSWER_END}"
+        sample = tagged("7")
         if (text := self._decode(self._text_ids(sample))) != sample:
             raise ModelError(
                 f"model {self.name}: its tokenizer can't write {sample} (it becomes {text[:40]!r}), so that no answer "
@@ -343,7 +346,7 @@ def _cast_parameters(model: Any, dtype: torch.dtype) -> None:
 
 
 def _find_source(model: settings.Model) -> str:
-    """What transformers should load: a folder, or a Hugging Face name that is known to exist."""
+    """Return what transformers should load: a folder, or a Hugging Face name that is known to exist."""
     name = model.name
     if (folder := find_source_folder(model)) is not None:
         return str(folder)

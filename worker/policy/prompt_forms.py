@@ -1,4 +1,4 @@
-"""How a question is put to a model: a few named forms, as data, and how each becomes a prompt.
+"""The forms in which a question is put to a model: a few named forms, as data, and how each becomes a prompt.
 
 Which form lets a model answer differs from model to model: small ones close no tag unless an example shows them how, or
 unless the tag is opened for them. `form_choice.py` finds out which one suits a model. What an answer is does not depend
@@ -12,13 +12,10 @@ from typing import Any, Literal
 import jinja2
 
 from worker import settings
+from worker.environments.answers import BEGIN, PLACEHOLDER, tagged
 from worker.errors import ModelError
-from worker.records import PLACEHOLDER
 
-ANSWER_END = "</answer>"
-INSTRUCTION = (
-    f"Answer the question. Think first if that helps; then give the final answer as <answer>{PLACEHOLDER}{ANSWER_END}."
-)
+INSTRUCTION = f"Answer the question. Think first if that helps; then give the final answer as {tagged(PLACEHOLDER)}."
 LONG_ENOUGH_TO_THINK = 1024
 """Tokens of an answer from which on a model that thinks by default is left to do so."""
 _THOUGHT, _THOUGHT_END = "<think>", "</think>"
@@ -45,17 +42,17 @@ class Form:
     beginning: str = ""
 
 
-_SUM = ("What is 3 plus 4?", "<answer>7</answer>")
-_SUM_WITH_A_THOUGHT = ("What is 3 plus 4?", "3 plus 4 is 7. <answer>7</answer>")
-_DAY = ("Which day comes after Monday?", "<answer>Tuesday</answer>")
+_SUM = ("What is 3 plus 4?", tagged("7"))
+_SUM_WITH_A_THOUGHT = ("What is 3 plus 4?", f"3 plus 4 is 7. {tagged('7')}")
+_DAY = ("Which day comes after Monday?", tagged("Tuesday"))
 
 FORMS = (
     Form("system", "first"),
     Form("user", "last"),
     Form("example", "last", (_SUM_WITH_A_THOUGHT,)),
     Form("two-examples", "first", (_SUM, _DAY)),
-    Form("user-begun", "last", (_SUM,), "<answer>"),
-    Form("begun", "first", (_SUM,), "<answer>"),
+    Form("user-begun", "last", (_SUM,), BEGIN),
+    Form("begun", "first", (_SUM,), BEGIN),
 )
 """Those that leave the model the most freedom first."""
 BY_NAME = {form.name: form for form in FORMS}
@@ -79,7 +76,7 @@ class Template:
         self.opens_thought = not self.is_plain and is_open_thought(self.text(DEFAULT, "question"))
 
     def text(self, form: Form, question: str) -> str:
-        """What the model is asked, up to where its answer begins, `form.beginning` not included.
+        """Return what the model is asked, up to where its answer begins, `form.beginning` not included.
 
         Raises ModelError if the template can't be rendered so.
         """
@@ -150,12 +147,12 @@ class Template:
 
 
 def is_open_thought(text: str) -> bool:
-    """Whether a thought has begun in `text` and not ended."""
+    """Return whether a thought has begun in `text` and not ended."""
     return text.rfind(_THOUGHT) > text.rfind(_THOUGHT_END)
 
 
 def _options(template: str, generation: settings.Generation) -> dict[str, Any]:
-    """What the template is rendered with: the settings' own, and the switch for thinking where it has one."""
+    """Return what the template is rendered with: the settings' own, and the switch for thinking where it has one."""
     options = dict(generation.chat_template_kwargs)
     code = " ".join(_CODE.findall(template))
     switch = next((name for name in _SWITCHES if re.search(rf"(?<![\w.'\"]){name}\b(?!['\"])", code)), None)
@@ -166,7 +163,7 @@ def _options(template: str, generation: settings.Generation) -> dict[str, Any]:
 
 
 def _thinking(generation: settings.Generation) -> bool | None:
-    """Whether the model should think first; None: as its template has it."""
+    """Return whether the model should think first; None: as its template has it."""
     is_short = generation.max_completion_length < LONG_ENOUGH_TO_THINK
     return {"on": True, "off": False, "template": None, "auto": False if is_short else None}[generation.thinking]
 

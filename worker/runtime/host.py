@@ -1,4 +1,4 @@
-"""What a role needs of its machine before it starts: a free port, disk space, and to be alone in its state folder."""
+"""Requirements of a role before it starts: a free port, disk space, and to be alone in its state folder."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ _SCOPE_GLOBAL, _UNUSABLE = 0x00, 0x01 | 0x20 | 0x08 | 0x40
 def require_port(host: str, port: int, key: str) -> None:
     """Raise ResourceError if TCP `port` of `host` can't be listened on. `key` names the setting. 0 is always free.
 
-    The host's setting is beside that of the port, and it is named if no port of it could be listened on.
+    The host's setting is next to that of the port, and it is named if no port of it could be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:

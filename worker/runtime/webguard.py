@@ -1,7 +1,7 @@
-"""What keeps a server that anybody may reach usable: limits for connections, and checks that hold for every request.
+"""Protection of a server that anybody may reach: limits for connections, and checks that hold for every request.
 
 A connection that is not in a request for a while (it has sent nothing, half a head, or waits for another request) is
-closed; of one address, and of all, there are at most so many. The idle ones make room, then those whose client keeps
+closed; of one address, and of all, there are at most this many. The idle ones make room, then those whose client keeps
 the server waiting. Requests of web pages are for the page's own server alone.
 """
 
@@ -91,7 +91,7 @@ def is_loopback(source: str) -> bool:
 
 
 class Guard:
-    """Makes the connections of one server. `sweep` runs beside it, for ever."""
+    """Makes the connections of one server. `sweep` runs next to it, forever."""
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         self.server: Callable[[], asyncio.Protocol] | None = None
@@ -178,7 +178,7 @@ class Guard:
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         name = _name_in(host) if _is_plain(host) else ""
         if not self._is_ours(name):
-            return _refused(421, f"Host: {printable(host)[:80]} is none of this service's names; use its address")
+            return _refused(421, f"Host: {printable(host)[:80]} is not a name of this service; use its address")
         if origin is not None and _place_in(origin) != host.lower():
             return _refused(403, f"Origin: {printable(origin)[:80]}: pages of others may not use this service")
         is_own = request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
@@ -188,7 +188,7 @@ class Guard:
         return None
 
     def _is_ours(self, name: str) -> bool:
-        """Whether nobody else can let the name point here: an address, a name without a domain, our own."""
+        """Return whether nobody else can let the name point here: an address, a name without a domain, our own."""
         with suppress(ValueError):
             ipaddress.ip_address(name)
             return True

@@ -1,4 +1,5 @@
-"""What the roles that answer HTTP share: where they listen, and their life from a free port to an orderly end."""
+"""The common part of the roles that answer HTTP: where they listen, and their life from a free port to an orderly
+end."""
 
 import asyncio
 import signal
@@ -19,7 +20,7 @@ _BACKLOG = 512
 
 
 class Service(Protocol):
-    """What answers. `tend` is its work beside that, for ever."""
+    """The part that answers. `tend` is its other work, forever."""
 
     def application(self) -> web.Application: ...
 
@@ -77,7 +78,7 @@ async def _serve(section: Account | Dashboard, make: Callable[[], Service]) -> N
 
 
 def _hosts(host: str) -> tuple[str, ...]:
-    """Where to listen: as the settings say, and for what is on this machine, at loopback too.
+    """Return where to listen: as the settings say, and for what is on this machine, at loopback too.
 
     Most versions of `tailscale serve` proxy to 127.0.0.1 and nowhere else.
     """
@@ -90,6 +91,6 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def _url(host: str, port: int) -> str:
-    """How to reach us from this machine."""
+    """Return how to reach us from this machine."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -1,4 +1,4 @@
-"""Who a node is: an RSA key in libp2p's own file format, and the peer id that follows from it.
+"""A node's identity: an RSA key in libp2p's own file format, and the peer id that follows from it.
 
 The key file is what the libp2p daemon and the existing swarm's `swarm.pem` use, so an identity can be moved between
 them. A key is made once, by `hivewright enrol` (or by a bootnode, whose identity earns nothing); a worker whose key is
@@ -23,7 +23,7 @@ _RSA_HEADER = b"\x08\x00\x12"
 _SHA256_MULTIHASH = b"\x12\x20"
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _KEY_BITS = 2048
-# Bounds on a stranger's key: a verification costs time that grows with the square of its size.
+# Bounds on an untrusted peer's key: a verification costs time that grows with the square of its size.
 _MAX_KEY_BITS = 4096
 _PUBLIC_EXPONENT = 65537
 
@@ -108,7 +108,8 @@ def load(path: Path) -> Identity:
 
 
 def verify(peer_id: str, public_key: bytes, data: bytes, signature: bytes) -> bool:
-    """Whether `peer_id` signed `data`: the key must hash to the peer id, and the signature must fit. Never raises."""
+    """Return whether `peer_id` signed `data`: the key must hash to the peer id, and the signature must fit. Never
+    raises."""
     if peer_id_of(public_key) != peer_id:
         return False
     try:

@@ -23,7 +23,7 @@ class Lately:
         self._said: LRUCache[Hashable, float] = LRUCache(MAX_REMEMBERED)
 
     def has(self, what: Hashable) -> bool:
-        """Whether it was said lately; if not, it is now."""
+        """Return whether it was logged lately; if not, it is now."""
         now = time.monotonic()
         if now - self._said.get(what, -SAY_AGAIN_SECONDS) < SAY_AGAIN_SECONDS:
             return True
@@ -40,11 +40,11 @@ class Rarely(Lately):
         self._num_said = 0
 
     def has(self, what: Hashable) -> bool:
-        """Whether it was said lately, or is to be left out; if not, it is said now."""
+        """Return whether it was logged lately, or is to be left out; if not, it is logged now."""
         return super().has(what) or not self.may()
 
     def may(self) -> bool:
-        """Whether there is room for one more thing in this minute; if so, it is said now."""
+        """Return whether there is room for one more thing in this minute; if so, it is logged now."""
         now = time.monotonic()
         if now >= self._minute_ends:
             self._minute_ends, self._num_said = now + 60, 0

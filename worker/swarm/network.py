@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_SECONDS = 5.0
 LONGEST_RESTART_PAUSE_SECONDS = 30.0
 READER_ENDS_FIRST_SECONDS = 1.0
-"""How much earlier than we hear that the daemon died its connections may end."""
+"""Connections of a daemon that died may end this much earlier than we hear of its death."""
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class Network:
         self._member: Member | None = None
         self._admission = Admission()
         self.said = Rarely()
-        self._said_of_twins = Lately()  # they have our key: no stranger can make us say much
+        self._said_of_twins = Lately()  # they have our key: no untrusted peer can make us say much
         self._asking: Counter[str] = Counter()  # our streams, by peer
         self._last_contact: float | None = None  # when any member spoke to us (monotonic)
         self._silent_since: float | None = None  # end of the last round in which none did
@@ -150,7 +150,7 @@ class Network:
             ) from None
 
     def _find_place(self) -> str:
-        """Where the thread is: what keeps it from answering."""
+        """Return where the thread is: what keeps it from answering."""
         frame = sys._current_frames().get(self._thread.ident or 0) if self._thread is not None else None
         if frame is None:
             return "its end"
@@ -179,8 +179,8 @@ class Network:
 
     @property
     def has_contact(self) -> bool | None:
-        """Whether a member spoke to us within a record's life, and since the last round in which none did. None: there
-        has been neither contact nor such a round yet."""
+        """Return whether a member spoke to us within a record's life, and since the last round in which none did. None:
+        there has been neither contact nor such a round yet."""
         if self._last_contact is None:
             return None if self._silent_since is None else False
         is_fresh = self._last_contact >= time.monotonic() - self.peers.lifetime_seconds
@@ -188,7 +188,7 @@ class Network:
 
     @property
     def reach(self) -> Reach:
-        """How others can connect to this node, as far as is known."""
+        """Return how others can connect to this node, as far as is known."""
         if any(RELAYED in address for address in self.addresses):
             return "relay"
         if self.swarm.reachability == "public" or self.swarm.announce:
@@ -238,7 +238,7 @@ class Network:
             raise
 
     async def _hang_up(self, daemon: Daemon, peer_id: str) -> None:
-        """The connection may be dead without anybody having said so: the next attempt is to dial anew."""
+        """The connection may be dead without anybody having said so: the next attempt is to dial again."""
         with contextlib.suppress(SwarmError, TimeoutError):
             await daemon.disconnect(peer_id)
 
@@ -255,11 +255,12 @@ class Network:
         return await daemon.open_stream(peer_id, PROTOCOL, CONNECT_TIMEOUT_SECONDS)
 
     def is_talking_with(self, peer_id: str) -> bool:
-        """Whether a stream is open, the peer's or ours."""
+        """Return whether a stream is open, the peer's or ours."""
         return self._asking[peer_id] > 0 or self._admission.has_open(peer_id)
 
     def hear(self, peer_id: str) -> None:
-        """Note that a member spoke to us. It is no contact if we can't learn from it, or it won't let us."""
+        """Note that a member spoke to us. It does not count as contact if we can't learn from it, or it won't let
+        us."""
         self.peers.answered(peer_id)
         if self.peers.is_open(peer_id):
             self._last_contact = time.monotonic()

@@ -1,4 +1,4 @@
-"""What the swarm part counts, and what of it can be seen from outside. Light to import, for readers of a status."""
+"""Counters of the swarm part, and what of it can be seen from outside. Light to import, for readers of a status."""
 
 import time
 from collections import Counter
@@ -7,8 +7,8 @@ from typing import Literal
 
 MAX_SENDERS_COUNTED = 512
 REFUSALS = frozenset({"full", "flood", "not-allowed", "environment", "version", "skipped", "not-ready", "not-held"})
-"""What our own requests are refused for, in the words of this version; others, which are strangers' text, are counted
-together."""
+"""What our own requests are refused for, in the words of this version; others, which are untrusted peers' text, are
+counted together."""
 
 Reach = Literal["direct", "relay", "none", "unknown"]
 """How others can connect to a node: at an address of its own, through a relay, not at all, or nobody can tell yet."""
@@ -17,7 +17,7 @@ State = Literal["starting", "connected", "training-alone", "catching-up"]
 
 @dataclass(frozen=True, slots=True)
 class SwarmStatus:
-    """What the swarm part looks like from outside. Numbers are since the start.
+    """The swarm part as seen from outside. Numbers are since the start.
 
     `connected`: groups of peers came in the last round, or peers that we can learn from, and that let us, spoke to us
     before the first one ended. `catching-up`: such peers speak to us, but in the last round none of their groups came.

@@ -27,11 +27,11 @@ from worker.swarm.status import State, SwarmStatus, Tally
 log = logging.getLogger(__name__)
 
 LINK_PATIENCE_SECONDS = 5.0
-"""How long a round waits for a daemon that is being restarted."""
+"""Time that a round waits for a daemon that is being restarted."""
 LOOP_PATIENCE_SECONDS = 15.0
-"""How long a round waits for the event loop after its own end."""
+"""Time that a round waits for the event loop after its own end."""
 MAX_ROUNDS_UNANSWERED = 5
-"""In a row. A loop that hangs for so long is not mended from within: the process has to be started anew."""
+"""In a row. A loop that hangs for so long is not fixed from within: the process has to be started again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Swarm:
         self._last_state: State = "starting"
 
     def start(self) -> None:
-        """Connect in the background, again and again for ever. Raises ResourceError if the configured port is taken."""
+        """Connect in the background, again and again, forever. Raises ResourceError if the configured port is taken."""
         self._network.start()
 
     def join_through(self, multiaddrs: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What was asked and answered: every group that a node sampled or trained on, readable, on its disk.
+"""The log of questions and answers: every group that a node sampled or trained on, readable, on its disk.
 
 `STATE/answers/round-00000012.jsonl.zst` has one JSON object a line, one for each group. The oldest rounds go first when
 there are more than `node.answers_rounds` of them or they take more than `node.answers_mb`. Texts of peers are stored as

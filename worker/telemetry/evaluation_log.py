@@ -37,7 +37,7 @@ class FamilyScore:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a policy earned on held-out tasks. `round`: the last that it had trained, None for the untouched model.
+    """The rewards of a policy on held-out tasks. `round`: the last that it had trained, None for the untouched model.
 
     `reward`: the mean over families and levels, each counting once. `seconds`: what it took.
     """

@@ -1,4 +1,4 @@
-"""What may get worse while a node goes on: one table of checks.
+"""Health checks, for what may get worse while a node goes on: one table of checks.
 
 Status, metrics, log, fleet status and the table in docs/operations.md all derive from it. A check
 measures one number of a node's status. Past its threshold it is a warning: logged once when it is

@@ -79,7 +79,7 @@ def _of_swarm(swarm: SwarmStatus) -> list[tuple[str, str, str, list[_Sample]]]:
         ("peers_known", "gauge", "Peers whose records are alive.", _one(swarm.peers_known)),
         ("peers_heard", "gauge", "Peers that answered in the last round.", _one(len(swarm.peers_heard))),
         ("groups_total", "counter", "Groups exchanged.", _by("what", groups)),
-        ("groups_rejected_total", "counter", "What peers sent that did not hold.", _by("reason", swarm.rejected)),
+        ("groups_rejected_total", "counter", "Invalid groups that peers sent.", _by("reason", swarm.rejected)),
         ("newest_group_age_seconds", "gauge", "Age of the newest verified group of a peer.", _one(newest)),
         ("bytes_total", "counter", "Bytes of the exchange.", _by("direction", traffic)),
         ("requests_refused_total", "counter", "Peers' requests refused.", _by("reason", swarm.requests_refused)),

@@ -1,6 +1,6 @@
-"""What a node says of itself: `status.json` (now) and `rounds.jsonl` (one line a round), in its state folder.
+"""A node's status: `status.json` (now) and `rounds.jsonl` (one line a round), in its state folder.
 
-`hivewright status`, the demo's table, the fleet's table and the dashboard all read these two files, so they agree.
+`hivewright status`, the demo's table and `hivewright fleet status` read these two files, so they agree.
 """
 
 import json
@@ -46,7 +46,7 @@ class Recent:
 
 @dataclass(slots=True)
 class Condition:
-    """What a node's health is judged by (worker/telemetry/health.py), beyond what else is in its status.
+    """Figures that a node's health is judged by (worker/telemetry/health.py), beyond what else is in its status.
 
     `unused_gpus`: GPUs that the driver lists while `model.device: auto` came to the CPU. `precision`: the type of the
     weights. `engine`: what generates, and in what type; `setbacks`: why it is not what it was meant to be, by "engine"
@@ -139,7 +139,8 @@ _STATUS = TypeAdapter(NodeStatus)
 
 
 def read(state_dir: Path) -> NodeStatus | None:
-    """What the node says, or the last that it said. None: it never started. Raises WorkerError if the file is not ours.
+    """Return what the node says, or the last that it said. None: it never started. Raises WorkerError if the file is
+    not ours.
 
     Call it on the node's own machine: a process that is gone is found out there only.
     """
@@ -206,7 +207,8 @@ _RECORD = TypeAdapter(RoundRecord)
 
 
 def complete_rounds(state_dir: Path, record: dict[str, Any]) -> None:
-    """Add the round that a checkpoint holds, if a crash came before its line. Raises ValueError if it is no round."""
+    """Add the round that a checkpoint holds, if a crash came before its line. Raises ValueError if it is not a
+    round."""
     last = _RECORD.validate_python(record)
     if last.round not in [line["round"] for line in read_rounds(state_dir)]:
         last.append(state_dir)

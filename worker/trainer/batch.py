@@ -1,4 +1,4 @@
-"""Which groups a node trains on: I of its own, J of its peers' (swarm sampling, SAPO, arXiv 2509.08721)."""
+"""Draw the groups that a node trains on: I of its own, J of its peers' (swarm sampling, SAPO, arXiv 2509.08721)."""
 
 import logging
 import random
@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step trains on. `num_local` and `num_external` count `groups`; `dropped` counts what was left out:
+    """The groups that one step trains on. `num_local` and `num_external` count `groups`; `dropped` counts what was left
+    out:
 
     by its fault ("no-signal-local", "prompt-length-external"), as "surplus-local" or "surplus-external" (not drawn),
     and as "missing-local" or "missing-external": how many of I and J there were not.

@@ -1,8 +1,8 @@
 """Checkpoints: everything that training goes on from, number for number. Atomic, safetensors and JSON, never pickle.
 
 `FOLDER/checkpoint-00000012/` holds model.safetensors (what is trained, under its usual names: all weights, or the
-adapters), optimizer.safetensors (moments, float32 masters, torch's random states) and state.json. It is written beside,
-flushed to the disk and renamed, so that a kill -9 or a full disk leaves the ones before as they are.
+adapters), optimizer.safetensors (moments, float32 masters, torch's random states) and state.json. It is written under
+another name, flushed to the disk and renamed, so that a kill -9 or a full disk leaves the ones before as they are.
 """
 
 import json
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 _FIELDS = {"version": int, "model": str, "steps": int, "nonfinite_steps": int, "state": dict}
-_ADVICE = "set model/name and trainer/lora back, or move the checkpoints away to start anew"
+_ADVICE = "set model/name and trainer/lora back, or move the checkpoints away to start again"
 _PREFIX, _UNFINISHED, _DOOMED = "checkpoint-", ".unfinished-", ".doomed-"
 
 State = dict[str, Any]
@@ -83,7 +83,7 @@ def restore(folder: Path, trainer: Trainer) -> State | None:
 
 
 def has_adapters(folder: Path) -> bool | None:
-    """Whether the newest checkpoint that can be read is of adapters, not of all weights; None: there is none."""
+    """Return whether the newest checkpoint that can be read is of adapters, not of all weights; None: there is none."""
     for path in reversed(_finished(folder)):
         try:
             return "lora_alpha" in json.loads((path / "state.json").read_text())
@@ -202,7 +202,7 @@ def _check(path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: di
 
 
 def _expected_shapes(trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
-    """What optimizer.safetensors must hold beside random states, as `_training_tensors` wrote it."""
+    """Return what optimizer.safetensors must hold next to random states, as `_training_tensors` wrote it."""
     shapes: dict[str, torch.Size] = {}
     # A parameter that never had a gradient has no moments; one that has some has all.
     started = {name.split(".")[1] for name in tensors if name.startswith("optimizer.")}

@@ -26,7 +26,7 @@ def group_advantages(rewards: Sequence[float], scale_rewards: str) -> list[float
 
 
 def sequence_weights(lengths: Sequence[int], loss_type: str, max_completion_length: int) -> list[float]:
-    """What a token of each of the batch's sequences weighs in the loss, which is then a plain weighted sum.
+    """Return what a token of each of the batch's sequences weighs in the loss, which is then a plain weighted sum.
 
     Known before any forward pass, so the sum can be cut into micro-batches wherever memory wants it. `lengths` are the
     tokens that count in each sequence: 0 for one that is masked out, which yet counts as a sequence.

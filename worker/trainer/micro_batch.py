@@ -1,4 +1,4 @@
-"""How many tokens go into one micro-batch on this machine: measured once, remembered, halved when memory runs out.
+"""The number of tokens in one micro-batch on this machine: measured once, remembered, halved when memory runs out.
 
 A budget is the setting's limit halved a number of times, so that small differences in free memory do not change how
 batches are cut, and with that the last digits of what is learnt.
@@ -87,7 +87,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Bytes that a step needed beside the gradients, those that steps may take, and those that were held before."""
+    """Bytes that a step needed next to the gradients, those that steps may take, and those that were held before."""
 
     needed: int
     available: int
@@ -109,7 +109,7 @@ def measure(step: Callable[[], object], device: torch.device) -> Measured | None
 
 
 def describe(policy: Policy, trainer: settings.Trainer, generation: settings.Generation) -> str:
-    """What a budget was measured for: with anything of this changed it does not hold any more."""
+    """Return what a budget was measured for: with anything of this changed it does not hold any more."""
     machine = memory.describe(policy.model.device)
     adapters = trainer.lora_for(policy.model.num_parameters())
     lora = None if adapters is None else adapters.model_dump_json()
@@ -127,7 +127,7 @@ def load(file: Path, key: str) -> Budget | None:
 
 
 def recall(file: Path, start_of_key: str) -> Budget | None:
-    """The same for who does not know the whole key: whatever was measured last for what begins so."""
+    """The same for a caller that does not know the whole key: whatever was measured last for what begins so."""
     try:
         record = json.loads(file.read_text())
         key = str(record["key"])
@@ -148,7 +148,8 @@ def _budget(file: Path, record: dict[str, Any] | None) -> Budget | None:
 
 
 def _way_up(record: dict[str, Any]) -> dict[str, Any]:
-    """How a lowered budget rises. Files of versions before this have nothing of it: their budget stays as it is."""
+    """Return how a lowered budget rises. Files of versions before this have nothing of it: their budget stays as it
+    is."""
     full, recomputes = record.get("full_tokens"), record.get("full_recomputes")
     wait, since = record.get("wait"), record.get("since")
     if type(full) is not int or type(recomputes) is not bool:

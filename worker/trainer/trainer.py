@@ -35,7 +35,7 @@ from worker.trainer.grpo import group_advantages, sampling_ratios, sequence_weig
 log = logging.getLogger(__name__)
 
 _MORE_TOKENS = 4
-"""So many more tokens than were sampled an answer's text may have: those sampled need not be those it encodes to."""
+"""This many more tokens than were sampled an answer's text may have: those sampled need not be those it encodes to."""
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one pass over a whole batch came to. `entropy` is NaN where it was not measured."""
+    """The result of one pass over a whole batch. `entropy` is NaN where it was not measured."""
 
     loss: float
     clip_ratio: float
@@ -67,7 +67,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What a step made of one group, a value for each completion.
+    """The effect of a step on one group, a value for each completion.
 
     `advantages`: 0 for one that was not learned from. `logprobs`: mean log-probability of its tokens under the policy
     before the step; None where it was not computed.
@@ -172,7 +172,7 @@ class Trainer:
         return self._metrics(started, groups, num_tokens, sampled or groups, done, grad_norm, rate, skipped, figures)
 
     def _teaches(self, sequence: Lesson) -> bool:
-        """Whether a completion changes the gradient: without an advantage only the KL term does."""
+        """Return whether a completion changes the gradient: without an advantage only the KL term does."""
         return sequence.weight > 0 and (sequence.advantage != 0 or self._settings.beta > 0)
 
     def _sampling_figures(self, batch: Sequence[Lesson]) -> dict[str, float]:
@@ -206,7 +206,7 @@ class Trainer:
         return sequences
 
     def find_fault(self, group: ScoredGroup) -> str | None:
-        """Why a group can't be learned from, as a short word; None: it can."""
+        """Return why a group can't be learned from, as a short word; None: it can."""
         if len(group.rollouts) < 2:
             return "too-small"
         if not all(completion.token_ids for completion in group.sampled):
@@ -222,9 +222,9 @@ class Trainer:
         return "over-long" if self._is_over_long(group) else None
 
     def _is_over_long(self, group: ScoredGroup) -> bool:
-        """Whether some of our own answers, or of a peer's rewarded ones, are longer than our settings allow.
+        """Return whether some of our own answers, or of a peer's rewarded ones, are longer than our settings allow.
 
-        A peer's is cut off there, and what it was rewarded for may stand behind that. One that was not is no matter.
+        A peer's is cut off there, and what it was rewarded for may stand behind that. One that was not does not matter.
         """
         limit = self._generation.max_completion_length
         if group.sampled:
@@ -430,7 +430,7 @@ class Trainer:
             less = before.recomputing()
         else:
             log.warning(
-                "the kernel ended the worker for its memory, and it can't do with less: give it more, or lower "
+                "the worker was OOM-killed and the micro-batch is already minimal: give it more, or lower "
                 "generation.max_prompt_length or generation.max_completion_length"
             )
             return before
@@ -467,7 +467,7 @@ class Trainer:
 
     @torch.no_grad()
     def is_sound(self) -> bool:
-        """Whether all that the policy says is finite. Weights of 1e20 are; what they say is not."""
+        """Return whether all that the policy says is finite. Weights of 1e20 are; what they say is not."""
         if self.nonfinite_steps:
             return False
         end = self.policy.end_ids[:1]

@@ -63,7 +63,7 @@ _SOMEBODY = Web3.to_checksum_address("0x" + "00" * 20)
 def up(settings: settings.Settings) -> None:
     """Run the chain until SIGTERM or SIGINT; its state is on the disk when this ends.
 
-    Writes the door's URL into `address` beside the state file as soon as it serves. A chain that hangs is restarted.
+    Writes the door's URL into `address` next to the state file as soon as it serves. A chain that hangs is restarted.
     Raises ResourceError if the port is in use or there is no anvil, ChainError if anvil ends by itself.
     """
     exit_on_signals()
@@ -241,9 +241,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def deploy(settings: settings.Settings) -> Deployment:
     """Put the contract on the chain, once; run again it finds the one that is there, and upgrades it where it stands.
 
-    Makes the owner's key in `keeper.state_dir` if there is none, writes deployment.json beside it and prints it. With
+    Makes the owner's key in `keeper.state_dir` if there is none, writes deployment.json next to it and prints it. With
     `chain.contract` set, that contract is used and none is made. Raises ChainUnreachable if there is no chain, and
-    ChainError if the chain no longer has the contract that deployment.json names, or an upgrade would break its books.
+    ChainError if the chain no longer has the contract that deployment.json names, or an upgrade would break its state.
     """
     file = settings.keeper.state_dir / DEPLOYMENT_FILE
     rpc_url = _rpc_url(settings)
@@ -348,7 +348,7 @@ def _client(settings: settings.Settings, rpc_url: str, address: str) -> Coordina
 
 
 def _rpc_url(settings: settings.Settings) -> str:
-    """chain.rpc_url, or where the embedded chain beside us serves: its socket, through which contracts are created."""
+    """chain.rpc_url, or where the embedded chain next to us serves: its socket, through which contracts are created."""
     url, private = _shown_url(settings), door.socket_of(settings.anvil)
     is_embedded = not settings.chain.rpc_url or url == _address_of(settings.anvil)
     return f"{http.UNIX}{private}" if is_embedded and private.exists() else url

@@ -49,7 +49,7 @@ _MAX_SENT = 1000
 
 
 def socket_of(anvil: settings.Anvil) -> Path:
-    """Where the chain's own roles reach it."""
+    """Return where the chain's own roles reach it."""
     return anvil.state_file.parent.resolve() / SOCKET
 
 
@@ -224,7 +224,7 @@ def _private_socket(file: Path) -> socket.socket:
 
 
 def _is_walled() -> bool:
-    """Whether this process has a network of its own, with nobody else in it."""
+    """Return whether this process has a network of its own, with nobody else in it."""
     return [name for _, name in socket.if_nameindex()] == ["lo"]
 
 

@@ -21,7 +21,7 @@ _MOST = Decimal(10**9)
 def run(settings: Settings, options: argparse.Namespace) -> None:
     """Add `options.amount` (in ether) to what `options.address` has.
 
-    Raises SettingsError for what is no address or amount, ChainUnreachable if no embedded chain serves here.
+    Raises SettingsError for what is not an address or amount, ChainUnreachable if no embedded chain serves here.
     """
     if not re.fullmatch(r"0x[0-9a-fA-F]{40}", options.address):
         raise SettingsError(f"ADDRESS: got {options.address[:60]!r}; expected 0x and 40 hexadecimal digits")
@@ -34,8 +34,8 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     file = door.socket_of(settings.anvil)
     if not file.is_socket():
         raise ChainUnreachable(
-            f"{file} (beside anvil.state_file): no embedded chain serves here; run this on its host, as root or as its "
-            "user, with the chain's settings file"
+            f"{file} (next to anvil.state_file): no embedded chain serves here; run this on its host, as root or as "
+            "its user, with the chain's settings file"
         )
     url = f"{http.UNIX}{file}"
     web3 = deployment.connect(url, settings.chain.timeout_seconds)

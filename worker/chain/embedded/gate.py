@@ -1,4 +1,4 @@
-"""Which JSON-RPC requests of others reach the chain, and with which parameters.
+"""The filter for JSON-RPC requests of others, and for their parameters.
 
 The account service (/rpc) and the door in front of the embedded chain (door.py) both ask a `Gate`. It passes reads of
 the contract and transactions to it that somebody has signed; whatever could keep a chain busy (code of the caller's
@@ -61,7 +61,8 @@ class Passed:
 
 @dataclass
 class Gate:
-    """What others may ask of chain `chain_id`. `contract` None: calls and transactions to any address that is there.
+    """Filter of what others may ask of chain `chain_id`. `contract` None: calls and transactions to any address that is
+    there.
 
     `latest` says the number of the newest block; it is asked only for ranges of blocks that are open at an end.
     """
@@ -100,7 +101,7 @@ class Gate:
         _require_count(params, 1, 2)
         most = CALL_GAS if method == "eth_call" else SEND_GAS
         block = _block(params[1:])
-        # Executing what waits anew for each caller would be a way to keep the chain busy.
+        # Executing what waits again for each caller would be a way to keep the chain busy.
         return Passed(method, [self._transaction(params[0], most), "latest" if block == "pending" else block])
 
     def _fee_history(self, method: str, params: list[Any]) -> Passed:
@@ -181,7 +182,7 @@ class Gate:
         data = wanted.get("input") if wanted.get("data") is None else wanted["data"]
         data = _hexadecimal(data, None)
         if self.contract is not None and data[2:10].lower() not in _selectors():
-            raise _Wrong(f"{data[:10]} is no function of the swarm's contract")
+            raise _Wrong(f"{data[:10]} is not a function of the swarm's contract")
         passed = {"to": self._target(wanted["to"]), "data": data}
         if wanted.get("from") is not None:
             passed["from"] = _address(wanted["from"])

@@ -1,9 +1,9 @@
-"""What the embedded chain forgets so that it can run for months: old blocks, and the transactions in them.
+"""Pruning of the embedded chain, so that it can run for months: old blocks, and the transactions in them.
 
-What the contract holds stays for ever; receipts, logs and call data (with the digests that audits look for) of blocks
+What the contract holds stays forever; receipts, logs and call data (with the digests that audits look for) of blocks
 that are further back than `anvil.history_blocks` do not. anvil itself drops old transactions, but never a block, and it
 writes all that it knows with every dump. So its state file is cut before each start, dumps of a large one are further
-apart, and a chain that has grown a lot since its start is started anew.
+apart, and a chain that has grown a lot since its start is started again.
 """
 
 import json
@@ -40,12 +40,12 @@ def megabytes(file: Path) -> float:
 
 
 def dump_seconds(state_file: Path) -> int:
-    """How far apart the dumps of a state of this size are to be: what a killed chain may lose."""
+    """Return how far apart the dumps of a state of this size are to be: what a killed chain may lose."""
     return max(1, math.ceil(megabytes(state_file) * _DUMP_SECONDS_PER_MEGABYTE / _SHARE))
 
 
 def kept_states(state_file: Path) -> int:
-    """How many past states anvil is to keep, each of which is a copy of all that the contract holds.
+    """Return how many past states anvil is to keep, each of which is a copy of all that the contract holds.
 
     None is ever asked for: reads are of the latest. But a block that is made while one is answered makes it a past one,
     and the smaller the state, the quicker the blocks.
@@ -54,7 +54,7 @@ def kept_states(state_file: Path) -> int:
 
 
 def has_outgrown(state_file: Path, megabytes_before: float) -> bool:
-    """Whether the state is so much larger than at the start that it is to be cut."""
+    """Return whether the state is so much larger than at the start that it is to be cut."""
     return megabytes(state_file) > _GROWTH * megabytes_before + _LEAST_GROWTH_MEGABYTES
 
 
@@ -81,8 +81,8 @@ class Growth:
 def cut(state_file: Path, num_blocks: int) -> float:
     """Leave the newest blocks and the first one, with their transactions. Returns the file's size then, in MB.
 
-    The file stays as it is where it is not in the form that our anvil writes, which is said. Raises ResourceError if it
-    can't be read or written.
+    The file stays as it is where it is not in the form that our anvil writes, which is logged. Raises ResourceError if
+    it can't be read or written.
     """
     try:
         text = state_file.read_text()

@@ -91,5 +91,6 @@ def _version(file: Path) -> tuple[int, int]:
 
 
 def _is_whole(content: bytes) -> bool:
-    """Whether JSON that may be cut off anywhere is not. Its texts are hexadecimal numbers and names, without braces."""
+    """Return whether JSON that may be cut off anywhere is not. Its texts are hexadecimal numbers and names, without
+    braces."""
     return content.endswith(b"}") and content.count(b"{") == content.count(b"}")

@@ -1,5 +1,5 @@
 # ruff: noqa: N806 - tensors are named with their axes
-"""What a decoder of transformers is made of, read from its modules: products, norms, rotations, windows.
+"""The parts of a decoder of transformers, read from its modules: products, norms, rotations, windows.
 
 Weights are copied into the layout that makes a decoding step fast: q/k/v and gate/up side by side, blocked or
 transposed as the processor likes it. `Weights.refresh` copies again when they have changed.
@@ -34,9 +34,9 @@ _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 BOTH_DIRECTIONS = "attention in both directions"
 
 _BLOCKED_FROM = 1 << 20
-"""Weights of at least so many numbers go to oneDNN in its own blocked layout: they are read from memory at up to 1.3
+"""Weights of at least this many numbers go to oneDNN in its own blocked layout: they are read from memory at up to 1.3
 times the speed. It costs 30 us a call, which smaller products don't earn back."""
-_ROWS_HINT = 16  # oneDNN lays weights out for about so many rows
+_ROWS_HINT = 16  # oneDNN lays weights out for about this many rows
 
 
 class UnknownArchitectureError(Exception):
@@ -271,7 +271,8 @@ def fingerprint(model: nn.Module) -> list[int]:
 
 
 def _find_layout(linears: Sequence[nn.Linear], dtype: torch.dtype) -> str:
-    """How a weight is kept: "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or "panels" (products_*.c)."""
+    """Return how a weight is kept: "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or "panels"
+    (products_*.c)."""
     size = sum(linear.weight.numel() for linear in linears)
     if linears[0].weight.device.type != "cpu":
         return "plain"
@@ -294,7 +295,8 @@ def _sum_bits(weight: Tensor) -> Tensor:
 
 
 def norm_weight(module: nn.Module) -> Tensor:
-    """What an RMS norm multiplies by in the end: some families add 1 to the weight. Read off what it makes of ones."""
+    """Return what an RMS norm multiplies by in the end: some families add 1 to the weight. Read off what it makes of
+    ones."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     with torch.no_grad():
         ones = torch.ones(weight.shape, device=weight.device)
@@ -322,7 +324,7 @@ def _has_named_ropes(config: Any) -> bool:
 
 
 def find_obstacle(model: Any) -> str | None:
-    """What of `model` the lean decoder does not know; None: it computes all of it."""
+    """Return what of `model` the lean decoder does not know; None: it computes all of it."""
     config = model.config
     if config.model_type not in _FAMILIES:
         return f"family {config.model_type}"

@@ -1,4 +1,4 @@
-"""How many answers are generated at once: all, until memory does not take them.
+"""The number of answers that are generated at once: all, until memory does not take them.
 
 On a CPU a piece is cut in two before it is tried if it would not fit: a kernel that promised memory ends the process
 that uses it. That is an estimate from what is free now, so it is made again for each piece and never remembered. On a
@@ -52,7 +52,7 @@ class Rows:
             return
         limit = record.get("rows")
         if type(limit) is not int or limit < 1:
-            log.warning("limit of rows is damaged, it is found again path=%s", file)
+            log.warning("ignoring corrupt batch-size limit; measuring it again path=%s", file)
             return
         self.limit = limit
 

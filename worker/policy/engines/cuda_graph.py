@@ -51,7 +51,7 @@ def _say_once(reason: str) -> None:
 
 
 def record(work: Work, device: torch.device) -> Work:
-    """What `work` launches on the GPU, as one graph. Nothing is computed before the result is called."""
+    """Return what `work` launches on the GPU, as one graph. Nothing is computed before the result is called."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     # Other threads of the worker may use the GPU meanwhile.

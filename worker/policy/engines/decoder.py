@@ -21,7 +21,7 @@ from worker.policy.engines.architecture import Layer, Norm, Weights
 from worker.policy.engines.cuda_graph import Replay
 
 _PREFILL_TOKENS = 4096
-"""Prompts go through the model in parts of about so many tokens, which bounds the memory."""
+"""Prompts go through the model in parts of about this many tokens, which bounds the memory."""
 _FIRST_ROOM = 128  # new tokens that a cache has room for at first; it doubles when it is full
 
 
@@ -31,7 +31,7 @@ class LeanDecoder:
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self.weights = Weights(model, dtype)
         self.replays = self.weights.device.type == "cuda"
-        # Replayed, a step with fewer rows takes hardly less time, and it must be recorded anew.
+        # Replayed, a step with fewer rows takes hardly less time, and it must be recorded again.
         self.compact_below = 0.5 if self.replays else 0.8
         has_native = self.weights.device.type == "cpu" and native.knows(self.weights.layers[0].activation)
         self.native: Any | None = native.load() if has_native else None

@@ -1,5 +1,5 @@
 # ruff: noqa: N806 - tensors are named with their axes
-"""How right a decoder is: what it says of real prompts, next to what one plain forward pass says in float32.
+"""The precision of a decoder: what it says of real prompts, next to what one plain forward pass says in float32.
 
 The plain pass has no cache and nothing before a prompt. Transformers' own pass in the decoder's precision shows what
 that precision costs; a decoder may be off by somewhat more than that. Weights are cast one layer at a time, so the
@@ -45,12 +45,12 @@ def arbitrary_prompts(num_tokens: int) -> list[list[int]]:
 
 
 def allowed_error(theirs: float, factor: float) -> float:
-    """How far a decoder may be from float32, where transformers' own pass in its precision is `theirs` away."""
+    """Return how far a decoder may be from float32, where transformers' own pass in its precision is `theirs` away."""
     return factor * theirs + _FLOOR
 
 
 def difference(ours: Tensor, exact: Tensor) -> float:
-    """How far logits (..., V) are apart (root mean square, of their spread)."""
+    """Return how far logits (..., V) are apart (root mean square, of their spread)."""
     spread = (exact - exact.mean(-1, keepdim=True)).square().mean().sqrt().clamp(min=1e-6)
     return float((ours - exact).square().mean().sqrt() / spread)
 
@@ -72,7 +72,7 @@ def plain_logits(model: Any, prompts: Sequence[Sequence[int]], dtype: torch.dtyp
 def decoded_logits(decoder: Decoder, prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """The same from a decoder, which reads the prompts' beginnings and then gets their last tokens one by one.
 
-    The first prompt stands in two rows, one of which leaves after the first step, as answers do that are complete.
+    The first prompt is in two rows, one of which leaves after the first step, as answers do that are complete.
     """
     rows = [prompts[0], *prompts]
     batch, logits_RV = decoder.start([prompt[: 1 - STEPS] for prompt in rows], STEPS)

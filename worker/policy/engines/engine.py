@@ -1,5 +1,6 @@
 # ruff: noqa: N803 - tensors are named with their axes
-"""What a generation engine is: prompts in, G sampled answers each out, with the policy's own log-probabilities."""
+"""The interface of generation engines: prompts in, G sampled answers each out, with the policy's own
+log-probabilities."""
 
 # R rows (answers under way), T new tokens, V vocabulary
 
@@ -56,7 +57,7 @@ class Engine(Protocol):
 
     @property
     def setbacks(self) -> Sequence[Setback]:
-        """Where it falls short of what the settings ask for, or of what this machine could do."""
+        """Return where it falls short of what the settings ask for, or of what this machine could do."""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
@@ -92,4 +93,4 @@ class Decoder(Protocol):
         """A row for each prompt, and the logits (R, V) of their first tokens. Equal prompts are read once."""
 
     def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-        """What such a batch takes of memory at most, as far as that can be told before."""
+        """Return what such a batch takes of memory at most, as far as that can be told before."""

@@ -70,7 +70,7 @@ class CacheSize:
 
 @torch.no_grad()
 def measure_cache(model: Any) -> CacheSize:
-    """What `model` keeps, measured with two short prompts: layers of one model may differ in all of it."""
+    """Return what `model` keeps, measured with two short prompts: layers of one model may differ in all of it."""
     short, long = (_bytes_kept(model, length) for length in (1, 9))
     token = max(0, long - short) // 8
     return CacheSize(row=max(0, short - token), token=token)

@@ -17,7 +17,7 @@ from worker import settings
 _LARGEST_UNIFORM = 1 - 2**-20  # keeps u * total below total in float32
 _BLOCK = 512
 _NUCLEUS = 128
-"""So many of the likeliest tokens are tried first for top-p, then sixteen times as many, until they hold enough."""
+"""This many of the likeliest tokens are tried first for top-p, then sixteen times as many, until they hold enough."""
 
 
 class Sampler:

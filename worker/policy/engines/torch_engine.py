@@ -32,7 +32,7 @@ from worker.policy.engines.vllm import VllmEngine
 log = logging.getLogger(__name__)
 
 _WORSE_THAN_THEIRS = 1.5
-"""The lean decoder may be so many times as far from float32 as transformers' pass in the same precision is."""
+"""The lean decoder may be this many times as far from float32 as transformers' pass in the same precision is."""
 _WORSE_IS_WRONG = 4.0
 """The same for transformers' forward with a cache. It is the last way, and a wrong cache is much further off."""
 
@@ -280,6 +280,6 @@ def find_dtype(model: Any, name: str) -> torch.dtype:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies with 16-bit weights faster than with float32 ones."""
+    """Return whether this CPU multiplies with 16-bit weights faster than with float32 ones."""
     has_vectors = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     return torch.cpu._is_amx_tile_supported() or (has_vectors and native.load() is not None)

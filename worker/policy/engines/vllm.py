@@ -42,11 +42,11 @@ _UNFIT = (ValueError, RuntimeError, AssertionError, TypeError, KeyError, Attribu
 """What it raises of a model, a machine or a version that does not fit: it has no class of its own for that."""
 
 _LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""How far its log-probabilities may be from those that we train on, on average."""
+"""Limit on how far its log-probabilities may be from those that we train on, on average."""
 
 
 def is_installed() -> bool:
-    """Whether there is a vLLM to try."""
+    """Return whether there is a vLLM to try."""
     return importlib.util.find_spec("vllm") is not None
 
 

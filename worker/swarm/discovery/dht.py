@@ -1,11 +1,11 @@
-"""Who is there: signed membership records in a Kademlia DHT (hivemind's `DHTNode`, in our own event loop).
+"""Membership: signed membership records in a Kademlia DHT (hivemind's `DHTNode`, in our own event loop).
 
 Records lie in buckets, each a DHT key of its own. The first has room for `BUCKET_SIZE` members; who finds a bucket full
 goes one level deeper, where there are eight times as many, chosen by a hash of the peer id. So no key grows with the
 swarm, a small swarm is read in one look-up, and a node's cost stays the same. Groups never pass through here.
 
-hivemind's node would run strangers' bytes through a recursive decoder (12 KB of them end the process) and store without
-bounds; both are replaced below. dht_guard.py bounds what strangers may ask of it.
+hivemind's node would run untrusted peers' bytes through a recursive decoder (12 KB of them end the process) and store
+without bounds; both are replaced below. dht_guard.py bounds what untrusted peers may ask of it.
 """
 
 import asyncio
@@ -45,15 +45,15 @@ MAX_VALUE_BYTES = BUCKET_HARD_LIMIT * (MAX_MEMBER_BYTES + 96)
 """Of a whole bucket: each record with its key, its time and the headers between them."""
 MAX_LIFETIME_SECONDS = 3600
 MAX_AHEAD_SECONDS = 600
-"""How far in the future a record may be made: clocks are minutes off."""
+"""Limit on how far in the future a record may be made: clocks are minutes off."""
 RPC_TIMEOUT_SECONDS = 3.0
 READ_TIMEOUT_SECONDS = 10.0
 NUM_REPLICAS = 5
 BEAM_SIZE = 10
 """How many of the nearest nodes a look-up hears before it ends: enough to find 5 replicas."""
 THOROUGH_EVERY = 8
-"""One read, announcement and look around in so many takes all replicas and the whole neighbourhood in; the others are
-content with less if all is well."""
+"""One in this many reads, announcements and look-arounds takes all replicas and the whole neighbourhood in; the others
+are content with less if all is well."""
 ENOUGH_FOUND = 16
 ENOUGH_NEIGHBOURS = 8
 
@@ -111,7 +111,7 @@ def _read_dictionary(fields: Fields) -> DictionaryDHTValue:
     return dictionary
 
 
-# Before the first node is made: what its handlers decode comes from strangers.
+# Before the first node is made: what its handlers decode comes from untrusted peers.
 DHTProtocol.serializer = _FlatSerializer
 dht_guard.install()
 
@@ -214,8 +214,8 @@ class Membership:
 
     @property
     def reader(self) -> "asyncio.Task[None]":
-        """What reads the daemon's messages. It must never end: an answer that comes just when its question was given up
-        kills hivemind's without a word, and the DHT is deaf from then on."""
+        """Return what reads the daemon's messages. It must never end: an answer that comes just when its question was
+        given up kills hivemind's without a word, and the DHT is deaf from then on."""
         task: asyncio.Task[None] = self._p2p._client.control._read_task
         return task
 
@@ -267,12 +267,12 @@ class Membership:
         return found
 
     def _is_thorough(self, what: str, is_well: bool) -> bool:
-        """Whether this turn at something is to be a thorough one."""
+        """Return whether this turn at something is to be a thorough one."""
         self._turns[what] = self._turns[what] + 1 if is_well else 0
         return self._turns[what] % THOROUGH_EVERY == 0
 
     async def _read(self, depth: int, bucket: int, thorough: bool) -> list[Member]:
-        """What a bucket holds: in all its replicas, or in the one that answers first."""
+        """Return what a bucket holds: in all its replicas, or in the one that answers first."""
         workers = self._node.num_workers if thorough else 1
         result = await self._node.get(_key(depth, bucket), latest=thorough, beam_size=BEAM_SIZE, num_workers=workers)
         if result is None or not isinstance(result.value, dict):
@@ -283,8 +283,8 @@ class Membership:
     async def _store(self, depth: int, member: Member) -> bool:
         """Put a record into its bucket; whether any replica took it.
 
-        hivemind's own `store` looks the key up and so is sent what all replicas hold under it. The nodes beside the key
-        are the same, and there is nothing to send.
+        hivemind's own `store` looks the key up and so is sent what all replicas hold under it. The nodes next to the
+        key are the same, and there is nothing to send.
         """
         key = DHTID.generate(_key(depth, bucket_of(member.peer_id, depth)))
         beside = DHTID(int(key) ^ 1)
@@ -298,7 +298,8 @@ class Membership:
         return any(answers)
 
     async def _store_at(self, peer: Any, key: DHTID, member: Member) -> bool | None:
-        """Whether a node took the record: it does not if it has a newer one or no room. None: it does not answer."""
+        """Return whether a node took the record: it does not if it has a newer one or no room. None: it does not
+        answer."""
         protocol, value, expires = self._node.protocol, msgpack.packb(member.sealed), float(member.expires)
         if peer == self._node.peer_id:
             return bool(protocol.storage.store(key, value, expires, subkey=member.peer_id))

@@ -1,7 +1,7 @@
-"""What strangers may ask of our DHT node, and what they may answer. hivemind's own takes any number of keys in a
-request, any number of requests, and whatever place in the DHT a node claims: one message of 4 MB keeps it, and the
-exchange beside it, busy for seconds, and one stranger can stand for all its neighbours. A neighbour in an answer may
-have a name of any length: base 58 of 60 KB takes 5 s, in the event loop.
+"""Limits on what untrusted peers may ask of our DHT node, and what they may answer. hivemind's own takes any number of
+keys in a request, any number of requests, and whatever place in the DHT a node claims: one message of 4 MB keeps it,
+and the exchange next to it, busy for seconds, and one untrusted peer can pose as all its neighbours. A neighbour in an
+answer may have a name of any length: base 58 of 60 KB takes 5 s, in the event loop.
 
 Here a node's place is the hash of its peer id, which libp2p has authenticated; who claims another one is answered, and
 is nobody's neighbour.
@@ -45,7 +45,7 @@ _said = Rarely()
 
 @lru_cache(maxsize=4096)
 def place_of(peer_id: str) -> DHTID:
-    """Where in the DHT a peer is."""
+    """Return where in the DHT a peer is."""
     return DHTID.generate(peer_id)
 
 
@@ -88,7 +88,7 @@ def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
 
 
 def _is_ours(protocol: Any) -> bool:
-    """False: hivemind's own node beside ours, such as in a benchmark; it has a place at random."""
+    """False: hivemind's own node next to ours, such as in a benchmark; it has a place at random."""
     return bool(protocol.node_id == place_of(protocol.p2p.peer_id.to_base58()))
 
 

@@ -1,4 +1,4 @@
-"""The look-out for peers: known addresses are tried, records are read and announced, strangers are greeted."""
+"""The discovery loop: known addresses are tried, records are read and announced, untrusted peers are greeted."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ ALONE_PAUSE_SECONDS = 10.0
 NUM_GREETINGS = 8
 DEAF_AFTER = 5
 """Looks around in a row in which connected peers answered our greetings but not our DHT node: then that is started
-anew."""
+again."""
 
 
 class Lookout:
@@ -71,7 +71,7 @@ class Lookout:
                     await network.wake.wait()
 
     async def _has_moved(self) -> bool:
-        """Whether libp2p has other addresses for us than before, such as one at a relay."""
+        """Return whether libp2p has other addresses for us than before, such as one at a relay."""
         addresses = await self._daemon.find_addresses()
         moved = addresses != self._network.addresses
         if moved:

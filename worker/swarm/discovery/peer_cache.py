@@ -1,4 +1,4 @@
-"""What of the network survives a restart, as a file: our own port, the bootnodes, and where peers were.
+"""The part of the network that survives a restart, as a file: our own port, the bootnodes, and where peers were.
 
 Losing it costs nothing but time.
 """
@@ -28,10 +28,10 @@ class Cache:
 
 
 def load(path: Path) -> Cache:
-    """The cache at `path`; empty if there is none or if it is damaged, which is said in the log."""
+    """The cache at `path`; empty if there is none or if it is damaged, which is logged."""
     try:
         with path.open("rb") as file:
-            data = json.loads(file.read(MAX_FILE_BYTES))  # what goes on after it is no JSON
+            data = json.loads(file.read(MAX_FILE_BYTES))  # what goes on after it is not JSON
         port, peers, bootnodes = int(data["port"]), _texts(data["peers"]), _texts(data.get("bootnodes", []))
     except FileNotFoundError:
         return Cache()

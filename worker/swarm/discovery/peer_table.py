@@ -1,4 +1,4 @@
-"""What a node knows about its peers: records, when they were heard, how they behaved. In memory only.
+"""A node's knowledge about its peers: records, when they were heard, how they behaved. In memory only.
 
 Bounded: at most MAX_PEERS_KNOWN; whoever was not heard of for the longest time goes first, those that we don't exchange
 with before all others, and those that we were only told of before those that spoke to us: a record costs its maker
@@ -26,12 +26,12 @@ MAX_PEERS_KNOWN = 512
 PLACES_FOR_TOLD = 64
 """For peers that we were only told of, however many spoke to us."""
 SHARE_OF_TOLD = 0.25
-"""How often such a one is drawn while there are others."""
+"""Rate at which such a one is drawn while there are others."""
 MAX_PEERS_CACHED = 64
 ENOUGH_MET = 8
 FEW_GREETINGS = 2
 CLOCK_TOLERANCE_SECONDS = 600
-"""How far a peer's clock may be off before its record counts as expired."""
+"""Limit on how far a peer's clock may be off before its record counts as expired."""
 FIRST_QUARANTINE_SECONDS = 60.0
 LONGEST_QUARANTINE_SECONDS = 6 * 3600.0
 GOOD_PER_STRIKE = 5
@@ -39,7 +39,7 @@ GOOD_PER_STRIKE = 5
 LEAST_PREFERENCE = 0.1
 """What each of the draw's three weights is at least, of 1: nobody is left out for good, so everybody can improve."""
 LEARNING_RATE = 0.3
-"""How much the newest answer of a peer counts in its usefulness."""
+"""Degree to which the newest answer of a peer counts in its usefulness."""
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Peers:
         return self._live()
 
     def num_failures(self, peer_id: str) -> int:
-        """How often in a row the peer was not reached, or kept silent."""
+        """Return how often in a row the peer was not reached, or kept silent."""
         peer = self._peers.get(peer_id)
         return peer.failures if peer else 0
 
@@ -147,12 +147,13 @@ class Peers:
         return peer.member.sealed if peer else None
 
     def is_understood(self, peer_id: str) -> bool:
-        """Whether one of the peer's environments is ours, in the same version: else no task of it can be checked."""
+        """Return whether one of the peer's environments is ours, in the same version: else no task of it can be
+        checked."""
         peer, ours = self._peers.get(peer_id), self._environments.values()
         return peer is None or not ours or not set(ours).isdisjoint(peer.member.environments)
 
     def is_allowed(self, peer_id: str) -> bool:
-        """Whether the settings let us exchange groups with the peer."""
+        """Return whether the settings let us exchange groups with the peer."""
         only = self._swarm.only_peers
         return (not only or peer_id in only) and (self._registered is None or peer_id in self._registered)
 
@@ -164,11 +165,12 @@ class Peers:
         return "this node exchanges groups with the peers on its list only"
 
     def is_source(self, peer_id: str) -> bool:
-        """Whether we could learn from the peer."""
+        """Return whether we could learn from the peer."""
         return self.is_understood(peer_id) and self.is_allowed(peer_id)
 
     def is_open(self, peer_id: str) -> bool:
-        """Whether we could learn from the peer and it has not told us within a record's life that it won't let us."""
+        """Return whether we could learn from the peer and it has not told us within a record's life that it won't let
+        us."""
         peer, since = self._peers.get(peer_id), self._clock() - self.lifetime_seconds
         is_closed = peer is not None and peer.closed is not None and peer.closed >= since
         return self.is_source(peer_id) and not is_closed
@@ -262,7 +264,7 @@ class Peers:
         return [self._peers[p].member.sealed for p in rng.sample(met, min(count, len(met)))]
 
     def strike(self, peer_id: str) -> float:
-        """The peer sent what does not hold. From the second time in a row on it is not asked for a growing time.
+        """The peer sent what is invalid. From the second time in a row on it is not asked for a growing time.
 
         Returns the seconds of quarantine, 0: none yet.
         """
@@ -328,7 +330,7 @@ class Peers:
         return conduct is not None and now < conduct.until
 
     def _is_met(self, peer_id: str, now: float) -> bool:
-        """Whether the peer itself spoke to us within a record's life."""
+        """Return whether the peer itself spoke to us within a record's life."""
         met = self._peers[peer_id].met
         return met is not None and met >= now - self.lifetime_seconds
 

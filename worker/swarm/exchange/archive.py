@@ -14,7 +14,7 @@ _SUFFIX = ".groups"
 
 
 class Archive:
-    """What lies in `folder`: the newest `keep_rounds` rounds."""
+    """The content of `folder`: the newest `keep_rounds` rounds."""
 
     def __init__(self, folder: Path, keep_rounds: int) -> None:
         self._folder = folder

@@ -1,6 +1,7 @@
-"""Somebody who is no member of the swarm and asks its members for groups that they signed: an auditor.
+"""An auditor: a client that is not a member of the swarm and asks its members for groups that they signed.
 
-Its key earns nothing, so it makes that itself. It has no groups, is not drawn, and can't be told from a stranger.
+Its key earns nothing, so it makes that itself. It has no groups, is not drawn, and can't be told from an untrusted
+peer.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ class Listener:
         key_file = folder / _KEY_FILE
         if not key_file.exists():
             identity.create(key_file)
-        # Beside a worker of the same settings: any port, and no address to be found at.
+        # Besides a worker of the same settings: any port, and no address to be found at.
         self._network = Network(swarm.model_copy(update={"port": 0, "announce": ()}), key_file, folder, is_member=False)
         self._deadline = time.monotonic() + timeout_seconds
         self._lost: set[str] = set()
@@ -71,7 +72,7 @@ class Listener:
         except Refused as refusal:
             raise SwarmError(f"the peer refuses: {refusal}") from None
         except BadRecord as error:
-            raise SwarmError(f"the peer's answer does not hold: {error}") from None
+            raise SwarmError(f"the peer's answer is invalid: {error}") from None
         except UNREACHABLE as error:
             raise SwarmError(f"the peer was not reached: {error or type(error).__name__}") from None
         if kind is not Kind.GROUPS:

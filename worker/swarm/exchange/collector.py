@@ -39,7 +39,7 @@ CLOSED = frozenset({"not-allowed", "environment", "version"})
 
 @dataclass
 class Checked:
-    """What came of one answer. A thread fills it; what it has done counts, though there be no time for the rest."""
+    """The result of one answer. A thread fills it; what it has done counts, though there be no time for the rest."""
 
     num_groups: int = 1  # until it is known
     scored: list[ScoredGroup] = field(default_factory=list)
@@ -55,8 +55,8 @@ class Scoring:
         self._pool = self._make_pool()
 
     async def open_and_verify(self, sealed: bytes, peer_id: str, round: int, deadline: float) -> Checked:
-        """What holds and what does not, within half of the time that is left until `deadline` (monotonic), or within
-        OWN_SECONDS of it. What is not scored then is bad: "slow-to-score" if the sender had those, else "late".
+        """Return what holds and what does not, within half of the time that is left until `deadline` (monotonic), or
+        within OWN_SECONDS of it. What is not scored then is bad: "slow-to-score" if the sender had those, else "late".
 
         Raises BadRecord if what is sealed are no groups.
         """
@@ -123,7 +123,7 @@ class Collecting:
     seconds_scoring: float = 0.0
     _judging_since: float = 0.0
     _num_judging: int = 0
-    _doubtful: set[str] = field(default_factory=set)  # peers that sent what does not hold: no holders of others' groups
+    _doubtful: set[str] = field(default_factory=set)  # peers that sent what is invalid: no holders of others' groups
     _gone: list[str] = field(default_factory=list)  # peers that were not reached
     _answered: int = 0  # requests that brought a group at least
     _tasks: "dict[asyncio.Task[int], str]" = field(default_factory=dict)
@@ -243,8 +243,8 @@ class Collecting:
         return kind, payload
 
     async def _check(self, owner: str, sender: str, sealed: bytes) -> int:
-        """Decode and score; returns how many groups hold. Who hands on what does not hold is to blame: it checked it
-        before."""
+        """Return the number of valid groups. A peer that relays invalid groups is blamed: it should have verified
+        them."""
         with self._judging():
             checked = await self.scoring.open_and_verify(sealed, owner, self.round, self.deadline)
         scored, bad = checked.scored, checked.bad
@@ -262,7 +262,7 @@ class Collecting:
         return len(scored)
 
     def _note_refusal(self, peer_id: str, refusal: Refused) -> None:
-        """The peer is there. If it won't exchange with us at all, that is said once in a while."""
+        """The peer is there. If it won't exchange with us at all, that is logged once in a while."""
         self.tally.note_refusal(refusal.reason)
         if refusal.reason in CLOSED:
             self.network.peers.close(peer_id)
@@ -297,7 +297,7 @@ class Collecting:
             log.error("request failed peer=%s round=%d", peer_id, self.round, exc_info=error)
 
     def _blame(self, peer_id: str, errors: Sequence[BadRecord]) -> None:
-        """Count what does not hold, say it in one line, and ask a sender that keeps lying no longer."""
+        """Count what is invalid, say it in one line, and ask a sender that keeps lying no longer."""
         reasons = Counter(error.reason for error in errors)
         self._doubtful.add(peer_id)
         self.rejected.update(reasons)

@@ -43,7 +43,7 @@ class _Published:
 
 
 class Serving:
-    """What lies ready for others. Only used in the network's event loop."""
+    """The groups that are ready for others. Only used in the network's event loop."""
 
     def __init__(self, swarm: settings.Swarm, network: Network, tally: Tally, archive: Archive) -> None:
         self._swarm = swarm

@@ -22,7 +22,7 @@ MIN_COMPLETIONS = 2
 
 
 class TaskSource(Protocol):
-    """What the environments offer to the verifier. Both raise BadRecord for a task that is not known here."""
+    """The part of the environments that the verifier uses. Both raise BadRecord for a task that is not known here."""
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ class Verifier:
         self.limits = Limits(swarm.max_groups_per_peer, max_group_size, swarm.max_completion_bytes)
 
     def verify(self, peer_id: str, round: int, group: Group) -> ScoredGroup:
-        """The group with our own question and rewards. Raises BadRecord if anything about it does not hold."""
+        """The group with our own question and rewards. Raises BadRecord if anything about it is invalid."""
         task, limits = group.task, self.limits
         seed = round_seed(peer_id, round)
         if task.seed != seed:
@@ -89,7 +89,7 @@ class Verifier:
     def verify_all(
         self, peer_id: str, round: int, groups: Sequence[Group], until: float = math.inf
     ) -> tuple[list[ScoredGroup], list[BadRecord]]:
-        """What of a peer's groups holds, and why the rest does not.
+        """Return what of a peer's groups holds, and why the rest does not.
 
         Raises BadRecord ("slow-to-score") when it is past `until` (monotonic seconds) and there are groups left.
         """

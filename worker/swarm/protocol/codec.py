@@ -1,7 +1,7 @@
 """msgpack, read value by value as a schema wants them: lists are entered, never built.
 
-A decoder that builds a message before it looks at it builds what strangers like: 1.4 KB on the wire become 8 MiB of
-empty lists inside lists, and those 560 MB of objects. Here a message costs what its schema has, and the first value
+A decoder that builds a message before it looks at it builds what untrusted peers like: 1.4 KB on the wire become 8 MiB
+of empty lists inside lists, and those 560 MB of objects. Here a message costs what its schema has, and the first value
 that is not of it is the last one that is read.
 """
 
@@ -17,8 +17,10 @@ _LONGEST_LIST = 2**32 - 1  # that msgpack can write
 
 
 class Fields:
-    """The values of one message, in their order. Everything raises BadRecord for what is not there, or is none of what
-    was asked for."""
+    """The values of one message, in their order.
+
+    Every accessor raises BadRecord if the next value is missing or has the wrong type.
+    """
 
     def __init__(self, data: bytes, max_extension_bytes: int = 0) -> None:
         self._num_bytes = len(data)

@@ -1,4 +1,4 @@
-"""What travels between peers, as bytes: versioned frames, msgpack, zstd, signatures; nothing is trusted before it is
+"""Messages between peers, as bytes: versioned frames, msgpack, zstd, signatures; nothing is trusted before it is
 checked.
 
 A frame is `hw`, a version byte, a kind byte, the payload's length (4 bytes) and the payload. Header and refusals keep
@@ -64,7 +64,7 @@ _ENVIRONMENT = re.compile(r"[a-z0-9-]{1,32} [0-9A-Za-z.+!-]{1,31}")
 
 
 class Kind(enum.IntEnum):
-    HELLO = 1  # a member's record, or nothing from who is no member; answered by PEERS
+    HELLO = 1  # a member's record, or nothing from a peer that is not a member; answered by PEERS
     PEERS = 2  # records of members that the sender heard itself
     ASK = 3  # for the groups of a round; answered by WAIT any number of times, then by GROUPS or REFUSAL
     WAIT = 4  # the groups are not ready; they follow in this stream
@@ -118,7 +118,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a peer may send in one round."""
+    """Limits on what a peer may send in one round."""
 
     num_groups: int
     num_completions: int
@@ -150,7 +150,7 @@ def encode_frame(kind: Kind, payload: bytes) -> bytes:
 async def read_frame(
     reader: asyncio.StreamReader, max_bytes: int, on_begin: Callable[[], None] | None = None
 ) -> tuple[Kind, bytes]:
-    """The next frame. Raises BadRecord for what is none of ours, is newer, or is larger than `max_bytes`, or than its
+    """The next frame. Raises BadRecord for what is foreign, is newer, or is larger than `max_bytes`, or than its
     kind ever is; Refused for a refusal.
 
     The caller bounds the time, that until its header is there by `on_begin`. A stream that ends early raises
@@ -176,7 +176,8 @@ async def read_frame(
 
 
 def hash_families(families: Iterable[str]) -> frozenset[bytes]:
-    """What a record says of the families of a mix, each of which is named in full; beyond MAX_FAMILIES: not all."""
+    """Return what a record says of the families of a mix, each of which is named in full; beyond MAX_FAMILIES: not
+    all."""
     hashes = {hashlib.sha256(family.encode()).digest()[:FAMILY_BYTES] for family in families}
     return frozenset(sorted(hashes)[:MAX_FAMILIES])
 
@@ -226,7 +227,7 @@ def read_member(sealed: bytes) -> Member:
 
 
 def is_genuine(member: Member) -> bool:
-    """Whether the record is signed by the peer whose it says it is."""
+    """Return whether the record is signed by the peer whose it says it is."""
     public_key, signature, body = _open(member.sealed, MAX_MEMBER_BYTES)
     return verify(member.peer_id, public_key, _MEMBER_DOMAIN + body, signature)
 
@@ -247,7 +248,7 @@ def decode_ask(payload: bytes) -> Ask:
 
 
 def groups_digest(sealed: bytes) -> str:
-    """What names signed groups for ever: the SHA-256 of all their bytes, signature included, in hexadecimal."""
+    """Return what names signed groups forever: the SHA-256 of all their bytes, signature included, in hexadecimal."""
     return hashlib.sha256(sealed).hexdigest()
 
 
@@ -307,7 +308,7 @@ def seal_groups(identity: Identity, round: int, groups: Sequence[Group]) -> byte
 def open_groups(sealed: bytes, peer_id: str, round: int, limits: Limits) -> tuple[Group, ...]:
     """Check and decode the groups of `peer_id` in `round`; the signature is checked before anything is decompressed.
 
-    A group that is over the limits of one group is read all the same: that is no reason to drop the others, and the
+    A group that is over the limits of one group is read all the same: that is not a reason to drop the others, and the
     verifier (verify.py) drops and counts it.
     """
     public_key, signature, body = _open(sealed, MAX_FRAME_BYTES)

@@ -1,4 +1,4 @@
-"""Which of a machine's addresses are worth telling to peers, and in which order.
+"""Rank a machine's addresses by how much they are worth telling to peers.
 
 A record has room for eight, and a peer that keeps an address for its next start keeps the first two: what reaches this
 node from anywhere comes first, and networks that end inside this machine (those of containers) are left out.

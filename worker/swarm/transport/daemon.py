@@ -133,7 +133,7 @@ class Daemon:
 
     @property
     def death_notice(self) -> str:
-        """What is known about the end of a daemon that died."""
+        """Return what is known about the end of a daemon that died."""
         return f"libp2p daemon ended with {self._process.poll()}: {self._last_line or 'it said nothing'}"
 
     async def serve(self, protocol: str, handler: Handler) -> None:
@@ -168,11 +168,11 @@ class Daemon:
         self._met[peer_id] = None
 
     def has_met(self, peer_id: str) -> bool:
-        """Whether `connect` worked for this peer and nothing was heard to the contrary since."""
+        """Return whether `connect` worked for this peer and nothing was heard to the contrary since."""
         return peer_id in self._met
 
     async def disconnect(self, peer_id: str) -> None:
-        """Drop the connections to the peer: the next `connect` dials anew."""
+        """Drop the connections to the peer: the next `connect` dials again."""
         self._met.pop(peer_id, None)
         request = p2pd_pb2.Request(
             type=p2pd_pb2.Request.DISCONNECT, disconnect=p2pd_pb2.DisconnectRequest(peer=_peer_bytes(peer_id))
@@ -189,7 +189,8 @@ class Daemon:
         return found
 
     async def find_addresses(self) -> tuple[str, ...]:
-        """Where others reach us, as far as libp2p knows by now, the best first. Relays and routers add to it later."""
+        """Return where others reach us, as far as libp2p knows by now, the best first. Relays and routers add to it
+        later."""
         response = await self._identify()
         return _sorted(response.identify.addrs)
 
@@ -309,7 +310,7 @@ def _peer_bytes(peer_id: str) -> bytes:
 
 
 def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
-    """libp2p's form of the addresses that it understands; a stranger's odd one is left out."""
+    """libp2p's form of the addresses that it understands; an untrusted peer's odd one is left out."""
     encoded = []
     for address in addresses:
         try:
@@ -341,7 +342,7 @@ def _arguments(folder: Path, swarm: settings.Swarm, port: int, relays: Sequence[
         f"-relayService={int(swarm.relay_others)}",
     ]
     if not swarm.relay_others and not relays:
-        # p2pd relays for strangers by default and no flag alone stops that. Peers at relays are reached all the same.
+        # p2pd relays for anybody by default and no flag alone stops that. Peers at relays are reached all the same.
         (folder / "config.json").write_text('{"Relay": {"Enabled": false}}')
         arguments += [f"-f={folder}/config.json", "-relay=0"]
     if swarm.announce:

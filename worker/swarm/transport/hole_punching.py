@@ -1,9 +1,9 @@
 """Further chances for holes in firewalls.
 
 libp2p tries to punch one when a connection through a relay is made, and at no other time: not when it learns only later
-at which address others see it, which takes four of them that it is connected with directly. And who has reached us
-through a relay counts as connected, so that libp2p does not dial it any more, however public it is. So a connection
-that goes through a relay is made anew now and then, while nobody is using it.
+at which address others see it, which takes four of them that it is connected with directly. And a peer that has reached
+us through a relay counts as connected, so that libp2p does not dial it any more, however public it is. So a connection
+that goes through a relay is made again now and then, while nobody is using it.
 """
 
 import contextlib
@@ -56,5 +56,7 @@ class Punching:
             with contextlib.suppress(SwarmError):  # it is gone already
                 await self._daemon.disconnect(peer_id)
             dropped.append(peer_id)
-            log.debug("relayed connection is made anew peer=%s next_seconds=%.0f", peer_id, relayed.pause)
+            log.debug(
+                "relayed connection dropped, to be dialled again peer=%s next_seconds=%.0f", peer_id, relayed.pause
+            )
         return dropped

@@ -1,4 +1,4 @@
-"""Whether bootnodes can be reached as libp2p peers: dialled, and shown to hold the key that their address names."""
+"""Check that bootnodes can be reached as libp2p peers: dialled, and shown to hold the key that their address names."""
 
 import asyncio
 import tempfile

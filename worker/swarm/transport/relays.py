@@ -27,8 +27,8 @@ async def find(addresses: Iterable[str]) -> list[str]:
 
 
 def is_dialable(address: str) -> bool:
-    """Whether it is an address of a peer that p2pd takes: one that it does not, and bootnodes on the chain are
-    strangers' text, would end it."""
+    """Return whether it is an address of a peer that p2pd takes: one that it does not, and bootnodes on the chain are
+    untrusted peers' text, would end it."""
     place = match_tcp_peer(address)
     if place is None:
         return False

@@ -1,4 +1,4 @@
-"""One conversation with a peer, and how many of them strangers may have with us."""
+"""One conversation with a peer, and how many of them untrusted peers may have with us."""
 
 import asyncio
 import contextlib
@@ -76,14 +76,14 @@ def counted(counter: "Counter[str]", key: str) -> Iterator[None]:
 
 
 class Rate:
-    """How often each peer asks: `max_requests` within REQUEST_WINDOW_SECONDS at most."""
+    """Limit on how often each peer asks: `max_requests` within REQUEST_WINDOW_SECONDS at most."""
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
         self._recent: dict[str, deque[float]] = {}
 
     def allows(self, peer_id: str) -> bool:
-        """Whether the peer may ask now; if so, it counts."""
+        """Return whether the peer may ask now; if so, it counts."""
         now = time.monotonic()
         since = now - REQUEST_WINDOW_SECONDS
         recent = self._recent.setdefault(peer_id, deque(maxlen=self._max_requests))
@@ -96,14 +96,14 @@ class Rate:
 
 
 class Admission:
-    """How much strangers may ask of us at once and in a row."""
+    """Limits on how much untrusted peers may ask of us at once and in a row."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
         self._rate = Rate(MAX_REQUESTS_PER_PEER)
 
     def refusal(self, peer_id: str) -> tuple[str, str] | None:
-        """Why this peer's next stream is refused, None if it is not."""
+        """Return why this peer's next stream is refused, None if it is not."""
         if not self._rate.allows(peer_id):
             return "flood", f"more than {MAX_REQUESTS_PER_PEER} requests in {REQUEST_WINDOW_SECONDS:g} s"
         if self._open[peer_id] >= MAX_STREAMS_PER_PEER:
@@ -116,5 +116,5 @@ class Admission:
         return counted(self._open, peer_id)
 
     def has_open(self, peer_id: str) -> bool:
-        """Whether the peer has a stream open."""
+        """Return whether the peer has a stream open."""
         return self._open[peer_id] > 0

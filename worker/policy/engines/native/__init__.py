@@ -87,7 +87,8 @@ def load(*flags: str) -> Any | None:
 
 
 def wanted() -> str | None:
-    """What HIVEWRIGHT_NATIVE says: which products are to be taken in place of those that this machine does best."""
+    """Return what HIVEWRIGHT_NATIVE says: which products are to be taken in place of those that this machine does
+    best."""
     way = os.environ.get("HIVEWRIGHT_NATIVE", "")
     if way in ("", "auto"):
         return None
