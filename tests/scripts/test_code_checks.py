@@ -104,3 +104,10 @@ def test_planted_mistakes_are_caught(name):
         [sys.executable, "scripts/mutate", name], cwd=ROOT, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_modules_of_the_worker_do_not_import_each_other_in_a_circle(measure_code):
+    files = measure_code.tracked("worker/*.py")
+    assert len(files) > 100
+    trees = {file: ast.parse(file.read_text()) for file in files}
+    assert measure_code.circles(measure_code.imports(trees)) == []

@@ -5,10 +5,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from worker.errors import BadRecord, SwarmError
 from worker.multiaddr import is_peer_id, split_peer
+from worker.swarm.context import SwarmContext
 from worker.swarm.discovery.dht import Membership
 from worker.swarm.discovery.peer_table import MAX_PEERS_CACHED
 from worker.swarm.protocol import messages
@@ -16,9 +16,6 @@ from worker.swarm.protocol.messages import Kind, OtherVersion, Refused
 from worker.swarm.transport.daemon import PROTOCOL, Daemon, speaks_otherwise
 from worker.swarm.transport.hole_punching import Punching
 from worker.swarm.transport.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE
-
-if TYPE_CHECKING:
-    from worker.swarm.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +30,7 @@ again."""
 class Lookout:
     """For one life of the daemon. `run` ends only with an exception."""
 
-    def __init__(self, network: "Network", daemon: Daemon, membership: Membership) -> None:
+    def __init__(self, network: SwarmContext, daemon: Daemon, membership: Membership) -> None:
         self._network = network
         self._peers = network.peers
         self._rng = network.rng

@@ -11,13 +11,10 @@ import logging
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from worker.errors import SwarmError
 from worker.swarm.transport.daemon import Daemon
-
-if TYPE_CHECKING:
-    from worker.swarm.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +29,17 @@ class _Relayed:
     renew_at: float  # monotonic seconds
 
 
+class Talks(Protocol):
+    """The part of the network that is asked here."""
+
+    def is_talking_with(self, peer_id: str) -> bool:
+        """Return whether a stream is open, the peer's or ours."""
+
+
 class Punching:
     """For one life of the daemon."""
 
-    def __init__(self, network: "Network", daemon: Daemon) -> None:
+    def __init__(self, network: Talks, daemon: Daemon) -> None:
         self._network = network
         self._daemon = daemon
         self._relayed: dict[str, _Relayed] = {}
