@@ -43,7 +43,7 @@ def test_good_group_is_scored_here() -> None:
     assert scored.question == f"{SEED}+1?"
     assert scored.rewards == (1.0, 0.0)
     assert scored.peer_id == PEER
-    assert scored.token_ids is None
+    assert scored.sampled == ()
 
 
 @pytest.mark.parametrize(
