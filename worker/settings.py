@@ -206,11 +206,12 @@ class Generation(Section):
     """Tokens of a prompt; longer ones are dropped and counted."""
     max_completion_length: Positive = 256
     """Tokens of a completion."""
-    form: Literal["auto", "system", "user", "example", "two-examples", "user-begun", "begun"] = "auto"
-    """How a question is put. system: the instruction in the system turn; user: behind the question; example: so, after
-    an example; two-examples: instruction in the system turn, two examples; begun and user-begun: an example, and the
-    answer is begun for the model with `<answer>`. auto: the node finds out, once, at its first start, which one this
-    model answers best, and remembers that in `form.json` of its state folder."""
+    form: Literal["auto", "system", "user", "example", "three-examples", "two-examples", "user-begun", "begun"] = "auto"
+    """How a question is put. system: the instruction in the system turn; user: behind the question; example and
+    three-examples: so, after one or three questions with worked answers; two-examples: instruction in the system turn,
+    two bare answers; begun and user-begun: an example, and the answer is begun for the model with `<answer>`. auto: the
+    node finds out, once, at its first start, in which one this model's given answers are right most often, and
+    remembers that in `form.json` of its state folder."""
     thinking: Literal["auto", "on", "off", "template"] = "auto"
     """Whether models whose chat template has a switch for thinking think first. auto: off where
     `max_completion_length` is under 1024 tokens, too short for a thought; else as the template has it, as with

@@ -184,18 +184,33 @@ def score(number, texts):
 RIGHT, WRONG = "<answer>7</answer>", "<answer>8</answer>"
 
 
-def test_the_form_with_the_most_signal_is_found_once_and_remembered(tiny, tmp_path, caplog):
+def test_the_form_with_the_most_accurate_answers_is_found_once_and_remembered(tiny, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     closing = {"user-begun": [WRONG] * 4, "begun": [RIGHT, WRONG, WRONG, WRONG], "user": [RIGHT, RIGHT, WRONG, "no"]}
     policy = Said(tiny, closing)
     form_choice.settle(policy, Generation(), ["?"] * 16, score, tmp_path / "form.json")
     assert policy.form.name == "user"
-    assert dict(policy.asked[:5]) == dict.fromkeys(["begun", "user-begun", "two-examples", "user", "system"], 8)
-    assert {name for name, _ in policy.asked[5:]} == {"user", "begun"}
-    assert "form found form=user useful_tasks=16 of=16 reward_mean=0.500 closed=0.75" in caplog.text
+    names = ["three-examples", "begun", "user-begun", "two-examples", "user", "system"]
+    assert policy.asked[:6] == [(name, 8) for name in names]
+    assert {name for name, _ in policy.asked[6:]} == {"user", "begun"}
+    assert "form found form=user accuracy=0.59 reward_mean=0.500 closed=0.75 useful_tasks=16 of=16" in caplog.text
     again = Said(tiny, {})
     form_choice.settle(again, Generation(), ["?"] * 16, score, tmp_path / "form.json")
     assert (again.form.name, again.asked) == ("user", [])
+
+
+def test_accuracy_of_given_answers_counts_before_how_many_are_given(tiny, tmp_path):
+    closing = {"begun": [RIGHT, WRONG, WRONG, WRONG], "user": ["no", "no", RIGHT, "no"]}
+    policy = Said(tiny, closing)
+    form_choice.settle(policy, Generation(), ["?"] * 16, score, tmp_path / "form.json")
+    assert policy.form.name == "user"
+
+
+def test_one_right_answer_among_many_that_are_none_is_not_enough():
+    begun, user = form_choice.Trial(BY_NAME["begun"]), form_choice.Trial(BY_NAME["user"])
+    begun.answers, begun.closed, begun.reward_sum, begun.tasks = 96, 90, 60.0, 24
+    user.answers, user.closed, user.reward_sum, user.tasks = 96, 1, 1.0, 24
+    assert begun.rank > user.rank
 
 
 def test_the_settings_name_a_form(tiny, tmp_path):
@@ -217,4 +232,4 @@ def test_no_form_is_tried_when_the_time_is_up(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(form_choice, "PATIENCE_SECONDS", 0.0)
     policy = Said(tiny, {"begun": [RIGHT] * 4})
     form_choice.settle(policy, Generation(), ["?"] * 16, score, tmp_path / "form.json")
-    assert policy.asked == [("begun", 8)]
+    assert policy.asked == [("three-examples", 8)]

@@ -1,7 +1,8 @@
 """Find the form of asking that suits a model: tried once, on easy tasks, and remembered in `form.json`.
 
-Each form is asked a few tasks; the best two are asked some more. The best is the one with the most tasks from which
-something can be learned: answers whose rewards differ, or that are right already.
+Each form is asked a few tasks; the best two are asked some more. The best is the one whose given answers are right most
+often. Whether an answer is given at all, its tag closed, counts little: training teaches that within a few rounds, and
+a form that has it from the beginning at the price of the model's thoughts stays behind (docs/decisions/0027).
 """
 
 import hashlib
@@ -20,13 +21,18 @@ from worker.policy.prompt_forms import BY_NAME, FORMS, Form
 
 log = logging.getLogger(__name__)
 
-NUM_QUESTIONS = 16
+NUM_QUESTIONS = 24
 """Half of them are asked in every form, the others in the best two."""
 PATIENCE_SECONDS = 45.0
 """No further form is tried after so long."""
 _NUM_ANSWERS = 4
 _CPU_TOKENS, _GPU_TOKENS = 48, 256
 _SOLVED = 0.5
+_DOUBT = 0.1
+"""As many wrong answers as this share of all are added to those given: a form that gives one answer, a right one, is
+not the best for that."""
+_FIRST_TRIED = ("three-examples", "example", "begun")
+"""Forms that are tried even where the model is so slow that the time ends before all are."""
 _SEED = 1
 
 Score = Callable[[int, Sequence[str]], Sequence[float]]
@@ -40,13 +46,19 @@ class Trial:
     form: Form
     tasks: int = 0
     useful: int = 0
-    reward: float = 0.0
+    reward_sum: float = 0.0
     closed: int = 0
     answers: int = 0
 
     @property
+    def accuracy(self) -> float:
+        """Share of the given answers that are right, in doubt where few were given."""
+        return self.reward_sum / max(1.0, self.closed + _DOUBT * self.answers)
+
+    @property
     def rank(self) -> tuple[float, float, float]:
-        return self.useful / self.tasks, self.reward / self.tasks, self.closed / max(1, self.answers)
+        """Larger is better."""
+        return self.accuracy, self.useful / self.tasks, self.closed / max(1, self.answers)
 
 
 def settle(policy: Policy, generation: settings.Generation, questions: Sequence[str], score: Score, file: Path) -> None:
@@ -71,9 +83,10 @@ def settle(policy: Policy, generation: settings.Generation, questions: Sequence[
     policy.ask_in(best.form)
     memory.remember(file, key, {"form": best.form.name})
     log.info(
-        "form found form=%s useful_tasks=%d of=%d reward_mean=%.3f closed=%.2f forms_tried=%d seconds=%.0f",
-        best.form.name, best.useful, best.tasks, best.reward / best.tasks, best.closed / max(1, best.answers),
-        len(trials), time.monotonic() - started,
+        "form found form=%s accuracy=%.2f reward_mean=%.3f closed=%.2f useful_tasks=%d of=%d forms_tried=%d "
+        "seconds=%.0f",
+        best.form.name, best.accuracy, best.reward_sum / max(1, best.answers), best.closed / max(1, best.answers),
+        best.useful, best.tasks, len(trials), time.monotonic() - started,
     )  # fmt: skip
     if not any(trial.closed for trial in trials):
         log.warning(
@@ -84,7 +97,7 @@ def settle(policy: Policy, generation: settings.Generation, questions: Sequence[
 
 
 def try_forms(policy: Policy, generation: settings.Generation, questions: Sequence[str], score: Score) -> list[Trial]:
-    """Ask half of the questions in every form, those with short answers first, and the rest in the best two.
+    """Ask half of the questions in every form and the rest in the best two.
 
     Ends after about PATIENCE_SECONDS; one form is tried at least.
     """
@@ -98,7 +111,7 @@ def try_forms(policy: Policy, generation: settings.Generation, questions: Sequen
     )
     half = range(max(1, len(questions) // 2))
     trials: list[Trial] = []
-    for form in reversed(FORMS):
+    for form in sorted(FORMS, key=_turn):
         started = time.monotonic()
         if trials and started + (started - until + PATIENCE_SECONDS) / len(trials) > until:
             break
@@ -110,6 +123,12 @@ def try_forms(policy: Policy, generation: settings.Generation, questions: Sequen
         if time.monotonic() < until and len(half) < len(questions):
             _ask(policy, briefly, trial, questions, range(len(half), len(questions)), score)
     return trials
+
+
+def _turn(form: Form) -> tuple[int, int]:
+    """When a form is tried: _FIRST_TRIED, then those with short answers before others."""
+    is_first = form.name in _FIRST_TRIED
+    return (_FIRST_TRIED.index(form.name) if is_first else len(_FIRST_TRIED)), -FORMS.index(form)
 
 
 def _ask(
@@ -131,7 +150,7 @@ def _ask(
         mean = sum(rewards) / len(rewards)
         trial.tasks += 1
         trial.useful += max(rewards) > min(rewards) or mean >= _SOLVED
-        trial.reward += mean
+        trial.reward_sum += sum(rewards)
         trial.closed += sum(END in text for text in texts)
         trial.answers += len(texts)
 

@@ -45,11 +45,14 @@ class Form:
 _SUM = ("What is 3 plus 4?", tagged("7"))
 _SUM_WITH_A_THOUGHT = ("What is 3 plus 4?", f"3 plus 4 is 7. {tagged('7')}")
 _DAY = ("Which day comes after Monday?", tagged("Tuesday"))
+_DAY_WITH_A_THOUGHT = ("Which day comes after Monday?", f"After Monday comes Tuesday. {tagged('Tuesday')}")
+_PRODUCT_WITH_A_THOUGHT = ("What is 2 times 6?", f"2 times 6 is 12. {tagged('12')}")
 
 FORMS = (
     Form("system", "first"),
     Form("user", "last"),
     Form("example", "last", (_SUM_WITH_A_THOUGHT,)),
+    Form("three-examples", "last", (_SUM_WITH_A_THOUGHT, _DAY_WITH_A_THOUGHT, _PRODUCT_WITH_A_THOUGHT)),
     Form("two-examples", "first", (_SUM, _DAY)),
     Form("user-begun", "last", (_SUM,), BEGIN),
     Form("begun", "first", (_SUM,), BEGIN),
