@@ -539,11 +539,16 @@ class _Collect:
 
 
 def _advantages(group: ScoredGroup, scale_rewards: str) -> list[float]:
-    """From the rewards; where they are all equal, from the credits, as far as these weigh."""
+    """Return advantages from the rewards; where these are all equal, from the credits, as far as they weigh.
+
+    Answers without a credit, which run to the limit of their length, are left out (0): they take most of a step's time
+    and memory, and the credited ones teach the same.
+    """
     weight = max(group.credits)
     if group.has_signal or not weight:
         return group_advantages(group.rewards, scale_rewards)
-    return [weight * advantage for advantage in group_advantages([c / weight for c in group.credits], scale_rewards)]
+    advantages = group_advantages([c / weight for c in group.credits], scale_rewards)
+    return [weight * max(0.0, advantage) for advantage in advantages]
 
 
 def _scheduled_rate(trainer: settings.Trainer, steps: int) -> float:
