@@ -405,6 +405,17 @@ def test_group_that_can_not_be_learned_from_has_a_fault_with_a_name(policy, spoi
     assert [trainer.find_fault(group) for group in (spoil(groups[0]), *groups[1:])] == [reason, None, None]
 
 
+def test_of_a_group_that_earns_nothing_the_credited_answers_alone_are_learned_from(policy):
+    (group,) = make_groups(policy, questions=QUESTIONS[:1])
+    rollouts = [replace(rollout, reward=0.0, credit=0.5 * (i == 1)) for i, rollout in enumerate(group.rollouts)]
+    trainer = make_trainer(policy)
+    metrics = trainer.step([replace(group, rollouts=tuple(rollouts))])
+    (learned,) = trainer.learned
+    assert learned.advantages[1] > 0
+    assert (learned.advantages[0], *learned.advantages[2:]) == (0, 0, 0)
+    assert metrics.num_tokens == len(group.rollouts[1].sampled.token_ids)
+
+
 def test_peer_s_answer_that_takes_us_a_token_more_than_we_sample_is_learned_from(policy):
     texts = ("7 7 7 7 7 7 7", "1", "2", "3")
     limit = policy.count_tokens(texts[0]) - 1
