@@ -260,12 +260,13 @@ def test_way_that_the_machine_has_not_is_an_error_that_says_why(monkeypatch):
     with pytest.raises(ModelError, match=r"HIVEWRIGHT_NATIVE: float16 can't be had here: .*no float16 arithmetic"):
         native.load("-mno-avx512fp16" if platform.machine() == "x86_64" else "-DNOTHING")
     monkeypatch.setenv("HIVEWRIGHT_NATIVE", "int8")
-    with pytest.raises(ModelError, match="HIVEWRIGHT_NATIVE: got 'int8'; expected int16, float16, bfloat16, none or"):
+    with pytest.raises(ModelError, match="HIVEWRIGHT_NATIVE: got 'int8'; expected amx, int16, float16, bfloat16, none or"):
         native.load()
 
 
 LESSER = {
-    "without float16": ["-mno-avx512fp16"],
+    "without AMX": ["-mno-amx-tile"],
+    "without float16": ["-mno-amx-tile", "-mno-avx512fp16"],
     "with AVX2": ["-mno-avx512f"],
     "with AVX": ["-mno-avx2"],
     "without AVX": ["-mno-avx"],
@@ -284,7 +285,7 @@ def functions(request, monkeypatch):
     return native.load(*LESSER[request.param])
 
 
-@pytest.mark.parametrize("num_rows", [1, 5, 12, 16, 37])
+@pytest.mark.parametrize("num_rows", [*range(1, 41)])
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 20), (128, 448), (600, 1001)])
 def test_product_with_16_bit_weights_is_as_exact_as_these(functions, num_rows, num_inputs, num_outputs):
     torch.manual_seed(0)

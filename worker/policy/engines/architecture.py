@@ -79,6 +79,11 @@ class Product:
         elif self._layout == "transposed":
             self._weight = weight.to(self._dtype).t().contiguous()
 
+    @property
+    def panels(self) -> native.Panels | None:
+        """All of it, where it is one product of products_*.c."""
+        return self._weight if self._layout == "panels" and not self._is_apart else None
+
     def __call__(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs), of the type of x."""
         product: Tensor
@@ -136,10 +141,10 @@ class HeadNorm:
 
     def refresh(self) -> None:
         parts = [norm_weight(module)[self._order].expand(repeats, -1) for module, repeats in self._modules]
-        self.weight_HD = torch.cat(parts)
+        self.weight = torch.cat(parts)
 
     def __call__(self, heads: Tensor) -> Tensor:
-        return functional.rms_norm(heads, heads.shape[-1:], None, self.eps).mul_(self.weight_HD)
+        return functional.rms_norm(heads, heads.shape[-1:], None, self.eps).mul_(self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,10 @@ class Layer:
     mlp_post_norm: Norm | None
     window: int | None
     rope: str
+
+    @property
+    def products(self) -> list[Product]:
+        return [self.qkv, self.attention_out, self.gate_up, self.down]
 
     @property
     def parts(self) -> list[Any]:
@@ -225,6 +234,11 @@ class Weights:
                 part.refresh()
         self._seen = seen
 
+    @property
+    def are_panels(self) -> bool:
+        """Whether every product is one of products_*.c, with nothing beside it."""
+        return all(p.panels is not None for p in [*(p for layer in self.layers for p in layer.products), self.head])
+
     def rotations(self, num_positions: int) -> dict[str, Tensor]:
         """(S, D / 2) complex rotations of at least `num_positions` positions, by the name that layers have for them."""
         if not self._rotations or next(iter(self._rotations.values())).shape[0] < num_positions:
@@ -277,9 +291,7 @@ def _find_layout(linears: Sequence[nn.Linear], dtype: torch.dtype) -> str:
     if linears[0].weight.device.type != "cpu":
         return "plain"
     is_large = size >= _BLOCKED_FROM
-    # A large product goes to AMX where there is one, unless another way is asked for.
-    is_for_amx = is_large and torch.cpu._is_amx_tile_supported() and native.wanted() is None
-    if dtype == torch.bfloat16 and not is_for_amx and native.load() is not None:
+    if dtype == torch.bfloat16 and native.load() is not None:
         return "panels"
     return "blocked" if torch._C._has_mkldnn and (is_large or dtype == torch.bfloat16) else "transposed"
 

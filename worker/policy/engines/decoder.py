@@ -19,6 +19,7 @@ from torch.nn import functional
 from worker.policy.engines import native
 from worker.policy.engines.architecture import Layer, Norm, Weights
 from worker.policy.engines.cuda_graph import Replay
+from worker.policy.engines.native_step import Step
 
 _PREFILL_TOKENS = 4096
 """Prompts go through the model in parts of about this many tokens, which bounds the memory."""
@@ -50,8 +51,10 @@ class LeanDecoder:
             batch = ReplayedBatch(self.weights, prompts, max_new_tokens)
         elif self.native is None:
             batch = LeanBatch(self.weights, prompts, max_new_tokens)
-        else:
+        elif not self.weights.are_panels:
             batch = NativeBatch(self.weights, prompts, max_new_tokens, self.native)
+        else:
+            batch = PanelBatch(self.weights, prompts, max_new_tokens, self.native)
         return batch, batch.logits_RV
 
     def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
@@ -369,7 +372,7 @@ class NativeBatch(LeanBatch):
         self._functions.turn_heads(
             qkv.data_ptr(),
             turn.data_ptr(),
-            None if norm is None else norm.weight_HD.data_ptr(),
+            None if norm is None else norm.weight.data_ptr(),
             keys.data_ptr(),
             values.data_ptr(),
             *(R, H, K, D, room, self._step),
@@ -389,6 +392,40 @@ class NativeBatch(LeanBatch):
             *(R, H, K, D, prompt_keys.shape[3], room, self._step, weights.layers[index].window or 0),
             weights.score_cap or 0.0,
         )
+
+
+class PanelBatch(LeanBatch):
+    """The same where all products are those of products_*.c: a step is one call."""
+
+    _described: Step | None = None
+
+    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], max_new_tokens: int, functions: Any) -> None:
+        super().__init__(weights, prompts, max_new_tokens)
+        self._functions = functions
+
+    def step(self, tokens_R: Tensor) -> Tensor:
+        self._make_room()
+        weights = self._weights
+        if self._described is None:
+            caches = zip(self._prompt_keys, self._prompt_values, self._keys, self._values, strict=True)
+            self._described = Step(weights, len(tokens_R), list(caches))
+        positions_R = self._lengths_R + self._step
+        turns = {
+            name: torch.view_as_real(table.index_select(0, positions_R)) for name, table in self._rotations.items()
+        }
+        x = weights.embed(tokens_R).float()
+        logits_RV = self._described.run(self._functions, x, turns, self._prompt_of_R, self._lengths_R, self._step)
+        self._step += 1
+        return self._cap_logits(logits_RV)
+
+    def _arrange(self) -> None:
+        super()._arrange()
+        self._described = None
+
+    def _make_room(self) -> None:
+        if self._step == self._values[0].shape[2]:
+            super()._make_room()
+            self._described = None
 
 
 def _padded(num_tokens: int) -> int:

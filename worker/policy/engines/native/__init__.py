@@ -34,7 +34,11 @@ _ARGUMENTS = {
     "block_bytes": [_INT] * 2,
     "pack": [_POINTER] * 2 + [_INT] * 2,
     "multiply": [_POINTER] * 5 + [_INT] * 3,
+    "ask_for_tiles": [],
+    "run_step": [_POINTER],
 }
+_COUNTS = ("panel_bytes", "block_bytes", "ask_for_tiles")
+"""Functions that return a number."""
 
 
 def is_gelu(activation: Any) -> bool:
@@ -50,30 +54,39 @@ class Panels:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, functions: Any) -> None:
         self._functions = functions
-        self._num_outputs, self._num_inputs = weight.shape
+        self.num_outputs, self.num_inputs = weight.shape
         # Vectors are read whole: they must not straddle the lines of the cache.
         room = torch.empty(functions.panel_bytes(*weight.shape) + _LINE, dtype=torch.uint8)
         self._panels = room[-room.data_ptr() % _LINE :]
         self._bias = None if bias is None else bias.float().contiguous()
         rows = weight.float().contiguous()
-        functions.pack(rows.data_ptr(), self._panels.data_ptr(), self._num_outputs, self._num_inputs)
+        functions.pack(rows.data_ptr(), self._panels.data_ptr(), self.num_outputs, self.num_inputs)
+
+    def fields(self) -> tuple[int, int | None, int, int]:
+        """`struct product` of step.c. It points into this object, which must be kept as long."""
+        bias = None if self._bias is None else self._bias.data_ptr()
+        return self._panels.data_ptr(), bias, self.num_outputs, self.num_inputs
+
+    def block_bytes(self, num_rows: int) -> int:
+        """What `multiply` needs of room for so many rows."""
+        return int(self._functions.block_bytes(num_rows, self.num_inputs))
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         blocks = torch.empty(self._functions.block_bytes(*x.shape), dtype=torch.uint8)
-        out = x.new_empty((len(x), self._num_outputs))
+        out = x.new_empty((len(x), self.num_outputs))
         self._functions.multiply(
             x.data_ptr(),
             self._panels.data_ptr(),
             None if self._bias is None else self._bias.data_ptr(),
             blocks.data_ptr(),
             out.data_ptr(),
-            *(len(x), self._num_outputs, self._num_inputs),
+            *(len(x), self.num_outputs, self.num_inputs),
         )
         return out
 
 
-WAYS = ("int16", "float16", "bfloat16")
+WAYS = ("amx", "int16", "float16", "bfloat16")
 """The kinds of products_*.c. HIVEWRIGHT_NATIVE names one, or `none` for torch's own operations."""
 
 
@@ -108,7 +121,9 @@ def why_not() -> str:
 @functools.cache
 def _load(way: str | None, *flags: str) -> Any | None:
     try:
-        return _link(*flags, *([f"-DWANTED_{way.upper()}"] if way else []))
+        if way:
+            return _link(*flags, f"-DWANTED_{way.upper()}")
+        return _link_what_is_allowed(*flags)
     except _NotCompiledError as error:
         if way:
             raise ModelError(
@@ -127,6 +142,18 @@ class _NotCompiledError(Exception):
         self.level = level
 
 
+class _TilesRefusedError(_NotCompiledError):
+    """Internal: the processor has AMX, and the kernel does not let this process use it."""
+
+
+def _link_what_is_allowed(*flags: str) -> Any:
+    try:
+        return _link(*flags)
+    except _TilesRefusedError as error:
+        log.log(error.level, "AMX not used reason=%s; generation is slower", error)
+        return _link(*flags, "-mno-amx-tile")
+
+
 def _link(*flags: str) -> Any:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -141,7 +168,9 @@ def _link(*flags: str) -> Any:
         raise _NotCompiledError(str(error), logging.WARNING) from None
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, _INT if name.endswith("_bytes") else None
+        function.argtypes, function.restype = arguments, _INT if name in _COUNTS else None
+    if refused := library.ask_for_tiles():
+        raise _TilesRefusedError(f"the kernel refuses AMX's tiles: {os.strerror(refused)}", logging.WARNING)
     return library
 
 

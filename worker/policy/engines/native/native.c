@@ -16,11 +16,13 @@ static float inverse_rms(const float *x, int64_t n, float eps) {
 /* out = norm(x) * weight, after x += added where `added` is given. Each (R, n). */
 void add_norm(float *restrict x, const float *restrict added, const float *restrict weight, float *restrict out,
               int64_t R, int64_t n, float eps) {
-    for (int64_t r = 0; r < R; r++, x += n, out += n) {
+#pragma omp parallel for schedule(static) if (R * n > 1 << 13)
+    for (int64_t r = 0; r < R; r++) {
+        float *of_row = x + r * n;
         if (added)
-            for (int64_t i = 0; i < n; i++) x[i] += added[r * n + i];
-        const float scale = inverse_rms(x, n, eps);
-        for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
+            for (int64_t i = 0; i < n; i++) of_row[i] += added[r * n + i];
+        const float scale = inverse_rms(of_row, n, eps);
+        for (int64_t i = 0; i < n; i++) out[r * n + i] = of_row[i] * scale * weight[i];
     }
 }
 
@@ -30,26 +32,30 @@ void add_norm(float *restrict x, const float *restrict added, const float *restr
 void turn_heads(float *restrict qkv, const float *restrict turn, const float *restrict weight, float *restrict keys,
                 float *restrict values, int64_t R, int64_t H, int64_t K, int64_t D, int64_t room, int64_t step, float eps,
                 float scale) {
-    for (int64_t r = 0; r < R; r++, turn += D) {
-        for (int64_t h = 0; h < H + K; h++, qkv += D) {
+#pragma omp parallel for schedule(static) if (R * (H + K) * D > 1 << 13)
+    for (int64_t r = 0; r < R; r++) {
+        const float *angles = turn + r * D;
+        for (int64_t h = 0; h < H + K; h++) {
+            float *head = qkv + (r * (H + 2 * K) + h) * D;
             if (weight) {
-                const float inverse = inverse_rms(qkv, D, eps);
-                for (int64_t d = 0; d < D; d++) qkv[d] *= inverse * weight[h * D + d];
+                const float inverse = inverse_rms(head, D, eps);
+                for (int64_t d = 0; d < D; d++) head[d] *= inverse * weight[h * D + d];
             }
             const float by = h < H ? scale : 1;
             for (int64_t d = 0; d < D; d += 2) {
-                const float a = qkv[d] * by, b = qkv[d + 1] * by;
-                qkv[d] = a * turn[d] - b * turn[d + 1];
-                qkv[d + 1] = a * turn[d + 1] + b * turn[d];
+                const float a = head[d] * by, b = head[d + 1] * by;
+                head[d] = a * angles[d] - b * angles[d + 1];
+                head[d + 1] = a * angles[d + 1] + b * angles[d];
             }
             if (h >= H) {
                 float *key = keys + (r * K + h - H) * D * room + step;
-                for (int64_t d = 0; d < D; d++) key[d * room] = qkv[d];
+                for (int64_t d = 0; d < D; d++) key[d * room] = head[d];
             }
         }
-        for (int64_t k = 0; k < K; k++, qkv += D) {
+        for (int64_t k = 0; k < K; k++) {
+            const float *head = qkv + (r * (H + 2 * K) + H + K + k) * D;
             float *value = values + ((r * K + k) * room + step) * D;
-            for (int64_t d = 0; d < D; d++) value[d] = qkv[d];
+            for (int64_t d = 0; d < D; d++) value[d] = head[d];
         }
     }
 }
@@ -189,14 +195,16 @@ void attend(const float *restrict qkv, const float *restrict prompt_keys, const 
 
 /* out (R, n) = activation(gate) * up of gate_up (R, 2n). is_gelu: GELU by tanh, else SiLU. */
 void gate(const float *restrict gate_up, float *restrict out, int64_t R, int64_t n, int64_t is_gelu) {
-    for (int64_t r = 0; r < R; r++, gate_up += 2 * n, out += n) {
-        const float *up = gate_up + n;
+#pragma omp parallel for schedule(static) if (R * n > 1 << 12)
+    for (int64_t r = 0; r < R; r++) {
+        const float *gates = gate_up + r * 2 * n, *up = gates + n;
+        float *gated = out + r * n;
         if (is_gelu)
             for (int64_t i = 0; i < n; i++) {
-                const float x = gate_up[i], inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-                out[i] = x / (1 + expf(-2 * inner)) * up[i];
+                const float x = gates[i], inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+                gated[i] = x / (1 + expf(-2 * inner)) * up[i];
             }
         else
-            for (int64_t i = 0; i < n; i++) out[i] = gate_up[i] / (1 + expf(-gate_up[i])) * up[i];
+            for (int64_t i = 0; i < n; i++) gated[i] = gates[i] / (1 + expf(-gates[i])) * up[i];
     }
 }

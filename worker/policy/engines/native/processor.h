@@ -14,8 +14,17 @@ typedef float floats __attribute__((vector_size(lanes * 4)));
 typedef uint32_t words __attribute__((vector_size(lanes * 4)));
 typedef float loose __attribute__((vector_size(lanes * 4), aligned(4), may_alias)); /* anywhere in memory */
 
+#if defined __AMX_TILE__ && defined __AMX_BF16__ && defined __AVX512BF16__
+#define HAS_AMX
+#endif
+
 /* The products that compute most numbers in an operation, or those that WANTED_* names (native.py). */
-#if defined WANTED_FLOAT16
+#if defined WANTED_AMX
+#if !defined HAS_AMX
+#error "this processor has no tiles of bfloat16 numbers (AMX)"
+#endif
+#define PRODUCTS_AMX
+#elif defined WANTED_FLOAT16
 #if !defined __AVX512FP16__
 #error "this processor has no float16 arithmetic (AVX-512 FP16)"
 #endif
@@ -27,6 +36,8 @@ typedef float loose __attribute__((vector_size(lanes * 4), aligned(4), may_alias
 #define PRODUCTS_INT16
 #elif defined WANTED_BFLOAT16
 #define PRODUCTS_BFLOAT16
+#elif defined HAS_AMX
+#define PRODUCTS_AMX
 #elif defined __AVX512FP16__
 #define PRODUCTS_FLOAT16
 #elif defined __AVX2__ && (!defined __AVX512F__ || defined __AVX512VNNI__ && defined __AVX512VL__)

@@ -1,0 +1,109 @@
+# ruff: noqa: N806 - tensors are named with their axes
+"""A whole decoding step as one call of step.c: the structures that it reads, and the room that it works in."""
+
+# R rows, H query heads, K key heads, D numbers of a head, L tokens of the longest prompt, V vocabulary
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worker.policy.engines import native
+from worker.policy.engines.architecture import HeadNorm, Layer, Norm, Weights
+
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_NORMS = ("attention_norm", "head_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")
+_PRODUCTS = ("qkv", "attention_out", "gate_up", "down")
+_CACHES = ("prompt_keys", "prompt_values", "keys", "values")
+_ROOMS = ("x", "normed", "added", "terms", "qkv", "attended", "gate_up", "gated", "scores", "out")
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (("panels", _POINTER), ("bias", _POINTER), ("num_outputs", _INT), ("num_inputs", _INT))
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", _POINTER), ("eps", _FLOAT))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Norm) for name in _NORMS),
+        *((name, _Product) for name in _PRODUCTS),
+        *((name, _POINTER) for name in ("turn", *_CACHES)),
+        ("window", _INT),
+    )
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        ("norm", _Norm),
+        ("head", _Product),
+        *((name, _POINTER) for name in ("prompt_of", "lengths", *_ROOMS, "blocks")),
+        *((name, _INT) for name in ("num_layers", "R", "H", "K", "D", "L", "room", "step", "is_gelu")),
+        *((name, _FLOAT) for name in ("scale", "score_cap")),
+    )
+
+
+class Step:
+    """Steps of so many rows with these caches: (prompt keys, prompt values, keys, values) of each layer."""
+
+    def __init__(self, weights: Weights, num_rows: int, caches: Sequence[Sequence[Tensor]]) -> None:
+        R, H, K, D = num_rows, weights.num_heads, weights.num_kv_heads, weights.head_dim
+        L, room = caches[0][0].shape[3], caches[0][2].shape[3]
+        self._ropes = [layer.rope for layer in weights.layers]
+        self._layers = (_Layer * len(weights.layers))(*map(_describe, weights.layers, caches))
+        hidden, mlp = weights.head.panels.num_inputs, weights.mlp_size
+        sizes = {
+            **dict.fromkeys(("normed", "added", "terms"), hidden),
+            "qkv": (H + 2 * K) * D,
+            "attended": H * D,
+            "gate_up": 2 * mlp,
+            "gated": mlp,
+            "scores": K * 2 * (L + room),
+        }
+        self._rooms = {name: torch.empty(R, size) for name, size in sizes.items()}
+        panels = [product.panels for layer in weights.layers for product in layer.products]
+        self._blocks = torch.empty(max(p.block_bytes(R) for p in [*panels, weights.head.panels]), dtype=torch.uint8)
+        self._num_tokens = weights.num_tokens
+        self._batch = _Batch(
+            layers=self._layers,
+            norm=_describe_norm(weights.norm),
+            head=_Product(*weights.head.panels.fields()),
+            **{name: tensor.data_ptr() for name, tensor in self._rooms.items()},
+            blocks=self._blocks.data_ptr(),
+            **{"num_layers": len(caches), "R": R, "H": H, "K": K, "D": D, "L": L, "room": room},
+            is_gelu=native.is_gelu(weights.layers[0].activation),
+            scale=weights.scale,
+            score_cap=weights.score_cap or 0.0,
+        )
+
+    def run(
+        self, functions: Any, x: Tensor, turns: Mapping[str, Tensor], prompt_of_R: Tensor, lengths_R: Tensor, step: int
+    ) -> Tensor:
+        """Logits (R, V) of the tokens with the embeddings `x` (R, hidden), which are written over."""
+        for layer, rope in zip(self._layers, self._ropes, strict=True):
+            layer.turn = turns[rope].data_ptr()
+        logits_RV = x.new_empty((len(x), self._num_tokens))
+        batch = self._batch
+        batch.x, batch.out, batch.step = x.data_ptr(), logits_RV.data_ptr(), step
+        batch.prompt_of, batch.lengths = prompt_of_R.data_ptr(), lengths_R.data_ptr()
+        functions.run_step(ctypes.addressof(batch))
+        return logits_RV
+
+
+def _describe(layer: Layer, caches: Sequence[Tensor]) -> _Layer:
+    products = zip(_PRODUCTS, layer.products, strict=True)
+    return _Layer(
+        **{name: _describe_norm(getattr(layer, name)) for name in _NORMS},
+        **{name: _Product(*product.panels.fields()) for name, product in products if product.panels},
+        **{name: cache.data_ptr() for name, cache in zip(_CACHES, caches, strict=True)},
+        window=layer.window or 0,
+    )
+
+
+def _describe_norm(norm: Norm | HeadNorm | None) -> _Norm:
+    return _Norm() if norm is None else _Norm(norm.weight.data_ptr(), norm.eps)
