@@ -23,6 +23,7 @@ from worker.policy.engines.native_step import Step
 
 _PREFILL_TOKENS = 4096
 """Prompts go through the model in parts of about this many tokens, which bounds the memory."""
+_BLOCK = 16  # tokens whose keys lie side by side for native.c
 _FIRST_ROOM = 128  # new tokens that a cache has room for at first; it doubles when it is full
 
 
@@ -85,7 +86,7 @@ class LeanBatch:
         H, K, D, P = weights.num_heads, weights.num_kv_heads, weights.head_dim, len(distinct)
         self._dtype = weights.activation_dtype
         like = torch.empty(0, device=weights.device, dtype=self._dtype)
-        self._prompt_keys = [like.new_zeros((P, K, D, width)) for _ in weights.layers]
+        self._prompt_keys = [self._new_keys(like, P, width) for _ in weights.layers]
         self._prompt_values = [like.new_zeros((P, K, width, D)) for _ in weights.layers]
         self._scale_H = torch.ones((H + K, 1), device=weights.device)
         self._scale_H[:H] = weights.scale
@@ -96,13 +97,23 @@ class LeanBatch:
 
         R = len(self._prompt_of)
         room = _padded(min(_FIRST_ROOM, max_new_tokens))
-        self._keys = [like.new_zeros((R, K, D, room)) for _ in weights.layers]
+        self._keys = [self._new_keys(like, R, room) for _ in weights.layers]
         self._values = [like.new_zeros((R, K, room, D)) for _ in weights.layers]
         self._place_1 = torch.zeros(1, dtype=torch.long, device=weights.device)
         """Where this step's keys and values go: `_step`, as a tensor."""
         self._num_looked_at = 0
         """How many of the new keys are looked at; those behind `_place_1` are hidden."""
         self._arrange()
+
+    def _new_keys(self, like: Tensor, count: int, width: int) -> Tensor:
+        """Room for `width` keys, each of `count` rows or prompts."""
+        return like.new_zeros((count, self._weights.num_kv_heads, self._weights.head_dim, width))
+
+    def _widen_keys(self, keys: Tensor, more: int) -> Tensor:
+        return functional.pad(keys, (0, more))
+
+    def _keep_prompt_keys(self, keys: Tensor, prompt: int, k_NKD: Tensor) -> None:
+        keys[prompt, :, :, : len(k_NKD)] = k_NKD.permute(1, 2, 0)
 
     def step(self, tokens_R: Tensor) -> Tensor:
         """Logits (R, V) after one more token for each row."""
@@ -159,18 +170,18 @@ class LeanBatch:
         room = self._values[0].shape[2]
         if self._step == room:
             more = _padded(min(room, self._max_new_tokens - room))
-            self._keys = [functional.pad(keys, (0, more)) for keys in self._keys]
+            self._keys = [self._widen_keys(keys, more) for keys in self._keys]
             self._values = [functional.pad(values, (0, 0, 0, more)) for values in self._values]
 
     def _hides_nothing(self, window: int | None) -> bool:
-        width = self._prompt_keys[0].shape[3]
+        width = self._prompt_values[0].shape[2]
         return min(self._lengths_P) == width and (window is None or width + self._step < window)
 
     def _mask(self, window: int | None) -> Tensor | None:
         """(R, 1, 1, L + T) what is added to the scores; None where everything may be seen."""
         if self._hides_nothing(window):
             return None
-        width = self._prompt_keys[0].shape[3]
+        width = self._prompt_values[0].shape[2]
         places = torch.arange(width + self._num_looked_at, device=self._weights.device)
         # Where a key stands, counted as its row counts; padding counts as the future.
         lengths_R1 = self._lengths_R[:, None]
@@ -261,7 +272,7 @@ class LeanBatch:
             attended, start = [], 0
             for prompt, length in enumerate(lengths, start=first):
                 part = slice(start, start + length)
-                self._prompt_keys[i][prompt, :, :, :length] = k[part].permute(1, 2, 0)
+                self._keep_prompt_keys(self._prompt_keys[i], prompt, k[part])
                 self._prompt_values[i][prompt, :, :length] = v[part].transpose(0, 1)
                 attended.append(self._attend_prompt(q[part], k[part], v[part], layer.window))
                 start += length
@@ -326,6 +337,17 @@ class NativeBatch(LeanBatch):
         super().__init__(weights, prompts, max_new_tokens)
         self._functions = functions
 
+    def _new_keys(self, like: Tensor, count: int, width: int) -> Tensor:
+        return like.new_zeros((count, self._weights.num_kv_heads, width // _BLOCK, self._weights.head_dim, _BLOCK))
+
+    def _widen_keys(self, keys: Tensor, more: int) -> Tensor:
+        return functional.pad(keys, (0, 0, 0, 0, 0, more // _BLOCK))
+
+    def _keep_prompt_keys(self, keys: Tensor, prompt: int, k_NKD: Tensor) -> None:
+        whole = functional.pad(k_NKD, (0, 0, 0, 0, 0, -len(k_NKD) % _BLOCK))
+        blocks = whole.unflatten(0, (-1, _BLOCK)).permute(2, 0, 3, 1)
+        keys[prompt, :, : blocks.shape[1]] = blocks
+
     def step(self, tokens_R: Tensor) -> Tensor:
         self._make_room()
         weights = self._weights
@@ -337,8 +359,8 @@ class NativeBatch(LeanBatch):
         x = weights.embed(tokens_R).float()
         normed = torch.empty_like(x)
         attended = x.new_empty((R, weights.num_heads * weights.head_dim))
-        room = self._prompt_keys[0].shape[3] + self._values[0].shape[2]
-        scores = x.new_empty((R * weights.num_kv_heads, 2, room))
+        room = self._prompt_values[0].shape[2] + self._values[0].shape[2]
+        scores = x.new_empty((R * weights.num_kv_heads, native.QUERIES, room))
         added: Tensor | None = None
         for i, layer in enumerate(weights.layers):
             self._add_norm(x, added, layer.attention_norm, normed)
@@ -367,7 +389,7 @@ class NativeBatch(LeanBatch):
 
     def _attend_natively(self, index: int, qkv: Tensor, turn: Tensor, scores: Tensor, out: Tensor) -> None:
         weights, norm = self._weights, self._weights.layers[index].head_norm
-        prompt_keys, keys, values = self._prompt_keys[index], self._keys[index], self._values[index]
+        prompt_values, keys, values = self._prompt_values[index], self._keys[index], self._values[index]
         R, H, K, D, room = len(qkv), weights.num_heads, weights.num_kv_heads, weights.head_dim, values.shape[2]
         self._functions.turn_heads(
             qkv.data_ptr(),
@@ -381,27 +403,23 @@ class NativeBatch(LeanBatch):
         )
         self._functions.attend(
             qkv.data_ptr(),
-            prompt_keys.data_ptr(),
-            self._prompt_values[index].data_ptr(),
+            self._prompt_keys[index].data_ptr(),
+            prompt_values.data_ptr(),
             keys.data_ptr(),
             values.data_ptr(),
             self._prompt_of_R.data_ptr(),
             self._lengths_R.data_ptr(),
             scores.data_ptr(),
             out.data_ptr(),
-            *(R, H, K, D, prompt_keys.shape[3], room, self._step, weights.layers[index].window or 0),
+            *(R, H, K, D, prompt_values.shape[2], room, self._step, weights.layers[index].window or 0),
             weights.score_cap or 0.0,
         )
 
 
-class PanelBatch(LeanBatch):
+class PanelBatch(NativeBatch):
     """The same where all products are those of products_*.c: a step is one call."""
 
     _described: Step | None = None
-
-    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], max_new_tokens: int, functions: Any) -> None:
-        super().__init__(weights, prompts, max_new_tokens)
-        self._functions = functions
 
     def step(self, tokens_R: Tensor) -> Tensor:
         self._make_room()

@@ -53,7 +53,7 @@ class Step:
 
     def __init__(self, weights: Weights, num_rows: int, caches: Sequence[Sequence[Tensor]]) -> None:
         R, H, K, D = num_rows, weights.num_heads, weights.num_kv_heads, weights.head_dim
-        L, room = caches[0][0].shape[3], caches[0][2].shape[3]
+        L, room = caches[0][1].shape[2], caches[0][3].shape[2]
         self._ropes = [layer.rope for layer in weights.layers]
         self._layers = (_Layer * len(weights.layers))(*map(_describe, weights.layers, caches))
         hidden, mlp = weights.head.panels.num_inputs, weights.mlp_size
@@ -63,7 +63,7 @@ class Step:
             "attended": H * D,
             "gate_up": 2 * mlp,
             "gated": mlp,
-            "scores": K * 2 * (L + room),
+            "scores": K * native.QUERIES * (L + room),
         }
         self._rooms = {name: torch.empty(R, size) for name, size in sizes.items()}
         panels = [product.panels for layer in weights.layers for product in layer.products]

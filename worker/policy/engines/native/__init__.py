@@ -39,6 +39,8 @@ _ARGUMENTS = {
 }
 _COUNTS = ("panel_bytes", "block_bytes", "ask_for_tiles")
 """Functions that return a number."""
+QUERIES = 4
+"""Queries that attention treats at once, at most: `scores` has room for so many."""
 
 
 def is_gelu(activation: Any) -> bool:

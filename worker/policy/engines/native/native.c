@@ -5,7 +5,14 @@
 
 #include "processor.h"
 
-enum { pair = 2 }; /* queries treated at once: keys and values are then read half as often */
+enum {
+    most = lanes == 4 ? 2 : 4,  /* queries treated at once: keys and values are then read less often */
+    block = 16,                 /* tokens whose keys lie side by side */
+    vectors = block / lanes,
+    blocks = lanes == 16 ? 2 : 1, /* treated at once: as many as the processor has registers for their sums */
+    wide = lanes == 16 ? 4 : 2,   /* vectors of values that are */
+    ahead = 1024          /* numbers of keys and values asked for early */
+};
 
 static float inverse_rms(const float *x, int64_t n, float eps) {
     float sum = 0;
@@ -27,8 +34,8 @@ void add_norm(float *restrict x, const float *restrict added, const float *restr
 }
 
 /* Queries and keys in qkv (R, H + 2K, D): norms of heads where `weight` (H + K, D) is given, then rotation by `turn`
- * (R, D): pairs of cosine and sine. Queries are scaled. Keys go to keys (R, K, D, room), values to values
- * (R, K, room, D), both at token `step`. */
+ * (R, D): pairs of cosine and sine. Queries are scaled. Keys go to keys (R, K, room / 16, D, 16), values to
+ * values (R, K, room, D), both at token `step`. */
 void turn_heads(float *restrict qkv, const float *restrict turn, const float *restrict weight, float *restrict keys,
                 float *restrict values, int64_t R, int64_t H, int64_t K, int64_t D, int64_t room, int64_t step, float eps,
                 float scale) {
@@ -48,8 +55,8 @@ void turn_heads(float *restrict qkv, const float *restrict turn, const float *re
                 head[d + 1] = a * angles[d + 1] + b * angles[d];
             }
             if (h >= H) {
-                float *key = keys + (r * K + h - H) * D * room + step;
-                for (int64_t d = 0; d < D; d++) key[d * room] = head[d];
+                float *key = keys + (r * K + h - H) * D * room + step / block * block * D + step % block;
+                for (int64_t d = 0; d < D; d++) key[d * block] = head[d];
             }
         }
         for (int64_t k = 0; k < K; k++) {
@@ -60,26 +67,43 @@ void turn_heads(float *restrict qkv, const float *restrict turn, const float *re
     }
 }
 
-/* scores (queries, width) of tokens from..to of keys (D, room) for queries (queries, D), one or two. Works in steps of
- * four vectors, of which `room` is a multiple: what lies around the tokens is computed, too, and not looked at. */
+/* scores (queries, width) of so many blocks of tokens of keys (blocks, D, 16) for queries (queries, D). The sums of every
+ * other number stand apart where there are few: no addition waits for the one before. */
+static inline __attribute__((always_inline)) void score_blocks(const int queries, const int count, const int apart,
+                                                               const float *restrict query, const float *restrict keys,
+                                                               float *restrict scores, int64_t D, int64_t width) {
+    floats sums[most][blocks][vectors][2] = {0};
+    for (int64_t d = 0; d < D; d += apart)
+#pragma GCC unroll 2
+        for (int a = 0; a < apart; a++)
+#pragma GCC unroll 2
+            for (int b = 0; b < count; b++) {
+                const float *key = keys + (b * D + d + a) * block;
+                __builtin_prefetch(key + ahead);
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; v++)
+#pragma GCC unroll 4
+                    for (int q = 0; q < queries; q++)
+                        sums[q][b][v][a] += query[q * D + d + a] * *(const loose *)(key + v * lanes);
+            }
+#pragma GCC unroll 4
+    for (int q = 0; q < queries; q++)
+#pragma GCC unroll 2
+        for (int b = 0; b < count; b++)
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++)
+                *(loose *)(scores + q * width + b * block + v * lanes) = sums[q][b][v][0] + sums[q][b][v][1];
+}
+
+/* The same of tokens from..to. What lies around them in their blocks is computed, too, and not looked at. */
 static inline __attribute__((always_inline)) void score(const int queries, const float *restrict query,
                                                         const float *restrict keys, float *restrict scores, int64_t from,
-                                                        int64_t to, int64_t D, int64_t room, int64_t width) {
-    const int64_t step = 4 * lanes;
-    for (int64_t start = from / step * step; start < to; start += step) {
-        floats sums[pair][4] = {0};
-        for (int64_t d = 0; d < D; d++) {
-            const loose *key = (const loose *)(keys + d * room + start);
-#pragma GCC unroll 2
-            for (int q = 0; q < queries; q++)
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++) sums[q][i] += query[q * D + d] * key[i];
-        }
-#pragma GCC unroll 2
-        for (int q = 0; q < queries; q++)
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) *(loose *)(scores + q * width + start + i * lanes) = sums[q][i];
-    }
+                                                        int64_t to, int64_t D, int64_t width) {
+    const int apart = queries * blocks * vectors > 4 ? 1 : 2;
+    int64_t start = from / block * block;
+    for (; start + (blocks - 1) * block < to; start += blocks * block)
+        score_blocks(queries, blocks, apart, query, keys + start * D, scores + start, D, width);
+    if (start < to) score_blocks(queries, 1, apart, query, keys + start * D, scores + start, D, width);
 }
 
 /* The largest of scores from..to, which are softly capped first where `cap` is given. */
@@ -102,22 +126,24 @@ static float exponentiate(float *restrict scores, int64_t from, int64_t to, floa
 }
 
 /* out (queries, D) += shares (queries, width) from..to @ values (room, D), for so many vectors of the D numbers. */
-static inline __attribute__((always_inline)) void gather_vectors(const int queries, const int vectors,
+static inline __attribute__((always_inline)) void gather_vectors(const int queries, const int count,
                                                                  const float *restrict shares,
                                                                  const float *restrict values, float *restrict out,
                                                                  int64_t from, int64_t to, int64_t D, int64_t width) {
-    floats sums[pair][4] = {0};
+    floats sums[most][wide] = {0};
     for (int64_t t = from; t < to; t++) {
         const loose *value = (const loose *)(values + t * D);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
+        for (int i = 0; i < count; i++) __builtin_prefetch((const float *)(value + i) + ahead);
+#pragma GCC unroll 4
         for (int q = 0; q < queries; q++)
 #pragma GCC unroll 4
-            for (int i = 0; i < vectors; i++) sums[q][i] += shares[q * width + t] * value[i];
+            for (int i = 0; i < count; i++) sums[q][i] += shares[q * width + t] * value[i];
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int q = 0; q < queries; q++)
 #pragma GCC unroll 4
-        for (int i = 0; i < vectors; i++) *(loose *)(out + q * D + i * lanes) += sums[q][i];
+        for (int i = 0; i < count; i++) *(loose *)(out + q * D + i * lanes) += sums[q][i];
 }
 
 /* The same for all D numbers. */
@@ -125,8 +151,8 @@ static inline __attribute__((always_inline)) void gather(const int queries, cons
                                                          const float *restrict values, float *restrict out, int64_t from,
                                                          int64_t to, int64_t D, int64_t width) {
     int64_t d = 0;
-    for (; d + 4 * lanes <= D; d += 4 * lanes)
-        gather_vectors(queries, 4, shares, values + d, out + d, from, to, D, width);
+    for (; d + wide * lanes <= D; d += wide * lanes)
+        gather_vectors(queries, wide, shares, values + d, out + d, from, to, D, width);
     for (; d + lanes <= D; d += lanes)
         gather_vectors(queries, 1, shares, values + d, out + d, from, to, D, width);
     for (; d < D; d++)
@@ -134,21 +160,21 @@ static inline __attribute__((always_inline)) void gather(const int queries, cons
             for (int64_t t = from; t < to; t++) out[q * D + d] += shares[q * width + t] * values[t * D + d];
 }
 
-/* Tokens from..to of keys (D, room) and values (room, D), and where a query's scores of them go. */
+/* Tokens from..to of keys (blocks, D, 16) and values (tokens, D), and where a query's scores of them go. */
 struct part {
     const float *keys, *values;
     float *scores;
-    int64_t from, to, room;
+    int64_t from, to;
 };
 
-/* out (queries, D): attention of one or two queries of a row to its prompt and its own tokens. */
+/* out (queries, D): attention of up to four queries of a row to its prompt and its own tokens. */
 static inline __attribute__((always_inline)) void attend_to(const int queries, const float *restrict query,
                                                             const struct part *parts, float *restrict out, int64_t D,
                                                             int64_t width, float cap) {
-    float totals[pair] = {0};
+    float totals[most] = {0};
 #pragma GCC unroll 2
     for (const struct part *p = parts; p < parts + 2; p++)
-        score(queries, query, p->keys, p->scores, p->from, p->to, D, p->room, width);
+        score(queries, query, p->keys, p->scores, p->from, p->to, D, width);
     for (int q = 0; q < queries; q++) {
         float largest = -3e38f;
         for (const struct part *p = parts; p < parts + 2; p++) {
@@ -166,9 +192,9 @@ static inline __attribute__((always_inline)) void attend_to(const int queries, c
         for (int64_t d = 0; d < D; d++) out[q * D + d] /= totals[q];
 }
 
-/* Attention of one new token for each row, to its prompt's keys (P, K, D, L) and its own (R, K, D, room), the first
- * step + 1 of them. `window`: how many keys it sees, itself included; 0: all. `scores`: (R x K, 2, L + room), room to
- * work in. out (R, H, D). */
+/* Attention of one new token for each row, to its prompt's keys (P, K, L / 16, D, 16) and its own (R, K, room / 16, D, 16),
+ * the first step + 1 of them. `window`: how many keys it sees, itself included; 0: all. `scores`: (R x K, 4, L + room),
+ * room to work in. out (R, H, D). */
 void attend(const float *restrict qkv, const float *restrict prompt_keys, const float *restrict prompt_values,
             const float *restrict keys, const float *restrict values, const int64_t *restrict prompt_of,
             const int64_t *restrict lengths, float *restrict scores, float *restrict out, int64_t R, int64_t H, int64_t K,
@@ -180,16 +206,18 @@ void attend(const float *restrict qkv, const float *restrict prompt_keys, const 
         const int64_t k = i / R, r = i % R, p = prompt_of[r], length = lengths[r];
         const int64_t hidden = window && length + step + 1 > window ? length + step + 1 - window : 0;
         const int64_t from = hidden < length ? hidden : length, shared = (p * K + k) * D * L, own = (r * K + k) * D * room;
-        float *shared_scores = scores + i * pair * width;
+        float *shared_scores = scores + i * most * width;
         const struct part parts[2] = {
-            {prompt_keys + shared, prompt_values + shared, shared_scores, from, length, L},
-            {keys + own, values + own, shared_scores + L, hidden - from, step + 1, room},
+            {prompt_keys + shared, prompt_values + shared, shared_scores, from, length},
+            {keys + own, values + own, shared_scores + L, hidden - from, step + 1},
         };
         const float *query = qkv + (r * (H + 2 * K) + k * Q) * D;
         float *row = out + (r * H + k * Q) * D;
         int64_t q = 0;
-        for (; q + pair <= Q; q += pair) attend_to(pair, query + q * D, parts, row + q * D, D, width, cap);
-        if (q < Q) attend_to(1, query + q * D, parts, row + q * D, D, width, cap);
+        for (; q + most <= Q; q += most) attend_to(most, query + q * D, parts, row + q * D, D, width, cap);
+        if (Q - q == 3) attend_to(3, query + q * D, parts, row + q * D, D, width, cap);
+        if (Q - q == 2) attend_to(2, query + q * D, parts, row + q * D, D, width, cap);
+        if (Q - q == 1) attend_to(1, query + q * D, parts, row + q * D, D, width, cap);
     }
 }
 
