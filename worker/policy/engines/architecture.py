@@ -59,6 +59,7 @@ class Product:
         self._is_apart = has_adapters and dtype != torch.float32
         self._down: Tensor | None = None
         self._up: Tensor | None = None
+        self._weight: Any = None
         self.refresh()
 
     def refresh(self, *, adapters_only: bool = False) -> None:
@@ -71,10 +72,14 @@ class Product:
         self._bias: Tensor | None = None
         if any(linear.bias is not None for linear in self._linears):
             self._bias = self._join([_bias_of(linear) for linear in self._linears]).to(self._dtype)
-        self._weight: Any = weight.to(self._dtype) if self._layout != "panels" else None
         if self._layout == "panels":
-            self._weight = native.Panels(weight, self._bias, native.load())
-        elif self._layout == "blocked":
+            if self._weight is None:
+                self._weight = native.Panels(weight, self._bias, native.load())
+            else:
+                self._weight.fill(weight, self._bias)
+            return
+        self._weight = weight.to(self._dtype)
+        if self._layout == "blocked":
             self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, _ROWS_HINT)
         elif self._layout == "transposed":
             self._weight = weight.to(self._dtype).t().contiguous()

@@ -8,11 +8,13 @@ of the model's products if it is sorted or normalised; here it is read four time
 # R rows, V vocabulary, S tokens that a row has seen, C tokens that are left to choose from, B numbers of a block
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from worker import settings
+from worker.policy import native
 
 _LARGEST_UNIFORM = 1 - 2**-20  # keeps u * total below total in float32
 _BLOCK = 512
@@ -30,6 +32,8 @@ class Sampler:
             # Filled up with a token of the prompt: a token that is named twice is penalised once.
             width = max(map(len, prompts))
             self._seen_RS = torch.tensor([[*p, *[p[0]] * (width - len(p))] for p in prompts], device=device)
+        is_plain = self._seen_RS is None and generation.top_k == 0 and generation.top_p == 1
+        self._functions: Any | None = native.load() if is_plain and device.type == "cpu" else None
 
     def keep(self, lines: Tensor) -> None:
         """Only these lines of the batch go on."""
@@ -43,6 +47,8 @@ class Sampler:
         `uniform_R` in [0, 1) decides.
         """
         logits_RV = logits_RV.float()
+        if self._functions is not None:
+            return self._draw(logits_RV.contiguous(), uniform_R.contiguous())
         if self._generation.temperature != 1.0:
             logits_RV = logits_RV / self._generation.temperature
         is_plain = self._seen_RS is None
@@ -56,6 +62,17 @@ class Sampler:
         if self._seen_RS is not None:
             self._seen_RS = torch.cat([self._seen_RS, next_R1], dim=1)
         return next_R1[:, 0], (logits_RV.gather(1, next_R1) - total_R1)[:, 0]
+
+    def _draw(self, logits_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in C, where nothing has to be sorted."""
+        R, V = logits_RV.shape
+        tokens_R, logprobs_R = torch.empty(R, dtype=torch.long), torch.empty(R)
+        sums = torch.empty(R, V // 512 + 1)
+        self._functions.draw(
+            *(t.data_ptr() for t in (logits_RV, uniform_R, tokens_R, logprobs_R, sums)),
+            *(R, V, 1 / self._generation.temperature, self._generation.min_p or 0.0),
+        )
+        return tokens_R, logprobs_R
 
     def _penalise(self, scores_RV: Tensor, seen_RS: Tensor) -> Tensor:
         penalty = self._generation.repetition_penalty

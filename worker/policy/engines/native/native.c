@@ -11,7 +11,7 @@ enum {
     vectors = block / lanes,
     blocks = lanes == 16 ? 2 : 1, /* treated at once: as many as the processor has registers for their sums */
     wide = lanes == 16 ? 4 : 2,   /* vectors of values that are */
-    ahead = 1024          /* numbers of keys and values asked for early */
+    ahead = 256 /* numbers of keys and values asked for early */
 };
 
 static float inverse_rms(const float *x, int64_t n, float eps) {
@@ -106,19 +106,24 @@ static inline __attribute__((always_inline)) void score(const int queries, const
     if (start < to) score_blocks(queries, 1, apart, query, keys + start * D, scores + start, D, width);
 }
 
-/* The largest of scores from..to, which are softly capped first where `cap` is given. */
+static int64_t whole(int64_t tokens) { return (tokens + block - 1) / block * block; }
+
+/* The largest of scores from..to, which are softly capped first where `cap` is given. What lies around them in their
+ * blocks becomes a share of 0: loops over whole blocks leave no rest to be computed one by one. */
 static float find_largest(float *restrict scores, int64_t from, int64_t to, float cap) {
     float largest = -3e38f;
     if (cap > 0)
         for (int64_t t = from; t < to; t++) scores[t] = cap * tanhf(scores[t] / cap);
-    for (int64_t t = from; t < to; t++) largest = scores[t] > largest ? scores[t] : largest;
+    for (int64_t t = from / block * block; t < from; t++) scores[t] = -3e38f;
+    for (int64_t t = to; t < whole(to); t++) scores[t] = -3e38f;
+    for (int64_t t = from / block * block; t < whole(to); t++) largest = scores[t] > largest ? scores[t] : largest;
     return largest;
 }
 
 /* Scores from..to become shares, but for their sum, which is returned. */
 static float exponentiate(float *restrict scores, int64_t from, int64_t to, float largest) {
     float total = 0;
-    for (int64_t t = from; t < to; t++) {
+    for (int64_t t = from / block * block; t < whole(to); t++) {
         scores[t] = expf(scores[t] - largest);
         total += scores[t];
     }
@@ -153,6 +158,8 @@ static inline __attribute__((always_inline)) void gather(const int queries, cons
     int64_t d = 0;
     for (; d + wide * lanes <= D; d += wide * lanes)
         gather_vectors(queries, wide, shares, values + d, out + d, from, to, D, width);
+    for (; d + 2 * lanes <= D; d += 2 * lanes)
+        gather_vectors(queries, 2, shares, values + d, out + d, from, to, D, width);
     for (; d + lanes <= D; d += lanes)
         gather_vectors(queries, 1, shares, values + d, out + d, from, to, D, width);
     for (; d < D; d++)
@@ -234,5 +241,62 @@ void gate(const float *restrict gate_up, float *restrict out, int64_t R, int64_t
             }
         else
             for (int64_t i = 0; i < n; i++) gated[i] = gates[i] / (1 + expf(-gates[i])) * up[i];
+    }
+}
+
+enum { drawn = 512 }; /* tokens whose weights are summed up together: a draw looks at one such block only */
+
+/* weights (count) = exp(logits * scale - top), 0 where less than `least`; their sum, and in `all` that with the others. */
+static float weigh(const float *restrict logits, float *restrict weights, int64_t count, float scale, float top,
+                   float least, double *all) {
+    float kept = 0, sum = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const float weight = expf(logits[i] * scale - top);
+        weights[i] = weight >= least ? weight : 0;
+        sum += weight;
+        kept += weights[i];
+    }
+    *all += sum;
+    return kept;
+}
+
+/* Where the sum of weights passes `wanted`: never at a weight of 0, if there is another. *before: the sum up to there. */
+static int64_t find_place(const float *weights, int64_t count, double wanted, double *before) {
+    int64_t last = 0;
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (weights[i] > 0) {
+            last = i;
+            *before = sum;
+        }
+        sum += weights[i];
+        if (sum > wanted) break;
+    }
+    return last;
+}
+
+/* For each row of logits (R, V) a token, as uniform (R) in [0, 1) says, and its log-probability. Logits are multiplied by
+ * `scale`; tokens less than `least` times as likely as the likeliest are not drawn. `sums`: (R, V / 512 + 1), to work in. */
+void draw(const float *restrict logits, const float *restrict uniform, int64_t *restrict tokens, float *restrict logprobs,
+          float *restrict sums, int64_t R, int64_t V, float scale, float least) {
+    const int64_t num_blocks = (V + drawn - 1) / drawn;
+#pragma omp parallel for schedule(static) if (R * V > 1 << 13)
+    for (int64_t r = 0; r < R; r++) {
+        const float *of_row = logits + r * V;
+        float *sum_of = sums + r * (V / drawn + 1), weights[drawn], largest = of_row[0];
+        for (int64_t i = 0; i < V; i++) largest = of_row[i] > largest ? of_row[i] : largest;
+        const float top = largest * scale;
+        double all = 0, total = 0, before = 0;
+        for (int64_t b = 0; b < num_blocks; b++) {
+            const int64_t start = b * drawn, count = V - start < drawn ? V - start : drawn;
+            sum_of[b] = weigh(of_row + start, weights, count, scale, top, least, &all);
+            total += sum_of[b];
+        }
+        const int64_t b = find_place(sum_of, num_blocks, uniform[r] * total, &before);
+        const int64_t start = b * drawn, count = V - start < drawn ? V - start : drawn;
+        double unused = 0;
+        weigh(of_row + start, weights, count, scale, top, least, &unused);
+        tokens[r] = start + find_place(weights, count, uniform[r] * total - before, &unused);
+        logprobs[r] = of_row[tokens[r]] * scale - top - (float)log(all);
     }
 }
