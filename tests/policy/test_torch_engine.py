@@ -285,15 +285,31 @@ def functions(request, monkeypatch):
     return native.load(*LESSER[request.param])
 
 
-@pytest.mark.parametrize("num_rows", [*range(1, 41)])
-@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 20), (128, 448), (600, 1001)])
-def test_product_with_16_bit_weights_is_as_exact_as_these(functions, num_rows, num_inputs, num_outputs):
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 20), (128, 448), (600, 1001), (1, 1), (33, 17)])
+def test_product_with_16_bit_weights_is_as_exact_as_these(functions, num_inputs, num_outputs, has_bias):
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(num_rows, num_inputs), torch.randn(num_outputs, num_inputs), torch.randn(num_outputs)
-    exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
-    rounding = torch.nn.functional.linear(x.double(), weight.bfloat16().double(), bias.double()) - exact
-    error = native.Panels(weight, bias, functions)(x).double() - exact
-    assert error.norm() < 1.1 * rounding.norm()
+    weight = torch.randn(num_outputs, num_inputs)
+    bias = torch.randn(num_outputs) if has_bias else None
+    panels = native.Panels(weight, bias, functions)
+    for num_rows in range(1, 41):
+        x = torch.randn(num_rows, num_inputs)
+        exact = linear(x.double(), weight.double(), bias)
+        rounding = linear(x.double(), weight.bfloat16().double(), bias) - exact
+        bound = 1.1 * rounding.norm()
+        assert (panels(x).double() - exact).norm() < bound + 1e-2 * exact.norm() * (num_inputs == 1)
+
+
+def linear(x, weight, bias):
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.double())
+
+
+def test_panels_take_another_weight_of_the_same_shape(functions):
+    torch.manual_seed(0)
+    first, second, x = torch.randn(40, 70), torch.randn(40, 70), torch.randn(3, 70)
+    panels = native.Panels(first, None, functions)
+    panels.fill(second, torch.ones(40))
+    assert torch.equal(panels(x), native.Panels(second, torch.ones(40), functions)(x))
 
 
 @pytest.mark.parametrize("size", [1e-15, 1e-6, 1e5, 1e15])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worker import settings
-from worker.policy import native
+from worker.policy.engines import native
 
 _LARGEST_UNIFORM = 1 - 2**-20  # keeps u * total below total in float32
 _BLOCK = 512

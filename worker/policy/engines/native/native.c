@@ -179,7 +179,6 @@ static inline __attribute__((always_inline)) void attend_to(const int queries, c
                                                             const struct part *parts, float *restrict out, int64_t D,
                                                             int64_t width, float cap) {
     float totals[most] = {0};
-#pragma GCC unroll 2
     for (const struct part *p = parts; p < parts + 2; p++)
         score(queries, query, p->keys, p->scores, p->from, p->to, D, width);
     for (int q = 0; q < queries; q++) {
@@ -192,7 +191,6 @@ static inline __attribute__((always_inline)) void attend_to(const int queries, c
             totals[q] += exponentiate(p->scores + q * width, p->from, p->to, largest);
         for (int64_t d = 0; d < D; d++) out[q * D + d] = 0;
     }
-#pragma GCC unroll 2
     for (const struct part *p = parts; p < parts + 2; p++)
         gather(queries, p->scores, p->values, out, p->from, p->to, D, width);
     for (int q = 0; q < queries; q++)
