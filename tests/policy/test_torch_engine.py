@@ -1,3 +1,4 @@
+import errno
 import functools
 import math
 import platform
@@ -260,7 +261,43 @@ def test_way_that_the_machine_has_not_is_an_error_that_says_why(monkeypatch):
     with pytest.raises(ModelError, match=r"HIVEWRIGHT_NATIVE: float16 can't be had here: .*no float16 arithmetic"):
         native.load("-mno-avx512fp16" if platform.machine() == "x86_64" else "-DNOTHING")
     monkeypatch.setenv("HIVEWRIGHT_NATIVE", "int8")
-    with pytest.raises(ModelError, match="HIVEWRIGHT_NATIVE: got 'int8'; expected amx, int16, float16, bfloat16, none or"):
+    with pytest.raises(
+        ModelError, match="HIVEWRIGHT_NATIVE: got 'int8'; expected amx, int16, float16, bfloat16, none or"
+    ):
+        native.load()
+
+
+class WithoutTiles:
+    """A library whose request for tiles the kernel refuses."""
+
+    def __init__(self, library):
+        self._library = library
+
+    def __getattr__(self, name):
+        return getattr(self._library, name)
+
+    def ask_for_tiles(self):
+        return errno.EPERM
+
+
+def test_kernel_that_refuses_tiles_leaves_the_next_way(monkeypatch, caplog):
+    compile_library, flags_seen = native._compile, []
+
+    def compile_without_permission(compiler, flags):
+        flags_seen.append(flags)
+        library = compile_library(compiler, flags)
+        return library if "-mno-amx-tile" in flags else WithoutTiles(library)
+
+    monkeypatch.setattr(native, "_compile", compile_without_permission)
+    monkeypatch.setattr(native, "_load", functools.cache(native._load.__wrapped__))
+    monkeypatch.setenv("HIVEWRIGHT_NATIVE", "auto")
+    weight, x = torch.randn(20, 40), torch.randn(3, 40)
+    product = native.Panels(weight, None, native.load())(x)
+    assert (product - x @ weight.T).norm() < 0.01 * product.norm()
+    assert flags_seen[1] == ("-mno-amx-tile",)
+    assert "AMX not used reason=the kernel refuses AMX's tiles: Operation not permitted" in caplog.text
+    monkeypatch.setenv("HIVEWRIGHT_NATIVE", "amx")
+    with pytest.raises(ModelError, match="HIVEWRIGHT_NATIVE: amx can't be had here: "):
         native.load()
 
 
@@ -302,6 +339,19 @@ def test_product_with_16_bit_weights_is_as_exact_as_these(functions, num_inputs,
 
 def linear(x, weight, bias):
     return torch.nn.functional.linear(x, weight, None if bias is None else bias.double())
+
+
+def test_tiles_and_torch_s_own_products_take_turns(monkeypatch):
+    """oneDNN configures the tiles of a thread, too: neither may find those of the other."""
+    functions = force("amx", monkeypatch)
+    torch.manual_seed(0)
+    weight, x = torch.randn(320, 640), torch.randn(16, 640)
+    panels, exact = native.Panels(weight, None, functions), x @ weight.T
+    for num_rows in (16, 3, 40, 16):
+        rows = x.repeat(3, 1)[:num_rows]
+        theirs = torch.nn.functional.linear(rows.bfloat16(), weight.bfloat16()).float()
+        for product in (panels(rows), theirs):
+            assert (product - exact.repeat(3, 1)[:num_rows]).norm() < 0.01 * product.norm()
 
 
 def test_panels_take_another_weight_of_the_same_shape(functions):
@@ -492,7 +542,9 @@ def transformers_probabilities(logits, prompt, **limits):
     ids=lambda limits: "+".join(limits) or "plain",
 )
 @pytest.mark.parametrize("num_tokens", [30, 10_000])
-def test_distribution_is_that_of_transformers(limits, num_tokens):
+@pytest.mark.parametrize("way", ["auto", "none"])
+def test_distribution_is_that_of_transformers(limits, num_tokens, way, monkeypatch):
+    monkeypatch.setenv("HIVEWRIGHT_NATIVE", way)
     torch.manual_seed(1)
     logits, prompt, count = torch.randn(1, num_tokens) * 2, [3, 4, 5, 6, 7, 8], 5000
     expected = transformers_probabilities(logits, prompt, **limits)
@@ -546,7 +598,9 @@ def test_repetition_penalty_counts_the_tokens_of_each_row_only():
 
 
 @pytest.mark.parametrize("num_tokens", [50, 5000])
-def test_largest_random_number_never_picks_an_impossible_token(num_tokens):
+@pytest.mark.parametrize("way", ["auto", "none"])
+def test_largest_random_number_never_picks_an_impossible_token(num_tokens, way, monkeypatch):
+    monkeypatch.setenv("HIVEWRIGHT_NATIVE", way)
     rng = random.Random(0)
     sampler = Sampler(settings.Generation(), [[0]], torch.device("cpu"))
     for _ in range(200):

@@ -1,4 +1,4 @@
-# ruff: noqa: N806 - tensors are named with their axes
+# ruff: noqa: N803, N806 - tensors are named with their axes
 """A whole decoding step as one call of step.c: the structures that it reads, and the room that it works in."""
 
 # R rows, H query heads, K key heads, D numbers of a head, L tokens of the longest prompt, V vocabulary
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worker.policy.engines import native
-from worker.policy.engines.architecture import HeadNorm, Layer, Norm, Weights
+from worker.policy.engines.architecture import HeadNorm, Layer, Norm, Product, Weights
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _NORMS = ("attention_norm", "head_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")
@@ -56,7 +56,8 @@ class Step:
         L, room = caches[0][1].shape[2], caches[0][3].shape[2]
         self._ropes = [layer.rope for layer in weights.layers]
         self._layers = (_Layer * len(weights.layers))(*map(_describe, weights.layers, caches))
-        hidden, mlp = weights.head.panels.num_inputs, weights.mlp_size
+        head = _panels_of(weights.head)
+        hidden, mlp = head.num_inputs, weights.mlp_size
         sizes = {
             **dict.fromkeys(("normed", "added", "terms"), hidden),
             "qkv": (H + 2 * K) * D,
@@ -66,16 +67,18 @@ class Step:
             "scores": K * native.QUERIES * (L + room),
         }
         self._rooms = {name: torch.empty(R, size) for name, size in sizes.items()}
-        panels = [product.panels for layer in weights.layers for product in layer.products]
-        self._blocks = torch.empty(max(p.block_bytes(R) for p in [*panels, weights.head.panels]), dtype=torch.uint8)
+        panels = [_panels_of(product) for layer in weights.layers for product in layer.products]
+        self._blocks = torch.empty(max(p.block_bytes(R) for p in [*panels, head]), dtype=torch.uint8)
         self._num_tokens = weights.num_tokens
         self._batch = _Batch(
             layers=self._layers,
             norm=_describe_norm(weights.norm),
-            head=_Product(*weights.head.panels.fields()),
+            head=_Product(*head.fields()),
             **{name: tensor.data_ptr() for name, tensor in self._rooms.items()},
             blocks=self._blocks.data_ptr(),
-            **{"num_layers": len(caches), "R": R, "H": H, "K": K, "D": D, "L": L, "room": room},
+            num_layers=len(caches),
+            **dict(zip("RHKDL", (R, H, K, D, L), strict=True)),
+            room=room,
             is_gelu=native.is_gelu(weights.layers[0].activation),
             scale=weights.scale,
             score_cap=weights.score_cap or 0.0,
@@ -99,10 +102,16 @@ def _describe(layer: Layer, caches: Sequence[Tensor]) -> _Layer:
     products = zip(_PRODUCTS, layer.products, strict=True)
     return _Layer(
         **{name: _describe_norm(getattr(layer, name)) for name in _NORMS},
-        **{name: _Product(*product.panels.fields()) for name, product in products if product.panels},
+        **{name: _Product(*_panels_of(product).fields()) for name, product in products},
         **{name: cache.data_ptr() for name, cache in zip(_CACHES, caches, strict=True)},
         window=layer.window or 0,
     )
+
+
+def _panels_of(product: Product) -> native.Panels:
+    if product.panels is None:
+        raise TypeError("a step in C needs products of products_*.c alone: see Weights.are_panels")
+    return product.panels
 
 
 def _describe_norm(norm: Norm | HeadNorm | None) -> _Norm:

@@ -1,6 +1,6 @@
 /* A whole decoding step: what decoder.py's NativeBatch does layer by layer where weights are in float32 or have adapters,
  * in one call. Called from Python one by one, the operations of a small model take less time than their calls.
- * native.py has the same structures. */
+ * native_step.py has the same structures. */
 #include <stddef.h>
 
 #include "processor.h"
