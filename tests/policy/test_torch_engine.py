@@ -280,6 +280,7 @@ class WithoutTiles:
         return errno.EPERM
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 has AMX")
 def test_kernel_that_refuses_tiles_leaves_the_next_way(monkeypatch, caplog):
     compile_library, flags_seen = native._compile, []
 

@@ -345,7 +345,7 @@ class NativeBatch(LeanBatch):
 
     def _keep_prompt_keys(self, keys: Tensor, prompt: int, k_NKD: Tensor) -> None:
         whole = functional.pad(k_NKD, (0, 0, 0, 0, 0, -len(k_NKD) % _BLOCK))
-        blocks = whole.unflatten(0, (-1, _BLOCK)).permute(2, 0, 3, 1)
+        blocks = whole.view(-1, _BLOCK, *whole.shape[1:]).permute(2, 0, 3, 1)
         keys[prompt, :, : blocks.shape[1]] = blocks
 
     def step(self, tokens_R: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class Sampler:
         """
         logits_RV = logits_RV.float()
         if self._functions is not None:
-            return self._draw(logits_RV.contiguous(), uniform_R.contiguous())
+            return self._draw(self._functions, logits_RV.contiguous(), uniform_R.contiguous())
         if self._generation.temperature != 1.0:
             logits_RV = logits_RV / self._generation.temperature
         is_plain = self._seen_RS is None
@@ -63,12 +63,12 @@ class Sampler:
             self._seen_RS = torch.cat([self._seen_RS, next_R1], dim=1)
         return next_R1[:, 0], (logits_RV.gather(1, next_R1) - total_R1)[:, 0]
 
-    def _draw(self, logits_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, functions: Any, logits_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
         """The same in C, where nothing has to be sorted."""
         R, V = logits_RV.shape
         tokens_R, logprobs_R = torch.empty(R, dtype=torch.long), torch.empty(R)
         sums = torch.empty(R, V // 512 + 1)
-        self._functions.draw(
+        functions.draw(
             *(t.data_ptr() for t in (logits_RV, uniform_R, tokens_R, logprobs_R, sums)),
             *(R, V, 1 / self._generation.temperature, self._generation.min_p or 0.0),
         )
