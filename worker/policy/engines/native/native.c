@@ -106,24 +106,23 @@ static inline __attribute__((always_inline)) void score(const int queries, const
     if (start < to) score_blocks(queries, 1, apart, query, keys + start * D, scores + start, D, width);
 }
 
-static int64_t whole(int64_t tokens) { return (tokens + block - 1) / block * block; }
-
-/* The largest of scores from..to, which are softly capped first where `cap` is given. What lies around them in their
- * blocks becomes a share of 0: loops over whole blocks leave no rest to be computed one by one. */
+/* The largest of scores from..to, which are softly capped first where `cap` is given. */
 static float find_largest(float *restrict scores, int64_t from, int64_t to, float cap) {
     float largest = -3e38f;
     if (cap > 0)
         for (int64_t t = from; t < to; t++) scores[t] = cap * tanhf(scores[t] / cap);
-    for (int64_t t = from / block * block; t < from; t++) scores[t] = -3e38f;
-    for (int64_t t = to; t < whole(to); t++) scores[t] = -3e38f;
-    for (int64_t t = from / block * block; t < whole(to); t++) largest = scores[t] > largest ? scores[t] : largest;
+    for (int64_t t = from; t < to; t++) largest = scores[t] > largest ? scores[t] : largest;
     return largest;
 }
 
-/* Scores from..to become shares, but for their sum, which is returned. */
+/* Scores from..to become shares, but for their sum, which is returned. Whole blocks of them leave no rest to be computed
+ * one by one: what lies around them is made next to nothing, by no more than expf does quickly. */
 static float exponentiate(float *restrict scores, int64_t from, int64_t to, float largest) {
+    const int64_t start = from / block * block, end = (to + block - 1) / block * block;
     float total = 0;
-    for (int64_t t = from / block * block; t < whole(to); t++) {
+    for (int64_t t = start; t < from; t++) scores[t] = largest - 80;
+    for (int64_t t = to; t < end; t++) scores[t] = largest - 80;
+    for (int64_t t = start; t < end; t++) {
         scores[t] = expf(scores[t] - largest);
         total += scores[t];
     }

@@ -33,7 +33,7 @@ int64_t panel_bytes(int64_t N, int64_t M) { return (N + 31) / 32 * bytes_of_pane
 
 int64_t block_bytes(int64_t R, int64_t M) { return (R + 15) / 16 * bytes_of_panel(M); }
 
-/* Linux gives tiles to those who ask, once for all threads that come after. */
+/* Linux gives tiles to processes that ask for them, once. */
 int64_t ask_for_tiles(void) { return syscall(SYS_arch_prctl, request_permission, large_state) ? errno : 0; }
 
 static uint16_t round_to_bfloat16(float x) {
