@@ -24,7 +24,7 @@ from worker.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-_COMPILE_SECONDS = 60.0
+_COMPILE_SECONDS = 180.0  # it takes four of a processor that it has for itself
 _LINE = 64  # bytes of the cache's lines
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
