@@ -25,7 +25,7 @@ from deploys.paths import (
 )
 from deploys.pyinfra_ext import run_report
 
-# The guide's own list (docs/operations.md goes through it line by line), then what it takes for granted.
+# The guide's own list (docs/operations/guide.md goes through it line by line), then what it takes for granted.
 PACKAGES = (
     "python3", "python3-venv", "python3-pip", "curl", "wget", "screen", "git", "lsof", "nano", "unzip", "iproute2",
     "build-essential", "gcc", "g++",

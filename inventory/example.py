@@ -23,7 +23,8 @@ coordinators = [
             # bootnode is announced with it (port 38331: bootnode_port). A LAN or VPN address is a good choice.
             "account_host": "192.0.2.10",
             # The dashboard answers on the host itself, port 3001: `ssh -L 3001:localhost:3001 hub`, or tailscale_serve
-            # (docs/operations.md). Here it listens at an address of the host's too; whoever reaches that may look.
+            # (docs/operations/connect.md). Here it listens at an address of the host's too; whoever reaches that may
+            # look.
             # "dashboard_host": "192.0.2.10",
             # A round ends when all have reported, or after this many seconds.
             "keeper_round_seconds": 600.0,
@@ -95,10 +96,10 @@ all = (
         "watchdog_seconds": 900,
         # Hosts without internet: this side fetches the release and its packages, and ships what a host lacks over ssh.
         # "release_source": "wheelhouse",
-        # Connect the hosts by WireGuard, with keys that they make themselves; more in docs/operations.md.
+        # Connect the hosts by WireGuard, with keys that they make themselves; more in docs/operations/connect.md.
         # "wireguard": True,
         # Put the hosts into a tailnet: with a key from a file on this side, or, without, by URLs that you open. How it
-        # can be told more (tags, headscale, ports that are shown there) is in docs/operations.md.
+        # can be told more (tags, headscale, ports that are shown there) is in docs/operations/connect.md.
         # "tailscale": True,
         # "tailscale_auth_key_file": "secrets/example/tailscale.key",
         # Only hosts whose key is known are spoken to. The default is to accept, and remember, a new host's key.

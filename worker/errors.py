@@ -16,8 +16,8 @@
     ├── DemoFailed                   9   the demo ended, and something that it promises was invalid
     └── ReleaseRefused              10   a rollout's gate stayed closed, and what it had touched went back
 
-A message is one line: the value, where it came from, what was expected, what to do. docs/operations.md shows the codes.
-2, 3 and 5 need a human, so the systemd units do not restart after them.
+A message is one line: the value, where it came from, what was expected, what to do. The codes are in
+docs/operations/repair.md. 2, 3 and 5 need a human, so the systemd units do not restart after them.
 """
 
 from collections.abc import Sequence

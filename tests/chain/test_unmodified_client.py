@@ -1,4 +1,4 @@
-"""The requests of docs/joining.md, as a client that knows nothing of hivewright sends them."""
+"""The requests of docs/operations/join.md, as a client that knows nothing of hivewright sends them."""
 
 import pytest
 import requests

@@ -198,7 +198,7 @@ class Report:
         self.findings[finding.key] = finding
 
     def data(self) -> dict[str, Any]:
-        """Return what audit.json holds; docs/operations.md describes it."""
+        """Return what audit.json holds; docs/operations/host-a-swarm.md describes it."""
         kept = sorted(self.findings.values(), key=lambda finding: finding.key)[-MAX_FINDINGS:]
         peers: dict[str, Counter[str]] = {}
         sums: dict[str, Counter[str]] = {}

@@ -67,7 +67,7 @@ class Reader:
         return self._error is None
 
     def content(self) -> dict[str, Any]:
-        """Return what /api/swarm answers with; docs/operations.md describes it."""
+        """Return what /api/swarm answers with; docs/operations/host-a-swarm.md describes it."""
         peers = self._tally.peers
         best = sorted(peers, key=lambda peer_id: (-(self._counted(peer_id) or 0), peer_id))[:MAX_PEERS_SHOWN]
         return {

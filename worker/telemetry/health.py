@@ -1,6 +1,6 @@
 """Health checks, for what may get worse while a node goes on: one table of checks.
 
-Status, metrics, log, fleet status and the table in docs/operations.md all derive from it. A check
+Status, metrics, log, fleet status and the table in docs/operations/watch.md all derive from it. A check
 measures one number of a node's status. Past its threshold it is a warning: logged once when it is
 crossed, shown until it is good again, which is logged once, too.
 """
@@ -327,7 +327,7 @@ BY_NAME = {check.name: check for check in CHECKS}
 
 
 def table() -> str:
-    """Return the checks as the table in docs/operations.md."""
+    """Return the checks as the table in docs/operations/watch.md."""
     rows = ["| status line | metric | what it measures | warning | severe | what to do |", "| --- " * 6 + "|"]
     for check in CHECKS:
         severe = "" if check.severe is None else check.bounds(check.severe)
