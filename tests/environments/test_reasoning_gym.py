@@ -141,11 +141,6 @@ def test_wrong_family_is_a_settings_error(family, message):
         gym(family)
 
 
-def test_unknown_environment_is_a_settings_error():
-    with pytest.raises(SettingsError, match="poetry/: no such environment"):
-        environments.load(settings.Environment(families=(Family(name="poetry/sonnets"),)))
-
-
 def test_rise_without_a_level_is_a_settings_error():
     with pytest.raises(SettingsError, match="rise_at needs a level to rise from"):
         settings.parse({"environment": {"families": [{"name": "gcd", "rise_at": 0.5}]}}, "test")

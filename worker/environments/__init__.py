@@ -1,8 +1,12 @@
 """Sources of tasks: an environment turns recipes into questions, answers into rewards. A new one is one file.
 
-What the node sees is the mix of all families that its settings name (mixture.py). A new environment is a module that
-offers `Source` (source.py), and a line in `_load_source`.
+What the node sees is the mix of all families that its settings name (mixture.py). An environment is a module here
+whose `SOURCE` makes a `Source` (source.py). Families are named after it: `code/lists` is of `code.py`, `a-b/c` of
+`a_b.py`; a name without a slash is a family of reasoning-gym.
 """
+
+import importlib
+import pkgutil
 
 from worker import settings
 from worker.environments.source import Config, Environment, Recipe, Source
@@ -20,15 +24,24 @@ def load(environment: settings.Environment) -> Environment:
 
 
 def _load_source(name: str) -> Source:
-    # Imported here: reasoning-gym costs a second, and not every role that imports the protocol needs it.
-    if name == "reasoning-gym":
-        from worker.environments.reasoning_gym import ReasoningGym
-
-        return ReasoningGym()
-    if name == "code":
-        from worker.environments.code import Code
-
-        return Code()
+    """Import one environment alone: reasoning-gym costs a second, and not every role needs it."""
+    module = name.replace("-", "_")
+    if module in _modules():
+        make = getattr(importlib.import_module(f"{__name__}.{module}"), "SOURCE", None)
+        if make is not None:
+            source: Source = make()
+            return source
     raise SettingsError(
-        f"environment/families: {name}/: no such environment; expected code/, or a family of reasoning-gym"
+        f"environment/families: {name}/: no such environment; expected {_names()}, or a family of reasoning-gym"
     )
+
+
+def _modules() -> list[str]:
+    return [found.name for found in pkgutil.iter_modules(__path__)]
+
+
+def _names() -> str:
+    """Names of the environments, as families have them in front."""
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in _modules()}
+    names = [name.replace("_", "-") for name, module in modules.items() if hasattr(module, "SOURCE")]
+    return ", ".join(f"{name}/" for name in names if name != "reasoning-gym")

@@ -195,6 +195,9 @@ class Code:
         return [0.0 if program is None else shares[program] for program in programs]
 
 
+SOURCE = Code
+
+
 def _bounds(config: Config) -> Mapping[str, Any]:
     return {**_DEFAULT, **config}
 

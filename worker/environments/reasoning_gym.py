@@ -153,6 +153,9 @@ class ReasoningGym:
         return [_score(dataset, item, recipe.family, text) for text in completions]
 
 
+SOURCE = ReasoningGym
+
+
 def _level_config(curriculum: BaseCurriculum, level: int) -> dict[str, Any]:
     """Return what a level sets. The highest of an attribute stays for the levels above."""
     curriculum.set_global_level(level)

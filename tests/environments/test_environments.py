@@ -1,0 +1,67 @@
+"""Environments are found by the names of their modules; an example of what a new one and its test need."""
+
+import pytest
+
+from worker import environments, settings
+from worker.errors import SettingsError
+
+DOUBLING = """
+import json
+
+from worker.environments.answers import extract_answer
+
+
+class Doubling:
+    version = "doubling 1"
+
+    def version_of(self, family):
+        return self.version
+
+    def check(self, family, config):
+        pass
+
+    def levels(self, family, config):
+        return [{"max": 9}, {"max": 99}]
+
+    def question(self, recipe):
+        return f"What is twice {recipe.seed % json.loads(recipe.config).get('max', 9)}?"
+
+    def answer(self, recipe):
+        return str(2 * (recipe.seed % json.loads(recipe.config).get("max", 9)))
+
+    def score(self, recipe, completions):
+        return [float(extract_answer(completion) == self.answer(recipe)) for completion in completions]
+
+
+SOURCE = Doubling
+"""
+
+
+@pytest.fixture
+def with_doubling(tmp_path, monkeypatch):
+    (tmp_path / "doubling_numbers.py").write_text(DOUBLING)
+    monkeypatch.setattr(environments, "__path__", [*environments.__path__, str(tmp_path)])
+
+
+def load(*names: str) -> environments.Environment:
+    families = tuple(settings.Family(name=name, level=0) for name in names)
+    return environments.load(settings.Environment(families=families))
+
+
+@pytest.mark.usefixtures("with_doubling")
+def test_a_module_with_a_source_is_an_environment():
+    mix = load("doubling-numbers/small", "gcd")
+    tasks = [task for task in mix.sample(7, 20) if task.family == "doubling-numbers/small"]
+    assert tasks
+    assert "doubling 1" in mix.versions
+    for task in tasks:
+        assert mix.question(task).startswith("What is twice ")
+        assert mix.score(task, [f"<answer>{mix.answer(task)}</answer>", "<answer>x</answer>"]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["poetry", "answers", "", "code.sandbox"])
+def test_any_other_name_is_a_settings_error(name):
+    message = f"environment/families: {name}/: no such environment; expected code/, or a family of reasoning-gym"
+    with pytest.raises(SettingsError) as caught:
+        load(f"{name}/sonnets")
+    assert str(caught.value) == message
