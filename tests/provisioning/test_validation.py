@@ -8,6 +8,7 @@ import pytest
 from deploys import paths
 from deploys.inventory import validation
 from deploys.inventory.validation import HostEntry, HostPlan
+from deploys.services import COORDINATOR_ROLES
 from worker import environments
 from worker.errors import SettingsError
 from worker.settings import Environment
@@ -433,7 +434,7 @@ def test_one_machine_can_be_everything() -> None:
     plan = plan_of("@local", entry("@local", ("workers", "coordinators"), slots=1))
     assert plan.slots[0].settings.chain.account_url == "http://127.0.0.1:3000"
     assert plan.slots[0].settings.node.name == "local"
-    assert list(plan.services) == ["chain", "bootnode", "keeper", "account", "dashboard"]
+    assert list(plan.services) == list(COORDINATOR_ROLES)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.10", "fd00::1", "hub", "hub.example.org", "gpu_1.local", "0.0.0.0"])
