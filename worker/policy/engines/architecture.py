@@ -241,7 +241,7 @@ class Weights:
 
     @property
     def are_panels(self) -> bool:
-        """Whether every product is one of products_*.c, with nothing beside it."""
+        """Whether every product is one of products_*.c, with nothing next to it."""
         return all(p.panels is not None for p in [*(p for layer in self.layers for p in layer.products), self.head])
 
     def rotations(self, num_positions: int) -> dict[str, Tensor]:

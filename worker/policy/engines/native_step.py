@@ -49,7 +49,7 @@ class _Batch(ctypes.Structure):
 
 
 class Step:
-    """Steps of so many rows with these caches: (prompt keys, prompt values, keys, values) of each layer."""
+    """Steps of `num_rows` rows with these caches: (prompt keys, prompt values, keys, values) of each layer."""
 
     def __init__(self, weights: Weights, num_rows: int, caches: Sequence[Sequence[Tensor]]) -> None:
         R, H, K, D = num_rows, weights.num_heads, weights.num_kv_heads, weights.head_dim

@@ -43,7 +43,7 @@ _ARGUMENTS = {
 _COUNTS = ("panel_bytes", "block_bytes", "ask_for_tiles")
 """Functions that return a number."""
 QUERIES = 4
-"""Queries that attention treats at once, at most: `scores` has room for so many."""
+"""Queries that attention treats at once, at most: `scores` has room for that many."""
 
 
 def is_gelu(activation: Any) -> bool:
@@ -61,7 +61,7 @@ _chunk: list[tuple[mmap.mmap, int]] = []
 
 
 def _take_room(size: int) -> Tensor:
-    """So many bytes, at the beginning of a line of the cache, in huge pages where the kernel has them.
+    """That many bytes, at the beginning of a line of the cache, in huge pages where the kernel has them.
 
     A step reads all weights once: with pages of 4 KiB it takes a sixth longer.
     """
@@ -104,7 +104,7 @@ class Panels:
         return self._panels.data_ptr(), bias, self.num_outputs, self.num_inputs
 
     def block_bytes(self, num_rows: int) -> int:
-        """What `multiply` needs of room for so many rows."""
+        """The room that `multiply` needs for that many rows."""
         return int(self._functions.block_bytes(num_rows, self.num_inputs))
 
     def __call__(self, x: Tensor) -> Tensor:
