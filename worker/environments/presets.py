@@ -39,7 +39,7 @@ REAL_MODEL_SETTINGS: dict[str, Any] = {
         for name in ("basic_arithmetic", "calendar_arithmetic", "chain_sum", "leg_counting")
     ],
     "environment_tasks_per_round": 6,
-    "generation_max_prompt_length": 256,
+    "generation_max_prompt_length": 512,
     "generation_max_completion_length": 48,
     "trainer_local_groups": 4,
     "trainer_external_groups": 4,
