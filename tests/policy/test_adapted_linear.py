@@ -66,3 +66,18 @@ def test_every_linear_layer_that_is_adapted_multiplies_in_the_type_of_its_weight
     assert layers
     assert {type(layer) for layer in layers} == {AdaptedLinear}
     assert layers[0](torch.ones(3, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_model_may_change_an_output_in_place(has_bias):
+    model = make_model(torch.float32)
+    attention = model.model.layers[0].self_attn
+    layer = attention.q_proj if has_bias else model.model.layers[0].mlp.up_proj
+    assert (layer.base_layer.bias is not None) == has_bias
+    x = torch.randn(2, 3, 32)
+    plain = layer(x)
+    out = layer(x)
+    out *= 2
+    out.sum().backward()
+    assert torch.equal(out, plain * 2)
+    assert layer.lora_B["default"].weight.grad.abs().sum() > 0

@@ -25,8 +25,8 @@ def test_where_all_earn_nothing_closed_answers_are_better_by_what_the_credit_wei
     assert given.rewards == hopeless.rewards
     assert given.mean_reward == 0
     assert same is earning
-    expected = [weight * a for a in group_advantages([1, 0, 0, 0], "group")]
-    assert _advantages(given, "group") == pytest.approx(expected)
+    best = weight * group_advantages([1, 0, 0, 0], "group")[0]
+    assert _advantages(given, "group") == pytest.approx([best, 0, 0, 0])  # the others are left out
     assert _advantages(earning, "group") == group_advantages(earning.rewards, "group")
 
 

@@ -183,7 +183,7 @@ def test_worker_that_was_killed_for_its_memory_takes_less_each_time(pristine, tm
     last = next_life()
     assert (last.budget, last._scorer.recomputes) == (Budget(32, recomputes=True), True)
     assert next_life().budget == Budget(32, recomputes=True)
-    assert "can't do with less: give it more" in caplog.text
+    assert "micro-batch is already minimal: give it more" in caplog.text
 
 
 def test_measuring_that_cost_the_process_its_life_is_not_tried_again(pristine, tmp_path, monkeypatch):

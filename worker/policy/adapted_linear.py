@@ -11,7 +11,6 @@ Gradients of the frozen weight are never computed.
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own habit
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
@@ -46,10 +45,17 @@ class _AdaptedProduct(torch.autograd.Function):
         down_RI = a_RI.to(x.dtype)
         up_OR = (b_OR * scaling).to(x.dtype)
         inner_NR = x_NI @ down_RI.T
-        out_NO = F.linear(x_NI, weight_OI, bias_O).addmm_(inner_NR, up_OR.T)
+        # Models may change what they get in place, which autograd forbids for a view: `out` is not one.
+        out = x.new_empty((*x.shape[:-1], weight_OI.shape[0]))
+        out_NO = out.view(-1, weight_OI.shape[0])
+        if bias_O is None:
+            torch.mm(x_NI, weight_OI.T, out=out_NO)
+        else:
+            torch.addmm(bias_O, x_NI, weight_OI.T, out=out_NO)
+        out_NO.addmm_(inner_NR, up_OR.T)
         ctx.save_for_backward(x_NI, weight_OI, down_RI, up_OR, inner_NR)
         ctx.scaling, ctx.shape, ctx.adapter_dtype = scaling, x.shape, a_RI.dtype
-        return out_NO.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
