@@ -251,7 +251,7 @@ _ITERATIONS_WITH_ADAPTERS = 2
 
 
 def _learning_rate(parameters: int, has_adapters: bool) -> float:
-    """Return what is not named: see `Trainer.learning_rate`; docs/decisions/0027 has what was measured."""
+    """Return the rate of `trainer.learning_rate: None`. docs/decisions/0027 has the measurements."""
     if has_adapters:
         return 2e-4 if parameters < 2_000_000_000 else 1e-4
     if parameters < 50_000_000:

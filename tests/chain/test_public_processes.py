@@ -33,7 +33,7 @@ def write_settings(folder: Path, chain: settings.Settings, seed: int) -> Path:
 
 
 def be_odd_now_and_then(proxy: PublicRpc, every: int = 5) -> None:
-    """Answer each `every`th request in one of all the ways that are of no use."""
+    """Answer each `every`th request with one of the useless answers, in turn."""
     kinds = list(ODD_ANSWERS)
 
     def is_odd(method: str, number: int) -> bool:
@@ -51,7 +51,7 @@ def hivewright(log: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
 
 
 def ended(process: "subprocess.Popen[str]", log: Path, deadline: float) -> str:
-    """What the process has printed; it must end well, in time."""
+    """Return what the process printed. Fails unless it ends in time with code 0."""
     try:
         printed, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
     finally:
