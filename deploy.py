@@ -1,11 +1,23 @@
-"""`pyinfra -y inventory/NAME.py deploy.py`: make every host of the inventory what its line says, and nothing else.
+"""`pyinfra -y inventory/NAME.py deploy.py`: make every host of the inventory what its line says,
+and nothing else.
 
-config.py has checked the whole inventory by then. Run again it changes nothing; with another release_ref it upgrades.
+config.py has checked the whole inventory by then. Run again it changes nothing; with another
+release_ref it upgrades.
 """
 
 from pyinfra.context import ctx_host
 
-from deploys import account, coordinator_host, hardware, prefetch, release, rollback, system, wireguard, worker
+from deploys import (
+    account,
+    coordinator_host,
+    hardware,
+    prefetch,
+    release,
+    rollback,
+    system,
+    wireguard,
+    worker,
+)
 from deploys.inventory import planning
 from deploys.pyinfra_ext import fact_cache
 from deploys.tailscale import join

@@ -1,15 +1,17 @@
-"""The books under load and under faults, on a real anvil: is every reward on the chain, once, and how fast?
+"""The books under load and under faults, on a real anvil: is every reward on the chain, once, and
+how fast?
 
     python -m benchmarks.chain [--only load simultaneous kills faults] [--scale 1.0] [--seconds S] [--json FILE]
 
-load          200 nodes submit a reward and a vote each through one account service (its own process, HTTP)
-simultaneous  64 submitters of one account at the same instant, 100 times, against each reading the nonce itself
-kills         a node's ledger and settlement, ended with kill -9 at 500 random points of their life
-faults        10,000 records with bad networks between node and account service, node and chain, service and chain:
+load          200 nodes submit a reward and a vote each through one account service (its own
+process, HTTP) simultaneous  64 submitters of one account at the same instant, 100 times, against
+each reading the nonce itself kills         a node's ledger and settlement, ended with kill -9 at
+500 random points of their life faults        10,000 records with bad networks between node and
+account service, node and chain, service and chain:
               dropped, late, doubled, mixed-up answers, HTTP 500, answers of another chain, an address that is one
 
-`--scale` makes all of them smaller; with `--seconds` the last two end early, with as many lives and records as there
-was time for. The last three fail if one reward is lost, doubled or wrong.
+`--scale` makes all of them smaller; with `--seconds` the last two end early, with as many lives and
+records as there was time for. The last three fail if one reward is lost, doubled or wrong.
 """
 
 import argparse
@@ -82,7 +84,9 @@ class Stage:
         return self.coordinator.deployment.rpc_url
 
     def register(self, account: LocalAccount, peers: Sequence[str]) -> None:
-        with closing(Sender(self.coordinator, account, self.folder / f"{account.address}.db")) as sender:
+        with closing(
+            Sender(self.coordinator, account, self.folder / f"{account.address}.db")
+        ) as sender:
             for peer in peers:
                 sender.send(self.coordinator.register_peer(peer))
             wait_until(lambda: sender.tend() == 0, "registrations")
@@ -105,7 +109,9 @@ def stage() -> Iterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="hivewright-chain-") as name:
         folder = Path(name)
         # What it forgot could not be counted.
-        section = settings.Anvil(port=0, state_file=folder / "chain/state.json", history_blocks=10**6)
+        section = settings.Anvil(
+            port=0, state_file=folder / "chain/state.json", history_blocks=10**6
+        )
         with anvil.running(section, settings.Chain().id) as (_, url):
             raw = {
                 "chain": {"rpc_url": url, "poll_seconds": 0.2},
@@ -133,7 +139,9 @@ def account_service(on: Stage, rpc_urls: Sequence[str] = ()) -> Iterator[tuple[s
     address = on.settings.account.state_dir / "address"
     with (on.folder / "account.log").open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker", "account", "--settings", file], stdout=output, stderr=output
+            [sys.executable, "-m", "worker", "account", "--settings", file],
+            stdout=output,
+            stderr=output,
         )
     try:
         wait_until(lambda: address.exists() or process.poll() is not None, "account service")
@@ -161,14 +169,18 @@ def node_chain(on: Stage, url: str, **changes: object) -> settings.Chain:
 
 def peer_names(count: int) -> list[str]:
     """Names in the alphabet of peer ids."""
-    return ["Qm" + "".join("123456789ABCDEFGH"[int(digit, 16)] for digit in f"{i:04x}") for i in range(count)]
+    return [
+        "Qm" + "".join("123456789ABCDEFGH"[int(digit, 16)] for digit in f"{i:04x}")
+        for i in range(count)
+    ]
 
 
 # ---- how fast
 
 
 def load(scale: float, seconds: float = math.inf) -> list[Result]:
-    """Every node submits as soon as the clock starts; it stops when the chain holds all rewards and votes."""
+    """Every node submits as soon as the clock starts; it stops when the chain holds all rewards and
+    votes."""
     nodes = max(4, int(200 * scale))
     with stage() as on, account_service(on) as (url, account):
         peers = peer_names(nodes)
@@ -195,7 +207,13 @@ def load(scale: float, seconds: float = math.inf) -> list[Result]:
     print(f"load: {nodes} nodes, reward and vote, in {seconds:.2f} s", flush=True)
     limit = 6.0 * nodes / 200
     return [
-        Result(f"{nodes} nodes: reward and vote on the chain", round(seconds, 2), limit, round(limit / seconds, 2), "s")
+        Result(
+            f"{nodes} nodes: reward and vote on the chain",
+            round(seconds, 2),
+            limit,
+            round(limit / seconds, 2),
+            "s",
+        )
     ]
 
 
@@ -203,7 +221,8 @@ def load(scale: float, seconds: float = math.inf) -> list[Result]:
 
 
 def simultaneous(scale: float, seconds: float = math.inf) -> list[Result]:
-    """Ours: one Sender. Reference: every submitter reads the nonce itself, as the existing nodes do (ten times)."""
+    """Ours: one Sender. Reference: every submitter reads the nonce itself, as the existing nodes do
+    (ten times)."""
     times, width = max(2, int(100 * scale)), 64
     with stage() as on:
         account, peers = Account.create(), peer_names(width)
@@ -212,7 +231,9 @@ def simultaneous(scale: float, seconds: float = math.inf) -> list[Result]:
             base = on.coordinator.nonce(account.address)
             hashes: set[str] = set()
             for number in range(times):
-                hashes |= set(_at_once(width, lambda i, r=number: sender.send(_reward(on, r, peers[i]))))
+                hashes |= set(
+                    _at_once(width, lambda i, r=number: sender.send(_reward(on, r, peers[i])))
+                )
                 wait_until(lambda: sender.tend() == 0, "transactions")
                 on.advance(1)
         accepted = sum(on.coordinator.total_rewards(peers))
@@ -228,9 +249,21 @@ def simultaneous(scale: float, seconds: float = math.inf) -> list[Result]:
         time.sleep(6.0)  # what waits for a nonce that nobody has sent waits for ever
         theirs = sum(on.coordinator.total_rewards(rivals))
     ours_share, their_share = accepted / (times * width), theirs / (tries * width)
-    print(f"simultaneous: {accepted} of {times * width}; nonces read by each: {theirs} of {tries * width}", flush=True)
+    print(
+        f"simultaneous: {accepted} of {times * width}; nonces read by each: {theirs} of"
+        f" {tries * width}",
+        flush=True,
+    )
     claim = f"{width} submitters of one account at once, {times} times: share credited"
-    return [Result(claim, ours_share, round(their_share, 4), round(ours_share / max(their_share, 1e-9), 2), "of 1")]
+    return [
+        Result(
+            claim,
+            ours_share,
+            round(their_share, 4),
+            round(ours_share / max(their_share, 1e-9), 2),
+            "of 1",
+        )
+    ]
 
 
 def _reward(on: Stage, round: int, peer: str) -> Call:
@@ -259,7 +292,8 @@ def _at_once(count: int, work: Callable[[int], str]) -> list[str]:
 
 
 def kills(scale: float, seconds: float = math.inf) -> list[Result]:
-    """One node's ledger; each life records rounds and settles them until it is killed, the next one goes on."""
+    """One node's ledger; each life records rounds and settles them until it is killed, the next one
+    goes on."""
     lives, deadline = 0, time.monotonic() + seconds
     rng = random.Random(0)
     (peer,) = peer_names(1)
@@ -290,22 +324,30 @@ def kills(scale: float, seconds: float = math.inf) -> list[Result]:
             with closing(Ledger(folder / "ledger.db")) as ledger:
                 rows = ledger.rows()
                 assert len(rows) >= told, f"{told} rounds were said to be recorded, {len(rows)} are"
-                found.update({state for row in rows[-8:] for state in (row.reward_state, row.vote_state)})
+                found.update(
+                    {state for row in rows[-8:] for state in (row.reward_state, row.vote_state)}
+                )
         on.advance(max(0, len(rows) - on.coordinator.current_round()))
         _settle_rest(node_chain(on, url), folder, 1200.0)
         num_rows = assert_exactly_once(on, [peer])
     print(
-        f"kills: {lives} lives, {num_rows} rewards and votes, kills that met newest rows in state: {dict(found)}",
+        f"kills: {lives} lives, {num_rows} rewards and votes, kills that met newest rows in state:"
+        f" {dict(found)}",
         flush=True,
     )
-    return [Result(f"kill -9 at {lives} points: rewards and votes credited once", 1.0, 1.0, 1.0, "of 1")]
+    return [
+        Result(f"kill -9 at {lives} points: rewards and votes credited once", 1.0, 1.0, 1.0, "of 1")
+    ]
 
 
 def _live(chain: settings.Chain, folder: Path, peer: str, writer: int) -> None:
     """A life, in a process of its own: tells each round once `record` has returned."""
     ledger = Ledger(folder / "ledger.db")
     settling = Settlement(
-        ledger, Coordinator(settings.chain_of_node(chain, folder)), AccountClient(chain, folder), chain
+        ledger,
+        Coordinator(settings.chain_of_node(chain, folder)),
+        AccountClient(chain, folder),
+        chain,
     )
     os.write(writer, b"begun\n")
     settling.start()
@@ -322,7 +364,10 @@ def _live(chain: settings.Chain, folder: Path, peer: str, writer: int) -> None:
 def _settle_rest(chain: settings.Chain, folder: Path, seconds: float = PATIENCE_SECONDS) -> None:
     with closing(Ledger(folder / "ledger.db")) as ledger:
         settling = Settlement(
-            ledger, Coordinator(settings.chain_of_node(chain, folder)), AccountClient(chain, folder), chain
+            ledger,
+            Coordinator(settings.chain_of_node(chain, folder)),
+            AccountClient(chain, folder),
+            chain,
         )
         settling.start()
         try:
@@ -335,7 +380,8 @@ def _settle_rest(chain: settings.Chain, folder: Path, seconds: float = PATIENCE_
 
 
 def faults(scale: float, seconds: float = math.inf) -> list[Result]:
-    """Nodes in processes of their own; faults on all ways, as many as FAULT_SHARE of all requests."""
+    """Nodes in processes of their own; faults on all ways, as many as FAULT_SHARE of all
+    requests."""
     num_processes, per_process = 2 if scale > 0.1 else 1, 8
     per_node = max(2, int(10_000 * scale / (num_processes * per_process)))
     peers = peer_names(num_processes * per_process)
@@ -357,29 +403,37 @@ def faults(scale: float, seconds: float = math.inf) -> list[Result]:
         deadline = started + seconds
         spawn = multiprocessing.get_context("spawn")
         processes = [
-            spawn.Process(target=_earn, args=(chain, on.folder / "nodes", peers[i::num_processes], per_node, deadline))
+            spawn.Process(
+                target=_earn,
+                args=(chain, on.folder / "nodes", peers[i::num_processes], per_node, deadline),
+            )
             for i in range(num_processes)
         ]
         for process in processes:
             process.start()
         for process in processes:
             process.join()
-        assert {process.exitcode for process in processes} == {0}, "a node did not settle everything"
+        assert {process.exitcode for process in processes} == {0}, (
+            "a node did not settle everything"
+        )
         taken = time.monotonic() - started
         injected = behind.injected + front.injected + beside.injected
         num_rows = assert_exactly_once(on, peers)
     assert num_rows == per_node * len(peers) or taken > seconds
     num_faults = injected.total() - injected["none"]
     print(
-        f"faults: {num_rows} rewards, one vote for {VOTE_EVERY} of them, in {taken:.0f} s; {num_faults} faults in "
-        f"{injected.total()} requests: {dict(injected)}",
+        f"faults: {num_rows} rewards, one vote for {VOTE_EVERY} of them, in {taken:.0f} s;"
+        f" {num_faults} faults in {injected.total()} requests: {dict(injected)}",
         flush=True,
     )
     return [Result(f"{num_rows} records over bad networks: credited once", 1.0, 1.0, 1.0, "of 1")]
 
 
-def _earn(chain: settings.Chain, folder: Path, peers: Sequence[str], rounds: int, deadline: float) -> None:
-    """Some nodes: each records its rounds, some at a time, and settles them until nothing is left."""
+def _earn(
+    chain: settings.Chain, folder: Path, peers: Sequence[str], rounds: int, deadline: float
+) -> None:
+    """Some nodes: each records its rounds, some at a time, and settles them until nothing is
+    left."""
     log.setup("ERROR", "text")
 
     def earn(peer: str) -> None:
@@ -389,7 +443,9 @@ def _earn(chain: settings.Chain, folder: Path, peers: Sequence[str], rounds: int
             with closing(Ledger(folder / peer / "ledger.db")) as ledger:
                 for round in range(first, min(rounds, first + AT_A_TIME)):
                     winners = ["QmWinner"] if round % VOTE_EVERY == 0 else []
-                    ledger.record(round, 0, peer, (round * 7) % 1000, winners, secrets.token_hex(32))
+                    ledger.record(
+                        round, 0, peer, (round * 7) % 1000, winners, secrets.token_hex(32)
+                    )
             _settle_rest(chain, folder / peer, 3000.0)
 
     with ThreadPoolExecutor(len(peers)) as threads:
@@ -403,7 +459,11 @@ def assert_exactly_once(on: Stage, peers: Sequence[str]) -> int:
         for event in on.coordinator.events("RewardSubmitted")
     )
     votes: Counter[tuple[int, str, str]] = Counter(
-        (event.arguments["roundNumber"], event.arguments["peerId"], ",".join(event.arguments["winners"]))
+        (
+            event.arguments["roundNumber"],
+            event.arguments["peerId"],
+            ",".join(event.arguments["winners"]),
+        )
         for event in on.coordinator.events("WinnerSubmitted")
     )
     rows = []
@@ -413,9 +473,13 @@ def assert_exactly_once(on: Stage, peers: Sequence[str]) -> int:
     assert {row.reward_state for row in rows} == {"confirmed"}
     assert {row.vote_state for row in rows if row.winners} == {"confirmed"}
     assert rewards == Counter({(row.round, row.peer_id, row.reward): 1 for row in rows})
-    assert votes == Counter({(row.round, row.peer_id, ",".join(row.winners)): 1 for row in rows if row.winners})
+    assert votes == Counter(
+        {(row.round, row.peer_id, ",".join(row.winners)): 1 for row in rows if row.winners}
+    )
     totals = dict(zip(peers, on.coordinator.total_rewards(list(peers)), strict=True))
-    assert totals == {peer: sum(row.reward for row in rows if row.peer_id == peer) for peer in peers}
+    assert totals == {
+        peer: sum(row.reward for row in rows if row.peer_id == peer) for peer in peers
+    }
     return len(rows)
 
 
@@ -442,9 +506,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     log.setup("ERROR", "text")
-    results = [result for name in arguments.only for result in CLAIMS[name](arguments.scale, arguments.seconds)]
+    results = [
+        result
+        for name in arguments.only
+        for result in CLAIMS[name](arguments.scale, arguments.seconds)
+    ]
     if arguments.json:
-        arguments.json.write_text(json.dumps([result.__dict__ for result in results], indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps([result.__dict__ for result in results], indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

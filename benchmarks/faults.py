@@ -1,4 +1,5 @@
-"""A bad network: HTTP proxies in front of a chain or an account service, which fail as they are told."""
+"""A bad network: HTTP proxies in front of a chain or an account service, which fail as they are
+told."""
 
 import json
 import random
@@ -19,13 +20,15 @@ ALL_KINDS = ("drop", "lose", "error", "twice", "stale", "late", "elsewhere")
 
 @dataclass
 class FaultyProxy:
-    """HTTP in front of `target` that fails as `fault` says for each request: a word, or None for passing it on.
+    """HTTP in front of `target` that fails as `fault` says for each request: a word, or None for
+    passing it on.
 
-    drop: closed before it arrives. lose: it arrives, the answer does not. error: HTTP 500 before it arrives.
-    twice: it arrives two times, the second answer is given. lie: a transaction hash, but nothing arrives.
-    stale: it arrives, and the answer to the request before is given. late: it arrives and is answered after a while.
-    elsewhere: the answer of a chain with the id 1. alone: it is no list of requests that is understood. hang: closed
-    before it arrives, after a time that nobody waits.
+    drop: closed before it arrives. lose: it arrives, the answer does not. error: HTTP 500 before it
+    arrives. twice: it arrives two times, the second answer is given. lie: a transaction hash, but
+    nothing arrives. stale: it arrives, and the answer to the request before is given. late: it
+    arrives and is answered after a while. elsewhere: the answer of a chain with the id 1. alone: it
+    is no list of requests that is understood. hang: closed before it arrives, after a time that
+    nobody waits.
     """
 
     target: str
@@ -70,7 +73,9 @@ def faulty(target: str, fault: Callable[[str], str | None]) -> Iterator[FaultyPr
                 return
             if kind == "alone":
                 error = {"code": -32600, "message": "batches are not served here"}
-                self._answer(200, json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode())
+                self._answer(
+                    200, json.dumps({"jsonrpc": "2.0", "id": None, "error": error}).encode()
+                )
                 return
             if kind == "error":
                 self._answer(500, b'{"error":"out of order"}')
@@ -80,12 +85,20 @@ def faulty(target: str, fault: Callable[[str], str | None]) -> Iterator[FaultyPr
                 return
             if kind == "elsewhere":
                 asked = json.loads(body)
-                told = [_told_elsewhere(each) for each in asked] if isinstance(asked, list) else _told_elsewhere(asked)
+                told = (
+                    [_told_elsewhere(each) for each in asked]
+                    if isinstance(asked, list)
+                    else _told_elsewhere(asked)
+                )
                 self._answer(200, json.dumps(told).encode())
                 return
             if kind == "late":
                 time.sleep(LATE_SECONDS)
-            kept = {k: v for k, v in self.headers.items() if k.lower() in ("authorization", "content-type")}
+            kept = {
+                k: v
+                for k, v in self.headers.items()
+                if k.lower() in ("authorization", "content-type")
+            }
             for _ in range(2 if kind == "twice" else 1):
                 try:
                     answer = self.onwards.request(
@@ -124,7 +137,11 @@ def faulty(target: str, fault: Callable[[str], str | None]) -> Iterator[FaultyPr
 
 
 def _told_elsewhere(asked: dict[str, object]) -> dict[str, object]:
-    return {"jsonrpc": "2.0", "id": asked["id"], "result": "0x1" if asked["method"] == "eth_chainId" else None}
+    return {
+        "jsonrpc": "2.0",
+        "id": asked["id"],
+        "result": "0x1" if asked["method"] == "eth_chainId" else None,
+    }
 
 
 def at_random(

@@ -1,16 +1,19 @@
-"""Deploying workers to lab hosts: `deploy.py` through pyinfra, against ansible-core doing the same tasks; a rollout.
+"""Deploying workers to lab hosts: `deploy.py` through pyinfra, against ansible-core doing the same
+tasks; a rollout.
 
     python -m benchmarks.fleet [--hosts 3 8] [--repeats 3] [--json FILE]
 
-As root, where the lab can be had (lab/). Both bring bare hosts to a running worker that trains alone: packages,
-user, folders, command, checkout of a commit, environment, settings checked by the release, settings, unit, enrolment,
-service. Then both run again on what they have made, with nothing to change; workers are frozen (SIGSTOP) meanwhile, so
-that they take no processor time. ansible-core comes from PyPI into a throw-away environment, and runs as fast as it
-goes: pipelining, kept connections, a fork per host, no facts gathered. Its `apt` module needs a package that the hosts
-do not have, so it asks dpkg in a shell, which is quicker. Ours also keeps what the host was and asks the doctor.
+As root, where the lab can be had (lab/). Both bring bare hosts to a running worker that trains
+alone: packages, user, folders, command, checkout of a commit, environment, settings checked by the
+release, settings, unit, enrolment, service. Then both run again on what they have made, with
+nothing to change; workers are frozen (SIGSTOP) meanwhile, so that they take no processor time.
+ansible-core comes from PyPI into a throw-away environment, and runs as fast as it goes: pipelining,
+kept connections, a fork per host, no facts gathered. Its `apt` module needs a package that the
+hosts do not have, so it asks dpkg in a shell, which is quicker. Ours also keeps what the host was
+and asks the doctor.
 
-The largest fleet then gets a code change with `hivewright rollout`, two hosts at a time. A worker that has finished its
-round for the gate is frozen again: two cores can't bear eight that train.
+The largest fleet then gets a code change with `hivewright rollout`, two hosts at a time. A worker
+that has finished its round for the gate is frozen again: two cores can't bear eight that train.
 """
 
 import argparse
@@ -43,7 +46,8 @@ ANSIBLE = "ansible-core==2.19.14"
 RUN_SECONDS = 1500
 SYSTEMD = 252  # of the lab's Debian 12
 DATA: dict[str, Any] = {**DEMO_SETTINGS, "slots": 1, "swarm_enabled": False}
-# Runs a command; says its seconds, the memory of its largest process, and the processor time of all of them.
+# Runs a command; says its seconds, the memory of its largest process, and the processor time of all
+# of them.
 MEASURED = (
     "import json,resource,subprocess,sys,time;b=time.monotonic();"
     "r=subprocess.run(sys.argv[2:],stdout=subprocess.DEVNULL,stderr=open(sys.argv[1]+'.log','w')).returncode;"
@@ -54,7 +58,8 @@ MEASURED = (
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`processor_seconds`: of the operator's programs and of all hosts; `mebibytes`: of the operator's largest."""
+    """`processor_seconds`: of the operator's programs and of all hosts; `mebibytes`: of the
+    operator's largest."""
 
     seconds: float
     mebibytes: float
@@ -67,13 +72,17 @@ def measured(lab: Lab, folder: Path, *command: str | Path) -> Measured:
     lab.operator(sys.executable, "-c", MEASURED, result, *command, timeout=RUN_SECONDS)
     code, seconds, mebibytes, own = json.loads(result.read_text())
     if code:
-        raise SystemExit(f"{command[0]} ended with code {code}:\n{Path(f'{result}.log').read_text()[-3000:]}")
+        raise SystemExit(
+            f"{command[0]} ended with code {code}:\n{Path(f'{result}.log').read_text()[-3000:]}"
+        )
     return Measured(seconds, mebibytes, own + _processor_seconds(lab) - before)
 
 
 def _processor_seconds(lab: Lab) -> float:
     """That all hosts have used since they were switched on."""
-    files = [group / "cpu.stat" for host in lab.hosts for group in cgroups.folders(lab.name, host.name)]
+    files = [
+        group / "cpu.stat" for host in lab.hosts for group in cgroups.folders(lab.name, host.name)
+    ]
     return sum(int(file.read_text().split()[1]) for file in files if file.exists()) / 1e6
 
 
@@ -93,14 +102,20 @@ def write_playbook(lab: Lab, folder: Path, commit: str) -> Path:
     plan = validation.check([HostEntry("h1", ("workers",), DATA)])["h1"]
     slot = plan.slots[0]
     (folder / "worker-0.yaml").write_text(units.settings_text(slot.settings))
-    (folder / "worker.service").write_text(units.render(WORKER_UNIT, SYSTEMD, plan.deployment.watchdog_seconds))
+    (folder / "worker.service").write_text(
+        units.render(WORKER_UNIT, SYSTEMD, plan.deployment.watchdog_seconds)
+    )
     (folder / "hivewright").write_text(system.WRAPPER)
     packages = " ".join(system.PACKAGES)
     apt = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y"
     install = f"{apt} update && {apt} --no-install-recommends install {packages}"
     here, state = RELEASES / commit, slot.settings.node.state_dir
     build = f"{release.environment_script(here, None)} && ln -sfn $folder {here}/environment"
-    folders = {"/opt/hivewright": "755", str(RELEASES): "755", "/opt/hivewright/environments": "755"}
+    folders = {
+        "/opt/hivewright": "755",
+        str(RELEASES): "755",
+        "/opt/hivewright/environments": "755",
+    }
     folders |= {"/var/lib/hivewright": "755", "/etc/hivewright": "755"}
     run = f"runuser -u {paths.USER} -- environment/bin/python -m worker"
     tasks: list[dict[str, Any]] = [
@@ -130,16 +145,22 @@ def write_playbook(lab: Lab, folder: Path, commit: str) -> Path:
             "state": "{{ 'restarted' if unit.changed or settings.changed or current.changed else 'started' }}"}},
     ]  # fmt: skip
     file = folder / "play.yaml"
-    file.write_text(yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": tasks}], sort_keys=False))
-    ssh = f"-o UserKnownHostsFile={lab.folder}/known_hosts -o ControlMaster=auto -o ControlPersist=600s"
+    file.write_text(
+        yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": tasks}], sort_keys=False)
+    )
+    ssh = (
+        f"-o UserKnownHostsFile={lab.folder}/known_hosts -o ControlMaster=auto -o"
+        " ControlPersist=600s"
+    )
     lines = [
-        f"{host.name} ansible_host={host.address} ansible_user=root ansible_ssh_private_key_file={lab.folder}/id"
-        " ansible_python_interpreter=/usr/bin/python3"
+        f"{host.name} ansible_host={host.address} ansible_user=root"
+        f" ansible_ssh_private_key_file={lab.folder}/id ansible_python_interpreter=/usr/bin/python3"
         for host in lab.hosts
     ]
     (folder / "hosts.ini").write_text("\n".join(lines) + "\n")
     (folder / "ansible.cfg").write_text(
-        f"[defaults]\nforks = {len(lab.hosts)}\n[ssh_connection]\npipelining = True\nssh_args = {ssh}\n"
+        f"[defaults]\nforks = {len(lab.hosts)}\n[ssh_connection]\npipelining = True\nssh_args ="
+        f" {ssh}\n"
     )
     return file
 
@@ -156,9 +177,21 @@ def roll_out(lab: Lab, folder: Path, inventory: Path) -> dict[str, Any]:
     changed.write_text(inventory.read_text() + 'all[1]["release_ref"] = "lab-next"\n')
     output = folder / "rollout"
     is_over = threading.Event()
-    freezer = threading.Thread(target=_freeze_when_done, args=(lab, output / "report.json", is_over))
+    freezer = threading.Thread(
+        target=_freeze_when_done, args=(lab, output / "report.json", is_over)
+    )
     freezer.start()
-    program = (sys.executable, "-m", "worker", "rollout", changed, "--batch", "2", "--output", output)
+    program = (
+        sys.executable,
+        "-m",
+        "worker",
+        "rollout",
+        changed,
+        "--batch",
+        "2",
+        "--output",
+        output,
+    )
     try:
         seconds = measured(lab, folder, *program).seconds
     finally:
@@ -178,7 +211,8 @@ def _freeze_when_done(lab: Lab, file: Path, is_over: threading.Event) -> None:
 
 
 def compare(num_hosts: int, repeats: int, ansible: Path, has_rollout: bool) -> dict[str, Any]:
-    """Of ours and of Ansible's: seconds of the first run; medians of those without a change, and the most memory."""
+    """Of ours and of Ansible's: seconds of the first run; medians of those without a change, and
+    the most memory."""
     figures: dict[str, Any] = {}
     for tool in ("ours", "reference"):
         lab = Lab("labbench")
@@ -193,8 +227,18 @@ def compare(num_hosts: int, repeats: int, ansible: Path, has_rollout: bool) -> d
                     command = (sys.executable, "-m", "pyinfra", "-y", inventory, "deploy.py")
                 else:
                     play = write_playbook(lab, folder, commit)
-                    environment = ("env", f"ANSIBLE_CONFIG={folder}/ansible.cfg", f"ANSIBLE_HOME={folder}/home")
-                    command = (*environment, ansible / "bin/ansible-playbook", "-i", folder / "hosts.ini", play)
+                    environment = (
+                        "env",
+                        f"ANSIBLE_CONFIG={folder}/ansible.cfg",
+                        f"ANSIBLE_HOME={folder}/home",
+                    )
+                    command = (
+                        *environment,
+                        ansible / "bin/ansible-playbook",
+                        "-i",
+                        folder / "hosts.ini",
+                        play,
+                    )
                 first = measured(lab, folder, *command).seconds
                 for host in lab.hosts:
                     freeze(host)
@@ -215,7 +259,9 @@ def compare(num_hosts: int, repeats: int, ansible: Path, has_rollout: bool) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hosts", type=int, nargs="+", default=[3, 8])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -235,7 +281,9 @@ def main() -> None:
         print(f"{ANSIBLE} installed in {time.monotonic() - began:.0f} s", flush=True)
         for num_hosts in options.hosts:
             found = compare(num_hosts, options.repeats, ansible, num_hosts == max(options.hosts))
-            seconds_again[num_hosts] = {tool: found[tool]["again"] for tool in ("ours", "reference")}
+            seconds_again[num_hosts] = {
+                tool: found[tool]["again"] for tool in ("ours", "reference")
+            }
             for key, what, unit in (
                 ("first", "first deploy of bare hosts", "s"),
                 ("again", "second deploy, nothing to change", "s"),
@@ -259,7 +307,10 @@ def _rollout_claim(report: dict[str, Any], num_hosts: int) -> dict[str, Any]:
     fates = [host["fate"] for host in report["hosts"].values()]
     batches = max(host["batch"] for host in report["hosts"].values())
     seconds = report["seconds"]
-    print(f"rollout of a code change: {fates.count('done')} of {num_hosts} hosts in {batches} batches, {seconds:.0f} s")
+    print(
+        f"rollout of a code change: {fates.count('done')} of {num_hosts} hosts in {batches}"
+        f" batches, {seconds:.0f} s"
+    )
     return {"claim": f"rollout of a code change, {num_hosts} hosts in {batches} batches", "ours": seconds,
             "reference": None, "ratio": None, "unit": "s"}  # fmt: skip
 
@@ -267,8 +318,14 @@ def _rollout_claim(report: dict[str, Any], num_hosts: int) -> dict[str, Any]:
 def _slope(seconds: dict[int, dict[str, float]]) -> dict[str, Any]:
     """What one more host costs a run that finds nothing to do."""
     least, most = min(seconds), max(seconds)
-    each = {tool: (seconds[most][tool] - seconds[least][tool]) / (most - least) for tool in ("ours", "reference")}
-    print(f"one more host, from {least} to {most}: ours {each['ours']:.2f} s, Ansible's {each['reference']:.2f} s")
+    each = {
+        tool: (seconds[most][tool] - seconds[least][tool]) / (most - least)
+        for tool in ("ours", "reference")
+    }
+    print(
+        f"one more host, from {least} to {most}: ours {each['ours']:.2f} s, Ansible's"
+        f" {each['reference']:.2f} s"
+    )
     return {"claim": f"second deploy, one more host ({least} to {most})", **each,
             "ratio": each["reference"] / each["ours"], "unit": "s"}  # fmt: skip
 

@@ -1,14 +1,17 @@
-"""How fast are answers sampled? Ours against the existing node's loop over `model.generate` and other ways.
+"""How fast are answers sampled? Ours against the existing node's loop over `model.generate` and
+other ways.
 
     python -m benchmarks.generation [--shapes tiny small half] [--runs 3] [--threads 2] [--clock wall]
         [--dtype auto] [--device cpu] [--model FOLDER] [--json FILE]
 
-Two prompts of 96 and 80 tokens (the median of the default mix is 96), eight completions each, the same lengths for
-everybody: 128 new tokens of the small models, 32 of the large one. The loop is the existing node's way: one call of
-`model.generate` for each completion index; TRL's is what its `GRPOTrainer` does with the same prompts' tokens. The
-contenders take turns, so that a noisy machine is noisy for all; medians. Prefill is part of every figure. Exits 1 if a
-claim's ratio is missed. Where other programs want the cores, one thread and `--clock cpu` give ratios that can be
-trusted: they count the time that this process had. With `--device cuda` models are in bfloat16, for everybody.
+Two prompts of 96 and 80 tokens (the median of the default mix is 96), eight completions each, the
+same lengths for everybody: 128 new tokens of the small models, 32 of the large one. The loop is the
+existing node's way: one call of `model.generate` for each completion index; TRL's is what its
+`GRPOTrainer` does with the same prompts' tokens. The contenders take turns, so that a noisy machine
+is noisy for all; medians. Prefill is part of every figure. Exits 1 if a claim's ratio is missed.
+Where other programs want the cores, one thread and `--clock cpu` give ratios that can be trusted:
+they count the time that this process had. With `--device cuda` models are in bfloat16, for
+everybody.
 """
 
 import argparse
@@ -41,7 +44,8 @@ NUM_ROWS = len(PROMPT_LENGTHS) * NUM_GENERATIONS
 
 @dataclass(frozen=True)
 class Shape:
-    """`model`: a configuration, for random weights, or a model's name or folder. `wanted`: its ratio to the loop."""
+    """`model`: a configuration, for random weights, or a model's name or folder. `wanted`: its
+    ratio to the loop."""
 
     title: str
     model: transformers.PretrainedConfig | str
@@ -49,7 +53,9 @@ class Shape:
     wanted: float
 
 
-def qwen2(vocabulary: int, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> Any:
+def qwen2(
+    vocabulary: int, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int
+) -> Any:
     return transformers.Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -80,13 +86,20 @@ def load(shape: Shape, device: str) -> Any:
 def contenders(
     model: Any, engine: TorchEngine, prompts: list[list[int]], num_tokens: int, folder: str
 ) -> dict[str, Callable[[], None]]:
-    """What is timed, by name. Each samples 2 x 8 completions of exactly `num_tokens` tokens. `folder`: for TRL's."""
+    """What is timed, by name. Each samples 2 x 8 completions of exactly `num_tokens` tokens.
+    `folder`: for TRL's."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = (torch.arange(width) >= torch.tensor([width - len(p) for p in prompts])[:, None]).long().to(model.device)
+    mask = (
+        (torch.arange(width) >= torch.tensor([width - len(p) for p in prompts])[:, None])
+        .long()
+        .to(model.device)
+    )
     length = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens}
     options = {"do_sample": True, "top_k": 0, "pad_token_id": 0, "eos_token_id": 1, **length}
-    generation = settings.Generation(num_generations=NUM_GENERATIONS, max_completion_length=num_tokens)
+    generation = settings.Generation(
+        num_generations=NUM_GENERATIONS, max_completion_length=num_tokens
+    )
     endless = Ending(frozenset(), lambda tokens: False, [False] * model.config.vocab_size)
     trainer = make_trainer(model, num_tokens, folder)
     repeated = [prompt for prompt in prompts for _ in range(NUM_GENERATIONS)]
@@ -103,7 +116,9 @@ def contenders(
         completions, _ = trainer._generate_single_turn(repeated, None, {}, NUM_GENERATIONS)
         model.eval()
         if {len(completion) for completion in completions} != {num_tokens}:
-            raise SystemExit(f"TRL's completions are not of {num_tokens} tokens: {sorted(map(len, completions))}")
+            raise SystemExit(
+                f"TRL's completions are not of {num_tokens} tokens: {sorted(map(len, completions))}"
+            )
 
     def ours() -> None:
         engine.generate(prompts, generation, 0, endless)
@@ -112,7 +127,8 @@ def contenders(
 
 
 def make_trainer(model: Any, num_tokens: int, folder: str) -> GRPOTrainer:
-    """TRL's trainer, which is never trained here. Without gradient checkpointing, which would stay with the model."""
+    """TRL's trainer, which is never trained here. Without gradient checkpointing, which would stay
+    with the model."""
     config = GRPOConfig(
         output_dir=folder, per_device_train_batch_size=NUM_ROWS, num_generations=NUM_GENERATIONS,
         max_completion_length=num_tokens, generation_kwargs={"min_new_tokens": num_tokens},
@@ -126,8 +142,11 @@ def make_trainer(model: Any, num_tokens: int, folder: str) -> GRPOTrainer:
     )  # fmt: skip
 
 
-def time_all(ways: dict[str, Callable[[], None]], runs: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median seconds by name: ours once to warm up, then `runs` rounds in which each way has its turn."""
+def time_all(
+    ways: dict[str, Callable[[], None]], runs: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Median seconds by name: ours once to warm up, then `runs` rounds in which each way has its
+    turn."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     ways["ours"]()
     for _ in range(runs):
@@ -147,9 +166,13 @@ def memory_bandwidth(device: str) -> float:
 
 
 def product_rate(rows: int, device: str) -> float:
-    """Multiplications and additions a second of a product with so many rows, weights in the cache: float32 on a CPU."""
+    """Multiplications and additions a second of a product with so many rows, weights in the cache:
+    float32 on a CPU."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    x, weight = torch.randn(rows, 1024, device=device).to(dtype), torch.randn(1024, 2048, device=device).to(dtype)
+    x, weight = (
+        torch.randn(rows, 1024, device=device).to(dtype),
+        torch.randn(1024, 2048, device=device).to(dtype),
+    )
     return 2 * rows * weight.numel() / min(_time(lambda: x @ weight) for _ in range(50))
 
 
@@ -175,16 +198,22 @@ class Machine:
     rate: float
 
 
-def measure(shape: Shape, runs: int, clock: Callable[[], float], dtype: str, machine: Machine) -> list[dict[str, Any]]:
+def measure(
+    shape: Shape, runs: int, clock: Callable[[], float], dtype: str, machine: Machine
+) -> list[dict[str, Any]]:
     """Prints one shape's table. Returns what goes into the JSON file."""
     model = load(shape, machine.device)
     prompts = [torch.randint(5, model.config.vocab_size, (n,)).tolist() for n in PROMPT_LENGTHS]
     engine = TorchEngine(model, dtype)
     assert isinstance(engine.decoder, LeanDecoder)
     with tempfile.TemporaryDirectory(prefix="generation-") as folder:
-        seconds = time_all(contenders(model, engine, prompts, shape.num_tokens, folder), runs, clock)
+        seconds = time_all(
+            contenders(model, engine, prompts, shape.num_tokens, folder), runs, clock
+        )
     num_tokens = NUM_ROWS * shape.num_tokens
-    print(f"\n{shape.title}: {model.num_parameters():,} parameters, 2 x 8 x {shape.num_tokens} tokens")
+    print(
+        f"\n{shape.title}: {model.num_parameters():,} parameters, 2 x 8 x {shape.num_tokens} tokens"
+    )
     print(f"{'way':>10}  {'tokens/s':>9}  {'of the loop':>11}")
     for name, value in seconds.items():
         print(f"{name:>10}  {num_tokens / value:9.1f}  {seconds['loop'] / value:10.1f}x")
@@ -211,10 +240,10 @@ def print_floors(model: Any, decoder: LeanDecoder, step: float, machine: Machine
     reading = model.num_parameters() * weights.dtype.itemsize / machine.bandwidth
     computing = 2 * model.num_parameters() * NUM_ROWS / machine.rate
     print(
-        f"a step of ours takes {step * 1e3:.2f} ms with its share of the prefill: {step / reading:.1f} times as long "
-        f"as reading the weights ({reading * 1e3:.2f} ms), {step / computing:.1f} times as long as torch's products "
-        f"alone ({computing * 1e3:.2f} ms)\n"
-        f"weights in {weights.dtype}, copied in {copying:.3f} s after a training step",
+        f"a step of ours takes {step * 1e3:.2f} ms with its share of the prefill:"
+        f" {step / reading:.1f} times as long as reading the weights ({reading * 1e3:.2f} ms),"
+        f" {step / computing:.1f} times as long as torch's products alone ({computing * 1e3:.2f}"
+        f" ms)\nweights in {weights.dtype}, copied in {copying:.3f} s after a training step",
         flush=True,
     )
 
@@ -227,7 +256,9 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    parser.add_argument("--model", metavar="FOLDER", help="a model of your own, in transformers' format, too")
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="a model of your own, in transformers' format, too"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     clock = time.process_time if arguments.clock == "cpu" else wall_clock
@@ -236,7 +267,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device = arguments.device
     machine = Machine(device, memory_bandwidth(device), product_rate(NUM_ROWS, device))
-    processor = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    processor = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
     print(
         f"{processor}, {arguments.threads} threads, {arguments.clock} time; "
         f"copy {machine.bandwidth / 1e9:.1f} GB/s (read and written); "

@@ -1,10 +1,11 @@
-"""Does the swarm learn? Mean reward over 60 demo rounds: the last ten against the first ten, on three seeds.
+"""Does the swarm learn? Mean reward over 60 demo rounds: the last ten against the first ten, on
+three seeds.
 
     python -m benchmarks.learning [--workers 3] [--rounds 60] [--seeds 0 1 2] [--plot FILE] [--json FILE]
 
-The real environment, model, generation, sampler and trainer under the demo's settings; only the network is left out:
-the nodes hand each other their groups, which the receiver regenerates and scores again, as the exchange does.
-Exits 1 if a seed gains less than 0.1.
+The real environment, model, generation, sampler and trainer under the demo's settings; only the
+network is left out: the nodes hand each other their groups, which the receiver regenerates and
+scores again, as the exchange does. Exits 1 if a seed gains less than 0.1.
 """
 
 import argparse
@@ -55,12 +56,17 @@ def main() -> None:
     curves: dict[int, list[float]] = {}
     gains: dict[int, float] = {}
     results = []
-    print(f"{arguments.workers} workers, {arguments.rounds} rounds; mean reward of the first and the last {WINDOW}")
+    print(
+        f"{arguments.workers} workers, {arguments.rounds} rounds; mean reward of the first and the"
+        f" last {WINDOW}"
+    )
     print(GAIN_HEADER)
     for seed in arguments.seeds:
         started = time.monotonic()
         curve = curves[seed] = mean_curve(run(seed, arguments.workers, arguments.rounds, config))
-        gains[seed], claim = print_gain("the demo's mix", seed, curve, WINDOW, time.monotonic() - started)
+        gains[seed], claim = print_gain(
+            "the demo's mix", seed, curve, WINDOW, time.monotonic() - started
+        )
         results.append(claim)
     if arguments.plot:
         draw(curves, arguments.plot)

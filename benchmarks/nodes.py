@@ -1,7 +1,9 @@
-"""Simulated workers for the learning benchmarks: everything of a node but the network and the chain.
+"""Simulated workers for the learning benchmarks: everything of a node but the network and the
+chain.
 
-The real environment, policy, sampler and trainer; nodes hand each other their groups in the process, and the receiver
-regenerates the question and scores the answers again, as the exchange does.
+The real environment, policy, sampler and trainer; nodes hand each other their groups in the
+process, and the receiver regenerates the question and scores the answers again, as the exchange
+does.
 """
 
 import random
@@ -23,7 +25,8 @@ from worker.trainer.trainer import Trainer
 
 @dataclass
 class Node:
-    """One simulated worker. `rewards` is the mean reward of its own groups, by round; `steps`: whether it made one."""
+    """One simulated worker. `rewards` is the mean reward of its own groups, by round; `steps`:
+    whether it made one."""
 
     peer_id: str
     settings: settings.Settings
@@ -35,15 +38,20 @@ class Node:
     has_credit: bool = True
 
     def answer(self, round: int) -> list[ScoredGroup]:
-        tasks = self.environment.sample(round_seed(self.peer_id, round), self.settings.environment.tasks_per_round)
+        tasks = self.environment.sample(
+            round_seed(self.peer_id, round), self.settings.environment.tasks_per_round
+        )
         policy, seed = self.trainer.policy, self.rng.getrandbits(31)
-        questions, answers = rollouts.generate(policy, self.environment, self.settings.generation, tasks, seed)
+        questions, answers = rollouts.generate(
+            policy, self.environment, self.settings.generation, tasks, seed
+        )
         groups = rollouts.score(self.environment, tasks, questions, answers).groups
         self.rewards.append(statistics.fmean(group.mean_reward for group in groups))
         return groups
 
     def collect(self, answered: Mapping[str, Sequence[ScoredGroup]]) -> list[ScoredGroup]:
-        """What the exchange brings: groups of peers, drawn at random with the worker's margin, verified."""
+        """What the exchange brings: groups of peers, drawn at random with the worker's margin,
+        verified."""
         offered = [
             (peer_id, Group(group.task, group.completions))
             for peer_id, groups in answered.items()
@@ -51,12 +59,16 @@ class Node:
             for group in groups
         ]
         wanted = EXTERNAL_MARGIN * self.settings.trainer.external_groups
-        return [self.verify(*offer) for offer in self.rng.sample(offered, min(wanted, len(offered)))]
+        return [
+            self.verify(*offer) for offer in self.rng.sample(offered, min(wanted, len(offered)))
+        ]
 
     def verify(self, peer_id: str, group: Group) -> ScoredGroup:
         rewards = self.environment.score(group.task, group.completions)
         scored = tuple(map(Rollout, group.completions, rewards))
-        return ScoredGroup(group.task, self.environment.question(group.task), scored, peer_id=peer_id)
+        return ScoredGroup(
+            group.task, self.environment.question(group.task), scored, peer_id=peer_id
+        )
 
     def learn(self, local: list[ScoredGroup], external: list[ScoredGroup]) -> None:
         groups = give_credit(local, is_closed) if self.has_credit else local
@@ -80,7 +92,9 @@ def run(
     config: settings.Settings,
     load_environment: Callable[[settings.Environment], Environment] = environments.load,
 ) -> list[Node]:
-    nodes = [make_node(seed, i, config, load_environment(config.environment)) for i in range(num_workers)]
+    nodes = [
+        make_node(seed, i, config, load_environment(config.environment)) for i in range(num_workers)
+    ]
     for round in range(rounds):
         exchange(nodes, round)
     return nodes
@@ -94,14 +108,19 @@ def exchange(nodes: Sequence[Node], round: int) -> None:
 
 
 def mean_curve(nodes: list[Node]) -> list[float]:
-    return [statistics.fmean(rewards) for rewards in zip(*(node.rewards for node in nodes), strict=True)]
+    return [
+        statistics.fmean(rewards) for rewards in zip(*(node.rewards for node in nodes), strict=True)
+    ]
 
 
 GAIN_HEADER = f"{'seed':>4}  {'first':>6}  {'last':>6}  {'gain':>6}  {'seconds':>7}"
 
 
-def print_gain(title: str, seed: int, curve: list[float], window: int, seconds: float) -> tuple[float, dict[str, Any]]:
-    """What the last `window` rounds earned more than the first, on average, as a line; the gain and its claim."""
+def print_gain(
+    title: str, seed: int, curve: list[float], window: int, seconds: float
+) -> tuple[float, dict[str, Any]]:
+    """What the last `window` rounds earned more than the first, on average, as a line; the gain and
+    its claim."""
     first, last = statistics.fmean(curve[:window]), statistics.fmean(curve[-window:])
     print(f"{seed:4d}  {first:6.3f}  {last:6.3f}  {last - first:+6.3f}  {seconds:7.0f}", flush=True)
     return last - first, {

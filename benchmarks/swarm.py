@@ -1,12 +1,14 @@
-"""A round's exchange among real nodes: each gets its groups from peers, against one DHT key that everybody reads whole.
+"""A round's exchange among real nodes: each gets its groups from peers, against one DHT key that
+everybody reads whole.
 
     python -m benchmarks.swarm [--nodes 4 8 16 32] [--rounds 5] [--idle SECONDS] [--json FILE]
 
-A round is 9 tasks x 8 completions x 600 bytes from each node. Ours: `worker.swarm.swarm`, as the worker uses it,
-scoring left out (a look-up stands in). Reference: the existing way, `hivemind.dht.DHTNode`: every node stores its
-groups under the round's key and reads that key until all are there. In both each node is a process with a libp2p
-daemon of its own. The two take turns, round by round, and each has a network namespace of its own, whose loopback
-counts its bytes (benchmarks/swarm_sides.py). Figures are medians over the rounds; the first is left out.
+A round is 9 tasks x 8 completions x 600 bytes from each node. Ours: `worker.swarm.swarm`, as the
+worker uses it, scoring left out (a look-up stands in). Reference: the existing way,
+`hivemind.dht.DHTNode`: every node stores its groups under the round's key and reads that key until
+all are there. In both each node is a process with a libp2p daemon of its own. The two take turns,
+round by round, and each has a network namespace of its own, whose loopback counts its bytes
+(benchmarks/swarm_sides.py). Figures are medians over the rounds; the first is left out.
 """
 
 import argparse
@@ -38,8 +40,8 @@ FLAT_FROM, FLAT_TO = 8, 32
 
 @dataclass(frozen=True)
 class Measured:
-    """One size of swarm. `new`: rounds of ours in which every connection had to be made first; `idle`: ours with
-    nothing to do (None: not asked for)."""
+    """One size of swarm. `new`: rounds of ours in which every connection had to be made first;
+    `idle`: ours with nothing to do (None: not asked for)."""
 
     num_nodes: int
     ours: Cost
@@ -50,16 +52,17 @@ class Measured:
     def show(self) -> None:
         ours, theirs, new, idle = self.ours, self.theirs, self.new, self.idle
         print(
-            f"{self.num_nodes:5d}  {theirs.seconds:7.3f}  {theirs.bytes / 1e6:8.3f}  {theirs.cpu_seconds:10.4f}   "
-            f"{ours.seconds:7.3f}  {ours.bytes / 1e6:8.4f}  {ours.cpu_seconds:10.4f}  "
-            f"{theirs.seconds / ours.seconds:5.1f}x  {theirs.bytes / ours.bytes:10.1f}x  "
-            f"{theirs.cpu_seconds / ours.cpu_seconds:7.1f}x"
+            f"{self.num_nodes:5d}  {theirs.seconds:7.3f}  {theirs.bytes / 1e6:8.3f} "
+            f" {theirs.cpu_seconds:10.4f}   {ours.seconds:7.3f}  {ours.bytes / 1e6:8.4f} "
+            f" {ours.cpu_seconds:10.4f}  {theirs.seconds / ours.seconds:5.1f}x "
+            f" {theirs.bytes / ours.bytes:10.1f}x  {theirs.cpu_seconds / ours.cpu_seconds:7.1f}x"
         )
         print(
-            f"       ours: {ours.frame_bytes / 1e3:.1f} of {ours.bytes / 1e3:.1f} KB are frames, processor "
-            f"{ours.python_seconds * 1e3:.1f} ms Python + {ours.daemon_seconds * 1e3:.1f} ms daemon, memory "
-            f"{ours.python_mb:.0f} + {ours.daemon_mb:.0f} MB; all connections new: {new.seconds:.3f} s, "
-            f"{new.bytes / 1e3:.1f} KB, {new.cpu_seconds * 1e3:.1f} ms",
+            f"       ours: {ours.frame_bytes / 1e3:.1f} of {ours.bytes / 1e3:.1f} KB are frames,"
+            f" processor {ours.python_seconds * 1e3:.1f} ms Python +"
+            f" {ours.daemon_seconds * 1e3:.1f} ms daemon, memory {ours.python_mb:.0f} +"
+            f" {ours.daemon_mb:.0f} MB; all connections new: {new.seconds:.3f} s,"
+            f" {new.bytes / 1e3:.1f} KB, {new.cpu_seconds * 1e3:.1f} ms",
             flush=True,
         )
         if idle is not None:
@@ -77,7 +80,12 @@ class Measured:
             (BYTES, ours.bytes, theirs.bytes, "bytes"),
             (CPU, ours.cpu_seconds, theirs.cpu_seconds, "s"),
             ("processor time of Python a node", ours.python_seconds, theirs.python_seconds, "s"),
-            ("processor time of the daemon a node", ours.daemon_seconds, theirs.daemon_seconds, "s"),
+            (
+                "processor time of the daemon a node",
+                ours.daemon_seconds,
+                theirs.daemon_seconds,
+                "s",
+            ),
             ("memory of Python a node", ours.python_mb, theirs.python_mb, "MB"),
             ("memory of the daemon a node", ours.daemon_mb, theirs.daemon_mb, "MB"),
             (NEW_BYTES, self.new.bytes, theirs.bytes, "bytes"),
@@ -89,7 +97,10 @@ class Measured:
                 (IDLE_BYTES, self.idle.bytes * per_minute, theirs.bytes, "bytes"),
                 (IDLE_CPU, self.idle.cpu_seconds * per_minute, theirs.cpu_seconds, "s"),
             ]
-        return [_claim(f"{self.num_nodes} nodes: {what}", mine, other, unit) for what, mine, other, unit in rows]
+        return [
+            _claim(f"{self.num_nodes} nodes: {what}", mine, other, unit)
+            for what, mine, other, unit in rows
+        ]
 
 
 def measure(num_nodes: int, rounds: int, idle_seconds: float) -> Measured:
@@ -111,7 +122,9 @@ def _start(kind: str, num_nodes: int, stack: ExitStack) -> Remote:
 
 def _median(costs: Sequence[Cost]) -> Cost:
     """Of each figure by itself."""
-    return Cost(*(statistics.median(getattr(cost, field.name) for cost in costs) for field in fields(Cost)))
+    return Cost(
+        *(statistics.median(getattr(cost, field.name) for cost in costs) for field in fields(Cost))
+    )
 
 
 def _claim(what: str, ours: float, reference: float, unit: str) -> dict[str, Any]:
@@ -130,8 +143,15 @@ def compare_sizes(few: Measured, many: Measured) -> list[dict[str, Any]]:
     rows = []
     for what, name, unit in ((BYTES, "bytes", "bytes"), (CPU, "cpu_seconds", "s")):
         small, large = getattr(few.ours, name), getattr(many.ours, name)
-        print(f"{what}: {large / small:.2f} times as much with {many.num_nodes} nodes as with {few.num_nodes}")
-        rows.append(_claim(f"ours, {many.num_nodes} nodes against {few.num_nodes}: {what}", large, small, unit))
+        print(
+            f"{what}: {large / small:.2f} times as much with {many.num_nodes} nodes as with"
+            f" {few.num_nodes}"
+        )
+        rows.append(
+            _claim(
+                f"ours, {many.num_nodes} nodes against {few.num_nodes}: {what}", large, small, unit
+            )
+        )
     return rows
 
 
@@ -140,15 +160,26 @@ def weigh() -> list[dict[str, Any]]:
     rows, text = [], prose()
     with tempfile.TemporaryDirectory() as folder:
         me = identity.create(Path(folder) / "swarm.pem")
-    for kind, write in (("nothing in common", write_groups), ("much in common", write_related_groups)):
+    for kind, write in (
+        ("nothing in common", write_groups),
+        ("much in common", write_related_groups),
+    ):
         groups = write(text, me.peer_id, 0)
         plain = sum(len(c) for g in groups for c in g.completions)
         started = time.process_time()
         frame = messages.encode_frame(messages.Kind.GROUPS, messages.seal_groups(me, 0, groups))
         milliseconds = 1000 * (time.process_time() - started)
-        print(f"answers that have {kind}: {plain} bytes, {len(frame)} on the wire, {milliseconds:.1f} ms to make")
+        print(
+            f"answers that have {kind}: {plain} bytes, {len(frame)} on the wire, {milliseconds:.1f}"
+            " ms to make"
+        )
         rows.append(
-            _claim(f"bytes of a round's groups on the wire, answers that have {kind}", len(frame), plain, "bytes")
+            _claim(
+                f"bytes of a round's groups on the wire, answers that have {kind}",
+                len(frame),
+                plain,
+                "bytes",
+            )
         )
     return rows
 
@@ -157,13 +188,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--idle", type=float, default=0, help="seconds to watch our nodes with nothing to do")
+    parser.add_argument(
+        "--idle", type=float, default=0, help="seconds to watch our nodes with nothing to do"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
     results = weigh()
     print("       one key, all read it all        drawn peers, asked directly")
-    print("nodes  seconds   MB/node  CPU s/node   seconds   MB/node  CPU s/node  faster  fewer bytes  less CPU")
+    print(
+        "nodes  seconds   MB/node  CPU s/node   seconds   MB/node  CPU s/node  faster  fewer bytes "
+        " less CPU"
+    )
     sizes: dict[int, Measured] = {}
     for num_nodes in arguments.nodes:
         sizes[num_nodes] = measure(num_nodes, arguments.rounds, arguments.idle)

@@ -1,11 +1,13 @@
-"""Many rounds of real nodes among which somebody is killed again and again: no node stops, none hangs, memory is flat.
+"""Many rounds of real nodes among which somebody is killed again and again: no node stops, none
+hangs, memory is flat.
 
     python -m benchmarks.swarm_endurance [--nodes 8] [--rounds 1000] [--kill-every 10] [--json FILE]
 
-Every few rounds one node, or its libp2p daemon, gets SIGKILL somewhere in the middle of the round. A killed node is
-started again, as systemd does; a killed daemon is the node's own business. Two nodes are never killed: their memory,
-threads and open files are followed from the first round to the last. Exits 1 if a node stops by itself or hangs, or if
-theirs grow by more than a tenth over the second half of the rounds.
+Every few rounds one node, or its libp2p daemon, gets SIGKILL somewhere in the middle of the round.
+A killed node is started again, as systemd does; a killed daemon is the node's own business. Two
+nodes are never killed: their memory, threads and open files are followed from the first round to
+the last. Exits 1 if a node stops by itself or hangs, or if theirs grow by more than a tenth over
+the second half of the rounds.
 """
 
 import argparse
@@ -40,7 +42,8 @@ NUM_ANSWERS = 2  # to "prepare" and to "take_part"
 
 @dataclass
 class Watch:
-    """What is noted of all rounds. `alone`: how often a node got no group at all, by what had happened to it."""
+    """What is noted of all rounds. `alone`: how often a node got no group at all, by what had
+    happened to it."""
 
     seconds: list[float] = field(default_factory=list)
     kills: "Counter[str]" = field(default_factory=Counter)
@@ -53,12 +56,17 @@ class Watch:
 def run(side: Side, rounds: int, kill_every: int, rng: random.Random, watch: Watch) -> None:
     killed: dict[Running, int] = {}
     for round in range(rounds):
-        victim = rng.choice(side.nodes[NUM_WITNESSES:]) if round % kill_every == kill_every - 1 else None
+        victim = (
+            rng.choice(side.nodes[NUM_WITNESSES:]) if round % kill_every == kill_every - 1 else None
+        )
         if victim is not None:
             killed[victim] = round
         got = play(side.nodes, round, victim, rng, watch)
         if watch.seconds[-1] > SLOW_SECONDS:
-            print(f"round {round} took {watch.seconds[-1]:.1f} s, groups {list(got.values())}", flush=True)
+            print(
+                f"round {round} took {watch.seconds[-1]:.1f} s, groups {list(got.values())}",
+                flush=True,
+            )
         for node, groups in got.items():
             if not groups:
                 since = round - killed.get(node, -rounds)
@@ -72,7 +80,8 @@ def run(side: Side, rounds: int, kill_every: int, rng: random.Random, watch: Wat
 def play(
     nodes: list[Running], round: int, victim: Running | None, rng: random.Random, watch: Watch
 ) -> dict[Running, int]:
-    """One round; the groups that each node got. Who ends without having been killed is counted and started again."""
+    """One round; the groups that each node got. Who ends without having been killed is counted and
+    started again."""
     started = time.monotonic()
     for node in nodes:
         node.pipe.send(("prepare", round))
@@ -139,9 +148,13 @@ def look_at(nodes: list[Running]) -> dict[str, float]:
     pids = [node.pid for node in nodes]
     return {
         "Python MB": statistics.fmean(memory_mb(pid) for pid in pids),
-        "daemon MB": statistics.fmean(memory_mb(daemon) for pid in pids for daemon in daemons_of(pid)),
+        "daemon MB": statistics.fmean(
+            memory_mb(daemon) for pid in pids for daemon in daemons_of(pid)
+        ),
         "threads": statistics.fmean(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in pids),
-        "open files": statistics.fmean(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids),
+        "open files": statistics.fmean(
+            len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids
+        ),
     }
 
 
@@ -155,28 +168,42 @@ def tenths(watch: Watch, name: str) -> list[float]:
 def show(watch: Watch) -> None:
     latest = " ".join(f"{name} {value:.1f}" for name, value in watch.witnesses[-1].items())
     print(
-        f"{time.strftime('%H:%M:%S')} rounds {len(watch.seconds)} kills {dict(watch.kills)} stopped {watch.stopped} "
-        f"hung {watch.hung} alone {dict(watch.alone)} median {statistics.median(watch.seconds):.2f} s "
-        f"longest {max(watch.seconds):.1f} s; witnesses: {latest}",
+        f"{time.strftime('%H:%M:%S')} rounds {len(watch.seconds)} kills {dict(watch.kills)} stopped"
+        f" {watch.stopped} hung {watch.hung} alone {dict(watch.alone)} median"
+        f" {statistics.median(watch.seconds):.2f} s longest {max(watch.seconds):.1f} s; witnesses:"
+        f" {latest}",
         flush=True,
     )
 
 
 def claims(watch: Watch) -> list[dict[str, object]]:
-    """`reference` is what is aimed at; of the witnesses, what they had in the fifth tenth of the rounds."""
+    """`reference` is what is aimed at; of the witnesses, what they had in the fifth tenth of the
+    rounds."""
     rounds, kills = len(watch.seconds), sum(watch.kills.values())
     rows: list[tuple[str, float, float | None, str]] = [
         ("rounds", rounds, 1000, "rounds"),
         ("nodes and daemons killed", kills, rounds // 10, "kills"),
         ("nodes that stopped by themselves", watch.stopped, 0, "nodes"),
         ("nodes that hung", watch.hung, 0, "nodes"),
-        ("nodes' rounds without a group, though not killed lately", watch.alone["others"], 0, "rounds"),
+        (
+            "nodes' rounds without a group, though not killed lately",
+            watch.alone["others"],
+            0,
+            "rounds",
+        ),
         ("median round", statistics.median(watch.seconds), None, "s"),
         ("longest round", max(watch.seconds), PATIENCE_SECONDS, "s"),
     ]
     for name in watch.witnesses[0]:
         means = tenths(watch, name)
-        rows.append((f"node that is never killed: {name}, last tenth", means[-1], means[len(means) // 2 - 1], name))
+        rows.append(
+            (
+                f"node that is never killed: {name}, last tenth",
+                means[-1],
+                means[len(means) // 2 - 1],
+                name,
+            )
+        )
     return [
         {
             "claim": f"endurance: {what}",
@@ -190,9 +217,12 @@ def claims(watch: Watch) -> list[dict[str, object]]:
 
 
 def growing(watch: Watch) -> list[str]:
-    """What the witnesses had more of in the last tenth of the rounds than in the fifth, by more than FLAT allows."""
+    """What the witnesses had more of in the last tenth of the rounds than in the fifth, by more
+    than FLAT allows."""
     means = {name: tenths(watch, name) for name in watch.witnesses[0]}
-    return [name for name, values in means.items() if values[-1] > FLAT * values[len(values) // 2 - 1]]
+    return [
+        name for name, values in means.items() if values[-1] > FLAT * values[len(values) // 2 - 1]
+    ]
 
 
 def main() -> None:
@@ -215,7 +245,10 @@ def main() -> None:
         finally:
             if watch.seconds:
                 for name in watch.witnesses[0]:
-                    print(f"{name} of those that are never killed, by tenths of the run: {tenths(watch, name)}")
+                    print(
+                        f"{name} of those that are never killed, by tenths of the run:"
+                        f" {tenths(watch, name)}"
+                    )
                 result = claims(watch)
                 for row in result:
                     print(f"{row['claim']}: {row['ours']} {row['unit']}")

@@ -1,4 +1,5 @@
-"""The model behind benchmarks/swarm_sim.py: hosts, links and cores as queues, and the two ways to exchange on them."""
+"""The model behind benchmarks/swarm_sim.py: hosts, links and cores as queues, and the two ways to
+exchange on them."""
 
 import heapq
 import itertools
@@ -26,7 +27,8 @@ FAR_SECONDS = 0.25
 SESSION_SECONDS, ABSENCE_SECONDS = 3600.0, 600.0
 """Means (exponential): how long a node stays, and how long it is away. It leaves without a word."""
 VISIBLE_SECONDS = 2.5 * DEFAULTS.announce_every_seconds
-"""How long a node that is gone stays in the others' views: its record lives for three announcements."""
+"""How long a node that is gone stays in the others' views: its record lives for three
+announcements."""
 NUM_REPLICAS = 5
 MAX_READABLE_BYTES = 4.19e6
 """hivemind's: a larger value under one key can be stored, and not be read."""
@@ -67,7 +69,8 @@ class Clock:
 
 
 class Queue:
-    """Something that works on one thing after the other at each of its places: cores, or one direction of a link."""
+    """Something that works on one thing after the other at each of its places: cores, or one
+    direction of a link."""
 
     def __init__(self, speed: float, places: int = 1) -> None:
         self._speed = speed
@@ -82,7 +85,8 @@ class Queue:
 
 @dataclass
 class Host:
-    """A node's machine and link. `changes`: when it comes and goes by turns, beginning with a coming."""
+    """A node's machine and link. `changes`: when it comes and goes by turns, beginning with a
+    coming."""
 
     number: int
     place: tuple[float, float]
@@ -103,12 +107,15 @@ class Host:
         return index % 2 == 1 or (index > 0 and self.changes[index - 1] > time - VISIBLE_SECONDS)
 
     def stays(self, start: float, end: float) -> bool:
-        return self.is_up(start) and bisect_right(self.changes, start) == bisect_right(self.changes, end)
+        return self.is_up(start) and bisect_right(self.changes, start) == bisect_right(
+            self.changes, end
+        )
 
 
 @dataclass
 class Outcome:
-    """One node's round: seconds after its own groups were ready until it had what it wanted (None: never), groups."""
+    """One node's round: seconds after its own groups were ready until it had what it wanted (None:
+    never), groups."""
 
     seconds: float | None = None
     groups: int = 0
@@ -116,7 +123,8 @@ class Outcome:
 
 @dataclass
 class Result:
-    """`alone`: share of the nodes' rounds without a single group of others; `short`: with fewer than wanted."""
+    """`alone`: share of the nodes' rounds without a single group of others; `short`: with fewer
+    than wanted."""
 
     num_nodes: int
     median_seconds: float | None
@@ -130,8 +138,8 @@ class World:
     """All nodes, one round after the other."""
 
     def __init__(self, num_nodes: int, seed: int, cores: Queue | None = None) -> None:
-        """`cores`: of the one machine that all nodes are on; None: each has one of its own, far away, that comes and
-        goes."""
+        """`cores`: of the one machine that all nodes are on; None: each has one of its own, far
+        away, that comes and goes."""
         self.rng = random.Random(seed)
         self.clock = Clock()
         self.is_local = cores is not None
@@ -161,8 +169,16 @@ class World:
         distance = math.dist(one.place, other.place) / math.sqrt(2)
         return 0.01 + (FAR_SECONDS - 0.01) * distance
 
-    def send(self, sender: Host, receiver: Host, num_bytes: float, seconds: float, then: Callable[[], None]) -> None:
-        """A message from now on, and `then` once it is taken in; `seconds` of processor time, half at each end."""
+    def send(
+        self,
+        sender: Host,
+        receiver: Host,
+        num_bytes: float,
+        seconds: float,
+        then: Callable[[], None],
+    ) -> None:
+        """A message from now on, and `then` once it is taken in; `seconds` of processor time, half
+        at each end."""
         clock = self.clock
         self.bytes += num_bytes
         self.seconds += seconds
@@ -179,7 +195,8 @@ class World:
         clock.at(sender.cores.done(clock.now, seconds / 2), leave)
 
     def play(self, way: "type[Ours] | type[OneKey]", costs: Costs, rounds: int) -> list[Outcome]:
-        """`rounds` rounds; what came of those nodes that were there from a round's start to its deadline."""
+        """`rounds` rounds; what came of those nodes that were there from a round's start to its
+        deadline."""
         outcomes = []
         for number in range(rounds):
             start = number * ROUND_SECONDS
@@ -187,8 +204,14 @@ class World:
             for host in self.hosts:
                 host.ready_at = float("inf")
             for host in present:
-                spread = 0.0 if self.is_local else WRITING_SECONDS * self.rng.lognormvariate(0, WRITING_SIGMA)
-                host.ready_at = start + min(spread, ROUND_SECONDS - DEFAULTS.collect_timeout_seconds)
+                spread = (
+                    0.0
+                    if self.is_local
+                    else WRITING_SECONDS * self.rng.lognormvariate(0, WRITING_SIGMA)
+                )
+                host.ready_at = start + min(
+                    spread, ROUND_SECONDS - DEFAULTS.collect_timeout_seconds
+                )
             self.clock.now = start
             parts = [way(self, host, present, costs) for host in present]
             if isinstance(parts[0], OneKey):
@@ -201,10 +224,15 @@ class World:
 
 
 class Ours:
-    """One node's round: standing requests with peers that are drawn; one that fails is replaced by another draw."""
+    """One node's round: standing requests with peers that are drawn; one that fails is replaced by
+    another draw."""
 
     def __init__(self, world: World, me: Host, present: Sequence[Host], costs: Costs) -> None:
-        self.me, self.outcome, self.deadline = me, Outcome(), me.ready_at + DEFAULTS.collect_timeout_seconds
+        self.me, self.outcome, self.deadline = (
+            me,
+            Outcome(),
+            me.ready_at + DEFAULTS.collect_timeout_seconds,
+        )
         self._world, self._costs = world, costs
         self._wanted = min(WANTED_GROUPS, NUM_TASKS * (len(present) - 1))
         self._drawn = {me.number}
@@ -223,7 +251,11 @@ class Ours:
     def _draw(self) -> None:
         now = self._world.clock.now
         while not self._is_over and self._open < self._choose_number(now):
-            peer = self._choose(now) if len(self._drawn) <= MAX_DRAWS_PER_PEER * DEFAULTS.peers_per_round else None
+            peer = (
+                self._choose(now)
+                if len(self._drawn) <= MAX_DRAWS_PER_PEER * DEFAULTS.peers_per_round
+                else None
+            )
             if peer is None:
                 return
             self._drawn.add(peer.number)
@@ -231,7 +263,8 @@ class Ours:
             self._ask(peer)
 
     def _choose_number(self, now: float) -> int:
-        """As worker/swarm/exchange/collector.py does: those that are needed, soon k, and twice k when it gets late."""
+        """As worker/swarm/exchange/collector.py does: those that are needed, soon k, and twice k
+        when it gets late."""
         number = DEFAULTS.peers_per_round - self._answered
         if now >= (self.me.ready_at + self.deadline) / 2:
             return 2 * number
@@ -249,14 +282,20 @@ class Ours:
 
     def _ask(self, peer: Host) -> None:
         world, costs = self._world, self._costs
-        now, trip, is_new = world.clock.now, world.trip(self.me, peer), peer.number not in self.me.met
+        now, trip, is_new = (
+            world.clock.now,
+            world.trip(self.me, peer),
+            peer.number not in self.me.met,
+        )
         if not peer.is_up(now):
             world.clock.at(now + CONNECT_TIMEOUT_SECONDS, self._failed)
             return
         if is_new:
             self.me.met.add(peer.number)
             peer.met.add(self.me.number)
-            world.send(self.me, peer, costs.connection_bytes, costs.connection_seconds, lambda: None)
+            world.send(
+                self.me, peer, costs.connection_bytes, costs.connection_seconds, lambda: None
+            )
         arrives = now + trip * (NEW_CONNECTION_TRIPS * is_new + 1.5)
         world.clock.at(arrives, lambda: self._arrive(peer))
 
@@ -274,7 +313,9 @@ class Ours:
         peer.num_open -= 1
         if self._is_over or clock.now < peer.ready_at or not peer.is_up(clock.now):
             return
-        self._world.send(peer, self.me, self._costs.fetch_bytes, self._costs.fetch_seconds, self._receive)
+        self._world.send(
+            peer, self.me, self._costs.fetch_bytes, self._costs.fetch_seconds, self._receive
+        )
 
     def _receive(self) -> None:
         was_over = self._is_over
@@ -292,10 +333,15 @@ class Ours:
 
 
 class OneKey:
-    """The existing way: store under the round's key, read that key from its replicas until enough is there."""
+    """The existing way: store under the round's key, read that key from its replicas until enough
+    is there."""
 
     def __init__(self, world: World, me: Host, present: Sequence[Host], costs: Costs) -> None:
-        self.me, self.outcome, self.deadline = me, Outcome(), me.ready_at + DEFAULTS.collect_timeout_seconds
+        self.me, self.outcome, self.deadline = (
+            me,
+            Outcome(),
+            me.ready_at + DEFAULTS.collect_timeout_seconds,
+        )
         self._world, self._costs = world, costs
         self._replicas: list[Host] = []
         self._held: dict[int, set[int]] = {}
@@ -323,7 +369,10 @@ class OneKey:
     def _read(self) -> None:
         """From all replicas at once, as `latest=True` does."""
         clock = self._world.clock
-        if clock.now >= self.deadline or max(map(len, self._held.values())) * VALUE_BYTES > MAX_READABLE_BYTES:
+        if (
+            clock.now >= self.deadline
+            or max(map(len, self._held.values())) * VALUE_BYTES > MAX_READABLE_BYTES
+        ):
             return  # what is under the key only grows
         self._missing, self._seen = len(self._replicas), {self.me.number}
         for replica in self._replicas:
@@ -341,11 +390,15 @@ class OneKey:
         if not self._missing:
             self._have(len(self._seen) - 1)
 
-    def _move(self, sender: Host, receiver: Host, num_bytes: float, then: Callable[[], None]) -> None:
+    def _move(
+        self, sender: Host, receiver: Host, num_bytes: float, then: Callable[[], None]
+    ) -> None:
         if sender is receiver:
             self._world.clock.at(self._world.clock.now, then)
         else:
-            self._world.send(sender, receiver, num_bytes, num_bytes * self._costs.key_seconds_per_byte, then)
+            self._world.send(
+                sender, receiver, num_bytes, num_bytes * self._costs.key_seconds_per_byte, then
+            )
 
     def _have(self, num_senders: int) -> None:
         clock = self._world.clock
@@ -358,7 +411,11 @@ class OneKey:
 
 
 def simulate(
-    way: type[Ours] | type[OneKey], num_nodes: int, costs: Costs, rounds: int = ROUNDS, seed: int = 0
+    way: type[Ours] | type[OneKey],
+    num_nodes: int,
+    costs: Costs,
+    rounds: int = ROUNDS,
+    seed: int = 0,
 ) -> Result:
     """Nodes all over the world."""
     world = World(num_nodes, seed)
@@ -367,8 +424,11 @@ def simulate(
     return _result(num_nodes, outcomes, world.bytes / (rounds * num_nodes) + idle)
 
 
-def foretell(way: type[Ours] | type[OneKey], num_nodes: int, costs: Costs, seed: int = 0) -> tuple[float, float, float]:
-    """Seconds until all have their groups; processor seconds and bytes a node; all on one machine of two idle cores."""
+def foretell(
+    way: type[Ours] | type[OneKey], num_nodes: int, costs: Costs, seed: int = 0
+) -> tuple[float, float, float]:
+    """Seconds until all have their groups; processor seconds and bytes a node; all on one machine
+    of two idle cores."""
     world = World(num_nodes, seed, Queue(1.0, places=2))
     for host in world.hosts:
         host.met = set(range(num_nodes))

@@ -51,13 +51,19 @@ def prose() -> str:
 
 
 def write_groups(text: str, peer_id: str, round: int) -> list[Group]:
-    """Passages of `text` that have nothing in common: the hardest to compress that answers can be."""
+    """Passages of `text` that have nothing in common: the hardest to compress that answers can
+    be."""
     rng = random.Random(f"{peer_id}/{round}")
-    return _groups(peer_id, round, lambda: [_passage(text, COMPLETION_BYTES, rng) for _ in range(NUM_COMPLETIONS)])
+    return _groups(
+        peer_id,
+        round,
+        lambda: [_passage(text, COMPLETION_BYTES, rng) for _ in range(NUM_COMPLETIONS)],
+    )
 
 
 def write_related_groups(text: str, peer_id: str, round: int) -> list[Group]:
-    """Answers to one task that are about the same: each has half of twenty phrases, in its own order."""
+    """Answers to one task that are about the same: each has half of twenty phrases, in its own
+    order."""
     rng = random.Random(f"{peer_id}/{round}")
 
     def answers() -> list[str]:
@@ -99,7 +105,9 @@ class OurNode:
     def __init__(self, folder: Path, bootnodes: Sequence[str]) -> None:
         self._section = settings.Swarm(host="127.0.0.1", bootnodes=tuple(bootnodes))
         self._text = prose()
-        self._swarm = Swarm(self._section, folder / "swarm.pem", folder, Verifier(Scored(), self._section, 8))
+        self._swarm = Swarm(
+            self._section, folder / "swarm.pem", folder, Verifier(Scored(), self._section, 8)
+        )
         self._swarm.start()
 
     def prepare(self, round: int) -> None:
@@ -122,7 +130,9 @@ class OurNode:
         network.call(drop(), 30)
 
     def is_ready(self, num_nodes: int) -> bool:
-        return self._swarm.status().peers_known >= min(num_nodes - 1, 2 * self._section.peers_per_round)
+        return self._swarm.status().peers_known >= min(
+            num_nodes - 1, 2 * self._section.peers_per_round
+        )
 
     def frame_bytes(self) -> int:
         return self._swarm.status().bytes_in
@@ -132,15 +142,22 @@ class OurNode:
 
 
 class OneKeyNode:
-    """The existing way: every node stores its groups under the round's key and reads that key until all are there."""
+    """The existing way: every node stores its groups under the round's key and reads that key until
+    all are there."""
 
     def __init__(self, name: str, first: Sequence[str], num_nodes: int) -> None:
         self._name, self._num_nodes, self._text = name, num_nodes, prose()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        DHTProtocol.serializer = MSGPackSerializer  # hivemind's own: ours, which importing it has set, has bounds
-        options = {"initial_peers": list(first), "host_maddrs": ["/ip4/127.0.0.1/tcp/0"], "startup_timeout": 60}
+        DHTProtocol.serializer = (
+            MSGPackSerializer  # hivemind's own: ours, which importing it has set, has bounds
+        )
+        options = {
+            "initial_peers": list(first),
+            "host_maddrs": ["/ip4/127.0.0.1/tcp/0"],
+            "startup_timeout": 60,
+        }
         self._node = self._call(DHTNode.create(**options))
 
     def addresses(self) -> list[str]:
@@ -154,7 +171,8 @@ class OneKeyNode:
         return self._call(self._share(f"round-{round}"))
 
     async def _share(self, key: str) -> int:
-        # Stores at the same instant may leave the replicas of a key different for good; storing again mends them.
+        # Stores at the same instant may leave the replicas of a key different for good; storing
+        # again mends them.
         async with asyncio.timeout(ROUND_TIMEOUT_SECONDS):
             while True:
                 await self._node.store(key, self._value, get_dht_time() + 120, subkey=self._name)
@@ -180,7 +198,8 @@ class OneKeyNode:
 
 
 def run_node(make: Callable[[], Node], pipe: Connection) -> None:
-    """Obey until the pipe ends: each message names a method and its arguments, each answer is what that returned."""
+    """Obey until the pipe ends: each message names a method and its arguments, each answer is what
+    that returned."""
     log.setup("ERROR", "text")
     node = make()
     methods: dict[str, Callable[..., object]] = {
@@ -203,7 +222,8 @@ def daemons_of(pid: int) -> list[int]:
 
 
 def process_seconds(pid: int) -> float:
-    """Processor time of another process, by its own clock: /proc counts in hundredths of a second."""
+    """Processor time of another process, by its own clock: /proc counts in hundredths of a
+    second."""
     return time.clock_gettime((~pid << 3) | 2)  # what clock_getcpuclockid(3) gives
 
 

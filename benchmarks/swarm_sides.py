@@ -1,7 +1,7 @@
 """All nodes of one kind in a network namespace of their own, and what a round costs them.
 
-The namespace's loopback is the only network there and nobody else is on it: what it counts is what the nodes send each
-other, TCP's and libp2p's own bytes included, as a socket sees it.
+The namespace's loopback is the only network there and nobody else is on it: what it counts is what
+the nodes send each other, TCP's and libp2p's own bytes included, as a socket sees it.
 """
 
 import json
@@ -41,9 +41,11 @@ OURS, ONE_KEY = "ours", "one key"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stretch of time costs: wall seconds until every node has its groups; the rest is per node.
+    """What a stretch of time costs: wall seconds until every node has its groups; the rest is per
+    node.
 
-    `bytes` as loopback counts them; `frame_bytes` those of them that are the exchange's own messages.
+    `bytes` as loopback counts them; `frame_bytes` those of them that are the exchange's own
+    messages.
     """
 
     seconds: float
@@ -60,7 +62,8 @@ class Cost:
 
 
 class Side:
-    """`num_nodes` nodes of one kind. Made, used and closed in a process whose loopback is theirs alone."""
+    """`num_nodes` nodes of one kind. Made, used and closed in a process whose loopback is theirs
+    alone."""
 
     def __init__(self, kind: str, num_nodes: int, stack: ExitStack) -> None:
         self._stack = stack
@@ -88,7 +91,9 @@ class Side:
         for name in ["bootnode", *map(str, range(num_nodes))]:
             identity.create(folder / name / "swarm.pem")
         section = settings.Swarm(host="127.0.0.1")
-        bootnode = Network(section, folder / "bootnode/swarm.pem", folder / "bootnode", is_member=False)
+        bootnode = Network(
+            section, folder / "bootnode/swarm.pem", folder / "bootnode", is_member=False
+        )
         bootnode.start()
         self._stack.callback(bootnode.close)
         wait_until(lambda: bootnode.is_up, "the bootnode is up")
@@ -102,7 +107,9 @@ class Side:
 
     def _start(self, makers: Sequence["_Maker"]) -> None:
         for start in range(0, len(makers), START_TOGETHER):
-            fresh = [Running(maker, self._context) for maker in makers[start : start + START_TOGETHER]]
+            fresh = [
+                Running(maker, self._context) for maker in makers[start : start + START_TOGETHER]
+            ]
             for node in fresh:
                 self._stack.callback(node.close)
                 node.pipe.recv()
@@ -141,10 +148,15 @@ class Side:
         bytes_before, started = loopback_bytes(), time.monotonic()
         work()
         seconds, num_bytes = time.monotonic() - started, loopback_bytes() - bytes_before
-        python, daemon = _processor_seconds(pids) - python_before, _processor_seconds(daemons) - daemon_before
+        python, daemon = (
+            _processor_seconds(pids) - python_before,
+            _processor_seconds(daemons) - daemon_before,
+        )
         frames = sum(self._ask_all("frame_bytes")) - frames
         memory = [sum(memory_mb(pid) for pid in group) for group in (pids, daemons)]
-        return Cost(seconds, *(value / len(pids) for value in (num_bytes, frames, python, daemon, *memory)))
+        return Cost(
+            seconds, *(value / len(pids) for value in (num_bytes, frames, python, daemon, *memory))
+        )
 
 
 def _processor_seconds(pids: Sequence[int]) -> float:
@@ -186,7 +198,11 @@ class _Maker:
 
 
 def loopback_bytes() -> int:
-    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+    line = next(
+        line
+        for line in Path("/proc/net/dev").read_text().splitlines()
+        if line.strip().startswith("lo:")
+    )
     return int(line.split(":")[1].split()[0])
 
 
@@ -201,13 +217,18 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 180) -
 # ---- from outside
 
 
-def in_own_namespace(module: str, arguments: Sequence[str], piped: bool = False) -> "subprocess.Popen[str]":
+def in_own_namespace(
+    module: str, arguments: Sequence[str], piped: bool = False
+) -> "subprocess.Popen[str]":
     """A program of ours where loopback is the only network and nobody else is on it."""
     inside = 'ip link set lo up && exec "$@"'
     command = [sys.executable, "-m", module, *arguments]
     pipe = subprocess.PIPE if piped else None
     return subprocess.Popen(
-        ["unshare", "--map-root-user", "--net", "sh", "-c", inside, "sh", *command], stdin=pipe, stdout=pipe, text=True
+        ["unshare", "--map-root-user", "--net", "sh", "-c", inside, "sh", *command],
+        stdin=pipe,
+        stdout=pipe,
+        text=True,
     )
 
 
@@ -215,7 +236,9 @@ class Remote:
     """A Side in a namespace of its own, driven by lines of JSON."""
 
     def __init__(self, kind: str, num_nodes: int) -> None:
-        self._process = in_own_namespace("benchmarks.swarm_sides", [kind, str(num_nodes)], piped=True)
+        self._process = in_own_namespace(
+            "benchmarks.swarm_sides", [kind, str(num_nodes)], piped=True
+        )
 
     def wait_ready(self) -> None:
         self._read()
@@ -241,7 +264,9 @@ class Remote:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"the nodes ended with {self._process.wait()}; what they said stands above")
+            raise SystemExit(
+                f"the nodes ended with {self._process.wait()}; what they said stands above"
+            )
         return json.loads(line)
 
 

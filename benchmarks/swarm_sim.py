@@ -1,16 +1,18 @@
-"""A discrete-event simulation of the exchange, to sizes that no machine here holds: 8 to 10,000 nodes, two ways.
+"""A discrete-event simulation of the exchange, to sizes that no machine here holds: 8 to 10,000
+nodes, two ways.
 
     python -m benchmarks.swarm --json COSTS ; python -m benchmarks.swarm_sim COSTS [--plot FILE] [--json FILE]
 
-Every cost (bytes and processor time of a fetch, of a new connection, of an idle minute, of a megabyte that passes
-through a DHT key) is what benchmarks/swarm.py measured among 8 real nodes. With them the model first foretells that
-benchmark's runs with 16 and 32 nodes, all on one machine, and prints both: processor time and bytes, as wall time
-depends on who else is on the machine. Then each node gets a machine and a link of
-its own, and nodes come and go.
+Every cost (bytes and processor time of a fetch, of a new connection, of an idle minute, of a
+megabyte that passes through a DHT key) is what benchmarks/swarm.py measured among 8 real nodes.
+With them the model first foretells that benchmark's runs with 16 and 32 nodes, all on one machine,
+and prints both: processor time and bytes, as wall time depends on who else is on the machine. Then
+each node gets a machine and a link of its own, and nodes come and go.
 
-Simulated: links (queues with a rate each way), distances, cores, churn, stale views, time-outs, draws and hedging as in
-worker/swarm/swarm.py. Left out: lost packets, NAT, the routing inside the DHT, and what scoring costs. The existing
-way is let off lightly: its replicas never fail, its reads never time out before the round does.
+Simulated: links (queues with a rate each way), distances, cores, churn, stale views, time-outs,
+draws and hedging as in worker/swarm/swarm.py. Left out: lost packets, NAT, the routing inside the
+DHT, and what scoring costs. The existing way is let off lightly: its replicas never fail, its reads
+never time out before the round does.
 """
 
 import argparse
@@ -24,7 +26,16 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.swarm import BYTES, CPU, IDLE_BYTES, NEW_BYTES, NEW_CPU, SECONDS
-from benchmarks.swarm_model import NUM_FETCHES, ROUNDS, Costs, OneKey, Ours, Result, foretell, simulate
+from benchmarks.swarm_model import (
+    NUM_FETCHES,
+    ROUNDS,
+    Costs,
+    OneKey,
+    Ours,
+    Result,
+    foretell,
+    simulate,
+)
 
 matplotlib.use("Agg")
 
@@ -49,7 +60,9 @@ def costs_of(measured: Measured) -> Costs:
         try:
             return measured[FED_WITH, what][way]
         except KeyError:
-            raise SystemExit(f"no figure for {FED_WITH} nodes: {what}; run benchmarks.swarm --idle 60 --json") from None
+            raise SystemExit(
+                f"no figure for {FED_WITH} nodes: {what}; run benchmarks.swarm --idle 60 --json"
+            ) from None
 
     key_bytes, key_seconds = figure(BYTES, "reference"), figure(CPU, "reference")
     return Costs(
@@ -65,14 +78,18 @@ def costs_of(measured: Measured) -> Costs:
 def check(measured: Measured, costs: Costs) -> list[dict[str, object]]:
     """The model's word on the runs that it was not fed with, and on those that it was."""
     rows: list[dict[str, object]] = []
-    print("one machine       CPU ms a node: model measured  KB a node: model measured  seconds: model (idle) measured")
+    print(
+        "one machine       CPU ms a node: model measured  KB a node: model measured  seconds: model"
+        " (idle) measured"
+    )
     for num_nodes in sorted({n for n, what in measured if what == SECONDS and n >= FED_WITH}):
         for name, way, key in (("ours", Ours, "ours"), ("one key", OneKey, "reference")):
             model = dict(zip((SECONDS, CPU, BYTES), foretell(way, num_nodes, costs), strict=True))
             real = {what: measured[num_nodes, what][key] for what in model}
             print(
-                f"{num_nodes:6d} {name:8s} {1e3 * model[CPU]:20.1f} {1e3 * real[CPU]:8.1f} "
-                f"{model[BYTES] / 1e3:18.1f} {real[BYTES] / 1e3:8.1f} {model[SECONDS]:27.3f} {real[SECONDS]:9.3f}"
+                f"{num_nodes:6d} {name:8s} {1e3 * model[CPU]:20.1f} {1e3 * real[CPU]:8.1f}"
+                f" {model[BYTES] / 1e3:18.1f} {real[BYTES] / 1e3:8.1f} {model[SECONDS]:27.3f}"
+                f" {real[SECONDS]:9.3f}"
             )
             for what, unit in ((CPU, "s"), (BYTES, "bytes")):
                 rows.append(
@@ -95,13 +112,26 @@ def draw(results: dict[str, list[Result]], measured: Measured, file: Path) -> No
         for what, style in (("median_seconds", "-"), ("late_seconds", ":")):
             label = name if style == "-" else f"{name}, slowest 5 %"
             values = [getattr(p, what) for p in points]
-            times.plot(nodes, [float("nan") if v is None else v for v in values], style, color=colour, label=label)
+            times.plot(
+                nodes,
+                [float("nan") if v is None else v for v in values],
+                style,
+                color=colour,
+                label=label,
+            )
         sizes.plot(nodes, [p.bytes_a_node / 1e6 for p in points], color=colour, label=name)
         alone.plot(nodes, [100 * p.alone for p in points], color=colour, label=name)
     for key, colour in (("ours", "tab:blue"), ("reference", "tab:red")):
         real = sorted((n, row[key] / 1e6) for (n, what), row in measured.items() if what == BYTES)
-        sizes.plot(*zip(*real, strict=True), "x", color=colour, label=f"{key}, measured, without idle traffic")
-    times.set(title="Until a node has its groups", ylabel="seconds after its own are ready", yscale="log")
+        sizes.plot(
+            *zip(*real, strict=True),
+            "x",
+            color=colour,
+            label=f"{key}, measured, without idle traffic",
+        )
+    times.set(
+        title="Until a node has its groups", ylabel="seconds after its own are ready", yscale="log"
+    )
     sizes.set(title="Bytes a node and round", ylabel="MB", yscale="log")
     alone.set(title="Rounds without any group of others", ylabel="%", ylim=(-3, 103))
     for axes in (times, sizes, alone):
@@ -116,8 +146,9 @@ def show(name: str, point: Result) -> None:
         return "   never" if value is None else f"{value:8.2f}"
 
     print(
-        f"{point.num_nodes:6d}  {name:8s} {seconds(point.median_seconds)} {seconds(point.late_seconds)} "
-        f"{point.bytes_a_node / 1e3:12.0f} {100 * point.alone:8.2f} {100 * point.short:8.2f}",
+        f"{point.num_nodes:6d}  {name:8s} {seconds(point.median_seconds)}"
+        f" {seconds(point.late_seconds)} {point.bytes_a_node / 1e3:12.0f} {100 * point.alone:8.2f}"
+        f" {100 * point.short:8.2f}",
         flush=True,
     )
 
@@ -135,7 +166,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     costs = costs_of(measured)
     print(json.dumps(asdict(costs), indent=1))
     rows = check(measured, costs)
-    print("\nall over the world, simulated: seconds after the own groups are ready; shares of all nodes' rounds")
+    print(
+        "\nall over the world, simulated: seconds after the own groups are ready; shares of all"
+        " nodes' rounds"
+    )
     print(" nodes  way        median  95 of 100   KB a node   alone %  short %")
     results: dict[str, list[Result]] = {"ours": [], "one key": []}
     for num_nodes in arguments.nodes:
@@ -143,7 +177,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             results[name].append(simulate(way, num_nodes, costs, arguments.rounds))
             show(name, results[name][-1])
     for mine, theirs in zip(results["ours"], results["one key"], strict=True):
-        for what, unit in (("median_seconds", "s"), ("bytes_a_node", "bytes"), ("alone", "of the rounds")):
+        for what, unit in (
+            ("median_seconds", "s"),
+            ("bytes_a_node", "bytes"),
+            ("alone", "of the rounds"),
+        ):
             a, b = getattr(mine, what), getattr(theirs, what)
             ratio = round(b / a, 2) if a and b is not None else None
             claim = f"simulated, {mine.num_nodes} nodes: {what.replace('_', ' ')}"

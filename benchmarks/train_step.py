@@ -3,14 +3,15 @@
     python -m benchmarks.train_step [--shapes tiny] [--repeats 5] [--threads 2] [--clock wall] [--device cpu]
         [--model FOLDER [--length 64]] [--kinds float32-even] [--json FILE]
 
-The same tokens and advantages go to `worker.trainer.Trainer.step` and to TRL's `GRPOTrainer.train()`, whose generation
-alone is replaced by handing it the batch; everything else is as TRL's defaults have it (gradient checkpointing is one
-of them; a second column is without). Two prompts of the default mix x 8 completions, 16 sequences in one batch:
-"even", all of 128 tokens, and "ragged", of 1 to 128 tokens as answers are. Two models have random weights: "tiny" has
-5 M parameters (Qwen2, vocabulary 512), "half" is Qwen2.5-0.5B's shape; `--model` adds one of your own, with answers of
-`--length` tokens. Times are
-medians of pairs, one run after the other (`--clock cpu --threads 1` counts processor time: for machines on which others
-work too); peak memory is that of a process of its own above its model, with `--device cuda` the GPU's. Exits 1 if a
+The same tokens and advantages go to `worker.trainer.Trainer.step` and to TRL's
+`GRPOTrainer.train()`, whose generation alone is replaced by handing it the batch; everything else
+is as TRL's defaults have it (gradient checkpointing is one of them; a second column is without).
+Two prompts of the default mix x 8 completions, 16 sequences in one batch: "even", all of 128
+tokens, and "ragged", of 1 to 128 tokens as answers are. Two models have random weights: "tiny" has
+5 M parameters (Qwen2, vocabulary 512), "half" is Qwen2.5-0.5B's shape; `--model` adds one of your
+own, with answers of `--length` tokens. Times are medians of pairs, one run after the other
+(`--clock cpu --threads 1` counts processor time: for machines on which others work too); peak
+memory is that of a process of its own above its model, with `--device cuda` the GPU's. Exits 1 if a
 claim of the table does not hold.
 """
 
@@ -42,7 +43,8 @@ from worker.trainer.trainer import Lesson, Trainer
 
 GROUPS, SIZE, LENGTH = 2, 8, 128
 TOKENS = 1536
-"""Ours goes in micro-batches of so many tokens, a prompt with its completions in each: the same step in less memory."""
+"""Ours goes in micro-batches of so many tokens, a prompt with its completions in each: the same
+step in less memory."""
 WANTED_SPEED = 2.5
 WANTED_DIFFERENCE = 1e-5
 
@@ -60,7 +62,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is measured: a model's shape or folder, the type of its weights, how long completions are, and on what."""
+    """What is measured: a model's shape or folder, the type of its weights, how long completions
+    are, and on what."""
 
     shape: str
     dtype: str
@@ -71,14 +74,19 @@ class Case:
     def __str__(self) -> str:
         name = self.shape if self.shape in SHAPES else Path(self.shape).name
         length = "" if self.length == LENGTH else f" {self.length}"
-        return f"{name} {self.dtype} {self.lengths}{length}{'' if self.device == 'cpu' else f' {self.device}'}"
+        return (
+            f"{name} {self.dtype}"
+            f" {self.lengths}{length}{'' if self.device == 'cpu' else f' {self.device}'}"
+        )
 
 
 def make_policy(case: Case) -> Policy:
     if case.shape not in SHAPES:
         return load(settings.Model(name=case.shape, dtype=case.dtype, device=case.device))  # type: ignore[arg-type]
     torch.manual_seed(0)
-    config = Qwen2Config(max_position_embeddings=2048, tie_word_embeddings=True, eos_token_id=3, **SHAPES[case.shape])
+    config = Qwen2Config(
+        max_position_embeddings=2048, tie_word_embeddings=True, eos_token_id=3, **SHAPES[case.shape]
+    )
     model = Qwen2ForCausalLM(config).to(case.device, getattr(torch, case.dtype))
     model.generation_config.eos_token_id = 3
     return Policy(model, load(settings.Model(device="cpu")).tokenizer, case.shape)
@@ -92,23 +100,37 @@ def make_groups(case: Case, policy: Policy) -> list[ScoredGroup]:
     fitting = [(task, text) for task, text in asked if 100 <= len(policy.prompt_ids(text)) <= 300]
     groups = []
     for task, question in rng.sample(fitting, GROUPS):
-        lengths = [case.length if case.lengths == "even" else rng.randint(1, case.length) for _ in range(SIZE)]
+        lengths = [
+            case.length if case.lengths == "even" else rng.randint(1, case.length)
+            for _ in range(SIZE)
+        ]
         token_ids = [tuple(rng.randrange(4, 512) for _ in range(length)) for length in lengths]
-        rollouts = (Rollout("", rng.random(), Completion("", ids, (), truncated=False)) for ids in token_ids)
+        rollouts = (
+            Rollout("", rng.random(), Completion("", ids, (), truncated=False)) for ids in token_ids
+        )
         groups.append(ScoredGroup(task, question, tuple(rollouts)))
     return groups
 
 
 def make_trainer(case: Case, policy: Policy) -> Trainer:
     trainer = settings.Trainer(max_tokens_per_micro_batch=TOKENS, num_iterations=1)
-    return Trainer(policy, trainer, settings.Generation(num_generations=SIZE, max_completion_length=case.length))
+    return Trainer(
+        policy,
+        trainer,
+        settings.Generation(num_generations=SIZE, max_completion_length=case.length),
+    )
 
 
 def as_inputs(batch: list[Lesson]) -> dict[str, torch.Tensor]:
     """The same batch as TRL prepares it: prompts padded on the left, completions on the right."""
-    prompt_width, width = max(len(s.prompt_ids) for s in batch), max(len(s.token_ids) for s in batch)
+    prompt_width, width = (
+        max(len(s.prompt_ids) for s in batch),
+        max(len(s.token_ids) for s in batch),
+    )
     prompts = [[0] * (prompt_width - len(s.prompt_ids)) + list(s.prompt_ids) for s in batch]
-    prompt_mask = [[0] * (prompt_width - len(s.prompt_ids)) + [1] * len(s.prompt_ids) for s in batch]
+    prompt_mask = [
+        [0] * (prompt_width - len(s.prompt_ids)) + [1] * len(s.prompt_ids) for s in batch
+    ]
     completions = [list(s.token_ids) + [0] * (width - len(s.token_ids)) for s in batch]
     mask = [[1] * len(s.token_ids) + [0] * (width - len(s.token_ids)) for s in batch]
     return {
@@ -124,7 +146,9 @@ def as_inputs(batch: list[Lesson]) -> dict[str, torch.Tensor]:
 class Reference(GRPOTrainer):  # type: ignore[misc]
     """TRL's trainer. Each `train()` makes one optimizer step on the batch that it is given."""
 
-    def __init__(self, case: Case, policy: Policy, inputs: dict[str, torch.Tensor], checkpointing: bool) -> None:
+    def __init__(
+        self, case: Case, policy: Policy, inputs: dict[str, torch.Tensor], checkpointing: bool
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="train-step-")
         config = GRPOConfig(
             output_dir=self._folder.name, per_device_train_batch_size=GROUPS * SIZE, num_generations=SIZE,
@@ -160,7 +184,8 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": wall_clock, "cpu": time.proces
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """How long TRL's last optimizer step took; its loss is in the trainer's state, its gradients where asked for."""
+    """How long TRL's last optimizer step took; its loss is in the trainer's state, its gradients
+    where asked for."""
 
     def __init__(self) -> None:
         self.clock = "wall"
@@ -180,7 +205,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad.float().clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {
+        name: p.grad.float().clone() for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 def make_reference(case: Case, checkpointing: bool) -> Reference:
@@ -196,7 +223,8 @@ def make_reference(case: Case, checkpointing: bool) -> Reference:
 
 
 def disturb_adapters(policy: Policy) -> None:
-    """Give the adapters' second factors, which begin as 0, values: else all gradients of the first ones are 0."""
+    """Give the adapters' second factors, which begin as 0, values: else all gradients of the first
+    ones are 0."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
@@ -248,7 +276,9 @@ def measure_memory(case: Case, way: str) -> float:
         json.dumps(astuple(case)),
         way,
     ]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1200).stdout
+    output = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=1200
+    ).stdout
     return float(output.splitlines()[-1])
 
 
@@ -270,8 +300,8 @@ def memory_mb(name: str) -> float:
 def compare(case: Case) -> tuple[float, float]:
     """Largest relative differences of loss and gradients on the first step.
 
-    A loss on-policy is a sum of advantages that is next to nothing; so it is compared with what their sizes add up to,
-    and a gradient with the largest number of its tensor.
+    A loss on-policy is a sum of advantages that is next to nothing; so it is compared with what
+    their sizes add up to, and a gradient with the largest number of its tensor.
     """
     policy = make_policy(case)
     trainer = make_trainer(case, policy)
@@ -281,7 +311,9 @@ def compare(case: Case) -> tuple[float, float]:
     ours = trainer._backward(batch, is_first=True).loss
     # bfloat16 gradients are collected in float32 masters.
     names = trainer.parameters
-    gradients = {n: m.grad for n, m in zip(names, trainer.masters, strict=True) if m.grad is not None}
+    gradients = {
+        n: m.grad for n, m in zip(names, trainer.masters, strict=True) if m.grad is not None
+    }
 
     reference = make_reference(case, checkpointing=True)
     reference.watch.wants_gradients = True
@@ -300,12 +332,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=["tiny"], help="half: minutes, 20 GB of memory")
-    parser.add_argument("--model", metavar="FOLDER", help="a model of your own, in transformers' format")
-    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of an answer to that model (of the longest)")
-    parser.add_argument("--kinds", nargs="*", metavar="DTYPE-LENGTHS", help="of all four, such as bfloat16-ragged")
+    parser.add_argument(
+        "--shapes",
+        nargs="*",
+        choices=SHAPES,
+        default=["tiny"],
+        help="half: minutes, 20 GB of memory",
+    )
+    parser.add_argument(
+        "--model", metavar="FOLDER", help="a model of your own, in transformers' format"
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        default=LENGTH,
+        help="tokens of an answer to that model (of the longest)",
+    )
+    parser.add_argument(
+        "--kinds", nargs="*", metavar="DTYPE-LENGTHS", help="of all four, such as bfloat16-ragged"
+    )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "WAY"), help="print the memory that one way takes")
+    parser.add_argument(
+        "--memory-of", nargs=2, metavar=("CASE", "WAY"), help="print the memory that one way takes"
+    )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     set_verbosity_error()
@@ -316,7 +365,9 @@ def main() -> None:
         return
 
     device = arguments.device
-    kinds = [(dtype, lengths) for dtype in ("float32", "bfloat16") for lengths in ("even", "ragged")]
+    kinds = [
+        (dtype, lengths) for dtype in ("float32", "bfloat16") for lengths in ("even", "ragged")
+    ]
     kinds = [kind for kind in kinds if arguments.kinds is None or "-".join(kind) in arguments.kinds]
     cases = [Case("tiny", *kind, device) for kind in kinds if "tiny" in arguments.shapes]
     if "half" in arguments.shapes:
@@ -325,17 +376,36 @@ def main() -> None:
         cases += [Case(arguments.model, *kind, device, arguments.length) for kind in kinds]
     results: list[dict[str, Any]] = []
     failed = []
-    print(f"{'':22}  {'ours':>10}  {'TRL':>10}  {'ratio':>6}  {'TRL, no checkpointing':>21}  {'ratio':>6}")
+    print(
+        f"{'':22}  {'ours':>10}  {'TRL':>10}  {'ratio':>6}  {'TRL, no checkpointing':>21} "
+        f" {'ratio':>6}"
+    )
     for case in cases:
         repeats = 1 if case.shape == "half" else arguments.repeats
         times = measure_times(case, repeats, arguments.clock)
-        speed = print_row(results, case, "seconds", {way: statistics.median(t) for way, t in times.items()}, times)
-        memory = print_row(results, case, "MB at the peak", {way: measure_memory(case, way) for way in WAYS})
+        speed = print_row(
+            results, case, "seconds", {way: statistics.median(t) for way, t in times.items()}, times
+        )
+        memory = print_row(
+            results, case, "MB at the peak", {way: measure_memory(case, way) for way in WAYS}
+        )
         loss, gradients = compare(case)
-        print(f"{case!s:22}  largest relative difference: loss {loss:.1e}, gradients {gradients:.1e}\n", flush=True)
+        print(
+            f"{case!s:22}  largest relative difference: loss {loss:.1e}, gradients"
+            f" {gradients:.1e}\n",
+            flush=True,
+        )
         for name, difference in (("loss", loss), ("gradients", gradients)):
             claim = f"train step, {case}: largest relative difference of {name}"
-            results.append({"claim": claim, "ours": difference, "reference": 0.0, "ratio": None, "unit": "relative"})
+            results.append(
+                {
+                    "claim": claim,
+                    "ours": difference,
+                    "reference": 0.0,
+                    "ratio": None,
+                    "unit": "relative",
+                }
+            )
         if speed < WANTED_SPEED or memory < 1:
             failed.append(f"{case}: {speed:.2f} times the speed, {memory:.2f} times less memory")
         if case.dtype == "float32" and max(loss, gradients) >= WANTED_DIFFERENCE:
@@ -353,12 +423,15 @@ def print_row(
     values: dict[str, float],
     pairs: dict[str, list[float]] | None = None,
 ) -> float:
-    """Returns how many times better ours is than TRL as it comes: the median over pairs where there are such."""
+    """Returns how many times better ours is than TRL as it comes: the median over pairs where there
+    are such."""
     ratios = {}
     for way in WAYS[1:]:
         ratios[way] = values[way] / values["ours"]
         if pairs is not None:
-            ratios[way] = statistics.median(t / o for t, o in zip(pairs[way], pairs["ours"], strict=True))
+            ratios[way] = statistics.median(
+                t / o for t, o in zip(pairs[way], pairs["ours"], strict=True)
+            )
         results.append(
             {
                 "claim": f"train step, {case}: {unit}, against {way}",
@@ -368,9 +441,13 @@ def print_row(
                 "unit": unit,
             }
         )
-    ours, trl, plain = (f"{values[way]:.3f} s" if unit == "seconds" else f"{values[way]:.0f} MB" for way in WAYS)
+    ours, trl, plain = (
+        f"{values[way]:.3f} s" if unit == "seconds" else f"{values[way]:.0f} MB" for way in WAYS
+    )
     print(
-        f"{case!s:22}  {ours:>10}  {trl:>10}  {ratios[WAYS[1]]:6.2f}  {plain:>21}  {ratios[WAYS[2]]:6.2f}", flush=True
+        f"{case!s:22}  {ours:>10}  {trl:>10}  {ratios[WAYS[1]]:6.2f}  {plain:>21} "
+        f" {ratios[WAYS[2]]:6.2f}",
+        flush=True,
     )
     return ratios[WAYS[1]]
 

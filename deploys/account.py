@@ -1,4 +1,5 @@
-"""The door through which workers join: the account service must answer before one can be enrolled."""
+"""The door through which workers join: the account service must answer before one can be
+enrolled."""
 
 from collections.abc import Iterator
 
@@ -15,8 +16,9 @@ ANSWER_SECONDS = 120
 def await_account(plan: Planned) -> None:
     """On every host, before anything is enrolled: the account service answers.
 
-    pyinfra runs the operations of different hosts interleaved, and only keeps their order on one host. This one, the
-    same on all, makes everything above it happen before everything below it, on the whole fleet.
+    pyinfra runs the operations of different hosts interleaved, and only keeps their order on one
+    host. This one, the same on all, makes everything above it happen before everything below it, on
+    the whole fleet.
     """
     new = [slot for slot in plan.host.slots if slot.settings.chain.account_url]
     url = new[0].settings.chain.account_url if new else None
@@ -26,14 +28,18 @@ def await_account(plan: Planned) -> None:
 
 @operation()
 def answers(url: str | None, numbers: list[int]) -> Iterator[str]:
-    """Wait until the account service answers, if one of the slots `numbers` is still to be enrolled."""
+    """Wait until the account service answers, if one of the slots `numbers` is still to be
+    enrolled."""
     enrolled = host.get_fact(Identities) if numbers else {}
     if url is None or all(number in enrolled for number in numbers):
         host.noop("nothing is to be enrolled")
         return
-    ask = f"until curl --silent --fail --output /dev/null --max-time 5 {url}/api/swarm; do sleep 1; done"
+    ask = (
+        f"until curl --silent --fail --output /dev/null --max-time 5 {url}/api/swarm; do sleep 1;"
+        " done"
+    )
     yield (
-        f"timeout {ANSWER_SECONDS} sh -c '{ask}' && exit 0;"
-        f" echo 'no answer from {url}/api/swarm within {ANSWER_SECONDS} s; is hivewright-account.service up on the"
-        " coordinator, and reachable from here?' >&2; exit 1"
+        f"timeout {ANSWER_SECONDS} sh -c '{ask}' && exit 0; echo 'no answer from {url}/api/swarm"
+        f" within {ANSWER_SECONDS} s; is hivewright-account.service up on the coordinator, and"
+        " reachable from here?' >&2; exit 1"
     )

@@ -1,4 +1,5 @@
-"""Bringing a host's sealed identities and ledgers to this side, piece by piece: a chain's state may be large."""
+"""Bringing a host's sealed identities and ledgers to this side, piece by piece: a chain's state may
+be large."""
 
 import base64
 import shlex
@@ -21,7 +22,8 @@ PIECE_SECONDS = 120
 
 @operation()
 def fetch(key: str, file: str) -> Iterator[FunctionCommand]:
-    """Have what the host seals for the owner of `key` (deploys/backup_pack.py) in `file` on this side.
+    """Have what the host seals for the owner of `key` (deploys/backup_pack.py) in `file` on this
+    side.
 
     Empty: nothing is deployed there. `file`.size has the number of bytes that are to come.
     """
@@ -48,7 +50,8 @@ def _fetch(state: State, host: Host, key: str, file: str) -> bool:
 
 
 def seal_script(key: str, remote: str) -> str:
-    """Shell commands that seal into a file of root's, and say how long it is. Earlier releases ignore `stream`."""
+    """Shell commands that seal into a file of root's, and say how long it is. Earlier releases
+    ignore `stream`."""
     program = f"environment/bin/python -B -m $module {shlex.quote(key)} stream"
     return (
         f"[ -d {CURRENT}/ ] || {{ echo 0; exit 0; }}; umask 077; cd {CURRENT} || exit 1;"
@@ -61,11 +64,15 @@ def seal_script(key: str, remote: str) -> str:
 def piece_script(remote: str, number: int) -> str:
     block = 1 << 20
     count = PIECE // block
-    return f"dd if={remote} bs={block} skip={number * count} count={count} status=none | base64 --wrap=0"
+    return (
+        f"dd if={remote} bs={block} skip={number * count} count={count} status=none | base64"
+        " --wrap=0"
+    )
 
 
 def _ask(host: Host, script: str, seconds: int) -> str | None:
-    """Return the answer of the host; None, with its output shown to the operator, if the commands failed."""
+    """Return the answer of the host; None, with its output shown to the operator, if the commands
+    failed."""
     arguments = fact_cache.arguments_of_facts(host) | {"_timeout": seconds}
     is_done, output = host.connector.run_shell_command(StringCommand(script), **arguments)
     if not is_done:

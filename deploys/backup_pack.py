@@ -1,9 +1,11 @@
-"""`python -m deploys.backup_pack KEY stream`, on a host: its identities and ledgers, for one reader's eyes.
+"""`python -m deploys.backup_pack KEY stream`, on a host: its identities and ledgers, for one
+reader's eyes.
 
-Writes a tar of them to standard output, sealed for the owner of a key: a libsodium sealed box with the key of a
-libsodium secret stream, in chunks, so that a chain's state of any size takes little memory. What passes through ssh and
-pyinfra is of no use to anybody else. The operator makes a key for each backup. Without `stream`, as an earlier release
-on the operator's side asks for it: one sealed box, in base 64.
+Writes a tar of them to standard output, sealed for the owner of a key: a libsodium sealed box with
+the key of a libsodium secret stream, in chunks, so that a chain's state of any size takes little
+memory. What passes through ssh and pyinfra is of no use to anybody else. The operator makes a key
+for each backup. Without `stream`, as an earlier release on the operator's side asks for it: one
+sealed box, in base 64.
 """
 
 import base64
@@ -62,7 +64,8 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _is_draft(file: Path) -> bool:
-    """Return whether a file is a draft of another, or belongs to a database that is copied as a whole."""
+    """Return whether a file is a draft of another, or belongs to a database that is copied as a
+    whole."""
     return file.name.startswith(".") or file.name.endswith(DRAFTS)
 
 
@@ -74,7 +77,8 @@ def pack(state: Path) -> bytes:
 
 
 def write_tar(state: Path, stream: IO[bytes]) -> None:
-    """Write a tar, with paths below `state`. Raises OSError or ValueError if a file can't be read whole."""
+    """Write a tar, with paths below `state`. Raises OSError or ValueError if a file can't be read
+    whole."""
     with tarfile.open(fileobj=stream, mode="w|") as tar:
         for file in kept_files(state):
             entry = tarfile.TarInfo(str(file.relative_to(state)))
@@ -92,7 +96,8 @@ def write_tar(state: Path, stream: IO[bytes]) -> None:
 
 
 def read_whole(file: Path) -> bytes:
-    """The content, also while its owner writes: a database through sqlite, JSON again until it is whole."""
+    """The content, also while its owner writes: a database through sqlite, JSON again until it is
+    whole."""
     content = _read_own(file)
     if content.startswith(SQLITE_MAGIC):
         return _copy_database(file)
@@ -105,11 +110,15 @@ def read_whole(file: Path) -> bytes:
         except ValueError:
             time.sleep(0.5)
             content = _read_own(file)
-    raise ValueError(f"{file}: no JSON, {NUM_READS} times in a row; expected a file that its service has written whole")
+    raise ValueError(
+        f"{file}: no JSON, {NUM_READS} times in a row; expected a file that its service has written"
+        " whole"
+    )
 
 
 def _read_own(file: Path) -> bytes:
-    """Return the content of a file that is not a link: one may lead to another slot's key, which this user can read."""
+    """Return the content of a file that is not a link: one may lead to another slot's key, which
+    this user can read."""
     with _open_own(file) as stream:
         return stream.read()
 
@@ -153,7 +162,10 @@ class Sealer(io.RawIOBase):
     def write(self, content: Any) -> int:
         self._rest += content
         while len(self._rest) > CHUNK:
-            self._push(bytes(self._rest[:CHUNK]), bindings.crypto_secretstream_xchacha20poly1305_TAG_MESSAGE)
+            self._push(
+                bytes(self._rest[:CHUNK]),
+                bindings.crypto_secretstream_xchacha20poly1305_TAG_MESSAGE,
+            )
             del self._rest[:CHUNK]
         return len(content)
 
@@ -162,12 +174,15 @@ class Sealer(io.RawIOBase):
         self._push(bytes(self._rest), bindings.crypto_secretstream_xchacha20poly1305_TAG_FINAL)
 
     def _push(self, content: bytes, tag: int) -> None:
-        sealed = bindings.crypto_secretstream_xchacha20poly1305_push(self._state, content, None, tag)
+        sealed = bindings.crypto_secretstream_xchacha20poly1305_push(
+            self._state, content, None, tag
+        )
         self._out.write(len(sealed).to_bytes(_LENGTH, "big") + sealed)
 
 
 def opened(stream: IO[bytes], key: PrivateKey) -> Iterator[bytes]:
-    """The chunks of what a Sealer wrote. Raises ValueError if it is damaged, cut off, or for somebody else."""
+    """The chunks of what a Sealer wrote. Raises ValueError if it is damaged, cut off, or for
+    somebody else."""
     head = len(STREAM_MAGIC)
     if stream.read(head) != STREAM_MAGIC:
         raise ValueError("no sealed stream")
@@ -182,16 +197,21 @@ def opened(stream: IO[bytes], key: PrivateKey) -> Iterator[bytes]:
             length = int.from_bytes(stream.read(_LENGTH), "big")
             if not _OVERHEAD <= length <= CHUNK + _OVERHEAD:
                 raise ValueError("cut off")
-            content, tag = bindings.crypto_secretstream_xchacha20poly1305_pull(state, stream.read(length))
+            content, tag = bindings.crypto_secretstream_xchacha20poly1305_pull(
+                state, stream.read(length)
+            )
             yield content
     except (CryptoError, TypeError) as error:
         raise ValueError(f"can't be opened: {error}") from None
 
 
 def opened_size(stream: IO[bytes]) -> int:
-    """Return how many bytes `opened` gives, by the lengths alone; the stream is at its beginning again after that."""
+    """Return how many bytes `opened` gives, by the lengths alone; the stream is at its beginning
+    again after that."""
     key = bindings.crypto_secretstream_xchacha20poly1305_KEYBYTES + bindings.crypto_box_SEALBYTES
-    stream.seek(len(STREAM_MAGIC) + key + bindings.crypto_secretstream_xchacha20poly1305_HEADERBYTES)
+    stream.seek(
+        len(STREAM_MAGIC) + key + bindings.crypto_secretstream_xchacha20poly1305_HEADERBYTES
+    )
     total = 0
     while found := stream.read(_LENGTH):
         length = int.from_bytes(found, "big")
@@ -202,7 +222,8 @@ def opened_size(stream: IO[bytes]) -> int:
 
 
 def become_user(name: str) -> None:
-    """Be the services' user from now on, if this is root: it would follow the links that may be in his folders."""
+    """Be the services' user from now on, if this is root: it would follow the links that may be in
+    his folders."""
     if os.geteuid() == 0:
         user = pwd.getpwnam(name)
         os.initgroups(name, user.pw_gid)

@@ -1,4 +1,5 @@
-"""The host that carries a private swarm: chain, contract, bootnode, keeper, account service and dashboard."""
+"""The host that carries a private swarm: chain, contract, bootnode, keeper, account service and
+dashboard."""
 
 from collections.abc import Iterator
 
@@ -26,7 +27,9 @@ def configure_coordinator(plan: Planned) -> None:
         units.running(
             name=f"Run the {service.name}",
             unit=service.unit,
-            digest=node_identity.with_token(units.digest(plan.commit, own.text, read.text), secrets),
+            digest=node_identity.with_token(
+                units.digest(plan.commit, own.text, read.text), secrets
+            ),
             has_new_files=own.is_new or read.is_new,
             _timeout=units.RESTART_SECONDS,
         )
@@ -40,7 +43,8 @@ def retire_coordinator() -> None:
 
 @operation()
 def retire() -> Iterator[str]:
-    """Stop what a coordinator runs, and keep its state (the chain, the owner's key, accounts) in RETIRED."""
+    """Stop what a coordinator runs, and keep its state (the chain, the owner's key, accounts) in
+    RETIRED."""
     if not host.get_fact(ConfiguredServices):
         host.noop("no service of a coordinator is configured")
         return
@@ -50,8 +54,9 @@ def retire() -> Iterator[str]:
     settings = " ".join(str(service.file) for service in COORDINATOR_ROLES.values())
     folders = " ".join(COORDINATOR_ROLES)
     yield (
-        f"for unit in {' '.join(names)}; do [ ! -e {paths.UNITS}/$unit ] || systemctl disable --now --quiet $unit"
-        f" || exit 1; done; kept={RETIRED}/coordinator-$(date +%Y%m%dT%H%M%S); mkdir -m 700 $kept || exit 1;"
-        f" for role in {folders}; do [ ! -d {STATE}/$role ] || mv -T {STATE}/$role $kept/$role || exit 1;"
-        f" rm -rf {CACHE}/$role {LOGS}/$role; done; rm -f {settings} {files}; systemctl daemon-reload"
+        f"for unit in {' '.join(names)}; do [ ! -e {paths.UNITS}/$unit ] || systemctl disable --now"
+        f" --quiet $unit || exit 1; done; kept={RETIRED}/coordinator-$(date +%Y%m%dT%H%M%S); mkdir"
+        f" -m 700 $kept || exit 1; for role in {folders}; do [ ! -d {STATE}/$role ] || mv -T"
+        f" {STATE}/$role $kept/$role || exit 1; rm -rf {CACHE}/$role {LOGS}/$role; done; rm -f"
+        f" {settings} {files}; systemctl daemon-reload"
     )

@@ -1,4 +1,5 @@
-"""Own facts: what a host already has of hivewright. Each is one command, and an empty answer means a bare host."""
+"""Own facts: what a host already has of hivewright. Each is one command, and an empty answer means
+a bare host."""
 
 import json
 import re
@@ -34,8 +35,9 @@ T = TypeVar("T")
 class InstalledReleases:
     """The complete releases of a host. `current`: the commit that it runs, None on a bare host.
 
-    `parts`: for each commit, the one installed last first, the folders outside of the release that it uses
-    (`environments/DIGEST`, `anvil/DIGEST`, `wheels/DIGEST`). `folders`: all such folders that exist.
+    `parts`: for each commit, the one installed last first, the folders outside of the release that
+    it uses (`environments/DIGEST`, `anvil/DIGEST`, `wheels/DIGEST`). `folders`: all such folders
+    that exist.
     """
 
     current: str | None = None
@@ -48,14 +50,17 @@ class InstalledReleases:
 
 
 class OwnFact(FactBase[T], Generic[T]):
-    """A fact of ours: an answer that makes no sense fails the host that gave it, not the run of all hosts."""
+    """A fact of ours: an answer that makes no sense fails the host that gave it, not the run of all
+    hosts."""
 
     def process(self, output: list[str]) -> T:
         try:
             return self.read(output)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             said = " ".join(output)[:_LONGEST_SHOWN]
-            raise FactProcessError(f"{type(self).__name__}: got {said!r} ({type(error).__name__}: {error})") from None
+            raise FactProcessError(
+                f"{type(self).__name__}: got {said!r} ({type(error).__name__}: {error})"
+            ) from None
 
     def read(self, output: list[str]) -> T:
         """Parse the lines of the answer, at least one."""
@@ -88,7 +93,8 @@ class Releases(OwnFact[InstalledReleases]):
 
 
 class Identities(OwnFact[dict[int, str]]):
-    """Peer id of every enrolled slot, by number of the slot. Without enrolments that are damaged: DamagedEnrolments."""
+    """Peer id of every enrolled slot, by number of the slot. Without enrolments that are damaged:
+    DamagedEnrolments."""
 
     def command(self) -> str:
         return (
@@ -106,7 +112,8 @@ class Identities(OwnFact[dict[int, str]]):
 
 
 class DamagedEnrolments(OwnFact[list[str]]):
-    """Files of enrolments that say nothing. The command is that of Identities, so that the host is asked once."""
+    """Files of enrolments that say nothing. The command is that of Identities, so that the host is
+    asked once."""
 
     def command(self) -> str:
         return Identities().command()
@@ -120,7 +127,8 @@ class DamagedEnrolments(OwnFact[list[str]]):
 
 
 def _enrolments(lines: list[str]) -> Iterator[tuple[str, int, str]]:
-    """Yield file, slot number and content of each. Other folders (worker-0.bak) do not belong to slots."""
+    """Yield file, slot number and content of each. Other folders (worker-0.bak) do not belong to
+    slots."""
     for line in lines:
         if found := re.match(r"(.*/worker-(\d+)/enrolment\.json) (.*)", line):
             yield found[1], int(found[2]), found[3]
@@ -136,7 +144,8 @@ def _peer_id(text: str) -> str | None:
 
 
 class MovedAway(OwnFact[dict[int, str]]):
-    """Slots whose key a move has set aside, and that have no other, with the peer id that they had ("" if unknown)."""
+    """Slots whose key a move has set aside, and that have no other, with the peer id that they had
+    ("" if unknown)."""
 
     def command(self) -> str:
         return (
@@ -186,7 +195,9 @@ class ConfiguredServices(OwnFact[list[str]]):
     """Roles of a coordinator that have a settings file."""
 
     def command(self) -> str:
-        return f"ls {CONFIGURATION} 2>/dev/null | sed -n '/^worker-/d; s/^\\([a-z]*\\)\\.yaml$/\\1/p'"
+        return (
+            f"ls {CONFIGURATION} 2>/dev/null | sed -n '/^worker-/d; s/^\\([a-z]*\\)\\.yaml$/\\1/p'"
+        )
 
     @staticmethod
     def default() -> list[str]:
@@ -241,7 +252,9 @@ class FileContent(OwnFact[FileState | None]):
     """The file at a path. None: there is no file."""
 
     def command(self, path: str) -> str:
-        return f"[ ! -f '{path}' ] || {{ sha256sum < '{path}' && stat --format='%U %G %a' '{path}'; }}"
+        return (
+            f"[ ! -f '{path}' ] || {{ sha256sum < '{path}' && stat --format='%U %G %a' '{path}'; }}"
+        )
 
     def read(self, output: list[str]) -> FileState | None:
         digest, attributes = output
@@ -264,8 +277,9 @@ class SystemdVersion(OwnFact[int]):
 
 @dataclass(frozen=True, slots=True)
 class Deploys:
-    """`last`: digest of what the last deploy made of the host; None if none was ever finished, or one was begun and did
-    not get to its end. `previous`: the release that `rollback` would go back to."""
+    """`last`: digest of what the last deploy made of the host; None if none was ever finished, or
+    one was begun and did not get to its end. `previous`: the release that `rollback` would go back
+    to."""
 
     last: str | None = None
     previous: str | None = None
@@ -288,7 +302,8 @@ class PastDeploys(OwnFact[Deploys]):
 
 
 class UserEntry(OwnFact[tuple[str, str] | None]):
-    """Home and shell of a user; None: no such user. pyinfra's own fact starts ten processes for each existing user."""
+    """Home and shell of a user; None: no such user. pyinfra's own fact starts ten processes for
+    each existing user."""
 
     def command(self, user: str) -> str:
         return f"getent passwd {user} || true"
@@ -315,7 +330,8 @@ class InstalledPackages(OwnFact[frozenset[str]]):
 
 @dataclass(frozen=True, slots=True)
 class MeshPart:
-    """A host's part of the mesh. `public_key`, `digest` (of the configuration): None without. `kernel`: supports it.
+    """A host's part of the mesh. `public_key`, `digest` (of the configuration): None without.
+    `kernel`: supports it.
 
     `peers`: public keys of those whom it speaks to, by name.
     """
@@ -344,12 +360,11 @@ class WireGuard(OwnFact[MeshPart]):
     def command(self) -> str:
         key, own, unit = mesh.KEY, mesh.CONFIGURATION, mesh.UNIT
         return (
-            "exec 2>/dev/null;"
-            f" [ ! -e {key} ] || echo key=$(wg pubkey < {key});"
-            f" [ ! -e {own} ] || echo digest=$(cat {own} {mesh.DROP_IN} | sha256sum | cut -c 1-64);"
-            f" [ ! -e {own} ] || sed -n '{_PEERS}' {own};"
-            f" ! systemctl is-active --quiet {unit} || ! systemctl is-enabled --quiet {unit} || echo runs=yes;"
-            " ! { [ -e /sys/module/wireguard ] || modprobe --dry-run --quiet wireguard; } || echo kernel=yes"
+            f"exec 2>/dev/null; [ ! -e {key} ] || echo key=$(wg pubkey < {key}); [ ! -e {own} ] ||"
+            f" echo digest=$(cat {own} {mesh.DROP_IN} | sha256sum | cut -c 1-64); [ ! -e {own} ] ||"
+            f" sed -n '{_PEERS}' {own}; ! systemctl is-active --quiet {unit} || ! systemctl"
+            f" is-enabled --quiet {unit} || echo runs=yes; ! {{ [ -e /sys/module/wireguard ] ||"
+            " modprobe --dry-run --quiet wireguard; } || echo kernel=yes"
         )
 
     @staticmethod

@@ -1,8 +1,9 @@
-"""Facts for the commands for whole fleets: what a host is doing, what is on it, what its services log.
+"""Facts for the commands for whole fleets: what a host is doing, what is on it, what its services
+log.
 
-A host that could not answer to the end has no value (None): a worker that is not heard of is not one without worries.
-A host's tools can't be relied on: an answer that is not usable is reported for this host (`problem`), and it
-is never turned into one.
+A host that could not answer to the end has no value (None): a worker that is not heard of is not
+one without worries. A host's tools can't be relied on: an answer that is not usable is reported for
+this host (`problem`), and it is never turned into one.
 """
 
 import json
@@ -17,21 +18,37 @@ from pyinfra.api import FactBase
 
 from deploys import gpus, mesh, safe_read
 from deploys.facts import WireGuard
-from deploys.paths import CACHE, COMMAND, CONFIGURATION, CURRENT, DEPLOYED, LOGS, PREVIOUS, ROOT, STATE, UNITS, WHOLE
+from deploys.paths import (
+    CACHE,
+    COMMAND,
+    CONFIGURATION,
+    CURRENT,
+    DEPLOYED,
+    LOGS,
+    PREVIOUS,
+    ROOT,
+    STATE,
+    UNITS,
+    WHOLE,
+)
 from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES
 
 # How many of a worker's last rounds are looked at.
 NUM_ROUNDS = 8
 # The last line of an answer that is whole.
 END = "end"
-# How long one tool may take: a driver or a daemon that hangs must not cost what else the host could say.
+# How long one tool may take: a driver or a daemon that hangs must not cost what else the host could
+# say.
 WITHIN = "timeout --kill-after=2 15"
 _LONGEST_PROBLEM = 160
 # How much of a log is looked at for the reason of an end, and how much of that is shown.
 NUM_WORDS = 40
 _LONGEST_WORDS = 300
 # A traceback's last line, what hivewright itself says at the end, and what libraries in C say.
-_ERROR = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b|\w+Error \(exit \d+\)|\b(error|fatal|panicked)\b", re.I)
+_ERROR = re.compile(
+    r"^[\w.]*(Error|Exception|Interrupt|Exit)\b|\w+Error \(exit \d+\)|\b(error|fatal|panicked)\b",
+    re.I,
+)
 # For a shell's `case`: the units that read a role's settings file.
 _UNITS_OF_ROLES = " ".join(
     f"{role}) units='{' '.join(each.unit for each in COORDINATOR_SERVICES if each.role == role)}';;"
@@ -42,7 +59,8 @@ T = TypeVar("T")
 
 
 class Answer(FactBase[T | None], Generic[T]):
-    """A fact that always has an answer, whose command ends with a line END. Without that it is None."""
+    """A fact that always has an answer, whose command ends with a line END. Without that it is
+    None."""
 
     def process(self, output: list[str]) -> T | None:
         return self.read(output[:-1]) if output[-1] == END else None
@@ -88,7 +106,8 @@ class _KeeperStatus(_Read):
 
 
 class _Finished(NamedTuple):
-    """A round that a worker has finished: when, in seconds since 1970, and with which mean reward (None: unknown)."""
+    """A round that a worker has finished: when, in seconds since 1970, and with which mean reward
+    (None: unknown)."""
 
     at: float
     reward: float | None
@@ -96,13 +115,15 @@ class _Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """A service of a host and its progress. `status`: the status.json of its state folder, None if it wrote none.
+    """A service of a host and its progress. `status`: the status.json of its state folder, None if
+    it wrote none.
 
-    `started_at`: when it was started last, by the host's clock in seconds since 1970, 0 if it does not run. `restarts`:
-    by systemd, since somebody started it. `exit_status`: of its last end. `finished`: when its last rounds were
-    finished, the newest last, at most NUM_ROUNDS; without those whose numbers were not finite. `rewards`: their mean
-    rewards, None where a round does not say. `problem`: why `status` is None though there is one. `last_words`: the
-    last that it said on its way to its end, if it does not run or systemd has started it again.
+    `started_at`: when it was started last, by the host's clock in seconds since 1970, 0 if it does
+    not run. `restarts`: by systemd, since somebody started it. `exit_status`: of its last end.
+    `finished`: when its last rounds were finished, the newest last, at most NUM_ROUNDS; without
+    those whose numbers were not finite. `rewards`: their mean rewards, None where a round does not
+    say. `problem`: why `status` is None though there is one. `last_words`: the last that it said on
+    its way to its end, if it does not run or systemd has started it again.
     """
 
     unit: str
@@ -121,30 +142,37 @@ class NodeReports(Answer[list[dict[str, Any]]]):
     """A NodeReport, as a dict, for each service that is configured on the host."""
 
     def command(self) -> str:
-        show = f"TZ=UTC {WITHIN} systemctl show --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus"
-        finished = (
-            f"own_file {STATE}/$role/rounds.jsonl | tail -n {NUM_ROUNDS}"
-            ' | grep -v \'"skipped": "non-finite"\''
-            ' | sed -n \'s/.*"finished_at": \\([0-9.]*\\), "reward_mean": \\([^,}]*\\).*/\\1:\\2/p; t;'
-            ' s/.*"finished_at": \\([0-9.]*\\).*/\\1/p\''
+        show = (
+            f"TZ=UTC {WITHIN} systemctl show"
+            " --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus"
         )
-        words = f"{WITHIN} journalctl --no-pager --quiet --output=cat --lines={NUM_WORDS} --identifier"
+        finished = (
+            f'own_file {STATE}/$role/rounds.jsonl | tail -n {NUM_ROUNDS} | grep -v \'"skipped":'
+            ' "non-finite"\' | sed -n \'s/.*"finished_at": \\([0-9.]*\\), "reward_mean":'
+            ' \\([^,}]*\\).*/\\1:\\2/p; t; s/.*"finished_at": \\([0-9.]*\\).*/\\1/p\''
+        )
+        words = (
+            f"{WITHIN} journalctl --no-pager --quiet --output=cat --lines={NUM_WORDS} --identifier"
+        )
 
         return (
             f"{safe_read.FUNCTIONS}"
             # A deploy that is under way has its new settings there too, by another ending.
-            f" for f in $(ls {CONFIGURATION} 2>/dev/null | grep '[.]yaml$'); do role=${{f%.yaml}}; case $role in"
-            f" worker-*) units=hivewright-worker@${{role#*-}}.service;; {_UNITS_OF_ROLES} *) continue;; esac;"
+            f" for f in $(ls {CONFIGURATION} 2>/dev/null | grep '[.]yaml$'); do role=${{f%.yaml}};"
+            " case $role in"
+            f" worker-*) units=hivewright-worker@${{role#*-}}.service;; {_UNITS_OF_ROLES} *)"
+            " continue;; esac;"
             f' for unit in $units; do echo unit=$unit; shown=$({show} $unit); echo "$shown";'
-            " case $shown in *ActiveState=active*NRestarts=0*|*NRestarts=0*ActiveState=active*) ;; *)"
-            f" {words}=${{unit%.service}} | LC_ALL=C tr -cd '\\12\\40-\\176' | sed 's/^/words=/';; esac;"
+            " case $shown in *ActiveState=active*NRestarts=0*|*NRestarts=0*ActiveState=active*)"
+            " ;; *)"
+            f" {words}=${{unit%.service}} | LC_ALL=C tr -cd '\\12\\40-\\176' | sed 's/^/words=/';;"
+            " esac;"
             f" at=$(TZ=UTC {WITHIN} systemctl show --property=ActiveEnterTimestamp --value $unit);"
             ' [ -z "$at" ] || echo started_at=$(date --date="$at" +%s);'
             f" case $unit in *contract*) continue;; esac; echo finished=$({finished});"
             f' file={STATE}/$role/status.json; ! what=$(what_is $file) || {{ echo "what=$what";'
             # Not echo, for which some shells take a backslash in it for more than that.
-            " printf status=; own_file $file | tr -d '\\n'; echo; }; done; done;"
-            f" echo {END}"
+            f" printf status=; own_file $file | tr -d '\\n'; echo; }}; done; done; echo {END}"
         )
 
     def read(self, lines: list[str]) -> list[dict[str, Any]]:
@@ -187,7 +215,8 @@ def _finished(text: str) -> Iterator[_Finished]:
 
 
 def last_words(lines: Sequence[str]) -> str | None:
-    """Of the last lines of a log the one that says most about an end: the last error, or else the last line."""
+    """Of the last lines of a log the one that says most about an end: the last error, or else the
+    last line."""
     said = [line.strip() for line in lines if line.strip()]
     errors = [line for line in said if _ERROR.search(line) and not line.startswith("File ")]
     chosen = errors or said
@@ -222,7 +251,8 @@ def _reason(error: Exception) -> str:
 
 
 def _number(text: str) -> int | None:
-    """Parse a number; None: it is not one, or systemd does not know (it then prints "[not set]", or nothing)."""
+    """Parse a number; None: it is not one, or systemd does not know (it then prints "[not set]", or
+    nothing)."""
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
@@ -244,10 +274,11 @@ class Gpu:
 class HostState:
     """A host as a whole. `commit`: the release that is current, None on a bare host.
 
-    `deployed`: digest of what the last deploy made of the host; None if none was ever finished, or one was begun and
-    did not get to its end. `previous`: the release that `rollback` would go back to. Disk in 10^6 bytes, of the state
-    folder. `tailscale`: BackendState of its daemon, None without one; `tailscale_server`: its control
-    server. `problem`: what nvidia-smi says instead of its GPUs, None without a complaint, or without nvidia-smi.
+    `deployed`: digest of what the last deploy made of the host; None if none was ever finished, or
+    one was begun and did not get to its end. `previous`: the release that `rollback` would go back
+    to. Disk in 10^6 bytes, of the state folder. `tailscale`: BackendState of its daemon, None
+    without one; `tailscale_server`: its control server. `problem`: what nvidia-smi says instead of
+    its GPUs, None without a complaint, or without nvidia-smi.
     """
 
     commit: str | None = None
@@ -269,10 +300,13 @@ class HostStates(Answer[dict[str, Any]]):
         of_gpus = "--query-gpu=index,uuid,memory.used,memory.total,utilization.gpu"
         return (
             f"exec 2>/dev/null; {gpus.FIND_TOOLS} echo commit=$(basename $(readlink {CURRENT}));"
-            f" echo deployed=$(cat {DEPLOYED}/{WHOLE}); echo previous=$(basename $(cat {PREVIOUS}/current));"
+            f" echo deployed=$(cat {DEPLOYED}/{WHOLE}); echo previous=$(basename $(cat"
+            f" {PREVIOUS}/current));"
             f" for d in {STATE} /; do [ ! -d $d ] || {{"
-            f" echo disk=$({WITHIN} df --output=avail,size --block-size=1000000 $d | tail -n 1); break; }}; done;"
-            f" ! command -v tailscale >/dev/null || echo tailscale=$({WITHIN} tailscale status --json | tr -d '\n');"
+            f" echo disk=$({WITHIN} df --output=avail,size --block-size=1000000 $d | tail -n 1);"
+            " break; }; done;"
+            f" ! command -v tailscale >/dev/null || echo tailscale=$({WITHIN} tailscale status"
+            " --json | tr -d '\n');"
             f" ! command -v tailscale >/dev/null || {WITHIN} tailscale debug prefs"
             ' | sed -n \'s/.*"ControlURL": *"\\(http[^"]*\\)".*/tailscale-server=\\1/p\';'
             # Its processes are asked for only if it has answered: it hangs, if it does, both times.
@@ -308,7 +342,9 @@ class HostStates(Answer[dict[str, Any]]):
 
 def _nvidia_problem(code: str, rows: Sequence[str], cards: Sequence[Gpu | None]) -> str | None:
     """Return nvidia-smi's output that is not a GPU, or how it ended."""
-    said = " ".join(row.strip() for row, card in zip(rows, cards, strict=True) if card is None).strip()
+    said = " ".join(
+        row.strip() for row, card in zip(rows, cards, strict=True) if card is None
+    ).strip()
     if code in ("124", "137"):
         said = f"no answer within {WITHIN.split()[-1]} s"
     elif code != "0":
@@ -333,7 +369,8 @@ def _gpu(row: str, pids: Mapping[str, Sequence[int]]) -> Gpu | None:
     if len(cells) != 5 or not cells[0].isdecimal():
         return None
     index, uuid, *figures = cells
-    # ERR!, [Unknown Error], [GPU requires reset]: the card does not work, which is not a figure of 0.
+    # ERR!, [Unknown Error], [GPU requires reset]: the card does not work, which is not a figure of
+    # 0.
     if not all(text in gpus.NO_FIGURE or _number(text) is not None for text in figures):
         return None
     used, total, use = map(_number, figures)
@@ -341,7 +378,8 @@ def _gpu(row: str, pids: Mapping[str, Sequence[int]]) -> Gpu | None:
 
 
 class Logs(Answer[list[str]]):
-    """The last lines of a host's services, oldest first, each with time, host and unit as journalctl has them."""
+    """The last lines of a host's services, oldest first, each with time, host and unit as
+    journalctl has them."""
 
     def command(self, lines: int, unit: str) -> str:
         return (
@@ -364,13 +402,14 @@ class MeshParts(Answer[dict[str, Any]]):
 
 
 class Footprint(Answer[list[str]]):
-    """Everything of hivewright's on a host: the paths and units that `hivewright fleet uninstall` would remove."""
+    """Everything of hivewright's on a host: the paths and units that `hivewright fleet uninstall`
+    would remove."""
 
     def command(self) -> str:
         return (
-            f"ls -dq {ROOT} {CONFIGURATION} {STATE} {CACHE} {LOGS} {COMMAND} {UNITS}/hivewright-*.service"
-            f" {mesh.CONFIGURATION} {mesh.KEY}"
-            f" {STATE}/*/swarm.pem {STATE}/*/*.key {STATE}/*/ledger.db 2>/dev/null; echo {END}"
+            f"ls -dq {ROOT} {CONFIGURATION} {STATE} {CACHE} {LOGS} {COMMAND}"
+            f" {UNITS}/hivewright-*.service {mesh.CONFIGURATION} {mesh.KEY} {STATE}/*/swarm.pem"
+            f" {STATE}/*/*.key {STATE}/*/ledger.db 2>/dev/null; echo {END}"
         )
 
     def read(self, lines: list[str]) -> list[str]:
@@ -378,21 +417,27 @@ class Footprint(Answer[list[str]]):
 
 
 class SealedToken(Answer[str]):
-    """The host's enrolment token, sealed for the owner of `key` (deploys/backup_pack.py), in base 64. Empty: none.
+    """The host's enrolment token, sealed for the owner of `key` (deploys/backup_pack.py), in base
+    64. Empty: none.
 
-    The host's release may be an earlier one, which calls the module `sealing`: `seal` is all that this needs of it.
+    The host's release may be an earlier one, which calls the module `sealing`: `seal` is all that
+    this needs of it.
     """
 
     def command(self, key: str) -> str:
         token = CONFIGURATION / "enrolment.token"
         program = (
-            "import importlib, pathlib, sys;"
-            "name = 'backup_pack' if pathlib.Path('deploys/backup_pack.py').exists() else 'sealing';"
-            "seal = importlib.import_module('deploys.' + name).seal;"
-            "sys.stdout.write(seal(pathlib.Path(sys.argv[2]).read_bytes(), sys.argv[1]))"
+            "import importlib, pathlib, sys;name = 'backup_pack' if"
+            " pathlib.Path('deploys/backup_pack.py').exists() else 'sealing';seal ="
+            " importlib.import_module('deploys.' +"
+            " name).seal;sys.stdout.write(seal(pathlib.Path(sys.argv[2]).read_bytes(),"
+            " sys.argv[1]))"
         )
         python = f"environment/bin/python -B -c {shlex.quote(program)} {shlex.quote(key)} {token}"
-        return f"if [ -d {CURRENT}/ ] && [ -e {token} ]; then cd {CURRENT} && {python}; fi && echo {END}"
+        return (
+            f"if [ -d {CURRENT}/ ] && [ -e {token} ]; then cd {CURRENT} && {python}; fi && echo"
+            f" {END}"
+        )
 
     def read(self, lines: list[str]) -> str:
         return "".join(lines)

@@ -1,6 +1,7 @@
 """The GPUs of a host, as its driver reports them, and which build of torch fits them.
 
-A driver that does not answer is never taken for a host without GPUs: the host is refused, with the reason.
+A driver that does not answer is never taken for a host without GPUs: the host is refused, with the
+reason.
 """
 
 import re
@@ -24,17 +25,20 @@ QUERY = "index,uuid,name,memory.total,compute_cap,driver_version"
 # Where WSL2 keeps the Windows driver's tools and libraries; it is not in the PATH of every shell.
 WSL_LIB = "/usr/lib/wsl/lib"
 FIND_TOOLS = f'PATH="$PATH:{WSL_LIB}";'
-# What nvidia-smi prints for a figure that a card does not have, as opposed to one it can't read (ERR!).
+# What nvidia-smi prints for a figure that a card does not have, as opposed to one it can't read
+# (ERR!).
 NO_FIGURE = ("[N/A]", "N/A", "[Not Supported]")
 NO_SLICE = (
-    "GPU {index} ({name}) is in MIG mode and has no slice, so nothing can compute on it: make slices "
-    "(`nvidia-smi mig -i {index} -cgi PROFILE -C`) or leave MIG mode (`nvidia-smi -i {index} -mig 0`)"
+    "GPU {index} ({name}) is in MIG mode and has no slice, so nothing can compute on it: make"
+    " slices (`nvidia-smi mig -i {index} -cgi PROFILE -C`) or leave MIG mode (`nvidia-smi -i"
+    " {index} -mig 0`)"
 )
 NO_WSL_DRIVER = (
-    f"WSL2 shows a GPU (/dev/dxg), but there is no nvidia-smi, neither in PATH nor in {WSL_LIB}: if it is an "
-    "NVIDIA GPU, install its driver in Windows and run `wsl --shutdown` there"
+    f"WSL2 shows a GPU (/dev/dxg), but there is no nvidia-smi, neither in PATH nor in {WSL_LIB}: if"
+    " it is an NVIDIA GPU, install its driver in Windows and run `wsl --shutdown` there"
 )
-# A line of `nvidia-smi -L`: a card, or below it a slice, whose profile says its memory (1g.10gb, 1c.3g.20gb+me).
+# A line of `nvidia-smi -L`: a card, or below it a slice, whose profile says its memory (1g.10gb,
+# 1c.3g.20gb+me).
 _CARD_LINE = re.compile(r"GPU (\d+): .*\(UUID: GPU-\S+\)")
 _SLICE_LINE = re.compile(r"MIG (\S+)\s+Device\s+(\d+): \(UUID: (MIG-\S+)\)")
 _PROFILE_GB = re.compile(r"\.(\d+)gb")
@@ -44,7 +48,8 @@ Number = int | str
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU, or one slice of a GPU that is partitioned (MIG). `capability`: compute capability, such as (8, 9).
+    """One GPU, or one slice of a GPU that is partitioned (MIG). `capability`: compute capability,
+    such as (8, 9).
 
     `uuid`: what CUDA_VISIBLE_DEVICES takes. `index`: nvidia-smi's number of the card. `part`: its
     number of the slice, None for a whole card. `memory_mib` of a slice is what its profile says.
@@ -65,7 +70,8 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """A host's GPUs, and slices of them. `driver_cuda`: the newest CUDA that the driver runs; None without one.
+    """A host's GPUs, and slices of them. `driver_cuda`: the newest CUDA that the driver runs; None
+    without one.
 
     `problem`: why the GPUs of the host can't be used, None if they can, or if there are none.
     `warning`: what nvidia-smi says of cards that can't be used, while others can.
@@ -88,8 +94,9 @@ class Gpus:
 def parse(lines: Collection[str]) -> Gpus:
     """Return the GPUs of `HostGpus`' lines. Each begins with its kind.
 
-    gpu: a row of nvidia-smi's table. list: a line of `nvidia-smi -L`. mig: index and MIG mode. cuda, ram: figures.
-    problem: what nvidia-smi says instead. card: a GPU without a driver. dxg: WSL2's GPU.
+    gpu: a row of nvidia-smi's table. list: a line of `nvidia-smi -L`. mig: index and MIG mode.
+    cuda, ram: figures. problem: what nvidia-smi says instead. card: a GPU without a driver. dxg:
+    WSL2's GPU.
     """
     found = [line.strip().partition(" ")[::2] for line in lines if line.strip()]
     problem = " ".join(text for kind, text in found if kind == "problem")
@@ -99,10 +106,14 @@ def parse(lines: Collection[str]) -> Gpus:
     if problem and not rows:
         return Gpus(problem=f"nvidia-smi says: {problem}; {DRIVER_ADVICE}")
     if num_idle:
-        return Gpus(problem=f"there are NVIDIA GPUs ({num_idle}), but no nvidia-smi; {DRIVER_ADVICE}")
+        return Gpus(
+            problem=f"there are NVIDIA GPUs ({num_idle}), but no nvidia-smi; {DRIVER_ADVICE}"
+        )
     if not rows:
         return Gpus(warning=NO_WSL_DRIVER if is_wsl else None)
-    ram_mib = next((int(text) // 1024 for kind, text in found if kind == "ram" and text.isdecimal()), 0)
+    ram_mib = next(
+        (int(text) // 1024 for kind, text in found if kind == "ram" and text.isdecimal()), 0
+    )
     cards, dead = _cards(rows, ram_mib, _slices(text for kind, text in found if kind == "list"))
     cards, empty = _without_empty(cards, [text for kind, text in found if kind == "mig"])
     if problem:
@@ -111,15 +122,22 @@ def parse(lines: Collection[str]) -> Gpus:
     if not cards:
         said = [f"{said[0]}; expected {QUERY} of each GPU"] if dead else []
         return Gpus(problem="; ".join([*said, *empty]))
-    cuda = next((_version(t) for kind, t in found if kind == "cuda" and _VERSION.fullmatch(t)), None)
+    cuda = next(
+        (_version(t) for kind, t in found if kind == "cuda" and _VERSION.fullmatch(t)), None
+    )
     driver = next(row[5] for row in rows if len(row) == 6)
-    return Gpus(tuple(cards), cuda, driver, warning="; ".join([*said, *empty]) or None, is_wsl=is_wsl)
+    return Gpus(
+        tuple(cards), cuda, driver, warning="; ".join([*said, *empty]) or None, is_wsl=is_wsl
+    )
 
 
 def _cards(
-    rows: Collection[Sequence[str]], ram_mib: int, slices: Mapping[int, Sequence[tuple[str, int, str]]]
+    rows: Collection[Sequence[str]],
+    ram_mib: int,
+    slices: Mapping[int, Sequence[tuple[str, int, str]]],
 ) -> tuple[list[Gpu], list[str]]:
-    """Return the GPUs of these rows, in place of partitioned ones their slices, and the rows that are not a GPU."""
+    """Return the GPUs of these rows, in place of partitioned ones their slices, and the rows that
+    are not a GPU."""
     cards, dead = [], []
     for row in rows:
         try:
@@ -133,19 +151,22 @@ def _cards(
 def _card(row: Sequence[str], ram_mib: int, is_partitioned: bool) -> Gpu:
     """Return the GPU of a row. Raises ValueError or IndexError if the row is not that of one.
 
-    A card without a memory figure of its own ([N/A]) shares the machine's: its figure is taken instead. Of one that is
-    partitioned nobody asks: its slices have theirs.
+    A card without a memory figure of its own ([N/A]) shares the machine's: its figure is taken
+    instead. Of one that is partitioned nobody asks: its slices have theirs.
     """
     index, uuid, name, memory, capability, _ = row
     has_own = re.fullmatch(r"[0-9.]+", memory) is not None
     is_shared = is_partitioned or (memory in NO_FIGURE and ram_mib > 0)
     if not uuid.startswith("GPU-") or not (has_own or is_shared):
         raise ValueError(uuid)
-    return Gpu(int(index), uuid, name, int(float(memory)) if has_own else ram_mib, _version(capability))
+    return Gpu(
+        int(index), uuid, name, int(float(memory)) if has_own else ram_mib, _version(capability)
+    )
 
 
 def _slices(lines: Iterable[str]) -> dict[int, list[tuple[str, int, str]]]:
-    """Return profile, number and UUID of each MIG slice, by the number of its card, of `nvidia-smi -L`'s lines."""
+    """Return profile, number and UUID of each MIG slice, by the number of its card, of `nvidia-smi
+    -L`'s lines."""
     found: dict[int, list[tuple[str, int, str]]] = {}
     index = None
     for line in lines:
@@ -157,7 +178,8 @@ def _slices(lines: Iterable[str]) -> dict[int, list[tuple[str, int, str]]]:
 
 
 def _slice(card: Gpu, profile: str, part: int, uuid: str) -> Gpu:
-    """Return one slice of a partitioned card. Raises ValueError if its profile does not say its memory."""
+    """Return one slice of a partitioned card. Raises ValueError if its profile does not say its
+    memory."""
     memory = _PROFILE_GB.search(profile)
     if memory is None:
         raise ValueError(profile)
@@ -167,7 +189,11 @@ def _slice(card: Gpu, profile: str, part: int, uuid: str) -> Gpu:
 
 def _without_empty(cards: Sequence[Gpu], modes: Collection[str]) -> tuple[list[Gpu], list[str]]:
     """Leave out whole cards that are in MIG mode, and return what to do about each."""
-    partitioned = {int(index) for index, _, mode in (text.partition(", ") for text in modes) if mode == "Enabled"}
+    partitioned = {
+        int(index)
+        for index, _, mode in (text.partition(", ") for text in modes)
+        if mode == "Enabled"
+    }
     empty = [card for card in cards if card.part is None and card.index in partitioned]
     kept = [card for card in cards if card not in empty]
     return kept, [NO_SLICE.format(index=card.index, name=card.name) for card in empty]
@@ -175,9 +201,11 @@ def _without_empty(cards: Sequence[Gpu], modes: Collection[str]) -> tuple[list[G
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A build of torch. `cuda`: what it is built with. `kernels`: the capabilities that it has kernels for, by machine.
+    """A build of torch. `cuda`: what it is built with. `kernels`: the capabilities that it has
+    kernels for, by machine.
 
-    `min_driver`: the oldest driver that runs this CUDA, by NVIDIA's compatibility within a major version.
+    `min_driver`: the oldest driver that runs this CUDA, by NVIDIA's compatibility within a major
+    version.
     """
 
     name: str
@@ -214,11 +242,15 @@ BUILDS = (
 
 
 def choose_torch(gpus: Gpus, index: str | None, machine: str = X86) -> str:
-    """The package index that the host takes torch from. `index`: what the inventory asks for; None: by the facts.
+    """The package index that the host takes torch from. `index`: what the inventory asks for; None:
+    by the facts.
 
-    Raises SettingsError, with the fix, if no build runs on all GPUs of the host, or the one that is asked for does not.
+    Raises SettingsError, with the fix, if no build runs on all GPUs of the host, or the one that is
+    asked for does not.
     """
-    asked = next((build for build in BUILDS if index and index.rstrip("/").endswith(f"/{build.name}")), None)
+    asked = next(
+        (build for build in BUILDS if index and index.rstrip("/").endswith(f"/{build.name}")), None
+    )
     if index is not None:
         if asked is not None:
             _refuse_misfit(asked, gpus, machine)
@@ -238,8 +270,12 @@ def _refuse_misfit(build: Build, gpus: Gpus, machine: str) -> None:
     for card in gpus.cards:
         if not build.runs_on(card, machine):
             fit = next((other.index for other in BUILDS if other.runs_on(card, machine)), None)
-            fix = f"set torch_index to {fit}, or leave it out" if fit else _no_build([card], machine)
-            raise SettingsError(f"torch_index: {build.name} has no kernels for {_named(card)}{_on(machine)}; {fix}")
+            fix = (
+                f"set torch_index to {fit}, or leave it out" if fit else _no_build([card], machine)
+            )
+            raise SettingsError(
+                f"torch_index: {build.name} has no kernels for {_named(card)}{_on(machine)}; {fix}"
+            )
     if gpus.cards and not _driver_runs(build, gpus):
         raise SettingsError(_driver_too_old(build, gpus))
 
@@ -252,24 +288,31 @@ def _driver_runs(build: Build, gpus: Gpus) -> bool:
 def _driver_too_old(build: Build, gpus: Gpus) -> str:
     cuda = "no CUDA" if gpus.driver_cuda is None else "CUDA {}.{}".format(*gpus.driver_cuda)
     return (
-        f"driver {gpus.driver} runs {cuda}; torch {TORCH} for {_named(gpus.cards[0])} ({build.name}) needs driver "
-        f"{build.min_driver} or newer: upgrade the NVIDIA driver"
+        f"driver {gpus.driver} runs {cuda}; torch {TORCH} for {_named(gpus.cards[0])}"
+        f" ({build.name}) needs driver {build.min_driver} or newer: upgrade the NVIDIA driver"
     )
 
 
 def _no_build(cards: Collection[Gpu], machine: str) -> str:
     known = [capability for build in BUILDS for capability in build.kernels.get(machine, ())]
     if not known:
-        return f"there is no build of torch {TORCH} for GPUs{_on(machine)}; set torch_index to an index with one"
+        return (
+            f"there is no build of torch {TORCH} for GPUs{_on(machine)}; set torch_index to an"
+            " index with one"
+        )
     for card in cards:
         if not any(build.runs_on(card, machine) for build in BUILDS):
             why = "newer" if card.capability > max(known) else "older"
             return (
-                f"{_named(card)} is {why} than every build of torch {TORCH}{_on(machine)} knows; "
-                f"set torch_index to an index with a build for it, or to {CPU_INDEX} to train on the CPU"
+                f"{_named(card)} is {why} than every build of torch {TORCH}{_on(machine)} knows;"
+                f" set torch_index to an index with a build for it, or to {CPU_INDEX} to train on"
+                " the CPU"
             )
     names = ", ".join(_named(card) for card in cards)
-    return f"no build of torch {TORCH} has kernels for all of {names}; give only those of one kind slots, by their gpu"
+    return (
+        f"no build of torch {TORCH} has kernels for all of {names}; give only those of one kind"
+        " slots, by their gpu"
+    )
 
 
 def _on(machine: str) -> str:

@@ -1,4 +1,5 @@
-"""Facts about the machine that a host is: its GPUs, its distribution, where its pip gets packages from."""
+"""Facts about the machine that a host is: its GPUs, its distribution, where its pip gets packages
+from."""
 
 import json
 import shlex
@@ -29,12 +30,13 @@ class HostGpus(OwnFact[Gpus]):
     def command(self) -> str:
         version = "s/.*CUDA[A-Z ]* Version *: *\\([0-9][0-9.]*\\).*/cuda \\1/p"
         smi, csv = "timeout 60 nvidia-smi", "--format=csv,noheader,nounits"
-        # Of cards that may be partitioned: the slices, and the mode, which drivers before MIG do not know.
+        # Of cards that may be partitioned: the slices, and the mode, which drivers before MIG do
+        # not know.
         rest = (
-            f"{smi} -L 2>/dev/null | sed 's/^/list /';"
-            f" {smi} --query-gpu=index,mig.mode.current {csv} 2>/dev/null | sed -n 's/^[0-9]*, [A-Z].*/mig &/p';"
-            ' sed -n "s/^MemTotal: *\\([0-9]*\\) kB/ram \\1/p" /proc/meminfo;'
-            f" {smi} 2>/dev/null | sed -n '{version}' | head -n 1"
+            f"{smi} -L 2>/dev/null | sed 's/^/list /'; {smi} --query-gpu=index,mig.mode.current"
+            f" {csv} 2>/dev/null | sed -n 's/^[0-9]*, [A-Z].*/mig &/p'; sed -n \"s/^MemTotal:"
+            f" *\\([0-9]*\\) kB/ram \\1/p\" /proc/meminfo; {smi} 2>/dev/null | sed -n '{version}' |"
+            " head -n 1"
         )
         return (
             f"{gpus.FIND_TOOLS} [ ! -e /dev/dxg ] || echo dxg;"
@@ -58,7 +60,8 @@ class HostGpus(OwnFact[Gpus]):
 
 
 class MissingParts(OwnFact[str | None]):
-    """The reason why the host can't run the services at all; None: systemd is its init, and it has apt."""
+    """The reason why the host can't run the services at all; None: systemd is its init, and it has
+    apt."""
 
     def command(self) -> str:
         return (
@@ -74,7 +77,9 @@ class MissingParts(OwnFact[str | None]):
         found = dict(line.partition(" ")[::2] for line in output if line)
         reasons = [_without_systemd(found)] if "systemd" in found else []
         if "apt" in found:
-            reasons.append("there is no apt-get; expected a Debian or Ubuntu: make another host of this one")
+            reasons.append(
+                "there is no apt-get; expected a Debian or Ubuntu: make another host of this one"
+            )
         return "; ".join(reasons) or None
 
 
@@ -83,17 +88,22 @@ def _without_systemd(found: Mapping[str, str]) -> str:
     init = f"its first process is {found['systemd'] or 'unknown'}"
     if "microsoft" in found.get("kernel", "").lower():
         advice = (
-            "it is WSL2: write [boot] and systemd=true into /etc/wsl.conf there, run `wsl --shutdown` in "
-            "Windows, and start it again"
+            "it is WSL2: write [boot] and systemd=true into /etc/wsl.conf there, run `wsl"
+            " --shutdown` in Windows, and start it again"
         )
     elif kind := found.get("container"):
         advice = (
-            f"it is a container ({kind}): name the machine that runs it in the inventory instead, or a "
-            "container that boots systemd (LXC, Incus, systemd-nspawn)"
+            f"it is a container ({kind}): name the machine that runs it in the inventory instead,"
+            " or a container that boots systemd (LXC, Incus, systemd-nspawn)"
         )
     else:
-        advice = "boot it with systemd, or, if it is a container or a chroot, name the machine itself"
-    return f"systemd does not run there ({init}), and hivewright's services are systemd units; {advice}"
+        advice = (
+            "boot it with systemd, or, if it is a container or a chroot, name the machine itself"
+        )
+    return (
+        f"systemd does not run there ({init}), and hivewright's services are systemd units;"
+        f" {advice}"
+    )
 
 
 class CloudInitErrors(OwnFact[str | None]):
@@ -123,7 +133,8 @@ class OwnPipSources(OwnFact[bool]):
 
 
 class System(NamedTuple):
-    """A distribution, the name of its release, and the machine as `uname -m` says it: debian, bookworm, x86_64.
+    """A distribution, the name of its release, and the machine as `uname -m` says it: debian,
+    bookworm, x86_64.
 
     Empty: it does not say.
     """
@@ -137,7 +148,9 @@ class Distribution(OwnFact[System]):
     """The distribution and machine of the host."""
 
     def command(self) -> str:
-        return "[ ! -e /etc/os-release ] || . /etc/os-release; echo $ID,$VERSION_CODENAME,$(uname -m)"
+        return (
+            "[ ! -e /etc/os-release ] || . /etc/os-release; echo $ID,$VERSION_CODENAME,$(uname -m)"
+        )
 
     @staticmethod
     def default() -> System:

@@ -1,9 +1,9 @@
 """One deploy at a time: a lock file on the host that names its owner, where from and since when.
 
-It is in /run: a host that boots again is free. A deploy takes it before its first command that is not a question
-(deploys/pyinfra_ext/fact_cache.py), so a run that changes nothing takes none; an operation of `hivewright fleet` takes
-it around its script. A lock of a process of this machine that is gone is broken; any other stale lock is broken by a
-flag.
+It is in /run: a host that boots again is free. A deploy takes it before its first command that is
+not a question (deploys/pyinfra_ext/fact_cache.py), so a run that changes nothing takes none; an
+operation of `hivewright fleet` takes it around its script. A lock of a process of this machine that
+is gone is broken; any other stale lock is broken by a flag.
 """
 
 import getpass
@@ -64,7 +64,8 @@ def is_abandoned(held_by: str) -> bool:
 
 
 def take(abandoned: str | None, is_broken: bool) -> str:
-    """Shell commands that take the lock, or fail and name its owner. `abandoned`: an owner that counts no more."""
+    """Shell commands that take the lock, or fail and name its owner. `abandoned`: an owner that
+    counts no more."""
     if is_broken:
         remove = f"rm -f {LOCK}; "
     elif abandoned:
@@ -74,8 +75,10 @@ def take(abandoned: str | None, is_broken: bool) -> str:
     own = shlex.quote(owner())
     return (
         f"{remove}( set -C; echo {own} > {LOCK} ) 2>/dev/null || {{ held=$(cat {LOCK} 2>/dev/null);"
-        f' [ "$held" = {own} ] || {{ echo "{LOCKED}: by ${{held:-nobody ({LOCK} can not be written)}};'
-        f' wait for its end; if nobody is at it any more, put --data {BREAK}=true (hivewright: --break-lock)" >&2;'
+        f' [ "$held" = {own} ] || {{ echo "{LOCKED}: by ${{held:-nobody ({LOCK} can not be'
+        " written)};"
+        f" wait for its end; if nobody is at it any more, put --data {BREAK}=true (hivewright:"
+        ' --break-lock)" >&2;'
         " exit 75; }; }"
     )
 

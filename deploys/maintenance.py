@@ -1,4 +1,5 @@
-"""Maintenance of a deployed host between deploys: services, moving identities in and out, uninstalling.
+"""Maintenance of a deployed host between deploys: services, moving identities in and out,
+uninstalling.
 
 Each operation is run by itself through pyinfra's command line (deploys/fleet/commands.py).
 """
@@ -12,7 +13,18 @@ from pyinfra.api import StringCommand, operation
 from deploys import locks
 from deploys.backup_pack import WORKER_FOLDERS
 from deploys.node_identity import standard_input
-from deploys.paths import CACHE, COMMAND, CONFIGURATION, DEPLOYED, LOGS, RETIRED, ROOT, STATE, USER, WHOLE
+from deploys.paths import (
+    CACHE,
+    COMMAND,
+    CONFIGURATION,
+    DEPLOYED,
+    LOGS,
+    RETIRED,
+    ROOT,
+    STATE,
+    USER,
+    WHOLE,
+)
 from deploys.services import BACKED_UP
 from deploys.tailscale.serve_ports import STOP_SERVING
 from deploys.units import REMOVE_OURS
@@ -21,14 +33,16 @@ from deploys.worker import KEPT
 
 # Every service that a deploy has started here. systemd puts them into order.
 _UNITS = f"$(ls {DEPLOYED} 2>/dev/null | grep -v '^{WHOLE}$')"
-# Digests of the workers that a move has stopped, with which of them ran: to have them as they were if it fails.
+# Digests of the workers that a move has stopped, with which of them ran: to have them as they were
+# if it fails.
 _MOVED = DEPLOYED / ".moved"
 ACTIONS = ("start", "stop", "restart")
 
 
 @operation()
 def services(action: str, unit: str = "*") -> Iterator[str]:
-    """Start, stop or restart hivewright's services, all or those that `unit` names, such as worker@0 or worker@*.
+    """Start, stop or restart hivewright's services, all or those that `unit` names, such as
+    worker@0 or worker@*.
 
     A stopped one starts again with the host, or a deploy.
     """
@@ -46,8 +60,8 @@ def services(action: str, unit: str = "*") -> Iterator[str]:
 
 @operation()
 def uninstall(identities: bool) -> Iterator[str]:
-    """Have nothing of hivewright's. What can't be made again (keys, tokens, ledgers, the chain) stays without
-    `identities`. The host's packages stay: others may use them."""
+    """Have nothing of hivewright's. What can't be made again (keys, tokens, ledgers, the chain)
+    stays without `identities`. The host's packages stay: others may use them."""
     yield locks.held(
         f'units={_UNITS}; [ -z "$units" ] || systemctl disable --now --quiet $units;'
         f" {REMOVE_OURS}; rm -f {COMMAND}; systemctl daemon-reload; {LEAVE}; {STOP_SERVING};"
@@ -59,8 +73,9 @@ def uninstall(identities: bool) -> Iterator[str]:
         kept = " ".join(f"! -name '{name}'" for name in KEPT)
         others = " ".join(f"! -name {name}" for name in ("worker-*", RETIRED.name, *BACKED_UP))
         yield (
-            f"! cd {STATE} 2>/dev/null || {{ find . -mindepth 1 -maxdepth 1 {others} -exec rm -rf {{}} +;"
-            f" find . -mindepth 2 -maxdepth 2 -path './worker-*' {kept} -exec rm -rf {{}} +; }}"
+            f"! cd {STATE} 2>/dev/null || {{ find . -mindepth 1 -maxdepth 1 {others} -exec rm -rf"
+            f" {{}} +; find . -mindepth 2 -maxdepth 2 -path './worker-*' {kept} -exec rm -rf {{}}"
+            " +; }"
         )
 
 
@@ -70,7 +85,8 @@ _IDENTITY = " ".join((*WORKER_FOLDERS, "swarm.pem", "enrolment.json", "account.t
 
 @operation()
 def retire() -> Iterator[str]:
-    """Have no worker here that could claim an identity that has moved: stopped, its key set aside."""
+    """Have no worker here that could claim an identity that has moved: stopped, its key set
+    aside."""
     aside = f"for f in {_IDENTITY}; do [ ! -e $f ] || mv -T $f $f.moved; done"
     yield locks.held(
         f"set -e; mkdir -p -m 700 {_MOVED};"
@@ -87,17 +103,17 @@ def retire() -> Iterator[str]:
 
 @operation()
 def take_back() -> Iterator[str]:
-    """Have the workers whose keys a move has set aside as they were: with their keys, running if they ran."""
+    """Have the workers whose keys a move has set aside as they were: with their keys, running if
+    they ran."""
     back = f"for f in {_IDENTITY}; do [ ! -e $f.moved ] || mv -T $f.moved $f; done"
     yield locks.held(
-        f"set -e; for d in {STATE}/worker-*; do [ -e $d/swarm.pem.moved ] || continue;"
-        ' [ ! -e $d/swarm.pem ] || { echo "slot ${d##*-} has another key by now: $d/swarm.pem" >&2; exit 1; };'
-        f" d=$d runuser -u {USER} -- sh -euc 'cd $d; {back}';"
-        " unit=hivewright-worker@${d##*-}.service;"
-        f" [ ! -e {_MOVED}/$unit ] || mv -T {_MOVED}/$unit {DEPLOYED}/$unit;"
-        f" systemctl enable --quiet $unit; [ ! -e {_MOVED}/$unit.ran ] || systemctl start $unit;"
-        f" rm -f {_MOVED}/$unit.ran; done;"
-        f" [ ! -e {_MOVED}/{WHOLE} ] || mv -T {_MOVED}/{WHOLE} {DEPLOYED}/{WHOLE}; rm -rf {_MOVED}"
+        f"set -e; for d in {STATE}/worker-*; do [ -e $d/swarm.pem.moved ] || continue; [ ! -e"
+        ' $d/swarm.pem ] || { echo "slot ${d##*-} has another key by now: $d/swarm.pem" >&2;'
+        f" exit 1; }}; d=$d runuser -u {USER} -- sh -euc 'cd $d; {back}';"
+        f" unit=hivewright-worker@${{d##*-}}.service; [ ! -e {_MOVED}/$unit ] || mv -T"
+        f" {_MOVED}/$unit {DEPLOYED}/$unit; systemctl enable --quiet $unit; [ ! -e"
+        f" {_MOVED}/$unit.ran ] || systemctl start $unit; rm -f {_MOVED}/$unit.ran; done; [ ! -e"
+        f" {_MOVED}/{WHOLE} ] || mv -T {_MOVED}/{WHOLE} {DEPLOYED}/{WHOLE}; rm -rf {_MOVED}"
     )
 
 
@@ -105,20 +121,25 @@ def take_back() -> Iterator[str]:
 def restore(is_question: bool = False) -> Iterator[StringCommand]:
     """Have the identities and ledgers of a backup: a tar in base 64, which comes on standard input.
 
-    They go through the standard input of a shell on the host too, so they are in no command line, log or diff. Nothing
-    that is there is overwritten, and a host that has another identity, or runs one of these, is refused. If it fails,
-    nothing of them is left there. `is_question`: only find out whether the host would be refused.
+    They go through the standard input of a shell on the host too, so they are in no command line,
+    log or diff. Nothing that is there is overwritten, and a host that has another identity, or runs
+    one of these, is refused. If it fails, nothing of them is left there. `is_question`: only find
+    out whether the host would be refused.
     """
     script = restore_script(STATE, is_question)
     yield StringCommand(locks.held(script), _stdin=[standard_input()])
 
 
 def restore_script(state: Path, is_question: bool = False) -> str:
-    """Shell commands that put what comes, a tar in base 64 on standard input, into the folder of all state.
+    """Shell commands that put what comes, a tar in base 64 on standard input, into the folder of
+    all state.
 
-    Its user unpacks it and puts it in place: entries of its folders, or of the archive, may be links.
+    Its user unpacks it and puts it in place: entries of its folders, or of the archive, may be
+    links.
     """
-    make_user = f"useradd --system --no-create-home --home-dir {state} --shell /usr/sbin/nologin {USER}"
+    make_user = (
+        f"useradd --system --no-create-home --home-dir {state} --shell /usr/sbin/nologin {USER}"
+    )
     if is_question:
         make_user = "user=nobody"
     check = f"""set -e

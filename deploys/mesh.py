@@ -1,7 +1,9 @@
-"""A WireGuard mesh: who is in it, with which address, and the configuration of each. Knows nothing of pyinfra.
+"""A WireGuard mesh: who is in it, with which address, and the configuration of each. Knows nothing
+of pyinfra.
 
-A host's address comes from its name, so that no other host's coming or going changes it. Without a hub everybody is
-everybody's peer; with hubs each other host has one of them as its only peer, and the hubs pass on what is not theirs.
+A host's address comes from its name, so that no other host's coming or going changes it. Without a
+hub everybody is everybody's peer; with hubs each other host has one of them as its only peer, and
+the hubs pass on what is not theirs.
 """
 
 import hashlib
@@ -43,7 +45,8 @@ EXPECTED_ENDPOINT = f"a name or an address without a port, or {NOBODY!r} behind 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A host of the mesh. `endpoint`: where others reach it, with the port; None: nowhere, it connects to them."""
+    """A host of the mesh. `endpoint`: where others reach it, with the port; None: nowhere, it
+    connects to them."""
 
     name: str
     address: Address
@@ -57,19 +60,30 @@ class Member:
         return f"{self.address}/{self.address.max_prefixlen}"
 
 
-def members(deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[str, Any]]) -> dict[str, Member]:
-    """The hosts of the mesh by name. `data`: the hosts' own. Of what `mistakes` has found to be right."""
+def members(
+    deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Member]:
+    """The hosts of the mesh by name. `data`: the hosts' own. Of what `mistakes` has found to be
+    right."""
     return {name: _member(name, of, data[name]) for name, of in deployments.items() if of.wireguard}
 
 
-def mistakes(deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def mistakes(
+    deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with the inventory's WireGuard keys: host and message."""
     inside = {name: of for name, of in deployments.items() if of.wireguard}
     networks = {of.wireguard_subnet for of in inside.values()}
     if len(networks) > 1:
         for name, of in inside.items():
             others = ", ".join(sorted(networks - {of.wireguard_subnet}))
-            yield name, f"wireguard_subnet: got {of.wireguard_subnet!r}, and {others} elsewhere; expected one for all"
+            yield (
+                name,
+                (
+                    f"wireguard_subnet: got {of.wireguard_subnet!r}, and {others} elsewhere;"
+                    " expected one for all"
+                ),
+            )
     found = []
     for name, of in inside.items():
         wrong = list(_mistakes(of, name, data[name]))
@@ -82,8 +96,10 @@ def mistakes(deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[s
         for member in hidden:
             yield (
                 member.name,
-                f"wireguard_endpoint: got {NOBODY!r}, here and on other hosts, which then can't reach each other; make "
-                "a host that all can reach their hub (wireguard_hub)",
+                (
+                    f"wireguard_endpoint: got {NOBODY!r}, here and on other hosts, which then can't"
+                    " reach each other; make a host that all can reach their hub (wireguard_hub)"
+                ),
             )
 
 
@@ -94,7 +110,10 @@ def _mistakes(of: Deployment, name: str, data: Mapping[str, Any]) -> Iterator[st
         yield f"wireguard_subnet: {error}; expected a network, such as 10.86.0.0/16"
         return
     if network.num_addresses < 4 or network.prefixlen < 8:
-        yield f"wireguard_subnet: got {of.wireguard_subnet!r}, too small or too large; expected such as 10.86.0.0/16"
+        yield (
+            f"wireguard_subnet: got {of.wireguard_subnet!r}, too small or too large; expected such"
+            " as 10.86.0.0/16"
+        )
         return
     if of.wireguard_address is not None:
         try:
@@ -103,17 +122,30 @@ def _mistakes(of: Deployment, name: str, data: Mapping[str, Any]) -> Iterator[st
         except ValueError:
             is_inside = False
         if not is_inside:
-            yield f"wireguard_address: got {of.wireguard_address!r}; expected an address of a host in {network}"
+            yield (
+                f"wireguard_address: got {of.wireguard_address!r}; expected an address of a host in"
+                f" {network}"
+            )
     where = _endpoint(of, name, data)
     if where == NOBODY:
         if of.wireguard_hub:
-            yield f"wireguard_endpoint: got {NOBODY!r}, and wireguard_hub; a hub is what the others reach"
+            yield (
+                f"wireguard_endpoint: got {NOBODY!r}, and wireguard_hub; a hub is what the others"
+                " reach"
+            )
         return
-    own = "wireguard_endpoint" if of.wireguard_endpoint is not None else "wireguard_endpoint: none, and ssh_hostname"
+    own = (
+        "wireguard_endpoint"
+        if of.wireguard_endpoint is not None
+        else "wireguard_endpoint: none, and ssh_hostname"
+    )
     if not is_host(where) or not is_reachable(where):
         yield f"{own}: got {where!r}; expected {EXPECTED_ENDPOINT}"
     elif is_address(where) and ipaddress.ip_address(where) in network:
-        yield f"{own}: got {where!r}, which is in the mesh's own {network}; expected its address outside of it"
+        yield (
+            f"{own}: got {where!r}, which is in the mesh's own {network}; expected its address"
+            " outside of it"
+        )
 
 
 def _clashes(found: Collection[Member]) -> Iterator[tuple[str, str]]:
@@ -121,7 +153,10 @@ def _clashes(found: Collection[Member]) -> Iterator[tuple[str, str]]:
     for member in found:
         other = users.setdefault(member.address, member.name)
         if other != member.name:
-            taken = f"{member.address} is that of {other} too; give it another, or take a larger wireguard_subnet"
+            taken = (
+                f"{member.address} is that of {other} too; give it another, or take a larger"
+                " wireguard_subnet"
+            )
             yield member.name, f"wireguard_address: {taken}"
 
 
@@ -139,11 +174,16 @@ def _member(name: str, of: Deployment, data: Mapping[str, Any]) -> Member:
 
 
 def _endpoint(of: Deployment, name: str, data: Mapping[str, Any]) -> str:
-    return str(data.get("ssh_hostname") or name) if of.wireguard_endpoint is None else of.wireguard_endpoint
+    return (
+        str(data.get("ssh_hostname") or name)
+        if of.wireguard_endpoint is None
+        else of.wireguard_endpoint
+    )
 
 
 def configuration(me: Member, all_members: Collection[Member], keys: Mapping[str, str]) -> str:
-    """The text of CONFIGURATION. `keys`: public keys by host; who has none yet is left out. It has no secret in it."""
+    """The text of CONFIGURATION. `keys`: public keys by host; who has none yet is left out. It has
+    no secret in it."""
     lines = [
         "[Interface]",
         "# Written by hivewright's deploy; the next one overwrites what is changed here.",
@@ -163,7 +203,8 @@ def configuration(me: Member, all_members: Collection[Member], keys: Mapping[str
 
 
 def digest(text: str) -> str:
-    """Of all that a host has of the mesh but for its key: the `text` of its configuration, and how that is reloaded."""
+    """Of all that a host has of the mesh but for its key: the `text` of its configuration, and how
+    that is reloaded."""
     return hashlib.sha256((text + RELOAD).encode()).hexdigest()
 
 
@@ -181,17 +222,25 @@ def _passing_on(network: Network) -> Iterator[str]:
 
 def _peers(me: Member, all_members: Collection[Member]) -> dict[Member, list[str]]:
     """Return the peers of a host, each with the addresses that are routed to it."""
-    others = sorted((member for member in all_members if member != me), key=lambda member: member.name)
+    others = sorted(
+        (member for member in all_members if member != me), key=lambda member: member.name
+    )
     hubs = [member for member in all_members if member.is_hub]
     if not hubs:
         return {member: [member.own_route] for member in others}
     if not me.is_hub:
         return {_hub_of(me, hubs): [str(me.network)]}
-    spokes = {hub: [member for member in others if not member.is_hub and _hub_of(member, hubs) == hub] for hub in hubs}
-    routes = {hub: [member.own_route for member in (hub, *spokes[hub])] for hub in others if hub.is_hub}
+    spokes = {
+        hub: [member for member in others if not member.is_hub and _hub_of(member, hubs) == hub]
+        for hub in hubs
+    }
+    routes = {
+        hub: [member.own_route for member in (hub, *spokes[hub])] for hub in others if hub.is_hub
+    }
     return routes | {member: [member.own_route] for member in spokes[me]}
 
 
 def _hub_of(member: Member, hubs: Collection[Member]) -> Member:
-    """The hub of a host, spread over the hubs: another one only if its own goes, or a new one comes."""
+    """The hub of a host, spread over the hubs: another one only if its own goes, or a new one
+    comes."""
     return max(hubs, key=lambda hub: hashlib.sha256(f"{hub.name} {member.name}".encode()).digest())

@@ -1,4 +1,5 @@
-"""Identities: the fleet's enrolment token, and one key per slot, made once, on the host, by enrolment."""
+"""Identities: the fleet's enrolment token, and one key per slot, made once, on the host, by
+enrolment."""
 
 import hashlib
 import sys
@@ -27,18 +28,22 @@ def install_enrolment_token(plan: Planned) -> str:
     if plan.token is None:
         return ""
     text = f"{plan.token}\n".encode()
-    host_files.file(name="Write the enrolment token", path=ENROLMENT_TOKEN, content=text, mode="600")
+    host_files.file(
+        name="Write the enrolment token", path=ENROLMENT_TOKEN, content=text, mode="600"
+    )
     return operator.fingerprint(plan.token)
 
 
 def with_token(digest: str, fingerprint: str) -> str:
-    """The digest of a service that is started with the token: what `replace_token` can change without a deploy."""
+    """The digest of a service that is started with the token: what `replace_token` can change
+    without a deploy."""
     return f"{digest}-{fingerprint[:16]}" if fingerprint else digest
 
 
 @operation()
 def replace_token() -> Iterator[StringCommand]:
-    """Have another enrolment token, which comes on standard input. The account service, if it is here, takes it up."""
+    """Have another enrolment token, which comes on standard input. The account service, if it is
+    here, takes it up."""
     account = "hivewright-account.service"
     script = f"""set -e
 umask 077
@@ -57,18 +62,25 @@ mv -T {DEPLOYED}/.account.new {DEPLOYED}/{account}
 
 @cache
 def standard_input() -> str:
-    """Read what pyinfra was given. It runs an operation twice: to see what it would do, and to do it."""
+    """Read what pyinfra was given. It runs an operation twice: to see what it would do, and to do
+    it."""
     return sys.stdin.read()
 
 
 def restore_key(slot: Slot) -> None:
-    """Have the slot's key from the operator's file, if the inventory names one. Another key is never overwritten."""
+    """Have the slot's key from the operator's file, if the inventory names one. Another key is
+    never overwritten."""
     if slot.identity is None:
         return
     path, key = slot.settings.node.state_dir / KEY_FILE, slot.identity.read_bytes()
     refuse_another_key(name=f"Look for another key of slot {slot.number}", path=path, key=key)
     host_files.file(
-        name=f"Restore the key of slot {slot.number}", path=path, content=key, user=USER, group=USER, mode="600"
+        name=f"Restore the key of slot {slot.number}",
+        path=path,
+        content=key,
+        user=USER,
+        group=USER,
+        mode="600",
     )
 
 
@@ -79,18 +91,22 @@ def refuse_another_key(path: Path, key: bytes) -> Iterator[str]:
     if found is None or found.sha256 == hashlib.sha256(key).hexdigest():
         return
     yield (
-        f"echo '{path} has another key than the inventory names (identity); move it away, or take identity out of"
-        " the inventory' >&2; exit 1"
+        f"echo '{path} has another key than the inventory names (identity); move it away, or take"
+        " identity out of the inventory' >&2; exit 1"
     )
 
 
 @operation()
 def enrol(slot: Slot) -> Iterator[str]:
-    """Have the slot enrolled: its key made, if it has none, and registered. Done once in the life of a slot.
+    """Have the slot enrolled: its key made, if it has none, and registered. Done once in the life
+    of a slot.
 
-    And once more for a slot that got its model from the inventory so far and now leaves the choice to the machine.
+    And once more for a slot that got its model from the inventory so far and now leaves the choice
+    to the machine.
     """
-    lacks_model = slot.settings.model.name == "auto" and slot.number not in host.get_fact(ChosenModels)
+    lacks_model = slot.settings.model.name == "auto" and slot.number not in host.get_fact(
+        ChosenModels
+    )
     if slot.number in host.get_fact(Identities) and not lacks_model:
         host.noop(f"slot {slot.number} is enrolled")
         return

@@ -1,4 +1,5 @@
-"""Decisions made once, on the operator's side, before any host is touched: the commit, and the fleet's token."""
+"""Decisions made once, on the operator's side, before any host is touched: the commit, and the
+fleet's token."""
 
 import fcntl
 import hashlib
@@ -24,16 +25,20 @@ REPLACED_FILE = "enrolment.replaced"
 FETCH = "`hivewright fleet fetch-token INVENTORY` brings the fleet's token here"
 # Public keys of the hosts of a WireGuard mesh, by host.
 PUBLIC_KEYS_FILE = "wireguard.json"
-EXPECTED_RECORD = "expected public keys by host; take a copy of it, or remove it and deploy the whole fleet"
+EXPECTED_RECORD = (
+    "expected public keys by host; take a copy of it, or remove it and deploy the whole fleet"
+)
 
 
 def origin(checkout: Path, source: str) -> str:
     """URL of the checkout's `origin`. Raises SettingsError if it has none."""
-    url = _git("-c", "safe.directory=*", "-C", str(checkout), "config", "--get", "remote.origin.url").stdout.strip()
+    url = _git(
+        "-c", "safe.directory=*", "-C", str(checkout), "config", "--get", "remote.origin.url"
+    ).stdout.strip()
     if not url:
         raise SettingsError(
-            f"{source}: release_repository: not set, and {checkout} has no origin; expected the git URL that the hosts "
-            "fetch from"
+            f"{source}: release_repository: not set, and {checkout} has no origin; expected the git"
+            " URL that the hosts fetch from"
         )
     return url
 
@@ -47,16 +52,33 @@ def resolve(repository: str, ref: str, source: str, seconds: int = RESOLVE_SECON
         return ref
     names = (f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}", f"refs/heads/{ref}", ref)
     with progress.waiting(f"looking up {ref} in {repository}, at most {seconds} s"):
-        asked = _git("ls-remote", "--quiet", *read_options(repository), "--", repository, *names, seconds=seconds)
+        asked = _git(
+            "ls-remote",
+            "--quiet",
+            *read_options(repository),
+            "--",
+            repository,
+            *names,
+            seconds=seconds,
+        )
     if asked.returncode:
         lines = [*asked.stderr.splitlines(), "no answer"]
-        reason = next((line for line in lines if line.startswith("fatal: ")), lines[0]).removeprefix("fatal: ")
-        raise SettingsError(f"{source}: release_repository: got {repository!r}; can't be read: {reason}")
-    commits = {name: commit for commit, name in (line.split("\t") for line in asked.stdout.splitlines())}
+        reason = next(
+            (line for line in lines if line.startswith("fatal: ")), lines[0]
+        ).removeprefix("fatal: ")
+        raise SettingsError(
+            f"{source}: release_repository: got {repository!r}; can't be read: {reason}"
+        )
+    commits = {
+        name: commit for commit, name in (line.split("\t") for line in asked.stdout.splitlines())
+    }
     for name in names:
         if name in commits:
             return commits[name]
-    raise SettingsError(f"{source}: release_ref: got {ref!r}; expected a branch, tag or whole commit of {repository}")
+    raise SettingsError(
+        f"{source}: release_ref: got {ref!r}; expected a branch, tag or whole commit of"
+        f" {repository}"
+    )
 
 
 def is_whole_commit(ref: str) -> bool:
@@ -64,8 +86,13 @@ def is_whole_commit(ref: str) -> bool:
 
 
 def read_options(repository: str) -> list[str]:
-    """Options of git for reading it: root may read the checkout of the user who deploys it to this very machine."""
-    return ["--upload-pack=git -c safe.directory='*' upload-pack"] if repository.startswith("/") else []
+    """Options of git for reading it: root may read the checkout of the user who deploys it to this
+    very machine."""
+    return (
+        ["--upload-pack=git -c safe.directory='*' upload-pack"]
+        if repository.startswith("/")
+        else []
+    )
 
 
 def _git(*arguments: str, seconds: int = RESOLVE_SECONDS) -> subprocess.CompletedProcess[str]:
@@ -85,7 +112,8 @@ def _git(*arguments: str, seconds: int = RESOLVE_SECONDS) -> subprocess.Complete
 
 
 def secrets_mistakes(folder: Path) -> Iterator[str]:
-    """Yield what is wrong with a folder of secrets and with its files; none of them has to exist."""
+    """Yield what is wrong with a folder of secrets and with its files; none of them has to
+    exist."""
     try:
         is_wrong = folder.exists() and not folder.is_dir()
     except OSError as error:
@@ -106,7 +134,8 @@ def secrets_mistakes(folder: Path) -> Iterator[str]:
 
 
 def enrolment_token(folder: Path) -> str | None:
-    """Return the token that lets new nodes into the fleet, kept in `folder`. None: the fleet has no token.
+    """Return the token that lets new nodes into the fleet, kept in `folder`. None: the fleet has no
+    token.
 
     Raises SettingsError if the file is not a token's.
     """
@@ -129,7 +158,8 @@ def fingerprint(token: str) -> str:
 
 
 def keep_token(folder: Path, token: str) -> Path | None:
-    """Write the token into `folder`, in one step. One that is there is set aside; return where (None: there was none).
+    """Write the token into `folder`, in one step. One that is there is set aside; return where
+    (None: there was none).
 
     Raises SettingsError if it can't be written.
     """
@@ -151,7 +181,8 @@ def keep_token(folder: Path, token: str) -> Path | None:
 
 
 def replaced_tokens(folder: Path) -> set[str]:
-    """Fingerprints of tokens that were rotated out here: a host that still has one gets the new one.
+    """Fingerprints of tokens that were rotated out here: a host that still has one gets the new
+    one.
 
     Raises SettingsError if the record of them can't be read.
     """
@@ -159,11 +190,14 @@ def replaced_tokens(folder: Path) -> set[str]:
     try:
         return set(record.read_text().split()) if record.exists() else set()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{record}: {_reason(error)}; expected SHA-256 digests of earlier tokens") from None
+        raise SettingsError(
+            f"{record}: {_reason(error)}; expected SHA-256 digests of earlier tokens"
+        ) from None
 
 
 def rotate_token(folder: Path) -> str:
-    """Make a new token, and record the old one as replaced. Raises SettingsError if there is no old one."""
+    """Make a new token, and record the old one as replaced. Raises SettingsError if there is no old
+    one."""
     old = enrolment_token(folder)
     if old is None:
         raise SettingsError(f"{folder / TOKEN_FILE}: no such file; nothing to replace; {FETCH}")
@@ -176,7 +210,8 @@ def rotate_token(folder: Path) -> str:
 
 
 def public_keys(folder: Path) -> dict[str, str]:
-    """Return the public keys of hosts, as last seen. Raises SettingsError if the record in `folder` is damaged."""
+    """Return the public keys of hosts, as last seen. Raises SettingsError if the record in `folder`
+    is damaged."""
     record = folder / PUBLIC_KEYS_FILE
     try:
         known: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}

@@ -9,7 +9,8 @@ ROOT = Path("/opt/hivewright")
 RELEASES = ROOT / "releases"
 ENVIRONMENTS = ROOT / "environments"
 ANVILS = ROOT / "anvil"
-# Files shipped to a host without internet, named by their digest; for each environment, the wheels that it is made of.
+# Files shipped to a host without internet, named by their digest; for each environment, the wheels
+# that it is made of.
 SHIPPED = ROOT / "shipped"
 WHEELS = ROOT / "wheels"
 CURRENT = ROOT / "current"
@@ -52,5 +53,6 @@ def settings_file(role: str) -> Path:
 
 
 def credential(service: str, name: str = ENROLMENT_TOKEN.name) -> str:
-    """Return where systemd puts a service's copy of a secret (LoadCredential), which no other service can read."""
+    """Return where systemd puts a service's copy of a secret (LoadCredential), which no other
+    service can read."""
     return f"/run/credentials/hivewright-{service}.service/{name}"

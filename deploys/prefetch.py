@@ -1,4 +1,5 @@
-"""All that the operations of a deploy will ask of a host, asked in one go (deploys/pyinfra_ext/fact_cache.py).
+"""All that the operations of a deploy will ask of a host, asked in one go
+(deploys/pyinfra_ext/fact_cache.py).
 
 What is missing here is asked when it is needed: that is slower, and nothing else.
 """
@@ -45,9 +46,21 @@ def _questions(plan: Planned) -> Iterator[Question]:
     yield UserEntry, {"user": paths.USER}
     if plan.host.deployment.tailscale:
         yield TailnetOfHost, {}
-    for fact in (Releases, PastDeploys, SystemdVersion, Identities, ConfiguredSlots, ConfiguredServices, ChosenModels):
+    for fact in (
+        Releases,
+        PastDeploys,
+        SystemdVersion,
+        Identities,
+        ConfiguredSlots,
+        ConfiguredServices,
+        ChosenModels,
+    ):
         yield fact, {}
-    for folder in (*system.FOLDERS, CONFIGURATION, *(slot.settings.node.state_dir for slot in plan.host.slots)):
+    for folder in (
+        *system.FOLDERS,
+        CONFIGURATION,
+        *(slot.settings.node.state_dir for slot in plan.host.slots),
+    ):
         yield Directory, {"path": str(folder)}
     for file in (COMMAND, ENROLMENT_TOKEN, *plan.host.settings_files(), *_unit_files(plan)):
         yield FileContent, {"path": str(file)}
@@ -57,7 +70,10 @@ def _questions(plan: Planned) -> Iterator[Question]:
             yield FileContent, {"path": str(slot.hub_token_file)}
         if slot.identity is not None:
             yield FileContent, {"path": str(slot.settings.node.state_dir / KEY_FILE)}
-    for unit in (*(COORDINATOR_UNITS if plan.host.services else ()), *(slot.unit for slot in plan.host.slots)):
+    for unit in (
+        *(COORDINATOR_UNITS if plan.host.services else ()),
+        *(slot.unit for slot in plan.host.slots),
+    ):
         yield Service, {"unit": unit}
 
 

@@ -12,7 +12,8 @@ EVERY_SECONDS = 15.0
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Report on standard error, after two seconds and then every fifteen, that this is under way, and for how long."""
+    """Report on standard error, after two seconds and then every fifteen, that this is under way,
+    and for how long."""
     ended = threading.Event()
     began = time.monotonic()
 

@@ -1,8 +1,10 @@
-"""Releases: /opt/hivewright/releases/COMMIT with the virtual environment of its lock file; `current` is one of them.
+"""Releases: /opt/hivewright/releases/COMMIT with the virtual environment of its lock file;
+`current` is one of them.
 
-Both are named by their content: a release by its commit, an environment by a digest of everything that it is made
-from. What is there is complete and never changes, so a run with the same commit does nothing, two releases with one
-lock file share an environment, and going back is one symbolic link.
+Both are named by their content: a release by its commit, an environment by a digest of everything
+that it is made from. What is there is complete and never changes, so a run with the same commit
+does nothing, two releases with one lock file share an environment, and going back is one symbolic
+link.
 """
 
 import base64
@@ -33,7 +35,8 @@ BUILD_SECONDS = 3600
 
 @deploy("Release")
 def fetch_release(plan: Planned) -> None:
-    """Check the plan's commit out, build what it runs in, and have it check the settings. It is not current yet."""
+    """Check the plan's commit out, build what it runs in, and have it check the settings. It is not
+    current yet."""
     has_anvil = plan.host.needs_anvil
     if plan.host.deployment.release_source == "wheelhouse":
         ship_release(plan, has_anvil)
@@ -62,7 +65,10 @@ def ship_release(plan: Planned, has_anvil: bool) -> None:
     of = {"repository": plan.repository, "commit": plan.commit}
     shipping.checkout(name=f"Ship {plan.commit[:12]}", **of, _timeout=CHECKOUT_SECONDS)
     shipping.wheels(
-        name="Ship the wheels of its lock file", **of, torch_index=plan.torch_index, _timeout=CHECKOUT_SECONDS
+        name="Ship the wheels of its lock file",
+        **of,
+        torch_index=plan.torch_index,
+        _timeout=CHECKOUT_SECONDS,
     )
     if has_anvil:
         shipping.anvil(name="Ship its anvil", **of, _timeout=CHECKOUT_SECONDS)
@@ -84,10 +90,10 @@ def checkout(repository: str, commit: str) -> Iterator[str]:
     options = shlex.join(["--quiet", "--depth=1", *operator.read_options(repository)])
     # Folders that earlier runs have left, which were cut off: whoever has the lock is alone.
     yield (
-        f"rm -rf {RELEASES}/.partial*; partial=$(mktemp -d {RELEASES}/.partial-XXXXXX) && chmod 755 $partial"
-        " && trap 'rm -rf $partial' EXIT && git init --quiet $partial"
-        f" && GIT_TERMINAL_PROMPT=0 {git} fetch {options} {shlex.quote(repository)} {commit}"
-        f" && {git} checkout --quiet --detach FETCH_HEAD && mv -T $partial {RELEASES / commit}"
+        f"rm -rf {RELEASES}/.partial*; partial=$(mktemp -d {RELEASES}/.partial-XXXXXX) && chmod 755"
+        " $partial && trap 'rm -rf $partial' EXIT && git init --quiet $partial &&"
+        f" GIT_TERMINAL_PROMPT=0 {git} fetch {options} {shlex.quote(repository)} {commit} && {git}"
+        f" checkout --quiet --detach FETCH_HEAD && mv -T $partial {RELEASES / commit}"
     )
 
 
@@ -104,13 +110,19 @@ def build_environment(commit: str, torch_index: str | None, is_shipped: bool) ->
 
 
 def environment_script(
-    checkout_folder: Path, torch_index: str | None, python: str = "python3", is_shipped: bool = False
+    checkout_folder: Path,
+    torch_index: str | None,
+    python: str = "python3",
+    is_shipped: bool = False,
 ) -> str:
-    """Shell commands that make the environment of a checkout, or find it made; `$folder` is then where it is.
+    """Shell commands that make the environment of a checkout, or find it made; `$folder` is then
+    where it is.
 
     `is_shipped`: from the wheels that are linked in it, and from nothing else.
     """
-    index = '"$(readlink wheels)"' if is_shipped else shlex.quote(torch_index) if torch_index else ""
+    index = (
+        '"$(readlink wheels)"' if is_shipped else shlex.quote(torch_index) if torch_index else ""
+    )
     inputs = f"{{ cat {' '.join(ENVIRONMENT_INPUTS)}; {python} --version; echo {index}; }}"
     own = "" if python == "python3" else f"PYTHON={python} "
     return (
@@ -130,7 +142,8 @@ def install_anvil(commit: str) -> Iterator[str]:
 
 
 def anvil_script(checkout_folder: Path, anvils: Path) -> str:
-    """Shell commands that install the anvil of a checkout below `anvils`, or find it there; `$folder` is where."""
+    """Shell commands that install the anvil of a checkout below `anvils`, or find it there;
+    `$folder` is where."""
     return (
         f"cd {checkout_folder} && folder={anvils}/$(cat {' '.join(ANVIL_INPUTS)} | {DIGEST})"
         " && mkdir -p $folder && scripts/anvil $folder"
@@ -139,9 +152,11 @@ def anvil_script(checkout_folder: Path, anvils: Path) -> str:
 
 @operation()
 def check_settings(commit: str, texts: Mapping[Path, str]) -> Iterator[StringCommand]:
-    """Have the release itself find the host's settings good, before it becomes current and before any file changes.
+    """Have the release itself find the host's settings good, before it becomes current and before
+    any file changes.
 
-    Not all can be known on the operator's side: which task families there are, for instance, is in the environment.
+    Not all can be known on the operator's side: which task families there are, for instance, is in
+    the environment.
     """
     is_current = host.get_fact(Releases).current == commit
     for file, text in texts.items():
@@ -152,15 +167,15 @@ def check_settings(commit: str, texts: Mapping[Path, str]) -> Iterator[StringCom
 
 
 def check_script(release: Path, file: Path, user: str) -> str:
-    """Shell commands that check what comes, in base 64, on standard input, as a new content of a settings file."""
+    """Shell commands that check what comes, in base 64, on standard input, as a new content of a
+    settings file."""
     new = f"{file}.new"
     return (
-        f"umask 027 && base64 -d > {new} && chgrp {user} {new} && cd {release}"
-        f" && runuser -u {user} -- environment/bin/python -m worker check --settings {new} > /dev/null; code=$?;"
-        f" rm -f {new}; case $code in 0) ;;"
-        f" 2) echo '{file} is left as it was, and so is all that runs; fix the inventory and run again' >&2;;"
-        f" *) echo '{file} could not be checked, and is left as it was' >&2;; esac;"
-        " exit $code"
+        f"umask 027 && base64 -d > {new} && chgrp {user} {new} && cd {release} && runuser -u {user}"
+        f" -- environment/bin/python -m worker check --settings {new} > /dev/null; code=$?; rm -f"
+        f" {new}; case $code in 0) ;; 2) echo '{file} is left as it was, and so is all that runs;"
+        f" fix the inventory and run again' >&2;; *) echo '{file} could not be checked, and is left"
+        " as it was' >&2;; esac; exit $code"
     )
 
 
@@ -175,7 +190,8 @@ def activate(commit: str) -> Iterator[str]:
 
 @operation()
 def prune() -> Iterator[str]:
-    """Keep the current release, the one to go back to, the latest others, and what these use; remove the rest."""
+    """Keep the current release, the one to go back to, the latest others, and what these use;
+    remove the rest."""
     found = host.get_fact(Releases)
     others = [commit for commit in found.parts if commit != found.current]
     kept = {found.current, host.get_fact(PastDeploys).previous, *others[: KEEP - 1]}
@@ -185,5 +201,9 @@ def prune() -> Iterator[str]:
     used = {part for commit, parts in found.parts.items() if commit in kept for part in parts}
     for folder in sorted(found.folders - used):
         # Of what was shipped, files that no folder of wheels has a link to are of no more use.
-        unused = f" && find {SHIPPED} -maxdepth 1 -type f -links 1 -delete" if folder.parent == WHEELS else ""
+        unused = (
+            f" && find {SHIPPED} -maxdepth 1 -type f -links 1 -delete"
+            if folder.parent == WHEELS
+            else ""
+        )
         yield f"rm -rf {folder}{unused}"

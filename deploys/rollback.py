@@ -1,8 +1,9 @@
 """Rollback: what a host was before its last deploy is kept on it, with the way back.
 
-Going back is not a deploy of the earlier commit: the inventory may have changed with the release, and the earlier one
-may not even read today's settings. So what a deploy replaces is copied first: settings, units, the digests of what the
-services were started with, and which release was current. Identities and state stay where they are.
+Going back is not a deploy of the earlier commit: the inventory may have changed with the release,
+and the earlier one may not even read today's settings. So what a deploy replaces is copied first:
+settings, units, the digests of what the services were started with, and which release was current.
+Identities and state stay where they are.
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ def digest(plan: Planned) -> str:
     files |= {name: units.render(name, version, watchdog) for name in names}
     files |= {slot.unit: slot.unit_settings() for slot in plan.host.slots}
     tokens = {slot.hub_token_file: slot.hub_token for slot in plan.host.slots if slot.hub_token}
-    files |= {str(there): secret_files.token("hub_token_file", here) for there, here in tokens.items()}
+    files |= {
+        str(there): secret_files.token("hub_token_file", here) for there, here in tokens.items()
+    }
     return units.digest(plan.commit, *(part for pair in sorted(files.items()) for part in pair))
 
 
@@ -37,9 +40,11 @@ _SETTINGS = f"'(' -name '*.yaml' -o -name '*.{HUB_TOKEN}' ')'"
 
 @operation()
 def begin(digest: str) -> Iterator[str]:
-    """Before anything of the host is changed: keep what it is, unless the host is what it is to become.
+    """Before anything of the host is changed: keep what it is, unless the host is what it is to
+    become.
 
-    A deploy that did not get to its end has left a host that is nothing to go back to: what was kept before it stays.
+    A deploy that did not get to its end has left a host that is nothing to go back to: what was
+    kept before it stays.
     """
     deployed = host.get_fact(PastDeploys).last
     if deployed in (None, digest):
@@ -66,7 +71,8 @@ def finish(digest: str) -> Iterator[str]:
 
 @operation()
 def go_back() -> Iterator[str]:
-    """Have the host as it was before its last deploy. Services that ran then and run now as then are left alone."""
+    """Have the host as it was before its last deploy. Services that ran then and run now as then
+    are left alone."""
     yield locks.held(_GO_BACK)
 
 

@@ -1,7 +1,8 @@
-"""The services of a private swarm: one record each, from which follows all that a deploy does for every service.
+"""The services of a private swarm: one record each, from which follows all that a deploy does for
+every service.
 
-Settings files, ports, units, prefetched facts, the digest of a deploy, rollback, uninstall and backup. Also used on
-hosts (backup_pack.py), so it imports nothing but paths.
+Settings files, ports, units, prefetched facts, the digest of a deploy, rollback, uninstall and
+backup. Also used on hosts (backup_pack.py), so it imports nothing but paths.
 """
 
 from collections.abc import Mapping
@@ -17,12 +18,12 @@ DEPLOYMENT = STATE / "keeper/deployment.json"
 class Service:
     """A systemd service of the coordinator host.
 
-    `sections`: sections of the settings that are in its file; a change elsewhere does not restart it. Without any it
-    reads the file of the service `settings_of`, and works in that service's folders.
-    `ports`: settings with a port that it listens on; no two services of a host may have the same.
-    `files`: settings that the deploy fills in, which an inventory may not: places on the host.
-    `credentials`: files of root's that systemd hands to it.
-    `is_backed_up`: whether its state can't be made again: kept by an uninstall, and part of a backup.
+    `sections`: sections of the settings that are in its file; a change elsewhere does not restart
+    it. Without any it reads the file of the service `settings_of`, and works in that service's
+    folders. `ports`: settings with a port that it listens on; no two services of a host may have
+    the same. `files`: settings that the deploy fills in, which an inventory may not: places on the
+    host. `credentials`: files of root's that systemd hands to it. `is_backed_up`: whether its state
+    can't be made again: kept by an uninstall, and part of a backup.
     """
 
     name: str
@@ -99,11 +100,23 @@ COORDINATOR_SERVICES = (
 )
 COORDINATOR_UNITS = tuple(service.unit for service in COORDINATOR_SERVICES)
 # Services with settings and folders of their own, by name.
-COORDINATOR_ROLES = {service.name: service for service in COORDINATOR_SERVICES if not service.settings_of}
+COORDINATOR_ROLES = {
+    service.name: service for service in COORDINATOR_SERVICES if not service.settings_of
+}
 # Folders below STATE with what can't be made again.
 BACKED_UP = tuple(name for name, service in COORDINATOR_ROLES.items() if service.is_backed_up)
 
-WORKER_SECTIONS = ("node", "model", "environment", "generation", "trainer", "swarm", "chain", "hub", "log")
+WORKER_SECTIONS = (
+    "node",
+    "model",
+    "environment",
+    "generation",
+    "trainer",
+    "swarm",
+    "chain",
+    "hub",
+    "log",
+)
 # Settings that the deploy fills in for each slot.
 WORKER_FILES = (
     "node_state_dir", "chain_deployment_file", "chain_account_token_file", "chain_enrolment_token_file",

@@ -1,4 +1,5 @@
-"""The basis of every host: the packages of the installation guide, an unprivileged user, and folders."""
+"""The basis of every host: the packages of the installation guide, an unprivileged user, and
+folders."""
 
 from collections.abc import Iterator, Sequence
 
@@ -25,7 +26,8 @@ from deploys.paths import (
 )
 from deploys.pyinfra_ext import run_report
 
-# The guide's own list (docs/operations/guide.md goes through it line by line), then what it takes for granted.
+# The guide's own list (docs/operations/guide.md goes through it line by line), then what it takes
+# for granted.
 PACKAGES = (
     "python3", "python3-venv", "python3-pip", "curl", "wget", "screen", "git", "lsof", "nano", "unzip", "iproute2",
     "build-essential", "gcc", "g++",
@@ -39,23 +41,21 @@ FOLDERS = (ROOT, RELEASES, ENVIRONMENTS, STATE, DEPLOYED, RETIRED, CACHE, LOGS)
 NO_SHELL = "/usr/sbin/nologin"
 INSTALL_SECONDS = 1800
 APT = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --yes -o DPkg::Lock::Timeout=300"
-# An interrupted dpkg (a power cut, a killed apt) refuses every installation until somebody finishes it. What it has not
-# yet finished may also be another program's work, which is waited for.
+# An interrupted dpkg (a power cut, a killed apt) refuses every installation until somebody finishes
+# it. What it has not yet finished may also be another program's work, which is waited for.
 FINISH_DPKG = (
-    'n=0; while [ -n "$(ls -A /var/lib/dpkg/updates 2>/dev/null; dpkg --audit 2>&1)" ]; do'
-    " ! said=$(LC_ALL=C DEBIAN_FRONTEND=noninteractive"
-    " dpkg --force-confdef --force-confold --configure -a 2>&1 </dev/null) || break;"
-    ' case "$said" in *"locked by another process"*) ;; *) echo "$said" >&2;'
-    ' echo "dpkg was interrupted before this deploy, and dpkg --configure -a fails; fix that package there" >&2;'
-    " exit 1;; esac; n=$((n + 1));"
-    ' [ $n -lt 60 ] || { echo "dpkg is still locked after 300 s: $said" >&2; exit 1; }; sleep 5; done;'
+    'n=0; while [ -n "$(ls -A /var/lib/dpkg/updates 2>/dev/null; dpkg --audit 2>&1)" ]; do !'
+    " said=$(LC_ALL=C DEBIAN_FRONTEND=noninteractive dpkg --force-confdef --force-confold"
+    ' --configure -a 2>&1 </dev/null) || break; case "$said" in *"locked by another process"*) ;;'
+    ' *) echo "$said" >&2; echo "dpkg was interrupted before this deploy, and dpkg --configure -a'
+    ' fails; fix that package there" >&2; exit 1;; esac; n=$((n + 1)); [ $n -lt 60 ] || { echo'
+    ' "dpkg is still locked after 300 s: $said" >&2; exit 1; }; sleep 5; done;'
 )
 # A machine's first boot installs packages of its own.
 AWAIT_CLOUD_INIT = (
-    "if command -v cloud-init >/dev/null; then timeout 600 cloud-init status --wait >/dev/null 2>&1;"
-    " if [ $? = 124 ]; then"
-    ' echo "cloud-init is still at work after 600 s; see cloud-init status --long there, and deploy again" >&2;'
-    " exit 1; fi; fi;"
+    "if command -v cloud-init >/dev/null; then timeout 600 cloud-init status --wait >/dev/null"
+    ' 2>&1; if [ $? = 124 ]; then echo "cloud-init is still at work after 600 s; see cloud-init'
+    ' status --long there, and deploy again" >&2; exit 1; fi; fi;'
 )
 # DPkg::Lock::Timeout does not cover the lock of the package lists, which a new machine's first boot
 # takes: apt-get update ends at once, with the name of who has it.
@@ -88,9 +88,15 @@ def prepare_system(is_coordinator: bool) -> None:
     )
     service_user(name="Make the hivewright user")
     for folder in host.loop(FOLDERS):
-        files.directory(name=f"Make {folder}", path=str(folder), user="root", group="root", mode="755")
-    files.directory(name=f"Make {CONFIGURATION}", path=str(CONFIGURATION), user="root", group=USER, mode="750")
-    host_files.file(name="Install the hivewright command", path=COMMAND, content=WRAPPER.encode(), mode="755")
+        files.directory(
+            name=f"Make {folder}", path=str(folder), user="root", group="root", mode="755"
+        )
+    files.directory(
+        name=f"Make {CONFIGURATION}", path=str(CONFIGURATION), user="root", group=USER, mode="750"
+    )
+    host_files.file(
+        name="Install the hivewright command", path=COMMAND, content=WRAPPER.encode(), mode="755"
+    )
 
 
 def python_of(distribution: System) -> str:
@@ -100,7 +106,9 @@ def python_of(distribution: System) -> str:
 
 def packages_for(python: str) -> tuple[str, ...]:
     """Return the packages of a host with that Python."""
-    return PACKAGES if python == "python3" else (*PACKAGES, python, f"{python}-venv", f"{python}-dev")
+    return (
+        PACKAGES if python == "python3" else (*PACKAGES, python, f"{python}-venv", f"{python}-dev")
+    )
 
 
 def packages_on(python: str, is_coordinator: bool) -> tuple[str, ...]:
@@ -116,7 +124,10 @@ def service_user() -> Iterator[str]:
         host.noop(f"{USER} is there")
     elif found is None:
         group = f"$(! getent group {USER} >/dev/null || echo --gid {USER})"
-        yield f"useradd --system --no-create-home --home-dir {STATE} --shell {NO_SHELL} {group} {USER}"
+        yield (
+            f"useradd --system --no-create-home --home-dir {STATE} --shell {NO_SHELL} {group}"
+            f" {USER}"
+        )
     else:
         yield f"usermod --home {STATE} --shell {NO_SHELL} {USER}"
 
@@ -132,6 +143,7 @@ def packages(names: Sequence[str]) -> Iterator[str]:
     yield APT_UPDATE
     if errors := host.get_fact(CloudInitErrors):
         run_report.note(
-            f"{host.name}: cloud-init, its first boot, failed: {errors}; `cloud-init status --long` says more"
+            f"{host.name}: cloud-init, its first boot, failed: {errors}; `cloud-init status --long`"
+            " says more"
         )
     yield f"{APT} install --no-install-recommends {' '.join(missing)}"

@@ -1,8 +1,10 @@
-"""systemd units and settings files: written from the plan, and a service restarted exactly when it must be.
+"""systemd units and settings files: written from the plan, and a service restarted exactly when it
+must be.
 
-A service must restart when what it was started with is not what it would be started with now: unit, settings, secrets,
-release. A digest of these is kept on the host, written after the restart. So a run that was cut off in between is
-made good by the next one, and a run that finds the same digest leaves the service alone.
+A service must restart when what it was started with is not what it would be started with now: unit,
+settings, secrets, release. A digest of these is kept on the host, written after the restart. So a
+run that was cut off in between is made good by the next one, and a run that finds the same digest
+leaves the service alone.
 """
 
 import base64
@@ -25,10 +27,15 @@ from worker.settings import Settings
 
 # Of a unit's drop-ins, the one that is ours.
 DROP_IN = "hivewright.conf"
-# What a deploy has written below UNITS, for `find .` there. Others may have drop-ins of their own next to ours.
-OURS = f"-maxdepth 2 -type f '(' -path './hivewright-*.service' -o -path './hivewright-*.service.d/{DROP_IN}' ')'"
+# What a deploy has written below UNITS, for `find .` there. Others may have drop-ins of their own
+# next to ours.
+OURS = (
+    "-maxdepth 2 -type f '(' -path './hivewright-*.service' -o -path"
+    f" './hivewright-*.service.d/{DROP_IN}' ')'"
+)
 REMOVE_OURS = (
-    f"(cd {UNITS} && find . {OURS} -delete && find . -maxdepth 1 -name 'hivewright-*.service.d' -empty -delete)"
+    f"(cd {UNITS} && find . {OURS} -delete && find . -maxdepth 1 -name 'hivewright-*.service.d'"
+    " -empty -delete)"
 )
 TEMPLATES = Path(__file__).parents[1] / "templates"
 # A stop takes at most 60 s and a start 300 s (templates/service.j2).
@@ -37,7 +44,10 @@ RESTART_SECONDS = 400
 OPEN_FILES = 65536
 # Amazon, Azure, Google and most others; Amazon over IPv6 and for containers.
 METADATA = "169.254.169.254 169.254.170.2 169.254.170.23 fd00:ec2::254 fd00:ec2::23"
-HEADER = "# Written by hivewright's deploy from the inventory; the next deploy overwrites what is changed here.\n"
+HEADER = (
+    "# Written by hivewright's deploy from the inventory; the next deploy overwrites what is"
+    " changed here.\n"
+)
 
 _templates = jinja2.Environment(  # noqa: S701 - units are not HTML
     loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -69,7 +79,8 @@ def settings_text(of: Settings) -> str:
 
 
 class Written(NamedTuple):
-    """A file that a service is started with. `is_new`: the host had none, or another one, when this run began."""
+    """A file that a service is started with. `is_new`: the host had none, or another one, when this
+    run began."""
 
     text: str
     is_new: bool
@@ -91,7 +102,11 @@ def drop_in(unit: str, text: str, unused: Path | None) -> Iterator[StringCommand
     folder = UNITS / f"{unit}.d"
     file = folder / DROP_IN
     found = host.get_fact(FileContent, path=str(file))
-    wanted = FileState(hashlib.sha256(text.encode()).hexdigest(), "root", "root", "644") if text else None
+    wanted = (
+        FileState(hashlib.sha256(text.encode()).hexdigest(), "root", "root", "644")
+        if text
+        else None
+    )
     if found == wanted:
         host.noop(f"{unit} has what it is to have")
         return
@@ -105,15 +120,21 @@ def drop_in(unit: str, text: str, unused: Path | None) -> Iterator[StringCommand
 
 
 def remove_drop_in(unit: str) -> str:
-    """Shell commands that take our drop-in of a unit away, and leave those of others where they are."""
+    """Shell commands that take our drop-in of a unit away, and leave those of others where they
+    are."""
     folder = UNITS / f"{unit}.d"
-    return f"rm -f {folder}/{DROP_IN} && {{ [ ! -d {folder} ] || rmdir --ignore-fail-on-non-empty {folder}; }}"
+    return (
+        f"rm -f {folder}/{DROP_IN} && {{ [ ! -d {folder} ] || rmdir --ignore-fail-on-non-empty"
+        f" {folder}; }}"
+    )
 
 
 def install_settings(file: Path, of: Settings) -> Written:
     """Write a settings file that root may change and the services may read."""
     text = settings_text(of)
-    written = host_files.file(name=f"Write {file.name}", path=file, content=text.encode(), group=USER, mode="640")
+    written = host_files.file(
+        name=f"Write {file.name}", path=file, content=text.encode(), group=USER, mode="640"
+    )
     return Written(text, written.will_change)
 
 
@@ -124,9 +145,11 @@ def digest(*parts: str) -> str:
 
 @operation()
 def running(unit: str, digest: str, has_new_files: bool = False) -> Iterator[str]:
-    """Have `unit` enabled, and running with what `digest` is of. If it does not start, its log is shown.
+    """Have `unit` enabled, and running with what `digest` is of. If it does not start, its log is
+    shown.
 
-    `has_new_files`: somebody had changed one that it is started with, and may have restarted it since: so it is again.
+    `has_new_files`: somebody had changed one that it is started with, and may have restarted it
+    since: so it is again.
     """
     state = host.get_fact(Service, unit=unit)
     name = shlex.quote(unit)

@@ -1,7 +1,8 @@
-"""WireGuard between the hosts: a key that each makes for itself, and who its peers are, from the inventory.
+"""WireGuard between the hosts: a key that each makes for itself, and who its peers are, from the
+inventory.
 
-Only public keys leave a host. The operator's side remembers them, for a run that is limited to some hosts must know
-those of the others.
+Only public keys leave a host. The operator's side remembers them, for a run that is limited to some
+hosts must know those of the others.
 """
 
 import base64
@@ -49,17 +50,26 @@ def make_key() -> Iterator[str]:
 
 @operation()
 def connect(me: Member, members: Mapping[str, Member], secrets: Path) -> Iterator[StringCommand]:
-    """Have the interface up, with the peers that the inventory gives it, as far as their keys are known."""
+    """Have the interface up, with the peers that the inventory gives it, as far as their keys are
+    known."""
     found = host.get_fact(WireGuard)
-    # A peer that this side knows nothing of, as on another operator's machine, stays the one that the host knows.
-    keys = {name: key for name, key in found.peers.items() if name in members} | _public_keys(secrets, members)
+    # A peer that this side knows nothing of, as on another operator's machine, stays the one that
+    # the host knows.
+    keys = {name: key for name, key in found.peers.items() if name in members} | _public_keys(
+        secrets, members
+    )
     if state.is_executing and (missing := sorted(members.keys() - keys.keys())):
-        run_report.note(f"WireGuard: no key of {', '.join(missing)} is known yet; deploy them, then the others again")
+        run_report.note(
+            f"WireGuard: no key of {', '.join(missing)} is known yet; deploy them, then the others"
+            " again"
+        )
     text = mesh.configuration(me, members.values(), keys)
     if found.runs and found.digest == mesh.digest(text):
         host.noop("it is connected")
         return
-    yield _write(f"mkdir -p {DROP_IN.parent} && cat > {DROP_IN} && systemctl daemon-reload", RELOAD, "022")
+    yield _write(
+        f"mkdir -p {DROP_IN.parent} && cat > {DROP_IN} && systemctl daemon-reload", RELOAD, "022"
+    )
     yield _write(_APPLY, text, "077")
 
 
@@ -68,7 +78,8 @@ def _write(script: str, text: str, umask: str) -> StringCommand:
     return StringCommand(f"umask {umask}; base64 -d | {{ {script}\n}}", _stdin=[encoded])
 
 
-# Peers come and go without a word to the others; what is above them needs the interface taken down, by the old text.
+# Peers come and go without a word to the others; what is above them needs the interface taken down,
+# by the old text.
 _APPLY = f"""set -e
 cat > {CONFIGURATION}.new
 above() {{ sed '/^\\[Peer\\]/,$d' $1; }}
@@ -98,13 +109,15 @@ LEAVE = (
     f" rm -rf {CONFIGURATION} {KEY} {DROP_IN.parent}; systemctl daemon-reload"
 )
 
-# Asked of all hosts of the run at once, when the first one needs them: before anything is done, and then once more.
+# Asked of all hosts of the run at once, when the first one needs them: before anything is done, and
+# then once more.
 _asked: dict[bool, dict[str, str]] = {}
 _lock = threading.Lock()
 
 
 def _public_keys(secrets: Path, members: Mapping[str, Member]) -> dict[str, str]:
-    """Public keys by host: those of the hosts of this run from them, of others as they were last seen."""
+    """Public keys by host: those of the hosts of this run from them, of others as they were last
+    seen."""
     with _lock:
         if state.is_executing not in _asked:
             asked = [each for each in inventory.get_active_hosts() if each.name in members]

@@ -18,7 +18,18 @@ from deploys.facts import ConfiguredSlots, Service
 from deploys.inventory import secret_files
 from deploys.inventory.planning import Planned
 from deploys.inventory.slots import Slot
-from deploys.paths import CACHE, CONFIGURATION, CURRENT, DEPLOYED, LOGS, MODELS, RETIRED, STATE, USER, state_dir
+from deploys.paths import (
+    CACHE,
+    CONFIGURATION,
+    CURRENT,
+    DEPLOYED,
+    LOGS,
+    MODELS,
+    RETIRED,
+    STATE,
+    USER,
+    state_dir,
+)
 from deploys.pyinfra_ext import fact_cache
 from deploys.services import ENROL_UNIT, GPU_UNIT, WORKER_UNIT, enrol_unit, worker_unit
 
@@ -26,8 +37,8 @@ MODEL_TOKEN = "model.token"  # noqa: S105 - a file name
 EXAMINE_SECONDS = 600
 # Of a model that takes longer the next deploy gets the rest.
 FETCH_SECONDS = 3000
-# Of a slot that is gone: who it was, and what it earned, with what its ledger had not yet put in order.
-# What a move has set aside is kept too: it may yet be undone.
+# Of a slot that is gone: who it was, and what it earned, with what its ledger had not yet put in
+# order. What a move has set aside is kept too: it may yet be undone.
 KEPT = (
     *(f"{name}{ending}" for name in (*WORKER_FILES, *WORKER_FOLDERS) for ending in ("", ".moved")),
     "ledger.db-wal", "ledger.db-shm",
@@ -36,7 +47,8 @@ KEPT = (
 
 @deploy("Worker")
 def configure_workers(plan: Planned) -> None:
-    """Settings, identity and service of each slot. Slots that the inventory no longer has are stopped."""
+    """Settings, identity and service of each slot. Slots that the inventory no longer has are
+    stopped."""
     node_identity.install_enrolment_token(plan)
     unit = units.install_unit(WORKER_UNIT, plan.host.deployment.watchdog_seconds)
     units.install_unit(ENROL_UNIT, plan.host.deployment.watchdog_seconds)
@@ -44,12 +56,21 @@ def configure_workers(plan: Planned) -> None:
         units.install_unit(GPU_UNIT, plan.host.deployment.watchdog_seconds)
     for slot in host.loop(plan.host.slots):
         state_dir = slot.settings.node.state_dir
-        files.directory(name=f"Make {state_dir}", path=str(state_dir), user=USER, group=USER, mode="700")
+        files.directory(
+            name=f"Make {state_dir}", path=str(state_dir), user=USER, group=USER, mode="700"
+        )
         settings = units.install_settings(slot.file, slot.settings)
         node_identity.restore_key(slot)
         share = slot.enrol_settings()
-        units.drop_in(name=f"Show slot {slot.number} its GPU", unit=enrol_unit(slot.number), text=share, unused=None)
-        node_identity.enrol(name=f"Enrol slot {slot.number}", slot=slot, _timeout=node_identity.ENROL_SECONDS)
+        units.drop_in(
+            name=f"Show slot {slot.number} its GPU",
+            unit=enrol_unit(slot.number),
+            text=share,
+            unused=None,
+        )
+        node_identity.enrol(
+            name=f"Enrol slot {slot.number}", slot=slot, _timeout=node_identity.ENROL_SECONDS
+        )
         secret = install_hub_token(slot)
         share = slot.unit_settings()
         unused = None if slot.hub_token else slot.hub_token_file
@@ -57,8 +78,18 @@ def configure_workers(plan: Planned) -> None:
         given = units.drop_in(name=name, unit=slot.unit, text=share, unused=unused)
         digest = units.digest(plan.commit, unit.text, settings.text, share, *secret)
         if slot.settings.model.shared_dir is not None:
-            fetch(name=f"Fetch the model of slot {slot.number}", slot=slot, digest=digest, _timeout=FETCH_SECONDS)
-        examine(name=f"Examine the machine for slot {slot.number}", slot=slot, digest=digest, _timeout=EXAMINE_SECONDS)
+            fetch(
+                name=f"Fetch the model of slot {slot.number}",
+                slot=slot,
+                digest=digest,
+                _timeout=FETCH_SECONDS,
+            )
+        examine(
+            name=f"Examine the machine for slot {slot.number}",
+            slot=slot,
+            digest=digest,
+            _timeout=EXAMINE_SECONDS,
+        )
         units.running(
             name=f"Run slot {slot.number}",
             unit=slot.unit,
@@ -71,11 +102,15 @@ def configure_workers(plan: Planned) -> None:
 @deploy("Worker")
 def retire_workers(plan: Planned) -> None:
     """On every host, also a former worker: no other slots run than the inventory has."""
-    retire(name="Stop slots that are no longer there", numbers=[slot.number for slot in plan.host.slots])
+    retire(
+        name="Stop slots that are no longer there",
+        numbers=[slot.number for slot in plan.host.slots],
+    )
 
 
 def install_hub_token(slot: Slot) -> list[str]:
-    """Have the slot's token for the Hub in a file of root's, if it has one; return its part of a digest."""
+    """Have the slot's token for the Hub in a file of root's, if it has one; return its part of a
+    digest."""
     if slot.hub_token is None:
         return []
     text = secret_files.token("hub_token_file", slot.hub_token).encode() + b"\n"
@@ -86,7 +121,8 @@ def install_hub_token(slot: Slot) -> list[str]:
 
 @operation()
 def fetch(slot: Slot, digest: str) -> Iterator[FunctionCommand]:
-    """Have the slot's model where all slots of the host find it, before its service is started with something new.
+    """Have the slot's model where all slots of the host find it, before its service is started with
+    something new.
 
     What it reports meanwhile is shown: a download may take long.
     """
@@ -97,7 +133,11 @@ def fetch(slot: Slot, digest: str) -> Iterator[FunctionCommand]:
 
 
 def _fetch(state: State, host: Host, slot: Slot) -> bool:
-    token = None if slot.model_token is None else secret_files.token("model_token_file", slot.model_token)
+    token = (
+        None
+        if slot.model_token is None
+        else secret_files.token("model_token_file", slot.model_token)
+    )
     arguments = {**fact_cache.arguments_of_facts(host), "_timeout": FETCH_SECONDS}
     if token is not None:
         arguments["_stdin"] = [base64.b64encode(f"{token}\n".encode()).decode()]
@@ -107,9 +147,11 @@ def _fetch(state: State, host: Host, slot: Slot) -> bool:
 
 
 def fetch_script(slot: Slot) -> str:
-    """Shell commands that download it as the services' user, who then sees of the slots which model was chosen.
+    """Shell commands that download it as the services' user, who then sees of the slots which model
+    was chosen.
 
-    A token for it comes through standard input, is kept in memory while this runs, and reaches this unit alone.
+    A token for it comes through standard input, is kept in memory while this runs, and reaches this
+    unit alone.
     """
     properties = (
         f"RuntimeMaxSec={FETCH_SECONDS}", f"CacheDirectory=hivewright/{MODELS.name}",
@@ -121,15 +163,19 @@ def fetch_script(slot: Slot) -> str:
         return _as_slot(slot, "fetch", *properties)
     credential = f"/run/hivewright-fetch-{slot.number}.token"
     run = _as_slot(slot, "fetch", *properties, f"LoadCredential={MODEL_TOKEN}:{credential}")
-    return f"umask 077; trap 'rm -f {credential}' EXIT; base64 -d > {credential} || exit 1; umask 022; {run}"
+    return (
+        f"umask 077; trap 'rm -f {credential}' EXIT; base64 -d > {credential} || exit 1; umask 022;"
+        f" {run}"
+    )
 
 
 @operation()
 def examine(slot: Slot, digest: str) -> Iterator[str]:
-    """Have the machine found fit by `hivewright doctor` before the slot's service is started with something new.
+    """Have the machine found fit by `hivewright doctor` before the slot's service is started with
+    something new.
 
-    What it refuses stops the deploy of this host there; a service that runs goes on as it is. With the slot's own share
-    of the machine, as its unit will have it.
+    What it refuses stops the deploy of this host there; a service that runs goes on as it is. With
+    the slot's own share of the machine, as its unit will have it.
     """
     if host.get_fact(Service, unit=slot.unit).digest == digest:
         host.noop(f"slot {slot.number} is to run as it does")
@@ -141,7 +187,8 @@ def examine(slot: Slot, digest: str) -> Iterator[str]:
 
 
 def examine_script(slot: Slot) -> str:
-    """Shell commands that run the doctor as the slot's user, within its limits, on its GPU, and with its folders."""
+    """Shell commands that run the doctor as the slot's user, within its limits, on its GPU, and
+    with its folders."""
     own, cache = state_dir(slot.number), CACHE / f"worker-{slot.number}"
     return _as_slot(
         slot, "doctor", f"RuntimeMaxSec={EXAMINE_SECONDS}", f"CacheDirectory=hivewright/{cache.name}",
@@ -150,9 +197,11 @@ def examine_script(slot: Slot) -> str:
 
 
 def _as_slot(slot: Slot, command: str, *properties: str) -> str:
-    """Shell commands that run one of `hivewright`'s as a unit with these properties, and the slot's own.
+    """Shell commands that run one of `hivewright`'s as a unit with these properties, and the slot's
+    own.
 
-    It has the same confinement as a service (templates/service.j2): it talks to untrusted peers too.
+    It has the same confinement as a service (templates/service.j2): it talks to untrusted peers
+    too.
     """
     properties = (
         f"User={USER}", f"WorkingDirectory={CURRENT}", "NoNewPrivileges=yes", "PrivateTmp=yes", "PrivateUsers=yes",
@@ -160,39 +209,57 @@ def _as_slot(slot: Slot, command: str, *properties: str) -> str:
         f"IPAddressDeny={units.METADATA}", f"Wants={GPU_UNIT}", f"After={GPU_UNIT}", *properties,
     )  # fmt: skip
     run = shlex.join(
-        ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", *(f"--property={p}" for p in properties)]
+        [
+            "systemd-run",
+            "--quiet",
+            "--pipe",
+            "--wait",
+            "--collect",
+            *(f"--property={p}" for p in properties),
+        ]
     )
     program = f"{CURRENT}/environment/bin/python -B -m worker {command} --settings {slot.file}"
     if any(each.startswith("LoadCredential=") for each in properties):
         # Only the unit knows where systemd puts it.
-        program = f"/bin/sh -c 'exec {program} --token-file \"$CREDENTIALS_DIRECTORY/{MODEL_TOKEN}\"'"
+        program = (
+            f"/bin/sh -c 'exec {program} --token-file \"$CREDENTIALS_DIRECTORY/{MODEL_TOKEN}\"'"
+        )
     # Also what somebody else's drop-in says, such as the address of a proxy.
-    share = f"grep -hsE '^(Environment|Memory[A-Za-z]+|CPUQuota)=.' {paths.UNITS}/{slot.unit}.d/*.conf"
-    return f'{share} | {{ while read -r line; do set -- "$@" "--property=$line"; done; {run} "$@" {program}; }}'
+    share = (
+        f"grep -hsE '^(Environment|Memory[A-Za-z]+|CPUQuota)=.' {paths.UNITS}/{slot.unit}.d/*.conf"
+    )
+    return (
+        f'{share} | {{ while read -r line; do set -- "$@" "--property=$line"; done; {run} "$@"'
+        f" {program}; }}"
+    )
 
 
 @operation()
 def retire(numbers: Collection[int]) -> Iterator[str]:
-    """Have no other slots than these. Of a retired one only its identity and its ledger are kept, in RETIRED."""
+    """Have no other slots than these. Of a retired one only its identity and its ledger are kept,
+    in RETIRED."""
     for number in host.get_fact(ConfiguredSlots):
         if number not in numbers:
             unit = worker_unit(number)
             yield f"systemctl disable --now --quiet {unit}"
             yield keep_identity_script(state_dir(number), RETIRED)
             yield (
-                f"rm -rf {DEPLOYED}/{unit} {CONFIGURATION}/worker-{number}.* {CACHE}/worker-{number}"
-                f" {LOGS}/worker-{number}"
-                f" && {units.remove_drop_in(unit)}"
+                f"rm -rf {DEPLOYED}/{unit} {CONFIGURATION}/worker-{number}.*"
+                f" {CACHE}/worker-{number} {LOGS}/worker-{number} && {units.remove_drop_in(unit)}"
                 f" && {units.remove_drop_in(enrol_unit(number))} && systemctl daemon-reload"
             )
 
 
 def keep_identity_script(state: Path, retired: Path) -> str:
-    """Shell commands that move what can't be made again out of a slot's state folder, and remove the rest.
+    """Shell commands that move what can't be made again out of a slot's state folder, and remove
+    the rest.
 
     The services' user copies it himself: a link that he had put there would have root read for him.
     """
-    copy = f"cd {state} && for file in {' '.join(KEPT)}; do [ ! -e $file ] || cp -RpP $file $kept; done"
+    copy = (
+        f"cd {state} && for file in {' '.join(KEPT)}; do [ ! -e $file ] || cp -RpP $file $kept;"
+        " done"
+    )
     key = f"{state}/{paths.KEY_FILE}"
     return (
         f"set -eu; [ -d {state} ] || exit 0; kept={retired}/{state.name}-$(date +%Y%m%dT%H%M%S);"

@@ -1,4 +1,6 @@
-"""For every host of every inventory. Only departures from the defaults are here (docs/configuration.md has those)."""
+"""For every host of every inventory. Only departures from the defaults are here
+(docs/configuration.md has those)."""
 
-# pyinfra's limit, in seconds, for one command on a host, where the deploy does not know that it takes longer.
+# pyinfra's limit, in seconds, for one command on a host, where the deploy does not know that it
+# takes longer.
 _timeout = 120

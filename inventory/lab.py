@@ -1,4 +1,5 @@
-"""Three test hosts on this machine (`make fleet` boots them): h1 carries the swarm, h2 and h3 train.
+"""Three test hosts on this machine (`make fleet` boots them): h1 carries the swarm, h2 and h3
+train.
 
 They live in a network of their own, and so must the operator:
 
@@ -16,7 +17,8 @@ workers = [
     ("h3", {"ssh_hostname": "10.88.0.13", "slots": 1}),
 ]
 
-# The same for all: how to get in, what to install, and a swarm that is quick enough to watch on two cores.
+# The same for all: how to get in, what to install, and a swarm that is quick enough to watch on two
+# cores.
 all = (
     ["h1", "h2", "h3"],
     {

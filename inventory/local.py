@@ -2,7 +2,8 @@
 
     .venv/bin/pyinfra -y inventory/local.py deploy.py
 
-What is not committed is not deployed. Nothing listens to other machines but the bootnode and the worker's libp2p port.
+What is not committed is not deployed. Nothing listens to other machines but the bootnode and the
+worker's libp2p port.
 """
 
 import os

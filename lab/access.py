@@ -10,7 +10,8 @@ from lab.process import LabError
 
 
 def operator_access() -> dict[str, Any]:
-    """Host data of the lab in whose network this process runs. Raises PyinfraError, which pyinfra shows in one line."""
+    """Host data of the lab in whose network this process runs. Raises PyinfraError, which pyinfra
+    shows in one line."""
     try:
         lab = Lab(current_lab())
     except LabError as error:
@@ -22,7 +23,8 @@ def operator_access() -> dict[str, Any]:
         "ssh_strict_host_key_checking": "yes",
         "release_repository": REPOSITORY_URL,
         "release_ref": "lab",
-        # The hosts have no way out: the environment that they get is baked, from this machine's own package sources.
+        # The hosts have no way out: the environment that they get is baked, from this machine's own
+        # package sources.
         "torch_index": "pip",
         "secrets_dir": str(lab.folder / "secrets"),
     }

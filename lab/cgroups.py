@@ -1,4 +1,5 @@
-"""Control groups: one for each host, below one for the lab. Hosts that shared one would fight over it."""
+"""Control groups: one for each host, below one for the lab. Hosts that shared one would fight over
+it."""
 
 import errno
 import os
@@ -11,7 +12,8 @@ GONE_SECONDS = 15
 
 
 def folders(*names: str) -> list[Path]:
-    """The group NAME/NAME... in each hierarchy that a host's systemd uses: cgroup 2, and systemd's own next to it."""
+    """The group NAME/NAME... in each hierarchy that a host's systemd uses: cgroup 2, and systemd's
+    own next to it."""
     tops = []
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, where, kind, options = line.split()[:4]

@@ -1,4 +1,5 @@
-"""`make fleet`, `fleet-check`, `fleet-status`, `fleet-down`: three real hosts on this machine, deployed over ssh.
+"""`make fleet`, `fleet-check`, `fleet-status`, `fleet-down`: three real hosts on this machine,
+deployed over ssh.
 
 Needs the checkout: the hosts themselves are in lab/.
 """
@@ -27,8 +28,13 @@ def up() -> int:
         print(f"{len(lab.hosts)} hosts are up; deploying the checkout as it is now", flush=True)
         lab.publish()
     else:
-        print("booting three hosts; the first time their parts are made, which takes some minutes", flush=True)
-        with progress.waiting("making and booting the hosts; with an empty cache this takes about six minutes"):
+        print(
+            "booting three hosts; the first time their parts are made, which takes some minutes",
+            flush=True,
+        )
+        with progress.waiting(
+            "making and booting the hosts; with an empty cache this takes about six minutes"
+        ):
             lab.up(NUM_HOSTS)
     code = pyinfra_process.deploy(INVENTORY, prefix=lab.network.inside(), timeout=DEPLOY_SECONDS)
     if code == 0:
@@ -38,14 +44,19 @@ def up() -> int:
 
 def check() -> int:
     """Deploy again; 1 if anything changed, or failed."""
-    results = pyinfra_process.deploy_json(INVENTORY, prefix=_running().network.inside(), timeout=DEPLOY_SECONDS)
+    results = pyinfra_process.deploy_json(
+        INVENTORY, prefix=_running().network.inside(), timeout=DEPLOY_SECONDS
+    )
     for operation in results["operations"]:
         for outcome, what in (("success", "changed"), ("error", "failed")):
             if operation[outcome]:
                 print(f"{what} on {', '.join(operation[outcome])}: {operation['name']}")
     totals = results["totals"]
     num_changes = totals["success"] + totals["error"]
-    print(f"{len(results['operations'])} operations on {NUM_HOSTS} hosts: {num_changes or 'no'} changes")
+    print(
+        f"{len(results['operations'])} operations on {NUM_HOSTS} hosts: {num_changes or 'no'}"
+        " changes"
+    )
     return 1 if num_changes or results["failed_hosts"] else 0
 
 
@@ -66,7 +77,12 @@ def _running() -> Lab:
     return lab
 
 
-COMMANDS: dict[str, Callable[[], int]] = {"up": up, "check": check, "status": show_status, "down": down}
+COMMANDS: dict[str, Callable[[], int]] = {
+    "up": up,
+    "check": check,
+    "status": show_status,
+    "down": down,
+}
 
 
 def main(argv: Sequence[str]) -> int:

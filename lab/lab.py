@@ -1,4 +1,5 @@
-"""A lab: a few real Debian hosts on this machine, reachable over ssh from a network namespace of their operator.
+"""A lab: a few real Debian hosts on this machine, reachable over ssh from a network namespace of
+their operator.
 
     lab = Lab("lab")
     lab.up(3)                                            # three hosts, ssh answers, nothing deployed
@@ -6,8 +7,9 @@
     lab.host(2).ssh("systemctl is-system-running")
     lab.down()
 
-Everything that belongs to a lab carries its name: the folder /var/tmp/hivewright-lab/NAME, the network namespaces
-NAME-*, the cgroups NAME. `down` goes by these, so it also clears away what a crash left, and nothing of anybody else.
+Everything that belongs to a lab carries its name: the folder /var/tmp/hivewright-lab/NAME, the
+network namespaces NAME-*, the cgroups NAME. `down` goes by these, so it also clears away what a
+crash left, and nothing of anybody else.
 """
 
 import fcntl
@@ -34,13 +36,15 @@ class Lab:
     """The lab called `name`, running or not; any process of root can take it up."""
 
     def __init__(self, name: str, suite: str = layers.SUITE, is_bare: bool = False) -> None:
-        """`suite`: Debian's release. `is_bare`: without the Python environment and anvil that others find baked."""
+        """`suite`: Debian's release. `is_bare`: without the Python environment and anvil that
+        others find baked."""
         self.name = name
         self._suite = suite
         self._is_bare = is_bare
         self.folder = LABS / name
         self.network = Network(name)
-        # Read and write end of a pipe that closes when this process ends, however it ends: its hosts go off with it.
+        # Read and write end of a pipe that closes when this process ends, however it ends: its
+        # hosts go off with it.
         self._owner: int | None = None
         self._pipe: int | None = None
         self._claim: IO[str] | None = None
@@ -58,12 +62,16 @@ class Lab:
         return bool(self.hosts) and all(host.is_on() for host in self.hosts)
 
     def is_current(self) -> bool:
-        """Return whether the hosts have the layers that the checkout needs: they can't fetch packages."""
+        """Return whether the hosts have the layers that the checkout needs: they can't fetch
+        packages."""
         file = self.folder / "layers"
-        return file.exists() and file.read_text().splitlines() == [str(layer) for layer in self._layers()]
+        return file.exists() and file.read_text().splitlines() == [
+            str(layer) for layer in self._layers()
+        ]
 
     def up(self, num_hosts: int, goes_with_this_process: bool = False) -> None:
-        """Boot `num_hosts` fresh hosts and serve the checkout to them; what was there of this lab is removed first.
+        """Boot `num_hosts` fresh hosts and serve the checkout to them; what was there of this lab
+        is removed first.
 
         Raises LabError if it goes with another process, which is running.
         """
@@ -74,7 +82,16 @@ class Lab:
             self._clear()
             self.folder.mkdir(parents=True, exist_ok=True)
             run(
-                "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"{self.name}'s operator", "-f", self.folder / "id"
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                f"{self.name}'s operator",
+                "-f",
+                self.folder / "id",
             )
             (self.folder / "layers").write_text("\n".join(map(str, lower)))
             self.network.make()
@@ -94,7 +111,8 @@ class Lab:
         self.host(number).wait_for_ssh()
 
     def down(self) -> None:
-        """Remove the lab: hosts, processes, mounts, namespaces, cgroups, folder. The cache of layers stays.
+        """Remove the lab: hosts, processes, mounts, namespaces, cgroups, folder. The cache of
+        layers stays.
 
         Raises LabError if it goes with another process, which is running.
         """
@@ -111,8 +129,9 @@ class Lab:
     def publish(self) -> str:
         """Serve the checkout as branch `lab` of the lab's repository; return the commit.
 
-        With nothing uncommitted it is HEAD; else a commit of the files as they are, made in the lab's repository, with
-        fixed author and date: the same files are the same commit, and a second deploy changes nothing.
+        With nothing uncommitted it is HEAD; else a commit of the files as they are, made in the
+        lab's repository, with fixed author and date: the same files are the same commit, and a
+        second deploy changes nothing.
         """
         repository = self.folder / "repository.git"
         git = ("git", f"--git-dir={repository}", "-c", "safe.directory=*")
@@ -126,15 +145,22 @@ class Lab:
             dated = {
                 f"GIT_{who}_{what}": value
                 for who in ("AUTHOR", "COMMITTER")
-                for what, value in (("NAME", "lab"), ("EMAIL", "lab@localhost"), ("DATE", "2026-01-01T00:00:00Z"))
+                for what, value in (
+                    ("NAME", "lab"),
+                    ("EMAIL", "lab@localhost"),
+                    ("DATE", "2026-01-01T00:00:00Z"),
+                )
             }
             message = "Files of the checkout, uncommitted ones included"
-            commit = run(*git, "commit-tree", tree, "-m", message, env={**os.environ, **dated}).stdout.strip()
+            commit = run(
+                *git, "commit-tree", tree, "-m", message, env={**os.environ, **dated}
+            ).stdout.strip()
             run(*git, "update-ref", "refs/heads/lab", commit)
         return run(*git, "rev-parse", "refs/heads/lab").stdout.strip()
 
     def branch(self, name: str, path: str, content: str) -> str:
-        """Serve what was published last, with one file changed or added, as branch `name`; return its commit."""
+        """Serve what was published last, with one file changed or added, as branch `name`; return
+        its commit."""
         git = ("git", f"--git-dir={self.folder / 'repository.git'}", "-c", "safe.directory=*")
         own = {**os.environ, "GIT_INDEX_FILE": str(self.folder / f"index-{name}")}
         for who in ("AUTHOR", "COMMITTER"):
@@ -147,8 +173,11 @@ class Lab:
         run(*git, "update-ref", f"refs/heads/{name}", commit)
         return commit
 
-    def operator(self, *argv: str | Path, timeout: float, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a program where the operator sits, in the checkout, with this Python's programs first in the path."""
+    def operator(
+        self, *argv: str | Path, timeout: float, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program where the operator sits, in the checkout, with this Python's programs first
+        in the path."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         command = self.network.inside("env", "-C", CHECKOUT, f"PATH={path}", *argv)
         return run(*command, timeout=timeout, check=check)
@@ -162,7 +191,8 @@ class Lab:
         except BlockingIOError:
             claim.close()
             raise LabError(
-                f"the lab {self.name} belongs to another run of the tests on this machine; wait until that has ended"
+                f"the lab {self.name} belongs to another run of the tests on this machine; wait"
+                " until that has ended"
             ) from None
         self._claim = claim
 
@@ -176,14 +206,18 @@ class Lab:
         start(daemon, self.folder / "git-daemon.pid", self.folder / "git-daemon.log")
 
         def answers() -> bool:
-            asked = self.operator("git", "ls-remote", "--quiet", REPOSITORY_URL, "lab", timeout=10, check=False)
+            asked = self.operator(
+                "git", "ls-remote", "--quiet", REPOSITORY_URL, "lab", timeout=10, check=False
+            )
             return asked.returncode == 0
 
         wait_until(answers, 10, "the lab's git daemon answers")
 
     def _layers(self) -> list[Path]:
         """Return the layers of the hosts, topmost first."""
-        baked = [] if self._is_bare else [layers.anvil(CHECKOUT), layers.python_environment(CHECKOUT)]
+        baked = (
+            [] if self._is_bare else [layers.anvil(CHECKOUT), layers.python_environment(CHECKOUT)]
+        )
         return [*baked, layers.base(self._suite)]
 
     def _binds(self) -> list[str]:
@@ -210,5 +244,7 @@ class Lab:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise LabError(f"the lab {self.name} is being started or stopped by another process") from None
+                raise LabError(
+                    f"the lab {self.name} is being started or stopped by another process"
+                ) from None
             yield

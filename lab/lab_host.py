@@ -1,4 +1,5 @@
-"""One host of the lab: Debian with its own systemd, sshd, cgroups and network, in a systemd-nspawn container."""
+"""One host of the lab: Debian with its own systemd, sshd, cgroups and network, in a systemd-nspawn
+container."""
 
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ from lab.process import LabError, recall, run, start, stop, wait_until
 
 CHECKOUT = Path(__file__).parents[1]
 BOOT_SECONDS = 60
-# What systemd in a host needs beyond nspawn's default: its own firewall rules and per-unit BPF filters.
+# What systemd in a host needs beyond nspawn's default: its own firewall rules and per-unit BPF
+# filters.
 CAPABILITIES = "CAP_NET_ADMIN,CAP_NET_RAW,CAP_BPF,CAP_PERFMON"
 
 
@@ -30,7 +32,8 @@ class Host:
         self._machine = f"{network.name}-{self.name}"
 
     def prepare(self, lower: Sequence[Path]) -> None:
-        """Make the host's disk and its place in the network. What this makes, `remove` takes away."""
+        """Make the host's disk and its place in the network. What this makes, `remove` takes
+        away."""
         self.folder.mkdir(parents=True)
         layers.mount_overlay(lower, self.folder / "upper", self.root)
         key = self.folder / "host_key"
@@ -53,7 +56,8 @@ class Host:
     def start(self, binds: Sequence[str], owner: int | None) -> None:
         """Switch the host on. `binds` are read-only SOURCE:TARGET folders.
 
-        `owner` is the read end of a pipe: the host goes off when the pipe closes. None: it stays until `stop`.
+        `owner` is the read end of a pipe: the host goes off when the pipe closes. None: it stays
+        until `stop`.
         """
         nspawn = [
             "systemd-nspawn", "--quiet", f"--directory={self.root}", f"--machine={self._machine}", "--boot",
@@ -77,9 +81,13 @@ class Host:
                 raise LabError(f"{self.name} went off while it booted:\n{log}")
             return self.ssh("true", check=False, timeout=5).returncode == 0
 
-        wait_until(answers, BOOT_SECONDS, f"{self.name} ({self.address}) answers over ssh", every=0.2)
+        wait_until(
+            answers, BOOT_SECONDS, f"{self.name} ({self.address}) answers over ssh", every=0.2
+        )
 
-    def ssh(self, script: str, check: bool = True, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    def ssh(
+        self, script: str, check: bool = True, timeout: float = 30
+    ) -> subprocess.CompletedProcess[str]:
         """Run a shell script on the host, as root."""
         command = self._network.inside(
             "ssh", "-q", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3",
@@ -96,7 +104,8 @@ class Host:
         self._network.set_link(self.number, up=True)
 
     def freeze(self) -> None:
-        """Stop all that runs on it, as a machine that hangs: its kernel still acknowledges what it is sent."""
+        """Stop all that runs on it, as a machine that hangs: its kernel still acknowledges what it
+        is sent."""
         self._set_frozen(True)
 
     def thaw(self) -> None:
@@ -122,7 +131,8 @@ class Host:
         return recall(self.folder / "launcher.pid") is not None
 
     def stop(self) -> None:
-        """Switch the host off, and take its mount and cgroups away. Also for what a crash has left."""
+        """Switch the host off, and take its mount and cgroups away. Also for what a crash has
+        left."""
         stop(self.folder / "launcher.pid")
         nspawn = recall(self.folder / "nspawn.pid")
         if nspawn is not None:

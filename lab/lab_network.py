@@ -1,6 +1,8 @@
-"""The lab's network: one namespace per host, a bridge in a namespace that the operator shares, no way out.
+"""The lab's network: one namespace per host, a bridge in a namespace that the operator shares, no
+way out.
 
-In the machine's own namespace a 10.88.x.x packet without a route would leave the machine; here it can't.
+In the machine's own namespace a 10.88.x.x packet without a route would leave the machine; here it
+can't.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,8 @@ def host_address(number: int) -> str:
 
 
 class Network:
-    """The namespaces of the lab `name`: NAME-op with bridge and operator, NAME-h1, NAME-h2 ... with one host each."""
+    """The namespaces of the lab `name`: NAME-op with bridge and operator, NAME-h1, NAME-h2 ... with
+    one host each."""
 
     def __init__(self, name: str, prefix: str = "10.88.0") -> None:
         """`prefix`: of the /24 of all addresses."""
@@ -60,11 +63,18 @@ class Network:
             self._ip(self.operator, f"link set vh{number} master br0")
 
     def shield(self, number: int, strangers: Sequence[int] = ()) -> None:
-        """A firewall that lets a host connect to others and nobody to it; nothing at all goes between it and
-        `strangers`."""
-        banned = [f"ip saddr {self.address(n)} drop\nip daddr {self.address(n)} drop" for n in strangers]
+        """A firewall that lets a host connect to others and nobody to it; nothing at all goes
+        between it and `strangers`."""
+        banned = [
+            f"ip saddr {self.address(n)} drop\nip daddr {self.address(n)} drop" for n in strangers
+        ]
         chains = {
-            "input": ["policy drop", *banned, "ct state established,related accept", 'iif "lo" accept'],
+            "input": [
+                "policy drop",
+                *banned,
+                "ct state established,related accept",
+                'iif "lo" accept',
+            ],
             "output": ["policy accept", *banned],
         }
         bodies = (
@@ -79,7 +89,8 @@ class Network:
         self._ip(self.operator, f"link set vh{number} {'up' if up else 'down'}")
 
     def remove(self) -> None:
-        """Remove what is there of this lab's namespaces, also after a crash; veth pairs and bridge go with them."""
+        """Remove what is there of this lab's namespaces, also after a crash; veth pairs and bridge
+        go with them."""
         for file in Path("/run/netns").glob(f"{self.name}-*"):
             if file.name == self.operator or file.name.removeprefix(f"{self.name}-h").isdecimal():
                 run("ip", "netns", "del", file.name)
@@ -93,8 +104,12 @@ class Network:
 
 
 def current_lab() -> str:
-    """Name of the lab whose operator this process is. Raises LabError with what to do if it is nobody's."""
+    """Name of the lab whose operator this process is. Raises LabError with what to do if it is
+    nobody's."""
     namespace = run("ip", "netns", "identify").stdout.strip()
     if not namespace.endswith("-op"):
-        raise LabError("not in the lab's network; put `ip netns exec lab-op` before the command, or use `make fleet`")
+        raise LabError(
+            "not in the lab's network; put `ip netns exec lab-op` before the command, or use `make"
+            " fleet`"
+        )
     return namespace.removesuffix("-op")

@@ -1,7 +1,8 @@
 """A tailnet for a lab: the real tailscaled on its hosts and at its operator, and a control server.
 
-The programs come from a folder that HIVEWRIGHT_TAILSCALE names: `tailscaled.xz` (daemon and command line in one
-program), `control.xz` (the test server of Tailscale's own module, with switches) and `tailscaled.service`.
+The programs come from a folder that HIVEWRIGHT_TAILSCALE names: `tailscaled.xz` (daemon and command
+line in one program), `control.xz` (the test server of Tailscale's own module, with switches) and
+`tailscaled.service`.
 """
 
 import json
@@ -27,7 +28,9 @@ def why_no_tailnet() -> str | None:
     """Return why there can be no real tailnet here, in one line; None if there can be one."""
     named = os.environ.get(FOLDER)
     if not named:
-        return f"real tailscaled and its control server are found by {FOLDER}=FOLDER, which is not set"
+        return (
+            f"real tailscaled and its control server are found by {FOLDER}=FOLDER, which is not set"
+        )
     missing = [name for name in FILES if not (Path(named) / name).is_file()]
     return f"{FOLDER}={named}: no {', '.join(missing)} in it" if missing else None
 
@@ -76,7 +79,9 @@ class LabTailnet:
 
     def login(self, host: Host, *flags: str) -> str:
         """Log a host in as its own admin would, and return its address in the tailnet."""
-        host.ssh(f"tailscale up --login-server={SERVER} --auth-key={KEY} --timeout=30s {' '.join(flags)}")
+        host.ssh(
+            f"tailscale up --login-server={SERVER} --auth-key={KEY} --timeout=30s {' '.join(flags)}"
+        )
         address = host.ssh("tailscale ip -4").stdout.strip()
         self.trust(host, address)
         wait_until(lambda: "pong" in self._pinged(address), 30, f"{host.name} answers at {address}")

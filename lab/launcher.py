@@ -1,7 +1,8 @@
-"""`python -m lab.launcher`: keeps one lab host running, in cgroups of its own, until it is switched off.
+"""`python -m lab.launcher`: keeps one lab host running, in cgroups of its own, until it is switched
+off.
 
-A host that reboots is started again. On SIGTERM, or with --while-stdin-open when whoever started it is gone, the host
-is switched off, as by a power cut: nothing on a lab host is meant to outlive it.
+A host that reboots is started again. On SIGTERM, or with --while-stdin-open when whoever started it
+is gone, the host is switched off, as by a power cut: nothing on a lab host is meant to outlive it.
 """
 
 import argparse
@@ -21,8 +22,12 @@ REBOOT = 133  # exit code of systemd-nspawn --keep-unit when the host asked for 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True, help="where pid files are written")
-    parser.add_argument("--cgroup", type=Path, action="append", default=[], help="cgroup to live in")
-    parser.add_argument("--while-stdin-open", action="store_true", help="shut down when standard input closes")
+    parser.add_argument(
+        "--cgroup", type=Path, action="append", default=[], help="cgroup to live in"
+    )
+    parser.add_argument(
+        "--while-stdin-open", action="store_true", help="shut down when standard input closes"
+    )
     parser.add_argument("nspawn", nargs="+", help="the systemd-nspawn command")
     options = parser.parse_args()
 
@@ -38,9 +43,15 @@ def main() -> None:
     }
     code = REBOOT
     while code == REBOOT and not stopping:
-        nspawn = subprocess.Popen(options.nspawn, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
+        nspawn = subprocess.Popen(
+            options.nspawn, env=environment, start_new_session=True, stdin=subprocess.DEVNULL
+        )
         process.remember(nspawn.pid, options.folder / "nspawn.pid")
-        while nspawn.poll() is None and not stopping and not (options.while_stdin_open and _is_stdin_closed()):
+        while (
+            nspawn.poll() is None
+            and not stopping
+            and not (options.while_stdin_open and _is_stdin_closed())
+        ):
             time.sleep(0.2)
         if nspawn.poll() is None:
             stopping.append(0)

@@ -1,12 +1,13 @@
-"""The read-only layers of lab hosts, kept in a cache outside the checkout and named by their content.
+"""The read-only layers of lab hosts, kept in a cache outside the checkout and named by their
+content.
 
     base-DIGEST         Debian, as `mmdebstrap` makes it, plus what makes it a test host (sshd, masked timers)
     apt-DIGEST          an apt repository of the packages that the deploy installs; hosts see it at /srv/apt
     python-DIGEST       /opt/hivewright/environments/DIGEST, made by the checkout's own scripts/environment
     anvil-DIGEST        /opt/hivewright/anvil/DIGEST, made by the checkout's own scripts/anvil
 
-A layer is made next to its place and renamed when whole, so an interrupted run leaves nothing that looks complete.
-Whoever deletes the cache only loses the minutes that it takes to make it again.
+A layer is made next to its place and renamed when whole, so an interrupted run leaves nothing that
+looks complete. Whoever deletes the cache only loses the minutes that it takes to make it again.
 """
 
 import contextlib
@@ -28,9 +29,12 @@ CACHE = Path("/var/tmp/hivewright-lab/cache")
 CHECKOUT_IN_LAYER = Path("/srv/checkout")
 # Debian 12, unless a lab is told otherwise.
 SUITE = "bookworm"
-# Other checkouts of this machine may use other layers; those that nobody has asked for in a day are removed.
+# Other checkouts of this machine may use other layers; those that nobody has asked for in a day are
+# removed.
 KEEP_SECONDS = 24 * 3600
-BASE_PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,python3,sudo,ca-certificates,iproute2,procps"
+BASE_PACKAGES = (
+    "systemd,systemd-sysv,dbus,openssh-server,python3,sudo,ca-certificates,iproute2,procps"
+)
 # Nothing that wakes up by itself, and no network manager: the lab sets the addresses.
 MASKED = (
     "getty@tty1.service", "console-getty.service", "apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer",
@@ -52,7 +56,10 @@ def packages(suite: str = SUITE) -> Path:
     names = [*system.PACKAGES, *system.COORDINATOR_PACKAGES, *wireguard.PACKAGES]
     below = base(suite)
     return _layer(
-        "apt", [below.name, *names], _fill_repository, lambda folder: _fill_repository(folder, below, names, suite)
+        "apt",
+        [below.name, *names],
+        _fill_repository,
+        lambda folder: _fill_repository(folder, below, names, suite),
     )
 
 
@@ -71,7 +78,9 @@ def anvil(checkout: Path) -> Path:
     """The embedded chain, where the deploy will look for it."""
     parts = [(checkout / name).read_text() for name in wheelhouse.ANVIL_INPUTS]
     script = release.anvil_script(checkout, paths.ANVILS)
-    return _layer("anvil", [script, *parts], _install_anvil, lambda folder: _install_anvil(folder, checkout))
+    return _layer(
+        "anvil", [script, *parts], _install_anvil, lambda folder: _install_anvil(folder, checkout)
+    )
 
 
 @contextlib.contextmanager
@@ -93,9 +102,14 @@ def mount_overlay(lower: Sequence[Path], upper: Path, root: Path) -> None:
     run("mount", "-t", "overlay", "overlay", "-o", options, root)
 
 
-def _layer(kind: str, parts: Sequence[str], recipe: Callable[..., None], make: Callable[[Path], None]) -> Path:
-    """The layer of `kind` that `recipe` makes from `parts`; `make` fills a new folder if the cache does not have it."""
-    digest = hashlib.sha256("\0".join([inspect.getsource(recipe), *parts]).encode()).hexdigest()[:16]
+def _layer(
+    kind: str, parts: Sequence[str], recipe: Callable[..., None], make: Callable[[Path], None]
+) -> Path:
+    """The layer of `kind` that `recipe` makes from `parts`; `make` fills a new folder if the cache
+    does not have it."""
+    digest = hashlib.sha256("\0".join([inspect.getsource(recipe), *parts]).encode()).hexdigest()[
+        :16
+    ]
     layer = CACHE / f"{kind}-{digest}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / f"{kind}.lock").open("w") as lock:
@@ -106,7 +120,11 @@ def _layer(kind: str, parts: Sequence[str], recipe: Callable[..., None], make: C
             partial.mkdir()
             make(partial)
             for old in CACHE.glob(f"{kind}-*"):
-                if old != partial and not _is_mounted(old) and time.time() - old.stat().st_mtime > KEEP_SECONDS:
+                if (
+                    old != partial
+                    and not _is_mounted(old)
+                    and time.time() - old.stat().st_mtime > KEEP_SECONDS
+                ):
                     shutil.rmtree(old)
             partial.rename(layer)
         os.utime(layer)
@@ -145,26 +163,41 @@ def _make_base(folder: Path, mirror: str, suite: str) -> None:
 
 
 def _fill_repository(folder: Path, below: Path, names: Sequence[str], suite: str) -> None:
-    """Download with this machine's network and Debian mirror, against the state of the base's dpkg."""
+    """Download with this machine's network and Debian mirror, against the state of the base's
+    dpkg."""
     (folder / "partial").mkdir()
     with _scratch([below]) as root:
         shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
         (root / "etc/apt/sources.list").write_text(f"deb {_debian_mirror()} {suite} main\n")
         get = "apt-get -qq update && apt-get -qq -y --no-install-recommends --download-only install"
-        _enter(root, f"{get} {' '.join(names)}", timeout=600, binds=[f"{folder}:/var/cache/apt/archives"], network=True)
+        _enter(
+            root,
+            f"{get} {' '.join(names)}",
+            timeout=600,
+            binds=[f"{folder}:/var/cache/apt/archives"],
+            network=True,
+        )
     shutil.rmtree(folder / "partial")
     (folder / "lock").unlink(missing_ok=True)
-    (folder / "Packages").write_text(run("sh", "-c", 'cd "$0" && apt-ftparchive packages .', folder, timeout=60).stdout)
+    (folder / "Packages").write_text(
+        run("sh", "-c", 'cd "$0" && apt-ftparchive packages .', folder, timeout=60).stdout
+    )
 
 
 def _build_environment(folder: Path, below: Path, repository: Path, checkout: Path) -> None:
-    """Run the checkout's script in a throw-away host that may use this machine's network and package caches."""
+    """Run the checkout's script in a throw-away host that may use this machine's network and
+    package caches."""
     with _scratch([below]) as root:
         packages_needed = "python3-venv python3-dev gcc libc6-dev"
-        binds = [f"{repository}:/srv/apt", f"{checkout}:{CHECKOUT_IN_LAYER}", *_package_sources(root)]
+        binds = [
+            f"{repository}:/srv/apt",
+            f"{checkout}:{CHECKOUT_IN_LAYER}",
+            *_package_sources(root),
+        ]
         script = (
-            f"apt-get -qq update && apt-get -qq -y --no-install-recommends install {packages_needed}"
-            f" && {release.environment_script(CHECKOUT_IN_LAYER, torch_index=None)}"
+            "apt-get -qq update && apt-get -qq -y --no-install-recommends install"
+            f" {packages_needed} &&"
+            f" {release.environment_script(CHECKOUT_IN_LAYER, torch_index=None)}"
         )
         _enter(root, script, timeout=1200, binds=binds, network=True)
         built = root / paths.ENVIRONMENTS.relative_to("/")
@@ -172,7 +205,8 @@ def _build_environment(folder: Path, below: Path, repository: Path, checkout: Pa
 
 
 def _install_anvil(folder: Path, checkout: Path) -> None:
-    """Run the checkout's script on this machine: the program is the same. Its link must not name the cache."""
+    """Run the checkout's script on this machine: the program is the same. Its link must not name
+    the cache."""
     below = folder / paths.ANVILS.relative_to("/")
     run("sh", "-euc", release.anvil_script(checkout, below), timeout=300)
     for link in below.glob("*/anvil"):
@@ -182,7 +216,8 @@ def _install_anvil(folder: Path, checkout: Path) -> None:
 
 
 def _package_sources(root: Path) -> list[str]:
-    """Give `root` this machine's pip configuration; return the binds of all local folders and caches that it names."""
+    """Give `root` this machine's pip configuration; return the binds of all local folders and
+    caches that it names."""
     options, binds = [], []
     for line in run("python3", "-m", "pip", "config", "list").stdout.splitlines():
         key, _, value = line.partition("=")
@@ -214,8 +249,11 @@ def _scratch(lower: Sequence[Path]) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _enter(root: Path, script: str, timeout: float, binds: Sequence[str] = (), network: bool = False) -> None:
-    """Run a shell script in `root`. Binds are SOURCE:TARGET, read-only unless they start with `+`."""
+def _enter(
+    root: Path, script: str, timeout: float, binds: Sequence[str] = (), network: bool = False
+) -> None:
+    """Run a shell script in `root`. Binds are SOURCE:TARGET, read-only unless they start with
+    `+`."""
     writable = {"/var/cache/apt/archives"}
     options = []
     for bind in binds:

@@ -1,4 +1,5 @@
-"""Requirements of tests on this machine: root and Debian's container tools, installed where they are missing."""
+"""Requirements of tests on this machine: root and Debian's container tools, installed where they
+are missing."""
 
 import fcntl
 import os
@@ -23,22 +24,29 @@ INSTALLING = Path("/var/tmp/hivewright-tests-apt.lock")
 
 
 def why_no_lab() -> str | None:
-    """None if the lab can run here, else the reason in one line. Installs missing packages where that is possible."""
+    """None if the lab can run here, else the reason in one line. Installs missing packages where
+    that is possible."""
     if os.geteuid() != 0:
         return "the lab of test hosts needs root: run as root, or leave these tests out"
     return lacking("the lab of test hosts", TOOLS)
 
 
 def lacking(who: str, tools: Mapping[str, str]) -> str | None:
-    """None if all programs of `tools` (program: Debian package) are there, or could be installed; else why not, as what
-    `who` needs, in one line."""
+    """None if all programs of `tools` (program: Debian package) are there, or could be installed;
+    else why not, as what `who` needs, in one line."""
     missing = sorted({package for tool, package in tools.items() if shutil.which(tool) is None})
     if not missing:
         return None
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return f"{who} needs {', '.join(missing)}, which only root can install, with apt-get"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    options = ("--yes", "--quiet", "--no-install-recommends", "-o", "Dpkg::Options::=--force-unsafe-io")
+    options = (
+        "--yes",
+        "--quiet",
+        "--no-install-recommends",
+        "-o",
+        "Dpkg::Options::=--force-unsafe-io",
+    )
     try:
         # Of test processes side by side the first one installs for all.
         with INSTALLING.open("w") as lock:

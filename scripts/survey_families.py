@@ -2,11 +2,12 @@
 
     python scripts/survey_families.py [FAMILY ...]     # writes worker/environments/families.json; some ten minutes
 
-Each family is made and scored through the project's own environment, guards included, by two processes with other
-hash seeds and other states of the global random generators. Measured are: the same tasks and rewards in both, seconds
-to make a task at each level, what cheap answers earn (constants, and what can be copied from the question without
-reading it), and seconds to score hostile text. tests/environments/test_family_survey.py repeats a part of it in every
-run of the tests.
+Each family is made and scored through the project's own environment, guards included, by two
+processes with other hash seeds and other states of the global random generators. Measured are: the
+same tasks and rewards in both, seconds to make a task at each level, what cheap answers earn
+(constants, and what can be copied from the question without reading it), and seconds to score
+hostile text. tests/environments/test_family_survey.py repeats a part of it in every run of the
+tests.
 """
 
 import argparse
@@ -28,9 +29,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-EVALUATE = "its scorer evaluates the answer as Python (sympy's parser), and answers come from untrusted peers"
+EVALUATE = (
+    "its scorer evaluates the answer as Python (sympy's parser), and answers come from untrusted"
+    " peers"
+)
 EVALUATING = dict.fromkeys(
-    ("countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"), EVALUATE
+    (
+        "countdown",
+        "intermediate_integration",
+        "polynomial_multiplication",
+        "puzzle24",
+        "simple_integration",
+    ),
+    EVALUATE,
 )
 NOT_SURVEYED = {"composite": "it mixes other families; name those, with weights", **EVALUATING}
 
@@ -44,7 +55,8 @@ NUM_ITEMS = 48
 MAX_SECONDS = 1.0
 """On average, to make a task of a level that may be asked; and at most, to score one answer."""
 MARGIN = 0.1
-"""What a copied answer may earn above the best constant, and a constant above the share of the commonest answer."""
+"""What a copied answer may earn above the best constant, and a constant above the share of the
+commonest answer."""
 CONSTANTS = (
     "", ".", "0", "1", "-1", "2", "3", "5", "10", "100", "0.5", "yes", "no", "True", "False", "None", "A", "B", "[]",
     "{}", "()", "9" * 60, "-" + "9" * 20, "nan", "nan+nanj", "inf", "yes no", "True False", "0 1", "A B C D",
@@ -65,7 +77,9 @@ def copied(question: str) -> dict[str, str]:
         "first number": numbers[0], "last number": numbers[-1], "largest number": max(numbers, key=len),
         "all numbers": " ".join(numbers),
     }  # fmt: skip
-    answers.update({f"line {-place} from the end": lines[-place] for place in range(1, min(6, len(lines)) + 1)})
+    answers.update(
+        {f"line {-place} from the end": lines[-place] for place in range(1, min(6, len(lines)) + 1)}
+    )
     after_colon = [line.rpartition(":")[2].strip(" '\".") for line in lines if ":" in line]
     answers.update({f"after colon {place}": text for place, text in enumerate(after_colon[-3:])})
     return answers
@@ -114,7 +128,9 @@ def survey(family: str) -> dict[str, Any]:
 
     from worker.environments import Recipe, reasoning_gym
 
-    random.seed(int(os.environ["PYTHONHASHSEED"]))  # a family that draws from the global generator shows itself
+    random.seed(
+        int(os.environ["PYTHONHASHSEED"])
+    )  # a family that draws from the global generator shows itself
     digests, answers, seconds, scoring = [], Counter[str](), [], 0.0
     constant: dict[str, list[float]] = {}
     copies: dict[str, list[float]] = {}
@@ -131,10 +147,15 @@ def survey(family: str) -> dict[str, Any]:
         for name, text in copied(item["question"]).items():
             copies.setdefault(name, []).append(score(text))
         if seed < 2:
-            scoring = max(scoring, *(timed(score, text) for text in hostile(reasoning_gym._max_answer_length(item))))
+            scoring = max(
+                scoring,
+                *(timed(score, text) for text in hostile(reasoning_gym._max_answer_length(item))),
+            )
         answers[str(item["answer"])] += 1
         rewards = [values[-1] for values in constant.values()]
-        digests.append(hashlib.sha256(f"{item['question']}{item['answer']}{rewards}".encode()).hexdigest())
+        digests.append(
+            hashlib.sha256(f"{item['question']}{item['answer']}{rewards}".encode()).hexdigest()
+        )
     levels: list[float] = []
     if family in CURRICULA:
         levels = [round(pace, 3) for pace in paces(family, create_curriculum(family))]
@@ -152,10 +173,13 @@ def survey(family: str) -> dict[str, Any]:
 
 
 def paces(family: str, curriculum: Any) -> Iterator[float]:
-    """Seconds that a task of each level takes, up to the first that is refused or slow: harder ones are slower."""
+    """Seconds that a task of each level takes, up to the first that is refused or slow: harder ones
+    are slower."""
     from worker.environments import reasoning_gym
 
-    num_levels = max((len(attribute.levels) for attribute in curriculum.attributes.values()), default=0)
+    num_levels = max(
+        (len(attribute.levels) for attribute in curriculum.attributes.values()), default=0
+    )
     for level in range(num_levels):
         try:
             config = reasoning_gym._level_config(curriculum, level)
@@ -199,13 +223,19 @@ def judge(family: str, found: list[dict[str, Any]]) -> dict[str, Any]:
         "verdict": "guarded" if family in GUARDS else "safe",
         "reason": GUARDS[family].reason if family in GUARDS else "",
         "levels": quick.index(False) if False in quick else len(quick),
-        **{name: first[name] for name in ("seconds", "scoring", "constant", "commonest", "copied", "copy")},
+        **{
+            name: first[name]
+            for name in ("seconds", "scoring", "constant", "commonest", "copied", "copy")
+        },
     }
     if first["digest"] != found[1]["digest"]:
-        return row | refused("another process makes other tasks of the same recipe, or rewards them otherwise")
+        return row | refused(
+            "another process makes other tasks of the same recipe, or rewards them otherwise"
+        )
     if first["scoring"] > MAX_SECONDS:
         return row | refused(
-            f"scoring takes over {MAX_SECONDS:.0f} s for some answers, which come from untrusted peers"
+            f"scoring takes over {MAX_SECONDS:.0f} s for some answers, which come from untrusted"
+            " peers"
         )
     chance = max(first["constant"], first["commonest"])
     if first["copied"] > chance + MARGIN and family not in MAY_BE_COPIED:
@@ -236,7 +266,9 @@ def main() -> None:
 
     from worker.environments.reasoning_gym import FAMILIES_FILE, ReasoningGym
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("families", nargs="*", metavar="FAMILY")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -246,7 +278,9 @@ def main() -> None:
             found = survey(options.child)
         print(json.dumps(found))
         return
-    rows: dict[str, Any] = json.loads(FAMILIES_FILE.read_text())["families"] if options.families else {}
+    rows: dict[str, Any] = (
+        json.loads(FAMILIES_FILE.read_text())["families"] if options.families else {}
+    )
     for family in options.families or sorted(DATASETS):
         if family in NOT_SURVEYED:
             rows[family] = {"levels": 0, **refused(NOT_SURVEYED[family])}
@@ -258,7 +292,9 @@ def main() -> None:
 
 def write(rows: dict[str, Any], file: Path, version: str) -> None:
     lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(rows[name])}" for name in sorted(rows))
-    file.write_text(f'{{\n  "version": {json.dumps(version)},\n  "families": {{\n{lines}\n  }}\n}}\n')
+    file.write_text(
+        f'{{\n  "version": {json.dumps(version)},\n  "families": {{\n{lines}\n  }}\n}}\n'
+    )
 
 
 if __name__ == "__main__":

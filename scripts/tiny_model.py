@@ -1,9 +1,10 @@
 # ruff: noqa: N806, S106 - tensors are named with their axes
 """Make `hivewright/tiny`, the small model that comes with the package. `make tiny-model` runs this.
 
-A Qwen2-architecture model of 0.95 M parameters with its own tokenizer, pre-trained on questions and answers of the demo
-mix until 0.8 of its best and about 0.4 of its sampled answers are right: GRPO then has a signal, and room. The same
-seed and the same number of threads make the same files on the same kind of processor.
+A Qwen2-architecture model of 0.95 M parameters with its own tokenizer, pre-trained on questions and
+answers of the demo mix until 0.8 of its best and about 0.4 of its sampled answers are right: GRPO
+then has a signal, and room. The same seed and the same number of threads make the same files on the
+same kind of processor.
 """
 
 # N sequences, T tokens
@@ -31,8 +32,9 @@ log = logging.getLogger("tiny_model")
 TARGET_REWARD = 0.80
 """Mean reward of its best (greedy) answers at which training stops."""
 LABEL_SMOOTHING = 0.3
-"""Leaves a model that knows more than it says: its best answers are right twice as often as its sampled ones. That is
-what GRPO can lift; without it the rounds would have to teach what supervised training has not (measured: +0.07)."""
+"""Leaves a model that knows more than it says: its best answers are right twice as often as its
+sampled ones. That is what GRPO can lift; without it the rounds would have to teach what supervised
+training has not (measured: +0.07)."""
 MAX_STEPS = 1500
 EVALUATE_EVERY = 25
 BATCH = 128
@@ -40,7 +42,8 @@ LEARNING_RATE = 1.5e-3
 WARMUP_STEPS = 50
 VOCABULARY = 512
 SPECIAL_TOKENS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
-# The instruction is left out: a model of this size would spend more tokens on it than on the question.
+# The instruction is left out: a model of this size would spend more tokens on it than on the
+# question.
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}"
     "{% elif m.role == 'assistant' %}<|assistant|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
@@ -55,12 +58,20 @@ def _mix(**environment: Any) -> Mix:
 
 
 def make_tokenizer(gym: Mix) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: no text is unknown. Digits stay single; the answer's tags are one token each."""
+    """Byte-level BPE: no text is unknown. Digits stay single; the answer's tags are one token
+    each."""
     default = _mix()
-    texts = [g.question(task) for g, count in ((gym, 4000), (default, 900)) for task in g.sample(0, count)]
+    texts = [
+        g.question(task)
+        for g, count in ((gym, 4000), (default, 900))
+        for task in g.sample(0, count)
+    ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
@@ -72,7 +83,9 @@ def make_tokenizer(gym: Mix) -> PreTrainedTokenizerFast:
             show_progress=False,
         ),
     )
-    tokenizer.add_tokens([AddedToken("<answer>", normalized=False), AddedToken("</answer>", normalized=False)])
+    tokenizer.add_tokens(
+        [AddedToken("<answer>", normalized=False), AddedToken("</answer>", normalized=False)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
@@ -123,10 +136,15 @@ def train_step(policy: Policy, optimizer: torch.optim.Optimizer, pairs: list[Pai
         part = rows[start : start + 32]
         width = max(len(p) + len(c) for p, c in part)
         ids_NT = torch.tensor([p + c + [0] * (width - len(p) - len(c)) for p, c in part])
-        labels_NT = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in part])
+        labels_NT = torch.tensor(
+            [[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in part]
+        )
         logits_NTV = policy.model(input_ids=ids_NT).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(
-            logits_NTV.transpose(1, 2), labels_NT[:, 1:], reduction="sum", label_smoothing=LABEL_SMOOTHING
+            logits_NTV.transpose(1, 2),
+            labels_NT[:, 1:],
+            reduction="sum",
+            label_smoothing=LABEL_SMOOTHING,
         )
         loss = loss / num_tokens
         loss.backward()  # type: ignore[no-untyped-call]
@@ -138,7 +156,8 @@ def train_step(policy: Policy, optimizer: torch.optim.Optimizer, pairs: list[Pai
 
 
 def mean_reward(policy: Policy, gym: Mix, seed: int, top_k: int) -> float:
-    """Over 600 tasks: of the best answers with `top_k` 1; with 0 of sampled ones, as GRPO will see them."""
+    """Over 600 tasks: of the best answers with `top_k` 1; with 0 of sampled ones, as GRPO will see
+    them."""
     tasks = gym.sample(seed, 600)
     generation = settings.Generation(num_generations=2, max_completion_length=12, top_k=top_k)
     groups = policy.generate([gym.question(task) for task in tasks], generation, seed)
@@ -164,7 +183,9 @@ def main() -> None:
     gym = _mix(families=DEMO_FAMILIES)
     tokenizer = make_tokenizer(gym)
     policy = Policy(make_model(tokenizer), tokenizer, "hivewright/tiny")
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        policy.model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
     pairs = stream_pairs(gym, arguments.seed << 20)
     for step in range(1, MAX_STEPS + 1):
         for group in optimizer.param_groups:
@@ -172,17 +193,31 @@ def main() -> None:
         loss = train_step(policy, optimizer, list(islice(pairs, BATCH)))
         if step % EVALUATE_EVERY == 0:
             best = mean_reward(policy, gym, -step, top_k=1)
-            log.info("step %4d  loss %.3f  best answers %.3f  %4.0f s", step, loss, best, time.monotonic() - started)
+            log.info(
+                "step %4d  loss %.3f  best answers %.3f  %4.0f s",
+                step,
+                loss,
+                best,
+                time.monotonic() - started,
+            )
             if best >= TARGET_REWARD:
                 break
     else:
-        raise SystemExit(f"mean reward {best:.3f} after {MAX_STEPS} steps; expected {TARGET_REWARD}")
+        raise SystemExit(
+            f"mean reward {best:.3f} after {MAX_STEPS} steps; expected {TARGET_REWARD}"
+        )
 
     policy.model.to(torch.bfloat16).save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
     num_bytes = sum(file.stat().st_size for file in arguments.output.iterdir())
     sampled = mean_reward(policy, gym, -1, top_k=0)
-    log.info("%d steps, %d bytes, %.0f s; sampled answers %.3f", step, num_bytes, time.monotonic() - started, sampled)
+    log.info(
+        "%d steps, %d bytes, %.0f s; sampled answers %.3f",
+        step,
+        num_bytes,
+        time.monotonic() - started,
+        sampled,
+    )
 
 
 if __name__ == "__main__":

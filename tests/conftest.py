@@ -8,7 +8,8 @@ import pytest
 
 @pytest.fixture
 def usual_recursion_limit() -> Iterator[None]:
-    """Python's own, for what is nested without end: libraries raise it beyond what the stack holds."""
+    """Python's own, for what is nested without end: libraries raise it beyond what the stack
+    holds."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(1000)
     yield

@@ -1,4 +1,5 @@
-"""Scored groups for tests, made from a list of each figure instead of one rollout after the other."""
+"""Scored groups for tests, made from a list of each figure instead of one rollout after the
+other."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,8 @@
-"""The command line: one table of commands, each a "module:function" that is imported when it is called.
+"""The command line: one table of commands, each a "module:function" that is imported when it is
+called.
 
-So `hivewright --help` is instant, and a role loads only what it needs. This is the one place that turns errors into
-exit codes, and the only one that reads the environment (systemd's NOTIFY_SOCKET).
+So `hivewright --help` is instant, and a role loads only what it needs. This is the one place that
+turns errors into exit codes, and the only one that reads the environment (systemd's NOTIFY_SOCKET).
 """
 
 import argparse
@@ -27,7 +28,8 @@ _MACHINE_ERRORS = (
 
 @dataclass(frozen=True)
 class Command:
-    """`target` is called with the settings and the parsed options, or, where there is no --settings, options alone.
+    """`target` is called with the settings and the parsed options, or, where there is no
+    --settings, options alone.
 
     `options` adds to a parser; where it is not of this package it is named, as a target is.
     """
@@ -44,28 +46,43 @@ def _enrol_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--move",
         action="store_true",
-        help="take the peer, with what it earned, from another account that holds it (contracts of ours only)",
+        help=(
+            "take the peer, with what it earned, from another account that holds it (contracts of"
+            " ours only)"
+        ),
     )
 
 
 def _output_options(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON; rewards in thousandths, as on the chain")
-    form.add_argument("--csv", action="store_true", help="print CSV; rewards in thousandths, as on the chain")
+    form.add_argument(
+        "--json", action="store_true", help="print JSON; rewards in thousandths, as on the chain"
+    )
+    form.add_argument(
+        "--csv", action="store_true", help="print CSV; rewards in thousandths, as on the chain"
+    )
 
 
 def _status_options(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    form.add_argument("--metrics", action="store_true", help="print the figures in Prometheus's text form")
+    form.add_argument(
+        "--metrics", action="store_true", help="print the figures in Prometheus's text form"
+    )
 
 
 def _audit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--rounds", type=command_options.positive, metavar="N", help="newest rounds to look at (audit.rounds)"
+        "--rounds",
+        type=command_options.positive,
+        metavar="N",
+        help="newest rounds to look at (audit.rounds)",
     )
     parser.add_argument(
-        "--sample", type=command_options.positive, metavar="N", help="rewards to draw at random (audit.sample)"
+        "--sample",
+        type=command_options.positive,
+        metavar="N",
+        help="rewards to draw at random (audit.sample)",
     )
     parser.add_argument(
         "--groups",
@@ -75,7 +92,12 @@ def _audit_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folders of signed groups (a node's groups/), instead of asking the peers",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for report and evidence (audit.state_dir)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for report and evidence (audit.state_dir)",
+    )
     parser.add_argument("--json", action="store_true", help="print the report instead of a table")
 
 
@@ -104,19 +126,34 @@ def _fund_options(parser: argparse.ArgumentParser) -> None:
 def _doctor_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     parser.add_argument(
-        "--bundle", type=Path, metavar="FILE", help="write a .tar.gz for support too, without anything secret"
+        "--bundle",
+        type=Path,
+        metavar="FILE",
+        help="write a .tar.gz for support too, without anything secret",
     )
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", type=command_options.positive, default=3, metavar="N", help="workers to start (default: 3)"
+        "--workers",
+        type=command_options.positive,
+        default=3,
+        metavar="N",
+        help="workers to start (default: 3)",
     )
     parser.add_argument(
-        "--rounds", type=command_options.positive, default=10, metavar="N", help="rounds to train (default: 10)"
+        "--rounds",
+        type=command_options.positive,
+        default=10,
+        metavar="N",
+        help="rounds to train (default: 10)",
     )
     parser.add_argument(
-        "--seed", type=_natural, default=0, metavar="N", help="seed of sampling and training (default: 0)"
+        "--seed",
+        type=_natural,
+        default=0,
+        metavar="N",
+        help="seed of sampling and training (default: 0)",
     )
     parser.add_argument(
         "--output",
@@ -126,7 +163,9 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
         help="folder for everything it writes (default: demo)",
     )
     parser.add_argument(
-        "--model", metavar="FOLDER", help="a real model in the place of the small one that comes with the package"
+        "--model",
+        metavar="FOLDER",
+        help="a real model in the place of the small one that comes with the package",
     )
 
 
@@ -143,15 +182,37 @@ def _inventory_options(parser: argparse.ArgumentParser) -> None:
 _FLEET = "deploys.fleet.options:"
 
 COMMANDS = (
-    Command("worker", "train in the swarm: answer, share, learn, earn", "worker.node:run", is_service=True),
-    Command("enrol", "make this node's key, once, and register it", "worker.enrolment:run", _enrol_options),
-    Command("bootnode", "a DHT peer with a stable address", "worker.swarm.bootnode:run", is_service=True),
-    Command("chain up", "run the embedded chain (anvil)", "worker.chain.embedded.anvil:up", is_service=True),
     Command(
-        "chain deploy", "deploy the coordinator contract, or upgrade it in place", "worker.chain.embedded.anvil:deploy"
+        "worker",
+        "train in the swarm: answer, share, learn, earn",
+        "worker.node:run",
+        is_service=True,
     ),
     Command(
-        "chain fund", "give an account money on the embedded chain", "worker.chain.embedded.fund:run", _fund_options
+        "enrol",
+        "make this node's key, once, and register it",
+        "worker.enrolment:run",
+        _enrol_options,
+    ),
+    Command(
+        "bootnode", "a DHT peer with a stable address", "worker.swarm.bootnode:run", is_service=True
+    ),
+    Command(
+        "chain up",
+        "run the embedded chain (anvil)",
+        "worker.chain.embedded.anvil:up",
+        is_service=True,
+    ),
+    Command(
+        "chain deploy",
+        "deploy the coordinator contract, or upgrade it in place",
+        "worker.chain.embedded.anvil:deploy",
+    ),
+    Command(
+        "chain fund",
+        "give an account money on the embedded chain",
+        "worker.chain.embedded.fund:run",
+        _fund_options,
     ),
     Command(
         "account",
@@ -165,8 +226,15 @@ COMMANDS = (
         "worker.dashboard.server:run",
         is_service=True,
     ),
-    Command("keeper", "advance the swarm's rounds, publish its bootnodes", "worker.chain.keeper:run", is_service=True),
-    Command("status", "what this node is doing", "worker.commands.reports:print_status", _status_options),
+    Command(
+        "keeper",
+        "advance the swarm's rounds, publish its bootnodes",
+        "worker.chain.keeper:run",
+        is_service=True,
+    ),
+    Command(
+        "status", "what this node is doing", "worker.commands.reports:print_status", _status_options
+    ),
     Command(
         "ledger",
         "what this node has earned, and what the chain says of it",
@@ -185,7 +253,12 @@ COMMANDS = (
         "worker.commands.show_answers:run",
         command_options.answers,
     ),
-    Command("chat", "talk to the newest checkpoint of this node", "worker.commands.chat:run", command_options.chat),
+    Command(
+        "chat",
+        "talk to the newest checkpoint of this node",
+        "worker.commands.chat:run",
+        command_options.chat,
+    ),
     Command(
         "audit",
         "recompute rewards that peers submitted from the groups that they signed",
@@ -193,10 +266,16 @@ COMMANDS = (
         _audit_options,
     ),
     Command(
-        "doctor", "whether this machine can do what the settings ask", "worker.commands.doctor:run", _doctor_options
+        "doctor",
+        "whether this machine can do what the settings ask",
+        "worker.commands.doctor:run",
+        _doctor_options,
     ),
     Command(
-        "fetch", "download this node's model for all nodes of the machine", "worker.commands.fetch:run", _fetch_options
+        "fetch",
+        "download this node's model for all nodes of the machine",
+        "worker.commands.fetch:run",
+        _fetch_options,
     ),
     Command(
         "check",
@@ -219,19 +298,46 @@ COMMANDS = (
         takes_settings=False,
     ),
     *(
-        Command(f"fleet {name}", help, f"deploys.fleet.{target}", _FLEET + options, takes_settings=False)
+        Command(
+            f"fleet {name}", help, f"deploys.fleet.{target}", _FLEET + options, takes_settings=False
+        )
         for name, help, target, options in (
             ("status", "one table of what every host and worker is doing", "status:run", "status"),
             ("logs", "the last lines of the services' logs", "commands:logs", "logs"),
             ("start", "start the services", "commands:start", "services"),
-            ("stop", "stop the services, until a host boots or is deployed again", "commands:stop", "services"),
+            (
+                "stop",
+                "stop the services, until a host boots or is deployed again",
+                "commands:stop",
+                "services",
+            ),
             ("restart", "restart the services", "commands:restart", "services"),
-            ("rollback", "have hosts as they were before their last deploy", "commands:rollback", "changes"),
-            ("backup", "bring identities and ledgers into one encrypted file", "backup_command:run", "backup"),
+            (
+                "rollback",
+                "have hosts as they were before their last deploy",
+                "commands:rollback",
+                "changes",
+            ),
+            (
+                "backup",
+                "bring identities and ledgers into one encrypted file",
+                "backup_command:run",
+                "backup",
+            ),
             ("restore", "bring them back, or to another host", "commands:restore", "restore"),
-            ("fetch-token", "bring the fleet's enrolment token to this machine", "tokens:fetch", "inventory"),
+            (
+                "fetch-token",
+                "bring the fleet's enrolment token to this machine",
+                "tokens:fetch",
+                "inventory",
+            ),
             ("rotate-token", "give the fleet a new enrolment token", "tokens:rotate", "rotation"),
-            ("take-back", "give hosts the keys back that a move has set aside", "commands:take_back", "changes"),
+            (
+                "take-back",
+                "give hosts the keys back that a move has set aside",
+                "commands:take_back",
+                "changes",
+            ),
             ("uninstall", "remove hivewright from hosts", "commands:uninstall", "uninstall"),
         )
     ),
@@ -246,7 +352,8 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run one command. Exit codes are those of worker.errors; the last line on standard error says why."""
+    """Run one command. Exit codes are those of worker.errors; the last line on standard error says
+    why."""
     parsed = _parser().parse_args(argv)
     command: Command = parsed.command
     try:
@@ -257,9 +364,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             _complain(mistake)
         if others:
             last += f"; correct this and {len(others)} more, a line each above"
-        _exit(error.exit_code, f"hivewright {command.name}: SettingsError (exit {error.exit_code}): {last}")
+        _exit(
+            error.exit_code,
+            f"hivewright {command.name}: SettingsError (exit {error.exit_code}): {last}",
+        )
     except WorkerError as error:
-        _exit(error.exit_code, f"hivewright {command.name}: {type(error).__name__} (exit {error.exit_code}): {error}")
+        _exit(
+            error.exit_code,
+            f"hivewright {command.name}: {type(error).__name__} (exit {error.exit_code}): {error}",
+        )
     except BrokenPipeError:
         # Who read our output has seen enough (`hivewright ledger | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -270,7 +383,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = ResourceError.exit_code
         _exit(
             code,
-            f"hivewright {command.name}: ResourceError (exit {code}): {reason}; make room or rights, then start again",
+            f"hivewright {command.name}: ResourceError (exit {code}): {reason}; make room or"
+            " rights, then start again",
         )
     except KeyboardInterrupt:
         _exit(130, f"hivewright {command.name}: interrupted")
@@ -284,7 +398,9 @@ def _call(command: Command, parsed: argparse.Namespace) -> None:
     from worker import log, settings
 
     if parsed.settings is None and parsed.model is None:
-        raise SettingsError("check: got neither --settings FILE nor --model NAME_OR_FOLDER; expected one of them")
+        raise SettingsError(
+            "check: got neither --settings FILE nor --model NAME_OR_FOLDER; expected one of them"
+        )
     loaded = settings.Settings() if parsed.settings is None else settings.load(parsed.settings)
     if command.is_service:
         log.setup(loaded.log.level, loaded.log.format, parsed.log_file)
@@ -301,8 +417,9 @@ def _load(target: str) -> Callable[..., Any]:
     module, _, name = target.partition(":")
     limit = sys.getrecursionlimit()
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    # web3 brings py_ecc, which raises it a hundredfold: an answer that is nested without end, of a peer or of an RPC
-    # server, would then overflow the stack and end the process, instead of being refused.
+    # web3 brings py_ecc, which raises it a hundredfold: an answer that is nested without end, of a
+    # peer or of an RPC server, would then overflow the stack and end the process, instead of being
+    # refused.
     sys.setrecursionlimit(limit)
     return function
 
@@ -310,7 +427,10 @@ def _load(target: str) -> Callable[..., Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="hivewright",
-        description="Train language models together: run a node, or host the swarm. Start with `hivewright demo`.",
+        description=(
+            "Train language models together: run a node, or host the swarm. Start with `hivewright"
+            " demo`."
+        ),
     )
     parser.add_argument("--version", action="version", version=f"hivewright {__version__}")
     top = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -318,7 +438,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         folder, _, name = command.name.rpartition(" ")
         if folder not in folders:
-            group = top.add_parser(folder, help=f"commands about the {folder}: `hivewright {folder} --help`")
+            group = top.add_parser(
+                folder, help=f"commands about the {folder}: `hivewright {folder} --help`"
+            )
             folders[folder] = group.add_subparsers(metavar="COMMAND", required=True)
         sub = folders[folder].add_parser(
             name, help=command.help, description=command.help[0].upper() + command.help[1:] + "."
@@ -326,11 +448,21 @@ def _parser() -> argparse.ArgumentParser:
         if command.takes_settings:
             # `check --model` is about a model: there need be no node yet.
             needed = command.name != "check"
-            sub.add_argument("--settings", type=Path, required=needed, metavar="FILE", help="settings file (YAML)")
+            sub.add_argument(
+                "--settings",
+                type=Path,
+                required=needed,
+                metavar="FILE",
+                help="settings file (YAML)",
+            )
         if command.is_service:
-            sub.add_argument("--log-file", type=Path, metavar="FILE", help="log to this file too; it is rotated")
+            sub.add_argument(
+                "--log-file", type=Path, metavar="FILE", help="log to this file too; it is rotated"
+            )
         if command.options:
-            add_options = _load(command.options) if isinstance(command.options, str) else command.options
+            add_options = (
+                _load(command.options) if isinstance(command.options, str) else command.options
+            )
             add_options(sub)
         sub.set_defaults(command=command)
     return parser
@@ -339,7 +471,10 @@ def _parser() -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        _exit(SettingsError.exit_code, f"{self.prog}: {message}; `{self.prog} --help` shows what there is")
+        _exit(
+            SettingsError.exit_code,
+            f"{self.prog}: {message}; `{self.prog} --help` shows what there is",
+        )
 
 
 def _natural(text: str) -> int:

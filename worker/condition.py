@@ -26,11 +26,14 @@ def see_budget(found: Condition, budget: Budget) -> None:
     """How large the pieces are that training is cut into."""
     found.training_tokens = budget.tokens
     found.training_share = min(1.0, budget.tokens / (budget.full_tokens or budget.tokens))
-    found.recomputes = budget.recomputes and not (budget.full_recomputes or budget.full_tokens is None)
+    found.recomputes = budget.recomputes and not (
+        budget.full_recomputes or budget.full_tokens is None
+    )
 
 
 def spare_mb(node: settings.Node) -> int | None:
-    """Return the disk that is free beyond what a start wants, in 10^6 bytes; None if it can't be told."""
+    """Return the disk that is free beyond what a start wants, in 10^6 bytes; None if it can't be
+    told."""
     try:
         return shutil.disk_usage(node.state_dir).free // 10**6 - node.min_free_disk_mb
     except OSError:

@@ -1,6 +1,8 @@
-"""Enrolment: the one moment in which a node's key is made, its token fetched, its account made, its model chosen.
+"""Enrolment: the one moment in which a node's key is made, its token fetched, its account made, its
+model chosen.
 
-Run again it changes nothing. A worker without enrolment stops and says so; nothing else ever makes a key.
+Run again it changes nothing. A worker without enrolment stops and says so; nothing else ever makes
+a key.
 """
 
 import argparse
@@ -21,18 +23,21 @@ ENROLMENT_FILE = "enrolment.json"
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """The decisions made when the node joined. `registered`: whether it has an account on the chain."""
+    """The decisions made when the node joined. `registered`: whether it has an account on the
+    chain."""
 
     peer_id: str
     registered: bool
 
 
 def run(settings: Settings, options: argparse.Namespace | None = None) -> None:
-    """Enrol the node of `settings`: make its key if it has none, and register it if there is an account service.
+    """Enrol the node of `settings`: make its key if it has none, and register it if there is an
+    account service.
 
-    With `options.move` it is also taken from another account, such as that of the swarm's former account service.
-    Raises IdentityError if the key is registered by somebody else, ChainUnreachable if the account service is silent,
-    ModelError if the settings leave the model to the machine (`auto`) and none fits.
+    With `options.move` it is also taken from another account, such as that of the swarm's former
+    account service. Raises IdentityError if the key is registered by somebody else,
+    ChainUnreachable if the account service is silent, ModelError if the settings leave the model to
+    the machine (`auto`) and none fits.
     """
     folder = settings.node.state_dir
     host.require_disk(folder, settings.node.min_free_disk_mb)
@@ -46,29 +51,36 @@ def run(settings: Settings, options: argparse.Namespace | None = None) -> None:
         if settings.chain.wallet_dir is not None:
             print(f"wallet {wallet.create(settings.chain)} in {settings.chain.wallet_dir}")
         move = options is not None and options.move
-        account_client.enrol(node_identity, _enrolment_token(settings), settings.chain, folder, move)
+        account_client.enrol(
+            node_identity, _enrolment_token(settings), settings.chain, folder, move
+        )
     enrolment = Enrolment(node_identity.peer_id, registered)
     write_whole(folder / ENROLMENT_FILE, json.dumps(asdict(enrolment), indent=2) + "\n")
-    print(f"enrolled {enrolment.peer_id} ({identity.animal_name(enrolment.peer_id)}) in {folder}, model {model}")
+    print(
+        f"enrolled {enrolment.peer_id} ({identity.animal_name(enrolment.peer_id)}) in {folder},"
+        f" model {model}"
+    )
 
 
 def _model(settings: Settings, peer_id: str) -> str:
     if settings.model.name != "auto":
         return settings.model.name
-    from worker.policy import model_sizing  # torch measures the machine: only where that is asked for
+    from worker.policy import (
+        model_sizing,
+    )  # torch measures the machine: only where that is asked for
 
     return model_sizing.decide(settings.model, settings.trainer, settings.node.state_dir, peer_id)
 
 
 def _has_chain(settings: Settings) -> bool:
-    """Return whether the node earns on a chain. Raises SettingsError for a chain without anybody who signs for the
-    node."""
+    """Return whether the node earns on a chain. Raises SettingsError for a chain without anybody
+    who signs for the node."""
     chain = settings.chain
     if chain.account_url is None and chain.wallet_dir is None and chain.rpc_url is not None:
         raise SettingsError(
-            f"chain.rpc_url is {', '.join(chain.rpc_urls)}, but chain.account_url is not set; expected the address of "
-            "the account service that signs for this node (or chain.wallet_dir, to sign itself), or neither for a node "
-            "without a chain"
+            f"chain.rpc_url is {', '.join(chain.rpc_urls)}, but chain.account_url is not set;"
+            " expected the address of the account service that signs for this node (or"
+            " chain.wallet_dir, to sign itself), or neither for a node without a chain"
         )
     return chain.account_url is not None or chain.wallet_dir is not None
 
@@ -76,7 +88,8 @@ def _has_chain(settings: Settings) -> bool:
 def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
     """The identity and the enrolment of the node of `settings`; never makes anything.
 
-    Raises IdentityError, or SettingsError for settings that a node that is so enrolled can't follow.
+    Raises IdentityError, or SettingsError for settings that a node that is so enrolled can't
+    follow.
     """
     folder = settings.node.state_dir
     node_identity = identity.load(folder / KEY_FILE)
@@ -84,14 +97,19 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
     try:
         enrolment = TypeAdapter(Enrolment).validate_json(file.read_bytes(), strict=True)
     except FileNotFoundError:
-        raise IdentityError(f"{file}: missing; this node's key was never enrolled; run `hivewright enrol`") from None
+        raise IdentityError(
+            f"{file}: missing; this node's key was never enrolled; run `hivewright enrol`"
+        ) from None
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise IdentityError(f"{file}: {reason}; expected what `hivewright enrol` writes; run it again") from None
+        raise IdentityError(
+            f"{file}: {reason}; expected what `hivewright enrol` writes; run it again"
+        ) from None
     if enrolment.peer_id != node_identity.peer_id:
         raise IdentityError(
-            f"{file}: enrolled {enrolment.peer_id}, but the key next to it is {node_identity.peer_id}; "
-            "put the key that was enrolled back, or remove this file and run `hivewright enrol`"
+            f"{file}: enrolled {enrolment.peer_id}, but the key next to it is"
+            f" {node_identity.peer_id}; put the key that was enrolled back, or remove this file and"
+            " run `hivewright enrol`"
         )
     if enrolment.registered != _has_chain(settings):
         done = "with" if enrolment.registered else "without"
@@ -105,8 +123,9 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
         )
     if settings.swarm.only_registered and not enrolment.registered:
         raise SettingsError(
-            "swarm.only_registered is set, but neither chain.account_url nor chain.wallet_dir is: without a chain this "
-            "node would find nobody registered; set one and run `hivewright enrol`, or leave only_registered out"
+            "swarm.only_registered is set, but neither chain.account_url nor chain.wallet_dir is:"
+            " without a chain this node would find nobody registered; set one and run `hivewright"
+            " enrol`, or leave only_registered out"
         )
     return node_identity, enrolment
 

@@ -16,8 +16,9 @@
     ├── DemoFailed                   9   the demo ended, and something that it promises was invalid
     └── ReleaseRefused              10   a rollout's gate stayed closed, and what it had touched went back
 
-A message is one line: the value, where it came from, what was expected, what to do. The codes are in
-docs/operations/repair.md. 2, 3 and 5 need a human, so the systemd units do not restart after them.
+A message is one line: the value, where it came from, what was expected, what to do. The codes are
+in docs/operations/repair.md. 2, 3 and 5 need a human, so the systemd units do not restart after
+them.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,8 @@ class WorkerError(Exception):
 
 
 class SettingsError(WorkerError, ValueError):
-    """Settings, inventory data or a command line that can't be right. `mistakes`: each of them, where it is several."""
+    """Settings, inventory data or a command line that can't be right. `mistakes`: each of them,
+    where it is several."""
 
     exit_code = 2
     mistakes: tuple[str, ...] = ()
@@ -80,7 +82,8 @@ class ChainUnreachable(ChainError):
 class BadAnswer(ChainUnreachable):
     """The chain answered with an error of its own, or not in the form of the method's answers.
 
-    Nodes behind a public address do that now and then (a page in HTML, "header not found"), so a role waits.
+    Nodes behind a public address do that now and then (a page in HTML, "header not found"), so a
+    role waits.
     """
 
 
@@ -99,7 +102,8 @@ class SwarmError(WorkerError):
 
 
 class BadRecord(SwarmError, ValueError):
-    """A peer sent something invalid. `reason` is a short fixed word for counters, the message is for people."""
+    """A peer sent something invalid. `reason` is a short fixed word for counters, the message is
+    for people."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

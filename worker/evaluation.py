@@ -1,8 +1,8 @@
-"""Measure how well a policy answers tasks that training never asks: mean reward, pass@1 and pass@k, by family and
-level.
+"""Measure how well a policy answers tasks that training never asks: mean reward, pass@1 and pass@k,
+by family and level.
 
-The tasks are of seeds from `HELD_OUT` on; a round's seeds are all below it (`records.round_seed`). The same `seed` asks
-the same tasks, so that two checkpoints can be compared.
+The tasks are of seeds from `HELD_OUT` on; a round's seeds are all below it (`records.round_seed`).
+The same `seed` asks the same tasks, so that two checkpoints can be compared.
 """
 
 import math
@@ -43,8 +43,9 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The result of one family at one level; `pass_at` by k. `closed`: share of answers with a closed tag, `truncated`:
-    of those that were cut off. `too_long`: tasks that were not asked, for the length of their prompt."""
+    """The result of one family at one level; `pass_at` by k. `closed`: share of answers with a
+    closed tag, `truncated`: of those that were cut off. `too_long`: tasks that were not asked, for
+    the length of their prompt."""
 
     family: str
     level: int | None
@@ -81,11 +82,12 @@ def evaluate(
     until: float = math.inf,
     progress: Callable[[], None] = lambda: None,
 ) -> list[Score]:
-    """Ask `tasks_each` held-out tasks of each of `asked`, `generation.num_generations` answers a task.
+    """Ask `tasks_each` held-out tasks of each of `asked`, `generation.num_generations` answers a
+    task.
 
-    The tasks go round the families, so that one that ends early (`until`, monotonic seconds) has asked all of them
-    about as often; `Score.tasks` says how many it were.
-    `progress` is called before each piece of work. Raises SettingsError for a family or level that there is not.
+    The tasks go round the families, so that one that ends early (`until`, monotonic seconds) has
+    asked all of them about as often; `Score.tasks` says how many it were. `progress` is called
+    before each piece of work. Raises SettingsError for a family or level that there is not.
     """
     tallies: dict[Asked, _Tally] = {one: _Tally() for one in asked}
     drawn = {one: environment.tasks_of(*one, HELD_OUT + seed, tasks_each) for one in asked}
@@ -102,25 +104,32 @@ def evaluate(
 
 
 def mean_reward(scores: Sequence[Score]) -> float:
-    """The mean over families and levels, each counting once; those of which no task was asked are left out."""
+    """The mean over families and levels, each counting once; those of which no task was asked are
+    left out."""
     values = [score.reward.value for score in scores if score.tasks]
     return sum(values) / len(values) if values else math.nan
 
 
 def pass_at_k(num_answers: int, num_right: int, k: int) -> float:
-    """The chance that at least one of k answers, drawn from these without putting back, is right (unbiased)."""
+    """The chance that at least one of k answers, drawn from these without putting back, is right
+    (unbiased)."""
     if num_answers - num_right < k:
         return 1.0
     return 1.0 - math.comb(num_answers - num_right, k) / math.comb(num_answers, k)
 
 
 def interval(mean: float, count: int) -> Estimate:
-    """Wilson's interval for a mean of `count` values in [0, 1]: also sound where all of them are equal."""
+    """Wilson's interval for a mean of `count` values in [0, 1]: also sound where all of them are
+    equal."""
     if not count:
         return Estimate(math.nan, 0.0, 1.0)
     square = _QUANTILE**2
     middle = (mean + square / (2 * count)) / (1 + square / count)
-    half = _QUANTILE / (1 + square / count) * math.sqrt(mean * (1 - mean) / count + square / (4 * count**2))
+    half = (
+        _QUANTILE
+        / (1 + square / count)
+        * math.sqrt(mean * (1 - mean) / count + square / (4 * count**2))
+    )
     return Estimate(mean, max(0.0, middle - half), min(1.0, middle + half))
 
 
@@ -129,7 +138,9 @@ def _pieces(turns: Sequence[tuple[Asked, Task]]) -> Iterator[Sequence[tuple[Aske
         yield turns[start : start + _TASKS_AT_ONCE]
 
 
-def _count(tally: _Tally, environment: Environment, task: Task, completions: list[Completion] | None) -> None:
+def _count(
+    tally: _Tally, environment: Environment, task: Task, completions: list[Completion] | None
+) -> None:
     if completions is None:
         tally.too_long += 1
         return
@@ -147,14 +158,20 @@ def _score(one: Asked, tally: _Tally) -> Score:
     def average(values: Sequence[float]) -> Estimate:
         return interval(math.fsum(values) / tasks if tasks else math.nan, tasks)
 
-    right = [(len(rewards), sum(reward >= RIGHT for reward in rewards)) for rewards in tally.rewards]
+    right = [
+        (len(rewards), sum(reward >= RIGHT for reward in rewards)) for rewards in tally.rewards
+    ]
     return Score(
         family=one[0],
         level=one[1],
         tasks=tasks,
         answers=answers,
         reward=average([math.fsum(rewards) / len(rewards) for rewards in tally.rewards]),
-        pass_at={k: average([pass_at_k(*task, k) for task in right]) for k in sorted({1, size}) if 0 < k <= size},
+        pass_at={
+            k: average([pass_at_k(*task, k) for task in right])
+            for k in sorted({1, size})
+            if 0 < k <= size
+        },
         closed=tally.closed / answers if answers else 0.0,
         truncated=tally.truncated / answers if answers else 0.0,
         too_long=tally.too_long,

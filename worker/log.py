@@ -1,7 +1,9 @@
-"""One log format for every role: `2026-11-23T07:30:12.345Z INFO worker.node round finished round=12 reward_mean=0.41`.
+"""One log format for every role: `2026-11-23T07:30:12.345Z INFO worker.node round finished round=12
+reward_mean=0.41`.
 
-Handlers are set up here only, once, by the command line. Text from untrusted peers reaches the log through `%s`
-arguments; control characters and terminal escapes in it are made visible, never obeyed.
+Handlers are set up here only, once, by the command line. Text from untrusted peers reaches the log
+through `%s` arguments; control characters and terminal escapes in it are made visible, never
+obeyed.
 """
 
 import json
@@ -28,7 +30,8 @@ _IN_ADDRESSES = (
 
 
 def discreet(text: str) -> str:
-    """`text` without what only their owner should know of its addresses: a journal has more readers than a secret."""
+    """`text` without what only their owner should know of its addresses: a journal has more readers
+    than a secret."""
     if "://" in text:
         for pattern, replacement in _IN_ADDRESSES:
             text = pattern.sub(replacement, text)
@@ -36,7 +39,8 @@ def discreet(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with every control character (line feed and escape included) written as \\xNN or \\uNNNN."""
+    """`text` with every control character (line feed and escape included) written as \\xNN or
+    \\uNNNN."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -44,15 +48,21 @@ def printable(text: str) -> str:
 
 class _TextFormatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """The traceback, indented: its end may quote untrusted peers, and must not pass for a line of the log."""
-        return "\n".join(f"    {printable(line)}" for line in discreet(super().formatException(ei)).split("\n"))
+        """The traceback, indented: its end may quote untrusted peers, and must not pass for a line
+        of the log."""
+        return "\n".join(
+            f"    {printable(line)}" for line in discreet(super().formatException(ei)).split("\n")
+        )
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         return f"{seconds}.{int(record.msecs):03d}Z"
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{self.formatTime(record)} {record.levelname} {record.name} {printable(discreet(record.getMessage()))}"
+        line = (
+            f"{self.formatTime(record)} {record.levelname} {record.name}"
+            f" {printable(discreet(record.getMessage()))}"
+        )
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
@@ -71,20 +81,33 @@ class _JsonFormatter(_TextFormatter):
         return json.dumps(entry)
 
 
-def setup(level: str = "INFO", format: Literal["text", "json"] = "text", file: Path | None = None) -> None:
-    """Send all logging to standard error, where journald or the demo's log file picks it up, and to `file` if given.
+def setup(
+    level: str = "INFO", format: Literal["text", "json"] = "text", file: Path | None = None
+) -> None:
+    """Send all logging to standard error, where journald or the demo's log file picks it up, and to
+    `file` if given.
 
-    That file is kept below MAX_FILE_BYTES; NUM_OLD_FILES older ones stay next to it. Raises OSError if it can't be
-    made.
+    That file is kept below MAX_FILE_BYTES; NUM_OLD_FILES older ones stay next to it. Raises OSError
+    if it can't be made.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None:
-        handlers.append(RotatingFileHandler(file, maxBytes=MAX_FILE_BYTES, backupCount=NUM_OLD_FILES))
+        handlers.append(
+            RotatingFileHandler(file, maxBytes=MAX_FILE_BYTES, backupCount=NUM_OLD_FILES)
+        )
     for handler in handlers:
         handler.setFormatter(_JsonFormatter() if format == "json" else _TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(True)
-    for chatty in ("urllib3", "asyncio", "filelock", "matplotlib", "web3", "httpx", "aiohttp.access"):
+    for chatty in (
+        "urllib3",
+        "asyncio",
+        "filelock",
+        "matplotlib",
+        "web3",
+        "httpx",
+        "aiohttp.access",
+    ):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

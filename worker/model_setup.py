@@ -1,4 +1,5 @@
-"""Decide how a node's model is asked and trained where its settings leave it open: for the node, `eval` and `chat`."""
+"""Decide how a node's model is asked and trained where its settings leave it open: for the node,
+`eval` and `chat`."""
 
 import logging
 from pathlib import Path
@@ -20,7 +21,8 @@ FORM_FILE = "form.json"
 
 
 def load_policy(all_settings: settings.Settings) -> Policy:
-    """Load the model that the settings name, with its chat template as they want it. Raises as `policies.load`."""
+    """Load the model that the settings name, with its chat template as they want it. Raises as
+    `policies.load`."""
     policy = policies.load(model_sizing.settle(all_settings.model, all_settings.node.state_dir))
     policy.require_context(all_settings.generation)
     policy.adopt(all_settings.generation)
@@ -28,14 +30,18 @@ def load_policy(all_settings: settings.Settings) -> Policy:
 
 
 def settle_method(policy: Policy, trainer: settings.Trainer, state_dir: Path) -> settings.Trainer:
-    """Decide on adapters and learning rate: as the checkpoints that are there, else by the model's size."""
+    """Decide on adapters and learning rate: as the checkpoints that are there, else by the model's
+    size."""
     if trainer.lora == "auto" and checkpoint.has_adapters(state_dir / CHECKPOINTS) is False:
         trainer = trainer.model_copy(update={"lora": None})
     return trainer.settle(policy.model.num_parameters())
 
 
-def settle_form(policy: Policy, environment: Environment, generation: settings.Generation, state_dir: Path) -> None:
-    """Have the policy ask in the form that the settings name, that was found before, or that is found now."""
+def settle_form(
+    policy: Policy, environment: Environment, generation: settings.Generation, state_dir: Path
+) -> None:
+    """Have the policy ask in the form that the settings name, that was found before, or that is
+    found now."""
     tasks = environment.easy_tasks(HELD_OUT, form_choice.NUM_QUESTIONS)
     form_choice.settle(
         policy,
@@ -47,10 +53,13 @@ def settle_form(policy: Policy, environment: Environment, generation: settings.G
 
 
 def load_trained(all_settings: settings.Settings, checkpoints: Path) -> tuple[Policy, State | None]:
-    """Load the node's model with the weights of the newest checkpoint, and that checkpoint's state; None without one.
+    """Load the node's model with the weights of the newest checkpoint, and that checkpoint's state;
+    None without one.
 
     Raises as `load_policy` and `checkpoint.restore_weights` do.
     """
     policy = load_policy(all_settings)
     trainer = settle_method(policy, all_settings.trainer, all_settings.node.state_dir)
-    return policy, checkpoint.restore_weights(checkpoints, Trainer(policy, trainer, all_settings.generation))
+    return policy, checkpoint.restore_weights(
+        checkpoints, Trainer(policy, trainer, all_settings.generation)
+    )

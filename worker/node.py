@@ -1,9 +1,9 @@
 """The round loop: answer, share, learn, earn. The only place that knows all the parts.
 
-The order of a round's end is what makes a crash harmless: the ledger first (fsync), then the checkpoint, then the
-history. A node that dies before the checkpoint does that round again with the same weights and the same seeds,
-publishes the same groups, and finds its reward in the ledger already; one that dies after it finds the round's line of
-the history in the checkpoint.
+The order of a round's end is what makes a crash harmless: the ledger first (fsync), then the
+checkpoint, then the history. A node that dies before the checkpoint does that round again with the
+same weights and the same seeds, publishes the same groups, and finds its reward in the ledger
+already; one that dies after it finds the round's line of the history in the checkpoint.
 """
 
 import logging
@@ -51,8 +51,10 @@ logger = logging.getLogger(__name__)
 # A clean stop tries for so long to bring what was earned to the chain; the ledger keeps the rest.
 FLUSH_SECONDS = 30.0
 MEMORY_KILLED = "memory-killed"
-"""In the state folder: the kernel ended the worker for its memory. Its unit writes it (templates/)."""
-# Groups asked for, for each that is trained on: those without a signal are dropped, and a choice makes a better mix.
+"""In the state folder: the kernel ended the worker for its memory. Its unit writes it
+(templates/)."""
+# Groups asked for, for each that is trained on: those without a signal are dropped, and a choice
+# makes a better mix.
 EXTERNAL_MARGIN = 3
 _MOST = 0.5
 EVAL_TASKS = 24
@@ -61,7 +63,8 @@ SAID_AFTER_ROUNDS = 16  # in a row with nothing to learn from: a power of two
 
 
 def run(settings: Settings) -> None:
-    """Train until `node.max_rounds` or a signal. Raises WorkerErrors; see worker.errors for their exit codes."""
+    """Train until `node.max_rounds` or a signal. Raises WorkerErrors; see worker.errors for their
+    exit codes."""
     folder = settings.node.state_dir
     host.require_disk(folder, settings.node.min_free_disk_mb)
     host.require_port(settings.swarm.host, settings.swarm.port, "swarm.port")
@@ -77,17 +80,24 @@ def run(settings: Settings) -> None:
 
 
 def _announced(swarm: SwarmSettings) -> SwarmSettings:
-    """The settings with the address that the interface has now. Without one the node trains, and says so."""
+    """The settings with the address that the interface has now. Without one the node trains, and
+    says so."""
     if swarm.announce_interface is None:
         return swarm
     is_ipv6 = ":" in swarm.host
-    address = host.interface_address(swarm.announce_interface, socket.AF_INET6 if is_ipv6 else socket.AF_INET)
+    address = host.interface_address(
+        swarm.announce_interface, socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    )
     if address is None:
-        other = host.interface_address(swarm.announce_interface, socket.AF_INET if is_ipv6 else socket.AF_INET6)
+        other = host.interface_address(
+            swarm.announce_interface, socket.AF_INET if is_ipv6 else socket.AF_INET6
+        )
         wanted = "an IPv4 one" if is_ipv6 else "an IPv6 one, such as ::"
         hint = f"it has {other}, and swarm.host is {swarm.host}: make that {wanted}"
         logger.warning(
-            "no address to announce interface=%s, %s", swarm.announce_interface, hint if other else "is it up?"
+            "no address to announce interface=%s, %s",
+            swarm.announce_interface,
+            hint if other else "is it up?",
         )
         return swarm
     own = f"/{'ip6' if is_ipv6 else 'ip4'}/{address}/tcp/{swarm.port}"
@@ -107,12 +117,16 @@ def _last_words(folder: Path) -> Iterator[None]:
 class Node:
     """One worker: the parts, and what it knows of itself."""
 
-    def __init__(self, settings: Settings, identity: Identity, enrolled: enrolment.Enrolment) -> None:
+    def __init__(
+        self, settings: Settings, identity: Identity, enrolled: enrolment.Enrolment
+    ) -> None:
         self.settings = settings
         self.peer_id = identity.peer_id
         self.folder = settings.node.state_dir
         model = model_sizing.settle(settings.model, self.folder)
-        self.status = NodeStatus(settings.node.name, self.peer_id, animal_name(self.peer_id), model.name, __version__)
+        self.status = NodeStatus(
+            settings.node.name, self.peer_id, animal_name(self.peer_id), model.name, __version__
+        )
         self.status.write(self.folder)
         self.environment = environments.load(settings.environment)
         self.status.environments = self.environment.versions
@@ -130,10 +144,14 @@ class Node:
         self.policy.prepare(settings.generation, self.folder / "rows.json", questions)
         model_setup.settle_form(self.policy, self.environment, settings.generation, self.folder)
         self.status.form = self.policy.form.name
-        self.trainer.fit(self.folder / "budget.json", was_killed=(self.folder / MEMORY_KILLED).exists())
+        self.trainer.fit(
+            self.folder / "budget.json", was_killed=(self.folder / MEMORY_KILLED).exists()
+        )
         (self.folder / MEMORY_KILLED).unlink(missing_ok=True)
         self.hub = self._hub() if settings.hub.token_file is not None else None
-        self.answers = AnswerLog(self.folder, settings.node.answers_rounds, settings.node.answers_mb)
+        self.answers = AnswerLog(
+            self.folder, settings.node.answers_rounds, settings.node.answers_mb
+        )
         self.last_evaluated = -1  # rounds that were trained then
         self._see_evaluations()
         self.ledger = Ledger(self.folder / "ledger.db")
@@ -145,19 +163,27 @@ class Node:
         if enrolled.registered:
             self.coordinator = Coordinator(chain_of_node(settings.chain, self.folder))
             self.account = account_client.open_account(settings.chain, self.folder)
-            self.settlement = Settlement(self.ledger, self.coordinator, self.account, settings.chain)
+            self.settlement = Settlement(
+                self.ledger, self.coordinator, self.account, settings.chain
+            )
             self.clock = ChainClock(self.coordinator, settings.chain.poll_seconds)
             self.status.chain = "unknown"
 
     def train(self) -> None:
-        """The loop. Ends after `node.max_rounds` rounds, with everything earned settled if the chain lets it."""
+        """The loop. Ends after `node.max_rounds` rounds, with everything earned settled if the
+        chain lets it."""
         self._ask_chain_for_peers()  # before the start: a relay is chosen there
         if self.swarm is not None:
             self.swarm.start()
         if self.settlement is not None:
             self.settlement.start()
         systemd.ready()
-        logger.info("training peer_id=%s name='%s' model=%s", self.peer_id, self.status.animal_name, self.status.model)
+        logger.info(
+            "training peer_id=%s name='%s' model=%s",
+            self.peer_id,
+            self.status.animal_name,
+            self.status.model,
+        )
         while not self._finished():
             self._evaluate_if_due()
             tick = self._next_round()
@@ -184,12 +210,15 @@ class Node:
         trainer = model_setup.settle_method(self.policy, self.settings.trainer, self.folder)
         self.settings = self.settings.model_copy(update={"trainer": trainer})
         logger.info(
-            "method lora=%s learning_rate=%g", "none" if trainer.lora is None else trainer.lora, trainer.learning_rate
+            "method lora=%s learning_rate=%g",
+            "none" if trainer.lora is None else trainer.lora,
+            trainer.learning_rate,
         )
         return trainer
 
     def _train_round(self, tick: Tick) -> None:
-        """One round that counts: what we answer is shared, and what we learn from is ours and our peers'."""
+        """One round that counts: what we answer is shared, and what we learn from is ours and our
+        peers'."""
         started = time.monotonic()
         self.status.round = tick.round
         local, tokens_per_second = self._answer(round_seed(self.peer_id, tick.round))
@@ -198,7 +227,11 @@ class Node:
         self._show("training")
         rng = random.Random(f"{self.settings.node.seed}/{self.peer_id}/{tick.round}")
         batch = choose(
-            give_credit(local, is_closed), collected.groups, self.settings.trainer, rng, self.trainer.find_fault
+            give_credit(local, is_closed),
+            collected.groups,
+            self.settings.trainer,
+            rng,
+            self.trainer.find_fault,
         )
         metrics = self.trainer.step(batch.groups, sampled=local)
         self._see_signal(metrics, local)
@@ -245,7 +278,8 @@ class Node:
         self.answers.write(round, kept)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate on held-out tasks, before the first round and then every `node.eval_every_rounds` trained rounds."""
+        """Evaluate on held-out tasks, before the first round and then every
+        `node.eval_every_rounds` trained rounds."""
         every, trained = self.settings.node.eval_every_rounds, self.status.rounds_trained
         if every is None or trained % every or trained == self.last_evaluated:
             return
@@ -259,7 +293,12 @@ class Node:
         )  # fmt: skip
         evaluation_log.append(self.folder, found)
         self._see_evaluations()
-        logger.info("evaluated rounds_trained=%d reward=%.3f seconds=%.0f", trained, found.reward, found.seconds)
+        logger.info(
+            "evaluated rounds_trained=%d reward=%.3f seconds=%.0f",
+            trained,
+            found.reward,
+            found.seconds,
+        )
 
     def _see_evaluations(self) -> None:
         done = evaluation_log.read(self.folder)
@@ -268,22 +307,34 @@ class Node:
             self.status.held_out_before, self.status.held_out_now = done[0].reward, done[-1].reward
 
     def _earn(
-        self, tick: Tick, local: Sequence[ScoredGroup], published: Published | None, external: Sequence[ScoredGroup]
+        self,
+        tick: Tick,
+        local: Sequence[ScoredGroup],
+        published: Published | None,
+        external: Sequence[ScoredGroup],
     ) -> None:
-        """Book the reward for the groups that we published, which auditors can check, and our vote."""
+        """Book the reward for the groups that we published, which auditors can check, and our
+        vote."""
         self.status.rounds_trained += 1
         if self.settlement is None:
             return
         if published is not None:
-            local = [group for group in local if Group(group.task, group.completions) in published.groups]
+            local = [
+                group for group in local if Group(group.task, group.completions) in published.groups
+            ]
             if not local:
-                logger.warning("nothing earned round=%d: no group of it fits into a message", tick.round)
+                logger.warning(
+                    "nothing earned round=%d: no group of it fits into a message", tick.round
+                )
                 return
         reward = milli_reward([group.mean_reward for group in local])
         winners = _winners(self.peer_id, local, external)
         digest = None if published is None else published.digest
         if not self.ledger.record(tick.round, tick.stage, self.peer_id, reward, winners, digest):
-            logger.warning("round re-run gave a different reward; keeping the one recorded first round=%d", tick.round)
+            logger.warning(
+                "round re-run gave a different reward; keeping the one recorded first round=%d",
+                tick.round,
+            )
         self.settlement.wake()
 
     def _book(self, tick: Tick, record: RoundRecord) -> None:
@@ -297,7 +348,11 @@ class Node:
         record.append(self.folder)
         self._see_round(self.last_record)
         self.recent.append(self.last_record)
-        if self.hub is not None and saved is not None and self.hub.is_due(self.status.rounds_trained):
+        if (
+            self.hub is not None
+            and saved is not None
+            and self.hub.is_due(self.status.rounds_trained)
+        ):
             weights = saved / "model.safetensors" if self._is_whole_model else None
             self.hub.push(self.status.rounds_trained, tick.round, weights, self._describe_model)
         self._show("round finished")
@@ -311,7 +366,9 @@ class Node:
 
     def _see_signal(self, metrics: StepMetrics, local: Sequence[ScoredGroup]) -> None:
         """Say it when nothing has been learned for long: after 16 rounds, 32, 64..."""
-        self.rounds_without_signal = self.rounds_without_signal + 1 if metrics.skipped == "no-signal" else 0
+        self.rounds_without_signal = (
+            self.rounds_without_signal + 1 if metrics.skipped == "no-signal" else 0
+        )
         rounds = self.rounds_without_signal
         if rounds >= SAID_AFTER_ROUNDS and rounds & (rounds - 1) == 0:
             logger.warning(
@@ -326,16 +383,18 @@ class Node:
         if cut > _MOST:
             thinks = ", or set generation.thinking to off" if self.policy.template.thinks else ""
             return (
-                f"{cut:.0%} of the answers were cut off at {generation.max_completion_length} tokens: raise "
-                f"generation.max_completion_length{thinks}"
+                f"{cut:.0%} of the answers were cut off at {generation.max_completion_length}"
+                f" tokens: raise generation.max_completion_length{thinks}"
             )
         if closed < 1 - _MOST:
             return (
-                f"{closed:.0%} of the answers closed their <answer> tag, asked in the form {self.policy.form.name}: "
-                "try another generation.form, or another model in model.name"
+                f"{closed:.0%} of the answers closed their <answer> tag, asked in the form"
+                f" {self.policy.form.name}: try another generation.form, or another model in"
+                " model.name"
             )
         return (
-            "if this goes on, name easier tasks in environment.families (level: auto), or another model in model.name"
+            "if this goes on, name easier tasks in environment.families (level: auto), or another"
+            " model in model.name"
         )
 
     def _see_round(self, record: dict[str, Any]) -> None:
@@ -343,34 +402,52 @@ class Node:
         for name in ("reward_mean", "loss", "groups_local", "groups_external", "tokens_per_second"):
             setattr(self.status, name, record[name])
         self.status.closed, self.status.truncated = record.get("closed"), record.get("truncated")
-        self.status.round_seconds, self.status.waiting_seconds = record["seconds"], record.get("seconds_waiting")
+        self.status.round_seconds, self.status.waiting_seconds = (
+            record["seconds"],
+            record.get("seconds_waiting"),
+        )
 
     def _practise(self) -> None:
-        """The chain can't be reached, so nobody knows the round: learn from our own answers; nothing is earned."""
+        """The chain can't be reached, so nobody knows the round: learn from our own answers;
+        nothing is earned."""
         self.status.practice_steps += 1
         self.status.state = "training-alone"
-        local, tokens_per_second = self._answer(round_seed(f"{self.peer_id}/practice", self.status.practice_steps))
+        local, tokens_per_second = self._answer(
+            round_seed(f"{self.peer_id}/practice", self.status.practice_steps)
+        )
         self._show("training")
         rng = random.Random(f"{self.peer_id}/practice/{self.status.practice_steps}")
-        batch = choose(give_credit(local, is_closed), (), self.settings.trainer, rng, self.trainer.find_fault)
+        batch = choose(
+            give_credit(local, is_closed), (), self.settings.trainer, rng, self.trainer.find_fault
+        )
         metrics = self.trainer.step(batch.groups, sampled=local)
         self.environment.learn(local)
         self.status.loss, self.status.tokens_per_second = metrics.loss, tokens_per_second
-        self.recent.append({"quality": asdict(metrics.quality), "closed": closed_share(local, is_closed)})
+        self.recent.append(
+            {"quality": asdict(metrics.quality), "closed": closed_share(local, is_closed)}
+        )
         if self.status.practice_steps % self.settings.node.checkpoint_every == 0:
             self._checkpoint()
         reward = _mean([group.mean_reward for group in local])
         logger.info(
-            "practice step step=%d reward_mean=%.3f loss=%.4f", self.status.practice_steps, reward, metrics.loss
+            "practice step step=%d reward_mean=%.3f loss=%.4f",
+            self.status.practice_steps,
+            reward,
+            metrics.loss,
         )
 
     def _answer(self, seed: int) -> tuple[list[ScoredGroup], float]:
-        """Our own groups for the tasks of `seed`, scored, and the tokens per second of generating them."""
+        """Our own groups for the tasks of `seed`, scored, and the tokens per second of generating
+        them."""
         self._show("generating")
         tasks = self.environment.sample(seed, self.settings.environment.tasks_per_round)
         started = time.monotonic()
         questions, answers = rollouts.generate(
-            self.policy, self.environment, self.settings.generation, tasks, seed ^ self.settings.node.seed
+            self.policy,
+            self.environment,
+            self.settings.generation,
+            tasks,
+            seed ^ self.settings.node.seed,
         )
         seconds = time.monotonic() - started
         answered = rollouts.score(self.environment, tasks, questions, answers)
@@ -379,18 +456,22 @@ class Node:
             logger.warning("prompts too long num=%d limit=%d", answered.num_too_long, limit)
             if not answered.groups:
                 raise TrainingError(
-                    f"all {len(tasks)} prompts are longer than {limit} tokens (generation.max_prompt_length); "
-                    "raise it, or choose other families (environment.families)"
+                    f"all {len(tasks)} prompts are longer than {limit} tokens"
+                    " (generation.max_prompt_length); raise it, or choose other families"
+                    " (environment.families)"
                 )
         return answered.groups, answered.num_tokens / seconds
 
     def _publish(self, round: int, local: Sequence[ScoredGroup]) -> Published | None:
-        """Serve our groups of this round from now on. None: there is nobody that they could be served to."""
+        """Serve our groups of this round from now on. None: there is nobody that they could be
+        served to."""
         if self.swarm is None:
             return None
         # Where not all fit into a message, those that teach go first.
         useful_first = sorted(local, key=lambda group: not group.has_signal)
-        return self.swarm.publish(round, [Group(group.task, group.completions) for group in useful_first])
+        return self.swarm.publish(
+            round, [Group(group.task, group.completions) for group in useful_first]
+        )
 
     def _collect(self, round: int) -> Collected:
         """Get groups of peers drawn at random."""
@@ -398,7 +479,9 @@ class Node:
             self.status.state = "training-alone"
             return Collected()
         self._show("collecting")
-        collected = self.swarm.collect(round, EXTERNAL_MARGIN * self.settings.trainer.external_groups)
+        collected = self.swarm.collect(
+            round, EXTERNAL_MARGIN * self.settings.trainer.external_groups
+        )
         swarm = self.swarm.status()
         self.status.state, self.status.last_error = swarm.state, swarm.last_error
         self.status.peers_heard = len(collected.heard)
@@ -413,7 +496,8 @@ class Node:
         return tick
 
     def _ask_chain_for_peers(self) -> None:
-        """The swarm's bootnodes, and, if only those count, which of the peers that we know are registered."""
+        """The swarm's bootnodes, and, if only those count, which of the peers that we know are
+        registered."""
         if self.swarm is None or self.coordinator is None:
             return
         try:
@@ -421,7 +505,9 @@ class Node:
             if self.settings.swarm.only_registered:
                 self.swarm.allow_registered(self.coordinator.registered(self.swarm.peers()))
         except ChainUnreachable as error:
-            logger.warning("bootnodes and peers not read, those known before serve on error=%s", error)
+            logger.warning(
+                "bootnodes and peers not read, those known before serve on error=%s", error
+            )
 
     def _wait(self) -> None:
         self._see_chain()
@@ -432,7 +518,8 @@ class Node:
             self.status.chain = "ok" if self.clock.reachable else "unreachable"
 
     def _leave(self) -> None:
-        """Our last round is trained. Serve it to peers that are still collecting, and settle what was earned."""
+        """Our last round is trained. Serve it to peers that are still collecting, and settle what
+        was earned."""
         self._show("leaving")
         deadline = time.monotonic() + self.settings.swarm.collect_timeout_seconds
         if self.settlement is not None:
@@ -451,7 +538,9 @@ class Node:
             self.status.state = "stopped"
         if self.settlement is not None:
             settled = self.settlement.status()
-            self.status.ledger = {name: getattr(settled, name) for name in ("earned", "sent", "confirmed", "rejected")}
+            self.status.ledger = {
+                name: getattr(settled, name) for name in ("earned", "sent", "confirmed", "rejected")
+            }
             self.status.ledger["held-back"] = settled.held_back
             self.status.ledger_error = settled.last_error
         if self.swarm is not None:
@@ -478,15 +567,22 @@ class Node:
         return limit is not None and self.status.rounds_trained >= limit
 
     def _resume(self) -> int:
-        """Continue from the newest checkpoint. Returns the last round that it holds, -1 without one."""
+        """Continue from the newest checkpoint. Returns the last round that it holds, -1 without
+        one."""
         state = checkpoint.restore(self.folder / "checkpoints", self.trainer)
         if state is None:
             return -1
-        numbers = [n for name in ("round", "rounds_trained", "practice_steps") if type(n := state.get(name)) is int]
+        numbers = [
+            n
+            for name in ("round", "rounds_trained", "practice_steps")
+            if type(n := state.get(name)) is int
+        ]
         self.last_record = state.get("record")
         try:
             if len(numbers) < 3:
-                raise ValueError("expected whole numbers for round, rounds_trained and practice_steps")
+                raise ValueError(
+                    "expected whole numbers for round, rounds_trained and practice_steps"
+                )
             if self.last_record is not None:
                 status.complete_rounds(self.folder, self.last_record)
         except ValueError as error:
@@ -500,7 +596,9 @@ class Node:
             self._see_round(record)
         self.environment.resume(state.get("environment", {}))
         self.status.levels = self.environment.levels
-        logger.info("resumed round=%d rounds_trained=%d", self.status.round, self.status.rounds_trained)
+        logger.info(
+            "resumed round=%d rounds_trained=%d", self.status.round, self.status.rounds_trained
+        )
         return self.status.round
 
     def _hub(self) -> Hub:
@@ -509,13 +607,14 @@ class Node:
 
     @property
     def _is_whole_model(self) -> bool:
-        """Return whether a checkpoint's weights are all that a model consists of. Adapters are merged for a push, and
-        buffers added."""
+        """Return whether a checkpoint's weights are all that a model consists of. Adapters are
+        merged for a push, and buffers added."""
         model = self.policy.model
         return self.trainer.lora is None and not lora.has_more_than_parameters(model)
 
     def _describe_model(self, folder: Path) -> None:
-        """The card, and what weights need next to them to be loaded by transformers; with adapters the weights, too."""
+        """The card, and what weights need next to them to be loaded by transformers; with adapters
+        the weights, too."""
         card = model_card(self.settings, self.status, status.read_rounds(self.folder))
         (folder / "README.md").write_text(card)
         if not self._is_whole_model:
@@ -525,9 +624,12 @@ class Node:
         self.policy.tokenizer.save_pretrained(folder)
 
     def _checkpoint(self) -> Path | None:
-        """Save where training stands. None: its weights are broken, and must not drive sound ones out."""
+        """Save where training stands. None: its weights are broken, and must not drive sound ones
+        out."""
         if not self.trainer.is_sound():
-            logger.warning("skipping checkpoint: model outputs are not finite; earlier checkpoints are kept")
+            logger.warning(
+                "skipping checkpoint: model outputs are not finite; earlier checkpoints are kept"
+            )
             return None
         self.rounds_unsaved = 0
         return checkpoint.save(
@@ -545,15 +647,23 @@ class Node:
 
     def _swarm(self) -> Swarm:
         verifier = Verifier(self.environment, self.settings.swarm, max_group_size=256)
-        return Swarm(_announced(self.settings.swarm), self.folder / enrolment.KEY_FILE, self.folder, verifier)
+        return Swarm(
+            _announced(self.settings.swarm), self.folder / enrolment.KEY_FILE, self.folder, verifier
+        )
 
 
 def _logprobs(group: ScoredGroup, learned: Learned | None) -> list[float | None]:
-    """The mean log-probability of each answer: as the step found it, else as it was sampled, else None."""
-    sampled = [_mean(one.sampled.logprobs) if one.sampled and one.sampled.logprobs else None for one in group.rollouts]
+    """The mean log-probability of each answer: as the step found it, else as it was sampled, else
+    None."""
+    sampled = [
+        _mean(one.sampled.logprobs) if one.sampled and one.sampled.logprobs else None
+        for one in group.rollouts
+    ]
     if learned is None:
         return sampled
-    return [own if seen is None else seen for seen, own in zip(learned.logprobs, sampled, strict=True)]
+    return [
+        own if seen is None else seen for seen, own in zip(learned.logprobs, sampled, strict=True)
+    ]
 
 
 def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGroup]) -> list[str]:

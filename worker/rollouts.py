@@ -1,4 +1,5 @@
-"""A round's own groups: sample tasks, ask the policy, score the answers. For the node and the learning benchmarks."""
+"""A round's own groups: sample tasks, ask the policy, score the answers. For the node and the
+learning benchmarks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +12,25 @@ from worker.records import Completion, Rollout, ScoredGroup, Task
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """`num_too_long`: tasks that were not answered, since their prompts are longer than the settings allow."""
+    """`num_too_long`: tasks that were not answered, since their prompts are longer than the
+    settings allow."""
 
     groups: list[ScoredGroup]
     num_too_long: int
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(completion.token_ids) for group in self.groups for completion in group.sampled)
+        return sum(
+            len(completion.token_ids) for group in self.groups for completion in group.sampled
+        )
 
 
 def generate(
-    policy: Policy, environment: Environment, generation: settings.Generation, tasks: Sequence[Task], seed: int
+    policy: Policy,
+    environment: Environment,
+    generation: settings.Generation,
+    tasks: Sequence[Task],
+    seed: int,
 ) -> tuple[list[str], list[list[Completion] | None]]:
     """Return the questions of `tasks` and the completions of each; None: the prompt is too long."""
     questions = [environment.question(task) for task in tasks]
@@ -44,7 +52,9 @@ def score(
     return Answered(groups, len(tasks) - len(groups))
 
 
-def score_group(environment: Environment, task: Task, question: str, completions: Sequence[Completion]) -> ScoredGroup:
+def score_group(
+    environment: Environment, task: Task, question: str, completions: Sequence[Completion]
+) -> ScoredGroup:
     rewards = environment.score(task, [completion.text for completion in completions])
     rollouts = (Rollout(c.text, reward, c) for c, reward in zip(completions, rewards, strict=True))
     return ScoredGroup(task, question, tuple(rollouts))

@@ -21,11 +21,13 @@ class Tick:
 
 
 class Clock(Protocol):
-    def next(self, after: int, waiting: Callable[[], None], deadline: float | None = None) -> Tick | None:
+    def next(
+        self, after: int, waiting: Callable[[], None], deadline: float | None = None
+    ) -> Tick | None:
         """Block until the round is later than `after`, calling `waiting` at every look.
 
-        None: nobody knows which round it is (the chain can't be reached, or is behind `after`, restored from an older
-        state), or `deadline` (time.monotonic) has passed.
+        None: nobody knows which round it is (the chain can't be reached, or is behind `after`,
+        restored from an older state), or `deadline` (time.monotonic) has passed.
         """
 
 
@@ -37,7 +39,8 @@ class RoundSource(Protocol):
 
 
 class ChainClock:
-    """The chain's round, read every `poll_seconds`. Rounds that went by unseen are not made up for."""
+    """The chain's round, read every `poll_seconds`. Rounds that went by unseen are not made up
+    for."""
 
     def __init__(self, coordinator: RoundSource, poll_seconds: float) -> None:
         self._coordinator = coordinator
@@ -46,7 +49,9 @@ class ChainClock:
         self._outage = Outage(logger)
         self._is_behind = False
 
-    def next(self, after: int, waiting: Callable[[], None], deadline: float | None = None) -> Tick | None:
+    def next(
+        self, after: int, waiting: Callable[[], None], deadline: float | None = None
+    ) -> Tick | None:
         while True:
             try:
                 current = Tick(self._coordinator.current_round(), self._coordinator.current_stage())
@@ -76,6 +81,8 @@ class ChainClock:
 class LocalClock:
     """No chain is set: a round follows as soon as the last one is done."""
 
-    def next(self, after: int, waiting: Callable[[], None], deadline: float | None = None) -> Tick | None:
+    def next(
+        self, after: int, waiting: Callable[[], None], deadline: float | None = None
+    ) -> Tick | None:
         waiting()
         return Tick(after + 1, 0)

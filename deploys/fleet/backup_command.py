@@ -1,7 +1,7 @@
 """`hivewright fleet backup`: every host's identities and ledgers into one encrypted file.
 
-Each host's part comes sealed into a folder next to the archive, for a key that only this process has, and from there,
-piece by piece, into the archive.
+Each host's part comes sealed into a folder next to the archive, for a key that only this process
+has, and from there, piece by piece, into the archive.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from worker.errors import WorkerError
 SAY_SECONDS = 2.0
 BACKUP_SECONDS = 3600
 NOT_IN_IT = (
-    "not in it: models, checkpoints, logs, settings and releases, which a deploy makes again; drafts of files; the "
-    "secrets_dir and the inventory of this side: keep a copy of these"
+    "not in it: models, checkpoints, logs, settings and releases, which a deploy makes again;"
+    " drafts of files; the secrets_dir and the inventory of this side: keep a copy of these"
 )
 
 
@@ -50,7 +50,9 @@ def run(options: argparse.Namespace) -> None:
             print(f"{name}: nothing is deployed there")
             del parts[name]
         if not parts:
-            raise WorkerError("no host has anything to back up, or none could be reached; nothing was written")
+            raise WorkerError(
+                "no host has anything to back up, or none could be reached; nothing was written"
+            )
         backup_file.write(
             options.archive,
             {name: backup_file.Tar(part.size, part.pieces()) for name, part in parts.items()},
@@ -62,11 +64,14 @@ def run(options: argparse.Namespace) -> None:
     print(f"{options.archive}: identities and ledgers of {', '.join(parts)} ({size})")
     print(NOT_IN_IT, flush=True)
     if failed:
-        raise WorkerError(f"not in it: {', '.join(f'{name} ({reason})' for name, reason in failed.items())}")
+        raise WorkerError(
+            f"not in it: {', '.join(f'{name} ({reason})' for name, reason in failed.items())}"
+        )
 
 
 def _collect(pyinfra: Pyinfra, files: Mapping[str, Path], key: PrivateKey) -> dict[str, str]:
-    """Have each host's part in its file; return why others have none. What has come so far is reported meanwhile."""
+    """Have each host's part in its file; return why others have none. What has come so far is
+    reported meanwhile."""
     public = f"key={backup_pack.KEY_PREFIX}{bytes(key.public_key).hex()}"
 
     def fetch(name: str) -> Ran:
@@ -95,7 +100,11 @@ def _report_progress(futures: Mapping[str, Future[Ran]], files: Mapping[str, Pat
         for name, future in futures.items():
             if not future.done():
                 seconds = time.monotonic() - began
-                print(f"{name}: {_come_so_far(files[name])} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+                print(
+                    f"{name}: {_come_so_far(files[name])} ({seconds:.0f} s)",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def _come_so_far(file: Path) -> str:
@@ -118,19 +127,29 @@ class _Part:
     def __post_init__(self) -> None:
         with self.file.open("rb") as stream:
             self._is_stream = stream.read(len(backup_pack.STREAM_MAGIC)) == backup_pack.STREAM_MAGIC
-            self.size = backup_pack.opened_size(stream) if self._is_stream else len(self._of_earlier_release())
+            self.size = (
+                backup_pack.opened_size(stream)
+                if self._is_stream
+                else len(self._of_earlier_release())
+            )
 
     def pieces(self) -> Iterator[bytes]:
         """The host's tar. Raises WorkerError if it can't be opened."""
         with self.file.open("rb") as stream:
-            source = backup_pack.opened(stream, self.key) if self._is_stream else iter([self._of_earlier_release()])
+            source = (
+                backup_pack.opened(stream, self.key)
+                if self._is_stream
+                else iter([self._of_earlier_release()])
+            )
             listing = _Listing()
             try:
                 for piece in source:
                     listing.add(piece)
                     yield piece
             except ValueError:
-                raise WorkerError(f"{self.name}: what it sealed can't be opened; nothing was written") from None
+                raise WorkerError(
+                    f"{self.name}: what it sealed can't be opened; nothing was written"
+                ) from None
         self.names = listing.names
 
     def _of_earlier_release(self) -> bytes:
@@ -139,13 +158,18 @@ class _Part:
         try:
             return bytes(SealedBox(self.key).decrypt(base64.b64decode(text))) if text else b""
         except (CryptoError, ValueError):
-            raise WorkerError(f"{self.name}: what it sealed can't be opened; nothing was written") from None
+            raise WorkerError(
+                f"{self.name}: what it sealed can't be opened; nothing was written"
+            ) from None
 
     def contents(self) -> str:
         """The folders that are in it, with how many files each has."""
         folders = (re.sub(r"^(retired/[^/]+|[^/]+)/.*", r"\1", name) for name in self.names)
         counts = Counter(folders)
-        return ", ".join(f"{folder} ({count} files)" for folder, count in sorted(counts.items())) or "no files"
+        return (
+            ", ".join(f"{folder} ({count} files)" for folder, count in sorted(counts.items()))
+            or "no files"
+        )
 
 
 class _Listing:

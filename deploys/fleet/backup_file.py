@@ -1,9 +1,9 @@
 """Backups on the operator's side: one file, encrypted with a passphrase.
 
-scrypt makes the key, AES-256-GCM encrypts, in chunks, and vouches for the header too. The file is a line that says what
-it is, a line of JSON with what it takes to decrypt and the size of each host's tar, and the tars. A chunk's nonce has a
-random part, its number, and whether it is the last: so none can be moved, left out or added. Version 1, which is read
-too, is one chunk with a tar of tars.
+scrypt makes the key, AES-256-GCM encrypts, in chunks, and vouches for the header too. The file is a
+line that says what it is, a line of JSON with what it takes to decrypt and the size of each host's
+tar, and the tars. A chunk's nonce has a random part, its number, and whether it is the last: so
+none can be moved, left out or added. Version 1, which is read too, is one chunk with a tar of tars.
 """
 
 import io
@@ -33,17 +33,23 @@ _LONGEST_HEADER = 1 << 20
 
 
 def require_new(file: Path) -> None:
-    """Raise SettingsError if no new file can be made there: before hosts are asked, which takes its time."""
+    """Raise SettingsError if no new file can be made there: before hosts are asked, which takes its
+    time."""
     if file.exists():
         raise SettingsError(f"{file}: is there already; expected a name for a new file")
     if not os.access(file.parent, os.W_OK | os.X_OK):
-        raise SettingsError(f"{file}: {file.parent} is not a folder that can be written to; expected an existing one")
+        raise SettingsError(
+            f"{file}: {file.parent} is not a folder that can be written to; expected an"
+            " existing one"
+        )
 
 
 def require_passphrase(passphrase: str) -> None:
     """Raise SettingsError if it is too short to protect anything."""
     if len(passphrase) < MIN_PASSPHRASE:
-        raise SettingsError(f"passphrase: {len(passphrase)} characters; expected at least {MIN_PASSPHRASE}")
+        raise SettingsError(
+            f"passphrase: {len(passphrase)} characters; expected at least {MIN_PASSPHRASE}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +61,15 @@ class Tar:
 
 
 def write(file: Path, hosts: Mapping[str, Tar], passphrase: str) -> None:
-    """Write the tars of hosts, by name, into a new file. SettingsError: it is there, or the passphrase is short."""
+    """Write the tars of hosts, by name, into a new file. SettingsError: it is there, or the
+    passphrase is short."""
     require_passphrase(passphrase)
     salt, nonce = secrets.token_bytes(16), secrets.token_bytes(7)
     sizes = {name: tar.size for name, tar in hosts.items()}
-    header = json.dumps({"hosts": sizes, "salt": salt.hex(), "nonce": nonce.hex(), **SCRYPT}).encode() + b"\n"
+    header = (
+        json.dumps({"hosts": sizes, "salt": salt.hex(), "nonce": nonce.hex(), **SCRYPT}).encode()
+        + b"\n"
+    )
     cipher, number, rest = AESGCM(_key(passphrase, salt, **SCRYPT)), 0, bytearray()
     try:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
@@ -70,9 +80,15 @@ def write(file: Path, hosts: Mapping[str, Tar], passphrase: str) -> None:
                     while len(rest) > CHUNK:
                         chunk = bytes(rest[:CHUNK])
                         del rest[:CHUNK]
-                        stream.write(cipher.encrypt(_nonce(nonce, number, is_last=False), chunk, MAGIC + header))
+                        stream.write(
+                            cipher.encrypt(
+                                _nonce(nonce, number, is_last=False), chunk, MAGIC + header
+                            )
+                        )
                         number += 1
-                stream.write(cipher.encrypt(_nonce(nonce, number, is_last=True), bytes(rest), MAGIC + header))
+                stream.write(
+                    cipher.encrypt(_nonce(nonce, number, is_last=True), bytes(rest), MAGIC + header)
+                )
                 stream.flush()
                 os.fsync(stream.fileno())
             except BaseException:
@@ -82,20 +98,25 @@ def write(file: Path, hosts: Mapping[str, Tar], passphrase: str) -> None:
     except FileExistsError:
         raise SettingsError(f"{file}: is there already; expected a name for a new file") from None
     except OSError as error:
-        raise SettingsError(f"{file}: {error.strerror}; expected a place for a new file, nothing was written") from None
+        raise SettingsError(
+            f"{file}: {error.strerror}; expected a place for a new file, nothing was written"
+        ) from None
 
 
 def read(file: Path, passphrase: str, only: str | None = None) -> dict[str, bytes]:
-    """Return the tars of hosts, by name; where `only` one is wanted, those of the others are empty, and not in memory.
+    """Return the tars of hosts, by name; where `only` one is wanted, those of the others are empty,
+    and not in memory.
 
-    Raises SettingsError: not a backup, damaged, or another passphrase; all of it is read in any case.
+    Raises SettingsError: not a backup, damaged, or another passphrase; all of it is read in any
+    case.
     """
     try:
         with file.open("rb") as stream:
             magic = stream.read(len(MAGIC))
             if magic not in (MAGIC, MAGIC_1):
                 raise SettingsError(
-                    f"{file}: no backup of this version; expected a file that `hivewright fleet backup` wrote"
+                    f"{file}: no backup of this version; expected a file that `hivewright fleet"
+                    " backup` wrote"
                 )
             header = stream.readline(_LONGEST_HEADER)
             said = _header(file, header)
@@ -105,13 +126,20 @@ def read(file: Path, passphrase: str, only: str | None = None) -> dict[str, byte
                 return _unpacked(cipher.decrypt(nonce, stream.read(), magic + header))
             return _gathered(said["hosts"], _chunks(stream, cipher, nonce, magic + header), only)
     except OSError as error:
-        raise SettingsError(f"{file}: {error.strerror}; expected a file that `hivewright fleet backup` wrote") from None
+        raise SettingsError(
+            f"{file}: {error.strerror}; expected a file that `hivewright fleet backup` wrote"
+        ) from None
     except InvalidTag:
-        raise SettingsError(f"{file}: can't be decrypted: another passphrase, or the file is damaged") from None
+        raise SettingsError(
+            f"{file}: can't be decrypted: another passphrase, or the file is damaged"
+        ) from None
 
 
-def _gathered(sizes: Mapping[str, int], chunks: Iterable[bytes], only: str | None) -> dict[str, bytes]:
-    """Cut the content, in chunks, into the tars of hosts; of those that are not wanted nothing is kept."""
+def _gathered(
+    sizes: Mapping[str, int], chunks: Iterable[bytes], only: str | None
+) -> dict[str, bytes]:
+    """Cut the content, in chunks, into the tars of hosts; of those that are not wanted nothing is
+    kept."""
     found = {name: bytearray() for name in sizes}
     names = iter(sizes)
     name, left = "", 0

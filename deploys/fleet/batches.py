@@ -1,7 +1,7 @@
 """The order of a rollout: a canary, then the coordinator, then batches.
 
-The canary is one worker, so that a bad release meets one host. Only where the coordinator carries nothing yet it goes
-first: nobody can train without it.
+The canary is one worker, so that a bad release meets one host. Only where the coordinator carries
+nothing yet it goes first: nobody can train without it.
 """
 
 import math
@@ -24,7 +24,9 @@ class Size:
         """Read "4" or "25%". Raises SettingsError."""
         match = re.fullmatch(r"([1-9]\d{0,4})(%?)", text)
         if match is None or (match[2] and int(match[1]) > 100):
-            raise SettingsError(f"--batch: got {text!r}; expected a number of hosts, or 1% to 100% of them")
+            raise SettingsError(
+                f"--batch: got {text!r}; expected a number of hosts, or 1% to 100% of them"
+            )
         return cls(int(match[1]), bool(match[2]))
 
     def of(self, num_hosts: int) -> int:
@@ -47,7 +49,8 @@ def next_batch(
     bare: Collection[str],
     size: Size,
 ) -> Batch | None:
-    """The hosts that come next, None if none is left. `done`: those that the gate let through. `bare`: with nothing."""
+    """The hosts that come next, None if none is left. `done`: those that the gate let through.
+    `bare`: with nothing."""
     workers = [host for host in pending if host not in coordinators]
     hubs = [host for host in pending if host in coordinators]
     if hubs and (hubs[0] in bare or not workers or set(done) - set(coordinators)):

@@ -1,4 +1,5 @@
-"""`hivewright fleet ...`: the days between rollouts. Every host by itself, all at the same time, a line for each."""
+"""`hivewright fleet ...`: the days between rollouts. Every host by itself, all at the same time, a
+line for each."""
 
 import argparse
 import base64
@@ -48,7 +49,12 @@ def restart(options: argparse.Namespace) -> None:
 
 
 def _at_services(options: argparse.Namespace, action: str) -> None:
-    _at_all(options, "deploys.maintenance.services", f"action={action}", f"unit={json.dumps(options.unit)}")
+    _at_all(
+        options,
+        "deploys.maintenance.services",
+        f"action={action}",
+        f"unit={json.dumps(options.unit)}",
+    )
 
 
 def rollback(options: argparse.Namespace) -> None:
@@ -60,7 +66,11 @@ def logs(options: argparse.Namespace) -> None:
     """Print the last lines of the services' logs, each with its host."""
     pyinfra = _pyinfra(options)
     names = chosen(pyinfra, options.limit)
-    fact = ("deploys.fleet_facts.Logs", f"lines={options.lines}", f"unit=hivewright-{options.unit}.service")
+    fact = (
+        "deploys.fleet_facts.Logs",
+        f"lines={options.lines}",
+        f"unit=hivewright-{options.unit}.service",
+    )
     with progress.waiting(f"asking {len(names)} host{'s' * (len(names) > 1)}"):
         answers = queries.ask(pyinfra, fact, names, queries.FACT_SECONDS)
     (found,) = answers.values
@@ -73,13 +83,20 @@ def logs(options: argparse.Namespace) -> None:
 
 
 def _refuse_unknown_unit(pyinfra: Pyinfra, names: Sequence[str], unit: str) -> None:
-    """Raise SettingsError if no host has such a service: a log without lines would look like a quiet one."""
-    (reports,) = queries.ask(pyinfra, ["deploys.fleet_facts.NodeReports"], names, queries.FACT_SECONDS).values
+    """Raise SettingsError if no host has such a service: a log without lines would look like a
+    quiet one."""
+    (reports,) = queries.ask(
+        pyinfra, ["deploys.fleet_facts.NodeReports"], names, queries.FACT_SECONDS
+    ).values
     units = {report["unit"] for found in reports.values() for report in found}
     known = sorted(each.removeprefix("hivewright-").removesuffix(".service") for each in units)
     if not any(fnmatch(each, unit) for each in known):
         close = difflib.get_close_matches(unit, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"these hosts have {', '.join(known) or 'none'}"
+        hint = (
+            f"did you mean {close[0]}?"
+            if close
+            else f"these hosts have {', '.join(known) or 'none'}"
+        )
         raise SettingsError(f"--unit {unit}: no such service on {', '.join(names)}; {hint}")
 
 
@@ -97,9 +114,15 @@ def uninstall(options: argparse.Namespace) -> None:
         if not found[name]:
             print(f"{name}: nothing")
     if options.identities:
-        print("identities, ledgers and the chain's state go too: nothing brings them back but a backup")
+        print(
+            "identities, ledgers and the chain's state go too: nothing brings them back but a"
+            " backup"
+        )
     else:
-        print(f"of {STATE} stays what can't be made again: identities, tokens, ledgers, the coordinator's folders")
+        print(
+            f"of {STATE} stays what can't be made again: identities, tokens, ledgers, the"
+            " coordinator's folders"
+        )
     if not options.yes:
         if not sys.stdin.isatty():
             raise SettingsError("no terminal to confirm it at; put --yes to do it")
@@ -110,15 +133,20 @@ def uninstall(options: argparse.Namespace) -> None:
 
 
 def restore(options: argparse.Namespace) -> None:
-    """Bring a host's identities and ledgers from a backup to a host: to itself, or to another, which is a move."""
+    """Bring a host's identities and ledgers from a backup to a host: to itself, or to another,
+    which is a move."""
     pyinfra = _pyinfra(options)
     known = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
     target, source = options.to, options.source or options.to
     if target not in known:
         raise SettingsError(f"--to {target}: no such host in {pyinfra.inventory}")
-    tars = backup_file.read(options.archive, passphrase(options.passphrase_file, is_new=False), source)
+    tars = backup_file.read(
+        options.archive, passphrase(options.passphrase_file, is_new=False), source
+    )
     if source not in tars:
-        raise SettingsError(f"--from {source}: not in {options.archive}; it has {', '.join(sorted(tars))}")
+        raise SettingsError(
+            f"--from {source}: not in {options.archive}; it has {', '.join(sorted(tars))}"
+        )
     _ask_target(pyinfra, target, tars[source])
     has_given_up = source != target and _retire(pyinfra, source, known)
     ran = _operate(pyinfra, target, "restore", ASK_SECONDS, _in_base64(tars[source]))
@@ -131,12 +159,16 @@ def restore(options: argparse.Namespace) -> None:
 
 
 def take_back(options: argparse.Namespace) -> None:
-    """Give hosts back the keys that a move has set aside there, unless another host of the inventory has them now."""
+    """Give hosts back the keys that a move has set aside there, unless another host of the
+    inventory has them now."""
     pyinfra = _pyinfra(options)
     everybody = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
     names = chosen(pyinfra, options.limit)
     answers = queries.ask(
-        pyinfra, ["deploys.facts.Identities", "deploys.facts.MovedAway"], everybody, queries.FACT_SECONDS
+        pyinfra,
+        ["deploys.facts.Identities", "deploys.facts.MovedAway"],
+        everybody,
+        queries.FACT_SECONDS,
     )
     identities, moved = answers.values
     givers = [name for name in names if moved.get(name)]
@@ -148,23 +180,31 @@ def take_back(options: argparse.Namespace) -> None:
         for number, peer_id in moved[name].items():
             if owner := owners.get(peer_id):
                 raise SettingsError(
-                    f"{name}: slot {number}: its identity {peer_id} is on {owner} now, and two workers can't be one "
-                    f"node; move it back: `hivewright fleet backup`, then `fleet restore --from {owner} --to {name}`"
+                    f"{name}: slot {number}: its identity {peer_id} is on {owner} now, and two"
+                    " workers can't be one node; move it back: `hivewright fleet backup`, then"
+                    f" `fleet restore --from {owner} --to {name}`"
                 )
     run_on_all(pyinfra, givers, "deploys.maintenance.take_back")
 
 
 def _ask_target(pyinfra: Pyinfra, target: str, tar: bytes) -> None:
-    """Raise WorkerError if the target would refuse what is in the tar: before anything is done to anybody."""
-    ran = _operate(pyinfra, target, "restore", ASK_SECONDS, _in_base64(_keys_only(tar)), "is_question=true")
+    """Raise WorkerError if the target would refuse what is in the tar: before anything is done to
+    anybody."""
+    ran = _operate(
+        pyinfra, target, "restore", ASK_SECONDS, _in_base64(_keys_only(tar)), "is_question=true"
+    )
     if ran.outcome != "done":
         raise WorkerError(f"{target}: {ran.reason}; nothing was done on any host")
 
 
 def _keys_only(tar: bytes) -> bytes:
-    """Of a host's tar the keys of its slots, by which the target finds out whether it can take them."""
+    """Of a host's tar the keys of its slots, by which the target finds out whether it can take
+    them."""
     stream = io.BytesIO()
-    with tarfile.open(fileobj=io.BytesIO(tar)) as whole, tarfile.open(fileobj=stream, mode="w") as keys:
+    with (
+        tarfile.open(fileobj=io.BytesIO(tar)) as whole,
+        tarfile.open(fileobj=stream, mode="w") as keys,
+    ):
         for member in whole:
             if re.fullmatch(r"worker-\d+/swarm\.pem", member.name):
                 keys.addfile(member, whole.extractfile(member))
@@ -172,20 +212,26 @@ def _keys_only(tar: bytes) -> bytes:
 
 
 def _retire(pyinfra: Pyinfra, source: str, known: Sequence[str]) -> bool:
-    """Have the old host give its identities up: two hosts with one would claim one reward. False: it is not there."""
+    """Have the old host give its identities up: two hosts with one would claim one reward. False:
+    it is not there."""
     ran = Ran("unreachable", "not in the inventory")
     if source in known:
         ran = _operate(pyinfra, source, "retire", SERVICE_SECONDS)
     if ran.outcome == "done":
         print(
-            f"{source}: stopped, its keys set aside; take its slots out of the inventory, a deploy refuses them",
+            f"{source}: stopped, its keys set aside; take its slots out of the inventory, a deploy"
+            " refuses them",
             flush=True,
         )
         return True
     if ran.outcome != "unreachable":
         undone = _undo(pyinfra, source)
         raise WorkerError(f"{source}: {ran.reason}; nothing was moved; {undone}")
-    print(f"{source}: {ran.reason}; if it comes back, it must not run with the identities that have moved", flush=True)
+    print(
+        f"{source}: {ran.reason}; if it comes back, it must not run with the identities that have"
+        " moved",
+        flush=True,
+    )
     return False
 
 
@@ -200,11 +246,20 @@ def _undo(pyinfra: Pyinfra, source: str) -> str:
     )
 
 
-def _operate(pyinfra: Pyinfra, host: str, name: str, timeout: float, stdin: str | None = None, *arguments: str) -> Ran:
+def _operate(
+    pyinfra: Pyinfra,
+    host: str,
+    name: str,
+    timeout: float,
+    stdin: str | None = None,
+    *arguments: str,
+) -> Ran:
     """One of the operations of deploys/maintenance.py, on one host, without a log that stays."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        return pyinfra.operation(host, f"deploys.maintenance.{name}", log, *arguments, timeout=timeout, stdin=stdin)
+        return pyinfra.operation(
+            host, f"deploys.maintenance.{name}", log, *arguments, timeout=timeout, stdin=stdin
+        )
 
 
 def _in_base64(tar: bytes) -> str:
@@ -218,7 +273,11 @@ def _report_waiting(futures: Mapping[str, Future[Ran]]) -> None:
         _, waiting = wait(waiting, timeout=pause)
         pause = progress.EVERY_SECONDS
         if names := [name for name, future in futures.items() if not future.done()]:
-            print(f"waiting for {', '.join(names)} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
+            print(
+                f"waiting for {', '.join(names)} ({time.monotonic() - began:.0f} s)",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _pyinfra(options: argparse.Namespace) -> Pyinfra:
@@ -233,7 +292,11 @@ def _at_all(options: argparse.Namespace, operation: str, *arguments: str) -> Non
 
 
 def run_on_all(
-    pyinfra: Pyinfra, names: Sequence[str], operation: str, *arguments: str, stdin: str | None = None
+    pyinfra: Pyinfra,
+    names: Sequence[str],
+    operation: str,
+    *arguments: str,
+    stdin: str | None = None,
 ) -> None:
     """One operation on many hosts. Raises WorkerError if it did not succeed on all."""
     heed_signals()
@@ -241,7 +304,9 @@ def run_on_all(
 
         def run(name: str) -> Ran:
             log = Path(folder) / str(names.index(name))
-            ran = pyinfra.operation(name, operation, log, *arguments, timeout=SERVICE_SECONDS, stdin=stdin)
+            ran = pyinfra.operation(
+                name, operation, log, *arguments, timeout=SERVICE_SECONDS, stdin=stdin
+            )
             print(f"{name}: {ran.outcome}{f', {ran.reason}' if ran.reason else ''}", flush=True)
             return ran
 
@@ -262,7 +327,8 @@ def chosen(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[str]:
 
 
 def chosen_hosts(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[dict[str, Any]]:
-    """The hosts that `--limit` leaves, which is a name, a pattern or a group. SettingsError: it fits nobody."""
+    """The hosts that `--limit` leaves, which is a name, a pattern or a group. SettingsError: it
+    fits nobody."""
     hosts = pyinfra.hosts(timeout=ASK_SECONDS)
     for limit in limits or ():
         if not any(_fits(host, limit) for host in hosts):
@@ -276,7 +342,9 @@ def _fits(host: Mapping[str, Any], limit: str) -> bool:
 
 def _complain(answers: Answers, then: str = "; the others are done") -> None:
     if answers.reasons:
-        silent = ", ".join(f"{name} ({printable(reason)})" for name, reason in answers.reasons.items())
+        silent = ", ".join(
+            f"{name} ({printable(reason)})" for name, reason in answers.reasons.items()
+        )
         raise WorkerError(f"no answer from {silent}{then}")
 
 
@@ -288,11 +356,14 @@ def opened(name: str, sealed: str, key: PrivateKey) -> bytes:
 
 
 def passphrase(file: Path | None, is_new: bool) -> str:
-    """Return it from a file's one line, or from the terminal; twice if it is a new one. Never from a command line."""
+    """Return it from a file's one line, or from the terminal; twice if it is a new one. Never from
+    a command line."""
     if file is not None:
         return read_secret(file, "a file with one line", "--passphrase-file", form=LINE)
     if not sys.stdin.isatty():
-        raise SettingsError("no terminal to ask for the passphrase at; put it into a file: --passphrase-file FILE")
+        raise SettingsError(
+            "no terminal to ask for the passphrase at; put it into a file: --passphrase-file FILE"
+        )
     said = getpass.getpass("passphrase of the backup: ")
     if is_new and getpass.getpass("the same again: ") != said:
         raise SettingsError("the two passphrases differ; nothing was done")

@@ -1,8 +1,9 @@
 """The health gate: a deployed service has to make progress; that it runs is not enough.
 
-A worker makes progress when it finishes rounds after it was started, its reward is not far below that of the rounds
-before, and the chain confirms a reward; a keeper when its round moves; any other service when it runs. What is in
-the way may be the release, which then goes back, or the host (its disk is full, it is gone), which stops nobody else.
+A worker makes progress when it finishes rounds after it was started, its reward is not far below
+that of the rounds before, and the chain confirms a reward; a keeper when its round moves; any other
+service when it runs. What is in the way may be the release, which then goes back, or the host (its
+disk is full, it is gone), which stops nobody else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,15 +33,18 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Demands on a worker: `rounds` finished since its start; a mean reward of at least `reward_share` of that
-    of its rounds before (0: any); `credits`: that the chain has confirmed a reward since, if it did so before."""
+    """Demands on a worker: `rounds` finished since its start; a mean reward of at least
+    `reward_share` of that of its rounds before (0: any); `credits`: that the chain has confirmed a
+    reward since, if it did so before."""
 
     rounds: int = 1
     reward_share: float = 0.0
     credits: bool = False
 
 
-def judge(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], wanted: Wanted) -> Verdict:
+def judge(
+    before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], wanted: Wanted
+) -> Verdict:
     """Judge a host by its NodeReports `before` its deploy and `now`."""
     if not now:
         return Verdict("wait", "none of its services is configured")
@@ -53,32 +57,51 @@ def judge(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]],
     return Verdict("well")
 
 
-def _judge_unit(before: Mapping[str, Any] | None, now: Mapping[str, Any], wanted: Wanted) -> Verdict:
+def _judge_unit(
+    before: Mapping[str, Any] | None, now: Mapping[str, Any], wanted: Wanted
+) -> Verdict:
     unit = now["unit"].removeprefix("hivewright-").removesuffix(".service")
     num_restarts = _restarts_since(before, now)
     # While it starts again it has not ended: only its next end says whose fault that is.
     if now["active_state"] == "failed" or (num_restarts >= MAX_RESTARTS and now["exit_status"]):
         said = now.get("last_words") or (now["status"] or {}).get("last_error")
-        reason = f"{unit} ended with code {now['exit_status']}, {num_restarts} restarts{f': {said}' if said else ''}"
-        return Verdict("bad-host" if now["exit_status"] == ResourceError.exit_code else "bad-release", reason)
+        reason = (
+            f"{unit} ended with code {now['exit_status']}, {num_restarts}"
+            f" restarts{f': {said}' if said else ''}"
+        )
+        return Verdict(
+            "bad-host" if now["exit_status"] == ResourceError.exit_code else "bad-release", reason
+        )
     if now["active_state"] != "active":
         said = now.get("last_words")
-        return Verdict("wait", f"{unit} is {now['active_state']}{f'; it said: {said}' if said else ''}")
+        return Verdict(
+            "wait", f"{unit} is {now['active_state']}{f'; it said: {said}' if said else ''}"
+        )
     if unit == "keeper":
         return _judge_keeper(before, now)
-    return _judge_worker(unit, before, now, wanted) if unit.startswith("worker@") else Verdict("well")
+    return (
+        _judge_worker(unit, before, now, wanted) if unit.startswith("worker@") else Verdict("well")
+    )
 
 
-def _judge_worker(unit: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], wanted: Wanted) -> Verdict:
+def _judge_worker(
+    unit: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], wanted: Wanted
+) -> Verdict:
     num_finished = sum(at > now["started_at"] for at in now["finished"])
     activity = (now["status"] or {}).get("activity", "starting")
     if num_finished < wanted.rounds:
-        return Verdict("wait", f"{unit} has finished {num_finished} of {wanted.rounds} rounds, it is {activity}")
-    was, is_now = _mean_reward(before, now["started_at"])[0], _mean_reward(now, now["started_at"])[1]
+        return Verdict(
+            "wait",
+            f"{unit} has finished {num_finished} of {wanted.rounds} rounds, it is {activity}",
+        )
+    was, is_now = (
+        _mean_reward(before, now["started_at"])[0],
+        _mean_reward(now, now["started_at"])[1],
+    )
     if wanted.reward_share and was and is_now is not None and is_now < wanted.reward_share * was:
         reason = (
-            f"{unit} has a mean reward of {is_now:.3g} in {num_finished} rounds, before it was {was:.3g}; expected at "
-            f"least {wanted.reward_share:.0%} of that (--gate-reward)"
+            f"{unit} has a mean reward of {is_now:.3g} in {num_finished} rounds, before it was"
+            f" {was:.3g}; expected at least {wanted.reward_share:.0%} of that (--gate-reward)"
         )
         return Verdict("bad-release" if num_finished >= MAX_POOR_ROUNDS else "wait", reason)
     if wanted.credits and (missing := _missing_credit(before, now)):
@@ -86,17 +109,23 @@ def _judge_worker(unit: str, before: Mapping[str, Any] | None, now: Mapping[str,
     return Verdict("well")
 
 
-def _mean_reward(report: Mapping[str, Any] | None, started_at: float) -> tuple[float | None, float | None]:
+def _mean_reward(
+    report: Mapping[str, Any] | None, started_at: float
+) -> tuple[float | None, float | None]:
     """Means over the rounds before `started_at`, None of too few, and over those since."""
     pairs = zip((report or {}).get("finished", ()), (report or {}).get("rewards", ()), strict=False)
     rounds = [(at, reward) for at, reward in pairs if reward is not None]
-    before, since = ([r for at, r in rounds if at <= started_at], [r for at, r in rounds if at > started_at])
+    before, since = (
+        [r for at, r in rounds if at <= started_at],
+        [r for at, r in rounds if at > started_at],
+    )
     was = sum(before) / len(before) if len(before) >= MIN_ROUNDS_BEFORE else None
     return was, sum(since) / len(since) if since else None
 
 
 def _missing_credit(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
-    """Return what is missing for a reward that the chain has confirmed since the deploy; empty: nothing, or unknown.
+    """Return what is missing for a reward that the chain has confirmed since the deploy; empty:
+    nothing, or unknown.
 
     A worker that had none confirmed before, or never earned on a chain, is not measured by that.
     """

@@ -1,4 +1,5 @@
-"""Options of the commands that an operator gives to a whole fleet. Loaded with the command line, so nothing heavy."""
+"""Options of the commands that an operator gives to a whole fleet. Loaded with the command line, so
+nothing heavy."""
 
 import argparse
 from collections.abc import Callable
@@ -8,14 +9,21 @@ from pathlib import Path
 def rollout(parser: argparse.ArgumentParser) -> None:
     _inventory(parser)
     parser.add_argument(
-        "--batch", default="25%", metavar="N|P%", help="hosts at a time after the first one, or a share (default: 25%%)"
+        "--batch",
+        default="25%",
+        metavar="N|P%",
+        help="hosts at a time after the first one, or a share (default: 25%%)",
     )
     parser.add_argument(
         "--gate-rounds", type=_number(1, 8), default=1, metavar="N",
         help="rounds that each worker of a batch must finish before the next batch (default: 1, at most 8)",
     )  # fmt: skip
     parser.add_argument(
-        "--gate-seconds", type=_number(1), default=1800, metavar="S", help="how long they may take (default: 1800)"
+        "--gate-seconds",
+        type=_number(1),
+        default=1800,
+        metavar="S",
+        help="how long they may take (default: 1800)",
     )
     parser.add_argument(
         "--gate-reward", type=_share, default=0.25, metavar="SHARE",
@@ -33,9 +41,16 @@ def rollout(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="how long one host's deploy may take (default: 3600)",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the hosts that the last rollout left behind")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder of report and logs (default: rollouts/NAME of the inventory)"
+        "--resume",
+        action="store_true",
+        help="go on with the hosts that the last rollout left behind",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder of report and logs (default: rollouts/NAME of the inventory)",
     )
     _break_lock(parser)
 
@@ -44,7 +59,10 @@ def hosts(parser: argparse.ArgumentParser) -> None:
     """Of which hosts of an inventory."""
     _inventory(parser)
     parser.add_argument(
-        "--limit", action="append", metavar="HOST", help="only this host, pattern or group; may be given again"
+        "--limit",
+        action="append",
+        metavar="HOST",
+        help="only this host, pattern or group; may be given again",
     )
 
 
@@ -57,7 +75,10 @@ def changes(parser: argparse.ArgumentParser) -> None:
 def services(parser: argparse.ArgumentParser) -> None:
     changes(parser)
     parser.add_argument(
-        "--unit", default="*", metavar="NAME", help="one service, such as worker@0 or keeper (default: all)"
+        "--unit",
+        default="*",
+        metavar="NAME",
+        help="one service, such as worker@0 or keeper (default: all)",
     )
 
 
@@ -68,9 +89,18 @@ def status(parser: argparse.ArgumentParser) -> None:
 
 def logs(parser: argparse.ArgumentParser) -> None:
     hosts(parser)
-    parser.add_argument("--lines", type=_number(1, 10000), default=50, metavar="N", help="lines a host (default: 50)")
     parser.add_argument(
-        "--unit", default="*", metavar="NAME", help="one service, such as worker@0 or keeper (default: all)"
+        "--lines",
+        type=_number(1, 10000),
+        default=50,
+        metavar="N",
+        help="lines a host (default: 50)",
+    )
+    parser.add_argument(
+        "--unit",
+        default="*",
+        metavar="NAME",
+        help="one service, such as worker@0 or keeper (default: all)",
     )
 
 
@@ -86,7 +116,9 @@ def rotation(parser: argparse.ArgumentParser) -> None:
 
 def uninstall(parser: argparse.ArgumentParser) -> None:
     changes(parser)
-    parser.add_argument("--identities", action="store_true", help="remove keys, ledgers and the chain's state too")
+    parser.add_argument(
+        "--identities", action="store_true", help="remove keys, ledgers and the chain's state too"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -99,13 +131,17 @@ def restore(parser: argparse.ArgumentParser) -> None:
     _inventory(parser)
     _archive(parser)
     parser.add_argument("--to", required=True, metavar="HOST", help="host that gets them")
-    parser.add_argument("--from", dest="source", metavar="HOST", help="host that had them (default: the same)")
+    parser.add_argument(
+        "--from", dest="source", metavar="HOST", help="host that had them (default: the same)"
+    )
     _break_lock(parser)
 
 
 def _break_lock(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--break-lock", action="store_true", help="change hosts even if somebody seems to be changing them"
+        "--break-lock",
+        action="store_true",
+        help="change hosts even if somebody seems to be changing them",
     )
 
 
@@ -114,9 +150,14 @@ def _inventory(parser: argparse.ArgumentParser) -> None:
 
 
 def _archive(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--archive", type=Path, required=True, metavar="FILE", help="the backup, encrypted")
     parser.add_argument(
-        "--passphrase-file", type=Path, metavar="FILE", help="its passphrase (default: asked for at the terminal)"
+        "--archive", type=Path, required=True, metavar="FILE", help="the backup, encrypted"
+    )
+    parser.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="FILE",
+        help="its passphrase (default: asked for at the terminal)",
     )
 
 

@@ -1,6 +1,7 @@
 """Running pyinfra as a program of its own: its CLI patches the process that it runs in.
 
-A rollout runs one such program per host, so that each has a deadline of its own and none waits for another.
+A rollout runs one such program per host, so that each has a deadline of its own and none waits for
+another.
 """
 
 import json
@@ -27,7 +28,8 @@ Outcome = Literal["done", "unreachable", "overdue", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """The end of a run on one host: `reason` is why it is not `done`, or what the host is deployed without.
+    """The end of a run on one host: `reason` is why it is not `done`, or what the host is deployed
+    without.
 
     `num_changes`: operations that changed.
     """
@@ -72,12 +74,14 @@ class Late(WorkerError):
 
 @dataclass
 class Pyinfra:
-    """pyinfra, for one inventory. `prefix`: the command line that its own is appended to (`ip netns exec ...`).
+    """pyinfra, for one inventory. `prefix`: the command line that its own is appended to (`ip netns
+    exec ...`).
 
-    `held`: file descriptors that stay open as long as any of its programs runs, even if this one was killed.
-    `plans`: a folder to which a listing of hosts that are to be deployed writes their plans, so that the deploys that
-    follow take them from there and do not each check the whole inventory again.
-    `breaks_locks`: whether it takes a host's lock (deploys/locks.py) even if somebody has it.
+    `held`: file descriptors that stay open as long as any of its programs runs, even if this one
+    was killed. `plans`: a folder to which a listing of hosts that are to be deployed writes their
+    plans, so that the deploys that follow take them from there and do not each check the whole
+    inventory again. `breaks_locks`: whether it takes a host's lock (deploys/locks.py) even if
+    somebody has it.
     """
 
     inventory: str
@@ -90,51 +94,76 @@ class Pyinfra:
     _is_stopped: bool = field(default=False, init=False, repr=False)
 
     @classmethod
-    def of_operator(cls, inventory: str, prefix: Sequence[str] = (), held: Sequence[int] = ()) -> "Pyinfra":
-        """Return one for an inventory as an operator names it, from any folder. Raises SettingsError: not a file."""
+    def of_operator(
+        cls, inventory: str, prefix: Sequence[str] = (), held: Sequence[int] = ()
+    ) -> "Pyinfra":
+        """Return one for an inventory as an operator names it, from any folder. Raises
+        SettingsError: not a file."""
         return cls(whole_path(inventory), prefix, held)
 
     def hosts(self, *, timeout: float, is_to_be_deployed: bool = False) -> list[dict[str, Any]]:
-        """Every host of the inventory with `name`, `groups` and `data`, in its order. Connects to none.
+        """Every host of the inventory with `name`, `groups` and `data`, in its order. Connects to
+        none.
 
         What a deploy would refuse of their data is printed: what does without one goes on.
 
-        Raises SettingsError with what pyinfra says if there is no such inventory, and if it has no hosts; if it
-        `is_to_be_deployed`, with every mistake of any host too, as a deploy would.
+        Raises SettingsError with what pyinfra says if there is no such inventory, and if it has no
+        hosts; if it `is_to_be_deployed`, with every mistake of any host too, as a deploy would.
         """
         if not (CHECKOUT / "deploy.py").is_file():
-            raise SettingsError(f"{CHECKOUT}: no deploy.py; run it with the `hivewright` of a checkout's .venv")
-        # pyinfra has no use for deploy.py there, but config.py then checks all that it would be run with.
+            raise SettingsError(
+                f"{CHECKOUT}: no deploy.py; run it with the `hivewright` of a checkout's .venv"
+            )
+        # pyinfra has no use for deploy.py there, but config.py then checks all that it would be run
+        # with.
         checked = ["deploy.py"] if is_to_be_deployed else []
         done = self._run(["--json", self.inventory, "debug-inventory", *checked], timeout)
         listed: list[dict[str, Any]] = _parsed(done, timeout)
         for line in done.report.warnings:
             print(line, file=sys.stderr, flush=True)
         if not listed:
-            raise SettingsError(f"{self.inventory}: no hosts; expected lists of hosts, named coordinators and workers")
+            raise SettingsError(
+                f"{self.inventory}: no hosts; expected lists of hosts, named coordinators and"
+                " workers"
+            )
         return listed
 
     def facts(
-        self, *arguments: str, hosts: Sequence[str], timeout: float, data: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        hosts: Sequence[str],
+        timeout: float,
+        data: Mapping[str, str] | None = None,
     ) -> Answers:
-        """Return what hosts answer to each fact (`module.Class key=value ...`). `data`: takes the place of their own.
+        """Return what hosts answer to each fact (`module.Class key=value ...`). `data`: takes the
+        place of their own.
 
         Raises Late if it takes longer than `timeout`.
         """
         limits = [word for host in hosts for word in ("--limit", host)]
-        instead = [word for key, value in (data or {}).items() for word in ("--data", f"{key}={value}")]
+        instead = [
+            word for key, value in (data or {}).items() for word in ("--data", f"{key}={value}")
+        ]
         done = self._run(["--json", *limits, *instead, self.inventory, "fact", *arguments], timeout)
         runs = done.report.hosts
         if done.code and all(host in runs and runs[host].state != "done" for host in hosts):
-            by_fact: dict[str, dict[str, Any]] = {argument: {} for argument in arguments if "=" not in argument}
+            by_fact: dict[str, dict[str, Any]] = {
+                argument: {} for argument in arguments if "=" not in argument
+            }
         else:
             by_fact = _parsed(done, timeout)
-        values = [{host: value for host, value in found.items() if value is not None} for found in by_fact.values()]
+        values = [
+            {host: value for host, value in found.items() if value is not None}
+            for found in by_fact.values()
+        ]
         silent = [host for host in hosts if any(host not in found for found in values)]
-        return Answers(values, {host: runs.get(host, HostRun()).output or "no whole answer" for host in silent})
+        return Answers(
+            values, {host: runs.get(host, HostRun()).output or "no whole answer" for host in silent}
+        )
 
     def deploy(self, host: str, commit: str | None, log: Path, *, timeout: float) -> Ran:
-        """Deploy one host, with that commit whatever its data say; None: as they say. pyinfra's output goes to `log`.
+        """Deploy one host, with that commit whatever its data say; None: as they say. pyinfra's
+        output goes to `log`.
 
         Raises SettingsError if the inventory is refused; no host was touched then.
         """
@@ -142,20 +171,35 @@ class Pyinfra:
         return self._on_host(host, [*pinned, self.inventory, "deploy.py"], log, timeout)
 
     def operation(
-        self, host: str, name: str, log: Path, *arguments: str, timeout: float, stdin: str | None = None
+        self,
+        host: str,
+        name: str,
+        log: Path,
+        *arguments: str,
+        timeout: float,
+        stdin: str | None = None,
     ) -> Ran:
         """Run one operation (`module.name key=value ...`) on one host."""
         return self._on_host(host, [self.inventory, name, *arguments], log, timeout, stdin)
 
     def stop(self) -> None:
-        """End all programs that run, for an operator who has asked for the end; whoever waits for one gets Stopped."""
+        """End all programs that run, for an operator who has asked for the end; whoever waits for
+        one gets Stopped."""
         with self._lock:
             self._is_stopped = True
             for process in self._running:
                 _kill(process)
 
-    def _on_host(self, host: str, arguments: Sequence[str], log: Path, timeout: float, stdin: str | None = None) -> Ran:
-        """Run pyinfra on one host. Its output goes to `log` as it comes, so that an operator can watch it."""
+    def _on_host(
+        self,
+        host: str,
+        arguments: Sequence[str],
+        log: Path,
+        timeout: float,
+        stdin: str | None = None,
+    ) -> Ran:
+        """Run pyinfra on one host. Its output goes to `log` as it comes, so that an operator can
+        watch it."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a+") as stream:
             began = stream.tell()
@@ -172,17 +216,30 @@ class Pyinfra:
             num_changes = int(_parsed(done, timeout)["results"]["totals"]["success"])
             return Ran("done", "; ".join(run.lacking), num_changes)
         if run.state == "unreachable":
-            return Ran("unreachable", ": ".join(part for part in ("can't be reached", run.output) if part))
+            return Ran(
+                "unreachable", ": ".join(part for part in ("can't be reached", run.output) if part)
+            )
         return Ran("failed", done.report.stopped or run.reason or _last_line(done))
 
     def _for_one(self, host: str) -> list[str]:
         """Options of a run that changes one host."""
-        return ["-y", "--json", "--limit", host, *(["--data", "break_lock=true"] if self.breaks_locks else [])]
+        return [
+            "-y",
+            "--json",
+            "--limit",
+            host,
+            *(["--data", "break_lock=true"] if self.breaks_locks else []),
+        ]
 
     def _run(
-        self, arguments: Sequence[str], timeout: float, stdin: str | None = None, stderr: IO[str] | None = None
+        self,
+        arguments: Sequence[str],
+        timeout: float,
+        stdin: str | None = None,
+        stderr: IO[str] | None = None,
     ) -> _Done:
-        """Run pyinfra in a session of its own, so that all that it starts (ssh through a jump host) ends with it."""
+        """Run pyinfra in a session of its own, so that all that it starts (ssh through a jump host)
+        ends with it."""
         with tempfile.TemporaryDirectory(prefix="hivewright-run-") as folder:
             file = Path(folder) / "report.json"
             process = self._start(arguments, stdin is not None, stderr, file)
@@ -229,7 +286,8 @@ class Pyinfra:
 
 
 def heed_signals() -> None:
-    """Have SIGINT and SIGTERM end this process as Ctrl-C does, so that no pyinfra goes on without it.
+    """Have SIGINT and SIGTERM end this process as Ctrl-C does, so that no pyinfra goes on without
+    it.
 
     Also where a shell has started it with &, which would have it ignore Ctrl-C.
     """
@@ -247,13 +305,15 @@ def deploy(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> int
 
 
 def deploy_json(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> dict[str, Any]:
-    """Run the whole deploy; return pyinfra's results: operations with their hosts, totals, failed hosts."""
+    """Run the whole deploy; return pyinfra's results: operations with their hosts, totals, failed
+    hosts."""
     done = Pyinfra(inventory, prefix)._run(["-y", "--json", inventory, "deploy.py"], timeout)
     return dict(_parsed(done, timeout)["results"])
 
 
 def _parsed(done: _Done, timeout: float) -> Any:
-    """Return the JSON that pyinfra has printed. Raises Late, SettingsError, or WorkerError if there is no JSON."""
+    """Return the JSON that pyinfra has printed. Raises Late, SettingsError, or WorkerError if there
+    is no JSON."""
     if done.code is None:
         raise Late(timeout)
     try:

@@ -1,4 +1,5 @@
-"""Facts of many hosts: asked all at once, and each by itself where one has spoilt the answer of the others."""
+"""Facts of many hosts: asked all at once, and each by itself where one has spoilt the answer of the
+others."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,8 @@ from deploys.fleet.pyinfra_process import Answers, Late, Pyinfra, Stopped
 from worker.errors import SettingsError, WorkerError
 
 FACTS = ("deploys.fleet_facts.HostStates", "deploys.fleet_facts.NodeReports")
-# One host that hangs, with its driver say, is given up by pyinfra itself long before the others' answers are.
+# One host that hangs, with its driver say, is given up by pyinfra itself long before the others'
+# answers are.
 FACT_SECONDS = 50
 ASK_SECONDS = 150.0
 NUM_PARALLEL = 16
@@ -17,7 +19,8 @@ NUM_PARALLEL = 16
 
 @dataclass(slots=True)
 class Looked:
-    """HostState and NodeReports, as dicts, by host that gave them. `reasons`: why others did not give both."""
+    """HostState and NodeReports, as dicts, by host that gave them. `reasons`: why others did not
+    give both."""
 
     states: dict[str, Any] = field(default_factory=dict)
     reports: dict[str, Any] = field(default_factory=dict)
@@ -25,20 +28,24 @@ class Looked:
 
 
 def look(pyinfra: Pyinfra, hosts: Sequence[str]) -> Looked:
-    """Ask hosts what they are doing. Raises SettingsError if there is no such inventory, Stopped when it is to end."""
+    """Ask hosts what they are doing. Raises SettingsError if there is no such inventory, Stopped
+    when it is to end."""
     answers = ask(pyinfra, FACTS, hosts, FACT_SECONDS)
     states, reports = answers.values
     return Looked(states, reports, answers.reasons)
 
 
 def ask(pyinfra: Pyinfra, facts: Sequence[str], hosts: Sequence[str], seconds: int) -> Answers:
-    """Ask hosts for facts (`module.Class key=value ...`), each for at most `seconds`. Raises as `look` does."""
+    """Ask hosts for facts (`module.Class key=value ...`), each for at most `seconds`. Raises as
+    `look` does."""
     limit = {"_timeout": str(seconds)}
     none = Answers([{} for argument in facts if "=" not in argument], {})
     if not hosts:
         return none
     try:
-        return pyinfra.facts(*facts, hosts=hosts, timeout=ASK_SECONDS + seconds - FACT_SECONDS, data=limit)
+        return pyinfra.facts(
+            *facts, hosts=hosts, timeout=ASK_SECONDS + seconds - FACT_SECONDS, data=limit
+        )
     except (SettingsError, Stopped):
         raise
     except WorkerError as error:

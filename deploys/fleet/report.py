@@ -1,4 +1,5 @@
-"""The report of a rollout: for machines (report.json, from which `--resume` continues), and for people."""
+"""The report of a rollout: for machines (report.json, from which `--resume` continues), and for
+people."""
 
 import json
 import time
@@ -14,10 +15,13 @@ from worker.errors import SettingsError
 from worker.runtime.cells import add_row, cell
 from worker.runtime.files import write_whole
 
-Fate = Literal["pending", "done", "unreachable", "overdue", "failed", "lost", "rolled-back", "stuck"]
-"""pending: not touched yet. done: deployed, and trains. unreachable: no connection. overdue: not deployed by its
-deadline. failed: its deploy failed, for a reason of its own. lost: deployed, and then gone or ill for a reason of its
-own. rolled-back: is again what it was. stuck: was to go back, and did not."""
+Fate = Literal[
+    "pending", "done", "unreachable", "overdue", "failed", "lost", "rolled-back", "stuck"
+]
+"""pending: not touched yet. done: deployed, and trains. unreachable: no connection. overdue: not
+deployed by its deadline. failed: its deploy failed, for a reason of its own. lost: deployed, and
+then gone or ill for a reason of its own. rolled-back: is again what it was. stuck: was to go back,
+and did not."""
 Result = Literal["running", "done", "incomplete", "rolled-back", "stuck", "interrupted"]
 
 _MIN_WIDTH = 12
@@ -28,8 +32,8 @@ _COLOURS = {"done": "green", "pending": "dim", "rolled-back": "yellow"}
 class HostReport:
     """One host. `commit`: that it is to get. `seconds`: of deploy and gate.
 
-    `before`: the commit before this rollout touched it, None: a bare host. `digest_before`: the digest of all
-    that it was (HostState.deployed), None if its last deploy had not got to the end.
+    `before`: the commit before this rollout touched it, None: a bare host. `digest_before`: the
+    digest of all that it was (HostState.deployed), None if its last deploy had not got to the end.
     """
 
     commit: str
@@ -44,7 +48,8 @@ class HostReport:
 
 @dataclass(slots=True)
 class Report:
-    """A rollout. Times in seconds since 1970. `reason`: why the gate did not let the release through."""
+    """A rollout. Times in seconds since 1970. `reason`: why the gate did not let the release
+    through."""
 
     inventory: str
     hosts: dict[str, HostReport]
@@ -75,18 +80,25 @@ def read(file: Path) -> Report:
             f"{file}: no such file; there is no rollout to resume; start one without --resume"
         ) from None
     except ValidationError as error:
-        raise SettingsError(f"{file}: {error.errors()[0]['msg']}; expected the report of a rollout") from None
+        raise SettingsError(
+            f"{file}: {error.errors()[0]['msg']}; expected the report of a rollout"
+        ) from None
 
 
 def table(report: Report) -> Table:
-    """A line per host that was touched or could not be; hosts that stayed as they were are counted below it."""
+    """A line per host that was touched or could not be; hosts that stayed as they were are counted
+    below it."""
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("host", "batch", "s", "release", "result", "reason"):
         justify: Literal["left", "right"] = "right" if column in ("batch", "s") else "left"
         # Long names of hosts give way too: what became of them, and why, is to be readable.
         gives_way = column in ("host", "reason")
         shown.add_column(
-            column, justify=justify, no_wrap=not gives_way, overflow="fold", min_width=_MIN_WIDTH if gives_way else None
+            column,
+            justify=justify,
+            no_wrap=not gives_way,
+            overflow="fold",
+            min_width=_MIN_WIDTH if gives_way else None,
         )
     for name, host in report.hosts.items():
         if host.fate == "pending":

@@ -1,8 +1,10 @@
-"""A rollout: a release goes to one host, then to a few, and on only while those make progress with it.
+"""A rollout: a release goes to one host, then to a few, and on only while those make progress with
+it.
 
-Every host is deployed by a pyinfra of its own with a deadline of its own, so none delays another. When the gate finds
-that a batch does not train, everything that this rollout touched goes back to what it was. A host with a trouble of its
-own (gone, hanging, full) is left behind, and `--resume` takes up exactly those.
+Every host is deployed by a pyinfra of its own with a deadline of its own, so none delays another.
+When the gate finds that a batch does not train, everything that this rollout touched goes back to
+what it was. A host with a trouble of its own (gone, hanging, full) is left behind, and `--resume`
+takes up exactly those.
 """
 
 import time
@@ -25,7 +27,11 @@ NUM_PARALLEL = 16
 # Deploys of the canary that may fail one after the other, before it is the release that is doubted.
 NUM_CANARIES = 3
 
-_FATES: Mapping[str, Fate] = {"unreachable": "unreachable", "overdue": "overdue", "failed": "failed"}
+_FATES: Mapping[str, Fate] = {
+    "unreachable": "unreachable",
+    "overdue": "overdue",
+    "failed": "failed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +60,9 @@ class Fleet(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits of a rollout. The gate waits at most `gate_seconds` until each worker of a batch shows what is
-    `wanted`, and for a host that does not answer at most `gone_seconds`. What it waits for is reported when that
-    changes, and every `say_every_seconds`."""
+    """Limits of a rollout. The gate waits at most `gate_seconds` until each worker of a batch shows
+    what is `wanted`, and for a host that does not answer at most `gone_seconds`. What it waits for
+    is reported when that changes, and every `say_every_seconds`."""
 
     size: Size
     wanted: health_gate.Wanted
@@ -67,7 +73,8 @@ class Rules:
 
 
 class Rollout:
-    """One rollout, as far as it has come. `save` is called with the report whenever it has changed."""
+    """One rollout, as far as it has come. `save` is called with the report whenever it has
+    changed."""
 
     def __init__(
         self,
@@ -90,7 +97,8 @@ class Rollout:
     def run(self) -> None:
         """Deploy all that is pending, batch by batch, to the end or until the gate closes.
 
-        If it had closed already, when this rollout was interrupted or could not reach all, go on going back.
+        If it had closed already, when this rollout was interrupted or could not reach all, go on
+        going back.
         """
         self.report.result, self.report.finished_at = "running", None
         if self.report.reason:
@@ -106,10 +114,17 @@ class Rollout:
             self._save(self.report)
             self._deploy(batch)
             reason = self._await_gate(batch)
-            if reason is None and batch.kind == "canary" and self.report.hosts[batch.hosts[0]].fate == "failed":
+            if (
+                reason is None
+                and batch.kind == "canary"
+                and self.report.hosts[batch.hosts[0]].fate == "failed"
+            ):
                 num_failed_canaries += 1
                 if num_failed_canaries == NUM_CANARIES:
-                    reason = f"{NUM_CANARIES} hosts in a row could not be deployed: {self._reason_of(batch)}"
+                    reason = (
+                        f"{NUM_CANARIES} hosts in a row could not be deployed:"
+                        f" {self._reason_of(batch)}"
+                    )
             if reason is not None:
                 self._go_back(reason)
                 return
@@ -119,7 +134,11 @@ class Rollout:
     def _next(self) -> Batch | None:
         bare = {name for name, seen in self._before.items() if seen.state["deployed"] is None}
         return next_batch(
-            self.report.those("pending"), self.report.those("done"), self._coordinators, bare, self._rules.size
+            self.report.those("pending"),
+            self.report.those("done"),
+            self._coordinators,
+            bare,
+            self._rules.size,
         )
 
     def _reason_of(self, batch: Batch) -> str:
@@ -142,7 +161,8 @@ class Rollout:
         self._save(self.report)
 
     def _deploy(self, batch: Batch) -> None:
-        """Deploy all hosts of the batch at the same time; their fates are then known, but for those that are up."""
+        """Deploy all hosts of the batch at the same time; their fates are then known, but for those
+        that are up."""
 
         def deploy(name: str) -> None:
             began = time.monotonic()
@@ -160,14 +180,18 @@ class Rollout:
         self._save(self.report)
 
     def _await_gate(self, batch: Batch) -> str | None:
-        """Wait until the hosts of the batch make progress. Return why the release is not let through; None: it is.
+        """Wait until the hosts of the batch make progress. Return why the release is not let
+        through; None: it is.
 
-        Also hosts whose deploy failed half-way are watched: where the new release came to run and ends, it is the
-        release. Where the old one runs on, it was the host, and its fate stays what it is.
+        Also hosts whose deploy failed half-way are watched: where the new release came to run and
+        ends, it is the release. Where the old one runs on, it was the host, and its fate stays what
+        it is.
         """
         began = time.monotonic()
         waiting = [name for name in batch.hosts if self.report.hosts[name].fate == "pending"]
-        failed = [name for name in batch.hosts if self.report.hosts[name].fate in ("failed", "overdue")]
+        failed = [
+            name for name in batch.hosts if self.report.hosts[name].fate in ("failed", "overdue")
+        ]
         now = self._fleet.look(failed) if failed else {}
         waiting += [name for name in failed if name in now and self._is_touched(name, now[name])]
         last_seen = dict.fromkeys(waiting, began)
@@ -181,7 +205,9 @@ class Rollout:
                     silent = now_is - last_seen[name]
                     if is_over or silent > self._rules.gone_seconds:
                         waiting.remove(name)
-                        self._settle(name, "lost", f"can't be reached for {silent:.0f} s, after its deploy")
+                        self._settle(
+                            name, "lost", f"can't be reached for {silent:.0f} s, after its deploy"
+                        )
                     continue
                 verdict = self._judge(name, seen[name])
                 if verdict.health == "bad-release" or (verdict.health == "wait" and is_over):
@@ -223,12 +249,17 @@ class Rollout:
         return before is None or now.state["deployed"] != before
 
     def _go_back(self, reason: str) -> None:
-        """Have all hosts that were touched as they were; those that did nothing stay as they are."""
+        """Have all hosts that were touched as they were; those that did nothing stay as they
+        are."""
         self._say(f"the gate stays closed: {reason}")
         self.report.reason = reason
         self._save(self.report)
         hosts = self.report.hosts
-        touched = [name for name, host in hosts.items() if host.batch is not None and host.fate != "rolled-back"]
+        touched = [
+            name
+            for name, host in hosts.items()
+            if host.batch is not None and host.fate != "rolled-back"
+        ]
         seen = self._fleet.look(touched)
 
         def go_back(name: str) -> None:
@@ -242,7 +273,9 @@ class Rollout:
             else:
                 ran = self._fleet.go_back(name)
                 if ran.outcome == "done":
-                    self._set(name, "rolled-back", f"is again at {str(seen[name].state['previous'])[:12]}")
+                    self._set(
+                        name, "rolled-back", f"is again at {str(seen[name].state['previous'])[:12]}"
+                    )
                 else:
                     self._set(name, "stuck", ran.reason)
 
@@ -268,7 +301,11 @@ class Rollout:
         self._say(f"  {name}: {fate}{f', {reason}' if reason else ''}")
 
     def _finish(self, result: report.Result, reason: str) -> None:
-        self.report.result, self.report.reason, self.report.finished_at = result, reason, time.time()
+        self.report.result, self.report.reason, self.report.finished_at = (
+            result,
+            reason,
+            time.time(),
+        )
         self._save(self.report)
 
 

@@ -1,4 +1,5 @@
-"""`hivewright rollout INVENTORY`: the command around a rollout, and the hosts that pyinfra reaches."""
+"""`hivewright rollout INVENTORY`: the command around a rollout, and the hosts that pyinfra
+reaches."""
 
 import argparse
 import sys
@@ -29,7 +30,8 @@ GO_BACK_SECONDS = 600.0
 
 
 class PyinfraFleet:
-    """The hosts of an inventory, through pyinfra. What pyinfra says of each goes to `folder`/HOST.log."""
+    """The hosts of an inventory, through pyinfra. What pyinfra says of each goes to
+    `folder`/HOST.log."""
 
     def __init__(self, pyinfra: Pyinfra, folder: Path, deadline_seconds: float) -> None:
         self._pyinfra, self._folder, self._deadline_seconds = pyinfra, folder, deadline_seconds
@@ -56,10 +58,15 @@ class PyinfraFleet:
             if said and (note := (host, each["unit"], said)) not in self._noted:
                 self._noted.add(note)
                 with self._log(host).open("a") as stream:
-                    print(f"{each['unit']} ({each['active_state']}) said: {printable(said)}", file=stream)
+                    print(
+                        f"{each['unit']} ({each['active_state']}) said: {printable(said)}",
+                        file=stream,
+                    )
 
     def go_back(self, host: str) -> Ran:
-        return self._pyinfra.operation(host, "deploys.rollback.go_back", self._log(host), timeout=GO_BACK_SECONDS)
+        return self._pyinfra.operation(
+            host, "deploys.rollback.go_back", self._log(host), timeout=GO_BACK_SECONDS
+        )
 
     def stop(self) -> None:
         self._pyinfra.stop()
@@ -88,12 +95,17 @@ def _roll_out(options: argparse.Namespace, pyinfra: Pyinfra) -> None:
     file = folder / "report.json"
     # All that can be refused is refused before anything is left in the folder.
     hosts = pyinfra.hosts(timeout=ASK_SECONDS, is_to_be_deployed=True)
-    so_far = _resumed(file, pyinfra.inventory, hosts) if options.resume else _new(pyinfra.inventory, hosts)
+    so_far = (
+        _resumed(file, pyinfra.inventory, hosts)
+        if options.resume
+        else _new(pyinfra.inventory, hosts)
+    )
     if not so_far.reason:
         wireguard_guard.require_settled(pyinfra, hosts)
     _make_folder(folder)
     with lock_folder(folder, "--output") as lock:
-        # Killed outright, this leaves its pyinfras at work; until they have ended nobody else can begin.
+        # Killed outright, this leaves its pyinfras at work; until they have ended nobody else can
+        # begin.
         pyinfra.held = (lock.fileno(),)
         if options.resume:
             # Who held the lock until now may have come further.
@@ -121,11 +133,14 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"--output {folder}: {error.strerror}; expected a folder for report and logs") from None
+        raise SettingsError(
+            f"--output {folder}: {error.strerror}; expected a folder for report and logs"
+        ) from None
 
 
 def _new(inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
-    """Every host with the commit that its data name now: a branch that moves during the rollout moves nobody."""
+    """Every host with the commit that its data name now: a branch that moves during the rollout
+    moves nobody."""
     commits: dict[tuple[str, str], str] = {}
     reports = {}
     for host in hosts:
@@ -139,19 +154,25 @@ def _new(inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
 
 
 def _resumed(file: Path, inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
-    """The earlier rollout, with what it left behind pending again. Hosts that it brought through stay untouched."""
+    """The earlier rollout, with what it left behind pending again. Hosts that it brought through
+    stay untouched."""
     so_far = report.read(file)
     # Earlier releases noted it as they were given it: in the checkout, that is.
     if CHECKOUT / so_far.inventory != Path(inventory):
-        raise SettingsError(f"{file}: of {so_far.inventory}; expected a rollout of {inventory}; see --output")
+        raise SettingsError(
+            f"{file}: of {so_far.inventory}; expected a rollout of {inventory}; see --output"
+        )
     if so_far.result == "rolled-back":
         raise SettingsError(
-            f"{file}: that release was rolled back ({so_far.reason}); fix it and start again, without --resume"
+            f"{file}: that release was rolled back ({so_far.reason}); fix it and start again,"
+            " without --resume"
         )
     names = {host["name"] for host in hosts}
     so_far.hosts = {name: host for name, host in so_far.hosts.items() if name in names}
     if not so_far.hosts:
-        raise SettingsError(f"{file}: none of its hosts is in {inventory}; start again, without --resume")
+        raise SettingsError(
+            f"{file}: none of its hosts is in {inventory}; start again, without --resume"
+        )
     if so_far.reason:
         return so_far
     left = so_far.those("unreachable", "overdue", "failed", "lost")
@@ -166,7 +187,9 @@ class _bar:  # noqa: N801 - a context manager that reads as a function
     def __init__(self, so_far: Report) -> None:
         console = Console(stderr=True)
         columns = (TextColumn("rollout"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        )
         self._task = self._progress.add_task("rollout", total=len(so_far.hosts))
 
     def __enter__(self) -> tuple[Callable[[Report], None], Callable[[str], None]]:
@@ -189,7 +212,11 @@ def _say_how_to_go_on(so_far: Report, file: Path) -> None:
     """After an interruption."""
     _show(so_far)
     what = "goes on going back" if so_far.reason else "goes on with the hosts that are left"
-    print(f"`hivewright rollout --resume {so_far.inventory}` {what}; report: {file}", file=sys.stderr, flush=True)
+    print(
+        f"`hivewright rollout --resume {so_far.inventory}` {what}; report: {file}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _conclude(done: Report, file: Path) -> None:
@@ -197,15 +224,19 @@ def _conclude(done: Report, file: Path) -> None:
     if done.result in ("rolled-back", "stuck"):
         back = "all that it touched is as it was"
         if done.result == "stuck":
-            back = f"some hosts could not go back; `hivewright rollout --resume {done.inventory}` tries again"
+            back = (
+                f"some hosts could not go back; `hivewright rollout --resume {done.inventory}`"
+                " tries again"
+            )
         raise ReleaseRefused(f"{done.reason}; {back}; logs and report are in {file.parent}")
     if done.result == "incomplete":
         raise WorkerError(
-            f"not all hosts have it; `hivewright rollout --resume {done.inventory}` goes on with those, once they are "
-            f"fixed; logs and report are in {file.parent}"
+            f"not all hosts have it; `hivewright rollout --resume {done.inventory}` goes on with"
+            f" those, once they are fixed; logs and report are in {file.parent}"
         )
     if lacking := [name for name in done.those("done") if done.hosts[name].reason]:
         raise WorkerError(
-            f"all hosts have it, but {len(lacking)} of {len(done.hosts)} lack something ({', '.join(lacking)}; the "
-            f"table says what); fix that and deploy them again; logs and report are in {file.parent}"
+            f"all hosts have it, but {len(lacking)} of {len(done.hosts)} lack something"
+            f" ({', '.join(lacking)}; the table says what); fix that and deploy them again; logs"
+            f" and report are in {file.parent}"
         )

@@ -1,4 +1,5 @@
-"""`hivewright fleet status INVENTORY`: one table of what every host, worker and keeper of the fleet is doing."""
+"""`hivewright fleet status INVENTORY`: one table of what every host, worker and keeper of the fleet
+is doing."""
 
 import argparse
 import json
@@ -30,11 +31,13 @@ ASK_SECONDS = 120.0
 SILENT_SECONDS = 300.0
 # Less than this, in 10^6 bytes, is worth one too: a checkpoint is that big.
 LOW_DISK_MB = 2000
-# In the place of the workers of `slots: auto`, whose number only the host knows; there is at least the first.
+# In the place of the workers of `slots: auto`, whose number only the host knows; there is at least
+# the first.
 AUTO_SLOTS, _FIRST_SLOT = "hivewright-worker@auto.service", "hivewright-worker@0.service"
 # Of a worker's own warnings, those that are in the notes already.
 _JUDGED_HERE = ("rewards",)
-# Rewards on their way to the chain: of the rounds of some minutes. More, and something is in their way.
+# Rewards on their way to the chain: of the rounds of some minutes. More, and something is in their
+# way.
 MAX_OPEN_REWARDS = 10
 COLUMNS = (
     "node", "release", "state", "round", "reward", "peers", "device", "gpu memory", "disk", "tailscale", "on chain",
@@ -46,13 +49,16 @@ EXPENDABLE = ("peer", "on chain", "tailscale", "gpu memory")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table, or with --json all that it is made of. Raises WorkerError if a host or service needs a look."""
+    """Print the table, or with --json all that it is made of. Raises WorkerError if a host or
+    service needs a look."""
     pyinfra = pyinfra_process.Pyinfra.of_operator(options.inventory)
     hosts = commands.chosen_hosts(pyinfra, options.limit)
     with progress.waiting(f"asking {len(hosts)} host{'s' * (len(hosts) > 1)}"):
         found = queries.look(pyinfra, [host["name"] for host in hosts])
     if not (_print_json if options.json else _print)(expected(hosts), found):
-        raise WorkerError("some hosts or services need attention (see above); `hivewright fleet logs` shows more")
+        raise WorkerError(
+            "some hosts or services need attention (see above); `hivewright fleet logs` shows more"
+        )
 
 
 def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
@@ -63,7 +69,8 @@ def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
 
 
 def expected(hosts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The units that the inventory says should run, by host. How many slots `auto` comes to only the host knows."""
+    """The units that the inventory says should run, by host. How many slots `auto` comes to only
+    the host knows."""
     return {host["name"]: [*_of_coordinator(host), *_of_worker(host)] for host in hosts}
 
 
@@ -86,9 +93,14 @@ def _of_worker(host: Mapping[str, Any]) -> list[str]:
 
 def _print(units: Mapping[str, Sequence[str]], found: queries.Looked) -> bool:
     console = Console()
-    table, notes, is_well = status_table(units, found.states, found.reports, time.time(), console.width)
+    table, notes, is_well = status_table(
+        units, found.states, found.reports, time.time(), console.width
+    )
     console.print(table)
-    for note in [*notes, *(f"{name}: {printable(reason)}" for name, reason in found.reasons.items())]:
+    for note in [
+        *notes,
+        *(f"{name}: {printable(reason)}" for name, reason in found.reasons.items()),
+    ]:
         say(console, note)
     sys.stdout.flush()
     return is_well
@@ -117,10 +129,11 @@ def status_table(
     now: float,
     width: int,
 ) -> tuple[Table, list[str], bool]:
-    """The table, as wide as there is room, lines to go below it, and whether there is nothing to worry about.
+    """The table, as wide as there is room, lines to go below it, and whether there is nothing to
+    worry about.
 
-    `units`: those that should run, by host. `states`, `reports`: HostState and NodeReports by host, without the hosts
-    that could not be reached. `now`: seconds since 1970.
+    `units`: those that should run, by host. `states`, `reports`: HostState and NodeReports by host,
+    without the hosts that could not be reached. `now`: seconds since 1970.
     """
     rows: list[Row] = []
     notes: list[str] = []
@@ -167,16 +180,28 @@ class _Row:
     notes: tuple[str, ...] = ()
 
 
-def _row(report: Mapping[str, Any] | None, unit: str, state: Mapping[str, Any], now: float, is_expected: bool) -> _Row:
+def _row(
+    report: Mapping[str, Any] | None,
+    unit: str,
+    state: Mapping[str, Any],
+    now: float,
+    is_expected: bool,
+) -> _Row:
     if report is None:
-        return _Row({"state": cell("missing", "red")}, False, (f"{unit} is not there; deploy the host",))
+        return _Row(
+            {"state": cell("missing", "red")}, False, (f"{unit} is not there; deploy the host",)
+        )
     cells, is_well, notes = _service_cells(report, state, now)
     status = report["status"] or {}
     error = report.get("problem") or status.get("last_error")
     said = report.get("last_words")
     notes += [str(error)] if error else []
     # Who was stopped on purpose had nothing to say.
-    if said and said != error and (report["active_state"] != "inactive" or report.get("exit_status")):
+    if (
+        said
+        and said != error
+        and (report["active_state"] != "inactive" or report.get("exit_status"))
+    ):
         notes.append(f"before its last end it said: {said}")
     if not is_expected:
         notes.append("the inventory does not name it; the next deploy stops it")
@@ -217,20 +242,31 @@ def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
     """Yield what is wrong with a host as a whole; each of these needs attention."""
     notes = []
     if state["commit"] is not None and state["deployed"] is None:
-        notes.append(f"{host}: its last deploy did not get to the end; deploy it again, or `hivewright fleet rollback`")
+        notes.append(
+            f"{host}: its last deploy did not get to the end; deploy it again, or `hivewright fleet"
+            " rollback`"
+        )
     if state["disk_free_mb"] is not None and state["disk_free_mb"] < LOW_DISK_MB:
         notes.append(f"{host}: disk: {state['disk_free_mb']} of {state['disk_total_mb']} MB free")
     if state["tailscale"] == tailnet.NO_STATE:
         server = printable(state.get("tailscale_server") or "its URL is not known")
-        notes.append(f"{host}: tailscale: its control server does not answer ({server}); a login would not help")
+        notes.append(
+            f"{host}: tailscale: its control server does not answer ({server}); a login would not"
+            " help"
+        )
     elif state["tailscale"] not in (None, tailnet.RUNNING):
-        notes.append(f"{host}: tailscale is {state['tailscale']}; log it in again: deploy, or `tailscale up` there")
+        notes.append(
+            f"{host}: tailscale is {state['tailscale']}; log it in again: deploy, or `tailscale up`"
+            " there"
+        )
     if state.get("problem"):
         notes.append(f"{host}: {printable(state['problem'])}; `hivewright doctor` there says more")
     return notes
 
 
-def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: float) -> tuple[Row, bool, list[str]]:
+def _service_cells(
+    report: Mapping[str, Any], state: Mapping[str, Any], now: float
+) -> tuple[Row, bool, list[str]]:
     """Return the line of one service, whether it is well, and notes on it."""
     if report["active_state"] != "active":
         return {"state": cell(f"{report['active_state']}", "red")}, False, []
@@ -245,7 +281,11 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
         return _keeper_cells(status)
     silent_seconds = now - status["updated_at"]
     is_silent = silent_seconds > SILENT_SECONDS
-    shown = cell(f"silent {silent_seconds / 60:.0f} min", "red") if is_silent else _coloured(str(status["state"]))
+    shown = (
+        cell(f"silent {silent_seconds / 60:.0f} min", "red")
+        if is_silent
+        else _coloured(str(status["state"]))
+    )
     cells = {
         "state": shown,
         "round": _number(status["round"]),
@@ -257,7 +297,11 @@ def _service_cells(report: Mapping[str, Any], state: Mapping[str, Any], now: flo
     }
     credit = _missing_credit(status)
     findings = [found for found in status.get("warnings", ()) if found["check"] not in _JUDGED_HERE]
-    is_well = not is_silent and not credit and not any(found["severity"] == "severe" for found in findings)
+    is_well = (
+        not is_silent
+        and not credit
+        and not any(found["severity"] == "severe" for found in findings)
+    )
     notes = [*credit, *(f"{found['check']}: {found['text']}" for found in findings)]
     return cells | _gpu_cells(state["gpus"], status.get("pid")), is_well, notes
 
@@ -266,41 +310,61 @@ def _keeper_cells(status: Mapping[str, Any]) -> tuple[Row, bool, list[str]]:
     heard = f"{status['reporters']}/{status['expected']}"
     is_well = status["state"] != "chain-unreachable"
     said = status["state"]
-    cells = {"state": said if is_well else cell(f"{said}", "red"), "round": _number(status["round"]), "peers": heard}
-    return cells, is_well, [] if is_well else ["it has no answer from the chain: no round ends, nobody is credited"]
+    cells = {
+        "state": said if is_well else cell(f"{said}", "red"),
+        "round": _number(status["round"]),
+        "peers": heard,
+    }
+    return (
+        cells,
+        is_well,
+        [] if is_well else ["it has no answer from the chain: no round ends, nobody is credited"],
+    )
 
 
 def _missing_credit(status: Mapping[str, Any]) -> list[str]:
-    """Return why a worker's rewards do not come to the chain; empty: they do, or it has no chain."""
+    """Return why a worker's rewards do not come to the chain; empty: they do, or it has no
+    chain."""
     ledger = status["ledger"]
     settled = sum(ledger.get(name, 0) for name in ("confirmed", "rejected", "held-back"))
     num_open = ledger.get("earned", 0) - settled
     notes = []
     if num_open > MAX_OPEN_REWARDS:
-        notes.append(f"not credited: {num_open} rewards wait for the chain, {ledger.get('confirmed', 0)} are confirmed")
+        notes.append(
+            f"not credited: {num_open} rewards wait for the chain, {ledger.get('confirmed', 0)} are"
+            " confirmed"
+        )
     elif num_open and status.get("chain") == "unreachable":
         notes.append(f"not credited: {num_open} rewards wait, the chain can't be reached")
     elif ledger.get("rejected", 0) > ledger.get("confirmed", 0):
-        notes.append(f"not credited: the chain rejected {ledger['rejected']} rewards of {ledger.get('earned', 0)}")
+        notes.append(
+            f"not credited: the chain rejected {ledger['rejected']} rewards of"
+            f" {ledger.get('earned', 0)}"
+        )
     if notes and status.get("ledger_error"):
         notes[0] += f": {status['ledger_error']}"
     return notes
 
 
 def _gpu_cells(gpus: Sequence[Mapping[str, Any]], pid: int | None) -> dict[str, str]:
-    """Return number, use and memory of the GPU on which the worker's own process computes; empty without one."""
+    """Return number, use and memory of the GPU on which the worker's own process computes; empty
+    without one."""
     for gpu in gpus:
         if pid in gpu["pids"]:
             used, total = gpu["memory_used"], gpu["memory_total"]
             # Who shares the machine's memory (GB10) has no figure of its own.
-            memory = "" if used is None or total is None else f"{used / 1024:.1f}/{total / 1024:.0f} GiB"
+            memory = (
+                "" if used is None or total is None else f"{used / 1024:.1f}/{total / 1024:.0f} GiB"
+            )
             use = "" if gpu["use"] is None else f": {gpu['use']}%"
             return {"device": f"{gpu['index']}{use}", "gpu memory": memory}
     return {}
 
 
 def _coloured(state: str) -> Text:
-    colour = {"connected": "green", "training-alone": "yellow", "catching-up": "yellow"}.get(state, "default")
+    colour = {"connected": "green", "training-alone": "yellow", "catching-up": "yellow"}.get(
+        state, "default"
+    )
     return cell(state, colour)
 
 

@@ -1,4 +1,5 @@
-"""`hivewright fleet fetch-token` and `rotate-token`: the fleet's enrolment token, on this side and on its hosts."""
+"""`hivewright fleet fetch-token` and `rotate-token`: the fleet's enrolment token, on this side and
+on its hosts."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -27,39 +28,58 @@ def fetch(options: argparse.Namespace) -> None:
     fact = ["deploys.fleet_facts.SealedToken", f"key={KEY_PREFIX}{bytes(key.public_key).hex()}"]
     answers = queries.ask(pyinfra, fact, names, queries.FACT_SECONDS)
     (found,) = answers.values
-    tokens = {name: _one_word(name, commands.opened(name, found[name], key)) for name in names if found.get(name)}
+    tokens = {
+        name: _one_word(name, commands.opened(name, found[name], key))
+        for name in names
+        if found.get(name)
+    }
     if not tokens:
         silent = f"; no answer from {', '.join(answers.reasons)}" if answers.reasons else ""
-        raise WorkerError(f"none of {', '.join(names)} has an enrolment token{silent}; nothing was written")
+        raise WorkerError(
+            f"none of {', '.join(names)} has an enrolment token{silent}; nothing was written"
+        )
     source = next(iter(tokens))
     others = [name for name, token in tokens.items() if token != tokens[source]]
     if operator.enrolment_token(file.parent) == tokens[source]:
         print(f"{file}: is the token of {source} already")
     else:
         aside = operator.keep_token(file.parent, tokens[source])
-        print(f"{file}: the enrolment token of {source}{f'; the one before is in {aside}' if aside else ''}")
+        print(
+            f"{file}: the enrolment token of"
+            f" {source}{f'; the one before is in {aside}' if aside else ''}"
+        )
     if others:
         raise WorkerError(
-            f"{', '.join(others)}: another enrolment token than {source}; `hivewright fleet rotate-token "
-            f"{pyinfra.inventory}` gives all hosts the same new one"
+            f"{', '.join(others)}: another enrolment token than {source}; `hivewright fleet"
+            f" rotate-token {pyinfra.inventory}` gives all hosts the same new one"
         )
 
 
 def rotate(options: argparse.Namespace) -> None:
-    """Make a new token and bring it to all hosts, the coordinator first. Only the account service restarts."""
+    """Make a new token and bring it to all hosts, the coordinator first. Only the account service
+    restarts."""
     pyinfra = Pyinfra.of_operator(options.inventory)
     pyinfra.breaks_locks = options.break_lock
     hosts = pyinfra.hosts(timeout=commands.ASK_SECONDS)
     folder = _folder(hosts)
     hubs = [host["name"] for host in hosts if COORDINATORS in host["groups"]]
     if not hubs:
-        raise SettingsError(f"{pyinfra.inventory}: no coordinator; the token of another swarm is not ours to replace")
+        raise SettingsError(
+            f"{pyinfra.inventory}: no coordinator; the token of another swarm is not ours to"
+            " replace"
+        )
     token = operator.rotate_token(folder)
-    print(f"{folder / operator.TOKEN_FILE}: a new enrolment token; nodes that are enrolled keep theirs", flush=True)
+    print(
+        f"{folder / operator.TOKEN_FILE}: a new enrolment token; nodes that are enrolled keep"
+        " theirs",
+        flush=True,
+    )
     others = [host["name"] for host in hosts if host["name"] not in hubs]
     try:
         for names in (hubs, others):
-            commands.run_on_all(pyinfra, names, "deploys.node_identity.replace_token", stdin=f"{token}\n")
+            commands.run_on_all(
+                pyinfra, names, "deploys.node_identity.replace_token", stdin=f"{token}\n"
+            )
     except WorkerError as error:
         raise WorkerError(f"{error}; a deploy gives these hosts the new token") from None
 

@@ -1,4 +1,5 @@
-"""A rollout goes from host to host, and leaves the WireGuard mesh as it is: what changes there must reach all hosts."""
+"""A rollout goes from host to host, and leaves the WireGuard mesh as it is: what changes there must
+reach all hosts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,9 +14,11 @@ FACTS = ("deploys.fleet_facts.MeshParts", "deploys.fleet_facts.HostStates")
 
 
 def require_settled(pyinfra: Pyinfra, hosts: Sequence[Mapping[str, Any]]) -> None:
-    """Raise SettingsError if a deploy would connect any host otherwise than it is. `hosts`: checked, all of them.
+    """Raise SettingsError if a deploy would connect any host otherwise than it is. `hosts`:
+    checked, all of them.
 
-    Public keys that hosts have and this side did not know are remembered. A host that does not answer is as it was.
+    Public keys that hosts have and this side did not know are remembered. A host that does not
+    answer is as it was.
     """
     data = {host["name"]: host["data"] for host in hosts}
     deployments = {name: _wireguard(own) for name, own in data.items()}
@@ -23,7 +26,9 @@ def require_settled(pyinfra: Pyinfra, hosts: Sequence[Mapping[str, Any]]) -> Non
     if not members:
         return
     parts, states = queries.ask(pyinfra, FACTS, list(members), queries.FACT_SECONDS).values
-    folder = CHECKOUT / next(iter(data.values())).get("secrets_dir", Deployment.model_fields["secrets_dir"].default)
+    folder = CHECKOUT / next(iter(data.values())).get(
+        "secrets_dir", Deployment.model_fields["secrets_dir"].default
+    )
     found = {name: part["public_key"] for name, part in parts.items() if part["public_key"]}
     keys = operator.remember_public_keys(folder, found)
     others = list(_unsettled(members, parts, keys))
@@ -31,9 +36,10 @@ def require_settled(pyinfra: Pyinfra, hosts: Sequence[Mapping[str, Any]]) -> Non
         commits = {state["commit"] for state in states.values() if state["commit"]}
         pinned = f"--data release_ref={commits.pop()} " if len(commits) == 1 else ""
         raise SettingsError(
-            f"WireGuard: {', '.join(others)}: connected otherwise than the inventory says, which a rollout does not "
-            f"change: it goes from host to host, and this must reach all; deploy them first, with the release that "
-            f"they have: .venv/bin/pyinfra -y {pinned}{pyinfra.inventory} deploy.py"
+            f"WireGuard: {', '.join(others)}: connected otherwise than the inventory says, which a"
+            " rollout does not change: it goes from host to host, and this must reach all; deploy"
+            " them first, with the release that they have: .venv/bin/pyinfra -y"
+            f" {pinned}{pyinfra.inventory} deploy.py"
         )
 
 
@@ -42,7 +48,9 @@ def _wireguard(data: Mapping[str, Any]) -> Deployment:
 
 
 def _unsettled(
-    members: Mapping[str, mesh.Member], parts: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str]
+    members: Mapping[str, mesh.Member],
+    parts: Mapping[str, Mapping[str, Any]],
+    keys: Mapping[str, str],
 ) -> Iterator[str]:
     for name, part in parts.items():
         text = mesh.configuration(members[name], members.values(), {**part["peers"], **keys})

@@ -37,8 +37,12 @@ def is_reachable(host: object) -> bool:
 
 
 def bootnode_announce(data: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The bootnode's address for others: where they reach the account service too, unless the inventory names one."""
-    host, port = data.get("account_host", "localhost"), data.get("bootnode_port", settings.Bootnode().port)
+    """The bootnode's address for others: where they reach the account service too, unless the
+    inventory names one."""
+    host, port = (
+        data.get("account_host", "localhost"),
+        data.get("bootnode_port", settings.Bootnode().port),
+    )
     if "bootnode_announce" in data or not port or not is_reachable(host):
         return {}
     kind = "dns"

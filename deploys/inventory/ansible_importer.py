@@ -1,7 +1,8 @@
 """Hosts and variables of an Ansible inventory: the static forms, INI and YAML. Nothing is executed.
 
-Left out on purpose: inventory plugins and scripts, templates ({{ }}), vault. `ansible-inventory --list --yaml` resolves
-all of these into a file that can be read here. What is encrypted or a template is refused by name.
+Left out on purpose: inventory plugins and scripts, templates ({{ }}), vault. `ansible-inventory
+--list --yaml` resolves all of these into a file that can be read here. What is encrypted or a
+template is refused by name.
 """
 
 import ast
@@ -47,32 +48,44 @@ class _Group:
 
 
 def read(text: str, file: str) -> dict[str, Host]:
-    """The hosts of an inventory, by name. Raises SettingsError, a line for each thing that is wrong with it."""
+    """The hosts of an inventory, by name. Raises SettingsError, a line for each thing that is wrong
+    with it."""
     mistakes: list[str] = []
     groups = (_read_yaml if _is_yaml(text, file) else _read_ini)(text, file, mistakes)
     for name, group in groups.items():
         mistakes += [
-            f"{file}: group {name}: children: no group {child!r}" for child in group.children if child not in groups
+            f"{file}: group {name}: children: no group {child!r}"
+            for child in group.children
+            if child not in groups
         ]
     found: dict[str, Host] = {}
     if not mistakes:
         reached: set[str] = set()
         _gather("all", groups, (), {}, found, reached)
-        mistakes += [f"{file}: group {name}: is in itself" for name in groups if name not in reached]
+        mistakes += [
+            f"{file}: group {name}: is in itself" for name in groups if name not in reached
+        ]
         for group in groups.values():
             for host_name, variables in group.hosts.items():
                 found.setdefault(host_name, Host()).variables.update(variables)
-        mistakes += [f"{file}: {name}: {message}" for name in found for message in _unreadable(found[name].variables)]
+        mistakes += [
+            f"{file}: {name}: {message}"
+            for name in found
+            for message in _unreadable(found[name].variables)
+        ]
     if mistakes:
         raise SettingsError("\n".join(mistakes))
     return found
 
 
 def _is_yaml(text: str, file: str) -> bool:
-    """As Ansible tells them apart: by the file's name; without one that says it, by the first line."""
+    """As Ansible tells them apart: by the file's name; without one that says it, by the first
+    line."""
     if file.endswith((".yml", ".yaml", ".json")):
         return True
-    lines = [line.strip() for line in text.splitlines() if line.strip() and line.strip()[0] not in "#;"]
+    lines = [
+        line.strip() for line in text.splitlines() if line.strip() and line.strip()[0] not in "#;"
+    ]
     return bool(lines) and (lines[0] == "---" or lines[0].endswith(":") or lines[0][0] == "{")
 
 
@@ -85,7 +98,8 @@ def _gather(
     name: str, groups: Mapping[str, _Group], above: tuple[str, ...], variables: Mapping[str, Any],
     found: dict[str, Host], reached: set[str],
 ) -> None:  # fmt: skip
-    """Give the hosts of a group, and of the groups in it, its variables: what is nearer to a host comes later."""
+    """Give the hosts of a group, and of the groups in it, its variables: what is nearer to a host
+    comes later."""
     reached.add(name)
     group = groups[name]
     variables = {**variables, **group.variables}
@@ -109,10 +123,15 @@ def _read_ini(text: str, file: str, mistakes: list[str]) -> dict[str, _Group]:
             name, kind = header[1], header[2] or ""
             groups.setdefault(name, _Group())
             if kind not in ("", "vars", "children"):
-                mistakes.append(f"{file} line {number}: [{name}:{kind}]; expected [{name}], :vars or :children")
+                mistakes.append(
+                    f"{file} line {number}: [{name}:{kind}]; expected [{name}], :vars or :children"
+                )
             continue
         if re.match(r"\[(?!\w+:\w+)", line):
-            mistakes.append(f"{file} line {number}: got {line!r}; expected [GROUP], [GROUP:vars] or [GROUP:children]")
+            mistakes.append(
+                f"{file} line {number}: got {line!r}; expected [GROUP], [GROUP:vars] or"
+                " [GROUP:children]"
+            )
             continue
         group = groups.setdefault(name, _Group())
         if kind == "children":
@@ -127,7 +146,10 @@ def _read_ini(text: str, file: str, mistakes: list[str]) -> dict[str, _Group]:
         if bad := [pair for pair in pairs if "=" not in pair]:
             mistakes.append(f"{file} line {number}: got {bad[0]!r}; expected KEY=VALUE")
             continue
-        variables = {key.strip(): _literal(value.strip()) for key, value in (pair.split("=", 1) for pair in pairs)}
+        variables = {
+            key.strip(): _literal(value.strip())
+            for key, value in (pair.split("=", 1) for pair in pairs)
+        }
         if kind == "vars":
             group.variables.update(variables)
         else:
@@ -143,7 +165,9 @@ def _read_yaml(text: str, file: str, mistakes: list[str]) -> dict[str, _Group]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        mistakes.append(f"{file}{where}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}")
+        mistakes.append(
+            f"{file}{where}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}"
+        )
         return {}
     groups: dict[str, _Group] = {"all": _Group()}
 
@@ -156,7 +180,9 @@ def _read_yaml(text: str, file: str, mistakes: list[str]) -> dict[str, _Group]:
     return groups
 
 
-def _read_group(name: str, body: Any, groups: dict[str, _Group], file: str, mistakes: list[str]) -> None:
+def _read_group(
+    name: str, body: Any, groups: dict[str, _Group], file: str, mistakes: list[str]
+) -> None:
     """Add a group of a YAML inventory, and those inside it, to `groups`."""
     group = groups.setdefault(name, _Group())
     if body is None:
@@ -198,7 +224,8 @@ def _adopt_by_all(groups: dict[str, _Group]) -> None:
 
 
 def _literal(text: str) -> Any:
-    """In INI files values are Python literals where they can be, as Ansible reads them; yes and no are left to YAML."""
+    """In INI files values are Python literals where they can be, as Ansible reads them; yes and no
+    are left to YAML."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -230,18 +257,24 @@ def _is_decimal(found: re.Match[str]) -> bool:
 def _range(found: re.Match[str]) -> range:
     first, last, step = found[1], found[2], int(found[3] or 1) or 1
     return (
-        range(int(first), int(last) + 1, step) if _is_decimal(found) else range(ord(first[0]), ord(last[0]) + 1, step)
+        range(int(first), int(last) + 1, step)
+        if _is_decimal(found)
+        else range(ord(first[0]), ord(last[0]) + 1, step)
     )
 
 
 def _unreadable(variables: Mapping[str, Any]) -> Iterator[str]:
     for key, value in variables.items():
         if isinstance(value, str) and ("{{" in value or value.startswith("$ANSIBLE_VAULT")):
-            yield f"{key}: a template, or encrypted; expected a plain value (`ansible-inventory --list --yaml`)"
+            yield (
+                f"{key}: a template, or encrypted; expected a plain value (`ansible-inventory"
+                " --list --yaml`)"
+            )
         if "password" in key or key.endswith("_pass"):
             yield (
-                f"{key}: a password has no place in an inventory; expected ssh keys, and sudo without a password, or "
-                "with one in a file on this side that _sudo_password_file names"
+                f"{key}: a password has no place in an inventory; expected ssh keys, and sudo"
+                " without a password, or with one in a file on this side that _sudo_password_file"
+                " names"
             )
 
 

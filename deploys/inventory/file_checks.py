@@ -1,4 +1,5 @@
-"""An inventory as its file has it: where that is, and what it says that pyinfra would pass over or fail at.
+"""An inventory as its file has it: where that is, and what it says that pyinfra would pass over or
+fail at.
 
 Knows nothing of pyinfra: to import its command line changes the whole process.
 """
@@ -15,7 +16,8 @@ from worker.errors import SettingsError
 
 GROUPS = ("coordinators", "workers")
 EXPECTED = "expected an inventory file, a copy of inventory/example.py"
-# The beginning of a line about the inventory that stops nothing, and of one about a mistake that would stop a deploy.
+# The beginning of a line about the inventory that stops nothing, and of one about a mistake that
+# would stop a deploy.
 WARNING = "warning: "
 WOULD_REFUSE = f"{WARNING}a deploy would refuse "
 
@@ -31,15 +33,21 @@ def whole_path(name: str) -> str:
     if file.exists():
         raise SettingsError(f"{name}: is not a file; {EXPECTED}")
     close = difflib.get_close_matches(name, map(str, file.parent.glob("*.py")), n=1)
-    raise SettingsError(f"{name}: no such file; {f'did you mean {close[0]}?' if close else EXPECTED}")
+    raise SettingsError(
+        f"{name}: no such file; {f'did you mean {close[0]}?' if close else EXPECTED}"
+    )
 
 
 def forgotten(names: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what an inventory's module defines that pyinfra would ignore, or merge, without a word."""
+    """Yield what an inventory's module defines that pyinfra would ignore, or merge, without a
+    word."""
     keys = {*Deployment.model_fields, *settings.flat_keys()}
     for name in names:
         if name in keys:
-            yield f"{name}: is not in the data of any host and has no effect; put it into the data of a host, or of all"
+            yield (
+                f"{name}: is not in the data of any host and has no effect; put it into the data of"
+                " a host, or of all"
+            )
     groups = {name: value for name, value in names.items() if _is_group(name, value)}
     if wrong := [line for name, value in groups.items() for line in _misshapen(name, value)]:
         yield from wrong
@@ -65,7 +73,8 @@ def _left_out(groups: Mapping[str, Any], everybody: Collection[str]) -> Iterator
 
 
 def _is_group(name: str, value: Any) -> bool:
-    """Return whether a name is a known one, or a group to pyinfra, which is any list of hosts and any tuple."""
+    """Return whether a name is a known one, or a group to pyinfra, which is any list of hosts and
+    any tuple."""
     if name in ("all", *GROUPS):
         return True
     is_list = isinstance(value, list) and all(isinstance(item, str | tuple) for item in value)
@@ -77,14 +86,17 @@ def _misshapen(name: str, group: Any) -> Iterator[str]:
     is_pair = isinstance(group, tuple) and len(group) == 2
     hosts, data = group if is_pair else (group, {})
     if not isinstance(hosts, list) or not isinstance(data, dict):
-        yield f"{name}: got {_kind(group)}; expected a list of hosts, or a tuple of one and of a dict of keys"
+        yield (
+            f"{name}: got {_kind(group)}; expected a list of hosts, or a tuple of one and of a dict"
+            " of keys"
+        )
         return
     for number, host in enumerate(hosts):
         host_name, own = host if isinstance(host, tuple) and len(host) == 2 else (host, {})
         if not isinstance(host_name, str) or not host_name.strip() or not isinstance(own, dict):
             yield (
-                f"{name}: host {number}: got {_kind(host)}; expected a name, or a tuple of one and of a dict of keys, "
-                "('gpu-1', {'slots': 1})"
+                f"{name}: host {number}: got {_kind(host)}; expected a name, or a tuple of one and"
+                " of a dict of keys, ('gpu-1', {'slots': 1})"
             )
 
 
@@ -107,7 +119,8 @@ def _contradictions(groups: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Return whether two values are the same: a nan is unequal to itself, and is refused elsewhere."""
+    """Return whether two values are the same: a nan is unequal to itself, and is refused
+    elsewhere."""
     return one is other or one == other or repr(one) == repr(other)
 
 
@@ -116,4 +129,8 @@ def _kind(value: Any) -> str:
     if isinstance(value, tuple):
         first = [repr(value[0]) if isinstance(value[0], str) else _kind(value[0])] if value else []
         return f"({', '.join([*first, *map(_kind, value[1:])])})"
-    return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
+    return (
+        repr(value)
+        if value is None or isinstance(value, int | float)
+        else f"a {type(value).__name__}"
+    )

@@ -1,7 +1,8 @@
-"""`hivewright inventory tailscale|csv|ansible FILE`: an inventory for pyinfra from a list that exists already.
+"""`hivewright inventory tailscale|csv|ansible FILE`: an inventory for pyinfra from a list that
+exists already.
 
-What comes out is Python to read, change and keep, in the form of inventory/example.py. All that is wrong with the list
-is reported at once, and then nothing comes out.
+What comes out is Python to read, change and keep, in the form of inventory/example.py. All that is
+wrong with the list is reported at once, and then nothing comes out.
 """
 
 import argparse
@@ -30,9 +31,12 @@ ACCESS = {
     "ssh_strict_host_key_checking": str, "_sudo": bool, "_sudo_password_file": str,
 }  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# A list does not say which swarm it is that its workers join; that they have to join one is not a mistake of the list.
+# A list does not say which swarm it is that its workers join; that they have to join one is not a
+# mistake of the list.
 _SOME_BOOTNODE = "/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
-HEADER = '"""Made by `hivewright inventory {form} {file}`; inventory/example.py explains every key."""\n'
+HEADER = (
+    '"""Made by `hivewright inventory {form} {file}`; inventory/example.py explains every key."""\n'
+)
 
 
 @dataclass
@@ -46,22 +50,30 @@ class Listed:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the inventory. Raises SettingsError, a line for each thing that is wrong with the list."""
+    """Print the inventory. Raises SettingsError, a line for each thing that is wrong with the
+    list."""
     print(inventory_text(options.form, options.file), end="")
 
 
 def inventory_text(form: str, file: Path) -> str:
-    """The inventory that FILE makes. Raises SettingsError, a line for each thing that is wrong with it."""
+    """The inventory that FILE makes. Raises SettingsError, a line for each thing that is wrong with
+    it."""
     source = "standard input" if str(file) == "-" else str(file)
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")  # Excel's
+        text = (
+            sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+        )  # Excel's
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise SettingsError(f"{source}: can't be read: {reason}; expected {FORMS[form].expected}") from None
+        raise SettingsError(
+            f"{source}: can't be read: {reason}; expected {FORMS[form].expected}"
+        ) from None
     try:
         listed = FORMS[form].read(text, source)
     except RecursionError:
-        raise SettingsError(f"{source}: is nested too deep; expected {FORMS[form].expected}") from None
+        raise SettingsError(
+            f"{source}: is nested too deep; expected {FORMS[form].expected}"
+        ) from None
     if not listed:
         raise SettingsError(f"{source}: no hosts; expected {FORMS[form].expected}")
     _check(listed)
@@ -75,15 +87,25 @@ def _check(listed: Iterable[Listed]) -> None:
     first: dict[str, Listed] = {}
     for one in listed:
         if one.name in first:
-            lines.append(f"{one.source}: {one.name}: is in {first[one.name].source} too; expected a host once")
+            lines.append(
+                f"{one.source}: {one.name}: is in {first[one.name].source} too; expected a host"
+                " once"
+            )
         first.setdefault(one.name, one)
         if not _NAME.fullmatch(one.name):
             lines.append(
-                f"{one.source}: name: got {one.name!r}; expected letters, digits, dots, hyphens or underscores"
+                f"{one.source}: name: got {one.name!r}; expected letters, digits, dots, hyphens or"
+                " underscores"
             )
         lines += _wrong_access(one)
-    joins = {} if any(one.group == COORDINATORS for one in listed) else {"swarm_bootnodes": [_SOME_BOOTNODE]}
-    entries = [HostEntry(one.name, (one.group,), joins | one.data, ACCESS) for one in first.values()]
+    joins = (
+        {}
+        if any(one.group == COORDINATORS for one in listed)
+        else {"swarm_bootnodes": [_SOME_BOOTNODE]}
+    )
+    entries = [
+        HostEntry(one.name, (one.group,), joins | one.data, ACCESS) for one in first.values()
+    ]
     try:
         validation.check(entries)
     except SettingsError as error:
@@ -118,26 +140,33 @@ def _write(listed: Iterable[Listed], form: str, file: Path) -> str:
     if not any(one.group == COORDINATORS for one in listed):
         names = [one.name for one in listed]
         parts.append(
-            "# The swarm that they join: name its account service, or put a host into `coordinators`.\n"
+            "# The swarm that they join: name its account service, or put a host into"
+            " `coordinators`.\n"
             f'all = ({names!r}, {{\n    # "chain_account_url": "http://192.0.2.99:3000",\n}})\n'
         )
     return "\n".join(parts)
 
 
 def read_tailscale(text: str, file: str) -> list[Listed]:
-    """The Linux machines of `tailscale status --json`, by their names in the tailnet. With tags: those of one of them
-    that begins with tag:hivewright, if there is any; tag:hivewright-coordinator makes a coordinator. Without such a
-    tag the machine on which the list was made is the operator's own, and left out."""
+    """The Linux machines of `tailscale status --json`, by their names in the tailnet. With tags:
+    those of one of them that begins with tag:hivewright, if there is any;
+    tag:hivewright-coordinator makes a coordinator. Without such a tag the machine on which the list
+    was made is the operator's own, and left out."""
     try:
         status = json.loads(text)
         own = status["Self"]
         nodes = [own, *(status.get("Peer") or {}).values()]
         machines = [node for node in nodes if node["OS"] == "linux"]
-        tagged = [node for node in machines if any(tag.startswith("tag:hivewright") for tag in node.get("Tags") or ())]
+        tagged = [
+            node
+            for node in machines
+            if any(tag.startswith("tag:hivewright") for tag in node.get("Tags") or ())
+        ]
         found = tagged or [node for node in machines if node is not own]
         if own in machines and own not in found:
             print(
-                f"{file}: {_name(own)}: left out: the list was made there; tag:hivewright would take it in",
+                f"{file}: {_name(own)}: left out: the list was made there; tag:hivewright would"
+                " take it in",
                 file=sys.stderr,
             )
         return [_from_node(node, file) for node in found]
@@ -158,7 +187,10 @@ def _from_node(node: Mapping[str, Any], file: str) -> Listed:
         raise SettingsError(f"{file}: DNSName and HostName: none; expected a machine's name")
     addresses = node.get("TailscaleIPs")
     if not isinstance(addresses, list) or not addresses or not is_address(addresses[0]):
-        raise SettingsError(f"{file}: {name}: TailscaleIPs: got {addresses!r}; expected an address, is it logged in?")
+        raise SettingsError(
+            f"{file}: {name}: TailscaleIPs: got {addresses!r}; expected an address, is it"
+            " logged in?"
+        )
     address = str(addresses[0])
     data: dict[str, Any] = {"ssh_hostname": address}
     if "tag:hivewright-coordinator" in (node.get("Tags") or ()):
@@ -167,7 +199,8 @@ def _from_node(node: Mapping[str, Any], file: str) -> Listed:
 
 
 def read_csv(text: str, file: str) -> list[Listed]:
-    """A table with a column `name`, one `group` (left out: workers), and others named like keys of an inventory.
+    """A table with a column `name`, one `group` (left out: workers), and others named like keys of
+    an inventory.
 
     A cell that is JSON is what it says, anything else is text; an empty one is left out.
     """
@@ -175,19 +208,34 @@ def read_csv(text: str, file: str) -> list[Listed]:
     try:
         rows = list(lines_of)
     except csv.Error as error:
-        raise SettingsError(f"{file} line {lines_of.line_num}: {error}; expected {FORMS['csv'].expected}") from None
+        raise SettingsError(
+            f"{file} line {lines_of.line_num}: {error}; expected {FORMS['csv'].expected}"
+        ) from None
     header = [cell.strip() for cell in rows[0]] if rows else []
-    lines = [f"{file} line 1: no column `name`; expected {FORMS['csv'].expected}"] if "name" not in header else []
-    lines += [f"{file} line 1: column {c!r} is there twice" for c in sorted({c for c in header if header.count(c) > 1})]
+    lines = (
+        [f"{file} line 1: no column `name`; expected {FORMS['csv'].expected}"]
+        if "name" not in header
+        else []
+    )
+    lines += [
+        f"{file} line 1: column {c!r} is there twice"
+        for c in sorted({c for c in header if header.count(c) > 1})
+    ]
     listed = []
     for number, row in enumerate(rows[1:], start=2):
         source = f"{file} line {number}"
         if not any(cell.strip() for cell in row):
             continue
         if len(row) != len(header):
-            lines.append(f"{source}: {len(row)} cells; expected {len(header)}, as many as there are columns")
+            lines.append(
+                f"{source}: {len(row)} cells; expected {len(header)}, as many as there are columns"
+            )
             continue
-        data = {key: _value(key, cell.strip()) for key, cell in zip(header, row, strict=True) if cell.strip()}
+        data = {
+            key: _value(key, cell.strip())
+            for key, cell in zip(header, row, strict=True)
+            if cell.strip()
+        }
         name, group = str(data.pop("name", "")), str(data.pop("group", WORKERS))
         if not name and "name" in header:
             lines.append(f"{source}: name: none; expected the host's")
@@ -209,19 +257,29 @@ def _value(key: str, cell: str) -> Any:
 
 
 def read_ansible(text: str, file: str) -> list[Listed]:
-    """An inventory of Ansible, INI or YAML. How to get to a host is translated, our own keys are taken as they are."""
+    """An inventory of Ansible, INI or YAML. How to get to a host is translated, our own keys are
+    taken as they are."""
     listed = []
     for name, found in ansible_importer.read(text, file).items():
         group = COORDINATORS if COORDINATORS in found.groups else WORKERS
-        data = {k: v for k, v in ansible_importer.translate(found.variables).items() if _is_meant_for_us(k)}
+        data = {
+            k: v
+            for k, v in ansible_importer.translate(found.variables).items()
+            if _is_meant_for_us(k)
+        }
         listed.append(Listed(name, group, _with_slots(data, group), file))
     return listed
 
 
 def _is_meant_for_us(key: str) -> bool:
-    """Return whether a variable is a known key, or a misspelt one. Others are for the owner's own roles."""
+    """Return whether a variable is a known key, or a misspelt one. Others are for the owner's own
+    roles."""
     known = [*Deployment.model_fields, *settings.flat_keys(), *ACCESS]
-    return key in known or key.partition("_")[0] in settings.SECTIONS or bool(get_close_matches(key, known, cutoff=0.8))
+    return (
+        key in known
+        or key.partition("_")[0] in settings.SECTIONS
+        or bool(get_close_matches(key, known, cutoff=0.8))
+    )
 
 
 def _with_slots(data: dict[str, Any], group: str) -> dict[str, Any]:
@@ -230,7 +288,8 @@ def _with_slots(data: dict[str, Any], group: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Form:
-    """A form of lists: what reads one, given the text and the file's name, and how to say that one is expected."""
+    """A form of lists: what reads one, given the text and the file's name, and how to say that one
+    is expected."""
 
     read: Callable[[str, str], list[Listed]]
     expected: str

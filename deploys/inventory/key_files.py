@@ -1,4 +1,5 @@
-"""Keys of workers that move: files on the operator's side that slots of the inventory name as their `identity`."""
+"""Keys of workers that move: files on the operator's side that slots of the inventory name as their
+`identity`."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ Place = tuple[str, int]
 
 
 def mistakes(key_files: Mapping[Place, object]) -> Iterator[tuple[Place, str]]:
-    """Yield what is wrong with these files. A key belongs to one worker: two with one key would claim one reward."""
+    """Yield what is wrong with these files. A key belongs to one worker: two with one key would
+    claim one reward."""
     users: dict[str, Place] = {}
     for place, key_file in key_files.items():
         try:
@@ -22,13 +24,17 @@ def mistakes(key_files: Mapping[Place, object]) -> Iterator[tuple[Place, str]]:
             continue
         if peer_id in users:
             host, number = users[peer_id]
-            message = f"{key_file} is the key of slot {number} of {host} too; two workers can't be one node"
+            message = (
+                f"{key_file} is the key of slot {number} of {host} too; two workers can't be one"
+                " node"
+            )
             yield place, f"slot {place[1]}: identity: {message}"
         users.setdefault(peer_id, place)
 
 
 def _peer_id(key_file: object) -> str:
-    """Return the peer id of the key in a file. Raises SettingsError, with the reason only, if it is not a key."""
+    """Return the peer id of the key in a file. Raises SettingsError, with the reason only, if it is
+    not a key."""
     if not isinstance(key_file, str):
         raise SettingsError(f"got {key_file!r}")
     if secret_files.is_secret(key_file):

@@ -1,8 +1,9 @@
 """The inventory, loaded and checked before pyinfra connects to any host.
 
-pyinfra runs deploy.py only when it has connected, takes the name of a file that is not there for an inventory without
-hosts, and lets nobody in between (its state takes callbacks only once it is connecting). But it runs config.py before
-anything else, and so the inventory is loaded here too, just as pyinfra does it a moment later.
+pyinfra runs deploy.py only when it has connected, takes the name of a file that is not there for an
+inventory without hosts, and lets nobody in between (its state takes callbacks only once it is
+connecting). But it runs config.py before anything else, and so the inventory is loaded here too,
+just as pyinfra does it a moment later.
 """
 
 import io
@@ -31,11 +32,13 @@ SSH_OPTIONS = ("ssh_user", "ssh_key", "ssh_port", "ssh_password")
 
 
 def check() -> None:
-    """Make the plans of a run of deploy.py; if anything is wrong, report all of it and exit. For config.py.
+    """Make the plans of a run of deploy.py; if anything is wrong, report all of it and exit. For
+    config.py.
 
-    A run that is handed plans checks nothing but how it gets to its hosts: the run that made the plans has checked all.
-    Of a run that only lists the hosts the inventory itself is checked, and what a deploy would refuse of its data is
-    reported: every command for a fleet begins so, and most can do without a deploy.
+    A run that is handed plans checks nothing but how it gets to its hosts: the run that made the
+    plans has checked all. Of a run that only lists the hosts the inventory itself is checked, and
+    what a deploy would refuse of its data is reported: every command for a fleet begins so, and
+    most can do without a deploy.
     """
     options = click.get_current_context().params
     is_listing = "debug-inventory" in options["operations"][:1]
@@ -47,7 +50,9 @@ def check() -> None:
             _check_hosts(options, inventory)
             folder = os.environ.get(report_file.PLANS_VARIABLE)
             if folder and not is_listing:
-                planning.take_over(Path(folder), _limited(options, inventory), is_dry=options["dry"])
+                planning.take_over(
+                    Path(folder), _limited(options, inventory), is_dry=options["dry"]
+                )
                 _mind_questions(options, len(inventory))
             elif is_deploy:
                 planning.make(inventory, is_dry=options["dry"])
@@ -62,30 +67,41 @@ def check() -> None:
     except SettingsError as error:
         lines = str(error).splitlines()
         if len(lines) > 1:
-            lines.insert(0, f"{options['inventory']}: {len(lines)} mistakes; nothing was done on any host")
+            lines.insert(
+                0, f"{options['inventory']}: {len(lines)} mistakes; nothing was done on any host"
+            )
         run_report.refuse(lines)
         sys.exit(SettingsError.exit_code)
 
 
 def _check_file(name: str, is_deploy: bool) -> None:
-    """Raise SettingsError if `name` is to be a file and is not. Facts can also be asked of plain host names."""
+    """Raise SettingsError if `name` is to be a file and is not. Facts can also be asked of plain
+    host names."""
     is_path = name.endswith(".py") or ("/" in name and "@" not in name)
     if is_deploy or is_path or Path(name).exists():
         file_checks.whole_path(name)
 
 
 def _load(options: Mapping[str, Any]) -> Inventory:
-    override = {key: parse_cli_arg(value) for key, value in (pair.split("=", 1) for pair in options["data"])}
+    override = {
+        key: parse_cli_arg(value) for key, value in (pair.split("=", 1) for pair in options["data"])
+    }
     override |= {key: options[key] for key in SSH_OPTIONS if options[key]}
     name = options["inventory"]
     try:
-        if Path(name).is_file() and (lines := list(file_checks.forgotten(exec_file(name, return_locals=True)))):
+        if Path(name).is_file() and (
+            lines := list(file_checks.forgotten(exec_file(name, return_locals=True)))
+        ):
             raise SettingsError("\n".join(f"{name}: {line}" for line in lines))
         return make_inventory(name, override, str(Path.cwd()), options["group_data"])
     except SyntaxError as error:
-        raise SettingsError(f"{error.filename} line {error.lineno}: {error.msg}; expected Python") from None
+        raise SettingsError(
+            f"{error.filename} line {error.lineno}: {error.msg}; expected Python"
+        ) from None
     except UnicodeDecodeError:
-        raise SettingsError(f"{name}: is not UTF-8 text; expected Python, a copy of inventory/example.py") from None
+        raise SettingsError(
+            f"{name}: is not UTF-8 text; expected Python, a copy of inventory/example.py"
+        ) from None
     except PyinfraError as error:
         raise SettingsError(f"{name}: {error}") from None
     except UnexpectedExternalError as error:
@@ -97,16 +113,23 @@ def _load(options: Mapping[str, Any]) -> Inventory:
 def _where(error: UnexpectedExternalError) -> str:
     """The line of the inventory, or of group data, whose own code has failed, and with what."""
     cause = error.exception
-    steps = [step for step in traceback.extract_tb(cause.__traceback__) if step.filename == error.filename]
+    steps = [
+        step
+        for step in traceback.extract_tb(cause.__traceback__)
+        if step.filename == error.filename
+    ]
     line = f" line {steps[-1].lineno}" if steps else ""
     return f"{error.filename}{line}: {type(cause).__name__}: {cause}"
 
 
 def _check_hosts(options: Mapping[str, Any], inventory: Inventory) -> None:
-    """Raise SettingsError if there are no hosts, or no host of a name that the run is limited to."""
+    """Raise SettingsError if there are no hosts, or no host of a name that the run is limited
+    to."""
     name = options["inventory"]
     if not len(inventory):
-        raise SettingsError(f"{name}: no hosts; expected lists of hosts, named coordinators and workers")
+        raise SettingsError(
+            f"{name}: no hosts; expected lists of hosts, named coordinators and workers"
+        )
     for pattern in options["limit"]:
         if pattern not in inventory.groups and not any(_fits(host, pattern) for host in inventory):
             raise SettingsError(f"{name}: --limit {pattern}: no such host or group")
@@ -123,10 +146,15 @@ def _fits(host: Host, limit: str) -> bool:
 
 
 def _mind_questions(options: Mapping[str, Any], num_hosts: int) -> None:
-    """Let no question of pyinfra's meet a standard input that can't answer: an internal exception would end the run."""
+    """Let no question of pyinfra's meet a standard input that can't answer: an internal exception
+    would end the run."""
     if options["yes"] or options["json_output"] or sys.stdin.isatty():
         return
     if not options["dry"]:
-        raise SettingsError("no terminal to confirm the changes at; put -y before the inventory, or --dry to see them")
-    # Whether to go on without the hosts that have failed. Nothing is done to the others, so that is a yes.
+        raise SettingsError(
+            "no terminal to confirm the changes at; put -y before the inventory, or --dry to see"
+            " them"
+        )
+    # Whether to go on without the hosts that have failed. Nothing is done to the others, so that is
+    # a yes.
     sys.stdin = io.StringIO("\n" * 2 * num_hosts)

@@ -1,4 +1,5 @@
-"""The plans of all hosts: made from the inventory before pyinfra connects, asked for when a host is deployed."""
+"""The plans of all hosts: made from the inventory before pyinfra connects, asked for when a host is
+deployed."""
 
 import hashlib
 import json
@@ -40,27 +41,32 @@ CHECKOUT = Path(__file__).parents[2]
 MAX_PORT = 65535
 HURRIED_SECONDS = 5
 NO_ANVIL = (
-    "the chain's program (contracts/package-lock.json) is for x86_64, and this host is {machine}: make another host "
-    "the coordinator, or put anvil for it on the host and name it, anvil_binary: /usr/local/bin/anvil"
+    "the chain's program (contracts/package-lock.json) is for x86_64, and this host is {machine}:"
+    " make another host the coordinator, or put anvil for it on the host and name it, anvil_binary:"
+    " /usr/local/bin/anvil"
 )
 DAMAGED = (
-    "{files}: damaged; expected the JSON that enrolment wrote: restore it (`hivewright fleet restore`), or remove it, "
-    "and the next deploy enrols the slot again, with the key that is next to it"
+    "{files}: damaged; expected the JSON that enrolment wrote: restore it (`hivewright fleet"
+    " restore`), or remove it, and the next deploy enrols the slot again, with the key that is next"
+    " to it"
 )
 
 MOVED = (
-    "the key of slot {numbers} was set aside by a move (swarm.pem.moved in {state}/worker-N). If the move is to stay, "
-    "take the slot out of the inventory and deploy; put in again after that, it is a new worker. If it is to be "
-    "undone, `hivewright fleet take-back INVENTORY --limit {name}` gives the key back"
+    "the key of slot {numbers} was set aside by a move (swarm.pem.moved in {state}/worker-N). If"
+    " the move is to stay, take the slot out of the inventory and deploy; put in again after that,"
+    " it is a new worker. If it is to be undone, `hivewright fleet take-back INVENTORY --limit"
+    " {name}` gives the key back"
 )
 
 UNLIKE_OURS = (
-    "{names}: another enrolment token than this side ({file}); fetch theirs: `hivewright fleet fetch-token INVENTORY`, "
-    "and if it is to be another one: `hivewright fleet rotate-token INVENTORY`, after that"
+    "{names}: another enrolment token than this side ({file}); fetch theirs: `hivewright fleet"
+    " fetch-token INVENTORY`, and if it is to be another one: `hivewright fleet rotate-token"
+    " INVENTORY`, after that"
 )
 NOT_HERE = (
-    "{file}: no such file, and the coordinator {name}, which may have the fleet's enrolment token, is not among the "
-    "hosts that were reached; fetch it (`hivewright fleet fetch-token INVENTORY`), or deploy the coordinator first"
+    "{file}: no such file, and the coordinator {name}, which may have the fleet's enrolment token,"
+    " is not among the hosts that were reached; fetch it (`hivewright fleet fetch-token"
+    " INVENTORY`), or deploy the coordinator first"
 )
 
 
@@ -68,10 +74,10 @@ NOT_HERE = (
 class Planned:
     """A host's plan, the commit that it gets, and the fleet's enrolment token (None: it has none).
 
-    `torch_index`: the package index of the build of torch that fits the host; None: as pip says, on the host, or, for
-    a wheelhouse, here.
-    `mesh`: the members of the fleet's WireGuard mesh, by host; this one need not be one.
-    `unfit`: why the host, as its facts show it, can't become what the plan says; None: it can.
+    `torch_index`: the package index of the build of torch that fits the host; None: as pip says, on
+    the host, or, for a wheelhouse, here. `mesh`: the members of the fleet's WireGuard mesh, by
+    host; this one need not be one. `unfit`: why the host, as its facts show it, can't become what
+    the plan says; None: it can.
     """
 
     host: HostPlan
@@ -92,13 +98,15 @@ _coordinators: list[str] = []
 # The token that this run makes, by the folder of secrets that it goes to, until it is there.
 _token_to_keep: dict[Path, str] = {}
 
-# pyinfra runs deploy.py once per host, all at the same time; the first one looks at the hosts for all.
+# pyinfra runs deploy.py once per host, all at the same time; the first one looks at the hosts for
+# all.
 _lock = threading.Lock()
 _looked_for_twins = False
 
 
 def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
-    """Make the plans of all hosts of the inventory. Raises SettingsError, a line for each mistake of any host.
+    """Make the plans of all hosts of the inventory. Raises SettingsError, a line for each mistake
+    of any host.
 
     `is_dry`: nothing is made on this side either.
     """
@@ -123,7 +131,9 @@ def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
     data = {entry.name: entry.data for entry in entries}
     members = mesh.members({name: plan.deployment for name, plan in plans.items()}, data)
     _coordinators[:] = [name for name, plan in plans.items() if plan.services]
-    _planned.update({name: Planned(plan, *commits[name], None, members) for name, plan in plans.items()})
+    _planned.update(
+        {name: Planned(plan, *commits[name], None, members) for name, plan in plans.items()}
+    )
     _give_token(is_dry)
 
 
@@ -143,17 +153,21 @@ def _give_token(is_dry: bool) -> None:
 
 
 def hand_on(folder: Path) -> None:
-    """Write the plans that `make` has made into a folder, for runs that deploy some of these hosts; no secrets."""
+    """Write the plans that `make` has made into a folder, for runs that deploy some of these hosts;
+    no secrets."""
     write_whole(folder / _COORDINATORS_FILE, json.dumps(_coordinators), durable=False)
     for name, planned in _planned.items():
-        write_whole(folder / _file_of(name), _AS_JSON.dump_json(replace(planned, token=None)), durable=False)
+        write_whole(
+            folder / _file_of(name), _AS_JSON.dump_json(replace(planned, token=None)), durable=False
+        )
 
 
 def take_over(folder: Path, hosts: Iterable[Host], is_dry: bool = False) -> None:
-    """Take the plans of these hosts from a run that has checked the whole inventory, instead of checking it again.
+    """Take the plans of these hosts from a run that has checked the whole inventory, instead of
+    checking it again.
 
-    The commit may be another than then: `release_ref`, where that is a whole commit. Raises SettingsError if the hosts
-    can't be connected to as their data say.
+    The commit may be another than then: `release_ref`, where that is a whole commit. Raises
+    SettingsError if the hosts can't be connected to as their data say.
     """
     hosts = list(hosts)
     lines = [line for each in hosts for line in _wrong_access(each)]
@@ -165,7 +179,9 @@ def take_over(folder: Path, hosts: Iterable[Host], is_dry: bool = False) -> None
     for each in hosts:
         planned = _AS_JSON.validate_json((folder / _file_of(each.name)).read_bytes())
         ref = str(each.data.dict().get("release_ref"))
-        _planned[each.name] = replace(planned, commit=ref) if operator.is_whole_commit(ref) else planned
+        _planned[each.name] = (
+            replace(planned, commit=ref) if operator.is_whole_commit(ref) else planned
+        )
     _give_token(is_dry)
 
 
@@ -179,7 +195,8 @@ def warnings() -> list[str]:
 
 
 def current() -> Planned:
-    """The plan of the current host. Raises DeployError if the hosts are in no state to be deployed."""
+    """The plan of the current host. Raises DeployError if the hosts are in no state to be
+    deployed."""
     global _looked_for_twins
     with _lock:
         if not _looked_for_twins:
@@ -187,12 +204,15 @@ def current() -> Planned:
             _refuse_twins()
             _settle_token()
     if host.name not in _planned:
-        raise DeployError("no plan was made; run deploy.py from the checkout, with the config.py that is there")
+        raise DeployError(
+            "no plan was made; run deploy.py from the checkout, with the config.py that is there"
+        )
     return _fit(_planned[host.name])
 
 
 def _fit(planned: Planned) -> Planned:
-    """The plan of the current host, worked out by its facts: its slots, their GPUs, and the build of torch."""
+    """The plan of the current host, worked out by its facts: its slots, their GPUs, and the build
+    of torch."""
     deployment, machine = planned.host.deployment, host.get_fact(Distribution).machine
     if missing := host.get_fact(MissingParts):
         return replace(planned, unfit=f"{host.name}: {missing}")
@@ -202,27 +222,36 @@ def _fit(planned: Planned) -> Planned:
         return replace(planned, unfit=DAMAGED.format(files=", ".join(damaged)))
     if moved := _moved_away(planned.host):
         numbers = ", ".join(map(str, moved))
-        return replace(planned, unfit=MOVED.format(numbers=numbers, state=STATE, name=planned.host.name))
+        return replace(
+            planned, unfit=MOVED.format(numbers=numbers, state=STATE, name=planned.host.name)
+        )
     gpus = host.get_fact(HostGpus) if planned.host.slots else Gpus()
     try:
         plan = planned.host.on(gpus)
         if gpus.warning:
             rest = "the other GPUs are used" if gpus.cards else "its slots train on the CPU"
             run_report.note(f"{host.name}: {gpus.warning}; {rest}")
-        if deployment.torch_index == PIP or (deployment.torch_index is None and _has_own_sources(deployment)):
+        if deployment.torch_index == PIP or (
+            deployment.torch_index is None and _has_own_sources(deployment)
+        ):
             return replace(planned, host=plan)
         used = replace(gpus, cards=cards_in_use(plan.slots, gpus))
-        return replace(planned, host=plan, torch_index=choose_torch(used, deployment.torch_index, machine))
+        return replace(
+            planned, host=plan, torch_index=choose_torch(used, deployment.torch_index, machine)
+        )
     except SettingsError as error:
         return replace(planned, unfit=str(error))
 
 
 def _moved_away(plan: HostPlan) -> list[int]:
-    """Slots that the inventory names and whose key has moved to another host. One with a key file of its own is new."""
+    """Slots that the inventory names and whose key has moved to another host. One with a key file
+    of its own is new."""
     has_key = {slot.number for slot in plan.slots if slot.identity is not None}
     is_planned = {slot.number for slot in plan.slots}
     return [
-        n for n in sorted(host.get_fact(MovedAway)) if n not in has_key and (n in is_planned or plan.has_auto_slots)
+        n
+        for n in sorted(host.get_fact(MovedAway))
+        if n not in has_key and (n in is_planned or plan.has_auto_slots)
     ]
 
 
@@ -232,7 +261,8 @@ def _has_own_sources(deployment: Deployment) -> bool:
 
 
 def review(all_hosts: Iterable[Host]) -> list[str]:
-    """Return what a deploy would refuse of the hosts' data, for commands that can do their work without one.
+    """Return what a deploy would refuse of the hosts' data, for commands that can do their work
+    without one.
 
     Raises SettingsError if they can't: pyinfra itself would end there, for all hosts.
     """
@@ -252,7 +282,8 @@ def _of(each: Host, messages: Iterable[str]) -> Iterator[str]:
 
 
 def _wrong_access(of: Host) -> Iterator[str]:
-    """Yield what is wrong with ssh_port and the like. pyinfra would end the run of all hosts, and name none."""
+    """Yield what is wrong with ssh_port and the like. pyinfra would end the run of all hosts, and
+    name none."""
     wrong = _wrong_types(of)
     yield from _of(of, wrong.values())
     yield from _of(of, sudo.mistakes(of.data.dict()))
@@ -263,31 +294,42 @@ def _wrong_access(of: Host) -> Iterator[str]:
 
 def _wrong_types(of: Host) -> dict[str, str]:
     """Messages by key. Without the values of passwords."""
-    data, kinds = of.data.dict(), _plain_global_arguments() | get_type_hints(of.connector_cls.data_cls)
+    data, kinds = (
+        of.data.dict(),
+        _plain_global_arguments() | get_type_hints(of.connector_cls.data_cls),
+    )
     wrong = {}
     for key in sorted(data.keys() & kinds.keys()):
         try:
             raise_if_bad_type(data[key], kinds[key], ConnectorDataTypeError, key)
         except ConnectorDataTypeError:
-            value = type(data[key]).__name__ if "password" in key or "kwargs" in key else repr(data[key])
+            value = (
+                type(data[key]).__name__
+                if "password" in key or "kwargs" in key
+                else repr(data[key])
+            )
             wrong[key] = f"{key}: got {value}; expected {kinds[key].__name__}"
     return wrong
 
 
 def _plain_global_arguments() -> dict[str, Any]:
-    """pyinfra's own keys of host data such as _sudo, of a plain type, which it does not check itself."""
+    """pyinfra's own keys of host data such as _sudo, of a plain type, which it does not check
+    itself."""
     return {name: kind for name, kind in all_global_arguments() if kind in (bool, str, int)}
 
 
 def _wrong_ssh(name: str, data: Mapping[str, Any]) -> Iterator[str]:
-    """Values that end pyinfra, or paramiko, with an exception of which it does not say what host's it is."""
+    """Values that end pyinfra, or paramiko, with an exception of which it does not say what host's
+    it is."""
     where = data.get("ssh_hostname", name)
     if where is not None and not is_ssh_host(where):
         yield f"ssh_hostname: got {where!r}; {EXPECTED_SSH_HOST}"
     port = data.get("ssh_port")
     if port is not None and not 1 <= port <= MAX_PORT:
         yield f"ssh_port: got {port}; expected a port from 1 to {MAX_PORT}"
-    if (key := data.get("ssh_key")) and (reason := _wrong_key(key, data.get("ssh_key_password") or "")):
+    if (key := data.get("ssh_key")) and (
+        reason := _wrong_key(key, data.get("ssh_key_password") or "")
+    ):
         yield f"ssh_key: {reason}; expected the file of a private key"
 
 
@@ -323,7 +365,11 @@ def _commits(entries: Collection[HostEntry], seconds: int) -> dict[str, tuple[st
         repository = entry.data.get("release_repository")
         ref = entry.data.get("release_ref", Deployment.model_fields["release_ref"].default)
         # `validation.check` has named what is of another type, or not to be shown.
-        if isinstance(repository, str | None) and isinstance(ref, str) and not secret_files.shows_password(repository):
+        if (
+            isinstance(repository, str | None)
+            and isinstance(ref, str)
+            and not secret_files.shows_password(repository)
+        ):
             users.setdefault((repository, ref), []).append(entry.name)
     commits, lines = {}, []
     for (repository, ref), names in users.items():
@@ -345,13 +391,15 @@ def _origin(source: str) -> str:
     if secret_files.shows_password(url):
         instead = secret_files.IN_URLS["release_repository"]
         raise SettingsError(
-            f"{source}: release_repository: not set, and origin of {CHECKOUT} {secret_files.SHOWN}; {instead}"
+            f"{source}: release_repository: not set, and origin of {CHECKOUT} {secret_files.SHOWN};"
+            f" {instead}"
         )
     return url
 
 
 def _shown_passwords(plans: Mapping[str, HostPlan]) -> Iterator[str]:
-    """Of slots that have an account service of their own: `validation.check` has seen the hosts'."""
+    """Of slots that have an account service of their own: `validation.check` has seen the
+    hosts'."""
     for name, plan in plans.items():
         for slot in plan.slots:
             if secret_files.shows_password(slot.settings.chain.account_url):
@@ -361,7 +409,8 @@ def _shown_passwords(plans: Mapping[str, HostPlan]) -> Iterator[str]:
 
 
 def _refuse_twins() -> None:
-    """Raise DeployError if two workers that exist already are one node: a copied disk, or a copied key."""
+    """Raise DeployError if two workers that exist already are one node: a copied disk, or a copied
+    key."""
     found = state.fact_pool.map(_identities, inventory.get_active_hosts())
     users: dict[str, str] = {}
     for name, identities in found:
@@ -369,14 +418,16 @@ def _refuse_twins() -> None:
             user = f"slot {number} of {name}"
             if peer_id in users:
                 raise run_report.stop(
-                    f"{user} and {users[peer_id]} have one identity, {peer_id}; two workers can't be one node: stop "
-                    f"one, and remove swarm.pem and enrolment.json from its state folder, {STATE}/worker-N"
+                    f"{user} and {users[peer_id]} have one identity, {peer_id}; two workers can't"
+                    " be one node: stop one, and remove swarm.pem and enrolment.json from its"
+                    f" state folder, {STATE}/worker-N"
                 )
             users[peer_id] = user
 
 
 def _settle_token() -> None:
-    """Keep the token that this run makes. Raises DeployError if a host has another one than is planned for it."""
+    """Keep the token that this run makes. Raises DeployError if a host has another one than is
+    planned for it."""
     planned = next(iter(_planned.values()), None)
     if planned is None or planned.token is None:
         return
@@ -385,7 +436,9 @@ def _settle_token() -> None:
     active = list(inventory.get_active_hosts())
     found = dict(state.fact_pool.map(_token_of, active))
     known = {operator.fingerprint(planned.token), *operator.replaced_tokens(folder)}
-    if others := [name for name, digest in found.items() if digest is not None and digest not in known]:
+    if others := [
+        name for name, digest in found.items() if digest is not None and digest not in known
+    ]:
         raise run_report.stop(UNLIKE_OURS.format(names=", ".join(others), file=file))
     for folder, token in _token_to_keep.items():
         if not set(_coordinators) & set(found):
@@ -410,7 +463,11 @@ def _identities(of: Host) -> tuple[str, dict[int, str]]:
 
 
 def _entry(of: Host) -> HostEntry:
-    # ssh_user and the like may be in `all` for the sake of other hosts, so every host may have them, also @local.
-    own = {name for name, _ in all_global_arguments()} | {*of.connector_cls.data_meta, *SSHConnector.data_meta}
+    # ssh_user and the like may be in `all` for the sake of other hosts, so every host may have
+    # them, also @local.
+    own = {name for name, _ in all_global_arguments()} | {
+        *of.connector_cls.data_meta,
+        *SSHConnector.data_meta,
+    }
     own.add(sudo.PASSWORD_FILE)
     return HostEntry(of.name, tuple(of.groups), of.data.dict(), frozenset(own))

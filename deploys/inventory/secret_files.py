@@ -1,4 +1,5 @@
-"""Secrets of services: files on the operator's side that go to root's files on a host, and from there by systemd."""
+"""Secrets of services: files on the operator's side that go to root's files on a host, and from
+there by systemd."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,26 +10,40 @@ from worker.errors import SettingsError
 from worker.runtime.files import read_secret
 
 HUB_TOKEN = "hub.token"  # noqa: S105 - a file name
-# Keys whose URLs are on command lines of hosts -> what to do instead of writing a password into one.
+# Keys whose URLs are on command lines of hosts -> what to do instead of writing a password into
+# one.
 IN_URLS = {
-    "release_repository": "take it out, give it to git's credential helper here, and set release_source to wheelhouse",
-    "torch_index": "take it out, and name the index in pip's own configuration, with torch_index: pip",
-    "chain_account_url": "take it out: nodes prove who they are by their keys, and are let in by the enrolment token",
-    "tailscale_login_server": "take it out: hosts are let in by tailscale_auth_key_file, or by a person",
+    "release_repository": (
+        "take it out, give it to git's credential helper here, and set release_source to wheelhouse"
+    ),
+    "torch_index": (
+        "take it out, and name the index in pip's own configuration, with torch_index: pip"
+    ),
+    "chain_account_url": (
+        "take it out: nodes prove who they are by their keys, and are let in by the enrolment token"
+    ),
+    "tailscale_login_server": (
+        "take it out: hosts are let in by tailscale_auth_key_file, or by a person"
+    ),
 }
 SHOWN = "has a name or password in its URL, which every user of a host could see"
 # Keys that name a file with a token on this side -> what it must be.
 TOKENS = {
     "hub_token_file": "a file on this side with one word, a Hugging Face token that may write",
-    "model_token_file": "a file on this side with one word, a Hugging Face token that may read the model",
+    "model_token_file": (
+        "a file on this side with one word, a Hugging Face token that may read the model"
+    ),
 }
 # What keys and tokens look like, which are put where the name of their file should be.
 _KEYS = re.compile(r"hf_[A-Za-z0-9]{8,}|tskey-[A-Za-z0-9-]{8,}|.*-----BEGIN .*", re.DOTALL)
-ITSELF = "is a secret itself, not shown here; put it into a file that only you can read, and name that"
+ITSELF = (
+    "is a secret itself, not shown here; put it into a file that only you can read, and name that"
+)
 
 
 def token(key: str, file: Path) -> str:
-    """Return the token in a file that `key` names. Raises SettingsError, never with what is in the file."""
+    """Return the token in a file that `key` names. Raises SettingsError, never with what is in the
+    file."""
     if is_secret(str(file)):
         raise SettingsError(f"{ITSELF}; expected {TOKENS[key]}")
     return read_secret(file, TOKENS[key])
@@ -39,7 +54,9 @@ def is_secret(name: str) -> bool:
     return _KEYS.fullmatch(name) is not None
 
 
-_SHOWN_PASSWORD = re.compile(r"\s*(https?://[^/?#]*@|[a-z][a-z0-9+.-]*://[^\s@/]*:[^\s@/]*@)", re.IGNORECASE)
+_SHOWN_PASSWORD = re.compile(
+    r"\s*(https?://[^/?#]*@|[a-z][a-z0-9+.-]*://[^\s@/]*:[^\s@/]*@)", re.IGNORECASE
+)
 
 
 def shows_password(url: object) -> bool:
@@ -48,7 +65,8 @@ def shows_password(url: object) -> bool:
 
 
 def mistakes(data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with an inventory's secrets, without the secrets. Wrong types are found elsewhere."""
+    """Yield what is wrong with an inventory's secrets, without the secrets. Wrong types are found
+    elsewhere."""
     for key, instead in IN_URLS.items():
         if shows_password(data.get(key)):
             yield f"{key}: {SHOWN}; {instead}"

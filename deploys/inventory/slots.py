@@ -1,6 +1,7 @@
 """The slots of a host: which GPU each gets, and how much of the machine.
 
-A slot sees one GPU, by the driver's own id for it, so that neither a reboot nor a new card gives it another one.
+A slot sees one GPU, by the driver's own id for it, so that neither a reboot nor a new card gives it
+another one.
 """
 
 import json
@@ -35,8 +36,8 @@ class SlotOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     gpu: Annotated[Number, PlainValidator(_gpu_number)] | None = None
-    """Number of its GPU in `nvidia-smi`, or CARD:SLICE for a slice of a partitioned one (MIG). None: the next one that
-    no other slot names. Slots that name the same one share it."""
+    """Number of its GPU in `nvidia-smi`, or CARD:SLICE for a slice of a partitioned one (MIG).
+    None: the next one that no other slot names. Slots that name the same one share it."""
     slot_memory_gb: SlotMemory | None = None
     slot_cpus: SlotCpus | None = None
 
@@ -47,10 +48,12 @@ ALL = SlotOptions()
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One worker of a host. `identity`: file on the operator's side with the key that it must have; None: its own.
+    """One worker of a host. `identity`: file on the operator's side with the key that it must have;
+    None: its own.
 
-    `hub_token`: file on the operator's side with the token for the Hugging Face Hub; None: it pushes nothing.
-    `model_token`: the same for the token that its model is fetched with; None: everybody may read the model.
+    `hub_token`: file on the operator's side with the token for the Hugging Face Hub; None: it
+    pushes nothing. `model_token`: the same for the token that its model is fetched with; None:
+    everybody may read the model.
 
     `card`: the only GPU that it sees; None: all that there are, or none.
 
@@ -97,7 +100,8 @@ class Slot:
         return lines
 
     def enrol_settings(self) -> str:
-        """Return the drop-in of the unit that enrols it, which may choose a model by the GPU. Empty: none."""
+        """Return the drop-in of the unit that enrols it, which may choose a model by the GPU.
+        Empty: none."""
         return "\n".join(["[Service]", *self._gpu_lines, ""]) if self._gpu_lines else ""
 
     def unit_settings(self) -> str:
@@ -123,7 +127,8 @@ def cards_in_use(slots: Collection[Slot], gpus: Gpus) -> tuple[Gpu, ...]:
 
 
 def place(slots: Sequence[Slot], gpus: Gpus) -> tuple[Slot, ...]:
-    """The slots, each with its GPU. Raises SettingsError, a line for each slot that can't have what it is to have."""
+    """The slots, each with its GPU. Raises SettingsError, a line for each slot that can't have what
+    it is to have."""
     if not any(slot.wants_gpu for slot in slots):
         return tuple(slots)
     if gpus.problem:
@@ -151,7 +156,11 @@ def place(slots: Sequence[Slot], gpus: Gpus) -> tuple[Slot, ...]:
 def _mistakes(slots: Collection[Slot], gpus: Gpus) -> Iterator[str]:
     num_cards = len(gpus.cards)
     kind = "GPUs and slices (MIG)" if any(card.part is not None for card in gpus.cards) else "GPUs"
-    there_are = f"the host has {num_cards} {kind}, numbered {_numbers(gpus)}" if num_cards else "the host has no GPU"
+    there_are = (
+        f"the host has {num_cards} {kind}, numbered {_numbers(gpus)}"
+        if num_cards
+        else "the host has no GPU"
+    )
     for slot in slots:
         number, device = slot.options.gpu, slot.settings.model.device
         if number is not None and number not in gpus.by_number:
@@ -161,13 +170,15 @@ def _mistakes(slots: Collection[Slot], gpus: Gpus) -> Iterator[str]:
         if device == "cuda" and not num_cards:
             yield f"slot {slot.number}: model_device: got 'cuda'; {there_are}; expected auto or cpu"
     named_cards = {slot.options.gpu for slot in slots} | {_named_device(slot) for slot in slots}
-    waiting = [s for s in slots if s.wants_gpu and s.options.gpu is None and _named_device(s) is None]
+    waiting = [
+        s for s in slots if s.wants_gpu and s.options.gpu is None and _named_device(s) is None
+    ]
     num_free = sum(number not in named_cards for number in gpus.by_number)
     if num_cards and len(waiting) > num_free:
         rest = ", ".join(str(slot.number) for slot in waiting[num_free:])
         yield (
-            f"slots: no GPU is left for slot {rest}; {there_are}: take fewer slots (or auto), give those that share "
-            "one the same gpu, or model_device cpu"
+            f"slots: no GPU is left for slot {rest}; {there_are}: take fewer slots (or auto), give"
+            " those that share one the same gpu, or model_device cpu"
         )
 
 
@@ -185,8 +196,9 @@ def _named_device(slot: Slot) -> int | None:
 def with_families(services: Mapping[str, Settings], slots: Collection[Slot]) -> dict[str, Settings]:
     """The coordinator's services, with a keeper that knows the task families of all these workers.
 
-    Its audits make tasks again from recipes that name a family's configuration by digest, so they must know each; the
-    levels and shares of workers do not matter to them. The families in the host's own data are known too.
+    Its audits make tasks again from recipes that name a family's configuration by digest, so they
+    must know each; the levels and shares of workers do not matter to them. The families in the
+    host's own data are known too.
     """
     if "keeper" not in services or not slots:
         return dict(services)

@@ -1,8 +1,10 @@
-"""Validation of an inventory: every host, every key, every mistake at once, before any host is touched.
+"""Validation of an inventory: every host, every key, every mistake at once, before any host is
+touched.
 
-Host data are flat keys. Those that begin with a section of the settings (`trainer_learning_rate`) become the settings
-of the roles on that host; those of `Deployment` say what is installed; pyinfra's own (`ssh_user`, `_sudo`) are left
-alone; anything else is a mistake. Knows nothing of pyinfra: `planning.py` hands over its inventory as plain dicts.
+Host data are flat keys. Those that begin with a section of the settings (`trainer_learning_rate`)
+become the settings of the roles on that host; those of `Deployment` say what is installed;
+pyinfra's own (`ssh_user`, `_sudo`) are left alone; anything else is a mistake. Knows nothing of
+pyinfra: `planning.py` hands over its inventory as plain dicts.
 """
 
 import difflib
@@ -33,10 +35,12 @@ from worker.settings import Settings
 WORKERS, COORDINATORS = "workers", "coordinators"
 
 NO_SWARM = (
-    f"no swarm to join; put a host into {COORDINATORS}, or set chain_account_url to a swarm's account service, or "
-    "swarm_bootnodes to peers of one (swarm_enabled False: train alone, on purpose)"
+    f"no swarm to join; put a host into {COORDINATORS}, or set chain_account_url to a swarm's"
+    " account service, or swarm_bootnodes to peers of one (swarm_enabled False: train alone, on"
+    " purpose)"
 )
-# Through the account service a look at the chain costs a worker a request over the network, and rounds last minutes.
+# Through the account service a look at the chain costs a worker a request over the network, and
+# rounds last minutes.
 WORKER_POLL_SECONDS = 3.0
 MAX_PORT = 65535
 # As huggingface_hub has it, which is not needed on this side.
@@ -61,7 +65,8 @@ class HostPlan:
     has_auto_slots: bool = False
 
     def on(self, gpus: Gpus) -> "HostPlan":
-        """The plan with each slot on its GPU. Raises SettingsError, a line for each that finds no GPU, or no port."""
+        """The plan with each slot on its GPU. Raises SettingsError, a line for each that finds no
+        GPU, or no port."""
         slots = self.slots
         if self.has_auto_slots:
             num_slots = max(1, len(gpus.cards)) if slots[0].wants_gpu else 1
@@ -74,7 +79,11 @@ class HostPlan:
         """Return a copy of the first slot, with the name, folder and port of its number."""
         settings = self.slots[0].settings
         node = {"name": _nth_name(settings.node.name, number), "state_dir": state_dir(number)}
-        hub = {"token_file": Path(credential(f"worker@{number}", HUB_TOKEN))} if settings.hub.token_file else {}
+        hub = (
+            {"token_file": Path(credential(f"worker@{number}", HUB_TOKEN))}
+            if settings.hub.token_file
+            else {}
+        )
         port = settings.swarm.port + number if settings.swarm.port else 0
         own = {
             "node": settings.node.model_copy(update=node),
@@ -96,7 +105,8 @@ class HostPlan:
 
 @dataclass(frozen=True, slots=True)
 class HostEntry:
-    """A host as the inventory has it. `foreign_keys`: the keys of its data that are pyinfra's own."""
+    """A host as the inventory has it. `foreign_keys`: the keys of its data that are pyinfra's
+    own."""
 
     name: str
     groups: Collection[str]
@@ -116,16 +126,22 @@ class _Mistakes:
             hosts.append(host)
 
     def lines(self) -> list[str]:
-        return [f"inventory data of {', '.join(hosts)}: {message}" for message, hosts in self._hosts.items()]
+        return [
+            f"inventory data of {', '.join(hosts)}: {message}"
+            for message, hosts in self._hosts.items()
+        ]
 
 
 def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
-    """The plan of every host, by name. Raises SettingsError with one line for each mistake of the whole inventory."""
+    """The plan of every host, by name. Raises SettingsError with one line for each mistake of the
+    whole inventory."""
     mistakes = _Mistakes()
     coordinators = [entry for entry in entries if COORDINATORS in entry.groups]
     if len(coordinators) > 1:
         for entry in coordinators:
-            mistakes.add(entry.name, f"{COORDINATORS}: {len(coordinators)} hosts in this group; expected one")
+            mistakes.add(
+                entry.name, f"{COORDINATORS}: {len(coordinators)} hosts in this group; expected one"
+            )
     plans, deployments = {}, {}
     whole = [entry for entry in entries if _is_whole(entry, mistakes)]
     for entry in whole:
@@ -141,7 +157,10 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
                 mistakes.add(entry.name, message)
             plans[entry.name] = HostPlan(entry.name, deployment, slots, services, is_auto)
     all_slots = [slot for plan in plans.values() for slot in plan.slots]
-    plans = {name: replace(plan, services=with_families(plan.services, all_slots)) for name, plan in plans.items()}
+    plans = {
+        name: replace(plan, services=with_families(plan.services, all_slots))
+        for name, plan in plans.items()
+    }
     identities = {
         (each.name, n): own["identity"]
         for each in whole
@@ -160,7 +179,8 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
 
 
 def warnings(plans: Iterable[HostPlan]) -> list[str]:
-    """Return a line for each thing in the data of hosts that is allowed and will probably not work."""
+    """Return a line for each thing in the data of hosts that is allowed and will probably not
+    work."""
     found = _Mistakes()
     for plan in plans:
         for message in tailnet.warnings(plan.deployment):
@@ -176,8 +196,12 @@ def _is_whole(entry: HostEntry, mistakes: _Mistakes) -> bool:
 
 
 def unusable(data: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with data so that no other check can read them, without what may be secret."""
-    return [*_unusable("", data), *(f"{key}: {EXPECTED_URL}" for key in secret_files.IN_URLS if _is_cut(data.get(key)))]
+    """Return what is wrong with data so that no other check can read them, without what may be
+    secret."""
+    return [
+        *_unusable("", data),
+        *(f"{key}: {EXPECTED_URL}" for key in secret_files.IN_URLS if _is_cut(data.get(key))),
+    ]
 
 
 def _unusable(place: str, value: Any) -> Iterator[str]:
@@ -189,7 +213,9 @@ def _unusable(place: str, value: Any) -> Iterator[str]:
         for key, inner in value.items():
             # Other keys than text are left to pydantic: the ports of tailscale_serve.
             if not isinstance(key, str) and (not place or place.startswith("slot ")):
-                yield f"{f'{place}: ' if place else ''}{key!r}: not text; expected the name of a key"
+                yield (
+                    f"{f'{place}: ' if place else ''}{key!r}: not text; expected the name of a key"
+                )
             else:
                 yield from _unusable(f"{place}: {key}" if place else str(key), inner)
     elif isinstance(value, list | tuple):
@@ -216,8 +242,15 @@ def _is_encodable(text: str) -> bool:
 
 def clashes(slots: Collection[Slot], services: Mapping[str, Settings]) -> Iterator[str]:
     """Ports and announced addresses that two services of one host would have."""
-    ports = [(key, key, _value(services[role], key)) for role in services for key in COORDINATOR_ROLES[role].ports]
-    ports += [(f"slot {slot.number}: swarm_port", f"slot {slot.number}", slot.settings.swarm.port) for slot in slots]
+    ports = [
+        (key, key, _value(services[role], key))
+        for role in services
+        for key in COORDINATOR_ROLES[role].ports
+    ]
+    ports += [
+        (f"slot {slot.number}: swarm_port", f"slot {slot.number}", slot.settings.swarm.port)
+        for slot in slots
+    ]
     users: dict[object, str] = {}
     for place_of, user, port in ports:
         if port > MAX_PORT:
@@ -229,42 +262,60 @@ def clashes(slots: Collection[Slot], services: Mapping[str, Settings]) -> Iterat
         for address in slot.settings.swarm.announce:
             if (other := users.setdefault(address, user)) != user:
                 yield (
-                    f"{user}: swarm_announce: {address} is that of {other} too; give each its own in a list of slots, "
-                    "or set swarm_announce_interface"
+                    f"{user}: swarm_announce: {address} is that of {other} too; give each its own"
+                    " in a list of slots, or set swarm_announce_interface"
                 )
 
 
-def _twins(entries: Collection[HostEntry], deployments: Mapping[str, Deployment]) -> Iterator[tuple[str, str]]:
+def _twins(
+    entries: Collection[HostEntry], deployments: Mapping[str, Deployment]
+) -> Iterator[tuple[str, str]]:
     """Yield host and message for what two hosts would share, and each has to have for itself."""
     users: dict[tuple[str, object], str] = {}
     for entry in entries:
         of = deployments[entry.name]
         own: list[tuple[str, object]] = [("tailscale_hostname", of.tailscale_hostname)]
         if of.wireguard and of.wireguard_endpoint != mesh.NOBODY:
-            own.append(("wireguard_endpoint", of.wireguard_endpoint and f"{of.wireguard_endpoint}:{of.wireguard_port}"))
+            own.append(
+                (
+                    "wireguard_endpoint",
+                    of.wireguard_endpoint and f"{of.wireguard_endpoint}:{of.wireguard_port}",
+                )
+            )
         if not entry.name.startswith("@"):
             where = entry.data.get("ssh_hostname") or entry.name
             own.append(("ssh_hostname", f"{where}, port {entry.data.get('ssh_port') or 22},"))
         for key, value in own:
-            if value is not None and (other := users.setdefault((key, value), entry.name)) != entry.name:
-                yield entry.name, f"{key}: {value} is that of {other} too; expected another for each host"
+            if (
+                value is not None
+                and (other := users.setdefault((key, value), entry.name)) != entry.name
+            ):
+                yield (
+                    entry.name,
+                    f"{key}: {value} is that of {other} too; expected another for each host",
+                )
 
 
 def _strangers(entries: Collection[HostEntry]) -> Iterator[tuple[str, str]]:
-    """Hosts with a folder of secrets of their own: they would have another enrolment token than the fleet."""
+    """Hosts with a folder of secrets of their own: they would have another enrolment token than the
+    fleet."""
     default = Deployment.model_fields["secrets_dir"].default
     # As the data say: a host whose others are wrong has no deployment to ask.
     folders = {str(entry.data.get("secrets_dir", default)) for entry in entries}
     if len(folders) > 1:
         said = ", ".join(map(repr, sorted(folders)))
         yield from (
-            (entry.name, f"secrets_dir: got {said} on different hosts; expected one for all") for entry in entries
+            (entry.name, f"secrets_dir: got {said} on different hosts; expected one for all")
+            for entry in entries
         )
 
 
 def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:
     if not {WORKERS, COORDINATORS} & set(entry.groups):
-        mistakes.add(entry.name, f"in no group that gets anything; put the host into {WORKERS} or {COORDINATORS}")
+        mistakes.add(
+            entry.name,
+            f"in no group that gets anything; put the host into {WORKERS} or {COORDINATORS}",
+        )
     for key in sorted(entry.data):
         if key in DERIVED:
             mistakes.add(entry.name, f"{key}: {SET_BY_DEPLOY}")
@@ -287,7 +338,9 @@ def _deployment(entry: HostEntry, mistakes: _Mistakes) -> Deployment:
 
 
 def _problems(error: ValidationError) -> list[str]:
-    return [f"{'/'.join(map(str, problem['loc']))}: {_message(problem)}" for problem in error.errors()]
+    return [
+        f"{'/'.join(map(str, problem['loc']))}: {_message(problem)}" for problem in error.errors()
+    ]
 
 
 def _message(problem: ErrorDetails) -> str:
@@ -299,7 +352,11 @@ def _message(problem: ErrorDetails) -> str:
 def _wanted(message: str) -> str:
     """Return what was expected, in pydantic's words or in shorter ones."""
     form = re.fullmatch(r"String should match pattern '(.*)'", message)
-    return settings.form(form[1]) if form else settings.plainly(re.sub("^(Input should be|Value error,) ", "", message))
+    return (
+        settings.form(form[1])
+        if form
+        else settings.plainly(re.sub("^(Input should be|Value error,) ", "", message))
+    )
 
 
 def _value(of: Settings, key: str) -> Any:
@@ -308,13 +365,15 @@ def _value(of: Settings, key: str) -> Any:
 
 
 def _section(key: str) -> str | None:
-    """Return the section of the settings that a key belongs to, by its name. None: it is not a setting."""
+    """Return the section of the settings that a key belongs to, by its name. None: it is not a
+    setting."""
     section, _, name = key.partition("_")
     return section if name and section in settings.SECTIONS else None
 
 
 def _wrong_settings(entry: HostEntry) -> list[str]:
-    """Return what is wrong with the settings in the host's data, also with those of roles that it does not have."""
+    """Return what is wrong with the settings in the host's data, also with those of roles that it
+    does not have."""
     own = {key: value for key, value in entry.data.items() if _section(key) and key not in DERIVED}
     return [*settings.flat_mistakes(own), *secret_files.mistakes(entry.data), *_wrong_values(own)]
 
@@ -324,8 +383,8 @@ def _wrong_values(data: Mapping[str, Any]) -> Iterator[str]:
     name = data.get("model_name")
     if isinstance(name, str) and _is_downloaded(name) and not _HUB_NAME.fullmatch(name):
         yield (
-            f"model_name: got {name!r}, neither a folder nor a Hugging Face name (owner/model); expected such a name, "
-            "a folder's whole path, hivewright/tiny or auto"
+            f"model_name: got {name!r}, neither a folder nor a Hugging Face name (owner/model);"
+            " expected such a name, a folder's whole path, hivewright/tiny or auto"
         )
 
 
@@ -361,7 +420,8 @@ def _slots(
 
 
 def _wrong_number(entry: HostEntry, deployment: Deployment) -> str | None:
-    """Return what is wrong with the number of slots that the host has, given the host's groups and device."""
+    """Return what is wrong with the number of slots that the host has, given the host's groups and
+    device."""
     count = entry.data.get("slots")
     if WORKERS not in entry.groups:
         if count is None:
@@ -372,7 +432,8 @@ def _wrong_number(entry: HostEntry, deployment: Deployment) -> str | None:
     device = entry.data.get("model_device")
     if deployment.slots == AUTO and isinstance(device, str) and ":" in device:
         return (
-            f"model_device: got {device!r}, and slots auto, which is a worker for each GPU; expected auto, cuda or cpu"
+            f"model_device: got {device!r}, and slots auto, which is a worker for each GPU;"
+            " expected auto, cuda or cpu"
         )
     return None
 
@@ -383,8 +444,11 @@ def _overrides(deployment: Deployment) -> tuple[Mapping[str, Any], ...]:
     return ({},) if isinstance(slots, str) else slots
 
 
-def _slot(entry: HostEntry, number: int, own: Mapping[str, Any], flat: dict[str, Any]) -> tuple[Slot | None, list[str]]:
-    """Return a slot with the settings `flat`, or None, and what is wrong with what the inventory says of it."""
+def _slot(
+    entry: HostEntry, number: int, own: Mapping[str, Any], flat: dict[str, Any]
+) -> tuple[Slot | None, list[str]]:
+    """Return a slot with the settings `flat`, or None, and what is wrong with what the inventory
+    says of it."""
     options, problems = _slot_options(entry, own)
     unknown = [key for key in own if key not in SLOT_KEYS and not _section(key)]
     flat = {key: value for key, value in flat.items() if key not in unknown}
@@ -395,7 +459,14 @@ def _slot(entry: HostEntry, number: int, own: Mapping[str, Any], flat: dict[str,
         return None, problems
     files = (own.get("identity"), tokens["hub_token_file"], tokens["model_token_file"])
     key, hub_token, model_token = (Path(str(file)) if file else None for file in files)
-    slot = Slot(number, settings.from_flat(flat, ""), key, options, hub_token=hub_token, model_token=model_token)
+    slot = Slot(
+        number,
+        settings.from_flat(flat, ""),
+        key,
+        options,
+        hub_token=hub_token,
+        model_token=model_token,
+    )
     return slot, []
 
 
@@ -416,12 +487,15 @@ def _unknown_slot_keys(unknown: Collection[str]) -> Iterator[str]:
 
 
 def _slot_options(entry: HostEntry, own: Mapping[str, Any]) -> tuple[SlotOptions, list[str]]:
-    """Return a slot's share of the machine, with what is wrong with it. The host's own keys apply to all its slots."""
+    """Return a slot's share of the machine, with what is wrong with it. The host's own keys apply
+    to all its slots."""
     own_options = {key: value for key, value in own.items() if key in SlotOptions.model_fields}
     problems = []
     device = own.get("model_device", entry.data.get("model_device", "auto"))
     if own_options.get("gpu") is not None and device not in ("auto", "cuda"):
-        problems.append(f"gpu: got {own_options['gpu']}, and model_device {device!r}; expected one of them")
+        problems.append(
+            f"gpu: got {own_options['gpu']}, and model_device {device!r}; expected one of them"
+        )
     try:
         SlotOptions(**own_options)
     except ValidationError as error:
@@ -434,7 +508,9 @@ def _slot_options(entry: HostEntry, own: Mapping[str, Any]) -> tuple[SlotOptions
         return SlotOptions(**own_options), problems
 
 
-def _slot_settings(entry: HostEntry, number: int, own: Mapping[str, Any], account_url: str | None) -> dict[str, Any]:
+def _slot_settings(
+    entry: HostEntry, number: int, own: Mapping[str, Any], account_url: str | None
+) -> dict[str, Any]:
     flat = _own_settings(entry, WORKER_SECTIONS)
     if (port := _port(entry, number, own)) is not None:
         flat["swarm_port"] = port
@@ -457,13 +533,15 @@ def _slot_settings(entry: HostEntry, number: int, own: Mapping[str, Any], accoun
 
 
 def _is_downloaded(model_name: object) -> bool:
-    """Return whether a model of this name comes from Hugging Face: not a path, and not the one in the package."""
+    """Return whether a model of this name comes from Hugging Face: not a path, and not the one in
+    the package."""
     is_named = isinstance(model_name, str) and model_name != settings.Model().name
     return is_named and not str(model_name).startswith(("/", "./", "../", "~"))
 
 
 def _port(entry: HostEntry, number: int, own: Mapping[str, Any]) -> int | None:
-    """The slot's port: its own, or the host's for slot 0, the next one for slot 1 and so on. None: none is named."""
+    """The slot's port: its own, or the host's for slot 0, the next one for slot 1 and so on. None:
+    none is named."""
     if "swarm_port" in own:
         port = own["swarm_port"]
         return port if isinstance(port, int) else None
@@ -472,7 +550,8 @@ def _port(entry: HostEntry, number: int, own: Mapping[str, Any]) -> int | None:
 
 
 def _is_lonely(flat: Mapping[str, Any]) -> bool:
-    """Return whether a worker with these settings could never find another one, though it should."""
+    """Return whether a worker with these settings could never find another one, though it
+    should."""
     ways = ("chain_account_url", "chain_rpc_url", "swarm_bootnodes")
     return flat.get("swarm_enabled", True) is True and not any(flat.get(way) for way in ways)
 
@@ -502,11 +581,18 @@ def _services(entry: HostEntry, deployment: Deployment) -> dict[str, Settings]:
 
 def _own_settings(entry: HostEntry, sections: Collection[str]) -> dict[str, Any]:
     """Return the keys of the host's data that belong to these sections of the settings."""
-    return {key: value for key, value in entry.data.items() if _section(key) in sections and key not in DERIVED}
+    return {
+        key: value
+        for key, value in entry.data.items()
+        if _section(key) in sections and key not in DERIVED
+    }
 
 
-def _account_url(entry: HostEntry, coordinators: Collection[HostEntry], mistakes: _Mistakes) -> str | None:
-    """Return the URL of the inventory's own account service for this host's workers; None: they use another way."""
+def _account_url(
+    entry: HostEntry, coordinators: Collection[HostEntry], mistakes: _Mistakes
+) -> str | None:
+    """Return the URL of the inventory's own account service for this host's workers; None: they use
+    another way."""
     if "chain_account_url" in entry.data or "chain_rpc_url" in entry.data or len(coordinators) != 1:
         return None
     coordinator = next(iter(coordinators))
@@ -515,8 +601,8 @@ def _account_url(entry: HostEntry, coordinators: Collection[HostEntry], mistakes
     if entry.name != coordinator.name and not is_reachable(host):
         mistakes.add(
             coordinator.name,
-            f"account_host: got {host!r}, which workers on other hosts cannot reach; use this host's LAN or VPN "
-            "address",
+            f"account_host: got {host!r}, which workers on other hosts cannot reach; use this"
+            " host's LAN or VPN address",
         )
         return None
     return f"http://{f'[{host}]' if ':' in str(host) else host}:{port}"

@@ -1,8 +1,9 @@
-"""Shipping a release to a host without internet: its files, its wheels, its anvil, which wheelhouse.py has collected.
+"""Shipping a release to a host without internet: its files, its wheels, its anvil, which
+wheelhouse.py has collected.
 
-Everything comes through a shell's standard input, as all files do here (host_files.py), into SHIPPED, where a file's
-name is its digest. Only what is missing is sent; what was cut off goes on where it stopped; what arrived damaged is
-removed.
+Everything comes through a shell's standard input, as all files do here (host_files.py), into
+SHIPPED, where a file's name is its digest. Only what is missing is sent; what was cut off goes on
+where it stopped; what arrived damaged is removed.
 """
 
 import base64
@@ -59,7 +60,8 @@ class Shipped(OwnFact[Stock]):
 
 
 class Platform(OwnFact[tuple[str, str, str] | None]):
-    """Machine, version of Python (3.11) and of glibc (2.36), as wheels must fit them. None: no such Python there."""
+    """Machine, version of Python (3.11) and of glibc (2.36), as wheels must fit them. None: no such
+    Python there."""
 
     def command(self, python: str) -> str:
         version = "import sys; print('%d.%d' % sys.version_info[:2])"
@@ -92,14 +94,15 @@ def checkout(repository: str, commit: str) -> Iterator[StringCommand]:
     yield from send([parcel])
     partial = RELEASES / ".partial"
     yield StringCommand(
-        f"rm -rf {partial} && mkdir {partial} && tar -xzf {SHIPPED / parcel.sha256} --no-same-owner -C {partial}"
-        f" && mv -T {partial} {RELEASES / commit} && rm {SHIPPED / parcel.sha256}"
+        f"rm -rf {partial} && mkdir {partial} && tar -xzf {SHIPPED / parcel.sha256} --no-same-owner"
+        f" -C {partial} && mv -T {partial} {RELEASES / commit} && rm {SHIPPED / parcel.sha256}"
     )
 
 
 @operation()
 def wheels(repository: str, commit: str, torch_index: str | None) -> Iterator[StringCommand]:
-    """Have the wheels of the release's environment on the host, and a link to them in the release."""
+    """Have the wheels of the release's environment on the host, and a link to them in the
+    release."""
     found = host.get_fact(Releases)
     if found.has(commit, ENVIRONMENTS) or found.has(commit, WHEELS):
         host.noop(f"{commit} has its wheels, or what is made from them")
@@ -111,7 +114,9 @@ def wheels(repository: str, commit: str, torch_index: str | None) -> Iterator[St
         if platform is None:
             raise WorkerError(f"no {python} on the host; which wheels it needs is not known")
         machine, version, glibc = platform
-        parcels = wheelhouse.pack_wheels(repository, commit, Target(machine, version, glibc, torch_index))
+        parcels = wheelhouse.pack_wheels(
+            repository, commit, Target(machine, version, glibc, torch_index)
+        )
     except WorkerError as error:
         yield _refuse(error)
         return
@@ -136,13 +141,15 @@ def anvil(repository: str, commit: str) -> Iterator[StringCommand]:
     if folder not in found.folders:
         yield from send([parcel])
         yield StringCommand(
-            f"rm -rf {partial} && mkdir -p {partial} && tar -xzf {SHIPPED / parcel.sha256} --no-same-owner -C {partial}"
-            f" && mv -T {partial} {folder} && rm {SHIPPED / parcel.sha256}"
+            f"rm -rf {partial} && mkdir -p {partial} && tar -xzf {SHIPPED / parcel.sha256}"
+            f" --no-same-owner -C {partial} && mv -T {partial} {folder} && rm"
+            f" {SHIPPED / parcel.sha256}"
         )
 
 
 def send(parcels: Collection[Parcel]) -> Iterator[StringCommand]:
-    """Commands that bring what is missing of these to the host, checked. Small files go together."""
+    """Commands that bring what is missing of these to the host, checked. Small files go
+    together."""
     stock = host.get_fact(Shipped)
     missing = [parcel for parcel in parcels if parcel.sha256 not in stock.whole]
     small: list[Parcel] = []
@@ -163,12 +170,16 @@ def _prepare() -> StringCommand:
 
 
 def _send_large(parcel: Parcel, begun: int) -> Iterator[StringCommand]:
-    """In chunks, from where an earlier run was cut off; each at its place, so that one may come twice."""
+    """In chunks, from where an earlier run was cut off; each at its place, so that one may come
+    twice."""
     with parcel.path.open("rb") as stream:
         start = begun if begun < parcel.size else 0
         stream.seek(start)
         while chunk := stream.read(CHUNK):
-            place = f"of={PARTIAL / parcel.sha256} bs=1M seek={start} oflag=seek_bytes conv=notrunc status=none"
+            place = (
+                f"of={PARTIAL / parcel.sha256} bs=1M seek={start} oflag=seek_bytes conv=notrunc"
+                " status=none"
+            )
             yield from _with_stdin(f"base64 -d | dd {place}", chunk)
             start += len(chunk)
     yield StringCommand(_accept([parcel]))
@@ -184,30 +195,36 @@ def _send_small(parcels: Sequence[Parcel]) -> Iterator[StringCommand]:
 
 
 def _with_stdin(script: str, content: bytes) -> Iterator[StringCommand]:
-    """pyinfra keeps every command of an operation to its end: what one has been sent is taken out of it again."""
+    """pyinfra keeps every command of an operation to its end: what one has been sent is taken out
+    of it again."""
     stdin = [base64.b64encode(content).decode()]
     yield StringCommand(script, _stdin=stdin)
     stdin.clear()
 
 
 def _accept(parcels: Sequence[Parcel]) -> str:
-    """Shell commands that take files that are whole out of PARTIAL, onto the disk, and remove one that is not."""
+    """Shell commands that take files that are whole out of PARTIAL, onto the disk, and remove one
+    that is not."""
     digests = " ".join(parcel.sha256 for parcel in parcels)
     return (
-        f"cd {PARTIAL} && for f in {digests}; do"
-        ' if [ "$(sha256sum < $f | cut -c 1-64)" = $f ]; then chmod 644 $f && sync $f && mv $f ..; else rm -f $f;'
-        ' echo "$f arrived damaged and was removed; run again" >&2; exit 1; fi; done'
+        f'cd {PARTIAL} && for f in {digests}; do if [ "$(sha256sum < $f | cut -c 1-64)" = $f ];'
+        ' then chmod 644 $f && sync $f && mv $f ..; else rm -f $f; echo "$f arrived damaged and'
+        ' was removed; run again" >&2; exit 1; fi; done'
     )
 
 
 def _link(parcels: Collection[Parcel], release: Path) -> StringCommand:
-    """A folder with the files under their own names, as hard links: what no folder has is no longer needed."""
-    names = "\n".join(f"{parcel.sha256} {parcel.name}" for parcel in sorted(parcels, key=lambda p: p.name))
+    """A folder with the files under their own names, as hard links: what no folder has is no longer
+    needed."""
+    names = "\n".join(
+        f"{parcel.sha256} {parcel.name}" for parcel in sorted(parcels, key=lambda p: p.name)
+    )
     new = WHEELS / ".partial"
     script = (
-        f'list=$(cat) && folder={WHEELS}/$(echo "$list" | sha256sum | cut -c 1-16) && rm -rf {new} && mkdir {new}'
-        f' && echo "$list" | while read -r digest name; do ln {SHIPPED}/$digest {new}/"$name" || exit 1; done'
-        f" && {{ [ -d $folder ] || mv -T {new} $folder; }} && rm -rf {new} && ln -sfn $folder {release}/wheels"
+        f'list=$(cat) && folder={WHEELS}/$(echo "$list" | sha256sum | cut -c 1-16) && rm -rf {new}'
+        f' && mkdir {new} && echo "$list" | while read -r digest name; do ln {SHIPPED}/$digest'
+        f' {new}/"$name" || exit 1; done && {{ [ -d $folder ] || mv -T {new} $folder; }} && rm -rf'
+        f" {new} && ln -sfn $folder {release}/wheels"
     )
     return StringCommand(script, _stdin=[names])
 

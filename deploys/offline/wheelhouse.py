@@ -1,7 +1,9 @@
-"""The wheelhouse: all that hosts without internet need of a release, collected on the operator's side.
+"""The wheelhouse: all that hosts without internet need of a release, collected on the operator's
+side.
 
-All of it is kept in FOLDER and named by its content: collecting the same again asks nobody anything, and whoever
-deletes the folder loses only the time that it takes. pip, npm and git fetch it, each as it is configured here.
+All of it is kept in FOLDER and named by its content: collecting the same again asks nobody
+anything, and whoever deletes the folder loses only the time that it takes. pip, npm and git fetch
+it, each as it is configured here.
 """
 
 import fcntl
@@ -41,9 +43,11 @@ ANVIL_FILES = ("anvil", ".complete", "node_modules/@foundry-rs")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The platform that wheels must fit. `machine` as `uname -m` says it, `python` such as 3.11, `glibc` such as 2.36.
+    """The platform that wheels must fit. `machine` as `uname -m` says it, `python` such as 3.11,
+    `glibc` such as 2.36.
 
-    `torch_index`: the package index to take torch from; None: as pip on the operator's side is configured.
+    `torch_index`: the package index to take torch from; None: as pip on the operator's side is
+    configured.
     """
 
     machine: str
@@ -59,8 +63,17 @@ class Target:
         """Return the options of pip for downloading for this platform."""
         major, minor = (int(number) for number in self.glibc.split(".")[:2])
         tags = [f"manylinux_{major}_{n}_{self.machine}" for n in range(minor, 4, -1)]
-        tags += [f"{kind}_{self.machine}" for kind in ("manylinux2014", "manylinux2010", "manylinux1", "linux")]
-        return ["--implementation", "cp", "--python-version", self.python, *(f"--platform={tag}" for tag in tags)]
+        tags += [
+            f"{kind}_{self.machine}"
+            for kind in ("manylinux2014", "manylinux2010", "manylinux1", "linux")
+        ]
+        return [
+            "--implementation",
+            "cp",
+            "--python-version",
+            self.python,
+            *(f"--platform={tag}" for tag in tags),
+        ]
 
     def markers(self) -> dict[str, str]:
         """The values of environment markers there."""
@@ -103,20 +116,32 @@ def pack_release(repository: str, commit: str) -> Parcel:
 
 
 def pack_wheels(repository: str, commit: str, target: Target) -> list[Parcel]:
-    """Everything that a commit's environment is made from there: wheels, and what builds the rest. Raises WorkerError.
+    """Everything that a commit's environment is made from there: wheels, and what builds the rest.
+    Raises WorkerError.
 
-    What the lock file names is checked by its hashes, and so is torch with all that it needs, by those of its index.
+    What the lock file names is checked by its hashes, and so is torch with all that it needs, by
+    those of its index.
     """
     with _unpacked(repository, commit) as release:
         if not (release / FIRST_FILE).exists():
-            raise WorkerError(f"commit {commit[:12]}: has no {FIRST_FILE}; it can only be deployed from its repository")
+            raise WorkerError(
+                f"commit {commit[:12]}: has no {FIRST_FILE}; it can only be deployed from its"
+                " repository"
+            )
         lock, first = (release / LOCK_FILE).read_text(), (release / FIRST_FILE).read_text()
-    key = hashlib.sha256(json.dumps([asdict(target), lock, first, *_pip_sources()]).encode()).hexdigest()
-    return _collected(f"wheels-{key[:32]}", f"wheels for {target}", lambda at: _download_all(at, lock, first, target))
+    key = hashlib.sha256(
+        json.dumps([asdict(target), lock, first, *_pip_sources()]).encode()
+    ).hexdigest()
+    return _collected(
+        f"wheels-{key[:32]}",
+        f"wheels for {target}",
+        lambda at: _download_all(at, lock, first, target),
+    )
 
 
 def pack_anvil(repository: str, commit: str) -> tuple[str, Parcel]:
-    """The commit's anvil, as its own script installs it, as a tar; and the digest that its folder is called by.
+    """The commit's anvil, as its own script installs it, as a tar; and the digest that its folder
+    is called by.
 
     Raises WorkerError.
     """
@@ -136,7 +161,9 @@ def pack_anvil(repository: str, commit: str) -> tuple[str, Parcel]:
         yield archive
 
     with _unpacked(repository, commit) as release:
-        digest = hashlib.sha256(b"".join((release / name).read_bytes() for name in ANVIL_INPUTS)).hexdigest()[:16]
+        digest = hashlib.sha256(
+            b"".join((release / name).read_bytes() for name in ANVIL_INPUTS)
+        ).hexdigest()[:16]
     (parcel,) = _collected(f"anvil-{digest}", f"the anvil of {commit[:12]}", collect)
     return digest, parcel
 
@@ -182,7 +209,9 @@ def _lock(key: str) -> Iterator[None]:
             except BlockingIOError:
                 # Not a wait in flock itself: it would hold the other hosts of this run too.
                 if time.monotonic() > deadline:
-                    raise WorkerError(f"{lock.name}: another run has been collecting for an hour; end it") from None
+                    raise WorkerError(
+                        f"{lock.name}: another run has been collecting for an hour; end it"
+                    ) from None
                 time.sleep(0.5)
         yield
 
@@ -206,11 +235,26 @@ def _download_all(scratch: Path, lock: str, first: str, target: Target) -> Itera
         if requirement.marker is None or requirement.marker.evaluate(target.markers())
     ]
     names = {canonicalize_name(requirement.name) for requirement, _ in pinned}
-    uv, torch = (next(str(r) for r, _ in _entries(first) if r.name == name) for name in ("uv", "torch"))
-    own = [each for each in _entries(_torch_pins(torch, target)) if canonicalize_name(each[0].name) not in names]
+    uv, torch = (
+        next(str(r) for r, _ in _entries(first) if r.name == name) for name in ("uv", "torch")
+    )
+    own = [
+        each
+        for each in _entries(_torch_pins(torch, target))
+        if canonicalize_name(each[0].name) not in names
+    ]
     index = ["--index-url", target.torch_index] if target.torch_index else []
-    _download(files, _requirements(scratch / "lock.txt", pinned), target, "--no-deps", "--require-hashes")
-    _download(files, _requirements(scratch / "torch.txt", own), target, "--no-deps", "--require-hashes", *index)
+    _download(
+        files, _requirements(scratch / "lock.txt", pinned), target, "--no-deps", "--require-hashes"
+    )
+    _download(
+        files,
+        _requirements(scratch / "torch.txt", own),
+        target,
+        "--no-deps",
+        "--require-hashes",
+        *index,
+    )
     _download(files, [uv], target, "--no-deps")
     for source in sorted(files.glob("*.tar.gz")):
         _download(files, _build_requirements(source), target, "--only-binary=:all:")
@@ -227,9 +271,12 @@ def _entries(text: str) -> Iterator[tuple[Requirement, list[str]]]:
 
 
 def _requirements(file: Path, entries: Sequence[tuple[Requirement, list[str]]]) -> list[str]:
-    """Write a requirements file for the target, where markers are decided: pip would ask them of this machine."""
+    """Write a requirements file for the target, where markers are decided: pip would ask them of
+    this machine."""
     lines = [
-        " ".join([f"{requirement.name}{requirement.specifier}", *(f"--hash={each}" for each in hashes)])
+        " ".join(
+            [f"{requirement.name}{requirement.specifier}", *(f"--hash={each}" for each in hashes)]
+        )
         for requirement, hashes in entries
     ]
     file.write_text("\n".join([*lines, ""]))
@@ -237,7 +284,8 @@ def _requirements(file: Path, entries: Sequence[tuple[Requirement, list[str]]]) 
 
 
 def _torch_pins(torch: str, target: Target) -> str:
-    """torch and all that it needs on the target, with hashes, as uv resolves it: CUDA packages and their like."""
+    """torch and all that it needs on the target, with hashes, as uv resolves it: CUDA packages and
+    their like."""
     uv = shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
         raise WorkerError(f"no uv next to {sys.executable}; run the Python of the checkout's .venv")
@@ -263,7 +311,8 @@ def _pip_sources() -> list[str]:
 
 
 def _build_requirements(source: Path) -> list[str]:
-    """Return what builds a source distribution, by its pyproject.toml, or the default without one."""
+    """Return what builds a source distribution, by its pyproject.toml, or the default without
+    one."""
     with tarfile.open(source) as tar:
         names = [name for name in tar.getnames() if re.fullmatch(r"[^/]+/pyproject\.toml", name)]
         stream = tar.extractfile(names[0]) if names else None
@@ -272,7 +321,15 @@ def _build_requirements(source: Path) -> list[str]:
 
 
 def _download(files: Path, what: Sequence[str], target: Target, *options: str) -> None:
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+    ]
     _run(*pip, f"--dest={files}", *target.pip_flags(), *options, *what, timeout=COLLECT_SECONDS)
 
 
@@ -280,13 +337,25 @@ def _run(*command: str, timeout: float, stdin: str = "") -> str:
     """Return the output of a program. Raises WorkerError with its last line if it fails."""
     try:
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False, cwd="/"
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            cwd="/",
         )
     except subprocess.TimeoutExpired:
         raise WorkerError(f"{' '.join(command[:4])}: not done after {timeout:g} s") from None
     if done.returncode:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if re.match(r"(ERROR|error|fatal)\b", line)] or lines or ["no word"]
+        errors = (
+            [line for line in lines if re.match(r"(ERROR|error|fatal)\b", line)]
+            or lines
+            or ["no word"]
+        )
         name = Path(command[0]).name if "pip" not in command else "pip"
-        raise WorkerError(f"{name}: {errors[0]}; the operator's machine collects it, so it must be had from here")
+        raise WorkerError(
+            f"{name}: {errors[0]}; the operator's machine collects it, so it must be had from here"
+        )
     return done.stdout

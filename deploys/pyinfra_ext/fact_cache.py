@@ -1,8 +1,9 @@
-"""Cache facts per host: prefetched in one SSH command, invalidated by the first command that may change the host.
+"""Cache facts per host: prefetched in one SSH command, invalidated by the first command that may
+change the host.
 
-pyinfra asks a host again for every fact of every operation, and each question is a channel and a shell over ssh. A run
-that finds nothing to do has some fifty; with this it asks twice. An answer is good until the first command that
-is not a question.
+pyinfra asks a host again for every fact of every operation, and each question is a channel and a
+shell over ssh. A run that finds nothing to do has some fifty; with this it asks twice. An answer is
+good until the first command that is not a question.
 """
 
 import secrets
@@ -32,9 +33,11 @@ _memories: dict[str, "_Memory"] = {}
 
 
 def ask_ahead(of: Host, questions: Iterable[Question]) -> None:
-    """Have the host answer all these facts now, in one command; from now on, what it answers is kept.
+    """Have the host answer all these facts now, in one command; from now on, what it answers is
+    kept.
 
-    What it does not answer now it will be asked again when somebody wants to know, and fails then as it may.
+    What it does not answer now it will be asked again when somebody wants to know, and fails then
+    as it may.
     """
     if of.name not in _memories:
         _memories[of.name] = _Memory(of)
@@ -47,7 +50,8 @@ def is_changed(of: Host) -> bool:
 
 
 def lock_before_changes(of: Host) -> None:
-    """Have the host locked (deploys/locks.py) from the first command that is not a question to its disconnection."""
+    """Have the host locked (deploys/locks.py) from the first command that is not a question to its
+    disconnection."""
     ask_ahead(of, [(locks.HostLock, {})])
     _memories[of.name].lock_before_changes()
 
@@ -92,13 +96,18 @@ class _Memory:
         found = self._host.get_fact(locks.HostLock)
         abandoned = found if found and locks.is_abandoned(found) else None
         script = locks.take(abandoned, self._host.data.get(locks.BREAK) is True)
-        self._as_locked = {key: value for key, value in arguments.items() if key not in ("_stdin", "_timeout")}
-        done: tuple[bool, CommandOutput] = self._run(StringCommand(script), **self._as_locked, _timeout=LOCK_SECONDS)
+        self._as_locked = {
+            key: value for key, value in arguments.items() if key not in ("_stdin", "_timeout")
+        }
+        done: tuple[bool, CommandOutput] = self._run(
+            StringCommand(script), **self._as_locked, _timeout=LOCK_SECONDS
+        )
         self.is_locked = done[0]
         return done
 
     def _unlock(self) -> None:
-        """A connection that is lost leaves the lock; the next run from here finds that its owner has ended."""
+        """A connection that is lost leaves the lock; the next run from here finds that its owner
+        has ended."""
         if self.is_locked:
             try:
                 self._run(StringCommand(locks.release()), **self._as_locked, _timeout=LOCK_SECONDS)
@@ -119,7 +128,9 @@ class _Memory:
             return
         for text, lines in zip(new, _answers(output.stdout_lines, end), strict=False):
             if lines is not None:
-                self._answers[_key(text, arguments)] = CommandOutput([OutputLine("stdout", line) for line in lines])
+                self._answers[_key(text, arguments)] = CommandOutput(
+                    [OutputLine("stdout", line) for line in lines]
+                )
 
     def _asked(self, *arguments: Any, **values: Any) -> Any:
         """In place of get_fact."""
@@ -130,7 +141,9 @@ class _Memory:
         finally:
             self._here.is_asking = was_asking
 
-    def _told(self, command: StringCommand | str, *display: Any, **arguments: Any) -> tuple[bool, CommandOutput]:
+    def _told(
+        self, command: StringCommand | str, *display: Any, **arguments: Any
+    ) -> tuple[bool, CommandOutput]:
         """In place of run_shell_command."""
         if not getattr(self._here, "is_asking", False):
             if self._wants_lock and not self.is_locked:

@@ -1,12 +1,14 @@
-"""A limit on how long a host may be silent, so that one that vanishes or freezes does not delay all the others.
+"""A limit on how long a host may be silent, so that one that vanishes or freezes does not delay all
+the others.
 
-pyinfra's `_timeout` limits the wait for a command's output; paramiko's waits for a channel, for the start of a command,
-for its exit code and for a file transfer have no limit, or an hour. And the kernel of a machine whose programs are
-frozen still acknowledges what it is sent. So the other end's sshd itself is asked, again and again; where it says
-nothing the connection is closed, and with it every wait ends.
+pyinfra's `_timeout` limits the wait for a command's output; paramiko's waits for a channel, for the
+start of a command, for its exit code and for a file transfer have no limit, or an hour. And the
+kernel of a machine whose programs are frozen still acknowledges what it is sent. So the other end's
+sshd itself is asked, again and again; where it says nothing the connection is closed, and with it
+every wait ends.
 
-A connection that ends is an EOFError to paramiko, and one that pyinfra does not expect: it would end the whole run. It
-is handed on as the OSError that it is, which fails that host.
+A connection that ends is an EOFError to paramiko, and one that pyinfra does not expect: it would
+end the whole run. It is handed on as the OSError that it is, which fails that host.
 """
 
 import errno
@@ -27,7 +29,8 @@ RENEW_SECONDS = 25
 
 
 def limit_silence() -> None:
-    """Have every ssh connection of this program end when its host is silent for so long. For config.py."""
+    """Have every ssh connection of this program end when its host is silent for so long. For
+    config.py."""
     SSHConnector.connect = _watched(SSHConnector.connect)
 
 

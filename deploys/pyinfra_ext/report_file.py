@@ -1,7 +1,8 @@
-"""The report of a run of pyinfra, for the program that started it: a JSON file, so that no output has to be parsed.
+"""The report of a run of pyinfra, for the program that started it: a JSON file, so that no output
+has to be parsed.
 
-Knows nothing of pyinfra. The program names the file in an environment variable; run_report.py writes it when an
-operation begins and when the run ends, so there is one even if pyinfra is killed.
+Knows nothing of pyinfra. The program names the file in an environment variable; run_report.py
+writes it when an operation begins and when the run ends, so there is one even if pyinfra is killed.
 """
 
 import json
@@ -12,7 +13,8 @@ from typing import Literal
 from worker.runtime.files import write_whole
 
 REPORT_VARIABLE = "HIVEWRIGHT_RUN_REPORT"
-# Names a folder with the plans of hosts, which a run that has checked the whole inventory hands to those that follow.
+# Names a folder with the plans of hosts, which a run that has checked the whole inventory hands to
+# those that follow.
 PLANS_VARIABLE = "HIVEWRIGHT_PLANS"
 
 State = Literal["running", "done", "failed", "unreachable"]
@@ -20,10 +22,11 @@ State = Literal["running", "done", "failed", "unreachable"]
 
 @dataclass(slots=True)
 class HostRun:
-    """The run on one host. `operation`: the one that is under way, or that failed; empty: none, it connects or reads.
+    """The run on one host. `operation`: the one that is under way, or that failed; empty: none, it
+    connects or reads.
 
-    `output`: of the host's own output, the line that explains a failure best. `lacking`: what the host is deployed
-    without.
+    `output`: of the host's own output, the line that explains a failure best. `lacking`: what the
+    host is deployed without.
     """
 
     state: State = "running"
@@ -39,7 +42,8 @@ class HostRun:
 
 @dataclass(slots=True)
 class RunReport:
-    """A run. `refused`: what is wrong with the inventory, in lines; nothing was done on any host then.
+    """A run. `refused`: what is wrong with the inventory, in lines; nothing was done on any host
+    then.
 
     `stopped`: why nothing was done on any host after all were connected to.
     `warnings`: what is wrong with the inventory, or may be, and stops nothing of this run.

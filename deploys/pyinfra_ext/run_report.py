@@ -1,6 +1,8 @@
-"""The end of a run of pyinfra on each host: for people as its last lines, for programs as a JSON file.
+"""The end of a run of pyinfra on each host: for people as its last lines, for programs as a JSON
+file.
 
-A person reads what failed, or was interrupted, and what hosts are deployed without; a program reads report_file.py.
+A person reads what failed, or was interrupted, and what hosts are deployed without; a program reads
+report_file.py.
 """
 
 import atexit
@@ -29,7 +31,8 @@ INTERRUPTED = 130
 DISK_FULL = "No space left on device"
 # Of each host this many lines of pyinfra's output are searched for the reason of a failure.
 NUM_LINES = 100
-# Lines of pyinfra's, and of systemd's about a service that did not start, which has its own lines among them.
+# Lines of pyinfra's, and of systemd's about a service that did not start, which has its own lines
+# among them.
 _UNINFORMATIVE = (
     "Error", "Connected", "Ready", "Success", "No change", "hivewright-", "Starting ", "Started ", "Stopped ",
     "Failed to", "Job for ", "See ", "Loaded fact", fact_cache.AT_IT,
@@ -43,7 +46,8 @@ _report = RunReport()
 
 
 def stop(reason: str) -> DeployError:
-    """Return the error to raise to stop the run before it does anything; its last line will be the reason."""
+    """Return the error to raise to stop the run before it does anything; its last line will be the
+    reason."""
     _report.stopped = _report.stopped or reason
     return DeployError("these hosts can't be deployed as they are; the last line says why")
 
@@ -55,7 +59,8 @@ def note(line: str) -> None:
 
 
 def problem(host: str, line: str) -> None:
-    """Have a line printed at the end of the run, and exit code 1: the host is deployed, without something wanted."""
+    """Have a line printed at the end of the run, and exit code 1: the host is deployed, without
+    something wanted."""
     if line not in _lacking[host]:
         _lacking[host].append(line)
 
@@ -73,14 +78,16 @@ def warn(line: str) -> None:
 
 
 def report_at_exit() -> None:
-    """Report on the run when the process ends; pyinfra itself ends with exit code 1 if a host failed. For config.py."""
+    """Report on the run when the process ends; pyinfra itself ends with exit code 1 if a host
+    failed. For config.py."""
     State.init = _observed(State.init)
     logger.addHandler(_Lines())
     atexit.register(_conclude)
 
 
 def end_with_130_if_interrupted() -> None:
-    """Have Ctrl-C, or SIGTERM, end the process with 130: pyinfra alone would end with 0, as if all were done."""
+    """Have Ctrl-C, or SIGTERM, end the process with 130: pyinfra alone would end with 0, as if all
+    were done."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 
@@ -91,7 +98,8 @@ def _interrupt(number: int, _: FrameType | None) -> NoReturn:
 
 
 class _Lines(logging.Handler):
-    """Keeps what pyinfra logs of each host: the output of commands that failed, and why it could not connect."""
+    """Keeps what pyinfra logs of each host: the output of commands that failed, and why it could
+    not connect."""
 
     def emit(self, record: logging.LogRecord) -> None:
         name, is_of_host, line = click.unstyle(record.getMessage()).strip().partition("] ")
@@ -135,7 +143,8 @@ def _conclude() -> None:
     for line in _last_lines(state):
         print(line, file=sys.stderr, flush=True)
     if _lacking and not (_interruptions or _report.stopped or (state and state.failed_hosts)):
-        # pyinfra has ended with 0 by now, and knows of no other code for a run without failed hosts.
+        # pyinfra has ended with 0 by now, and knows of no other code for a run without failed
+        # hosts.
         os._exit(1)
 
 
@@ -145,11 +154,18 @@ def _last_lines(state: State | None) -> list[str]:
     lines = [f"note: {line}" for line in sorted(_notes)]
     if _report.stopped:
         return [*lines, f"nothing was done on any host: {_report.stopped}"]
-    lines += [f"done, but {name}: {line}" for name, each in sorted(_lacking.items()) for line in sorted(each)]
+    lines += [
+        f"done, but {name}: {line}"
+        for name, each in sorted(_lacking.items())
+        for line in sorted(each)
+    ]
     if state is not None and state.failed_hosts:
         failed = sorted(state.failed_hosts, key=lambda host: host.name)
         said = ", ".join(f"{host.name} ({_what_failed(state, host)})" for host in failed)
-        lines.append(f"failed: {said}; fix these hosts and run again (hosts that succeeded are left unchanged)")
+        lines.append(
+            f"failed: {said}; fix these hosts and run again (hosts that succeeded are left"
+            " unchanged)"
+        )
     return lines
 
 
@@ -157,7 +173,9 @@ def _run_on(state: State, host: Host) -> HostRun:
     """Return what became of the run on one host."""
     lacking = _lacking.get(host.name, [])
     if host not in state.activated_hosts:
-        return HostRun("unreachable", "", sudo.refused.get(host.name) or _explanation(host), lacking)
+        return HostRun(
+            "unreachable", "", sudo.refused.get(host.name) or _explanation(host), lacking
+        )
     if _interruptions and not _is_done(state, host):
         return HostRun("failed", _at(state, host), "interrupted", lacking)
     if host not in state.failed_hosts:
@@ -171,7 +189,9 @@ def _run_on(state: State, host: Host) -> HostRun:
 
 def _explanation(host: Host) -> str:
     """Return the last line of a host's own that pyinfra logged, or the one about its full disk."""
-    lines = [line for line in _lines.get(host.name, ()) if line and not line.startswith(_UNINFORMATIVE)]
+    lines = [
+        line for line in _lines.get(host.name, ()) if line and not line.startswith(_UNINFORMATIVE)
+    ]
     full = [line for line in lines if DISK_FULL in line]
     return (full or lines or [""])[-1]
 
@@ -179,12 +199,19 @@ def _explanation(host: Host) -> str:
 def _interrupted(state: State | None) -> str:
     """Return what an interrupted run has left behind."""
     hosts = state.activated_hosts if state is not None else set()
-    half_done = sorted((host for host in hosts if fact_cache.is_changed(host)), key=lambda host: host.name)
+    half_done = sorted(
+        (host for host in hosts if fact_cache.is_changed(host)), key=lambda host: host.name
+    )
     half_done = [host for host in half_done if state is not None and not _is_done(state, host)]
     if not half_done:
         return "interrupted: no host was left half done; run it again to go on"
-    names = ", ".join(f"{host.name} (at: {_at(state, host)})" for host in half_done if state is not None)
-    return f"interrupted: half done: {names}; the others are done or as they were; run it again to go on"
+    names = ", ".join(
+        f"{host.name} (at: {_at(state, host)})" for host in half_done if state is not None
+    )
+    return (
+        f"interrupted: half done: {names}; the others are done or as they were; run it again to"
+        " go on"
+    )
 
 
 def _is_done(state: State, host: Host) -> bool:
@@ -222,7 +249,11 @@ def _failed_operation(state: State, host: Host) -> str | None:
     """Return the hash of the operation that failed; None: a fact did."""
     for op_hash in state.get_op_order():
         operation = state.ops[host].get(op_hash)
-        if operation and operation.operation_meta.is_complete() and operation.operation_meta.did_error():
+        if (
+            operation
+            and operation.operation_meta.is_complete()
+            and operation.operation_meta.did_error()
+        ):
             return str(op_hash)
     return None
 

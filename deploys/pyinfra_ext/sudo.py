@@ -1,8 +1,8 @@
 """sudo on hosts whose user has to give a password: asked about once, when a host is connected to.
 
-pyinfra would find out at its first command, and ask at the terminal, for each host at the same time;
-where there is no terminal its run ends. Here the password comes from a file on the operator's side
-(`_sudo_password_file`), and what sudo refuses is the reason why the host can't be used.
+pyinfra would find out at its first command, and ask at the terminal, for each host at the same
+time; where there is no terminal its run ends. Here the password comes from a file on the operator's
+side (`_sudo_password_file`), and what sudo refuses is the reason why the host can't be used.
 """
 
 import shlex
@@ -26,10 +26,16 @@ PASSWORD_FILE = "_sudo_password_file"  # noqa: S105 - a key
 PASSWORD = "_sudo_password"  # noqa: S105 - a key of pyinfra's
 EXPECTED = "a file on this side with one line, the password that sudo asks for"
 ASK_SECONDS = 30
-# Without -k a password that somebody gave a minute ago would count; in C's locale sudo's words are known.
+# Without -k a password that somebody gave a minute ago would count; in C's locale sudo's words are
+# known.
 _WITHOUT_PASSWORD = "LC_ALL=C sudo -k -n"  # noqa: S105 - a command
-_ASKS = ("a password is required", "interactive authentication is required", "a terminal is required")
-# Where pyinfra's connectors keep what has been typed, for commands that have no password of their own.
+_ASKS = (
+    "a password is required",
+    "interactive authentication is required",
+    "a terminal is required",
+)
+# Where pyinfra's connectors keep what has been typed, for commands that have no password of their
+# own.
 _TYPED = "prompted_sudo_password"
 
 # Hosts that were refused -> why.
@@ -37,7 +43,8 @@ refused: dict[str, str] = {}
 
 
 def check_on_connect() -> None:
-    """Have each host that is to use sudo checked when it is connected to, and nobody asked. For config.py."""
+    """Have each host that is to use sudo checked when it is connected to, and nobody asked. For
+    config.py."""
     for connector in (SSHConnector, LocalConnector):
         connector.connect = _checked(connector.connect)
     for module in (ssh, local):
@@ -45,7 +52,8 @@ def check_on_connect() -> None:
 
 
 def mistakes(data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the password that an inventory names for a host, without the password."""
+    """Yield what is wrong with the password that an inventory names for a host, without the
+    password."""
     file = data.get(PASSWORD_FILE)
     if file is None:
         return
@@ -53,7 +61,10 @@ def mistakes(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"{PASSWORD_FILE}: got a value of type {type(file).__name__}; expected {EXPECTED}"
         return
     if not data.get("_sudo"):
-        yield f"{PASSWORD_FILE}: is set and _sudo is not; set _sudo to True, or leave the password out"
+        yield (
+            f"{PASSWORD_FILE}: is set and _sudo is not; set _sudo to True, or leave the"
+            " password out"
+        )
     if data.get(PASSWORD):
         yield f"{PASSWORD_FILE}: is set, and {PASSWORD} too; expected one of them, better the file"
     try:
@@ -79,7 +90,9 @@ def _checked(connect: Any) -> Any:
         try:
             reason = _what_is_wrong(connector)
         except (OSError, SSHException, PyinfraError) as error:
-            raise ConnectError(f"sudo could not be tried: {error or type(error).__name__}") from error
+            raise ConnectError(
+                f"sudo could not be tried: {error or type(error).__name__}"
+            ) from error
         if reason:
             refused[connector.host.name] = reason
             raise ConnectError(reason)
@@ -106,7 +119,9 @@ def _what_is_wrong(connector: Any) -> str | None:
     except SecretError as error:
         return f"{PASSWORD_FILE}: {error}"
     connector.host.connector_data[_TYPED] = password
-    is_done, output = connector.run_shell_command(StringCommand("true"), _sudo=True, _timeout=ASK_SECONDS, **as_user)
+    is_done, output = connector.run_shell_command(
+        StringCommand("true"), _sudo=True, _timeout=ASK_SECONDS, **as_user
+    )
     if is_done:
         return None
     source = f"{file} ({PASSWORD_FILE})" if file is not None else PASSWORD
@@ -116,10 +131,14 @@ def _what_is_wrong(connector: Any) -> str | None:
 def _refusal(user: str, said: str) -> str:
     if any(words in said for words in _ASKS):
         return (
-            f"sudo asks for the password of {user}: write it into a file that only you can read and name that in "
-            f"{PASSWORD_FILE}, or let sudo do without (NOPASSWD in /etc/sudoers.d on the host)"
+            f"sudo asks for the password of {user}: write it into a file that only you can read and"
+            f" name that in {PASSWORD_FILE}, or let sudo do without (NOPASSWD in /etc/sudoers.d on"
+            " the host)"
         )
-    return f"sudo does not work for {user}: {said}; let them become root by sudo, or deploy as root without _sudo"
+    return (
+        f"sudo does not work for {user}: {said}; let them become root by sudo, or deploy as root"
+        " without _sudo"
+    )
 
 
 def _last_line(output: util.CommandOutput) -> str:

@@ -1,7 +1,8 @@
 """Banners of ssh servers: shown while a server waits for what it asks before it lets anybody in.
 
-Tailscale's ssh server in check mode sends a URL in a banner and lets in whoever opens it, by the method `none`, which
-paramiko never tries. And where the tailnet's policy lets nobody in, the banner is all that says so.
+Tailscale's ssh server in check mode sends a URL in a banner and lets in whoever opens it, by the
+method `none`, which paramiko never tries. And where the tailnet's policy lets nobody in, the banner
+is all that says so.
 """
 
 import sys
@@ -29,7 +30,8 @@ connecting: ContextVar[str] = ContextVar("connecting", default="ssh server")
 
 
 def show() -> None:
-    """Have every ssh connection of this program show banners, and try `none` where nothing else gets in."""
+    """Have every ssh connection of this program show banners, and try `none` where nothing else
+    gets in."""
     # The only place at which paramiko has a connection, but no login yet.
     setattr(SSHClient, _AUTHENTICATE, _shown(getattr(SSHClient, _AUTHENTICATE)))
 

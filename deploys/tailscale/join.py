@@ -1,7 +1,8 @@
 """Tailscale: its signed apt repository, the host's login, and what the host shows in the tailnet.
 
-A host that is logged in is left alone. One that is not logs in with an auth key, or with a person: all hosts ask for
-their login URLs first, the URLs of all are shown together, once, and the run goes on with those that get connected.
+A host that is logged in is left alone. One that is not logs in with an auth key, or with a person:
+all hosts ask for their login URLs first, the URLs of all are shown together, once, and the run goes
+on with those that get connected.
 """
 
 import base64
@@ -71,10 +72,16 @@ def join_tailnet(deployment: Deployment) -> None:
     _members.add(host.name)
     install(name="Install it from its own repository", _timeout=INSTALL_SECONDS)
     run_daemon(name="Have its daemon run", _timeout=START_SECONDS + 60)
-    begin_login(name="Begin the login", deployment=deployment, _timeout=LOGIN_SECONDS + UP_SECONDS + 60)
+    begin_login(
+        name="Begin the login", deployment=deployment, _timeout=LOGIN_SECONDS + UP_SECONDS + 60
+    )
     seconds = deployment.tailscale_login_seconds
     await_login(name="Wait until it is logged in", seconds=seconds, _timeout=seconds + 120)
-    switch_ssh(name="Switch its ssh server", wanted=deployment.tailscale_ssh, _timeout=ssh_switch.LONGEST_SECONDS)
+    switch_ssh(
+        name="Switch its ssh server",
+        wanted=deployment.tailscale_ssh,
+        _timeout=ssh_switch.LONGEST_SECONDS,
+    )
     preferences(name="Set its preferences", deployment=deployment)
     serve(name="Show ports in the tailnet", deployment=deployment)
     tell(name="Tell what a person should know", deployment=deployment)
@@ -104,8 +111,8 @@ def run_daemon() -> Iterator[StringCommand]:
 
 
 def start_script() -> str:
-    """Return shell commands that start the daemon, and give it time to find its control server; if it does not start,
-    they show its last lines."""
+    """Return shell commands that start the daemon, and give it time to find its control server; if
+    it does not start, they show its last lines."""
     answer = "tailscale status --json --peers=false 2>/dev/null | grep '\"BackendState\"'"
     return (
         "systemctl enable --quiet tailscaled && systemctl start tailscaled"
@@ -118,20 +125,25 @@ def start_script() -> str:
 
 
 def sources(distribution: str, codename: str) -> str:
-    """The apt source for a Debian or Ubuntu. Packages that another key has signed are refused by apt."""
+    """The apt source for a Debian or Ubuntu. Packages that another key has signed are refused by
+    apt."""
     return (
-        f"Types: deb\nURIs: {REPOSITORY}/{distribution}\nSuites: {codename}\nComponents: main\nSigned-By: {KEYRING}\n"
+        f"Types: deb\nURIs: {REPOSITORY}/{distribution}\nSuites: {codename}\nComponents:"
+        f" main\nSigned-By: {KEYRING}\n"
     )
 
 
 def _write(path: Path, text: str) -> StringCommand:
-    script = f"umask 022 && mkdir -p {path.parent} && base64 -d > {path}.new && mv {path}.new {path}"
+    script = (
+        f"umask 022 && mkdir -p {path.parent} && base64 -d > {path}.new && mv {path}.new {path}"
+    )
     return StringCommand(script, _stdin=[base64.b64encode(text.encode()).decode()])
 
 
 @operation()
 def begin_login(deployment: Deployment) -> Iterator[StringCommand]:
-    """Have the host logged in with its key, or have it ask for a login URL. One that was told `down` needs neither."""
+    """Have the host logged in with its key, or have it ask for a login URL. One that was told
+    `down` needs neither."""
     found = host.get_fact(TailnetOfHost)
     if found.state == tailnet.STOPPED:
         yield StringCommand(f"timeout {UP_SECONDS} tailscale up >&2 || true")
@@ -151,54 +163,67 @@ def begin_login(deployment: Deployment) -> Iterator[StringCommand]:
 
 
 def login_script(flags: str, kept: str, seconds: int, *, has_key: bool) -> str:
-    """Return shell commands that begin a login, and end when the host is logged in or waits for a person.
+    """Return shell commands that begin a login, and end when the host is logged in or waits for a
+    person.
 
-    The key comes in base 64 on standard input and is on no command line. `tailscale up` goes on in the background, in
-    which a person opens the URL or approves the machine. A key that is refused is not asked about again: the daemon is
-    told `down`. `kept`: flags of `tailscale set` for what `up` can't be told.
+    The key comes in base 64 on standard input and is on no command line. `tailscale up` goes on in
+    the background, in which a person opens the URL or approves the machine. A key that is refused
+    is not asked about again: the daemon is told `down`. `kept`: flags of `tailscale set` for what
+    `up` can't be told.
     """
     waits = (
-        '"BackendState": *"NeedsMachineAuth"' if has_key else '"AuthURL": *"http|"BackendState": *"NeedsMachineAuth"'
+        '"BackendState": *"NeedsMachineAuth"'
+        if has_key
+        else '"AuthURL": *"http|"BackendState": *"NeedsMachineAuth"'
     )
     key = " --auth-key=file:$work/key" if has_key else ""
-    up = f"tailscale up{key} --timeout={max(seconds, LOGIN_SECONDS)}s {flags} >$work/said 2>&1; echo $? >$work/code"
+    up = (
+        f"tailscale up{key} --timeout={max(seconds, LOGIN_SECONDS)}s {flags} >$work/said 2>&1; echo"
+        " $? >$work/code"
+    )
     keep = f"tailscale set {kept} >&2" if kept else "true"
     what = "answer to the key" if has_key else "login URL"
     return (
-        "umask 077; work=$(mktemp -d) || exit 1; export work; trap 'rm -rf $work' EXIT HUP INT TERM;"
-        f" {'base64 -d >$work/key || exit 1;' if has_key else ''}"
-        f" setsid sh -c {shlex.quote(up)} </dev/null >/dev/null 2>&1 &"
-        f" for second in $(seq {LOGIN_SECONDS}); do"
-        ' if [ "$(cat $work/code 2>/dev/null)" = 0 ]; then exec_keep; exit; fi;'
-        " if [ -s $work/code ]; then cat $work/said >&2; tailscale down; exit 1; fi;"
-        f" if tailscale status --json --peers=false | grep -qE '{waits}'; then exec_keep; exit; fi; sleep 1; done;"
-        f" cat $work/said >&2; tailscale down; echo 'no {what} within {LOGIN_SECONDS} s; is the control server"
-        " reachable from here?' >&2; exit 1"
+        "umask 077; work=$(mktemp -d) || exit 1; export work; trap 'rm -rf $work' EXIT HUP INT"
+        f" TERM; {'base64 -d >$work/key || exit 1;' if has_key else ''} setsid sh -c"
+        f" {shlex.quote(up)} </dev/null >/dev/null 2>&1 & for second in $(seq {LOGIN_SECONDS}); do"
+        ' if [ "$(cat $work/code 2>/dev/null)" = 0 ]; then exec_keep; exit; fi; if [ -s'
+        " $work/code ]; then cat $work/said >&2; tailscale down; exit 1; fi; if tailscale status"
+        f" --json --peers=false | grep -qE '{waits}'; then exec_keep; exit; fi; sleep 1; done; cat"
+        f" $work/said >&2; tailscale down; echo 'no {what} within {LOGIN_SECONDS} s; is the control"
+        " server reachable from here?' >&2; exit 1"
     ).replace("exec_keep", keep)
 
 
 @operation()
 def await_login(seconds: int) -> Iterator[FunctionCommand]:
-    """Have the host connected: show the login URLs of all hosts, once, and wait for the people who open them."""
+    """Have the host connected: show the login URLs of all hosts, once, and wait for the people who
+    open them."""
     if host.get_fact(TailnetOfHost).is_connected:
         host.noop("it is logged in")
         return
     yield FunctionCommand(_wait_for_login, (seconds,), {})
 
 
-# Hosts that are to be in a tailnet, and when their URLs were shown: from then on each has its own time.
+# Hosts that are to be in a tailnet, and when their URLs were shown: from then on each has its own
+# time.
 _members: set[str] = set()
 _shown: dict[str, float] = {}
 _lock = threading.Lock()
 
 
 def _wait_for_login(state: State, host: Host, seconds: int) -> bool:
-    """Wait for this host; the first one that comes here shows the URLs of all. False: the time is over."""
+    """Wait for this host; the first one that comes here shows the URLs of all. False: the time is
+    over."""
     with _lock:
         if host.name not in _shown:
             asked = [each for each in state.inventory.get_active_hosts() if each.name in _members]
             found = dict(state.fact_pool.map(_look, asked))
-            waiting = {name: of for name, of in found.items() if not of.is_connected and of.state != tailnet.NO_STATE}
+            waiting = {
+                name: of
+                for name, of in found.items()
+                if not of.is_connected and of.state != tailnet.NO_STATE
+            }
             _show_urls({name: _where_to_go(of) for name, of in waiting.items()})
             _shown.update(dict.fromkeys(found, time.monotonic()))
     while not (now := _look(host)[1]).is_connected:
@@ -215,7 +240,9 @@ def _given_up(found: Tailnet, waited: float, seconds: int) -> str | None:
     if found.state == tailnet.NO_STATE and waited > ANSWER_SECONDS:
         said = "; ".join(found.health) or "tailscaled does not say why"
         return f"it has its login, but its control server does not answer ({found.server}): {said}"
-    return f"not logged in within {seconds} s (tailscale_login_seconds)" if waited > seconds else None
+    return (
+        f"not logged in within {seconds} s (tailscale_login_seconds)" if waited > seconds else None
+    )
 
 
 def _look(of: Host) -> tuple[str, Tailnet]:
@@ -235,7 +262,11 @@ def _show_urls(urls: dict[str, str]) -> None:
         return
     width = max(map(len, urls))
     lines = [f"  {name:{width}}  {url}" for name, url in sorted(urls.items())]
-    print("\n".join(["", "Open these to log the hosts in:", "", *lines, ""]), file=sys.stderr, flush=True)
+    print(
+        "\n".join(["", "Open these to log the hosts in:", "", *lines, ""]),
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 @operation()
@@ -260,14 +291,15 @@ def switch_ssh(wanted: bool | None) -> Iterator[FunctionCommand | str]:
     elif isinstance(host.connector, SSHConnector):
         yield FunctionCommand(ssh_switch.switch, (wanted,), {})
     else:
-        # Without a connection of this run's that could end. If there is one of a person's, Tailscale itself refuses.
+        # Without a connection of this run's that could end. If there is one of a person's,
+        # Tailscale itself refuses.
         yield f"tailscale set --ssh={str(wanted).lower()}"
 
 
 def _refuse_ssh(state: State, host: Host) -> bool:
     print(
-        f"{host.name}: tailscale_ssh: True, but its tailnet does not have Tailscale SSH: {ssh_switch.POLICY_NEEDS}; or"
-        " take tailscale_ssh out of the inventory",
+        f"{host.name}: tailscale_ssh: True, but its tailnet does not have Tailscale SSH:"
+        f" {ssh_switch.POLICY_NEEDS}; or take tailscale_ssh out of the inventory",
         file=sys.stderr,
     )
     return False
@@ -275,9 +307,11 @@ def _refuse_ssh(state: State, host: Host) -> bool:
 
 @operation()
 def serve(deployment: Deployment) -> Iterator[FunctionCommand]:
-    """Have these ports of the host shown in the tailnet, and of those that a deploy had shown no others.
+    """Have these ports of the host shown in the tailnet, and of those that a deploy had shown no
+    others.
 
-    What else the host shows is left alone. What can't be shown does not stop the rest of the deploy.
+    What else the host shows is left alone. What can't be shown does not stop the rest of the
+    deploy.
     """
     found = host.get_fact(TailnetOfHost)
     plan = serve_ports.plan(deployment, found)

@@ -1,4 +1,5 @@
-"""Ports of a host that are shown in its tailnet, with `tailscale serve`: what is to be changed, and changing it."""
+"""Ports of a host that are shown in its tailnet, with `tailscale serve`: what is to be changed, and
+changing it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,15 +17,15 @@ from deploys.tailscale.tailnet import Endpoint, Tailnet, written
 SERVED = ROOT / "tailscale-serve"
 SERVE_SECONDS = 60
 NO_HTTPS = (
-    "its tailnet has no HTTPS certificates; enable them (Tailscale: DNS page of the admin console; a control server of"
-    " your own may have none), or name the port in tailscale_serve_http"
+    "its tailnet has no HTTPS certificates; enable them (Tailscale: DNS page of the admin console;"
+    " a control server of your own may have none), or name the port in tailscale_serve_http"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`off`, `on`: what is no longer shown, and what is shown from now on. `kept`: what a deploy has had shown, as it
-    stays. `problems`: what can't be shown, and why."""
+    """`off`, `on`: what is no longer shown, and what is shown from now on. `kept`: what a deploy
+    has had shown, as it stays. `problems`: what can't be shown, and why."""
 
     off: Mapping[Endpoint, str]
     on: Mapping[Endpoint, str]
@@ -41,17 +42,28 @@ def plan(deployment: Deployment, found: Tailnet) -> Plan:
     """Return what is to be changed on a host."""
     wanted = {
         (scheme, port): f"http://127.0.0.1:{local}"
-        for scheme, ports in (("https", deployment.tailscale_serve), ("http", deployment.tailscale_serve_http))
+        for scheme, ports in (
+            ("https", deployment.tailscale_serve),
+            ("http", deployment.tailscale_serve_http),
+        )
         for port, local in ports.items()
     }
-    off = {at: target for at, target in found.ours.items() if at not in wanted and found.serves.get(at) == target}
+    off = {
+        at: target
+        for at, target in found.ours.items()
+        if at not in wanted and found.serves.get(at) == target
+    }
     # A port that changes from HTTP to HTTPS is free by then.
     freed = {port for _, port in off}
     on = {at: target for at, target in wanted.items() if found.serves.get(at) != target}
     reasons = {at: _why_not(at, found, freed) for at in on}
     problems = tuple(f"{_key(at)}: {reason}" for at, reason in reasons.items() if reason)
     on = {at: target for at, target in on.items() if not reasons[at]}
-    kept = {at: target for at, target in wanted.items() if at not in on and found.serves.get(at) == target}
+    kept = {
+        at: target
+        for at, target in wanted.items()
+        if at not in on and found.serves.get(at) == target
+    }
     return Plan(off, on, kept, problems, found.ours == kept)
 
 
@@ -63,15 +75,22 @@ def _why_not(at: Endpoint, found: Tailnet, freed: set[int]) -> str | None:
     use = found.ports.get(port)
     if use in ("http", "https"):
         if use != scheme and port not in freed:
-            return f"port {port} is used for {use} already; `tailscale serve --{use}={port} off` there, or another port"
+            return (
+                f"port {port} is used for {use} already; `tailscale serve --{use}={port} off`"
+                " there, or another port"
+            )
         there = found.serves.get(at)
         if there is not None and there != found.ours.get(at):
             command = f"tailscale serve --{scheme}={port} --set-path=/ off"
             return (
-                f"port {port} shows {there} already, which no deploy has put there; `{command}` there, or another port"
+                f"port {port} shows {there} already, which no deploy has put there; `{command}`"
+                " there, or another port"
             )
     elif use is not None:
-        return f"port {port} is a TCP forward to {use}; `tailscale serve --tcp={port} off` there, or another port"
+        return (
+            f"port {port} is a TCP forward to {use}; `tailscale serve --tcp={port} off` there, or"
+            " another port"
+        )
     return None
 
 
@@ -95,7 +114,9 @@ def carry_out(state: State, host: Host, plan: Plan) -> bool:
             shown[at] = target
     lines = " ".join(f"'{written(at)} {target}'" for at, target in sorted(shown.items()))
     record = f"printf '%s\\n' {lines} > {SERVED}" if shown else f"rm -f {SERVED}"
-    done = host.run_shell_command(StringCommand(record), print_output=True, **fact_cache.arguments_of_facts(host))
+    done = host.run_shell_command(
+        StringCommand(record), print_output=True, **fact_cache.arguments_of_facts(host)
+    )
     return bool(done[0])
 
 

@@ -1,8 +1,10 @@
-"""Tailscale's own ssh server on a host: turned on or off so that the operator can still get in afterwards.
+"""Tailscale's own ssh server on a host: turned on or off so that the operator can still get in
+afterwards.
 
-With it Tailscale answers port 22 of the host's addresses in the tailnet in place of the host's sshd, and the tailnet's
-policy says who gets in. A connection that comes through Tailscale ends at the switch, and a policy without a rule for
-it keeps everybody out. So the host takes the switch back by itself, unless a new connection confirms it in time.
+With it Tailscale answers port 22 of the host's addresses in the tailnet in place of the host's
+sshd, and the tailnet's policy says who gets in. A connection that comes through Tailscale ends at
+the switch, and a policy without a rule for it keeps everybody out. So the host takes the switch
+back by itself, unless a new connection confirms it in time.
 """
 
 import shlex
@@ -19,7 +21,8 @@ from deploys.pyinfra_ext import fact_cache, keepalive
 from worker.log import printable
 
 CONFIRM_SECONDS = 30
-# From the command to the switch: the answer to the command still comes over the connection that the switch ends.
+# From the command to the switch: the answer to the command still comes over the connection that the
+# switch ends.
 DELAY_SECONDS = 2
 # After the host has taken the switch back, for it to be reached again.
 RETURN_SECONDS = 30
@@ -28,26 +31,30 @@ LONGEST_SECONDS = 180
 UNIT = "hivewright-tailscale-ssh"
 FOLDER = f"/run/{UNIT}"
 POLICY_NEEDS = (
-    "the tailnet's policy needs an `ssh` rule that accepts whoever deploys (`src`), this host or its tags (`dst`) and"
-    " the user that logs in (`users`)"
+    "the tailnet's policy needs an `ssh` rule that accepts whoever deploys (`src`), this host or"
+    " its tags (`dst`) and the user that logs in (`users`)"
 )
 
 
 def switch_script(is_on: bool) -> str:
-    """Return shell commands that have the host switch in a moment, and back unless `confirm_script` is run in time.
+    """Return shell commands that have the host switch in a moment, and back unless `confirm_script`
+    is run in time.
 
     A unit does it, which no end of a connection ends; it switches back at a shutdown too.
     """
     switch = f"{FOLDER}/tailscale set --ssh={_flag(is_on)} >{FOLDER}/said 2>&1"
-    confirmed = f"for second in $(seq {CONFIRM_SECONDS}); do [ ! -e {FOLDER}/confirmed ] || exit 0; sleep 1; done"
+    confirmed = (
+        f"for second in $(seq {CONFIRM_SECONDS}); do [ ! -e {FOLDER}/confirmed ] || exit 0; sleep"
+        " 1; done"
+    )
     start = f"sleep {DELAY_SECONDS}; {switch} && touch {FOLDER}/switched && {{ {confirmed}; }}"
     back = f"[ -e {FOLDER}/confirmed ] || {FOLDER}/tailscale set --ssh={_flag(not is_on)}"
     # systemd expands $ in its commands by itself.
     quoted = [shlex.quote(script.replace("$", "$$")) for script in (start, back)]
     return (
-        f"umask 077; ! systemctl is-active --quiet {UNIT} || systemctl stop {UNIT}; rm -rf {FOLDER}; mkdir {FOLDER}"
-        f" && ln -s $(command -v tailscale) {FOLDER}/tailscale"
-        f" && systemd-run --quiet --collect --unit={UNIT} --property=After=tailscaled.service"
+        f"umask 077; ! systemctl is-active --quiet {UNIT} || systemctl stop {UNIT}; rm -rf"
+        f" {FOLDER}; mkdir {FOLDER} && ln -s $(command -v tailscale) {FOLDER}/tailscale &&"
+        f" systemd-run --quiet --collect --unit={UNIT} --property=After=tailscaled.service"
         f" --property=ExecStopPost={shlex.quote('/bin/sh -c ' + quoted[1])} /bin/sh -c {quoted[0]}"
     )
 
@@ -60,7 +67,8 @@ def confirm_script(is_on: bool) -> str:
     )
 
 
-# Prints what became of the switch: `switched`, `waits`, or what the switch itself has said against it.
+# Prints what became of the switch: `switched`, `waits`, or what the switch itself has said against
+# it.
 _LOOK = (
     f"if [ -e {FOLDER}/switched ]; then echo switched;"
     f" elif systemctl is-active --quiet {UNIT}; then echo waits; else cat {FOLDER}/said; fi"
@@ -68,7 +76,8 @@ _LOOK = (
 
 
 def switch(state: State, host: Host, is_on: bool) -> bool:
-    """Switch, and keep it if the host can be reached over a new connection. False: it was taken back."""
+    """Switch, and keep it if the host can be reached over a new connection. False: it was taken
+    back."""
     if not _told(host, switch_script(is_on)):
         return False
     time.sleep(DELAY_SECONDS + 1)
@@ -84,7 +93,10 @@ def switch(state: State, host: Host, is_on: bool) -> bool:
                 if _told(host, confirm_script(is_on)):
                     return True
             elif said != "waits":
-                print(f"{host.name}: tailscale set --ssh={_flag(is_on)}: {printable(said)}", file=sys.stderr)
+                print(
+                    f"{host.name}: tailscale set --ssh={_flag(is_on)}: {printable(said)}",
+                    file=sys.stderr,
+                )
                 return False
         except (ConnectError, OSError, SSHException) as error:
             reason = str(error)
@@ -95,7 +107,9 @@ def switch(state: State, host: Host, is_on: bool) -> bool:
 
 def _report_way_back(host: Host, is_on: bool, reason: str) -> None:
     """Wait until the host can be reached again, and print what happened and what to do."""
-    way_back = f"could not be reached yet; it switches back by itself {CONFIRM_SECONDS} s after the switch"
+    way_back = (
+        f"could not be reached yet; it switches back by itself {CONFIRM_SECONDS} s after the switch"
+    )
     deadline = time.monotonic() + RETURN_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -106,15 +120,17 @@ def _report_way_back(host: Host, is_on: bool, reason: str) -> None:
             time.sleep(1)
     needs = POLICY_NEEDS if is_on else "the host's own sshd must let in whoever deploys"
     print(
-        f"{host.name}: tailscale_ssh: {is_on} would lock this side out: within {CONFIRM_SECONDS} s no new connection"
-        f" got through ({reason}). The host {way_back}. To have it, {needs}; else take tailscale_ssh out of the"
-        " inventory",
+        f"{host.name}: tailscale_ssh: {is_on} would lock this side out: within {CONFIRM_SECONDS} s"
+        f" no new connection got through ({reason}). The host {way_back}. To have it, {needs}; else"
+        " take tailscale_ssh out of the inventory",
         file=sys.stderr,
     )
 
 
 def _told(host: Host, script: str) -> bool:
-    done = host.run_shell_command(StringCommand(script), print_output=True, **fact_cache.arguments_of_facts(host))
+    done = host.run_shell_command(
+        StringCommand(script), print_output=True, **fact_cache.arguments_of_facts(host)
+    )
     return bool(done[0])
 
 

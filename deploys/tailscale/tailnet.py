@@ -1,6 +1,7 @@
 """Output and arguments of Tailscale's own programs. Knows nothing of pyinfra.
 
-The forms are those of `tailscale status --json`, `tailscale debug prefs` and `tailscale serve status --json`.
+The forms are those of `tailscale status --json`, `tailscale debug prefs` and `tailscale serve
+status --json`.
 """
 
 import json
@@ -17,12 +18,16 @@ from worker.errors import SettingsError
 from worker.runtime.files import read_secret
 
 RUNNING, NEEDS_APPROVAL = "Running", "NeedsMachineAuth"
-# `tailscale down`: the login is there. And: it starts, or it has a key and its control server does not answer.
+# `tailscale down`: the login is there. And: it starts, or it has a key and its control server does
+# not answer.
 STOPPED, NO_STATE = "Stopped", "NoState"
 AUTH_KEY, CLIENT_SECRET = "tskey-auth-", "tskey-client-"
-# A key that an OAuth client makes is for an ephemeral node that waits for approval, unless it is told otherwise.
+# A key that an OAuth client makes is for an ephemeral node that waits for approval, unless it is
+# told otherwise.
 CLIENT_OPTIONS = "?ephemeral=false&preauthorized=true"
-EXPECTED_KEY = f"a file with an auth key ({AUTH_KEY}...) or the secret of an OAuth client ({CLIENT_SECRET}...)"
+EXPECTED_KEY = (
+    f"a file with an auth key ({AUTH_KEY}...) or the secret of an OAuth client ({CLIENT_SECRET}...)"
+)
 WARN_BEFORE = timedelta(days=14)
 # Tailscale's own control server, by all its names; and where its users administer their tailnets.
 OWN_SERVER = "https://controlplane.tailscale.com"
@@ -38,9 +43,10 @@ Endpoint = tuple[str, int]
 class Tailnet:
     """A host's place in a tailnet. `state`: the daemon's own word for it; None: it does not answer.
 
-    `expires`: when the node's key does; None: never. `health`: what the daemon complains of. `serves`: what is shown
-    at `/` of an endpoint. `ours`: what an earlier deploy had shown there. `ports`: what each port that shows anything
-    is used for: `https`, `http`, or where a TCP forward goes.
+    `expires`: when the node's key does; None: never. `health`: what the daemon complains of.
+    `serves`: what is shown at `/` of an endpoint. `ours`: what an earlier deploy had shown there.
+    `ports`: what each port that shows anything is used for: `https`, `http`, or where a TCP forward
+    goes.
     """
 
     is_installed: bool = False
@@ -63,7 +69,8 @@ class Tailnet:
 
     @property
     def runs_ssh(self) -> bool:
-        """Return whether Tailscale's own ssh server answers at port 22 of the host's addresses in the tailnet."""
+        """Return whether Tailscale's own ssh server answers at port 22 of the host's addresses in
+        the tailnet."""
         return bool(self.preferences.get("RunSSH"))
 
     @property
@@ -80,25 +87,37 @@ class Tailnet:
         """Yield what a person should know of a connected host."""
         if self.expires is not None and self.expires - now < WARN_BEFORE:
             days = (self.expires - now).days
-            when = "has expired" if self.expires <= now else f"expires in {days} days ({self.expires:%Y-%m-%d})"
+            when = (
+                "has expired"
+                if self.expires <= now
+                else f"expires in {days} days ({self.expires:%Y-%m-%d})"
+            )
             command = relogin_command(self, sorted(self.tags))
-            yield f"its Tailscale key {when}; {command} renews it, or disable key expiry at {self.admin_url}"
+            yield (
+                f"its Tailscale key {when}; {command} renews it, or disable key expiry at"
+                f" {self.admin_url}"
+            )
         server = (deployment.tailscale_login_server or OWN_SERVER).rstrip("/")
         if self.server != server and not {self.server, server} <= set(OWN_SERVERS):
-            yield f"logged in at {self.server}, not at {server}; it is left alone: `tailscale logout` there to move it"
+            yield (
+                f"logged in at {self.server}, not at {server}; it is left alone: `tailscale logout`"
+                " there to move it"
+            )
         wanted = frozenset(deployment.tailscale_tags)
         # Without any in the inventory, those that a key or an admin gave are as meant.
         if self.tags != wanted and (wanted or self.preferences.get("AdvertiseTags")):
             command = relogin_command(self, sorted(wanted))
             yield (
-                f"its tags in the tailnet are {_listed(self.tags)}, tailscale_tags says {_listed(wanted)}; tags change"
-                f" with a new login: {command}, or an admin does it at {self.admin_url}"
+                f"its tags in the tailnet are {_listed(self.tags)}, tailscale_tags says"
+                f" {_listed(wanted)}; tags change with a new login: {command}, or an admin does it"
+                f" at {self.admin_url}"
             )
         name = self.preferences.get("Hostname")
         if name and not deployment.tailscale_hostname:
             yield (
-                f"it has the name {name} in the tailnet, and the inventory no tailscale_hostname; put it there, or give"
-                " it the machine's own name: `tailscale set --hostname=` there"
+                f"it has the name {name} in the tailnet, and the inventory no tailscale_hostname;"
+                " put it there, or give it the machine's own name: `tailscale set --hostname=`"
+                " there"
             )
 
 
@@ -107,8 +126,9 @@ def _listed(tags: Iterable[str]) -> str:
 
 
 def parse(text: str) -> Tailnet:
-    """Return what the fact's command printed: one JSON object with status, prefs and serve, each null if it gave no
-    answer; and ours: the endpoints that a deploy has had shown, each before what is there.
+    """Return what the fact's command printed: one JSON object with status, prefs and serve, each
+    null if it gave no answer; and ours: the endpoints that a deploy has had shown, each before what
+    is there.
     """
     said = json.loads(text)
     status, serve = said["status"] or {}, said["serve"] or {}
@@ -126,7 +146,10 @@ def parse(text: str) -> Tailnet:
         health=tuple(status.get("Health") or ()),
         preferences=said["prefs"] or {},
         serves=dict(_served(serve)),
-        ours={_endpoint(at): target for at, target in zip(*[iter((said.get("ours") or "").split())] * 2, strict=True)},
+        ours={
+            _endpoint(at): target
+            for at, target in zip(*[iter((said.get("ours") or "").split())] * 2, strict=True)
+        },
         ports={int(port): _use(handler) for port, handler in (serve.get("TCP") or {}).items()},
     )
 
@@ -159,33 +182,42 @@ def written(at: Endpoint) -> str:
 
 
 def mistakes(deployment: Deployment) -> Iterator[str]:
-    """Yield what is wrong with the inventory's Tailscale keys, as far as the operator's side can know."""
+    """Yield what is wrong with the inventory's Tailscale keys, as far as the operator's side can
+    know."""
     if not deployment.tailscale:
         return
     for port in sorted(deployment.tailscale_serve.keys() & deployment.tailscale_serve_http.keys()):
-        yield f"tailscale_serve_http/{port}: is in tailscale_serve too; expected another port for each"
+        yield (
+            f"tailscale_serve_http/{port}: is in tailscale_serve too; expected another port for"
+            " each"
+        )
     try:
         key = auth_key(deployment)
     except SettingsError as error:
         yield f"tailscale_auth_key_file: {error}"
         return
     if key is not None and key.startswith(CLIENT_SECRET) and not deployment.tailscale_tags:
-        yield "tailscale_tags: none; keys of an OAuth client need one that the client may give, such as tag:hivewright"
+        yield (
+            "tailscale_tags: none; keys of an OAuth client need one that the client may give, such"
+            " as tag:hivewright"
+        )
 
 
 def warnings(deployment: Deployment) -> Iterator[str]:
-    """Yield what the inventory's Tailscale keys ask for and their control server probably does not offer."""
+    """Yield what the inventory's Tailscale keys ask for and their control server probably does not
+    offer."""
     server = (deployment.tailscale_login_server or OWN_SERVER).rstrip("/")
     if deployment.tailscale and deployment.tailscale_serve and server not in OWN_SERVERS:
         yield (
-            f"tailscale_serve: needs HTTPS certificates, which tailscale_login_server ({server}), a control server of"
-            " your own, may not have; without them nothing is shown, and the deploy ends with code 1: name the ports"
-            " in tailscale_serve_http instead"
+            f"tailscale_serve: needs HTTPS certificates, which tailscale_login_server ({server}), a"
+            " control server of your own, may not have; without them nothing is shown, and the"
+            " deploy ends with code 1: name the ports in tailscale_serve_http instead"
         )
 
 
 def auth_key(deployment: Deployment) -> str | None:
-    """Return the key that the host logs in with. None: a person does. Raises SettingsError, never with the key."""
+    """Return the key that the host logs in with. None: a person does. Raises SettingsError, never
+    with the key."""
     name = deployment.tailscale_auth_key_file
     if name is None:
         return None
@@ -199,10 +231,12 @@ def auth_key(deployment: Deployment) -> str | None:
 
 
 def login_flags(deployment: Deployment, found: Tailnet) -> list[str]:
-    """Return the flags of `tailscale up`: what the inventory names, and all else as the host has it.
+    """Return the flags of `tailscale up`: what the inventory names, and all else as the host has
+    it.
 
-    Tailscale refuses a login that does not mention what is there, so what is not known here is not lost either. Its ssh
-    server stays as it is: that is switched when it can be seen who gets in afterwards.
+    Tailscale refuses a login that does not mention what is there, so what is not known here is not
+    lost either. Its ssh server stays as it is: that is switched when it can be seen who gets in
+    afterwards.
     """
     flags = _present_flags(found)
     named = {
@@ -220,9 +254,15 @@ def login_flags(deployment: Deployment, found: Tailnet) -> list[str]:
 
 
 def relogin_command(found: Tailnet, tags: Iterable[str]) -> str:
-    """Return the command, for a person, that logs a host in again with these tags and leaves all else as it is."""
+    """Return the command, for a person, that logs a host in again with these tags and leaves all
+    else as it is."""
     flags = _present_flags(found) | {"advertise-tags": ",".join(tags)}
-    words = ["tailscale", "up", "--force-reauth", *(f"--{flag}={value}" for flag, value in flags.items())]
+    words = [
+        "tailscale",
+        "up",
+        "--force-reauth",
+        *(f"--{flag}={value}" for flag, value in flags.items()),
+    ]
     return f"`{shlex.join(words)}` there (not over Tailscale: it ends that connection)"
 
 
@@ -241,11 +281,18 @@ def _present_flags(found: Tailnet) -> dict[str, str]:
         "ssh": has.get("RunSSH"),
         "stateful-filtering": has.get("NoStatefulFiltering") is False,
     }
-    by_default = {"accept-dns": has.get("CorpDNS", True), "snat-subnet-routes": not has.get("NoSNAT")}
+    by_default = {
+        "accept-dns": has.get("CorpDNS", True),
+        "snat-subnet-routes": not has.get("NoSNAT"),
+    }
     told = {
-        "advertise-routes": ",".join(route for route in routes if not (is_exit and route in EVERYWHERE)),
+        "advertise-routes": ",".join(
+            route for route in routes if not (is_exit and route in EVERYWHERE)
+        ),
         "advertise-tags": ",".join(has.get("AdvertiseTags") or ()),
-        "exit-node": f"auto:{has['AutoExitNode']}" if has.get("AutoExitNode") else has.get("ExitNodeIP"),
+        "exit-node": (
+            f"auto:{has['AutoExitNode']}" if has.get("AutoExitNode") else has.get("ExitNodeIP")
+        ),
         "hostname": has.get("Hostname"),
         "login-server": found.server if found.server not in OWN_SERVERS else "",
         "netfilter-mode": {0: "off", 1: "nodivert"}.get(has.get("NetfilterMode", 2)),
@@ -257,7 +304,8 @@ def _present_flags(found: Tailnet) -> dict[str, str]:
 
 
 def kept_flags(found: Tailnet) -> list[str]:
-    """Return the flags of `tailscale set` for what `tailscale up` can't be told, and sets back to the default."""
+    """Return the flags of `tailscale set` for what `tailscale up` can't be told, and sets back to
+    the default."""
     has = found.preferences
     update = has.get("AutoUpdate") or {}
     values = {
@@ -266,12 +314,16 @@ def kept_flags(found: Tailnet) -> list[str]:
         "webclient": has.get("RunWebClient") or None,
         "relay-server-port": has.get("RelayServerPort"),
     }
-    shown = {flag: _flag(value) if isinstance(value, bool) else str(value) for flag, value in values.items()}
+    shown = {
+        flag: _flag(value) if isinstance(value, bool) else str(value)
+        for flag, value in values.items()
+    }
     return [f"--{flag}={shown[flag]}" for flag, value in values.items() if value is not None]
 
 
 def changed_flags(deployment: Deployment, found: Tailnet) -> list[str]:
-    """Return the flags of `tailscale set` for what a host that is logged in has otherwise, without ssh."""
+    """Return the flags of `tailscale set` for what a host that is logged in has otherwise, without
+    ssh."""
     flags = []
     routes = deployment.tailscale_accept_routes
     if routes is not None and bool(found.preferences.get("RouteAll")) != routes:

@@ -1,4 +1,5 @@
-"""What the tests of sender, accounts, settlement and server share: the service in a thread, and a bad network."""
+"""What the tests of sender, accounts, settlement and server share: the service in a thread, and a
+bad network."""
 
 import asyncio
 import socket
@@ -40,7 +41,9 @@ class Running:
 
     def node_chain(self, **changes: object) -> settings.Chain:
         """Chain settings of a node that only knows this service."""
-        return settings.Chain(account_url=self.url, poll_seconds=0.1, timeout_seconds=5.0).model_copy(update=changes)
+        return settings.Chain(
+            account_url=self.url, poll_seconds=0.1, timeout_seconds=5.0
+        ).model_copy(update=changes)
 
     def token_of(self, peer_id: str) -> str:
         return self.service._tokens.issue(peer_id)

@@ -1,4 +1,5 @@
-"""A real chain: one anvil for each test process, on a free port, and a contract of its own for each test."""
+"""A real chain: one anvil for each test process, on a free port, and a contract of its own for each
+test."""
 
 import json
 import subprocess
@@ -22,7 +23,8 @@ PATIENCE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Chain:
-    """A deployed contract. `settings` names it by `deployment_file` and holds the owner's key in `keeper.state_dir`."""
+    """A deployed contract. `settings` names it by `deployment_file` and holds the owner's key in
+    `keeper.state_dir`."""
 
     settings: settings.Settings
     deployment: Deployment
@@ -47,7 +49,11 @@ class Chain:
 def anvil_binary() -> Path:
     """The pinned anvil, as `make` installs it."""
     printed = subprocess.run(
-        [ROOT / "scripts/anvil", ROOT / ".cache/node"], check=True, capture_output=True, text=True, timeout=120
+        [ROOT / "scripts/anvil", ROOT / ".cache/node"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
     ).stdout
     return Path(printed.strip())
 
@@ -78,7 +84,8 @@ def chain(rpc_url, tmp_path) -> Chain:
 
 @pytest.fixture(scope="session")
 def foreign_build(tmp_path_factory, anvil_binary) -> dict:
-    """A foreign contract with the existing swarm's ABI and nothing of ours, compiled with the pinned solc."""
+    """A foreign contract with the existing swarm's ABI and nothing of ours, compiled with the
+    pinned solc."""
     return _built("ForeignCoordinator", tmp_path_factory)
 
 
@@ -98,9 +105,13 @@ def _built(name: str, tmp_path_factory) -> dict:
 @pytest.fixture
 def foreign(chain, foreign_build) -> Chain:
     """That contract on the same chain, with the same owner, in place of ours."""
-    address = chain.send(chain.owner, Call("create", bytes.fromhex(foreign_build["bytecode"][2:]), None)).contract
+    address = chain.send(
+        chain.owner, Call("create", bytes.fromhex(foreign_build["bytecode"][2:]), None)
+    ).contract
     deployed = _in_place_of_ours(chain, address)
-    deployed.send(chain.owner, deployed.coordinator.call("initialize(address)", chain.owner.address))
+    deployed.send(
+        chain.owner, deployed.coordinator.call("initialize(address)", chain.owner.address)
+    )
     return deployed
 
 
@@ -117,14 +128,20 @@ def _in_place_of_ours(chain: Chain, address: str) -> Chain:
     section = chain.settings.chain.model_copy(update={"contract": address})
     client = Coordinator(section)
     client.check()
-    return Chain(chain.settings.model_copy(update={"chain": section}), client.deployment, chain.owner, client)
+    return Chain(
+        chain.settings.model_copy(update={"chain": section}), client.deployment, chain.owner, client
+    )
 
 
 @pytest.fixture
 def place(tmp_path, anvil_binary) -> settings.Settings:
     """Settings of a host that carries chain and keeper; the kernel chooses the port."""
     raw = {
-        "anvil": {"port": 0, "state_file": str(tmp_path / "chain/state.json"), "binary": str(anvil_binary)},
+        "anvil": {
+            "port": 0,
+            "state_file": str(tmp_path / "chain/state.json"),
+            "binary": str(anvil_binary),
+        },
         "keeper": {"state_dir": str(tmp_path / "host")},
         "chain": {"deployment_file": str(tmp_path / "host/deployment.json")},
     }

@@ -1,7 +1,8 @@
 """A proxy that answers as public RPC addresses do, in front of a real anvil.
 
-It limits eth_getLogs, throttles, answers now and then with something of no use, and has forgotten old state. Blocks are
-replaced by the anvil behind it (`reorganise`), for a proxy could only pretend that.
+It limits eth_getLogs, throttles, answers now and then with something of no use, and has forgotten
+old state. Blocks are replaced by the anvil behind it (`reorganise`), for a proxy could only pretend
+that.
 """
 
 import json
@@ -20,11 +21,18 @@ import requests
 RANGE_DIALECTS: dict[str, tuple[int, int, str]] = {
     "exceeds": (200, -32602, "range {asked} exceeds limit of {limit}"),
     "results": (200, -32005, "query returned more than 10000 results"),
-    "larger": (200, -32000, "block range is larger than max block range, block range = {asked}, max = {limit}"),
+    "larger": (
+        200,
+        -32000,
+        "block range is larger than max block range, block range = {asked}, max = {limit}",
+    ),
     "free-tier": (
         400,
         -32600,
-        "Under the Free tier plan, you can make eth_getLogs requests with up to a {limit} block range.",
+        (
+            "Under the Free tier plan, you can make eth_getLogs requests with up to a {limit} block"
+            " range."
+        ),
     ),
     "narrow": (200, -32000, "query block range exceeds server limit, narrow your filter: {limit}"),
     "html": (413, 0, "<html><body>413 Request Entity Too Large</body></html>"),
@@ -37,8 +45,16 @@ ODD_ANSWERS: dict[str, tuple[int, str, bytes]] = {
     "empty": (200, "application/json", b""),
     "error-text": (200, "application/json", b'{"error":"upstream timed out"}'),
     "no-header": (200, "application/json", b'{"code":-32000,"message":"header not found"}'),
-    "missing-node": (200, "application/json", b'{"code":-32000,"message":"missing trie node 1f (path )"}'),
-    "limit": (200, "application/json", b'{"code":-32005,"message":"daily request count exceeded, rate limited"}'),
+    "missing-node": (
+        200,
+        "application/json",
+        b'{"code":-32000,"message":"missing trie node 1f (path )"}',
+    ),
+    "limit": (
+        200,
+        "application/json",
+        b'{"code":-32005,"message":"daily request count exceeded, rate limited"}',
+    ),
     "null": (200, "application/json", b"null"),
 }
 
@@ -47,8 +63,9 @@ ODD_ANSWERS: dict[str, tuple[int, str, bytes]] = {
 class PublicRpc:
     """The proxy at `url` and how it behaves now; every field may be changed while it runs.
 
-    `throttle_after` requests a `Retry-After` of `retry_after` seconds is answered until that time is over. `odd` names
-    the odd answer to give to the requests for which `is_odd` says so. State before block `pruned_before` is gone.
+    `throttle_after` requests a `Retry-After` of `retry_after` seconds is answered until that time
+    is over. `odd` names the odd answer to give to the requests for which `is_odd` says so. State
+    before block `pruned_before` is gone.
     """
 
     target: str
@@ -91,18 +108,27 @@ class PublicRpc:
             self.injected[self.odd] += 1
             status, kind, body = ODD_ANSWERS[self.odd]
             if body.startswith(b'{"code"'):
-                body = json.dumps({"jsonrpc": "2.0", "id": call["id"], "error": json.loads(body)}).encode()
+                body = json.dumps(
+                    {"jsonrpc": "2.0", "id": call["id"], "error": json.loads(body)}
+                ).encode()
             elif self.odd == "null":
                 body = json.dumps({"jsonrpc": "2.0", "id": call["id"], "result": None}).encode()
             return status, kind, body, {}
-        if method == "eth_getLogs" and self.range_limit is not None and _width(params) > self.range_limit:
+        if (
+            method == "eth_getLogs"
+            and self.range_limit is not None
+            and _width(params) > self.range_limit
+        ):
             return self._refuse_range(call, _width(params))
         if self._is_pruned(method, params):
             self.injected["pruned"] += 1
             if self.forgets_as_empty:
                 body = json.dumps({"jsonrpc": "2.0", "id": call["id"], "result": "0x"}).encode()
                 return 200, "application/json", body, {}
-            error = {"code": -32000, "message": "missing trie node 5f3a (path ) state 0x5f3a is not available"}
+            error = {
+                "code": -32000,
+                "message": "missing trie node 5f3a (path ) state 0x5f3a is not available",
+            }
             return (
                 200,
                 "application/json",
@@ -112,7 +138,8 @@ class PublicRpc:
         return None
 
     def seen_from_behind(self, call: dict[str, Any]) -> dict[str, Any] | None:
-        """The call as a node that lacks the newest blocks understands it; None if it knows nothing of that."""
+        """The call as a node that lacks the newest blocks understands it; None if it knows nothing
+        of that."""
         if not self.behind:
             return call
         newest = int(ask(self.target, "eth_blockNumber"), 16) - self.behind
@@ -141,7 +168,9 @@ class PublicRpc:
         self.injected["429"] += 1
         return 429, "text/plain", b"Too Many Requests", {"Retry-After": f"{self.retry_after:g}"}
 
-    def _refuse_range(self, call: dict[str, Any], width: int) -> tuple[int, str, bytes, dict[str, str]]:
+    def _refuse_range(
+        self, call: dict[str, Any], width: int
+    ) -> tuple[int, str, bytes, dict[str, str]]:
         self.injected["range"] += 1
         status, code, text = RANGE_DIALECTS[self.dialect]
         if not code:
@@ -154,7 +183,11 @@ class PublicRpc:
         if method not in ("eth_getCode", "eth_call", "eth_getStorageAt", "eth_getTransactionCount"):
             return False
         place = params[-1]
-        return isinstance(place, str) and place.startswith("0x") and int(place, 16) < self.pruned_before
+        return (
+            isinstance(place, str)
+            and place.startswith("0x")
+            and int(place, 16) < self.pruned_before
+        )
 
 
 def _width(params: Any) -> int:
@@ -198,7 +231,11 @@ def public(target: str, **behaviour: Any) -> Iterator[PublicRpc]:
 
         def _send(self, status: int, kind: str, content: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
-            for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **headers}.items():
+            for name, value in {
+                "Content-Type": kind,
+                "Content-Length": str(len(content)),
+                **headers,
+            }.items():
                 self.send_header(name, value)
             try:
                 self.end_headers()
@@ -232,5 +269,6 @@ def mine(url: str, blocks: int) -> None:
 
 
 def reorganise(url: str, depth: int = 3) -> None:
-    """Replace the last `depth` blocks by empty ones: what was in them is not on the chain any more."""
+    """Replace the last `depth` blocks by empty ones: what was in them is not on the chain any
+    more."""
     ask(url, "anvil_reorg", depth, [])

@@ -1,4 +1,5 @@
-"""What the tests of the settlement share: an enrolled node with its ledger, and a service that does not wait long."""
+"""What the tests of the settlement share: an enrolled node with its ledger, and a service that does
+not wait long."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,9 @@ class SettlingNode:
     @contextmanager
     def settling(self, is_flushed: bool = False, **changes: object) -> Iterator[Settlement]:
         parsed = self.service.node_chain(**changes)
-        settling = Settlement(self.ledger, self.coordinator(parsed), AccountClient(parsed, self.folder), parsed)
+        settling = Settlement(
+            self.ledger, self.coordinator(parsed), AccountClient(parsed, self.folder), parsed
+        )
         settling.start()
         try:
             if is_flushed:
@@ -67,7 +70,8 @@ class SettlingNode:
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch) -> None:
-    """What the chain forgot while the account service still waited for it to be mined is sent again soon."""
+    """What the chain forgot while the account service still waited for it to be mined is sent again
+    soon."""
     monkeypatch.setattr(sender_module, "STUCK_SECONDS", 1.0)
     monkeypatch.setattr(settlement_module, "RESEND_SECONDS", 5.0)
 

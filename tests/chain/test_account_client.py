@@ -3,13 +3,27 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from account_service import ENROLMENT_TOKEN, account_settings, eventually, faulty, serving, some_identity
+from account_service import (
+    ENROLMENT_TOKEN,
+    account_settings,
+    eventually,
+    faulty,
+    serving,
+    some_identity,
+)
 
 from worker import cli, enrolment, settings
 from worker.chain import peer_proof
 from worker.chain.account_client import AccountClient, enrol
 from worker.chain.coordinator import Coordinator
-from worker.errors import ChainError, ChainUnreachable, ContractRefused, IdentityError, SecretError, SettingsError
+from worker.errors import (
+    ChainError,
+    ChainUnreachable,
+    ContractRefused,
+    IdentityError,
+    SecretError,
+    SettingsError,
+)
 from worker.swarm import identity
 
 
@@ -49,7 +63,9 @@ def test_enrol_stores_the_token_and_registers_the_peer(chain, service, node, tmp
     assert file.read_text().startswith(node.peer_id)
 
 
-def test_enrol_again_changes_nothing_and_needs_no_enrolment_token(chain, service, node, tmp_path) -> None:
+def test_enrol_again_changes_nothing_and_needs_no_enrolment_token(
+    chain, service, node, tmp_path
+) -> None:
     enrol(node, ENROLMENT_TOKEN, service.node_chain(), tmp_path)
     before = (tmp_path / "account.token").stat().st_mtime_ns
     nonce = chain.coordinator.nonce(service.service.address)
@@ -65,11 +81,15 @@ def test_enrol_replaces_a_token_that_is_good_no_more(service, node, tmp_path) ->
 
 
 def test_enrol_without_any_token_says_what_is_missing(service, node, tmp_path) -> None:
-    with pytest.raises(SecretError, match=r"account\.token.*No such file.*chain.enrolment_token_file"):
+    with pytest.raises(
+        SecretError, match=r"account\.token.*No such file.*chain.enrolment_token_file"
+    ):
         enrol(node, None, service.node_chain(), tmp_path)
 
 
-def test_enrol_with_a_wrong_enrolment_token_is_refused_by_name(chain, service, node, tmp_path) -> None:
+def test_enrol_with_a_wrong_enrolment_token_is_refused_by_name(
+    chain, service, node, tmp_path
+) -> None:
     with pytest.raises(IdentityError, match="HTTP 403: EnrolmentTokenWrong"):
         enrol(node, "guess", service.node_chain(), tmp_path)
     assert not (tmp_path / "account.token").exists()
@@ -87,7 +107,9 @@ def test_enrol_takes_the_peer_from_a_squatter(chain, service, node, tmp_path) ->
     assert ours == service.service.address == chain.coordinator.owner_of(node.peer_id)
 
 
-def test_enrol_again_proves_what_was_registered_without_a_proof(chain, service, node, tmp_path) -> None:
+def test_enrol_again_proves_what_was_registered_without_a_proof(
+    chain, service, node, tmp_path
+) -> None:
     service.enrolled(node, tmp_path).register_peer(node.peer_id)
     eventually(lambda: chain.coordinator.owner_of(node.peer_id))
     enrol(node, None, service.node_chain(), tmp_path)
@@ -106,8 +128,12 @@ def test_peer_that_another_account_proved_is_refused_with_both_accounts_and_move
     assert f"this node's account is {service.service.address}" in str(caught.value)
     assert "move the peer (`hivewright enrol --move`)" in str(caught.value)
     for _ in range(2):
-        assert enrol(node, None, service.node_chain(), tmp_path, move=True) == service.service.address
-    assert peer_proof.binding(chain.coordinator, node.peer_id) == peer_proof.Binding(service.service.address, True, 1)
+        assert (
+            enrol(node, None, service.node_chain(), tmp_path, move=True) == service.service.address
+        )
+    assert peer_proof.binding(chain.coordinator, node.peer_id) == peer_proof.Binding(
+        service.service.address, True, 1
+    )
 
 
 def test_command_moves_the_peer_of_a_former_account(chain, service, tmp_path) -> None:
@@ -118,7 +144,11 @@ def test_command_moves_the_peer_of_a_former_account(chain, service, tmp_path) ->
     (tmp_path / "token").write_text(ENROLMENT_TOKEN)
     raw = {
         "node": {"state_dir": str(tmp_path / "node")},
-        "chain": {"account_url": service.url, "enrolment_token_file": str(tmp_path / "token"), "poll_seconds": 0.1},
+        "chain": {
+            "account_url": service.url,
+            "enrolment_token_file": str(tmp_path / "token"),
+            "poll_seconds": 0.1,
+        },
     }
     (tmp_path / "worker.yaml").write_text(settings.dump(settings.parse(raw, "test")))
     command = ["enrol", "--settings", str(tmp_path / "worker.yaml")]
@@ -129,11 +159,16 @@ def test_command_moves_the_peer_of_a_former_account(chain, service, tmp_path) ->
     assert chain.coordinator.owner_of(node.peer_id) == service.service.address
 
 
-def test_enrol_on_a_stranger_s_contract_does_without_a_proof_and_says_so(foreign, node, tmp_path, caplog) -> None:
+def test_enrol_on_a_stranger_s_contract_does_without_a_proof_and_says_so(
+    foreign, node, tmp_path, caplog
+) -> None:
     with serving(account_settings(foreign.settings, tmp_path / "account")) as running:
         ours = enrol(node, ENROLMENT_TOKEN, running.node_chain(), tmp_path)
         assert foreign.coordinator.owner_of(node.peer_id) == ours
-        assert f"contract checks no proofs: peer {node.peer_id} is registered without one" in caplog.text
+        assert (
+            f"contract checks no proofs: peer {node.peer_id} is registered without one"
+            in caplog.text
+        )
         # A node that thinks otherwise is registered all the same.
         other = some_identity(tmp_path, 1)
         shown = peer_proof.of_registration(other, foreign.deployment, ours)
@@ -170,20 +205,30 @@ def test_refusals_of_the_contract_keep_their_names(service, node, tmp_path) -> N
 
 def test_swarm_tells_chain_contract_and_account(chain, service, tmp_path) -> None:
     info = AccountClient(service.node_chain(), tmp_path).swarm()
-    assert (info.chain_id, info.contract, info.org_id) == (31337, chain.deployment.contract, "hivewright")
+    assert (info.chain_id, info.contract, info.org_id) == (
+        31337,
+        chain.deployment.contract,
+        "hivewright",
+    )
     assert info.account == service.service.address
 
 
 def test_another_org_id_is_a_settings_error(service, node, tmp_path) -> None:
     client = service.enrolled(node, tmp_path, org_id="else")
-    with pytest.raises(SettingsError, match=r"User not found; check chain.account_url and chain.org_id .else."):
+    with pytest.raises(
+        SettingsError, match=r"User not found; check chain.account_url and chain.org_id .else."
+    ):
         client.register_peer(node.peer_id)
 
 
-def test_coordinator_reads_the_chain_through_the_account_service_with_its_token(chain, service, node, tmp_path) -> None:
+def test_coordinator_reads_the_chain_through_the_account_service_with_its_token(
+    chain, service, node, tmp_path
+) -> None:
     chain.advance()
     without = Coordinator(settings.chain_of_node(service.node_chain(), tmp_path))
-    with pytest.raises(ChainUnreachable, match=r"HTTP 401: answers only with a node's token; `hivewright enrol`"):
+    with pytest.raises(
+        ChainUnreachable, match=r"HTTP 401: answers only with a node's token; `hivewright enrol`"
+    ):
         without.current_round()
     service.enrolled(node, tmp_path)
     assert without.current_round() == 1
@@ -195,7 +240,9 @@ def test_no_account_url_is_a_settings_error(tmp_path) -> None:
 
 
 def test_service_that_is_away_is_unreachable(tmp_path) -> None:
-    with pytest.raises(ChainUnreachable, match=r"127.0.0.1:9/api/swarm \(chain.account_url\): no connection"):
+    with pytest.raises(
+        ChainUnreachable, match=r"127.0.0.1:9/api/swarm \(chain.account_url\): no connection"
+    ):
         AccountClient(settings.Chain(account_url="http://127.0.0.1:9"), tmp_path).swarm()
 
 
@@ -221,7 +268,12 @@ def test_bad_network_is_unreachable(service, node, tmp_path, kind) -> None:
         (400, b'{"error": "\\u001b[31mX"}', ContractRefused, r"HTTP 400: \\x1b\[31mX"),
         (429, b"", ChainUnreachable, "HTTP 429"),
         (502, b"<html>", ChainUnreachable, "HTTP 502"),
-        (503, b'{"error": "ChainUnreachable", "detail": "x"}', ChainUnreachable, "ChainUnreachable: x"),
+        (
+            503,
+            b'{"error": "ChainUnreachable", "detail": "x"}',
+            ChainUnreachable,
+            "ChainUnreachable: x",
+        ),
     ],
 )
 @pytest.mark.usefixtures("usual_recursion_limit")

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 import requests
-from account_service import ENROLMENT_TOKEN, account_settings, eventually, faulty, serving, some_identity
+from account_service import (
+    ENROLMENT_TOKEN,
+    account_settings,
+    eventually,
+    faulty,
+    serving,
+    some_identity,
+)
 from eth_account import Account
 
 from worker import settings
@@ -51,7 +58,9 @@ def post(service, path: str, body: object, token: str | None = None) -> tuple[in
 
 
 def register(service, token: str | None, **changes: object) -> tuple[int, dict]:
-    return post(service, "/api/register-peer", {"orgId": "hivewright", "peerId": PEER} | changes, token)
+    return post(
+        service, "/api/register-peer", {"orgId": "hivewright", "peerId": PEER} | changes, token
+    )
 
 
 # ---- the login API of the existing swarm
@@ -75,9 +84,13 @@ def test_service_at_an_address_of_its_own_answers_on_its_machine_too(chain, tmp_
     parsed = account_settings(chain.settings, tmp_path / "account")
     # Loopback's second address: other machines' way to this one, for want of another machine.
     own = parsed.account.model_copy(update={"host": "127.0.0.2"})
-    (tmp_path / "account.yaml").write_text(settings.dump(parsed.model_copy(update={"account": own})))
+    (tmp_path / "account.yaml").write_text(
+        settings.dump(parsed.model_copy(update={"account": own}))
+    )
     command = [sys.executable, "-m", "worker", "account", "--settings", tmp_path / "account.yaml"]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL
+    ) as process:
         try:
             address = tmp_path / "account/address"
             eventually(address.exists)
@@ -90,12 +103,26 @@ def test_service_at_an_address_of_its_own_answers_on_its_machine_too(chain, tmp_
     assert process.returncode == 0
 
 
-def test_calls_of_the_login_api_answer_with_a_hash_and_reach_the_chain(chain, service, token) -> None:
+def test_calls_of_the_login_api_answer_with_a_hash_and_reach_the_chain(
+    chain, service, token
+) -> None:
     status, answer = register(service, token)
     assert (status, list(answer)) == (200, ["hash"])
-    reward = {"orgId": "hivewright", "peerId": PEER, "roundNumber": 0, "stageNumber": 0, "reward": -3}
+    reward = {
+        "orgId": "hivewright",
+        "peerId": PEER,
+        "roundNumber": 0,
+        "stageNumber": 0,
+        "reward": -3,
+    }
     assert post(service, "/api/submit-reward", reward, token)[0] == 200
-    vote = {"orgId": "hivewright", "peerId": PEER, "roundNumber": 0, "winners": [PEER, "QmYou"], "extra": 1}
+    vote = {
+        "orgId": "hivewright",
+        "peerId": PEER,
+        "roundNumber": 0,
+        "winners": [PEER, "QmYou"],
+        "extra": 1,
+    }
     status, answer = post(service, "/api/submit-winner", vote, token)
     assert status == 200
     assert chain.coordinator.wait_for_receipt(answer["hash"], 10).succeeded
@@ -107,17 +134,31 @@ def test_calls_of_the_login_api_answer_with_a_hash_and_reach_the_chain(chain, se
 def test_errors_of_the_contract_come_by_name(chain, service, token) -> None:
     chain.new_account(PEER)
     assert register(service, token) == (400, {"error": "PeerIdAlreadyRegistered"})
-    reward = {"orgId": "hivewright", "peerId": PEER, "roundNumber": 9, "stageNumber": 0, "reward": 1}
-    assert post(service, "/api/submit-reward", reward, token) == (400, {"error": "InvalidRoundNumber"})
+    reward = {
+        "orgId": "hivewright",
+        "peerId": PEER,
+        "roundNumber": 9,
+        "stageNumber": 0,
+        "reward": 1,
+    }
+    assert post(service, "/api/submit-reward", reward, token) == (
+        400,
+        {"error": "InvalidRoundNumber"},
+    )
     vote = {"orgId": "hivewright", "peerId": PEER, "roundNumber": 0, "winners": ["a"]}
-    assert post(service, "/api/submit-winner", vote, token) == (400, {"error": "InvalidVoterPeerId"})
+    assert post(service, "/api/submit-winner", vote, token) == (
+        400,
+        {"error": "InvalidVoterPeerId"},
+    )
 
 
 def test_64_nodes_registering_at_once_lose_nothing(chain, service, tmp_path) -> None:
     tokens = Tokens(tmp_path / "account")
     peers = [f"Qm{i}" for i in range(1, 65) if "0" not in str(i)]
     with concurrent.futures.ThreadPoolExecutor(len(peers)) as threads:
-        answers = list(threads.map(lambda peer: register(service, tokens.issue(peer), peerId=peer), peers))
+        answers = list(
+            threads.map(lambda peer: register(service, tokens.issue(peer), peerId=peer), peers)
+        )
     assert {status for status, _ in answers} == {200}
     assert len({answer["hash"] for _, answer in answers}) == len(peers)
     eventually(lambda: set(chain.coordinator.peers_of(service.service.address)) == set(peers))
@@ -149,11 +190,19 @@ COMPLETE = {
         ("register-peer", [], "body: expected an object"),
         ("register-peer", {"orgId": "hivewright"}, "peerId: missing"),
         ("register-peer", {"orgId": 1, "peerId": PEER}, "orgId: got 1; expected a valid string"),
-        ("register-peer", {"orgId": "a", "peerId": "O\n"}, "peerId: got 'O\\n'; expected String should match pattern"),
+        (
+            "register-peer",
+            {"orgId": "a", "peerId": "O\n"},
+            "peerId: got 'O\\n'; expected String should match pattern",
+        ),
         ("register-peer", {"orgId": "a", "peerId": "1" * 129}, "peerId: got '111"),
         ("submit-reward", {"roundNumber": "1"}, "orgId: missing"),
         ("submit-reward", {"roundNumber": True}, "roundNumber: got True; expected a valid integer"),
-        ("submit-reward", {"roundNumber": -1}, "roundNumber: got -1; expected greater than or equal to 0"),
+        (
+            "submit-reward",
+            {"roundNumber": -1},
+            "roundNumber: got -1; expected greater than or equal to 0",
+        ),
         ("submit-reward", {"reward": 0.5}, "reward: got 0.5; expected a valid integer"),
         ("submit-reward", {"reward": 2**127}, "reward: got 1701411834604692317316873037158841"),
         ("submit-winner", {"winners": "QmYou"}, "winners: got 'QmYou'; expected a valid array"),
@@ -179,9 +228,12 @@ def test_too_long_body_is_refused(service, token) -> None:
 
 def connected(service, head: str, body: bytes) -> socket.socket:
     """A connection with the beginning of a request for a token on it."""
-    connection = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=10)
+    connection = socket.create_connection(
+        ("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=10
+    )
     connection.sendall(
-        f"POST /api/enrol HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{head}\r\n\r\n".encode() + body
+        f"POST /api/enrol HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{head}\r\n\r\n".encode()
+        + body
     )
     return connection
 
@@ -201,7 +253,9 @@ def test_client_that_leaves_within_its_body_is_not_logged(service, caplog, monke
     monkeypatch.setattr(server.log, "debug", lambda *said: (debug(*said), left.set()))
     connected(service, "Content-Length: 50", b"half").close()
     assert left.wait(10)
-    assert requests.get(service.url + "/api/get-api-key-status?orgId=x", timeout=10).status_code == 200
+    assert (
+        requests.get(service.url + "/api/get-api-key-status?orgId=x", timeout=10).status_code == 200
+    )
     assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
 
 
@@ -222,10 +276,20 @@ def test_unknown_path_and_method_are_refused_in_json(service) -> None:
 # ---- tokens
 
 
-def test_token_of_nobody_of_another_or_made_up_is_refused_by_name(chain, service, token, tmp_path) -> None:
+def test_token_of_nobody_of_another_or_made_up_is_refused_by_name(
+    chain, service, token, tmp_path
+) -> None:
     (tmp_path / "other").mkdir()
     assert register(service, None)[1]["error"] == "TokenMissing"
-    for made_up in ("x", "é", PEER, PEER + ".", token[:-1], token + "0", Tokens(tmp_path / "other").issue(PEER)):
+    for made_up in (
+        "x",
+        "é",
+        PEER,
+        PEER + ".",
+        token[:-1],
+        token + "0",
+        Tokens(tmp_path / "other").issue(PEER),
+    ):
         status, answer = register(service, made_up.encode().decode("latin-1"))
         assert (status, answer["error"]) == (401, "TokenWrong"), made_up
     status, answer = register(service, token, peerId="QmYou")
@@ -251,12 +315,17 @@ def test_enrolment_gives_the_token_of_the_peer_that_signed(service, node, tmp_pa
     assert register(service, answer["token"], peerId=node.peer_id)[0] == 200
 
 
-def test_enrolment_with_wrong_token_key_or_signature_is_refused_by_name(service, node, tmp_path_factory) -> None:
+def test_enrolment_with_wrong_token_key_or_signature_is_refused_by_name(
+    service, node, tmp_path_factory
+) -> None:
     other = some_identity(tmp_path_factory.getbasetemp(), 1)
     for error, changes in (
         ("EnrolmentTokenWrong", {"token": "é"}),
         ("SignatureWrong", {"peerId": other.peer_id}),
-        ("SignatureWrong", {"signature": base64.b64encode(node.sign(node.peer_id.encode())).decode()}),
+        (
+            "SignatureWrong",
+            {"signature": base64.b64encode(node.sign(node.peer_id.encode())).decode()},
+        ),
         ("SignatureWrong", {"publicKey": base64.b64encode(other.public_key).decode()}),
     ):
         status, answer = post(service, "/api/enrol", enrol_body(node, **changes))
@@ -280,7 +349,10 @@ def rpc(service, method: str, params: object = (), id: object = 7) -> tuple[int,
 
 
 def test_rpc_passes_reads_on(service) -> None:
-    assert rpc(service, "eth_chainId", id="x") == (200, {"jsonrpc": "2.0", "id": "x", "result": "0x7a69"})
+    assert rpc(service, "eth_chainId", id="x") == (
+        200,
+        {"jsonrpc": "2.0", "id": "x", "result": "0x7a69"},
+    )
 
 
 @pytest.mark.parametrize("fault", ["drop", "error", "elsewhere"])
@@ -290,7 +362,10 @@ def test_rpc_goes_to_the_next_address_when_one_fails(chain, tmp_path, fault) -> 
         both = parsed.chain.model_copy(update={"rpc_url": (bad.url, chain.deployment.rpc_url)})
         with serving(parsed.model_copy(update={"chain": both})) as service:
             for _ in range(3):
-                assert rpc(service, "eth_getBalance", ["0x" + "00" * 20, "latest"])[1]["result"] == "0x0"
+                assert (
+                    rpc(service, "eth_getBalance", ["0x" + "00" * 20, "latest"])[1]["result"]
+                    == "0x0"
+                )
         assert len(bad.seen) <= 4
 
 
@@ -307,7 +382,15 @@ def test_digest_of_the_groups_goes_into_the_transaction(chain, service, token) -
 
 
 @pytest.mark.parametrize(
-    "method", ["anvil_setBalance", "evm_mine", "eth_sendTransaction", "personal_sign", "debug_traceCall", "ETH_CALL"]
+    "method",
+    [
+        "anvil_setBalance",
+        "evm_mine",
+        "eth_sendTransaction",
+        "personal_sign",
+        "debug_traceCall",
+        "ETH_CALL",
+    ],
 )
 def test_rpc_refuses_what_is_not_on_the_list(service, method) -> None:
     error = {"code": -32601, "message": f"{method}: not served here"}
@@ -315,7 +398,10 @@ def test_rpc_refuses_what_is_not_on_the_list(service, method) -> None:
 
 
 def test_rpc_takes_no_doubled_keys(service, token) -> None:
-    call = b'{"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "method": "anvil_mine", "params": []}'
+    call = (
+        b'{"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "method": "anvil_mine",'
+        b' "params": []}'
+    )
     assert post(service, "/rpc", call, token)[1]["error"]["code"] == -32601
 
 
@@ -328,14 +414,19 @@ def test_rpc_answers_nobody_without_a_token(service, token) -> None:
 
 def test_rpc_checks_each_request_of_a_batch_as_a_single_one(service, token) -> None:
     methods = ("eth_chainId", "anvil_mine", "eth_blockNumber")
-    asked = [{"jsonrpc": "2.0", "id": i, "method": method, "params": []} for i, method in enumerate(methods)]
+    asked = [
+        {"jsonrpc": "2.0", "id": i, "method": method, "params": []}
+        for i, method in enumerate(methods)
+    ]
     status, answers = post(service, "/rpc", asked, token)
     assert (status, [answer["id"] for answer in answers]) == (200, [0, 1, 2])
     assert answers[0]["result"] == "0x7a69"
     assert answers[1]["error"]["message"] == "anvil_mine: not served here"
     assert "result" in answers[2]
     for wrong in ([], asked * 7):
-        assert post(service, "/rpc", wrong, token)[1]["error"].startswith(f"body: got a batch of {len(wrong)}")
+        assert post(service, "/rpc", wrong, token)[1]["error"].startswith(
+            f"body: got a batch of {len(wrong)}"
+        )
     assert post(service, "/rpc", [*asked, 1], token)[0] == 400
 
 
@@ -347,13 +438,19 @@ def test_rpc_has_a_limit_for_each_peer(service, token, monkeypatch) -> None:
 
 
 def asking(service, body: bytes) -> socket.socket:
-    """A connection with a request to /rpc whose answer nobody reads; it has a small buffer for it."""
+    """A connection with a request to /rpc whose answer nobody reads; it has a small buffer for
+    it."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     host, _, port = service.url.removeprefix("http://").rpartition(":")
     connection.connect((host, int(port)))
-    head = f"POST /rpc HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    connection.sendall(f"{head}Authorization: Bearer {service.token_of(PEER)}\r\n\r\n".encode() + body)
+    head = (
+        "POST /rpc HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length:"
+        f" {len(body)}\r\n"
+    )
+    connection.sendall(
+        f"{head}Authorization: Bearer {service.token_of(PEER)}\r\n\r\n".encode() + body
+    )
     return connection
 
 
@@ -377,7 +474,9 @@ def test_answers_of_rpc_that_nobody_reads_count_for_their_peer(service, token, m
 
 
 def guess(service, address: str | None) -> int:
-    headers = {"Authorization": "Bearer made-up"} | ({"X-Forwarded-For": address} if address else {})
+    headers = {"Authorization": "Bearer made-up"} | (
+        {"X-Forwarded-For": address} if address else {}
+    )
     return requests.post(f"{service.url}/rpc", json={}, headers=headers, timeout=20).status_code
 
 
@@ -387,14 +486,20 @@ def test_guesses_of_tokens_are_limited_by_client(chain, service, tmp_path, node)
     assert guess(service, "192.0.2.1") == 429
     wrong = enrol_body(node, token="made up")
     assert [post(service, "/api/enrol", wrong)[0] for _ in range(22)] == [403] * 20 + [429] * 2
-    assert post(service, "/api/enrol", enrol_body(node))[0] == 429  # nor is it told that it has guessed right
+    assert (
+        post(service, "/api/enrol", enrol_body(node))[0] == 429
+    )  # nor is it told that it has guessed right
 
 
-def test_guesses_that_come_through_a_proxy_of_this_machine_keep_out_their_client_alone(chain, tmp_path, node) -> None:
+def test_guesses_that_come_through_a_proxy_of_this_machine_keep_out_their_client_alone(
+    chain, tmp_path, node
+) -> None:
     parsed = account_settings(chain.settings, tmp_path / "account")
     behind = parsed.account.model_copy(update={"behind_proxy": True})
     with serving(parsed.model_copy(update={"account": behind})) as service:
-        assert [guess(service, f"2001:db8::{number:x}") for number in range(22)] == [401] * 20 + [429] * 2
+        assert [guess(service, f"2001:db8::{number:x}") for number in range(22)] == [401] * 20 + [
+            429
+        ] * 2
         assert guess(service, "2001:db8::1, 192.0.2.1") == 401  # the proxy adds the last one
         assert guess(service, None) == 401
 
@@ -403,13 +508,19 @@ def test_endless_loop_through_rpc_stops_nothing(chain, service, token) -> None:
     """Code that never ends, as one request, stopped the chain in the version before."""
     loop = {"data": "0x5b600056", "gas": "0xffffffffffff"}
     for method in ("eth_call", "eth_estimateGas"):
-        for tried in (loop, {**loop, "to": chain.owner.address}, {**loop, "to": chain.deployment.contract}):
+        for tried in (
+            loop,
+            {**loop, "to": chain.owner.address},
+            {**loop, "to": chain.deployment.contract},
+        ):
             assert rpc(service, method, [tried, "latest"])[1]["error"]["code"] == -32602
     assert register(service, token)[0] == 200
     eventually(lambda: chain.coordinator.owner_of(PEER), 5)
 
 
-def test_rpc_takes_signed_transactions_to_the_contract_only_and_not_too_many(chain, service, monkeypatch) -> None:
+def test_rpc_takes_signed_transactions_to_the_contract_only_and_not_too_many(
+    chain, service, monkeypatch
+) -> None:
     account = Account.create()
     create = Call("x", bytes.fromhex("6001600055"), None)
     calls = [create, Call("x", b"", account.address), chain.coordinator.register_peer("QmYou")]
@@ -454,15 +565,27 @@ def test_service_stays_up_without_a_chain_and_works_once_there_is_one(chain, tmp
 def test_outage_is_logged_when_it_begins_and_when_it_ends(chain, tmp_path, caplog) -> None:
     caplog.set_level(logging.INFO, "worker.account.server")
     is_away = threading.Event()
-    with faulty(chain.deployment.rpc_url, lambda seen: "drop" if is_away.is_set() else None) as proxy:
+    with faulty(
+        chain.deployment.rpc_url, lambda seen: "drop" if is_away.is_set() else None
+    ) as proxy:
         parsed = account_settings(chain.settings, tmp_path / "account")
-        parsed = parsed.model_copy(update={"chain": parsed.chain.model_copy(update={"rpc_url": proxy.url})})
+        parsed = parsed.model_copy(
+            update={"chain": parsed.chain.model_copy(update={"rpc_url": proxy.url})}
+        )
         with serving(parsed) as service:
-            for away, status in ((False, 200), (True, 503), (True, 503), (False, 200), (False, 200)):
+            for away, status in (
+                (False, 200),
+                (True, 503),
+                (True, 503),
+                (False, 200),
+                (False, 200),
+            ):
                 (is_away.set if away else is_away.clear)()
                 assert rpc(service, "eth_chainId")[0] == status
     first, second = caplog.messages
-    assert first.startswith(f"chain unreachable, calls that need it get status=503 error={proxy.url}: no answer")
+    assert first.startswith(
+        f"chain unreachable, calls that need it get status=503 error={proxy.url}: no answer"
+    )
     assert second == "chain answers again"
 
 
@@ -474,11 +597,16 @@ def test_slow_chain_does_not_stop_the_event_loop(chain, tmp_path) -> None:
 
     with faulty(chain.deployment.rpc_url, wait) as proxy:
         parsed = account_settings(chain.settings, tmp_path / "account")
-        parsed = parsed.model_copy(update={"chain": parsed.chain.model_copy(update={"rpc_url": proxy.url})})
+        parsed = parsed.model_copy(
+            update={"chain": parsed.chain.model_copy(update={"rpc_url": proxy.url})}
+        )
         with serving(parsed) as service, concurrent.futures.ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(register, service, Tokens(tmp_path / "account").issue(PEER))
             eventually(lambda: proxy.seen)
-            assert requests.get(service.url + "/api/get-api-key-status?orgId=x", timeout=10).text == "pending"
+            assert (
+                requests.get(service.url + "/api/get-api-key-status?orgId=x", timeout=10).text
+                == "pending"
+            )
             assert not waiting.done()
             released.set()
             assert waiting.result(30)[0] == 200
@@ -501,7 +629,9 @@ def test_lost_or_broken_account_key_is_never_replaced(tmp_path, content) -> None
     (tmp_path / "account.key").unlink()
     if content is not None:
         (tmp_path / "account.key").write_text(content)
-    with pytest.raises((IdentityError, SecretError), match=r"account\.key: .*restore it from its backup"):
+    with pytest.raises(
+        (IdentityError, SecretError), match=r"account\.key: .*restore it from its backup"
+    ):
         load_account(tmp_path)
     assert content is None or (tmp_path / "account.key").read_text() == content
 
@@ -509,7 +639,9 @@ def test_lost_or_broken_account_key_is_never_replaced(tmp_path, content) -> None
 def test_empty_enrolment_token_file_is_refused(chain, tmp_path) -> None:
     parsed = account_settings(chain.settings, tmp_path / "account")
     parsed.account.enrolment_token_file.write_text("\n")
-    with pytest.raises(SettingsError, match=r"enrolment\.token \(account\.enrolment_token_file\): is empty"):
+    with pytest.raises(
+        SettingsError, match=r"enrolment\.token \(account\.enrolment_token_file\): is empty"
+    ):
         server.Service(parsed)
 
 
@@ -535,7 +667,9 @@ def test_process_serves_without_a_chain_and_ends_cleanly(tmp_path) -> None:
     try:
         address = tmp_path / "account/address"
         eventually(lambda: address.exists() or process.poll() is not None, 60)
-        answer = requests.get(address.read_text().strip() + "/api/get-api-key-status?orgId=hivewright", timeout=10)
+        answer = requests.get(
+            address.read_text().strip() + "/api/get-api-key-status?orgId=hivewright", timeout=10
+        )
         assert answer.text == "activated"
         with pytest.raises(ResourceError, match="in use by process"):
             server.run(settings.load(tmp_path / "account.yaml"))
@@ -554,7 +688,8 @@ def test_port_in_use_is_a_resource_error(tmp_path) -> None:
         other.listen()
         port = other.getsockname()[1]
         expected = (
-            f"port {port} (account.port): already in use on 127.0.0.1; free it or set another, 0 lets the kernel choose"
+            f"port {port} (account.port): already in use on 127.0.0.1; free it or set another, 0"
+            " lets the kernel choose"
         )
         with pytest.raises(ResourceError) as caught:
             server.run(settings.load(write_settings(tmp_path, port=port)))
@@ -563,5 +698,7 @@ def test_port_in_use_is_a_resource_error(tmp_path) -> None:
 
 def test_service_without_a_chain_of_its_own_is_refused(tmp_path) -> None:
     chainless = settings.parse({"account": {"state_dir": str(tmp_path)}}, "test")
-    with pytest.raises(SettingsError, match=r"chain\.rpc_url and chain\.deployment_file: both empty"):
+    with pytest.raises(
+        SettingsError, match=r"chain\.rpc_url and chain\.deployment_file: both empty"
+    ):
         server.run(chainless)

@@ -1,4 +1,5 @@
-"""A chain that answers, and not as a chain does: every call of the client ends with one of our errors, or a value."""
+"""A chain that answers, and not as a chain does: every call of the client ends with one of our
+errors, or a value."""
 
 import json
 from collections.abc import Callable
@@ -93,26 +94,36 @@ def test_odd_answer_is_named_with_the_call_and_the_address(chain, monkeypatch) -
     with pytest.raises(ChainError) as caught:
         chain.coordinator.receipt("0x" + "11" * 32)
     url = chain.deployment.rpc_url
-    assert str(caught.value) == (
-        f"eth_getTransactionReceipt: {url} (chain.rpc_url) gives an answer of another form (KeyError: 'blockNumber'); "
-        "check that this is a chain's address"
+    assert (
+        str(caught.value)
+        == f"eth_getTransactionReceipt: {url} (chain.rpc_url) gives an answer of another form"
+        " (KeyError: 'blockNumber'); check that this is a chain's address"
     )
 
 
 def test_contract_that_answers_with_too_few_is_named(chain, monkeypatch) -> None:
     """As a foreign one may: the ABI says a list, not how long it is."""
     read = Coordinator._read
-    monkeypatch.setattr(Coordinator, "_read", lambda *call: [] if "string[]" in call[1] else read(*call))
-    for ask in (lambda: chain.coordinator.owner_of("a"), lambda: chain.coordinator.registered(["a"])):
+    monkeypatch.setattr(
+        Coordinator, "_read", lambda *call: [] if "string[]" in call[1] else read(*call)
+    )
+    for ask in (
+        lambda: chain.coordinator.owner_of("a"),
+        lambda: chain.coordinator.registered(["a"]),
+    ):
         with pytest.raises(ChainError, match=r"getEoa: .* gives an answer of another form"):
             ask()
 
 
 def test_peer_id_that_is_no_text_ends_nobody_s_reading(chain) -> None:
-    """A contract takes any bytes: one stranger's must not keep everybody from reading the log, or the leaderboard."""
+    """A contract takes any bytes: one stranger's must not keep everybody from reading the log, or
+    the leaderboard."""
     chain.new_account("good")
     stranger = chain.new_account("voter")
-    for call in (chain.coordinator.register_peer("odd."), chain.coordinator.submit_winners(0, ["odd."], "voter")):
+    for call in (
+        chain.coordinator.register_peer("odd."),
+        chain.coordinator.submit_winners(0, ["odd."], "voter"),
+    ):
         chain.send(stranger, replace(call, data=call.data.replace(b"odd.", b"odd\xff")))
     peers = [event.arguments["peerId"] for event in chain.coordinator.events("PeerRegistered")]
     assert peers == ["good", "voter", "odd\\xff"]

@@ -1,4 +1,5 @@
-"""`hivewright chain up` and `hivewright chain deploy`, as processes and as functions, on a real anvil."""
+"""`hivewright chain up` and `hivewright chain deploy`, as processes and as functions, on a real
+anvil."""
 
 import json
 import os
@@ -33,7 +34,15 @@ def start(place, tmp_path):
     def chain_up() -> subprocess.Popen:
         address = tmp_path / "chain/address"
         address.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "worker", "chain", "up", "--settings", tmp_path / "settings.yaml"]
+        command = [
+            sys.executable,
+            "-m",
+            "worker",
+            "chain",
+            "up",
+            "--settings",
+            tmp_path / "settings.yaml",
+        ]
         with (tmp_path / "chain.log").open("a") as log:
             process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         started.append(process)
@@ -102,7 +111,8 @@ def test_port_in_use_is_named(place, rpc_url):
     port = int(rpc_url.rpartition(":")[2])
     taken = place.anvil.model_copy(update={"port": port})
     expected = (
-        rf"port {port} \(anvil.port\): already in use on 127.0.0.1; free it or set another, 0 lets the kernel choose"
+        rf"port {port} \(anvil.port\): already in use on 127.0.0.1; free it or set another, 0 lets"
+        r" the kernel choose"
     )
     with pytest.raises(ResourceError, match=expected), anvil.running(taken, 31337):
         pass
@@ -110,7 +120,10 @@ def test_port_in_use_is_named(place, rpc_url):
 
 def test_missing_binary_is_named(place, tmp_path):
     section = place.anvil.model_copy(update={"binary": tmp_path / "anvil"})
-    expected = rf"no anvil at {tmp_path}/anvil \(anvil.binary\); `scripts/anvil FOLDER` installs it and prints where"
+    expected = (
+        rf"no anvil at {tmp_path}/anvil \(anvil.binary\); `scripts/anvil FOLDER` installs it and"
+        r" prints where"
+    )
     with pytest.raises(ResourceError, match=expected), anvil.running(section, 31337):
         pass
 
@@ -118,7 +131,10 @@ def test_missing_binary_is_named(place, tmp_path):
 def test_broken_state_file_is_named(place):
     place.anvil.state_file.parent.mkdir(parents=True)
     place.anvil.state_file.write_text("{broken")
-    with pytest.raises(ChainError, match="anvil ended with code"), anvil.running(place.anvil, 31337):
+    with (
+        pytest.raises(ChainError, match="anvil ended with code"),
+        anvil.running(place.anvil, 31337),
+    ):
         pass
 
 
@@ -144,7 +160,10 @@ def test_owner_key_is_private_and_stays(chain):
     anvil.deploy(chain.settings)
     assert file.read_text() == before
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert all(chain.coordinator.has_role(role, chain.owner.address) for role in ("OWNER_ROLE", "STAGE_MANAGER_ROLE"))
+    assert all(
+        chain.coordinator.has_role(role, chain.owner.address)
+        for role in ("OWNER_ROLE", "STAGE_MANAGER_ROLE")
+    )
 
 
 @pytest.mark.parametrize("transactions", [1, 2])
@@ -184,10 +203,12 @@ def test_chain_that_lost_its_state_is_named(chain, place, anvil_binary):
         with pytest.raises(ChainError) as caught:
             anvil.deploy(lost)
         file = chain.settings.keeper.state_dir / "deployment.json"
-        assert str(caught.value) == (
-            f"{file} names the contract {chain.deployment.contract}, and chain 31337 at {url} has none there: "
-            "the chain lost its state, or is another one; bring the state back (anvil.state_file), or move "
-            "deployment.json away and deploy again: a new swarm from round 0"
+        assert (
+            str(caught.value)
+            == f"{file} names the contract {chain.deployment.contract}, and chain 31337 at {url}"
+            " has none there: the chain lost its state, or is another one; bring the state back"
+            " (anvil.state_file), or move deployment.json away and deploy again: a new swarm"
+            " from round 0"
         )
         file.unlink()
         assert anvil.deploy(lost).rpc_url == url
@@ -211,27 +232,38 @@ def test_deploy_with_a_contract_of_others_deploys_nothing(chain, place):
 
 
 def test_deploy_on_another_chain_is_refused(place, rpc_url):
-    other = place.model_copy(update={"chain": place.chain.model_copy(update={"rpc_url": rpc_url, "id": 5})})
+    other = place.model_copy(
+        update={"chain": place.chain.model_copy(update={"rpc_url": rpc_url, "id": 5})}
+    )
     with pytest.raises(ChainError, match=r"chain id 31337 answered by .* expected 5 \(chain.id\)"):
         anvil.deploy(other)
 
 
 def test_deploy_without_a_chain_is_unreachable(place):
-    with pytest.raises(ChainUnreachable, match=r"no chain.rpc_url, and no `hivewright chain up` has run here"):
+    with pytest.raises(
+        ChainUnreachable, match=r"no chain.rpc_url, and no `hivewright chain up` has run here"
+    ):
         anvil.deploy(place)
 
 
 def test_used_owner_is_refused(chain):
-    """An owner whose first transactions were something else has no address to find the contract at."""
+    """An owner whose first transactions were something else has no address to find the contract
+    at."""
     chain.settings.chain.deployment_file.unlink()
     section = settings.Anvil(port=0, state_file=chain.settings.keeper.state_dir / "other.json")
     with anvil.running(section, 31337) as (_, url):
-        moved = chain.settings.model_copy(update={"chain": chain.settings.chain.model_copy(update={"rpc_url": url})})
+        moved = chain.settings.model_copy(
+            update={"chain": chain.settings.chain.model_copy(update={"rpc_url": url})}
+        )
         client = Coordinator(moved.chain.model_copy(update={"contract": chain.deployment.contract}))
-        tx_hash, raw = client.sign(chain.owner, client.update_stage_and_round(), nonce=0, gas=100_000, gas_price_wei=0)
+        tx_hash, raw = client.sign(
+            chain.owner, client.update_stage_and_round(), nonce=0, gas=100_000, gas_price_wei=0
+        )
         client.send_raw(raw)
         client.wait_for_receipt(tx_hash, 10)
-        with pytest.raises(ChainError, match=r"has sent other transactions on this chain; .* move owner.key away"):
+        with pytest.raises(
+            ChainError, match=r"has sent other transactions on this chain; .* move owner.key away"
+        ):
             anvil.deploy(moved)
 
 
@@ -249,17 +281,25 @@ def test_script_runs_again_without_npm(anvil_binary):
         timeout=10,
     )
     assert printed.stdout.strip() == str(anvil_binary)
-    assert "1.7.1" in subprocess.run([anvil_binary, "--version"], capture_output=True, text=True, check=True).stdout
+    assert (
+        "1.7.1"
+        in subprocess.run(
+            [anvil_binary, "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    )
 
 
 # ---- the state
 
 
 def test_kill_at_any_moment_leaves_a_whole_state(place):
-    """anvil is killed while it works; what was on the disk before is there after, and the chain goes on from it."""
+    """anvil is killed while it works; what was on the disk before is there after, and the chain
+    goes on from it."""
     client: Coordinator | None = None
     rng = random.Random(3)
-    padding = bytes.fromhex("61800080600c6000396000f3") + rng.randbytes(0x8000).replace(b"\xef", b"\0")
+    padding = bytes.fromhex("61800080600c6000396000f3") + rng.randbytes(0x8000).replace(
+        b"\xef", b"\0"
+    )
     for round in range(3):
         with anvil.running(place.anvil, 31337) as (process, url):
             anvil._address_file(place.anvil).write_text(url)
@@ -289,7 +329,9 @@ def test_kill_at_any_moment_leaves_a_whole_state(place):
         ('{"block":{"number":"0x2"}}', -1, "{}"),  # a backup was put back since
     ],
 )
-def test_dump_that_was_left_behind_is_used_if_it_is_whole_and_newer(tmp_path, draft, seconds_later, found):
+def test_dump_that_was_left_behind_is_used_if_it_is_whole_and_newer(
+    tmp_path, draft, seconds_later, found
+):
     """As after kill -9 of `chain up` itself: anvil dumps once more on its way out."""
     file = tmp_path / "state.json"
     file.write_text("{}")
@@ -329,7 +371,8 @@ def ask_raw(url: str, method: str, params: list, seconds: float = 5.0) -> object
 
 
 def test_chain_that_mines_nothing_is_restarted_within_a_minute(start, tmp_path):
-    """One request with an endless loop as code: the block number is still answered, and nothing is mined."""
+    """One request with an endless loop as code: the block number is still answered, and nothing is
+    mined."""
     process = start()
     url = (tmp_path / "chain/address").read_text().strip()
     (before,) = children_of(process)
@@ -337,7 +380,14 @@ def test_chain_that_mines_nothing_is_restarted_within_a_minute(start, tmp_path):
     with pytest.raises(requests.Timeout):
         ask_raw(raw_url(process), "eth_call", [loop, "latest"], 1.0)
     account = Account.create()
-    plain = {"chainId": 31337, "nonce": 0, "gas": 100_000, "gasPrice": 0, "value": 0, "to": account.address}
+    plain = {
+        "chainId": 31337,
+        "nonce": 0,
+        "gas": 100_000,
+        "gasPrice": 0,
+        "value": 0,
+        "to": account.address,
+    }
     raw = account.sign_transaction(plain).raw_transaction
     assert ask_raw(raw_url(process), "eth_sendRawTransaction", ["0x" + bytes(raw).hex()])
     time.sleep(0.5)

@@ -1,4 +1,5 @@
-"""Rewards on a real chain held against groups that were really signed; the peers' folders stand in for the network."""
+"""Rewards on a real chain held against groups that were really signed; the peers' folders stand in
+for the network."""
 
 import argparse
 import json
@@ -50,11 +51,14 @@ class Peer:
         """A group of four completions for each number, of which so many are right."""
         seed = round_seed(self.identity.peer_id, round)
         return [
-            Group(Task(family, "x", seed, i), (str(seed + i),) * n + ("no",) * (4 - n)) for i, n in enumerate(right)
+            Group(Task(family, "x", seed, i), (str(seed + i),) * n + ("no",) * (4 - n))
+            for i, n in enumerate(right)
         ]
 
     def publish(self, round: int, groups: list[Group]) -> str:
-        return Archive(self.folder, 8).put(round, messages.seal_groups(self.identity, round, groups))
+        return Archive(self.folder, 8).put(
+            round, messages.seal_groups(self.identity, round, groups)
+        )
 
     def submit(self, round: int, reward: int, digest: str | None) -> None:
         call = self.chain.coordinator.submit_reward(round, 0, reward, self.identity.peer_id, digest)
@@ -69,7 +73,9 @@ def peer(chain, tmp_path, tmp_path_factory) -> Peer:
 
 def judge(chain, peer: Peer) -> tuple[Finding, bytes | None]:
     """The verdict on the newest reward."""
-    auditor = Auditor(chain.coordinator, Verifier(Sums(), Swarm(), 256), audit._in_folders([peer.folder]))
+    auditor = Auditor(
+        chain.coordinator, Verifier(Sums(), Swarm(), 256), audit._in_folders([peer.folder])
+    )
     return auditor.audit(audit.submitted_rewards(chain.coordinator, 16)[-1])
 
 
@@ -77,8 +83,17 @@ def test_reward_that_the_groups_earned_is_audited(chain, peer) -> None:
     digest = peer.publish(0, peer.groups(0, (4, 2, 1)))
     peer.submit(0, 583, digest)
     finding, evidence = judge(chain, peer)
-    assert (finding.verdict, finding.reason, finding.claimed, finding.earned) == ("audited", None, 583, 583)
-    assert (finding.num_groups, finding.digest, finding.account) == (3, digest, peer.account.address)
+    assert (finding.verdict, finding.reason, finding.claimed, finding.earned) == (
+        "audited",
+        None,
+        583,
+        583,
+    )
+    assert (finding.num_groups, finding.digest, finding.account) == (
+        3,
+        digest,
+        peer.account.address,
+    )
     assert evidence is None
 
 
@@ -90,7 +105,9 @@ def test_reward_of_one_thousandth_more_is_contradicted_with_the_signed_groups(ch
     assert finding.reason == "its 3 groups can have earned 583 at most"
     assert evidence is not None
     assert messages.groups_digest(evidence) == digest
-    assert messages.open_groups(evidence, peer.identity.peer_id, 0, Verifier(Sums(), Swarm(), 256).limits)
+    assert messages.open_groups(
+        evidence, peer.identity.peer_id, 0, Verifier(Sums(), Swarm(), 256).limits
+    )
 
 
 def test_reward_below_what_was_earned_is_audited(chain, peer) -> None:
@@ -126,14 +143,21 @@ def test_groups_that_were_changed_later_do_not_count(chain, peer) -> None:
     (file,) = peer.folder.iterdir()
     file.write_bytes(messages.seal_groups(peer.identity, 0, peer.groups(0, (4,))))
     finding, _ = judge(chain, peer)
-    assert (finding.verdict, finding.reason) == ("unaudited", "what is served is not what it committed to")
+    assert (finding.verdict, finding.reason) == (
+        "unaudited",
+        "what is served is not what it committed to",
+    )
 
 
 @pytest.mark.parametrize("is_committed", [True, False])
 def test_reward_without_groups_is_unaudited(chain, peer, is_committed) -> None:
     peer.submit(0, 900, "ab" * 32 if is_committed else None)
     finding, _ = judge(chain, peer)
-    reason = "groups not to be had: none with this digest" if is_committed else "no digest of groups came with it"
+    reason = (
+        "groups not to be had: none with this digest"
+        if is_committed
+        else "no digest of groups came with it"
+    )
     assert finding.verdict == "unaudited"
     assert finding.reason.startswith(reason)
 
@@ -194,7 +218,12 @@ def test_report_keeps_verdicts_counts_by_peer_and_names_the_evidence(chain, peer
     assert data["peers"] == {me: {"audited": 0, "unaudited": 0, "contradicted": 1}}
     assert data["contract"] == chain.deployment.contract
     (entry,) = data["rewards"]
-    assert (entry["verdict"], entry["claimed"], entry["earned"], entry["peer_id"]) == ("contradicted", 999, 500, me)
+    assert (entry["verdict"], entry["claimed"], entry["earned"], entry["peer_id"]) == (
+        "contradicted",
+        999,
+        500,
+        me,
+    )
     assert (tmp_path / "out" / entry["evidence"]).read_bytes() == evidence
     again = Report(tmp_path / "out", chain.coordinator)
     assert again.is_settled(event)
@@ -219,7 +248,12 @@ def test_unaudited_is_tried_again_and_a_later_verdict_replaces_it(chain, peer, t
 
 
 def test_report_of_another_contract_or_damaged_begins_anew(chain, tmp_path) -> None:
-    for text in ("{", "[]", json.dumps({"version": 1, "contract": "0x", "rewards": []}), '{"version": 1}'):
+    for text in (
+        "{",
+        "[]",
+        json.dumps({"version": 1, "contract": "0x", "rewards": []}),
+        '{"version": 1}',
+    ):
         (tmp_path / "audit.json").write_text(text)
         assert Report(tmp_path, chain.coordinator).findings == {}
 
@@ -229,7 +263,10 @@ def test_report_of_another_contract_or_damaged_begins_anew(chain, tmp_path) -> N
 
 def test_archive_keeps_the_newest_rounds_and_both_of_one_round(tmp_path) -> None:
     archive = Archive(tmp_path / "groups", 2)
-    digests = [archive.put(round, f"{round}/{n}".encode()) for round, n in ((8, 0), (9, 0), (9, 1), (10, 0))]
+    digests = [
+        archive.put(round, f"{round}/{n}".encode())
+        for round, n in ((8, 0), (9, 0), (9, 1), (10, 0))
+    ]
     assert [archive.find(digest) for digest in digests] == [None, b"9/0", b"9/1", b"10/0"]
     assert Archive(tmp_path / "groups", 2).find(digests[3]) == b"10/0"
     assert Archive(tmp_path / "nowhere", 2).find(digests[3]) is None
@@ -237,7 +274,11 @@ def test_archive_keeps_the_newest_rounds_and_both_of_one_round(tmp_path) -> None
 
 def test_folder_of_groups_that_is_none_is_refused_before_anything_is_asked(tmp_path) -> None:
     options = argparse.Namespace(
-        groups=[tmp_path / "nosuch"], output=tmp_path / "audit", rounds=None, sample=None, json=False
+        groups=[tmp_path / "nosuch"],
+        output=tmp_path / "audit",
+        rounds=None,
+        sample=None,
+        json=False,
     )
     with pytest.raises(SettingsError, match="nosuch: no such folder; expected a node's groups/"):
         audit.run(settings.Settings(), options)

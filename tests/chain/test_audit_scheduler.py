@@ -1,4 +1,5 @@
-"""The keeper's audit as it really is: a process of its own that finds real peers, asks them, and scores real tasks."""
+"""The keeper's audit as it really is: a process of its own that finds real peers, asks them, and
+scores real tasks."""
 
 import json
 import logging
@@ -19,15 +20,20 @@ MIX = settings.Environment(families=DEMO_FAMILIES)
 
 
 def serve(chain, identity_file: Path, peer_id: str, folder: Path, exaggeration: int) -> Swarm:
-    """A peer on loopback that has answered round 0, half of it right, and submitted that much more than it earned."""
+    """A peer on loopback that has answered round 0, half of it right, and submitted that much more
+    than it earned."""
     environment = environments.load(MIX)
     section = settings.Swarm(host="127.0.0.1")
     folder.mkdir()
     swarm = Swarm(section, identity_file, folder, Verifier(environment, section, 256))
     swarm.start()
     tasks = environment.sample(round_seed(peer_id, 0), 4)
-    groups = [Group(task, (f"<answer>{environment.answer(task)}</answer>", "no idea")) for task in tasks]
-    earned = milli_reward([sum(environment.score(group.task, group.completions)) / 2 for group in groups])
+    groups = [
+        Group(task, (f"<answer>{environment.answer(task)}</answer>", "no idea")) for task in tasks
+    ]
+    earned = milli_reward(
+        [sum(environment.score(group.task, group.completions)) / 2 for group in groups]
+    )
     digest = swarm.publish(0, groups).digest
     account = chain.new_account(peer_id)
     call = chain.coordinator.submit_reward(0, 0, earned + exaggeration, peer_id, digest)
@@ -41,7 +47,9 @@ def finished(audits: Audits, round: int) -> bool:
 
 
 @pytest.mark.slow
-def test_keeper_finds_the_peers_and_names_the_liar(chain, tmp_path, tmp_path_factory, caplog) -> None:
+def test_keeper_finds_the_peers_and_names_the_liar(
+    chain, tmp_path, tmp_path_factory, caplog
+) -> None:
     base = tmp_path_factory.getbasetemp()
     honest, liar = (some_identity(base, number).peer_id for number in range(2))
     with (
@@ -59,14 +67,20 @@ def test_keeper_finds_the_peers_and_names_the_liar(chain, tmp_path, tmp_path_fac
             audits.see(2)
             eventually(lambda: finished(audits, 2), 100)
     report = json.loads((tmp_path / "audit/audit.json").read_text())
-    verdicts = {entry["peer_id"]: (entry["verdict"], entry["reason"]) for entry in report["rewards"]}
+    verdicts = {
+        entry["peer_id"]: (entry["verdict"], entry["reason"]) for entry in report["rewards"]
+    }
     assert verdicts[honest] == ("audited", None), (tmp_path / "audit/audit.log").read_text()
     assert verdicts[liar][0] == "contradicted"
     assert any(line.startswith(f"contradicted: {liar} of account ") for line in caplog.messages)
 
 
-def test_audit_that_fails_is_said_with_its_last_line_and_harms_nothing(chain, tmp_path, caplog) -> None:
-    away = chain.settings.chain.model_copy(update={"rpc_url": ("http://127.0.0.1:9",), "deployment_file": None})
+def test_audit_that_fails_is_said_with_its_last_line_and_harms_nothing(
+    chain, tmp_path, caplog
+) -> None:
+    away = chain.settings.chain.model_copy(
+        update={"rpc_url": ("http://127.0.0.1:9",), "deployment_file": None}
+    )
     update = {
         "chain": away.model_copy(update={"contract": chain.deployment.contract}),
         "audit": settings.Audit(every_rounds=1),
@@ -76,7 +90,9 @@ def test_audit_that_fails_is_said_with_its_last_line_and_harms_nothing(chain, tm
         audits.see(6)
         eventually(lambda: finished(audits, 6), 60)
     (said,) = caplog.messages
-    assert said.startswith("audit failed code=6 hivewright audit: ChainUnreachable (exit 6): http://127.0.0.1:9")
+    assert said.startswith(
+        "audit failed code=6 hivewright audit: ChainUnreachable (exit 6): http://127.0.0.1:9"
+    )
 
 
 def test_audits_that_are_switched_off_start_nothing(chain, tmp_path) -> None:

@@ -1,4 +1,5 @@
-"""The contract, on a real chain: the existing swarm's ABI is honoured, its weak points are not there."""
+"""The contract, on a real chain: the existing swarm's ABI is honoured, its weak points are not
+there."""
 
 import json
 import random
@@ -23,7 +24,9 @@ UNSIGNED_REWARD = "submitReward(uint256,uint256,uint256,string)"
 
 def write(chain, signature, *arguments):
     """A write by its signature, as a stranger's client would make it."""
-    data = Web3().eth.contract(abi=contract.coordinator_abi()).encode_abi(signature, list(arguments))
+    data = (
+        Web3().eth.contract(abi=contract.coordinator_abi()).encode_abi(signature, list(arguments))
+    )
     return Call(signature, bytes.fromhex(data[2:]), chain.deployment.contract)
 
 
@@ -44,7 +47,11 @@ def entry_key(entry):
 
 
 def test_upstream_abi_is_contained():
-    ours = [entry_key(entry) for entry in contract.coordinator_abi() if entry["type"] in ("function", "event", "error")]
+    ours = [
+        entry_key(entry)
+        for entry in contract.coordinator_abi()
+        if entry["type"] in ("function", "event", "error")
+    ]
     missing = [entry_key(entry) for entry in UPSTREAM if entry_key(entry) not in ours]
     assert len(UPSTREAM) > 60
     assert missing == []
@@ -58,7 +65,9 @@ def test_every_error_has_advice():
 def test_rebuild_gives_the_same_bytes(tmp_path, anvil_binary):
     subprocess.run([ROOT / "scripts/contracts", "build", tmp_path], check=True, timeout=240)
     built = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    carried = {file.name: file.read_bytes() for file in (ROOT / "worker/chain/artifacts").glob("*.json")}
+    carried = {
+        file.name: file.read_bytes() for file in (ROOT / "worker/chain/artifacts").glob("*.json")
+    }
     assert built == carried, "contracts/ changed: run `make contracts`"
 
 
@@ -67,7 +76,10 @@ def test_rebuild_gives_the_same_bytes(tmp_path, anvil_binary):
 
 def test_initialise_twice_is_refused(chain):
     stranger = Account.create()
-    assert refused(chain, stranger, write(chain, "initialize(address)", stranger.address)) == "InvalidInitialization"
+    assert (
+        refused(chain, stranger, write(chain, "initialize(address)", stranger.address))
+        == "InvalidInitialization"
+    )
 
 
 def test_implementation_can_not_be_taken_over(chain):
@@ -89,8 +101,16 @@ def test_implementation_can_not_be_taken_over(chain):
         ("removeBootnode(uint256)", [0], "OnlyBootnodeManager"),
         ("withdrawBootnode(string)", ["x"], "OnlyBootnodeManager"),
         ("clearBootnodes()", [], "OnlyBootnodeManager"),
-        ("grantRole(bytes32,address)", [Web3.keccak(text="OWNER_ROLE"), "0x" + "11" * 20], "OnlyOwner"),
-        ("revokeRole(bytes32,address)", [Web3.keccak(text="OWNER_ROLE"), "0x" + "11" * 20], "OnlyOwner"),
+        (
+            "grantRole(bytes32,address)",
+            [Web3.keccak(text="OWNER_ROLE"), "0x" + "11" * 20],
+            "OnlyOwner",
+        ),
+        (
+            "revokeRole(bytes32,address)",
+            [Web3.keccak(text="OWNER_ROLE"), "0x" + "11" * 20],
+            "OnlyOwner",
+        ),
         ("upgradeToAndCall(address,bytes)", ["0x" + "11" * 20, b""], "OnlyOwner"),
     ],
 )
@@ -130,7 +150,10 @@ def test_upgrade_to_something_else_is_refused(chain):
 def test_round_advances_with_its_events(chain):
     for expected in (1, 2, 3):
         chain.advance()
-        assert (chain.coordinator.current_round(), chain.coordinator.current_stage()) == (expected, 0)
+        assert (chain.coordinator.current_round(), chain.coordinator.current_stage()) == (
+            expected,
+            0,
+        )
     assert [event.arguments for event in chain.coordinator.events("RoundAdvanced")] == [
         {"newRoundNumber": number} for number in (1, 2, 3)
     ]
@@ -157,14 +180,23 @@ def test_one_account_holds_many_peers(chain):
 
 def test_peer_id_is_registered_once(chain):
     account = chain.new_account("peer")
-    assert refused(chain, account, chain.coordinator.register_peer("peer")) == "PeerIdAlreadyRegistered"
-    assert refused(chain, Account.create(), chain.coordinator.register_peer("peer")) == "PeerIdAlreadyRegistered"
+    assert (
+        refused(chain, account, chain.coordinator.register_peer("peer"))
+        == "PeerIdAlreadyRegistered"
+    )
+    assert (
+        refused(chain, Account.create(), chain.coordinator.register_peer("peer"))
+        == "PeerIdAlreadyRegistered"
+    )
     assert chain.coordinator.owner_of("peer") == account.address
 
 
 @pytest.mark.parametrize("peer_id", ["", "x" * 129])
 def test_peer_id_of_odd_length_is_refused(chain, peer_id):
-    assert refused(chain, Account.create(), chain.coordinator.register_peer(peer_id)) == "InvalidPeerId"
+    assert (
+        refused(chain, Account.create(), chain.coordinator.register_peer(peer_id))
+        == "InvalidPeerId"
+    )
 
 
 # ---- rewards
@@ -174,9 +206,18 @@ def test_reward_is_credited_once(chain):
     account = chain.new_account("a", "b")
     chain.send(account, chain.coordinator.submit_reward(0, 0, 410, "a"))
     chain.send(account, chain.coordinator.submit_reward(0, 0, -7, "b"))
-    assert refused(chain, account, chain.coordinator.submit_reward(0, 0, 999, "a")) == "RewardAlreadySubmitted"
-    assert [chain.coordinator.submitted_reward(0, 0, peer) for peer in ("a", "b", "c")] == [410, -7, None]
-    assert chain.coordinator.read("getRoundStageReward(uint256,uint256,address[])", 0, 0, [account.address]) == [403]
+    assert (
+        refused(chain, account, chain.coordinator.submit_reward(0, 0, 999, "a"))
+        == "RewardAlreadySubmitted"
+    )
+    assert [chain.coordinator.submitted_reward(0, 0, peer) for peer in ("a", "b", "c")] == [
+        410,
+        -7,
+        None,
+    ]
+    assert chain.coordinator.read(
+        "getRoundStageReward(uint256,uint256,address[])", 0, 0, [account.address]
+    ) == [403]
     assert chain.coordinator.total_rewards(["a", "b", "c"]) == [410, -7, 0]
 
 
@@ -218,7 +259,10 @@ def test_largest_reward_is_credited_and_one_more_refused(chain, signature):
 def test_unsigned_reward_never_becomes_negative(chain):
     account = chain.new_account("a")
     for reward in (2**256 - 1, 2**255):
-        assert refused(chain, account, write(chain, UNSIGNED_REWARD, 0, 0, reward, "a")) == "RewardOutOfRange"
+        assert (
+            refused(chain, account, write(chain, UNSIGNED_REWARD, 0, 0, reward, "a"))
+            == "RewardOutOfRange"
+        )
     assert chain.coordinator.submitted_reward(0, 0, "a") is None
 
 
@@ -228,7 +272,10 @@ def test_unsigned_reward_never_becomes_negative(chain):
 def test_vote_counts_once_a_round(chain):
     voter = chain.new_account("voter")
     chain.send(voter, chain.coordinator.submit_winners(0, ["a", "b"], "voter"))
-    assert refused(chain, voter, chain.coordinator.submit_winners(0, ["c"], "voter")) == "WinnerAlreadyVoted"
+    assert (
+        refused(chain, voter, chain.coordinator.submit_winners(0, ["c"], "voter"))
+        == "WinnerAlreadyVoted"
+    )
     assert chain.coordinator.votes(0, "voter") == ["a", "b"]
     assert [chain.coordinator.total_wins(peer) for peer in ("a", "b", "c")] == [1, 1, 0]
     assert chain.coordinator.read("getPeerVoteCount(uint256,string)", 0, "a") == 1
@@ -245,7 +292,10 @@ def test_empty_vote_is_refused_and_costs_nothing(chain):
 
 def test_double_name_in_a_vote_is_refused(chain):
     voter = chain.new_account("voter")
-    assert refused(chain, voter, chain.coordinator.submit_winners(0, ["a", "b", "a"], "voter")) == "InvalidVote"
+    assert (
+        refused(chain, voter, chain.coordinator.submit_winners(0, ["a", "b", "a"], "voter"))
+        == "InvalidVote"
+    )
 
 
 def test_vote_for_oneself_is_recorded_but_is_no_win(chain):
@@ -254,7 +304,10 @@ def test_vote_for_oneself_is_recorded_but_is_no_win(chain):
     assert chain.coordinator.votes(0, "voter") == ["voter", "a"]
     assert chain.coordinator.total_wins("voter") == 0
     assert chain.coordinator.winner_leaderboard(0, 10) == [("a", 1)]
-    assert refused(chain, voter, chain.coordinator.submit_winners(0, ["a"], "voter")) == "WinnerAlreadyVoted"
+    assert (
+        refused(chain, voter, chain.coordinator.submit_winners(0, ["a"], "voter"))
+        == "WinnerAlreadyVoted"
+    )
 
 
 @pytest.mark.parametrize(
@@ -289,7 +342,11 @@ def test_leaderboards_agree_with_a_count(chain):
     assert counts == sorted(votes.values(), reverse=True)
     whole = chain.coordinator.winner_leaderboard(0, 100)
     assert chain.coordinator.winner_leaderboard(2, 5) == whole[2:5]
-    assert chain.coordinator.winner_leaderboard(5, 2) == chain.coordinator.winner_leaderboard(50, 90) == []
+    assert (
+        chain.coordinator.winner_leaderboard(5, 2)
+        == chain.coordinator.winner_leaderboard(50, 90)
+        == []
+    )
 
 
 def test_leaderboard_of_hundreds_of_peers_stays_cheap(chain):

@@ -1,4 +1,5 @@
-"""The client, against our contract, and chains that are wrong, mute or broken. Foreign contracts: test_foreign."""
+"""The client, against our contract, and chains that are wrong, mute or broken. Foreign contracts:
+test_foreign."""
 
 import json
 import threading
@@ -44,7 +45,9 @@ class Answering:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.handle_error = lambda *about: None  # a client that gave up waiting
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
 
 @pytest.fixture
@@ -67,7 +70,9 @@ def rpc(answers):
 
     def reply(body):
         request = json.loads(body)
-        return 200, json.dumps({"jsonrpc": "2.0", "id": request["id"], **answers[request["method"]]})
+        return 200, json.dumps(
+            {"jsonrpc": "2.0", "id": request["id"], **answers[request["method"]]}
+        )
 
     return reply
 
@@ -104,10 +109,12 @@ def test_events_arrive_in_both_orders_and_pieces(chain, monkeypatch):
 def test_refusal_names_the_error_and_what_to_do(chain):
     chain.new_account("peer")
     with pytest.raises(ContractRefused) as caught:
-        chain.coordinator.sign_and_send(Account.create(), chain.coordinator.submit_reward(0, 0, 1, "peer"))
+        chain.coordinator.sign_and_send(
+            Account.create(), chain.coordinator.submit_reward(0, 0, 1, "peer")
+        )
     assert caught.value.name == "InvalidVoterPeerId"
-    assert str(caught.value) == (
-        "submitReward: the contract refused: InvalidVoterPeerId; "
+    assert (
+        str(caught.value) == "submitReward: the contract refused: InvalidVoterPeerId; "
         "the sending account did not register this peer id; send from the account that did"
     )
 
@@ -127,7 +134,9 @@ def test_reverted_transaction_is_an_error(chain):
     nonce = chain.coordinator.nonce(account.address)
     hashes = []
     for offset, call in enumerate(calls):
-        tx_hash, raw = chain.coordinator.sign(account, call, nonce=nonce + offset, gas=300_000, gas_price_wei=0)
+        tx_hash, raw = chain.coordinator.sign(
+            account, call, nonce=nonce + offset, gas=300_000, gas_price_wei=0
+        )
         chain.coordinator.send_raw(raw)
         hashes.append(tx_hash)
     receipts = [chain.coordinator.wait_for_receipt(tx_hash, 10) for tx_hash in hashes]
@@ -160,29 +169,39 @@ def test_receipt_that_does_not_come_times_out(chain):
 
 
 def test_wrong_chain_id_is_named(chain):
-    client = Coordinator(section(rpc_url=chain.deployment.rpc_url, contract=chain.deployment.contract, id=1))
+    client = Coordinator(
+        section(rpc_url=chain.deployment.rpc_url, contract=chain.deployment.contract, id=1)
+    )
     with pytest.raises(ChainError) as caught:
         client.check()
-    assert str(caught.value) == (
-        f"chain id 31337 answered by {chain.deployment.rpc_url} (chain.rpc_url), expected 1 (chain.id); "
-        "point one of them at the other"
+    assert (
+        str(caught.value)
+        == f"chain id 31337 answered by {chain.deployment.rpc_url} (chain.rpc_url), expected 1"
+        " (chain.id); point one of them at the other"
     )
 
 
 def test_wrong_chain_is_found_by_the_first_read(chain):
-    client = Coordinator(section(rpc_url=chain.deployment.rpc_url, contract=chain.deployment.contract, id=1))
+    client = Coordinator(
+        section(rpc_url=chain.deployment.rpc_url, contract=chain.deployment.contract, id=1)
+    )
     with pytest.raises(ChainError, match="expected 1"):
         client.current_round()
 
 
 def test_address_without_code_is_named(chain):
     address = "0x" + "11" * 20
-    with pytest.raises(ChainError, match=f"no contract at {address} on chain 31337 .*; check chain.contract, or run"):
+    with pytest.raises(
+        ChainError,
+        match=f"no contract at {address} on chain 31337 .*; check chain.contract, or run",
+    ):
         Coordinator(section(rpc_url=chain.deployment.rpc_url, contract=address)).check()
 
 
 def test_contract_of_another_kind_is_named(chain):
-    code = "0x600a600c600039600a6000f3" + "602060005260206000f3"  # returns 32 bytes of number 32 to every call
+    code = (
+        "0x600a600c600039600a6000f3" + "602060005260206000f3"
+    )  # returns 32 bytes of number 32 to every call
     address = chain.send(chain.owner, Call("create", bytes.fromhex(code[2:]), None)).contract
     client = Coordinator(section(rpc_url=chain.deployment.rpc_url, contract=address))
     client.check()
@@ -194,7 +213,8 @@ def test_contract_of_another_kind_is_named(chain):
 def test_nobody_there_is_unreachable():
     client = Coordinator(section(rpc_url="http://127.0.0.1:9", contract="0x" + "11" * 20))
     with pytest.raises(
-        ChainUnreachable, match=r"http://127.0.0.1:9 \(chain.rpc_url\): no connection \(ConnectionError\)"
+        ChainUnreachable,
+        match=r"http://127.0.0.1:9 \(chain.rpc_url\): no connection \(ConnectionError\)",
     ):
         client.current_round()
 
@@ -203,7 +223,9 @@ def test_mute_server_is_unreachable_in_time(serve):
     silence = threading.Event()
     mute = serve(lambda body: (200, str(silence.wait(5))))
     client = Coordinator(section(rpc_url=mute.url, contract="0x" + "11" * 20, timeout_seconds=0.4))
-    with pytest.raises(ChainUnreachable, match=r"no answer within 0.4 s; check that it runs and can be reached"):
+    with pytest.raises(
+        ChainUnreachable, match=r"no answer within 0.4 s; check that it runs and can be reached"
+    ):
         client.current_round()
     silence.set()
     assert len(mute.requests) == 2
@@ -219,7 +241,9 @@ def test_server_error_is_unreachable_after_a_second_try(serve):
 
 def test_one_server_error_is_survived(chain, serve):
     replies = [(502, "")]
-    flaky = serve(lambda body: replies.pop() if replies else rpc({"eth_chainId": {"result": "0x7a69"}})(body))
+    flaky = serve(
+        lambda body: replies.pop() if replies else rpc({"eth_chainId": {"result": "0x7a69"}})(body)
+    )
     client = Coordinator(section(rpc_url=flaky.url, contract="0x" + "11" * 20))
     client.check_id()
     assert not replies  # the error was met
@@ -246,7 +270,11 @@ def test_rpc_error_is_one_line_of_printable_text(serve):
 
 def test_settings_win_over_the_deployment_file(tmp_path):
     file = tmp_path / "deployment.json"
-    file.write_text(json.dumps({"rpc_url": "http://127.0.0.1:1", "chain_id": 31337, "contract": "0x" + "22" * 20}))
+    file.write_text(
+        json.dumps(
+            {"rpc_url": "http://127.0.0.1:1", "chain_id": 31337, "contract": "0x" + "22" * 20}
+        )
+    )
     found = deployment.resolve(section(deployment_file=str(file)))
     assert (found.rpc_url, found.contract) == ("http://127.0.0.1:1", "0x" + "22" * 20)
     found = deployment.resolve(section(deployment_file=str(file), rpc_url="http://127.0.0.1:2"))
@@ -256,7 +284,12 @@ def test_settings_win_over_the_deployment_file(tmp_path):
 
 
 def test_account_service_tells_the_contract(serve):
-    account = serve(lambda body: (200, json.dumps({"chain_id": 31337, "contract": "0x" + "44" * 20, "org_id": "x"})))
+    account = serve(
+        lambda body: (
+            200,
+            json.dumps({"chain_id": 31337, "contract": "0x" + "44" * 20, "org_id": "x"}),
+        )
+    )
     found = deployment.resolve(section(account_url=account.url + "/"))
     assert (found.rpc_url, found.contract) == (f"{account.url}/rpc", "0x" + "44" * 20)
     assert account.requests == [("/api/swarm", b"")]
@@ -265,26 +298,35 @@ def test_account_service_tells_the_contract(serve):
 def test_account_service_of_another_chain_is_named(serve):
     account = serve(lambda body: (200, json.dumps({"chain_id": 5, "contract": "0x" + "44" * 20})))
     with pytest.raises(
-        ChainError, match=r"chain id 5 in .*/api/swarm \(chain.account_url\), expected 31337 \(chain.id\)"
+        ChainError,
+        match=r"chain id 5 in .*/api/swarm \(chain.account_url\), expected 31337 \(chain.id\)",
     ):
         deployment.resolve(section(account_url=account.url))
 
 
 def test_account_service_that_is_down_is_unreachable():
-    with pytest.raises(ChainUnreachable, match=r"http://127.0.0.1:9/api/swarm \(chain.account_url\): no connection"):
+    with pytest.raises(
+        ChainUnreachable, match=r"http://127.0.0.1:9/api/swarm \(chain.account_url\): no connection"
+    ):
         deployment.resolve(section(account_url="http://127.0.0.1:9"))
 
 
 def test_nothing_set_is_named():
     assert not deployment.is_configured(section())
-    with pytest.raises(ChainError, match=r"no chain: chain.rpc_url, .* are all empty; set one of them"):
+    with pytest.raises(
+        ChainError, match=r"no chain: chain.rpc_url, .* are all empty; set one of them"
+    ):
         deployment.resolve(section())
-    with pytest.raises(ChainError, match=r"no contract: chain.contract, .* are all empty; set one of them"):
+    with pytest.raises(
+        ChainError, match=r"no contract: chain.contract, .* are all empty; set one of them"
+    ):
         deployment.resolve(section(rpc_url="http://127.0.0.1:1"))
 
 
 def test_deployment_file_that_is_not_there_yet_is_waited_for(tmp_path):
-    with pytest.raises(ChainUnreachable, match="not there yet; `hivewright chain deploy` writes it"):
+    with pytest.raises(
+        ChainUnreachable, match="not there yet; `hivewright chain deploy` writes it"
+    ):
         deployment.resolve(section(deployment_file=str(tmp_path / "deployment.json")))
 
 
@@ -295,7 +337,10 @@ def test_deployment_file_that_is_not_there_yet_is_waited_for(tmp_path):
         ("[]", "contract is None; expected contract, chain_id, rpc_url of a swarm's chain"),
         ('{"contract": "0x12"}', "contract is '0x12'"),
         ('{"contract": "%s", "chain_id": true}' % ("0x" + "11" * 20), "chain_id is True"),
-        ('{"contract": "%s", "chain_id": 31337, "rpc_url": "x"}' % ("0x" + "11" * 20), "rpc_url is 'x'"),
+        (
+            '{"contract": "%s", "chain_id": 31337, "rpc_url": "x"}' % ("0x" + "11" * 20),
+            "rpc_url is 'x'",
+        ),
         (
             '{"contract": "%s", "chain_id": 7, "rpc_url": "http://x"}' % ("0x" + "11" * 20),
             "chain id 7 in .* expected 31337",
@@ -311,5 +356,7 @@ def test_deployment_file_that_is_wrong_is_named(tmp_path, text, message):
 
 def test_owner_key_that_is_no_key_is_named(tmp_path):
     (tmp_path / "owner.key").write_text("hello")
-    with pytest.raises(SecretError, match=r"owner.key: not 64 hexadecimal digits; expected the key"):
+    with pytest.raises(
+        SecretError, match=r"owner.key: not 64 hexadecimal digits; expected the key"
+    ):
         anvil.load_owner(settings.Keeper(state_dir=tmp_path))

@@ -1,4 +1,5 @@
-"""The door in front of the embedded chain: what passes through its port, and what through its socket."""
+"""The door in front of the embedded chain: what passes through its port, and what through its
+socket."""
 
 import argparse
 import socket
@@ -56,7 +57,9 @@ def test_nobody_controls_the_chain_through_port_or_socket(place, opened, method,
 def test_contracts_are_created_through_the_socket_alone(place, opened) -> None:
     deployed = anvil.deploy(place)
     assert deployed.rpc_url == f"{http.UNIX}{door.socket_of(place.anvil)}"
-    assert f'"rpc_url": "{opened.url}"' in place.chain.deployment_file.read_text()  # for the version before
+    assert (
+        f'"rpc_url": "{opened.url}"' in place.chain.deployment_file.read_text()
+    )  # for the version before
     account, create = Account.create(), Call("x", bytes.fromhex("6001600055"), None)
     through_port = Coordinator(place.chain.model_copy(update={"rpc_url": opened.url}))
     _, raw = through_port.sign(account, create, nonce=0, gas=100_000, gas_price_wei=0)
@@ -69,7 +72,9 @@ def test_contracts_are_created_through_the_socket_alone(place, opened) -> None:
     assert Coordinator(place.chain).owner_of("QmPeer") == account.address
 
 
-def test_copies_of_a_transaction_are_not_counted_for_whoever_signed_it(place, opened, monkeypatch) -> None:
+def test_copies_of_a_transaction_are_not_counted_for_whoever_signed_it(
+    place, opened, monkeypatch
+) -> None:
     anvil.deploy(place)
     through_port = Coordinator(place.chain.model_copy(update={"rpc_url": opened.url}))
     account = Account.create()
@@ -89,7 +94,9 @@ def test_copies_of_a_transaction_are_not_counted_for_whoever_signed_it(place, op
         assert "error" in copied
     opened._sent.clear()  # as after a restart of the door
     for _ in range(3):
-        assert "nonce too low" in ask(opened.url, "eth_sendRawTransaction", raws)["error"]["message"]
+        assert (
+            "nonce too low" in ask(opened.url, "eth_sendRawTransaction", raws)["error"]["message"]
+        )
     assert "result" in send(1)
     assert send(2)["error"]["code"] == -32005
 
@@ -111,7 +118,9 @@ def test_account_service_reaches_the_chain_through_the_socket(place, opened, tmp
         answer = requests.post(f"{service.url}/rpc", json=asked, headers=headers, timeout=20)
         assert answer.json() == {"jsonrpc": "2.0", "id": 1, "result": "0x7a69"}
         body = {"orgId": "hivewright", "peerId": "QmPeer"}
-        assert requests.post(f"{service.url}/api/register-peer", json=body, headers=headers, timeout=20).ok
+        assert requests.post(
+            f"{service.url}/api/register-peer", json=body, headers=headers, timeout=20
+        ).ok
         eventually(lambda: Coordinator(place.chain).owner_of("QmPeer"), 10)
 
 

@@ -1,6 +1,7 @@
 """Strangers on either side: our client and keeper on another contract, and another client on ours.
 
-The stranger's contract is foreign/ForeignCoordinator.sol; the stranger's client is plain web3 with the ABI file alone.
+The stranger's contract is foreign/ForeignCoordinator.sol; the stranger's client is plain web3 with
+the ABI file alone.
 """
 
 import inspect
@@ -42,7 +43,9 @@ def signatures(abi: list, kind: str) -> set[str]:
 # ---- our client on a stranger's contract
 
 
-def test_foreign_contracts_have_the_abi_of_their_release_and_nothing_more(foreign_build, foreign_build_060):
+def test_foreign_contracts_have_the_abi_of_their_release_and_nothing_more(
+    foreign_build, foreign_build_060
+):
     for kind in ("function", "event", "error"):
         assert signatures(foreign_build["abi"], kind) == signatures(UPSTREAM, kind)
         assert signatures(foreign_build_060["abi"], kind) == signatures(UPSTREAM_060, kind)
@@ -101,7 +104,11 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
     send(account, client.submit_winners(0, ["b"], "a"))
     with pytest.raises(ContractRefused, match="WinnerAlreadyVoted"):
         send(account, client.submit_winners(0, ["b"], "a"))
-    assert (client.votes(0, "a"), client.has_voted(0, "a"), client.has_voted(0, "b")) == (["b"], True, False)
+    assert (client.votes(0, "a"), client.has_voted(0, "a"), client.has_voted(0, "b")) == (
+        ["b"],
+        True,
+        False,
+    )
     assert (client.total_wins("b"), client.winner_leaderboard(0, 9)) == (1, [("b", 1)])
     assert client.wins_of(["b", "a"]) == [1, 0]
 
@@ -116,16 +123,24 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
     (event,) = client.events("RoundAdvanced")
     assert (event.arguments, client.block_time(event.block) > 0) == ({"newRoundNumber": 1}, True)
     assert (len(str(client.block_hash(event.block))), client.block_hash(10**6)) == (66, None)
-    assert client.read("getRoundStageReward(uint256,uint256,address[])", 0, 0, [account.address]) == [410]
+    assert client.read(
+        "getRoundStageReward(uint256,uint256,address[])", 0, 0, [account.address]
+    ) == [410]
 
-    # This chain asks for nothing, so only what a node names as its minimum is offered, and five times that at most.
+    # This chain asks for nothing, so only what a node names as its minimum is offered, and five
+    # times that at most.
     assert (client.allowed_price(), client.price_limit(3)) == (0, 15)
     assert client.raised_price(0, Underpriced("too low", 7)) == 7
-    refused, gas = client.estimate_all(account.address, [client.register_peer("a"), client.register_peer("d")])
+    refused, gas = client.estimate_all(
+        account.address, [client.register_peer("a"), client.register_peer("d")]
+    )
     assert (type(refused), type(gas)) == (ContractRefused, int)
     nonce = client.nonce(account.address)
     calls = [client.register_peer(peer) for peer in ("d", "e")]
-    signed = [client.sign(account, call, nonce=nonce + i, gas=gas, gas_price_wei=0) for i, call in enumerate(calls)]
+    signed = [
+        client.sign(account, call, nonce=nonce + i, gas=gas, gas_price_wei=0)
+        for i, call in enumerate(calls)
+    ]
     assert client.send_all_raw([raw for _, raw in signed]) == [True, True]
     assert all(client.wait_for_receipt(tx_hash, 10).succeeded for tx_hash, _ in signed)
 
@@ -134,7 +149,11 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
         with pytest.raises(ContractRefused, match=f"{call.name}: the contract refused"):
             send(owner, call)
     assert not peer_proof.is_checked(client)
-    every = {name for name, _ in inspect.getmembers(Coordinator, inspect.isfunction) if not name.startswith("_")}
+    every = {
+        name
+        for name, _ in inspect.getmembers(Coordinator, inspect.isfunction)
+        if not name.startswith("_")
+    }
     assert every - used == set()
 
 
@@ -159,7 +178,11 @@ def test_release_060_is_told_apart_and_its_rewards_are_read_by_peer(foreign_060,
     send(account, client.submit_winners(0, ["b"], "a"))
     assert (client.wins_of(["a", "b"]), client.votes(0, "a")) == ([0, 1], ["b"])
     with pytest.raises(
-        Unanswered, match=r"winnerLeaderboard\(uint256,uint256\): the contract refused: .*\(foreign-0.6.0\); check"
+        Unanswered,
+        match=(
+            r"winnerLeaderboard\(uint256,uint256\): the contract refused: .*\(foreign-0.6.0\);"
+            r" check"
+        ),
     ):
         client.winner_leaderboard(0, 9)
 
@@ -178,7 +201,9 @@ def test_reward_whose_log_is_gone_is_neither_missing_nor_guessed(foreign_060, mo
     client, account = foreign_060.coordinator, foreign_060.new_account("a")
     foreign_060.send(account, client.submit_reward(0, 0, 410, "a"))
     monkeypatch.setattr(Coordinator, "events", lambda *_, **__: iter(()))
-    with pytest.raises(LogGone, match=r"RewardSubmitted: 0x.* \(foreign-0.6.0\) has a reward of a for round 0"):
+    with pytest.raises(
+        LogGone, match=r"RewardSubmitted: 0x.* \(foreign-0.6.0\) has a reward of a for round 0"
+    ):
         client.submitted_reward(0, 0, "a")
 
 
@@ -243,7 +268,10 @@ def test_keeper_ends_a_stranger_s_round_with_all_its_stages(foreign):
     for round in (0, 1):
         foreign.send(account, foreign.coordinator.submit_reward(round, 0, 100, "a"))
         keeper(foreign).look()
-        assert (foreign.coordinator.current_round(), foreign.coordinator.current_stage()) == (round + 1, 0)
+        assert (foreign.coordinator.current_round(), foreign.coordinator.current_stage()) == (
+            round + 1,
+            0,
+        )
 
 
 def test_two_keepers_with_one_key_end_a_stranger_s_round_once(foreign, monkeypatch):
@@ -268,17 +296,22 @@ def test_two_keepers_with_one_key_end_a_stranger_s_round_once(foreign, monkeypat
 
 
 def test_bootnodes_of_a_stranger_s_contract_are_withdrawn_by_index(foreign):
-    foreign.send(foreign.owner, foreign.coordinator.add_bootnodes(["/ip4/9.9.9.9/tcp/1/p2p/QmOthers"]))
+    foreign.send(
+        foreign.owner, foreign.coordinator.add_bootnodes(["/ip4/9.9.9.9/tcp/1/p2p/QmOthers"])
+    )
     for wanted in ((NODE_A, NODE_B, NODE_C), (NODE_C,), ()):
         keeper(foreign, publish_bootnodes=wanted, min_peers=9).look()
-        assert sorted(foreign.coordinator.bootnodes()) == sorted([*wanted, "/ip4/9.9.9.9/tcp/1/p2p/QmOthers"])
+        assert sorted(foreign.coordinator.bootnodes()) == sorted(
+            [*wanted, "/ip4/9.9.9.9/tcp/1/p2p/QmOthers"]
+        )
 
 
 # ---- a stranger's client on our contract
 
 
 class Stranger:
-    """A client written for the existing swarm: web3, its ABI file, and nothing of ours. Notes what it has used."""
+    """A client written for the existing swarm: web3, its ABI file, and nothing of ours. Notes what
+    it has used."""
 
     def __init__(self, rpc_url: str, address: str, abi: list = UPSTREAM) -> None:
         self.web3 = Web3(HTTPProvider(rpc_url, request_kwargs={"timeout": 10}))
@@ -286,7 +319,10 @@ class Stranger:
         self.used: set[str] = set()
         self.seen: set[str] = set()
         names = [entry for entry in UPSTREAM if entry["type"] == "error"]
-        self.errors = {"0x" + Web3.keccak(text=abi_to_signature(entry))[:4].hex(): entry["name"] for entry in names}
+        self.errors = {
+            "0x" + Web3.keccak(text=abi_to_signature(entry))[:4].hex(): entry["name"]
+            for entry in names
+        }
 
     def _function(self, signature: str, *arguments):
         self.used.add(signature)
@@ -311,7 +347,11 @@ class Stranger:
         assert receipt["status"] == 1
         names = []
         for event in self.contract.events:
-            found = [entry for entry in receipt["logs"] if entry["topics"][0] == Web3.keccak(text=event.signature)]
+            found = [
+                entry
+                for entry in receipt["logs"]
+                if entry["topics"][0] == Web3.keccak(text=event.signature)
+            ]
             names += [event().process_log(entry)["event"] for entry in found]
         self.seen.update(names)
         return sorted(names)
@@ -384,7 +424,9 @@ def test_stranger_s_client_drives_our_contract_through_every_call(chain):
     assert refused(bert, "grantRole(bytes32,address)", OWNER_ROLE, bert.address) == "OnlyOwner"
     assert write(owner, "grantRole(bytes32,address)", MANAGER_ROLE, bert.address) == ["RoleGranted"]
     assert read("hasRole(bytes32,address)", MANAGER_ROLE, bert.address)
-    assert write(owner, "revokeRole(bytes32,address)", MANAGER_ROLE, bert.address) == ["RoleRevoked"]
+    assert write(owner, "revokeRole(bytes32,address)", MANAGER_ROLE, bert.address) == [
+        "RoleRevoked"
+    ]
     assert not read("hasRole(bytes32,address)", MANAGER_ROLE, bert.address)
 
     drive_upgrades(chain, stranger)
@@ -413,7 +455,10 @@ def drive_upgrades(chain, stranger: Stranger) -> None:
     assert refused(owner, upgrade, implementation, b"", value=1) == "ERC1967NonPayable"
     assert refused(owner, upgrade, implementation, bytes(4)) == "FailedCall"
     assert refused(owner, upgrade, chain.deployment.contract, b"") == "ERC1967InvalidImplementation"
-    assert refused(owner, upgrade, contract_with_another_slot(chain), b"") == "UUPSUnsupportedProxiableUUID"
+    assert (
+        refused(owner, upgrade, contract_with_another_slot(chain), b"")
+        == "UUPSUnsupportedProxiableUUID"
+    )
 
 
 def contract_with_another_slot(chain) -> str:
@@ -423,7 +468,8 @@ def contract_with_another_slot(chain) -> str:
 
 
 def test_stranger_s_client_does_not_notice_proofs(chain, tmp_path):
-    """It reads a proven and moved peer as any other, and finds each new holder in the events that it knows."""
+    """It reads a proven and moved peer as any other, and finds each new holder in the events that
+    it knows."""
     stranger = Stranger(chain.deployment.rpc_url, chain.deployment.contract)
     node = identity.create(tmp_path / "swarm.pem")
     squatter, anna, bert = Account.create(), Account.create(), Account.create()
@@ -432,15 +478,30 @@ def test_stranger_s_client_does_not_notice_proofs(chain, tmp_path):
     shown = peer_proof.of_registration(node, chain.deployment, anna.address)
     chain.send(anna, peer_proof.call(chain.coordinator, node.peer_id, shown))
     assert stranger.read("getEoa(string[])", [node.peer_id]) == [anna.address]
-    assert stranger.read("getPeerId(address[])", [squatter.address, anna.address]) == [[], [node.peer_id]]
+    assert stranger.read("getPeerId(address[])", [squatter.address, anna.address]) == [
+        [],
+        [node.peer_id],
+    ]
     assert stranger.refused(squatter, REWARD, 0, 0, 6, node.peer_id) == "InvalidVoterPeerId"
-    assert stranger.refused(squatter, "registerPeer(string)", node.peer_id) == "PeerIdAlreadyRegistered"
+    assert (
+        stranger.refused(squatter, "registerPeer(string)", node.peer_id)
+        == "PeerIdAlreadyRegistered"
+    )
     moved = peer_proof.of_move(
-        node, chain.deployment, bert.address, peer_proof.binding(chain.coordinator, node.peer_id).moves
+        node,
+        chain.deployment,
+        bert.address,
+        peer_proof.binding(chain.coordinator, node.peer_id).moves,
     )
     chain.send(bert, peer_proof.call(chain.coordinator, node.peer_id, moved))
     chain.advance()
-    assert stranger.write(bert, REWARD, 1, 0, 7, node.peer_id) == ["CumulativeRewardsUpdated", "RewardSubmitted"]
+    assert stranger.write(bert, REWARD, 1, 0, 7, node.peer_id) == [
+        "CumulativeRewardsUpdated",
+        "RewardSubmitted",
+    ]
     assert stranger.read("getTotalRewards(string[])", [node.peer_id]) == [7]
-    holders = [entry["args"]["eoa"] for entry in stranger.contract.events.PeerRegistered().get_logs(from_block=0)]
+    holders = [
+        entry["args"]["eoa"]
+        for entry in stranger.contract.events.PeerRegistered().get_logs(from_block=0)
+    ]
     assert holders == [squatter.address, anna.address, bert.address]

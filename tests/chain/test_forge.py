@@ -17,9 +17,18 @@ MUTANTS = {
     "a vote counts twice": ("if (votes.length != 0) revert WinnerAlreadyVoted();", ""),
     "an empty vote counts": ("if (winners.length == 0) revert InvalidVote();", ""),
     "a vote for oneself wins": ("if (chosen[i] == voter) continue;", ""),
-    "uint256 becomes negative": ("if (reward > uint256(type(int256).max)) revert RewardOutOfRange();", ""),
-    "a proof is good for any contract": ("block.chainid, address(this), msg.sender);", "block.chainid, msg.sender);"),
-    "a proven peer can be registered again": ("if (peer.proven) revert PeerIdAlreadyRegistered();", ""),
+    "uint256 becomes negative": (
+        "if (reward > uint256(type(int256).max)) revert RewardOutOfRange();",
+        "",
+    ),
+    "a proof is good for any contract": (
+        "block.chainid, address(this), msg.sender);",
+        "block.chainid, msg.sender);",
+    ),
+    "a proven peer can be registered again": (
+        "if (peer.proven) revert PeerIdAlreadyRegistered();",
+        "",
+    ),
     "a move can be repeated": ("uint256(peer.moves), peerId", "uint256(0), peerId"),
     "a squatter's rewards stay": ("peer.totalReward = 0;", ""),
     "a list keeps a peer that moved": ("_unlist(number, peer);", ""),
@@ -32,16 +41,22 @@ def forge(*options: str, folder: Path = ROOT) -> tuple[int, dict[str, dict]]:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert ended.stdout.startswith("{"), ended.stdout + ended.stderr
     suites = json.loads(ended.stdout).values()
-    return ended.returncode, {name: found for suite in suites for name, found in suite["test_results"].items()}
+    return ended.returncode, {
+        name: found for suite in suites for name, found in suite["test_results"].items()
+    }
 
 
 def test_units_fuzzed_functions_and_invariants_hold(anvil_binary):
     code, results = forge()
-    failed = {name: result["reason"] for name, result in results.items() if result["status"] != "Success"}
+    failed = {
+        name: result["reason"] for name, result in results.items() if result["status"] != "Success"
+    }
     assert (code, failed) == (0, {})
     kinds = {name.partition("(")[0]: result["kind"] for name, result in results.items()}
     assert sum(name.startswith("test_") for name in kinds) >= 15
-    assert {name: kind["Fuzz"]["runs"] for name, kind in kinds.items() if name.startswith("testFuzz")} == dict.fromkeys(
+    assert {
+        name: kind["Fuzz"]["runs"] for name, kind in kinds.items() if name.startswith("testFuzz")
+    } == dict.fromkeys(
         (
             "testFuzz_anyOtherBitOfAProofSpoilsIt",
             "testFuzz_listAgreesWithACount",

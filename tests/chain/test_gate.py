@@ -1,4 +1,5 @@
-"""What others may ask of the chain: every kind of request that could keep it busy, grow it or change it otherwise."""
+"""What others may ask of the chain: every kind of request that could keep it busy, grow it or
+change it otherwise."""
 
 import pytest
 from eth_account import Account
@@ -16,7 +17,15 @@ def gate() -> Gate:
 
 
 def signed(**changes: object) -> str:
-    plain = {"chainId": 31337, "nonce": 0, "gas": 100_000, "gasPrice": 0, "value": 0, "data": b"x", "to": CONTRACT}
+    plain = {
+        "chainId": 31337,
+        "nonce": 0,
+        "gas": 100_000,
+        "gasPrice": 0,
+        "value": 0,
+        "data": b"x",
+        "to": CONTRACT,
+    }
     transaction = {key: value for key, value in (plain | changes).items() if value is not None}
     return "0x" + bytes(ACCOUNT.sign_transaction(transaction).raw_transaction).hex()
 
@@ -40,16 +49,32 @@ AUTHORIZATION = [ACCOUNT.sign_authorization({"chainId": 31337, "address": CONTRA
         ("eth_call", [], "got 0 parameters"),
         ("eth_call", [{"data": "0x5b600056"}], "no `to`"),
         ("eth_call", [{"to": "0x" + "12" * 20, "data": ROUND}], "expected the swarm's contract"),
-        ("eth_call", [{"to": CONTRACT, "data": "0x5b600056"}], "is not a function of the swarm's contract"),
+        (
+            "eth_call",
+            [{"to": CONTRACT, "data": "0x5b600056"}],
+            "is not a function of the swarm's contract",
+        ),
         ("eth_call", [{"to": CONTRACT}], "got None"),
-        ("eth_call", [{"to": CONTRACT, "data": ROUND}, "latest", {CONTRACT: {"code": "0x5b600056"}}], "got 3 param"),
-        ("eth_call", [{"to": CONTRACT, "data": ROUND, "accessList": [{}] * 99}], "accessList is not taken here"),
+        (
+            "eth_call",
+            [{"to": CONTRACT, "data": ROUND}, "latest", {CONTRACT: {"code": "0x5b600056"}}],
+            "got 3 param",
+        ),
+        (
+            "eth_call",
+            [{"to": CONTRACT, "data": ROUND, "accessList": [{}] * 99}],
+            "accessList is not taken here",
+        ),
         ("eth_call", [{"to": CONTRACT, "data": ROUND, "chainId": "0x1"}], "this is chain 31337"),
         ("eth_estimateGas", [{"data": "0x5b600056"}], "no `to`"),
         ("eth_getStorageAt", ["0x" + "12" * 20, "0x0", "latest"], "expected the swarm's contract"),
         ("eth_getLogs", [{"fromBlock": "0x0"}], "got 50001 blocks; expected at most 10000"),
         ("eth_getLogs", [{"fromBlock": "earliest", "toBlock": "latest"}], "got 50001 blocks"),
-        ("eth_getLogs", [{"fromBlock": "0x0", "toBlock": "0xffffffffff"}], "blocks; expected at most 10000"),
+        (
+            "eth_getLogs",
+            [{"fromBlock": "0x0", "toBlock": "0xffffffffff"}],
+            "blocks; expected at most 10000",
+        ),
         ("eth_getLogs", [{"address": ["0x" + "12" * 20, CONTRACT]}], "got 2 addresses"),
         ("eth_getLogs", [{"address": "0x" + "12" * 20}], "expected the swarm's contract"),
         ("eth_getLogs", [{"topics": [["0x" + "00" * 32] * 99]}], "at most 64 alternatives"),
@@ -58,12 +83,20 @@ AUTHORIZATION = [ACCOUNT.sign_authorization({"chainId": 31337, "address": CONTRA
         ("eth_getBalance", [CONTRACT, {"blockHash": "0x00"}], "expected a hexadecimal number"),
         ("eth_sendRawTransaction", [signed(to=None, data=b"code")], "creates a contract"),
         ("eth_sendRawTransaction", [signed(to=ACCOUNT.address)], "expected the swarm's contract"),
-        ("eth_sendRawTransaction", [signed(chainId=685685)], "signed for chain id 685685; this is chain 31337"),
+        (
+            "eth_sendRawTransaction",
+            [signed(chainId=685685)],
+            "signed for chain id 685685; this is chain 31337",
+        ),
         ("eth_sendRawTransaction", [signed(chainId=5, **TYPED)], "signed for chain id 5"),
         ("eth_sendRawTransaction", [signed(chainId=None)], "signed for chain id None"),
         ("eth_sendRawTransaction", [signed(gas=10**9)], "gas is 1000000000; expected at most"),
         ("eth_sendRawTransaction", [signed(data=b"x" * 40_000)], "expected at most 65536"),
-        ("eth_sendRawTransaction", [signed(authorizationList=AUTHORIZATION, **TYPED)], "of type 4; expected 0, 1 or 2"),
+        (
+            "eth_sendRawTransaction",
+            [signed(authorizationList=AUTHORIZATION, **TYPED)],
+            "of type 4; expected 0, 1 or 2",
+        ),
         ("eth_sendRawTransaction", ["0x"], "no signed transaction"),
         ("eth_sendRawTransaction", ["0x02c0"], "no signed transaction"),
         ("eth_sendRawTransaction", ["0xf8"], "no signed transaction"),
@@ -80,13 +113,17 @@ def test_what_could_harm_the_chain_is_refused_with_a_reason(gate, method, params
 
 def test_gas_of_calls_is_capped_whatever_was_asked_for(gate) -> None:
     for given in ({}, {"gas": "0xffffffffffff"}, {"gas": 2**60}):
-        (call, block) = gate.check("eth_call", [{"to": CONTRACT, "input": ROUND, **given}, "pending"]).params
+        call, block = gate.check(
+            "eth_call", [{"to": CONTRACT, "input": ROUND, **given}, "pending"]
+        ).params
         assert (call, block) == ({"to": CONTRACT, "data": ROUND, "gas": hex(50_000_000)}, "latest")
-    (call, _) = gate.check("eth_call", [{"to": CONTRACT, "data": ROUND, "gas": "0x5208"}]).params
+    call, _ = gate.check("eth_call", [{"to": CONTRACT, "data": ROUND, "gas": "0x5208"}]).params
     assert call["gas"] == "0x5208"
 
 
-@pytest.mark.parametrize("changes", [{}, TYPED, {"accessList": [], **TYPED}, {"accessList": [], "type": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, TYPED, {"accessList": [], **TYPED}, {"accessList": [], "type": 1}]
+)
 def test_signed_transactions_to_the_contract_pass_with_their_sender(gate, changes) -> None:
     raw = signed(**changes)
     passed = gate.check("eth_sendRawTransaction", [raw])
@@ -94,14 +131,18 @@ def test_signed_transactions_to_the_contract_pass_with_their_sender(gate, change
 
 
 def test_logs_are_of_the_contract_and_of_blocks_that_are_counted(gate) -> None:
-    (logs,) = gate.check("eth_getLogs", [{"fromBlock": "0xc000", "topics": [None, ["0x" + "00" * 32]]}]).params
+    (logs,) = gate.check(
+        "eth_getLogs", [{"fromBlock": "0xc000", "topics": [None, ["0x" + "00" * 32]]}]
+    ).params
     assert logs == {
         "address": CONTRACT, "fromBlock": "0xc000", "toBlock": hex(50_000), "topics": [None, ["0x" + "00" * 32]]
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("value", [None, True, -1, 2**300, "", "x", "0x", {}, [], [[]], {"to": {}}, "0x" + "f" * 70])
+@pytest.mark.parametrize(
+    "value", [None, True, -1, 2**300, "", "x", "0x", {}, [], [[]], {"to": {}}, "0x" + "f" * 70]
+)
 def test_no_value_of_a_parameter_gets_through_unread(gate, method, value) -> None:
     """Whatever comes, it passes or is refused: nothing else is raised."""
     for params in ([value], [value, value], [CONTRACT, value], [value] * 3):

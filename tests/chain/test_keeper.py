@@ -1,4 +1,5 @@
-"""The keeper, looking at a real chain; as processes where signals, restarts and two at once are the matter."""
+"""The keeper, looking at a real chain; as processes where signals, restarts and two at once are the
+matter."""
 
 import json
 import logging
@@ -26,7 +27,8 @@ NODE_A, NODE_B, NODE_C = (f"/ip4/127.0.0.1/tcp/{port}/p2p/QmBoot" for port in (1
 
 
 def with_keeper(chain, **values) -> settings.Settings:
-    """The chain's settings, with these of the keeper; `state_dir` stays that with the owner's key."""
+    """The chain's settings, with these of the keeper; `state_dir` stays that with the owner's
+    key."""
     keeper = chain.settings.keeper.model_copy(update={"poll_seconds": 0.05, **values})
     return chain.settings.model_copy(update={"keeper": keeper})
 
@@ -75,9 +77,12 @@ def test_verdict(reporters, expected, is_populated, seconds, values, wanted):
 
 
 @pytest.mark.parametrize(
-    ("fraction", "num_expected", "wanted"), [(0.07, 100, 7), (0.1, 30, 3), (0.6, 3, 2), (1.0, 5, 5), (0.5, 0, 0)]
+    ("fraction", "num_expected", "wanted"),
+    [(0.07, 100, 7), (0.1, 30, 3), (0.6, 3, 2), (1.0, 5, 5), (0.5, 0, 0)],
 )
-def test_needed_reports_are_rounded_up_and_no_product_is_rounded_up_for_its_last_bit(fraction, num_expected, wanted):
+def test_needed_reports_are_rounded_up_and_no_product_is_rounded_up_for_its_last_bit(
+    fraction, num_expected, wanted
+):
     keeper = settings.Keeper(ready_fraction=fraction)
     assert needed({str(number) for number in range(num_expected)}, keeper) == wanted
 
@@ -106,7 +111,11 @@ def test_round_ends_when_all_of_the_last_two_rounds_have_reported(chain, caplog)
     keeper.look()
     assert chain.coordinator.current_round() == 4
     line = "round advanced round=0 reporters=3 expected=0 seconds="
-    assert [record for record in caplog.messages if record.startswith(line) and record.endswith("reason=ready")]
+    assert [
+        record
+        for record in caplog.messages
+        if record.startswith(line) and record.endswith("reason=ready")
+    ]
 
 
 def test_late_report_makes_a_peer_expected(chain):
@@ -128,7 +137,10 @@ def test_round_does_not_end_before_min_peers_are_registered(chain):
     report(chain, account, 0, "a")
     keeper = Keeper(with_keeper(chain, min_peers=2, round_seconds=0.001))
     keeper.look()
-    assert (chain.coordinator.current_round(), status_of(chain)["state"]) == (0, "waiting-for-peers")
+    assert (chain.coordinator.current_round(), status_of(chain)["state"]) == (
+        0,
+        "waiting-for-peers",
+    )
     chain.send(account, chain.coordinator.register_peer("b"))
     keeper.look()
     assert (chain.coordinator.current_round(), status_of(chain)["state"]) == (1, "round-open")
@@ -177,7 +189,9 @@ def test_transaction_that_is_behind_the_round_is_refused_by_the_chain(chain):
     nonce = chain.coordinator.nonce(chain.owner.address)
     hashes = []
     for offset in range(2):
-        tx_hash, raw = chain.coordinator.sign(chain.owner, call, nonce=nonce + offset, gas=200_000, gas_price_wei=0)
+        tx_hash, raw = chain.coordinator.sign(
+            chain.owner, call, nonce=nonce + offset, gas=200_000, gas_price_wei=0
+        )
         chain.coordinator.send_raw(raw)
         hashes.append(tx_hash)
     receipts = [chain.coordinator.wait_for_receipt(tx_hash, 10) for tx_hash in hashes]
@@ -189,12 +203,16 @@ def test_keeper_without_the_role_stops(chain, tmp_path):
     chain.new_account("a")
     values = with_keeper(chain, round_seconds=0.001, state_dir=tmp_path / "stranger")
     anvil.load_owner(values.keeper, create=True)
-    with pytest.raises(ContractRefused, match="OnlyStageManager; the sending account lacks STAGE_MANAGER_ROLE"):
+    with pytest.raises(
+        ContractRefused, match="OnlyStageManager; the sending account lacks STAGE_MANAGER_ROLE"
+    ):
         Keeper(values).look()
 
 
 def test_keeper_without_a_key_stops(chain, tmp_path):
-    with pytest.raises(ChainError, match=r"owner.key: no owner key; `hivewright chain deploy` makes it"):
+    with pytest.raises(
+        ChainError, match=r"owner.key: no owner key; `hivewright chain deploy` makes it"
+    ):
         Keeper(with_keeper(chain, state_dir=tmp_path / "empty"))
 
 
@@ -285,13 +303,17 @@ def test_second_keeper_in_one_folder_is_refused(chain, start, tmp_path):
     first = start(with_keeper(chain), "first")
     wait_for((chain.settings.keeper.state_dir / "status.json").exists)
     assert start(with_keeper(chain), "second").wait(60) == 4
-    assert f"(keeper.state_dir): in use by process {first.pid}" in (tmp_path / "second.log").read_text()
+    assert (
+        f"(keeper.state_dir): in use by process {first.pid}"
+        in (tmp_path / "second.log").read_text()
+    )
     assert first.poll() is None
     assert status_of(chain)["state"] != "stopped"
 
 
 def test_two_processes_end_every_round_once(chain, start, tmp_path):
-    """Two keys, so no nonce helps. Both see a round's end within milliseconds; one ended twice would be a short one."""
+    """Two keys, so no nonce helps. Both see a round's end within milliseconds; one ended twice
+    would be a short one."""
     chain.new_account("a")
     first = with_keeper(chain, round_seconds=2.0)
     second = with_keeper(chain, round_seconds=2.0, state_dir=tmp_path / "second")
@@ -301,7 +323,9 @@ def test_two_processes_end_every_round_once(chain, start, tmp_path):
     start(second, "second")
     wait_for(lambda: chain.coordinator.current_round() >= 4)
     events = list(chain.coordinator.events("RoundAdvanced"))
-    assert [event.arguments["newRoundNumber"] for event in events] == list(range(1, len(events) + 1))
+    assert [event.arguments["newRoundNumber"] for event in events] == list(
+        range(1, len(events) + 1)
+    )
     times = [chain.coordinator.block_time(event.block) for event in events]
     # Block times are whole seconds.
     assert all(later - earlier >= 1.9 for earlier, later in pairwise(times[1:])), times
@@ -316,18 +340,34 @@ def test_keeper_killed_again_and_again_ends_every_round_once(chain, start):
         process.kill()
         process.wait()
     events = list(chain.coordinator.events("RoundAdvanced"))
-    assert [event.arguments["newRoundNumber"] for event in events] == list(range(1, len(events) + 1))
+    assert [event.arguments["newRoundNumber"] for event in events] == list(
+        range(1, len(events) + 1)
+    )
     times = [chain.coordinator.block_time(event.block) for event in events]
-    assert all(later - earlier >= 0.9 for earlier, later in pairwise(times)), times  # block times are whole seconds
+    assert all(later - earlier >= 0.9 for earlier, later in pairwise(times)), (
+        times
+    )  # block times are whole seconds
     assert chain.coordinator.bootnodes() == [NODE_A]
 
 
 def test_chain_that_comes_back_is_kept_on(tmp_path, anvil_binary, start):
-    """Keeper first, chain later; then the chain is away for a while, killed, and comes back with its state."""
+    """Keeper first, chain later; then the chain is away for a while, killed, and comes back with
+    its state."""
     raw = {
-        "anvil": {"port": 0, "state_file": str(tmp_path / "chain/state.json"), "binary": str(anvil_binary)},
-        "keeper": {"state_dir": str(tmp_path / "keeper"), "poll_seconds": 0.05, "round_seconds": 1.0},
-        "chain": {"deployment_file": str(tmp_path / "keeper/deployment.json"), "timeout_seconds": 2.0},
+        "anvil": {
+            "port": 0,
+            "state_file": str(tmp_path / "chain/state.json"),
+            "binary": str(anvil_binary),
+        },
+        "keeper": {
+            "state_dir": str(tmp_path / "keeper"),
+            "poll_seconds": 0.05,
+            "round_seconds": 1.0,
+        },
+        "chain": {
+            "deployment_file": str(tmp_path / "keeper/deployment.json"),
+            "timeout_seconds": 2.0,
+        },
     }
     values = settings.parse(raw, "test")
     anvil.load_owner(values.keeper, create=True)

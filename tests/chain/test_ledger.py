@@ -52,7 +52,13 @@ def test_record_keeps_every_field(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     assert ledger.record(3, 0, "me", -412, ["a", "b"])
     (row,) = Ledger(tmp_path / "ledger.db").rows()
-    assert (row.round, row.stage, row.peer_id, row.reward, row.winners) == (3, 0, "me", -412, ("a", "b"))
+    assert (row.round, row.stage, row.peer_id, row.reward, row.winners) == (
+        3,
+        0,
+        "me",
+        -412,
+        ("a", "b"),
+    )
     assert before <= row.earned_at <= time.time()
     assert (row.reward_state, row.vote_state) == ("earned", "earned")
     assert {row.reward_hash, row.reward_sent_at, row.reward_block, row.reward_reason} == {None}
@@ -71,14 +77,23 @@ def test_ledger_of_before_digests_is_read_and_goes_on(tmp_path: Path) -> None:
     old = sqlite3.connect(file)
     columns = _COLUMNS.replace(", digest TEXT", "")
     assert columns != _COLUMNS
-    old.execute(f"CREATE TABLE ledger ({columns}, PRIMARY KEY (round, stage, peer_id)) STRICT, WITHOUT ROWID")
-    old.execute("INSERT INTO ledger VALUES (1,0,'me',5,'[]',1.5,'confirmed','0x1',1.5,7,NULL,NULL,NULL,NULL,NULL,NULL)")
+    old.execute(
+        f"CREATE TABLE ledger ({columns}, PRIMARY KEY (round, stage, peer_id)) STRICT, WITHOUT"
+        " ROWID"
+    )
+    old.execute(
+        "INSERT INTO ledger VALUES"
+        " (1,0,'me',5,'[]',1.5,'confirmed','0x1',1.5,7,NULL,NULL,NULL,NULL,NULL,NULL)"
+    )
     old.commit()
     old.close()
     for _ in range(2):
         ledger = Ledger(file)
         assert ledger.record(2, 0, "me", 6, [], "ab")
-        assert [(row.round, row.reward_block, row.digest) for row in ledger.rows()] == [(1, 7, None), (2, None, "ab")]
+        assert [(row.round, row.reward_block, row.digest) for row in ledger.rows()] == [
+            (1, 7, None),
+            (2, None, "ab"),
+        ]
         ledger.close()
 
 
@@ -109,7 +124,9 @@ def test_record_twice_with_the_same_content_changes_nothing(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("reward", "winners"), [(6, ["a"]), (5, ["b"]), (5, [])])
-def test_record_twice_with_other_content_keeps_the_first(tmp_path: Path, reward: int, winners: list[str]) -> None:
+def test_record_twice_with_other_content_keeps_the_first(
+    tmp_path: Path, reward: int, winners: list[str]
+) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     ledger.record(0, 0, "me", 5, ["a"])
     before = ledger.rows()
@@ -141,7 +158,9 @@ def test_states_move_reward_and_vote_apart(tmp_path: Path) -> None:
 
 def test_unsettled_reads_the_index_only(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
-    plan = ledger._database.execute(f"EXPLAIN QUERY PLAN SELECT * FROM ledger WHERE {_IS_UNSETTLED} ORDER BY round")
+    plan = ledger._database.execute(
+        f"EXPLAIN QUERY PLAN SELECT * FROM ledger WHERE {_IS_UNSETTLED} ORDER BY round"
+    )
     assert any("USING INDEX unsettled" in step[-1] for step in plan), plan
 
 
@@ -151,7 +170,9 @@ def test_killed_at_random_points_loses_nothing_that_was_said_to_be_recorded(tmp_
     rng = random.Random(0)
     for _ in range(12):
         writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(file), str(told + 1)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WRITER, str(file), str(told + 1)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert writer.stdout is not None
         assert writer.stdout.readline(), "the writer ended by itself"
@@ -171,7 +192,11 @@ def test_killed_at_random_points_loses_nothing_that_was_said_to_be_recorded(tmp_
 def test_full_disk_is_a_resource_error_and_loses_no_row(tmp_path: Path) -> None:
     file = tmp_path / "ledger.db"
     done = subprocess.run(
-        [sys.executable, "-c", FILLER, str(file)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", FILLER, str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     message, counts = done.stdout.splitlines()
     assert str(file) in message
@@ -188,7 +213,8 @@ def test_file_that_is_no_ledger_is_refused_or_filled(tmp_path: Path, content: by
         assert Ledger(file).rows() == []
         return
     with pytest.raises(
-        ResourceError, match=f"{file}: file is not a database; restore it from a backup, or move it away"
+        ResourceError,
+        match=f"{file}: file is not a database; restore it from a backup, or move it away",
     ):
         Ledger(file)
     assert file.read_bytes() == content
@@ -204,7 +230,10 @@ def test_damaged_ledger_is_to_be_restored(tmp_path: Path) -> None:
     with file.open("r+b") as stream:
         stream.seek(4096)
         stream.write(b"\xff" * (size - 4096))
-    with pytest.raises(ResourceError, match="malformed; restore it from a backup, or move it away to begin an empty"):
+    with pytest.raises(
+        ResourceError,
+        match="malformed; restore it from a backup, or move it away to begin an empty",
+    ):
         Ledger(file).rows()
 
 
@@ -217,7 +246,8 @@ def test_two_processes_and_many_threads_share_it(tmp_path: Path) -> None:
             ledger.record(round, 0, peer_id, round, [])
 
     threads = [
-        threading.Thread(target=write, args=(ledger, f"peer-{i}")) for i, ledger in enumerate([one, one, other, other])
+        threading.Thread(target=write, args=(ledger, f"peer-{i}"))
+        for i, ledger in enumerate([one, one, other, other])
     ]
     for thread in threads:
         thread.start()

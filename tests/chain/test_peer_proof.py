@@ -27,7 +27,9 @@ def test_proof_registers_at_bounded_gas(chain, node):
     shown = peer_proof.of_registration(node, chain.deployment, account.address)
     receipt = chain.send(account, peer_proof.call(chain.coordinator, node.peer_id, shown))
     assert peer_proof.is_checked(chain.coordinator)
-    assert peer_proof.binding(chain.coordinator, node.peer_id) == peer_proof.Binding(account.address, True, 0)
+    assert peer_proof.binding(chain.coordinator, node.peer_id) == peer_proof.Binding(
+        account.address, True, 0
+    )
     plain = chain.send(Account.create(), chain.coordinator.register_peer(node.peer_id[::-1]))
     assert receipt.gas_used < 350_000
     assert plain.gas_used < 220_000
@@ -38,12 +40,21 @@ def test_squatter_loses_the_peer_to_a_proof(chain, node):
     chain.send(squatter, chain.coordinator.submit_reward(0, 0, -1000, node.peer_id))
     account = Account.create()
     shown = peer_proof.of_registration(node, chain.deployment, account.address)
-    assert refused(chain, squatter, peer_proof.call(chain.coordinator, node.peer_id, shown)) == "InvalidProof"
+    assert (
+        refused(chain, squatter, peer_proof.call(chain.coordinator, node.peer_id, shown))
+        == "InvalidProof"
+    )
     chain.send(account, peer_proof.call(chain.coordinator, node.peer_id, shown))
     assert chain.coordinator.owner_of(node.peer_id) == account.address
     assert chain.coordinator.total_rewards([node.peer_id]) == [0]
-    assert refused(chain, squatter, chain.coordinator.register_peer(node.peer_id)) == "PeerIdAlreadyRegistered"
-    assert refused(chain, account, peer_proof.call(chain.coordinator, node.peer_id, shown)) == "PeerIdAlreadyRegistered"
+    assert (
+        refused(chain, squatter, chain.coordinator.register_peer(node.peer_id))
+        == "PeerIdAlreadyRegistered"
+    )
+    assert (
+        refused(chain, account, peer_proof.call(chain.coordinator, node.peer_id, shown))
+        == "PeerIdAlreadyRegistered"
+    )
 
 
 def test_peer_moves_with_its_rewards_by_both_signatures(chain, node):
@@ -51,18 +62,30 @@ def test_peer_moves_with_its_rewards_by_both_signatures(chain, node):
     chain.send(
         old,
         peer_proof.call(
-            chain.coordinator, node.peer_id, peer_proof.of_registration(node, chain.deployment, old.address)
+            chain.coordinator,
+            node.peer_id,
+            peer_proof.of_registration(node, chain.deployment, old.address),
         ),
     )
     chain.send(old, chain.coordinator.submit_reward(0, 0, 410, node.peer_id))
-    move = peer_proof.call(chain.coordinator, node.peer_id, peer_proof.of_move(node, chain.deployment, new.address, 0))
+    move = peer_proof.call(
+        chain.coordinator, node.peer_id, peer_proof.of_move(node, chain.deployment, new.address, 0)
+    )
     assert refused(chain, Account.create(), move) == "InvalidProof"
     chain.send(new, move)
-    assert peer_proof.binding(chain.coordinator, node.peer_id) == peer_proof.Binding(new.address, True, 1)
+    assert peer_proof.binding(chain.coordinator, node.peer_id) == peer_proof.Binding(
+        new.address, True, 1
+    )
     assert chain.coordinator.total_rewards([node.peer_id]) == [410]
-    assert (chain.coordinator.peers_of(old.address), chain.coordinator.peers_of(new.address)) == ([], [node.peer_id])
+    assert (chain.coordinator.peers_of(old.address), chain.coordinator.peers_of(new.address)) == (
+        [],
+        [node.peer_id],
+    )
     again = peer_proof.of_move(node, chain.deployment, old.address, 0)
-    assert refused(chain, old, peer_proof.call(chain.coordinator, node.peer_id, again)) == "InvalidProof"
+    assert (
+        refused(chain, old, peer_proof.call(chain.coordinator, node.peer_id, again))
+        == "InvalidProof"
+    )
 
 
 def test_account_can_hand_over_a_peer_of_any_kind(chain):
@@ -75,8 +98,13 @@ def test_account_can_hand_over_a_peer_of_any_kind(chain):
         + b"12D3KooWother"
     )
     signature = bytes(old.sign_message(encode_defunct(message)).signature)
-    chain.send(new, chain.coordinator.call("rebindPeer(string,bytes,bytes)", "12D3KooWother", b"", signature))
-    assert peer_proof.binding(chain.coordinator, "12D3KooWother") == peer_proof.Binding(new.address, False, 1)
+    chain.send(
+        new,
+        chain.coordinator.call("rebindPeer(string,bytes,bytes)", "12D3KooWother", b"", signature),
+    )
+    assert peer_proof.binding(chain.coordinator, "12D3KooWother") == peer_proof.Binding(
+        new.address, False, 1
+    )
 
 
 def test_nobody_s_peer_has_no_binding(chain):

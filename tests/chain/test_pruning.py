@@ -34,7 +34,9 @@ anvil.up(settings.load(Path(sys.argv[1])))
 
 @pytest.fixture
 def forgetful(place) -> settings.Settings:
-    return place.model_copy(update={"anvil": place.anvil.model_copy(update={"history_blocks": KEPT})})
+    return place.model_copy(
+        update={"anvil": place.anvil.model_copy(update={"history_blocks": KEPT})}
+    )
 
 
 def at(place: settings.Settings, url: str) -> Coordinator:
@@ -64,14 +66,21 @@ def test_restart_forgets_old_transactions_and_no_book(forgetful, tmp_path):
         assert (client.block_number(), client.nonce(account.address)) == (before, nonce)
         assert client.current_round() == KEPT
         assert client.peers_of(account.address) == ["a"]
-        assert [client.submitted_reward(round, 0, "a") for round in (0, 1, KEPT)] == [410, None, 500]
+        assert [client.submitted_reward(round, 0, "a") for round in (0, 1, KEPT)] == [
+            410,
+            None,
+            500,
+        ]
         assert client.total_rewards(["a"]) == [910]
         assert client.votes(3, "a") == ["b"]
-        # What is recent is whole too: a receipt that a settlement looks for, and what an audit needs.
+        # What is recent is whole too: a receipt that a settlement looks for, and what an audit
+        # needs.
         assert client.receipt(new.tx_hash) == new
         assert client.reward_digest(new.tx_hash) == digest
         found = audit.submitted_rewards(client, 16)
-        assert [(event.arguments["roundNumber"], event.tx_hash) for event in found] == [(KEPT, new.tx_hash)]
+        assert [(event.arguments["roundNumber"], event.tx_hash) for event in found] == [
+            (KEPT, new.tx_hash)
+        ]
         # What is old is gone, and that is no error.
         assert client.receipt(old.tx_hash) is None
         assert client.reward_digest(old.tx_hash) is None
@@ -84,7 +93,10 @@ def test_running_chain_forgets_transactions_of_itself(forgetful):
     account = Account.create()
     with anvil.running(forgetful.anvil, 31337) as (_, url):
         client = at(forgetful, url)
-        hashes = [client.transact(account, client.register_peer(str(i)), 10).tx_hash for i in range(KEPT + 20)]
+        hashes = [
+            client.transact(account, client.register_peer(str(i)), 10).tx_hash
+            for i in range(KEPT + 20)
+        ]
         assert client.receipt(hashes[0]) is None
         assert client.receipt(hashes[-1]) is not None
         assert len(client.peers_of(account.address)) == KEPT + 20
@@ -92,7 +104,11 @@ def test_running_chain_forgets_transactions_of_itself(forgetful):
 
 def test_keeper_goes_on_when_the_log_of_the_registrations_is_gone(forgetful):
     with anvil.running(forgetful.anvil, 31337) as (_, url):
-        client, owner, account = at(forgetful, url), anvil.load_owner(forgetful.keeper), Account.create()
+        client, owner, account = (
+            at(forgetful, url),
+            anvil.load_owner(forgetful.keeper),
+            Account.create(),
+        )
         for peer in ("a", "b"):
             client.transact(account, client.register_peer(peer), 10)
         for round in range(KEPT):
@@ -124,7 +140,9 @@ def test_chain_that_has_grown_restarts_at_the_same_address_and_loses_nothing(for
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 number += send_if_there(sender, client, f"peer-{number}")
-            eventually(lambda: send_if_there(sender, client, f"peer-{number}"))  # its answer may have been lost
+            eventually(
+                lambda: send_if_there(sender, client, f"peer-{number}")
+            )  # its answer may have been lost
             eventually(lambda: is_done(sender))
             assert number > KEPT
             peers = {f"peer-{i}" for i in range(number + 1)}
@@ -160,7 +178,9 @@ def test_dumps_of_a_large_state_are_further_apart(tmp_path, megabytes, seconds):
     assert pruning.dump_seconds(tmp_path / "none") == 1
 
 
-@pytest.mark.parametrize("text", ["{broken", '{"best_block_number":3}', '{"a":1,"blocks":[{}],"transactions":[]}'])
+@pytest.mark.parametrize(
+    "text", ["{broken", '{"best_block_number":3}', '{"a":1,"blocks":[{}],"transactions":[]}']
+)
 def test_state_in_another_form_stays_as_it_is_and_that_is_said(tmp_path, caplog, text):
     file = tmp_path / "state.json"
     file.write_text(text)

@@ -1,4 +1,5 @@
-"""A whole worker and a whole audit, each a process of its own, that know the chain by a public address only."""
+"""A whole worker and a whole audit, each a process of its own, that know the chain by a public
+address only."""
 
 import json
 import subprocess
@@ -47,7 +48,9 @@ def be_odd_now_and_then(proxy: PublicRpc, every: int = 5) -> None:
 def hivewright(log: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
     with log.open("w") as stderr:
         command = [sys.executable, "-m", "worker", *map(str, arguments)]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
 
 
 def ended(process: "subprocess.Popen[str]", log: Path, deadline: float) -> str:
@@ -70,7 +73,9 @@ def test_worker_and_audit_do_their_work_through_a_public_address(swarm, old_chai
         serving(account_settings(swarm.settings, tmp_path / "account")) as service,
     ):
         token_file = tmp_path / "account/enrolment.token"
-        chain = through(swarm, node_rpc.url, account_url=service.url, enrolment_token_file=token_file)
+        chain = through(
+            swarm, node_rpc.url, account_url=service.url, enrolment_token_file=token_file
+        )
         file = write_settings(tmp_path, chain, seed=1)
         enrolment.run(settings.load(file))
         first = swarm.coordinator.current_round()
@@ -88,7 +93,9 @@ def test_worker_and_audit_do_their_work_through_a_public_address(swarm, old_chai
         peer_id = rows[0].peer_id
         assert [row.round for row in rows] == list(range(first, first + ROUNDS))
         assert [row.reward_state for row in rows] == ["confirmed"] * ROUNDS
-        on_chain = [swarm.coordinator.submitted_reward(row.round, row.stage, peer_id) for row in rows]
+        on_chain = [
+            swarm.coordinator.submitted_reward(row.round, row.stage, peer_id) for row in rows
+        ]
         assert on_chain == [row.reward for row in rows]
         assert node_rpc.injected["429"] > 0
         assert len(node_rpc.injected.keys() & ODD_ANSWERS.keys()) > 3
@@ -97,9 +104,15 @@ def test_worker_and_audit_do_their_work_through_a_public_address(swarm, old_chai
         be_odd_now_and_then(audit_rpc)
         judge = write_settings(tmp_path / "node", through(swarm, audit_rpc.url), seed=1)
         folders = ("--groups", tmp_path / "node/groups", "--output", tmp_path / "audit")
-        auditing = hivewright(tmp_path / "audit.log", "audit", "--settings", judge, *folders, "--json")
+        auditing = hivewright(
+            tmp_path / "audit.log", "audit", "--settings", judge, *folders, "--json"
+        )
         report = json.loads(ended(auditing, tmp_path / "audit.log", deadline))
-    verdicts = {f["round"]: (f["verdict"], f["reason"]) for f in report["rewards"] if f["peer_id"] == peer_id}
+    verdicts = {
+        f["round"]: (f["verdict"], f["reason"])
+        for f in report["rewards"]
+        if f["peer_id"] == peer_id
+    }
     assert verdicts == dict.fromkeys(range(first, first + ROUNDS), ("audited", None))
     assert max(audit_rpc.ranges()[6:]) <= 10
     assert audit_rpc.injected["range"] > 0

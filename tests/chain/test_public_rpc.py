@@ -1,4 +1,5 @@
-"""Every role on a chain as it is in public: a real anvil behind a proxy that answers as public addresses do."""
+"""Every role on a chain as it is in public: a real anvil behind a proxy that answers as public
+addresses do."""
 
 import json
 import socket
@@ -41,8 +42,26 @@ def old_chain(anvil_binary: Path) -> Iterator[str]:
     """An anvil that keeps all state, with a past that nobody needs."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    options = ["--accounts", "0", "--gas-price", "0", "--block-base-fee-per-gas", "0", "--no-priority-fee", "--quiet"]
-    command = [anvil_binary, "--port", str(port), "--chain-id", "31337", "--gas-limit", "1000000000", *options]
+    options = [
+        "--accounts",
+        "0",
+        "--gas-price",
+        "0",
+        "--block-base-fee-per-gas",
+        "0",
+        "--no-priority-fee",
+        "--quiet",
+    ]
+    command = [
+        anvil_binary,
+        "--port",
+        str(port),
+        "--chain-id",
+        "31337",
+        "--gas-limit",
+        "1000000000",
+        *options,
+    ]
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
@@ -57,7 +76,10 @@ def old_chain(anvil_binary: Path) -> Iterator[str]:
 def swarm(old_chain: str, tmp_path: Path) -> Chain:
     """A contract with two peers that have reported in two rounds, and many blocks since."""
     raw = {
-        "chain": {"rpc_url": old_chain, "deployment_file": str(tmp_path / "keeper/deployment.json")},
+        "chain": {
+            "rpc_url": old_chain,
+            "deployment_file": str(tmp_path / "keeper/deployment.json"),
+        },
         "keeper": {"state_dir": str(tmp_path / "keeper"), "poll_seconds": 0.05},
         "audit": {"every_rounds": 0},
     }
@@ -82,7 +104,9 @@ def through(swarm: Chain, *urls: str, **changes: object) -> settings.Settings:
         "rpc_url": urls, "deployment_file": None, "contract": swarm.deployment.contract,
         "timeout_seconds": 4.0, "poll_seconds": 0.1, **changes,
     }  # fmt: skip
-    return swarm.settings.model_copy(update={"chain": swarm.settings.chain.model_copy(update=chain)})
+    return swarm.settings.model_copy(
+        update={"chain": swarm.settings.chain.model_copy(update=chain)}
+    )
 
 
 def client_through(swarm: Chain, *urls: str, **changes: object) -> Coordinator:
@@ -133,12 +157,19 @@ def test_log_is_read_whole_whatever_the_limit_is_called(swarm, old_chain, dialec
         client = client_through(swarm, proxy.url)
         client.check()
         for newest_first in (False, True):
-            found = [event.arguments["peerId"] for event in client.events("RewardSubmitted", newest_first=newest_first)]
+            found = [
+                event.arguments["peerId"]
+                for event in client.events("RewardSubmitted", newest_first=newest_first)
+            ]
             assert found == (["b", "a", "b", "a"] if newest_first else ["a", "b", "a", "b"])
         widths = proxy.ranges()
         assert proxy.injected["range"] <= 6  # the limit is learned once
         assert max(widths[6:]) <= 10
-        starts = [int(params[0]["fromBlock"], 16) for method, params in proxy.asked if method == "eth_getLogs"]
+        starts = [
+            int(params[0]["fromBlock"], 16)
+            for method, params in proxy.asked
+            if method == "eth_getLogs"
+        ]
         assert min(starts) >= BEFORE
 
 
@@ -148,7 +179,9 @@ def test_limit_of_one_block_is_met_and_less_is_an_outage(swarm, old_chain):
         client = client_through(swarm, proxy.url)
         assert list(client.events("RewardSubmitted", from_block=newest - 20)) == []
         proxy.range_limit = 0
-        with pytest.raises(ChainUnreachable, match=r"eth_getLogs of RewardSubmitted: .* refuses .* exceeds limit"):
+        with pytest.raises(
+            ChainUnreachable, match=r"eth_getLogs of RewardSubmitted: .* refuses .* exceeds limit"
+        ):
             list(client.events("RewardSubmitted", from_block=newest - 20))
 
 
@@ -174,7 +207,9 @@ def forgetful(monkeypatch) -> None:
 
 
 def test_first_block_is_written_down_by_the_deploy_and_found_without(swarm, old_chain, forgetful):
-    written = json.loads((swarm.settings.keeper.state_dir / "deployment.json").read_text())["contract_block"]
+    written = json.loads((swarm.settings.keeper.state_dir / "deployment.json").read_text())[
+        "contract_block"
+    ]
     assert written == swarm.coordinator.first_block() > BEFORE
     with public(old_chain) as proxy:
         client = client_through(swarm, proxy.url)
@@ -196,14 +231,18 @@ def test_deploy_again_keeps_the_first_block(swarm):
 def test_deploy_again_finds_the_first_block_of_a_contract_of_before(swarm, forgetful):
     file = swarm.settings.keeper.state_dir / "deployment.json"
     before = json.loads(file.read_text())
-    file.write_text(json.dumps({key: value for key, value in before.items() if key != "contract_block"}))
+    file.write_text(
+        json.dumps({key: value for key, value in before.items() if key != "contract_block"})
+    )
     anvil.deploy(swarm.settings)
     assert before["contract_block"] > BEFORE
     assert json.loads(file.read_text()) == before
 
 
 @pytest.mark.parametrize("forgets_as_empty", [False, True])
-def test_first_block_of_forgotten_state_is_not_guessed(swarm, old_chain, forgetful, caplog, forgets_as_empty):
+def test_first_block_of_forgotten_state_is_not_guessed(
+    swarm, old_chain, forgetful, caplog, forgets_as_empty
+):
     newest = swarm.coordinator.block_number()
     with public(old_chain, pruned_before=newest - 5, forgets_as_empty=forgets_as_empty) as proxy:
         client = client_through(swarm, proxy.url)
@@ -215,7 +254,9 @@ def test_first_block_of_forgotten_state_is_not_guessed(swarm, old_chain, forgetf
 # ---- throttling
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("7", 7.0), ("0.5", 0.5), ("", None), ("soon", None), ("-3", -3.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("7", 7.0), ("0.5", 0.5), ("", None), ("soon", None), ("-3", -3.0)]
+)
 def test_retry_after_is_read(text, seconds):
     assert retry_after({"Retry-After": text} if text else {}) == seconds
 
@@ -286,7 +327,8 @@ def test_no_answer_of_a_chain_ends_the_keeper(swarm, old_chain, odd):
             eventually(lambda: proxy.injected[odd] >= 3, 20)
             swarm.send(account, swarm.coordinator.submit_reward(2, 0, 1, "c"))
             is_odd["all"] = False
-            # Two peers are expected that do not come, so only a chain that is read shows in the status.
+            # Two peers are expected that do not come, so only a chain that is read shows in the
+            # status.
             status = swarm.settings.keeper.state_dir / "status.json"
             eventually(lambda: json.loads(status.read_text()).get("reporters") == 1, 40)
 
@@ -296,7 +338,9 @@ def test_keeper_ends_a_round_through_a_limited_and_throttled_address(swarm, old_
     swarm.send(account, swarm.coordinator.submit_reward(2, 0, 1, "c"))
     keeper = swarm.settings.keeper.model_copy(update={"ready_fraction": 0.1, "min_peers": 1})
     with public(old_chain, range_limit=8, throttle_after=60, retry_after=0.3) as proxy:
-        of = through(swarm, proxy.url).model_copy(update={"keeper": keeper.model_copy(update={"round_seconds": 1.0})})
+        of = through(swarm, proxy.url).model_copy(
+            update={"keeper": keeper.model_copy(update={"round_seconds": 1.0})}
+        )
         with keeping(of):
             eventually(lambda: swarm.coordinator.current_round() >= 3, 40)
         assert proxy.early == 0
@@ -325,8 +369,11 @@ def test_report_in_blocks_that_were_replaced_is_not_counted(swarm, old_chain):
 
 
 @contextmanager
-def settling(swarm: Chain, tmp_path: Path, service_rpc: str, node_rpc: str) -> Iterator[tuple[Settlement, Ledger, str]]:
-    """A node that is enrolled and settles, with an account service; each has its address of the chain."""
+def settling(
+    swarm: Chain, tmp_path: Path, service_rpc: str, node_rpc: str
+) -> Iterator[tuple[Settlement, Ledger, str]]:
+    """A node that is enrolled and settles, with an account service; each has its address of the
+    chain."""
     served = account_settings(through(swarm, service_rpc), tmp_path / "account")
     with serving(served) as service:
         node = some_identity(tmp_path)
@@ -354,7 +401,10 @@ def impatient(monkeypatch) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_rewards_are_settled_once_through_odd_and_throttled_addresses(swarm, old_chain, tmp_path):
     kinds = list(ODD_ANSWERS)
-    with public(old_chain) as service_rpc, public(old_chain, throttle_after=40, retry_after=0.2) as node_rpc:
+    with (
+        public(old_chain) as service_rpc,
+        public(old_chain, throttle_after=40, retry_after=0.2) as node_rpc,
+    ):
 
         def now_and_then(method: str, number: int) -> bool:
             service_rpc.odd = node_rpc.odd = kinds[number % len(kinds)]
@@ -433,7 +483,9 @@ def test_enrolment_waits_for_a_chain_that_answers_oddly(swarm, old_chain, tmp_pa
     node = some_identity(tmp_path)
     with serving(served) as service, public(old_chain) as proxy:
         # The version and the binding of the peer are read before it is registered.
-        proxy.is_odd = lambda method, number: method == "eth_call" and 3 <= proxy.methods()[method] <= 7
+        proxy.is_odd = lambda method, number: (
+            method == "eth_call" and 3 <= proxy.methods()[method] <= 7
+        )
         proxy.odd = "no-header"
         chain = through(swarm, proxy.url, account_url=service.url).chain
         account = enrol(node, ENROLMENT_TOKEN, chain, tmp_path / "node")
@@ -475,11 +527,17 @@ def content_of(reader: Reader) -> dict:
 def test_dashboard_shows_the_same_through_a_limited_and_throttled_address(swarm, old_chain):
     direct = Reader(through(swarm, old_chain))
     assert direct.look()
-    with public(old_chain, range_limit=9, dialect="free-tier", throttle_after=25, retry_after=0.2) as proxy:
+    with public(
+        old_chain, range_limit=9, dialect="free-tier", throttle_after=25, retry_after=0.2
+    ) as proxy:
         limited = Reader(through(swarm, proxy.url))
         assert limited.look(), limited.content()["error"]
         assert proxy.early == 0
-        starts = [int(params[0]["fromBlock"], 16) for method, params in proxy.asked if method == "eth_getLogs"]
+        starts = [
+            int(params[0]["fromBlock"], 16)
+            for method, params in proxy.asked
+            if method == "eth_getLogs"
+        ]
         assert min(starts) >= BEFORE
     assert content_of(limited) == content_of(direct)
     assert [peer["total_reward"] for peer in content_of(direct)["peers"]] == [300, 300]

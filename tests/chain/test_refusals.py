@@ -1,6 +1,7 @@
 """What nodes say when they do not take a transaction, by client, and what comes of it.
 
-The texts are those of the clients' public sources; anvil's are also drawn from the real program here.
+The texts are those of the clients' public sources; anvil's are also drawn from the real program
+here.
 """
 
 import pytest
@@ -9,7 +10,13 @@ from eth_account import Account
 
 from worker import settings
 from worker.chain import client as client_module
-from worker.chain.client import NonceUsed, NotTakenNow, TransactionRefused, Underpriced, raise_refusal
+from worker.chain.client import (
+    NonceUsed,
+    NotTakenNow,
+    TransactionRefused,
+    Underpriced,
+    raise_refusal,
+)
 from worker.chain.coordinator import Coordinator
 from worker.chain.refusals import Refusal, classify, minimum_wei
 from worker.chain.rpc import Rpc
@@ -114,7 +121,9 @@ RAISED = {
 }
 
 
-@pytest.mark.parametrize(("name", "text", "expected"), TEXTS, ids=[f"{name}: {text}" for name, text, _ in TEXTS])
+@pytest.mark.parametrize(
+    ("name", "text", "expected"), TEXTS, ids=[f"{name}: {text}" for name, text, _ in TEXTS]
+)
 def test_refusal_is_classified_and_becomes_its_error(name, text, expected):
     assert classify(text) == expected
     if expected == R.ALREADY_KNOWN:
@@ -137,7 +146,9 @@ def test_every_class_is_known_of_every_client_that_has_it():
 
 def test_unknown_refusal_is_shown_as_the_node_worded_it():
     assert classify("the moon is in the wrong house") is None
-    with pytest.raises(TransactionRefused, match=r"http://node refuses it \(the moon is in the wrong house\)"):
+    with pytest.raises(
+        TransactionRefused, match=r"http://node refuses it \(the moon is in the wrong house\)"
+    ):
         raise_refusal("transaction 0x1", "the moon is in the wrong house", "http://node")
 
 
@@ -145,7 +156,10 @@ def test_unknown_refusal_is_shown_as_the_node_worded_it():
     ("text", "found"),
     [
         ("transaction underpriced: gas tip cap 1, minimum needed 3", 3),
-        ("FeeTooLow, MaxFeePerGas too low. MaxFeePerGas: 1, BaseFee: 7, MaxPriorityFeePerGas: 1", 7),
+        (
+            "FeeTooLow, MaxFeePerGas too low. MaxFeePerGas: 1, BaseFee: 7, MaxPriorityFeePerGas: 1",
+            7,
+        ),
         ("transaction underpriced", None),
     ],
 )
@@ -156,8 +170,11 @@ def test_minimum_is_read_where_it_is_named(text, found):
 # ---- on a real chain, whose node wants more than it says
 
 
-def refusing(monkeypatch, answers: dict[str, str] | None = None, minimum: int = 0, named: bool = True) -> list[int]:
-    """Let the node refuse transactions that offer less than `minimum` wei, as geth does. Returns the prices offered."""
+def refusing(
+    monkeypatch, answers: dict[str, str] | None = None, minimum: int = 0, named: bool = True
+) -> list[int]:
+    """Let the node refuse transactions that offer less than `minimum` wei, as geth does. Returns
+    the prices offered."""
     offered: list[int] = []
     ask, ask_all = Rpc._ask, Rpc.ask_all
 
@@ -171,7 +188,11 @@ def refusing(monkeypatch, answers: dict[str, str] | None = None, minimum: int = 
         return ask(self, url, method, params)
 
     def asked_all(self, method, many):
-        return [None] * len(many) if method == "eth_sendRawTransaction" else ask_all(self, method, many)
+        return (
+            [None] * len(many)
+            if method == "eth_sendRawTransaction"
+            else ask_all(self, method, many)
+        )
 
     monkeypatch.setattr(Rpc, "_ask", asked)
     monkeypatch.setattr(Rpc, "ask_all", asked_all)
@@ -197,7 +218,9 @@ def bounded(chain, **changes) -> Coordinator:
     return Coordinator(chain.settings.chain.model_copy(update=changes))
 
 
-def test_sender_raises_the_price_to_the_named_minimum_under_one_nonce(chain, tmp_path, monkeypatch, payer):
+def test_sender_raises_the_price_to_the_named_minimum_under_one_nonce(
+    chain, tmp_path, monkeypatch, payer
+):
     """Case of the field: this text was taken for a used nonce, 32 times."""
     offered = refusing(monkeypatch, minimum=3)
     sender = Sender(chain.coordinator, payer, tmp_path / "journal.db")
@@ -225,7 +248,11 @@ def test_minimum_beyond_the_bound_is_reported_with_the_setting(chain, tmp_path, 
     sender = Sender(client, payer, tmp_path / "journal.db")
     with pytest.raises(TransactionRefused) as caught:
         sender.send(client.register_peer("peer"))
-    for part in ("it wants at least 3000000000 wei", "2000000000 are the most", "chain.max_gas_price_gwei"):
+    for part in (
+        "it wants at least 3000000000 wei",
+        "2000000000 are the most",
+        "chain.max_gas_price_gwei",
+    ):
         assert part in str(caught.value)
     assert sender.waiting() == []  # nothing half-written: the nonce is free
     sender.close()
@@ -252,7 +279,11 @@ def test_full_pool_keeps_the_transaction_for_later(chain, tmp_path, monkeypatch)
 
     def asked(self, url, method, params):
         if method == "eth_sendRawTransaction" and is_full:
-            return {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "txpool is full"}}
+            return {
+                "jsonrpc": "2.0",
+                "id": 1,
+                "error": {"code": -32000, "message": "txpool is full"},
+            }
         return ask(self, url, method, params)
 
     monkeypatch.setattr(Rpc, "_ask", asked)
@@ -266,8 +297,11 @@ def test_full_pool_keeps_the_transaction_for_later(chain, tmp_path, monkeypatch)
     sender.close()
 
 
-def test_waiting_transaction_that_is_not_outbid_enough_is_outbid_next_time(chain, tmp_path, monkeypatch, payer):
-    """The price was raised only once before: what came after it offered the same again, until somebody noticed."""
+def test_waiting_transaction_that_is_not_outbid_enough_is_outbid_next_time(
+    chain, tmp_path, monkeypatch, payer
+):
+    """The price was raised only once before: what came after it offered the same again, until
+    somebody noticed."""
     client = bounded(chain, max_gas_price_gwei=1.0)
     sender = Sender(client, payer, tmp_path / "journal.db")
     monkeypatch.setattr(Sender, "_deliver", lambda self, entry: self._note_sent(entry))
@@ -292,7 +326,11 @@ def test_real_anvil_s_words_are_known(chain, anvil_binary, payer):
     call = client.register_peer("peer")
 
     def refused(client: Coordinator = client, account=payer, **changes) -> ChainError:
-        options = {"nonce": client.nonce(account.address), "gas": 300_000, "gas_price_wei": 1} | changes
+        options = {
+            "nonce": client.nonce(account.address),
+            "gas": 300_000,
+            "gas_price_wei": 1,
+        } | changes
         with pytest.raises(ChainError) as caught:
             client.send_raw(client.sign(account, call, **options)[1])
         return caught.value

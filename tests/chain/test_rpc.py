@@ -21,7 +21,11 @@ AWAY = "http://127.0.0.1:9"
 
 
 def through(chain, *urls: str, timeout_seconds: float = 5.0) -> Coordinator:
-    changes = {"rpc_url": urls, "contract": chain.deployment.contract, "timeout_seconds": timeout_seconds}
+    changes = {
+        "rpc_url": urls,
+        "contract": chain.deployment.contract,
+        "timeout_seconds": timeout_seconds,
+    }
     return Coordinator(settings.Chain().model_copy(update=changes))
 
 
@@ -32,7 +36,9 @@ def test_next_address_serves_when_the_first_fails_and_goes_on_serving(chain, cap
         assert coordinator.current_round() == 0
         is_away = True
         assert coordinator.current_round() == 0
-        assert f"rpc address changed from={first.url} to={chain.deployment.rpc_url}" in caplog.messages
+        assert (
+            f"rpc address changed from={first.url} to={chain.deployment.rpc_url}" in caplog.messages
+        )
         num_seen = len(first.seen)
         is_away = False
         assert coordinator.current_round() == 0
@@ -47,7 +53,10 @@ def test_address_of_another_chain_is_named_at_the_check_and_not_used(chain, capl
         assert {"eth_chainId" in seen for seen in other.seen} == {True}
     (said,) = [record for record in caplog.records if "not used" in record.message]
     assert said.levelno == logging.WARNING
-    assert f"chain id 1 answered by {other.url} (chain.rpc_url), expected 31337 (chain.id)" in said.message
+    assert (
+        f"chain id 1 answered by {other.url} (chain.rpc_url), expected 31337 (chain.id)"
+        in said.message
+    )
 
 
 def test_address_that_comes_back_as_another_chain_is_not_used_again(chain) -> None:
@@ -71,7 +80,9 @@ def test_only_other_chains_stop_with_the_reason(chain) -> None:
     with (
         faulty(chain.deployment.rpc_url, lambda _: "elsewhere") as one,
         faulty(chain.deployment.rpc_url, lambda _: "elsewhere") as two,
-        pytest.raises(ChainError, match=r"chain id 1 answered by .* expected 31337 \(chain.id\)") as caught,
+        pytest.raises(
+            ChainError, match=r"chain id 1 answered by .* expected 31337 \(chain.id\)"
+        ) as caught,
     ):
         through(chain, one.url, two.url).check()
     assert not isinstance(caught.value, ChainUnreachable)
@@ -79,7 +90,10 @@ def test_only_other_chains_stop_with_the_reason(chain) -> None:
 
 def test_all_away_names_every_address() -> None:
     rpc = Rpc([AWAY, "http://127.0.0.1:10"], "chain.rpc_url", 31337, 1.0)
-    with pytest.raises(ChainUnreachable, match=r":9 \(chain.rpc_url\): no connection.*:10 \(chain.rpc_url\): no conn"):
+    with pytest.raises(
+        ChainUnreachable,
+        match=r":9 \(chain.rpc_url\): no connection.*:10 \(chain.rpc_url\): no conn",
+    ):
         rpc.make_request("eth_blockNumber", [])
 
 
@@ -126,7 +140,9 @@ def test_answer_to_the_same_request_of_another_client_is_not_taken(chain) -> Non
 def test_an_answer_nested_without_end_is_no_answer_of_a_chain(chain, monkeypatch) -> None:
     coordinator = through(chain, chain.deployment.rpc_url)
     decode = Rpc.decode_rpc_response
-    monkeypatch.setattr(Rpc, "decode_rpc_response", staticmethod(lambda raw: decode(b"[" * 100_000)))
+    monkeypatch.setattr(
+        Rpc, "decode_rpc_response", staticmethod(lambda raw: decode(b"[" * 100_000))
+    )
     with pytest.raises(ChainError, match="the answer is not JSON-RPC"):
         coordinator.current_round()
 
@@ -150,14 +166,18 @@ def pouring(piece: bytes, pause_seconds: float) -> Iterator[tuple[str, list[int]
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Pouring) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         yield f"http://127.0.0.1:{server.server_address[1]}", poured
         server.shutdown()
 
 
 def test_answer_without_end_is_not_taken_in() -> None:
     with pouring(b"0" * 65536, 0) as (url, poured):
-        with pytest.raises(ChainError, match=f"{url}: an answer of more than 32 MiB; check that this is a chain's"):
+        with pytest.raises(
+            ChainError, match=f"{url}: an answer of more than 32 MiB; check that this is a chain's"
+        ):
             Rpc([url], "", None, 60.0).make_request(RPCEndpoint("eth_blockNumber"), [])
         assert 0 < max(poured) < 64 << 20
 

@@ -1,4 +1,5 @@
-"""A ledger brought to the chain: what becomes of rewards and votes, and what the chain may have or refuse."""
+"""A ledger brought to the chain: what becomes of rewards and votes, and what the chain may have or
+refuse."""
 
 import time
 
@@ -20,9 +21,18 @@ def test_rewards_and_votes_are_confirmed_with_hash_and_block(chain, node) -> Non
         eventually(lambda: settling.status().confirmed == 3 and not node.ledger.unsettled())
         status = settling.status()
     node.assert_exactly_once()
-    assert (status.earned, status.sent, status.confirmed, status.rejected, status.last_error) == (3, 0, 3, 0, None)
+    assert (status.earned, status.sent, status.confirmed, status.rejected, status.last_error) == (
+        3,
+        0,
+        3,
+        0,
+        None,
+    )
     for row in node.ledger.rows():
-        for tx_hash, block in ((row.reward_hash, row.reward_block), (row.vote_hash, row.vote_block)):
+        for tx_hash, block in (
+            (row.reward_hash, row.reward_block),
+            (row.vote_hash, row.vote_block),
+        ):
             receipt = chain.coordinator.receipt(tx_hash)
             assert (receipt.succeeded, receipt.block) == (True, block)
 
@@ -59,7 +69,9 @@ def test_rewards_wait_no_longer_than_their_minutes(chain, node) -> None:
         assert node.states() == [("earned", "earned")]
         node.earn(1)
         eventually(lambda: node.states() == [("confirmed", "confirmed")] * 2, 20)
-    assert all(row.reward_sent_at - node.ledger.rows()[0].earned_at >= 1.2 for row in node.ledger.rows())
+    assert all(
+        row.reward_sent_at - node.ledger.rows()[0].earned_at >= 1.2 for row in node.ledger.rows()
+    )
 
 
 def test_whichever_of_rounds_and_minutes_comes_first_sends(chain, node) -> None:
@@ -113,7 +125,10 @@ def test_other_values_on_the_chain_reject_ours_and_name_both(chain, service, nod
     node.settle()
     (row,) = node.ledger.rows()
     assert node.states() == [("rejected", "rejected")]
-    cause = "the chain's stands; most likely another process uses this node's identity: stop one of them"
+    cause = (
+        "the chain's stands; most likely another process uses this node's identity: stop one of"
+        " them"
+    )
     assert row.reward_reason == f"the chain holds 7, this ledger 100; {cause}"
     assert row.vote_reason == f"the chain holds ['v'], this ledger ['w']; {cause}"
 
@@ -121,7 +136,9 @@ def test_other_values_on_the_chain_reject_ours_and_name_both(chain, service, nod
 def test_one_mixed_up_answer_rejects_nothing(node, monkeypatch) -> None:
     node.earn(0)
     truth, lies = Coordinator.submitted_reward, iter([7])
-    monkeypatch.setattr(Coordinator, "submitted_reward", lambda *place: next(lies, None) or truth(*place))
+    monkeypatch.setattr(
+        Coordinator, "submitted_reward", lambda *place: next(lies, None) or truth(*place)
+    )
     node.settle()
     assert next(lies, None) is None
     node.assert_exactly_once()
@@ -179,7 +196,9 @@ def test_old_round_that_a_contract_refuses_is_rejected_once(chain, node) -> None
     node.ledger.record(1, 0, node.peer_id, 5, [])
     node.ledger.record(3, 0, node.peer_id, 6, [])
     parsed = node.service.node_chain()
-    settling = Settlement(node.ledger, node.coordinator(parsed), Strict(parsed, node.folder), parsed)
+    settling = Settlement(
+        node.ledger, node.coordinator(parsed), Strict(parsed, node.folder), parsed
+    )
     settling.start()
     try:
         assert settling.flush(30)
@@ -199,7 +218,9 @@ def test_reward_of_an_old_round_is_still_credited(chain, node) -> None:
     node.assert_exactly_once()
 
 
-def test_peer_of_another_account_stops_with_both_and_keeps_the_rows(chain, service, tmp_path, node) -> None:
+def test_peer_of_another_account_stops_with_both_and_keeps_the_rows(
+    chain, service, tmp_path, node
+) -> None:
     stranger = chain.new_account("QmStranger")
     token = service.service._tokens.issue("QmStranger")
     (node.folder / "account.token").write_text(token)
@@ -225,10 +246,13 @@ def test_wrong_token_keeps_the_rows_and_says_so(node) -> None:
 
 
 def test_node_of_the_version_before_waits_for_its_upgrade_and_loses_nothing(node) -> None:
-    """The coordinator is upgraded first: its /rpc then refuses nodes that show it no token. Their rewards wait."""
+    """The coordinator is upgraded first: its /rpc then refuses nodes that show it no token. Their
+    rewards wait."""
     parsed = node.service.node_chain()
     node.earn(0)
-    before = Settlement(node.ledger, Coordinator(parsed), AccountClient(parsed, node.folder), parsed)
+    before = Settlement(
+        node.ledger, Coordinator(parsed), AccountClient(parsed, node.folder), parsed
+    )
     before.start()
     eventually(lambda: "HTTP 401" in (before.status().last_error or ""))
     before.close()

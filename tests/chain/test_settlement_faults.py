@@ -1,4 +1,5 @@
-"""The settlement where things fail: no service, a chain that forgets, bad networks, kill -9, a bug."""
+"""The settlement where things fail: no service, a chain that forgets, bad networks, kill -9, a
+bug."""
 
 import random
 import subprocess
@@ -81,14 +82,18 @@ def test_what_was_answered_but_never_arrived_is_sent_again(service, node, monkey
     monkeypatch.setattr(settlement_module, "RESEND_SECONDS", 0.5)
     node.earn(0)
     lies = iter([True, True])
-    with faulty(service.url, lambda seen: "lie" if "submit" in seen and next(lies, None) else None) as proxy:
+    with faulty(
+        service.url, lambda seen: "lie" if "submit" in seen and next(lies, None) else None
+    ) as proxy:
         node.settle(account_url=proxy.url)
     node.assert_exactly_once()
     assert next(lies, None) is None
     assert node.ledger.rows()[0].reward_hash != "0x" + "11" * 32
 
 
-def test_chain_that_forgot_everything_is_told_again_at_the_next_start(chain, node, snapshot) -> None:
+def test_chain_that_forgot_everything_is_told_again_at_the_next_start(
+    chain, node, snapshot
+) -> None:
     snapshot()
     advance(chain, 2)
     node.earn(0, 1, 2)
@@ -142,21 +147,30 @@ def test_faults_on_both_ways_lose_and_double_nothing(chain, service, node, monke
         faulty(service.url, at_random(3, 0.2)) as account,
         faulty(chain.deployment.rpc_url, at_random(4, 0.1)) as rpc,
         node.settling(
-            account_url=account.url, rpc_url=rpc.url, contract=chain.deployment.contract, timeout_seconds=2.0
+            account_url=account.url,
+            rpc_url=rpc.url,
+            contract=chain.deployment.contract,
+            timeout_seconds=2.0,
         ) as settling,
     ):
         assert settling.flush(40), (settling.status(), node.states())
     node.assert_exactly_once()
 
 
-def test_backlog_gets_through_an_account_service_that_fails_now_and_then(chain, service, node) -> None:
+def test_backlog_gets_through_an_account_service_that_fails_now_and_then(
+    chain, service, node
+) -> None:
     """Each walk gets a little further: pauses that double with every failure would take minutes."""
     advance(chain, 39)
     node.earn(*range(40))
     count = iter(range(10**6))
     fault = lambda seen: "drop" if "submit" in seen and next(count) % 8 == 7 else None  # noqa: E731
     with faulty(service.url, fault) as account:
-        parsed = {"account_url": account.url, "rpc_url": (chain.deployment.rpc_url,), "poll_seconds": 0.5}
+        parsed = {
+            "account_url": account.url,
+            "rpc_url": (chain.deployment.rpc_url,),
+            "poll_seconds": 0.5,
+        }
         started = time.monotonic()
         node.settle(contract=chain.deployment.contract, **parsed)
         assert time.monotonic() - started < 50
@@ -169,7 +183,9 @@ def test_killed_while_settling_loses_and_doubles_nothing(chain, service, node) -
     rng = random.Random(5)
     for _ in range(2):
         settler = subprocess.Popen(
-            [sys.executable, "-c", SETTLER, str(node.folder), service.url], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", SETTLER, str(node.folder), service.url],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert settler.stdout is not None
         assert settler.stdout.readline() == "ready\n"
@@ -208,7 +224,10 @@ def test_close_without_start_and_twice_is_fine(tmp_path) -> None:
     parsed = settings.Chain(account_url="http://127.0.0.1:9")
     ledger = Ledger(tmp_path / "ledger.db")
     settling = Settlement(
-        ledger, Coordinator(settings.chain_of_node(parsed, tmp_path)), AccountClient(parsed, tmp_path), parsed
+        ledger,
+        Coordinator(settings.chain_of_node(parsed, tmp_path)),
+        AccountClient(parsed, tmp_path),
+        parsed,
     )
     assert settling.status().earned == 0
     settling.close()

@@ -31,7 +31,8 @@ def is_done(sender: Sender) -> bool:
 def await_peers(chain, account, expected: Iterable[str]) -> None:
     """Wait until the contract lists exactly these peers of the account.
 
-    anvil counts a transaction in the account's nonce a moment before `eth_call` at "latest" sees what it did.
+    anvil counts a transaction in the account's nonce a moment before `eth_call` at "latest" sees
+    what it did.
     """
     wanted = sorted(expected)
     eventually(lambda: sorted(chain.coordinator.peers_of(account.address)) == wanted)
@@ -57,7 +58,9 @@ def test_sent_call_is_mined_and_then_forgotten(chain, account, sender) -> None:
     assert sender.waiting() == []
 
 
-def test_call_that_the_contract_refuses_is_refused_by_name_and_uses_no_nonce(chain, account, sender) -> None:
+def test_call_that_the_contract_refuses_is_refused_by_name_and_uses_no_nonce(
+    chain, account, sender
+) -> None:
     with pytest.raises(ContractRefused) as caught:
         sender.send(chain.coordinator.submit_reward(0, 0, 5, "nobody"))
     assert caught.value.name == "InvalidVoterPeerId"
@@ -104,7 +107,9 @@ def test_refused_call_among_others_is_the_only_one_refused(chain, account, sende
     sender.send(chain.coordinator.register_peer("me"))
     eventually(lambda: is_done(sender))
     register = chain.coordinator.register_peer
-    first, refused, again, last = gather(sender, [register("one"), register("me"), register("one"), register("two")])
+    first, refused, again, last = gather(
+        sender, [register("one"), register("me"), register("one"), register("two")]
+    )
     assert isinstance(refused, ContractRefused)
     assert refused.name == "PeerIdAlreadyRegistered"
     assert first == again
@@ -120,14 +125,18 @@ def test_nonce_that_somebody_else_used_in_a_batch_is_stepped_over(chain, account
     chain.send(account, chain.coordinator.register_peer("two"))
     # As if that had come between our look at the nonce and the sending.
     sender._write(sender._signed(chain.coordinator.register_peer("three"), 0, 300_000, 0))
-    outcomes = gather(sender, [chain.coordinator.register_peer(name) for name in ("three", "four", "five")])
+    outcomes = gather(
+        sender, [chain.coordinator.register_peer(name) for name in ("three", "four", "five")]
+    )
     assert all(isinstance(outcome, str) for outcome in outcomes), outcomes
     eventually(lambda: is_done(sender))
     await_peers(chain, account, {"one", "two", "three", "four", "five"})
 
 
 def test_chain_that_takes_no_batches_gets_each_alone(chain, account, tmp_path) -> None:
-    with faulty(chain.deployment.rpc_url, lambda seen: "alone" if seen.startswith("/ [") else None) as proxy:
+    with faulty(
+        chain.deployment.rpc_url, lambda seen: "alone" if seen.startswith("/ [") else None
+    ) as proxy:
         sender = Sender(through(chain, proxy.url), account, tmp_path / "journal.db")
         gather(sender, [chain.coordinator.register_peer(f"peer-{i}") for i in range(5)])
         gather(sender, [chain.coordinator.register_peer(f"more-{i}") for i in range(5)])
@@ -139,7 +148,9 @@ def test_chain_that_takes_no_batches_gets_each_alone(chain, account, tmp_path) -
 def test_chain_that_is_away_is_waited_for_once_for_all(chain, account, tmp_path) -> None:
     is_away = False
     with faulty(chain.deployment.rpc_url, lambda _: "hang" if is_away else None) as proxy:
-        sender = Sender(through(chain, proxy.url, timeout_seconds=1.0), account, tmp_path / "journal.db")
+        sender = Sender(
+            through(chain, proxy.url, timeout_seconds=1.0), account, tmp_path / "journal.db"
+        )
         sender.send(chain.coordinator.register_peer("first"))
         is_away, started = True, time.monotonic()
         outcomes = gather(sender, [chain.coordinator.register_peer(f"peer-{i}") for i in range(8)])
@@ -183,7 +194,9 @@ def test_nonce_used_by_somebody_else_is_stepped_over(chain, account, sender) -> 
 
 
 def through(chain, url: str, timeout_seconds: float = 2.0) -> Coordinator:
-    changed = chain.settings.chain.model_copy(update={"rpc_url": url, "timeout_seconds": timeout_seconds})
+    changed = chain.settings.chain.model_copy(
+        update={"rpc_url": url, "timeout_seconds": timeout_seconds}
+    )
     return Coordinator(changed)
 
 
@@ -220,7 +233,8 @@ def test_restart_sends_what_no_node_had_taken(chain, account, tmp_path) -> None:
 def test_nonces_that_the_chain_forgot_are_filled(chain, account, tmp_path, monkeypatch) -> None:
     journal = tmp_path / "journal.db"
     sender = Sender(chain.coordinator, account, journal)
-    # As after a chain restored from a dump: what we sent last has nonces that the chain is not at yet.
+    # As after a chain restored from a dump: what we sent last has nonces that the chain is not at
+    # yet.
     for nonce, name in ((3, "one"), (4, "two"), (6, "three")):
         sender._write(sender._signed(chain.coordinator.register_peer(name), nonce, 300_000, 0))
     sender.tend()
@@ -228,7 +242,9 @@ def test_nonces_that_the_chain_forgot_are_filled(chain, account, tmp_path, monke
     await_peers(chain, account, {"one", "two", "three"})
 
 
-def test_stuck_transaction_is_sent_again_at_a_higher_price(chain, account, sender, monkeypatch) -> None:
+def test_stuck_transaction_is_sent_again_at_a_higher_price(
+    chain, account, sender, monkeypatch
+) -> None:
     monkeypatch.setattr(sender_module, "STUCK_SECONDS", 0.0)
     monkeypatch.setattr(chain.coordinator, "gas_price", lambda: 1000)
     sent: list[bytes] = []
@@ -262,7 +278,9 @@ def test_replacement_of_a_stuck_transaction_takes_its_place_on_a_real_chain(
     chain, account, sender, idle_chain, monkeypatch
 ) -> None:
     monkeypatch.setattr(sender_module, "STUCK_SECONDS", 0.0)
-    monkeypatch.setattr(chain.coordinator, "gas_price", lambda: 1000)  # this chain itself asks for nothing
+    monkeypatch.setattr(
+        chain.coordinator, "gas_price", lambda: 1000
+    )  # this chain itself asks for nothing
     chain.coordinator.web3.provider.make_request("anvil_setBalance", [account.address, hex(10**18)])
     first = [sender.send(chain.coordinator.register_peer(name)) for name in ("one", "two")]
     time.sleep(0.01)
@@ -277,7 +295,9 @@ def test_replacement_of_a_stuck_transaction_takes_its_place_on_a_real_chain(
     assert sorted(chain.coordinator.peers_of(account.address)) == ["one", "two"]
 
 
-def test_transaction_that_the_chain_will_not_have_leaves_no_gap(chain, account, sender, monkeypatch) -> None:
+def test_transaction_that_the_chain_will_not_have_leaves_no_gap(
+    chain, account, sender, monkeypatch
+) -> None:
     def refuse(raw: bytes) -> None:
         raise ChainError("insufficient funds")
 

@@ -1,4 +1,5 @@
-"""The requests of docs/operations/join.md, as a client that knows nothing of hivewright sends them."""
+"""The requests of docs/operations/join.md, as a client that knows nothing of hivewright sends
+them."""
 
 import pytest
 import requests
@@ -22,7 +23,10 @@ def urls(chain, tmp_path):
 def test_login_client_registers_reports_votes_and_reads_in_batches(chain, urls) -> None:
     api, rpc = urls
     body = {"orgId": "hivewright", "peerId": PEER}
-    assert requests.get(f"{api}/get-api-key-status", params={"orgId": "hivewright"}, timeout=20).text == "activated"
+    assert (
+        requests.get(f"{api}/get-api-key-status", params={"orgId": "hivewright"}, timeout=20).text
+        == "activated"
+    )
     assert requests.post(f"{api}/register-peer", json=body, timeout=20).status_code == 200
     web3 = Web3(HTTPProvider(rpc))
     contract = web3.eth.contract(address=chain.deployment.contract, abi=coordinator_abi())
@@ -45,6 +49,8 @@ def test_wallet_client_sends_itself_and_is_told_of_another_chain(chain, urls) ->
     fields = {"from": account.address, "nonce": 0, "gas": 500_000, "gasPrice": 0, "chainId": 31337}
     built = contract.functions.registerPeer("QmWallet").build_transaction(fields)
     with pytest.raises(Web3RPCError, match="signed for chain id 685685; this is chain 31337"):
-        web3.eth.send_raw_transaction(account.sign_transaction({**built, "chainId": 685685}).raw_transaction)
+        web3.eth.send_raw_transaction(
+            account.sign_transaction({**built, "chainId": 685685}).raw_transaction
+        )
     sent = web3.eth.send_raw_transaction(account.sign_transaction(built).raw_transaction)
     assert web3.eth.wait_for_transaction_receipt(sent, timeout=20, poll_latency=0.2)["status"] == 1

@@ -17,7 +17,9 @@ from worker.errors import ChainError
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASES = {
-    f"hivewright/{number}": json.loads((Path(__file__).parent / f"releases/{number}.json").read_text())
+    f"hivewright/{number}": json.loads(
+        (Path(__file__).parent / f"releases/{number}.json").read_text()
+    )
     for number in (1, 2)
 }
 FIRST_RELEASE = RELEASES["hivewright/1"]
@@ -25,14 +27,18 @@ FIRST_RELEASE = RELEASES["hivewright/1"]
 
 @pytest.fixture
 def released(chain, monkeypatch, request) -> Coordinator:
-    """A swarm on an older release (the first one unless the test names another), as it was deployed then, with a peer
-    in round 1 that earned in round 0."""
+    """A swarm on an older release (the first one unless the test names another), as it was deployed
+    then, with a peer in round 1 that earned in round 0."""
     release = RELEASES[getattr(request, "param", "hivewright/1")]
     shutil.rmtree(chain.settings.keeper.state_dir)
     with monkeypatch.context() as patch:
         first = {**contract.artifact("SwarmCoordinator"), **release}
         carried = contract.artifact
-        patch.setattr(contract, "artifact", lambda name: first if name == "SwarmCoordinator" else carried(name))
+        patch.setattr(
+            contract,
+            "artifact",
+            lambda name: first if name == "SwarmCoordinator" else carried(name),
+        )
         patch.setattr(upgrade, "bring_up_to_date", lambda *arguments: None)
         anvil.deploy(chain.settings)
     client = Coordinator(chain.settings.chain)
@@ -52,7 +58,9 @@ def released(chain, monkeypatch, request) -> Coordinator:
 def carry(monkeypatch, changed: dict) -> None:
     """Let this package carry another build of the coordinator."""
     carried = contract.artifact
-    monkeypatch.setattr(contract, "artifact", lambda name: changed if name == "SwarmCoordinator" else carried(name))
+    monkeypatch.setattr(
+        contract, "artifact", lambda name: changed if name == "SwarmCoordinator" else carried(name)
+    )
 
 
 def books(client: Coordinator) -> dict:
@@ -73,8 +81,15 @@ def test_deploy_upgrades_a_released_version_and_keeps_its_books(chain, released,
     assert peer_proof.is_checked(released) == (version != "hivewright/1")
     deployed = anvil.deploy(chain.settings)
     captured = capsys.readouterr()
-    assert f"upgraded {deployed.contract} from {version} to {contract.carried_version()}" in captured.err
-    assert json.loads(captured.out.splitlines()[-1])["contract"] == deployed.contract == released.deployment.contract
+    assert (
+        f"upgraded {deployed.contract} from {version} to {contract.carried_version()}"
+        in captured.err
+    )
+    assert (
+        json.loads(captured.out.splitlines()[-1])["contract"]
+        == deployed.contract
+        == released.deployment.contract
+    )
     client = Coordinator(chain.settings.chain)
     client.check()
     assert client.version == contract.carried_version()
@@ -95,7 +110,8 @@ def test_deploy_again_upgrades_nothing(chain, capsys):
 
 
 def test_upgrade_waits_for_its_turn_with_the_keeper_s_key(chain, released, monkeypatch):
-    """The keeper of the running swarm sends with the same key: a nonce that it took is not the end."""
+    """The keeper of the running swarm sends with the same key: a nonce that it took is not the
+    end."""
     taken = []
     transact = Coordinator.transact
 
@@ -126,7 +142,10 @@ def test_contract_of_another_owner_is_left(chain, released, caplog):
 
 def test_newer_version_is_left(chain, monkeypatch, caplog):
     """A host that was rolled back does not take the swarm's books back with it."""
-    carry(monkeypatch, {**contract.artifact("SwarmCoordinator"), **FIRST_RELEASE, "runtime_sha256": "00"})
+    carry(
+        monkeypatch,
+        {**contract.artifact("SwarmCoordinator"), **FIRST_RELEASE, "runtime_sha256": "00"},
+    )
     anvil.deploy(chain.settings)
     assert "contract left as it is: newer version=hivewright/3 ours=hivewright/1" in caplog.text
 
@@ -136,7 +155,10 @@ def test_unknown_implementation_is_not_upgraded(chain, monkeypatch):
     (chain.settings.keeper.state_dir / upgrade.NOTE_FILE).unlink()
     monkeypatch.setattr(upgrade, "releases", list)
     carry(monkeypatch, {**contract.artifact("SwarmCoordinator"), "runtime_sha256": "00"})
-    with pytest.raises(ChainError, match=r"runs hivewright/3 .* its storage layout is not known, and an upgrade might"):
+    with pytest.raises(
+        ChainError,
+        match=r"runs hivewright/3 .* its storage layout is not known, and an upgrade might",
+    ):
         anvil.deploy(chain.settings)
 
 
@@ -148,7 +170,8 @@ def changed(tmp_path_factory, anvil_binary) -> dict:
         text = file.read_text()
         if file.name == "Administration.sol":
             text = text.replace(
-                "    uint256 public currentRound;", "    uint256 public news;\n    uint256 public currentRound;"
+                "    uint256 public currentRound;",
+                "    uint256 public news;\n    uint256 public currentRound;",
             )
         (folder / file.name).write_text(text)
     command = [ROOT / "scripts/contracts", "build", folder, folder / "SwarmCoordinator.sol"]
@@ -163,8 +186,8 @@ def test_upgrade_that_breaks_the_layout_is_refused(chain, changed, monkeypatch):
     with pytest.raises(ChainError) as caught:
         anvil.deploy(chain.settings)
     assert (
-        "would break its storage layout and was not made: variable currentRound was t_uint256 at slot 0, byte 0, "
-        in str(caught.value)
+        "would break its storage layout and was not made: variable currentRound was t_uint256 at"
+        " slot 0, byte 0, " in str(caught.value)
     )
     assert "now t_uint256 at slot 1, byte 0" in str(caught.value)
     assert upgrade.implementation(chain.coordinator) == before
@@ -180,7 +203,9 @@ def test_carried_layout_keeps_that_of_every_release(release):
     assert storage_layout.breaks(release["storage_layout"], carried["storage_layout"]) == []
     if release["version"] == carried["version"]:
         expected = release["runtime_sha256"]
-        assert carried["runtime_sha256"] == expected, "a released version changed: give it a new version()"
+        assert carried["runtime_sha256"] == expected, (
+            "a released version changed: give it a new version()"
+        )
 
 
 def test_first_release_is_what_it_was(chain, released):
@@ -193,7 +218,11 @@ def change(path: tuple, value) -> dict:
     changed = copy.deepcopy(contract.artifact("SwarmCoordinator")["storage_layout"])
     place = changed
     for part in path[:-1]:
-        place = next(item for item in place if item["label"] == part) if isinstance(place, list) else place[part]
+        place = (
+            next(item for item in place if item["label"] == part)
+            if isinstance(place, list)
+            else place[part]
+        )
     if value is None:
         place.remove(next(item for item in place if item["label"] == path[-1]))
     else:
@@ -211,9 +240,17 @@ def change(path: tuple, value) -> dict:
             "t_uint128",
             "variable currentRound was t_uint256 at slot 0, byte 0, now",
         ),
-        (("variables", "currentRound", "offset"), 16, "slot 0, byte 0, now t_uint256 at slot 0, byte 16"),
+        (
+            ("variables", "currentRound", "offset"),
+            16,
+            "slot 0, byte 0, now t_uint256 at slot 0, byte 16",
+        ),
         (("structs", "t_struct(Peer)_storage", "bytes"), 128, "struct Peer took 96 bytes, now 128"),
-        (("structs", "t_struct(Peer)_storage", "members", "account"), None, "struct Peer: member account is gone"),
+        (
+            ("structs", "t_struct(Peer)_storage", "members", "account"),
+            None,
+            "struct Peer: member account is gone",
+        ),
         (
             ("structs", "t_struct(Reward)_storage", "members", "submitted", "offset"),
             30,

@@ -22,7 +22,9 @@ from worker.errors import ChainError, ContractRefused, IdentityError, ResourceEr
 def cheap_keys(monkeypatch) -> None:
     """A real keystore costs half a second each way; one test below takes the time."""
     encrypt = wallet.Account.encrypt
-    monkeypatch.setattr(wallet.Account, "encrypt", lambda key, password: encrypt(key, password, iterations=2))
+    monkeypatch.setattr(
+        wallet.Account, "encrypt", lambda key, password: encrypt(key, password, iterations=2)
+    )
 
 
 def wallet_chain(chain, folder: Path, **changes: object) -> settings.Chain:
@@ -50,7 +52,9 @@ def own(chain, tmp_path) -> settings.Chain:
 def test_lone_node_enrols_and_settles_with_its_own_wallet(chain, tmp_path, monkeypatch) -> None:
     monkeypatch.undo()  # a keystore as strong as it really is
     parsed = wallet_chain(chain, tmp_path)
-    node = settings.Settings(node=settings.Node(state_dir=tmp_path, min_free_disk_mb=0), chain=parsed)
+    node = settings.Settings(
+        node=settings.Node(state_dir=tmp_path, min_free_disk_mb=0), chain=parsed
+    )
     enrolment.run(node)
     enrolment.run(node)
     identity, enrolled = enrolment.load(node)
@@ -87,7 +91,9 @@ def test_wallet_that_has_sent_is_never_made_anew(chain, own, tmp_path) -> None:
         opened.register_peer("me")
     (tmp_path / "node/wallet/wallet.json").unlink()
     for attempt in (lambda: Wallet(own), lambda: wallet.create(own)):
-        with pytest.raises(IdentityError, match=r"wallet.json: missing; restore the wallet from its backup"):
+        with pytest.raises(
+            IdentityError, match=r"wallet.json: missing; restore the wallet from its backup"
+        ):
             attempt()
     assert not (tmp_path / "node/wallet/wallet.json").exists()
 
@@ -95,7 +101,11 @@ def test_wallet_that_has_sent_is_never_made_anew(chain, own, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("password", "error", "message"),
     [
-        ("wrong", IdentityError, "wallet.json: the password of chain.wallet_password_file does not open it"),
+        (
+            "wrong",
+            IdentityError,
+            "wallet.json: the password of chain.wallet_password_file does not open it",
+        ),
         (" \n", SettingsError, r"password \(chain.wallet_password_file\): is empty"),
         (None, SettingsError, r"password \(chain.wallet_password_file\): No such file"),
     ],
@@ -111,24 +121,42 @@ def test_password_that_opens_nothing_is_explained(own, tmp_path, password, error
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"version": 3}', '{"version": 4, "crypto": {}}', '{"version": 3, "crypto": 1}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"version": 3}',
+        '{"version": 4, "crypto": {}}',
+        '{"version": 3, "crypto": 1}',
+    ],
 )
 def test_file_that_is_no_keystore_is_explained(own, tmp_path, text) -> None:
     (tmp_path / "node/wallet/wallet.json").write_text(text)
-    with pytest.raises(IdentityError, match=r"wallet.json: no encrypted keystore of version 3; restore"):
+    with pytest.raises(
+        IdentityError, match=r"wallet.json: no encrypted keystore of version 3; restore"
+    ):
         Wallet(own)
 
 
 def test_second_process_with_the_wallet_is_refused(own) -> None:
-    with closing(Wallet(own)), pytest.raises(ResourceError, match=r"\(chain.wallet_dir\): in use by process"):
+    with (
+        closing(Wallet(own)),
+        pytest.raises(ResourceError, match=r"\(chain.wallet_dir\): in use by process"),
+    ):
         Wallet(own)
     Wallet(own).close()
 
 
-def test_account_without_money_on_a_chain_with_prices_is_told_what_it_lacks(own, monkeypatch) -> None:
+def test_account_without_money_on_a_chain_with_prices_is_told_what_it_lacks(
+    own, monkeypatch
+) -> None:
     with closing(Wallet(own)) as opened:
         monkeypatch.setattr(opened._coordinator, "gas_price", lambda: 10**9)
-        with pytest.raises(ChainError, match="send the account that pays for transactions some money"):
+        with pytest.raises(
+            ChainError, match="send the account that pays for transactions some money"
+        ):
             opened.register_peer("me")
 
 
@@ -140,12 +168,16 @@ def test_refusals_come_by_name(chain, own) -> None:
         assert caught.value.name == "PeerIdAlreadyRegistered"
 
 
-def test_peer_of_somebody_else_stops_enrolment_with_both_accounts(chain, own, tmp_path, tmp_path_factory) -> None:
+def test_peer_of_somebody_else_stops_enrolment_with_both_accounts(
+    chain, own, tmp_path, tmp_path_factory
+) -> None:
     node = some_identity(tmp_path_factory.getbasetemp())
     stranger = chain.new_account()
     shown = peer_proof.of_registration(node, chain.deployment, stranger.address)
     assert chain.send(stranger, peer_proof.call(chain.coordinator, node.peer_id, shown)).succeeded
-    with pytest.raises(IdentityError, match=f"registered by {stranger.address}, but this node's account is 0x"):
+    with pytest.raises(
+        IdentityError, match=f"registered by {stranger.address}, but this node's account is 0x"
+    ):
         account_client.enrol(node, None, own, tmp_path)
 
 
@@ -164,7 +196,10 @@ def test_restart_sends_what_no_node_had_taken(chain, own, tmp_path, monkeypatch)
     ("changes", "message"),
     [
         ({"account_url": "http://a"}, "chain: account_url and wallet_dir are both set"),
-        ({"wallet_password_file": None}, "chain: wallet_dir is set and wallet_password_file is not"),
+        (
+            {"wallet_password_file": None},
+            "chain: wallet_dir is set and wallet_password_file is not",
+        ),
         ({"rpc_url": None}, "chain: wallet_dir is set, rpc_url and deployment_file are not"),
     ],
 )
@@ -175,6 +210,10 @@ def test_settings_that_contradict_are_refused(chain, tmp_path, changes, message)
 
 def test_password_never_stands_in_a_command_line() -> None:
     helped = subprocess.run(
-        [sys.executable, "-m", "worker", "enrol", "--help"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "worker", "enrol", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     ).stdout
     assert "password" not in helped

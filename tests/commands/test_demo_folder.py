@@ -1,4 +1,5 @@
-"""The demo's folder: its own, emptied for each run, and never somebody else's or one that is in use."""
+"""The demo's folder: its own, emptied for each run, and never somebody else's or one that is in
+use."""
 
 import argparse
 
@@ -30,7 +31,9 @@ def test_more_workers_than_a_machine_can_have_are_refused(tmp_path):
 def test_second_demo_in_a_folder_is_refused_and_touches_nothing(tmp_path):
     with demo._fresh_folder(tmp_path):
         (tmp_path / "ledger.db").write_text("1")
-        with pytest.raises(ResourceError, match=r"\(--output\): in use by process \d+; stop that one"):
+        with pytest.raises(
+            ResourceError, match=r"\(--output\): in use by process \d+; stop that one"
+        ):
             demo._fresh_folder(tmp_path)
         assert (tmp_path / "ledger.db").exists()
 

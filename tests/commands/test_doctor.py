@@ -34,10 +34,21 @@ def enrolled(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_machine_that_is_fit_is_found_fit(enrolled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_machine_that_is_fit_is_found_fit(
+    enrolled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     doctor.run(settings_of(enrolled), argparse.Namespace(json=True, bundle=None))
     said = json.loads(capsys.readouterr().out)
-    assert {one["check"] for one in said} >= {"identity", "device", "memory", "ram", "disk", "port", "chain", "dht"}
+    assert {one["check"] for one in said} >= {
+        "identity",
+        "device",
+        "memory",
+        "ram",
+        "disk",
+        "port",
+        "chain",
+        "dht",
+    }
     assert all(one["verdict"] != "refuse" for one in said), said
     assert not list(enrolled.glob(".doctor-*"))
 
@@ -50,7 +61,9 @@ def test_every_refusal_has_cause_and_fix_and_ends_with_code_4(
         taken.listen()
         port = taken.getsockname()[1]
         ill = settings_of(
-            tmp_path, swarm={"enabled": False, "host": "127.0.0.1", "port": port}, model={"device": "cuda:7"}
+            tmp_path,
+            swarm={"enabled": False, "host": "127.0.0.1", "port": port},
+            model={"device": "cuda:7"},
         )
         with pytest.raises(ResourceError, match="identity, device, memory, port"):
             doctor.run(ill, argparse.Namespace(json=False, bundle=None))
@@ -66,8 +79,12 @@ def test_full_disk_is_refused(enrolled: Path) -> None:
     assert (finding.verdict, "make room" in finding.fix) == ("refuse", True)
 
 
-def test_silent_account_service_is_a_warning_because_a_worker_practises_without(enrolled: Path) -> None:
-    alone = settings_of(enrolled, chain={"account_url": "http://127.0.0.1:9", "timeout_seconds": 1.0})
+def test_silent_account_service_is_a_warning_because_a_worker_practises_without(
+    enrolled: Path,
+) -> None:
+    alone = settings_of(
+        enrolled, chain={"account_url": "http://127.0.0.1:9", "timeout_seconds": 1.0}
+    )
     found = findings_of(alone)
     assert found["account"].verdict == "warning"
     # Enrolled without a chain, and now there is to be one: that is not.
@@ -75,7 +92,9 @@ def test_silent_account_service_is_a_warning_because_a_worker_practises_without(
 
 
 def test_no_finding_shows_the_password_of_an_address(enrolled: Path) -> None:
-    alone = settings_of(enrolled, chain={"account_url": "http://user:pass-word@127.0.0.1:9", "timeout_seconds": 1.0})
+    alone = settings_of(
+        enrolled, chain={"account_url": "http://user:pass-word@127.0.0.1:9", "timeout_seconds": 1.0}
+    )
     said = " ".join(finding.cause + finding.fix for finding in doctor.examine(alone))
     assert "127.0.0.1:9" in said
     assert "pass-word" not in said
@@ -91,8 +110,14 @@ def test_worker_that_runs_keeps_its_port_and_its_memory(enrolled: Path) -> None:
 
 def test_model_that_takes_fewer_tokens_than_it_would_be_asked_is_refused(enrolled: Path) -> None:
     found = findings_of(settings_of(enrolled, generation={"max_prompt_length": 4000}))["model"]
-    assert (found.verdict, found.fix) == ("refuse", "lower them, or take a model with a longer context")
-    assert "generation.max_prompt_length 4000 and generation.max_completion_length 256 make 4256" in found.cause
+    assert (found.verdict, found.fix) == (
+        "refuse",
+        "lower them, or take a model with a longer context",
+    )
+    assert (
+        "generation.max_prompt_length 4000 and generation.max_completion_length 256 make 4256"
+        in found.cause
+    )
 
 
 def test_model_that_check_would_refuse_is_named(enrolled: Path, tmp_path: Path) -> None:
@@ -112,13 +137,21 @@ def test_model_that_does_not_fit_is_refused_unless_its_worst_step_was_measured(
     monkeypatch.setattr(doctor.model_sizing, "needed_gib", lambda name, machine, trainer: 1e6)
     assert findings_of(settings_of(enrolled))["memory"].verdict == "refuse"
     file = enrolled / "budget.json"
-    file.write_text('{"key": "another/model torch.float32 on cpu 1, ", "tokens": 4096, "recomputes": true}')
+    file.write_text(
+        '{"key": "another/model torch.float32 on cpu 1, ", "tokens": 4096, "recomputes": true}'
+    )
     assert findings_of(settings_of(enrolled))["memory"].verdict == "refuse"
     file.write_text("{")
     assert findings_of(settings_of(enrolled))["memory"].verdict == "refuse"
     key = "hivewright/tiny torch.float32 on cpu 1, "
-    for held, step, verdict in ((10**6, 10**6, "ok"), (10**6, 10**15, "warning"), (10**15, 10**6, "refuse")):
-        file.write_text(json.dumps({"key": key, "tokens": 4096, "recomputes": True, "held": held, "step": step}))
+    for held, step, verdict in (
+        (10**6, 10**6, "ok"),
+        (10**6, 10**15, "warning"),
+        (10**15, 10**6, "refuse"),
+    ):
+        file.write_text(
+            json.dumps({"key": key, "tokens": 4096, "recomputes": True, "held": held, "step": step})
+        )
         finding = findings_of(settings_of(enrolled))["memory"]
         assert finding.verdict == verdict
         assert "4096 of 16384 tokens" in finding.cause
@@ -134,7 +167,9 @@ def test_peers_with_another_version_are_a_warning(enrolled: Path) -> None:
     assert "3 peers run reasoning-gym 0.0.1" in finding.cause
 
 
-def test_address_that_is_not_this_machines_is_a_warning(enrolled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_that_is_not_this_machines_is_a_warning(
+    enrolled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bootnodes = ["/ip4/127.0.0.1/tcp/9/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"]
     swarm = {"enabled": False, "bootnodes": bootnodes, "announce": ["/ip4/192.0.2.7/tcp/1"]}
     assert "are on it" in findings_of(settings_of(enrolled, swarm=swarm))["announced"].cause
@@ -150,7 +185,9 @@ def test_card_that_the_build_has_no_kernels_for_is_refused(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "B300")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (10, 3))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
-    with pytest.raises(ModelError, match=r"B300: is sm_103, and torch .* is built for sm_80, sm_90; .* torch_index"):
+    with pytest.raises(
+        ModelError, match=r"B300: is sm_103, and torch .* is built for sm_80, sm_90; .* torch_index"
+    ):
         device.compute("cuda:0", "bfloat16")
 
 
@@ -191,7 +228,10 @@ def test_secrets_are_redacted(text: str, left: str) -> None:
 def test_bundle_holds_what_helps_and_no_secret(enrolled: Path) -> None:
     (enrolled / "account.token").write_text("s3cret-token-7\n")
     (enrolled / "rounds.jsonl").write_text('{"round": 7, "note": "s3cret-token-7"}\n')
-    of = settings_of(enrolled, chain={"rpc_url": "https://me:pass@rpc.example/x", "account_url": "http://127.0.0.1:9"})
+    of = settings_of(
+        enrolled,
+        chain={"rpc_url": "https://me:pass@rpc.example/x", "account_url": "http://127.0.0.1:9"},
+    )
     file = enrolled / "bundle.tar.gz"
     bundle.write(file, of, [{"check": "disk"}])
     with tarfile.open(file) as tar:

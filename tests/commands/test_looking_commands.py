@@ -1,4 +1,5 @@
-"""`hivewright eval`, `answers` and `chat` on what a real node left: the small model, a few rounds."""
+"""`hivewright eval`, `answers` and `chat` on what a real node left: the small model, a few
+rounds."""
 
 import argparse
 import io
@@ -20,8 +21,13 @@ from worker.telemetry.model_card import model_card
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> settings.Settings:
-    """Settings of a node that has trained six rounds and evaluated itself before, in the middle and after."""
-    made = enrolled(tmp_path_factory.mktemp("looking") / "node", node_eval_every_rounds=3, node_eval_seconds=60.0)
+    """Settings of a node that has trained six rounds and evaluated itself before, in the middle and
+    after."""
+    made = enrolled(
+        tmp_path_factory.mktemp("looking") / "node",
+        node_eval_every_rounds=3,
+        node_eval_seconds=60.0,
+    )
     node = make_node(made)
     node.train()
     node.close()
@@ -47,7 +53,9 @@ def test_node_evaluates_itself_before_and_after(trained):
     shown = status.read(folder)
     assert (shown.held_out_before, shown.held_out_now) == (done[0].reward, done[-1].reward)
     card = model_card(trained, shown, status.read_rounds(folder))
-    assert f"held-out reward | {done[-1].reward:.3f} now, {done[0].reward:.3f} before training" in card
+    assert (
+        f"held-out reward | {done[-1].reward:.3f} now, {done[0].reward:.3f} before training" in card
+    )
 
 
 def test_held_out_reward_is_that_of_an_independent_scorer(trained, capsys):
@@ -55,9 +63,14 @@ def test_held_out_reward_is_that_of_an_independent_scorer(trained, capsys):
     found = evaluated(trained, capsys, "--now")["now"]
     policy, _ = model_setup.load_trained(trained, trained.node.state_dir / "checkpoints")
     environment = environments.load(trained.environment)
-    tasks = {one: environment.tasks_of(*one, evaluation.HELD_OUT, 4) for one in (("gcd", 0), ("basic_arithmetic", 0))}
+    tasks = {
+        one: environment.tasks_of(*one, evaluation.HELD_OUT, 4)
+        for one in (("gcd", 0), ("basic_arithmetic", 0))
+    }
     order = [(one, tasks[one][i]) for i in range(4) for one in tasks]
-    groups = policy.generate([environment.question(task) for _, task in order], trained.generation, 0)
+    groups = policy.generate(
+        [environment.question(task) for _, task in order], trained.generation, 0
+    )
     means = {one: [] for one in tasks}
     for (one, task), completions in zip(order, groups, strict=True):
         texts = [c.text for c in completions]
@@ -74,7 +87,9 @@ def test_before_is_the_untouched_model_and_now_the_checkpoint(trained, capsys):
     untouched = model_setup.load_policy(trained).model.state_dict()
     now, _ = model_setup.load_trained(trained, trained.node.state_dir / "checkpoints")
     assert any(
-        not torch.equal(weight, untouched[name]) for name, weight in now.model.state_dict().items() if name in untouched
+        not torch.equal(weight, untouched[name])
+        for name, weight in now.model.state_dict().items()
+        if name in untouched
     )
 
 
@@ -89,7 +104,9 @@ def test_table_fits_80_columns(trained, capsys):
 
 def test_eval_without_a_checkpoint_says_so(tmp_path):
     made = enrolled(tmp_path / "node")
-    with pytest.raises(TrainingError, match="no checkpoint; train first, or evaluate the model with --before"):
+    with pytest.raises(
+        TrainingError, match="no checkpoint; train first, or evaluate the model with --before"
+    ):
         evaluate.run(made, command("eval", "--now"))
 
 
@@ -100,14 +117,20 @@ def test_checkpoint_that_is_being_written_is_not_looked_at(trained, tmp_path, ca
     found = evaluated(trained, capsys, "--now", "--checkpoint", str(folder))
     assert found["now"]["rounds_trained"] == 6
     newest = sorted(folder.glob("checkpoint-*"))[-1]
-    assert evaluated(trained, capsys, "--now", "--checkpoint", str(newest))["now"]["rounds_trained"] == 6
+    assert (
+        evaluated(trained, capsys, "--now", "--checkpoint", str(newest))["now"]["rounds_trained"]
+        == 6
+    )
 
 
 def test_damaged_newest_checkpoint_is_passed_over(trained, tmp_path, capsys):
     folder = tmp_path / "checkpoints"
     shutil.copytree(trained.node.state_dir / "checkpoints", folder)
     (sorted(folder.glob("checkpoint-*"))[-1] / "model.safetensors").write_bytes(b"cut")
-    assert evaluated(trained, capsys, "--now", "--checkpoint", str(folder))["now"]["rounds_trained"] == 5
+    assert (
+        evaluated(trained, capsys, "--now", "--checkpoint", str(folder))["now"]["rounds_trained"]
+        == 5
+    )
 
 
 def test_checkpoint_of_another_model_is_a_model_error(trained, tmp_path):
@@ -119,12 +142,19 @@ def test_checkpoint_of_another_model_is_a_model_error(trained, tmp_path):
 
 def test_all_groups_of_all_rounds_are_on_disk(trained):
     kept = list(answer_log.read(trained.node.state_dir))
-    assert {group.round for group in kept} == {row["round"] for row in status.read_rounds(trained.node.state_dir)}
+    assert {group.round for group in kept} == {
+        row["round"] for row in status.read_rounds(trained.node.state_dir)
+    }
     assert all(len(group.answers) == trained.generation.num_generations for group in kept)
     learned = [group for group in kept if group.trained]
     assert learned
     assert all(any(answer.advantage for answer in group.answers) for group in learned)
-    assert all(answer.logprob is not None for group in kept for answer in group.answers if group.peer_id is None)
+    assert all(
+        answer.logprob is not None
+        for group in kept
+        for answer in group.answers
+        if group.peer_id is None
+    )
     assert {group.level for group in kept} == {0}
     environment = environments.load(trained.environment)
     group = next(g for g in kept if g.right is not None)

@@ -16,7 +16,9 @@ from worker.telemetry.status import NodeStatus
 
 
 def node(**changes):
-    status = NodeStatus("gpu-12-7", "Qm", "quick brown otter", "hivewright/tiny", "0.1.0", **changes)
+    status = NodeStatus(
+        "gpu-12-7", "Qm", "quick brown otter", "hivewright/tiny", "0.1.0", **changes
+    )
     status.ledger = {"earned": 9999, "sent": 0, "confirmed": 9999, "rejected": 0}
     return status
 
@@ -60,10 +62,13 @@ def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_
         versions=("exchange 3", "reasoning-gym 0.1.25"),
         other_versions={"reasoning-gym 0.1.24": 2, "exchange 2": 1},
     )  # fmt: skip
-    status.hub = HubStatus("hive/model", "failed", round=200, pushed_round=100, failures=1, error="says 401")
+    status.hub = HubStatus(
+        "hive/model", "failed", round=200, pushed_round=100, failures=1, error="says 401"
+    )
     status.write(tmp_path)
     print_status(
-        settings.from_flat({"node_state_dir": str(tmp_path)}, "test"), argparse.Namespace(json=False, metrics=False)
+        settings.from_flat({"node_state_dir": str(tmp_path)}, "test"),
+        argparse.Namespace(json=False, metrics=False),
     )
     shown = capsys.readouterr().out
     assert "hub hive/model: round 100 pushed, now failed, failed 1 times: says 401" in shown
@@ -72,7 +77,10 @@ def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_
     assert "rejected: \\x1b[2J 1, seed 3\n" in shown
     assert "refused to others: full 7" in shown
     assert "refused by others: not-allowed 2" in shown
-    assert "2 peers run reasoning-gym 0.1.24, this node reasoning-gym 0.1.25: they can't learn from each other" in shown
+    assert (
+        "2 peers run reasoning-gym 0.1.24, this node reasoning-gym 0.1.25: they can't learn from"
+        " each other" in shown
+    )
     assert "1 peers run exchange 2, this node exchange 3: they can't learn from each other" in shown
 
 
@@ -91,6 +99,12 @@ def test_status_says_what_of_the_hub_and_of_other_versions_there_is_to_know(tmp_
     ],
 )
 def test_check_says_what_the_settings_come_to_on_the_wire(flat, line, capsys):
-    small = {"environment_families": [{"name": "gcd"}], "model_name": "hivewright/tiny", "swarm_enabled": True}
-    reports.print_settings(settings.from_flat({**small, **flat}, "test"), argparse.Namespace(model=None))
+    small = {
+        "environment_families": [{"name": "gcd"}],
+        "model_name": "hivewright/tiny",
+        "swarm_enabled": True,
+    }
+    reports.print_settings(
+        settings.from_flat({**small, **flat}, "test"), argparse.Namespace(model=None)
+    )
     assert line in capsys.readouterr().out

@@ -17,7 +17,16 @@ WORKERS = 3
 
 
 def start_demo(output: Path, rounds: int, workers: int = 1) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "worker", "demo", "--workers", str(workers), "--rounds", str(rounds)]
+    command = [
+        sys.executable,
+        "-m",
+        "worker",
+        "demo",
+        "--workers",
+        str(workers),
+        "--rounds",
+        str(rounds),
+    ]
     return subprocess.Popen(
         [*command, "--seed", "1", "--output", str(output)],
         stdout=subprocess.PIPE,
@@ -34,7 +43,9 @@ def processes_of(output: Path) -> list[str]:
     for proc in Path("/proc").iterdir():
         if proc.name.isdecimal() and int(proc.name) != os.getpid():
             try:
-                command = (proc / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                command = (
+                    (proc / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
             except OSError:
                 continue
             if str(output) in command:
@@ -71,14 +82,21 @@ def test_demo_exits_0_and_every_worker_trains_every_round(finished_demo):
         assert worker["rounds_reported"] == worker["rounds_with_step"]
         assert len(worker["peers_heard"]) == WORKERS - 1
         assert worker["registered"] is True
-        assert worker["rewards_confirmed"] == worker["rewards_earned"] == worker["rewards_audited"] == ROUNDS
+        assert (
+            worker["rewards_confirmed"]
+            == worker["rewards_earned"]
+            == worker["rewards_audited"]
+            == ROUNDS
+        )
         assert all(0 <= reward <= 1 for reward in worker["rewards"].values())
 
 
 def test_demo_workers_learn_from_their_peers_groups(finished_demo):
     output, _, text = finished_demo
     rounds = [
-        json.loads(line) for file in output.glob("worker-*/rounds.jsonl") for line in file.read_text().splitlines()
+        json.loads(line)
+        for file in output.glob("worker-*/rounds.jsonl")
+        for line in file.read_text().splitlines()
     ]
     assert sum(line["groups_external"] for line in rounds) > 0, text
     assert sum(sum(line["groups_rejected"].values()) for line in rounds) == 0, rounds
@@ -87,9 +105,14 @@ def test_demo_workers_learn_from_their_peers_groups(finished_demo):
 def test_demo_leaves_a_plot_the_logs_and_no_process(finished_demo):
     output, _, text = finished_demo
     assert (output / "rewards.png").read_bytes().startswith(b"\x89PNG")
-    assert {"chain.log", "keeper.log", "account.log", "bootnode.log", "dashboard.log", "worker-0.log"} <= {
-        file.name for file in (output / "logs").iterdir()
-    }
+    assert {
+        "chain.log",
+        "keeper.log",
+        "account.log",
+        "bootnode.log",
+        "dashboard.log",
+        "worker-0.log",
+    } <= {file.name for file in (output / "logs").iterdir()}
     assert processes_of(output) == []
     assert max(len(line) for line in text.splitlines() if str(output) not in line) <= 80
 
@@ -126,7 +149,11 @@ def test_interrupted_demo_leaves_no_process(tmp_path, stop):
         os.kill(demo.pid, stop)
         code = demo.wait(60)
         assert code != 0
-        wait_until(lambda: processes_of(output) == [], 45, f"all processes ended, left: {processes_of(output)}")
+        wait_until(
+            lambda: processes_of(output) == [],
+            45,
+            f"all processes ended, left: {processes_of(output)}",
+        )
     finally:
         if demo.poll() is None:
             demo.kill()
@@ -142,8 +169,15 @@ def test_worker_that_dies_ends_the_demo_with_one_line_that_says_which(tmp_path):
         os.kill(pid, signal.SIGKILL)
         text, _ = demo.communicate(timeout=90)
         assert demo.returncode == 9, text
-        assert "DemoFailed (exit 9): worker-0 was killed by SIGKILL, not by the demo" in text.splitlines()[-1]
-        wait_until(lambda: processes_of(output) == [], 45, f"all processes ended, left: {processes_of(output)}")
+        assert (
+            "DemoFailed (exit 9): worker-0 was killed by SIGKILL, not by the demo"
+            in text.splitlines()[-1]
+        )
+        wait_until(
+            lambda: processes_of(output) == [],
+            45,
+            f"all processes ended, left: {processes_of(output)}",
+        )
     finally:
         if demo.poll() is None:
             demo.kill()

@@ -1,4 +1,5 @@
-"""A worker that exchanges with registered peers only: a stranger is refused, and let in once the chain knows it."""
+"""A worker that exchanges with registered peers only: a stranger is refused, and let in once the
+chain knows it."""
 
 import json
 import logging
@@ -29,7 +30,11 @@ NO_END = 10_000  # rounds
 
 class PickyDemo(Demo):
     def _worker_settings(self, name: str, account_url: str) -> dict[str, Any]:
-        return {**super()._worker_settings(name, account_url), "swarm_only_registered": True, "swarm_keep_rounds": 20}
+        return {
+            **super()._worker_settings(name, account_url),
+            "swarm_only_registered": True,
+            "swarm_keep_rounds": 20,
+        }
 
 
 class Stranger:
@@ -74,7 +79,9 @@ def wait_until(condition, seconds: float, what: str) -> None:
         time.sleep(0.2)
 
 
-def test_stranger_is_refused_until_it_is_registered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_stranger_is_refused_until_it_is_registered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     demo = PickyDemo(tmp_path / "demo", 1, NO_END, 1, Console(quiet=True))
     demo.output.mkdir()
     with Children(demo.output / "logs") as children:
@@ -87,7 +94,9 @@ def test_stranger_is_refused_until_it_is_registered(tmp_path: Path, caplog: pyte
             stranger.swarm.close()
 
 
-def see_both_sides(demo: Demo, children: Children, stranger: Stranger, caplog: pytest.LogCaptureFixture) -> None:
+def see_both_sides(
+    demo: Demo, children: Children, stranger: Stranger, caplog: pytest.LogCaptureFixture
+) -> None:
     def learn() -> bool:
         children.require_healthy()
         return bool(stranger.take_part().groups)
@@ -101,18 +110,27 @@ def see_both_sides(demo: Demo, children: Children, stranger: Stranger, caplog: p
         wait_until(lambda: learn() or refused(), PATIENCE_SECONDS, "it has refused the stranger")
     assert swarm.status().groups_fetched == 0
     assert swarm.status().state == "training-alone"
-    why = "reason=not-allowed: this node exchanges groups only with peers that were registered on the chain"
+    why = (
+        "reason=not-allowed: this node exchanges groups only with peers that were registered on the"
+        " chain"
+    )
     [worker] = swarm.peers()
     assert f"request refused by peer={worker}" in caplog.text
     assert why in caplog.text
     log = demo.output / "logs/worker-0.log"
-    wait_until(lambda: f"request refused peer={me} {why}" in log.read_text(), 10, "the worker says it too")
+    wait_until(
+        lambda: f"request refused peer={me} {why}" in log.read_text(), 10, "the worker says it too"
+    )
     assert swarm.status().groups_offered == 0  # nor did it ask the stranger
 
     stranger.register(demo)
     wait_until(learn, PATIENCE_SECONDS, "the worker's groups come")
     assert swarm.status().state == "connected"
-    wait_until(lambda: learn() and swarm.status().groups_offered > 0, PATIENCE_SECONDS, "and it asks for ours")
+    wait_until(
+        lambda: learn() and swarm.status().groups_offered > 0,
+        PATIENCE_SECONDS,
+        "and it asks for ours",
+    )
     report = json.loads((demo.output / "worker-0/status.json").read_text())
     assert report["swarm"]["requests_refused"]["not-allowed"] >= 1
     assert report["rounds_trained"] > 0

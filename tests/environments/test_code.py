@@ -33,7 +33,12 @@ def test_reference_passes_all_tests_fenced_or_not(mix):
     for task in mix.sample(1, 12):
         program = mix.answer(task)
         assert program is not None
-        answers = [tagged(program), tagged(f"\n```python\n{program}\n```\n"), program, tagged(program + "\n    1 / 0")]
+        answers = [
+            tagged(program),
+            tagged(f"\n```python\n{program}\n```\n"),
+            program,
+            tagged(program + "\n    1 / 0"),
+        ]
         assert mix.score(task, answers) == [1.0, 1.0, 0.0, 1.0]
 
 
@@ -64,7 +69,9 @@ def test_reward_is_the_share_of_tests_passed(mix):
     task = mix.sample(4, 1)[0]
     program = mix.answer(task)
     assert program is not None
-    sometimes = program.replace("def solve(x):", "def solve(x):\n    global n\n    n += 1\n    if n % 2: return None\n")
+    sometimes = program.replace(
+        "def solve(x):", "def solve(x):\n    global n\n    n += 1\n    if n % 2: return None\n"
+    )
     assert mix.score(task, [tagged("n = 0\n" + sometimes)]) == [0.5]
 
 
@@ -100,7 +107,15 @@ def test_hidden_results_do_not_enter_the_sandbox(mix, monkeypatch):
     for task in mix.sample(6, 10):
         mix.score(task, [tagged("def solve(x): return x")])
     assert {tuple(json.loads(job)) for job in jobs} == {
-        ("program", "entry", "inputs", "cpu_seconds", "wall_seconds", "memory_bytes", "output_bytes")
+        (
+            "program",
+            "entry",
+            "inputs",
+            "cpu_seconds",
+            "wall_seconds",
+            "memory_bytes",
+            "output_bytes",
+        )
     }
 
 
@@ -108,30 +123,38 @@ def test_hidden_results_do_not_enter_the_sandbox(mix, monkeypatch):
 def test_tasks_and_scores_are_the_same_in_another_process(mix, hash_seed):
     guess = tagged("def solve(x): return x")
     script = (
-        "import json; from worker import settings, environments\n"
-        f"families = {[family.model_dump() for family in FAMILIES]!r}\n"
-        "e = environments.load(settings.parse({'environment': {'families': families}}, 'x').environment)\n"
-        "print(json.dumps([[t.family, t.config_digest, t.seed, t.index, e.question(t), e.answer(t), "
-        f"e.score(t, [{guess!r}])] for t in e.sample(7, 10)]))"
+        "import json; from worker import settings, environments\nfamilies ="
+        f" {[family.model_dump() for family in FAMILIES]!r}\ne ="
+        " environments.load(settings.parse({'environment': {'families': families}},"
+        " 'x').environment)\nprint(json.dumps([[t.family, t.config_digest, t.seed, t.index,"
+        f" e.question(t), e.answer(t), e.score(t, [{guess!r}])] for t in e.sample(7, 10)]))"
     )
     output = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=True,
         env={"PYTHONHASHSEED": hash_seed},
     ).stdout  # fmt: skip
     assert json.loads(output) == [
-        [*dataclasses.astuple(t), mix.question(t), mix.answer(t), mix.score(t, [guess])] for t in mix.sample(7, 10)
+        [*dataclasses.astuple(t), mix.question(t), mix.answer(t), mix.score(t, [guess])]
+        for t in mix.sample(7, 10)
     ]
 
 
 def test_tasks_of_this_version_are_what_they_always_were(mix):
-    """Whoever changes the grammar counts the version up: peers must not score each other's other tasks."""
+    """Whoever changes the grammar counts the version up: peers must not score each other's other
+    tasks."""
     text = json.dumps([[mix.question(t), mix.answer(t)] for t in mix.sample(8, 100)])
-    assert (Code.version, hashlib.sha256(text.encode()).hexdigest()[:12]) == ("code 1", "835f622d0edd")
+    assert (Code.version, hashlib.sha256(text.encode()).hexdigest()[:12]) == (
+        "code 1",
+        "835f622d0edd",
+    )
 
 
 def test_levels_ask_for_more_steps():
     def num_steps(level: int) -> float:
-        mix = Mix(settings.Environment(families=(Family(name="code/lists", level=level),)), {"code": Code()})
+        mix = Mix(
+            settings.Environment(families=(Family(name="code/lists", level=level),)),
+            {"code": Code()},
+        )
         return sum(mix.question(task).count("\n") for task in mix.sample(1, 40)) / 40
 
     assert num_steps(0) < num_steps(2) < num_steps(4)
@@ -149,9 +172,18 @@ def test_code_and_reasoning_are_mixed_by_weight():
 @pytest.mark.parametrize(
     ("family", "message"),
     [
-        (Family(name="code/poems"), "code/poems: no such family; expected one of code/lists, code/texts, code/numbers"),
-        (Family(name="code/lists", config={"steps": 3}), "steps: not known; expected min_steps and max_steps"),
-        (Family(name="code/lists", config={"min_steps": 4}), "min_steps 4, max_steps 3; expected 1 <= min_steps"),
+        (
+            Family(name="code/poems"),
+            "code/poems: no such family; expected one of code/lists, code/texts, code/numbers",
+        ),
+        (
+            Family(name="code/lists", config={"steps": 3}),
+            "steps: not known; expected min_steps and max_steps",
+        ),
+        (
+            Family(name="code/lists", config={"min_steps": 4}),
+            "min_steps 4, max_steps 3; expected 1 <= min_steps",
+        ),
         (Family(name="code/lists", config={"max_steps": True}), "max_steps True; expected"),
         (Family(name="code/lists", config={"max_steps": 7}), "max_steps 7; expected .*<= 6"),
         (Family(name="code/lists", level=5), "level 5; expected 0 to 4"),

@@ -1,4 +1,5 @@
-"""Environments are found by the names of their modules; an example of what a new one and its test need."""
+"""Environments are found by the names of their modules; an example of what a new one and its test
+need."""
 
 import pytest
 
@@ -56,12 +57,18 @@ def test_a_module_with_a_source_is_an_environment():
     assert "doubling 1" in mix.versions
     for task in tasks:
         assert mix.question(task).startswith("What is twice ")
-        assert mix.score(task, [f"<answer>{mix.answer(task)}</answer>", "<answer>x</answer>"]) == [1.0, 0.0]
+        assert mix.score(task, [f"<answer>{mix.answer(task)}</answer>", "<answer>x</answer>"]) == [
+            1.0,
+            0.0,
+        ]
 
 
 @pytest.mark.parametrize("name", ["poetry", "answers", "", "code.sandbox"])
 def test_any_other_name_is_a_settings_error(name):
-    message = f"environment/families: {name}/: no such environment; expected code/, or a family of reasoning-gym"
+    message = (
+        f"environment/families: {name}/: no such environment; expected code/, or a family of"
+        " reasoning-gym"
+    )
     with pytest.raises(SettingsError) as caught:
         load(f"{name}/sonnets")
     assert str(caught.value) == message

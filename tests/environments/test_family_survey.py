@@ -1,4 +1,5 @@
-"""All families of reasoning-gym: the survey's verdicts, and the guards over scorers that are too generous."""
+"""All families of reasoning-gym: the survey's verdicts, and the guards over scorers that are too
+generous."""
 
 import json
 import subprocess
@@ -71,7 +72,9 @@ def test_refused_family_is_named_with_the_reason(name):
 def test_survey_of_another_version_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
     verdicts.cache_clear()
-    with pytest.raises(SettingsError, match=r"written for reasoning-gym 0\.1\.25, installed is 99.0"):
+    with pytest.raises(
+        SettingsError, match=r"written for reasoning-gym 0\.1\.25, installed is 99.0"
+    ):
         verdicts()
     verdicts.cache_clear()
 
@@ -120,12 +123,20 @@ def test_right_answer_of_a_guarded_family_earns_all(family):
 
 def test_huge_exponents_are_not_computed():
     """Fraction("1e999999999") would take minutes and gigabytes."""
-    huge = ("1e999999999", "-1e-999999999", "1E+99_999_999", "1e9,9,9,9,9,9,9,9,9", "1e\u0663000000", "1 e9 999 999")
+    huge = (
+        "1e999999999",
+        "-1e-999999999",
+        "1E+99_999_999",
+        "1e9,9,9,9,9,9,9,9,9",
+        "1e\u0663000000",
+        "1 e9 999 999",
+    )
     for answer in huge:
         assert earned("coin_flip", lambda item, answer=answer: answer, 1) == 0.0
 
 
-# -- propositional logic -----------------------------------------------------------------------------------------
+# -- propositional logic
+# -----------------------------------------------------------------------------------------
 
 
 def item_of(variables: str, *premises: str) -> dict:
@@ -181,7 +192,9 @@ def test_no_premise_and_no_contradiction_earns_in_the_default_mix():
         variables, premises = item["metadata"]["variables"], item["metadata"]["premises"]
         x, y = variables[:2]
         for answer in (*premises, f"(({x} ∧ ¬{x}) ∧ {y})", " ∧ ".join(premises), "X", "."):
-            reward = reasoning_gym._score(dataset, item, "propositional_logic", f"<answer>{answer}</answer>")
+            reward = reasoning_gym._score(
+                dataset, item, "propositional_logic", f"<answer>{answer}</answer>"
+            )
             assert reward <= 0.05
 
 
@@ -189,15 +202,20 @@ def test_one_variable_whatever_the_premises_say_earns_no_more_than_chance_at_the
     """One of at least four literals is right by chance."""
     config = json.dumps(ReasoningGym().levels("propositional_logic", {})[0])
     for guess in ("P", "Q", "¬P", "¬Q"):
-        assert earned("propositional_logic", lambda item, guess=guess: guess, 120, config) < 0.3, guess
+        assert earned("propositional_logic", lambda item, guess=guess: guess, 120, config) < 0.3, (
+            guess
+        )
 
 
 def test_level_without_a_sound_item_is_left_out():
-    """Level 0 of reasoning-gym's curriculum has bare variables as premises: nothing follows from them."""
+    """Level 0 of reasoning-gym's curriculum has bare variables as premises: nothing follows from
+    them."""
     levels = ReasoningGym().levels("propositional_logic", {})
     assert len(levels) == 4
     assert levels[0]["max_complexity"] == 2
-    with pytest.raises(SettingsError, match="no task of it is sound: anything follows from premises"):
+    with pytest.raises(
+        SettingsError, match="no task of it is sound: anything follows from premises"
+    ):
         ReasoningGym().check("propositional_logic", {"min_complexity": 1, "max_complexity": 1})
 
 

@@ -40,10 +40,10 @@ def test_default_mix_makes_nine_families_and_scores_their_own_answers(default):
 @pytest.mark.parametrize("hash_seed", ["0", "4711"])
 def test_tasks_and_scores_are_the_same_in_another_process(default, hash_seed):
     code = (
-        "import json; from worker import settings, environments\n"
-        "e = environments.load(settings.Environment())\n"
-        "print(json.dumps([[t.family, t.config_digest, t.seed, t.index, e.question(t), e.answer(t), "
-        "e.score(t, ['<answer>1</answer>', '<answer>0 1</answer>'])] for t in e.sample(7, 60)]))"
+        "import json; from worker import settings, environments\ne ="
+        " environments.load(settings.Environment())\nprint(json.dumps([[t.family, t.config_digest,"
+        " t.seed, t.index, e.question(t), e.answer(t), e.score(t, ['<answer>1</answer>', '<answer>0"
+        " 1</answer>'])] for t in e.sample(7, 60)]))"
     )
     output = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=100, check=True,
@@ -80,7 +80,12 @@ def test_families_are_drawn_by_weight():
 
 def test_question_of_a_task_that_this_node_does_not_have_is_refused(default):
     task = default.sample(1, 1)[0]
-    for change in ({"family": "sudoku"}, {"config_digest": "0" * 12}, {"index": MAX_INDEX}, {"index": -1}):
+    for change in (
+        {"family": "sudoku"},
+        {"config_digest": "0" * 12},
+        {"index": MAX_INDEX},
+        {"index": -1},
+    ):
         wrong = dataclasses.replace(task, **change)
         for call in (lambda t=wrong: default.question(t), lambda t=wrong: default.score(t, ["x"])):
             with pytest.raises(BadRecord) as caught:
@@ -123,15 +128,24 @@ def test_answer_is_the_text_of_the_last_pair(text, answer):
             Family(name="basic_aritmetic"),
             "basic_aritmetic: not a family of reasoning-gym .*; did you mean basic_arithmetic?",
         ),
-        (Family(name="zzzz"), "zzzz: not a family of reasoning-gym .*; reasoning-gym's gallery lists them"),
+        (
+            Family(name="zzzz"),
+            "zzzz: not a family of reasoning-gym .*; reasoning-gym's gallery lists them",
+        ),
         (Family(name="countdown"), "countdown: refused: its scorer evaluates the answer as Python"),
-        (Family(name="composite"), "composite: refused: it mixes other families; name those, with weights"),
+        (
+            Family(name="composite"),
+            "composite: refused: it mixes other families; name those, with weights",
+        ),
         (Family(name="gcd", config={"seed": 4}), "gcd: seed follows from the task; leave it out"),
         (
             Family(name="gcd", config={"nonsense": 4}),
             'gcd: {"nonsense": 4}: reasoning-gym refuses it: .*nonsense',
         ),
-        (Family(name="gcd", config={"min_value": 0}), "gcd: .*: reasoning-gym refuses it: min_value"),
+        (
+            Family(name="gcd", config={"min_value": 0}),
+            "gcd: .*: reasoning-gym refuses it: min_value",
+        ),
         (Family(name="gcd", level=4), "gcd: level 4; expected 0 to 3, its curriculum's"),
         (Family(name="acre", level=0), "acre: level 0; expected none: it has no curriculum"),
     ],
@@ -152,17 +166,31 @@ def test_same_family_twice_is_a_settings_error():
 
 
 def test_answer_that_a_scorer_can_not_read_is_wrong():
-    mix = gym(Family(name="prime_factorization"), Family(name="game_of_life"), Family(name="coin_flip"))
+    mix = gym(
+        Family(name="prime_factorization"), Family(name="game_of_life"), Family(name="coin_flip")
+    )
     for task in mix.sample(0, 12):
-        assert mix.score(task, ["<answer>abc</answer>", "<answer>{}</answer>", "<answer>1e999</answer>"]) == [0.0] * 3
+        assert (
+            mix.score(
+                task, ["<answer>abc</answer>", "<answer>{}</answer>", "<answer>1e999</answer>"]
+            )
+            == [0.0] * 3
+        )
 
 
 def test_stranger_s_answer_is_never_evaluated(tmp_path):
     mark = tmp_path / "mark"
     text = f"<answer>__import__('pathlib').Path({str(mark)!r}).touch()</answer>"
-    mix = gym(*(Family(name=n) for n in ("binary_matrix", "spiral_matrix", "string_insertion", "n_queens")))
+    mix = gym(
+        *(
+            Family(name=n)
+            for n in ("binary_matrix", "spiral_matrix", "string_insertion", "n_queens")
+        )
+    )
     for task in mix.sample(0, 40):
-        mix.score(task, [text, text.replace("<answer>", "<answer>[").replace("</answer>", "]</answer>")])
+        mix.score(
+            task, [text, text.replace("<answer>", "<answer>[").replace("</answer>", "]</answer>")]
+        )
     assert not mark.exists()
 
 
@@ -174,7 +202,10 @@ def test_evaluating_scorers_still_read_a_literal():
 
 
 def test_long_and_hostile_answers_are_scored_in_no_time(default):
-    texts = [f"<answer>{body}</answer>" for body in ("(" * 8000, "9" * 16000, "¬" * 16000, "[" * 16000, "\x00\x1b[2J")]
+    texts = [
+        f"<answer>{body}</answer>"
+        for body in ("(" * 8000, "9" * 16000, "¬" * 16000, "[" * 16000, "\x00\x1b[2J")
+    ]
     for task in default.sample(2, 30):
         assert all(0 <= reward <= 0.5 for reward in default.score(task, texts))
 
@@ -190,7 +221,10 @@ def test_levels_get_harder_and_config_stands_above_them():
     lengths = [max(len(mix.question(t)) for t in mix.sample(1, 20)) for mix in (easy, hard)]
     assert lengths[1] > lengths[0] + 20
     fixed = gym(Family(name="chain_sum", level=9, config={"min_terms": 2, "max_terms": 2}))
-    assert all(fixed.question(t).count("+") + fixed.question(t).count(" - ") <= 1 for t in fixed.sample(1, 10))
+    assert all(
+        fixed.question(t).count("+") + fixed.question(t).count(" - ") <= 1
+        for t in fixed.sample(1, 10)
+    )
 
 
 def test_peers_at_different_levels_understand_each_other():
@@ -199,10 +233,14 @@ def test_peers_at_different_levels_understand_each_other():
     for mix in mixes:
         task = mix.sample(5, 1)[0]
         assert len({other.question(task) for other in mixes}) == 1
-        assert all(other.score(task, [f"<answer>{mix.answer(task)}</answer>"]) == [1.0] for other in mixes)
+        assert all(
+            other.score(task, [f"<answer>{mix.answer(task)}</answer>"]) == [1.0] for other in mixes
+        )
     assert len({mix.sample(5, 1)[0].config_digest for mix in mixes}) == 3
     with pytest.raises(BadRecord, match="not in this node's mix"):
-        gym(Family(name="gcd", config={"max_value": 7, "min_value": 1})).question(mixes[0].sample(5, 1)[0])
+        gym(Family(name="gcd", config={"max_value": 7, "min_value": 1})).question(
+            mixes[0].sample(5, 1)[0]
+        )
 
 
 def scored(mix: Mix, seed: int, reward: float) -> list[ScoredGroup]:
@@ -211,7 +249,8 @@ def scored(mix: Mix, seed: int, reward: float) -> list[ScoredGroup]:
 
 @pytest.mark.parametrize("name", ["power_function", "tsumego", "modulo_grid", "sokoban", "bf"])
 def test_odd_curricula_load(name):
-    """Of configurations that check nothing, with levels that reasoning-gym refuses, or that take for ever."""
+    """Of configurations that check nothing, with levels that reasoning-gym refuses, or that take
+    for ever."""
     mix = gym(Family(name=name))
     started = time.monotonic()
     assert mix.score(mix.sample(1, 1)[0], ["<answer>abc</answer>"]) in ([0.0], [0.01])
@@ -259,7 +298,9 @@ def test_curriculum_goes_on_where_it_stood(caplog):
     other = gym(Family(name="gcd", level=0, config={"max_numbers": 3}))
     other.resume(state)  # another family than then: it begins where the settings say
     assert other.levels == {"gcd": 0}
-    assert "level not taken over, the settings say where to begin of='gcd {}' level=1" in caplog.text
+    assert (
+        "level not taken over, the settings say where to begin of='gcd {}' level=1" in caplog.text
+    )
 
 
 def test_level_survives_an_upgrade_of_the_environment(monkeypatch):
@@ -324,7 +365,9 @@ def test_a_level_of_the_settings_falls_back_to_it_and_not_below():
 
 
 def test_families_that_teach_are_drawn_more_often_and_none_is_given_up():
-    mix = gym(Family(name="gcd", level="auto"), Family(name="lcm", level="auto"), Family(name="products"))
+    mix = gym(
+        Family(name="gcd", level="auto"), Family(name="lcm", level="auto"), Family(name="products")
+    )
     for seed in range(20):
         for task in mix.sample(seed, 9):
             rewards = (0.0, 1.0) if task.family == "gcd" else (0.0, 0.0)

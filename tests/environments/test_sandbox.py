@@ -23,7 +23,10 @@ def runner():
 
 
 def test_program_is_run_for_each_input(runner):
-    program = "import math\nfrom collections import Counter\ndef f(x, y):\n    return [x + y, math.gcd(x, y)]"
+    program = (
+        "import math\nfrom collections import Counter\ndef f(x, y):\n    return [x + y,"
+        " math.gcd(x, y)]"
+    )
     assert runner.run(program, "f", [[4, 6], [1, 2]]) == ["[10, 2]", "[3, 1]"]
     assert runner.run("def f(x): return x['a']", "f", [[{"a": True}], [{}]]) == ["true", None]
 
@@ -66,9 +69,11 @@ def test_endless_loop_costs_a_second_of_processor_time(runner):
 
 
 def test_program_can_not_wait(runner):
-    """Nothing that it may call blocks, so no program can hold the runner for longer than its processor time."""
+    """Nothing that it may call blocks, so no program can hold the runner for longer than its
+    processor time."""
     program = (
-        "import time, _thread\ndef f(x):\n    try:\n        time.sleep(60)\n    except OSError:\n        return 'awake'"
+        "import time, _thread\ndef f(x):\n    try:\n        time.sleep(60)\n    except OSError:\n  "
+        "      return 'awake'"
     )
     assert runner.run(program, "f", [[1]]) == ['"awake"']
     lock = "import _thread\nlock = _thread.allocate_lock()\nlock.acquire()\nlock.acquire()"
@@ -86,13 +91,10 @@ def test_memory_hog_gets_no_more_than_its_share(runner):
 
 def test_fork_bomb_makes_no_process(runner):
     bomb = (
-        "import os, ctypes, _thread\n"
-        "libc = ctypes.CDLL(None)\n"
-        "def f(x):\n"
-        "    made = 0\n"
-        "    for call in (os.fork, libc.fork, libc.vfork, lambda: _thread.start_new_thread(f, (x,))):\n"
-        "        try:\n            made += call() != -1\n        except (OSError, RuntimeError):\n            pass\n"
-        "    return made"
+        "import os, ctypes, _thread\nlibc = ctypes.CDLL(None)\ndef f(x):\n    made = 0\n    for"
+        " call in (os.fork, libc.fork, libc.vfork, lambda: _thread.start_new_thread(f, (x,))):\n   "
+        "     try:\n            made += call() != -1\n        except (OSError, RuntimeError):\n    "
+        "        pass\n    return made"
     )
     before = children_of(runner._process.pid)
     assert runner.run(bomb, "f", [[1]]) == ["0"]
@@ -107,27 +109,17 @@ def test_files_can_be_neither_read_nor_written(runner, tmp_path):
     """The state folder with the node's key, say."""
     (tmp_path / "swarm.pem").write_text("the key")
     program = (
-        "import os, io, ctypes\n"
-        "libc = ctypes.CDLL(None)\n"
-        "def f(folder):\n"
-        "    got = []\n"
-        "    for attempt in (\n"
-        "        lambda: open(folder + '/swarm.pem').read(),\n"
-        "        lambda: os.open(folder + '/swarm.pem', os.O_RDONLY),\n"
-        "        lambda: io.FileIO(folder + '/new', 'w'),\n"
-        "        lambda: os.listdir(folder),\n"
-        "        lambda: os.stat(folder),\n"
-        "        lambda: os.mkdir(folder + '/new'),\n"
-        "        lambda: os.unlink(folder + '/swarm.pem'),\n"
-        "        lambda: os.chdir(folder),\n"
-        "        lambda: os.memfd_create('x'),\n"
-        "        lambda: os.environ.get('HOME', 1 / 0),\n"
-        "        lambda: open('/proc/self/environ').read(),\n"
-        "        lambda: 1 / (libc.open(folder.encode() + b'/swarm.pem', 0) + 1),\n"
-        "        lambda: 1 / (libc.syscall(437, -100, folder.encode() + b'/swarm.pem', b'\\0' * 24, 24) + 1),\n"
-        "    ):\n"
-        "        try:\n            got.append(repr(attempt()))\n        except Exception:\n            pass\n"
-        "    return got"
+        "import os, io, ctypes\nlibc = ctypes.CDLL(None)\ndef f(folder):\n    got = []\n    for"
+        " attempt in (\n        lambda: open(folder + '/swarm.pem').read(),\n        lambda:"
+        " os.open(folder + '/swarm.pem', os.O_RDONLY),\n        lambda: io.FileIO(folder + '/new',"
+        " 'w'),\n        lambda: os.listdir(folder),\n        lambda: os.stat(folder),\n       "
+        " lambda: os.mkdir(folder + '/new'),\n        lambda: os.unlink(folder + '/swarm.pem'),\n  "
+        "      lambda: os.chdir(folder),\n        lambda: os.memfd_create('x'),\n        lambda:"
+        " os.environ.get('HOME', 1 / 0),\n        lambda: open('/proc/self/environ').read(),\n     "
+        "   lambda: 1 / (libc.open(folder.encode() + b'/swarm.pem', 0) + 1),\n        lambda: 1 /"
+        " (libc.syscall(437, -100, folder.encode() + b'/swarm.pem', b'\\0' * 24, 24) + 1),\n   "
+        " ):\n        try:\n            got.append(repr(attempt()))\n        except Exception:\n   "
+        "         pass\n    return got"
     )
     assert runner.run(program, "f", [[str(tmp_path)]]) == ["[]"]
     assert {path.name for path in tmp_path.iterdir()} == {"swarm.pem"}
@@ -138,10 +130,8 @@ def test_network_can_not_be_reached(runner):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         program = (
-            "import ctypes\n"
-            "libc = ctypes.CDLL(None)\n"
-            "def f(port):\n"
-            "    return [libc.socket(domain, kind, 0) for domain in (1, 2, 10, 16, 17) for kind in (1, 2, 3)]"
+            "import ctypes\nlibc = ctypes.CDLL(None)\ndef f(port):\n    return [libc.socket(domain,"
+            " kind, 0) for domain in (1, 2, 10, 16, 17) for kind in (1, 2, 3)]"
         )
         outputs = runner.run(program, "f", [[port]])
         assert outputs is not None
@@ -150,16 +140,12 @@ def test_network_can_not_be_reached(runner):
 
 def test_parent_can_be_neither_killed_nor_traced(runner):
     program = (
-        "import os, ctypes, signal\n"
-        "libc = ctypes.CDLL(None)\n"
-        "def f(parent, runner):\n"
-        "    for pid in (parent, runner, -1, 0):\n"
-        "        for call in (lambda: os.kill(pid, 9), lambda: libc.kill(pid, 9),\n"
-        "                     lambda: libc.syscall(234, pid, pid, 9), lambda: libc.ptrace(16, pid, 0, 0),\n"
-        "                     lambda: libc.syscall(311, pid, 0, 0, 0, 0, 0)):\n"
-        "            try:\n                if call() not in (-1, None): return 'done'\n"
-        "            except OSError:\n                pass\n"
-        "    return 'alive'"
+        "import os, ctypes, signal\nlibc = ctypes.CDLL(None)\ndef f(parent, runner):\n    for pid"
+        " in (parent, runner, -1, 0):\n        for call in (lambda: os.kill(pid, 9), lambda:"
+        " libc.kill(pid, 9),\n                     lambda: libc.syscall(234, pid, pid, 9), lambda:"
+        " libc.ptrace(16, pid, 0, 0),\n                     lambda: libc.syscall(311, pid, 0, 0, 0,"
+        " 0, 0)):\n            try:\n                if call() not in (-1, None): return 'done'\n  "
+        "          except OSError:\n                pass\n    return 'alive'"
     )
     runner_pid = runner._process.pid
     assert runner.run(program, "f", [[os.getpid(), runner_pid]]) == ['"alive"']
@@ -169,17 +155,16 @@ def test_parent_can_be_neither_killed_nor_traced(runner):
 
 def test_limits_and_filter_can_not_be_lifted(runner):
     program = (
-        "import ctypes\n"
-        "libc = ctypes.CDLL(None)\n"
-        "def f(x):\n"
-        "    limit = (ctypes.c_ulong * 2)(1 << 40, 1 << 40)\n"
-        "    return [libc.setrlimit(9, limit), libc.prctl(22, 0, 0, 0, 0), libc.unshare(0x10000000)]"
+        "import ctypes\nlibc = ctypes.CDLL(None)\ndef f(x):\n    limit = (ctypes.c_ulong * 2)(1 <<"
+        " 40, 1 << 40)\n    return [libc.setrlimit(9, limit), libc.prctl(22, 0, 0, 0, 0),"
+        " libc.unshare(0x10000000)]"
     )
     assert runner.run(program, "f", [[1]]) == ["[-1, -1, -1]"]
 
 
 def test_result_can_not_be_faked(runner):
-    """Whatever a program writes wherever it can: only results of the right number and form are any."""
+    """Whatever a program writes wherever it can: only results of the right number and form are
+    any."""
     for text in (
         "[1, 2]",
         '["1"]',
@@ -196,7 +181,10 @@ def test_result_can_not_be_faked(runner):
             "    except OSError: pass\nos._exit(0)"
         )
         assert runner.run(program, "f", [[1], [2]]) is None
-    stdout = "import sys\nprint('[\"1\", \"2\"]', flush=True)\nsys.__stdout__.write('x')\ndef f(x): return x"
+    stdout = (
+        "import sys\nprint('[\"1\", \"2\"]', flush=True)\nsys.__stdout__.write('x')\ndef f(x):"
+        " return x"
+    )
     assert runner.run(stdout, "f", [[1], [2]]) == ["1", "2"]
 
 
@@ -241,15 +229,14 @@ def test_many_threads_have_runners_of_their_own():
 
 def test_nothing_is_left_when_the_worker_is_killed():
     code = (
-        "import os, threading, time\n"
-        "from worker.environments.sandbox import Runner\n"
-        "runner = Runner().__enter__()\n"
-        "threading.Thread(target=runner.run, args=('while True: pass', 'f', [[1]]), daemon=True).start()\n"
-        "time.sleep(0.4)\n"
-        "print(runner._process.pid, flush=True)\n"
-        "time.sleep(30)"
+        "import os, threading, time\nfrom worker.environments.sandbox import Runner\nrunner ="
+        " Runner().__enter__()\nthreading.Thread(target=runner.run, args=('while True: pass', 'f',"
+        " [[1]]), daemon=True).start()\ntime.sleep(0.4)\nprint(runner._process.pid,"
+        " flush=True)\ntime.sleep(30)"
     )
-    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
     assert worker.stdout is not None
     pid = int(worker.stdout.readline())
     worker.kill()
@@ -265,17 +252,28 @@ def test_isolation_is_had_here():
 
 
 def test_machine_without_isolation_is_refused_in_one_line(tmp_path, monkeypatch):
-    """A runner whose filter can't be set, as in a kernel without seccomp: the program is not run."""
+    """A runner whose filter can't be set, as in a kernel without seccomp: the program is not
+    run."""
     inner = Path(sandbox.__file__).with_name("sandbox_child.py").read_text()
     mark = tmp_path / "mark"
     for old, new, reason in (
-        ("PR_SET_SECCOMP, SECCOMP_MODE_FILTER,", "PR_SET_SECCOMP, 77,", "prctl 22: Invalid argument"),
-        ("ARCHITECTURES.get(platform.machine())", "ARCHITECTURES.get('vax')", "no system call filter for linux on"),
+        (
+            "PR_SET_SECCOMP, SECCOMP_MODE_FILTER,",
+            "PR_SET_SECCOMP, 77,",
+            "prctl 22: Invalid argument",
+        ),
+        (
+            "ARCHITECTURES.get(platform.machine())",
+            "ARCHITECTURES.get('vax')",
+            "no system call filter for linux on",
+        ),
     ):
         assert old in inner
         (tmp_path / "sandbox_child.py").write_text(inner.replace(old, new))
         monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "sandbox.py"))
-        with pytest.raises(ResourceError, match=f"can't be had on this machine: .*{reason}") as caught:
+        with pytest.raises(
+            ResourceError, match=f"can't be had on this machine: .*{reason}"
+        ) as caught:
             require_isolation()
         assert "\n" not in str(caught.value)
         with Runner() as runner, pytest.raises(ResourceError):
@@ -284,13 +282,15 @@ def test_machine_without_isolation_is_refused_in_one_line(tmp_path, monkeypatch)
 
 
 def test_filter_that_holds_nothing_is_found_out(tmp_path, monkeypatch):
-    """A filter that lets everything through is no isolation, though every call to set it succeeded."""
+    """A filter that lets everything through is no isolation, though every call to set it
+    succeeded."""
     inner = Path(sandbox.__file__).with_name("sandbox_child.py").read_text()
     open_filter = inner.replace("SECCOMP_RET_ERRNO | EPERM)", "SECCOMP_RET_ALLOW)")
     assert open_filter != inner
     (tmp_path / "sandbox_child.py").write_text(open_filter)
     monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "sandbox.py"))
     with pytest.raises(
-        ResourceError, match=r"does not isolate on this machine: a program could .*connect to a network"
+        ResourceError,
+        match=r"does not isolate on this machine: a program could .*connect to a network",
     ):
         require_isolation()

@@ -1,7 +1,9 @@
-"""A stand-in of the Hugging Face Hub's HTTP API, as far as huggingface_hub's client up- and downloads models with it.
+"""A stand-in of the Hugging Face Hub's HTTP API, as far as huggingface_hub's client up- and
+downloads models with it.
 
-Repositories are created, files sent in a commit or by git-lfs, in memory. It speaks the documented git-lfs way; of xet,
-which the real Hub prefers, there is only a server that never answers: other tests set HF_HUB_DISABLE_XET.
+Repositories are created, files sent in a commit or by git-lfs, in memory. It speaks the documented
+git-lfs way; of xet, which the real Hub prefers, there is only a server that never answers: other
+tests set HF_HUB_DISABLE_XET.
 """
 
 import base64
@@ -19,13 +21,20 @@ _PRIVATE = (401, {"error": "Invalid username or password."})
 def _lfs(path: str, content: bytes) -> dict[str, Any]:
     if not path.endswith(".safetensors"):
         return {}
-    return {"lfs": {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}}
+    return {
+        "lfs": {
+            "size": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "pointerSize": 134,
+        }
+    }
 
 
 class HubStandIn:
-    """`repos[REPO]` are its commits, the newest last, each a dict of path -> bytes; `trouble` is what it answers to
-    everything: None (it works), an HTTP status, or "hang". `cut_after`: it hangs up after that many bytes of a file;
-    `stall_after`: it sends nothing more, and keeps the connection; None: it sends all.
+    """`repos[REPO]` are its commits, the newest last, each a dict of path -> bytes; `trouble` is
+    what it answers to everything: None (it works), an HTTP status, or "hang". `cut_after`: it hangs
+    up after that many bytes of a file; `stall_after`: it sends nothing more, and keeps the
+    connection; None: it sends all.
 
     `readers`: tokens that may read; None: everybody may. `is_gated`: everybody may look a model up,
     and only readers get its files. `has_xet`: large files are offered by xet, whose server takes
@@ -99,7 +108,9 @@ class HubStandIn:
                 repo, _, rest = self.path.partition("?")[0].lstrip("/").partition("/resolve/")
                 revision, _, path = rest.partition("/")
                 content = stand_in.repos[repo][int(revision) - 1][path]
-                begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+                begin = int(
+                    self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-")
+                )
                 self.send_response(206 if begin else 200)
                 self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
                 self.send_header("X-Repo-Commit", revision)
@@ -110,7 +121,11 @@ class HubStandIn:
                 self.end_headers()
                 if self.command == "GET":
                     stand_in.downloads.append(f"{path} from {begin}")
-                    limits = [limit for limit in (stand_in.cut_after, stand_in.stall_after) if limit is not None]
+                    limits = [
+                        limit
+                        for limit in (stand_in.cut_after, stand_in.stall_after)
+                        if limit is not None
+                    ]
                     end = min([len(content), *(begin + limit for limit in limits)])
                     self.wfile.write(content[begin:end])
                     if end < len(content) and stand_in.stall_after is not None:
@@ -126,7 +141,9 @@ class HubStandIn:
                     stand_in._released.wait(60)
                     self.close_connection = True
                     return
-                status, answer = stand_in.answer(self.command, self.path, self.headers.get("Authorization"), body)
+                status, answer = stand_in.answer(
+                    self.command, self.path, self.headers.get("Authorization"), body
+                )
                 data = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -150,7 +167,9 @@ class HubStandIn:
         self._server.shutdown()
         self._server.server_close()
 
-    def answer(self, method: str, path: str, authorization: str | None, body: bytes) -> tuple[int, Any]:
+    def answer(
+        self, method: str, path: str, authorization: str | None, body: bytes
+    ) -> tuple[int, Any]:
         path = path.partition("?")[0]
         if isinstance(self.trouble, int):
             return self.trouble, {"error": "the stand-in has trouble"}
@@ -164,9 +183,17 @@ class HubStandIn:
         if method == "GET" and path.startswith("/api/models/"):
             if repo.partition("/revision/")[0] not in self.repos:
                 # The real one tells only those apart that have a token.
-                return (404, {"error": "Repository not found"}) if authorization or self.readers is None else _PRIVATE
+                return (
+                    (404, {"error": "Repository not found"})
+                    if authorization or self.readers is None
+                    else _PRIVATE
+                )
             if not self.is_gated and not self.may_read(authorization):
-                return (401, {"error": "Invalid credentials in Authorization header"}) if authorization else _PRIVATE
+                return (
+                    (401, {"error": "Invalid credentials in Authorization header"})
+                    if authorization
+                    else _PRIVATE
+                )
             return 200, self._tree(repo) if rest else self._model(repo.partition("/revision/")[0])
         if authorization != f"Bearer {TOKEN}":
             return 401, {"error": "Invalid credentials in Authorization header"}
@@ -175,11 +202,16 @@ class HubStandIn:
             return self._create(data)
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
-        for suffix, handle in (("/preupload/main", self._preupload), (".git/info/lfs/objects/batch", self._batch)):
+        for suffix, handle in (
+            ("/preupload/main", self._preupload),
+            (".git/info/lfs/objects/batch", self._batch),
+        ):
             if path.endswith(suffix):
                 return 200, handle(data)
         if path.endswith("/commit/main"):
-            return self._commit(path.removeprefix("/api/models/").removesuffix("/commit/main"), body)
+            return self._commit(
+                path.removeprefix("/api/models/").removesuffix("/commit/main"), body
+            )
         return 404, {"error": f"the stand-in has no {method} {path}"}
 
     def may_read(self, authorization: str | None) -> bool:
@@ -190,7 +222,10 @@ class HubStandIn:
         answer = {"url": f"{self.endpoint}/{repo}"}
         if repo in self.repos:
             return 409, {**answer, "error": "You already created this model repo"}
-        self.repos[repo], self.private[repo] = [], data.get("visibility") == "private" or bool(data.get("private"))
+        self.repos[repo], self.private[repo] = (
+            [],
+            data.get("visibility") == "private" or bool(data.get("private")),
+        )
         return 200, answer
 
     def _model(self, repo: str) -> Any:
@@ -202,7 +237,10 @@ class HubStandIn:
 
     def _tree(self, repo: str) -> Any:
         files = self.repos[repo][-1].items()
-        return [{"type": "file", "path": path, "size": len(content), "oid": "0" * 40} for path, content in files]
+        return [
+            {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
+            for path, content in files
+        ]
 
     def _preupload(self, data: dict[str, Any]) -> Any:
         return {
@@ -243,4 +281,7 @@ class HubStandIn:
                 files[value["path"]] = self.objects[value["oid"]]
         self.repos[repo].append(files)
         number = len(self.repos[repo])
-        return 200, {"commitOid": f"{number:040d}", "commitUrl": f"{self.endpoint}/{repo}/commit/{number:040d}"}
+        return 200, {
+            "commitOid": f"{number:040d}",
+            "commitUrl": f"{self.endpoint}/{repo}/commit/{number:040d}",
+        }

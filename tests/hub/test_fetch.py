@@ -1,4 +1,5 @@
-"""`hivewright fetch`: a model is downloaded once for all nodes of a machine, from a stand-in of the Hub."""
+"""`hivewright fetch`: a model is downloaded once for all nodes of a machine, from a stand-in of the
+Hub."""
 
 import argparse
 import re
@@ -18,7 +19,13 @@ from worker.policy import model_sizing, policy
 NAME = "somebody/tiny"
 TINY = Path(model_sizing.__file__).parent / "tiny"
 # What a repository has beside, and no node loads.
-OTHERS = ("pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors", "model.gguf", "README.md")
+OTHERS = (
+    "pytorch_model.bin",
+    "consolidated.safetensors",
+    "onnx/model.safetensors",
+    "model.gguf",
+    "README.md",
+)
 
 
 @pytest.fixture
@@ -35,11 +42,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
 
 
 def settings_of(folder: Path, name: str = NAME) -> settings.Settings:
-    flat = {"node_state_dir": str(folder / "state"), "model_name": name, "model_shared_dir": str(folder / "models")}
+    flat = {
+        "node_state_dir": str(folder / "state"),
+        "model_name": name,
+        "model_shared_dir": str(folder / "models"),
+    }
     return settings.from_flat(flat, "test")
 
 
-def test_model_is_downloaded_once_and_loaded_without_the_hub(tmp_path: Path, hub: HubStandIn) -> None:
+def test_model_is_downloaded_once_and_loaded_without_the_hub(
+    tmp_path: Path, hub: HubStandIn
+) -> None:
     of = settings_of(tmp_path)
     fetch.run(of)
     folder = tmp_path / "models/somebody--tiny"
@@ -65,7 +78,9 @@ def test_download_that_is_cut_off_is_no_model_and_the_next_run_gets_what_is_miss
 ) -> None:
     of = settings_of(tmp_path)
     hub.cut_after = 100_000
-    with pytest.raises(ModelError, match=r"the download was cut off: .*, in 2 attempts; .*, then run it again"):
+    with pytest.raises(
+        ModelError, match=r"the download was cut off: .*, in 2 attempts; .*, then run it again"
+    ):
         fetch.run(of)
     assert model_sizing.find_folder(of.model) is None
     part = tmp_path / "models/somebody--tiny.part"
@@ -75,7 +90,9 @@ def test_download_that_is_cut_off_is_no_model_and_the_next_run_gets_what_is_miss
     hub.downloads.clear()
     fetch.run(of)
     # Other files may have been cut off too: files are downloaded side by side.
-    assert [each for each in hub.downloads if each.startswith("model.safetensors")] == ["model.safetensors from 200000"]
+    assert [each for each in hub.downloads if each.startswith("model.safetensors")] == [
+        "model.safetensors from 200000"
+    ]
     assert not part.exists()
     assert policy.load(of.model).name == NAME
 
@@ -83,7 +100,9 @@ def test_download_that_is_cut_off_is_no_model_and_the_next_run_gets_what_is_miss
 def test_model_that_can_not_be_had_is_an_error_in_a_line(
     tmp_path: Path, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ModelError, match=r"nobody/nothing: Hugging Face says 404 .*: no such model"):
+    with pytest.raises(
+        ModelError, match=r"nobody/nothing: Hugging Face says 404 .*: no such model"
+    ):
         fetch.run(settings_of(tmp_path, "nobody/nothing"))
     with pytest.raises(SettingsError, match="model/shared_dir: none; expected the folder"):
         fetch.run(settings.from_flat({"model_name": NAME}, "test"))
@@ -98,16 +117,24 @@ def test_model_that_can_not_be_had_is_an_error_in_a_line(
     assert not (tmp_path / "models/somebody--tiny").exists()
 
 
-@pytest.mark.parametrize(("place", "reason"), [("/proc/nope", "No such file or directory"), ("FILE", "File exists")])
-def test_folder_that_can_not_be_had_is_an_error_in_a_line(place: str, reason: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "reason"), [("/proc/nope", "No such file or directory"), ("FILE", "File exists")]
+)
+def test_folder_that_can_not_be_had_is_an_error_in_a_line(
+    place: str, reason: str, tmp_path: Path
+) -> None:
     folder = place.replace("FILE", str(tmp_path / "models"))
     (tmp_path / "models").touch()
     with pytest.raises(ResourceError) as caught:
         fetch.run(settings.from_flat({"model_name": NAME, "model_shared_dir": folder}, "test"))
-    assert str(caught.value) == f"{folder} (model/shared_dir): {reason}; expected a folder to write in"
+    assert (
+        str(caught.value) == f"{folder} (model/shared_dir): {reason}; expected a folder to write in"
+    )
 
 
-def test_folder_and_the_model_of_the_package_are_not_downloaded(tmp_path: Path, hub: HubStandIn) -> None:
+def test_folder_and_the_model_of_the_package_are_not_downloaded(
+    tmp_path: Path, hub: HubStandIn
+) -> None:
     for name in (model_sizing.TINY, str(TINY)):
         fetch.run(settings_of(tmp_path, name))
     assert hub.num_requests == 0
@@ -136,7 +163,9 @@ def test_download_that_stands_still_is_logged_and_goes_on_where_it_stopped(
     ]  # fmt: skip
     assert "it goes on where it stopped, without xet (attempt 2 of 2)" in caplog.text
     assert "nothing arrived" in caplog.text
-    assert re.search(r"^downloading somebody/tiny: 1 of 2 MB, \d+\.\d MB/s$", capfd.readouterr().err, re.M)
+    assert re.search(
+        r"^downloading somebody/tiny: 1 of 2 MB, \d+\.\d MB/s$", capfd.readouterr().err, re.M
+    )
     assert is_whole(tmp_path / "models/somebody--tiny")
 
 
@@ -145,7 +174,9 @@ def test_download_of_which_nothing_arrives_any_more_is_one_error_and_keeps_what_
 ) -> None:
     monkeypatch.setattr(fetch, "STALL_SECONDS", 3.0)
     hub.stall_after = 600_000
-    with pytest.raises(ModelError, match=r"the download was cut off: nothing arrived .*, in 2 attempts; what has") as e:
+    with pytest.raises(
+        ModelError, match=r"the download was cut off: nothing arrived .*, in 2 attempts; what has"
+    ) as e:
         fetch.run(settings_of(tmp_path))
     assert len(str(e.value).splitlines()) == 1
     partial = tmp_path / "models/somebody--tiny.part/model.safetensors.partial"
@@ -153,7 +184,10 @@ def test_download_of_which_nothing_arrives_any_more_is_one_error_and_keeps_what_
 
 
 def test_xet_that_never_answers_is_given_up_for_plain_http(
-    tmp_path: Path, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    hub: HubStandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.delenv("HF_HUB_DISABLE_XET")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
@@ -190,12 +224,48 @@ def test_partial_files_that_are_of_another_revision_or_damaged_are_not_gone_on_f
 @pytest.mark.parametrize(
     ("readers", "is_gated", "token", "name", "message"),
     [
-        ({"hf_good"}, False, None, NAME, r"says 401 .*private or gated, or there is no such model; .*model_token_file"),
-        ({"hf_good"}, False, "hf_bad", NAME, r"says 401 .*it does not take the token; .*model_token_file"),
-        ({"hf_good"}, True, None, NAME, r"says 401 .*gated; accept its terms at http\S+/somebody/tiny .*model_token_f"),
-        ({"hf_good"}, True, "hf_bad", NAME, r"says 403 .*gated, or not for this token; .*model_token_file"),
-        (None, False, None, "nobody/nothing", r"says 404 .*no such model, or a private one, which needs .*model_token"),
-        (None, False, "hf_x", "nobody/nothing", r"says 404 .*no such model, or one that this token may not see"),
+        (
+            {"hf_good"},
+            False,
+            None,
+            NAME,
+            r"says 401 .*private or gated, or there is no such model; .*model_token_file",
+        ),
+        (
+            {"hf_good"},
+            False,
+            "hf_bad",
+            NAME,
+            r"says 401 .*it does not take the token; .*model_token_file",
+        ),
+        (
+            {"hf_good"},
+            True,
+            None,
+            NAME,
+            r"says 401 .*gated; accept its terms at http\S+/somebody/tiny .*model_token_f",
+        ),
+        (
+            {"hf_good"},
+            True,
+            "hf_bad",
+            NAME,
+            r"says 403 .*gated, or not for this token; .*model_token_file",
+        ),
+        (
+            None,
+            False,
+            None,
+            "nobody/nothing",
+            r"says 404 .*no such model, or a private one, which needs .*model_token",
+        ),
+        (
+            None,
+            False,
+            "hf_x",
+            "nobody/nothing",
+            r"says 404 .*no such model, or one that this token may not see",
+        ),
     ],
 )
 def test_refusals_are_told_apart_and_name_the_key(
@@ -219,7 +289,9 @@ def test_refusals_are_told_apart_and_name_the_key(
 
 
 @pytest.mark.parametrize("is_gated", [True, False])
-def test_private_and_gated_models_are_fetched_with_a_token(tmp_path: Path, hub: HubStandIn, is_gated: bool) -> None:
+def test_private_and_gated_models_are_fetched_with_a_token(
+    tmp_path: Path, hub: HubStandIn, is_gated: bool
+) -> None:
     hub.readers, hub.is_gated = {"hf_good"}, is_gated
     file = tmp_path / "token"
     file.write_text("hf_good\n")
@@ -234,6 +306,8 @@ def test_token_file_that_has_no_token_is_a_settings_error(tmp_path: Path, hub: H
     with pytest.raises(SettingsError, match=r"token \(--token-file\): No such file"):
         fetch.run(settings_of(tmp_path), options)
     options.token_file.write_text("two words")
-    with pytest.raises(SettingsError, match=r"token \(--token-file\): 2 words instead of one; expected one word"):
+    with pytest.raises(
+        SettingsError, match=r"token \(--token-file\): 2 words instead of one; expected one word"
+    ):
         fetch.run(settings_of(tmp_path), options)
     assert hub.num_requests == 0

@@ -1,6 +1,8 @@
-"""The push to the Hub: in the background, from a finished checkpoint, and whatever happens there training goes on.
+"""The push to the Hub: in the background, from a finished checkpoint, and whatever happens there
+training goes on.
 
-Against a stand-in of the Hub (stand_in.py), through the real huggingface_hub client in its own process.
+Against a stand-in of the Hub (stand_in.py), through the real huggingface_hub client in its own
+process.
 """
 
 import json
@@ -41,8 +43,16 @@ class Pusher:
         self.token.write_text(TOKEN + "\n")
         (folder / "checkpoint").mkdir()
         (folder / "checkpoint/model.safetensors").write_bytes(b"weights of round 7")
-        section = {"repo": REPO, "token_file": str(self.token), "endpoint": endpoint, "every_rounds": 10, **departures}
-        self.hub = Hub(settings.parse({"hub": section}, "test").hub, folder, "tiny-hivewright-brown-otter", 0)
+        section = {
+            "repo": REPO,
+            "token_file": str(self.token),
+            "endpoint": endpoint,
+            "every_rounds": 10,
+            **departures,
+        }
+        self.hub = Hub(
+            settings.parse({"hub": section}, "test").hub, folder, "tiny-hivewright-brown-otter", 0
+        )
 
     def push(self, round: int = 7, describe: Callable[[Path], None] | None = None) -> None:
         weights = self.folder / "checkpoint/model.safetensors"
@@ -100,7 +110,9 @@ def test_second_push_goes_into_the_same_repository(pusher: Pusher, stand_in: Hub
     ]
 
 
-def test_namespace_alone_gets_a_repository_of_the_node(tmp_path: Path, stand_in: HubStandIn) -> None:
+def test_namespace_alone_gets_a_repository_of_the_node(
+    tmp_path: Path, stand_in: HubStandIn
+) -> None:
     pusher = Pusher(tmp_path, stand_in.endpoint, repo="hive", private=True)
     pusher.push()
     assert pusher.end().state == "pushed"
@@ -164,9 +176,9 @@ def test_close_ends_the_upload(pusher: Pusher, stand_in: HubStandIn) -> None:
 def test_upload_dies_with_a_killed_worker(tmp_path: Path, stand_in: HubStandIn) -> None:
     stand_in.trouble = "hang"
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from test_hub import Pusher\n"
-        "pusher = Pusher(Path(sys.argv[2]), sys.argv[3]); pusher.push(); print(pusher.pid(), flush=True)\n"
-        "import time; time.sleep(60)"
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from test_hub"
+        " import Pusher\npusher = Pusher(Path(sys.argv[2]), sys.argv[3]); pusher.push();"
+        " print(pusher.pid(), flush=True)\nimport time; time.sleep(60)"
     )
     worker = subprocess.Popen(
         [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path), stand_in.endpoint],
@@ -197,7 +209,9 @@ def test_upload_dies_with_a_killed_worker(tmp_path: Path, stand_in: HubStandIn) 
         torch.OutOfMemoryError("CUDA out of memory"),
     ],
 )
-def test_model_that_can_not_be_described_is_a_failure_whatever_is_wrong(pusher: Pusher, error: Exception) -> None:
+def test_model_that_can_not_be_described_is_a_failure_whatever_is_wrong(
+    pusher: Pusher, error: Exception
+) -> None:
     def refuse(folder: Path) -> None:
         raise error
 
@@ -212,15 +226,21 @@ def test_checkpoint_that_is_gone_is_a_failure(pusher: Pusher) -> None:
     assert "No such file" in str(pusher.end().error)
 
 
-def test_push_is_due_every_so_many_rounds_whatever_came_of_the_last(pusher: Pusher, stand_in: HubStandIn) -> None:
+def test_push_is_due_every_so_many_rounds_whatever_came_of_the_last(
+    pusher: Pusher, stand_in: HubStandIn
+) -> None:
     assert [r for r in range(25) if pusher.hub.is_due(r)] == list(range(10, 25))
     stand_in.trouble = 500
     pusher.hub.push(12, 12, pusher.folder / "nowhere", pusher._describe)
     assert [r for r in range(12, 25) if pusher.hub.is_due(r)] == list(range(20, 25))
 
 
-@pytest.mark.parametrize(("text", "reason"), [(None, "No such file"), ("", "is empty"), ("\n", "is empty")])
-def test_token_file_that_holds_none_is_a_settings_error(tmp_path: Path, text: str | None, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"), [(None, "No such file"), ("", "is empty"), ("\n", "is empty")]
+)
+def test_token_file_that_holds_none_is_a_settings_error(
+    tmp_path: Path, text: str | None, reason: str
+) -> None:
     file = tmp_path / "token"
     if text is not None:
         file.write_text(text)
@@ -246,7 +266,10 @@ def test_card_says_what_where_and_how_well() -> None:
         }
         for i in range(40)
     ]
-    families = [{"name": "gcd", "level": 0}, {"name": "lcm", "weight": 3.0, "config": {"max_value": 9}}]
+    families = [
+        {"name": "gcd", "level": 0},
+        {"name": "lcm", "weight": 3.0, "config": {"max_value": 9}},
+    ]
     card = model_card(settings.parse({"environment": {"families": families}}, "test"), node, rounds)
     metadata = yaml.safe_load(card.split("---\n")[1])
     assert metadata["base_model"] == "Qwen/Qwen2.5-0.5B-Instruct"
@@ -258,7 +281,9 @@ def test_card_says_what_where_and_how_well() -> None:
         "| lcm | 75% | `{'max_value': 9}` | - |", "hivewright",
     ):  # fmt: skip
         assert words in card, words
-    assert "base_model" not in model_card(settings.Settings(), NodeStatus("a", "Qm", "b", "hivewright/tiny", "1"), [])
+    assert "base_model" not in model_card(
+        settings.Settings(), NodeStatus("a", "Qm", "b", "hivewright/tiny", "1"), []
+    )
 
 
 WORKER = {
@@ -269,12 +294,19 @@ WORKER = {
 }
 
 
-@pytest.mark.parametrize("trainer", [{}, {"lora": {"rank": 2}, "learning_rate": 0.01}], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "trainer", [{}, {"lora": {"rank": 2}, "learning_rate": 0.01}], ids=["whole", "lora"]
+)
 def test_worker_pushes_a_model_that_transformers_loads(
     tmp_path: Path, stand_in: HubStandIn, trainer: dict[str, object]
 ) -> None:
     (tmp_path / "token").write_text(TOKEN)
-    hub = {"repo": "hive", "token_file": str(tmp_path / "token"), "endpoint": stand_in.endpoint, "every_rounds": 2}
+    hub = {
+        "repo": "hive",
+        "token_file": str(tmp_path / "token"),
+        "endpoint": stand_in.endpoint,
+        "every_rounds": 2,
+    }
     node = {"state_dir": str(tmp_path / "state"), "min_free_disk_mb": 1, "max_rounds": 3}
     file = tmp_path / "worker.yaml"
     file.write_text(yaml.safe_dump({**WORKER, "node": node, "hub": hub, "trainer": trainer}))
@@ -300,7 +332,11 @@ def test_worker_pushes_a_model_that_transformers_loads(
     weights = load_file(folder / "model.safetensors")
     before = load(settings.Model(device="cpu")).model
     assert weights.keys() == dict(before.named_parameters()).keys()
-    assert any(not torch.equal(weights[name], parameter) for name, parameter in before.named_parameters())
+    assert any(
+        not torch.equal(weights[name], parameter) for name, parameter in before.named_parameters()
+    )
     policy = load(settings.Model(name=str(folder), device="cpu"))
-    answers = policy.generate(["1 + 1"], settings.Generation(num_generations=2, max_completion_length=4), seed=1)
+    answers = policy.generate(
+        ["1 + 1"], settings.Generation(num_generations=2, max_completion_length=4), seed=1
+    )
     assert answers[0] is not None

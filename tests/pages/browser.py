@@ -1,4 +1,5 @@
-"""A real browser, Debian's chromium, driven through its own protocol over a pipe: no driver, no port, no package.
+"""A real browser, Debian's chromium, driven through its own protocol over a pipe: no driver, no
+port, no package.
 
 Every wait has a limit. The browser ends with the block, and with this process.
 """
@@ -31,7 +32,8 @@ _FLAGS = (
 
 
 def why_no_browser() -> str | None:
-    """None if there is one, else the reason in one line. Installs chromium where that is possible: 40 s, once."""
+    """None if there is one, else the reason in one line. Installs chromium where that is possible:
+    40 s, once."""
     return machine.lacking("the tests of pages", {"chromium": "chromium"})
 
 
@@ -48,7 +50,9 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression."""
-        answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        answer = self._call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -62,25 +66,37 @@ class Page:
         )
 
     def wait_for(self, script: str, seconds: float = PATIENCE_SECONDS) -> None:
-        """Wait until the expression holds. Fails the test, with what the page shows, if it does not."""
+        """Wait until the expression holds. Fails the test, with what the page shows, if it does
+        not."""
         deadline = time.monotonic() + seconds
         while not self.run(f"Boolean({script})"):
-            assert time.monotonic() < deadline, f"not within {seconds:g} s: {script}\n{self.text('body')}"
+            assert time.monotonic() < deadline, (
+                f"not within {seconds:g} s: {script}\n{self.text('body')}"
+            )
             time.sleep(0.1)
 
     def resize(self, width: int, height: int, scale: float = 1.0) -> None:
         self._call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=False,
         )
 
     def point(self, selector: str) -> None:
         """Have the mouse in the middle of the first element."""
-        box = self.run(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
+        box = self.run(
+            f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()"
+        )
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def be_dark(self) -> None:
-        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        self._call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark"}],
+        )
 
     def picture(self, file: Path) -> None:
         """Write a PNG of the whole page."""
@@ -107,7 +123,10 @@ class _Pipe:
     def call(self, method: str, parameters: dict[str, Any], session: str | None = None) -> Any:
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
-        os.write(self._requests, json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0")
+        os.write(
+            self._requests,
+            json.dumps(message | ({"sessionId": session} if session else {})).encode() + b"\0",
+        )
         while True:
             answer = self._next()
             if answer.get("id") == self._number:
@@ -115,7 +134,10 @@ class _Pipe:
                 return answer["result"]
             if answer.get("method") == "Runtime.exceptionThrown":
                 self.complaints.append(str(answer["params"]["exceptionDetails"]))
-            elif answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["source"] == "security":
+            elif (
+                answer.get("method") == "Log.entryAdded"
+                and answer["params"]["entry"]["source"] == "security"
+            ):
                 self.complaints.append(str(answer["params"]["entry"]["text"]))
 
     def _next(self) -> dict[str, Any]:
@@ -158,8 +180,14 @@ def browsing() -> Iterator[Page]:
 
 
 def _first_tab(browser: _Pipe) -> Page:
-    (tab,) = (each for each in browser.call("Target.getTargets", {})["targetInfos"] if each["type"] == "page")
-    session = browser.call("Target.attachToTarget", {"targetId": tab["targetId"], "flatten": True})["sessionId"]
+    (tab,) = (
+        each
+        for each in browser.call("Target.getTargets", {})["targetInfos"]
+        if each["type"] == "page"
+    )
+    session = browser.call("Target.attachToTarget", {"targetId": tab["targetId"], "flatten": True})[
+        "sessionId"
+    ]
     for domain in ("Page", "Runtime", "Log"):
         browser.call(f"{domain}.enable", {}, session)
     return Page(browser, session)

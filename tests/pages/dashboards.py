@@ -30,7 +30,9 @@ class Dashboard:
         assert answer.status_code == 200
         return dict(answer.json())
 
-    def says(self, condition: Callable[[dict[str, Any]], object], seconds: float = 30.0) -> dict[str, Any]:
+    def says(
+        self, condition: Callable[[dict[str, Any]], object], seconds: float = 30.0
+    ) -> dict[str, Any]:
         """What it says as soon as that holds."""
         deadline = time.monotonic() + seconds
         while not condition(said := self.said()):
@@ -53,7 +55,10 @@ def showing(of: Settings) -> Iterator[Dashboard]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dashboard.yaml").write_text(settings.dump(of))
     command = [sys.executable, "-m", "worker", "dashboard", "--settings", folder / "dashboard.yaml"]
-    with (folder / "log").open("w") as log, subprocess.Popen(command, cwd=ROOT, stderr=log) as process:
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, cwd=ROOT, stderr=log) as process,
+    ):
         try:
             deadline = time.monotonic() + 60
             while not (folder / "address").exists():

@@ -29,7 +29,8 @@ PEERS = ["QmFirst", "QmSecond", "QmThird"]
 
 
 def two_rounds(chain: Chain) -> str:
-    """Three peers of one account, two rounds of rewards and votes, a third round open; the account."""
+    """Three peers of one account, two rounds of rewards and votes, a third round open; the
+    account."""
     account = chain.new_account(*PEERS)
     for round, rewards in enumerate([(100, 200, 600), (400, 500, 900)]):
         for peer_id, reward in zip(PEERS, rewards, strict=True):
@@ -60,7 +61,12 @@ def test_swarm_is_told_as_the_chain_has_it(chain: Chain, dashboard: Dashboard) -
     bootnode = "/ip4/192.0.2.1/tcp/38331/p2p/QmBoot"
     chain.send(chain.owner, chain.coordinator.add_bootnodes([bootnode]))
     said = dashboard.says(lambda said: said["bootnodes"] and len(said["rounds"]) == 3)
-    assert (said["round"], said["stage"], said["org_id"], said["error"]) == (2, 0, "hivewright", None)
+    assert (said["round"], said["stage"], said["org_id"], said["error"]) == (
+        2,
+        0,
+        "hivewright",
+        None,
+    )
     assert (said["chain_id"], said["contract"]) == (31337, chain.deployment.contract)
     assert abs(said["round_since"] - time.time()) < 60
     assert abs(said["updated_at"] - time.time()) < 10
@@ -108,8 +114,12 @@ def test_page_and_all_that_it_needs_come_from_here_alone(lonely: Dashboard) -> N
     assert "://" not in page.text
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/%1b[31m", 404), ("POST", "/", 405)])
-def test_what_is_not_there_is_an_error_in_json(lonely: Dashboard, method: str, path: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/%1b[31m", 404), ("POST", "/", 405)]
+)
+def test_what_is_not_there_is_an_error_in_json(
+    lonely: Dashboard, method: str, path: str, status: int
+) -> None:
     answer = requests.request(method, lonely.url + path, timeout=10)
     assert answer.status_code == status
     assert answer.json()["error"].isprintable()
@@ -140,7 +150,9 @@ def test_looking_costs_the_chain_nothing_where_nothing_happens(
     assert found.content()["num_peers"] == 4
 
 
-def test_what_was_read_half_is_not_counted_twice(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_read_half_is_not_counted_twice(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a chain that fails at each of the calls in turn."""
     two_rounds(chain)
     found = Reader(with_dashboard(chain.settings, tmp_path))
@@ -165,7 +177,13 @@ def test_what_was_read_half_is_not_counted_twice(chain: Chain, tmp_path: Path, m
 
 def test_strangers_text_is_one_harmless_line(chain: Chain, tmp_path: Path) -> None:
     call = chain.coordinator.register_peer("")
-    for peer_id in (b"\x1b[31mred", "\u202eevil\n".encode(), b"\xff\xfe!!", b"<b>bold</b>", "é".encode() * 64):
+    for peer_id in (
+        b"\x1b[31mred",
+        "\u202eevil\n".encode(),
+        b"\xff\xfe!!",
+        b"<b>bold</b>",
+        "é".encode() * 64,
+    ):
         # Text and bytes are encoded alike.
         chain.send(chain.owner, replace(call, data=call.data[:4] + encode(["bytes"], [peer_id])))
     content = looked(with_dashboard(chain.settings, tmp_path)).content()
@@ -195,10 +213,14 @@ def test_bounded_however_many_peers_and_rounds_there_are(
     assert [peer["total_reward"] for peer in found.content()["peers"]] == [2500, 700]
 
 
-def test_chain_that_has_forgotten_is_known_by_its_books(place: settings.Settings, tmp_path: Path) -> None:
+def test_chain_that_has_forgotten_is_known_by_its_books(
+    place: settings.Settings, tmp_path: Path
+) -> None:
     """On an anvil whose history is short, and whose books are not."""
     num_kept = 64
-    forgetful = place.model_copy(update={"anvil": place.anvil.model_copy(update={"history_blocks": num_kept})})
+    forgetful = place.model_copy(
+        update={"anvil": place.anvil.model_copy(update={"history_blocks": num_kept})}
+    )
     with anvil.running(forgetful.anvil, forgetful.chain.id) as (_, url):
         there = deployed(forgetful, url)
         account = two_rounds(there)
@@ -206,7 +228,9 @@ def test_chain_that_has_forgotten_is_known_by_its_books(place: settings.Settings
         for _ in range(num_kept):
             there.advance()
         last = there.coordinator.current_round() - 1
-        there.send(there.new_account("QmNew"), there.coordinator.submit_reward(last, 0, 300, "QmNew"))
+        there.send(
+            there.new_account("QmNew"), there.coordinator.submit_reward(last, 0, 300, "QmNew")
+        )
         # Who has read it in time goes on from there.
         assert found.look()
         assert found.content()["num_peers"] == 4
@@ -221,7 +245,9 @@ def test_chain_that_has_forgotten_is_known_by_its_books(place: settings.Settings
     assert anew["peers"][0]["account"] == account
 
 
-def test_verdicts_of_an_audit_are_told(chain: Chain, tmp_path: Path, usual_recursion_limit: None) -> None:
+def test_verdicts_of_an_audit_are_told(
+    chain: Chain, tmp_path: Path, usual_recursion_limit: None
+) -> None:
     two_rounds(chain)
     file = tmp_path / "audit.json"
     found = looked(with_dashboard(chain.settings, tmp_path, audit_file=file))
@@ -255,11 +281,15 @@ def test_foreign_contract_is_shown_too(foreign: Chain, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_contract_without_leaderboards_costs_none_of_the_wins(foreign_060: Chain, tmp_path: Path) -> None:
+def test_contract_without_leaderboards_costs_none_of_the_wins(
+    foreign_060: Chain, tmp_path: Path
+) -> None:
     """Release 0.6.0."""
     account = foreign_060.new_account(*PEERS)
     foreign_060.send(account, foreign_060.coordinator.submit_reward(0, 0, 400, "QmFirst"))
-    foreign_060.send(account, foreign_060.coordinator.submit_winners(0, ["QmSecond", "QmNobody"], "QmFirst"))
+    foreign_060.send(
+        account, foreign_060.coordinator.submit_winners(0, ["QmSecond", "QmNobody"], "QmFirst")
+    )
     found = looked(with_dashboard(foreign_060.settings, tmp_path))
     assert [(peer["peer_id"], peer["total_reward"], peer["wins"]) for peer in found.content()["peers"]] == [
         ("QmFirst", 400, 0), ("QmSecond", 0, 1), ("QmThird", 0, 0),
@@ -270,7 +300,9 @@ def test_contract_without_leaderboards_costs_none_of_the_wins(foreign_060: Chain
 
 
 def report_of(chain: Chain, sums: dict[str, dict[str, int]]) -> str:
-    counts = {peer: {name: int(value > 0) for name, value in of.items()} for peer, of in sums.items()}
+    counts = {
+        peer: {name: int(value > 0) for name, value in of.items()} for peer, of in sums.items()
+    }
     report = {
         "version": 1, "chain_id": 31337, "contract": chain.deployment.contract, "updated_at": 5.0,
         "counts": {}, "peers": counts, "sums": sums, "rewards": [],
@@ -278,7 +310,9 @@ def report_of(chain: Chain, sums: dict[str, dict[str, int]]) -> str:
     return json.dumps(report)
 
 
-def test_peers_are_ranked_by_audited_rewards_where_the_host_says_so(chain: Chain, tmp_path: Path) -> None:
+def test_peers_are_ranked_by_audited_rewards_where_the_host_says_so(
+    chain: Chain, tmp_path: Path
+) -> None:
     two_rounds(chain)
     file = tmp_path / "audit.json"
     of = with_dashboard(chain.settings, tmp_path, audit_file=file, count_unaudited=False)
@@ -303,7 +337,9 @@ def test_peers_are_ranked_by_audited_rewards_where_the_host_says_so(chain: Chain
 
 
 def test_audited_rewards_alone_need_a_report() -> None:
-    with pytest.raises(settings.SettingsError, match="count_unaudited is false and audit_file is not set"):
+    with pytest.raises(
+        settings.SettingsError, match="count_unaudited is false and audit_file is not set"
+    ):
         settings.parse({"dashboard": {"count_unaudited": False}}, "test")
 
 
@@ -317,10 +353,14 @@ def test_without_a_chain_it_serves_and_says_so(lonely: Dashboard) -> None:
 def run(*, folder: Path, **of: object) -> subprocess.CompletedProcess[str]:
     (folder / "dashboard.yaml").write_text(json.dumps(of))
     command = [sys.executable, "-m", "worker", "dashboard", "--settings", folder / "dashboard.yaml"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
-def test_at_an_address_of_its_own_it_answers_on_its_machine_too(chain: Chain, tmp_path: Path) -> None:
+def test_at_an_address_of_its_own_it_answers_on_its_machine_too(
+    chain: Chain, tmp_path: Path
+) -> None:
     """What `tailscale_serve` shows is what answers at 127.0.0.1."""
     with showing(with_dashboard(chain.settings, tmp_path / "dashboard", host="127.0.0.2")) as shown:
         assert shown.url.startswith("http://127.0.0.2:")
@@ -332,11 +372,31 @@ def test_what_can_not_be_is_one_line(tmp_path: Path, lonely: Dashboard) -> None:
     port = int(lonely.url.rpartition(":")[2])
     chain = {"rpc_url": "http://127.0.0.1:1"}
     for of, code, message in [
-        ({"chain": chain, "dashboard": {"port": port}}, 4, f"port {port} (dashboard.port): already in use"),
-        ({"chain": chain, "dashboard": {"prot": 1}}, 2, "dashboard/prot: not a known key; did you mean port?"),
-        ({"dashboard": {"state_dir": str(tmp_path)}}, 2, "all empty; the dashboard shows what a chain says; set one"),
-        ({"chain": chain, "dashboard": {"port": 0, "state_dir": str(lonely.folder)}}, 4, "in use by process"),
-        ({"chain": chain, "dashboard": {"port": 0, "state_dir": "/proc/x"}}, 4, "/proc/x (dashboard.state_dir)"),
+        (
+            {"chain": chain, "dashboard": {"port": port}},
+            4,
+            f"port {port} (dashboard.port): already in use",
+        ),
+        (
+            {"chain": chain, "dashboard": {"prot": 1}},
+            2,
+            "dashboard/prot: not a known key; did you mean port?",
+        ),
+        (
+            {"dashboard": {"state_dir": str(tmp_path)}},
+            2,
+            "all empty; the dashboard shows what a chain says; set one",
+        ),
+        (
+            {"chain": chain, "dashboard": {"port": 0, "state_dir": str(lonely.folder)}},
+            4,
+            "in use by process",
+        ),
+        (
+            {"chain": chain, "dashboard": {"port": 0, "state_dir": "/proc/x"}},
+            4,
+            "/proc/x (dashboard.state_dir)",
+        ),
     ]:
         done = run(folder=tmp_path, **of)
         assert done.returncode == code, done.stderr

@@ -18,12 +18,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 HOSTILE = "<img/src=x onerror='document.title=1'><script>document.title=1</script>"
 
 
-def test_page_shows_rounds_peers_and_rewards(chain: Chain, dashboard: Dashboard, page: Page) -> None:
+def test_page_shows_rounds_peers_and_rewards(
+    chain: Chain, dashboard: Dashboard, page: Page
+) -> None:
     account = two_rounds(chain)
     page.resize(1200, 900)
     page.open(dashboard.url)
     page.wait_for(
-        "document.querySelectorAll('#peers tr').length === 3 && document.querySelectorAll('.bar').length === 3"
+        "document.querySelectorAll('#peers tr').length === 3 &&"
+        " document.querySelectorAll('.bar').length === 3"
     )
     page.wait_for("document.querySelector('#peers .total').innerText === '2.50'")
     assert page.text("#round") == "2"
@@ -50,13 +53,16 @@ def test_page_shows_rounds_peers_and_rewards(chain: Chain, dashboard: Dashboard,
     assert page.complaints() == []
 
 
-def test_strangers_text_never_becomes_markup(chain: Chain, dashboard: Dashboard, page: Page) -> None:
+def test_strangers_text_never_becomes_markup(
+    chain: Chain, dashboard: Dashboard, page: Page
+) -> None:
     account = chain.new_account(HOSTILE, "\u202egnihton")
     chain.send(account, chain.coordinator.submit_reward(0, 0, 10**30, HOSTILE))
     chain.send(chain.owner, chain.coordinator.add_bootnodes([HOSTILE, "x" * 10_000]))
     page.open(dashboard.url)
     page.wait_for(
-        "document.querySelectorAll('#peers tr').length === 2 && document.querySelectorAll('.bar').length === 1"
+        "document.querySelectorAll('#peers tr').length === 2 &&"
+        " document.querySelectorAll('.bar').length === 1"
     )
     page.wait_for("document.querySelectorAll('#bootnodes li').length === 2")
     page.run("document.querySelector('details').open = true")
@@ -76,15 +82,18 @@ def test_chain_that_goes_away_leaves_what_is_known_and_a_line_that_says_so(
     with anvil.running(place.anvil, place.chain.id) as (_, url):
         # Later it is at the same place.
         port = int(url.rpartition(":")[2])
-        before = deployed(place.model_copy(update={"anvil": place.anvil.model_copy(update={"port": port})}), url)
+        before = deployed(
+            place.model_copy(update={"anvil": place.anvil.model_copy(update={"port": port})}), url
+        )
         two_rounds(before)
     there = before.settings
     with showing(with_dashboard(there, tmp_path / "dashboard")) as shown:
         page.open(shown.url)
         page.wait_for("document.querySelector('#alert').checkVisibility()")
         # Nothing was ever known: no table that looks as if there were nobody.
-        assert page.text("#waiting") == (
-            "Nothing is known yet: the chain has not answered since the dashboard was started."
+        assert (
+            page.text("#waiting")
+            == "Nothing is known yet: the chain has not answered since the dashboard was started."
         )
         assert page.text("#swarm") == ""
         with anvil.running(there.anvil, there.chain.id):
@@ -105,7 +114,9 @@ def test_chain_that_goes_away_leaves_what_is_known_and_a_line_that_says_so(
             assert page.text("#fresh").startswith("live, read ")
             before.new_account("QmLate")
             page.wait_for("document.querySelectorAll('#peers tr').length === 4")
-    page.wait_for("document.querySelector('#alert').innerText.startsWith('Dashboard unreachable since ')")
+    page.wait_for(
+        "document.querySelector('#alert').innerText.startsWith('Dashboard unreachable since ')"
+    )
     assert page.run("document.querySelectorAll('#peers tr').length") == 4
 
 
@@ -118,7 +129,9 @@ def test_many_peers_are_found_by_name(chain: Chain, dashboard: Dashboard, page: 
     page.run("document.querySelector('#more').click()")
     assert page.run("document.querySelectorAll('#peers tr').length") == 110
     wanted = animal_name("QmPeer105")
-    page.run(f"at('find').value = {json.dumps(wanted)}, at('find').dispatchEvent(new Event('input'))")
+    page.run(
+        f"at('find').value = {json.dumps(wanted)}, at('find').dispatchEvent(new Event('input'))"
+    )
     assert wanted in page.text("#peers")
     assert page.run("document.querySelectorAll('#peers tr').length") == names.count("QmPeer105")
     page.run("at('find').value = 'nobody at all', at('find').dispatchEvent(new Event('input'))")
@@ -136,9 +149,16 @@ def test_totals_with_unaudited_rewards_are_marked(chain: Chain, tmp_path: Path, 
     with showing(with_dashboard(chain.settings, tmp_path, audit_file=file)) as dashboard:
         page.open(dashboard.url)
         page.wait_for("document.querySelectorAll('#peers tr').length === 3")
-        cells = "[...document.querySelectorAll('#peers tr')].map(row => row.querySelector('{}')).map(cell => {})"
+        cells = (
+            "[...document.querySelectorAll('#peers tr')].map(row =>"
+            " row.querySelector('{}')).map(cell => {})"
+        )
         assert page.run(cells.format(".total", "cell.innerText")) == ["2.50*", "0.70*", "0.50"]
-        assert page.run(cells.format(".total", "cell.classList.contains('unaudited')")) == [True, True, False]
+        assert page.run(cells.format(".total", "cell.classList.contains('unaudited')")) == [
+            True,
+            True,
+            False,
+        ]
         assert page.run(cells.format(".total", "cell.title")) == [
             *["with rewards that no audit has recomputed"] * 2,
             "",

@@ -1,7 +1,9 @@
-"""A stand-in for CUDA graphs on a CPU: the operations of a piece of work, done again later on the same tensors.
+"""A stand-in for CUDA graphs on a CPU: the operations of a piece of work, done again later on the
+same tensors.
 
-As of a CUDA graph, nothing of the work's Python is run again: an operation that was given a number still has it, and
-one that was given a tensor reads what is in its memory by then. Results are written where they were the first time.
+As of a CUDA graph, nothing of the work's Python is run again: an operation that was given a number
+still has it, and one that was given a tensor reads what is in its memory by then. Results are
+written where they were the first time.
 """
 
 from typing import Any
@@ -16,7 +18,9 @@ class Recording(TorchDispatchMode):
         super().__init__()
         self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
             raise RuntimeError(f"operation not permitted when stream is capturing: {function}")
         out = function(*args, **(kwargs or {}))

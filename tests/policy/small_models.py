@@ -1,5 +1,5 @@
-"""Small random models in folders as they come from Hugging Face: weights as safetensors, a tokenizer of the family's
-kind, its chat template's habits, its end tokens."""
+"""Small random models in folders as they come from Hugging Face: weights as safetensors, a
+tokenizer of the family's kind, its chat template's habits, its end tokens."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,10 @@ import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TEXT = [
-    "Answer the question. Think first if that helps; then give the final answer as <answer>your answer</answer>.",
+    (
+        "Answer the question. Think first if that helps; then give the final answer as <answer>your"
+        " answer</answer>."
+    ),
     "Calculate 12 + 34 - 5 * 678 / 90. What is the greatest common divisor? <answer>42</answer>",
 ] * 20
 
@@ -22,19 +25,21 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 HEADERS = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}"
-    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{"
+    " m.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt"
+    " %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 TURNS = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
-    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not"
+    " supported') }}{% endif %}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content |"
+    " trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{%"
+    " endif %}"
 )
 INST = (
-    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if m.role == 'user' %} [INST] {{ m.content }} [/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{"
+    " raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%"
+    " endif %}{% if m.role == 'user' %} [INST] {{ m.content }} [/INST]{% else %} {{ m.content }}{{"
+    " eos_token }}{% endif %}{% endfor %}"
 )
 BARS = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -44,9 +49,9 @@ BARS = (
 
 @dataclass(frozen=True)
 class Family:
-    """`ends`: tokens that end an answer beside the tokenizer's own, named in generation_config only. `decoder`: what
-    generates. `options` of the configuration; `is_tied`: output layer and embedding are one. `tokenizer`: its class,
-    where transformers has one for the family."""
+    """`ends`: tokens that end an answer beside the tokenizer's own, named in generation_config
+    only. `decoder`: what generates. `options` of the configuration; `is_tied`: output layer and
+    embedding are one. `tokenizer`: its class, where transformers has one for the family."""
 
     config: Callable[..., Any]
     decoder: str
@@ -191,8 +196,13 @@ NOT_IN = {  # what a family's configuration does not know
 
 
 def make_tokenizer(family: Family) -> transformers.PreTrainedTokenizerFast:
-    """Byte-level, as GPT-2's, Llama 3's and Qwen's; or pieces that begin with their space, as Llama 2's and Gemma's."""
-    specials = [t for t in (family.pad, family.bos, family.eos, *family.ends, *family.specials) if t is not None]
+    """Byte-level, as GPT-2's, Llama 3's and Qwen's; or pieces that begin with their space, as Llama
+    2's and Gemma's."""
+    specials = [
+        t
+        for t in (family.pad, family.bos, family.eos, *family.ends, *family.specials)
+        if t is not None
+    ]
     specials = list(dict.fromkeys(specials))
     if family.is_byte_level:
         tokenizer = tokenizers.Tokenizer(models.BPE())
@@ -201,10 +211,19 @@ def make_tokenizer(family: Family) -> transformers.PreTrainedTokenizerFast:
         alphabet = pre_tokenizers.ByteLevel.alphabet()
     else:
         specials = ["<unk>", *specials]
-        tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer = tokenizers.Tokenizer(
+            models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+        )
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
         tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
         )
         alphabet = ["\n", *map(chr, range(33, 127))]
     trainer = trainers.BpeTrainer(
@@ -213,7 +232,8 @@ def make_tokenizer(family: Family) -> transformers.PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(TEXT, trainer)
     if family.bos is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{family.bos} $A", special_tokens=[(family.bos, tokenizer.token_to_id(family.bos))]
+            single=f"{family.bos} $A",
+            special_tokens=[(family.bos, tokenizer.token_to_id(family.bos))],
         )
     wrapped = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=family.bos, eos_token=family.eos, pad_token=family.pad,
@@ -242,11 +262,18 @@ def save_model(name: str, folder: Path, **departures: Any) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.mul_(4)  # random weights say the same of everything: make them say different things
-    model.generation_config.eos_token_id = [end, *tokenizer.convert_tokens_to_ids(list(family.ends))]
+                parameter.mul_(
+                    4
+                )  # random weights say the same of everything: make them say different things
+    model.generation_config.eos_token_id = [
+        end,
+        *tokenizer.convert_tokens_to_ids(list(family.ends)),
+    ]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if family.tokenizer is not None:
         file = folder / "tokenizer_config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "tokenizer_class": family.tokenizer}))
+        file.write_text(
+            json.dumps({**json.loads(file.read_text()), "tokenizer_class": family.tokenizer})
+        )
     return folder

@@ -21,7 +21,9 @@ from worker.policy.policy import Policy, load
 GENERATION = settings.Generation(num_generations=6, max_completion_length=8, dtype="float32")
 QUESTIONS = ["Calculate 2 + 3.", "Calculate ( 8 - -1 )."]
 CPU = torch.device("cpu")
-ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory")
+ALLOCATOR = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def make_policy(tiny):
 
 
 def fail_over(monkeypatch, policy, generation, limit, error):
-    """A fault injected where memory is asked for: batches of more than `limit` rows end with `error`."""
+    """A fault injected where memory is asked for: batches of more than `limit` rows end with
+    `error`."""
     engine = policy._load_engine(generation)
     sizes = []
     if generation.engine == "transformers":
@@ -61,8 +64,12 @@ def fail_over(monkeypatch, policy, generation, limit, error):
     return sizes
 
 
-@pytest.mark.parametrize("error", [ALLOCATOR, torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
-def test_batch_that_runs_out_of_memory_is_made_in_pieces_with_the_same_answers(tiny, monkeypatch, caplog, error):
+@pytest.mark.parametrize(
+    "error", [ALLOCATOR, torch.OutOfMemoryError("CUDA out of memory."), MemoryError()]
+)
+def test_batch_that_runs_out_of_memory_is_made_in_pieces_with_the_same_answers(
+    tiny, monkeypatch, caplog, error
+):
     expected = tiny.generate(QUESTIONS, GENERATION, seed=4)
     policy = make_policy(tiny)
     sizes = fail_over(monkeypatch, policy, GENERATION, 4, error)
@@ -70,7 +77,9 @@ def test_batch_that_runs_out_of_memory_is_made_in_pieces_with_the_same_answers(t
     assert sizes == [12, 6, 3, 3, 3, 3]
     assert (tiny.answers_share, policy.answers_share) == (1.0, 0.25)
     assert "out of memory, answers are generated in smaller pieces rows=3 before=6" in caplog.text
-    for ours, theirs in zip((c for g in observed for c in g), (c for g in expected for c in g), strict=True):
+    for ours, theirs in zip(
+        (c for g in observed for c in g), (c for g in expected for c in g), strict=True
+    ):
         assert ours.token_ids == theirs.token_ids
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
     sizes.clear()
@@ -79,7 +88,9 @@ def test_batch_that_runs_out_of_memory_is_made_in_pieces_with_the_same_answers(t
 
 
 def test_reference_engine_makes_smaller_pieces_too(tiny, monkeypatch):
-    generation = settings.Generation(num_generations=4, max_completion_length=4, engine="transformers")
+    generation = settings.Generation(
+        num_generations=4, max_completion_length=4, engine="transformers"
+    )
     policy = make_policy(tiny)
     sizes = fail_over(monkeypatch, policy, generation, 3, ALLOCATOR)
     groups = policy.generate(QUESTIONS, generation, seed=0)
@@ -90,7 +101,9 @@ def test_reference_engine_makes_smaller_pieces_too(tiny, monkeypatch):
 def test_single_answer_that_does_not_fit_is_a_resource_error(tiny, monkeypatch):
     policy = make_policy(tiny)
     fail_over(monkeypatch, policy, GENERATION, 0, ALLOCATOR)
-    with pytest.raises(ResourceError, match=r"on a single answer \(.*can't allocate memory\); free memory"):
+    with pytest.raises(
+        ResourceError, match=r"on a single answer \(.*can't allocate memory\); free memory"
+    ):
         policy.generate(QUESTIONS, GENERATION, seed=4)
 
 
@@ -101,7 +114,9 @@ def test_other_runtime_errors_are_not_taken_for_lack_of_memory(tiny, monkeypatch
         policy.generate(QUESTIONS, GENERATION, seed=4)
 
 
-def test_what_fits_is_remembered_by_the_next_node_until_something_changes(tiny, monkeypatch, tmp_path):
+def test_what_fits_is_remembered_by_the_next_node_until_something_changes(
+    tiny, monkeypatch, tmp_path
+):
     file = tmp_path / "rows.json"
     first = make_policy(tiny)
     first.prepare(GENERATION, file)
@@ -120,7 +135,9 @@ def test_what_fits_is_remembered_by_the_next_node_until_something_changes(tiny, 
     assert third._rows.limit is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": "KEY", "rows": 0}', '{"key": "KEY"}', "\udc80"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"key": "KEY", "rows": 0}', '{"key": "KEY"}', "\udc80"]
+)
 def test_damaged_memory_of_it_is_found_again(tmp_path, caplog, text):
     file = tmp_path / "rows.json"
     file.write_bytes(text.replace("KEY", "k").encode(errors="surrogateescape"))
@@ -165,7 +182,9 @@ def test_estimate_is_at_least_what_a_batch_keeps(tiny, name):
     from worker.policy.engines.decoder import LeanDecoder
     from worker.policy.engines.hf_decoder import CachedDecoder
 
-    decoder = LeanDecoder(tiny.model, torch.float32) if name == "lean" else CachedDecoder(tiny.model)
+    decoder = (
+        LeanDecoder(tiny.model, torch.float32) if name == "lean" else CachedDecoder(tiny.model)
+    )
     prompts = [[5] * 30, [5] * 30, [6] * 20]
     with torch.no_grad():
         batch, logits = decoder.start(prompts, 100)
@@ -180,7 +199,9 @@ def test_estimate_is_at_least_what_a_batch_keeps(tiny, name):
 def test_log_says_at_the_start_what_generates(tiny, caplog, tmp_path):
     with caplog.at_level(logging.INFO):
         make_policy(tiny).prepare(GENERATION, tmp_path / "rows.json")
-    assert "generation engine=torch, lean decoder with native operations, torch.float32" in caplog.text
+    assert (
+        "generation engine=torch, lean decoder with native operations, torch.float32" in caplog.text
+    )
 
 
 def test_limit_rises_again_and_less_often_where_it_fails(tmp_path):
@@ -250,13 +271,17 @@ def test_memory_that_another_program_takes_for_a_while_is_waited_for(monkeypatch
     needs = 14 << 20  # 16 rows: 224 of 320 MiB
     assert run(rows, 16, needs) == [16]
     command = [sys.executable, "-c", TAKE, str(350 << 20)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, bufsize=0) as other:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, bufsize=0
+    ) as other:
         assert other.stdout.readline() == b"taken\n"
         others.append(other.pid)
         assert run(rows, 2, 1 << 20) == [2]  # a few fit even now
         release = threading.Timer(1.0, other.stdin.write, [b"\n"])
         release.start()
-        monkeypatch.setattr(memory_shortage, "PATIENCE_SECONDS", 120.0)  # however slow this machine is
+        monkeypatch.setattr(
+            memory_shortage, "PATIENCE_SECONDS", 120.0
+        )  # however slow this machine is
         assert run(rows, 16, needs) == [16]
         release.join()
     assert "other programs have taken memory, waiting for it" in caplog.text

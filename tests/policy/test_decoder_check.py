@@ -1,4 +1,5 @@
-"""The check that an engine makes when it starts: what is right is used, what is wrong is refused by name."""
+"""The check that an engine makes when it starts: what is right is used, what is wrong is refused by
+name."""
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ OUTLIERS = 50.0
 
 
 def add_outliers(model):
-    """A few channels 50 times the others, as trained models have them, in what every layer multiplies."""
+    """A few channels 50 times the others, as trained models have them, in what every layer
+    multiplies."""
     with torch.no_grad():
         for layer in model.model.layers:
             is_gemma = hasattr(layer, "pre_feedforward_layernorm")
@@ -30,7 +32,13 @@ def add_outliers(model):
             for norm in norms:
                 norm.weight[[3, 17]] = OUTLIERS
             attention, mlp = layer.self_attn, layer.mlp
-            for linear in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+            for linear in (
+                attention.q_proj,
+                attention.k_proj,
+                attention.v_proj,
+                mlp.gate_proj,
+                mlp.up_proj,
+            ):
                 linear.weight[:, [3, 17]] /= OUTLIERS
     return model
 
@@ -62,20 +70,26 @@ def test_decoder_is_judged_by_what_its_precision_costs_transformers():
     model = make_model()
     trial = torch_engine._Trial(model, REAL)
     error, allowed = trial.judge(LeanDecoder(model, torch.bfloat16), torch.bfloat16, 1.5)
-    theirs = decoder_check.difference(decoder_check.plain_logits(model.bfloat16(), REAL, torch.bfloat16), trial._exact)
+    theirs = decoder_check.difference(
+        decoder_check.plain_logits(model.bfloat16(), REAL, torch.bfloat16), trial._exact
+    )
     assert 0 < error < allowed
     assert allowed == pytest.approx(1.5 * theirs + 1e-3, rel=0.3)
 
 
 def test_float32_is_tried_where_16_bits_are_refused(monkeypatch, caplog):
-    monkeypatch.setattr(decoder_check, "allowed_error", lambda theirs, factor: 0.0 if theirs else 1e-3)
+    monkeypatch.setattr(
+        decoder_check, "allowed_error", lambda theirs, factor: 0.0 if theirs else 1e-3
+    )
     engine = TorchEngine(make_model(), "bfloat16", prompts=REAL)
     decoder = engine.decoder
     assert isinstance(decoder, LeanDecoder)
     assert decoder.weights.dtype == torch.float32
     assert [setback.of for setback in engine.setbacks] == ["engine", "precision"]
     assert "the lean decoder in torch.bfloat16 is not used: it is" in engine.setbacks[0].reason
-    assert "lean decoder not used reason=disagreement family=qwen2 dtype=torch.bfloat16" in caplog.text
+    assert (
+        "lean decoder not used reason=disagreement family=qwen2 dtype=torch.bfloat16" in caplog.text
+    )
 
 
 def test_copy_in_float32_that_memory_does_not_take_is_not_tried(monkeypatch, caplog):
@@ -87,7 +101,10 @@ def test_copy_in_float32_that_memory_does_not_take_is_not_tried(monkeypatch, cap
     # transformers' forward computes in bfloat16, too: only the way is another
     assert {setback.of for setback in engine.setbacks} == {"engine"}
     assert "0 MiB free" in engine.setbacks[-1].reason
-    assert "lean decoder not tried dtype=torch.float32 reason=its copy of the weights takes" in caplog.text
+    assert (
+        "lean decoder not tried dtype=torch.float32 reason=its copy of the weights takes"
+        in caplog.text
+    )
 
 
 def test_fallback_that_says_something_else_than_a_plain_pass_is_refused_by_name(monkeypatch):
@@ -97,7 +114,10 @@ def test_fallback_that_says_something_else_than_a_plain_pass_is_refused_by_name(
     model.model.layers[1].register_forward_hook(
         lambda module, inputs, output: output * (1.5 if output.shape[1] == 1 else 1.0)
     )
-    with pytest.raises(ModelError, match=r"type qwen2 \(Qwen2ForCausalLM\): .* Set generation.engine to transformers"):
+    with pytest.raises(
+        ModelError,
+        match=r"type qwen2 \(Qwen2ForCausalLM\): .* Set generation.engine to transformers",
+    ):
         TorchEngine(model, prompts=REAL)
 
 
@@ -105,10 +125,17 @@ def test_fallback_that_says_something_else_than_a_plain_pass_is_refused_by_name(
 def test_model_with_a_cache_of_its_own_is_refused_with_a_way_that_works(name):
     torch.manual_seed(0)
     config = getattr(transformers, name)(
-        vocab_size=120, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, eos_token_id=1, bos_token_id=2
+        vocab_size=120,
+        hidden_size=32,
+        num_hidden_layers=2,
+        attention_hidden_size=32,
+        eos_token_id=1,
+        bos_token_id=2,
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ModelError, match=f"type {config.model_type} .*generation.engine to transformers"):
+    with pytest.raises(
+        ModelError, match=f"type {config.model_type} .*generation.engine to transformers"
+    ):
         TorchEngine(model, prompts=REAL)
     assert len(answer(ReferenceEngine(model), PROMPTS[:1])[0]) == 2
 
@@ -127,4 +154,8 @@ def test_check_leaves_the_model_as_it_is(dtype):
 
 
 def test_long_and_short_prompts_are_made_fit():
-    assert decoder_check.shorten([[1] * 500, [2] * 4, [3] * 500, [4] * 5, [5] * 50]) == [[1] * 96, [3] * 32, [4] * 5]
+    assert decoder_check.shorten([[1] * 500, [2] * 4, [3] * 500, [4] * 5, [5] * 50]) == [
+        [1] * 96,
+        [3] * 32,
+        [4] * 5,
+    ]

@@ -1,4 +1,5 @@
-"""`hivewright check --model`: what it says of a configuration is what the code does, and what docs/models.md says."""
+"""`hivewright check --model`: what it says of a configuration is what the code does, and what
+docs/models.md says."""
 
 import argparse
 from pathlib import Path
@@ -36,7 +37,12 @@ def test_configuration_tells_which_way_the_model_goes(folders, name):
     said = engine_forecast.read(settings.Model(name=str(folders[name])))
     policy = load(settings.Model(name=str(folders[name]), device="cpu"))
     decoder = policy._load_engine(GENERATION).decoder
-    assert said.way == {LeanDecoder: engine_forecast.LEAN, CachedDecoder: engine_forecast.FORWARD}[type(decoder)]
+    assert (
+        said.way
+        == {LeanDecoder: engine_forecast.LEAN, CachedDecoder: engine_forecast.FORWARD}[
+            type(decoder)
+        ]
+    )
     assert (said.reason is None) == (said.way == engine_forecast.LEAN)
     assert logprobs.Scorer(policy.model).is_packed == (said.packing is None)
     assert said.targets
@@ -47,7 +53,9 @@ def test_table_in_the_docs_is_what_the_code_says(folders):
     for name in FAMILIES:
         said = engine_forecast.read(settings.Model(name=str(folders[name])))
         packing = said.packing or "packed"
-        rows.append(f"| {name} | `{said.model_type}` | {said.way} | {packing} | {', '.join(said.targets)} |")
+        rows.append(
+            f"| {name} | `{said.model_type}` | {said.way} | {packing} | {', '.join(said.targets)} |"
+        )
     missing = [row for row in rows if row not in DOCS.read_text().splitlines()]
     assert not missing, "docs/models.md lacks these rows:\n" + "\n".join(missing)
 
@@ -56,10 +64,14 @@ def test_table_in_the_docs_is_what_the_code_says(folders):
     (transformers.MambaConfig(hidden_size=32, num_hidden_layers=1), "its cache is one of its own"),
     (transformers.ViTConfig(), "has no causal language model of this type"),
 ])  # fmt: skip
-def test_model_that_can_not_be_trained_here_is_refused_with_its_reason(config, reason, tmp_path, capsys):
+def test_model_that_can_not_be_trained_here_is_refused_with_its_reason(
+    config, reason, tmp_path, capsys
+):
     config.save_pretrained(tmp_path)
     reports.print_settings(settings.Settings(), argparse.Namespace(model=str(tmp_path)))
-    assert f"generation: refused: {reason}" in capsys.readouterr().out.replace("transformers 5.23.0 ", "")
+    assert f"generation: refused: {reason}" in capsys.readouterr().out.replace(
+        "transformers 5.23.0 ", ""
+    )
 
 
 def test_model_that_is_nowhere_is_a_model_error(tmp_path):
@@ -82,7 +94,9 @@ def test_text_part_of_a_model_that_sees_is_loaded_and_saved_by_itself(tmp_path):
     transformers.AutoTokenizer.from_pretrained(text_folder).save_pretrained(tmp_path / "both")
     said = engine_forecast.read(settings.Model(name=str(tmp_path / "both")))
     assert (said.model_type, said.way) == ("gemma3", engine_forecast.LEAN)
-    alone, taken = (load(settings.Model(name=str(f), device="cpu")) for f in (text_folder, tmp_path / "both"))
+    alone, taken = (
+        load(settings.Model(name=str(f), device="cpu")) for f in (text_folder, tmp_path / "both")
+    )
     assert type(taken.model) is type(alone.model)
     assert taken.end_ids == alone.end_ids
     answers = [p.generate(["Calculate 2 + 3."], GENERATION, seed=0) for p in (alone, taken)]

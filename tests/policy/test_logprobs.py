@@ -13,32 +13,49 @@ BASE = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
-# Windows are shorter than the sequences below, so that they matter within and across prompt and completion.
+# Windows are shorter than the sequences below, so that they matter within and across prompt and
+# completion.
 FAMILIES = {
     "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**BASE)),
     "qwen2-sliding": lambda: transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(**BASE, use_sliding_window=True, sliding_window=6, max_window_layers=2)
+        transformers.Qwen2Config(
+            **BASE, use_sliding_window=True, sliding_window=6, max_window_layers=2
+        )
     ),
     "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**BASE, head_dim=16)),
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**BASE)),
-    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**BASE, sliding_window=6)),
+    "mistral": lambda: transformers.MistralForCausalLM(
+        transformers.MistralConfig(**BASE, sliding_window=6)
+    ),
     "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**BASE, head_dim=8)),
     "gemma2": lambda: transformers.Gemma2ForCausalLM(
         transformers.Gemma2Config(
-            **BASE, head_dim=8, sliding_window=6, attn_logit_softcapping=1.0, final_logit_softcapping=2.0
+            **BASE,
+            head_dim=8,
+            sliding_window=6,
+            attn_logit_softcapping=1.0,
+            final_logit_softcapping=2.0,
         )
     ),
     "gemma3": lambda: transformers.Gemma3ForCausalLM(
         transformers.Gemma3TextConfig(
-            **BASE, head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"] * 2
+            **BASE,
+            head_dim=8,
+            sliding_window=6,
+            layer_types=["sliding_attention", "full_attention"] * 2,
         )
     ),
 }
-# What these do, packing does not know: scaled logits, attention sinks, convolutions over neighbours.
+# What these do, packing does not know: scaled logits, attention sinks, convolutions over
+# neighbours.
 UNPACKABLE = {
-    "granite": lambda: transformers.GraniteForCausalLM(transformers.GraniteConfig(**BASE, logits_scaling=2.0)),
+    "granite": lambda: transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(**BASE, logits_scaling=2.0)
+    ),
     "gpt-oss": lambda: transformers.GptOssForCausalLM(
-        transformers.GptOssConfig(**BASE, head_dim=8, num_local_experts=2, num_experts_per_tok=1, rope_parameters=None)
+        transformers.GptOssConfig(
+            **BASE, head_dim=8, num_local_experts=2, num_experts_per_tok=1, rope_parameters=None
+        )
     ),
 }
 
@@ -71,7 +88,11 @@ def one_by_one(model, groups, temperature):
     rows = []
     for prompt, completions in groups:
         for completion in completions:
-            logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].float()
+            logits = (
+                model(input_ids=torch.tensor([prompt + completion]))
+                .logits[0, len(prompt) - 1 : -1]
+                .float()
+            )
             logprobs = (logits / temperature).log_softmax(-1)
             rows.append(logprobs[range(len(completion)), completion])
     return torch.cat(rows)
@@ -121,11 +142,14 @@ def test_model_that_can_not_be_packed_is_scored_in_rows(family, caplog, monkeypa
     assert "model is not packed" in caplog.text
     assert scorer.has_plain_head == (family == "gpt-oss")
     made = []
-    model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: made.append(logits[..., 0]))
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, logits: made.append(logits[..., 0])
+    )
     with scorer.passes():
         logprobs = scorer.logprobs(groups, 0.7)
         ours = gradients(model, logprobs)
-    # In pieces of seven tokens; where that can't be, of the completions and the one token before them.
+    # In pieces of seven tokens; where that can't be, of the completions and the one token before
+    # them.
     expected_pieces = {"gpt-oss": 7, "granite": 9 * (20 - 3 + 1)}
     assert max(logits.numel() for logits in made) == expected_pieces[family]
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5)
@@ -153,7 +177,9 @@ def test_no_token_sees_another_completion():
     with scorer.passes(), torch.no_grad():
         before = scorer.logprobs([groups[0], groups[1]], 1.0)
         after = scorer.logprobs([groups[2], changed], 1.0)
-    torch.testing.assert_close(before[27 : 27 + len(first)], after[2 : 2 + len(first)], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        before[27 : 27 + len(first)], after[2 : 2 + len(first)], rtol=0, atol=1e-5
+    )
 
 
 def test_only_what_goes_through_the_model_is_counted():
@@ -164,7 +190,9 @@ def test_only_what_goes_through_the_model_is_counted():
 def test_plain_rows_equal_one_sequence_at_a_time():
     model, groups = make_model(FAMILIES["qwen3"]), make_groups()
     completions = [c for group in groups for c in group.completions]
-    rows = completion_logprobs(model, [g.prompt for g in groups], completions, [0] * 3 + [1] * 4 + [2] * 2, 0.7)
+    rows = completion_logprobs(
+        model, [g.prompt for g in groups], completions, [0] * 3 + [1] * 4 + [2] * 2, 0.7
+    )
     assert rows.shape == (9, 12)
     flat = torch.cat([row[: len(c)] for row, c in zip(rows, completions, strict=True)])
     torch.testing.assert_close(flat, one_by_one(model, groups, 0.7), rtol=0, atol=1e-5)

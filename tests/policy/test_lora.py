@@ -32,7 +32,9 @@ def pristine():
 
 def make_trainer(pristine, dtype=torch.float32, **options) -> Trainer:
     policy = Policy(copy.deepcopy(pristine.model).to(dtype), pristine.tokenizer, pristine.name)
-    return Trainer(policy, settings.Trainer(**{"learning_rate": 1e-3, "lora": LORA, **options}), GENERATION)
+    return Trainer(
+        policy, settings.Trainer(**{"learning_rate": 1e-3, "lora": LORA, **options}), GENERATION
+    )
 
 
 def make_groups(policy):
@@ -62,7 +64,11 @@ def test_only_adapters_are_trained_and_all_that_goes_forward_sees_them(pristine)
     assert lora.has_adapters(trainer.policy.model)
     assert not lora.has_adapters(pristine.model)
     assert torch.equal(logits(trainer.policy), logits(pristine))  # fresh ones change nothing
-    base = {n: p.detach().clone() for n, p in trainer.policy.model.named_parameters() if n not in trainer.parameters}
+    base = {
+        n: p.detach().clone()
+        for n, p in trainer.policy.model.named_parameters()
+        if n not in trainer.parameters
+    }
     assert all(".lora_" in name for name in trainer.parameters)
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in trainer.parameters} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
@@ -80,7 +86,8 @@ def test_only_adapters_are_trained_and_all_that_goes_forward_sees_them(pristine)
 
 
 def test_adapters_learn_as_if_they_were_merged(pristine):
-    """The gradient of a low-rank matrix follows from that of the whole one: B starts at 0, so dB = scale x dW A^T."""
+    """The gradient of a low-rank matrix follows from that of the whole one: B starts at 0, so dB =
+    scale x dW A^T."""
     groups = make_groups(pristine)
     whole, low = make_trainer(pristine, lora=None), make_trainer(pristine)
     for trainer in (whole, low):
@@ -91,7 +98,9 @@ def test_adapters_learn_as_if_they_were_merged(pristine):
     gradient = whole.parameters[f"{name}.weight"].grad
     down = low.parameters[f"{name}.lora_A.default.weight"]
     up = low.parameters[f"{name}.lora_B.default.weight"]
-    torch.testing.assert_close(up.grad, LORA.alpha / LORA.rank * gradient @ down.T, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        up.grad, LORA.alpha / LORA.rank * gradient @ down.T, rtol=1e-4, atol=1e-7
+    )
 
 
 def test_adapters_of_bfloat16_weights_are_float32_and_start_the_same_everywhere(pristine):
@@ -109,7 +118,9 @@ def test_reference_is_the_model_without_adapters_not_a_copy(pristine):
     groups = make_groups(pristine)
     trainer = make_trainer(pristine, beta=0.5, learning_rate=1e-2, num_iterations=1)
     assert trainer._reference.model is trainer.policy.model
-    alone = make_trainer(pristine, num_iterations=1).step(groups).loss  # on-policy it is the same at every step
+    alone = (
+        make_trainer(pristine, num_iterations=1).step(groups).loss
+    )  # on-policy it is the same at every step
     assert trainer.step(groups).loss == pytest.approx(alone, abs=1e-6)  # no distance yet
     trainer.step(groups)
     assert trainer.step(groups).loss > alone + 1e-4
@@ -133,24 +144,29 @@ def test_checkpoint_holds_the_adapters_only_and_goes_on_number_for_number(pristi
     assert checkpoint.restore(tmp_path, second) == {"round": 2}
     observed += [second.step(groups).grad_norm for _ in range(2)]
     assert observed == expected
-    with pytest.raises(ModelError, match=r"do not fit hivewright/tiny; set model/name and trainer/lora back"):
+    with pytest.raises(
+        ModelError, match=r"do not fit hivewright/tiny; set model/name and trainer/lora back"
+    ):
         checkpoint.restore(tmp_path, make_trainer(pristine, lora=None))
 
 
 def test_checkpoint_of_adapters_goes_on_beside_its_own_weights_only(pristine, tmp_path):
     path = checkpoint.save(tmp_path, make_trainer(pristine), {}, keep=1)
     with pytest.raises(
-        ModelError, match=r"is of lora_alpha 8, and this node's is 800; set model/name and trainer/lora"
+        ModelError,
+        match=r"is of lora_alpha 8, and this node's is 800; set model/name and trainer/lora",
     ):
         checkpoint.restore(tmp_path, make_trainer(pristine, lora=settings.Lora(rank=4, alpha=800)))
     other = Policy(copy.deepcopy(pristine.model), pristine.tokenizer, pristine.name)
     with torch.no_grad():
         other.model.model.layers[1].mlp.up_proj.weight.mul_(1.1)
     with pytest.raises(
-        ModelError, match=r"is of base_weights [0-9a-f]{16}, and this node's is [0-9a-f]{16}; set model/name"
+        ModelError,
+        match=r"is of base_weights [0-9a-f]{16}, and this node's is [0-9a-f]{16}; set model/name",
     ):
         checkpoint.restore(tmp_path, Trainer(other, settings.Trainer(lora=LORA), GENERATION))
-    # Loaded in another type they are the same weights; and a checkpoint that says less of itself is taken as it is.
+    # Loaded in another type they are the same weights; and a checkpoint that says less of itself is
+    # taken as it is.
     assert checkpoint.restore(tmp_path, make_trainer(pristine, torch.bfloat16)) == {}
     record = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(
@@ -167,7 +183,9 @@ def test_merged_weights_are_a_plain_model_that_says_the_same(pristine, tmp_path,
     lora.save_merged(trainer.policy.model, tmp_path / "model.safetensors")
     trainer.policy.model.config.save_pretrained(tmp_path)
     trainer.policy.tokenizer.save_pretrained(tmp_path)
-    merged = load(settings.Model(name=str(tmp_path), device="cpu", dtype=str(dtype).removeprefix("torch.")))
+    merged = load(
+        settings.Model(name=str(tmp_path), device="cpu", dtype=str(dtype).removeprefix("torch."))
+    )
     assert [name for name, _ in merged.model.named_parameters()] == [
         name for name, _ in pristine.model.named_parameters()
     ]
@@ -197,15 +215,21 @@ def test_lean_decoder_generates_with_adapters_and_follows_them(pristine):
     assert trained != fresh
     engine.decoder = CachedDecoder(trainer.policy.model)
     reference = trainer.policy.generate(QUESTIONS, generation, seed=1)
-    for ours, theirs in zip((c for g in trained for c in g), (c for g in reference for c in g), strict=True):
+    for ours, theirs in zip(
+        (c for g in trained for c in g), (c for g in reference for c in g), strict=True
+    ):
         assert ours.token_ids == theirs.token_ids
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # peft's own word on it
+@pytest.mark.filterwarnings(
+    "ignore:Model has `tie_word_embeddings=True`:UserWarning"
+)  # peft's own word on it
 def test_adapter_in_a_weight_that_is_tied_is_refused(pristine):
     assert pristine.model.config.tie_word_embeddings
-    with pytest.raises(ModelError, match=r"'lm_head'\): this model's output layer and its embedding are one weight"):
+    with pytest.raises(
+        ModelError, match=r"'lm_head'\): this model's output layer and its embedding are one weight"
+    ):
         make_trainer(pristine, lora=settings.Lora(target_modules=("q_proj", "lm_head")))
 
 
@@ -215,16 +239,22 @@ def test_layers_that_the_model_has_not_are_a_model_error_that_names_those_it_has
     assert "trainer/lora: target_modules ('query',)" in str(caught.value)
     assert "q_proj" in str(caught.value)
     chosen = make_trainer(pristine, lora=settings.Lora(target_modules=("q_proj", "v_proj")))
-    assert {name.split(".lora_")[0].rpartition(".")[2] for name in chosen.parameters} == {"q_proj", "v_proj"}
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in chosen.parameters} == {
+        "q_proj",
+        "v_proj",
+    }
 
 
 def test_inventory_key_of_adapters_is_a_mapping():
-    parsed = settings.from_flat({"trainer_lora": {"rank": 8, "target_modules": ["q_proj"]}}, "inventory data")
+    parsed = settings.from_flat(
+        {"trainer_lora": {"rank": 8, "target_modules": ["q_proj"]}}, "inventory data"
+    )
     assert parsed.trainer.lora == settings.Lora(rank=8, target_modules=("q_proj",))
 
 
 def test_young_adapters_beside_bfloat16_weights_are_sampled_and_saved_whole(tmp_path):
-    """Entries of 1e-4 beside 896 x 896 weights: merged into bfloat16 most of what they add is lost."""
+    """Entries of 1e-4 beside 896 x 896 weights: merged into bfloat16 most of what they add is
+    lost."""
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
         vocab_size=64, hidden_size=896, intermediate_size=896, num_hidden_layers=1, num_attention_heads=14,

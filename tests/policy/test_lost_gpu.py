@@ -30,7 +30,9 @@ def test_missing_device_file_is_named_with_what_makes_it(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1234")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(device, "UVM", tmp_path / "nvidia-uvm")
-    with pytest.raises(ResourceError, match=r"nvidia-uvm is missing: run `nvidia-modprobe -u -c 0`"):
+    with pytest.raises(
+        ResourceError, match=r"nvidia-uvm is missing: run `nvidia-modprobe -u -c 0`"
+    ):
         model_sizing.measure(settings.Model(device="auto"))
     (tmp_path / "nvidia-uvm").touch()
     with pytest.raises(ResourceError) as error:
@@ -54,5 +56,9 @@ def test_doctor_names_a_dead_card(said, sick, tmp_path, monkeypatch):
     found = device.sick_cards()
     assert found == sick if isinstance(sick, list) else len(found) == sick
     checked = settings.from_flat({"node_state_dir": str(tmp_path), "model_device": "cpu"}, "test")
-    shown = [each for each in doctor.examine(checked) if (each.check, each.verdict) == ("device", "warning")]
+    shown = [
+        each
+        for each in doctor.examine(checked)
+        if (each.check, each.verdict) == ("device", "warning")
+    ]
     assert ["does not work" in each.cause for each in shown] == [True] * len(found)

@@ -1,4 +1,5 @@
-"""Models of other families, loaded by path as a user would, generated from and trained: none is special-cased."""
+"""Models of other families, loaded by path as a user would, generated from and trained: none is
+special-cased."""
 
 import copy
 
@@ -21,7 +22,9 @@ from worker.trainer.trainer import Trainer
 
 torch.set_num_threads(1)  # cores are shared; such models gain nothing from more
 
-GENERATION = settings.Generation(num_generations=4, max_prompt_length=400, max_completion_length=24, dtype="float32")
+GENERATION = settings.Generation(
+    num_generations=4, max_prompt_length=400, max_completion_length=24, dtype="float32"
+)
 QUESTIONS = ["Calculate 12 + 34.", "What is the greatest common divisor of 678 and 90?"]
 
 
@@ -42,7 +45,9 @@ def policy(folders, name):
 
 def test_weights_embeddings_and_ends_are_those_of_the_folder(policy, name):
     family, model = FAMILIES[name], policy.model
-    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == family.is_tied
+    assert (
+        model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    ) == family.is_tied
     ends = [policy.tokenizer.convert_tokens_to_ids(token) for token in (family.eos, *family.ends)]
     assert policy.end_ids == tuple(ends)
     assert (policy.tokenizer.pad_token is None) == (family.pad is None)
@@ -66,10 +71,12 @@ def test_question_is_asked_in_the_family_s_own_way(policy, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["7", " 7", "\n7", "  7", "", " <answer>42</answer>", "42 is it.\n\n<answer>42</answer>"]
+    "text",
+    ["7", " 7", "\n7", "  7", "", " <answer>42</answer>", "42 is it.\n\n<answer>42</answer>"],
 )
 def test_text_of_an_answer_stands_for_the_tokens_behind_its_prompt(policy, text):
-    """Peers learn from its text: a space that it begins with, or not, is part of it, and adds no token."""
+    """Peers learn from its text: a space that it begins with, or not, is part of it, and adds no
+    token."""
     ids, _ = policy.completion_ids(text, 100)
     ids = [i for i in ids if i not in policy.end_ids]
     assert policy._decode(ids) == text
@@ -83,7 +90,9 @@ def test_greedy_answers_and_log_probabilities_are_those_of_transformers(policy, 
     expected = LeanDecoder if FAMILIES[name].decoder == "lean" else CachedDecoder
     assert type(engine.decoder) is expected
     if expected is CachedDecoder:
-        assert f"lean decoder not used reason=family {policy.model.config.model_type}" in caplog.text
+        assert (
+            f"lean decoder not used reason=family {policy.model.config.model_type}" in caplog.text
+        )
         assert "generation engine=torch, transformers' forward" in caplog.text
     prompts = [policy.prompt_ids(question) for question in QUESTIONS]
     greedy = GENERATION.model_copy(update={"top_k": 1, "num_generations": 2})
@@ -93,7 +102,9 @@ def test_greedy_answers_and_log_probabilities_are_those_of_transformers(policy, 
     for prompt, group, reference in zip(prompts, ours, theirs, strict=True):
         assert [row.token_ids for row in group] == [row.token_ids for row in reference]
         with torch.no_grad():
-            logits = policy.model(torch.tensor([[*prompt, *group[0].token_ids]])).logits[0, len(prompt) - 1 : -1]
+            logits = policy.model(torch.tensor([[*prompt, *group[0].token_ids]])).logits[
+                0, len(prompt) - 1 : -1
+            ]
         logprobs = logits.log_softmax(-1).gather(1, torch.tensor(group[0].token_ids)[:, None])[:, 0]
         assert group[0].logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
 
@@ -140,7 +151,9 @@ def test_rounds_of_training_teach_it_what_is_rewarded(policy, name, lora, tmp_pa
     lora_module.save_config(policy.model, tmp_path)
     policy.tokenizer.save_pretrained(tmp_path)
     copied = load(settings.Model(name=str(tmp_path), device="cpu"))
-    assert likelihood(copied, *rewarded[0]) == pytest.approx(likelihood(policy, *rewarded[0]), abs=1e-3)
+    assert likelihood(copied, *rewarded[0]) == pytest.approx(
+        likelihood(policy, *rewarded[0]), abs=1e-3
+    )
 
 
 @torch.no_grad()
@@ -162,10 +175,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_shape_that_the_lean_decoder_does_not_compute_is_generated_by_transformers(tmp_path, caplog, reason):
+def test_shape_that_the_lean_decoder_does_not_compute_is_generated_by_transformers(
+    tmp_path, caplog, reason
+):
     name, departures = REFUSED[reason]
     with caplog.at_level("INFO"):
-        policy = load(settings.Model(name=str(save_model(name, tmp_path, **departures)), device="cpu"))
+        policy = load(
+            settings.Model(name=str(save_model(name, tmp_path, **departures)), device="cpu")
+        )
         engine = policy._load_engine(GENERATION)
     assert isinstance(engine.decoder, CachedDecoder)
     assert f"lean decoder not used reason={reason}" in caplog.text
@@ -175,7 +192,8 @@ def test_model_that_reads_in_both_directions_is_refused(tmp_path):
     folder = save_model("gemma3", tmp_path, use_bidirectional_attention=True)
     policy = load(settings.Model(name=str(folder), device="cpu"))
     with pytest.raises(
-        ModelError, match=r"model of type gemma3_text: attention in both directions: .*can't be sampled"
+        ModelError,
+        match=r"model of type gemma3_text: attention in both directions: .*can't be sampled",
     ):
         policy._load_engine(GENERATION)
 
@@ -202,6 +220,8 @@ def test_shape_that_the_lean_decoder_computes_is_computed_exactly(tmp_path, name
     reference = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.name)
     reference._load_engine(GENERATION).decoder = CachedDecoder(reference.model)
     theirs = reference.generate(QUESTIONS, GENERATION, seed=3)
-    for mine, other in zip((c for g in ours for c in g), (c for g in theirs for c in g), strict=True):
+    for mine, other in zip(
+        (c for g in ours for c in g), (c for g in theirs for c in g), strict=True
+    ):
         assert mine.token_ids == other.token_ids
         assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-4)

@@ -53,7 +53,8 @@ def test_choice_of_a_peer_is_always_the_same():
 
 def test_machine_without_room_is_a_model_error_with_the_numbers():
     with pytest.raises(
-        ModelError, match=r"3\.0 GiB are free on cpu, the smallest, Qwen/Qwen2\.5-0\.5B-Instruct, needs 8\.9"
+        ModelError,
+        match=r"3\.0 GiB are free on cpu, the smallest, Qwen/Qwen2\.5-0\.5B-Instruct, needs 8\.9",
     ):
         choose(cpu(3), WHOLE, "Qm1")
 
@@ -86,7 +87,9 @@ def test_adapters_need_less_and_a_reference_model_more():
 def test_gpu_is_measured_where_the_model_will_live(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((30 + index) * GIB, (40 + index) * GIB))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda index: ((30 + index) * GIB, (40 + index) * GIB)
+    )
     assert measure(settings.Model()) == Machine("cuda:0", "bfloat16", 40.0, 30.0)
     assert measure(settings.Model(device="cuda:1")) == Machine("cuda:1", "bfloat16", 41.0, 31.0)
     assert measure(settings.Model(device="cpu")).gpu_gib == 0
@@ -99,11 +102,15 @@ def test_large_models_are_trained_in_bfloat16_where_the_cpu_has_amx(monkeypatch,
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
     assert measure(settings.Model(device="cpu")).dtype == dtype
     assert measure(settings.Model(device="cpu", dtype="float32")).dtype == "float32"
-    assert policy.load(settings.Model(device="cpu")).model.dtype == torch.float32  # too small to gain by it
+    assert (
+        policy.load(settings.Model(device="cpu")).model.dtype == torch.float32
+    )  # too small to gain by it
     monkeypatch.setattr(model_sizing, "_LARGE_ENOUGH_FOR_BFLOAT16", 1)
     loaded = policy.load(settings.Model(device="cpu")).model
     assert {str(parameter.dtype) for parameter in loaded.parameters()} == {f"torch.{dtype}"}
-    assert {buffer.dtype for buffer in loaded.buffers() if buffer.is_floating_point()} == {torch.float32}
+    assert {buffer.dtype for buffer in loaded.buffers() if buffer.is_floating_point()} == {
+        torch.float32
+    }
 
 
 def test_ram_is_measured_and_a_control_group_limits_it(tmp_path):
@@ -122,7 +129,13 @@ def machine_with(monkeypatch, machine):
 
 def settings_for(folder, **flat):
     return settings.from_flat(
-        {"node_state_dir": str(folder), "node_min_free_disk_mb": 1, "model_name": "auto", "trainer_lora": None, **flat},
+        {
+            "node_state_dir": str(folder),
+            "node_min_free_disk_mb": 1,
+            "model_name": "auto",
+            "trainer_lora": None,
+            **flat,
+        },
         "test",
     )
 
@@ -149,7 +162,9 @@ def test_node_with_a_name_enrols_without_a_choice(tmp_path, monkeypatch):
     machine_with(monkeypatch, cpu(0.1))  # where nothing fits
     enrolment.run(settings_for(tmp_path, model_name="hivewright/tiny"))
     assert not (tmp_path / "model.json").exists()
-    with pytest.raises(ModelError, match=r"model.json: missing, and model.name is auto.*run `hivewright enrol`"):
+    with pytest.raises(
+        ModelError, match=r"model.json: missing, and model.name is auto.*run `hivewright enrol`"
+    ):
         model_sizing.settle(settings_for(tmp_path).model, tmp_path)
 
 
@@ -174,7 +189,10 @@ def test_check_says_what_fits_and_stays_yaml(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert settings.parse(yaml.safe_load(out), "check") == checked
     assert "# models for cuda:0 in bfloat16, 24.0 GiB free of 24.0:" in out
-    assert "large  Qwen/Qwen3-1.7B              needs 33.5 GiB: does not: for GPUs of 40 GiB and more" in out
+    assert (
+        "large  Qwen/Qwen3-1.7B              needs 33.5 GiB: does not: for GPUs of 40 GiB and more"
+        in out
+    )
     assert "small  Qwen/Qwen3-0.6B              needs 12.6 GiB: fits" in out
     assert "# this node: model.name is auto; `hivewright enrol` chooses" in out
     enrolment.run(checked)
@@ -200,7 +218,9 @@ def test_check_says_whether_a_model_of_the_user_s_own_fits(tmp_path, monkeypatch
         == "this node: owner/model, as model.name says"
     )
     with pytest.raises(ModelError, match=r"model/name: /no/such/model: no config.json there"):
-        reports.print_settings(settings_for(tmp_path, model_name="/no/such/model"), argparse.Namespace(model=None))
+        reports.print_settings(
+            settings_for(tmp_path, model_name="/no/such/model"), argparse.Namespace(model=None)
+        )
     (tmp_path / "model.safetensors").write_text("nonsense")
     with pytest.raises(ModelError, match="expected a model's weights as safetensors"):
         model_sizing.explain(settings.Model(name=str(tmp_path)), WHOLE, tmp_path)
@@ -217,6 +237,8 @@ def test_context_is_read_from_the_files_that_are_here(tmp_path):
     with pytest.raises(ModelError, match=r"config.json: can't be read: .* get the file again"):
         model_sizing.require_context(settings.Model(name=str(tmp_path)), long)
     (tmp_path / "config.json").write_text('{"max_position_embeddings": "long"}')
-    with pytest.raises(ModelError, match=r"max_position_embeddings: got 'long', expected a whole number"):
+    with pytest.raises(
+        ModelError, match=r"max_position_embeddings: got 'long', expected a whole number"
+    ):
         model_sizing.require_context(settings.Model(name=str(tmp_path)), long)
     model_sizing.require_context(settings.Model(name="Qwen/Qwen2.5-0.5B-Instruct"), long)

@@ -29,8 +29,14 @@ def test_tiny_model_is_small_and_answers(tiny):
     assert [len(group) for group in groups] == [4, 4]
     for completion in (c for group in groups for c in group):
         assert len(completion.token_ids) == len(completion.logprobs)
-        assert tiny.tokenizer.decode(completion.token_ids, skip_special_tokens=True) == completion.text
-        assert completion.truncated or completion.text.endswith("</answer>") or completion.token_ids[-1] in tiny.end_ids
+        assert (
+            tiny.tokenizer.decode(completion.token_ids, skip_special_tokens=True) == completion.text
+        )
+        assert (
+            completion.truncated
+            or completion.text.endswith("</answer>")
+            or completion.token_ids[-1] in tiny.end_ids
+        )
     assert tiny.generate(["Calculate 2 + 3."], generation, seed=1) == tiny.generate(
         ["Calculate 2 + 3."], generation, seed=1
     )
@@ -50,11 +56,15 @@ def test_answer_ends_with_its_closing_tag(tiny):
     generation = settings.Generation(num_generations=32, max_completion_length=12)
     texts = [c.text for c in tiny.generate(["Calculate 2 + 3."], generation, seed=1)[0]]
     assert any("</answer>" in text for text in texts)
-    assert all(text.count("</answer>") <= 1 and text.partition("</answer>")[2] == "" for text in texts)
+    assert all(
+        text.count("</answer>") <= 1 and text.partition("</answer>")[2] == "" for text in texts
+    )
 
 
 def test_prompt_over_the_limit_gets_no_answer(tiny):
-    generation = settings.Generation(num_generations=2, max_completion_length=4, max_prompt_length=20)
+    generation = settings.Generation(
+        num_generations=2, max_completion_length=4, max_prompt_length=20
+    )
     long, short = tiny.generate(["word " * 50, "Calculate 2 + 3."], generation, seed=1)
     assert long is None
     assert len(short) == 2
@@ -65,9 +75,11 @@ def test_model_s_context_holds_the_longest_prompt_and_completion(tiny):
     with pytest.raises(ModelError) as caught:
         tiny.require_context(settings.Generation(max_prompt_length=100, max_completion_length=5000))
     context = tiny.model.config.max_position_embeddings
-    assert str(caught.value) == (
-        f"model hivewright/tiny: takes {context} tokens, generation.max_prompt_length 100 and "
-        "generation.max_completion_length 5000 make 5100; lower them, or take a model with a longer context"
+    assert (
+        str(caught.value)
+        == f"model hivewright/tiny: takes {context} tokens, generation.max_prompt_length 100 and"
+        " generation.max_completion_length 5000 make 5100; lower them, or take a model with a"
+        " longer context"
     )
 
 
@@ -118,8 +130,10 @@ def test_stranger_s_text_never_has_a_token_that_the_model_has_not(tiny):
     [
         ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}", "system"),
         (
-            "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
-            "[{{ m.role }}]{{ m.content }}{% endfor %}",
+            (
+                "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system"
+                " role') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+            ),
             "user",
         ),
     ],
@@ -156,12 +170,16 @@ def expect_model_error(name, message):
 
 
 def test_name_that_can_not_be_one_is_a_model_error():
-    expect_model_error("no/such/name", "model/name: no/such/name: neither a folder nor a Hugging Face name")
+    expect_model_error(
+        "no/such/name", "model/name: no/such/name: neither a folder nor a Hugging Face name"
+    )
     expect_model_error("/no/such/folder", "model/name: /no/such/folder: no config.json there")
 
 
 def test_folder_that_holds_no_model_is_a_model_error(tmp_path):
-    expect_model_error(str(tmp_path), "no config.json there; expected a folder with a transformers model")
+    expect_model_error(
+        str(tmp_path), "no config.json there; expected a folder with a transformers model"
+    )
     (tmp_path / "config.json").write_text("{}")
     expect_model_error(str(tmp_path), "can't be loaded from")
     (tmp_path / "config.json").write_text("not json")
@@ -179,7 +197,9 @@ def test_folder_without_some_of_its_weights_is_a_model_error(tmp_path):
     weights = load_file(save_model("llama", tmp_path) / "model.safetensors")
     rest = {name: weight for name, weight in weights.items() if ".1." not in name}
     save_file(rest, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    expect_model_error(str(tmp_path), r"lacks 9 of its weights, such as model\.layers\.1\..*; get the files again")
+    expect_model_error(
+        str(tmp_path), r"lacks 9 of its weights, such as model\.layers\.1\..*; get the files again"
+    )
 
 
 @pytest.mark.parametrize("size", [0, 5, 5000])
@@ -199,8 +219,12 @@ def test_unknown_name_is_a_model_error_that_names_the_answer(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), NotFound)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        monkeypatch.setattr(module, "HUB", module.HfApi(endpoint=f"http://127.0.0.1:{server.server_port}"))
-        expect_model_error("nobody/nothing", r"model/name: nobody/nothing: Hugging Face says 404 .*: no such model")
+        monkeypatch.setattr(
+            module, "HUB", module.HfApi(endpoint=f"http://127.0.0.1:{server.server_port}")
+        )
+        expect_model_error(
+            "nobody/nothing", r"model/name: nobody/nothing: Hugging Face says 404 .*: no such model"
+        )
     finally:
         server.shutdown()
         server.server_close()

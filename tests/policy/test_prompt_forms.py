@@ -1,4 +1,5 @@
-"""How questions are put: forms, templates with switches, thoughts, and finding out which form suits a model."""
+"""How questions are put: forms, templates with switches, thoughts, and finding out which form suits
+a model."""
 
 import copy
 import importlib.util
@@ -16,8 +17,9 @@ from worker.records import Completion
 from worker.settings import Generation
 
 SWITCHED = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt"
+    " %}[assistant]{% if enable_thinking is defined and enable_thinking is false"
+    " %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 OPENED = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]<think>\n"
 
@@ -58,14 +60,18 @@ def test_a_template_that_raises_is_a_model_error_of_one_line(tiny):
         "{{ nothing.at.all }}",
         "{% if",
     ):
-        with pytest.raises(ModelError, match="some model: its chat template can't be rendered") as caught:
+        with pytest.raises(
+            ModelError, match="some model: its chat template can't be rendered"
+        ) as caught:
             make_policy(tiny, template)
         assert "\n" not in str(caught.value)
 
 
 def test_a_template_that_takes_one_turn_only_is_asked_in_the_forms_that_it_takes(tiny):
     policy = make_policy(
-        tiny, "{% if messages|length > 2 %}{{ raise_exception('one') }}{% endif %}{{ messages[-1].content }}"
+        tiny,
+        "{% if messages|length > 2 %}{{ raise_exception('one') }}{% endif %}{{"
+        " messages[-1].content }}",
     )
     assert [form.name for form in FORMS if policy.can_ask_in(form)] == ["system", "user"]
     with pytest.raises(ModelError, match="in the form begun: one"):
@@ -76,9 +82,15 @@ def test_a_tokenizer_without_the_tag_s_characters_is_refused(tiny):
     import tokenizers
     import transformers
 
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1, "</s>": 2}, unk_token="<unk>"))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
-    with pytest.raises(ModelError, match=r"its tokenizer can't write <answer>7</answer> \(it becomes"):
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<unk>": 0, "a": 1, "</s>": 2}, unk_token="<unk>")
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="</s>", unk_token="<unk>"
+    )
+    with pytest.raises(
+        ModelError, match=r"its tokenizer can't write <answer>7</answer> \(it becomes"
+    ):
         module.Policy(tiny.model, tokenizer, "x")
 
 
@@ -93,7 +105,9 @@ def test_a_tokenizer_without_the_tag_s_characters_is_refused(tiny):
         (Generation(chat_template_kwargs={"enable_thinking": True}), False),
     ],
 )
-def test_thinking_is_switched_by_the_length_of_answers_and_by_the_settings(tiny, generation, is_off):
+def test_thinking_is_switched_by_the_length_of_answers_and_by_the_settings(
+    tiny, generation, is_off
+):
     tokenizer = copy.deepcopy(tiny.tokenizer)
     tokenizer.chat_template = SWITCHED
     text = Template(tokenizer, "x", generation).text(FORMS[0], "Why?")
@@ -103,7 +117,11 @@ def test_thinking_is_switched_by_the_length_of_answers_and_by_the_settings(tiny,
 def test_a_thought_that_the_template_opens_is_closed_where_it_must_not_be_had(tiny):
     tokenizer = copy.deepcopy(tiny.tokenizer)
     tokenizer.chat_template = OPENED
-    assert Template(tokenizer, "x", Generation()).text(FORMS[0], "Why?").endswith("<think>\n\n</think>\n\n")
+    assert (
+        Template(tokenizer, "x", Generation())
+        .text(FORMS[0], "Why?")
+        .endswith("<think>\n\n</think>\n\n")
+    )
     thinking = Template(tokenizer, "x", Generation(thinking="on"))
     assert thinking.text(FORMS[0], "Why?").endswith("<think>")
     assert thinking.opens_thought
@@ -152,7 +170,9 @@ def test_a_gguf_file_is_a_model_or_one_line_says_what_is_missing(tmp_path, monke
     file.write_bytes(b"GGUF")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for read in (module.load, engine_forecast.read):
-        with pytest.raises(ModelError, match=r"the package gguf, which reads it, is not installed; install it \("):
+        with pytest.raises(
+            ModelError, match=r"the package gguf, which reads it, is not installed; install it \("
+        ):
             read(settings.Model(name=str(file), device="cpu"))
 
 
@@ -162,7 +182,11 @@ class Said:
     name = "said"
 
     def __init__(self, tiny, closing):
-        self.model, self.template, self.form = tiny.model, make_policy(tiny, SWITCHED).template, prompt_forms.DEFAULT
+        self.model, self.template, self.form = (
+            tiny.model,
+            make_policy(tiny, SWITCHED).template,
+            prompt_forms.DEFAULT,
+        )
         self.closing, self.asked = closing, []
 
     def can_ask_in(self, form):
@@ -174,7 +198,9 @@ class Said:
     def generate(self, questions, generation, seed):
         self.asked.append((self.form.name, len(questions)))
         texts = self.closing.get(self.form.name, ["no"] * 4)
-        return [[Completion(text, (1,), (0.0,), truncated=False) for text in texts]] * len(questions)
+        return [[Completion(text, (1,), (0.0,), truncated=False) for text in texts]] * len(
+            questions
+        )
 
 
 def score(number, texts):
@@ -184,16 +210,25 @@ def score(number, texts):
 RIGHT, WRONG = "<answer>7</answer>", "<answer>8</answer>"
 
 
-def test_the_form_with_the_most_accurate_answers_is_found_once_and_remembered(tiny, tmp_path, caplog):
+def test_the_form_with_the_most_accurate_answers_is_found_once_and_remembered(
+    tiny, tmp_path, caplog
+):
     caplog.set_level(logging.INFO)
-    closing = {"user-begun": [WRONG] * 4, "begun": [RIGHT, WRONG, WRONG, WRONG], "user": [RIGHT, RIGHT, WRONG, "no"]}
+    closing = {
+        "user-begun": [WRONG] * 4,
+        "begun": [RIGHT, WRONG, WRONG, WRONG],
+        "user": [RIGHT, RIGHT, WRONG, "no"],
+    }
     policy = Said(tiny, closing)
     form_choice.settle(policy, Generation(), ["?"] * 16, score, tmp_path / "form.json")
     assert policy.form.name == "user"
     names = ["three-examples", "begun", "user-begun", "two-examples", "user", "system"]
     assert policy.asked[:6] == [(name, 8) for name in names]
     assert {name for name, _ in policy.asked[6:]} == {"user", "begun"}
-    assert "form found form=user accuracy=0.59 reward_mean=0.500 closed=0.75 useful_tasks=16 of=16" in caplog.text
+    assert (
+        "form found form=user accuracy=0.59 reward_mean=0.500 closed=0.75 useful_tasks=16 of=16"
+        in caplog.text
+    )
     again = Said(tiny, {})
     form_choice.settle(again, Generation(), ["?"] * 16, score, tmp_path / "form.json")
     assert (again.form.name, again.asked) == ("user", [])
@@ -215,7 +250,9 @@ def test_one_right_answer_among_many_that_are_none_is_not_enough():
 
 def test_the_settings_name_a_form(tiny, tmp_path):
     policy = Said(tiny, {})
-    form_choice.settle(policy, Generation(form="two-examples"), ["?"] * 16, score, tmp_path / "form.json")
+    form_choice.settle(
+        policy, Generation(form="two-examples"), ["?"] * 16, score, tmp_path / "form.json"
+    )
     assert (policy.form.name, policy.asked) == ("two-examples", [])
     assert not (tmp_path / "form.json").exists()
 

@@ -56,10 +56,14 @@ NEVER = [False] * VOCABULARY
 def make_model(family: str = "qwen2", **shape):
     torch.manual_seed(0)
     config, departures = FAMILIES[family]
-    model = transformers.AutoModelForCausalLM.from_config(config(**{**SHAPE, **departures, **shape})).eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        config(**{**SHAPE, **departures, **shape})
+    ).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            parameter.data.mul_(4)  # random weights say the same of everything: make them say different things
+            parameter.data.mul_(
+                4
+            )  # random weights say the same of everything: make them say different things
     return model
 
 
@@ -85,8 +89,12 @@ def cuda_graphs(monkeypatch):
     monkeypatch.setattr(cuda_graph, "record", graph_stand_in.record)
 
 
-def answer(engine, prompts=PROMPTS, seed=0, end_ids=(1,), is_done=None, may_be_done=NEVER, **options):
-    generation = settings.Generation(**{"num_generations": 2, "max_completion_length": 20, **options})
+def answer(
+    engine, prompts=PROMPTS, seed=0, end_ids=(1,), is_done=None, may_be_done=NEVER, **options
+):
+    generation = settings.Generation(
+        **{"num_generations": 2, "max_completion_length": 20, **options}
+    )
     ending = Ending(frozenset(end_ids), is_done or (lambda tokens: False), may_be_done)
     return engine.generate(prompts, generation, seed, ending)
 
@@ -97,7 +105,9 @@ def test_greedy_answers_equal_those_of_transformers(family, name):
     model = make_model(family)
     for prompt, rows in zip(PROMPTS, answer(make_engine(name, model), top_k=1), strict=True):
         ids = torch.tensor([prompt])
-        reference = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20)
+        reference = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20
+        )
         reference = reference[0, len(prompt) :].tolist()
         assert [list(row.token_ids) for row in rows] == [reference] * 2
         logits = model(torch.tensor([prompt + reference])).logits[0, len(prompt) - 1 : -1]
@@ -107,15 +117,23 @@ def test_greedy_answers_equal_those_of_transformers(family, name):
 
 @pytest.mark.parametrize("name", ["lean", "lean-torch", "lean-replayed"])
 @pytest.mark.parametrize(
-    ("family", "head_dim"), [*((family, 8) for family in FAMILIES), ("qwen3", 16), ("gemma2", 24), ("llama", 64)]
+    ("family", "head_dim"),
+    [*((family, 8) for family in FAMILIES), ("qwen3", 16), ("gemma2", 24), ("llama", 64)],
 )
 def test_lean_and_cached_decoders_sample_the_same_while_rows_end(family, head_dim, name):
     model = make_model(family, head_dim=head_dim)
-    options = {"num_generations": 6, "end_ids": tuple(range(4, 16)), "max_completion_length": 40, "temperature": 1.3}
+    options = {
+        "num_generations": 6,
+        "end_ids": tuple(range(4, 16)),
+        "max_completion_length": 40,
+        "temperature": 1.3,
+    }
     prompts = [*PROMPTS, PROMPTS[0]]
     lean, cached = (answer(make_engine(n, model), prompts, **options) for n in (name, "cached"))
     assert len({len(row.token_ids) for group in lean for row in group}) > 5
-    for ours, theirs in zip((r for g in lean for r in g), (r for g in cached for r in g), strict=True):
+    for ours, theirs in zip(
+        (r for g in lean for r in g), (r for g in cached for r in g), strict=True
+    ):
         assert (ours.token_ids, ours.finished) == (theirs.token_ids, theirs.finished)
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
@@ -127,14 +145,23 @@ def test_prompts_that_fill_their_room_hide_nothing_until_the_window_does(family,
     prompts = [[(7 * i + k) % 100 + 5 for i in range(64)] for k in (1, 2)]
     options = {"max_completion_length": 40, "end_ids": (), "temperature": 1.3}
     ours, theirs = (answer(make_engine(n, model), prompts, **options) for n in (name, "cached"))
-    for our, their in zip((r for g in ours for r in g), (r for g in theirs for r in g), strict=True):
+    for our, their in zip(
+        (r for g in ours for r in g), (r for g in theirs for r in g), strict=True
+    ):
         assert our.token_ids == their.token_ids
-        assert our.logprobs == pytest.approx(their.logprobs, abs=1e-5)  # one position more or less shows
+        assert our.logprobs == pytest.approx(
+            their.logprobs, abs=1e-5
+        )  # one position more or less shows
 
 
 @pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
 def test_scaled_rotations_are_those_of_transformers(rope):
-    parameters = {"rope_type": rope, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+    parameters = {
+        "rope_type": rope,
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
     if rope == "llama3":
         parameters |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     torch.manual_seed(0)
@@ -142,7 +169,9 @@ def test_scaled_rotations_are_those_of_transformers(rope):
         transformers.LlamaConfig(**SHAPE, rope_parameters=parameters)
     ).eval()
     lean, cached = (answer(make_engine(name, model), top_k=1) for name in ("lean", "cached"))
-    assert [row.token_ids for group in lean for row in group] == [row.token_ids for group in cached for row in group]
+    assert [row.token_ids for group in lean for row in group] == [
+        row.token_ids for group in cached for row in group
+    ]
 
 
 def test_biases_are_part_of_the_products():
@@ -153,7 +182,9 @@ def test_biases_are_part_of_the_products():
         if name.endswith("bias"):
             parameter.data.normal_()
     lean, cached = (answer(make_engine(name, model), top_k=1) for name in ("lean", "cached"))
-    assert [row.token_ids for group in lean for row in group] == [row.token_ids for group in cached for row in group]
+    assert [row.token_ids for group in lean for row in group] == [
+        row.token_ids for group in cached for row in group
+    ]
 
 
 def test_caches_grow_past_their_first_room():
@@ -161,13 +192,17 @@ def test_caches_grow_past_their_first_room():
     prompts = [[5, 6, 7], [8] * 4]
     rows = {}
     for name in ("lean", "lean-torch", "lean-replayed", "cached"):
-        (group, _) = answer(make_engine(name, model), prompts, max_completion_length=200, end_ids=(), top_k=1)
+        (group, _) = answer(
+            make_engine(name, model), prompts, max_completion_length=200, end_ids=(), top_k=1
+        )
         rows[name] = [row.token_ids for row in group]
     assert len(rows["lean"][0]) == 200
     assert rows["lean"] == rows["lean-torch"] == rows["lean-replayed"] == rows["cached"]
 
 
-def test_steps_that_can_not_be_recorded_are_computed_one_by_one_and_the_log_says_so_once(monkeypatch, caplog):
+def test_steps_that_can_not_be_recorded_are_computed_one_by_one_and_the_log_says_so_once(
+    monkeypatch, caplog
+):
     def record(work, device):
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -176,8 +211,11 @@ def test_steps_that_can_not_be_recorded_are_computed_one_by_one_and_the_log_says
     engine = make_engine("lean-replayed", model)
     first, second, plain = answer(engine), answer(engine), answer(make_engine("lean-torch", model))
     assert first == second
-    # It looks at all keys that there is room for: other shapes, which some processors add up in another order.
-    for ours, theirs in zip((r for g in first for r in g), (r for g in plain for r in g), strict=True):
+    # It looks at all keys that there is room for: other shapes, which some processors add up in
+    # another order.
+    for ours, theirs in zip(
+        (r for g in first for r in g), (r for g in plain for r in g), strict=True
+    ):
         assert (ours.token_ids, ours.finished) == (theirs.token_ids, theirs.finished)
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
     assert caplog.text.count("steps are not replayed reason=operation not permitted") == 1
@@ -229,12 +267,15 @@ def test_engine_computes_in_bfloat16_when_asked():
     exact = answer(make_engine("lean", model), max_completion_length=1, end_ids=(), top_k=1)
     rounded = answer(engine, max_completion_length=1, end_ids=(), top_k=1)
     assert exact != rounded
-    for ours, theirs in zip((r for g in exact for r in g), (r for g in rounded for r in g), strict=True):
+    for ours, theirs in zip(
+        (r for g in exact for r in g), (r for g in rounded for r in g), strict=True
+    ):
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=0.1)
 
 
 def force(way, monkeypatch):
-    """The operations with these products, as HIVEWRIGHT_NATIVE asks for them; skips where the machine has them not."""
+    """The operations with these products, as HIVEWRIGHT_NATIVE asks for them; skips where the
+    machine has them not."""
     monkeypatch.setenv("HIVEWRIGHT_NATIVE", way)
     try:
         return native.load()
@@ -252,17 +293,22 @@ def test_engine_computes_in_the_way_that_the_environment_names(way, monkeypatch)
     assert (functions is None) == (way == "none")
     if functions is not None:
         assert engine.decoder.weights.layers[0].qkv._weight._functions is functions
-    exact, ours = (answer(e, max_completion_length=1, top_k=1) for e in (make_engine("cached", model), engine))
+    exact, ours = (
+        answer(e, max_completion_length=1, top_k=1) for e in (make_engine("cached", model), engine)
+    )
     assert [r.token_ids for g in exact for r in g] == [r.token_ids for g in ours for r in g]
 
 
 def test_way_that_the_machine_has_not_is_an_error_that_says_why(monkeypatch):
     monkeypatch.setenv("HIVEWRIGHT_NATIVE", "float16")
-    with pytest.raises(ModelError, match=r"HIVEWRIGHT_NATIVE: float16 can't be had here: .*no float16 arithmetic"):
+    with pytest.raises(
+        ModelError, match=r"HIVEWRIGHT_NATIVE: float16 can't be had here: .*no float16 arithmetic"
+    ):
         native.load("-mno-avx512fp16" if platform.machine() == "x86_64" else "-DNOTHING")
     monkeypatch.setenv("HIVEWRIGHT_NATIVE", "int8")
     with pytest.raises(
-        ModelError, match="HIVEWRIGHT_NATIVE: got 'int8'; expected amx, int16, float16, bfloat16, none or"
+        ModelError,
+        match="HIVEWRIGHT_NATIVE: got 'int8'; expected amx, int16, float16, bfloat16, none or",
     ):
         native.load()
 
@@ -294,7 +340,9 @@ def test_kernel_that_refuses_tiles_leaves_the_next_way(monkeypatch, caplog):
     product = native.Panels(weight, None, native.load())(x)
     assert (product - x @ weight.T).norm() < 0.01 * product.norm()
     assert flags_seen[1] == ("-mno-amx-tile",)
-    assert "AMX not used reason=the kernel refuses AMX's tiles: Operation not permitted" in caplog.text
+    assert (
+        "AMX not used reason=the kernel refuses AMX's tiles: Operation not permitted" in caplog.text
+    )
     monkeypatch.setenv("HIVEWRIGHT_NATIVE", "amx")
     with pytest.raises(ModelError, match="HIVEWRIGHT_NATIVE: amx can't be had here: "):
         native.load()
@@ -311,7 +359,8 @@ LESSER = {
 
 @pytest.fixture(params=["this machine's", *native.WAYS, *LESSER])
 def functions(request, monkeypatch):
-    """The operations that this machine compiles, each of the others that it can, and those of processors with less."""
+    """The operations that this machine compiles, each of the others that it can, and those of
+    processors with less."""
     if request.param == "this machine's":
         return native.load()
     if request.param in native.WAYS:
@@ -322,8 +371,12 @@ def functions(request, monkeypatch):
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(7, 20), (128, 448), (600, 1001), (1, 1), (33, 17)])
-def test_product_with_16_bit_weights_is_as_exact_as_these(functions, num_inputs, num_outputs, has_bias):
+@pytest.mark.parametrize(
+    ("num_inputs", "num_outputs"), [(7, 20), (128, 448), (600, 1001), (1, 1), (33, 17)]
+)
+def test_product_with_16_bit_weights_is_as_exact_as_these(
+    functions, num_inputs, num_outputs, has_bias
+):
     torch.manual_seed(0)
     weight = torch.randn(num_outputs, num_inputs)
     bias = torch.randn(num_outputs) if has_bias else None
@@ -375,13 +428,20 @@ def test_numbers_beyond_float16_are_multiplied_as_exactly_as_others(functions, s
 
 @pytest.mark.parametrize(("heads", "head_dim"), [((4, 2), 64), ((3, 1), 24), ((2, 2), 10)])
 def test_every_processor_samples_the_same(functions, heads, head_dim):
-    shape = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], "head_dim": head_dim, "hidden_size": 48}
+    shape = {
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+        "head_dim": head_dim,
+        "hidden_size": 48,
+    }
     model = make_model("gemma2", sliding_window=20, **shape)
     options = {"num_generations": 6, "max_completion_length": 40, "temperature": 1.3}
     engine = make_engine("lean", model)
     engine.decoder.native = functions
     ours, theirs = (answer(e, **options) for e in (engine, make_engine("cached", model)))
-    for row, expected in zip((r for g in ours for r in g), (r for g in theirs for r in g), strict=True):
+    for row, expected in zip(
+        (r for g in ours for r in g), (r for g in theirs for r in g), strict=True
+    ):
         assert row.token_ids == expected.token_ids
         assert row.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
@@ -396,9 +456,12 @@ def test_product_with_a_number_that_is_not_finite_is_not_finite(functions, value
 
 
 @pytest.mark.parametrize(
-    ("compiler", "said"), [(None, "no C compiler"), ("/bin/false", "/bin/false says no message"), ("/no/cc", "/no/cc")]
+    ("compiler", "said"),
+    [(None, "no C compiler"), ("/bin/false", "/bin/false says no message"), ("/no/cc", "/no/cc")],
 )
-def test_without_a_compiler_torch_does_it_all_and_the_log_says_so(monkeypatch, caplog, compiler, said):
+def test_without_a_compiler_torch_does_it_all_and_the_log_says_so(
+    monkeypatch, caplog, compiler, said
+):
     monkeypatch.setattr(native.shutil, "which", lambda name: compiler)
     monkeypatch.setattr(native, "_load", functools.cache(native._load.__wrapped__))
     with caplog.at_level("INFO"):
@@ -413,7 +476,11 @@ def test_without_a_compiler_torch_does_it_all_and_the_log_says_so(monkeypatch, c
 def test_unknown_family_is_decoded_by_transformers(caplog):
     torch.manual_seed(0)
     config = transformers.GPTNeoXConfig(
-        **{key: value for key, value in SHAPE.items() if key not in ("num_key_value_heads", "head_dim")}
+        **{
+            key: value
+            for key, value in SHAPE.items()
+            if key not in ("num_key_value_heads", "head_dim")
+        }
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UnknownArchitectureError, match="family gpt_neox"):
@@ -438,14 +505,18 @@ def test_disagreement_with_transformers_is_named_and_its_forward_used(caplog):
     model.model.layers[1].register_forward_hook(lambda module, inputs, output: output * 1.5)
     engine = TorchEngine(model)
     assert isinstance(engine.decoder, CachedDecoder)
-    assert "lean decoder not used reason=disagreement family=qwen2 dtype=torch.float32" in caplog.text
+    assert (
+        "lean decoder not used reason=disagreement family=qwen2 dtype=torch.float32" in caplog.text
+    )
 
 
 def test_settings_choose_the_engine():
     model = make_model()
     assert isinstance(load_engine(model, settings.Generation()), TorchEngine)
     assert isinstance(load_engine(model, settings.Generation(engine="torch")), TorchEngine)
-    assert isinstance(load_engine(model, settings.Generation(engine="transformers")), ReferenceEngine)
+    assert isinstance(
+        load_engine(model, settings.Generation(engine="transformers")), ReferenceEngine
+    )
 
 
 def test_reference_follows_the_settings_and_not_what_the_model_says_of_sampling():
@@ -463,7 +534,9 @@ def test_logprobs_of_given_completions_equal_one_plain_pass(family):
     completions = [[4, 5, 6, 1], [7], [8] * 13]
     ours = completion_logprobs(model, PROMPTS, completions, [2, 0, 1], temperature=0.7)
     assert ours.shape == (3, 13)
-    for row, (completion, prompt) in enumerate(zip(completions, (PROMPTS[2], PROMPTS[0], PROMPTS[1]), strict=True)):
+    for row, (completion, prompt) in enumerate(
+        zip(completions, (PROMPTS[2], PROMPTS[0], PROMPTS[1]), strict=True)
+    ):
         logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / 0.7
         expected = logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
         torch.testing.assert_close(ours[row, : len(completion)], expected, atol=1e-4, rtol=1e-4)
@@ -482,9 +555,13 @@ def test_answers_do_not_depend_on_when_other_rows_finish():
     free = answer(engine, num_generations=4, end_ids=())
     # Let rows end early, at different steps: what the others say must stay.
     may_be_done = [token < 30 for token in range(VOCABULARY)]
-    stopped = answer(engine, num_generations=4, end_ids=(), is_done=lambda t: t[-1] < 30, may_be_done=may_be_done)
+    stopped = answer(
+        engine, num_generations=4, end_ids=(), is_done=lambda t: t[-1] < 30, may_be_done=may_be_done
+    )
     lengths = set()
-    for whole, cut in zip((r for g in free for r in g), (r for g in stopped for r in g), strict=True):
+    for whole, cut in zip(
+        (r for g in free for r in g), (r for g in stopped for r in g), strict=True
+    ):
         assert whole.token_ids[: len(cut.token_ids)] == cut.token_ids
         assert cut.finished == (cut.token_ids[-1] < 30)
         lengths.add(len(cut.token_ids))
@@ -510,11 +587,14 @@ def test_no_prompt_gives_no_answer():
 
 
 def transformers_probabilities(logits, prompt, **limits):
-    """What transformers would sample from: its processors in the order in which its `generate` applies them."""
+    """What transformers would sample from: its processors in the order in which its `generate`
+    applies them."""
     scores = logits.clone()
     ids = torch.tensor([prompt])
     if "repetition_penalty" in limits:
-        scores = transformers.RepetitionPenaltyLogitsProcessor(limits["repetition_penalty"])(ids, scores)
+        scores = transformers.RepetitionPenaltyLogitsProcessor(limits["repetition_penalty"])(
+            ids, scores
+        )
     if "temperature" in limits:
         scores = transformers.TemperatureLogitsWarper(limits["temperature"])(ids, scores)
     if "top_k" in limits:
@@ -567,19 +647,34 @@ def test_distribution_is_that_of_transformers(limits, num_tokens, way, monkeypat
     "limits", [{"temperature": 0.2}, {"top_p": 0.8, "temperature": 0.3, "repetition_penalty": 1.5}]
 )
 def test_second_tokens_follow_the_model_s_probabilities(limits, name):
-    """Chi-squared, at fixed seeds: the pairs of first and second tokens against those of one plain forward."""
+    """Chi-squared, at fixed seeds: the pairs of first and second tokens against those of one plain
+    forward."""
     model = make_model()
     engine, prompt, count = make_engine(name, model), PROMPTS[0], 3000
     rows = []
     for seed in range(count // 250):
-        rows += answer(engine, [prompt], seed, num_generations=250, max_completion_length=2, end_ids=(), **limits)[0]
+        rows += answer(
+            engine,
+            [prompt],
+            seed,
+            num_generations=250,
+            max_completion_length=2,
+            end_ids=(),
+            **limits,
+        )[0]
     observed = Counter(row.token_ids for row in rows)
-    first = transformers_probabilities(model(torch.tensor([prompt])).logits[:, -1], prompt, **limits).detach()
+    first = transformers_probabilities(
+        model(torch.tensor([prompt])).logits[:, -1], prompt, **limits
+    ).detach()
     expected = {}
     for token in first.topk(10).indices.tolist():
         longer = [*prompt, token]
-        second = transformers_probabilities(model(torch.tensor([longer])).logits[:, -1], longer, **limits)
-        expected |= {(token, t): count * float(first[token]) * p for t, p in enumerate(second.tolist())}
+        second = transformers_probabilities(
+            model(torch.tensor([longer])).logits[:, -1], longer, **limits
+        )
+        expected |= {
+            (token, t): count * float(first[token]) * p for t, p in enumerate(second.tolist())
+        }
     pooled = [pair for pair, e in expected.items() if e >= 5]
     assert len(pooled) > 20
     chi2 = sum((observed[pair] - expected[pair]) ** 2 / expected[pair] for pair in pooled)
@@ -588,7 +683,9 @@ def test_second_tokens_follow_the_model_s_probabilities(limits, name):
 
 
 def test_repetition_penalty_counts_the_tokens_of_each_row_only():
-    sampler = Sampler(settings.Generation(repetition_penalty=1000.0), [[1], [2]], torch.device("cpu"))
+    sampler = Sampler(
+        settings.Generation(repetition_penalty=1000.0), [[1], [2]], torch.device("cpu")
+    )
     logits = torch.tensor([[1.0, 9.0, 8.0, 0.5], [1.0, 9.0, 8.0, 0.5]])
     half = torch.tensor([0.5, 0.5])
     assert sampler.choose(logits * 10, half)[0].tolist() == [2, 1]

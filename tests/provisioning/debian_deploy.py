@@ -1,4 +1,5 @@
-"""The part of deploy.py that needs no release: packages, user, folders, the WireGuard mesh, units. For the tests."""
+"""The part of deploy.py that needs no release: packages, user, folders, the WireGuard mesh, units.
+For the tests."""
 
 from pyinfra import host, inventory
 

@@ -1,4 +1,5 @@
-"""For test_fact_cache.py: says how often a fact was really asked, before and after something was done."""
+"""For test_fact_cache.py: says how often a fact was really asked, before and after something was
+done."""
 
 from collections.abc import Iterator
 

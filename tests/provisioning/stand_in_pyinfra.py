@@ -1,8 +1,8 @@
 """Stands in for pyinfra and the hosts behind it, for rollouts of more hosts than can be had here.
 
-The inventory is a JSON file: `hosts`, and `bad`, a commit whose workers end with code 1. What each host is stands in a
-file next to it. With a file .slow next to the inventory no deploy gets to its end, and with one .but each is done
-without something. Answers have the shapes of pyinfra 3.10.0's.
+The inventory is a JSON file: `hosts`, and `bad`, a commit whose workers end with code 1. What each
+host is stands in a file next to it. With a file .slow next to the inventory no deploy gets to its
+end, and with one .but each is done without something. Answers have the shapes of pyinfra 3.10.0's.
 """
 
 import argparse
@@ -24,11 +24,16 @@ def state_of(folder: Path, host: str) -> dict[str, Any]:
 
 
 def change(folder: Path, host: str, commit: str | None) -> None:
-    """Have the host run a commit, or None: the one before. One process at a time; who asks never finds half a file."""
+    """Have the host run a commit, or None: the one before. One process at a time; who asks never
+    finds half a file."""
     with (folder / f"{host}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         state = state_of(folder, host)
-        new = {"commit": commit or state["previous"], "previous": state["commit"], "started_at": time.time()}
+        new = {
+            "commit": commit or state["previous"],
+            "previous": state["commit"],
+            "started_at": time.time(),
+        }
         partial = folder / f"{host}.new"
         partial.write_text(json.dumps(new))
         partial.rename(folder / f"{host}.json")
@@ -63,16 +68,28 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     names = options.limit or said["hosts"]
     if options.what[0] == "debug-inventory":
-        print(json.dumps([{"name": name, "groups": ["workers"], "data": said["data"]} for name in names]))
+        print(
+            json.dumps(
+                [{"name": name, "groups": ["workers"], "data": said["data"]} for name in names]
+            )
+        )
     elif options.what[0] == "fact":
         found = {name: facts(state_of(folder, name), said["bad"]) for name in names}
         kinds = enumerate(("fleet_facts.HostStates", "fleet_facts.NodeReports"))
-        print(json.dumps({kind: {name: both[n] for name, both in found.items()} for n, kind in kinds}))
+        print(
+            json.dumps({kind: {name: both[n] for name, both in found.items()} for n, kind in kinds})
+        )
     else:
         (name,) = names
         if folder.with_suffix(".slow").exists():
             time.sleep(60)
-        change(folder, name, None if options.what == ["deploys.rollback.go_back"] else options.data.partition("=")[2])
+        change(
+            folder,
+            name,
+            None
+            if options.what == ["deploys.rollback.go_back"]
+            else options.data.partition("=")[2],
+        )
         print(f"--> Starting operation: for {name}", file=sys.stderr)
         print(json.dumps({"results": {"totals": {"success": 4}}}), flush=True)
         if folder.with_suffix(".but").exists():

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Stands in for the program `tailscale` and its daemon in quick tests; test_lab_tailscale.py has the real ones.
+"""Stands in for the program `tailscale` and its daemon in quick tests; test_lab_tailscale.py has
+the real ones.
 
-It refuses what tailscale 1.98 was seen to refuse: a login that does not mention every setting that is there, its ssh
-server where the tailnet does not have it, HTTPS where there are no certificates, a port that is used for something
-else. Without a key `up` waits, with a login URL in `status --json`, until the file `approved` is beside this program.
-Every command line is added to `calls`. Questions write nothing, and changes are made under a lock.
+It refuses what tailscale 1.98 was seen to refuse: a login that does not mention every setting that
+is there, its ssh server where the tailnet does not have it, HTTPS where there are no certificates,
+a port that is used for something else. Without a key `up` waits, with a login URL in `status
+--json`, until the file `approved` is beside this program. Every command line is added to `calls`.
+Questions write nothing, and changes are made under a lock.
 """
 
 import fcntl
@@ -20,7 +22,14 @@ HERE = Path(__file__).resolve().parent
 STATE = HERE / "state.json"
 OWN_SERVER = "https://controlplane.tailscale.com"
 CAPABILITIES = {"ssh": True, "https": True, "approval": False}
-LOGGED_OUT = {"BackendState": "NeedsLogin", "AuthURL": "", "keys": [], "prefs": {}, "serve": {}, **CAPABILITIES}
+LOGGED_OUT = {
+    "BackendState": "NeedsLogin",
+    "AuthURL": "",
+    "keys": [],
+    "prefs": {},
+    "serve": {},
+    **CAPABILITIES,
+}
 DEFAULTS = {
     "ControlURL": OWN_SERVER, "RouteAll": False, "CorpDNS": True, "RunSSH": False, "RunWebClient": False,
     "Hostname": "", "AdvertiseTags": None, "AdvertiseRoutes": None,
@@ -81,7 +90,9 @@ def main(arguments: list[str]) -> int:
             up(flags)
         elif command == "down":
             with changed() as state:
-                state["BackendState"] = "Stopped" if state["BackendState"] == "Running" else state["BackendState"]
+                state["BackendState"] = (
+                    "Stopped" if state["BackendState"] == "Running" else state["BackendState"]
+                )
         else:
             raise RefusedError(f"unknown subcommand: {command}")
     except RefusedError as refused:
@@ -100,19 +111,28 @@ def up(flags: dict[str, str]) -> None:
             if name not in ONLY_SET and flag not in flags and state["prefs"][name] != DEFAULTS[name]
         ]  # fmt: skip
         if forgotten and "reset" not in flags:
-            raise RefusedError(f"Error: changing settings via 'tailscale up' requires mentioning all: {forgotten}")
+            raise RefusedError(
+                f"Error: changing settings via 'tailscale up' requires mentioning all: {forgotten}"
+            )
         state["prefs"] = dict(DEFAULTS)
         prefer(state, {flag: value for flag, value in flags.items() if flag not in NOT_SETTINGS})
         if "auth-key" not in flags:
             state["AuthURL"] = f"https://login.tailscale.com/a/{HERE.name}"
-    key = Path(flags["auth-key"].removeprefix("file:")).read_text().strip() if "auth-key" in flags else None
+    key = (
+        Path(flags["auth-key"].removeprefix("file:")).read_text().strip()
+        if "auth-key" in flags
+        else None
+    )
     if key is not None and "wrong" in key:
         raise RefusedError("backend error: invalid key: API key does not exist")
     if key is None:
         wait_for("approved", flags)
     with changed() as state:
         state["keys"] += [key] if key is not None else []
-        state |= {"BackendState": "NeedsMachineAuth" if state["approval"] else "Running", "AuthURL": ""}
+        state |= {
+            "BackendState": "NeedsMachineAuth" if state["approval"] else "Running",
+            "AuthURL": "",
+        }
     if state["approval"]:
         wait_for("approved", flags)
         with changed() as state:
@@ -136,7 +156,9 @@ def prefer(state: dict[str, Any], flags: dict[str, str]) -> None:
         if flag.startswith("advertise-"):
             state["prefs"][PREFERENCES[flag]] = value.split(",") if value else None
         else:
-            state["prefs"][PREFERENCES[flag]] = value == "true" if value in ("true", "false") else value
+            state["prefs"][PREFERENCES[flag]] = (
+                value == "true" if value in ("true", "false") else value
+            )
 
 
 def serve(flags: dict[str, str], target: str) -> None:
@@ -149,7 +171,11 @@ def serve(flags: dict[str, str], target: str) -> None:
         if target == "off":
             if scheme != "tcp" and path not in handlers:
                 raise RefusedError("error: failed to remove web serve: handler does not exist")
-            left = {each: handler for each, handler in handlers.items() if each != path and "set-path" in flags}
+            left = {
+                each: handler
+                for each, handler in handlers.items()
+                if each != path and "set-path" in flags
+            }
             web[name] = {"Handlers": left}
             if not left:
                 del web[name], tcp[port]
@@ -158,9 +184,13 @@ def serve(flags: dict[str, str], target: str) -> None:
         elif scheme == "https" and not state["https"]:
             raise RefusedError("error enabling https feature: error 404 Not Found: not found:")
         elif "TCPForward" in tcp.get(port, {}):
-            raise RefusedError("error: failed apply web serve: cannot serve web; already serving TCP")
+            raise RefusedError(
+                "error: failed apply web serve: cannot serve web; already serving TCP"
+            )
         elif port in tcp and scheme.upper() not in tcp[port]:
-            raise RefusedError(f'want to serve "{scheme}", but port {port} is already serving something else')
+            raise RefusedError(
+                f'want to serve "{scheme}", but port {port} is already serving something else'
+            )
         else:
             tcp[port] = {scheme.upper(): True}
             web[name] = {"Handlers": {**handlers, path: {"Proxy": target}}}

@@ -13,4 +13,6 @@ if "STAND_IN" in os.environ:
     serve_ports.SERVED = Path(os.environ["STAND_IN"]) / "served"
 if "CONFIRM_SECONDS" in os.environ:
     ssh_switch.CONFIRM_SECONDS = int(os.environ["CONFIRM_SECONDS"])
-join.join_tailnet(Deployment(**{k: v for k, v in host.data.dict().items() if k in Deployment.model_fields}))
+join.join_tailnet(
+    Deployment(**{k: v for k, v in host.data.dict().items() if k in Deployment.model_fields})
+)

@@ -1,4 +1,5 @@
-"""The programs that seal secrets on a host run in its own release, which may be an earlier one than the operator's."""
+"""The programs that seal secrets on a host run in its own release, which may be an earlier one than
+the operator's."""
 
 import subprocess
 import sys
@@ -28,13 +29,21 @@ def release(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def run(script: str, release: Path) -> str:
-    script = script.replace(str(CURRENT), str(release)).replace(str(CONFIGURATION), str(release.parent))
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    script = script.replace(str(CURRENT), str(release)).replace(
+        str(CONFIGURATION), str(release.parent)
+    )
+    done = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
     return done.stdout
 
 
 def test_backup_is_sealed_by_the_release_that_is_there(release: Path, tmp_path: Path) -> None:
-    assert run(backup_fetch.seal_script("x25519:ab", str(tmp_path / "sealed")), release).strip().isdigit()
+    assert (
+        run(backup_fetch.seal_script("x25519:ab", str(tmp_path / "sealed")), release)
+        .strip()
+        .isdigit()
+    )
     assert (tmp_path / "sealed").read_text() == "sealed for x25519:ab stream\n"
 
 

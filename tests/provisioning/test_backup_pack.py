@@ -63,7 +63,9 @@ def test_backup_holds_what_can_not_be_made_again_and_nothing_else(state: Path) -
 
 def test_what_is_sealed_for_one_reader_tells_others_nothing(state: Path) -> None:
     key = PrivateKey.generate()
-    sealed = backup_pack.seal(backup_pack.pack(state), f"{backup_pack.KEY_PREFIX}{bytes(key.public_key).hex()}")
+    sealed = backup_pack.seal(
+        backup_pack.pack(state), f"{backup_pack.KEY_PREFIX}{bytes(key.public_key).hex()}"
+    )
     assert commands.opened("gpu-1", sealed, key) == backup_pack.pack(state)
     with pytest.raises(WorkerError, match="can't be opened"):
         commands.opened("gpu-1", sealed, PrivateKey.generate())
@@ -88,7 +90,10 @@ def test_host_seals_in_chunks_what_only_this_backup_can_open(state: Path, tmp_pa
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         assert tar.getnames() == part.names
         assert tar.getmember("chain/state.json").size == backup_pack.MAX_IN_MEMORY + 5 * 2**20 + 2
-    assert "chain (1 files), keeper (1 files), retired/worker-3-20260101T000000 (1 files)" in part.contents()
+    assert (
+        "chain (1 files), keeper (1 files), retired/worker-3-20260101T000000 (1 files)"
+        in part.contents()
+    )
     with pytest.raises(WorkerError, match="hub: what it sealed can't be opened"):
         list(backup_command._Part("hub", file, PrivateKey.generate()).pieces())
     cut = file.read_bytes()
@@ -101,14 +106,18 @@ def test_host_seals_in_chunks_what_only_this_backup_can_open(state: Path, tmp_pa
 def test_host_with_an_earlier_release_is_backed_up_too(state: Path, tmp_path: Path) -> None:
     key = PrivateKey.generate()
     tar = backup_pack.pack(state)
-    (tmp_path / "part").write_text(backup_pack.seal(tar, f"{backup_pack.KEY_PREFIX}{bytes(key.public_key).hex()}"))
+    (tmp_path / "part").write_text(
+        backup_pack.seal(tar, f"{backup_pack.KEY_PREFIX}{bytes(key.public_key).hex()}")
+    )
     part = backup_command._Part("hub", tmp_path / "part", key)
     assert (part.size, b"".join(part.pieces())) == (len(tar), tar)
     assert "worker-0/swarm.pem" in part.names
 
 
 def write(file: Path, hosts: dict[str, bytes], passphrase: str) -> None:
-    backup_file.write(file, {name: backup_file.Tar(len(tar), [tar]) for name, tar in hosts.items()}, passphrase)
+    backup_file.write(
+        file, {name: backup_file.Tar(len(tar), [tar]) for name, tar in hosts.items()}, passphrase
+    )
 
 
 def test_archive_of_the_version_before_is_read(tmp_path: Path) -> None:
@@ -121,28 +130,39 @@ def test_archive_of_the_version_before_is_read(tmp_path: Path) -> None:
     salt, nonce = b"s" * 16, b"n" * 12
     said = {"hosts": ["gpu-1"], "salt": salt.hex(), "nonce": nonce.hex(), **backup_file.SCRYPT}
     head = backup_file.MAGIC_1 + json.dumps(said).encode() + b"\n"
-    sealed = AESGCM(backup_file._key(PASSPHRASE, salt, **backup_file.SCRYPT)).encrypt(nonce, stream.getvalue(), head)
+    sealed = AESGCM(backup_file._key(PASSPHRASE, salt, **backup_file.SCRYPT)).encrypt(
+        nonce, stream.getvalue(), head
+    )
     (tmp_path / "old.backup").write_bytes(head + sealed)
     assert backup_file.read(tmp_path / "old.backup", PASSPHRASE) == {"gpu-1": b"tar"}
 
 
 @pytest.mark.parametrize(
-    "size", [0, backup_file.CHUNK - 1, backup_file.CHUNK, 2 * backup_file.CHUNK, 2 * backup_file.CHUNK + 1]
+    "size",
+    [0, backup_file.CHUNK - 1, backup_file.CHUNK, 2 * backup_file.CHUNK, 2 * backup_file.CHUNK + 1],
 )
-def test_archive_of_any_size_reads_back_and_tells_if_a_chunk_is_missing(size: int, tmp_path: Path) -> None:
+def test_archive_of_any_size_reads_back_and_tells_if_a_chunk_is_missing(
+    size: int, tmp_path: Path
+) -> None:
     file, tar = tmp_path / "fleet.backup", bytes(size)
     write(file, {"hub": tar, "gpu-1": b"x"}, PASSPHRASE)
     assert backup_file.read(file, PASSPHRASE) == {"hub": tar, "gpu-1": b"x"}
     whole = file.read_bytes()
     head = whole.index(b"\n", len(backup_file.MAGIC)) + 1
     first = head + backup_file.CHUNK + 16
-    for damaged in (whole[:-1], whole[:first] if first < len(whole) else whole[: head + 5], whole + whole[-100:]):
+    for damaged in (
+        whole[:-1],
+        whole[:first] if first < len(whole) else whole[: head + 5],
+        whole + whole[-100:],
+    ):
         file.write_bytes(damaged)
         with pytest.raises(SettingsError, match="damaged"):
             backup_file.read(file, PASSPHRASE)
 
 
-def test_file_of_a_service_that_is_never_whole_is_no_backup(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_of_a_service_that_is_never_whole_is_no_backup(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backup_pack.time, "sleep", lambda _: None)
     (state / "keeper/deployment.json").write_text('{"contract": ')
     with pytest.raises(ValueError, match=r"deployment\.json: no JSON, 5 times"):
@@ -163,7 +183,11 @@ def test_damaged_archive_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "fleet.backup"
     write(file, {"gpu-1": b"tar"}, PASSPHRASE)
     whole = file.read_bytes()
-    for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), whole.replace(b"gpu-1", b"gpu-2")):
+    for damaged in (
+        whole[:-1],
+        whole[:-1] + bytes([whole[-1] ^ 1]),
+        whole.replace(b"gpu-1", b"gpu-2"),
+    ):
         file.write_bytes(damaged)
         with pytest.raises(SettingsError, match="damaged"):
             backup_file.read(file, PASSPHRASE)

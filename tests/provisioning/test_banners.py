@@ -1,4 +1,5 @@
-"""Tailscale's check mode: an ssh server that lets in by `none` alone, once a person has opened a URL."""
+"""Tailscale's check mode: an ssh server that lets in by `none` alone, once a person has opened a
+URL."""
 
 import contextlib
 import socket
@@ -24,7 +25,10 @@ class CheckMode(paramiko.ServerInterface):
         self._lets_in = lets_in
 
     def get_banner(self) -> tuple[str, str]:
-        return f"# Tailscale SSH requires an additional check.\r\n# To authenticate, visit: {URL}\r\n", "en-US"
+        return (
+            f"# Tailscale SSH requires an additional check.\r\n# To authenticate, visit: {URL}\r\n",
+            "en-US",
+        )
 
     def get_allowed_auths(self, username: str) -> str:
         return "none"
@@ -39,7 +43,9 @@ class CheckMode(paramiko.ServerInterface):
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         def run() -> None:
-            done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=20, check=False)
+            done = subprocess.run(
+                ["sh", "-c", command], capture_output=True, timeout=20, check=False
+            )
             channel.sendall(done.stdout)
             channel.send_exit_status(done.returncode)
             channel.close()
@@ -66,7 +72,8 @@ def serving(server: CheckMode) -> Iterator[int]:
 
 
 def pyinfra(folder: Path, port: int, server: CheckMode, *, with_key: bool) -> tuple[int, str]:
-    """Run a command on that host; a person opens the URL as soon as it is shown. Exit code and stderr."""
+    """Run a command on that host; a person opens the URL as soon as it is shown. Exit code and
+    stderr."""
     access = {
         "ssh_hostname": "127.0.0.1", "ssh_port": port, "ssh_user": "root", "ssh_strict_host_key_checking": "no",
         "ssh_known_hosts_file": str(folder / "known_hosts"), "ssh_allow_agent": False, "ssh_look_for_keys": False,
@@ -76,9 +83,21 @@ def pyinfra(folder: Path, port: int, server: CheckMode, *, with_key: bool) -> tu
         access["ssh_key"] = str(folder / "key")
     (folder / "known_hosts").touch()
     (folder / "fleet.py").write_text(f"workers = [('gpu-1', {access!r})]\n")
-    command = [sys.executable, "-m", "pyinfra", "-y", folder / "fleet.py", "exec", "--", "echo", "got in"]
+    command = [
+        sys.executable,
+        "-m",
+        "pyinfra",
+        "-y",
+        folder / "fleet.py",
+        "exec",
+        "--",
+        "echo",
+        "got in",
+    ]
     with (folder / "said").open("w") as said:
-        process = subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        process = subprocess.Popen(
+            command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+        )
         deadline = time.monotonic() + 30
         while process.poll() is None and time.monotonic() < deadline:
             if f"visit: {URL}" in (folder / "said").read_text():

@@ -36,6 +36,8 @@ def test_old_release_gets_its_second_python_and_environments_are_made_with_it() 
 
 def test_distribution_says_who_it_is() -> None:
     fact = Distribution()
-    said = subprocess.run(["sh", "-c", fact.command()], capture_output=True, text=True, timeout=10, check=True).stdout
+    said = subprocess.run(
+        ["sh", "-c", fact.command()], capture_output=True, text=True, timeout=10, check=True
+    ).stdout
     assert fact.process(said.splitlines())[0] == "debian"
     assert fact.process(["ubuntu,noble,aarch64"]) == ("ubuntu", "noble", "aarch64")

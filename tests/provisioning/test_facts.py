@@ -142,13 +142,22 @@ def test_node_reports_with_and_without_a_status() -> None:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["Traceback (most recent call last):", '  File "x.py", line 1', "RuntimeError: boom"], "RuntimeError: boom"),
-        (["torch.OutOfMemoryError: CUDA out of memory", "terminating"], "torch.OutOfMemoryError: CUDA out of memory"),
+        (
+            ["Traceback (most recent call last):", '  File "x.py", line 1', "RuntimeError: boom"],
+            "RuntimeError: boom",
+        ),
+        (
+            ["torch.OutOfMemoryError: CUDA out of memory", "terminating"],
+            "torch.OutOfMemoryError: CUDA out of memory",
+        ),
         (
             ["hivewright worker: ModelError (exit 5): no such model"],
             "hivewright worker: ModelError (exit 5): no such model",
         ),
-        (["Fatal Python error: Segmentation fault", "<no Python frame>"], "Fatal Python error: Segmentation fault"),
+        (
+            ["Fatal Python error: Segmentation fault", "<no Python frame>"],
+            "Fatal Python error: Segmentation fault",
+        ),
         (["KeyboardInterrupt"], "KeyboardInterrupt"),
         (["so far so good", "Killed", ""], "Killed"),
         (["x" * 1000], "x" * 300),
@@ -168,13 +177,24 @@ def test_of_a_log_the_words_about_an_end_are_found(lines: list[str], words: str 
         ("[]", "all of it: Input should be a valid dictionary"),
         ("[" * 100_000, "nested too deep"),
         (json.dumps(STATUS | {"ledger": None}), "ledger: Input should be a valid dictionary"),
-        (json.dumps(STATUS | {"updated_at": float("nan")}), "updated_at: Input should be a finite number"),
-        (json.dumps(STATUS | {"swarm": {"peers_known": "many"}}), "swarm.peers_known: Input should be a valid integer"),
+        (
+            json.dumps(STATUS | {"updated_at": float("nan")}),
+            "updated_at: Input should be a finite number",
+        ),
+        (
+            json.dumps(STATUS | {"swarm": {"peers_known": "many"}}),
+            "swarm.peers_known: Input should be a valid integer",
+        ),
     ],
 )
 @pytest.mark.usefixtures("usual_recursion_limit")
 def test_status_that_is_none_is_said_of_its_worker_alone(text: str, reason: str) -> None:
-    lines = ["sudo: a word before it all", "unit=hivewright-worker@0.service", "ActiveState=active", WHAT]
+    lines = [
+        "sudo: a word before it all",
+        "unit=hivewright-worker@0.service",
+        "ActiveState=active",
+        WHAT,
+    ]
     lines += [f"status={text}", "finished=. 1.2.3 17.5"]
     lines += ["unit=hivewright-worker@1.service", WHAT, f"status={json.dumps(STATUS)}", "end"]
     damaged, whole = NodeReports().process(lines) or []
@@ -184,10 +204,17 @@ def test_status_that_is_none_is_said_of_its_worker_alone(text: str, reason: str)
 
 
 def answer_of(fact: NodeReports | HostStates, root: Path, path: str = "") -> Any:
-    """Return what a fact's own command finds on a machine whose folders are in `root`, with `path` first."""
-    command = re.sub(f"({STATE}|{CONFIGURATION})", lambda found: f"{root}{found[1]}", fact.command())
+    """Return what a fact's own command finds on a machine whose folders are in `root`, with `path`
+    first."""
+    command = re.sub(
+        f"({STATE}|{CONFIGURATION})", lambda found: f"{root}{found[1]}", fact.command()
+    )
     done = subprocess.run(
-        ["sh", "-c", f"PATH={path}:$PATH; {command}"], capture_output=True, text=True, timeout=60, check=True
+        ["sh", "-c", f"PATH={path}:$PATH; {command}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     return fact.process(done.stdout.splitlines())
 
@@ -197,12 +224,14 @@ def test_status_with_line_breaks_and_backslashes_arrives_as_it_is(tmp_path: Path
         (tmp_path / folder.relative_to("/")).mkdir(parents=True)
     (tmp_path / CONFIGURATION.relative_to("/") / "worker-0.yaml").touch()
     status = STATUS | {"last_error": 'first\nsecond \\ "third"'}
-    (tmp_path / STATE.relative_to("/") / "worker-0/status.json").write_text(json.dumps(status, indent=2))
+    (tmp_path / STATE.relative_to("/") / "worker-0/status.json").write_text(
+        json.dumps(status, indent=2)
+    )
     rounds = tmp_path / STATE.relative_to("/") / "worker-0/rounds.jsonl"
     rounds.write_text(
-        '{"round": 1, "finished_at": 17.5, "reward_mean": 0.25, "loss": 0.1, "skipped": null}\n'
-        '{"round": 2, "finished_at": 18.5, "reward_mean": 0.5, "loss": 0.1, "skipped": "non-finite"}\n'
-        '{"round": 3, "finished_at": 19.5, "loss": 0.1}\n{"round": 4, "finished'
+        '{"round": 1, "finished_at": 17.5, "reward_mean": 0.25, "loss": 0.1, "skipped":'
+        ' null}\n{"round": 2, "finished_at": 18.5, "reward_mean": 0.5, "loss": 0.1, "skipped":'
+        ' "non-finite"}\n{"round": 3, "finished_at": 19.5, "loss": 0.1}\n{"round": 4, "finished'
     )
     (report,) = answer_of(NodeReports(), tmp_path)
     assert (report["status"], report["problem"]) == (status, None)
@@ -289,7 +318,9 @@ def test_nvidia_smi_that_complains_or_hangs_costs_nothing_else_of_the_host(
     assert len(found["gpus"]) == (problem is None)
 
 
-@pytest.mark.parametrize("line", ["process=[N/A], [N/A]", "process=No running processes found", "process="])
+@pytest.mark.parametrize(
+    "line", ["process=[N/A], [N/A]", "process=No running processes found", "process="]
+)
 def test_process_that_nvidia_smi_does_not_know_is_none(line: str) -> None:
     found = HostStates().process(["gpu=0, GPU-aa, 1024, 81559, 37", "nvidia-smi=0", line, "end"])
     assert found is not None
@@ -297,7 +328,8 @@ def test_process_that_nvidia_smi_does_not_know_is_none(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "state"), [("", "no answer"), ("failed to connect", "unreadable"), ("{}", "unreadable")]
+    ("answer", "state"),
+    [("", "no answer"), ("failed to connect", "unreadable"), ("{}", "unreadable")],
 )
 def test_tailscale_without_a_state_is_not_taken_for_one(answer: str, state: str) -> None:
     found = HostStates().process([f"tailscale={answer}", "disk=- 17", "end"])
@@ -320,13 +352,25 @@ def test_host_state_with_gpus_and_what_computes_on_them() -> None:
     ]
     found = HostStates().process(lines)
     assert (found["commit"], found["deployed"], found["previous"]) == ("abc", "123", None)
-    assert (found["disk_free_mb"], found["disk_total_mb"], found["tailscale"]) == (12000, 50000, "NeedsLogin")
+    assert (found["disk_free_mb"], found["disk_total_mb"], found["tailscale"]) == (
+        12000,
+        50000,
+        "NeedsLogin",
+    )
     assert found["tailscale_server"] == "https://headscale.example.org"
-    assert found["gpus"][0] == {"index": 0, "memory_used": 1024, "memory_total": 81559, "use": 37, "pids": (4711,)}
+    assert found["gpus"][0] == {
+        "index": 0,
+        "memory_used": 1024,
+        "memory_total": 81559,
+        "use": 37,
+        "pids": (4711,),
+    }
     assert found["gpus"][1]["use"] is None
 
 
-@pytest.mark.parametrize("fact", [FileContent(), SystemdVersion(), UserEntry(), PastDeploys(), TailnetOfHost()])
+@pytest.mark.parametrize(
+    "fact", [FileContent(), SystemdVersion(), UserEntry(), PastDeploys(), TailnetOfHost()]
+)
 def test_answer_that_makes_no_sense_is_the_host_s_error(fact: OwnFact[Any]) -> None:
     with pytest.raises(FactProcessError, match=f"{type(fact).__name__}: got 'last of us'"):
         fact.process(["last of us"])
@@ -334,11 +378,13 @@ def test_answer_that_makes_no_sense_is_the_host_s_error(fact: OwnFact[Any]) -> N
 
 def test_answer_that_makes_no_sense_ends_no_other_host_s_run(tmp_path: Path) -> None:
     odd = {"fake_responses": {TailnetOfHost().command(): '{"status": {"Backend'}, "fake_delay": 0.0}
-    (tmp_path / "fleet.py").write_text(f"workers = [('@fake/odd', {odd!r}), ('@fake/well', {{'fake_delay': 0.0}})]\n")
+    (tmp_path / "fleet.py").write_text(
+        f"workers = [('@fake/odd', {odd!r}), ('@fake/well', {{'fake_delay': 0.0}})]\n"
+    )
     (tmp_path / "deploy.py").write_text(
-        "from pyinfra import host\nfrom pyinfra.operations import server\n"
-        "from deploys.tailscale.join import TailnetOfHost\n"
-        "server.shell(name='Go on', commands=[f'echo {host.get_fact(TailnetOfHost).is_installed}'])\n"
+        "from pyinfra import host\nfrom pyinfra.operations import server\nfrom"
+        " deploys.tailscale.join import TailnetOfHost\nserver.shell(name='Go on', commands=[f'echo"
+        " {host.get_fact(TailnetOfHost).is_installed}'])\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "pyinfra", "-y", "--json", str(tmp_path / "fleet.py"), str(tmp_path / "deploy.py")],
@@ -360,7 +406,10 @@ def test_host_that_did_not_answer_to_the_end_is_not_taken_for_a_bare_one() -> No
 def test_user_and_packages_as_the_system_has_them() -> None:
     line = "hivewright:x:998:998::/var/lib/hivewright:/usr/sbin/nologin"
     assert UserEntry().process([line]) == ("/var/lib/hivewright", "/usr/sbin/nologin")
-    assert InstalledPackages().process(["ii  git", "rc  nano", "un  screen", "hi  gcc"]) == {"git", "gcc"}
+    assert InstalledPackages().process(["ii  git", "rc  nano", "un  screen", "hi  gcc"]) == {
+        "git",
+        "gcc",
+    }
 
 
 def test_last_and_previous_deploy() -> None:
@@ -389,6 +438,11 @@ def test_commands_are_quiet_and_succeed_on_a_machine_without_any_of_it(tmp_path:
         SystemdVersion().command(),
     ):
         done = subprocess.run(
-            ["sh", "-c", command], capture_output=True, text=True, timeout=30, check=False, cwd=tmp_path
+            ["sh", "-c", command],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            cwd=tmp_path,
         )
         assert (done.returncode, done.stderr) == (0, ""), command

@@ -1,4 +1,5 @@
-"""Hosts that can't run the services at all are refused before anything is installed, with the way out."""
+"""Hosts that can't run the services at all are refused before anything is installed, with the way
+out."""
 
 import os
 import subprocess
@@ -34,14 +35,22 @@ def test_host_without_systemd_is_named_with_its_first_process(tmp_path: Path) ->
 
 
 def test_host_without_apt_is_refused(tmp_path: Path) -> None:
-    assert "no apt-get; expected a Debian or Ubuntu" in str(ask(tmp_path, systemd=True, path=str(tmp_path)))
+    assert "no apt-get; expected a Debian or Ubuntu" in str(
+        ask(tmp_path, systemd=True, path=str(tmp_path))
+    )
 
 
 @pytest.mark.parametrize(
     ("lines", "advice"),
     [
-        (["systemd sh", "kernel 6.8.0-31-generic", "container docker"], "it is a container (docker): name the machine"),
-        (["systemd init", "kernel 5.15.167.4-microsoft-standard-WSL2"], "systemd=true into /etc/wsl.conf"),
+        (
+            ["systemd sh", "kernel 6.8.0-31-generic", "container docker"],
+            "it is a container (docker): name the machine",
+        ),
+        (
+            ["systemd init", "kernel 5.15.167.4-microsoft-standard-WSL2"],
+            "systemd=true into /etc/wsl.conf",
+        ),
         (["systemd runit", "kernel 6.8.0"], "boot it with systemd"),
     ],
 )

@@ -12,7 +12,9 @@ from deploys.fleet.status import status_table
 NOW = 1_800_000_000.0
 
 
-def report(unit: str = "hivewright-worker@0.service", active: str = "active", **changes: Any) -> dict[str, Any]:
+def report(
+    unit: str = "hivewright-worker@0.service", active: str = "active", **changes: Any
+) -> dict[str, Any]:
     status: dict[str, Any] = {
         "peer_id": "Qm",
         "animal_name": "enormous translucent hippopotamus",
@@ -36,7 +38,9 @@ STATE = {
     "disk_free_mb": 123_456,
     "disk_total_mb": 500_000,
     "tailscale": "Running",
-    "gpus": [{"index": 3, "memory_used": 71_680, "memory_total": 81_559, "use": 97, "pids": [11, 4711]}],
+    "gpus": [
+        {"index": 3, "memory_used": 71_680, "memory_total": 81_559, "use": 97, "pids": [11, 4711]}
+    ],
 }
 
 
@@ -45,7 +49,9 @@ def rendered(
     expected: dict[str, list[str]] | None = None, **state: Any,
 ) -> tuple[str, bool]:  # fmt: skip
     states = dict.fromkeys(reports, STATE | state)
-    units = {host: [one["unit"] for one in reports.get(host, ())] for host in hosts} | (expected or {})
+    units = {host: [one["unit"] for one in reports.get(host, ())] for host in hosts} | (
+        expected or {}
+    )
     table, notes, is_well = status_table(units, states, reports, NOW, width)
     console = Console(width=width)
     with console.capture() as capture:
@@ -69,12 +75,23 @@ def test_what_counts_is_readable_at_80_columns() -> None:
     text, is_well = rendered(["gpu-host-12"], {"gpu-host-12": [report()]})
     assert is_well
     assert max(len(line) for line in text.splitlines()) <= 80
-    for word in ("gpu-host-12/0", "0123456", "training-alone", "123456", "0.50", "64/99", "3: 97%", "123G"):
+    for word in (
+        "gpu-host-12/0",
+        "0123456",
+        "training-alone",
+        "123456",
+        "0.50",
+        "64/99",
+        "3: 97%",
+        "123G",
+    ):
         assert word in text, text
 
 
 def test_fleet_without_gpus_and_tailnet_has_no_columns_for_them_and_room_for_others() -> None:
-    text, _ = rendered(["gpu-1"], {"gpu-1": [report(animal_name="tall owl")]}, gpus=[], tailscale=None)
+    text, _ = rendered(
+        ["gpu-1"], {"gpu-1": [report(animal_name="tall owl")]}, gpus=[], tailscale=None
+    )
     assert "gpu memory" not in text
     assert "tailscale" not in text
     assert "99990/100000" in text
@@ -130,7 +147,10 @@ def test_control_server_that_does_not_answer_is_named_and_no_login_is_advised() 
     own = {"tailscale": "NoState", "tailscale_server": "https://headscale.example.org"}
     text, is_well = rendered(["gpu-1"], {"gpu-1": [report()]}, **own)
     assert not is_well
-    assert "gpu-1: tailscale: its control server does not answer (https://headscale.example.org)" in text
+    assert (
+        "gpu-1: tailscale: its control server does not answer (https://headscale.example.org)"
+        in text
+    )
     assert "log it in again" not in text
 
 
@@ -144,13 +164,24 @@ def test_words_of_a_worker_do_nothing_to_the_terminal() -> None:
 def test_json_and_table_agree_on_what_needs_a_look(capsys: pytest.CaptureFixture[str]) -> None:
     well = queries.Looked({"gpu-1": STATE}, {"gpu-1": [report(updated_at=time.time())]})
     ill = queries.Looked({"gpu-1": STATE}, {"gpu-1": [report(active="failed")]})
-    assert [status._print_json({"gpu-1": [report()["unit"]]}, found) for found in (well, ill)] == [True, False]
+    assert [status._print_json({"gpu-1": [report()["unit"]]}, found) for found in (well, ill)] == [
+        True,
+        False,
+    ]
     assert '"reason": null' in capsys.readouterr().out
 
 
 def test_what_got_worse_is_named_and_needs_a_look_where_it_is_severe() -> None:
     def told(severity: str) -> dict[str, Any]:
-        return {"warnings": [{"check": "clock", "severity": severity, "text": "9 s behind\x1b[2J; let NTP set both"}]}
+        return {
+            "warnings": [
+                {
+                    "check": "clock",
+                    "severity": severity,
+                    "text": "9 s behind\x1b[2J; let NTP set both",
+                }
+            ]
+        }
 
     text, is_well = rendered(["gpu-1"], {"gpu-1": [report(**told("warning"))]})
     assert is_well
@@ -168,7 +199,12 @@ def test_rewards_that_a_worker_holds_back_on_purpose_are_no_missing_credit() -> 
 def test_keeper_says_who_has_reported() -> None:
     keeper = {"state": "round-open", "round": 7, "reporters": 1, "expected": 2, "began_at": NOW}
     text, is_well = rendered(
-        ["hub"], {"hub": [{"unit": "hivewright-keeper.service", "active_state": "active", "status": keeper}]}
+        ["hub"],
+        {
+            "hub": [
+                {"unit": "hivewright-keeper.service", "active_state": "active", "status": keeper}
+            ]
+        },
     )
     assert is_well
     assert "hub/keeper" in text
@@ -181,12 +217,17 @@ def test_what_can_not_be_read_of_a_worker_or_its_gpus_is_not_well() -> None:
     assert not is_well
     assert "unreadable" in text
     assert "gpu-1/0: status.json can't be read: no JSON" in text
-    text, is_well = rendered(["gpu-1"], {"gpu-1": [report()]}, gpus=[], problem="nvidia-smi: No devices were found")
+    text, is_well = rendered(
+        ["gpu-1"], {"gpu-1": [report()]}, gpus=[], problem="nvidia-smi: No devices were found"
+    )
     assert not is_well
     assert "gpu-1: nvidia-smi: No devices were found" in text
 
 
-HUB = [f"hivewright-{name}.service" for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard")]
+HUB = [
+    f"hivewright-{name}.service"
+    for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard")
+]
 
 
 def plain(unit: str, active: str = "active", **more: Any) -> dict[str, Any]:
@@ -204,7 +245,9 @@ def test_every_unit_that_the_inventory_names_is_a_line_and_one_that_stands_still
     assert is_well
     for unit in ("chain", "contract", "bootnode", "account", "dashboard"):
         assert f"hub/{unit}" in text
-        stopped = [one | {"active_state": "inactive"} if unit in one["unit"] else one for one in rest]
+        stopped = [
+            one | {"active_state": "inactive"} if unit in one["unit"] else one for one in rest
+        ]
         text, is_well = rendered(["hub"], {"hub": [*stopped, keeper()]}, expected={"hub": HUB})
         assert not is_well
         line = next(line for line in text.splitlines() if line.startswith(f"hub/{unit}"))
@@ -223,9 +266,14 @@ def test_keeper_without_a_chain_is_not_well() -> None:
 
 def test_worker_whose_rewards_do_not_come_to_the_chain_is_not_well() -> None:
     ledger = {"earned": 60, "sent": 50, "confirmed": 48, "rejected": 1}
-    text, is_well = rendered(["gpu-1"], {"gpu-1": [report(ledger=ledger, ledger_error="nonce too low")]})
+    text, is_well = rendered(
+        ["gpu-1"], {"gpu-1": [report(ledger=ledger, ledger_error="nonce too low")]}
+    )
     assert not is_well
-    assert "gpu-1/0: not credited: 11 rewards wait for the chain, 48 are confirmed: nonce too low" in text
+    assert (
+        "gpu-1/0: not credited: 11 rewards wait for the chain, 48 are confirmed: nonce too low"
+        in text
+    )
     assert rendered(["gpu-1"], {"gpu-1": [report(ledger=ledger | {"confirmed": 57})]})[1]
     few = ledger | {"confirmed": 57}
     text, is_well = rendered(["gpu-1"], {"gpu-1": [report(ledger=few, chain="unreachable")]})
@@ -264,7 +312,9 @@ def test_what_the_inventory_says_should_run() -> None:
         "wrong": [worker.format(0)],
     }  # fmt: skip
     auto = status.expected(hosts[2:3])
-    text, is_well = rendered(["auto"], {"auto": [report(), report(worker.format(1))]}, expected=auto)
+    text, is_well = rendered(
+        ["auto"], {"auto": [report(), report(worker.format(1))]}, expected=auto
+    )
     assert is_well
     assert "auto/1" in text
     assert not rendered(["auto"], {"auto": []}, expected=auto)[1]

@@ -1,4 +1,5 @@
-"""Inventories from lists that exist already: what comes out, and what is said of lists that are wrong."""
+"""Inventories from lists that exist already: what comes out, and what is said of lists that are
+wrong."""
 
 import io
 import json
@@ -50,7 +51,15 @@ all:
             gpu[01:03]: {slots: 2, ansible_port: 2222}
 """
 TABLE = "a CSV table with a first line such as name,group,ssh_hostname,slots"
-HUB = ("hub", {"ssh_hostname": "192.0.2.10", "account_host": "192.0.2.10", "ssh_user": "admin", "_sudo": True})
+HUB = (
+    "hub",
+    {
+        "ssh_hostname": "192.0.2.10",
+        "account_host": "192.0.2.10",
+        "ssh_user": "admin",
+        "_sudo": True,
+    },
+)
 
 
 def made(form: str, text: str, folder: Path, name: str = "list") -> dict[str, Any]:
@@ -58,7 +67,11 @@ def made(form: str, text: str, folder: Path, name: str = "list") -> dict[str, An
     (folder / name).write_text(text)
     inventory = folder / "made.py"
     inventory.write_text(importers.inventory_text(form, folder / name))
-    return {key: value for key, value in runpy.run_path(str(inventory)).items() if not key.startswith("_")}
+    return {
+        key: value
+        for key, value in runpy.run_path(str(inventory)).items()
+        if not key.startswith("_")
+    }
 
 
 def refused(form: str, text: str, folder: Path, name: str = "list") -> list[str]:
@@ -79,7 +92,11 @@ def test_csv_columns_are_keys_and_cells_are_values(tmp_path: Path) -> None:
         "workers": [
             (
                 "gpu-1",
-                {"ssh_hostname": "192.0.2.21", "slots": [{"gpu": 0}, {"gpu": 0}], "trainer_learning_rate": 1e-5},
+                {
+                    "ssh_hostname": "192.0.2.21",
+                    "slots": [{"gpu": 0}, {"gpu": 0}],
+                    "trainer_learning_rate": 1e-5,
+                },
             ),
             ("gpu-2", {"ssh_hostname": "192.0.2.22", "slots": "auto"}),
         ],
@@ -92,16 +109,18 @@ def test_csv_of_a_spreadsheet_may_begin_with_its_mark(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_of_a_csv_are_named_at_once_with_their_lines(tmp_path: Path) -> None:
-    text = (
-        "name,slots,ssh_port,ssh_hostname,modle_name\ngpu-1,two,22,::1,\ngpu-2,1,http,192.0.2.2:22,tiny\ngpu-1,1,,,\n"
-    )
+    text = "name,slots,ssh_port,ssh_hostname,modle_name\ngpu-1,two,22,::1,\ngpu-2,1,http,192.0.2.2:22,tiny\ngpu-1,1,,,\n"
     assert refused("csv", text, tmp_path) == [
-        "LIST line 3: gpu-2: ssh_hostname: got '192.0.2.2:22'; expected a name or an address, without a port "
-        "(ssh_port)",
+        (
+            "LIST line 3: gpu-2: ssh_hostname: got '192.0.2.2:22'; expected a name or an address,"
+            " without a port (ssh_port)"
+        ),
         "LIST line 3: gpu-2: ssh_port: got 'http'; expected int",
         "LIST line 4: gpu-1: is in LIST line 2 too; expected a host once",
-        "LIST line 2: gpu-1: slots: got 'two'; expected auto, a count of at least 1, or a list with a dict of settings "
-        "for each",
+        (
+            "LIST line 2: gpu-1: slots: got 'two'; expected auto, a count of at least 1, or a list"
+            " with a dict of settings for each"
+        ),
         "LIST line 3: gpu-2: modle_name: not a known key; did you mean model_name?",
     ]
 
@@ -136,12 +155,16 @@ def test_list_from_standard_input_is_named_so(monkeypatch: pytest.MonkeyPatch) -
         ),
     ],
 )  # fmt: skip
-def test_csv_that_is_no_table_of_hosts_is_refused(text: str, lines: list[str], tmp_path: Path) -> None:
+def test_csv_that_is_no_table_of_hosts_is_refused(
+    text: str, lines: list[str], tmp_path: Path
+) -> None:
     assert refused("csv", text, tmp_path) == lines
 
 
 @pytest.mark.parametrize(("text", "name"), [(INI, "hosts"), (YAML, "hosts.yml"), (YAML, "hosts")])
-def test_ansible_inventory_keeps_hosts_ways_to_them_and_our_keys(text: str, name: str, tmp_path: Path) -> None:
+def test_ansible_inventory_keeps_hosts_ways_to_them_and_our_keys(
+    text: str, name: str, tmp_path: Path
+) -> None:
     found = made("ansible", text, tmp_path, name)
     gpu = {"watchdog_seconds": 600, "model_threads": 8, "slots": 2, "ssh_port": 2222}
     workers = dict(found["workers"])
@@ -157,36 +180,58 @@ def test_ansible_inventory_keeps_hosts_ways_to_them_and_our_keys(text: str, name
     [
         ("[gpus\n", ["LIST line 1: got '[gpus'"]),
         ("[a:children]\nb\n", ["LIST: group a: children: no group 'b'"]),
-        ("[a:children]\nb\n[b:children]\na\n", ["LIST: group a: is in itself", "LIST: group b: is in itself"]),
+        (
+            "[a:children]\nb\n[b:children]\na\n",
+            ["LIST: group a: is in itself", "LIST: group b: is in itself"],
+        ),
         ("[a:wars]\nx=1\n", ["LIST line 1: [a:wars]; expected [a], :vars or :children"]),
         ("gpu slot=1\n", ["LIST: gpu: slot: not a known key; did you mean slots?"]),
         (
             "gpu ansible_host={{ip}} ansible_ssh_pass=x\n",
             [
-                "LIST: gpu: ansible_host: a template, or encrypted; expected a plain value (`ansible-inventory --list "
-                "--yaml`)",
-                "LIST: gpu: ansible_ssh_pass: a password has no place in an inventory; expected ssh keys, and sudo "
-                "without a password, or with one in a file on this side that _sudo_password_file names",
+                (
+                    "LIST: gpu: ansible_host: a template, or encrypted; expected a plain value"
+                    " (`ansible-inventory --list --yaml`)"
+                ),
+                (
+                    "LIST: gpu: ansible_ssh_pass: a password has no place in an inventory; expected"
+                    " ssh keys, and sudo without a password, or with one in a file on this side"
+                    " that _sudo_password_file names"
+                ),
             ],
         ),
         ("---\n- a\n", ["LIST: got ['a']; expected groups with hosts, vars and children"]),
-        ("all:\n  host: {a: }\n", ["LIST: group all: got {'host': {'a': None}}; expected hosts, vars and children"]),
+        (
+            "all:\n  host: {a: }\n",
+            ["LIST: group all: got {'host': {'a': None}}; expected hosts, vars and children"],
+        ),
         ("all:\n  hosts: {a\n", ["LIST line 3: not YAML: "]),
         ("g[1:99999999]\n", ["g[1:99999999]: 99,999,999 hosts; expected 1 to 10,000 in one line"]),
-        (f"g{'[1:1000]' * 3}\n", [f"g{'[1:1000]' * 3}: 1,000,000,000 hosts; expected 1 to 10,000 in one line"]),
+        (
+            f"g{'[1:1000]' * 3}\n",
+            [f"g{'[1:1000]' * 3}: 1,000,000,000 hosts; expected 1 to 10,000 in one line"],
+        ),
         ("g[5:1]\n", ["g[5:1]: 0 hosts; expected 1 to 10,000 in one line"]),
         (f"g[1:{'9' * 5000}]\n", [f"LIST: name: got 'g[1:{'9' * 30}"]),
         ("gpu ansible_host=\n", ["LIST: gpu: ssh_hostname: got ''; expected str, not empty"]),
         ("all:\n  hosts: {g1: 3}\n", ["LIST: group all: g1: got 3; expected a mapping of names"]),
-        ("all:\n  hosts: {g1: [1]}\n", ["LIST: group all: g1: got [1]; expected a mapping of names"]),
-        ("all:\n  hosts: {g1: {1: 2}}\n", ["LIST: group all: g1: got {1: 2}; expected a mapping of names"]),
+        (
+            "all:\n  hosts: {g1: [1]}\n",
+            ["LIST: group all: g1: got [1]; expected a mapping of names"],
+        ),
+        (
+            "all:\n  hosts: {g1: {1: 2}}\n",
+            ["LIST: group all: g1: got {1: 2}; expected a mapping of names"],
+        ),
         (
             "all:\n  hosts: {g1: }\n  vars: {1: 2}\n",
             ["LIST: group all: vars: got {1: 2}; expected a mapping of names"],
         ),
     ],
 )
-def test_ansible_inventory_that_can_not_be_read_is_refused(text: str, lines: list[str], tmp_path: Path) -> None:
+def test_ansible_inventory_that_can_not_be_read_is_refused(
+    text: str, lines: list[str], tmp_path: Path
+) -> None:
     said = refused("ansible", text, tmp_path)
     assert [line[: len(start)] for line, start in zip(said, lines, strict=True)] == lines
 
@@ -197,14 +242,26 @@ def test_list_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
     assert said.startswith("LIST: is nested too deep; expected ")
 
 
-def node(name: str, address: str, tags: tuple[str, ...] = (), system: str = "linux") -> dict[str, Any]:
-    found = {"HostName": name, "DNSName": f"{name}.tail1.ts.net.", "OS": system, "TailscaleIPs": [address, "fd7a::1"]}
+def node(
+    name: str, address: str, tags: tuple[str, ...] = (), system: str = "linux"
+) -> dict[str, Any]:
+    found = {
+        "HostName": name,
+        "DNSName": f"{name}.tail1.ts.net.",
+        "OS": system,
+        "TailscaleIPs": [address, "fd7a::1"],
+    }
     return found | ({"Tags": list(tags)} if tags else {})
 
 
-def test_tailnet_gives_its_linux_machines_and_those_that_are_tagged_if_any_are(tmp_path: Path) -> None:
+def test_tailnet_gives_its_linux_machines_and_those_that_are_tagged_if_any_are(
+    tmp_path: Path,
+) -> None:
     laptop, gpu = node("laptop", "100.64.0.1", system="macOS"), node("gpu-1", "100.64.0.2")
-    status = {"Self": laptop, "Peer": {"k1": gpu, "k2": node("phone", "100.64.0.3", system="android")}}
+    status = {
+        "Self": laptop,
+        "Peer": {"k1": gpu, "k2": node("phone", "100.64.0.3", system="android")},
+    }
     worker = ("gpu-1", {"ssh_hostname": "100.64.0.2", "slots": "auto"})
     found = made("tailscale", json.dumps(status), tmp_path)
     assert found["workers"] == [worker]
@@ -224,11 +281,17 @@ def test_operators_own_machine_is_no_worker_unless_it_has_the_tag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = {"Self": node("laptop", "100.64.0.1"), "Peer": {"k1": node("gpu-1", "100.64.0.2")}}
-    assert [name for name, _ in made("tailscale", json.dumps(status), tmp_path)["workers"]] == ["gpu-1"]
+    assert [name for name, _ in made("tailscale", json.dumps(status), tmp_path)["workers"]] == [
+        "gpu-1"
+    ]
     said = capsys.readouterr().err
-    assert said.endswith(": laptop: left out: the list was made there; tag:hivewright would take it in\n")
+    assert said.endswith(
+        ": laptop: left out: the list was made there; tag:hivewright would take it in\n"
+    )
     status["Self"] = node("laptop", "100.64.0.1", ("tag:hivewright",))
-    assert [name for name, _ in made("tailscale", json.dumps(status), tmp_path)["workers"]] == ["laptop"]
+    assert [name for name, _ in made("tailscale", json.dumps(status), tmp_path)["workers"]] == [
+        "laptop"
+    ]
     assert capsys.readouterr().err == ""
 
 
@@ -241,15 +304,24 @@ def test_what_is_no_tailscale_status_is_refused(text: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"DNSName": None, "HostName": None}, "LIST: DNSName and HostName: none; expected a machine's name"),
+        (
+            {"DNSName": None, "HostName": None},
+            "LIST: DNSName and HostName: none; expected a machine's name",
+        ),
         (
             {"TailscaleIPs": "100.64.0.2"},
             "LIST: gpu-1: TailscaleIPs: got '100.64.0.2'; expected an address, is it logged in?",
         ),
-        ({"TailscaleIPs": None}, "LIST: gpu-1: TailscaleIPs: got None; expected an address, is it logged in?"),
+        (
+            {"TailscaleIPs": None},
+            "LIST: gpu-1: TailscaleIPs: got None; expected an address, is it logged in?",
+        ),
         (
             {"TailscaleIPs": ["100.64.0.9"]},
-            "LIST: gpu-1: ssh_hostname: 100.64.0.9, port 22, is that of gpu-9 too; expected another for each host",
+            (
+                "LIST: gpu-1: ssh_hostname: 100.64.0.9, port 22, is that of gpu-9 too; expected"
+                " another for each host"
+            ),
         ),
     ],
 )
@@ -270,16 +342,27 @@ def test_machine_without_a_name_in_the_tailnet_has_that_of_its_own(tmp_path: Pat
 def test_command_prints_an_inventory_that_pyinfra_reads(tmp_path: Path) -> None:
     (tmp_path / "fleet.ini").write_text(INI)
     command = [sys.executable, "-m", "worker", "inventory", "ansible"]
-    done = subprocess.run([*command, tmp_path / "fleet.ini"], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [*command, tmp_path / "fleet.ini"], capture_output=True, text=True, timeout=30, check=True
+    )
     (tmp_path / "fleet.py").write_text(done.stdout)
     shown = subprocess.run(
         [sys.executable, "-m", "pyinfra", "--json", tmp_path / "fleet.py", "debug-inventory"],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    assert {host["name"] for host in json.loads(shown.stdout)} == {"hub", "plain", "gpu01", "gpu02", "gpu03"}
-    missing = subprocess.run([*command, "/nowhere"], capture_output=True, text=True, timeout=30, check=False)
+    assert {host["name"] for host in json.loads(shown.stdout)} == {
+        "hub",
+        "plain",
+        "gpu01",
+        "gpu02",
+        "gpu03",
+    }
+    missing = subprocess.run(
+        [*command, "/nowhere"], capture_output=True, text=True, timeout=30, check=False
+    )
     assert missing.returncode == 2
-    assert missing.stderr == (
-        "hivewright inventory: SettingsError (exit 2): /nowhere: can't be read: No such file or directory; expected an "
-        "inventory of Ansible, INI or YAML\n"
+    assert (
+        missing.stderr
+        == "hivewright inventory: SettingsError (exit 2): /nowhere: can't be read: No such file or"
+        " directory; expected an inventory of Ansible, INI or YAML\n"
     )

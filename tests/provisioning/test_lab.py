@@ -29,7 +29,11 @@ time.sleep(300)
 def leftovers(name: str) -> list[str]:
     """Everything on this machine that carries the lab's name."""
     found = [str(path) for path in Path("/run/netns").glob(f"{name}-*")]
-    found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if f"/hivewright-lab/{name}/" in line]
+    found += [
+        line
+        for line in Path("/proc/self/mounts").read_text().splitlines()
+        if f"/hivewright-lab/{name}/" in line
+    ]
     found += [str(group) for group in cgroups.folders(name) if group.exists()]
     found += [str(path) for path in Path("/run/systemd/nspawn/propagate").glob(f"{name}-*")]
     for process in Path("/proc").glob("[0-9]*/cmdline"):
@@ -64,7 +68,9 @@ def test_hosts_go_off_with_their_owner_and_down_removes_the_rest(lab: Lab) -> No
 def test_lab_of_another_run_is_left_alone(lab: Lab) -> None:
     other = Lab(lab.name)
     for action in (lambda: other.up(1, goes_with_this_process=True), other.down):
-        with pytest.raises(LabError, match=f"the lab {lab.name} belongs to another run of the tests"):
+        with pytest.raises(
+            LabError, match=f"the lab {lab.name} belongs to another run of the tests"
+        ):
             action()
     assert lab.is_up()
 

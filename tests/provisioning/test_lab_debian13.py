@@ -1,5 +1,5 @@
-"""Hosts of Debian 13: another Python, another systemd. Of torch there is no build for its Python on this machine, so
-what is deployed is all but a release (which needs one)."""
+"""Hosts of Debian 13: another Python, another systemd. Of torch there is no build for its Python on
+this machine, so what is deployed is all but a release (which needs one)."""
 
 import json
 from collections.abc import Iterator
@@ -30,10 +30,18 @@ def trixie() -> Iterator[Lab]:
 
 def deploy(lab: Lab, folder: Path) -> list[str]:
     (folder / "fleet.py").write_text(INVENTORY)
-    command = ("pyinfra", "-y", "--json", folder / "fleet.py", "tests/provisioning/debian_deploy.py")
+    command = (
+        "pyinfra",
+        "-y",
+        "--json",
+        folder / "fleet.py",
+        "tests/provisioning/debian_deploy.py",
+    )
     done = lab.operator(*command, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [each["name"] for each in json.loads(done.stdout)["results"]["operations"] if each["success"]]
+    return [
+        each["name"] for each in json.loads(done.stdout)["results"]["operations"] if each["success"]
+    ]
 
 
 def test_hosts_of_debian_13_become_what_those_of_12_do(trixie: Lab, tmp_path: Path) -> None:
@@ -41,8 +49,13 @@ def test_hosts_of_debian_13_become_what_those_of_12_do(trixie: Lab, tmp_path: Pa
     assert "VERSION_CODENAME=trixie" in host.ssh("cat /etc/os-release").stdout
     deploy(trixie, tmp_path)
     assert deploy(trixie, tmp_path) == []
-    assert host.ssh("ls -d /opt/hivewright/releases && id -un hivewright").stdout.split()[-1] == "hivewright"
-    assert trixie.host(2).ssh("ip -o -4 addr show wg-hivewright").stdout.split()[3] == "10.86.0.2/16"
+    assert (
+        host.ssh("ls -d /opt/hivewright/releases && id -un hivewright").stdout.split()[-1]
+        == "hivewright"
+    )
+    assert (
+        trixie.host(2).ssh("ip -o -4 addr show wg-hivewright").stdout.split()[3] == "10.86.0.2/16"
+    )
 
 
 def test_units_are_good_and_sealed_for_its_systemd(trixie: Lab) -> None:
@@ -50,7 +63,9 @@ def test_units_are_good_and_sealed_for_its_systemd(trixie: Lab) -> None:
     names = [f"hivewright-{unit}.service" for unit in UNITS]
     # It looks for the programs too, which come with a release.
     program = "mkdir -p /opt/hivewright/current/environment/bin && ln -sf /bin/true $_/python"
-    said = host.ssh(f"{program}; systemctl daemon-reload; systemd-analyze verify {' '.join(names)}", timeout=60)
+    said = host.ssh(
+        f"{program}; systemctl daemon-reload; systemd-analyze verify {' '.join(names)}", timeout=60
+    )
     assert "hivewright" not in said.stdout + said.stderr
     for name in names:
         exposure = host.ssh(f"systemd-analyze security --no-pager {name} | tail -n 1").stdout

@@ -1,4 +1,5 @@
-"""deploy.py on real hosts, through pyinfra's own command line: h1 carries the swarm, h2, h3 train, h4 deploys itself.
+"""deploy.py on real hosts, through pyinfra's own command line: h1 carries the swarm, h2, h3 train,
+h4 deploys itself.
 
 The tests run in this order on one fleet; each leaves it training.
 """
@@ -25,16 +26,22 @@ INVENTORY = "inventory/lab.py"
 DEPLOY_SECONDS = 600
 WORKER = "hivewright-worker@0.service"
 SERVICES = [
-    f"hivewright-{name}.service" for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard")
+    f"hivewright-{name}.service"
+    for name in ("chain", "contract", "bootnode", "keeper", "account", "dashboard")
 ]
 
 
-def pyinfra(lab: Lab, *arguments: str, inventory: str | Path = INVENTORY) -> subprocess.CompletedProcess[str]:
-    return lab.operator("pyinfra", "-y", inventory, "deploy.py", *arguments, timeout=DEPLOY_SECONDS, check=False)
+def pyinfra(
+    lab: Lab, *arguments: str, inventory: str | Path = INVENTORY
+) -> subprocess.CompletedProcess[str]:
+    return lab.operator(
+        "pyinfra", "-y", inventory, "deploy.py", *arguments, timeout=DEPLOY_SECONDS, check=False
+    )
 
 
 def state_file(host: Host, name: str) -> Path:
-    """A file of the host's worker, from outside: it is there to read when the host's network is not."""
+    """A file of the host's worker, from outside: it is there to read when the host's network is
+    not."""
     return host.root / "var/lib/hivewright/worker-0" / name
 
 
@@ -44,7 +51,10 @@ def status(host: Host) -> dict[str, Any]:
 
 
 def rounds(host: Host) -> list[int]:
-    return [json.loads(line)["round"] for line in state_file(host, "rounds.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["round"]
+        for line in state_file(host, "rounds.jsonl").read_text().splitlines()
+    ]
 
 
 def main_pid(host: Host, unit: str) -> int:
@@ -56,7 +66,10 @@ def wait_for_rounds(*hosts: Host, more: int = 2, timeout: float = 90) -> None:
     before = {host.name: len(rounds(host)) for host in hosts}
     for host in hosts:
         wait_until(
-            lambda h=host: len(rounds(h)) >= before[h.name] + more, timeout, f"{host.name} trains {more} rounds", 0.5
+            lambda h=host: len(rounds(h)) >= before[h.name] + more,
+            timeout,
+            f"{host.name} trains {more} rounds",
+            0.5,
         )
 
 
@@ -71,11 +84,17 @@ def fleet(lab: Lab) -> Lab:
 def test_deployed_workers_train_together_and_are_paid(fleet: Lab) -> None:
     h2, h3 = fleet.host(2), fleet.host(3)
     for host in (h2, h3):
-        wait_until(lambda h=host: state_file(h, "rounds.jsonl").exists(), 90, f"{host.name} trains a first round")
+        wait_until(
+            lambda h=host: state_file(h, "rounds.jsonl").exists(),
+            90,
+            f"{host.name} trains a first round",
+        )
     wait_for_rounds(h2, h3, more=3)
     for host in (h2, h3):
         wait_until(
-            lambda h=host: status(h)["ledger"].get("confirmed", 0) >= 2, 60, f"{host.name}'s rewards are on the chain"
+            lambda h=host: status(h)["ledger"].get("confirmed", 0) >= 2,
+            60,
+            f"{host.name}'s rewards are on the chain",
         )
         assert status(host)["state"] == "connected"
         assert status(host)["peers_heard"] == 1
@@ -88,18 +107,29 @@ def test_services_run_under_systemd_and_nothing_has_failed(fleet: Lab) -> None:
     for number, names in units.items():
         for name in names:
             shown = (
-                fleet.host(number).ssh(f"systemctl show --property=ActiveState,UnitFileState,NRestarts {name}").stdout
+                fleet.host(number)
+                .ssh(f"systemctl show --property=ActiveState,UnitFileState,NRestarts {name}")
+                .stdout
             )
-            assert sorted(shown.split()) == ["ActiveState=active", "NRestarts=0", "UnitFileState=enabled"], name
+            assert sorted(shown.split()) == [
+                "ActiveState=active",
+                "NRestarts=0",
+                "UnitFileState=enabled",
+            ], name
         assert fleet.host(number).ssh("systemctl is-system-running").stdout.strip() == "running"
     for unit, number in ((WORKER, 2), *((service, 1) for service in SERVICES)):
-        exposure = fleet.host(number).ssh(f"systemd-analyze security --no-pager {unit} | tail -n 1").stdout
+        exposure = (
+            fleet.host(number).ssh(f"systemd-analyze security --no-pager {unit} | tail -n 1").stdout
+        )
         assert float(exposure.split(": ")[1].split()[0]) <= 2.0, exposure
 
 
 def test_dashboard_shows_the_swarm_and_sees_no_key_of_its_neighbours(fleet: Lab) -> None:
     hub = fleet.host(1)
-    ask = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:3001/api/swarm').read().decode())"
+    ask = (
+        "from urllib.request import urlopen;"
+        " print(urlopen('http://127.0.0.1:3001/api/swarm').read().decode())"
+    )
 
     def said() -> dict[str, Any]:
         return dict(json.loads(hub.ssh(f'python3 -c "{ask}"').stdout))
@@ -107,16 +137,32 @@ def test_dashboard_shows_the_swarm_and_sees_no_key_of_its_neighbours(fleet: Lab)
     wait_until(lambda: len(said()["rounds"]) > 1, 90, "the dashboard shows rounds", 0.5)
     assert (said()["error"], said()["num_peers"]) == (None, 2)
     pid = main_pid(hub, "hivewright-dashboard.service")
-    found = hub.ssh(f"cd /proc/{pid}/root/var/lib/hivewright && find . -mindepth 2 -maxdepth 2 | sort").stdout.split()
+    found = hub.ssh(
+        f"cd /proc/{pid}/root/var/lib/hivewright && find . -mindepth 2 -maxdepth 2 | sort"
+    ).stdout.split()
     # The chain's folder has its socket only.
-    shown = ["./chain/rpc", "./dashboard/address", "./dashboard/lock", "./keeper/audit", "./keeper/deployment.json"]
+    shown = [
+        "./chain/rpc",
+        "./dashboard/address",
+        "./dashboard/lock",
+        "./keeper/audit",
+        "./keeper/deployment.json",
+    ]
     assert found == shown
-    assert hub.ssh(f"ls /proc/{pid}/root/var/lib/hivewright/chain/rpc").stdout.split() == ["chain.sock"]
+    assert hub.ssh(f"ls /proc/{pid}/root/var/lib/hivewright/chain/rpc").stdout.split() == [
+        "chain.sock"
+    ]
 
 
-def test_worker_compiles_its_native_operations_within_its_sealed_unit_and_says_so(fleet: Lab) -> None:
+def test_worker_compiles_its_native_operations_within_its_sealed_unit_and_says_so(
+    fleet: Lab,
+) -> None:
     for number in (2, 3):
-        said = fleet.host(number).ssh(f"journalctl --no-pager --unit={WORKER} | grep 'generation engine='").stdout
+        said = (
+            fleet.host(number)
+            .ssh(f"journalctl --no-pager --unit={WORKER} | grep 'generation engine='")
+            .stdout
+        )
         assert "engine=torch, lean decoder with native operations" in said
 
 
@@ -127,25 +173,38 @@ def test_secrets_are_only_where_they_belong(fleet: Lab) -> None:
         shown = host.ssh("stat --format='%a %U' /etc/hivewright/enrolment.token").stdout.strip()
         assert shown == "600 root"
         found = host.ssh(
-            f"journalctl --no-pager | grep --count {token}; ps -ef | grep -v grep | grep --count {token}; true"
+            f"journalctl --no-pager | grep --count {token}; ps -ef | grep -v grep | grep --count"
+            f" {token}; true"
         )
         assert found.stdout.split() == ["0", "0"]
         files = host.ssh(
-            f"grep --recursive --files-with-matches {token} /etc /var /opt/hivewright/current /tmp || true"
+            f"grep --recursive --files-with-matches {token} /etc /var /opt/hivewright/current /tmp"
+            " || true"
         )
         assert files.stdout.split() == ["/etc/hivewright/enrolment.token"]
-    private = fleet.host(2).ssh("stat --format=%a /var/lib/hivewright/worker-0/swarm.pem /var/lib/hivewright/worker-0")
+    private = fleet.host(2).ssh(
+        "stat --format=%a /var/lib/hivewright/worker-0/swarm.pem /var/lib/hivewright/worker-0"
+    )
     assert private.stdout.split() == ["600", "700"]
 
 
 def test_second_deploy_changes_nothing(fleet: Lab) -> None:
     pids = [main_pid(fleet.host(2), WORKER), main_pid(fleet.host(1), "hivewright-chain.service")]
-    results = pyinfra_process.deploy_json(INVENTORY, prefix=fleet.network.inside(), timeout=DEPLOY_SECONDS)
-    changed = [operation["name"] for operation in results["operations"] if operation["success"] or operation["error"]]
+    results = pyinfra_process.deploy_json(
+        INVENTORY, prefix=fleet.network.inside(), timeout=DEPLOY_SECONDS
+    )
+    changed = [
+        operation["name"]
+        for operation in results["operations"]
+        if operation["success"] or operation["error"]
+    ]
     assert changed == []
     assert results["totals"]["no_change"] == results["totals"]["hosts"] > 50
     assert results["failed_hosts"] == []
-    assert pids == [main_pid(fleet.host(2), WORKER), main_pid(fleet.host(1), "hivewright-chain.service")]
+    assert pids == [
+        main_pid(fleet.host(2), WORKER),
+        main_pid(fleet.host(1), "hivewright-chain.service"),
+    ]
 
 
 def test_second_deploy_asks_each_host_twice(fleet: Lab) -> None:
@@ -156,19 +215,27 @@ def test_second_deploy_asks_each_host_twice(fleet: Lab) -> None:
 
 
 def test_dry_run_sees_no_change_either(fleet: Lab) -> None:
-    done = fleet.operator("pyinfra", "--dry", "--json", INVENTORY, "deploy.py", timeout=DEPLOY_SECONDS)
+    done = fleet.operator(
+        "pyinfra", "--dry", "--json", INVENTORY, "deploy.py", timeout=DEPLOY_SECONDS
+    )
     plan = json.loads(done.stdout)["plan"]
     assert len(plan) > 30
     assert [operation["name"] for operation in plan if operation["hosts_with_change"]] == []
 
 
 def test_command_on_the_host_shows_what_its_worker_does(fleet: Lab) -> None:
-    shown = fleet.host(2).ssh("hivewright status --settings /etc/hivewright/worker-0.yaml --json").stdout
+    shown = (
+        fleet.host(2)
+        .ssh("hivewright status --settings /etc/hivewright/worker-0.yaml --json")
+        .stdout
+    )
     assert json.loads(shown)["peer_id"] == status(fleet.host(2))["peer_id"]
 
 
 def test_fleet_status_shows_every_worker(fleet: Lab) -> None:
-    shown = fleet.operator("python", "-m", "worker", "fleet", "status", INVENTORY, timeout=60).stdout
+    shown = fleet.operator(
+        "python", "-m", "worker", "fleet", "status", INVENTORY, timeout=60
+    ).stdout
     rows = {line.split()[0]: line for line in shown.splitlines()}
     for name in ("h2/0", "h3/0"):
         assert "connected" in rows[name]
@@ -187,7 +254,9 @@ def test_killed_worker_trains_again_within_a_minute_as_itself(fleet: Lab) -> Non
     assert state_file(host, "swarm.pem").read_bytes() == key
     trained = rounds(host)
     assert len(trained) == len(set(trained)), trained
-    ledger = json.loads(host.ssh("hivewright ledger --settings /etc/hivewright/worker-0.yaml --json").stdout)
+    ledger = json.loads(
+        host.ssh("hivewright ledger --settings /etc/hivewright/worker-0.yaml --json").stdout
+    )
     in_ledger = [row["round"] for row in ledger]
     assert len(in_ledger) == len(set(in_ledger)), in_ledger
 
@@ -196,9 +265,16 @@ def test_host_without_network_goes_on_alone_and_rejoins(fleet: Lab) -> None:
     host = fleet.host(3)
     fleet.host(3).cut()
     try:
-        wait_until(lambda: status(host)["state"] == "training-alone", 120, "h3 says that it trains alone", 0.5)
+        wait_until(
+            lambda: status(host)["state"] == "training-alone",
+            120,
+            "h3 says that it trains alone",
+            0.5,
+        )
         before = status(host)["practice_steps"]
-        wait_until(lambda: status(host)["practice_steps"] > before, 60, "h3 goes on training alone", 0.5)
+        wait_until(
+            lambda: status(host)["practice_steps"] > before, 60, "h3 goes on training alone", 0.5
+        )
     finally:
         host.heal()
     wait_until(lambda: status(host)["state"] == "connected", 120, "h3 is connected again", 0.5)
@@ -223,10 +299,13 @@ def test_unreachable_host_is_named_in_the_last_line_and_the_others_are_done(flee
 
 
 def test_host_that_vanishes_in_the_middle_does_not_hold_the_others(fleet: Lab) -> None:
-    # There must be something to do on it: a host that is as it should be is asked at the beginning only.
+    # There must be something to do on it: a host that is as it should be is asked at the beginning
+    # only.
     fleet.host(3).ssh("rm /var/lib/hivewright/deployed/host")
     program = fleet.network.inside(sys.executable, "-m", "pyinfra", "-y", INVENTORY, "deploy.py")
-    with subprocess.Popen(program, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        program, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as run:
         assert run.stderr is not None
         try:
             for line in run.stderr:
@@ -266,22 +345,30 @@ def test_changed_setting_restarts_only_who_reads_it(fleet: Lab) -> None:
     keeper, account = (f"hivewright-{name}.service" for name in ("keeper", "account"))
     hub = fleet.host(1)
     before = [main_pid(hub, keeper), main_pid(hub, account)], main_pid(fleet.host(2), WORKER)
-    done = pyinfra(fleet, "--data", "trainer_learning_rate=0.000123", "--limit", "h1", "--limit", "h2")
+    done = pyinfra(
+        fleet, "--data", "trainer_learning_rate=0.000123", "--limit", "h1", "--limit", "h2"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert [main_pid(hub, keeper), main_pid(hub, account)] == before[0]
     assert main_pid(fleet.host(2), WORKER) != before[1]
-    assert "learning_rate: 0.000123" in fleet.host(2).ssh("cat /etc/hivewright/worker-0.yaml").stdout
+    assert (
+        "learning_rate: 0.000123" in fleet.host(2).ssh("cat /etc/hivewright/worker-0.yaml").stdout
+    )
 
 
 def test_settings_that_only_the_release_can_refuse_change_nothing(fleet: Lab) -> None:
     host = fleet.host(3)
     file = host.root / "etc/hivewright/worker-0.yaml"
     before = main_pid(host, WORKER), file.read_text()
-    done = pyinfra(fleet, "--data", 'environment_families=[{"name": "no_such_family"}]', "--limit", "h3")
+    done = pyinfra(
+        fleet, "--data", 'environment_families=[{"name": "no_such_family"}]', "--limit", "h3"
+    )
     assert done.returncode == 1
     assert "hivewright check: SettingsError (exit 2): " in done.stderr
     assert "no_such_family" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("failed: h3 (Release | Check the settings with it); fix these")
+    assert done.stderr.splitlines()[-1].startswith(
+        "failed: h3 (Release | Check the settings with it); fix these"
+    )
     assert (main_pid(host, WORKER), file.read_text()) == before
     assert [path.name for path in file.parent.glob("*.new")] == []
 
@@ -307,7 +394,8 @@ def test_new_commit_is_a_new_release_with_the_same_environment(fleet: Lab) -> No
         assert len(releases) == 2
         assert len(set(releases)) == 1
     assert (
-        status(fleet.host(2))["peer_id"] in fleet.host(2).ssh("cat /var/lib/hivewright/worker-0/enrolment.json").stdout
+        status(fleet.host(2))["peer_id"]
+        in fleet.host(2).ssh("cat /var/lib/hivewright/worker-0/enrolment.json").stdout
     )
     wait_for_rounds(fleet.host(2), fleet.host(3), timeout=180)
 
@@ -322,7 +410,9 @@ def test_host_that_lost_power_comes_back_by_itself(fleet: Lab) -> None:
     assert len(rounds(host)) == len(set(rounds(host)))
 
 
-def test_slot_moves_in_with_its_key_and_leaves_its_identity_behind(fleet: Lab, tmp_path: Path) -> None:
+def test_slot_moves_in_with_its_key_and_leaves_its_identity_behind(
+    fleet: Lab, tmp_path: Path
+) -> None:
     moved = identity.create(tmp_path / "swarm.pem")
     one_slot = '("h3", {"ssh_hostname": "10.88.0.13", "slots": 1})'
     two_slots = one_slot.replace("1})", f"[{{}}, {{'identity': '{tmp_path}/swarm.pem'}}]}})")
@@ -342,26 +432,40 @@ def test_slot_moves_in_with_its_key_and_leaves_its_identity_behind(fleet: Lab, t
     assert done.returncode == 0, done.stderr[-3000:]
     assert host.ssh(f"systemctl is-active {second}", check=False).stdout.strip() == "inactive"
     assert host.ssh("ls /etc/hivewright").stdout.split() == ["enrolment.token", "worker-0.yaml"]
-    assert host.ssh("ls -d /var/lib/hivewright/worker-*").stdout.split() == ["/var/lib/hivewright/worker-0"]
+    assert host.ssh("ls -d /var/lib/hivewright/worker-*").stdout.split() == [
+        "/var/lib/hivewright/worker-0"
+    ]
     key = host.ssh("cat /var/lib/hivewright/retired/worker-1-*/swarm.pem | base64").stdout
     assert main_pid(host, WORKER) == first_pid
     assert base64.b64decode(key) == (tmp_path / "swarm.pem").read_bytes()
 
 
 def test_machine_deploys_itself(fleet: Lab) -> None:
-    """inventory/local.py, from a user's checkout, with the environment that the deploy itself installs."""
+    """inventory/local.py, from a user's checkout, with the environment that the deploy itself
+    installs."""
     host = fleet.host(4)
-    host.ssh("apt-get -qq update && apt-get -qq -y --no-install-recommends install git", timeout=120)
     host.ssh(
-        f"useradd -m alice && su alice -c 'git clone -q -b lab {REPOSITORY_URL} /home/alice/hivewright'", timeout=60
+        "apt-get -qq update && apt-get -qq -y --no-install-recommends install git", timeout=120
     )
-    # It may have been a host of the fleet, whose enrolment token a deploy of another owner does not replace.
+    host.ssh(
+        f"useradd -m alice && su alice -c 'git clone -q -b lab {REPOSITORY_URL}"
+        " /home/alice/hivewright'",
+        timeout=60,
+    )
+    # It may have been a host of the fleet, whose enrolment token a deploy of another owner does not
+    # replace.
     host.ssh("rm -f /etc/hivewright/enrolment.token")
     pyinfra_there = "/opt/hivewright/environments/*/bin/pyinfra"
-    run = f"cd /home/alice/hivewright && {pyinfra_there} -y inventory/local.py deploy.py --data torch_index=pip 2>&1"
+    run = (
+        f"cd /home/alice/hivewright && {pyinfra_there} -y inventory/local.py deploy.py --data"
+        " torch_index=pip 2>&1"
+    )
     first = host.ssh(run, timeout=DEPLOY_SECONDS, check=False)
     assert first.returncode == 0, first.stdout[-5000:]
-    assert host.ssh(f"systemctl is-active {WORKER} {' '.join(SERVICES)}").stdout.split() == ["active"] * 7
+    assert (
+        host.ssh(f"systemctl is-active {WORKER} {' '.join(SERVICES)}").stdout.split()
+        == ["active"] * 7
+    )
     again = host.ssh(run, timeout=DEPLOY_SECONDS)
     total = next(line.split() for line in again.stdout.splitlines() if "Grand total" in line)
     assert total[3:5] == ["-", "-"], total

@@ -1,6 +1,8 @@
-"""A host that is cut, frozen, switched off or rebooted at any stage of its rollout, and `--resume`: on one real host.
+"""A host that is cut, frozen, switched off or rebooted at any stage of its rollout, and `--resume`:
+on one real host.
 
-h4 trains by itself here, so that a stage takes seconds. Each case leaves it training, with a release of its own.
+h4 trains by itself here, so that a stage takes seconds. Each case leaves it training, with a
+release of its own.
 """
 
 import json
@@ -28,7 +30,8 @@ from worker.environments.presets import DEMO_SETTINGS
 workers = [("h4", {"ssh_hostname": "10.88.0.14", "slots": 1})]
 all = (["h4"], {**operator_access(), **DEMO_SETTINGS, "swarm_enabled": False, "release_ref": "BRANCH"})
 """
-# What a host that is gone, or silent, may cost: connecting, silence, a look; and a gate that waits for it.
+# What a host that is gone, or silent, may cost: connecting, silence, a look; and a gate that waits
+# for it.
 PATIENCE_SECONDS, GATE_SECONDS = 500.0, 240
 STAGES = (
     "Check that it can be", "Release | Check out", "Keep what the host is", "Release | Make it the current",
@@ -47,14 +50,26 @@ class OneHost:
     def next_release(self) -> str:
         self._num_commits += 1
         branch = f"fault-{self._num_commits}"
-        commit = self.lab.branch(branch, "docs/next.md", f"Release {self._num_commits} of {self._folder}.\n")
+        commit = self.lab.branch(
+            branch, "docs/next.md", f"Release {self._num_commits} of {self._folder}.\n"
+        )
         (self._folder / "one.py").write_text(INVENTORY.replace("BRANCH", branch))
         return commit
 
     def rollout(self, *more: str) -> "subprocess.Popen[str]":
-        program = (sys.executable, "-m", "worker", "rollout", self._folder / "one.py", "--output", self.output)
+        program = (
+            sys.executable,
+            "-m",
+            "worker",
+            "rollout",
+            self._folder / "one.py",
+            "--output",
+            self.output,
+        )
         command = self.lab.network.inside(*program, "--gate-seconds", str(GATE_SECONDS), *more)
-        return subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def to_the_end(self, *more: str) -> tuple[int, str]:
         running = self.rollout(*more)
@@ -63,7 +78,12 @@ class OneHost:
 
     def wait_for(self, stage: str) -> None:
         log = self.output / "h4.log"
-        wait_until(lambda: log.exists() and stage in log.read_text(), 180, f"the rollout is at {stage!r}", 0.05)
+        wait_until(
+            lambda: log.exists() and stage in log.read_text(),
+            180,
+            f"the rollout is at {stage!r}",
+            0.05,
+        )
 
     @property
     def report(self) -> dict[str, Any]:
@@ -82,7 +102,10 @@ class OneHost:
     def require_whole(self, commit: str) -> None:
         """It has that release, all of it, trains with it, and is who it was."""
         assert self.commit == commit
-        leftover = "ls -d /opt/hivewright/releases/.partial /etc/hivewright/*.new /etc/systemd/system/*.new"
+        leftover = (
+            "ls -d /opt/hivewright/releases/.partial /etc/hivewright/*.new"
+            " /etc/systemd/system/*.new"
+        )
         assert self.host.ssh(f"{leftover} 2>/dev/null", check=False).stdout == ""
         assert self.host.ssh("cat /var/lib/hivewright/deployed/host").stdout.strip()
         before = _rounds(self.host)
@@ -140,7 +163,12 @@ def test_host_lost_at_any_stage_is_left_behind_in_time_and_resume_makes_it_whole
         assert one.report["hosts"]["h4"]["fate"] == "done"
     else:
         assert running.returncode == 1, said
-        assert one.report["hosts"]["h4"]["fate"] in ("unreachable", "failed", "overdue", "lost"), said
+        assert one.report["hosts"]["h4"]["fate"] in (
+            "unreachable",
+            "failed",
+            "overdue",
+            "lost",
+        ), said
         assert "--resume" in said
         code, said = one.to_the_end("--resume")
         assert code == 0, said
@@ -174,11 +202,17 @@ def test_rollout_that_is_interrupted_says_how_to_go_on_and_does(one: OneHost, st
 
 
 def test_full_disk_is_named_and_nothing_changes(one: OneHost) -> None:
-    before, pid = one.commit, one.host.ssh(f"systemctl show --property=MainPID --value {WORKER}").stdout
+    before, pid = (
+        one.commit,
+        one.host.ssh(f"systemctl show --property=MainPID --value {WORKER}").stdout,
+    )
     commit = one.next_release()
     releases = "/opt/hivewright/releases"
     kept = f"cp -a {releases} /root/kept && size=$(du -sk /root/kept | cut -f 1)"
-    one.host.ssh(f"{kept} && mount -t tmpfs -o size=$((size + 400))k disk {releases} && cp -a /root/kept/. {releases}/")
+    one.host.ssh(
+        f"{kept} && mount -t tmpfs -o size=$((size + 400))k disk {releases} && cp -a /root/kept/."
+        f" {releases}/"
+    )
     try:
         code, said = one.to_the_end()
         assert code == 1, said

@@ -1,4 +1,5 @@
-"""Hosts as they are in their first minutes: apt's lists locked by somebody, an installation that was interrupted."""
+"""Hosts as they are in their first minutes: apt's lists locked by somebody, an installation that
+was interrupted."""
 
 import json
 from collections.abc import Iterator
@@ -35,21 +36,32 @@ def fresh() -> Iterator[Lab]:
 def interrupt_installation(host: Host) -> None:
     """Leave a package unpacked and not configured, as a power cut does."""
     host.ssh(
-        "mkdir -p /root/half/DEBIAN && printf 'Package: half\\nVersion: 1\\nArchitecture: all\\nMaintainer: t\\n"
-        "Description: t\\n' > /root/half/DEBIAN/control && dpkg-deb -b /root/half /root/half.deb >/dev/null"
-        " && dpkg --unpack /root/half.deb >/dev/null",
+        "mkdir -p /root/half/DEBIAN && printf 'Package: half\\nVersion: 1\\nArchitecture:"
+        " all\\nMaintainer: t\\nDescription: t\\n' > /root/half/DEBIAN/control && dpkg-deb -b"
+        " /root/half /root/half.deb >/dev/null && dpkg --unpack /root/half.deb >/dev/null",
         timeout=60,
     )
     assert "half" in host.ssh("dpkg --audit").stdout
 
 
-def test_locked_lists_are_waited_for_and_an_interrupted_installation_is_finished(fresh: Lab, tmp_path: Path) -> None:
+def test_locked_lists_are_waited_for_and_an_interrupted_installation_is_finished(
+    fresh: Lab, tmp_path: Path
+) -> None:
     interrupted, locked = fresh.host(1), fresh.host(2)
     interrupt_installation(interrupted)
     locked.ssh(f"cat > /root/hold.pl <<'END'\n{HOLD_LOCK}END\n")
-    locked.ssh("setsid perl /root/hold.pl > /root/held 2>&1 < /dev/null & sleep 2; grep -q '^held' /root/held")
+    locked.ssh(
+        "setsid perl /root/hold.pl > /root/held 2>&1 < /dev/null & sleep 2; grep -q '^held'"
+        " /root/held"
+    )
     (tmp_path / "fleet.py").write_text(INVENTORY)
-    command = ("pyinfra", "-y", "--json", tmp_path / "fleet.py", "tests/provisioning/debian_deploy.py")
+    command = (
+        "pyinfra",
+        "-y",
+        "--json",
+        tmp_path / "fleet.py",
+        "tests/provisioning/debian_deploy.py",
+    )
     done = fresh.operator(*command, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "installed" in interrupted.ssh("dpkg-query -W -f '${db:Status-Status}' half").stdout

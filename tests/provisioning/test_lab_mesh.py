@@ -1,4 +1,5 @@
-"""A WireGuard mesh of real hosts. This machine's kernel has no WireGuard, so they run Debian's wireguard-go."""
+"""A WireGuard mesh of real hosts. This machine's kernel has no WireGuard, so they run Debian's
+wireguard-go."""
 
 import json
 import subprocess
@@ -24,19 +25,35 @@ class Fleet:
         self.folder = folder
 
     def deploy(self, *limits: str, **own: dict[str, Any]) -> tuple[list[str], str]:
-        """Deploy with these departures; the names of operations that changed something, and all that was said."""
+        """Deploy with these departures; the names of operations that changed something, and all
+        that was said."""
         fleet = []
         for name, address in ADDRESSES.items():
-            data = {"ssh_hostname": f"10.88.0.1{name[1]}", "wireguard_address": address, "wireguard": True}
+            data = {
+                "ssh_hostname": f"10.88.0.1{name[1]}",
+                "wireguard_address": address,
+                "wireguard": True,
+            }
             fleet.append((name, data | own.get(name, {})))
         text = "from lab.access import operator_access\n"
-        text += f"workers = {fleet!r}\nall = ({list(ADDRESSES)!r}, {{**operator_access(), 'slots': 1,"
+        text += (
+            f"workers = {fleet!r}\nall = ({list(ADDRESSES)!r}, {{**operator_access(), 'slots': 1,"
+        )
         text += f" 'swarm_enabled': False, 'secrets_dir': {str(self.folder / 'secrets')!r}}})\n"
         inventory = self.folder / "mesh.py"
         inventory.write_text(text)
         limited = [word for limit in limits for word in ("--limit", limit)]
         done = self.lab.operator(
-            "pyinfra", "-y", "-vvv", "--diff", "--json", *limited, inventory, DEPLOY, timeout=200, check=False
+            "pyinfra",
+            "-y",
+            "-vvv",
+            "--diff",
+            "--json",
+            *limited,
+            inventory,
+            DEPLOY,
+            timeout=200,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         operations = json.loads(done.stdout)["results"]["operations"]
@@ -66,7 +83,10 @@ def test_hosts_reach_each_other_and_keys_stay_where_they_were_made(fleet: Fleet)
         assert fleet.ssh(name, f"stat --format='%a %U' {mesh.KEY} {mesh.CONFIGURATION}").stdout.split("\n")[:2] == [
             "600 root", "600 root",
         ]  # fmt: skip
-        found = fleet.ssh(name, f"journalctl --no-pager | grep -cF '{key}'; grep -rlF '{key}' /etc /var /tmp; true")
+        found = fleet.ssh(
+            name,
+            f"journalctl --no-pager | grep -cF '{key}'; grep -rlF '{key}' /etc /var /tmp; true",
+        )
         assert found.stdout.split() == ["0", str(mesh.KEY)]
         assert key not in said
         assert key not in json.dumps(record)
@@ -74,7 +94,9 @@ def test_hosts_reach_each_other_and_keys_stay_where_they_were_made(fleet: Fleet)
 
 
 def test_peers_change_without_a_restart_and_hubs_pass_on(fleet: Fleet) -> None:
-    started = "systemctl show --property=ActiveEnterTimestampMonotonic --value wg-quick@wg-hivewright"
+    started = (
+        "systemctl show --property=ActiveEnterTimestampMonotonic --value wg-quick@wg-hivewright"
+    )
     fleet.deploy()
     before = fleet.ssh("h2", started).stdout
     fleet.deploy(h4={"wireguard": False})
@@ -97,12 +119,18 @@ def test_peers_change_without_a_restart_and_hubs_pass_on(fleet: Fleet) -> None:
 
 def test_run_that_is_limited_to_one_host_knows_the_others(fleet: Fleet) -> None:
     fleet.deploy()
-    fleet.ssh("h3", "systemctl disable --now --quiet wg-quick@wg-hivewright; rm /etc/wireguard/wg-hivewright.conf")
+    fleet.ssh(
+        "h3",
+        "systemctl disable --now --quiet wg-quick@wg-hivewright; rm"
+        " /etc/wireguard/wg-hivewright.conf",
+    )
     changed, _ = fleet.deploy("h3")
     assert changed == ["WireGuard | Connect it to its peers"]
     assert fleet.reaches("h3", "h2")
     (fleet.folder / "secrets/wireguard.json").unlink()
-    assert fleet.deploy("h2")[0] == [], "another operator's machine, which knows none of the keys, changes nothing"
+    assert fleet.deploy("h2")[0] == [], (
+        "another operator's machine, which knows none of the keys, changes nothing"
+    )
     everywhere = {name: {"wireguard": False} for name in ADDRESSES}
     fleet.deploy(**everywhere)
     assert fleet.deploy(**everywhere)[0] == []

@@ -1,4 +1,5 @@
-"""Models that slots share, on a real systemd: who may write where. Programs are stand-ins that try."""
+"""Models that slots share, on a real systemd: who may write where. Programs are stand-ins that
+try."""
 
 import base64
 import shlex
@@ -17,7 +18,8 @@ from lab.lab_host import Host
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 DATA = {"slots": 2, "swarm_enabled": False, "model_name": "auto"}
-# In the place of Python, which is to run `hivewright fetch`, or a worker that somebody has taken over.
+# In the place of Python, which is to run `hivewright fetch`, or a worker that somebody has taken
+# over.
 TRIES = f"""#!/bin/sh
 cat {STATE}/worker-0/model.json
 cat {STATE}/worker-0/swarm.pem {STATE}/worker-1/swarm.pem && echo stolen
@@ -41,11 +43,10 @@ workers = [("h1", {**operator_access(), **own, **CHANGES})]
 def host(own_lab: Lab) -> Host:
     host = own_lab.host(1)
     host.ssh(
-        "id hivewright >/dev/null 2>&1 || useradd --system --no-create-home hivewright;"
-        f" mkdir -p {CURRENT}/environment/bin /etc/hivewright;"
-        f" for n in 0 1; do install -d -o hivewright {STATE}/worker-$n {MODELS.parent}/worker-$n;"
-        f" echo KEY > {STATE}/worker-$n/swarm.pem; echo CHOICE > {STATE}/worker-$n/model.json; done;"
-        f" chown -R hivewright {STATE}/worker-*"
+        "id hivewright >/dev/null 2>&1 || useradd --system --no-create-home hivewright; mkdir -p"
+        f" {CURRENT}/environment/bin /etc/hivewright; for n in 0 1; do install -d -o hivewright"
+        f" {STATE}/worker-$n {MODELS.parent}/worker-$n; echo KEY > {STATE}/worker-$n/swarm.pem;"
+        f" echo CHOICE > {STATE}/worker-$n/model.json; done; chown -R hivewright {STATE}/worker-*"
     )
     (host.root / str(CURRENT / "environment/bin/python").lstrip("/")).write_text(TRIES)
     host.ssh(f"chmod 755 {CURRENT}/environment/bin/python")
@@ -61,10 +62,20 @@ def test_only_fetch_writes_models_and_nobody_sees_a_key_but_his_own(host: Host) 
     said = host.ssh(f"sh -euc {shlex.quote(worker.examine_script(slot))} 2>/dev/null").stdout
     home = f"{MODELS.parent}/worker-0"
     wrote = [f"wrote in {folder}" for folder in (home, f"{STATE}/worker-0", home)]
-    assert said.splitlines() == ["CHOICE", "KEY", *wrote, "MODEL", "read the model"], "the doctor sees its slot alone"
+    assert said.splitlines() == [
+        "CHOICE",
+        "KEY",
+        *wrote,
+        "MODEL",
+        "read the model",
+    ], "the doctor sees its slot alone"
 
     unit = units.render(WORKER_UNIT, 252, 900)
-    unit = "\n".join(line for line in unit.splitlines() if not line.startswith(("Type=", "NotifyAccess=", "Watchdog")))
+    unit = "\n".join(
+        line
+        for line in unit.splitlines()
+        if not line.startswith(("Type=", "NotifyAccess=", "Watchdog"))
+    )
     name = slot.unit
     for path, text in ((WORKER_UNIT, unit), (f"{name}.d/{units.DROP_IN}", slot.unit_settings())):
         file = host.root / "etc/systemd/system" / path
@@ -88,7 +99,10 @@ def test_token_for_a_gated_model_is_seen_by_fetch_alone(host: Host, tmp_path: Pa
     assert [line for line in said if line.startswith("token-file /run/credentials/run-")]
     said = host.ssh(f"sh -euc {shlex.quote(worker.examine_script(slot))} 2>&1").stdout.splitlines()
     assert not [line for line in said if "hf_" in line or "token-file" in line]
-    assert "hf_secret" not in host.ssh("grep -rs hf_secret /run /etc/hivewright /etc/systemd; true").stdout
+    assert (
+        "hf_secret"
+        not in host.ssh("grep -rs hf_secret /run /etc/hivewright /etc/systemd; true").stdout
+    )
 
 
 @pytest.mark.parametrize("code", [0, 4])
@@ -97,7 +111,10 @@ def test_progress_and_failure_of_a_download_are_in_the_deploys_output(
 ) -> None:
     python = host.root / str(CURRENT / "environment/bin/python").lstrip("/")
     said = "downloading me/x: 1 of 2 MB, 3.0 MB/s"
-    python.write_text(f'#!/bin/sh\necho "{said}" >&2; cat $CREDENTIALS_DIRECTORY/model.token | wc -c; exit {code}\n')
+    python.write_text(
+        f'#!/bin/sh\necho "{said}" >&2; cat $CREDENTIALS_DIRECTORY/model.token | wc -c; exit'
+        f" {code}\n"
+    )
     (tmp_path / "token").write_text("hf_secret")
     data = {**DATA, "model_name": "me/x", "model_token_file": str(tmp_path / "token")}
     (tmp_path / "one.py").write_text(INVENTORY.replace("CHANGES", repr(data)))

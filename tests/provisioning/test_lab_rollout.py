@@ -24,14 +24,20 @@ WORKER = "hivewright-worker@0.service"
 STEP = "    def train(self) -> None:\n"
 
 
-def hivewright(lab: Lab, *arguments: str | Path, timeout: float = 800) -> subprocess.CompletedProcess[str]:
+def hivewright(
+    lab: Lab, *arguments: str | Path, timeout: float = 800
+) -> subprocess.CompletedProcess[str]:
     return lab.operator("python", "-m", "worker", *arguments, timeout=timeout, check=False)
 
 
 def rollout(lab: Lab, inventory: Path, output: Path, *more: str) -> tuple[int, dict[str, Any], str]:
     """Exit code, report, and what was said."""
     done = hivewright(lab, "rollout", inventory, "--gate-seconds", "150", "--output", output, *more)
-    return done.returncode, json.loads((output / "report.json").read_text()), done.stdout + done.stderr
+    return (
+        done.returncode,
+        json.loads((output / "report.json").read_text()),
+        done.stdout + done.stderr,
+    )
 
 
 def inventory_of(folder: Path, branch: str) -> Path:
@@ -57,7 +63,9 @@ def rounds(host: Host) -> list[int]:
 def wait_for_rounds(*hosts: Host, timeout: float = 120) -> None:
     before = {host.name: len(rounds(host)) for host in hosts}
     for host in hosts:
-        wait_until(lambda h=host: len(rounds(h)) > before[h.name] + 1, timeout, f"{host.name} trains", 0.5)
+        wait_until(
+            lambda h=host: len(rounds(h)) > before[h.name] + 1, timeout, f"{host.name} trains", 0.5
+        )
 
 
 def test_rollout_reaches_every_host_one_first(lab: Lab, tmp_path: Path) -> None:
@@ -72,11 +80,15 @@ def test_rollout_reaches_every_host_one_first(lab: Lab, tmp_path: Path) -> None:
 def test_services_without_a_gpu_are_confined_and_log_to_files(lab: Lab) -> None:
     of_hub = [(unit, 1) for unit in ("account", "dashboard", "chain", "keeper", "bootnode")]
     for unit, number in (*of_hub, ("worker@0", 2)):
-        shown = lab.host(number).ssh(f"systemd-analyze security --no-pager hivewright-{unit}.service | tail -n 1")
+        shown = lab.host(number).ssh(
+            f"systemd-analyze security --no-pager hivewright-{unit}.service | tail -n 1"
+        )
         assert float(shown.stdout.split(": ")[1].split()[0]) <= 2.0, shown.stdout
     log = lab.host(2).ssh("cat /var/log/hivewright/worker-0/hivewright-worker@0.log").stdout
     assert "round finished" in log
-    refused = lab.host(2).ssh("runuser -u hivewright -- cat /etc/hivewright/enrolment.token", check=False)
+    refused = lab.host(2).ssh(
+        "runuser -u hivewright -- cat /etc/hivewright/enrolment.token", check=False
+    )
     assert refused.returncode != 0
 
 
@@ -86,7 +98,9 @@ def test_release_that_does_not_train_meets_one_host_and_goes_back(lab: Lab, tmp_
     text = (CHECKOUT / "worker/node.py").read_text()
     assert STEP in text
     bad = lab.branch(
-        "broken", "worker/node.py", text.replace(STEP, STEP + '        raise RuntimeError("it is broken")\n')
+        "broken",
+        "worker/node.py",
+        text.replace(STEP, STEP + '        raise RuntimeError("it is broken")\n'),
     )
     code, report, said = rollout(lab, inventory_of(tmp_path, "broken"), tmp_path / "out")
     assert code == 10, said
@@ -103,7 +117,9 @@ def test_release_that_does_not_train_meets_one_host_and_goes_back(lab: Lab, tmp_
 
 
 @pytest.mark.nightly
-def test_host_that_is_gone_holds_nobody_up_and_resume_touches_only_it(lab: Lab, tmp_path: Path) -> None:
+def test_host_that_is_gone_holds_nobody_up_and_resume_touches_only_it(
+    lab: Lab, tmp_path: Path
+) -> None:
     h2, h3 = lab.host(2), lab.host(3)
     new = lab.branch("next", "docs/next.md", "The next release.\n")
     inventory, output = inventory_of(tmp_path, "next"), tmp_path / "out"
@@ -130,7 +146,9 @@ def test_host_that_is_gone_holds_nobody_up_and_resume_touches_only_it(lab: Lab, 
 @pytest.mark.nightly
 def test_day_two_commands(lab: Lab, tmp_path: Path) -> None:
     h2 = lab.host(2)
-    wait_until(lambda: hivewright(lab, "fleet", "status", INVENTORY).returncode == 0, 60, "all is well", 3)
+    wait_until(
+        lambda: hivewright(lab, "fleet", "status", INVENTORY).returncode == 0, 60, "all is well", 3
+    )
     table = hivewright(lab, "fleet", "status", INVENTORY).stdout
     assert "h2/0" in table
     assert "h1/keeper" in table
@@ -154,11 +172,14 @@ def test_day_two_commands(lab: Lab, tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(hosts["h1"])) as tar:
         assert {"keeper/owner.key", "chain/state.json"} <= set(tar.getnames())
 
-    done = hivewright(lab, "fleet", "uninstall", INVENTORY, "--limit", "h2", "--identities", "--yes")
+    done = hivewright(
+        lab, "fleet", "uninstall", INVENTORY, "--limit", "h2", "--identities", "--yes"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (h2.root / "opt/hivewright").exists()
     assert not (h2.root / "var/lib/hivewright").exists()
     done = hivewright(lab, "fleet", "restore", INVENTORY, *kept, "--to", "h2")
     assert done.returncode == 0, done.stdout + done.stderr
-    # Not deployed again here: the environment is gone too, and a lab host has no package index to build another from.
+    # Not deployed again here: the environment is gone too, and a lab host has no package index to
+    # build another from.
     assert (h2.root / "var/lib/hivewright/worker-0/swarm.pem").read_bytes() == key

@@ -1,5 +1,5 @@
-"""The sandbox of code tasks within the worker's systemd unit, on a real host: what the one forbids, the other must not
-need."""
+"""The sandbox of code tasks within the worker's systemd unit, on a real host: what the one forbids,
+the other must not need."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,12 @@ def hardening() -> list[str]:
 
 
 def job(program: str, entry: str) -> str:
-    limits = {"cpu_seconds": 1, "wall_seconds": 15, "memory_bytes": sandbox.MEMORY_BYTES, "output_bytes": 65536}
+    limits = {
+        "cpu_seconds": 1,
+        "wall_seconds": 15,
+        "memory_bytes": sandbox.MEMORY_BYTES,
+        "output_bytes": 65536,
+    }
     return json.dumps({"program": program, "entry": entry, "inputs": [[1]], **limits})
 
 
@@ -32,10 +37,17 @@ def test_sandbox_holds_within_the_worker_s_unit(lab: Lab) -> None:
     host = lab.host(1)
     inner = Path(sandbox.__file__).with_name("sandbox_child.py").read_text()
     (host.root / "opt/sandboxed.py").write_text(inner)
-    jobs = [job(sandbox._PROBE, "probe"), job("def f(x): return x + 1", "f"), job("while True: pass", "f")]
+    jobs = [
+        job(sandbox._PROBE, "probe"),
+        job("def f(x): return x + 1", "f"),
+        job("while True: pass", "f"),
+    ]
     (host.root / "opt/jobs").write_text("\n".join(jobs) + "\n")
     properties = " ".join(f"--property='{line}'" for line in ["User=nobody", *hardening()])
-    script = f"systemd-run --wait --pipe --quiet {properties} sh -c 'python3 -I -S /opt/sandboxed.py < /opt/jobs'"
+    script = (
+        f"systemd-run --wait --pipe --quiet {properties} sh -c 'python3 -I -S /opt/sandboxed.py <"
+        " /opt/jobs'"
+    )
     replies = [json.loads(line) for line in host.ssh(script, timeout=90).stdout.splitlines()]
     assert all(reply["sealed"] for reply in replies)
     assert [reply["outputs"] for reply in replies] == ['["[]"]', '["2"]', None]

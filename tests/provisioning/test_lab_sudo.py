@@ -1,4 +1,5 @@
-"""A host that is deployed by a user who is not root, through sudo that asks for a password; and its way back.
+"""A host that is deployed by a user who is not root, through sudo that asks for a password; and its
+way back.
 
 h4 trains by itself.
 The tests run in this order on one host.
@@ -37,7 +38,9 @@ class OneHost:
     def inventory(self, **changes: Any) -> Path:
         file, password = self._folder / "sudo.py", self._folder / "password"
         password.write_text("correct horse")
-        file.write_text(INVENTORY.replace("CHANGES", repr(changes)).replace("PASSWORD", repr(str(password))))
+        file.write_text(
+            INVENTORY.replace("CHANGES", repr(changes)).replace("PASSWORD", repr(str(password)))
+        )
         return file
 
     def pyinfra(self, operation: str, **changes: Any) -> "subprocess.CompletedProcess[str]":
@@ -47,10 +50,17 @@ class OneHost:
         return done
 
     def is_active(self, slot: int) -> bool:
-        return self.host.ssh(f"systemctl is-active --quiet hivewright-worker@{slot}", check=False).returncode == 0
+        return (
+            self.host.ssh(
+                f"systemctl is-active --quiet hivewright-worker@{slot}", check=False
+            ).returncode
+            == 0
+        )
 
     def peer_id(self, slot: int) -> str:
-        return str(json.loads(self.host.ssh(f"cat {STATE}/worker-{slot}/enrolment.json").stdout)["peer_id"])
+        return str(
+            json.loads(self.host.ssh(f"cat {STATE}/worker-{slot}/enrolment.json").stdout)["peer_id"]
+        )
 
 
 def num_rounds(host: Host) -> int:
@@ -62,22 +72,32 @@ def num_rounds(host: Host) -> int:
 def one(own_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> OneHost:
     one = OneHost(own_lab, tmp_path_factory.mktemp("one"))
     one.host.ssh(
-        "useradd --create-home --shell /bin/bash alice && install -d -m 700 -o alice -g alice /home/alice/.ssh"
-        " && install -m 600 -o alice -g alice /root/.ssh/authorized_keys /home/alice/.ssh/authorized_keys"
-        " && echo 'alice:correct horse' | chpasswd && echo 'alice ALL=(ALL) ALL' > /etc/sudoers.d/alice"
+        "useradd --create-home --shell /bin/bash alice && install -d -m 700 -o alice -g alice"
+        " /home/alice/.ssh && install -m 600 -o alice -g alice /root/.ssh/authorized_keys"
+        " /home/alice/.ssh/authorized_keys && echo 'alice:correct horse' | chpasswd && echo 'alice"
+        " ALL=(ALL) ALL' > /etc/sudoers.d/alice"
     )
     one.pyinfra("deploy.py")
     return one
 
 
-def test_user_with_sudo_deploys_a_worker_that_trains_and_a_second_time_nothing_changes(one: OneHost) -> None:
+def test_user_with_sudo_deploys_a_worker_that_trains_and_a_second_time_nothing_changes(
+    one: OneHost,
+) -> None:
     before = num_rounds(one.host)
     wait_until(lambda: num_rounds(one.host) > before, 90, "h4 trains", 0.5)
-    owners = f"stat --format=%U {STATE} {STATE}/retired {STATE}/worker-0/swarm.pem /opt/hivewright/current/deploy.py"
+    owners = (
+        f"stat --format=%U {STATE} {STATE}/retired {STATE}/worker-0/swarm.pem"
+        " /opt/hivewright/current/deploy.py"
+    )
     assert one.host.ssh(owners).stdout.split() == ["root", "root", "hivewright", "root"]
     inside = one.lab.network.inside()
-    results = pyinfra_process.deploy_json(str(one.inventory()), prefix=inside, timeout=DEPLOY_SECONDS)
-    assert [each["name"] for each in results["operations"] if each["success"] or each["error"]] == []
+    results = pyinfra_process.deploy_json(
+        str(one.inventory()), prefix=inside, timeout=DEPLOY_SECONDS
+    )
+    assert [
+        each["name"] for each in results["operations"] if each["success"] or each["error"]
+    ] == []
 
 
 def test_host_goes_back_to_what_it_was_with_all_that_others_have_put_there(one: OneHost) -> None:
@@ -91,12 +111,19 @@ def test_host_goes_back_to_what_it_was_with_all_that_others_have_put_there(one: 
     assert one.is_active(0)
     assert not one.is_active(1)
     assert "0.000123" not in one.host.ssh("cat /etc/hivewright/worker-0.yaml").stdout
-    assert one.host.ssh("ls /etc/systemd/system/hivewright-worker@0.service.d").stdout.split() == ["somebodys.conf"]
+    assert one.host.ssh("ls /etc/systemd/system/hivewright-worker@0.service.d").stdout.split() == [
+        "somebodys.conf"
+    ]
     assert one.peer_id(0) == peer_id
     # A slot that went with the last deploy comes back as who it was.
     one.pyinfra("deploy.py", slots=2)
     one.pyinfra("deploy.py")
-    assert one.host.ssh(f"ls -d {STATE}/worker-1 {STATE}/retired/worker-1-*", check=False).stdout.count("worker-1") == 1
+    assert (
+        one.host.ssh(
+            f"ls -d {STATE}/worker-1 {STATE}/retired/worker-1-*", check=False
+        ).stdout.count("worker-1")
+        == 1
+    )
     one.pyinfra("deploys.rollback.go_back", slots=2)
     assert one.peer_id(1) == second
     assert one.is_active(1)

@@ -45,13 +45,18 @@ def run(lab: Lab, file: Path, *words: str) -> "subprocess.CompletedProcess[str]"
     return lab.operator("pyinfra", "-y", file, *words, timeout=60, check=False)
 
 
-def test_password_that_sudo_asks_for_is_one_line_with_what_to_do(host_with_bob: Lab, tmp_path: Path) -> None:
+def test_password_that_sudo_asks_for_is_one_line_with_what_to_do(
+    host_with_bob: Lab, tmp_path: Path
+) -> None:
     file = inventory(tmp_path)
     done = run(host_with_bob, file, "exec", "--", "id", "-u")
     said = done.stdout + done.stderr
     assert done.returncode != 0
     assert "h4" in said
-    assert "sudo asks for the password of bob: write it into a file that only you can read and name that in" in said
+    assert (
+        "sudo asks for the password of bob: write it into a file that only you can read and name"
+        " that in" in said
+    )
     assert "Traceback" not in said
     assert "sudo password:" not in said
     assert "the connection" not in said
@@ -59,7 +64,9 @@ def test_password_that_sudo_asks_for_is_one_line_with_what_to_do(host_with_bob: 
     assert found.reasons["h4"].startswith("sudo asks for the password of bob"), found.reasons
 
 
-def test_password_in_a_file_makes_root_of_the_user_and_is_shown_nowhere(host_with_bob: Lab, tmp_path: Path) -> None:
+def test_password_in_a_file_makes_root_of_the_user_and_is_shown_nowhere(
+    host_with_bob: Lab, tmp_path: Path
+) -> None:
     secret = tmp_path / "password"
     secret.write_text(f"{PASSWORD}\n")
     file = inventory(tmp_path, _sudo_password_file=str(secret))
@@ -72,14 +79,20 @@ def test_password_in_a_file_makes_root_of_the_user_and_is_shown_nowhere(host_wit
     found = queries.look(pyinfra, ["h4"])
     assert set(found.states) == {"h4"}, found.reasons
     assert PASSWORD not in repr(pyinfra.hosts(timeout=60))
-    left = host_with_bob.host(4).ssh(f"ls /tmp | grep askpass; grep -rs '{PASSWORD}' /tmp /var/log; true").stdout
+    left = (
+        host_with_bob.host(4)
+        .ssh(f"ls /tmp | grep askpass; grep -rs '{PASSWORD}' /tmp /var/log; true")
+        .stdout
+    )
     assert left == ""
 
 
 def test_wrong_password_is_named(host_with_bob: Lab, tmp_path: Path) -> None:
     secret = tmp_path / "password"
     secret.write_text("wrong")
-    done = run(host_with_bob, inventory(tmp_path, _sudo_password_file=str(secret)), "exec", "--", "id")
+    done = run(
+        host_with_bob, inventory(tmp_path, _sudo_password_file=str(secret)), "exec", "--", "id"
+    )
     said = done.stdout + done.stderr
     assert done.returncode != 0
     assert f"sudo does not accept the password of bob in {secret} (_sudo_password_file): " in said
@@ -97,7 +110,9 @@ def test_sudo_that_asks_for_nothing_needs_no_file(host_with_bob: Lab, tmp_path: 
     assert "[h4] 0" in done.stdout + done.stderr
 
 
-def test_user_who_may_not_use_sudo_is_reported_in_sudos_words(host_with_bob: Lab, tmp_path: Path) -> None:
+def test_user_who_may_not_use_sudo_is_reported_in_sudos_words(
+    host_with_bob: Lab, tmp_path: Path
+) -> None:
     host = host_with_bob.host(4)
     (tmp_path / "password").write_text(PASSWORD)
     host.ssh("rm /etc/sudoers.d/bob")
@@ -113,6 +128,8 @@ def test_user_who_may_not_use_sudo_is_reported_in_sudos_words(host_with_bob: Lab
 def test_password_file_that_is_wrong_is_refused_before_a_host_is_connected_to(
     host_with_bob: Lab, tmp_path: Path
 ) -> None:
-    pyinfra = Pyinfra(str(inventory(tmp_path, _sudo_password_file="/nowhere")), host_with_bob.network.inside())
+    pyinfra = Pyinfra(
+        str(inventory(tmp_path, _sudo_password_file="/nowhere")), host_with_bob.network.inside()
+    )
     with pytest.raises(SettingsError, match=r"h4: _sudo_password_file: /nowhere: No such file"):
         pyinfra.hosts(timeout=60, is_to_be_deployed=True)

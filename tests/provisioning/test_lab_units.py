@@ -1,4 +1,5 @@
-"""The deploy's units on a real host: confinement of services, and the pauses. Nothing is deployed for that.
+"""The deploy's units on a real host: confinement of services, and the pauses. Nothing is deployed
+for that.
 
 Each test runs a program of its own in the place of the service's, in all else that the unit says.
 """
@@ -19,7 +20,12 @@ ACCOUNT_UNIT = "hivewright-account.service"
 STATE = "/var/lib/hivewright"
 FORBIDDEN = [
     f"{STATE}/{name}"
-    for name in ("worker-1/swarm.pem", "account/account.key", "keeper/owner.key", "retired/worker-7-x/swarm.pem")
+    for name in (
+        "worker-1/swarm.pem",
+        "account/account.key",
+        "keeper/owner.key",
+        "retired/worker-7-x/swarm.pem",
+    )
 ]
 
 
@@ -37,11 +43,14 @@ def host(lab: Lab) -> Host:
 
 
 def install(host: Host, unit: str, program: str, **changes: str) -> str:
-    """The unit as a deploy writes it, under a name of its own, with `program`, a shell script; return the name."""
+    """The unit as a deploy writes it, under a name of its own, with `program`, a shell script;
+    return the name."""
     name = unit.replace("hivewright-", "probe-")
     version = int(host.ssh("systemctl --version").stdout.split()[1])
     text = re.sub(
-        r"(?m)^ExecStart=.*$", f"ExecStart=/bin/sh -c '{program.replace('$', '$$')}'", units.render(unit, version, 900)
+        r"(?m)^ExecStart=.*$",
+        f"ExecStart=/bin/sh -c '{program.replace('$', '$$')}'",
+        units.render(unit, version, 900),
     )
     for key, value in {"Type": "exec", **changes}.items():
         text = re.sub(rf"(?m)^{key}=.*$", f"{key}={value}", text)
@@ -66,18 +75,27 @@ def test_worker_reads_no_key_of_another_service_neither_at_its_place_nor_through
     account = install(host, ACCOUNT_UNIT, "sleep 600", **wall)
     host.ssh(f"systemctl restart {account}")
     pid = host.ssh(f"systemctl show --property=MainPID --value {account}").stdout.strip()
-    through = [f"/proc/{pid}/root{STATE}/account/account.key", f"/proc/{pid}/environ", f"/proc/{pid}/mem"]
+    through = [
+        f"/proc/{pid}/root{STATE}/account/account.key",
+        f"/proc/{pid}/environ",
+        f"/proc/{pid}/mem",
+    ]
     probe = (
-        f"for f in {' '.join([*FORBIDDEN, *through])} {STATE}/worker-0/own; do"
-        " head -c 1 $f >/dev/null 2>&1 && echo probe: reads $f; done; for d in lib cache log; do"
-        " touch /var/$d/hivewright/worker-0/new && echo probe: writes /var/$d;"
-        " touch /var/$d/hivewright/x 2>/dev/null && echo probe: wrote beside /var/$d; done; echo probe: done"
+        f"for f in {' '.join([*FORBIDDEN, *through])} {STATE}/worker-0/own; do head -c 1 $f"
+        " >/dev/null 2>&1 && echo probe: reads $f; done; for d in lib cache log; do touch"
+        " /var/$d/hivewright/worker-0/new && echo probe: writes /var/$d; touch"
+        " /var/$d/hivewright/x 2>/dev/null && echo probe: wrote beside /var/$d; done; echo probe:"
+        " done"
     )
     worker_unit = install(host, WORKER_UNIT, probe, **wall)
     host.ssh(f"journalctl --rotate --vacuum-time=1s; systemctl restart {worker_unit}")
     wait_until(lambda: "probe: done" in said(host, worker_unit), 30, "the probe is done")
-    reads = [line.removeprefix("probe: reads ") for line in said(host, worker_unit) if "reads" in line]
-    writes = [line.removeprefix("probe: ") for line in said(host, worker_unit) if "w" in line.split()[1]]
+    reads = [
+        line.removeprefix("probe: reads ") for line in said(host, worker_unit) if "reads" in line
+    ]
+    writes = [
+        line.removeprefix("probe: ") for line in said(host, worker_unit) if "w" in line.split()[1]
+    ]
     assert reads[-1] == f"{STATE}/worker-0/own"
     assert reads[:-1] == ([] if has_wall else through[:2])
     assert writes == [f"writes /var/{kind}" for kind in ("lib", "cache", "log")]
@@ -85,7 +103,9 @@ def test_worker_reads_no_key_of_another_service_neither_at_its_place_nor_through
 
 
 def test_account_service_reads_which_contract_it_is_and_not_its_owners_key(host: Host) -> None:
-    probe = f"for f in {STATE}/keeper/*; do cat $f >/dev/null && echo probe: $f; done; echo probe: done"
+    probe = (
+        f"for f in {STATE}/keeper/*; do cat $f >/dev/null && echo probe: $f; done; echo probe: done"
+    )
     account = install(host, ACCOUNT_UNIT, probe)
     host.ssh(f"systemctl restart {account}")
     wait_until(lambda: "probe: done" in said(host, account), 30, "the probe is done")
@@ -114,13 +134,23 @@ def test_service_that_keeps_failing_waits_longer_each_time_and_is_not_given_up(h
 
 
 def test_service_that_was_well_is_no_longer_held_responsible_for_earlier_ends(host: Host) -> None:
-    """Pauses of seconds, and well after four seconds: the program ends at once three times, then runs for longer."""
-    unit = install(host, WORKER_UNIT, f"sleep $(cat {STATE}/worker-0/seconds); exit 1", RestartSec="100ms")
+    """Pauses of seconds, and well after four seconds: the program ends at once three times, then
+    runs for longer."""
+    unit = install(
+        host, WORKER_UNIT, f"sleep $(cat {STATE}/worker-0/seconds); exit 1", RestartSec="100ms"
+    )
     file = host.root / "etc/systemd/system" / WORKER_UNIT.replace("hivewright-", "probe-")
     text = file.read_text()
     assert "-ge 1800" in text
-    file.write_text(text.replace("-ge 1800", "-ge 4").replace("((15 <<", "((1 <<").replace(")) - 15))", ")) - 1))"))
-    host.ssh(f"echo 0 > {STATE}/worker-0/seconds; chmod 644 {STATE}/worker-0/seconds; systemctl daemon-reload")
+    file.write_text(
+        text.replace("-ge 1800", "-ge 4")
+        .replace("((15 <<", "((1 <<")
+        .replace(")) - 15))", ")) - 1))")
+    )
+    host.ssh(
+        f"echo 0 > {STATE}/worker-0/seconds; chmod 644 {STATE}/worker-0/seconds; systemctl"
+        " daemon-reload"
+    )
     host.ssh(f"systemctl start {unit}", check=False)
 
     def num_restarts() -> int:

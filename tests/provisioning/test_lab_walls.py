@@ -1,7 +1,7 @@
 """A worker that was taken over, on the host that carries the chain: what it reaches, and what not.
 
-The units are as a deploy writes them; the chain and the contract are real, from the checkout. In the worker's place
-runs a program that tries, as its user and within its walls.
+The units are as a deploy writes them; the chain and the contract are real, from the checkout. In
+the worker's place runs a program that tries, as its user and within its walls.
 """
 
 import re
@@ -56,7 +56,9 @@ print("probe: done", flush=True)
 
 METADATA = ("169.254.169.254/32", "fd00:ec2::254/128")
 CHAIN = {
-    "chain": {"anvil": {"state_file": f"{STATE}/chain/state.json", "binary": f"{CURRENT}/anvil/anvil"}},
+    "chain": {
+        "anvil": {"state_file": f"{STATE}/chain/state.json", "binary": f"{CURRENT}/anvil/anvil"}
+    },
     "keeper": {
         "keeper": {"state_dir": f"{STATE}/keeper"},
         "anvil": {"state_file": f"{STATE}/chain/state.json"},
@@ -75,28 +77,37 @@ def host(lab: Lab) -> Iterator[Host]:
     host = lab.host(4)
     current = host.root / str(CURRENT).lstrip("/")
     host.ssh(
-        "id hivewright >/dev/null 2>&1 || useradd --system --no-create-home hivewright;"
-        f" mkdir -p {CURRENT} /etc/hivewright {STATE} /var/cache/hivewright /var/log/hivewright;"
-        " touch /etc/hivewright/enrolment.token;"
-        f" ln -sfn /opt/hivewright/environments/* {CURRENT}/environment;"
-        f" ln -sfn /opt/hivewright/anvil/* {CURRENT}/anvil;"
-        f" for address in {' '.join(METADATA)}; do ip address add $address dev lo 2>/dev/null; done;"
-        " systemd-run --quiet --unit=metadata4 python3 -m http.server 80 --bind 169.254.169.254;"
-        " systemd-run --quiet --unit=metadata6 python3 -m http.server 80 --bind fd00:ec2::254"
+        "id hivewright >/dev/null 2>&1 || useradd --system --no-create-home hivewright; mkdir -p"
+        f" {CURRENT} /etc/hivewright {STATE} /var/cache/hivewright /var/log/hivewright; touch"
+        " /etc/hivewright/enrolment.token; ln -sfn /opt/hivewright/environments/*"
+        f" {CURRENT}/environment; ln -sfn /opt/hivewright/anvil/* {CURRENT}/anvil; for address in"
+        f" {' '.join(METADATA)}; do ip address add $address dev lo 2>/dev/null; done; systemd-run"
+        " --quiet --unit=metadata4 python3 -m http.server 80 --bind 169.254.169.254; systemd-run"
+        " --quiet --unit=metadata6 python3 -m http.server 80 --bind fd00:ec2::254"
     )
     for name in ("worker", "deploys"):
-        shutil.copytree(CHECKOUT / name, current / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            CHECKOUT / name, current / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for role, raw in CHAIN.items():
         text = settings.dump(settings.parse(raw, "test"))
         (host.root / f"etc/hivewright/{role}.yaml").write_text(text)
     (host.root / "opt/ask.py").write_text(ASK)
     yield host
-    host.ssh("systemctl stop 'wall-*' metadata4 metadata6; rm -f /etc/systemd/system/wall-*", check=False, timeout=120)
-    host.ssh(f"systemctl daemon-reload; rm -rf {STATE} {CURRENT}; ip address flush dev lo scope link", check=False)
+    host.ssh(
+        "systemctl stop 'wall-*' metadata4 metadata6; rm -f /etc/systemd/system/wall-*",
+        check=False,
+        timeout=120,
+    )
+    host.ssh(
+        f"systemctl daemon-reload; rm -rf {STATE} {CURRENT}; ip address flush dev lo scope link",
+        check=False,
+    )
 
 
 def installed(host: Host, unit: str, **changes: str) -> str:
-    """The unit as a deploy writes it, under a name of its own; return the name. `changes`: other values of keys."""
+    """The unit as a deploy writes it, under a name of its own; return the name. `changes`: other
+    values of keys."""
     version = int(host.ssh("systemctl --version").stdout.split()[1])
     text = units.render(unit, version, 900).replace("hivewright-", "wall-")
     for key, value in changes.items():
@@ -109,11 +120,15 @@ def installed(host: Host, unit: str, **changes: str) -> str:
 
 def probed(host: Host, unit: str, **changes: str) -> list[str]:
     """Return what ASK prints in the place of the service of `unit`."""
-    name = installed(host, unit, ExecStart="/usr/bin/python3 /opt/ask.py", Type="exec", Restart="no", **changes)
+    name = installed(
+        host, unit, ExecStart="/usr/bin/python3 /opt/ask.py", Type="exec", Restart="no", **changes
+    )
     host.ssh(f"journalctl --rotate --vacuum-time=1s; systemctl restart {name}", timeout=100)
 
     def said() -> list[str]:
-        shown = host.ssh(f"journalctl --no-pager --output=cat --unit={name} | grep '^probe:'", check=False)
+        shown = host.ssh(
+            f"journalctl --no-pager --output=cat --unit={name} | grep '^probe:'", check=False
+        )
         return shown.stdout.splitlines()
 
     wait_until(lambda: "probe: done" in said(), 120, "the probe is done")
@@ -123,7 +138,10 @@ def probed(host: Host, unit: str, **changes: str) -> list[str]:
 def start_chain(host: Host, **changes: str) -> None:
     for unit in ("hivewright-chain.service", "hivewright-contract.service"):
         name = installed(host, unit, **(changes if "chain" in unit else {}))
-        host.ssh(f"systemctl restart {name} || {{ journalctl -n 30 -u {name} >&2; exit 1; }}", timeout=200)
+        host.ssh(
+            f"systemctl restart {name} || {{ journalctl -n 30 -u {name} >&2; exit 1; }}",
+            timeout=200,
+        )
 
 
 def test_worker_that_was_taken_over_does_not_reach_the_chain_nor_metadata(host: Host) -> None:
@@ -144,7 +162,9 @@ def test_without_the_walls_it_would(host: Host) -> None:
     start_chain(host, PrivateNetwork="no")
     said = probed(host, WORKER_UNIT, IPAddressDeny="")
     assert said[0] == "probe: anvils at a port 2"  # anvil's own, and the door's
-    assert said[3:5] == [f"probe: metadata {each.partition('/')[0]} answers True" for each in METADATA]
+    assert said[3:5] == [
+        f"probe: metadata {each.partition('/')[0]} answers True" for each in METADATA
+    ]
 
 
 @pytest.mark.nightly
@@ -158,6 +178,9 @@ def test_account_service_reaches_the_chain_and_no_method_that_controls_it(host: 
     ]
     name = installed(host, "hivewright-account.service")
     host.ssh(f"systemctl restart {name}", timeout=100)
-    read = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:3000/api/swarm', timeout=10).read().decode())"
+    read = (
+        "import urllib.request as r; print(r.urlopen('http://127.0.0.1:3000/api/swarm',"
+        " timeout=10).read().decode())"
+    )
     answer = host.ssh(f'python3 -c "{read}"').stdout
     assert '"chain_id": 31337' in answer

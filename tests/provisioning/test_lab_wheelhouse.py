@@ -1,4 +1,5 @@
-"""The whole deploy to hosts that have Debian, ssh and nothing else: no route out, no Python environment, no git."""
+"""The whole deploy to hosts that have Debian, ssh and nothing else: no route out, no Python
+environment, no git."""
 
 import json
 from pathlib import Path
@@ -30,7 +31,8 @@ all = (
 
 @pytest.fixture(scope="module")
 def inventory(bare_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The operator's machine of the lab has no internet either: it has collected, where this machine's is, before."""
+    """The operator's machine of the lab has no internet either: it has collected, where this
+    machine's is, before."""
     repository = str(bare_lab.folder / "repository.git")
     commit = bare_lab.publish()
     glibc, version = bare_lab.host(1).ssh(
@@ -43,22 +45,35 @@ def inventory(bare_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_hosts_without_a_way_out_train_from_what_was_shipped(bare_lab: Lab, inventory: Path) -> None:
+def test_hosts_without_a_way_out_train_from_what_was_shipped(
+    bare_lab: Lab, inventory: Path
+) -> None:
     for number in (1, 2):
         assert bare_lab.host(number).ssh("ip route show default").stdout == ""
         assert bare_lab.host(number).ssh("ls /opt; command -v git; true").stdout == ""
-    done = bare_lab.operator("pyinfra", "-y", inventory, "deploy.py", timeout=DEPLOY_SECONDS, check=False)
+    done = bare_lab.operator(
+        "pyinfra", "-y", inventory, "deploy.py", timeout=DEPLOY_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr[-5000:]
     finished = bare_lab.host(2).root / "var/lib/hivewright/worker-0/rounds.jsonl"
     wait_until(finished.exists, 240, "h2 trains a first round")
     assert json.loads(finished.read_text().splitlines()[0])["round"] >= 0
     for number in (1, 2):
-        there = "cd /opt/hivewright && ls -d environments/* wheels/* | wc -l; find shipped -type f -links 1 | wc -l"
+        there = (
+            "cd /opt/hivewright && ls -d environments/* wheels/* | wc -l; find shipped -type f"
+            " -links 1 | wc -l"
+        )
         assert bare_lab.host(number).ssh(there).stdout.split() == ["2", "0"]
 
 
 def test_second_run_sends_nothing_and_changes_nothing(bare_lab: Lab, inventory: Path) -> None:
-    results = pyinfra_process.deploy_json(str(inventory), prefix=bare_lab.network.inside(), timeout=DEPLOY_SECONDS)
-    changed = [operation["name"] for operation in results["operations"] if operation["success"] or operation["error"]]
+    results = pyinfra_process.deploy_json(
+        str(inventory), prefix=bare_lab.network.inside(), timeout=DEPLOY_SECONDS
+    )
+    changed = [
+        operation["name"]
+        for operation in results["operations"]
+        if operation["success"] or operation["error"]
+    ]
     assert changed == []
     assert results["failed_hosts"] == []

@@ -1,4 +1,5 @@
-"""Root at work in folders of the services' user: it must not follow links that this user has put there."""
+"""Root at work in folders of the services' user: it must not follow links that this user has put
+there."""
 
 import base64
 import io
@@ -27,7 +28,8 @@ SECRET = "only root may know\n"
 
 
 class Fixture:
-    """A state folder as on a host, `slot` in it, which is USER's, and a file of root's that he would like to read."""
+    """A state folder as on a host, `slot` in it, which is USER's, and a file of root's that he
+    would like to read."""
 
     def __init__(self, folder: Path) -> None:
         folder.chmod(0o755)
@@ -42,7 +44,9 @@ class Fixture:
         """It is as it was, and nothing that USER may read has its text."""
         found = self.secret.stat()
         assert (found.st_uid, found.st_mode & 0o777, self.secret.read_text()) == (0, 0o600, SECRET)
-        theirs = [file for file in self.state.rglob("*") if file.is_file() and not file.is_symlink()]
+        theirs = [
+            file for file in self.state.rglob("*") if file.is_file() and not file.is_symlink()
+        ]
         assert [file for file in theirs if SECRET in file.read_text()] == []
 
 
@@ -55,12 +59,21 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fixture]:
 
 
 def run(script: str, stdin: bytes = b"") -> None:
-    done = subprocess.run(["sh", "-c", script], input=stdin, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["sh", "-c", script], input=stdin, capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()
 
 
 def test_only_identity_books_and_wallet_of_a_slot_are_kept(there: Fixture) -> None:
-    kept_files = ("swarm.pem", "enrolment.json", "ledger.db", "model.json", "wallet/wallet.json", "wallet/journal.db")
+    kept_files = (
+        "swarm.pem",
+        "enrolment.json",
+        "ledger.db",
+        "model.json",
+        "wallet/wallet.json",
+        "wallet/journal.db",
+    )
     for name in (*kept_files, "status.json", "checkpoints/round-3/model.safetensors"):
         file = there.slot / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +84,9 @@ def test_only_identity_books_and_wallet_of_a_slot_are_kept(there: Fixture) -> No
     assert not there.slot.exists()
     (kept,) = (there.state / "retired").iterdir()
     assert kept.name.startswith("worker-0-")
-    found = {str(file.relative_to(kept)): file.read_text() for file in kept.rglob("*") if file.is_file()}
+    found = {
+        str(file.relative_to(kept)): file.read_text() for file in kept.rglob("*") if file.is_file()
+    }
     assert found == {name: name for name in kept_files}
 
 
@@ -90,20 +105,35 @@ def test_key_is_not_written_through_a_link(there: Fixture, monkeypatch: pytest.M
     (there.slot / "swarm.pem.new").symlink_to(there.secret)
     host = ShellHost()
     monkeypatch.setattr(host_files, "host", host)
-    key = {"path": there.slot / "swarm.pem", "content": b"KEY", "user": USER, "group": USER, "mode": "600"}
+    key = {
+        "path": there.slot / "swarm.pem",
+        "content": b"KEY",
+        "user": USER,
+        "group": USER,
+        "mode": "600",
+    }
     with pytest.raises(AssertionError, match=r"swarm\.pem\.new: Permission denied"):
         host.run(host_files.file._inner(**key))
     there.require_secret_is_kept()
     (there.slot / "swarm.pem.new").unlink()
     host.run(host_files.file._inner(**key))
     written = there.slot / "swarm.pem"
-    assert (written.read_text(), written.owner(), written.stat().st_mode & 0o777) == ("KEY", USER, 0o600)
+    assert (written.read_text(), written.owner(), written.stat().st_mode & 0o777) == (
+        "KEY",
+        USER,
+        0o600,
+    )
 
 
 def test_backup_holds_no_file_of_roots(there: Fixture) -> None:
     (there.slot / "swarm.pem").symlink_to(there.secret)
-    pack = f"from deploys import backup_pack as b; b.become_user({USER!r}); b.pack(b.Path({str(there.state)!r}))"
-    done = subprocess.run([sys.executable, "-c", pack], capture_output=True, text=True, timeout=60, check=False)
+    pack = (
+        f"from deploys import backup_pack as b; b.become_user({USER!r});"
+        f" b.pack(b.Path({str(there.state)!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", pack], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 1
     assert f"Too many levels of symbolic links: '{there.slot}/swarm.pem'" in done.stderr
 
@@ -126,8 +156,14 @@ def test_facts_read_no_file_of_roots(there: Fixture, name: str) -> None:
     (configuration / "worker-0.yaml").touch()
     (there.slot / name).symlink_to(there.secret)
     for fact in (NodeReports(), Identities()):
-        script = fact.command().replace(str(STATE), str(there.state)).replace(str(CONFIGURATION), str(configuration))
-        said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, check=True).stdout
+        script = (
+            fact.command()
+            .replace(str(STATE), str(there.state))
+            .replace(str(CONFIGURATION), str(configuration))
+        )
+        said = subprocess.run(
+            ["sh", "-c", script], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
         assert "worker-0" in said or "worker@0" in said or name != "enrolment.json"
         assert SECRET.strip() not in said
         assert "17.5" not in said
@@ -142,13 +178,21 @@ def test_restore_gives_no_file_of_roots_away(there: Fixture) -> None:
         link = tarfile.TarInfo("retired/worker-1-20260101T000000/account.token")
         link.type, link.linkname = tarfile.SYMTYPE, str(there.secret)
         tar.addfile(link)
-        for name, text in (("worker-0/ledger.db", b"LEDGER"), ("keeper/owner.key", b"OWNER"), ("worker-1 ../x/y", b"")):
+        for name, text in (
+            ("worker-0/ledger.db", b"LEDGER"),
+            ("keeper/owner.key", b"OWNER"),
+            ("worker-1 ../x/y", b""),
+        ):
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(text), 0o600
             tar.addfile(entry, io.BytesIO(text))
     run(maintenance.restore_script(there.state), base64.b64encode(stream.getvalue()))
     owner_key = there.state / "keeper/owner.key"
-    assert (owner_key.read_text(), owner_key.owner(), owner_key.parent.owner()) == ("OWNER", USER, USER)
+    assert (owner_key.read_text(), owner_key.owner(), owner_key.parent.owner()) == (
+        "OWNER",
+        USER,
+        USER,
+    )
     assert (there.state / "retired").owner() == "root"
     assert (there.slot / "ledger.db").is_symlink()
     assert not (there.state / "x").exists()
@@ -163,7 +207,10 @@ def test_keys_that_have_moved_are_set_aside_where_they_are(there: Fixture) -> No
         (there.slot / name).write_text(name)
     (there.slot / "swarm.pem.moved").symlink_to(vault)
     (script,) = maintenance.retire._inner()
-    run(f"chown -hR {USER} {there.slot}; systemctl() {{ :; }}; {script.replace(str(STATE), str(there.state))}")
+    run(
+        f"chown -hR {USER} {there.slot}; systemctl() {{ :; }};"
+        f" {script.replace(str(STATE), str(there.state))}"
+    )
     assert list(vault.iterdir()) == []
     assert sorted(file.name for file in there.slot.iterdir()) == [
         "enrolment.json.moved",

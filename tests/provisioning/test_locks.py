@@ -16,7 +16,9 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(script: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=10, check=False)
+    return subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, timeout=10, check=False
+    )
 
 
 def test_lock_is_taken_once_and_given_back(lock: Path) -> None:
@@ -42,7 +44,11 @@ def test_lock_of_somebody_else_names_him_and_stays(lock: Path) -> None:
 
 
 def test_lock_is_given_back_after_an_operation_however_it_ends(lock: Path) -> None:
-    for script, code in (("echo done", 0), ("exit 3", 3), ("set -e; trap 'echo own' EXIT; false", 1)):
+    for script, code in (
+        ("echo done", 0),
+        ("exit 3", 3),
+        ("set -e; trap 'echo own' EXIT; false", 1),
+    ):
         assert run(locks.held(script)).returncode == code
         assert not lock.exists()
 
@@ -62,7 +68,9 @@ def test_only_a_process_of_this_machine_that_has_ended_is_known_to_be_gone(lock:
     assert run(locks.take(gone, is_broken=False)).returncode == 0
 
 
-def test_process_of_another_user_is_not_gone_where_proc_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_of_another_user_is_not_gone_where_proc_hides_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With hidepid /proc has no entry for it, and a signal is refused."""
     ended = subprocess.Popen(["true"])
     ended.wait(10)
@@ -72,4 +80,6 @@ def test_process_of_another_user_is_not_gone_where_proc_hides_it(monkeypatch: py
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    assert not locks.is_abandoned(locks.owner().replace(f"process {os.getpid()},", f"process {ended.pid},"))
+    assert not locks.is_abandoned(
+        locks.owner().replace(f"process {os.getpid()},", f"process {ended.pid},")
+    )

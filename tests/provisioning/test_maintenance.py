@@ -1,4 +1,5 @@
-"""The commands for every day, as an operator gives them: `hivewright fleet ...`. The hosts are stand-ins."""
+"""The commands for every day, as an operator gives them: `hivewright fleet ...`. The hosts are
+stand-ins."""
 
 import argparse
 import base64
@@ -20,7 +21,18 @@ from deploys import maintenance as operations
 from deploys.fleet import backup_file, commands
 from deploys.fleet.pyinfra_process import Ran
 from deploys.fleet_facts import Logs, NodeReports
-from deploys.paths import CACHE, COMMAND, CONFIGURATION, DEPLOYED, LOGS, RETIRED, ROOT, STATE, WHOLE, settings_file
+from deploys.paths import (
+    CACHE,
+    COMMAND,
+    CONFIGURATION,
+    DEPLOYED,
+    LOGS,
+    RETIRED,
+    ROOT,
+    STATE,
+    WHOLE,
+    settings_file,
+)
 from deploys.services import COORDINATOR_ROLES, COORDINATOR_UNITS
 from worker.errors import SettingsError, WorkerError
 
@@ -32,9 +44,19 @@ NOBODY = {"ssh_hostname": "127.0.0.1", "ssh_port": 1}
 
 def hivewright(*arguments: str | Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-c", "import sys; from worker import cli; cli.main(sys.argv[1:])", *map(str, arguments)],
+        [
+            sys.executable,
+            "-c",
+            "import sys; from worker import cli; cli.main(sys.argv[1:])",
+            *map(str, arguments),
+        ],
         cwd=cwd,
-        env={"PYTHONPATH": str(CHECKOUT), "PATH": "/usr/bin:/bin", "COLUMNS": "80", "HOME": str(cwd)},
+        env={
+            "PYTHONPATH": str(CHECKOUT),
+            "PATH": "/usr/bin:/bin",
+            "COLUMNS": "80",
+            "HOME": str(cwd),
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -46,16 +68,30 @@ def hivewright(*arguments: str | Path, cwd: Path) -> "subprocess.CompletedProces
 @pytest.mark.parametrize(
     ("command", "name", "message"),
     [
-        ("rollout", "TYPO", "TYPO: no such file; expected an inventory file, a copy of inventory/example.py"),
-        ("fleet stop", "TYPO", "TYPO: no such file; expected an inventory file, a copy of inventory/example.py"),
+        (
+            "rollout",
+            "TYPO",
+            "TYPO: no such file; expected an inventory file, a copy of inventory/example.py",
+        ),
+        (
+            "fleet stop",
+            "TYPO",
+            "TYPO: no such file; expected an inventory file, a copy of inventory/example.py",
+        ),
         ("fleet status", "flet.py", "flet.py: no such file; did you mean fleet.py?"),
         ("fleet logs", "nowhere/x", "nowhere/x: no such file; expected an inventory file"),
         ("fleet status", "folder", "folder: is not a file; expected an inventory file"),
-        ("fleet start", "empty.py", "empty.py: no hosts; expected lists of hosts, named coordinators and workers"),
+        (
+            "fleet start",
+            "empty.py",
+            "empty.py: no hosts; expected lists of hosts, named coordinators and workers",
+        ),
         ("fleet status", "fleet.py", "fleet.py line 1: '[' was never closed; expected Python"),
     ],
 )
-def test_what_is_no_inventory_is_refused_in_a_line(command: str, name: str, message: str, tmp_path: Path) -> None:
+def test_what_is_no_inventory_is_refused_in_a_line(
+    command: str, name: str, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "fleet.py").write_text("workers = [")
     (tmp_path / "empty.py").write_text("workers = []\n")
@@ -78,10 +114,14 @@ def test_what_is_no_inventory_is_refused_in_a_line(command: str, name: str, mess
 def test_command_is_run_on_every_host_and_says_of_each_what_came_of_it(
     command: str, done_by: str, tmp_path: Path
 ) -> None:
-    """One that does not succeed on one host is done on the others; the shell of each is a stand-in."""
+    """One that does not succeed on one host is done on the others; the shell of each is a
+    stand-in."""
     answers = {"uname -s": "Linux", done_by: {"success": False, "stderr": "it does not"}}
     hosts = [
-        (f"@fake/gpu-{number}", {**WORKER, "fake_delay": 0.0, "fake_delay_jitter": 0.0, "fake_responses": answers})
+        (
+            f"@fake/gpu-{number}",
+            {**WORKER, "fake_delay": 0.0, "fake_delay_jitter": 0.0, "fake_responses": answers},
+        )
         for number, answers in enumerate([answers, {"uname -s": "Linux"}])
     ]
     (tmp_path / "fleet.py").write_text(f"workers = {hosts!r}\n")
@@ -102,36 +142,58 @@ def test_status_and_logs_say_why_a_host_gives_no_answer(tmp_path: Path) -> None:
     (tmp_path / "fleet.py").write_text(f"workers = {[('gpu-1', WORKER | NOBODY)]!r}\n")
     reason = "Could not connect ([Errno None] Unable to connect to port 1 on 127.0.0.1)"
     shown = hivewright("fleet", "status", "fleet.py", cwd=tmp_path)
-    assert (shown.returncode, shown.stdout.splitlines()[-1]) == (1, f"gpu-1: {reason}"), shown.stderr
+    assert (shown.returncode, shown.stdout.splitlines()[-1]) == (
+        1,
+        f"gpu-1: {reason}",
+    ), shown.stderr
     told = hivewright("fleet", "status", "fleet.py", "--json", cwd=tmp_path)
     assert told.returncode == 1
-    expected = {"host": None, "services": None, "expected": ["hivewright-worker@0.service"], "notes": []}
+    expected = {
+        "host": None,
+        "services": None,
+        "expected": ["hivewright-worker@0.service"],
+        "notes": [],
+    }
     assert json.loads(told.stdout) == {"gpu-1": expected | {"reason": reason}}
     logs = hivewright("fleet", "logs", "fleet.py", cwd=tmp_path)
     assert (logs.returncode, f"no answer from gpu-1 ({reason})" in logs.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "stop", "rollback"])
-def test_mistakes_that_a_deploy_would_refuse_are_named_and_the_work_is_done(command: str, tmp_path: Path) -> None:
+def test_mistakes_that_a_deploy_would_refuse_are_named_and_the_work_is_done(
+    command: str, tmp_path: Path
+) -> None:
     wrong = WORKER | {"trainer_learning_rat": 1, "slots": -1}
-    (tmp_path / "fleet.py").write_text(f"workers = {[('@local', wrong), ('gpu-2', WORKER | NOBODY)]!r}\n")
+    (tmp_path / "fleet.py").write_text(
+        f"workers = {[('@local', wrong), ('gpu-2', WORKER | NOBODY)]!r}\n"
+    )
     done = hivewright("fleet", command, "fleet.py", "--limit", "gpu-2", cwd=tmp_path)
     assert (done.returncode, "gpu-2" in done.stdout + done.stderr) == (1, True)
     assert [line for line in done.stderr.splitlines() if "warning" in line] == [
-        "warning: a deploy would refuse inventory data of @local: slots: got -1; expected auto, a count of at least 1, "
-        "or a list with a dict of settings for each",
-        "warning: a deploy would refuse inventory data of @local: trainer_learning_rat: not a known key; did you mean "
-        "trainer_learning_rate?",
+        (
+            "warning: a deploy would refuse inventory data of @local: slots: got -1; expected auto,"
+            " a count of at least 1, or a list with a dict of settings for each"
+        ),
+        (
+            "warning: a deploy would refuse inventory data of @local: trainer_learning_rat: not a"
+            " known key; did you mean trainer_learning_rate?"
+        ),
     ]
 
 
 def test_host_that_pyinfra_fails_at_does_not_cost_the_logs_of_the_others(tmp_path: Path) -> None:
-    hosts = [("gpu-1", WORKER | {"ssh_hostname": "127.0.0.1", "ssh_key": "/nowhere/key"}), ("@local", WORKER)]
+    hosts = [
+        ("gpu-1", WORKER | {"ssh_hostname": "127.0.0.1", "ssh_key": "/nowhere/key"}),
+        ("@local", WORKER),
+    ]
     (tmp_path / "fleet.py").write_text(f"workers = {hosts!r}\n")
     done = hivewright("fleet", "logs", "fleet.py", cwd=tmp_path)
     assert done.returncode == 1
     assert "no answer from gpu-1 (" in done.stderr.splitlines()[-1]
-    assert "No such private key file: /nowhere/key); the others are done" in done.stderr.splitlines()[-1]
+    assert (
+        "No such private key file: /nowhere/key); the others are done"
+        in done.stderr.splitlines()[-1]
+    )
 
 
 def test_data_that_pyinfra_itself_would_end_at_are_refused_in_a_line_each(tmp_path: Path) -> None:
@@ -149,7 +211,12 @@ LINE = "2026-01-01T10:00:00+0000 hivewright-worker@0[1]: round finished"
 @pytest.mark.parametrize(
     ("unit", "lines", "code", "message"),
     [
-        ("workr@0", "", 2, "--unit workr@0: no such service on @fake/gpu-0; did you mean worker@0?"),
+        (
+            "workr@0",
+            "",
+            2,
+            "--unit workr@0: no such service on @fake/gpu-0; did you mean worker@0?",
+        ),
         ("x", "", 2, "--unit x: no such service on @fake/gpu-0; these hosts have keeper, worker@0"),
         ("worker@*", "", 0, ""),
         ("worker@0", LINE, 0, ""),
@@ -184,7 +251,8 @@ OTHERS = Path("/etc/systemd/system/ssh.service")
 
 
 def run_below(root: Path, commands: Iterable[Any], fails: str = "none") -> None:
-    """Run commands of operations with every folder of a host's below `root`, and programs that change it stood in.
+    """Run commands of operations with every folder of a host's below `root`, and programs that
+    change it stood in.
 
     `fails`: the action of systemctl that does not succeed.
     """
@@ -196,8 +264,14 @@ def run_below(root: Path, commands: Iterable[Any], fails: str = "none") -> None:
         (programs / name).chmod(0o755)
     for command in commands:
         script = re.sub(OF_HOSTS, lambda found: f"{root}{found[1]}", str(command))
-        assert not re.search(r"(?<![\w.])/(?!dev/null)\w", script.replace(str(root), "ROOT")), script
-        environment = {"PATH": f"{programs}:/usr/bin:/bin", "LOG": str(root / "log"), "FAILS": fails}
+        assert not re.search(r"(?<![\w.])/(?!dev/null)\w", script.replace(str(root), "ROOT")), (
+            script
+        )
+        environment = {
+            "PATH": f"{programs}:/usr/bin:/bin",
+            "LOG": str(root / "log"),
+            "FAILS": fails,
+        }
         subprocess.run(["sh", "-c", script], env=environment, check=True, timeout=60)
 
 
@@ -276,12 +350,16 @@ def coordinating(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return deployed
 
 
-def test_host_that_is_no_coordinator_any_more_runs_nothing_of_it_and_keeps_its_state(coordinating: Path) -> None:
+def test_host_that_is_no_coordinator_any_more_runs_nothing_of_it_and_keeps_its_state(
+    coordinating: Path,
+) -> None:
     run_below(coordinating, coordinator_host.retire._inner())
     (kept,) = below(coordinating, RETIRED).glob("coordinator-*")
     assert kept.stat().st_mode & 0o777 == 0o700
     assert {folder.name for folder in kept.iterdir()} == set(COORDINATOR_ROLES)
-    assert {(kept / role / "own").read_text() for role in COORDINATOR_ROLES} == set(COORDINATOR_ROLES)
+    assert {(kept / role / "own").read_text() for role in COORDINATOR_ROLES} == set(
+        COORDINATOR_ROLES
+    )
     assert (kept / "keeper/owner.key").exists()
     left = files_below(coordinating)
     theirs = [file for file in left if any(f"/{role}" in file for role in COORDINATOR_ROLES)]
@@ -352,7 +430,13 @@ class RecordedPyinfra:
         return [{"name": name, "groups": ["workers"]} for name in ("gpu-1", "gpu-9")]
 
     def operation(
-        self, host: str, name: str, log: Path, *arguments: str, timeout: float, stdin: str | None = None
+        self,
+        host: str,
+        name: str,
+        log: Path,
+        *arguments: str,
+        timeout: float,
+        stdin: str | None = None,
     ) -> Ran:
         name = "ask" if arguments == ("is_question=true",) else name.rpartition(".")[2]
         if name == "ask":
@@ -362,16 +446,28 @@ class RecordedPyinfra:
         return self.outcomes.get(name, Ran("done"))
 
 
-def restore(hosts: RecordedPyinfra, folder: Path, monkeypatch: pytest.MonkeyPatch, source: str | None, to: str) -> None:
+def restore(
+    hosts: RecordedPyinfra,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str | None,
+    to: str,
+) -> None:
     monkeypatch.setattr(commands, "Pyinfra", hosts)
     file = folder / "fleet.backup"
     if not file.exists():
-        tars = {host: backup_file.Tar(len(tar_of(host)), [tar_of(host)]) for host in ("gpu-1", "gone")}
+        tars = {
+            host: backup_file.Tar(len(tar_of(host)), [tar_of(host)]) for host in ("gpu-1", "gone")
+        }
         backup_file.write(file, tars, PASSPHRASE)
         (folder / "passphrase").write_text(f"{PASSPHRASE}\n")
     commands.restore(
         argparse.Namespace(
-            inventory="fleet.py", archive=file, passphrase_file=folder / "passphrase", source=source, to=to
+            inventory="fleet.py",
+            archive=file,
+            passphrase_file=folder / "passphrase",
+            source=source,
+            to=to,
         )
     )
 
@@ -407,7 +503,9 @@ def test_restore_to_another_host_is_a_move_whose_old_host_gives_its_keys_up_firs
     assert "gpu-9: has the identities and ledgers of gpu-1; deploy it now" in said
 
 
-def test_restore_to_the_same_host_retires_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restore_to_the_same_host_retires_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hosts = RecordedPyinfra()
     restore(hosts, tmp_path, monkeypatch, None, "gpu-1")
     assert hosts.done == [("gpu-1", "ask", ASKED), ("gpu-1", "restore", in_base64("gpu-1"))]
@@ -419,9 +517,16 @@ def test_restore_to_the_same_host_retires_nobody(tmp_path: Path, monkeypatch: py
         (
             "gone",
             {},
-            "gone: not in the inventory; if it comes back, it must not run with the identities that have moved",
+            (
+                "gone: not in the inventory; if it comes back, it must not run with the identities"
+                " that have moved"
+            ),
         ),
-        ("gpu-1", {"retire": Ran("unreachable", "can't be reached")}, "gpu-1: can't be reached; if it comes back"),
+        (
+            "gpu-1",
+            {"retire": Ran("unreachable", "can't be reached")},
+            "gpu-1: can't be reached; if it comes back",
+        ),
     ],
 )
 def test_move_from_a_host_that_is_gone_goes_on_with_a_warning(
@@ -434,7 +539,9 @@ def test_move_from_a_host_that_is_gone_goes_on_with_a_warning(
     assert warning in capsys.readouterr().out
 
 
-def test_move_whose_old_host_keeps_its_keys_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_move_whose_old_host_keeps_its_keys_moves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hosts = RecordedPyinfra(retire=Ran("failed", "does not stop"))
     with pytest.raises(WorkerError, match="gpu-1: does not stop; nothing was moved"):
         restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
@@ -446,19 +553,29 @@ def test_move_whose_old_host_keeps_its_keys_moves_nothing(tmp_path: Path, monkey
     ]
 
 
-def test_move_that_the_target_would_refuse_touches_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_move_that_the_target_would_refuse_touches_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hosts = RecordedPyinfra(ask=Ran("failed", "slot 0 has an identity of its own"))
-    with pytest.raises(WorkerError, match="gpu-9: slot 0 has an identity of its own; nothing was done on any host"):
+    with pytest.raises(
+        WorkerError, match="gpu-9: slot 0 has an identity of its own; nothing was done on any host"
+    ):
         restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
     assert [(host, name) for host, name, _ in hosts.done] == [("gpu-9", "ask")]
 
 
-def test_move_that_fails_at_the_target_is_undone_at_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_move_that_fails_at_the_target_is_undone_at_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hosts = RecordedPyinfra(restore=Ran("failed", "No space left on device"))
-    with pytest.raises(WorkerError, match=r"gpu-9: No space left .* gpu-1 has its keys again, and runs as before"):
+    with pytest.raises(
+        WorkerError, match=r"gpu-9: No space left .* gpu-1 has its keys again, and runs as before"
+    ):
         restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
     assert [(host, name) for host, name, _ in hosts.done][-1] == ("gpu-1", "take_back")
-    hosts = RecordedPyinfra(restore=Ran("failed", "No space"), take_back=Ran("unreachable", "can't be reached"))
+    hosts = RecordedPyinfra(
+        restore=Ran("failed", "No space"), take_back=Ran("unreachable", "can't be reached")
+    )
     with pytest.raises(WorkerError, match=r"fleet take-back fleet\.py --limit gpu-1` tries again"):
         restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
 

@@ -1,4 +1,5 @@
-"""The WireGuard mesh: who gets which address and peers, what a wrong inventory is told, and that keys stay at home."""
+"""The WireGuard mesh: who gets which address and peers, what a wrong inventory is told, and that
+keys stay at home."""
 
 import ipaddress
 import json
@@ -21,16 +22,24 @@ SUBNET = "10.86.0.0/16"
 
 def members(**data: dict[str, Any]) -> dict[str, Member]:
     fleet = {name: Deployment(wireguard=True, **own) for name, own in data.items()}
-    return mesh.members(fleet, {name: {"ssh_hostname": f"192.0.2.{n}"} for n, name in enumerate(fleet, 1)})
+    return mesh.members(
+        fleet, {name: {"ssh_hostname": f"192.0.2.{n}"} for n, name in enumerate(fleet, 1)}
+    )
 
 
-def sections(of: Member, fleet: dict[str, Member], keys: dict[str, str] | None = None) -> list[list[str]]:
-    text = mesh.configuration(of, fleet.values(), {name: f"{name}=" for name in fleet} if keys is None else keys)
+def sections(
+    of: Member, fleet: dict[str, Member], keys: dict[str, str] | None = None
+) -> list[list[str]]:
+    text = mesh.configuration(
+        of, fleet.values(), {name: f"{name}=" for name in fleet} if keys is None else keys
+    )
     return [section.strip().splitlines() for section in text.split("\n\n")]
 
 
 def test_without_hub_everybody_is_everybodys_peer() -> None:
-    fleet = members(a={"wireguard_address": "10.86.0.1"}, b={"wireguard_address": "10.86.0.2"}, c={})
+    fleet = members(
+        a={"wireguard_address": "10.86.0.1"}, b={"wireguard_address": "10.86.0.2"}, c={}
+    )
     interface, *peers = sections(fleet["b"], fleet)
     assert interface == [
         "[Interface]",
@@ -64,16 +73,20 @@ def test_host_behind_a_router_keeps_its_way_open_and_is_called_by_nobody() -> No
 
 def test_hubs_pass_on_what_goes_between_the_others() -> None:
     names = [f"gpu-{n}" for n in range(8)]
-    fleet = members(hub1={"wireguard_hub": True}, hub2={"wireguard_hub": True}, **{name: {} for name in names})
+    fleet = members(
+        hub1={"wireguard_hub": True}, hub2={"wireguard_hub": True}, **{name: {} for name in names}
+    )
     for name in names:
-        (_, peer) = sections(fleet[name], fleet)
+        _, peer = sections(fleet[name], fleet)
         assert peer[1] in ("# hub1", "# hub2")
         assert peer[3] == f"AllowedIPs = {SUBNET}"
     of_hub = {hub: sections(fleet[hub], fleet) for hub in ("hub1", "hub2")}
     for hub, (interface, *peers) in of_hub.items():
         assert "PostUp = echo 1 > /proc/sys/net/ipv4/conf/%i/forwarding" in interface
         assert "PostUp = ip -4 rule add iif %i prohibit priority 8601" in interface
-        routes = [route for peer in peers for route in peer[3].removeprefix("AllowedIPs = ").split(", ")]
+        routes = [
+            route for peer in peers for route in peer[3].removeprefix("AllowedIPs = ").split(", ")
+        ]
         others = [member.own_route for name, member in fleet.items() if name != hub]
         assert sorted(routes) == sorted(others), "every other host is behind exactly one peer"
 
@@ -88,11 +101,17 @@ def test_host_whose_key_is_not_known_yet_is_left_out() -> None:
     [
         (
             {"wireguard_subnet": "10.86.0.1/16"},
-            "wireguard_subnet: 10.86.0.1/16 has host bits set; expected a network, such as 10.86.0.0/16",
+            (
+                "wireguard_subnet: 10.86.0.1/16 has host bits set; expected a network, such as"
+                " 10.86.0.0/16"
+            ),
         ),
         (
             {"wireguard_subnet": "10.86.0.0/31"},
-            "wireguard_subnet: got '10.86.0.0/31', too small or too large; expected such as 10.86.0.0/16",
+            (
+                "wireguard_subnet: got '10.86.0.0/31', too small or too large; expected such as"
+                " 10.86.0.0/16"
+            ),
         ),
         (
             {"wireguard_address": "10.87.0.1"},
@@ -104,28 +123,39 @@ def test_host_whose_key_is_not_known_yet_is_left_out() -> None:
         ),
         (
             {"wireguard_endpoint": "192.0.2.7:51820"},
-            "wireguard_endpoint: got '192.0.2.7:51820'; expected a name or an address without a port, or 'none' behind "
-            "a router",
+            (
+                "wireguard_endpoint: got '192.0.2.7:51820'; expected a name or an address without a"
+                " port, or 'none' behind a router"
+            ),
         ),
         (
             {"wireguard_endpoint": "10.86.3.4"},
-            "wireguard_endpoint: got '10.86.3.4', which is in the mesh's own 10.86.0.0/16; expected its address outside"
-            " of it",
+            (
+                "wireguard_endpoint: got '10.86.3.4', which is in the mesh's own 10.86.0.0/16;"
+                " expected its address outside of it"
+            ),
         ),
         (
             {"ssh_hostname": "127.0.0.1"},
-            "wireguard_endpoint: none, and ssh_hostname: got '127.0.0.1'; expected a name or an address without a port,"
-            " or 'none' behind a router",
+            (
+                "wireguard_endpoint: none, and ssh_hostname: got '127.0.0.1'; expected a name or an"
+                " address without a port, or 'none' behind a router"
+            ),
         ),
         (
             {"wireguard_endpoint": "none", "wireguard_hub": True},
             "wireguard_endpoint: got 'none', and wireguard_hub; a hub is what the others reach",
         ),
-        ({"wireguard_port": 70000}, "wireguard_port: got 70000; expected less than or equal to 65535"),
+        (
+            {"wireguard_port": 70000},
+            "wireguard_port: got 70000; expected less than or equal to 65535",
+        ),
         ({"wireguard_prt": 1}, "wireguard_prt: not a known key; did you mean wireguard_port?"),
     ],
 )
-def test_wrong_keys_are_refused_before_any_host_is_touched(data: dict[str, Any], message: str) -> None:
+def test_wrong_keys_are_refused_before_any_host_is_touched(
+    data: dict[str, Any], message: str
+) -> None:
     own = {"slots": 1, "swarm_enabled": False, "wireguard": True, **data}
     with pytest.raises(SettingsError) as refused:
         validation.check([HostEntry("gpu-3", ("workers",), own, ("ssh_hostname",))])
@@ -136,17 +166,21 @@ def test_hosts_that_do_not_go_together_are_named() -> None:
     def check(**fleet: dict[str, Any]) -> str:
         base = {"slots": 1, "swarm_enabled": False, "wireguard": True}
         with pytest.raises(SettingsError) as refused:
-            validation.check([HostEntry(name, ("workers",), base | own) for name, own in fleet.items()])
+            validation.check(
+                [HostEntry(name, ("workers",), base | own) for name, own in fleet.items()]
+            )
         return str(refused.value)
 
     same = {"wireguard_address": "10.86.0.9"}
-    assert check(a=same, b=same) == (
-        "inventory data of b: wireguard_address: 10.86.0.9 is that of a too; give it another, or take a larger "
-        "wireguard_subnet"
+    assert (
+        check(a=same, b=same)
+        == "inventory data of b: wireguard_address: 10.86.0.9 is that of a too; give it another, or"
+        " take a larger wireguard_subnet"
     )
-    assert check(a={"wireguard_endpoint": "none"}, b={"wireguard_endpoint": "none"}, c={}) == (
-        "inventory data of a, b: wireguard_endpoint: got 'none', here and on other hosts, which then can't reach each "
-        "other; make a host that all can reach their hub (wireguard_hub)"
+    assert (
+        check(a={"wireguard_endpoint": "none"}, b={"wireguard_endpoint": "none"}, c={})
+        == "inventory data of a, b: wireguard_endpoint: got 'none', here and on other hosts, which"
+        " then can't reach each other; make a host that all can reach their hub (wireguard_hub)"
     )
     assert "wireguard_subnet: got '10.86.0.0/16', and 10.9.0.0/16 elsewhere" in check(
         a={}, b={"wireguard_subnet": "10.9.0.0/16"}
@@ -154,16 +188,20 @@ def test_hosts_that_do_not_go_together_are_named() -> None:
 
 
 def test_configuration_reloads_with_its_key_and_only_public_keys_are_facts() -> None:
-    assert mesh.RELOAD.splitlines()[2] == (
-        'ExecReload=/bin/sh -c \'{ printf "[Interface]\\\\nPrivateKey = "; cat /etc/wireguard/wg-hivewright.key; '
-        "wg-quick strip %i | sed 1d; } | wg syncconf %i /dev/stdin'"
+    assert (
+        mesh.RELOAD.splitlines()[2]
+        == 'ExecReload=/bin/sh -c \'{ printf "[Interface]\\\\nPrivateKey = "; cat'
+        " /etc/wireguard/wg-hivewright.key; wg-quick strip %i | sed 1d; } | wg syncconf %i"
+        " /dev/stdin'"
     )
     key = "a" * 43 + "="
     found = WireGuard().process([f"key={key}", "digest=1", "runs=yes"])
     assert (found.public_key, found.digest, found.runs, found.kernel) == (key, "1", True, False)
     assert WireGuard().process(["key=garbage"]).public_key is None
     assert not WireGuard().default().is_there
-    bare = subprocess.run(["sh", "-c", WireGuard().command()], capture_output=True, text=True, timeout=20, check=True)
+    bare = subprocess.run(
+        ["sh", "-c", WireGuard().command()], capture_output=True, text=True, timeout=20, check=True
+    )
     assert "key=" not in bare.stdout
 
 
@@ -171,9 +209,13 @@ def test_host_knows_its_peers_keys_itself(tmp_path: Path) -> None:
     """A run that is limited to it, from a machine without the record, must not cut it off."""
     fleet = members(a={"wireguard_hub": True}, b={"wireguard_endpoint": "none"}, c={})
     file = tmp_path / "wg.conf"
-    file.write_text(mesh.configuration(fleet["a"], fleet.values(), {name: f"{name}+/=" for name in fleet}))
+    file.write_text(
+        mesh.configuration(fleet["a"], fleet.values(), {name: f"{name}+/=" for name in fleet})
+    )
     command = WireGuard().command().replace(str(mesh.CONFIGURATION), str(file))
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, timeout=20, check=True
+    )
     found = WireGuard().process(done.stdout.splitlines())
     assert found.peers == {"b": "b+/=", "c": "c+/="}
 

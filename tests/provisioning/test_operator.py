@@ -1,4 +1,5 @@
-"""Decisions on the operator's side: the commit, from real git repositories, and the enrolment token."""
+"""Decisions on the operator's side: the commit, from real git repositories, and the enrolment
+token."""
 
 import stat
 import subprocess
@@ -13,7 +14,11 @@ from worker.errors import SettingsError
 def git(folder: Path, *arguments: str) -> str:
     identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     done = subprocess.run(
-        ["git", "-C", folder, *identity, *arguments], check=True, capture_output=True, text=True, timeout=30
+        ["git", "-C", folder, *identity, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     return done.stdout.strip()
 
@@ -40,14 +45,17 @@ def test_branch_tag_and_commit_are_resolved_to_the_commit(repository: Path) -> N
 def test_unknown_ref_is_named(repository: Path) -> None:
     with pytest.raises(SettingsError) as refused:
         operator.resolve(str(repository), "v2", "inventory data of gpu-3")
-    assert str(refused.value) == (
-        f"inventory data of gpu-3: release_ref: got 'v2'; expected a branch, tag or whole commit of {repository}"
+    assert (
+        str(refused.value)
+        == "inventory data of gpu-3: release_ref: got 'v2'; expected a branch, tag or whole commit"
+        f" of {repository}"
     )
 
 
 def test_unreadable_repository_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        SettingsError, match=r"^here: release_repository: got '/.*/nothing'; can't be read: .*nothing.*does not "
+        SettingsError,
+        match=r"^here: release_repository: got '/.*/nothing'; can't be read: .*nothing.*does not ",
     ):
         operator.resolve(str(tmp_path / "nothing"), "main", "here")
 
@@ -110,8 +118,12 @@ def test_folder_of_secrets_that_is_none_is_named(tmp_path: Path) -> None:
     assert "File name too long" in message
 
 
-def test_rotated_token_is_known_as_replaced_so_that_a_host_that_has_it_gets_the_new_one(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"enrolment\.token: no such file; nothing to replace; .*fetch-token"):
+def test_rotated_token_is_known_as_replaced_so_that_a_host_that_has_it_gets_the_new_one(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        SettingsError, match=r"enrolment\.token: no such file; nothing to replace; .*fetch-token"
+    ):
         operator.rotate_token(tmp_path)
     operator.keep_token(tmp_path, "first")
     new = operator.rotate_token(tmp_path)

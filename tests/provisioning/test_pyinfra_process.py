@@ -1,4 +1,5 @@
-"""pyinfra as a child process. The program is a stand-in: a shell that prints what pyinfra 3.10.0 printed."""
+"""pyinfra as a child process. The program is a stand-in: a shell that prints what pyinfra 3.10.0
+printed."""
 
 import json
 import os
@@ -47,8 +48,12 @@ def standing_in(
 
 
 def test_deploy_that_succeeds_says_how_much_it_changed(tmp_path: Path) -> None:
-    results = {"results": {"operations": [], "totals": {"success": 7, "no_change": 20}, "failed_hosts": []}}
-    ran = standing_in(tmp_path, json.dumps(results)).deploy("gpu-1", None, tmp_path / "log", timeout=10)
+    results = {
+        "results": {"operations": [], "totals": {"success": 7, "no_change": 20}, "failed_hosts": []}
+    }
+    ran = standing_in(tmp_path, json.dumps(results)).deploy(
+        "gpu-1", None, tmp_path / "log", timeout=10
+    )
     assert (ran.outcome, ran.num_changes) == ("done", 7)
 
 
@@ -57,14 +62,20 @@ def test_deploy_that_fails_says_at_what_and_what_the_host_said(tmp_path: Path) -
     pyinfra = standing_in(tmp_path, stderr=FAILED, code=1, report=report)
     ran = pyinfra.deploy("gpu-1", None, tmp_path / "log", timeout=10)
     assert ran.outcome == "failed"
-    assert ran.reason == "Release | Check out 0123456789ab: fatal: write error: No space left on device"
+    assert (
+        ran.reason
+        == "Release | Check out 0123456789ab: fatal: write error: No space left on device"
+    )
     assert (tmp_path / "log").read_text() == FAILED
 
 
 def test_host_without_a_connection_is_unreachable(tmp_path: Path) -> None:
     pyinfra = standing_in(tmp_path, code=1, report=UNREACHABLE)
     ran = pyinfra.deploy("gpu-1", None, tmp_path / "log", timeout=10)
-    assert (ran.outcome, ran.reason) == ("unreachable", "can't be reached: Could not connect (timed out)")
+    assert (ran.outcome, ran.reason) == (
+        "unreachable",
+        "can't be reached: Could not connect (timed out)",
+    )
     assert pyinfra.facts("a.B", "c.D", "x=1", hosts=["gpu-1"], timeout=10).values == [{}, {}]
 
 
@@ -80,15 +91,25 @@ def test_silent_host_has_its_reason_and_the_others_answers_are_whole(tmp_path: P
     pyinfra = standing_in(tmp_path, json.dumps(values), report=report)
     found = pyinfra.facts("a.B", "c.D", hosts=["gpu-1", "gpu-2", "gpu-3"], timeout=10)
     assert found.values == [{"gpu-2": 1, "gpu-3": 1}, {"gpu-3": 1}]
-    assert found.reasons == {"gpu-1": "Could not connect (timed out)", "gpu-2": "Command timed out after 50s"}
+    assert found.reasons == {
+        "gpu-1": "Could not connect (timed out)",
+        "gpu-2": "Command timed out after 50s",
+    }
 
 
-def test_host_that_hangs_is_given_up_at_its_deadline_with_all_that_was_started(tmp_path: Path) -> None:
+def test_host_that_hangs_is_given_up_at_its_deadline_with_all_that_was_started(
+    tmp_path: Path,
+) -> None:
     report = RunReport({"gpu-1": HostRun(operation="Worker | Run slot 0")})
     began = time.monotonic()
-    ran = standing_in(tmp_path, seconds=60, report=report).deploy("gpu-1", None, tmp_path / "log", timeout=1)
+    ran = standing_in(tmp_path, seconds=60, report=report).deploy(
+        "gpu-1", None, tmp_path / "log", timeout=1
+    )
     assert time.monotonic() - began < 20
-    assert (ran.outcome, ran.reason) == ("overdue", "not done after 1 s and given up; it was at: Worker | Run slot 0")
+    assert (ran.outcome, ran.reason) == (
+        "overdue",
+        "not done after 1 s and given up; it was at: Worker | Run slot 0",
+    )
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -113,29 +134,46 @@ def test_inventory_without_hosts_is_refused(tmp_path: Path) -> None:
 def test_every_line_of_a_refusal_is_kept(tmp_path: Path) -> None:
     said = ["x.py: 2 mistakes", "inventory data of gpu-1: one", "inventory data of gpu-2: two"]
     with pytest.raises(SettingsError) as refused:
-        standing_in(tmp_path, stderr="--> Loading config...\n", code=2, report=RunReport(refused=said)).hosts(
-            timeout=10
-        )
+        standing_in(
+            tmp_path, stderr="--> Loading config...\n", code=2, report=RunReport(refused=said)
+        ).hosts(timeout=10)
     assert str(refused.value).splitlines() == said
 
 
-def test_warnings_about_an_inventory_are_passed_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_warnings_about_an_inventory_are_passed_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     listed = json.dumps([{"name": "gpu-1", "groups": ["workers"], "data": {}}])
     report = RunReport(warnings=["warning: inventory data of gpu-1: odd"])
-    assert len(standing_in(tmp_path, listed, "--> Loading config...\n", report=report).hosts(timeout=10)) == 1
+    assert (
+        len(
+            standing_in(tmp_path, listed, "--> Loading config...\n", report=report).hosts(
+                timeout=10
+            )
+        )
+        == 1
+    )
     assert capfd.readouterr().err == "warning: inventory data of gpu-1: odd\n"
 
 
 def test_host_that_is_deployed_without_something_is_done(tmp_path: Path) -> None:
     report = RunReport({"gpu-1": HostRun("done", lacking=["443: not shown", "80: not shown"])})
     results = json.dumps({"results": {"totals": {"success": 7}}})
-    ran = standing_in(tmp_path, results, code=1, report=report).deploy("gpu-1", None, tmp_path / "log", timeout=10)
-    assert (ran.outcome, ran.reason, ran.num_changes) == ("done", "443: not shown; 80: not shown", 7)
+    ran = standing_in(tmp_path, results, code=1, report=report).deploy(
+        "gpu-1", None, tmp_path / "log", timeout=10
+    )
+    assert (ran.outcome, ran.reason, ran.num_changes) == (
+        "done",
+        "443: not shown; 80: not shown",
+        7,
+    )
 
 
 def test_run_that_was_stopped_for_the_whole_fleet_says_why(tmp_path: Path) -> None:
     report = RunReport({"gpu-1": HostRun("done")}, stopped="gpu-1 and gpu-2 have one identity")
-    ran = standing_in(tmp_path, code=1, report=report).deploy("gpu-1", None, tmp_path / "log", timeout=10)
+    ran = standing_in(tmp_path, code=1, report=report).deploy(
+        "gpu-1", None, tmp_path / "log", timeout=10
+    )
     assert (ran.outcome, ran.reason) == ("failed", "gpu-1 and gpu-2 have one identity")
 
 

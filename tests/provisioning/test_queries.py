@@ -25,7 +25,9 @@ def test_host_whose_driver_can_not_be_killed_is_given_up_and_the_others_are_hear
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(queries, "FACT_SECONDS", 2)
     inventory = tmp_path / "fleet.py"
-    inventory.write_text(f"workers = [('@fake/a', {{'fake_responses': {ANSWERS!r}, 'fake_delay': 0.0}}), '@local']\n")
+    inventory.write_text(
+        f"workers = [('@fake/a', {{'fake_responses': {ANSWERS!r}, 'fake_delay': 0.0}}), '@local']\n"
+    )
     began = time.monotonic()
     found = queries.look(Pyinfra(str(inventory)), ["@fake/a", "@local"])
     assert time.monotonic() - began < 50

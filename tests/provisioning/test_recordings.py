@@ -1,6 +1,7 @@
 """GPUs of odd machines, from recordings of nvidia-smi (recordings/, each names its source).
 
-nvidia-smi itself can't be had: a shell script prints the recording. Facts, placement and table are the real ones.
+nvidia-smi itself can't be had: a shell script prints the recording. Facts, placement and table are
+the real ones.
 """
 
 import os
@@ -24,10 +25,13 @@ MIG = "feb88891-0000-0000-0000-00000000000"
 
 
 def play(recording: str, folder: Path) -> None:
-    """Make a nvidia-smi in `folder` that answers as recorded; to anything else, as to a field it does not know."""
+    """Make a nvidia-smi in `folder` that answers as recorded; to anything else, as to a field it
+    does not know."""
     folder.mkdir(parents=True, exist_ok=True)
     cases = []
-    for number, section in enumerate(re.split(r"^\$ ?", (RECORDINGS / recording).read_text(), flags=re.M)[1:]):
+    for number, section in enumerate(
+        re.split(r"^\$ ?", (RECORDINGS / recording).read_text(), flags=re.M)[1:]
+    ):
         asked, _, answer = section.partition("\n")
         code = re.search(r"^exit (\d+)\n", answer, re.M)
         (folder / f"answer-{number}").write_text(re.sub(r"^exit \d+\n", "", answer, flags=re.M))
@@ -36,15 +40,28 @@ def play(recording: str, folder: Path) -> None:
     # Its options come in either order.
     asked = '"$(echo "$*" | sed "s/--format=[^ ]* *//")"'
     script = "\n".join(["#!/bin/sh", f"case {asked} in", *cases, "esac"])
-    (folder / "nvidia-smi").write_text(f"{script}\necho Field is not a valid field to query; exit 2\n")
+    (folder / "nvidia-smi").write_text(
+        f"{script}\necho Field is not a valid field to query; exit 2\n"
+    )
     (folder / "nvidia-smi").chmod(0o755)
 
 
 def ask(fact: Any, folder: Path) -> Any:
     """Ask a fact through a real shell; WSL2's folder and device are sought in `folder`."""
-    script = fact.command().replace(WSL_LIB, str(folder / "wsl")).replace("/dev/dxg", str(folder / "dxg"))
+    script = (
+        fact.command()
+        .replace(WSL_LIB, str(folder / "wsl"))
+        .replace("/dev/dxg", str(folder / "dxg"))
+    )
     environment = os.environ | {"PATH": f"{folder}:/usr/bin:/bin"}
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=30, check=True, env=environment)
+    done = subprocess.run(
+        ["sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        env=environment,
+    )
     return fact.process(done.stdout.splitlines()) if done.stdout else fact.default()
 
 
@@ -55,7 +72,9 @@ def found(recording: str, folder: Path) -> Gpus:
 
 
 def plan(**data: Any) -> HostPlan:
-    return validation.check([HostEntry("gpu-3", ("workers",), {"swarm_enabled": False, **data})])["gpu-3"]
+    return validation.check([HostEntry("gpu-3", ("workers",), {"swarm_enabled": False, **data})])[
+        "gpu-3"
+    ]
 
 
 def test_every_recording_says_what_it_was_written_from() -> None:
@@ -63,15 +82,24 @@ def test_every_recording_says_what_it_was_written_from() -> None:
         assert re.match(r"# .*\n# Written from: ", file.read_text()), file
 
 
-def test_each_slice_of_a_partitioned_card_is_a_slot_and_a_card_without_slices_is_named(tmp_path: Path) -> None:
+def test_each_slice_of_a_partitioned_card_is_a_slot_and_a_card_without_slices_is_named(
+    tmp_path: Path,
+) -> None:
     gpus = found("a100-mig.txt", tmp_path)
     assert list(gpus.by_number) == ["0:0", "0:1", "0:2", 1]
     assert [card.memory_mib for card in gpus.cards] == [40960, 10240, 20480, 81920]
     assert {card.capability for card in gpus.cards} == {(8, 0)}
     assert "GPU 2 (NVIDIA A100-SXM4-80GB) is in MIG mode and has no slice" in str(gpus.warning)
     slots = plan(slots="auto").on(gpus).slots
-    visible = [slot.unit_settings().partition("CUDA_VISIBLE_DEVICES=")[2].split()[0] for slot in slots]
-    assert visible == [f"MIG-{MIG}0", f"MIG-{MIG}1", f"MIG-{MIG}2", "GPU-7fdaf0a5-0000-0000-0000-000000000001"]
+    visible = [
+        slot.unit_settings().partition("CUDA_VISIBLE_DEVICES=")[2].split()[0] for slot in slots
+    ]
+    assert visible == [
+        f"MIG-{MIG}0",
+        f"MIG-{MIG}1",
+        f"MIG-{MIG}2",
+        "GPU-7fdaf0a5-0000-0000-0000-000000000001",
+    ]
     (own,) = plan(slots=[{"gpu": "0:1"}]).on(gpus).slots
     assert own.card is not None
     assert own.card.uuid == f"MIG-{MIG}1"
@@ -93,18 +121,24 @@ def test_slices_of_old_drivers_have_ids_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recording", "said"), [("h100-lost-card.txt", "GPU3: 0000:5E:00.0"), ("h100-error-card.txt", "3, [Unknown Error]")]
+    ("recording", "said"),
+    [("h100-lost-card.txt", "GPU3: 0000:5E:00.0"), ("h100-error-card.txt", "3, [Unknown Error]")],
 )
-def test_dead_card_costs_the_others_nothing_and_is_named(recording: str, said: str, tmp_path: Path) -> None:
+def test_dead_card_costs_the_others_nothing_and_is_named(
+    recording: str, said: str, tmp_path: Path
+) -> None:
     gpus = found(recording, tmp_path)
     assert list(gpus.by_number) == [0, 1, 2, 4, 5, 6, 7]
     assert (said in str(gpus.warning), gpus.driver_cuda) == (True, (13, 0))
 
 
 @pytest.mark.parametrize(
-    ("recording", "said"), [("h100-lost-card.txt", "GPU3: 0000:5E:00.0"), ("h100-error-card.txt", "3, GPU-3, ERR!")]
+    ("recording", "said"),
+    [("h100-lost-card.txt", "GPU3: 0000:5E:00.0"), ("h100-error-card.txt", "3, GPU-3, ERR!")],
 )
-def test_dead_card_is_a_line_of_fleet_status_and_no_gpu_at_zero(recording: str, said: str, tmp_path: Path) -> None:
+def test_dead_card_is_a_line_of_fleet_status_and_no_gpu_at_zero(
+    recording: str, said: str, tmp_path: Path
+) -> None:
     play(recording, tmp_path)
     state = ask(HostStates(), tmp_path)
     assert [card["index"] for card in state["gpus"]] == [0, 1, 2, 4, 5, 6, 7]
@@ -119,7 +153,11 @@ def test_card_without_memory_of_its_own_has_the_machines(tmp_path: Path) -> None
     (card,) = found("gb10.txt", tmp_path).cards
     assert card.memory_mib > 0
     state = ask(HostStates(), tmp_path)
-    assert (state["gpus"][0]["memory_total"], state["gpus"][0]["use"], state["problem"]) == (None, 12, None)
+    assert (state["gpus"][0]["memory_total"], state["gpus"][0]["use"], state["problem"]) == (
+        None,
+        12,
+        None,
+    )
 
 
 def test_gpu_of_wsl2_is_found_and_its_unit_reaches_it(tmp_path: Path) -> None:

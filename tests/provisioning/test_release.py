@@ -29,7 +29,9 @@ def checkout(tmp_path: Path) -> Path:
 def check(text: str, checkout: Path, file: Path) -> subprocess.CompletedProcess[str]:
     script = release.check_script(checkout, file, "root")
     encoded = base64.b64encode(text.encode()).decode()
-    return subprocess.run(["sh", "-c", script], input=encoded, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        ["sh", "-c", script], input=encoded, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which only root can")
@@ -43,21 +45,32 @@ def test_release_checks_settings_before_they_are_installed(checkout: Path, tmp_p
     first, last = done.stderr.splitlines()
     assert first.startswith("hivewright check: SettingsError (exit 2): ")
     assert "basic_arithmetics" in first
-    assert last == f"{file} is left as it was, and so is all that runs; fix the inventory and run again"
+    assert (
+        last
+        == f"{file} is left as it was, and so is all that runs; fix the inventory and run again"
+    )
     assert file.read_text() == "# what runs now\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "worker-0.yaml"]
 
 
-@pytest.mark.parametrize(("previous", "removed"), [(None, "ab"), ("d", "ab"), ("a", "b"), ("unknown", "ab")])
+@pytest.mark.parametrize(
+    ("previous", "removed"), [(None, "ab"), ("d", "ab"), ("a", "b"), ("unknown", "ab")]
+)
 def test_three_releases_are_kept_and_the_one_to_go_back_to_and_what_they_use(
     previous: str | None, removed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Installed in this order: a to e, which is current. d and e share an environment; 0 is nobody's any more."""
+    """Installed in this order: a to e, which is current. d and e share an environment; 0 is
+    nobody's any more."""
     uses = {commit: ENVIRONMENTS / ("d" if commit == "e" else commit) for commit in "edcba"}
     parts = {commit: frozenset({environment}) for commit, environment in uses.items()}
     folders = {*uses.values(), ENVIRONMENTS / "0", WHEELS / "0"}
-    answers = {Releases: InstalledReleases("e", parts, frozenset(folders)), PastDeploys: Deploys("x", previous)}
-    monkeypatch.setattr(release, "host", type("Host", (), {"get_fact": staticmethod(answers.__getitem__)}))
+    answers = {
+        Releases: InstalledReleases("e", parts, frozenset(folders)),
+        PastDeploys: Deploys("x", previous),
+    }
+    monkeypatch.setattr(
+        release, "host", type("Host", (), {"get_fact": staticmethod(answers.__getitem__)})
+    )
     commands = [command.split(" && ")[0] for command in release.prune._inner()]
     gone = [
         *(RELEASES / commit for commit in removed),

@@ -1,4 +1,5 @@
-"""The rollout driver's decisions, on a recorded stand-in for pyinfra: real answers' shapes, invented hosts."""
+"""The rollout driver's decisions, on a recorded stand-in for pyinfra: real answers' shapes,
+invented hosts."""
 
 import time
 from collections.abc import Sequence
@@ -41,15 +42,19 @@ def keeper(round: int | None, expected: int = 2, **changes: Any) -> dict[str, An
     return worker(unit="hivewright-keeper.service", status=status, finished=[], **changes)
 
 
-def paid(before: list[float | None], since: Sequence[float | None] = (), confirmed: int = 0) -> dict[str, Any]:
-    """A worker with the mean rewards of its rounds before its start and since, and rewards that the chain confirmed."""
+def paid(
+    before: list[float | None], since: Sequence[float | None] = (), confirmed: int = 0
+) -> dict[str, Any]:
+    """A worker with the mean rewards of its rounds before its start and since, and rewards that the
+    chain confirmed."""
     finished = [900.0 + n for n in range(len(before))] + [1010.0 + n for n in range(len(since))]
     status = {"activity": "training", "last_error": None, "ledger": {"confirmed": confirmed}}
     return worker(finished=finished, rewards=[*before, *since], status=status)
 
 
 class RecordedFleet:
-    """Stands in for pyinfra and its hosts. `troubles`: what a deploy of a host comes to, instead of a trained round."""
+    """Stands in for pyinfra and its hosts. `troubles`: what a deploy of a host comes to, instead of
+    a trained round."""
 
     def __init__(self, names: Sequence[str], troubles: dict[str, Any] | None = None) -> None:
         self.state = {name: {"commit": OLD, "deployed": OLD, "previous": None} for name in names}
@@ -64,7 +69,11 @@ class RecordedFleet:
         trouble = self.troubles.get(host)
         if isinstance(trouble, Ran):
             return trouble
-        self.state[host] = {"commit": commit, "deployed": commit, "previous": self.state[host]["commit"]}
+        self.state[host] = {
+            "commit": commit,
+            "deployed": commit,
+            "previous": self.state[host]["commit"],
+        }
         if trouble == "gone":
             del self.state[host]
         elif trouble is not None:
@@ -72,7 +81,9 @@ class RecordedFleet:
         return Ran("done", num_changes=4)
 
     def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
-        return {name: Seen(self.state[name], self.reports[name]) for name in hosts if name in self.state}
+        return {
+            name: Seen(self.state[name], self.reports[name]) for name in hosts if name in self.state
+        }
 
     def go_back(self, host: str) -> Ran:
         self.went_back.append(host)
@@ -85,7 +96,9 @@ class RecordedFleet:
 
 def rolled_out(fleet: RecordedFleet, names: Sequence[str], so_far: Report | None = None) -> Report:
     so_far = so_far or Report("inventory/x.py", {name: HostReport(NEW) for name in names})
-    rollout = Rollout(fleet, RULES, [n for n in names if n == "hub"], so_far, lambda _: None, lambda _: None)
+    rollout = Rollout(
+        fleet, RULES, [n for n in names if n == "hub"], so_far, lambda _: None, lambda _: None
+    )
     rollout.run()
     return rollout.report
 
@@ -142,7 +155,9 @@ def test_hosts_with_troubles_of_their_own_hold_nobody_up_and_resume_takes_only_t
 
 
 def test_deploy_that_fails_before_it_changes_anything_is_the_hosts_own_trouble() -> None:
-    fleet = RecordedFleet(HOSTS[:4], {"gpu-02": Ran("failed", "Check out: no space left on device")})
+    fleet = RecordedFleet(
+        HOSTS[:4], {"gpu-02": Ran("failed", "Check out: no space left on device")}
+    )
     done = rolled_out(fleet, HOSTS[:4])
     assert done.those("failed") == ["gpu-02"]
     assert len(done.those("done")) == 3
@@ -183,8 +198,12 @@ def test_coordinator_comes_after_the_canary_but_first_where_it_carries_nothing()
     pending = ["hub", "gpu-1", "gpu-2", "gpu-3"]
     assert next_batch(pending, [], ["hub"], [], size) == Batch("canary", ("gpu-1",))
     assert next_batch(pending, [], ["hub"], ["hub"], size) == Batch("coordinator", ("hub",))
-    assert next_batch(["hub", "gpu-2", "gpu-3"], ["gpu-1"], ["hub"], [], size) == Batch("coordinator", ("hub",))
-    assert next_batch(["gpu-2", "gpu-3"], ["gpu-1", "hub"], ["hub"], [], size) == Batch("batch", ("gpu-2", "gpu-3"))
+    assert next_batch(["hub", "gpu-2", "gpu-3"], ["gpu-1"], ["hub"], [], size) == Batch(
+        "coordinator", ("hub",)
+    )
+    assert next_batch(["gpu-2", "gpu-3"], ["gpu-1", "hub"], ["hub"], [], size) == Batch(
+        "batch", ("gpu-2", "gpu-3")
+    )
     assert next_batch(["hub"], [], ["hub"], [], size) == Batch("coordinator", ("hub",))
     assert next_batch([], ["gpu-1"], ["hub"], [], size) is None
 
@@ -219,13 +238,22 @@ def test_wrong_size_is_refused(text: str) -> None:
         ([keeper(7)], [keeper(8)], "well"),
         ([keeper(7, expected=0)], [keeper(7)], "well"),
         ([], [keeper(None)], "well"),
-        ([keeper(7)], [keeper(8) | {"status": None, "problem": "status.json can't be read"}], "wait"),
+        (
+            [keeper(7)],
+            [keeper(8) | {"status": None, "problem": "status.json can't be read"}],
+            "wait",
+        ),
         # Its settings are gone, or the deploy did not get so far: nothing is known of it.
         ([worker()], [], "wait"),
         # The coordinator's other services run, or do not.
         ([], [worker(unit="hivewright-account.service", finished=[])], "well"),
-        ([], [worker(unit="hivewright-chain.service", active_state="inactive", finished=[])], "wait"),
-        # The reward is far below that of the rounds before: more rounds are waited for, up to a point.
+        (
+            [],
+            [worker(unit="hivewright-chain.service", active_state="inactive", finished=[])],
+            "wait",
+        ),
+        # The reward is far below that of the rounds before: more rounds are waited for, up to a
+        # point.
         ([paid([0.4, 0.5, 0.6])], [paid([], [0.3])], "well"),
         ([paid([0.4, 0.5, 0.6])], [paid([], [0.0])], "wait"),
         ([paid([0.4, 0.5, 0.6])], [paid([], [0.0] * 8)], "bad-release"),
@@ -239,7 +267,9 @@ def test_wrong_size_is_refused(text: str) -> None:
         ([paid([], confirmed=0)], [paid([], [0.5], confirmed=0)], "well"),
     ],
 )
-def test_gate_wants_progress(before: list[dict[str, Any]], now: list[dict[str, Any]], health: str) -> None:
+def test_gate_wants_progress(
+    before: list[dict[str, Any]], now: list[dict[str, Any]], health: str
+) -> None:
     assert health_gate.judge(before, now, WANTED).health == health
 
 
@@ -285,7 +315,9 @@ def test_host_that_somebody_else_has_deployed_since_is_not_taken_back() -> None:
     assert sorted(fleet.went_back) == ["gpu-02", "gpu-03"]
 
 
-def test_going_back_goes_on_when_it_was_interrupted_or_could_not_reach_a_host(tmp_path: Path) -> None:
+def test_going_back_goes_on_when_it_was_interrupted_or_could_not_reach_a_host(
+    tmp_path: Path,
+) -> None:
     names = HOSTS[:5]
     fleet = RecordedFleet(names, {"gpu-03": worker(active_state="failed", exit_status=1)})
     gone = RecordedFleet(names, fleet.troubles)
@@ -304,7 +336,9 @@ def test_going_back_goes_on_when_it_was_interrupted_or_could_not_reach_a_host(tm
 
 def test_host_that_dies_in_the_gate_holds_nobody_up_for_long() -> None:
     fleet = RecordedFleet(HOSTS[:3], {"gpu-02": "gone"})
-    patient = Rules(Size(25, True), WANTED, gate_seconds=60, gone_seconds=0.05, look_every_seconds=0.01)
+    patient = Rules(
+        Size(25, True), WANTED, gate_seconds=60, gone_seconds=0.05, look_every_seconds=0.01
+    )
     so_far = Report("inventory/x.py", {name: HostReport(NEW) for name in HOSTS[:3]})
     began = time.monotonic()
     Rollout(fleet, patient, [], so_far, lambda _: None, lambda _: None).run()
@@ -329,7 +363,8 @@ def test_host_that_says_nothing_once_is_asked_again_before_it_is_left_behind() -
 def test_report_reads_back_and_resumes_only_what_is_left(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     written = Report(
-        "inventory/x.py", {"a": HostReport(NEW, OLD, "done"), "b": HostReport(NEW, OLD, "lost", "gone", 1)}
+        "inventory/x.py",
+        {"a": HostReport(NEW, OLD, "done"), "b": HostReport(NEW, OLD, "lost", "gone", 1)},
     )
     written.result = "incomplete"
     written.write(file)
@@ -338,7 +373,9 @@ def test_report_reads_back_and_resumes_only_what_is_left(tmp_path: Path) -> None
     assert resumed.those("pending") == ["b"]
     with pytest.raises(SettingsError, match=r"expected a rollout of .*inventory/y\.py"):
         _resumed(file, INVENTORY.replace("x", "y"), [])
-    with pytest.raises(SettingsError, match=r"none of its hosts is in .*inventory/x\.py; start again"):
+    with pytest.raises(
+        SettingsError, match=r"none of its hosts is in .*inventory/x\.py; start again"
+    ):
         _resumed(file, INVENTORY, [{"name": "c"}])
     written.result, written.reason = "rolled-back", "no rounds"
     written.write(file)
@@ -351,7 +388,9 @@ def test_report_reads_back_and_resumes_only_what_is_left(tmp_path: Path) -> None
 @pytest.mark.parametrize("host", ["gpu-01.fra1.compute.example.org", "g" * 63])
 def test_table_is_readable_at_80_columns_whatever_the_hosts_are_called(host: str) -> None:
     reason = "worker@0 ended with code 4, 3 restarts: the disk is full"
-    ended = Report("inventory/x.py", {host: HostReport(NEW, OLD, "rolled-back", reason, 1, 3, 1234.0)})
+    ended = Report(
+        "inventory/x.py", {host: HostReport(NEW, OLD, "rolled-back", reason, 1, 3, 1234.0)}
+    )
     console = Console(width=80)
     with console.capture() as capture:
         console.print(report.table(ended))
@@ -371,7 +410,10 @@ def test_gate_says_what_it_waits_for_and_how_long(tmp_path: Path) -> None:
     so_far = Report("inventory/x.py", {HOSTS[0]: HostReport(NEW)})
     Rollout(fleet, RULES, [], so_far, lambda _: None, said.append).run()
     (wait,) = [line for line in said if "the gate waits" in line]
-    assert "gpu-01: the gate waits (0 of at most 0 s): worker@0 has finished 0 of 1 rounds, it is training" in wait
+    assert (
+        "gpu-01: the gate waits (0 of at most 0 s): worker@0 has finished 0 of 1 rounds, it is"
+        " training" in wait
+    )
 
 
 def test_words_of_an_error_that_nobody_foresaw_are_the_reason() -> None:

@@ -1,4 +1,5 @@
-"""`hivewright rollout` as an operator runs it, over 20 hosts; pyinfra and the hosts are a stand-in."""
+"""`hivewright rollout` as an operator runs it, over 20 hosts; pyinfra and the hosts are a
+stand-in."""
 
 import argparse
 import json
@@ -30,11 +31,16 @@ def rollout(folder: Path, bad: str, *arguments: str) -> None:
     inventory = write_inventory(folder, bad)
     parser = argparse.ArgumentParser()
     options.rollout(parser)
-    rollout_command.run(parser.parse_args([str(inventory), "--output", str(folder / "out"), *arguments]))
+    rollout_command.run(
+        parser.parse_args([str(inventory), "--output", str(folder / "out"), *arguments])
+    )
 
 
 def commits(folder: Path) -> dict[str, str]:
-    return {file.stem: json.loads(file.read_text())["commit"] for file in (folder / "fleet.state").glob("*.json")}
+    return {
+        file.stem: json.loads(file.read_text())["commit"]
+        for file in (folder / "fleet.state").glob("*.json")
+    }
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -62,15 +68,33 @@ def test_bad_release_meets_one_of_twenty_and_the_others_are_not_touched(
     assert max(map(len, said.splitlines())) <= 80
 
 
-def test_interrupted_rollout_ends_what_it_began_and_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_interrupted_rollout_ends_what_it_began_and_resumes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "fleet.slow").touch()
     program = "import sys; from deploys.fleet import pyinfra_process; from worker import cli"
-    program += f"; pyinfra_process.PYINFRA = (sys.executable, {str(STAND_IN)!r}); cli.main(sys.argv[1:])"
+    program += (
+        f"; pyinfra_process.PYINFRA = (sys.executable, {str(STAND_IN)!r}); cli.main(sys.argv[1:])"
+    )
     inventory = write_inventory(tmp_path, bad="")
-    command_line = [sys.executable, "-c", program, "rollout", inventory, "--output", tmp_path / "out"]
-    with subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+    command_line = [
+        sys.executable,
+        "-c",
+        program,
+        "rollout",
+        inventory,
+        "--output",
+        tmp_path / "out",
+    ]
+    with subprocess.Popen(
+        command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
         try:
-            wait_until(lambda: (tmp_path / "out/gpu-01.log").exists(), 60, "the first host is being deployed")
+            wait_until(
+                lambda: (tmp_path / "out/gpu-01.log").exists(),
+                60,
+                "the first host is being deployed",
+            )
             running.send_signal(signal.SIGINT)
             said = running.communicate(timeout=30)[0]
         finally:
@@ -84,7 +108,9 @@ def test_interrupted_rollout_ends_what_it_began_and_resumes(tmp_path: Path, capf
     assert commits(tmp_path) == dict.fromkeys(HOSTS, NEW)
 
 
-def test_good_release_reaches_twenty_in_batches(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_good_release_reaches_twenty_in_batches(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     rollout(tmp_path, "", "--batch", "50%")
     assert commits(tmp_path) == dict.fromkeys(HOSTS, NEW)
     batches = [host["batch"] for host in report(tmp_path)["hosts"].values()]
@@ -96,13 +122,17 @@ def test_host_that_is_done_without_something_is_done_and_the_report_says_without
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "fleet.but").touch()
-    with pytest.raises(WorkerError, match=r"all hosts have it, but 20 of 20 lack something \(gpu-01, .*") as raised:
+    with pytest.raises(
+        WorkerError, match=r"all hosts have it, but 20 of 20 lack something \(gpu-01, .*"
+    ) as raised:
         rollout(tmp_path, "", "--batch", "100%")
     assert raised.value.exit_code == 1
     assert commits(tmp_path) == dict.fromkeys(HOSTS, NEW)
     for name, host in report(tmp_path)["hosts"].items():
         assert host["fate"] == "done", name
-        assert host["reason"] == "but tailscale_serve: 443: its tailnet has no HTTPS certificates", name
+        assert (
+            host["reason"] == "but tailscale_serve: 443: its tailnet has no HTTPS certificates"
+        ), name
     said = "".join(capfd.readouterr())
     assert "20 done" in said
     assert "gpu-01: done, but tailscale_serve: 443: its tailnet has no HTTPS certificates" in said
@@ -114,7 +144,10 @@ def test_host_that_is_done_without_something_is_done_and_the_report_says_without
         (("--resume",), "there is no rollout to resume"),
         (("--batch", "0"), "--batch: got '0'"),
         (("--output", "{folder}/fleet.py"), "--output .*/fleet.py: File exists; expected a folder"),
-        (("--output", "/proc/nowhere/x"), "--output /proc/nowhere/x: No such file or directory; expected a folder"),
+        (
+            ("--output", "/proc/nowhere/x"),
+            "--output /proc/nowhere/x: No such file or directory; expected a folder",
+        ),
     ],
 )
 def test_refused_rollout_leaves_nothing_and_says_why_in_a_line(
@@ -129,15 +162,25 @@ def test_refused_rollout_leaves_nothing_and_says_why_in_a_line(
 def test_wrong_inventory_is_refused_by_a_rollout_before_any_host_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By pyinfra itself, with the words and the mistakes of a deploy; a connection to these hosts would fail."""
+    """By pyinfra itself, with the words and the mistakes of a deploy; a connection to these hosts
+    would fail."""
     monkeypatch.setattr(pyinfra_process, "PYINFRA", (sys.executable, "-m", "pyinfra"))
-    data = {"release_repository": "h.git", "release_ref": NEW, "ssh_port": 1, "swarm_enabled": False}
-    named = [(f"gpu-{number}", data | {"slots": 1, "trainer_epsilonn": number}) for number in range(2)]
+    data = {
+        "release_repository": "h.git",
+        "release_ref": NEW,
+        "ssh_port": 1,
+        "swarm_enabled": False,
+    }
+    named = [
+        (f"gpu-{number}", data | {"slots": 1, "trainer_epsilonn": number}) for number in range(2)
+    ]
     (tmp_path / "wrong.py").write_text(f"workers = {[*named, ('gpu-9', data)]!r}\n")
     parser = argparse.ArgumentParser()
     options.rollout(parser)
     with pytest.raises(SettingsError) as refused:
-        rollout_command.run(parser.parse_args([str(tmp_path / "wrong.py"), "--output", str(tmp_path / "out")]))
+        rollout_command.run(
+            parser.parse_args([str(tmp_path / "wrong.py"), "--output", str(tmp_path / "out")])
+        )
     first, *lines = str(refused.value).splitlines()
     assert first.endswith("2 mistakes; nothing was done on any host")
     assert lines[0].startswith("inventory data of gpu-0, gpu-1: trainer_epsilonn: not a known key")
@@ -153,5 +196,7 @@ def test_inventory_is_found_from_where_the_operator_is_and_its_resume_too(
     parser = argparse.ArgumentParser()
     options.rollout(parser)
     rollout_command.run(parser.parse_args(["fleet.py"]))
-    assert json.loads((tmp_path / "rollouts/fleet/report.json").read_text())["inventory"] == str(tmp_path / "fleet.py")
+    assert json.loads((tmp_path / "rollouts/fleet/report.json").read_text())["inventory"] == str(
+        tmp_path / "fleet.py"
+    )
     rollout_command.run(parser.parse_args([str(tmp_path / "fleet.py"), "--resume"]))

@@ -1,4 +1,5 @@
-"""Secrets that stand where everybody would see them are refused, with what to do, and without being shown."""
+"""Secrets that stand where everybody would see them are refused, with what to do, and without being
+shown."""
 
 from typing import Any
 
@@ -22,7 +23,10 @@ def entry(**data: Any) -> HostEntry:
     ("data", "message"),
     [
         ({"release_repository": IN_URL}, "release_repository: has a name or password in its URL"),
-        ({"release_repository": IN_URL.upper()}, "release_repository: has a name or password in its URL"),
+        (
+            {"release_repository": IN_URL.upper()},
+            "release_repository: has a name or password in its URL",
+        ),
         ({"torch_index": IN_URL}, "torch_index: has a name or password in its URL"),
         ({"chain_account_url": IN_URL}, "chain_account_url: has a name or password in its URL"),
         (
@@ -31,9 +35,15 @@ def entry(**data: Any) -> HostEntry:
         ),
         (
             {"tailscale": True, "tailscale_auth_key_file": f"tskey-auth-{PASSWORD}"},
-            "tailscale_auth_key_file: is a secret itself, not shown here; put it into a file that only you can read",
+            (
+                "tailscale_auth_key_file: is a secret itself, not shown here; put it into a file"
+                " that only you can read"
+            ),
         ),
-        ({"hub_repo": "me", "hub_token_file": f"hf_{PASSWORD}"}, "hub_token_file: is a secret itself, not shown here"),
+        (
+            {"hub_repo": "me", "hub_token_file": f"hf_{PASSWORD}"},
+            "hub_token_file: is a secret itself, not shown here",
+        ),
         (
             {"hub_repo": "me", "slots": [{"hub_token_file": f"hf_{PASSWORD}"}]},
             "slot 0: hub_token_file: is a secret itself, not shown here",
@@ -49,7 +59,9 @@ def entry(**data: Any) -> HostEntry:
         ({"slots": [{"identity": PEM}]}, "slot 0: identity: is a secret itself, not shown here"),
     ],
 )
-def test_secret_in_an_inventory_is_refused_and_not_shown(data: dict[str, Any], message: str) -> None:
+def test_secret_in_an_inventory_is_refused_and_not_shown(
+    data: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SettingsError) as refused:
         validation.check([entry(**data)])
     said = str(refused.value)
@@ -60,11 +72,15 @@ def test_secret_in_an_inventory_is_refused_and_not_shown(data: dict[str, Any], m
 def test_password_in_the_address_of_a_slots_own_account_service_is_refused_and_not_shown() -> None:
     plans = validation.check([entry(slots=[{}, {"chain_account_url": IN_URL}])])
     (line,) = planning._shown_passwords(plans)
-    assert line.startswith("inventory data of gpu-3: slot 1: chain_account_url: has a name or password in its URL")
+    assert line.startswith(
+        "inventory data of gpu-3: slot 1: chain_account_url: has a name or password in its URL"
+    )
     assert PASSWORD not in line
 
 
-def test_password_in_origin_is_refused_before_it_gets_to_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_password_in_origin_is_refused_before_it_gets_to_a_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """That is where a release comes from if the inventory names no repository."""
     monkeypatch.setattr(operator, "origin", lambda checkout, source: IN_URL)
     with pytest.raises(SettingsError) as refused:
@@ -75,7 +91,19 @@ def test_password_in_origin_is_refused_before_it_gets_to_a_host(monkeypatch: pyt
 
 
 def test_names_of_files_and_addresses_without_secrets_are_none() -> None:
-    for name in ("secrets/hub.token", "hf_token.txt", "hf_my_own_token", "/root/tskey", "keys/swarm.pem"):
+    for name in (
+        "secrets/hub.token",
+        "hf_token.txt",
+        "hf_my_own_token",
+        "/root/tskey",
+        "keys/swarm.pem",
+    ):
         assert not secret_files.is_secret(name)
-    for url in ("https://example.org/a@b", "git@example.org:x.git", "/srv/a@b", "http://10.0.0.1:3000", None):
+    for url in (
+        "https://example.org/a@b",
+        "git@example.org:x.git",
+        "/srv/a@b",
+        "http://10.0.0.1:3000",
+        None,
+    ):
         assert not secret_files.shows_password(url)

@@ -8,12 +8,19 @@ from deploys import services, units
 from deploys.services import COORDINATOR_SERVICES, Service
 from worker import settings
 
-by_service = pytest.mark.parametrize("service", COORDINATOR_SERVICES, ids=lambda service: service.name)
+by_service = pytest.mark.parametrize(
+    "service", COORDINATOR_SERVICES, ids=lambda service: service.name
+)
 
 
 def test_every_unit_template_belongs_to_a_record() -> None:
     found = {file.stem for file in units.TEMPLATES.glob("hivewright-*.j2")}
-    known = {services.WORKER_UNIT, services.ENROL_UNIT, services.GPU_UNIT, *services.COORDINATOR_UNITS}
+    known = {
+        services.WORKER_UNIT,
+        services.ENROL_UNIT,
+        services.GPU_UNIT,
+        *services.COORDINATOR_UNITS,
+    }
     assert found == known
 
 
@@ -46,6 +53,9 @@ def test_service_reads_own_settings_or_those_of_another_that_has_some() -> None:
 
 def test_unit_files_follow_the_kind_of_the_host() -> None:
     assert services.units_of(is_coordinator=False, is_worker=False) == []
-    assert services.units_of(is_coordinator=False, is_worker=True) == [services.WORKER_UNIT, services.ENROL_UNIT]
+    assert services.units_of(is_coordinator=False, is_worker=True) == [
+        services.WORKER_UNIT,
+        services.ENROL_UNIT,
+    ]
     both = services.units_of(is_coordinator=True, is_worker=True)
     assert set(both) == {services.WORKER_UNIT, services.ENROL_UNIT, *services.COORDINATOR_UNITS}

@@ -13,12 +13,16 @@ from worker.errors import SettingsError
 
 
 def cards(num: int) -> Gpus:
-    lines = [f"gpu {n}, GPU-{n}, NVIDIA GeForce RTX 4090, 24564, 8.9, 580.95.05" for n in range(num)]
+    lines = [
+        f"gpu {n}, GPU-{n}, NVIDIA GeForce RTX 4090, 24564, 8.9, 580.95.05" for n in range(num)
+    ]
     return gpus.parse([*lines, "cuda 13.0"] if num else [])
 
 
 def plan(**data: Any) -> HostPlan:
-    return validation.check([HostEntry("gpu-3", ("workers",), {"swarm_enabled": False, **data})])["gpu-3"]
+    return validation.check([HostEntry("gpu-3", ("workers",), {"swarm_enabled": False, **data})])[
+        "gpu-3"
+    ]
 
 
 def uuids(on: HostPlan) -> list[str | None]:
@@ -32,8 +36,16 @@ def test_auto_is_one_slot_for_each_gpu_with_places_of_its_own() -> None:
         f"[Service]\nEnvironment=CUDA_VISIBLE_DEVICES=GPU-{n}\n" for n in range(8)
     ]
     assert [slot.settings.swarm.port for slot in slots] == list(range(38000, 38008))
-    assert len({slot.settings.node.state_dir for slot in slots} | {slot.settings.node.name for slot in slots}) == 16
-    assert [slot.settings for slot in slots] == [slot.settings for slot in plan(slots=8, swarm_port=38000).slots]
+    assert (
+        len(
+            {slot.settings.node.state_dir for slot in slots}
+            | {slot.settings.node.name for slot in slots}
+        )
+        == 16
+    )
+    assert [slot.settings for slot in slots] == [
+        slot.settings for slot in plan(slots=8, swarm_port=38000).slots
+    ]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +55,11 @@ def test_auto_is_one_slot_for_each_gpu_with_places_of_its_own() -> None:
         ({"slots": "auto", "model_device": "cpu"}, 4, [None]),
         ({"slots": 2}, 0, [None, None]),
         ({"slots": 2}, 4, ["GPU-0", "GPU-1"]),
-        ({"slots": [{}, {"gpu": 0}, {"model_device": "cpu"}, {}]}, 4, ["GPU-1", "GPU-0", None, "GPU-2"]),
+        (
+            {"slots": [{}, {"gpu": 0}, {"model_device": "cpu"}, {}]},
+            4,
+            ["GPU-1", "GPU-0", None, "GPU-2"],
+        ),
         ({"slots": [{"gpu": 1}, {"gpu": 1}]}, 2, ["GPU-1", "GPU-1"]),
         ({"slots": [{"model_device": "cuda:0"}, {}]}, 2, [None, "GPU-1"]),
     ],
@@ -60,14 +76,19 @@ def test_slots_get_the_gpus_that_they_name_or_the_next(
         (
             {"slots": 4},
             2,
-            "slots: no GPU is left for slot 2, 3; the host has 2 GPUs, numbered from 0: take fewer slots (or auto), "
-            "give those that share one the same gpu, or model_device cpu",
+            (
+                "slots: no GPU is left for slot 2, 3; the host has 2 GPUs, numbered from 0: take"
+                " fewer slots (or auto), give those that share one the same gpu, or"
+                " model_device cpu"
+            ),
         ),
         (
             {"slots": [{"gpu": 2}, {"model_device": "cuda:7"}]},
             2,
-            "slot 0: gpu: got 2; the host has 2 GPUs, numbered from 0\n"
-            "slot 1: model_device: got 'cuda:7'; the host has 2 GPUs, numbered from 0",
+            (
+                "slot 0: gpu: got 2; the host has 2 GPUs, numbered from 0\n"
+                "slot 1: model_device: got 'cuda:7'; the host has 2 GPUs, numbered from 0"
+            ),
         ),
         (
             {"slots": "auto", "swarm_port": 65535},
@@ -77,8 +98,10 @@ def test_slots_get_the_gpus_that_they_name_or_the_next(
         (
             {"slots": "auto", "swarm_announce": ["/ip4/192.0.2.1/tcp/1"]},
             2,
-            "slot 1: swarm_announce: /ip4/192.0.2.1/tcp/1 is that of slot 0 too; give each its own in a list of slots, "
-            "or set swarm_announce_interface",
+            (
+                "slot 1: swarm_announce: /ip4/192.0.2.1/tcp/1 is that of slot 0 too; give each its"
+                " own in a list of slots, or set swarm_announce_interface"
+            ),
         ),
         (
             {"slots": 1, "model_device": "cuda"},
@@ -87,7 +110,9 @@ def test_slots_get_the_gpus_that_they_name_or_the_next(
         ),
     ],
 )
-def test_slots_that_the_host_can_not_have_are_refused(data: dict[str, Any], num_cards: int, message: str) -> None:
+def test_slots_that_the_host_can_not_have_are_refused(
+    data: dict[str, Any], num_cards: int, message: str
+) -> None:
     with pytest.raises(SettingsError) as refused:
         plan(**data).on(cards(num_cards))
     assert str(refused.value) == message
@@ -95,7 +120,10 @@ def test_slots_that_the_host_can_not_have_are_refused(data: dict[str, Any], num_
 
 def test_broken_driver_is_no_host_without_gpus() -> None:
     broken = gpus.parse(["problem Failed to initialize NVML: Driver/library version mismatch"])
-    with pytest.raises(SettingsError, match=r"nvidia-smi says: Failed to initialize NVML.*or set model_device to cpu"):
+    with pytest.raises(
+        SettingsError,
+        match=r"nvidia-smi says: Failed to initialize NVML.*or set model_device to cpu",
+    ):
         plan(slots="auto").on(broken)
     assert uuids(plan(slots="auto", model_device="cpu").on(broken)) == [None]
 
@@ -111,7 +139,10 @@ def test_token_for_the_hub_is_roots_and_only_its_slot_gets_a_copy(tmp_path: Path
     data = {"hub_repo": "me", "hub_token_file": str(tmp_path / "token")}
     for slots in (plan(slots=2, **data).slots, plan(slots="auto", **data).on(cards(2)).slots):
         for number, slot in enumerate(slots):
-            assert f"LoadCredential=hub.token:/etc/hivewright/worker-{number}.hub.token\n" in slot.unit_settings()
+            assert (
+                f"LoadCredential=hub.token:/etc/hivewright/worker-{number}.hub.token\n"
+                in slot.unit_settings()
+            )
             place = f"/run/credentials/hivewright-worker@{number}.service/hub.token"
             assert str(slot.settings.hub.token_file) == place
             assert "hf_example" not in slot.unit_settings() + repr(slot)
@@ -120,7 +151,9 @@ def test_token_for_the_hub_is_roots_and_only_its_slot_gets_a_copy(tmp_path: Path
     assert own.hub_token == tmp_path / "token"
 
 
-def test_token_for_the_model_is_in_no_workers_settings_and_in_no_workers_unit(tmp_path: Path) -> None:
+def test_token_for_the_model_is_in_no_workers_settings_and_in_no_workers_unit(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "token").write_text("hf_example\n")
     data = {"model_name": "owner/gated", "model_token_file": str(tmp_path / "token")}
     own = {"model_token_file": str(tmp_path / "token")}

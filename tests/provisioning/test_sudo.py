@@ -1,4 +1,5 @@
-"""The key that names a password for sudo, and sudo's own words (test_lab_sudo_password.py has real hosts)."""
+"""The key that names a password for sudo, and sudo's own words (test_lab_sudo_password.py has real
+hosts)."""
 
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,18 @@ from deploys.pyinfra_ext import sudo
         ({"_sudo": True, "_sudo_password_file": "FILE"}, None),
         ({"_sudo": True}, None),
         ({"_sudo": True, "_sudo_password": "hunter2"}, None),
-        ({"_sudo_password_file": "FILE"}, "_sudo_password_file: is set and _sudo is not; set _sudo to True"),
+        (
+            {"_sudo_password_file": "FILE"},
+            "_sudo_password_file: is set and _sudo is not; set _sudo to True",
+        ),
         (
             {"_sudo": True, "_sudo_password_file": 5},
             "_sudo_password_file: got a value of type int; expected a file on this side",
         ),
-        ({"_sudo": True, "_sudo_password_file": "/nowhere"}, "_sudo_password_file: /nowhere: No such file"),
+        (
+            {"_sudo": True, "_sudo_password_file": "/nowhere"},
+            "_sudo_password_file: /nowhere: No such file",
+        ),
         (
             {"_sudo": True, "_sudo_password_file": "FILE", "_sudo_password": "hunter2"},
             "_sudo_password_file: is set, and _sudo_password too; expected one of them",
@@ -30,7 +37,9 @@ def test_what_is_wrong_with_the_key_is_one_line_without_the_password(
     data: dict[str, Any], message: str | None, tmp_path: Path
 ) -> None:
     (tmp_path / "password").write_text("two words\n")
-    data = {key: str(tmp_path / "password") if value == "FILE" else value for key, value in data.items()}
+    data = {
+        key: str(tmp_path / "password") if value == "FILE" else value for key, value in data.items()
+    }
     said = list(sudo.mistakes(data))
     assert len(said) == (message is not None)
     assert not said or said[0].startswith(str(message))

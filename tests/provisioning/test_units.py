@@ -44,7 +44,9 @@ def test_every_service_is_unprivileged_and_confined(unit: str) -> None:
         "KillMode": "mixed",
     }
     if unit == ENROL_UNIT:
-        expected = {key: expected[key] for key in expected if not key.startswith(("Restart", "Kill"))}
+        expected = {
+            key: expected[key] for key in expected if not key.startswith(("Restart", "Kill"))
+        }
     assert {key: service[key] for key in expected} == expected
     assert service["StateDirectory"].startswith("hivewright/")
 
@@ -73,7 +75,9 @@ def test_service_sees_no_folder_of_another_but_what_it_reads_there(unit: str) ->
     contract = "-%S/hivewright/chain/rpc -%S/hivewright/keeper/deployment.json"
     shown = f"{contract} -%S/hivewright/keeper/audit"
     reads = {"account": contract, "dashboard": shown, "keeper": of_chain, "contract": of_chain}
-    assert service.get("BindReadOnlyPaths") == reads.get(unit.removeprefix("hivewright-").removesuffix(".service"))
+    assert service.get("BindReadOnlyPaths") == reads.get(
+        unit.removeprefix("hivewright-").removesuffix(".service")
+    )
     assert service["PrivateUsers"] == "yes"
     is_chain = unit == "hivewright-chain.service"
     assert service.get("PrivateNetwork") == ("yes" if is_chain else None)
@@ -85,7 +89,9 @@ def test_only_those_who_need_the_enrolment_token_get_a_copy() -> None:
     for unit in UNITS:
         text = units.render(unit, DEBIAN_12, 900)
         needs_it = unit in (ENROL_UNIT, "hivewright-account.service")
-        assert ("LoadCredential=enrolment.token:/etc/hivewright/enrolment.token\n" in text) == needs_it
+        assert (
+            "LoadCredential=enrolment.token:/etc/hivewright/enrolment.token\n" in text
+        ) == needs_it
         assert "PrivateDevices=yes" in text or "DevicePolicy=closed" in text
 
 
@@ -93,8 +99,11 @@ def test_worker_is_watched() -> None:
     assert parse(units.render(WORKER_UNIT, DEBIAN_12, 77))["Service"]["WatchdogSec"] == "77"
 
 
-def slept_before_a_start(folder: Path, num_restarts: int, entered: int = 0, left: int = 0, now: int = 0) -> list[str]:
-    """Run the unit's own command before a start, with stand-ins for systemctl and sleep: see `said`.
+def slept_before_a_start(
+    folder: Path, num_restarts: int, entered: int = 0, left: int = 0, now: int = 0
+) -> list[str]:
+    """Run the unit's own command before a start, with stand-ins for systemctl and sleep: see
+    `said`.
 
     Seconds since boot: when it was up last, when it ended, when this start began.
     """
@@ -122,13 +131,18 @@ def test_service_is_started_again_forever_with_growing_pauses(tmp_path: Path) ->
     assert slept == [["0"], ["15"], ["45"], ["105"], ["225"], ["225"], ["225"]]
     # Each within TimeoutStartSec, which the command of a start has for itself.
     timeouts = {
-        parse(units.render(unit, DEBIAN_12, 900))["Service"]["TimeoutStartSec"] for unit in UNITS if unit != ENROL_UNIT
+        parse(units.render(unit, DEBIAN_12, 900))["Service"]["TimeoutStartSec"]
+        for unit in UNITS
+        if unit != ENROL_UNIT
     }
     assert timeouts == {"300"}
 
 
 def test_service_that_was_well_starts_at_once_and_its_count_begins_again(tmp_path: Path) -> None:
-    assert slept_before_a_start(tmp_path, 8, entered=100, left=100 + 1800, now=1903) == ["reset-failed", "0"]
+    assert slept_before_a_start(tmp_path, 8, entered=100, left=100 + 1800, now=1903) == [
+        "reset-failed",
+        "0",
+    ]
     # It ran for too short a time; or that was long ago, and what failed since never came up.
     assert slept_before_a_start(tmp_path, 8, entered=100, left=100 + 1799, now=1902) == ["225"]
     assert slept_before_a_start(tmp_path, 8, entered=100, left=100 + 1800, now=2100) == ["225"]
@@ -143,12 +157,19 @@ def test_command_is_not_that_of_the_folder_where_somebody_stands(tmp_path: Path)
     (current / "environment/bin/python").symlink_to(sys.executable)
     command = system.WRAPPER.replace(str(CURRENT), str(current)).splitlines()[-1]
     done = subprocess.run(
-        ["sh", "-c", command], cwd=tmp_path / "evil", capture_output=True, text=True, timeout=60, check=True
+        ["sh", "-c", command],
+        cwd=tmp_path / "evil",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert done.stdout == "ours\n"
 
 
-def test_drop_in_of_somebody_else_stays_when_ours_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drop_in_of_somebody_else_stays_when_ours_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Such as the one that gives a slot the password of its wallet."""
     monkeypatch.setattr(units, "UNITS", tmp_path)
     folders = [tmp_path / f"hivewright-worker@{number}.service.d" for number in (0, 1)]
@@ -164,18 +185,30 @@ def test_drop_in_of_somebody_else_stays_when_ours_goes(tmp_path: Path, monkeypat
 
 
 def test_uninstall_takes_our_units_and_drop_ins_and_no_others(tmp_path: Path) -> None:
-    ours = ("hivewright-worker@.service", "hivewright-chain.service", f"hivewright-worker@0.service.d/{units.DROP_IN}")
-    theirs = ("hivewright-worker@0.service.d/wallet.conf", "ssh.service", "ssh.service.d/hivewright.conf")
+    ours = (
+        "hivewright-worker@.service",
+        "hivewright-chain.service",
+        f"hivewright-worker@0.service.d/{units.DROP_IN}",
+    )
+    theirs = (
+        "hivewright-worker@0.service.d/wallet.conf",
+        "ssh.service",
+        "ssh.service.d/hivewright.conf",
+    )
     for name in (*ours, *theirs, f"hivewright-worker@1.service.d/{units.DROP_IN}"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     script = units.REMOVE_OURS.replace(str(paths.UNITS), str(tmp_path))
     subprocess.run(["sh", "-euc", script], timeout=10, check=True)
-    assert {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()} == set(theirs)
+    assert {
+        str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()
+    } == set(theirs)
     assert not (tmp_path / "hivewright-worker@1.service.d").exists()
 
 
-def test_doctor_looks_within_the_limits_of_the_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_looks_within_the_limits_of_the_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a stand-in for systemd-run, which says what it is to run with."""
     monkeypatch.setattr(paths, "UNITS", tmp_path)
     data = {"slots": 1, "swarm_enabled": False, "slot_memory_gb": 4.0, "slot_cpus": 2.0}
@@ -183,21 +216,37 @@ def test_doctor_looks_within_the_limits_of_the_slot(tmp_path: Path, monkeypatch:
     folder = tmp_path / f"{slot.unit}.d"
     folder.mkdir()
     (folder / units.DROP_IN).write_text(slot.unit_settings())
-    (folder / "proxy.conf").write_text('[Service]\nEnvironment="HTTPS_PROXY=http://p:1" "NO_PROXY=a b"\nNice=5\n')
+    (folder / "proxy.conf").write_text(
+        '[Service]\nEnvironment="HTTPS_PROXY=http://p:1" "NO_PROXY=a b"\nNice=5\n'
+    )
     (tmp_path / "systemd-run").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 4\n')
     (tmp_path / "systemd-run").chmod(0o755)
     own = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     script = worker.examine_script(slot)
-    done = subprocess.run(["sh", "-euc", script], env=own, capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run(
+        ["sh", "-euc", script], env=own, capture_output=True, text=True, timeout=10, check=False
+    )
     assert done.returncode == 4
     said = done.stdout.splitlines()
-    properties = ["MemoryMax=4000000000", "CPUQuota=200%", 'Environment="HTTPS_PROXY=http://p:1" "NO_PROXY=a b"']
+    properties = [
+        "MemoryMax=4000000000",
+        "CPUQuota=200%",
+        'Environment="HTTPS_PROXY=http://p:1" "NO_PROXY=a b"',
+    ]
     walls = [
-        "TemporaryFileSystem=/var/lib/hivewright:ro /var/cache/hivewright:ro /var/log/hivewright:ro",
+        (
+            "TemporaryFileSystem=/var/lib/hivewright:ro /var/cache/hivewright:ro"
+            " /var/log/hivewright:ro"
+        ),
         "BindPaths=/var/lib/hivewright/worker-0 /var/cache/hivewright/worker-0",
         "PrivateUsers=yes",
     ]
-    for each in ("User=hivewright", "Environment=HOME=/var/cache/hivewright/worker-0", *walls, *properties):
+    for each in (
+        "User=hivewright",
+        "Environment=HOME=/var/cache/hivewright/worker-0",
+        *walls,
+        *properties,
+    ):
         assert f"--property={each}" in said
     assert "--property=Nice=5" not in said
     assert said[-3:] == ["doctor", "--settings", "/etc/hivewright/worker-0.yaml"]
@@ -211,14 +260,20 @@ def test_model_is_fetched_by_somebody_who_sees_nothing_of_the_slots_but_which_it
     slots = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
     for slot in slots:
         assert slot.settings.model.shared_dir == MODELS
-        # Beside the slot's own folders; without the - a host of another release has none yet, and would not start.
+        # Beside the slot's own folders; without the - a host of another release has none yet, and
+        # would not start.
         assert f"BindReadOnlyPaths=-{MODELS}" in slot.unit_settings().splitlines()
         assert f"BindPaths={MODELS}" not in slot.unit_settings()
     (tmp_path / "systemd-run").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "systemd-run").chmod(0o755)
     own = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["sh", "-euc", worker.fetch_script(slots[1])], env=own, capture_output=True, text=True, timeout=10, check=True
+        ["sh", "-euc", worker.fetch_script(slots[1])],
+        env=own,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
     )
     said = done.stdout.splitlines()
     for each in (
@@ -243,18 +298,27 @@ def test_token_for_the_model_goes_to_the_unit_that_fetches_and_nothing_of_it_sta
     assert credential is not None
     script = script.replace(credential[1], str(tmp_path / "credential"))
     (tmp_path / "systemd-run").write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$@"; stat --format=%a {tmp_path}/credential; cat {tmp_path}/credential\n'
+        f'#!/bin/sh\nprintf "%s\\n" "$@"; stat --format=%a {tmp_path}/credential; cat'
+        f" {tmp_path}/credential\n"
     )
     (tmp_path / "systemd-run").chmod(0o755)
     own = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     token = base64.b64encode(b"hf_example\n").decode()
     done = subprocess.run(
-        ["sh", "-euc", script], env=own, input=token, capture_output=True, text=True, timeout=10, check=True
+        ["sh", "-euc", script],
+        env=own,
+        input=token,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
     )
     said = done.stdout.splitlines()
     assert said[-2:] == ["600", "hf_example"]
     assert said[-5:-3] == ["/bin/sh", "-c"]
-    assert said[-3].startswith("exec /opt/hivewright/current/environment/bin/python -B -m worker fetch --settings ")
+    assert said[-3].startswith(
+        "exec /opt/hivewright/current/environment/bin/python -B -m worker fetch --settings "
+    )
     assert said[-3].endswith('worker-0.yaml --token-file "$CREDENTIALS_DIRECTORY/model.token"')
     assert not (tmp_path / "credential").exists()
     assert "hf_example" not in script
@@ -273,7 +337,9 @@ def test_settings_file_reads_back_to_the_same_settings(tmp_path: Path) -> None:
         "slots": 1,
         "trainer_learning_rate": 1e-06,
         "chain_contract": "0x" + "00" * 20,
-        "swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"],
+        "swarm_bootnodes": [
+            "/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+        ],
     }
     slot = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots[0]
     file = tmp_path / "worker-0.yaml"
@@ -289,7 +355,9 @@ def test_digest_changes_with_each_part_and_with_where_parts_end() -> None:
 
 def test_worker_s_unit_writes_down_that_the_kernel_ended_it_for_its_memory() -> None:
     stop = parse(units.render(WORKER_UNIT, DEBIAN_12, 900))["Service"]["ExecStopPost"]
-    assert stop.endswith("'test \"$$SERVICE_RESULT\" != oom-kill || touch %S/hivewright/worker-%i/memory-killed'")
+    assert stop.endswith(
+        "'test \"$$SERVICE_RESULT\" != oom-kill || touch %S/hivewright/worker-%i/memory-killed'"
+    )
 
 
 def test_device_files_of_the_driver_are_made_before_workers_and_outside_their_walls() -> None:
@@ -301,4 +369,6 @@ def test_device_files_of_the_driver_are_made_before_workers_and_outside_their_wa
     own = parse(text)
     assert own["Unit"]["ConditionPathExists"] == "!/dev/nvidia-uvm"
     assert own["Service"]["ExecStart"] == "/bin/sh -c 'exec nvidia-modprobe -u -c 0'"
-    assert not [key for key in own["Service"] if key.startswith(("Device", "User", "Capab", "Private"))]
+    assert not [
+        key for key in own["Service"] if key.startswith(("Device", "User", "Capab", "Private"))
+    ]

@@ -1,4 +1,5 @@
-"""Validation of inventories: each mistake with its exact message, and what follows from right data."""
+"""Validation of inventories: each mistake with its exact message, and what follows from right
+data."""
 
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from worker.settings import Environment
 from worker.swarm import identity
 
 MAY_BE = "auto, a count of at least 1, or a list with a dict of settings for each"
-NOT_THERE = "/nowhere/token: No such file or directory; expected a file on this side with one word, a Hugging Face"
+NOT_THERE = (
+    "/nowhere/token: No such file or directory; expected a file on this side with one word, a"
+    " Hugging Face"
+)
 NO_MODEL = (
-    "neither a folder nor a Hugging Face name (owner/model); expected such a name, a folder's whole path, "
-    "hivewright/tiny or auto"
+    "neither a folder nor a Hugging Face name (owner/model); expected such a name, a folder's whole"
+    " path, hivewright/tiny or auto"
 )
 PYINFRA_KEYS = ("ssh_hostname", "ssh_port", "ssh_user", "_sudo", "_timeout")
 
@@ -45,36 +49,63 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
     [
         (
             [worker(trainer_groupsize=4)],
-            "inventory data of gpu-3: trainer_groupsize: not a known key; docs/configuration.md lists all keys",
+            (
+                "inventory data of gpu-3: trainer_groupsize: not a known key; docs/configuration.md"
+                " lists all keys"
+            ),
         ),
         (
             [worker(trainer_learningrate=4)],
-            "inventory data of gpu-3: trainer_learningrate: not a known key; did you mean trainer_learning_rate?",
+            (
+                "inventory data of gpu-3: trainer_learningrate: not a known key; did you mean"
+                " trainer_learning_rate?"
+            ),
         ),
         ([worker(slot=2)], "inventory data of gpu-3: slot: not a known key; did you mean slots?"),
-        ([worker(ssh_usr="root")], "inventory data of gpu-3: ssh_usr: not a known key; did you mean ssh_user?"),
-        ([worker(relase_ref="v1")], "inventory data of gpu-3: relase_ref: not a known key; did you mean release_ref?"),
+        (
+            [worker(ssh_usr="root")],
+            "inventory data of gpu-3: ssh_usr: not a known key; did you mean ssh_user?",
+        ),
+        (
+            [worker(relase_ref="v1")],
+            "inventory data of gpu-3: relase_ref: not a known key; did you mean release_ref?",
+        ),
         (
             [worker(trainer_learning_rate="1e-5")],
-            "inventory data of gpu-3: trainer_learning_rate: got '1e-5'; expected a number; write it without quotes",
+            (
+                "inventory data of gpu-3: trainer_learning_rate: got '1e-5'; expected a number;"
+                " write it without quotes"
+            ),
         ),
         (
             [worker(keeper_min_pers=2)],
-            "inventory data of gpu-3: keeper_min_pers: not a known key; did you mean keeper_min_peers?",
+            (
+                "inventory data of gpu-3: keeper_min_pers: not a known key; did you mean"
+                " keeper_min_peers?"
+            ),
         ),
         (
             [worker(release_source="wheelhose")],
-            "inventory data of gpu-3: release_source: got 'wheelhose'; expected 'repository' or 'wheelhouse'",
+            (
+                "inventory data of gpu-3: release_source: got 'wheelhose'; expected 'repository' or"
+                " 'wheelhouse'"
+            ),
         ),
         (
             [worker(release_repository="https://me:hunter2@git.example.org/x.git")],
-            "inventory data of gpu-3: release_repository: has a name or password in its URL, which every user of a host"
-            " could see; take it out, give it to git's credential helper here, and set release_source to wheelhouse",
+            (
+                "inventory data of gpu-3: release_repository: has a name or password in its URL,"
+                " which every user of a host could see; take it out, give it to git's credential"
+                " helper here, and set release_source to wheelhouse"
+            ),
         ),
         (
             [worker(torch_index="https://token@pypi.example.org/simple")],
-            "inventory data of gpu-3: torch_index: has a name or password in its URL, which every user of a host could "
-            "see; take it out, and name the index in pip's own configuration, with torch_index: pip",
+            (
+                "inventory data of gpu-3: torch_index: has a name or password in its URL, which"
+                " every user of a host could see; take it out, and name the index in pip's own"
+                " configuration, with torch_index: pip"
+            ),
         ),
         (
             [worker(hub_repo="me", hub_token_file="/nowhere/token")],
@@ -92,16 +123,31 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
             [worker(slots=[{}, {"hub_repo": "me", "hub_token_file": "/nowhere/token"}])],
             f"inventory data of gpu-3: slot 1: hub_token_file: {NOT_THERE} token that may write",
         ),
-        ([worker(slots=[{}] * 300)], "inventory data of gpu-3: slots: got 300; expected at most 256 on one host"),
-        ([worker(slots=[{"node_name": "x"}, 7])], f"inventory data of gpu-3: slots: got 7; expected {MAY_BE}"),
-        ([worker(slots=10**6)], "inventory data of gpu-3: slots: got 1000000; expected at most 256 on one host"),
+        (
+            [worker(slots=[{}] * 300)],
+            "inventory data of gpu-3: slots: got 300; expected at most 256 on one host",
+        ),
+        (
+            [worker(slots=[{"node_name": "x"}, 7])],
+            f"inventory data of gpu-3: slots: got 7; expected {MAY_BE}",
+        ),
+        (
+            [worker(slots=10**6)],
+            "inventory data of gpu-3: slots: got 1000000; expected at most 256 on one host",
+        ),
         (
             [worker(torch_index="cpu")],
-            "inventory data of gpu-3: torch_index: got 'cpu'; expected pip, or a URL of an index (https://, http:// or file://)",
+            (
+                "inventory data of gpu-3: torch_index: got 'cpu'; expected pip, or a URL of an"
+                " index (https://, http:// or file://)"
+            ),
         ),
         (
             [worker(secrets_dir="")],
-            "inventory data of gpu-3: secrets_dir: got ''; expected String should have at least 1 character",
+            (
+                "inventory data of gpu-3: secrets_dir: got ''; expected String should have at least"
+                " 1 character"
+            ),
         ),
         (
             [worker(slot_memory_gb=float("inf"))],
@@ -110,32 +156,45 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         (
             [
                 worker(
-                    slot_memory_gb=1e-12, watchdog_seconds=10**30, slots=[{"slot_memory_gb": 1e300, "slot_cpus": 1e300}]
+                    slot_memory_gb=1e-12,
+                    watchdog_seconds=10**30,
+                    slots=[{"slot_memory_gb": 1e300, "slot_cpus": 1e300}],
                 )
             ],
-            "inventory data of gpu-3: slot_memory_gb: got 1e-12; expected greater than or equal to 0.1\n"
-            f"inventory data of gpu-3: watchdog_seconds: got {10**30}; expected less than or equal to 2592000\n"
-            "inventory data of gpu-3: slot 0: slot_memory_gb: got 1e+300; expected less than or equal to 1000000\n"
-            "inventory data of gpu-3: slot 0: slot_cpus: got 1e+300; expected less than or equal to 10000",
+            (
+                "inventory data of gpu-3: slot_memory_gb: got 1e-12; expected greater than or"
+                f" equal to 0.1\ninventory data of gpu-3: watchdog_seconds: got {10**30}; expected"
+                " less than or equal to 2592000\ninventory data of gpu-3: slot 0: slot_memory_gb:"
+                " got 1e+300; expected less than or equal to 1000000\ninventory data of gpu-3:"
+                " slot 0: slot_cpus: got 1e+300; expected less than or equal to 10000"
+            ),
         ),
         (
             [HostEntry("gpu-3", ("workers",), {1: 2, "slots": [{}, {None: 1}]}, ())],  # type: ignore[dict-item]
-            "inventory data of gpu-3: 1: not text; expected the name of a key\n"
-            "inventory data of gpu-3: slot 1: None: not text; expected the name of a key",
+            (
+                "inventory data of gpu-3: 1: not text; expected the name of a key\n"
+                "inventory data of gpu-3: slot 1: None: not text; expected the name of a key"
+            ),
         ),
         (
             [
                 worker(release_ref="a\0b", slots=[{"identity": "/x\0y"}]),
                 worker("gpu-4", hub_token_file="\0", environment_families=[{"name": "\ud800"}]),
             ],
-            "inventory data of gpu-3: slot 0: identity: has a zero byte, or half a character; expected text\n"
-            "inventory data of gpu-3: release_ref: has a zero byte, or half a character; expected text\n"
-            "inventory data of gpu-4: hub_token_file: has a zero byte, or half a character; expected text\n"
-            "inventory data of gpu-4: environment_families: name: has a zero byte, or half a character; expected text",
+            (
+                "inventory data of gpu-3: slot 0: identity: has a zero byte, or half a character;"
+                " expected text\ninventory data of gpu-3: release_ref: has a zero byte, or half a"
+                " character; expected text\ninventory data of gpu-4: hub_token_file: has a zero"
+                " byte, or half a character; expected text\ninventory data of gpu-4:"
+                " environment_families: name: has a zero byte, or half a character; expected text"
+            ),
         ),
         (
             [worker(torch_index="https://[x")],
-            "inventory data of gpu-3: torch_index: not a URL; expected one such as https://git.example.org/hivewright.git",
+            (
+                "inventory data of gpu-3: torch_index: not a URL; expected one such as"
+                " https://git.example.org/hivewright.git"
+            ),
         ),
         ([worker(release_ref=1.1)], "inventory data of gpu-3: release_ref: got 1.1; expected text"),
         (
@@ -160,39 +219,62 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [hub(slots=2)],
-            "inventory data of hub: slots: got 2, but not in workers; put the host there, or leave slots out",
+            (
+                "inventory data of hub: slots: got 2, but not in workers; put the host there, or"
+                " leave slots out"
+            ),
         ),
         (
             [entry("gpu-3", ("wokers",), slots=1)],
-            "inventory data of gpu-3: in no group that gets anything; put the host into workers or coordinators\n"
-            "inventory data of gpu-3: slots: got 1, but not in workers; put the host there, or leave slots out",
+            (
+                "inventory data of gpu-3: in no group that gets anything; put the host into workers"
+                " or coordinators\ninventory data of gpu-3: slots: got 1, but not in workers; put"
+                " the host there, or leave slots out"
+            ),
         ),
         (
             [worker(slots=[{}, {"model_devise": "cuda:1"}])],
-            "inventory data of gpu-3: slot 1: model_devise: not a known key; did you mean model_device?",
+            (
+                "inventory data of gpu-3: slot 1: model_devise: not a known key; did you mean"
+                " model_device?"
+            ),
         ),
         (
             [worker(slots=[{"node_state_dir": "/data"}])],
-            "inventory data of gpu-3: slot 0: node_state_dir: set by the deploy for each role and slot; leave it out",
+            (
+                "inventory data of gpu-3: slot 0: node_state_dir: set by the deploy for each role"
+                " and slot; leave it out"
+            ),
         ),
         (
             [worker(node_state_dir="/data")],
-            "inventory data of gpu-3: node_state_dir: set by the deploy for each role and slot; leave it out",
+            (
+                "inventory data of gpu-3: node_state_dir: set by the deploy for each role and slot;"
+                " leave it out"
+            ),
         ),
         (
             [worker(slots=[{}, {"swarm_port": 38000}], swarm_port=38000)],
-            "inventory data of gpu-3: slot 1: swarm_port: 38000 is that of slot 0 too; give each its own, or 0",
+            (
+                "inventory data of gpu-3: slot 1: swarm_port: 38000 is that of slot 0 too; give"
+                " each its own, or 0"
+            ),
         ),
         (
             [worker(slots=2, swarm_port=65535)],
-            "inventory data of gpu-3: slot 1: swarm_port: got 65536; expected less than or equal to 65535",
+            (
+                "inventory data of gpu-3: slot 1: swarm_port: got 65536; expected less than or"
+                " equal to 65535"
+            ),
         ),
         (
             [worker(slots=[{"gpu": -1}, {"gpu": 0, "model_device": "cpu"}, {"slot_cpus": 0}])],
-            "inventory data of gpu-3: slot 0: gpu: got -1; expected the number of a GPU, "
-            "such as 1, or of a MIG slice, such as '1:0'\n"
-            "inventory data of gpu-3: slot 1: gpu: got 0, and model_device 'cpu'; expected one of them\n"
-            "inventory data of gpu-3: slot 2: slot_cpus: got 0; expected greater than or equal to 0.01",
+            (
+                "inventory data of gpu-3: slot 0: gpu: got -1; expected the number of a GPU, such"
+                " as 1, or of a MIG slice, such as '1:0'\ninventory data of gpu-3: slot 1: gpu: got"
+                " 0, and model_device 'cpu'; expected one of them\ninventory data of gpu-3: slot 2:"
+                " slot_cpus: got 0; expected greater than or equal to 0.01"
+            ),
         ),
         (
             [worker(slot_memory_gb="8", slots=[{}, {"slot_cpus": 2.0}])],
@@ -200,8 +282,10 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker(slots=[{"identity": "/nowhere/swarm.pem"}])],
-            "inventory data of gpu-3: slot 0: identity: /nowhere/swarm.pem: No such file or directory; expected the "
-            "path of a swarm.pem",
+            (
+                "inventory data of gpu-3: slot 0: identity: /nowhere/swarm.pem: No such file or"
+                " directory; expected the path of a swarm.pem"
+            ),
         ),
         (
             [worker(slots=[{"identity": 7}])],
@@ -209,29 +293,52 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker(slots=[{"identity": "README.md"}])],
-            "inventory data of gpu-3: slot 0: identity: README.md: no libp2p RSA key; expected the path of a swarm.pem",
+            (
+                "inventory data of gpu-3: slot 0: identity: README.md: no libp2p RSA key; expected"
+                " the path of a swarm.pem"
+            ),
         ),
         (
-            [worker(trainer_epsilon="a", model_nam="x", slots=[{"model_dvice": "cpu"}, {"trainer_epsilon": 0}])],
-            "inventory data of gpu-3: model_nam: not a known key; did you mean model_name?\n"
-            "inventory data of gpu-3: trainer_epsilon: got 'a'; expected a number\n"
-            "inventory data of gpu-3: slot 0: model_dvice: not a known key; did you mean model_device?\n"
-            "inventory data of gpu-3: slot 1: trainer_epsilon: got 0; expected greater than 0",
+            [
+                worker(
+                    trainer_epsilon="a",
+                    model_nam="x",
+                    slots=[{"model_dvice": "cpu"}, {"trainer_epsilon": 0}],
+                )
+            ],
+            (
+                "inventory data of gpu-3: model_nam: not a known key; did you mean"
+                " model_name?\ninventory data of gpu-3: trainer_epsilon: got 'a'; expected a"
+                " number\ninventory data of gpu-3: slot 0: model_dvice: not a known key; did you"
+                " mean model_device?\ninventory data of gpu-3: slot 1: trainer_epsilon: got 0;"
+                " expected greater than 0"
+            ),
         ),
         (
             [worker("gpu-1", swarm_enabled=True), worker("gpu-2", swarm_enabled=True, slots=2)],
-            "inventory data of gpu-1, gpu-2: no swarm to join; put a host into coordinators, or set chain_account_url "
-            "to a swarm's account service, or swarm_bootnodes to peers of one (swarm_enabled False: train alone, on "
-            "purpose)",
+            (
+                "inventory data of gpu-1, gpu-2: no swarm to join; put a host into coordinators, or"
+                " set chain_account_url to a swarm's account service, or swarm_bootnodes to peers"
+                " of one (swarm_enabled False: train alone, on purpose)"
+            ),
         ),
         (
-            [worker("gpu-1", ssh_hostname="192.0.2.1"), worker("gpu-2", ssh_hostname="192.0.2.1"), worker("192.0.2.1")],
-            "inventory data of gpu-2, 192.0.2.1: ssh_hostname: 192.0.2.1, port 22, is that of gpu-1 too; expected "
-            "another for each host",
+            [
+                worker("gpu-1", ssh_hostname="192.0.2.1"),
+                worker("gpu-2", ssh_hostname="192.0.2.1"),
+                worker("192.0.2.1"),
+            ],
+            (
+                "inventory data of gpu-2, 192.0.2.1: ssh_hostname: 192.0.2.1, port 22, is that of"
+                " gpu-1 too; expected another for each host"
+            ),
         ),
         (
             [worker("gpu-1", secrets_dir="a"), worker("gpu-2", secrets_dir="b")],
-            "inventory data of gpu-1, gpu-2: secrets_dir: got 'a', 'b' on different hosts; expected one for all",
+            (
+                "inventory data of gpu-1, gpu-2: secrets_dir: got 'a', 'b' on different hosts;"
+                " expected one for all"
+            ),
         ),
         (
             [worker("gpu-1", secrets_dir="a", release_ref=1), worker("gpu-2", secrets_dir="a")],
@@ -239,47 +346,79 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [worker("gpu-1", tailscale_hostname="gpu"), worker("gpu-2", tailscale_hostname="gpu")],
-            "inventory data of gpu-2: tailscale_hostname: gpu is that of gpu-1 too; expected another for each host",
+            (
+                "inventory data of gpu-2: tailscale_hostname: gpu is that of gpu-1 too; expected"
+                " another for each host"
+            ),
         ),
         (
-            [worker(name, wireguard=True, wireguard_endpoint="vpn.example.org") for name in ("gpu-1", "gpu-2")],
-            "inventory data of gpu-2: wireguard_endpoint: vpn.example.org:51820 is that of gpu-1 too; expected another "
-            "for each host",
+            [
+                worker(name, wireguard=True, wireguard_endpoint="vpn.example.org")
+                for name in ("gpu-1", "gpu-2")
+            ],
+            (
+                "inventory data of gpu-2: wireguard_endpoint: vpn.example.org:51820 is that of"
+                " gpu-1 too; expected another for each host"
+            ),
         ),
         (
-            [entry("hub", ("coordinators", "workers"), account_host="192.0.2.10", slots=2, swarm_port=38330)],
-            "inventory data of hub: slot 1: swarm_port: 38331 is that of bootnode_port too; give each its own, or 0",
+            [
+                entry(
+                    "hub",
+                    ("coordinators", "workers"),
+                    account_host="192.0.2.10",
+                    slots=2,
+                    swarm_port=38330,
+                )
+            ],
+            (
+                "inventory data of hub: slot 1: swarm_port: 38331 is that of bootnode_port too;"
+                " give each its own, or 0"
+            ),
         ),
         (
             [hub(account_port=8545, bootnode_port=8545)],
-            "inventory data of hub: bootnode_port: 8545 is that of anvil_port too; give each its own, or 0\n"
-            "inventory data of hub: account_port: 8545 is that of anvil_port too; give each its own, or 0",
+            (
+                "inventory data of hub: bootnode_port: 8545 is that of anvil_port too; give each"
+                " its own, or 0\ninventory data of hub: account_port: 8545 is that of anvil_port"
+                " too; give each its own, or 0"
+            ),
         ),
         (
             [worker(slots=2, swarm_announce=["/ip4/192.0.2.1/tcp/1"], swarm_port=1)],
-            "inventory data of gpu-3: slot 1: swarm_announce: /ip4/192.0.2.1/tcp/1 is that of slot 0 too; give each "
-            "its own in a list of slots, or set swarm_announce_interface",
+            (
+                "inventory data of gpu-3: slot 1: swarm_announce: /ip4/192.0.2.1/tcp/1 is that of"
+                " slot 0 too; give each its own in a list of slots, or set swarm_announce_interface"
+            ),
         ),
         (
             [worker(slots="auto", model_device="cuda:0")],
-            "inventory data of gpu-3: model_device: got 'cuda:0', and slots auto, which is a worker for each GPU; "
-            "expected auto, cuda or cpu",
+            (
+                "inventory data of gpu-3: model_device: got 'cuda:0', and slots auto, which is a"
+                " worker for each GPU; expected auto, cuda or cpu"
+            ),
         ),
         (
             [worker(slots=[{"keeper_min_peers": 2}])],
-            "inventory data of gpu-3: slot 0: keeper_min_peers: no worker reads it; put it into the data of the "
-            "coordinators host",
+            (
+                "inventory data of gpu-3: slot 0: keeper_min_peers: no worker reads it; put it into"
+                " the data of the coordinators host"
+            ),
         ),
         (
             [hub(account_host="http://192.0.2.10"), worker(slots=[{"model_name": ""}])],
-            "inventory data of hub: account_host: got 'http://192.0.2.10'; expected a name or an address, without "
-            "http:// and port\n"
-            f"inventory data of gpu-3: slot 0: model_name: got '', {NO_MODEL}",
+            (
+                "inventory data of hub: account_host: got 'http://192.0.2.10'; expected a name or"
+                " an address, without http:// and port\ninventory data of gpu-3: slot 0:"
+                f" model_name: got '', {NO_MODEL}"
+            ),
         ),
         (
             [worker(model_name="models/foo/bar/baz"), hub(), worker("gpu-4", model_name="a--b/c")],
-            f"inventory data of gpu-3: model_name: got 'models/foo/bar/baz', {NO_MODEL}\n"
-            f"inventory data of gpu-4: model_name: got 'a--b/c', {NO_MODEL}",
+            (
+                f"inventory data of gpu-3: model_name: got 'models/foo/bar/baz', {NO_MODEL}\n"
+                f"inventory data of gpu-4: model_name: got 'a--b/c', {NO_MODEL}"
+            ),
         ),
         (
             [hub("hub-1"), hub("hub-2")],
@@ -287,12 +426,16 @@ def plan_of(name: str, *entries: HostEntry) -> HostPlan:
         ),
         (
             [hub(account_host="127.0.0.1"), worker()],
-            "inventory data of hub: account_host: got '127.0.0.1', which workers on other hosts cannot reach; "
-            "use this host's LAN or VPN address",
+            (
+                "inventory data of hub: account_host: got '127.0.0.1', which workers on other hosts"
+                " cannot reach; use this host's LAN or VPN address"
+            ),
         ),
     ],
 )
-def test_wrong_inventory_is_refused_with_the_exact_message(entries: list[HostEntry], message: str) -> None:
+def test_wrong_inventory_is_refused_with_the_exact_message(
+    entries: list[HostEntry], message: str
+) -> None:
     with pytest.raises(SettingsError) as refused:
         validation.check(entries)
     assert str(refused.value) == message
@@ -300,7 +443,9 @@ def test_wrong_inventory_is_refused_with_the_exact_message(entries: list[HostEnt
 
 def test_all_mistakes_of_all_hosts_are_named_at_once() -> None:
     with pytest.raises(SettingsError) as refused:
-        validation.check([worker("gpu-1", slots=0), worker("gpu-2", modle_name="x"), worker("gpu-3")])
+        validation.check(
+            [worker("gpu-1", slots=0), worker("gpu-2", modle_name="x"), worker("gpu-3")]
+        )
     assert [line.split(":")[0] for line in str(refused.value).splitlines()] == [
         "inventory data of gpu-1",
         "inventory data of gpu-2",
@@ -310,8 +455,10 @@ def test_all_mistakes_of_all_hosts_are_named_at_once() -> None:
 def test_hosts_with_the_same_mistake_share_a_line() -> None:
     with pytest.raises(SettingsError) as refused:
         validation.check([worker(f"gpu-{i}", model_nam="x") for i in range(3)])
-    assert str(refused.value) == (
-        "inventory data of gpu-0, gpu-1, gpu-2: model_nam: not a known key; did you mean model_name?"
+    assert (
+        str(refused.value)
+        == "inventory data of gpu-0, gpu-1, gpu-2: model_nam: not a known key; did you mean"
+        " model_name?"
     )
 
 
@@ -322,13 +469,18 @@ def test_two_slots_with_one_key_are_refused(tmp_path: Path) -> None:
         validation.check(
             [
                 worker("gpu-1", slots=[{"identity": str(tmp_path / "a.pem")}]),
-                worker("gpu-2", slots=[{}, {"identity": str(tmp_path / "copy-of-a.pem")}], trainer_epsilon="a"),
+                worker(
+                    "gpu-2",
+                    slots=[{}, {"identity": str(tmp_path / "copy-of-a.pem")}],
+                    trainer_epsilon="a",
+                ),
             ]
         )
-    assert str(refused.value) == (
-        "inventory data of gpu-2: trainer_epsilon: got 'a'; expected a number\n"
-        f"inventory data of gpu-2: slot 1: identity: {tmp_path}/copy-of-a.pem is the key of slot 0 of gpu-1 too; "
-        "two workers can't be one node"
+    assert (
+        str(refused.value)
+        == "inventory data of gpu-2: trainer_epsilon: got 'a'; expected a number\ninventory data"
+        f" of gpu-2: slot 1: identity: {tmp_path}/copy-of-a.pem is the key of slot 0 of gpu-1"
+        " too; two workers can't be one node"
     )
 
 
@@ -337,7 +489,11 @@ def test_two_slots_with_one_key_are_refused(tmp_path: Path) -> None:
     [
         {"chain_account_url": "http://other:3000"},
         {"chain_rpc_url": "http://other:8545"},
-        {"swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"]},
+        {
+            "swarm_bootnodes": [
+                "/ip4/192.0.2.1/tcp/1/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+            ]
+        },
         {"swarm_enabled": False},
     ],
 )
@@ -364,9 +520,13 @@ def test_workers_without_any_swarm_have_no_chain() -> None:
 
 def test_slots_differ_in_what_they_say_and_in_their_places() -> None:
     slots = plan_of(
-        "gpu-3", worker(slots=[{"model_device": "cuda:0"}, {"model_device": "cuda:1"}], log_level="DEBUG")
+        "gpu-3",
+        worker(slots=[{"model_device": "cuda:0"}, {"model_device": "cuda:1"}], log_level="DEBUG"),
     ).slots
-    assert [slot.unit for slot in slots] == ["hivewright-worker@0.service", "hivewright-worker@1.service"]
+    assert [slot.unit for slot in slots] == [
+        "hivewright-worker@0.service",
+        "hivewright-worker@1.service",
+    ]
     assert [slot.settings.model.device for slot in slots] == ["cuda:0", "cuda:1"]
     assert [slot.settings.node.name for slot in slots] == ["gpu-3", "gpu-3-1"]
     assert [str(slot.settings.node.state_dir) for slot in slots] == [
@@ -390,7 +550,9 @@ def test_the_keeper_can_judge_the_tasks_of_every_worker_of_the_inventory() -> No
     hosts_of = [
         hub(environment_families=[own]),
         entry("gpu-1", environment_families=[sums, easy], slots=1),
-        entry("gpu-2", environment_families=[easy], slots=[{}, {"environment_families": [hard, own]}]),
+        entry(
+            "gpu-2", environment_families=[easy], slots=[{}, {"environment_families": [hard, own]}]
+        ),
     ]
     families = plan_of("hub", *hosts_of).services["keeper"].environment.families
     assert [family.model_dump(exclude_defaults=True) for family in families] == [
@@ -406,12 +568,18 @@ def test_the_keeper_can_judge_the_tasks_of_every_worker_of_the_inventory() -> No
 
 def test_a_keeper_without_workers_in_its_inventory_has_its_own_families() -> None:
     assert plan_of("hub", hub()).services["keeper"].environment == Environment()
-    named = plan_of("hub", hub(environment_families=[{"name": "gcd"}])).services["keeper"].environment.families
+    named = (
+        plan_of("hub", hub(environment_families=[{"name": "gcd"}]))
+        .services["keeper"]
+        .environment.families
+    )
     assert [family.name for family in named] == ["gcd"]
 
 
 def test_only_the_keeper_is_told_of_families() -> None:
-    services = plan_of("hub", hub(), entry("gpu-1", environment_families=[{"name": "gcd"}], slots=1)).services
+    services = plan_of(
+        "hub", hub(), entry("gpu-1", environment_families=[{"name": "gcd"}], slots=1)
+    ).services
     told = {role for role, of in services.items() if of.environment != Environment()}
     assert told == {"keeper"}
 
@@ -426,7 +594,9 @@ def test_only_the_keeper_is_told_of_families() -> None:
         ({"bootnode_announce": ["/ip4/198.51.100.7/tcp/1"]}, ["/ip4/198.51.100.7/tcp/1"]),
     ],
 )
-def test_the_bootnode_is_announced_where_the_account_service_is(data: dict[str, Any], announced: list[str]) -> None:
+def test_the_bootnode_is_announced_where_the_account_service_is(
+    data: dict[str, Any], announced: list[str]
+) -> None:
     assert list(plan_of("hub", hub(**data)).services["bootnode"].bootnode.announce) == announced
 
 
@@ -437,7 +607,9 @@ def test_one_machine_can_be_everything() -> None:
     assert list(plan.services) == list(COORDINATOR_ROLES)
 
 
-@pytest.mark.parametrize("host", ["192.0.2.10", "fd00::1", "hub", "hub.example.org", "gpu_1.local", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "host", ["192.0.2.10", "fd00::1", "hub", "hub.example.org", "gpu_1.local", "0.0.0.0"]
+)
 def test_where_the_account_service_is_may_be_a_name_or_an_address(host: str) -> None:
     assert plan_of("hub", hub(account_host=host)).services["account"].account.host == host
 
@@ -454,7 +626,10 @@ def test_where_the_account_service_is_is_no_url(host: str) -> None:
 def test_hosts_behind_one_address_or_without_any_are_not_taken_for_one() -> None:
     ports = [worker(f"gpu-{port}", ssh_hostname="192.0.2.1", ssh_port=port) for port in (22, 2222)]
     hidden = [worker(f"gpu-{n}", wireguard=True, wireguard_endpoint="none") for n in (1, 2)]
-    seen = [worker(f"hub-{n}", wireguard=True, wireguard_hub=True, ssh_hostname=f"192.0.2.{n}") for n in (2, 3)]
+    seen = [
+        worker(f"hub-{n}", wireguard=True, wireguard_hub=True, ssh_hostname=f"192.0.2.{n}")
+        for n in (2, 3)
+    ]
     assert len(validation.check([*ports, *hidden, *seen])) == 6
 
 
@@ -469,8 +644,12 @@ def test_workers_look_at_the_chain_less_often_and_a_coordinator_beside_one_as_be
 
 
 def test_key_of_a_slot_that_is_misspelt_gets_a_suggestion() -> None:
-    with pytest.raises(SettingsError, match=r"slot 0: gpus: not a known key of a slot; did you mean gpu\?"):
-        validation.check([HostEntry("gpu-1", ("workers",), {"slots": [{"gpus": 1}], "swarm_enabled": False})])
+    with pytest.raises(
+        SettingsError, match=r"slot 0: gpus: not a known key of a slot; did you mean gpu\?"
+    ):
+        validation.check(
+            [HostEntry("gpu-1", ("workers",), {"slots": [{"gpus": 1}], "swarm_enabled": False})]
+        )
 
 
 @pytest.mark.parametrize(
@@ -484,5 +663,7 @@ def test_key_of_a_slot_that_is_misspelt_gets_a_suggestion() -> None:
         ({"account_behind_proxy": True}, True),
     ],
 )
-def test_account_service_knows_that_tailscale_shows_its_port(data: dict[str, Any], expected: bool) -> None:
+def test_account_service_knows_that_tailscale_shows_its_port(
+    data: dict[str, Any], expected: bool
+) -> None:
     assert plan_of("hub", hub(**data)).services["account"].account.behind_proxy is expected

@@ -1,4 +1,4 @@
-"""A release for hosts without internet: collected from wheels here, shipped, and built where there is no network."""
+"""A release for hosts without internet: collected from wheels here, shipped, and built offline."""
 
 import base64
 import hashlib
@@ -21,7 +21,9 @@ CHECKOUT = Path(__file__).parents[2]
 HERE = Target("x86_64", "3.11", "2.36", None)
 
 
-def write_wheel(folder: Path, name: str, version: str, tag: str = "py3-none-any", needs: str = "") -> Path:
+def write_wheel(
+    folder: Path, name: str, version: str, tag: str = "py3-none-any", needs: str = ""
+) -> Path:
     file = folder / f"{name}-{version}-{tag}.whl"
     info = f"{name}-{version}.dist-info"
     content = {
@@ -40,24 +42,41 @@ def repack(folder: Path, name: str) -> Path:
     """The wheel that an installed package is from, as well as it can be made again."""
     package = importlib.metadata.distribution(name)
     info = Path(str(package.locate_file(f"{name}-{package.version}.dist-info")))
-    tag = next(line.split()[1] for line in (info / "WHEEL").read_text().splitlines() if line.startswith("Tag: "))
+    tag = next(
+        line.split()[1]
+        for line in (info / "WHEEL").read_text().splitlines()
+        if line.startswith("Tag: ")
+    )
     file = folder / f"{name}-{package.version}-{tag}.whl"
     with zipfile.ZipFile(file, "w") as wheel:
         for entry in package.files or []:
-            place = f"{name}-{package.version}.data/scripts/{entry.name}" if entry.parts[0] == ".." else str(entry)
+            place = (
+                f"{name}-{package.version}.data/scripts/{entry.name}"
+                if entry.parts[0] == ".."
+                else str(entry)
+            )
             if "__pycache__" not in entry.parts and Path(str(entry.locate())).exists():
                 wheel.write(str(entry.locate()), place)
     return file
 
 
-BUILD_SYSTEM = '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+BUILD_SYSTEM = (
+    '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+)
 
 
 def write_source(folder: Path, name: str, version: str, build_system: str = BUILD_SYSTEM) -> Path:
     """A source distribution; with an empty `build_system` one of before pyproject.toml."""
     file = folder / f"{name}-{version}.tar.gz"
-    setup = f"from setuptools import setup\nsetup(name='{name}', version='{version}', py_modules=['{name}'])\n"
-    files = {"setup.py": setup, f"{name}.py": f"VERSION = '{version}'\n", "pyproject.toml": build_system}
+    setup = (
+        f"from setuptools import setup\nsetup(name='{name}', version='{version}',"
+        f" py_modules=['{name}'])\n"
+    )
+    files = {
+        "setup.py": setup,
+        f"{name}.py": f"VERSION = '{version}'\n",
+        "pyproject.toml": build_system,
+    }
     with tarfile.open(file, "w:gz") as tar:
         for path, text in files.items():
             if not text:
@@ -71,7 +90,9 @@ def write_source(folder: Path, name: str, version: str, build_system: str = BUIL
 def git(repository: Path, *arguments: str) -> str:
     author = ("-c", "user.name=t", "-c", "user.email=t@localhost")
     command = ["git", "-C", str(repository), *author, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=True
+    ).stdout.strip()
 
 
 def lock_line(file: Path, marker: str = "") -> str:
@@ -82,11 +103,14 @@ def lock_line(file: Path, marker: str = "") -> str:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that pip can have: small packages, and the uv and setuptools that are installed here."""
+    """Everything that pip can have: small packages, and the uv and setuptools that are installed
+    here."""
     folder = tmp_path_factory.mktemp("index")
     write_wheel(folder, "alpha", "1.0")
     write_wheel(folder, "arm", "1.0", "py3-none-manylinux_2_17_aarch64")
-    write_wheel(folder, "torch", "0.0.7", needs="Requires-Dist: cuda==3.0; platform_machine == 'x86_64'")
+    write_wheel(
+        folder, "torch", "0.0.7", needs="Requires-Dist: cuda==3.0; platform_machine == 'x86_64'"
+    )
     write_wheel(folder, "cuda", "3.0", "py3-none-manylinux_2_28_x86_64")
     write_source(folder, "native", "2.0")
     repack(folder, "uv")
@@ -104,11 +128,15 @@ def repository(index: Path, tmp_path: Path) -> Path:
     (folder / "requirements/first.txt").write_text(f"# first\nuv=={uv}\ntorch==0.0.7\n")
     lock = [
         lock_line(index / "alpha-1.0-py3-none-any.whl"),
-        lock_line(index / "arm-1.0-py3-none-manylinux_2_17_aarch64.whl", " ; platform_machine == 'aarch64'"),
+        lock_line(
+            index / "arm-1.0-py3-none-manylinux_2_17_aarch64.whl",
+            " ; platform_machine == 'aarch64'",
+        ),
         lock_line(index / "native-2.0.tar.gz"),
     ]
     (folder / "requirements/worker.lock").write_text("# lock\n" + "".join(lock))
-    # As in the real one: for the lock file torch needs nothing, and that must not be what a host installs.
+    # As in the real one: for the lock file torch needs nothing, and that must not be what a host
+    # installs.
     (folder / "pyproject.toml").write_text(
         '[project]\nname = "x"\nversion = "1"\n'
         '[[tool.uv.dependency-metadata]]\nname = "torch"\nversion = "0.0.7"\nrequires-dist = []\n'
@@ -124,7 +152,8 @@ def repository(index: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def host(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShellHost:
-    """A bare host whose /opt/hivewright is in a temporary folder; pip here knows `index` and nothing else."""
+    """A bare host whose /opt/hivewright is in a temporary folder; pip here knows `index` and
+    nothing else."""
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "true")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
@@ -208,12 +237,16 @@ def test_file_that_was_cut_off_goes_on_where_it_stopped(
     assert host.sent == []
 
 
-def test_file_that_arrives_damaged_is_refused_and_sent_anew(host: ShellHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_arrives_damaged_is_refused_and_sent_anew(
+    host: ShellHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shipping, "CHUNK", 1000)
     large = parcel(b"x" * 2500)
     host.run([shipping._prepare()])
     (shipping.PARTIAL / large.sha256).write_bytes(b"y" * 2000)
-    with pytest.raises(AssertionError, match=f"{large.sha256} arrived damaged and was removed; run again"):
+    with pytest.raises(
+        AssertionError, match=f"{large.sha256} arrived damaged and was removed; run again"
+    ):
         host.run(shipping.send([large]))
     host.run(shipping.send([large]))
     assert (shipping.SHIPPED / large.sha256).read_bytes() == b"x" * 2500
@@ -232,7 +265,10 @@ def test_release_of_before_wheelhouses_is_refused(host: ShellHost, repository: P
     git(repository, "rm", "--quiet", "requirements/first.txt")
     git(repository, "commit", "--quiet", "--message", "old")
     commit = git(repository, "rev-parse", "HEAD")
-    with pytest.raises(WorkerError, match=r"has no requirements/first\.txt; it can only be deployed from its reposit"):
+    with pytest.raises(
+        WorkerError,
+        match=r"has no requirements/first\.txt; it can only be deployed from its reposit",
+    ):
         wheelhouse.pack_wheels(str(repository), commit, HERE)
 
 
@@ -241,14 +277,18 @@ def test_package_that_can_not_be_had_is_named_and_nothing_is_kept(
 ) -> None:
     target = Target("aarch64", "3.11", "2.10", None)
     commit = git(repository, "rev-parse", "HEAD")
-    with pytest.raises(WorkerError, match=r"^pip: ERROR: Could not find a version that satisfies .* arm==1\.0"):
+    with pytest.raises(
+        WorkerError, match=r"^pip: ERROR: Could not find a version that satisfies .* arm==1\.0"
+    ):
         wheelhouse.pack_wheels(str(repository), commit, target)
     assert not list((tmp_path / "wheelhouse").glob("wheels-*.json"))
 
 
 def test_what_builds_a_source_distribution_is_shipped_with_it(tmp_path: Path) -> None:
     assert wheelhouse._build_requirements(write_source(tmp_path, "new", "1")) == ["setuptools"]
-    assert wheelhouse._build_requirements(write_source(tmp_path, "old", "1", "")) == ["setuptools>=40.8.0"]
+    assert wheelhouse._build_requirements(write_source(tmp_path, "old", "1", "")) == [
+        "setuptools>=40.8.0"
+    ]
 
 
 def test_wheels_are_asked_for_as_the_target_takes_them() -> None:

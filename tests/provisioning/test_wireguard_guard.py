@@ -1,4 +1,5 @@
-"""Rollouts of a fleet in a WireGuard mesh that are refused: they would leave hosts that can't reach each other."""
+"""Rollouts of a fleet in a WireGuard mesh that are refused: they would leave hosts that can't reach
+each other."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ class Fleet:
     def __init__(self, folder: Path, deployed: dict[str, dict[str, Any]]) -> None:
         self.secrets = folder / "secrets"
         self.keys = {name: f"{name}=" for name in deployed}
-        members = mesh.members({name: Deployment(**data) for name, data in deployed.items()}, self.data(deployed))
+        members = mesh.members(
+            {name: Deployment(**data) for name, data in deployed.items()}, self.data(deployed)
+        )
         self.parts: dict[str, dict[str, Any]] = {
             name: {
                 "public_key": self.keys[name],
@@ -40,7 +43,9 @@ class Fleet:
     def digest(self, of: mesh.Member, members: dict[str, mesh.Member]) -> str:
         return mesh.digest(mesh.configuration(of, members.values(), self.keys))
 
-    def refusal(self, monkeypatch: pytest.MonkeyPatch, fleet: dict[str, dict[str, Any]]) -> str | None:
+    def refusal(
+        self, monkeypatch: pytest.MonkeyPatch, fleet: dict[str, dict[str, Any]]
+    ) -> str | None:
         bare = {"public_key": None, "digest": None, "runs": False, "peers": {}}
 
         def ask(_: Pyinfra, facts: Sequence[str], hosts: Sequence[str], seconds: int) -> Answers:
@@ -49,7 +54,10 @@ class Fleet:
             return Answers([parts, states], dict.fromkeys(self.silent, "gone"))
 
         monkeypatch.setattr(queries, "ask", ask)
-        listed = [{"name": name, "groups": ["workers"], "data": data} for name, data in self.data(fleet).items()]
+        listed = [
+            {"name": name, "groups": ["workers"], "data": data}
+            for name, data in self.data(fleet).items()
+        ]
         try:
             wireguard_guard.require_settled(Pyinfra("inventory/x.py"), listed)
         except SettingsError as error:
@@ -63,7 +71,8 @@ MESH: dict[str, dict[str, Any]] = {name: {"wireguard": True} for name in ("a", "
 def test_unchanged_mesh_is_let_through_and_its_keys_are_known_to_each_host_s_own_deploy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also from a machine that has not deployed this fleet before: without the keys each host would lose its peers."""
+    """Also from a machine that has not deployed this fleet before: without the keys each host would
+    lose its peers."""
     fleet = Fleet(tmp_path, MESH)
     assert fleet.refusal(monkeypatch, MESH) is None
     assert operator.public_keys(fleet.secrets) == {"a": "a=", "b": "b=", "c": "c="}
@@ -97,7 +106,9 @@ def test_key_that_was_made_anew_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert refusal.startswith("WireGuard: a, c: ")
 
 
-def test_host_that_does_not_answer_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_that_does_not_answer_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also if this side never knew its key: the others do."""
     fleet = Fleet(tmp_path, MESH)
     fleet.silent = {"b"}

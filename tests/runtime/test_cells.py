@@ -1,4 +1,5 @@
-"""Text of others is text: markup, emoji codes and terminal escapes in it are shown, never obeyed."""
+"""Text of others is text: markup, emoji codes and terminal escapes in it are shown, never
+obeyed."""
 
 import ast
 import io
@@ -34,7 +35,13 @@ def test_cells_and_lines_show_what_is_there():
 
 def test_audit_with_markup_in_its_reasons_is_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
-    own = {"round": 3, "peer_id": "[/peer]", "claimed": 500, "verdict": "unaudited", "reason": HOSTILE}
+    own = {
+        "round": 3,
+        "peer_id": "[/peer]",
+        "claimed": 500,
+        "verdict": "unaudited",
+        "reason": HOSTILE,
+    }
     finding = audit.Finding(**(dict.fromkeys(field.name for field in fields(audit.Finding)) | own))
     audit._print(SimpleNamespace(findings={(3, 0): finding}), tmp_path)
     assert SHOWN in capsys.readouterr().out

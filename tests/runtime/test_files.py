@@ -1,4 +1,5 @@
-"""One reader of one-line secrets: the file, what is wrong with it, what was expected; never what is in it."""
+"""One reader of one-line secrets: the file, what is wrong with it, what was expected; never what is
+in it."""
 
 import os
 import re

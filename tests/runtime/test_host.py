@@ -16,8 +16,10 @@ def test_port_in_use_is_named_with_its_setting():
         port = other.getsockname()[1]
         with pytest.raises(ResourceError) as caught:
             host_module.require_port("127.0.0.1", port, "swarm.port")
-    assert str(caught.value) == (
-        f"port {port} (swarm.port): already in use on 127.0.0.1; free it or set another, 0 lets the kernel choose"
+    assert (
+        str(caught.value)
+        == f"port {port} (swarm.port): already in use on 127.0.0.1; free it or set another, 0 lets"
+        " the kernel choose"
     )
 
 
@@ -43,7 +45,9 @@ def test_host_that_is_not_this_machines_is_named_and_not_the_port(host, reason, 
     with pytest.raises(ResourceError) as caught:
         host_module.require_port(host, port, "dashboard.port")
     assert str(caught.value).startswith(f"{host} (dashboard.host): {reason}")
-    assert str(caught.value).endswith("; expected an address of this machine, or 0.0.0.0 for all of them")
+    assert str(caught.value).endswith(
+        "; expected an address of this machine, or 0.0.0.0 for all of them"
+    )
 
 
 def test_full_disk_is_refused_before_anything_is_written(tmp_path):
@@ -51,7 +55,8 @@ def test_full_disk_is_refused_before_anything_is_written(tmp_path):
         host_module.require_disk(tmp_path / "state", 10**9)
     assert str(caught.value).startswith(f"{tmp_path / 'state'} (node.state_dir): ")
     assert str(caught.value).endswith(
-        "MB free; expected at least 1000000000 MB (node.min_free_disk_mb); make room or name a folder on another disk"
+        "MB free; expected at least 1000000000 MB (node.min_free_disk_mb); make room or name a"
+        " folder on another disk"
     )
     assert list((tmp_path / "state").iterdir()) == []
 
@@ -64,12 +69,15 @@ def test_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_second_process_in_a_folder_is_refused_with_the_pid_of_the_first(tmp_path):
     code = (
-        "import sys, pathlib; from worker.runtime import host; "
-        "lock = host.lock_folder(pathlib.Path(sys.argv[1]), 'node.state_dir'); print('locked', flush=True); "
-        "sys.stdin.read()"
+        "import sys, pathlib; from worker.runtime import host; lock ="
+        " host.lock_folder(pathlib.Path(sys.argv[1]), 'node.state_dir'); print('locked',"
+        " flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, tmp_path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as first:
         assert first.stdout.readline() == "locked\n"
         with pytest.raises(ResourceError, match=f"in use by process {first.pid}; stop that one"):

@@ -31,7 +31,9 @@ def has_ended(pid: int) -> bool:
 
 
 def test_child_of_a_killed_parent_ends():
-    with subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True
+    ) as parent:
         pid, is_child = parent.stdout.readline().split()
         assert is_child == "True"
         assert not has_ended(int(pid))
@@ -43,7 +45,9 @@ def test_child_of_a_killed_parent_ends():
 
 
 def test_parent_that_ended_before_is_noticed():
-    with subprocess.Popen([sys.executable, "-c", CHILD, "1"], stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, "1"], stdout=subprocess.PIPE, text=True
+    ) as child:
         assert child.stdout.readline() == "False\n"
         child.kill()
 

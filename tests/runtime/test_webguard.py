@@ -1,4 +1,5 @@
-"""Clients that keep a server's connections, one of each kind, and pages that make a browser send requests."""
+"""Clients that keep a server's connections, one of each kind, and pages that make a browser send
+requests."""
 
 import asyncio
 import contextlib
@@ -186,7 +187,9 @@ def test_requests_sent_ahead_without_end_close_the_connection(port, monkeypatch)
 
 def ask(port: int, method: str = "GET", **headers: str) -> int:
     found = {name.replace("_", "-"): value for name, value in headers.items()}
-    return requests.request(method, f"http://127.0.0.1:{port}/", headers=found, timeout=5).status_code
+    return requests.request(
+        method, f"http://127.0.0.1:{port}/", headers=found, timeout=5
+    ).status_code
 
 
 def test_every_answer_has_the_security_headers(port) -> None:
@@ -201,25 +204,41 @@ def test_pages_of_others_are_refused_and_clients_that_are_no_browsers_are_not(po
     assert ask(port, "POST", **json) == 200
     assert ask(port, "POST", **json, Host="coordinator.of.somebody") == 200  # a node: no browser
     # A name that somebody lets point here (DNS rebinding), whichever header gives the browser away.
-    for given in ({"Origin": "http://evil.example"}, {"Accept_Language": "de"}, {"User_Agent": "Mozilla/5.0"}):
+    for given in (
+        {"Origin": "http://evil.example"},
+        {"Accept_Language": "de"},
+        {"User_Agent": "Mozilla/5.0"},
+    ):
         assert ask(port, Host="evil.example", **given) == 421
-    for host in (own, "coordinator:3000", "coordinator.ts.net", "swarm.example.org:80", "[::1]:3000"):
+    for host in (
+        own,
+        "coordinator:3000",
+        "coordinator.ts.net",
+        "swarm.example.org:80",
+        "[::1]:3000",
+    ):
         assert ask(port, Host=host, Accept_Language="de") == 200
     # Another page's request to our address.
     assert ask(port, "POST", **json, Origin="http://evil.example") == 403
     assert ask(port, "POST", **json, Origin="null") == 403
     assert ask(port, Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors") == 403
-    assert ask(port, Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate") == 200  # a link to the page
+    assert (
+        ask(port, Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate") == 200
+    )  # a link to the page
     assert ask(port, "POST", **json, Origin=f"http://{own}") == 200
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""]
+)
 def test_forms_and_plain_text_are_refused(port, content_type) -> None:
     assert ask(port, "POST", Content_Type=content_type) == 415
 
 
 def test_out_of_files_is_logged_once_a_minute(caplog) -> None:
     only = webguard._OncePerMinute(webguard._is_out_of_files)
-    record = logging.LogRecord("asyncio", 40, "", 0, "socket.accept() out of system resource", None, None)
+    record = logging.LogRecord(
+        "asyncio", 40, "", 0, "socket.accept() out of system resource", None, None
+    )
     assert [only.filter(record) for _ in range(3)] == [True, False, False]
     assert only.filter(logging.LogRecord("asyncio", 40, "", 0, "something else", None, None))

@@ -33,12 +33,15 @@ def mutate() -> ModuleType:
     return load("mutate")
 
 
-def test_words_are_found_in_docstrings_comments_and_messages_and_not_in_names(measure_code, tmp_path, monkeypatch):
+def test_words_are_found_in_docstrings_comments_and_messages_and_not_in_names(
+    measure_code, tmp_path, monkeypatch
+):
     monkeypatch.setattr(measure_code, "ROOT", tmp_path)
     file = tmp_path / "one.py"
     file.write_text(
-        '"""What does not hold."""\n\nstrangers = 1  # begun anew\nprint(f"a {strangers} that goes on for ever")\n'
-        "stranger = beside = anew = 'twin'\nthere = 'there is none, and there is no such word'\n"
+        '"""What does not hold."""\n\nstrangers = 1  # begun anew\nprint(f"a {strangers} that goes'
+        " on for ever\")\nstranger = beside = anew = 'twin'\nthere = 'there is none, and there is"
+        " no such word'\n"
     )
     assert measure_code.odd_words(file) == [
         "one.py:1: 'does not hold'; write: is invalid",
@@ -61,8 +64,9 @@ def test_listed_file_without_the_words_is_to_be_taken_off(measure_code, tmp_path
 
 def test_figures_of_a_small_source(measure_code, tmp_path):
     tree = ast.parse(
-        "def _once(x):\n    '''Whether so.'''\n    return x\n\ndef _long(x):\n    if x and x > 1 or x < 0:\n"
-        "        for y in x:\n            x = y\n    return [z for z in x]\n\n_once(_long(1)), _long(2)\n"
+        "def _once(x):\n    '''Whether so.'''\n    return x\n\ndef _long(x):\n    if x and x > 1 or"
+        " x < 0:\n        for y in x:\n            x = y\n    return [z for z in"
+        " x]\n\n_once(_long(1)), _long(2)\n"
     )
     assert measure_code.one_caller_share({tmp_path: tree}) == (1, 2)
     assert [measure_code.complexity(f) for f in measure_code.functions(tree)] == [1, 6]
@@ -83,7 +87,9 @@ def test_every_mistake_has_one_place_and_another_text(mutate, tmp_path):
 
 
 def test_mistake_that_no_test_notices_survives(mutate, tmp_path, monkeypatch):
-    (tmp_path / "test_it.py").write_text("from it import double\n\ndef test_it():\n    assert double(2) == 4\n")
+    (tmp_path / "test_it.py").write_text(
+        "from it import double\n\ndef test_it():\n    assert double(2) == 4\n"
+    )
     (tmp_path / "it.py").write_text("def double(x):\n    return 2 * x\n")
     monkeypatch.setattr(mutate, "ROOT", tmp_path)
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
@@ -98,10 +104,16 @@ def test_mistake_that_no_test_notices_survives(mutate, tmp_path, monkeypatch):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ["decay-of-vectors", "rounding-of-a-product", "clip-too-high", "group-twice"])
+@pytest.mark.parametrize(
+    "name", ["decay-of-vectors", "rounding-of-a-product", "clip-too-high", "group-twice"]
+)
 def test_planted_mistakes_are_caught(name):
     done = subprocess.run(
-        [sys.executable, "scripts/mutate", name], cwd=ROOT, capture_output=True, text=True, timeout=280
+        [sys.executable, "scripts/mutate", name],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,8 +1,8 @@
 """A node of somebody else's making on our DHT, as a program: `foreign.py BOOTNODE FOLDER`.
 
-It is hivemind's own `DHT`, without our validators. It stores garbage and records that look like ours under our keys,
-also in its own storage, where others look them up. Says "stored N" and then how many members it reads, until its
-standard input closes.
+It is hivemind's own `DHT`, without our validators. It stores garbage and records that look like
+ours under our keys, also in its own storage, where others look them up. Says "stored N" and then
+how many members it reads, until its standard input closes.
 """
 
 import sys
@@ -15,7 +15,11 @@ import msgpack
 from worker.swarm import identity
 from worker.swarm.protocol import messages  # not dht: that replaces parts of hivemind
 
-KEYS = ["hivewright/1/members/0/0", *(f"hivewright/1/members/1/{bucket}" for bucket in range(8)), "somebody else's"]
+KEYS = [
+    "hivewright/1/members/0/0",
+    *(f"hivewright/1/members/1/{bucket}" for bucket in range(8)),
+    "somebody else's",
+]
 WRONG_DOMAIN = b"hivewright/groups/3\n"
 
 
@@ -25,7 +29,9 @@ def records(folder: Path, soon: int) -> list[tuple[str, bytes]]:
     nowhere = ["/ip4/127.0.0.1/tcp/1", "/ip4/203.0.113.1/tcp/1"]
     genuine = messages.seal_member(liar, nowhere, 5, soon - 60, soon, ["sums 1"])
     public_key, signature, body = msgpack.unpackb(genuine.sealed, raw=False)
-    escapes = messages.seal_member(other, ["/ip4/127.0.0.1/tcp/1/\x1b[2J"], 5, soon - 60, soon, ["sums 1"])
+    escapes = messages.seal_member(
+        other, ["/ip4/127.0.0.1/tcp/1/\x1b[2J"], 5, soon - 60, soon, ["sums 1"]
+    )
     forged = msgpack.packb([public_key, other.sign(messages._MEMBER_DOMAIN + body), body])
     elsewhere = msgpack.packb([public_key, liar.sign(WRONG_DOMAIN + body), body])
     cut = msgpack.packb([public_key, signature, body[:-1]])
@@ -37,7 +43,10 @@ def records(folder: Path, soon: int) -> list[tuple[str, bytes]]:
         ("QmElsewhere", elsewhere),
         ("QmCut", cut),
         ("", b""),
-        ("x" * 3000, b"x" * 8000),  # more than 15 KB, and hivemind's own process would be the one that ends
+        (
+            "x" * 3000,
+            b"x" * 8000,
+        ),  # more than 15 KB, and hivemind's own process would be the one that ends
     ]
 
 

@@ -1,5 +1,5 @@
-"""Peers on hosts of their own: the thread of each one's network, and so its libp2p daemon, lives in a network namespace
-that the test can cut off, put behind a firewall, or move to another island."""
+"""Peers on hosts of their own: the thread of each one's network, and so its libp2p daemon, lives in
+a network namespace that the test can cut off, put behind a firewall, or move to another island."""
 
 import asyncio
 import ctypes
@@ -17,8 +17,8 @@ _CLONE_NEWNET = 0x40000000
 
 
 class Hosts(Lab):
-    """`hosts` maps a peer's name to the number of its host. The addresses are public ones to libp2p, and yet no packet
-    can leave the namespaces: there is no route out of them."""
+    """`hosts` maps a peer's name to the number of its host. The addresses are public ones to
+    libp2p, and yet no packet can leave the namespaces: there is no route out of them."""
 
     def __init__(self, folder: Path, hosts: dict[str, int], patch: pytest.MonkeyPatch) -> None:
         super().__init__(folder)
@@ -45,7 +45,11 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "hosts for the swarm's peers need root: run as root, or leave these tests out"
     missing = [tool for tool in ("ip", "nft") if shutil.which(tool) is None]
-    return f"hosts for the swarm's peers need {', '.join(missing)}: install iproute2 and nftables" if missing else None
+    return (
+        f"hosts for the swarm's peers need {', '.join(missing)}: install iproute2 and nftables"
+        if missing
+        else None
+    )
 
 
 def _enter(namespace: str) -> None:

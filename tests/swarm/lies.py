@@ -21,13 +21,17 @@ Lie = Callable[[Identity, Ask, Stream], Awaitable[None]]
 def send_groups(change: Callable[[list[Group], str, int], list[Group]]) -> Lie:
     async def lie(me: Identity, ask: Ask, stream: Stream) -> None:
         groups = change(make_groups(me.peer_id, ask.round), me.peer_id, ask.round)
-        await stream.send(messages.encode_frame(Kind.GROUPS, messages.seal_groups(me, ask.round, groups)))
+        await stream.send(
+            messages.encode_frame(Kind.GROUPS, messages.seal_groups(me, ask.round, groups))
+        )
 
     return lie
 
 
 def change_task(**changes: object) -> Lie:
-    return send_groups(lambda groups, _, __: [replace(g, task=replace(g.task, **changes)) for g in groups])  # type: ignore[arg-type]
+    return send_groups(
+        lambda groups, _, __: [replace(g, task=replace(g.task, **changes)) for g in groups]
+    )  # type: ignore[arg-type]
 
 
 def seal(me: Identity, body: bytes) -> bytes:
@@ -113,10 +117,18 @@ async def trickle(me: Identity, ask: Ask, stream: Stream) -> None:
 
 LIES = {
     "seed": change_task(seed=5),
-    "index": send_groups(lambda groups, _, __: [replace(groups[0], task=replace(groups[0].task, index=10**6))]),
-    "num-completions": send_groups(lambda groups, _, __: [replace(g, completions=("one",)) for g in groups]),
-    "too-long": send_groups(lambda groups, _, __: [replace(g, completions=("x" * 20_000, "y")) for g in groups]),
-    "too-large": send_groups(lambda groups, _, __: [replace(g, completions=("y",)) for g in groups] * 8),
+    "index": send_groups(
+        lambda groups, _, __: [replace(groups[0], task=replace(groups[0].task, index=10**6))]
+    ),
+    "num-completions": send_groups(
+        lambda groups, _, __: [replace(g, completions=("one",)) for g in groups]
+    ),
+    "too-long": send_groups(
+        lambda groups, _, __: [replace(g, completions=("x" * 20_000, "y")) for g in groups]
+    ),
+    "too-large": send_groups(
+        lambda groups, _, __: [replace(g, completions=("y",)) for g in groups] * 8
+    ),
     "duplicate": send_groups(lambda groups, _, __: [groups[0]] * 5),
     "signature": lie_with_signature,
     "round": lie_with_replay,

@@ -1,4 +1,5 @@
-"""A plain hivemind DHT node, as a program: says its address, then serves until its standard input closes."""
+"""A plain hivemind DHT node, as a program: says its address, then serves until its standard input
+closes."""
 
 import sys
 

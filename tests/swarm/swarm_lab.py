@@ -34,7 +34,10 @@ class Sums:
 def make_groups(peer_id: str, round: int, count: int = 9) -> list[Group]:
     """What an honest peer publishes."""
     seed = round_seed(peer_id, round)
-    return [Group(Task("sum", "x", seed, i), (str(seed + i), "no idea", "", "\u00e9" * 100)) for i in range(count)]
+    return [
+        Group(Task("sum", "x", seed, i), (str(seed + i), "no idea", "", "\u00e9" * 100))
+        for i in range(count)
+    ]
 
 
 def collect_all(swarms: list[Swarm], round: int, want: int) -> list[Collected]:
@@ -52,7 +55,8 @@ def collect_all(swarms: list[Swarm], round: int, want: int) -> list[Collected]:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Seconds until `condition` held; fails after three times `seconds`: these machines are noisy."""
+    """Seconds until `condition` held; fails after three times `seconds`: these machines are
+    noisy."""
     started = time.monotonic()
     while not condition():
         if time.monotonic() - started > 3 * seconds:
@@ -78,10 +82,14 @@ class Lab:
             identity.create(folder / "swarm.pem")
         return folder
 
-    def peer(self, name: str, start: bool = True, version: str = "sums 1", **departures: object) -> Swarm:
+    def peer(
+        self, name: str, start: bool = True, version: str = "sums 1", **departures: object
+    ) -> Swarm:
         section = self._section().model_copy(update=departures)
         folder = self.folder(name)
-        swarm = Swarm(section, folder / "swarm.pem", folder, Verifier(Sums(version), section, GROUP_SIZE))
+        swarm = Swarm(
+            section, folder / "swarm.pem", folder, Verifier(Sums(version), section, GROUP_SIZE)
+        )
         self._open.append(swarm)
         if start:
             swarm.start()
@@ -89,7 +97,9 @@ class Lab:
 
     def network(self, name: str, on_ask: AskHandler | None = None, **options: object) -> Network:
         """A bare network part: a bootnode, or a peer that answers what the test wants."""
-        departures = {key: options.pop(key) for key in list(options) if key in settings.Swarm.model_fields}
+        departures = {
+            key: options.pop(key) for key in list(options) if key in settings.Swarm.model_fields
+        }
         section = self._section().model_copy(update=departures)
         folder = self.folder(name)
         if on_ask is not None:

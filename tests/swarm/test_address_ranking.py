@@ -1,4 +1,5 @@
-"""Addresses that are told to peers: the eight that help, in the right order, and none of containers."""
+"""Addresses that are told to peers: the eight that help, in the right order, and none of
+containers."""
 
 from pathlib import Path
 
@@ -30,8 +31,16 @@ def test_machine_that_has_nothing_else_keeps_its_bridge():
 
 @pytest.fixture
 def interfaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of sysfs: docker0 with a container's port, vmbr0 with a network card, and the card itself."""
-    for name in ("docker0/bridge", "docker0/brif/veth1", "veth1", "vmbr0/bridge", "vmbr0/brif/eth0", "eth0/device"):
+    """A copy of sysfs: docker0 with a container's port, vmbr0 with a network card, and the card
+    itself."""
+    for name in (
+        "docker0/bridge",
+        "docker0/brif/veth1",
+        "veth1",
+        "vmbr0/bridge",
+        "vmbr0/brif/eth0",
+        "eth0/device",
+    ):
         (tmp_path / name).mkdir(parents=True)
     hosts = {"docker0": "172.17.0.1", "vmbr0": "192.168.1.2", "eth0": "10.0.0.5"}
     monkeypatch.setattr(address_ranking, "interface_address", hosts.get)

@@ -1,4 +1,5 @@
-"""An auditor among real peers: it gets the groups that a peer signed, also after that has restarted."""
+"""An auditor among real peers: it gets the groups that a peer signed, also after that has
+restarted."""
 
 import pytest
 from swarm_lab import Lab, make_groups, multiaddrs
@@ -8,7 +9,9 @@ from worker.swarm.exchange.audit_client import Listener
 from worker.swarm.protocol import messages
 
 
-def test_auditor_gets_signed_groups_by_digest_and_reasons_for_what_it_does_not_get(lab: Lab, tmp_path) -> None:
+def test_auditor_gets_signed_groups_by_digest_and_reasons_for_what_it_does_not_get(
+    lab: Lab, tmp_path
+) -> None:
     bootnode = lab.bootnode()
     swarm = lab.peer("a", audit_rounds=2)
     peer_id = swarm.status().peer_id

@@ -1,4 +1,5 @@
-"""The bootnode: the same key and address in every life, a clean end when told to stop, a reason when it can't start."""
+"""The bootnode: the same key and address in every life, a clean end when told to stop, a reason
+when it can't start."""
 
 import os
 import random
@@ -25,7 +26,9 @@ def config(tmp_path: Path) -> Settings:
     )
 
 
-def run_until(config: Settings, condition: Callable[[], bool], number: int = signal.SIGTERM) -> None:
+def run_until(
+    config: Settings, condition: Callable[[], bool], number: int = signal.SIGTERM
+) -> None:
     """Run the bootnode in this thread; once `condition` holds, this process gets the signal."""
 
     def watch() -> None:
@@ -41,8 +44,8 @@ def run_until(config: Settings, condition: Callable[[], bool], number: int = sig
 
 
 def free_port_of_its_own() -> int:
-    """A port that no outgoing connection of a test beside this one can be given meanwhile: one that the kernel does not
-    hand out by itself."""
+    """A port that no outgoing connection of a test beside this one can be given meanwhile: one that
+    the kernel does not hand out by itself."""
     for port in random.sample(range(20_000, 30_000), 100):
         with socket.socket() as candidate:
             try:
@@ -56,7 +59,8 @@ def free_port_of_its_own() -> int:
 def test_key_and_address_stay_and_stop_is_clean(tmp_path: Path) -> None:
     port = free_port_of_its_own()
     config = settings.from_flat(
-        {"bootnode_host": "127.0.0.1", "bootnode_port": port, "bootnode_state_dir": str(tmp_path)}, ""
+        {"bootnode_host": "127.0.0.1", "bootnode_port": port, "bootnode_state_dir": str(tmp_path)},
+        "",
     )
     address_file, seen = tmp_path / "multiaddr", []
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
@@ -87,8 +91,10 @@ def test_daemon_that_never_starts_is_an_error(
     swarm = config.swarm.model_copy(update={"startup_timeout_seconds": 1.0})
     with pytest.raises(SwarmError) as caught:
         bootnode.run(config.model_copy(update={"swarm": swarm}))
-    assert str(caught.value) == (
-        "bootnode: not up within 1 s (swarm.startup_timeout_seconds): libp2p daemon ended with 1: no room"
+    assert (
+        str(caught.value)
+        == "bootnode: not up within 1 s (swarm.startup_timeout_seconds): libp2p daemon ended with"
+        " 1: no room"
     )
 
 
@@ -100,6 +106,8 @@ def test_port_in_use_is_an_error(config: Settings) -> None:
         section = config.bootnode.model_copy(update={"port": port})
         with pytest.raises(ResourceError) as caught:
             bootnode.run(config.model_copy(update={"bootnode": section}))
-    assert str(caught.value) == (
-        f"port {port} (bootnode.port): already in use on 127.0.0.1; free it or set another, 0 lets the kernel choose"
+    assert (
+        str(caught.value)
+        == f"port {port} (bootnode.port): already in use on 127.0.0.1; free it or set another, 0"
+        " lets the kernel choose"
     )

@@ -1,4 +1,5 @@
-"""The libp2p daemon: restarted with the same identity and address, obeys its time-out, never outlives its worker."""
+"""The libp2p daemon: restarted with the same identity and address, obeys its time-out, never
+outlives its worker."""
 
 import asyncio
 import os
@@ -47,24 +48,36 @@ def pid_of(swarm: Swarm) -> int:
     return current.pid if current is not None else 0
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
-def test_killed_daemon_comes_back_as_the_same_peer_at_the_same_address(lab: Lab, kills: int) -> None:
+@pytest.mark.parametrize(
+    "kills", [5, pytest.param(100, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])]
+)
+def test_killed_daemon_comes_back_as_the_same_peer_at_the_same_address(
+    lab: Lab, kills: int
+) -> None:
     lab.bootnode()
     victim, other = lab.peer("a"), lab.peer("b")
-    wait_until(lambda: victim.status().peers_known == other.status().peers_known == 1, 15, "both know each other")
+    wait_until(
+        lambda: victim.status().peers_known == other.status().peers_known == 1,
+        15,
+        "both know each other",
+    )
     before = victim.status()
     for round in range(1, kills + 1):
         killed = pid_of(victim)
         os.kill(killed, signal.SIGKILL)
         for swarm in (victim, other):
             swarm.publish(round, make_groups(swarm.status().peer_id, round))
-        wait_until(lambda killed=killed: pid_of(victim) not in (0, killed), 15, "the daemon is back")  # type: ignore[misc]
+        wait_until(
+            lambda killed=killed: pid_of(victim) not in (0, killed), 15, "the daemon is back"
+        )  # type: ignore[misc]
         after = victim.status()
         assert (after.peer_id, after.addresses) == (before.peer_id, before.addresses)
         assert len(victim.collect(round, 9).groups) == 9
         assert len(other.collect(round, 9).groups) == 9
     assert victim.status().daemon_restarts == kills
-    assert "libp2p daemon " in str(victim.status().last_error)  # ended with -9, or not there: whoever sees it first
+    assert "libp2p daemon " in str(
+        victim.status().last_error
+    )  # ended with -9, or not there: whoever sees it first
 
 
 def test_collect_goes_on_while_the_daemon_is_killed(lab: Lab) -> None:
@@ -82,7 +95,11 @@ def test_collect_goes_on_while_the_daemon_is_killed(lab: Lab) -> None:
 def test_peer_that_is_cut_off_without_a_word_is_noticed_and_found_again(lab: Lab) -> None:
     bootnode = lab.bootnode()
     stays, hangs = lab.peer("a"), lab.peer("b")
-    wait_until(lambda: stays.status().peers_known == hangs.status().peers_known == 1, 15, "both know each other")
+    wait_until(
+        lambda: stays.status().peers_known == hangs.status().peers_known == 1,
+        15,
+        "both know each other",
+    )
     frozen = [pid_of(hangs), bootnode._daemon.pid]  # type: ignore[union-attr]
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
@@ -126,13 +143,16 @@ def test_connection_is_kept_and_a_peer_that_moved_is_reached_at_its_new_address(
     wait_until(lambda: back.status().peers_known == 1, 15, "b is back and has greeted a")
     assert back.status().addresses != before
     back.publish(2, make_groups(back.status().peer_id, 2))
-    wait_until(lambda: len(asks.collect(2, 9).groups) == 9, 20, "a gets the groups from the new address")
+    wait_until(
+        lambda: len(asks.collect(2, 9).groups) == 9, 20, "a gets the groups from the new address"
+    )
 
 
 def test_connection_over_what_only_the_daemon_understands_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """hivemind knows no webtransport: an address of it must not end whoever lists its connections."""
+    """hivemind knows no webtransport: an address of it must not end whoever lists its
+    connections."""
     arguments = daemon._arguments
 
     def over_webtransport(*options: object) -> list[str]:
@@ -163,7 +183,10 @@ def test_connection_over_what_only_the_daemon_understands_is_one(
 
 def test_connection_without_an_address_is_one() -> None:
     async def list_peers(request: object) -> p2pd_pb2.Response:
-        peers = [p2pd_pb2.PeerInfo(id=b"\x12\x01a", addrs=addresses) for addresses in ([], [b"\xd1\x03"], [b"\xff"])]
+        peers = [
+            p2pd_pb2.PeerInfo(id=b"\x12\x01a", addrs=addresses)
+            for addresses in ([], [b"\xd1\x03"], [b"\xff"])
+        ]
         return p2pd_pb2.Response(type=p2pd_pb2.Response.OK, peers=peers)
 
     silent = daemon.Daemon.__new__(daemon.Daemon)
@@ -203,12 +226,20 @@ time.sleep(60)
 
 def test_daemon_dies_with_a_killed_worker(lab: Lab) -> None:
     folder = lab.folder("a")
-    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], stdout=subprocess.PIPE, text=True)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "up\n"
         [pid] = children(worker.pid)
-        control = Path(f"/proc/{pid}/cmdline").read_bytes().decode().partition("-listen=/unix")[2].partition("\0")[0]
+        control = (
+            Path(f"/proc/{pid}/cmdline")
+            .read_bytes()
+            .decode()
+            .partition("-listen=/unix")[2]
+            .partition("\0")[0]
+        )
         worker.kill()
         worker.wait(10)
         wait_until(lambda: not is_running(pid), 5, "p2pd is gone")
@@ -235,8 +266,9 @@ def test_start_does_not_wait_and_the_time_out_is_obeyed(
         assert swarm.status().state == "starting"
         assert swarm.collect(1, 4).heard == ()
         wait_until(lambda: swarm.status().last_error is not None, 12, "the time-out is reported")
-        assert swarm.status().last_error == (
-            "libp2p daemon: not ready after 4 s (swarm.startup_timeout_seconds); trying again"
+        assert (
+            swarm.status().last_error
+            == "libp2p daemon: not ready after 4 s (swarm.startup_timeout_seconds); trying again"
         )
         assert swarm.status().state == "training-alone"
     wait_until(lambda: swarm.status().addresses != (), 60, "it comes up in the end")
@@ -279,13 +311,17 @@ def test_fixed_port_that_is_in_use_is_an_error(lab: Lab) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ResourceError) as caught:
             lab.peer("a", port=port)
-    assert str(caught.value) == (
-        f"port {port} (swarm.port): already in use on 127.0.0.1; free it or set another, 0 lets the kernel choose"
+    assert (
+        str(caught.value)
+        == f"port {port} (swarm.port): already in use on 127.0.0.1; free it or set another, 0 lets"
+        " the kernel choose"
     )
 
 
 def test_address_of_no_interface_is_an_error(lab: Lab) -> None:
-    with pytest.raises(ResourceError, match=r"192.0.2.1 \(swarm.host\): no address of this machine"):
+    with pytest.raises(
+        ResourceError, match=r"192.0.2.1 \(swarm.host\): no address of this machine"
+    ):
         lab.peer("a", host="192.0.2.1", port=4001)
 
 

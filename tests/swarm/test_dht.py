@@ -32,7 +32,9 @@ class Node:
     def __init__(self, me: identity.Identity, daemon: Daemon, membership: Membership) -> None:
         self.me, self.daemon, self.membership = me, daemon, membership
 
-    def record(self, who: identity.Identity | None = None, life: int = 60, issued_in: int = 0) -> messages.Member:
+    def record(
+        self, who: identity.Identity | None = None, life: int = 60, issued_in: int = 0
+    ) -> messages.Member:
         now = int(time.time()) + issued_in
         return messages.seal_member(who or self.me, self.daemon.addresses, 0, now, now + life, ())
 
@@ -48,7 +50,9 @@ def run(tmp_path: Path, count: int, scenario: Callable[[list[Node]], Awaitable[N
             nodes: list[Node] = []
             for i in range(count):
                 me = identity.create(tmp_path / f"key{i}")
-                daemon = await Daemon.start(tmp_path / f"key{i}", settings.Swarm(host="127.0.0.1"), 0)
+                daemon = await Daemon.start(
+                    tmp_path / f"key{i}", settings.Swarm(host="127.0.0.1"), 0
+                )
                 stack.push_async_callback(daemon.stop)
                 membership = await Membership.start(daemon, 30)
                 stack.push_async_callback(membership.close)
@@ -69,7 +73,9 @@ def stub(sender: Node, target: Node) -> Any:
     return sender.membership._node.protocol.get_stub(PeerID.from_base58(target.me.peer_id))
 
 
-def store_request(sender: Node, key: str, subkey: bytes, value: bytes, expires: float) -> dht_pb2.StoreRequest:
+def store_request(
+    sender: Node, key: str, subkey: bytes, value: bytes, expires: float
+) -> dht_pb2.StoreRequest:
     return dht_pb2.StoreRequest(
         keys=[DHTID.generate(key).to_bytes()],
         subkeys=[subkey],
@@ -80,8 +86,11 @@ def store_request(sender: Node, key: str, subkey: bytes, value: bytes, expires: 
     )
 
 
-async def store(sender: Node, target: Node, key: str, subkey: bytes, value: bytes, expires: float) -> bool:
-    """A raw store request, as a stranger would send it. False also if the target does not answer."""
+async def store(
+    sender: Node, target: Node, key: str, subkey: bytes, value: bytes, expires: float
+) -> bool:
+    """A raw store request, as a stranger would send it. False also if the target does not
+    answer."""
     request = store_request(sender, key, subkey, value, expires)
     try:
         response: Any = await stub(sender, target).rpc_store(request, timeout=3)
@@ -100,7 +109,9 @@ def test_members_are_found_through_the_dht_alone(tmp_path: Path) -> None:
     run(tmp_path, 4, scenario)
 
 
-def test_full_bucket_sends_members_one_level_deeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_bucket_sends_members_one_level_deeper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dht, "BUCKET_SIZE", 4)
     members = list[identity.Identity]()
     crowd = Counter[int]()
@@ -128,12 +139,16 @@ def test_full_bucket_sends_members_one_level_deeper(tmp_path: Path, monkeypatch:
     run(tmp_path, 2, scenario)
 
 
-def test_node_that_has_its_place_and_knows_many_reads_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_that_has_its_place_and_knows_many_reads_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dht, "ENOUGH_FOUND", 3)
     reads = []
     read = Membership._read
 
-    async def note(self: Membership, depth: int, bucket: int, thorough: bool) -> list[messages.Member]:
+    async def note(
+        self: Membership, depth: int, bucket: int, thorough: bool
+    ) -> list[messages.Member]:
         reads.append(thorough)
         return await read(self, depth, bucket, thorough)
 
@@ -194,7 +209,8 @@ def test_only_genuine_records_are_stored(tmp_path: Path) -> None:
 
 
 def test_value_that_nests_extensions_does_not_end_the_process(tmp_path: Path) -> None:
-    """hivemind's own decoder recurses for each level: 12 KB overflow the stack, and the process is gone."""
+    """hivemind's own decoder recurses for each level: 12 KB overflow the stack, and the process is
+    gone."""
     nested = msgpack.packb(1)
     for _ in range(3000):
         nested = msgpack.packb(msgpack.ExtType(0x40, nested))
@@ -218,7 +234,9 @@ def test_large_value_arrives_and_is_refused(tmp_path: Path, num_bytes: int) -> N
     async def scenario(nodes: list[Node]) -> None:
         good, liar = nodes
         request = store_request(liar, dht._key(0, 0), b"", bytes(num_bytes), time.time() + 60)
-        with pytest.raises(P2PHandlerError, match=f"{num_bytes} bytes to store; at most 262144 are looked at"):
+        with pytest.raises(
+            P2PHandlerError, match=f"{num_bytes} bytes to store; at most 262144 are looked at"
+        ):
             await stub(liar, good).rpc_store(request, timeout=10)
         assert len(good.membership._node.protocol.storage) == 0
         await liar.membership.announce(liar.record())
@@ -236,7 +254,11 @@ def test_no_signature_is_verified_of_a_record_that_is_refused_anyhow(
     async def scenario(nodes: list[Node]) -> None:
         good, liar = nodes
         record = liar.record(life=61)
-        value, subkey, expires = msgpack.packb(record.sealed), msgpack.packb(record.peer_id), float(record.expires)
+        value, subkey, expires = (
+            msgpack.packb(record.sealed),
+            msgpack.packb(record.peer_id),
+            float(record.expires),
+        )
         wrong_bucket = dht._key(1, (bucket_of(record.peer_id, 1) + 1) % dht.FAN_OUT)
         await store(liar, good, dht._key(0, 0), msgpack.packb(good.me.peer_id), value, expires)
         await store(liar, good, dht._key(0, 0), subkey, value, expires + 1)
@@ -251,9 +273,13 @@ def test_no_signature_is_verified_of_a_record_that_is_refused_anyhow(
 def test_stranger_that_stores_all_the_time_is_limited(tmp_path: Path) -> None:
     async def scenario(nodes: list[Node]) -> None:
         good, flooder = nodes
-        request = store_request(flooder, "somebody else's", msgpack.packb("x"), b"", time.time() + 60)
+        request = store_request(
+            flooder, "somebody else's", msgpack.packb("x"), b"", time.time() + 60
+        )
         for _ in range(dht_guard.MAX_STORES_PER_PEER):
-            assert list((await stub(flooder, good).rpc_store(request, timeout=3)).store_ok) == [False]
+            assert list((await stub(flooder, good).rpc_store(request, timeout=3)).store_ok) == [
+                False
+            ]
         with pytest.raises(P2PHandlerError, match="more than 40 requests in 10 s"):
             await stub(flooder, good).rpc_store(request, timeout=3)
         assert await flooder.membership.meet(good.me.peer_id)
@@ -280,7 +306,11 @@ def lie_of_place(response: Any) -> None:
 
 def lie_of_eternity(response: Any) -> None:
     for result in response.results:
-        result.type, result.value, result.expiration_time = dht_pb2.FOUND_DICTIONARY, EMPTY, float("inf")
+        result.type, result.value, result.expiration_time = (
+            dht_pb2.FOUND_DICTIONARY,
+            EMPTY,
+            float("inf"),
+        )
 
 
 def lie_of_bomb(response: Any) -> None:
@@ -289,12 +319,22 @@ def lie_of_bomb(response: Any) -> None:
     for _ in range(3):
         inner = b"\xdc\x00\x10" + inner * 16
     for result in response.results:
-        result.type, result.value, result.expiration_time = dht_pb2.FOUND_DICTIONARY, b"\x9f" + inner * 15, 1e10
+        result.type, result.value, result.expiration_time = (
+            dht_pb2.FOUND_DICTIONARY,
+            b"\x9f" + inner * 15,
+            1e10,
+        )
 
 
 @pytest.mark.parametrize(
     "lie",
-    [lie_of_neighbours(1, 60_000), lie_of_neighbours(30_000, 33), lie_of_place, lie_of_eternity, lie_of_bomb],
+    [
+        lie_of_neighbours(1, 60_000),
+        lie_of_neighbours(30_000, 33),
+        lie_of_place,
+        lie_of_eternity,
+        lie_of_bomb,
+    ],
     ids=["long-name", "many-names", "place", "for-ever", "bomb"],
 )
 def test_answer_of_a_lying_neighbour_costs_nothing_and_the_others_are_heard(
@@ -303,7 +343,9 @@ def test_answer_of_a_lying_neighbour_costs_nothing_and_the_others_are_heard(
     """A name of 60 KB takes 5 s in base 58."""
     liars = set[object]()
     for name in ("rpc_find", "rpc_ping"):
-        monkeypatch.setattr(DHTProtocol, name, answered_by_liars(getattr(DHTProtocol, name), liars, lie))
+        monkeypatch.setattr(
+            DHTProtocol, name, answered_by_liars(getattr(DHTProtocol, name), liars, lie)
+        )
     found, longest = list[set[str]](), [0.0]
 
     async def note_pauses() -> None:
@@ -331,7 +373,9 @@ def test_answer_of_a_lying_neighbour_costs_nothing_and_the_others_are_heard(
     assert longest[0] < 0.5
 
 
-def answered_by_liars(answer: Callable[..., Awaitable[Any]], liars: set[object], lie: Answer) -> Any:
+def answered_by_liars(
+    answer: Callable[..., Awaitable[Any]], liars: set[object], lie: Answer
+) -> Any:
     @wraps(answer)  # hivemind reads its types
     async def lying(protocol: Any, request: Any, context: Any) -> Any:
         response = await answer(protocol, request, context)
@@ -355,7 +399,9 @@ def test_strangers_that_want_to_be_pinged_back_stop_no_call_of_ours(
     async def scenario(nodes: list[Node]) -> None:
         good, stranger = nodes
         monkeypatch.setattr(DHTProtocol, "call_ping", note)
-        request = dht_pb2.PingRequest(peer=stranger.membership._node.protocol.node_info, validate=True)
+        request = dht_pb2.PingRequest(
+            peer=stranger.membership._node.protocol.node_info, validate=True
+        )
         response = await stub(stranger, good).rpc_ping(request, timeout=3)
         assert pinged == []
         assert response.available  # or a node of hivemind's own would not join through us
@@ -369,7 +415,9 @@ def test_request_for_many_keys_is_refused_before_any_is_looked_up(tmp_path: Path
         await liar.membership.announce(liar.record())
         keys = [DHTID.generate().to_bytes() for _ in range(1000)] * 150
         request = dht_pb2.FindRequest(keys=keys, peer=liar.membership._node.protocol.node_info)
-        with pytest.raises(P2PHandlerError, match="request with 150000 keys; at most 64 are looked at"):
+        with pytest.raises(
+            P2PHandlerError, match="request with 150000 keys; at most 64 are looked at"
+        ):
             await stub(liar, good).rpc_find(request, timeout=30)
         assert await good.names() == {liar.me.peer_id}
 
@@ -396,7 +444,10 @@ def test_stranger_that_asks_all_the_time_is_limited_and_others_are_not(
 def test_stranger_that_claims_places_in_the_dht_is_nobodys_neighbour(tmp_path: Path) -> None:
     async def scenario(nodes: list[Node]) -> None:
         good, liar, other = nodes
-        protocol, table = liar.membership._node.protocol, good.membership._node.protocol.routing_table
+        protocol, table = (
+            liar.membership._node.protocol,
+            good.membership._node.protocol.routing_table,
+        )
         before = dict(table.uid_to_peer_id)
         assert len(before) == 2
         for claim in (b"", b"short", b"x" * 20, *(DHTID.generate().to_bytes() for _ in range(30))):
@@ -420,7 +471,9 @@ def test_bucket_has_a_hard_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for i in range(8):
             record = liar.record(identity.create(tmp_path / f"sybil{i}"))
             value, subkey = msgpack.packb(record.sealed), msgpack.packb(record.peer_id)
-            accepted.append(await store(liar, good, dht._key(0, 0), subkey, value, float(record.expires)))
+            accepted.append(
+                await store(liar, good, dht._key(0, 0), subkey, value, float(record.expires))
+            )
         assert accepted == [True] * 5 + [False] * 3
 
     run(tmp_path, 2, scenario)

@@ -1,4 +1,5 @@
-"""What strangers may ask of a node: hostile and newer requests are refused with a reason, floods are limited."""
+"""What strangers may ask of a node: hostile and newer requests are refused with a reason, floods
+are limited."""
 
 import asyncio
 
@@ -11,7 +12,12 @@ from worker.swarm.network import Network
 from worker.swarm.protocol import messages
 from worker.swarm.protocol.messages import Kind, Refused
 from worker.swarm.swarm import Swarm
-from worker.swarm.transport.streams import MAX_REQUESTS_PER_PEER, MAX_STREAMS, MAX_STREAMS_PER_PEER, Admission
+from worker.swarm.transport.streams import (
+    MAX_REQUESTS_PER_PEER,
+    MAX_STREAMS,
+    MAX_STREAMS_PER_PEER,
+    Admission,
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +79,15 @@ def test_newer_version_is_named_on_both_sides(
     server: Swarm, stranger: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
     server._network.peers._versions.clear()
-    with pytest.raises(Refused, match="version 4; this node speaks 3, upgrade the older of the two"):
+    with pytest.raises(
+        Refused, match="version 4; this node speaks 3, upgrade the older of the two"
+    ):
         ask(stranger, server, newer(messages.encode_frame(Kind.HELLO, b"")))
     assert server.status().other_versions == {"exchange 4": 1}
-    assert f"peer={stranger.identity.peer_id} theirs=4 ours=3: upgrade the older of the two" in caplog.text
+    assert (
+        f"peer={stranger.identity.peer_id} theirs=4 ours=3: upgrade the older of the two"
+        in caplog.text
+    )
     assert server.status().requests_refused["version"] > 0
 
 
@@ -87,7 +98,9 @@ def test_record_of_somebody_else_is_refused(server: Swarm, stranger: Network) ->
     assert caught.value.reason == "sender"
 
 
-def test_request_for_groups_that_are_ready_is_answered_by_them_at_once(module_lab: Lab, server: Swarm) -> None:
+def test_request_for_groups_that_are_ready_is_answered_by_them_at_once(
+    module_lab: Lab, server: Swarm
+) -> None:
     asker = bring_stranger(module_lab, "asker", environments=("sums 1",))
     kind, payload = ask(asker, server, messages.encode_ask(1, 5, asker.member().sealed))
     assert kind is Kind.GROUPS
@@ -116,7 +129,10 @@ def test_flood_is_limited_and_others_are_served(module_lab: Lab, server: Swarm) 
     assert len(refusals) >= 10
     assert set(refusals) == {"flood"}
     other = bring_stranger(module_lab, "polite")
-    assert ask(other, server, messages.encode_frame(Kind.HELLO, other.member().sealed))[0] is Kind.PEERS
+    assert (
+        ask(other, server, messages.encode_frame(Kind.HELLO, other.member().sealed))[0]
+        is Kind.PEERS
+    )
 
 
 def test_request_that_never_comes_is_given_up(server: Swarm, stranger: Network) -> None:
@@ -127,7 +143,12 @@ def test_request_that_never_comes_is_given_up(server: Swarm, stranger: Network) 
 
 def test_admission_counts_all_and_each() -> None:
     admission = Admission()
-    with admission.admitted("a"), admission.admitted("a"), admission.admitted("a"), admission.admitted("a"):
+    with (
+        admission.admitted("a"),
+        admission.admitted("a"),
+        admission.admitted("a"),
+        admission.admitted("a"),
+    ):
         assert MAX_STREAMS_PER_PEER == 4
         refusal = admission.refusal("a")
         assert refusal is not None

@@ -1,4 +1,5 @@
-"""Situations that operators met: foreign bootnodes, relays known late, rounds too large for a message, slow peers."""
+"""Situations that operators met: foreign bootnodes, relays known late, rounds too large for a
+message, slow peers."""
 
 import time
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ def test_bootnode_that_is_a_plain_hivemind_node_is_named(
     peer_id = plain_bootnode.rpartition("/p2p/")[2]
     with caplog.at_level("WARNING"):
         node = lab.peer("a")
-        wait_until(lambda: node.status().foreign_bootnodes == (peer_id,), 20, "it is named in the status")
+        wait_until(
+            lambda: node.status().foreign_bootnodes == (peer_id,), 20, "it is named in the status"
+        )
     assert "bootnode answers, but is not hivewright's (no /hivewright/exchange)" in caplog.text
     assert reachability.reach([plain_bootnode]) == {
         plain_bootnode: "answers, but is not hivewright's (no /hivewright/exchange)"
@@ -37,7 +40,9 @@ def test_bootnode_that_is_a_plain_hivemind_node_is_named(
 def test_bootnode_of_ours_is_not_named(lab: Lab) -> None:
     own = multiaddrs(lab.bootnode())[0]
     node, other = lab.peer("a"), lab.peer("b")
-    wait_until(lambda: {n.status().peers_known for n in (node, other)} == {1}, 15, "they met through it")
+    wait_until(
+        lambda: {n.status().peers_known for n in (node, other)} == {1}, 15, "they met through it"
+    )
     assert reachability.reach([own]) == {own: None}
     assert node.status().foreign_bootnodes == ()
 

@@ -76,13 +76,22 @@ def test_missing_key_is_an_error_and_makes_no_file(tmp_path: Path) -> None:
 def _elliptic_key() -> bytes:
     key = ec.generate_private_key(ec.SECP256R1())
     der = key.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
     )
     return b"\x08\x00\x12" + bytes([len(der)]) + der
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x08\x00\x12", b"-----BEGIN RSA PRIVATE KEY-----\n", b"\x08\x00\x12\x03abc", _elliptic_key()]
+    "data",
+    [
+        b"",
+        b"\x08\x00\x12",
+        b"-----BEGIN RSA PRIVATE KEY-----\n",
+        b"\x08\x00\x12\x03abc",
+        _elliptic_key(),
+    ],
 )
 def test_file_that_is_no_rsa_key_is_an_error(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "swarm.pem"
@@ -95,10 +104,15 @@ def test_file_that_is_no_rsa_key_is_an_error(tmp_path: Path, data: bytes) -> Non
 def test_key_that_no_peer_accepts_is_an_error(tmp_path: Path, bits: int, exponent: int) -> None:
     key = rsa.generate_private_key(public_exponent=exponent, key_size=bits)  # type: ignore[arg-type]
     der = key.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
     )
     (tmp_path / "swarm.pem").write_bytes(b"\x08\x00\x12" + identity.varint(len(der)) + der)
-    with pytest.raises(IdentityError, match=f"RSA key of {bits} bits that no peer accepts; expected 2048 to 4096 bits"):
+    with pytest.raises(
+        IdentityError,
+        match=f"RSA key of {bits} bits that no peer accepts; expected 2048 to 4096 bits",
+    ):
         identity.load(tmp_path / "swarm.pem")
 
 
@@ -117,18 +131,23 @@ def test_signature_holds_for_its_signer_and_data_only(tmp_path: Path) -> None:
     assert not identity.verify(mine.peer_id, mine.public_key, b"other", signature)
     assert not identity.verify(other.peer_id, other.public_key, b"data", signature)
     assert not identity.verify(mine.peer_id, other.public_key, b"data", other.sign(b"data"))
-    assert not identity.verify(mine.peer_id, mine.public_key, b"data", signature[:-1] + bytes([signature[-1] ^ 1]))
+    assert not identity.verify(
+        mine.peer_id, mine.public_key, b"data", signature[:-1] + bytes([signature[-1] ^ 1])
+    )
     assert not identity.verify(mine.peer_id, mine.public_key, b"data", b"")
 
 
 @pytest.mark.parametrize(("bits", "exponent"), [(1024, 65537), (2048, 3)])
 def test_weak_key_of_a_stranger_is_refused(bits: int, exponent: int) -> None:
     stranger = identity.Identity(rsa.generate_private_key(public_exponent=exponent, key_size=bits))  # type: ignore[arg-type]
-    assert not identity.verify(stranger.peer_id, stranger.public_key, b"data", stranger.sign(b"data"))
+    assert not identity.verify(
+        stranger.peer_id, stranger.public_key, b"data", stranger.sign(b"data")
+    )
 
 
 @pytest.mark.parametrize(
-    "public_key", [b"", b"\x08\x00\x12\x00", b"\x08\x01\x12\x20" + b"a" * 32, b"\x08\x00\x12\x7f" + b"b" * 127]
+    "public_key",
+    [b"", b"\x08\x00\x12\x00", b"\x08\x01\x12\x20" + b"a" * 32, b"\x08\x00\x12\x7f" + b"b" * 127],
 )
 def test_public_key_that_is_none_is_refused(public_key: bytes) -> None:
     assert not identity.verify(identity.peer_id_of(public_key), public_key, b"data", b"signature")

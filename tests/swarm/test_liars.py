@@ -1,4 +1,5 @@
-"""One peer of two lies: it is caught within the round, and the honest one's groups come all the same."""
+"""One peer of two lies: it is caught within the round, and the honest one's groups come all the
+same."""
 
 import random
 import time
@@ -37,11 +38,16 @@ class LiarFirst(random.Random):
     liar = ""
 
     def choices(self, population, weights=None, **options):  # type: ignore[no-untyped-def]
-        return [self.liar] if self.liar in population else super().choices(population, weights, **options)
+        return (
+            [self.liar]
+            if self.liar in population
+            else super().choices(population, weights, **options)
+        )
 
 
 class Stage:
-    """An honest asker and an honest server, and a liar between them that is another one in each test."""
+    """An honest asker and an honest server, and a liar between them that is another one in each
+    test."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -54,7 +60,9 @@ class Stage:
         self.round = 100
         self.num_liars = 0
         self.liar: Network | None = None
-        wait_until(lambda: self.asker.status().peers_known == 1, 15, "the honest ones know each other")
+        wait_until(
+            lambda: self.asker.status().peers_known == 1, 15, "the honest ones know each other"
+        )
 
     def bring(self, lie: Lie) -> Network:
         async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
@@ -63,7 +71,11 @@ class Stage:
         self.num_liars += 1
         liar = self.liar = self.lab.network(f"liar{self.num_liars}", on_ask=on_ask)
         self.rng.liar = liar.identity.peer_id
-        wait_until(lambda: bool(self.asker._network.peers.addresses(self.rng.liar)), 15, "the liar is known")
+        wait_until(
+            lambda: bool(self.asker._network.peers.addresses(self.rng.liar)),
+            15,
+            "the liar is known",
+        )
         return liar
 
     def send_away(self) -> None:
@@ -136,13 +148,16 @@ def test_hostile_message_costs_only_its_sender(stage: Stage, lie: Lie, reason: s
 
 
 @pytest.mark.parametrize(
-    ("reason", "over"), [("too-long", ("x" * 20_000, "y")), ("num-completions", ("x",) * (GROUP_SIZE + 1))]
+    ("reason", "over"),
+    [("too-long", ("x" * 20_000, "y")), ("num-completions", ("x",) * (GROUP_SIZE + 1))],
 )
 def test_group_over_the_limits_is_dropped_and_the_others_are_taken(
     stage: Stage, reason: str, over: tuple[str, ...]
 ) -> None:
     stage.set(peers_per_round=2)
-    liar = stage.bring(send_groups(lambda groups, _, __: [replace(groups[0], completions=over), *groups[1:]]))
+    liar = stage.bring(
+        send_groups(lambda groups, _, __: [replace(groups[0], completions=over), *groups[1:]])
+    )
     collected = stage.asker.collect(stage.round, 100)
     assert collected.rejected == {reason: 1}
     assert sum(g.peer_id == liar.identity.peer_id for g in collected.groups) == 8

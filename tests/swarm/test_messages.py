@@ -1,4 +1,5 @@
-"""The decoders: what is sealed opens, everything else is a BadRecord and nothing else, with bounded memory."""
+"""The decoders: what is sealed opens, everything else is a BadRecord and nothing else, with bounded
+memory."""
 
 import asyncio
 import contextlib
@@ -29,7 +30,8 @@ from worker.swarm.protocol.messages import Kind, Limits, Refused
 
 LIMITS = Limits(num_groups=8, num_completions=4, completion_bytes=200)
 SIZES = pytest.mark.parametrize(
-    "num_inputs", [1700, pytest.param(34_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])]
+    "num_inputs",
+    [1700, pytest.param(34_000, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])],
 )
 """Of each kind of fuzzing; of the first three 5,100 and 102,000 in all."""
 GROUPS = (
@@ -52,7 +54,12 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> identity.Identity:
 
 def fuzz(num_inputs: int, check: Callable[..., None], **strategies: st.SearchStrategy[Any]) -> None:
     """`check` on `num_inputs` inputs that hypothesis makes."""
-    options = settings(max_examples=num_inputs, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    options = settings(
+        max_examples=num_inputs,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
     options(given(**strategies)(check))()
 
 
@@ -94,7 +101,9 @@ def test_member_survives_the_way(me: identity.Identity) -> None:
 def test_member_with_the_longest_addresses_is_read(me: identity.Identity) -> None:
     addresses = [f"/dns/{'a' * 240}{i}/tcp/1" for i in range(12)]
     families = messages.hash_families(map(str, range(99)))
-    member = messages.seal_member(me, addresses, 2**62, 2**40, 2**40, ["a" * 32 + " " + "1" * 31] * 4, families)
+    member = messages.seal_member(
+        me, addresses, 2**62, 2**40, 2**40, ["a" * 32 + " " + "1" * 31] * 4, families
+    )
     assert len(messages.open_member(member.sealed).addresses) == messages.MAX_ADDRESSES
 
 
@@ -116,7 +125,9 @@ def test_round_of_42_kb_takes_13_kb_on_the_wire_if_answers_to_a_task_have_someth
     for write, at_most in ((write_related_groups, 13_000), (write_groups, 15_600)):
         groups = write(text, me.peer_id, 0)
         assert sum(len(c) for g in groups for c in g.completions) == 9 * 8 * 600
-        assert len(messages.encode_frame(Kind.GROUPS, messages.seal_groups(me, 0, groups))) < at_most
+        assert (
+            len(messages.encode_frame(Kind.GROUPS, messages.seal_groups(me, 0, groups))) < at_most
+        )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +148,9 @@ def test_groups_outside_of_what_was_asked_for_are_refused(
 @pytest.mark.parametrize(
     ("reason", "limits"), [("num-completions", Limits(8, 3, 200)), ("too-long", Limits(8, 4, 199))]
 )
-def test_group_over_the_limits_is_dropped_alone(me: identity.Identity, reason: str, limits: Limits) -> None:
+def test_group_over_the_limits_is_dropped_alone(
+    me: identity.Identity, reason: str, limits: Limits
+) -> None:
     seed = round_seed(me.peer_id, 3)
     over = {"num-completions": ("1", "2", "3", "4"), "too-long": ("1", "\u00e9" * 100)}[reason]
     groups = [Group(Task("sum", "x", seed, i), over if i == 1 else ("1", "2")) for i in range(3)]
@@ -161,13 +174,17 @@ class Sums:
         return [0.0] * len(completions)
 
 
-def test_groups_of_another_signer_are_refused(me: identity.Identity, other: identity.Identity) -> None:
+def test_groups_of_another_signer_are_refused(
+    me: identity.Identity, other: identity.Identity
+) -> None:
     with pytest.raises(BadRecord) as caught:
         messages.open_groups(messages.seal_groups(other, 3, GROUPS), me.peer_id, 3, LIMITS)
     assert caught.value.reason == "signature"
 
 
-def test_groups_that_name_another_sender_are_refused(me: identity.Identity, other: identity.Identity) -> None:
+def test_groups_that_name_another_sender_are_refused(
+    me: identity.Identity, other: identity.Identity
+) -> None:
     stolen = seal(me, zstandard.compress(msgpack.packb([other.peer_id, 3, []])))
     with pytest.raises(BadRecord) as caught:
         messages.open_groups(stolen, me.peer_id, 3, LIMITS)
@@ -181,8 +198,9 @@ def test_member_record_is_no_groups_message(me: identity.Identity) -> None:
     assert caught.value.reason == "signature"
 
 
-# Decodes what comes on its standard input, and says why not each time, and how many bytes of memory all that took: of
-# its address space, which nothing that is allocated escapes, Python's, msgpack's or zstd's.
+# Decodes what comes on its standard input, and says why not each time, and how many bytes of memory
+# all that took: of its address space, which nothing that is allocated escapes, Python's, msgpack's
+# or zstd's.
 _DECODE_ALONE = """
 import sys
 from pathlib import Path
@@ -220,8 +238,9 @@ print(peak() - before)
 
 
 def decode_alone(me: identity.Identity, *cases: tuple[str, bytes]) -> tuple[set[str], int]:
-    """Why pairs of a decoder and what it is given are refused, and how many bytes of memory that took at most: in a
-    process of its own, since here other tests' threads, and garbage of theirs, would be measured too."""
+    """Why pairs of a decoder and what it is given are refused, and how many bytes of memory that
+    took at most: in a process of its own, since here other tests' threads, and garbage of theirs,
+    would be measured too."""
     answer = subprocess.run(
         [sys.executable, "-c", _DECODE_ALONE, me.peer_id],
         input=msgpack.packb(cases), capture_output=True, check=True, timeout=120,
@@ -232,7 +251,9 @@ def decode_alone(me: identity.Identity, *cases: tuple[str, bytes]) -> tuple[set[
 
 
 @pytest.mark.parametrize("claim_size", [True, False])
-def test_decompression_bomb_is_refused_in_little_memory(me: identity.Identity, claim_size: bool) -> None:
+def test_decompression_bomb_is_refused_in_little_memory(
+    me: identity.Identity, claim_size: bool
+) -> None:
     compressor = zstandard.ZstdCompressor(write_content_size=claim_size)
     bomb = seal(me, compressor.compress(bytes(500 << 20)))
     assert len(bomb) < 100_000
@@ -256,7 +277,8 @@ LEAVES = (b"\x90", b"\x80", b"\xa2\xc3\xa9", b"\xcd\x7f\xff")
 
 
 def test_bomb_of_objects_is_refused_in_little_memory(me: identity.Identity) -> None:
-    """1,400 bytes on the wire, and hundreds of megabytes of objects to a decoder that builds them first."""
+    """1,400 bytes on the wire, and hundreds of megabytes of objects to a decoder that builds them
+    first."""
     message = b"\x93" + msgpack.packb(me.peer_id) + b"\x03"
     completions = message + b"\x91\x95\xa1f\xa1c\x01\x01"
     bombs = [
@@ -270,7 +292,9 @@ def test_bomb_of_objects_is_refused_in_little_memory(me: identity.Identity) -> N
     assert num_bytes < 32 << 20  # 8 MiB decompressed, and again in the decoder
 
 
-def test_bomb_of_objects_without_a_signature_is_refused_in_little_memory(me: identity.Identity) -> None:
+def test_bomb_of_objects_without_a_signature_is_refused_in_little_memory(
+    me: identity.Identity,
+) -> None:
     sizes = [
         ("groups", 2 << 20),
         ("member", 3584),
@@ -279,7 +303,9 @@ def test_bomb_of_objects_without_a_signature_is_refused_in_little_memory(me: ide
         ("dht", 3 << 20),
         ("dht", 230_000),
     ]
-    bombs = [(decoder, nest(leaf, 16, num_bytes)) for decoder, num_bytes in sizes for leaf in LEAVES]
+    bombs = [
+        (decoder, nest(leaf, 16, num_bytes)) for decoder, num_bytes in sizes for leaf in LEAVES
+    ]
     reasons, num_bytes = decode_alone(me, *bombs)
     assert reasons <= {"malformed", "too-large"}
     assert num_bytes < 8 << 20
@@ -292,8 +318,12 @@ def test_message_that_goes_on_after_its_end_is_malformed(me: identity.Identity) 
     for decode in (
         lambda: messages.open_member(member + b"\x90"),
         lambda: messages.open_member(seal(me, body + b"\x90", b"hivewright/member/3\n")),
-        lambda: messages.decode_ask(messages.encode_ask(3, 9, member)[messages.HEADER_BYTES :] + b"\x90"),
-        lambda: messages.decode_peers(messages.encode_peers([member])[messages.HEADER_BYTES :] + b"\x90"),
+        lambda: messages.decode_ask(
+            messages.encode_ask(3, 9, member)[messages.HEADER_BYTES :] + b"\x90"
+        ),
+        lambda: messages.decode_peers(
+            messages.encode_peers([member])[messages.HEADER_BYTES :] + b"\x90"
+        ),
         lambda: messages.open_groups(seal(me, groups), me.peer_id, 3, LIMITS),
     ):
         with pytest.raises(BadRecord) as caught:
@@ -354,7 +384,9 @@ def test_wrongly_typed_groups_are_malformed(me: identity.Identity, rows: object)
 
 
 def test_text_that_is_not_utf8_is_malformed(me: identity.Identity) -> None:
-    body = msgpack.packb([me.peer_id, 3, [["sum", "x", 7, 0, ["PLACE"]]]]).replace(b"PLACE", b"\xff\xfe\xc0\x80\xed")
+    body = msgpack.packb([me.peer_id, 3, [["sum", "x", 7, 0, ["PLACE"]]]]).replace(
+        b"PLACE", b"\xff\xfe\xc0\x80\xed"
+    )
     with pytest.raises(BadRecord) as caught:
         messages.open_groups(seal(me, zstandard.compress(body)), me.peer_id, 3, LIMITS)
     assert caught.value.reason == "malformed"
@@ -388,8 +420,15 @@ def test_member_with_odd_addresses_is_refused(me: identity.Identity, addresses: 
 
 
 def test_odd_address_of_ours_is_left_out_of_the_record(me: identity.Identity) -> None:
-    odd = ["/unix/tmp/socket", "/ip4/192.0.2.1", "/ip4/192.0.2.1/tcp/1/\x1b[2J", "/ip6/fe80::1%eth0/tcp/1"]
-    member = messages.seal_member(me, [*odd, *ADDRESSES, "/ip4/" + "1" * 300 + "/tcp/1"], 0, 1000, 1180, ENVIRONMENTS)
+    odd = [
+        "/unix/tmp/socket",
+        "/ip4/192.0.2.1",
+        "/ip4/192.0.2.1/tcp/1/\x1b[2J",
+        "/ip6/fe80::1%eth0/tcp/1",
+    ]
+    member = messages.seal_member(
+        me, [*odd, *ADDRESSES, "/ip4/" + "1" * 300 + "/tcp/1"], 0, 1000, 1180, ENVIRONMENTS
+    )
     assert messages.open_member(member.sealed).addresses == member.addresses == ADDRESSES
 
 
@@ -402,16 +441,21 @@ def test_member_with_odd_families_is_malformed(me: identity.Identity, families: 
 
 
 @pytest.mark.parametrize(
-    "environments", [["reasoning-gym"], ["x 1\n"], ["x " + "1" * 40], [1], ["x 1"] * 17, None, "x 1"]
+    "environments",
+    [["reasoning-gym"], ["x 1\n"], ["x " + "1" * 40], [1], ["x 1"] * 17, None, "x 1"],
 )
-def test_member_with_odd_environments_is_malformed(me: identity.Identity, environments: object) -> None:
+def test_member_with_odd_environments_is_malformed(
+    me: identity.Identity, environments: object
+) -> None:
     body = msgpack.packb([me.peer_id, [], 0, 2, 0, 0, environments, b""])
     with pytest.raises(BadRecord) as caught:
         messages.open_member(seal(me, body, domain=b"hivewright/member/3\n"))
     assert caught.value.reason == "malformed"
 
 
-def test_member_record_of_another_peer_is_refused(me: identity.Identity, other: identity.Identity) -> None:
+def test_member_record_of_another_peer_is_refused(
+    me: identity.Identity, other: identity.Identity
+) -> None:
     body = msgpack.packb([other.peer_id, [], 0, 1, 0, 0, [], b""])
     with pytest.raises(BadRecord) as caught:
         messages.open_member(seal(me, body, domain=b"hivewright/member/3\n"))
@@ -421,13 +465,19 @@ def test_member_record_of_another_peer_is_refused(me: identity.Identity, other: 
 def test_newer_version_is_refused_with_both_versions_named() -> None:
     newer = bytearray(messages.encode_frame(Kind.HELLO, b""))
     newer[2] = 4
-    with pytest.raises(BadRecord, match="version 4; this node speaks 3, upgrade the older of the two") as caught:
+    with pytest.raises(
+        BadRecord, match="version 4; this node speaks 3, upgrade the older of the two"
+    ) as caught:
         read(bytes(newer))
     assert caught.value.reason == "version"
 
 
 def test_refusal_of_a_newer_version_is_understood() -> None:
-    newer = bytearray(messages.encode_refusal("version", "version 1; this node speaks 9, upgrade the older of the two"))
+    newer = bytearray(
+        messages.encode_refusal(
+            "version", "version 1; this node speaks 9, upgrade the older of the two"
+        )
+    )
     newer[2] = 9
     with pytest.raises(Refused, match="this node speaks 9") as caught:
         read(bytes(newer))
@@ -442,7 +492,8 @@ def test_frame_over_the_limit_is_refused_before_it_is_read() -> None:
 
 
 def check_all(data: bytes, peer_id: str) -> None:
-    """Every decoder on the same bytes; nothing but BadRecord, Refused or an early end may come out."""
+    """Every decoder on the same bytes; nothing but BadRecord, Refused or an early end may come
+    out."""
     for decode in (
         messages.open_member,
         messages.decode_ask,
@@ -465,7 +516,9 @@ def test_random_bytes_are_refused(me: identity.Identity, num_inputs: int) -> Non
 
 @pytest.fixture(scope="module")
 def sealed_messages(me: identity.Identity) -> list[bytes]:
-    member = messages.seal_member(me, ADDRESSES, 3, 1000, 1180, ENVIRONMENTS, messages.hash_families(["sum x"])).sealed
+    member = messages.seal_member(
+        me, ADDRESSES, 3, 1000, 1180, ENVIRONMENTS, messages.hash_families(["sum x"])
+    ).sealed
     return [
         member,
         messages.seal_groups(me, 3, GROUPS),
@@ -483,12 +536,20 @@ def test_mutated_messages_are_refused_or_read(
     def check(choice: int, edits: list[Edit], cut: int | None) -> None:
         check_all(edit(sealed_messages[choice], edits)[:cut], me.peer_id)
 
-    fuzz(num_inputs, check, choice=st.integers(0, 5), edits=EDITS, cut=st.none() | st.integers(0, 1000))
+    fuzz(
+        num_inputs,
+        check,
+        choice=st.integers(0, 5),
+        edits=EDITS,
+        cut=st.none() | st.integers(0, 1000),
+    )
 
 
 Edit = tuple[int, bytes, int]
 """Where, what is put there, and how many bytes go."""
-EDITS = st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=6), st.integers(0, 6)), max_size=4)
+EDITS = st.lists(
+    st.tuples(st.integers(0, 4000), st.binary(max_size=6), st.integers(0, 6)), max_size=4
+)
 
 
 def edit(data: bytes, edits: list[Edit]) -> bytes:
@@ -499,12 +560,20 @@ def edit(data: bytes, edits: list[Edit]) -> bytes:
 
 
 @SIZES
-def test_mutated_bodies_that_are_signed_are_refused_or_read(me: identity.Identity, num_inputs: int) -> None:
-    """Who signs nonsense gets further than who changes what others signed: to zstd, and behind it."""
-    rows = [[g.task.family, g.task.config_digest, g.task.seed, g.task.index, list(g.completions)] for g in GROUPS]
+def test_mutated_bodies_that_are_signed_are_refused_or_read(
+    me: identity.Identity, num_inputs: int
+) -> None:
+    """Who signs nonsense gets further than who changes what others signed: to zstd, and behind
+    it."""
+    rows = [
+        [g.task.family, g.task.config_digest, g.task.seed, g.task.index, list(g.completions)]
+        for g in GROUPS
+    ]
     packed = msgpack.packb([me.peer_id, 3, rows])
     groups, member = "hivewright/groups/3\n", "hivewright/member/3\n"
-    _, _, record = msgpack.unpackb(messages.seal_member(me, ADDRESSES, 3, 1000, 1180, ENVIRONMENTS).sealed)
+    _, _, record = msgpack.unpackb(
+        messages.seal_member(me, ADDRESSES, 3, 1000, 1180, ENVIRONMENTS).sealed
+    )
     refused = Counter[str]()
 
     def check(where: str, edits: list[Edit]) -> None:
@@ -515,21 +584,33 @@ def test_mutated_bodies_that_are_signed_are_refused_or_read(me: identity.Identit
         }[where]()
         sealed = seal(me, body, domain.encode())
         try:
-            messages.open_member(sealed) if domain == member else messages.open_groups(sealed, me.peer_id, 3, LIMITS)
+            (
+                messages.open_member(sealed)
+                if domain == member
+                else messages.open_groups(sealed, me.peer_id, 3, LIMITS)
+            )
         except BadRecord as error:
             refused[f"{where} {error.reason}"] += 1
 
     fuzz(num_inputs, check, where=st.sampled_from(["zstd", "packed", "member"]), edits=EDITS)
-    assert {"zstd malformed", "packed malformed", "packed sender", "member malformed"} <= set(refused)
+    assert {"zstd malformed", "packed malformed", "packed sender", "member malformed"} <= set(
+        refused
+    )
 
 
 @SIZES
-def test_mutated_values_of_the_dht_are_refused_or_read(me: identity.Identity, num_inputs: int) -> None:
+def test_mutated_values_of_the_dht_are_refused_or_read(
+    me: identity.Identity, num_inputs: int
+) -> None:
     sealed = messages.seal_member(me, ADDRESSES, 3, 1000, 1180, ENVIRONMENTS).sealed
     held = dht.DictionaryDHTValue()
     with held.freeze():
         held.store(me.peer_id, msgpack.packb(sealed), 1180.0)
-    loads, validator, top = dht._FlatSerializer.loads, dht._MemberValidator(), next(iter(dht._bucket_depths()))
+    loads, validator, top = (
+        dht._FlatSerializer.loads,
+        dht._MemberValidator(),
+        next(iter(dht._bucket_depths())),
+    )
     stored = [dht._FlatSerializer.dumps(held), msgpack.packb(sealed), msgpack.packb(me.peer_id)]
     assert dict(loads(stored[0]).items()) == dict(held.items())
 
@@ -539,13 +620,24 @@ def test_mutated_values_of_the_dht_are_refused_or_read(me: identity.Identity, nu
             loads(data)
         validator.validate(DHTRecord(top, stored[2], data, 1180.0))
 
-    fuzz(num_inputs, check, choice=st.integers(0, 2), edits=EDITS, random=st.none() | st.binary(max_size=100))
+    fuzz(
+        num_inputs,
+        check,
+        choice=st.integers(0, 2),
+        edits=EDITS,
+        random=st.none() | st.binary(max_size=100),
+    )
 
 
 @SIZES
 def test_mutated_cache_is_ignored_or_read(tmp_path: Path, num_inputs: int) -> None:
     path = tmp_path / "peers.json"
-    peer_cache.save(path, peer_cache.Cache(4001, ("/ip4/127.0.0.1/tcp/1/p2p/QmA",), ("/ip4/127.0.0.1/tcp/2/p2p/QmB",)))
+    peer_cache.save(
+        path,
+        peer_cache.Cache(
+            4001, ("/ip4/127.0.0.1/tcp/1/p2p/QmA",), ("/ip4/127.0.0.1/tcp/2/p2p/QmB",)
+        ),
+    )
     saved = path.read_bytes()
 
     def check(edits: list[Edit], value: object) -> None:
@@ -556,18 +648,24 @@ def test_mutated_cache_is_ignored_or_read(tmp_path: Path, num_inputs: int) -> No
 
     anything = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+        ),
         max_leaves=9,
     )
     numbers = st.integers() | st.floats() | st.just(float("inf"))
-    parts = st.fixed_dictionaries({"port": numbers | anything, "peers": anything}, optional={"bootnodes": anything})
+    parts = st.fixed_dictionaries(
+        {"port": numbers | anything, "peers": anything}, optional={"bootnodes": anything}
+    )
     fuzz(num_inputs, check, edits=EDITS, value=st.none() | parts | anything)
 
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats()
 values = st.recursive(
     scalars | st.text(max_size=20) | st.binary(max_size=20),
-    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=25,
 )
 
@@ -576,7 +674,10 @@ values = st.recursive(
 def test_any_signed_value_is_refused_or_read(me: identity.Identity, num_inputs: int) -> None:
     def check(value: object, as_rows: bool) -> None:
         body = msgpack.packb([me.peer_id, 3, value] if as_rows else value)
-        for domain, data in ((b"hivewright/groups/3\n", zstandard.compress(body)), (b"hivewright/member/3\n", body)):
+        for domain, data in (
+            (b"hivewright/groups/3\n", zstandard.compress(body)),
+            (b"hivewright/member/3\n", body),
+        ):
             check_all(seal(me, data, domain), me.peer_id)
         check_all(body, me.peer_id)
 
@@ -586,7 +687,13 @@ def test_any_signed_value_is_refused_or_read(me: identity.Identity, num_inputs: 
 group_lists = st.lists(
     st.builds(
         Group,
-        st.builds(Task, st.text(max_size=20), st.text(max_size=20), st.integers(0, 2**31), st.integers(0, 100)),
+        st.builds(
+            Task,
+            st.text(max_size=20),
+            st.text(max_size=20),
+            st.integers(0, 2**31),
+            st.integers(0, 100),
+        ),
         st.lists(st.text(max_size=40), max_size=4).map(tuple),
     ),
     max_size=8,

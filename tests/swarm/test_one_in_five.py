@@ -1,5 +1,5 @@
-"""Four honest peers and a liar: each of its lies is caught by every honest one within the round, and what those get
-from each other is what they get without it."""
+"""Four honest peers and a liar: each of its lies is caught by every honest one within the round,
+and what those get from each other is what they get without it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,7 +7,16 @@ from dataclasses import replace
 import msgpack
 import pytest
 import zstandard
-from lies import Lie, lie_with_bomb, lie_with_replay, lie_with_waits, make_bomb, seal, send_groups, trickle
+from lies import (
+    Lie,
+    lie_with_bomb,
+    lie_with_replay,
+    lie_with_waits,
+    make_bomb,
+    seal,
+    send_groups,
+    trickle,
+)
 from swarm_lab import Lab, collect_all, make_groups, wait_until
 
 from tests.groups import scored_group
@@ -31,14 +40,17 @@ class Five:
         self.honest = [lab.peer(name, collect_timeout_seconds=4.0) for name in "abcd"]
         self.liar: Network = lab.network("liar", on_ask=on_ask)
         self.round = 0
-        wait_until(lambda: all(s.status().peers_known == 4 for s in self.honest), 30, "all know all")
+        wait_until(
+            lambda: all(s.status().peers_known == 4 for s in self.honest), 30, "all know all"
+        )
 
     @property
     def victim(self) -> str:
         return self.honest[0].status().peer_id
 
     def play(self, lie: Lie) -> list[tuple[set[ScoredGroup], list[ScoredGroup], dict[str, int]]]:
-        """One round. For each honest peer: the groups of honest ones, those of the liar, and what was rejected."""
+        """One round. For each honest peer: the groups of honest ones, those of the liar, and what
+        was rejected."""
         self.lie, self.round = lie, self.round + 1
         for swarm in self.honest:
             swarm._network.peers._conduct.clear()  # each lie is its first
@@ -58,7 +70,13 @@ class Five:
         """What the swarm would get without the liar."""
         others = [s.status().peer_id for s in self.honest if s is not swarm]
         return {
-            scored_group(g.task, f"{g.task.seed}+{g.task.index}?", g.completions, (1.0, 0.0, 0.0, 0.0), peer_id=p)
+            scored_group(
+                g.task,
+                f"{g.task.seed}+{g.task.index}?",
+                g.completions,
+                (1.0, 0.0, 0.0, 0.0),
+                peer_id=p,
+            )
             for p in others
             for g in make_groups(p, self.round)
         }
@@ -92,7 +110,9 @@ def copy_message(victim: Swarm) -> Lie:
 
 def swap_recipe(groups: list[Group], me: str, round: int) -> list[Group]:
     """An easy task of one's own choice in the place of each that belongs to the peer and round."""
-    return [Group(Task("sum", "x", 1, g.task.index), (str(1 + g.task.index), "2", "3")) for g in groups]
+    return [
+        Group(Task("sum", "x", 1, g.task.index), (str(1 + g.task.index), "2", "3")) for g in groups
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +144,9 @@ def test_lie_is_caught_by_all_and_changes_nothing(five: Five, reason: str, name:
 
 
 def test_wrong_answers_get_the_reward_that_they_deserve(five: Five) -> None:
-    wrong = send_groups(lambda groups, _, __: [replace(g, completions=("it is 5", "5", "")) for g in groups])
+    wrong = send_groups(
+        lambda groups, _, __: [replace(g, completions=("it is 5", "5", "")) for g in groups]
+    )
     for swarm, (honest, lying, rejected) in zip(five.honest, five.play(wrong), strict=True):
         assert honest == five.expected(swarm)
         assert {g.rewards for g in lying} == {(0.0, 0.0, 0.0)}
@@ -149,10 +171,16 @@ def test_liar_that_floods_with_requests_is_limited_and_the_round_goes_on(five: F
     five.liar.post(lambda: five.liar._loop.create_task(flood()))  # type: ignore[union-attr]
     for swarm, (honest, _, _) in zip(five.honest, five.play(lie_with_replay), strict=True):
         assert honest == five.expected(swarm)
-    wait_until(lambda: five.honest[0].status().requests_refused.get("flood", 0) > 0, 20, "the flood is refused")
+    wait_until(
+        lambda: five.honest[0].status().requests_refused.get("flood", 0) > 0,
+        20,
+        "the flood is refused",
+    )
 
 
-def test_liar_is_quarantined_for_a_growing_time(five: Five, caplog: pytest.LogCaptureFixture) -> None:
+def test_liar_is_quarantined_for_a_growing_time(
+    five: Five, caplog: pytest.LogCaptureFixture
+) -> None:
     peers, me = five.honest[0]._network.peers, five.liar.identity.peer_id
     five.play(lie_with_replay)
     assert not peers.is_quarantined(me)

@@ -1,4 +1,5 @@
-"""Nodes that are not ours on the same network: another implementation of the DHT, and clocks that are minutes off."""
+"""Nodes that are not ours on the same network: another implementation of the DHT, and clocks that
+are minutes off."""
 
 import contextlib
 import os
@@ -56,7 +57,9 @@ def running(name: str, *arguments: object) -> Iterator[Program]:
         program.end()
 
 
-def test_node_of_another_implementation_stores_garbage_and_nobody_minds(lab: Lab, tmp_path: Path) -> None:
+def test_node_of_another_implementation_stores_garbage_and_nobody_minds(
+    lab: Lab, tmp_path: Path
+) -> None:
     bootnode = lab.bootnode()
     lab.announce_every_seconds = 3.0
     first = lab.peer("first")
@@ -64,7 +67,11 @@ def test_node_of_another_implementation_stores_garbage_and_nobody_minds(lab: Lab
         assert foreign.hear().startswith("stored ")
         second = lab.peer("second")
         names = {s.status().peer_id for s in (first, second)}
-        wait_until(lambda: all(names - {s.status().peer_id} <= set(s.peers()) for s in (first, second)), 20, "they met")
+        wait_until(
+            lambda: all(names - {s.status().peer_id} <= set(s.peers()) for s in (first, second)),
+            20,
+            "they met",
+        )
         for round in (1, 2, 3):
             for swarm in (first, second):
                 swarm.publish(round, make_groups(swarm.status().peer_id, round))

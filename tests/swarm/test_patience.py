@@ -1,4 +1,5 @@
-"""Peers that are honest and late, or on a slow line, and peers whose answers are in time and of no use."""
+"""Peers that are honest and late, or on a slow line, and peers whose answers are in time and of no
+use."""
 
 import asyncio
 import random
@@ -98,10 +99,17 @@ def test_peer_on_a_slow_line_has_the_whole_round_to_send_its_groups(lab: Lab) ->
     assert asker.status().state == "connected"
 
 
-@pytest.mark.parametrize("lie", [send_groups(lambda *_: []), change_task(seed=5)], ids=["empty", "wrong seeds"])
-def test_answers_of_no_use_are_replaced_by_other_draws(lab: Lab, lie: Lie, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "lie", [send_groups(lambda *_: []), change_task(seed=5)], ids=["empty", "wrong seeds"]
+)
+def test_answers_of_no_use_are_replaced_by_other_draws(
+    lab: Lab, lie: Lie, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab.bootnode()
-    asker, honest = lab.peer("asker", peers_per_round=2, collect_timeout_seconds=20.0), lab.peer("honest")
+    asker, honest = (
+        lab.peer("asker", peers_per_round=2, collect_timeout_seconds=20.0),
+        lab.peer("honest"),
+    )
     liars = [bring(lab, name, lie) for name in ("one", "two")]
     peers = asker._network.peers
     wait_until(lambda: len(peers.known()) == 3, 20, "all are known")
@@ -118,7 +126,8 @@ def test_answers_of_no_use_are_replaced_by_other_draws(lab: Lab, lie: Lie, monke
     monkeypatch.setattr(asker._network, "hear", note_and_hear)
 
     def publish() -> None:
-        """Only when both have answered: with the honest one's groups there is no more need to wait for anybody."""
+        """Only when both have answered: with the honest one's groups there is no more need to wait
+        for anybody."""
         wait_until(lambda: heard >= rng.first, 20, "both have answered")
         honest.publish(1, make_groups(honest.status().peer_id, 1))
 

@@ -1,4 +1,5 @@
-"""The view of a node: who is drawn, who is handed on, who is in quarantine, and what is kept on disk."""
+"""The view of a node: who is drawn, who is handed on, who is in quarantine, and what is kept on
+disk."""
 
 import random
 import time
@@ -43,7 +44,9 @@ def member(
 ) -> Member:
     issued = int(time.time()) if issued is None else issued
     addresses = ("/ip4/127.0.0.1/tcp/1",)
-    return Member(name, addresses, round, 1, issued, issued + life, environments, families, name.encode())
+    return Member(
+        name, addresses, round, 1, issued, issued + life, environments, families, name.encode()
+    )
 
 
 @pytest.fixture
@@ -115,7 +118,9 @@ def test_clock_that_is_minutes_off_does_not_hide_a_peer(peers: Peers) -> None:
 def test_older_record_does_not_replace_a_newer_one(peers: Peers) -> None:
     now = int(time.time())
     peers.learn(member("a", issued=now), from_itself=False)
-    stale = Member("a", ("/ip4/127.0.0.1/tcp/9",), 0, 1, now - 10, now + 170, OURS, frozenset(), b"stale")
+    stale = Member(
+        "a", ("/ip4/127.0.0.1/tcp/9",), 0, 1, now - 10, now + 170, OURS, frozenset(), b"stale"
+    )
     peers.learn(stale, from_itself=False)
     assert peers.addresses("a") == ("/ip4/127.0.0.1/tcp/1",)
 
@@ -128,7 +133,9 @@ def test_view_is_bounded(peers: Peers, clock: Clock) -> None:
     assert peers.addresses("p0") == ()
 
 
-def test_peers_that_we_were_only_told_of_displace_none_that_we_met(peers: Peers, clock: Clock) -> None:
+def test_peers_that_we_were_only_told_of_displace_none_that_we_met(
+    peers: Peers, clock: Clock
+) -> None:
     honest = {f"honest{i}" for i in range(10)}
     for name in honest:
         peers.learn(member(name), from_itself=True)
@@ -162,7 +169,9 @@ def test_peer_that_we_were_only_told_of_is_drawn_now_and_then(peers: Peers) -> N
     assert count_draws(peers)["new"] == pytest.approx(0.25, abs=0.05)
 
 
-def test_new_peers_come_into_a_view_that_is_full_of_peers_that_we_met(peers: Peers, clock: Clock) -> None:
+def test_new_peers_come_into_a_view_that_is_full_of_peers_that_we_met(
+    peers: Peers, clock: Clock
+) -> None:
     for i in range(MAX_PEERS_KNOWN):
         clock.now += 0.001
         peers.learn(member(f"met{i}"), from_itself=True)
@@ -173,7 +182,9 @@ def test_new_peers_come_into_a_view_that_is_full_of_peers_that_we_met(peers: Pee
     assert sum(name.startswith("told") for name in peers.known()) == PLACES_FOR_TOLD
 
 
-def test_peers_that_spoke_to_us_are_greeted_again_among_many_that_we_were_told_of(peers: Peers, clock: Clock) -> None:
+def test_peers_that_spoke_to_us_are_greeted_again_among_many_that_we_were_told_of(
+    peers: Peers, clock: Clock
+) -> None:
     for name in "abcdefgh":
         peers.learn(member(name), from_itself=True)
     for i in range(400):
@@ -199,7 +210,9 @@ def test_peer_that_put_its_clock_right_is_seen_as_it_is_now(peers: Peers) -> Non
     assert peers.addresses("a") == ("/ip4/127.0.0.1/tcp/3",)
 
 
-def test_many_peers_of_other_versions_do_not_fill_the_log(peers: Peers, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_peers_of_other_versions_do_not_fill_the_log(
+    peers: Peers, caplog: pytest.LogCaptureFixture
+) -> None:
     for i in range(200):
         peers.learn(member(f"old{i}", environments=("reasoning-gym 0.1.24",)), from_itself=False)
         peers.speaks(f"older{i}", 2)
@@ -267,7 +280,9 @@ def test_missing_cache_is_empty(tmp_path: Path) -> None:
     assert peer_cache.load(tmp_path / "peers.json") == Cache()
 
 
-def test_peer_of_another_version_is_not_drawn_and_is_named_once(peers: Peers, caplog: pytest.LogCaptureFixture) -> None:
+def test_peer_of_another_version_is_not_drawn_and_is_named_once(
+    peers: Peers, caplog: pytest.LogCaptureFixture
+) -> None:
     for issued in (1, 2, 3):
         peers.learn(member("old", issued, environments=("reasoning-gym 0.1.24",)), from_itself=True)
     assert len(caplog.records) == 1
@@ -331,7 +346,9 @@ def test_peer_whose_groups_have_no_signal_is_drawn_less_and_may_improve(clock: C
     for _ in range(20):
         peers.rate("good", 1.0)
         peers.rate("dull", 0.0)
-    assert count_draws(peers)["dull"] == pytest.approx(LEAST_PREFERENCE / (1 + LEAST_PREFERENCE), abs=0.03)
+    assert count_draws(peers)["dull"] == pytest.approx(
+        LEAST_PREFERENCE / (1 + LEAST_PREFERENCE), abs=0.03
+    )
     for _ in range(20):
         peers.rate("dull", 1.0)
     assert count_draws(peers)["dull"] == pytest.approx(0.5, abs=0.05)
@@ -376,7 +393,9 @@ def test_peer_that_speaks_another_version_is_counted_and_named_once(
     assert peers.other_versions() == {}
 
 
-def test_peer_that_refuses_us_is_drawn_last_until_it_changes_its_mind(peers: Peers, clock: Clock) -> None:
+def test_peer_that_refuses_us_is_drawn_last_until_it_changes_its_mind(
+    peers: Peers, clock: Clock
+) -> None:
     for name in "abc":
         peers.learn(member(name), from_itself=True)
     peers.close("a")

@@ -34,7 +34,9 @@ def test_address_that_would_end_the_daemon_is_left_out(address: str) -> None:
     assert asyncio.run(relays.find([address])) == []
 
 
-@pytest.mark.parametrize("place", ["/ip4/192.0.2.1", "/ip6/2001:db8::1", "/dns4/boot.example.org", "/dns/localhost"])
+@pytest.mark.parametrize(
+    "place", ["/ip4/192.0.2.1", "/ip6/2001:db8::1", "/dns4/boot.example.org", "/dns/localhost"]
+)
 def test_address_of_a_peer_is_taken(place: str) -> None:
     assert relays.is_dialable(f"{place}/tcp/4001/p2p/{PEER}")
 
@@ -47,7 +49,12 @@ def test_one_address_of_each_relay_that_answers_is_named() -> None:
         port, dead = one.getsockname()[1], closed.getsockname()[1]
         answers = f"/ip4/127.0.0.1/tcp/{port}/p2p/{PEER}"
         silent = f"/ip4/127.0.0.1/tcp/{dead}/p2p/{OTHER}"
-        known = [f"/ip4/127.0.0.1/tcp/{dead}/p2p/{PEER}", answers, f"/dns/localhost/tcp/{port}/p2p/{PEER}", silent]
+        known = [
+            f"/ip4/127.0.0.1/tcp/{dead}/p2p/{PEER}",
+            answers,
+            f"/dns/localhost/tcp/{port}/p2p/{PEER}",
+            silent,
+        ]
         assert asyncio.run(relays.find(known)) == [answers]
         assert asyncio.run(relays.find([silent])) == [silent]
 
@@ -55,4 +62,6 @@ def test_one_address_of_each_relay_that_answers_is_named() -> None:
 def test_address_at_a_relay_is_written_as_libp2p_does() -> None:
     peer = daemon._peer_bytes(PEER)
     expected = b"\x04\x0a\x00\x00\x01\x06\x0f\xa1" + b"\xa5\x03\x22" + peer + b"\xa2\x02"
-    assert daemon._address_bytes([f"/ip4/10.0.0.1/tcp/4001/p2p/{PEER}/p2p-circuit", "/ip4/1/tcp/1"]) == [expected]
+    assert daemon._address_bytes(
+        [f"/ip4/10.0.0.1/tcp/4001/p2p/{PEER}/p2p-circuit", "/ip4/1/tcp/1"]
+    ) == [expected]

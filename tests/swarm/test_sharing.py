@@ -1,4 +1,5 @@
-"""A peer that many ask, a peer that is gone, a peer that is not wanted: groups come from others, or not at all."""
+"""A peer that many ask, a peer that is gone, a peer that is not wanted: groups come from others, or
+not at all."""
 
 import asyncio
 import logging
@@ -22,11 +23,14 @@ def name_of(swarm: Swarm) -> str:
 
 
 def meet(*swarms: Swarm) -> None:
-    wait_until(lambda: all(s.status().peers_known == len(swarms) - 1 for s in swarms), 20, "all know all")
+    wait_until(
+        lambda: all(s.status().peers_known == len(swarms) - 1 for s in swarms), 20, "all know all"
+    )
 
 
 def make_full(lab: Lab, owner: Swarm) -> None:
-    """Ask for a round that is still to come, and keep the request standing: the owner serves one at a time."""
+    """Ask for a round that is still to come, and keep the request standing: the owner serves one at
+    a time."""
     network = lab.network("patient", environments=("sums 1",))
     tasks: list[object] = network.__dict__.setdefault("tasks", [])  # nobody else refers to them
 
@@ -56,15 +60,21 @@ def test_full_peer_names_a_holder_and_its_groups_come_from_there(lab: Lab) -> No
     assert first.status().groups_handed_on == 1
 
 
-def test_of_the_holders_that_a_full_peer_names_only_those_that_are_asked_are_learnt(lab: Lab, tmp_path: Path) -> None:
+def test_of_the_holders_that_a_full_peer_names_only_those_that_are_asked_are_learnt(
+    lab: Lab, tmp_path: Path
+) -> None:
     def make_up(number: int) -> bytes:
         me = identity.create(tmp_path / f"{number}.pem")
         now = int(time.time())
-        return messages.seal_member(me, ["/ip4/127.0.0.1/tcp/9"], 1, now, now + 180, ["sums 1"]).sealed
+        return messages.seal_member(
+            me, ["/ip4/127.0.0.1/tcp/9"], 1, now, now + 180, ["sums 1"]
+        ).sealed
 
     async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
         await stream.send(
-            messages.encode_frame(Kind.ELSEWHERE, messages.encode_peers(made_up)[messages.HEADER_BYTES :])
+            messages.encode_frame(
+                Kind.ELSEWHERE, messages.encode_peers(made_up)[messages.HEADER_BYTES :]
+            )
         )
 
     made_up = [make_up(number) for number in range(messages.MAX_PEERS)]
@@ -91,7 +101,10 @@ def ask_raw(stranger: Network, owner: Swarm, round: int) -> Kind | str:
     """The kind of the first frame, or the reason of the refusal."""
 
     async def ask() -> Kind | str:
-        async with stranger.stream(name_of(owner), owner._network.addresses) as stream, asyncio.timeout(10):
+        async with (
+            stranger.stream(name_of(owner), owner._network.addresses) as stream,
+            asyncio.timeout(10),
+        ):
             await stream.send(messages.encode_ask(round, 0, stranger.member().sealed))
             try:
                 return (await stream.receive(messages.MAX_FRAME_BYTES))[0]
@@ -185,13 +198,19 @@ def test_groups_of_a_peer_that_is_gone_come_from_another(lab: Lab) -> None:
 def test_holder_that_changes_the_groups_is_to_blame_and_not_their_owner(lab: Lab) -> None:
     async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
         me = liar.identity
-        forged = messages.seal_groups(me, ask.round, make_groups(ask.owner or me.peer_id, ask.round))
+        forged = messages.seal_groups(
+            me, ask.round, make_groups(ask.owner or me.peer_id, ask.round)
+        )
         await stream.send(messages.encode_frame(Kind.GROUPS, forged))
 
     lab.bootnode()
     owner, asker = lab.peer("owner", max_askers=1), lab.peer("asker")
     liar = lab.network("liar", on_ask=on_ask)
-    wait_until(lambda: asker.status().peers_known == owner.status().peers_known == 2, 20, "they know each other")
+    wait_until(
+        lambda: asker.status().peers_known == owner.status().peers_known == 2,
+        20,
+        "they know each other",
+    )
     owner.publish(1, make_groups(name_of(owner), 1))
     wait_until(lambda: 1 in owner._serving._ours, 5, "they are served")
     owner._serving._ours[1].holders.append(liar.identity.peer_id)

@@ -27,7 +27,9 @@ def test_three_nodes_find_each_other_and_exchange(lab: Lab) -> None:
     swarms = [lab.peer(name) for name in "abc"]
     names = [s.status().peer_id for s in swarms]
     assert {s.status().state for s in swarms} <= {"starting", "connected"}
-    seconds = wait_until(lambda: all(s.status().peers_known == 2 for s in swarms), 30, "all know all")
+    seconds = wait_until(
+        lambda: all(s.status().peers_known == 2 for s in swarms), 30, "all know all"
+    )
     assert seconds < 30  # 1.2 s on an idle machine
 
     for round in (7, 8):
@@ -66,14 +68,18 @@ def test_alone_is_a_state_and_late_bootnodes_are_joined(lab: Lab) -> None:
     assert alone.status().state == "connected"
 
 
-def test_no_more_peers_are_asked_than_will_do_unless_one_is_late(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_peers_are_asked_than_will_do_unless_one_is_late(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab.bootnode()
     asker, *others = [lab.peer(name) for name in "abcd"]
     wait_until(lambda: asker.status().peers_known == 3, 15, "a knows all")
     for other in others:
         publish(other, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(collector, "LOOK_EVERY_SECONDS", 60.0)  # on a busy machine an answer may take more than one
+        patch.setattr(
+            collector, "LOOK_EVERY_SECONDS", 60.0
+        )  # on a busy machine an answer may take more than one
         assert len(asker.collect(1, 27).heard) == 3
         assert len(asker.collect(1, 18).heard) == 2
         assert len(asker.collect(1, 9).heard) == 1
@@ -105,7 +111,9 @@ def test_round_that_a_peer_skipped_is_refused_at_once(lab: Lab) -> None:
     collected = slow.collect(10, 9)
     assert time.monotonic() - started < 5
     assert collected == Collected(heard=(fast.status().peer_id,))
-    slow._network.learn(fast._network.member().sealed, sender="")  # records are renewed once a minute
+    slow._network.learn(
+        fast._network.member().sealed, sender=""
+    )  # records are renewed once a minute
     slow.collect(10, 9)
     assert slow.status().state == "catching-up"
     assert len(slow.collect(13, 9).groups) == 9
@@ -157,14 +165,18 @@ def test_swarm_survives_the_loss_of_every_bootnode(lab: Lab) -> None:
         part.close()
 
     second = [lab.peer(name, bootnodes=()) for name in "ab"]
-    wait_until(lambda: all(s.status().peers_known == 1 for s in second), 20, "both find each other again")
+    wait_until(
+        lambda: all(s.status().peers_known == 1 for s in second), 20, "both find each other again"
+    )
     assert [s.status().addresses for s in second] == addresses
 
 
 def test_swarm_whose_bootnodes_are_all_killed_goes_on_and_takes_back_who_restarts(lab: Lab) -> None:
     bootnodes = [lab.bootnode(name) for name in ("one", "two")]
     swarms = {name: lab.peer(name) for name in "abc"}
-    wait_until(lambda: all(s.status().peers_known == 2 for s in swarms.values()), 20, "all know all")
+    wait_until(
+        lambda: all(s.status().peers_known == 2 for s in swarms.values()), 20, "all know all"
+    )
     wait_until(lambda: all(remembered(lab, name) for name in "abc"), 15, "they are remembered")
     for bootnode in bootnodes:
         bootnode.close()
@@ -174,7 +186,9 @@ def test_swarm_whose_bootnodes_are_all_killed_goes_on_and_takes_back_who_restart
     wait_until(lambda: all(s.status().peers_known == 2 for s in swarms.values()), 30, "c is back")
     for swarm in swarms.values():
         publish(swarm, 5)
-    for swarm, collected in zip(swarms.values(), collect_all(list(swarms.values()), 5, want=18), strict=True):
+    for swarm, collected in zip(
+        swarms.values(), collect_all(list(swarms.values()), 5, want=18), strict=True
+    ):
         others = {s.status().peer_id for s in swarms.values()} - {swarm.status().peer_id}
         assert {g.peer_id for g in collected.groups} == others
 
@@ -200,10 +214,14 @@ def test_use_outside_of_its_life_is_an_error(lab: Lab) -> None:
         swarm.collect(1, 1)
 
 
-def test_peers_of_two_versions_say_so_and_do_not_ask_each_other(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+def test_peers_of_two_versions_say_so_and_do_not_ask_each_other(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
     lab.bootnode()
     ours, old = lab.peer("ours"), lab.peer("old", version="sums 0.9")
-    wait_until(lambda: ours.status().other_versions == {"sums 0.9": 1}, 15, "the other version is seen")
+    wait_until(
+        lambda: ours.status().other_versions == {"sums 0.9": 1}, 15, "the other version is seen"
+    )
     for number, swarm in enumerate((ours, old)):
         swarm.publish(1, make_groups(swarm.status().peer_id, 1))
         assert swarm.collect(1, 9).groups == (), number
@@ -221,7 +239,10 @@ def test_request_of_a_peer_with_another_version_is_refused_with_the_reason(
     ours = lab.peer("ours", peers_per_round=0)
     asker = lab.peer("asker")
     wait_until(lambda: asker.status().peers_known == 1, 15, "they know each other")
-    asker._network.environments, asker._network._member = ("sums 2",), None  # it upgrades, and its view is old
+    asker._network.environments, asker._network._member = (
+        ("sums 2",),
+        None,
+    )  # it upgrades, and its view is old
     ours.publish(1, make_groups(ours.status().peer_id, 1))
     assert asker.collect(1, 9).groups == ()
     assert "reason=environment: this node has sums 1, the asker not" in caplog.text

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lies import Lie, change_task, lie_with_bomb, lie_with_replay, lie_with_waits, send_groups, trickle
+from lies import (
+    Lie,
+    change_task,
+    lie_with_bomb,
+    lie_with_replay,
+    lie_with_waits,
+    send_groups,
+    trickle,
+)
 from swarm_lab import Lab, make_groups, wait_until
 
 from worker import settings
@@ -46,7 +54,8 @@ def are_same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 
 
 class Swarms:
-    """Two honest peers with groups, and two that collect: one from everybody, one as if there were no liar."""
+    """Two honest peers with groups, and two that collect: one from everybody, one as if there were
+    no liar."""
 
     def __init__(self, lab: Lab) -> None:
         async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
@@ -86,7 +95,9 @@ async def tell_the_truth(me: Identity, ask: Ask, stream: Stream) -> None:
 
 LIES = {
     "of another peer": change_task(seed=5),
-    "wrong answers": send_groups(lambda groups, _, __: [replace(g, completions=("it is 5", "5", "")) for g in groups]),
+    "wrong answers": send_groups(
+        lambda groups, _, __: [replace(g, completions=("it is 5", "5", "")) for g in groups]
+    ),
     "nothing": send_groups(lambda *_: []),
     "replay": lie_with_replay,
     "flood": lie_with_waits,
@@ -96,7 +107,9 @@ LIES = {
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_weights_are_bit_for_bit_what_they_are_without_the_liar(swarms: Swarms, pristine: Policy, name: str) -> None:
+def test_weights_are_bit_for_bit_what_they_are_without_the_liar(
+    swarms: Swarms, pristine: Policy, name: str
+) -> None:
     with_liar, without = swarms.play(LIES[name])
     assert swarms.liar.identity.peer_id in with_liar.heard
     assert are_same(train(pristine, with_liar), train(pristine, without))

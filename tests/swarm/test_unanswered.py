@@ -1,4 +1,5 @@
-"""What befalls a node's own network part: an event loop that does not answer, parts of it that die."""
+"""What befalls a node's own network part: an event loop that does not answer, parts of it that
+die."""
 
 import asyncio
 import gc
@@ -42,7 +43,9 @@ def test_round_that_the_event_loop_does_not_answer_is_a_round_alone(
     assert one.status().state == "connected"
 
 
-def test_event_loop_that_never_answers_ends_the_node(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_loop_that_never_answers_ends_the_node(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def hang(round: int, want: int) -> Collected:
         await asyncio.sleep(60)
         return Collected()
@@ -57,7 +60,9 @@ def test_event_loop_that_never_answers_ends_the_node(lab: Lab, monkeypatch: pyte
             swarm.collect(MAX_ROUNDS_UNANSWERED, 9)
 
 
-def test_session_that_is_cancelled_from_within_is_started_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_that_is_cancelled_from_within_is_started_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def cancelled(self: discovery.Lookout) -> None:
         raise asyncio.CancelledError
 
@@ -69,7 +74,9 @@ def test_session_that_is_cancelled_from_within_is_started_again(lab: Lab, monkey
     assert swarm.status().last_error == "cancelled from within"
 
 
-def test_death_of_the_reader_of_the_dht_is_noticed_and_mended(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_death_of_the_reader_of_the_dht_is_noticed_and_mended(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def kill_reader() -> None:
         """As it dies in earnest: an answer comes to a question that was given up."""
         control = next(c for c in gc.get_objects() if type(c) is ControlClient and is_here(c))
@@ -78,12 +85,16 @@ def test_death_of_the_reader_of_the_dht_is_noticed_and_mended(lab: Lab, monkeypa
         control._pending_calls[call] = given_up
         await control._pending_messages.put(
             p2pd_pb2.PersistentConnectionRequest(
-                callId=call.bytes, removeUnaryHandler=p2pd_pb2.RemoveUnaryHandlerRequest(proto="none")
+                callId=call.bytes,
+                removeUnaryHandler=p2pd_pb2.RemoveUnaryHandlerRequest(proto="none"),
             )
         )
 
     def is_here(control: ControlClient) -> bool:
-        return control._read_task is not None and control._read_task.get_loop() is asyncio.get_running_loop()
+        return (
+            control._read_task is not None
+            and control._read_task.get_loop() is asyncio.get_running_loop()
+        )
 
     one, _ = pair(lab, monkeypatch)
     one._network.call(kill_reader(), 5)

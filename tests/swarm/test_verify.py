@@ -1,4 +1,5 @@
-"""A peer's group counts only if its task is its own, its size is right, and our own scorer scored it."""
+"""A peer's group counts only if its task is its own, its size is right, and our own scorer scored
+it."""
 
 import math
 import time
@@ -32,7 +33,9 @@ class Sums:
 
 
 def verifier(tasks: object = None, **swarm: int) -> Verifier:
-    return Verifier(tasks or Sums(), settings.Swarm(max_groups_per_peer=4, max_completion_bytes=40, **swarm), 3)  # type: ignore[arg-type]
+    return Verifier(
+        tasks or Sums(), settings.Swarm(max_groups_per_peer=4, max_completion_bytes=40, **swarm), 3
+    )  # type: ignore[arg-type]
 
 
 GOOD = Group(Task("sum", "x", SEED, 1), (str(SEED + 1), "no idea"))
@@ -67,7 +70,9 @@ def test_bad_group_is_refused_with_its_reason(reason: str, group: Group) -> None
     assert caught.value.reason == reason
 
 
-@pytest.mark.parametrize("scores", [[1.0], [1.0, 2.0], [0.0, -0.1], [math.nan, 0.0], [math.inf, 0.0]])
+@pytest.mark.parametrize(
+    "scores", [[1.0], [1.0, 2.0], [0.0, -0.1], [math.nan, 0.0], [math.inf, 0.0]]
+)
 def test_scores_that_are_none_are_refused(scores: list[float]) -> None:
     class Odd(Sums):
         def score(self, task: Task, completions: Sequence[str]) -> list[float]:
@@ -87,7 +92,8 @@ def test_one_bad_group_does_not_spoil_the_others() -> None:
 
 
 def test_verification_ends_when_its_time_is_up() -> None:
-    """A hostile peer's groups may take seconds each to score: the one that is being scored is the last."""
+    """A hostile peer's groups may take seconds each to score: the one that is being scored is the
+    last."""
     groups = [replace(GOOD, task=replace(GOOD.task, index=index)) for index in range(3)]
     until = time.monotonic() + 0.2
 

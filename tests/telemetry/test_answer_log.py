@@ -21,8 +21,17 @@ from worker.telemetry.answer_log import Answer, AnsweredGroup, AnswerLog
 PEER = "QmPeerAnswersHereAndThere"
 
 
-def group(round: int, family: str = "gcd", peer_id: str | None = None, rewards=(1.0, 0.0), text: str = "say"):
-    listed = tuple(Answer(f"{text} {i}", reward, reward - 0.5, -1.25, False) for i, reward in enumerate(rewards))
+def group(
+    round: int,
+    family: str = "gcd",
+    peer_id: str | None = None,
+    rewards=(1.0, 0.0),
+    text: str = "say",
+):
+    listed = tuple(
+        Answer(f"{text} {i}", reward, reward - 0.5, -1.25, False)
+        for i, reward in enumerate(rewards)
+    )
     return AnsweredGroup(round, family, 2, "system", peer_id, True, "What is it?", "42", listed)
 
 
@@ -68,7 +77,10 @@ def test_only_the_newest_rounds_stay(tmp_path):
 
 def test_size_is_bounded(tmp_path):
     log = AnswerLog(tmp_path, 1000, 1)
-    texts = ["".join(chr(33 + (i * i * 7 + i * round) % 90) for i in range(300_000)) for round in range(5)]
+    texts = [
+        "".join(chr(33 + (i * i * 7 + i * round) % 90) for i in range(300_000))
+        for round in range(5)
+    ]
     for round, text in enumerate(texts):
         log.write(round, [group(round, text=f"{text}{round}")])
     assert sum(file.stat().st_size for file in (tmp_path / "answers").iterdir()) <= 1_000_000
@@ -112,10 +124,22 @@ def test_record_of_a_scored_group():
     task = Task("gcd", "0" * 12, 1, 2)
     peers = scored_group(task, "?", ("a", "b"), (1.0, 0.0), peer_id=PEER)
     record = answer_log.of_group(
-        peers, 7, level=None, form="begun", right="1", advantages=(0.7, -0.7), logprobs=(None, -2.0), trained=True
+        peers,
+        7,
+        level=None,
+        form="begun",
+        right="1",
+        advantages=(0.7, -0.7),
+        logprobs=(None, -2.0),
+        trained=True,
     )
     assert record.answers == (Answer("a", 1.0, 0.7, None, None), Answer("b", 0.0, -0.7, -2.0, None))
-    assert (record.peer_id, record.round, record.best.text, record.worst.text) == (PEER, 7, "a", "b")
+    assert (record.peer_id, record.round, record.best.text, record.worst.text) == (
+        PEER,
+        7,
+        "a",
+        "b",
+    )
 
 
 @pytest.fixture
@@ -181,7 +205,9 @@ def test_no_match_says_what_there_is(filled):
         shown(filled, "--family", "gdc")
 
 
-@pytest.mark.parametrize("words", [("--round", "x"), ("--round", "1-y"), ("--reward", "2"), ("--reward", "0.9-0.1")])
+@pytest.mark.parametrize(
+    "words", [("--round", "x"), ("--round", "1-y"), ("--reward", "2"), ("--reward", "0.9-0.1")]
+)
 def test_wrong_range_is_one_line_and_exit_code_2(words, capsys):
     with pytest.raises(SystemExit) as caught:
         command(*words)

@@ -1,4 +1,5 @@
-"""Nothing gets worse silently: each check of a node's health, made to happen with the real part that it watches."""
+"""Nothing gets worse silently: each check of a node's health, made to happen with the real part
+that it watches."""
 
 import argparse
 import dataclasses
@@ -46,7 +47,9 @@ def train(node, rounds: int):
 
 def test_the_operators_table_is_that_of_the_code():
     text = (ROOT / "docs/operations/watch.md").read_text()
-    assert health.table() in text, "docs/operations/watch.md: put in its table what health.table() returns"
+    assert health.table() in text, (
+        "docs/operations/watch.md: put in its table what health.table() returns"
+    )
 
 
 def test_what_is_not_known_is_no_warning_and_has_no_figure():
@@ -90,7 +93,9 @@ def test_each_check_is_made_to_happen_below():
 
 
 @pytest.mark.parametrize("name", PAST)
-def test_warning_is_logged_once_shown_everywhere_and_logged_once_when_it_is_over(name, tmp_path, caplog, capsys):
+def test_warning_is_logged_once_shown_everywhere_and_logged_once_when_it_is_over(
+    name, tmp_path, caplog, capsys
+):
     caplog.set_level(logging.INFO)
     node, check = well(), health.BY_NAME[name]
     health.watch(node)
@@ -105,13 +110,17 @@ def test_warning_is_logged_once_shown_everywhere_and_logged_once_when_it_is_over
     (finding,) = node.warnings
     node.write(tmp_path)
     print_status(
-        settings.from_flat({"node_state_dir": str(tmp_path)}, "test"), argparse.Namespace(json=False, metrics=False)
+        settings.from_flat({"node_state_dir": str(tmp_path)}, "test"),
+        argparse.Namespace(json=False, metrics=False),
     )
     shown = capsys.readouterr().out
     assert f"  {finding.severity}: " in shown
     assert check.advice in shown
     samples = metrics.render(node)
-    assert f'hivewright_warning{{node="gpu-1",check="{name}",severity="{finding.severity}"}} 1.0' in samples
+    assert (
+        f'hivewright_warning{{node="gpu-1",check="{name}",severity="{finding.severity}"}} 1.0'
+        in samples
+    )
     value = re.search(rf'^hivewright_{check.metric}{{node="gpu-1"}} (.*)$', samples, re.MULTILINE)
     assert value is not None
     assert float(value[1]) == check.measure(node)
@@ -119,7 +128,10 @@ def test_warning_is_logged_once_shown_everywhere_and_logged_once_when_it_is_over
     for _ in range(2):
         health.watch(again)
     assert again.warnings == ()
-    assert [r.getMessage().startswith(f"good again: {name}: ") for r in caplog.records] == [False, True]
+    assert [r.getMessage().startswith(f"good again: {name}: ") for r in caplog.records] == [
+        False,
+        True,
+    ]
 
 
 def test_number_that_wavers_about_its_threshold_is_one_warning(caplog):
@@ -135,9 +147,14 @@ def test_number_that_wavers_about_its_threshold_is_one_warning(caplog):
 
 def test_a_single_bad_round_is_no_warning():
     node = well()
-    node.condition.recent = health.recent([{"closed": 0.0, "quality": {"completions_clipped_ratio": 1.0}}])
+    node.condition.recent = health.recent(
+        [{"closed": 0.0, "quality": {"completions_clipped_ratio": 1.0}}]
+    )
     assert health.find(node) == ()
-    assert health.BY_NAME["truncated"].show(node) == "100% of the answers were cut off, in the last round"
+    assert (
+        health.BY_NAME["truncated"].show(node)
+        == "100% of the answers were cut off, in the last round"
+    )
 
 
 # ---- each with the part that it watches
@@ -147,7 +164,9 @@ def test_answers_that_have_no_room_are_cut_close_nothing_and_teach_nothing(tmp_p
     told = train(make_node(enrolled(tmp_path, generation_max_completion_length=1)), 4)
     assert found(told) == {"truncated": "severe", "no-signal": "severe", "form": "severe"}
     assert told.condition.recent.rounds == 4
-    again = make_node(enrolled(tmp_path, generation_max_completion_length=1))  # a restart forgets nothing
+    again = make_node(
+        enrolled(tmp_path, generation_max_completion_length=1)
+    )  # a restart forgets nothing
     again.close()
     assert set(found(status.read(tmp_path))) == {"truncated", "no-signal", "form"}
 
@@ -176,12 +195,14 @@ def test_gpu_that_torch_does_not_see_is_not_replaced_silently(tmp_path, monkeypa
 
 
 def test_precision_that_an_engine_does_not_follow_is_a_warning(tmp_path):
-    node = make_node(enrolled(tmp_path, generation_engine="transformers", generation_dtype="bfloat16"))
+    node = make_node(
+        enrolled(tmp_path, generation_engine="transformers", generation_dtype="bfloat16")
+    )
     node.close()
     assert found(node.status) == {"precision": "warning"}
     assert (
-        "torch.bfloat16 is wanted (generation.dtype), transformers' generate computes in torch.float32"
-        in node.status.warnings[0].text
+        "torch.bfloat16 is wanted (generation.dtype), transformers' generate computes in"
+        " torch.float32" in node.status.warnings[0].text
     )
 
 
@@ -199,14 +220,20 @@ def test_engine_without_a_compiler_names_the_reason(tmp_path, monkeypatch):
     assert "native operations not used: no C compiler (cc)" in node.status.warnings[0].text
 
 
-def test_sampler_that_says_other_log_probabilities_than_the_trainer_is_a_warning(tmp_path, monkeypatch):
-    """An engine that is 0.3 nats off stands for a broken one: ours are checked when they are loaded."""
+def test_sampler_that_says_other_log_probabilities_than_the_trainer_is_a_warning(
+    tmp_path, monkeypatch
+):
+    """An engine that is 0.3 nats off stands for a broken one: ours are checked when they are
+    loaded."""
     monkeypatch.setattr(Mix, "score", half_are_right)
     generate = Policy.generate
 
     def off(policy, *arguments):
         return [
-            [dataclasses.replace(one, logprobs=tuple(p - 0.3 for p in one.logprobs)) for one in group]
+            [
+                dataclasses.replace(one, logprobs=tuple(p - 0.3 for p in one.logprobs))
+                for one in group
+            ]
             for group in generate(policy, *arguments)
         ]
 
@@ -271,14 +298,20 @@ def test_clock_is_compared_with_every_answer_of_the_account_service(tmp_path):
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, {"rewards": "warning"}), (100, {})])
-def test_rewards_that_wait_are_a_warning_unless_they_are_held_back_on_purpose(tmp_path, every, expected):
+def test_rewards_that_wait_are_a_warning_unless_they_are_held_back_on_purpose(
+    tmp_path, every, expected
+):
     ledger = Ledger(tmp_path / "ledger.db")
     chain = settings.Chain(account_url="http://127.0.0.1:9", submit_every_rounds=every)
-    settlement = Settlement(ledger, None, AccountClient(chain, tmp_path), chain)  # not started: nothing answers
+    settlement = Settlement(
+        ledger, None, AccountClient(chain, tmp_path), chain
+    )  # not started: nothing answers
     for round in range(11):
         ledger.record(round, 0, "Qm", 500, [], None)
     told = settlement.status()
-    node = blank(ledger={"earned": told.earned, "held-back": told.held_back, "confirmed": 0, "rejected": 0})
+    node = blank(
+        ledger={"earned": told.earned, "held-back": told.held_back, "confirmed": 0, "rejected": 0}
+    )
     health.watch(node)
     assert found(node) == expected
     ledger.close()

@@ -12,7 +12,15 @@ SAMPLE = re.compile(rf"hivewright_[a-z_]+\{{{LABEL}(?:,{LABEL})*\}} -?[0-9.e+-]+
 
 
 def test_figures_of_the_exchange_are_in_prometheus_form() -> None:
-    node = NodeStatus('gpu "7"\n', "Qm", "quick brown otter", "hivewright/tiny", "0.1.0", state="catching-up", round=12)
+    node = NodeStatus(
+        'gpu "7"\n',
+        "Qm",
+        "quick brown otter",
+        "hivewright/tiny",
+        "0.1.0",
+        state="catching-up",
+        round=12,
+    )
     node.swarm = SwarmStatus(
         "catching-up", "Qm", 5, ("QmA", "QmB"), {"seed": 3, '\x1b"\n': 1}, groups_fetched=40, groups_verified=36,
         bytes_in=1_234_567_890, newest_group_at=time.time() - 42, refused_by_peers={"not-allowed": 2},
@@ -20,12 +28,15 @@ def test_figures_of_the_exchange_are_in_prometheus_form() -> None:
     text = render(node)
     lines = text.splitlines()
     assert all(
-        line.startswith(("# HELP hivewright_", "# TYPE hivewright_")) or SAMPLE.fullmatch(line) for line in lines
+        line.startswith(("# HELP hivewright_", "# TYPE hivewright_")) or SAMPLE.fullmatch(line)
+        for line in lines
     )
     assert text.endswith("\n")
     names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert len(names) == len(set(names))
-    samples = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"}
+    samples = {
+        line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"
+    }
     me = r'node="gpu \"7\"\\n"'
     assert samples[f'hivewright_state{{{me},state="catching-up"}}'] == 1
     assert samples[f'hivewright_state{{{me},state="connected"}}'] == 0

@@ -1,4 +1,5 @@
-"""status.json and rounds.jsonl: whole or not there, and a crash in the middle of a line loses that line only."""
+"""status.json and rounds.jsonl: whole or not there, and a crash in the middle of a line loses that
+line only."""
 
 import json
 import subprocess
@@ -12,7 +13,9 @@ from worker.telemetry.status import NodeStatus, RoundRecord
 
 
 def record(round):
-    return RoundRecord(round, 1.0, 0.5, 0.1, 0.2, ("QmA",), 4, 4, {}, {"no-signal-local": 1}, 100.0, 1.0, None)
+    return RoundRecord(
+        round, 1.0, 0.5, 0.1, 0.2, ("QmA",), 4, 4, {}, {"no-signal-local": 1}, 100.0, 1.0, None
+    )
 
 
 def test_status_survives_a_round_trip(tmp_path):
@@ -47,7 +50,8 @@ def test_error_that_ends_a_node_is_its_last_word(tmp_path):
 def test_status_of_something_else_is_explained(tmp_path, text):
     (tmp_path / "status.json").write_text(text)
     with pytest.raises(
-        WorkerError, match=r"status.json: not what a worker of this version writes .*; start the worker"
+        WorkerError,
+        match=r"status.json: not what a worker of this version writes .*; start the worker",
     ):
         status.read(tmp_path)
 
@@ -67,5 +71,7 @@ def test_full_disk_is_named_with_the_file():
     """/dev/full stands for a disk without room."""
     from pathlib import Path
 
-    with pytest.raises(ResourceError, match=r"status.json: can't be written: .*; make room or rights"):
+    with pytest.raises(
+        ResourceError, match=r"status.json: can't be written: .*; make room or rights"
+    ):
         NodeStatus("w", "Qm", "a b c", "m", "0.1.0").write(Path("/proc"))

@@ -10,11 +10,20 @@ from worker.trainer.batch import choose
 
 
 def groups(count, rewards=(0.0, 1.0), peer_id=None):
-    return [scored_group(Task("gcd", "0" * 12, 1, i), "?", ("a", "b"), rewards, peer_id=peer_id) for i in range(count)]
+    return [
+        scored_group(Task("gcd", "0" * 12, 1, i), "?", ("a", "b"), rewards, peer_id=peer_id)
+        for i in range(count)
+    ]
 
 
 def find_fault(group):
-    return group.question if group.question != "?" else None if group.rewards and group.has_signal else "no-signal"
+    return (
+        group.question
+        if group.question != "?"
+        else None
+        if group.rewards and group.has_signal
+        else "no-signal"
+    )
 
 
 def draw(local, external, **options):
@@ -74,6 +83,8 @@ def test_group_without_answers_is_dropped():
 def test_same_rng_draws_the_same():
     local, external = groups(9), groups(9, peer_id="p")
     trainer = settings.Trainer()
-    first, again, other = (choose(local, external, trainer, random.Random(n), find_fault) for n in (4, 4, 5))
+    first, again, other = (
+        choose(local, external, trainer, random.Random(n), find_fault) for n in (4, 4, 5)
+    )
     assert first == again
     assert first != other

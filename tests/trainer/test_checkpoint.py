@@ -35,7 +35,9 @@ def pristine():
 
 def make_trainer(pristine, **options) -> Trainer:
     policy = Policy(copy.deepcopy(pristine.model), pristine.tokenizer, pristine.name)
-    return Trainer(policy, settings.Trainer(**{"learning_rate": 3e-4, **WARM, **options}), GENERATION)
+    return Trainer(
+        policy, settings.Trainer(**{"learning_rate": 3e-4, **WARM, **options}), GENERATION
+    )
 
 
 def run_round(trainer: Trainer, round: int, rng: random.Random):
@@ -44,7 +46,10 @@ def run_round(trainer: Trainer, round: int, rng: random.Random):
     questions = [GYM.question(t) for t in tasks]
     groups = []
     for task, question, answers in zip(
-        tasks, questions, trainer.policy.generate(questions, GENERATION, rng.getrandbits(31)), strict=True
+        tasks,
+        questions,
+        trainer.policy.generate(questions, GENERATION, rng.getrandbits(31)),
+        strict=True,
     ):
         texts = tuple(c.text for c in answers)
         groups.append(
@@ -75,7 +80,9 @@ def test_training_goes_on_number_for_number(pristine, tmp_path):
     observed += [run_round(second, round, rng) for round in range(state["round"], 6)]
     assert observed == expected
     assert second.steps == unbroken.steps
-    for ours, theirs in zip(second.policy.model.parameters(), unbroken.policy.model.parameters(), strict=True):
+    for ours, theirs in zip(
+        second.policy.model.parameters(), unbroken.policy.model.parameters(), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -104,7 +111,10 @@ def test_newest_n_are_kept(pristine, tmp_path):
     trainer = make_trainer(pristine)
     for round in range(4):
         checkpoint.save(tmp_path, trainer, {"round": round}, keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-00000003", "checkpoint-00000004"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint-00000003",
+        "checkpoint-00000004",
+    ]
     assert checkpoint.restore(tmp_path, trainer) == {"round": 3}
 
 
@@ -112,7 +122,11 @@ def test_files_hold_no_pickle(pristine, tmp_path):
     trainer = make_trainer(pristine)
     run_round(trainer, 0, random.Random(0))
     path = checkpoint.save(tmp_path, trainer, {}, keep=1)
-    assert sorted(p.name for p in path.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    assert sorted(p.name for p in path.iterdir()) == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
 
 
 def test_unfinished_checkpoint_is_ignored_and_removed(pristine, tmp_path):
@@ -169,13 +183,21 @@ def change_tensors(path: Path, change) -> None:
         lambda path: change_record(path, steps=None),
         lambda path: change_record(path, state=[]),
         lambda path: change_tensors(path, lambda tensors: tensors.clear()),
-        lambda path: change_tensors(path, lambda tensors: tensors["optimizer.0.exp_avg"].fill_(math.inf)),
+        lambda path: change_tensors(
+            path, lambda tensors: tensors["optimizer.0.exp_avg"].fill_(math.inf)
+        ),
         lambda path: break_weight(path),
         lambda path: change_tensors(path, lambda tensors: tensors.pop("random.cpu")),
-        lambda path: change_tensors(path, lambda tensors: tensors.update({"random.cpu": torch.zeros(3)})),
+        lambda path: change_tensors(
+            path, lambda tensors: tensors.update({"random.cpu": torch.zeros(3)})
+        ),
         lambda path: change_tensors(path, lambda tensors: tensors.pop("optimizer.0.exp_avg")),
-        lambda path: change_tensors(path, lambda tensors: tensors.update({"optimizer.0.exp_avg": torch.zeros(3)})),
-        lambda path: change_tensors(path, lambda tensors: tensors.update({"optimizer.x.step": torch.zeros(())})),
+        lambda path: change_tensors(
+            path, lambda tensors: tensors.update({"optimizer.0.exp_avg": torch.zeros(3)})
+        ),
+        lambda path: change_tensors(
+            path, lambda tensors: tensors.update({"optimizer.x.step": torch.zeros(())})
+        ),
     ],
 )
 @pytest.mark.usefixtures("usual_recursion_limit")
@@ -187,13 +209,19 @@ def test_checkpoint_with_parts_missing_or_wrong_changes_nothing(pristine, tmp_pa
     with pytest.raises(TrainingError, match="none of 1 can be read"):
         checkpoint.restore(tmp_path, untouched)
     assert "checkpoint damaged, trying the one before" in caplog.text
-    for ours, theirs in zip(untouched.policy.model.parameters(), pristine.model.parameters(), strict=True):
+    for ours, theirs in zip(
+        untouched.policy.model.parameters(), pristine.model.parameters(), strict=True
+    ):
         assert torch.equal(ours, theirs)
     assert (untouched.steps, untouched.optimizer.state_dict()["state"]) == (0, {})
 
 
-def test_bfloat16_checkpoint_without_its_masters_is_damaged_and_a_float32_one_gives_them(pristine, tmp_path):
-    policy = Policy(copy.deepcopy(pristine.model).to(torch.bfloat16), pristine.tokenizer, pristine.name)
+def test_bfloat16_checkpoint_without_its_masters_is_damaged_and_a_float32_one_gives_them(
+    pristine, tmp_path
+):
+    policy = Policy(
+        copy.deepcopy(pristine.model).to(torch.bfloat16), pristine.tokenizer, pristine.name
+    )
     trainer = Trainer(policy, settings.Trainer(), GENERATION)
     path = checkpoint.save(tmp_path / "16", trainer, {}, keep=1)
     change_tensors(path, lambda tensors: tensors.pop("master.0"))
@@ -214,7 +242,10 @@ def test_checkpoint_of_another_model_is_a_model_error(pristine, tmp_path):
     other = Policy(type(pristine.model)(config), pristine.tokenizer, "other")
     with pytest.raises(
         ModelError,
-        match="is of model hivewright/tiny, whose weights do not fit other; set model/name and trainer/lora back",
+        match=(
+            "is of model hivewright/tiny, whose weights do not fit other; set model/name and"
+            " trainer/lora back"
+        ),
     ):
         checkpoint.restore(tmp_path, Trainer(other, settings.Trainer(), GENERATION))
 
@@ -224,7 +255,10 @@ def test_checkpoint_of_a_model_of_the_same_shapes_is_refused_by_its_name(pristin
     instructed = Policy(copy.deepcopy(pristine.model), pristine.tokenizer, "owner/model-Instruct")
     with pytest.raises(
         ModelError,
-        match=r"is of model hivewright/tiny, and this node's is owner/model-Instruct; set model/name .* back, or move",
+        match=(
+            r"is of model hivewright/tiny, and this node's is owner/model-Instruct; set model/name"
+            r" .* back, or move"
+        ),
     ):
         checkpoint.restore(tmp_path, Trainer(instructed, settings.Trainer(), GENERATION))
 
@@ -238,7 +272,8 @@ def test_full_disk_leaves_the_old_checkpoint_and_says_so(pristine, tmp_path):
         # No file may grow beyond 1 MB: writing the weights fails half-way, as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
         with pytest.raises(
-            ResourceError, match=r"checkpoint-00000002: can't be written: .*; the one before stays; free space"
+            ResourceError,
+            match=r"checkpoint-00000002: can't be written: .*; the one before stays; free space",
         ):
             checkpoint.save(tmp_path, trainer, {"round": 2}, keep=1)
     finally:
@@ -265,7 +300,9 @@ def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(pristine, tmp_path):
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SAVE_FOR_EVER, str(tmp_path)])
     try:
         deadline = time.monotonic() + 100
-        while newest_number(tmp_path) < 3 and time.monotonic() < deadline and process.poll() is None:
+        while (
+            newest_number(tmp_path) < 3 and time.monotonic() < deadline and process.poll() is None
+        ):
             time.sleep(0.02)
         time.sleep(random.random() * 0.1)
     finally:
@@ -305,7 +342,8 @@ def train_rounds(folder: Path, rounds: int) -> subprocess.Popen:
 
 
 def read_curve(folder: Path) -> dict[int, str]:
-    """What was observed in each round; a round that was made twice must have gone the same way both times."""
+    """What was observed in each round; a round that was made twice must have gone the same way both
+    times."""
     curve: dict[int, str] = {}
     for line in (folder / "curve").read_text().splitlines():
         round = json.loads(line)[0]
@@ -315,8 +353,12 @@ def read_curve(folder: Path) -> dict[int, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # every start of Python with torch takes half a minute on a busy machine
-@pytest.mark.parametrize(("rounds", "kills"), [(6, 1), pytest.param(12, 2, marks=pytest.mark.nightly)])
-def test_curve_of_a_run_killed_at_random_moments_is_that_of_the_unbroken_one(tmp_path, rounds, kills):
+@pytest.mark.parametrize(
+    ("rounds", "kills"), [(6, 1), pytest.param(12, 2, marks=pytest.mark.nightly)]
+)
+def test_curve_of_a_run_killed_at_random_moments_is_that_of_the_unbroken_one(
+    tmp_path, rounds, kills
+):
     folders = [tmp_path / "killed", tmp_path / "unbroken"]
     for folder in folders:
         folder.mkdir()
@@ -354,4 +396,6 @@ def wait_for_lines(file: Path, count: int, process: subprocess.Popen) -> None:
 
 
 def newest_number(folder: Path) -> int:
-    return max((int(p.name.removeprefix("checkpoint-")) for p in folder.glob("checkpoint-*")), default=0)
+    return max(
+        (int(p.name.removeprefix("checkpoint-")) for p in folder.glob("checkpoint-*")), default=0
+    )

@@ -27,7 +27,9 @@ def test_advantages_are_the_hand_computed_ones():
     ],
 )
 def test_weights_of_two_sequences_and_a_masked_one(loss_type, weights):
-    assert sequence_weights([2, 1, 0], loss_type, max_completion_length=10) == pytest.approx(weights)
+    assert sequence_weights([2, 1, 0], loss_type, max_completion_length=10) == pytest.approx(
+        weights
+    )
 
 
 def test_unknown_loss_type_is_refused():
@@ -37,7 +39,9 @@ def test_unknown_loss_type_is_refused():
 
 def losses(ratio, advantage, **options):
     logprob = torch.tensor([math.log(ratio)], requires_grad=True)
-    loss, clipped = token_losses(logprob, torch.zeros(1), torch.tensor([advantage]), settings.Trainer(**options))
+    loss, clipped = token_losses(
+        logprob, torch.zeros(1), torch.tensor([advantage]), settings.Trainer(**options)
+    )
     loss.sum().backward()
     return loss.item(), logprob.grad.item(), bool(clipped)
 
@@ -66,8 +70,11 @@ def test_epsilon_high_of_none_is_epsilon():
 
 def test_kl_term_is_the_hand_computed_one():
     logprobs, reference = torch.tensor([-1.0], requires_grad=True), torch.tensor([-1.5])
-    loss, _ = token_losses(logprobs, logprobs.detach(), torch.tensor([0.0]), settings.Trainer(beta=0.1), reference)
+    loss, _ = token_losses(
+        logprobs, logprobs.detach(), torch.tensor([0.0]), settings.Trainer(beta=0.1), reference
+    )
     assert loss.item() == pytest.approx(0.1 * (math.exp(-0.5) + 0.5 - 1), rel=1e-5)
     loss.backward()
-    # ratio x (exp(gap) - gap - 1): the ratio's own gradient takes away exp(gap) - 1, and leaves -gap.
+    # ratio x (exp(gap) - gap - 1): the ratio's own gradient takes away exp(gap) - 1, and leaves
+    # -gap.
     assert logprobs.grad.item() == pytest.approx(0.1 * 0.5, rel=1e-5)

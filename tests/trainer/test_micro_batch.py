@@ -52,7 +52,8 @@ def weights(trainer):
 
 
 def fail_over(monkeypatch, trainer, limit, error):
-    """A fault injected where memory is asked for: passes over more than `limit` tokens end with `error`."""
+    """A fault injected where memory is asked for: passes over more than `limit` tokens end with
+    `error`."""
     real = trainer._scorer.logprobs_and_entropies
     passes = []
 
@@ -69,8 +70,8 @@ def fail_over(monkeypatch, trainer, limit, error):
 
 
 ALLOCATOR = RuntimeError(
-    "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 "
-    "bytes. Error code 12 (Cannot allocate memory)"
+    "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory: you"
+    " tried to allocate 8 bytes. Error code 12 (Cannot allocate memory)"
 )
 
 
@@ -121,7 +122,8 @@ def test_sequence_that_never_fits_is_a_resource_error_and_keeps_the_weights(pris
     before = weights(trainer)
     fail_over(monkeypatch, trainer, lambda _: 5, ALLOCATOR)
     with pytest.raises(
-        ResourceError, match=r"out of memory on a single sequence of \d+ tokens .*can't allocate memory"
+        ResourceError,
+        match=r"out of memory on a single sequence of \d+ tokens .*can't allocate memory",
     ):
         trainer.step(make_groups())
     assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
@@ -186,7 +188,9 @@ def test_worker_that_was_killed_for_its_memory_takes_less_each_time(pristine, tm
     assert "micro-batch is already minimal: give it more" in caplog.text
 
 
-def test_measuring_that_cost_the_process_its_life_is_not_tried_again(pristine, tmp_path, monkeypatch):
+def test_measuring_that_cost_the_process_its_life_is_not_tried_again(
+    pristine, tmp_path, monkeypatch
+):
     monkeypatch.setattr(micro_batch, "measure", lambda *_: pytest.fail("measured again"))
     trainer = make_trainer(pristine)
     trainer.fit(tmp_path / "budget.json", was_killed=True)
@@ -196,7 +200,9 @@ def test_measuring_that_cost_the_process_its_life_is_not_tried_again(pristine, t
     assert trainer.budget == Budget(longest, recomputes=True)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": "KEY", "tokens": 0, "recomputes": false}', "\udc80"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"key": "KEY", "tokens": 0, "recomputes": false}', "\udc80"]
+)
 def test_damaged_budget_is_measured_again(pristine, tmp_path, text, caplog):
     trainer = make_trainer(pristine)
     key = micro_batch.describe(trainer.policy, trainer._settings, GENERATION)
@@ -219,17 +225,23 @@ def test_damaged_budget_is_measured_again(pristine, tmp_path, text, caplog):
         (480, 481, Budget(32)),  # a micro-batch holds at least one sequence, whatever the budget
     ],
 )
-def test_budget_is_the_limit_halved_until_it_fits(pristine, monkeypatch, needed, available, expected):
+def test_budget_is_the_limit_halved_until_it_fits(
+    pristine, monkeypatch, needed, available, expected
+):
     trainer = make_trainer(pristine)
     reserve = 8 * sum(p.numel() for p in trainer.policy.model.parameters())  # for Adam's moments
-    monkeypatch.setattr(micro_batch, "measure", lambda *_: micro_batch.Measured(needed, available + reserve))
+    monkeypatch.setattr(
+        micro_batch, "measure", lambda *_: micro_batch.Measured(needed, available + reserve)
+    )
     assert trainer._measure_budget() == expected
 
 
 def test_model_whose_training_does_not_fit_is_a_model_error(pristine, monkeypatch):
     trainer = make_trainer(pristine)
     fail_over(monkeypatch, trainer, lambda _: 5, ALLOCATOR)
-    with pytest.raises(ModelError, match=r"hivewright/tiny: training on one sequence of 48 tokens does not fit"):
+    with pytest.raises(
+        ModelError, match=r"hivewright/tiny: training on one sequence of 48 tokens does not fit"
+    ):
         trainer._measure_budget()
 
 
@@ -283,7 +295,11 @@ print("RESULT", limited.budget.tokens, free.budget.tokens, observed.grad_norm / 
 
 def test_real_lack_of_memory_halves_the_budget_and_the_step_is_the_same():
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LIMITED], cwd=ROOT, capture_output=True, text=True, timeout=200
+        [sys.executable, "-W", "ignore", "-c", LIMITED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     assert "out of memory, the step is made again in smaller pieces" in done.stdout
@@ -322,7 +338,9 @@ def test_budget_after_memory_kills_is_whole_again_within_a_day(pristine, tmp_pat
     assert micro_batch.load(file, again._budget_key) == Budget(16384)
 
 
-def test_budget_of_a_node_that_was_killed_while_measuring_is_whole_within_a_day(pristine, tmp_path, monkeypatch):
+def test_budget_of_a_node_that_was_killed_while_measuring_is_whole_within_a_day(
+    pristine, tmp_path, monkeypatch
+):
     file, clock = tmp_path / "budget.json", Clock()
     monkeypatch.setattr(micro_batch.time, "time", clock.time)
     make_trainer(pristine).fit(file, was_killed=True)

@@ -69,7 +69,8 @@ def weights(policy):
 
 
 def backward(policy, groups, generation=GENERATION, old_shift=None, **options):
-    """Loss, gradients and sequences of one pass over `groups`; `old_shift` moves the old log-probabilities.
+    """Loss, gradients and sequences of one pass over `groups`; `old_shift` moves the old
+    log-probabilities.
 
     `reference`, where there is one, is not the policy itself, whose KL would be 0.
     """
@@ -130,7 +131,10 @@ def test_steps_make_rewarded_answers_likelier(policy):
     shares = []
     for seed in range(16):
         group = make_groups(policy, seed, QUESTIONS[:1] * 8)
-        rewarded = [change(g, rewards=tuple(float(t == "<answer>5</answer>") for t in g.completions)) for g in group]
+        rewarded = [
+            change(g, rewards=tuple(float(t == "<answer>5</answer>") for t in g.completions))
+            for g in group
+        ]
         shares.append(sum(g.mean_reward for g in rewarded) / 8)
         trainer.step([g for g in rewarded if g.has_signal])
     assert sum(shares[-3:]) / 3 > sum(shares[:3]) / 3 + 0.2
@@ -140,7 +144,9 @@ def test_steps_make_rewarded_answers_likelier(policy):
 def test_micro_batches_change_nothing(policy, loss_type):
     groups = make_groups(policy)
     whole = backward(policy, groups, loss_type=loss_type, old_shift=0.3)
-    split = backward(policy, groups, loss_type=loss_type, old_shift=0.3, max_tokens_per_micro_batch=45)
+    split = backward(
+        policy, groups, loss_type=loss_type, old_shift=0.3, max_tokens_per_micro_batch=45
+    )
     assert (whole.num_micro_batches, split.num_micro_batches > 2) == (1, True)
     assert split.loss == pytest.approx(whole.loss, abs=1e-6)
     assert split.clip_ratio == pytest.approx(whole.clip_ratio)
@@ -162,7 +168,9 @@ def test_micro_batches_stay_within_the_budget(policy):
 def trl_trainers(pristine, tmp_path_factory):
     """TRL's own trainer by temperature, which it builds into the model's forward."""
     folder = tmp_path_factory.mktemp("trl")
-    return {temperature: make_trl_trainer(pristine, temperature, folder) for temperature in (1.0, 0.7)}
+    return {
+        temperature: make_trl_trainer(pristine, temperature, folder) for temperature in (1.0, 0.7)
+    }
 
 
 def make_trl_trainer(pristine, temperature, folder):
@@ -192,7 +200,10 @@ def make_trl_trainer(pristine, temperature, folder):
 
 
 def as_trl_inputs(batch):
-    prompt_width, width = max(len(s.prompt_ids) for s in batch), max(len(s.token_ids) for s in batch)
+    prompt_width, width = (
+        max(len(s.prompt_ids) for s in batch),
+        max(len(s.token_ids) for s in batch),
+    )
 
     def left(s, row):
         return [0] * (prompt_width - len(s.prompt_ids)) + row
@@ -204,7 +215,9 @@ def as_trl_inputs(batch):
         "prompt_ids": torch.tensor([left(s, list(s.prompt_ids)) for s in batch]),
         "prompt_mask": torch.tensor([left(s, [1] * len(s.prompt_ids)) for s in batch]),
         "completion_ids": torch.tensor([right(s, list(s.token_ids)) for s in batch]),
-        "completion_mask": torch.tensor([right(s, [int(not s.is_hidden)] * len(s.token_ids)) for s in batch]),
+        "completion_mask": torch.tensor(
+            [right(s, [int(not s.is_hidden)] * len(s.token_ids)) for s in batch]
+        ),
         "advantages": torch.tensor([s.advantage for s in batch]),
     }
     return {**inputs, "num_items_in_batch": inputs["completion_mask"].sum()}
@@ -224,12 +237,18 @@ def reference_logprobs(ours, temperature):
         ({"loss_type": "dr_grpo"}, 1.0, None),
         ({"loss_type": "dapo"}, 1.0, None),
         ({"loss_type": "dapo"}, 0.7, 0.26),  # some ratios are outside 0.8 to 1.28, some inside
-        ({"loss_type": "grpo", "mask_truncated_completions": True, "epsilon_high": None}, 1.0, 0.24),
+        (
+            {"loss_type": "grpo", "mask_truncated_completions": True, "epsilon_high": None},
+            1.0,
+            0.24,
+        ),
         ({"loss_type": "dapo", "beta": 0.3}, 0.7, 0.26),
         ({"loss_type": "grpo", "beta": 0.3}, 1.0, None),
     ],
 )
-def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, temperature, old_shift):
+def test_loss_and_gradients_equal_those_of_trl(
+    policy, trl_trainers, options, temperature, old_shift
+):
     groups = [change(group, logprobs=None) for group in make_groups(policy)]
     groups[0] = change(groups[0], truncated=(True, False, False, False))
     groups[2] = from_peer(groups[2])
@@ -256,16 +275,21 @@ def test_loss_and_gradients_equal_those_of_trl(policy, trl_trainers, options, te
 
     # A sum of terms of about 1, most of which cancel.
     assert ours.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
-    assert_same_gradients(ours.gradients, {n: p.grad for n, p in trl_trainer.model.named_parameters()}, 1e-4)
+    assert_same_gradients(
+        ours.gradients, {n: p.grad for n, p in trl_trainer.model.named_parameters()}, 1e-4
+    )
     assert (ours.clip_ratio > 0) == (old_shift is not None)
 
 
 def trl_s_own_sampling(trl_trainer, batch, noisy, modes, monkeypatch):
-    """What TRL's code makes of these completions and log-probabilities when vLLM has sampled them."""
+    """What TRL's code makes of these completions and log-probabilities when vLLM has sampled
+    them."""
     for name, value in modes.items():
         monkeypatch.setattr(trl_trainer, f"vllm_{name}", value)
     monkeypatch.setattr(trl_trainer, "use_vllm", True)
-    prompts, completions = ([list(getattr(s, n)) for s in batch] for n in ("prompt_ids", "token_ids"))
+    prompts, completions = (
+        [list(getattr(s, n)) for s in batch] for n in ("prompt_ids", "token_ids")
+    )
     texts = ["x"] * len(batch)
     generated = (prompts, completions, None, texts, [s.tolist() for s in noisy], {}, None, None)
     monkeypatch.setattr(trl_trainer, "_generate", lambda _: generated)
@@ -276,14 +300,20 @@ def trl_s_own_sampling(trl_trainer, batch, noisy, modes, monkeypatch):
 
 
 def disturb(groups, size):
-    """Log-probabilities of a sampler that is off by about `size`, in some sequences by ten times that."""
+    """Log-probabilities of a sampler that is off by about `size`, in some sequences by ten times
+    that."""
     generator = torch.Generator().manual_seed(3)
 
     def noisy(row, number):
         noise = size * (10 if number == 1 else 1) * torch.randn(len(row), generator=generator)
-        return tuple((torch.tensor(row) - noise.abs() if number < 2 else torch.tensor(row) + noise).tolist())
+        return tuple(
+            (torch.tensor(row) - noise.abs() if number < 2 else torch.tensor(row) + noise).tolist()
+        )
 
-    return [change(g, logprobs=tuple(noisy(row, n) for n, row in enumerate(logprobs(g)))) for g in groups]
+    return [
+        change(g, logprobs=tuple(noisy(row, n) for n, row in enumerate(logprobs(g))))
+        for g in groups
+    ]
 
 
 SEQUENCE_MASK = {"importance_sampling_mode": "sequence_mask"}
@@ -302,7 +332,9 @@ SEQUENCE_MASK = {"importance_sampling_mode": "sequence_mask"}
 )
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # TRL's
-def test_correction_for_the_sampler_equals_that_of_trl(policy, trl_trainers, modes, options, temperature, monkeypatch):
+def test_correction_for_the_sampler_equals_that_of_trl(
+    policy, trl_trainers, modes, options, temperature, monkeypatch
+):
     groups = disturb(make_groups(policy), 0.2)
     generation = GENERATION.model_copy(update={"temperature": temperature})
     ours = backward(policy, groups, generation, **options, **modes)
@@ -370,7 +402,10 @@ def test_step_records_what_shows_how_healthy_it_is(policy):
     assert seen.completions_mean_length == pytest.approx(sum(lengths) / len(lengths))
     assert seen.completions_max_length == lengths[-1]
     assert lengths[0] <= seen.completions_p10_length <= seen.completions_p90_length <= lengths[-1]
-    assert seen.completions_clipped_ratio == sum(map(sum, (truncated(g) for g in [*groups, dull]))) / 16
+    assert (
+        seen.completions_clipped_ratio
+        == sum(map(sum, (truncated(g) for g in [*groups, dull]))) / 16
+    )
     assert seen.frac_reward_zero_std == 0.25
     assert 0 < seen.entropy < math.log(policy.num_tokens)
     assert -1e-6 < seen.sampling_kl < 0.01
@@ -389,7 +424,9 @@ def test_step_records_what_shows_how_healthy_it_is(policy):
         (lambda g: change(g, token_ids=((7,) * 13, *token_ids(g)[1:]), logprobs=None), "over-long"),
         # Of our 12 tokens none are of the answer that this peer was rewarded for.
         (
-            lambda g: change(from_peer(g), texts=("7 " * 40 + "<answer>5</answer>", *g.completions[1:])),
+            lambda g: change(
+                from_peer(g), texts=("7 " * 40 + "<answer>5</answer>", *g.completions[1:])
+            ),
             "over-long",
         ),
         (lambda g: change(g, rewards=(0.0, math.nan, 1.0, 0.0)), "non-finite-reward"),
@@ -402,12 +439,19 @@ def test_step_records_what_shows_how_healthy_it_is(policy):
 def test_group_that_can_not_be_learned_from_has_a_fault_with_a_name(policy, spoil, reason):
     groups = make_groups(policy)
     trainer = make_trainer(policy)
-    assert [trainer.find_fault(group) for group in (spoil(groups[0]), *groups[1:])] == [reason, None, None]
+    assert [trainer.find_fault(group) for group in (spoil(groups[0]), *groups[1:])] == [
+        reason,
+        None,
+        None,
+    ]
 
 
 def test_of_a_group_that_earns_nothing_the_credited_answers_alone_are_learned_from(policy):
     (group,) = make_groups(policy, questions=QUESTIONS[:1])
-    rollouts = [replace(rollout, reward=0.0, credit=0.5 * (i == 1)) for i, rollout in enumerate(group.rollouts)]
+    rollouts = [
+        replace(rollout, reward=0.0, credit=0.5 * (i == 1))
+        for i, rollout in enumerate(group.rollouts)
+    ]
     trainer = make_trainer(policy)
     metrics = trainer.step([replace(group, rollouts=tuple(rollouts))])
     (learned,) = trainer.learned
@@ -420,7 +464,11 @@ def test_peer_s_answer_that_takes_us_a_token_more_than_we_sample_is_learned_from
     texts = ("7 7 7 7 7 7 7", "1", "2", "3")
     limit = policy.count_tokens(texts[0]) - 1
     group = scored_group(
-        Task("basic_arithmetic", "0" * 12, 0, 0), QUESTIONS[0], texts, (1.0, 0.0, 0.0, 0.0), peer_id="Qm"
+        Task("basic_arithmetic", "0" * 12, 0, 0),
+        QUESTIONS[0],
+        texts,
+        (1.0, 0.0, 0.0, 0.0),
+        peer_id="Qm",
     )
     generation = GENERATION.model_copy(update={"max_completion_length": limit})
     metrics = Trainer(policy, settings.Trainer(), generation).step([group])
@@ -461,15 +509,24 @@ def test_non_finite_steps_keep_the_weights_and_stop_after_n_in_a_row(policy):
         broken.data[5, 5] = math.nan
         before = weights(policy)
         metrics = trainer.step(groups)
-        assert (metrics.skipped, trainer.nonfinite_steps, trainer.steps) == ("non-finite", expected, 0)
-        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, weights(policy), strict=True))
+        assert (metrics.skipped, trainer.nonfinite_steps, trainer.steps) == (
+            "non-finite",
+            expected,
+            0,
+        )
+        assert all(
+            torch.equal(a.nan_to_num(), b.nan_to_num())
+            for a, b in zip(before, weights(policy), strict=True)
+        )
     broken.data[5, 5] = value
     assert trainer.step(groups).skipped is None
     assert trainer.nonfinite_steps == 0
     broken.data[5, 5] = math.nan
     trainer.step(groups)
     trainer.step(groups)
-    with pytest.raises(TrainingError, match=r"3 non-finite steps in a row .*lower trainer/learning_rate"):
+    with pytest.raises(
+        TrainingError, match=r"3 non-finite steps in a row .*lower trainer/learning_rate"
+    ):
         trainer.step(groups)
 
 
@@ -482,7 +539,10 @@ def test_answers_of_broken_weights_are_non_finite_steps_also_without_a_signal(po
     nonsense = [change(group, rewards=(0.0,) * 4) for group in make_groups(policy)]
     assert trainer.step([], sampled=nonsense).skipped == "non-finite"
     with pytest.raises(
-        TrainingError, match=r"2 non-finite steps in a row \(the last: log-probabilities of answers .*lower trainer/"
+        TrainingError,
+        match=(
+            r"2 non-finite steps in a row \(the last: log-probabilities of answers .*lower trainer/"
+        ),
     ):
         trainer.step([], sampled=nonsense)
 
@@ -490,7 +550,9 @@ def test_answers_of_broken_weights_are_non_finite_steps_also_without_a_signal(po
 def test_step_that_breaks_in_its_second_iteration_is_one_of_those_in_a_row(policy):
     trainer = make_trainer(policy, num_iterations=2, max_nonfinite_steps=3)
     backward = trainer._backward
-    trainer._backward = lambda batch, is_first: backward(batch, is_first) if is_first else Pass(math.nan, 0.0)
+    trainer._backward = lambda batch, is_first: (
+        backward(batch, is_first) if is_first else Pass(math.nan, 0.0)
+    )
     groups = make_groups(policy)
     assert [trainer.step(groups).skipped for _ in range(2)] == ["non-finite"] * 2
     assert (trainer.nonfinite_steps, trainer.steps) == (2, 2)
@@ -517,7 +579,10 @@ def test_reference_model_holds_the_policy_back(policy):
         trainer = make_trainer(student, learning_rate=3e-4, beta=beta)
         for _ in range(8):
             trainer.step(groups)
-        changes = [(a - b).float().norm() ** 2 for a, b in zip(weights(policy), weights(student), strict=True)]
+        changes = [
+            (a - b).float().norm() ** 2
+            for a, b in zip(weights(policy), weights(student), strict=True)
+        ]
         distance[beta] = float(sum(changes)) ** 0.5
     assert distance[5.0] < distance[0.0]
 
@@ -525,7 +590,9 @@ def test_reference_model_holds_the_policy_back(policy):
 def test_weight_decay_leaves_norms_and_biases_alone(policy):
     trainer = make_trainer(policy, weight_decay=0.1)
     decays = {
-        master.ndim: group["weight_decay"] for group in trainer.optimizer.param_groups for master in group["params"]
+        master.ndim: group["weight_decay"]
+        for group in trainer.optimizer.param_groups
+        for master in group["params"]
     }
     assert decays == {1: 0.0, 2: 0.1}
 
@@ -574,7 +641,10 @@ def test_bfloat16_gradients_of_micro_batches_are_summed_in_float32(policy):
         ({}, [1.0, 1.0, 1.0]),
         ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2}, [0.0, 0.5, 1.0, 1.0]),
         ({"lr_scheduler_type": "linear", "max_steps": 4}, [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]),
-        ({"lr_scheduler_type": "cosine", "max_steps": 5, "warmup_steps": 1}, [0.0, 1.0, 0.853553, 0.5, 0.146447, 0.0]),
+        (
+            {"lr_scheduler_type": "cosine", "max_steps": 5, "warmup_steps": 1},
+            [0.0, 1.0, 0.853553, 0.5, 0.146447, 0.0],
+        ),
     ],
 )
 def test_schedule_is_that_of_transformers(policy, options, rates):

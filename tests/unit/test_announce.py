@@ -26,7 +26,9 @@ def test_node_without_the_interface_goes_on_and_says_so(caplog: pytest.LogCaptur
 
 
 def test_announced_interface_needs_a_port() -> None:
-    with pytest.raises(SettingsError, match="swarm: announce_interface is set and port is 0; expected a port"):
+    with pytest.raises(
+        SettingsError, match="swarm: announce_interface is set and port is 0; expected a port"
+    ):
         from_flat({"swarm_announce_interface": "tailscale0"}, "here")
 
 
@@ -34,15 +36,21 @@ def test_announced_interface_needs_a_port() -> None:
 def test_node_that_listens_to_ipv6_announces_an_ipv6_address() -> None:
     """On an interface that has nothing else."""
     program = (
-        "from worker import node; from worker.settings import Swarm; own = {'announce_interface': 'v6', 'port': 38000};"
-        " print(node._announced(Swarm(host='::', **own)).announce, node._announced(Swarm(**own)).announce)"
+        "from worker import node; from worker.settings import Swarm; own = {'announce_interface':"
+        " 'v6', 'port': 38000}; print(node._announced(Swarm(host='::', **own)).announce,"
+        " node._announced(Swarm(**own)).announce)"
     )
     script = (
-        "ip link add v6 type veth peer name v7 && ip link set v6 up && ip -6 address add 2001:db8::7/64 dev v6 nodad"
+        "ip link add v6 type veth peer name v7 && ip link set v6 up && ip -6 address add"
+        " 2001:db8::7/64 dev v6 nodad"
         f' && exec {sys.executable} -c "$0"'
     )
     done = subprocess.run(
-        ["unshare", "--net", "sh", "-c", script, program], capture_output=True, text=True, timeout=60, check=False
+        ["unshare", "--net", "sh", "-c", script, program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.stdout.strip() == "('/ip6/2001:db8::7/tcp/38000',) ()", done.stderr
     assert "it has 2001:db8::7, and swarm.host is 0.0.0.0: make that an IPv6 one" in done.stderr

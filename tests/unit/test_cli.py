@@ -11,11 +11,17 @@ from worker import cli, errors
 
 def hivewright(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "worker", *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "worker", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([*c.name.split(), "--help"] for c in cli.COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([*c.name.split(), "--help"] for c in cli.COMMANDS)], ids=" ".join
+)
 def test_help_of_every_command_loads_no_heavy_part(arguments):
     code = (
         "import sys\nfrom worker import cli\n"
@@ -23,7 +29,9 @@ def test_help_of_every_command_loads_no_heavy_part(arguments):
         "heavy = {'torch', 'hivemind', 'web3', 'pydantic', 'rich', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "usage: hivewright" in done.stdout
 
@@ -44,8 +52,8 @@ def test_wrong_settings_exit_with_2_and_say_why(tmp_path):
     file.write_text("trainer: {learningrate: 1}\n")
     done = hivewright("check", "--settings", str(file))
     assert done.returncode == 2
-    assert done.stderr == (
-        f"hivewright check: SettingsError (exit 2): settings file {file}: "
+    assert (
+        done.stderr == f"hivewright check: SettingsError (exit 2): settings file {file}: "
         "trainer/learningrate: not a known key; did you mean learning_rate?\n"
     )
 
@@ -56,11 +64,16 @@ def test_mistakes_of_a_file_stand_in_a_line_each_and_the_last_line_says_what_to_
     *lines, last = hivewright("check", "--settings", str(file)).stderr.splitlines()
     assert lines == [
         f"settings file {file}: trainer/epsilon: got 0; expected greater than 0",
-        f"settings file {file}: trainer/gamma: not a known key; docs/configuration.md lists all keys",
+        (
+            f"settings file {file}: trainer/gamma: not a known key; docs/configuration.md lists all"
+            " keys"
+        ),
     ]
-    assert last == (
-        f"hivewright check: SettingsError (exit 2): settings file {file}: trainer/learningrate: not a known key; "
-        "did you mean learning_rate?; correct this and 2 more, a line each above"
+    assert (
+        last
+        == f"hivewright check: SettingsError (exit 2): settings file {file}: trainer/learningrate:"
+        " not a known key; did you mean learning_rate?; correct this and 2 more, a line each"
+        " above"
     )
 
 
@@ -100,7 +113,8 @@ def test_every_error_has_its_own_exit_code():
 
 
 def test_help_answers_in_half_a_second():
-    """The one timed test: three tries, since these machines are noisy; usually it takes a tenth of that."""
+    """The one timed test: three tries, since these machines are noisy; usually it takes a tenth of
+    that."""
 
     def seconds():
         started = time.monotonic()
@@ -126,5 +140,7 @@ thread = threading.Thread(target=read)
 thread.start()
 thread.join()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr

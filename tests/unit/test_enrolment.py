@@ -9,7 +9,9 @@ from worker.errors import IdentityError, SettingsError
 
 
 def settings_for(folder, **flat):
-    return settings.from_flat({"node_state_dir": str(folder), "node_min_free_disk_mb": 1, **flat}, "test")
+    return settings.from_flat(
+        {"node_state_dir": str(folder), "node_min_free_disk_mb": 1, **flat}, "test"
+    )
 
 
 def test_enrolling_twice_keeps_the_key(tmp_path, capsys):
@@ -37,18 +39,29 @@ def test_key_of_another_node_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", json.dumps({"peer_id": "Qm"}), json.dumps({"peer_id": "Qm", "registered": "no"})]
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        json.dumps({"peer_id": "Qm"}),
+        json.dumps({"peer_id": "Qm", "registered": "no"}),
+    ],
 )
 def test_enrolment_file_that_is_broken_is_explained(tmp_path, text):
     enrolment.run(settings_for(tmp_path))
     (tmp_path / "enrolment.json").write_text(text)
-    with pytest.raises(IdentityError, match=r"enrolment.json: .*expected what `hivewright enrol` writes; run it again"):
+    with pytest.raises(
+        IdentityError,
+        match=r"enrolment.json: .*expected what `hivewright enrol` writes; run it again",
+    ):
         enrolment.load(settings_for(tmp_path))
 
 
 def test_chain_without_an_account_service_is_refused(tmp_path):
     with pytest.raises(
-        SettingsError, match=r"chain.account_url is not set; expected the address of the account service"
+        SettingsError,
+        match=r"chain.account_url is not set; expected the address of the account service",
     ):
         enrolment.run(settings_for(tmp_path, chain_rpc_url="http://127.0.0.1:8545"))
 
@@ -56,13 +69,18 @@ def test_chain_without_an_account_service_is_refused(tmp_path):
 def test_account_service_that_the_enrolment_does_not_know_is_not_passed_over(tmp_path):
     enrolment.run(settings_for(tmp_path))
     with pytest.raises(
-        IdentityError, match=r"enrolled without an account service, but chain.account_url is http://a:1"
+        IdentityError,
+        match=r"enrolled without an account service, but chain.account_url is http://a:1",
     ):
         enrolment.load(settings_for(tmp_path, chain_account_url="http://a:1"))
 
 
 def test_node_without_a_chain_can_not_tell_who_is_registered(tmp_path):
     enrolment.run(settings_for(tmp_path))
-    picky = settings_for(tmp_path, swarm_only_registered=True, chain_deployment_file=str(tmp_path / "deployment.json"))
+    picky = settings_for(
+        tmp_path,
+        swarm_only_registered=True,
+        chain_deployment_file=str(tmp_path / "deployment.json"),
+    )
     with pytest.raises(SettingsError, match="this node would find nobody registered"):
         enrolment.load(picky)

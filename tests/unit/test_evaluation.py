@@ -34,7 +34,9 @@ class Parrot:
         for question in questions:
             right = [f"<answer>{self.answers[question]}</answer>"] * self.right_of_four
             texts = right + ["no"] * (generation.num_generations - self.right_of_four)
-            answers.append([Completion(text, (1,), (0.0,), truncated=text == "no") for text in texts])
+            answers.append(
+                [Completion(text, (1,), (0.0,), truncated=text == "no") for text in texts]
+            )
         return answers
 
 
@@ -70,7 +72,9 @@ def test_the_time_is_kept_and_all_families_have_their_turn(environment):
     parrot = make_parrot(environment, 4, 40)
     asked = [("gcd", 0), ("gcd", 2), ("chain_sum", None)]
     past = time.monotonic()
-    scores = evaluation.evaluate(parrot, environment, Generation(num_generations=4), asked, 40, until=past)
+    scores = evaluation.evaluate(
+        parrot, environment, Generation(num_generations=4), asked, 40, until=past
+    )
     assert [score.tasks for score in scores] == [6, 5, 5]
 
 

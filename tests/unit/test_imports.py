@@ -1,4 +1,5 @@
-"""Who may import whom (docs/architecture.md): checked on the source, so that a shortcut fails here first."""
+"""Who may import whom (docs/architecture.md): checked on the source, so that a shortcut fails here
+first."""
 
 import ast
 from collections import Counter
@@ -10,10 +11,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PACKAGES = ("worker", "deploys", "lab")
 
-GROUND = {"worker.runtime", "worker.errors", "worker.log", "worker.multiaddr", "worker.settings", "worker.records"}
+GROUND = {
+    "worker.runtime",
+    "worker.errors",
+    "worker.log",
+    "worker.multiaddr",
+    "worker.settings",
+    "worker.records",
+}
 WEB = {"worker.runtime.webguard", "worker.runtime.webservice"}
 
-# Package or module -> the parts of our own that it may import, besides itself. The longest name that fits decides.
+# Package or module -> the parts of our own that it may import, besides itself. The longest name
+# that fits decides.
 MAY_IMPORT = {
     "worker.errors": set(),
     "worker.log": set(),
@@ -21,7 +30,12 @@ MAY_IMPORT = {
     "worker.settings": {"worker.errors", "worker.multiaddr"},
     "worker.records": {"worker.errors"},
     "worker.runtime": {"worker.errors", "worker.log"},
-    "worker.runtime.webservice": {"worker.errors", "worker.log", "worker.settings", "worker.runtime"},
+    "worker.runtime.webservice": {
+        "worker.errors",
+        "worker.log",
+        "worker.settings",
+        "worker.runtime",
+    },
     "worker.environments": GROUND,
     "worker.environments.answers": set(),
     "worker.policy": GROUND | {"worker.environments.answers"},
@@ -34,7 +48,8 @@ MAY_IMPORT = {
     "worker.dashboard": GROUND | WEB | {"worker.chain.coordinator", "worker.swarm.identity"},
     "worker.hub": GROUND,
     "worker.telemetry": GROUND | {"worker.swarm.status", "worker.hub"},
-    # swarm.identity: a key that the inventory names is read before it goes to a host; needs `cryptography` alone.
+    # swarm.identity: a key that the inventory names is read before it goes to a host; needs
+    # `cryptography` alone.
     "deploys": {
         "worker.settings",
         "worker.multiaddr",
@@ -43,7 +58,8 @@ MAY_IMPORT = {
         "worker.runtime",
         "worker.swarm.identity",
     },
-    # The test hosts are equipment: only tests, benchmarks and inventory/lab.py use them, and they are not packaged.
+    # The test hosts are equipment: only tests, benchmarks and inventory/lab.py use them, and they
+    # are not packaged.
     "lab": {"worker.errors", "deploys"},
 }
 
@@ -79,9 +95,12 @@ def imports_of(file: Path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from package import module` means the module, `from module import name` the module it is from.
+            # `from package import module` means the module, `from module import name` the module it
+            # is from.
             is_package = (ROOT / node.module.replace(".", "/")).is_dir()
-            yield from {f"{node.module}.{alias.name}" if is_package else node.module for alias in node.names}
+            yield from {
+                f"{node.module}.{alias.name}" if is_package else node.module for alias in node.names
+            }
 
 
 def is_in(name: str, package: str) -> bool:
@@ -100,15 +119,22 @@ def test_module_imports_only_what_the_table_allows(name, file):
         assert not wrong, f"{name} imports {wrong}; it may import {sorted(allowed)}"
     for foreign, places in ONLY_IN.items():
         if any(is_in(m, foreign) for m in imported):
-            assert any(is_in(name, place) for place in places), f"{name} imports {foreign}; only {sorted(places)} may"
+            assert any(is_in(name, place) for place in places), (
+                f"{name} imports {foreign}; only {sorted(places)} may"
+            )
     if is_in(name, "worker"):
         wrong = [m for m in imported if is_in(m, "deploys") or is_in(m, "lab")]
         assert not wrong, f"{name}: worker never imports {wrong}"
 
 
 def test_names_of_test_modules_are_unique():
-    """pytest imports test modules by their bare names: of two with one name it refuses the second."""
-    names = [file.name for file in (ROOT / "tests").rglob("*.py") if file.name not in ("__init__.py", "conftest.py")]
+    """pytest imports test modules by their bare names: of two with one name it refuses the
+    second."""
+    names = [
+        file.name
+        for file in (ROOT / "tests").rglob("*.py")
+        if file.name not in ("__init__.py", "conftest.py")
+    ]
     assert sorted(names) == sorted(set(names))
 
 

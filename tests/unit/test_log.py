@@ -24,7 +24,10 @@ def test_terminal_escapes_from_strangers_are_shown_not_obeyed(capsys):
 
 
 def test_what_only_its_owner_should_know_of_an_address_is_in_no_log(capsys):
-    urls = "https://me:hunter2@rpc.example.org/v3/0123456789abcdef0123456789 http://h:8545/?key=hunter2"
+    urls = (
+        "https://me:hunter2@rpc.example.org/v3/0123456789abcdef0123456789"
+        " http://h:8545/?key=hunter2"
+    )
     for format in ("text", "json"):
         line = emit(capsys, format, "rpc address changed to=%s", urls)
         assert "hunter2" not in line
@@ -37,7 +40,8 @@ def test_what_only_its_owner_should_know_of_an_address_is_in_no_log(capsys):
         logging.getLogger("worker.test").exception("failed")
     assert "hunter2" not in capsys.readouterr().err
     plain = (
-        "http://10.0.0.1:3000/api/swarm and /ip4/10.0.0.1/tcp/38000/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+        "http://10.0.0.1:3000/api/swarm and"
+        " /ip4/10.0.0.1/tcp/38000/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
     )
     assert plain in emit(capsys, "text", "%s", plain)
 

@@ -34,7 +34,11 @@ def test_address_is_split_from_the_peer_at_its_end():
 
 
 def test_direct_tcp_addresses_of_rsa_peers_are_taken_apart():
-    assert multiaddr.match_tcp_peer(f"/dns4/a.example/tcp/38000/p2p/{PEER}") == ("a.example", 38000, PEER)
+    assert multiaddr.match_tcp_peer(f"/dns4/a.example/tcp/38000/p2p/{PEER}") == (
+        "a.example",
+        38000,
+        PEER,
+    )
     for other in (
         f"/ip4/1/udp/1/p2p/{PEER}",
         "/ip4/1/tcp/1",

@@ -53,7 +53,8 @@ def train(checked: settings.Settings) -> Node:
 
 
 def half_are_right(mix, task, texts):
-    """Rewards with a signal: those of real answers leave it to chance which rounds are trained on."""
+    """Rewards with a signal: those of real answers leave it to chance which rounds are trained
+    on."""
     return [1.0, 0.0] * (len(texts) // 2)
 
 
@@ -76,7 +77,10 @@ node.run(settings.load(Path(sys.argv[1])))
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpoint_every", "killed_at", "num_lines"),
-    [(1, 3, 6), (3, 4, 7)],  # after the checkpoint, before the line; and a round after one, which is made again
+    [
+        (1, 3, 6),
+        (3, 4, 7),
+    ],  # after the checkpoint, before the line; and a round after one, which is made again
 )
 def test_history_has_each_round_once_whenever_the_node_is_killed(
     tmp_path, monkeypatch, checkpoint_every, killed_at, num_lines
@@ -109,12 +113,17 @@ def test_device_is_in_status_and_metrics(tmp_path):
     node = make_node(enrolled(tmp_path, node_name="one"))
     node.close()
     assert json.loads((tmp_path / "status.json").read_text())["device"] == "cpu"
-    assert 'hivewright_device_info{node="one",device="cpu"} 1.0' in metrics.render(status.read(tmp_path)).splitlines()
+    assert (
+        'hivewright_device_info{node="one",device="cpu"} 1.0'
+        in metrics.render(status.read(tmp_path)).splitlines()
+    )
 
 
 def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, monkeypatch):
     node = make_node(enrolled(tmp_path, node_checkpoint_every=3))
-    monkeypatch.setattr(node.environment, "score", lambda task, texts: [0.5] * len(texts))  # no signal
+    monkeypatch.setattr(
+        node.environment, "score", lambda task, texts: [0.5] * len(texts)
+    )  # no signal
     for _ in range(4):
         node._train_round(node._next_round())
     node.close()
@@ -122,7 +131,9 @@ def test_rounds_without_a_step_write_no_more_checkpoints_than_others(tmp_path, m
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-00000001"]
 
 
-def test_many_rounds_with_nothing_to_learn_from_are_said_with_what_to_do(tmp_path, monkeypatch, caplog):
+def test_many_rounds_with_nothing_to_learn_from_are_said_with_what_to_do(
+    tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr(node_module, "SAID_AFTER_ROUNDS", 2)
     node = make_node(enrolled(tmp_path))
     rewards = [0.5] * 8
@@ -155,7 +166,9 @@ def test_groups_that_were_not_trained_on_stand_in_the_history_by_reason(tmp_path
     node.close()
     (line,) = status.read_rounds(tmp_path)
     assert (line["groups_local"], line["skipped"]) == (1, None)
-    assert {why: n for why, n in line["groups_dropped"].items() if not why.startswith("missing")} == {
+    assert {
+        why: n for why, n in line["groups_dropped"].items() if not why.startswith("missing")
+    } == {
         "non-finite-reward-local": 1,
         "no-signal-local": 2,
     }
@@ -167,10 +180,18 @@ def test_broken_weights_stop_the_node_and_leave_the_checkpoint_before_them(tmp_p
     monkeypatch.setattr(node.environment, "score", lambda task, texts: score)
     node._train_round(node._next_round())
     monkeypatch.setattr(Trainer, "learning_rate", 1e20)
-    with pytest.raises(TrainingError, match=r"3 non-finite steps in a row .* goes on from the checkpoint before them"):
+    with pytest.raises(
+        TrainingError,
+        match=r"3 non-finite steps in a row .* goes on from the checkpoint before them",
+    ):
         node.train()
     node.close()
-    assert [line["skipped"] for line in status.read_rounds(tmp_path)] == [None, None, "non-finite", "non-finite"]
+    assert [line["skipped"] for line in status.read_rounds(tmp_path)] == [
+        None,
+        None,
+        "non-finite",
+        "non-finite",
+    ]
     monkeypatch.undo()
     again = make_node(enrolled(tmp_path))
     assert (again.status.rounds_trained, again.trainer.is_sound()) == (1, True)

@@ -1,4 +1,5 @@
-"""A real pre-trained model of another family, as a user brings it: a folder. npm has one that needs no model hub."""
+"""A real pre-trained model of another family, as a user brings it: a folder. npm has one that needs
+no model hub."""
 
 import subprocess
 import sys
@@ -30,7 +31,9 @@ def folder(tmp_path_factory):
 
 def test_it_is_decoded_by_the_lean_decoder_and_tells_the_stories_that_it_was_trained_to(folder):
     policy = load(settings.Model(name=str(folder), device="cpu"))
-    greedy = settings.Generation(num_generations=2, max_completion_length=60, top_k=1, dtype="float32")
+    greedy = settings.Generation(
+        num_generations=2, max_completion_length=60, top_k=1, dtype="float32"
+    )
     engine = policy._load_engine(greedy)
     assert isinstance(engine.decoder, LeanDecoder)
     prompts = [policy.tokenizer.encode(text) for text in BEGINNINGS]
@@ -52,17 +55,25 @@ def test_ten_rounds_teach_it_what_is_rewarded(folder):
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
     path = tmp_path_factory.mktemp("smollm2")
-    subprocess.run([sys.executable, SCRIPT, "--model", "smollm2", "--output", path], check=True, timeout=1800)
+    subprocess.run(
+        [sys.executable, SCRIPT, "--model", "smollm2", "--output", path], check=True, timeout=1800
+    )
     return path
 
 
 def test_smollm2_answers_as_its_chat_template_asks(smollm2):
     policy = load(settings.Model(name=str(smollm2), device="cpu"))
-    greedy = settings.Generation(num_generations=2, max_completion_length=24, top_k=1, dtype="float32")
+    greedy = settings.Generation(
+        num_generations=2, max_completion_length=24, top_k=1, dtype="float32"
+    )
     prompt = policy.tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": "What is the capital of France?"}],
+        tokenize=False,
+        add_generation_prompt=True,
     )
     never = Ending(frozenset(policy.end_ids), lambda tokens: False, [False] * policy.num_tokens)
-    [rows] = ReferenceEngine(policy.model).generate([policy.tokenizer.encode(prompt)], greedy, 0, never)
+    [rows] = ReferenceEngine(policy.model).generate(
+        [policy.tokenizer.encode(prompt)], greedy, 0, never
+    )
     assert rows[0].finished
     assert "capital of France is Paris" in policy.tokenizer.decode(rows[0].token_ids)

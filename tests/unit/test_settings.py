@@ -19,11 +19,17 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         (
             {"trainer_learningrate": 1e-4},
-            "inventory data of gpu-3: trainer_learningrate: not a known key; did you mean trainer_learning_rate?",
+            (
+                "inventory data of gpu-3: trainer_learningrate: not a known key; did you mean"
+                " trainer_learning_rate?"
+            ),
         ),
         (
             {"trianer_learning_rate": 1e-4},
-            "inventory data of gpu-3: trianer_learning_rate: not a known key; did you mean trainer_learning_rate?",
+            (
+                "inventory data of gpu-3: trianer_learning_rate: not a known key; did you mean"
+                " trainer_learning_rate?"
+            ),
         ),
         (
             {"trainer_learning_rate": "fast"},
@@ -31,23 +37,31 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
         (
             {"swarm_port": 99999, "generation_num_generations": 1},
-            "inventory data of gpu-3: generation_num_generations: got 1; expected greater than or equal to 2; "
-            "swarm_port: got 99999; expected less than or equal to 65535",
+            (
+                "inventory data of gpu-3: generation_num_generations: got 1; expected greater than"
+                " or equal to 2; swarm_port: got 99999; expected less than or equal to 65535"
+            ),
         ),
         (
             {
                 "swarm_announce": ["/ip4/999.1.1.1/tcp/1", "/dns/x/tcp/70000", "/ip4/192.0.2.1/xx"],
-                "swarm_bootnodes": ["/ip4/192.0.2.1/tcp/1/p2p/Qmtypo", "/dns/x/tcp/1/p2p/QmQmQmQmQmQmQmQm "],
+                "swarm_bootnodes": [
+                    "/ip4/192.0.2.1/tcp/1/p2p/Qmtypo",
+                    "/dns/x/tcp/1/p2p/QmQmQmQmQmQmQmQm ",
+                ],
                 "swarm_relays": ["/ip4/192.0.2.1/tcp/1"],
             },
-            "inventory data of gpu-3: swarm_announce/0: got '/ip4/999.1.1.1/tcp/1'; expected an address such as "
-            "/ip4/192.0.2.1/tcp/38000; swarm_announce/1: got '/dns/x/tcp/70000'; expected an address such as "
-            "/ip4/192.0.2.1/tcp/38000; swarm_announce/2: got '/ip4/192.0.2.1/xx'; expected an address such as "
-            "/ip4/192.0.2.1/tcp/38000; swarm_relays/0: got '/ip4/192.0.2.1/tcp/1'; expected /p2p/ and the peer id at "
-            "its end: who it has to be; "
-            "swarm_bootnodes/0: got '/ip4/192.0.2.1/tcp/1/p2p/Qmtypo'; Qmtypo is not a peer id; "
-            "swarm_bootnodes/1: got '/dns/x/tcp/1/p2p/QmQmQmQmQmQmQmQm '; expected an address such as "
-            "/ip4/192.0.2.1/tcp/38000",
+            (
+                "inventory data of gpu-3: swarm_announce/0: got '/ip4/999.1.1.1/tcp/1'; expected an"
+                " address such as /ip4/192.0.2.1/tcp/38000; swarm_announce/1: got"
+                " '/dns/x/tcp/70000'; expected an address such as /ip4/192.0.2.1/tcp/38000;"
+                " swarm_announce/2: got '/ip4/192.0.2.1/xx'; expected an address such as"
+                " /ip4/192.0.2.1/tcp/38000; swarm_relays/0: got '/ip4/192.0.2.1/tcp/1'; expected"
+                " /p2p/ and the peer id at its end: who it has to be; swarm_bootnodes/0: got"
+                " '/ip4/192.0.2.1/tcp/1/p2p/Qmtypo'; Qmtypo is not a peer id; swarm_bootnodes/1:"
+                " got '/dns/x/tcp/1/p2p/QmQmQmQmQmQmQmQm '; expected an address such as"
+                " /ip4/192.0.2.1/tcp/38000"
+            ),
         ),
         (
             {
@@ -56,10 +70,13 @@ ROOT = Path(__file__).resolve().parents[2]
                 "swarm_max_groups_per_peer": 10**12,
                 "swarm_startup_timeout_seconds": 1e-9,
             },
-            "inventory data of gpu-3: swarm_startup_timeout_seconds: got 1e-09; expected greater than or equal to 1; "
-            "swarm_max_askers: got 64; expected less than or equal to 48; "
-            "swarm_announce_every_seconds: got 1000000000.0; expected less than or equal to 900; "
-            "swarm_max_groups_per_peer: got 1000000000000; expected less than or equal to 256",
+            (
+                "inventory data of gpu-3: swarm_startup_timeout_seconds: got 1e-09; expected"
+                " greater than or equal to 1; swarm_max_askers: got 64; expected less than or equal"
+                " to 48; swarm_announce_every_seconds: got 1000000000.0; expected less than or"
+                " equal to 900; swarm_max_groups_per_peer: got 1000000000000; expected less than or"
+                " equal to 256"
+            ),
         ),
         (
             {"node_max_rounds": True},
@@ -67,19 +84,25 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
         (
             {"trainer_local_groups": 0, "trainer_external_groups": 0},
-            "inventory data of gpu-3: trainer: local_groups and external_groups are both 0: "
-            "there would be nothing to train on",
+            (
+                "inventory data of gpu-3: trainer: local_groups and external_groups are both 0: "
+                "there would be nothing to train on"
+            ),
         ),
         (
             {"trainer_adam_beta2": 1.0, "generation_temperature": 1e-38, "generation_top_p": 1e-46},
-            "inventory data of gpu-3: generation_temperature: got 1e-38; expected greater than or equal to 0.000001; "
-            "generation_top_p: got 1e-46; expected greater than or equal to 0.000001; "
-            "trainer_adam_beta2: got 1.0; expected less than 1",
+            (
+                "inventory data of gpu-3: generation_temperature: got 1e-38; expected greater than"
+                " or equal to 0.000001; generation_top_p: got 1e-46; expected greater than or equal"
+                " to 0.000001; trainer_adam_beta2: got 1.0; expected less than 1"
+            ),
         ),
         (
             {"trainer_warmup_steps": 10},
-            "inventory data of gpu-3: trainer: warmup_steps is 10 and lr_scheduler_type constant, which has none; "
-            "expected lr_scheduler_type constant_with_warmup",
+            (
+                "inventory data of gpu-3: trainer: warmup_steps is 10 and lr_scheduler_type"
+                " constant, which has none; expected lr_scheduler_type constant_with_warmup"
+            ),
         ),
         (
             {"chain_contract": 0xABC},
@@ -87,12 +110,17 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
         (
             {"swarm_relay_others": True},
-            "inventory data of gpu-3: swarm: relay_others is set and reachability is auto: a relay has to be public",
+            (
+                "inventory data of gpu-3: swarm: relay_others is set and reachability is auto: a"
+                " relay has to be public"
+            ),
         ),
         (
             {"swarm_only_registered": True},
-            "inventory data of gpu-3: settings: swarm.only_registered needs a chain; "
-            "expected chain.account_url or chain.rpc_url",
+            (
+                "inventory data of gpu-3: settings: swarm.only_registered needs a chain; "
+                "expected chain.account_url or chain.rpc_url"
+            ),
         ),
         (
             {"trainer_learning_rate": float("nan")},
@@ -114,24 +142,37 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
         ("- a\n- b\n", "got a list; expected sections such as `node:`"),
         (
             "version: 99\n",
-            "version: 99 is newer than 1, the newest that this hivewright reads; "
-            "upgrade hivewright, or write the file with this one",
+            (
+                "version: 99 is newer than 1, the newest that this hivewright reads; "
+                "upgrade hivewright, or write the file with this one"
+            ),
         ),
-        ("node: {seed: 1}\nlog: {}\nnode: {seed: 2}\n", "not YAML at line 3: the key 'node' stands twice"),
+        (
+            "node: {seed: 1}\nlog: {}\nnode: {seed: 2}\n",
+            "not YAML at line 3: the key 'node' stands twice",
+        ),
         (
             "chain: {rpc_url: 'localhost:1'}\n",
             "chain/rpc_url/0: got 'localhost:1'; expected http:// or https:// and an address",
         ),
         (
             "dashboard: {host: 'http://x'}\n",
-            "dashboard/host: got 'http://x'; expected a name or an address, without http:// and port",
+            (
+                "dashboard/host: got 'http://x'; expected a name or an address, without http:// and"
+                " port"
+            ),
         ),
-        ("environment: {families: []}\n", "environment/families: got []; expected at least 1 of them"),
+        (
+            "environment: {families: []}\n",
+            "environment/families: got []; expected at least 1 of them",
+        ),
         ("node: 5\n", "node: got 5; expected a mapping"),
         (
             "trainer: {learning_rate: 1e-06}\n",
-            "trainer/learning_rate: got '1e-06'; expected a number; YAML takes it for text: write it with a "
-            "point and without quotes, such as 1.0e-5",
+            (
+                "trainer/learning_rate: got '1e-06'; expected a number; YAML takes it for text:"
+                " write it with a point and without quotes, such as 1.0e-5"
+            ),
         ),
         (
             "environment: {families: [chain_sum]}\n",
@@ -148,7 +189,9 @@ def test_wrong_settings_file_is_explained_in_one_line(tmp_path, text, message):
 
 
 def test_file_that_is_missing_or_binary_is_explained(tmp_path):
-    with pytest.raises(SettingsError, match="can't be read: No such file or directory; expected a YAML file"):
+    with pytest.raises(
+        SettingsError, match="can't be read: No such file or directory; expected a YAML file"
+    ):
         settings.load(tmp_path / "no.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SettingsError, match="can't be read: not UTF-8 text; expected a YAML file"):
@@ -158,7 +201,10 @@ def test_file_that_is_missing_or_binary_is_explained(tmp_path):
 def test_file_that_no_person_wrote_is_refused_before_it_is_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for file in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(SettingsError, match=f"settings file {file}: is a device or a pipe; expected a YAML file"):
+        with pytest.raises(
+            SettingsError,
+            match=f"settings file {file}: is a device or a pipe; expected a YAML file",
+        ):
             settings.load(file)
     (tmp_path / "huge.yaml").write_bytes(b"a" * (2 << 20))
     with pytest.raises(SettingsError, match="has 2,097,152 bytes; expected at most 1,048,576"):
@@ -179,7 +225,9 @@ def test_dump_and_load_give_the_same_settings(tmp_path):
             "trainer_learning_rate": 1e-06,
             "chain_contract": "0x" + "1" * 40,
             "swarm_announce": ["/ip4/100.64.0.7/tcp/38000"],
-            "environment_families": [{"name": "bf", "weight": 2.0, "config": {"difficulty": 1, "flag": True}}],
+            "environment_families": [
+                {"name": "bf", "weight": 2.0, "config": {"difficulty": 1, "flag": True}}
+            ],
             "node_max_rounds": 7,
         },
         "test",
@@ -191,11 +239,14 @@ def test_dump_and_load_give_the_same_settings(tmp_path):
 
 def test_settings_load_fast_and_pull_in_nothing_heavy():
     code = (
-        "import sys, worker.settings; "
-        "heavy = {'torch', 'transformers', 'trl', 'hivemind', 'web3', 'reasoning_gym', 'aiohttp'} & set(sys.modules); "
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
+        "import sys, worker.settings; heavy = {'torch', 'transformers', 'trl', 'hivemind', 'web3',"
+        " 'reasoning_gym', 'aiohttp'} & set(sys.modules); sys.exit(f'imported {heavy}' if heavy"
+        " else 0)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=120).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=120).returncode
+        == 0
+    )
 
 
 def test_configuration_page_is_what_the_settings_say():
@@ -232,7 +283,13 @@ def test_all_mistakes_of_flat_keys_are_named_by_these_keys():
         (135_000_000, {"learning_rate": 3e-5, "num_iterations": 1}, True, 3e-5, 1),
     ],
 )
-def test_what_is_not_named_follows_from_the_model_s_size(parameters, given, has_adapters, rate, iterations):
+def test_what_is_not_named_follows_from_the_model_s_size(
+    parameters, given, has_adapters, rate, iterations
+):
     trainer = settings.parse({"trainer": given}, "test").trainer.settle(parameters)
-    assert (trainer.lora is not None, trainer.learning_rate, trainer.num_iterations) == (has_adapters, rate, iterations)
+    assert (trainer.lora is not None, trainer.learning_rate, trainer.num_iterations) == (
+        has_adapters,
+        rate,
+        iterations,
+    )
     assert trainer.settle(7) == trainer

@@ -1,4 +1,5 @@
-"""The simulation behind docs/performance.md: its parts by hand, and what must come out whatever the costs are."""
+"""The simulation behind docs/performance.md: its parts by hand, and what must come out whatever the
+costs are."""
 
 import json
 
@@ -109,9 +110,9 @@ def test_simulation_tells_model_from_measurement(tmp_path, capsys):
     costs.write_text(json.dumps(rows))
     swarm_sim.main([str(costs), "--nodes", "8", "16", "--json", str(out), "--plot", str(plot)])
     claims = {row["claim"]: row for row in json.loads(out.read_text())}
-    assert claims["model against measured, 16 nodes, ours: processor time a node"]["ratio"] == pytest.approx(
-        1, rel=0.15
-    )
+    assert claims["model against measured, 16 nodes, ours: processor time a node"][
+        "ratio"
+    ] == pytest.approx(1, rel=0.15)
     assert claims["simulated, 16 nodes: alone"]["ours"] == 0
     assert plot.read_bytes().startswith(b"\x89PNG")
 

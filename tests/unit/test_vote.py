@@ -10,7 +10,12 @@ def group(peer: str | None, *rewards: float) -> ScoredGroup:
 
 
 def test_vote_goes_to_the_highest_mean_of_verified_rewards():
-    external = [group("a", 1.0, 1.0), group("a", 0.0, 0.0), group("b", 0.5, 0.75), group("c", 0.5, 0.5)]
+    external = [
+        group("a", 1.0, 1.0),
+        group("a", 0.0, 0.0),
+        group("b", 0.5, 0.75),
+        group("c", 0.5, 0.5),
+    ]
     assert _winners("me", [group(None, 0.25, 0.25)], external) == ["b"]
 
 

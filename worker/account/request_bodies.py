@@ -1,4 +1,5 @@
-"""The bodies of the account service's calls, typed and strict. Fields that are not named here are ignored."""
+"""The bodies of the account service's calls, typed and strict. Fields that are not named here are
+ignored."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,7 +18,8 @@ Reward = Annotated[int, Field(ge=-(2**127), lt=2**127)]
 
 
 class Refused(WorkerError):
-    """The service will not do what it was asked: HTTP `status`, and `error`, a fixed name or a sentence."""
+    """The service will not do what it was asked: HTTP `status`, and `error`, a fixed name or a
+    sentence."""
 
     def __init__(self, status: int, error: str, detail: str | None = None) -> None:
         super().__init__(detail or error)
@@ -28,7 +30,10 @@ class Refused(WorkerError):
 
 class Message(BaseModel):
     model_config = ConfigDict(
-        strict=True, frozen=True, allow_inf_nan=False, alias_generator=AliasGenerator(validation_alias=to_camel)
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        alias_generator=AliasGenerator(validation_alias=to_camel),
     )
 
 
@@ -98,7 +103,9 @@ def parse(model: type[_Body], body: bytes) -> _Body:
         raise Refused(400, f"{where}: missing")
     got = "" if where == "body" else f"got {printable(repr(first['input']))[:60]}; "
     expected = "" if first["type"] == "json_invalid" else "expected "
-    raise Refused(400, f"{where}: {got}{expected}{printable(first['msg'].removeprefix('Input should be '))}")
+    raise Refused(
+        400, f"{where}: {got}{expected}{printable(first['msg'].removeprefix('Input should be '))}"
+    )
 
 
 def parse_rpc(body: bytes, most: int) -> RpcRequest | list[RpcRequest]:

@@ -1,8 +1,10 @@
-"""The account service (`hivewright account`): one key and one queue of transactions for all the fleet's nodes.
+"""The account service (`hivewright account`): one key and one queue of transactions for all the
+fleet's nodes.
 
-It speaks the login API of the existing swarm (register-peer, submit-reward, submit-winner, get-api-key-status), hands
-out tokens at enrolment, and lets nodes without a route to the chain read it through /rpc. It starts, and stays up,
-whether or not there is a chain: calls that need one answer 503 ChainUnreachable.
+It speaks the login API of the existing swarm (register-peer, submit-reward, submit-winner,
+get-api-key-status), hands out tokens at enrolment, and lets nodes without a route to the chain read
+it through /rpc. It starts, and stays up, whether or not there is a chain: calls that need one
+answer 503 ChainUnreachable.
 """
 
 import asyncio
@@ -46,16 +48,19 @@ log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 256 * 1024
 _MAX_RPC_ANSWER_BYTES = 16 * 1024 * 1024
-# Calls that may wait for the chain at once, besides those of /rpc; the sender brings them there together.
+# Calls that may wait for the chain at once, besides those of /rpc; the sender brings them there
+# together.
 _NUM_THREADS = 64
 # What a client may take to send a body.
 _READ_SECONDS = 10.0
-# What a node may ask of the chain: a few reads in every look at the round, a few transactions in a round.
+# What a node may ask of the chain: a few reads in every look at the round, a few transactions in a
+# round.
 _RPC_PER_SECOND, _RPC_BURST = 20.0, 400.0
 _SENDS_PER_SECOND, _SENDS_BURST = 0.2, 60.0
 # Wrong tokens from one address: after some, one every six seconds.
 _GUESSES_PER_SECOND, _GUESSES_BURST = 1 / 6, 20.0
-# Requests that the chain works on at once, for all callers; and for one, until it has read the answer.
+# Requests that the chain works on at once, for all callers; and for one, until it has read the
+# answer.
 _MAX_AT_CHAIN, _MAX_AT_CHAIN_FOR_ONE = 16, 4
 
 _OF_GUESSES_AND_FLOODS = (401, 403, 408, 415, 429)
@@ -66,20 +71,23 @@ _Result = TypeVar("_Result")
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Writes its URL into `<account.state_dir>/address` when it is ready.
+    """Serve until SIGTERM or SIGINT. Writes its URL into `<account.state_dir>/address` when it is
+    ready.
 
-    Raises ResourceError if the port is in use, SettingsError or IdentityError if a file that the settings name, or the
-    account's key, is missing.
+    Raises ResourceError if the port is in use, SettingsError or IdentityError if a file that the
+    settings name, or the account's key, is missing.
     """
     if settings.chain.rpc_url is None and settings.chain.deployment_file is None:
         raise SettingsError(
-            "chain.rpc_url and chain.deployment_file: both empty; the account service needs a chain of its own; set one"
+            "chain.rpc_url and chain.deployment_file: both empty; the account service needs a chain"
+            " of its own; set one"
         )
     webservice.run("account", settings.account, lambda: Service(settings))
 
 
 class Service:
-    """The calls. Everything that waits for the chain or the disk runs in a thread, never in the event loop."""
+    """The calls. Everything that waits for the chain or the disk runs in a thread, never in the
+    event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -92,17 +100,23 @@ class Service:
         self._sender = Sender(self._coordinator, account, settings.account.state_dir / "journal.db")
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "account")
         self._gate: Gate | None = None
-        self._asks, self._sends = Quota(_RPC_PER_SECOND, _RPC_BURST), Quota(_SENDS_PER_SECOND, _SENDS_BURST)
+        self._asks, self._sends = (
+            Quota(_RPC_PER_SECOND, _RPC_BURST),
+            Quota(_SENDS_PER_SECOND, _SENDS_BURST),
+        )
         self._guesses = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
         self._wrong_tokens = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
-        """Of nodes, which nobody can guess: counted apart, so that they keep nobody from enrolling."""
+        """Of nodes, which nobody can guess: counted apart, so that they keep nobody from
+        enrolling."""
         self._sparingly = webguard.Sparingly()
         self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
         self._at_chain_for: Counter[str] = Counter()
         self._chain_outage = Outage(log)
 
     def application(self) -> web.Application:
-        application = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._answer_errors])
+        application = web.Application(
+            client_max_size=_MAX_BODY_BYTES, middlewares=[self._answer_errors]
+        )
         application.router.add_get("/api/get-api-key-status", self.get_api_key_status)
         application.router.add_post("/api/register-peer", self.register_peer)
         application.router.add_post("/api/submit-reward", self.submit_reward)
@@ -115,7 +129,12 @@ class Service:
         return application
 
     def started(self, url: str) -> None:
-        log.info("account service up url=%s account=%s org_id=%s", url, self.address, self._settings.chain.org_id)
+        log.info(
+            "account service up url=%s account=%s org_id=%s",
+            url,
+            self.address,
+            self._settings.chain.org_id,
+        )
 
     async def tend(self) -> None:
         """Look after the transactions on their way, forever."""
@@ -139,12 +158,16 @@ class Service:
         org_id = request.query.get("orgId")
         if not org_id:
             raise Refused(400, "orgId: missing")
-        return web.Response(text="activated" if org_id == self._settings.chain.org_id else "pending")
+        return web.Response(
+            text="activated" if org_id == self._settings.chain.org_id else "pending"
+        )
 
     async def register_peer(self, request: web.Request) -> web.Response:
         body = await self._authorized(request, request_bodies.Registration)
         shown = None if body.proof is None else _decoded_proof(body.proof)
-        return await self._send(lambda: peer_proof.registration(self._coordinator, body.peer_id, shown), body.peer_id)
+        return await self._send(
+            lambda: peer_proof.registration(self._coordinator, body.peer_id, shown), body.peer_id
+        )
 
     async def submit_reward(self, request: web.Request) -> web.Response:
         body = await self._authorized(request, request_bodies.SubmitReward)
@@ -158,24 +181,39 @@ class Service:
     async def submit_winner(self, request: web.Request) -> web.Response:
         body = await self._authorized(request, request_bodies.SubmitWinner)
         return await self._send(
-            lambda: self._coordinator.submit_winners(body.round_number, body.winners, body.peer_id), body.peer_id
+            lambda: self._coordinator.submit_winners(body.round_number, body.winners, body.peer_id),
+            body.peer_id,
         )
 
     # ---- ours
 
     async def enrol(self, request: web.Request) -> web.Response:
-        """A token, for whoever shows the fleet's enrolment token and that it holds the peer's key."""
+        """A token, for whoever shows the fleet's enrolment token and that it holds the peer's
+        key."""
         body = request_bodies.parse(request_bodies.Enrol, await _read(request))
         if self._enrolment_token is None:
-            raise Refused(403, "EnrolmentClosed", "account.enrolment_token_file is not set at the account service")
+            raise Refused(
+                403,
+                "EnrolmentClosed",
+                "account.enrolment_token_file is not set at the account service",
+            )
         if self._guesses.left(self._source(request)) < 1:
-            raise Refused(429, "TooManyGuesses", "wrong tokens came from this address; wait a minute")
+            raise Refused(
+                429, "TooManyGuesses", "wrong tokens came from this address; wait a minute"
+            )
         if not hmac.compare_digest(body.token.encode(), self._enrolment_token.encode()):
             self._count_guess(request)
-            raise Refused(403, "EnrolmentTokenWrong", "not the token that the account service was given")
+            raise Refused(
+                403, "EnrolmentTokenWrong", "not the token that the account service was given"
+            )
         signed = ENROL_PREFIX + body.peer_id.encode()
-        public_key, signature = _decoded("publicKey", body.public_key), _decoded("signature", body.signature)
-        if not await self._in_thread(lambda: identity.verify(body.peer_id, public_key, signed, signature)):
+        public_key, signature = (
+            _decoded("publicKey", body.public_key),
+            _decoded("signature", body.signature),
+        )
+        if not await self._in_thread(
+            lambda: identity.verify(body.peer_id, public_key, signed, signature)
+        ):
             raise Refused(403, "SignatureWrong", f"not signed by the key of {body.peer_id}")
         log.info("peer enrolled peer_id=%s", body.peer_id)
         return web.json_response({"token": self._tokens.issue(body.peer_id)})
@@ -192,14 +230,23 @@ class Service:
         )
 
     async def rpc(self, request: web.Request) -> web.Response:
-        """Pass on to the chain what a `Gate` allows, for whoever shows a node's token: one request, or a batch."""
+        """Pass on to the chain what a `Gate` allows, for whoever shows a node's token: one request,
+        or a batch."""
         peer_id = self._peer_of(request)
         asked = request_bodies.parse_rpc(await _read(request), MAX_BATCH)
         calls = asked if isinstance(asked, list) else [asked]
         if not self._asks.take(peer_id, len(calls)):
-            raise Refused(429, "TooManyRequests", f"{peer_id}: at most {_RPC_PER_SECOND:g} a second in the long run")
+            raise Refused(
+                429,
+                "TooManyRequests",
+                f"{peer_id}: at most {_RPC_PER_SECOND:g} a second in the long run",
+            )
         if self._at_chain_for[peer_id] >= _MAX_AT_CHAIN_FOR_ONE:
-            raise Refused(429, "TooManyRequests", f"{peer_id}: {_MAX_AT_CHAIN_FOR_ONE} answers are on their way")
+            raise Refused(
+                429,
+                "TooManyRequests",
+                f"{peer_id}: {_MAX_AT_CHAIN_FOR_ONE} answers are on their way",
+            )
         self._at_chain_for[peer_id] += 1
         try:
             async with self._at_chain:
@@ -222,13 +269,17 @@ class Service:
         for call in calls:
             answers.append(await self._answer(call, peer_id))
             if sum(map(len, answers)) > _MAX_RPC_ANSWER_BYTES:
-                raise Refused(502, f"{call.method}: the chain's answers are too long; ask for less at once")
+                raise Refused(
+                    502, f"{call.method}: the chain's answers are too long; ask for less at once"
+                )
         return answers
 
     async def _answer(self, call: request_bodies.RpcRequest, peer_id: str) -> bytes:
         """The chain's answer, or why the call is not passed on, as JSON."""
         try:
-            passed = await self._in_thread(lambda: self._gate_to_chain().check(call.method, call.params))
+            passed = await self._in_thread(
+                lambda: self._gate_to_chain().check(call.method, call.params)
+            )
             self._count_sent(passed, peer_id)
         except NotPassed as refusal:
             error = {"code": refusal.code, "message": str(refusal)}
@@ -245,21 +296,29 @@ class Service:
     def _gate_to_chain(self) -> Gate:
         if self._gate is None:
             deployment = self._coordinator.deployment
-            self._gate = Gate(deployment.chain_id, deployment.contract, self._coordinator.block_number)
+            self._gate = Gate(
+                deployment.chain_id, deployment.contract, self._coordinator.block_number
+            )
         return self._gate
 
     def _count_sent(self, passed: Passed, peer_id: str) -> None:
         """Raise NotPassed if the peer has sent too many transactions lately.
 
-        Not counted by sender: anybody can send a copy of a transaction that somebody else has signed.
+        Not counted by sender: anybody can send a copy of a transaction that somebody else has
+        signed.
         """
         if passed.sender is not None and not self._sends.take(peer_id):
-            reason = f"{peer_id} has sent too much; at most {60 * _SENDS_PER_SECOND:g} transactions a minute"
+            reason = (
+                f"{peer_id} has sent too much; at most {60 * _SENDS_PER_SECOND:g} transactions a"
+                " minute"
+            )
             raise NotPassed(TOO_MANY, f"{passed.method}: {reason} in the long run")
 
     async def _pass_on(self, body: dict[str, Any], rpc: Rpc) -> bytes:
         url = await self._in_thread(rpc.choose)
-        timeout = aiohttp.ClientTimeout(total=self._settings.chain.timeout_seconds / rpc.num_addresses)
+        timeout = aiohttp.ClientTimeout(
+            total=self._settings.chain.timeout_seconds / rpc.num_addresses
+        )
         answer = bytearray()
         try:
             session, place = self._session_to(url)
@@ -271,7 +330,11 @@ class Service:
                 async for piece in response.content.iter_chunked(65536):
                     answer += piece
                     if len(answer) > _MAX_RPC_ANSWER_BYTES:
-                        raise Refused(502, f"{body['method']}: the chain's answer is too long; ask for less at once")
+                        raise Refused(
+                            502,
+                            f"{body['method']}: the chain's answer is too long; ask for less at"
+                            " once",
+                        )
         except (aiohttp.ClientError, TimeoutError) as error:
             rpc.failed(url)
             raise ChainUnreachable(f"{url}: no answer ({type(error).__name__})") from None
@@ -303,30 +366,40 @@ class Service:
         return body
 
     def _source(self, request: web.Request) -> str:
-        """Return whom guesses of a token are counted for. Behind a proxy of this host: whom it names as its client."""
+        """Return whom guesses of a token are counted for. Behind a proxy of this host: whom it
+        names as its client."""
         remote = str(request.remote)
         forwarded = request.headers.get("X-Forwarded-For", "")
         if self._settings.account.behind_proxy and forwarded and webguard.is_loopback(remote):
-            # Each proxy adds the address that it was asked from; only what the last one says is to be trusted.
+            # Each proxy adds the address that it was asked from; only what the last one says is to
+            # be trusted.
             return f"forwarded {webguard.source_of(forwarded.rpartition(',')[2].strip())}"
         return webguard.source_of(remote)
 
     def _count_guess(self, request: web.Request) -> None:
-        """A wrong token came. Raises Refused for too many from one address; right ones are taken from there, too."""
+        """A wrong token came. Raises Refused for too many from one address; right ones are taken
+        from there, too."""
         if not self._guesses.take(self._source(request)):
-            raise Refused(429, "TooManyGuesses", "wrong tokens came from this address; wait a minute")
+            raise Refused(
+                429, "TooManyGuesses", "wrong tokens came from this address; wait a minute"
+            )
 
     def _peer_of(self, request: web.Request) -> str:
-        """The peer whose token comes with the request: as Bearer, or as the password of the URL (Basic)."""
+        """The peer whose token comes with the request: as Bearer, or as the password of the URL
+        (Basic)."""
         token = _token_in(request.headers.get("Authorization", ""))
         if token is None:
             raise Refused(
-                401, "TokenMissing", "expected the header Authorization: Bearer TOKEN, or http://peer:TOKEN@..."
+                401,
+                "TokenMissing",
+                "expected the header Authorization: Bearer TOKEN, or http://peer:TOKEN@...",
             )
         peer_id = self._tokens.peer_of(token)
         if peer_id is None:
             if not self._wrong_tokens.take(self._source(request)):
-                raise Refused(429, "TooManyGuesses", "wrong tokens came from this address; wait a minute")
+                raise Refused(
+                    429, "TooManyGuesses", "wrong tokens came from this address; wait a minute"
+                )
             raise Refused(401, "TokenWrong", "not a token of this account service")
         return peer_id
 
@@ -355,13 +428,17 @@ class Service:
 
     @web.middleware
     async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every failure as {"error": NAME OR SENTENCE}, with a "detail" for people where the name alone says little."""
+        """Every failure as {"error": NAME OR SENTENCE}, with a "detail" for people where the name
+        alone says little."""
         try:
             return await handler(request)
         except web.HTTPException as error:
-            return web.json_response({"error": f"{printable(request.path)}: {error.reason}"}, status=error.status)
+            return web.json_response(
+                {"error": f"{printable(request.path)}: {error.reason}"}, status=error.status
+            )
         except web.RequestPayloadError:
-            # What is left of the body can't be read either: aiohttp must not try, and the connection ends.
+            # What is left of the body can't be read either: aiohttp must not try, and the
+            # connection ends.
             request.content.feed_eof()
             content = {"error": "body: not encoded as its headers say"}
             log.warning("refused path=%s status=400 %s", request.path, json.dumps(content))
@@ -376,8 +453,12 @@ class Service:
             self._chain_outage.end("chain answers again")
             status, content = 400, {"error": error.name or str(error)}
         except ChainUnreachable as error:
-            self._chain_outage.begin("chain unreachable, calls that need it get status=503 error=%s", error)
-            return web.json_response({"error": "ChainUnreachable", "detail": str(error)}, status=503)
+            self._chain_outage.begin(
+                "chain unreachable, calls that need it get status=503 error=%s", error
+            )
+            return web.json_response(
+                {"error": "ChainUnreachable", "detail": str(error)}, status=503
+            )
         except WorkerError as error:
             status, content = 500, {"error": type(error).__name__, "detail": str(error)}
         except OSError:
@@ -400,13 +481,19 @@ async def _read(request: web.Request) -> bytes:
         async with asyncio.timeout(_READ_SECONDS):
             return await request.read()
     except TimeoutError:
-        raise Refused(408, f"body: not complete after {_READ_SECONDS:g} s; send it faster") from None
+        raise Refused(
+            408, f"body: not complete after {_READ_SECONDS:g} s; send it faster"
+        ) from None
 
 
 def _enrolment_token(settings: Settings) -> str | None:
     """None: enrolment is closed."""
     file = settings.account.enrolment_token_file
-    return read_secret(file, "one line with a token", "account.enrolment_token_file", LINE) if file else None
+    return (
+        read_secret(file, "one line with a token", "account.enrolment_token_file", LINE)
+        if file
+        else None
+    )
 
 
 def _token_in(authorization: str) -> str | None:

@@ -1,6 +1,8 @@
-"""Secrets of the account service: the account's key, and the secret that nodes' tokens are made with.
+"""Secrets of the account service: the account's key, and the secret that nodes' tokens are made
+with.
 
-A token is "PEER_ID.HMAC": nothing needs to be stored to check one, and it is good for its own peer id only.
+A token is "PEER_ID.HMAC": nothing needs to be stored to check one, and it is good for its own peer
+id only.
 """
 
 import hashlib
@@ -22,7 +24,8 @@ SECRET_FILE = "token.secret"  # noqa: S105 - a file name
 
 
 def load_account(folder: Path) -> LocalAccount:
-    """The account whose key is `account.key` in `folder`; made on the very first start, and never again.
+    """The account whose key is `account.key` in `folder`; made on the very first start, and never
+    again.
 
     Raises SecretError if the key is not readable, IdentityError if it is not a key, or gone though
     the service has run before.
@@ -31,8 +34,8 @@ def load_account(folder: Path) -> LocalAccount:
     if not file.exists():
         if (folder / SECRET_FILE).exists():
             raise IdentityError(
-                f"{file}: missing, though this account has been used; restore it from its backup, or remove "
-                f"{SECRET_FILE} beside it to begin with a new account"
+                f"{file}: missing, though this account has been used; restore it from its backup,"
+                f" or remove {SECRET_FILE} beside it to begin with a new account"
             )
         write_whole(file, f"0x{secrets.token_hex(32)}\n", mode=0o600)
         log.info("account key made file=%s", file)
@@ -60,7 +63,9 @@ class Tokens:
     def peer_of(self, token: str) -> str | None:
         """The peer that the token is good for; None if we did not issue it."""
         peer_id = token.rpartition(".")[0]
-        return peer_id if hmac.compare_digest(self.issue(peer_id).encode(), token.encode()) else None
+        return (
+            peer_id if hmac.compare_digest(self.issue(peer_id).encode(), token.encode()) else None
+        )
 
 
 def _read_hex(file: Path) -> str:

@@ -1,6 +1,8 @@
-"""The keeper's audits: every N rounds `hivewright audit`, in a process of its own that no round waits for.
+"""The keeper's audits: every N rounds `hivewright audit`, in a process of its own that no round
+waits for.
 
-It loads what the keeper does without (the libp2p daemon, the task families), at low priority, and ends by itself.
+It loads what the keeper does without (the libp2p daemon, the task families), at low priority, and
+ends by itself.
 """
 
 import logging
@@ -35,7 +37,8 @@ class Audits:
         self._round: int | None = None
 
     def see(self, round: int) -> None:
-        """The round is open: audit, if enough have ended since the last time. To be called at every look."""
+        """The round is open: audit, if enough have ended since the last time. To be called at every
+        look."""
         self._look_after()
         every = self._settings.audit.every_rounds
         if not every:
@@ -58,7 +61,16 @@ class Audits:
         write_whole(file, settings.dump(self._settings), mode=0o600)
         with (self._folder / "audit.log").open("w") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "audit", "--settings", file, "--output", self._folder],
+                [
+                    sys.executable,
+                    "-m",
+                    "worker",
+                    "audit",
+                    "--settings",
+                    file,
+                    "--output",
+                    self._folder,
+                ],
                 cwd=Path(__file__).parents[2],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -90,7 +102,9 @@ class Audits:
             found = [line for line in lines if line.startswith("contradicted")]
             for line in found:
                 log.warning("%s", line)
-            log.info("audit done contradicted=%d report=%s", len(found), self._folder / "audit.json")
+            log.info(
+                "audit done contradicted=%d report=%s", len(found), self._folder / "audit.json"
+            )
 
 
 def _step_back() -> None:

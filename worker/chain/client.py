@@ -1,6 +1,8 @@
-"""Client of an EVM chain on any JSON-RPC: blocks, accounts, transactions. The contract is coordinator.py's business.
+"""Client of an EVM chain on any JSON-RPC: blocks, accounts, transactions. The contract is
+coordinator.py's business.
 
-Every method may raise ChainUnreachable (no answer in time) and ChainError; those that try a call, ContractRefused.
+Every method may raise ChainUnreachable (no answer in time) and ChainError; those that try a call,
+ContractRefused.
 """
 
 import functools
@@ -40,11 +42,13 @@ _NO_ANSWER = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
 _PRICE_LIMIT = 5
 """Without a bound in the settings no price goes above this multiple of what the chain asks for."""
 _GAS_MARGIN = 1.25
-"""Gas is estimated on the state of now and spent on a later one: a reward that came in between costs a little more."""
+"""Gas is estimated on the state of now and spent on a later one: a reward that came in between
+costs a little more."""
 
 
 class NonceUsed(ChainError):
-    """The account has another transaction with this nonce, mined or waiting; read the nonce again."""
+    """The account has another transaction with this nonce, mined or waiting; read the nonce
+    again."""
 
 
 class ReplacementUnderpriced(NonceUsed):
@@ -64,11 +68,13 @@ class TransactionRefused(ChainError):
 
 
 class NotTakenNow(ChainUnreachable):
-    """The node does not take the transaction now: its pool is full, or earlier ones are missing. It may later."""
+    """The node does not take the transaction now: its pool is full, or earlier ones are missing. It
+    may later."""
 
 
 class Unanswered(BadAnswer):
-    """The contract does not have the view that was called, or the node has the wrong state of it."""
+    """The contract does not have the view that was called, or the node has the wrong state of
+    it."""
 
 
 class ReceiptTimeout(ChainError):
@@ -121,15 +127,30 @@ class ChainClient:
     def rpc(self) -> Rpc:
         """The JSON-RPC addresses in use."""
         chain = self._chain
-        key = "rpc_url" if chain.rpc_url else "deployment_file" if chain.deployment_file else "account_url"
+        key = (
+            "rpc_url"
+            if chain.rpc_url
+            else "deployment_file"
+            if chain.deployment_file
+            else "account_url"
+        )
         deployment = self.deployment
         # The token is for the account service and nobody else.
-        is_proxy = chain.account_url is not None and deployment.rpc_urls == (proxy_url(chain.account_url),)
+        is_proxy = chain.account_url is not None and deployment.rpc_urls == (
+            proxy_url(chain.account_url),
+        )
         token_file = chain.account_token_file if is_proxy else None
-        return Rpc(deployment.rpc_urls, f"chain.{key}", deployment.chain_id, chain.timeout_seconds, token_file)
+        return Rpc(
+            deployment.rpc_urls,
+            f"chain.{key}",
+            deployment.chain_id,
+            chain.timeout_seconds,
+            token_file,
+        )
 
     def check_id(self) -> None:
-        """Make sure that the chain is the one that the settings name. Addresses of another one are not used."""
+        """Make sure that the chain is the one that the settings name. Addresses of another one are
+        not used."""
         self.rpc.survey()
 
     def has_code(self, address: str) -> bool:
@@ -147,20 +168,23 @@ class ChainClient:
                 raise refusal(subject, error.data, error.message, self._kind_of_contract) from None
             except BadFunctionCallOutput:
                 raise Unanswered(
-                    f"{subject}: {self._address} on {self._rpc_source} does not answer like a swarm coordinator"
-                    f"{self._kind_of_contract}; check chain.contract and chain.rpc_url"
+                    f"{subject}: {self._address} on {self._rpc_source} does not answer like a swarm"
+                    f" coordinator{self._kind_of_contract}; check chain.contract and chain.rpc_url"
                 ) from None
             except Web3RPCError as error:
                 # Not every node begins the message of a revert as web3 expects it.
                 if is_revert(rpc_message(error)):
-                    raise refusal(subject, _revert_data(error), rpc_message(error), self._kind_of_contract) from None
+                    raise refusal(
+                        subject, _revert_data(error), rpc_message(error), self._kind_of_contract
+                    ) from None
                 raise
             except (WorkerError, Web3Exception):
                 raise
             except _NO_ANSWER as error:
                 what = printable(f"{type(error).__name__}: {error}")[:200]
                 raise BadAnswer(
-                    f"{subject}: {self._rpc_source} gives an answer of another form ({what}); {CHECK_ADDRESS}"
+                    f"{subject}: {self._rpc_source} gives an answer of another form ({what});"
+                    f" {CHECK_ADDRESS}"
                 ) from error
 
     def block_number(self) -> int:
@@ -173,8 +197,8 @@ class ChainClient:
             return float(self.web3.eth.get_block(block)["timestamp"])
 
     def block_hash(self, block: int) -> str | None:
-        """Return which block of this number it is: another in its place has another hash. None: there is none, any
-        more."""
+        """Return which block of this number it is: another in its place has another hash. None:
+        there is none, any more."""
         with self.translated("eth_getBlockByNumber"):
             try:
                 return Web3.to_hex(self.web3.eth.get_block(block)["hash"])
@@ -184,9 +208,12 @@ class ChainClient:
     # ---- transactions
 
     def nonce(self, address: str) -> int:
-        """Return how many transactions of the account are mined: the first free nonce if none is waiting."""
+        """Return how many transactions of the account are mined: the first free nonce if none is
+        waiting."""
         with self.translated("eth_getTransactionCount"):
-            return int(self.web3.eth.get_transaction_count(Web3.to_checksum_address(address), "latest"))
+            return int(
+                self.web3.eth.get_transaction_count(Web3.to_checksum_address(address), "latest")
+            )
 
     def gas_price(self) -> int:
         """Return what the chain asks for now, in wei."""
@@ -194,13 +221,16 @@ class ChainClient:
             return int(self.web3.eth.gas_price)
 
     def estimate_gas(self, sender: str, call: Call) -> int:
-        """Gas limit for the call, margin included. Raises ContractRefused if the contract would refuse it now."""
+        """Gas limit for the call, margin included. Raises ContractRefused if the contract would
+        refuse it now."""
         with self.translated(call.name):
             return int(self.web3.eth.estimate_gas(_transaction(sender, call)) * _GAS_MARGIN)
 
     def estimate_all(self, sender: str, calls: Sequence[Call]) -> list[int | WorkerError]:
         """`estimate_gas` for many calls at once; in the place of one that fails its error."""
-        asked = [[{"from": sender, "to": call.to, "data": "0x" + call.data.hex()}] for call in calls]
+        asked = [
+            [{"from": sender, "to": call.to, "data": "0x" + call.data.hex()}] for call in calls
+        ]
         estimates: list[int | WorkerError] = []
         for call, found in zip(calls, self.rpc.ask_all("eth_estimateGas", asked), strict=True):
             if found is not None:
@@ -214,8 +244,11 @@ class ChainClient:
                     estimates.append(error)
         return estimates
 
-    def sign(self, account: LocalAccount, call: Call, *, nonce: int, gas: int, gas_price_wei: int) -> tuple[str, bytes]:
-        """Sign without sending: (transaction hash, raw transaction). Any chain takes this oldest form."""
+    def sign(
+        self, account: LocalAccount, call: Call, *, nonce: int, gas: int, gas_price_wei: int
+    ) -> tuple[str, bytes]:
+        """Sign without sending: (transaction hash, raw transaction). Any chain takes this oldest
+        form."""
         transaction: dict[str, Any] = {
             "chainId": self.deployment.chain_id,
             "nonce": nonce,
@@ -232,8 +265,9 @@ class ChainClient:
     def send_raw(self, raw: bytes) -> None:
         """Hand a signed transaction to the chain; one that it has already is success.
 
-        Raises NonceUsed if the account has used the nonce for another one, Underpriced if it pays too little,
-        NotTakenNow if it may be taken later as it is, and TransactionRefused if it never will.
+        Raises NonceUsed if the account has used the nonce for another one, Underpriced if it pays
+        too little, NotTakenNow if it may be taken later as it is, and TransactionRefused if it
+        never will.
         """
         with self.translated("eth_sendRawTransaction"):
             try:
@@ -247,12 +281,16 @@ class ChainClient:
         What became of the others is not known; `send_raw` says.
         """
         taken = self.rpc.ask_all("eth_sendRawTransaction", [["0x" + raw.hex()] for raw in raws])
-        return [answer == Web3.to_hex(Web3.keccak(raw)) for answer, raw in zip(taken, raws, strict=True)]
+        return [
+            answer == Web3.to_hex(Web3.keccak(raw)) for answer, raw in zip(taken, raws, strict=True)
+        ]
 
     def sign_and_send(self, account: LocalAccount, call: Call, nonce: int | None = None) -> str:
-        """Send the call from the account and return the transaction's hash. `nonce` None: the chain's count.
+        """Send the call from the account and return the transaction's hash. `nonce` None: the
+        chain's count.
 
-        For accounts with one sender. Sending the same again before it is mined is the same transaction, not a second.
+        For accounts with one sender. Sending the same again before it is mined is the same
+        transaction, not a second.
         """
         gas = self.estimate_gas(account.address, call)
         nonce = self.nonce(account.address) if nonce is None else nonce
@@ -267,12 +305,14 @@ class ChainClient:
                 return tx_hash
 
     def allowed_price(self) -> int:
-        """Return what the chain asks for now, in wei. Raises TransactionRefused if the settings do not allow that."""
+        """Return what the chain asks for now, in wei. Raises TransactionRefused if the settings do
+        not allow that."""
         price_wei, limit_wei = self.gas_price(), self._limit_of_settings()
         if limit_wei is not None and price_wei > limit_wei:
             raise TransactionRefused(
-                f"eth_gasPrice: {self._rpc_source} asks for {price_wei} wei, chain.max_gas_price_gwei allows "
-                f"{limit_wei}; wait for a lower price, or raise the setting"
+                f"eth_gasPrice: {self._rpc_source} asks for {price_wei} wei,"
+                f" chain.max_gas_price_gwei allows {limit_wei}; wait for a lower price, or raise"
+                " the setting"
             )
         return price_wei
 
@@ -282,17 +322,22 @@ class ChainClient:
         return _PRICE_LIMIT * asked_wei if limit_wei is None else limit_wei
 
     def raised_price(self, price_wei: int, refused: Underpriced) -> int:
-        """The price to try after `price_wei` was refused. Raises TransactionRefused where the bound is reached."""
+        """The price to try after `price_wei` was refused. Raises TransactionRefused where the bound
+        is reached."""
         asked_wei = max(self.gas_price(), refused.minimum_wei or 0)
         limit_wei = self.price_limit(asked_wei)
         wanted_wei = asked_wei if asked_wei > price_wei else 2 * price_wei + 1
         if refused.minimum_wei is None and price_wei < limit_wei:
             wanted_wei = min(wanted_wei, limit_wei)
         if wanted_wei > limit_wei:
-            minimum = "an unnamed minimum" if refused.minimum_wei is None else f"at least {refused.minimum_wei} wei"
+            minimum = (
+                "an unnamed minimum"
+                if refused.minimum_wei is None
+                else f"at least {refused.minimum_wei} wei"
+            )
             raise TransactionRefused(
-                f"{refused}: it wants {minimum}, {price_wei} wei were offered and {limit_wei} are the most allowed; "
-                "raise chain.max_gas_price_gwei"
+                f"{refused}: it wants {minimum}, {price_wei} wei were offered and {limit_wei} are"
+                " the most allowed; raise chain.max_gas_price_gwei"
             )
         log.info("gas price raised from_wei=%d to_wei=%d", price_wei, wanted_wei)
         return wanted_wei
@@ -314,18 +359,24 @@ class ChainClient:
         while (receipt := self.receipt(tx_hash)) is None:
             if time.monotonic() > deadline:
                 raise ReceiptTimeout(
-                    f"transaction {tx_hash}: not mined within {timeout_seconds:g} s; see whether the chain makes blocks"
+                    f"transaction {tx_hash}: not mined within {timeout_seconds:g} s; see whether"
+                    " the chain makes blocks"
                 )
             time.sleep(pause)
             pause = min(pause * 1.5, 0.5)
         return receipt
 
-    def transact(self, account: LocalAccount, call: Call, timeout_seconds: float, nonce: int | None = None) -> Receipt:
-        """`sign_and_send`, wait, and raise ContractRefused if the transaction was mined but reverted."""
+    def transact(
+        self, account: LocalAccount, call: Call, timeout_seconds: float, nonce: int | None = None
+    ) -> Receipt:
+        """`sign_and_send`, wait, and raise ContractRefused if the transaction was mined but
+        reverted."""
         receipt = self.wait_for_receipt(self.sign_and_send(account, call, nonce), timeout_seconds)
         if not receipt.succeeded:
             self.estimate_gas(account.address, call)  # says why, if the reason still holds
-            raise ContractRefused("", f"{call.name}: transaction {receipt.tx_hash} reverted; send it again")
+            raise ContractRefused(
+                "", f"{call.name}: transaction {receipt.tx_hash} reverted; send it again"
+            )
         return receipt
 
     # ----
@@ -348,7 +399,8 @@ class ChainClient:
         return self.rpc.source
 
     def _accept_if_known(self, tx_hash: HexBytes, error: Web3RPCError) -> None:
-        """Sent twice is sent: nodes word that differently, so the chain is asked for the transaction itself."""
+        """Sent twice is sent: nodes word that differently, so the chain is asked for the
+        transaction itself."""
         try:
             self.web3.eth.get_transaction(tx_hash)
             return
@@ -361,13 +413,16 @@ _ADVICE = {
     Refusal.INSUFFICIENT_FUNDS: "send the account that pays for transactions some money",
     Refusal.INTRINSIC_GAS: "the gas estimate of chain.rpc_url is wrong; use another node",
     Refusal.GAS_LIMIT_EXCEEDED: "the chain takes no transaction that large; use another chain",
-    Refusal.FEE_CAP_EXCEEDED: "lower chain.max_gas_price_gwei, or use a node that lets higher fees through",
+    Refusal.FEE_CAP_EXCEEDED: (
+        "lower chain.max_gas_price_gwei, or use a node that lets higher fees through"
+    ),
     Refusal.CHAIN_ID: "make chain.id the id of the chain at chain.rpc_url",
 }
 
 
 def raise_refusal(subject: str, text: str, source: str) -> None:
-    """Raise what a node's refusal of a transaction means; return if it means that the node has it."""
+    """Raise what a node's refusal of a transaction means; return if it means that the node has
+    it."""
     kind, said = classify(text), printable(text)[:200]
     match kind:
         case Refusal.ALREADY_KNOWN:
@@ -375,14 +430,24 @@ def raise_refusal(subject: str, text: str, source: str) -> None:
         case Refusal.NONCE_TOO_LOW:
             raise NonceUsed(f"{subject}: its nonce is used; read the account's nonce again")
         case Refusal.REPLACEMENT_UNDERPRICED:
-            raise ReplacementUnderpriced(f"{subject}: its nonce is used by one that waits; read the nonce again")
+            raise ReplacementUnderpriced(
+                f"{subject}: its nonce is used by one that waits; read the nonce again"
+            )
         case Refusal.UNDERPRICED:
-            raise Underpriced(f"{subject}: {source} refuses its gas price ({said})", minimum_wei(text))
+            raise Underpriced(
+                f"{subject}: {source} refuses its gas price ({said})", minimum_wei(text)
+            )
         case Refusal.POOL_FULL | Refusal.NONCE_TOO_HIGH:
-            raise NotTakenNow(f"{subject}: {source} does not take it now: {kind.value} ({said}); it is sent again")
+            raise NotTakenNow(
+                f"{subject}: {source} does not take it now: {kind.value} ({said}); it is sent again"
+            )
         case None:
-            raise TransactionRefused(f"{subject}: {source} refuses it ({said}); check that this is the right chain")
-    raise TransactionRefused(f"{subject}: {source} refuses it: {kind.value} ({said}); {_ADVICE[kind]}")
+            raise TransactionRefused(
+                f"{subject}: {source} refuses it ({said}); check that this is the right chain"
+            )
+    raise TransactionRefused(
+        f"{subject}: {source} refuses it: {kind.value} ({said}); {_ADVICE[kind]}"
+    )
 
 
 def rpc_message(error: Web3RPCError) -> str:
@@ -398,7 +463,9 @@ def rpc_message(error: Web3RPCError) -> str:
 def _revert_data(error: Web3RPCError) -> object:
     said = error.rpc_response.get("error") if error.rpc_response else None
     data = said.get("data") if isinstance(said, dict) else None
-    return data.removeprefix("Reverted ") if isinstance(data, str) else None  # as some nodes begin it
+    return (
+        data.removeprefix("Reverted ") if isinstance(data, str) else None
+    )  # as some nodes begin it
 
 
 def _transaction(sender: str, call: Call) -> TxParams:

@@ -1,4 +1,5 @@
-"""The coordinator contract as this package carries it: ABI, bytecode, and what each of its errors asks of people."""
+"""The coordinator contract as this package carries it: ABI, bytecode, and what each of its errors
+asks of people."""
 
 import functools
 import json
@@ -16,25 +17,45 @@ NO_ADDRESS = "0x" + "00" * 20
 
 ADVICE = {
     "AddressEmptyCode": "there is no code at the address; deploy the new implementation first",
-    "ERC1967InvalidImplementation": "there is no code at the new implementation's address; deploy it first",
+    "ERC1967InvalidImplementation": (
+        "there is no code at the new implementation's address; deploy it first"
+    ),
     "ERC1967NonPayable": "an upgrade without a call takes no money; send none",
     "FailedCall": "the call that came with the upgrade failed; check its data",
     "InvalidBootnodeIndex": "the list of bootnodes changed meanwhile; read it again",
     "InvalidInitialization": "the contract is initialised already; nothing to do",
     "InvalidOwner": "the owner's address is zero; name the owner's address",
     "InvalidPeerId": "a peer id has 1 to 128 bytes; check the identity file",
-    "InvalidProof": "not signed by the peer's key, or for another account, contract, chain or move; sign again",
-    "InvalidRoundNumber": "the chain has not reached this round; check that node and chain are of one swarm",
-    "InvalidStageNumber": "the chain has not reached this stage, or the round has none of that number; submit stage 0",
+    "InvalidProof": (
+        "not signed by the peer's key, or for another account, contract, chain or move; sign again"
+    ),
+    "InvalidRoundNumber": (
+        "the chain has not reached this round; check that node and chain are of one swarm"
+    ),
+    "InvalidStageNumber": (
+        "the chain has not reached this stage, or the round has none of that number; submit stage 0"
+    ),
     "InvalidVote": "a vote names at least one peer and none twice; correct the list",
-    "InvalidVoterPeerId": "the sending account did not register this peer id; send from the account that did",
+    "InvalidVoterPeerId": (
+        "the sending account did not register this peer id; send from the account that did"
+    ),
     "NotInitializing": "only an initialiser may do this; nothing to do",
-    "OnlyBootnodeManager": "the sending account lacks BOOTNODE_MANAGER_ROLE; the contract's owner can grant it",
+    "OnlyBootnodeManager": (
+        "the sending account lacks BOOTNODE_MANAGER_ROLE; the contract's owner can grant it"
+    ),
     "OnlyOwner": "the sending account lacks OWNER_ROLE; send from the owner's account",
-    "OnlyStageManager": "the sending account lacks STAGE_MANAGER_ROLE; the contract's owner can grant it",
-    "PeerIdAlreadyRegistered": "the peer id is taken; if another account holds it, use the account that registered it",
-    "RewardAlreadySubmitted": "the reward of this peer, round and stage is on the chain; nothing to do",
-    "RewardOutOfRange": "the contract takes rewards of at most 127 bits; check how the reward was computed",
+    "OnlyStageManager": (
+        "the sending account lacks STAGE_MANAGER_ROLE; the contract's owner can grant it"
+    ),
+    "PeerIdAlreadyRegistered": (
+        "the peer id is taken; if another account holds it, use the account that registered it"
+    ),
+    "RewardAlreadySubmitted": (
+        "the reward of this peer, round and stage is on the chain; nothing to do"
+    ),
+    "RewardOutOfRange": (
+        "the contract takes rewards of at most 127 bits; check how the reward was computed"
+    ),
     "RoundMovedOn": "another keeper advanced the round; nothing to do",
     "StageOutOfBounds": "the contract is in a stage that it does not have; upgrade it",
     "UUPSUnauthorizedCallContext": "an upgrade goes through the proxy; check chain.contract",
@@ -46,8 +67,8 @@ ADVICE = {
 
 @functools.cache
 def artifact(name: str) -> dict[str, Any]:
-    """Return what `contracts/build.js` wrote about a contract: abi, bytecode, storage_layout, source_sha256,
-    compiler."""
+    """Return what `contracts/build.js` wrote about a contract: abi, bytecode, storage_layout,
+    source_sha256, compiler."""
     text = resources.files("worker.chain").joinpath("artifacts", f"{name}.json").read_text()
     loaded: dict[str, Any] = json.loads(text)
     return loaded
@@ -59,7 +80,8 @@ def carried_version() -> str:
 
 
 def is_version(text: str) -> bool:
-    """Return whether a contract that says this of itself is a coordinator of ours, of any version."""
+    """Return whether a contract that says this of itself is a coordinator of ours, of any
+    version."""
     return re.fullmatch(r"hivewright/[1-9][0-9]{0,5}", text) is not None
 
 
@@ -83,8 +105,8 @@ def _error_names() -> dict[str, str]:
 def refusal(subject: str, data: object, message: str | None, kind: str = "") -> ContractRefused:
     """The error for a call that reverted with `data` (0x..., None or something a node made up).
 
-    A revert that carries none of the contract's named errors gets the name "" and the node's own `message`. `kind` is
-    what is known of the contract, for that message.
+    A revert that carries none of the contract's named errors gets the name "" and the node's own
+    `message`. `kind` is what is known of the contract, for that message.
     """
     selector = data[:10] if isinstance(data, str) else ""
     name = _error_names().get(selector, "")
@@ -92,12 +114,14 @@ def refusal(subject: str, data: object, message: str | None, kind: str = "") -> 
         return ContractRefused(name, f"{subject}: the contract refused: {name}; {ADVICE[name]}")
     reason = printable(message or "no reason given")
     return ContractRefused(
-        "", f"{subject}: the contract refused: {reason}{kind}; check chain.contract and what was sent"
+        "",
+        f"{subject}: the contract refused: {reason}{kind}; check chain.contract and what was sent",
     )
 
 
 def proxy_data(owner: str, implementation: str) -> bytes:
-    """Creation code of a proxy in front of `implementation`, initialised for `owner` in the same transaction."""
+    """Creation code of a proxy in front of `implementation`, initialised for `owner` in the same
+    transaction."""
     coordinator = Web3().eth.contract(abi=coordinator_abi())
     proxy = artifact("ERC1967Proxy")
     initialise = coordinator.encode_abi("initialize(address)", [owner])

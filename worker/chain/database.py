@@ -1,4 +1,5 @@
-"""One SQLite file that survives being killed: WAL, one statement one transaction, SQLite's errors as ours."""
+"""One SQLite file that survives being killed: WAL, one statement one transaction, SQLite's errors
+as ours."""
 
 import sqlite3
 import threading
@@ -15,9 +16,9 @@ _DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 class Database:
     """The file at `path`, made if it is not there. Any thread and any process may use it.
 
-    `synchronous` FULL: what `execute` returned from survives a power cut; NORMAL: it survives the end of the process.
-    Every method raises ResourceError, with one line, if the file is damaged or can't be read or written (a full disk,
-    say).
+    `synchronous` FULL: what `execute` returned from survives a power cut; NORMAL: it survives the
+    end of the process. Every method raises ResourceError, with one line, if the file is damaged or
+    can't be read or written (a full disk, say).
     """
 
     def __init__(self, path: Path, schema: str, synchronous: Literal["FULL", "NORMAL"]) -> None:
@@ -43,8 +44,8 @@ class Database:
                 raise self._failure(error) from error
 
     def ensure_column(self, table: str, column: str, kind: str) -> None:
-        """Add the column, empty, to a file of before it was there. Names and kind are ours, never an untrusted
-        peer's."""
+        """Add the column, empty, to a file of before it was there. Names and kind are ours, never
+        an untrusted peer's."""
         if not self._has_column(table, column):
             try:
                 self.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
@@ -60,12 +61,14 @@ class Database:
             self._connection.close()
 
     def _failure(self, error: sqlite3.Error | OSError) -> ResourceError:
-        # The low byte is the kind of error, what is above it says more; Python's own errors have no code.
+        # The low byte is the kind of error, what is above it says more; Python's own errors have no
+        # code.
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
             return ResourceError(
-                f"{self._path}: {error}; restore it from a backup, or move it away to begin an empty one"
+                f"{self._path}: {error}; restore it from a backup, or move it away to begin an"
+                " empty one"
             )
         return ResourceError(
-            f"{self._path}: {error}; expected a SQLite file that this user can write, on a disk with room; "
-            "make room or rights and start again, what was written before stays"
+            f"{self._path}: {error}; expected a SQLite file that this user can write, on a disk"
+            " with room; make room or rights and start again, what was written before stays"
         )

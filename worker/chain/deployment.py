@@ -1,4 +1,5 @@
-"""The place of the chain: JSON-RPC address and contract, from settings, the deployment file or the account service."""
+"""The place of the chain: JSON-RPC address and contract, from settings, the deployment file or the
+account service."""
 
 import json
 import re
@@ -27,9 +28,11 @@ _FORMS = {"contract": r"0x[0-9a-fA-F]{40}", "rpc_url": r"https?://\S+"}
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The facts that every user of a swarm's chain needs: one JSON-RPC address of it or several, chain id, contract.
+    """The facts that every user of a swarm's chain needs: one JSON-RPC address of it or several,
+    chain id, contract.
 
-    `contract` is a checksummed address; `contract_block` the block in which it was made, None if nobody wrote it down.
+    `contract` is a checksummed address; `contract_block` the block in which it was made, None if
+    nobody wrote it down.
     """
 
     rpc_urls: tuple[str, ...]
@@ -43,19 +46,22 @@ class Deployment:
 
 
 def is_configured(chain: settings.Chain) -> bool:
-    """Return whether the settings name a chain at all. If not, a node counts its rounds itself and earns nothing."""
+    """Return whether the settings name a chain at all. If not, a node counts its rounds itself and
+    earns nothing."""
     return any((chain.rpc_url, chain.deployment_file, chain.account_url))
 
 
 def resolve(chain: settings.Chain) -> Deployment:
-    """Find out where the chain is. The settings win over the deployment file, that over the account service.
+    """Find out where the chain is. The settings win over the deployment file, that over the account
+    service.
 
-    Raises ChainError if they contradict each other or leave something open, ChainUnreachable if the deployment file is
-    not there yet or the account service does not answer.
+    Raises ChainError if they contradict each other or leave something open, ChainUnreachable if the
+    deployment file is not there yet or the account service does not answer.
     """
     if not is_configured(chain):
         raise ChainError(
-            "no chain: chain.rpc_url, chain.deployment_file and chain.account_url are all empty; set one of them"
+            "no chain: chain.rpc_url, chain.deployment_file and chain.account_url are all empty;"
+            " set one of them"
         )
     written = None
     if chain.deployment_file and not (chain.rpc_url and chain.contract):
@@ -69,8 +75,9 @@ def resolve(chain: settings.Chain) -> Deployment:
         contract = _ask_account(chain)
     else:
         raise ChainError(
-            "no contract: chain.contract, chain.deployment_file and chain.account_url are all empty; set one of them "
-            "(`hivewright chain deploy` writes a deployment file, and says where)"
+            "no contract: chain.contract, chain.deployment_file and chain.account_url are all"
+            " empty; set one of them (`hivewright chain deploy` writes a deployment file, and says"
+            " where)"
         )
     block = chain.contract_block
     if block is None and written and contract == written.contract:
@@ -79,14 +86,19 @@ def resolve(chain: settings.Chain) -> Deployment:
 
 
 def read_deployment(path: Path, chain_id: int) -> Deployment:
-    """Read what `hivewright chain deploy` wrote. ChainUnreachable if it is not there yet, ChainError if it is wrong."""
+    """Read what `hivewright chain deploy` wrote. ChainUnreachable if it is not there yet,
+    ChainError if it is wrong."""
     source = f"{path} (chain.deployment_file)"
     try:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ChainUnreachable(f"{source}: not there yet; `hivewright chain deploy` writes it") from None
+        raise ChainUnreachable(
+            f"{source}: not there yet; `hivewright chain deploy` writes it"
+        ) from None
     except (OSError, ValueError) as error:
-        raise ChainError(f"{source}: can't be read: {error}; `hivewright chain deploy` writes it") from None
+        raise ChainError(
+            f"{source}: can't be read: {error}; `hivewright chain deploy` writes it"
+        ) from None
     contract, found_id, rpc_url = _checked(raw, source, ("contract", "chain_id", "rpc_url"))
     _expect_id(found_id, chain_id, source)
     block = raw.get("contract_block")  # files of before this was written have none
@@ -96,7 +108,8 @@ def read_deployment(path: Path, chain_id: int) -> Deployment:
 
 
 def _socket_in(written: dict[str, Any]) -> str | None:
-    """The embedded chain's socket as an address, where its folder is: on the chain's host, for the chain's own roles.
+    """The embedded chain's socket as an address, where its folder is: on the chain's host, for the
+    chain's own roles.
 
     Files of the version before name none.
     """
@@ -105,7 +118,8 @@ def _socket_in(written: dict[str, Any]) -> str | None:
 
 
 def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:
-    """A client whose requests end within about `timeout_seconds`, tries included. Nothing is sent yet."""
+    """A client whose requests end within about `timeout_seconds`, tries included. Nothing is sent
+    yet."""
     web3 = Web3(Rpc([rpc_url], "", None, timeout_seconds) if isinstance(rpc_url, str) else rpc_url)
     # Proof-of-authority chains put signatures where web3 expects at most 32 bytes.
     web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
@@ -114,8 +128,8 @@ def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:
 
 
 def _lenient_registry() -> ABIRegistry:
-    r"""web3's own, but text that is not UTF-8 is read with \xNN in it: a contract takes any bytes as a peer id, and one
-    untrusted peer's must not end the reading of everybody's."""
+    r"""web3's own, but text that is not UTF-8 is read with \xNN in it: a contract takes any bytes
+    as a peer id, and one untrusted peer's must not end the reading of everybody's."""
     registry = build_strict_registry()
     registry.unregister_decoder("string")
     decoder = StringDecoder("backslashreplace")  # type: ignore[no-untyped-call]
@@ -125,7 +139,8 @@ def _lenient_registry() -> ABIRegistry:
 
 @contextmanager
 def translated(url: str, timeout_seconds: float) -> Iterator[None]:
-    """Turn what requests and web3 raise about the connection to `url` into ChainUnreachable and ChainError."""
+    """Turn what requests and web3 raise about the connection to `url` into ChainUnreachable and
+    ChainError."""
     try:
         with rpc.translated(url, timeout_seconds):
             yield
@@ -165,12 +180,15 @@ def _checked(raw: Any, source: str, keys: tuple[str, ...]) -> list[Any]:
             is_valid = isinstance(value, str) and re.fullmatch(_FORMS[key], value) is not None
         if not is_valid:
             shown = printable(repr(value))[:80]
-            raise ChainError(f"{source}: {key} is {shown}; expected {', '.join(keys)} of a swarm's chain")
+            raise ChainError(
+                f"{source}: {key} is {shown}; expected {', '.join(keys)} of a swarm's chain"
+            )
     return [raw[key] for key in keys]
 
 
 def _expect_id(found: int, expected: int, source: str) -> None:
     if found != expected:
         raise ChainError(
-            f"chain id {found} in {source}, expected {expected} (chain.id); point one of them at the other"
+            f"chain id {found} in {source}, expected {expected} (chain.id); point one of them at"
+            " the other"
         )

@@ -1,6 +1,7 @@
 """HTTP as the chain's clients speak it: whoever answers, an answer has a size and a time.
 
-requests itself bounds neither: its time-out is for each read, and a body is taken in to its end, however far that is.
+requests itself bounds neither: its time-out is for each read, and a body is taken in to its end,
+however far that is.
 """
 
 import functools
@@ -28,8 +29,8 @@ class AnswerTooLong(requests.RequestException):
 
 
 def open_session() -> requests.Session:
-    """A session whose requests' `timeout` (a number) is for the whole answer. No proxies and no .netrc of the
-    environment: the latter would replace our token."""
+    """A session whose requests' `timeout` (a number) is for the whole answer. No proxies and no
+    .netrc of the environment: the latter would replace our token."""
     session = requests.Session()
     session.trust_env = False
     for scheme in ("http://", "https://"):
@@ -40,17 +41,22 @@ def open_session() -> requests.Session:
 
 @functools.cache
 def socket_name(path: Path) -> str:
-    """The socket's path, or another name for it that is no longer than the kernel takes (107 bytes)."""
+    """The socket's path, or another name for it that is no longer than the kernel takes (107
+    bytes)."""
     if len(os.fsencode(path)) <= _MAX_SOCKET_NAME:
         return str(path)
-    folder = os.open(path.parent, os.O_PATH | os.O_CLOEXEC)  # stays open: the name is good as long as this is
+    folder = os.open(
+        path.parent, os.O_PATH | os.O_CLOEXEC
+    )  # stays open: the name is good as long as this is
     return f"/proc/self/fd/{folder}/{path.name}"
 
 
 class _Bounded(HTTPAdapter):
     """Takes in the body itself, as it comes. Raises AnswerTooLong and requests' own errors."""
 
-    def send(self, request: Any, stream: bool = False, timeout: Any = None, *more: Any, **options: Any) -> Any:
+    def send(
+        self, request: Any, stream: bool = False, timeout: Any = None, *more: Any, **options: Any
+    ) -> Any:
         deadline = time.monotonic() + timeout
         response = super().send(request, True, timeout, *more, **options)
         try:

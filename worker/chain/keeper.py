@@ -1,8 +1,9 @@
-"""The keeper (`hivewright keeper`): ends rounds when the swarm is ready or the time is up, and publishes bootnodes.
+"""The keeper (`hivewright keeper`): ends rounds when the swarm is ready or the time is up, and
+publishes bootnodes.
 
-All that it knows of a round it reads from the chain's log: who reported, and when the round began (the block of the
-RoundAdvanced event). So it may be restarted, or run twice (in folders of their own), and the chain may lose its last
-second.
+All that it knows of a round it reads from the chain's log: who reported, and when the round began
+(the block of the RoundAdvanced event). So it may be restarted, or run twice (in folders of their
+own), and the chain may lose its last second.
 """
 
 import json
@@ -37,9 +38,11 @@ _MEMORY_ROUNDS = 2
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The keeper's knowledge, as in `<keeper.state_dir>/status.json`. `began_at`: seconds since 1970.
+    """The keeper's knowledge, as in `<keeper.state_dir>/status.json`. `began_at`: seconds since
+    1970.
 
-    `reporters` peers have reported in `round`; `expected` is how many of the peers of the last two rounds it waits for.
+    `reporters` peers have reported in `round`; `expected` is how many of the peers of the last two
+    rounds it waits for.
     """
 
     state: State = "starting"
@@ -51,7 +54,8 @@ class Status:
 
 @dataclass(slots=True)
 class Round:
-    """The open round. `reports` are the peers that reported, by round, up to `seen_block`, which has `seen_hash`."""
+    """The open round. `reports` are the peers that reported, by round, up to `seen_block`, which
+    has `seen_hash`."""
 
     number: int
     began_at: float
@@ -63,8 +67,9 @@ class Round:
 def run(settings: settings.Settings) -> None:
     """Keep the rounds until SIGTERM or SIGINT. A chain that can't be reached is waited for.
 
-    Raises ChainError if the chain is another one, the contract is gone, or the owner's key is missing or has no right
-    to advance rounds, ResourceError if another process works in `keeper.state_dir`.
+    Raises ChainError if the chain is another one, the contract is gone, or the owner's key is
+    missing or has no right to advance rounds, ResourceError if another process works in
+    `keeper.state_dir`.
     """
     exit_on_signals()
     keeper = Keeper(settings)
@@ -77,33 +82,44 @@ def run(settings: settings.Settings) -> None:
 
 
 def verdict(
-    reporters: set[str], expected: set[str], is_populated: bool, seconds: float, keeper: settings.Keeper
+    reporters: set[str],
+    expected: set[str],
+    is_populated: bool,
+    seconds: float,
+    keeper: settings.Keeper,
 ) -> Literal["ready", "time"] | None:
-    """Return why the round should end now; None: it goes on. `is_populated`: at least `min_peers` peers are
-    registered."""
+    """Return why the round should end now; None: it goes on. `is_populated`: at least `min_peers`
+    peers are registered."""
     if not is_populated or seconds < keeper.min_round_seconds:
         return None
     if seconds >= keeper.round_seconds:
         return "time"
-    is_ready = len(reporters & expected) >= needed(expected, keeper) and len(reporters) >= keeper.min_peers
+    is_ready = (
+        len(reporters & expected) >= needed(expected, keeper) and len(reporters) >= keeper.min_peers
+    )
     return "ready" if is_ready else None
 
 
 def needed(expected: set[str], keeper: settings.Keeper) -> int:
-    """Return how many of the expected peers must report. The tiny term keeps 0.07 * 100 from becoming 8."""
+    """Return how many of the expected peers must report. The tiny term keeps 0.07 * 100 from
+    becoming 8."""
     return math.ceil(keeper.ready_fraction * len(expected) - 1e-9)
 
 
 def _with_own_contract(settings: settings.Settings) -> settings.Chain:
-    """Without a contract in the settings it is the one that `chain deploy` left in the keeper's own folder."""
+    """Without a contract in the settings it is the one that `chain deploy` left in the keeper's own
+    folder."""
     chain = settings.chain
     if any((chain.contract, chain.deployment_file, chain.account_url)):
         return chain
-    return chain.model_copy(update={"deployment_file": settings.keeper.state_dir / anvil.DEPLOYMENT_FILE})
+    return chain.model_copy(
+        update={"deployment_file": settings.keeper.state_dir / anvil.DEPLOYMENT_FILE}
+    )
 
 
 class Keeper:
-    """The loop and what it remembers between two looks at the chain: nothing that the chain does not have."""
+    """The loop and what it remembers between two looks at the chain: nothing that the chain does
+    not have."""
 
     def __init__(self, settings: settings.Settings) -> None:
         self._settings = settings.keeper
@@ -118,7 +134,8 @@ class Keeper:
         self._round: Round | None = None
         self._bootnodes: list[str] | None = None
         self._audits = Audits(
-            settings.model_copy(update={"chain": self._chain}), settings.keeper.state_dir / AUDIT_FOLDER
+            settings.model_copy(update={"chain": self._chain}),
+            settings.keeper.state_dir / AUDIT_FOLDER,
         )
 
     def keep(self) -> None:
@@ -139,18 +156,23 @@ class Keeper:
             except (NonceUsed, ReceiptTimeout) as error:
                 log.warning("transaction lost, looking again: %s", error)
             except (TransactionRefused, ContractRefused) as error:
-                # What has a name is about the keeper's rights; the rest is the node's word, which may change.
+                # What has a name is about the keeper's rights; the rest is the node's word, which
+                # may change.
                 if isinstance(error, ContractRefused) and error.name:
                     raise
                 log.warning("transaction refused, tried again: %s", error)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            progress(f"{self._status.state} round={self._status.round} reporters={self._status.reporters}")
+            progress(
+                f"{self._status.state} round={self._status.round}"
+                f" reporters={self._status.reporters}"
+            )
             time.sleep(pause)
 
     def look(self) -> None:
         """Read the chain once, and end the round if it is due."""
         if not self._is_checked:
-            # Also after an outage: what comes back may be another chain, or one without our contract.
+            # Also after an outage: what comes back may be another chain, or one without our
+            # contract.
             self._coordinator.check()
             self._is_checked, self._round = True, None
         number, block = self._coordinator.current_round(), self._coordinator.block_number()
@@ -160,8 +182,14 @@ class Keeper:
             self._round = self._find(number)
         self._read_reports(self._round, block)
         reporters = self._round.reports[number]
-        expected = {peer for round, peers in self._round.reports.items() if round != number for peer in peers}
-        # A round has ended, so there were enough; the log of their registrations may be gone by now.
+        expected = {
+            peer
+            for round, peers in self._round.reports.items()
+            if round != number
+            for peer in peers
+        }
+        # A round has ended, so there were enough; the log of their registrations may be gone by
+        # now.
         self._is_populated = self._is_populated or number > 0 or self._has_min_peers()
         self._tell(
             Status(
@@ -182,12 +210,15 @@ class Keeper:
             )  # fmt: skip
 
     def _is_known(self, number: int, block: int) -> bool:
-        """Return whether what was read of the round is still true: it is open, and the chain has the blocks that were
-        read."""
+        """Return whether what was read of the round is still true: it is open, and the chain has
+        the blocks that were read."""
         known = self._round
         if known is None or known.number != number or known.seen_block > block:
             return False
-        return known.seen_hash is None or self._coordinator.block_hash(known.seen_block) == known.seen_hash
+        return (
+            known.seen_hash is None
+            or self._coordinator.block_hash(known.seen_block) == known.seen_hash
+        )
 
     def stop(self) -> None:
         self._audits.close()
@@ -196,12 +227,14 @@ class Keeper:
     # ---- the round
 
     def _find(self, number: int) -> Round:
-        """Return when the round began, by the chain's own log; a log that is gone leaves the moment at which we saw
-        it."""
+        """Return when the round began, by the chain's own log; a log that is gone leaves the moment
+        at which we saw it."""
         first = max(0, number - _MEMORY_ROUNDS)
         began: dict[int, int] = {}
         numbers = [n for n in range(first, number + 1) if n > 0]
-        advanced = self._coordinator.events("RoundAdvanced", {"newRoundNumber": numbers}, newest_first=True)
+        advanced = self._coordinator.events(
+            "RoundAdvanced", {"newRoundNumber": numbers}, newest_first=True
+        )
         while len(began) < len(numbers) and (event := next(advanced, None)):
             began.setdefault(event.arguments["newRoundNumber"], event.block)
         if first == 0:
@@ -209,15 +242,25 @@ class Keeper:
             blocks = [event.block for event in self._coordinator.events("Initialized")]
             began[0] = min(blocks, default=0)
         if number not in began:
-            log.warning("no log of the round's beginning, its time counts from now round=%d", number)
-            return Round(number, time.time(), min(began.values(), default=self._coordinator.block_number()) - 1)
+            log.warning(
+                "no log of the round's beginning, its time counts from now round=%d", number
+            )
+            return Round(
+                number,
+                time.time(),
+                min(began.values(), default=self._coordinator.block_number()) - 1,
+            )
         return Round(number, self._coordinator.block_time(began[number]), min(began.values()) - 1)
 
     def _read_reports(self, current: Round, block: int) -> None:
-        """Add what was reported since the last look, for this round and for those before it that matter."""
+        """Add what was reported since the last look, for this round and for those before it that
+        matter."""
         numbers = list(range(max(0, current.number - _MEMORY_ROUNDS), current.number + 1))
         events = self._coordinator.events(
-            "RewardSubmitted", {"roundNumber": numbers}, from_block=current.seen_block + 1, to_block=block
+            "RewardSubmitted",
+            {"roundNumber": numbers},
+            from_block=current.seen_block + 1,
+            to_block=block,
         )
         for event in events:
             current.reports[event.arguments["roundNumber"]].add(event.arguments["peerId"])
@@ -232,11 +275,14 @@ class Keeper:
         return False
 
     def _advance(self, number: int) -> bool:
-        """End the round, unless somebody else has. On our contract that is a condition of the transaction itself."""
+        """End the round, unless somebody else has. On our contract that is a condition of the
+        transaction itself."""
         if self._coordinator.version is None:
             return self._advance_foreign(number)
         try:
-            self._coordinator.transact(self._owner, self._coordinator.advance_round(number), _MINING_SECONDS)
+            self._coordinator.transact(
+                self._owner, self._coordinator.advance_round(number), _MINING_SECONDS
+            )
         except ContractRefused as error:
             if error.name != "RoundMovedOn":
                 raise
@@ -246,8 +292,9 @@ class Keeper:
     def _advance_foreign(self, number: int) -> bool:
         """End the round by ending its stages, unless somebody else has.
 
-        A foreign contract knows no conditions, so the nonce has to do, and is read before the round: if another keeper
-        with our key ends the stage after that, ours is refused (NonceUsed). Nothing helps against one with another key.
+        A foreign contract knows no conditions, so the nonce has to do, and is read before the
+        round: if another keeper with our key ends the stage after that, ours is refused
+        (NonceUsed). Nothing helps against one with another key.
         """
         has_advanced = False
         for _ in range(self._coordinator.read("stageCount()")):
@@ -262,21 +309,28 @@ class Keeper:
     # ---- bootnodes
 
     def _sync_bootnodes(self, again: bool) -> None:
-        """Publish those that the settings name, withdraw those that we published and that they no longer name.
+        """Publish those that the settings name, withdraw those that we published and that they no
+        longer name.
 
-        Does nothing if they name the same as before, unless `again`. Bootnodes that others added stay. What we publish
-        is written down first, so that a crash can't orphan it.
+        Does nothing if they name the same as before, unless `again`. Bootnodes that others added
+        stay. What we publish is written down first, so that a crash can't orphan it.
         """
         wanted = self._wanted_bootnodes()
         if wanted == self._bootnodes and not again:
             return
         present = self._coordinator.bootnodes()
-        ours = set(json.loads(self._published_file.read_text())) if self._published_file.exists() else set()
+        ours = (
+            set(json.loads(self._published_file.read_text()))
+            if self._published_file.exists()
+            else set()
+        )
         if not ours.issuperset(wanted):
             write_whole(self._published_file, json.dumps(sorted(ours.union(wanted))))
         missing = [multiaddr for multiaddr in wanted if multiaddr not in present]
         if missing:
-            self._coordinator.transact(self._owner, self._coordinator.add_bootnodes(missing), _MINING_SECONDS)
+            self._coordinator.transact(
+                self._owner, self._coordinator.add_bootnodes(missing), _MINING_SECONDS
+            )
             log.info("bootnodes published added=%s", missing)
         for multiaddr in sorted(ours.difference(wanted)):
             self._withdraw(multiaddr)
@@ -285,7 +339,8 @@ class Keeper:
         self._bootnodes = wanted
 
     def _wanted_bootnodes(self) -> list[str]:
-        """Those of the settings, and those that the bootnode next to us wrote down, if it has started by now."""
+        """Those of the settings, and those that the bootnode next to us wrote down, if it has
+        started by now."""
         wanted = list(self._settings.publish_bootnodes)
         file = self._settings.bootnode_file
         if file is not None:
@@ -294,7 +349,10 @@ class Keeper:
             except FileNotFoundError:
                 pass
             except (OSError, UnicodeDecodeError) as error:
-                reason = f"{file} (keeper.bootnode_file): can't be read: {error}; expected the bootnode's multiaddr"
+                reason = (
+                    f"{file} (keeper.bootnode_file): can't be read: {error}; expected the"
+                    " bootnode's multiaddr"
+                )
                 raise ResourceError(reason) from None
         return list(dict.fromkeys(wanted))
 

@@ -1,12 +1,14 @@
-"""The record of what this node earned, and what became of it: one durable row per (round, stage, peer).
+"""The record of what this node earned, and what became of it: one durable row per (round, stage,
+peer).
 
-A row is on the disk (fsync) before anybody is told of it, and is never deleted. The reward and the vote of a row are
-two transactions, so each has a state of its own:
+A row is on the disk (fsync) before anybody is told of it, and is never deleted. The reward and the
+vote of a row are two transactions, so each has a state of its own:
 
     earned -> queued -> sent (hash) -> confirmed (block)
                                     -> rejected (reason)
 
-Only the chain moves a row to its end; chain.settlement does the walking, this module only remembers.
+Only the chain moves a row to its end; chain.settlement does the walking, this module only
+remembers.
 """
 
 import json
@@ -22,7 +24,9 @@ Kind = Literal["reward", "vote"]
 State = Literal["earned", "queued", "sent", "confirmed", "rejected"]
 STATES: tuple[State, ...] = ("earned", "queued", "sent", "confirmed", "rejected")
 
-_IS_UNSETTLED = "reward_state IN ('earned', 'queued', 'sent') OR vote_state IN ('earned', 'queued', 'sent')"
+_IS_UNSETTLED = (
+    "reward_state IN ('earned', 'queued', 'sent') OR vote_state IN ('earned', 'queued', 'sent')"
+)
 _COLUMNS = """
     round INTEGER NOT NULL, stage INTEGER NOT NULL, peer_id TEXT NOT NULL,
     reward INTEGER NOT NULL, winners TEXT NOT NULL, earned_at REAL NOT NULL,
@@ -39,9 +43,10 @@ _SCHEMA = f"""
 class Row:
     """One row. `reward` is in milli-rewards, times are Unix seconds.
 
-    `vote_state` is None where there is nobody to vote for. A hash is that of the last transaction sent, a block one in
-    which the chain was seen to hold it, a reason says why it never will. `digest` is that of the signed groups that
-    the reward is for (hexadecimal); None: there are none that could be audited.
+    `vote_state` is None where there is nobody to vote for. A hash is that of the last transaction
+    sent, a block one in which the chain was seen to hold it, a reason says why it never will.
+    `digest` is that of the signed groups that the reward is for (hexadecimal); None: there are none
+    that could be audited.
     """
 
     round: int
@@ -72,29 +77,48 @@ class Row:
 class Ledger:
     """The ledger at `path`, made if it is not there. Any thread and any process may use it.
 
-    Every method raises ResourceError, with one line, if the file can't be read or written (a full disk, say); what was
-    recorded before stays.
+    Every method raises ResourceError, with one line, if the file can't be read or written (a full
+    disk, say); what was recorded before stays.
     """
 
     def __init__(self, path: Path) -> None:
         self._database = Database(path, _SCHEMA, "FULL")
-        self._database.ensure_column("ledger", "digest", "TEXT")  # ledgers of before the audit have none
+        self._database.ensure_column(
+            "ledger", "digest", "TEXT"
+        )  # ledgers of before the audit have none
 
     def record(
-        self, round: int, stage: int, peer_id: str, reward: int, winners: Sequence[str], digest: str | None = None
+        self,
+        round: int,
+        stage: int,
+        peer_id: str,
+        reward: int,
+        winners: Sequence[str],
+        digest: str | None = None,
     ) -> bool:
-        """Write down what was earned; on return it is on the disk. `reward` in milli-rewards; no winners: no vote.
+        """Write down what was earned; on return it is on the disk. `reward` in milli-rewards; no
+        winners: no vote.
 
         Returns False if the row was there with another content: the first entry stands.
         """
         text = json.dumps(list(winners))
         self._database.execute(
-            "INSERT INTO ledger (round, stage, peer_id, reward, winners, earned_at, reward_state, vote_state, digest) "
-            "VALUES (?, ?, ?, ?, ?, ?, 'earned', ?, ?) ON CONFLICT DO NOTHING",
-            (round, stage, peer_id, reward, text, time.time(), "earned" if winners else None, digest),
+            "INSERT INTO ledger (round, stage, peer_id, reward, winners, earned_at, reward_state,"
+            " vote_state, digest) VALUES (?, ?, ?, ?, ?, ?, 'earned', ?, ?) ON CONFLICT DO NOTHING",
+            (
+                round,
+                stage,
+                peer_id,
+                reward,
+                text,
+                time.time(),
+                "earned" if winners else None,
+                digest,
+            ),
         )
         (kept,) = self._database.execute(
-            "SELECT reward, winners, digest FROM ledger WHERE round = ? AND stage = ? AND peer_id = ?",
+            "SELECT reward, winners, digest FROM ledger WHERE round = ? AND stage = ? AND"
+            " peer_id = ?",
             (round, stage, peer_id),
         )
         return kept == (reward, text, digest)
@@ -117,21 +141,25 @@ class Ledger:
 
     def counts(self) -> dict[State, int]:
         """Return how many rewards are in each state."""
-        found = self._database.execute("SELECT reward_state, count(*) FROM ledger GROUP BY reward_state")
+        found = self._database.execute(
+            "SELECT reward_state, count(*) FROM ledger GROUP BY reward_state"
+        )
         return dict.fromkeys(STATES, 0) | dict(found)
 
     def waiting(self) -> tuple[int, float | None]:
-        """Return how many rewards are earned and not yet queued, and when the oldest of them was earned (Unix
-        seconds)."""
-        (found,) = self._database.execute("SELECT count(*), min(earned_at) FROM ledger WHERE reward_state = 'earned'")
+        """Return how many rewards are earned and not yet queued, and when the oldest of them was
+        earned (Unix seconds)."""
+        (found,) = self._database.execute(
+            "SELECT count(*), min(earned_at) FROM ledger WHERE reward_state = 'earned'"
+        )
         return found[0], found[1]
 
     def queue(self) -> None:
         """Everything earned is to be sent now."""
         self._database.execute(
-            "UPDATE ledger SET reward_state = iif(reward_state = 'earned', 'queued', reward_state), "
-            "vote_state = iif(vote_state = 'earned', 'queued', vote_state) "
-            "WHERE reward_state = 'earned' OR vote_state = 'earned'"
+            "UPDATE ledger SET reward_state = iif(reward_state = 'earned', 'queued', reward_state),"
+            " vote_state = iif(vote_state = 'earned', 'queued', vote_state) WHERE reward_state ="
+            " 'earned' OR vote_state = 'earned'"
         )
 
     def requeue(self, row: Row, kind: Kind) -> None:

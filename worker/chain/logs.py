@@ -1,7 +1,8 @@
 """Reading a contract's log in pieces that the node takes.
 
-Public nodes limit a request by blocks (10 to 10,000), by results, or by time, and say so in as many ways as there are
-providers. So no text is trusted: a piece that is refused is halved, down to one block, and the size is remembered.
+Public nodes limit a request by blocks (10 to 10,000), by results, or by time, and say so in as many
+ways as there are providers. So no text is trusted: a piece that is refused is halved, down to one
+block, and the size is remembered.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,13 +14,15 @@ from worker.errors import ChainUnreachable
 MOST_BLOCKS = 10_000
 """The first size that is tried: what the more generous public nodes take."""
 _TAKEN_BEFORE_LARGER = 64
-"""Pieces in a row until a refused size is tried again: the limit may have been on results, not on blocks."""
+"""Pieces in a row until a refused size is tried again: the limit may have been on results, not on
+blocks."""
 
 _Entry = TypeVar("_Entry")
 
 
 class Window:
-    """The number of blocks of the log that one request may cover, as learned from what the chain refused."""
+    """The number of blocks of the log that one request may cover, as learned from what the chain
+    refused."""
 
     def __init__(self) -> None:
         self.blocks = MOST_BLOCKS
@@ -45,9 +48,14 @@ class Window:
 
 
 def walk(
-    fetch: Callable[[int, int], list[_Entry]], first: int, last: int, newest_first: bool, window: Window
+    fetch: Callable[[int, int], list[_Entry]],
+    first: int,
+    last: int,
+    newest_first: bool,
+    window: Window,
 ) -> Iterator[_Entry]:
-    """Yield what `fetch` finds in the blocks `first` to `last`, both included, in the order of the log or backwards."""
+    """Yield what `fetch` finds in the blocks `first` to `last`, both included, in the order of the
+    log or backwards."""
     while first <= last:
         start = max(first, last - window.blocks + 1) if newest_first else first
         end = min(start + window.blocks - 1, last)

@@ -1,7 +1,8 @@
-"""The message that a node signs with its libp2p key to show a coordinator contract of ours that a peer id is its own.
+"""The message that a node signs with its libp2p key to show a coordinator contract of ours that a
+peer id is its own.
 
-The contract checks it (contracts/src/PeerKey.sol). A signature names chain, contract and account, so it is of no use
-anywhere else or to anybody else; one that moves a peer is good for one move.
+The contract checks it (contracts/src/PeerKey.sol). A signature names chain, contract and account,
+so it is of no use anywhere else or to anybody else; one that moves a peer is good for one move.
 """
 
 import logging
@@ -25,7 +26,8 @@ _PUBLIC_KEY_BYTES = 299
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A peer's consent to be held by an account: its public key (libp2p's PublicKey message) and a signature.
+    """A peer's consent to be held by an account: its public key (libp2p's PublicKey message) and a
+    signature.
 
     `is_move`: made to move a peer that another account holds by a proof, and good for nothing else.
     """
@@ -36,14 +38,18 @@ class Proof:
 
 
 def of_registration(identity: Identity, deployment: Deployment, account: str) -> Proof | None:
-    """The proof that `account` registers the peer for whoever has its key; None for keys of another size."""
+    """The proof that `account` registers the peer for whoever has its key; None for keys of another
+    size."""
     message = _REGISTRATION + _place(deployment, account)
     return _proof(identity, message, is_move=False)
 
 
 def of_move(identity: Identity, deployment: Deployment, account: str, moves: int) -> Proof | None:
-    """The peer's consent to be moved to `account`, after `moves` moves so far; None for keys of another size."""
-    message = _REBINDING + _place(deployment, account) + moves.to_bytes(32) + identity.peer_id.encode()
+    """The peer's consent to be moved to `account`, after `moves` moves so far; None for keys of
+    another size."""
+    message = (
+        _REBINDING + _place(deployment, account) + moves.to_bytes(32) + identity.peer_id.encode()
+    )
     return _proof(identity, message, is_move=True)
 
 
@@ -54,7 +60,8 @@ def is_checked(coordinator: Coordinator) -> bool:
 
 
 def registration(coordinator: Coordinator, peer_id: str, proof: Proof | None) -> Call:
-    """The call that registers the peer for the sender: by the proof, if there is one and the contract checks it."""
+    """The call that registers the peer for the sender: by the proof, if there is one and the
+    contract checks it."""
     if proof is None:
         return coordinator.register_peer(peer_id)
     if is_checked(coordinator):
@@ -64,14 +71,18 @@ def registration(coordinator: Coordinator, peer_id: str, proof: Proof | None) ->
 
 
 def call(coordinator: Coordinator, peer_id: str, proof: Proof) -> Call:
-    """The call that shows the proof: it registers the peer for the sender, or moves it to the sender."""
+    """The call that shows the proof: it registers the peer for the sender, or moves it to the
+    sender."""
     name = "rebindPeer" if proof.is_move else "registerPeerWithProof"
-    return coordinator.call(f"{name}(string,bytes,bytes)", peer_id, proof.public_key, proof.signature)
+    return coordinator.call(
+        f"{name}(string,bytes,bytes)", peer_id, proof.public_key, proof.signature
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Who holds a peer (None: nobody), whether by a proof, and how often it moved from one account to another."""
+    """Who holds a peer (None: nobody), whether by a proof, and how often it moved from one account
+    to another."""
 
     account: str | None
     is_proven: bool
@@ -87,11 +98,13 @@ def binding(coordinator: Coordinator, peer_id: str) -> Binding:
 def needed(coordinator: Coordinator, identity: Identity, account: str, move: bool) -> Proof | None:
     """Return what the peer has to show so that `account` becomes its holder, and is by its key.
 
-    None: nothing (it is that already), or nothing helps: a foreign contract, a key of another size, or a peer that
-    another account holds by a proof while `move` is not wanted.
+    None: nothing (it is that already), or nothing helps: a foreign contract, a key of another size,
+    or a peer that another account holds by a proof while `move` is not wanted.
     """
     if not is_checked(coordinator):
-        log.warning("contract checks no proofs: peer %s is registered without one", identity.peer_id)
+        log.warning(
+            "contract checks no proofs: peer %s is registered without one", identity.peer_id
+        )
         return None
     held = binding(coordinator, identity.peer_id)
     if not held.is_proven:
@@ -102,7 +115,11 @@ def needed(coordinator: Coordinator, identity: Identity, account: str, move: boo
 
 
 def _place(deployment: Deployment, account: str) -> bytes:
-    return deployment.chain_id.to_bytes(32) + bytes.fromhex(deployment.contract[2:]) + bytes.fromhex(account[2:])
+    return (
+        deployment.chain_id.to_bytes(32)
+        + bytes.fromhex(deployment.contract[2:])
+        + bytes.fromhex(account[2:])
+    )
 
 
 def _proof(identity: Identity, message: bytes, is_move: bool) -> Proof | None:

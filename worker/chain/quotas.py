@@ -10,7 +10,8 @@ _MOST_CALLERS = 10_000
 class Quota:
     """`burst` at once and `per_second` from then on, for each caller. Not for several threads.
 
-    Of more than 10,000 callers those that have been silent longest are forgotten: they begin with a full bucket again.
+    Of more than 10,000 callers those that have been silent longest are forgotten: they begin with a
+    full bucket again.
     """
 
     def __init__(self, per_second: float, burst: float) -> None:
@@ -19,7 +20,8 @@ class Quota:
         self._buckets: LRUCache[str, tuple[float, float]] = LRUCache(_MOST_CALLERS)
 
     def take(self, caller: str, count: float = 1.0) -> bool:
-        """Take `count` out of the caller's bucket. Returns False, and takes nothing, if there is less in it."""
+        """Take `count` out of the caller's bucket. Returns False, and takes nothing, if there is
+        less in it."""
         left = self.left(caller)
         if left < count:
             return False

@@ -1,7 +1,8 @@
-"""Reasons for which a node did not take a transaction: the texts of the known clients, sorted into classes.
+"""Reasons for which a node did not take a transaction: the texts of the known clients, sorted into
+classes.
 
-JSON-RPC has no codes for this that clients agree on, so the text decides. Each pattern names the clients that use it;
-tests/chain/test_refusals.py has their full texts.
+JSON-RPC has no codes for this that clients agree on, so the text decides. Each pattern names the
+clients that use it; tests/chain/test_refusals.py has their full texts.
 """
 
 import re
@@ -24,50 +25,67 @@ class Refusal(Enum):
     CHAIN_ID = "signed for another chain"
 
 
-# The first match counts: "replacement transaction underpriced" also contains "transaction underpriced".
+# The first match counts: "replacement transaction underpriced" also contains "transaction
+# underpriced".
 _PATTERNS: tuple[tuple[Refusal, str], ...] = (
     (
         Refusal.ALREADY_KNOWN,
-        r"already known|alreadyknown|known transaction|already imported|existing (tx|txn) with same hash"
+        r"already known|alreadyknown|known transaction|already imported|existing (tx|txn) with same"
+        r" hash"
         r"|already exists|already in mempool|alreadyexists",
     ),
     (
         Refusal.REPLACEMENT_UNDERPRICED,
-        r"replacement (transaction )?underpriced|transaction replacement underpriced|could not replace existing tx"
-        r"|replacementnotallowed|insufficient gas price to replace|replaced by transaction with higher tip"
+        r"replacement (transaction )?underpriced|transaction replacement underpriced|could not"
+        r" replace existing tx"
+        r"|replacementnotallowed|insufficient gas price to replace|replaced by transaction with"
+        r" higher tip"
         r"|future transaction tries to replace pending|ownnoncealreadyused",
     ),
-    (Refusal.NONCE_TOO_LOW, r"nonce( is)? too low|oldnonce|\bmined\b|nonce has already been used|invalid nonce.*low"),
+    (
+        Refusal.NONCE_TOO_LOW,
+        r"nonce( is)? too low|oldnonce|\bmined\b|nonce has already been used|invalid nonce.*low",
+    ),
     (
         Refusal.NONCE_TOO_HIGH,
-        r"nonce( is)? too high|noncegap|noncetoofarinfuture|too distant from current sender nonce|nonce too far"
+        r"nonce( is)? too high|noncegap|noncetoofarinfuture|too distant from current sender"
+        r" nonce|nonce too far"
         r"|nonce gap|gapped-nonce|invalid nonce.*high",
     ),
     (
         Refusal.POOL_FULL,
-        r"(tx)?pool is full|transaction pool (is )?full|feetoolowtocompete|account limit exceeded|pool limit|spammer"
+        r"(tx)?pool is full|transaction pool (is )?full|feetoolowtocompete|account limit"
+        r" exceeded|pool limit|spammer"
         r"|in-flight transaction limit|txpool overflow|txpoolfull|pool overflow",
     ),
     (
         Refusal.INSUFFICIENT_FUNDS,
-        r"insufficient ?funds|upfront cost exceeds account balance|insufficient balance|insufficientfunds",
+        (
+            r"insufficient ?funds|upfront cost exceeds account balance|insufficient"
+            r" balance|insufficientfunds"
+        ),
     ),
     (Refusal.FEE_CAP_EXCEEDED, r"exceeds the configured cap|transaction fee cap exceeded"),
     (
         Refusal.UNDERPRICED,
-        r"underpriced|gas price below|below (the )?minimum|fee ?too ?low|less than block base fee|gas price too low"
-        r"|below current base fee|below chain minimum|less than the minimum|minimum required priority fee"
-        r"|gas tip cap|max fee per gas less|less than the current basefee|gas price must be at least",
+        r"underpriced|gas price below|below (the )?minimum|fee ?too ?low|less than block base"
+        r" fee|gas price too low"
+        r"|below current base fee|below chain minimum|less than the minimum|minimum required"
+        r" priority fee"
+        r"|gas tip cap|max fee per gas less|less than the current basefee|gas price must be at"
+        r" least",
     ),
     (
         Refusal.GAS_LIMIT_EXCEEDED,
-        r"exceeds block gas limit|gaslimitexceeded|gas limit too high|gas limit exceeds|exceeds allowance"
+        r"exceeds block gas limit|gaslimitexceeded|gas limit too high|gas limit exceeds|exceeds"
+        r" allowance"
         r"|intrinsic gas too high|exceeds the maximum|gas above",
     ),
     (Refusal.INTRINSIC_GAS, r"intrinsic ?gas|intrinsic cost"),
     (
         Refusal.CHAIN_ID,
-        r"invalid chain ?id|wrong chain ?id|chain ?id not supported|chain ?id is required|invalidtxchainid"
+        r"invalid chain ?id|wrong chain ?id|chain ?id not supported|chain ?id is"
+        r" required|invalidtxchainid"
         r"|incompatible.*chain|mismatched.*chain|invalid signer|have \d+ want \d+.*chain",
     ),
 )

@@ -1,8 +1,8 @@
 """JSON-RPC over one address of a chain or several: one serves until it fails, then the next.
 
-An address is used only while it answers with the expected chain id, which is asked for again after every failure and
-once a minute. Whatever is asked may be asked twice: reads change nothing, and a signed transaction that arrives a
-second time is the same transaction.
+An address is used only while it answers with the expected chain id, which is asked for again after
+every failure and once a minute. Whatever is asked may be asked twice: reads change nothing, and a
+signed transaction that arrives a second time is the same transaction.
 """
 
 import itertools
@@ -68,12 +68,14 @@ class TokenRefused(ChainUnreachable):
 
 
 class Rpc(JSONBaseProvider):
-    """A web3 provider for `urls`, which are of one chain. `key` names the setting that they come from.
+    """A web3 provider for `urls`, which are of one chain. `key` names the setting that they come
+    from.
 
-    A request ends within about `timeout_seconds`, all tries included. `chain_id` None: not checked. Requests raise
-    ChainUnreachable if no address answers, BadAnswer if one answers with no use, WrongChain if those that do are of
-    another chain. An address that throttles (HTTP 429) rests for as long as it asks. Any number of threads may use it.
-    `token_file`: its content goes with every request; it is read each time, and may be missing.
+    A request ends within about `timeout_seconds`, all tries included. `chain_id` None: not checked.
+    Requests raise ChainUnreachable if no address answers, BadAnswer if one answers with no use,
+    WrongChain if those that do are of another chain. An address that throttles (HTTP 429) rests for
+    as long as it asks. Any number of threads may use it. `token_file`: its content goes with every
+    request; it is read each time, and may be missing.
     """
 
     def __init__(
@@ -123,10 +125,12 @@ class Rpc(JSONBaseProvider):
         return self._first(ask)
 
     def ask_all(self, method: str, many: Sequence[Sequence[object]]) -> list[str | None]:
-        """The hexadecimal answers to the same method with each of these parameters, which go out as one request.
+        """The hexadecimal answers to the same method with each of these parameters, which go out as
+        one request.
 
-        None where there is none: refused, mixed up, the address is away or does not take several requests at once.
-        Such a one is to be asked alone, by `make_request`, which tries the other addresses and says what is wrong.
+        None where there is none: refused, mixed up, the address is away or does not take several
+        requests at once. Such a one is to be asked alone, by `make_request`, which tries the other
+        addresses and says what is wrong.
         """
         if len(many) < 2:
             return [None] * len(many)
@@ -134,7 +138,10 @@ class Rpc(JSONBaseProvider):
             head, rest = many[:_MOST_TOGETHER], many[_MOST_TOGETHER:]
             return [*self.ask_all(method, head), *self.ask_all(method, rest)]
         asked = {next(self.request_counter): params for params in many}
-        body = [{"jsonrpc": "2.0", "method": method, "params": params, "id": id} for id, params in asked.items()]
+        body = [
+            {"jsonrpc": "2.0", "method": method, "params": params, "id": id}
+            for id, params in asked.items()
+        ]
         for url in self._turns():
             if url in self._one_by_one:
                 continue
@@ -142,11 +149,19 @@ class Rpc(JSONBaseProvider):
                 with self._using(url):
                     answers = self._post(url, json.dumps(body).encode())
             except ChainError as error:
-                log.debug("not answered together method=%s count=%d error=%s", method, len(many), error)
+                log.debug(
+                    "not answered together method=%s count=%d error=%s", method, len(many), error
+                )
                 continue
             if isinstance(answers, list):
-                found = {answer.get("id"): answer.get("result") for answer in answers if isinstance(answer, dict)}
-                return [result if _is_hexadecimal(result := found.get(id)) else None for id in asked]
+                found = {
+                    answer.get("id"): answer.get("result")
+                    for answer in answers
+                    if isinstance(answer, dict)
+                }
+                return [
+                    result if _is_hexadecimal(result := found.get(id)) else None for id in asked
+                ]
             self._one_by_one.add(url)
         return [None] * len(many)
 
@@ -158,7 +173,8 @@ class Rpc(JSONBaseProvider):
         return True
 
     def survey(self) -> None:
-        """Ask every address for its chain id now, and log what is wrong with any. Raises if none can be used."""
+        """Ask every address for its chain id now, and log what is wrong with any. Raises if none
+        can be used."""
         self._vouched_until.clear()
         if len(self._urls) == 1:
             self.choose()
@@ -175,7 +191,8 @@ class Rpc(JSONBaseProvider):
             raise _combined(errors)
 
     def choose(self) -> str:
-        """The address for a request of somebody else, who calls `failed` if it comes to nothing there."""
+        """The address for a request of somebody else, who calls `failed` if it comes to nothing
+        there."""
         return self._first(lambda url: url)
 
     def failed(self, url: str) -> None:
@@ -186,7 +203,8 @@ class Rpc(JSONBaseProvider):
                 self._current = self._urls[(self._urls.index(url) + 1) % len(self._urls)]
 
     def throttled(self, url: str, headers: Mapping[str, str]) -> Throttled:
-        """The error for an HTTP 429 that somebody else got from the address, which rests from now on."""
+        """The error for an HTTP 429 that somebody else got from the address, which rests from now
+        on."""
         return self._rest(url, "HTTP 429", retry_after(headers))
 
     @property
@@ -196,15 +214,18 @@ class Rpc(JSONBaseProvider):
     # ----
 
     def _turns(self) -> list[str]:
-        """Return whom to ask, one after the other: the one that served last first, those of another chain last."""
+        """Return whom to ask, one after the other: the one that served last first, those of another
+        chain last."""
         others = [url for url in self._urls if url != self._current]
         order = sorted([self._current, *others], key=lambda url: url in self._wrong)
         return (order * _LEAST_TRIES)[: self._tries]
 
     def _first(self, use: Callable[[str], _Result]) -> _Result:
-        """Return what `use` gives for the first address that can be used; an address may have several turns.
+        """Return what `use` gives for the first address that can be used; an address may have
+        several turns.
 
-        One that throttled and also gave an answer of no use has one turn more: the throttling was no failed try.
+        One that throttled and also gave an answer of no use has one turn more: the throttling was
+        no failed try.
         """
         errors: dict[str, ChainError] = {}
         deadline = time.monotonic() + self._timeout
@@ -219,13 +240,19 @@ class Rpc(JSONBaseProvider):
             except ChainError as error:
                 earlier = errors.get(url)
                 errors[url] = error
-                if not turns and not has_more and earlier and _is_throttled(earlier) != _is_throttled(error):
+                if (
+                    not turns
+                    and not has_more
+                    and earlier
+                    and _is_throttled(earlier) != _is_throttled(error)
+                ):
                     has_more = True
                     turns.append(url)
         raise _combined(list(errors.values()))
 
     def _pause(self, url: str, deadline: float) -> None:
-        """Before an address is tried a second time: as long as it wants to rest, if there is time for that."""
+        """Before an address is tried a second time: as long as it wants to rest, if there is time
+        for that."""
         rest = self._rests_until.get(url, 0.0) - time.monotonic()
         if time.monotonic() + rest < deadline:
             time.sleep(max(rest, _PAUSE_SECONDS))
@@ -233,13 +260,19 @@ class Rpc(JSONBaseProvider):
     def _require_rested(self, url: str) -> None:
         rest = self._rests_until.get(url, 0.0) - time.monotonic()
         if rest > 0:
-            raise Throttled(f"{self._place(url)}: throttles; it is asked again in {rest:.0f} s", rest)
+            raise Throttled(
+                f"{self._place(url)}: throttles; it is asked again in {rest:.0f} s", rest
+            )
 
     def _rest(self, url: str, said: str, seconds: float | None) -> Throttled:
-        rest = min(_MOST_REST_SECONDS, _LEAST_REST_SECONDS if seconds is None else max(0.0, seconds))
+        rest = min(
+            _MOST_REST_SECONDS, _LEAST_REST_SECONDS if seconds is None else max(0.0, seconds)
+        )
         self._rests_until[url] = time.monotonic() + rest
         advice = "ask less often (chain.poll_seconds), or add addresses to chain.rpc_url"
-        return Throttled(f"{self._place(url)}: throttles ({said}), wants {rest:g} s; {advice}", rest)
+        return Throttled(
+            f"{self._place(url)}: throttles ({said}), wants {rest:g} s; {advice}", rest
+        )
 
     def _require_use(self, url: str, method: str, answer: RPCResponse) -> None:
         """Raise if the answer is an error of this node's own, which another node may not have."""
@@ -252,11 +285,15 @@ class Rpc(JSONBaseProvider):
             raise self._rest(url, printable(text)[:100], _named_seconds(error))
         is_telling = method in _TELLING and isinstance(error, dict)
         if not is_telling or (_NODE_TROUBLE.search(text) and not is_revert(text)):
-            raise BadAnswer(f"{self._place(url)}: {method}: {printable(text)[:200]}; check that this node is in sync")
+            raise BadAnswer(
+                f"{self._place(url)}: {method}: {printable(text)[:200]}; check that this node is in"
+                " sync"
+            )
 
     @contextmanager
     def _using(self, url: str, switch: bool = True) -> Iterator[None]:
-        """Note what using the address comes to. It must be of the right chain before anything else is asked."""
+        """Note what using the address comes to. It must be of the right chain before anything else
+        is asked."""
         try:
             self._require_rested(url)
             self._vouch(url)
@@ -278,12 +315,14 @@ class Rpc(JSONBaseProvider):
         try:
             found = int(answer["result"], 16)
         except (KeyError, ValueError):  # an error that is null, "0x" alone
-            raise BadAnswer(f"{self._place(url)}: eth_chainId is answered with no number; {CHECK_ADDRESS}") from None
+            raise BadAnswer(
+                f"{self._place(url)}: eth_chainId is answered with no number; {CHECK_ADDRESS}"
+            ) from None
         if found != self._chain_id:
             self._wrong[url] = found
             raise WrongChain(
-                f"chain id {found} answered by {self._place(url)}, expected {self._chain_id} (chain.id); "
-                "point one of them at the other"
+                f"chain id {found} answered by {self._place(url)}, expected {self._chain_id}"
+                " (chain.id); point one of them at the other"
             )
         self._wrong.pop(url, None)
         self._vouched_until[url] = time.monotonic() + _VOUCHED_SECONDS
@@ -295,19 +334,39 @@ class Rpc(JSONBaseProvider):
             raise BadAnswer(f"{self._place(url)}: the answer is not JSON-RPC; {CHECK_ADDRESS}")
         if decoded.get("error") is None and "result" in decoded:
             decoded.pop("error", None)
-        if method in _HEXADECIMAL and "error" not in decoded and not _is_hexadecimal(decoded["result"]):
-            raise BadAnswer(f"{self._place(url)}: {method} is answered with no hexadecimal number; {CHECK_ADDRESS}")
-        if method == "eth_getLogs" and "error" not in decoded and not isinstance(decoded["result"], list):
-            raise BadAnswer(f"{self._place(url)}: {method} is answered with no list; {CHECK_ADDRESS}")
-        # An answer to another request: a proxy has mixed them up. Without an id it is about a request not understood.
+        if (
+            method in _HEXADECIMAL
+            and "error" not in decoded
+            and not _is_hexadecimal(decoded["result"])
+        ):
+            raise BadAnswer(
+                f"{self._place(url)}: {method} is answered with no hexadecimal number;"
+                f" {CHECK_ADDRESS}"
+            )
+        if (
+            method == "eth_getLogs"
+            and "error" not in decoded
+            and not isinstance(decoded["result"], list)
+        ):
+            raise BadAnswer(
+                f"{self._place(url)}: {method} is answered with no list; {CHECK_ADDRESS}"
+            )
+        # An answer to another request: a proxy has mixed them up. Without an id it is about a
+        # request not understood.
         if decoded.get("id") is not None and decoded["id"] != json.loads(body)["id"]:
-            raise ChainUnreachable(f"{self._place(url)}: the answer is to another request; check what is in between")
+            raise ChainUnreachable(
+                f"{self._place(url)}: the answer is to another request; check what is in between"
+            )
         return cast(RPCResponse, decoded)
 
     def _post(self, url: str, body: bytes) -> Any:
         with translated(self._place(url), self._timeout / len(self._urls)):
-            answer = self._session.post(url, data=body, timeout=self._patience, headers=self._headers())
-            if answer.status_code == 429 or (answer.status_code == 503 and "Retry-After" in answer.headers):
+            answer = self._session.post(
+                url, data=body, timeout=self._patience, headers=self._headers()
+            )
+            if answer.status_code == 429 or (
+                answer.status_code == 503 and "Retry-After" in answer.headers
+            ):
                 raise self._rest(url, f"HTTP {answer.status_code}", retry_after(answer.headers))
             if not 400 <= answer.status_code < 500:
                 answer.raise_for_status()
@@ -315,7 +374,8 @@ class Rpc(JSONBaseProvider):
             return self._decode_refusal(url, answer)
 
     def _decode_refusal(self, url: str, answer: requests.Response) -> Any:
-        """The JSON-RPC error in an answer with a status of 400 to 499, which some nodes give those errors."""
+        """The JSON-RPC error in an answer with a status of 400 to 499, which some nodes give those
+        errors."""
         try:
             decoded = self.decode_rpc_response(answer.content)
         except (ValueError, RecursionError):
@@ -323,7 +383,10 @@ class Rpc(JSONBaseProvider):
         if isinstance(decoded, dict) and "error" in decoded and "id" in decoded:
             return decoded
         if answer.status_code in _SIZE_STATUSES:
-            raise TooMuch(f"{self._place(url)}: HTTP {answer.status_code} instead of an answer; {CHECK_ADDRESS}")
+            raise TooMuch(
+                f"{self._place(url)}: HTTP {answer.status_code} instead of an answer;"
+                f" {CHECK_ADDRESS}"
+            )
         raise requests.HTTPError(response=answer)
 
     @property
@@ -356,22 +419,29 @@ _HEXADECIMAL = frozenset(
 )  # fmt: skip
 """What these answer is always text such as 0x0; web3 would fall over anything else."""
 _TELLING = frozenset(("eth_call", "eth_estimateGas", "eth_getLogs", "eth_sendRawTransaction"))
-"""Whose errors are about what was asked: a refusal by the contract or the pool, or a range that is too large."""
+"""Whose errors are about what was asked: a refusal by the contract or the pool, or a range that is
+too large."""
 _SIZE_STATUSES = (400, 413, 414, 422)
 _THROTTLING_CODES = (429, -32029, -32016)
 _THROTTLING = re.compile(
-    r"rate.?limit|too many requests|request (count|rate) exceeded|exceeded.*(quota|capacity|compute units)"
+    r"rate.?limit|too many requests|request (count|rate) exceeded|exceeded.*(quota|capacity|compute"
+    r" units)"
     r"|capacity exceeded|throttl|requests? per (second|minute|day)|daily request|credits",
     re.IGNORECASE,
 )
 _NODE_TROUBLE = re.compile(
-    r"header not found|missing trie node|block not found|unknown block|(state|history).*(not available|unavailable)"
-    r"|pruned|no state available|not synced|still syncing|internal (server )?error|resource (unavailable|not found)"
-    r"|distance to target block|bad gateway|no healthy|no backend|world state (is )?(not|un)available|temporarily",
+    r"header not found|missing trie node|block not found|unknown block|(state|history).*(not"
+    r" available|unavailable)"
+    r"|pruned|no state available|not synced|still syncing|internal (server )?error|resource"
+    r" (unavailable|not found)"
+    r"|distance to target block|bad gateway|no healthy|no backend|world state (is"
+    r" )?(not|un)available|temporarily",
     re.IGNORECASE,
 )
 """What nodes say that lack a block or its state, are behind, or have trouble of their own."""
-_REVERT = re.compile(r"revert|invalid opcode|vm execution error|bad instruction|out of gas", re.IGNORECASE)
+_REVERT = re.compile(
+    r"revert|invalid opcode|vm execution error|bad instruction|out of gas", re.IGNORECASE
+)
 CHECK_ADDRESS = "check that this is a chain's address"
 
 
@@ -380,18 +450,20 @@ def _is_hexadecimal(value: object) -> TypeGuard[str]:
 
 
 def is_revert(text: str) -> bool:
-    """Return whether the text of a JSON-RPC error says that the call reverted, as clients word that."""
+    """Return whether the text of a JSON-RPC error says that the call reverted, as clients word
+    that."""
     return _REVERT.search(text) is not None
 
 
 def _is_throttling(code: object, text: str) -> bool:
-    """Return whether an error asks for fewer requests. -32005 alone is not a sign: logs and gas have such limits
-    too."""
+    """Return whether an error asks for fewer requests. -32005 alone is not a sign: logs and gas
+    have such limits too."""
     return code in _THROTTLING_CODES or _THROTTLING.search(text) is not None
 
 
 def _named_seconds(error: Any) -> float | None:
-    """Return how long to wait, as some nodes say it in the error's data: {"rate": {"backoff_seconds": 30}}."""
+    """Return how long to wait, as some nodes say it in the error's data: {"rate":
+    {"backoff_seconds": 30}}."""
     try:
         return float(error["data"]["rate"]["backoff_seconds"])
     except (KeyError, TypeError, ValueError, IndexError):
@@ -399,7 +471,8 @@ def _named_seconds(error: Any) -> float | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a Retry-After header names, as a number or as a date; None if there is none that is readable."""
+    """The seconds that a Retry-After header names, as a number or as a date; None if there is none
+    that is readable."""
     text = headers.get("Retry-After", "").strip()
     try:
         return float(text)
@@ -413,12 +486,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 @contextmanager
 def translated(place: str, patience_seconds: float) -> Iterator[None]:
-    """Turn what requests raises about the connection to `place` into ChainUnreachable and ChainError."""
+    """Turn what requests raises about the connection to `place` into ChainUnreachable and
+    ChainError."""
     try:
         yield
     except requests.Timeout:
         raise ChainUnreachable(
-            f"{place}: no answer within {patience_seconds:g} s; check that it runs and can be reached"
+            f"{place}: no answer within {patience_seconds:g} s; check that it runs and can be"
+            " reached"
         ) from None
     except http.AnswerTooLong:
         megabytes = http.MAX_ANSWER_BYTES >> 20
@@ -427,17 +502,26 @@ def translated(place: str, patience_seconds: float) -> Iterator[None]:
         status = error.response.status_code
         if status == 401:
             raise TokenRefused(
-                f"{place}: HTTP 401: answers only with a node's token; `hivewright enrol` fetches it "
-                "(chain.account_token_file says from where it is read)"
+                f"{place}: HTTP 401: answers only with a node's token; `hivewright enrol` fetches"
+                " it (chain.account_token_file says from where it is read)"
             ) from None
-        raise ChainUnreachable(f"{place}: HTTP {status} instead of an answer; check what serves this address") from None
+        raise ChainUnreachable(
+            f"{place}: HTTP {status} instead of an answer; check what serves this address"
+        ) from None
     except requests.exceptions.JSONDecodeError:
-        raise BadAnswer(f"{place}: the answer is not JSON; check that this is the right address") from None
+        raise BadAnswer(
+            f"{place}: the answer is not JSON; check that this is the right address"
+        ) from None
     except requests.RequestException as error:
         raise ChainUnreachable(
-            f"{place}: no connection ({type(error).__name__}); check that it runs and can be reached"
+            f"{place}: no connection ({type(error).__name__}); check that it runs and can be"
+            " reached"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):  # the last: nested without end
+    except (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+    ):  # the last: nested without end
         raise BadAnswer(f"{place}: the answer is not JSON-RPC; {CHECK_ADDRESS}") from None
 
 
@@ -446,10 +530,15 @@ def _is_throttled(error: ChainError) -> bool:
 
 
 def _combined(errors: Sequence[ChainError]) -> ChainError:
-    """One error for all addresses: unreachable if any may come back, and only then a wrong chain."""
+    """One error for all addresses: unreachable if any may come back, and only then a wrong
+    chain."""
     if len(errors) == 1:
         return errors[0]
     text = "; ".join(str(error) for error in errors)
     if any(isinstance(error, ChainUnreachable) for error in errors):
         return ChainUnreachable(text)
-    return errors[0] if all(isinstance(error, WrongChain) for error in errors[1:]) else ChainError(text)
+    return (
+        errors[0]
+        if all(isinstance(error, WrongChain) for error in errors[1:])
+        else ChainError(text)
+    )

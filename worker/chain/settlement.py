@@ -1,8 +1,9 @@
 """Brings what the ledger holds to the chain, each (round, stage, peer) exactly once.
 
-One thread per node walks the ledger in order. It sends through the account service and believes only the contract: a
-hash, a lost answer or "already submitted" all lead to the same question, what does the chain hold? So it does not
-matter where a crash, a drop or a chain that forgot its last seconds strikes. No chain is a state: rows wait.
+One thread per node walks the ledger in order. It sends through the account service and believes
+only the contract: a hash, a lost answer or "already submitted" all lead to the same question, what
+does the chain hold? So it does not matter where a crash, a drop or a chain that forgot its last
+seconds strikes. No chain is a state: rows wait.
 """
 
 import logging
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 KINDS: tuple[Kind, ...] = ("reward", "vote")
 # What was sent and is not on the chain after this time is sent again.
 RESEND_SECONDS = 30.0
-# What was confirmed is looked at once more after this time, at every start, and after every failure: a chain that is
-# restored from its last dump has forgotten what came after it.
+# What was confirmed is looked at once more after this time, at every start, and after every
+# failure: a chain that is restored from its last dump has forgotten what came after it.
 RECHECK_SECONDS = 30.0
 # And again after this time: a public chain may replace its last few blocks.
 LAST_RECHECK_SECONDS = 300.0
@@ -35,10 +36,11 @@ _FLUSH_POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class SettlementStatus:
-    """Rewards of this node: `earned` is all that the ledger holds, the others say what became of how many of them.
+    """Rewards of this node: `earned` is all that the ledger holds, the others say what became of
+    how many of them.
 
-    `held_back` are earned and not due yet, as the settings say. `last_error` is why the last attempt ended early, None
-    if it did not.
+    `held_back` are earned and not due yet, as the settings say. `last_error` is why the last
+    attempt ended early, None if it did not.
     """
 
     earned: int
@@ -50,13 +52,17 @@ class SettlementStatus:
 
 
 class _NotYet(Exception):
-    """The chain has not reached the row's round, or not mined the registration: this row and all later ones wait."""
+    """The chain has not reached the row's round, or not mined the registration: this row and all
+    later ones wait."""
 
 
 class Settlement:
-    """Settles `ledger` in a thread of its own, from `start` to `close`. Failures show in `status`, rows stay."""
+    """Settles `ledger` in a thread of its own, from `start` to `close`. Failures show in `status`,
+    rows stay."""
 
-    def __init__(self, ledger: Ledger, coordinator: Coordinator, account: Account, chain: settings.Chain) -> None:
+    def __init__(
+        self, ledger: Ledger, coordinator: Coordinator, account: Account, chain: settings.Chain
+    ) -> None:
         self._ledger = ledger
         self._coordinator = coordinator
         self._account = account
@@ -83,7 +89,8 @@ class Settlement:
             self._changed.notify_all()
 
     def flush(self, deadline_seconds: float) -> bool:
-        """Try to settle everything now, whatever `submit_every_...` say. Returns whether all of it is settled."""
+        """Try to settle everything now, whatever `submit_every_...` say. Returns whether all of it
+        is settled."""
         deadline = time.monotonic() + deadline_seconds
         with self._changed:
             self._is_flushing = True
@@ -98,10 +105,12 @@ class Settlement:
         return not self._ledger.unsettled()
 
     def status(self) -> SettlementStatus:
-        """Return where the rewards are. Raises WorkerError if the thread has died of an error that it did not
-        expect."""
+        """Return where the rewards are. Raises WorkerError if the thread has died of an error that
+        it did not expect."""
         if self._thread.ident is not None and not self._thread.is_alive() and not self._is_closing:
-            raise WorkerError("settlement ended by itself; its traceback is in the log; start the node again")
+            raise WorkerError(
+                "settlement ended by itself; its traceback is in the log; start the node again"
+            )
         counts = self._ledger.counts()
         return SettlementStatus(
             earned=sum(counts.values()),
@@ -113,7 +122,8 @@ class Settlement:
         )
 
     def close(self) -> None:
-        """End the thread; a request in progress is waited for, as long as its time-out lets it take."""
+        """End the thread; a request in progress is waited for, as long as its time-out lets it
+        take."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -153,7 +163,8 @@ class Settlement:
             raise self._postponed
 
     def _settle_one(self, row: Row, kind: Kind) -> None:
-        """Bring one reward or vote further. What is wrong with it alone does not hold up the others."""
+        """Bring one reward or vote further. What is wrong with it alone does not hold up the
+        others."""
         try:
             if row.state(kind) == "queued":
                 self._submit(row, kind)
@@ -173,7 +184,9 @@ class Settlement:
     def _submit(self, row: Row, kind: Kind) -> None:
         try:
             if kind == "reward":
-                tx_hash = self._account.submit_reward(row.round, row.stage, row.reward, row.peer_id, row.digest)
+                tx_hash = self._account.submit_reward(
+                    row.round, row.stage, row.reward, row.peer_id, row.digest
+                )
             else:
                 tx_hash = self._account.submit_winner(row.round, row.winners, row.peer_id)
         except ContractRefused as refusal:
@@ -183,9 +196,11 @@ class Settlement:
             self._num_moved += 1
 
     def _answer(self, row: Row, kind: Kind, refusal: ContractRefused) -> None:
-        """What a refusal means: it is there already, it is too early, it needs registering, or it will never be.
+        """What a refusal means: it is there already, it is too early, it needs registering, or it
+        will never be.
 
-        One without a name tells nothing of the sort: the row is tried again later, and does not hold up the others.
+        One without a name tells nothing of the sort: the row is tried again later, and does not
+        hold up the others.
         """
         if refusal.name in ("RewardAlreadySubmitted", "WinnerAlreadyVoted"):
             self._look(row, kind)
@@ -204,7 +219,11 @@ class Settlement:
         sent_at = row.sent_at(kind)
         if self._compare(row, kind):
             return
-        if row.state(kind) == "sent" and sent_at is not None and time.time() - sent_at > RESEND_SECONDS:
+        if (
+            row.state(kind) == "sent"
+            and sent_at is not None
+            and time.time() - sent_at > RESEND_SECONDS
+        ):
             log.warning("not on the chain, to be sent again kind=%s round=%d", kind, row.round)
             self._ledger.requeue(row, kind)
 
@@ -213,7 +232,8 @@ class Settlement:
         ours: object = row.reward if kind == "reward" else list(row.winners)
         theirs = self._held(row, kind)
         if theirs not in (None, ours):
-            # A rejection is forever: one answer, which something in between may have mixed up, is not enough.
+            # A rejection is forever: one answer, which something in between may have mixed up, is
+            # not enough.
             theirs = self._held(row, kind)
         if theirs is None:
             return False
@@ -234,48 +254,70 @@ class Settlement:
     def _held(self, row: Row, kind: Kind) -> object:
         """Return what the chain holds in the row's place; None: nothing."""
         if kind == "reward":
-            return self._coordinator.submitted_reward(row.round, row.stage, row.peer_id, row.reward_hash)
+            return self._coordinator.submitted_reward(
+                row.round, row.stage, row.peer_id, row.reward_hash
+            )
         return self._coordinator.votes(row.round, row.peer_id) or None
 
     def _block_of(self, row: Row, kind: Kind) -> int:
-        """The block of the transaction that we know of, else one that holds what some other transaction wrote."""
+        """The block of the transaction that we know of, else one that holds what some other
+        transaction wrote."""
         tx_hash = row.reward_hash if kind == "reward" else row.vote_hash
         receipt = self._coordinator.receipt(tx_hash) if tx_hash else None
         return receipt.block if receipt and receipt.succeeded else self._coordinator.block_number()
 
     def _is_early(self, row: Row) -> bool:
-        """Return whether the row's round is still to come. The open one counts too: it may have begun after the
-        refusal."""
-        return (row.round, row.stage) >= (self._coordinator.current_round(), self._coordinator.current_stage())
+        """Return whether the row's round is still to come. The open one counts too: it may have
+        begun after the refusal."""
+        return (row.round, row.stage) >= (
+            self._coordinator.current_round(),
+            self._coordinator.current_stage(),
+        )
 
     def _register(self, peer_id: str) -> None:
-        """The contract does not take us for the peer's account: register it if nobody's it is, else see whose."""
+        """The contract does not take us for the peer's account: register it if nobody's it is, else
+        see whose."""
         owner = self._coordinator.owner_of(peer_id)
         if owner is None:
-            log.warning("the chain does not know this peer, registering it again peer_id=%s", peer_id)
+            log.warning(
+                "the chain does not know this peer, registering it again peer_id=%s", peer_id
+            )
             self._account.register_peer(peer_id)
         else:
             require_owner(peer_id, owner, self._account.address())
 
     def _reject(self, row: Row, kind: Kind, reason: str) -> None:
-        log.error("rejected kind=%s round=%d stage=%d reason=%s", kind, row.round, row.stage, reason)
+        log.error(
+            "rejected kind=%s round=%d stage=%d reason=%s", kind, row.round, row.stage, reason
+        )
         self._ledger.reject(row, kind, reason)
         self._num_moved += 1
 
     def _recheck(self) -> None:
-        """Look at the newest confirmed rows again; if the chain has forgotten any, at older ones too."""
+        """Look at the newest confirmed rows again; if the chain has forgotten any, at older ones
+        too."""
         while any(self._has_lost(row) for row in self._ledger.confirmed(_RECHECK_ROWS)):
             pass
-        self._recheck_at = time.monotonic() + LAST_RECHECK_SECONDS if self._is_last_recheck_due else None
+        self._recheck_at = (
+            time.monotonic() + LAST_RECHECK_SECONDS if self._is_last_recheck_due else None
+        )
         self._is_last_recheck_due = False
 
     def _has_lost(self, row: Row) -> bool:
         """Queue again what the chain does not hold any more. Returns whether there was any."""
         if self._is_closing:
             return False
-        lost = [kind for kind in KINDS if row.state(kind) == "confirmed" and not self._compare(row, kind)]
+        lost = [
+            kind
+            for kind in KINDS
+            if row.state(kind) == "confirmed" and not self._compare(row, kind)
+        ]
         for kind in lost:
-            log.warning("the chain forgot what it had confirmed, to be sent again kind=%s round=%d", kind, row.round)
+            log.warning(
+                "the chain forgot what it had confirmed, to be sent again kind=%s round=%d",
+                kind,
+                row.round,
+            )
             self._ledger.requeue(row, kind)
         return bool(lost)
 
@@ -285,7 +327,8 @@ class Settlement:
         if str(error) != self._last_error:
             log.warning("rewards wait in the ledger error=%s", error)
         self._last_error = str(error)
-        # A walk that got somewhere is not an outage: a backlog would never end if every lost packet doubled the pause.
+        # A walk that got somewhere is not an outage: a backlog would never end if every lost packet
+        # doubled the pause.
         self._num_failures = 1 if self._num_moved else self._num_failures + 1
         self._recheck_at = 0.0
 
@@ -299,7 +342,9 @@ class Settlement:
         """Until something is recorded, or it is time to look again."""
         with self._changed:
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_awake or self._is_closing, self._pause_seconds())
+            self._changed.wait_for(
+                lambda: self._is_awake or self._is_closing, self._pause_seconds()
+            )
             self._is_awake = False
 
     def _pause_seconds(self) -> float:

@@ -7,11 +7,12 @@ _GAP = "__gap"
 
 
 def breaks(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return what the layout `new` (an artifact's storage_layout) would read from the wrong place; empty if it fits
-    `old`.
+    """Return what the layout `new` (an artifact's storage_layout) would read from the wrong place;
+    empty if it fits `old`.
 
-    Every variable of `old` must be where it was, with its name and type, and so must every member of every struct; a
-    struct must keep its size, for it may stand in an array. New variables take what was gap, or come last.
+    Every variable of `old` must be where it was, with its name and type, and so must every member
+    of every struct; a struct must keep its size, for it may stand in an array. New variables take
+    what was gap, or come last.
     """
     found = _moved(_without_gap(old["variables"]), new["variables"], "variable")
     for name, struct in old["structs"].items():

@@ -1,8 +1,10 @@
-"""Brings the contract on a chain to the version that this package carries, in place (`hivewright chain deploy`).
+"""Brings the contract on a chain to the version that this package carries, in place (`hivewright
+chain deploy`).
 
-A proxy keeps the contract's state, an implementation says how it is kept; the owner may put a new one in (ERC-1967,
-UUPS). That is done only if the new one's storage layout keeps what the old one's left. A chain has no layouts: they
-come from what `deploy` noted when it put the old one there, or from the releases in `artifacts/releases`.
+A proxy keeps the contract's state, an implementation says how it is kept; the owner may put a new
+one in (ERC-1967, UUPS). That is done only if the new one's storage layout keeps what the old one's
+left. A chain has no layouts: they come from what `deploy` noted when it put the old one there, or
+from the releases in `artifacts/releases`.
 """
 
 import hashlib
@@ -25,21 +27,26 @@ from worker.runtime.files import write_whole
 log = logging.getLogger(__name__)
 
 NOTE_FILE = "implementation.json"
-"""In `keeper.state_dir`: version, runtime_sha256 and storage_layout of the implementation that we put there."""
+"""In `keeper.state_dir`: version, runtime_sha256 and storage_layout of the implementation that we
+put there."""
 _SLOT = int.from_bytes(Web3.keccak(text="eip1967.proxy.implementation")) - 1
 _TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The implementation behind a proxy. `digest`: SHA-256 of its code, with zeros for its own address."""
+    """The implementation behind a proxy. `digest`: SHA-256 of its code, with zeros for its own
+    address."""
 
     address: str
     digest: str
 
 
-def bring_up_to_date(client: Coordinator, owner: LocalAccount, note_file: Path, patience_seconds: float) -> None:
-    """Put our implementation behind the proxy, unless it is there, or what is there is newer, foreign or not ours.
+def bring_up_to_date(
+    client: Coordinator, owner: LocalAccount, note_file: Path, patience_seconds: float
+) -> None:
+    """Put our implementation behind the proxy, unless it is there, or what is there is newer,
+    foreign or not ours.
 
     Raises ChainError if our storage layout breaks the one that is there, or that one is not known.
     """
@@ -47,18 +54,29 @@ def bring_up_to_date(client: Coordinator, owner: LocalAccount, note_file: Path, 
     ours = contract.carried_version()
     found = implementation(client)
     if found is None or client.version is None:
-        log.warning("contract %s left as it is: not a coordinator of ours", client.deployment.contract)
+        log.warning(
+            "contract %s left as it is: not a coordinator of ours", client.deployment.contract
+        )
         return
     if found.digest != carried["runtime_sha256"]:
         if contract.number_of(client.version) > contract.number_of(ours):
             log.warning("contract left as it is: newer version=%s ours=%s", client.version, ours)
             return
         if not client.has_role("OWNER_ROLE", owner.address):
-            log.warning("contract left as it is: account=%s is not its owner version=%s", owner.address, client.version)
+            log.warning(
+                "contract left as it is: account=%s is not its owner version=%s",
+                owner.address,
+                client.version,
+            )
             return
         _require_fitting(found, client, note_file)
         _upgrade(client, owner, carried, patience_seconds)
-        log.info("contract upgraded from=%s to=%s contract=%s", client.version, ours, client.deployment.contract)
+        log.info(
+            "contract upgraded from=%s to=%s contract=%s",
+            client.version,
+            ours,
+            client.deployment.contract,
+        )
     note = {"version": ours, **{key: carried[key] for key in ("runtime_sha256", "storage_layout")}}
     write_whole(note_file, json.dumps(note, indent=1) + "\n")
 
@@ -66,7 +84,9 @@ def bring_up_to_date(client: Coordinator, owner: LocalAccount, note_file: Path, 
 def implementation(client: Coordinator) -> Found | None:
     """Return what the proxy runs; None for a contract that is not an ERC-1967 proxy."""
     with client.translated("eth_getStorageAt"):
-        stored = client.web3.eth.get_storage_at(Web3.to_checksum_address(client.deployment.contract), _SLOT)
+        stored = client.web3.eth.get_storage_at(
+            Web3.to_checksum_address(client.deployment.contract), _SLOT
+        )
     address = Web3.to_checksum_address(bytes(stored)[-20:])
     if address == contract.NO_ADDRESS:
         return None
@@ -80,17 +100,23 @@ def implementation(client: Coordinator) -> Found | None:
 def _require_fitting(found: Found, client: Coordinator, note_file: Path) -> None:
     """Raise ChainError unless our storage layout keeps what the implementation `found` left."""
     where = f"{client.deployment.contract} runs {client.version} ({found.address})"
-    known = next((note for note in _known(note_file) if note["runtime_sha256"] == found.digest), None)
+    known = next(
+        (note for note in _known(note_file) if note["runtime_sha256"] == found.digest), None
+    )
     if known is None:
         raise ChainError(
-            f"{where}, which is neither a release nor what {note_file} names: its storage layout is not known, and an "
-            "upgrade might destroy the books; run the hivewright that deployed it, or bring that file back"
+            f"{where}, which is neither a release nor what {note_file} names: its storage layout is"
+            " not known, and an upgrade might destroy the books; run the hivewright that deployed"
+            " it, or bring that file back"
         )
-    broken = storage_layout.breaks(known["storage_layout"], contract.artifact("SwarmCoordinator")["storage_layout"])
+    broken = storage_layout.breaks(
+        known["storage_layout"], contract.artifact("SwarmCoordinator")["storage_layout"]
+    )
     if broken:
         raise ChainError(
-            f"{where}: an upgrade to {contract.carried_version()} would break its storage layout and was not made: "
-            f"{'; '.join(broken)}; new variables take from the gap, nothing that is there moves"
+            f"{where}: an upgrade to {contract.carried_version()} would break its storage layout"
+            f" and was not made: {'; '.join(broken)}; new variables take from the gap, nothing that"
+            " is there moves"
         )
 
 
@@ -104,20 +130,35 @@ def _known(note_file: Path) -> list[dict[str, Any]]:
 def releases() -> list[dict[str, Any]]:
     """Return what each released version left to know: version, runtime_sha256, storage_layout."""
     folder = resources.files("worker.chain").joinpath("artifacts", "releases")
-    return [json.loads(file.read_text()) for file in sorted(folder.iterdir(), key=lambda file: file.name)]
+    return [
+        json.loads(file.read_text())
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+    ]
 
 
-def _upgrade(client: Coordinator, owner: LocalAccount, carried: dict[str, Any], patience_seconds: float) -> None:
+def _upgrade(
+    client: Coordinator, owner: LocalAccount, carried: dict[str, Any], patience_seconds: float
+) -> None:
     creation = Call("SwarmCoordinator", bytes.fromhex(carried["bytecode"][2:]), None)
     created = _send(client, owner, creation, patience_seconds)
     if created is None:
-        raise ChainError("SwarmCoordinator: the receipt of its creation names no address; check chain.rpc_url")
-    _send(client, owner, client.call("upgradeToAndCall(address,bytes)", created, b""), patience_seconds)
+        raise ChainError(
+            "SwarmCoordinator: the receipt of its creation names no address; check chain.rpc_url"
+        )
+    _send(
+        client,
+        owner,
+        client.call("upgradeToAndCall(address,bytes)", created, b""),
+        patience_seconds,
+    )
     client.check()
 
 
-def _send(client: Coordinator, owner: LocalAccount, call: Call, patience_seconds: float) -> str | None:
-    """Send it, though the keeper may be sending with the same key. Returns the contract that it created, if any."""
+def _send(
+    client: Coordinator, owner: LocalAccount, call: Call, patience_seconds: float
+) -> str | None:
+    """Send it, though the keeper may be sending with the same key. Returns the contract that it
+    created, if any."""
     for _ in range(_TRIES - 1):
         try:
             return client.transact(owner, call, patience_seconds).contract

@@ -1,7 +1,9 @@
-"""A wallet of this node's own: signs and sends where there is no account service. It answers the same calls.
+"""A wallet of this node's own: signs and sends where there is no account service. It answers the
+same calls.
 
-The key lies in `wallet.json`, an encrypted keystore (version 3) that other programs read too. Its password comes from a
-file, never from a command line or the environment. One process at a time: another one would give out the same nonces.
+The key lies in `wallet.json`, an encrypted keystore (version 3) that other programs read too. Its
+password comes from a file, never from a command line or the environment. One process at a time:
+another one would give out the same nonces.
 """
 
 import json
@@ -31,8 +33,8 @@ JOURNAL_FILE = "journal.db"
 class Wallet:
     """The wallet in `chain.wallet_dir`, held until `close`.
 
-    Raises IdentityError if it is missing or its password does not open it, SettingsError if there is no password,
-    ResourceError if another process holds it.
+    Raises IdentityError if it is missing or its password does not open it, SettingsError without a
+    password, ResourceError if another process holds it.
     """
 
     def __init__(self, chain: settings.Chain) -> None:
@@ -48,7 +50,9 @@ class Wallet:
     def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
         return self._send(registration(self._coordinator, peer_id, proof))
 
-    def submit_reward(self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None) -> str:
+    def submit_reward(
+        self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None
+    ) -> str:
         return self._send(self._coordinator.submit_reward(round, stage, reward, peer_id, digest))
 
     def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str:
@@ -83,7 +87,8 @@ def _open(file: Path, password: str) -> LocalAccount:
         account: LocalAccount = Account.from_key(Account.decrypt(file.read_text(), password))
     except FileNotFoundError:
         raise IdentityError(
-            f"{file}: missing; restore the wallet from its backup; `hivewright enrol` makes one for a new node"
+            f"{file}: missing; restore the wallet from its backup; `hivewright enrol` makes one for"
+            " a new node"
         ) from None
     except OSError as error:
         raise IdentityError(f"{file}: {error.strerror}; expected an encrypted keystore") from None
@@ -92,8 +97,15 @@ def _open(file: Path, password: str) -> LocalAccount:
         if "mac mismatch" not in str(error).lower():
             reason = "no encrypted keystore of version 3"
         raise IdentityError(f"{file}: {reason}; restore both from their backups") from None
-    except (KeyError, TypeError, AttributeError, NotImplementedError):  # what eth_keyfile raises for other JSON
-        raise IdentityError(f"{file}: no encrypted keystore of version 3; restore it from its backup") from None
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+    ):  # what eth_keyfile raises for other JSON
+        raise IdentityError(
+            f"{file}: no encrypted keystore of version 3; restore it from its backup"
+        ) from None
     return account
 
 
@@ -106,5 +118,9 @@ def _folder(chain: settings.Chain) -> Path:
 def _password(chain: settings.Chain) -> str:
     file = chain.wallet_password_file
     if file is None:
-        raise SettingsError("chain.wallet_password_file: not set; expected a file with the wallet's password")
-    return read_secret(file, "one line, the wallet's password", "chain.wallet_password_file", form=LINE)
+        raise SettingsError(
+            "chain.wallet_password_file: not set; expected a file with the wallet's password"
+        )
+    return read_secret(
+        file, "one line, the wallet's password", "chain.wallet_password_file", form=LINE
+    )

@@ -1,8 +1,10 @@
-"""`hivewright audit`: did peers earn what they submitted? Anybody can tell, from what they signed at the time.
+"""`hivewright audit`: did peers earn what they submitted? Anybody can tell, from what they signed
+at the time.
 
-With each reward comes, in its transaction, the digest of the groups that it is for (docs/decisions/0015). Whoever asks
-the peer for the groups of that digest gets exactly those, or nothing. Their tasks are made again, their completions
-scored again, and the reward computed again. Three things can come of it:
+With each reward comes, in its transaction, the digest of the groups that it is for
+(docs/decisions/0015). Whoever asks the peer for the groups of that digest gets exactly those, or
+nothing. Their tasks are made again, their completions scored again, and the reward computed again.
+Three things can come of it:
 
     audited        the groups are there, and worth at least what was submitted
     contradicted   the groups are there, and can't have earned it; they are kept as evidence
@@ -61,8 +63,8 @@ Find = Callable[[str, str], bytes]
 class Finding:
     """The result for one submitted reward. Rewards are in thousandths, `at` is Unix seconds.
 
-    `earned` is the most that the groups can have earned, None if that is not known; `evidence` the file that holds the
-    signed groups of a contradiction, next to the report.
+    `earned` is the most that the groups can have earned, None if that is not known; `evidence` the
+    file that holds the signed groups of a contradiction, next to the report.
     """
 
     round: int
@@ -85,7 +87,8 @@ class Finding:
 
 
 class Auditor:
-    """Recomputes rewards of the swarm of `coordinator`, with the tasks that `verifier` knows and what `find` gets."""
+    """Recomputes rewards of the swarm of `coordinator`, with the tasks that `verifier` knows and
+    what `find` gets."""
 
     def __init__(self, coordinator: Coordinator, verifier: Verifier, find: Find) -> None:
         self._coordinator = coordinator
@@ -108,7 +111,9 @@ class Auditor:
 
     def _judge(self, finding: Finding, sealed: bytes) -> Finding:
         try:
-            groups = messages.open_groups(sealed, finding.peer_id, finding.round, self._verifier.limits)
+            groups = messages.open_groups(
+                sealed, finding.peer_id, finding.round, self._verifier.limits
+            )
         except BadRecord as error:
             if error.reason == "too-large":
                 return replace(finding, reason=str(error))
@@ -127,12 +132,20 @@ class Auditor:
         earned = milli_reward(means)
         finding = replace(finding, earned=earned, num_groups=len(groups))
         if finding.claimed > earned:
-            held = f", {len(bad) - len(unknown)} of them are invalid" if len(bad) > len(unknown) else ""
+            held = (
+                f", {len(bad) - len(unknown)} of them are invalid"
+                if len(bad) > len(unknown)
+                else ""
+            )
             reason = f"its {len(groups)} groups can have earned {earned} at most{held}"
             return replace(finding, verdict="contradicted", reason=reason)
         if unknown:
             return replace(
-                finding, reason=f"{len(unknown)} of {len(groups)} groups are of tasks not known here, or too long"
+                finding,
+                reason=(
+                    f"{len(unknown)} of {len(groups)} groups are of tasks not known here, or too"
+                    " long"
+                ),
             )
         return replace(finding, verdict="audited", reason=None)
 
@@ -162,14 +175,19 @@ def submitted_rewards(coordinator: Coordinator, num_rounds: int) -> list[Event]:
     first = max(0, current - num_rounds + 1)
     began = None  # round 0 began with the contract
     if first > 0:
-        began = next(coordinator.events("RoundAdvanced", {"newRoundNumber": first}, newest_first=True), None)
+        began = next(
+            coordinator.events("RoundAdvanced", {"newRoundNumber": first}, newest_first=True), None
+        )
     # Rewards of older rounds may have come later.
-    events = coordinator.events("RewardSubmitted", from_block=None if began is None else began.block)
+    events = coordinator.events(
+        "RewardSubmitted", from_block=None if began is None else began.block
+    )
     return [event for event in events if event.arguments["roundNumber"] >= first]
 
 
 class Report:
-    """The published result: `audit.json` in `folder`, evidence in a folder next to it. Findings of before are kept."""
+    """The published result: `audit.json` in `folder`, evidence in a folder next to it. Findings of
+    before are kept."""
 
     def __init__(self, folder: Path, coordinator: Coordinator) -> None:
         self._folder = folder
@@ -179,13 +197,25 @@ class Report:
     def is_settled(self, submitted: Event) -> bool:
         """Return whether nothing new can come of auditing it again."""
         known = self.findings.get(unjudged(submitted).key)
-        return known is not None and known.verdict != "unaudited" and known.tx_hash == submitted.tx_hash
+        return (
+            known is not None
+            and known.verdict != "unaudited"
+            and known.tx_hash == submitted.tx_hash
+        )
 
     def note(self, finding: Finding, evidence: bytes | None = None) -> None:
         """Take a finding in. One that tells nothing does not replace one that does."""
         known = self.findings.get(finding.key)
-        is_known = known is not None and known.tx_hash == finding.tx_hash and finding.verdict == "unaudited"
-        if is_known and known is not None and (known.verdict != "unaudited" or finding.reason == NOT_DRAWN):
+        is_known = (
+            known is not None
+            and known.tx_hash == finding.tx_hash
+            and finding.verdict == "unaudited"
+        )
+        if (
+            is_known
+            and known is not None
+            and (known.verdict != "unaudited" or finding.reason == NOT_DRAWN)
+        ):
             return
         if evidence is not None:
             file = f"{EVIDENCE_FOLDER}/{finding.round}-{finding.digest}.groups"
@@ -203,8 +233,12 @@ class Report:
         peers: dict[str, Counter[str]] = {}
         sums: dict[str, Counter[str]] = {}
         for finding in kept:
-            peers.setdefault(finding.peer_id, Counter(audited=0, unaudited=0, contradicted=0))[finding.verdict] += 1
-            claimed = sums.setdefault(finding.peer_id, Counter(audited=0, unaudited=0, contradicted=0))
+            peers.setdefault(finding.peer_id, Counter(audited=0, unaudited=0, contradicted=0))[
+                finding.verdict
+            ] += 1
+            claimed = sums.setdefault(
+                finding.peer_id, Counter(audited=0, unaudited=0, contradicted=0)
+            )
             claimed[finding.verdict] += finding.claimed
         return {
             "version": REPORT_VERSION,
@@ -221,7 +255,8 @@ class Report:
         write_whole(self._folder / REPORT_FILE, json.dumps(self.data(), indent=1) + "\n")
 
     def _read(self) -> Iterable[Finding]:
-        """Findings of this very contract; a report that is damaged or of another one begins again, which is logged."""
+        """Findings of this very contract; a report that is damaged or of another one begins again,
+        which is logged."""
         file = self._folder / REPORT_FILE
         try:
             raw = json.loads(file.read_text())
@@ -238,12 +273,15 @@ class Report:
 def run(settings: Settings, options: argparse.Namespace) -> None:
     """Audit once, write the report, and print it.
 
-    Raises ChainUnreachable or ChainError if the chain can't be read, SettingsError for unknown task families,
-    or a folder that has no groups.
+    Raises ChainUnreachable or ChainError if the chain can't be read, SettingsError for unknown task
+    families, or a folder that has no groups.
     """
     for groups in options.groups:
         if not groups.is_dir():
-            raise SettingsError(f"--groups {groups}: no such folder; expected a node's groups/, below its state folder")
+            raise SettingsError(
+                f"--groups {groups}: no such folder; expected a node's groups/, below its state"
+                " folder"
+            )
     folder = options.output or settings.audit.state_dir or settings.keeper.state_dir / AUDIT_FOLDER
     report = audit(settings, folder, options.groups, options.rounds, options.sample)
     if options.json:
@@ -259,17 +297,22 @@ def audit(
     num_rounds: int | None = None,
     num_rewards: int | None = None,
 ) -> Report:
-    """One audit; its report is in `folder` on return. `groups`: folders of signed groups, instead of asking peers."""
+    """One audit; its report is in `folder` on return. `groups`: folders of signed groups, instead
+    of asking peers."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"{folder} (audit.state_dir): {error.strerror}; expected a folder to write in") from None
+        raise ResourceError(
+            f"{folder} (audit.state_dir): {error.strerror}; expected a folder to write in"
+        ) from None
     coordinator = Coordinator(chain_of_node(settings.chain, settings.node.state_dir))
     coordinator.check()
     wide = settings.swarm.model_copy(
         update={"max_groups_per_peer": _MAX_GROUPS, "max_completion_bytes": _MAX_COMPLETION_BYTES}
     )
-    verifier = Verifier(environments.load(settings.environment), wide, max_group_size=_MAX_COMPLETIONS)
+    verifier = Verifier(
+        environments.load(settings.environment), wide, max_group_size=_MAX_COMPLETIONS
+    )
     with ExitStack() as stack:
         stack.enter_context(lock_folder(folder, "audit.state_dir"))
         report = Report(folder, coordinator)
@@ -278,9 +321,13 @@ def audit(
             report.note(unjudged(event))
         open_events = [event for event in submitted if not report.is_settled(event)]
         # Nobody can know beforehand what is drawn.
-        drawn = random.SystemRandom().sample(open_events, min(num_rewards or settings.audit.sample, len(open_events)))
+        drawn = random.SystemRandom().sample(
+            open_events, min(num_rewards or settings.audit.sample, len(open_events))
+        )
         if drawn:
-            find = _in_folders(groups) if groups else _ask_peers(settings, folder, coordinator, stack)
+            find = (
+                _in_folders(groups) if groups else _ask_peers(settings, folder, coordinator, stack)
+            )
             auditor = Auditor(coordinator, verifier, find)
             for event in drawn:
                 report.note(*auditor.audit(event))
@@ -303,7 +350,9 @@ def _in_folders(folders: Sequence[Path]) -> Find:
     return find
 
 
-def _ask_peers(settings: Settings, folder: Path, coordinator: Coordinator, stack: ExitStack) -> Find:
+def _ask_peers(
+    settings: Settings, folder: Path, coordinator: Coordinator, stack: ExitStack
+) -> Find:
     from worker.swarm.exchange.audit_client import (
         Listener,  # hivemind takes seconds to load: only where peers are asked
     )
@@ -317,20 +366,39 @@ def _print(report: Report, folder: Path) -> None:
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("round", "peer", "submitted", "worth", "verdict", "reason"):
-        table.add_column(column, justify="right" if column in ("round", "submitted", "worth") else "left")
+        table.add_column(
+            column, justify="right" if column in ("round", "submitted", "worth") else "left"
+        )
     findings = [found for _, found in sorted(report.findings.items())]
     for found in findings:
         if found.reason != NOT_DRAWN:
             worth = "" if found.earned is None else f"{found.earned / 1000:.3f}"
             name, reason = animal_name(found.peer_id), found.reason or ""
-            add_row(table, found.round, name, f"{found.claimed / 1000:.3f}", worth, found.verdict, reason)
+            add_row(
+                table,
+                found.round,
+                name,
+                f"{found.claimed / 1000:.3f}",
+                worth,
+                found.verdict,
+                reason,
+            )
     console.print(table)
     counts = Counter(found.verdict for found in findings)
-    sums = {verdict: sum(found.claimed for found in findings if found.verdict == verdict) for verdict in VERDICTS}
-    print(", ".join(f"{counts[verdict]} {verdict} (rewards of {sums[verdict] / 1000:.3f})" for verdict in VERDICTS))
+    sums = {
+        verdict: sum(found.claimed for found in findings if found.verdict == verdict)
+        for verdict in VERDICTS
+    }
+    print(
+        ", ".join(
+            f"{counts[verdict]} {verdict} (rewards of {sums[verdict] / 1000:.3f})"
+            for verdict in VERDICTS
+        )
+    )
     for found in findings:
         if found.verdict == "contradicted":
             print(
-                f"contradicted: {printable(found.peer_id)} of account {found.account} in round {found.round}: "
-                f"submitted {found.claimed}, worth {found.earned}; evidence in {folder / str(found.evidence)}"
+                f"contradicted: {printable(found.peer_id)} of account {found.account} in round"
+                f" {found.round}: submitted {found.claimed}, worth {found.earned}; evidence in"
+                f" {folder / str(found.evidence)}"
             )

@@ -1,7 +1,7 @@
 """The support bundle of `hivewright doctor`: one file that can be shown to anybody.
 
-Settings, findings, state and the end of the log, with everything that gives power taken out: tokens, passwords in
-addresses, private keys. What is left are addresses, peer ids and numbers.
+Settings, findings, state and the end of the log, with everything that gives power taken out:
+tokens, passwords in addresses, private keys. What is left are addresses, peer ids and numbers.
 """
 
 import importlib.metadata
@@ -27,12 +27,20 @@ NUM_LOG_BYTES = 500_000
 PACKAGES = ("torch", "transformers", "hivemind", "reasoning-gym", "web3", "pyinfra")
 
 _SECRETS = (
-    # What those call their tokens who hand them out: Hugging Face, Tailscale, GitHub, GitLab; and headers of HTTP.
+    # What those call their tokens who hand them out: Hugging Face, Tailscale, GitHub, GitLab; and
+    # headers of HTTP.
     (
-        re.compile(r"\b(hf_|tskey-[a-z]+-|gh[a-z]_|github_pat_|glpat-|sk-|Bearer\s+|Basic\s+)[A-Za-z0-9._~+/-]{8,}=*"),
+        re.compile(
+            r"\b(hf_|tskey-[a-z]+-|gh[a-z]_|github_pat_|glpat-|sk-|Bearer\s+|Basic\s+)[A-Za-z0-9._~+/-]{8,}=*"
+        ),
         rf"\1{HIDDEN}",
     ),
-    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL), HIDDEN),
+    (
+        re.compile(
+            r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL
+        ),
+        HIDDEN,
+    ),
     # A private key of the chain, and a transaction's hash, which looks just like it.
     (re.compile(r"\b(0x)?[0-9a-fA-F]{64}\b"), HIDDEN),
 )
@@ -60,7 +68,9 @@ def write(file: Path, of: Settings, findings: Sequence[Mapping[str, Any]]) -> No
     try:
         file.write_bytes(stream.getvalue())
     except OSError as error:
-        raise ResourceError(f"{file}: can't be written: {error.strerror}; name another place with --bundle") from None
+        raise ResourceError(
+            f"{file}: can't be written: {error.strerror}; name another place with --bundle"
+        ) from None
 
 
 def redact(text: str, known: Sequence[str] = ()) -> str:
@@ -77,18 +87,24 @@ def _known_secrets(of: Settings) -> list[str]:
     """The tokens that this node holds, those that this user may read."""
     token = of.chain.account_token_file or of.node.state_dir / "account.token"
     files = [token, of.chain.enrolment_token_file, of.hub.token_file]
-    return [secret for file in files if file is not None and len(secret := _read(file).strip()) >= 8]
+    return [
+        secret for file in files if file is not None and len(secret := _read(file).strip()) >= 8
+    ]
 
 
 def _versions() -> dict[str, str]:
-    installed = {distribution.metadata["Name"].lower() for distribution in importlib.metadata.distributions()}
+    installed = {
+        distribution.metadata["Name"].lower() for distribution in importlib.metadata.distributions()
+    }
     packages = {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
     return {"system": platform.platform(), "python": platform.python_version(), **packages}
 
 
 def _nvidia_smi() -> str:
     try:
-        return subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20, check=False).stdout
+        return subprocess.run(
+            ["nvidia-smi"], capture_output=True, text=True, timeout=20, check=False
+        ).stdout
     except FileNotFoundError:
         return "no nvidia-smi\n"
     except subprocess.TimeoutExpired:

@@ -25,21 +25,32 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     else:
         policy, state = model_setup.load_trained(settings, folder)
         if state is None:
-            raise TrainingError(f"{folder}: no checkpoint; train first, or use --before for the untouched model")
+            raise TrainingError(
+                f"{folder}: no checkpoint; train first, or use --before for the untouched model"
+            )
         what = f"the checkpoint after {state.get('rounds_trained', 0)} rounds"
     if options.task:
         model_setup.settle_form(
-            policy, environments.load(settings.environment), settings.generation, settings.node.state_dir
+            policy,
+            environments.load(settings.environment),
+            settings.generation,
+            settings.node.state_dir,
         )
-    print(f"{settings.model.name}, {what}; an empty line begins a new conversation, Ctrl-D ends", file=sys.stderr)
-    generation = settings.generation.model_copy(update={"num_generations": 1, "max_completion_length": options.tokens})
+    print(
+        f"{settings.model.name}, {what}; an empty line begins a new conversation, Ctrl-D ends",
+        file=sys.stderr,
+    )
+    generation = settings.generation.model_copy(
+        update={"num_generations": 1, "max_completion_length": options.tokens}
+    )
     conversation = Conversation(policy, generation, options.seed, as_task=options.task)
     while (line := _read_line()) is not None:
         _answer(conversation, line, print)
 
 
 class Conversation:
-    """Turns of a person and the model. `as_task`: each line is a question by itself, in the node's own form."""
+    """Turns of a person and the model. `as_task`: each line is a question by itself, in the node's
+    own form."""
 
     def __init__(self, policy: Policy, generation: Generation, seed: int, *, as_task: bool) -> None:
         self._policy = policy
@@ -52,14 +63,20 @@ class Conversation:
         self.turns = []
 
     def say(self, text: str) -> str | None:
-        """Return the model's answer; None if the conversation is longer than the model's prompt may be."""
+        """Return the model's answer; None if the conversation is longer than the model's prompt may
+        be."""
         self._seed += 1
         if self._as_task:
             (answers,) = self._policy.generate([text], self._generation, self._seed)
             return None if answers is None else answers[0].text
-        answer = self._policy.reply([*self.turns, {"role": "user", "content": text}], self._generation, self._seed)
+        answer = self._policy.reply(
+            [*self.turns, {"role": "user", "content": text}], self._generation, self._seed
+        )
         if answer is not None:
-            self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer.text}]
+            self.turns += [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": answer.text},
+            ]
         return None if answer is None else answer.text
 
 

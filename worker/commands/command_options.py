@@ -1,4 +1,5 @@
-"""Options of commands that look at a node's model and answers. Light: the command line reads them at every start."""
+"""Options of commands that look at a node's model and answers. Light: the command line reads them
+at every start."""
 
 import argparse
 from pathlib import Path
@@ -7,15 +8,28 @@ from pathlib import Path
 def evaluation(parser: argparse.ArgumentParser) -> None:
     """Add the options of `hivewright eval`."""
     parser.add_argument("--before", action="store_true", help="evaluate the untouched model")
-    parser.add_argument("--now", action="store_true", help="evaluate the newest checkpoint (default: both)")
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="a checkpoint, or a folder of them (default: the node's own)"
+        "--now", action="store_true", help="evaluate the newest checkpoint (default: both)"
     )
-    parser.add_argument("--tasks", type=positive, default=32, metavar="N", help="tasks of each (default: 32)")
-    parser.add_argument("--level", type=int, metavar="N", help="this level of every family")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="which held-out tasks (default: 0)")
     parser.add_argument(
-        "--seconds", type=float, default=600.0, metavar="S", help="stop asking after this long, each (default: 600)"
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="a checkpoint, or a folder of them (default: the node's own)",
+    )
+    parser.add_argument(
+        "--tasks", type=positive, default=32, metavar="N", help="tasks of each (default: 32)"
+    )
+    parser.add_argument("--level", type=int, metavar="N", help="this level of every family")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="which held-out tasks (default: 0)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="stop asking after this long, each (default: 600)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -23,33 +37,55 @@ def evaluation(parser: argparse.ArgumentParser) -> None:
 def chat(parser: argparse.ArgumentParser) -> None:
     """Add the options of `hivewright chat`."""
     parser.add_argument("--before", action="store_true", help="talk to the untouched model")
-    parser.add_argument("--tokens", type=positive, default=256, metavar="N", help="longest answer (default: 256)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (default: 0)")
-    parser.add_argument("--task", action="store_true", help="ask in the node's own form, as in training")
+    parser.add_argument(
+        "--tokens", type=positive, default=256, metavar="N", help="longest answer (default: 256)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of sampling (default: 0)"
+    )
+    parser.add_argument(
+        "--task", action="store_true", help="ask in the node's own form, as in training"
+    )
 
 
 def answers(parser: argparse.ArgumentParser) -> None:
     """Add the options of `hivewright answers`."""
     parser.add_argument("--family", metavar="NAME", help="only tasks of this family")
-    parser.add_argument("--peer", metavar="WHO", help="own, peers, or a part of a peer's id or animal name")
     parser.add_argument(
-        "--round", type=_range_of_rounds, metavar="N[-M]", help="a round, or first and last: 12-20, 12-"
+        "--peer", metavar="WHO", help="own, peers, or a part of a peer's id or animal name"
     )
     parser.add_argument(
-        "--reward", type=_range_of_rewards, metavar="LOW[-HIGH]", help="mean reward of a group, such as 0.2-0.8"
+        "--round",
+        type=_range_of_rounds,
+        metavar="N[-M]",
+        help="a round, or first and last: 12-20, 12-",
     )
     parser.add_argument(
-        "--limit", type=positive, default=50, metavar="N", help="groups to show, newest first (default: 50)"
+        "--reward",
+        type=_range_of_rewards,
+        metavar="LOW[-HIGH]",
+        help="mean reward of a group, such as 0.2-0.8",
+    )
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=50,
+        metavar="N",
+        help="groups to show, newest first (default: 50)",
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--all", action="store_true", help="all answers of a group, not only its best and worst")
+    form.add_argument(
+        "--all", action="store_true", help="all answers of a group, not only its best and worst"
+    )
     form.add_argument("--json", action="store_true", help="print JSON lines")
 
 
 def _range_of_rounds(text: str) -> tuple[int, int | None]:
     first, dash, last = text.partition("-")
     if not first.isdecimal() or (last and not last.isdecimal()):
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a round, or a range such as 12-20 or 12-")
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}; expected a round, or a range such as 12-20 or 12-"
+        )
     return int(first), (int(last) if last else None if dash else int(first))
 
 
@@ -60,7 +96,9 @@ def _range_of_rewards(text: str) -> tuple[float, float]:
     except ValueError:
         bounds = (2.0, 2.0)
     if not 0 <= bounds[0] <= bounds[1] <= 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected 0 to 1, or a range such as 0.2-0.8")
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}; expected 0 to 1, or a range such as 0.2-0.8"
+        )
     return bounds
 
 

@@ -1,8 +1,9 @@
 """`hivewright demo`: a whole swarm on this machine, made of the same processes that a fleet runs.
 
-Nothing here is demo code but the settings: every role is an ordinary child process with an ordinary settings file.
-The demo starts them in order, shows what the workers say of themselves, and at the end holds their words against the
-chain. It fails, with one line, if anything that it promises is invalid.
+Nothing here is demo code but the settings: every role is an ordinary child process with an ordinary
+settings file. The demo starts them in order, shows what the workers say of themselves, and at the
+end holds their words against the chain. It fails, with one line, if anything that it promises is
+invalid.
 """
 
 import argparse
@@ -47,9 +48,12 @@ _ALL = 10**9
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the demo. Raises DemoFailed, with one line, if something that it promises was invalid, SettingsError."""
+    """Run the demo. Raises DemoFailed, with one line, if something that it promises was invalid,
+    SettingsError."""
     if options.workers > MAX_WORKERS:
-        raise SettingsError(f"--workers: got {options.workers}; expected at most {MAX_WORKERS} on one machine")
+        raise SettingsError(
+            f"--workers: got {options.workers}; expected at most {MAX_WORKERS} on one machine"
+        )
     output = options.output.resolve()
     demo = Demo(output, options.workers, options.rounds, options.seed, Console(), options.model)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -59,7 +63,9 @@ def run(options: argparse.Namespace) -> None:
         demo.watch(children)
         summary = demo.check()
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    plot_rewards({worker["name"]: worker["rewards"] for worker in summary["workers"]}, output / "rewards.png")
+    plot_rewards(
+        {worker["name"]: worker["rewards"] for worker in summary["workers"]}, output / "rewards.png"
+    )
     demo.report(summary)
 
 
@@ -76,7 +82,9 @@ class Demo:
         model: str | None = None,
     ) -> None:
         """`model`: a real one in the place of the small one that comes with the package."""
-        self.worker_settings = DEMO_SETTINGS if model is None else {**REAL_MODEL_SETTINGS, "model_name": model}
+        self.worker_settings = (
+            DEMO_SETTINGS if model is None else {**REAL_MODEL_SETTINGS, "model_name": model}
+        )
         self.output = output
         self.num_rounds = num_rounds
         self.seed = seed
@@ -94,12 +102,16 @@ class Demo:
         self.rpc_url = chain.wait_for_file(folder / "chain/address", STEP_SECONDS)
         # Started again when the demo is over, it is where all the other files say.
         self._write("chain", {"anvil_port": int(self.rpc_url.rpartition(":")[2])})
-        children.start("chain deploy", self._write("deploy", {"anvil_port": 0}), "deploy", ends=True).wait(STEP_SECONDS)
+        children.start(
+            "chain deploy", self._write("deploy", {"anvil_port": 0}), "deploy", ends=True
+        ).wait(STEP_SECONDS)
         (folder / "enrolment.token").write_text(f"demo-{self.seed}-{time.time_ns()}\n")
         (folder / "enrolment.token").chmod(0o600)
         account = children.start("account", self._write("account", {"account_port": 0}), "account")
         bootnode_settings = {"bootnode_host": "127.0.0.1", "bootnode_port": 0}
-        bootnode = children.start("bootnode", self._write("bootnode", bootnode_settings), "bootnode")
+        bootnode = children.start(
+            "bootnode", self._write("bootnode", bootnode_settings), "bootnode"
+        )
         account_url = account.wait_for_file(folder / "account/address", STEP_SECONDS)
         bootnode.wait_for_file(folder / "bootnode/multiaddr", STEP_SECONDS)
         keeper = {
@@ -111,11 +123,18 @@ class Demo:
             "audit_every_rounds": 0,
         }
         children.start("keeper", self._write("keeper", keeper), "keeper")
-        dashboard = children.start("dashboard", self._write("dashboard", {"dashboard_port": 0}), "dashboard")
+        dashboard = children.start(
+            "dashboard", self._write("dashboard", {"dashboard_port": 0}), "dashboard"
+        )
         say(console, "enrolling the workers: each gets a key and an account on the chain", "dim")
-        files = [self._write(name, self._worker_settings(name, account_url)) for name in self.worker_names]
+        files = [
+            self._write(name, self._worker_settings(name, account_url))
+            for name in self.worker_names
+        ]
         named = list(zip(files, self.worker_names, strict=True))
-        for enrolment in [children.start("enrol", file, f"enrol-{name}", ends=True) for file, name in named]:
+        for enrolment in [
+            children.start("enrol", file, f"enrol-{name}", ends=True) for file, name in named
+        ]:
             enrolment.wait(STEP_SECONDS)
         for file, name in named:
             children.start("worker", file, name, ends=True)
@@ -124,7 +143,8 @@ class Demo:
         say(console, f"training; logs are in {folder / 'logs'}", "dim")
 
     def watch(self, children: Children) -> None:
-        """Show the workers until all have ended. Raises DemoFailed when a process fails or the time is up."""
+        """Show the workers until all have ended. Raises DemoFailed when a process fails or the time
+        is up."""
         workers = [children.by_name[name] for name in self.worker_names]
         patience = START_SECONDS + (self.num_rounds + 1) * ROUND_SECONDS
         deadline = time.monotonic() + patience
@@ -132,7 +152,9 @@ class Demo:
             while any(worker.is_running for worker in workers):
                 children.require_healthy()
                 if time.monotonic() > deadline:
-                    raise DemoFailed(f"not done after {patience:.0f} s; the logs are in {self.output / 'logs'}")
+                    raise DemoFailed(
+                        f"not done after {patience:.0f} s; the logs are in {self.output / 'logs'}"
+                    )
                 show()
                 time.sleep(0.25)
             show()
@@ -140,7 +162,8 @@ class Demo:
 
     @contextmanager
     def _display(self) -> Iterator[Callable[[], None]]:
-        """A table that redraws itself; where there is no terminal, one line for each round that a worker finished."""
+        """A table that redraws itself; where there is no terminal, one line for each round that a
+        worker finished."""
         if self.console.is_terminal:
             with Live(self._table(), console=self.console, auto_refresh=False) as live:
                 yield lambda: live.update(self._table(), refresh=True)
@@ -149,23 +172,43 @@ class Demo:
             self.console.print(self._table())
 
     def check(self) -> dict[str, Any]:
-        """Return what every worker did, held against the chain. Raises DemoFailed if something is invalid."""
+        """Return what every worker did, held against the chain. Raises DemoFailed if something is
+        invalid."""
         coordinator = Coordinator(self._settings({}).chain)
         audited = self._audit()
         workers = [self._summary_of(name, coordinator, audited) for name in self.worker_names]
-        problems = [problem for worker in workers for problem in self._problems(worker, len(workers))]
+        problems = [
+            problem for worker in workers for problem in self._problems(worker, len(workers))
+        ]
         if problems:
             raise DemoFailed(
-                f"{problems[0]}; {len(problems)} finding(s) in all; the logs are in {self.output / 'logs'}"
+                f"{problems[0]}; {len(problems)} finding(s) in all; the logs are in"
+                f" {self.output / 'logs'}"
             )
-        return {"seed": self.seed, "rounds": self.num_rounds, "rpc_url": self.rpc_url, "workers": workers}
+        return {
+            "seed": self.seed,
+            "rounds": self.num_rounds,
+            "rpc_url": self.rpc_url,
+            "workers": workers,
+        }
 
     def report(self, summary: dict[str, Any]) -> None:
         """The last screen: what came of it, and where things are."""
         table = Table(box=None, pad_edge=False, header_style="dim")
         span = max(1, min(3, self.num_rounds // 2))
-        for column in ("worker", "known as", "rounds", f"first {span} > last {span}", "heard", "on chain"):
-            table.add_column(column, justify="left" if column in ("worker", "known as") else "right", no_wrap=True)
+        for column in (
+            "worker",
+            "known as",
+            "rounds",
+            f"first {span} > last {span}",
+            "heard",
+            "on chain",
+        ):
+            table.add_column(
+                column,
+                justify="left" if column in ("worker", "known as") else "right",
+                no_wrap=True,
+            )
         for worker in summary["workers"]:
             rewards = list(worker["rewards"].values())
             add_row(
@@ -178,7 +221,11 @@ class Demo:
                 f"{worker['rewards_confirmed']} of {worker['rewards_earned']}",
             )
         self.console.print()
-        say(self.console, "What came of it: mean reward, peers heard, rewards that the chain confirms", "bold")
+        say(
+            self.console,
+            "What came of it: mean reward, peers heard, rewards that the chain confirms",
+            "bold",
+        )
         self.console.print(table)
         self.console.print()
         for what, file in (
@@ -190,20 +237,30 @@ class Demo:
             say(self.console, f"{what:8} {self.output / file}")
 
     def _audit(self) -> Counter[str]:
-        """Return how many rewards of each peer hold against the groups that it signed at the time."""
+        """Return how many rewards of each peer hold against the groups that it signed at the
+        time."""
         judge = settings_module.load(self._write("audit", self.worker_settings))
         folders = [self.output / name / ARCHIVE_FOLDER for name in self.worker_names]
-        report = audit.audit(judge, self.output / "audit", folders, num_rounds=_ALL, num_rewards=_ALL)
-        return Counter(found.peer_id for found in report.findings.values() if found.verdict == "audited")
+        report = audit.audit(
+            judge, self.output / "audit", folders, num_rounds=_ALL, num_rewards=_ALL
+        )
+        return Counter(
+            found.peer_id for found in report.findings.values() if found.verdict == "audited"
+        )
 
-    def _summary_of(self, name: str, coordinator: Coordinator, audited: Counter[str]) -> dict[str, Any]:
+    def _summary_of(
+        self, name: str, coordinator: Coordinator, audited: Counter[str]
+    ) -> dict[str, Any]:
         folder = self.output / name
         said = status.read(folder)
         if said is None:
             raise DemoFailed(f"{name} left no status in {folder}")
         rounds = status.read_rounds(folder)
         rows = Ledger(folder / "ledger.db").rows()
-        on_chain = [coordinator.submitted_reward(row.round, row.stage, row.peer_id) == row.reward for row in rows]
+        on_chain = [
+            coordinator.submitted_reward(row.round, row.stage, row.peer_id) == row.reward
+            for row in rows
+        ]
         return {
             "name": name,
             "peer_id": said.peer_id,
@@ -213,7 +270,9 @@ class Demo:
             "rounds_with_step": [line["round"] for line in rounds if line["skipped"] is None],
             "rewards": {str(line["round"]): line["reward_mean"] for line in rounds},
             "peers_heard": sorted({peer for line in rounds for peer in line["peers_heard"]}),
-            "peers_heard_per_round": {str(line["round"]): len(line["peers_heard"]) for line in rounds},
+            "peers_heard_per_round": {
+                str(line["round"]): len(line["peers_heard"]) for line in rounds
+            },
             "registered": coordinator.owner_of(said.peer_id) is not None,
             "rewards_earned": len(rows),
             "rewards_confirmed": sum(on_chain),
@@ -224,23 +283,29 @@ class Demo:
         name = worker["name"]
         problems = []
         if worker["rounds_trained"] != self.num_rounds:
-            problems.append(f"{name} trained {worker['rounds_trained']} rounds, expected {self.num_rounds}")
+            problems.append(
+                f"{name} trained {worker['rounds_trained']} rounds, expected {self.num_rounds}"
+            )
         if worker["rounds_reported"] != worker["rounds_with_step"]:
             problems.append(
-                f"{name} reported rounds {worker['rounds_reported']} but trained in {worker['rounds_with_step']}"
+                f"{name} reported rounds {worker['rounds_reported']} but trained in"
+                f" {worker['rounds_with_step']}"
             )
         if len(worker["peers_heard"]) != num_workers - 1:
-            problems.append(f"{name} heard {len(worker['peers_heard'])} peers, expected {num_workers - 1}")
+            problems.append(
+                f"{name} heard {len(worker['peers_heard'])} peers, expected {num_workers - 1}"
+            )
         if not worker["registered"]:
             problems.append(f"{name} ({worker['peer_id']}) is not registered on the chain")
         if worker["rewards_confirmed"] != worker["rewards_earned"]:
             problems.append(
-                f"the chain confirms {worker['rewards_confirmed']} of {worker['rewards_earned']} rewards of {name}"
+                f"the chain confirms {worker['rewards_confirmed']} of {worker['rewards_earned']}"
+                f" rewards of {name}"
             )
         if worker["rewards_audited"] != worker["rewards_earned"]:
             problems.append(
-                f"{worker['rewards_audited']} of {worker['rewards_earned']} rewards of {name} hold against the groups "
-                "that it signed (audit/audit.json)"
+                f"{worker['rewards_audited']} of {worker['rewards_earned']} rewards of {name} hold"
+                " against the groups that it signed (audit/audit.json)"
             )
         return problems
 
@@ -260,12 +325,15 @@ class Demo:
         }
 
     def _write(self, role: str, flat: dict[str, Any]) -> Path:
-        """The role's settings file; every role's state is in a folder of its own in the output folder."""
+        """The role's settings file; every role's state is in a folder of its own in the output
+        folder."""
         folder = self.output / role
         folder.mkdir(exist_ok=True)
         file = self.output / "settings" / f"{role}.yaml"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(settings_module.dump(self._settings({"node_state_dir": str(folder), **flat})))
+        file.write_text(
+            settings_module.dump(self._settings({"node_state_dir": str(folder), **flat}))
+        )
         return file
 
     def _settings(self, flat: dict[str, Any]) -> Settings:
@@ -301,31 +369,37 @@ class Demo:
                 num_seen[name] += 1
                 say(
                     self.console,
-                    f"{name} round {line['round']} reward {line['reward_mean']:.2f} loss {line['loss']:.4f} "
-                    f"heard {len(line['peers_heard'])} groups {line['groups_local']}+{line['groups_external']} "
-                    f"{line['seconds']:.1f} s",
+                    f"{name} round {line['round']} reward {line['reward_mean']:.2f} loss"
+                    f" {line['loss']:.4f} heard {len(line['peers_heard'])} groups"
+                    f" {line['groups_local']}+{line['groups_external']} {line['seconds']:.1f} s",
                 )
 
 
 def _fresh_folder(output: Path) -> IO[str]:
-    """Make `output` an empty folder and hold its lock. What an earlier demo left is removed, anything else not touched.
+    """Make `output` an empty folder and hold its lock. What an earlier demo left is removed,
+    anything else not touched.
 
-    Raises SettingsError if it is not a folder for a demo, ResourceError if another demo is at work in it.
+    Raises SettingsError if it is not a folder for a demo, ResourceError if another demo is at work
+    in it.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"--output {output}: {error.strerror}; expected a folder that can be made") from None
+        raise SettingsError(
+            f"--output {output}: {error.strerror}; expected a folder that can be made"
+        ) from None
     if any(output.iterdir()) and not (output / MARKER).exists():
         raise SettingsError(
-            f"--output {output}: has files that no demo wrote; expected a new or an earlier demo's folder"
+            f"--output {output}: has files that no demo wrote; expected a new or an earlier demo's"
+            " folder"
         )
     (output / MARKER).touch()
     lock = host.lock_folder(output, "--output")
     left = [entry for entry in output.iterdir() if entry.name not in (MARKER, "lock")]
     if left:
         print(
-            f"starting again: what an earlier demo left in {output} is removed ({len(left)} files and folders)",
+            f"starting again: what an earlier demo left in {output} is removed ({len(left)} files"
+            " and folders)",
             flush=True,
         )
     for entry in left:
@@ -338,5 +412,6 @@ def _fresh_folder(output: Path) -> IO[str]:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM and Ctrl-C end the demo, children first: Ctrl-C also where a shell's `&` made this process ignore it."""
+    """SIGTERM and Ctrl-C end the demo, children first: Ctrl-C also where a shell's `&` made this
+    process ignore it."""
     raise KeyboardInterrupt

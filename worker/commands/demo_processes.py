@@ -1,4 +1,5 @@
-"""Child processes of `hivewright demo`: started with a settings file, logged to a file, and never left behind."""
+"""Child processes of `hivewright demo`: started with a settings file, logged to a file, and never
+left behind."""
 
 import os
 import signal
@@ -15,7 +16,8 @@ STOP_SECONDS = 15.0
 
 
 class Child:
-    """One `hivewright COMMAND --settings FILE`. `ends`: it is expected to end by itself, with exit code 0."""
+    """One `hivewright COMMAND --settings FILE`. `ends`: it is expected to end by itself, with exit
+    code 0."""
 
     def __init__(self, command: str, settings_file: Path, name: str, log: Path, ends: bool) -> None:
         self.name = name
@@ -24,11 +26,19 @@ class Child:
         self._parent = os.getpid()
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker", *command.split(), "--settings", str(settings_file)],
+                [
+                    sys.executable,
+                    "-m",
+                    "worker",
+                    *command.split(),
+                    "--settings",
+                    str(settings_file),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                # A session of its own: Ctrl-C reaches the demo alone, which then stops its children in order.
+                # A session of its own: Ctrl-C reaches the demo alone, which then stops its children
+                # in order.
                 start_new_session=True,
                 preexec_fn=self._die_with_parent,
             )
@@ -47,7 +57,9 @@ class Child:
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise DemoFailed(f"{self.name}: not done after {seconds:.0f} s; its log is {self.log}") from None
+            raise DemoFailed(
+                f"{self.name}: not done after {seconds:.0f} s; its log is {self.log}"
+            ) from None
         if code != 0:
             raise DemoFailed(self.last_words())
 
@@ -58,17 +70,24 @@ class Child:
             if not self.is_running:
                 raise DemoFailed(self.last_words())
             if time.monotonic() > deadline:
-                raise DemoFailed(f"{self.name}: not ready after {seconds:.0f} s, no {file}; its log is {self.log}")
+                raise DemoFailed(
+                    f"{self.name}: not ready after {seconds:.0f} s, no {file}; its log is"
+                    f" {self.log}"
+                )
             time.sleep(0.05)
         return file.read_text().strip()
 
     def last_words(self) -> str:
-        """The exit code and the last line of the log: a role's last line says why, unless it was killed."""
+        """The exit code and the last line of the log: a role's last line says why, unless it was
+        killed."""
         if self.process.returncode < 0:
             killer = signal.Signals(-self.process.returncode).name
             return f"{self.name} was killed by {killer}, not by the demo; its log is {self.log}"
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        return f"{self.name} ended with {self.process.returncode}: {lines[-1] if lines else 'no output'} ({self.log})"
+        return (
+            f"{self.name} ended with {self.process.returncode}:"
+            f" {lines[-1] if lines else 'no output'} ({self.log})"
+        )
 
 
 class Children:
@@ -95,7 +114,10 @@ class Children:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Ask all to stop, youngest first, and kill those that do not in time."""
         for child in reversed(self.by_name.values()):

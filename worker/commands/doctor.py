@@ -1,7 +1,9 @@
-"""`hivewright doctor`: whether this machine can do what a worker's settings ask of it, before it is asked.
+"""`hivewright doctor`: whether this machine can do what a worker's settings ask of it, before it is
+asked.
 
-Every finding is ok, a warning (it will work, badly or not yet) or a refusal (it can't work), with its cause and the
-exact fix. Nothing is changed: no key is made, no round trained; a worker that runs here goes on.
+Every finding is ok, a warning (it will work, badly or not yet) or a refusal (it can't work), with
+its cause and the exact fix. Nothing is changed: no key is made, no round trained; a worker that
+runs here goes on.
 """
 
 import argparse
@@ -59,14 +61,18 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     """Print all findings. Raises ResourceError if any of them refuses."""
     findings = list(examine(settings))
     if options.bundle is not None:
-        bundle.write(options.bundle, settings, [dataclasses.asdict(finding) for finding in findings])
+        bundle.write(
+            options.bundle, settings, [dataclasses.asdict(finding) for finding in findings]
+        )
     if options.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
         _print(findings)
     refusals = [finding.check for finding in findings if finding.verdict == "refuse"]
     if refusals:
-        raise ResourceError(f"{len(refusals)} of {len(findings)} checks refuse: {', '.join(refusals)}; see above")
+        raise ResourceError(
+            f"{len(refusals)} of {len(findings)} checks refuse: {', '.join(refusals)}; see above"
+        )
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -74,10 +80,14 @@ def examine(settings: Settings) -> Iterator[Finding]:
     patient = Patient(settings, _running_pid(settings.node.state_dir))
     for check in CHECKS:
         for finding in _findings(check, patient):
-            yield dataclasses.replace(finding, cause=discreet(finding.cause), fix=discreet(finding.fix))
+            yield dataclasses.replace(
+                finding, cause=discreet(finding.cause), fix=discreet(finding.fix)
+            )
 
 
-def _findings(check: Callable[["Patient"], Iterator[Finding]], patient: "Patient") -> Iterator[Finding]:
+def _findings(
+    check: Callable[["Patient"], Iterator[Finding]], patient: "Patient"
+) -> Iterator[Finding]:
     try:
         yield from check(patient)
     except WorkerError as error:
@@ -123,18 +133,26 @@ def _device(patient: Patient) -> Iterator[Finding]:
         yield Finding("device", "warning", cause, "reset or replace it, and see the kernel's log")
     machine = model_sizing.measure(patient.settings.model)
     name, seconds = device.compute(machine.device, machine.dtype)
-    yield Finding("device", "ok", f"{name} ({machine.device}) computes and differentiates in {seconds:.2f} s")
+    yield Finding(
+        "device", "ok", f"{name} ({machine.device}) computes and differentiates in {seconds:.2f} s"
+    )
 
 
 def _model(patient: Patient) -> Iterator[Finding]:
-    model, generation = model_sizing.settle(patient.settings.model, patient.folder), patient.settings.generation
+    model, generation = (
+        model_sizing.settle(patient.settings.model, patient.folder),
+        patient.settings.generation,
+    )
     model_sizing.require_context(model, generation)
     if model_sizing.find_folder(model) is not None:  # else nothing is known of it yet
         outlook = engine_forecast.read(model)
         if outlook.refuses(generation):
             cause = f"{model.name} ({outlook.model_type}) can't be trained here: {outlook.reason}"
             yield Finding(
-                "model", "refuse", cause, "take another model.name; `hivewright check --model NAME` judges one"
+                "model",
+                "refuse",
+                cause,
+                "take another model.name; `hivewright check --model NAME` judges one",
             )
             return
     tokens = f"{generation.max_prompt_length} + {generation.max_completion_length} tokens"
@@ -156,18 +174,24 @@ def _memory(patient: Patient) -> Iterator[Finding]:
     elif needed <= machine.free_gib or patient.pid is not None:
         yield Finding("memory", "ok", f"{model.name} needs about {needed:.1f} GiB; {free}")
     else:
-        fix = "free memory, set trainer.lora, or choose a smaller model.name (`hivewright check` lists what fits)"
+        fix = (
+            "free memory, set trainer.lora, or choose a smaller model.name (`hivewright check`"
+            " lists what fits)"
+        )
         yield Finding("memory", "refuse", f"{model.name} needs about {needed:.1f} GiB; {free}", fix)
 
 
 def _recall_budget(file: Path, model: Model, dtype: str) -> micro_batch.Budget | None:
-    """Return what was measured of the model. Small ones are float32 where `auto` comes to bfloat16 for others."""
+    """Return what was measured of the model. Small ones are float32 where `auto` comes to bfloat16
+    for others."""
     dtypes = (dtype, "float32") if model.dtype == "auto" else (dtype,)
     found = (micro_batch.recall(file, f"{model.name} torch.{each} ") for each in dtypes)
     return next((budget for budget in found if budget is not None), None)
 
 
-def _against_worst_step(patient: Patient, measured: micro_batch.Budget, free_gib: float, free: str) -> Finding:
+def _against_worst_step(
+    patient: Patient, measured: micro_batch.Budget, free_gib: float, free: str
+) -> Finding:
     how = "layers computed again" if measured.recomputes else "layers kept"
     limit = patient.settings.trainer.max_tokens_per_micro_batch
     said = f"worst step measured here: {measured.tokens} of {limit} tokens at once, {how}"
@@ -180,7 +204,12 @@ def _against_worst_step(patient: Patient, measured: micro_batch.Budget, free_gib
     if held <= free_gib:
         fix = "end what else runs there, or leave it: steps are then made in smaller pieces, slower"
         return Finding("memory", "warning", said, fix)
-    return Finding("memory", "refuse", said, "end what else runs there, set trainer.lora, or take a smaller model")
+    return Finding(
+        "memory",
+        "refuse",
+        said,
+        "end what else runs there, set trainer.lora, or take a smaller model",
+    )
 
 
 def _ram(patient: Patient) -> Iterator[Finding]:
@@ -189,9 +218,19 @@ def _ram(patient: Patient) -> Iterator[Finding]:
     if patient.pid is not None or free >= TIGHT_RAM_GIB:
         yield Finding("ram", "ok", f"{free:.1f} GiB free")
     elif free >= SMALL_RAM_GIB:
-        yield Finding("ram", "warning", f"{free:.1f} GiB free; a worker wants {TIGHT_RAM_GIB:g} besides its model", fix)
+        yield Finding(
+            "ram",
+            "warning",
+            f"{free:.1f} GiB free; a worker wants {TIGHT_RAM_GIB:g} besides its model",
+            fix,
+        )
     else:
-        yield Finding("ram", "refuse", f"{free:.1f} GiB free; a worker does not even load with less than 1", fix)
+        yield Finding(
+            "ram",
+            "refuse",
+            f"{free:.1f} GiB free; a worker does not even load with less than 1",
+            fix,
+        )
 
 
 def _disk(patient: Patient) -> Iterator[Finding]:
@@ -201,7 +240,10 @@ def _disk(patient: Patient) -> Iterator[Finding]:
     said = f"{free_gb:.1f} GB free in {patient.folder}, {speed:.0f} MB/s written"
     if speed < SLOW_DISK_MB_S:
         yield Finding(
-            "disk", "warning", said, "checkpoints hold training up: raise node.checkpoint_every, or use an SSD"
+            "disk",
+            "warning",
+            said,
+            "checkpoints hold training up: raise node.checkpoint_every, or use an SSD",
         )
     else:
         yield Finding("disk", "ok", said)
@@ -241,7 +283,9 @@ def _account(patient: Patient) -> Iterator[Finding]:
         yield Finding("account", "ok", "no account service: this node earns nothing")
         return
     info = account_client.AccountClient(patient.settings.chain, patient.folder).swarm()
-    yield Finding("account", "ok", f"{patient.settings.chain.account_url} sends from {info.account}")
+    yield Finding(
+        "account", "ok", f"{patient.settings.chain.account_url} sends from {info.account}"
+    )
 
 
 def _chain(patient: Patient) -> Iterator[Finding]:
@@ -266,7 +310,9 @@ def _chain(patient: Patient) -> Iterator[Finding]:
         )
         if owner is None:
             fix = "run `hivewright enrol` with these settings"
-            yield Finding("registration", "refuse", f"{identity.peer_id} is not registered on this chain", fix)
+            yield Finding(
+                "registration", "refuse", f"{identity.peer_id} is not registered on this chain", fix
+            )
         else:
             account_client.require_owner(identity.peer_id, owner, ours.account)
 
@@ -293,15 +339,25 @@ def _dht(patient: Patient) -> Iterator[Finding]:
     if patient.settings.chain.account_url or patient.settings.chain.rpc_url:
         addresses += [a for a in _bootnodes(patient) if a not in addresses]
     if not addresses:
-        yield Finding("dht", "warning", "no bootnodes are known", "set swarm.bootnodes, or start the swarm's keeper")
+        yield Finding(
+            "dht",
+            "warning",
+            "no bootnodes are known",
+            "set swarm.bootnodes, or start the swarm's keeper",
+        )
         return
     reasons = swarm_probe.reach(addresses)
     failed = {address: reason for address, reason in reasons.items() if reason is not None}
     if len(failed) < len(reasons):
-        yield Finding("dht", "ok", f"{len(reasons) - len(failed)} of {len(reasons)} bootnodes answer")
+        yield Finding(
+            "dht", "ok", f"{len(reasons) - len(failed)} of {len(reasons)} bootnodes answer"
+        )
     else:
         address, reason = next(iter(failed.items()))
-        fix = "open the way there (firewall, VPN), or start the bootnode; until then this node trains alone"
+        fix = (
+            "open the way there (firewall, VPN), or start the bootnode; until then this node trains"
+            " alone"
+        )
         # libp2p's errors are several lines, of which the last says what happened.
         said = printable(reason.strip().splitlines()[-1].strip(" *"))
         yield Finding("dht", "warning", f"no bootnode answers: {printable(address)}: {said}", fix)
@@ -325,13 +381,22 @@ def _announced(patient: Patient) -> Iterator[Finding]:
     if not swarm.announce:
         here, there = ipaddress.ip_address(seen), target and _is_public(target)
         if here.is_private and there:
-            fix = "forward a port to swarm.port and put its outer address into swarm.announce, or use a VPN"
-            yield Finding("announced", "warning", f"seen from {seen}, which peers elsewhere can't dial", fix)
+            fix = (
+                "forward a port to swarm.port and put its outer address into swarm.announce, or use"
+                " a VPN"
+            )
+            yield Finding(
+                "announced", "warning", f"seen from {seen}, which peers elsewhere can't dial", fix
+            )
         else:
             yield Finding("announced", "ok", f"libp2p announces its own; seen from {seen}")
     elif announced and seen not in announced:
-        fix = f"see that {', '.join(announced)} is forwarded here, or put {seen} into swarm.announce"
-        yield Finding("announced", "warning", f"announced is {', '.join(announced)}, seen from {seen}", fix)
+        fix = (
+            f"see that {', '.join(announced)} is forwarded here, or put {seen} into swarm.announce"
+        )
+        yield Finding(
+            "announced", "warning", f"announced is {', '.join(announced)}, seen from {seen}", fix
+        )
     else:
         yield Finding("announced", "ok", f"{', '.join(swarm.announce)}, seen from {seen}")
 
@@ -363,15 +428,25 @@ def _is_public(target: str) -> bool:
 
 
 def _versions(patient: Patient) -> Iterator[Finding]:
-    """Of what makes the tasks: peers with another version can't be learnt from. Known once the node has met some."""
+    """Of what makes the tasks: peers with another version can't be learnt from. Known once the node
+    has met some."""
     ours = ", ".join(environments.load(patient.settings.environment).versions)
     node = status.read(patient.folder)
     others = node.swarm.other_versions if node and node.swarm else {}
     if not others:
-        yield Finding("versions", "ok", f"hivewright {__version__}, {ours}; no peer is known to differ")
+        yield Finding(
+            "versions", "ok", f"hivewright {__version__}, {ours}; no peer is known to differ"
+        )
         return
-    theirs = ", ".join(f"{count} peers run {printable(version)}" for version, count in sorted(others.items()))
-    yield Finding("versions", "warning", f"{theirs}, this node {ours}", "upgrade the older ones: deploy them again")
+    theirs = ", ".join(
+        f"{count} peers run {printable(version)}" for version, count in sorted(others.items())
+    )
+    yield Finding(
+        "versions",
+        "warning",
+        f"{theirs}, this node {ours}",
+        "upgrade the older ones: deploy them again",
+    )
 
 
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
@@ -388,5 +463,8 @@ def _print(findings: list[Finding]) -> None:
         if finding.fix:
             print(wrapper.fill(f"{'':<22} fix: {finding.fix}"))
     verdicts = [finding.verdict for finding in findings]
-    print(f"{verdicts.count('ok')} ok, {verdicts.count('warning')} warnings, {verdicts.count('refuse')} refused")
+    print(
+        f"{verdicts.count('ok')} ok, {verdicts.count('warning')} warnings,"
+        f" {verdicts.count('refuse')} refused"
+    )
     sys.stdout.flush()

@@ -1,11 +1,12 @@
-"""Download files of a model from the Hugging Face Hub, as a process of its own: `python -m worker.commands.download`.
+"""Download files of a model from the Hugging Face Hub, as a process of its own: `python -m
+worker.commands.download`.
 
-It reads an order (JSON, see `Order`) from standard input; worker/commands/fetch.py writes that, watches the
-folder, and ends a download that stands still. Exit code 0, or 1 with a `Failure` as JSON in the last
-line of standard output.
+It reads an order (JSON, see `Order`) from standard input; worker/commands/fetch.py writes that,
+watches the folder, and ends a download that stands still. Exit code 0, or 1 with a `Failure` as
+JSON in the last line of standard output.
 
-What has arrived of a file is kept in NAME.partial, and the next attempt goes on from there. What xet
-writes can't be gone on from: it is in huggingface_hub's own temporary files, which are removed.
+What has arrived of a file is kept in NAME.partial, and the next attempt goes on from there. What
+xet writes can't be gone on from: it is in huggingface_hub's own temporary files, which are removed.
 """
 
 import hashlib
@@ -37,7 +38,8 @@ _HASH_CHUNK = 16 << 20
 
 @dataclass(frozen=True)
 class File:
-    """One file of a repository. `sha256`: of what is stored with git-lfs or xet; None: not known."""
+    """One file of a repository. `sha256`: of what is stored with git-lfs or xet; None: not
+    known."""
 
     name: str
     size: int | None
@@ -46,7 +48,8 @@ class File:
 
 @dataclass(frozen=True)
 class Failure:
-    """The reason why an attempt ended. `status`: the Hub's answer; `errno`: of this machine; None: neither."""
+    """The reason why an attempt ended. `status`: the Hub's answer; `errno`: of this machine; None:
+    neither."""
 
     reason: str
     status: int | None = None
@@ -119,15 +122,20 @@ def _get(order: Order, file: File) -> None:
     try:
         _append(url, headers, partial, file.size, order.stall_seconds)
     except httpx2.ReadTimeout:
-        raise TimeoutError(f"nothing arrived of {file.name} for {order.stall_seconds:g} s") from None
+        raise TimeoutError(
+            f"nothing arrived of {file.name} for {order.stall_seconds:g} s"
+        ) from None
     if file.sha256 is not None and _sha256(partial) != file.sha256:
         partial.unlink()
         raise ValueError(f"{file.name}: another SHA-256 than the Hub says; it is downloaded again")
     partial.replace(target)
 
 
-def _append(url: str, headers: dict[str, str], partial: Path, size: int | None, seconds: float) -> None:
-    """Add to a file what it lacks. huggingface_hub's own http_get loses up to 10 MB when it is interrupted."""
+def _append(
+    url: str, headers: dict[str, str], partial: Path, size: int | None, seconds: float
+) -> None:
+    """Add to a file what it lacks. huggingface_hub's own http_get loses up to 10 MB when it is
+    interrupted."""
     with partial.open("ab", buffering=0) as stream:
         begin = stream.tell()
         if size is not None and begin == size:
@@ -139,7 +147,9 @@ def _append(url: str, headers: dict[str, str], partial: Path, size: int | None, 
         if begin:
             headers["Range"] = f"bytes={begin}-"
         limits = httpx2.Timeout(seconds, connect=_CONNECT_SECONDS)
-        with get_session().stream("GET", url, headers=headers, timeout=limits, follow_redirects=True) as answer:
+        with get_session().stream(
+            "GET", url, headers=headers, timeout=limits, follow_redirects=True
+        ) as answer:
             hf_raise_for_status(answer)
             if begin and answer.status_code != http.HTTPStatus.PARTIAL_CONTENT:
                 stream.truncate(0)

@@ -57,30 +57,38 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def fixed_tasks(environment: Environment) -> list[Asked]:
-    """Return what a node asks whenever it evaluates: each family where its curriculum begins, so that results
-    compare."""
+    """Return what a node asks whenever it evaluates: each family where its curriculum begins, so
+    that results compare."""
     curricula = environment.levels
     return [(name, 0 if name in curricula else None) for name in environment.names]
 
 
 def choose_tasks(environment: Environment, level: int | None) -> list[Asked]:
-    """Return what to ask: each family at `level`, or, without one, where its curriculum begins and where it is now."""
+    """Return what to ask: each family at `level`, or, without one, where its curriculum begins and
+    where it is now."""
     if level is not None:
         return [(name, level) for name in environment.names]
     now = environment.levels
     return [
-        (name, number) for name in environment.names for number in (sorted({0, now[name]}) if name in now else [None])
+        (name, number)
+        for name in environment.names
+        for number in (sorted({0, now[name]}) if name in now else [None])
     ]
 
 
-def _load(settings: Settings, checkpoints: Path | None, environment: Environment) -> tuple[Policy, State]:
-    """The untouched model (`checkpoints` None) or the newest of the checkpoints, asked as the node asks."""
+def _load(
+    settings: Settings, checkpoints: Path | None, environment: Environment
+) -> tuple[Policy, State]:
+    """The untouched model (`checkpoints` None) or the newest of the checkpoints, asked as the node
+    asks."""
     if checkpoints is None:
         policy, state = model_setup.load_policy(settings), None
     else:
         policy, state = model_setup.load_trained(settings, checkpoints)
         if state is None:
-            raise TrainingError(f"{checkpoints}: no checkpoint; train first, or evaluate the model with --before")
+            raise TrainingError(
+                f"{checkpoints}: no checkpoint; train first, or evaluate the model with --before"
+            )
     model_setup.settle_form(policy, environment, settings.generation, settings.node.state_dir)
     return policy, state or {}
 
@@ -89,12 +97,15 @@ def measure(
     policy: Policy, environment: Environment, generation: Generation, asked: Sequence[Asked], tasks_each: int, *,
     seed: int, seconds: float, round: int | None, rounds_trained: int, progress: Callable[[], None] = lambda: None,
 ) -> Evaluation:  # fmt: skip
-    """Ask `tasks_each` held-out tasks of each of `asked`, for at most `seconds`; `progress` is called now and then.
+    """Ask `tasks_each` held-out tasks of each of `asked`, for at most `seconds`; `progress` is
+    called now and then.
 
     Raises TrainingError if not even one task was answered.
     """
     started = time.monotonic()
-    scores = evaluation.evaluate(policy, environment, generation, asked, tasks_each, seed=seed, until=started + seconds)
+    scores = evaluation.evaluate(
+        policy, environment, generation, asked, tasks_each, seed=seed, until=started + seconds
+    )
     reward = evaluation.mean_reward(scores)
     if math.isnan(reward):
         raise TrainingError(
@@ -140,8 +151,15 @@ def _print(found: dict[str, Evaluation], names: Sequence[str]) -> None:
     console = Console()
     console.print(table)
     for name in names:
-        what = "the untouched model" if name == BEFORE else f"after {found[name].rounds_trained} rounds"
-        say(console, f"{name}: {what}: mean reward {found[name].reward:.3f} in {found[name].seconds:.0f} s")
+        what = (
+            "the untouched model"
+            if name == BEFORE
+            else f"after {found[name].rounds_trained} rounds"
+        )
+        say(
+            console,
+            f"{name}: {what}: mean reward {found[name].reward:.3f} in {found[name].seconds:.0f} s",
+        )
 
 
 def _cells(score: FamilyScore) -> tuple[str, str, str]:

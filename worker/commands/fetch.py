@@ -1,11 +1,12 @@
-"""`hivewright fetch`: have a node's model in the folder that the nodes of a machine share (model.shared_dir).
+"""`hivewright fetch`: have a node's model in the folder that the nodes of a machine share
+(model.shared_dir).
 
 A model is downloaded into a folder next to its own, which gets its name once it is whole: what the
 nodes find can be loaded, and the next run of one that was cut off gets what is missing. A newer
 revision is not looked for: remove the folder, and the next run gets it.
 
-The download is a process of its own (worker/commands/download.py), which can be ended when nothing arrives any
-more: xet has no limit on how long it waits.
+The download is a process of its own (worker/commands/download.py), which can be ended when nothing
+arrives any more: xet has no limit on how long it waits.
 """
 
 import argparse
@@ -49,19 +50,22 @@ _MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.
 def run(of: Settings, options: argparse.Namespace | None = None) -> None:
     """Download the model, unless it is there or a folder of its own, and print where it is.
 
-    Raises SettingsError without such a folder or for a wrong token file, ModelError if the model can't
-    be had, ResourceError if the folder can't be written, or has no room.
+    Raises SettingsError without such a folder or for a wrong token file, ModelError if the model
+    can't be had, ResourceError if the folder can't be written, or has no room.
     """
     model = model_sizing.settle(of.model, of.node.state_dir)
     if model.shared_dir is None:
-        raise SettingsError("model/shared_dir: none; expected the folder that models are to be downloaded to")
+        raise SettingsError(
+            "model/shared_dir: none; expected the folder that models are to be downloaded to"
+        )
     token = _token(model, options.token_file if options is not None else None)
     try:
         model.shared_dir.mkdir(parents=True, exist_ok=True)
         lock = (model.shared_dir / "lock").open("w")
     except OSError as error:
         raise ResourceError(
-            f"{model.shared_dir} (model/shared_dir): {error.strerror}; expected a folder to write in"
+            f"{model.shared_dir} (model/shared_dir): {error.strerror}; expected a folder to"
+            " write in"
         ) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the second one finds what the first has downloaded
@@ -85,8 +89,9 @@ def _download(model: Model, shared_dir: Path, min_free_disk_mb: int, token: str 
     known = policy.look_up(model.name, token)
     if isinstance(known, str):
         raise ModelError(
-            f"model/name: {model.name}: not in {shared_dir}, and Hugging Face can't be reached ({known}); expected a "
-            f"folder with a model, {model_sizing.TINY}, or a machine with a way there"
+            f"model/name: {model.name}: not in {shared_dir}, and Hugging Face can't be reached"
+            f" ({known}); expected a folder with a model, {model_sizing.TINY}, or a machine with a"
+            " way there"
         )
     files = _needed(known)
     whole = model_sizing.shared_folder(shared_dir, model.name)
@@ -114,7 +119,8 @@ def _download(model: Model, shared_dir: Path, min_free_disk_mb: int, token: str 
 
 
 def _clear(part: Path, revision: str) -> None:
-    """Remove what can't be gone on from: files of another revision, and those that xet had begun."""
+    """Remove what can't be gone on from: files of another revision, and those that xet had
+    begun."""
     mark = part / _REVISION
     if part.exists() and not (mark.is_file() and mark.read_text() == revision):
         shutil.rmtree(part)
@@ -123,19 +129,31 @@ def _clear(part: Path, revision: str) -> None:
 
 
 def _needed(known: ModelInfo) -> list[download.File]:
-    """The files that a model is loaded from: not its weights in other forms, which may be many times as large."""
+    """The files that a model is loaded from: not its weights in other forms, which may be many
+    times as large."""
     found = {file.rfilename: file for file in known.siblings or () if "/" not in file.rfilename}
-    weights = [name for name in found if name.endswith(".safetensors") and not name.startswith("consolidated")]
-    weights = weights or [name for name in found if name.startswith("pytorch_model") and name.endswith(".bin")]
+    weights = [
+        name
+        for name in found
+        if name.endswith(".safetensors") and not name.startswith("consolidated")
+    ]
+    weights = weights or [
+        name for name in found if name.startswith("pytorch_model") and name.endswith(".bin")
+    ]
     return [
-        download.File(name, found[name].size, lfs.sha256 if (lfs := found[name].lfs) is not None else None)
+        download.File(
+            name, found[name].size, lfs.sha256 if (lfs := found[name].lfs) is not None else None
+        )
         for name in (*weights, *(name for name in found if name.endswith(_DESCRIPTIONS)))
     ]
 
 
 def _get_files(order: download.Order, name: str) -> None:
-    """Have all files of the order, in several attempts if need be. Raises ModelError, ResourceError."""
-    can_do_without = all((file.size or 0) <= constants.MAX_HTTP_DOWNLOAD_SIZE for file in order.files)
+    """Have all files of the order, in several attempts if need be. Raises ModelError,
+    ResourceError."""
+    can_do_without = all(
+        (file.size or 0) <= constants.MAX_HTTP_DOWNLOAD_SIZE for file in order.files
+    )
     uses_xet = not constants.HF_HUB_DISABLE_XET
     failure = _attempt(order, name, uses_xet)
     for number in range(2, ATTEMPTS + 1):
@@ -152,9 +170,9 @@ def _get_files(order: download.Order, name: str) -> None:
     if failure is not None:
         _require_hope(order, name, failure)
         raise ModelError(
-            f"model/name: {name}: the download was cut off: {failure.reason}, in {ATTEMPTS} attempts; what has arrived "
-            f"is kept in {order.folder}: check the way to {order.endpoint}, then run it again, and it goes on from "
-            "there"
+            f"model/name: {name}: the download was cut off: {failure.reason}, in {ATTEMPTS}"
+            f" attempts; what has arrived is kept in {order.folder}: check the way to"
+            f" {order.endpoint}, then run it again, and it goes on from there"
         )
 
 
@@ -162,13 +180,18 @@ def _require_hope(order: download.Order, name: str, failure: download.Failure) -
     """Raise ModelError or ResourceError if another attempt would meet the same."""
     if failure.status in _REFUSALS:
         has_token = isinstance(order.token, str)
-        raise ModelError(policy.refusal(name, failure.status, failure.reason, has_token, failure.is_gated))
+        raise ModelError(
+            policy.refusal(name, failure.status, failure.reason, has_token, failure.is_gated)
+        )
     if failure.errno in _MACHINE_ERRORS:
-        raise ResourceError(f"{order.folder} (model.shared_dir): {failure.reason}; make room or rights there")
+        raise ResourceError(
+            f"{order.folder} (model.shared_dir): {failure.reason}; make room or rights there"
+        )
 
 
 def _attempt(order: download.Order, name: str, uses_xet: bool) -> download.Failure | None:
-    """Run the download until it ends, or until nothing arrives any more. None: all files are there."""
+    """Run the download until it ends, or until nothing arrives any more. None: all files are
+    there."""
     environment = {**os.environ, **({} if uses_xet else {"HF_HUB_DISABLE_XET": "1"})}
     process = subprocess.Popen(
         [sys.executable, "-m", "worker.commands.download"],
@@ -186,7 +209,8 @@ def _attempt(order: download.Order, name: str, uses_xet: bool) -> download.Failu
         if not _watch(process, order, name):
             arrived, size = _num_bytes(Path(order.folder)), _size(order)
             return download.Failure(
-                f"nothing arrived for {STALL_SECONDS:g} s, at {arrived / 1e6:.0f} of {size / 1e6:.0f} MB"
+                f"nothing arrived for {STALL_SECONDS:g} s, at {arrived / 1e6:.0f} of"
+                f" {size / 1e6:.0f} MB"
             )
     finally:
         if process.poll() is None:
@@ -237,7 +261,9 @@ def _stats(folder: Path) -> Iterator[os.stat_result]:
 
 def _state(folder: Path) -> Sequence[object]:
     """Something that is another once a byte has arrived, or has been checked."""
-    return sorted((stat.st_ino, stat.st_size, stat.st_blocks, stat.st_mtime_ns) for stat in _stats(folder))
+    return sorted(
+        (stat.st_ino, stat.st_size, stat.st_blocks, stat.st_mtime_ns) for stat in _stats(folder)
+    )
 
 
 def _num_bytes(folder: Path) -> int:
@@ -250,4 +276,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ResourceError(f"{folder} (model.shared_dir): {error.strerror}; make room or rights there") from None
+        raise ResourceError(
+            f"{folder} (model.shared_dir): {error.strerror}; make room or rights there"
+        ) from None

@@ -10,8 +10,11 @@ from matplotlib.ticker import MaxNLocator
 matplotlib.use("Agg")
 
 
-def plot_rewards(rewards: Mapping[str, Mapping[str, float]], file: Path, title: str = "Mean reward per round") -> None:
-    """Write a PNG. `rewards`: for each worker its rounds (as text) and their mean rewards, in [0, 1]."""
+def plot_rewards(
+    rewards: Mapping[str, Mapping[str, float]], file: Path, title: str = "Mean reward per round"
+) -> None:
+    """Write a PNG. `rewards`: for each worker its rounds (as text) and their mean rewards, in [0,
+    1]."""
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     by_round: dict[int, list[float]] = {}
@@ -21,7 +24,13 @@ def plot_rewards(rewards: Mapping[str, Mapping[str, float]], file: Path, title: 
         for round, reward in zip(rounds, curve.values(), strict=True):
             by_round.setdefault(round, []).append(reward)
     rounds = sorted(by_round)
-    axes.plot(rounds, [sum(by_round[r]) / len(by_round[r]) for r in rounds], color="black", linewidth=2, label="mean")
+    axes.plot(
+        rounds,
+        [sum(by_round[r]) / len(by_round[r]) for r in rounds],
+        color="black",
+        linewidth=2,
+        label="mean",
+    )
     axes.set(xlabel="round", ylabel="mean reward", ylim=(0, 1), title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

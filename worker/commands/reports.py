@@ -33,7 +33,9 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
     folder = settings.node.state_dir
     node = status.read(folder)
     if node is None:
-        raise WorkerError(f"{folder}: no status.json; this node has not started yet; look at its log")
+        raise WorkerError(
+            f"{folder}: no status.json; this node has not started yet; look at its log"
+        )
     if options.json:
         print(json.dumps(dataclasses.asdict(node), indent=2))
         return
@@ -43,19 +45,34 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
     console = Console()
     console.print(swarm_table([node]))
     if node.state == "died":
-        say(console, f"process {node.pid} is gone without a word; the end of its log, or of journalctl, says why")
+        say(
+            console,
+            f"process {node.pid} is gone without a word; the end of its log, or of journalctl,"
+            " says why",
+        )
     elif node.last_error is not None:
         say(console, node.last_error)
     if node.ledger_error is not None:
         print(f"rewards wait in the ledger: {printable(node.ledger_error)}")
     if node.hub is not None:
-        pushed = "nothing yet" if node.hub.pushed_round is None else f"round {node.hub.pushed_round}"
-        failed = f", failed {node.hub.failures} times: {printable(node.hub.error)}" if node.hub.error else ""
+        pushed = (
+            "nothing yet" if node.hub.pushed_round is None else f"round {node.hub.pushed_round}"
+        )
+        failed = (
+            f", failed {node.hub.failures} times: {printable(node.hub.error)}"
+            if node.hub.error
+            else ""
+        )
         print(f"hub {node.hub.repo}: {pushed} pushed, now {node.hub.state}{failed}")
     if node.waiting_seconds is not None and node.round_seconds is not None:
-        print(f"last round {node.round_seconds:.0f} s, of which waiting for peers {node.waiting_seconds:.0f} s")
+        print(
+            f"last round {node.round_seconds:.0f} s, of which waiting for peers"
+            f" {node.waiting_seconds:.0f} s"
+        )
     if node.held_out_now is not None and node.held_out_before is not None:
-        print(f"held-out reward {node.held_out_now:.3f}, before training {node.held_out_before:.3f}")
+        print(
+            f"held-out reward {node.held_out_now:.3f}, before training {node.held_out_before:.3f}"
+        )
     if node.swarm is not None:
         _print_swarm(node.swarm)
     _print_health(console, node)
@@ -74,15 +91,24 @@ def _print_swarm(swarm: SwarmStatus) -> None:
     """How the exchange with the peers goes, since the node started."""
     print(f"peers {swarm.peers_known} known, {len(swarm.peers_heard)} heard; {_newest(swarm)}")
     print(
-        f"groups {swarm.groups_offered} given, {swarm.groups_fetched} fetched, {swarm.groups_verified} verified; "
-        f"{swarm.bytes_in / 1e3:.0f} kB in, {swarm.bytes_out / 1e3:.0f} kB out"
+        f"groups {swarm.groups_offered} given, {swarm.groups_fetched} fetched,"
+        f" {swarm.groups_verified} verified; {swarm.bytes_in / 1e3:.0f} kB in,"
+        f" {swarm.bytes_out / 1e3:.0f} kB out"
     )
-    refused = ("refused to others", swarm.requests_refused), ("refused by others", swarm.refused_by_peers)
+    refused = (
+        ("refused to others", swarm.requests_refused),
+        ("refused by others", swarm.refused_by_peers),
+    )
     for title, counts in (("rejected", swarm.rejected), *refused):
         if counts:
-            print(f"{title}: " + ", ".join(f"{printable(why)} {count}" for why, count in sorted(counts.items())))
+            print(
+                f"{title}: "
+                + ", ".join(f"{printable(why)} {count}" for why, count in sorted(counts.items()))
+            )
     for theirs, count in sorted(swarm.other_versions.items()):
-        ours = ", ".join(v for v in swarm.versions if v.partition(" ")[0] == theirs.partition(" ")[0])
+        ours = ", ".join(
+            v for v in swarm.versions if v.partition(" ")[0] == theirs.partition(" ")[0]
+        )
         print(
             f"{count} peers run {printable(theirs)}, this node {ours}: "
             "they can't learn from each other; upgrade the older"
@@ -99,7 +125,18 @@ def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
     """One line per worker: what it did in its last round. Fits 80 columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("worker", no_wrap=True, max_width=12)
-    for column in ("round", "reward", "loss", "heard", "groups", "rej", "tok/s", "s", "chain", "state"):
+    for column in (
+        "round",
+        "reward",
+        "loss",
+        "heard",
+        "groups",
+        "rej",
+        "tok/s",
+        "s",
+        "chain",
+        "state",
+    ):
         table.add_column(column, justify="right" if column != "state" else "left", no_wrap=True)
     for node in nodes:
         add_row(
@@ -120,7 +157,8 @@ def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
 
 
 def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
-    """Every round that the node earned a reward in, and what became of it. JSON and CSV have all the fields."""
+    """Every round that the node earned a reward in, and what became of it. JSON and CSV have all
+    the fields."""
     from worker.chain.ledger import Ledger, Row
 
     file = settings.node.state_dir / "ledger.db"
@@ -134,21 +172,30 @@ def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
     elif options.csv:
         writer = csv.DictWriter(sys.stdout, [field.name for field in dataclasses.fields(Row)])
         writer.writeheader()
-        writer.writerows({**dataclasses.asdict(row), "winners": " ".join(row.winners)} for row in rows)
+        writer.writerows(
+            {**dataclasses.asdict(row), "winners": " ".join(row.winners)} for row in rows
+        )
     else:
         Console().print(_ledger_table(rows))
 
 
 def print_settings(settings: Settings, options: argparse.Namespace) -> None:
-    """Everything that a settings file resolves to, defaults included, and, as comments, which models fit this machine.
+    """Everything that a settings file resolves to, defaults included, and, as comments, which
+    models fit this machine.
 
-    Raises SettingsError for unknown families, ModelError for a GPU or a model's folder that is not there, or a model
-    that takes fewer tokens than the settings want.
+    Raises SettingsError for unknown families, ModelError for a GPU or a model's folder that is not
+    there, or a model that takes fewer tokens than the settings want.
     """
     if options.model is not None:
         from worker.policy import engine_forecast
 
-        print("\n".join(engine_forecast.read(settings.model.model_copy(update={"name": options.model})).lines()))
+        print(
+            "\n".join(
+                engine_forecast.read(
+                    settings.model.model_copy(update={"name": options.model})
+                ).lines()
+            )
+        )
         return
     from worker.policy import model_sizing
 
@@ -168,20 +215,25 @@ def _explain_exchange(settings: Settings) -> str:
     """Return what a round's groups come to in the one message that peers take."""
     num_tasks, size = settings.environment.tasks_per_round, settings.generation.num_generations
     group_bytes = size * (settings.generation.max_completion_length * _BYTES_PER_TOKEN + 64) + 256
-    num_shared = min(num_tasks, settings.swarm.max_groups_per_peer, messages.MAX_SERVED_BYTES // group_bytes)
+    num_shared = min(
+        num_tasks, settings.swarm.max_groups_per_peer, messages.MAX_SERVED_BYTES // group_bytes
+    )
     room = f"{num_tasks * group_bytes / 1e3:.0f} of {messages.MAX_SERVED_BYTES / 1e3:.0f} kB"
     if num_shared == num_tasks:
         return f"exchange: {num_tasks} groups of {size} answers a round, at their longest {room}"
     return (
-        f"exchange: only {num_shared} of {num_tasks} groups a round are shared and earn, at their longest {room}; "
-        "lower environment.tasks_per_round, generation.num_generations or generation.max_completion_length"
+        f"exchange: only {num_shared} of {num_tasks} groups a round are shared and earn, at their"
+        f" longest {room}; lower environment.tasks_per_round, generation.num_generations or"
+        " generation.max_completion_length"
     )
 
 
 def _ledger_table(rows: "Sequence[Row]") -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("round", "reward", "state", "block", "vote for", "state", "reason"):
-        table.add_column(column, justify="right" if column in ("round", "reward", "block") else "left")
+        table.add_column(
+            column, justify="right" if column in ("round", "reward", "block") else "left"
+        )
     for row in rows:
         add_row(
             table,
@@ -197,7 +249,8 @@ def _ledger_table(rows: "Sequence[Row]") -> Table:
 
 
 def _chain(node: NodeStatus) -> str:
-    """Rewards that the chain confirms, of those earned; or why there is no such figure (`down`: no answer)."""
+    """Rewards that the chain confirms, of those earned; or why there is no such figure (`down`: no
+    answer)."""
     if node.chain == "unreachable":
         return "down"
     if node.chain != "ok" or not node.ledger:

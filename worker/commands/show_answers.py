@@ -30,7 +30,10 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     state_dir = settings.node.state_dir
     groups = list(islice(select(state_dir, options), options.limit))
     if not groups:
-        raise WorkerError(f"{state_dir / answer_log.FOLDER}: no answers{_asked_for(options)}; {_advice(state_dir)}")
+        raise WorkerError(
+            f"{state_dir / answer_log.FOLDER}: no answers{_asked_for(options)};"
+            f" {_advice(state_dir)}"
+        )
     if options.json:
         for group in groups:
             print(json.dumps(asdict(group)))
@@ -72,8 +75,14 @@ def _picture(group: AnsweredGroup, all_answers: bool) -> Group:
     who = "own" if group.peer_id is None else animal_name(group.peer_id)
     level = "" if group.level is None else f" level {group.level}"
     trained = "trained" if group.trained else "not trained on"
-    title = f"round {group.round}  {group.family}{level}  {who}  mean {group.mean_reward:.2f}  {trained}"
-    parts: list[RenderableType] = [Rule(Text(printable(title)), align="left", style="dim"), _text(group.question)]
+    title = (
+        f"round {group.round}  {group.family}{level}  {who}  mean {group.mean_reward:.2f} "
+        f" {trained}"
+    )
+    parts: list[RenderableType] = [
+        Rule(Text(printable(title)), align="left", style="dim"),
+        _text(group.question),
+    ]
     if group.right is not None:
         parts.append(Text.assemble(("right answer: ", "dim"), _text(group.right)))
     if all_answers:
@@ -114,7 +123,11 @@ def _asked_for(options: argparse.Namespace) -> str:
 
 
 def _shown(value: object) -> str:
-    return "-".join("" if part is None else str(part) for part in value) if isinstance(value, tuple) else str(value)
+    return (
+        "-".join("" if part is None else str(part) for part in value)
+        if isinstance(value, tuple)
+        else str(value)
+    )
 
 
 def _advice(state_dir: Path) -> str:
@@ -124,4 +137,6 @@ def _advice(state_dir: Path) -> str:
         families.add(group.family)
     if not rounds:
         return "a node writes them after each round, unless node.answers_rounds is 0"
-    return f"there are rounds {min(rounds)} to {max(rounds)}, families {', '.join(sorted(families))}"
+    return (
+        f"there are rounds {min(rounds)} to {max(rounds)}, families {', '.join(sorted(families))}"
+    )

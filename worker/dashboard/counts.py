@@ -1,7 +1,7 @@
 """Rounds and peers, counted from the contract's log as it comes.
 
-Anybody may write into that log, at no cost on many chains. So what is kept is bounded, whoever writes however much: of
-rounds the newest, of peers those that reported last.
+Anybody may write into that log, at no cost on many chains. So what is kept is bounded, whoever
+writes however much: of rounds the newest, of peers those that reported last.
 """
 
 from dataclasses import dataclass, field
@@ -13,13 +13,14 @@ MAX_ROUNDS = 500
 MAX_PEERS = 10_000
 NUM_LAST_REWARDS = 24
 """Of each peer."""
-# Our contract takes 128 bytes as a peer id, read as four characters each if they are no text; libp2p's have 46 to 59.
+# Our contract takes 128 bytes as a peer id, read as four characters each if they are no text;
+# libp2p's have 46 to 59.
 
 
 @dataclass(slots=True)
 class Peer:
-    """Rewards are in thousandths. `rewards`: of its last rounds, by round; `total` and `wins` are the contract's own
-    sums, to be set from there. None: not known."""
+    """Rewards are in thousandths. `rewards`: of its last rounds, by round; `total` and `wins` are
+    the contract's own sums, to be set from there. None: not known."""
 
     account: str | None = None
     total: int | None = None
@@ -42,7 +43,8 @@ class Round:
 
 
 class Tally:
-    """Peers by id and rounds by number. `began`: the newest round that began, with its block; None: not in the log.
+    """Peers by id and rounds by number. `began`: the newest round that began, with its block; None:
+    not in the log.
 
     `named` are the peers that votes named, until whoever reads their wins takes them out.
     """
@@ -67,7 +69,10 @@ class Tally:
             peer.last_vote = max(said["roundNumber"], peer.last_vote or 0)
             if len(self.named) < MAX_PEERS:
                 self.named.update(filter(is_recorded_id, said["winners"]))
-        elif event.name == "RewardSubmitted" and 0 <= current_round - said["roundNumber"] < MAX_ROUNDS:
+        elif (
+            event.name == "RewardSubmitted"
+            and 0 <= current_round - said["roundNumber"] < MAX_ROUNDS
+        ):
             self._add(peer, said["roundNumber"], said["reward"])
 
     def peer(self, peer_id: str) -> Peer:
@@ -78,7 +83,11 @@ class Tally:
 
     def forget_old(self, current_round: int) -> None:
         """Keep what is to be kept at most."""
-        self.rounds = {number: kept for number, kept in self.rounds.items() if current_round - number < MAX_ROUNDS}
+        self.rounds = {
+            number: kept
+            for number, kept in self.rounds.items()
+            if current_round - number < MAX_ROUNDS
+        }
         if len(self.peers) > MAX_PEERS:
             self._forget_peers()
 

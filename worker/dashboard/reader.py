@@ -1,7 +1,9 @@
-"""Keeps what the page shows up to date: one thread's work, every few seconds, whoever looks at the page meanwhile.
+"""Keeps what the page shows up to date: one thread's work, every few seconds, whoever looks at the
+page meanwhile.
 
-The log is read once, from where it was left; sums over all time (total rewards, wins) come from the contract's state,
-which outlives the log (docs/decisions/0020). What can't be read stays as it was, with the cause next to it.
+The log is read once, from where it was left; sums over all time (total rewards, wins) come from the
+contract's state, which outlives the log (docs/decisions/0020). What can't be read stays as it was,
+with the cause next to it.
 """
 
 import logging
@@ -32,14 +34,19 @@ _MAX_ROUND = 2**52
 
 
 class Reader:
-    """The knowledge about the swarm of these settings. `look` brings it up to date, `content` tells it."""
+    """The knowledge about the swarm of these settings. `look` brings it up to date, `content` tells
+    it."""
 
     def __init__(self, settings: Settings) -> None:
         self._org_id = settings.chain.org_id
         self._chain = settings.chain
         self._coordinator = Coordinator(settings.chain)
         self._counts_unaudited = settings.dashboard.count_unaudited
-        self._verdicts = None if settings.dashboard.audit_file is None else Verdicts(settings.dashboard.audit_file)
+        self._verdicts = (
+            None
+            if settings.dashboard.audit_file is None
+            else Verdicts(settings.dashboard.audit_file)
+        )
         self._outage = Outage(log)
         self._error: str | None = None
         self._error_since: float | None = None
@@ -47,7 +54,8 @@ class Reader:
         self._begin_anew()
 
     def look(self) -> bool:
-        """Read what is new. False: the chain does not answer, or not as it should; what is known stays."""
+        """Read what is new. False: the chain does not answer, or not as it should; what is known
+        stays."""
         try:
             self._read()
         except WorkerError as error:
@@ -56,7 +64,8 @@ class Reader:
                 self._error_since = time.time()
             self._outage.begin("chain can't be read error=%s", said)
             self._error = said
-            # When it answers again, it may be somewhere else: what is known of the place is found out again.
+            # When it answers again, it may be somewhere else: what is known of the place is found
+            # out again.
             self._coordinator = Coordinator(self._chain)
         else:
             self._outage.end("chain answers again")
@@ -69,7 +78,9 @@ class Reader:
     def content(self) -> dict[str, Any]:
         """Return what /api/swarm answers with; docs/operations/host-a-swarm.md describes it."""
         peers = self._tally.peers
-        best = sorted(peers, key=lambda peer_id: (-(self._counted(peer_id) or 0), peer_id))[:MAX_PEERS_SHOWN]
+        best = sorted(peers, key=lambda peer_id: (-(self._counted(peer_id) or 0), peer_id))[
+            :MAX_PEERS_SHOWN
+        ]
         return {
             "updated_at": self._updated_at,
             "error": self._error,
@@ -82,7 +93,11 @@ class Reader:
             "round_since": self._round_since,
             "bootnodes": [_short(address) for address in self._bootnodes[:_MAX_BOOTNODES]],
             "rounds": [
-                {"round": number, "mean_reward": round.total / round.num_peers, "num_peers": round.num_peers}
+                {
+                    "round": number,
+                    "mean_reward": round.total / round.num_peers,
+                    "num_peers": round.num_peers,
+                }
                 for number, round in sorted(self._tally.rounds.items())
             ],
             "num_peers": len(peers),
@@ -93,7 +108,11 @@ class Reader:
 
     def _counted(self, peer_id: str) -> int | None:
         """The reward that the peer is ranked by, in thousandths; None if it is not known."""
-        return self._tally.peers[peer_id].total if self._counts_unaudited else self._audited_reward(peer_id)
+        return (
+            self._tally.peers[peer_id].total
+            if self._counts_unaudited
+            else self._audited_reward(peer_id)
+        )
 
     def _audited_reward(self, peer_id: str) -> int | None:
         return None if self._verdicts is None else self._verdicts.audited_reward(peer_id)
@@ -143,7 +162,10 @@ class Reader:
         if self._is_behind:
             round = chain.current_round()
             if round > _MAX_ROUND:
-                raise ChainError(f"{self._contract}: is in round {round}, which no swarm reaches; check chain.contract")
+                raise ChainError(
+                    f"{self._contract}: is in round {round}, which no swarm reaches; check"
+                    " chain.contract"
+                )
             self._read_log(newest, round)
             self._read_books()
             self._stage, self._bootnodes = chain.current_stage(), chain.bootnodes()
@@ -152,10 +174,14 @@ class Reader:
             self._is_behind = False
 
     def _is_another_chain(self, block: int, its_hash: str | None, newest: int) -> bool:
-        """Return whether the last block that was read is gone: a killed chain may lose its last seconds, others
-        reorganise."""
+        """Return whether the last block that was read is gone: a killed chain may lose its last
+        seconds, others reorganise."""
         chain = self._coordinator
-        return chain.deployment.contract != self._contract or newest < block or chain.block_hash(block) != its_hash
+        return (
+            chain.deployment.contract != self._contract
+            or newest < block
+            or chain.block_hash(block) != its_hash
+        )
 
     def _read_log(self, newest: int, round: int) -> None:
         if self._next is None:
@@ -173,12 +199,15 @@ class Reader:
         first_round = round - MAX_ROUNDS + 1
         if first_round <= 0:
             return self._coordinator.first_block()
-        began = self._coordinator.events("RoundAdvanced", {"newRoundNumber": first_round}, newest_first=True)
+        began = self._coordinator.events(
+            "RoundAdvanced", {"newRoundNumber": first_round}, newest_first=True
+        )
         event = next(began, None)
         return self._coordinator.first_block() if event is None else event.block
 
     def _read_books(self) -> None:
-        """What the contract knows for longer than its log: wins, of peers of whom the log is gone too, and totals."""
+        """What the contract knows for longer than its log: wins, of peers of whom the log is gone
+        too, and totals."""
         chain, tally = self._coordinator, self._tally
         if chain.abilities.has_leaderboards:
             self._read_leaderboard()
@@ -200,7 +229,11 @@ class Reader:
         chain, tally = self._coordinator, self._tally
         for start in range(0, MAX_PEERS, _PAGE_PEERS):
             leaders = chain.winner_leaderboard(start, start + _PAGE_PEERS)
-            unknown = [peer_id for peer_id, _ in leaders if peer_id not in tally.peers and is_recorded_id(peer_id)]
+            unknown = [
+                peer_id
+                for peer_id, _ in leaders
+                if peer_id not in tally.peers and is_recorded_id(peer_id)
+            ]
             for peer_id, owner in zip(unknown, chain.owners_of(unknown), strict=True):
                 # A vote may name anybody; peers are those that somebody registered.
                 if owner is not None:
@@ -219,7 +252,7 @@ class Reader:
 
 
 def _short(text: str) -> str:
-    """Untrusted peers' text as it may be shown: one line, nothing in it that a terminal or a browser obeys, not too
-    long."""
+    """Untrusted peers' text as it may be shown: one line, nothing in it that a terminal or a
+    browser obeys, not too long."""
     shown = printable(text[:_MAX_TEXT])
     return shown if len(text) <= _MAX_TEXT and len(shown) <= _MAX_TEXT else shown[:_MAX_TEXT] + "…"

@@ -1,7 +1,9 @@
-"""The dashboard (`hivewright dashboard`): one page about the swarm, and the same as JSON. It reads and never writes.
+"""The dashboard (`hivewright dashboard`): one page about the swarm, and the same as JSON. It reads
+and never writes.
 
-A look at the page costs the chain nothing: what is shown is read every `chain.poll_seconds`, by one thread. It starts,
-and stays up, whether or not there is a chain; then the page says so, next to what was known last.
+A look at the page costs the chain nothing: what is shown is read every `chain.poll_seconds`, by one
+thread. It starts, and stays up, whether or not there is a chain; then the page says so, next to
+what was known last.
 """
 
 import asyncio
@@ -29,8 +31,10 @@ _FILES = {
 }
 _HEADERS = {
     # Everything that the page is made of comes from here, and nothing in it may come from text.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
@@ -39,21 +43,24 @@ _MAX_BODY_BYTES = 1024
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Writes its URL into `<dashboard.state_dir>/address` when it is ready.
+    """Serve until SIGTERM or SIGINT. Writes its URL into `<dashboard.state_dir>/address` when it is
+    ready.
 
-    Raises ResourceError if the port is in use or the folder can't be had, SettingsError if no chain is named.
+    Raises ResourceError if the port is in use or the folder can't be had, SettingsError if no chain
+    is named.
     """
     chain = settings.chain
     if not (chain.rpc_url or chain.deployment_file or chain.account_url):
         raise SettingsError(
-            "chain.rpc_url, chain.deployment_file and chain.account_url: all empty; the dashboard shows what a chain "
-            "says; set one"
+            "chain.rpc_url, chain.deployment_file and chain.account_url: all empty; the dashboard"
+            " shows what a chain says; set one"
         )
     webservice.run("dashboard", settings.dashboard, lambda: Service(settings))
 
 
 class Service:
-    """The page and its JSON, which is made again after each look at the chain, and not for those who ask."""
+    """The page and its JSON, which is made again after each look at the chain, and not for those
+    who ask."""
 
     def __init__(self, settings: Settings) -> None:
         self._poll_seconds = settings.chain.poll_seconds
@@ -107,4 +114,6 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await handler(request)
     except web.HTTPException as error:
-        return web.json_response({"error": f"{printable(request.path)}: {error.reason}"}, status=error.status)
+        return web.json_response(
+            {"error": f"{printable(request.path)}: {error.reason}"}, status=error.status
+        )

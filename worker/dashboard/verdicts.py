@@ -1,4 +1,5 @@
-"""The findings of an audit, from its report (`hivewright audit`; the keeper's is next to its state)."""
+"""The findings of an audit, from its report (`hivewright audit`; the keeper's is next to its
+state)."""
 
 import json
 import logging
@@ -13,8 +14,8 @@ _MAX_FILE_BYTES = 64 * 1024 * 1024
 
 
 class Verdicts:
-    """The number of rewards of each peer that an audit confirmed, by the report in `file`, which may come, go and
-    change."""
+    """The number of rewards of each peer that an audit confirmed, by the report in `file`, which
+    may come, go and change."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -25,7 +26,8 @@ class Verdicts:
         self._error: str | None = None
 
     def look(self, contract: str) -> None:
-        """Read the report if it is new. One that can't be read, or is of another contract, counts as none."""
+        """Read the report if it is new. One that can't be read, or is of another contract, counts
+        as none."""
         try:
             found = self._file.stat()
             seen = contract, found.st_ino, found.st_mtime_ns, found.st_size
@@ -33,12 +35,21 @@ class Verdicts:
                 return
             self._seen = seen
             if found.st_size > _MAX_FILE_BYTES:
-                raise ValueError(f"has {found.st_size:,} bytes; expected at most {_MAX_FILE_BYTES:,}")
+                raise ValueError(
+                    f"has {found.st_size:,} bytes; expected at most {_MAX_FILE_BYTES:,}"
+                )
             self._take(json.loads(self._file.read_text()), contract)
         except FileNotFoundError:
             self._seen = None
             self._forget("no report yet")
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             self._forget("the report can't be read")
             log.warning("audit report can't be read file=%s error=%s", self._file, error)
 
@@ -47,7 +58,8 @@ class Verdicts:
         return self._peers.get(peer_id)
 
     def audited_reward(self, peer_id: str) -> int | None:
-        """Sum of the peer's rewards that were found to be earned, in thousandths; None if the report has no sums."""
+        """Sum of the peer's rewards that were found to be earned, in thousandths; None if the
+        report has no sums."""
         if self._updated_at is None or not self._sums:
             return None
         return self._sums.get(peer_id, {}).get("audited", 0)
@@ -61,7 +73,9 @@ class Verdicts:
             self._forget("the report is of another contract or version")
             return
         counts = report["peers"].items()
-        self._peers = {peer_id: {name: int(of[name]) for name in VERDICTS} for peer_id, of in counts}
+        self._peers = {
+            peer_id: {name: int(of[name]) for name in VERDICTS} for peer_id, of in counts
+        }
         sums = report.get("sums", {}).items()  # reports of before have none
         self._sums = {peer_id: {name: int(of[name]) for name in VERDICTS} for peer_id, of in sums}
         self._updated_at, self._error = float(report["updated_at"]), None

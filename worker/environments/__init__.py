@@ -1,8 +1,9 @@
-"""Sources of tasks: an environment turns recipes into questions, answers into rewards. A new one is one file.
+"""Sources of tasks: an environment turns recipes into questions, answers into rewards. A new one is
+one file.
 
-What the node sees is the mix of all families that its settings name (mixture.py). An environment is a module here
-whose `SOURCE` makes a `Source` (source.py). Families are named after it: `code/lists` is of `code.py`, `a-b/c` of
-`a_b.py`; a name without a slash is a family of reasoning-gym.
+What the node sees is the mix of all families that its settings name (mixture.py). An environment is
+a module here whose `SOURCE` makes a `Source` (source.py). Families are named after it: `code/lists`
+is of `code.py`, `a-b/c` of `a_b.py`; a name without a slash is a family of reasoning-gym.
 """
 
 import importlib
@@ -32,7 +33,8 @@ def _load_source(name: str) -> Source:
             source: Source = make()
             return source
     raise SettingsError(
-        f"environment/families: {name}/: no such environment; expected {_names()}, or a family of reasoning-gym"
+        f"environment/families: {name}/: no such environment; expected {_names()}, or a family of"
+        " reasoning-gym"
     )
 
 
@@ -43,5 +45,7 @@ def _modules() -> list[str]:
 def _names() -> str:
     """Names of the environments, as families have them in front."""
     modules = {name: importlib.import_module(f"{__name__}.{name}") for name in _modules()}
-    names = [name.replace("_", "-") for name, module in modules.items() if hasattr(module, "SOURCE")]
+    names = [
+        name.replace("_", "-") for name, module in modules.items() if hasattr(module, "SOURCE")
+    ]
     return ", ".join(f"{name}/" for name in names if name != "reasoning-gym")

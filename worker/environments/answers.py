@@ -1,4 +1,5 @@
-"""The tag that an answer is given in, and the text between. The only place that knows how it is written."""
+"""The tag that an answer is given in, and the text between. The only place that knows how it is
+written."""
 
 BEGIN, END = "<answer>", "</answer>"
 PLACEHOLDER = "your answer"
@@ -10,7 +11,8 @@ def tagged(answer: str) -> str:
 
 
 def extract_answer(completion: str) -> str | None:
-    """Return the text of the last answer tag, stripped; None without one, and for the instruction's own example."""
+    """Return the text of the last answer tag, stripped; None without one, and for the instruction's
+    own example."""
     head, closing, _ = completion.rpartition(END)
     _, opening, answer = head.rpartition(BEGIN)
     return answer.strip() if closing and opening and answer.strip() != PLACEHOLDER else None

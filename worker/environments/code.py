@@ -1,8 +1,9 @@
 """Code tasks: write a function that does these steps; it is scored by hidden tests in the sandbox.
 
-A task is made from a small grammar: a chain of steps on a list, a text or a whole number, each an English phrase and
-the expression that does it. Phrases make the question, expressions the reference, and both come from the seed alone, so
-that every peer has the same task and the same hidden tests, and scores an untrusted peer's function itself.
+A task is made from a small grammar: a chain of steps on a list, a text or a whole number, each an
+English phrase and the expression that does it. Phrases make the question, expressions the
+reference, and both come from the seed alone, so that every peer has the same task and the same
+hidden tests, and scores an untrusted peer's function itself.
 
 The reward is the share of the hidden tests that the function passes.
 """
@@ -23,7 +24,8 @@ NUM_TESTS = 12
 MAX_STEPS = 6
 MAX_PROGRAM_LENGTH = 8192
 
-# (phrase, expression over x); {k}, {m} and {n} stand for numbers drawn from -9..9 without 0, from 2..9 and from 1..4.
+# (phrase, expression over x); {k}, {m} and {n} stand for numbers drawn from -9..9 without 0, from
+# 2..9 and from 1..4.
 Steps = tuple[tuple[str, str], ...]
 
 _LIST_STEPS: Steps = (
@@ -44,8 +46,14 @@ _LIST_STEPS: Steps = (
     ("sort the list in ascending order", "sorted(x)"),
     ("sort the list in descending order", "sorted(x, reverse=True)"),
     ("remove duplicates, keeping the first of each", "list(dict.fromkeys(x))"),
-    ("replace each number by the sum of it and all before it", "[sum(x[: i + 1]) for i in range(len(x))]"),
-    ("take the differences of neighbours (each number minus the one before it)", "[b - a for a, b in zip(x, x[1:])]"),
+    (
+        "replace each number by the sum of it and all before it",
+        "[sum(x[: i + 1]) for i in range(len(x))]",
+    ),
+    (
+        "take the differences of neighbours (each number minus the one before it)",
+        "[b - a for a, b in zip(x, x[1:])]",
+    ),
     ("append the sum of the list to it", "x + [sum(x)]"),
 )
 _LIST_ENDS: Steps = (
@@ -80,7 +88,10 @@ _TEXT_ENDS: Steps = (
     ("return the number of characters", "len(x)"),
     ("return the number of words (separated by spaces)", "len(x.split())"),
     ("return the list of words (separated by spaces)", "x.split()"),
-    ("return how many vowels (aeiou in either case) there are", "sum(c in 'aeiouAEIOU' for c in x)"),
+    (
+        "return how many vowels (aeiou in either case) there are",
+        "sum(c in 'aeiouAEIOU' for c in x)",
+    ),
 )
 _NUMBER_STEPS: Steps = (
     ("add {k}", "x + {k}"),
@@ -92,7 +103,10 @@ _NUMBER_STEPS: Steps = (
     ("take the sum of its decimal digits, ignoring the sign", "sum(int(c) for c in str(abs(x)))"),
     ("take the number of its decimal digits, ignoring the sign", "len(str(abs(x)))"),
     ("reverse its decimal digits, ignoring the sign", "int(str(abs(x))[::-1])"),
-    ("halve it if it is even, else multiply by 3 and add 1", "(x // 2 if x % 2 == 0 else 3 * x + 1)"),
+    (
+        "halve it if it is even, else multiply by 3 and add 1",
+        "(x // 2 if x % 2 == 0 else 3 * x + 1)",
+    ),
     ("take the larger of it and {k}", "max(x, {k})"),
     ("take the smaller of it and {k}", "min(x, {k})"),
 )
@@ -158,10 +172,13 @@ class Code:
 
     def check(self, family: str, config: Config) -> None:
         if family not in _KINDS:
-            raise SettingsError(f"environment/families: code/{family}: no such family; expected one of {_names()}")
+            raise SettingsError(
+                f"environment/families: code/{family}: no such family; expected one of {_names()}"
+            )
         if unknown := config.keys() - _DEFAULT.keys():
             raise SettingsError(
-                f"environment/families: code/{family}: {min(unknown)}: not known; expected min_steps and max_steps"
+                f"environment/families: code/{family}: {min(unknown)}: not known; expected"
+                " min_steps and max_steps"
             )
         low, high = (_bounds(config)[name] for name in _DEFAULT)
         if type(low) is not int or type(high) is not int or not 1 <= low <= high <= MAX_STEPS:
@@ -186,7 +203,8 @@ class Code:
         programs = [_program(completion) for completion in completions]
         inputs = [[argument] for argument, _ in task.tests]
         with Runner() as runner:
-            # A program that comes twice is run once: a model that has learnt its lesson says it G times.
+            # A program that comes twice is run once: a model that has learnt its lesson says it G
+            # times.
             shares = {
                 program: _share(task, runner.run(program, "solve", inputs))
                 for program in dict.fromkeys(programs)
@@ -226,7 +244,8 @@ def _share(task: _Task, outputs: list[Any] | None) -> float:
 
 @lru_cache(maxsize=1024)  # a round asks for each task at least twice: its question, then its score
 def _make_task(recipe: Recipe) -> _Task:
-    """Drawn again until the hidden tests tell something: a function that always returns the same must not pass."""
+    """Drawn again until the hidden tests tell something: a function that always returns the same
+    must not pass."""
     kind, bounds = _KINDS[recipe.family], _bounds(json.loads(recipe.config))
     rng = random.Random(f"code/{recipe.family}/{recipe.seed}")
     while True:
@@ -246,7 +265,11 @@ def _draw_steps(kind: _Kind, count: int, rng: random.Random) -> list[tuple[str, 
     steps.append(rng.choice(kind.ends))
     drawn = []
     for phrase, expression in steps:
-        numbers = {"k": rng.choice((-1, 1)) * rng.randint(1, 9), "m": rng.randint(2, 9), "n": rng.randint(1, 4)}
+        numbers = {
+            "k": rng.choice((-1, 1)) * rng.randint(1, 9),
+            "m": rng.randint(2, 9),
+            "n": rng.randint(1, 4),
+        }
         drawn.append((_fill(phrase, numbers), _fill(expression, numbers)))
     return drawn
 
@@ -268,7 +291,13 @@ def _draw_arguments(kind: _Kind, rng: random.Random) -> list[Any]:
 
 def _write_program(steps: Sequence[tuple[str, str]]) -> str:
     *body, (_, result) = steps
-    return "\n".join(["def solve(x):", *(f"    x = {expression}" for _, expression in body), f"    return {result}"])
+    return "\n".join(
+        [
+            "def solve(x):",
+            *(f"    x = {expression}" for _, expression in body),
+            f"    return {result}",
+        ]
+    )
 
 
 def _run_reference(program: str, arguments: Sequence[Any]) -> list[str]:
@@ -277,10 +306,13 @@ def _run_reference(program: str, arguments: Sequence[Any]) -> list[str]:
     return [json.dumps(space["solve"](argument)) for argument in arguments]
 
 
-def _write_question(kind: _Kind, steps: Sequence[tuple[str, str]], example: Any, result: str) -> str:
+def _write_question(
+    kind: _Kind, steps: Sequence[tuple[str, str]], example: Any, result: str
+) -> str:
     lines = [f"{number}. {phrase}" for number, (phrase, _) in enumerate(steps, 1)]
     return (
-        f"Write a Python function solve(x). Its argument x is {kind.argument}. It does these steps in this order:\n"
+        f"Write a Python function solve(x). Its argument x is {kind.argument}. It does these steps"
+        " in this order:\n"
         + "\n".join(lines)
         + f"\nFor example, solve({example!r}) returns {json.loads(result)!r}.\n"
         "Your answer is the code of the function and nothing else."

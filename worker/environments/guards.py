@@ -1,12 +1,14 @@
-"""Guards over reasoning-gym's scorers: items that teach nothing are not asked, answers that cheat do not earn.
+"""Guards over reasoning-gym's scorers: items that teach nothing are not asked, answers that cheat
+do not earn.
 
-A scorer of reasoning-gym compares an answer with what its author expected a model to say. A policy under
-reinforcement learning, or a peer, says whatever earns: a premise copied from the question, "nan", a formula with a
-gap. Each guard here closes such a gap of one family. `scripts/survey_families.py` found them, by asking every family
-cheap questions; `families.json` has what it measured.
+A scorer of reasoning-gym compares an answer with what its author expected a model to say. A policy
+under reinforcement learning, or a peer, says whatever earns: a premise copied from the question,
+"nan", a formula with a gap. Each guard here closes such a gap of one family.
+`scripts/survey_families.py` found them, by asking every family cheap questions; `families.json` has
+what it measured.
 
-A guard is part of what a task is: `ReasoningGym.version_of` names it, so nodes with and without it do not exchange
-groups of that family, and neither takes the other for a liar.
+A guard is part of what a task is: `ReasoningGym.version_of` names it, so nodes with and without it
+do not exchange groups of that family, and neither takes the other for a liar.
 """
 
 import math
@@ -24,20 +26,24 @@ Scorer = Callable[[], float]
 """The family's own reward for the answer."""
 
 _HUGE_EXPONENT = re.compile(r"e[+-]?[\d_]{3,}", re.IGNORECASE)
-"""Fraction("1e999999999") computes a number of a billion digits: `coin_flip` hands answers to it."""
+"""Fraction("1e999999999") computes a number of a billion digits: `coin_flip` hands answers to
+it."""
 _NOT_FINITE = re.compile(r"(?<![a-z])(s?nan\d*|inf(inity)?)[ij]?(?![a-z])", re.IGNORECASE)
 """Comparisons with nan are false: `complex_arithmetic` takes "nan" for an exact result."""
 _IGNORED_BY_SCORERS = re.compile(r"[\s,_*]")
 """What some scorers take out of an answer before they read it as a number."""
-_FRACTION = re.compile(r"[-+]?[0-9]{1,30}(/[0-9]{1,30}|(\.[0-9]{0,40})?(e[-+]?[0-9]{1,2})?)", re.IGNORECASE)
+_FRACTION = re.compile(
+    r"[-+]?[0-9]{1,30}(/[0-9]{1,30}|(\.[0-9]{0,40})?(e[-+]?[0-9]{1,2})?)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
 class Guard:
     """What is asked and what earns in one family, where its own rules are too generous.
 
-    `reason`: the gap, for people. `is_sound` decides whether an item may be asked. `score` replaces the family's
-    scorer, which it gets as a function without arguments. `revision` rises with every change of either.
+    `reason`: the gap, for people. `is_sound` decides whether an item may be asked. `score` replaces
+    the family's scorer, which it gets as a function without arguments. `revision` rises with every
+    change of either.
     """
 
     reason: str
@@ -47,7 +53,8 @@ class Guard:
 
 
 def is_refused_answer(answer: str) -> bool:
-    """Return whether no scorer may see this answer: it is not finite, or costs unbounded time to read."""
+    """Return whether no scorer may see this answer: it is not finite, or costs unbounded time to
+    read."""
     readings = answer, _IGNORED_BY_SCORERS.sub("", answer)
     return any(_HUGE_EXPONENT.search(text) or _NOT_FINITE.search(text) for text in readings)
 
@@ -55,14 +62,16 @@ def is_refused_answer(answer: str) -> bool:
 def bounded(reward: float) -> float:
     """Return `reward` if it is a reward, else 0.
 
-    Rewards over 1 come of formulas that left their range: `calendar_arithmetic` divides by a negative number where
-    the right answer is -1, and every other number then earns e^(5 x distance).
+    Rewards over 1 come of formulas that left their range: `calendar_arithmetic` divides by a
+    negative number where the right answer is -1, and every other number then earns e^(5 x
+    distance).
     """
     return reward if math.isfinite(reward) and 0.0 <= reward <= 1.0 else 0.0
 
 
 def _exact(item: Item, answer: str, scorer: Scorer) -> float:
-    """Full marks or none: partial credit that a constant or a copied number earns teaches to guess."""
+    """Full marks or none: partial credit that a constant or a copied number earns teaches to
+    guess."""
     return float(scorer() >= 1.0)
 
 
@@ -116,8 +125,8 @@ GUARDS: dict[str, Guard] = {
         score=_exact,
     ),
     "propositional_logic": Guard(
-        "anything follows from premises that contradict each other, a copied premise from itself, and a variable "
-        "alone earned 0.4",
+        "anything follows from premises that contradict each other, a copied premise from itself,"
+        " and a variable alone earned 0.4",
         revision=2,
         is_sound=propositional.is_sound,
         score=lambda item, answer, scorer: propositional.score(item, answer),
@@ -131,12 +140,14 @@ GUARDS: dict[str, Guard] = {
         is_sound=_is_not_a_copy,
     ),
     "string_manipulation": Guard(
-        "in one of three items no rule applies, and a rule may only shorten the text: copying it earned 0.35",
+        "in one of three items no rule applies, and a rule may only shorten the text: copying it"
+        " earned 0.35",
         is_sound=_is_not_a_copy,
         score=_exact,
     ),
     "word_sorting": Guard(
-        "the words in the order of the question earned 0.27, for those that happen to be in their place",
+        "the words in the order of the question earned 0.27, for those that happen to be in their"
+        " place",
         score=_exact,
     ),
 }

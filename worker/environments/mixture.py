@@ -1,7 +1,9 @@
-"""A weighted mix of families: which tasks belong to a seed, which recipes this node knows, and how hard they are.
+"""A weighted mix of families: which tasks belong to a seed, which recipes this node knows, and how
+hard they are.
 
-A family of the settings is at one level of its curriculum, or at no level. The configurations of *all* its levels
-are known here, so that a peer at another one is understood: its task names the configuration by digest.
+A family of the settings is at one level of its curriculum, or at no level. The configurations of
+*all* its levels are known here, so that a peer at another one is understood: its task names the
+configuration by digest.
 """
 
 import hashlib
@@ -24,26 +26,29 @@ log = logging.getLogger(__name__)
 MAX_INDEX = 1 << 16
 """Tasks of one seed. Far above any round; keeps untrusted peers' recipes in a known range."""
 RISE_AFTER = 10
-"""Groups at a level before it may rise. With the default mix a family has about one group in a round."""
+"""Groups at a level before it may rise. With the default mix a family has about one group in a
+round."""
 SOLVED_AFTER = 3
 """Groups that are solved, one after the other, after which a level of `auto` rises at once."""
 SOLVED = 0.95
 AUTO_RISE_AT = 0.7
 """`rise_at` of a family whose level is `auto`, where the settings name none."""
 FALL_AFTER = 6
-"""Groups without a signal and with next to no reward, one after the other, after which a level falls."""
+"""Groups without a signal and with next to no reward, one after the other, after which a level
+falls."""
 HOPELESS = 0.1
 MAX_FALLS = 4
 DRAWN_BY = 8
-"""A family whose level is `auto` is drawn the more often the more of this many last groups had a signal."""
+"""A family whose level is `auto` is drawn the more often the more of this many last groups had a
+signal."""
 
 
 @dataclass
 class _Standing:
     """Where a family's curriculum stands.
 
-    `rewards`: mean rewards of our last groups at this level, the newest last; `signals`: whether our last groups of
-    the family had a signal; `falls`: how often the level has fallen.
+    `rewards`: mean rewards of our last groups at this level, the newest last; `signals`: whether
+    our last groups of the family had a signal; `falls`: how often the level has fallen.
     """
 
     level: int
@@ -58,25 +63,38 @@ class _Standing:
         del self.rewards[: -max(RISE_AFTER * (1 + self.falls), FALL_AFTER)]
 
     def is_solved(self, family: settings.Family) -> bool:
-        """Return whether the level should rise. A level that was fallen from before is risen to more slowly each
-        time."""
+        """Return whether the level should rise. A level that was fallen from before is risen to
+        more slowly each time."""
         last = self.rewards[-SOLVED_AFTER:]
-        if family.level == "auto" and not self.falls and len(last) == SOLVED_AFTER and min(last) >= SOLVED:
+        if (
+            family.level == "auto"
+            and not self.falls
+            and len(last) == SOLVED_AFTER
+            and min(last) >= SOLVED
+        ):
             return True
-        rise_at = AUTO_RISE_AT if family.level == "auto" and family.rise_at is None else family.rise_at
+        rise_at = (
+            AUTO_RISE_AT if family.level == "auto" and family.rise_at is None else family.rise_at
+        )
         wanted = RISE_AFTER * (1 + self.falls)
         if rise_at is None or len(self.rewards) < wanted:
             return False
         return sum(self.rewards[-wanted:]) / wanted >= rise_at
 
     def is_hopeless(self, family: settings.Family) -> bool:
-        """Return whether the level should fall: it rises, and nothing has been learned at this level for some
-        groups."""
+        """Return whether the level should fall: it rises, and nothing has been learned at this
+        level for some groups."""
         floor = 0 if family.level == "auto" else family.level
-        if floor is None or self.level <= floor or (family.level != "auto" and family.rise_at is None):
+        if (
+            floor is None
+            or self.level <= floor
+            or (family.level != "auto" and family.rise_at is None)
+        ):
             return False
         last = self.rewards[-FALL_AFTER:]
-        return len(last) == FALL_AFTER and max(last) < HOPELESS and not any(self.signals[-FALL_AFTER:])
+        return (
+            len(last) == FALL_AFTER and max(last) < HOPELESS and not any(self.signals[-FALL_AFTER:])
+        )
 
     def move(self, by: int) -> None:
         self.level, self.rewards = self.level + by, []
@@ -85,8 +103,9 @@ class _Standing:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A family of the settings. `digests`: of its configuration alone, or, with a level, of all levels in order;
-    `base`: of its configuration alone, `levels`: of all levels, whatever the settings name."""
+    """A family of the settings. `digests`: of its configuration alone, or, with a level, of all
+    levels in order; `base`: of its configuration alone, `levels`: of all levels, whatever the
+    settings name."""
 
     family: settings.Family
     digests: tuple[str, ...]
@@ -98,14 +117,18 @@ _STATE = TypeAdapter(dict[str, _Standing])
 
 
 class Mix:
-    """See `environments.Environment`. Only `learn` and `resume` change it, and they change nothing but the levels.
+    """See `environments.Environment`. Only `learn` and `resume` change it, and they change nothing
+    but the levels.
 
-    Raises SettingsError for a family that there is not or that stands there twice, and for a level that it lacks.
+    Raises SettingsError for a family that there is not or that stands there twice, and for a level
+    that it lacks.
     """
 
     def __init__(self, environment: settings.Environment, sources: Mapping[str, Source]) -> None:
         self._sources = sources
-        self._known: dict[tuple[str, str], tuple[Source, str, str]] = {}  # -> source, its family, configuration
+        self._known: dict[
+            tuple[str, str], tuple[Source, str, str]
+        ] = {}  # -> source, its family, configuration
         self._entries = [self._enter(family) for family in environment.families]
         self._standings = {
             self._key(entry): _Standing(0 if entry.family.level == "auto" else entry.family.level)
@@ -114,7 +137,8 @@ class Mix:
         }
         if len({self._now(entry) for entry in self._entries}) < len(self._entries):
             raise SettingsError(
-                "environment/families: a family stands there twice with one configuration; give it once"
+                "environment/families: a family stands there twice with one configuration; give it"
+                " once"
             )
 
     @property
@@ -138,7 +162,8 @@ class Mix:
         }
 
     def sample(self, seed: int, count: int) -> list[Task]:
-        """The first `count` tasks of `seed`; the family of each is drawn by weight, those that teach more often."""
+        """The first `count` tasks of `seed`; the family of each is drawn by weight, those that
+        teach more often."""
         if not 0 <= count <= MAX_INDEX:
             raise SettingsError(f"tasks_per_round: got {count}; expected at most {MAX_INDEX}")
         weights = [self._weight(entry) for entry in self._entries]
@@ -155,7 +180,8 @@ class Mix:
         return source.answer(recipe)
 
     def level_of(self, task: Task) -> int | None:
-        """Level of a task in its family's curriculum; None: it is of no level, or of no family of this mix."""
+        """Level of a task in its family's curriculum; None: it is of no level, or of no family of
+        this mix."""
         for entry in self._entries:
             if entry.family.name == task.family and task.config_digest in entry.levels:
                 return entry.levels.index(task.config_digest)
@@ -166,13 +192,16 @@ class Mix:
         return source.score(recipe, completions)
 
     def tasks_of(self, family: str, level: int | None, seed: int, count: int) -> list[Task]:
-        """`count` tasks of a family of the settings, at a level of its curriculum or (None) without one.
+        """`count` tasks of a family of the settings, at a level of its curriculum or (None) without
+        one.
 
         Raises SettingsError for a family or a level that there is not.
         """
         entry = next((entry for entry in self._entries if entry.family.name == family), None)
         if entry is None:
-            raise SettingsError(f"environment.families: no {family}; expected one of {', '.join(self._names())}")
+            raise SettingsError(
+                f"environment.families: no {family}; expected one of {', '.join(self._names())}"
+            )
         if level is not None and not 0 <= level < len(entry.levels):
             raise SettingsError(f"{family}: level {level}; expected 0 to {len(entry.levels) - 1}")
         digest = entry.base if level is None else entry.levels[level]
@@ -187,7 +216,8 @@ class Mix:
         ]
 
     def learn(self, groups: Sequence[ScoredGroup]) -> None:
-        """See our groups of a round: a level that is solved rises, one at which nothing is learned falls."""
+        """See our groups of a round: a level that is solved rises, one at which nothing is learned
+        falls."""
         for entry in self._entries:
             standing = self._standings.get(self._key(entry))
             if standing is None:
@@ -198,32 +228,55 @@ class Mix:
             mean = sum(standing.rewards) / max(1, len(standing.rewards))
             if standing.level < len(entry.digests) - 1 and standing.is_solved(family):
                 standing.move(+1)
-                log.info("level risen family=%s level=%d reward_mean=%.3f", family.name, standing.level, mean)
+                log.info(
+                    "level risen family=%s level=%d reward_mean=%.3f",
+                    family.name,
+                    standing.level,
+                    mean,
+                )
             elif standing.is_hopeless(family):
                 standing.move(-1)
-                log.info("level fallen family=%s level=%d reward_mean=%.3f", family.name, standing.level, mean)
+                log.info(
+                    "level fallen family=%s level=%d reward_mean=%.3f",
+                    family.name,
+                    standing.level,
+                    mean,
+                )
 
     def state(self) -> dict[str, Any]:
         return {key: asdict(standing) for key, standing in self._standings.items()}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take the levels of the families that stand in the settings as they did; others begin where those say.
+        """Take the levels of the families that stand in the settings as they did; others begin
+        where those say.
 
-        What is not taken is logged: a family that is gone or has another configuration, a level that there is no more.
+        What is not taken is logged: a family that is gone or has another configuration, a level
+        that there is no more.
         """
         try:
             standings = _STATE.validate_json(json.dumps(state), strict=True)
         except ValidationError as error:
-            raise TrainingError(f"levels of the environment: {state}: {error.errors()[0]['msg']}") from None
+            raise TrainingError(
+                f"levels of the environment: {state}: {error.errors()[0]['msg']}"
+            ) from None
         for entry in self._entries:
             key = self._key(entry)
-            # 0.1.0 named an entry by its digest, which changes with every version of the environment.
+            # 0.1.0 named an entry by its digest, which changes with every version of the
+            # environment.
             name = key if key in standings else f"{entry.family.name} {entry.digests[0]}"
             found = standings.get(name)
-            if found is not None and key in self._standings and 0 <= found.level < len(entry.digests):
+            if (
+                found is not None
+                and key in self._standings
+                and 0 <= found.level < len(entry.digests)
+            ):
                 self._standings[key] = standings.pop(name)
         for name, standing in standings.items():
-            log.warning("level not taken over, the settings say where to begin of='%s' level=%d", name, standing.level)
+            log.warning(
+                "level not taken over, the settings say where to begin of='%s' level=%d",
+                name,
+                standing.level,
+            )
 
     def _enter(self, family: settings.Family) -> _Entry:
         source_name, name = settings.split_family(family.name)
@@ -238,7 +291,11 @@ class Mix:
         if family.level != "auto" and family.level >= len(levels):
             raise SettingsError(
                 f"environment/families: {family.name}: level {family.level}; expected "
-                + (f"0 to {len(levels) - 1}, its curriculum's" if levels else "none: it has no curriculum")
+                + (
+                    f"0 to {len(levels) - 1}, its curriculum's"
+                    if levels
+                    else "none: it has no curriculum"
+                )
             )
         return _Entry(family, tuple(levels), base, tuple(levels))
 
@@ -250,11 +307,19 @@ class Mix:
     def _find(self, task: Task) -> tuple[Source, Recipe]:
         known = self._known.get((task.family, task.config_digest))
         if known is None:
-            raise BadRecord("unknown-task", f"task {task.family}/{task.config_digest}: not in this node's mix")
+            raise BadRecord(
+                "unknown-task", f"task {task.family}/{task.config_digest}: not in this node's mix"
+            )
         if not 0 <= task.index < MAX_INDEX:
-            raise BadRecord("unknown-task", f"task {task.family}: index {task.index} is not in 0..{MAX_INDEX - 1}")
+            raise BadRecord(
+                "unknown-task",
+                f"task {task.family}: index {task.index} is not in 0..{MAX_INDEX - 1}",
+            )
         source, name, config = known
-        seed = int.from_bytes(hashlib.sha256(f"{task.seed}/{task.index}".encode()).digest()[:4], "big") >> 1
+        seed = (
+            int.from_bytes(hashlib.sha256(f"{task.seed}/{task.index}".encode()).digest()[:4], "big")
+            >> 1
+        )
         return source, Recipe(name, config, seed)
 
     def _now(self, entry: _Entry) -> tuple[str, str]:
@@ -263,8 +328,8 @@ class Mix:
         return entry.family.name, entry.digests[standing.level if standing else 0]
 
     def _weight(self, entry: _Entry) -> float:
-        """Return how often a family is drawn. One that seldom teaches anything rests, and is still tried now and
-        then."""
+        """Return how often a family is drawn. One that seldom teaches anything rests, and is still
+        tried now and then."""
         standing = self._standings.get(self._key(entry))
         if standing is None or entry.family.level != "auto":
             return entry.family.weight

@@ -1,7 +1,7 @@
 """Ready mixes of tasks, as data. Light: imports the settings only.
 
-The demo mix is easy enough for the model that comes with the package: it starts at a mean reward of about 0.35, and
-GRPO lifts it within a few dozen rounds (benchmarks/learning.py).
+The demo mix is easy enough for the model that comes with the package: it starts at a mean reward of
+about 0.35, and GRPO lifts it within a few dozen rounds (benchmarks/learning.py).
 """
 
 from typing import Any
@@ -9,10 +9,19 @@ from typing import Any
 from worker.settings import Family
 
 DEMO_FAMILIES: tuple[Family, ...] = (
-    Family(name="chain_sum", config={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}),
-    Family(name="products", config={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}),
-    Family(name="basic_arithmetic", config={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}),
-    Family(name="gcd", config={"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 20}),
+    Family(
+        name="chain_sum", config={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    ),
+    Family(
+        name="products", config={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    ),
+    Family(
+        name="basic_arithmetic",
+        config={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+    ),
+    Family(
+        name="gcd", config={"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 20}
+    ),
     Family(name="count_bits", config={"max_n": 127}),
 )
 
@@ -44,4 +53,5 @@ REAL_MODEL_SETTINGS: dict[str, Any] = {
     "trainer_local_groups": 4,
     "trainer_external_groups": 4,
 }
-"""A demo with a real model, small enough for three on two cores. How it is asked and trained is as by default."""
+"""A demo with a real model, small enough for three on two cores. How it is asked and trained is as
+by default."""

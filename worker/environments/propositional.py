@@ -1,16 +1,17 @@
-"""The definition of a conclusion in reasoning-gym's `propositional_logic`: something that no premise says by itself.
+"""The definition of a conclusion in reasoning-gym's `propositional_logic`: something that no
+premise says by itself.
 
-A truth table over n variables is an integer of 2^n bits, one for each assignment. A clause is a set of literals, and
-is true unless all of them are false. A conclusion earns if
+A truth table over n variables is an integer of 2^n bits, one for each assignment. A clause is a set
+of literals, and is true unless all of them are false. A conclusion earns if
 
 * it follows from the premises together and is not true of itself;
 * none of its prime implicates (the shortest clauses that it stands for) follows from one premise alone, so neither a
   copied premise, nor a weakened one, nor several joined by "and" earn;
 * it is written with no more literals than its prime implicates have: premises joined in disguise do not earn.
 
-Items whose premises contradict each other, or that have no such conclusion of one or two literals, are not asked. Of
-those from which a variable itself follows, by far the most at the easiest level, only one in three is: otherwise "Q"
-alone, whatever the premises say, earns 0.4.
+Items whose premises contradict each other, or that have no such conclusion of one or two literals,
+are not asked. Of those from which a variable itself follows, by far the most at the easiest level,
+only one in three is: otherwise "Q" alone, whatever the premises say, earns 0.4.
 """
 
 import hashlib
@@ -21,10 +22,12 @@ from typing import Any
 from reasoning_gym.logic.propositional_logic import Expression, Operator
 
 WELL_FORMED = 0.05
-"""Reward of a formula over the item's variables that is not such a conclusion, as the family's own scorer has it."""
+"""Reward of a formula over the item's variables that is not such a conclusion, as the family's own
+scorer has it."""
 
 MAX_LENGTH = 256
-"""Characters of an answer; reasoning-gym's parser takes quadratic time. Ten literals with words between them fit."""
+"""Characters of an answer; reasoning-gym's parser takes quadratic time. Ten literals with words
+between them fit."""
 
 MAX_VARIABLES = 6
 """Of a conclusion: all its clauses, 3^n of them, are looked at."""
@@ -38,11 +41,13 @@ class Tables:
         size = 1 << len(self.variables)
         self.true = (1 << size) - 1
         self._columns = {
-            name: sum(1 << row for row in range(size) if row >> place & 1) for place, name in enumerate(self.variables)
+            name: sum(1 << row for row in range(size) if row >> place & 1)
+            for place, name in enumerate(self.variables)
         }
 
     def of(self, expression: Expression) -> int:
-        """Return the table of a formula. Raises KeyError for a variable that is not in the table."""
+        """Return the table of a formula. Raises KeyError for a variable that is not in the
+        table."""
         if expression.operator is None:
             return self._columns[expression.left]
         left = self.of(expression.left)
@@ -68,7 +73,8 @@ class Tables:
                 yield frozenset(zip(names, signs, strict=True)), table
 
     def prime_implicates(self, formula: int) -> dict[frozenset[tuple[str, bool]], int]:
-        """The clauses that follow from a formula and have no shorter such clause in them, with their tables."""
+        """The clauses that follow from a formula and have no shorter such clause in them, with
+        their tables."""
         found: dict[frozenset[tuple[str, bool]], int] = {}
         for length in range(1, len(self.variables) + 1):
             for clause, table in self.clauses(length):
@@ -83,7 +89,8 @@ def follows(conclusion: int, premise: int) -> bool:
 
 
 def is_sound(item: dict[str, Any]) -> bool:
-    """Return whether the premises agree and something short follows from them that none says alone."""
+    """Return whether the premises agree and something short follows from them that none says
+    alone."""
     tables, premises = _read_premises(item)
     together = _all_of(premises, tables.true)
     if together == 0:
@@ -107,7 +114,8 @@ def _is_drawn(item: dict[str, Any]) -> bool:
 
 
 def score(item: dict[str, Any], answer: str) -> float:
-    """Return 1 for a conclusion (see the module), WELL_FORMED for another formula, 0 for any other text."""
+    """Return 1 for a conclusion (see the module), WELL_FORMED for another formula, 0 for any other
+    text."""
     if len(answer) > MAX_LENGTH:
         return 0.0
     tables, premises = _read_premises(item)
@@ -130,7 +138,9 @@ def score(item: dict[str, Any], answer: str) -> float:
     return 1.0
 
 
-def _follows_from_one(clause: frozenset[tuple[str, bool]], tables: Tables, premises: list[int]) -> bool:
+def _follows_from_one(
+    clause: frozenset[tuple[str, bool]], tables: Tables, premises: list[int]
+) -> bool:
     table = 0
     for name, sign in clause:
         column = tables.of(Expression(None, name))

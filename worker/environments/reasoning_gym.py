@@ -1,11 +1,12 @@
-"""Tasks of reasoning-gym: regenerated from their recipe on every machine, scored by the family's own scorer.
+"""Tasks of reasoning-gym: regenerated from their recipe on every machine, scored by the family's
+own scorer.
 
-A task is a data set with one item. reasoning-gym's own index is not used: its item i of seed s is item i - 1 of seed
-s + 1, so neighbouring seeds would share tasks.
+A task is a data set with one item. reasoning-gym's own index is not used: its item i of seed s is
+item i - 1 of seed s + 1, so neighbouring seeds would share tasks.
 
-Answers are untrusted text. What each family does with it, and whether two processes make the same tasks of a recipe,
-was measured by `scripts/survey_families.py`: `families.json` has the result, which `check` goes by. Gaps in scorers
-are closed in guards.py.
+Answers are untrusted text. What each family does with it, and whether two processes make the same
+tasks of a recipe, was measured by `scripts/survey_families.py`: `families.json` has the result,
+which `check` goes by. Gaps in scorers are closed in guards.py.
 """
 
 import ast
@@ -36,7 +37,8 @@ from worker.errors import BadRecord, SettingsError
 
 log = logging.getLogger(__name__)
 
-# These modules `eval` the answer before they compare it. A module-level name shadows the builtin: literals only.
+# These modules `eval` the answer before they compare it. A module-level name shadows the builtin:
+# literals only.
 _EVALUATING_MODULES = (
     "reasoning_gym.algorithmic.binary_matrix",
     "reasoning_gym.algorithmic.spiral_matrix",
@@ -49,10 +51,12 @@ for _name in _EVALUATING_MODULES:
     vars(importlib.import_module(_name))["eval"] = ast.literal_eval
 
 FAMILIES_FILE = Path(__file__).with_name("families.json")
-"""Verdicts on all families of the version of reasoning-gym that is pinned, by scripts/survey_families.py."""
+"""Verdicts on all families of the version of reasoning-gym that is pinned, by
+scripts/survey_families.py."""
 
 MAX_DRAWS = 512
-"""Items drawn for one task until one is sound. A configuration of which fewer than one in 16 are is refused."""
+"""Items drawn for one task until one is sound. A configuration of which fewer than one in 16 are is
+refused."""
 _CHECKED_ITEMS = 32
 
 _REFUSALS = (AssertionError, TypeError, ValueError)
@@ -60,15 +64,25 @@ _REFUSALS = (AssertionError, TypeError, ValueError)
 
 _making = threading.Lock()
 
-_UNREADABLE_ANSWER = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
-"""What reasoning-gym's scorers raise on an answer that they can't read (prime_factorization on "abc", say)."""
+_UNREADABLE_ANSWER = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What reasoning-gym's scorers raise on an answer that they can't read (prime_factorization on
+"abc", say)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What the survey found of a family.
 
-    `verdict` is safe, guarded or refused, with its `reason`; `levels` of the curriculum are quick to make.
+    `verdict` is safe, guarded or refused, with its `reason`; `levels` of the curriculum are quick
+    to make.
     """
 
     verdict: str
@@ -78,15 +92,19 @@ class Verdict:
 
 @cache
 def verdicts() -> Mapping[str, Verdict]:
-    """The verdict on each family. Raises SettingsError if another reasoning-gym is installed than was surveyed."""
+    """The verdict on each family. Raises SettingsError if another reasoning-gym is installed than
+    was surveyed."""
     survey = json.loads(FAMILIES_FILE.read_text())
     installed = importlib.metadata.version("reasoning-gym")
     if survey["version"] != installed:
         raise SettingsError(
-            f"{FAMILIES_FILE}: written for reasoning-gym {survey['version']}, installed is {installed}; "
-            "install the pinned version, or run scripts/survey_families.py"
+            f"{FAMILIES_FILE}: written for reasoning-gym {survey['version']}, installed is"
+            f" {installed}; install the pinned version, or run scripts/survey_families.py"
         )
-    return {family: Verdict(row["verdict"], row["reason"], row["levels"]) for family, row in survey["families"].items()}
+    return {
+        family: Verdict(row["verdict"], row["reason"], row["levels"])
+        for family, row in survey["families"].items()
+    }
 
 
 class ReasoningGym:
@@ -95,7 +113,8 @@ class ReasoningGym:
     version = f"reasoning-gym {importlib.metadata.version('reasoning-gym')}"
 
     def version_of(self, family: str) -> str:
-        """Name the guard, too: with another one the same recipe is another task or earns another reward."""
+        """Name the guard, too: with another one the same recipe is another task or earns another
+        reward."""
         guard = guards.GUARDS.get(family)
         return self.version if guard is None else f"{self.version} guard {guard.revision}"
 
@@ -103,30 +122,42 @@ class ReasoningGym:
         if family not in DATASETS:
             close = difflib.get_close_matches(family, DATASETS, n=1)
             hint = f"did you mean {close[0]}?" if close else "reasoning-gym's gallery lists them"
-            raise SettingsError(f"environment/families: {family}: not a family of {self.version}; {hint}")
+            raise SettingsError(
+                f"environment/families: {family}: not a family of {self.version}; {hint}"
+            )
         found = verdicts()[family]
         if found.verdict == "refused":
-            raise SettingsError(f"environment/families: {family}: refused: {found.reason}; take another family")
+            raise SettingsError(
+                f"environment/families: {family}: refused: {found.reason}; take another family"
+            )
         if reserved := {"seed", "size"} & config.keys():
-            raise SettingsError(f"environment/families: {family}: {min(reserved)} follows from the task; leave it out")
+            raise SettingsError(
+                f"environment/families: {family}: {min(reserved)} follows from the task; leave"
+                " it out"
+            )
         try:
             create_dataset(family, seed=0, size=1, **config)
         except _REFUSALS as error:
             raise SettingsError(
-                f"environment/families: {family}: {json.dumps(dict(config))}: reasoning-gym refuses it: {error}"
+                f"environment/families: {family}: {json.dumps(dict(config))}: reasoning-gym refuses"
+                f" it: {error}"
             ) from None
         if not _has_sound_items(family, config):
             raise SettingsError(
-                f"environment/families: {family}: {json.dumps(dict(config))}: no task of it is sound: "
-                f"{guards.GUARDS[family].reason}; make it harder, or leave the configuration out"
+                f"environment/families: {family}: {json.dumps(dict(config))}: no task of it is"
+                f" sound: {guards.GUARDS[family].reason}; make it harder, or leave the"
+                " configuration out"
             )
 
     def levels(self, family: str, config: Config) -> list[Config]:
-        """Up to the first level that reasoning-gym itself refuses, without those that are slow or never sound."""
+        """Up to the first level that reasoning-gym itself refuses, without those that are slow or
+        never sound."""
         if family not in CURRICULA:
             return []
         curriculum = create_curriculum(family)
-        num_levels = max((len(attribute.levels) for attribute in curriculum.attributes.values()), default=0)
+        num_levels = max(
+            (len(attribute.levels) for attribute in curriculum.attributes.values()), default=0
+        )
         levels: list[Config] = []
         for level in range(min(num_levels, verdicts()[family].levels)):
             try:
@@ -148,7 +179,8 @@ class ReasoningGym:
         return None if answer is None else str(answer)
 
     def score(self, recipe: Recipe, completions: Sequence[str]) -> list[float]:
-        """The family's own score of what is in the last <answer>…</answer>; without one the reward is 0."""
+        """The family's own score of what is in the last <answer>…</answer>; without one the reward
+        is 0."""
         dataset, item = _make_item(recipe)
         return [_score(dataset, item, recipe.family, text) for text in completions]
 
@@ -171,7 +203,8 @@ def _level_config(curriculum: BaseCurriculum, level: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)  # a round asks for each task at least twice: its question, then its score
 def _make_item(recipe: Recipe) -> tuple[Any, dict[str, Any]]:
-    """The data set and the item of a recipe: the first of its draws that the family's guard finds sound.
+    """The data set and the item of a recipe: the first of its draws that the family's guard finds
+    sound.
 
     Raises BadRecord ("unknown-task") if none of MAX_DRAWS is.
     """
@@ -181,26 +214,35 @@ def _make_item(recipe: Recipe) -> tuple[Any, dict[str, Any]]:
         dataset, item = _draw(recipe.family, config, _draw_seed(recipe.seed, draw))
         if guard is None or guard.is_sound(item):
             return dataset, item
-    raise BadRecord("unknown-task", f"task of {recipe.family}, seed {recipe.seed}: none of {MAX_DRAWS} items is sound")
+    raise BadRecord(
+        "unknown-task",
+        f"task of {recipe.family}, seed {recipe.seed}: none of {MAX_DRAWS} items is sound",
+    )
 
 
 def _draw(family: str, config: Config, seed: int) -> tuple[Any, dict[str, Any]]:
-    # Family bf runs what it made, and that prints. The exchange's threads ask too, and there is one standard output.
+    # Family bf runs what it made, and that prints. The exchange's threads ask too, and there is one
+    # standard output.
     with _making, contextlib.redirect_stdout(io.StringIO()):
         dataset = create_dataset(family, seed=seed, size=1, **config)
         return dataset, dataset[0]
 
 
 def _draw_seed(seed: int, draw: int) -> int:
-    """31 bits. The first draw is the recipe's own seed, which is all that families without a guard have."""
+    """31 bits. The first draw is the recipe's own seed, which is all that families without a guard
+    have."""
     if draw == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}/{draw}".encode()).digest()[:4], "big") >> 1
 
 
 def _has_sound_items(family: str, config: Config) -> bool:
-    """Return whether enough items of a configuration are sound for MAX_DRAWS to find one, as good as always."""
-    return family not in guards.GUARDS or _count_sound(family, json.dumps(config)) >= _CHECKED_ITEMS // 16
+    """Return whether enough items of a configuration are sound for MAX_DRAWS to find one, as good
+    as always."""
+    return (
+        family not in guards.GUARDS
+        or _count_sound(family, json.dumps(config)) >= _CHECKED_ITEMS // 16
+    )
 
 
 @cache
@@ -210,7 +252,8 @@ def _count_sound(family: str, config: str) -> int:
 
 
 def _max_answer_length(item: dict[str, Any]) -> int:
-    """Longer answers are wrong: scorers parse untrusted text in quadratic time, 140 s for 16,000 negation signs."""
+    """Longer answers are wrong: scorers parse untrusted text in quadratic time, 140 s for 16,000
+    negation signs."""
     return len(item["question"]) if item["answer"] is None else 256 + 4 * len(str(item["answer"]))
 
 
@@ -226,5 +269,10 @@ def _score(dataset: Any, item: dict[str, Any], family: str, completion: str) -> 
     try:
         return score() if guard is None else guard.score(item, answer, score)
     except _UNREADABLE_ANSWER as error:
-        log.debug("answer can't be read family=%s answer=%s error=%s", family, answer[:80], type(error).__name__)
+        log.debug(
+            "answer can't be read family=%s answer=%s error=%s",
+            family,
+            answer[:80],
+            type(error).__name__,
+        )
         return 0.0

@@ -1,10 +1,11 @@
-"""Runs untrusted programs where they can do nothing but compute. Refuses, with one line, where that can't be
-had.
+"""Runs untrusted programs where they can do nothing but compute. Refuses, with one line, where that
+can't be had.
 
-Each `Runner` is a fresh Python interpreter without our modules, our environment variables or our open files
-(sandbox_child.py); each program runs in a fork of it that a seccomp filter holds: no files, no network, no processes,
-no signals, bounded memory, time and output. That needs no root, no namespaces and no package, and works within the
-systemd unit of a worker. What a program gave is compared out here, where it can't reach.
+Each `Runner` is a fresh Python interpreter without our modules, our environment variables or our
+open files (sandbox_child.py); each program runs in a fork of it that a seccomp filter holds: no
+files, no network, no processes, no signals, bounded memory, time and output. That needs no root, no
+namespaces and no package, and works within the systemd unit of a worker. What a program gave is
+compared out here, where it can't reach.
 """
 
 import json
@@ -23,14 +24,16 @@ from worker.errors import ResourceError
 CPU_SECONDS = 1
 """A right program needs milliseconds."""
 WALL_SECONDS = 15.0
-"""Only for a machine that is too busy to give it that second: a program can't wait for anything, so it can't idle."""
+"""Only for a machine that is too busy to give it that second: a program can't wait for anything, so
+it can't idle."""
 MEMORY_BYTES = 256 << 20
 """Address space, the interpreter's own (about 30 MB) included."""
 OUTPUT_BYTES = 64 << 10
 _PATIENCE_SECONDS = 20.0
 """For the runner itself, beyond the program's time: to start, to fork, to be scheduled."""
 
-# Only calls that the filter of the worker's systemd unit knows: that one would kill the probe for others, ptrace say.
+# Only calls that the filter of the worker's systemd unit knows: that one would kill the probe for
+# others, ptrace say.
 _PROBE = """
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
@@ -51,23 +54,27 @@ def probe(runner):
 
 
 class Runner:
-    """A context: one interpreter, for one thread. Programs that run in it one after the other know nothing of each
-    other."""
+    """A context: one interpreter, for one thread. Programs that run in it one after the other know
+    nothing of each other."""
 
     def __enter__(self) -> Self:
         self._start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop()
 
     def run(self, program: str, entry: str, inputs: Sequence[Sequence[Any]]) -> list[Any] | None:
-        """Return what `entry` of the program returns for each of `inputs`: JSON text, or None where it gave no result.
+        """Return what `entry` of the program returns for each of `inputs`: JSON text, or None where
+        it gave no result.
 
-        None for all of it: the program took too long, used too much, or wrote something else. Raises ResourceError if
-        it can't be run in isolation; it is not run then.
+        None for all of it: the program took too long, used too much, or wrote something else.
+        Raises ResourceError if it can't be run in isolation; it is not run then.
         """
         job = json.dumps(
             {
@@ -81,11 +88,14 @@ class Runner:
             self._start()
             reply = self._ask(job)
         if reply is None:
-            raise ResourceError("sandbox of code tasks: its process ended twice without an answer; free memory")
+            raise ResourceError(
+                "sandbox of code tasks: its process ended twice without an answer; free memory"
+            )
         if not reply["sealed"] and reply["reason"] != "time":
             raise ResourceError(
-                f"sandbox of code tasks: can't be had on this machine: {reply['reason']}; it needs Linux with seccomp "
-                "on x86_64 or aarch64; take the code/ families out of environment.families"
+                f"sandbox of code tasks: can't be had on this machine: {reply['reason']}; it needs"
+                " Linux with seccomp on x86_64 or aarch64; take the code/ families out of"
+                " environment.families"
             )
         return _outputs(reply["outputs"], len(inputs))
 
@@ -101,7 +111,9 @@ class Runner:
                 start_new_session=True,
             )
         except OSError as error:
-            raise ResourceError(f"sandbox of code tasks: can't be started: {error.strerror}; free memory") from error
+            raise ResourceError(
+                f"sandbox of code tasks: can't be started: {error.strerror}; free memory"
+            ) from error
 
     def _stop(self) -> None:
         self._process.kill()
@@ -118,7 +130,9 @@ class Runner:
         except BrokenPipeError:
             pass  # it may have left a last word
         deadline, data = time.monotonic() + WALL_SECONDS + _PATIENCE_SECONDS, b""
-        waiting = select.poll()  # select() takes no file number above 1023, and a worker may have many connections
+        waiting = (
+            select.poll()
+        )  # select() takes no file number above 1023, and a worker may have many connections
         waiting.register(stdout, select.POLLIN)
         while not data.endswith(b"\n"):
             left = deadline - time.monotonic()
@@ -137,16 +151,20 @@ def require_isolation() -> None:
     with Runner() as runner:
         outputs = runner.run(_PROBE, "probe", [[runner._process.pid]])
     if outputs != ["[]"]:
-        done = "its probe did not run" if outputs is None or outputs[0] is None else f"a program could {outputs[0]}"
+        done = (
+            "its probe did not run"
+            if outputs is None or outputs[0] is None
+            else f"a program could {outputs[0]}"
+        )
         raise ResourceError(
-            f"sandbox of code tasks: does not isolate on this machine: {done}; take the code/ families out of "
-            "environment.families"
+            f"sandbox of code tasks: does not isolate on this machine: {done}; take the code/"
+            " families out of environment.families"
         )
 
 
 def _outputs(text: str | None, count: int) -> list[Any] | None:
-    """Return what a program says are its results: untrusted peers' text, so only a list of `count` texts or nothings is
-    one."""
+    """Return what a program says are its results: untrusted peers' text, so only a list of `count`
+    texts or nothings is one."""
     try:
         outputs = json.loads(text or "null")
     except (ValueError, RecursionError):

@@ -1,9 +1,11 @@
-"""The inner side of the sandbox: a script of its own, run by `python -I -S`, that imports nothing of ours.
+"""The inner side of the sandbox: a script of its own, run by `python -I -S`, that imports nothing
+of ours.
 
-It reads one job a line from standard input, runs the job's program in a fork of itself that gives up everything first,
-and writes what came of it as one line. The fork, once sealed, can compute, use a bounded amount of memory, and write to
-one pipe. It can't open, make, fork, execute, connect, signal or trace anything: seccomp lets none of those system calls
-through, whatever the program does to the interpreter around it. The expected results are never in this process.
+It reads one job a line from standard input, runs the job's program in a fork of itself that gives
+up everything first, and writes what came of it as one line. The fork, once sealed, can compute, use
+a bounded amount of memory, and write to one pipe. It can't open, make, fork, execute, connect,
+signal or trace anything: seccomp lets none of those system calls through, whatever the program does
+to the interpreter around it. The expected results are never in this process.
 """
 
 import bisect  # noqa: F401 - for the programs: a sealed process can import nothing that is not loaded
@@ -37,10 +39,11 @@ RESULT_FD = 3
 
 Arch = collections.namedtuple("Arch", "audit_arch syscalls")
 
-# What a sealed program may ask of the kernel; everything else fails with EPERM. Nothing here waits: a program that does
-# not end burns processor time, which is limited. In this order: read, write, close, writev (of the four files that are
-# open); mmap, mprotect, munmap, brk, mremap, madvise; rt_sigaction, rt_sigprocmask, rt_sigreturn, sigaltstack; getpid,
-# gettid; clock_gettime, clock_getres, gettimeofday; getrandom; exit, exit_group. On x86_64 time, too.
+# What a sealed program may ask of the kernel; everything else fails with EPERM. Nothing here waits:
+# a program that does not end burns processor time, which is limited. In this order: read, write,
+# close, writev (of the four files that are open); mmap, mprotect, munmap, brk, mremap, madvise;
+# rt_sigaction, rt_sigprocmask, rt_sigreturn, sigaltstack; getpid, gettid; clock_gettime,
+# clock_getres, gettimeofday; getrandom; exit, exit_group. On x86_64 time, too.
 ARCHITECTURES = {
     "x86_64": Arch(
         0xC000003E,
@@ -56,7 +59,12 @@ ARCHITECTURES = {
 def filter_program(arch: Arch) -> bytes:
     """The seccomp filter as BPF: (code, jump if true, jump if false, operand) each."""
     load, equal, answer = 0x20, 0x15, 0x06
-    steps = [(load, 0, 0, 4), (equal, 1, 0, arch.audit_arch), (answer, 0, 0, SECCOMP_RET_KILL_PROCESS), (load, 0, 0, 0)]
+    steps = [
+        (load, 0, 0, 4),
+        (equal, 1, 0, arch.audit_arch),
+        (answer, 0, 0, SECCOMP_RET_KILL_PROCESS),
+        (load, 0, 0, 0),
+    ]
     for number in arch.syscalls:
         steps += [(equal, 0, 1, number), (answer, 0, 0, SECCOMP_RET_ALLOW)]
     steps.append((answer, 0, 0, SECCOMP_RET_ERRNO | EPERM))
@@ -102,7 +110,8 @@ class Sealer:
 
 
 def run_job(sealer: Sealer, job: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    """Run one program. `outputs`: what it wrote, unchecked; None: nothing in time, too much, or it could not start."""
+    """Run one program. `outputs`: what it wrote, unchecked; None: nothing in time, too much, or it
+    could not start."""
     reading, writing = os.pipe()
     runner = os.getpid()
     child = os.fork()
@@ -118,7 +127,8 @@ def run_job(sealer: Sealer, job: dict[str, typing.Any]) -> dict[str, typing.Any]
 
 
 def read_result(reading: int, deadline: float, max_bytes: int) -> dict[str, typing.Any]:
-    """The fork says "sealed" before the program starts: without it, nothing of the program has run."""
+    """The fork says "sealed" before the program starts: without it, nothing of the program has
+    run."""
     data = b""
     while True:
         left = deadline - time.monotonic()
@@ -131,10 +141,16 @@ def read_result(reading: int, deadline: float, max_bytes: int) -> dict[str, typi
         if not chunk:
             head, _, body = data.partition(b"\n")
             text = body.decode(errors="replace")
-            return {"sealed": head == b"sealed", "outputs": text or None, "reason": head.decode(errors="replace")}
+            return {
+                "sealed": head == b"sealed",
+                "outputs": text or None,
+                "reason": head.decode(errors="replace"),
+            }
 
 
-def run_program(sealer: Sealer, job: dict[str, typing.Any], writing: int, runner: int) -> typing.NoReturn:
+def run_program(
+    sealer: Sealer, job: dict[str, typing.Any], writing: int, runner: int
+) -> typing.NoReturn:
     """In the fork. Never returns, whatever the program raises."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -160,7 +176,8 @@ def run_program(sealer: Sealer, job: dict[str, typing.Any], writing: int, runner
 
 
 def keep_files(writing: int) -> None:
-    """Close all files but `writing`, which becomes RESULT_FD; standard input and output lead nowhere."""
+    """Close all files but `writing`, which becomes RESULT_FD; standard input and output lead
+    nowhere."""
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(RESULT_FD):
         os.dup2(null, number)

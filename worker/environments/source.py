@@ -12,7 +12,8 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One task, as a source makes it: a family of its own, a configuration as JSON text, and a seed (31 bits)."""
+    """One task, as a source makes it: a family of its own, a configuration as JSON text, and a seed
+    (31 bits)."""
 
     family: str
     config: str
@@ -20,19 +21,24 @@ class Recipe:
 
 
 class Source(Protocol):
-    """An environment: families of tasks that it makes from recipes and scores. Called from several threads."""
+    """An environment: families of tasks that it makes from recipes and scores. Called from several
+    threads."""
 
     version: str
-    """Name and version, such as "reasoning-gym 0.1.25". Nodes with different ones make different tasks of a recipe."""
+    """Name and version, such as "reasoning-gym 0.1.25". Nodes with different ones make different
+    tasks of a recipe."""
 
     def version_of(self, family: str) -> str:
-        """The version that a recipe of this family depends on: same version, same task and same rewards."""
+        """The version that a recipe of this family depends on: same version, same task and same
+        rewards."""
 
     def check(self, family: str, config: Config) -> None:
-        """Raises SettingsError for a family that there is not, and for a configuration that it refuses."""
+        """Raises SettingsError for a family that there is not, and for a configuration that it
+        refuses."""
 
     def levels(self, family: str, config: Config) -> Sequence[Config]:
-        """The configurations of the family's curriculum, the easiest first, `config` on top; none: no curriculum."""
+        """The configurations of the family's curriculum, the easiest first, `config` on top; none:
+        no curriculum."""
 
     def question(self, recipe: Recipe) -> str:
         """The text of a task."""
@@ -41,7 +47,8 @@ class Source(Protocol):
         """One right answer as it stands between the tags; None: the source names none."""
 
     def score(self, recipe: Recipe, completions: Sequence[str]) -> list[float]:
-        """The rewards, 0 to 1, of the completions, which are untrusted peers' text. In bounded time."""
+        """The rewards, 0 to 1, of the completions, which are untrusted peers' text. In bounded
+        time."""
 
 
 class Environment(Protocol):
@@ -53,7 +60,8 @@ class Environment(Protocol):
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Each family of the mix with its configuration's digest: peers have those in common that they name alike."""
+        """Each family of the mix with its configuration's digest: peers have those in common that
+        they name alike."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,10 +72,12 @@ class Environment(Protocol):
         """The curriculum level of each family that has one in the settings."""
 
     def sample(self, seed: int, count: int) -> list[Task]:
-        """The `count` tasks that belong to `seed`: the same on every machine with the same mix at the same levels."""
+        """The `count` tasks that belong to `seed`: the same on every machine with the same mix at
+        the same levels."""
 
     def tasks_of(self, family: str, level: int | None, seed: int, count: int) -> list[Task]:
-        """Tasks of one family at a level, or without one. Raises SettingsError if there is no such family or level."""
+        """Tasks of one family at a level, or without one. Raises SettingsError if there is no such
+        family or level."""
 
     def easy_tasks(self, seed: int, count: int) -> list[Task]:
         """Tasks of all families in turn, each at its easiest level."""
@@ -82,7 +92,8 @@ class Environment(Protocol):
         """Level of a task in its family's curriculum; None without one."""
 
     def score(self, task: Task, completions: Sequence[str]) -> list[float]:
-        """The rewards, 0 to 1, of the completions. Raises BadRecord ("unknown-task") as `question` does."""
+        """The rewards, 0 to 1, of the completions. Raises BadRecord ("unknown-task") as `question`
+        does."""
 
     def learn(self, groups: Sequence[ScoredGroup]) -> None:
         """See how our own groups of a round went: levels may rise and fall."""

@@ -1,7 +1,9 @@
-"""The model on the Hugging Face Hub: every N rounds, from a finished checkpoint, in a process of its own.
+"""The model on the Hugging Face Hub: every N rounds, from a finished checkpoint, in a process of
+its own.
 
-A round never waits for it and never fails of it: a push that fails is logged, is in the status, and the next one is
-tried when its time comes. The uploading process (upload.py) has a deadline and ends with the worker.
+A round never waits for it and never fails of it: a push that fails is logged, is in the status, and
+the next one is tried when its time comes. The uploading process (upload.py) has a deadline and ends
+with the worker.
 """
 
 import json
@@ -27,7 +29,8 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class HubStatus:
-    """`state` is that of the last push, of `round`; `error` why it failed; `pushed_round` is the newest on the Hub."""
+    """`state` is that of the last push, of `round`; `error` why it failed; `pushed_round` is the
+    newest on the Hub."""
 
     repo: str
     state: Literal["waiting", "uploading", "pushed", "failed"] = "waiting"
@@ -38,7 +41,8 @@ class HubStatus:
 
 
 class Hub:
-    """Pushes of one node. `name` completes a repository that is only a namespace: OWNER becomes OWNER/NAME.
+    """Pushes of one node. `name` completes a repository that is only a namespace: OWNER becomes
+    OWNER/NAME.
 
     Raises SettingsError for a token file that holds none: that can't get better by itself.
     """
@@ -56,19 +60,31 @@ class Hub:
         self._status = HubStatus(hub.repo if "/" in hub.repo else f"{hub.repo}/{name}")
 
     def is_due(self, rounds_trained: int) -> bool:
-        """Return whether `every_rounds` has come round since the last push, whatever came of that."""
+        """Return whether `every_rounds` has come round since the last push, whatever came of
+        that."""
         every = self._settings.every_rounds
         return rounds_trained // every > self._attempted // every
 
-    def push(self, rounds_trained: int, round: int, weights: Path | None, describe: Callable[[Path], None]) -> None:
-        """Begin to upload the file of `weights`, and what `describe` writes next to it. Returns at once.
+    def push(
+        self,
+        rounds_trained: int,
+        round: int,
+        weights: Path | None,
+        describe: Callable[[Path], None],
+    ) -> None:
+        """Begin to upload the file of `weights`, and what `describe` writes next to it. Returns at
+        once.
 
-        None: `describe` writes the weights, too, which takes as long as the disk does. While the push before is still
-        going on this one is left out, and said to be.
+        None: `describe` writes the weights, too, which takes as long as the disk does. While the
+        push before is still going on this one is left out, and said to be.
         """
         self._attempted = rounds_trained
         if self.status().state == "uploading":
-            log.warning("push left out, the one before is not done round=%d uploading=%s", round, self._status.round)
+            log.warning(
+                "push left out, the one before is not done round=%d uploading=%s",
+                round,
+                self._status.round,
+            )
             return
         self._change(state="uploading", round=round, error=None)
         try:
@@ -92,7 +108,9 @@ class Hub:
                 self._finish(code)
             elif time.monotonic() > self._deadline:
                 self._kill()
-                self._fail(f"not done after {self._settings.timeout_seconds:g} s (hub.timeout_seconds)")
+                self._fail(
+                    f"not done after {self._settings.timeout_seconds:g} s (hub.timeout_seconds)"
+                )
         return self._status
 
     def flush(self, seconds: float) -> None:

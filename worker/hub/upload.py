@@ -1,4 +1,5 @@
-"""Uploads one folder to the Hugging Face Hub, as a process of its own: `python -m worker.hub.upload ORDER`.
+"""Uploads one folder to the Hugging Face Hub, as a process of its own: `python -m worker.hub.upload
+ORDER`.
 
 ORDER is a JSON file that hub.py wrote. Exit code 0, or 1 with the reason in the last line.
 """
@@ -28,7 +29,9 @@ def main(order_file: str) -> None:
         token = read_secret(Path(order["token_file"]), "a Hugging Face token that may write")
         hub = HfApi(endpoint=order["endpoint"], token=token, library_name="hivewright")
         hub.create_repo(order["repo"], private=order["private"], exist_ok=True)
-        hub.upload_folder(repo_id=order["repo"], folder_path=order["folder"], commit_message=order["message"])
+        hub.upload_folder(
+            repo_id=order["repo"], folder_path=order["folder"], commit_message=order["message"]
+        )
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         _fail(f"{order['endpoint']} says {status}: {_first_line(error.server_message or error)}")

@@ -1,9 +1,10 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""A linear layer with a LoRA adapter (arXiv 2106.09685) whose products are made in the type of the layer's weights.
+"""A linear layer with a LoRA adapter (arXiv 2106.09685) whose products are made in the type of the
+layer's weights.
 
-peft casts a layer's inputs and outputs to float32 and back around its adapter, and keeps both for the backward pass;
-with small models that takes longer than the products. Here the adapter's factors, which are small, are cast instead.
-Gradients of the frozen weight are never computed.
+peft casts a layer's inputs and outputs to float32 and back around its adapter, and keeps both for
+the backward pass; with small models that takes longer than the products. Here the adapter's
+factors, which are small, are cast instead. Gradients of the frozen weight are never computed.
 """
 
 # N tokens, I inputs, O outputs, R rank
@@ -16,11 +17,16 @@ from torch import Tensor, nn
 
 
 class AdaptedLinear(Linear):  # type: ignore[misc]  # peft has no types
-    """peft's layer with another forward pass; everything else, such as its parameters' names, is peft's."""
+    """peft's layer with another forward pass; everything else, such as its parameters' names, is
+    peft's."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return (..., O) for `x` (..., I), in the type of the layer's weights."""
-        if self.disable_adapters or type(self.base_layer) is not nn.Linear or x.dtype != self.base_layer.weight.dtype:
+        if (
+            self.disable_adapters
+            or type(self.base_layer) is not nn.Linear
+            or x.dtype != self.base_layer.weight.dtype
+        ):
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         (name,) = self.active_adapters
         out: Tensor = _AdaptedProduct.apply(  # type: ignore[no-untyped-call]
@@ -39,13 +45,20 @@ class _AdaptedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
+        ctx: Any,
+        x: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        a_RI: Tensor,
+        b_OR: Tensor,
+        scaling: float,
     ) -> Tensor:
         x_NI = x.reshape(-1, x.shape[-1])
         down_RI = a_RI.to(x.dtype)
         up_OR = (b_OR * scaling).to(x.dtype)
         inner_NR = x_NI @ down_RI.T
-        # Models may change what they get in place, which autograd forbids for a view: `out` is not one.
+        # Models may change what they get in place, which autograd forbids for a view: `out` is not
+        # one.
         out = x.new_empty((*x.shape[:-1], weight_OI.shape[0]))
         out_NO = out.view(-1, weight_OI.shape[0])
         if bias_O is None:
@@ -58,7 +71,9 @@ class _AdaptedProduct(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+    def backward(
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         x_NI, weight_OI, down_RI, up_OR, inner_NR = ctx.saved_tensors
         g_NO = gradients[0].reshape(-1, weight_OI.shape[0])
         inner_g_NR = g_NO @ up_OR

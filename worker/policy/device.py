@@ -1,4 +1,5 @@
-"""Check that torch really computes on a device: a kernel forward and one backward, checked against known numbers."""
+"""Check that torch really computes on a device: a kernel forward and one backward, checked against
+known numbers."""
 
 import re
 import subprocess
@@ -11,20 +12,29 @@ from worker.errors import ModelError
 
 SIZE = 256
 UVM, DXG = Path("/dev/nvidia-uvm"), Path("/dev/dxg")
-# What nvidia-smi prints in the place of a figure that it can't read from a card: not [N/A], which is normal.
+# What nvidia-smi prints in the place of a figure that it can't read from a card: not [N/A], which
+# is normal.
 _SICK = re.compile(r"ERR!|Unknown Error|requires reset|is lost|Unable to determine", re.I)
 
 
 def missing_files() -> str:
-    """Return advice for a message where the driver's device files are missing; empty: they are there."""
+    """Return advice for a message where the driver's device files are missing; empty: they are
+    there."""
     if UVM.exists() or DXG.exists():
         return ""
-    return f"{UVM} is missing: run `nvidia-modprobe -u -c 0` as root (Debian's package nvidia-modprobe); "
+    return (
+        f"{UVM} is missing: run `nvidia-modprobe -u -c 0` as root (Debian's package"
+        " nvidia-modprobe); "
+    )
 
 
 def sick_cards() -> list[str]:
     """Return nvidia-smi's lines about GPUs that do not work, this process's own or others."""
-    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.used,utilization.gpu", "--format=csv,noheader,nounits"]
+    query = [
+        "nvidia-smi",
+        "--query-gpu=index,uuid,memory.used,utilization.gpu",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
     except FileNotFoundError:
@@ -35,10 +45,11 @@ def sick_cards() -> list[str]:
 
 
 def compute(device: str, dtype: str) -> tuple[str, float]:
-    """Name of the device, and the seconds that products and their gradients took there, the first use included.
+    """Name of the device, and the seconds that products and their gradients took there, the first
+    use included.
 
-    `dtype`: float32 or bfloat16. Raises ModelError with cause and fix: no such GPU, one that this build of torch has no
-    kernels for, a driver that fails, results that are wrong.
+    `dtype`: float32 or bfloat16. Raises ModelError with cause and fix: no such GPU, one that this
+    build of torch has no kernels for, a driver that fails, results that are wrong.
     """
     where = torch.device(device)
     name = "CPU"
@@ -53,28 +64,37 @@ def compute(device: str, dtype: str) -> tuple[str, float]:
         torch.autograd.backward(total)
         gradient = matrix.grad
         # Twice the number of elements, and a gradient of SIZE everywhere: exact in either type.
-        is_right = gradient is not None and total.item() == 2 * SIZE * SIZE and bool((gradient == SIZE).all())
+        is_right = (
+            gradient is not None
+            and total.item() == 2 * SIZE * SIZE
+            and bool((gradient == SIZE).all())
+        )
     except RuntimeError as error:
         said = str(error).splitlines()[0]
         raise ModelError(
-            f"{name} ({device}): torch {torch.__version__} fails there: {said}; see `nvidia-smi` and the kernel's log, "
-            "reset or replace the GPU, or set model.device to another"
+            f"{name} ({device}): torch {torch.__version__} fails there: {said}; see `nvidia-smi`"
+            " and the kernel's log, reset or replace the GPU, or set model.device to another"
         ) from None
     if not is_right:
-        raise ModelError(f"{name} ({device}): computes wrong numbers; don't train on it, set model.device to another")
+        raise ModelError(
+            f"{name} ({device}): computes wrong numbers; don't train on it, set model.device to"
+            " another"
+        )
     return name, time.monotonic() - began
 
 
 def _require_build(where: torch.device) -> str:
     if not torch.cuda.is_available():
         raise ModelError(
-            f"{where}: torch {torch.__version__} sees no GPU; {missing_files()}see that `nvidia-smi` works "
-            "as this user, and install a torch for its CUDA (torch_index), or set model.device to cpu"
+            f"{where}: torch {torch.__version__} sees no GPU; {missing_files()}see that"
+            " `nvidia-smi` works as this user, and install a torch for its CUDA (torch_index), or"
+            " set model.device to cpu"
         )
     index = where.index or 0
     if index >= torch.cuda.device_count():
         raise ModelError(
-            f"{where}: torch sees {torch.cuda.device_count()} GPUs; set model.device to one of those, or cpu"
+            f"{where}: torch sees {torch.cuda.device_count()} GPUs; set model.device to one of"
+            " those, or cpu"
         )
     name = torch.cuda.get_device_name(index)
     major, minor = torch.cuda.get_device_capability(index)
@@ -83,8 +103,9 @@ def _require_build(where: torch.device) -> str:
     fitting = [arch for arch in built if arch.startswith("sm_") and _fits(arch, major, minor)]
     if built and not fitting:
         raise ModelError(
-            f"{name}: is sm_{major}{minor}, and torch {torch.__version__} is built for {', '.join(built)}; install a "
-            "build that has it: set torch_index to the wheels of a newer (or older) CUDA"
+            f"{name}: is sm_{major}{minor}, and torch {torch.__version__} is built for"
+            f" {', '.join(built)}; install a build that has it: set torch_index to the wheels of a"
+            " newer (or older) CUDA"
         )
     return name
 

@@ -1,4 +1,5 @@
-"""The engine that a model would get here, told from its configuration alone: no weights are read, and none are made."""
+"""The engine that a model would get here, told from its configuration alone: no weights are read,
+and none are made."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,8 @@ from worker.policy.model_sizing import find_source_folder, gguf_arguments
 
 LEAN, FORWARD, REFUSED = "lean decoder", "transformers' forward", "refused"
 OWN_CACHE = (
-    "its cache is one of its own, which our engine does not have; generation.engine: transformers generates with it, "
-    "slower"
+    "its cache is one of its own, which our engine does not have; generation.engine: transformers"
+    " generates with it, slower"
 )
 
 
@@ -24,7 +25,8 @@ OWN_CACHE = (
 class Outlook:
     """`way`: what generates (LEAN, FORWARD, REFUSED), and `reason` why it is not the lean decoder.
 
-    `packing`: why training takes a row for each completion; None: it is packed. `targets`: layers that LoRA adapts.
+    `packing`: why training takes a row for each completion; None: it is packed. `targets`: layers
+    that LoRA adapts.
     """
 
     model_type: str
@@ -43,7 +45,11 @@ class Outlook:
         if self.way == REFUSED:
             return [f"type: {self.model_type}", f"generation: {REFUSED}: {self.reason}"]
         why = f" ({self.reason})" if self.reason else ""
-        packed = f"one row for each completion ({self.packing})" if self.packing else "packed, without padding"
+        packed = (
+            f"one row for each completion ({self.packing})"
+            if self.packing
+            else "packed, without padding"
+        )
         return [
             f"type: {self.model_type}",
             f"generation: {self.way}{why}, checked against one plain pass when the worker starts",
@@ -59,8 +65,8 @@ def read(model: settings.Model) -> Outlook:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **gguf)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"model {model.name}: its configuration can't be read: {memory.reason_of(error)}; expected a folder with a "
-            "config.json, or a Hugging Face name"
+            f"model {model.name}: its configuration can't be read: {memory.reason_of(error)};"
+            " expected a folder with a config.json, or a Hugging Face name"
         ) from None
     return judge(config)
 
@@ -72,17 +78,23 @@ def judge(config: Any) -> Outlook:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(text, trust_remote_code=False)
     except ValueError:
-        reason = f"transformers {transformers.__version__} has no causal language model of this type"
+        reason = (
+            f"transformers {transformers.__version__} has no causal language model of this type"
+        )
         return Outlook(config.model_type, REFUSED, reason, None, ())
     if type(config) is not type(text) and type(config) not in AutoModelForCausalLM._model_mapping:
-        reason = f"its text part ({text.model_type}) can't be loaded by itself; take a text-only model"
+        reason = (
+            f"its text part ({text.model_type}) can't be loaded by itself; take a text-only model"
+        )
         return Outlook(config.model_type, REFUSED, reason, None, ())
     obstacle = find_obstacle(model)
     if refusal := _refusal(model, obstacle):
         return Outlook(config.model_type, REFUSED, refusal, None, ())
     targets = {name.rpartition(".")[2] for name in lora.find_targets(model, None)}
     way = FORWARD if obstacle else LEAN
-    return Outlook(config.model_type, way, obstacle, logprobs.packing_obstacle(model), tuple(sorted(targets)))
+    return Outlook(
+        config.model_type, way, obstacle, logprobs.packing_obstacle(model), tuple(sorted(targets))
+    )
 
 
 def _refusal(model: Any, obstacle: str | None) -> str | None:

@@ -1,8 +1,10 @@
-"""Find the form of asking that suits a model: tried once, on easy tasks, and remembered in `form.json`.
+"""Find the form of asking that suits a model: tried once, on easy tasks, and remembered in
+`form.json`.
 
-Each form is asked a few tasks; the best two are asked some more. The best is the one whose given answers are right most
-often. Whether an answer is given at all, its tag closed, counts little: training teaches that within a few rounds, and
-a form that has it from the beginning at the price of the model's thoughts stays behind (docs/decisions/0027).
+Each form is asked a few tasks; the best two are asked some more. The best is the one whose given
+answers are right most often. Whether an answer is given at all, its tag closed, counts little:
+training teaches that within a few rounds, and a form that has it from the beginning at the price of
+the model's thoughts stays behind (docs/decisions/0027).
 """
 
 import hashlib
@@ -29,8 +31,8 @@ _NUM_ANSWERS = 4
 _CPU_TOKENS, _GPU_TOKENS = 48, 256
 _SOLVED = 0.5
 _DOUBT = 0.1
-"""As many wrong answers as this share of all are added to those given: a form that gives one answer, a right one, is
-not the best for that."""
+"""As many wrong answers as this share of all are added to those given: a form that gives one
+answer, a right one, is not the best for that."""
 _FIRST_TRIED = ("three-examples", "example", "begun")
 """Forms that are tried even where the model is so slow that the time ends before all are."""
 _SEED = 1
@@ -61,8 +63,15 @@ class Trial:
         return self.accuracy, self.useful / self.tasks, self.closed / max(1, self.answers)
 
 
-def settle(policy: Policy, generation: settings.Generation, questions: Sequence[str], score: Score, file: Path) -> None:
-    """Have `policy` ask in the form that the settings name, that `file` remembers, or that is found now.
+def settle(
+    policy: Policy,
+    generation: settings.Generation,
+    questions: Sequence[str],
+    score: Score,
+    file: Path,
+) -> None:
+    """Have `policy` ask in the form that the settings name, that `file` remembers, or that is found
+    now.
 
     Raises ModelError for a form that the model's template can't be rendered in.
     """
@@ -96,7 +105,9 @@ def settle(policy: Policy, generation: settings.Generation, questions: Sequence[
         )  # fmt: skip
 
 
-def try_forms(policy: Policy, generation: settings.Generation, questions: Sequence[str], score: Score) -> list[Trial]:
+def try_forms(
+    policy: Policy, generation: settings.Generation, questions: Sequence[str], score: Score
+) -> list[Trial]:
     """Ask half of the questions in every form and the rest in the best two.
 
     Ends after about PATIENCE_SECONDS; one form is tried at least.
@@ -157,5 +168,7 @@ def _ask(
 
 def _describe(policy: Policy) -> str:
     """The model, its template and how that is rendered: another form may suit others."""
-    asked = "\n".join(policy.template.text(form, "question") for form in FORMS if policy.can_ask_in(form))
+    asked = "\n".join(
+        policy.template.text(form, "question") for form in FORMS if policy.can_ask_in(form)
+    )
     return f"{policy.name} asked as {hashlib.sha256(asked.encode()).hexdigest()[:16]}"

@@ -1,9 +1,10 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Log-probabilities and entropies of logits, made in one pass, with a gradient that needs no second one.
+"""Log-probabilities and entropies of logits, made in one pass, with a gradient that needs no second
+one.
 
-A vocabulary of 49,000 makes these logits the largest tensor of a training step. Written with torch's own operations
-they are read and written ten times; here a few rows at a time, which stay in the processor's cache, become their
-probabilities in place, and these become the gradient in place.
+A vocabulary of 49,000 makes these logits the largest tensor of a training step. Written with
+torch's own operations they are read and written ten times; here a few rows at a time, which stay in
+the processor's cache, become their probabilities in place, and these become the gradient in place.
 """
 
 # M tokens, V vocabulary, C tokens of a piece
@@ -19,9 +20,11 @@ _PIECE = 1 << 19
 
 
 def token_logprobs(logits_MV: Tensor, ids_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return (M,) log-probabilities of `ids_M` at `temperature`, and (M,) entropies, without gradient. float32.
+    """Return (M,) log-probabilities of `ids_M` at `temperature`, and (M,) entropies, without
+    gradient. float32.
 
-    `logits_MV` is overwritten where it is float32: nothing else may need its values, in a backward pass either.
+    `logits_MV` is overwritten where it is float32: nothing else may need its values, in a backward
+    pass either.
     """
     logprobs_M, entropies_M = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
         logits_MV, ids_M, temperature
@@ -38,11 +41,15 @@ def _pieces(values_MV: Tensor, *others_M: Tensor) -> Iterator[tuple[Tensor, ...]
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_MV: Tensor, ids_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits_MV: Tensor, ids_M: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         values_MV = logits_MV.detach().float()
         logprobs_M = values_MV.new_empty(len(ids_M))
         entropies_M = torch.empty_like(logprobs_M)
-        for piece_CV, ids_C, logprobs_C, entropies_C in _pieces(values_MV, ids_M, logprobs_M, entropies_M):
+        for piece_CV, ids_C, logprobs_C, entropies_C in _pieces(
+            values_MV, ids_M, logprobs_M, entropies_M
+        ):
             if temperature != 1:
                 piece_CV.div_(temperature)
             piece_CV.sub_(piece_CV.amax(-1, keepdim=True))

@@ -1,13 +1,14 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
 """Log-probabilities of given completions under the policy: what the loss is made of.
 
-A batch is one row: each prompt once, then its completions, nothing padded (packed_attention.py). The logits of all its
-tokens are never there at once. Models whose layers can't be packed are given one sequence to a row; those of them that
-do more to their logits than we know make those of all completions at once.
+A batch is one row: each prompt once, then its completions, nothing padded (packed_attention.py).
+The logits of all its tokens are never there at once. Models whose layers can't be packed are given
+one sequence to a row; those of them that do more to their logits than we know make those of all
+completions at once.
 """
 
-# S tokens of the packed row, M completion tokens that are scored, N completions, T tokens of the longest, E size of
-# the hidden states, V vocabulary
+# S tokens of the packed row, M completion tokens that are scored, N completions, T tokens of the
+# longest, E size of the hidden states, V vocabulary
 
 import inspect
 import logging
@@ -26,14 +27,14 @@ from worker.policy.packed_attention import PACKED, Layout
 log = logging.getLogger(__name__)
 
 _MAX_LOGITS = 1 << 26
-"""Logits that are there at a time (256 MiB in float32). More of them are made twice: in the forward pass, and, piece by
-piece, in the backward pass."""
+"""Logits that are there at a time (256 MiB in float32). More of them are made twice: in the forward
+pass, and, piece by piece, in the backward pass."""
 
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.2}
-"""Limit on how far a packed log-probability may be from the plain one; what leaks from one sequence to another is far
-more."""
+"""Limit on how far a packed log-probability may be from the plain one; what leaks from one sequence
+to another is far more."""
 
 
 class PromptGroup(NamedTuple):
@@ -44,9 +45,11 @@ class PromptGroup(NamedTuple):
 
 
 class Scorer:
-    """Scores completions with `model`, inside `with scorer.passes():`, which the backward pass belongs into too.
+    """Scores completions with `model`, inside `with scorer.passes():`, which the backward pass
+    belongs into too.
 
-    `recomputes` saves memory for time: layers are computed again in the backward pass (gradient checkpointing).
+    `recomputes` saves memory for time: layers are computed again in the backward pass (gradient
+    checkpointing).
     """
 
     def __init__(self, model: Any) -> None:
@@ -55,7 +58,9 @@ class Scorer:
         self.is_packed = _has_packable_layers(model)
         if self.is_packed:
             self.is_packed = self._is_exact(self._packed_hidden)
-        self.has_plain_head = self.is_packed or (_has_own_head(model) and self._is_exact(self._padded_hidden))
+        self.has_plain_head = self.is_packed or (
+            _has_own_head(model) and self._is_exact(self._padded_hidden)
+        )
         if not self.is_packed:
             log.warning(
                 "model is not packed, training takes one row for each completion type=%s pieces_of_logits=%s",
@@ -63,7 +68,8 @@ class Scorer:
             )  # fmt: skip
 
     def count_tokens(self, prompts: Sequence[int], completions: Sequence[int]) -> int:
-        """Tokens that go through the model, padding included, for prompts and completions of these lengths."""
+        """Tokens that go through the model, padding included, for prompts and completions of these
+        lengths."""
         if self.is_packed:
             return sum(prompts) + sum(completions)
         return len(completions) * (max(prompts) + max(completions))
@@ -90,14 +96,18 @@ class Scorer:
                     layer.training = False
 
     def logprobs(self, groups: Sequence[PromptGroup], temperature: float) -> Tensor:
-        """Return (M,) log-probabilities at `temperature` of all completions' tokens, one completion after the other.
+        """Return (M,) log-probabilities at `temperature` of all completions' tokens, one completion
+        after the other.
 
         float32. Differentiable where gradients are on.
         """
         return self.logprobs_and_entropies(groups, temperature)[0]
 
-    def logprobs_and_entropies(self, groups: Sequence[PromptGroup], temperature: float) -> tuple[Tensor, Tensor | None]:
-        """Return `logprobs`, and (M,) the entropies of what the tokens were drawn from, without a gradient.
+    def logprobs_and_entropies(
+        self, groups: Sequence[PromptGroup], temperature: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return `logprobs`, and (M,) the entropies of what the tokens were drawn from, without a
+        gradient.
 
         None in their place: the model makes its logits in ways that only it knows.
         """
@@ -110,42 +120,64 @@ class Scorer:
     def _plain_logprobs(self, groups: Sequence[PromptGroup], temperature: float) -> Tensor:
         completions = [c for group in groups for c in group.completions]
         prompt_of = [i for i, group in enumerate(groups) for _ in group.completions]
-        rows_NT = completion_logprobs(self.model, [g.prompt for g in groups], completions, prompt_of, temperature)
+        rows_NT = completion_logprobs(
+            self.model, [g.prompt for g in groups], completions, prompt_of, temperature
+        )
         return torch.cat([row_T[: len(c)] for row_T, c in zip(rows_NT, completions, strict=True)])
 
     def _packed_hidden(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
         """(M, E) hidden states that predict the completions' tokens, and (M,) these."""
         ids, positions, predicting, predicted = _pack(groups)
         device = self.model.device
-        layout = Layout(tuple((len(g.prompt), tuple(len(c) - 1 for c in g.completions)) for g in groups))
+        layout = Layout(
+            tuple((len(g.prompt), tuple(len(c) - 1 for c in g.completions)) for g in groups)
+        )
         out = self.model.base_model(
             input_ids=torch.tensor([ids], device=device),
             position_ids=torch.tensor([positions], device=device),
             use_cache=False,
             layout=layout,
         )
-        hidden_ME = out.last_hidden_state[0].index_select(0, torch.tensor(predicting, device=device))
+        hidden_ME = out.last_hidden_state[0].index_select(
+            0, torch.tensor(predicting, device=device)
+        )
         return hidden_ME, torch.tensor(predicted, device=device)
 
     def _padded_hidden(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
         """The same from a row for each completion."""
-        ids_NS, mask_NS, starts_N = _pad([(g.prompt, c) for g in groups for c in g.completions], self.model.device)
-        is_scored_NS = mask_NS & (torch.arange(ids_NS.shape[1], device=ids_NS.device) >= starts_N[:, None])
-        out = self.model.base_model(input_ids=ids_NS, attention_mask=mask_NS.long(), use_cache=False)
+        ids_NS, mask_NS, starts_N = _pad(
+            [(g.prompt, c) for g in groups for c in g.completions], self.model.device
+        )
+        is_scored_NS = mask_NS & (
+            torch.arange(ids_NS.shape[1], device=ids_NS.device) >= starts_N[:, None]
+        )
+        out = self.model.base_model(
+            input_ids=ids_NS, attention_mask=mask_NS.long(), use_cache=False
+        )
         return out.last_hidden_state[:, :-1][is_scored_NS[:, 1:]], ids_NS[is_scored_NS]
 
-    def _logprobs_of(self, hidden_ME: Tensor, ids_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _logprobs_of(
+        self, hidden_ME: Tensor, ids_M: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         num_rows = max(1, _MAX_LOGITS // self.model.config.get_text_config().vocab_size)
         if len(ids_M) <= num_rows:
             return self._head_logprobs(hidden_ME, ids_M, temperature)
         pieces = zip(torch.split(hidden_ME, num_rows), torch.split(ids_M, num_rows), strict=True)
         found = [
-            checkpoint(self._head_logprobs, *piece, temperature, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(
+                self._head_logprobs,
+                *piece,
+                temperature,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
             for piece in pieces
         ]
         return torch.cat([logprobs for logprobs, _ in found]), torch.cat([e for _, e in found])
 
-    def _head_logprobs(self, hidden_ME: Tensor, ids_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _head_logprobs(
+        self, hidden_ME: Tensor, ids_M: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         logits_MV = self.model.get_output_embeddings()(hidden_ME)
         softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         if softcap is not None:
@@ -153,17 +185,24 @@ class Scorer:
         return token_logprobs(logits_MV, ids_M, temperature)
 
     @torch.no_grad()
-    def _is_exact(self, find_hidden: Callable[[Sequence[PromptGroup]], tuple[Tensor, Tensor]]) -> bool:
-        """Return whether a small batch has the same log-probabilities so and plain: families do things of their own."""
+    def _is_exact(
+        self, find_hidden: Callable[[Sequence[PromptGroup]], tuple[Tensor, Tensor]]
+    ) -> bool:
+        """Return whether a small batch has the same log-probabilities so and plain: families do
+        things of their own."""
         high = self.model.config.get_text_config().vocab_size
-        ids = [int(i) for i in torch.randint(high, (16,), generator=torch.Generator().manual_seed(0))]
+        ids = [
+            int(i) for i in torch.randint(high, (16,), generator=torch.Generator().manual_seed(0))
+        ]
         groups = [
             PromptGroup(tuple(ids[:5]), (tuple(ids[5:9]), tuple(ids[9:11]), tuple(ids[11:12]))),
             PromptGroup(tuple(ids[12:14]), (tuple(ids[3:6]), tuple(ids[14:16]))),
         ]
         with self.passes():
             found_M, _ = self._logprobs_of(*find_hidden(groups), 1.0)
-        return bool((found_M - self._plain_logprobs(groups, 1.0)).abs().max() < _SAME[self.model.dtype])
+        return bool(
+            (found_M - self._plain_logprobs(groups, 1.0)).abs().max() < _SAME[self.model.dtype]
+        )
 
 
 def completion_logprobs(
@@ -173,13 +212,17 @@ def completion_logprobs(
     prompt_of: Sequence[int],
     temperature: float,
 ) -> Tensor:
-    """(N, T) log-probabilities of `completions` (token ids, none empty) at `temperature`, 0 where there is padding.
+    """(N, T) log-probabilities of `completions` (token ids, none empty) at `temperature`, 0 where
+    there is padding.
 
-    Completion n answers `prompts[prompt_of[n]]`. The plain way, for any causal language model: a row holds one prompt
-    and one completion, padded on the right. Differentiable where gradients are on. float32.
+    Completion n answers `prompts[prompt_of[n]]`. The plain way, for any causal language model: a
+    row holds one prompt and one completion, padded on the right. Differentiable where gradients are
+    on. float32.
     """
     device = model.device
-    ids_NS, mask_NS, starts_N = _pad([(prompts[p], c) for p, c in zip(prompt_of, completions, strict=True)], device)
+    ids_NS, mask_NS, starts_N = _pad(
+        [(prompts[p], c) for p, c in zip(prompt_of, completions, strict=True)], device
+    )
     width, longest = ids_NS.shape[1], max(len(c) for c in completions)
     # Prompts need no logits, which are most of the memory.
     takes_number = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -195,14 +238,23 @@ def completion_logprobs(
     return torch.where(is_real_NT, logprobs_NT, 0.0)
 
 
-def _pad(rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts and completions in a row each, padded on the right: (N, S) ids, (N, S) which of them are real, (N,) where
-    completions start."""
+def _pad(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts and completions in a row each, padded on the right: (N, S) ids, (N, S) which of them
+    are real, (N,) where completions start."""
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     width = max(lengths)
-    ids = [[*prompt, *completion] + [0] * (width - n) for (prompt, completion), n in zip(rows, lengths, strict=True)]
+    ids = [
+        [*prompt, *completion] + [0] * (width - n)
+        for (prompt, completion), n in zip(rows, lengths, strict=True)
+    ]
     mask_NS = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
-    return torch.tensor(ids, device=device), mask_NS, torch.tensor([len(p) for p, _ in rows], device=device)
+    return (
+        torch.tensor(ids, device=device),
+        mask_NS,
+        torch.tensor([len(p) for p, _ in rows], device=device),
+    )
 
 
 def _has_own_head(model: Any) -> bool:
@@ -215,7 +267,8 @@ def _has_packable_layers(model: Any) -> bool:
 
 
 def packing_obstacle(model: Any) -> str | None:
-    """Return why a model's layers can't be packed, as its configuration says; None: they can, unless a trial fails."""
+    """Return why a model's layers can't be packed, as its configuration says; None: they can,
+    unless a trial fails."""
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if others := sorted(layer_types - _PACKABLE_LAYERS):
@@ -233,7 +286,8 @@ def takes(model: Any, argument: str) -> bool:
 
 
 def _pack(groups: Sequence[PromptGroup]) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Token ids and positions of the row, which of its tokens predict the completions' tokens, and these.
+    """Token ids and positions of the row, which of its tokens predict the completions' tokens, and
+    these.
 
     A completion's last token is not in the row: it predicts nothing that is asked for.
     """

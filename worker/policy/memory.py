@@ -1,6 +1,8 @@
-"""Memory: what may still be taken, what is in use, when an error says that there is none, and what was learnt of it.
+"""Memory: what may still be taken, what is in use, when an error says that there is none, and what
+was learnt of it.
 
-What was learnt on this machine is in small files of the state folder, each with a key that says what it holds for.
+What was learnt on this machine is in small files of the state folder, each with a key that says
+what it holds for.
 """
 
 import json
@@ -18,7 +20,8 @@ log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",  # torch's allocator on a CPU
-    "CUDA error: out of memory",  # the driver's: a kernel, a stream, a context (torch.AcceleratorError)
+    # the driver's: a kernel, a stream, a context (torch.AcceleratorError)
+    "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # what cuDNN 9 says in its place
@@ -27,7 +30,8 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch has an error of its own for its allocators; what else takes memory says it in its own words."""
+    """torch has an error of its own for its allocators; what else takes memory says it in its own
+    words."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
@@ -52,7 +56,8 @@ def used(device: torch.device) -> int:
 
 
 def free(device: torch.device) -> int:
-    """Bytes that may still be taken: of the GPU, or of this machine's memory within this process's own limits."""
+    """Bytes that may still be taken: of the GPU, or of this machine's memory within this process's
+    own limits."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -66,19 +71,27 @@ def free(device: torch.device) -> int:
 def describe(device: torch.device) -> str:
     """The machine as far as its memory goes, for keys."""
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_properties(device).total_memory}"
+        return (
+            f"{torch.cuda.get_device_name(device)}"
+            f" {torch.cuda.get_device_properties(device).total_memory}"
+        )
     return f"cpu {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')}"
 
 
 def recall(file: Path, key: str) -> dict[str, Any] | None:
-    """Return what `file` remembers; None if there is none, if it is for something else, or damaged (warned of)."""
+    """Return what `file` remembers; None if there is none, if it is for something else, or damaged
+    (warned of)."""
     try:
         record = json.loads(file.read_text())
         return dict(record) if record["key"] == key else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        log.warning("what was learnt of memory can't be read, it is measured again path=%s error=%r", file, error)
+        log.warning(
+            "what was learnt of memory can't be read, it is measured again path=%s error=%r",
+            file,
+            error,
+        )
         return None
 
 

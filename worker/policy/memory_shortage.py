@@ -1,7 +1,7 @@
 """Memory that other programs have taken: told apart from what this process needs, and waited for.
 
-What is free and what this process uses add up to what it could have. When that sum falls, others have taken memory. So
-a shortage of their making says nothing about what fits on this machine.
+What is free and what this process uses add up to what it could have. When that sum falls, others
+have taken memory. So a shortage of their making says nothing about what fits on this machine.
 """
 
 import logging
@@ -38,10 +38,11 @@ class Shortage:
         return self._reachable() < (1 - _SLACK) * self._most
 
     def wait(self, is_enough: Callable[[], bool] | None = None) -> bool:
-        """Wait some seconds for memory that others have taken, and return whether there is enough again.
+        """Wait some seconds for memory that others have taken, and return whether there is enough
+        again.
 
-        `is_enough`: None means as much as there was. Returns False at once for a shortage of our own making, and for
-        ten minutes after it has waited in vain.
+        `is_enough`: None means as much as there was. Returns False at once for a shortage of our
+        own making, and for ten minutes after it has waited in vain.
         """
         if not self.is_foreign() or time.monotonic() < self._not_before:
             return False

@@ -1,8 +1,8 @@
-"""Choose the model that fits this machine: pools and limits are data (models.yaml), the choice is made once, at
-enrolment.
+"""Choose the model that fits this machine: pools and limits are data (models.yaml), the choice is
+made once, at enrolment.
 
-A node with `model.name: auto` keeps its choice in `model.json` in its state folder; nothing ever chooses again while
-that file is there. A name or path in the settings counts before it.
+A node with `model.name: auto` keeps its choice in `model.json` in its state folder; nothing ever
+chooses again while that file is there. A name or path in the settings counts before it.
 """
 
 import importlib.util
@@ -43,7 +43,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pool:
-    """Models of one size, for GPUs with at least `min_gpu_gib` of memory in all; 0: for any machine."""
+    """Models of one size, for GPUs with at least `min_gpu_gib` of memory in all; 0: for any
+    machine."""
 
     name: str
     min_gpu_gib: float
@@ -63,8 +64,8 @@ class Pools:
 
 @dataclass(frozen=True)
 class Machine:
-    """The place where the model will run. `gpu_gib`: all of the GPU's memory, 0 on a CPU; `free_gib`: of the GPU or the
-    RAM."""
+    """The place where the model will run. `gpu_gib`: all of the GPU's memory, 0 on a CPU;
+    `free_gib`: of the GPU or the RAM."""
 
     device: str
     dtype: str
@@ -107,13 +108,14 @@ def auto_dtype(device: str, parameters: int | None = None) -> str:
     if device != "cpu":
         return "bfloat16"
     is_large = parameters is None or parameters >= _LARGE_ENOUGH_FOR_BFLOAT16
-    # AMX multiplies bfloat16 ten times as fast as other units multiply float32; without it, it is slower.
+    # AMX multiplies bfloat16 ten times as fast as other units multiply float32; without it, it is
+    # slower.
     return "bfloat16" if is_large and torch.cpu._is_amx_tile_supported() else "float32"
 
 
 def measure(model: settings.Model) -> Machine:
-    """The machine as the model of these settings will find it. Raises ModelError for a GPU that is not
-    there, ResourceError for one that this process was given and that is gone."""
+    """The machine as the model of these settings will find it. Raises ModelError for a GPU that is
+    not there, ResourceError for one that this process was given and that is gone."""
     device = chosen_device(model)
     if device == "cpu":
         dtype = auto_dtype("cpu") if model.dtype == "auto" else model.dtype
@@ -121,7 +123,8 @@ def measure(model: settings.Model) -> Machine:
     index = torch.device(device).index or 0
     if index >= torch.cuda.device_count():
         raise ModelError(
-            f"model/device: {device}: torch sees {torch.cuda.device_count()} GPUs; expected one of those, or cpu"
+            f"model/device: {device}: torch sees {torch.cuda.device_count()} GPUs; expected one of"
+            " those, or cpu"
         )
     free, total = torch.cuda.mem_get_info(index)
     dtype = auto_dtype("cuda") if model.dtype == "auto" else model.dtype
@@ -132,7 +135,8 @@ def chosen_device(model: settings.Model) -> str:
     """Return the device that model.device names, or that `auto` comes to here.
 
     Raises ResourceError if this process was given a GPU and there is no CUDA: training on the CPU
-    would look healthy. An empty CUDA_VISIBLE_DEVICES, or -1, is how somebody says that there shall be none.
+    would look healthy. An empty CUDA_VISIBLE_DEVICES, or -1, is how somebody says that there shall
+    be none.
     """
     if model.device != "auto":
         return model.device
@@ -141,10 +145,10 @@ def chosen_device(model: settings.Model) -> str:
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     if given and not given.startswith("-") and given != "NoDevFiles":
         raise ResourceError(
-            f"CUDA_VISIBLE_DEVICES is {given}, and torch finds no CUDA: the GPU that this worker "
-            f"was given is gone, or its driver does not answer; {device.missing_files()}see `nvidia-smi` "
-            "and `dmesg`, start "
-            "again when the GPU is listed, or set model.device to cpu"
+            f"CUDA_VISIBLE_DEVICES is {given}, and torch finds no CUDA: the GPU that this worker"
+            f" was given is gone, or its driver does not answer; {device.missing_files()}see"
+            " `nvidia-smi` and `dmesg`, start again when the GPU is listed, or set model.device"
+            " to cpu"
         )
     return "cpu"
 
@@ -164,7 +168,8 @@ def count_unused_gpus(model: settings.Model, device: str) -> int:
 
 
 def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:
-    """Every model of every pool, in the pools' order, and whether training it so fits the machine."""
+    """Every model of every pool, in the pools' order, and whether training it so fits the
+    machine."""
     pools = load_pools()
     verdicts = []
     for pool in pools.pools:
@@ -173,7 +178,9 @@ def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:
             reason = None
             if machine.gpu_gib < pool.min_gpu_gib:
                 has = f"{machine.gpu_gib:.1f} GiB" if machine.gpu_gib else "no GPU"
-                reason = f"for GPUs of {pool.min_gpu_gib:g} GiB and more; {machine.device} has {has}"
+                reason = (
+                    f"for GPUs of {pool.min_gpu_gib:g} GiB and more; {machine.device} has {has}"
+                )
             elif machine.free_gib < needed:
                 reason = f"{machine.free_gib:.1f} GiB are free on {machine.device}"
             verdicts.append(Verdict(pool.name, model.name, needed, reason))
@@ -181,15 +188,17 @@ def judge(machine: Machine, trainer: settings.Trainer) -> list[Verdict]:
 
 
 def choose(machine: Machine, trainer: settings.Trainer, peer_id: str) -> Choice:
-    """A fitting model of the first pool that has one; the same for a peer id. Raises ModelError if none fits."""
+    """A fitting model of the first pool that has one; the same for a peer id. Raises ModelError if
+    none fits."""
     verdicts = judge(machine, trainer)
     fitting = [verdict for verdict in verdicts if verdict.reason is None]
     if not fitting:
         least = min(verdicts, key=lambda verdict: verdict.needed_gib)
         raise ModelError(
-            f"model/name: auto: no model fits: {machine.free_gib:.1f} GiB are free on {machine.device}, the smallest, "
-            f"{least.name}, needs {least.needed_gib:.1f} to train in {machine.dtype}; free memory, or name a model "
-            "yourself (hivewright/tiny fits everywhere)"
+            f"model/name: auto: no model fits: {machine.free_gib:.1f} GiB are free on"
+            f" {machine.device}, the smallest, {least.name}, needs {least.needed_gib:.1f} to train"
+            f" in {machine.dtype}; free memory, or name a model yourself (hivewright/tiny fits"
+            " everywhere)"
         )
     best = [verdict for verdict in fitting if verdict.pool == fitting[0].pool]
     chosen = random.Random(f"model/{peer_id}").choice(best)
@@ -197,7 +206,8 @@ def choose(machine: Machine, trainer: settings.Trainer, peer_id: str) -> Choice:
 
 
 def decide(model: settings.Model, trainer: settings.Trainer, folder: Path, peer_id: str) -> str:
-    """The name of the node's model; with `auto` chosen now and written down, unless it was before."""
+    """The name of the node's model; with `auto` chosen now and written down, unless it was
+    before."""
     if model.name != AUTO:
         return model.name
     if not (folder / CHOICE_FILE).exists():
@@ -207,7 +217,8 @@ def decide(model: settings.Model, trainer: settings.Trainer, folder: Path, peer_
 
 
 def settle(model: settings.Model, folder: Path) -> settings.Model:
-    """The settings, with what was decided at enrolment in the place of `auto`. Raises ModelError if nothing was."""
+    """The settings, with what was decided at enrolment in the place of `auto`. Raises ModelError if
+    nothing was."""
     if model.name != AUTO:
         return model
     file = folder / CHOICE_FILE
@@ -215,18 +226,20 @@ def settle(model: settings.Model, folder: Path) -> settings.Model:
         choice = TypeAdapter(Choice).validate_json(file.read_bytes(), strict=True)
     except FileNotFoundError:
         raise ModelError(
-            f"{file}: missing, and model.name is auto: no model was chosen for this node; run `hivewright enrol`"
+            f"{file}: missing, and model.name is auto: no model was chosen for this node; run"
+            " `hivewright enrol`"
         ) from None
     except ValidationError as error:
         raise ModelError(
-            f"{file}: {error.errors()[0]['msg']}; expected what `hivewright enrol` writes; put it back from a backup, "
-            "or name the model in model.name"
+            f"{file}: {error.errors()[0]['msg']}; expected what `hivewright enrol` writes; put it"
+            " back from a backup, or name the model in model.name"
         ) from None
     return model.model_copy(update={"name": choice.name})
 
 
 def explain(model: settings.Model, trainer: settings.Trainer, folder: Path) -> list[str]:
-    """For people: what the machine has, what of the pools fits and why not otherwise, and what this node trains."""
+    """For people: what the machine has, what of the pools fits and why not otherwise, and what this
+    node trains."""
     machine = measure(model)
     memory = f"{machine.free_gib:.1f} GiB free"
     if machine.gpu_gib:
@@ -234,12 +247,20 @@ def explain(model: settings.Model, trainer: settings.Trainer, folder: Path) -> l
     lines = [f"models for {machine.device} in {machine.dtype}, {memory}:"]
     for verdict in judge(machine, trainer):
         fits = "fits" if verdict.reason is None else f"does not: {verdict.reason}"
-        lines.append(f"  {verdict.pool:<6} {verdict.name:<28} needs {verdict.needed_gib:4.1f} GiB: {fits}")
+        lines.append(
+            f"  {verdict.pool:<6} {verdict.name:<28} needs {verdict.needed_gib:4.1f} GiB: {fits}"
+        )
     if model.name != AUTO:
-        return [*lines, f"this node: {model.name}, as model.name says{_fit_of(model, machine, trainer)}"]
+        return [
+            *lines,
+            f"this node: {model.name}, as model.name says{_fit_of(model, machine, trainer)}",
+        ]
     if (folder / CHOICE_FILE).exists():
         return [*lines, f"this node: {settle(model, folder).name}, chosen when it enrolled"]
-    return [*lines, "this node: model.name is auto; `hivewright enrol` chooses one of those that fit"]
+    return [
+        *lines,
+        "this node: model.name is auto; `hivewright enrol` chooses one of those that fit",
+    ]
 
 
 def _needed_gib(parameters: int, machine: Machine, trainer: settings.Trainer) -> float:
@@ -254,7 +275,8 @@ def _needed_gib(parameters: int, machine: Machine, trainer: settings.Trainer) ->
 
 
 def needed_gib(model: settings.Model, machine: Machine, trainer: settings.Trainer) -> float | None:
-    """Memory to train a model, estimated by its parameters. None: they are only known when it has been downloaded."""
+    """Memory to train a model, estimated by its parameters. None: they are only known when it has
+    been downloaded."""
     for pool in load_pools().pools:
         for candidate in pool.models:
             if candidate.name == model.name:
@@ -265,20 +287,25 @@ def needed_gib(model: settings.Model, machine: Machine, trainer: settings.Traine
 
 
 def find_folder(model: settings.Model) -> Path | None:
-    """Return where the model is; None: it is to be had from Hugging Face, or a GGUF file. Raises ModelError for a path
-    without one."""
+    """Return where the model is; None: it is to be had from Hugging Face, or a GGUF file. Raises
+    ModelError for a path without one."""
     name = model.name
     if name == TINY:
         return Path(__file__).parent / "tiny"
     if is_gguf(name):
         if not Path(name).expanduser().is_file():
-            raise ModelError(f"model/name: {name}: no such file; expected a GGUF file, a folder or a Hugging Face name")
+            raise ModelError(
+                f"model/name: {name}: no such file; expected a GGUF file, a folder or a Hugging"
+                " Face name"
+            )
         return None
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir() or name.startswith(("/", "./", "../", "~")):
-        raise ModelError(f"model/name: {name}: no config.json there; expected a folder with a transformers model")
+        raise ModelError(
+            f"model/name: {name}: no config.json there; expected a folder with a transformers model"
+        )
     if model.shared_dir is not None and (shared := shared_folder(model.shared_dir, name)).is_dir():
         return shared
     return None
@@ -298,21 +325,23 @@ def gguf_arguments(model: settings.Model) -> dict[str, str]:
         return {}
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(
-            f"model/name: {model.name}: a GGUF file, and the package gguf, which reads it, is not installed; install "
-            f"it ({sys.executable} -m pip install gguf), or name a folder in transformers' format"
+            f"model/name: {model.name}: a GGUF file, and the package gguf, which reads it, is not"
+            f" installed; install it ({sys.executable} -m pip install gguf), or name a folder in"
+            " transformers' format"
         )
     return {"gguf_file": Path(model.name).name}
 
 
 def find_source_folder(model: settings.Model) -> Path | None:
-    """Return the folder that transformers loads from; None: the model is one of a hub. Raises ModelError as
-    `find_folder` does."""
+    """Return the folder that transformers loads from; None: the model is one of a hub. Raises
+    ModelError as `find_folder` does."""
     folder = find_folder(model)
     return Path(model.name).expanduser().parent if is_gguf(model.name) else folder
 
 
 def require_context(model: settings.Model, generation: settings.Generation) -> None:
-    """`compare_context` of a model whose files are on this machine; of others it is not known yet."""
+    """`compare_context` of a model whose files are on this machine; of others it is not known
+    yet."""
     folder = find_folder(model)
     if folder is None:
         return
@@ -327,24 +356,28 @@ def require_context(model: settings.Model, generation: settings.Generation) -> N
         ) from None
     if type(context) is not int and context is not None:
         raise ModelError(
-            f"{file}: max_position_embeddings: got {context!r}, expected a whole number; get the file again"
+            f"{file}: max_position_embeddings: got {context!r}, expected a whole number; get the"
+            " file again"
         )
     compare_context(model.name, context, generation)
 
 
 def compare_context(name: str, context: int | None, generation: settings.Generation) -> None:
-    """Raises ModelError if the longest prompt with the longest completion is more than the model takes."""
+    """Raises ModelError if the longest prompt with the longest completion is more than the model
+    takes."""
     wanted = generation.max_prompt_length + generation.max_completion_length
     if context is not None and wanted > context:
         raise ModelError(
-            f"model {name}: takes {context} tokens, generation.max_prompt_length {generation.max_prompt_length} and "
-            f"generation.max_completion_length {generation.max_completion_length} make {wanted}; lower them, or take a "
-            "model with a longer context"
+            f"model {name}: takes {context} tokens, generation.max_prompt_length"
+            f" {generation.max_prompt_length} and generation.max_completion_length"
+            f" {generation.max_completion_length} make {wanted}; lower them, or take a model with a"
+            " longer context"
         )
 
 
 def shared_folder(shared_dir: Path, name: str) -> Path:
-    """Return where a model of Hugging Face's is among those that nodes share, once it is there, whole."""
+    """Return where a model of Hugging Face's is among those that nodes share, once it is there,
+    whole."""
     return shared_dir / name.replace("/", "--")
 
 
@@ -353,7 +386,11 @@ def _fit_of(model: settings.Model, machine: Machine, trainer: settings.Trainer) 
     needed = needed_gib(model, machine, trainer)
     if needed is None:
         return ""
-    fits = "fits" if needed <= machine.free_gib else f"does not fit: {machine.free_gib:.1f} GiB are free"
+    fits = (
+        "fits"
+        if needed <= machine.free_gib
+        else f"does not fit: {machine.free_gib:.1f} GiB are free"
+    )
     return f": needs {needed:.1f} GiB: {fits}"
 
 
@@ -362,7 +399,9 @@ def _count_parameters(file: Path) -> int:
         with safe_open(file, framework="pt") as tensors:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file}: can't be read: {error}; expected a model's weights as safetensors") from None
+        raise ModelError(
+            f"{file}: can't be read: {error}; expected a model's weights as safetensors"
+        ) from None
 
 
 def free_ram_gib() -> float:

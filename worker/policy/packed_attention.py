@@ -1,12 +1,14 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Attention over a packed row: every prompt once, each of its completions after it, no padding between them.
+"""Attention over a packed row: every prompt once, each of its completions after it, no padding
+between them.
 
-Registered with transformers' AttentionInterface, so that every family that goes through it can be packed. A prompt's
-tokens see those before them; a completion's tokens see its prompt and those before them in the same completion.
+Registered with transformers' AttentionInterface, so that every family that goes through it can be
+packed. A prompt's tokens see those before them; a completion's tokens see its prompt and those
+before them in the same completion.
 """
 
-# S tokens of the row, L of one prompt, C completions of a prompt, T tokens of the longest of them, H heads, K key
-# heads, R = H / K, D head size
+# S tokens of the row, L of one prompt, C completions of a prompt, T tokens of the longest of them,
+# H heads, K key heads, R = H / K, D head size
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,12 +21,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
 PACKED = "hivewright-packed"
-"""Name of this attention in a model's configuration. transformers makes no mask for a name that it has none for."""
+"""Name of this attention in a model's configuration. transformers makes no mask for a name that it
+has none for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The layout of a packed row. `groups` has a prompt's length L and those of its completions, in order."""
+    """The layout of a packed row. `groups` has a prompt's length L and those of its completions, in
+    order."""
 
     groups: tuple[tuple[int, tuple[int, ...]], ...]
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
@@ -35,13 +39,16 @@ class Layout:
         return [size for prompt, completions in self.groups for size in (prompt, *completions)]
 
     def mask(self, before: int, length: int, window: int | None, device: torch.device) -> Tensor:
-        """(length, before + length) where a token may look at: itself, what is before it, and within `window`."""
+        """(length, before + length) where a token may look at: itself, what is before it, and
+        within `window`."""
         key = (before, length, window)
         if key not in self._masks:
             query_T1 = torch.arange(before, before + length, device=device)[:, None]
             other_S = torch.arange(before + length, device=device)
             mask_TS = other_S <= query_T1
-            self._masks[key] = mask_TS if window is None else mask_TS & (query_T1 - other_S < window)
+            self._masks[key] = (
+                mask_TS if window is None else mask_TS & (query_T1 - other_S < window)
+            )
         return self._masks[key]
 
 
@@ -58,13 +65,16 @@ def attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function. (1, S, H, D), and no weights. Dropout is never on, in training as in sampling.
+    """transformers' attention function. (1, S, H, D), and no weights. Dropout is never on, in
+    training as in sampling.
 
-    What a family passes besides these is left to `Scorer`, which packs no model that it would make a difference to.
+    What a family passes besides these is left to `Scorer`, which packs no model that it would make
+    a difference to.
     """
     scale = query_1HSD.shape[-1] ** -0.5 if scaling is None else scaling
     queries, keys, values = (
-        iter(torch.split(x[0].transpose(0, 1), layout.sizes)) for x in (query_1HSD, key_1KSD, value_1KSD)
+        iter(torch.split(x[0].transpose(0, 1), layout.sizes))
+        for x in (query_1HSD, key_1KSD, value_1KSD)
     )
     outputs: list[Tensor] = []
     for length, lengths in layout.groups:
@@ -74,16 +84,21 @@ def attend(
         completions = _Group(layout, length, scale, sliding_window, softcap)
         for run in _runs(lengths, query_1HSD.device):
             # Padded on the right, among one prompt's completions only: nobody looks to the right.
-            q_CTHD, k_CTKD, v_CTKD = (_stack([next(x) for _ in run]) for x in (queries, keys, values))
+            q_CTHD, k_CTKD, v_CTKD = (
+                _stack([next(x) for _ in run]) for x in (queries, keys, values)
+            )
             if q_CTHD.shape[1] > 0:
                 out_CTHD = completions.attend(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v)
-                outputs.extend(out_THD[:n] for out_THD, n in zip(out_CTHD.unbind(), run, strict=True))
+                outputs.extend(
+                    out_THD[:n] for out_THD, n in zip(out_CTHD.unbind(), run, strict=True)
+                )
     return torch.cat(outputs)[None], None
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Rows of equal length (C, T, heads, D) that share the `before` keys and values of their prompt."""
+    """Rows of equal length (C, T, heads, D) that share the `before` keys and values of their
+    prompt."""
 
     layout: Layout
     before: int
@@ -92,7 +107,12 @@ class _Group:
     softcap: float | None
 
     def attend(
-        self, q_CTHD: Tensor, k_CTKD: Tensor, v_CTKD: Tensor, prompt_k: Tensor | None, prompt_v: Tensor | None
+        self,
+        q_CTHD: Tensor,
+        k_CTKD: Tensor,
+        v_CTKD: Tensor,
+        prompt_k: Tensor | None,
+        prompt_v: Tensor | None,
     ) -> Tensor:
         """(C, T, H, D)"""
         if self.softcap is not None:  # which torch's fused kernel does not know
@@ -100,7 +120,12 @@ class _Group:
         return self._fused(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v)
 
     def _fused(
-        self, q_CTHD: Tensor, k_CTKD: Tensor, v_CTKD: Tensor, prompt_k: Tensor | None, prompt_v: Tensor | None
+        self,
+        q_CTHD: Tensor,
+        k_CTKD: Tensor,
+        v_CTKD: Tensor,
+        prompt_k: Tensor | None,
+        prompt_v: Tensor | None,
     ) -> Tensor:
         num_rows, length = q_CTHD.shape[:2]
         if prompt_k is not None and prompt_v is not None:
@@ -108,7 +133,9 @@ class _Group:
             v_CTKD = torch.cat([prompt_v.expand(num_rows, -1, -1, -1), v_CTKD], dim=1)
         repeats = q_CTHD.shape[2] // k_CTKD.shape[2]
         is_plain = self.before == 0 and (self.window is None or length <= self.window)
-        mask = None if is_plain else self.layout.mask(self.before, length, self.window, q_CTHD.device)
+        mask = (
+            None if is_plain else self.layout.mask(self.before, length, self.window, q_CTHD.device)
+        )
         out_CHTD = F.scaled_dot_product_attention(
             q_CTHD.transpose(1, 2),
             k_CTKD.repeat_interleave(repeats, 2).transpose(1, 2),
@@ -131,23 +158,30 @@ class _Group:
         num_rows, length, num_heads, size = q_CTHD.shape
         num_keys = k_CTKD.shape[2]
         # The prompt's keys are one product's right side for all rows and all heads that share them.
-        q_KRCTD = (q_CTHD * self.scale).permute(2, 0, 1, 3).reshape(num_keys, -1, num_rows, length, size)
+        q_KRCTD = (
+            (q_CTHD * self.scale).permute(2, 0, 1, 3).reshape(num_keys, -1, num_rows, length, size)
+        )
         scores = q_KRCTD @ k_CTKD.permute(2, 0, 3, 1)[:, None]
         if prompt_k is not None:
             shared = q_KRCTD.reshape(num_keys, -1, size) @ prompt_k.permute(1, 2, 0)
             scores = torch.cat([shared.view(*scores.shape[:-1], self.before), scores], dim=-1)
         scores = torch.tanh(scores / softcap) * softcap
         mask = self.layout.mask(self.before, length, self.window, q_CTHD.device)
-        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(q_CTHD.dtype)
+        weights = (
+            scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(q_CTHD.dtype)
+        )
         out_KRCTD = weights[..., self.before :] @ v_CTKD.permute(2, 0, 1, 3)[:, None]
         if prompt_v is not None:
-            shared = weights[..., : self.before].reshape(num_keys, -1, self.before) @ prompt_v.transpose(0, 1)
+            shared = weights[..., : self.before].reshape(
+                num_keys, -1, self.before
+            ) @ prompt_v.transpose(0, 1)
             out_KRCTD = out_KRCTD + shared.view_as(out_KRCTD)
         return out_KRCTD.reshape(num_heads, num_rows, length, size).permute(1, 2, 0, 3)
 
 
 def _runs(lengths: tuple[int, ...], device: torch.device) -> list[list[int]]:
-    """Neighbours that go through attention together: on a CPU those of similar length, for padding costs time there."""
+    """Neighbours that go through attention together: on a CPU those of similar length, for padding
+    costs time there."""
     if device.type != "cpu":
         return [list(lengths)]
     runs: list[list[int]] = []

@@ -1,7 +1,8 @@
 """The language model that is trained, with its tokenizer: load, ask, answer.
 
-`hivewright/tiny` is the model that comes with the package (scripts/tiny_model.py makes it); any local folder or
-Hugging Face name that transformers loads as a causal language model takes its place.
+`hivewright/tiny` is the model that comes with the package (scripts/tiny_model.py makes it); any
+local folder or Hugging Face name that transformers loads as a causal language model takes its
+place.
 """
 
 import io
@@ -53,16 +54,17 @@ _LOOKUP_SECONDS = 10.0
 _KEY = "model.token_file (model_token_file in an inventory; `hivewright fetch` alone reads it)"
 _EXAMPLE = "Qwen/Qwen2.5-0.5B-Instruct"
 _BEFORE = "\n"
-"""Stands before an answer where it becomes text or tokens, and is taken off again: some tokenizers (Llama 2's) add a
-space to the beginning of a text and drop one when they decode. An answer is not the beginning: its prompt stands before
-it."""
+"""Stands before an answer where it becomes text or tokens, and is taken off again: some tokenizers
+(Llama 2's) add a space to the beginning of a text and drop one when they decode. An answer is not
+the beginning: its prompt stands before it."""
 _TAIL_TOKENS = 16
-"""Limit on how far back a row is decoded to look for the end of the answer: no tokenizer spreads `</answer>` over
-more."""
+"""Limit on how far back a row is decoded to look for the end of the answer: no tokenizer spreads
+`</answer>` over more."""
 
 
 class Policy:
-    """A model and its tokenizer. The model is always in evaluation mode: no dropout, in training as in sampling."""
+    """A model and its tokenizer. The model is always in evaluation mode: no dropout, in training as
+    in sampling."""
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.model = model.eval()
@@ -72,12 +74,19 @@ class Policy:
         end = model.generation_config.eos_token_id
         ends = end if isinstance(end, list) else [end]
         self.end_ids: tuple[int, ...] = tuple(
-            dict.fromkeys(i for i in (tokenizer.eos_token_id, *ends) if i is not None and i < self.num_tokens)
+            dict.fromkeys(
+                i for i in (tokenizer.eos_token_id, *ends) if i is not None and i < self.num_tokens
+            )
         )
         if not self.end_ids:
-            raise ModelError(f"model {name}: its tokenizer has no end-of-sequence token; take a model that has one")
+            raise ModelError(
+                f"model {name}: its tokenizer has no end-of-sequence token; take a model that"
+                " has one"
+            )
         self._ending = Ending(
-            frozenset(self.end_ids), self._has_answer_end, [">" in text for text in self._decode_each_token()]
+            frozenset(self.end_ids),
+            self._has_answer_end,
+            [">" in text for text in self._decode_each_token()],
         )
         self._rows = Rows(model.device)
         self._questions: tuple[str, ...] = decoder_check.QUESTIONS
@@ -94,7 +103,8 @@ class Policy:
         return int(self.model.get_output_embeddings().weight.shape[0])
 
     def require_context(self, generation: settings.Generation) -> None:
-        """Raises ModelError if the longest prompt with the longest completion is more than the model takes."""
+        """Raises ModelError if the longest prompt with the longest completion is more than the
+        model takes."""
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         compare_context(self.name, context, generation)
 
@@ -104,7 +114,8 @@ class Policy:
         self.template.text(self.form, "question")
 
     def ask_in(self, form: Form) -> None:
-        """Put all questions in this form from now on. Raises ModelError if the template can't be rendered so."""
+        """Put all questions in this form from now on. Raises ModelError if the template can't be
+        rendered so."""
         self.template.text(form, "question")
         self.form = form
         self._beginning_ids = self._text_ids(form.beginning) if form.beginning else []
@@ -119,7 +130,8 @@ class Policy:
         return True
 
     def prompt_ids(self, question: str, answer: str | None = None) -> list[int]:
-        """The tokens before an answer: the question as the form has it, and the beginning of the answer.
+        """The tokens before an answer: the question as the form has it, and the beginning of the
+        answer.
 
         A given `answer` that begins otherwise, a peer's, has the prompt without that beginning.
         """
@@ -129,11 +141,13 @@ class Policy:
         return ids
 
     def completion_ids(self, text: str, max_length: int) -> tuple[list[int], bool]:
-        """The tokens of somebody's decoded answer, as if this policy had sampled it, and whether it is truncated.
+        """The tokens of somebody's decoded answer, as if this policy had sampled it, and whether it
+        is truncated.
 
-        They are those behind `prompt_ids(question, text)`: without the beginning that the form has, if the text has it.
-        Text does not tell whether an end token followed. The rule: an answer that ends with its closing tag was
-        stopped there; one that has room for an end token gets it; any other was cut off at `max_length`.
+        They are those behind `prompt_ids(question, text)`: without the beginning that the form has,
+        if the text has it. Text does not tell whether an end token followed. The rule: an answer
+        that ends with its closing tag was stopped there; one that has room for an end token gets
+        it; any other was cut off at `max_length`.
         """
         ids = self._text_ids(text.removeprefix(self.form.beginning))
         if len(ids) <= max_length and text.endswith(END):
@@ -156,7 +170,9 @@ class Policy:
 
     def _encode(self, text: str) -> list[int]:
         # Special tokens that an untrusted peer spells out stay spelt out.
-        return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        return list(
+            self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        )
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         """The text of an answer."""
@@ -173,28 +189,44 @@ class Policy:
     def generate(
         self, questions: Sequence[str], generation: settings.Generation, seed: int
     ) -> list[list[Completion] | None]:
-        """G = `generation.num_generations` answers to each question; None for a prompt over max_prompt_length."""
+        """G = `generation.num_generations` answers to each question; None for a prompt over
+        max_prompt_length."""
         prompts = [self.prompt_ids(question) for question in questions]
-        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= generation.max_prompt_length]
-        groups = self._load_engine(generation).generate([prompts[i] for i in fitting], generation, seed, self._ending)
+        fitting = [
+            i for i, prompt in enumerate(prompts) if len(prompt) <= generation.max_prompt_length
+        ]
+        groups = self._load_engine(generation).generate(
+            [prompts[i] for i in fitting], generation, seed, self._ending
+        )
         answers: list[list[Completion] | None] = [None] * len(prompts)
         for i, group in zip(fitting, groups, strict=True):
             answers[i] = [self._completion(row) for row in group]
         return answers
 
     def reply(self, turns: Turns, generation: settings.Generation, seed: int) -> Completion | None:
-        """The model's next turn of a conversation, up to its end token; None if that is over max_prompt_length."""
+        """The model's next turn of a conversation, up to its end token; None if that is over
+        max_prompt_length."""
         prompt = self.template.chat_ids(turns)
         if len(prompt) > generation.max_prompt_length:
             return None
-        until_its_end = Ending(frozenset(self.end_ids), lambda tokens: False, [False] * self.num_tokens)
-        ((row, *_),) = self._load_engine(generation).generate([prompt], generation, seed, until_its_end)
-        return Completion(self._decode(row.token_ids), row.token_ids, row.logprobs, truncated=not row.finished)
+        until_its_end = Ending(
+            frozenset(self.end_ids), lambda tokens: False, [False] * self.num_tokens
+        )
+        ((row, *_),) = self._load_engine(generation).generate(
+            [prompt], generation, seed, until_its_end
+        )
+        return Completion(
+            self._decode(row.token_ids), row.token_ids, row.logprobs, truncated=not row.finished
+        )
 
     def prepare(
-        self, generation: settings.Generation, file: Path, questions: Sequence[str] = decoder_check.QUESTIONS
+        self,
+        generation: settings.Generation,
+        file: Path,
+        questions: Sequence[str] = decoder_check.QUESTIONS,
     ) -> None:
-        """Load what generates, before the first question. `file` remembers how many answers fit into memory at once.
+        """Load what generates, before the first question. `file` remembers how many answers fit
+        into memory at once.
 
         `questions` are such as will be asked: the engine is checked with them.
         """
@@ -202,7 +234,9 @@ class Policy:
         lengths = f"{generation.max_prompt_length}+{generation.max_completion_length}"
         machine = memory.describe(self.model.device)
         self._rows.remember_in(
-            file, f"{self.name} by {generation.engine} in {generation.dtype} on {machine}, {lengths} tokens"
+            file,
+            f"{self.name} by {generation.engine} in {generation.dtype} on {machine}, {lengths}"
+            " tokens",
         )
         self._load_engine(generation)
 
@@ -220,18 +254,24 @@ class Policy:
         wanted = (self.model, generation.engine, generation.dtype)
         if self._engine is None or self._engine_for != wanted:
             prompts = [self.prompt_ids(question) for question in self._questions]
-            self._engine, self._engine_for = load_engine(self.model, generation, self._rows, prompts), wanted
+            self._engine, self._engine_for = (
+                load_engine(self.model, generation, self._rows, prompts),
+                wanted,
+            )
             log.info("generation engine=%s", self._engine.name)
         return self._engine
 
     def _completion(self, row: Sampled) -> Completion:
         return Completion(
-            self.form.beginning + self._decode(row.token_ids), row.token_ids, row.logprobs, truncated=not row.finished
+            self.form.beginning + self._decode(row.token_ids),
+            row.token_ids,
+            row.logprobs,
+            truncated=not row.finished,
         )
 
     def _has_answer_end(self, token_ids: list[int]) -> bool:
-        """Return whether the answer has been given: a closed tag, outside a thought, with more in it than the
-        instruction's own example."""
+        """Return whether the answer has been given: a closed tag, outside a thought, with more in
+        it than the instruction's own example."""
         if END not in self.tokenizer.decode(token_ids[-_TAIL_TOKENS:], skip_special_tokens=True):
             return False
         text = self.tokenizer.decode(token_ids, skip_special_tokens=False)
@@ -244,8 +284,8 @@ class Policy:
         sample = tagged("7")
         if (text := self._decode(self._text_ids(sample))) != sample:
             raise ModelError(
-                f"model {self.name}: its tokenizer can't write {sample} (it becomes {text[:40]!r}), so that no answer "
-                "could ever be right; take another model"
+                f"model {self.name}: its tokenizer can't write {sample} (it becomes {text[:40]!r}),"
+                " so that no answer could ever be right; take another model"
             )
 
     def _decode_each_token(self) -> list[str]:
@@ -257,9 +297,9 @@ class Policy:
 def load(model: settings.Model) -> Policy:
     """The model that the settings name, on its device.
 
-    Raises ModelError, quickly and also without a network, for a name that there is not, a folder that holds no model,
-    weights that are cut short, missing or not finite, a device that is not there, and a model that does not fit into
-    memory.
+    Raises ModelError, quickly and also without a network, for a name that there is not, a folder
+    that holds no model, weights that are cut short, missing or not finite, a device that is not
+    there, and a model that does not fit into memory.
     """
     if model.threads is not None:
         torch.set_num_threads(model.threads)
@@ -281,36 +321,46 @@ def load(model: settings.Model) -> Policy:
             _cast_parameters(weights, dtype)
         weights.to(device)
         if gguf and hasattr(weights.config, "quantization_config"):
-            del weights.config.quantization_config  # they no longer are; transformers would refuse to save them
+            del (
+                weights.config.quantization_config
+            )  # they no longer are; transformers would refuse to save them
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"model {model.name}: does not fit into the memory of {device}: {memory.reason_of(error)}"
+            f"model {model.name}: does not fit into the memory of {device}:"
+            f" {memory.reason_of(error)}"
         ) from error
-    # What transformers raises on files that do not fit, and safetensors on those that are cut short.
+    # What transformers raises on files that do not fit, and safetensors on those that are cut
+    # short.
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"model {model.name}: can't be loaded from {source}: {memory.reason_of(error)}; expected a causal "
-            "language model in transformers' format (config.json, *.safetensors, tokenizer.json)"
+            f"model {model.name}: can't be loaded from {source}: {memory.reason_of(error)};"
+            " expected a causal language model in transformers' format (config.json,"
+            " *.safetensors, tokenizer.json)"
         ) from error
     if missing := sorted(found["missing_keys"]):  # transformers would make them up
         raise ModelError(
-            f"model {model.name}: {source} lacks {len(missing)} of its weights, such as {missing[0]}; expected all "
-            "that config.json tells of; get the files again"
+            f"model {model.name}: {source} lacks {len(missing)} of its weights, such as"
+            f" {missing[0]}; expected all that config.json tells of; get the files again"
         )
     for name, parameter in weights.named_parameters():
         if not parameter.sum(dtype=torch.float32).isfinite():
             raise ModelError(
-                f"model {model.name}: {name} in {source} holds values that are not finite; expected a model that was "
-                "saved before it broke"
+                f"model {model.name}: {name} in {source} holds values that are not finite; expected"
+                " a model that was saved before it broke"
             )
     log.info(
-        "model loaded name=%s device=%s dtype=%s parameters=%d", model.name, device, dtype, weights.num_parameters()
+        "model loaded name=%s device=%s dtype=%s parameters=%d",
+        model.name,
+        device,
+        dtype,
+        weights.num_parameters(),
     )
     return Policy(weights, tokenizer, model.name)
 
 
 def text_part(model: Any) -> Any:
-    """The language model in a model that sees or hears too (Gemma 3's and 4's); of others the model itself."""
+    """The language model in a model that sees or hears too (Gemma 3's and 4's); of others the model
+    itself."""
     language_model = getattr(model.base_model, "language_model", None)
     if language_model is None:
         return model
@@ -318,7 +368,9 @@ def text_part(model: Any) -> Any:
         text = AutoModelForCausalLM.from_config(language_model.config, trust_remote_code=False)
     text.model, text.lm_head = language_model, model.lm_head
     text.config, text.generation_config = language_model.config, model.generation_config
-    log.info("model's text part taken type=%s of=%s", text.config.model_type, model.config.model_type)
+    log.info(
+        "model's text part taken type=%s of=%s", text.config.model_type, model.config.model_type
+    )
     return text
 
 
@@ -326,27 +378,31 @@ def _find_device(model: settings.Model) -> torch.device:
     device = torch.device(chosen_device(model))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(
-            f"model/device: {model.device}: torch sees {torch.cuda.device_count()} GPUs; expected one of those, or cpu"
+            f"model/device: {model.device}: torch sees {torch.cuda.device_count()} GPUs; expected"
+            " one of those, or cpu"
         )
     return device
 
 
 def _dtype_to_load(model: settings.Model, device: torch.device) -> torch.dtype:
-    """Return the type that the files are read as: with `auto` on a CPU the model's size, not yet known, decides."""
+    """Return the type that the files are read as: with `auto` on a CPU the model's size, not yet
+    known, decides."""
     if model.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
 
 
 def _cast_parameters(model: Any, dtype: torch.dtype) -> None:
-    """Cast the weights alone: buffers, such as the frequencies of positions, stay as exact as they are."""
+    """Cast the weights alone: buffers, such as the frequencies of positions, stay as exact as they
+    are."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
 
 
 def _find_source(model: settings.Model) -> str:
-    """Return what transformers should load: a folder, or a Hugging Face name that is known to exist."""
+    """Return what transformers should load: a folder, or a Hugging Face name that is known to
+    exist."""
     name = model.name
     if (folder := find_source_folder(model)) is not None:
         return str(folder)
@@ -357,45 +413,65 @@ def _find_source(model: settings.Model) -> str:
 
 
 def look_up(name: str, token: str | None = None) -> ModelInfo | str:
-    """Return what Hugging Face knows of a model, with the sizes of its files; text: why it can't be asked.
+    """Return what Hugging Face knows of a model, with the sizes of its files; text: why it can't be
+    asked.
 
-    `token` None: whatever huggingface_hub finds on this machine. Raises ModelError if there is no such
-    model, or it is not for whoever has this token.
+    `token` None: whatever huggingface_hub finds on this machine. Raises ModelError if there is no
+    such model, or it is not for whoever has this token.
     """
     try:
         return HUB.model_info(name, timeout=_LOOKUP_SECONDS, files_metadata=True, token=token)
     except HFValidationError:
-        raise ModelError(f"model/name: {name}: neither a folder nor a Hugging Face name (owner/model)") from None
+        raise ModelError(
+            f"model/name: {name}: neither a folder nor a Hugging Face name (owner/model)"
+        ) from None
     except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
             said = error.server_message or memory.reason_of(error)
             is_gated = isinstance(error, GatedRepoError)
             has_token = isinstance(token, str)
-            raise ModelError(refusal(name, error.response.status_code, said, has_token, is_gated)) from None
+            raise ModelError(
+                refusal(name, error.response.status_code, said, has_token, is_gated)
+            ) from None
         return memory.reason_of(error)
 
 
 def refusal(name: str, status: int, said: str, has_token: bool, is_gated: bool) -> str:
     """Return what is wrong when Hugging Face refuses a model, and what to do.
 
-    Without a token it says 401 for private models and for names that there are not: nobody is to learn
-    which of the two it is.
+    Without a token it says 401 for private models and for names that there are not: nobody is to
+    learn which of the two it is.
     """
-    answer = f"model/name: {name}: Hugging Face says {status} ({said.strip().splitlines()[0][:120]})"
+    answer = (
+        f"model/name: {name}: Hugging Face says {status} ({said.strip().splitlines()[0][:120]})"
+    )
     if is_gated or status == 403:
         terms = f"accept its terms at {HUB.endpoint}/{name} with the account of the token"
         if has_token:
-            return f"{answer}: gated, or not for this token; {terms}, or name a token that may read it in {_KEY}"
+            return (
+                f"{answer}: gated, or not for this token; {terms}, or name a token that may read it"
+                f" in {_KEY}"
+            )
         return f"{answer}: gated; {terms}, and name a file with that token in {_KEY}"
     if status == 401 and has_token:
-        return f"{answer}: it does not take the token; make one that may read the model, and name its file in {_KEY}"
+        return (
+            f"{answer}: it does not take the token; make one that may read the model, and name its"
+            f" file in {_KEY}"
+        )
     if status == 401:
         return (
-            f"{answer}: private or gated, or there is no such model; check the name, and if it is right, name a file "
-            f"with a token that may read it in {_KEY}"
+            f"{answer}: private or gated, or there is no such model; check the name, and if it is"
+            f" right, name a file with a token that may read it in {_KEY}"
         )
-    private = "or one that this token may not see" if has_token else f"or a private one, which needs {_KEY}"
-    return f"{answer}: no such model, {private}; expected a name such as {_EXAMPLE}, a folder, or {TINY}"
+    private = (
+        "or one that this token may not see"
+        if has_token
+        else f"or a private one, which needs {_KEY}"
+    )
+    return (
+        f"{answer}: no such model, {private}; expected a name such as {_EXAMPLE}, a folder, or"
+        f" {TINY}"
+    )
 
 
 def _find_cached(name: str, reason: str) -> str:
@@ -403,6 +479,6 @@ def _find_cached(name: str, reason: str) -> str:
         return str(HUB.snapshot_download(name, local_files_only=True))
     except LocalEntryNotFoundError:
         raise ModelError(
-            f"model/name: {name}: not on this machine, and Hugging Face can't be reached ({reason}); "
-            f"expected a folder, {TINY}, or a name that was loaded here before"
+            f"model/name: {name}: not on this machine, and Hugging Face can't be reached"
+            f" ({reason}); expected a folder, {TINY}, or a name that was loaded here before"
         ) from None

@@ -1,8 +1,10 @@
-"""The forms in which a question is put to a model: a few named forms, as data, and how each becomes a prompt.
+"""The forms in which a question is put to a model: a few named forms, as data, and how each becomes
+a prompt.
 
-Which form lets a model answer differs from model to model: small ones close no tag unless an example shows them how, or
-unless the tag is opened for them. `form_choice.py` finds out which one suits a model. What an answer is does not depend
-on the form: its beginning, where a form has one, is part of the answer that is scored and shared.
+Which form lets a model answer differs from model to model: small ones close no tag unless an
+example shows them how, or unless the tag is opened for them. `form_choice.py` finds out which one
+suits a model. What an answer is does not depend on the form: its beginning, where a form has one,
+is part of the answer that is scored and shared.
 """
 
 import re
@@ -15,12 +17,22 @@ from worker import settings
 from worker.environments.answers import BEGIN, PLACEHOLDER, tagged
 from worker.errors import ModelError
 
-INSTRUCTION = f"Answer the question. Think first if that helps; then give the final answer as {tagged(PLACEHOLDER)}."
+INSTRUCTION = (
+    "Answer the question. Think first if that helps; then give the final answer as"
+    f" {tagged(PLACEHOLDER)}."
+)
 LONG_ENOUGH_TO_THINK = 1024
 """Tokens of an answer from which on a model that thinks by default is left to do so."""
 _THOUGHT, _THOUGHT_END = "<think>", "</think>"
 _SWITCHES = ("enable_thinking", "thinking")  # Qwen3, SmolLM3, GLM; DeepSeek, Granite
-_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 """What rendering a model's own template may raise: its program, or jinja2 over it."""
 _CODE = re.compile(r"\{[%{].*?[%}]\}", re.DOTALL)
 
@@ -31,9 +43,10 @@ Turns = list[dict[str, str]]
 class Form:
     """One way to ask.
 
-    `instruction`: where it stands, "first" (the system turn, or the beginning of the first user turn where a template
-    has no system role) or "last" (at the end of each user turn). `examples`: questions with their answers, each as a
-    turn of its own before the question. `beginning`: the answer begins with it, and the model goes on from there.
+    `instruction`: where it stands, "first" (the system turn, or the beginning of the first user
+    turn where a template has no system role) or "last" (at the end of each user turn). `examples`:
+    questions with their answers, each as a turn of its own before the question. `beginning`: the
+    answer begins with it, and the model goes on from there.
     """
 
     name: str
@@ -45,14 +58,21 @@ class Form:
 _SUM = ("What is 3 plus 4?", tagged("7"))
 _SUM_WITH_A_THOUGHT = ("What is 3 plus 4?", f"3 plus 4 is 7. {tagged('7')}")
 _DAY = ("Which day comes after Monday?", tagged("Tuesday"))
-_DAY_WITH_A_THOUGHT = ("Which day comes after Monday?", f"After Monday comes Tuesday. {tagged('Tuesday')}")
+_DAY_WITH_A_THOUGHT = (
+    "Which day comes after Monday?",
+    f"After Monday comes Tuesday. {tagged('Tuesday')}",
+)
 _PRODUCT_WITH_A_THOUGHT = ("What is 2 times 6?", f"2 times 6 is 12. {tagged('12')}")
 
 FORMS = (
     Form("system", "first"),
     Form("user", "last"),
     Form("example", "last", (_SUM_WITH_A_THOUGHT,)),
-    Form("three-examples", "last", (_SUM_WITH_A_THOUGHT, _DAY_WITH_A_THOUGHT, _PRODUCT_WITH_A_THOUGHT)),
+    Form(
+        "three-examples",
+        "last",
+        (_SUM_WITH_A_THOUGHT, _DAY_WITH_A_THOUGHT, _PRODUCT_WITH_A_THOUGHT),
+    ),
     Form("two-examples", "first", (_SUM, _DAY)),
     Form("user-begun", "last", (_SUM,), BEGIN),
     Form("begun", "first", (_SUM,), BEGIN),
@@ -63,7 +83,8 @@ DEFAULT = FORMS[0]
 
 
 class Template:
-    """A tokenizer's chat template, or plain text where it has none, and the switches that it is rendered with."""
+    """A tokenizer's chat template, or plain text where it has none, and the switches that it is
+    rendered with."""
 
     def __init__(self, tokenizer: Any, model_name: str, generation: settings.Generation) -> None:
         """Raises ModelError if the template can't be rendered in any way."""
@@ -71,7 +92,9 @@ class Template:
         self.is_plain = tokenizer.chat_template is None
         self.options = _options(str(tokenizer.chat_template or ""), generation)
         self._closes_thoughts = _thinking(generation) is False
-        self.thinks = not self._closes_thoughts and any(name in str(tokenizer.chat_template) for name in _SWITCHES)
+        self.thinks = not self._closes_thoughts and any(
+            name in str(tokenizer.chat_template) for name in _SWITCHES
+        )
         self._has_system = True
         self._model_name = model_name
         if not self.is_plain:
@@ -79,7 +102,8 @@ class Template:
         self.opens_thought = not self.is_plain and is_open_thought(self.text(DEFAULT, "question"))
 
     def text(self, form: Form, question: str) -> str:
-        """Return what the model is asked, up to where its answer begins, `form.beginning` not included.
+        """Return what the model is asked, up to where its answer begins, `form.beginning` not
+        included.
 
         Raises ModelError if the template can't be rendered so.
         """
@@ -96,7 +120,9 @@ class Template:
 
     def ids(self, form: Form, question: str) -> list[int]:
         """The tokens of `text`. A template names the tokens that begin a text itself."""
-        return list(self._tokenizer.encode(self.text(form, question), add_special_tokens=self.is_plain))
+        return list(
+            self._tokenizer.encode(self.text(form, question), add_special_tokens=self.is_plain)
+        )
 
     def chat_ids(self, turns: Turns) -> list[int]:
         """The tokens of a conversation, up to where the model's next turn begins.
@@ -127,7 +153,9 @@ class Template:
 
     def _render(self, turns: Turns) -> str:
         return str(
-            self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **self.options)
+            self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, **self.options
+            )
         )
 
     def _find_system_role(self) -> None:
@@ -144,8 +172,9 @@ class Template:
     def _complaint(self, form: Form, error: Exception) -> str:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         return (
-            f"model {self._model_name}: its chat template can't be rendered in the form {form.name}: {reason}; correct "
-            "generation.chat_template_kwargs or the model's chat_template, or take another model"
+            f"model {self._model_name}: its chat template can't be rendered in the form"
+            f" {form.name}: {reason}; correct generation.chat_template_kwargs or the model's"
+            " chat_template, or take another model"
         )
 
 
@@ -155,10 +184,13 @@ def is_open_thought(text: str) -> bool:
 
 
 def _options(template: str, generation: settings.Generation) -> dict[str, Any]:
-    """Return what the template is rendered with: the settings' own, and the switch for thinking where it has one."""
+    """Return what the template is rendered with: the settings' own, and the switch for thinking
+    where it has one."""
     options = dict(generation.chat_template_kwargs)
     code = " ".join(_CODE.findall(template))
-    switch = next((name for name in _SWITCHES if re.search(rf"(?<![\w.'\"]){name}\b(?!['\"])", code)), None)
+    switch = next(
+        (name for name in _SWITCHES if re.search(rf"(?<![\w.'\"]){name}\b(?!['\"])", code)), None
+    )
     thinks = _thinking(generation)
     if switch is None or switch in options or thinks is None:
         return options
@@ -168,13 +200,19 @@ def _options(template: str, generation: settings.Generation) -> dict[str, Any]:
 def _thinking(generation: settings.Generation) -> bool | None:
     """Return whether the model should think first; None: as its template has it."""
     is_short = generation.max_completion_length < LONG_ENOUGH_TO_THINK
-    return {"on": True, "off": False, "template": None, "auto": False if is_short else None}[generation.thinking]
+    return {"on": True, "off": False, "template": None, "auto": False if is_short else None}[
+        generation.thinking
+    ]
 
 
 def _plain_text(form: Form, question: str) -> str:
     """For models without a chat template."""
     if not form.examples:
-        first, last = (INSTRUCTION, question) if form.instruction == "first" else (question, INSTRUCTION)
+        first, last = (
+            (INSTRUCTION, question) if form.instruction == "first" else (question, INSTRUCTION)
+        )
         return f"{first}\n\n{last}\n"
     shown = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in form.examples)
-    return f"{INSTRUCTION}\n\n{shown}Question: {question}\nAnswer:" + (" " if form.beginning else "")
+    return f"{INSTRUCTION}\n\n{shown}Question: {question}\nAnswer:" + (
+        " " if form.beginning else ""
+    )

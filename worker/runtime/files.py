@@ -1,4 +1,5 @@
-"""Files that are whole or not there, and one-line secrets: the only writer and the only reader of each."""
+"""Files that are whole or not there, and one-line secrets: the only writer and the only reader of
+each."""
 
 import os
 import re
@@ -7,7 +8,8 @@ from pathlib import Path
 
 from worker.errors import ResourceError, SecretError
 
-# Keys, tokens and passwords are far shorter; a model's weights named by mistake are not read to their end.
+# Keys, tokens and passwords are far shorter; a model's weights named by mistake are not read to
+# their end.
 MAX_SECRET_BYTES = 16_384
 WORD = re.compile(r"[!-~]+")
 # A password: one line of characters that can be seen, and spaces.
@@ -15,7 +17,9 @@ LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff]+")
 HEX_KEY = re.compile(r"(0x)?[0-9a-fA-F]{64}")
 
 
-def read_secret(file: Path, expected: str, key: str | None = None, form: re.Pattern[str] = WORD) -> str:
+def read_secret(
+    file: Path, expected: str, key: str | None = None, form: re.Pattern[str] = WORD
+) -> str:
     """Return the one line of a secret file, without the white space around it.
 
     `key`: the setting that names the file; `form`: what the line must match (LINE for passwords,

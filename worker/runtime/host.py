@@ -1,4 +1,5 @@
-"""Requirements of a role before it starts: a free port, disk space, and to be alone in its state folder."""
+"""Requirements of a role before it starts: a free port, disk space, and to be alone in its state
+folder."""
 
 import errno
 import fcntl
@@ -16,14 +17,17 @@ from worker.errors import ResourceError
 SIOCGIFADDR = 0x8915
 
 
-# Of /proc/net/if_inet6: the scope, and the flags of temporary, deprecated, duplicate and unchecked addresses.
+# Of /proc/net/if_inet6: the scope, and the flags of temporary, deprecated, duplicate and unchecked
+# addresses.
 _SCOPE_GLOBAL, _UNUSABLE = 0x00, 0x01 | 0x20 | 0x08 | 0x40
 
 
 def require_port(host: str, port: int, key: str) -> None:
-    """Raise ResourceError if TCP `port` of `host` can't be listened on. `key` names the setting. 0 is always free.
+    """Raise ResourceError if TCP `port` of `host` can't be listened on. `key` names the setting. 0
+    is always free.
 
-    The host's setting is next to that of the port, and it is named if no port of it could be listened on.
+    The host's setting is next to that of the port, and it is named if no port of it could be
+    listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -35,24 +39,34 @@ def require_port(host: str, port: int, key: str) -> None:
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise _wrong_host(host, key, "no address of this machine") from None
-            reason = "already in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+            reason = (
+                "already in use"
+                if error.errno == errno.EADDRINUSE
+                else (error.strerror or str(error))
+            )
             raise ResourceError(
-                f"port {port} ({key}): {reason} on {host}; free it or set another, 0 lets the kernel choose"
+                f"port {port} ({key}): {reason} on {host}; free it or set another, 0 lets the"
+                " kernel choose"
             ) from None
 
 
 def _wrong_host(host: str, port_key: str, reason: str) -> ResourceError:
     key = f"{port_key.removesuffix('port')}host"
-    return ResourceError(f"{host} ({key}): {reason}; expected an address of this machine, or 0.0.0.0 for all of them")
+    return ResourceError(
+        f"{host} ({key}): {reason}; expected an address of this machine, or 0.0.0.0 for all of them"
+    )
 
 
 def require_disk(folder: Path, min_free_mb: int, key: str = "node.state_dir") -> None:
-    """Make `folder`, and raise ResourceError if its disk has less than `min_free_mb` (10^6 bytes) free."""
+    """Make `folder`, and raise ResourceError if its disk has less than `min_free_mb` (10^6 bytes)
+    free."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free_mb = shutil.disk_usage(folder).free // 10**6
     except OSError as error:
-        raise ResourceError(f"{folder} ({key}): {error.strerror}; expected a folder that can be written") from None
+        raise ResourceError(
+            f"{folder} ({key}): {error.strerror}; expected a folder that can be written"
+        ) from None
     if free_mb < min_free_mb:
         raise ResourceError(
             f"{folder} ({key}): {free_mb} MB free; expected at least {min_free_mb} MB "
@@ -61,7 +75,8 @@ def require_disk(folder: Path, min_free_mb: int, key: str = "node.state_dir") ->
 
 
 def lock_folder(folder: Path, key: str) -> IO[str]:
-    """Be the only process that works in `folder`, until the returned file is closed or the process ends.
+    """Be the only process that works in `folder`, until the returned file is closed or the process
+    ends.
 
     Raises ResourceError with the process id of the other one. `key` names the setting.
     """
@@ -82,9 +97,11 @@ def lock_folder(folder: Path, key: str) -> IO[str]:
 
 
 def interface_address(name: str, family: int = socket.AF_INET) -> str | None:
-    """The address of a network interface in a family. None: there is no such interface, or it has none now.
+    """The address of a network interface in a family. None: there is no such interface, or it has
+    none now.
 
-    Of IPv6 the first that is good beyond the link, and is neither temporary nor still being checked.
+    Of IPv6 the first that is good beyond the link, and is neither temporary nor still being
+    checked.
     """
     if family == socket.AF_INET6:
         return next(_global_ipv6(name), None)

@@ -4,7 +4,8 @@ import logging
 
 
 class Outage:
-    """The state of a dependency (a chain, a disk) that may fail. Nothing is logged between the start and the end."""
+    """The state of a dependency (a chain, a disk) that may fail. Nothing is logged between the
+    start and the end."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log

@@ -7,7 +7,9 @@ import sys
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: a child that loads it there may hang
+_libc = ctypes.CDLL(
+    None, use_errno=True
+)  # loaded before any fork: a child that loads it there may hang
 
 
 def exit_on_signals() -> None:

@@ -1,7 +1,8 @@
-"""sd_notify(3): readiness, watchdog and a status line for `systemctl status`. Without systemd, every call does nothing.
+"""sd_notify(3): readiness, watchdog and a status line for `systemctl status`. Without systemd,
+every call does nothing.
 
-The watchdog is pinged by `progress`, which the round loop calls when it has got on, and by nothing else: a worker that
-hangs stops pinging and is restarted (docs/decisions: alive means progress).
+The watchdog is pinged by `progress`, which the round loop calls when it has got on, and by nothing
+else: a worker that hangs stops pinging and is restarted (docs/decisions: alive means progress).
 """
 
 import socket

@@ -1,8 +1,10 @@
-"""Protection of a server that anybody may reach: limits for connections, and checks that hold for every request.
+"""Protection of a server that anybody may reach: limits for connections, and checks that hold for
+every request.
 
-A connection that is not in a request for a while (it has sent nothing, half a head, or waits for another request) is
-closed; of one address, and of all, there are at most this many. The idle ones make room, then those whose client keeps
-the server waiting. Requests of web pages are for the page's own server alone.
+A connection that is not in a request for a while (it has sent nothing, half a head, or waits for
+another request) is closed; of one address, and of all, there are at most this many. The idle ones
+make room, then those whose client keeps the server waiting. Requests of web pages are for the
+page's own server alone.
 """
 
 import asyncio
@@ -27,7 +29,8 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1024
 MAX_CONNECTIONS_OF_ONE = 256
-"""Nodes behind one router share its address. Of IPv6 a /64 network counts as one: a single host has all of it."""
+"""Nodes behind one router share its address. Of IPv6 a /64 network counts as one: a single host has
+all of it."""
 HEAD_SECONDS = 10.0
 """For the first request's head, from the connection on."""
 IDLE_SECONDS = 30.0
@@ -40,15 +43,25 @@ _SWEEP_SECONDS = 0.5
 _LOG_SECONDS = 60.0
 
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-# What browsers send and other clients do not: from these a page's request is known, whatever the page asked for.
-_OF_BROWSERS = ("Origin", "Referer", "Cookie", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Accept-Language")
+# What browsers send and other clients do not: from these a page's request is known, whatever the
+# page asked for.
+_OF_BROWSERS = (
+    "Origin",
+    "Referer",
+    "Cookie",
+    "Sec-Fetch-Site",
+    "Sec-Fetch-Mode",
+    "Accept-Language",
+)
 _LOCAL_NAMES = ("localhost", "local", "internal", "lan", "home.arpa", "ts.net")
 
 
@@ -67,7 +80,9 @@ class Sparingly:
             return
         self._said_at[kind] = now
         left_out = self._left_out.pop(kind, 0)
-        log.warning("%s%s", message, f" (and {left_out} more of this kind before)" if left_out else "")
+        log.warning(
+            "%s%s", message, f" (and {left_out} more of this kind before)" if left_out else ""
+        )
 
 
 def source_of(address: str) -> str:
@@ -110,36 +125,48 @@ class Guard:
             now = time.monotonic()
             for connection in list(self._open.values()):
                 if reason := connection.overdue(now):
-                    self._sparingly.warn("overdue", f"connection closed from={connection.address}: {reason}")
+                    self._sparingly.warn(
+                        "overdue", f"connection closed from={connection.address}: {reason}"
+                    )
                     connection.abort()
             await asyncio.sleep(_SWEEP_SECONDS)
 
     def admit(self, connection: "_Connection") -> bool:
-        """Return whether there is room for it. One of those that its client has kept waiting is closed for it."""
+        """Return whether there is room for it. One of those that its client has kept waiting is
+        closed for it."""
         address, source = connection.address, connection.source
         if self._of[source] >= MAX_CONNECTIONS_OF_ONE and not is_loopback(source):
-            is_admitted = self._make_room([each for each in self._open.values() if each.source == source])
+            is_admitted = self._make_room(
+                [each for each in self._open.values() if each.source == source]
+            )
         elif len(self._open) >= MAX_CONNECTIONS:
             is_admitted = self._make_room(list(self._open.values()))
         else:
             is_admitted = True
         if not is_admitted:
-            self._sparingly.warn("full", f"connection refused from={address}: {len(self._open)} are open")
+            self._sparingly.warn(
+                "full", f"connection refused from={address}: {len(self._open)} are open"
+            )
             return False
         self._open[connection.transport] = connection
         self._of[source] += 1
         return True
 
     def _make_room(self, among: list["_Connection"]) -> bool:
-        """Close the oldest idle connection, else the oldest whose client sends a body or reads an answer slowly.
+        """Close the oldest idle connection, else the oldest whose client sends a body or reads an
+        answer slowly.
 
         Requests that this server is at work on are never given up.
         """
-        given_up = [each for each in among if each.is_idle] or [each for each in among if each.is_stalled]
+        given_up = [each for each in among if each.is_idle] or [
+            each for each in among if each.is_stalled
+        ]
         if not given_up:
             return False
         oldest = min(given_up, key=lambda each: each.since)
-        self._sparingly.warn("room", f"connection closed from={oldest.address}: to make room for others")
+        self._sparingly.warn(
+            "room", f"connection closed from={oldest.address}: to make room for others"
+        )
         oldest.abort()
         return True
 
@@ -166,10 +193,13 @@ class Guard:
                 connection.end()
 
     def refusal(self, request: web.Request) -> web.Response | None:
-        """The answer to a request that a page of somebody else's made a browser send; None for all others."""
+        """The answer to a request that a page of somebody else's made a browser send; None for all
+        others."""
         if "Content-Encoding" in request.headers:
             return _refused(415, "Content-Encoding: bodies are taken as they are; send it without")
-        is_served = request.match_info.http_exception is None  # else the answer is 404 or 405 anyway
+        is_served = (
+            request.match_info.http_exception is None
+        )  # else the answer is 404 or 405 anyway
         if request.method == "POST" and is_served and request.content_type != "application/json":
             shown = printable(request.content_type)[:60]
             return _refused(415, f"Content-Type: got {shown}; expected application/json")
@@ -178,9 +208,13 @@ class Guard:
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         name = _name_in(host) if _is_plain(host) else ""
         if not self._is_ours(name):
-            return _refused(421, f"Host: {printable(host)[:80]} is not a name of this service; use its address")
+            return _refused(
+                421, f"Host: {printable(host)[:80]} is not a name of this service; use its address"
+            )
         if origin is not None and _place_in(origin) != host.lower():
-            return _refused(403, f"Origin: {printable(origin)[:80]}: pages of others may not use this service")
+            return _refused(
+                403, f"Origin: {printable(origin)[:80]}: pages of others may not use this service"
+            )
         is_own = request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
         is_link = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
         if not is_own and not is_link:
@@ -188,14 +222,17 @@ class Guard:
         return None
 
     def _is_ours(self, name: str) -> bool:
-        """Return whether nobody else can let the name point here: an address, a name without a domain, our own."""
+        """Return whether nobody else can let the name point here: an address, a name without a
+        domain, our own."""
         with suppress(ValueError):
             ipaddress.ip_address(name)
             return True
         name = name.lower().rstrip(".")
         own = (*self._names, socket.gethostname(), socket.getfqdn())
         is_local = any(name == local or name.endswith(f".{local}") for local in _LOCAL_NAMES)
-        return bool(name) and ("." not in name or is_local or name in (each.lower() for each in own))
+        return bool(name) and (
+            "." not in name or is_local or name in (each.lower() for each in own)
+        )
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
@@ -250,7 +287,8 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_stalled(self) -> bool:
-        """Return whether the server waits for the client: for the rest of a body, or until it reads the answer."""
+        """Return whether the server waits for the client: for the rest of a body, or until it reads
+        the answer."""
         is_sending = self._request is not None and not self._request.content.is_eof()
         return is_sending or self.transport.get_write_buffer_size() > 0
 
@@ -307,7 +345,8 @@ class _Connection(asyncio.Protocol):
 
 
 class _OncePerMinute(logging.Filter):
-    """Lets one line a minute through, without its traceback, of the records for which `is_meant` says so."""
+    """Lets one line a minute through, without its traceback, of the records for which `is_meant`
+    says so."""
 
     def __init__(self, is_meant: Callable[[logging.LogRecord], bool]) -> None:
         super().__init__()
@@ -328,7 +367,8 @@ class _OncePerMinute(logging.Filter):
 
 
 def _is_out_of_files(record: logging.LogRecord) -> bool:
-    """Return whether asyncio is out of a system resource, of which it logs a traceback for each try."""
+    """Return whether asyncio is out of a system resource, of which it logs a traceback for each
+    try."""
     return "system resource" in record.getMessage()
 
 
@@ -343,7 +383,9 @@ _OUT_OF_FILES, _BAD_REQUESTS = _OncePerMinute(_is_out_of_files), _OncePerMinute(
 def raise_file_limit() -> None:
     """As many open files as the system lets us have: more than connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(4 * MAX_CONNECTIONS, hard)
+    wanted = (
+        4 * MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(4 * MAX_CONNECTIONS, hard)
+    )
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
@@ -358,7 +400,11 @@ async def serve(
     application.middlewares.insert(0, guard.middleware)
     application.on_response_prepare.insert(0, _add_headers)
     runner = web.AppRunner(
-        application, access_log=None, shutdown_timeout=5.0, keepalive_timeout=IDLE_SECONDS, auto_decompress=False
+        application,
+        access_log=None,
+        shutdown_timeout=5.0,
+        keepalive_timeout=IDLE_SECONDS,
+        auto_decompress=False,
     )
     await runner.setup()
     guard.server = runner.server

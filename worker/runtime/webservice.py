@@ -1,5 +1,5 @@
-"""The common part of the roles that answer HTTP: where they listen, and their life from a free port to an orderly
-end."""
+"""The common part of the roles that answer HTTP: where they listen, and their life from a free port
+to an orderly end."""
 
 import asyncio
 import signal
@@ -31,10 +31,11 @@ class Service(Protocol):
 
 
 def run(role: str, section: Account | Dashboard, make: Callable[[], Service]) -> None:
-    """Serve what `make` makes until SIGTERM or SIGINT. Its URL is in `<state_dir>/address` when it is ready.
+    """Serve what `make` makes until SIGTERM or SIGINT. Its URL is in `<state_dir>/address` when it
+    is ready.
 
-    `role` names the section of the settings. Raises ResourceError if the port is in use or the folder can't be had,
-    and whatever `make` raises.
+    `role` names the section of the settings. Raises ResourceError if the port is in use or the
+    folder can't be had, and whatever `make` raises.
     """
     for host in _hosts(section.host):
         require_port(host, section.port, f"{role}.port")
@@ -42,7 +43,9 @@ def run(role: str, section: Account | Dashboard, make: Callable[[], Service]) ->
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"{folder} ({role}.state_dir): {error.strerror}; expected a folder to write in") from None
+        raise ResourceError(
+            f"{folder} ({role}.state_dir): {error.strerror}; expected a folder to write in"
+        ) from None
     with lock_folder(folder, f"{role}.state_dir"):
         asyncio.run(_serve(section, make))
 
@@ -59,7 +62,9 @@ async def _serve(section: Account | Dashboard, make: Callable[[], Service]) -> N
     try:
         sockets, port = [], section.port
         for host in _hosts(section.host):
-            sockets.append(socket.create_server((host, port), family=_family(host), backlog=_BACKLOG))
+            sockets.append(
+                socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
+            )
             port = int(sockets[0].getsockname()[1])
         end = await webguard.serve(service.application(), sockets, section.names)
         url = _url(section.host, port)
@@ -78,7 +83,8 @@ async def _serve(section: Account | Dashboard, make: Callable[[], Service]) -> N
 
 
 def _hosts(host: str) -> tuple[str, ...]:
-    """Return where to listen: as the settings say, and for what is on this machine, at loopback too.
+    """Return where to listen: as the settings say, and for what is on this machine, at loopback
+    too.
 
     Most versions of `tailscale serve` proxy to 127.0.0.1 and nowhere else.
     """

@@ -1,6 +1,8 @@
-"""The bootnode: a place in the network that stays where it is, so that others find each other (`hivewright bootnode`).
+"""The bootnode: a place in the network that stays where it is, so that others find each other
+(`hivewright bootnode`).
 
-It greets, keeps membership records, and has no groups. Its identity earns nothing, so it makes its key itself.
+It greets, keeps membership records, and has no groups. Its identity earns nothing, so it makes its
+key itself.
 """
 
 import logging
@@ -21,8 +23,8 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. When it is ready, its addresses stand in `<bootnode.state_dir>/multiaddr`, one a
-    line, those that other hosts may reach first.
+    """Serve until SIGTERM or SIGINT. When it is ready, its addresses stand in
+    `<bootnode.state_dir>/multiaddr`, one a line, those that other hosts may reach first.
 
     Raises ResourceError if the port is taken, SwarmError if the daemon does not start in time.
     """
@@ -55,7 +57,10 @@ def _serve(settings: Settings, stopped: threading.Event) -> None:
             network.start()
             _wait_until_up(network, swarm.startup_timeout_seconds, stopped)
             if not stopped.is_set():
-                write_whole(address_file, "".join(f"{a}/p2p/{network.identity.peer_id}\n" for a in network.addresses))
+                write_whole(
+                    address_file,
+                    "".join(f"{a}/p2p/{network.identity.peer_id}\n" for a in network.addresses),
+                )
                 log.info("bootnode ready file=%s", address_file)
                 systemd.ready()
                 stopped.wait()
@@ -68,5 +73,6 @@ def _wait_until_up(network: Network, seconds: float, stopped: threading.Event) -
     while not network.is_up and not stopped.wait(0.05):
         if time.monotonic() > deadline:
             raise SwarmError(
-                f"bootnode: not up within {seconds:g} s (swarm.startup_timeout_seconds): {network.last_error}"
+                f"bootnode: not up within {seconds:g} s (swarm.startup_timeout_seconds):"
+                f" {network.last_error}"
             )

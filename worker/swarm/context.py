@@ -1,4 +1,5 @@
-"""What the layers of the swarm share: the part of `network.Network` that discovery and transport use.
+"""What the layers of the swarm share: the part of `network.Network` that discovery and transport
+use.
 
 They are given it as this interface, so that no layer imports the module that is built on it.
 """
@@ -58,7 +59,9 @@ class SwarmContext(Talks, Protocol):
     def member(self) -> Member:
         """Return our own record, fresh enough to be shown."""
 
-    def stream(self, peer_id: str, addresses: Sequence[str] = ()) -> AbstractAsyncContextManager[Stream]:
+    def stream(
+        self, peer_id: str, addresses: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[Stream]:
         """Open a stream to a peer. Raises what streams.UNREACHABLE names."""
 
     def hear(self, peer_id: str) -> None:

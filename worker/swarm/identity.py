@@ -1,8 +1,9 @@
 """A node's identity: an RSA key in libp2p's own file format, and the peer id that follows from it.
 
-The key file is what the libp2p daemon and the existing swarm's `swarm.pem` use, so an identity can be moved between
-them. A key is made once, by `hivewright enrol` (or by a bootnode, whose identity earns nothing); a worker whose key is
-missing stops. Signatures are libp2p's: PKCS#1 v1.5 with SHA-256. Only RSA keys are understood, as in hivemind.
+The key file is what the libp2p daemon and the existing swarm's `swarm.pem` use, so an identity can
+be moved between them. A key is made once, by `hivewright enrol` (or by a bootnode, whose identity
+earns nothing); a worker whose key is missing stops. Signatures are libp2p's: PKCS#1 v1.5 with
+SHA-256. Only RSA keys are understood, as in hivemind.
 """
 
 import hashlib
@@ -17,19 +18,21 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from worker.errors import IdentityError
 
-# libp2p's PublicKey and PrivateKey messages: field 1 the type (0: RSA), field 2 the key as DER. A peer id is the hash
-# of these bytes, so this one encoding is the only one that is accepted.
+# libp2p's PublicKey and PrivateKey messages: field 1 the type (0: RSA), field 2 the key as DER. A
+# peer id is the hash of these bytes, so this one encoding is the only one that is accepted.
 _RSA_HEADER = b"\x08\x00\x12"
 _SHA256_MULTIHASH = b"\x12\x20"
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _KEY_BITS = 2048
-# Bounds on an untrusted peer's key: a verification costs time that grows with the square of its size.
+# Bounds on an untrusted peer's key: a verification costs time that grows with the square of its
+# size.
 _MAX_KEY_BITS = 4096
 _PUBLIC_EXPONENT = 65537
 
 
 class Identity:
-    """A node's key: it signs. `public_key` is libp2p's PublicKey message; `peer_id` its hash, in base 58 ("Qm...")."""
+    """A node's key: it signs. `public_key` is libp2p's PublicKey message; `peer_id` its hash, in
+    base 58 ("Qm...")."""
 
     def __init__(self, private_key: rsa.RSAPrivateKey) -> None:
         self._private_key = private_key
@@ -48,13 +51,16 @@ class Identity:
 
 
 def create(path: Path) -> Identity:
-    """Make a new key at `path`, readable by its owner only; never over an existing one, never half written.
+    """Make a new key at `path`, readable by its owner only; never over an existing one, never half
+    written.
 
     Raises IdentityError if the file exists or can't be written.
     """
     private_key = rsa.generate_private_key(public_exponent=_PUBLIC_EXPONENT, key_size=_KEY_BITS)
     der = private_key.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
     )
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -70,16 +76,19 @@ def create(path: Path) -> Identity:
         _sync_folder(path.parent)
     except FileExistsError:
         raise IdentityError(
-            f"identity {path}: already there; an identity is made once, move the file away to make another"
+            f"identity {path}: already there; an identity is made once, move the file away to make"
+            " another"
         ) from None
     except OSError as error:
-        raise IdentityError(f"identity {path}: can't be written: {error.strerror}; make its folder writable") from error
+        raise IdentityError(
+            f"identity {path}: can't be written: {error.strerror}; make its folder writable"
+        ) from error
     return Identity(private_key)
 
 
 def load(path: Path) -> Identity:
-    """Read the key at `path`. Never makes one. Raises IdentityError if it is missing, no RSA key of libp2p, or one
-    that peers refuse."""
+    """Read the key at `path`. Never makes one. Raises IdentityError if it is missing, no RSA key of
+    libp2p, or one that peers refuse."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -97,19 +106,21 @@ def load(path: Path) -> Identity:
         private_key = None
     if not isinstance(private_key, rsa.RSAPrivateKey):
         raise IdentityError(
-            f"identity missing: {path}: {len(data)} bytes that are no libp2p RSA key; restore the key from its backup"
+            f"identity missing: {path}: {len(data)} bytes that are no libp2p RSA key; restore the"
+            " key from its backup"
         )
     if not _is_sound(private_key.public_key()):
         raise IdentityError(
-            f"identity {path}: RSA key of {private_key.key_size} bits that no peer accepts; expected {_KEY_BITS} to "
-            f"{_MAX_KEY_BITS} bits and the exponent {_PUBLIC_EXPONENT}; run `hivewright enrol` for a new one"
+            f"identity {path}: RSA key of {private_key.key_size} bits that no peer accepts;"
+            f" expected {_KEY_BITS} to {_MAX_KEY_BITS} bits and the exponent {_PUBLIC_EXPONENT};"
+            " run `hivewright enrol` for a new one"
         )
     return Identity(private_key)
 
 
 def verify(peer_id: str, public_key: bytes, data: bytes, signature: bytes) -> bool:
-    """Return whether `peer_id` signed `data`: the key must hash to the peer id, and the signature must fit. Never
-    raises."""
+    """Return whether `peer_id` signed `data`: the key must hash to the peer id, and the signature
+    must fit. Never raises."""
     if peer_id_of(public_key) != peer_id:
         return False
     try:
@@ -132,12 +143,15 @@ def peer_id_of(public_key: bytes) -> str:
 
 
 def animal_name(peer_id: str) -> str:
-    """A name for people, always the same for a peer: "quick brown otter". Not unique: 2 million names, no identity."""
+    """A name for people, always the same for a peer: "quick brown otter". Not unique: 2 million
+    names, no identity."""
     digest = hashlib.sha256(peer_id.encode()).digest()
     chosen = []
     for position, words in enumerate(_WORDS):
         choices = words.split()
-        chosen.append(choices[int.from_bytes(digest[4 * position : 4 * position + 4], "big") % len(choices)])
+        chosen.append(
+            choices[int.from_bytes(digest[4 * position : 4 * position + 4], "big") % len(choices)]
+        )
     return " ".join(chosen)
 
 
@@ -146,7 +160,8 @@ def _wrap(der: bytes) -> bytes:
 
 
 def _unwrap(data: bytes) -> bytes:
-    """The DER inside libp2p's message. Raises ValueError for anything but the one accepted encoding."""
+    """The DER inside libp2p's message. Raises ValueError for anything but the one accepted
+    encoding."""
     for length_bytes in (1, 2):
         der = data[len(_RSA_HEADER) + length_bytes :]
         if data == _wrap(der):
@@ -182,30 +197,42 @@ def _sync_folder(folder: Path) -> None:
 
 
 _WORDS = (
-    "able agile alert amused ample ancient apt arctic astute avid balmy blunt bold bouncy brave brisk bubbly busy "
-    "calm candid careful cheerful chilly clever cosy crafty crisp curious dainty daring deft dizzy docile dreamy "
-    "droll eager earnest easy elegant exotic fair famous fancy fast fearless feisty fierce fleet fluffy fond "
-    "frank freckled fresh frosty gentle giddy glad gleaming graceful grand happy hardy hasty hearty honest humble "
-    "hungry jolly jumpy keen kind lanky lazy lively lofty loud loyal lucky mellow merry mighty modest moody "
-    "musical neat nimble noble patient peaceful playful plucky polite prickly proud quick quiet rapid restless "
-    "robust rowdy rugged rustic savage shaggy sharp shy silent skilled sleek sly smooth snappy soft spry steady "
-    "sturdy subtle sunny swift tall tame tender thrifty tidy timid tough vivid wary wild wise witty zealous",
-    "amber aqua ashen auburn azure beige black blond blue brass brick bronze brown buff carmine cerulean chestnut "
-    "cobalt copper coral cream crimson cyan dappled dun ebony emerald fawn flaxen gilded ginger golden green grey "
-    "hazel indigo ivory jade khaki lavender lemon lilac lime magenta mahogany maroon mauve mottled mustard navy "
-    "ochre olive opal orange orchid peach pearl pied pink plum purple red roan rose ruby russet rusty sable "
-    "saffron sandy sapphire scarlet sepia silver slate speckled spotted striped tan tawny teal topaz turquoise "
-    "umber violet white yellow",
-    "aardvark albatross alpaca ant antelope ape armadillo baboon badger barracuda bat beaver bee bison boar "
-    "buffalo butterfly camel capybara caribou cassowary cat chamois cheetah chinchilla chough clam cobra cod "
-    "cormorant cougar coyote crab crane cricket crow curlew deer dingo dolphin donkey dormouse dove dragonfly "
-    "duck dugong dunlin eagle echidna eel eland elk emu falcon ferret finch flamingo fox frog gazelle gecko "
-    "gerbil gibbon giraffe gnat gnu goat goldfinch goose gopher grouse gull hamster hare hawk hedgehog heron "
-    "herring hippo hornet horse hyena ibex ibis iguana impala jackal jackdaw jaguar jay kangaroo kingfisher kiwi "
-    "koala kudu lapwing lark lemur leopard lion lizard llama lobster lynx macaw magpie mallard manatee marmot "
-    "marten meerkat mink mole mongoose moose mosquito moth mouse mule narwhal newt nightingale ocelot octopus "
-    "okapi oryx ostrich otter owl oyster panda panther parrot partridge pelican penguin pheasant pigeon pony "
-    "porcupine puffin puma quail rabbit raccoon raven reindeer robin rook salamander salmon sandpiper seal shrew "
-    "skunk snail sparrow spider squid squirrel starling stoat stork swallow swan tapir termite tiger toad toucan "
-    "trout turtle viper vole walrus wasp weasel whale wolf wolverine wombat woodpecker wren yak zebra",
+    (
+        "able agile alert amused ample ancient apt arctic astute avid balmy blunt bold bouncy brave"
+        " brisk bubbly busy calm candid careful cheerful chilly clever cosy crafty crisp curious"
+        " dainty daring deft dizzy docile dreamy droll eager earnest easy elegant exotic fair"
+        " famous fancy fast fearless feisty fierce fleet fluffy fond frank freckled fresh frosty"
+        " gentle giddy glad gleaming graceful grand happy hardy hasty hearty honest humble hungry"
+        " jolly jumpy keen kind lanky lazy lively lofty loud loyal lucky mellow merry mighty modest"
+        " moody musical neat nimble noble patient peaceful playful plucky polite prickly proud"
+        " quick quiet rapid restless robust rowdy rugged rustic savage shaggy sharp shy silent"
+        " skilled sleek sly smooth snappy soft spry steady sturdy subtle sunny swift tall tame"
+        " tender thrifty tidy timid tough vivid wary wild wise witty zealous"
+    ),
+    (
+        "amber aqua ashen auburn azure beige black blond blue brass brick bronze brown buff carmine"
+        " cerulean chestnut cobalt copper coral cream crimson cyan dappled dun ebony emerald fawn"
+        " flaxen gilded ginger golden green grey hazel indigo ivory jade khaki lavender lemon lilac"
+        " lime magenta mahogany maroon mauve mottled mustard navy ochre olive opal orange orchid"
+        " peach pearl pied pink plum purple red roan rose ruby russet rusty sable saffron sandy"
+        " sapphire scarlet sepia silver slate speckled spotted striped tan tawny teal topaz"
+        " turquoise umber violet white yellow"
+    ),
+    (
+        "aardvark albatross alpaca ant antelope ape armadillo baboon badger barracuda bat beaver"
+        " bee bison boar buffalo butterfly camel capybara caribou cassowary cat chamois cheetah"
+        " chinchilla chough clam cobra cod cormorant cougar coyote crab crane cricket crow curlew"
+        " deer dingo dolphin donkey dormouse dove dragonfly duck dugong dunlin eagle echidna eel"
+        " eland elk emu falcon ferret finch flamingo fox frog gazelle gecko gerbil gibbon giraffe"
+        " gnat gnu goat goldfinch goose gopher grouse gull hamster hare hawk hedgehog heron herring"
+        " hippo hornet horse hyena ibex ibis iguana impala jackal jackdaw jaguar jay kangaroo"
+        " kingfisher kiwi koala kudu lapwing lark lemur leopard lion lizard llama lobster lynx"
+        " macaw magpie mallard manatee marmot marten meerkat mink mole mongoose moose mosquito moth"
+        " mouse mule narwhal newt nightingale ocelot octopus okapi oryx ostrich otter owl oyster"
+        " panda panther parrot partridge pelican penguin pheasant pigeon pony porcupine puffin puma"
+        " quail rabbit raccoon raven reindeer robin rook salamander salmon sandpiper seal shrew"
+        " skunk snail sparrow spider squid squirrel starling stoat stork swallow swan tapir termite"
+        " tiger toad toucan trout turtle viper vole walrus wasp weasel whale wolf wolverine wombat"
+        " woodpecker wren yak zebra"
+    ),
 )

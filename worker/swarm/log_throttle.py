@@ -44,11 +44,15 @@ class Rarely(Lately):
         return super().has(what) or not self.may()
 
     def may(self) -> bool:
-        """Return whether there is room for one more thing in this minute; if so, it is logged now."""
+        """Return whether there is room for one more thing in this minute; if so, it is logged
+        now."""
         now = time.monotonic()
         if now >= self._minute_ends:
             self._minute_ends, self._num_said = now + 60, 0
         self._num_said += 1
         if self._num_said == MAX_SAID_A_MINUTE + 1:
-            log.warning("more about peers is left out for up to a minute; the counters in `hivewright status` go on")
+            log.warning(
+                "more about peers is left out for up to a minute; the counters in `hivewright"
+                " status` go on"
+            )
         return self._num_said <= MAX_SAID_A_MINUTE

@@ -1,8 +1,10 @@
-"""A node's place in the network: one thread with one event loop, a supervised daemon, and the look-out for peers.
+"""A node's place in the network: one thread with one event loop, a supervised daemon, and the
+look-out for peers.
 
-Nothing here ever stops for good before `close`: a dead daemon is started again with the same key and port, a lost
-network is looked for again. Peers find each other in three ways, each of which is enough: the DHT (dht.py), greetings
-(a peer that is greeted answers with records of others, and now knows the greeter), and the addresses of the last run.
+Nothing here ever stops for good before `close`: a dead daemon is started again with the same key
+and port, a lost network is looked for again. Peers find each other in three ways, each of which is
+enough: the DHT (dht.py), greetings (a peer that is greeted answers with records of others, and now
+knows the greeter), and the addresses of the last run.
 """
 
 import asyncio
@@ -15,7 +17,15 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Sequence,
+)
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +45,13 @@ from worker.swarm.protocol.messages import Kind, Member, OtherVersion, Refused
 from worker.swarm.status import Reach
 from worker.swarm.transport import relays
 from worker.swarm.transport.daemon import PROTOCOL, Daemon
-from worker.swarm.transport.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE, Admission, Stream, counted
+from worker.swarm.transport.streams import (
+    ANSWER_TIMEOUT_SECONDS,
+    UNREACHABLE,
+    Admission,
+    Stream,
+    counted,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +72,11 @@ class Unanswered(SwarmError):
 
 
 class Network:
-    """See the module. `is_member` False (a bootnode): helps others to find each other, is not drawn as a peer.
+    """See the module. `is_member` False (a bootnode): helps others to find each other, is not drawn
+    as a peer.
 
-    Public attributes are read by the exchange, in the event loop; from other threads only for a look.
+    Public attributes are read by the exchange, in the event loop; from other threads only for a
+    look.
     """
 
     def __init__(
@@ -113,10 +131,13 @@ class Network:
     # From other threads
 
     def start(self) -> None:
-        """Go into the background and stay there. Raises ResourceError if the configured port is taken."""
+        """Go into the background and stay there. Raises ResourceError if the configured port is
+        taken."""
         require_port(self.swarm.host, self.swarm.port, "swarm.port")
         self._cache_file.parent.mkdir(parents=True, exist_ok=True)
-        loop = self._loop = asyncio.SelectorEventLoop()  # not the policy's: hivemind may make that uvloop
+        loop = self._loop = (
+            asyncio.SelectorEventLoop()
+        )  # not the policy's: hivemind may make that uvloop
         self._thread = threading.Thread(target=self._run, args=(loop,), name="swarm", daemon=True)
         self._thread.start()
 
@@ -129,15 +150,19 @@ class Network:
     def post(self, action: Callable[..., object], *arguments: Any) -> None:
         """Do something in the event loop, soon. Raises SwarmError if that is not running."""
         if self._loop is None or self._loop.is_closed():
-            raise SwarmError("the swarm is not running: start() comes first, and nothing after close()")
+            raise SwarmError(
+                "the swarm is not running: start() comes first, and nothing after close()"
+            )
         self._loop.call_soon_threadsafe(action, *arguments)
 
     def call(self, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
-        """Run a coroutine in the event loop and wait for it. Raises Unanswered after `timeout_seconds`, SwarmError if
-        the loop is not running."""
+        """Run a coroutine in the event loop and wait for it. Raises Unanswered after
+        `timeout_seconds`, SwarmError if the loop is not running."""
         if self._loop is None or self._loop.is_closed():
             work.close()
-            raise SwarmError("the swarm is not running: start() comes first, and nothing after close()")
+            raise SwarmError(
+                "the swarm is not running: start() comes first, and nothing after close()"
+            )
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(timeout_seconds)
@@ -146,18 +171,24 @@ class Network:
                 raise
             future.cancel()
             raise Unanswered(
-                f"the swarm's event loop did not answer within {timeout_seconds:g} s; it is at {self._find_place()}"
+                f"the swarm's event loop did not answer within {timeout_seconds:g} s; it is at"
+                f" {self._find_place()}"
             ) from None
 
     def _find_place(self) -> str:
         """Return where the thread is: what keeps it from answering."""
-        frame = sys._current_frames().get(self._thread.ident or 0) if self._thread is not None else None
+        frame = (
+            sys._current_frames().get(self._thread.ident or 0) if self._thread is not None else None
+        )
         if frame is None:
             return "its end"
-        return " > ".join(f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_stack(frame)[-3:])
+        return " > ".join(
+            f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_stack(frame)[-3:]
+        )
 
     def join_through(self, multiaddrs: Sequence[str]) -> None:
-        """More bootnodes, such as the chain's; those known already change nothing. Also before `start`."""
+        """More bootnodes, such as the chain's; those known already change nothing. Also before
+        `start`."""
         self._soon(self._add_bootnodes, tuple(multiaddrs))
 
     def allow_registered(self, peer_ids: Collection[str]) -> None:
@@ -179,8 +210,8 @@ class Network:
 
     @property
     def has_contact(self) -> bool | None:
-        """Return whether a member spoke to us within a record's life, and since the last round in which none did. None:
-        there has been neither contact nor such a round yet."""
+        """Return whether a member spoke to us within a record's life, and since the last round in
+        which none did. None: there has been neither contact nor such a round yet."""
         if self._last_contact is None:
             return None if self._silent_since is None else False
         is_fresh = self._last_contact >= time.monotonic() - self.peers.lifetime_seconds
@@ -196,7 +227,8 @@ class Network:
         return "none" if self.swarm.reachability == "private" else "unknown"
 
     def fall_silent(self) -> None:
-        """Note that nobody answered for a whole round, and look for peers now and often for a while."""
+        """Note that nobody answered for a whole round, and look for peers now and often for a
+        while."""
         self._silent_since = time.monotonic()
         self.wake.set()
 
@@ -206,14 +238,22 @@ class Network:
         fresh_seconds = max(1, int(self.swarm.announce_every_seconds / 4))
         if (
             old is not None
-            and (old.addresses, old.round) == (self.addresses[: messages.MAX_ADDRESSES], self.newest_round)
-            and abs(now - old.issued) < fresh_seconds  # one that follows another within a second is ahead of time
+            and (old.addresses, old.round)
+            == (self.addresses[: messages.MAX_ADDRESSES], self.newest_round)
+            and abs(now - old.issued)
+            < fresh_seconds  # one that follows another within a second is ahead of time
         ):
             return old
         issued = max(now, old.issued + 1) if old else now
         expires = now + max(1, round(self.peers.lifetime_seconds))
         self._member = messages.seal_member(
-            self.identity, self.addresses, self.newest_round, issued, expires, self.environments, self.families
+            self.identity,
+            self.addresses,
+            self.newest_round,
+            issued,
+            expires,
+            self.environments,
+            self.families,
         )
         return self._member
 
@@ -238,20 +278,24 @@ class Network:
             raise
 
     async def _hang_up(self, daemon: Daemon, peer_id: str) -> None:
-        """The connection may be dead without anybody having said so: the next attempt is to dial again."""
+        """The connection may be dead without anybody having said so: the next attempt is to dial
+        again."""
         with contextlib.suppress(SwarmError, TimeoutError):
             await daemon.disconnect(peer_id)
 
     async def _open_stream(
         self, daemon: Daemon, peer_id: str, addresses: Sequence[str]
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Through the connection that there is; a new one, to the newest addresses, if there is none or it is dead."""
+        """Through the connection that there is; a new one, to the newest addresses, if there is
+        none or it is dead."""
         if daemon.has_met(peer_id):
             try:
                 return await daemon.open_stream(peer_id, PROTOCOL, CONNECT_TIMEOUT_SECONDS)
             except SwarmError as error:
                 log.debug("connecting again peer=%s reason=%s", peer_id, error)
-        await daemon.connect(peer_id, addresses or self.peers.addresses(peer_id), CONNECT_TIMEOUT_SECONDS)
+        await daemon.connect(
+            peer_id, addresses or self.peers.addresses(peer_id), CONNECT_TIMEOUT_SECONDS
+        )
         return await daemon.open_stream(peer_id, PROTOCOL, CONNECT_TIMEOUT_SECONDS)
 
     def is_talking_with(self, peer_id: str) -> bool:
@@ -259,8 +303,8 @@ class Network:
         return self._asking[peer_id] > 0 or self._admission.has_open(peer_id)
 
     def hear(self, peer_id: str) -> None:
-        """Note that a member spoke to us. It does not count as contact if we can't learn from it, or it won't let
-        us."""
+        """Note that a member spoke to us. It does not count as contact if we can't learn from it,
+        or it won't let us."""
         self.peers.answered(peer_id)
         if self.peers.is_open(peer_id):
             self._last_contact = time.monotonic()
@@ -292,12 +336,19 @@ class Network:
                 session.cancel()
                 await asyncio.wait({session})
                 return
-            # Something within it may have been cancelled by others than us: that ends a session like any failure.
-            self._note_failure(SwarmError("cancelled from within") if session.cancelled() else session.exception())
-            failures = 0 if time.monotonic() - started > LONGEST_RESTART_PAUSE_SECONDS else failures + 1
+            # Something within it may have been cancelled by others than us: that ends a session
+            # like any failure.
+            self._note_failure(
+                SwarmError("cancelled from within") if session.cancelled() else session.exception()
+            )
+            failures = (
+                0 if time.monotonic() - started > LONGEST_RESTART_PAUSE_SECONDS else failures + 1
+            )
             if self._came_up:  # it was killed, or the network went: no reason to wait long
                 failures = min(failures, 2)
-            pause = min(0.25 * 2**failures, LONGEST_RESTART_PAUSE_SECONDS) * self.rng.uniform(0.5, 1.5)
+            pause = min(0.25 * 2**failures, LONGEST_RESTART_PAUSE_SECONDS) * self.rng.uniform(
+                0.5, 1.5
+            )
             await asyncio.wait({stopping}, timeout=pause)
             self.num_restarts += 1
 
@@ -312,7 +363,8 @@ class Network:
         """One life of the daemon. Ends only with an exception."""
         timeout = self.swarm.startup_timeout_seconds
         port = self._choose_port()
-        self._relays_wanted.clear()  # first: bootnodes that come from now on are not among those known
+        # first: bootnodes that come from now on are not among those known
+        self._relays_wanted.clear()
         known = self.swarm.relays or (*self.bootnodes, *self.cache.bootnodes)
         found = [] if self.swarm.reachability == "public" else await relays.find(known)
         self._has_relays = bool(found) or self.swarm.reachability == "public"
@@ -320,7 +372,9 @@ class Network:
         membership, tasks = None, []
         try:
             if daemon.peer_id != self.identity.peer_id:
-                raise SwarmError(f"libp2p daemon runs as {daemon.peer_id}; expected {self.identity.peer_id}")
+                raise SwarmError(
+                    f"libp2p daemon runs as {daemon.peer_id}; expected {self.identity.peer_id}"
+                )
             self._daemon, self.addresses = daemon, daemon.addresses
             if not self.swarm.announce:
                 self._port = _port_of(daemon.addresses)
@@ -335,14 +389,19 @@ class Network:
             reader = membership.reader
             await asyncio.wait({*tasks, reader}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
-                await asyncio.wait(tasks, timeout=READER_ENDS_FIRST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    tasks, timeout=READER_ENDS_FIRST_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
             if daemon.died.is_set():
                 raise SwarmError(daemon.death_notice)
             if reader.done():
                 why = "cancelled" if reader.cancelled() else repr(reader.exception())
                 raise SwarmError(f"the DHT's reader of what the libp2p daemon says ended: {why}")
             if self._relays_wanted.is_set():
-                raise SwarmError("bootnodes that may relay are known only now; libp2p takes them at its start alone")
+                raise SwarmError(
+                    "bootnodes that may relay are known only now; libp2p takes them at its start"
+                    " alone"
+                )
             await tasks[0]
         finally:
             self.link_up.clear()
@@ -359,7 +418,8 @@ class Network:
     def _choose_port(self) -> int:
         """The configured port, or the one of last time if it is still free.
 
-        p2pd itself would not notice: it shares a port in use (SO_REUSEPORT), and gets some of the connections.
+        p2pd itself would not notice: it shares a port in use (SO_REUSEPORT), and gets some of the
+        connections.
         """
         try:
             require_port(self.swarm.host, self._port, "swarm.port")
@@ -371,7 +431,9 @@ class Network:
 
     # Being asked
 
-    async def _serve(self, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, peer_id: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         stream = Stream(reader, writer, self.traffic)
         refusal = self._admission.refusal(peer_id)
         try:
@@ -389,7 +451,8 @@ class Network:
             log.debug("request ended early peer=%s reason=%r", peer_id, error)
 
     async def refuse(self, peer_id: str, stream: Stream, reason: str, explanation: str) -> None:
-        """Tell the asker why not; count it, and say it in the log once in a while for each peer and reason."""
+        """Tell the asker why not; count it, and say it in the log once in a while for each peer and
+        reason."""
         self.refused[reason] += 1
         level = logging.DEBUG if self.said.has((peer_id, reason)) else logging.WARNING
         log.log(level, "request refused peer=%s reason=%s: %s", peer_id, reason, explanation)
@@ -422,7 +485,9 @@ class Network:
     def _check_twin(self, member: Member) -> None:
         if self._member is not None and member.issued > self._member.issued + 1:
             places = ",".join(member.addresses)
-            self.last_error = f"identity {member.peer_id} is also used at {places}; stop one of the two"
+            self.last_error = (
+                f"identity {member.peer_id} is also used at {places}; stop one of the two"
+            )
             if not self._said_of_twins.has(places):
                 log.warning("%s", self.last_error)
 
@@ -436,7 +501,8 @@ class Network:
                 self._relays_wanted.set()
 
     def save_cache(self) -> None:
-        """Keep what was heard last; with nothing heard yet, what the last run left stays as it is."""
+        """Keep what was heard last; with nothing heard yet, what the last run left stays as it
+        is."""
         peers = tuple(self.peers.multiaddrs(MAX_PEERS_CACHED)) or self.cache.peers
         bootnodes = tuple(self.bootnodes) or self.cache.bootnodes
         current = Cache(0 if self.swarm.port else self._port, peers, bootnodes)

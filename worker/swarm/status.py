@@ -1,4 +1,5 @@
-"""Counters of the swarm part, and what of it can be seen from outside. Light to import, for readers of a status."""
+"""Counters of the swarm part, and what of it can be seen from outside. Light to import, for readers
+of a status."""
 
 import time
 from collections import Counter
@@ -6,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MAX_SENDERS_COUNTED = 512
-REFUSALS = frozenset({"full", "flood", "not-allowed", "environment", "version", "skipped", "not-ready", "not-held"})
-"""What our own requests are refused for, in the words of this version; others, which are untrusted peers' text, are
-counted together."""
+REFUSALS = frozenset(
+    {"full", "flood", "not-allowed", "environment", "version", "skipped", "not-ready", "not-held"}
+)
+"""What our own requests are refused for, in the words of this version; others, which are untrusted
+peers' text, are counted together."""
 
 Reach = Literal["direct", "relay", "none", "unknown"]
-"""How others can connect to a node: at an address of its own, through a relay, not at all, or nobody can tell yet."""
+"""How others can connect to a node: at an address of its own, through a relay, not at all, or
+nobody can tell yet."""
 State = Literal["starting", "connected", "training-alone", "catching-up"]
 
 
@@ -19,15 +23,17 @@ State = Literal["starting", "connected", "training-alone", "catching-up"]
 class SwarmStatus:
     """The swarm part as seen from outside. Numbers are since the start.
 
-    `connected`: groups of peers came in the last round, or peers that we can learn from, and that let us, spoke to us
-    before the first one ended. `catching-up`: such peers speak to us, but in the last round none of their groups came.
+    `connected`: groups of peers came in the last round, or peers that we can learn from, and that
+    let us, spoke to us before the first one ended. `catching-up`: such peers speak to us, but in
+    the last round none of their groups came.
 
-    `peers_heard`: those that answered in the last round. `rejected`: dropped groups and messages by reason;
-    `rejected_by_peer` the same by sender. `groups_handed_on`: other peers' that we served. `newest_group_at`: Unix time
-    at which the newest verified group of a peer came; None: none yet. `requests_refused`: of others, by reason
-    ("elsewhere": we were full and named others that hold our groups); `refused_by_peers`: ours, by theirs. `versions`:
-    what we have to have in common with a peer, such as "exchange 3"; `other_versions`: how many of the known peers run
-    which other version of one of these. `foreign_bootnodes`: peer ids of bootnodes that answer and do not speak
+    `peers_heard`: those that answered in the last round. `rejected`: dropped groups and messages by
+    reason; `rejected_by_peer` the same by sender. `groups_handed_on`: other peers' that we served.
+    `newest_group_at`: Unix time at which the newest verified group of a peer came; None: none yet.
+    `requests_refused`: of others, by reason ("elsewhere": we were full and named others that hold
+    our groups); `refused_by_peers`: ours, by theirs. `versions`: what we have to have in common
+    with a peer, such as "exchange 3"; `other_versions`: how many of the known peers run which other
+    version of one of these. `foreign_bootnodes`: peer ids of bootnodes that answer and do not speak
     hivewright's protocol. `rounds_unanswered`: trained alone because the event loop gave no answer.
     """
 
@@ -58,8 +64,8 @@ class SwarmStatus:
 
 @dataclass
 class Tally:
-    """Counters since the start. `groups`: offered, fetched, verified, handed-on. `groups_a_peer`: what the last one
-    had; 0: none yet."""
+    """Counters since the start. `groups`: offered, fetched, verified, handed-on. `groups_a_peer`:
+    what the last one had; 0: none yet."""
 
     groups: "Counter[str]" = field(default_factory=Counter)
     rejected: "Counter[str]" = field(default_factory=Counter)
@@ -81,7 +87,11 @@ class Tally:
     @property
     def newest_group_seconds(self) -> int | None:
         """Age of the newest group of a peer that held, None: there was none yet."""
-        return None if self.newest_group_at is None else max(0, round(time.time() - self.newest_group_at))
+        return (
+            None
+            if self.newest_group_at is None
+            else max(0, round(time.time() - self.newest_group_at))
+        )
 
     def take_in(self, num_fetched: int, num_verified: int) -> None:
         self.groups["fetched"] += num_fetched

@@ -1,8 +1,9 @@
-"""The exchange of groups: ours are served to whoever asks for a round, peers' are asked for, checked and scored.
+"""The exchange of groups: ours are served to whoever asks for a round, peers' are asked for,
+checked and scored.
 
-Each round a node draws a few peers at random and holds a standing request with each; what it costs does not depend on
-the size of the swarm. The receiver chooses whom it listens to, so nobody can push anything into it. No peers is a state
-(`training-alone`), never an error.
+Each round a node draws a few peers at random and holds a standing request with each; what it costs
+does not depend on the size of the swarm. The receiver chooses whom it listens to, so nobody can
+push anything into it. No peers is a state (`training-alone`), never an error.
 """
 
 import asyncio
@@ -31,28 +32,36 @@ LINK_PATIENCE_SECONDS = 5.0
 LOOP_PATIENCE_SECONDS = 15.0
 """Time that a round waits for the event loop after its own end."""
 MAX_ROUNDS_UNANSWERED = 5
-"""In a row. A loop that hangs for so long is not fixed from within: the process has to be started again."""
+"""In a row. A loop that hangs for so long is not fixed from within: the process has to be started
+again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`groups` are those of ours that peers and auditors get, `digest` (hexadecimal) that of their signed record."""
+    """`groups` are those of ours that peers and auditors get, `digest` (hexadecimal) that of their
+    signed record."""
 
     digest: str
     groups: tuple[Group, ...]
 
 
 class Swarm:
-    """The swarm as the round loop sees it. Made, started, used and closed from one thread, which it never blocks for
-    long."""
+    """The swarm as the round loop sees it. Made, started, used and closed from one thread, which it
+    never blocks for long."""
 
-    def __init__(self, swarm: settings.Swarm, identity_file: Path, cache_dir: Path, verifier: Verifier) -> None:
+    def __init__(
+        self, swarm: settings.Swarm, identity_file: Path, cache_dir: Path, verifier: Verifier
+    ) -> None:
         """Raises IdentityError if the identity is missing: it is never made here."""
         self._swarm = swarm
         self._verifier = verifier
         self._tally = Tally()
         self._network = Network(
-            swarm, identity_file, cache_dir, environments=verifier.environments, families=verifier.families
+            swarm,
+            identity_file,
+            cache_dir,
+            environments=verifier.environments,
+            families=verifier.families,
         )
         self._archive = Archive(cache_dir / ARCHIVE_FOLDER, swarm.audit_rounds)
         self._serving = Serving(swarm, self._network, self._tally, self._archive)
@@ -65,7 +74,8 @@ class Swarm:
         self._last_state: State = "starting"
 
     def start(self) -> None:
-        """Connect in the background, again and again, forever. Raises ResourceError if the configured port is taken."""
+        """Connect in the background, again and again, forever. Raises ResourceError if the
+        configured port is taken."""
         self._network.start()
 
     def join_through(self, multiaddrs: Sequence[str]) -> None:
@@ -83,7 +93,8 @@ class Swarm:
     def publish(self, round: int, groups: Sequence[Group]) -> Published:
         """Serve our groups of `round`, the most useful first, from now on.
 
-        Groups that peers would refuse, and those that do not fit into one message, are left out, with a warning.
+        Groups that peers would refuse, and those that do not fit into one message, are left out,
+        with a warning.
 
         On return they are on the disk, for auditors. Raises ResourceError if they can't be written.
         """
@@ -95,13 +106,15 @@ class Swarm:
         return published
 
     def collect(self, round: int, want: int) -> Collected:
-        """Get and check groups of `round` from peers drawn at random. Blocks for collect_timeout_seconds at most.
+        """Get and check groups of `round` from peers drawn at random. Blocks for
+        collect_timeout_seconds at most.
 
-        Returns as soon as `want` groups hold, or when every peer that was drawn has answered or failed; at once if no
-        peers are known. `heard` names all that gave any sign of life for this round, groups or not.
+        Returns as soon as `want` groups hold, or when every peer that was drawn has answered or
+        failed; at once if no peers are known. `heard` names all that gave any sign of life for this
+        round, groups or not.
 
-        A round that the event loop does not answer is a round alone. Raises SwarmError after MAX_ROUNDS_UNANSWERED of
-        them in a row, or if the loop is not running.
+        A round that the event loop does not answer is a round alone. Raises SwarmError after
+        MAX_ROUNDS_UNANSWERED of them in a row, or if the loop is not running.
         """
         if want <= 0 or self._swarm.peers_per_round == 0:
             self._network.post(self._end_unasked)
@@ -153,9 +166,13 @@ class Swarm:
         self._num_unanswered += 1
         self._tally.rounds_unanswered += 1
         self._heard, self._network.last_error = (), str(error)
-        log.warning("exchange gives no answer, this round is trained alone round=%d reason=%s", round, error)
+        log.warning(
+            "exchange gives no answer, this round is trained alone round=%d reason=%s", round, error
+        )
         if self._num_unanswered >= MAX_ROUNDS_UNANSWERED:
-            raise SwarmError(f"{self._num_unanswered} rounds in a row without an answer: {error}") from error
+            raise SwarmError(
+                f"{self._num_unanswered} rounds in a row without an answer: {error}"
+            ) from error
 
     def _state(self) -> State:
         if self._num_unanswered:
@@ -175,7 +192,9 @@ class Swarm:
         for group in groups:
             reason = messages.find_excess(group, limits)
             group_bytes = messages.size_of(group)
-            if reason is None and (len(kept) == limits.num_groups or size + group_bytes > messages.MAX_SERVED_BYTES):
+            if reason is None and (
+                len(kept) == limits.num_groups or size + group_bytes > messages.MAX_SERVED_BYTES
+            ):
                 reason = "no room"
             if reason is None:
                 kept.append(group)
@@ -193,7 +212,8 @@ class Swarm:
     # In the event loop
 
     def _end_unasked(self) -> None:
-        """The end of a round in which nobody is asked: the look-out's greetings show whether anybody is there."""
+        """The end of a round in which nobody is asked: the look-out's greetings show whether
+        anybody is there."""
         self._heard = ()
         if not self._network.has_contact:
             self._network.fall_silent()
@@ -202,7 +222,10 @@ class Swarm:
     async def _collect(self, round: int, want: int) -> Collected:
         started = time.monotonic()
         if not self._network.is_up and self._network.num_restarts:
-            await _wait_for(self._network.link_up, min(LINK_PATIENCE_SECONDS, self._swarm.collect_timeout_seconds))
+            await _wait_for(
+                self._network.link_up,
+                min(LINK_PATIENCE_SECONDS, self._swarm.collect_timeout_seconds),
+            )
         collecting = Collecting(
             self._network, self._serving, self._scoring, self._tally, round, want,
             deadline=started + self._swarm.collect_timeout_seconds, num_peers=self._swarm.peers_per_round,

@@ -1,8 +1,10 @@
-"""The log of questions and answers: every group that a node sampled or trained on, readable, on its disk.
+"""The log of questions and answers: every group that a node sampled or trained on, readable, on its
+disk.
 
-`STATE/answers/round-00000012.jsonl.zst` has one JSON object a line, one for each group. The oldest rounds go first when
-there are more than `node.answers_rounds` of them or they take more than `node.answers_mb`. Texts of peers are stored as
-they came, in JSON; a reader that shows them must make control characters visible (`worker.log.printable`).
+`STATE/answers/round-00000012.jsonl.zst` has one JSON object a line, one for each group. The oldest
+rounds go first when there are more than `node.answers_rounds` of them or they take more than
+`node.answers_mb`. Texts of peers are stored as they came, in JSON; a reader that shows them must
+make control characters visible (`worker.log.printable`).
 """
 
 import json
@@ -24,16 +26,17 @@ log = logging.getLogger(__name__)
 FOLDER = "answers"
 _PREFIX, _SUFFIX = "round-", ".jsonl.zst"
 _LARGEST_ROUND = 1 << 28
-"""Bytes of a round, unpacked, that a reader takes: far above any, and a bound for a damaged file."""
+"""Bytes of a round, unpacked, that a reader takes: far above any, and a bound for a damaged
+file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One completion of a group.
 
-    `advantage`: what it weighed in training; 0 where it was not trained on. `logprob`: mean log-probability of its
-    tokens under this node's policy; None where it was not computed. `truncated`: cut off at the longest length; None
-    for a peer's, whose text does not tell.
+    `advantage`: what it weighed in training; 0 where it was not trained on. `logprob`: mean
+    log-probability of its tokens under this node's policy; None where it was not computed.
+    `truncated`: cut off at the longest length; None for a peer's, whose text does not tell.
     """
 
     text: str
@@ -47,9 +50,9 @@ class Answer:
 class AnsweredGroup:
     """All answers of one node to one task of a round.
 
-    `right`: one right answer, None where the environment names none. `level`: of the family's curriculum, None without
-    one. `form`: name of the prompt form that asked. `peer_id`: the node that answered, None for this one. `trained`:
-    whether this node trained on it.
+    `right`: one right answer, None where the environment names none. `level`: of the family's
+    curriculum, None without one. `form`: name of the prompt form that asked. `peer_id`: the node
+    that answered, None for this one. `trained`: whether this node trained on it.
     """
 
     round: int
@@ -79,7 +82,8 @@ _GROUP = TypeAdapter(AnsweredGroup)
 
 
 class AnswerLog:
-    """Writes rounds to `state_dir`, within limits. A disk that does not take them costs the node nothing else."""
+    """Writes rounds to `state_dir`, within limits. A disk that does not take them costs the node
+    nothing else."""
 
     def __init__(self, state_dir: Path, max_rounds: int, max_megabytes: int) -> None:
         self._folder = state_dir / FOLDER
@@ -88,7 +92,8 @@ class AnswerLog:
         self._outage = Outage(log)
 
     def write(self, round: int, groups: Sequence[AnsweredGroup]) -> None:
-        """Write a round, replacing an earlier attempt at it. A failure is logged once, until it works again."""
+        """Write a round, replacing an earlier attempt at it. A failure is logged once, until it
+        works again."""
         if self._max_rounds == 0 or not groups:
             return
         try:
@@ -139,13 +144,16 @@ def read(state_dir: Path, first: int = 0, last: int | None = None) -> Iterator[A
 
 def _read_round(file: Path) -> list[AnsweredGroup]:
     try:
-        data = zstandard.ZstdDecompressor().decompress(file.read_bytes(), max_output_size=_LARGEST_ROUND)
+        data = zstandard.ZstdDecompressor().decompress(
+            file.read_bytes(), max_output_size=_LARGEST_ROUND
+        )
         return [_GROUP.validate_json(line) for line in data.splitlines()]
     except FileNotFoundError:  # the node has removed it since
         return []
     except (zstandard.ZstdError, ValidationError) as error:
         raise WorkerError(
-            f"{file}: not a round of answers as a node writes it ({str(error).splitlines()[0]}); remove it"
+            f"{file}: not a round of answers as a node writes it ({str(error).splitlines()[0]});"
+            " remove it"
         ) from None
 
 
@@ -159,9 +167,12 @@ def of_group(
     group: ScoredGroup, round: int, *, level: int | None, form: str, right: str | None, advantages: Sequence[float],
     logprobs: Sequence[float | None], trained: bool,
 ) -> AnsweredGroup:  # fmt: skip
-    """The record of a scored group; `advantages` and `logprobs` have one value for each completion."""
+    """The record of a scored group; `advantages` and `logprobs` have one value for each
+    completion."""
     answers = [
-        Answer(one.text, one.reward, advantage, logprob, one.sampled.truncated if one.sampled else None)
+        Answer(
+            one.text, one.reward, advantage, logprob, one.sampled.truncated if one.sampled else None
+        )
         for one, advantage, logprob in zip(group.rollouts, advantages, logprobs, strict=True)
     ]
     return AnsweredGroup(

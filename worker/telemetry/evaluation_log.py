@@ -1,4 +1,5 @@
-"""Held-out evaluations of a node over its life: `evaluations.jsonl` in its state folder, one line each.
+"""Held-out evaluations of a node over its life: `evaluations.jsonl` in its state folder, one line
+each.
 
 The first line is of the untouched model where the node evaluated it before its first round.
 """
@@ -18,8 +19,8 @@ FILE = "evaluations.jsonl"
 class FamilyScore:
     """Mean reward (with its interval of 95 %) and pass rates of one family at one level.
 
-    `pass_1` is the chance that one answer is right, `pass_k` that at least one of `k` is. `level`: None for a family
-    without a curriculum.
+    `pass_1` is the chance that one answer is right, `pass_k` that at least one of `k` is. `level`:
+    None for a family without a curriculum.
     """
 
     family: str
@@ -37,7 +38,8 @@ class FamilyScore:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The rewards of a policy on held-out tasks. `round`: the last that it had trained, None for the untouched model.
+    """The rewards of a policy on held-out tasks. `round`: the last that it had trained, None for
+    the untouched model.
 
     `reward`: the mean over families and levels, each counting once. `seconds`: what it took.
     """
@@ -72,4 +74,6 @@ def read(state_dir: Path) -> list[Evaluation]:
     try:
         return [_EVALUATION.validate_json(line) for line in lines if line.endswith("\n")]
     except ValidationError as error:
-        raise WorkerError(f"{file}: not what a node writes ({error.errors()[0]['msg']}); move it away") from None
+        raise WorkerError(
+            f"{file}: not what a node writes ({error.errors()[0]['msg']}); move it away"
+        ) from None

@@ -1,8 +1,8 @@
 """Health checks, for what may get worse while a node goes on: one table of checks.
 
-Status, metrics, log, fleet status and the table in docs/operations/watch.md all derive from it. A check
-measures one number of a node's status. Past its threshold it is a warning: logged once when it is
-crossed, shown until it is good again, which is logged once, too.
+Status, metrics, log, fleet status and the table in docs/operations/watch.md all derive from it. A
+check measures one number of a node's status. Past its threshold it is a warning: logged once when
+it is crossed, shown until it is good again, which is logged once, too.
 """
 
 import logging
@@ -72,7 +72,10 @@ def find(node: NodeStatus, active: Collection[str] = ()) -> tuple[Finding, ...]:
         warn = check.relieved(check.warn) if check.name in active else check.warn
         is_severe = check.is_past(value, check.severe)
         if is_severe or check.is_past(value, warn):
-            text = f"{discreet(check.show(node))} (a warning {check.bounds(check.warn)}); {check.advice}"
+            text = (
+                f"{discreet(check.show(node))} (a warning {check.bounds(check.warn)});"
+                f" {check.advice}"
+            )
             found.append(Finding(check.name, "severe" if is_severe else "warning", text))
     return tuple(found)
 
@@ -94,7 +97,10 @@ _LEVELS = {"warning": logging.WARNING, "severe": logging.ERROR}
 def recent(rounds: Iterable[Mapping[str, Any]]) -> Recent:
     """Return the means of the last rounds' records (status.RoundRecord, as dicts)."""
     last = list(rounds)[-RECENT_ROUNDS:]
-    figures = {name: _mean([(r.get("quality") or {}).get(key) for r in last]) for name, key in _FIGURES.items()}
+    figures = {
+        name: _mean([(r.get("quality") or {}).get(key) for r in last])
+        for name, key in _FIGURES.items()
+    }
     return Recent(len(last), closed=_mean([r.get("closed") for r in last]), **figures)
 
 
@@ -127,12 +133,18 @@ def _over(rounds: int) -> str:
 
 def _show_device(node: NodeStatus) -> str:
     unused = node.condition.unused_gpus
-    return (node.device or "not known yet") + (f", and the driver lists {unused} GPUs" if unused else "")
+    return (node.device or "not known yet") + (
+        f", and the driver lists {unused} GPUs" if unused else ""
+    )
 
 
 def _setbacks(of: str) -> Callable[[NodeStatus], float | None]:
     def measure(node: NodeStatus) -> float | None:
-        return None if node.condition.engine is None else float(len(node.condition.setbacks.get(of, ())))
+        return (
+            None
+            if node.condition.engine is None
+            else float(len(node.condition.setbacks.get(of, ())))
+        )
 
     return measure
 
@@ -242,7 +254,11 @@ def _show_training(node: NodeStatus) -> str:
 def _show_form(node: NodeStatus) -> str:
     asked = f"form {node.form}, {node.condition.template}" if node.form else "not known yet"
     closed = node.condition.recent.closed
-    return asked if closed is None else f"{asked}, {_share('closed', 'of the answers closed their tag')(node)}"
+    return (
+        asked
+        if closed is None
+        else f"{asked}, {_share('closed', 'of the answers closed their tag')(node)}"
+    )
 
 
 CHECKS = (
@@ -328,9 +344,19 @@ BY_NAME = {check.name: check for check in CHECKS}
 
 def table() -> str:
     """Return the checks as the table in docs/operations/watch.md."""
-    rows = ["| status line | metric | what it measures | warning | severe | what to do |", "| --- " * 6 + "|"]
+    rows = [
+        "| status line | metric | what it measures | warning | severe | what to do |",
+        "| --- " * 6 + "|",
+    ]
     for check in CHECKS:
         severe = "" if check.severe is None else check.bounds(check.severe)
-        cells = check.name, f"`hivewright_{check.metric}`", check.what, check.bounds(check.warn), severe, check.advice
+        cells = (
+            check.name,
+            f"`hivewright_{check.metric}`",
+            check.what,
+            check.bounds(check.warn),
+            severe,
+            check.advice,
+        )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

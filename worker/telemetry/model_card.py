@@ -1,4 +1,5 @@
-"""The model card: what a model on the Hub was trained on, for how long, with whom, and what it earned."""
+"""The model card: what a model on the Hub was trained on, for how long, with whom, and what it
+earned."""
 
 import statistics
 from collections.abc import Sequence
@@ -63,15 +64,21 @@ def _progress(node: NodeStatus, rounds: Sequence[dict[str, Any]]) -> str:
     rows = {
         "rounds trained": str(node.rounds_trained),
         "peers that it heard": str(len(peers)),
-        "groups of answers": f"{sum(row['groups_local'] for row in rounds)} of its own, "
-        f"{sum(row['groups_external'] for row in rounds)} of its peers",
+        "groups of answers": (
+            f"{sum(row['groups_local'] for row in rounds)} of its own, "
+            f"{sum(row['groups_external'] for row in rounds)} of its peers"
+        ),
     }
     if rewards:
         first, last = statistics.fmean(rewards[:MEAN_OF]), statistics.fmean(rewards[-MEAN_OF:])
-        rows["mean reward"] = f"{last:.3f} (last {len(rewards[-MEAN_OF:])} rounds), {first:.3f} in its first"
+        rows["mean reward"] = (
+            f"{last:.3f} (last {len(rewards[-MEAN_OF:])} rounds), {first:.3f} in its first"
+        )
         rows["sum of rewards"] = f"{sum(rewards):.2f}"
     if node.held_out_before is not None and node.held_out_now is not None:
-        rows["held-out reward"] = f"{node.held_out_now:.3f} now, {node.held_out_before:.3f} before training"
+        rows["held-out reward"] = (
+            f"{node.held_out_now:.3f} now, {node.held_out_before:.3f} before training"
+        )
     return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
@@ -79,7 +86,8 @@ def _families(settings: Settings, node: NodeStatus) -> str:
     families = settings.environment.families
     total = sum(family.weight for family in families)
     return "\n".join(
-        f"| {f.name} | {f.weight / total:.0%} | `{f.config or 'default'}` | {node.levels.get(f.name, '-')} |"
+        f"| {f.name} | {f.weight / total:.0%} | `{f.config or 'default'}` |"
+        f" {node.levels.get(f.name, '-')} |"
         for f in families
     )
 
@@ -87,9 +95,11 @@ def _families(settings: Settings, node: NodeStatus) -> str:
 def _method(settings: Settings) -> str:
     trainer, generation = settings.trainer, settings.generation
     return (
-        f"{settings.environment.tasks_per_round} tasks a round, {generation.num_generations} answers each of at most "
-        f"{generation.max_completion_length} tokens at temperature {generation.temperature:g}. Each step is on "
-        f"{trainer.local_groups} groups of its own and {trainer.external_groups} of its peers; loss "
-        f"{trainer.loss_type}, clip range {trainer.epsilon:g} to {trainer.epsilon_high or trainer.epsilon:g}, "
-        f"KL weight {trainer.beta:g}, learning rate {trainer.learning_rate or 0:g} ({trainer.lr_scheduler_type})."
+        f"{settings.environment.tasks_per_round} tasks a round, {generation.num_generations}"
+        f" answers each of at most {generation.max_completion_length} tokens at temperature"
+        f" {generation.temperature:g}. Each step is on {trainer.local_groups} groups of its own and"
+        f" {trainer.external_groups} of its peers; loss {trainer.loss_type}, clip range"
+        f" {trainer.epsilon:g} to {trainer.epsilon_high or trainer.epsilon:g}, KL weight"
+        f" {trainer.beta:g}, learning rate {trainer.learning_rate or 0:g}"
+        f" ({trainer.lr_scheduler_type})."
     )

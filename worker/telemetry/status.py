@@ -1,6 +1,7 @@
 """A node's status: `status.json` (now) and `rounds.jsonl` (one line a round), in its state folder.
 
-`hivewright status`, the demo's table and `hivewright fleet status` read these two files, so they agree.
+`hivewright status`, the demo's table and `hivewright fleet status` read these two files, so they
+agree.
 """
 
 import json
@@ -20,9 +21,11 @@ from worker.log import discreet
 from worker.runtime.files import write_whole
 from worker.swarm.status import SwarmStatus
 
-NodeState = Literal["starting", "connected", "training-alone", "catching-up", "stopped", "failed", "died"]
-"""The swarm's (worker/swarm/status.py), or how the node ended. `failed`: by the error in `last_error`. `died`: its
-process is gone without a word; only a reader sees that."""
+NodeState = Literal[
+    "starting", "connected", "training-alone", "catching-up", "stopped", "failed", "died"
+]
+"""The swarm's (worker/swarm/status.py), or how the node ended. `failed`: by the error in
+`last_error`. `died`: its process is gone without a word; only a reader sees that."""
 ChainState = Literal["none", "unknown", "ok", "unreachable"]
 
 _LONGEST_LINE = 1 << 20
@@ -32,9 +35,9 @@ _LONGEST_LINE = 1 << 20
 class Recent:
     """Means over the last `rounds` rounds, practice included; None: not measured in any of them.
 
-    `truncated`: share of our answers that were cut off; `closed`: share that closed their <answer> tag; `no_signal`:
-    share of our groups whose answers all earn the same; `sampling_gap`: mean difference of a token's log-probability
-    between trainer and sampler, in nats.
+    `truncated`: share of our answers that were cut off; `closed`: share that closed their <answer>
+    tag; `no_signal`: share of our groups whose answers all earn the same; `sampling_gap`: mean
+    difference of a token's log-probability between trainer and sampler, in nats.
     """
 
     rounds: int = 0
@@ -46,15 +49,18 @@ class Recent:
 
 @dataclass(slots=True)
 class Condition:
-    """Figures that a node's health is judged by (worker/telemetry/health.py), beyond what else is in its status.
+    """Figures that a node's health is judged by (worker/telemetry/health.py), beyond what else is
+    in its status.
 
-    `unused_gpus`: GPUs that the driver lists while `model.device: auto` came to the CPU. `precision`: the type of the
-    weights. `engine`: what generates, and in what type; `setbacks`: why it is not what it was meant to be, by "engine"
-    and "precision". `template`: whether the model has a chat template. `clock_offset`: seconds that this clock is ahead
-    of the account service's. `disk_spare_mb`: free space beyond node.min_free_disk_mb, in 10^6 bytes. `answers_share`:
-    share of a round's answers that are generated at once. `training_tokens`: tokens of a micro-batch;
-    `training_share`: of what was measured to fit; `recomputes`: layers are computed again to save memory, though that
-    was not needed when it was measured. None: not known, or there is no such thing.
+    `unused_gpus`: GPUs that the driver lists while `model.device: auto` came to the CPU.
+    `precision`: the type of the weights. `engine`: what generates, and in what type; `setbacks`:
+    why it is not what it was meant to be, by "engine" and "precision". `template`: whether the
+    model has a chat template. `clock_offset`: seconds that this clock is ahead of the account
+    service's. `disk_spare_mb`: free space beyond node.min_free_disk_mb, in 10^6 bytes.
+    `answers_share`: share of a round's answers that are generated at once. `training_tokens`:
+    tokens of a micro-batch; `training_share`: of what was measured to fit; `recomputes`: layers are
+    computed again to save memory, though that was not needed when it was measured. None: not known,
+    or there is no such thing.
     """
 
     unused_gpus: int = 0
@@ -84,12 +90,13 @@ class Finding:
 class NodeStatus:
     """The state of a worker. Means are over the last round; None means that there was none yet.
 
-    `device`: where its model computes, such as cuda:0; None: not loaded yet.
-    `held_out_before`, `held_out_now`: mean reward on held-out tasks of the untouched model, and of the last evaluation.
-    `environments`: names and versions of what makes its tasks. `levels`: curriculum level by family. `form`: how it
-    puts questions to its model. `swarm`: the exchange with its peers; None: it has none, or not yet. `ledger`: rewards
-    by what became of them; "held-back": earned, and not due to be sent yet. `ledger_error`: why rewards wait in the
-    ledger, None if they do not. `warnings`: what is past its threshold.
+    `device`: where its model computes, such as cuda:0; None: not loaded yet. `held_out_before`,
+    `held_out_now`: mean reward on held-out tasks of the untouched model, and of the last
+    evaluation. `environments`: names and versions of what makes its tasks. `levels`: curriculum
+    level by family. `form`: how it puts questions to its model. `swarm`: the exchange with its
+    peers; None: it has none, or not yet. `ledger`: rewards by what became of them; "held-back":
+    earned, and not due to be sent yet. `ledger_error`: why rewards wait in the ledger, None if they
+    do not. `warnings`: what is past its threshold.
     """
 
     name: str
@@ -139,8 +146,8 @@ _STATUS = TypeAdapter(NodeStatus)
 
 
 def read(state_dir: Path) -> NodeStatus | None:
-    """Return what the node says, or the last that it said. None: it never started. Raises WorkerError if the file is
-    not ours.
+    """Return what the node says, or the last that it said. None: it never started. Raises
+    WorkerError if the file is not ours.
 
     Call it on the node's own machine: a process that is gone is found out there only.
     """
@@ -151,7 +158,8 @@ def read(state_dir: Path) -> NodeStatus | None:
         return None
     except (OSError, ValidationError) as error:
         raise WorkerError(
-            f"{file}: not what a worker of this version writes ({_first(error)}); start the worker again"
+            f"{file}: not what a worker of this version writes ({_first(error)}); start the worker"
+            " again"
         ) from None
     if node.state not in ("stopped", "failed") and not _is_running(node.pid):
         node.state = "died"
@@ -162,17 +170,24 @@ def write_failure(state_dir: Path, error: WorkerError) -> None:
     """The last word of a node that can't go on. Nothing, if it never had a status."""
     node = read(state_dir)
     if node is not None:
-        node.pid, node.state, node.activity, node.last_error = os.getpid(), "failed", "stopped", discreet(str(error))
+        node.pid, node.state, node.activity, node.last_error = (
+            os.getpid(),
+            "failed",
+            "stopped",
+            discreet(str(error)),
+        )
         node.write(state_dir)
 
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One line of `rounds.jsonl`: what one round came to. `skipped`: why no optimizer step was made, else None.
+    """One line of `rounds.jsonl`: what one round came to. `skipped`: why no optimizer step was
+    made, else None.
 
-    `quality`: figures of the step with TRL's names (`records.StepQuality`); empty in lines of versions before it.
-    `closed` and `truncated`: shares of our answers that closed their tag, and that were cut off at the longest length.
-    `seconds_waiting`: the part of `seconds` in which the node only waited for its peers.
+    `quality`: figures of the step with TRL's names (`records.StepQuality`); empty in lines of
+    versions before it. `closed` and `truncated`: shares of our answers that closed their tag, and
+    that were cut off at the longest length. `seconds_waiting`: the part of `seconds` in which the
+    node only waited for its peers.
     """
 
     round: int
@@ -194,7 +209,8 @@ class RoundRecord:
     seconds_waiting: float = 0.0
 
     def append(self, state_dir: Path) -> None:
-        """Add the line. A line that a crash cut short is taken away first: it must not swallow this one."""
+        """Add the line. A line that a crash cut short is taken away first: it must not swallow this
+        one."""
         path = state_dir / "rounds.jsonl"
         with _named(path), path.open("a+b") as file:
             whole = _whole_length(file)
@@ -207,15 +223,16 @@ _RECORD = TypeAdapter(RoundRecord)
 
 
 def complete_rounds(state_dir: Path, record: dict[str, Any]) -> None:
-    """Add the round that a checkpoint holds, if a crash came before its line. Raises ValueError if it is not a
-    round."""
+    """Add the round that a checkpoint holds, if a crash came before its line. Raises ValueError if
+    it is not a round."""
     last = _RECORD.validate_python(record)
     if last.round not in [line["round"] for line in read_rounds(state_dir)]:
         last.append(state_dir)
 
 
 def read_rounds(state_dir: Path) -> list[dict[str, Any]]:
-    """All rounds that the node finished, oldest first. A last line that a crash cut short is left out.
+    """All rounds that the node finished, oldest first. A last line that a crash cut short is left
+    out.
 
     A round that was made again, from the checkpoint before it, has two lines: the later one counts.
     """

@@ -1,8 +1,10 @@
-"""Checkpoints: everything that training goes on from, number for number. Atomic, safetensors and JSON, never pickle.
+"""Checkpoints: everything that training goes on from, number for number. Atomic, safetensors and
+JSON, never pickle.
 
-`FOLDER/checkpoint-00000012/` holds model.safetensors (what is trained, under its usual names: all weights, or the
-adapters), optimizer.safetensors (moments, float32 masters, torch's random states) and state.json. It is written under
-another name, flushed to the disk and renamed, so that a kill -9 or a full disk leaves the ones before as they are.
+`FOLDER/checkpoint-00000012/` holds model.safetensors (what is trained, under its usual names: all
+weights, or the adapters), optimizer.safetensors (moments, float32 masters, torch's random states)
+and state.json. It is written under another name, flushed to the disk and renamed, so that a kill -9
+or a full disk leaves the ones before as they are.
 """
 
 import json
@@ -34,7 +36,8 @@ _READ_ATTEMPTS = 5
 def save(folder: Path, trainer: Trainer, state: State, keep: int) -> Path:
     """Write a checkpoint and return its folder; only the newest `keep` remain.
 
-    `state` is the caller's own (round, sampler): plain JSON values. Raises ResourceError if the disk does not take it.
+    `state` is the caller's own (round, sampler): plain JSON values. Raises ResourceError if the
+    disk does not take it.
     """
     newest = max((_number(path) for path in _finished(folder)), default=0)
     final = folder / f"{_PREFIX}{newest + 1:08d}"
@@ -52,15 +55,18 @@ def save(folder: Path, trainer: Trainer, state: State, keep: int) -> Path:
         shutil.rmtree(unfinished, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ResourceError(
-            f"checkpoint {final}: can't be written: {reason}; the one before stays; free space on that disk"
+            f"checkpoint {final}: can't be written: {reason}; the one before stays; free space on"
+            " that disk"
         ) from error
     return final
 
 
 def restore(folder: Path, trainer: Trainer) -> State | None:
-    """Bring `trainer` and its policy to the newest checkpoint that can be read; returns its `state`, or None.
+    """Bring `trainer` and its policy to the newest checkpoint that can be read; returns its
+    `state`, or None.
 
-    Raises ModelError if the checkpoint is of another model, TrainingError if there are checkpoints and all are damaged.
+    Raises ModelError if the checkpoint is of another model, TrainingError if there are checkpoints
+    and all are damaged.
     """
     checkpoints = _finished(folder)
     for path in reversed(checkpoints):
@@ -69,7 +75,12 @@ def restore(folder: Path, trainer: Trainer) -> State | None:
             tensors = load_file(path / "optimizer.safetensors")
             record = json.loads((path / "state.json").read_text())
             _check(path, trainer, weights, tensors, record)
-        except (OSError, SafetensorError, ValueError, RecursionError) as error:  # JSON that is nested without end
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            RecursionError,
+        ) as error:  # JSON that is nested without end
             log.error("checkpoint damaged, trying the one before path=%s error=%s", path, error)
             continue
         _apply(trainer, weights, tensors, record)
@@ -77,13 +88,15 @@ def restore(folder: Path, trainer: Trainer) -> State | None:
         return state
     if checkpoints:
         raise TrainingError(
-            f"checkpoints in {folder}: none of {len(checkpoints)} can be read; restore one from a backup"
+            f"checkpoints in {folder}: none of {len(checkpoints)} can be read; restore one from a"
+            " backup"
         )
     return None
 
 
 def has_adapters(folder: Path) -> bool | None:
-    """Return whether the newest checkpoint that can be read is of adapters, not of all weights; None: there is none."""
+    """Return whether the newest checkpoint that can be read is of adapters, not of all weights;
+    None: there is none."""
     for path in reversed(_finished(folder)):
         try:
             return "lora_alpha" in json.loads((path / "state.json").read_text())
@@ -98,10 +111,11 @@ def exists(folder: Path) -> bool:
 
 
 def restore_weights(folder: Path, trainer: Trainer) -> State | None:
-    """Bring the weights alone to those of a checkpoint, or of the newest in a folder; returns its `state`, or None.
+    """Bring the weights alone to those of a checkpoint, or of the newest in a folder; returns its
+    `state`, or None.
 
-    For readers next to a node that trains: a checkpoint that the node removes meanwhile is looked for again.
-    Raises as `restore` does.
+    For readers next to a node that trains: a checkpoint that the node removes meanwhile is looked
+    for again. Raises as `restore` does.
     """
     for _ in range(_READ_ATTEMPTS):
         checkpoints = _in(folder)
@@ -120,9 +134,13 @@ def restore_weights(folder: Path, trainer: Trainer) -> State | None:
             return state
         else:
             if checkpoints:
-                raise TrainingError(f"checkpoints in {folder}: none of {len(checkpoints)} can be read")
+                raise TrainingError(
+                    f"checkpoints in {folder}: none of {len(checkpoints)} can be read"
+                )
             return None
-    raise TrainingError(f"checkpoints in {folder}: replaced {_READ_ATTEMPTS} times while they were read; try again")
+    raise TrainingError(
+        f"checkpoints in {folder}: replaced {_READ_ATTEMPTS} times while they were read; try again"
+    )
 
 
 def _in(folder: Path) -> list[Path]:
@@ -152,32 +170,45 @@ def _training_tensors(trainer: Trainer) -> dict[str, Tensor]:
     if trainer.policy.model.device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(trainer.policy.model.device)
     for i, moments in trainer.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{key}": value.cpu().contiguous() for key, value in moments.items()}
-    if any(m.dtype != p.dtype for m, p in zip(trainer.masters, trainer.parameters.values(), strict=True)):
-        tensors |= {f"master.{i}": master.cpu().contiguous() for i, master in enumerate(trainer.masters)}
+        tensors |= {
+            f"optimizer.{i}.{key}": value.cpu().contiguous() for key, value in moments.items()
+        }
+    if any(
+        m.dtype != p.dtype
+        for m, p in zip(trainer.masters, trainer.parameters.values(), strict=True)
+    ):
+        tensors |= {
+            f"master.{i}": master.cpu().contiguous() for i, master in enumerate(trainer.masters)
+        }
     return tensors
 
 
 def _check_record(path: Path, trainer: Trainer, weights: dict[str, Tensor], record: Any) -> None:
-    """Raise ValueError if the record or the weights are damaged, ModelError if they are of another model."""
+    """Raise ValueError if the record or the weights are damaged, ModelError if they are of another
+    model."""
     if not isinstance(record, dict) or type(record.get("version")) is not int:
         raise ValueError("state.json: no object with a version")
     if record["version"] > VERSION:
         raise TrainingError(
-            f"checkpoint {path}: version {record['version']} is newer than {VERSION}; upgrade hivewright"
+            f"checkpoint {path}: version {record['version']} is newer than {VERSION}; upgrade"
+            " hivewright"
         )
     for name, kind in _FIELDS.items():
         if type(record.get(name)) is not kind:
             raise ValueError(f"state.json: {name}: missing or not of type {kind.__name__}")
-    if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in trainer.parameters.items()}:
+    if {n: t.shape for n, t in weights.items()} != {
+        n: p.shape for n, p in trainer.parameters.items()
+    }:
         raise ModelError(
-            f"checkpoint {path}: is of model {record['model']}, whose weights do not fit {trainer.policy.name}; "
-            f"{_ADVICE}"
+            f"checkpoint {path}: is of model {record['model']}, whose weights do not fit"
+            f" {trainer.policy.name}; {_ADVICE}"
         )
     for what, ours in trainer.origin.items():
         theirs = record.get(what, ours)  # checkpoints of 0.1.0 say nothing of adapters
         if theirs != ours:
-            raise ModelError(f"checkpoint {path}: is of {what} {theirs}, and this node's is {ours}; {_ADVICE}")
+            raise ModelError(
+                f"checkpoint {path}: is of {what} {theirs}, and this node's is {ours}; {_ADVICE}"
+            )
     _check_finite(weights)
 
 
@@ -186,13 +217,23 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"{odd[0]}: not finite")
 
 
-def _check(path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: Any) -> None:
+def _check(
+    path: Path,
+    trainer: Trainer,
+    weights: dict[str, Tensor],
+    tensors: dict[str, Tensor],
+    record: Any,
+) -> None:
     """See, before anything is applied, that all can be. Raises as `_check_record` does."""
     _check_record(path, trainer, weights, record)
     _check_finite(tensors)
     expected = _expected_shapes(trainer, weights, tensors)
-    found = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("random.")}
-    if odd := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+    found = {
+        name: tensor.shape for name, tensor in tensors.items() if not name.startswith("random.")
+    }
+    if odd := sorted(
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    ):
         raise ValueError(f"optimizer.safetensors: {odd[0]}: missing, unknown or of another shape")
     if record["steps"] > 0 and not any(name.startswith("optimizer.") for name in found):
         raise ValueError(f"optimizer.safetensors: no moments, though steps is {record['steps']}")
@@ -201,12 +242,17 @@ def _check(path: Path, trainer: Trainer, weights: dict[str, Tensor], tensors: di
         _check_random(tensors, "cuda")
 
 
-def _expected_shapes(trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
-    """Return what optimizer.safetensors must hold next to random states, as `_training_tensors` wrote it."""
+def _expected_shapes(
+    trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor]
+) -> dict[str, torch.Size]:
+    """Return what optimizer.safetensors must hold next to random states, as `_training_tensors`
+    wrote it."""
     shapes: dict[str, torch.Size] = {}
     # A parameter that never had a gradient has no moments; one that has some has all.
     started = {name.split(".")[1] for name in tensors if name.startswith("optimizer.")}
-    optimized = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    optimized = [
+        parameter for group in trainer.optimizer.param_groups for parameter in group["params"]
+    ]
     for i, parameter in enumerate(optimized):
         if str(i) in started:
             shapes[f"optimizer.{i}.step"] = torch.Size()
@@ -220,7 +266,9 @@ def _check_random(tensors: dict[str, Tensor], device: str) -> None:
     try:
         torch.Generator(device).set_state(tensors[f"random.{device}"])
     except (KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"optimizer.safetensors: random.{device}: no random state ({error})") from None
+        raise ValueError(
+            f"optimizer.safetensors: random.{device}: no random state ({error})"
+        ) from None
 
 
 @torch.no_grad()
@@ -232,7 +280,9 @@ def _apply_weights(trainer: Trainer, weights: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _apply(trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+def _apply(
+    trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tensor], record: dict[str, Any]
+) -> None:
     _apply_weights(trainer, weights)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -254,7 +304,9 @@ def _apply(trainer: Trainer, weights: dict[str, Tensor], tensors: dict[str, Tens
 
 def _finished(folder: Path) -> list[Path]:
     """Checkpoints, the oldest first."""
-    return sorted((p for p in folder.glob(f"{_PREFIX}*") if p.name[len(_PREFIX) :].isdigit()), key=_number)
+    return sorted(
+        (p for p in folder.glob(f"{_PREFIX}*") if p.name[len(_PREFIX) :].isdigit()), key=_number
+    )
 
 
 def _number(path: Path) -> int:

@@ -1,7 +1,8 @@
 """Credit for the format: what a model learns from that never earns anything.
 
-Where all answers to a task earn nothing, those that closed their tag are told apart from those that did not, in the
-advantages alone. The credit fades as answers close by themselves, and is gone when four in five do.
+Where all answers to a task earn nothing, those that closed their tag are told apart from those that
+did not, in the advantages alone. The credit fades as answers close by themselves, and is gone when
+four in five do.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,16 +14,24 @@ ENOUGH = 0.8
 """Share of closed answers from which on there is no credit."""
 
 
-def give_credit(groups: Sequence[ScoredGroup], is_closed: Callable[[str], bool]) -> list[ScoredGroup]:
+def give_credit(
+    groups: Sequence[ScoredGroup], is_closed: Callable[[str], bool]
+) -> list[ScoredGroup]:
     """Return our own groups of a round, with credits where rewards are all 0."""
     weight = 1 - closed_share(groups, is_closed) / ENOUGH
     if weight <= 0:
         return list(groups)
-    return [group if any(group.rewards) else _with_credit(group, weight, is_closed) for group in groups]
+    return [
+        group if any(group.rewards) else _with_credit(group, weight, is_closed) for group in groups
+    ]
 
 
-def _with_credit(group: ScoredGroup, weight: float, is_closed: Callable[[str], bool]) -> ScoredGroup:
-    rollouts = (replace(rollout, credit=weight * is_closed(rollout.text)) for rollout in group.rollouts)
+def _with_credit(
+    group: ScoredGroup, weight: float, is_closed: Callable[[str], bool]
+) -> ScoredGroup:
+    rollouts = (
+        replace(rollout, credit=weight * is_closed(rollout.text)) for rollout in group.rollouts
+    )
     return replace(group, rollouts=tuple(rollouts))
 
 

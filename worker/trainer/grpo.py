@@ -1,5 +1,6 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""GRPO as arithmetic: advantages within a group, the clipped loss. Pure functions with TRL's meaning (a test compares).
+"""GRPO as arithmetic: advantages within a group, the clipped loss. Pure functions with TRL's
+meaning (a test compares).
 
 Left out: entropy bonus, sequence-level ratios and the loss types that settings do not name.
 """
@@ -17,7 +18,8 @@ STD_EPSILON = 1e-4  # as TRL
 
 
 def group_advantages(rewards: Sequence[float], scale_rewards: str) -> list[float]:
-    """Rewards of one group less their mean; "group" divides by their standard deviation (unbiased) too."""
+    """Rewards of one group less their mean; "group" divides by their standard deviation (unbiased)
+    too."""
     reward_tensor = torch.tensor(rewards, dtype=torch.float32)
     advantages = reward_tensor - reward_tensor.mean()
     if scale_rewards == "group":
@@ -25,11 +27,15 @@ def group_advantages(rewards: Sequence[float], scale_rewards: str) -> list[float
     return [float(a) for a in advantages]
 
 
-def sequence_weights(lengths: Sequence[int], loss_type: str, max_completion_length: int) -> list[float]:
-    """Return what a token of each of the batch's sequences weighs in the loss, which is then a plain weighted sum.
+def sequence_weights(
+    lengths: Sequence[int], loss_type: str, max_completion_length: int
+) -> list[float]:
+    """Return what a token of each of the batch's sequences weighs in the loss, which is then a
+    plain weighted sum.
 
-    Known before any forward pass, so the sum can be cut into micro-batches wherever memory wants it. `lengths` are the
-    tokens that count in each sequence: 0 for one that is masked out, which yet counts as a sequence.
+    Known before any forward pass, so the sum can be cut into micro-batches wherever memory wants
+    it. `lengths` are the tokens that count in each sequence: 0 for one that is masked out, which
+    yet counts as a sequence.
     """
     match loss_type:
         case "grpo":
@@ -43,12 +49,15 @@ def sequence_weights(lengths: Sequence[int], loss_type: str, max_completion_leng
 
 
 def sampling_ratios(
-    old_logprobs: Sequence[Tensor], sampler_logprobs: Sequence[Tensor | None], trainer: settings.Trainer
+    old_logprobs: Sequence[Tensor],
+    sampler_logprobs: Sequence[Tensor | None],
+    trainer: settings.Trainer,
 ) -> list[Tensor]:
-    """Return each sequence's importance ratios between trainer and sampler, which its policy loss is multiplied by.
+    """Return each sequence's importance ratios between trainer and sampler, which its policy loss
+    is multiplied by.
 
-    (T,) for each sequence: ratios within the bounds that `trainer` sets. 1 where the sampler's log-probabilities are
-    not known: a whole sequence (None), or a token (NaN).
+    (T,) for each sequence: ratios within the bounds that `trainer` sets. 1 where the sampler's
+    log-probabilities are not known: a whole sequence (None), or a token (NaN).
     """
     ratios = []
     for old_T, sampler_T in zip(old_logprobs, sampler_logprobs, strict=True):
@@ -86,10 +95,11 @@ def token_losses(
     reference_logprobs_M: Tensor | None = None,
     sampling_ratios_M: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(M,) clipped policy loss of each token, and where the clipping took effect. A token has its sequence's advantage.
+    """(M,) clipped policy loss of each token, and where the clipping took effect. A token has its
+    sequence's advantage.
 
-    `sampling_ratios_M` is what `sampling_ratios` returns; None: 1. `reference_logprobs_M` is needed, and used, when
-    `trainer.beta` is not 0.
+    `sampling_ratios_M` is what `sampling_ratios` returns; None: 1. `reference_logprobs_M` is
+    needed, and used, when `trainer.beta` is not 0.
     """
     high = trainer.epsilon if trainer.epsilon_high is None else trainer.epsilon_high
     ratio_M = torch.exp(logprobs_M - old_logprobs_M)
@@ -99,8 +109,8 @@ def token_losses(
         loss_M = loss_M * sampling_ratios_M
     if trainer.beta and reference_logprobs_M is not None:
         gap_M = reference_logprobs_M - logprobs_M
-        # The tokens are of the old policy: the ratio makes the gradient that of the KL itself (arXiv 2512.02556; TRL's
-        # use_bias_correction_kl, its default).
+        # The tokens are of the old policy: the ratio makes the gradient that of the KL itself
+        # (arXiv 2512.02556; TRL's use_bias_correction_kl, its default).
         loss_M = loss_M + trainer.beta * ratio_M * (torch.exp(gap_M) - gap_M - 1)
     too_low_M = (ratio_M < 1 - trainer.epsilon) & (advantages_M < 0)
     too_high_M = (ratio_M > 1 + high) & (advantages_M > 0)

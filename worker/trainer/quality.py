@@ -1,5 +1,6 @@
 # ruff: noqa: N806 - tensors are named with their axes
-"""Figures that show how healthy a training step is (`records.StepQuality`): trainer against sampler, and lengths."""
+"""Figures that show how healthy a training step is (`records.StepQuality`): trainer against
+sampler, and lengths."""
 
 # T tokens of one completion
 
@@ -14,7 +15,8 @@ from worker.records import ScoredGroup
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One completion as the trainer and as its sampler see it: (T,) each, and the ratio that its loss was given."""
+    """One completion as the trainer and as its sampler see it: (T,) each, and the ratio that its
+    loss was given."""
 
     trainer_logprobs: Tensor
     sampler_logprobs: Tensor
@@ -22,7 +24,8 @@ class Compared:
 
 
 def of_sampling(compared: Sequence[Compared], is_by_sequence: bool) -> dict[str, float]:
-    """Return how far trainer and sampler are apart. `is_by_sequence`: a completion has one ratio, counted once."""
+    """Return how far trainer and sampler are apart. `is_by_sequence`: a completion has one ratio,
+    counted once."""
     if not compared:
         return {}
     gap = torch.cat([c.trainer_logprobs - c.sampler_logprobs for c in compared])
@@ -43,7 +46,8 @@ def of_sampling(compared: Sequence[Compared], is_by_sequence: bool) -> dict[str,
 
 
 def of_completions(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Return lengths and truncated share of sampled completions, and the share of groups without a signal."""
+    """Return lengths and truncated share of sampled completions, and the share of groups without a
+    signal."""
     completions = [completion for group in groups for completion in group.sampled]
     lengths = [len(completion.token_ids) for completion in completions]
     if not lengths:

@@ -1,10 +1,11 @@
 # ruff: noqa: N806 - tensors are named with their axes
 """One GRPO step on a batch of groups: our own and our peers'.
 
-A peer's text is re-tokenised and scored as if our own policy had sampled it (SAPO); of a peer's group those completions
-are learned from that are better than its mean (docs/decisions/0008). The old log-probabilities are the detached ones of
-the first pass over the batch, so no second forward pass is ever made for them. Work is cut into micro-batches by a
-budget of tokens; weights of tokens are fixed before, so the cut changes nothing but memory.
+A peer's text is re-tokenised and scored as if our own policy had sampled it (SAPO); of a peer's
+group those completions are learned from that are better than its mean (docs/decisions/0008). The
+old log-probabilities are the detached ones of the first pass over the batch, so no second forward
+pass is ever made for them. Work is cut into micro-batches by a budget of tokens; weights of tokens
+are fixed before, so the cut changes nothing but memory.
 """
 
 # M completion tokens of a micro-batch, one completion after the other
@@ -35,15 +36,18 @@ from worker.trainer.grpo import group_advantages, sampling_ratios, sequence_weig
 log = logging.getLogger(__name__)
 
 _MORE_TOKENS = 4
-"""This many more tokens than were sampled an answer's text may have: those sampled need not be those it encodes to."""
+"""This many more tokens than were sampled an answer's text may have: those sampled need not be
+those it encodes to."""
 
 
 @dataclass(slots=True)
 class Lesson:
-    """One completion to learn from. `weight` is what each of its tokens weighs in the loss; 0 hides it.
+    """One completion to learn from. `weight` is what each of its tokens weighs in the loss; 0 hides
+    it.
 
-    `sampler_logprobs` (T,) are those of the engine that sampled it; None: not known, as of a peer's. `old_logprobs`
-    and `ratios`, between trainer and sampler, are made in the first pass over the batch.
+    `sampler_logprobs` (T,) are those of the engine that sampled it; None: not known, as of a
+    peer's. `old_logprobs` and `ratios`, between trainer and sampler, are made in the first pass
+    over the batch.
     """
 
     prompt_ids: tuple[int, ...]
@@ -69,8 +73,8 @@ class Pass:
 class Learned:
     """The effect of a step on one group, a value for each completion.
 
-    `advantages`: 0 for one that was not learned from. `logprobs`: mean log-probability of its tokens under the policy
-    before the step; None where it was not computed.
+    `advantages`: 0 for one that was not learned from. `logprobs`: mean log-probability of its
+    tokens under the policy before the step; None where it was not computed.
     """
 
     group: ScoredGroup
@@ -79,15 +83,17 @@ class Learned:
 
 
 class Trainer:
-    """Trains `policy` in place. Everything that a checkpoint needs: `parameters`, `optimizer`, `masters`, `steps`,
-    `nonfinite_steps`.
+    """Trains `policy` in place. Everything that a checkpoint needs: `parameters`, `optimizer`,
+    `masters`, `steps`, `nonfinite_steps`.
 
-    `parameters` are the policy's weights that are trained, by name: all, or with `trainer.lora` the adapters; `origin`
-    says what they have been trained from, which their shapes do not tell.
+    `parameters` are the policy's weights that are trained, by name: all, or with `trainer.lora` the
+    adapters; `origin` says what they have been trained from, which their shapes do not tell.
     `dropped` counts, over the trainer's life, groups that a step could not use, by reason.
     """
 
-    def __init__(self, policy: Policy, trainer: settings.Trainer, generation: settings.Generation) -> None:
+    def __init__(
+        self, policy: Policy, trainer: settings.Trainer, generation: settings.Generation
+    ) -> None:
         self.policy = policy
         parameters = policy.model.num_parameters()
         trainer = trainer.settle(parameters)
@@ -106,19 +112,33 @@ class Trainer:
         self.origin: dict[str, str | int] = {"model": policy.name}
         if self.lora is not None:
             lora.attach(policy.model, self.lora)
-            self.origin |= {"lora_alpha": self.lora.alpha, "base_weights": lora.fingerprint(policy.model)}
+            self.origin |= {
+                "lora_alpha": self.lora.alpha,
+                "base_weights": lora.fingerprint(policy.model),
+            }
         self._scorer = Scorer(policy.model)
         self._reference = self._make_reference()
-        self.parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
-        # Updates of 1e-6 vanish in bfloat16: such weights have a float32 master that the optimizer works on.
-        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters.values()]
+        self.parameters = {
+            name: p for name, p in policy.model.named_parameters() if p.requires_grad
+        }
+        # Updates of 1e-6 vanish in bfloat16: such weights have a float32 master that the optimizer
+        # works on.
+        self.masters = [
+            p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters.values()
+        ]
         for parameter, master in zip(self.parameters.values(), self.masters, strict=True):
             if master is not parameter:
                 parameter.register_post_accumulate_grad_hook(_Collect(master))
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [m for m in self.masters if m.ndim >= 2], "weight_decay": trainer.weight_decay},
-                {"params": [m for m in self.masters if m.ndim < 2], "weight_decay": 0.0},  # norms and biases, as in TRL
+                {
+                    "params": [m for m in self.masters if m.ndim >= 2],
+                    "weight_decay": trainer.weight_decay,
+                },
+                {
+                    "params": [m for m in self.masters if m.ndim < 2],
+                    "weight_decay": 0.0,
+                },  # norms and biases, as in TRL
             ],
             lr=_scheduled_rate(trainer, 0),
             betas=(trainer.adam_beta1, trainer.adam_beta2),
@@ -131,16 +151,22 @@ class Trainer:
         """That of the next step: a function of the steps made, so there is no scheduler to save."""
         return _scheduled_rate(self._settings, self.steps)
 
-    def step(self, groups: Sequence[ScoredGroup], sampled: Sequence[ScoredGroup] = ()) -> StepMetrics:
-        """Learn from `groups` once (`num_iterations` optimizer steps). `find_fault` has found nothing in them.
+    def step(
+        self, groups: Sequence[ScoredGroup], sampled: Sequence[ScoredGroup] = ()
+    ) -> StepMetrics:
+        """Learn from `groups` once (`num_iterations` optimizer steps). `find_fault` has found
+        nothing in them.
 
-        A non-finite loss or gradient leaves the weights as they are, and so do log-probabilities of `sampled`, all that
-        the policy has answered since the last step, that are not finite: broken weights answer nonsense, which has no
-        signal. After `max_nonfinite_steps` in a row TrainingError.
+        A non-finite loss or gradient leaves the weights as they are, and so do log-probabilities of
+        `sampled`, all that the policy has answered since the last step, that are not finite: broken
+        weights answer nonsense, which has no signal. After `max_nonfinite_steps` in a row
+        TrainingError.
         """
         started = time.monotonic()
         self.learned = ()
-        logprobs = (p for group in sampled for completion in group.sampled for p in completion.logprobs)
+        logprobs = (
+            p for group in sampled for completion in group.sampled for p in completion.logprobs
+        )
         if not all(map(math.isfinite, logprobs)):
             self._skip_step("log-probabilities of answers that are not finite")
             return self._metrics(started, [], 0, sampled, skipped="non-finite")
@@ -158,7 +184,9 @@ class Trainer:
         for iteration in range(self._num_iterations):
             rate = self.learning_rate
             done = self._backward(batch, is_first=iteration == 0)
-            grad_norm = float(torch.nn.utils.clip_grad_norm_(self.masters, self._settings.max_grad_norm))
+            grad_norm = float(
+                torch.nn.utils.clip_grad_norm_(self.masters, self._settings.max_grad_norm)
+            )
             if not (math.isfinite(done.loss) and math.isfinite(grad_norm)):
                 self._skip_step(f"loss {done.loss}, gradient norm {grad_norm}")
                 skipped = "non-finite"
@@ -169,19 +197,27 @@ class Trainer:
         num_tokens = sum(len(s.token_ids) for s in batch)
         self.learned = tuple(_note_learned(*pair) for pair in lessons) if skipped is None else ()
         figures = self._sampling_figures(batch)
-        return self._metrics(started, groups, num_tokens, sampled or groups, done, grad_norm, rate, skipped, figures)
+        return self._metrics(
+            started, groups, num_tokens, sampled or groups, done, grad_norm, rate, skipped, figures
+        )
 
     def _teaches(self, sequence: Lesson) -> bool:
-        """Return whether a completion changes the gradient: without an advantage only the KL term does."""
+        """Return whether a completion changes the gradient: without an advantage only the KL term
+        does."""
         return sequence.weight > 0 and (sequence.advantage != 0 or self._settings.beta > 0)
 
     def _sampling_figures(self, batch: Sequence[Lesson]) -> dict[str, float]:
         compared = [
             quality.Compared(s.old_logprobs, s.sampler_logprobs, s.ratios)
             for s in batch
-            if s.old_logprobs is not None and s.sampler_logprobs is not None and s.ratios is not None
+            if s.old_logprobs is not None
+            and s.sampler_logprobs is not None
+            and s.ratios is not None
         ]
-        is_by_sequence = self._settings.importance_sampling_mode in ("sequence_mask", "sequence_truncate")
+        is_by_sequence = self._settings.importance_sampling_mode in (
+            "sequence_mask",
+            "sequence_truncate",
+        )
         return quality.of_sampling(compared, is_by_sequence)
 
     def _read(self, group: ScoredGroup) -> list[Lesson]:
@@ -190,12 +226,19 @@ class Trainer:
         advantages = _advantages(group, self._settings.scale_rewards)
         for rollout, advantage in zip(group.rollouts, advantages, strict=True):
             if rollout.sampled is None:
-                ids, truncated = self.policy.completion_ids(rollout.text, self._generation.max_completion_length)
+                ids, truncated = self.policy.completion_ids(
+                    rollout.text, self._generation.max_completion_length
+                )
             else:
                 ids, truncated = list(rollout.sampled.token_ids), rollout.sampled.truncated
             is_hidden = truncated and self._settings.mask_truncated_completions
-            # A mistake that only a peer would make: to make it less likely still bends the policy to no use.
-            is_hidden |= group.peer_id is not None and advantage < 0 and self._settings.external_completions == "better"
+            # A mistake that only a peer would make: to make it less likely still bends the policy
+            # to no use.
+            is_hidden |= (
+                group.peer_id is not None
+                and advantage < 0
+                and self._settings.external_completions == "better"
+            )
             prompt = self.policy.prompt_ids(group.question, rollout.text)
             lesson = Lesson(tuple(prompt), tuple(ids), advantage, is_hidden)
             if rollout.sampled is not None and rollout.sampled.logprobs:
@@ -211,30 +254,43 @@ class Trainer:
             return "too-small"
         if not all(completion.token_ids for completion in group.sampled):
             return "empty"
-        if any(len(completion.logprobs) not in (0, len(completion.token_ids)) for completion in group.sampled):
+        if any(
+            len(completion.logprobs) not in (0, len(completion.token_ids))
+            for completion in group.sampled
+        ):
             return "ragged"
         if not all(math.isfinite(reward) for reward in group.rewards):
             return "non-finite-reward"
         if not group.teaches:
             return "no-signal"
-        if not 0 < len(self.policy.prompt_ids(group.question)) <= self._generation.max_prompt_length:
+        if (
+            not 0
+            < len(self.policy.prompt_ids(group.question))
+            <= self._generation.max_prompt_length
+        ):
             return "prompt-length"
         return "over-long" if self._is_over_long(group) else None
 
     def _is_over_long(self, group: ScoredGroup) -> bool:
-        """Return whether some of our own answers, or of a peer's rewarded ones, are longer than our settings allow.
+        """Return whether some of our own answers, or of a peer's rewarded ones, are longer than our
+        settings allow.
 
-        A peer's is cut off there, and what it was rewarded for may stand behind that. One that was not does not matter.
+        A peer's is cut off there, and what it was rewarded for may stand behind that. One that was
+        not does not matter.
         """
         limit = self._generation.max_completion_length
         if group.sampled:
             return any(len(completion.token_ids) > limit for completion in group.sampled)
-        rewarded = [rollout.text for rollout in group.rollouts if rollout.reward > group.mean_reward]
+        rewarded = [
+            rollout.text for rollout in group.rollouts if rollout.reward > group.mean_reward
+        ]
         return any(self.policy.count_tokens(text) > limit + _MORE_TOKENS for text in rewarded)
 
     def _weigh(self, batch: list[Lesson]) -> None:
         lengths = [0 if s.is_hidden else len(s.token_ids) for s in batch]
-        weights = sequence_weights(lengths, self._settings.loss_type, self._generation.max_completion_length)
+        weights = sequence_weights(
+            lengths, self._settings.loss_type, self._generation.max_completion_length
+        )
         for sequence, weight in zip(batch, weights, strict=True):
             sequence.weight = 0.0 if sequence.is_hidden else weight
 
@@ -244,7 +300,9 @@ class Trainer:
         Those of one prompt stay together, so that it goes through the model once.
         """
         micro: list[Lesson] = []
-        for sequence in sorted(batch, key=lambda s: (len(s.prompt_ids), s.prompt_ids, len(s.token_ids))):
+        for sequence in sorted(
+            batch, key=lambda s: (len(s.prompt_ids), s.prompt_ids, len(s.token_ids))
+        ):
             if micro and self._count_tokens([*micro, sequence]) > self.budget.tokens:
                 yield micro
                 micro = []
@@ -253,13 +311,15 @@ class Trainer:
 
     def _count_tokens(self, micro: list[Lesson]) -> int:
         prompts = {s.prompt_ids for s in micro}
-        return self._scorer.count_tokens([len(p) for p in prompts], [len(s.token_ids) for s in micro])
+        return self._scorer.count_tokens(
+            [len(p) for p in prompts], [len(s.token_ids) for s in micro]
+        )
 
     def _backward(self, batch: list[Lesson], is_first: bool) -> Pass:
         """Accumulate the gradients of the whole batch.
 
-        Where memory runs out, the budget is halved and the whole is done again. `is_first`: the log-probabilities are
-        the old ones.
+        Where memory runs out, the budget is halved and the whole is done again. `is_first`: the
+        log-probabilities are the old ones.
         """
         while True:
             micro_batches = list(self._split(batch))
@@ -280,7 +340,8 @@ class Trainer:
                 self._shrink(micro_batches, reason)
 
     def _backward_micro(self, micro: list[Lesson], is_first: bool) -> Tensor:
-        """Return its loss, how many of its tokens were clipped, and the sum of their entropies, as one tensor."""
+        """Return its loss, how many of its tokens were clipped, and the sum of their entropies, as
+        one tensor."""
         groups = [
             PromptGroup(prompt, tuple(s.token_ids for s in sequences))
             for prompt, sequences in groupby(micro, key=lambda s: s.prompt_ids)
@@ -288,20 +349,32 @@ class Trainer:
         lengths = [len(s.token_ids) for s in micro]
         device = self.policy.model.device
         repeats = torch.tensor(lengths, device=device)
-        advantages_M = torch.tensor([s.advantage for s in micro], device=device).repeat_interleave(repeats)
-        weights_M = torch.tensor([s.weight for s in micro], device=device).repeat_interleave(repeats)
+        advantages_M = torch.tensor([s.advantage for s in micro], device=device).repeat_interleave(
+            repeats
+        )
+        weights_M = torch.tensor([s.weight for s in micro], device=device).repeat_interleave(
+            repeats
+        )
         reference_M = self._reference_logprobs(groups)
         with self._scorer.passes():
-            logprobs_M, entropies_M = self._scorer.logprobs_and_entropies(groups, self._generation.temperature)
+            logprobs_M, entropies_M = self._scorer.logprobs_and_entropies(
+                groups, self._generation.temperature
+            )
             if is_first:
                 self._remember_old(micro, torch.split(logprobs_M.detach(), lengths))
             old_M = torch.cat([s.old_logprobs for s in micro if s.old_logprobs is not None])
             ratios_M = torch.cat([s.ratios for s in micro if s.ratios is not None])
-            losses_M, clipped_M = token_losses(logprobs_M, old_M, advantages_M, self._settings, reference_M, ratios_M)
+            losses_M, clipped_M = token_losses(
+                logprobs_M, old_M, advantages_M, self._settings, reference_M, ratios_M
+            )
             loss = (losses_M * weights_M).sum()
             loss.backward()  # type: ignore[no-untyped-call]
         counts_M = weights_M > 0
-        entropy = torch.full_like(loss, math.nan) if entropies_M is None else (entropies_M * counts_M).sum()
+        entropy = (
+            torch.full_like(loss, math.nan)
+            if entropies_M is None
+            else (entropies_M * counts_M).sum()
+        )
         return torch.stack([loss.detach(), (clipped_M & counts_M).sum(), entropy.detach()])
 
     def _remember_old(self, micro: list[Lesson], old_logprobs: Sequence[Tensor]) -> None:
@@ -319,7 +392,8 @@ class Trainer:
             return self._reference.logprobs(groups, self._generation.temperature)
 
     def _make_reference(self) -> Scorer | None:
-        """The model as it was before any training: a copy, or with adapters the same one without them."""
+        """The model as it was before any training: a copy, or with adapters the same one without
+        them."""
         if not self._settings.beta:
             return None
         if self.lora is not None:
@@ -327,10 +401,12 @@ class Trainer:
         return Scorer(copy.deepcopy(self.policy.model).requires_grad_(False))
 
     def fit(self, file: Path, was_killed: bool = False) -> None:
-        """Find the token budget for this machine, or take the one that `file` remembers. Weights stay as they are.
+        """Find the token budget for this machine, or take the one that `file` remembers. Weights
+        stay as they are.
 
-        `was_killed`: the kernel ended the process before this one for its memory. Where an allocator never says no,
-        that is the only sign that a budget is too large, or that measuring one takes too much: it is not tried again.
+        `was_killed`: the kernel ended the process before this one for its memory. Where an
+        allocator never says no, that is the only sign that a budget is too large, or that measuring
+        one takes too much: it is not tried again.
 
         Raises ModelError if not even one sequence fits.
         """
@@ -356,10 +432,13 @@ class Trainer:
         log.info("token budget tokens=%d recomputes=%s", self.budget.tokens, self.budget.recomputes)
 
     def _measure_budget(self) -> micro_batch.Budget:
-        """From one real step on the longest prompt with the longest completion; the weights stay as they are."""
+        """From one real step on the longest prompt with the longest completion; the weights stay as
+        they are."""
         end = self.policy.end_ids[0]
         prompt_ids = (end,) * self._generation.max_prompt_length
-        longest = Lesson(prompt_ids, (end,) * self._generation.max_completion_length, 1.0, False, weight=1.0)
+        longest = Lesson(
+            prompt_ids, (end,) * self._generation.max_completion_length, 1.0, False, weight=1.0
+        )
         num_tokens = self._count_tokens([longest])
         # The optimizer has its moments only after the first step.
         reserve = 0 if self.optimizer.state else 8 * sum(m.numel() for m in self.masters)
@@ -373,12 +452,15 @@ class Trainer:
                 break
         if found is None:
             raise ModelError(
-                f"model {self.policy.name}: training on one sequence of {num_tokens} tokens does not fit into the "
-                f"memory of {self.policy.model.device}; lower generation.max_prompt_length or "
-                "generation.max_completion_length, set trainer.lora, or take a smaller model"
+                f"model {self.policy.name}: training on one sequence of {num_tokens} tokens does"
+                f" not fit into the memory of {self.policy.model.device}; lower"
+                " generation.max_prompt_length or generation.max_completion_length, set"
+                " trainer.lora, or take a smaller model"
             )
         tokens = self._settings.max_tokens_per_micro_batch
-        while tokens > num_tokens and tokens / num_tokens * found.needed > found.available - reserve:
+        while (
+            tokens > num_tokens and tokens / num_tokens * found.needed > found.available - reserve
+        ):
             tokens //= 2
         worst = int(max(1.0, tokens / num_tokens) * found.needed)
         return micro_batch.Budget(tokens, self._scorer.recomputes, found.held + reserve, worst)
@@ -393,8 +475,8 @@ class Trainer:
         else:
             longest = max(self._count_tokens(micro) for micro in micro_batches)
             raise ResourceError(
-                f"out of memory on a single sequence of {longest} tokens ({reason}); free memory, or lower "
-                "generation.max_prompt_length or generation.max_completion_length"
+                f"out of memory on a single sequence of {longest} tokens ({reason}); free memory,"
+                " or lower generation.max_prompt_length or generation.max_completion_length"
             )
         log.warning(
             "out of memory, the step is made again in smaller pieces tokens=%d before=%d recomputes=%s error=%s",
@@ -410,7 +492,8 @@ class Trainer:
             micro_batch.save(self._budget_file, self._budget_key, self.budget)
 
     def _raise_budget(self) -> None:
-        """Take back some of what was given up, when it is time. Written down first: the kernel may end the process."""
+        """Take back some of what was given up, when it is time. Written down first: the kernel may
+        end the process."""
         before = self.budget
         self.budget = before.risen()
         if self.budget == before:
@@ -430,8 +513,8 @@ class Trainer:
             less = before.recomputing()
         else:
             log.warning(
-                "the worker was OOM-killed and the micro-batch is already minimal: give it more, or lower "
-                "generation.max_prompt_length or generation.max_completion_length"
+                "the worker was OOM-killed and the micro-batch is already minimal: give it more, or"
+                " lower generation.max_prompt_length or generation.max_completion_length"
             )
             return before
         less = less.rising_after(micro_batch.AFTER_KILL_SECONDS)
@@ -444,7 +527,9 @@ class Trainer:
     def _least_budget(self) -> micro_batch.Budget:
         """One sequence at a time, with its layers computed again."""
         longest = self._generation.max_prompt_length + self._generation.max_completion_length
-        return micro_batch.Budget(min(longest, self._settings.max_tokens_per_micro_batch), recomputes=True)
+        return micro_batch.Budget(
+            min(longest, self._settings.max_tokens_per_micro_batch), recomputes=True
+        )
 
     def _update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -456,7 +541,8 @@ class Trainer:
 
     @torch.no_grad()
     def copy_masters(self) -> None:
-        """Bring the model's weights up to their float32 masters, where these are not the same tensors."""
+        """Bring the model's weights up to their float32 masters, where these are not the same
+        tensors."""
         for parameter, master in zip(self.parameters.values(), self.masters, strict=True):
             if master is not parameter:
                 parameter.copy_(master)
@@ -467,22 +553,28 @@ class Trainer:
 
     @torch.no_grad()
     def is_sound(self) -> bool:
-        """Return whether all that the policy says is finite. Weights of 1e20 are; what they say is not."""
+        """Return whether all that the policy says is finite. Weights of 1e20 are; what they say is
+        not."""
         if self.nonfinite_steps:
             return False
         end = self.policy.end_ids[:1]
         with self._scorer.passes():
-            logprobs_M = self._scorer.logprobs([PromptGroup(end, (end * 2,))], self._generation.temperature)
+            logprobs_M = self._scorer.logprobs(
+                [PromptGroup(end, (end * 2,))], self._generation.temperature
+            )
         return bool(logprobs_M.isfinite().all())
 
     def _skip_step(self, what: str) -> None:
         self._drop_gradients()
         self.nonfinite_steps += 1
-        log.warning("step skipped reason=non-finite in_a_row=%d what='%s'", self.nonfinite_steps, what)
+        log.warning(
+            "step skipped reason=non-finite in_a_row=%d what='%s'", self.nonfinite_steps, what
+        )
         if self.nonfinite_steps >= self._settings.max_nonfinite_steps:
             raise TrainingError(
-                f"{self.nonfinite_steps} non-finite steps in a row (the last: {what}; trainer/max_nonfinite_steps "
-                "allows no more); lower trainer/learning_rate: the node goes on from the checkpoint before them"
+                f"{self.nonfinite_steps} non-finite steps in a row (the last: {what};"
+                " trainer/max_nonfinite_steps allows no more); lower trainer/learning_rate: the"
+                " node goes on from the checkpoint before them"
             )
 
     def _metrics(
@@ -524,7 +616,8 @@ def _note_learned(group: ScoredGroup, sequences: Sequence[Lesson]) -> Learned:
 
 @dataclass(frozen=True, slots=True)
 class _Collect:
-    """Moves what a backward pass leaves at a parameter to its float32 master: sums of micro-batches keep their bits."""
+    """Moves what a backward pass leaves at a parameter to its float32 master: sums of micro-batches
+    keep their bits."""
 
     master: Tensor
 
@@ -539,10 +632,11 @@ class _Collect:
 
 
 def _advantages(group: ScoredGroup, scale_rewards: str) -> list[float]:
-    """Return advantages from the rewards; where these are all equal, from the credits, as far as they weigh.
+    """Return advantages from the rewards; where these are all equal, from the credits, as far as
+    they weigh.
 
-    Answers without a credit, which run to the limit of their length, are left out (0): they take most of a step's time
-    and memory, and the credited ones teach the same.
+    Answers without a credit, which run to the limit of their length, are left out (0): they take
+    most of a step's time and memory, and the credited ones teach the same.
     """
     weight = max(group.credits)
     if group.has_signal or not weight:
@@ -560,7 +654,9 @@ def _scheduled_rate(trainer: settings.Trainer, steps: int) -> float:
         return rate * steps / trainer.warmup_steps
     if trainer.max_steps is None or trainer.lr_scheduler_type.startswith("constant"):
         return rate
-    progress = min(1.0, (steps - trainer.warmup_steps) / max(1, trainer.max_steps - trainer.warmup_steps))
+    progress = min(
+        1.0, (steps - trainer.warmup_steps) / max(1, trainer.max_steps - trainer.warmup_steps)
+    )
     if trainer.lr_scheduler_type == "linear":
         return rate * (1 - progress)
     return rate * 0.5 * (1 + math.cos(math.pi * progress))

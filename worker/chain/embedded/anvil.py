@@ -1,7 +1,8 @@
-"""The embedded chain: anvil in the foreground (`hivewright chain up`), and our contract (`hivewright chain deploy`).
+"""The embedded chain: anvil in the foreground (`hivewright chain up`), and our contract
+(`hivewright chain deploy`).
 
-anvil hands its whole state to whoever reaches its port, so nobody does: `up` puts a door in front of it (door.py).
-`deploy` works on any chain that the settings name, and calls no `anvil_*` method.
+anvil hands its whole state to whoever reaches its port, so nobody does: `up` puts a door in front
+of it (door.py). `deploy` works on any chain that the settings name, and calls no `anvil_*` method.
 """
 
 import functools
@@ -63,8 +64,9 @@ _SOMEBODY = Web3.to_checksum_address("0x" + "00" * 20)
 def up(settings: settings.Settings) -> None:
     """Run the chain until SIGTERM or SIGINT; its state is on the disk when this ends.
 
-    Writes the door's URL into `address` next to the state file as soon as it serves. A chain that hangs is restarted.
-    Raises ResourceError if the port is in use or there is no anvil, ChainError if anvil ends by itself.
+    Writes the door's URL into `address` next to the state file as soon as it serves. A chain that
+    hangs is restarted. Raises ResourceError if the port is in use or there is no anvil, ChainError
+    if anvil ends by itself.
     """
     exit_on_signals()
     inner = settings.anvil.model_copy(update={"host": _LOOPBACK, "port": 0})
@@ -73,7 +75,12 @@ def up(settings: settings.Settings) -> None:
             with running(inner, settings.chain.id) as (process, url):
                 opened.target = url
                 write_whole(_address_file(inner), opened.url)
-                log.info("chain up rpc=%s chain_id=%d state=%s", opened.url, settings.chain.id, inner.state_file)
+                log.info(
+                    "chain up rpc=%s chain_id=%d state=%s",
+                    opened.url,
+                    settings.chain.id,
+                    inner.state_file,
+                )
                 ready()
                 try:
                     reason = _watch(process, url, inner.state_file)
@@ -83,8 +90,8 @@ def up(settings: settings.Settings) -> None:
 
 
 def _watch(process: subprocess.Popen[bytes], url: str, state_file: Path) -> str:
-    """Watch the chain until it is to be restarted; return why. One that hangs is killed. Raises ChainError if it ends
-    by itself."""
+    """Watch the chain until it is to be restarted; return why. One that hangs is killed. Raises
+    ChainError if it ends by itself."""
     size_before = pruning.megabytes(state_file)
     pulse, growth = Pulse(url), pruning.Growth(state_file)
     while process.poll() is None:
@@ -103,12 +110,15 @@ def _watch(process: subprocess.Popen[bytes], url: str, state_file: Path) -> str:
         if hung is None:
             progress(f"block {pulse.block}, state {pruning.megabytes(state_file):.0f} MB")
         sleep(_WATCH_SECONDS)
-    raise ChainError(f"anvil ended by itself with code {process.returncode}; its own words stand above in the log")
+    raise ChainError(
+        f"anvil ended by itself with code {process.returncode}; its own words stand above in"
+        " the log"
+    )
 
 
 class Pulse:
-    """Whether a chain lives: it answers reads of its state, and mines what waits. One that executes something without
-    end does neither, and still says its block number."""
+    """Whether a chain lives: it answers reads of its state, and mines what waits. One that executes
+    something without end does neither, and still says its block number."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -129,17 +139,23 @@ class Pulse:
     def _wrong(self) -> str | None:
         with deployment.translated(self._url, _HANG_SECONDS / 2):
             block = int(self._web3.eth.block_number)
-            waiting = int(self._web3.provider.make_request(_POOL_STATUS, [])["result"]["pending"], 16)
+            waiting = int(
+                self._web3.provider.make_request(_POOL_STATUS, [])["result"]["pending"], 16
+            )
             self._web3.eth.get_balance(_SOMEBODY)
         is_mining = not waiting or block != self.block
         self.block = block
-        return None if is_mining else f"{waiting} transactions wait, and block {block} is the newest since then"
+        return (
+            None
+            if is_mining
+            else f"{waiting} transactions wait, and block {block} is the newest since then"
+        )
 
 
 @contextmanager
 def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """anvil as a child process, and its URL. Its state goes to the disk every second (a large one less often), and when
-    the block is left. Raises ResourceError then if it could not be written.
+    """anvil as a child process, and its URL. Its state goes to the disk every second (a large one
+    less often), and when the block is left. Raises ResourceError then if it could not be written.
 
     It begins with the history that it is to keep, no more.
     """
@@ -175,8 +191,8 @@ def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
         "--prune-history": pruning.kept_states(anvil.state_file),
         "--transaction-block-keeper": anvil.history_blocks,
         "--accounts": 0,
-        # A block at once for a transaction, and one every so often without. With 2 seconds and less anvil takes no
-        # notice of --prune-history and keeps 1,500 states.
+        # A block at once for a transaction, and one every so often without. With 2 seconds and less
+        # anvil takes no notice of --prune-history and keeps 1,500 states.
         "--block-time": anvil.block_seconds,
         "--gas-limit": _GAS_LIMIT,
         "--gas-price": 0,
@@ -185,7 +201,11 @@ def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
     if anvil.state_file.exists():
         options["--load-state"] = anvil.state_file
     flags = ["--mixed-mining", "--no-priority-fee", "--no-cors", "--quiet"]
-    return [str(_binary(anvil)), *(str(word) for option in options.items() for word in option), *flags]
+    return [
+        str(_binary(anvil)),
+        *(str(word) for option in options.items() for word in option),
+        *flags,
+    ]
 
 
 def _binary(anvil: settings.Anvil) -> Path:
@@ -194,7 +214,10 @@ def _binary(anvil: settings.Anvil) -> Path:
         return place
     found = None if anvil.binary else shutil.which("anvil")
     if found is None:
-        raise ResourceError(f"no anvil at {place} (anvil.binary); `scripts/anvil FOLDER` installs it and prints where")
+        raise ResourceError(
+            f"no anvil at {place} (anvil.binary); `scripts/anvil FOLDER` installs it and prints"
+            " where"
+        )
     return Path(found)
 
 
@@ -216,11 +239,13 @@ def _wait_until_serving(process: subprocess.Popen[bytes], url: str) -> None:
     while not web3.is_connected():
         if process.poll() is not None:
             raise ChainError(
-                f"anvil ended with code {process.returncode} before it served {url}; its own words stand above"
+                f"anvil ended with code {process.returncode} before it served {url}; its own words"
+                " stand above"
             )
         if monotonic() > deadline:
             raise ChainError(
-                f"anvil does not serve {url} after {_STARTUP_SECONDS:g} s; see whether its state file is too large"
+                f"anvil does not serve {url} after {_STARTUP_SECONDS:g} s; see whether its state"
+                " file is too large"
             )
         sleep(0.05)
 
@@ -239,11 +264,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def deploy(settings: settings.Settings) -> Deployment:
-    """Put the contract on the chain, once; run again it finds the one that is there, and upgrades it where it stands.
+    """Put the contract on the chain, once; run again it finds the one that is there, and upgrades
+    it where it stands.
 
-    Makes the owner's key in `keeper.state_dir` if there is none, writes deployment.json next to it and prints it. With
-    `chain.contract` set, that contract is used and none is made. Raises ChainUnreachable if there is no chain, and
-    ChainError if the chain no longer has the contract that deployment.json names, or an upgrade would break its state.
+    Makes the owner's key in `keeper.state_dir` if there is none, writes deployment.json next to it
+    and prints it. With `chain.contract` set, that contract is used and none is made. Raises
+    ChainUnreachable if there is no chain, and ChainError if the chain no longer has the contract
+    that deployment.json names, or an upgrade would break its state.
     """
     file = settings.keeper.state_dir / DEPLOYMENT_FILE
     rpc_url = _rpc_url(settings)
@@ -252,14 +279,17 @@ def deploy(settings: settings.Settings) -> Deployment:
         address = deployment.read_deployment(file, settings.chain.id).contract
         if not _client(settings, rpc_url, address).has_code(address):
             raise ChainError(
-                f"{file} names the contract {address}, and chain {settings.chain.id} at {rpc_url} has none there: "
-                "the chain lost its state, or is another one; bring the state back (anvil.state_file), or move "
-                f"{DEPLOYMENT_FILE} away and deploy again: a new swarm from round 0"
+                f"{file} names the contract {address}, and chain {settings.chain.id} at {rpc_url}"
+                " has none there: the chain lost its state, or is another one; bring the state"
+                f" back (anvil.state_file), or move {DEPLOYMENT_FILE} away and deploy again: a new"
+                " swarm from round 0"
             )
     block = None
     if address is None:
         owner = load_owner(settings.keeper, create=True)
-        address, block = _create(_client(settings, rpc_url, contract.NO_ADDRESS), owner, settings.chain.timeout_seconds)
+        address, block = _create(
+            _client(settings, rpc_url, contract.NO_ADDRESS), owner, settings.chain.timeout_seconds
+        )
     client = _client(settings, rpc_url, address)
     client.check()
     _upgrade(settings, client)
@@ -292,19 +322,28 @@ def _upgrade(settings: settings.Settings, client: Coordinator) -> None:
         return
     note_file = settings.keeper.state_dir / upgrade.NOTE_FILE
     before = client.version
-    upgrade.bring_up_to_date(client, load_owner(settings.keeper), note_file, settings.chain.timeout_seconds)
+    upgrade.bring_up_to_date(
+        client, load_owner(settings.keeper), note_file, settings.chain.timeout_seconds
+    )
     if client.version != before:
-        print(f"upgraded {client.deployment.contract} from {before} to {client.version}", file=sys.stderr)
+        print(
+            f"upgraded {client.deployment.contract} from {before} to {client.version}",
+            file=sys.stderr,
+        )
 
 
 def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
-    """The account that owns the contract. Raises ChainError if its key is missing and `create` is False."""
+    """The account that owns the contract. Raises ChainError if its key is missing and `create` is
+    False."""
     file = keeper.state_dir / OWNER_KEY_FILE
     if create and not file.exists():
         write_whole(file, "0x" + secrets.token_hex(32) + "\n", mode=0o600)
         log.info("owner key made file=%s", file)
     if not file.exists():
-        raise ChainError(f"{file}: no owner key; `hivewright chain deploy` makes it, or bring it back from a backup")
+        raise ChainError(
+            f"{file}: no owner key; `hivewright chain deploy` makes it, or bring it back from a"
+            " backup"
+        )
     expected = "the key of the contract's owner; restore it from its backup"
     key = read_secret(file, expected, form=HEX_KEY)
     try:
@@ -315,16 +354,22 @@ def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
 
 
 def _create(client: Coordinator, owner: LocalAccount, patience: float) -> tuple[str, int | None]:
-    """Deploy implementation and proxy as the owner's first two transactions. Returns the proxy and its block.
+    """Deploy implementation and proxy as the owner's first two transactions. Returns the proxy and
+    its block.
 
-    Their addresses follow from owner and nonce, so a deploy that was cut off anywhere goes on where it stopped.
+    Their addresses follow from owner and nonce, so a deploy that was cut off anywhere goes on where
+    it stopped.
     """
     client.check_id()
     implementation, proxy = (get_create_address(owner.address, Nonce(nonce)) for nonce in range(2))
     parts = (
         (
             implementation,
-            Call("SwarmCoordinator", bytes.fromhex(contract.artifact("SwarmCoordinator")["bytecode"][2:]), None),
+            Call(
+                "SwarmCoordinator",
+                bytes.fromhex(contract.artifact("SwarmCoordinator")["bytecode"][2:]),
+                None,
+            ),
         ),
         (proxy, Call("ERC1967Proxy", contract.proxy_data(owner.address, implementation), None)),
     )
@@ -334,8 +379,8 @@ def _create(client: Coordinator, owner: LocalAccount, patience: float) -> tuple[
             continue
         if client.nonce(owner.address) != nonce:
             raise ChainError(
-                f"the owner {owner.address} has sent other transactions on this chain; expected a new account; "
-                f"move {OWNER_KEY_FILE} away and deploy again"
+                f"the owner {owner.address} has sent other transactions on this chain; expected a"
+                f" new account; move {OWNER_KEY_FILE} away and deploy again"
             )
         block = client.transact(owner, creation, patience).block
         log.info("deployed %s address=%s", creation.name, address)
@@ -348,7 +393,8 @@ def _client(settings: settings.Settings, rpc_url: str, address: str) -> Coordina
 
 
 def _rpc_url(settings: settings.Settings) -> str:
-    """chain.rpc_url, or where the embedded chain next to us serves: its socket, through which contracts are created."""
+    """chain.rpc_url, or where the embedded chain next to us serves: its socket, through which
+    contracts are created."""
     url, private = _shown_url(settings), door.socket_of(settings.anvil)
     is_embedded = not settings.chain.rpc_url or url == _address_of(settings.anvil)
     return f"{http.UNIX}{private}" if is_embedded and private.exists() else url

@@ -1,9 +1,10 @@
 """The door in front of the embedded chain: nothing but this module speaks to anvil itself.
 
-anvil does whatever it is asked: sends as anybody, sets any balance, runs any code. The door passes reads and signed
-transactions. Its socket in the chain's folder, which only the chain's own roles can see, may also create contracts;
-its TCP port (`anvil.host`, `anvil.port`) is for everybody on the machine, so a `Gate` and quotas stand in it. Where the
-chain runs in a network of its own (the deploy's unit), the socket is the only way in, and anvil's port is out of reach.
+anvil does whatever it is asked: sends as anybody, sets any balance, runs any code. The door passes
+reads and signed transactions. Its socket in the chain's folder, which only the chain's own roles
+can see, may also create contracts; its TCP port (`anvil.host`, `anvil.port`) is for everybody on
+the machine, so a `Gate` and quotas stand in it. Where the chain runs in a network of its own (the
+deploy's unit), the socket is the only way in, and anvil's port is out of reach.
 """
 
 import asyncio
@@ -21,7 +22,16 @@ from aiohttp import web
 from pydantic_core import from_json
 
 from worker import settings
-from worker.chain.embedded.gate import MAX_BATCH, METHODS, NOT_SERVED, REJECTED, TOO_MANY, Gate, NotPassed, Passed
+from worker.chain.embedded.gate import (
+    MAX_BATCH,
+    METHODS,
+    NOT_SERVED,
+    REJECTED,
+    TOO_MANY,
+    Gate,
+    NotPassed,
+    Passed,
+)
 from worker.chain.http import socket_name
 from worker.chain.quotas import Quota
 from worker.errors import ResourceError
@@ -34,7 +44,8 @@ SOCKET = Path("rpc/chain.sock")
 """Below the folder of the chain's state."""
 
 FUND_METHOD = "anvil_setBalance"
-"""Through the socket alone. Money means nothing to the contract; clients with a fixed gas price need some."""
+"""Through the socket alone. Money means nothing to the contract; clients with a fixed gas price
+need some."""
 
 _LOOPBACK = "127.0.0.1"
 _MAX_BODY_BYTES, _MAX_TRUSTED_BYTES = 256 * 1024, 32 << 20
@@ -63,7 +74,8 @@ class Door:
         self._latest = 0
         self._sends = Quota(_SENDS_PER_SECOND, _SENDS_BURST)
         self._all_sends = Quota(_ALL_SENDS_PER_SECOND, _ALL_SENDS_BURST)
-        # The newest transactions that were passed on. Older ones are on the chain: their nonces are used.
+        # The newest transactions that were passed on. Older ones are on the chain: their nonces are
+        # used.
         self._sent: dict[str, None] = {}
         self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
 
@@ -71,13 +83,17 @@ class Door:
         async def answer(request: web.Request) -> web.Response:
             return await self._answer(request, is_trusted)
 
-        application = web.Application(client_max_size=_MAX_TRUSTED_BYTES if is_trusted else _MAX_BODY_BYTES)
+        application = web.Application(
+            client_max_size=_MAX_TRUSTED_BYTES if is_trusted else _MAX_BODY_BYTES
+        )
         application.router.add_post("/{path:.*}", answer)
         application.cleanup_ctx.append(self._resources)
         return application
 
     async def _resources(self, application: web.Application) -> AsyncIterator[None]:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS)) as session:
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
+        ) as session:
             application[_SESSION] = session
             yield
 
@@ -89,7 +105,9 @@ class Door:
         calls = asked if isinstance(asked, list) else [asked]
         most = _MAX_TRUSTED_BATCH if is_trusted else MAX_BATCH
         if not 1 <= len(calls) <= most or not all(isinstance(call, dict) for call in calls):
-            return web.json_response({"error": f"body: expected 1 to {most} JSON-RPC requests"}, status=400)
+            return web.json_response(
+                {"error": f"body: expected 1 to {most} JSON-RPC requests"}, status=400
+            )
         session = request.app[_SESSION]
         answers: list[Any] = []
         passed: list[dict[str, Any]] = []
@@ -98,14 +116,18 @@ class Door:
                 await self._learn_block(session)
             for call in calls:
                 try:
-                    passed.append(self._trusted(call) if is_trusted else await self._checked(call, session))
+                    passed.append(
+                        self._trusted(call) if is_trusted else await self._checked(call, session)
+                    )
                 except NotPassed as refusal:
                     error = {"code": refusal.code, "message": str(refusal)}
                     answers.append({"jsonrpc": "2.0", "id": _id_of(call), "error": error})
             if passed:
                 answers += await self._ask(session, passed)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            return web.json_response({"error": f"the chain does not answer ({type(error).__name__})"}, status=503)
+            return web.json_response(
+                {"error": f"the chain does not answer ({type(error).__name__})"}, status=503
+            )
         return web.json_response(answers if isinstance(asked, list) else answers[0])
 
     async def _ask(self, session: aiohttp.ClientSession, calls: list[dict[str, Any]]) -> list[Any]:
@@ -117,7 +139,9 @@ class Door:
         return answer if isinstance(answer, list) else [answer]
 
     async def _learn_block(self, session: aiohttp.ClientSession) -> None:
-        (answer,) = await self._ask(session, [{"jsonrpc": "2.0", "id": 0, "method": "eth_blockNumber", "params": []}])
+        (answer,) = await self._ask(
+            session, [{"jsonrpc": "2.0", "id": 0, "method": "eth_blockNumber", "params": []}]
+        )
         self._latest = int(answer["result"], 16)
 
     def _latest_block(self) -> int:
@@ -127,30 +151,53 @@ class Door:
         method = call.get("method")
         if method not in METHODS and method != FUND_METHOD:
             raise NotPassed(NOT_SERVED, f"{printable(str(method))[:64]}: not served here")
-        return {"jsonrpc": "2.0", "id": _id_of(call), "method": method, "params": call.get("params", [])}
+        return {
+            "jsonrpc": "2.0",
+            "id": _id_of(call),
+            "method": method,
+            "params": call.get("params", []),
+        }
 
-    async def _checked(self, call: dict[str, Any], session: aiohttp.ClientSession) -> dict[str, Any]:
+    async def _checked(
+        self, call: dict[str, Any], session: aiohttp.ClientSession
+    ) -> dict[str, Any]:
         passed = self._gate.check(str(call.get("method")), call.get("params", []))
         if passed.sender is not None:
             await self._count_sent(passed, passed.sender, session)
-        return {"jsonrpc": "2.0", "id": _id_of(call), "method": passed.method, "params": passed.params}
+        return {
+            "jsonrpc": "2.0",
+            "id": _id_of(call),
+            "method": passed.method,
+            "params": passed.params,
+        }
 
-    async def _count_sent(self, passed: Passed, sender: str, session: aiohttp.ClientSession) -> None:
+    async def _count_sent(
+        self, passed: Passed, sender: str, session: aiohttp.ClientSession
+    ) -> None:
         """Count a transaction for its sender, or raise NotPassed.
 
-        Anybody can send a copy of a transaction that is on the chain, or on its way there: copies are not counted.
+        Anybody can send a copy of a transaction that is on the chain, or on its way there: copies
+        are not counted.
         """
         raw = str(passed.params[0])
         if raw in self._sent:
             return
-        asked = {"jsonrpc": "2.0", "id": 0, "method": "eth_getTransactionCount", "params": [sender, "latest"]}
+        asked = {
+            "jsonrpc": "2.0",
+            "id": 0,
+            "method": "eth_getTransactionCount",
+            "params": [sender, "latest"],
+        }
         (answer,) = await self._ask(session, [asked])
         next_nonce = int(answer["result"], 16)
         if passed.nonce < next_nonce:
             reason = f"nonce too low: next nonce {next_nonce}, tx nonce {passed.nonce}"
             raise NotPassed(REJECTED, f"{passed.method}: {reason}")
         if not (self._sends.take(sender) and self._all_sends.take("all")):
-            raise NotPassed(TOO_MANY, f"{passed.method}: {sender} or all of this machine have sent too much lately")
+            raise NotPassed(
+                TOO_MANY,
+                f"{passed.method}: {sender} or all of this machine have sent too much lately",
+            )
         self._sent[raw] = None
         if len(self._sent) > _MAX_SENT:
             self._sent.pop(next(iter(self._sent)))
@@ -166,7 +213,8 @@ def _id_of(call: dict[str, Any]) -> int | str | None:
 
 @contextmanager
 def opened(anvil: settings.Anvil, chain_id: int) -> Iterator[Door]:
-    """A door at `anvil.host` and `anvil.port` and at the chain's socket, in a thread of its own, until the block ends.
+    """A door at `anvil.host` and `anvil.port` and at the chain's socket, in a thread of its own,
+    until the block ends.
 
     Raises ResourceError if the port is in use or the socket can't be made.
     """
@@ -184,7 +232,9 @@ def opened(anvil: settings.Anvil, chain_id: int) -> Iterator[Door]:
         door = Door(f"http://{shown}:{port}", chain_id)
         runners = []
         for sock, is_trusted in ((listening, False), (private, True)):
-            runner = web.AppRunner(door.application(is_trusted), access_log=None, shutdown_timeout=1.0)
+            runner = web.AppRunner(
+                door.application(is_trusted), access_log=None, shutdown_timeout=1.0
+            )
             await runner.setup()
             await web.SockSite(runner, sock).start()
             runners.append(runner)
@@ -219,7 +269,9 @@ def _private_socket(file: Path) -> socket.socket:
         os.chmod(file, 0o600)
         sock.listen(128)
     except OSError as error:
-        raise ResourceError(f"{file}: {error.strerror}; expected to make the chain's socket there") from None
+        raise ResourceError(
+            f"{file}: {error.strerror}; expected to make the chain's socket there"
+        ) from None
     return sock
 
 

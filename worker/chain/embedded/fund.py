@@ -21,21 +21,26 @@ _MOST = Decimal(10**9)
 def run(settings: Settings, options: argparse.Namespace) -> None:
     """Add `options.amount` (in ether) to what `options.address` has.
 
-    Raises SettingsError for what is not an address or amount, ChainUnreachable if no embedded chain serves here.
+    Raises SettingsError for what is not an address or amount, ChainUnreachable if no embedded chain
+    serves here.
     """
     if not re.fullmatch(r"0x[0-9a-fA-F]{40}", options.address):
-        raise SettingsError(f"ADDRESS: got {options.address[:60]!r}; expected 0x and 40 hexadecimal digits")
+        raise SettingsError(
+            f"ADDRESS: got {options.address[:60]!r}; expected 0x and 40 hexadecimal digits"
+        )
     try:
         amount = Decimal(options.amount)
     except InvalidOperation:
         amount = Decimal(0)
     if not amount.is_finite() or not 0 < amount <= _MOST:
-        raise SettingsError(f"AMOUNT: got {options.amount[:60]!r}; expected a number above 0, in ether")
+        raise SettingsError(
+            f"AMOUNT: got {options.amount[:60]!r}; expected a number above 0, in ether"
+        )
     file = door.socket_of(settings.anvil)
     if not file.is_socket():
         raise ChainUnreachable(
-            f"{file} (next to anvil.state_file): no embedded chain serves here; run this on its host, as root or as "
-            "its user, with the chain's settings file"
+            f"{file} (next to anvil.state_file): no embedded chain serves here; run this on its"
+            " host, as root or as its user, with the chain's settings file"
         )
     url = f"{http.UNIX}{file}"
     web3 = deployment.connect(url, settings.chain.timeout_seconds)

@@ -1,8 +1,9 @@
 """The filter for JSON-RPC requests of others, and for their parameters.
 
-The account service (/rpc) and the door in front of the embedded chain (door.py) both ask a `Gate`. It passes reads of
-the contract and transactions to it that somebody has signed; whatever could keep a chain busy (code of the caller's
-own, gas without limit, logs of all blocks, state overrides) or grow it (new contracts) is refused with a reason.
+The account service (/rpc) and the door in front of the embedded chain (door.py) both ask a `Gate`.
+It passes reads of the contract and transactions to it that somebody has signed; whatever could keep
+a chain busy (code of the caller's own, gas without limit, logs of all blocks, state overrides) or
+grow it (new contracts) is refused with a reason.
 """
 
 import functools
@@ -35,7 +36,8 @@ _MAX_PERCENTILES = 16
 _LATEST_SECONDS = 1.0
 _TAGS = frozenset(("earliest", "finalized", "latest", "pending", "safe"))
 _FEES = frozenset(("gasPrice", "maxFeePerGas", "maxPriorityFeePerGas", "nonce", "type", "value"))
-# Where a transaction of each type has chain id (-1: in the signature), nonce, gas, receiver and data.
+# Where a transaction of each type has chain id (-1: in the signature), nonce, gas, receiver and
+# data.
 _FIELDS = {0: (-1, 0, 2, 3, 5), 1: (0, 1, 3, 4, 6), 2: (0, 1, 4, 5, 7)}
 _NUM_FIELDS = {0: 9, 1: 11, 2: 12}
 
@@ -50,8 +52,8 @@ class NotPassed(ChainError):
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What may be asked of the chain. `sender`, `nonce`: who signed it, and which one of theirs it is, if it is a
-    transaction."""
+    """What may be asked of the chain. `sender`, `nonce`: who signed it, and which one of theirs it
+    is, if it is a transaction."""
 
     method: str
     params: list[Any]
@@ -61,10 +63,11 @@ class Passed:
 
 @dataclass
 class Gate:
-    """Filter of what others may ask of chain `chain_id`. `contract` None: calls and transactions to any address that is
-    there.
+    """Filter of what others may ask of chain `chain_id`. `contract` None: calls and transactions to
+    any address that is there.
 
-    `latest` says the number of the newest block; it is asked only for ranges of blocks that are open at an end.
+    `latest` says the number of the newest block; it is asked only for ranges of blocks that are
+    open at an end.
     """
 
     chain_id: int
@@ -95,14 +98,18 @@ class Gate:
 
     def _storage(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 2, 3)
-        return Passed(method, [self._target(params[0]), _hexadecimal(params[1], 64), _block(params[2:])])
+        return Passed(
+            method, [self._target(params[0]), _hexadecimal(params[1], 64), _block(params[2:])]
+        )
 
     def _call(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 1, 2)
         most = CALL_GAS if method == "eth_call" else SEND_GAS
         block = _block(params[1:])
         # Executing what waits again for each caller would be a way to keep the chain busy.
-        return Passed(method, [self._transaction(params[0], most), "latest" if block == "pending" else block])
+        return Passed(
+            method, [self._transaction(params[0], most), "latest" if block == "pending" else block]
+        )
 
     def _fee_history(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 2, 3)
@@ -142,9 +149,13 @@ class Gate:
             passed["topics"] = _topics(wanted["topics"])
         if wanted.get("blockHash") is not None:
             return Passed(method, [{**passed, "blockHash": _hash(wanted["blockHash"])}])
-        first, last = (self._number(wanted.get(key) or "latest") for key in ("fromBlock", "toBlock"))
+        first, last = (
+            self._number(wanted.get(key) or "latest") for key in ("fromBlock", "toBlock")
+        )
         if last - first >= MAX_LOG_BLOCKS:
-            raise _Wrong(f"got {last - first + 1} blocks; expected at most {MAX_LOG_BLOCKS} at once")
+            raise _Wrong(
+                f"got {last - first + 1} blocks; expected at most {MAX_LOG_BLOCKS} at once"
+            )
         return Passed(method, [{**passed, "fromBlock": hex(first), "toBlock": hex(last)}])
 
     def _send(self, method: str, params: list[Any]) -> Passed:
@@ -152,7 +163,9 @@ class Gate:
         raw = _bytes(_hexadecimal(params[0], 2 * MAX_RAW_BYTES))
         chain_id, nonce, gas, to = _decoded(raw)
         if chain_id != self.chain_id:
-            raise _Wrong(f"signed for chain id {chain_id}; this is chain {self.chain_id}: sign it for that")
+            raise _Wrong(
+                f"signed for chain id {chain_id}; this is chain {self.chain_id}: sign it for that"
+            )
         if not to:
             raise _Wrong("creates a contract; expected a transaction to the swarm's contract")
         self._target("0x" + to.hex())
@@ -178,7 +191,9 @@ class Gate:
             raise _Wrong("no `to`; expected a call of the swarm's contract")
         chain_id = wanted.get("chainId")
         if chain_id is not None and _quantity(chain_id) != self.chain_id:
-            raise _Wrong(f"chainId is {printable(str(chain_id))[:40]}; this is chain {self.chain_id}")
+            raise _Wrong(
+                f"chainId is {printable(str(chain_id))[:40]}; this is chain {self.chain_id}"
+            )
         data = wanted.get("input") if wanted.get("data") is None else wanted["data"]
         data = _hexadecimal(data, None)
         if self.contract is not None and data[2:10].lower() not in _selectors():
@@ -188,7 +203,9 @@ class Gate:
             passed["from"] = _address(wanted["from"])
         given = most_gas if wanted.get("gas") is None else _quantity(wanted["gas"])
         passed["gas"] = hex(min(given, most_gas))
-        passed.update({key: hex(_quantity(wanted[key])) for key in _FEES if wanted.get(key) is not None})
+        passed.update(
+            {key: hex(_quantity(wanted[key])) for key in _FEES if wanted.get(key) is not None}
+        )
         return passed
 
     def _number(self, block: object) -> int:
@@ -231,14 +248,17 @@ _CHECKS: dict[str, _Check] = {
     "web3_clientVersion": Gate._plain,
 }
 METHODS = frozenset(_CHECKS)
-"""What is passed on: reads, and transactions that somebody has signed. A chain such as anvil offers much more."""
+"""What is passed on: reads, and transactions that somebody has signed. A chain such as anvil offers
+much more."""
 
 
 @functools.cache
 def _selectors() -> frozenset[str]:
     """Of all functions of the contract; a call changes nothing, whichever it is."""
     return frozenset(
-        function_abi_to_4byte_selector(entry).hex() for entry in coordinator_abi() if entry["type"] == "function"
+        function_abi_to_4byte_selector(entry).hex()
+        for entry in coordinator_abi()
+        if entry["type"] == "function"
     )
 
 
@@ -254,7 +274,13 @@ def _decoded(raw: bytes) -> tuple[int | None, int, int, bytes]:
     if not isinstance(items, list) or len(items) != _NUM_FIELDS[kind]:
         raise _Wrong("no signed transaction")
     at_chain_id, at_nonce, at_gas, at_to, at_data = _FIELDS[kind]
-    parts = [items[at_gas], items[at_to], items[at_data], items[6 if kind == 0 else 0], items[at_nonce]]
+    parts = [
+        items[at_gas],
+        items[at_to],
+        items[at_data],
+        items[6 if kind == 0 else 0],
+        items[at_nonce],
+    ]
     if not all(isinstance(part, bytes) for part in parts):
         raise _Wrong("no signed transaction")
     number: int | None = int.from_bytes(parts[3])

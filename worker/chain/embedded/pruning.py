@@ -1,9 +1,11 @@
-"""Pruning of the embedded chain, so that it can run for months: old blocks, and the transactions in them.
+"""Pruning of the embedded chain, so that it can run for months: old blocks, and the transactions in
+them.
 
-What the contract holds stays forever; receipts, logs and call data (with the digests that audits look for) of blocks
-that are further back than `anvil.history_blocks` do not. anvil itself drops old transactions, but never a block, and it
-writes all that it knows with every dump. So its state file is cut before each start, dumps of a large one are further
-apart, and a chain that has grown a lot since its start is started again.
+What the contract holds stays forever; receipts, logs and call data (with the digests that audits
+look for) of blocks that are further back than `anvil.history_blocks` do not. anvil itself drops old
+transactions, but never a block, and it writes all that it knows with every dump. So its state file
+is cut before each start, dumps of a large one are further apart, and a chain that has grown a lot
+since its start is started again.
 """
 
 import json
@@ -40,17 +42,21 @@ def megabytes(file: Path) -> float:
 
 
 def dump_seconds(state_file: Path) -> int:
-    """Return how far apart the dumps of a state of this size are to be: what a killed chain may lose."""
+    """Return how far apart the dumps of a state of this size are to be: what a killed chain may
+    lose."""
     return max(1, math.ceil(megabytes(state_file) * _DUMP_SECONDS_PER_MEGABYTE / _SHARE))
 
 
 def kept_states(state_file: Path) -> int:
-    """Return how many past states anvil is to keep, each of which is a copy of all that the contract holds.
+    """Return how many past states anvil is to keep, each of which is a copy of all that the
+    contract holds.
 
-    None is ever asked for: reads are of the latest. But a block that is made while one is answered makes it a past one,
-    and the smaller the state, the quicker the blocks.
+    None is ever asked for: reads are of the latest. But a block that is made while one is answered
+    makes it a past one, and the smaller the state, the quicker the blocks.
     """
-    return max(_LEAST_STATES, min(_MOST_STATES, int(_STATES_MEGABYTES / (1.0 + megabytes(state_file)))))
+    return max(
+        _LEAST_STATES, min(_MOST_STATES, int(_STATES_MEGABYTES / (1.0 + megabytes(state_file))))
+    )
 
 
 def has_outgrown(state_file: Path, megabytes_before: float) -> bool:
@@ -59,7 +65,8 @@ def has_outgrown(state_file: Path, megabytes_before: float) -> bool:
 
 
 class Growth:
-    """Watches the state file, and says in the log when it grows faster than a swarm should make it."""
+    """Watches the state file, and says in the log when it grows faster than a swarm should make
+    it."""
 
     def __init__(self, state_file: Path) -> None:
         self._file = state_file
@@ -79,10 +86,11 @@ class Growth:
 
 
 def cut(state_file: Path, num_blocks: int) -> float:
-    """Leave the newest blocks and the first one, with their transactions. Returns the file's size then, in MB.
+    """Leave the newest blocks and the first one, with their transactions. Returns the file's size
+    then, in MB.
 
-    The file stays as it is where it is not in the form that our anvil writes, which is logged. Raises ResourceError if
-    it can't be read or written.
+    The file stays as it is where it is not in the form that our anvil writes, which is logged.
+    Raises ResourceError if it can't be read or written.
     """
     try:
         text = state_file.read_text()
@@ -93,23 +101,37 @@ def cut(state_file: Path, num_blocks: int) -> float:
     try:
         shorter = _without_old(text, num_blocks)
     except (ValueError, KeyError, TypeError) as error:
-        log.error("history is not cut: not a state file as our anvil writes it file=%s error=%r", state_file, error)
+        log.error(
+            "history is not cut: not a state file as our anvil writes it file=%s error=%r",
+            state_file,
+            error,
+        )
         return megabytes(state_file)
     if len(shorter) < len(text):
         write_whole(state_file, shorter)
-        log.info("history cut state=%s from_mb=%.1f to_mb=%.1f", state_file, len(text) / 1e6, len(shorter) / 1e6)
+        log.info(
+            "history cut state=%s from_mb=%.1f to_mb=%.1f",
+            state_file,
+            len(text) / 1e6,
+            len(shorter) / 1e6,
+        )
     return megabytes(state_file)
 
 
 def _without_old(text: str, num_blocks: int) -> str:
-    """The accounts, which are most of a large file, stay text: read as JSON they would take ten times the memory."""
+    """The accounts, which are most of a large file, stay text: read as JSON they would take ten
+    times the memory."""
     start = text.index(_KEY_OF_BLOCKS) + len(_KEY_OF_BLOCKS)
     blocks, end = _decoder.raw_decode(text, start)
     numbers = [int(block["header"]["number"], 16) for block in blocks]
     oldest = max(numbers, default=0) - num_blocks + 1
     if all(number >= oldest or number == 0 for number in numbers):
         return text
-    kept = [block for block, number in zip(blocks, numbers, strict=True) if number >= oldest or number == 0]
+    kept = [
+        block
+        for block, number in zip(blocks, numbers, strict=True)
+        if number >= oldest or number == 0
+    ]
     transactions_start = text.index(_KEY_OF_TRANSACTIONS, end) + len(_KEY_OF_TRANSACTIONS)
     transactions, transactions_end = _decoder.raw_decode(text, transactions_start)
     return "".join(

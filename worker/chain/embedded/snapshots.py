@@ -1,8 +1,10 @@
-"""Keeps the embedded chain's state on the disk, so that whatever is killed, and when, a whole one is there.
+"""Keeps the embedded chain's state on the disk, so that whatever is killed, and when, a whole one
+is there.
 
-anvil writes each dump over the last one in place: killed in one, it leaves a file that is cut short, and no chain. So
-it dumps into a draft, and each draft that is whole takes the place of the last snapshot. (Asking anvil for its state
-instead would keep it from answering anything else: 1.8 s of processor time for 60 MB.)
+anvil writes each dump over the last one in place: killed in one, it leaves a file that is cut
+short, and no chain. So it dumps into a draft, and each draft that is whole takes the place of the
+last snapshot. (Asking anvil for its state instead would keep it from answering anything else: 1.8 s
+of processor time for 60 MB.)
 """
 
 import logging
@@ -36,16 +38,20 @@ class Snapshots:
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
 
     def start(self) -> None:
-        """To be called before anvil is started: what it dumped when we were killed is newer than our last snapshot."""
+        """To be called before anvil is started: what it dumped when we were killed is newer than
+        our last snapshot."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        if self.draft.exists() and (not self._file.exists() or _version(self.draft) > _version(self._file)):
+        if self.draft.exists() and (
+            not self._file.exists() or _version(self.draft) > _version(self._file)
+        ):
             self._take()
         self.draft.unlink(missing_ok=True)
         self._taken = None
         self._thread.start()
 
     def stop(self) -> None:
-        """To be called when anvil has ended: take what it dumped on its way out. Raises ResourceError."""
+        """To be called when anvil has ended: take what it dumped on its way out. Raises
+        ResourceError."""
         self._is_stopping.set()
         self._thread.join(_STOP_SECONDS)
         if self.draft.exists() and not self._take():
@@ -57,7 +63,10 @@ class Snapshots:
         while not self._is_stopping.wait(pause):
             began = monotonic()
             try:
-                is_taken, reason = self._take(), f"no whole dump in {self.draft} for {_WORRY_SECONDS:g} s"
+                is_taken, reason = (
+                    self._take(),
+                    f"no whole dump in {self.draft} for {_WORRY_SECONDS:g} s",
+                )
             except ResourceError as error:
                 is_taken, reason = False, str(error)
             if is_taken:
@@ -68,7 +77,8 @@ class Snapshots:
             pause = max(_LOOK_SECONDS, (monotonic() - began) / _SHARE)
 
     def _take(self) -> bool:
-        """Let the draft, if it is whole, take the snapshot's place. Returns whether the newest draft is there now."""
+        """Let the draft, if it is whole, take the snapshot's place. Returns whether the newest
+        draft is there now."""
         try:
             before = _version(self.draft)
             if before == self._taken:
@@ -91,6 +101,6 @@ def _version(file: Path) -> tuple[int, int]:
 
 
 def _is_whole(content: bytes) -> bool:
-    """Return whether JSON that may be cut off anywhere is not. Its texts are hexadecimal numbers and names, without
-    braces."""
+    """Return whether JSON that may be cut off anywhere is not. Its texts are hexadecimal numbers
+    and names, without braces."""
     return content.endswith(b"}") and content.count(b"{") == content.count(b"}")

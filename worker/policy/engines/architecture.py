@@ -1,8 +1,10 @@
 # ruff: noqa: N806 - tensors are named with their axes
-"""The parts of a decoder of transformers, read from its modules: products, norms, rotations, windows.
+"""The parts of a decoder of transformers, read from its modules: products, norms, rotations,
+windows.
 
-Weights are copied into the layout that makes a decoding step fast: q/k/v and gate/up side by side, blocked or
-transposed as the processor likes it. `Weights.refresh` copies again when they have changed.
+Weights are copied into the layout that makes a decoding step fast: q/k/v and gate/up side by side,
+blocked or transposed as the processor likes it. `Weights.refresh` copies again when they have
+changed.
 """
 
 # H query heads, K key heads, D numbers of a head, S positions
@@ -34,8 +36,9 @@ _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 BOTH_DIRECTIONS = "attention in both directions"
 
 _BLOCKED_FROM = 1 << 20
-"""Weights of at least this many numbers go to oneDNN in its own blocked layout: they are read from memory at up to 1.3
-times the speed. It costs 30 us a call, which smaller products don't earn back."""
+"""Weights of at least this many numbers go to oneDNN in its own blocked layout: they are read from
+memory at up to 1.3 times the speed. It costs 30 us a call, which smaller products don't earn
+back."""
 _ROWS_HINT = 16  # oneDNN lays weights out for about this many rows
 
 
@@ -44,13 +47,16 @@ class UnknownArchitectureError(Exception):
 
 
 class Product:
-    """`x @ weight.T + bias` of linear layers side by side. `orders` permutes the rows of each (None: as they are).
+    """`x @ weight.T + bias` of linear layers side by side. `orders` permutes the rows of each
+    (None: as they are).
 
-    In 16 bits adapters are no part of the weight, whose last bit is larger than what they add: they have products of
-    their own, in the type of x.
+    In 16 bits adapters are no part of the weight, whose last bit is larger than what they add: they
+    have products of their own, in the type of x.
     """
 
-    def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype, orders: Sequence[Tensor | None] = ()) -> None:
+    def __init__(
+        self, linears: Sequence[nn.Linear], dtype: torch.dtype, orders: Sequence[Tensor | None] = ()
+    ) -> None:
         self._linears = linears
         self._orders = orders or [None] * len(linears)
         self._dtype = dtype
@@ -95,22 +101,30 @@ class Product:
         if self._layout == "panels":
             product = self._weight(x)
         elif self._layout == "blocked":
-            rounded = torch.ops.mkldnn._linear_pointwise(x.to(self._dtype), self._weight, self._bias, "none", [], "")
+            rounded = torch.ops.mkldnn._linear_pointwise(
+                x.to(self._dtype), self._weight, self._bias, "none", [], ""
+            )
             product = rounded.to(x.dtype)
         elif self._layout == "plain":
             product = functional.linear(x, self._weight, self._bias)
         else:
-            product = x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
+            product = (
+                x @ self._weight if self._bias is None else torch.addmm(self._bias, x, self._weight)
+            )
         if self._down is None or self._up is None:
             return product
         return product + (x @ self._down.to(x.dtype)) @ self._up.to(x.dtype)
 
     def _join(self, tensors: Sequence[Tensor]) -> Tensor:
-        ordered = [t.detach() if o is None else t.detach()[o] for t, o in zip(tensors, self._orders, strict=True)]
+        ordered = [
+            t.detach() if o is None else t.detach()[o]
+            for t, o in zip(tensors, self._orders, strict=True)
+        ]
         return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
 
     def _read_adapters(self) -> None:
-        """All adapters as one pair of products: of each layer's the second makes its own outputs alone."""
+        """All adapters as one pair of products: of each layer's the second makes its own outputs
+        alone."""
         factors = [lora.factors_of(linear) for linear in self._linears]
         ups = [up if o is None else up[o] for (_, up), o in zip(factors, self._orders, strict=True)]
         self._down = torch.cat([down for down, _ in factors]).t().contiguous()
@@ -138,14 +152,19 @@ class Norm:
 class HeadNorm:
     """The norms of the queries' and the keys' heads in one: (R, H + K, D) -> the same."""
 
-    def __init__(self, queries: nn.Module, keys: nn.Module, num_heads: int, num_kv_heads: int, order: Tensor) -> None:
+    def __init__(
+        self, queries: nn.Module, keys: nn.Module, num_heads: int, num_kv_heads: int, order: Tensor
+    ) -> None:
         self._modules = ((queries, num_heads), (keys, num_kv_heads))
         self._order = order
         self.eps = eps_of(queries)
         self.refresh()
 
     def refresh(self) -> None:
-        parts = [norm_weight(module)[self._order].expand(repeats, -1) for module, repeats in self._modules]
+        parts = [
+            norm_weight(module)[self._order].expand(repeats, -1)
+            for module, repeats in self._modules
+        ]
         self.weight = torch.cat(parts)
 
     def __call__(self, heads: Tensor) -> Tensor:
@@ -154,7 +173,8 @@ class HeadNorm:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """`window`: keys that a token sees, itself included; None: all. `rope`: the name of its rotation."""
+    """`window`: keys that a token sees, itself included; None: all. `rope`: the name of its
+    rotation."""
 
     attention_norm: Norm
     qkv: Product
@@ -212,12 +232,21 @@ class Weights:
         self.num_tokens = int(model.get_output_embeddings().weight.shape[0])
         self.scale = float(attention.scaling)
         # Gemma 3 has the name, too, and makes no use of it.
-        self.score_cap = getattr(config, "attn_logit_softcapping", None) if config.model_type == "gemma2" else None
+        self.score_cap = (
+            getattr(config, "attn_logit_softcapping", None)
+            if config.model_type == "gemma2"
+            else None
+        )
         self.logit_cap = getattr(config, "final_logit_softcapping", None)
         self.embed = model.get_input_embeddings()
-        # Pairs that rotate together stand side by side: a rotation is one multiplication of complex numbers.
+        # Pairs that rotate together stand side by side: a rotation is one multiplication of complex
+        # numbers.
         half = self.head_dim // 2
-        self._order_D = torch.stack([torch.arange(half), torch.arange(half) + half], 1).flatten().to(self.device)
+        self._order_D = (
+            torch.stack([torch.arange(half), torch.arange(half) + half], 1)
+            .flatten()
+            .to(self.device)
+        )
         self.layers = [self._read_layer(layer, i) for i, layer in enumerate(model.model.layers)]
         self.norm = Norm(model.model.norm, dtype)
         self.head = Product([model.get_output_embeddings()], dtype)
@@ -225,14 +254,21 @@ class Weights:
         self._seen = fingerprint(model)
 
     def refresh(self) -> None:
-        """Copy the weights again if the model's have changed, or its adapters alone if they have."""
+        """Copy the weights again if the model's have changed, or its adapters alone if they
+        have."""
         seen = fingerprint(self._model)
         if seen == self._seen:
             return
         names = (name for name, _ in self._model.named_parameters())
-        changed = [name for name, new, old in zip(names, seen, self._seen, strict=True) if new != old]
+        changed = [
+            name for name, new, old in zip(names, seen, self._seen, strict=True) if new != old
+        ]
         adapters_only = all(map(lora.is_of_adapter, changed))
-        for part in [*(part for layer in self.layers for part in layer.parts), self.norm, self.head]:
+        for part in [
+            *(part for layer in self.layers for part in layer.parts),
+            self.norm,
+            self.head,
+        ]:
             if isinstance(part, Product):
                 part.refresh(adapters_only=adapters_only)
             else:
@@ -242,10 +278,14 @@ class Weights:
     @property
     def are_panels(self) -> bool:
         """Whether every product is one of products_*.c, with nothing next to it."""
-        return all(p.panels is not None for p in [*(p for layer in self.layers for p in layer.products), self.head])
+        return all(
+            p.panels is not None
+            for p in [*(p for layer in self.layers for p in layer.products), self.head]
+        )
 
     def rotations(self, num_positions: int) -> dict[str, Tensor]:
-        """(S, D / 2) complex rotations of at least `num_positions` positions, by the name that layers have for them."""
+        """(S, D / 2) complex rotations of at least `num_positions` positions, by the name that
+        layers have for them."""
         if not self._rotations or next(iter(self._rotations.values())).shape[0] < num_positions:
             positions = torch.arange(max(256, 2 * num_positions), device=self.device)[None]
             like = torch.empty(0, device=self.device)
@@ -253,16 +293,24 @@ class Weights:
             for name in {layer.rope for layer in self.layers}:
                 cos, sin = rotary(like, positions, name) if name else rotary(like, positions)
                 half = self.head_dim // 2
-                self._rotations[name] = torch.complex(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+                self._rotations[name] = torch.complex(
+                    cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+                )
         return self._rotations
 
     def _read_layer(self, layer: Any, index: int) -> Layer:
         attention, mlp, dtype = layer.self_attn, layer.mlp, self.dtype
         starts_H = torch.arange(self.num_heads, device=self.device)[:, None] * self.head_dim
-        orders = [(starts_H + self._order_D).flatten(), (starts_H[: self.num_kv_heads] + self._order_D).flatten(), None]
+        orders = [
+            (starts_H + self._order_D).flatten(),
+            (starts_H[: self.num_kv_heads] + self._order_D).flatten(),
+            None,
+        ]
         head_norm = None
         if hasattr(attention, "q_norm"):
-            head_norm = HeadNorm(attention.q_norm, attention.k_norm, self.num_heads, self.num_kv_heads, self._order_D)
+            head_norm = HeadNorm(
+                attention.q_norm, attention.k_norm, self.num_heads, self.num_kv_heads, self._order_D
+            )
         has_post_norms = hasattr(layer, "pre_feedforward_layernorm")
         post_norm = Norm(layer.post_attention_layernorm, dtype)
         return Layer(
@@ -277,32 +325,42 @@ class Weights:
             down=Product([mlp.down_proj], dtype),
             mlp_post_norm=Norm(layer.post_feedforward_layernorm, dtype) if has_post_norms else None,
             window=_window_of(attention, self._model.config),
-            rope=self._model.config.layer_types[index] if _has_named_ropes(self._model.config) else "",
+            rope=self._model.config.layer_types[index]
+            if _has_named_ropes(self._model.config)
+            else "",
         )
 
 
 def fingerprint(model: nn.Module) -> list[int]:
-    """Sums over the bits of every weight, adapters included: another list when any of them has changed.
+    """Sums over the bits of every weight, adapters included: another list when any of them has
+    changed.
 
     (`_version` would not do: fused AdamW leaves it alone.)
     """
-    return [int(n) for n in torch.stack([_sum_bits(p.detach()) for p in model.parameters()]).tolist()]
+    return [
+        int(n) for n in torch.stack([_sum_bits(p.detach()) for p in model.parameters()]).tolist()
+    ]
 
 
 def _find_layout(linears: Sequence[nn.Linear], dtype: torch.dtype) -> str:
-    """Return how a weight is kept: "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or "panels"
-    (products_*.c)."""
+    """Return how a weight is kept: "plain" (a GPU), "transposed" (MKL), "blocked" (oneDNN) or
+    "panels" (products_*.c)."""
     size = sum(linear.weight.numel() for linear in linears)
     if linears[0].weight.device.type != "cpu":
         return "plain"
     is_large = size >= _BLOCKED_FROM
     if dtype == torch.bfloat16 and native.load() is not None:
         return "panels"
-    return "blocked" if torch._C._has_mkldnn and (is_large or dtype == torch.bfloat16) else "transposed"
+    return (
+        "blocked"
+        if torch._C._has_mkldnn and (is_large or dtype == torch.bfloat16)
+        else "transposed"
+    )
 
 
 def _sum_bits(weight: Tensor) -> Tensor:
-    """All the bits of a weight, as one 64-bit sum: eight bytes at a time, at the speed of the memory."""
+    """All the bits of a weight, as one 64-bit sum: eight bytes at a time, at the speed of the
+    memory."""
     flat = weight.reshape(-1)
     if flat.storage_offset() * flat.element_size() % 8:
         flat = flat.clone()
@@ -312,8 +370,8 @@ def _sum_bits(weight: Tensor) -> Tensor:
 
 
 def norm_weight(module: nn.Module) -> Tensor:
-    """Return what an RMS norm multiplies by in the end: some families add 1 to the weight. Read off what it makes of
-    ones."""
+    """Return what an RMS norm multiplies by in the end: some families add 1 to the weight. Read off
+    what it makes of ones."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     with torch.no_grad():
         ones = torch.ones(weight.shape, device=weight.device)
@@ -331,7 +389,8 @@ def _bias_of(linear: nn.Linear) -> Tensor:
 
 
 def _window_of(attention: Any, config: Any) -> int | None:
-    # Mistral's attention has no attribute of its own: every layer has the window of the configuration.
+    # Mistral's attention has no attribute of its own: every layer has the window of the
+    # configuration.
     window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
     return None if window is None else int(window)
 
@@ -345,14 +404,20 @@ def find_obstacle(model: Any) -> str | None:
     config = model.config
     if config.model_type not in _FAMILIES:
         return f"family {config.model_type}"
-    ropes = config.rope_parameters.values() if _has_named_ropes(config) else [config.rope_parameters]
+    ropes = (
+        config.rope_parameters.values() if _has_named_ropes(config) else [config.rope_parameters]
+    )
     for rope in ropes:
         if rope["rope_type"] not in _ROPE_TYPES or rope.get("partial_rotary_factor", 1.0) != 1.0:
             return f"rotation {rope['rope_type']}"
     if getattr(config, "use_bidirectional_attention", False):
         return BOTH_DIRECTIONS
     for layer in model.model.layers:
-        for module, known in ((layer, _LAYER_PARTS), (layer.self_attn, _ATTENTION_PARTS), (layer.mlp, _MLP_PARTS)):
+        for module, known in (
+            (layer, _LAYER_PARTS),
+            (layer.self_attn, _ATTENTION_PARTS),
+            (layer.mlp, _MLP_PARTS),
+        ):
             for name, child in module.named_children():
                 if name not in known:
                     return f"part {name}"

@@ -1,10 +1,11 @@
 """The number of answers that are generated at once: all, until memory does not take them.
 
-On a CPU a piece is cut in two before it is tried if it would not fit: a kernel that promised memory ends the process
-that uses it. That is an estimate from what is free now, so it is made again for each piece and never remembered. On a
-GPU, and where a CPU's allocator does say no, the piece that failed is cut in two and made again. That limit is
-remembered, also in the next life of the node, and raised again a bit at a time. Memory that other programs have taken
-is waited for, and teaches nothing. Answers do not depend on how they are cut: each row has random numbers of its own.
+On a CPU a piece is cut in two before it is tried if it would not fit: a kernel that promised memory
+ends the process that uses it. That is an estimate from what is free now, so it is made again for
+each piece and never remembered. On a GPU, and where a CPU's allocator does say no, the piece that
+failed is cut in two and made again. That limit is remembered, also in the next life of the node,
+and raised again a bit at a time. Memory that other programs have taken is waited for, and teaches
+nothing. Answers do not depend on how they are cut: each row has random numbers of its own.
 """
 
 import logging
@@ -30,8 +31,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 2, 64
 
 
 class Rows:
-    """`limit`: rows of a piece at most. None: nothing has failed yet. `smallest_share`: of the rows of the last batch,
-    those of its smallest piece but the last; 1.0: all at once; None: nothing was made yet."""
+    """`limit`: rows of a piece at most. None: nothing has failed yet. `smallest_share`: of the rows
+    of the last batch, those of its smallest piece but the last; 1.0: all at once; None: nothing was
+    made yet."""
 
     def __init__(self, device: torch.device) -> None:
         self.limit: int | None = None
@@ -141,10 +143,13 @@ class Rows:
             self.limit += max(1, self.limit // 2)
 
     def _keep_what_fitted(self, num_rows: int) -> None:
-        """A limit that was tried and did not fail is the new one; none is needed once it is as large as all rows."""
+        """A limit that was tried and did not fail is the new one; none is needed once it is as
+        large as all rows."""
         if self._proven is None or self.limit is None:
             return
-        log.info("answers are generated in larger pieces rows=%d before=%d", self.limit, self._proven)
+        log.info(
+            "answers are generated in larger pieces rows=%d before=%d", self.limit, self._proven
+        )
         self._proven, self._pause = None, _FIRST_PAUSE
         if self.limit >= num_rows:
             self.limit = None

@@ -1,7 +1,9 @@
-"""A decoding step on a GPU, recorded once and replayed: hundreds of small operations are launched as one CUDA graph.
+"""A decoding step on a GPU, recorded once and replayed: hundreds of small operations are launched
+as one CUDA graph.
 
-One by one a GPU waits for Python between them, most of the time. What is recorded works on the same memory each time,
-so its tensors must keep their places and their shapes, and nothing of it may depend on a number that Python computes.
+One by one a GPU waits for Python between them, most of the time. What is recorded works on the same
+memory each time, so its tensors must keep their places and their shapes, and nothing of it may
+depend on a number that Python computes.
 """
 
 import functools
@@ -19,7 +21,8 @@ Work = Callable[[], Tensor]
 
 
 class Replay:
-    """Does the same work again and again: plainly the first time, when libraries load what they need, then replayed.
+    """Does the same work again and again: plainly the first time, when libraries load what they
+    need, then replayed.
 
     The tensor that it returns is overwritten by the next call.
     """
@@ -51,11 +54,15 @@ def _say_once(reason: str) -> None:
 
 
 def record(work: Work, device: torch.device) -> Work:
-    """Return what `work` launches on the GPU, as one graph. Nothing is computed before the result is called."""
+    """Return what `work` launches on the GPU, as one graph. Nothing is computed before the result
+    is called."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     # Other threads of the worker may use the GPU meanwhile.
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    with (
+        torch.cuda.device(device),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
         out = work()
 
     def replay() -> Tensor:

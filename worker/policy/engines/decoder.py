@@ -1,12 +1,15 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""The decoding step without ceremony: what transformers' forward computes, in a quarter of the time.
+"""The decoding step without ceremony: what transformers' forward computes, in a quarter of the
+time.
 
-Each distinct prompt goes through the model once. Its keys and values are never copied: all its answers are rows of one
-product with them. The keys and values of the new tokens stand in a cache of their own, with room ahead.
+Each distinct prompt goes through the model once. Its keys and values are never copied: all its
+answers are rows of one product with them. The keys and values of the new tokens stand in a cache of
+their own, with room ahead.
 """
 
-# P distinct prompts, L tokens of the longest, R rows (answers under way), W rows of a prompt at most, N prompt tokens,
-# H query heads, K key heads, Q = H / K, D numbers of a head, T new tokens so far, V vocabulary
+# P distinct prompts, L tokens of the longest, R rows (answers under way), W rows of a prompt at
+# most, N prompt tokens, H query heads, K key heads, Q = H / K, D numbers of a head, T new tokens so
+# far, V vocabulary
 
 import math
 from collections.abc import Sequence
@@ -28,23 +31,34 @@ _FIRST_ROOM = 128  # new tokens that a cache has room for at first; it doubles w
 
 
 class LeanDecoder:
-    """Runs a model's decoder from its `Weights`. Raises UnknownArchitectureError for one that it can't."""
+    """Runs a model's decoder from its `Weights`. Raises UnknownArchitectureError for one that it
+    can't."""
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self.weights = Weights(model, dtype)
         self.replays = self.weights.device.type == "cuda"
         # Replayed, a step with fewer rows takes hardly less time, and it must be recorded again.
         self.compact_below = 0.5 if self.replays else 0.8
-        has_native = self.weights.device.type == "cpu" and native.knows(self.weights.layers[0].activation)
+        has_native = self.weights.device.type == "cpu" and native.knows(
+            self.weights.layers[0].activation
+        )
         self.native: Any | None = native.load() if has_native else None
         self.lacks_native = has_native and self.native is None and native.wanted() != "none"
 
     @property
     def name(self) -> str:
-        helped = " with native operations" if self.native else " with CUDA graphs" if self.replays else ""
+        helped = (
+            " with native operations"
+            if self.native
+            else " with CUDA graphs"
+            if self.replays
+            else ""
+        )
         return f"lean decoder{helped}, {self.weights.dtype}"
 
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple["LeanBatch", Tensor]:
+    def start(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> tuple["LeanBatch", Tensor]:
         """A row for each prompt, and the logits (R, V) of their first tokens."""
         self.weights.refresh()
         batch: LeanBatch
@@ -59,21 +73,29 @@ class LeanDecoder:
         return batch, batch.logits_RV
 
     def bytes_needed(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-        """Keys and values twice: they are copied when rows leave or room grows. Logits as the sampler treats them."""
+        """Keys and values twice: they are copied when rows leave or room grows. Logits as the
+        sampler treats them."""
         weights = self.weights
         width, num_prompts = _padded(max(map(len, prompts))), len(set(map(tuple, prompts)))
         size = weights.activation_dtype.itemsize
         token = 2 * len(weights.layers) * weights.num_kv_heads * weights.head_dim * size
         caches = 2 * token * (num_prompts * width + len(prompts) * _padded(max_new_tokens))
         logits = 5 * 4 * len(prompts) * weights.num_tokens
-        prefill = size * max(_PREFILL_TOKENS, width) * (4 * weights.mlp_size + 6 * weights.num_heads * weights.head_dim)
+        prefill = (
+            size
+            * max(_PREFILL_TOKENS, width)
+            * (4 * weights.mlp_size + 6 * weights.num_heads * weights.head_dim)
+        )
         return int(caches + logits + prefill)
 
 
 class LeanBatch:
-    """Answers under way. One row has its prompt's number in `_prompt_of` and its own new keys and values."""
+    """Answers under way. One row has its prompt's number in `_prompt_of` and its own new keys and
+    values."""
 
-    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    def __init__(
+        self, weights: Weights, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> None:
         self._weights = weights
         self._max_new_tokens = max_new_tokens
         self._step = 0
@@ -126,8 +148,14 @@ class LeanBatch:
 
     def _compute(self, tokens_R: Tensor) -> Tensor:
         positions_R = self._lengths_R + self._place_1
-        turns = {name: table[positions_R][:, None] * self._scale_H for name, table in self._rotations.items()}
-        masks = {window: self._mask(window) for window in {layer.window for layer in self._weights.layers}}
+        turns = {
+            name: table[positions_R][:, None] * self._scale_H
+            for name, table in self._rotations.items()
+        }
+        masks = {
+            window: self._mask(window)
+            for window in {layer.window for layer in self._weights.layers}
+        }
         x = self._weights.embed(tokens_R).to(self._dtype)
         for i, layer in enumerate(self._weights.layers):
             q, k, v = self._heads(layer, x, turns[layer.rope])
@@ -150,7 +178,8 @@ class LeanBatch:
         self._arrange()
 
     def _arrange(self) -> None:
-        """Lay the rows out as a grid with a line for each prompt, for the products with the prompts' keys."""
+        """Lay the rows out as a grid with a line for each prompt, for the products with the
+        prompts' keys."""
         rows_P: list[list[int]] = [[] for _ in self._lengths_P]
         for row, prompt in enumerate(self._prompt_of):
             rows_P[prompt].append(row)
@@ -160,7 +189,10 @@ class LeanBatch:
         self._row_of_slot: Tensor | None = None
         self._slot_of_row: Tensor | None = None
         if flat != list(range(len(self._prompt_of))):
-            slot = {row: rows_P[p].index(row) + p * self._grid[1] for row, p in enumerate(self._prompt_of)}
+            slot = {
+                row: rows_P[p].index(row) + p * self._grid[1]
+                for row, p in enumerate(self._prompt_of)
+            }
             self._row_of_slot = torch.tensor(flat, device=device)
             self._slot_of_row = torch.tensor([slot[row] for row in range(len(slot))], device=device)
         self._prompt_of_R = torch.tensor(self._prompt_of, device=device)
@@ -194,7 +226,8 @@ class LeanBatch:
         return mask_RS.masked_fill_(is_hidden_RS, -math.inf)[:, None, None]
 
     def _heads(self, layer: Layer, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (n, H, D), scaled, keys and values (n, K, D) of n tokens; queries and keys rotated."""
+        """Queries (n, H, D), scaled, keys and values (n, K, D) of n tokens; queries and keys
+        rotated."""
         H, K, D = self._weights.num_heads, self._weights.num_kv_heads, self._weights.head_dim
         heads = layer.qkv(layer.attention_norm(x)).view(-1, H + 2 * K, D).float()
         rotated = heads[:, : H + K]
@@ -222,7 +255,9 @@ class LeanBatch:
         cap = self._weights.logit_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
-    def _attend(self, index: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(
+        self, index: int, q_RHD: Tensor, k_RKD: Tensor, v_RKD: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """(R, H x D) of one new token for each row."""
         R, H, D = q_RHD.shape
         K = k_RKD.shape[1]
@@ -261,12 +296,18 @@ class LeanBatch:
         return rows if self._slot_of_row is None else rows.index_select(0, self._slot_of_row)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], first: int) -> Tensor:
-        """Run prompts end to end, without padding; keep their keys and values. (P, hidden) of their last tokens."""
+        """Run prompts end to end, without padding; keep their keys and values. (P, hidden) of their
+        last tokens."""
         device = self._weights.device
         lengths = [len(prompt) for prompt in prompts]
         positions_N = torch.cat([torch.arange(n) for n in lengths]).to(device)
-        turns = {name: table[positions_N][:, None] * self._scale_H for name, table in self._rotations.items()}
-        x = self._weights.embed(torch.tensor([t for p in prompts for t in p], device=device)).to(self._dtype)
+        turns = {
+            name: table[positions_N][:, None] * self._scale_H
+            for name, table in self._rotations.items()
+        }
+        x = self._weights.embed(torch.tensor([t for p in prompts for t in p], device=device)).to(
+            self._dtype
+        )
         for i, layer in enumerate(self._weights.layers):
             q, k, v = self._heads(layer, x, turns[layer.rope])
             attended, start = [], 0
@@ -281,7 +322,9 @@ class LeanBatch:
         hidden: Tensor = x.index_select(0, last_P)
         return hidden
 
-    def _attend_prompt(self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, window: int | None) -> Tensor:
+    def _attend_prompt(
+        self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, window: int | None
+    ) -> Tensor:
         """(N, H x D): causal attention within one prompt."""
         N = q_NHD.shape[0]
         q, k, v = (t.transpose(0, 1)[None] for t in (q_NHD, k_NKD, v_NKD))
@@ -302,7 +345,8 @@ class LeanBatch:
 
 
 class ReplayedBatch(LeanBatch):
-    """The same on a GPU, with each step replayed. It looks at all keys that there is room for: shapes must stay."""
+    """The same on a GPU, with each step replayed. It looks at all keys that there is room for:
+    shapes must stay."""
 
     _replay: Replay | None = None
 
@@ -333,12 +377,20 @@ class ReplayedBatch(LeanBatch):
 class NativeBatch(LeanBatch):
     """The same on a CPU, with the small operations between the products in C."""
 
-    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], max_new_tokens: int, functions: Any) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        functions: Any,
+    ) -> None:
         super().__init__(weights, prompts, max_new_tokens)
         self._functions = functions
 
     def _new_keys(self, like: Tensor, count: int, width: int) -> Tensor:
-        return like.new_zeros((count, self._weights.num_kv_heads, width // _BLOCK, self._weights.head_dim, _BLOCK))
+        return like.new_zeros(
+            (count, self._weights.num_kv_heads, width // _BLOCK, self._weights.head_dim, _BLOCK)
+        )
 
     def _widen_keys(self, keys: Tensor, more: int) -> Tensor:
         return functional.pad(keys, (0, 0, 0, 0, 0, more // _BLOCK))
@@ -354,7 +406,8 @@ class NativeBatch(LeanBatch):
         R = len(tokens_R)
         positions_R = self._lengths_R + self._step
         turns = {
-            name: torch.view_as_real(table.index_select(0, positions_R)) for name, table in self._rotations.items()
+            name: torch.view_as_real(table.index_select(0, positions_R))
+            for name, table in self._rotations.items()
         }
         x = weights.embed(tokens_R).float()
         normed = torch.empty_like(x)
@@ -384,13 +437,31 @@ class NativeBatch(LeanBatch):
     def _add_norm(self, x: Tensor, added: Tensor | None, norm: Norm, out: Tensor) -> None:
         term = None if added is None else added.data_ptr()
         self._functions.add_norm(
-            x.data_ptr(), term, norm.weight.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], norm.eps
+            x.data_ptr(),
+            term,
+            norm.weight.data_ptr(),
+            out.data_ptr(),
+            x.shape[0],
+            x.shape[1],
+            norm.eps,
         )
 
-    def _attend_natively(self, index: int, qkv: Tensor, turn: Tensor, scores: Tensor, out: Tensor) -> None:
+    def _attend_natively(
+        self, index: int, qkv: Tensor, turn: Tensor, scores: Tensor, out: Tensor
+    ) -> None:
         weights, norm = self._weights, self._weights.layers[index].head_norm
-        prompt_values, keys, values = self._prompt_values[index], self._keys[index], self._values[index]
-        R, H, K, D, room = len(qkv), weights.num_heads, weights.num_kv_heads, weights.head_dim, values.shape[2]
+        prompt_values, keys, values = (
+            self._prompt_values[index],
+            self._keys[index],
+            self._values[index],
+        )
+        R, H, K, D, room = (
+            len(qkv),
+            weights.num_heads,
+            weights.num_kv_heads,
+            weights.head_dim,
+            values.shape[2],
+        )
         self._functions.turn_heads(
             qkv.data_ptr(),
             turn.data_ptr(),
@@ -411,7 +482,16 @@ class NativeBatch(LeanBatch):
             self._lengths_R.data_ptr(),
             scores.data_ptr(),
             out.data_ptr(),
-            *(R, H, K, D, prompt_values.shape[2], room, self._step, weights.layers[index].window or 0),
+            *(
+                R,
+                H,
+                K,
+                D,
+                prompt_values.shape[2],
+                room,
+                self._step,
+                weights.layers[index].window or 0,
+            ),
             weights.score_cap or 0.0,
         )
 
@@ -425,14 +505,19 @@ class PanelBatch(NativeBatch):
         self._make_room()
         weights = self._weights
         if self._described is None:
-            caches = zip(self._prompt_keys, self._prompt_values, self._keys, self._values, strict=True)
+            caches = zip(
+                self._prompt_keys, self._prompt_values, self._keys, self._values, strict=True
+            )
             self._described = Step(weights, len(tokens_R), list(caches))
         positions_R = self._lengths_R + self._step
         turns = {
-            name: torch.view_as_real(table.index_select(0, positions_R)) for name, table in self._rotations.items()
+            name: torch.view_as_real(table.index_select(0, positions_R))
+            for name, table in self._rotations.items()
         }
         x = weights.embed(tokens_R).float()
-        logits_RV = self._described.run(self._functions, x, turns, self._prompt_of_R, self._lengths_R, self._step)
+        logits_RV = self._described.run(
+            self._functions, x, turns, self._prompt_of_R, self._lengths_R, self._step
+        )
         self._step += 1
         return self._cap_logits(logits_RV)
 

@@ -1,8 +1,8 @@
 # ruff: noqa: N803, N806, N815 - tensors are named with their axes
 """Decoding with transformers' own forward and cache: for every decoder that transformers can run.
 
-One prefill for each distinct prompt, the cache repeated for its answers. Slower than the lean decoder, which takes its
-place for the families that it knows.
+One prefill for each distinct prompt, the cache repeated for its answers. Slower than the lean
+decoder, which takes its place for the families that it knows.
 """
 
 # B prompts, R rows, L prompt tokens, T new tokens, S tokens seen, V vocabulary
@@ -18,7 +18,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 @dataclass(slots=True)
 class Prefix:
-    """Prompts that went through the model once. Left-padded: the last position is every prompt's last token.
+    """Prompts that went through the model once. Left-padded: the last position is every prompt's
+    last token.
 
     `mask_BL` is 1 on real tokens, `lengths_B` counts them, `logits_BV` predict the first new token.
     """
@@ -31,14 +32,18 @@ class Prefix:
     def select(self, index_R: Tensor) -> "Prefix":
         """A row for each of these numbers of prompts. Uses up this object.
 
-        `reorder_cache` because every kind of layer has it, also those with a convolution's or a recurrent state.
+        `reorder_cache` because every kind of layer has it, also those with a convolution's or a
+        recurrent state.
         """
         self.cache.reorder_cache(index_R)
-        return Prefix(self.cache, self.mask_BL[index_R], self.lengths_B[index_R], self.logits_BV[index_R])
+        return Prefix(
+            self.cache, self.mask_BL[index_R], self.lengths_B[index_R], self.logits_BV[index_R]
+        )
 
 
 def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
-    """One forward pass over `prompts` (token ids, none empty). Differentiable where gradients are on."""
+    """One forward pass over `prompts` (token ids, none empty). Differentiable where gradients are
+    on."""
     width = max(len(p) for p in prompts)
     # The pad token's id does not matter: the mask hides it.
     ids_BL = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
@@ -58,7 +63,8 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
 
 @dataclass(frozen=True, slots=True)
 class CacheSize:
-    """Bytes that a model keeps of a row: `row` at any length (states of linear attention), and `token` of each."""
+    """Bytes that a model keeps of a row: `row` at any length (states of linear attention), and
+    `token` of each."""
 
     row: int
     token: int
@@ -70,7 +76,8 @@ class CacheSize:
 
 @torch.no_grad()
 def measure_cache(model: Any) -> CacheSize:
-    """Return what `model` keeps, measured with two short prompts: layers of one model may differ in all of it."""
+    """Return what `model` keeps, measured with two short prompts: layers of one model may differ in
+    all of it."""
     short, long = (_bytes_kept(model, length) for length in (1, 9))
     token = max(0, long - short) // 8
     return CacheSize(row=max(0, short - token), token=token)
@@ -78,7 +85,10 @@ def measure_cache(model: Any) -> CacheSize:
 
 def _bytes_kept(model: Any, length: int) -> int:
     out = model(torch.zeros((1, length), dtype=torch.long, device=model.device), use_cache=True)
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors_of(dict(out), "logits").values())
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in _tensors_of(dict(out), "logits").values()
+    )
 
 
 def _tensors_of(value: Any, *left_out: str) -> dict[int, Tensor]:
@@ -106,10 +116,14 @@ class CachedDecoder:
         self._size: CacheSize | None = None
         self.name = f"transformers' forward, {model.dtype}"
 
-    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple["CachedBatch", Tensor]:
+    def start(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> tuple["CachedBatch", Tensor]:
         """A row for each prompt, and the logits (R, V) of their first tokens."""
         number = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-        index_R = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=self._model.device)
+        index_R = torch.tensor(
+            [number[tuple(prompt)] for prompt in prompts], device=self._model.device
+        )
         prefix = prefill(self._model, list(number)).select(index_R)
         return CachedBatch(self._model, prefix, max_new_tokens), prefix.logits_BV
 
@@ -119,7 +133,8 @@ class CachedDecoder:
         self._size = self._size or measure_cache(self._model)
         caches = 2 * self._size.of(len(prompts), width + max_new_tokens)
         logits = 5 * 4 * len(prompts) * self._model.get_output_embeddings().weight.shape[0]
-        # What a layer makes of all distinct prompts at once; an MLP is seldom more than four times as wide.
+        # What a layer makes of all distinct prompts at once; an MLP is seldom more than four times
+        # as wide.
         hidden = self._model.config.get_text_config().hidden_size
         prefill = 16 * hidden * self._model.dtype.itemsize * len(set(map(tuple, prompts))) * width
         return int(caches + logits + prefill)
@@ -159,7 +174,8 @@ class CachedBatch:
 
 
 class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """A cache layer with room for `capacity` tokens, so that a step writes one token instead of copying all."""
+    """A cache layer with room for `capacity` tokens, so that a step writes one token instead of
+    copying all."""
 
     def __init__(self, filled: DynamicLayer, capacity: int) -> None:
         super().__init__()
@@ -174,7 +190,9 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
         room[:, :, : states.shape[-2]] = states
         return room
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         start, end = self._num_tokens, self._num_tokens + key_states.shape[-2]
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
@@ -188,6 +206,8 @@ class _PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 def _preallocate(cache: DynamicCache, capacity: int) -> None:
     # Sliding windows and the like keep transformers' own layers: they are bounded already.
     cache.layers = [
-        _PreallocatedLayer(layer, capacity) if type(layer) is DynamicLayer and layer.is_initialized else layer
+        _PreallocatedLayer(layer, capacity)
+        if type(layer) is DynamicLayer and layer.is_initialized
+        else layer
         for layer in cache.layers
     ]

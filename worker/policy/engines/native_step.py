@@ -1,7 +1,9 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""A whole decoding step as one call of step.c: the structures that it reads, and the room that it works in."""
+"""A whole decoding step as one call of step.c: the structures that it reads, and the room that it
+works in."""
 
-# R rows, H query heads, K key heads, D numbers of a head, L tokens of the longest prompt, V vocabulary
+# R rows, H query heads, K key heads, D numbers of a head, L tokens of the longest prompt, V
+# vocabulary
 
 import ctypes
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,12 @@ _ROOMS = ("x", "normed", "added", "terms", "qkv", "attended", "gate_up", "gated"
 
 
 class _Product(ctypes.Structure):
-    _fields_ = (("panels", _POINTER), ("bias", _POINTER), ("num_outputs", _INT), ("num_inputs", _INT))
+    _fields_ = (
+        ("panels", _POINTER),
+        ("bias", _POINTER),
+        ("num_outputs", _INT),
+        ("num_inputs", _INT),
+    )
 
 
 class _Norm(ctypes.Structure):
@@ -43,13 +50,17 @@ class _Batch(ctypes.Structure):
         ("norm", _Norm),
         ("head", _Product),
         *((name, _POINTER) for name in ("prompt_of", "lengths", *_ROOMS, "blocks")),
-        *((name, _INT) for name in ("num_layers", "R", "H", "K", "D", "L", "room", "step", "is_gelu")),
+        *(
+            (name, _INT)
+            for name in ("num_layers", "R", "H", "K", "D", "L", "room", "step", "is_gelu")
+        ),
         *((name, _FLOAT) for name in ("scale", "score_cap")),
     )
 
 
 class Step:
-    """Steps of `num_rows` rows with these caches: (prompt keys, prompt values, keys, values) of each layer."""
+    """Steps of `num_rows` rows with these caches: (prompt keys, prompt values, keys, values) of
+    each layer."""
 
     def __init__(self, weights: Weights, num_rows: int, caches: Sequence[Sequence[Tensor]]) -> None:
         R, H, K, D = num_rows, weights.num_heads, weights.num_kv_heads, weights.head_dim
@@ -68,7 +79,9 @@ class Step:
         }
         self._rooms = {name: torch.empty(R, size) for name, size in sizes.items()}
         panels = [_panels_of(product) for layer in weights.layers for product in layer.products]
-        self._blocks = torch.empty(max(p.block_bytes(R) for p in [*panels, head]), dtype=torch.uint8)
+        self._blocks = torch.empty(
+            max(p.block_bytes(R) for p in [*panels, head]), dtype=torch.uint8
+        )
         self._num_tokens = weights.num_tokens
         self._batch = _Batch(
             layers=self._layers,
@@ -85,9 +98,16 @@ class Step:
         )
 
     def run(
-        self, functions: Any, x: Tensor, turns: Mapping[str, Tensor], prompt_of_R: Tensor, lengths_R: Tensor, step: int
+        self,
+        functions: Any,
+        x: Tensor,
+        turns: Mapping[str, Tensor],
+        prompt_of_R: Tensor,
+        lengths_R: Tensor,
+        step: int,
     ) -> Tensor:
-        """Logits (R, V) of the tokens with the embeddings `x` (R, hidden), which are written over."""
+        """Logits (R, V) of the tokens with the embeddings `x` (R, hidden), which are written
+        over."""
         for layer, rope in zip(self._layers, self._ropes, strict=True):
             layer.turn = turns[rope].data_ptr()
         logits_RV = x.new_empty((len(x), self._num_tokens))

@@ -1,11 +1,14 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Drawing the next tokens: temperature, top-k, top-p, min-p and repetition penalty as transformers means them.
+"""Drawing the next tokens: temperature, top-k, top-p, min-p and repetition penalty as transformers
+means them.
 
-Inverse transform sampling, with one uniform number for each row and step. A vocabulary of 152,000 costs more than some
-of the model's products if it is sorted or normalised; here it is read four times, and nothing is sorted whole.
+Inverse transform sampling, with one uniform number for each row and step. A vocabulary of 152,000
+costs more than some of the model's products if it is sorted or normalised; here it is read four
+times, and nothing is sorted whole.
 """
 
-# R rows, V vocabulary, S tokens that a row has seen, C tokens that are left to choose from, B numbers of a block
+# R rows, V vocabulary, S tokens that a row has seen, C tokens that are left to choose from, B
+# numbers of a block
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,19 +22,27 @@ from worker.policy.engines import native
 _LARGEST_UNIFORM = 1 - 2**-20  # keeps u * total below total in float32
 _BLOCK = 512
 _NUCLEUS = 128
-"""This many of the likeliest tokens are tried first for top-p, then sixteen times as many, until they hold enough."""
+"""This many of the likeliest tokens are tried first for top-p, then sixteen times as many, until
+they hold enough."""
 
 
 class Sampler:
     """Draws for rows that answer `prompts` (one prompt a row)."""
 
-    def __init__(self, generation: settings.Generation, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
+    def __init__(
+        self,
+        generation: settings.Generation,
+        prompts: Sequence[Sequence[int]],
+        device: torch.device,
+    ) -> None:
         self._generation = generation
         self._seen_RS: Tensor | None = None
         if generation.repetition_penalty != 1.0:
             # Filled up with a token of the prompt: a token that is named twice is penalised once.
             width = max(map(len, prompts))
-            self._seen_RS = torch.tensor([[*p, *[p[0]] * (width - len(p))] for p in prompts], device=device)
+            self._seen_RS = torch.tensor(
+                [[*p, *[p[0]] * (width - len(p))] for p in prompts], device=device
+            )
         is_plain = self._seen_RS is None and generation.top_k == 0 and generation.top_p == 1
         self._functions: Any | None = native.load() if is_plain and device.type == "cpu" else None
 
@@ -43,8 +54,8 @@ class Sampler:
     def choose(self, logits_RV: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next tokens (R,) and their log-probabilities (R,).
 
-        Those are at the temperature that is sampled with, as the trainer computes them, before any of the limits.
-        `uniform_R` in [0, 1) decides.
+        Those are at the temperature that is sampled with, as the trainer computes them, before any
+        of the limits. `uniform_R` in [0, 1) decides.
         """
         logits_RV = logits_RV.float()
         if self._functions is not None:
@@ -77,7 +88,9 @@ class Sampler:
     def _penalise(self, scores_RV: Tensor, seen_RS: Tensor) -> Tensor:
         penalty = self._generation.repetition_penalty
         old_RS = scores_RV.gather(1, seen_RS)
-        return scores_RV.scatter(1, seen_RS, torch.where(old_RS < 0, old_RS * penalty, old_RS / penalty))
+        return scores_RV.scatter(
+            1, seen_RS, torch.where(old_RS < 0, old_RS * penalty, old_RS / penalty)
+        )
 
     def _pick(self, weights_RV: Tensor, blocks: "_Blocks", uniform_R1: Tensor) -> Tensor:
         generation, num_tokens = self._generation, weights_RV.shape[1]
@@ -93,7 +106,8 @@ class Sampler:
                 blocks = _Blocks(weights_RV.masked_fill_(weights_RV < min_weight, 0.0))
             return blocks.find(uniform_R1)
         if generation.top_p < 1:
-            # Sorted downwards here: a token stays while those before it hold less than top_p; the first always does.
+            # Sorted downwards here: a token stays while those before it hold less than top_p; the
+            # first always does.
             before_RC = weights_RC.cumsum(-1) - weights_RC
             weights_RC.masked_fill_(before_RC >= generation.top_p * total_R1, 0.0)
         weights_RC.masked_fill_(weights_RC < min_weight, 0.0)
@@ -127,7 +141,9 @@ class _Blocks:
         share_R1 = ((uniform_R1 * self.total_R1 - before_R1) / sum_R1).clamp(0, _LARGEST_UNIFORM)
         tokens_RB = found_R1 * _BLOCK + torch.arange(_BLOCK, device=found_R1.device)
         is_past_RB = tokens_RB >= self._num_tokens
-        weights_RB = self._weights_RV.gather(1, tokens_RB.clamp(max=self._num_tokens - 1)).masked_fill_(is_past_RB, 0.0)
+        weights_RB = self._weights_RV.gather(
+            1, tokens_RB.clamp(max=self._num_tokens - 1)
+        ).masked_fill_(is_past_RB, 0.0)
         return found_R1 * _BLOCK + _search(weights_RB.cumsum(-1), share_R1)
 
 
@@ -138,7 +154,8 @@ def _log_sum(logits_RV: Tensor) -> Tensor:
 
 
 def _search(cumulative_RC: Tensor, uniform_R1: Tensor) -> Tensor:
-    """(R, 1) where the cumulative weights pass these shares of their total: never at a weight of 0."""
+    """(R, 1) where the cumulative weights pass these shares of their total: never at a weight of
+    0."""
     found_R1 = torch.searchsorted(cumulative_RC, uniform_R1 * cumulative_RC[:, -1:], right=True)
     return found_R1.clamp_(max=cumulative_RC.shape[1] - 1)
 

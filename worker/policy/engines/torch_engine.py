@@ -1,12 +1,14 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Our generation engine: batched sampling over a decoder, `LeanDecoder` for the families that it knows, transformers'
-own forward for others.
+"""Our generation engine: batched sampling over a decoder, `LeanDecoder` for the families that it
+knows, transformers' own forward for others.
 
-Deterministic for a seed. Each row and step has its own uniform number, drawn whether or not the row still lives, so
-that the answers do not depend on when other rows finish, nor on which rows are generated together.
+Deterministic for a seed. Each row and step has its own uniform number, drawn whether or not the row
+still lives, so that the answers do not depend on when other rows finish, nor on which rows are
+generated together.
 """
 
-# R rows (those still in the batch, where a step is meant), N all of them, T new tokens, V vocabulary
+# R rows (those still in the batch, where a step is meant), N all of them, T new tokens, V
+# vocabulary
 
 import gc
 import logging
@@ -20,7 +22,11 @@ from worker import settings
 from worker.errors import ModelError
 from worker.policy import memory
 from worker.policy.engines import decoder_check, native, vllm
-from worker.policy.engines.architecture import BOTH_DIRECTIONS, UnknownArchitectureError, find_obstacle
+from worker.policy.engines.architecture import (
+    BOTH_DIRECTIONS,
+    UnknownArchitectureError,
+    find_obstacle,
+)
 from worker.policy.engines.batching import Rows
 from worker.policy.engines.decoder import LeanDecoder
 from worker.policy.engines.engine import Decoder, Ending, Engine, Sampled, Setback
@@ -32,24 +38,31 @@ from worker.policy.engines.vllm import VllmEngine
 log = logging.getLogger(__name__)
 
 _WORSE_THAN_THEIRS = 1.5
-"""The lean decoder may be this many times as far from float32 as transformers' pass in the same precision is."""
+"""The lean decoder may be this many times as far from float32 as transformers' pass in the same
+precision is."""
 _WORSE_IS_WRONG = 4.0
-"""The same for transformers' forward with a cache. It is the last way, and a wrong cache is much further off."""
+"""The same for transformers' forward with a cache. It is the last way, and a wrong cache is much
+further off."""
 
 Prompts = Sequence[Sequence[int]]
 
 
-def load_engine(model: Any, generation: settings.Generation, rows: Rows | None = None, prompts: Prompts = ()) -> Engine:
+def load_engine(
+    model: Any, generation: settings.Generation, rows: Rows | None = None, prompts: Prompts = ()
+) -> Engine:
     """The engine that the settings name, for this model. It follows the model's weights.
 
-    `rows` is how many answers it generates at once; None: it finds out for itself. `prompts` are real ones, which our
-    engine is checked with; none: arbitrary tokens.
+    `rows` is how many answers it generates at once; None: it finds out for itself. `prompts` are
+    real ones, which our engine is checked with; none: arbitrary tokens.
 
-    Raises ModelError for a vLLM that is asked for and can't be had, and for a model that our engine computes wrongly.
+    Raises ModelError for a vLLM that is asked for and can't be had, and for a model that our engine
+    computes wrongly.
     """
     if generation.engine == "transformers":
         wanted = model.dtype if generation.dtype == "auto" else find_dtype(model, generation.dtype)
-        return ReferenceEngine(model, rows, _unfollowed(wanted, model.dtype, "transformers' generate"))
+        return ReferenceEngine(
+            model, rows, _unfollowed(wanted, model.dtype, "transformers' generate")
+        )
     if generation.engine == "vllm":
         return VllmEngine(model, generation)
     setbacks: tuple[Setback, ...] = ()
@@ -78,10 +91,14 @@ class TorchEngine:
         wanted, self.setbacks = find_dtype(model, dtype), [*setbacks]
         self.decoder: Decoder = _find_decoder(model, wanted, prompts, self.setbacks)
         if dtype != "auto" or self.setbacks:
-            actual = self.decoder.weights.dtype if isinstance(self.decoder, LeanDecoder) else model.dtype
+            actual = (
+                self.decoder.weights.dtype if isinstance(self.decoder, LeanDecoder) else model.dtype
+            )
             self.setbacks += _unfollowed(wanted, actual, self.decoder.name)
         if isinstance(self.decoder, LeanDecoder) and self.decoder.lacks_native:
-            self.setbacks.append(Setback("engine", f"native operations not used: {native.why_not()}"))
+            self.setbacks.append(
+                Setback("engine", f"native operations not used: {native.why_not()}")
+            )
         self._device = model.device
         self._rows = rows or Rows(model.device)
 
@@ -90,7 +107,11 @@ class TorchEngine:
         return f"torch, {self.decoder.name}"
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
+        self,
+        prompts: Sequence[Sequence[int]],
+        generation: settings.Generation,
+        seed: int,
+        ending: Ending,
     ) -> list[list[Sampled]]:
         G, T = generation.num_generations, generation.max_completion_length
         prompts_R = [prompt for prompt in prompts for _ in range(G)]
@@ -102,7 +123,9 @@ class TorchEngine:
 
         def make(piece: range) -> list[Sampled]:
             numbers = uniform_TR[:, piece.start : piece.stop].to(self._device)
-            return sample(self.decoder, [prompts_R[row] for row in piece], generation, numbers, ending)
+            return sample(
+                self.decoder, [prompts_R[row] for row in piece], generation, numbers, ending
+            )
 
         rows = self._rows.run(len(prompts_R), needed, make)
         return [rows[i : i + G] for i in range(0, len(rows), G)]
@@ -144,11 +167,14 @@ def sample(
         logits_RV = batch.step(next_R)
 
     logprobs = _collect(history, [len(t) for t in tokens])
-    return [Sampled(tuple(t), tuple(p), f) for t, p, f in zip(tokens, logprobs, finished, strict=True)]
+    return [
+        Sampled(tuple(t), tuple(p), f) for t, p, f in zip(tokens, logprobs, finished, strict=True)
+    ]
 
 
 def _collect(history: list[tuple[list[int], Tensor]], lengths_N: list[int]) -> list[list[float]]:
-    """Each row's log-probabilities, as many as it has tokens. Fetched at the end: a GPU is waited for once a step."""
+    """Each row's log-probabilities, as many as it has tokens. Fetched at the end: a GPU is waited
+    for once a step."""
     logprobs: list[list[float]] = [[] for _ in lengths_N]
     for rows, logprobs_R in history:
         for row, logprob in zip(rows, logprobs_R.tolist(), strict=True):
@@ -158,7 +184,8 @@ def _collect(history: list[tuple[list[int], Tensor]], lengths_N: list[int]) -> l
 
 
 def _unfollowed(wanted: torch.dtype, actual: torch.dtype, engine: str) -> list[Setback]:
-    """Return the setback of an engine that computes in another precision than is wanted; none if it does not."""
+    """Return the setback of an engine that computes in another precision than is wanted; none if it
+    does not."""
     if wanted == actual:
         return []
     reason = f"{wanted} is wanted (generation.dtype), {engine} computes in {actual}"
@@ -166,23 +193,29 @@ def _unfollowed(wanted: torch.dtype, actual: torch.dtype, engine: str) -> list[S
     return [Setback("precision", reason)]
 
 
-def _find_decoder(model: Any, dtype: torch.dtype, prompts: Prompts, setbacks: list[Setback]) -> Decoder:
-    """Return the first way that computes the model rightly: the lean decoder in `dtype`, in float32, transformers'
-    forward. What goes wrong on the way is added to `setbacks`.
+def _find_decoder(
+    model: Any, dtype: torch.dtype, prompts: Prompts, setbacks: list[Setback]
+) -> Decoder:
+    """Return the first way that computes the model rightly: the lean decoder in `dtype`, in
+    float32, transformers' forward. What goes wrong on the way is added to `setbacks`.
 
     Raises ModelError where none does.
     """
     obstacle = find_obstacle(model)
     if obstacle == BOTH_DIRECTIONS:
         raise ModelError(
-            f"model of type {model.config.model_type}: {BOTH_DIRECTIONS}: it reads what comes after a token, too, so "
-            "it can't be sampled; take a causal language model (use_bidirectional_attention off in config.json)"
+            f"model of type {model.config.model_type}: {BOTH_DIRECTIONS}: it reads what comes after"
+            " a token, too, so it can't be sampled; take a causal language model"
+            " (use_bidirectional_attention off in config.json)"
         )
     if obstacle:
         log.info("lean decoder not used reason=%s", obstacle)
     trial = _Trial(model, prompts)
     if not trial.can_be_judged:
-        log.warning("engine not checked reason=the model's logits are not finite family=%s", model.config.model_type)
+        log.warning(
+            "engine not checked reason=the model's logits are not finite family=%s",
+            model.config.model_type,
+        )
         setbacks.append(Setback("engine", "not checked: the model's logits are not finite"))
         return CachedDecoder(model)
     for wanted in () if obstacle else dict.fromkeys((dtype, torch.float32)):
@@ -193,18 +226,22 @@ def _find_decoder(model: Any, dtype: torch.dtype, prompts: Prompts, setbacks: li
 
 
 class _Trial:
-    """Prompts, and what plain forward passes say of them in float32: what decoders are judged by."""
+    """Prompts, and what plain forward passes say of them in float32: what decoders are judged
+    by."""
 
     def __init__(self, model: Any, prompts: Prompts) -> None:
         self._model = model
         num_tokens = int(model.get_output_embeddings().weight.shape[0])
-        self._prompts = decoder_check.shorten(prompts) or decoder_check.arbitrary_prompts(num_tokens)
+        self._prompts = decoder_check.shorten(prompts) or decoder_check.arbitrary_prompts(
+            num_tokens
+        )
         self._exact = decoder_check.plain_logits(model, self._prompts, torch.float32)
         self.can_be_judged = bool(self._exact.isfinite().all())
         self._theirs: dict[torch.dtype, float] = {torch.float32: 0.0}
 
     def judge(self, decoder: Decoder, dtype: torch.dtype, factor: float) -> tuple[float, float]:
-        """The decoder's distance from float32, and the largest that is accepted of one that computes in `dtype`."""
+        """The decoder's distance from float32, and the largest that is accepted of one that
+        computes in `dtype`."""
         error = decoder_check.difference(
             decoder_check.decoded_logits(decoder, self._prompts, self._model.device), self._exact
         )
@@ -214,8 +251,11 @@ class _Trial:
         return error, decoder_check.allowed_error(self._theirs[dtype], factor)
 
 
-def _try_lean(model: Any, dtype: torch.dtype, trial: _Trial, setbacks: list[Setback]) -> LeanDecoder | None:
-    """Return the lean decoder, if memory takes it and it is right; otherwise log and add to `setbacks` why not."""
+def _try_lean(
+    model: Any, dtype: torch.dtype, trial: _Trial, setbacks: list[Setback]
+) -> LeanDecoder | None:
+    """Return the lean decoder, if memory takes it and it is right; otherwise log and add to
+    `setbacks` why not."""
     needed, free = model.num_parameters() * dtype.itemsize, memory.free(model.device)
     if dtype != model.dtype and needed > free:
         log.warning(
@@ -254,28 +294,34 @@ def _require_cached(model: Any, trial: _Trial) -> CachedDecoder:
         reason = memory.reason_of(failure)
         if memory.is_out_of_memory(failure):
             raise ModelError(
-                f"model of type {model.config.model_type}: memory does not take even the check with four short prompts "
-                f"({reason}); free memory, or take a smaller model"
+                f"model of type {model.config.model_type}: memory does not take even the check with"
+                f" four short prompts ({reason}); free memory, or take a smaller model"
             ) from failure
         raise _refusal(model, f"fails: {type(failure).__name__}: {reason}") from failure
     if not error <= allowed:
-        raise _refusal(model, f"is {error:.2g} off one pass without a cache, allowed are {allowed:.2g}")
+        raise _refusal(
+            model, f"is {error:.2g} off one pass without a cache, allowed are {allowed:.2g}"
+        )
     return decoder
 
 
 def _refusal(model: Any, reason: str) -> ModelError:
     return ModelError(
-        f"model of type {model.config.model_type} ({type(model).__name__}): transformers' forward with a cache "
-        f"{reason}; its answers would not be the model's. Set generation.engine to transformers, which generates this "
-        "type in its own way, slower, or take a model of a family that docs/models.md lists"
+        f"model of type {model.config.model_type} ({type(model).__name__}): transformers' forward"
+        f" with a cache {reason}; its answers would not be the model's. Set generation.engine to"
+        " transformers, which generates this type in its own way, slower, or take a model of a"
+        " family that docs/models.md lists"
     )
 
 
 def find_dtype(model: Any, name: str) -> torch.dtype:
-    """auto: on a CPU bfloat16 where that is fast (AMX; or AVX2, with our own operations); else the model's own."""
+    """auto: on a CPU bfloat16 where that is fast (AMX; or AVX2, with our own operations); else the
+    model's own."""
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16
-    dtype: torch.dtype = torch.bfloat16 if model.device.type == "cpu" and has_fast_bfloat16() else model.dtype
+    dtype: torch.dtype = (
+        torch.bfloat16 if model.device.type == "cpu" and has_fast_bfloat16() else model.dtype
+    )
     return dtype
 
 

@@ -18,10 +18,12 @@ from worker.policy.engines.hf_decoder import CacheSize, measure_cache
 
 
 class ReferenceEngine:
-    """All answers in one batch. Its random numbers are torch's own: another stream than ours, so sampled answers
-    differ, and depend on the batch; greedy ones don't."""
+    """All answers in one batch. Its random numbers are torch's own: another stream than ours, so
+    sampled answers differ, and depend on the batch; greedy ones don't."""
 
-    def __init__(self, model: Any, rows: Rows | None = None, setbacks: Sequence[Setback] = ()) -> None:
+    def __init__(
+        self, model: Any, rows: Rows | None = None, setbacks: Sequence[Setback] = ()
+    ) -> None:
         self.setbacks = setbacks
         self.name = f"transformers' generate, {model.dtype}"
         self._model = model
@@ -29,7 +31,11 @@ class ReferenceEngine:
         self._size: CacheSize | None = None
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
+        self,
+        prompts: Sequence[Sequence[int]],
+        generation: settings.Generation,
+        seed: int,
+        ending: Ending,
     ) -> list[list[Sampled]]:
         G, T = generation.num_generations, generation.max_completion_length
         prompts_R = [prompt for prompt in prompts for _ in range(G)]
@@ -41,14 +47,20 @@ class ReferenceEngine:
             return int(2 * size.of(len(piece), width) + 8 * len(piece) * T * num_logits)
 
         def make(piece: range) -> list[Sampled]:
-            return self._generate([prompts_R[row] for row in piece], generation, seed + piece.start, ending)
+            return self._generate(
+                [prompts_R[row] for row in piece], generation, seed + piece.start, ending
+            )
 
         rows = self._rows.run(len(prompts_R), needed, make)
         return [rows[i : i + G] for i in range(0, len(rows), G)]
 
     @torch.no_grad()
     def _generate(
-        self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
+        self,
+        prompts: Sequence[Sequence[int]],
+        generation: settings.Generation,
+        seed: int,
+        ending: Ending,
     ) -> list[Sampled]:
         device, width = self._model.device, max(map(len, prompts))
         ids_RL = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
@@ -65,13 +77,18 @@ class ReferenceEngine:
             )
         logits_TRV = torch.stack(out.logits).float() / generation.temperature
         new_RT = out.sequences[:, width:]
-        logprobs_RT = (logits_TRV.gather(2, new_RT.t()[..., None])[..., 0] - logits_TRV.logsumexp(-1)).t()
-        return [cut(t, p, ending) for t, p in zip(new_RT.tolist(), logprobs_RT.tolist(), strict=True)]
+        logprobs_RT = (
+            logits_TRV.gather(2, new_RT.t()[..., None])[..., 0] - logits_TRV.logsumexp(-1)
+        ).t()
+        return [
+            cut(t, p, ending) for t, p in zip(new_RT.tolist(), logprobs_RT.tolist(), strict=True)
+        ]
 
 
 @contextmanager
 def _without_own_config(model: Any) -> Iterator[None]:
-    """transformers would take what our settings leave out (min_p, no_repeat_ngram_size) from the model's own."""
+    """transformers would take what our settings leave out (min_p, no_repeat_ngram_size) from the
+    model's own."""
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
@@ -99,7 +116,8 @@ def _generation_config(generation: settings.Generation, ending: Ending) -> Gener
         eos_token_id=sorted(ending.end_ids),
         pad_token_id=min(ending.end_ids, default=0),
         output_logits=True,
-        # Broken weights answer something; their log-probabilities, of the raw logits, say that they are broken.
+        # Broken weights answer something; their log-probabilities, of the raw logits, say that they
+        # are broken.
         remove_invalid_values=True,
         return_dict_in_generate=True,
     )

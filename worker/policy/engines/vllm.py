@@ -1,11 +1,13 @@
 # ruff: noqa: N806 - tensors are named with their axes
 """vLLM as a generation engine, in this process and on the model's own GPU, where it is installed.
 
-It is given the model's configuration only. Its weights are ours: brought over when it starts and whenever they have
-changed since, adapters merged in; the keys and values that it keeps of prompts are then thrown away. It never sees a
-tokenizer: prompts are token ids, and an answer is ended from here, by the rule that all engines share.
+It is given the model's configuration only. Its weights are ours: brought over when it starts and
+whenever they have changed since, adapters merged in; the keys and values that it keeps of prompts
+are then thrown away. It never sees a tokenizer: prompts are token ids, and an answer is ended from
+here, by the rule that all engines share.
 
-vLLM applies min-p before top-p, transformers after it: with both set its nucleus is a little smaller.
+vLLM applies min-p before top-p, transformers after it: with both set its nucleus is a little
+smaller.
 """
 
 import copy
@@ -38,8 +40,17 @@ _ENVIRONMENT = {
 }
 """vLLM has no other way to say these."""
 
-_UNFIT = (ValueError, RuntimeError, AssertionError, TypeError, KeyError, AttributeError, ImportError)
-"""What it raises of a model, a machine or a version that does not fit: it has no class of its own for that."""
+_UNFIT = (
+    ValueError,
+    RuntimeError,
+    AssertionError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ImportError,
+)
+"""What it raises of a model, a machine or a version that does not fit: it has no class of its own
+for that."""
 
 _LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Limit on how far its log-probabilities may be from those that we train on, on average."""
@@ -51,19 +62,26 @@ def is_installed() -> bool:
 
 
 class VllmEngine:
-    """Raises ModelError where vLLM can't run this model here, or says other things of it than transformers."""
+    """Raises ModelError where vLLM can't run this model here, or says other things of it than
+    transformers."""
 
     def __init__(self, model: Any, generation: settings.Generation) -> None:
         os.environ.update(_ENVIRONMENT)
         try:
             import vllm
-        except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: built for another torch
+        except (
+            ImportError,
+            OSError,
+            RuntimeError,
+        ) as error:  # RuntimeError: built for another torch
             raise ModelError(
-                f"generation/engine: vllm: can't be imported: {memory.reason_of(error)}; expected vLLM, built for "
-                f"torch {torch.__version__}, in this environment, or engine: torch"
+                f"generation/engine: vllm: can't be imported: {memory.reason_of(error)}; expected"
+                f" vLLM, built for torch {torch.__version__}, in this environment, or engine: torch"
             ) from error
         self._model = model
-        self._dtype = model.dtype if generation.dtype == "auto" else getattr(torch, generation.dtype)
+        self._dtype = (
+            model.dtype if generation.dtype == "auto" else getattr(torch, generation.dtype)
+        )
         self._numbers = itertools.count()
         self._sampling_params: Any = vllm.SamplingParams
         self._is_untied = model.device.type == "cpu"
@@ -75,23 +93,32 @@ class VllmEngine:
             self._require_agreement(generation)
         except _UNFIT as error:
             raise ModelError(
-                f"generation/engine: {self.name} can't run this {model.config.model_type} here: "
-                f"{memory.reason_of(error)}; change generation.vllm_memory if it says that memory is short, or set "
-                "generation.engine: torch"
+                f"generation/engine: {self.name} can't run this {model.config.model_type} here:"
+                f" {memory.reason_of(error)}; change generation.vllm_memory if it says that memory"
+                " is short, or set generation.engine: torch"
             ) from error
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
+        self,
+        prompts: Sequence[Sequence[int]],
+        generation: settings.Generation,
+        seed: int,
+        ending: Ending,
     ) -> list[list[Sampled]]:
         G = generation.num_generations
         with _own_random_numbers(self._model.device):
             self._bring_weights()
-            # The answers to a prompt follow each other: they find its keys and values in vLLM's cache.
+            # The answers to a prompt follow each other: they find its keys and values in vLLM's
+            # cache.
             rows = self._run([p for p in prompts for _ in range(G)], generation, seed, ending)
         return [rows[i : i + G] for i in range(0, len(rows), G)]
 
     def _run(
-        self, prompts: Sequence[Sequence[int]], generation: settings.Generation, seed: int, ending: Ending
+        self,
+        prompts: Sequence[Sequence[int]],
+        generation: settings.Generation,
+        seed: int,
+        ending: Ending,
     ) -> list[Sampled]:
         engine, seeds = self._llm.llm_engine, random.Random(seed)
         rows: dict[str, _Row] = {}
@@ -101,7 +128,11 @@ class VllmEngine:
             params = self._params(generation, seeds.getrandbits(32), ending)
             engine.add_request(name, {"type": "token", "prompt_token_ids": list(prompt)}, params)
         while engine.has_unfinished_requests():
-            ended = [o.request_id for o in engine.step() if rows[o.request_id].extend(o.outputs[0], ending)]
+            ended = [
+                o.request_id
+                for o in engine.step()
+                if rows[o.request_id].extend(o.outputs[0], ending)
+            ]
             if ended:
                 engine.abort_request(ended)
         return [row.sampled() for row in rows.values()]
@@ -131,7 +162,9 @@ class VllmEngine:
             return
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._weights()})
         if self._llm.reset_prefix_cache() is False:
-            raise ModelError(f"{self.name}: keeps the keys and values of weights that it has no more")
+            raise ModelError(
+                f"{self.name}: keeps the keys and values of weights that it has no more"
+            )
         self._seen = seen
 
     def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -141,21 +174,27 @@ class VllmEngine:
             yield "lm_head.weight", head.weight.detach().to(self._dtype)
 
     def _require_agreement(self, generation: settings.Generation) -> None:
-        """Its log-probabilities are what the trainer takes for its own: see that they are, on a few answers."""
+        """Its log-probabilities are what the trainer takes for its own: see that they are, on a few
+        answers."""
         count = self._model.get_output_embeddings().weight.shape[0]
         prompts = [[(7 * i + 3) % count for i in range(n)] for n in (24, 9)]
         length = min(4, generation.max_completion_length)
         plain = settings.Generation(num_generations=2, max_completion_length=length)
-        groups = self.generate(prompts, plain, 0, Ending(frozenset(), lambda tokens: False, [False] * count))
+        groups = self.generate(
+            prompts, plain, 0, Ending(frozenset(), lambda tokens: False, [False] * count)
+        )
         rows = [row for group in groups for row in group]
         with torch.no_grad():
-            ours = completion_logprobs(self._model, prompts, [r.token_ids for r in rows], [0, 0, 1, 1], 1.0)
+            ours = completion_logprobs(
+                self._model, prompts, [r.token_ids for r in rows], [0, 0, 1, 1], 1.0
+            )
         theirs = torch.tensor([row.logprobs for row in rows], device=ours.device)
         error = float((ours - theirs).abs().mean())
         if not error <= _LARGEST_ERROR[self._dtype]:
             raise ModelError(
-                f"{self.name}: its log-probabilities of {self._model.config.model_type} are {error:.2g} from those of "
-                f"transformers on average, {_LARGEST_ERROR[self._dtype]:g} are allowed; set generation.engine: torch"
+                f"{self.name}: its log-probabilities of {self._model.config.model_type} are"
+                f" {error:.2g} from those of transformers on average,"
+                f" {_LARGEST_ERROR[self._dtype]:g} are allowed; set generation.engine: torch"
             )
 
 
@@ -183,14 +222,18 @@ class _Row:
 def _start(make: Any, model: Any, dtype: torch.dtype, generation: settings.Generation) -> Any:
     """vLLM's LLM, with weights of no meaning as yet."""
     arguments = _arguments(model.device, dtype, generation)
-    with tempfile.TemporaryDirectory(prefix="hivewright-vllm-") as folder, _own_random_numbers(model.device):
+    with (
+        tempfile.TemporaryDirectory(prefix="hivewright-vllm-") as folder,
+        _own_random_numbers(model.device),
+    ):
         _describe(model, Path(folder))
         return make(model=folder, **arguments)
 
 
 @contextmanager
 def _own_random_numbers(device: torch.device) -> Iterator[None]:
-    """vLLM sets seeds and draws: the states of this process, which a checkpoint goes on from, stay as they are."""
+    """vLLM sets seeds and draws: the states of this process, which a checkpoint goes on from, stay
+    as they are."""
     state = random.getstate()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -199,7 +242,9 @@ def _own_random_numbers(device: torch.device) -> Iterator[None]:
             random.setstate(state)
 
 
-def _arguments(device: torch.device, dtype: torch.dtype, generation: settings.Generation) -> dict[str, Any]:
+def _arguments(
+    device: torch.device, dtype: torch.dtype, generation: settings.Generation
+) -> dict[str, Any]:
     return {
         # As torch counts them: of those that are visible.
         **({"device_ids": [device.index]} if device.type == "cuda" and device.index else {}),
@@ -210,7 +255,8 @@ def _arguments(device: torch.device, dtype: torch.dtype, generation: settings.Ge
         "max_model_len": generation.max_prompt_length + generation.max_completion_length,
         "gpu_memory_utilization": generation.vllm_memory,
         "enable_prefix_caching": True,
-        # At the sampling temperature. vLLM knows this before the limits only for temperature 1; after them, as in TRL.
+        # At the sampling temperature. vLLM knows this before the limits only for temperature 1;
+        # after them, as in TRL.
         "logprobs_mode": "raw_logprobs" if generation.temperature == 1 else "processed_logprobs",
         "distributed_executor_backend": "uni",
         "async_scheduling": False,  # else a step is under way when we change the weights
@@ -223,6 +269,7 @@ def _describe(model: Any, folder: Path) -> None:
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     if model.device.type == "cpu":
-        # There vLLM packs the output layer apart from the embedding that it is tied to: it would not follow it.
+        # There vLLM packs the output layer apart from the embedding that it is tied to: it would
+        # not follow it.
         config.tie_word_embeddings = False
     config.save_pretrained(folder)

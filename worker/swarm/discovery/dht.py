@@ -1,11 +1,14 @@
-"""Membership: signed membership records in a Kademlia DHT (hivemind's `DHTNode`, in our own event loop).
+"""Membership: signed membership records in a Kademlia DHT (hivemind's `DHTNode`, in our own event
+loop).
 
-Records lie in buckets, each a DHT key of its own. The first has room for `BUCKET_SIZE` members; who finds a bucket full
-goes one level deeper, where there are eight times as many, chosen by a hash of the peer id. So no key grows with the
-swarm, a small swarm is read in one look-up, and a node's cost stays the same. Groups never pass through here.
+Records lie in buckets, each a DHT key of its own. The first has room for `BUCKET_SIZE` members; who
+finds a bucket full goes one level deeper, where there are eight times as many, chosen by a hash of
+the peer id. So no key grows with the swarm, a small swarm is read in one look-up, and a node's cost
+stays the same. Groups never pass through here.
 
-hivemind's node would run untrusted peers' bytes through a recursive decoder (12 KB of them end the process) and store
-without bounds; both are replaced below. dht_guard.py bounds what untrusted peers may ask of it.
+hivemind's node would run untrusted peers' bytes through a recursive decoder (12 KB of them end the
+process) and store without bounds; both are replaced below. dht_guard.py bounds what untrusted peers
+may ask of it.
 """
 
 import asyncio
@@ -52,8 +55,8 @@ NUM_REPLICAS = 5
 BEAM_SIZE = 10
 """How many of the nearest nodes a look-up hears before it ends: enough to find 5 replicas."""
 THOROUGH_EVERY = 8
-"""One in this many reads, announcements and look-arounds takes all replicas and the whole neighbourhood in; the others
-are content with less if all is well."""
+"""One in this many reads, announcements and look-arounds takes all replicas and the whole
+neighbourhood in; the others are content with less if all is well."""
 ENOUGH_FOUND = 16
 ENOUGH_NEIGHBOURS = 8
 
@@ -81,13 +84,16 @@ def _bucket_depths() -> dict[bytes, tuple[int, int]]:
 
 
 class _FlatSerializer(MSGPackSerializer):  # type: ignore[misc]
-    """hivemind's format, as far as it is used here: text, bytes, numbers, and dictionaries of bytes."""
+    """hivemind's format, as far as it is used here: text, bytes, numbers, and dictionaries of
+    bytes."""
 
     @classmethod
     def loads(cls, buf: bytes) -> Any:
         """Raises BadRecord."""
         if len(buf) > MAX_VALUE_BYTES:
-            raise BadRecord("too-large", f"value of {len(buf)} bytes; at most {MAX_VALUE_BYTES} are read")
+            raise BadRecord(
+                "too-large", f"value of {len(buf)} bytes; at most {MAX_VALUE_BYTES} are read"
+            )
         fields = Fields(buf, max_extension_bytes=len(buf))
         value = fields.value()
         fields.finish()
@@ -117,7 +123,8 @@ dht_guard.install()
 
 
 class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
-    """Keeps at most BUCKET_HARD_LIMIT members of a bucket, and never an older record over a newer one."""
+    """Keeps at most BUCKET_HARD_LIMIT members of a bucket, and never an older record over a newer
+    one."""
 
     def store_subkey(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
         held = self.get(key)
@@ -131,8 +138,8 @@ class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
 
 
 class _MemberValidator(RecordValidatorBase):  # type: ignore[misc]
-    """Lets only genuine membership records into the DHT: right bucket, right owner, of bounded life, signed. What is
-    signed costs most to find out, so it comes last."""
+    """Lets only genuine membership records into the DHT: right bucket, right owner, of bounded
+    life, signed. What is signed costs most to find out, so it comes last."""
 
     def validate(self, record: DHTRecord) -> bool:
         place = _bucket_depths().get(record.key)
@@ -153,7 +160,8 @@ class _MemberValidator(RecordValidatorBase):  # type: ignore[misc]
 
 @lru_cache(maxsize=1024)
 def _read(value: bytes) -> Member | None:
-    """The member in a stored value, whoever wrote it; None if there is none. Cached: records are seen many times."""
+    """The member in a stored value, whoever wrote it; None if there is none. Cached: records are
+    seen many times."""
     try:
         fields = Fields(value)
         sealed = fields.binary(MAX_MEMBER_BYTES)
@@ -203,7 +211,9 @@ class Membership:
         except (TimeoutError, OSError, EOFError) as error:
             if p2p is not None:
                 await p2p.shutdown()
-            raise SwarmError(f"DHT node can't start on the libp2p daemon: {error or 'no answer in time'}") from error
+            raise SwarmError(
+                f"DHT node can't start on the libp2p daemon: {error or 'no answer in time'}"
+            ) from error
         node.protocol.storage, node.protocol.cache = _BoundedStorage(), _BoundedStorage()
         return cls(p2p, node, daemon.peer_id)
 
@@ -214,8 +224,9 @@ class Membership:
 
     @property
     def reader(self) -> "asyncio.Task[None]":
-        """Return what reads the daemon's messages. It must never end: an answer that comes just when its question was
-        given up kills hivemind's without a word, and the DHT is deaf from then on."""
+        """Return what reads the daemon's messages. It must never end: an answer that comes just
+        when its question was given up kills hivemind's without a word, and the DHT is deaf from
+        then on."""
         task: asyncio.Task[None] = self._p2p._client.control._read_task
         return task
 
@@ -225,7 +236,8 @@ class Membership:
         return len(self._node.protocol.routing_table.peer_id_to_uid)
 
     async def meet(self, peer_id: str) -> bool:
-        """Make a peer that we are connected with a neighbour. False: it does not answer as a DHT node."""
+        """Make a peer that we are connected with a neighbour. False: it does not answer as a DHT
+        node."""
         return await self._node.protocol.call_ping(PeerID.from_base58(peer_id)) is not None
 
     async def look_around(self) -> None:
@@ -237,7 +249,9 @@ class Membership:
     async def announce(self, member: Member) -> None:
         """Store our record in the first bucket on our path that has room. Raises TimeoutError."""
         async with asyncio.timeout(READ_TIMEOUT_SECONDS):
-            if not self._is_thorough("announce", self._has_place) and await self._store(self._depth, member):
+            if not self._is_thorough("announce", self._has_place) and await self._store(
+                self._depth, member
+            ):
                 return
             self._has_place = False
             for depth in range(max(0, self._depth - 1), MAX_DEPTH):
@@ -250,7 +264,8 @@ class Membership:
                 return
 
     async def read(self, rng: random.Random) -> list[Member]:
-        """Members from the buckets on a random path, down to the level where swarms of this size have theirs.
+        """Members from the buckets on a random path, down to the level where swarms of this size
+        have theirs.
 
         Raises TimeoutError. Expired records are left out by the DHT, as far as the clocks agree.
         """
@@ -274,7 +289,9 @@ class Membership:
     async def _read(self, depth: int, bucket: int, thorough: bool) -> list[Member]:
         """Return what a bucket holds: in all its replicas, or in the one that answers first."""
         workers = self._node.num_workers if thorough else 1
-        result = await self._node.get(_key(depth, bucket), latest=thorough, beam_size=BEAM_SIZE, num_workers=workers)
+        result = await self._node.get(
+            _key(depth, bucket), latest=thorough, beam_size=BEAM_SIZE, num_workers=workers
+        )
         if result is None or not isinstance(result.value, dict):
             return []
         members = (_read(msgpack.packb(entry.value)) for entry in result.value.values())
@@ -283,12 +300,14 @@ class Membership:
     async def _store(self, depth: int, member: Member) -> bool:
         """Put a record into its bucket; whether any replica took it.
 
-        hivemind's own `store` looks the key up and so is sent what all replicas hold under it. The nodes next to the
-        key are the same, and there is nothing to send.
+        hivemind's own `store` looks the key up and so is sent what all replicas hold under it. The
+        nodes next to the key are the same, and there is nothing to send.
         """
         key = DHTID.generate(_key(depth, bucket_of(member.peer_id, depth)))
         beside = DHTID(int(key) ^ 1)
-        found = await self._node.find_nearest_nodes([beside], k_nearest=BEAM_SIZE, beam_size=BEAM_SIZE)
+        found = await self._node.find_nearest_nodes(
+            [beside], k_nearest=BEAM_SIZE, beam_size=BEAM_SIZE
+        )
         nearest, answers = list(found[beside].values()), list[bool]()
         while nearest and len(answers) < NUM_REPLICAS:
             missing = NUM_REPLICAS - len(answers)
@@ -298,9 +317,13 @@ class Membership:
         return any(answers)
 
     async def _store_at(self, peer: Any, key: DHTID, member: Member) -> bool | None:
-        """Return whether a node took the record: it does not if it has a newer one or no room. None: it does not
-        answer."""
-        protocol, value, expires = self._node.protocol, msgpack.packb(member.sealed), float(member.expires)
+        """Return whether a node took the record: it does not if it has a newer one or no room.
+        None: it does not answer."""
+        protocol, value, expires = (
+            self._node.protocol,
+            msgpack.packb(member.sealed),
+            float(member.expires),
+        )
         if peer == self._node.peer_id:
             return bool(protocol.storage.store(key, value, expires, subkey=member.peer_id))
         stored = await protocol.call_store(peer, [key], [value], expires, subkeys=[member.peer_id])

@@ -1,10 +1,11 @@
-"""Limits on what untrusted peers may ask of our DHT node, and what they may answer. hivemind's own takes any number of
-keys in a request, any number of requests, and whatever place in the DHT a node claims: one message of 4 MB keeps it,
-and the exchange next to it, busy for seconds, and one untrusted peer can pose as all its neighbours. A neighbour in an
-answer may have a name of any length: base 58 of 60 KB takes 5 s, in the event loop.
+"""Limits on what untrusted peers may ask of our DHT node, and what they may answer. hivemind's own
+takes any number of keys in a request, any number of requests, and whatever place in the DHT a node
+claims: one message of 4 MB keeps it, and the exchange next to it, busy for seconds, and one
+untrusted peer can pose as all its neighbours. A neighbour in an answer may have a name of any
+length: base 58 of 60 KB takes 5 s, in the event loop.
 
-Here a node's place is the hash of its peer id, which libp2p has authenticated; who claims another one is answered, and
-is nobody's neighbour.
+Here a node's place is the hash of its peer id, which libp2p has authenticated; who claims another
+one is answered, and is nobody's neighbour.
 """
 
 import logging
@@ -26,11 +27,13 @@ from worker.swarm.transport.streams import REQUEST_WINDOW_SECONDS, Rate
 log = logging.getLogger(__name__)
 
 MAX_KEYS = 64
-"""In one request. Ours have one; a node that hands over what it stores to a new neighbour sends a few."""
+"""In one request. Ours have one; a node that hands over what it stores to a new neighbour sends a
+few."""
 MAX_REQUESTS_PER_PEER = 400
 """Of one kind, within REQUEST_WINDOW_SECONDS."""
 MAX_STORES_PER_PEER = 40
-"""Within the same. A peer stores its own record once a minute; what it stores takes a signature's verification each."""
+"""Within the same. A peer stores its own record once a minute; what it stores takes a signature's
+verification each."""
 MAX_STORED_BYTES = 256 << 10
 """In one request: a bucket that is full of the largest records."""
 MAX_NEIGHBOURS = 20
@@ -50,8 +53,8 @@ def place_of(peer_id: str) -> DHTID:
 
 
 def install() -> None:
-    """Make the nodes of this process that are where `place_of` says answer so. To be called once, before the first one
-    is made."""
+    """Make the nodes of this process that are where `place_of` says answer so. To be called once,
+    before the first one is made."""
     for name in _CALLS:
         setattr(DHTProtocol, name, _guarded(getattr(DHTProtocol, name)))
     DHTProtocol.update_routing_table = _only_own_places(DHTProtocol.update_routing_table)
@@ -62,23 +65,38 @@ def install() -> None:
 def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @wraps(answer)
     async def guarded(protocol: Any, request: Any, context: P2PContext) -> Any:
-        is_inner_ping = not context.handle_name.endswith(answer.__name__)  # hivemind makes one of every other request
+        is_inner_ping = not context.handle_name.endswith(
+            answer.__name__
+        )  # hivemind makes one of every other request
         if is_inner_ping or not _is_ours(protocol):
             return await answer(protocol, request, context)
         peer_id = context.remote_id.to_base58()
         if len(request.peer.node_id) != DHTID.HASH_NBYTES:  # no place at all
             request.peer.node_id = b""
         most = MAX_STORES_PER_PEER if answer.__name__ == "rpc_store" else MAX_REQUESTS_PER_PEER
-        if not _rates.setdefault(protocol, {}).setdefault(answer.__name__, Rate(most)).allows(peer_id):
+        if (
+            not _rates.setdefault(protocol, {})
+            .setdefault(answer.__name__, Rate(most))
+            .allows(peer_id)
+        ):
             _refuse(peer_id, "flood", f"more than {most} requests in {REQUEST_WINDOW_SECONDS:g} s")
         if (num_keys := len(getattr(request, "keys", ()))) > MAX_KEYS:
-            _refuse(peer_id, "too-large", f"request with {num_keys} keys; at most {MAX_KEYS} are looked at")
+            _refuse(
+                peer_id,
+                "too-large",
+                f"request with {num_keys} keys; at most {MAX_KEYS} are looked at",
+            )
         if (num_bytes := sum(map(len, getattr(request, "values", ())))) > MAX_STORED_BYTES:
-            _refuse(peer_id, "too-large", f"{num_bytes} bytes to store; at most {MAX_STORED_BYTES} are looked at")
+            _refuse(
+                peer_id,
+                "too-large",
+                f"{num_bytes} bytes to store; at most {MAX_STORED_BYTES} are looked at",
+            )
         if answer.__name__ != "rpc_ping" or not request.validate:
             return await answer(protocol, request, context)
-        # It asks whether we can reach it, and hivemind would ping back, in one of the few calls that our node has open
-        # at once. That takes a connection, which there is: it asks through it.
+        # It asks whether we can reach it, and hivemind would ping back, in one of the few calls
+        # that our node has open at once. That takes a connection, which there is: it asks through
+        # it.
         request.validate = False
         response = await answer(protocol, request, context)
         response.available = True
@@ -100,7 +118,8 @@ def _refuse(peer_id: str, reason: str, explanation: str) -> None:
 
 
 def _with_checked_answers(get_stub: Callable[..., Any]) -> Callable[..., Any]:
-    """Of whoever is called. What raises here is a call that failed, and the peer no neighbour any more."""
+    """Of whoever is called. What raises here is a call that failed, and the peer no neighbour any
+    more."""
 
     @wraps(get_stub)
     def checked(protocol: Any, peer: PeerID) -> Any:
@@ -120,7 +139,9 @@ def _checked(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any
             names = result.nearest_peer_ids
             if len(names) > MAX_NEIGHBOURS or any(len(name) > MAX_PEER_ID_BYTES for name in names):
                 raise BadRecord("too-large", f"{len(names)} neighbours, or names that are too long")
-            if not math.isfinite(result.expiration_time):  # a search would end with it, whatever others hold
+            if not math.isfinite(
+                result.expiration_time
+            ):  # a search would end with it, whatever others hold
                 raise BadRecord("malformed", "value that expires never")
         return response
 
@@ -129,7 +150,9 @@ def _checked(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any
 
 def _only_own_places(update: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @wraps(update)
-    async def checked(protocol: Any, node_id: DHTID | None, peer_id: PeerID, responded: bool = True) -> None:
+    async def checked(
+        protocol: Any, node_id: DHTID | None, peer_id: PeerID, responded: bool = True
+    ) -> None:
         if not responded or not _is_ours(protocol) or node_id == place_of(peer_id.to_base58()):
             await update(protocol, node_id, peer_id, responded)
 
@@ -143,7 +166,10 @@ def _without_false_places(find: Callable[..., Awaitable[Any]]) -> Callable[..., 
         if found is None or not _is_ours(protocol):
             return found
         return {
-            key: (value, {node: who for node, who in nearest.items() if node == place_of(who.to_base58())})
+            key: (
+                value,
+                {node: who for node, who in nearest.items() if node == place_of(who.to_base58())},
+            )
             for key, (value, nearest) in found.items()
         }
 

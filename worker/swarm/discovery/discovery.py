@@ -1,4 +1,5 @@
-"""The discovery loop: known addresses are tried, records are read and announced, untrusted peers are greeted."""
+"""The discovery loop: known addresses are tried, records are read and announced, untrusted peers
+are greeted."""
 
 import asyncio
 import contextlib
@@ -23,8 +24,8 @@ FIRST_PAUSE_SECONDS = 0.5
 ALONE_PAUSE_SECONDS = 10.0
 NUM_GREETINGS = 8
 DEAF_AFTER = 5
-"""Looks around in a row in which connected peers answered our greetings but not our DHT node: then that is started
-again."""
+"""Looks around in a row in which connected peers answered our greetings but not our DHT node: then
+that is started again."""
 
 
 class Lookout:
@@ -47,7 +48,9 @@ class Lookout:
             num_spoke = await self._reach_out()
             num_deaf = num_deaf + 1 if num_spoke and not membership.num_neighbours else 0
             if num_deaf >= DEAF_AFTER:
-                raise SwarmError(f"DHT node hears none of {num_spoke} peers that the daemon reaches")
+                raise SwarmError(
+                    f"DHT node hears none of {num_spoke} peers that the daemon reaches"
+                )
             try:
                 if await self._has_moved() or (membership.num_neighbours and not had_neighbours):
                     self._announce_at = 0.0
@@ -88,11 +91,13 @@ class Lookout:
             network.learn(member.sealed, sender="")
 
     async def _reach_out(self) -> int:
-        """Try known addresses that we have no connection with: all bootnodes while cut off, else a few, so that islands
-        find together again. Returns how many answered."""
+        """Try known addresses that we have no connection with: all bootnodes while cut off, else a
+        few, so that islands find together again. Returns how many answered."""
         network, peers = self._network, self._peers
         contacts = self._list_contacts()
-        bootnodes = [p for p in _by_peer((*network.bootnodes, *network.cache.bootnodes)) if p in contacts]
+        bootnodes = [
+            p for p in _by_peer((*network.bootnodes, *network.cache.bootnodes)) if p in contacts
+        ]
         connected = await self._daemon.connections()
         missing = [p for p in contacts if p not in connected]
         if not connected:
@@ -100,27 +105,34 @@ class Lookout:
             targets = [*bootnodes, *self._rng.sample(others, min(NUM_GREETINGS, len(others)))]
         else:
             targets = self._rng.sample(missing, min(2, len(missing)))
-            # Who was connected before it could answer a greeting; bootnodes only while there is nobody else.
+            # Who was connected before it could answer a greeting; bootnodes only while there is
+            # nobody else.
             lonely = not self._membership.num_neighbours or not len(peers)
             known = [p for p in contacts if p in connected and (lonely or not peers.knows(p))]
             targets += [p for p in known if lonely or p not in bootnodes][:NUM_GREETINGS]
         return await self._converse(targets, contacts)
 
     def _list_contacts(self) -> dict[str, list[str]]:
-        """Addresses of the bootnodes and of the peers heard last, now and before the start, by peer."""
+        """Addresses of the bootnodes and of the peers heard last, now and before the start, by
+        peer."""
         network = self._network
         cached = (*network.cache.peers, *network.cache.bootnodes)
-        contacts = _by_peer([*network.bootnodes, *cached, *self._peers.multiaddrs(MAX_PEERS_CACHED)])
+        contacts = _by_peer(
+            [*network.bootnodes, *cached, *self._peers.multiaddrs(MAX_PEERS_CACHED)]
+        )
         contacts.pop(network.identity.peer_id, None)
         return contacts
 
-    async def _converse(self, peer_ids: Iterable[str], contacts: dict[str, list[str]] | None = None) -> int:
+    async def _converse(
+        self, peer_ids: Iterable[str], contacts: dict[str, list[str]] | None = None
+    ) -> int:
         """Greet peers at the same time; returns how many answered."""
         greetings = [self._greet(p, (contacts or {}).get(p, ())) for p in peer_ids]
         return sum(await asyncio.gather(*greetings))
 
     def _note_foreign(self, peer_id: str) -> None:
-        """A bootnode that is a plain libp2p or hivemind node leads to nobody: say so, once in a while."""
+        """A bootnode that is a plain libp2p or hivemind node leads to nobody: say so, once in a
+        while."""
         network = self._network
         if peer_id not in _by_peer((*network.bootnodes, *network.cache.bootnodes)):
             return
@@ -133,13 +145,19 @@ class Lookout:
             )  # fmt: skip
 
     async def _greet(self, peer_id: str, addresses: Sequence[str]) -> bool:
-        """Introduce ourselves and learn whom the peer knows. False: it was not reached or sent nonsense."""
+        """Introduce ourselves and learn whom the peer knows. False: it was not reached or sent
+        nonsense."""
         network = self._network
         try:
-            async with network.stream(peer_id, addresses) as stream, asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
+            async with (
+                network.stream(peer_id, addresses) as stream,
+                asyncio.timeout(ANSWER_TIMEOUT_SECONDS),
+            ):
                 own = network.member().sealed if network.is_member else b""
                 await stream.send(messages.encode_frame(Kind.HELLO, own))
-                kind, payload = await stream.receive(messages.MAX_PEERS * (messages.MAX_MEMBER_BYTES + 8))
+                kind, payload = await stream.receive(
+                    messages.MAX_PEERS * (messages.MAX_MEMBER_BYTES + 8)
+                )
             if kind is not Kind.PEERS:
                 raise BadRecord("malformed", f"answer to a greeting is {kind.name}")
             members = [network.learn(sealed, peer_id) for sealed in messages.decode_peers(payload)]
@@ -154,8 +172,18 @@ class Lookout:
             return False
         except BadRecord as error:
             self._peers.strike(peer_id)
-            level = logging.DEBUG if network.said.has((peer_id, "greeting", error.reason)) else logging.WARNING
-            log.log(level, "greeting answered with a bad record peer=%s reason=%s: %s", peer_id, error.reason, error)
+            level = (
+                logging.DEBUG
+                if network.said.has((peer_id, "greeting", error.reason))
+                else logging.WARNING
+            )
+            log.log(
+                level,
+                "greeting answered with a bad record peer=%s reason=%s: %s",
+                peer_id,
+                error.reason,
+                error,
+            )
             return False
         except UNREACHABLE as error:
             self._peers.failed(peer_id)
@@ -169,7 +197,8 @@ class Lookout:
 
 
 def _by_peer(multiaddrs: Iterable[str]) -> dict[str, list[str]]:
-    """Addresses that end in /p2p/PEER, by peer and without that end; others can't be dialled and are left out."""
+    """Addresses that end in /p2p/PEER, by peer and without that end; others can't be dialled and
+    are left out."""
     contacts: dict[str, list[str]] = {}
     for address, peer_id in map(split_peer, multiaddrs):
         if address and is_peer_id(peer_id):

@@ -1,4 +1,5 @@
-"""The part of the network that survives a restart, as a file: our own port, the bootnodes, and where peers were.
+"""The part of the network that survives a restart, as a file: our own port, the bootnodes, and
+where peers were.
 
 Losing it costs nothing but time.
 """
@@ -15,7 +16,8 @@ log = logging.getLogger(__name__)
 
 MAX_ADDRESSES_CACHED = 128
 MAX_FILE_BYTES = 256 << 10
-"""Far more than we ever write: 128 peers and 128 bootnodes, each of an address of at most 256 characters."""
+"""Far more than we ever write: 128 peers and 128 bootnodes, each of an address of at most 256
+characters."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,22 @@ def load(path: Path) -> Cache:
     try:
         with path.open("rb") as file:
             data = json.loads(file.read(MAX_FILE_BYTES))  # what goes on after it is not JSON
-        port, peers, bootnodes = int(data["port"]), _texts(data["peers"]), _texts(data.get("bootnodes", []))
+        port, peers, bootnodes = (
+            int(data["port"]),
+            _texts(data["peers"]),
+            _texts(data.get("bootnodes", [])),
+        )
     except FileNotFoundError:
         return Cache()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         log.warning("peer cache ignored path=%s reason=%r", path, error)
         return Cache()
     return Cache(port if 0 <= port <= 65535 else 0, peers, bootnodes)

@@ -1,8 +1,10 @@
-"""A node's knowledge about its peers: records, when they were heard, how they behaved. In memory only.
+"""A node's knowledge about its peers: records, when they were heard, how they behaved. In memory
+only.
 
-Bounded: at most MAX_PEERS_KNOWN; whoever was not heard of for the longest time goes first, those that we don't exchange
-with before all others, and those that we were only told of before those that spoke to us: a record costs its maker
-nothing. New peers come in all the same, through places that are kept for them here and in each draw.
+Bounded: at most MAX_PEERS_KNOWN; whoever was not heard of for the longest time goes first, those
+that we don't exchange with before all others, and those that we were only told of before those that
+spoke to us: a record costs its maker nothing. New peers come in all the same, through places that
+are kept for them here and in each draw.
 """
 
 import logging
@@ -37,7 +39,8 @@ LONGEST_QUARANTINE_SECONDS = 6 * 3600.0
 GOOD_PER_STRIKE = 5
 """Answers without fault that make up for one with: who lies every other time is found out."""
 LEAST_PREFERENCE = 0.1
-"""What each of the draw's three weights is at least, of 1: nobody is left out for good, so everybody can improve."""
+"""What each of the draw's three weights is at least, of 1: nobody is left out for good, so
+everybody can improve."""
 LEARNING_RATE = 0.3
 """Degree to which the newest answer of a peer counts in its usefulness."""
 
@@ -45,13 +48,17 @@ LEARNING_RATE = 0.3
 @dataclass
 class _Peer:
     member: Member
-    newest: int  # issue of the newest record that came: `member` is an older one after the peer put its clock right
+    # issue of the newest record that came: `member` is an older one after the peer put its clock
+    # right
+    newest: int
     seen: float  # when a newer record came, from whomever (monotonic seconds)
     met: float | None = None  # when the peer itself spoke to us
     failures: int = 0  # in a row: not reached, or silent
     told: bool = False  # whether the log has that it runs another version of an environment
     closed: float | None = None  # when it last told us that it does not exchange groups with us
-    useful: float = 1.0  # running mean of the shares of its groups that had a signal; trusted until tried
+    useful: float = (
+        1.0  # running mean of the shares of its groups that had a signal; trusted until tried
+    )
 
 
 @dataclass
@@ -72,8 +79,8 @@ class Peers:
         families: frozenset[bytes] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`environments`: what we make tasks with; none of them: a bootnode, which learns from nobody. `families`:
-        those of our mix, as in a record."""
+        """`environments`: what we make tasks with; none of them: a bootnode, which learns from
+        nobody. `families`: those of our mix, as in a record."""
         self.lifetime_seconds = 3 * swarm.announce_every_seconds
         self._me = me
         self._swarm = swarm
@@ -95,8 +102,8 @@ class Peers:
     def learn(self, member: Member, *, from_itself: bool) -> bool:
         """Take in a record. True if the peer is new here.
 
-        What the peer itself shows counts, whatever its clock says now or said before. A record that somebody else hands
-        on must not be expired, and be newer than all that we have seen.
+        What the peer itself shows counts, whatever its clock says now or said before. A record that
+        somebody else hands on must not be expired, and be newer than all that we have seen.
         """
         now = self._clock()
         if member.peer_id == self._me:
@@ -147,21 +154,26 @@ class Peers:
         return peer.member.sealed if peer else None
 
     def is_understood(self, peer_id: str) -> bool:
-        """Return whether one of the peer's environments is ours, in the same version: else no task of it can be
-        checked."""
+        """Return whether one of the peer's environments is ours, in the same version: else no task
+        of it can be checked."""
         peer, ours = self._peers.get(peer_id), self._environments.values()
         return peer is None or not ours or not set(ours).isdisjoint(peer.member.environments)
 
     def is_allowed(self, peer_id: str) -> bool:
         """Return whether the settings let us exchange groups with the peer."""
         only = self._swarm.only_peers
-        return (not only or peer_id in only) and (self._registered is None or peer_id in self._registered)
+        return (not only or peer_id in only) and (
+            self._registered is None or peer_id in self._registered
+        )
 
     @property
     def whom_allowed(self) -> str:
         """With whom the settings let us exchange, for those with whom they don't."""
         if self._swarm.only_registered:
-            return "this node exchanges groups only with peers that were registered on the chain when its round began"
+            return (
+                "this node exchanges groups only with peers that were registered on the chain when"
+                " its round began"
+            )
         return "this node exchanges groups with the peers on its list only"
 
     def is_source(self, peer_id: str) -> bool:
@@ -169,8 +181,8 @@ class Peers:
         return self.is_understood(peer_id) and self.is_allowed(peer_id)
 
     def is_open(self, peer_id: str) -> bool:
-        """Return whether we could learn from the peer and it has not told us within a record's life that it won't let
-        us."""
+        """Return whether we could learn from the peer and it has not told us within a record's life
+        that it won't let us."""
         peer, since = self._peers.get(peer_id), self._clock() - self.lifetime_seconds
         is_closed = peer is not None and peer.closed is not None and peer.closed >= since
         return self.is_source(peer_id) and not is_closed
@@ -191,7 +203,8 @@ class Peers:
             self._registered = frozenset(peer_ids)
 
     def speaks(self, peer_id: str, version: int) -> None:
-        """The peer's frames are of another version of the exchange than ours. Said once for each peer."""
+        """The peer's frames are of another version of the exchange than ours. Said once for each
+        peer."""
         if peer_id not in self._versions and self._said.may():
             log.warning(
                 "peer speaks another version of the exchange peer=%s theirs=%d ours=%d: upgrade the older of the two",
@@ -201,21 +214,31 @@ class Peers:
             self._versions[peer_id] = version, self._clock()
 
     def other_versions(self) -> dict[str, int]:
-        """Versions of our environments, and of the exchange ("exchange 2"), that are not ours, with the number of live
-        peers that run them."""
-        live, since = (self._peers.get(peer_id) for peer_id in self._live()), self._clock() - self.lifetime_seconds
-        named = Counter(theirs for peer in live if peer is not None for theirs in self._differing(peer))
+        """Versions of our environments, and of the exchange ("exchange 2"), that are not ours, with
+        the number of live peers that run them."""
+        live, since = (
+            (self._peers.get(peer_id) for peer_id in self._live()),
+            self._clock() - self.lifetime_seconds,
+        )
+        named = Counter(
+            theirs for peer in live if peer is not None for theirs in self._differing(peer)
+        )
         with self._versions_lock:
             versions = list(self._versions.values())
         named.update(f"exchange {version}" for version, when in versions if when >= since)
         return dict(named)
 
     def draw(self, rng: random.Random, exclude: Collection[str]) -> str | None:
-        """A random peer that we can learn from and that is not in quarantine, by weight; now and then one that we were
-        only told of. One that failed lately, or won't exchange with us, only if there is no other. None: nobody left.
+        """A random peer that we can learn from and that is not in quarantine, by weight; now and
+        then one that we were only told of. One that failed lately, or won't exchange with us, only
+        if there is no other. None: nobody left.
         """
         now = self._clock()
-        free = [p for p in self._live() if p not in exclude and self.is_source(p) and not self._is_quarantined(p, now)]
+        free = [
+            p
+            for p in self._live()
+            if p not in exclude and self.is_source(p) and not self._is_quarantined(p, now)
+        ]
         sound = [p for p in free if not self._peers[p].failures and self.is_open(p)] or free
         if not sound:
             return None
@@ -234,10 +257,12 @@ class Peers:
             peer.useful += LEARNING_RATE * (share - peer.useful)
 
     def to_greet(self, rng: random.Random, count: int) -> list[str]:
-        """Peers that were silent for half a record's life or did not answer the last time, and peers that we know from
-        others only; of either kind at least half of those to be greeted, and those that failed most last.
+        """Peers that were silent for half a record's life or did not answer the last time, and
+        peers that we know from others only; of either kind at least half of those to be greeted,
+        and those that failed most last.
 
-        At most `count`, and few once enough others spoke to us lately: a greeting brings up to 10 KB of records.
+        At most `count`, and few once enough others spoke to us lately: a greeting brings up to 10
+        KB of records.
         """
         now = self._clock()
         stale = now - self.lifetime_seconds / 2
@@ -257,14 +282,15 @@ class Peers:
         return known[:num_known] + told[: count - num_known]
 
     def sample(self, rng: random.Random, count: int, exclude: str) -> list[bytes]:
-        """Records to hand on: of peers that we heard ourselves within a record's life, so that the dead don't go
-        round."""
+        """Records to hand on: of peers that we heard ourselves within a record's life, so that the
+        dead don't go round."""
         now = self._clock()
         met = [p for p in self._live() if p != exclude and self._is_met(p, now)]
         return [self._peers[p].member.sealed for p in rng.sample(met, min(count, len(met)))]
 
     def strike(self, peer_id: str) -> float:
-        """The peer sent what is invalid. From the second time in a row on it is not asked for a growing time.
+        """The peer sent what is invalid. From the second time in a row on it is not asked for a
+        growing time.
 
         Returns the seconds of quarantine, 0: none yet.
         """
@@ -272,7 +298,10 @@ class Peers:
         conduct.strikes, conduct.num_good = conduct.strikes + 1, 0
         if conduct.strikes < 2:
             return 0.0
-        seconds = min(FIRST_QUARANTINE_SECONDS * 2.0 ** min(conduct.strikes - 2, 30), LONGEST_QUARANTINE_SECONDS)
+        seconds = min(
+            FIRST_QUARANTINE_SECONDS * 2.0 ** min(conduct.strikes - 2, 30),
+            LONGEST_QUARANTINE_SECONDS,
+        )
         conduct.until = self._clock() + seconds
         return seconds
 
@@ -292,7 +321,9 @@ class Peers:
 
     def multiaddrs(self, count: int) -> list[str]:
         """Full addresses (with /p2p/) of the peers heard last, for the cache."""
-        met = sorted((p for p in self._peers.values() if p.met is not None), key=lambda p: -(p.met or 0.0))
+        met = sorted(
+            (p for p in self._peers.values() if p.met is not None), key=lambda p: -(p.met or 0.0)
+        )
         return [f"{a}/p2p/{p.member.peer_id}" for p in met[:count] for a in p.member.addresses[:2]]
 
     def _live(self) -> list[str]:
@@ -301,8 +332,13 @@ class Peers:
         return [peer_id for peer_id, peer in list(self._peers.items()) if peer.seen >= since]
 
     def _weigh(self, peer: _Peer, now: float) -> float:
-        """The draw's weight of a peer: LEAST_PREFERENCE to 1 for each of three things, to the power of its setting."""
-        shared = len(self._families & peer.member.families) / len(self._families) if self._families else 1.0
+        """The draw's weight of a peer: LEAST_PREFERENCE to 1 for each of three things, to the power
+        of its setting."""
+        shared = (
+            len(self._families & peer.member.families) / len(self._families)
+            if self._families
+            else 1.0
+        )
         fresh = 1 - (now - peer.seen) / self.lifetime_seconds
         powers = self._swarm.draw_families, self._swarm.draw_fresh, self._swarm.draw_useful
         weight = 1.0

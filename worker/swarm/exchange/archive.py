@@ -1,7 +1,8 @@
-"""The signed groups of our last rounds, on the disk: whoever audits our rewards gets them, also after a restart.
+"""The signed groups of our last rounds, on the disk: whoever audits our rewards gets them, also
+after a restart.
 
-A file is named by its round and the digest of its bytes. A round that was done again after a crash may have two: the
-ledger says which of them the reward is for.
+A file is named by its round and the digest of its bytes. A round that was done again after a crash
+may have two: the ledger says which of them the reward is for.
 """
 
 from pathlib import Path
@@ -21,7 +22,8 @@ class Archive:
         self._keep_rounds = keep_rounds
 
     def put(self, round: int, sealed: bytes) -> str:
-        """Keep the groups; on return they are on the disk. Returns their digest. Raises ResourceError."""
+        """Keep the groups; on return they are on the disk. Returns their digest. Raises
+        ResourceError."""
         digest = groups_digest(sealed)
         write_whole(self._folder / f"{round}-{digest}{_SUFFIX}", sealed)
         rounds = sorted({_round_of(file) for file in self._files()})
@@ -38,7 +40,11 @@ class Archive:
         return None
 
     def _files(self) -> list[Path]:
-        return [file for file in self._folder.glob(f"*-*{_SUFFIX}") if file.name.split("-")[0].isdecimal()]
+        return [
+            file
+            for file in self._folder.glob(f"*-*{_SUFFIX}")
+            if file.name.split("-")[0].isdecimal()
+        ]
 
 
 def _round_of(file: Path) -> int:

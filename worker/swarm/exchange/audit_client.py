@@ -1,7 +1,8 @@
-"""An auditor: a client that is not a member of the swarm and asks its members for groups that they signed.
+"""An auditor: a client that is not a member of the swarm and asks its members for groups that they
+signed.
 
-Its key earns nothing, so it makes that itself. It has no groups, is not drawn, and can't be told from an untrusted
-peer.
+Its key earns nothing, so it makes that itself. It has no groups, is not drawn, and can't be told
+from an untrusted peer.
 """
 
 import asyncio
@@ -26,14 +27,17 @@ _PEER_SECONDS = 30.0
 
 
 class Listener:
-    """Asks peers for groups, within `timeout_seconds` in all. A context manager; state in `folder`."""
+    """Asks peers for groups, within `timeout_seconds` in all. A context manager; state in
+    `folder`."""
 
     def __init__(self, swarm: settings.Swarm, folder: Path, timeout_seconds: float) -> None:
         key_file = folder / _KEY_FILE
         if not key_file.exists():
             identity.create(key_file)
         # Besides a worker of the same settings: any port, and no address to be found at.
-        self._network = Network(swarm.model_copy(update={"port": 0, "announce": ()}), key_file, folder, is_member=False)
+        self._network = Network(
+            swarm.model_copy(update={"port": 0, "announce": ()}), key_file, folder, is_member=False
+        )
         self._deadline = time.monotonic() + timeout_seconds
         self._lost: set[str] = set()
 
@@ -42,7 +46,10 @@ class Listener:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._network.close()
 
@@ -51,12 +58,15 @@ class Listener:
         self._network.join_through(multiaddrs)
 
     def find(self, peer_id: str, digest: str) -> bytes:
-        """The peer's signed groups with this digest, as it serves them. Raises SwarmError if they can't be had."""
+        """The peer's signed groups with this digest, as it serves them. Raises SwarmError if they
+        can't be had."""
         self._await_peer(peer_id)
         return self._network.call(self._fetch(peer_id, digest), _FETCH_SECONDS + 5)
 
     def _await_peer(self, peer_id: str) -> None:
-        deadline = min(self._deadline, time.monotonic() + (0.0 if peer_id in self._lost else _PEER_SECONDS))
+        deadline = min(
+            self._deadline, time.monotonic() + (0.0 if peer_id in self._lost else _PEER_SECONDS)
+        )
         while not self._network.peers.knows(peer_id):
             if time.monotonic() > deadline:
                 self._lost.add(peer_id)

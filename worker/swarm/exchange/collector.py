@@ -1,4 +1,5 @@
-"""One round's requests: peers are drawn at random, asked, checked and, when they fail, replaced by others."""
+"""One round's requests: peers are drawn at random, asked, checked and, when they fail, replaced by
+others."""
 
 import asyncio
 import logging
@@ -23,10 +24,12 @@ from worker.swarm.transport.streams import UNREACHABLE
 log = logging.getLogger(__name__)
 
 MAX_DRAWS_PER_PEER = 3
-"""Peers that are asked in a round at most, for each of `peers_per_round`: bounds what a round costs when many fail."""
+"""Peers that are asked in a round at most, for each of `peers_per_round`: bounds what a round costs
+when many fail."""
 MAX_WAITS = 100
 RETRY_PAUSE_SECONDS = 2.0
-"""Before a peer that was not reached is asked a second time, when there is nobody else and nobody was heard yet."""
+"""Before a peer that was not reached is asked a second time, when there is nobody else and nobody
+was heard yet."""
 LOOK_EVERY_SECONDS = 1.0
 """Also how long no more peers are asked than will do if all are ready."""
 OWN_SECONDS = 2.0
@@ -39,7 +42,8 @@ CLOSED = frozenset({"not-allowed", "environment", "version"})
 
 @dataclass
 class Checked:
-    """The result of one answer. A thread fills it; what it has done counts, though there be no time for the rest."""
+    """The result of one answer. A thread fills it; what it has done counts, though there be no time
+    for the rest."""
 
     num_groups: int = 1  # until it is known
     scored: list[ScoredGroup] = field(default_factory=list)
@@ -54,9 +58,12 @@ class Scoring:
         self._turn = asyncio.Lock()
         self._pool = self._make_pool()
 
-    async def open_and_verify(self, sealed: bytes, peer_id: str, round: int, deadline: float) -> Checked:
-        """Return what holds and what does not, within half of the time that is left until `deadline` (monotonic), or
-        within OWN_SECONDS of it. What is not scored then is bad: "slow-to-score" if the sender had those, else "late".
+    async def open_and_verify(
+        self, sealed: bytes, peer_id: str, round: int, deadline: float
+    ) -> Checked:
+        """Return what holds and what does not, within half of the time that is left until
+        `deadline` (monotonic), or within OWN_SECONDS of it. What is not scored then is bad:
+        "slow-to-score" if the sender had those, else "late".
 
         Raises BadRecord if what is sealed are no groups.
         """
@@ -71,7 +78,12 @@ class Scoring:
                 async with asyncio.timeout(seconds):
                     await work
             except TimeoutError:
-                log.debug("no more time to score groups of peer=%s round=%d seconds=%.1f", peer_id, round, seconds)
+                log.debug(
+                    "no more time to score groups of peer=%s round=%d seconds=%.1f",
+                    peer_id,
+                    round,
+                    seconds,
+                )
             finally:
                 if work.cancelled():
                     # The thread ends with the group that it is at; the next sender gets a new one.
@@ -88,7 +100,9 @@ class Scoring:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _work(self, filling: Checked, sealed: bytes, peer_id: str, round: int, until: float) -> None:
+    def _work(
+        self, filling: Checked, sealed: bytes, peer_id: str, round: int, until: float
+    ) -> None:
         groups = messages.open_groups(sealed, peer_id, round, self._verifier.limits)
         filling.num_groups = len(groups)
         for result in self._verifier.verify_each(peer_id, round, groups):
@@ -106,7 +120,8 @@ class Scoring:
 
 @dataclass
 class Collecting:
-    """One round's requests; `run` once. `want`: groups, `deadline`: monotonic seconds, `num_peers`: k."""
+    """One round's requests; `run` once. `want`: groups, `deadline`: monotonic seconds, `num_peers`:
+    k."""
 
     network: Network
     serving: Serving
@@ -123,7 +138,9 @@ class Collecting:
     seconds_scoring: float = 0.0
     _judging_since: float = 0.0
     _num_judging: int = 0
-    _doubtful: set[str] = field(default_factory=set)  # peers that sent what is invalid: no holders of others' groups
+    _doubtful: set[str] = field(
+        default_factory=set
+    )  # peers that sent what is invalid: no holders of others' groups
     _gone: list[str] = field(default_factory=list)  # peers that were not reached
     _answered: int = 0  # requests that brought a group at least
     _tasks: "dict[asyncio.Task[int], str]" = field(default_factory=dict)
@@ -140,7 +157,9 @@ class Collecting:
                 if not self._tasks:
                     return
                 done, _ = await asyncio.wait(
-                    self._tasks, timeout=min(left, LOOK_EVERY_SECONDS), return_when=asyncio.FIRST_COMPLETED
+                    self._tasks,
+                    timeout=min(left, LOOK_EVERY_SECONDS),
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 for task in done:
                     self._settle(task, self._tasks.pop(task))
@@ -152,7 +171,8 @@ class Collecting:
 
     @contextmanager
     def _judging(self) -> Iterator[None]:
-        """Count the time of the block as scoring; blocks may overlap, since answers come side by side."""
+        """Count the time of the block as scoring; blocks may overlap, since answers come side by
+        side."""
         if self._num_judging == 0:
             self._judging_since = time.monotonic()
         self._num_judging += 1
@@ -165,14 +185,19 @@ class Collecting:
 
     def _draw(self) -> None:
         open_requests = self._choose_number()
-        while len(self._tasks) < open_requests and len(self.drawn) < MAX_DRAWS_PER_PEER * self.num_peers:
+        while (
+            len(self._tasks) < open_requests
+            and len(self.drawn) < MAX_DRAWS_PER_PEER * self.num_peers
+        ):
             peer_id = self.network.peers.draw(self.network.rng, self.drawn)
             if peer_id is not None:
                 self.drawn.add(peer_id)
                 self._tasks[asyncio.create_task(self._ask(peer_id))] = peer_id
             elif self._gone and (holders := self.heard - self._doubtful):
                 owner = self._gone.pop()
-                self._tasks[asyncio.create_task(self._ask_holders(owner, self._choose(holders)))] = owner
+                self._tasks[
+                    asyncio.create_task(self._ask_holders(owner, self._choose(holders)))
+                ] = owner
             elif self._gone and self.network.peers.num_failures(self._gone[-1]) == 1:
                 again = self._gone.pop()
                 self._tasks[asyncio.create_task(self._ask(again, RETRY_PAUSE_SECONDS))] = again
@@ -180,8 +205,9 @@ class Collecting:
                 return
 
     def _choose_number(self) -> int:
-        """Have k requests that were answered or may still be; in the second half of the time twice those still open. At
-        first only as many as bring enough if every peer is ready and has as many groups as the last one had."""
+        """Have k requests that were answered or may still be; in the second half of the time twice
+        those still open. At first only as many as bring enough if every peer is ready and has as
+        many groups as the last one had."""
         now, number = time.monotonic(), self.num_peers - self._answered
         if now >= self._hedge_at:
             return 2 * number
@@ -193,26 +219,38 @@ class Collecting:
         return self.network.rng.sample(sorted(peer_ids), min(messages.MAX_HOLDERS, len(peer_ids)))
 
     async def _ask(self, peer_id: str, pause_seconds: float = 0.0) -> int:
-        """Get the groups of a peer, from itself or, when it is full, from those that it names; how many hold."""
+        """Get the groups of a peer, from itself or, when it is full, from those that it names; how
+        many hold."""
         await asyncio.sleep(pause_seconds)
         kind, payload = await self._request(peer_id)
         if kind is Kind.GROUPS:
             return await self._check(peer_id, peer_id, payload)
         if kind is Kind.ELSEWHERE:
-            named = messages.decode_peers(payload)[: messages.MAX_HOLDERS]  # the others are nothing to us
-            return await self._ask_holders(peer_id, [self.network.learn(sealed, sender="").peer_id for sealed in named])
+            named = messages.decode_peers(payload)[
+                : messages.MAX_HOLDERS
+            ]  # the others are nothing to us
+            return await self._ask_holders(
+                peer_id, [self.network.learn(sealed, sender="").peer_id for sealed in named]
+            )
         raise BadRecord("malformed", f"answer to a request for groups is {kind.name}")
 
     async def _ask_holders(self, owner: str, holders: Sequence[str]) -> int:
-        """Get the groups of `owner` from others; how many hold. Raises Refused if nobody has any."""
+        """Get the groups of `owner` from others; how many hold. Raises Refused if nobody has
+        any."""
         peers = self.network.peers
         for holder in holders:
-            if holder == self.network.identity.peer_id or not peers.is_allowed(holder) or peers.is_quarantined(holder):
+            if (
+                holder == self.network.identity.peer_id
+                or not peers.is_allowed(holder)
+                or peers.is_quarantined(holder)
+            ):
                 continue
             try:
                 kind, payload = await self._request(holder, owner)
                 if kind is not Kind.GROUPS:
-                    raise BadRecord("malformed", f"answer to a request for held groups is {kind.name}")
+                    raise BadRecord(
+                        "malformed", f"answer to a request for held groups is {kind.name}"
+                    )
                 if num_held := await self._check(owner, holder, payload):
                     return num_held
             except BadRecord as error:
@@ -222,7 +260,8 @@ class Collecting:
         raise Refused("full: nobody else has these groups")
 
     async def _request(self, peer_id: str, owner: str = "") -> tuple[Kind, bytes]:
-        """The answer to a standing request for the groups of `owner` (empty: of the peer itself)."""
+        """The answer to a standing request for the groups of `owner` (empty: of the peer
+        itself)."""
         patience = max(0, min(int(self.deadline - time.monotonic()), messages.MAX_PATIENCE_SECONDS))
         async with self.network.stream(peer_id) as stream:
             request = messages.encode_ask(self.round, patience, self.network.member().sealed, owner)
@@ -243,8 +282,8 @@ class Collecting:
         return kind, payload
 
     async def _check(self, owner: str, sender: str, sealed: bytes) -> int:
-        """Return the number of valid groups. A peer that relays invalid groups is blamed: it should have verified
-        them."""
+        """Return the number of valid groups. A peer that relays invalid groups is blamed: it should
+        have verified them."""
         with self._judging():
             checked = await self.scoring.open_and_verify(sealed, owner, self.round, self.deadline)
         scored, bad = checked.scored, checked.bad
@@ -262,14 +301,17 @@ class Collecting:
         return len(scored)
 
     def _note_refusal(self, peer_id: str, refusal: Refused) -> None:
-        """The peer is there. If it won't exchange with us at all, that is logged once in a while."""
+        """The peer is there. If it won't exchange with us at all, that is logged once in a
+        while."""
         self.tally.note_refusal(refusal.reason)
         if refusal.reason in CLOSED:
             self.network.peers.close(peer_id)
             if refusal.reason == "version":
                 self.network.peers.speaks(peer_id, refusal.version)
             elif not self.network.said.has((peer_id, "to us", refusal.reason)):
-                log.warning("request refused by peer=%s round=%d reason=%s", peer_id, self.round, refusal)
+                log.warning(
+                    "request refused by peer=%s round=%d reason=%s", peer_id, self.round, refusal
+                )
         self._hear(peer_id)
 
     def _hear(self, peer_id: str) -> None:
@@ -277,7 +319,8 @@ class Collecting:
         self.network.hear(peer_id)
 
     def _settle(self, task: "asyncio.Task[int]", peer_id: str) -> None:
-        """What a request that ended means. One that brought nothing that holds makes room for another draw."""
+        """What a request that ended means. One that brought nothing that holds makes room for
+        another draw."""
         error, peers = task.exception(), self.network.peers
         if error is None:
             self._answered += task.result() > 0
@@ -297,13 +340,16 @@ class Collecting:
             log.error("request failed peer=%s round=%d", peer_id, self.round, exc_info=error)
 
     def _blame(self, peer_id: str, errors: Sequence[BadRecord]) -> None:
-        """Count what is invalid, say it in one line, and ask a sender that keeps lying no longer."""
+        """Count what is invalid, say it in one line, and ask a sender that keeps lying no
+        longer."""
         reasons = Counter(error.reason for error in errors)
         self._doubtful.add(peer_id)
         self.rejected.update(reasons)
         for error in errors:
             self.tally.reject(peer_id, error.reason)
         named = ",".join(f"{reason}:{count}" for reason, count in sorted(reasons.items()))
-        log.warning("groups rejected peer=%s round=%d reasons=%s: %s", peer_id, self.round, named, errors[0])
+        log.warning(
+            "groups rejected peer=%s round=%d reasons=%s: %s", peer_id, self.round, named, errors[0]
+        )
         if not INNOCENT.issuperset(reasons) and (seconds := self.network.peers.strike(peer_id)):
             log.warning("peer quarantined peer=%s seconds=%d", peer_id, seconds)

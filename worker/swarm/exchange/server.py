@@ -1,7 +1,8 @@
-"""Groups served to the peers that ask for a round of them: ours, and for a while those of others that we checked.
+"""Groups served to the peers that ask for a round of them: ours, and for a while those of others
+that we checked.
 
-A node that many ask at once serves a bounded number of them and tells the others who holds its groups by now. They are
-signed by their owner, so it does not matter through whose hands they come.
+A node that many ask at once serves a bounded number of them and tells the others who holds its
+groups by now. They are signed by their owner, so it does not matter through whose hands they come.
 """
 
 import asyncio
@@ -27,7 +28,8 @@ MAX_BYTES_HELD = 16 << 20
 """Of other peers' groups, all rounds together."""
 MAX_HOLDERS_KNOWN = 16
 MAX_ROUNDS_AHEAD = 100
-"""Of ours, in a request that stands until we are there; we won't be while it waits if it is further."""
+"""Of ours, in a request that stands until we are there; we won't be while it waits if it is
+further."""
 MAX_TIMES_SERVED = 3
 """The same groups to the same peer: it may have been killed before it had trained on them."""
 MAX_SERVED_REMEMBERED = 4096
@@ -45,7 +47,9 @@ class _Published:
 class Serving:
     """The groups that are ready for others. Only used in the network's event loop."""
 
-    def __init__(self, swarm: settings.Swarm, network: Network, tally: Tally, archive: Archive) -> None:
+    def __init__(
+        self, swarm: settings.Swarm, network: Network, tally: Tally, archive: Archive
+    ) -> None:
         self._swarm = swarm
         self._network = network
         self._tally = tally
@@ -72,12 +76,14 @@ class Serving:
         self._published = asyncio.Event()
 
     def hold(self, round: int, owner: str, sealed: bytes) -> None:
-        """Have another peer's groups, all of which hold, ready for who can't get them from itself."""
+        """Have another peer's groups, all of which hold, ready for who can't get them from
+        itself."""
         if sum(map(len, self._held.values())) + len(sealed) <= MAX_BYTES_HELD:
             self._held[round, owner] = messages.encode_frame(messages.Kind.GROUPS, sealed)
 
     async def answer(self, peer_id: str, ask: messages.Ask, stream: Stream) -> None:
-        """Answer a peer's standing request: at once, when the groups are ready, or with the reason why not."""
+        """Answer a peer's standing request: at once, when the groups are ready, or with the reason
+        why not."""
         network = self._network
         owner = ask.owner or network.identity.peer_id
         if not network.peers.is_allowed(peer_id):
@@ -87,7 +93,9 @@ class Serving:
             explanation = f"this node has {ours}, the asker not; upgrade the older of the two"
             await network.refuse(peer_id, stream, "environment", explanation)
         elif self._num_served.get((ask.round, owner, peer_id), 0) >= MAX_TIMES_SERVED:
-            explanation = f"you were given these groups of round {ask.round} {MAX_TIMES_SERVED} times"
+            explanation = (
+                f"you were given these groups of round {ask.round} {MAX_TIMES_SERVED} times"
+            )
             await network.refuse(peer_id, stream, "flood", explanation)
         elif owner != network.identity.peer_id:
             await self._hand_on(peer_id, ask, stream)
@@ -101,7 +109,9 @@ class Serving:
         """Give whoever asks the groups that we signed and committed to."""
         sealed = self._archive.find(digest)
         if sealed is None:
-            await stream.refuse("not-kept", f"no groups {digest} here; {self._swarm.audit_rounds} rounds are kept")
+            await stream.refuse(
+                "not-kept", f"no groups {digest} here; {self._swarm.audit_rounds} rounds are kept"
+            )
             return
         async with asyncio.timeout(2 * ANSWER_TIMEOUT_SECONDS):
             await stream.send(messages.encode_frame(messages.Kind.GROUPS, sealed))
@@ -110,7 +120,9 @@ class Serving:
         patience = min(ask.patience, self._swarm.collect_timeout_seconds)
         async with asyncio.timeout(patience + 2 * ANSWER_TIMEOUT_SECONDS):
             if 0 <= self._network.newest_round < ask.round - MAX_ROUNDS_AHEAD:
-                await stream.refuse("not-ready", f"round {ask.round} is far ahead of {self._network.newest_round}")
+                await stream.refuse(
+                    "not-ready", f"round {ask.round} is far ahead of {self._network.newest_round}"
+                )
                 return
             if ask.round > self._network.newest_round:
                 await stream.send(messages.encode_frame(messages.Kind.WAIT, b""))
@@ -131,7 +143,9 @@ class Serving:
         frame = self._held.get((ask.round, ask.owner))
         async with asyncio.timeout(2 * ANSWER_TIMEOUT_SECONDS):
             if frame is None:
-                await stream.refuse("not-held", f"no groups of {ask.owner} in round {ask.round} here")
+                await stream.refuse(
+                    "not-held", f"no groups of {ask.owner} in round {ask.round} here"
+                )
             else:
                 await stream.send(frame)
                 self._note_served(ask.round, ask.owner, peer_id)
@@ -140,7 +154,11 @@ class Serving:
     async def _send_elsewhere(self, peer_id: str, round: int, stream: Stream) -> None:
         """We are full. Name those that got our groups of this round last, if there are any."""
         published, network = self._ours.get(round), self._network
-        holders = [h for h in dict.fromkeys(reversed(published.holders)) if h != peer_id] if published else []
+        holders = (
+            [h for h in dict.fromkeys(reversed(published.holders)) if h != peer_id]
+            if published
+            else []
+        )
         records = [record for h in holders if (record := network.peers.record(h)) is not None]
         if not records:
             full = f"{len(self._asking)} peers are being served; ask somebody else"
@@ -156,7 +174,8 @@ class Serving:
 
     @contextlib.contextmanager
     def _asked_by(self, peer_id: str) -> Iterator[None]:
-        """One of the places for askers, while the block lasts. The peer's older request ends, if there is one."""
+        """One of the places for askers, while the block lasts. The peer's older request ends, if
+        there is one."""
         this = asyncio.current_task()
         if this is None:
             raise RuntimeError("requests are answered in tasks")
@@ -177,7 +196,9 @@ class Serving:
             while round > self._network.newest_round and (left := deadline - time.monotonic()) > 0:
                 published = asyncio.create_task(self._published.wait())
                 try:
-                    await asyncio.wait({published, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(
+                        {published, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                    )
                 finally:
                     published.cancel()
                 if gone.done():

@@ -1,4 +1,5 @@
-"""Trust nobody: a peer's group counts only after its task was regenerated and its completions were scored here.
+"""Trust nobody: a peer's group counts only after its task was regenerated and its completions were
+scored here.
 
 Nothing that a peer says about a question, an answer or a reward is used; none of that even travels.
 """
@@ -15,14 +16,15 @@ from worker.records import Group, Rollout, ScoredGroup, Task, round_seed
 from worker.swarm.protocol.messages import Limits, hash_families
 
 INNOCENT = frozenset({"version", "unknown-task", "late"})
-"""Reasons for which a group is dropped and its sender not blamed: it runs another version or other task families, or
-what was left of the round was too short to score it."""
+"""Reasons for which a group is dropped and its sender not blamed: it runs another version or other
+task families, or what was left of the round was too short to score it."""
 MIN_COMPLETIONS = 2
 """One completion alone has no advantage over others."""
 
 
 class TaskSource(Protocol):
-    """The part of the environments that the verifier uses. Both raise BadRecord for a task that is not known here."""
+    """The part of the environments that the verifier uses. Both raise BadRecord for a task that is
+    not known here."""
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -31,7 +33,8 @@ class TaskSource(Protocol):
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The task families of the mix, each named in full: two nodes name one the same if their tasks of it agree."""
+        """The task families of the mix, each named in full: two nodes name one the same if their
+        tasks of it agree."""
         ...
 
     def question(self, task: Task) -> str: ...
@@ -51,35 +54,53 @@ class Verifier:
         self.limits = Limits(swarm.max_groups_per_peer, max_group_size, swarm.max_completion_bytes)
 
     def verify(self, peer_id: str, round: int, group: Group) -> ScoredGroup:
-        """The group with our own question and rewards. Raises BadRecord if anything about it is invalid."""
+        """The group with our own question and rewards. Raises BadRecord if anything about it is
+        invalid."""
         task, limits = group.task, self.limits
         seed = round_seed(peer_id, round)
         if task.seed != seed:
-            raise BadRecord("seed", f"task seed {task.seed} of {peer_id} in round {round}; expected {seed}")
+            raise BadRecord(
+                "seed", f"task seed {task.seed} of {peer_id} in round {round}; expected {seed}"
+            )
         if not 0 <= task.index < limits.num_groups:
-            raise BadRecord("index", f"task index {task.index}; expected 0 to {limits.num_groups - 1}")
+            raise BadRecord(
+                "index", f"task index {task.index}; expected 0 to {limits.num_groups - 1}"
+            )
         if not MIN_COMPLETIONS <= len(group.completions) <= limits.num_completions:
             raise BadRecord(
                 "num-completions",
-                f"{len(group.completions)} completions; expected {MIN_COMPLETIONS} to {limits.num_completions}",
+                f"{len(group.completions)} completions; expected {MIN_COMPLETIONS} to"
+                f" {limits.num_completions}",
             )
         longest = max(len(c.encode(errors="surrogatepass")) for c in group.completions)
         if longest > limits.completion_bytes:
-            raise BadRecord("too-long", f"completion of {longest} bytes; at most {limits.completion_bytes} are taken")
+            raise BadRecord(
+                "too-long",
+                f"completion of {longest} bytes; at most {limits.completion_bytes} are taken",
+            )
         question = self._tasks.question(task)
         rewards = self._tasks.score(task, group.completions)
-        if len(rewards) != len(group.completions) or not all(math.isfinite(r) and 0 <= r <= 1 for r in rewards):
+        if len(rewards) != len(group.completions) or not all(
+            math.isfinite(r) and 0 <= r <= 1 for r in rewards
+        ):
             raise BadRecord("score", f"task {task.family} can't score these completions: {rewards}")
-        return ScoredGroup(task, question, tuple(map(Rollout, group.completions, rewards)), peer_id=peer_id)
+        return ScoredGroup(
+            task, question, tuple(map(Rollout, group.completions, rewards)), peer_id=peer_id
+        )
 
-    def verify_each(self, peer_id: str, round: int, groups: Sequence[Group]) -> Iterator[ScoredGroup | BadRecord]:
-        """One after the other: the group if it holds, or why it does not. A task that comes twice counts once."""
+    def verify_each(
+        self, peer_id: str, round: int, groups: Sequence[Group]
+    ) -> Iterator[ScoredGroup | BadRecord]:
+        """One after the other: the group if it holds, or why it does not. A task that comes twice
+        counts once."""
         seen = Counter[Task]()
         for group in groups:
             seen[group.task] += 1
             try:
                 if seen[group.task] > 1:
-                    raise BadRecord("duplicate", f"task {group.task.family} {group.task.index} came twice")
+                    raise BadRecord(
+                        "duplicate", f"task {group.task.family} {group.task.index} came twice"
+                    )
                 scored = self.verify(peer_id, round, group)
             except BadRecord as error:
                 yield error
@@ -91,7 +112,8 @@ class Verifier:
     ) -> tuple[list[ScoredGroup], list[BadRecord]]:
         """Return what of a peer's groups holds, and why the rest does not.
 
-        Raises BadRecord ("slow-to-score") when it is past `until` (monotonic seconds) and there are groups left.
+        Raises BadRecord ("slow-to-score") when it is past `until` (monotonic seconds) and there are
+        groups left.
         """
         results: list[ScoredGroup | BadRecord] = []
         for result in self.verify_each(peer_id, round, groups):

@@ -1,8 +1,8 @@
 """msgpack, read value by value as a schema wants them: lists are entered, never built.
 
-A decoder that builds a message before it looks at it builds what untrusted peers like: 1.4 KB on the wire become 8 MiB
-of empty lists inside lists, and those 560 MB of objects. Here a message costs what its schema has, and the first value
-that is not of it is the last one that is read.
+A decoder that builds a message before it looks at it builds what untrusted peers like: 1.4 KB on
+the wire become 8 MiB of empty lists inside lists, and those 560 MB of objects. Here a message costs
+what its schema has, and the first value that is not of it is the last one that is read.
 """
 
 import math
@@ -24,7 +24,8 @@ class Fields:
 
     def __init__(self, data: bytes, max_extension_bytes: int = 0) -> None:
         self._num_bytes = len(data)
-        # No value is a list or a map with anything in it; text and bytes can't be longer than `data`.
+        # No value is a list or a map with anything in it; text and bytes can't be longer than
+        # `data`.
         self._values = msgpack.Unpacker(
             raw=False,
             max_array_len=0,
@@ -50,7 +51,9 @@ class Fields:
         try:
             return self._values.unpack()
         except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
-            raise BadRecord("malformed", f"{self._num_bytes} bytes that are no message of ours") from None
+            raise BadRecord(
+                "malformed", f"{self._num_bytes} bytes that are no message of ours"
+            ) from None
 
     def integer(self, low: int = 0, high: int = MAX_INTEGER) -> int:
         value = self.value()
@@ -80,4 +83,6 @@ class Fields:
     def finish(self) -> None:
         """Nothing may be left."""
         if self._values.tell() != self._num_bytes:
-            raise BadRecord("malformed", f"message of {self._num_bytes} bytes goes on after its end")
+            raise BadRecord(
+                "malformed", f"message of {self._num_bytes} bytes goes on after its end"
+            )

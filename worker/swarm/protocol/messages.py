@@ -1,12 +1,13 @@
-"""Messages between peers, as bytes: versioned frames, msgpack, zstd, signatures; nothing is trusted before it is
-checked.
+"""Messages between peers, as bytes: versioned frames, msgpack, zstd, signatures; nothing is trusted
+before it is checked.
 
-A frame is `hw`, a version byte, a kind byte, the payload's length (4 bytes) and the payload. Header and refusals keep
-their form in every version, so that nodes of different versions can still tell each other why they don't understand.
-Two payloads are signed with the sender's libp2p key, and so can be handed on by others: a member's record and a round's
-groups.
+A frame is `hw`, a version byte, a kind byte, the payload's length (4 bytes) and the payload. Header
+and refusals keep their form in every version, so that nodes of different versions can still tell
+each other why they don't understand. Two payloads are signed with the sender's libp2p key, and so
+can be handed on by others: a member's record and a round's groups.
 
-Every decoder raises BadRecord, and only that, whatever it is given; its memory is bounded by the limits below.
+Every decoder raises BadRecord, and only that, whatever it is given; its memory is bounded by the
+limits below.
 """
 
 import asyncio
@@ -27,17 +28,21 @@ from worker.swarm.identity import Identity, verify
 from worker.swarm.protocol.codec import Fields
 
 VERSION = 3
-"""3: a member's record names its task families, and a peer's groups may come from another that holds them."""
+"""3: a member's record names its task families, and a peer's groups may come from another that
+holds them."""
 MAX_MEMBER_BYTES = 3584
 MAX_ADDRESSES = 8
 MAX_PEERS = 16
 """Records in one answer to a greeting."""
 MAX_GROUPS_BYTES = 8 << 20
-"""All groups of a round, decompressed. 9 tasks x 8 completions x 600 bytes are 45 KB, and 12 KB on the wire."""
+"""All groups of a round, decompressed. 9 tasks x 8 completions x 600 bytes are 45 KB, and 12 KB on
+the wire."""
 MAX_SERVED_BYTES = MAX_GROUPS_BYTES // 4
-"""Of our own groups of a round, before they are compressed: text that does not compress still fits into a frame."""
+"""Of our own groups of a round, before they are compressed: text that does not compress still fits
+into a frame."""
 ZSTD_LEVEL = 9
-"""6 % less than level 3 for half a millisecond more, once a round; level 19 would save 4 % more and take 10 ms."""
+"""6 % less than level 3 for half a millisecond more, once a round; level 19 would save 4 % more and
+take 10 ms."""
 MAX_COMPLETIONS = 256
 """Of a group; no setting allows more."""
 MAX_FRAME_BYTES = 2 << 20
@@ -66,7 +71,8 @@ _ENVIRONMENT = re.compile(r"[a-z0-9-]{1,32} [0-9A-Za-z.+!-]{1,31}")
 class Kind(enum.IntEnum):
     HELLO = 1  # a member's record, or nothing from a peer that is not a member; answered by PEERS
     PEERS = 2  # records of members that the sender heard itself
-    ASK = 3  # for the groups of a round; answered by WAIT any number of times, then by GROUPS or REFUSAL
+    # for the groups of a round; answered by WAIT any number of times, then by GROUPS or REFUSAL
+    ASK = 3
     WAIT = 4  # the groups are not ready; they follow in this stream
     GROUPS = 5  # signed groups
     REFUSAL = 6  # "reason: explanation", the same in all versions
@@ -87,9 +93,10 @@ _MAX_PAYLOAD_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A peer's membership record. `issued` and `expires` are the sender's Unix time in seconds; `round` its newest, -1:
-    none yet. `environments` are names and versions, "reasoning-gym 0.1.25": two peers make the same tasks of a recipe
-    only if they have one in common. `families` are short hashes (FAMILY_BYTES) of the task families of its mix.
+    """A peer's membership record. `issued` and `expires` are the sender's Unix time in seconds;
+    `round` its newest, -1: none yet. `environments` are names and versions, "reasoning-gym 0.1.25":
+    two peers make the same tasks of a recipe only if they have one in common. `families` are short
+    hashes (FAMILY_BYTES) of the task families of its mix.
 
     `sealed` is the record as it was signed: what is stored and handed on.
     """
@@ -107,8 +114,8 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A standing request for the groups of `round`; the asker waits `patience` seconds. `member`: its own record,
-    sealed. `owner`: whose groups; empty: those of the peer that is asked."""
+    """A standing request for the groups of `round`; the asker waits `patience` seconds. `member`:
+    its own record, sealed. `owner`: whose groups; empty: those of the peer that is asked."""
 
     round: int
     patience: int
@@ -126,8 +133,8 @@ class Limits:
 
 
 class Refused(Exception):
-    """The other side refused, in good order. `reason` is its first word: "full", "skipped", "version" ...; `version`
-    what it speaks."""
+    """The other side refused, in good order. `reason` is its first word: "full", "skipped",
+    "version" ...; `version` what it speaks."""
 
     def __init__(self, text: str, version: int = VERSION) -> None:
         super().__init__(text)
@@ -139,7 +146,10 @@ class OtherVersion(BadRecord):
     """A frame of another `version` than ours."""
 
     def __init__(self, version: int) -> None:
-        super().__init__("version", f"version {version}; this node speaks {VERSION}, upgrade the older of the two")
+        super().__init__(
+            "version",
+            f"version {version}; this node speaks {VERSION}, upgrade the older of the two",
+        )
         self.version = version
 
 
@@ -150,11 +160,11 @@ def encode_frame(kind: Kind, payload: bytes) -> bytes:
 async def read_frame(
     reader: asyncio.StreamReader, max_bytes: int, on_begin: Callable[[], None] | None = None
 ) -> tuple[Kind, bytes]:
-    """The next frame. Raises BadRecord for what is foreign, is newer, or is larger than `max_bytes`, or than its
-    kind ever is; Refused for a refusal.
+    """The next frame. Raises BadRecord for what is foreign, is newer, or is larger than
+    `max_bytes`, or than its kind ever is; Refused for a refusal.
 
-    The caller bounds the time, that until its header is there by `on_begin`. A stream that ends early raises
-    asyncio.IncompleteReadError.
+    The caller bounds the time, that until its header is there by `on_begin`. A stream that ends
+    early raises asyncio.IncompleteReadError.
     """
     header = await reader.readexactly(_HEADER.size)
     if on_begin is not None:
@@ -176,8 +186,8 @@ async def read_frame(
 
 
 def hash_families(families: Iterable[str]) -> frozenset[bytes]:
-    """Return what a record says of the families of a mix, each of which is named in full; beyond MAX_FAMILIES: not
-    all."""
+    """Return what a record says of the families of a mix, each of which is named in full; beyond
+    MAX_FAMILIES: not all."""
     hashes = {hashlib.sha256(family.encode()).digest()[:FAMILY_BYTES] for family in families}
     return frozenset(sorted(hashes)[:MAX_FAMILIES])
 
@@ -191,11 +201,22 @@ def seal_member(
     environments: Sequence[str],
     families: frozenset[bytes] = frozenset(),
 ) -> Member:
-    """Sign our own membership record; addresses that peers don't read, or beyond MAX_ADDRESSES, are left out."""
+    """Sign our own membership record; addresses that peers don't read, or beyond MAX_ADDRESSES, are
+    left out."""
     kept = tuple(a for a in addresses if is_address(a))[:MAX_ADDRESSES]
     fields = [round, VERSION, issued, expires, list(environments), b"".join(sorted(families))]
     sealed = _seal(identity, _MEMBER_DOMAIN, msgpack.packb([identity.peer_id, list(kept), *fields]))
-    return Member(identity.peer_id, kept, round, VERSION, issued, expires, tuple(environments), families, sealed)
+    return Member(
+        identity.peer_id,
+        kept,
+        round,
+        VERSION,
+        issued,
+        expires,
+        tuple(environments),
+        families,
+        sealed,
+    )
 
 
 def open_member(sealed: bytes) -> Member:
@@ -239,7 +260,11 @@ def encode_ask(round: int, patience: int, member: bytes, owner: str = "") -> byt
 def decode_ask(payload: bytes) -> Ask:
     fields = Fields(payload)
     fields.enter(4, 4)
-    round, patience, member = fields.integer(), fields.integer(0, MAX_PATIENCE_SECONDS), fields.binary(MAX_MEMBER_BYTES)
+    round, patience, member = (
+        fields.integer(),
+        fields.integer(0, MAX_PATIENCE_SECONDS),
+        fields.binary(MAX_MEMBER_BYTES),
+    )
     owner = fields.text()
     fields.finish()
     if owner and not is_peer_id(owner):
@@ -248,7 +273,8 @@ def decode_ask(payload: bytes) -> Ask:
 
 
 def groups_digest(sealed: bytes) -> str:
-    """Return what names signed groups forever: the SHA-256 of all their bytes, signature included, in hexadecimal."""
+    """Return what names signed groups forever: the SHA-256 of all their bytes, signature included,
+    in hexadecimal."""
     return hashlib.sha256(sealed).hexdigest()
 
 
@@ -258,7 +284,9 @@ def encode_audit(digest: str) -> bytes:
 
 def decode_audit(payload: bytes) -> str:
     if len(payload) != hashlib.sha256().digest_size:
-        raise BadRecord("malformed", f"digest of {len(payload)} bytes; expected {hashlib.sha256().digest_size}")
+        raise BadRecord(
+            "malformed", f"digest of {len(payload)} bytes; expected {hashlib.sha256().digest_size}"
+        )
     return payload.hex()
 
 
@@ -288,7 +316,8 @@ def size_of(group: Group) -> int:
 
 
 def find_excess(group: Group, limits: Limits) -> str | None:
-    """Return why no peer with these limits would take a group, whatever is sent with it; None: they would."""
+    """Return why no peer with these limits would take a group, whatever is sent with it; None: they
+    would."""
     if group.task.index >= limits.num_groups:
         return "index"
     if len(group.completions) > limits.num_completions:
@@ -299,17 +328,24 @@ def find_excess(group: Group, limits: Limits) -> str | None:
 
 
 def seal_groups(identity: Identity, round: int, groups: Sequence[Group]) -> bytes:
-    """Pack, compress and sign our groups of a round. They are to be within the peers' limits (swarm.py)."""
-    rows = [[g.task.family, g.task.config_digest, g.task.seed, g.task.index, list(g.completions)] for g in groups]
-    body = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(msgpack.packb([identity.peer_id, round, rows]))
+    """Pack, compress and sign our groups of a round. They are to be within the peers' limits
+    (swarm.py)."""
+    rows = [
+        [g.task.family, g.task.config_digest, g.task.seed, g.task.index, list(g.completions)]
+        for g in groups
+    ]
+    body = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(
+        msgpack.packb([identity.peer_id, round, rows])
+    )
     return _seal(identity, _GROUPS_DOMAIN, body)
 
 
 def open_groups(sealed: bytes, peer_id: str, round: int, limits: Limits) -> tuple[Group, ...]:
-    """Check and decode the groups of `peer_id` in `round`; the signature is checked before anything is decompressed.
+    """Check and decode the groups of `peer_id` in `round`; the signature is checked before anything
+    is decompressed.
 
-    A group that is over the limits of one group is read all the same: that is not a reason to drop the others, and the
-    verifier (verify.py) drops and counts it.
+    A group that is over the limits of one group is read all the same: that is not a reason to drop
+    the others, and the verifier (verify.py) drops and counts it.
     """
     public_key, signature, body = _open(sealed, MAX_FRAME_BYTES)
     if not verify(peer_id, public_key, _GROUPS_DOMAIN + body, signature):
@@ -353,8 +389,12 @@ def _decompress(data: bytes) -> bytes:
         # The one-shot decompressor allocates what the header claims, so the claim is checked first.
         claimed = zstandard.get_frame_parameters(data).content_size
         if claimed > MAX_GROUPS_BYTES:
-            raise BadRecord("too-large", f"groups claim more than {MAX_GROUPS_BYTES} decompressed bytes")
-        return zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_GROUPS_BYTES, allow_extra_data=False)
+            raise BadRecord(
+                "too-large", f"groups claim more than {MAX_GROUPS_BYTES} decompressed bytes"
+            )
+        return zstandard.ZstdDecompressor().decompress(
+            data, max_output_size=MAX_GROUPS_BYTES, allow_extra_data=False
+        )
     except zstandard.ZstdError:
         raise BadRecord("malformed", "groups are not zstd") from None
 

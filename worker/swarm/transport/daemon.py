@@ -1,9 +1,10 @@
-"""libp2p's daemon (`p2pd`, from hivemind's wheel) as our child: started, spoken to, and never left behind.
+"""libp2p's daemon (`p2pd`, from hivemind's wheel) as our child: started, spoken to, and never left
+behind.
 
-The daemon dies with the process that started it, however that ends: the kernel sends it SIGKILL. It gets its bootstrap
-peers from us later (dht.py), because with `-bootstrapPeers` it gives up when none of them answers. hivemind's own way
-of starting it is not used: that starts a second daemon with a fixed time-out first, and creates a missing identity
-silently.
+The daemon dies with the process that started it, however that ends: the kernel sends it SIGKILL. It
+gets its bootstrap peers from us later (dht.py), because with `-bootstrapPeers` it gives up when
+none of them answers. hivemind's own way of starting it is not used: that starts a second daemon
+with a fixed time-out first, and creates a missing identity silently.
 """
 
 import asyncio
@@ -46,7 +47,8 @@ CONTROL_TIMEOUT_SECONDS = 5.0
 STOP_TIMEOUT_SECONDS = 3.0
 MAX_PEERS_MET = 512
 
-# Becomes p2pd; prctl(PR_SET_PDEATHSIG, SIGKILL) first, which outlives exec. The check closes the gap before it.
+# Becomes p2pd; prctl(PR_SET_PDEATHSIG, SIGKILL) first, which outlives exec. The check closes the
+# gap before it.
 _GUARD = (
     "import ctypes, os, sys\n"
     "ctypes.CDLL(None).prctl(1, 9)\n"
@@ -63,8 +65,8 @@ Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[
 
 
 class Daemon:
-    """One running p2pd. Everything raises SwarmError if the daemon refuses or is gone, TimeoutError if it keeps
-    silent."""
+    """One running p2pd. Everything raises SwarmError if the daemon refuses or is gone, TimeoutError
+    if it keeps silent."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", folder: Path) -> None:
         self._process = process
@@ -74,30 +76,37 @@ class Daemon:
         self._output: asyncio.Task[None] | None = None
         self._last_line = ""
         self._said_ready = asyncio.Event()
-        self._met: LRUCache[str, None] = LRUCache(MAX_PEERS_MET)  # the peers that we connected with last
+        self._met: LRUCache[str, None] = LRUCache(
+            MAX_PEERS_MET
+        )  # the peers that we connected with last
         self.died = asyncio.Event()
         self.control = f"/unix{folder}/control.sock"
         self.peer_id = ""
         self.addresses: tuple[str, ...] = ()
 
     @classmethod
-    async def start(cls, identity_file: Path, swarm: settings.Swarm, port: int, relays: Sequence[str] = ()) -> "Daemon":
-        """Start p2pd on the settings' host and `port` (0: the kernel chooses) and wait until it answers. `relays`: what
-        relays.find gives. Must run in a long-lived thread."""
+    async def start(
+        cls, identity_file: Path, swarm: settings.Swarm, port: int, relays: Sequence[str] = ()
+    ) -> "Daemon":
+        """Start p2pd on the settings' host and `port` (0: the kernel chooses) and wait until it
+        answers. `relays`: what relays.find gives. Must run in a long-lived thread."""
         # 0700, and a short path: that of a socket has 108 bytes at most.
         _remove_leftovers()
         folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
         place = [f"-listen=/unix{folder}/control.sock", f"-id={identity_file}"]
         arguments = [*place, *_arguments(folder, swarm, port, relays)]
-        # The death signal is tied to the thread that forks: this one, which runs the event loop as long as the daemon.
+        # The death signal is tied to the thread that forks: this one, which runs the event loop as
+        # long as the daemon.
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), str(P2PD), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            # On one core at a time it takes half the processor time that it takes on two, and is as fast.
+            # On one core at a time it takes half the processor time that it takes on two, and is as
+            # fast.
             env={"GOLOG_LOG_LEVEL": "error", "GOMAXPROCS": "1"},
-            start_new_session=True,  # a Ctrl-C at the terminal is for the worker, which then stops its daemon
+            # a Ctrl-C at the terminal is for the worker, which then stops its daemon
+            start_new_session=True,
         )
         daemon = cls(process, folder)
         daemon._output = asyncio.create_task(daemon._read_output())
@@ -134,7 +143,10 @@ class Daemon:
     @property
     def death_notice(self) -> str:
         """Return what is known about the end of a daemon that died."""
-        return f"libp2p daemon ended with {self._process.poll()}: {self._last_line or 'it said nothing'}"
+        return (
+            f"libp2p daemon ended with {self._process.poll()}:"
+            f" {self._last_line or 'it said nothing'}"
+        )
 
     async def serve(self, protocol: str, handler: Handler) -> None:
         """Hand every incoming stream of `protocol` to `handler`, each in a task of its own."""
@@ -155,12 +167,14 @@ class Daemon:
         await self._call(request)
 
     async def connect(self, peer_id: str, addresses: Sequence[str], timeout_seconds: float) -> None:
-        """Have a connection to the peer, through one of `addresses` or, without any, where libp2p's own DHT finds
-        it."""
+        """Have a connection to the peer, through one of `addresses` or, without any, where libp2p's
+        own DHT finds it."""
         request = p2pd_pb2.Request(
             type=p2pd_pb2.Request.CONNECT,
             connect=p2pd_pb2.ConnectRequest(
-                peer=_peer_bytes(peer_id), addrs=_address_bytes(addresses), timeout=max(1, round(timeout_seconds))
+                peer=_peer_bytes(peer_id),
+                addrs=_address_bytes(addresses),
+                timeout=max(1, round(timeout_seconds)),
             ),
         )
         self._met.pop(peer_id, None)
@@ -168,19 +182,22 @@ class Daemon:
         self._met[peer_id] = None
 
     def has_met(self, peer_id: str) -> bool:
-        """Return whether `connect` worked for this peer and nothing was heard to the contrary since."""
+        """Return whether `connect` worked for this peer and nothing was heard to the contrary
+        since."""
         return peer_id in self._met
 
     async def disconnect(self, peer_id: str) -> None:
         """Drop the connections to the peer: the next `connect` dials again."""
         self._met.pop(peer_id, None)
         request = p2pd_pb2.Request(
-            type=p2pd_pb2.Request.DISCONNECT, disconnect=p2pd_pb2.DisconnectRequest(peer=_peer_bytes(peer_id))
+            type=p2pd_pb2.Request.DISCONNECT,
+            disconnect=p2pd_pb2.DisconnectRequest(peer=_peer_bytes(peer_id)),
         )
         await self._call(request)
 
     async def connections(self) -> dict[str, bool]:
-        """The peers that there is a connection with, bootnodes included, and whether one does without a relay."""
+        """The peers that there is a connection with, bootnodes included, and whether one does
+        without a relay."""
         response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
         found: dict[str, bool] = {}
         for connection in response.peers:
@@ -189,8 +206,8 @@ class Daemon:
         return found
 
     async def find_addresses(self) -> tuple[str, ...]:
-        """Return where others reach us, as far as libp2p knows by now, the best first. Relays and routers add to it
-        later."""
+        """Return where others reach us, as far as libp2p knows by now, the best first. Relays and
+        routers add to it later."""
         response = await self._identify()
         return _sorted(response.identify.addrs)
 
@@ -237,7 +254,9 @@ class Daemon:
         self.died.set()
         self._said_ready.set()
 
-    async def _handle(self, handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle(
+        self, handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         try:
             stream = p2pd_pb2.StreamInfo()
             await read_pbmsg_safe(reader, stream)
@@ -264,7 +283,9 @@ class Daemon:
             async with asyncio.timeout(timeout_seconds):
                 reader, writer = await asyncio.open_unix_connection(self._folder / "control.sock")
                 data = request.SerializeToString()
-                writer.write(varint(len(data)) + data)  # at once: hivemind's write_pbmsg takes a system call a byte
+                writer.write(
+                    varint(len(data)) + data
+                )  # at once: hivemind's write_pbmsg takes a system call a byte
                 await read_pbmsg_safe(reader, response)
             if response.type == p2pd_pb2.Response.ERROR:
                 raise SwarmError(f"libp2p: {response.error.msg}")
@@ -310,7 +331,8 @@ def _peer_bytes(peer_id: str) -> bytes:
 
 
 def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
-    """libp2p's form of the addresses that it understands; an untrusted peer's odd one is left out."""
+    """libp2p's form of the addresses that it understands; an untrusted peer's odd one is left
+    out."""
     encoded = []
     for address in addresses:
         try:
@@ -321,13 +343,19 @@ def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
 
 
 def _encode(address: str) -> bytes:
-    """An address as p2pd reads it: hivemind writes a peer id in it (that of a relay) in a form that p2pd refuses."""
+    """An address as p2pd reads it: hivemind writes a peer id in it (that of a relay) in a form that
+    p2pd refuses."""
     direct, *relayed = address.split(P2P)
     data = bytes(Multiaddr(direct).to_bytes())
     for part in relayed:
         peer_id, slash, rest = part.partition("/")
         peer = _peer_bytes(peer_id)
-        data += _P2P_CODE + bytes([len(peer)]) + peer + (bytes(Multiaddr(slash + rest).to_bytes()) if rest else b"")
+        data += (
+            _P2P_CODE
+            + bytes([len(peer)])
+            + peer
+            + (bytes(Multiaddr(slash + rest).to_bytes()) if rest else b"")
+        )
     return data
 
 
@@ -342,7 +370,8 @@ def _arguments(folder: Path, swarm: settings.Swarm, port: int, relays: Sequence[
         f"-relayService={int(swarm.relay_others)}",
     ]
     if not swarm.relay_others and not relays:
-        # p2pd relays for anybody by default and no flag alone stops that. Peers at relays are reached all the same.
+        # p2pd relays for anybody by default and no flag alone stops that. Peers at relays are
+        # reached all the same.
         (folder / "config.json").write_text('{"Relay": {"Enabled": false}}')
         arguments += [f"-f={folder}/config.json", "-relay=0"]
     if swarm.announce:
@@ -355,8 +384,8 @@ def _arguments(folder: Path, swarm: settings.Swarm, port: int, relays: Sequence[
 
 
 def _sorted(addresses: Iterable[bytes]) -> tuple[str, ...]:
-    """Addresses as text, in the order of `addresses.ranked`, without those that only the daemon understands, such as
-    webtransport's, and without those that lead to no other machine."""
+    """Addresses as text, in the order of `addresses.ranked`, without those that only the daemon
+    understands, such as webtransport's, and without those that lead to no other machine."""
     texts = []
     for address in addresses:
         try:

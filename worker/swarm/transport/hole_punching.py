@@ -1,9 +1,10 @@
 """Further chances for holes in firewalls.
 
-libp2p tries to punch one when a connection through a relay is made, and at no other time: not when it learns only later
-at which address others see it, which takes four of them that it is connected with directly. And a peer that has reached
-us through a relay counts as connected, so that libp2p does not dial it any more, however public it is. So a connection
-that goes through a relay is made again now and then, while nobody is using it.
+libp2p tries to punch one when a connection through a relay is made, and at no other time: not when
+it learns only later at which address others see it, which takes four of them that it is connected
+with directly. And a peer that has reached us through a relay counts as connected, so that libp2p
+does not dial it any more, however public it is. So a connection that goes through a relay is made
+again now and then, while nobody is using it.
 """
 
 import contextlib
@@ -45,13 +46,18 @@ class Punching:
         self._relayed: dict[str, _Relayed] = {}
 
     async def drop_relayed(self, contacts: Collection[str]) -> list[str]:
-        """Drop those connections with `contacts` whose time has come; returns the peers that are to be greeted again,
-        which makes new ones. Raises SwarmError or TimeoutError if the daemon is not there."""
+        """Drop those connections with `contacts` whose time has come; returns the peers that are to
+        be greeted again, which makes new ones. Raises SwarmError or TimeoutError if the daemon is
+        not there."""
         now, dropped = time.monotonic(), list[str]()
         connections = await self._daemon.connections()
-        only_relayed = [p for p, is_direct in connections.items() if not is_direct and p in contacts]
+        only_relayed = [
+            p for p, is_direct in connections.items() if not is_direct and p in contacts
+        ]
         first = now + FIRST_PAUSE_SECONDS
-        self._relayed = {p: self._relayed.get(p) or _Relayed(FIRST_PAUSE_SECONDS, first) for p in only_relayed}
+        self._relayed = {
+            p: self._relayed.get(p) or _Relayed(FIRST_PAUSE_SECONDS, first) for p in only_relayed
+        }
         for peer_id, relayed in self._relayed.items():
             if now < relayed.renew_at or self._network.is_talking_with(peer_id):
                 continue
@@ -61,6 +67,8 @@ class Punching:
                 await self._daemon.disconnect(peer_id)
             dropped.append(peer_id)
             log.debug(
-                "relayed connection dropped, to be dialled again peer=%s next_seconds=%.0f", peer_id, relayed.pause
+                "relayed connection dropped, to be dialled again peer=%s next_seconds=%.0f",
+                peer_id,
+                relayed.pause,
             )
         return dropped

@@ -1,4 +1,5 @@
-"""Check that bootnodes can be reached as libp2p peers: dialled, and shown to hold the key that their address names."""
+"""Check that bootnodes can be reached as libp2p peers: dialled, and shown to hold the key that
+their address names."""
 
 import asyncio
 import tempfile
@@ -16,9 +17,11 @@ DIAL_SECONDS = 10.0
 
 
 def reach(multiaddrs: Sequence[str]) -> dict[str, str | None]:
-    """For each address that ends in /p2p/PEER: None if the peer answered there, else why not. Takes 30 s at most.
+    """For each address that ends in /p2p/PEER: None if the peer answered there, else why not. Takes
+    30 s at most.
 
-    Dials under an identity that is thrown away afterwards, so a node that runs here is not disturbed.
+    Dials under an identity that is thrown away afterwards, so a node that runs here is not
+    disturbed.
     """
     return asyncio.run(_reach(multiaddrs))
 
@@ -45,7 +48,11 @@ async def _dial(daemon: Daemon, multiaddr: str) -> str | None:
         _, writer = await daemon.open_stream(peer_id, PROTOCOL, DIAL_SECONDS)
         writer.close()
     except SwarmError as error:
-        return f"answers, but is not hivewright's (no {PROTOCOL})" if speaks_otherwise(error) else str(error)
+        return (
+            f"answers, but is not hivewright's (no {PROTOCOL})"
+            if speaks_otherwise(error)
+            else str(error)
+        )
     except TimeoutError:
         return f"no answer within {DIAL_SECONDS:g} s"
     return None

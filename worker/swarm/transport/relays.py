@@ -1,4 +1,5 @@
-"""Relays for a node that others can't connect to: which of the known ones it is worth to tell libp2p about."""
+"""Relays for a node that others can't connect to: which of the known ones it is worth to tell
+libp2p about."""
 
 import asyncio
 from collections.abc import Iterable
@@ -14,7 +15,8 @@ PROBE_TIMEOUT_SECONDS = 2.0
 async def find(addresses: Iterable[str]) -> list[str]:
     """One address for each relay that takes connections now; if none does, one for each.
 
-    libp2p waits for all the relays that it is told about, for three minutes, before it makes do with those that answer.
+    libp2p waits for all the relays that it is told about, for three minutes, before it makes do
+    with those that answer.
     """
     candidates: dict[str, list[tuple[str, str, int]]] = {}
     for address in dict.fromkeys(addresses):
@@ -23,18 +25,24 @@ async def find(addresses: Iterable[str]) -> list[str]:
             host, port, peer_id = place
             candidates.setdefault(peer_id, []).append((address, host, port))
     found = await asyncio.gather(*(_first_that_answers(places) for places in candidates.values()))
-    return [address for address in found if address] or [places[0][0] for places in candidates.values()]
+    return [address for address in found if address] or [
+        places[0][0] for places in candidates.values()
+    ]
 
 
 def is_dialable(address: str) -> bool:
-    """Return whether it is an address of a peer that p2pd takes: one that it does not, and bootnodes on the chain are
-    untrusted peers' text, would end it."""
+    """Return whether it is an address of a peer that p2pd takes: one that it does not, and
+    bootnodes on the chain are untrusted peers' text, would end it."""
     place = match_tcp_peer(address)
     if place is None:
         return False
     try:
         peer_id = PeerID.from_base58(place[2]).to_bytes()
-        return len(Multiaddr(address).to_bytes()) > 0 and len(peer_id) == 34 and peer_id.startswith(b"\x12\x20")
+        return (
+            len(Multiaddr(address).to_bytes()) > 0
+            and len(peer_id) == 34
+            and peer_id.startswith(b"\x12\x20")
+        )
     except (ValueError, LookupError):
         return False
 

@@ -19,14 +19,16 @@ LINGER_SECONDS = 1.0
 ANSWER_TIMEOUT_SECONDS = 5.0
 """For the first sign of life in a stream, and for a whole request to come in."""
 UNREACHABLE = (SwarmError, OSError, EOFError, TimeoutError)
-"""What talking to a peer may end with when the peer, or our own daemon, is not there. BadRecord is to be caught
-before."""
+"""What talking to a peer may end with when the peer, or our own daemon, is not there. BadRecord is
+to be caught before."""
 
 
 class Stream:
     """One conversation with a peer, counted."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, traffic: Counter[str]) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, traffic: Counter[str]
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self._traffic = traffic
@@ -37,20 +39,23 @@ class Stream:
         await self._writer.drain()
 
     async def ask(self, request: bytes, max_bytes: int) -> tuple[Kind, bytes]:
-        """Send a request, and receive the first frame of the answer. It has ANSWER_TIMEOUT_SECONDS to begin; the caller
-        bounds the time that it takes to come in."""
+        """Send a request, and receive the first frame of the answer. It has ANSWER_TIMEOUT_SECONDS
+        to begin; the caller bounds the time that it takes to come in."""
         async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS) as limit:
             await self.send(request)
             return await self.receive(max_bytes, on_begin=lambda: limit.reschedule(None))
 
-    async def receive(self, max_bytes: int, on_begin: Callable[[], None] | None = None) -> tuple[Kind, bytes]:
+    async def receive(
+        self, max_bytes: int, on_begin: Callable[[], None] | None = None
+    ) -> tuple[Kind, bytes]:
         """See wire.read_frame."""
         kind, payload = await messages.read_frame(self._reader, max_bytes, on_begin)
         self._traffic["in"] += len(payload) + messages.HEADER_BYTES
         return kind, payload
 
     async def refuse(self, reason: str, explanation: str) -> None:
-        """Say why not, and take in what the other side is still sending: closing at once would lose the refusal."""
+        """Say why not, and take in what the other side is still sending: closing at once would lose
+        the refusal."""
         await self.send(messages.encode_refusal(reason, explanation))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
@@ -105,7 +110,10 @@ class Admission:
     def refusal(self, peer_id: str) -> tuple[str, str] | None:
         """Return why this peer's next stream is refused, None if it is not."""
         if not self._rate.allows(peer_id):
-            return "flood", f"more than {MAX_REQUESTS_PER_PEER} requests in {REQUEST_WINDOW_SECONDS:g} s"
+            return (
+                "flood",
+                f"more than {MAX_REQUESTS_PER_PEER} requests in {REQUEST_WINDOW_SECONDS:g} s",
+            )
         if self._open[peer_id] >= MAX_STREAMS_PER_PEER:
             return "flood", f"{MAX_STREAMS_PER_PEER} requests of yours are open; close one first"
         if self._open.total() >= MAX_STREAMS:

@@ -1,4 +1,5 @@
-"""The operations of a decoding step in C (native.c, products_*.c), compiled for this machine when a model is loaded.
+"""The operations of a decoding step in C (native.c, products_*.c), compiled for this machine when a
+model is loaded.
 
 Where there is no C compiler, or no CPU to run on, decoder.py does the same in torch, slower.
 """
@@ -61,7 +62,8 @@ _chunk: list[tuple[mmap.mmap, int]] = []
 
 
 def _take_room(size: int) -> Tensor:
-    """That many bytes, at the beginning of a line of the cache, in huge pages where the kernel has them.
+    """That many bytes, at the beginning of a line of the cache, in huge pages where the kernel has
+    them.
 
     A step reads all weights once: with pages of 4 KiB it takes a sixth longer.
     """
@@ -96,7 +98,9 @@ class Panels:
         """Take another weight of the same shape."""
         self._bias = None if bias is None else bias.float().contiguous()
         rows = weight.float().contiguous()
-        self._functions.pack(rows.data_ptr(), self._panels.data_ptr(), self.num_outputs, self.num_inputs)
+        self._functions.pack(
+            rows.data_ptr(), self._panels.data_ptr(), self.num_outputs, self.num_inputs
+        )
 
     def fields(self) -> tuple[int, int | None, int, int]:
         """`struct product` of step.c. It points into this object, which must be kept as long."""
@@ -127,7 +131,8 @@ WAYS = ("amx", "int16", "float16", "bfloat16")
 
 
 def load(*flags: str) -> Any | None:
-    """The functions of the C files, compiled with more `flags`; None, logged, where they can't be compiled.
+    """The functions of the C files, compiled with more `flags`; None, logged, where they can't be
+    compiled.
 
     Raises ModelError if HIVEWRIGHT_NATIVE names products that this machine can't compute.
     """
@@ -136,13 +141,15 @@ def load(*flags: str) -> Any | None:
 
 
 def wanted() -> str | None:
-    """Return what HIVEWRIGHT_NATIVE says: which products are to be taken in place of those that this machine does
-    best."""
+    """Return what HIVEWRIGHT_NATIVE says: which products are to be taken in place of those that
+    this machine does best."""
     way = os.environ.get("HIVEWRIGHT_NATIVE", "")
     if way in ("", "auto"):
         return None
     if way not in (*WAYS, "none"):
-        raise ModelError(f"HIVEWRIGHT_NATIVE: got {way!r}; expected {', '.join(WAYS)}, none or auto")
+        raise ModelError(
+            f"HIVEWRIGHT_NATIVE: got {way!r}; expected {', '.join(WAYS)}, none or auto"
+        )
     return way
 
 
@@ -163,7 +170,8 @@ def _load(way: str | None, *flags: str) -> Any | None:
     except _NotCompiledError as error:
         if way:
             raise ModelError(
-                f"HIVEWRIGHT_NATIVE: {way} can't be had here: {error}; take another of {', '.join(WAYS)}, none or auto"
+                f"HIVEWRIGHT_NATIVE: {way} can't be had here: {error}; take another of"
+                f" {', '.join(WAYS)}, none or auto"
             ) from None
         _reasons.append(str(error))
         log.log(error.level, "native operations not used reason=%s; generation is slower", error)
@@ -199,14 +207,18 @@ def _link(*flags: str) -> Any:
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or ["no message"]
         reason = next((line for line in lines if "#error" in line), lines[0])
-        raise _NotCompiledError(f"{compiler} says {reason.rpartition('#error ')[2]}", logging.WARNING) from None
+        raise _NotCompiledError(
+            f"{compiler} says {reason.rpartition('#error ')[2]}", logging.WARNING
+        ) from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _NotCompiledError(str(error), logging.WARNING) from None
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, _INT if name in _COUNTS else None
     if refused := library.ask_for_tiles():
-        raise _TilesRefusedError(f"the kernel refuses AMX's tiles: {os.strerror(refused)}", logging.WARNING)
+        raise _TilesRefusedError(
+            f"the kernel refuses AMX's tiles: {os.strerror(refused)}", logging.WARNING
+        )
     return library
 
 
@@ -214,10 +226,16 @@ def _compile(compiler: str, more_flags: Sequence[str]) -> ctypes.CDLL:
     folder_of_sources = Path(__file__).parent
     with tempfile.TemporaryDirectory(prefix="hivewright-native-") as folder:
         library = f"{folder}/native.so"
-        # Threads come from torch's own OpenMP, so that there is one pool. Not linked with -ffast-math: that would
-        # switch denormal numbers off in the whole process.
+        # Threads come from torch's own OpenMP, so that there is one pool. Not linked with
+        # -ffast-math: that would switch denormal numbers off in the whole process.
         openmp = sorted(Path(torch.__file__).parent.glob("lib/libgomp*"))
-        flags = ["-O3", "-march=native", "-fPIC", *more_flags, *(["-fopenmp"] if len(openmp) == 1 else [])]
+        flags = [
+            "-O3",
+            "-march=native",
+            "-fPIC",
+            *more_flags,
+            *(["-fopenmp"] if len(openmp) == 1 else []),
+        ]
         libraries = [str(file) for file in openmp if len(openmp) == 1]
         objects = []
         for source in sorted(folder_of_sources.glob("*.c")):
