@@ -1,4 +1,4 @@
-"""Fill in what a node's health is judged by (worker/telemetry/health.py) from its parts."""
+"""Collect the figures that a node's health is judged by (worker/telemetry/health.py)."""
 
 import shutil
 
@@ -9,7 +9,7 @@ from worker.trainer.micro_batch import Budget
 
 
 def see_policy(found: Condition, policy: Policy) -> None:
-    """How the model computes, what generates, and how it is asked."""
+    """Fill in how the model computes, which engine generates, and how questions are put."""
     found.precision = str(policy.model.dtype).removeprefix("torch.")
     found.template = "no chat template" if policy.template.is_plain else "its own chat template"
     found.answers_share = policy.answers_share
@@ -23,7 +23,7 @@ def see_policy(found: Condition, policy: Policy) -> None:
 
 
 def see_budget(found: Condition, budget: Budget) -> None:
-    """How large the pieces are that training is cut into."""
+    """Fill in the sizes of the pieces that a training step is cut into."""
     found.training_tokens = budget.tokens
     found.training_share = min(1.0, budget.tokens / (budget.full_tokens or budget.tokens))
     found.recomputes = budget.recomputes and not (
@@ -32,8 +32,10 @@ def see_budget(found: Condition, budget: Budget) -> None:
 
 
 def spare_mb(node: settings.Node) -> int | None:
-    """Return the disk that is free beyond what a start wants, in 10^6 bytes; None if it can't be
-    told."""
+    """Return the free disk space beyond `node.min_free_disk_mb`, in 10^6 bytes.
+
+    None if the disk can't be examined.
+    """
     try:
         return shutil.disk_usage(node.state_dir).free // 10**6 - node.min_free_disk_mb
     except OSError:

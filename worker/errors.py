@@ -1,20 +1,20 @@
-"""Everything that can go wrong, as one tree. The exit code is on the class.
+"""Everything that can go wrong, as one tree; the exit code is on the class.
 
     WorkerError                      1   anything that has no code of its own
-    ├── SettingsError (ValueError)   2   settings, inventory data or a command line that can't be right
-    │   └── SecretError                  a file with a key, token or password that is not one
-    ├── IdentityError                3   key missing, unreadable, or used by somebody else
+    ├── SettingsError (ValueError)   2   invalid settings, inventory data or command line
+    │   └── SecretError                  a file that should have a key, token or password
+    ├── IdentityError                3   key missing, unreadable, or used by another node
     ├── ResourceError (OSError)      4   the machine lacks something: a free port, disk space
-    ├── ModelError                   5   the model can't be had or does not fit
-    ├── ChainError                   6   the chain refuses, or is not the one that the settings name
-    │   ├── ChainUnreachable             no answer in time; a state for a worker, an error for a one-off command
-    │   │   └── BadAnswer                an answer that is of no use; may pass, so it is waited for like an outage
+    ├── ModelError                   5   the model can't be loaded or does not fit
+    ├── ChainError                   6   the chain refuses, or is not the one in the settings
+    │   ├── ChainUnreachable             no answer in time: workers wait, other commands fail
+    │   │   └── BadAnswer                an unusable answer; treated like an outage
     │   └── ContractRefused              the contract answered with a named error
     ├── SwarmError                   7   the peer-to-peer part can't go on
-    │   └── BadRecord (ValueError)       what a peer sent is invalid; never leaves the exchange
-    ├── TrainingError                8   the trainer can't go on (N non-finite steps in a row, say)
-    ├── DemoFailed                   9   the demo ended, and something that it promises was invalid
-    └── ReleaseRefused              10   a rollout's gate stayed closed, and what it had touched went back
+    │   └── BadRecord (ValueError)       a peer sent invalid data; never leaves the exchange
+    ├── TrainingError                8   the trainer can't go on (N non-finite steps in a row)
+    ├── DemoFailed                   9   the demo ended and a condition that it checks failed
+    └── ReleaseRefused              10   a rollout's gate stayed closed; the rollout was undone
 
 A message is one line: the value, where it came from, what was expected, what to do. The codes are
 in docs/operations/repair.md. 2, 3 and 5 need a human, so the systemd units do not restart after
@@ -32,15 +32,17 @@ class WorkerError(Exception):
 
 
 class SettingsError(WorkerError, ValueError):
-    """Settings, inventory data or a command line that can't be right. `mistakes`: each of them,
-    where it is several."""
+    """Invalid settings, inventory data or command line.
+
+    `mistakes`: each of them, if there are several.
+    """
 
     exit_code = 2
     mistakes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, source: str, mistakes: Sequence[str]) -> Self:
-        """Everything that is wrong with `source`."""
+        """Return one error that lists all mistakes in `source`."""
         error = cls(f"{source}: " + "; ".join(mistakes))
         if len(mistakes) > 1:
             error.mistakes = tuple(f"{source}: {mistake}" for mistake in mistakes)
@@ -48,11 +50,11 @@ class SettingsError(WorkerError, ValueError):
 
 
 class SecretError(SettingsError):
-    """A file that should have one line with a key, token or password, and has not."""
+    """A file does not contain the one line with a key, token or password that it should."""
 
 
 class IdentityError(WorkerError):
-    """The node's key is missing, unreadable, or belongs to somebody else."""
+    """The node's key is missing, unreadable, or belongs to another node."""
 
     exit_code = 3
 
@@ -80,9 +82,9 @@ class ChainUnreachable(ChainError):
 
 
 class BadAnswer(ChainUnreachable):
-    """The chain answered with an error of its own, or not in the form of the method's answers.
+    """The chain answered with an error of its own, or not in the form that the method has.
 
-    Nodes behind a public address do that now and then (a page in HTML, "header not found"), so a
+    Servers behind a public address do that now and then (a page in HTML, "header not found"), so a
     role waits.
     """
 
@@ -102,8 +104,10 @@ class SwarmError(WorkerError):
 
 
 class BadRecord(SwarmError, ValueError):
-    """A peer sent something invalid. `reason` is a short fixed word for counters, the message is
-    for people."""
+    """A peer sent something invalid.
+
+    `reason` is a short fixed word for counters; the message is for people.
+    """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -117,12 +121,12 @@ class TrainingError(WorkerError):
 
 
 class DemoFailed(WorkerError):
-    """The demo ended, and something that it promises was invalid."""
+    """The demo ended, and a condition that it checks failed."""
 
     exit_code = 9
 
 
 class ReleaseRefused(WorkerError):
-    """A rollout's gate did not let the release through; what had been touched went back."""
+    """A rollout's gate did not let the release through; the rollout was undone."""
 
     exit_code = 10

@@ -1,9 +1,9 @@
-"""One log format for every role: `2026-11-23T07:30:12.345Z INFO worker.node round finished round=12
-reward_mean=0.41`.
+"""Set up logging, with one line format for all roles.
 
-Handlers are set up here only, once, by the command line. Text from untrusted peers reaches the log
-through `%s` arguments; control characters and terminal escapes in it are made visible, never
-obeyed.
+A line looks like `2026-11-23T07:30:12.345Z INFO worker.node round finished round=12
+reward_mean=0.41`. Handlers are set up only here, once, by the command line. Text from untrusted
+peers reaches the log through `%s` arguments; control characters and terminal escapes in it are
+escaped.
 """
 
 import json
@@ -30,8 +30,10 @@ _IN_ADDRESSES = (
 
 
 def discreet(text: str) -> str:
-    """`text` without what only their owner should know of its addresses: a journal has more readers
-    than a secret."""
+    """Return `text` with credentials in URLs redacted.
+
+    More people read a journal than may read a secret.
+    """
     if "://" in text:
         for pattern, replacement in _IN_ADDRESSES:
             text = pattern.sub(replacement, text)
@@ -39,8 +41,10 @@ def discreet(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with every control character (line feed and escape included) written as \\xNN or
-    \\uNNNN."""
+    r"""Return `text` with every control character escaped, line feed and ESC included.
+
+    They are written as \xNN or \uNNNN.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -48,8 +52,10 @@ def printable(text: str) -> str:
 
 class _TextFormatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """The traceback, indented: its end may quote untrusted peers, and must not pass for a line
-        of the log."""
+        """Format the traceback, indented.
+
+        Its end may quote untrusted peers, and must not look like a line of the log.
+        """
         return "\n".join(
             f"    {printable(line)}" for line in discreet(super().formatException(ei)).split("\n")
         )
@@ -84,11 +90,10 @@ class _JsonFormatter(_TextFormatter):
 def setup(
     level: str = "INFO", format: Literal["text", "json"] = "text", file: Path | None = None
 ) -> None:
-    """Send all logging to standard error, where journald or the demo's log file picks it up, and to
-    `file` if given.
+    """Send all logging to standard error, and to `file` if given.
 
-    That file is kept below MAX_FILE_BYTES; NUM_OLD_FILES older ones stay next to it. Raises OSError
-    if it can't be made.
+    journald or the demo's log file picks up standard error. `file` is kept below MAX_FILE_BYTES;
+    NUM_OLD_FILES older ones stay next to it. Raises OSError if it can't be made.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None:

@@ -1,9 +1,8 @@
-"""Syntax of libp2p's peer ids and addresses, for settings, messages, the account service and
-readers of the chain.
+"""Syntax of libp2p's peer ids and addresses.
 
-A peer id is base58: 46 characters (Qm...) for the RSA keys of this swarm, up to 62 for other keys
-of libp2p. Whether the bytes that it stands for are the hash of a key is checked where a key is at
-hand (swarm/identity.py).
+Used for settings, messages, the account service and readers of the chain. A peer id is base58: 46
+characters (Qm...) for the RSA keys of this swarm, up to 62 for other keys of libp2p.
+swarm/identity.py checks that the bytes of an id are the hash of a key, where a key is at hand.
 """
 
 import re
@@ -16,8 +15,7 @@ MAX_RECORDED_ID_LENGTH = 512
 BASE58 = "[1-9A-HJ-NP-Za-km-z]"
 PEER_ID = BASE58 + "{16,64}"
 PEER_ID_TO_REGISTER = BASE58 + "{1,128}"
-"""Clients of the existing swarm register whatever they use as a name; the account service passes
-that on."""
+"""Clients of the existing swarm register any name; the account service accepts that."""
 
 _RSA_PEER_ID = f"Qm{BASE58}{{44}}"
 _PEER_ID = re.compile(PEER_ID)
@@ -34,25 +32,31 @@ def is_peer_id(text: str) -> bool:
 
 
 def is_recorded_id(text: str) -> bool:
-    """Return whether it may name a peer in a log of a coordinator: a foreign contract takes any
-    text."""
+    """Return whether the text is short enough to be a peer id in the log of a coordinator.
+
+    A foreign contract accepts any text.
+    """
     return len(text) <= MAX_RECORDED_ID_LENGTH
 
 
 def is_address(text: str) -> bool:
-    """Return whether peers read a record with this address."""
+    """Return whether peers accept a record with this address."""
     return len(text) <= MAX_ADDRESS_LENGTH and _ADDRESS.fullmatch(text) is not None
 
 
 def split_peer(multiaddr: str) -> tuple[str, str]:
-    """Return address and peer id of ADDRESS/p2p/PEER; the address is empty if `multiaddr` does not
-    end so."""
+    """Return address and peer id of ADDRESS/p2p/PEER.
+
+    The address is empty if `multiaddr` does not have that form.
+    """
     address, _, peer_id = multiaddr.rpartition(P2P)
     return address, peer_id
 
 
 def match_tcp_peer(multiaddr: str) -> tuple[str, int, str] | None:
-    """Return host, port and peer id of a direct TCP address of a peer with an RSA key; None for
-    others."""
+    """Return host, port and peer id of a direct TCP address of a peer with an RSA key.
+
+    None for any other address.
+    """
     match = _TCP_PEER.fullmatch(multiaddr)
     return None if match is None else (match[1], int(match[2]), match[3])

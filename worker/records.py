@@ -1,8 +1,8 @@
-"""The records that the parts hand to each other, and that travel between peers. Plain data: no
-behaviour, no network, no torch.
+"""Records that the parts pass to each other and that travel between peers.
 
-A task travels as a recipe, never as text: the receiver regenerates question and answer itself and
-scores the completions itself, so a peer can't lie about either (docs/decisions/0001).
+Plain data: no behaviour, no network, no torch. A task travels as a recipe, never as text: the
+receiver regenerates question and answer itself and scores the completions itself, so a peer can't
+lie about either (docs/decisions/0001).
 """
 
 import hashlib
@@ -26,8 +26,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The completions that one peer gave to one task in one round: what travels. Decoded text,
-    prompt not included."""
+    """The completions of one peer for one task in one round, as they travel.
+
+    Completions are decoded text without the prompt.
+    """
 
     task: Task
     completions: tuple[str, ...]
@@ -38,8 +40,8 @@ class Completion:
     """One sampled answer of our own policy.
 
     `token_ids` (T,) are the sampled tokens, the end token included if there was one; `logprobs`
-    (T,) their log-probabilities (worker/policy/engines/engine.py says of which distribution), or
-    empty if the sampler did not tell any; `truncated`: no end token came.
+    (T,) are their log-probabilities (worker/policy/engines/engine.py says of which distribution),
+    or empty if the sampler reported none; `truncated`: no end token came.
     """
 
     text: str
@@ -54,8 +56,8 @@ class Rollout:
 
     `reward` in [0, 1] was computed here, never received. `sampled`: the tokens of our own policy;
     None for a peer's completion, whose text is tokenised again and scored by our own policy.
-    `credit` replaces rewards that are all 0, in the advantages alone (trainer/credit.py): nothing
-    else ever reads it.
+    `credit` replaces rewards that are all 0, in the advantages alone (trainer/credit.py); nothing
+    else reads it.
     """
 
     text: str
@@ -96,13 +98,15 @@ class ScoredGroup:
 
     @property
     def has_signal(self) -> bool:
-        """Return whether the rewards differ: a group whose rewards are all equal has zero advantage
-        and teaches nothing."""
+        """Return whether the rewards differ.
+
+        A group whose rewards are all equal has zero advantage and teaches nothing.
+        """
         return max(self.rewards) > min(self.rewards)
 
     @property
     def teaches(self) -> bool:
-        """Return whether a step can learn from it: from its rewards, or from its credits."""
+        """Return whether a training step can use it: its rewards or its credits differ."""
         return self.has_signal or max(self.credits) > min(self.credits)
 
 
@@ -110,30 +114,28 @@ class ScoredGroup:
 class Collected:
     """The result of a round's exchange.
 
-    `rejected` counts dropped groups by reason, `heard` the peers that answered. `seconds_waiting`:
-    how long this node did nothing but wait for peers; the rest of the exchange is scoring what they
-    sent.
+    `rejected` counts dropped groups by reason; `heard` lists the peers that answered.
+    `seconds_waiting`: time spent waiting for peers; the rest of the exchange is scoring.
     """
 
     groups: tuple[ScoredGroup, ...] = ()
     heard: tuple[str, ...] = ()
     rejected: dict[str, int] = field(default_factory=dict)
-    seconds_waiting: float = field(
-        default=0.0, compare=False
-    )  # a measurement: never the same twice
+    # A measurement, which is never the same twice: results are compared without it.
+    seconds_waiting: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class StepQuality:
-    """Figures of a step that show how healthy the training is, with TRL's names ("/" is "_"). None:
-    not measured.
+    """Figures of a step that show how healthy the training is, with TRL's names ("/" is "_").
 
-    The importance sampling ratio and the difference of log-probabilities compare the trainer,
-    before the step, with the engine that sampled, over our own completions that were learned from;
-    `sampling_kl` estimates the KL divergence of the engine from the trainer (the k3 estimator).
-    `entropy` is that of the distributions that the tokens learned from were drawn from, in nats.
-    `completions_*` and `frac_reward_zero_std` (the share of groups without a signal) are of all
-    that was sampled for the step, `completions_clipped_ratio` is the share that was cut off.
+    None: not measured. The importance sampling ratio and the difference of log-probabilities
+    compare the trainer, before the step, with the engine that sampled, over our own completions
+    that were trained on; `sampling_kl` estimates the KL divergence of the engine from the trainer
+    (the k3 estimator). `entropy` is that of the distributions that the trained tokens were drawn
+    from, in nats. `completions_*` and `frac_reward_zero_std` (the share of groups without a signal)
+    are of all that was sampled for the step; `completions_clipped_ratio` is the share that was
+    truncated.
     """
 
     clip_ratio: float | None = None
@@ -154,10 +156,10 @@ class StepQuality:
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """The result of one optimizer step. `skipped` is None, or why no step was made ("no-signal",
-    "non-finite").
+    """The result of one optimizer step.
 
-    `quality` is what can be seen of the training beyond that: see `StepQuality`.
+    `skipped`: the reason why no step was made, else None ("no-signal", "non-finite"). `quality` has
+    further figures, see `StepQuality`.
     """
 
     loss: float
@@ -173,15 +175,17 @@ class StepMetrics:
 
 
 def milli_reward(means: Sequence[float]) -> int:
-    """Return what a peer earns with groups of these mean rewards in a round: 1000 x their mean,
-    rounded; 0 without any."""
+    """Return the reward of a peer whose groups have these mean rewards in a round.
+
+    It is 1000 times their mean, rounded; 0 without any.
+    """
     return round(1000 * sum(means) / len(means)) if means else 0
 
 
 def round_seed(peer_id: str, round: int) -> int:
-    """The seed of a peer's tasks in a round: 31 bits of sha256("PEER/ROUND").
+    """Return the seed of a peer's tasks in a round: 31 bits of sha256("PEER/ROUND").
 
-    Bound to peer and round, so that a peer can neither choose easy tasks nor play last round's
-    groups again.
+    Bound to peer and round, so that a peer can neither choose easy tasks nor reuse last round's
+    groups.
     """
     return int.from_bytes(hashlib.sha256(f"{peer_id}/{round}".encode()).digest()[:4], "big") >> 1

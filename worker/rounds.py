@@ -1,4 +1,4 @@
-"""The number of the round. The chain says so; without a chain the node counts by itself."""
+"""The number of the current round, from the chain or, without a chain, counted locally."""
 
 import logging
 import time
@@ -21,13 +21,15 @@ class Tick:
 
 
 class Clock(Protocol):
+    """A source of round numbers."""
+
     def next(
         self, after: int, waiting: Callable[[], None], deadline: float | None = None
     ) -> Tick | None:
-        """Block until the round is later than `after`, calling `waiting` at every look.
+        """Block until the round is later than `after`, calling `waiting` each time it is checked.
 
-        None: nobody knows which round it is (the chain can't be reached, or is behind `after`,
-        restored from an older state), or `deadline` (time.monotonic) has passed.
+        Returns None if the round is unknown (the chain can't be reached, or is behind `after`
+        because it was restored from an older state), or if `deadline` (time.monotonic) has passed.
         """
 
 
@@ -39,8 +41,7 @@ class RoundSource(Protocol):
 
 
 class ChainClock:
-    """The chain's round, read every `poll_seconds`. Rounds that went by unseen are not made up
-    for."""
+    """The chain's round, read every `poll_seconds`. Missed rounds are not made up for."""
 
     def __init__(self, coordinator: RoundSource, poll_seconds: float) -> None:
         self._coordinator = coordinator
@@ -56,7 +57,9 @@ class ChainClock:
             try:
                 current = Tick(self._coordinator.current_round(), self._coordinator.current_stage())
             except ChainUnreachable as error:
-                self._outage.begin("chain unreachable, training goes on without it error=%s", error)
+                self._outage.begin(
+                    "chain unreachable, training continues without it error=%s", error
+                )
                 self.reachable = False
                 return None
             self._outage.end("chain reachable again round=%d", current.round)
@@ -68,9 +71,11 @@ class ChainClock:
             if current.round < after:
                 if not self._is_behind:
                     logger.warning(
-                        "chain is behind, was it restored? training goes on without it until it has caught up "
-                        "round=%d last_trained=%d", current.round, after,
-                    )  # fmt: skip
+                        "chain is behind, was it restored? training continues without it until"
+                        " it has caught up round=%d last_trained=%d",
+                        current.round,
+                        after,
+                    )
                 self._is_behind = True
                 return None
             if deadline is not None and time.monotonic() >= deadline:

@@ -141,7 +141,8 @@ def test_tasks_and_scores_are_the_same_in_another_process(mix, hash_seed):
 
 def test_tasks_of_this_version_are_what_they_always_were(mix):
     """Whoever changes the grammar counts the version up: peers must not score each other's other
-    tasks."""
+    tasks.
+    """
     text = json.dumps([[mix.question(t), mix.answer(t)] for t in mix.sample(8, 100)])
     assert (Code.version, hashlib.sha256(text.encode()).hexdigest()[:12]) == (
         "code 1",
@@ -178,7 +179,7 @@ def test_code_and_reasoning_are_mixed_by_weight():
         ),
         (
             Family(name="code/lists", config={"steps": 3}),
-            "steps: not known; expected min_steps and max_steps",
+            "steps: unknown key; expected min_steps and max_steps",
         ),
         (
             Family(name="code/lists", config={"min_steps": 4}),
@@ -196,8 +197,8 @@ def test_wrong_family_is_a_settings_error(family, message):
 
 def test_environment_is_not_loaded_where_programs_can_not_be_held(monkeypatch):
     def refuse() -> None:
-        raise ResourceError("sandbox of code tasks: can't be had on this machine: no seccomp")
+        raise ResourceError("sandbox of code tasks: not available on this machine: no seccomp")
 
     monkeypatch.setattr(code, "require_isolation", refuse)
-    with pytest.raises(ResourceError, match="can't be had"):
+    with pytest.raises(ResourceError, match="not available"):
         environments.load(settings.Environment(families=FAMILIES))

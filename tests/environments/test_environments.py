@@ -1,5 +1,6 @@
 """Environments are found by the names of their modules; an example of what a new one and its test
-need."""
+need.
+"""
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_a_module_with_a_source_is_an_environment():
 @pytest.mark.parametrize("name", ["poetry", "answers", "", "code.sandbox"])
 def test_any_other_name_is_a_settings_error(name):
     message = (
-        f"environment/families: {name}/: no such environment; expected code/, or a family of"
+        f"environment.families: {name}/: no such environment; expected code/, or a family of"
         " reasoning-gym"
     )
     with pytest.raises(SettingsError) as caught:

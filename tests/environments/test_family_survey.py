@@ -1,5 +1,6 @@
 """All families of reasoning-gym: the survey's verdicts, and the guards over scorers that are too
-generous."""
+generous.
+"""
 
 import json
 import subprocess
@@ -209,7 +210,8 @@ def test_one_variable_whatever_the_premises_say_earns_no_more_than_chance_at_the
 
 def test_level_without_a_sound_item_is_left_out():
     """Level 0 of reasoning-gym's curriculum has bare variables as premises: nothing follows from
-    them."""
+    them.
+    """
     levels = ReasoningGym().levels("propositional_logic", {})
     assert len(levels) == 4
     assert levels[0]["max_complexity"] == 2

@@ -161,7 +161,7 @@ def test_rise_without_a_level_is_a_settings_error():
 
 
 def test_same_family_twice_is_a_settings_error():
-    with pytest.raises(SettingsError, match="stands there twice"):
+    with pytest.raises(SettingsError, match="listed twice"):
         gym(Family(name="gcd"), Family(name="gcd", weight=2.0))
 
 
@@ -250,7 +250,8 @@ def scored(mix: Mix, seed: int, reward: float) -> list[ScoredGroup]:
 @pytest.mark.parametrize("name", ["power_function", "tsumego", "modulo_grid", "sokoban", "bf"])
 def test_odd_curricula_load(name):
     """Of configurations that check nothing, with levels that reasoning-gym refuses, or that take
-    for ever."""
+    for ever.
+    """
     mix = gym(Family(name=name))
     started = time.monotonic()
     assert mix.score(mix.sample(1, 1)[0], ["<answer>abc</answer>"]) in ([0.0], [0.01])
@@ -298,9 +299,7 @@ def test_curriculum_goes_on_where_it_stood(caplog):
     other = gym(Family(name="gcd", level=0, config={"max_numbers": 3}))
     other.resume(state)  # another family than then: it begins where the settings say
     assert other.levels == {"gcd": 0}
-    assert (
-        "level not taken over, the settings say where to begin of='gcd {}' level=1" in caplog.text
-    )
+    assert "level not restored, starting as the settings say family='gcd {}' level=1" in caplog.text
 
 
 def test_level_survives_an_upgrade_of_the_environment(monkeypatch):

@@ -70,7 +70,8 @@ def test_endless_loop_costs_a_second_of_processor_time(runner):
 
 def test_program_can_not_wait(runner):
     """Nothing that it may call blocks, so no program can hold the runner for longer than its
-    processor time."""
+    processor time.
+    """
     program = (
         "import time, _thread\ndef f(x):\n    try:\n        time.sleep(60)\n    except OSError:\n  "
         "      return 'awake'"
@@ -164,7 +165,8 @@ def test_limits_and_filter_can_not_be_lifted(runner):
 
 def test_result_can_not_be_faked(runner):
     """Whatever a program writes wherever it can: only results of the right number and form are
-    any."""
+    any.
+    """
     for text in (
         "[1, 2]",
         '["1"]',
@@ -253,7 +255,8 @@ def test_isolation_is_had_here():
 
 def test_machine_without_isolation_is_refused_in_one_line(tmp_path, monkeypatch):
     """A runner whose filter can't be set, as in a kernel without seccomp: the program is not
-    run."""
+    run.
+    """
     inner = Path(sandbox.__file__).with_name("sandbox_child.py").read_text()
     mark = tmp_path / "mark"
     for old, new, reason in (
@@ -272,7 +275,7 @@ def test_machine_without_isolation_is_refused_in_one_line(tmp_path, monkeypatch)
         (tmp_path / "sandbox_child.py").write_text(inner.replace(old, new))
         monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "sandbox.py"))
         with pytest.raises(
-            ResourceError, match=f"can't be had on this machine: .*{reason}"
+            ResourceError, match=f"not available on this machine: .*{reason}"
         ) as caught:
             require_isolation()
         assert "\n" not in str(caught.value)
@@ -283,7 +286,8 @@ def test_machine_without_isolation_is_refused_in_one_line(tmp_path, monkeypatch)
 
 def test_filter_that_holds_nothing_is_found_out(tmp_path, monkeypatch):
     """A filter that lets everything through is no isolation, though every call to set it
-    succeeded."""
+    succeeded.
+    """
     inner = Path(sandbox.__file__).with_name("sandbox_child.py").read_text()
     open_filter = inner.replace("SECCOMP_RET_ERRNO | EPERM)", "SECCOMP_RET_ALLOW)")
     assert open_filter != inner

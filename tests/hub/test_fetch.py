@@ -1,5 +1,6 @@
 """`hivewright fetch`: a model is downloaded once for all nodes of a machine, from a stand-in of the
-Hub."""
+Hub.
+"""
 
 import argparse
 import re

@@ -129,7 +129,7 @@ def test_refused_token_is_a_failure_that_is_said_and_tried_again(
     assert (status.state, status.failures, status.pushed_round) == ("failed", 1, None)
     assert status.error is not None
     assert f"{stand_in.endpoint} says 401: Invalid credentials" in status.error
-    assert "push to the hub failed, tried again in 10 rounds round=7" in caplog.text
+    assert "push to the hub failed, trying again in 10 rounds round=7" in caplog.text
     assert TOKEN not in caplog.text
     pusher.token.write_text(TOKEN)
     pusher.push(17)
@@ -161,7 +161,7 @@ def test_push_is_left_out_while_one_is_going_on(
     pid = pusher.pid()
     pusher.push(17)
     assert pusher.pid() == pid
-    assert "push left out, the one before is not done round=17 uploading=7" in caplog.text
+    assert "push skipped, the last one is still running round=17 uploading=7" in caplog.text
 
 
 def test_close_ends_the_upload(pusher: Pusher, stand_in: HubStandIn) -> None:

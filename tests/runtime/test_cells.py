@@ -1,5 +1,6 @@
 """Text of others is text: markup, emoji codes and terminal escapes in it are shown, never
-obeyed."""
+obeyed.
+"""
 
 import ast
 import io

@@ -1,5 +1,6 @@
 """One reader of one-line secrets: the file, what is wrong with it, what was expected; never what is
-in it."""
+in it.
+"""
 
 import os
 import re

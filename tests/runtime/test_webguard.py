@@ -1,5 +1,6 @@
 """Clients that keep a server's connections, one of each kind, and pages that make a browser send
-requests."""
+requests.
+"""
 
 import asyncio
 import contextlib

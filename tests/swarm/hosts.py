@@ -1,5 +1,6 @@
 """Peers on hosts of their own: the thread of each one's network, and so its libp2p daemon, lives in
-a network namespace that the test can cut off, put behind a firewall, or move to another island."""
+a network namespace that the test can cut off, put behind a firewall, or move to another island.
+"""
 
 import asyncio
 import ctypes
@@ -18,7 +19,8 @@ _CLONE_NEWNET = 0x40000000
 
 class Hosts(Lab):
     """`hosts` maps a peer's name to the number of its host. The addresses are public ones to
-    libp2p, and yet no packet can leave the namespaces: there is no route out of them."""
+    libp2p, and yet no packet can leave the namespaces: there is no route out of them.
+    """
 
     def __init__(self, folder: Path, hosts: dict[str, int], patch: pytest.MonkeyPatch) -> None:
         super().__init__(folder)

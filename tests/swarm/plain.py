@@ -1,5 +1,6 @@
 """A plain hivemind DHT node, as a program: says its address, then serves until its standard input
-closes."""
+closes.
+"""
 
 import sys
 

@@ -56,7 +56,8 @@ def collect_all(swarms: list[Swarm], round: int, want: int) -> list[Collected]:
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
     """Seconds until `condition` held; fails after three times `seconds`: these machines are
-    noisy."""
+    noisy.
+    """
     started = time.monotonic()
     while not condition():
         if time.monotonic() - started > 3 * seconds:

@@ -1,5 +1,6 @@
 """An auditor among real peers: it gets the groups that a peer signed, also after that has
-restarted."""
+restarted.
+"""
 
 import pytest
 from swarm_lab import Lab, make_groups, multiaddrs

@@ -1,5 +1,6 @@
 """The bootnode: the same key and address in every life, a clean end when told to stop, a reason
-when it can't start."""
+when it can't start.
+"""
 
 import os
 import random
@@ -45,7 +46,8 @@ def run_until(
 
 def free_port_of_its_own() -> int:
     """A port that no outgoing connection of a test beside this one can be given meanwhile: one that
-    the kernel does not hand out by itself."""
+    the kernel does not hand out by itself.
+    """
     for port in random.sample(range(20_000, 30_000), 100):
         with socket.socket() as candidate:
             try:
@@ -93,7 +95,7 @@ def test_daemon_that_never_starts_is_an_error(
         bootnode.run(config.model_copy(update={"swarm": swarm}))
     assert (
         str(caught.value)
-        == "bootnode: not up within 1 s (swarm.startup_timeout_seconds): libp2p daemon ended with"
+        == "bootnode: not ready within 1 s (swarm.startup_timeout_seconds): libp2p daemon ended with"
         " 1: no room"
     )
 

@@ -1,5 +1,6 @@
 """The libp2p daemon: restarted with the same identity and address, obeys its time-out, never
-outlives its worker."""
+outlives its worker.
+"""
 
 import asyncio
 import os
@@ -152,7 +153,8 @@ def test_connection_over_what_only_the_daemon_understands_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """hivemind knows no webtransport: an address of it must not end whoever lists its
-    connections."""
+    connections.
+    """
     arguments = daemon._arguments
 
     def over_webtransport(*options: object) -> list[str]:

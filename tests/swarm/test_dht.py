@@ -90,7 +90,8 @@ async def store(
     sender: Node, target: Node, key: str, subkey: bytes, value: bytes, expires: float
 ) -> bool:
     """A raw store request, as a stranger would send it. False also if the target does not
-    answer."""
+    answer.
+    """
     request = store_request(sender, key, subkey, value, expires)
     try:
         response: Any = await stub(sender, target).rpc_store(request, timeout=3)
@@ -210,7 +211,8 @@ def test_only_genuine_records_are_stored(tmp_path: Path) -> None:
 
 def test_value_that_nests_extensions_does_not_end_the_process(tmp_path: Path) -> None:
     """hivemind's own decoder recurses for each level: 12 KB overflow the stack, and the process is
-    gone."""
+    gone.
+    """
     nested = msgpack.packb(1)
     for _ in range(3000):
         nested = msgpack.packb(msgpack.ExtType(0x40, nested))

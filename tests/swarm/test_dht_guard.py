@@ -1,5 +1,6 @@
 """What strangers may ask of a node: hostile and newer requests are refused with a reason, floods
-are limited."""
+are limited.
+"""
 
 import asyncio
 

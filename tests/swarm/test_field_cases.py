@@ -1,5 +1,6 @@
 """Situations that operators met: foreign bootnodes, relays known late, rounds too large for a
-message, slow peers."""
+message, slow peers.
+"""
 
 import time
 from collections.abc import Iterator

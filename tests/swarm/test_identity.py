@@ -38,7 +38,7 @@ def test_create_over_an_existing_key_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "swarm.pem"
     identity.create(path)
     before = path.read_bytes()
-    with pytest.raises(IdentityError, match="already there; an identity is made once"):
+    with pytest.raises(IdentityError, match="already exists; an identity is created once"):
         identity.create(path)
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
@@ -96,7 +96,7 @@ def _elliptic_key() -> bytes:
 def test_file_that_is_no_rsa_key_is_an_error(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "swarm.pem"
     path.write_bytes(data)
-    with pytest.raises(IdentityError, match=f"{len(data)} bytes that are no libp2p RSA key"):
+    with pytest.raises(IdentityError, match=f"{len(data)} bytes that are not a libp2p RSA key"):
         identity.load(path)
 
 
@@ -111,7 +111,7 @@ def test_key_that_no_peer_accepts_is_an_error(tmp_path: Path, bits: int, exponen
     (tmp_path / "swarm.pem").write_bytes(b"\x08\x00\x12" + identity.varint(len(der)) + der)
     with pytest.raises(
         IdentityError,
-        match=f"RSA key of {bits} bits that no peer accepts; expected 2048 to 4096 bits",
+        match=f"RSA key of {bits} bits, which peers refuse; expected 2048 to 4096 bits",
     ):
         identity.load(tmp_path / "swarm.pem")
 
@@ -120,7 +120,7 @@ def test_half_a_key_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "swarm.pem"
     identity.create(path)
     path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(IdentityError, match="600 bytes that are no libp2p RSA key"):
+    with pytest.raises(IdentityError, match="600 bytes that are not a libp2p RSA key"):
         identity.load(path)
 
 

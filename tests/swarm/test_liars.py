@@ -1,5 +1,6 @@
 """One peer of two lies: it is caught within the round, and the honest one's groups come all the
-same."""
+same.
+"""
 
 import random
 import time
@@ -47,7 +48,8 @@ class LiarFirst(random.Random):
 
 class Stage:
     """An honest asker and an honest server, and a liar between them that is another one in each
-    test."""
+    test.
+    """
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab

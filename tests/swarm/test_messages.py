@@ -1,5 +1,6 @@
 """The decoders: what is sealed opens, everything else is a BadRecord and nothing else, with bounded
-memory."""
+memory.
+"""
 
 import asyncio
 import contextlib
@@ -240,7 +241,8 @@ print(peak() - before)
 def decode_alone(me: identity.Identity, *cases: tuple[str, bytes]) -> tuple[set[str], int]:
     """Why pairs of a decoder and what it is given are refused, and how many bytes of memory that
     took at most: in a process of its own, since here other tests' threads, and garbage of theirs,
-    would be measured too."""
+    would be measured too.
+    """
     answer = subprocess.run(
         [sys.executable, "-c", _DECODE_ALONE, me.peer_id],
         input=msgpack.packb(cases), capture_output=True, check=True, timeout=120,
@@ -278,7 +280,8 @@ LEAVES = (b"\x90", b"\x80", b"\xa2\xc3\xa9", b"\xcd\x7f\xff")
 
 def test_bomb_of_objects_is_refused_in_little_memory(me: identity.Identity) -> None:
     """1,400 bytes on the wire, and hundreds of megabytes of objects to a decoder that builds them
-    first."""
+    first.
+    """
     message = b"\x93" + msgpack.packb(me.peer_id) + b"\x03"
     completions = message + b"\x91\x95\xa1f\xa1c\x01\x01"
     bombs = [
@@ -493,7 +496,8 @@ def test_frame_over_the_limit_is_refused_before_it_is_read() -> None:
 
 def check_all(data: bytes, peer_id: str) -> None:
     """Every decoder on the same bytes; nothing but BadRecord, Refused or an early end may come
-    out."""
+    out.
+    """
     for decode in (
         messages.open_member,
         messages.decode_ask,
@@ -564,7 +568,8 @@ def test_mutated_bodies_that_are_signed_are_refused_or_read(
     me: identity.Identity, num_inputs: int
 ) -> None:
     """Who signs nonsense gets further than who changes what others signed: to zstd, and behind
-    it."""
+    it.
+    """
     rows = [
         [g.task.family, g.task.config_digest, g.task.seed, g.task.index, list(g.completions)]
         for g in GROUPS

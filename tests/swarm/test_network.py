@@ -1,5 +1,6 @@
 """Real networks between the peers: islands that find together again, and hosts that nobody can
-connect to."""
+connect to.
+"""
 
 import os
 import random

@@ -1,5 +1,6 @@
 """Four honest peers and a liar: each of its lies is caught by every honest one within the round,
-and what those get from each other is what they get without it."""
+and what those get from each other is what they get without it.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -50,7 +51,8 @@ class Five:
 
     def play(self, lie: Lie) -> list[tuple[set[ScoredGroup], list[ScoredGroup], dict[str, int]]]:
         """One round. For each honest peer: the groups of honest ones, those of the liar, and what
-        was rejected."""
+        was rejected.
+        """
         self.lie, self.round = lie, self.round + 1
         for swarm in self.honest:
             swarm._network.peers._conduct.clear()  # each lie is its first

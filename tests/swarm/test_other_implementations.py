@@ -1,5 +1,6 @@
 """Nodes that are not ours on the same network: another implementation of the DHT, and clocks that
-are minutes off."""
+are minutes off.
+"""
 
 import contextlib
 import os

@@ -1,5 +1,6 @@
 """Peers that are honest and late, or on a slow line, and peers whose answers are in time and of no
-use."""
+use.
+"""
 
 import asyncio
 import random
@@ -127,7 +128,8 @@ def test_answers_of_no_use_are_replaced_by_other_draws(
 
     def publish() -> None:
         """Only when both have answered: with the honest one's groups there is no more need to wait
-        for anybody."""
+        for anybody.
+        """
         wait_until(lambda: heard >= rng.first, 20, "both have answered")
         honest.publish(1, make_groups(honest.status().peer_id, 1))
 

@@ -1,5 +1,6 @@
 """The view of a node: who is drawn, who is handed on, who is in quarantine, and what is kept on
-disk."""
+disk.
+"""
 
 import random
 import time
@@ -217,7 +218,7 @@ def test_many_peers_of_other_versions_do_not_fill_the_log(
         peers.learn(member(f"old{i}", environments=("reasoning-gym 0.1.24",)), from_itself=False)
         peers.speaks(f"older{i}", 2)
     assert len(caplog.records) == MAX_SAID_A_MINUTE + 1
-    assert "more about peers is left out" in caplog.text
+    assert "further messages about peers are omitted" in caplog.text
     assert peers.other_versions() == {"reasoning-gym 0.1.24": 200, "exchange 2": 200}
 
 

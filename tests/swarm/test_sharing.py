@@ -1,5 +1,6 @@
 """A peer that many ask, a peer that is gone, a peer that is not wanted: groups come from others, or
-not at all."""
+not at all.
+"""
 
 import asyncio
 import logging
@@ -30,7 +31,8 @@ def meet(*swarms: Swarm) -> None:
 
 def make_full(lab: Lab, owner: Swarm) -> None:
     """Ask for a round that is still to come, and keep the request standing: the owner serves one at
-    a time."""
+    a time.
+    """
     network = lab.network("patient", environments=("sums 1",))
     tasks: list[object] = network.__dict__.setdefault("tasks", [])  # nobody else refers to them
 

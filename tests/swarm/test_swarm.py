@@ -245,4 +245,4 @@ def test_request_of_a_peer_with_another_version_is_refused_with_the_reason(
     )  # it upgrades, and its view is old
     ours.publish(1, make_groups(ours.status().peer_id, 1))
     assert asker.collect(1, 9).groups == ()
-    assert "reason=environment: this node has sums 1, the asker not" in caplog.text
+    assert "reason=environment: this node has sums 1, the asker does not" in caplog.text

@@ -55,7 +55,8 @@ def are_same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 
 class Swarms:
     """Two honest peers with groups, and two that collect: one from everybody, one as if there were
-    no liar."""
+    no liar.
+    """
 
     def __init__(self, lab: Lab) -> None:
         async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:

@@ -1,5 +1,6 @@
 """What befalls a node's own network part: an event loop that does not answer, parts of it that
-die."""
+die.
+"""
 
 import asyncio
 import gc

@@ -103,11 +103,11 @@ def test_full_disk_is_logged_once_and_again_when_it_works(tmp_path, caplog, monk
         patch.setattr("pathlib.Path.write_bytes", full)
         log.write(1, [group(1)])
         log.write(2, [group(2)])
-    assert caplog.text.count("answers of this round not kept, training goes on") == 1
+    assert caplog.text.count("answers of this round not written, training continues") == 1
     assert "No space left on device" in caplog.text
     assert not list((tmp_path / "answers").iterdir())
     log.write(3, [group(3)])
-    assert "answers are kept again" in caplog.text
+    assert "answers are written again" in caplog.text
     assert [g.round for g in answer_log.read(tmp_path)] == [3]
 
 
@@ -116,7 +116,9 @@ def test_damaged_file_is_named(tmp_path, data):
     AnswerLog(tmp_path, 10, 10).write(1, [group(1)])
     file = tmp_path / "answers" / "round-00000001.jsonl.zst"
     file.write_bytes(data)
-    with pytest.raises(WorkerError, match=r"round-00000001\.jsonl\.zst: not a round of answers"):
+    with pytest.raises(
+        WorkerError, match=r"round-00000001\.jsonl\.zst: not a valid round of answers"
+    ):
         list(answer_log.read(tmp_path))
 
 

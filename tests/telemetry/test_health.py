@@ -1,5 +1,6 @@
 """Nothing gets worse silently: each check of a node's health, made to happen with the real part
-that it watches."""
+that it watches.
+"""
 
 import argparse
 import dataclasses
@@ -224,7 +225,8 @@ def test_sampler_that_says_other_log_probabilities_than_the_trainer_is_a_warning
     tmp_path, monkeypatch
 ):
     """An engine that is 0.3 nats off stands for a broken one: ours are checked when they are
-    loaded."""
+    loaded.
+    """
     monkeypatch.setattr(Mix, "score", half_are_right)
     generate = Policy.generate
 

@@ -1,5 +1,6 @@
 """status.json and rounds.jsonl: whole or not there, and a crash in the middle of a line loses that
-line only."""
+line only.
+"""
 
 import json
 import subprocess
@@ -51,7 +52,7 @@ def test_status_of_something_else_is_explained(tmp_path, text):
     (tmp_path / "status.json").write_text(text)
     with pytest.raises(
         WorkerError,
-        match=r"status.json: not what a worker of this version writes .*; start the worker",
+        match=r"status.json: not a status of this version .*; restart the worker",
     ):
         status.read(tmp_path)
 

@@ -164,7 +164,7 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
         ),
         (
             "environment: {families: []}\n",
-            "environment/families: got []; expected at least 1 of them",
+            "environment.families: got []; expected at least 1 of them",
         ),
         ("node: 5\n", "node: got 5; expected a mapping"),
         (
@@ -176,7 +176,7 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
         ),
         (
             "environment: {families: [chain_sum]}\n",
-            "environment/families/0: got 'chain_sum'; expected a mapping",
+            "environment.families/0: got 'chain_sum'; expected a mapping",
         ),
     ],
 )

@@ -1,9 +1,9 @@
-"""Sources of tasks: an environment turns recipes into questions, answers into rewards. A new one is
-one file.
+"""Task sources: an environment turns recipes into questions and answers into rewards.
 
-What the node sees is the mix of all families that its settings name (mixture.py). An environment is
-a module here whose `SOURCE` makes a `Source` (source.py). Families are named after it: `code/lists`
-is of `code.py`, `a-b/c` of `a_b.py`; a name without a slash is a family of reasoning-gym.
+A new environment is one file. The node sees the mix of all families that its settings name
+(mixture.py). An environment is a module here whose `SOURCE` makes a `Source` (source.py). Families
+are named after it: `code/lists` is of `code.py`, `a-b/c` of `a_b.py`; a name without a slash is a
+family of reasoning-gym.
 """
 
 import importlib
@@ -17,7 +17,7 @@ __all__ = ["Config", "Environment", "Recipe", "Source", "load"]
 
 
 def load(environment: settings.Environment) -> Environment:
-    """The mix that the settings name. Raises SettingsError for a family that there is not."""
+    """Return the mix that the settings name. Raises SettingsError for an unknown family."""
     from worker.environments.mixture import Mix
 
     names = {settings.split_family(family.name)[0] for family in environment.families}
@@ -25,7 +25,7 @@ def load(environment: settings.Environment) -> Environment:
 
 
 def _load_source(name: str) -> Source:
-    """Import one environment alone: reasoning-gym costs a second, and not every role needs it."""
+    """Import one environment alone: reasoning-gym takes a second, and not every role needs it."""
     module = name.replace("-", "_")
     if module in _modules():
         make = getattr(importlib.import_module(f"{__name__}.{module}"), "SOURCE", None)
@@ -33,7 +33,7 @@ def _load_source(name: str) -> Source:
             source: Source = make()
             return source
     raise SettingsError(
-        f"environment/families: {name}/: no such environment; expected {_names()}, or a family of"
+        f"environment.families: {name}/: no such environment; expected {_names()}, or a family of"
         " reasoning-gym"
     )
 

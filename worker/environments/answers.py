@@ -1,9 +1,8 @@
-"""The tag that an answer is given in, and the text between. The only place that knows how it is
-written."""
+"""The tags around an answer, and the text between them; the only place that defines them."""
 
 BEGIN, END = "<answer>", "</answer>"
 PLACEHOLDER = "your answer"
-"""What the instruction has between the tags: quoted, it is not an answer."""
+"""The text between the tags in the instruction: quoted, it is not an answer."""
 
 
 def tagged(answer: str) -> str:
@@ -11,13 +10,15 @@ def tagged(answer: str) -> str:
 
 
 def extract_answer(completion: str) -> str | None:
-    """Return the text of the last answer tag, stripped; None without one, and for the instruction's
-    own example."""
+    """Return the text of the last answer tag, stripped.
+
+    None without one, and for the instruction's own example.
+    """
     head, closing, _ = completion.rpartition(END)
     _, opening, answer = head.rpartition(BEGIN)
     return answer.strip() if closing and opening and answer.strip() != PLACEHOLDER else None
 
 
 def is_closed(completion: str) -> bool:
-    """Return whether an answer was given, right or wrong."""
+    """Return whether the completion gives an answer, right or wrong."""
     return extract_answer(completion) is not None

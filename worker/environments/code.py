@@ -1,11 +1,10 @@
-"""Code tasks: write a function that does these steps; it is scored by hidden tests in the sandbox.
+"""Code tasks: write a function for a list of steps, scored by hidden tests in the sandbox.
 
 A task is made from a small grammar: a chain of steps on a list, a text or a whole number, each an
 English phrase and the expression that does it. Phrases make the question, expressions the
-reference, and both come from the seed alone, so that every peer has the same task and the same
-hidden tests, and scores an untrusted peer's function itself.
-
-The reward is the share of the hidden tests that the function passes.
+reference. Both come from the seed alone, so every peer has the same task and the same hidden tests,
+and scores an untrusted peer's function itself. The reward is the share of the hidden tests that the
+function passes.
 """
 
 import json
@@ -24,8 +23,8 @@ NUM_TESTS = 12
 MAX_STEPS = 6
 MAX_PROGRAM_LENGTH = 8192
 
-# (phrase, expression over x); {k}, {m} and {n} stand for numbers drawn from -9..9 without 0, from
-# 2..9 and from 1..4.
+# (phrase, expression over x); {k}, {m} and {n} are numbers from -9..9 without 0, from 2..9 and from
+# 1..4.
 Steps = tuple[tuple[str, str], ...]
 
 _LIST_STEPS: Steps = (
@@ -113,9 +112,9 @@ _NUMBER_STEPS: Steps = (
 _NUMBER_ENDS: Steps = (("return the result", "x"),)
 
 _WORDS = (
-    "apple", "Banana", "cat", "7", "dog", "Egg", "fig42", "Grape", "hat", "ink", "Jam", "kite", "9lives", "Moon", "nut",
-    "Oak", "pie", "queen", "Rose", "sun",
-)  # fmt: skip
+    *("apple", "Banana", "cat", "7", "dog", "Egg", "fig42", "Grape", "hat", "ink", "Jam", "kite"),
+    *("9lives", "Moon", "nut", "Oak", "pie", "queen", "Rose", "sun"),
+)
 
 
 def _draw_list(rng: random.Random) -> list[int]:
@@ -132,7 +131,7 @@ def _draw_number(rng: random.Random) -> int:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a family's functions take."""
+    """The argument type of a family's functions, with its steps and random values."""
 
     argument: str
     steps: Steps
@@ -151,7 +150,10 @@ _LEVELS = ((1, 1), (1, 2), (2, 3), (3, 4), (4, 6))
 
 @dataclass(frozen=True)
 class _Task:
-    """`tests`: arguments, and the JSON text of the right result."""
+    """A question with its reference program.
+
+    `tests`: arguments, and the JSON text of the right result.
+    """
 
     question: str
     program: str
@@ -159,10 +161,10 @@ class _Task:
 
 
 class Code:
-    """See `environments.Source`. Raises ResourceError where untrusted programs can't be held."""
+    """See `environments.Source`. Raises ResourceError if untrusted programs can't be isolated."""
 
     version = "code 1"
-    """Counted up with every change that makes another task or another test of a recipe."""
+    """Incremented with every change of the task or of the tests of a recipe."""
 
     def __init__(self) -> None:
         require_isolation()
@@ -173,17 +175,17 @@ class Code:
     def check(self, family: str, config: Config) -> None:
         if family not in _KINDS:
             raise SettingsError(
-                f"environment/families: code/{family}: no such family; expected one of {_names()}"
+                f"environment.families: code/{family}: no such family; expected one of {_names()}"
             )
         if unknown := config.keys() - _DEFAULT.keys():
             raise SettingsError(
-                f"environment/families: code/{family}: {min(unknown)}: not known; expected"
+                f"environment.families: code/{family}: {min(unknown)}: unknown key; expected"
                 " min_steps and max_steps"
             )
         low, high = (_bounds(config)[name] for name in _DEFAULT)
         if type(low) is not int or type(high) is not int or not 1 <= low <= high <= MAX_STEPS:
             raise SettingsError(
-                f"environment/families: code/{family}: min_steps {low}, max_steps {high}; expected "
+                f"environment.families: code/{family}: min_steps {low}, max_steps {high}; expected "
                 f"1 <= min_steps <= max_steps <= {MAX_STEPS}"
             )
 
@@ -198,13 +200,15 @@ class Code:
         return _make_task(recipe).program
 
     def score(self, recipe: Recipe, completions: Sequence[str]) -> list[float]:
-        """The share of the hidden tests that the function in the last <answer>…</answer> passes."""
+        """Return the share of the hidden tests that each completion's function passes.
+
+        The function is the text in the last <answer>…</answer>.
+        """
         task = _make_task(recipe)
         programs = [_program(completion) for completion in completions]
         inputs = [[argument] for argument, _ in task.tests]
         with Runner() as runner:
-            # A program that comes twice is run once: a model that has learnt its lesson says it G
-            # times.
+            # A duplicate program is run once: a trained model gives the same answer G times.
             shares = {
                 program: _share(task, runner.run(program, "solve", inputs))
                 for program in dict.fromkeys(programs)
@@ -225,7 +229,7 @@ def _names() -> str:
 
 
 def _program(completion: str) -> str | None:
-    """The text between the tags, without the fence that models put around code."""
+    """Return the text between the tags, without the code fence that models add."""
     answer = extract_answer(completion)
     if answer is None or len(answer) > MAX_PROGRAM_LENGTH:
         return None
@@ -244,8 +248,10 @@ def _share(task: _Task, outputs: list[Any] | None) -> float:
 
 @lru_cache(maxsize=1024)  # a round asks for each task at least twice: its question, then its score
 def _make_task(recipe: Recipe) -> _Task:
-    """Drawn again until the hidden tests tell something: a function that always returns the same
-    must not pass."""
+    """Draw programs until the hidden tests are informative.
+
+    A function that always returns the same value must not pass.
+    """
     kind, bounds = _KINDS[recipe.family], _bounds(json.loads(recipe.config))
     rng = random.Random(f"code/{recipe.family}/{recipe.seed}")
     while True:
@@ -281,7 +287,7 @@ def _fill(text: str, numbers: Mapping[str, int]) -> str:
 
 
 def _draw_arguments(kind: _Kind, rng: random.Random) -> list[Any]:
-    """Different ones: those of the tests, and one more for the question."""
+    """Return distinct arguments: those of the tests, and one more for the question."""
     arguments: dict[str, Any] = {}
     while len(arguments) < NUM_TESTS + 1:
         argument = kind.draw(rng)

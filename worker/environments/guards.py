@@ -1,14 +1,13 @@
-"""Guards over reasoning-gym's scorers: items that teach nothing are not asked, answers that cheat
-do not earn.
+"""Guards over reasoning-gym's scorers: skip useless items, give cheating answers no reward.
 
-A scorer of reasoning-gym compares an answer with what its author expected a model to say. A policy
-under reinforcement learning, or a peer, says whatever earns: a premise copied from the question,
-"nan", a formula with a gap. Each guard here closes such a gap of one family.
-`scripts/survey_families.py` found them, by asking every family cheap questions; `families.json` has
-what it measured.
+A scorer of reasoning-gym compares an answer with the answer that its author expected. A policy
+under reinforcement learning, or a peer, gives whatever answer earns a reward: a premise copied from
+the question, "nan", a formula with a gap. Each guard here closes such a gap of one family.
+`scripts/survey_families.py` found them by giving every family cheap answers; `families.json` has
+its measurements.
 
-A guard is part of what a task is: `ReasoningGym.version_of` names it, so nodes with and without it
-do not exchange groups of that family, and neither takes the other for a liar.
+A guard is part of the definition of a task: `ReasoningGym.version_of` names it, so nodes with and
+without it do not exchange groups of that family, and neither takes the other for a liar.
 """
 
 import math
@@ -26,12 +25,11 @@ Scorer = Callable[[], float]
 """The family's own reward for the answer."""
 
 _HUGE_EXPONENT = re.compile(r"e[+-]?[\d_]{3,}", re.IGNORECASE)
-"""Fraction("1e999999999") computes a number of a billion digits: `coin_flip` hands answers to
-it."""
+"""Fraction("1e999999999") computes a number of a billion digits; `coin_flip` parses so."""
 _NOT_FINITE = re.compile(r"(?<![a-z])(s?nan\d*|inf(inity)?)[ij]?(?![a-z])", re.IGNORECASE)
-"""Comparisons with nan are false: `complex_arithmetic` takes "nan" for an exact result."""
+"""Comparisons with nan are false: `complex_arithmetic` accepts "nan" as an exact result."""
 _IGNORED_BY_SCORERS = re.compile(r"[\s,_*]")
-"""What some scorers take out of an answer before they read it as a number."""
+"""Characters that some scorers remove from an answer before they parse it as a number."""
 _FRACTION = re.compile(
     r"[-+]?[0-9]{1,30}(/[0-9]{1,30}|(\.[0-9]{0,40})?(e[-+]?[0-9]{1,2})?)", re.IGNORECASE
 )
@@ -39,9 +37,9 @@ _FRACTION = re.compile(
 
 @dataclass(frozen=True)
 class Guard:
-    """What is asked and what earns in one family, where its own rules are too generous.
+    """Rules for the items and rewards of one family whose own rules are too generous.
 
-    `reason`: the gap, for people. `is_sound` decides whether an item may be asked. `score` replaces
+    `reason`: the gap, for people. `is_sound` decides whether an item may be used. `score` replaces
     the family's scorer, which it gets as a function without arguments. `revision` rises with every
     change of either.
     """
@@ -53,16 +51,15 @@ class Guard:
 
 
 def is_refused_answer(answer: str) -> bool:
-    """Return whether no scorer may see this answer: it is not finite, or costs unbounded time to
-    read."""
+    """Return whether no scorer may see this answer: not finite, or unbounded time to parse."""
     readings = answer, _IGNORED_BY_SCORERS.sub("", answer)
     return any(_HUGE_EXPONENT.search(text) or _NOT_FINITE.search(text) for text in readings)
 
 
 def bounded(reward: float) -> float:
-    """Return `reward` if it is a reward, else 0.
+    """Return `reward` if it is a valid reward, else 0.
 
-    Rewards over 1 come of formulas that left their range: `calendar_arithmetic` divides by a
+    Rewards over 1 come from formulas that left their range: `calendar_arithmetic` divides by a
     negative number where the right answer is -1, and every other number then earns e^(5 x
     distance).
     """
@@ -70,8 +67,10 @@ def bounded(reward: float) -> float:
 
 
 def _exact(item: Item, answer: str, scorer: Scorer) -> float:
-    """Full marks or none: partial credit that a constant or a copied number earns teaches to
-    guess."""
+    """Give the full reward or none.
+
+    Partial reward for a constant or a copied number teaches a model to guess.
+    """
     return float(scorer() >= 1.0)
 
 
@@ -88,7 +87,7 @@ def _same_fraction(item: Item, answer: str, scorer: Scorer) -> float:
 
 
 def _is_not_a_copy(item: Item) -> bool:
-    """Return whether the answer is something else than the last word of the question."""
+    """Return whether the answer differs from the last word of the question."""
     words: list[str] = str(item["question"]).split()
     return bool(words) and str(item["answer"]).strip() != words[-1].strip("'\"")
 

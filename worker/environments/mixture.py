@@ -1,8 +1,7 @@
-"""A weighted mix of families: which tasks belong to a seed, which recipes this node knows, and how
-hard they are.
+"""A weighted mix of families: the tasks of a seed, the known recipes, and their difficulty.
 
 A family of the settings is at one level of its curriculum, or at no level. The configurations of
-*all* its levels are known here, so that a peer at another one is understood: its task names the
+*all* its levels are known here, so that a peer at another level is understood: its task names the
 configuration by digest.
 """
 
@@ -24,28 +23,26 @@ from worker.records import ScoredGroup, Task
 log = logging.getLogger(__name__)
 
 MAX_INDEX = 1 << 16
-"""Tasks of one seed. Far above any round; keeps untrusted peers' recipes in a known range."""
+"""Tasks of one seed: far above any round, and a bound for the recipes of untrusted peers."""
 RISE_AFTER = 10
-"""Groups at a level before it may rise. With the default mix a family has about one group in a
-round."""
+"""Groups at a level before it may rise. With the default mix a family has about one group a round.
+"""
 SOLVED_AFTER = 3
-"""Groups that are solved, one after the other, after which a level of `auto` rises at once."""
+"""Consecutive solved groups after which a level of `auto` rises at once."""
 SOLVED = 0.95
 AUTO_RISE_AT = 0.7
-"""`rise_at` of a family whose level is `auto`, where the settings name none."""
+"""`rise_at` of a family whose level is `auto`, unless the settings give one."""
 FALL_AFTER = 6
-"""Groups without a signal and with next to no reward, one after the other, after which a level
-falls."""
+"""Consecutive groups without a signal and with almost no reward after which a level falls."""
 HOPELESS = 0.1
 MAX_FALLS = 4
 DRAWN_BY = 8
-"""A family whose level is `auto` is drawn the more often the more of this many last groups had a
-signal."""
+"""Recent groups whose share with a signal weights the draw of a family with level `auto`."""
 
 
 @dataclass
 class _Standing:
-    """Where a family's curriculum stands.
+    """The state of a family's curriculum.
 
     `rewards`: mean rewards of our last groups at this level, the newest last; `signals`: whether
     our last groups of the family had a signal; `falls`: how often the level has fallen.
@@ -63,8 +60,10 @@ class _Standing:
         del self.rewards[: -max(RISE_AFTER * (1 + self.falls), FALL_AFTER)]
 
     def is_solved(self, family: settings.Family) -> bool:
-        """Return whether the level should rise. A level that was fallen from before is risen to
-        more slowly each time."""
+        """Return whether the level should rise.
+
+        Each time that a level has fallen, it rises more slowly again.
+        """
         last = self.rewards[-SOLVED_AFTER:]
         if (
             family.level == "auto"
@@ -82,8 +81,7 @@ class _Standing:
         return sum(self.rewards[-wanted:]) / wanted >= rise_at
 
     def is_hopeless(self, family: settings.Family) -> bool:
-        """Return whether the level should fall: it rises, and nothing has been learned at this
-        level for some groups."""
+        """Return whether the level should fall: for some groups it taught nothing."""
         floor = 0 if family.level == "auto" else family.level
         if (
             floor is None
@@ -103,9 +101,11 @@ class _Standing:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A family of the settings. `digests`: of its configuration alone, or, with a level, of all
-    levels in order; `base`: of its configuration alone, `levels`: of all levels, whatever the
-    settings name."""
+    """A family of the settings.
+
+    `digests`: of its configuration alone or, with a level, of all levels in order; `base`: of its
+    configuration alone, `levels`: of all levels, whatever the settings name.
+    """
 
     family: settings.Family
     digests: tuple[str, ...]
@@ -117,18 +117,15 @@ _STATE = TypeAdapter(dict[str, _Standing])
 
 
 class Mix:
-    """See `environments.Environment`. Only `learn` and `resume` change it, and they change nothing
-    but the levels.
+    """See `environments.Environment`. Only `learn` and `resume` change it, and only its levels.
 
-    Raises SettingsError for a family that there is not or that stands there twice, and for a level
-    that it lacks.
+    Raises SettingsError for a family that is unknown or listed twice, and for an unknown level.
     """
 
     def __init__(self, environment: settings.Environment, sources: Mapping[str, Source]) -> None:
         self._sources = sources
-        self._known: dict[
-            tuple[str, str], tuple[Source, str, str]
-        ] = {}  # -> source, its family, configuration
+        # (family, digest) -> source, the source's name of the family, configuration
+        self._known: dict[tuple[str, str], tuple[Source, str, str]] = {}
         self._entries = [self._enter(family) for family in environment.families]
         self._standings = {
             self._key(entry): _Standing(0 if entry.family.level == "auto" else entry.family.level)
@@ -137,8 +134,8 @@ class Mix:
         }
         if len({self._now(entry) for entry in self._entries}) < len(self._entries):
             raise SettingsError(
-                "environment/families: a family stands there twice with one configuration; give it"
-                " once"
+                "environment.families: a family is listed twice with the same configuration;"
+                " list it once"
             )
 
     @property
@@ -162,8 +159,10 @@ class Mix:
         }
 
     def sample(self, seed: int, count: int) -> list[Task]:
-        """The first `count` tasks of `seed`; the family of each is drawn by weight, those that
-        teach more often."""
+        """Return the first `count` tasks of `seed`.
+
+        The family of each is drawn by weight; families that teach more are drawn more often.
+        """
         if not 0 <= count <= MAX_INDEX:
             raise SettingsError(f"tasks_per_round: got {count}; expected at most {MAX_INDEX}")
         weights = [self._weight(entry) for entry in self._entries]
@@ -175,13 +174,15 @@ class Mix:
         return source.question(recipe)
 
     def answer(self, task: Task) -> str | None:
-        """One right answer; None for a family that names none."""
+        """Return one right answer; None if the family has none."""
         source, recipe = self._find(task)
         return source.answer(recipe)
 
     def level_of(self, task: Task) -> int | None:
-        """Level of a task in its family's curriculum; None: it is of no level, or of no family of
-        this mix."""
+        """Return the level of a task in its family's curriculum.
+
+        None: it is at no level, or of no family of this mix.
+        """
         for entry in self._entries:
             if entry.family.name == task.family and task.config_digest in entry.levels:
                 return entry.levels.index(task.config_digest)
@@ -192,10 +193,10 @@ class Mix:
         return source.score(recipe, completions)
 
     def tasks_of(self, family: str, level: int | None, seed: int, count: int) -> list[Task]:
-        """`count` tasks of a family of the settings, at a level of its curriculum or (None) without
-        one.
+        """Return `count` tasks of a family of the settings.
 
-        Raises SettingsError for a family or a level that there is not.
+        They are at a level of its curriculum or (None) without one. Raises SettingsError for an
+        unknown family or level.
         """
         entry = next((entry for entry in self._entries if entry.family.name == family), None)
         if entry is None:
@@ -208,7 +209,7 @@ class Mix:
         return [Task(family, digest, seed, index) for index in range(count)]
 
     def easy_tasks(self, seed: int, count: int) -> list[Task]:
-        """`count` tasks of all families in turn, each at the easiest level that it has."""
+        """Return `count` tasks of all families in turn, each at the family's easiest level."""
         entries = self._entries
         return [
             Task(entry.family.name, (*entry.levels, entry.base)[0], seed, index)
@@ -216,8 +217,10 @@ class Mix:
         ]
 
     def learn(self, groups: Sequence[ScoredGroup]) -> None:
-        """See our groups of a round: a level that is solved rises, one at which nothing is learned
-        falls."""
+        """Update the levels with our groups of a round.
+
+        A level that is solved rises; one at which nothing is learned falls.
+        """
         for entry in self._entries:
             standing = self._standings.get(self._key(entry))
             if standing is None:
@@ -247,11 +250,10 @@ class Mix:
         return {key: asdict(standing) for key, standing in self._standings.items()}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take the levels of the families that stand in the settings as they did; others begin
-        where those say.
+        """Restore the levels of the families that are in the settings; others start as configured.
 
-        What is not taken is logged: a family that is gone or has another configuration, a level
-        that there is no more.
+        State that can't be restored is logged: of a family that is gone or has another
+        configuration, or of a level that no longer exists.
         """
         try:
             standings = _STATE.validate_json(json.dumps(state), strict=True)
@@ -273,7 +275,7 @@ class Mix:
                 self._standings[key] = standings.pop(name)
         for name, standing in standings.items():
             log.warning(
-                "level not taken over, the settings say where to begin of='%s' level=%d",
+                "level not restored, starting as the settings say family='%s' level=%d",
                 name,
                 standing.level,
             )
@@ -289,13 +291,13 @@ class Mix:
         if family.level is None or (family.level == "auto" and not levels):
             return _Entry(family, (base,), base, tuple(levels))
         if family.level != "auto" and family.level >= len(levels):
+            expected = (
+                f"0 to {len(levels) - 1}, its curriculum's"
+                if levels
+                else "none: it has no curriculum"
+            )
             raise SettingsError(
-                f"environment/families: {family.name}: level {family.level}; expected "
-                + (
-                    f"0 to {len(levels) - 1}, its curriculum's"
-                    if levels
-                    else "none: it has no curriculum"
-                )
+                f"environment.families: {family.name}: level {family.level}; expected {expected}"
             )
         return _Entry(family, tuple(levels), base, tuple(levels))
 
@@ -323,13 +325,15 @@ class Mix:
         return source, Recipe(name, config, seed)
 
     def _now(self, entry: _Entry) -> tuple[str, str]:
-        """Family and configuration digest of the tasks that an entry stands for now."""
+        """Return family and configuration digest of an entry's current tasks."""
         standing = self._standings.get(self._key(entry))
         return entry.family.name, entry.digests[standing.level if standing else 0]
 
     def _weight(self, entry: _Entry) -> float:
-        """Return how often a family is drawn. One that seldom teaches anything rests, and is still
-        tried now and then."""
+        """Return the weight with which a family is drawn.
+
+        A family that seldom teaches anything is drawn rarely, but still from time to time.
+        """
         standing = self._standings.get(self._key(entry))
         if standing is None or entry.family.level != "auto":
             return entry.family.weight
@@ -340,14 +344,14 @@ class Mix:
 
     @staticmethod
     def _key(entry: _Entry) -> str:
-        """Names an entry in the state: its levels are those of this family with this configuration.
+        """Return the name of an entry in the state: the family with its configuration.
 
-        Whatever the environment's version: an upgrade keeps the level.
+        It does not depend on the environment's version, so an upgrade keeps the level.
         """
         return f"{entry.family.name} {json.dumps(entry.family.config, sort_keys=True)}"
 
 
 def config_digest(version: str, family: str, config: Config) -> str:
-    """12 hex digits that two nodes share if, and only if, a recipe makes the same task for both."""
+    """Return 12 hex digits that two nodes share exactly if a recipe gives both the same task."""
     canonical = json.dumps([version, family, config], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
-"""Ready mixes of tasks, as data. Light: imports the settings only.
+"""Ready mixes of tasks, as data; imports only the settings.
 
 The demo mix is easy enough for the model that comes with the package: it starts at a mean reward of
-about 0.35, and GRPO lifts it within a few dozen rounds (benchmarks/learning.py).
+about 0.35, and GRPO raises it within a few dozen rounds (benchmarks/learning.py).
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "trainer_external_groups": 6,
     "trainer_learning_rate": 2e-4,
 }
-"""Flat keys in which a demo worker departs from the defaults."""
+"""Flat keys in which a demo worker differs from the defaults."""
 
 REAL_MODEL_SETTINGS: dict[str, Any] = {
     "model_device": "cpu",
@@ -53,5 +53,5 @@ REAL_MODEL_SETTINGS: dict[str, Any] = {
     "trainer_local_groups": 4,
     "trainer_external_groups": 4,
 }
-"""A demo with a real model, small enough for three on two cores. How it is asked and trained is as
-by default."""
+"""A demo with a real model, small enough for three on two cores, with default prompts and training.
+"""

@@ -1,17 +1,17 @@
-"""The definition of a conclusion in reasoning-gym's `propositional_logic`: something that no
-premise says by itself.
+"""Valid conclusions in reasoning-gym's `propositional_logic`: none that one premise implies.
 
 A truth table over n variables is an integer of 2^n bits, one for each assignment. A clause is a set
-of literals, and is true unless all of them are false. A conclusion earns if
+of literals, and is true unless all of them are false. A conclusion earns a reward if
 
-* it follows from the premises together and is not true of itself;
-* none of its prime implicates (the shortest clauses that it stands for) follows from one premise alone, so neither a
-  copied premise, nor a weakened one, nor several joined by "and" earn;
-* it is written with no more literals than its prime implicates have: premises joined in disguise do not earn.
+* it follows from the premises together and is not a tautology;
+* none of its prime implicates (the shortest clauses that it implies) follows from one premise
+  alone, so neither a copied premise, nor a weakened one, nor several joined by "and" earn;
+* it is written with no more literals than its prime implicates have: premises joined in disguise
+  do not earn.
 
 Items whose premises contradict each other, or that have no such conclusion of one or two literals,
-are not asked. Of those from which a variable itself follows, by far the most at the easiest level,
-only one in three is: otherwise "Q" alone, whatever the premises say, earns 0.4.
+are not used. Of those that imply a variable itself, which are by far the most at the easiest level,
+only one in three is used: otherwise "Q" alone, whatever the premises are, earns 0.4.
 """
 
 import hashlib
@@ -22,15 +22,16 @@ from typing import Any
 from reasoning_gym.logic.propositional_logic import Expression, Operator
 
 WELL_FORMED = 0.05
-"""Reward of a formula over the item's variables that is not such a conclusion, as the family's own
-scorer has it."""
+"""Reward of a formula that is not a valid conclusion, as in the family's own scorer."""
 
 MAX_LENGTH = 256
-"""Characters of an answer; reasoning-gym's parser takes quadratic time. Ten literals with words
-between them fit."""
+"""Characters of an answer; ten literals with connectives fit.
+
+reasoning-gym's parser takes quadratic time.
+"""
 
 MAX_VARIABLES = 6
-"""Of a conclusion: all its clauses, 3^n of them, are looked at."""
+"""Of a conclusion: all of its 3^n clauses are examined."""
 
 
 class Tables:
@@ -46,8 +47,7 @@ class Tables:
         }
 
     def of(self, expression: Expression) -> int:
-        """Return the table of a formula. Raises KeyError for a variable that is not in the
-        table."""
+        """Return the table of a formula. Raises KeyError for an unknown variable."""
         if expression.operator is None:
             return self._columns[expression.left]
         left = self.of(expression.left)
@@ -63,7 +63,7 @@ class Tables:
         return self.true & ~(left ^ right)
 
     def clauses(self, length: int) -> Iterator[tuple[frozenset[tuple[str, bool]], int]]:
-        """Every clause of `length` literals (variable, sign), with its table."""
+        """Yield every clause of `length` literals (variable, sign) with its table."""
         for names in combinations(self.variables, length):
             for signs in product((True, False), repeat=length):
                 table = 0
@@ -73,8 +73,10 @@ class Tables:
                 yield frozenset(zip(names, signs, strict=True)), table
 
     def prime_implicates(self, formula: int) -> dict[frozenset[tuple[str, bool]], int]:
-        """The clauses that follow from a formula and have no shorter such clause in them, with
-        their tables."""
+        """Return the clauses that a formula implies and that contain no shorter such clause.
+
+        Each comes with its table.
+        """
         found: dict[frozenset[tuple[str, bool]], int] = {}
         for length in range(1, len(self.variables) + 1):
             for clause, table in self.clauses(length):
@@ -84,13 +86,12 @@ class Tables:
 
 
 def follows(conclusion: int, premise: int) -> bool:
-    """Return whether `conclusion` is true wherever `premise` is (both truth tables)."""
+    """Return whether `conclusion` is true wherever `premise` is (both are truth tables)."""
     return premise & ~conclusion == 0
 
 
 def is_sound(item: dict[str, Any]) -> bool:
-    """Return whether the premises agree and something short follows from them that none says
-    alone."""
+    """Return whether the premises are consistent and imply something that no single one does."""
     tables, premises = _read_premises(item)
     together = _all_of(premises, tables.true)
     if together == 0:
@@ -108,14 +109,13 @@ def is_sound(item: dict[str, Any]) -> bool:
 
 
 def _is_drawn(item: dict[str, Any]) -> bool:
-    """Return whether the item is the one in three that is asked: the same one in every process."""
+    """Return whether the item is the one in three that is used: the same one in every process."""
     digest = hashlib.sha256("\n".join(item["metadata"]["premises"]).encode()).digest()
     return digest[0] % 3 == 0
 
 
 def score(item: dict[str, Any], answer: str) -> float:
-    """Return 1 for a conclusion (see the module), WELL_FORMED for another formula, 0 for any other
-    text."""
+    """Return 1 for a conclusion (see the module), WELL_FORMED for another formula, else 0."""
     if len(answer) > MAX_LENGTH:
         return 0.0
     tables, premises = _read_premises(item)
@@ -161,7 +161,7 @@ def _all_of(premises: Iterable[int], true: int) -> int:
 
 
 def _leaves(expression: Expression) -> Iterator[str]:
-    """The variables of a formula, one for each time that they are named."""
+    """Yield the variables of a formula, once for each occurrence."""
     if expression.operator is None:
         yield expression.left
     else:

@@ -1,12 +1,11 @@
-"""Tasks of reasoning-gym: regenerated from their recipe on every machine, scored by the family's
-own scorer.
+"""Tasks of reasoning-gym, regenerated from their recipe and scored by the family's own scorer.
 
 A task is a data set with one item. reasoning-gym's own index is not used: its item i of seed s is
 item i - 1 of seed s + 1, so neighbouring seeds would share tasks.
 
-Answers are untrusted text. What each family does with it, and whether two processes make the same
-tasks of a recipe, was measured by `scripts/survey_families.py`: `families.json` has the result,
-which `check` goes by. Gaps in scorers are closed in guards.py.
+Answers are untrusted text. `scripts/survey_families.py` measured how each family handles them, and
+whether two processes make the same tasks of a recipe; `check` uses its result in `families.json`.
+Gaps in scorers are closed in guards.py.
 """
 
 import ast
@@ -51,16 +50,18 @@ for _name in _EVALUATING_MODULES:
     vars(importlib.import_module(_name))["eval"] = ast.literal_eval
 
 FAMILIES_FILE = Path(__file__).with_name("families.json")
-"""Verdicts on all families of the version of reasoning-gym that is pinned, by
-scripts/survey_families.py."""
+"""Verdicts on all families of the pinned version of reasoning-gym, by scripts/survey_families.py.
+"""
 
 MAX_DRAWS = 512
-"""Items drawn for one task until one is sound. A configuration of which fewer than one in 16 are is
-refused."""
+"""Items drawn for one task until one is sound.
+
+A configuration with fewer than one sound item in 16 is refused.
+"""
 _CHECKED_ITEMS = 32
 
 _REFUSALS = (AssertionError, TypeError, ValueError)
-"""What the `validate` and the constructors of reasoning-gym raise on a configuration."""
+"""Raised by the `validate` and the constructors of reasoning-gym for an invalid configuration."""
 
 _making = threading.Lock()
 
@@ -73,16 +74,15 @@ _UNREADABLE_ANSWER = (
     TypeError,
     ValueError,
 )
-"""What reasoning-gym's scorers raise on an answer that they can't read (prime_factorization on
-"abc", say)."""
+"""Raised by reasoning-gym's scorers for answers that they can't parse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the survey found of a family.
+    """The survey's result for a family.
 
-    `verdict` is safe, guarded or refused, with its `reason`; `levels` of the curriculum are quick
-    to make.
+    `verdict` is safe, guarded or refused, with its `reason`; `levels`: curriculum levels that are
+    quick to make.
     """
 
     verdict: str
@@ -92,8 +92,10 @@ class Verdict:
 
 @cache
 def verdicts() -> Mapping[str, Verdict]:
-    """The verdict on each family. Raises SettingsError if another reasoning-gym is installed than
-    was surveyed."""
+    """Return the verdict on each family.
+
+    Raises SettingsError if the installed reasoning-gym is not the version that was surveyed.
+    """
     survey = json.loads(FAMILIES_FILE.read_text())
     installed = importlib.metadata.version("reasoning-gym")
     if survey["version"] != installed:
@@ -113,8 +115,10 @@ class ReasoningGym:
     version = f"reasoning-gym {importlib.metadata.version('reasoning-gym')}"
 
     def version_of(self, family: str) -> str:
-        """Name the guard, too: with another one the same recipe is another task or earns another
-        reward."""
+        """Return the version, which includes the guard's.
+
+        With another guard the same recipe is another task or earns another reward.
+        """
         guard = guards.GUARDS.get(family)
         return self.version if guard is None else f"{self.version} guard {guard.revision}"
 
@@ -123,35 +127,37 @@ class ReasoningGym:
             close = difflib.get_close_matches(family, DATASETS, n=1)
             hint = f"did you mean {close[0]}?" if close else "reasoning-gym's gallery lists them"
             raise SettingsError(
-                f"environment/families: {family}: not a family of {self.version}; {hint}"
+                f"environment.families: {family}: not a family of {self.version}; {hint}"
             )
         found = verdicts()[family]
         if found.verdict == "refused":
             raise SettingsError(
-                f"environment/families: {family}: refused: {found.reason}; take another family"
+                f"environment.families: {family}: refused: {found.reason}; take another family"
             )
         if reserved := {"seed", "size"} & config.keys():
             raise SettingsError(
-                f"environment/families: {family}: {min(reserved)} follows from the task; leave"
+                f"environment.families: {family}: {min(reserved)} follows from the task; leave"
                 " it out"
             )
         try:
             create_dataset(family, seed=0, size=1, **config)
         except _REFUSALS as error:
             raise SettingsError(
-                f"environment/families: {family}: {json.dumps(dict(config))}: reasoning-gym refuses"
+                f"environment.families: {family}: {json.dumps(dict(config))}: reasoning-gym refuses"
                 f" it: {error}"
             ) from None
         if not _has_sound_items(family, config):
             raise SettingsError(
-                f"environment/families: {family}: {json.dumps(dict(config))}: no task of it is"
+                f"environment.families: {family}: {json.dumps(dict(config))}: no task of it is"
                 f" sound: {guards.GUARDS[family].reason}; make it harder, or leave the"
                 " configuration out"
             )
 
     def levels(self, family: str, config: Config) -> list[Config]:
-        """Up to the first level that reasoning-gym itself refuses, without those that are slow or
-        never sound."""
+        """Return the levels up to the first that reasoning-gym itself refuses.
+
+        Levels that are slow to make or have no sound items are left out.
+        """
         if family not in CURRICULA:
             return []
         curriculum = create_curriculum(family)
@@ -179,8 +185,7 @@ class ReasoningGym:
         return None if answer is None else str(answer)
 
     def score(self, recipe: Recipe, completions: Sequence[str]) -> list[float]:
-        """The family's own score of what is in the last <answer>…</answer>; without one the reward
-        is 0."""
+        """Return the family's own score of the text in the last <answer>…</answer>, else 0."""
         dataset, item = _make_item(recipe)
         return [_score(dataset, item, recipe.family, text) for text in completions]
 
@@ -189,7 +194,7 @@ SOURCE = ReasoningGym
 
 
 def _level_config(curriculum: BaseCurriculum, level: int) -> dict[str, Any]:
-    """Return what a level sets. The highest of an attribute stays for the levels above."""
+    """Return the values that a level sets. Attributes with fewer levels keep their highest."""
     curriculum.set_global_level(level)
     made = curriculum.generate_configuration()
     names: list[str] = []
@@ -203,8 +208,7 @@ def _level_config(curriculum: BaseCurriculum, level: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)  # a round asks for each task at least twice: its question, then its score
 def _make_item(recipe: Recipe) -> tuple[Any, dict[str, Any]]:
-    """The data set and the item of a recipe: the first of its draws that the family's guard finds
-    sound.
+    """Return the data set and the item of a recipe: its first draw that the guard finds sound.
 
     Raises BadRecord ("unknown-task") if none of MAX_DRAWS is.
     """
@@ -229,16 +233,17 @@ def _draw(family: str, config: Config, seed: int) -> tuple[Any, dict[str, Any]]:
 
 
 def _draw_seed(seed: int, draw: int) -> int:
-    """31 bits. The first draw is the recipe's own seed, which is all that families without a guard
-    have."""
+    """Return the seed (31 bits) of a draw.
+
+    The first draw has the recipe's own seed, the only one for families without a guard.
+    """
     if draw == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}/{draw}".encode()).digest()[:4], "big") >> 1
 
 
 def _has_sound_items(family: str, config: Config) -> bool:
-    """Return whether enough items of a configuration are sound for MAX_DRAWS to find one, as good
-    as always."""
+    """Return whether MAX_DRAWS draws are almost sure to include a sound item."""
     return (
         family not in guards.GUARDS
         or _count_sound(family, json.dumps(config)) >= _CHECKED_ITEMS // 16
@@ -252,8 +257,10 @@ def _count_sound(family: str, config: str) -> int:
 
 
 def _max_answer_length(item: dict[str, Any]) -> int:
-    """Longer answers are wrong: scorers parse untrusted text in quadratic time, 140 s for 16,000
-    negation signs."""
+    """Return the length above which answers are wrong.
+
+    Scorers parse untrusted text in quadratic time: 140 s for 16,000 negation signs.
+    """
     return len(item["question"]) if item["answer"] is None else 256 + 4 * len(str(item["answer"]))
 
 

@@ -1,11 +1,10 @@
-"""Runs untrusted programs where they can do nothing but compute. Refuses, with one line, where that
-can't be had.
+"""Run untrusted programs where they can only compute; refuse if they can't be isolated.
 
-Each `Runner` is a fresh Python interpreter without our modules, our environment variables or our
-open files (sandbox_child.py); each program runs in a fork of it that a seccomp filter holds: no
-files, no network, no processes, no signals, bounded memory, time and output. That needs no root, no
-namespaces and no package, and works within the systemd unit of a worker. What a program gave is
-compared out here, where it can't reach.
+Each `Runner` is a fresh Python interpreter without our modules, environment variables or open files
+(sandbox_child.py); each program runs in a fork of it under a seccomp filter: no files, no network,
+no processes, no signals, bounded memory, time and output. That needs no root, no namespaces and no
+package, and works within the systemd unit of a worker. Results are compared in the parent process,
+which the program can't reach.
 """
 
 import json
@@ -22,18 +21,17 @@ from typing import Any, Self
 from worker.errors import ResourceError
 
 CPU_SECONDS = 1
-"""A right program needs milliseconds."""
+"""A right program takes milliseconds."""
 WALL_SECONDS = 15.0
-"""Only for a machine that is too busy to give it that second: a program can't wait for anything, so
-it can't idle."""
+"""For a busy machine that is slow to give it that second; a program can't sleep."""
 MEMORY_BYTES = 256 << 20
 """Address space, the interpreter's own (about 30 MB) included."""
 OUTPUT_BYTES = 64 << 10
 _PATIENCE_SECONDS = 20.0
-"""For the runner itself, beyond the program's time: to start, to fork, to be scheduled."""
+"""For the runner itself, beyond the program's time: start, fork, scheduling."""
 
-# Only calls that the filter of the worker's systemd unit knows: that one would kill the probe for
-# others, ptrace say.
+# Only system calls that the filter of the worker's systemd unit permits: it would kill others,
+# such as ptrace, and the probe with them.
 _PROBE = """
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
@@ -48,14 +46,13 @@ def probe(runner):
         "fork": lambda: libc.fork() or libc._exit(0),
         "signal its parent": lambda: libc.kill(runner, 0),
     }
-    refused = 1  # EPERM: the filter's answer, before anybody else has a say
+    refused = 1  # EPERM: the filter's answer, which comes before other checks
     return [name for name, call in calls.items() if call() != -1 or ctypes.get_errno() != refused]
 """
 
 
 class Runner:
-    """A context: one interpreter, for one thread. Programs that run in it one after the other know
-    nothing of each other."""
+    """A context manager for one interpreter, used by one thread. Its programs are independent."""
 
     def __enter__(self) -> Self:
         self._start()
@@ -70,20 +67,25 @@ class Runner:
         self._stop()
 
     def run(self, program: str, entry: str, inputs: Sequence[Sequence[Any]]) -> list[Any] | None:
-        """Return what `entry` of the program returns for each of `inputs`: JSON text, or None where
-        it gave no result.
+        """Return the results of `entry` of the program for each of `inputs`.
 
-        None for all of it: the program took too long, used too much, or wrote something else.
-        Raises ResourceError if it can't be run in isolation; it is not run then.
+        A result is JSON text, or None if the call gave none. Returns None for all of them if the
+        program took too long, used too much memory, or wrote something else. Raises ResourceError
+        if it can't be run in isolation; then it is not run.
         """
         job = json.dumps(
             {
-                "program": program, "entry": entry, "inputs": inputs, "cpu_seconds": CPU_SECONDS,
-                "wall_seconds": WALL_SECONDS, "memory_bytes": MEMORY_BYTES, "output_bytes": OUTPUT_BYTES,
+                "program": program,
+                "entry": entry,
+                "inputs": inputs,
+                "cpu_seconds": CPU_SECONDS,
+                "wall_seconds": WALL_SECONDS,
+                "memory_bytes": MEMORY_BYTES,
+                "output_bytes": OUTPUT_BYTES,
             }
-        )  # fmt: skip
+        )
         reply = self._ask(job)
-        if reply is None:  # the machine may have killed it for want of memory: once more
+        if reply is None:  # the kernel may have killed it to free memory: try again
             self._stop()
             self._start()
             reply = self._ask(job)
@@ -93,8 +95,8 @@ class Runner:
             )
         if not reply["sealed"] and reply["reason"] != "time":
             raise ResourceError(
-                f"sandbox of code tasks: can't be had on this machine: {reply['reason']}; it needs"
-                " Linux with seccomp on x86_64 or aarch64; take the code/ families out of"
+                f"sandbox of code tasks: not available on this machine: {reply['reason']}; it needs"
+                " Linux with seccomp on x86_64 or aarch64; remove the code/ families from"
                 " environment.families"
             )
         return _outputs(reply["outputs"], len(inputs))
@@ -120,7 +122,7 @@ class Runner:
         self._process.communicate()
 
     def _ask(self, job: str) -> dict[str, Any] | None:
-        """The runner's reply. None: it has died, or was silent for so long that it had to."""
+        """Return the runner's reply. None: it has died, or did not answer in time."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             return None
@@ -128,11 +130,10 @@ class Runner:
             stdin.write(job.encode() + b"\n")
             stdin.flush()
         except BrokenPipeError:
-            pass  # it may have left a last word
+            pass  # it may have written a reply before it died
         deadline, data = time.monotonic() + WALL_SECONDS + _PATIENCE_SECONDS, b""
-        waiting = (
-            select.poll()
-        )  # select() takes no file number above 1023, and a worker may have many connections
+        # select() takes no file number above 1023, and a worker may have many connections.
+        waiting = select.poll()
         waiting.register(stdout, select.POLLIN)
         while not data.endswith(b"\n"):
             left = deadline - time.monotonic()
@@ -147,7 +148,7 @@ class Runner:
 
 
 def require_isolation() -> None:
-    """Raise ResourceError unless a program is held here: one is run that tries what none may."""
+    """Raise ResourceError unless a program that tries to escape is stopped here."""
     with Runner() as runner:
         outputs = runner.run(_PROBE, "probe", [[runner._process.pid]])
     if outputs != ["[]"]:
@@ -157,14 +158,16 @@ def require_isolation() -> None:
             else f"a program could {outputs[0]}"
         )
         raise ResourceError(
-            f"sandbox of code tasks: does not isolate on this machine: {done}; take the code/"
-            " families out of environment.families"
+            f"sandbox of code tasks: does not isolate on this machine: {done}; remove the code/"
+            " families from environment.families"
         )
 
 
 def _outputs(text: str | None, count: int) -> list[Any] | None:
-    """Return what a program says are its results: untrusted peers' text, so only a list of `count`
-    texts or nothings is one."""
+    """Return the results that a program reported, if they are a list of `count` texts or None.
+
+    They are untrusted.
+    """
     try:
         outputs = json.loads(text or "null")
     except (ValueError, RecursionError):

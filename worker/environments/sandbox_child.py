@@ -1,11 +1,10 @@
-"""The inner side of the sandbox: a script of its own, run by `python -I -S`, that imports nothing
-of ours.
+"""The inner side of the sandbox: a script run by `python -I -S`, without our other modules.
 
-It reads one job a line from standard input, runs the job's program in a fork of itself that gives
-up everything first, and writes what came of it as one line. The fork, once sealed, can compute, use
-a bounded amount of memory, and write to one pipe. It can't open, make, fork, execute, connect,
-signal or trace anything: seccomp lets none of those system calls through, whatever the program does
-to the interpreter around it. The expected results are never in this process.
+It reads one job a line from standard input, runs the job's program in a sealed fork of itself, and
+writes the outcome as one line. The fork, once sealed, can compute, use a bounded amount of memory,
+and write to one pipe. It can't open, create, fork, execute, connect, signal or trace anything:
+seccomp refuses all those system calls, whatever the program does to the interpreter around it. The
+expected results are never in this process.
 """
 
 import bisect  # noqa: F401 - for the programs: a sealed process can import nothing that is not loaded
@@ -39,25 +38,36 @@ RESULT_FD = 3
 
 Arch = collections.namedtuple("Arch", "audit_arch syscalls")
 
-# What a sealed program may ask of the kernel; everything else fails with EPERM. Nothing here waits:
-# a program that does not end burns processor time, which is limited. In this order: read, write,
-# close, writev (of the four files that are open); mmap, mprotect, munmap, brk, mremap, madvise;
-# rt_sigaction, rt_sigprocmask, rt_sigreturn, sigaltstack; getpid, gettid; clock_gettime,
-# clock_getres, gettimeofday; getrandom; exit, exit_group. On x86_64 time, too.
+# The system calls of a sealed program; all others fail with EPERM. None of them waits: a program
+# that does not end uses processor time, which is limited.
 ARCHITECTURES = {
     "x86_64": Arch(
         0xC000003E,
-        (0, 1, 3, 20, 9, 10, 11, 12, 25, 28, 13, 14, 15, 131, 39, 186, 228, 229, 96, 318, 60, 231, 201),
+        (
+            *(0, 1, 3, 20),  # read, write, close, writev (of the four files that are open)
+            *(9, 10, 11, 12, 25, 28),  # mmap, mprotect, munmap, brk, mremap, madvise
+            *(13, 14, 15, 131),  # rt_sigaction, rt_sigprocmask, rt_sigreturn, sigaltstack
+            *(39, 186),  # getpid, gettid
+            *(228, 229, 96, 201),  # clock_gettime, clock_getres, gettimeofday, time
+            *(318, 60, 231),  # getrandom, exit, exit_group
+        ),
     ),
     "aarch64": Arch(
         0xC00000B7,
-        (63, 64, 57, 66, 222, 226, 215, 214, 216, 233, 134, 135, 139, 132, 172, 178, 113, 114, 169, 278, 93, 94),
+        (
+            *(63, 64, 57, 66),  # in the same order; there is no time
+            *(222, 226, 215, 214, 216, 233),
+            *(134, 135, 139, 132),
+            *(172, 178),
+            *(113, 114, 169),
+            *(278, 93, 94),
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def filter_program(arch: Arch) -> bytes:
-    """The seccomp filter as BPF: (code, jump if true, jump if false, operand) each."""
+    """Return the seccomp filter as BPF: (code, jump if true, jump if false, operand) each."""
     load, equal, answer = 0x20, 0x15, 0x06
     steps = [
         (load, 0, 0, 4),
@@ -72,7 +82,7 @@ def filter_program(arch: Arch) -> bytes:
 
 
 class Sealer:
-    """Made once, before anything strange is here; `seal` is called in the fork."""
+    """Created once, before any untrusted code is loaded; `seal` is called in the fork."""
 
     def __init__(self) -> None:
         arch = ARCHITECTURES.get(platform.machine())
@@ -86,16 +96,20 @@ class Sealer:
         )
 
     def seal(self, runner: int, cpu_seconds: int, memory_bytes: int) -> None:
-        """Give everything up but computing and writing to what is open. Raises OSError."""
+        """Give up everything except computing and writing to open files. Raises OSError."""
         self._call(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != runner:
             raise OSError("the runner is gone")
         os.nice(10)
         limits = {
-            resource.RLIMIT_CPU: cpu_seconds, resource.RLIMIT_AS: memory_bytes, resource.RLIMIT_FSIZE: 0,
-            resource.RLIMIT_NOFILE: RESULT_FD + 1, resource.RLIMIT_NPROC: 0, resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_CPU: cpu_seconds,
+            resource.RLIMIT_AS: memory_bytes,
+            resource.RLIMIT_FSIZE: 0,
+            resource.RLIMIT_NOFILE: RESULT_FD + 1,
+            resource.RLIMIT_NPROC: 0,
+            resource.RLIMIT_CORE: 0,
             resource.RLIMIT_MEMLOCK: 0,
-        }  # fmt: skip
+        }
         for limit, value in limits.items():
             resource.setrlimit(limit, (value, value))
         self._call(PR_SET_DUMPABLE, 0)
@@ -110,8 +124,10 @@ class Sealer:
 
 
 def run_job(sealer: Sealer, job: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    """Run one program. `outputs`: what it wrote, unchecked; None: nothing in time, too much, or it
-    could not start."""
+    """Run one program.
+
+    `outputs`: its output, unchecked; None: nothing in time, too much, or it could not start.
+    """
     reading, writing = os.pipe()
     runner = os.getpid()
     child = os.fork()
@@ -127,8 +143,10 @@ def run_job(sealer: Sealer, job: dict[str, typing.Any]) -> dict[str, typing.Any]
 
 
 def read_result(reading: int, deadline: float, max_bytes: int) -> dict[str, typing.Any]:
-    """The fork says "sealed" before the program starts: without it, nothing of the program has
-    run."""
+    """Read the output of the fork.
+
+    The fork writes "sealed" before the program starts: without it, nothing of the program has run.
+    """
     data = b""
     while True:
         left = deadline - time.monotonic()
@@ -151,10 +169,10 @@ def read_result(reading: int, deadline: float, max_bytes: int) -> dict[str, typi
 def run_program(
     sealer: Sealer, job: dict[str, typing.Any], writing: int, runner: int
 ) -> typing.NoReturn:
-    """In the fork. Never returns, whatever the program raises."""
+    """Run the program in the fork. Never returns, whatever the program raises."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # if memory runs out, this is what goes first
+            file.write("1000")  # if memory runs out, the kernel kills this process first
     except OSError:
         pass
     keep_files(writing)
@@ -176,8 +194,7 @@ def run_program(
 
 
 def keep_files(writing: int) -> None:
-    """Close all files but `writing`, which becomes RESULT_FD; standard input and output lead
-    nowhere."""
+    """Close all files but `writing`, which becomes RESULT_FD; 0 to 2 become /dev/null."""
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(RESULT_FD):
         os.dup2(null, number)
@@ -186,7 +203,7 @@ def keep_files(writing: int) -> None:
 
 
 def result_of(space: dict[str, typing.Any], entry: str, arguments: list[typing.Any]) -> str | None:
-    """The result as JSON text; None: the program raised, or gave what JSON has no form for."""
+    """Return the result as JSON text; None: the program raised, or JSON can't represent it."""
     try:
         return json.dumps(space[entry](*arguments))
     except Exception:  # noqa: BLE001 - anything that an untrusted program raises is its own wrong answer

@@ -12,8 +12,10 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One task, as a source makes it: a family of its own, a configuration as JSON text, and a seed
-    (31 bits)."""
+    """One task, as a source makes it.
+
+    `family` is one of the source's own, `config` a configuration as JSON text, `seed` has 31 bits.
+    """
 
     family: str
     config: str
@@ -21,85 +23,96 @@ class Recipe:
 
 
 class Source(Protocol):
-    """An environment: families of tasks that it makes from recipes and scores. Called from several
-    threads."""
+    """An environment: families of tasks that it makes from recipes and scores.
+
+    It is called from several threads.
+    """
 
     version: str
-    """Name and version, such as "reasoning-gym 0.1.25". Nodes with different ones make different
-    tasks of a recipe."""
+    """Name and version, such as "reasoning-gym 0.1.25"; it determines the task of a recipe."""
 
     def version_of(self, family: str) -> str:
-        """The version that a recipe of this family depends on: same version, same task and same
-        rewards."""
+        """Return the version that determines tasks and rewards of a family."""
 
     def check(self, family: str, config: Config) -> None:
-        """Raises SettingsError for a family that there is not, and for a configuration that it
-        refuses."""
+        """Raise SettingsError for an unknown family or an invalid configuration."""
 
     def levels(self, family: str, config: Config) -> Sequence[Config]:
-        """The configurations of the family's curriculum, the easiest first, `config` on top; none:
-        no curriculum."""
+        """Return the configurations of the family's curriculum, the easiest first.
+
+        `config` overrides each; empty: the family has no curriculum.
+        """
 
     def question(self, recipe: Recipe) -> str:
-        """The text of a task."""
+        """Return the text of a task."""
 
     def answer(self, recipe: Recipe) -> str | None:
-        """One right answer as it stands between the tags; None: the source names none."""
+        """Return one right answer as it is between the tags; None: the source has none."""
 
     def score(self, recipe: Recipe, completions: Sequence[str]) -> list[float]:
-        """The rewards, 0 to 1, of the completions, which are untrusted peers' text. In bounded
-        time."""
+        """Return the rewards, 0 to 1, of the completions, in bounded time.
+
+        Completions are text of untrusted peers.
+        """
 
 
 class Environment(Protocol):
-    """What the node, the exchange and the benchmarks need: `mixture.Mix` is one."""
+    """The interface for the node, the exchange and the benchmarks; implemented by `mixture.Mix`."""
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """Names and versions of the sources that are in it."""
+        """Return names and versions of the sources in the mix."""
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Each family of the mix with its configuration's digest: peers have those in common that
-        they name alike."""
+        """Return each family of the mix with its configuration.
+
+        Two peers have the families in common that both name alike.
+        """
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The families of the mix, each once."""
+        """Return the families of the mix, each once."""
 
     @property
     def levels(self) -> dict[str, int]:
-        """The curriculum level of each family that has one in the settings."""
+        """Return the curriculum level of each family that has one in the settings."""
 
     def sample(self, seed: int, count: int) -> list[Task]:
-        """The `count` tasks that belong to `seed`: the same on every machine with the same mix at
-        the same levels."""
+        """Return the `count` tasks of `seed`.
+
+        They are the same on every machine with the same mix at the same levels.
+        """
 
     def tasks_of(self, family: str, level: int | None, seed: int, count: int) -> list[Task]:
-        """Tasks of one family at a level, or without one. Raises SettingsError if there is no such
-        family or level."""
+        """Return tasks of one family at a level, or without one.
+
+        Raises SettingsError if there is no such family or level.
+        """
 
     def easy_tasks(self, seed: int, count: int) -> list[Task]:
-        """Tasks of all families in turn, each at its easiest level."""
+        """Return tasks of all families in turn, each at its easiest level."""
 
     def question(self, task: Task) -> str:
-        """The text of a task. Raises BadRecord ("unknown-task") for one that is not of this mix."""
+        """Return the text of a task.
+
+        Raises BadRecord ("unknown-task") for one that is not in this mix.
+        """
 
     def answer(self, task: Task) -> str | None:
-        """One right answer; None for a family that names none."""
+        """Return one right answer; None if the family has none."""
 
     def level_of(self, task: Task) -> int | None:
-        """Level of a task in its family's curriculum; None without one."""
+        """Return the level of a task in its family's curriculum; None without one."""
 
     def score(self, task: Task, completions: Sequence[str]) -> list[float]:
-        """The rewards, 0 to 1, of the completions. Raises BadRecord ("unknown-task") as `question`
-        does."""
+        """Return the rewards, 0 to 1, of the completions. Raises BadRecord ("unknown-task")."""
 
     def learn(self, groups: Sequence[ScoredGroup]) -> None:
-        """See how our own groups of a round went: levels may rise and fall."""
+        """Update the levels with our own groups of a round."""
 
     def state(self) -> dict[str, Any]:
-        """Return where the curriculum stands, as plain JSON values."""
+        """Return the state of the curriculum, as plain JSON values."""
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave. Raises TrainingError for anything else."""
+        """Continue from the result of `state`. Raises TrainingError for anything else."""

@@ -1,9 +1,8 @@
-"""The model on the Hugging Face Hub: every N rounds, from a finished checkpoint, in a process of
-its own.
+"""Push the model to the Hugging Face Hub every N rounds, in a separate process.
 
-A round never waits for it and never fails of it: a push that fails is logged, is in the status, and
-the next one is tried when its time comes. The uploading process (upload.py) has a deadline and ends
-with the worker.
+It is pushed from a finished checkpoint. A round never waits for a push and never fails because of
+one: a failed push is logged and reported in the status, and the next one is tried when it is due.
+The uploading process (upload.py) has a deadline and ends with the worker.
 """
 
 import json
@@ -29,8 +28,10 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class HubStatus:
-    """`state` is that of the last push, of `round`; `error` why it failed; `pushed_round` is the
-    newest on the Hub."""
+    """The state of the last push.
+
+    `round`: the round of that push; `error`: why it failed; `pushed_round`: the newest on the Hub.
+    """
 
     repo: str
     state: Literal["waiting", "uploading", "pushed", "failed"] = "waiting"
@@ -41,10 +42,10 @@ class HubStatus:
 
 
 class Hub:
-    """Pushes of one node. `name` completes a repository that is only a namespace: OWNER becomes
-    OWNER/NAME.
+    """Pushes of one node.
 
-    Raises SettingsError for a token file that holds none: that can't get better by itself.
+    `name` completes a repository that is only a namespace: OWNER becomes OWNER/NAME. Raises
+    SettingsError for a token file without a token, since that can't resolve itself.
     """
 
     def __init__(self, hub: settings.Hub, state_dir: Path, name: str, rounds_trained: int) -> None:
@@ -60,8 +61,7 @@ class Hub:
         self._status = HubStatus(hub.repo if "/" in hub.repo else f"{hub.repo}/{name}")
 
     def is_due(self, rounds_trained: int) -> bool:
-        """Return whether `every_rounds` has come round since the last push, whatever came of
-        that."""
+        """Return whether a multiple of `every_rounds` has passed since the last push or attempt."""
         every = self._settings.every_rounds
         return rounds_trained // every > self._attempted // every
 
@@ -72,16 +72,16 @@ class Hub:
         weights: Path | None,
         describe: Callable[[Path], None],
     ) -> None:
-        """Begin to upload the file of `weights`, and what `describe` writes next to it. Returns at
-        once.
+        """Start to upload the file of `weights` and the files that `describe` writes next to it.
 
-        None: `describe` writes the weights, too, which takes as long as the disk does. While the
-        push before is still going on this one is left out, and said to be.
+        Returns at once. Without `weights`, `describe` writes them too, which takes as
+        long as the disk does. While the last push is still running, this one is skipped with a
+        warning.
         """
         self._attempted = rounds_trained
         if self.status().state == "uploading":
             log.warning(
-                "push left out, the one before is not done round=%d uploading=%s",
+                "push skipped, the last one is still running round=%d uploading=%s",
                 round,
                 self._status.round,
             )
@@ -92,7 +92,7 @@ class Hub:
             files = self._folder / "files"
             files.mkdir(parents=True)
             if weights is not None:
-                # A link: the file stays when the checkpoint goes, and costs nothing.
+                # A hard link: the file outlives the checkpoint and takes no space.
                 os.link(weights, files / "model.safetensors")
             describe(files)
             self._start(files)
@@ -100,7 +100,7 @@ class Hub:
             self._fail(f"{type(error).__name__}: {error}")
 
     def status(self) -> HubStatus:
-        """Return how it stands; looks after the uploading process."""
+        """Return the state of the push, after checking on the uploading process."""
         if self._process is not None:
             code = self._process.poll()
             if code is not None:
@@ -114,13 +114,13 @@ class Hub:
         return self._status
 
     def flush(self, seconds: float) -> None:
-        """Wait for a push that is going on, so long at most."""
+        """Wait for a running push, for at most `seconds`."""
         deadline = time.monotonic() + seconds
         while self.status().state == "uploading" and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
-        """End a push that is going on."""
+        """End a running push."""
         if self._process is not None:
             self._kill()
             self._fail("the worker stopped before it was done")
@@ -164,9 +164,12 @@ class Hub:
     def _fail(self, reason: str) -> None:
         self._change(state="failed", failures=self._status.failures + 1, error=reason)
         log.warning(
-            "push to the hub failed, tried again in %d rounds round=%s repo=%s error=%s",
-            self._settings.every_rounds, self._status.round, self._status.repo, reason,
-        )  # fmt: skip
+            "push to the hub failed, trying again in %d rounds round=%s repo=%s error=%s",
+            self._settings.every_rounds,
+            self._status.round,
+            self._status.repo,
+            reason,
+        )
 
     def _kill(self) -> None:
         if self._process is not None:

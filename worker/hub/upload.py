@@ -1,5 +1,4 @@
-"""Uploads one folder to the Hugging Face Hub, as a process of its own: `python -m worker.hub.upload
-ORDER`.
+"""Upload one folder to the Hugging Face Hub, as `python -m worker.hub.upload ORDER`.
 
 ORDER is a JSON file that hub.py wrote. Exit code 0, or 1 with the reason in the last line.
 """

@@ -1,1 +1,1 @@
-"""Code that all roles and the operator's side share: files, and text of others in tables."""
+"""Code that all roles and the operator's side share: files, processes, host, web service."""

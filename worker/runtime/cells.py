@@ -1,4 +1,4 @@
-"""Text of others in tables, progress lines and panels of rich: shown as it is, never as markup."""
+"""Untrusted text in rich's tables, progress lines and panels, shown literally, never as markup."""
 
 from rich.console import Console
 from rich.table import Table
@@ -8,15 +8,15 @@ from worker.log import printable
 
 
 def cell(text: object, style: str = "") -> Text:
-    """Return `text` for a cell or a line, in one style, its control characters made visible."""
+    """Return `text` as a cell or line in one style, with control characters escaped."""
     return Text(printable(str(text)), style=style)
 
 
 def add_row(table: Table, *values: object) -> None:
-    """Add a row; what is not a cell yet becomes one."""
+    """Add a row; values that are not cells yet become cells."""
     table.add_row(*(value if isinstance(value, Text) else cell(value) for value in values))
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print one line, as it is, not wrapped."""
+    """Print one line literally, without wrapping."""
     console.print(cell(text, style), soft_wrap=True, highlight=False)

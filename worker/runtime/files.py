@@ -1,5 +1,4 @@
-"""Files that are whole or not there, and one-line secrets: the only writer and the only reader of
-each."""
+"""Atomic writes and one-line secrets: the only writer and the only reader of each."""
 
 import os
 import re
@@ -8,8 +7,7 @@ from pathlib import Path
 
 from worker.errors import ResourceError, SecretError
 
-# Keys, tokens and passwords are far shorter; a model's weights named by mistake are not read to
-# their end.
+# Keys, tokens and passwords are far shorter; a large file named by mistake is not read completely.
 MAX_SECRET_BYTES = 16_384
 WORD = re.compile(r"[!-~]+")
 # A password: one line of characters that can be seen, and spaces.
@@ -20,11 +18,11 @@ HEX_KEY = re.compile(r"(0x)?[0-9a-fA-F]{64}")
 def read_secret(
     file: Path, expected: str, key: str | None = None, form: re.Pattern[str] = WORD
 ) -> str:
-    """Return the one line of a secret file, without the white space around it.
+    """Return the one line of a secret file, without surrounding white space.
 
-    `key`: the setting that names the file; `form`: what the line must match (LINE for passwords,
-    which may have spaces). Raises SecretError: the file, what is wrong with it, what was expected;
-    never what is in it.
+    `key`: the setting that names the file; `form`: the pattern that the line must match (LINE for
+    passwords, which may have spaces). Raises SecretError with the file, the reason and the expected
+    content, never the actual content.
     """
     reason = None
     try:
@@ -43,7 +41,7 @@ def read_secret(
 
 
 def _mistake(text: str, num_bytes: int, form: re.Pattern[str]) -> str | None:
-    """Return what is wrong with the content of a secret file; None if it is right."""
+    """Return the reason why the content of a secret file is invalid; None if it is valid."""
     if num_bytes > MAX_SECRET_BYTES:
         return f"more than {MAX_SECRET_BYTES:,} bytes"
     if not text:
@@ -60,10 +58,10 @@ def _mistake(text: str, num_bytes: int, form: re.Pattern[str]) -> str | None:
 
 
 def write_whole(path: Path, content: str | bytes, mode: int = 0o644, durable: bool = True) -> None:
-    """Write `content` so that a reader, or a crash, finds the old file or the new one.
+    """Replace a file atomically: a reader, or a crash, finds the old file or the new one.
 
-    `durable`: it is on the disk when this returns; without it a power cut may bring the old file
-    back, which is enough for what is written every few seconds. Raises ResourceError.
+    `durable`: it is on the disk when this returns; without it a power failure may bring the old
+    file back, which is enough for files that are written every few seconds. Raises ResourceError.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

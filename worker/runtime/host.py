@@ -1,5 +1,4 @@
-"""Requirements of a role before it starts: a free port, disk space, and to be alone in its state
-folder."""
+"""Checks of the host before a role starts: a free port, disk space, an exclusive state folder."""
 
 import errno
 import fcntl
@@ -15,19 +14,16 @@ from worker.errors import ResourceError
 
 # Linux: the address of an interface (netdevice(7)).
 SIOCGIFADDR = 0x8915
-
-
-# Of /proc/net/if_inet6: the scope, and the flags of temporary, deprecated, duplicate and unchecked
-# addresses.
+# Of /proc/net/if_inet6: the global scope, and the flags of temporary, deprecated, duplicate and
+# unchecked addresses.
 _SCOPE_GLOBAL, _UNUSABLE = 0x00, 0x01 | 0x20 | 0x08 | 0x40
 
 
 def require_port(host: str, port: int, key: str) -> None:
-    """Raise ResourceError if TCP `port` of `host` can't be listened on. `key` names the setting. 0
-    is always free.
+    """Raise ResourceError if TCP `port` of `host` can't be listened on; 0 is always free.
 
-    The host's setting is next to that of the port, and it is named if no port of it could be
-    listened on.
+    `key` names the port's setting. The host's setting is next to it, and is named in the error if
+    no port of that host could be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -45,8 +41,8 @@ def require_port(host: str, port: int, key: str) -> None:
                 else (error.strerror or str(error))
             )
             raise ResourceError(
-                f"port {port} ({key}): {reason} on {host}; free it or set another, 0 lets the"
-                " kernel choose"
+                f"port {port} ({key}): {reason} on {host}; free it or set another,"
+                " 0 lets the kernel choose"
             ) from None
 
 
@@ -58,8 +54,10 @@ def _wrong_host(host: str, port_key: str, reason: str) -> ResourceError:
 
 
 def require_disk(folder: Path, min_free_mb: int, key: str = "node.state_dir") -> None:
-    """Make `folder`, and raise ResourceError if its disk has less than `min_free_mb` (10^6 bytes)
-    free."""
+    """Create `folder`, and raise ResourceError if its disk has too little free space.
+
+    `min_free_mb` is in 10^6 bytes.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free_mb = shutil.disk_usage(folder).free // 10**6
@@ -75,8 +73,7 @@ def require_disk(folder: Path, min_free_mb: int, key: str = "node.state_dir") ->
 
 
 def lock_folder(folder: Path, key: str) -> IO[str]:
-    """Be the only process that works in `folder`, until the returned file is closed or the process
-    ends.
+    """Lock `folder` for this process, until the returned file is closed or the process ends.
 
     Raises ResourceError with the process id of the other one. `key` names the setting.
     """
@@ -97,11 +94,10 @@ def lock_folder(folder: Path, key: str) -> IO[str]:
 
 
 def interface_address(name: str, family: int = socket.AF_INET) -> str | None:
-    """The address of a network interface in a family. None: there is no such interface, or it has
-    none now.
+    """Return the address of a network interface in a family.
 
-    Of IPv6 the first that is good beyond the link, and is neither temporary nor still being
-    checked.
+    None: there is no such interface, or it has no address now. For IPv6 it is the first global
+    address that is neither temporary nor still being checked.
     """
     if family == socket.AF_INET6:
         return next(_global_ipv6(name), None)

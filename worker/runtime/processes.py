@@ -1,4 +1,4 @@
-"""Lives of processes: an orderly end on a signal, and children that never outlive their parent."""
+"""Process lifetimes: orderly exit on a signal, and children that never outlive their parent."""
 
 import ctypes
 import os
@@ -7,13 +7,12 @@ import sys
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(
-    None, use_errno=True
-)  # loaded before any fork: a child that loads it there may hang
+# Loaded before any fork: a child that loads it may hang.
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def exit_on_signals() -> None:
-    """Make SIGTERM and SIGINT end the process with code 0, through every `finally` on the way."""
+    """Make SIGTERM and SIGINT end the process with code 0, running every `finally` block."""
 
     def leave(signum: int, frame: FrameType | None) -> None:
         # A second signal must not break the orderly end.
@@ -28,9 +27,9 @@ def exit_on_signals() -> None:
 def die_with_parent(parent: int, signum: signal.Signals = signal.SIGKILL) -> bool:
     """Have the kernel send `signum` to this process when its parent ends, however that ends.
 
-    Return False if the process `parent` is gone already, which the kernel does not report.
-    Two programs do the same by themselves because they can't import this module: the launcher of
-    p2pd (swarm/transport/daemon.py) and the sandbox's child (environments/sandbox_child.py).
+    Return False if the process `parent` is gone already, which the kernel does not report. Two
+    programs do the same by themselves because they can't import this module: the launcher of p2pd
+    (swarm/transport/daemon.py) and the sandbox's child (environments/sandbox_child.py).
     """
     _libc.prctl(_PR_SET_PDEATHSIG, signum)
     return os.getppid() == parent

@@ -1,8 +1,7 @@
-"""sd_notify(3): readiness, watchdog and a status line for `systemctl status`. Without systemd,
-every call does nothing.
+"""sd_notify(3): readiness, watchdog and a status line for `systemctl status`.
 
-The watchdog is pinged by `progress`, which the round loop calls when it has got on, and by nothing
-else: a worker that hangs stops pinging and is restarted (docs/decisions: alive means progress).
+Without systemd, every call does nothing. The watchdog is pinged only by `progress`, which the round
+loop calls when it has made progress: a worker that hangs stops pinging and is restarted.
 """
 
 import socket
@@ -24,7 +23,7 @@ def ready() -> None:
 
 
 def progress(status: str) -> None:
-    """The role got on: ping the watchdog and show `status` in `systemctl status`."""
+    """Ping the watchdog and show `status` in `systemctl status`."""
     _send(f"WATCHDOG=1\nSTATUS={status}")
 
 

@@ -1,10 +1,9 @@
-"""Protection of a server that anybody may reach: limits for connections, and checks that hold for
-every request.
+"""Limits and checks for an HTTP server that anyone may reach.
 
-A connection that is not in a request for a while (it has sent nothing, half a head, or waits for
-another request) is closed; of one address, and of all, there are at most this many. The idle ones
-make room, then those whose client keeps the server waiting. Requests of web pages are for the
-page's own server alone.
+A connection without a request for a while (it has sent nothing or half a head, or waits between
+requests) is closed. The number of connections is limited in total and per address. To make room,
+idle connections are closed first, then those whose client keeps the server waiting. Requests that
+web pages make are accepted only from the server's own pages.
 """
 
 import asyncio
@@ -29,16 +28,18 @@ log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 1024
 MAX_CONNECTIONS_OF_ONE = 256
-"""Nodes behind one router share its address. Of IPv6 a /64 network counts as one: a single host has
-all of it."""
+"""Nodes behind one router share its address. Of IPv6 it limits a /64 network.
+
+A single host has a whole such network.
+"""
 HEAD_SECONDS = 10.0
-"""For the first request's head, from the connection on."""
+"""For the head of the first request, from the start of the connection."""
 IDLE_SECONDS = 30.0
 """Between two requests of a connection."""
 BUSY_SECONDS = 120.0
-"""For one request, with its answer."""
+"""For one request including its answer."""
 MAX_AHEAD_BYTES = 1 << 20
-"""What may come of requests before the one at work is answered."""
+"""Of further requests that arrive before the current one is answered."""
 _SWEEP_SECONDS = 0.5
 _LOG_SECONDS = 60.0
 
@@ -52,8 +53,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-# What browsers send and other clients do not: from these a page's request is known, whatever the
-# page asked for.
+# Headers that browsers send and other clients do not: they identify requests of web pages.
 _OF_BROWSERS = (
     "Origin",
     "Referer",
@@ -66,7 +66,7 @@ _LOCAL_NAMES = ("localhost", "local", "internal", "lan", "home.arpa", "ts.net")
 
 
 class Sparingly:
-    """A log with at most one line a minute of each kind, which counts those that it left out."""
+    """Log at most one line a minute of each kind, with the number of lines that were left out."""
 
     def __init__(self, seconds: float = _LOG_SECONDS) -> None:
         self._seconds = seconds
@@ -86,7 +86,7 @@ class Sparingly:
 
 
 def source_of(address: str) -> str:
-    """Return what counts as one client: an address of IPv4, or the /64 network of one of IPv6."""
+    """Return the client that an address belongs to: an IPv4 address, or an IPv6 /64 network."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -106,7 +106,7 @@ def is_loopback(source: str) -> bool:
 
 
 class Guard:
-    """Makes the connections of one server. `sweep` runs next to it, forever."""
+    """Creates the connections of one server. `sweep` runs next to it, forever."""
 
     def __init__(self, names: tuple[str, ...] = ()) -> None:
         self.server: Callable[[], asyncio.Protocol] | None = None
@@ -132,8 +132,10 @@ class Guard:
             await asyncio.sleep(_SWEEP_SECONDS)
 
     def admit(self, connection: "_Connection") -> bool:
-        """Return whether there is room for it. One of those that its client has kept waiting is
-        closed for it."""
+        """Return whether there is room for a connection.
+
+        If needed, one whose client keeps the server waiting is closed for it.
+        """
         address, source = connection.address, connection.source
         if self._of[source] >= MAX_CONNECTIONS_OF_ONE and not is_loopback(source):
             is_admitted = self._make_room(
@@ -153,10 +155,9 @@ class Guard:
         return True
 
     def _make_room(self, among: list["_Connection"]) -> bool:
-        """Close the oldest idle connection, else the oldest whose client sends a body or reads an
-        answer slowly.
+        """Close the oldest idle connection, else the oldest whose client sends or reads slowly.
 
-        Requests that this server is at work on are never given up.
+        Requests that this server is working on are never given up.
         """
         given_up = [each for each in among if each.is_idle] or [
             each for each in among if each.is_stalled
@@ -187,19 +188,20 @@ class Guard:
             refusal = self.refusal(request)
             return await handler(request) if refusal is None else refusal
         except ConnectionError:
-            return _refused(400, "body: cut short")  # nobody reads this
+            return _refused(400, "body: truncated")  # the client is gone
         finally:
             if connection is not None:
                 connection.end()
 
     def refusal(self, request: web.Request) -> web.Response | None:
-        """The answer to a request that a page of somebody else's made a browser send; None for all
-        others."""
+        """Return the refusal of a request that a foreign web page made a browser send.
+
+        None for all other requests.
+        """
         if "Content-Encoding" in request.headers:
             return _refused(415, "Content-Encoding: bodies are taken as they are; send it without")
-        is_served = (
-            request.match_info.http_exception is None
-        )  # else the answer is 404 or 405 anyway
+        # Unknown paths and methods are answered with 404 or 405 anyway.
+        is_served = request.match_info.http_exception is None
         if request.method == "POST" and is_served and request.content_type != "application/json":
             shown = printable(request.content_type)[:60]
             return _refused(415, f"Content-Type: got {shown}; expected application/json")
@@ -222,8 +224,7 @@ class Guard:
         return None
 
     def _is_ours(self, name: str) -> bool:
-        """Return whether nobody else can let the name point here: an address, a name without a
-        domain, our own."""
+        """Return whether only we can have this name: an address, dotless, or configured."""
         with suppress(ValueError):
             ipaddress.ip_address(name)
             return True
@@ -241,7 +242,7 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
 
 
 def _name_in(host: str) -> str:
-    """The name or address in a Host header, without the port; empty for one that can't be read."""
+    """Return the name or address in a Host header, without the port; empty if it is malformed."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -249,7 +250,7 @@ def _name_in(host: str) -> str:
 
 
 def _place_in(origin: str) -> str:
-    """Name and port of an Origin header, in lower case; empty for one that can't be read."""
+    """Return name and port of an Origin header, in lower case; empty if it is malformed."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
@@ -269,7 +270,7 @@ def _refused(status: int, reason: str) -> web.Response:
 
 
 class _Connection(asyncio.Protocol):
-    """Stands between a connection and the server's protocol for it, and looks at the clock."""
+    """Wraps the server's protocol for one connection, and measures time."""
 
     def __init__(self, guard: Guard, inner: asyncio.Protocol) -> None:
         self._guard = guard
@@ -287,13 +288,12 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_stalled(self) -> bool:
-        """Return whether the server waits for the client: for the rest of a body, or until it reads
-        the answer."""
+        """Return whether the server waits for the client to send a body or to read the answer."""
         is_sending = self._request is not None and not self._request.content.is_eof()
         return is_sending or self.transport.get_write_buffer_size() > 0
 
     def begin(self, request: web.Request) -> None:
-        """Note that a request has come, with its whole head."""
+        """Record that the whole head of a request has come."""
         self._request, self._had_request = request, True
         self.since, self._num_ahead = time.monotonic(), 0
 
@@ -345,8 +345,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _OncePerMinute(logging.Filter):
-    """Lets one line a minute through, without its traceback, of the records for which `is_meant`
-    says so."""
+    """Pass one line a minute, without its traceback, of the records that `is_meant` selects."""
 
     def __init__(self, is_meant: Callable[[logging.LogRecord], bool]) -> None:
         super().__init__()
@@ -367,13 +366,12 @@ class _OncePerMinute(logging.Filter):
 
 
 def _is_out_of_files(record: logging.LogRecord) -> bool:
-    """Return whether asyncio is out of a system resource, of which it logs a traceback for each
-    try."""
+    """Return whether asyncio ran out of a system resource; it logs a traceback for each attempt."""
     return "system resource" in record.getMessage()
 
 
 def _is_bad_request(record: logging.LogRecord) -> bool:
-    """Return whether aiohttp could not read a request, of which it logs a traceback for each."""
+    """Return whether aiohttp could not parse a request; it logs a traceback for each."""
     return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
 
 
@@ -381,7 +379,7 @@ _OUT_OF_FILES, _BAD_REQUESTS = _OncePerMinute(_is_out_of_files), _OncePerMinute(
 
 
 def raise_file_limit() -> None:
-    """As many open files as the system lets us have: more than connections."""
+    """Raise the limit of open files, as far as the system permits, to above MAX_CONNECTIONS."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = (
         4 * MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(4 * MAX_CONNECTIONS, hard)
@@ -393,7 +391,7 @@ def raise_file_limit() -> None:
 async def serve(
     application: web.Application, sockets: list[socket.socket], names: tuple[str, ...] = ()
 ) -> Callable[[], Awaitable[None]]:
-    """Serve the application on these sockets, guarded. Returns what ends it."""
+    """Serve the application on these sockets, guarded. Return a function that ends it."""
     logging.getLogger("asyncio").addFilter(_OUT_OF_FILES)
     logging.getLogger("aiohttp.server").addFilter(_BAD_REQUESTS)
     guard = Guard(names)

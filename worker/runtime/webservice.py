@@ -1,5 +1,4 @@
-"""The common part of the roles that answer HTTP: where they listen, and their life from a free port
-to an orderly end."""
+"""The common part of the roles that answer HTTP: listening, start and orderly shutdown."""
 
 import asyncio
 import signal
@@ -20,22 +19,22 @@ _BACKLOG = 512
 
 
 class Service(Protocol):
-    """The part that answers. `tend` is its other work, forever."""
+    """The part that answers requests. `tend` is its background work, which never ends."""
 
     def application(self) -> web.Application: ...
 
     def started(self, url: str) -> None:
-        """It answers at `url` now; said once, for its log."""
+        """Log that the service now answers at `url`; called once."""
 
     async def tend(self) -> None: ...
 
 
 def run(role: str, section: Account | Dashboard, make: Callable[[], Service]) -> None:
-    """Serve what `make` makes until SIGTERM or SIGINT. Its URL is in `<state_dir>/address` when it
-    is ready.
+    """Serve the service that `make` returns until SIGTERM or SIGINT.
 
-    `role` names the section of the settings. Raises ResourceError if the port is in use or the
-    folder can't be had, and whatever `make` raises.
+    Its URL is written to `<state_dir>/address` when it is ready. `role` names the section of the
+    settings. Raises ResourceError if the port is in use or the folder can't be used, and whatever
+    `make` raises.
     """
     for host in _hosts(section.host):
         require_port(host, section.port, f"{role}.port")
@@ -73,7 +72,7 @@ async def _serve(section: Account | Dashboard, make: Callable[[], Service]) -> N
         systemd.ready()
         await asyncio.wait({stopping, tending}, return_when=asyncio.FIRST_COMPLETED)
         if tending.done():
-            tending.result()  # it only ends by an error that nobody expected
+            tending.result()  # it ends only with an unexpected error, which this raises
     finally:
         systemd.stopping("closing")
         tending.cancel()
@@ -83,8 +82,7 @@ async def _serve(section: Account | Dashboard, make: Callable[[], Service]) -> N
 
 
 def _hosts(host: str) -> tuple[str, ...]:
-    """Return where to listen: as the settings say, and for what is on this machine, at loopback
-    too.
+    """Return the hosts to listen on: the configured one, and loopback for local clients.
 
     Most versions of `tailscale serve` proxy to 127.0.0.1 and nowhere else.
     """
@@ -92,11 +90,11 @@ def _hosts(host: str) -> tuple[str, ...]:
 
 
 def _family(host: str) -> socket.AddressFamily:
-    """Of the address, or of the first that the name has."""
+    """Return the family of the address, or of the first address of the name."""
     return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
 
 
 def _url(host: str, port: int) -> str:
-    """Return how to reach us from this machine."""
+    """Return the URL that reaches us from this machine."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -1,8 +1,7 @@
-"""The bootnode: a place in the network that stays where it is, so that others find each other
-(`hivewright bootnode`).
+"""The bootnode: a peer at a stable address through which others find each other.
 
-It greets, keeps membership records, and has no groups. Its identity earns nothing, so it makes its
-key itself.
+`hivewright bootnode` runs it. It greets, keeps membership records, and has no groups. Its identity
+earns nothing, so it creates its key itself.
 """
 
 import logging
@@ -23,10 +22,11 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. When it is ready, its addresses stand in
-    `<bootnode.state_dir>/multiaddr`, one a line, those that other hosts may reach first.
+    """Serve until SIGTERM or SIGINT.
 
-    Raises ResourceError if the port is taken, SwarmError if the daemon does not start in time.
+    When it is ready, its addresses are in `<bootnode.state_dir>/multiaddr`, one a line, the most
+    widely reachable first. Raises ResourceError if the port is taken, SwarmError if the daemon does
+    not start in time.
     """
     stopped = threading.Event()
 
@@ -73,6 +73,6 @@ def _wait_until_up(network: Network, seconds: float, stopped: threading.Event) -
     while not network.is_up and not stopped.wait(0.05):
         if time.monotonic() > deadline:
             raise SwarmError(
-                f"bootnode: not up within {seconds:g} s (swarm.startup_timeout_seconds):"
+                f"bootnode: not ready within {seconds:g} s (swarm.startup_timeout_seconds):"
                 f" {network.last_error}"
             )

@@ -1,7 +1,6 @@
-"""What the layers of the swarm share: the part of `network.Network` that discovery and transport
-use.
+"""The interface of `network.Network` for discovery and transport.
 
-They are given it as this interface, so that no layer imports the module that is built on it.
+They get it as this interface, so that no layer imports the module that is built on it.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
-"""A node's identity: an RSA key in libp2p's own file format, and the peer id that follows from it.
+"""A node's identity: an RSA key in libp2p's own file format, and the peer id derived from it.
 
-The key file is what the libp2p daemon and the existing swarm's `swarm.pem` use, so an identity can
-be moved between them. A key is made once, by `hivewright enrol` (or by a bootnode, whose identity
-earns nothing); a worker whose key is missing stops. Signatures are libp2p's: PKCS#1 v1.5 with
-SHA-256. Only RSA keys are understood, as in hivemind.
+The key file is the same as the libp2p daemon's and the existing swarm's `swarm.pem`, so an identity
+can be moved between them. A key is created once, by `hivewright enrol` (or by a bootnode, whose
+identity earns nothing); a worker whose key is missing stops. Signatures are libp2p's: PKCS#1 v1.5
+with SHA-256. Only RSA keys are understood, as in hivemind.
 """
 
 import hashlib
@@ -31,8 +31,10 @@ _PUBLIC_EXPONENT = 65537
 
 
 class Identity:
-    """A node's key: it signs. `public_key` is libp2p's PublicKey message; `peer_id` its hash, in
-    base 58 ("Qm...")."""
+    """A node's key, which signs.
+
+    `public_key` is libp2p's PublicKey message; `peer_id` its hash, in base 58 ("Qm...").
+    """
 
     def __init__(self, private_key: rsa.RSAPrivateKey) -> None:
         self._private_key = private_key
@@ -43,7 +45,7 @@ class Identity:
         self.peer_id = peer_id_of(self.public_key)
 
     def sign(self, data: bytes) -> bytes:
-        """Signature over `data`; 256 bytes for a key of 2048 bits."""
+        """Return the signature over `data`; 256 bytes for a key of 2048 bits."""
         return self._private_key.sign(data, padding.PKCS1v15(), hashes.SHA256())
 
     def __repr__(self) -> str:
@@ -51,10 +53,10 @@ class Identity:
 
 
 def create(path: Path) -> Identity:
-    """Make a new key at `path`, readable by its owner only; never over an existing one, never half
-    written.
+    """Create a new key at `path`, readable by its owner only.
 
-    Raises IdentityError if the file exists or can't be written.
+    An existing file is never replaced, and no partial file is left. Raises IdentityError if the
+    file exists or can't be written.
     """
     private_key = rsa.generate_private_key(public_exponent=_PUBLIC_EXPONENT, key_size=_KEY_BITS)
     der = private_key.private_bytes(
@@ -70,14 +72,14 @@ def create(path: Path) -> Identity:
                 file.write(_wrap(der))
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(draft, path)  # unlike a rename, fails if somebody else was faster
+            os.link(draft, path)  # unlike a rename, fails if another process was faster
         finally:
             draft.unlink(missing_ok=True)
         _sync_folder(path.parent)
     except FileExistsError:
         raise IdentityError(
-            f"identity {path}: already there; an identity is made once, move the file away to make"
-            " another"
+            f"identity {path}: already exists; an identity is created once, move the file away to"
+            " create another"
         ) from None
     except OSError as error:
         raise IdentityError(
@@ -87,8 +89,10 @@ def create(path: Path) -> Identity:
 
 
 def load(path: Path) -> Identity:
-    """Read the key at `path`. Never makes one. Raises IdentityError if it is missing, no RSA key of
-    libp2p, or one that peers refuse."""
+    """Return the key at `path`; it is never created here.
+
+    Raises IdentityError if it is missing, not an RSA key of libp2p, or one that peers refuse.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -106,12 +110,12 @@ def load(path: Path) -> Identity:
         private_key = None
     if not isinstance(private_key, rsa.RSAPrivateKey):
         raise IdentityError(
-            f"identity missing: {path}: {len(data)} bytes that are no libp2p RSA key; restore the"
-            " key from its backup"
+            f"identity missing: {path}: {len(data)} bytes that are not a libp2p RSA key;"
+            " restore the key from its backup"
         )
     if not _is_sound(private_key.public_key()):
         raise IdentityError(
-            f"identity {path}: RSA key of {private_key.key_size} bits that no peer accepts;"
+            f"identity {path}: RSA key of {private_key.key_size} bits, which peers refuse;"
             f" expected {_KEY_BITS} to {_MAX_KEY_BITS} bits and the exponent {_PUBLIC_EXPONENT};"
             " run `hivewright enrol` for a new one"
         )
@@ -119,8 +123,10 @@ def load(path: Path) -> Identity:
 
 
 def verify(peer_id: str, public_key: bytes, data: bytes, signature: bytes) -> bool:
-    """Return whether `peer_id` signed `data`: the key must hash to the peer id, and the signature
-    must fit. Never raises."""
+    """Return whether `peer_id` signed `data`. Never raises.
+
+    The key must hash to the peer id, and the signature must match.
+    """
     if peer_id_of(public_key) != peer_id:
         return False
     try:
@@ -138,13 +144,15 @@ def _is_sound(key: rsa.RSAPublicKey) -> bool:
 
 
 def peer_id_of(public_key: bytes) -> str:
-    """The peer id of a libp2p PublicKey message."""
+    """Return the peer id of a libp2p PublicKey message."""
     return _base58(_SHA256_MULTIHASH + hashlib.sha256(public_key).digest())
 
 
 def animal_name(peer_id: str) -> str:
-    """A name for people, always the same for a peer: "quick brown otter". Not unique: 2 million
-    names, no identity."""
+    """Return a readable name, always the same for a peer, such as "quick brown otter".
+
+    There are 2 million names, so it is not unique and not an identity.
+    """
     digest = hashlib.sha256(peer_id.encode()).digest()
     chosen = []
     for position, words in enumerate(_WORDS):
@@ -160,17 +168,19 @@ def _wrap(der: bytes) -> bytes:
 
 
 def _unwrap(data: bytes) -> bytes:
-    """The DER inside libp2p's message. Raises ValueError for anything but the one accepted
-    encoding."""
+    """Return the DER inside libp2p's message.
+
+    Raises ValueError for anything but the one accepted encoding.
+    """
     for length_bytes in (1, 2):
         der = data[len(_RSA_HEADER) + length_bytes :]
         if data == _wrap(der):
             return der
-    raise ValueError("no libp2p RSA key")
+    raise ValueError("not a libp2p RSA key")
 
 
 def varint(number: int) -> bytes:
-    """A length as libp2p writes it."""
+    """Return a length in libp2p's encoding."""
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)
@@ -180,7 +190,7 @@ def varint(number: int) -> bytes:
 
 @lru_cache(1024)
 def _base58(data: bytes) -> str:
-    """Base 58 of a multihash (whose first byte is never 0, so leading zeros need no care)."""
+    """Return a multihash in base 58. Its first byte is never 0, so there are no leading zeros."""
     number, text = int.from_bytes(data, "big"), ""
     while number:
         number, digit = divmod(number, 58)

@@ -17,13 +17,13 @@ MAX_SAID_A_MINUTE = 20
 
 
 class Lately:
-    """The things that were logged in the last SAY_AGAIN_SECONDS."""
+    """The events that were logged in the last SAY_AGAIN_SECONDS."""
 
     def __init__(self) -> None:
         self._said: LRUCache[Hashable, float] = LRUCache(MAX_REMEMBERED)
 
     def has(self, what: Hashable) -> bool:
-        """Return whether it was logged lately; if not, it is now."""
+        """Return whether the event was logged lately; if not, record it as logged now."""
         now = time.monotonic()
         if now - self._said.get(what, -SAY_AGAIN_SECONDS) < SAY_AGAIN_SECONDS:
             return True
@@ -32,7 +32,7 @@ class Lately:
 
 
 class Rarely(Lately):
-    """Lately, and no more than MAX_SAID_A_MINUTE new things in a minute."""
+    """Like Lately, with at most MAX_SAID_A_MINUTE new events in a minute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,19 +40,18 @@ class Rarely(Lately):
         self._num_said = 0
 
     def has(self, what: Hashable) -> bool:
-        """Return whether it was logged lately, or is to be left out; if not, it is logged now."""
+        """Return whether to leave the event out; if not, record it as logged now."""
         return super().has(what) or not self.may()
 
     def may(self) -> bool:
-        """Return whether there is room for one more thing in this minute; if so, it is logged
-        now."""
+        """Return whether there is room for one more event in this minute; if so, count it."""
         now = time.monotonic()
         if now >= self._minute_ends:
             self._minute_ends, self._num_said = now + 60, 0
         self._num_said += 1
         if self._num_said == MAX_SAID_A_MINUTE + 1:
             log.warning(
-                "more about peers is left out for up to a minute; the counters in `hivewright"
-                " status` go on"
+                "further messages about peers are omitted for up to a minute; the counters in"
+                " `hivewright status` are complete"
             )
         return self._num_said <= MAX_SAID_A_MINUTE

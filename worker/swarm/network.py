@@ -1,10 +1,9 @@
-"""A node's place in the network: one thread with one event loop, a supervised daemon, and the
-look-out for peers.
+"""A node's connection to the swarm: one thread with an event loop and a supervised daemon.
 
-Nothing here ever stops for good before `close`: a dead daemon is started again with the same key
-and port, a lost network is looked for again. Peers find each other in three ways, each of which is
-enough: the DHT (dht.py), greetings (a peer that is greeted answers with records of others, and now
-knows the greeter), and the addresses of the last run.
+Nothing here stops for good before `close`: a dead daemon is restarted with the same key and port, a
+lost network is looked for again. Peers find each other in three ways, each of which suffices: the
+DHT (dht.py), greetings (a peer that is greeted answers with records of others, and now knows the
+greeter), and the addresses of the last run.
 """
 
 import asyncio
@@ -58,7 +57,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_SECONDS = 5.0
 LONGEST_RESTART_PAUSE_SECONDS = 30.0
 READER_ENDS_FIRST_SECONDS = 1.0
-"""Connections of a daemon that died may end this much earlier than we hear of its death."""
+"""Connections of a daemon that died may end this much earlier than its death is noticed."""
 
 T = TypeVar("T")
 
@@ -68,15 +67,13 @@ AuditHandler = Callable[[str, Stream], Awaitable[None]]
 
 
 class Unanswered(SwarmError):
-    """The event loop is too busy, or the machine is: it may answer another time."""
+    """The event loop, or the whole machine, is too busy to answer now."""
 
 
 class Network:
-    """See the module. `is_member` False (a bootnode): helps others to find each other, is not drawn
-    as a peer.
+    """See the module. With `is_member` False (a bootnode) the node is not drawn as a peer.
 
-    Public attributes are read by the exchange, in the event loop; from other threads only for a
-    look.
+    Public attributes are read by the exchange, in the event loop; other threads may only read them.
     """
 
     def __init__(
@@ -131,13 +128,11 @@ class Network:
     # From other threads
 
     def start(self) -> None:
-        """Go into the background and stay there. Raises ResourceError if the configured port is
-        taken."""
+        """Start the background thread. Raises ResourceError if the configured port is taken."""
         require_port(self.swarm.host, self.swarm.port, "swarm.port")
         self._cache_file.parent.mkdir(parents=True, exist_ok=True)
-        loop = self._loop = (
-            asyncio.SelectorEventLoop()
-        )  # not the policy's: hivemind may make that uvloop
+        # Not the policy's: hivemind may set that to uvloop's.
+        loop = self._loop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._run, args=(loop,), name="swarm", daemon=True)
         self._thread.start()
 
@@ -148,7 +143,7 @@ class Network:
             self._thread.join(timeout=15)
 
     def post(self, action: Callable[..., object], *arguments: Any) -> None:
-        """Do something in the event loop, soon. Raises SwarmError if that is not running."""
+        """Run something in the event loop, soon. Raises SwarmError if the loop is not running."""
         if self._loop is None or self._loop.is_closed():
             raise SwarmError(
                 "the swarm is not running: start() comes first, and nothing after close()"
@@ -156,8 +151,10 @@ class Network:
         self._loop.call_soon_threadsafe(action, *arguments)
 
     def call(self, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
-        """Run a coroutine in the event loop and wait for it. Raises Unanswered after
-        `timeout_seconds`, SwarmError if the loop is not running."""
+        """Run a coroutine in the event loop and return its result.
+
+        Raises Unanswered after `timeout_seconds`, SwarmError if the loop is not running.
+        """
         if self._loop is None or self._loop.is_closed():
             work.close()
             raise SwarmError(
@@ -176,7 +173,7 @@ class Network:
             ) from None
 
     def _find_place(self) -> str:
-        """Return where the thread is: what keeps it from answering."""
+        """Return where in the code the thread is, which is what keeps it from answering."""
         frame = (
             sys._current_frames().get(self._thread.ident or 0) if self._thread is not None else None
         )
@@ -187,16 +184,15 @@ class Network:
         )
 
     def join_through(self, multiaddrs: Sequence[str]) -> None:
-        """More bootnodes, such as the chain's; those known already change nothing. Also before
-        `start`."""
+        """Add bootnodes, such as the chain's; known ones change nothing. Also before `start`."""
         self._soon(self._add_bootnodes, tuple(multiaddrs))
 
     def allow_registered(self, peer_ids: Collection[str]) -> None:
-        """With `only_registered`: these are the peers that the chain knows. Also before `start`."""
+        """Set the peers registered on the chain, for `only_registered`. Also before `start`."""
         self._soon(self.peers.allow_registered, frozenset(peer_ids))
 
     def _soon(self, action: Callable[..., object], *arguments: Any) -> None:
-        """As `post`; at once while there is no event loop yet."""
+        """Do as `post`, but at once while there is no event loop yet."""
         if self._loop is None:
             action(*arguments)
         else:
@@ -210,8 +206,11 @@ class Network:
 
     @property
     def has_contact(self) -> bool | None:
-        """Return whether a member spoke to us within a record's life, and since the last round in
-        which none did. None: there has been neither contact nor such a round yet."""
+        """Return whether a member spoke to us within a record's lifetime.
+
+        It must also be later than the last round in which none did. None: there has been neither
+        contact nor such a round yet.
+        """
         if self._last_contact is None:
             return None if self._silent_since is None else False
         is_fresh = self._last_contact >= time.monotonic() - self.peers.lifetime_seconds
@@ -227,13 +226,12 @@ class Network:
         return "none" if self.swarm.reachability == "private" else "unknown"
 
     def fall_silent(self) -> None:
-        """Note that nobody answered for a whole round, and look for peers now and often for a
-        while."""
+        """Record that nobody answered for a whole round; look for peers more often now."""
         self._silent_since = time.monotonic()
         self.wake.set()
 
     def member(self) -> Member:
-        """Our own record, fresh enough to be shown."""
+        """Return our own record, fresh enough to be shown."""
         now, old = int(time.time()), self._member
         fresh_seconds = max(1, int(self.swarm.announce_every_seconds / 4))
         if (
@@ -259,7 +257,7 @@ class Network:
 
     @contextlib.asynccontextmanager
     async def stream(self, peer_id: str, addresses: Sequence[str] = ()) -> AsyncIterator[Stream]:
-        """A stream to a peer. Raises what UNREACHABLE names."""
+        """Open a stream to a peer. Raises the exceptions in UNREACHABLE."""
         daemon = self._daemon
         if daemon is None:
             raise SwarmError("libp2p daemon is not running")
@@ -272,22 +270,23 @@ class Network:
             with contextlib.closing(writer), counted(self._asking, peer_id):
                 yield Stream(reader, writer, self.traffic)
         except TimeoutError:
-            # A peer that is slow with this may be waiting for our groups in another stream.
+            # A peer that is slow here may be waiting for our groups in another stream.
             if not self.is_talking_with(peer_id):
                 await self._hang_up(daemon, peer_id)
             raise
 
     async def _hang_up(self, daemon: Daemon, peer_id: str) -> None:
-        """The connection may be dead without anybody having said so: the next attempt is to dial
-        again."""
+        """Disconnect, so that the next attempt dials again: the connection may be dead."""
         with contextlib.suppress(SwarmError, TimeoutError):
             await daemon.disconnect(peer_id)
 
     async def _open_stream(
         self, daemon: Daemon, peer_id: str, addresses: Sequence[str]
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Through the connection that there is; a new one, to the newest addresses, if there is
-        none or it is dead."""
+        """Open a stream through the existing connection, or through a new one if that is dead.
+
+        A new connection uses the newest addresses.
+        """
         if daemon.has_met(peer_id):
             try:
                 return await daemon.open_stream(peer_id, PROTOCOL, CONNECT_TIMEOUT_SECONDS)
@@ -303,14 +302,16 @@ class Network:
         return self._asking[peer_id] > 0 or self._admission.has_open(peer_id)
 
     def hear(self, peer_id: str) -> None:
-        """Note that a member spoke to us. It does not count as contact if we can't learn from it,
-        or it won't let us."""
+        """Record that a member spoke to us.
+
+        It does not count as contact if we can't learn from it, or it does not accept us.
+        """
         self.peers.answered(peer_id)
         if self.peers.is_open(peer_id):
             self._last_contact = time.monotonic()
 
     def learn(self, sealed: bytes, sender: str) -> Member:
-        """Take in a record that `sender` showed. Raises BadRecord."""
+        """Store a record that `sender` showed. Raises BadRecord."""
         member = messages.open_member(sealed)
         if member.peer_id == self.identity.peer_id:
             self._check_twin(member)
@@ -336,15 +337,14 @@ class Network:
                 session.cancel()
                 await asyncio.wait({session})
                 return
-            # Something within it may have been cancelled by others than us: that ends a session
-            # like any failure.
+            # A task within it may have been cancelled by other code: that is a failure, too.
             self._note_failure(
-                SwarmError("cancelled from within") if session.cancelled() else session.exception()
+                SwarmError("a task was cancelled") if session.cancelled() else session.exception()
             )
             failures = (
                 0 if time.monotonic() - started > LONGEST_RESTART_PAUSE_SECONDS else failures + 1
             )
-            if self._came_up:  # it was killed, or the network went: no reason to wait long
+            if self._came_up:  # it was killed, or the network went down: retry soon
                 failures = min(failures, 2)
             pause = min(0.25 * 2**failures, LONGEST_RESTART_PAUSE_SECONDS) * self.rng.uniform(
                 0.5, 1.5
@@ -355,15 +355,15 @@ class Network:
     def _note_failure(self, error: BaseException | None) -> None:
         self.last_error = str(error)
         if isinstance(error, (*UNREACHABLE, ResourceError)):
-            log.warning("network down, starting it again reason=%s", error)
+            log.warning("network down, restarting it reason=%s", error)
         else:
-            log.error("network failed, starting it again", exc_info=error)
+            log.error("network failed, restarting it", exc_info=error)
 
     async def _session(self) -> None:
-        """One life of the daemon. Ends only with an exception."""
+        """Run one life of the daemon. Ends only with an exception."""
         timeout = self.swarm.startup_timeout_seconds
         port = self._choose_port()
-        # first: bootnodes that come from now on are not among those known
+        # Cleared first: bootnodes that are added from now on are not among those known.
         self._relays_wanted.clear()
         known = self.swarm.relays or (*self.bootnodes, *self.cache.bootnodes)
         found = [] if self.swarm.reachability == "public" else await relays.find(known)
@@ -396,11 +396,10 @@ class Network:
                 raise SwarmError(daemon.death_notice)
             if reader.done():
                 why = "cancelled" if reader.cancelled() else repr(reader.exception())
-                raise SwarmError(f"the DHT's reader of what the libp2p daemon says ended: {why}")
+                raise SwarmError(f"the DHT's reader of the libp2p daemon's messages ended: {why}")
             if self._relays_wanted.is_set():
                 raise SwarmError(
-                    "bootnodes that may relay are known only now; libp2p takes them at its start"
-                    " alone"
+                    "new bootnodes that may relay; libp2p accepts relays only at its start"
                 )
             await tasks[0]
         finally:
@@ -416,7 +415,7 @@ class Network:
             await daemon.stop()
 
     def _choose_port(self) -> int:
-        """The configured port, or the one of last time if it is still free.
+        """Return the configured port, or the one of the last run if it is still free.
 
         p2pd itself would not notice: it shares a port in use (SO_REUSEPORT), and gets some of the
         connections.
@@ -451,8 +450,7 @@ class Network:
             log.debug("request ended early peer=%s reason=%r", peer_id, error)
 
     async def refuse(self, peer_id: str, stream: Stream, reason: str, explanation: str) -> None:
-        """Tell the asker why not; count it, and say it in the log once in a while for each peer and
-        reason."""
+        """Tell the asker the reason, count it, and log it from time to time per peer and reason."""
         self.refused[reason] += 1
         level = logging.DEBUG if self.said.has((peer_id, reason)) else logging.WARNING
         log.log(level, "request refused peer=%s reason=%s: %s", peer_id, reason, explanation)
@@ -475,7 +473,7 @@ class Network:
         elif kind is Kind.AUDIT and self.on_audit is not None:
             await self.on_audit(messages.decode_audit(payload), stream)
         else:
-            raise BadRecord("malformed", f"{kind.name} is nothing that this node answers")
+            raise BadRecord("malformed", f"this node does not answer {kind.name}")
 
     def _meet_sender(self, sealed: bytes, peer_id: str) -> None:
         if self.learn(sealed, peer_id).peer_id != peer_id:
@@ -486,7 +484,7 @@ class Network:
         if self._member is not None and member.issued > self._member.issued + 1:
             places = ",".join(member.addresses)
             self.last_error = (
-                f"identity {member.peer_id} is also used at {places}; stop one of the two"
+                f"identity {member.peer_id} is also used at {places}; stop one of the two nodes"
             )
             if not self._said_of_twins.has(places):
                 log.warning("%s", self.last_error)
@@ -496,13 +494,12 @@ class Network:
         if new:
             self.bootnodes += new
             self.wake.set()
-            # Such as those of a chain that was away at our start.
+            # Such as those of a chain that was unreachable at our start.
             if not self._has_relays and any(map(relays.is_dialable, new)):
                 self._relays_wanted.set()
 
     def save_cache(self) -> None:
-        """Keep what was heard last; with nothing heard yet, what the last run left stays as it
-        is."""
+        """Save the peers heard last; if none was heard yet, those of the last run are kept."""
         peers = tuple(self.peers.multiaddrs(MAX_PEERS_CACHED)) or self.cache.peers
         bootnodes = tuple(self.bootnodes) or self.cache.bootnodes
         current = Cache(0 if self.swarm.port else self._port, peers, bootnodes)

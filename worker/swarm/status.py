@@ -1,5 +1,4 @@
-"""Counters of the swarm part, and what of it can be seen from outside. Light to import, for readers
-of a status."""
+"""Counters of the swarm part, and its status for readers; light to import."""
 
 import time
 from collections import Counter
@@ -10,31 +9,33 @@ MAX_SENDERS_COUNTED = 512
 REFUSALS = frozenset(
     {"full", "flood", "not-allowed", "environment", "version", "skipped", "not-ready", "not-held"}
 )
-"""What our own requests are refused for, in the words of this version; others, which are untrusted
-peers' text, are counted together."""
+"""Reasons for which peers refuse our requests, in this version.
+
+Other reasons, which are untrusted text, are counted together.
+"""
 
 Reach = Literal["direct", "relay", "none", "unknown"]
-"""How others can connect to a node: at an address of its own, through a relay, not at all, or
-nobody can tell yet."""
+"""How others can connect to a node: directly, through a relay, not at all, or unknown yet."""
 State = Literal["starting", "connected", "training-alone", "catching-up"]
 
 
 @dataclass(frozen=True, slots=True)
 class SwarmStatus:
-    """The swarm part as seen from outside. Numbers are since the start.
+    """The state of the swarm part. Numbers are since the start.
 
-    `connected`: groups of peers came in the last round, or peers that we can learn from, and that
-    let us, spoke to us before the first one ended. `catching-up`: such peers speak to us, but in
-    the last round none of their groups came.
+    `connected`: groups of peers came in the last round, or usable peers that accept us spoke to us
+    before the first one ended. `catching-up`: such peers speak to us, but none of their groups came
+    in the last round.
 
     `peers_heard`: those that answered in the last round. `rejected`: dropped groups and messages by
     reason; `rejected_by_peer` the same by sender. `groups_handed_on`: other peers' that we served.
     `newest_group_at`: Unix time at which the newest verified group of a peer came; None: none yet.
     `requests_refused`: of others, by reason ("elsewhere": we were full and named others that hold
-    our groups); `refused_by_peers`: ours, by theirs. `versions`: what we have to have in common
-    with a peer, such as "exchange 3"; `other_versions`: how many of the known peers run which other
-    version of one of these. `foreign_bootnodes`: peer ids of bootnodes that answer and do not speak
-    hivewright's protocol. `rounds_unanswered`: trained alone because the event loop gave no answer.
+    our groups); `refused_by_peers`: ours, by theirs. `versions`: the versions that a peer must
+    share, such as "exchange 3"; `other_versions`: number of known peers for each other version of
+    one of these. `foreign_bootnodes`: peer ids of bootnodes that answer and do not speak
+    hivewright's protocol. `rounds_unanswered`: rounds trained alone because the event loop did not
+    answer.
     """
 
     state: State
@@ -64,8 +65,11 @@ class SwarmStatus:
 
 @dataclass
 class Tally:
-    """Counters since the start. `groups`: offered, fetched, verified, handed-on. `groups_a_peer`:
-    what the last one had; 0: none yet."""
+    """Counters since the start.
+
+    `groups`: offered, fetched, verified, handed-on. `groups_a_peer`: number of groups of the last
+    sender; 0: none yet.
+    """
 
     groups: "Counter[str]" = field(default_factory=Counter)
     rejected: "Counter[str]" = field(default_factory=Counter)
@@ -81,12 +85,12 @@ class Tally:
             self.rejected_by_peer[peer_id] += 1
 
     def note_refusal(self, reason: str) -> None:
-        """A peer refused a request of ours."""
+        """Count that a peer refused a request of ours."""
         self.refused[reason if reason in REFUSALS else "other"] += 1
 
     @property
     def newest_group_seconds(self) -> int | None:
-        """Age of the newest group of a peer that held, None: there was none yet."""
+        """Return the age of the newest valid group of a peer, None: there was none yet."""
         return (
             None
             if self.newest_group_at is None

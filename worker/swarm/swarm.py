@@ -1,9 +1,8 @@
-"""The exchange of groups: ours are served to whoever asks for a round, peers' are asked for,
-checked and scored.
+"""The exchange of groups: ours are served to peers, peers' are requested, verified and scored.
 
-Each round a node draws a few peers at random and holds a standing request with each; what it costs
-does not depend on the size of the swarm. The receiver chooses whom it listens to, so nobody can
-push anything into it. No peers is a state (`training-alone`), never an error.
+Each round a node draws a few peers at random and holds a standing request with each; the cost does
+not depend on the size of the swarm. The receiver chooses whom it asks, so nobody can push anything
+into it. Having no peers is a state (`training-alone`), never an error.
 """
 
 import asyncio
@@ -32,27 +31,31 @@ LINK_PATIENCE_SECONDS = 5.0
 LOOP_PATIENCE_SECONDS = 15.0
 """Time that a round waits for the event loop after its own end."""
 MAX_ROUNDS_UNANSWERED = 5
-"""In a row. A loop that hangs for so long is not fixed from within: the process has to be started
-again."""
+"""In a row. A loop that hangs for that long needs a new process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`groups` are those of ours that peers and auditors get, `digest` (hexadecimal) that of their
-    signed record."""
+    """The groups that we serve for a round.
+
+    `groups` are those that peers and auditors get, `digest` (hexadecimal) is of their signed
+    record.
+    """
 
     digest: str
     groups: tuple[Group, ...]
 
 
 class Swarm:
-    """The swarm as the round loop sees it. Made, started, used and closed from one thread, which it
-    never blocks for long."""
+    """The swarm as the round loop sees it.
+
+    It is created, started, used and closed from one thread, which it never blocks for long.
+    """
 
     def __init__(
         self, swarm: settings.Swarm, identity_file: Path, cache_dir: Path, verifier: Verifier
     ) -> None:
-        """Raises IdentityError if the identity is missing: it is never made here."""
+        """Raise IdentityError if the identity is missing: it is never created here."""
         self._swarm = swarm
         self._verifier = verifier
         self._tally = Tally()
@@ -74,29 +77,30 @@ class Swarm:
         self._last_state: State = "starting"
 
     def start(self) -> None:
-        """Connect in the background, again and again, forever. Raises ResourceError if the
-        configured port is taken."""
+        """Connect in the background, reconnecting forever.
+
+        Raises ResourceError if the configured port is taken.
+        """
         self._network.start()
 
     def join_through(self, multiaddrs: Sequence[str]) -> None:
-        """Use these bootnodes too, such as those that the chain names."""
+        """Add bootnodes, such as those that the chain names."""
         self._network.join_through(multiaddrs)
 
     def peers(self) -> list[str]:
-        """The peers that are known now."""
+        """Return the peers that are known now."""
         return self._network.peers.known()
 
     def allow_registered(self, peer_ids: Collection[str]) -> None:
-        """With `only_registered`: these are the peers that the chain knows."""
+        """Set the peers that are registered on the chain, for `only_registered`."""
         self._network.allow_registered(peer_ids)
 
     def publish(self, round: int, groups: Sequence[Group]) -> Published:
         """Serve our groups of `round`, the most useful first, from now on.
 
-        Groups that peers would refuse, and those that do not fit into one message, are left out,
-        with a warning.
-
-        On return they are on the disk, for auditors. Raises ResourceError if they can't be written.
+        Groups that peers would refuse, and those that do not fit into one message, are left out
+        with a warning. On return they are on the disk, for auditors. Raises ResourceError if they
+        can't be written.
         """
         offered = self._acceptable(round, groups)
         sealed = messages.seal_groups(self._network.identity, round, offered)
@@ -106,15 +110,14 @@ class Swarm:
         return published
 
     def collect(self, round: int, want: int) -> Collected:
-        """Get and check groups of `round` from peers drawn at random. Blocks for
-        collect_timeout_seconds at most.
+        """Request and verify groups of `round` from peers drawn at random.
 
-        Returns as soon as `want` groups hold, or when every peer that was drawn has answered or
-        failed; at once if no peers are known. `heard` names all that gave any sign of life for this
-        round, groups or not.
+        Blocks for collect_timeout_seconds at most. Returns as soon as `want` groups are valid, or
+        when every peer that was drawn has answered or failed; at once if no peers are known.
+        `heard` names all that answered in this round, with or without groups.
 
-        A round that the event loop does not answer is a round alone. Raises SwarmError after
-        MAX_ROUNDS_UNANSWERED of them in a row, or if the loop is not running.
+        If the event loop does not answer, the round is trained alone. Raises SwarmError after
+        MAX_ROUNDS_UNANSWERED such rounds in a row, or if the loop is not running.
         """
         if want <= 0 or self._swarm.peers_per_round == 0:
             self._network.post(self._end_unasked)
@@ -162,12 +165,15 @@ class Swarm:
         self._scoring.close()
 
     def _go_without(self, round: int, error: Unanswered) -> None:
-        """Say and count that the exchange did not answer. Raises SwarmError when it won't."""
+        """Log and count that the exchange did not answer.
+
+        Raises SwarmError if that happens MAX_ROUNDS_UNANSWERED times in a row.
+        """
         self._num_unanswered += 1
         self._tally.rounds_unanswered += 1
         self._heard, self._network.last_error = (), str(error)
         log.warning(
-            "exchange gives no answer, this round is trained alone round=%d reason=%s", round, error
+            "exchange does not answer, training this round alone round=%d reason=%s", round, error
         )
         if self._num_unanswered >= MAX_ROUNDS_UNANSWERED:
             raise SwarmError(
@@ -185,7 +191,7 @@ class Swarm:
         return "catching-up" if self._is_behind else "connected"
 
     def _acceptable(self, round: int, groups: Sequence[Group]) -> list[Group]:
-        """The groups that peers take, as many as fit, in the order in which they are given."""
+        """Return the groups that peers accept, as many as fit, in the given order."""
         limits, size = self._verifier.limits, 0
         kept: list[Group] = []
         refused = Counter[str]()
@@ -203,17 +209,20 @@ class Swarm:
                 refused[reason] += 1
         if refused:
             log.warning(
-                "groups not shared round=%d shared=%d not_shared=%d reasons=%s; they earn nothing: lower "
-                "environment.tasks_per_round, generation.num_generations or generation.max_completion_length",
-                round, len(kept), len(groups) - len(kept), dict(refused),
-            )  # fmt: skip
+                "groups not shared round=%d shared=%d not_shared=%d reasons=%s; they earn nothing:"
+                " lower environment.tasks_per_round, generation.num_generations or"
+                " generation.max_completion_length",
+                round,
+                len(kept),
+                len(groups) - len(kept),
+                dict(refused),
+            )
         return kept
 
     # In the event loop
 
     def _end_unasked(self) -> None:
-        """The end of a round in which nobody is asked: the look-out's greetings show whether
-        anybody is there."""
+        """End a round in which nobody is asked; discovery's greetings show whether peers exist."""
         self._heard = ()
         if not self._network.has_contact:
             self._network.fall_silent()
@@ -227,9 +236,15 @@ class Swarm:
                 min(LINK_PATIENCE_SECONDS, self._swarm.collect_timeout_seconds),
             )
         collecting = Collecting(
-            self._network, self._serving, self._scoring, self._tally, round, want,
-            deadline=started + self._swarm.collect_timeout_seconds, num_peers=self._swarm.peers_per_round,
-        )  # fmt: skip
+            self._network,
+            self._serving,
+            self._scoring,
+            self._tally,
+            round,
+            want,
+            deadline=started + self._swarm.collect_timeout_seconds,
+            num_peers=self._swarm.peers_per_round,
+        )
         await collecting.run()
         waited = max(0.0, time.monotonic() - started - collecting.seconds_scoring)
         self._heard = tuple(sorted(collecting.heard))
@@ -238,13 +253,20 @@ class Swarm:
         self._is_behind = not collecting.groups
         self._log_state()
         log.info(
-            "groups collected round=%d asked=%d heard=%d groups=%d rejected=%d seconds=%.1f state=%s "
-            "newest_group_seconds=%s bytes_in=%d bytes_out=%d",
-            round, len(collecting.drawn), len(self._heard), len(collecting.groups), collecting.rejected.total(),
-            time.monotonic() - started, self._state(), self._tally.newest_group_seconds,
-            self._network.traffic["in"], self._network.traffic["out"],
-        )  # fmt: skip
-        # In an order of their own: what is trained on must not depend on who was quicker.
+            "groups collected round=%d asked=%d heard=%d groups=%d rejected=%d seconds=%.1f"
+            " state=%s newest_group_seconds=%s bytes_in=%d bytes_out=%d",
+            round,
+            len(collecting.drawn),
+            len(self._heard),
+            len(collecting.groups),
+            collecting.rejected.total(),
+            time.monotonic() - started,
+            self._state(),
+            self._tally.newest_group_seconds,
+            self._network.traffic["in"],
+            self._network.traffic["out"],
+        )
+        # Sorted: the training data must not depend on which peer was faster.
         groups = sorted(collecting.groups, key=lambda g: (g.peer_id or "", g.task.index))
         return Collected(tuple(groups), self._heard, dict(collecting.rejected), waited)
 

@@ -1,0 +1,1 @@
+"""Status, health checks, metrics and logs of a node."""

@@ -1,10 +1,9 @@
-"""The log of questions and answers: every group that a node sampled or trained on, readable, on its
-disk.
+"""A readable log on disk of every group that a node sampled or trained on.
 
 `STATE/answers/round-00000012.jsonl.zst` has one JSON object a line, one for each group. The oldest
-rounds go first when there are more than `node.answers_rounds` of them or they take more than
-`node.answers_mb`. Texts of peers are stored as they came, in JSON; a reader that shows them must
-make control characters visible (`worker.log.printable`).
+rounds are removed when there are more than `node.answers_rounds` of them or they take more than
+`node.answers_mb`. Texts of peers are stored unchanged, as JSON; a reader that shows them must
+escape control characters (`worker.log.printable`).
 """
 
 import json
@@ -26,17 +25,16 @@ log = logging.getLogger(__name__)
 FOLDER = "answers"
 _PREFIX, _SUFFIX = "round-", ".jsonl.zst"
 _LARGEST_ROUND = 1 << 28
-"""Bytes of a round, unpacked, that a reader takes: far above any, and a bound for a damaged
-file."""
+"""Bytes of a round, decompressed, that a reader accepts: a bound for a damaged file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One completion of a group.
 
-    `advantage`: what it weighed in training; 0 where it was not trained on. `logprob`: mean
-    log-probability of its tokens under this node's policy; None where it was not computed.
-    `truncated`: cut off at the longest length; None for a peer's, whose text does not tell.
+    `advantage`: its weight in training; 0 if it was not trained on. `logprob`: mean log-probability
+    of its tokens under this node's policy; None if it was not computed. `truncated`: cut off at the
+    maximum length; None for a peer's, whose text does not show it.
     """
 
     text: str
@@ -50,9 +48,9 @@ class Answer:
 class AnsweredGroup:
     """All answers of one node to one task of a round.
 
-    `right`: one right answer, None where the environment names none. `level`: of the family's
-    curriculum, None without one. `form`: name of the prompt form that asked. `peer_id`: the node
-    that answered, None for this one. `trained`: whether this node trained on it.
+    `right`: one right answer, None if the environment has none. `level`: of the family's
+    curriculum, None without one. `form`: name of the prompt form. `peer_id`: the node that
+    answered, None for this one. `trained`: whether this node trained on it.
     """
 
     round: int
@@ -82,8 +80,7 @@ _GROUP = TypeAdapter(AnsweredGroup)
 
 
 class AnswerLog:
-    """Writes rounds to `state_dir`, within limits. A disk that does not take them costs the node
-    nothing else."""
+    """Writes rounds to `state_dir`, within limits. A full or broken disk does not stop the node."""
 
     def __init__(self, state_dir: Path, max_rounds: int, max_megabytes: int) -> None:
         self._folder = state_dir / FOLDER
@@ -92,20 +89,23 @@ class AnswerLog:
         self._outage = Outage(log)
 
     def write(self, round: int, groups: Sequence[AnsweredGroup]) -> None:
-        """Write a round, replacing an earlier attempt at it. A failure is logged once, until it
-        works again."""
+        """Write a round, replacing an earlier attempt at it.
+
+        A failure is logged once, until it works again.
+        """
         if self._max_rounds == 0 or not groups:
             return
         try:
             self._write(round, groups)
         except OSError as error:
             self._outage.begin(
-                "answers of this round not kept, training goes on folder=%s error=%s; free space on that disk, or "
-                "lower node.answers_mb",
-                self._folder, error.strerror,
-            )  # fmt: skip
+                "answers of this round not written, training continues folder=%s error=%s;"
+                " free space on that disk, or lower node.answers_mb",
+                self._folder,
+                error.strerror,
+            )
         else:
-            self._outage.end("answers are kept again folder=%s", self._folder)
+            self._outage.end("answers are written again folder=%s", self._folder)
 
     def _write(self, round: int, groups: Sequence[AnsweredGroup]) -> None:
         self._folder.mkdir(exist_ok=True)
@@ -132,9 +132,9 @@ class AnswerLog:
 
 
 def read(state_dir: Path, first: int = 0, last: int | None = None) -> Iterator[AnsweredGroup]:
-    """The groups of rounds `first` to `last` (None: the newest), the newest round first.
+    """Yield the groups of rounds `first` to `last` (None: the newest), the newest round first.
 
-    Raises WorkerError for a file that is not what a node writes.
+    Raises WorkerError for a file that a node can't have written.
     """
     for file in reversed(_files(state_dir / FOLDER)):
         round = int(file.name[len(_PREFIX) : -len(_SUFFIX)])
@@ -152,23 +152,31 @@ def _read_round(file: Path) -> list[AnsweredGroup]:
         return []
     except (zstandard.ZstdError, ValidationError) as error:
         raise WorkerError(
-            f"{file}: not a round of answers as a node writes it ({str(error).splitlines()[0]});"
-            " remove it"
+            f"{file}: not a valid round of answers ({str(error).splitlines()[0]}); remove it"
         ) from None
 
 
 def _files(folder: Path) -> list[Path]:
-    """Finished rounds, the oldest first."""
+    """Return finished rounds, the oldest first."""
     names = folder.glob(f"{_PREFIX}*{_SUFFIX}")
     return sorted(file for file in names if file.name[len(_PREFIX) : -len(_SUFFIX)].isdecimal())
 
 
 def of_group(
-    group: ScoredGroup, round: int, *, level: int | None, form: str, right: str | None, advantages: Sequence[float],
-    logprobs: Sequence[float | None], trained: bool,
-) -> AnsweredGroup:  # fmt: skip
-    """The record of a scored group; `advantages` and `logprobs` have one value for each
-    completion."""
+    group: ScoredGroup,
+    round: int,
+    *,
+    level: int | None,
+    form: str,
+    right: str | None,
+    advantages: Sequence[float],
+    logprobs: Sequence[float | None],
+    trained: bool,
+) -> AnsweredGroup:
+    """Return the record of a scored group.
+
+    `advantages` and `logprobs` have one value for each completion.
+    """
     answers = [
         Answer(
             one.text, one.reward, advantage, logprob, one.sampled.truncated if one.sampled else None
@@ -176,6 +184,13 @@ def of_group(
         for one, advantage, logprob in zip(group.rollouts, advantages, logprobs, strict=True)
     ]
     return AnsweredGroup(
-        round=round, family=group.task.family, level=level, form=form, peer_id=group.peer_id, trained=trained,
-        question=group.question, right=right, answers=tuple(answers),
-    )  # fmt: skip
+        round=round,
+        family=group.task.family,
+        level=level,
+        form=form,
+        peer_id=group.peer_id,
+        trained=trained,
+        question=group.question,
+        right=right,
+        answers=tuple(answers),
+    )

@@ -1,7 +1,6 @@
-"""Held-out evaluations of a node over its life: `evaluations.jsonl` in its state folder, one line
-each.
+"""Held-out evaluations of a node over its life: one line each in `evaluations.jsonl`.
 
-The first line is of the untouched model where the node evaluated it before its first round.
+The first line is of the untouched model if the node evaluated it before its first round.
 """
 
 import json
@@ -19,8 +18,8 @@ FILE = "evaluations.jsonl"
 class FamilyScore:
     """Mean reward (with its interval of 95 %) and pass rates of one family at one level.
 
-    `pass_1` is the chance that one answer is right, `pass_k` that at least one of `k` is. `level`:
-    None for a family without a curriculum.
+    `pass_1` is the probability that one answer is right, `pass_k` that at least one of `k` is.
+    `level`: None for a family without a curriculum.
     """
 
     family: str
@@ -38,10 +37,10 @@ class FamilyScore:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The rewards of a policy on held-out tasks. `round`: the last that it had trained, None for
-    the untouched model.
+    """The rewards of a policy on held-out tasks.
 
-    `reward`: the mean over families and levels, each counting once. `seconds`: what it took.
+    `round`: the last round that it had trained, None for the untouched model. `reward`: the mean
+    over families and levels, each with equal weight. `seconds`: the duration.
     """
 
     round: int | None
@@ -56,15 +55,15 @@ _EVALUATION = TypeAdapter(Evaluation)
 
 
 def append(state_dir: Path, evaluation: Evaluation) -> None:
-    """Add a line. Raises OSError if the disk does not take it."""
+    """Add a line. Raises OSError if it can't be written."""
     with (state_dir / FILE).open("a") as file:
         file.write(json.dumps(asdict(evaluation)) + "\n")
 
 
 def read(state_dir: Path) -> list[Evaluation]:
-    """All evaluations, the oldest first; a last line that a crash cut short is left out.
+    """Return all evaluations, the oldest first; a last line that a crash truncated is ignored.
 
-    Raises WorkerError for a file that is not what a node writes.
+    Raises WorkerError for a file that a node can't have written.
     """
     file = state_dir / FILE
     try:
@@ -75,5 +74,5 @@ def read(state_dir: Path) -> list[Evaluation]:
         return [_EVALUATION.validate_json(line) for line in lines if line.endswith("\n")]
     except ValidationError as error:
         raise WorkerError(
-            f"{file}: not what a node writes ({error.errors()[0]['msg']}); move it away"
+            f"{file}: not a valid list of evaluations ({error.errors()[0]['msg']}); move it away"
         ) from None

@@ -1,8 +1,8 @@
-"""Health checks, for what may get worse while a node goes on: one table of checks.
+"""Health checks for conditions that may get worse while a node runs, as one table.
 
 Status, metrics, log, fleet status and the table in docs/operations/watch.md all derive from it. A
 check measures one number of a node's status. Past its threshold it is a warning: logged once when
-it is crossed, shown until it is good again, which is logged once, too.
+the threshold is crossed, shown until the number is good again, which is logged once, too.
 """
 
 import logging
@@ -16,26 +16,25 @@ from worker.telemetry.status import Finding, NodeStatus, Recent
 log = logging.getLogger(__name__)
 
 RECENT_ROUNDS = 8
-"""Shares are judged over this many rounds, from ENOUGH_ROUNDS on: a single one is noise."""
+"""Shares are averaged over this many rounds, from ENOUGH_ROUNDS on: a single one is noise."""
 ENOUGH_ROUNDS = 4
 _RELIEF = 0.1
-"""A warning ends when its number is better than the threshold by this share of it: no flicker."""
+"""A warning ends when its number is better than the threshold by this share: no flicker."""
 _FIGURES = {
     "truncated": "completions_clipped_ratio",
     "no_signal": "frac_reward_zero_std",
     "sampling_gap": "sampling_logp_difference_mean",
 }
-"""Of `Recent`, those that are averages of a step's figures (records.StepQuality)."""
+"""Those fields of `Recent` that are averages of a step's figures (records.StepQuality)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that may get worse.
+    """One condition that may get worse.
 
-    `name`: in status, log and metrics. `metric`: the number's own, after "hivewright_". `what`:
-    what it measures. `measure`: the number; None: not known, or no such thing here. `show`: for
-    people. `warn`, `severe`: from beyond these on it is a warning, and a severe one; `is_low`:
-    beyond is below. `advice`: what to do.
+    `name`: in status, log and metrics. `metric`: name of the number, after "hivewright_". `what`:
+    its description. `measure`: the number; None: unknown or not applicable. `show`: for people.
+    `warn`, `severe`: thresholds; `is_low`: values below are bad. `advice`: what to do.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Check:
         return value < threshold if self.is_low else value > threshold
 
     def relieved(self, threshold: float) -> float:
-        """Return the threshold that a warning which is on is judged by."""
+        """Return the threshold at which an active warning ends."""
         return threshold + (1 if self.is_low else -1) * _RELIEF * abs(threshold)
 
     def bounds(self, threshold: float) -> str:
@@ -63,7 +62,10 @@ class Check:
 
 
 def find(node: NodeStatus, active: Collection[str] = ()) -> tuple[Finding, ...]:
-    """Return what is past its threshold. `active`: names of the checks that were so before."""
+    """Return the checks that are past their threshold.
+
+    `active`: names of the checks that were so before.
+    """
     found = []
     for check in CHECKS:
         value = check.measure(node)
@@ -81,7 +83,7 @@ def find(node: NodeStatus, active: Collection[str] = ()) -> tuple[Finding, ...]:
 
 
 def watch(node: NodeStatus) -> None:
-    """Bring the node's warnings up to date; log those that are new or severe now, or over."""
+    """Update the node's warnings; log those that are new, newly severe, or over."""
     before = {finding.check: finding.severity for finding in node.warnings}
     node.warnings = find(node, before)
     for finding in node.warnings:
@@ -167,13 +169,18 @@ def _unreachable(node: NodeStatus) -> float | None:
     return None if node.swarm is None else float(node.swarm.reach == "none")
 
 
+_REACH = {
+    "direct": "direct",
+    "relay": "through a relay",
+    "unknown": "not known yet",
+    "none": "no relay: others cannot reach this node; it still asks them",
+}
+
+
 def _show_reach(node: NodeStatus) -> str:
     if node.swarm is None:
         return "no swarm"
-    return {
-        "direct": "direct", "relay": "through a relay", "unknown": "not known yet",
-        "none": "no relay: others cannot reach this node; it still asks them",
-    }[node.swarm.reach]  # fmt: skip
+    return _REACH[node.swarm.reach]
 
 
 def _foreign(node: NodeStatus) -> float | None:
@@ -195,7 +202,7 @@ def _clock(node: NodeStatus) -> float | None:
 def _show_clock(node: NodeStatus) -> str:
     offset = node.condition.clock_offset
     if offset is None:
-        return "compared with nobody's"
+        return "not compared"
     return f"{abs(offset):.1f} s {'ahead of' if offset > 0 else 'behind'} the account service's"
 
 
@@ -263,82 +270,179 @@ def _show_form(node: NodeStatus) -> str:
 
 CHECKS = (
     Check(
-        "device", "unused_gpus", "GPUs that the driver lists while the model is on the CPU", "GPUs",
-        lambda node: None if node.device is None else float(node.condition.unused_gpus), _show_device, 0,
-        "torch does not use them: `hivewright doctor` says why; or set model.device to cpu if that is meant",
+        name="device",
+        metric="unused_gpus",
+        what="GPUs that the driver lists while the model is on the CPU",
+        unit="GPUs",
+        measure=lambda node: None if node.device is None else float(node.condition.unused_gpus),
+        show=_show_device,
+        warn=0,
+        advice=(
+            "torch does not use them: `hivewright doctor` shows why; or set model.device to cpu"
+            " if that is intended"
+        ),
         severe=0,
     ),
     Check(
-        "precision", "precision_setbacks", "reasons why answers are computed in another precision than set", "",
-        _setbacks("precision"), _show_precision, 0,
-        "free memory if it says that it is short, else set generation.dtype to float32",
+        name="precision",
+        metric="precision_setbacks",
+        what="reasons why answers are computed in another precision than set",
+        unit="",
+        measure=_setbacks("precision"),
+        show=_show_precision,
+        warn=0,
+        advice="free memory if that is the reason given, else set generation.dtype to float32",
     ),
     Check(
-        "engine", "engine_setbacks", "reasons why a faster way to generate is not used", "",
-        _setbacks("engine"), _show_engine, 0,
-        "remove the cause that it names; answers are the same, slower",
+        name="engine",
+        metric="engine_setbacks",
+        what="reasons why a faster way to generate is not used",
+        unit="",
+        measure=_setbacks("engine"),
+        show=_show_engine,
+        warn=0,
+        advice="remove the reason given; answers are the same, but slower",
     ),
     Check(
-        "truncated", "truncated_share", "share of our answers that were cut off", "",
-        _of_recent("truncated"), _share("truncated", "of the answers were cut off"), 0.5,
-        "raise generation.max_completion_length, or set generation.thinking to off for a model that thinks",
+        name="truncated",
+        metric="truncated_share",
+        what="share of our answers that were cut off",
+        unit="",
+        measure=_of_recent("truncated"),
+        show=_share("truncated", "of the answers were cut off"),
+        warn=0.5,
+        advice=(
+            "raise generation.max_completion_length, or set generation.thinking to off for a"
+            " model that thinks"
+        ),
         severe=0.95,
     ),
     Check(
-        "no-signal", "no_signal_share", "share of our groups whose answers all earn the same", "",
-        _of_recent("no_signal"), _share("no_signal", "of the groups teach nothing"), 0.9,
-        "name tasks of another level in environment.families (level: auto), or another model in model.name",
+        name="no-signal",
+        metric="no_signal_share",
+        what="share of our groups whose answers all earn the same",
+        unit="",
+        measure=_of_recent("no_signal"),
+        show=_share("no_signal", "of the groups teach nothing"),
+        warn=0.9,
+        advice=(
+            "name tasks of another level in environment.families (level: auto), or another"
+            " model in model.name"
+        ),
         severe=0.995,
     ),
     Check(
-        "reachability", "unreachable", "1: others cannot connect to this node, not even through a relay", "",
-        _unreachable, _show_reach, 0, "name relays in swarm.relays, or open swarm.port",
+        name="reachability",
+        metric="unreachable",
+        what="1: others cannot connect to this node, not even through a relay",
+        unit="",
+        measure=_unreachable,
+        show=_show_reach,
+        warn=0,
+        advice="name relays in swarm.relays, or open swarm.port",
     ),
     Check(
-        "bootnodes", "foreign_bootnodes", "bootnodes that answer and do not speak hivewright's protocol", "",
-        _foreign, _show_bootnodes, 0, "nobody is found through it: take it out, or name another in swarm.bootnodes",
+        name="bootnodes",
+        metric="foreign_bootnodes",
+        what="bootnodes that answer and do not speak hivewright's protocol",
+        unit="",
+        measure=_foreign,
+        show=_show_bootnodes,
+        warn=0,
+        advice="no peers are found through it: remove it, or name another in swarm.bootnodes",
     ),
     Check(
-        "clock", "clock_offset_seconds", "difference of this clock from the account service's", "s",
-        _clock, _show_clock, 3, "let NTP set both: `timedatectl set-ntp true`", severe=60,
+        name="clock",
+        metric="clock_offset_seconds",
+        what="difference of this clock from the account service's",
+        unit="s",
+        measure=_clock,
+        show=_show_clock,
+        warn=3,
+        advice="let NTP set both: `timedatectl set-ntp true`",
+        severe=60,
     ),
     Check(
-        "sampler", "sampling_gap_nats", "how far a token's log-probability differs between trainer and sampler", "nats",
-        _of_recent("sampling_gap"), _show_gap, 0.1,
-        "set generation.dtype to float32, or generation.engine to torch; see which engine samples",
+        name="sampler",
+        metric="sampling_gap_nats",
+        what="how far a token's log-probability differs between trainer and sampler",
+        unit="nats",
+        measure=_of_recent("sampling_gap"),
+        show=_show_gap,
+        warn=0.1,
+        advice=(
+            "set generation.dtype to float32, or generation.engine to torch; see which engine"
+            " samples"
+        ),
         severe=0.5,
     ),
     Check(
-        "rewards", "rewards_waiting", "rewards that are due and not on the chain yet", "",
-        _waiting, _show_rewards, 10, "nothing is lost; see that the chain and the account service answer",
+        name="rewards",
+        metric="rewards_waiting",
+        what="rewards that are due and not on the chain yet",
+        unit="",
+        measure=_waiting,
+        show=_show_rewards,
+        warn=10,
+        advice="nothing is lost; check that the chain and the account service answer",
         severe=100,
     ),
     Check(
-        "disk", "disk_spare_mb", "free disk beyond node.min_free_disk_mb", "MB",
-        _disk, _show_disk, 1000,
-        "make room, or lower node.keep_checkpoints: below node.min_free_disk_mb the node does not start again",
-        severe=0, is_low=True,
-    ),
-    Check(
-        "answers", "answers_at_once_share", "share of a round's answers that memory takes at once", "",
-        lambda node: node.condition.answers_share, _show_answers, 0.5,
-        "end other programs that use this memory, or lower generation.num_generations or "
-        "generation.max_completion_length; answers are the same, slower",
+        name="disk",
+        metric="disk_spare_mb",
+        what="free disk beyond node.min_free_disk_mb",
+        unit="MB",
+        measure=_disk,
+        show=_show_disk,
+        warn=1000,
+        advice=(
+            "make room, or lower node.keep_checkpoints: below node.min_free_disk_mb the node"
+            " does not start again"
+        ),
+        severe=0,
         is_low=True,
     ),
     Check(
-        "training", "training_at_once_share", "share of the measured micro-batch that memory takes now", "",
-        _training_share, _show_training, 0.9,
-        "end other programs that use this memory; steps are the same, slower, and it rises again by itself",
+        name="answers",
+        metric="answers_at_once_share",
+        what="share of a round's answers that memory takes at once",
+        unit="",
+        measure=lambda node: node.condition.answers_share,
+        show=_show_answers,
+        warn=0.5,
+        advice=(
+            "end other programs that use this memory, or lower generation.num_generations or"
+            " generation.max_completion_length; answers are the same, slower"
+        ),
         is_low=True,
     ),
     Check(
-        "form", "closed_share", "share of our answers that closed their <answer> tag", "",
-        _of_recent("closed"), _show_form, 0.5,
-        "try another generation.form, or a model in model.name that follows instructions",
-        severe=0.02, is_low=True,
+        name="training",
+        metric="training_at_once_share",
+        what="share of the measured micro-batch that memory takes now",
+        unit="",
+        measure=_training_share,
+        show=_show_training,
+        warn=0.9,
+        advice=(
+            "end other programs that use this memory; steps are the same, slower, and it rises"
+            " again by itself"
+        ),
+        is_low=True,
     ),
-)  # fmt: skip
+    Check(
+        name="form",
+        metric="closed_share",
+        what="share of our answers that closed their <answer> tag",
+        unit="",
+        measure=_of_recent("closed"),
+        show=_show_form,
+        warn=0.5,
+        advice="try another generation.form, or a model in model.name that follows instructions",
+        severe=0.02,
+        is_low=True,
+    ),
+)
 BY_NAME = {check.name: check for check in CHECKS}
 
 

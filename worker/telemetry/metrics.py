@@ -1,5 +1,7 @@
-"""A node's status in Prometheus's text form (`hivewright status --metrics`), such as for
-node_exporter's textfiles."""
+"""A node's status in Prometheus's text format, such as for node_exporter's textfiles.
+
+`hivewright status --metrics` prints it.
+"""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -14,8 +16,7 @@ _Sample = tuple[Mapping[str, str], float]
 
 
 def render(node: NodeStatus) -> str:
-    """All figures of the node as they are now; those that there are none of yet are left out. Ends
-    in a line feed."""
+    """Return all known figures of the node. Ends in a line feed."""
     lines: list[str] = []
 
     def add(name: str, kind: str, help: str, samples: Iterable[_Sample]) -> None:
@@ -71,9 +72,11 @@ def render(node: NodeStatus) -> str:
 def _of_health(node: NodeStatus) -> list[tuple[str, str, str, list[_Sample]]]:
     condition = node.condition
     info = {
-        "precision": condition.precision, "engine": condition.engine, "form": node.form,
+        "precision": condition.precision,
+        "engine": condition.engine,
+        "form": node.form,
         "template": condition.template,
-    }  # fmt: skip
+    }
     labels = {name: text for name, text in info.items() if text is not None}
     computing: list[_Sample] = [(labels, 1.0)] if labels else []
     severities = {finding.check: finding.severity for finding in node.warnings}
@@ -96,9 +99,11 @@ def _sentence(text: str) -> str:
 
 def _of_swarm(swarm: SwarmStatus) -> list[tuple[str, str, str, list[_Sample]]]:
     groups = {
-        "offered": swarm.groups_offered, "fetched": swarm.groups_fetched, "verified": swarm.groups_verified,
+        "offered": swarm.groups_offered,
+        "fetched": swarm.groups_fetched,
+        "verified": swarm.groups_verified,
         "handed-on": swarm.groups_handed_on,
-    }  # fmt: skip
+    }
     newest = (
         None if swarm.newest_group_at is None else max(0.0, time.time() - swarm.newest_group_at)
     )
@@ -152,13 +157,13 @@ def _of_swarm(swarm: SwarmStatus) -> list[tuple[str, str, str, list[_Sample]]]:
         (
             "daemon_restarts_total",
             "counter",
-            "Times that libp2p was started again.",
+            "Restarts of libp2p.",
             _one(swarm.daemon_restarts),
         ),
         (
             "rounds_unanswered_total",
             "counter",
-            "Rounds that the exchange left alone.",
+            "Rounds without an answer of the exchange.",
             _one(swarm.rounds_unanswered),
         ),
     ]

@@ -1,5 +1,4 @@
-"""The model card: what a model on the Hub was trained on, for how long, with whom, and what it
-earned."""
+"""The model card: the model's training data, duration, peers and rewards."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,20 +10,20 @@ from worker.settings import Settings
 from worker.telemetry.status import NodeStatus
 
 MEAN_OF = 20
-"""Rounds over which rewards at the start and now are averaged."""
+"""Rounds over which the first and the latest rewards are averaged."""
 
 
 def model_card(settings: Settings, node: NodeStatus, rounds: Sequence[dict[str, Any]]) -> str:
-    """Markdown with the Hub's metadata. `rounds` are the lines of rounds.jsonl."""
+    """Return Markdown with the Hub's metadata. `rounds` are the lines of rounds.jsonl."""
     return f"""---
 {yaml.safe_dump(_metadata(node), sort_keys=False).strip()}
 ---
 
 # {node.animal_name}, round {node.round}
 
-A language model that was trained by one node of a hivewright swarm: it answers
-reasoning tasks, shares its answers with its peers, and learns from its own and theirs by reinforcement (GRPO with swarm
-sampling, [SAPO](https://arxiv.org/abs/2509.08721)).
+A language model that was trained by one node of a hivewright swarm: it answers reasoning tasks,
+shares its answers with its peers, and learns from its own and theirs by reinforcement (GRPO with
+swarm sampling, [SAPO](https://arxiv.org/abs/2509.08721)).
 
 | | |
 | --- | --- |

@@ -1,7 +1,7 @@
-"""A node's status: `status.json` (now) and `rounds.jsonl` (one line a round), in its state folder.
+"""A node's status: `status.json` (now) and `rounds.jsonl` (one line a round).
 
-`hivewright status`, the demo's table and `hivewright fleet status` read these two files, so they
-agree.
+Both are in its state folder. `hivewright status`, the demo's table and `hivewright fleet status`
+read these two files, so they agree.
 """
 
 import json
@@ -24,8 +24,11 @@ from worker.swarm.status import SwarmStatus
 NodeState = Literal[
     "starting", "connected", "training-alone", "catching-up", "stopped", "failed", "died"
 ]
-"""The swarm's (worker/swarm/status.py), or how the node ended. `failed`: by the error in
-`last_error`. `died`: its process is gone without a word; only a reader sees that."""
+"""The swarm's state (worker/swarm/status.py), or how the node ended.
+
+`failed`: with the error in `last_error`. `died`: its process is gone without a final status; only a
+reader detects that.
+"""
 ChainState = Literal["none", "unknown", "ok", "unreachable"]
 
 _LONGEST_LINE = 1 << 20
@@ -33,7 +36,7 @@ _LONGEST_LINE = 1 << 20
 
 @dataclass(slots=True)
 class Recent:
-    """Means over the last `rounds` rounds, practice included; None: not measured in any of them.
+    """Means over the last `rounds` rounds, practice included; None: measured in none of them.
 
     `truncated`: share of our answers that were cut off; `closed`: share that closed their <answer>
     tag; `no_signal`: share of our groups whose answers all earn the same; `sampling_gap`: mean
@@ -49,18 +52,17 @@ class Recent:
 
 @dataclass(slots=True)
 class Condition:
-    """Figures that a node's health is judged by (worker/telemetry/health.py), beyond what else is
-    in its status.
+    """Figures that a node's health is judged by (worker/telemetry/health.py).
 
-    `unused_gpus`: GPUs that the driver lists while `model.device: auto` came to the CPU.
-    `precision`: the type of the weights. `engine`: what generates, and in what type; `setbacks`:
-    why it is not what it was meant to be, by "engine" and "precision". `template`: whether the
-    model has a chat template. `clock_offset`: seconds that this clock is ahead of the account
-    service's. `disk_spare_mb`: free space beyond node.min_free_disk_mb, in 10^6 bytes.
-    `answers_share`: share of a round's answers that are generated at once. `training_tokens`:
-    tokens of a micro-batch; `training_share`: of what was measured to fit; `recomputes`: layers are
-    computed again to save memory, though that was not needed when it was measured. None: not known,
-    or there is no such thing.
+    `unused_gpus`: GPUs that the driver lists while `model.device: auto` chose the CPU. `precision`:
+    the type of the weights. `engine`: the generation engine and its type; `setbacks`: why a
+    preferred "engine" or "precision" is not used. `template`: whether the model has a chat
+    template. `clock_offset`: seconds that this clock is ahead of the account service's.
+    `disk_spare_mb`: free space beyond node.min_free_disk_mb, in 10^6 bytes. `answers_share`: share
+    of a round's answers that are generated at once. `training_tokens`: tokens of a micro-batch;
+    `training_share`: their share of what was measured to fit; `recomputes`: layers are recomputed
+    to save memory, though that was not needed when it was measured. None: unknown or not
+    applicable.
     """
 
     unused_gpus: int = 0
@@ -79,7 +81,10 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A check (`health.CHECKS`) that is past its threshold. `severe`: somebody should look now."""
+    """A check (`health.CHECKS`) that is past its threshold.
+
+    `severe`: an operator should look at it now.
+    """
 
     check: str
     severity: Literal["warning", "severe"]
@@ -88,15 +93,15 @@ class Finding:
 
 @dataclass(slots=True)
 class NodeStatus:
-    """The state of a worker. Means are over the last round; None means that there was none yet.
+    """The state of a worker. Means are over the last round; None: there was none yet.
 
-    `device`: where its model computes, such as cuda:0; None: not loaded yet. `held_out_before`,
+    `device`: the device of its model, such as cuda:0; None: not loaded yet. `held_out_before`,
     `held_out_now`: mean reward on held-out tasks of the untouched model, and of the last
-    evaluation. `environments`: names and versions of what makes its tasks. `levels`: curriculum
-    level by family. `form`: how it puts questions to its model. `swarm`: the exchange with its
-    peers; None: it has none, or not yet. `ledger`: rewards by what became of them; "held-back":
-    earned, and not due to be sent yet. `ledger_error`: why rewards wait in the ledger, None if they
-    do not. `warnings`: what is past its threshold.
+    evaluation. `environments`: names and versions of the task sources. `levels`: curriculum level
+    by family. `form`: the prompt form. `swarm`: the exchange with its peers; None: disabled, or not
+    yet started. `ledger`: number of rewards by state; "held-back": earned, and not due to be sent
+    yet. `ledger_error`: why rewards wait in the ledger, None if they do not. `warnings`: checks
+    that are past their threshold.
     """
 
     name: str
@@ -137,7 +142,7 @@ class NodeStatus:
     updated_at: float = 0.0
 
     def write(self, state_dir: Path) -> None:
-        """Replace `status.json` at once: a reader sees the old or the new one, never half of it."""
+        """Replace `status.json` atomically."""
         self.updated_at = time.time()
         write_whole(state_dir / "status.json", json.dumps(asdict(self)), durable=False)
 
@@ -146,10 +151,10 @@ _STATUS = TypeAdapter(NodeStatus)
 
 
 def read(state_dir: Path) -> NodeStatus | None:
-    """Return what the node says, or the last that it said. None: it never started. Raises
-    WorkerError if the file is not ours.
+    """Return the current status, or the last one of a node that ended. None: it never started.
 
-    Call it on the node's own machine: a process that is gone is found out there only.
+    Call it on the node's own machine: it checks whether the process still runs. Raises WorkerError
+    if the file is invalid.
     """
     file = state_dir / "status.json"
     try:
@@ -158,8 +163,7 @@ def read(state_dir: Path) -> NodeStatus | None:
         return None
     except (OSError, ValidationError) as error:
         raise WorkerError(
-            f"{file}: not what a worker of this version writes ({_first(error)}); start the worker"
-            " again"
+            f"{file}: not a status of this version ({_first(error)}); restart the worker"
         ) from None
     if node.state not in ("stopped", "failed") and not _is_running(node.pid):
         node.state = "died"
@@ -167,27 +171,24 @@ def read(state_dir: Path) -> NodeStatus | None:
 
 
 def write_failure(state_dir: Path, error: WorkerError) -> None:
-    """The last word of a node that can't go on. Nothing, if it never had a status."""
+    """Write the final status of a node that can't go on; nothing if it never had a status."""
     node = read(state_dir)
     if node is not None:
-        node.pid, node.state, node.activity, node.last_error = (
-            os.getpid(),
-            "failed",
-            "stopped",
-            discreet(str(error)),
-        )
+        node.pid = os.getpid()
+        node.state = "failed"
+        node.activity = "stopped"
+        node.last_error = discreet(str(error))
         node.write(state_dir)
 
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """One line of `rounds.jsonl`: what one round came to. `skipped`: why no optimizer step was
-    made, else None.
+    """One line of `rounds.jsonl`: the result of one round.
 
-    `quality`: figures of the step with TRL's names (`records.StepQuality`); empty in lines of
-    versions before it. `closed` and `truncated`: shares of our answers that closed their tag, and
-    that were cut off at the longest length. `seconds_waiting`: the part of `seconds` in which the
-    node only waited for its peers.
+    `skipped`: why no optimizer step was made, else None. `quality`: figures of the step with TRL's
+    names (`records.StepQuality`); empty in lines of versions before it. `closed` and `truncated`:
+    shares of our answers that closed their tag, and that were cut off at the maximum length.
+    `seconds_waiting`: the part of `seconds` in which the node only waited for its peers.
     """
 
     round: int
@@ -209,8 +210,10 @@ class RoundRecord:
     seconds_waiting: float = 0.0
 
     def append(self, state_dir: Path) -> None:
-        """Add the line. A line that a crash cut short is taken away first: it must not swallow this
-        one."""
+        """Add the line.
+
+        A line that a crash truncated is removed first, since it would swallow this one.
+        """
         path = state_dir / "rounds.jsonl"
         with _named(path), path.open("a+b") as file:
             whole = _whole_length(file)
@@ -223,18 +226,20 @@ _RECORD = TypeAdapter(RoundRecord)
 
 
 def complete_rounds(state_dir: Path, record: dict[str, Any]) -> None:
-    """Add the round that a checkpoint holds, if a crash came before its line. Raises ValueError if
-    it is not a round."""
+    """Add the round that a checkpoint contains, if a crash came before its line was written.
+
+    Raises ValueError if it is not a round.
+    """
     last = _RECORD.validate_python(record)
     if last.round not in [line["round"] for line in read_rounds(state_dir)]:
         last.append(state_dir)
 
 
 def read_rounds(state_dir: Path) -> list[dict[str, Any]]:
-    """All rounds that the node finished, oldest first. A last line that a crash cut short is left
-    out.
+    """Return all rounds that the node finished, oldest first, without a truncated last line.
 
-    A round that was made again, from the checkpoint before it, has two lines: the later one counts.
+    A round that was run again, from the checkpoint before it, has two lines; the later one is
+    returned.
     """
     try:
         lines = (state_dir / "rounds.jsonl").read_text().splitlines(keepends=True)
@@ -249,7 +254,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _whole_length(file: IO[bytes]) -> int:
-    """Bytes up to the end of the last whole line; leaves the file at its end."""
+    """Return the length up to the end of the last whole line; leave the file at its end."""
     end = file.seek(0, os.SEEK_END)
     file.seek(max(0, end - _LONGEST_LINE))
     tail = file.read()
@@ -258,7 +263,7 @@ def _whole_length(file: IO[bytes]) -> int:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An error of writing does not say which file it was; the message to the user must."""
+    """Turn an OSError into a ResourceError that names the file."""
     try:
         yield
     except OSError as error:

@@ -1,0 +1,1 @@
+"""Discovery of peers: DHT, greetings and the peer table."""

@@ -1,14 +1,13 @@
-"""Membership: signed membership records in a Kademlia DHT (hivemind's `DHTNode`, in our own event
-loop).
+"""Membership: signed records in a Kademlia DHT (hivemind's `DHTNode`, in our own event loop).
 
-Records lie in buckets, each a DHT key of its own. The first has room for `BUCKET_SIZE` members; who
-finds a bucket full goes one level deeper, where there are eight times as many, chosen by a hash of
-the peer id. So no key grows with the swarm, a small swarm is read in one look-up, and a node's cost
-stays the same. Groups never pass through here.
+Records are stored in buckets, each a DHT key of its own. The first has room for `BUCKET_SIZE`
+members; a peer that finds a bucket full goes one level deeper, where there are eight times as many,
+chosen by a hash of the peer id. So no key grows with the swarm, a small swarm is read in one
+lookup, and a node's cost stays the same. Groups never pass through the DHT.
 
-hivemind's node would run untrusted peers' bytes through a recursive decoder (12 KB of them end the
-process) and store without bounds; both are replaced below. dht_guard.py bounds what untrusted peers
-may ask of it.
+hivemind's node would decode untrusted bytes with a recursive decoder (12 KB of them end the
+process) and store without bounds; both are replaced below. dht_guard.py bounds the requests of
+untrusted peers.
 """
 
 import asyncio
@@ -41,22 +40,24 @@ log = logging.getLogger(__name__)
 
 BUCKET_SIZE = 32
 BUCKET_HARD_LIMIT = 2 * BUCKET_SIZE
-"""What a node stores of a bucket at most: nodes that start together may all see room in it."""
+"""Members of a bucket that a node stores; nodes that start together may all see room in it."""
 FAN_OUT = 8
 MAX_DEPTH = 4
 MAX_VALUE_BYTES = BUCKET_HARD_LIMIT * (MAX_MEMBER_BYTES + 96)
 """Of a whole bucket: each record with its key, its time and the headers between them."""
 MAX_LIFETIME_SECONDS = 3600
 MAX_AHEAD_SECONDS = 600
-"""Limit on how far in the future a record may be made: clocks are minutes off."""
+"""Limit on how far in the future a record may be issued: clocks are minutes off."""
 RPC_TIMEOUT_SECONDS = 3.0
 READ_TIMEOUT_SECONDS = 10.0
 NUM_REPLICAS = 5
 BEAM_SIZE = 10
-"""How many of the nearest nodes a look-up hears before it ends: enough to find 5 replicas."""
+"""Nearest nodes that a lookup queries before it ends: enough to find 5 replicas."""
 THOROUGH_EVERY = 8
-"""One in this many reads, announcements and look-arounds takes all replicas and the whole
-neighbourhood in; the others are content with less if all is well."""
+"""One in this many turns queries all replicas and the whole neighbourhood.
+
+The other reads, announcements and look-arounds query less if all is well.
+"""
 ENOUGH_FOUND = 16
 ENOUGH_NEIGHBOURS = 8
 
@@ -64,7 +65,7 @@ _DICTIONARY_CODE = 0x50
 
 
 def bucket_of(peer_id: str, depth: int) -> int:
-    """The bucket of a peer at a depth: 0 to FAN_OUT**depth - 1."""
+    """Return the bucket of a peer at a depth: 0 to FAN_OUT**depth - 1."""
     num_buckets: int = FAN_OUT**depth
     return int.from_bytes(hashlib.sha256(peer_id.encode()).digest()[:8], "big") % num_buckets
 
@@ -75,7 +76,7 @@ def _key(depth: int, bucket: int) -> str:
 
 @lru_cache(maxsize=1)
 def _bucket_depths() -> dict[bytes, tuple[int, int]]:
-    """All keys that may be stored, as the DHT's own ids -> (depth, bucket)."""
+    """Return (depth, bucket) of all keys that may be stored, by the DHT's own ids."""
     return {
         DHTID.generate(_key(depth, bucket)).to_bytes(): (depth, bucket)
         for depth in range(MAX_DEPTH)
@@ -84,12 +85,11 @@ def _bucket_depths() -> dict[bytes, tuple[int, int]]:
 
 
 class _FlatSerializer(MSGPackSerializer):  # type: ignore[misc]
-    """hivemind's format, as far as it is used here: text, bytes, numbers, and dictionaries of
-    bytes."""
+    """hivemind's format, limited to text, bytes, numbers, and dictionaries of bytes."""
 
     @classmethod
     def loads(cls, buf: bytes) -> Any:
-        """Raises BadRecord."""
+        """Decode a value. Raises BadRecord."""
         if len(buf) > MAX_VALUE_BYTES:
             raise BadRecord(
                 "too-large", f"value of {len(buf)} bytes; at most {MAX_VALUE_BYTES} are read"
@@ -106,7 +106,7 @@ class _FlatSerializer(MSGPackSerializer):  # type: ignore[misc]
 
 def _read_dictionary(fields: Fields) -> DictionaryDHTValue:
     fields.enter(3, 3)
-    fields.value()  # how many it may hold, where it comes from
+    fields.value()  # the capacity at the sender
     latest, dictionary = fields.number(), DictionaryDHTValue()
     with dictionary.freeze():
         for _ in fields.enter(at_most=BUCKET_HARD_LIMIT):
@@ -117,14 +117,13 @@ def _read_dictionary(fields: Fields) -> DictionaryDHTValue:
     return dictionary
 
 
-# Before the first node is made: what its handlers decode comes from untrusted peers.
+# Before the first node is created: its handlers decode untrusted data.
 DHTProtocol.serializer = _FlatSerializer
 dht_guard.install()
 
 
 class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
-    """Keeps at most BUCKET_HARD_LIMIT members of a bucket, and never an older record over a newer
-    one."""
+    """Storage of at most BUCKET_HARD_LIMIT members a bucket; older records never replace newer."""
 
     def store_subkey(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
         held = self.get(key)
@@ -138,8 +137,10 @@ class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
 
 
 class _MemberValidator(RecordValidatorBase):  # type: ignore[misc]
-    """Lets only genuine membership records into the DHT: right bucket, right owner, of bounded
-    life, signed. What is signed costs most to find out, so it comes last."""
+    """Accepts only genuine membership records: right bucket and owner, bounded lifetime, signed.
+
+    The signature is the most expensive check, so it comes last.
+    """
 
     def validate(self, record: DHTRecord) -> bool:
         place = _bucket_depths().get(record.key)
@@ -160,8 +161,10 @@ class _MemberValidator(RecordValidatorBase):  # type: ignore[misc]
 
 @lru_cache(maxsize=1024)
 def _read(value: bytes) -> Member | None:
-    """The member in a stored value, whoever wrote it; None if there is none. Cached: records are
-    seen many times."""
+    """Return the member in a stored value, whoever wrote it; None if the value is invalid.
+
+    Cached: records are seen many times.
+    """
     try:
         fields = Fields(value)
         sealed = fields.binary(MAX_MEMBER_BYTES)
@@ -189,7 +192,7 @@ class Membership:
 
     @classmethod
     async def start(cls, daemon: Daemon, timeout_seconds: float) -> "Membership":
-        """Join with nobody yet. Raises SwarmError."""
+        """Join with no peers yet. Raises SwarmError."""
         p2p = None
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -218,30 +221,31 @@ class Membership:
         return cls(p2p, node, daemon.peer_id)
 
     async def close(self) -> None:
-        """Stop our node. The daemon's own end takes its handlers away."""
+        """Stop our node. The end of the daemon removes its handlers."""
         self._node.is_alive = False
         await self._p2p.shutdown()
 
     @property
     def reader(self) -> "asyncio.Task[None]":
-        """Return what reads the daemon's messages. It must never end: an answer that comes just
-        when its question was given up kills hivemind's without a word, and the DHT is deaf from
-        then on."""
+        """Return the task that reads the daemon's messages, which must never end.
+
+        An answer that comes just after its question was given up ends hivemind's task silently, and
+        the DHT receives nothing from then on.
+        """
         task: asyncio.Task[None] = self._p2p._client.control._read_task
         return task
 
     @property
     def num_neighbours(self) -> int:
-        """DHT nodes that ours knows; 0: there is nobody to store with or to look up from."""
+        """Return the number of DHT nodes that ours knows; with 0 nothing can be stored or found."""
         return len(self._node.protocol.routing_table.peer_id_to_uid)
 
     async def meet(self, peer_id: str) -> bool:
-        """Make a peer that we are connected with a neighbour. False: it does not answer as a DHT
-        node."""
+        """Make a connected peer a neighbour. Return False if it does not answer as a DHT node."""
         return await self._node.protocol.call_ping(PeerID.from_base58(peer_id)) is not None
 
     async def look_around(self) -> None:
-        """Fill the routing table with the nodes near to ours."""
+        """Fill the routing table with the nodes near ours."""
         if self._is_thorough("look", self.num_neighbours >= ENOUGH_NEIGHBOURS):
             async with asyncio.timeout(READ_TIMEOUT_SECONDS):
                 await self._node.find_nearest_nodes([self._node.node_id])
@@ -264,10 +268,9 @@ class Membership:
                 return
 
     async def read(self, rng: random.Random) -> list[Member]:
-        """Members from the buckets on a random path, down to the level where swarms of this size
-        have theirs.
+        """Return members from the buckets on a random path, down to the depth used by our swarm.
 
-        Raises TimeoutError. Expired records are left out by the DHT, as far as the clocks agree.
+        Raises TimeoutError. The DHT leaves out expired records, as far as the clocks agree.
         """
         found: list[Member] = []
         start = max(0, self._depth - 1)
@@ -282,12 +285,12 @@ class Membership:
         return found
 
     def _is_thorough(self, what: str, is_well: bool) -> bool:
-        """Return whether this turn at something is to be a thorough one."""
+        """Return whether this turn of an action is to be a thorough one."""
         self._turns[what] = self._turns[what] + 1 if is_well else 0
         return self._turns[what] % THOROUGH_EVERY == 0
 
     async def _read(self, depth: int, bucket: int, thorough: bool) -> list[Member]:
-        """Return what a bucket holds: in all its replicas, or in the one that answers first."""
+        """Return the members of a bucket: from all its replicas, or from the first that answers."""
         workers = self._node.num_workers if thorough else 1
         result = await self._node.get(
             _key(depth, bucket), latest=thorough, beam_size=BEAM_SIZE, num_workers=workers
@@ -298,17 +301,17 @@ class Membership:
         return [m for m in members if m is not None and _is_genuine(m)]
 
     async def _store(self, depth: int, member: Member) -> bool:
-        """Put a record into its bucket; whether any replica took it.
+        """Put a record into its bucket; return whether any replica stored it.
 
-        hivemind's own `store` looks the key up and so is sent what all replicas hold under it. The
-        nodes next to the key are the same, and there is nothing to send.
+        hivemind's own `store` looks the key up and so receives what all replicas hold under it. A
+        lookup of an adjacent key finds the same nodes without receiving anything.
         """
         key = DHTID.generate(_key(depth, bucket_of(member.peer_id, depth)))
-        beside = DHTID(int(key) ^ 1)
+        adjacent = DHTID(int(key) ^ 1)
         found = await self._node.find_nearest_nodes(
-            [beside], k_nearest=BEAM_SIZE, beam_size=BEAM_SIZE
+            [adjacent], k_nearest=BEAM_SIZE, beam_size=BEAM_SIZE
         )
-        nearest, answers = list(found[beside].values()), list[bool]()
+        nearest, answers = list(found[adjacent].values()), list[bool]()
         while nearest and len(answers) < NUM_REPLICAS:
             missing = NUM_REPLICAS - len(answers)
             batch, nearest = nearest[:missing], nearest[missing:]
@@ -317,13 +320,12 @@ class Membership:
         return any(answers)
 
     async def _store_at(self, peer: Any, key: DHTID, member: Member) -> bool | None:
-        """Return whether a node took the record: it does not if it has a newer one or no room.
-        None: it does not answer."""
-        protocol, value, expires = (
-            self._node.protocol,
-            msgpack.packb(member.sealed),
-            float(member.expires),
-        )
+        """Return whether a node stored the record; it does not if it has a newer one or no room.
+
+        None: it does not answer.
+        """
+        protocol, value = self._node.protocol, msgpack.packb(member.sealed)
+        expires = float(member.expires)
         if peer == self._node.peer_id:
             return bool(protocol.storage.store(key, value, expires, subkey=member.peer_id))
         stored = await protocol.call_store(peer, [key], [value], expires, subkeys=[member.peer_id])

@@ -1,11 +1,12 @@
-"""Limits on what untrusted peers may ask of our DHT node, and what they may answer. hivemind's own
-takes any number of keys in a request, any number of requests, and whatever place in the DHT a node
-claims: one message of 4 MB keeps it, and the exchange next to it, busy for seconds, and one
-untrusted peer can pose as all its neighbours. A neighbour in an answer may have a name of any
-length: base 58 of 60 KB takes 5 s, in the event loop.
+"""Limits on the requests that untrusted peers send to our DHT node, and on their answers.
 
-Here a node's place is the hash of its peer id, which libp2p has authenticated; who claims another
-one is answered, and is nobody's neighbour.
+hivemind's own node accepts any number of keys in a request, any number of requests, and any place
+in the DHT that a node claims: one message of 4 MB keeps it, and the exchange with it, busy for
+seconds, and one untrusted peer can pose as all its neighbours. A neighbour in an answer may have a
+name of any length: base 58 of 60 KB takes 5 s, in the event loop.
+
+Here a node's place is the hash of its peer id, which libp2p has authenticated. A peer that claims
+another one is answered, and does not become a neighbour.
 """
 
 import logging
@@ -27,17 +28,15 @@ from worker.swarm.transport.streams import REQUEST_WINDOW_SECONDS, Rate
 log = logging.getLogger(__name__)
 
 MAX_KEYS = 64
-"""In one request. Ours have one; a node that hands over what it stores to a new neighbour sends a
-few."""
+"""In one request. Ours have one; a node that moves stored records to a new neighbour has a few."""
 MAX_REQUESTS_PER_PEER = 400
 """Of one kind, within REQUEST_WINDOW_SECONDS."""
 MAX_STORES_PER_PEER = 40
-"""Within the same. A peer stores its own record once a minute; what it stores takes a signature's
-verification each."""
+"""Within the same. A peer stores its own record once a minute; each takes a verification."""
 MAX_STORED_BYTES = 256 << 10
 """In one request: a bucket that is full of the largest records."""
 MAX_NEIGHBOURS = 20
-"""In an answer, for each key: what hivemind's nodes give."""
+"""In an answer, for each key: the number that hivemind's nodes give."""
 MAX_PEER_ID_BYTES = 64
 
 _CALLS = ("rpc_ping", "rpc_find", "rpc_store")
@@ -48,13 +47,15 @@ _said = Rarely()
 
 @lru_cache(maxsize=4096)
 def place_of(peer_id: str) -> DHTID:
-    """Return where in the DHT a peer is."""
+    """Return the place of a peer in the DHT."""
     return DHTID.generate(peer_id)
 
 
 def install() -> None:
-    """Make the nodes of this process that are where `place_of` says answer so. To be called once,
-    before the first one is made."""
+    """Guard the nodes of this process that are at the place that `place_of` gives.
+
+    Call it once, before the first node is created.
+    """
     for name in _CALLS:
         setattr(DHTProtocol, name, _guarded(getattr(DHTProtocol, name)))
     DHTProtocol.update_routing_table = _only_own_places(DHTProtocol.update_routing_table)
@@ -65,13 +66,12 @@ def install() -> None:
 def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @wraps(answer)
     async def guarded(protocol: Any, request: Any, context: P2PContext) -> Any:
-        is_inner_ping = not context.handle_name.endswith(
-            answer.__name__
-        )  # hivemind makes one of every other request
+        # hivemind makes a ping of every other request.
+        is_inner_ping = not context.handle_name.endswith(answer.__name__)
         if is_inner_ping or not _is_ours(protocol):
             return await answer(protocol, request, context)
         peer_id = context.remote_id.to_base58()
-        if len(request.peer.node_id) != DHTID.HASH_NBYTES:  # no place at all
+        if len(request.peer.node_id) != DHTID.HASH_NBYTES:  # not a valid place
             request.peer.node_id = b""
         most = MAX_STORES_PER_PEER if answer.__name__ == "rpc_store" else MAX_REQUESTS_PER_PEER
         if (
@@ -94,9 +94,8 @@ def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
             )
         if answer.__name__ != "rpc_ping" or not request.validate:
             return await answer(protocol, request, context)
-        # It asks whether we can reach it, and hivemind would ping back, in one of the few calls
-        # that our node has open at once. That takes a connection, which there is: it asks through
-        # it.
+        # It asks whether we can reach it. hivemind would ping back, with one of the few calls that
+        # our node has open at once. There is no need to: this request came through a connection.
         request.validate = False
         response = await answer(protocol, request, context)
         response.available = True
@@ -106,20 +105,22 @@ def _guarded(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
 
 
 def _is_ours(protocol: Any) -> bool:
-    """False: hivemind's own node next to ours, such as in a benchmark; it has a place at random."""
+    """Return whether the node is ours; hivemind's own nodes have random places."""
     return bool(protocol.node_id == place_of(protocol.p2p.peer_id.to_base58()))
 
 
 def _refuse(peer_id: str, reason: str, explanation: str) -> None:
-    """Raises BadRecord, whose text the asker gets. Said once in a while."""
+    """Raise BadRecord, whose text the asker gets; log it from time to time."""
     level = logging.DEBUG if _said.has((peer_id, reason)) else logging.WARNING
     log.log(level, "DHT request refused peer=%s reason=%s: %s", peer_id, reason, explanation)
     raise BadRecord(reason, explanation)
 
 
 def _with_checked_answers(get_stub: Callable[..., Any]) -> Callable[..., Any]:
-    """Of whoever is called. What raises here is a call that failed, and the peer no neighbour any
-    more."""
+    """Check the answers of the nodes that ours calls.
+
+    An invalid answer is a failed call, and the peer is removed from the neighbours.
+    """
 
     @wraps(get_stub)
     def checked(protocol: Any, peer: PeerID) -> Any:
@@ -139,10 +140,9 @@ def _checked(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any
             names = result.nearest_peer_ids
             if len(names) > MAX_NEIGHBOURS or any(len(name) > MAX_PEER_ID_BYTES for name in names):
                 raise BadRecord("too-large", f"{len(names)} neighbours, or names that are too long")
-            if not math.isfinite(
-                result.expiration_time
-            ):  # a search would end with it, whatever others hold
-                raise BadRecord("malformed", "value that expires never")
+            # A search would end with such a value, whatever other nodes have.
+            if not math.isfinite(result.expiration_time):
+                raise BadRecord("malformed", "value that never expires")
         return response
 
     return checked

@@ -1,5 +1,4 @@
-"""The discovery loop: known addresses are tried, records are read and announced, untrusted peers
-are greeted."""
+"""The discovery loop: dial known addresses, read and announce records, greet peers."""
 
 import asyncio
 import contextlib
@@ -24,12 +23,14 @@ FIRST_PAUSE_SECONDS = 0.5
 ALONE_PAUSE_SECONDS = 10.0
 NUM_GREETINGS = 8
 DEAF_AFTER = 5
-"""Looks around in a row in which connected peers answered our greetings but not our DHT node: then
-that is started again."""
+"""Consecutive turns with a deaf DHT node after which the daemon's session is restarted.
+
+In such a turn connected peers answered our greetings but not our DHT node.
+"""
 
 
 class Lookout:
-    """For one life of the daemon. `run` ends only with an exception."""
+    """The loop for one life of the daemon. `run` ends only with an exception."""
 
     def __init__(self, network: SwarmContext, daemon: Daemon, membership: Membership) -> None:
         self._network = network
@@ -49,7 +50,7 @@ class Lookout:
             num_deaf = num_deaf + 1 if num_spoke and not membership.num_neighbours else 0
             if num_deaf >= DEAF_AFTER:
                 raise SwarmError(
-                    f"DHT node hears none of {num_spoke} peers that the daemon reaches"
+                    f"DHT node gets no answer from {num_spoke} peers that the daemon reaches"
                 )
             try:
                 if await self._has_moved() or (membership.num_neighbours and not had_neighbours):
@@ -80,7 +81,7 @@ class Lookout:
         return moved
 
     async def _use_dht(self) -> None:
-        """Renew our record when it is time, and read those of others. Raises TimeoutError."""
+        """Renew our record when it is due, and read those of others. Raises TimeoutError."""
         network = self._network
         if time.monotonic() >= self._announce_at:
             await self._membership.look_around()
@@ -91,8 +92,11 @@ class Lookout:
             network.learn(member.sealed, sender="")
 
     async def _reach_out(self) -> int:
-        """Try known addresses that we have no connection with: all bootnodes while cut off, else a
-        few, so that islands find together again. Returns how many answered."""
+        """Dial known addresses of peers that we are not connected with; return how many answered.
+
+        Without any connection these are all bootnodes, else a few peers, so that separated parts of
+        the swarm find each other again.
+        """
         network, peers = self._network, self._peers
         contacts = self._list_contacts()
         bootnodes = [
@@ -105,16 +109,15 @@ class Lookout:
             targets = [*bootnodes, *self._rng.sample(others, min(NUM_GREETINGS, len(others)))]
         else:
             targets = self._rng.sample(missing, min(2, len(missing)))
-            # Who was connected before it could answer a greeting; bootnodes only while there is
-            # nobody else.
+            # Peers that were connected before they could answer a greeting; bootnodes only while
+            # there are no others.
             lonely = not self._membership.num_neighbours or not len(peers)
             known = [p for p in contacts if p in connected and (lonely or not peers.knows(p))]
             targets += [p for p in known if lonely or p not in bootnodes][:NUM_GREETINGS]
         return await self._converse(targets, contacts)
 
     def _list_contacts(self) -> dict[str, list[str]]:
-        """Addresses of the bootnodes and of the peers heard last, now and before the start, by
-        peer."""
+        """Return addresses by peer: of the bootnodes, and of the peers heard last in any run."""
         network = self._network
         cached = (*network.cache.peers, *network.cache.bootnodes)
         contacts = _by_peer(
@@ -126,27 +129,29 @@ class Lookout:
     async def _converse(
         self, peer_ids: Iterable[str], contacts: dict[str, list[str]] | None = None
     ) -> int:
-        """Greet peers at the same time; returns how many answered."""
+        """Greet peers at the same time; return how many answered."""
         greetings = [self._greet(p, (contacts or {}).get(p, ())) for p in peer_ids]
         return sum(await asyncio.gather(*greetings))
 
     def _note_foreign(self, peer_id: str) -> None:
-        """A bootnode that is a plain libp2p or hivemind node leads to nobody: say so, once in a
-        while."""
+        """Record and log that a bootnode is a plain libp2p or hivemind node."""
         network = self._network
         if peer_id not in _by_peer((*network.bootnodes, *network.cache.bootnodes)):
             return
         network.foreign_bootnodes.add(peer_id)
         if not network.said.has((peer_id, "foreign")):
             log.warning(
-                "bootnode answers, but is not hivewright's (no %s): nobody is found through it bootnode=%s; name a "
-                "hivewright bootnode in swarm.bootnodes",
-                PROTOCOL, peer_id,
-            )  # fmt: skip
+                "bootnode answers, but is not hivewright's (no %s): no peers are found through it"
+                " bootnode=%s; name a hivewright bootnode in swarm.bootnodes",
+                PROTOCOL,
+                peer_id,
+            )
 
     async def _greet(self, peer_id: str, addresses: Sequence[str]) -> bool:
-        """Introduce ourselves and learn whom the peer knows. False: it was not reached or sent
-        nonsense."""
+        """Introduce ourselves and learn which peers the other one knows.
+
+        Return False if it was not reached or sent invalid data.
+        """
         network = self._network
         try:
             async with (
@@ -197,8 +202,7 @@ class Lookout:
 
 
 def _by_peer(multiaddrs: Iterable[str]) -> dict[str, list[str]]:
-    """Addresses that end in /p2p/PEER, by peer and without that end; others can't be dialled and
-    are left out."""
+    """Return addresses by peer, from addresses that end in /p2p/PEER; others are left out."""
     contacts: dict[str, list[str]] = {}
     for address, peer_id in map(split_peer, multiaddrs):
         if address and is_peer_id(peer_id):

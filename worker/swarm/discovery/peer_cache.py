@@ -1,5 +1,4 @@
-"""The part of the network that survives a restart, as a file: our own port, the bootnodes, and
-where peers were.
+"""The part of the network's state that survives a restart: port, bootnodes and peers' addresses.
 
 Losing it costs nothing but time.
 """
@@ -16,8 +15,7 @@ log = logging.getLogger(__name__)
 
 MAX_ADDRESSES_CACHED = 128
 MAX_FILE_BYTES = 256 << 10
-"""Far more than we ever write: 128 peers and 128 bootnodes, each of an address of at most 256
-characters."""
+"""Far more than we write: 128 peers and 128 bootnodes, with addresses of 256 characters at most."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +28,12 @@ class Cache:
 
 
 def load(path: Path) -> Cache:
-    """The cache at `path`; empty if there is none or if it is damaged, which is logged."""
+    """Return the cache at `path`; empty if there is none or if it is corrupt, which is logged."""
     try:
         with path.open("rb") as file:
-            data = json.loads(file.read(MAX_FILE_BYTES))  # what goes on after it is not JSON
-        port, peers, bootnodes = (
-            int(data["port"]),
-            _texts(data["peers"]),
-            _texts(data.get("bootnodes", [])),
-        )
+            data = json.loads(file.read(MAX_FILE_BYTES))  # a longer file is not valid JSON
+        port = int(data["port"])
+        peers, bootnodes = _texts(data["peers"]), _texts(data.get("bootnodes", []))
     except FileNotFoundError:
         return Cache()
     except (
@@ -56,7 +51,7 @@ def load(path: Path) -> Cache:
 
 
 def save(path: Path, cache: Cache) -> None:
-    """Replace the cache, all of it or nothing. Raises ResourceError."""
+    """Replace the cache atomically. Raises ResourceError."""
     content = {"version": 1, "port": cache.port, "peers": cache.peers, "bootnodes": cache.bootnodes}
     write_whole(path, json.dumps(content), durable=False)
 

@@ -1,10 +1,9 @@
-"""A node's knowledge about its peers: records, when they were heard, how they behaved. In memory
-only.
+"""A node's knowledge about its peers: records, when they were heard, how they behaved.
 
-Bounded: at most MAX_PEERS_KNOWN; whoever was not heard of for the longest time goes first, those
-that we don't exchange with before all others, and those that we were only told of before those that
-spoke to us: a record costs its maker nothing. New peers come in all the same, through places that
-are kept for them here and in each draw.
+It is in memory only and bounded by MAX_PEERS_KNOWN. Peers that were silent longest are removed
+first; among all, those that we don't exchange with before the others, and those known only from
+others before those that spoke to us: a record costs its maker nothing. New peers are still
+discovered, through places that are reserved for them here and in each draw.
 """
 
 import logging
@@ -26,9 +25,9 @@ log = logging.getLogger(__name__)
 
 MAX_PEERS_KNOWN = 512
 PLACES_FOR_TOLD = 64
-"""For peers that we were only told of, however many spoke to us."""
+"""For peers known only from others, regardless of how many spoke to us."""
 SHARE_OF_TOLD = 0.25
-"""Rate at which such a one is drawn while there are others."""
+"""Probability that such a peer is drawn while there are others."""
 MAX_PEERS_CACHED = 64
 ENOUGH_MET = 8
 FEW_GREETINGS = 2
@@ -37,35 +36,45 @@ CLOCK_TOLERANCE_SECONDS = 600
 FIRST_QUARANTINE_SECONDS = 60.0
 LONGEST_QUARANTINE_SECONDS = 6 * 3600.0
 GOOD_PER_STRIKE = 5
-"""Answers without fault that make up for one with: who lies every other time is found out."""
+"""Valid answers that make up for an invalid one: a peer that lies every other time is detected."""
 LEAST_PREFERENCE = 0.1
-"""What each of the draw's three weights is at least, of 1: nobody is left out for good, so
-everybody can improve."""
+"""Minimum of each of the draw's three weights, of 1: every peer is drawn now and then."""
 LEARNING_RATE = 0.3
-"""Degree to which the newest answer of a peer counts in its usefulness."""
+"""Weight of a peer's newest answer in its usefulness."""
 
 
 @dataclass
 class _Peer:
+    """The state of one peer; times are monotonic seconds.
+
+    `newest`: issue time of the newest record; `member` is an older one after the peer corrected its
+    clock. `seen`: when a newer record came, from any peer. `met`: when the peer itself spoke to us.
+    `failures`: consecutive failures to reach it or get an answer. `told`: whether its other version
+    of an environment was logged. `closed`: when it last refused to exchange groups with us.
+    `useful`: running mean of the share of its groups that had a signal; 1 until it was asked.
+    """
+
     member: Member
-    # issue of the newest record that came: `member` is an older one after the peer put its clock
-    # right
     newest: int
-    seen: float  # when a newer record came, from whomever (monotonic seconds)
-    met: float | None = None  # when the peer itself spoke to us
-    failures: int = 0  # in a row: not reached, or silent
-    told: bool = False  # whether the log has that it runs another version of an environment
-    closed: float | None = None  # when it last told us that it does not exchange groups with us
-    useful: float = (
-        1.0  # running mean of the shares of its groups that had a signal; trusted until tried
-    )
+    seen: float
+    met: float | None = None
+    failures: int = 0
+    told: bool = False
+    closed: float | None = None
+    useful: float = 1.0
 
 
 @dataclass
 class _Conduct:
+    """How a peer behaved.
+
+    `num_good`: valid answers since the last strike was added or removed. `until`: end of the
+    quarantine.
+    """
+
     strikes: int = 0
-    num_good: int = 0  # answers without fault since the last strike, or since one was taken back
-    until: float = 0.0  # end of the quarantine
+    num_good: int = 0
+    until: float = 0.0
 
 
 class Peers:
@@ -79,8 +88,11 @@ class Peers:
         families: frozenset[bytes] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`environments`: what we make tasks with; none of them: a bootnode, which learns from
-        nobody. `families`: those of our mix, as in a record."""
+        """Start with no peers.
+
+        `environments`: those of our tasks; empty for a bootnode, which learns from nobody.
+        `families`: those of our mix, as in a record.
+        """
         self.lifetime_seconds = 3 * swarm.announce_every_seconds
         self._me = me
         self._swarm = swarm
@@ -89,10 +101,9 @@ class Peers:
         self._clock = clock
         self._peers: dict[str, _Peer] = {}
         self._conduct: FIFOCache[str, _Conduct] = FIFOCache(MAX_PEERS_KNOWN)
-        self._versions: FIFOCache[str, tuple[int, float]] = FIFOCache(
-            MAX_PEERS_KNOWN
-        )  # of peers that speak another one: which, and when
-        self._versions_lock = threading.Lock()  # a status is made in another thread
+        # Peers that speak another version -> that version, and when it was heard.
+        self._versions: FIFOCache[str, tuple[int, float]] = FIFOCache(MAX_PEERS_KNOWN)
+        self._versions_lock = threading.Lock()  # another thread reads them for the status
         self._said = Rarely()
         self._registered: frozenset[str] | None = None if not swarm.only_registered else frozenset()
 
@@ -100,10 +111,11 @@ class Peers:
         return len(self._live())
 
     def learn(self, member: Member, *, from_itself: bool) -> bool:
-        """Take in a record. True if the peer is new here.
+        """Store a record. Return whether the peer is new here.
 
-        What the peer itself shows counts, whatever its clock says now or said before. A record that
-        somebody else hands on must not be expired, and be newer than all that we have seen.
+        A record that the peer itself shows is always stored, whatever its clock says now or said
+        before. A record from another peer must not be expired, and must be newer than all that we
+        have seen.
         """
         now = self._clock()
         if member.peer_id == self._me:
@@ -123,21 +135,21 @@ class Peers:
         return is_new
 
     def answered(self, peer_id: str) -> None:
-        """The peer spoke to us."""
+        """Record that the peer spoke to us."""
         if peer := self._peers.get(peer_id):
             peer.met, peer.seen, peer.failures = self._clock(), self._clock(), 0
 
     def failed(self, peer_id: str) -> None:
-        """The peer was not reached, or kept silent."""
+        """Record that the peer was not reached, or did not answer."""
         if peer := self._peers.get(peer_id):
             peer.failures += 1
 
     def known(self) -> list[str]:
-        """The live peers; may be called from another thread."""
+        """Return the live peers; may be called from another thread."""
         return self._live()
 
     def num_failures(self, peer_id: str) -> int:
-        """Return how often in a row the peer was not reached, or kept silent."""
+        """Return how often in a row the peer was not reached or did not answer."""
         peer = self._peers.get(peer_id)
         return peer.failures if peer else 0
 
@@ -149,18 +161,20 @@ class Peers:
         return peer.member.addresses if peer else ()
 
     def record(self, peer_id: str) -> bytes | None:
-        """The peer's record as it was signed."""
+        """Return the peer's record as it was signed; None if it is unknown."""
         peer = self._peers.get(peer_id)
         return peer.member.sealed if peer else None
 
     def is_understood(self, peer_id: str) -> bool:
-        """Return whether one of the peer's environments is ours, in the same version: else no task
-        of it can be checked."""
+        """Return whether the peer shares an environment with us, in the same version.
+
+        Without one, none of its tasks can be checked.
+        """
         peer, ours = self._peers.get(peer_id), self._environments.values()
         return peer is None or not ours or not set(ours).isdisjoint(peer.member.environments)
 
     def is_allowed(self, peer_id: str) -> bool:
-        """Return whether the settings let us exchange groups with the peer."""
+        """Return whether the settings permit an exchange of groups with the peer."""
         only = self._swarm.only_peers
         return (not only or peer_id in only) and (
             self._registered is None or peer_id in self._registered
@@ -168,70 +182,76 @@ class Peers:
 
     @property
     def whom_allowed(self) -> str:
-        """With whom the settings let us exchange, for those with whom they don't."""
+        """Return the explanation for peers that the settings exclude."""
         if self._swarm.only_registered:
             return (
                 "this node exchanges groups only with peers that were registered on the chain when"
                 " its round began"
             )
-        return "this node exchanges groups with the peers on its list only"
+        return "this node exchanges groups only with the peers in its settings"
 
     def is_source(self, peer_id: str) -> bool:
         """Return whether we could learn from the peer."""
         return self.is_understood(peer_id) and self.is_allowed(peer_id)
 
     def is_open(self, peer_id: str) -> bool:
-        """Return whether we could learn from the peer and it has not told us within a record's life
-        that it won't let us."""
+        """Return whether we could learn from the peer and it accepts us.
+
+        It does unless it has refused within a record's lifetime.
+        """
         peer, since = self._peers.get(peer_id), self._clock() - self.lifetime_seconds
         is_closed = peer is not None and peer.closed is not None and peer.closed >= since
         return self.is_source(peer_id) and not is_closed
 
     def close(self, peer_id: str) -> None:
-        """The peer told us that it does not exchange groups with us."""
+        """Record that the peer refuses to exchange groups with us."""
         if peer := self._peers.get(peer_id):
             peer.closed = self._clock()
 
     def open(self, peer_id: str) -> None:
-        """The peer exchanges groups with us."""
+        """Record that the peer exchanges groups with us."""
         if peer := self._peers.get(peer_id):
             peer.closed = None
 
     def allow_registered(self, peer_ids: Collection[str]) -> None:
-        """With `only_registered`: these are the peers that the chain knows."""
+        """Set the peers that are registered on the chain, for `only_registered`."""
         if self._swarm.only_registered:
             self._registered = frozenset(peer_ids)
 
     def speaks(self, peer_id: str, version: int) -> None:
-        """The peer's frames are of another version of the exchange than ours. Said once for each
-        peer."""
+        """Record, and log once a peer, that the peer speaks another version of the exchange."""
         if peer_id not in self._versions and self._said.may():
             log.warning(
-                "peer speaks another version of the exchange peer=%s theirs=%d ours=%d: upgrade the older of the two",
-                peer_id, version, messages.VERSION,
-            )  # fmt: skip
+                "peer speaks another version of the exchange peer=%s theirs=%d ours=%d:"
+                " upgrade the older of the two",
+                peer_id,
+                version,
+                messages.VERSION,
+            )
         with self._versions_lock:
             self._versions[peer_id] = version, self._clock()
 
     def other_versions(self) -> dict[str, int]:
-        """Versions of our environments, and of the exchange ("exchange 2"), that are not ours, with
-        the number of live peers that run them."""
-        live, since = (
-            (self._peers.get(peer_id) for peer_id in self._live()),
-            self._clock() - self.lifetime_seconds,
-        )
-        named = Counter(
-            theirs for peer in live if peer is not None for theirs in self._differing(peer)
-        )
+        """Return the number of live peers by other version, such as "exchange 2".
+
+        These are versions of our environments and of the exchange that are not ours.
+        """
+        since = self._clock() - self.lifetime_seconds
+        named = Counter[str]()
+        for peer_id in self._live():
+            if (peer := self._peers.get(peer_id)) is not None:
+                named.update(self._differing(peer))
         with self._versions_lock:
             versions = list(self._versions.values())
         named.update(f"exchange {version}" for version, when in versions if when >= since)
         return dict(named)
 
     def draw(self, rng: random.Random, exclude: Collection[str]) -> str | None:
-        """A random peer that we can learn from and that is not in quarantine, by weight; now and
-        then one that we were only told of. One that failed lately, or won't exchange with us, only
-        if there is no other. None: nobody left.
+        """Draw a random peer by weight; None: nobody is left.
+
+        It is a peer that we can learn from and that is not in quarantine, now and then one that is
+        known only from others. One that failed lately, or refuses us, is drawn only if there is no
+        other.
         """
         now = self._clock()
         free = [
@@ -252,17 +272,17 @@ class Peers:
         return rng.choices(sound, list(weights.values()))[0]
 
     def rate(self, peer_id: str, share: float) -> None:
-        """Note what share (0 to 1) of what the peer answered could be learnt from."""
+        """Record the share (0 to 1) of the peer's groups that we could learn from."""
         if peer := self._peers.get(peer_id):
             peer.useful += LEARNING_RATE * (share - peer.useful)
 
     def to_greet(self, rng: random.Random, count: int) -> list[str]:
-        """Peers that were silent for half a record's life or did not answer the last time, and
-        peers that we know from others only; of either kind at least half of those to be greeted,
-        and those that failed most last.
+        """Return at most `count` peers to greet.
 
-        At most `count`, and few once enough others spoke to us lately: a greeting brings up to 10
-        KB of records.
+        These are peers that were silent for half a record's lifetime or did not answer last time,
+        and peers known only from others: at least half of the places for either kind, those that
+        failed most last. Only a few once enough peers spoke to us lately: a greeting brings up to
+        10 KB of records.
         """
         now = self._clock()
         stale = now - self.lifetime_seconds / 2
@@ -282,17 +302,18 @@ class Peers:
         return known[:num_known] + told[: count - num_known]
 
     def sample(self, rng: random.Random, count: int, exclude: str) -> list[bytes]:
-        """Records to hand on: of peers that we heard ourselves within a record's life, so that the
-        dead don't go round."""
+        """Return records to relay: of peers that we heard ourselves within a record's lifetime.
+
+        Records of dead peers would circulate otherwise.
+        """
         now = self._clock()
         met = [p for p in self._live() if p != exclude and self._is_met(p, now)]
         return [self._peers[p].member.sealed for p in rng.sample(met, min(count, len(met)))]
 
     def strike(self, peer_id: str) -> float:
-        """The peer sent what is invalid. From the second time in a row on it is not asked for a
-        growing time.
+        """Record that the peer sent invalid data; return the seconds of quarantine, 0: none.
 
-        Returns the seconds of quarantine, 0: none yet.
+        From the second time in a row on, it is not asked for a growing time.
         """
         conduct = self._conduct.setdefault(peer_id, _Conduct())
         conduct.strikes, conduct.num_good = conduct.strikes + 1, 0
@@ -306,7 +327,7 @@ class Peers:
         return seconds
 
     def absolve(self, peer_id: str) -> None:
-        """The peer sent groups that all hold. After GOOD_PER_STRIKE of these: one strike less."""
+        """Record that the peer sent only valid groups; GOOD_PER_STRIKE of these cancel a strike."""
         conduct = self._conduct.get(peer_id)
         if conduct is None:
             return
@@ -320,7 +341,7 @@ class Peers:
         return self._is_quarantined(peer_id, self._clock())
 
     def multiaddrs(self, count: int) -> list[str]:
-        """Full addresses (with /p2p/) of the peers heard last, for the cache."""
+        """Return full addresses (with /p2p/) of the peers heard last, for the cache."""
         met = sorted(
             (p for p in self._peers.values() if p.met is not None), key=lambda p: -(p.met or 0.0)
         )
@@ -332,8 +353,11 @@ class Peers:
         return [peer_id for peer_id, peer in list(self._peers.items()) if peer.seen >= since]
 
     def _weigh(self, peer: _Peer, now: float) -> float:
-        """The draw's weight of a peer: LEAST_PREFERENCE to 1 for each of three things, to the power
-        of its setting."""
+        """Return the draw's weight of a peer.
+
+        It is the product of three preferences from LEAST_PREFERENCE to 1, each to the power in its
+        setting.
+        """
         shared = (
             len(self._families & peer.member.families) / len(self._families)
             if self._families
@@ -351,14 +375,16 @@ class Peers:
         return [theirs for theirs, ours in named if ours not in (None, theirs)]
 
     def _tell(self, peer: _Peer) -> None:
-        """Say it once for each peer; once more if it had our versions in between."""
+        """Log other versions once for each peer, and again after it had our versions."""
         differing = self._differing(peer)
         if differing and not peer.told and self._said.may():
             log.warning(
-                "peer runs another version, so its tasks can't be checked here peer=%s theirs=%s ours=%s: "
-                "upgrade the older of the two",
-                peer.member.peer_id, ", ".join(differing), ", ".join(self._environments.values()),
-            )  # fmt: skip
+                "peer runs another version, so its tasks can't be verified here peer=%s theirs=%s"
+                " ours=%s: upgrade the older of the two",
+                peer.member.peer_id,
+                ", ".join(differing),
+                ", ".join(self._environments.values()),
+            )
         peer.told = bool(differing)
 
     def _is_quarantined(self, peer_id: str, now: float) -> bool:
@@ -366,7 +392,7 @@ class Peers:
         return conduct is not None and now < conduct.until
 
     def _is_met(self, peer_id: str, now: float) -> bool:
-        """Return whether the peer itself spoke to us within a record's life."""
+        """Return whether the peer itself spoke to us within a record's lifetime."""
         met = self._peers[peer_id].met
         return met is not None and met >= now - self.lifetime_seconds
 

@@ -1,0 +1,1 @@
+"""The exchange of groups between peers."""

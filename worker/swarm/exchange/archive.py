@@ -1,7 +1,6 @@
-"""The signed groups of our last rounds, on the disk: whoever audits our rewards gets them, also
-after a restart.
+"""The signed groups of our last rounds on the disk, served to auditors, also after a restart.
 
-A file is named by its round and the digest of its bytes. A round that was done again after a crash
+A file is named by its round and the digest of its bytes. A round that was run again after a crash
 may have two: the ledger says which of them the reward is for.
 """
 
@@ -15,15 +14,14 @@ _SUFFIX = ".groups"
 
 
 class Archive:
-    """The content of `folder`: the newest `keep_rounds` rounds."""
+    """The newest `keep_rounds` rounds, in `folder`."""
 
     def __init__(self, folder: Path, keep_rounds: int) -> None:
         self._folder = folder
         self._keep_rounds = keep_rounds
 
     def put(self, round: int, sealed: bytes) -> str:
-        """Keep the groups; on return they are on the disk. Returns their digest. Raises
-        ResourceError."""
+        """Store the groups durably and return their digest. Raises ResourceError."""
         digest = groups_digest(sealed)
         write_whole(self._folder / f"{round}-{digest}{_SUFFIX}", sealed)
         rounds = sorted({_round_of(file) for file in self._files()})
@@ -33,7 +31,7 @@ class Archive:
         return digest
 
     def find(self, digest: str) -> bytes | None:
-        """The groups with this digest, None if they are not kept any more or never were."""
+        """Return the groups with this digest, None if they are not stored (any more)."""
         for file in self._files():
             if file.stem.endswith(f"-{digest}"):
                 return file.read_bytes()

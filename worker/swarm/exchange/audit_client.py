@@ -1,8 +1,7 @@
-"""An auditor: a client that is not a member of the swarm and asks its members for groups that they
-signed.
+"""A client for auditors: requests signed groups from members without being a member.
 
-Its key earns nothing, so it makes that itself. It has no groups, is not drawn, and can't be told
-from an untrusted peer.
+Its key earns nothing, so it creates that itself. It has no groups, is not drawn, and can't be
+distinguished from an untrusted peer.
 """
 
 import asyncio
@@ -23,18 +22,17 @@ _KEY_FILE = "auditor.pem"
 _LOOK_SECONDS = 0.2
 _FETCH_SECONDS = 30.0
 _PEER_SECONDS = 30.0
-"""Patience for one peer to be found; those of a swarm are found together."""
+"""Time for one peer to be found; those of a swarm are found together."""
 
 
 class Listener:
-    """Asks peers for groups, within `timeout_seconds` in all. A context manager; state in
-    `folder`."""
+    """Requests groups from peers, within `timeout_seconds` in all. Its state is in `folder`."""
 
     def __init__(self, swarm: settings.Swarm, folder: Path, timeout_seconds: float) -> None:
         key_file = folder / _KEY_FILE
         if not key_file.exists():
             identity.create(key_file)
-        # Besides a worker of the same settings: any port, and no address to be found at.
+        # A worker may run with the same settings: use any port, and announce no address.
         self._network = Network(
             swarm.model_copy(update={"port": 0, "announce": ()}), key_file, folder, is_member=False
         )
@@ -54,12 +52,11 @@ class Listener:
         self._network.close()
 
     def join_through(self, multiaddrs: Sequence[str]) -> None:
-        """Use these bootnodes too, such as those that the chain names."""
+        """Add bootnodes, such as those that the chain names."""
         self._network.join_through(multiaddrs)
 
     def find(self, peer_id: str, digest: str) -> bytes:
-        """The peer's signed groups with this digest, as it serves them. Raises SwarmError if they
-        can't be had."""
+        """Return the peer's signed groups with this digest. Raises SwarmError if that fails."""
         self._await_peer(peer_id)
         return self._network.call(self._fetch(peer_id, digest), _FETCH_SECONDS + 5)
 

@@ -1,5 +1,4 @@
-"""One round's requests: peers are drawn at random, asked, checked and, when they fail, replaced by
-others."""
+"""One round's requests: draw peers at random, ask them, verify answers, replace failed peers."""
 
 import asyncio
 import logging
@@ -24,28 +23,25 @@ from worker.swarm.transport.streams import UNREACHABLE
 log = logging.getLogger(__name__)
 
 MAX_DRAWS_PER_PEER = 3
-"""Peers that are asked in a round at most, for each of `peers_per_round`: bounds what a round costs
-when many fail."""
+"""Peers asked in a round at most, for each of `peers_per_round`: bounds the cost of failures."""
 MAX_WAITS = 100
 RETRY_PAUSE_SECONDS = 2.0
-"""Before a peer that was not reached is asked a second time, when there is nobody else and nobody
-was heard yet."""
+"""Before an unreachable peer is asked again, if there is no other and none was heard yet."""
 LOOK_EVERY_SECONDS = 1.0
-"""Also how long no more peers are asked than will do if all are ready."""
+"""Poll interval; also how long only as many peers are asked as suffice if all are ready."""
 OWN_SECONDS = 2.0
-"""Time that a sender's groups had to themselves before it is to blame that they are not scored."""
+"""Scoring time that a sender's groups must have had before it is blamed for unscored ones."""
 TO_END_SECONDS = 0.25
-"""Before the deadline scoring ends, so that what it came to is taken in."""
+"""Scoring ends this long before the deadline, so that its result is used."""
 CLOSED = frozenset({"not-allowed", "environment", "version"})
-"""Refusals of a peer that won't exchange groups with us as things are, this round or another."""
+"""Reasons of a peer that refuses us in general, not only in this round."""
 
 
 @dataclass
 class Checked:
-    """The result of one answer. A thread fills it; what it has done counts, though there be no time
-    for the rest."""
+    """The result of one answer, filled by a thread; a partial result counts, too."""
 
-    num_groups: int = 1  # until it is known
+    num_groups: int = 1  # until it is decoded
     scored: list[ScoredGroup] = field(default_factory=list)
     bad: list[BadRecord] = field(default_factory=list)
 
@@ -61,11 +57,11 @@ class Scoring:
     async def open_and_verify(
         self, sealed: bytes, peer_id: str, round: int, deadline: float
     ) -> Checked:
-        """Return what holds and what does not, within half of the time that is left until
-        `deadline` (monotonic), or within OWN_SECONDS of it. What is not scored then is bad:
-        "slow-to-score" if the sender had those, else "late".
+        """Return the valid and the invalid groups of an answer.
 
-        Raises BadRecord if what is sealed are no groups.
+        It takes at most half of the time that is left until `deadline` (monotonic), or OWN_SECONDS
+        of it. Groups that are not scored by then are invalid: "slow-to-score" if the sender had
+        that time, else "late". Raises BadRecord if `sealed` does not contain groups.
         """
         async with self._turn:
             started, filling = time.monotonic(), Checked()
@@ -86,7 +82,7 @@ class Scoring:
                 )
             finally:
                 if work.cancelled():
-                    # The thread ends with the group that it is at; the next sender gets a new one.
+                    # The thread ends after its current group; the next sender gets a new one.
                     self.close()
                     self._pool = self._make_pool()
         checked = Checked(filling.num_groups, list(filling.scored), list(filling.bad))
@@ -120,8 +116,10 @@ class Scoring:
 
 @dataclass
 class Collecting:
-    """One round's requests; `run` once. `want`: groups, `deadline`: monotonic seconds, `num_peers`:
-    k."""
+    """One round's requests; call `run` once.
+
+    `want`: groups, `deadline`: monotonic seconds, `num_peers`: k.
+    """
 
     network: Network
     serving: Serving
@@ -138,11 +136,10 @@ class Collecting:
     seconds_scoring: float = 0.0
     _judging_since: float = 0.0
     _num_judging: int = 0
-    _doubtful: set[str] = field(
-        default_factory=set
-    )  # peers that sent what is invalid: no holders of others' groups
+    # Peers that sent invalid data; they are not asked for others' groups.
+    _doubtful: set[str] = field(default_factory=set)
     _gone: list[str] = field(default_factory=list)  # peers that were not reached
-    _answered: int = 0  # requests that brought a group at least
+    _answered: int = 0  # requests that brought at least one group
     _tasks: "dict[asyncio.Task[int], str]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -171,8 +168,7 @@ class Collecting:
 
     @contextmanager
     def _judging(self) -> Iterator[None]:
-        """Count the time of the block as scoring; blocks may overlap, since answers come side by
-        side."""
+        """Count the time of the block as scoring; blocks may overlap, as answers are concurrent."""
         if self._num_judging == 0:
             self._judging_since = time.monotonic()
         self._num_judging += 1
@@ -205,9 +201,12 @@ class Collecting:
                 return
 
     def _choose_number(self) -> int:
-        """Have k requests that were answered or may still be; in the second half of the time twice
-        those still open. At first only as many as bring enough if every peer is ready and has as
-        many groups as the last one had."""
+        """Return the number of requests to have open.
+
+        There are k requests that were answered or are still open; in the second half of the time
+        twice those still open. At first only as many as bring enough if every peer is ready and has
+        as many groups as the last one had.
+        """
         now, number = time.monotonic(), self.num_peers - self._answered
         if now >= self._hedge_at:
             return 2 * number
@@ -219,24 +218,25 @@ class Collecting:
         return self.network.rng.sample(sorted(peer_ids), min(messages.MAX_HOLDERS, len(peer_ids)))
 
     async def _ask(self, peer_id: str, pause_seconds: float = 0.0) -> int:
-        """Get the groups of a peer, from itself or, when it is full, from those that it names; how
-        many hold."""
+        """Get the groups of a peer; return how many are valid.
+
+        They come from itself or, when it is full, from the holders that it names.
+        """
         await asyncio.sleep(pause_seconds)
         kind, payload = await self._request(peer_id)
         if kind is Kind.GROUPS:
             return await self._check(peer_id, peer_id, payload)
         if kind is Kind.ELSEWHERE:
-            named = messages.decode_peers(payload)[
-                : messages.MAX_HOLDERS
-            ]  # the others are nothing to us
-            return await self._ask_holders(
-                peer_id, [self.network.learn(sealed, sender="").peer_id for sealed in named]
-            )
+            named = messages.decode_peers(payload)[: messages.MAX_HOLDERS]
+            holders = [self.network.learn(sealed, sender="").peer_id for sealed in named]
+            return await self._ask_holders(peer_id, holders)
         raise BadRecord("malformed", f"answer to a request for groups is {kind.name}")
 
     async def _ask_holders(self, owner: str, holders: Sequence[str]) -> int:
-        """Get the groups of `owner` from others; how many hold. Raises Refused if nobody has
-        any."""
+        """Get the groups of `owner` from others; return how many are valid.
+
+        Raises Refused if none of them has any.
+        """
         peers = self.network.peers
         for holder in holders:
             if (
@@ -260,8 +260,10 @@ class Collecting:
         raise Refused("full: nobody else has these groups")
 
     async def _request(self, peer_id: str, owner: str = "") -> tuple[Kind, bytes]:
-        """The answer to a standing request for the groups of `owner` (empty: of the peer
-        itself)."""
+        """Return the answer to a standing request for the groups of `owner`.
+
+        If `owner` is empty, they are the peer's own.
+        """
         patience = max(0, min(int(self.deadline - time.monotonic()), messages.MAX_PATIENCE_SECONDS))
         async with self.network.stream(peer_id) as stream:
             request = messages.encode_ask(self.round, patience, self.network.member().sealed, owner)
@@ -277,13 +279,15 @@ class Collecting:
             while kind is Kind.WAIT:
                 num_waits += 1
                 if num_waits > MAX_WAITS:
-                    raise BadRecord("flood", f"{peer_id} answers nothing but WAIT")
+                    raise BadRecord("flood", f"{peer_id} sent more than {MAX_WAITS} WAIT frames")
                 kind, payload = await stream.receive(messages.MAX_FRAME_BYTES)
         return kind, payload
 
     async def _check(self, owner: str, sender: str, sealed: bytes) -> int:
-        """Return the number of valid groups. A peer that relays invalid groups is blamed: it should
-        have verified them."""
+        """Return the number of valid groups.
+
+        A peer that relays invalid groups is blamed: it should have verified them.
+        """
         with self._judging():
             checked = await self.scoring.open_and_verify(sealed, owner, self.round, self.deadline)
         scored, bad = checked.scored, checked.bad
@@ -301,8 +305,7 @@ class Collecting:
         return len(scored)
 
     def _note_refusal(self, peer_id: str, refusal: Refused) -> None:
-        """The peer is there. If it won't exchange with us at all, that is logged once in a
-        while."""
+        """Record a refusal; log it from time to time if the peer refuses us in general."""
         self.tally.note_refusal(refusal.reason)
         if refusal.reason in CLOSED:
             self.network.peers.close(peer_id)
@@ -319,8 +322,7 @@ class Collecting:
         self.network.hear(peer_id)
 
     def _settle(self, task: "asyncio.Task[int]", peer_id: str) -> None:
-        """What a request that ended means. One that brought nothing that holds makes room for
-        another draw."""
+        """Handle a request that ended; one without valid groups makes room for another draw."""
         error, peers = task.exception(), self.network.peers
         if error is None:
             self._answered += task.result() > 0
@@ -340,8 +342,7 @@ class Collecting:
             log.error("request failed peer=%s round=%d", peer_id, self.round, exc_info=error)
 
     def _blame(self, peer_id: str, errors: Sequence[BadRecord]) -> None:
-        """Count what is invalid, say it in one line, and ask a sender that keeps lying no
-        longer."""
+        """Count and log invalid groups; quarantine a sender that keeps sending them."""
         reasons = Counter(error.reason for error in errors)
         self._doubtful.add(peer_id)
         self.rejected.update(reasons)

@@ -1,8 +1,7 @@
-"""Groups served to the peers that ask for a round of them: ours, and for a while those of others
-that we checked.
+"""Serve groups to the peers that ask for a round: ours, and verified ones of other peers.
 
-A node that many ask at once serves a bounded number of them and tells the others who holds its
-groups by now. They are signed by their owner, so it does not matter through whose hands they come.
+A node that many ask at once serves a bounded number of them and names other holders of its groups
+to the rest. Groups are signed by their owner, so it does not matter which peer relays them.
 """
 
 import asyncio
@@ -28,8 +27,7 @@ MAX_BYTES_HELD = 16 << 20
 """Of other peers' groups, all rounds together."""
 MAX_HOLDERS_KNOWN = 16
 MAX_ROUNDS_AHEAD = 100
-"""Of ours, in a request that stands until we are there; we won't be while it waits if it is
-further."""
+"""Of ours, in a request that waits for our round; we would not get there while it waits."""
 MAX_TIMES_SERVED = 3
 """The same groups to the same peer: it may have been killed before it had trained on them."""
 MAX_SERVED_REMEMBERED = 4096
@@ -37,7 +35,7 @@ MAX_SERVED_REMEMBERED = 4096
 
 @dataclass
 class _Published:
-    """Our groups of one round as a frame, and who got them last."""
+    """Our groups of one round as a frame, and the peers that got them last."""
 
     frame: bytes
     num_groups: int
@@ -57,13 +55,12 @@ class Serving:
         self._ours: dict[int, _Published] = {}
         self._held: dict[tuple[int, str], bytes] = {}  # round, owner -> GROUPS frame
         self._published = asyncio.Event()
-        self._asking: dict[str, asyncio.Task[None]] = {}  # whom we serve, one request each
-        self._num_served: FIFOCache[tuple[int, str, str], int] = FIFOCache(
-            MAX_SERVED_REMEMBERED
-        )  # by round, owner and asker
+        self._asking: dict[str, asyncio.Task[None]] = {}  # the askers, one request each
+        # By round, owner and asker.
+        self._num_served: FIFOCache[tuple[int, str, str], int] = FIFOCache(MAX_SERVED_REMEMBERED)
 
     def put(self, round: int, frame: bytes, num_groups: int) -> None:
-        """Serve our groups of `round`; those of the oldest rounds go."""
+        """Serve our groups of `round`; those of the oldest rounds are dropped."""
         self._ours[round] = _Published(frame, num_groups)
         for old in sorted(self._ours)[: -self._swarm.keep_rounds]:
             del self._ours[old]
@@ -76,21 +73,19 @@ class Serving:
         self._published = asyncio.Event()
 
     def hold(self, round: int, owner: str, sealed: bytes) -> None:
-        """Have another peer's groups, all of which hold, ready for who can't get them from
-        itself."""
+        """Keep another peer's valid groups for peers that can't get them from their owner."""
         if sum(map(len, self._held.values())) + len(sealed) <= MAX_BYTES_HELD:
             self._held[round, owner] = messages.encode_frame(messages.Kind.GROUPS, sealed)
 
     async def answer(self, peer_id: str, ask: messages.Ask, stream: Stream) -> None:
-        """Answer a peer's standing request: at once, when the groups are ready, or with the reason
-        why not."""
+        """Answer a peer's standing request with the groups, when they are ready, or a refusal."""
         network = self._network
         owner = ask.owner or network.identity.peer_id
         if not network.peers.is_allowed(peer_id):
             await network.refuse(peer_id, stream, "not-allowed", network.peers.whom_allowed)
         elif not network.peers.is_understood(peer_id):
             ours = ", ".join(network.environments)
-            explanation = f"this node has {ours}, the asker not; upgrade the older of the two"
+            explanation = f"this node has {ours}, the asker does not; upgrade the older of the two"
             await network.refuse(peer_id, stream, "environment", explanation)
         elif self._num_served.get((ask.round, owner, peer_id), 0) >= MAX_TIMES_SERVED:
             explanation = (
@@ -106,7 +101,7 @@ class Serving:
                 await self._answer_in_time(peer_id, ask, stream)
 
     async def answer_audit(self, digest: str, stream: Stream) -> None:
-        """Give whoever asks the groups that we signed and committed to."""
+        """Send the groups that we signed and committed to."""
         sealed = self._archive.find(digest)
         if sealed is None:
             await stream.refuse(
@@ -152,7 +147,7 @@ class Serving:
                 self._tally.groups["handed-on"] += 1
 
     async def _send_elsewhere(self, peer_id: str, round: int, stream: Stream) -> None:
-        """We are full. Name those that got our groups of this round last, if there are any."""
+        """Name the peers that got our groups of this round last, since we are full."""
         published, network = self._ours.get(round), self._network
         holders = (
             [h for h in dict.fromkeys(reversed(published.holders)) if h != peer_id]
@@ -174,8 +169,7 @@ class Serving:
 
     @contextlib.contextmanager
     def _asked_by(self, peer_id: str) -> Iterator[None]:
-        """One of the places for askers, while the block lasts. The peer's older request ends, if
-        there is one."""
+        """Occupy one of the places for askers during the block; end the peer's older request."""
         this = asyncio.current_task()
         if this is None:
             raise RuntimeError("requests are answered in tasks")
@@ -189,7 +183,7 @@ class Serving:
                 del self._asking[peer_id]
 
     async def _wait_for_groups(self, round: int, patience: float, stream: Stream) -> bool:
-        """Until the groups of `round` are there or won't come. False: the asker has gone."""
+        """Wait until the groups of `round` are ready or time is up; False if the asker left."""
         deadline = time.monotonic() + patience
         gone = asyncio.create_task(stream.wait_closed())
         try:

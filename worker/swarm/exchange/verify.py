@@ -1,7 +1,6 @@
-"""Trust nobody: a peer's group counts only after its task was regenerated and its completions were
-scored here.
+"""Verify peers' groups: regenerate each task and score its completions here.
 
-Nothing that a peer says about a question, an answer or a reward is used; none of that even travels.
+No statement of a peer about a question, an answer or a reward is used; none of that is sent.
 """
 
 import math
@@ -16,36 +15,39 @@ from worker.records import Group, Rollout, ScoredGroup, Task, round_seed
 from worker.swarm.protocol.messages import Limits, hash_families
 
 INNOCENT = frozenset({"version", "unknown-task", "late"})
-"""Reasons for which a group is dropped and its sender not blamed: it runs another version or other
-task families, or what was left of the round was too short to score it."""
+"""Reasons for which a group is dropped and its sender not blamed.
+
+It runs another version or other task families, or the round was too short to score it.
+"""
 MIN_COMPLETIONS = 2
 """One completion alone has no advantage over others."""
 
 
 class TaskSource(Protocol):
-    """The part of the environments that the verifier uses. Both raise BadRecord for a task that is
-    not known here."""
+    """The part of the environments that the verifier uses.
+
+    Both methods raise BadRecord for an unknown task.
+    """
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """Names and versions of the environments, such as "reasoning-gym 0.1.25"."""
+        """Return names and versions of the environments, such as "reasoning-gym 0.1.25"."""
         ...
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The task families of the mix, each named in full: two nodes name one the same if their
-        tasks of it agree."""
+        """Return the task families of the mix; two nodes name one alike if its tasks agree."""
         ...
 
     def question(self, task: Task) -> str: ...
 
     def score(self, task: Task, completions: Sequence[str]) -> list[float]:
-        """A reward in [0, 1] for each completion, in bounded time."""
+        """Return a reward in [0, 1] for each completion, in bounded time."""
         ...
 
 
 class Verifier:
-    """Checks what peers sent. Slow (it scores): never called in the exchange's event loop."""
+    """Checks peers' groups. It scores, so it is slow: never call it in the event loop."""
 
     def __init__(self, tasks: TaskSource, swarm: settings.Swarm, max_group_size: int) -> None:
         self._tasks = tasks
@@ -54,8 +56,7 @@ class Verifier:
         self.limits = Limits(swarm.max_groups_per_peer, max_group_size, swarm.max_completion_bytes)
 
     def verify(self, peer_id: str, round: int, group: Group) -> ScoredGroup:
-        """The group with our own question and rewards. Raises BadRecord if anything about it is
-        invalid."""
+        """Return the group with our own question and rewards. Raises BadRecord if it is invalid."""
         task, limits = group.task, self.limits
         seed = round_seed(peer_id, round)
         if task.seed != seed:
@@ -91,8 +92,7 @@ class Verifier:
     def verify_each(
         self, peer_id: str, round: int, groups: Sequence[Group]
     ) -> Iterator[ScoredGroup | BadRecord]:
-        """One after the other: the group if it holds, or why it does not. A task that comes twice
-        counts once."""
+        """Yield each group if it is valid, or the error. A task that comes twice counts once."""
         seen = Counter[Task]()
         for group in groups:
             seen[group.task] += 1
@@ -110,10 +110,10 @@ class Verifier:
     def verify_all(
         self, peer_id: str, round: int, groups: Sequence[Group], until: float = math.inf
     ) -> tuple[list[ScoredGroup], list[BadRecord]]:
-        """Return what of a peer's groups holds, and why the rest does not.
+        """Return a peer's valid groups, and the errors of the others.
 
-        Raises BadRecord ("slow-to-score") when it is past `until` (monotonic seconds) and there are
-        groups left.
+        Raises BadRecord ("slow-to-score") when it is past `until` (monotonic seconds) and groups
+        are left.
         """
         results: list[ScoredGroup | BadRecord] = []
         for result in self.verify_each(peer_id, round, groups):

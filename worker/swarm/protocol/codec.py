@@ -1,8 +1,8 @@
-"""msgpack, read value by value as a schema wants them: lists are entered, never built.
+"""A typed msgpack decoder: values are read one by one as a schema expects them.
 
-A decoder that builds a message before it looks at it builds what untrusted peers like: 1.4 KB on
-the wire become 8 MiB of empty lists inside lists, and those 560 MB of objects. Here a message costs
-what its schema has, and the first value that is not of it is the last one that is read.
+A decoder that builds a message before it is checked builds whatever an untrusted peer sends: 1.4 KB
+on the wire become 8 MiB of nested empty lists, and those become 560 MB of objects. Here the cost of
+a message is bounded by its schema, and decoding ends at the first invalid value.
 """
 
 import math
@@ -36,7 +36,7 @@ class Fields:
         self._values.feed(data)
 
     def enter(self, at_least: int = 0, at_most: int = _LONGEST_LIST) -> range:
-        """The next value is a list: its items are the next ones. As a range, to go through them."""
+        """Enter a list, whose items are the next values; return the range of their indices."""
         try:
             length = self._values.read_array_header()
         except (ValueError, msgpack.UnpackException):
@@ -47,12 +47,12 @@ class Fields:
         return range(length)
 
     def value(self) -> Any:
-        """The next value, whatever it is; if that is a list or a map, it is empty."""
+        """Return the next value, whatever it is; a list or a map is valid only if it is empty."""
         try:
             return self._values.unpack()
         except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
             raise BadRecord(
-                "malformed", f"{self._num_bytes} bytes that are no message of ours"
+                "malformed", f"{self._num_bytes} bytes that are not a valid message"
             ) from None
 
     def integer(self, low: int = 0, high: int = MAX_INTEGER) -> int:
@@ -62,7 +62,7 @@ class Fields:
         return value
 
     def number(self) -> float:
-        """A float; no integer, and neither infinite nor NaN."""
+        """Return a float that is finite; integers are refused."""
         value = self.value()
         if not isinstance(value, float) or not math.isfinite(value):
             raise BadRecord("malformed", "expected a number")
@@ -81,8 +81,8 @@ class Fields:
         return value
 
     def finish(self) -> None:
-        """Nothing may be left."""
+        """Raise BadRecord unless all bytes were read."""
         if self._values.tell() != self._num_bytes:
             raise BadRecord(
-                "malformed", f"message of {self._num_bytes} bytes goes on after its end"
+                "malformed", f"message of {self._num_bytes} bytes has data after its end"
             )

@@ -1,13 +1,12 @@
-"""Messages between peers, as bytes: versioned frames, msgpack, zstd, signatures; nothing is trusted
-before it is checked.
+"""Messages between peers, as bytes: versioned frames, msgpack, zstd, signatures.
 
 A frame is `hw`, a version byte, a kind byte, the payload's length (4 bytes) and the payload. Header
-and refusals keep their form in every version, so that nodes of different versions can still tell
-each other why they don't understand. Two payloads are signed with the sender's libp2p key, and so
-can be handed on by others: a member's record and a round's groups.
+and refusals keep their form in every version, so that nodes of different versions can still report
+why they don't understand each other. Two payloads are signed with the sender's libp2p key, and so
+can be relayed by others: a member's record and a round's groups.
 
-Every decoder raises BadRecord, and only that, whatever it is given; its memory is bounded by the
-limits below.
+Every decoder raises BadRecord, and only that, for any input; its memory is bounded by the limits
+below.
 """
 
 import asyncio
@@ -28,33 +27,35 @@ from worker.swarm.identity import Identity, verify
 from worker.swarm.protocol.codec import Fields
 
 VERSION = 3
-"""3: a member's record names its task families, and a peer's groups may come from another that
-holds them."""
+"""3: a member's record names its task families, and peers may relay each other's groups."""
 MAX_MEMBER_BYTES = 3584
 MAX_ADDRESSES = 8
 MAX_PEERS = 16
 """Records in one answer to a greeting."""
 MAX_GROUPS_BYTES = 8 << 20
-"""All groups of a round, decompressed. 9 tasks x 8 completions x 600 bytes are 45 KB, and 12 KB on
-the wire."""
+"""All groups of a round, decompressed.
+
+9 tasks x 8 completions x 600 bytes are 45 KB, and 12 KB on the wire.
+"""
 MAX_SERVED_BYTES = MAX_GROUPS_BYTES // 4
-"""Of our own groups of a round, before they are compressed: text that does not compress still fits
-into a frame."""
+"""Of our own groups of a round, uncompressed: text that does not compress still fits a frame."""
 ZSTD_LEVEL = 9
-"""6 % less than level 3 for half a millisecond more, once a round; level 19 would save 4 % more and
-take 10 ms."""
+"""6 % smaller than level 3 for half a millisecond more, once a round.
+
+Level 19 would save 4 % more and take 10 ms.
+"""
 MAX_COMPLETIONS = 256
 """Of a group; no setting allows more."""
 MAX_FRAME_BYTES = 2 << 20
 MAX_REQUEST_BYTES = MAX_MEMBER_BYTES + 128
 MAX_PATIENCE_SECONDS = 600
 MAX_FAMILIES = 64
-"""Task families that a record names at most."""
+"""Task families in a record."""
 FAMILY_BYTES = 4
 MAX_HOLDERS = 3
-"""Records in one hint where else groups are to be had."""
+"""Records of other holders in one ELSEWHERE answer."""
 MAX_LISTED = 16
-"""Addresses and environments that are read in a record."""
+"""Addresses and environments that are accepted in a record."""
 MAX_NAME_BYTES = 128
 """Of a task family, and of a configuration's digest."""
 MAX_KEY_BYTES = 1024
@@ -69,15 +70,24 @@ _ENVIRONMENT = re.compile(r"[a-z0-9-]{1,32} [0-9A-Za-z.+!-]{1,31}")
 
 
 class Kind(enum.IntEnum):
-    HELLO = 1  # a member's record, or nothing from a peer that is not a member; answered by PEERS
-    PEERS = 2  # records of members that the sender heard itself
-    # for the groups of a round; answered by WAIT any number of times, then by GROUPS or REFUSAL
+    """The kinds of frames."""
+
+    HELLO = 1
+    """A member's record, empty from a peer that is not a member; answered by PEERS."""
+    PEERS = 2
+    """Records of members that the sender heard itself."""
     ASK = 3
-    WAIT = 4  # the groups are not ready; they follow in this stream
-    GROUPS = 5  # signed groups
-    REFUSAL = 6  # "reason: explanation", the same in all versions
-    ELSEWHERE = 7  # full, instead of WAIT; records of peers that hold these groups
-    AUDIT = 8  # for signed groups by their digest, from anybody; answered by GROUPS or REFUSAL
+    """For the groups of a round; answered by WAIT, repeatedly, then by GROUPS or REFUSAL."""
+    WAIT = 4
+    """The groups are not ready; they follow in this stream."""
+    GROUPS = 5
+    """Signed groups."""
+    REFUSAL = 6
+    """Text "reason: explanation", the same in all versions."""
+    ELSEWHERE = 7
+    """Sent instead of WAIT when full: records of peers that have these groups."""
+    AUDIT = 8
+    """For signed groups by their digest, from anyone; answered by GROUPS or REFUSAL."""
 
 
 _MAX_PAYLOAD_BYTES = {
@@ -93,12 +103,12 @@ _MAX_PAYLOAD_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A peer's membership record. `issued` and `expires` are the sender's Unix time in seconds;
-    `round` its newest, -1: none yet. `environments` are names and versions, "reasoning-gym 0.1.25":
-    two peers make the same tasks of a recipe only if they have one in common. `families` are short
-    hashes (FAMILY_BYTES) of the task families of its mix.
+    """A peer's membership record.
 
-    `sealed` is the record as it was signed: what is stored and handed on.
+    `issued` and `expires` are the sender's Unix time in seconds; `round` its newest, -1: none yet.
+    `environments` are names and versions, "reasoning-gym 0.1.25": two peers make the same tasks of
+    a recipe only if they have one in common. `families` are short hashes (FAMILY_BYTES) of the task
+    families of its mix. `sealed` is the record as it was signed, which is stored and relayed.
     """
 
     peer_id: str
@@ -114,8 +124,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A standing request for the groups of `round`; the asker waits `patience` seconds. `member`:
-    its own record, sealed. `owner`: whose groups; empty: those of the peer that is asked."""
+    """A standing request for the groups of `round`; the asker waits `patience` seconds.
+
+    `member`: its own record, sealed. `owner`: the peer whose groups are wanted; empty: the peer
+    that is asked.
+    """
 
     round: int
     patience: int
@@ -133,8 +146,10 @@ class Limits:
 
 
 class Refused(Exception):
-    """The other side refused, in good order. `reason` is its first word: "full", "skipped",
-    "version" ...; `version` what it speaks."""
+    """The other side refused in an orderly way.
+
+    `reason` is the first word: "full", "skipped", "version" ...; `version` is its protocol version.
+    """
 
     def __init__(self, text: str, version: int = VERSION) -> None:
         super().__init__(text)
@@ -143,7 +158,7 @@ class Refused(Exception):
 
 
 class OtherVersion(BadRecord):
-    """A frame of another `version` than ours."""
+    """A frame of another protocol version than ours."""
 
     def __init__(self, version: int) -> None:
         super().__init__(
@@ -160,11 +175,11 @@ def encode_frame(kind: Kind, payload: bytes) -> bytes:
 async def read_frame(
     reader: asyncio.StreamReader, max_bytes: int, on_begin: Callable[[], None] | None = None
 ) -> tuple[Kind, bytes]:
-    """The next frame. Raises BadRecord for what is foreign, is newer, or is larger than
-    `max_bytes`, or than its kind ever is; Refused for a refusal.
+    """Read the next frame.
 
-    The caller bounds the time, that until its header is there by `on_begin`. A stream that ends
-    early raises asyncio.IncompleteReadError.
+    Raises BadRecord for a foreign frame, one of another version, or one larger than `max_bytes` or
+    than its kind permits; Refused for a refusal; asyncio.IncompleteReadError if the stream ends
+    early. The caller bounds the time; `on_begin` is called once the header has arrived.
     """
     header = await reader.readexactly(_HEADER.size)
     if on_begin is not None:
@@ -178,7 +193,7 @@ async def read_frame(
     if version != VERSION:
         raise OtherVersion(version)
     if kind not in _MAX_PAYLOAD_BYTES:
-        raise BadRecord("malformed", f"frame of kind {kind}; version {VERSION} has none such")
+        raise BadRecord("malformed", f"frame of unknown kind {kind} in version {VERSION}")
     max_bytes = min(max_bytes, _MAX_PAYLOAD_BYTES[Kind(kind)])
     if length > max_bytes:
         raise BadRecord("too-large", f"frame of {length} bytes; at most {max_bytes} are read")
@@ -186,8 +201,10 @@ async def read_frame(
 
 
 def hash_families(families: Iterable[str]) -> frozenset[bytes]:
-    """Return what a record says of the families of a mix, each of which is named in full; beyond
-    MAX_FAMILIES: not all."""
+    """Return the hashes of the families of a mix for a record, MAX_FAMILIES at most.
+
+    Each family is named in full.
+    """
     hashes = {hashlib.sha256(family.encode()).digest()[:FAMILY_BYTES] for family in families}
     return frozenset(sorted(hashes)[:MAX_FAMILIES])
 
@@ -201,8 +218,10 @@ def seal_member(
     environments: Sequence[str],
     families: frozenset[bytes] = frozenset(),
 ) -> Member:
-    """Sign our own membership record; addresses that peers don't read, or beyond MAX_ADDRESSES, are
-    left out."""
+    """Sign our own membership record.
+
+    Addresses that peers would refuse, or beyond MAX_ADDRESSES, are left out.
+    """
     kept = tuple(a for a in addresses if is_address(a))[:MAX_ADDRESSES]
     fields = [round, VERSION, issued, expires, list(environments), b"".join(sorted(families))]
     sealed = _seal(identity, _MEMBER_DOMAIN, msgpack.packb([identity.peer_id, list(kept), *fields]))
@@ -220,7 +239,7 @@ def seal_member(
 
 
 def open_member(sealed: bytes) -> Member:
-    """Check and decode a membership record. Does not look at the clock."""
+    """Verify and decode a membership record. Does not look at the clock."""
     member = read_member(sealed)
     if not is_genuine(member):
         raise BadRecord("signature", f"membership record is not signed by {member.peer_id}")
@@ -228,7 +247,7 @@ def open_member(sealed: bytes) -> Member:
 
 
 def read_member(sealed: bytes) -> Member:
-    """Decode a membership record that anybody may have written: costs little, proves nothing."""
+    """Decode a membership record without verifying the signature, which is cheap."""
     _, _, body = _open(sealed, MAX_MEMBER_BYTES)
     fields = Fields(body)
     fields.enter(8, 8)
@@ -248,7 +267,7 @@ def read_member(sealed: bytes) -> Member:
 
 
 def is_genuine(member: Member) -> bool:
-    """Return whether the record is signed by the peer whose it says it is."""
+    """Return whether the record is signed by the peer that it names."""
     public_key, signature, body = _open(member.sealed, MAX_MEMBER_BYTES)
     return verify(member.peer_id, public_key, _MEMBER_DOMAIN + body, signature)
 
@@ -260,11 +279,9 @@ def encode_ask(round: int, patience: int, member: bytes, owner: str = "") -> byt
 def decode_ask(payload: bytes) -> Ask:
     fields = Fields(payload)
     fields.enter(4, 4)
-    round, patience, member = (
-        fields.integer(),
-        fields.integer(0, MAX_PATIENCE_SECONDS),
-        fields.binary(MAX_MEMBER_BYTES),
-    )
+    round = fields.integer()
+    patience = fields.integer(0, MAX_PATIENCE_SECONDS)
+    member = fields.binary(MAX_MEMBER_BYTES)
     owner = fields.text()
     fields.finish()
     if owner and not is_peer_id(owner):
@@ -273,8 +290,10 @@ def decode_ask(payload: bytes) -> Ask:
 
 
 def groups_digest(sealed: bytes) -> str:
-    """Return what names signed groups forever: the SHA-256 of all their bytes, signature included,
-    in hexadecimal."""
+    """Return the SHA-256 (hexadecimal) of all bytes of signed groups, signature included.
+
+    It identifies them permanently.
+    """
     return hashlib.sha256(sealed).hexdigest()
 
 
@@ -299,7 +318,7 @@ def encode_elsewhere(members: Sequence[bytes]) -> bytes:
 
 
 def decode_peers(payload: bytes) -> list[bytes]:
-    """The sealed records of PEERS or ELSEWHERE; each is still to be opened."""
+    """Return the sealed records of PEERS or ELSEWHERE; each is still to be opened."""
     fields = Fields(payload)
     records = [fields.binary(MAX_MEMBER_BYTES) for _ in fields.enter(at_most=MAX_PEERS)]
     fields.finish()
@@ -311,13 +330,12 @@ def encode_refusal(reason: str, explanation: str) -> bytes:
 
 
 def size_of(group: Group) -> int:
-    """Bytes of a group in a message before it is compressed, at most."""
+    """Return an upper bound of the bytes of a group in a message, uncompressed."""
     return sum(len(c.encode()) + 64 for c in group.completions) + 256
 
 
 def find_excess(group: Group, limits: Limits) -> str | None:
-    """Return why no peer with these limits would take a group, whatever is sent with it; None: they
-    would."""
+    """Return the reason why no peer with these limits would accept a group; None: they would."""
     if group.task.index >= limits.num_groups:
         return "index"
     if len(group.completions) > limits.num_completions:
@@ -328,8 +346,7 @@ def find_excess(group: Group, limits: Limits) -> str | None:
 
 
 def seal_groups(identity: Identity, round: int, groups: Sequence[Group]) -> bytes:
-    """Pack, compress and sign our groups of a round. They are to be within the peers' limits
-    (swarm.py)."""
+    """Pack, compress and sign our groups of a round, which must be within the peers' limits."""
     rows = [
         [g.task.family, g.task.config_digest, g.task.seed, g.task.index, list(g.completions)]
         for g in groups
@@ -341,11 +358,11 @@ def seal_groups(identity: Identity, round: int, groups: Sequence[Group]) -> byte
 
 
 def open_groups(sealed: bytes, peer_id: str, round: int, limits: Limits) -> tuple[Group, ...]:
-    """Check and decode the groups of `peer_id` in `round`; the signature is checked before anything
-    is decompressed.
+    """Verify and decode the groups of `peer_id` in `round`.
 
-    A group that is over the limits of one group is read all the same: that is not a reason to drop
-    the others, and the verifier (verify.py) drops and counts it.
+    The signature is verified before anything is decompressed. A group that is over the limits of
+    one group is decoded nevertheless: that is not a reason to drop the others, and the verifier
+    (verify.py) drops and counts it.
     """
     public_key, signature, body = _open(sealed, MAX_FRAME_BYTES)
     if not verify(peer_id, public_key, _GROUPS_DOMAIN + body, signature):

@@ -1,8 +1,8 @@
-"""Rank a machine's addresses by how much they are worth telling to peers.
+"""Rank a machine's addresses by how useful they are to peers.
 
-A record has room for eight, and a peer that keeps an address for its next start keeps the first
-two: what reaches this node from anywhere comes first, and networks that end inside this machine
-(those of containers) are left out.
+A record has room for eight, and a peer that keeps addresses for its next start keeps the first two:
+globally reachable ones come first, and networks that end inside this machine (those of containers)
+are left out.
 """
 
 import re
@@ -20,12 +20,11 @@ _NAME = re.compile(r"/dns[46]?/")
 
 
 def ranked(addresses: Iterable[str], inner: frozenset[str] = frozenset()) -> tuple[str, ...]:
-    """Return multiaddrs in the order in which they are worth telling, without those of `inner`
-    hosts.
+    """Return multiaddrs, the most useful first, without those of `inner` hosts.
 
-    Public addresses and names first, then addresses at a relay, then those of private networks,
-    then link-local ones, then loopback. If nothing but `inner` ones and loopback are there, they
-    stay: this is all that there is.
+    Public addresses and names come first, then addresses at a relay, then those of private
+    networks, then link-local ones, then loopback. If there are only `inner` ones and loopback, they
+    are kept.
     """
     known = sorted(dict.fromkeys(addresses), key=lambda address: (_rank(address), address))
     outer = [address for address in known if _host_of(address) not in inner]
@@ -57,11 +56,10 @@ def _host_of(address: str) -> str:
 
 
 def inner_hosts(interfaces: Path = INTERFACES) -> frozenset[str]:
-    """Return this machine's IPv4 addresses on bridges without a physical port: Docker's, libvirt's,
-    CNI's.
+    """Return this machine's IPv4 addresses on bridges without a physical port.
 
-    A bridge that has a network card in it (a hypervisor's own) leads outside and is not one of
-    them.
+    Such are the bridges of Docker, libvirt and CNI. A bridge with a network card in it (a
+    hypervisor's own) leads outside and is not included.
     """
     try:
         bridges = [folder for folder in interfaces.iterdir() if (folder / "bridge").is_dir()]

@@ -1,10 +1,9 @@
-"""libp2p's daemon (`p2pd`, from hivemind's wheel) as our child: started, spoken to, and never left
-behind.
+"""libp2p's daemon (`p2pd`, from hivemind's wheel) as our child process.
 
 The daemon dies with the process that started it, however that ends: the kernel sends it SIGKILL. It
 gets its bootstrap peers from us later (dht.py), because with `-bootstrapPeers` it gives up when
-none of them answers. hivemind's own way of starting it is not used: that starts a second daemon
-with a fixed time-out first, and creates a missing identity silently.
+none of them answers. hivemind's own way to start it is not used: that starts a second daemon with a
+fixed timeout first, and creates a missing identity silently.
 """
 
 import asyncio
@@ -41,14 +40,14 @@ logging.addLevelName(logging.WARNING, "WARNING")
 log = logging.getLogger(__name__)
 
 PROTOCOL = "/hivewright/exchange"
-"""What peers of ours answer; libp2p and hivemind nodes of others do not."""
+"""The protocol that hivewright's peers answer; other libp2p and hivemind nodes do not."""
 P2PD = Path(str(files("hivemind.hivemind_cli") / "p2pd"))
 CONTROL_TIMEOUT_SECONDS = 5.0
 STOP_TIMEOUT_SECONDS = 3.0
 MAX_PEERS_MET = 512
 
-# Becomes p2pd; prctl(PR_SET_PDEATHSIG, SIGKILL) first, which outlives exec. The check closes the
-# gap before it.
+# Becomes p2pd after prctl(PR_SET_PDEATHSIG, SIGKILL), which outlives exec. The check closes the gap
+# before that call.
 _GUARD = (
     "import ctypes, os, sys\n"
     "ctypes.CDLL(None).prctl(1, 9)\n"
@@ -61,12 +60,15 @@ _P2P_CODE = b"\xa5\x03"  # of /p2p/ in multiaddrs: 421 as a varint
 _FOLDER_PREFIX = "hivewright-p2pd-"
 
 Handler = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-"""Serves one incoming stream; the text is the caller's peer id, which libp2p has authenticated."""
+"""Serves one incoming stream; the text is the caller's peer id, authenticated by libp2p."""
 
 
 class Daemon:
-    """One running p2pd. Everything raises SwarmError if the daemon refuses or is gone, TimeoutError
-    if it keeps silent."""
+    """One running p2pd.
+
+    Every method raises SwarmError if the daemon refuses or is gone, TimeoutError if it does not
+    answer.
+    """
 
     def __init__(self, process: "subprocess.Popen[bytes]", folder: Path) -> None:
         self._process = process
@@ -76,9 +78,8 @@ class Daemon:
         self._output: asyncio.Task[None] | None = None
         self._last_line = ""
         self._said_ready = asyncio.Event()
-        self._met: LRUCache[str, None] = LRUCache(
-            MAX_PEERS_MET
-        )  # the peers that we connected with last
+        # The peers that we connected with last.
+        self._met: LRUCache[str, None] = LRUCache(MAX_PEERS_MET)
         self.died = asyncio.Event()
         self.control = f"/unix{folder}/control.sock"
         self.peer_id = ""
@@ -88,8 +89,11 @@ class Daemon:
     async def start(
         cls, identity_file: Path, swarm: settings.Swarm, port: int, relays: Sequence[str] = ()
     ) -> "Daemon":
-        """Start p2pd on the settings' host and `port` (0: the kernel chooses) and wait until it
-        answers. `relays`: what relays.find gives. Must run in a long-lived thread."""
+        """Start p2pd on the settings' host and `port`, and wait until it answers.
+
+        Port 0: the kernel chooses. `relays`: the result of relays.find. Must run in a long-lived
+        thread.
+        """
         # 0700, and a short path: that of a socket has 108 bytes at most.
         _remove_leftovers()
         folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
@@ -102,10 +106,9 @@ class Daemon:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            # On one core at a time it takes half the processor time that it takes on two, and is as
-            # fast.
+            # With one core it takes half the processor time that it takes with two, and is as fast.
             env={"GOLOG_LOG_LEVEL": "error", "GOMAXPROCS": "1"},
-            # a Ctrl-C at the terminal is for the worker, which then stops its daemon
+            # Ctrl-C at the terminal goes to the worker alone, which then stops its daemon.
             start_new_session=True,
         )
         daemon = cls(process, folder)
@@ -142,14 +145,11 @@ class Daemon:
 
     @property
     def death_notice(self) -> str:
-        """Return what is known about the end of a daemon that died."""
-        return (
-            f"libp2p daemon ended with {self._process.poll()}:"
-            f" {self._last_line or 'it said nothing'}"
-        )
+        """Return the known facts about the end of a daemon that died."""
+        return f"libp2p daemon ended with {self._process.poll()}: {self._last_line or 'no output'}"
 
     async def serve(self, protocol: str, handler: Handler) -> None:
-        """Hand every incoming stream of `protocol` to `handler`, each in a task of its own."""
+        """Pass every incoming stream of `protocol` to `handler`, each in a task of its own."""
         path = self._folder / "streams.sock"
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -167,8 +167,10 @@ class Daemon:
         await self._call(request)
 
     async def connect(self, peer_id: str, addresses: Sequence[str], timeout_seconds: float) -> None:
-        """Have a connection to the peer, through one of `addresses` or, without any, where libp2p's
-        own DHT finds it."""
+        """Connect to the peer.
+
+        It is dialled at one of `addresses` or, without any, where libp2p's own DHT finds it.
+        """
         request = p2pd_pb2.Request(
             type=p2pd_pb2.Request.CONNECT,
             connect=p2pd_pb2.ConnectRequest(
@@ -182,8 +184,7 @@ class Daemon:
         self._met[peer_id] = None
 
     def has_met(self, peer_id: str) -> bool:
-        """Return whether `connect` worked for this peer and nothing was heard to the contrary
-        since."""
+        """Return whether `connect` worked for this peer and it was not disconnected since."""
         return peer_id in self._met
 
     async def disconnect(self, peer_id: str) -> None:
@@ -196,8 +197,10 @@ class Daemon:
         await self._call(request)
 
     async def connections(self) -> dict[str, bool]:
-        """The peers that there is a connection with, bootnodes included, and whether one does
-        without a relay."""
+        """Return the connected peers, bootnodes included.
+
+        The value is True if a connection does not go through a relay.
+        """
         response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
         found: dict[str, bool] = {}
         for connection in response.peers:
@@ -206,15 +209,17 @@ class Daemon:
         return found
 
     async def find_addresses(self) -> tuple[str, ...]:
-        """Return where others reach us, as far as libp2p knows by now, the best first. Relays and
-        routers add to it later."""
+        """Return our addresses as far as libp2p knows them by now, the best first.
+
+        Relays and routers add to them later.
+        """
         response = await self._identify()
         return _sorted(response.identify.addrs)
 
     async def open_stream(
         self, peer_id: str, protocol: str, timeout_seconds: float
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A new stream to a peer. The caller closes the writer."""
+        """Open a new stream to a peer. The caller closes the writer."""
         request = p2pd_pb2.Request(
             type=p2pd_pb2.Request.STREAM_OPEN,
             streamOpen=p2pd_pb2.StreamOpenRequest(
@@ -236,7 +241,7 @@ class Daemon:
         return await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY))
 
     async def _read_output(self) -> None:
-        """Follow what the daemon says until its end, which sets `died`."""
+        """Read the daemon's output until its end, which sets `died`."""
         output, rest = asyncio.StreamReader(), b""
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(output), self._process.stdout
@@ -283,9 +288,8 @@ class Daemon:
             async with asyncio.timeout(timeout_seconds):
                 reader, writer = await asyncio.open_unix_connection(self._folder / "control.sock")
                 data = request.SerializeToString()
-                writer.write(
-                    varint(len(data)) + data
-                )  # at once: hivemind's write_pbmsg takes a system call a byte
+                # At once: hivemind's write_pbmsg makes one system call for each byte.
+                writer.write(varint(len(data)) + data)
                 await read_pbmsg_safe(reader, response)
             if response.type == p2pd_pb2.Response.ERROR:
                 raise SwarmError(f"libp2p: {response.error.msg}")
@@ -294,7 +298,7 @@ class Daemon:
         except TimeoutError:
             raise TimeoutError(f"libp2p: no answer within {timeout_seconds:.1f} s") from None
         except (OSError, EOFError) as error:
-            raise SwarmError(f"libp2p daemon is not there: {error}") from None
+            raise SwarmError(f"libp2p daemon does not answer: {error}") from None
         finally:
             if writer is not None:
                 writer.close()
@@ -306,7 +310,7 @@ def speaks_otherwise(error: BaseException) -> bool:
 
 
 def multiaddr(host: str, port: int) -> str:
-    """The libp2p address of a TCP port: host is an IP address or a name."""
+    """Return the libp2p address of a TCP port; `host` is an IP address or a name."""
     for family, protocol in ((socket.AF_INET, "ip4"), (socket.AF_INET6, "ip6")):
         try:
             socket.inet_pton(family, host)
@@ -316,7 +320,7 @@ def multiaddr(host: str, port: int) -> str:
     return f"/dns/{host}/tcp/{port}"
 
 
-# Each request names a peer both ways, and hivemind's base 58 is Python: kept, it costs once a peer.
+# Each request converts a peer id, and hivemind's base 58 is slow Python: cached, once a peer.
 @lru_cache(1024)
 def _peer_id(data: bytes) -> str:
     return str(PeerID(data).to_base58())
@@ -331,8 +335,7 @@ def _peer_bytes(peer_id: str) -> bytes:
 
 
 def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
-    """libp2p's form of the addresses that it understands; an untrusted peer's odd one is left
-    out."""
+    """Return libp2p's form of the addresses, without those that it does not understand."""
     encoded = []
     for address in addresses:
         try:
@@ -343,24 +346,23 @@ def _address_bytes(addresses: Sequence[str]) -> list[bytes]:
 
 
 def _encode(address: str) -> bytes:
-    """An address as p2pd reads it: hivemind writes a peer id in it (that of a relay) in a form that
-    p2pd refuses."""
+    """Return an address as p2pd parses it.
+
+    hivemind writes a peer id in it (that of a relay) in a form that p2pd refuses.
+    """
     direct, *relayed = address.split(P2P)
     data = bytes(Multiaddr(direct).to_bytes())
     for part in relayed:
         peer_id, slash, rest = part.partition("/")
         peer = _peer_bytes(peer_id)
-        data += (
-            _P2P_CODE
-            + bytes([len(peer)])
-            + peer
-            + (bytes(Multiaddr(slash + rest).to_bytes()) if rest else b"")
-        )
+        data += _P2P_CODE + bytes([len(peer)]) + peer
+        if rest:
+            data += bytes(Multiaddr(slash + rest).to_bytes())
     return data
 
 
 def _arguments(folder: Path, swarm: settings.Swarm, port: int, relays: Sequence[str]) -> list[str]:
-    """p2pd's command line as the settings want it. May write a file into its folder."""
+    """Return p2pd's command line for the settings. May write a file into its folder."""
     arguments = [
         f"-hostAddrs={multiaddr(swarm.host, port)}",
         "-dhtServer=1",
@@ -384,8 +386,11 @@ def _arguments(folder: Path, swarm: settings.Swarm, port: int, relays: Sequence[
 
 
 def _sorted(addresses: Iterable[bytes]) -> tuple[str, ...]:
-    """Addresses as text, in the order of `addresses.ranked`, without those that only the daemon
-    understands, such as webtransport's, and without those that lead to no other machine."""
+    """Return addresses as text, in the order of `address_ranking.ranked`.
+
+    Those that only the daemon understands, such as webtransport's, are left out, and those that
+    lead to no other machine.
+    """
     texts = []
     for address in addresses:
         try:
@@ -396,7 +401,7 @@ def _sorted(addresses: Iterable[bytes]) -> tuple[str, ...]:
 
 
 def _remove_leftovers() -> None:
-    """The sockets' folders of our own processes that were killed with -9."""
+    """Remove the socket folders of our own processes that were killed with SIGKILL."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
         pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
         if not Path(f"/proc/{pid}").exists() and folder.stat().st_uid == os.getuid():

@@ -1,10 +1,10 @@
-"""Further chances for holes in firewalls.
+"""Further attempts at hole punching.
 
-libp2p tries to punch one when a connection through a relay is made, and at no other time: not when
-it learns only later at which address others see it, which takes four of them that it is connected
-with directly. And a peer that has reached us through a relay counts as connected, so that libp2p
-does not dial it any more, however public it is. So a connection that goes through a relay is made
-again now and then, while nobody is using it.
+libp2p tries to punch a hole when a connection through a relay is made, and at no other time: not
+when it learns only later at which address others see it, which takes four direct connections. And a
+peer that has reached us through a relay counts as connected, so that libp2p does not dial it again,
+even if it is public. So a connection that goes through a relay is made again from time to time,
+while it is not in use.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 1800.0
-"""Some firewalls can't be got through. A relay ends a connection after that time anyway."""
+"""Some firewalls can't be traversed. A relay ends a connection after that time anyway."""
 
 
 @dataclass
@@ -31,14 +31,14 @@ class _Relayed:
 
 
 class Talks(Protocol):
-    """The part of the network that is asked here."""
+    """The part of the network that is used here."""
 
     def is_talking_with(self, peer_id: str) -> bool:
         """Return whether a stream is open, the peer's or ours."""
 
 
 class Punching:
-    """For one life of the daemon."""
+    """Renewal of relayed connections, for one life of the daemon."""
 
     def __init__(self, network: Talks, daemon: Daemon) -> None:
         self._network = network
@@ -46,9 +46,11 @@ class Punching:
         self._relayed: dict[str, _Relayed] = {}
 
     async def drop_relayed(self, contacts: Collection[str]) -> list[str]:
-        """Drop those connections with `contacts` whose time has come; returns the peers that are to
-        be greeted again, which makes new ones. Raises SwarmError or TimeoutError if the daemon is
-        not there."""
+        """Drop relayed connections with `contacts` that are due; return the peers to greet again.
+
+        Greeting them makes new connections. Raises SwarmError or TimeoutError if the daemon does
+        not answer.
+        """
         now, dropped = time.monotonic(), list[str]()
         connections = await self._daemon.connections()
         only_relayed = [

@@ -1,5 +1,4 @@
-"""Check that bootnodes can be reached as libp2p peers: dialled, and shown to hold the key that
-their address names."""
+"""Check that bootnodes can be reached as libp2p peers with the key that their address names."""
 
 import asyncio
 import tempfile
@@ -17,11 +16,9 @@ DIAL_SECONDS = 10.0
 
 
 def reach(multiaddrs: Sequence[str]) -> dict[str, str | None]:
-    """For each address that ends in /p2p/PEER: None if the peer answered there, else why not. Takes
-    30 s at most.
+    """Dial addresses that end in /p2p/PEER; return None or the reason of the failure for each.
 
-    Dials under an identity that is thrown away afterwards, so a node that runs here is not
-    disturbed.
+    Takes 30 s at most. It uses a temporary identity, so a node that runs here is not disturbed.
     """
     return asyncio.run(_reach(multiaddrs))
 

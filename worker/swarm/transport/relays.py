@@ -1,5 +1,4 @@
-"""Relays for a node that others can't connect to: which of the known ones it is worth to tell
-libp2p about."""
+"""Choose relays, among the known ones, for a node that others can't connect to."""
 
 import asyncio
 from collections.abc import Iterable
@@ -13,10 +12,10 @@ PROBE_TIMEOUT_SECONDS = 2.0
 
 
 async def find(addresses: Iterable[str]) -> list[str]:
-    """One address for each relay that takes connections now; if none does, one for each.
+    """Return one address for each relay that accepts connections now; if none does, one for each.
 
-    libp2p waits for all the relays that it is told about, for three minutes, before it makes do
-    with those that answer.
+    libp2p waits for all the relays that it is given, for three minutes, before it uses those that
+    answer.
     """
     candidates: dict[str, list[tuple[str, str, int]]] = {}
     for address in dict.fromkeys(addresses):
@@ -31,8 +30,10 @@ async def find(addresses: Iterable[str]) -> list[str]:
 
 
 def is_dialable(address: str) -> bool:
-    """Return whether it is an address of a peer that p2pd takes: one that it does not, and
-    bootnodes on the chain are untrusted peers' text, would end it."""
+    """Return whether it is an address of a peer that p2pd accepts; any other would end p2pd.
+
+    Bootnodes on the chain are untrusted text.
+    """
     place = match_tcp_peer(address)
     if place is None:
         return False

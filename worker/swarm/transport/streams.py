@@ -1,4 +1,4 @@
-"""One conversation with a peer, and how many of them untrusted peers may have with us."""
+"""One conversation with a peer, and limits on how many untrusted peers may have with us."""
 
 import asyncio
 import contextlib
@@ -19,12 +19,14 @@ LINGER_SECONDS = 1.0
 ANSWER_TIMEOUT_SECONDS = 5.0
 """For the first sign of life in a stream, and for a whole request to come in."""
 UNREACHABLE = (SwarmError, OSError, EOFError, TimeoutError)
-"""What talking to a peer may end with when the peer, or our own daemon, is not there. BadRecord is
-to be caught before."""
+"""Exceptions of a conversation if the peer, or our own daemon, does not answer.
+
+BadRecord is to be caught before.
+"""
 
 
 class Stream:
-    """One conversation with a peer, counted."""
+    """One conversation with a peer, with its bytes counted."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, traffic: Counter[str]
@@ -39,8 +41,11 @@ class Stream:
         await self._writer.drain()
 
     async def ask(self, request: bytes, max_bytes: int) -> tuple[Kind, bytes]:
-        """Send a request, and receive the first frame of the answer. It has ANSWER_TIMEOUT_SECONDS
-        to begin; the caller bounds the time that it takes to come in."""
+        """Send a request, and receive the first frame of the answer.
+
+        It must begin within ANSWER_TIMEOUT_SECONDS; the caller bounds the time until it is
+        complete.
+        """
         async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS) as limit:
             await self.send(request)
             return await self.receive(max_bytes, on_begin=lambda: limit.reschedule(None))
@@ -48,14 +53,16 @@ class Stream:
     async def receive(
         self, max_bytes: int, on_begin: Callable[[], None] | None = None
     ) -> tuple[Kind, bytes]:
-        """See wire.read_frame."""
+        """Receive a frame; see messages.read_frame."""
         kind, payload = await messages.read_frame(self._reader, max_bytes, on_begin)
         self._traffic["in"] += len(payload) + messages.HEADER_BYTES
         return kind, payload
 
     async def refuse(self, reason: str, explanation: str) -> None:
-        """Say why not, and take in what the other side is still sending: closing at once would lose
-        the refusal."""
+        """Send a refusal, and read what the other side is still sending.
+
+        Closing at once would lose the refusal.
+        """
         await self.send(messages.encode_refusal(reason, explanation))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
@@ -63,14 +70,14 @@ class Stream:
                     pass
 
     async def wait_closed(self) -> None:
-        """Until the other side ends the stream (or breaks the protocol by sending more)."""
+        """Wait until the other side ends the stream (or breaks the protocol by sending more)."""
         with contextlib.suppress(OSError):
             await self._reader.read(1)
 
 
 @contextlib.contextmanager
 def counted(counter: "Counter[str]", key: str) -> Iterator[None]:
-    """One more while the block lasts; what is at 0 is not kept."""
+    """Increment a count during the block; a count of 0 is removed."""
     counter[key] += 1
     try:
         yield
@@ -81,14 +88,14 @@ def counted(counter: "Counter[str]", key: str) -> Iterator[None]:
 
 
 class Rate:
-    """Limit on how often each peer asks: `max_requests` within REQUEST_WINDOW_SECONDS at most."""
+    """Limit on how often each peer asks: `max_requests` within REQUEST_WINDOW_SECONDS."""
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
         self._recent: dict[str, deque[float]] = {}
 
     def allows(self, peer_id: str) -> bool:
-        """Return whether the peer may ask now; if so, it counts."""
+        """Return whether the peer may ask now; if so, count the request."""
         now = time.monotonic()
         since = now - REQUEST_WINDOW_SECONDS
         recent = self._recent.setdefault(peer_id, deque(maxlen=self._max_requests))
@@ -101,14 +108,14 @@ class Rate:
 
 
 class Admission:
-    """Limits on how much untrusted peers may ask of us at once and in a row."""
+    """Limits on the concurrent and successive requests of untrusted peers."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
         self._rate = Rate(MAX_REQUESTS_PER_PEER)
 
     def refusal(self, peer_id: str) -> tuple[str, str] | None:
-        """Return why this peer's next stream is refused, None if it is not."""
+        """Return reason and explanation if this peer's next stream is refused, else None."""
         if not self._rate.allows(peer_id):
             return (
                 "flood",
