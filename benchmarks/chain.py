@@ -1,17 +1,19 @@
-"""The books under load and under faults, on a real anvil: is every reward on the chain, once, and
-how fast?
+"""Load and fault tests on a real anvil: is every reward recorded exactly once, and how fast?
 
-    python -m benchmarks.chain [--only load simultaneous kills faults] [--scale 1.0] [--seconds S] [--json FILE]
+    python -m benchmarks.chain [--only load simultaneous kills faults] [--scale 1.0] [--seconds S]
+                               [--json FILE]
 
-load          200 nodes submit a reward and a vote each through one account service (its own
-process, HTTP) simultaneous  64 submitters of one account at the same instant, 100 times, against
-each reading the nonce itself kills         a node's ledger and settlement, ended with kill -9 at
-500 random points of their life faults        10,000 records with bad networks between node and
-account service, node and chain, service and chain:
-              dropped, late, doubled, mixed-up answers, HTTP 500, answers of another chain, an address that is one
+    load          200 nodes submit a reward and a vote each through one account service, a process
+                  of its own, over HTTP
+    simultaneous  64 submitters of one account at the same instant, 100 times, compared with each
+                  of them reading the nonce itself
+    kills         a node's ledger and settlement, ended with kill -9 at 500 random points
+    faults        10,000 records with bad networks between node and account service, node and
+                  chain, service and chain: dropped, late, doubled and mixed-up answers, HTTP 500,
+                  answers of another chain, an address that is one
 
 `--scale` makes all of them smaller; with `--seconds` the last two end early, with as many lives and
-records as there was time for. The last three fail if one reward is lost, doubled or wrong.
+records as the time allows. The last three fail if one reward is lost, doubled or wrong.
 """
 
 import argparse
@@ -105,7 +107,7 @@ class Stage:
 
 @contextmanager
 def stage() -> Iterator[Stage]:
-    """anvil in its default form but for port and history, and our contract on it."""
+    """Yield anvil in its default configuration, except port and history, and our contract on it."""
     with tempfile.TemporaryDirectory(prefix="hivewright-chain-") as name:
         folder = Path(name)
         # What it forgot could not be counted.
@@ -155,7 +157,7 @@ def account_service(on: Stage, rpc_urls: Sequence[str] = ()) -> Iterator[tuple[s
 
 
 def client(on: Stage, url: str, peer: str, **changes: object) -> AccountClient:
-    """A node's, with its token; its folder is named after the peer."""
+    """Return a node's client, with its token; its folder is named after the peer."""
     folder = on.folder / "nodes" / peer
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "account.token").write_text(Tokens(on.settings.account.state_dir).issue(peer))
@@ -179,8 +181,7 @@ def peer_names(count: int) -> list[str]:
 
 
 def load(scale: float, seconds: float = math.inf) -> list[Result]:
-    """Every node submits as soon as the clock starts; it stops when the chain holds all rewards and
-    votes."""
+    """Let every node submit at once, and stop when the chain has all rewards and votes."""
     nodes = max(4, int(200 * scale))
     with stage() as on, account_service(on) as (url, account):
         peers = peer_names(nodes)
@@ -221,8 +222,10 @@ def load(scale: float, seconds: float = math.inf) -> list[Result]:
 
 
 def simultaneous(scale: float, seconds: float = math.inf) -> list[Result]:
-    """Ours: one Sender. Reference: every submitter reads the nonce itself, as the existing nodes do
-    (ten times)."""
+    """Compare one Sender with submitters that each read the nonce, as the existing nodes do.
+
+    The latter run a tenth as often.
+    """
     times, width = max(2, int(100 * scale)), 64
     with stage() as on:
         account, peers = Account.create(), peer_names(width)
@@ -292,8 +295,7 @@ def _at_once(count: int, work: Callable[[int], str]) -> list[str]:
 
 
 def kills(scale: float, seconds: float = math.inf) -> list[Result]:
-    """One node's ledger; each life records rounds and settles them until it is killed, the next one
-    goes on."""
+    """Kill one node's ledger and settlement again and again; each life continues the last."""
     lives, deadline = 0, time.monotonic() + seconds
     rng = random.Random(0)
     (peer,) = peer_names(1)
@@ -341,7 +343,7 @@ def kills(scale: float, seconds: float = math.inf) -> list[Result]:
 
 
 def _live(chain: settings.Chain, folder: Path, peer: str, writer: int) -> None:
-    """A life, in a process of its own: tells each round once `record` has returned."""
+    """Record and settle rounds in a process, and report each round once `record` has returned."""
     ledger = Ledger(folder / "ledger.db")
     settling = Settlement(
         ledger,
@@ -380,8 +382,7 @@ def _settle_rest(chain: settings.Chain, folder: Path, seconds: float = PATIENCE_
 
 
 def faults(scale: float, seconds: float = math.inf) -> list[Result]:
-    """Nodes in processes of their own; faults on all ways, as many as FAULT_SHARE of all
-    requests."""
+    """Run nodes in several processes, with faults in FAULT_SHARE of all requests on all ways."""
     num_processes, per_process = 2 if scale > 0.1 else 1, 8
     per_node = max(2, int(10_000 * scale / (num_processes * per_process)))
     peers = peer_names(num_processes * per_process)
@@ -432,8 +433,7 @@ def faults(scale: float, seconds: float = math.inf) -> list[Result]:
 def _earn(
     chain: settings.Chain, folder: Path, peers: Sequence[str], rounds: int, deadline: float
 ) -> None:
-    """Some nodes: each records its rounds, some at a time, and settles them until nothing is
-    left."""
+    """Let some nodes record rounds, a few at a time, and settle them until nothing is left."""
     log.setup("ERROR", "text")
 
     def earn(peer: str) -> None:
@@ -453,7 +453,7 @@ def _earn(
 
 
 def assert_exactly_once(on: Stage, peers: Sequence[str]) -> int:
-    """The chain holds every row of every ledger, and nothing more. Returns the number of rows."""
+    """Assert that the chain has every row of every ledger and nothing more; return their number."""
     rewards: Counter[tuple[int, str, int]] = Counter(
         (event.arguments["roundNumber"], event.arguments["peerId"], event.arguments["reward"])
         for event in on.coordinator.events("RewardSubmitted")

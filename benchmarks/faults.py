@@ -1,5 +1,4 @@
-"""A bad network: HTTP proxies in front of a chain or an account service, which fail as they are
-told."""
+"""A bad network: HTTP proxies in front of a chain or an account service that inject faults."""
 
 import json
 import random
@@ -20,15 +19,18 @@ ALL_KINDS = ("drop", "lose", "error", "twice", "stale", "late", "elsewhere")
 
 @dataclass
 class FaultyProxy:
-    """HTTP in front of `target` that fails as `fault` says for each request: a word, or None for
-    passing it on.
+    """A proxy in front of `target`. `fault` maps a request to a kind of fault, or None.
 
-    drop: closed before it arrives. lose: it arrives, the answer does not. error: HTTP 500 before it
-    arrives. twice: it arrives two times, the second answer is given. lie: a transaction hash, but
-    nothing arrives. stale: it arrives, and the answer to the request before is given. late: it
-    arrives and is answered after a while. elsewhere: the answer of a chain with the id 1. alone: it
-    is no list of requests that is understood. hang: closed before it arrives, after a time that
-    nobody waits.
+    * drop: the connection is closed before the request is forwarded.
+    * hang: the same, after HANG_SECONDS.
+    * lose: the request is forwarded, the answer is not.
+    * error: HTTP 500, and the request is not forwarded.
+    * twice: the request is forwarded twice, and the second answer returned.
+    * lie: a transaction hash is returned, and the request is not forwarded.
+    * stale: the request is forwarded, and the answer to the previous one returned.
+    * late: the request is forwarded after LATE_SECONDS.
+    * elsewhere: the answer of a chain with id 1.
+    * alone: the answer of a node that accepts no batches.
     """
 
     target: str
@@ -147,6 +149,6 @@ def _told_elsewhere(asked: dict[str, object]) -> dict[str, object]:
 def at_random(
     seed: int, share: float, kinds: Sequence[str] = ("drop", "lose", "error", "twice")
 ) -> Callable[[str], str | None]:
-    """A fault for `share` of the requests."""
+    """Return a fault for `share` of the requests, reproducible by `seed`."""
     rng = random.Random(seed)
     return lambda _: rng.choice(kinds) if rng.random() < share else None

@@ -1,8 +1,7 @@
-"""The command line: one table of commands, each a "module:function" that is imported when it is
-called.
+"""The command line: a table of commands, each a "module:function" imported when it is called.
 
-So `hivewright --help` is instant, and a role loads only what it needs. This is the one place that
-turns errors into exit codes, and the only one that reads the environment (systemd's NOTIFY_SOCKET).
+So `hivewright --help` is fast, and a role imports only what it needs. Only this module turns errors
+into exit codes and reads the environment (systemd's NOTIFY_SOCKET).
 """
 
 import argparse
@@ -19,19 +18,29 @@ from worker import __version__
 from worker.commands import command_options
 from worker.errors import ResourceError, SettingsError, WorkerError
 
-# What an OSError says of the machine, not of the program.
 _MACHINE_ERRORS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO,
-    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
-)  # fmt: skip
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+"""Errors of the machine, not of the program."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """`target` is called with the settings and the parsed options, or, where there is no
-    --settings, options alone.
+    """A command. `target` is called with settings and parsed options, or with options alone.
 
-    `options` adds to a parser; where it is not of this package it is named, as a target is.
+    The latter is so for commands without --settings. `options` adds arguments to a parser; one of
+    another package is named like a target.
     """
 
     name: str
@@ -352,8 +361,10 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run one command. Exit codes are those of worker.errors; the last line on standard error says
-    why."""
+    """Run one command, then exit with a code of worker.errors.
+
+    On failure, the last line on standard error is the reason.
+    """
     parsed = _parser().parse_args(argv)
     command: Command = parsed.command
     try:

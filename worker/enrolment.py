@@ -1,8 +1,7 @@
-"""Enrolment: the one moment in which a node's key is made, its token fetched, its account made, its
-model chosen.
+"""Enrolment: create a node's key, get its token and account, and choose its model.
 
-Run again it changes nothing. A worker without enrolment stops and says so; nothing else ever makes
-a key.
+Run again it changes nothing. A worker that is not enrolled stops with a message; nothing else ever
+creates a key.
 """
 
 import argparse
@@ -23,21 +22,19 @@ ENROLMENT_FILE = "enrolment.json"
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """The decisions made when the node joined. `registered`: whether it has an account on the
-    chain."""
+    """The result of enrolment. `registered`: whether the node has an account on the chain."""
 
     peer_id: str
     registered: bool
 
 
 def run(settings: Settings, options: argparse.Namespace | None = None) -> None:
-    """Enrol the node of `settings`: make its key if it has none, and register it if there is an
-    account service.
+    """Enrol the node of `settings`: create its key if missing, and register it on the chain.
 
-    With `options.move` it is also taken from another account, such as that of the swarm's former
-    account service. Raises IdentityError if the key is registered by somebody else,
-    ChainUnreachable if the account service is silent, ModelError if the settings leave the model to
-    the machine (`auto`) and none fits.
+    With `options.move` it is also moved from another account, such as that of the swarm's former
+    account service. Raises IdentityError if another account registered the key, ChainUnreachable if
+    the account service is silent, ModelError if the settings leave the model to the machine
+    (`auto`) and none fits.
     """
     folder = settings.node.state_dir
     host.require_disk(folder, settings.node.min_free_disk_mb)
@@ -73,8 +70,10 @@ def _model(settings: Settings, peer_id: str) -> str:
 
 
 def _has_chain(settings: Settings) -> bool:
-    """Return whether the node earns on a chain. Raises SettingsError for a chain without anybody
-    who signs for the node."""
+    """Return whether the node earns on a chain.
+
+    Raises SettingsError for a chain without a signer for the node.
+    """
     chain = settings.chain
     if chain.account_url is None and chain.wallet_dir is None and chain.rpc_url is not None:
         raise SettingsError(
@@ -86,10 +85,10 @@ def _has_chain(settings: Settings) -> bool:
 
 
 def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
-    """The identity and the enrolment of the node of `settings`; never makes anything.
+    """Return the node's identity and enrolment, without creating anything.
 
-    Raises IdentityError, or SettingsError for settings that a node that is so enrolled can't
-    follow.
+    Raises IdentityError if they are missing or contradict each other, SettingsError for settings
+    that a node enrolled like this can't follow.
     """
     folder = settings.node.state_dir
     node_identity = identity.load(folder / KEY_FILE)
@@ -131,7 +130,7 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
 
 
 def _enrolment_token(settings: Settings) -> str | None:
-    """The token, or None where no file is named: a node that has its own token needs none."""
+    """Return the token; None if no file is named: a node that has its own token needs none."""
     file = settings.chain.enrolment_token_file
     expected = "the token that the account service has"
     return read_secret(file, expected, "chain.enrolment_token_file", LINE) if file else None

@@ -14,7 +14,9 @@ from typing import Protocol
 from worker import settings
 from worker.environments import Environment
 from worker.environments.answers import END
+from worker.errors import TrainingError
 from worker.records import Completion, Task
+from worker.telemetry.evaluation_log import Evaluation, FamilyScore
 
 HELD_OUT = 1 << 31
 """Seeds of rounds have 31 bits."""
@@ -103,6 +105,60 @@ def evaluate(
     return [_score(one, tally) for one, tally in tallies.items()]
 
 
+def fixed_tasks(environment: Environment) -> list[Asked]:
+    """Return what a node evaluates: each family at its curriculum's first level.
+
+    The choice never changes, so that evaluations of one node compare.
+    """
+    curricula = environment.levels
+    return [(name, 0 if name in curricula else None) for name in environment.names]
+
+
+def measure(
+    policy: Answering,
+    environment: Environment,
+    generation: settings.Generation,
+    asked: Sequence[Asked],
+    tasks_each: int,
+    *,
+    seed: int,
+    seconds: float,
+    round: int | None,
+    rounds_trained: int,
+    progress: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Evaluate the policy for at most `seconds`, and return a record for the evaluation log.
+
+    `tasks_each` held-out tasks of each of `asked` are put to it. `progress` is called now and
+    then. Raises TrainingError if not even one task was answered.
+    """
+    started = time.monotonic()
+    scores = evaluate(
+        policy,
+        environment,
+        generation,
+        asked,
+        tasks_each,
+        seed=seed,
+        until=started + seconds,
+        progress=progress,
+    )
+    reward = mean_reward(scores)
+    if math.isnan(reward):
+        raise TrainingError(
+            "no held-out task was answered: every prompt is over generation.max_prompt_length"
+            f" ({generation.max_prompt_length} tokens); raise it, or choose other families"
+        )
+    return Evaluation(
+        round=round,
+        rounds_trained=rounds_trained,
+        finished_at=time.time(),
+        seconds=time.monotonic() - started,
+        reward=reward,
+        scores=tuple(_family_score(score) for score in scores if score.tasks),
+    )
+
+
 def mean_reward(scores: Sequence[Score]) -> float:
     """The mean over families and levels, each counting once; those of which no task was asked are
     left out."""
@@ -131,6 +187,23 @@ def interval(mean: float, count: int) -> Estimate:
         * math.sqrt(mean * (1 - mean) / count + square / (4 * count**2))
     )
     return Estimate(mean, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def _family_score(score: Score) -> FamilyScore:
+    k = max(score.pass_at)
+    return FamilyScore(
+        family=score.family,
+        level=score.level,
+        tasks=score.tasks,
+        reward=score.reward.value,
+        reward_low=score.reward.low,
+        reward_high=score.reward.high,
+        pass_1=score.pass_at[1].value,
+        pass_k=score.pass_at[k].value,
+        k=k,
+        closed=score.closed,
+        truncated=score.truncated,
+    )
 
 
 def _pieces(turns: Sequence[tuple[Asked, Task]]) -> Iterator[Sequence[tuple[Asked, Task]]]:

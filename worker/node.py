@@ -17,12 +17,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from worker import __version__, condition, enrolment, environments, model_setup, rollouts
+from worker import (
+    __version__,
+    condition,
+    enrolment,
+    environments,
+    evaluation,
+    model_setup,
+    rollouts,
+)
 from worker.chain import account_client
 from worker.chain.coordinator import Coordinator
 from worker.chain.ledger import Ledger
 from worker.chain.settlement import Settlement
-from worker.commands import evaluate
 from worker.environments.answers import is_closed
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
 from worker.hub.hub import Hub
@@ -285,9 +292,9 @@ class Node:
             return
         self.last_evaluated = trained
         self._show("evaluating")
-        found = evaluate.measure(
+        found = evaluation.measure(
             self.policy, self.environment, self.settings.generation,
-            evaluate.fixed_tasks(self.environment), EVAL_TASKS, seed=0,
+            evaluation.fixed_tasks(self.environment), EVAL_TASKS, seed=0,
             seconds=self.settings.node.eval_seconds, round=self.status.round if trained else None,
             rounds_trained=trained, progress=lambda: self._show("evaluating"),
         )  # fmt: skip

@@ -1,5 +1,4 @@
-"""The bodies of the account service's calls, typed and strict. Fields that are not named here are
-ignored."""
+"""The bodies of the account service's calls, typed and strict; unknown fields are ignored."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,8 +17,7 @@ Reward = Annotated[int, Field(ge=-(2**127), lt=2**127)]
 
 
 class Refused(WorkerError):
-    """The service will not do what it was asked: HTTP `status`, and `error`, a fixed name or a
-    sentence."""
+    """The service refuses a request: HTTP `status`, and `error`, a fixed name or a sentence."""
 
     def __init__(self, status: int, error: str, detail: str | None = None) -> None:
         super().__init__(detail or error)
@@ -58,7 +56,7 @@ class ShownProof(Message):
 
 
 class Registration(RegisterPeer):
-    """Clients of the existing swarm show no proof."""
+    """A registration; clients of the existing swarm send no proof."""
 
     proof: ShownProof | None = None
 
@@ -68,7 +66,7 @@ class SubmitReward(RegisterPeer):
     stage_number: Number
     reward: Reward
     groups_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Of the signed groups that the reward is for; clients of the existing swarm have none."""
+    """Digest of the signed groups behind the reward; clients of the existing swarm send none."""
 
 
 class SubmitWinner(RegisterPeer):
@@ -77,7 +75,7 @@ class SubmitWinner(RegisterPeer):
 
 
 class RpcRequest(Message):
-    """One JSON-RPC request."""
+    """A JSON-RPC request."""
 
     jsonrpc: Literal["2.0"]
     id: int | str | None = None
@@ -93,7 +91,7 @@ _Body = TypeVar("_Body", bound=BaseModel)
 
 
 def parse(model: type[_Body], body: bytes) -> _Body:
-    """Read a body. Raises Refused with HTTP 400 and one line on the first thing that is wrong."""
+    """Read a body. Raises Refused with HTTP 400 and one line about the first error."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -109,7 +107,7 @@ def parse(model: type[_Body], body: bytes) -> _Body:
 
 
 def parse_rpc(body: bytes, most: int) -> RpcRequest | list[RpcRequest]:
-    """Read one JSON-RPC request, or a batch of at most `most`. Raises Refused as `parse` does."""
+    """Read a JSON-RPC request, or a batch of at most `most`. Raises Refused as `parse` does."""
     if not body.lstrip().startswith(b"["):
         return parse(RpcRequest, body)
     batch = parse(_RpcBatch, body).root

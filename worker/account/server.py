@@ -1,10 +1,9 @@
-"""The account service (`hivewright account`): one key and one queue of transactions for all the
-fleet's nodes.
+"""The account service (`hivewright account`): one key and one transaction queue for the fleet.
 
-It speaks the login API of the existing swarm (register-peer, submit-reward, submit-winner,
-get-api-key-status), hands out tokens at enrolment, and lets nodes without a route to the chain read
-it through /rpc. It starts, and stays up, whether or not there is a chain: calls that need one
-answer 503 ChainUnreachable.
+It implements the login API of the existing swarm (register-peer, submit-reward, submit-winner,
+get-api-key-status), issues tokens at enrolment, and lets nodes without a route to the chain read it
+through /rpc. It starts and keeps running without a chain: calls that need one answer 503
+ChainUnreachable.
 """
 
 import asyncio
@@ -64,18 +63,17 @@ _GUESSES_PER_SECOND, _GUESSES_BURST = 1 / 6, 20.0
 _MAX_AT_CHAIN, _MAX_AT_CHAIN_FOR_ONE = 16, 4
 
 _OF_GUESSES_AND_FLOODS = (401, 403, 408, 415, 429)
-"""Whoever is refused so may come again at once: these are logged sparingly."""
+"""Statuses whose callers may retry at once: the log of these is rate-limited."""
 
 _Body = TypeVar("_Body", bound=request_bodies.RegisterPeer)
 _Result = TypeVar("_Result")
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Writes its URL into `<account.state_dir>/address` when it is
-    ready.
+    """Serve until SIGTERM or SIGINT; the URL is in `<account.state_dir>/address` when ready.
 
-    Raises ResourceError if the port is in use, SettingsError or IdentityError if a file that the
-    settings name, or the account's key, is missing.
+    Raises ResourceError if the port is in use, SettingsError or IdentityError if a file in the
+    settings, or the account's key, is missing.
     """
     if settings.chain.rpc_url is None and settings.chain.deployment_file is None:
         raise SettingsError(
@@ -86,8 +84,7 @@ def run(settings: Settings) -> None:
 
 
 class Service:
-    """The calls. Everything that waits for the chain or the disk runs in a thread, never in the
-    event loop."""
+    """The calls. Whatever waits for the chain or the disk runs in a thread, off the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -106,8 +103,7 @@ class Service:
         )
         self._guesses = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
         self._wrong_tokens = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
-        """Of nodes, which nobody can guess: counted apart, so that they keep nobody from
-        enrolling."""
+        """Wrong tokens of nodes, which can't be guessed: they do not block enrolment."""
         self._sparingly = webguard.Sparingly()
         self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
         self._at_chain_for: Counter[str] = Counter()
@@ -137,7 +133,7 @@ class Service:
         )
 
     async def tend(self) -> None:
-        """Look after the transactions on their way, forever."""
+        """Tend pending transactions, forever."""
         last_error = None
         while True:
             try:
@@ -154,7 +150,7 @@ class Service:
     # ---- the login API of the existing swarm
 
     async def get_api_key_status(self, request: web.Request) -> web.Response:
-        """Nodes of the existing swarm wait for "activated" before they start."""
+        """Answer "activated", which nodes of the existing swarm wait for before they start."""
         org_id = request.query.get("orgId")
         if not org_id:
             raise Refused(400, "orgId: missing")
@@ -188,8 +184,7 @@ class Service:
     # ---- ours
 
     async def enrol(self, request: web.Request) -> web.Response:
-        """A token, for whoever shows the fleet's enrolment token and that it holds the peer's
-        key."""
+        """Issue a token to a peer with the fleet's enrolment token and a signature by its key."""
         body = request_bodies.parse(request_bodies.Enrol, await _read(request))
         if self._enrolment_token is None:
             raise Refused(
@@ -230,8 +225,10 @@ class Service:
         )
 
     async def rpc(self, request: web.Request) -> web.Response:
-        """Pass on to the chain what a `Gate` allows, for whoever shows a node's token: one request,
-        or a batch."""
+        """Forward to the chain what a `Gate` allows, for callers with a node's token.
+
+        The body is one request, or a batch.
+        """
         peer_id = self._peer_of(request)
         asked = request_bodies.parse_rpc(await _read(request), MAX_BATCH)
         calls = asked if isinstance(asked, list) else [asked]
@@ -275,7 +272,7 @@ class Service:
         return answers
 
     async def _answer(self, call: request_bodies.RpcRequest, peer_id: str) -> bytes:
-        """The chain's answer, or why the call is not passed on, as JSON."""
+        """Return the chain's answer, or why the call is not forwarded, as JSON."""
         try:
             passed = await self._in_thread(
                 lambda: self._gate_to_chain().check(call.method, call.params)
@@ -304,8 +301,7 @@ class Service:
     def _count_sent(self, passed: Passed, peer_id: str) -> None:
         """Raise NotPassed if the peer has sent too many transactions lately.
 
-        Not counted by sender: anybody can send a copy of a transaction that somebody else has
-        signed.
+        The signer is not counted: anyone can resend a transaction that another account signed.
         """
         if passed.sender is not None and not self._sends.take(peer_id):
             reason = (
@@ -345,7 +341,7 @@ class Service:
         return bytes(answer)
 
     def _session_to(self, url: str) -> tuple[aiohttp.ClientSession, str]:
-        """A session for the address, and the URL to use in it."""
+        """Return a session for the address, and the URL to use in it."""
         path = url.removeprefix(UNIX) if url.startswith(UNIX) else None
         if url not in self._sessions:
             connector = None if path is None else aiohttp.UnixConnector(socket_name(Path(path)))
@@ -356,7 +352,7 @@ class Service:
     # ----
 
     async def _authorized(self, request: web.Request, model: type[_Body]) -> _Body:
-        """The body, if it is for our account and comes from the peer that it is about."""
+        """Return the body, if it is for our account and its sender is the peer that it is about."""
         body = request_bodies.parse(model, await _read(request))
         if body.org_id != self._settings.chain.org_id:
             raise Refused(404, "User not found")
@@ -366,8 +362,10 @@ class Service:
         return body
 
     def _source(self, request: web.Request) -> str:
-        """Return whom guesses of a token are counted for. Behind a proxy of this host: whom it
-        names as its client."""
+        """Return the address for which wrong tokens are counted.
+
+        Behind a proxy on this host, that is the client that the proxy names.
+        """
         remote = str(request.remote)
         forwarded = request.headers.get("X-Forwarded-For", "")
         if self._settings.account.behind_proxy and forwarded and webguard.is_loopback(remote):
@@ -377,16 +375,14 @@ class Service:
         return webguard.source_of(remote)
 
     def _count_guess(self, request: web.Request) -> None:
-        """A wrong token came. Raises Refused for too many from one address; right ones are taken
-        from there, too."""
+        """Count a wrong token. Raises Refused after too many; right ones are still accepted."""
         if not self._guesses.take(self._source(request)):
             raise Refused(
                 429, "TooManyGuesses", "wrong tokens came from this address; wait a minute"
             )
 
     def _peer_of(self, request: web.Request) -> str:
-        """The peer whose token comes with the request: as Bearer, or as the password of the URL
-        (Basic)."""
+        """Return the peer whose token is in the request: Bearer, or the URL's password (Basic)."""
         token = _token_in(request.headers.get("Authorization", ""))
         if token is None:
             raise Refused(
@@ -428,8 +424,10 @@ class Service:
 
     @web.middleware
     async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every failure as {"error": NAME OR SENTENCE}, with a "detail" for people where the name
-        alone says little."""
+        """Answer every failure with {"error": NAME OR SENTENCE}.
+
+        A "detail" for people is added if the name alone says little.
+        """
         try:
             return await handler(request)
         except web.HTTPException as error:
@@ -487,7 +485,7 @@ async def _read(request: web.Request) -> bytes:
 
 
 def _enrolment_token(settings: Settings) -> str | None:
-    """None: enrolment is closed."""
+    """Return the enrolment token; None: enrolment is closed."""
     file = settings.account.enrolment_token_file
     return (
         read_secret(file, "one line with a token", "account.enrolment_token_file", LINE)

@@ -1,8 +1,7 @@
-"""Secrets of the account service: the account's key, and the secret that nodes' tokens are made
-with.
+"""Secrets of the account service: the account's key, and the secret behind nodes' tokens.
 
-A token is "PEER_ID.HMAC": nothing needs to be stored to check one, and it is good for its own peer
-id only.
+A token is "PEER_ID.HMAC": nothing is stored to verify one, and it is valid for its own peer id
+only.
 """
 
 import hashlib
@@ -24,10 +23,9 @@ SECRET_FILE = "token.secret"  # noqa: S105 - a file name
 
 
 def load_account(folder: Path) -> LocalAccount:
-    """The account whose key is `account.key` in `folder`; made on the very first start, and never
-    again.
+    """Return the account with `account.key` in `folder`, which the very first start creates.
 
-    Raises SecretError if the key is not readable, IdentityError if it is not a key, or gone though
+    Raises SecretError if the key is not readable, IdentityError if it is invalid, or missing though
     the service has run before.
     """
     file = folder / KEY_FILE
@@ -48,7 +46,7 @@ def load_account(folder: Path) -> LocalAccount:
 
 
 class Tokens:
-    """Makes and checks nodes' tokens with the secret in `folder`, made on the first start."""
+    """Issue and verify nodes' tokens with the secret in `folder`, created on the first start."""
 
     def __init__(self, folder: Path) -> None:
         file = folder / SECRET_FILE
@@ -57,11 +55,11 @@ class Tokens:
         self._secret = bytes.fromhex(_read_hex(file))
 
     def issue(self, peer_id: str) -> str:
-        """The token of the peer, always the same."""
+        """Return the peer's token, always the same."""
         return f"{peer_id}.{hmac.new(self._secret, peer_id.encode(), hashlib.sha256).hexdigest()}"
 
     def peer_of(self, token: str) -> str | None:
-        """The peer that the token is good for; None if we did not issue it."""
+        """Return the peer that the token is valid for; None if we did not issue it."""
         peer_id = token.rpartition(".")[0]
         return (
             peer_id if hmac.compare_digest(self.issue(peer_id).encode(), token.encode()) else None
@@ -69,6 +67,6 @@ class Tokens:
 
 
 def _read_hex(file: Path) -> str:
-    """64 hexadecimal digits, without 0x."""
+    """Return 64 hexadecimal digits, without 0x."""
     expected = "64 hexadecimal digits; restore it from its backup"
     return read_secret(file, expected, form=HEX_KEY).removeprefix("0x")

@@ -1,9 +1,8 @@
-"""The signer and sender of this node: the account service, whose client this is, or a wallet of its
-own (wallet.py).
+"""Client of the account service, and the interface that it shares with a node's own wallet.
 
-To the service the node shows a token that is good for its own peer id only. The service answers
-once the chain has taken the transaction; whether the contract holds it is read from the chain
-(chain.settlement), never concluded from an answer.
+A node authenticates to the service with a token that is valid for its own peer id only. The service
+answers once the chain has accepted the transaction. Whether the contract recorded it is read from
+the chain (chain.settlement) and never concluded from an answer. The wallet is in wallet.py.
 """
 
 import base64
@@ -40,50 +39,51 @@ from worker.swarm.identity import Identity
 log = logging.getLogger(__name__)
 
 TOKEN_FILE = settings.ACCOUNT_TOKEN_FILE
-# What a node signs to show that it holds the key of the peer id that it enrols; the peer id
-# follows.
 ENROL_PREFIX = b"hivewright-enrol/"
-# How long enrolment waits for the registration to be on the chain, and how often it looks.
+"""Begins the message that proves possession of the peer's key at enrolment; the peer id follows."""
 _REGISTER_SECONDS = 60.0
-_LOOK_SECONDS = 0.25
-# The contract's errors are single capitalised words; anything else in an answer is text for people.
+_POLL_SECONDS = 0.25
 _ERROR_NAME = re.compile(r"[A-Z][A-Za-z0-9]{2,63}")
+"""Form of the names of the contract's errors; other errors in an answer are text for people."""
 
 
 class Account(Protocol):
-    """The signer and sender of a node. Sent is not held: what the contract holds is read from the
-    chain.
+    """The signer and sender of a node's transactions.
+
+    A sent transaction is not a recorded one: read the contract's state from the chain.
 
     Every method may raise ChainUnreachable, ContractRefused and ChainError; the client of the
-    account service more.
+    account service raises more (AccountClient).
     """
 
     def address(self) -> str:
-        """The account that it sends from."""
+        """Return the account that transactions are sent from."""
 
     def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
-        """Bind the peer to the account, by its proof where the contract checks it.
+        """Bind the peer to the account, with its proof where the contract verifies it.
 
-        Returns the transaction's hash, as all that follow.
+        Returns the transaction's hash, as do the other methods that send.
         """
 
     def submit_reward(
         self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None
     ) -> str:
-        """`reward` in milli-rewards; `digest` of the signed groups that it is for, hexadecimal."""
+        """Submit a reward in milli-rewards.
+
+        `digest` is that of the signed groups that earned it, hexadecimal; None: there is none.
+        """
 
     def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str: ...
 
     def tend(self) -> None:
-        """Look after what is on its way; to be called every few seconds."""
+        """Resend transactions that are stuck; call this every few seconds."""
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class SwarmInfo:
-    """The account service's description of itself: the chain it sends to, and the account it sends
-    from."""
+    """The account service's description of itself: its chain, and the account it sends from."""
 
     chain_id: int
     contract: str
@@ -92,12 +92,14 @@ class SwarmInfo:
 
 
 class AccountClient:
-    """The account service at `chain.account_url`, for the node whose token lies in `state_dir` or
-    as settings say.
+    """Client of the account service at `chain.account_url`.
+
+    The node's token is in `chain.account_token_file`, or in `state_dir` without that setting.
 
     Every method may raise ChainUnreachable (no answer, or the service has no chain),
-    ContractRefused (without a name if the service gives none), IdentityError (the token is missing
-    or not good for this peer), SettingsError (the service knows no such account) and ChainError.
+    ContractRefused (with an empty name if the service gives none), IdentityError (the token is
+    missing or not valid for this peer), SettingsError (the service does not know the account) and
+    ChainError.
     """
 
     def __init__(self, chain: settings.Chain, state_dir: Path) -> None:
@@ -110,14 +112,16 @@ class AccountClient:
         self.token_file = chain.account_token_file or state_dir / TOKEN_FILE
         self._session = http.open_session()
         self.clock_offset: float | None = None
-        """Seconds that our clock was ahead of the service's at its last answer, to a second; None:
-        not known."""
+        """Seconds by which our clock was ahead at the last answer, to a second; None: not known."""
 
     def swarm(self) -> SwarmInfo:
         answer = self._request("GET", "/api/swarm")
         try:
             return SwarmInfo(
-                *(answer[name] for name in ("chain_id", "contract", "org_id", "account"))
+                chain_id=answer["chain_id"],
+                contract=answer["contract"],
+                org_id=answer["org_id"],
+                account=answer["account"],
             )
         except KeyError as error:
             raise ChainError(
@@ -128,37 +132,28 @@ class AccountClient:
         return str(self.swarm().account)
 
     def enrol(self, identity: Identity, enrolment_token: str) -> None:
-        """Get this node's token and keep it in `token_file`."""
+        """Request this node's token and write it to `token_file`."""
+        signature = identity.sign(ENROL_PREFIX + identity.peer_id.encode())
         body = {
             "peerId": identity.peer_id,
             "publicKey": base64.b64encode(identity.public_key).decode(),
-            "signature": (
-                base64.b64encode(identity.sign(ENROL_PREFIX + identity.peer_id.encode())).decode()
-            ),
+            "signature": base64.b64encode(signature).decode(),
             "token": enrolment_token,
         }
         token = self._request("POST", "/api/enrol", body).get("token")
-        if (
-            not isinstance(token, str)
-            or not token.isascii()
-            or not token.isprintable()
-            or not 0 < len(token) < 1024
-        ):
+        if not _is_token(token):
             raise ChainError(
                 f"{self._url}/api/enrol: no token in the answer; expected hivewright's account"
                 " service"
             )
-        write_whole(self.token_file, token + "\n", mode=0o600)
+        write_whole(self.token_file, f"{token}\n", mode=0o600)
 
     def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
         body: dict[str, Any] = {"peerId": peer_id}
         if proof is not None:
-            public_key, signature = (
-                base64.b64encode(part).decode() for part in (proof.public_key, proof.signature)
-            )
             body["proof"] = {
-                "publicKey": public_key,
-                "signature": signature,
+                "publicKey": base64.b64encode(proof.public_key).decode(),
+                "signature": base64.b64encode(proof.signature).decode(),
                 "isMove": proof.is_move,
             }
         return self._send("/api/register-peer", body)
@@ -167,27 +162,24 @@ class AccountClient:
         self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None
     ) -> str:
         body = {"roundNumber": round, "stageNumber": stage, "reward": reward, "peerId": peer_id}
-        return self._send(
-            "/api/submit-reward", body if digest is None else {**body, "groupsDigest": digest}
-        )
+        if digest is not None:
+            body["groupsDigest"] = digest
+        return self._send("/api/submit-reward", body)
 
     def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str:
-        return self._send(
-            "/api/submit-winner",
-            {"roundNumber": round, "winners": list(winners), "peerId": peer_id},
-        )
+        body = {"roundNumber": round, "winners": list(winners), "peerId": peer_id}
+        return self._send("/api/submit-winner", body)
 
     def tend(self) -> None:
-        """The service looks after its transactions itself."""
+        """Do nothing: the service tends its transactions itself."""
 
     def close(self) -> None:
         self._session.close()
 
     def _send(self, path: str, body: dict[str, Any]) -> str:
         headers = {"Authorization": f"Bearer {self.token()}"}
-        tx_hash = self._request("POST", path, {"orgId": self._chain.org_id, **body}, headers).get(
-            "hash"
-        )
+        answer = self._request("POST", path, {"orgId": self._chain.org_id, **body}, headers)
+        tx_hash = answer.get("hash")
         if not isinstance(tx_hash, str) or not re.fullmatch(r"0x[0-9a-fA-F]{64}", tx_hash):
             raise ChainError(
                 f"{self._url}{path}: hash is {_shown(tx_hash)}; expected a transaction hash"
@@ -195,7 +187,7 @@ class AccountClient:
         return tx_hash
 
     def token(self) -> str:
-        """The node's token, as its file has it now."""
+        """Return the node's token as it is in its file now."""
         expected = (
             "this node's token for the account service; run `hivewright enrol` with"
             " chain.enrolment_token_file set"
@@ -241,24 +233,19 @@ class AccountClient:
         self.clock_offset = time.time() - theirs - 0.5  # an HTTP date is cut to whole seconds
 
     def _failure(self, url: str, status: int, content: Any) -> WorkerError:
-        error = content.get("error") if isinstance(content, dict) else None
-        detail = content.get("detail") if isinstance(content, dict) else None
-        said = f"{url}: HTTP {status}: {_shown(error)}" + (f": {_shown(detail)}" if detail else "")
+        answer = content if isinstance(content, dict) else {}
+        error, detail = answer.get("error"), answer.get("detail")
+        said = f"{url}: HTTP {status}: {_shown(error)}"
+        if detail:
+            said += f": {_shown(detail)}"
+        if error == "EnrolmentTokenWrong":
+            return IdentityError(f"{said}; put that token into chain.enrolment_token_file")
         if status in (401, 403):
-            if error == "EnrolmentTokenWrong":
-                return IdentityError(
-                    f"{said}; put that one into the file of chain.enrolment_token_file"
-                )
             return IdentityError(
-                f"{said}; run `hivewright enrol` with the enrolment token that the service was"
-                " given"
+                f"{said}; run `hivewright enrol` with the account service's enrolment token"
             )
-        if status == 400 and isinstance(error, str) and _ERROR_NAME.fullmatch(error):
-            return ContractRefused(error, f"{said}; {ADVICE.get(error, 'the contract refused')}")
         if status == 400:
-            return ContractRefused(
-                "", f"{said}; check that node and account service are of one version"
-            )
+            return _contract_refusal(error, said)
         if status == 404:
             return SettingsError(
                 f"{said}; check chain.account_url and chain.org_id ({self._chain.org_id})"
@@ -268,10 +255,23 @@ class AccountClient:
         return ChainError(f"{said}; check that chain.account_url is an account service")
 
 
-def open_account(chain: settings.Chain, state_dir: Path) -> Account:
-    """The wallet that the settings name, or else the client of their account service.
+def _is_token(value: object) -> bool:
+    if not isinstance(value, str) or not 0 < len(value) < 1024:
+        return False
+    return value.isascii() and value.isprintable()
 
-    Raises IdentityError if the wallet is missing or its password wrong, ResourceError if another
+
+def _contract_refusal(error: object, said: str) -> ContractRefused:
+    if isinstance(error, str) and _ERROR_NAME.fullmatch(error):
+        advice = ADVICE.get(error, "the contract refused")
+        return ContractRefused(error, f"{said}; {advice}")
+    return ContractRefused("", f"{said}; check that node and account service are of one version")
+
+
+def open_account(chain: settings.Chain, state_dir: Path) -> Account:
+    """Return the wallet that the settings name, or else the client of their account service.
+
+    Raises IdentityError if the wallet is missing or its password is wrong, ResourceError if another
     process uses it.
     """
     return AccountClient(chain, state_dir) if chain.wallet_dir is None else Wallet(chain)
@@ -284,39 +284,38 @@ def enrol(
     state_dir: Path,
     move: bool = False,
 ) -> str:
-    """Register the node's peer id; with an account service get its token first, unless it has a
-    good one.
+    """Register the node's peer id and return the account that the peer belongs to.
 
-    Returns the account that the peer belongs to. May be run again at any time. `enrolment_token`
-    None: the node must have its token already. `move`: also from another account that holds the
-    peer. Raises IdentityError if the peer id is registered by another account or a token is
-    refused, SecretError if a node without a token of its own has no enrolment token either,
-    ChainUnreachable if service or chain do not answer.
+    With an account service, its token is requested first unless the node has a valid one. Enrolment
+    may be repeated at any time. `enrolment_token` None: the node must have its token already.
+    `move`: also take the peer from another account that holds it. Raises IdentityError if another
+    account registered the peer id or a token is refused, SecretError if the node has neither a
+    token of its own nor an enrolment token, ChainUnreachable if service or chain do not answer.
     """
     with closing(open_account(chain, state_dir)) as account:
-        coordinator, ours = Coordinator(settings.chain_of_node(chain, state_dir)), account.address()
+        coordinator = Coordinator(settings.chain_of_node(chain, state_dir))
+        ours = account.address()
 
         def register() -> bool:
             if isinstance(account, AccountClient):
-                account.token()  # the chain is read with it
-            return _register(
-                account, identity.peer_id, peer_proof.needed(coordinator, identity, ours, move)
-            )
+                account.token()  # fail early: reading the chain needs it
+            proof = peer_proof.needed(coordinator, identity, ours, move)
+            return _register(account, identity.peer_id, proof)
 
         try:
-            is_sent = register()  # with the token from before
+            is_sent = register()  # with the present token
         except (IdentityError, SecretError, TokenRefused) as error:
             if enrolment_token is None or not isinstance(account, AccountClient):
-                raise (
-                    error if isinstance(error, SecretError) else IdentityError(str(error))
-                ) from None
+                if isinstance(error, SecretError):
+                    raise
+                raise IdentityError(str(error)) from None
             account.enrol(identity, enrolment_token)
             is_sent = register()
         return _await_owner(coordinator, identity.peer_id, ours, is_sent)
 
 
 def _register(account: Account, peer_id: str, shown: Proof | None) -> bool:
-    """Return whether a registration is on its way; if not, somebody has registered the peer."""
+    """Return whether a registration was sent; False: the peer is registered already."""
     try:
         account.register_peer(peer_id, shown)
     except ContractRefused as refusal:
@@ -327,12 +326,13 @@ def _register(account: Account, peer_id: str, shown: Proof | None) -> bool:
 
 
 def _await_owner(coordinator: Coordinator, peer_id: str, ours: str, is_sent: bool) -> str:
-    """Wait until the chain says whose the peer is, and make sure that it is our account's."""
+    """Wait until the chain has an owner for the peer, and verify that it is our account."""
     deadline = time.monotonic() + _REGISTER_SECONDS
-    # What is on its way may take the peer from a squatter.
-    while (owner := _owner_if_told(coordinator, peer_id, deadline)) is None or (
-        is_sent and owner.lower() != ours.lower()
-    ):
+    while True:
+        owner = _owner_if_told(coordinator, peer_id, deadline)
+        # A pending registration may take the peer from a squatter.
+        if owner is not None and (not is_sent or owner.lower() == ours.lower()):
+            break
         if time.monotonic() > deadline:
             if owner is not None:
                 break
@@ -340,42 +340,46 @@ def _await_owner(coordinator: Coordinator, peer_id: str, ours: str, is_sent: boo
                 f"registration of {peer_id}: not on the chain within {_REGISTER_SECONDS:g} s; see"
                 " whether the chain makes blocks, then run `hivewright enrol` again"
             )
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
     require_owner(peer_id, owner, ours)
     return owner
 
 
 def _owner_if_told(coordinator: Coordinator, peer_id: str, deadline: float) -> str | None:
-    """The peer's owner; None also where the chain does not answer just now, up to `deadline`
-    (time.monotonic)."""
+    """Return the peer's owner; None if it has none, or if the chain does not answer for now.
+
+    Raises ChainUnreachable if it does not answer after `deadline` (time.monotonic).
+    """
     try:
         return coordinator.owner_of(peer_id)
     except ChainUnreachable as error:
         if time.monotonic() > deadline:
             raise
-        log.info("registration is waited for, the chain does not answer error=%s", error)
+        log.info("waiting for the registration; the chain does not answer error=%s", error)
         return None
 
 
 def server_time(url: str, timeout_seconds: float) -> tuple[str, float]:
-    """The time that the account service says (an HTTP date), and ours in the middle of the asking.
-    ChainUnreachable."""
+    """Return the account service's time (an HTTP date), and ours in the middle of the request.
+
+    Raises ChainUnreachable if the service does not answer.
+    """
+    swarm_url = f"{url.rstrip('/')}/api/swarm"
     began = time.time()
     with (
         deployment.translated(f"{url} (chain.account_url)", timeout_seconds),
         http.open_session() as session,
     ):
-        answer = session.head(
-            f"{url.rstrip('/')}/api/swarm", timeout=timeout_seconds, allow_redirects=False
-        )
+        answer = session.head(swarm_url, timeout=timeout_seconds, allow_redirects=False)
     if "Date" not in answer.headers:
-        raise ChainError(f"{url}: says no date; expected hivewright's account service")
+        raise ChainError(
+            f"{url}: no Date header in the answer; expected hivewright's account service"
+        )
     return answer.headers["Date"], (began + time.time()) / 2
 
 
 def require_owner(peer_id: str, owner: str, ours: str) -> None:
-    """Raise IdentityError unless `owner`, as the chain has it, is `ours`, the account that sends
-    for us."""
+    """Raise IdentityError unless `owner`, by the chain, is `ours`, the account we send from."""
     if owner.lower() != ours.lower():
         raise IdentityError(
             f"peer {peer_id}: registered by {owner}, but this node's account is {ours}; use the"

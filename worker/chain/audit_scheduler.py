@@ -1,10 +1,10 @@
-"""The keeper's audits: every N rounds `hivewright audit`, in a process of its own that no round
-waits for.
+"""Run `hivewright audit` every N rounds for the keeper, in a process that no round waits for.
 
-It loads what the keeper does without (the libp2p daemon, the task families), at low priority, and
-ends by itself.
+An audit loads what the keeper does not need (the libp2p daemon, the task families). It runs at low
+priority and ends by itself.
 """
 
+import functools
 import logging
 import os
 import subprocess
@@ -19,26 +19,28 @@ log = logging.getLogger(__name__)
 
 AUDIT_FOLDER = "audit"
 _START_SECONDS = 120.0
-"""Besides `audit.timeout_seconds`: for loading, and for scoring."""
+"""Added to `audit.timeout_seconds`, for loading and for scoring."""
 _NICENESS = 10
 
 
 class Audits:
-    """Audits with `settings`, those of the keeper; `folder` gets report, settings and log."""
+    """Start audits with the keeper's `settings`; `folder` gets their report, settings and log."""
 
     def __init__(self, settings: settings.Settings, folder: Path) -> None:
         self._settings = settings
         self._folder = settings.audit.state_dir or folder
         if settings.audit.every_rounds:
-            # There from the start: the dashboard's service is shown it when it starts, or never.
+            # The dashboard's unit mounts the folder at its start, so it must exist by then.
             self._folder.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
         self._round: int | None = None
 
     def see(self, round: int) -> None:
-        """The round is open: audit, if enough have ended since the last time. To be called at every
-        look."""
+        """Start an audit if enough rounds ended since the last one.
+
+        Call this on every poll, with the open round.
+        """
         self._look_after()
         every = self._settings.audit.every_rounds
         if not every:
@@ -50,7 +52,7 @@ class Audits:
             self._start()
 
     def close(self) -> None:
-        """End an audit that is going on; its report stays as it was."""
+        """Kill a running audit; the last complete report stays."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -59,24 +61,16 @@ class Audits:
     def _start(self) -> None:
         file = self._folder / "settings.yaml"
         write_whole(file, settings.dump(self._settings), mode=0o600)
+        options = ["--settings", str(file), "--output", str(self._folder)]
         with (self._folder / "audit.log").open("w") as output:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "worker",
-                    "audit",
-                    "--settings",
-                    file,
-                    "--output",
-                    self._folder,
-                ],
+                [sys.executable, "-m", "worker", "audit", *options],
                 cwd=Path(__file__).parents[2],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_step_back,
+                preexec_fn=functools.partial(os.nice, _NICENESS),
             )
         self._deadline = time.monotonic() + self._settings.audit.timeout_seconds + _START_SECONDS
 
@@ -105,7 +99,3 @@ class Audits:
             log.info(
                 "audit done contradicted=%d report=%s", len(found), self._folder / "audit.json"
             )
-
-
-def _step_back() -> None:
-    os.nice(_NICENESS)

@@ -1,8 +1,7 @@
-"""Client of an EVM chain on any JSON-RPC: blocks, accounts, transactions. The contract is
-coordinator.py's business.
+"""Client of an EVM chain over JSON-RPC: blocks, accounts, transactions.
 
-Every method may raise ChainUnreachable (no answer in time) and ChainError; those that try a call,
-ContractRefused.
+The contract is the business of coordinator.py. Every method may raise ChainUnreachable (no answer
+in time) and ChainError; those that try a call may raise ContractRefused.
 """
 
 import functools
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eth_account.signers.local import LocalAccount
-from eth_typing import ChecksumAddress, HexStr
+from eth_typing import HexStr
 from hexbytes import HexBytes
 from web3 import Web3
 from web3.exceptions import (
@@ -37,26 +36,24 @@ from worker.log import printable
 
 log = logging.getLogger(__name__)
 
-# What web3 raises on an answer that is JSON-RPC and otherwise not what the method gives.
 _NO_ANSWER = (AttributeError, LookupError, OverflowError, TypeError, ValueError)
+"""Raised by web3 for JSON-RPC answers of another form than the method's."""
 _PRICE_LIMIT = 5
-"""Without a bound in the settings no price goes above this multiple of what the chain asks for."""
+"""Bound on prices without one in the settings, as a multiple of what the chain asks for."""
 _GAS_MARGIN = 1.25
-"""Gas is estimated on the state of now and spent on a later one: a reward that came in between
-costs a little more."""
+"""Factor on gas estimates: a reward that another peer submits in between adds to the cost."""
 
 
 class NonceUsed(ChainError):
-    """The account has another transaction with this nonce, mined or waiting; read the nonce
-    again."""
+    """Another transaction of the account, mined or pending, has this nonce; read it again."""
 
 
 class ReplacementUnderpriced(NonceUsed):
-    """Another transaction of the account with this nonce waits, and offers as much."""
+    """A pending transaction of the account has this nonce and pays at least as much."""
 
 
 class Underpriced(ChainError):
-    """The node wants a higher gas price; `minimum_wei` if it says which."""
+    """The node requires a higher gas price; `minimum_wei` if it names one."""
 
     def __init__(self, message: str, minimum_wei: int | None) -> None:
         super().__init__(message)
@@ -64,26 +61,24 @@ class Underpriced(ChainError):
 
 
 class TransactionRefused(ChainError):
-    """The node does not take the transaction, and would not take it again as it is."""
+    """The node refuses the transaction and would refuse it again unchanged."""
 
 
 class NotTakenNow(ChainUnreachable):
-    """The node does not take the transaction now: its pool is full, or earlier ones are missing. It
-    may later."""
+    """The node can't accept the transaction yet: its pool is full, or earlier ones are missing."""
 
 
 class Unanswered(BadAnswer):
-    """The contract does not have the view that was called, or the node has the wrong state of
-    it."""
+    """The contract lacks the view that was called, or the node's state of the contract is wrong."""
 
 
 class ReceiptTimeout(ChainError):
-    """The transaction was not mined in time; it may still be, or be lost."""
+    """The transaction was not mined in time; it may still be mined, or be lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One write, not yet signed. `to` None creates a contract from `data`."""
+    """A write that is not signed yet. `to` None creates a contract from `data`."""
 
     name: str
     data: bytes
@@ -92,7 +87,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A mined transaction. `contract` is the address that it created, if it created one."""
+    """A mined transaction. `contract` is the address that it created; None: it created none."""
 
     tx_hash: str
     block: int
@@ -102,7 +97,7 @@ class Receipt:
 
 
 class ChainClient:
-    """The chain of `chain`. Making one sends nothing; the first call finds out where it is."""
+    """Client of the chain in `chain`. Nothing is sent before the first call, which locates it."""
 
     def __init__(self, chain: settings.Chain) -> None:
         self._chain = chain
@@ -111,7 +106,7 @@ class ChainClient:
 
     @property
     def deployment(self) -> Deployment:
-        """JSON-RPC address, chain id and contract in use."""
+        """The JSON-RPC address, chain id and contract in use."""
         if self._deployment is None:
             self._deployment = resolve(self._chain)
         return self._deployment
@@ -127,52 +122,42 @@ class ChainClient:
     def rpc(self) -> Rpc:
         """The JSON-RPC addresses in use."""
         chain = self._chain
-        key = (
-            "rpc_url"
-            if chain.rpc_url
-            else "deployment_file"
-            if chain.deployment_file
-            else "account_url"
-        )
-        deployment = self.deployment
-        # The token is for the account service and nobody else.
-        is_proxy = chain.account_url is not None and deployment.rpc_urls == (
-            proxy_url(chain.account_url),
-        )
-        token_file = chain.account_token_file if is_proxy else None
-        return Rpc(
-            deployment.rpc_urls,
-            f"chain.{key}",
-            deployment.chain_id,
-            chain.timeout_seconds,
-            token_file,
-        )
+        if chain.rpc_url:
+            key = "chain.rpc_url"
+        elif chain.deployment_file:
+            key = "chain.deployment_file"
+        else:
+            key = "chain.account_url"
+        urls, token_file = self.deployment.rpc_urls, None
+        if chain.account_url is not None and urls == (proxy_url(chain.account_url),):
+            token_file = chain.account_token_file  # no other server may see it
+        return Rpc(urls, key, self.deployment.chain_id, chain.timeout_seconds, token_file)
 
     def check_id(self) -> None:
-        """Make sure that the chain is the one that the settings name. Addresses of another one are
-        not used."""
+        """Verify that the chain is the one in the settings; others' addresses are not used."""
         self.rpc.survey()
 
-    def has_code(self, address: str) -> bool:
-        """Return whether there is a contract at the address."""
+    def has_code(self, address: str, block: int | None = None) -> bool:
+        """Return whether there is a contract at the address, in the given or the latest block."""
         with self.translated("eth_getCode"):
-            return len(self.web3.eth.get_code(Web3.to_checksum_address(address))) > 0
+            return len(self.web3.eth.get_code(Web3.to_checksum_address(address), block)) > 0
 
     @contextmanager
     def translated(self, subject: str) -> Iterator[None]:
-        """Turn what web3 raises about `subject` (a call's name) into errors of our own."""
+        """Translate web3's exceptions about `subject` (a call's name) into errors of hivewright."""
         with translated(self._rpc_source, self._chain.timeout_seconds):
             try:
                 yield
             except ContractLogicError as error:
                 raise refusal(subject, error.data, error.message, self._kind_of_contract) from None
             except BadFunctionCallOutput:
+                contract = self.deployment.contract
                 raise Unanswered(
-                    f"{subject}: {self._address} on {self._rpc_source} does not answer like a swarm"
+                    f"{subject}: {contract} on {self._rpc_source} does not answer like a swarm"
                     f" coordinator{self._kind_of_contract}; check chain.contract and chain.rpc_url"
                 ) from None
             except Web3RPCError as error:
-                # Not every node begins the message of a revert as web3 expects it.
+                # Some nodes begin the message of a revert otherwise than web3 expects.
                 if is_revert(rpc_message(error)):
                     raise refusal(
                         subject, _revert_data(error), rpc_message(error), self._kind_of_contract
@@ -197,8 +182,10 @@ class ChainClient:
             return float(self.web3.eth.get_block(block)["timestamp"])
 
     def block_hash(self, block: int) -> str | None:
-        """Return which block of this number it is: another in its place has another hash. None:
-        there is none, any more."""
+        """Return the hash of the block with this number; None if there is no such block (any more).
+
+        After a reorganisation another block, with another hash, has the number.
+        """
         with self.translated("eth_getBlockByNumber"):
             try:
                 return Web3.to_hex(self.web3.eth.get_block(block)["hash"])
@@ -208,35 +195,37 @@ class ChainClient:
     # ---- transactions
 
     def nonce(self, address: str) -> int:
-        """Return how many transactions of the account are mined: the first free nonce if none is
-        waiting."""
+        """Return the number of mined transactions: the first free nonce if none is pending."""
         with self.translated("eth_getTransactionCount"):
             return int(
                 self.web3.eth.get_transaction_count(Web3.to_checksum_address(address), "latest")
             )
 
     def gas_price(self) -> int:
-        """Return what the chain asks for now, in wei."""
+        """Return the chain's current gas price in wei."""
         with self.translated("eth_gasPrice"):
             return int(self.web3.eth.gas_price)
 
     def estimate_gas(self, sender: str, call: Call) -> int:
-        """Gas limit for the call, margin included. Raises ContractRefused if the contract would
-        refuse it now."""
+        """Return the gas limit for the call, margin included.
+
+        Raises ContractRefused if the contract would refuse the call now.
+        """
         with self.translated(call.name):
             return int(self.web3.eth.estimate_gas(_transaction(sender, call)) * _GAS_MARGIN)
 
     def estimate_all(self, sender: str, calls: Sequence[Call]) -> list[int | WorkerError]:
-        """`estimate_gas` for many calls at once; in the place of one that fails its error."""
+        """Estimate gas for many calls in one request; a call that fails gives its error instead."""
         asked = [
             [{"from": sender, "to": call.to, "data": "0x" + call.data.hex()}] for call in calls
         ]
+        answers = self.rpc.ask_all("eth_estimateGas", asked)
         estimates: list[int | WorkerError] = []
-        for call, found in zip(calls, self.rpc.ask_all("eth_estimateGas", asked), strict=True):
-            if found is not None:
-                estimates.append(int(int(found, 16) * _GAS_MARGIN))
+        for call, answer in zip(calls, answers, strict=True):
+            if answer is not None:
+                estimates.append(int(int(answer, 16) * _GAS_MARGIN))
             elif estimates and isinstance(estimates[-1], ChainUnreachable):
-                estimates.append(estimates[-1])  # not to be waited for once more for each call
+                estimates.append(estimates[-1])  # do not wait again for each call
             else:
                 try:
                     estimates.append(self.estimate_gas(sender, call))
@@ -247,8 +236,10 @@ class ChainClient:
     def sign(
         self, account: LocalAccount, call: Call, *, nonce: int, gas: int, gas_price_wei: int
     ) -> tuple[str, bytes]:
-        """Sign without sending: (transaction hash, raw transaction). Any chain takes this oldest
-        form."""
+        """Return transaction hash and raw transaction, without sending it.
+
+        The oldest transaction format is used, which every chain accepts.
+        """
         transaction: dict[str, Any] = {
             "chainId": self.deployment.chain_id,
             "nonce": nonce,
@@ -263,10 +254,10 @@ class ChainClient:
         return Web3.to_hex(signed.hash), bytes(signed.raw_transaction)
 
     def send_raw(self, raw: bytes) -> None:
-        """Hand a signed transaction to the chain; one that it has already is success.
+        """Send a signed transaction to the chain; one that the chain already has is a success.
 
-        Raises NonceUsed if the account has used the nonce for another one, Underpriced if it pays
-        too little, NotTakenNow if it may be taken later as it is, and TransactionRefused if it
+        Raises NonceUsed if the account used the nonce for another one, Underpriced if it pays too
+        little, NotTakenNow if the chain may accept it later unchanged, TransactionRefused if it
         never will.
         """
         with self.translated("eth_sendRawTransaction"):
@@ -276,21 +267,19 @@ class ChainClient:
                 self._accept_if_known(Web3.keccak(raw), error)
 
     def send_all_raw(self, raws: Sequence[bytes]) -> list[bool]:
-        """Hand signed transactions to the chain together, in this order: which of them it took.
+        """Send signed transactions in one request, in order; return which of them were accepted.
 
-        What became of the others is not known; `send_raw` says.
+        The result of the others is not known; `send_raw` tells it.
         """
-        taken = self.rpc.ask_all("eth_sendRawTransaction", [["0x" + raw.hex()] for raw in raws])
-        return [
-            answer == Web3.to_hex(Web3.keccak(raw)) for answer, raw in zip(taken, raws, strict=True)
-        ]
+        answers = self.rpc.ask_all("eth_sendRawTransaction", [["0x" + raw.hex()] for raw in raws])
+        hashes = [Web3.to_hex(Web3.keccak(raw)) for raw in raws]
+        return [answer == hash for answer, hash in zip(answers, hashes, strict=True)]
 
     def sign_and_send(self, account: LocalAccount, call: Call, nonce: int | None = None) -> str:
-        """Send the call from the account and return the transaction's hash. `nonce` None: the
-        chain's count.
+        """Send the call from the account and return the transaction's hash.
 
-        For accounts with one sender. Sending the same again before it is mined is the same
-        transaction, not a second.
+        For accounts with one sender. `nonce` None: the next one by the chain's count. Sending the
+        same call again before it is mined makes the same transaction, not a second one.
         """
         gas = self.estimate_gas(account.address, call)
         nonce = self.nonce(account.address) if nonce is None else nonce
@@ -305,8 +294,10 @@ class ChainClient:
                 return tx_hash
 
     def allowed_price(self) -> int:
-        """Return what the chain asks for now, in wei. Raises TransactionRefused if the settings do
-        not allow that."""
+        """Return the chain's current gas price in wei.
+
+        Raises TransactionRefused if it exceeds the bound in the settings.
+        """
         price_wei, limit_wei = self.gas_price(), self._limit_of_settings()
         if limit_wei is not None and price_wei > limit_wei:
             raise TransactionRefused(
@@ -317,33 +308,33 @@ class ChainClient:
         return price_wei
 
     def price_limit(self, asked_wei: int) -> int:
-        """The highest price to offer, in wei, where the chain asks for `asked_wei`."""
+        """Return the highest price to offer, in wei, when the chain asks for `asked_wei`."""
         limit_wei = self._limit_of_settings()
         return _PRICE_LIMIT * asked_wei if limit_wei is None else limit_wei
 
     def raised_price(self, price_wei: int, refused: Underpriced) -> int:
-        """The price to try after `price_wei` was refused. Raises TransactionRefused where the bound
-        is reached."""
+        """Return the price to try after `price_wei` was refused.
+
+        Raises TransactionRefused if the bound is reached.
+        """
         asked_wei = max(self.gas_price(), refused.minimum_wei or 0)
         limit_wei = self.price_limit(asked_wei)
         wanted_wei = asked_wei if asked_wei > price_wei else 2 * price_wei + 1
         if refused.minimum_wei is None and price_wei < limit_wei:
             wanted_wei = min(wanted_wei, limit_wei)
         if wanted_wei > limit_wei:
-            minimum = (
-                "an unnamed minimum"
-                if refused.minimum_wei is None
-                else f"at least {refused.minimum_wei} wei"
-            )
+            minimum = "more than it says"
+            if refused.minimum_wei is not None:
+                minimum = f"at least {refused.minimum_wei} wei"
             raise TransactionRefused(
                 f"{refused}: it wants {minimum}, {price_wei} wei were offered and {limit_wei} are"
-                " the most allowed; raise chain.max_gas_price_gwei"
+                " allowed at most; raise chain.max_gas_price_gwei"
             )
         log.info("gas price raised from_wei=%d to_wei=%d", price_wei, wanted_wei)
         return wanted_wei
 
     def receipt(self, tx_hash: str) -> Receipt | None:
-        """The transaction's receipt, None as long as it is not mined (or was lost)."""
+        """Return the transaction's receipt; None while it is not mined (or if it was lost)."""
         with self.translated("eth_getTransactionReceipt"):
             try:
                 raw = self.web3.eth.get_transaction_receipt(HexStr(tx_hash))
@@ -369,11 +360,14 @@ class ChainClient:
     def transact(
         self, account: LocalAccount, call: Call, timeout_seconds: float, nonce: int | None = None
     ) -> Receipt:
-        """`sign_and_send`, wait, and raise ContractRefused if the transaction was mined but
-        reverted."""
+        """Send the call, wait until it is mined, and return its receipt.
+
+        Raises ContractRefused if it was mined but reverted, ReceiptTimeout if it was not mined in
+        time.
+        """
         receipt = self.wait_for_receipt(self.sign_and_send(account, call, nonce), timeout_seconds)
         if not receipt.succeeded:
-            self.estimate_gas(account.address, call)  # says why, if the reason still holds
+            self.estimate_gas(account.address, call)  # raises the reason, if it persists
             raise ContractRefused(
                 "", f"{call.name}: transaction {receipt.tx_hash} reverted; send it again"
             )
@@ -383,7 +377,7 @@ class ChainClient:
 
     @property
     def _kind_of_contract(self) -> str:
-        """Return what is known of the contract, for messages; empty if nothing is."""
+        """A description of the contract for messages; empty if nothing is known."""
         return ""
 
     def _limit_of_settings(self) -> int | None:
@@ -391,16 +385,14 @@ class ChainClient:
         return None if gwei is None else int(gwei * 10**9)
 
     @property
-    def _address(self) -> ChecksumAddress:
-        return Web3.to_checksum_address(self.deployment.contract)
-
-    @property
     def _rpc_source(self) -> str:
         return self.rpc.source
 
     def _accept_if_known(self, tx_hash: HexBytes, error: Web3RPCError) -> None:
-        """Sent twice is sent: nodes word that differently, so the chain is asked for the
-        transaction itself."""
+        """Return if the chain has the transaction, else raise what `error` means.
+
+        Nodes word "already known" differently, so the chain is asked for the transaction itself.
+        """
         try:
             self.web3.eth.get_transaction(tx_hash)
             return
@@ -421,8 +413,7 @@ _ADVICE = {
 
 
 def raise_refusal(subject: str, text: str, source: str) -> None:
-    """Raise what a node's refusal of a transaction means; return if it means that the node has
-    it."""
+    """Raise the error for a node's refusal of a transaction; return if the node already has it."""
     kind, said = classify(text), printable(text)[:200]
     match kind:
         case Refusal.ALREADY_KNOWN:
@@ -451,7 +442,7 @@ def raise_refusal(subject: str, text: str, source: str) -> None:
 
 
 def rpc_message(error: Web3RPCError) -> str:
-    """The message of the JSON-RPC error, with its data where that is text too."""
+    """Return the message of the JSON-RPC error, followed by its data if that is text."""
     said = error.rpc_response.get("error") if error.rpc_response else None
     if not isinstance(said, dict):
         return str(said or error.message)
@@ -463,9 +454,8 @@ def rpc_message(error: Web3RPCError) -> str:
 def _revert_data(error: Web3RPCError) -> object:
     said = error.rpc_response.get("error") if error.rpc_response else None
     data = said.get("data") if isinstance(said, dict) else None
-    return (
-        data.removeprefix("Reverted ") if isinstance(data, str) else None
-    )  # as some nodes begin it
+    # Some nodes prefix it.
+    return data.removeprefix("Reverted ") if isinstance(data, str) else None
 
 
 def _transaction(sender: str, call: Call) -> TxParams:

@@ -1,5 +1,4 @@
-"""The coordinator contract as this package carries it: ABI, bytecode, and what each of its errors
-asks of people."""
+"""The coordinator contract in this package: ABI, bytecode, and advice for each of its errors."""
 
 import functools
 import json
@@ -62,51 +61,57 @@ ADVICE = {
     "UUPSUnsupportedProxiableUUID": "the new implementation is not upgradeable; deploy one that is",
     "WinnerAlreadyVoted": "the vote of this peer and round is on the chain; nothing to do",
 }
-"""What to do about each error of the contract, by the name it has in the ABI."""
+"""Advice for each error of the contract, by its name in the ABI."""
 
 
 @functools.cache
 def artifact(name: str) -> dict[str, Any]:
-    """Return what `contracts/build.js` wrote about a contract: abi, bytecode, storage_layout,
-    source_sha256, compiler."""
+    """Return the output of `contracts/build.js` for a contract.
+
+    Its keys: abi, bytecode, storage_layout, source_sha256, compiler.
+    """
     text = resources.files("worker.chain").joinpath("artifacts", f"{name}.json").read_text()
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 
 
 def carried_version() -> str:
-    """Return what our coordinator calls itself, such as "hivewright/3"."""
+    """Return the version of the coordinator in this package, such as "hivewright/3"."""
     return str(artifact("SwarmCoordinator")["version"])
 
 
 def is_version(text: str) -> bool:
-    """Return whether a contract that says this of itself is a coordinator of ours, of any
-    version."""
+    """Return whether `text` is the version of a hivewright coordinator, of any number."""
     return re.fullmatch(r"hivewright/[1-9][0-9]{0,5}", text) is not None
 
 
 def number_of(version: str) -> int:
-    """3 for "hivewright/3"."""
+    """Return 3 for "hivewright/3"."""
     return int(version.partition("/")[2])
 
 
 def coordinator_abi() -> list[Any]:
-    """The ABI of our coordinator; it contains all of the existing swarm's 0.4.2."""
+    """Return the ABI of our coordinator, a superset of the existing swarm's 0.4.2."""
     abi: list[Any] = artifact("SwarmCoordinator")["abi"]
     return abi
 
 
 @functools.cache
 def _error_names() -> dict[str, str]:
-    errors = (entry for entry in coordinator_abi() if entry["type"] == "error")
-    return {"0x" + function_abi_to_4byte_selector(entry).hex(): entry["name"] for entry in errors}
+    """Return the names of the contract's errors, by selector (0x...)."""
+    names = {}
+    for entry in coordinator_abi():
+        if entry["type"] == "error":
+            names["0x" + function_abi_to_4byte_selector(entry).hex()] = entry["name"]
+    return names
 
 
 def refusal(subject: str, data: object, message: str | None, kind: str = "") -> ContractRefused:
-    """The error for a call that reverted with `data` (0x..., None or something a node made up).
+    """Return the error for a call that reverted with `data`.
 
-    A revert that carries none of the contract's named errors gets the name "" and the node's own
-    `message`. `kind` is what is known of the contract, for that message.
+    `data` is 0x..., None or anything else that a node sent. A revert without one of the contract's
+    named errors gets the name "" and the node's own `message`. `kind` describes the contract in
+    that message.
     """
     selector = data[:10] if isinstance(data, str) else ""
     name = _error_names().get(selector, "")
@@ -120,11 +125,14 @@ def refusal(subject: str, data: object, message: str | None, kind: str = "") -> 
 
 
 def proxy_data(owner: str, implementation: str) -> bytes:
-    """Creation code of a proxy in front of `implementation`, initialised for `owner` in the same
-    transaction."""
+    """Return the creation code of a proxy in front of `implementation`.
+
+    The proxy is initialised for `owner` in the same transaction.
+    """
     coordinator = Web3().eth.contract(abi=coordinator_abi())
     proxy = artifact("ERC1967Proxy")
     initialise = coordinator.encode_abi("initialize(address)", [owner])
     factory = Web3().eth.contract(abi=proxy["abi"], bytecode=proxy["bytecode"])
     creation = factory.constructor(implementation, bytes.fromhex(initialise[2:]))
-    return bytes.fromhex(str(creation.data_in_transaction)[2:])
+    data = str(creation.data_in_transaction)
+    return bytes.fromhex(data[2:])

@@ -1,13 +1,12 @@
-"""Client of the swarm coordinator contract: ours, or a foreign one with the same ABI, on any EVM
-JSON-RPC.
+"""Client of the swarm coordinator contract, ours or a foreign one with the same ABI.
 
-Reads are typed methods of `Coordinator`; writes are `Call`s built without any network and sent by
-whoever owns the key (`sign_and_send` of client.py, or transaction_queue.py). Every method may raise
-ChainUnreachable (no answer in time) and ChainError; reads and sends may raise ContractRefused.
+Reads are typed methods of `Coordinator`. Writes are `Call`s, built without network access and sent
+by the owner of a key (`sign_and_send` of client.py, or transaction_queue.py). Every method may
+raise ChainUnreachable (no answer in time) and ChainError; reads and sends may raise
+ContractRefused.
 """
 
 import functools
-import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
-from eth_typing import HexStr
+from eth_typing import ChecksumAddress, HexStr
 from eth_utils.abi import abi_to_signature
 from web3 import Web3
 from web3.contract import Contract
@@ -34,20 +33,20 @@ from worker.chain import contract
 from worker.chain.client import Call, ChainClient, Unanswered, rpc_message
 from worker.chain.contract import NO_ADDRESS, coordinator_abi, refusal
 from worker.chain.logs import Window, walk
-from worker.chain.rpc import TooMuch
+from worker.chain.rpc import CHECK_ADDRESS, TooMuch
 from worker.errors import BadAnswer, ChainError, ContractRefused
 from worker.log import printable
 
 log = logging.getLogger(__name__)
 
-# submitReward has two overloads, and by name web3 would pick uint256: always the signature.
+# submitReward has two overloads, and by name web3 would choose uint256: use the signature.
 _SUBMIT_REWARD = "submitReward(uint256,uint256,int256,string)"
 _HAS_SUBMITTED = "hasSubmittedRoundStageReward(uint256,uint256,%s)"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One log entry of the contract, decoded."""
+    """A decoded log entry of the contract."""
 
     name: str
     arguments: dict[str, Any]
@@ -57,20 +56,18 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """The answers of a contract that is not ours: its release is concluded from that, for it has no
-    version."""
+    """The views that a foreign contract has; its release is inferred from them."""
 
     tells_by_peer: bool
-    """Which peer has submitted a reward (from release 0.6.0 on)."""
+    """It tells whether a peer submitted a reward (from release 0.6.0 on)."""
     tells_by_account: bool
-    """Whether any peer of an account has (up to release 0.5)."""
+    """It tells whether any peer of an account submitted one (up to release 0.5)."""
     has_leaderboards: bool
-    """Which peers won most often (up to release 0.4.2)."""
+    """It tells which peers won most often (up to release 0.4.2)."""
 
     @property
     def release(self) -> str:
-        """Of the existing swarm's coordinator, by public releases; "unknown" for what is like none
-        of them."""
+        """The public release of the existing swarm's coordinator; "unknown" if none matches."""
         releases = {
             (False, True, True): "0.4.2",
             (False, True, False): "0.5",
@@ -82,46 +79,45 @@ class Abilities:
 
     @property
     def missing(self) -> list[str]:
-        """Return what the contract lacks, for people."""
-        who = self.tells_by_peer or self.tells_by_account
-        lacking = [] if who else ["whether a reward is submitted (read from the log)"]
-        return (
-            lacking
-            if self.has_leaderboards
-            else [*lacking, "leaderboards (wins are read peer by peer)"]
-        )
+        """The views that the contract lacks, for people."""
+        lacking = []
+        if not (self.tells_by_peer or self.tells_by_account):
+            lacking.append("whether a reward is submitted (read from the log)")
+        if not self.has_leaderboards:
+            lacking.append("leaderboards (wins are read peer by peer)")
+        return lacking
 
 
 _OURS = Abilities(tells_by_peer=True, tells_by_account=True, has_leaderboards=True)
 
 
 _FIRST_BLOCKS: dict[tuple[int, str], int] = {}
-"""Found by this process, for every chain and contract: clients come and go with each outage."""
+"""First blocks found by this process, per chain and contract; they outlive clients."""
 
 
 class LogGone(ChainError):
-    """The contract says that there is something which its log does not have any more."""
+    """The contract has a record that its log no longer shows."""
 
 
 class Coordinator(ChainClient):
-    """The contract that keeps a swarm's records. Making one sends nothing; the first call finds out
-    where it is."""
+    """Client of the contract that records a swarm's rounds, rewards, votes and bootnodes.
+
+    Nothing is sent before the first call, which locates the contract.
+    """
 
     def __init__(self, chain: settings.Chain) -> None:
         super().__init__(chain)
         self._checked = False
         self._abi = Web3().eth.contract(abi=coordinator_abi())
         self.version: str | None = None
-        """What our contract calls itself ("hivewright/3"); None before `check`, and for a foreign
-        contract."""
+        """Our contract's version ("hivewright/3"); None before `check`, and for a foreign one."""
         self.abilities = _OURS
-        """What a foreign contract answers, found out by `check`."""
+        """Abilities of a foreign contract, detected by `check`."""
         self._window = Window()
         self._first_block: int | None = None
 
     def check(self) -> None:
-        """Make sure that the chain has the expected id and the contract code; find out whose
-        contract it is."""
+        """Verify the chain's id and the contract's code, and detect whose contract it is."""
         self.check_id()
         if not self.has_code(self._address):
             raise ChainError(
@@ -133,17 +129,19 @@ class Coordinator(ChainClient):
         self._checked = True
         log.info(
             "chain connected rpc=%s chain_id=%d contract=%s implementation=%s",
-            ",".join(self.deployment.rpc_urls), self.deployment.chain_id, self._address, self.implementation,
-        )  # fmt: skip
+            ",".join(self.deployment.rpc_urls),
+            self.deployment.chain_id,
+            self._address,
+            self.implementation,
+        )
 
     @property
     def implementation(self) -> str:
-        """Whose contract it is, after `check`: "hivewright/3", or "foreign-0.6.0" by the existing
-        swarm's releases."""
+        """The implementation, after `check`: "hivewright/3", or such as "foreign-0.6.0"."""
         return self.version or f"foreign-{self.abilities.release}"
 
     def ensure_checked(self) -> None:
-        """`check`, unless it has passed before."""
+        """Call `check` unless it passed before."""
         if not self._checked:
             self.check()
 
@@ -161,78 +159,69 @@ class Coordinator(ChainClient):
         return int(self.read("currentStage()"))
 
     def bootnodes(self) -> list[str]:
-        """Multiaddrs, in the contract's order. They are untrusted peers' text: parse before use."""
+        """Return multiaddrs in the contract's order; untrusted text, to be parsed before use."""
         return list(self.read("getBootnodes()"))
 
     def owner_of(self, peer_id: str) -> str | None:
-        """The account that registered the peer, None if nobody did."""
+        """Return the account that registered the peer; None if none did."""
         return self.owners_of([peer_id])[0]
 
     def owners_of(self, peer_ids: Sequence[str]) -> list[str | None]:
-        """For each of the peers what `owner_of` says."""
-        owners = self.read("getEoa(string[])", list(peer_ids)) if peer_ids else ()
-        with self.translated("getEoa"):
-            return [
-                None if owner == NO_ADDRESS else str(owner)
-                for _, owner in zip(peer_ids, owners, strict=True)
-            ]
+        """Return for each peer the account that registered it; None if none did."""
+        if not peer_ids:
+            return []
+        owners = self.read("getEoa(string[])", list(peer_ids))
+        if len(owners) != len(peer_ids):
+            raise BadAnswer(
+                f"getEoa: {self._rpc_source} gives an answer of another form ({len(owners)}"
+                f" accounts for {len(peer_ids)} peers); {CHECK_ADDRESS}"
+            )
+        return [None if owner == NO_ADDRESS else str(owner) for owner in owners]
 
     def registered(self, peer_ids: Sequence[str]) -> set[str]:
-        """Those of the peers that somebody registered."""
-        owners = self.owners_of(peer_ids)
-        return {
-            peer_id for peer_id, owner in zip(peer_ids, owners, strict=True) if owner is not None
-        }
-
-    def peers_of(self, account: str) -> list[str]:
-        """Peer ids that the account registered."""
-        with self.translated("getPeerId"):
-            (peers,) = self.read("getPeerId(address[])", [Web3.to_checksum_address(account)])
-        return list(peers)
+        """Return the peers among `peer_ids` that are registered."""
+        owners = dict(zip(peer_ids, self.owners_of(peer_ids), strict=True))
+        return {peer_id for peer_id, owner in owners.items() if owner is not None}
 
     def total_rewards(self, peer_ids: Sequence[str]) -> list[int]:
-        """Sum of all rewards of each peer, in milli-rewards."""
+        """Return the sum of all rewards of each peer, in milli-rewards."""
         return [int(reward) for reward in self.read("getTotalRewards(string[])", list(peer_ids))]
 
-    def total_wins(self, peer_id: str) -> int:
-        return int(self.read("getTotalWins(string)", peer_id))
-
     def wins_of(self, peer_ids: Sequence[str]) -> list[int]:
-        """Return how often others voted for each of the peers, over all rounds: where there is no
-        leaderboard."""
+        """Return the number of votes for each peer over all rounds, on contracts of any release."""
         signature = "getTotalWins(string)"
         asked = [[self._call_data(signature, peer_id), "latest"] for peer_id in peer_ids]
         with self.translated(signature):
             answers = self.rpc.ask_all("eth_call", asked)
-            return [
-                self.total_wins(peer_id) if answer is None else int(answer, 16)
-                for peer_id, answer in zip(peer_ids, answers, strict=True)
-            ]
+            wins = []
+            for peer_id, answer in zip(peer_ids, answers, strict=True):
+                if answer is None:
+                    wins.append(int(self.read(signature, peer_id)))
+                else:
+                    wins.append(int(answer, 16))
+            return wins
 
     def winner_leaderboard(self, start: int, end: int) -> list[tuple[str, int]]:
-        """Peers on the places `start` to `end` (not included) with their wins, best first.
+        """Return the peers ranked `start` to `end` (exclusive) with their wins, best first.
 
-        Not every release has it (`abilities.has_leaderboards`); `wins_of` is on all.
+        Not every release has it (`abilities.has_leaderboards`); `wins_of` works on all.
         """
         with self.translated("winnerLeaderboard"):
             peers, wins = self.read("winnerLeaderboard(uint256,uint256)", start, end)
             return list(zip(peers, wins, strict=True))
 
     def votes(self, round: int, peer_id: str) -> list[str]:
-        """Return whom the peer voted for; empty if it has not voted."""
+        """Return the peers that the peer voted for; empty if it has not voted."""
         return list(self.read("getVoterVotes(uint256,string)", round, peer_id))
-
-    def has_voted(self, round: int, peer_id: str) -> bool:
-        return bool(self.votes(round, peer_id))
 
     def submitted_reward(
         self, round: int, stage: int, peer_id: str, tx_hash: str | None = None
     ) -> int | None:
-        """The reward that the chain has for (round, stage, peer), None if it has none.
+        """Return the reward recorded for (round, stage, peer); None if there is none.
 
-        On a foreign contract only the log has it; `tx_hash`, of a transaction that may have brought
-        it there, spares searching that. Raises LogGone if it is submitted and no log says how much
-        it is.
+        On a foreign contract only the log has it; `tx_hash`, of a transaction that may have
+        submitted it, saves a search of the log. Raises LogGone if it is submitted and no log tells
+        the amount.
         """
         self.ensure_checked()
         if self.version is not None:
@@ -243,18 +232,10 @@ class Coordinator(ChainClient):
         has_submitted = self._has_submitted(round, stage, peer_id)
         if has_submitted is False:
             return None
-        receipt = [] if tx_hash is None else self._events_of(tx_hash, "RewardSubmitted")
-        filters = {"roundNumber": round, "stageNumber": stage, "account": self.owner_of(peer_id)}
-        searched = (
-            self.events("RewardSubmitted", filters, newest_first=True) if filters["account"] else ()
-        )
-        for event in itertools.chain(receipt, searched):
+        for event in self._possible_rewards(round, stage, peer_id, tx_hash):
             said = event.arguments
-            if (said["roundNumber"], said["stageNumber"], said["peerId"]) == (
-                round,
-                stage,
-                peer_id,
-            ):
+            key = said["roundNumber"], said["stageNumber"], said["peerId"]
+            if key == (round, stage, peer_id):
                 return int(said["reward"])
         if has_submitted and self.abilities.tells_by_peer:
             raise LogGone(
@@ -264,28 +245,38 @@ class Coordinator(ChainClient):
             )
         return None
 
+    def _possible_rewards(
+        self, round: int, stage: int, peer_id: str, tx_hash: str | None
+    ) -> Iterator[Event]:
+        """Yield events of the transaction, then those of the peer's account, newest first."""
+        if tx_hash is not None:
+            yield from self._events_of(tx_hash, "RewardSubmitted")
+        owner = self.owner_of(peer_id)
+        if owner is not None:
+            filters = {"roundNumber": round, "stageNumber": stage, "account": owner}
+            yield from self.events("RewardSubmitted", filters, newest_first=True)
+
     def _has_submitted(self, round: int, stage: int, peer_id: str) -> bool | None:
-        """Return whether a foreign contract says that the peer may have submitted; None if it can't
-        be asked."""
+        """Return whether a foreign contract says that the peer may have submitted.
+
+        None if the contract has no view for that.
+        """
         if self.abilities.tells_by_peer:
             return bool(self._read(_HAS_SUBMITTED % "string", round, stage, peer_id))
         if not self.abilities.tells_by_account:
             return None
         owner = self.owner_of(peer_id)
-        return owner is not None and bool(
-            self._read(_HAS_SUBMITTED % "address", round, stage, owner)
-        )
+        if owner is None:
+            return False
+        return bool(self._read(_HAS_SUBMITTED % "address", round, stage, owner))
 
     def has_role(self, role: str, account: str) -> bool:
-        """Return whether the account has OWNER_ROLE, BOOTNODE_MANAGER_ROLE or
-        STAGE_MANAGER_ROLE."""
-        return bool(
-            self.read(
-                "hasRole(bytes32,address)",
-                Web3.keccak(text=role),
-                Web3.to_checksum_address(account),
-            )
-        )
+        """Return whether the account has the role.
+
+        Roles: OWNER_ROLE, BOOTNODE_MANAGER_ROLE, STAGE_MANAGER_ROLE.
+        """
+        address = Web3.to_checksum_address(account)
+        return bool(self.read("hasRole(bytes32,address)", Web3.keccak(text=role), address))
 
     def events(
         self,
@@ -296,24 +287,17 @@ class Coordinator(ChainClient):
         to_block: int | None = None,
         newest_first: bool = False,
     ) -> Iterator[Event]:
-        """The contract's log entries of one name, `filters` by indexed arguments.
+        """Yield the contract's log entries of one name, with `filters` by indexed arguments.
 
-        `from_block` None: from where the contract was made; `to_block` None: up to the latest. Asks
-        for pieces that the node takes (logs.py); end the iteration early where possible.
+        `from_block` None: from the contract's creation; `to_block` None: up to the latest block.
+        The log is requested in pieces that the node accepts (logs.py); end the iteration early
+        where possible.
         """
         self.ensure_checked()
         to_block = self.block_number() if to_block is None else to_block
         from_block = self.first_block() if from_block is None else from_block
-        # Nodes answer for blocks that they do not have as if nothing were in them.
-        if (
-            from_block <= to_block
-            and self.rpc.num_addresses > 1
-            and self.block_hash(to_block) is None
-        ):
-            raise BadAnswer(
-                f"eth_getLogs of {name}: {self._rpc_source} has no block {to_block} yet; it is"
-                " behind"
-            )
+        if from_block <= to_block and self.rpc.num_addresses > 1:
+            self._require_block(to_block, f"eth_getLogs of {name}")
         yield from walk(
             functools.partial(self._fetch_log, name, filters or {}),
             from_block,
@@ -322,9 +306,13 @@ class Coordinator(ChainClient):
             self._window,
         )
 
+    def _require_block(self, block: int, subject: str) -> None:
+        """Raise BadAnswer if the node lacks the block: it would answer as if that were empty."""
+        if self.block_hash(block) is None:
+            raise BadAnswer(f"{subject}: {self._rpc_source} has no block {block} yet; it is behind")
+
     def first_block(self) -> int:
-        """The block in which the contract was made; 0 if that can't be found out, which is
-        logged."""
+        """Return the block that created the contract; 0 if it is not found, which is logged."""
         if self._first_block is None:
             known = self.deployment.contract_block
             self._first_block = self._search_first_block() if known is None else known
@@ -333,10 +321,10 @@ class Coordinator(ChainClient):
     # ---- writes: built here, sent by whoever owns the key
 
     def call(self, signature: str, *arguments: Any) -> Call:
-        """Any write of the contract by its signature, such as `registerPeer(string)`."""
+        """Return any write of the contract by its signature, such as `registerPeer(string)`."""
         name, _, types = signature.removesuffix(")").partition("(")
-        # By eth_abi itself: web3 takes ten times as long to find the function in the ABI.
-        data = _selector(signature) + encode(types.split(",") if types else [], arguments)
+        # Through eth_abi: web3 takes ten times as long to find the function in the ABI.
+        data = selector(signature) + encode(types.split(",") if types else [], arguments)
         return Call(name, data, self.deployment.contract)
 
     def register_peer(self, peer_id: str) -> Call:
@@ -345,30 +333,33 @@ class Coordinator(ChainClient):
     def submit_reward(
         self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None
     ) -> Call:
-        """`reward` in milli-rewards: round(1000 x mean reward of the peer's own groups in that
-        round).
+        """Return the call that submits `reward`, in milli-rewards.
 
-        `digest` (32 bytes, hexadecimal) of the signed groups follows the arguments: no contract
-        reads it, but who audits the reward finds it in the transaction (docs/decisions/0015).
+        That is round(1000 x mean reward of the peer's own groups in the round). `digest` (32 bytes,
+        hexadecimal) of the signed groups follows the arguments: contracts ignore it, and an auditor
+        finds it in the transaction (docs/decisions/0015).
         """
         call = self.call(_SUBMIT_REWARD, round, stage, reward, peer_id)
         return call if digest is None else replace(call, data=call.data + bytes.fromhex(digest))
 
     def reward_digest(self, tx_hash: str) -> str | None:
-        """The digest that came with a submitted reward; None if none did, or the transaction is not
-        known any more."""
-        data = self._input_of(tx_hash) or self._input_of(
-            tx_hash
-        )  # a node that lags behind others answers null
+        """Return the digest that was sent with a reward.
+
+        None if the transaction carries none, or the chain no longer knows it.
+        """
+        data = self._input_of(tx_hash)
+        if data is None:
+            data = self._input_of(tx_hash)  # a node that lags behind others answered null
         if data is None:
             return None
         try:
             _, arguments = self._abi.decode_function_input(data)
             call = self.call(_SUBMIT_REWARD, *arguments.values())
         except (Web3Exception, DecodingError, ValueError):
-            return None  # not sent by a node: by a contract, say
+            return None  # not sent by a node, but by a contract, say
         rest = data.removeprefix(call.data)
-        return rest.hex() if len(rest) == 32 and data.startswith(call.data) else None
+        has_digest = len(rest) == 32 and data.startswith(call.data)
+        return rest.hex() if has_digest else None
 
     def _input_of(self, tx_hash: str) -> bytes | None:
         with self.translated("eth_getTransactionByHash"):
@@ -384,20 +375,24 @@ class Coordinator(ChainClient):
         return self.call("addBootnodes(string[])", list(multiaddrs))
 
     def remove_bootnode(self, index: int) -> Call:
-        """On any contract. The last bootnode takes the removed one's place, so read the list again
-        afterwards."""
+        """Return the call that removes a bootnode by index, on any contract.
+
+        The last bootnode takes its place, so read the list again afterwards.
+        """
         return self.call("removeBootnode(uint256)", index)
 
     def withdraw_bootnode(self, multiaddr: str) -> Call:
-        """On our contract only: remove a bootnode by its text, wherever it stands."""
+        """Return the call that removes a bootnode by its text; on our contract only."""
         return self.call("withdrawBootnode(string)", multiaddr)
 
     def update_stage_and_round(self) -> Call:
         return self.call("updateStageAndRound()")
 
     def advance_round(self, expected_round: int) -> Call:
-        """On our contract only: refused (RoundMovedOn) unless the round still is
-        `expected_round`."""
+        """Return the call that ends a round; on our contract only.
+
+        The contract refuses it (RoundMovedOn) unless the round still is `expected_round`.
+        """
         return self.call("advanceRound(uint256)", expected_round)
 
     # ----
@@ -405,6 +400,10 @@ class Coordinator(ChainClient):
     @functools.cached_property
     def _contract(self) -> Contract:
         return self.web3.eth.contract(address=self._address, abi=coordinator_abi())
+
+    @property
+    def _address(self) -> ChecksumAddress:
+        return Web3.to_checksum_address(self.deployment.contract)
 
     @property
     def _kind_of_contract(self) -> str:
@@ -418,7 +417,7 @@ class Coordinator(ChainClient):
                     filters, from_block=first, to_block=last
                 )
             except Web3RPCError as error:
-                # Whatever the node says: fewer blocks may do.
+                # Whatever the reason, a request for fewer blocks may succeed.
                 said = printable(rpc_message(error))[:200]
                 raise TooMuch(
                     f"{subject}: {self._rpc_source} refuses blocks {first} to {last}: {said}"
@@ -426,8 +425,7 @@ class Coordinator(ChainClient):
             return [_event(name, entry) for entry in entries]
 
     def _events_of(self, tx_hash: str, name: str) -> list[Event]:
-        """Return what the contract logged in the transaction; empty if it is not mined, or not
-        known any more."""
+        """Return the contract's log entries in a transaction; empty if it is not known."""
         with self.translated("eth_getTransactionReceipt"):
             try:
                 receipt = self.web3.eth.get_transaction_receipt(HexStr(tx_hash))
@@ -437,7 +435,7 @@ class Coordinator(ChainClient):
             return [_event(name, entry) for entry in entries if entry["address"] == self._address]
 
     def _search_first_block(self) -> int:
-        """Search for the contract's first block by asking when it began to have code."""
+        """Bisect for the first block in which the contract has code."""
         place = self.deployment.chain_id, self._address
         low, high = 0, self.block_number()
         if _FIRST_BLOCKS.get(place, high + 1) <= high:
@@ -445,28 +443,28 @@ class Coordinator(ChainClient):
         try:
             while low < high:
                 middle = (low + high) // 2
-                low, high = (low, middle) if self._had_code(middle) else (middle + 1, high)
+                if self.has_code(self._address, middle):
+                    high = middle
+                else:
+                    low = middle + 1
             if low and not self._began_in(low):
                 raise BadAnswer(
                     f"eth_getCode: {self._rpc_source} knows no beginning of {self._address}"
                 )
         except BadAnswer as error:
             log.warning(
-                "contract's first block not found, its log is read from block 0; set chain.contract_block if that "
-                "takes long: %s", error
-            )  # fmt: skip
+                "contract's first block not found, its log is read from block 0; set"
+                " chain.contract_block if that takes long: %s",
+                error,
+            )
             low = 0
         _FIRST_BLOCKS[place] = low
         return low
 
-    def _had_code(self, block: int) -> bool:
-        with self.translated("eth_getCode"):
-            return len(self.web3.eth.get_code(self._address, block)) > 0
-
     def _began_in(self, block: int) -> bool:
-        """Return whether the block has something that can have made the contract.
+        """Return whether the block contains something that can have created the contract.
 
-        Some nodes answer "no code" for state that they have forgotten.
+        Some nodes answer "no code" for state that they have pruned.
         """
         with self.translated("eth_getBlockByNumber"):
             found = self.web3.eth.get_block(block, full_transactions=True)["transactions"]
@@ -486,7 +484,7 @@ class Coordinator(ChainClient):
     def _answers(self, signature: str, *arguments: Any) -> bool:
         try:
             self._read(signature, *arguments)
-        except (ContractRefused, Unanswered):  # the former by nodes whose words web3 does not know
+        except (ContractRefused, Unanswered):  # the former with messages that web3 does not know
             return False
         return True
 
@@ -503,7 +501,7 @@ class Coordinator(ChainClient):
         return str(version) if contract.is_version(version) else None
 
     def _read(self, signature: str, *arguments: Any) -> Any:
-        """By eth_abi itself: of overloads, web3 would try others than the one of this signature."""
+        """Call a view through eth_abi: web3 may choose another overload than the signature's."""
         transaction: TxParams = {
             "to": self._address,
             "data": HexStr(self._call_data(signature, *arguments)["data"]),
@@ -515,14 +513,12 @@ class Coordinator(ChainClient):
                 raise Unanswered(
                     str(refusal(signature, error.data, error.message, self._kind_of_contract))
                 ) from None
+            kinds = _output_types()[signature]
             try:
-                kinds = _output_types()[signature]
-                values = [
-                    _plain(*pair)
-                    for pair in zip(self.web3.codec.decode(kinds, data), kinds, strict=True)
-                ]
+                decoded = self.web3.codec.decode(kinds, data)
             except DecodingError as error:
                 raise BadFunctionCallOutput(str(error)) from None
+            values = [_plain(*pair) for pair in zip(decoded, kinds, strict=True)]
             return values[0] if len(values) == 1 else values
 
     def _call_data(self, signature: str, *arguments: Any) -> dict[str, str]:
@@ -531,27 +527,28 @@ class Coordinator(ChainClient):
 
 
 @functools.cache
-def _selector(signature: str) -> bytes:
+def selector(signature: str) -> bytes:
+    """Return the four bytes with which the call of a function begins."""
     return bytes(Web3.keccak(text=signature)[:4])
 
 
 @functools.cache
 def _output_types() -> dict[str, list[str]]:
-    """Return what each view of the contract returns, by its signature."""
-    views = (entry for entry in coordinator_abi() if entry["type"] == "function")
-    return {
-        abi_to_signature(entry): [output["type"] for output in entry["outputs"]] for entry in views
-    }
+    """Return the output types of each view of the contract, by its signature."""
+    types = {}
+    for entry in coordinator_abi():
+        if entry["type"] == "function":
+            types[abi_to_signature(entry)] = [output["type"] for output in entry["outputs"]]
+    return types
 
 
 def _plain(value: Any, kind: str) -> Any:
-    """Lists for tuples, and addresses with their checksum."""
+    """Convert tuples to lists, and addresses to their checksummed form."""
     if isinstance(value, tuple):
         return [_plain(each, kind) for each in value]
     return Web3.to_checksum_address(value) if kind.startswith("address") else value
 
 
 def _event(name: str, entry: Any) -> Event:
-    return Event(
-        name, dict(entry["args"]), int(entry["blockNumber"]), Web3.to_hex(entry["transactionHash"])
-    )
+    tx_hash = Web3.to_hex(entry["transactionHash"])
+    return Event(name, dict(entry["args"]), int(entry["blockNumber"]), tx_hash)

@@ -1,5 +1,4 @@
-"""One SQLite file that survives being killed: WAL, one statement one transaction, SQLite's errors
-as ours."""
+"""A SQLite file that survives kills: WAL, one transaction per statement, errors translated."""
 
 import sqlite3
 import threading
@@ -14,11 +13,11 @@ _DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 class Database:
-    """The file at `path`, made if it is not there. Any thread and any process may use it.
+    """The file at `path`, created if missing. Safe for use by several threads and processes.
 
-    `synchronous` FULL: what `execute` returned from survives a power cut; NORMAL: it survives the
-    end of the process. Every method raises ResourceError, with one line, if the file is damaged or
-    can't be read or written (a full disk, say).
+    With `synchronous` FULL, a statement that returned survives a power cut; with NORMAL, it
+    survives the end of the process. Every method raises ResourceError, in one line, if the file is
+    damaged or can't be read or written (a full disk, say).
     """
 
     def __init__(self, path: Path, schema: str, synchronous: Literal["FULL", "NORMAL"]) -> None:
@@ -36,7 +35,7 @@ class Database:
             raise self._failure(error) from error
 
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Run one statement, which is one transaction. Returns the rows that it selects."""
+        """Run one statement as one transaction, and return the rows that it selects."""
         with self._lock:
             try:
                 return self._connection.execute(statement, parameters).fetchall()
@@ -44,8 +43,10 @@ class Database:
                 raise self._failure(error) from error
 
     def ensure_column(self, table: str, column: str, kind: str) -> None:
-        """Add the column, empty, to a file of before it was there. Names and kind are ours, never
-        an untrusted peer's."""
+        """Add an empty column to a file of a version before it, unless it is there.
+
+        The arguments go into the statement as they are: never pass untrusted text.
+        """
         if not self._has_column(table, column):
             try:
                 self.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
@@ -61,8 +62,7 @@ class Database:
             self._connection.close()
 
     def _failure(self, error: sqlite3.Error | OSError) -> ResourceError:
-        # The low byte is the kind of error, what is above it says more; Python's own errors have no
-        # code.
+        # The low byte is the primary code, and higher bits refine it. OSErrors have none.
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
             return ResourceError(
                 f"{self._path}: {error}; restore it from a backup, or move it away to begin an"
@@ -70,5 +70,5 @@ class Database:
             )
         return ResourceError(
             f"{self._path}: {error}; expected a SQLite file that this user can write, on a disk"
-            " with room; make room or rights and start again, what was written before stays"
+            " with room; free space or grant access and start again, earlier records are kept"
         )

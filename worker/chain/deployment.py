@@ -1,5 +1,7 @@
-"""The place of the chain: JSON-RPC address and contract, from settings, the deployment file or the
-account service."""
+"""Locate the chain: JSON-RPC addresses and contract.
+
+They come from the settings, the deployment file or the account service.
+"""
 
 import json
 import re
@@ -28,11 +30,10 @@ _FORMS = {"contract": r"0x[0-9a-fA-F]{40}", "rpc_url": r"https?://\S+"}
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The facts that every user of a swarm's chain needs: one JSON-RPC address of it or several,
-    chain id, contract.
+    """A swarm's chain: its JSON-RPC addresses, id and contract.
 
-    `contract` is a checksummed address; `contract_block` the block in which it was made, None if
-    nobody wrote it down.
+    `contract` is a checksummed address; `contract_block` is the block that created it, None if it
+    is not recorded.
     """
 
     rpc_urls: tuple[str, ...]
@@ -46,17 +47,15 @@ class Deployment:
 
 
 def is_configured(chain: settings.Chain) -> bool:
-    """Return whether the settings name a chain at all. If not, a node counts its rounds itself and
-    earns nothing."""
+    """Return whether the settings name a chain; a node without one counts rounds itself, unpaid."""
     return any((chain.rpc_url, chain.deployment_file, chain.account_url))
 
 
 def resolve(chain: settings.Chain) -> Deployment:
-    """Find out where the chain is. The settings win over the deployment file, that over the account
-    service.
+    """Locate the chain: settings take precedence over the deployment file, that over the service.
 
-    Raises ChainError if they contradict each other or leave something open, ChainUnreachable if the
-    deployment file is not there yet or the account service does not answer.
+    Raises ChainError if they contradict each other or are incomplete, ChainUnreachable if the
+    deployment file does not exist yet or the account service does not answer.
     """
     if not is_configured(chain):
         raise ChainError(
@@ -66,28 +65,36 @@ def resolve(chain: settings.Chain) -> Deployment:
     written = None
     if chain.deployment_file and not (chain.rpc_url and chain.contract):
         written = read_deployment(chain.deployment_file, chain.id)
-    rpc_urls = chain.rpc_urls or (written.rpc_urls if written else (proxy_url(_base(chain)),))
-    if chain.contract:
-        contract = chain.contract
-    elif written:
-        contract = written.contract
-    elif chain.account_url:
-        contract = _ask_account(chain)
-    else:
-        raise ChainError(
-            "no contract: chain.contract, chain.deployment_file and chain.account_url are all"
-            " empty; set one of them (`hivewright chain deploy` writes a deployment file, and says"
-            " where)"
-        )
+    rpc_urls = chain.rpc_urls
+    if not rpc_urls and written:
+        rpc_urls = written.rpc_urls
+    if not rpc_urls:
+        rpc_urls = (proxy_url(chain.account_url or ""),)
+    contract = _contract(chain, written)
     block = chain.contract_block
     if block is None and written and contract == written.contract:
         block = written.contract_block
     return Deployment(rpc_urls, chain.id, Web3.to_checksum_address(contract), block)
 
 
+def _contract(chain: settings.Chain, written: Deployment | None) -> str:
+    if chain.contract:
+        return chain.contract
+    if written:
+        return written.contract
+    if chain.account_url:
+        return _ask_account(chain, chain.account_url)
+    raise ChainError(
+        "no contract: chain.contract, chain.deployment_file and chain.account_url are all empty;"
+        " set one of them (`hivewright chain deploy` writes a deployment file, and says where)"
+    )
+
+
 def read_deployment(path: Path, chain_id: int) -> Deployment:
-    """Read what `hivewright chain deploy` wrote. ChainUnreachable if it is not there yet,
-    ChainError if it is wrong."""
+    """Read the file that `hivewright chain deploy` writes.
+
+    Raises ChainUnreachable if it does not exist yet, ChainError if it is invalid.
+    """
     source = f"{path} (chain.deployment_file)"
     try:
         raw = json.loads(path.read_text())
@@ -101,25 +108,27 @@ def read_deployment(path: Path, chain_id: int) -> Deployment:
         ) from None
     contract, found_id, rpc_url = _checked(raw, source, ("contract", "chain_id", "rpc_url"))
     _expect_id(found_id, chain_id, source)
-    block = raw.get("contract_block")  # files of before this was written have none
-    is_block = isinstance(block, int) and not isinstance(block, bool) and block >= 0
+    block = raw.get("contract_block")  # files of earlier versions have none
+    if not isinstance(block, int) or isinstance(block, bool) or block < 0:
+        block = None
     place = _socket_in(raw) or rpc_url
-    return Deployment((place,), chain_id, contract, block if is_block else None)
+    return Deployment((place,), chain_id, contract, block)
 
 
 def _socket_in(written: dict[str, Any]) -> str | None:
-    """The embedded chain's socket as an address, where its folder is: on the chain's host, for the
-    chain's own roles.
+    """Return the embedded chain's socket as an address, if its folder exists on this host.
 
-    Files of the version before name none.
+    Only the chain's own roles can use it. Deployment files of earlier versions do not name one.
     """
     path = written.get("socket")
     return f"{http.UNIX}{path}" if isinstance(path, str) and Path(path).parent.is_dir() else None
 
 
 def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:
-    """A client whose requests end within about `timeout_seconds`, tries included. Nothing is sent
-    yet."""
+    """Return a client whose requests end within about `timeout_seconds`, retries included.
+
+    Nothing is sent yet.
+    """
     web3 = Web3(Rpc([rpc_url], "", None, timeout_seconds) if isinstance(rpc_url, str) else rpc_url)
     # Proof-of-authority chains put signatures where web3 expects at most 32 bytes.
     web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
@@ -128,8 +137,11 @@ def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:
 
 
 def _lenient_registry() -> ABIRegistry:
-    r"""web3's own, but text that is not UTF-8 is read with \xNN in it: a contract takes any bytes
-    as a peer id, and one untrusted peer's must not end the reading of everybody's."""
+    r"""Return web3's registry, with text that is not UTF-8 decoded as \xNN escapes.
+
+    A contract accepts any bytes as a peer id, and one untrusted peer's must not prevent the reading
+    of all others.
+    """
     registry = build_strict_registry()
     registry.unregister_decoder("string")
     decoder = StringDecoder("backslashreplace")  # type: ignore[no-untyped-call]
@@ -139,27 +151,24 @@ def _lenient_registry() -> ABIRegistry:
 
 @contextmanager
 def translated(url: str, timeout_seconds: float) -> Iterator[None]:
-    """Turn what requests and web3 raise about the connection to `url` into ChainUnreachable and
-    ChainError."""
+    """Translate exceptions of requests and web3 into ChainUnreachable and ChainError."""
     try:
         with rpc.translated(url, timeout_seconds):
             yield
     except Web3Exception as error:
-        reason = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
-        raise BadAnswer(f"{url}: {reason}; check that this is the right chain") from error
+        first_line = str(error).partition("\n")[0] or type(error).__name__
+        raise BadAnswer(
+            f"{url}: {printable(first_line)}; check that this is the right chain"
+        ) from error
 
 
 def proxy_url(account_url: str) -> str:
-    """Return where the account service passes JSON-RPC on."""
+    """Return the address at which the account service forwards JSON-RPC."""
     return f"{account_url.rstrip('/')}/rpc"
 
 
-def _base(chain: settings.Chain) -> str:
-    return (chain.account_url or "").rstrip("/")
-
-
-def _ask_account(chain: settings.Chain) -> str:
-    url = f"{_base(chain)}/api/swarm"
+def _ask_account(chain: settings.Chain, account_url: str) -> str:
+    url = f"{account_url.rstrip('/')}/api/swarm"
     with translated(f"{url} (chain.account_url)", chain.timeout_seconds):
         with http.open_session() as session:
             answer = session.get(url, timeout=chain.timeout_seconds)

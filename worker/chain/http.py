@@ -1,7 +1,7 @@
-"""HTTP as the chain's clients speak it: whoever answers, an answer has a size and a time.
+"""HTTP for the chain's clients, with bounds on the size and the time of an answer.
 
-requests itself bounds neither: its time-out is for each read, and a body is taken in to its end,
-however far that is.
+requests bounds neither: its time-out applies to each read, and it reads a body to the end, however
+long it is.
 """
 
 import functools
@@ -17,20 +17,22 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 UNIX = "unix:"
-"""Begins the address of a chain that answers at a socket: unix:/PATH."""
+"""Prefix of the address of a chain that listens on a Unix socket: unix:/PATH."""
 MAX_ANSWER_BYTES = 32 << 20
-"""Twice what the account service passes on. The longest are logs, which are asked for in pieces."""
+"""Twice the account service's limit. Logs are the longest answers, and requested in pieces."""
 _PIECE_BYTES = 1 << 16
 _MAX_SOCKET_NAME = 107
 
 
 class AnswerTooLong(requests.RequestException):
-    """More than MAX_ANSWER_BYTES."""
+    """The answer has more than MAX_ANSWER_BYTES."""
 
 
 def open_session() -> requests.Session:
-    """A session whose requests' `timeout` (a number) is for the whole answer. No proxies and no
-    .netrc of the environment: the latter would replace our token."""
+    """Return a session whose requests' `timeout` (a number) bounds the whole answer.
+
+    It ignores the environment's proxies and .netrc; the latter would replace our token.
+    """
     session = requests.Session()
     session.trust_env = False
     for scheme in ("http://", "https://"):
@@ -41,18 +43,16 @@ def open_session() -> requests.Session:
 
 @functools.cache
 def socket_name(path: Path) -> str:
-    """The socket's path, or another name for it that is no longer than the kernel takes (107
-    bytes)."""
+    """Return the socket's path, or an alias of at most 107 bytes, the kernel's limit."""
     if len(os.fsencode(path)) <= _MAX_SOCKET_NAME:
         return str(path)
-    folder = os.open(
-        path.parent, os.O_PATH | os.O_CLOEXEC
-    )  # stays open: the name is good as long as this is
+    # The folder stays open: the name is valid as long as it is.
+    folder = os.open(path.parent, os.O_PATH | os.O_CLOEXEC)
     return f"/proc/self/fd/{folder}/{path.name}"
 
 
 class _Bounded(HTTPAdapter):
-    """Takes in the body itself, as it comes. Raises AnswerTooLong and requests' own errors."""
+    """Adapter that reads bodies in pieces. Raises AnswerTooLong and requests' own errors."""
 
     def send(
         self, request: Any, stream: bool = False, timeout: Any = None, *more: Any, **options: Any
@@ -68,19 +68,17 @@ class _Bounded(HTTPAdapter):
 
 
 class _OverSocket(_Bounded):
-    """The same, to the socket that the address names."""
+    """Adapter that connects to the Unix socket in the address."""
 
     def get_connection_with_tls_context(self, request: Any, *more: Any, **options: Any) -> Any:
-        return self._pool(str(request.url).removeprefix(UNIX))
+        path = str(request.url).removeprefix(UNIX)
+        if path not in self._pools:
+            self._pools[path] = _SocketPool(Path(path))
+        return self._pools[path]
 
     @functools.cached_property
     def _pools(self) -> dict[str, "_SocketPool"]:
         return {}
-
-    def _pool(self, path: str) -> "_SocketPool":
-        if path not in self._pools:
-            self._pools[path] = _SocketPool(Path(path))
-        return self._pools[path]
 
     def request_url(self, request: Any, proxies: Any) -> str:
         return "/"
@@ -125,7 +123,7 @@ def _read(raw: urllib3.HTTPResponse, deadline: float) -> bytes:
             if len(body) > MAX_ANSWER_BYTES:
                 raise AnswerTooLong(f"more than {MAX_ANSWER_BYTES} bytes")
             if time.monotonic() > deadline:
-                raise requests.ReadTimeout("the answer goes on and on")
+                raise requests.ReadTimeout("the answer is not complete in time")
     except urllib3.exceptions.ReadTimeoutError as error:
         raise requests.ReadTimeout(error) from None
     except urllib3.exceptions.DecodeError as error:

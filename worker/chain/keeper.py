@@ -1,9 +1,9 @@
-"""The keeper (`hivewright keeper`): ends rounds when the swarm is ready or the time is up, and
-publishes bootnodes.
+"""The keeper (`hivewright keeper`): ends rounds, publishes bootnodes and starts audits.
 
-All that it knows of a round it reads from the chain's log: who reported, and when the round began
-(the block of the RoundAdvanced event). So it may be restarted, or run twice (in folders of their
-own), and the chain may lose its last second.
+A round ends when the swarm is ready or the time is up. Everything the keeper knows of a round is
+read from the chain's log: the peers that reported, and when the round began (the block of the
+RoundAdvanced event). So it can be restarted, or run twice (in separate folders), and the chain can
+lose its last second.
 """
 
 import json
@@ -22,6 +22,7 @@ from worker.chain.embedded import anvil
 from worker.errors import ChainUnreachable, ContractRefused, ResourceError
 from worker.runtime import host
 from worker.runtime.files import write_whole
+from worker.runtime.outage import Outage
 from worker.runtime.processes import exit_on_signals
 from worker.runtime.systemd import progress, ready
 
@@ -31,18 +32,16 @@ State = Literal["starting", "chain-unreachable", "waiting-for-peers", "round-ope
 
 _LONGEST_PAUSE_SECONDS = 30.0
 _MINING_SECONDS = 30.0
-"""Patience for a transaction of ours to be mined."""
+"""Time limit for a transaction of ours to be mined."""
 _MEMORY_ROUNDS = 2
-"""A peer is expected in a round if it reported in one of this many rounds before it."""
+"""A peer is expected in a round if it reported in one of this many previous rounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The keeper's knowledge, as in `<keeper.state_dir>/status.json`. `began_at`: seconds since
-    1970.
+    """The content of `<keeper.state_dir>/status.json`. `began_at`: seconds since 1970.
 
-    `reporters` peers have reported in `round`; `expected` is how many of the peers of the last two
-    rounds it waits for.
+    `reporters` peers reported in `round`; `expected` is the number of peers that it waits for.
     """
 
     state: State = "starting"
@@ -54,8 +53,10 @@ class Status:
 
 @dataclass(slots=True)
 class Round:
-    """The open round. `reports` are the peers that reported, by round, up to `seen_block`, which
-    has `seen_hash`."""
+    """The open round. `reports` maps rounds to the peers that reported in them.
+
+    `seen_block`, with hash `seen_hash`, is the last block that was read.
+    """
 
     number: int
     began_at: float
@@ -65,10 +66,10 @@ class Round:
 
 
 def run(settings: settings.Settings) -> None:
-    """Keep the rounds until SIGTERM or SIGINT. A chain that can't be reached is waited for.
+    """Run the keeper until SIGTERM or SIGINT. A chain that can't be reached is waited for.
 
     Raises ChainError if the chain is another one, the contract is gone, or the owner's key is
-    missing or has no right to advance rounds, ResourceError if another process works in
+    missing or lacks the right to advance rounds, ResourceError if another process works in
     `keeper.state_dir`.
     """
     exit_on_signals()
@@ -88,27 +89,28 @@ def verdict(
     seconds: float,
     keeper: settings.Keeper,
 ) -> Literal["ready", "time"] | None:
-    """Return why the round should end now; None: it goes on. `is_populated`: at least `min_peers`
-    peers are registered."""
+    """Return the reason to end the round now; None: it continues.
+
+    `is_populated`: at least `min_peers` peers are registered.
+    """
     if not is_populated or seconds < keeper.min_round_seconds:
         return None
     if seconds >= keeper.round_seconds:
         return "time"
-    is_ready = (
-        len(reporters & expected) >= needed(expected, keeper) and len(reporters) >= keeper.min_peers
-    )
-    return "ready" if is_ready else None
+    have_reported = len(reporters & expected) >= needed(expected, keeper)
+    return "ready" if have_reported and len(reporters) >= keeper.min_peers else None
 
 
 def needed(expected: set[str], keeper: settings.Keeper) -> int:
-    """Return how many of the expected peers must report. The tiny term keeps 0.07 * 100 from
-    becoming 8."""
+    """Return how many of the expected peers must report.
+
+    The epsilon absorbs rounding: 0.07 * 100 is slightly more than 7, and must not become 8.
+    """
     return math.ceil(keeper.ready_fraction * len(expected) - 1e-9)
 
 
 def _with_own_contract(settings: settings.Settings) -> settings.Chain:
-    """Without a contract in the settings it is the one that `chain deploy` left in the keeper's own
-    folder."""
+    """Return the chain's settings; if they name no contract, with the keeper's deployment file."""
     chain = settings.chain
     if any((chain.contract, chain.deployment_file, chain.account_url)):
         return chain
@@ -118,8 +120,7 @@ def _with_own_contract(settings: settings.Settings) -> settings.Chain:
 
 
 class Keeper:
-    """The loop and what it remembers between two looks at the chain: nothing that the chain does
-    not have."""
+    """The polling loop, and a cache of what it read from the chain."""
 
     def __init__(self, settings: settings.Settings) -> None:
         self._settings = settings.keeper
@@ -129,6 +130,7 @@ class Keeper:
         self._status_file = settings.keeper.state_dir / "status.json"
         self._published_file = settings.keeper.state_dir / "published.json"
         self._status = Status()
+        self._outage = Outage(log)
         self._is_checked = False
         self._is_populated = False
         self._round: Round | None = None
@@ -139,28 +141,27 @@ class Keeper:
         )
 
     def keep(self) -> None:
-        """Look, decide, sleep; forever."""
+        """Poll forever."""
         pause = self._settings.poll_seconds
         while True:
             try:
                 self.look()
                 pause = self._settings.poll_seconds
             except ChainUnreachable as error:
-                if self._status.state != "chain-unreachable":
-                    log.warning("chain unreachable, waiting for it: %s", error)
+                self._outage.begin("chain unreachable, waiting for it: %s", error)
                 self._tell(Status("chain-unreachable", self._status.round))
-                # Looked for again: the deployment file may name another address by now.
+                # The deployment file may name another address by now: locate the chain again.
                 self._coordinator = Coordinator(self._chain)
                 self._is_checked = False
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             except (NonceUsed, ReceiptTimeout) as error:
                 log.warning("transaction lost, looking again: %s", error)
             except (TransactionRefused, ContractRefused) as error:
-                # What has a name is about the keeper's rights; the rest is the node's word, which
-                # may change.
+                # A named refusal is about the keeper's rights, and final; other reasons are the
+                # node's, and may pass.
                 if isinstance(error, ContractRefused) and error.name:
                     raise
-                log.warning("transaction refused, tried again: %s", error)
+                log.warning("transaction refused, trying again: %s", error)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             progress(
                 f"{self._status.state} round={self._status.round}"
@@ -171,10 +172,10 @@ class Keeper:
     def look(self) -> None:
         """Read the chain once, and end the round if it is due."""
         if not self._is_checked:
-            # Also after an outage: what comes back may be another chain, or one without our
-            # contract.
+            # After an outage it may be another chain, or one without our contract.
             self._coordinator.check()
             self._is_checked, self._round = True, None
+            self._outage.end("chain answers again")
         number, block = self._coordinator.current_round(), self._coordinator.block_number()
         is_known = self._is_known(number, block)
         self._sync_bootnodes(again=not is_known)
@@ -182,14 +183,9 @@ class Keeper:
             self._round = self._find(number)
         self._read_reports(self._round, block)
         reporters = self._round.reports[number]
-        expected = {
-            peer
-            for round, peers in self._round.reports.items()
-            if round != number
-            for peer in peers
-        }
-        # A round has ended, so there were enough; the log of their registrations may be gone by
-        # now.
+        earlier = [peers for round, peers in self._round.reports.items() if round != number]
+        expected = set().union(*earlier)
+        # After round 0 there were enough peers, even if the log of their registrations is gone.
         self._is_populated = self._is_populated or number > 0 or self._has_min_peers()
         self._tell(
             Status(
@@ -206,12 +202,15 @@ class Keeper:
         if reason and self._advance(number):
             log.info(
                 "round advanced round=%d reporters=%d expected=%d seconds=%.1f reason=%s",
-                number, len(reporters), len(expected), seconds, reason,
-            )  # fmt: skip
+                number,
+                len(reporters),
+                len(expected),
+                seconds,
+                reason,
+            )
 
     def _is_known(self, number: int, block: int) -> bool:
-        """Return whether what was read of the round is still true: it is open, and the chain has
-        the blocks that were read."""
+        """Return whether the cached round is still open, and the blocks read are on the chain."""
         known = self._round
         if known is None or known.number != number or known.seen_block > block:
             return False
@@ -227,8 +226,10 @@ class Keeper:
     # ---- the round
 
     def _find(self, number: int) -> Round:
-        """Return when the round began, by the chain's own log; a log that is gone leaves the moment
-        at which we saw it."""
+        """Return the round, with its beginning from the chain's log.
+
+        If the log is gone, the round's time counts from now.
+        """
         first = max(0, number - _MEMORY_ROUNDS)
         began: dict[int, int] = {}
         numbers = [n for n in range(first, number + 1) if n > 0]
@@ -245,16 +246,13 @@ class Keeper:
             log.warning(
                 "no log of the round's beginning, its time counts from now round=%d", number
             )
-            return Round(
-                number,
-                time.time(),
-                min(began.values(), default=self._coordinator.block_number()) - 1,
-            )
-        return Round(number, self._coordinator.block_time(began[number]), min(began.values()) - 1)
+            oldest = min(began.values(), default=self._coordinator.block_number())
+            return Round(number, time.time(), oldest - 1)
+        oldest = min(began.values())
+        return Round(number, self._coordinator.block_time(began[number]), oldest - 1)
 
     def _read_reports(self, current: Round, block: int) -> None:
-        """Add what was reported since the last look, for this round and for those before it that
-        matter."""
+        """Add the reports since the last poll, for this round and the previous ones that matter."""
         numbers = list(range(max(0, current.number - _MEMORY_ROUNDS), current.number + 1))
         events = self._coordinator.events(
             "RewardSubmitted",
@@ -275,8 +273,10 @@ class Keeper:
         return False
 
     def _advance(self, number: int) -> bool:
-        """End the round, unless somebody else has. On our contract that is a condition of the
-        transaction itself."""
+        """End the round and return True; False if another keeper ended it.
+
+        On our contract the expected round is a condition of the transaction itself.
+        """
         if self._coordinator.version is None:
             return self._advance_foreign(number)
         try:
@@ -290,11 +290,11 @@ class Keeper:
         return True
 
     def _advance_foreign(self, number: int) -> bool:
-        """End the round by ending its stages, unless somebody else has.
+        """End the round by ending its stages, unless another keeper has.
 
-        A foreign contract knows no conditions, so the nonce has to do, and is read before the
-        round: if another keeper with our key ends the stage after that, ours is refused
-        (NonceUsed). Nothing helps against one with another key.
+        A foreign contract knows no conditions, so the nonce serves as one, and is read before the
+        round: if another keeper with our key ends the stage after that, our transaction is refused
+        (NonceUsed). Nothing protects against a keeper with another key.
         """
         has_advanced = False
         for _ in range(self._coordinator.read("stageCount()")):
@@ -309,21 +309,19 @@ class Keeper:
     # ---- bootnodes
 
     def _sync_bootnodes(self, again: bool) -> None:
-        """Publish those that the settings name, withdraw those that we published and that they no
-        longer name.
+        """Publish the bootnodes in the settings, and withdraw those published before that are not.
 
-        Does nothing if they name the same as before, unless `again`. Bootnodes that others added
-        stay. What we publish is written down first, so that a crash can't orphan it.
+        Does nothing if the settings name the same as before, unless `again`. Bootnodes that others
+        added stay. The list is written to disk before it is published, so that a crash can't orphan
+        an entry.
         """
         wanted = self._wanted_bootnodes()
         if wanted == self._bootnodes and not again:
             return
         present = self._coordinator.bootnodes()
-        ours = (
-            set(json.loads(self._published_file.read_text()))
-            if self._published_file.exists()
-            else set()
-        )
+        ours: set[str] = set()
+        if self._published_file.exists():
+            ours.update(json.loads(self._published_file.read_text()))
         if not ours.issuperset(wanted):
             write_whole(self._published_file, json.dumps(sorted(ours.union(wanted))))
         missing = [multiaddr for multiaddr in wanted if multiaddr not in present]
@@ -339,8 +337,7 @@ class Keeper:
         self._bootnodes = wanted
 
     def _wanted_bootnodes(self) -> list[str]:
-        """Those of the settings, and those that the bootnode next to us wrote down, if it has
-        started by now."""
+        """Return the bootnodes in the settings and in `keeper.bootnode_file`, if that exists."""
         wanted = list(self._settings.publish_bootnodes)
         file = self._settings.bootnode_file
         if file is not None:

@@ -1,14 +1,13 @@
-"""The record of what this node earned, and what became of it: one durable row per (round, stage,
-peer).
+"""The durable record of what this node earned: one row per (round, stage, peer).
 
-A row is on the disk (fsync) before anybody is told of it, and is never deleted. The reward and the
-vote of a row are two transactions, so each has a state of its own:
+A row is on disk (fsync) before anyone is told of it, and is never deleted. The reward and the vote
+of a row are two transactions, so each has a state:
 
     earned -> queued -> sent (hash) -> confirmed (block)
                                     -> rejected (reason)
 
-Only the chain moves a row to its end; chain.settlement does the walking, this module only
-remembers.
+Only the chain moves a row to a final state. This module stores the states; chain.settlement decides
+on them.
 """
 
 import json
@@ -30,23 +29,26 @@ _IS_UNSETTLED = (
 _COLUMNS = """
     round INTEGER NOT NULL, stage INTEGER NOT NULL, peer_id TEXT NOT NULL,
     reward INTEGER NOT NULL, winners TEXT NOT NULL, earned_at REAL NOT NULL,
-    reward_state TEXT NOT NULL, reward_hash TEXT, reward_sent_at REAL, reward_block INTEGER, reward_reason TEXT,
-    vote_state TEXT, vote_hash TEXT, vote_sent_at REAL, vote_block INTEGER, vote_reason TEXT, digest TEXT
+    reward_state TEXT NOT NULL, reward_hash TEXT, reward_sent_at REAL, reward_block INTEGER,
+    reward_reason TEXT,
+    vote_state TEXT, vote_hash TEXT, vote_sent_at REAL, vote_block INTEGER, vote_reason TEXT,
+    digest TEXT
 """
 _SCHEMA = f"""
-    CREATE TABLE IF NOT EXISTS ledger ({_COLUMNS}, PRIMARY KEY (round, stage, peer_id)) STRICT, WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS ledger ({_COLUMNS}, PRIMARY KEY (round, stage, peer_id))
+        STRICT, WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS unsettled ON ledger (round, stage) WHERE {_IS_UNSETTLED};
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row. `reward` is in milli-rewards, times are Unix seconds.
+    """A row of the ledger. `reward` is in milli-rewards, times are Unix seconds.
 
-    `vote_state` is None where there is nobody to vote for. A hash is that of the last transaction
-    sent, a block one in which the chain was seen to hold it, a reason says why it never will.
-    `digest` is that of the signed groups that the reward is for (hexadecimal); None: there are none
-    that could be audited.
+    `vote_state` is None if there was nobody to vote for. A hash is that of the last transaction
+    sent, a block is one in which the chain was seen to have the record, a reason says why it never
+    will. `digest` is that of the signed groups behind the reward (hexadecimal); None: none can be
+    audited.
     """
 
     round: int
@@ -75,17 +77,16 @@ class Row:
 
 
 class Ledger:
-    """The ledger at `path`, made if it is not there. Any thread and any process may use it.
+    """The ledger at `path`, created if missing. Safe for use by several threads and processes.
 
-    Every method raises ResourceError, with one line, if the file can't be read or written (a full
-    disk, say); what was recorded before stays.
+    Every method raises ResourceError, in one line, if the file can't be read or written (a full
+    disk, say); earlier records stay.
     """
 
     def __init__(self, path: Path) -> None:
         self._database = Database(path, _SCHEMA, "FULL")
-        self._database.ensure_column(
-            "ledger", "digest", "TEXT"
-        )  # ledgers of before the audit have none
+        # Ledgers of versions before the audit have none.
+        self._database.ensure_column("ledger", "digest", "TEXT")
 
     def record(
         self,
@@ -96,25 +97,16 @@ class Ledger:
         winners: Sequence[str],
         digest: str | None = None,
     ) -> bool:
-        """Write down what was earned; on return it is on the disk. `reward` in milli-rewards; no
-        winners: no vote.
+        """Write what was earned to disk. `reward` in milli-rewards; no winners: no vote.
 
-        Returns False if the row was there with another content: the first entry stands.
+        Returns False if the row exists with other content: the first record is kept.
         """
         text = json.dumps(list(winners))
+        vote_state = "earned" if winners else None
         self._database.execute(
             "INSERT INTO ledger (round, stage, peer_id, reward, winners, earned_at, reward_state,"
             " vote_state, digest) VALUES (?, ?, ?, ?, ?, ?, 'earned', ?, ?) ON CONFLICT DO NOTHING",
-            (
-                round,
-                stage,
-                peer_id,
-                reward,
-                text,
-                time.time(),
-                "earned" if winners else None,
-                digest,
-            ),
+            (round, stage, peer_id, reward, text, time.time(), vote_state, digest),
         )
         (kept,) = self._database.execute(
             "SELECT reward, winners, digest FROM ledger WHERE round = ? AND stage = ? AND"
@@ -124,15 +116,15 @@ class Ledger:
         return kept == (reward, text, digest)
 
     def rows(self) -> list[Row]:
-        """Everything, oldest round first."""
+        """Return all rows, oldest round first."""
         return self._select("ORDER BY round, stage, peer_id")
 
     def unsettled(self) -> list[Row]:
-        """The rows whose reward or vote is neither confirmed nor rejected, oldest round first."""
+        """Return rows with a reward or vote neither confirmed nor rejected, oldest round first."""
         return self._select(f"WHERE {_IS_UNSETTLED} ORDER BY round, stage, peer_id")
 
     def confirmed(self, limit: int) -> list[Row]:
-        """`limit` rows whose reward or vote is confirmed, those in the newest blocks first."""
+        """Return `limit` rows with a confirmed reward or vote, those in the newest blocks first."""
         return self._select(
             "WHERE 'confirmed' IN (reward_state, vote_state) "
             "ORDER BY max(ifnull(reward_block, 0), ifnull(vote_block, 0)) DESC, round DESC LIMIT ?",
@@ -140,22 +132,21 @@ class Ledger:
         )
 
     def counts(self) -> dict[State, int]:
-        """Return how many rewards are in each state."""
+        """Return the number of rewards in each state."""
         found = self._database.execute(
             "SELECT reward_state, count(*) FROM ledger GROUP BY reward_state"
         )
         return dict.fromkeys(STATES, 0) | dict(found)
 
     def waiting(self) -> tuple[int, float | None]:
-        """Return how many rewards are earned and not yet queued, and when the oldest of them was
-        earned (Unix seconds)."""
+        """Return the number of unqueued rewards, and when the oldest was earned (Unix seconds)."""
         (found,) = self._database.execute(
             "SELECT count(*), min(earned_at) FROM ledger WHERE reward_state = 'earned'"
         )
         return found[0], found[1]
 
     def queue(self) -> None:
-        """Everything earned is to be sent now."""
+        """Queue everything earned, to be sent now."""
         self._database.execute(
             "UPDATE ledger SET reward_state = iif(reward_state = 'earned', 'queued', reward_state),"
             " vote_state = iif(vote_state = 'earned', 'queued', vote_state) WHERE reward_state ="
@@ -163,19 +154,19 @@ class Ledger:
         )
 
     def requeue(self, row: Row, kind: Kind) -> None:
-        """The chain does not have it after all: it is to be sent again."""
+        """Queue a reward or vote that the chain does not have after all, to be sent again."""
         self._set(row, kind, "queued", {"block": None})
 
     def sent(self, row: Row, kind: Kind, tx_hash: str) -> None:
-        """The account service has sent it."""
+        """Record that the account service sent it."""
         self._set(row, kind, "sent", {"hash": tx_hash, "sent_at": time.time()})
 
     def confirm(self, row: Row, kind: Kind, block: int) -> None:
-        """The chain, at `block`, holds it."""
+        """Record that the chain had it at `block`."""
         self._set(row, kind, "confirmed", {"block": block})
 
     def reject(self, row: Row, kind: Kind, reason: str) -> None:
-        """The chain will never hold it, for this reason."""
+        """Record that the chain will never have it, for this reason."""
         self._set(row, kind, "rejected", {"block": None, "reason": reason})
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Reading a contract's log in pieces that the node takes.
+"""Read a contract's log in pieces that the node accepts.
 
-Public nodes limit a request by blocks (10 to 10,000), by results, or by time, and say so in as many
-ways as there are providers. So no text is trusted: a piece that is refused is halved, down to one
-block, and the size is remembered.
+Public nodes limit a request by blocks (10 to 10,000), by results or by time, and each provider
+words its refusal differently. So no text is interpreted: a piece that is refused is halved, down to
+one block, and the size is remembered.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,17 +12,15 @@ from worker.chain.rpc import Throttled, TooMuch
 from worker.errors import ChainUnreachable
 
 MOST_BLOCKS = 10_000
-"""The first size that is tried: what the more generous public nodes take."""
+"""The first size tried, which the more generous public nodes accept."""
 _TAKEN_BEFORE_LARGER = 64
-"""Pieces in a row until a refused size is tried again: the limit may have been on results, not on
-blocks."""
+"""Accepted pieces in a row before a refused size is retried: the limit may be on results."""
 
 _Entry = TypeVar("_Entry")
 
 
 class Window:
-    """The number of blocks of the log that one request may cover, as learned from what the chain
-    refused."""
+    """The number of blocks per request, adapted to what the chain refuses."""
 
     def __init__(self) -> None:
         self.blocks = MOST_BLOCKS
@@ -54,8 +52,10 @@ def walk(
     newest_first: bool,
     window: Window,
 ) -> Iterator[_Entry]:
-    """Yield what `fetch` finds in the blocks `first` to `last`, both included, in the order of the
-    log or backwards."""
+    """Yield the results of `fetch` for blocks `first` to `last` (inclusive), in log order.
+
+    With `newest_first` the order is reversed.
+    """
     while first <= last:
         start = max(first, last - window.blocks + 1) if newest_first else first
         end = min(start + window.blocks - 1, last)
@@ -70,7 +70,7 @@ def walk(
         except Throttled:
             raise
         except ChainUnreachable:
-            # Perhaps it was too slow for this many: whoever tries again asks for less.
+            # Perhaps that many took too long: the next attempt asks for less.
             window.refuse(width)
             raise
         window.take(width)

@@ -1,8 +1,7 @@
-"""The message that a node signs with its libp2p key to show a coordinator contract of ours that a
-peer id is its own.
+"""Proofs of peer ownership: a message signed with the node's libp2p key.
 
-The contract checks it (contracts/src/PeerKey.sol). A signature names chain, contract and account,
-so it is of no use anywhere else or to anybody else; one that moves a peer is good for one move.
+The contract verifies it (contracts/src/PeerKey.sol). A signature names chain, contract and account,
+so it is useless elsewhere and to others; one that moves a peer is valid for one move.
 """
 
 import logging
@@ -19,17 +18,17 @@ log = logging.getLogger(__name__)
 _REGISTRATION = b"hivewright/registration/1\n"
 _REBINDING = b"hivewright/rebinding/1\n"
 _FIRST_VERSION = 2
-"""The first version of our contract that checks proofs."""
+"""The first version of our contract that verifies proofs."""
 _PUBLIC_KEY_BYTES = 299
-"""libp2p's PublicKey message of an RSA key of 2048 bits: the only kind that the contract checks."""
+"""Size of libp2p's PublicKey message for 2048-bit RSA, the only kind the contract verifies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A peer's consent to be held by an account: its public key (libp2p's PublicKey message) and a
-    signature.
+    """A peer's consent to be held by an account: its public key and a signature.
 
-    `is_move`: made to move a peer that another account holds by a proof, and good for nothing else.
+    The key is libp2p's PublicKey message. `is_move`: made to move a peer that another account holds
+    by a proof, and valid for nothing else.
     """
 
     public_key: bytes
@@ -38,15 +37,16 @@ class Proof:
 
 
 def of_registration(identity: Identity, deployment: Deployment, account: str) -> Proof | None:
-    """The proof that `account` registers the peer for whoever has its key; None for keys of another
-    size."""
+    """Return the proof with which `account` registers the peer; None for keys of another size."""
     message = _REGISTRATION + _place(deployment, account)
     return _proof(identity, message, is_move=False)
 
 
 def of_move(identity: Identity, deployment: Deployment, account: str, moves: int) -> Proof | None:
-    """The peer's consent to be moved to `account`, after `moves` moves so far; None for keys of
-    another size."""
+    """Return the peer's consent to move to `account`, after `moves` moves so far.
+
+    None for keys of another size.
+    """
     message = (
         _REBINDING + _place(deployment, account) + moves.to_bytes(32) + identity.peer_id.encode()
     )
@@ -54,14 +54,16 @@ def of_move(identity: Identity, deployment: Deployment, account: str, moves: int
 
 
 def is_checked(coordinator: Coordinator) -> bool:
-    """Return whether the contract knows the calls that carry a proof. A foreign one does not."""
+    """Return whether the contract verifies proofs; a foreign one does not."""
     coordinator.ensure_checked()
     return coordinator.version is not None and number_of(coordinator.version) >= _FIRST_VERSION
 
 
 def registration(coordinator: Coordinator, peer_id: str, proof: Proof | None) -> Call:
-    """The call that registers the peer for the sender: by the proof, if there is one and the
-    contract checks it."""
+    """Return the call that registers the peer for the sender.
+
+    The proof is included if there is one and the contract verifies it.
+    """
     if proof is None:
         return coordinator.register_peer(peer_id)
     if is_checked(coordinator):
@@ -71,8 +73,7 @@ def registration(coordinator: Coordinator, peer_id: str, proof: Proof | None) ->
 
 
 def call(coordinator: Coordinator, peer_id: str, proof: Proof) -> Call:
-    """The call that shows the proof: it registers the peer for the sender, or moves it to the
-    sender."""
+    """Return the call with the proof, which registers the peer for the sender or moves it there."""
     name = "rebindPeer" if proof.is_move else "registerPeerWithProof"
     return coordinator.call(
         f"{name}(string,bytes,bytes)", peer_id, proof.public_key, proof.signature
@@ -81,8 +82,7 @@ def call(coordinator: Coordinator, peer_id: str, proof: Proof) -> Call:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Who holds a peer (None: nobody), whether by a proof, and how often it moved from one account
-    to another."""
+    """A peer's account (None: it has none), whether it is proven, and its number of moves."""
 
     account: str | None
     is_proven: bool
@@ -90,16 +90,16 @@ class Binding:
 
 
 def binding(coordinator: Coordinator, peer_id: str) -> Binding:
-    """On a contract that checks proofs only."""
+    """Return the peer's binding, on a contract that verifies proofs."""
     account, is_proven, moves = coordinator.read("getPeerBinding(string)", peer_id)
     return Binding(None if account == NO_ADDRESS else str(account), bool(is_proven), int(moves))
 
 
 def needed(coordinator: Coordinator, identity: Identity, account: str, move: bool) -> Proof | None:
-    """Return what the peer has to show so that `account` becomes its holder, and is by its key.
+    """Return the proof that the peer needs to make `account` its proven holder.
 
-    None: nothing (it is that already), or nothing helps: a foreign contract, a key of another size,
-    or a peer that another account holds by a proof while `move` is not wanted.
+    None: no proof is needed (it is that already), or none helps: a foreign contract, a key of
+    another size, or a peer that another account holds by a proof while `move` is not set.
     """
     if not is_checked(coordinator):
         log.warning(

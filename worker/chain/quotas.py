@@ -1,4 +1,4 @@
-"""Rate limits: a bucket for each caller that refills with time."""
+"""Rate limits: a token bucket for each caller."""
 
 import time
 
@@ -8,10 +8,10 @@ _MOST_CALLERS = 10_000
 
 
 class Quota:
-    """`burst` at once and `per_second` from then on, for each caller. Not for several threads.
+    """Allow each caller a burst of `burst`, then `per_second`. Not thread-safe.
 
-    Of more than 10,000 callers those that have been silent longest are forgotten: they begin with a
-    full bucket again.
+    Beyond 10,000 callers those silent the longest are forgotten, and start with a full bucket
+    again.
     """
 
     def __init__(self, per_second: float, burst: float) -> None:
@@ -20,8 +20,7 @@ class Quota:
         self._buckets: LRUCache[str, tuple[float, float]] = LRUCache(_MOST_CALLERS)
 
     def take(self, caller: str, count: float = 1.0) -> bool:
-        """Take `count` out of the caller's bucket. Returns False, and takes nothing, if there is
-        less in it."""
+        """Take `count` from the caller's bucket; return False, and take nothing, if it has less."""
         left = self.left(caller)
         if left < count:
             return False
@@ -29,7 +28,7 @@ class Quota:
         return True
 
     def left(self, caller: str) -> float:
-        """Return what is in the caller's bucket now."""
+        """Return the caller's remaining tokens."""
         now = time.monotonic()
         filled_at, left = self._buckets.get(caller, (now, self._burst))
         return min(self._burst, left + (now - filled_at) * self._per_second)

@@ -1,5 +1,4 @@
-"""Reasons for which a node did not take a transaction: the texts of the known clients, sorted into
-classes.
+"""Classify the messages with which nodes refuse transactions, as the known clients word them.
 
 JSON-RPC has no codes for this that clients agree on, so the text decides. Each pattern names the
 clients that use it; tests/chain/test_refusals.py has their full texts.
@@ -25,8 +24,7 @@ class Refusal(Enum):
     CHAIN_ID = "signed for another chain"
 
 
-# The first match counts: "replacement transaction underpriced" also contains "transaction
-# underpriced".
+# The first match counts: "replacement transaction underpriced" contains "transaction underpriced".
 _PATTERNS: tuple[tuple[Refusal, str], ...] = (
     (
         Refusal.ALREADY_KNOWN,
@@ -99,12 +97,12 @@ _MINIMUM = re.compile(
 
 
 def classify(text: str) -> Refusal | None:
-    """Return the class of a node's refusal, None for a text that no known client uses."""
+    """Return the class of a node's refusal; None for a text that no known client uses."""
     lowered = text.lower()
     return next((refusal for refusal, pattern in _COMPILED if pattern.search(lowered)), None)
 
 
 def minimum_wei(text: str) -> int | None:
-    """Return the lowest price that the refusal itself says would do; None if it names none."""
+    """Return the lowest sufficient price that the refusal names; None if it names none."""
     found = [int(digits) for digits in _MINIMUM.findall(text)]
     return max(found, default=None)

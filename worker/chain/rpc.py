@@ -1,8 +1,8 @@
-"""JSON-RPC over one address of a chain or several: one serves until it fails, then the next.
+"""JSON-RPC over one or several addresses of a chain: one serves until it fails, then the next.
 
-An address is used only while it answers with the expected chain id, which is asked for again after
-every failure and once a minute. Whatever is asked may be asked twice: reads change nothing, and a
-signed transaction that arrives a second time is the same transaction.
+An address is used only while it answers with the expected chain id, which is verified after every
+failure and once a minute. Any request may be sent twice: reads change nothing, and a signed
+transaction that arrives a second time is the same transaction.
 """
 
 import itertools
@@ -34,17 +34,17 @@ _Result = TypeVar("_Result")
 _LEAST_TRIES = 2
 _VOUCHED_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
-"""Before the only address is tried again: a node that restarts closes connections for a moment."""
+"""Pause before the only address is retried: a restarting node closes connections for a moment."""
 
 
 _MOST_REST_SECONDS = 60.0
-"""A Retry-After of more than this is cut: a broken proxy must not silence a role for a day."""
+"""Bound on Retry-After: a broken proxy must not silence a role for a day."""
 _LEAST_REST_SECONDS = 1.0
-"""Time that an address rests that throttles without saying how long."""
+"""Rest of an address that throttles without saying for how long."""
 
 
 _MOST_TOGETHER = 20
-"""What the account service takes as one batch (gate.MAX_BATCH)."""
+"""The account service's limit on a batch (gate.MAX_BATCH)."""
 
 
 class WrongChain(ChainError):
@@ -52,7 +52,7 @@ class WrongChain(ChainError):
 
 
 class Throttled(ChainUnreachable):
-    """The address asks for fewer requests; it is not asked again for `seconds`."""
+    """The address asks for fewer requests; it is not used again for `seconds`."""
 
     def __init__(self, message: str, seconds: float) -> None:
         super().__init__(message)
@@ -60,22 +60,21 @@ class Throttled(ChainUnreachable):
 
 
 class TooMuch(BadAnswer):
-    """The request or its answer is too large for the address: to be asked in smaller pieces."""
+    """The request or its answer is too large for the address; split it."""
 
 
 class TokenRefused(ChainUnreachable):
-    """The address answers nobody without a token, or does not take ours."""
+    """The address requires a token, or refuses ours."""
 
 
 class Rpc(JSONBaseProvider):
-    """A web3 provider for `urls`, which are of one chain. `key` names the setting that they come
-    from.
+    """A web3 provider for `urls` of one chain. `key` names the setting that they come from.
 
-    A request ends within about `timeout_seconds`, all tries included. `chain_id` None: not checked.
-    Requests raise ChainUnreachable if no address answers, BadAnswer if one answers with no use,
-    WrongChain if those that do are of another chain. An address that throttles (HTTP 429) rests for
-    as long as it asks. Any number of threads may use it. `token_file`: its content goes with every
-    request; it is read each time, and may be missing.
+    A request ends within about `timeout_seconds`, retries included. `chain_id` None: not verified.
+    Requests raise ChainUnreachable if no address answers, BadAnswer if the answers are useless,
+    WrongChain if they are of another chain. An address that throttles (HTTP 429) rests for as long
+    as it asks. Thread-safe. `token_file`: its content is sent with every request; it is read each
+    time, and may be missing.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class Rpc(JSONBaseProvider):
     ) -> None:
         super().__init__()
         self._token_file = token_file
-        # Other clients of a proxy that mixes up answers must not count as we do.
+        # Start at random: a proxy that mixes up answers must not find the same ids twice.
         self.request_counter = itertools.count(secrets.randbits(48))
         self._urls = tuple(urls)
         self._key = key
@@ -101,9 +100,9 @@ class Rpc(JSONBaseProvider):
         self._vouched_until: dict[str, float] = {}
         self._wrong: dict[str, int] = {}
         self._rests_until: dict[str, float] = {}
-        """When an address that throttled may be asked again."""
+        """Times at which addresses that throttled may be used again."""
         self._one_by_one: set[str] = set()
-        """Addresses that do not take several requests at once."""
+        """Addresses that do not accept batches."""
         self._sessions = threading.local()
 
     @property
@@ -113,7 +112,7 @@ class Rpc(JSONBaseProvider):
 
     def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
         if method == "eth_chainId" and self._chain_id is not None:
-            # web3 asks before every call; the address in use has answered within the last minute.
+            # web3 asks before every call; the address in use was verified within the last minute.
             self.choose()
             return RPCResponse(jsonrpc="2.0", id=0, result=hex(self._chain_id))
 
@@ -125,12 +124,11 @@ class Rpc(JSONBaseProvider):
         return self._first(ask)
 
     def ask_all(self, method: str, many: Sequence[Sequence[object]]) -> list[str | None]:
-        """The hexadecimal answers to the same method with each of these parameters, which go out as
-        one request.
+        """Send one method with each of the parameters as a batch, and return hexadecimal answers.
 
-        None where there is none: refused, mixed up, the address is away or does not take several
-        requests at once. Such a one is to be asked alone, by `make_request`, which tries the other
-        addresses and says what is wrong.
+        None in place of an answer that is missing: refused, mixed up, or the address is away or
+        accepts no batches. Send that request alone with `make_request`, which tries the other
+        addresses and tells what is wrong.
         """
         if len(many) < 2:
             return [None] * len(many)
@@ -173,8 +171,7 @@ class Rpc(JSONBaseProvider):
         return True
 
     def survey(self) -> None:
-        """Ask every address for its chain id now, and log what is wrong with any. Raises if none
-        can be used."""
+        """Ask every address for its chain id, and log wrong ones; raise if none is usable."""
         self._vouched_until.clear()
         if len(self._urls) == 1:
             self.choose()
@@ -191,20 +188,18 @@ class Rpc(JSONBaseProvider):
             raise _combined(errors)
 
     def choose(self) -> str:
-        """The address for a request of somebody else, who calls `failed` if it comes to nothing
-        there."""
+        """Return an address for a request that the caller sends itself; report to `failed`."""
         return self._first(lambda url: url)
 
     def failed(self, url: str) -> None:
-        """The address gave no answer: the next one is to be tried."""
+        """Note that the address gave no answer: the next one is tried."""
         self._vouched_until.pop(url, None)
         with self._lock:
             if url == self._current:
                 self._current = self._urls[(self._urls.index(url) + 1) % len(self._urls)]
 
     def throttled(self, url: str, headers: Mapping[str, str]) -> Throttled:
-        """The error for an HTTP 429 that somebody else got from the address, which rests from now
-        on."""
+        """Return the error for an HTTP 429 that the caller got; the address rests from now on."""
         return self._rest(url, "HTTP 429", retry_after(headers))
 
     @property
@@ -214,18 +209,16 @@ class Rpc(JSONBaseProvider):
     # ----
 
     def _turns(self) -> list[str]:
-        """Return whom to ask, one after the other: the one that served last first, those of another
-        chain last."""
+        """Return the addresses in the order to try: the last to serve first, wrong chains last."""
         others = [url for url in self._urls if url != self._current]
         order = sorted([self._current, *others], key=lambda url: url in self._wrong)
         return (order * _LEAST_TRIES)[: self._tries]
 
     def _first(self, use: Callable[[str], _Result]) -> _Result:
-        """Return what `use` gives for the first address that can be used; an address may have
-        several turns.
+        """Return the result of `use` for the first usable address; each may be tried several times.
 
-        One that throttled and also gave an answer of no use has one turn more: the throttling was
-        no failed try.
+        An address that throttled once and failed once is tried once more: throttling is not a
+        failure.
         """
         errors: dict[str, ChainError] = {}
         deadline = time.monotonic() + self._timeout
@@ -251,8 +244,7 @@ class Rpc(JSONBaseProvider):
         raise _combined(list(errors.values()))
 
     def _pause(self, url: str, deadline: float) -> None:
-        """Before an address is tried a second time: as long as it wants to rest, if there is time
-        for that."""
+        """Wait before an address is retried, for as long as it rests, if the deadline allows."""
         rest = self._rests_until.get(url, 0.0) - time.monotonic()
         if time.monotonic() + rest < deadline:
             time.sleep(max(rest, _PAUSE_SECONDS))
@@ -275,7 +267,7 @@ class Rpc(JSONBaseProvider):
         )
 
     def _require_use(self, url: str, method: str, answer: RPCResponse) -> None:
-        """Raise if the answer is an error of this node's own, which another node may not have."""
+        """Raise if the answer is an error of this node only, which another node may not have."""
         error = answer.get("error")
         if not error:
             return
@@ -292,8 +284,7 @@ class Rpc(JSONBaseProvider):
 
     @contextmanager
     def _using(self, url: str, switch: bool = True) -> Iterator[None]:
-        """Note what using the address comes to. It must be of the right chain before anything else
-        is asked."""
+        """Record the outcome of using the address, after verifying its chain id."""
         try:
             self._require_rested(url)
             self._vouch(url)
@@ -351,8 +342,7 @@ class Rpc(JSONBaseProvider):
             raise BadAnswer(
                 f"{self._place(url)}: {method} is answered with no list; {CHECK_ADDRESS}"
             )
-        # An answer to another request: a proxy has mixed them up. Without an id it is about a
-        # request not understood.
+        # A proxy may mix up answers. An error about an invalid request has no id.
         if decoded.get("id") is not None and decoded["id"] != json.loads(body)["id"]:
             raise ChainUnreachable(
                 f"{self._place(url)}: the answer is to another request; check what is in between"
@@ -374,8 +364,7 @@ class Rpc(JSONBaseProvider):
             return self._decode_refusal(url, answer)
 
     def _decode_refusal(self, url: str, answer: requests.Response) -> Any:
-        """The JSON-RPC error in an answer with a status of 400 to 499, which some nodes give those
-        errors."""
+        """Return the JSON-RPC error in an answer with HTTP status 400 to 499."""
         try:
             decoded = self.decode_rpc_response(answer.content)
         except (ValueError, RecursionError):
@@ -391,7 +380,7 @@ class Rpc(JSONBaseProvider):
 
     @property
     def _session(self) -> requests.Session:
-        """One for each thread."""
+        """The session of this thread."""
         session: requests.Session | None = getattr(self._sessions, "session", None)
         if session is None:
             session = self._sessions.session = http.open_session()
@@ -403,7 +392,7 @@ class Rpc(JSONBaseProvider):
         try:
             token = read_secret(self._token_file, "this node's token for the account service")
         except SecretError:
-            return _HEADERS  # the answer says that one is expected
+            return _HEADERS  # the answer will say that a token is required
         return {**_HEADERS, "Authorization": f"Bearer {token}"}
 
     def _place(self, url: str) -> str:
@@ -413,14 +402,19 @@ class Rpc(JSONBaseProvider):
 _HEADERS = {"Content-Type": "application/json"}
 _HEXADECIMAL = frozenset(
     (
-        "eth_blockNumber", "eth_call", "eth_chainId", "eth_estimateGas", "eth_gasPrice", "eth_getCode",
-        "eth_getTransactionCount", "eth_sendRawTransaction",
+        "eth_blockNumber",
+        "eth_call",
+        "eth_chainId",
+        "eth_estimateGas",
+        "eth_gasPrice",
+        "eth_getCode",
+        "eth_getTransactionCount",
+        "eth_sendRawTransaction",
     )
-)  # fmt: skip
-"""What these answer is always text such as 0x0; web3 would fall over anything else."""
+)
+"""Methods that answer with text such as 0x0; web3 fails on anything else."""
 _TELLING = frozenset(("eth_call", "eth_estimateGas", "eth_getLogs", "eth_sendRawTransaction"))
-"""Whose errors are about what was asked: a refusal by the contract or the pool, or a range that is
-too large."""
+"""Methods whose errors are about the request: a refusal by contract or pool, or a large range."""
 _SIZE_STATUSES = (400, 413, 414, 422)
 _THROTTLING_CODES = (429, -32029, -32016)
 _THROTTLING = re.compile(
@@ -438,7 +432,7 @@ _NODE_TROUBLE = re.compile(
     r" )?(not|un)available|temporarily",
     re.IGNORECASE,
 )
-"""What nodes say that lack a block or its state, are behind, or have trouble of their own."""
+"""Messages of nodes that lack a block or its state, are behind, or have trouble of their own."""
 _REVERT = re.compile(
     r"revert|invalid opcode|vm execution error|bad instruction|out of gas", re.IGNORECASE
 )
@@ -450,20 +444,23 @@ def _is_hexadecimal(value: object) -> TypeGuard[str]:
 
 
 def is_revert(text: str) -> bool:
-    """Return whether the text of a JSON-RPC error says that the call reverted, as clients word
-    that."""
+    """Return whether the text of a JSON-RPC error says that the call reverted."""
     return _REVERT.search(text) is not None
 
 
 def _is_throttling(code: object, text: str) -> bool:
-    """Return whether an error asks for fewer requests. -32005 alone is not a sign: logs and gas
-    have such limits too."""
+    """Return whether an error asks for fewer requests.
+
+    -32005 alone is not a sign: nodes use it for limits on logs and gas too.
+    """
     return code in _THROTTLING_CODES or _THROTTLING.search(text) is not None
 
 
 def _named_seconds(error: Any) -> float | None:
-    """Return how long to wait, as some nodes say it in the error's data: {"rate":
-    {"backoff_seconds": 30}}."""
+    """Return the wait in the error's data, as some nodes send it.
+
+    Its form is {"rate": {"backoff_seconds": 30}}; None if it is missing.
+    """
     try:
         return float(error["data"]["rate"]["backoff_seconds"])
     except (KeyError, TypeError, ValueError, IndexError):
@@ -471,8 +468,7 @@ def _named_seconds(error: Any) -> float | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a Retry-After header names, as a number or as a date; None if there is none
-    that is readable."""
+    """Return the seconds in a Retry-After header, a number or a date; None if there are none."""
     text = headers.get("Retry-After", "").strip()
     try:
         return float(text)
@@ -486,8 +482,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 @contextmanager
 def translated(place: str, patience_seconds: float) -> Iterator[None]:
-    """Turn what requests raises about the connection to `place` into ChainUnreachable and
-    ChainError."""
+    """Translate requests' exceptions about `place` into ChainUnreachable and ChainError."""
     try:
         yield
     except requests.Timeout:
@@ -517,11 +512,8 @@ def translated(place: str, patience_seconds: float) -> Iterator[None]:
             f"{place}: no connection ({type(error).__name__}); check that it runs and can be"
             " reached"
         ) from None
-    except (
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        RecursionError,
-    ):  # the last: nested without end
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        # RecursionError: nested too deeply.
         raise BadAnswer(f"{place}: the answer is not JSON-RPC; {CHECK_ADDRESS}") from None
 
 
@@ -530,15 +522,15 @@ def _is_throttled(error: ChainError) -> bool:
 
 
 def _combined(errors: Sequence[ChainError]) -> ChainError:
-    """One error for all addresses: unreachable if any may come back, and only then a wrong
-    chain."""
+    """Return one error for all addresses: unreachable if any may recover.
+
+    It is a wrong chain only if all are of other chains.
+    """
     if len(errors) == 1:
         return errors[0]
     text = "; ".join(str(error) for error in errors)
     if any(isinstance(error, ChainUnreachable) for error in errors):
         return ChainUnreachable(text)
-    return (
-        errors[0]
-        if all(isinstance(error, WrongChain) for error in errors[1:])
-        else ChainError(text)
-    )
+    if all(isinstance(error, WrongChain) for error in errors[1:]):
+        return errors[0]
+    return ChainError(text)

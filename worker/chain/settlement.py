@@ -1,9 +1,9 @@
-"""Brings what the ledger holds to the chain, each (round, stage, peer) exactly once.
+"""Submit the ledger's rows to the chain, each (round, stage, peer) exactly once.
 
-One thread per node walks the ledger in order. It sends through the account service and believes
-only the contract: a hash, a lost answer or "already submitted" all lead to the same question, what
-does the chain hold? So it does not matter where a crash, a drop or a chain that forgot its last
-seconds strikes. No chain is a state: rows wait.
+One thread per node walks the ledger in order. It sends through the account service and trusts only
+the contract: after a hash, a lost answer or "already submitted" it reads the contract's state. So
+crashes, lost packets and a chain that forgot its last seconds do no harm. Without a chain, rows
+wait.
 """
 
 import logging
@@ -22,13 +22,15 @@ from worker.errors import ChainError, ContractRefused, WorkerError
 log = logging.getLogger(__name__)
 
 KINDS: tuple[Kind, ...] = ("reward", "vote")
-# What was sent and is not on the chain after this time is sent again.
 RESEND_SECONDS = 30.0
-# What was confirmed is looked at once more after this time, at every start, and after every
-# failure: a chain that is restored from its last dump has forgotten what came after it.
+"""Time after which a sent row that is not on the chain is sent again."""
 RECHECK_SECONDS = 30.0
-# And again after this time: a public chain may replace its last few blocks.
+"""Time after which a confirmed row is verified again, as at every start and after every failure.
+
+A chain that is restored from its last dump has forgotten what came after it.
+"""
 LAST_RECHECK_SECONDS = 300.0
+"""Time of the last verification: a public chain may replace its last few blocks."""
 _RECHECK_ROWS = 16
 _MAX_BACKOFF_SECONDS = 60.0
 _FLUSH_POLL_SECONDS = 0.5
@@ -36,11 +38,10 @@ _FLUSH_POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class SettlementStatus:
-    """Rewards of this node: `earned` is all that the ledger holds, the others say what became of
-    how many of them.
+    """Number of this node's rewards: `earned` counts all, the others count them by state.
 
-    `held_back` are earned and not due yet, as the settings say. `last_error` is why the last
-    attempt ended early, None if it did not.
+    `held_back` are earned and not due yet by the settings. `last_error` is why the last attempt
+    ended early; None if it did not.
     """
 
     earned: int
@@ -52,13 +53,11 @@ class SettlementStatus:
 
 
 class _NotYet(Exception):
-    """The chain has not reached the row's round, or not mined the registration: this row and all
-    later ones wait."""
+    """The chain has not reached the row's round, or not mined the registration: rows wait."""
 
 
 class Settlement:
-    """Settles `ledger` in a thread of its own, from `start` to `close`. Failures show in `status`,
-    rows stay."""
+    """Settle `ledger` in a thread, from `start` to `close`. Failures are in `status`; rows stay."""
 
     def __init__(
         self, ledger: Ledger, coordinator: Coordinator, account: Account, chain: settings.Chain
@@ -83,14 +82,13 @@ class Settlement:
         self._thread.start()
 
     def wake(self) -> None:
-        """Something was recorded."""
+        """Wake the thread, after something was recorded."""
         with self._changed:
             self._is_awake = True
             self._changed.notify_all()
 
     def flush(self, deadline_seconds: float) -> bool:
-        """Try to settle everything now, whatever `submit_every_...` say. Returns whether all of it
-        is settled."""
+        """Try to settle everything now, whatever `submit_every_...` says; return whether all is."""
         deadline = time.monotonic() + deadline_seconds
         with self._changed:
             self._is_flushing = True
@@ -105,8 +103,10 @@ class Settlement:
         return not self._ledger.unsettled()
 
     def status(self) -> SettlementStatus:
-        """Return where the rewards are. Raises WorkerError if the thread has died of an error that
-        it did not expect."""
+        """Return the states of the rewards.
+
+        Raises WorkerError if the thread died of an unexpected error.
+        """
         if self._thread.ident is not None and not self._thread.is_alive() and not self._is_closing:
             raise WorkerError(
                 "settlement ended by itself; its traceback is in the log; start the node again"
@@ -122,8 +122,7 @@ class Settlement:
         )
 
     def close(self) -> None:
-        """End the thread; a request in progress is waited for, as long as its time-out lets it
-        take."""
+        """End the thread; a request in progress is waited for, up to its time limit."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -143,7 +142,7 @@ class Settlement:
             self._pause()
 
     def _settle(self) -> None:
-        """One walk through everything that is not settled, and a look back at what was."""
+        """Walk once through all unsettled rows, and verify recently confirmed ones."""
         self._num_moved = 0
         self._postponed = None
         self._account.tend()
@@ -163,8 +162,7 @@ class Settlement:
             raise self._postponed
 
     def _settle_one(self, row: Row, kind: Kind) -> None:
-        """Bring one reward or vote further. What is wrong with it alone does not hold up the
-        others."""
+        """Advance one reward or vote. An error of this row alone does not hold up the others."""
         try:
             if row.state(kind) == "queued":
                 self._submit(row, kind)
@@ -174,7 +172,7 @@ class Settlement:
             self._postponed = error
 
     def _is_due(self) -> bool:
-        """Return whether the settings want what was earned to be sent now."""
+        """Return whether the settings require sending what was earned now."""
         count, oldest = self._ledger.waiting()
         rounds, minutes = self._chain.submit_every_rounds, self._chain.submit_every_minutes
         if rounds is not None and count >= rounds:
@@ -196,11 +194,10 @@ class Settlement:
             self._num_moved += 1
 
     def _answer(self, row: Row, kind: Kind, refusal: ContractRefused) -> None:
-        """What a refusal means: it is there already, it is too early, it needs registering, or it
-        will never be.
+        """Act on a refusal: already recorded, too early, unregistered, or never acceptable.
 
-        One without a name tells nothing of the sort: the row is tried again later, and does not
-        hold up the others.
+        A refusal without a name says none of these: the row is retried later, and does not hold up
+        the others.
         """
         if refusal.name in ("RewardAlreadySubmitted", "WinnerAlreadyVoted"):
             self._look(row, kind)
@@ -215,7 +212,7 @@ class Settlement:
             self._postponed = refusal
 
     def _look(self, row: Row, kind: Kind) -> None:
-        """Settle by what the chain holds; send again what it should hold by now."""
+        """Settle by the contract's state; resend what should be recorded by now."""
         sent_at = row.sent_at(kind)
         if self._compare(row, kind):
             return
@@ -228,12 +225,11 @@ class Settlement:
             self._ledger.requeue(row, kind)
 
     def _compare(self, row: Row, kind: Kind) -> bool:
-        """Confirm or reject by what the chain holds. Returns False if it holds nothing."""
-        ours: object = row.reward if kind == "reward" else list(row.winners)
+        """Confirm or reject by the contract's state; return False if it has no record."""
+        ours: object = list(row.winners) if kind == "vote" else row.reward
         theirs = self._held(row, kind)
         if theirs not in (None, ours):
-            # A rejection is forever: one answer, which something in between may have mixed up, is
-            # not enough.
+            # A rejection is final: ask twice, as a proxy may have mixed up the answer.
             theirs = self._held(row, kind)
         if theirs is None:
             return False
@@ -252,7 +248,7 @@ class Settlement:
         return True
 
     def _held(self, row: Row, kind: Kind) -> object:
-        """Return what the chain holds in the row's place; None: nothing."""
+        """Return the contract's record for the row; None if there is none."""
         if kind == "reward":
             return self._coordinator.submitted_reward(
                 row.round, row.stage, row.peer_id, row.reward_hash
@@ -260,23 +256,26 @@ class Settlement:
         return self._coordinator.votes(row.round, row.peer_id) or None
 
     def _block_of(self, row: Row, kind: Kind) -> int:
-        """The block of the transaction that we know of, else one that holds what some other
-        transaction wrote."""
+        """Return the block of our transaction, or the newest if another transaction did it."""
         tx_hash = row.reward_hash if kind == "reward" else row.vote_hash
         receipt = self._coordinator.receipt(tx_hash) if tx_hash else None
         return receipt.block if receipt and receipt.succeeded else self._coordinator.block_number()
 
     def _is_early(self, row: Row) -> bool:
-        """Return whether the row's round is still to come. The open one counts too: it may have
-        begun after the refusal."""
+        """Return whether the row's round is still to come.
+
+        The open round counts too: it may have begun after the refusal.
+        """
         return (row.round, row.stage) >= (
             self._coordinator.current_round(),
             self._coordinator.current_stage(),
         )
 
     def _register(self, peer_id: str) -> None:
-        """The contract does not take us for the peer's account: register it if nobody's it is, else
-        see whose."""
+        """Register the peer if nobody has, else verify that its owner is our account.
+
+        The contract refused us as the peer's account.
+        """
         owner = self._coordinator.owner_of(peer_id)
         if owner is None:
             log.warning(
@@ -294,8 +293,7 @@ class Settlement:
         self._num_moved += 1
 
     def _recheck(self) -> None:
-        """Look at the newest confirmed rows again; if the chain has forgotten any, at older ones
-        too."""
+        """Verify the newest confirmed rows; if the chain has forgotten any, older ones too."""
         while any(self._has_lost(row) for row in self._ledger.confirmed(_RECHECK_ROWS)):
             pass
         self._recheck_at = (
@@ -304,22 +302,17 @@ class Settlement:
         self._is_last_recheck_due = False
 
     def _has_lost(self, row: Row) -> bool:
-        """Queue again what the chain does not hold any more. Returns whether there was any."""
+        """Queue what the chain no longer has; return whether there was any."""
         if self._is_closing:
             return False
-        lost = [
-            kind
-            for kind in KINDS
-            if row.state(kind) == "confirmed" and not self._compare(row, kind)
-        ]
-        for kind in lost:
-            log.warning(
-                "the chain forgot what it had confirmed, to be sent again kind=%s round=%d",
-                kind,
-                row.round,
-            )
+        has_lost = False
+        for kind in KINDS:
+            if row.state(kind) != "confirmed" or self._compare(row, kind):
+                continue
+            has_lost = True
+            log.warning("confirmed record lost, sending again kind=%s round=%d", kind, row.round)
             self._ledger.requeue(row, kind)
-        return bool(lost)
+        return has_lost
 
     # ---- failures and waiting
 
@@ -327,8 +320,8 @@ class Settlement:
         if str(error) != self._last_error:
             log.warning("rewards wait in the ledger error=%s", error)
         self._last_error = str(error)
-        # A walk that got somewhere is not an outage: a backlog would never end if every lost packet
-        # doubled the pause.
+        # A walk with progress is not an outage: if every lost packet doubled the pause, a backlog
+        # would never end.
         self._num_failures = 1 if self._num_moved else self._num_failures + 1
         self._recheck_at = 0.0
 
@@ -339,7 +332,7 @@ class Settlement:
         self._num_failures = 0
 
     def _pause(self) -> None:
-        """Until something is recorded, or it is time to look again."""
+        """Wait until something is recorded, or it is time to look again."""
         with self._changed:
             self._changed.notify_all()
             self._changed.wait_for(

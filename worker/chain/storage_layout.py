@@ -1,4 +1,4 @@
-"""Check that a new version of a contract finds in storage what an older one left there."""
+"""Verify that a new version of a contract keeps the storage layout of an older one."""
 
 from typing import Any
 
@@ -7,28 +7,26 @@ _GAP = "__gap"
 
 
 def breaks(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return what the layout `new` (an artifact's storage_layout) would read from the wrong place;
-    empty if it fits `old`.
+    """Return what layout `new` would read from the wrong place; empty if it is compatible.
 
-    Every variable of `old` must be where it was, with its name and type, and so must every member
-    of every struct; a struct must keep its size, for it may stand in an array. New variables take
-    what was gap, or come last.
+    Both are an artifact's storage_layout. Every variable of `old` must keep its place, name and
+    type, and so must every member of every struct; a struct must keep its size, as it may be in an
+    array. New variables replace gap, or come last.
     """
-    found = _moved(_without_gap(old["variables"]), new["variables"], "variable")
+    variables = [variable for variable in old["variables"] if variable["label"] != _GAP]
+    found = _moved(variables, new["variables"], "variable")
     for name, struct in old["structs"].items():
-        shown = f"struct {name.removeprefix('t_struct(').partition(')')[0]}"
+        bare_name, _, _ = name.removeprefix("t_struct(").partition(")")
+        shown = f"struct {bare_name}"
         if name not in new["structs"]:
             found.append(f"{shown} is gone")
             continue
         now = new["structs"][name]
         found += _moved(struct["members"], now["members"], f"{shown}: member")
-        if struct["bytes"] != now["bytes"]:
-            found.append(f"{shown} took {struct['bytes']} bytes, now {now['bytes']}")
+        size, new_size = struct["bytes"], now["bytes"]
+        if size != new_size:
+            found.append(f"{shown} took {size} bytes, now {new_size}")
     return found
-
-
-def _without_gap(variables: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [variable for variable in variables if variable["label"] != _GAP]
 
 
 def _moved(old: list[dict[str, Any]], new: list[dict[str, Any]], what: str) -> list[str]:

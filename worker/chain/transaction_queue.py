@@ -1,10 +1,9 @@
-"""One queue of transactions per account: it alone gives out nonces, so that senders never replace
-each other's.
+"""One queue of transactions per account, which assigns all nonces, so that senders never collide.
 
-A transaction is in the journal before it is sent, and leaves it when the chain has mined its nonce.
+A transaction is in the journal before it is sent, and removed when the chain has mined its nonce.
 So the next nonce follows from the journal, or from the chain when the journal is empty, and a
-restart knows what is on its way. What became of a transaction is not decided here: chain.settlement
-reads that from the contract, and a second transaction for the same thing is refused there.
+restart knows what is pending. The fate of a transaction is not decided here: chain.settlement reads
+it from the contract, which refuses a second transaction for the same record.
 """
 
 import logging
@@ -12,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from eth_account.signers.local import LocalAccount
@@ -24,28 +23,30 @@ from worker.errors import ChainError, ChainUnreachable, WorkerError
 
 log = logging.getLogger(__name__)
 
-# A transaction that is not mined after this time is sent again, at a higher price where the chain
-# has prices.
 STUCK_SECONDS = 20.0
-# How often a nonce that somebody else used is stepped over in one send.
+"""A transaction that is not mined after this time is resent, at a higher price if there is one."""
 _NONCE_ATTEMPTS = 32
-# Nodes take a replacement from 10% above the price of the one waiting.
+"""Nonces used by other senders that one send skips at most."""
 _PRICE_STEP = 1.125
+"""Factor on the price of a replacement; nodes require 10 % more than the pending one's."""
 _PRICE_SECONDS = 1.0
-"""For so long a price that was read is used again."""
+"""Time for which a price is reused after it was read."""
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS waiting (
-        nonce INTEGER PRIMARY KEY, name TEXT NOT NULL, address TEXT, data BLOB NOT NULL, gas INTEGER NOT NULL,
-        price_wei INTEGER NOT NULL, hash TEXT NOT NULL, raw BLOB NOT NULL, sent_at REAL NOT NULL
+        nonce INTEGER PRIMARY KEY, name TEXT NOT NULL, address TEXT, data BLOB NOT NULL,
+        gas INTEGER NOT NULL, price_wei INTEGER NOT NULL, hash TEXT NOT NULL, raw BLOB NOT NULL,
+        sent_at REAL NOT NULL
     ) STRICT;
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A transaction that is signed and not known to be mined. `sent_at`: Unix seconds, 0 while no
-    node has taken it."""
+    """A signed transaction that is not known to be mined.
+
+    `sent_at`: Unix seconds, 0 while no node has accepted it.
+    """
 
     nonce: int
     name: str
@@ -63,11 +64,10 @@ class Waiting:
 
 
 class Sender:
-    """Sends for `account`; `journal` is the file that remembers what is on its way. Any number of
-    threads may send.
+    """Send for `account`; `journal` is the file with pending transactions. Thread-safe.
 
-    Somebody must call `tend` every few seconds. One Sender per account: another one would give out
-    the same nonces.
+    Call `tend` every few seconds. One Sender per account: a second one would assign the same
+    nonces.
     """
 
     def __init__(self, coordinator: Coordinator, account: LocalAccount, journal: Path) -> None:
@@ -76,18 +76,18 @@ class Sender:
         self._lock = threading.Lock()
         self._door = threading.Lock()
         self._arrived: dict[Call, Future[Waiting]] = {}
-        """Calls that nobody sends yet, for those who wait for them."""
+        """Calls that no thread sends yet, with the futures that their callers wait for."""
         self._price_read = (float("-inf"), 0)
         self._journal = Database(journal, _SCHEMA, "NORMAL")
-        # Which of them a node took is not known after a restart.
+        # After a restart it is not known which of them a node accepted.
         self._journal.execute("UPDATE waiting SET sent_at = 0")
 
     def send(self, call: Call) -> str:
         """Try the call on the chain's present state, send it, and return the transaction's hash.
 
-        The same call while it is waiting is the same transaction. Calls that come while others are
+        A call that equals a pending one is the same transaction. Calls that arrive while others are
         being sent go out together after them. Raises ContractRefused if the contract would refuse
-        it now; ChainUnreachable if no node took it, in which case it may still be sent later.
+        it now, ChainUnreachable if no node accepted it, in which case it may still be sent later.
         """
         self._coordinator.ensure_checked()
         with self._door:
@@ -98,10 +98,9 @@ class Sender:
         return outcome.result().hash
 
     def tend(self) -> int:
-        """Forget what is mined, send again what is stuck. Returns how many transactions are still
-        on their way.
+        """Forget mined transactions, resend stuck ones, and return the number still pending.
 
-        Raises ChainError, ChainUnreachable if it can't; nothing is lost by that.
+        Raises ChainError or ChainUnreachable if that fails; nothing is lost.
         """
         with self._lock:
             if not self.waiting():
@@ -114,7 +113,7 @@ class Sender:
             return len(waiting)
 
     def waiting(self) -> list[Waiting]:
-        """Return what is on its way, in the order of nonces."""
+        """Return the pending transactions in the order of their nonces."""
         return [
             Waiting(*row) for row in self._journal.execute("SELECT * FROM waiting ORDER BY nonce")
         ]
@@ -123,7 +122,7 @@ class Sender:
         self._journal.close()
 
     def _price(self) -> int:
-        """Return what the chain asked for a moment ago: many calls at once need not ask each."""
+        """Return the chain's price, read at most once a second: concurrent calls share it."""
         read_at, price_wei = self._price_read
         if time.monotonic() - read_at > _PRICE_SECONDS:
             price_wei = self._coordinator.allowed_price()
@@ -131,7 +130,7 @@ class Sender:
         return price_wei
 
     def _send_arrived(self) -> None:
-        """Whoever comes first sends for all that have come by now."""
+        """Send all calls that have arrived by now, on behalf of their callers."""
         with self._door:
             arrived, self._arrived = self._arrived, {}
         try:
@@ -148,14 +147,18 @@ class Sender:
                     )
 
     def _send_all(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Waiting | WorkerError]]:
-        """Return what comes of each call. With as few requests to the chain as can be: it is asked
-        for many at once."""
-        known = {call: entry for call in calls if (entry := self._find(call))}
-        entries, new = list(known.values()), [call for call in calls if call not in known]
+        """Yield the outcome of each call, with as few requests to the chain as possible."""
+        entries: list[Waiting] = []
+        new: list[Call] = []
+        for call in calls:
+            entry = self._find(call)
+            if entry is None:
+                new.append(call)
+            else:
+                entries.append(entry)
+        estimates = self._coordinator.estimate_all(self._account.address, new)
         to_sign: list[tuple[Call, int]] = []
-        for call, gas in zip(
-            new, self._coordinator.estimate_all(self._account.address, new), strict=True
-        ):
+        for call, gas in zip(new, estimates, strict=True):
             if isinstance(gas, WorkerError):
                 yield call, gas
             else:
@@ -167,8 +170,8 @@ class Sender:
         failure: ChainUnreachable | None = None
         for entry in self._deliver_all(entries):
             try:
-                # It may have arrived, and stays in the journal; the others are not waited for as
-                # long again.
+                # It may have arrived, and stays in the journal; the others do not wait as long
+                # again.
                 yield entry.call, failure or self._deliver_new(entry)
             except ChainUnreachable as error:
                 failure = error
@@ -183,7 +186,7 @@ class Sender:
         return Waiting(*found[0]) if found else None
 
     def _sign_all(self, calls: Sequence[tuple[Call, int]]) -> list[Waiting]:
-        """Sign the calls (with their gas) under the next nonces, and write them down."""
+        """Sign the calls (with their gas) under the next nonces, and write them to the journal."""
         if not calls:
             return []
         price_wei, nonce = self._price(), self._next_nonce()
@@ -200,20 +203,17 @@ class Sender:
         return self._coordinator.nonce(self._account.address) if last is None else last + 1
 
     def _deliver_all(self, entries: Sequence[Waiting]) -> list[Waiting]:
-        """Hand over what no node has taken, all at once; what is not taken then has no `sent_at`
-        still."""
+        """Send what no node has accepted, in one batch; what is refused keeps `sent_at` at 0."""
         open_entries = [entry for entry in entries if not entry.sent_at]
         taken = self._coordinator.send_all_raw([entry.raw for entry in open_entries])
-        sent = {
-            e.nonce: self._note_sent(e)
-            for e, is_taken in zip(open_entries, taken, strict=True)
-            if is_taken
-        }
+        sent: dict[int, Waiting] = {}
+        for entry, is_taken in zip(open_entries, taken, strict=True):
+            if is_taken:
+                sent[entry.nonce] = self._note_sent(entry)
         return [sent.get(entry.nonce, entry) for entry in entries]
 
     def _deliver_new(self, entry: Waiting) -> Waiting:
-        """Hand the transaction over, under another nonce if somebody else has used its own, at the
-        price it takes."""
+        """Send the transaction, under another nonce if its own is used, at the required price."""
         for _ in range(_NONCE_ATTEMPTS):
             try:
                 return self._deliver_at_any_price(entry)
@@ -221,7 +221,7 @@ class Sender:
                 entry = self._find(entry.call) or entry  # its price may have been raised
                 self._forget(entry)
                 log.warning(
-                    "nonce used by somebody else account=%s error=%s", self._account.address, used
+                    "nonce used by another sender account=%s error=%s", self._account.address, used
                 )
                 nonce = max(
                     entry.nonce + 1,
@@ -242,8 +242,7 @@ class Sender:
         )
 
     def _deliver_at_any_price(self, entry: Waiting) -> Waiting:
-        """Hand the transaction over; a price that is refused is raised as far as the settings
-        allow."""
+        """Send the transaction; a refused price is raised as far as the settings allow."""
         while True:
             try:
                 return self._deliver(entry)
@@ -253,8 +252,7 @@ class Sender:
                 )
 
     def _priced(self, entry: Waiting, nonce: int, price_wei: int) -> Waiting:
-        """The transaction signed with this nonce and price, in place of what the journal has for
-        it."""
+        """Sign the transaction again with this nonce and price, and update the journal."""
         again = self._signed(entry.call, nonce, entry.gas, price_wei)
         self._journal.execute(
             "UPDATE waiting SET nonce = ?, price_wei = ?, hash = ?, raw = ?, sent_at = 0 WHERE"
@@ -264,7 +262,7 @@ class Sender:
         return again
 
     def _deliver(self, entry: Waiting) -> Waiting:
-        """Hand the transaction to the chain, unless a node has taken it."""
+        """Send the transaction to the chain, unless a node has accepted it."""
         if entry.sent_at:
             return entry
         self._coordinator.send_raw(entry.raw)
@@ -279,19 +277,16 @@ class Sender:
         self._journal.execute("DELETE FROM waiting WHERE nonce = ?", (entry.nonce,))
 
     def _send_stuck(self, waiting: list[Waiting], count: int) -> None:
-        """Send again what is stuck; all of it, from nonce `count` on, if nonces are missing in
-        between.
+        """Resend what is stuck; if nonces are missing, renumber and resend all, from `count` on.
 
-        They are missing when the chain forgot transactions that it had mined: the later ones would
-        wait forever.
+        Nonces are missing when the chain forgot transactions that it had mined; the later ones
+        would wait forever.
         """
+        oldest = waiting[0].nonce
         has_gap = waiting[-1].nonce != count + len(waiting) - 1
         if has_gap:
             log.warning(
-                "nonce gap chain=%d ours=%d: numbering %d again",
-                count,
-                waiting[0].nonce,
-                len(waiting),
+                "nonce gap chain=%d ours=%d: numbering %d again", count, oldest, len(waiting)
             )
         now_wei = self._coordinator.gas_price()
         for nonce, entry in enumerate(waiting, count):
@@ -312,19 +307,16 @@ class Sender:
         try:
             self._deliver_at_any_price(again)
         except ReplacementUnderpriced:
-            # What waits there is most likely this call at an earlier price: a higher one is tried
-            # next time.
+            # Most likely this call at an earlier price is pending: next time, pay more.
             self._priced(again, nonce, self._next_price(price_wei, now_wei))
-            log.info(
-                "another one waits with the nonce, to be outbid nonce=%d hash=%s", nonce, again.hash
-            )
+            log.info("nonce has a pending transaction nonce=%d hash=%s", nonce, again.hash)
         except NonceUsed:
-            # Mined meanwhile, or somebody else's is: either way the chain's count passes it, and
-            # `tend` forgets it.
+            # This transaction or another sender's was mined: the chain's count passes the nonce,
+            # and `tend` forgets it.
             log.info("nonce used nonce=%d hash=%s", nonce, again.hash)
 
     def _next_price(self, price_wei: int, now_wei: int) -> int:
-        """The price to replace one of `price_wei` with; the same where the bound is reached."""
+        """Return the price of a replacement for `price_wei`; the same if the bound is reached."""
         limit_wei = self._coordinator.price_limit(now_wei)
         if price_wei >= limit_wei:
             return price_wei
@@ -339,11 +331,8 @@ class Sender:
     def _write(self, entry: Waiting) -> None:
         self._journal.execute(
             "INSERT INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                entry.nonce, entry.name, entry.address, entry.data, entry.gas, entry.price_wei,
-                entry.hash, entry.raw, entry.sent_at,
-            ),
-        )  # fmt: skip
+            astuple(entry),
+        )
 
 
 def _is_stuck(entry: Waiting) -> bool:

@@ -1,10 +1,9 @@
-"""Brings the contract on a chain to the version that this package carries, in place (`hivewright
-chain deploy`).
+"""Upgrade the contract on a chain to the version in this package (`hivewright chain deploy`).
 
-A proxy keeps the contract's state, an implementation says how it is kept; the owner may put a new
-one in (ERC-1967, UUPS). That is done only if the new one's storage layout keeps what the old one's
-left. A chain has no layouts: they come from what `deploy` noted when it put the old one there, or
-from the releases in `artifacts/releases`.
+A proxy has the contract's state, an implementation its code; the owner may replace the latter
+(ERC-1967, UUPS). That is done only if the new storage layout is compatible with the old one. A
+chain has no layouts: they come from the note that `deploy` wrote when it put the old implementation
+there, or from the releases in `artifacts/releases`.
 """
 
 import hashlib
@@ -27,16 +26,17 @@ from worker.runtime.files import write_whole
 log = logging.getLogger(__name__)
 
 NOTE_FILE = "implementation.json"
-"""In `keeper.state_dir`: version, runtime_sha256 and storage_layout of the implementation that we
-put there."""
+"""File in `keeper.state_dir` about our implementation on the chain.
+
+Its keys: version, runtime_sha256, storage_layout.
+"""
 _SLOT = int.from_bytes(Web3.keccak(text="eip1967.proxy.implementation")) - 1
 _TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The implementation behind a proxy. `digest`: SHA-256 of its code, with zeros for its own
-    address."""
+    """The implementation behind a proxy. `digest`: SHA-256 of its code, own address zeroed."""
 
     address: str
     digest: str
@@ -45,10 +45,9 @@ class Found:
 def bring_up_to_date(
     client: Coordinator, owner: LocalAccount, note_file: Path, patience_seconds: float
 ) -> None:
-    """Put our implementation behind the proxy, unless it is there, or what is there is newer,
-    foreign or not ours.
+    """Put our implementation behind the proxy, unless it is there, or a newer or foreign one is.
 
-    Raises ChainError if our storage layout breaks the one that is there, or that one is not known.
+    Raises ChainError if our storage layout breaks the current one, or that one is not known.
     """
     carried = contract.artifact("SwarmCoordinator")
     ours = contract.carried_version()
@@ -82,7 +81,7 @@ def bring_up_to_date(
 
 
 def implementation(client: Coordinator) -> Found | None:
-    """Return what the proxy runs; None for a contract that is not an ERC-1967 proxy."""
+    """Return the proxy's implementation; None for a contract that is not an ERC-1967 proxy."""
     with client.translated("eth_getStorageAt"):
         stored = client.web3.eth.get_storage_at(
             Web3.to_checksum_address(client.deployment.contract), _SLOT
@@ -98,25 +97,22 @@ def implementation(client: Coordinator) -> Found | None:
 
 
 def _require_fitting(found: Found, client: Coordinator, note_file: Path) -> None:
-    """Raise ChainError unless our storage layout keeps what the implementation `found` left."""
+    """Raise ChainError unless our storage layout is compatible with that of `found`."""
     where = f"{client.deployment.contract} runs {client.version} ({found.address})"
-    known = next(
-        (note for note in _known(note_file) if note["runtime_sha256"] == found.digest), None
-    )
-    if known is None:
+    layouts = {note["runtime_sha256"]: note["storage_layout"] for note in _known(note_file)}
+    if found.digest not in layouts:
         raise ChainError(
             f"{where}, which is neither a release nor what {note_file} names: its storage layout is"
-            " not known, and an upgrade might destroy the books; run the hivewright that deployed"
-            " it, or bring that file back"
+            " not known, and an upgrade might destroy the contract's state; run the hivewright"
+            " that deployed it, or restore that file"
         )
-    broken = storage_layout.breaks(
-        known["storage_layout"], contract.artifact("SwarmCoordinator")["storage_layout"]
-    )
+    ours = contract.artifact("SwarmCoordinator")["storage_layout"]
+    broken = storage_layout.breaks(layouts[found.digest], ours)
     if broken:
         raise ChainError(
             f"{where}: an upgrade to {contract.carried_version()} would break its storage layout"
-            f" and was not made: {'; '.join(broken)}; new variables take from the gap, nothing that"
-            " is there moves"
+            f" and was not made: {'; '.join(broken)}; new variables must replace gap, and existing"
+            " ones must not move"
         )
 
 
@@ -128,12 +124,10 @@ def _known(note_file: Path) -> list[dict[str, Any]]:
 
 
 def releases() -> list[dict[str, Any]]:
-    """Return what each released version left to know: version, runtime_sha256, storage_layout."""
+    """Return version, runtime_sha256 and storage_layout of each released version."""
     folder = resources.files("worker.chain").joinpath("artifacts", "releases")
-    return [
-        json.loads(file.read_text())
-        for file in sorted(folder.iterdir(), key=lambda file: file.name)
-    ]
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    return [json.loads(file.read_text()) for file in files]
 
 
 def _upgrade(
@@ -145,20 +139,18 @@ def _upgrade(
         raise ChainError(
             "SwarmCoordinator: the receipt of its creation names no address; check chain.rpc_url"
         )
-    _send(
-        client,
-        owner,
-        client.call("upgradeToAndCall(address,bytes)", created, b""),
-        patience_seconds,
-    )
+    upgrade = client.call("upgradeToAndCall(address,bytes)", created, b"")
+    _send(client, owner, upgrade, patience_seconds)
     client.check()
 
 
 def _send(
     client: Coordinator, owner: LocalAccount, call: Call, patience_seconds: float
 ) -> str | None:
-    """Send it, though the keeper may be sending with the same key. Returns the contract that it
-    created, if any."""
+    """Send the call, though the keeper may be sending with the same key.
+
+    Returns the address of the contract that it created; None if it created none.
+    """
     for _ in range(_TRIES - 1):
         try:
             return client.transact(owner, call, patience_seconds).contract

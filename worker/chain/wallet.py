@@ -1,9 +1,8 @@
-"""A wallet of this node's own: signs and sends where there is no account service. It answers the
-same calls.
+"""A node's own wallet, which signs and sends in place of an account service.
 
-The key lies in `wallet.json`, an encrypted keystore (version 3) that other programs read too. Its
-password comes from a file, never from a command line or the environment. One process at a time:
-another one would give out the same nonces.
+The key is in `wallet.json`, an encrypted keystore (version 3) that other programs read too. Its
+password comes from a file, never from a command line or the environment. One process at a time may
+use it: a second one would assign the same nonces.
 """
 
 import json
@@ -31,10 +30,10 @@ JOURNAL_FILE = "journal.db"
 
 
 class Wallet:
-    """The wallet in `chain.wallet_dir`, held until `close`.
+    """The wallet in `chain.wallet_dir`, locked until `close`.
 
-    Raises IdentityError if it is missing or its password does not open it, SettingsError without a
-    password, ResourceError if another process holds it.
+    Raises IdentityError if it is missing or its password does not decrypt it, SettingsError without
+    a password, ResourceError if another process has locked it.
     """
 
     def __init__(self, chain: settings.Chain) -> None:
@@ -72,10 +71,10 @@ class Wallet:
 
 
 def create(chain: settings.Chain) -> str:
-    """Make the wallet, unless there is one. Returns its address. Raises as `Wallet` does."""
+    """Create the wallet unless it exists, and return its address. Raises as `Wallet` does."""
     file = _folder(chain) / KEYSTORE_FILE
     password = _password(chain)
-    # One that has sent is not made again: it may own peers, and money.
+    # A lost wallet that has sent is not replaced by a new one: it may own peers, and money.
     if not file.exists() and not file.with_name(JOURNAL_FILE).exists():
         keystore = Account.encrypt(secrets.token_bytes(32), password)
         write_whole(file, json.dumps(keystore) + "\n", mode=0o600)
@@ -97,12 +96,8 @@ def _open(file: Path, password: str) -> LocalAccount:
         if "mac mismatch" not in str(error).lower():
             reason = "no encrypted keystore of version 3"
         raise IdentityError(f"{file}: {reason}; restore both from their backups") from None
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-    ):  # what eth_keyfile raises for other JSON
+    except (KeyError, TypeError, AttributeError, NotImplementedError):
+        # eth_keyfile raises these for other JSON.
         raise IdentityError(
             f"{file}: no encrypted keystore of version 3; restore it from its backup"
         ) from None

@@ -1,14 +1,13 @@
-"""`hivewright audit`: did peers earn what they submitted? Anybody can tell, from what they signed
-at the time.
+"""`hivewright audit`: verify submitted rewards from the groups that peers signed.
 
-With each reward comes, in its transaction, the digest of the groups that it is for
-(docs/decisions/0015). Whoever asks the peer for the groups of that digest gets exactly those, or
-nothing. Their tasks are made again, their completions scored again, and the reward computed again.
-Three things can come of it:
+The transaction of each reward carries the digest of its groups (docs/decisions/0015). A request to
+the peer for the groups of that digest gets exactly those, or nothing. The audit makes their tasks
+again, scores their completions and computes the reward. There are three verdicts:
 
     audited        the groups are there, and worth at least what was submitted
     contradicted   the groups are there, and can't have earned it; they are kept as evidence
-    unaudited      not drawn, or it can't be told: nothing is served, or of tasks that are not known, or too long, here
+    unaudited      not drawn, or undecidable: the groups are not served, of unknown tasks or
+                   too long
 """
 
 import argparse
@@ -51,20 +50,20 @@ MAX_FINDINGS = 20_000
 # Peers may have larger limits than we would collect with; what travels bounds both.
 _MAX_GROUPS, _MAX_COMPLETIONS, _MAX_COMPLETION_BYTES = 1024, 256, 1 << 20
 _SCORING_SECONDS = 60.0
-"""Patience for scoring the groups of one reward."""
+"""Time limit for scoring the groups of one reward."""
 
 Verdict = Literal["audited", "unaudited", "contradicted"]
 VERDICTS: tuple[Verdict, ...] = ("audited", "unaudited", "contradicted")
 Find = Callable[[str, str], bytes]
-"""Gets the groups of a peer by their digest. Raises SwarmError if they can't be had."""
+"""Return the groups of a peer by their digest. Raises SwarmError if they are not available."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The result for one submitted reward. Rewards are in thousandths, `at` is Unix seconds.
 
-    `earned` is the most that the groups can have earned, None if that is not known; `evidence` the
-    file that holds the signed groups of a contradiction, next to the report.
+    `earned` is the most that the groups can have earned, None if that is not known; `evidence` is
+    the file with the signed groups of a contradiction, next to the report.
     """
 
     round: int
@@ -87,8 +86,7 @@ class Finding:
 
 
 class Auditor:
-    """Recomputes rewards of the swarm of `coordinator`, with the tasks that `verifier` knows and
-    what `find` gets."""
+    """Recompute rewards of the swarm of `coordinator` from the groups that `find` returns."""
 
     def __init__(self, coordinator: Coordinator, verifier: Verifier, find: Find) -> None:
         self._coordinator = coordinator
@@ -96,7 +94,7 @@ class Auditor:
         self._find = find
 
     def audit(self, submitted: Event) -> tuple[Finding, bytes | None]:
-        """Judge one RewardSubmitted event. The bytes are the evidence, if it is contradicted."""
+        """Judge one RewardSubmitted event; the bytes are the evidence, if it is contradicted."""
         finding = unjudged(submitted, self._coordinator.reward_digest(submitted.tx_hash))
         if finding.digest is None:
             return replace(finding, reason="no digest of groups came with it"), None
@@ -151,7 +149,7 @@ class Auditor:
 
 
 def unjudged(submitted: Event, digest: str | None = None) -> Finding:
-    """A reward as the chain has it."""
+    """Return a finding for a reward as the chain has it."""
     said = submitted.arguments
     return Finding(
         round=int(said["roundNumber"]),
@@ -170,7 +168,7 @@ def unjudged(submitted: Event, digest: str | None = None) -> Finding:
 
 
 def submitted_rewards(coordinator: Coordinator, num_rounds: int) -> list[Event]:
-    """The RewardSubmitted events of the newest `num_rounds` rounds, the open one included."""
+    """Return the RewardSubmitted events of the newest `num_rounds` rounds, the open one too."""
     current = coordinator.current_round()
     first = max(0, current - num_rounds + 1)
     began = None  # round 0 began with the contract
@@ -186,8 +184,7 @@ def submitted_rewards(coordinator: Coordinator, num_rounds: int) -> list[Event]:
 
 
 class Report:
-    """The published result: `audit.json` in `folder`, evidence in a folder next to it. Findings of
-    before are kept."""
+    """The published result: `audit.json` in `folder`, and evidence; earlier findings are kept."""
 
     def __init__(self, folder: Path, coordinator: Coordinator) -> None:
         self._folder = folder
@@ -195,7 +192,7 @@ class Report:
         self.findings = {finding.key: finding for finding in self._read()}
 
     def is_settled(self, submitted: Event) -> bool:
-        """Return whether nothing new can come of auditing it again."""
+        """Return whether another audit of the reward can't tell anything new."""
         known = self.findings.get(unjudged(submitted).key)
         return (
             known is not None
@@ -204,7 +201,7 @@ class Report:
         )
 
     def note(self, finding: Finding, evidence: bytes | None = None) -> None:
-        """Take a finding in. One that tells nothing does not replace one that does."""
+        """Add a finding; an undecided one does not replace a decided one."""
         known = self.findings.get(finding.key)
         is_known = (
             known is not None
@@ -223,12 +220,16 @@ class Report:
             finding = replace(finding, evidence=file)
             log.warning(
                 "reward contradicted peer_id=%s round=%d claimed=%d earned=%s reason=%s",
-                finding.peer_id, finding.round, finding.claimed, finding.earned, finding.reason,
-            )  # fmt: skip
+                finding.peer_id,
+                finding.round,
+                finding.claimed,
+                finding.earned,
+                finding.reason,
+            )
         self.findings[finding.key] = finding
 
     def data(self) -> dict[str, Any]:
-        """Return what audit.json holds; docs/operations/host-a-swarm.md describes it."""
+        """Return the content of audit.json, described in docs/operations/host-a-swarm.md."""
         kept = sorted(self.findings.values(), key=lambda finding: finding.key)[-MAX_FINDINGS:]
         peers: dict[str, Counter[str]] = {}
         sums: dict[str, Counter[str]] = {}
@@ -255,8 +256,7 @@ class Report:
         write_whole(self._folder / REPORT_FILE, json.dumps(self.data(), indent=1) + "\n")
 
     def _read(self) -> Iterable[Finding]:
-        """Findings of this very contract; a report that is damaged or of another one begins again,
-        which is logged."""
+        """Return the findings about this contract; a damaged or foreign report is replaced."""
         file = self._folder / REPORT_FILE
         try:
             raw = json.loads(file.read_text())
@@ -274,7 +274,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     """Audit once, write the report, and print it.
 
     Raises ChainUnreachable or ChainError if the chain can't be read, SettingsError for unknown task
-    families, or a folder that has no groups.
+    families or a missing folder of groups.
     """
     for groups in options.groups:
         if not groups.is_dir():
@@ -297,8 +297,10 @@ def audit(
     num_rounds: int | None = None,
     num_rewards: int | None = None,
 ) -> Report:
-    """One audit; its report is in `folder` on return. `groups`: folders of signed groups, instead
-    of asking peers."""
+    """Run one audit and write its report to `folder`.
+
+    `groups`: folders of signed groups, read instead of asking peers.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -335,8 +337,12 @@ def audit(
     counts = Counter(finding.verdict for finding in report.findings.values())
     log.info(
         "audited drawn=%d of=%d audited=%d unaudited=%d contradicted=%d",
-        len(drawn), len(submitted), counts["audited"], counts["unaudited"], counts["contradicted"],
-    )  # fmt: skip
+        len(drawn),
+        len(submitted),
+        counts["audited"],
+        counts["unaudited"],
+        counts["contradicted"],
+    )
     return report
 
 

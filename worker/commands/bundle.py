@@ -1,7 +1,7 @@
-"""The support bundle of `hivewright doctor`: one file that can be shown to anybody.
+"""The support bundle of `hivewright doctor`: one file that is safe to share.
 
-Settings, findings, state and the end of the log, with everything that gives power taken out:
-tokens, passwords in addresses, private keys. What is left are addresses, peer ids and numbers.
+It has settings, findings, state and the end of the log, without credentials: tokens, passwords in
+addresses, private keys. Addresses, peer ids and numbers stay.
 """
 
 import importlib.metadata
@@ -47,7 +47,7 @@ _SECRETS = (
 
 
 def write(file: Path, of: Settings, findings: Sequence[Mapping[str, Any]]) -> None:
-    """Write the bundle, a .tar.gz. Raises ResourceError if it can't be."""
+    """Write the bundle, a .tar.gz. Raises ResourceError if that fails."""
     known = _known_secrets(of)
     texts = {
         "findings.json": json.dumps(findings, indent=2),
@@ -74,7 +74,7 @@ def write(file: Path, of: Settings, findings: Sequence[Mapping[str, Any]]) -> No
 
 
 def redact(text: str, known: Sequence[str] = ()) -> str:
-    """`text` without secrets: those that are known to the letter, and what looks like one."""
+    """Return `text` without secrets: the `known` ones, and what looks like one."""
     for secret in known:
         text = text.replace(secret, HIDDEN)
     text = discreet(text)
@@ -84,7 +84,7 @@ def redact(text: str, known: Sequence[str] = ()) -> str:
 
 
 def _known_secrets(of: Settings) -> list[str]:
-    """The tokens that this node holds, those that this user may read."""
+    """Return the node's tokens, as far as this user may read them."""
     token = of.chain.account_token_file or of.node.state_dir / "account.token"
     files = [token, of.chain.enrolment_token_file, of.hub.token_file]
     return [
@@ -112,7 +112,7 @@ def _nvidia_smi() -> str:
 
 
 def _log_tail(of: Settings) -> str:
-    """The end of the slot's log file, where the deploy's units write one."""
+    """Return the end of the slot's log file, if the deploy's units write one."""
     slot = of.node.state_dir.name
     file = Path("/var/log/hivewright") / slot / f"hivewright-{slot.replace('-', '@')}.log"
     text = _read(file)
@@ -124,7 +124,7 @@ def _tail_lines(file: Path) -> list[str]:
 
 
 def _read(file: Path) -> str:
-    """The text; empty if there is none that this user may read."""
+    """Return the text; empty if the file is missing or not readable."""
     try:
         return file.read_text(errors="replace")
     except OSError:

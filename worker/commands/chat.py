@@ -1,4 +1,4 @@
-"""`hivewright chat`: talk to what a node has trained so far, in its model's own chat template."""
+"""`hivewright chat`: talk to a node's newest checkpoint in its model's own chat template."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ PROMPT = "you> "
 
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
-    """Answer each line of standard input until it ends; an empty line begins a new conversation.
+    """Answer each line of standard input until it ends; an empty line starts a new conversation.
 
     Raises TrainingError if there is no checkpoint.
     """
@@ -49,8 +49,10 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 class Conversation:
-    """Turns of a person and the model. `as_task`: each line is a question by itself, in the node's
-    own form."""
+    """Turns of a person and the model.
+
+    `as_task`: each line is a separate question, in the node's own prompt form.
+    """
 
     def __init__(self, policy: Policy, generation: Generation, seed: int, *, as_task: bool) -> None:
         self._policy = policy
@@ -63,8 +65,7 @@ class Conversation:
         self.turns = []
 
     def say(self, text: str) -> str | None:
-        """Return the model's answer; None if the conversation is longer than the model's prompt may
-        be."""
+        """Return the model's answer; None if the conversation exceeds the model's prompt limit."""
         self._seed += 1
         if self._as_task:
             (answers,) = self._policy.generate([text], self._generation, self._seed)
@@ -93,7 +94,7 @@ def _answer(conversation: Conversation, line: str, show: Callable[[str], None]) 
 
 
 def _read_line() -> str | None:
-    """The next line; None at the end of input. The prompt is shown to people only."""
+    """Return the next line; None at the end of input. A prompt is shown on terminals only."""
     if sys.stdin.isatty():
         try:
             return input(PROMPT)

@@ -1,5 +1,7 @@
-"""Options of commands that look at a node's model and answers. Light: the command line reads them
-at every start."""
+"""Options of commands about a node's model and answers.
+
+Every start of the command line imports this module, so it imports nothing heavy.
+"""
 
 import argparse
 from pathlib import Path
@@ -103,7 +105,7 @@ def _range_of_rewards(text: str) -> tuple[float, float]:
 
 
 def positive(text: str) -> int:
-    """Read a whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 1")
     return int(text)

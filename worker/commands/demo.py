@@ -1,9 +1,8 @@
-"""`hivewright demo`: a whole swarm on this machine, made of the same processes that a fleet runs.
+"""`hivewright demo`: a complete swarm on this machine, of the processes that a fleet runs.
 
-Nothing here is demo code but the settings: every role is an ordinary child process with an ordinary
-settings file. The demo starts them in order, shows what the workers say of themselves, and at the
-end holds their words against the chain. It fails, with one line, if anything that it promises is
-invalid.
+Only the settings are specific to the demo: every role is an ordinary child process with an ordinary
+settings file. The demo starts them in order, shows the workers' status, and at the end compares
+their records with the chain. It fails, with one line, if they differ.
 """
 
 import argparse
@@ -39,17 +38,16 @@ from worker.settings import Node, Settings
 from worker.swarm.exchange.archive import ARCHIVE_FOLDER
 from worker.telemetry import status
 
-STEP_SECONDS = 60.0  # patience for one service to come up
-START_SECONDS = 180.0  # patience for all workers to be in their first round
+STEP_SECONDS = 60.0  # limit for one service to start
+START_SECONDS = 180.0  # limit for all workers to reach their first round
 ROUND_SECONDS = 120.0  # the keeper's limit for one round, and so the demo's
-MAX_WORKERS = 64  # each is a process with torch and a model of its own
+MAX_WORKERS = 64  # each is a process with torch and a model
 MARKER = ".hivewright-demo"
 _ALL = 10**9
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the demo. Raises DemoFailed, with one line, if something that it promises was invalid,
-    SettingsError."""
+    """Run the demo. Raises DemoFailed, with one line, if a promise is broken, and SettingsError."""
     if options.workers > MAX_WORKERS:
         raise SettingsError(
             f"--workers: got {options.workers}; expected at most {MAX_WORKERS} on one machine"
@@ -70,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 class Demo:
-    """The swarm in `output`: one folder per role, one settings file per role, one log per role."""
+    """The swarm in `output`: one folder, one settings file and one log per role."""
 
     def __init__(
         self,
@@ -81,7 +79,7 @@ class Demo:
         console: Console,
         model: str | None = None,
     ) -> None:
-        """`model`: a real one in the place of the small one that comes with the package."""
+        """Create a demo. `model`: a folder with a real model, instead of the packaged small one."""
         self.worker_settings = (
             DEMO_SETTINGS if model is None else {**REAL_MODEL_SETTINGS, "model_name": model}
         )
@@ -94,7 +92,7 @@ class Demo:
         self.started = time.monotonic()
 
     def start(self, children: Children) -> None:
-        """Start every role in the order in which they need each other."""
+        """Start every role in the order of their dependencies."""
         folder = self.output
         console = self.console
         say(console, "starting the chain, the account service and the bootnode", "dim")
@@ -143,8 +141,10 @@ class Demo:
         say(console, f"training; logs are in {folder / 'logs'}", "dim")
 
     def watch(self, children: Children) -> None:
-        """Show the workers until all have ended. Raises DemoFailed when a process fails or the time
-        is up."""
+        """Show the workers until all have ended.
+
+        Raises DemoFailed if a process fails or the time is up.
+        """
         workers = [children.by_name[name] for name in self.worker_names]
         patience = START_SECONDS + (self.num_rounds + 1) * ROUND_SECONDS
         deadline = time.monotonic() + patience
@@ -162,8 +162,7 @@ class Demo:
 
     @contextmanager
     def _display(self) -> Iterator[Callable[[], None]]:
-        """A table that redraws itself; where there is no terminal, one line for each round that a
-        worker finished."""
+        """Yield a function that redraws a table; without a terminal it prints a line per round."""
         if self.console.is_terminal:
             with Live(self._table(), console=self.console, auto_refresh=False) as live:
                 yield lambda: live.update(self._table(), refresh=True)
@@ -172,8 +171,10 @@ class Demo:
             self.console.print(self._table())
 
     def check(self) -> dict[str, Any]:
-        """Return what every worker did, held against the chain. Raises DemoFailed if something is
-        invalid."""
+        """Compare every worker's summary with the chain, and return them.
+
+        Raises DemoFailed if they differ.
+        """
         coordinator = Coordinator(self._settings({}).chain)
         audited = self._audit()
         workers = [self._summary_of(name, coordinator, audited) for name in self.worker_names]
@@ -193,7 +194,7 @@ class Demo:
         }
 
     def report(self, summary: dict[str, Any]) -> None:
-        """The last screen: what came of it, and where things are."""
+        """Print the last screen: results, and where the files are."""
         table = Table(box=None, pad_edge=False, header_style="dim")
         span = max(1, min(3, self.num_rounds // 2))
         for column in (
@@ -237,8 +238,7 @@ class Demo:
             say(self.console, f"{what:8} {self.output / file}")
 
     def _audit(self) -> Counter[str]:
-        """Return how many rewards of each peer hold against the groups that it signed at the
-        time."""
+        """Return for each peer the number of its rewards that its signed groups confirm."""
         judge = settings_module.load(self._write("audit", self.worker_settings))
         folders = [self.output / name / ARCHIVE_FOLDER for name in self.worker_names]
         report = audit.audit(
@@ -325,8 +325,7 @@ class Demo:
         }
 
     def _write(self, role: str, flat: dict[str, Any]) -> Path:
-        """The role's settings file; every role's state is in a folder of its own in the output
-        folder."""
+        """Write the role's settings file; each role's state is in a folder of its own."""
         folder = self.output / role
         folder.mkdir(exist_ok=True)
         file = self.output / "settings" / f"{role}.yaml"
@@ -376,11 +375,9 @@ class Demo:
 
 
 def _fresh_folder(output: Path) -> IO[str]:
-    """Make `output` an empty folder and hold its lock. What an earlier demo left is removed,
-    anything else not touched.
+    """Empty `output`, if an earlier demo made it, and return its lock.
 
-    Raises SettingsError if it is not a folder for a demo, ResourceError if another demo is at work
-    in it.
+    Raises SettingsError if the folder has other files, ResourceError if another demo runs in it.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -412,6 +409,5 @@ def _fresh_folder(output: Path) -> IO[str]:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM and Ctrl-C end the demo, children first: Ctrl-C also where a shell's `&` made this
-    process ignore it."""
+    """End the demo, children first; Ctrl-C also works if a shell's `&` ignored it."""
     raise KeyboardInterrupt

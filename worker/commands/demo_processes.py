@@ -1,5 +1,4 @@
-"""Child processes of `hivewright demo`: started with a settings file, logged to a file, and never
-left behind."""
+"""Child processes of `hivewright demo`: each has a settings file and a log; none outlives it."""
 
 import os
 import signal
@@ -16,8 +15,7 @@ STOP_SECONDS = 15.0
 
 
 class Child:
-    """One `hivewright COMMAND --settings FILE`. `ends`: it is expected to end by itself, with exit
-    code 0."""
+    """A `hivewright COMMAND --settings FILE`. `ends`: it should end by itself, with exit code 0."""
 
     def __init__(self, command: str, settings_file: Path, name: str, log: Path, ends: bool) -> None:
         self.name = name
@@ -44,7 +42,7 @@ class Child:
             )
 
     def _die_with_parent(self) -> None:
-        """Even a demo that is killed with -9 leaves no process behind."""
+        """End the child when the demo ends, even by SIGKILL."""
         if not die_with_parent(self._parent, signal.SIGTERM):
             os._exit(1)
 
@@ -64,7 +62,7 @@ class Child:
             raise DemoFailed(self.last_words())
 
     def wait_for_file(self, file: Path, seconds: float) -> str:
-        """The text of `file`, which the child writes when it is ready to serve."""
+        """Return the text of `file`, which the child writes when it is ready to serve."""
         deadline = time.monotonic() + seconds
         while not file.exists():
             if not self.is_running:
@@ -78,8 +76,7 @@ class Child:
         return file.read_text().strip()
 
     def last_words(self) -> str:
-        """The exit code and the last line of the log: a role's last line says why, unless it was
-        killed."""
+        """Return the exit code and the last line of the log, or the signal that killed it."""
         if self.process.returncode < 0:
             killer = signal.Signals(-self.process.returncode).name
             return f"{self.name} was killed by {killer}, not by the demo; its log is {self.log}"
@@ -104,7 +101,7 @@ class Children:
         return child
 
     def require_healthy(self) -> None:
-        """Raise DemoFailed if a child failed, or ended that should not."""
+        """Raise DemoFailed if a child failed, or ended unexpectedly."""
         for child in self.by_name.values():
             code = child.process.poll()
             if code is not None and (code != 0 or not child.ends):
@@ -119,7 +116,7 @@ class Children:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Ask all to stop, youngest first, and kill those that do not in time."""
+        """Ask all to stop, youngest first, and kill those that do not stop in time."""
         for child in reversed(self.by_name.values()):
             if child.is_running:
                 child.process.terminate()

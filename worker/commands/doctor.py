@@ -1,9 +1,8 @@
-"""`hivewright doctor`: whether this machine can do what a worker's settings ask of it, before it is
-asked.
+"""`hivewright doctor`: check whether this machine meets the requirements of a worker's settings.
 
-Every finding is ok, a warning (it will work, badly or not yet) or a refusal (it can't work), with
-its cause and the exact fix. Nothing is changed: no key is made, no round trained; a worker that
-runs here goes on.
+Every finding is ok, a warning (it works, badly or not yet) or a refusal (it can't work), with its
+cause and the exact fix. Nothing is changed: no key is made, no round trained; a running worker
+continues.
 """
 
 import argparse
@@ -49,7 +48,7 @@ Verdict = Literal["ok", "warning", "refuse"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `fix`: what to do; empty if all is well."""
+    """The result of a check. `fix`: what to do; empty if all is well."""
 
     check: str
     verdict: Verdict
@@ -76,7 +75,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Every check, one after the other; each takes its own time-out at most."""
+    """Run every check; each takes its own time-out at most."""
     patient = Patient(settings, _running_pid(settings.node.state_dir))
     for check in CHECKS:
         for finding in _findings(check, patient):
@@ -100,7 +99,7 @@ def _findings(
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """`pid`: of the worker that runs with these settings now, None if none does."""
+    """The settings to check. `pid`: of the worker that runs with them; None if none does."""
 
     settings: Settings
     pid: int | None
@@ -160,7 +159,7 @@ def _model(patient: Patient) -> Iterator[Finding]:
 
 
 def _memory(patient: Patient) -> Iterator[Finding]:
-    """Against the worst step, if this node has measured it, else against the model's size."""
+    """Compare free memory with the worst step measured, or with the model's size."""
     machine = model_sizing.measure(patient.settings.model)
     model = model_sizing.settle(patient.settings.model, patient.folder)
     free = f"{machine.free_gib:.1f} GiB free on {machine.device}"
@@ -182,8 +181,7 @@ def _memory(patient: Patient) -> Iterator[Finding]:
 
 
 def _recall_budget(file: Path, model: Model, dtype: str) -> micro_batch.Budget | None:
-    """Return what was measured of the model. Small ones are float32 where `auto` comes to bfloat16
-    for others."""
+    """Return the measured budget of the model; small models are float32 with dtype `auto`."""
     dtypes = (dtype, "float32") if model.dtype == "auto" else (dtype,)
     found = (micro_batch.recall(file, f"{model.name} torch.{each} ") for each in dtypes)
     return next((budget for budget in found if budget is not None), None)
@@ -250,7 +248,7 @@ def _disk(patient: Patient) -> Iterator[Finding]:
 
 
 def _disk_speed(folder: Path) -> float:
-    """10^6 bytes per second that really get to the disk."""
+    """Return the disk's speed in 10^6 bytes per second, fsync included."""
     file = folder / f".doctor-{os.getpid()}"
     block = os.urandom(10**6)
     began = time.monotonic()
@@ -368,7 +366,7 @@ def _bootnodes(patient: Patient) -> list[str]:
 
 
 def _announced(patient: Patient) -> Iterator[Finding]:
-    """The address that peers are told, against the one that this machine speaks from."""
+    """Compare the announced address with the one that this machine sends from."""
     swarm, target = patient.settings.swarm, _somebody(patient.settings)
     seen = _source_address(target) if target else None
     if seen is None:
@@ -402,7 +400,7 @@ def _announced(patient: Patient) -> Iterator[Finding]:
 
 
 def _somebody(settings: Settings) -> str | None:
-    """A host of the swarm that this node speaks to."""
+    """Return a host of the swarm that this node talks to."""
     if settings.chain.account_url:
         return urlsplit(settings.chain.account_url).hostname
     found = re.search(r"/(?:ip4|ip6|dns|dns4|dns6)/([^/]+)", " ".join(settings.swarm.bootnodes))
@@ -410,7 +408,7 @@ def _somebody(settings: Settings) -> str | None:
 
 
 def _source_address(target: str) -> str | None:
-    """The address that packets to `target` leave from; None if there is no way. Sends nothing."""
+    """Return the source address of packets to `target`; None without a route. Sends nothing."""
     try:
         kind, _, _, _, address = socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(kind, socket.SOCK_DGRAM) as probe_socket:
@@ -428,8 +426,10 @@ def _is_public(target: str) -> bool:
 
 
 def _versions(patient: Patient) -> Iterator[Finding]:
-    """Of what makes the tasks: peers with another version can't be learnt from. Known once the node
-    has met some."""
+    """Compare versions of the task families with those of peers met before.
+
+    Peers with other versions can't be learnt from.
+    """
     ours = ", ".join(environments.load(patient.settings.environment).versions)
     node = status.read(patient.folder)
     others = node.swarm.other_versions if node and node.swarm else {}
@@ -450,12 +450,24 @@ def _versions(patient: Patient) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
-    _identity, _device, _model, _memory, _ram, _disk, _port, _account, _chain, _clock, _dht, _announced, _versions,
-)  # fmt: skip
+    _identity,
+    _device,
+    _model,
+    _memory,
+    _ram,
+    _disk,
+    _port,
+    _account,
+    _chain,
+    _clock,
+    _dht,
+    _announced,
+    _versions,
+)
 
 
 def _print(findings: list[Finding]) -> None:
-    """Fit to a terminal; elsewhere a line each, for those who search in it."""
+    """Wrap findings to the terminal; elsewhere print each on one line, for grep."""
     width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
     wrapper = textwrap.TextWrapper(width, subsequent_indent=" " * 24, break_on_hyphens=False)
     for finding in findings:

@@ -1,12 +1,11 @@
-"""Download files of a model from the Hugging Face Hub, as a process of its own: `python -m
-worker.commands.download`.
+"""Download files of a model from the Hugging Face Hub: `python -m worker.commands.download`.
 
-It reads an order (JSON, see `Order`) from standard input; worker/commands/fetch.py writes that,
-watches the folder, and ends a download that stands still. Exit code 0, or 1 with a `Failure` as
-JSON in the last line of standard output.
+The process reads an order (JSON, see `Order`) from standard input; worker/commands/fetch.py writes
+it, watches the folder, and ends a download that stalls. Exit code 0, or 1 with a `Failure` as JSON
+in the last line of standard output.
 
-What has arrived of a file is kept in NAME.partial, and the next attempt goes on from there. What
-xet writes can't be gone on from: it is in huggingface_hub's own temporary files, which are removed.
+Partial files are kept as NAME.partial, and the next attempt resumes them. Downloads through xet
+can't be resumed: they are in huggingface_hub's own temporary files, which are removed.
 """
 
 import hashlib
@@ -38,8 +37,7 @@ _HASH_CHUNK = 16 << 20
 
 @dataclass(frozen=True)
 class File:
-    """One file of a repository. `sha256`: of what is stored with git-lfs or xet; None: not
-    known."""
+    """A file of a repository. `sha256`: of content in git-lfs or xet; None: not known."""
 
     name: str
     size: int | None
@@ -48,8 +46,7 @@ class File:
 
 @dataclass(frozen=True)
 class Failure:
-    """The reason why an attempt ended. `status`: the Hub's answer; `errno`: of this machine; None:
-    neither."""
+    """The reason why an attempt ended. `status`: of the Hub; `errno`: of this machine."""
 
     reason: str
     status: int | None = None
@@ -59,9 +56,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Order:
-    """Files of one revision. `token` None: whatever huggingface_hub finds on this machine.
+    """Files of one revision. `token` None: the one that huggingface_hub finds on this machine.
 
-    `stall_seconds`: how long nothing may arrive of a file.
+    `stall_seconds`: time limit without any progress of a file.
     """
 
     parent: int
@@ -134,8 +131,7 @@ def _get(order: Order, file: File) -> None:
 def _append(
     url: str, headers: dict[str, str], partial: Path, size: int | None, seconds: float
 ) -> None:
-    """Add to a file what it lacks. huggingface_hub's own http_get loses up to 10 MB when it is
-    interrupted."""
+    """Resume a download. huggingface_hub's own http_get loses up to 10 MB when interrupted."""
     with partial.open("ab", buffering=0) as stream:
         begin = stream.tell()
         if size is not None and begin == size:

@@ -1,13 +1,8 @@
-"""`hivewright eval`: held-out rewards of the untouched model and of what training made of it.
-
-The node calls `measure` too, every `node.eval_every_rounds` rounds.
-"""
+"""`hivewright eval`: held-out rewards of the untouched model and of the newest checkpoint."""
 
 import argparse
 import json
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,10 +12,10 @@ from rich.table import Table
 from worker import environments, evaluation, model_setup
 from worker.environments import Environment
 from worker.errors import TrainingError
-from worker.evaluation import Asked, Score
+from worker.evaluation import Asked
 from worker.policy.policy import Policy
 from worker.runtime.cells import add_row, say
-from worker.settings import Generation, Settings
+from worker.settings import Settings
 from worker.telemetry.evaluation_log import Evaluation, FamilyScore
 from worker.trainer import checkpoint
 from worker.trainer.checkpoint import State
@@ -45,27 +40,28 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
         policy, state = _load(settings, folder if name == NOW else None, environment)
         environment.resume(state.get("environment", {}))
         asked = asked or choose_tasks(environment, options.level)
-        found[name] = measure(
-            policy, environment, settings.generation, asked, options.tasks,
-            seed=options.seed, seconds=options.seconds, round=state.get("round"),
+        found[name] = evaluation.measure(
+            policy,
+            environment,
+            settings.generation,
+            asked,
+            options.tasks,
+            seed=options.seed,
+            seconds=options.seconds,
+            round=state.get("round"),
             rounds_trained=state.get("rounds_trained", 0),
-        )  # fmt: skip
+        )
     if options.json:
         print(json.dumps({name: asdict(found[name]) for name in wanted}, indent=2))
     else:
         _print(found, wanted)
 
 
-def fixed_tasks(environment: Environment) -> list[Asked]:
-    """Return what a node asks whenever it evaluates: each family where its curriculum begins, so
-    that results compare."""
-    curricula = environment.levels
-    return [(name, 0 if name in curricula else None) for name in environment.names]
-
-
 def choose_tasks(environment: Environment, level: int | None) -> list[Asked]:
-    """Return what to ask: each family at `level`, or, without one, where its curriculum begins and
-    where it is now."""
+    """Return families and levels to evaluate.
+
+    Each family at `level`; if that is None, at its curriculum's first level and at its current one.
+    """
     if level is not None:
         return [(name, level) for name in environment.names]
     now = environment.levels
@@ -79,8 +75,10 @@ def choose_tasks(environment: Environment, level: int | None) -> list[Asked]:
 def _load(
     settings: Settings, checkpoints: Path | None, environment: Environment
 ) -> tuple[Policy, State]:
-    """The untouched model (`checkpoints` None) or the newest of the checkpoints, asked as the node
-    asks."""
+    """Return policy and state of the untouched model, or of the newest of `checkpoints`.
+
+    The prompt form is the node's own.
+    """
     if checkpoints is None:
         policy, state = model_setup.load_policy(settings), None
     else:
@@ -91,40 +89,6 @@ def _load(
             )
     model_setup.settle_form(policy, environment, settings.generation, settings.node.state_dir)
     return policy, state or {}
-
-
-def measure(
-    policy: Policy, environment: Environment, generation: Generation, asked: Sequence[Asked], tasks_each: int, *,
-    seed: int, seconds: float, round: int | None, rounds_trained: int, progress: Callable[[], None] = lambda: None,
-) -> Evaluation:  # fmt: skip
-    """Ask `tasks_each` held-out tasks of each of `asked`, for at most `seconds`; `progress` is
-    called now and then.
-
-    Raises TrainingError if not even one task was answered.
-    """
-    started = time.monotonic()
-    scores = evaluation.evaluate(
-        policy, environment, generation, asked, tasks_each, seed=seed, until=started + seconds
-    )
-    reward = evaluation.mean_reward(scores)
-    if math.isnan(reward):
-        raise TrainingError(
-            "no held-out task was answered: every prompt is over generation.max_prompt_length "
-            f"({generation.max_prompt_length} tokens); raise it, or choose other families"
-        )
-    return Evaluation(
-        round=round, rounds_trained=rounds_trained, finished_at=time.time(), seconds=time.monotonic() - started,
-        reward=reward, scores=tuple(_family_score(score) for score in scores if score.tasks),
-    )  # fmt: skip
-
-
-def _family_score(score: Score) -> FamilyScore:
-    k = max(score.pass_at)
-    return FamilyScore(
-        family=score.family, level=score.level, tasks=score.tasks, reward=score.reward.value,
-        reward_low=score.reward.low, reward_high=score.reward.high, pass_1=score.pass_at[1].value,
-        pass_k=score.pass_at[k].value, k=k, closed=score.closed, truncated=score.truncated,
-    )  # fmt: skip
 
 
 def _print(found: dict[str, Evaluation], names: Sequence[str]) -> None:

@@ -1,12 +1,11 @@
-"""`hivewright fetch`: have a node's model in the folder that the nodes of a machine share
-(model.shared_dir).
+"""`hivewright fetch`: download a node's model into the machine's shared folder.
 
-A model is downloaded into a folder next to its own, which gets its name once it is whole: what the
-nodes find can be loaded, and the next run of one that was cut off gets what is missing. A newer
-revision is not looked for: remove the folder, and the next run gets it.
+That folder (model.shared_dir) is shared by the nodes of a machine. A model is downloaded next to
+its final folder and renamed when complete, so nodes find complete models only, and a later run
+resumes an interrupted one. Newer revisions are not looked for: remove the folder to download again.
 
-The download is a process of its own (worker/commands/download.py), which can be ended when nothing
-arrives any more: xet has no limit on how long it waits.
+The download is a separate process (worker/commands/download.py), which can be killed when it
+stalls: xet has no time limit of its own.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from worker.settings import Model, Settings
 log = logging.getLogger(__name__)
 
 STALL_SECONDS = 120.0
-"""A download of which nothing arrives for so long is ended, and tried again."""
+"""A download without progress for this long is killed and retried."""
 ATTEMPTS = 5
 PAUSE_SECONDS = 5.0
 REPORT_SECONDS = 10.0
@@ -48,10 +47,10 @@ _MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.
 
 
 def run(of: Settings, options: argparse.Namespace | None = None) -> None:
-    """Download the model, unless it is there or a folder of its own, and print where it is.
+    """Download the model unless it is there or a local folder, and print its path.
 
-    Raises SettingsError without such a folder or for a wrong token file, ModelError if the model
-    can't be had, ResourceError if the folder can't be written, or has no room.
+    Raises SettingsError without a shared folder or for an invalid token file, ModelError if the
+    model is not available, ResourceError if the folder can't be written or is full.
     """
     model = model_sizing.settle(of.model, of.node.state_dir)
     if model.shared_dir is None:
@@ -77,7 +76,7 @@ def run(of: Settings, options: argparse.Namespace | None = None) -> None:
 
 
 def _token(model: Model, file: Path | None) -> str | None:
-    """Return the token for the Hub; `file`, of the command line, goes before the settings' one."""
+    """Return the token for the Hub; `file`, of the command line, takes precedence."""
     if file is None and model.token_file is None:
         return None
     key = "--token-file" if file is not None else "model.token_file"
@@ -119,8 +118,7 @@ def _download(model: Model, shared_dir: Path, min_free_disk_mb: int, token: str 
 
 
 def _clear(part: Path, revision: str) -> None:
-    """Remove what can't be gone on from: files of another revision, and those that xet had
-    begun."""
+    """Remove partial files that can't be resumed: of another revision, or begun by xet."""
     mark = part / _REVISION
     if part.exists() and not (mark.is_file() and mark.read_text() == revision):
         shutil.rmtree(part)
@@ -129,8 +127,7 @@ def _clear(part: Path, revision: str) -> None:
 
 
 def _needed(known: ModelInfo) -> list[download.File]:
-    """The files that a model is loaded from: not its weights in other forms, which may be many
-    times as large."""
+    """Return the files to load a model from, without its weights in other formats."""
     found = {file.rfilename: file for file in known.siblings or () if "/" not in file.rfilename}
     weights = [
         name
@@ -149,8 +146,7 @@ def _needed(known: ModelInfo) -> list[download.File]:
 
 
 def _get_files(order: download.Order, name: str) -> None:
-    """Have all files of the order, in several attempts if need be. Raises ModelError,
-    ResourceError."""
+    """Download all files of the order, in several attempts. Raises ModelError, ResourceError."""
     can_do_without = all(
         (file.size or 0) <= constants.MAX_HTTP_DOWNLOAD_SIZE for file in order.files
     )
@@ -163,8 +159,12 @@ def _get_files(order: download.Order, name: str) -> None:
         uses_xet = uses_xet and not can_do_without
         log.warning(
             "download of %s interrupted: %s; it goes on where it stopped%s (attempt %d of %d)",
-            name, failure.reason, "" if uses_xet else ", without xet", number, ATTEMPTS,
-        )  # fmt: skip
+            name,
+            failure.reason,
+            "" if uses_xet else ", without xet",
+            number,
+            ATTEMPTS,
+        )
         time.sleep(PAUSE_SECONDS)
         failure = _attempt(order, name, uses_xet)
     if failure is not None:
@@ -177,7 +177,7 @@ def _get_files(order: download.Order, name: str) -> None:
 
 
 def _require_hope(order: download.Order, name: str, failure: download.Failure) -> None:
-    """Raise ModelError or ResourceError if another attempt would meet the same."""
+    """Raise ModelError or ResourceError if another attempt would fail too."""
     if failure.status in _REFUSALS:
         has_token = isinstance(order.token, str)
         raise ModelError(
@@ -190,8 +190,7 @@ def _require_hope(order: download.Order, name: str, failure: download.Failure) -
 
 
 def _attempt(order: download.Order, name: str, uses_xet: bool) -> download.Failure | None:
-    """Run the download until it ends, or until nothing arrives any more. None: all files are
-    there."""
+    """Run the download until it ends or stalls; None: all files are there."""
     environment = {**os.environ, **({} if uses_xet else {"HF_HUB_DISABLE_XET": "1"})}
     process = subprocess.Popen(
         [sys.executable, "-m", "worker.commands.download"],
@@ -225,7 +224,7 @@ def _attempt(order: download.Order, name: str, uses_xet: bool) -> download.Failu
 
 
 def _watch(process: "subprocess.Popen[str]", order: download.Order, name: str) -> bool:
-    """Report progress until the download has ended; return False if it stands still."""
+    """Report progress until the download has ended; return False if it stalls."""
     folder = Path(order.folder)
     state, changed = _state(folder), time.monotonic()
     reported, reported_bytes = changed, _num_bytes(folder)
@@ -241,10 +240,8 @@ def _watch(process: "subprocess.Popen[str]", order: download.Order, name: str) -
         if now - reported >= REPORT_SECONDS:
             arrived = _num_bytes(folder)
             speed = max(arrived - reported_bytes, 0) / (now - reported)
-            print(
-                f"downloading {name}: {arrived / 1e6:.0f} of {_size(order) / 1e6:.0f} MB, {speed / 1e6:.1f} MB/s",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+            shown = f"{arrived / 1e6:.0f} of {_size(order) / 1e6:.0f} MB, {speed / 1e6:.1f} MB/s"
+            print(f"downloading {name}: {shown}", file=sys.stderr, flush=True)
             reported, reported_bytes = now, arrived
 
 
@@ -260,14 +257,14 @@ def _stats(folder: Path) -> Iterator[os.stat_result]:
 
 
 def _state(folder: Path) -> Sequence[object]:
-    """Something that is another once a byte has arrived, or has been checked."""
+    """Return a value that changes with every byte that arrives or is verified."""
     return sorted(
         (stat.st_ino, stat.st_size, stat.st_blocks, stat.st_mtime_ns) for stat in _stats(folder)
     )
 
 
 def _num_bytes(folder: Path) -> int:
-    """Bytes that have arrived; a file may be as long as it will be before they have."""
+    """Return the bytes that have arrived; files may be preallocated."""
     return sum(min(stat.st_size, stat.st_blocks * 512) for stat in _stats(folder))
 
 

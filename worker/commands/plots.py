@@ -1,4 +1,4 @@
-"""The one plot that runs and benchmarks share: mean reward per round."""
+"""The plot that runs and benchmarks share: mean reward per round."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +13,7 @@ matplotlib.use("Agg")
 def plot_rewards(
     rewards: Mapping[str, Mapping[str, float]], file: Path, title: str = "Mean reward per round"
 ) -> None:
-    """Write a PNG. `rewards`: for each worker its rounds (as text) and their mean rewards, in [0,
-    1]."""
+    """Write a PNG of mean rewards in [0, 1], by worker and round (as text)."""
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     by_round: dict[int, list[float]] = {}

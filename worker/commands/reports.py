@@ -1,4 +1,4 @@
-"""Reports for a terminal of 80 columns: a node's status, its ledger, its resolved settings."""
+"""Reports for a terminal of 80 columns: a node's status, ledger and resolved settings."""
 
 import argparse
 import csv
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def print_status(settings: Settings, options: argparse.Namespace) -> None:
-    """What the node of these settings is doing, from its status.json."""
+    """Print the status of the node of these settings, from its status.json."""
     folder = settings.node.state_dir
     node = status.read(folder)
     if node is None:
@@ -79,7 +79,7 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def _print_health(console: Console, node: NodeStatus) -> None:
-    """A line for each check, and below it what is wrong with it and what to do."""
+    """Print a line for each check, and below it what is wrong and what to do."""
     found = {finding.check: finding for finding in node.warnings}
     for check in health.CHECKS:
         say(console, f"{check.name:<13} {check.show(node)}")
@@ -88,7 +88,7 @@ def _print_health(console: Console, node: NodeStatus) -> None:
 
 
 def _print_swarm(swarm: SwarmStatus) -> None:
-    """How the exchange with the peers goes, since the node started."""
+    """Print statistics of the exchange with peers since the node started."""
     print(f"peers {swarm.peers_known} known, {len(swarm.peers_heard)} heard; {_newest(swarm)}")
     print(
         f"groups {swarm.groups_offered} given, {swarm.groups_fetched} fetched,"
@@ -122,7 +122,7 @@ def _newest(swarm: SwarmStatus) -> str:
 
 
 def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
-    """One line per worker: what it did in its last round. Fits 80 columns."""
+    """Return a table with the last round of each worker, 80 columns wide."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("worker", no_wrap=True, max_width=12)
     for column in (
@@ -157,8 +157,7 @@ def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
 
 
 def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
-    """Every round that the node earned a reward in, and what became of it. JSON and CSV have all
-    the fields."""
+    """Print every round with a reward, and its state; JSON and CSV have all fields."""
     from worker.chain.ledger import Ledger, Row
 
     file = settings.node.state_dir / "ledger.db"
@@ -180,11 +179,10 @@ def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def print_settings(settings: Settings, options: argparse.Namespace) -> None:
-    """Everything that a settings file resolves to, defaults included, and, as comments, which
-    models fit this machine.
+    """Print the resolved settings, defaults included, and as comments the models that fit.
 
-    Raises SettingsError for unknown families, ModelError for a GPU or a model's folder that is not
-    there, or a model that takes fewer tokens than the settings want.
+    Raises SettingsError for unknown families, ModelError for a missing GPU or model folder, or a
+    model with a smaller context than the settings need.
     """
     if options.model is not None:
         from worker.policy import engine_forecast
@@ -208,11 +206,11 @@ def print_settings(settings: Settings, options: argparse.Namespace) -> None:
 
 
 _BYTES_PER_TOKEN = 4
-"""Of English text, in the vocabularies of today's models."""
+"""Average of English text in the vocabularies of today's models."""
 
 
 def _explain_exchange(settings: Settings) -> str:
-    """Return what a round's groups come to in the one message that peers take."""
+    """Return how much of a round's groups fits into one message to peers."""
     num_tasks, size = settings.environment.tasks_per_round, settings.generation.num_generations
     group_bytes = size * (settings.generation.max_completion_length * _BYTES_PER_TOKEN + 64) + 256
     num_shared = min(
@@ -249,8 +247,7 @@ def _ledger_table(rows: "Sequence[Row]") -> Table:
 
 
 def _chain(node: NodeStatus) -> str:
-    """Rewards that the chain confirms, of those earned; or why there is no such figure (`down`: no
-    answer)."""
+    """Return confirmed and earned rewards, or why there are none (`down`: no answer)."""
     if node.chain == "unreachable":
         return "down"
     if node.chain != "ok" or not node.ledger:

@@ -1,4 +1,4 @@
-"""`hivewright answers`: what a node and its peers said, best and worst side by side, in a pager."""
+"""`hivewright answers`: answers of a node and its peers, best next to worst, in a pager."""
 
 import argparse
 import json
@@ -47,7 +47,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
 
 def select(state_dir: Path, options: argparse.Namespace) -> Iterator[AnsweredGroup]:
-    """The groups that match the options, the newest first."""
+    """Yield the groups that match the options, newest first."""
     first, last = options.round or (0, None)
     for group in answer_log.read(state_dir, first, last):
         if options.family and group.family != options.family:
@@ -71,7 +71,7 @@ def _show(console: Console, groups: list[AnsweredGroup], all_answers: bool) -> N
 
 
 def _picture(group: AnsweredGroup, all_answers: bool) -> Group:
-    """One group. Nothing in it is markup: questions and answers are other people's text."""
+    """Render a group. Nothing in it is markup: questions and answers are untrusted text."""
     who = "own" if group.peer_id is None else animal_name(group.peer_id)
     level = "" if group.level is None else f" level {group.level}"
     trained = "trained" if group.trained else "not trained on"
@@ -109,7 +109,7 @@ def _heading(answer: Answer) -> Text:
 
 
 def _text(text: str) -> Text:
-    """Untrusted text, lines kept, every other control character made visible."""
+    """Render untrusted text: lines are kept, other control characters made visible."""
     lines = [printable(line) for line in text[:_LONGEST_SHOWN].split("\n")]
     if len(text) > _LONGEST_SHOWN:
         lines.append(f"[{len(text) - _LONGEST_SHOWN} more characters]")

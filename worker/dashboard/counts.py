@@ -1,7 +1,7 @@
-"""Rounds and peers, counted from the contract's log as it comes.
+"""Count rounds and peers from the contract's log.
 
-Anybody may write into that log, at no cost on many chains. So what is kept is bounded, whoever
-writes however much: of rounds the newest, of peers those that reported last.
+Anyone may write into that log, at no cost on many chains. So what is kept is bounded: the newest
+rounds, and the peers that reported last.
 """
 
 from dataclasses import dataclass, field
@@ -12,15 +12,18 @@ from worker.multiaddr import is_recorded_id
 MAX_ROUNDS = 500
 MAX_PEERS = 10_000
 NUM_LAST_REWARDS = 24
-"""Of each peer."""
+"""Rewards kept for each peer."""
 # Our contract takes 128 bytes as a peer id, read as four characters each if they are no text;
 # libp2p's have 46 to 59.
 
 
 @dataclass(slots=True)
 class Peer:
-    """Rewards are in thousandths. `rewards`: of its last rounds, by round; `total` and `wins` are
-    the contract's own sums, to be set from there. None: not known."""
+    """A peer of the swarm. Rewards are in thousandths; None: not known.
+
+    `rewards` are those of its last rounds, by round; `total` and `wins` are the contract's own
+    sums, set by the reader.
+    """
 
     account: str | None = None
     total: int | None = None
@@ -30,23 +33,23 @@ class Peer:
 
     @property
     def last_round(self) -> int | None:
-        """The newest round that it got a reward for."""
+        """The newest round with a reward."""
         return max(self.rewards, default=None)
 
 
 @dataclass(slots=True)
 class Round:
-    """`total`: of the rewards of its `num_peers`, in thousandths."""
+    """A round. `total` is the sum of the rewards of its `num_peers` peers, in thousandths."""
 
     total: int = 0
     num_peers: int = 0
 
 
 class Tally:
-    """Peers by id and rounds by number. `began`: the newest round that began, with its block; None:
-    not in the log.
+    """Peers by id and rounds by number.
 
-    `named` are the peers that votes named, until whoever reads their wins takes them out.
+    `began`: the newest round that began, with its block; None: not in the log. `named` are the
+    peers named in votes; the reader of their wins clears it.
     """
 
     def __init__(self) -> None:
@@ -56,7 +59,7 @@ class Tally:
         self.named: set[str] = set()
 
     def take(self, event: Event, current_round: int) -> None:
-        """Count one entry of the log; rewards of rounds that are not kept are left out."""
+        """Count a log entry; rewards of rounds that are not kept are ignored."""
         said = event.arguments
         if event.name == "RoundAdvanced":
             self.began = said["newRoundNumber"], event.block
@@ -76,13 +79,13 @@ class Tally:
             self._add(peer, said["roundNumber"], said["reward"])
 
     def peer(self, peer_id: str) -> Peer:
-        """The peer, a new one if need be."""
+        """Return the peer, added if it is new."""
         if peer_id not in self.peers and len(self.peers) >= 2 * MAX_PEERS:
             self._forget_peers()
         return self.peers.setdefault(peer_id, Peer())
 
     def forget_old(self, current_round: int) -> None:
-        """Keep what is to be kept at most."""
+        """Drop the rounds and peers beyond the limits."""
         self.rounds = {
             number: kept
             for number, kept in self.rounds.items()

@@ -1,9 +1,8 @@
-"""Keeps what the page shows up to date: one thread's work, every few seconds, whoever looks at the
-page meanwhile.
+"""Read what the dashboard shows: one thread polls the chain, independent of requests.
 
-The log is read once, from where it was left; sums over all time (total rewards, wins) come from the
-contract's state, which outlives the log (docs/decisions/0020). What can't be read stays as it was,
-with the cause next to it.
+The log is read once, from where the last poll ended; sums over all time (total rewards, wins) come
+from the contract's state, which outlives the log (docs/decisions/0020). What can't be read stays as
+it was, with the error next to it.
 """
 
 import logging
@@ -25,17 +24,16 @@ log = logging.getLogger(__name__)
 MAX_PEERS_SHOWN = 1000
 _EVENTS = ("PeerRegistered", "RewardSubmitted", "WinnerSubmitted", "RoundAdvanced")
 _PIECE_BLOCKS = 2000
-"""Of the log are taken at once: what an error in between makes it read again."""
+"""Blocks of the log per request; an error in between repeats that many."""
 _PAGE_PEERS = 500
-"""Peers that the contract is asked about at once."""
+"""Peers per query of the contract."""
 _MAX_BOOTNODES, _MAX_TEXT = 32, 256
 _MAX_ROUND = 2**52
-"""Beyond that two rounds are one number to a browser."""
+"""Larger numbers are not exact in a browser."""
 
 
 class Reader:
-    """The knowledge about the swarm of these settings. `look` brings it up to date, `content` tells
-    it."""
+    """State of the swarm in these settings: `look` updates it, `content` returns it."""
 
     def __init__(self, settings: Settings) -> None:
         self._org_id = settings.chain.org_id
@@ -54,8 +52,7 @@ class Reader:
         self._begin_anew()
 
     def look(self) -> bool:
-        """Read what is new. False: the chain does not answer, or not as it should; what is known
-        stays."""
+        """Read what is new; without a valid answer, keep the old state and return False."""
         try:
             self._read()
         except WorkerError as error:
@@ -76,7 +73,7 @@ class Reader:
         return self._error is None
 
     def content(self) -> dict[str, Any]:
-        """Return what /api/swarm answers with; docs/operations/host-a-swarm.md describes it."""
+        """Return the answer of /api/swarm, described in docs/operations/host-a-swarm.md."""
         peers = self._tally.peers
         best = sorted(peers, key=lambda peer_id: (-(self._counted(peer_id) or 0), peer_id))[
             :MAX_PEERS_SHOWN
@@ -107,7 +104,7 @@ class Reader:
         }
 
     def _counted(self, peer_id: str) -> int | None:
-        """The reward that the peer is ranked by, in thousandths; None if it is not known."""
+        """Return the reward that the peer is ranked by, in thousandths; None if it is not known."""
         return (
             self._tally.peers[peer_id].total
             if self._counts_unaudited
@@ -142,11 +139,11 @@ class Reader:
         self._round_since: float | None = None
         self._bootnodes: list[str] = []
         self._newest: tuple[int, str | None] | None = None
-        """The block up to which the log is read, with its hash."""
+        """The last block of the log that was read, with its hash."""
         self._next: dict[str, int] | None = None
-        """For each kind of event, the block from which its log is still to be read."""
+        """The next block to read, for each kind of event."""
         self._is_behind = True
-        """Whether the contract's state is to be read again: something was written since."""
+        """Whether the contract's state must be read again, as new blocks came."""
 
     def _read(self) -> None:
         chain = self._coordinator
@@ -174,8 +171,10 @@ class Reader:
             self._is_behind = False
 
     def _is_another_chain(self, block: int, its_hash: str | None, newest: int) -> bool:
-        """Return whether the last block that was read is gone: a killed chain may lose its last
-        seconds, others reorganise."""
+        """Return whether the last block read is gone.
+
+        A killed chain may lose its last seconds, and others reorganise.
+        """
         chain = self._coordinator
         return (
             chain.deployment.contract != self._contract
@@ -195,7 +194,7 @@ class Reader:
         self._tally.forget_old(round)
 
     def _first_block(self, round: int) -> int:
-        """Return where the log of the rounds that are kept begins."""
+        """Return the first block of the log of the rounds that are kept."""
         first_round = round - MAX_ROUNDS + 1
         if first_round <= 0:
             return self._coordinator.first_block()
@@ -206,8 +205,7 @@ class Reader:
         return self._coordinator.first_block() if event is None else event.block
 
     def _read_books(self) -> None:
-        """What the contract knows for longer than its log: wins, of peers of whom the log is gone
-        too, and totals."""
+        """Read the contract's sums, which outlive its log: wins and total rewards."""
         chain, tally = self._coordinator, self._tally
         if chain.abilities.has_leaderboards:
             self._read_leaderboard()
@@ -245,14 +243,13 @@ class Reader:
                 break
 
     def _time_of_begin(self, round: int) -> float | None:
-        """Return when the round began; None: the log does not say, or not any more."""
+        """Return when the round began; None: the log does not tell, or not any more."""
         if self._tally.began is None or self._tally.began[0] != round:
             return None
         return self._coordinator.block_time(self._tally.began[1])
 
 
 def _short(text: str) -> str:
-    """Untrusted peers' text as it may be shown: one line, nothing in it that a terminal or a
-    browser obeys, not too long."""
+    """Return untrusted text for display: one line, without control characters, truncated."""
     shown = printable(text[:_MAX_TEXT])
     return shown if len(text) <= _MAX_TEXT and len(shown) <= _MAX_TEXT else shown[:_MAX_TEXT] + "…"

@@ -1,9 +1,7 @@
-"""The dashboard (`hivewright dashboard`): one page about the swarm, and the same as JSON. It reads
-and never writes.
+"""The dashboard (`hivewright dashboard`): a read-only page about the swarm, also as JSON.
 
-A look at the page costs the chain nothing: what is shown is read every `chain.poll_seconds`, by one
-thread. It starts, and stays up, whether or not there is a chain; then the page says so, next to
-what was known last.
+Requests cost the chain nothing: one thread reads it every `chain.poll_seconds`. The dashboard
+starts and keeps running without a chain; the page then says so, next to the last known state.
 """
 
 import asyncio
@@ -43,11 +41,10 @@ _MAX_BODY_BYTES = 1024
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Writes its URL into `<dashboard.state_dir>/address` when it is
-    ready.
+    """Serve until SIGTERM or SIGINT; the URL is in `<dashboard.state_dir>/address` when ready.
 
-    Raises ResourceError if the port is in use or the folder can't be had, SettingsError if no chain
-    is named.
+    Raises ResourceError if the port is in use or the folder can't be used, SettingsError if the
+    settings name no chain.
     """
     chain = settings.chain
     if not (chain.rpc_url or chain.deployment_file or chain.account_url):
@@ -59,8 +56,7 @@ def run(settings: Settings) -> None:
 
 
 class Service:
-    """The page and its JSON, which is made again after each look at the chain, and not for those
-    who ask."""
+    """The page and its JSON, which is encoded once per poll of the chain, not per request."""
 
     def __init__(self, settings: Settings) -> None:
         self._poll_seconds = settings.chain.poll_seconds
@@ -79,7 +75,7 @@ class Service:
         log.info("dashboard up url=%s", url)
 
     async def tend(self) -> None:
-        """Look at the chain, forever."""
+        """Poll the chain, forever."""
         while True:
             is_known = await asyncio.to_thread(self._look)
             systemd.progress("shows the swarm" if is_known else "no chain")
@@ -110,7 +106,7 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
 
 @web.middleware
 async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Return what is not there, or not to be done here, as {"error": SENTENCE}."""
+    """Answer unknown paths and methods with {"error": SENTENCE}."""
     try:
         return await handler(request)
     except web.HTTPException as error:

@@ -1,5 +1,4 @@
-"""The findings of an audit, from its report (`hivewright audit`; the keeper's is next to its
-state)."""
+"""The findings of the last audit, from the report of `hivewright audit`."""
 
 import json
 import logging
@@ -14,8 +13,7 @@ _MAX_FILE_BYTES = 64 * 1024 * 1024
 
 
 class Verdicts:
-    """The number of rewards of each peer that an audit confirmed, by the report in `file`, which
-    may come, go and change."""
+    """Audited rewards of each peer, from the report in `file`, which may come, go and change."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -26,8 +24,7 @@ class Verdicts:
         self._error: str | None = None
 
     def look(self, contract: str) -> None:
-        """Read the report if it is new. One that can't be read, or is of another contract, counts
-        as none."""
+        """Read the report if it is new; an unreadable or foreign one is ignored."""
         try:
             found = self._file.stat()
             seen = contract, found.st_ino, found.st_mtime_ns, found.st_size
@@ -54,18 +51,17 @@ class Verdicts:
             log.warning("audit report can't be read file=%s error=%s", self._file, error)
 
     def of(self, peer_id: str) -> dict[str, int] | None:
-        """Rewards of the peer by verdict; None: the report does not name it."""
+        """Return the peer's number of rewards by verdict; None: the report does not name it."""
         return self._peers.get(peer_id)
 
     def audited_reward(self, peer_id: str) -> int | None:
-        """Sum of the peer's rewards that were found to be earned, in thousandths; None if the
-        report has no sums."""
+        """Return the sum of the peer's audited rewards in thousandths; None without sums."""
         if self._updated_at is None or not self._sums:
             return None
         return self._sums.get(peer_id, {}).get("audited", 0)
 
     def told(self) -> dict[str, Any]:
-        """Return when the report was written (Unix seconds), or else why there is none."""
+        """Return when the report was written (Unix seconds), or why there is none."""
         return {"updated_at": self._updated_at, "error": self._error}
 
     def _take(self, report: dict[str, Any], contract: str) -> None:

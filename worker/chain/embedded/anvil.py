@@ -1,8 +1,8 @@
-"""The embedded chain: anvil in the foreground (`hivewright chain up`), and our contract
-(`hivewright chain deploy`).
+"""The embedded chain: anvil in the foreground (`hivewright chain up`), and our contract on it.
 
-anvil hands its whole state to whoever reaches its port, so nobody does: `up` puts a door in front
-of it (door.py). `deploy` works on any chain that the settings name, and calls no `anvil_*` method.
+anvil gives full control to anyone who reaches its port, so `up` puts a filter in front of it
+(door.py). `deploy` (`hivewright chain deploy`) works on any chain in the settings, and calls no
+`anvil_*` method.
 """
 
 import functools
@@ -46,13 +46,13 @@ OWNER_KEY_FILE = "owner.key"
 
 _ROOT = Path(__file__).resolve().parents[3]
 _GAS_LIMIT = 1_000_000_000
-"""So that one block takes whatever comes at once: what a block leaves over waits for the next."""
+"""Large enough for any number of simultaneous transactions to fit into one block."""
 _STARTUP_SECONDS = 60.0
 _STOP_SECONDS = 45.0
 _LOOPBACK = "127.0.0.1"
 _WATCH_SECONDS = 2.0
 _HANG_SECONDS = 20.0
-"""A chain that answers no read, or mines nothing of what waits, for this long hangs."""
+"""A chain hangs if it answers no read, or mines no pending transaction, for this long."""
 _STOP_HUNG_SECONDS = 3.0
 _POOL_STATUS = RPCEndpoint("txpool_status")
 _SOMEBODY = Web3.to_checksum_address("0x" + "00" * 20)
@@ -62,11 +62,11 @@ _SOMEBODY = Web3.to_checksum_address("0x" + "00" * 20)
 
 
 def up(settings: settings.Settings) -> None:
-    """Run the chain until SIGTERM or SIGINT; its state is on the disk when this ends.
+    """Run the chain until SIGTERM or SIGINT; its state is on disk when this ends.
 
-    Writes the door's URL into `address` next to the state file as soon as it serves. A chain that
-    hangs is restarted. Raises ResourceError if the port is in use or there is no anvil, ChainError
-    if anvil ends by itself.
+    Writes the door's URL into `address` next to the state file once it serves. A chain that hangs
+    is restarted. Raises ResourceError if the port is in use or there is no anvil, ChainError if
+    anvil ends by itself.
     """
     exit_on_signals()
     inner = settings.anvil.model_copy(update={"host": _LOOPBACK, "port": 0})
@@ -90,8 +90,10 @@ def up(settings: settings.Settings) -> None:
 
 
 def _watch(process: subprocess.Popen[bytes], url: str, state_file: Path) -> str:
-    """Watch the chain until it is to be restarted; return why. One that hangs is killed. Raises
-    ChainError if it ends by itself."""
+    """Watch the chain until it must be restarted, and return why. One that hangs is killed.
+
+    Raises ChainError if it ends by itself.
+    """
     size_before = pruning.megabytes(state_file)
     pulse, growth = Pulse(url), pruning.Growth(state_file)
     while process.poll() is None:
@@ -111,14 +113,15 @@ def _watch(process: subprocess.Popen[bytes], url: str, state_file: Path) -> str:
             progress(f"block {pulse.block}, state {pruning.megabytes(state_file):.0f} MB")
         sleep(_WATCH_SECONDS)
     raise ChainError(
-        f"anvil ended by itself with code {process.returncode}; its own words stand above in"
-        " the log"
+        f"anvil ended by itself with code {process.returncode}; see its output above in the log"
     )
 
 
 class Pulse:
-    """Whether a chain lives: it answers reads of its state, and mines what waits. One that executes
-    something without end does neither, and still says its block number."""
+    """Detect a chain that hangs: it must answer reads of its state, and mine pending transactions.
+
+    One that executes something endless does neither, and still answers its block number.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -127,7 +130,7 @@ class Pulse:
         self._lively_at = monotonic()
 
     def look(self) -> str | None:
-        """Look at it now. Returns what is wrong once it has been wrong for _HANG_SECONDS."""
+        """Poll the chain; return what is wrong once it has been wrong for _HANG_SECONDS."""
         try:
             wrong = self._wrong()
         except ChainError as error:
@@ -139,28 +142,25 @@ class Pulse:
     def _wrong(self) -> str | None:
         with deployment.translated(self._url, _HANG_SECONDS / 2):
             block = int(self._web3.eth.block_number)
-            waiting = int(
-                self._web3.provider.make_request(_POOL_STATUS, [])["result"]["pending"], 16
-            )
+            pool = self._web3.provider.make_request(_POOL_STATUS, [])["result"]
+            num_pending = int(pool["pending"], 16)
             self._web3.eth.get_balance(_SOMEBODY)
-        is_mining = not waiting or block != self.block
+        is_mining = not num_pending or block != self.block
         self.block = block
-        return (
-            None
-            if is_mining
-            else f"{waiting} transactions wait, and block {block} is the newest since then"
-        )
+        if is_mining:
+            return None
+        return f"{num_pending} transactions are pending, and no block came after block {block}"
 
 
 @contextmanager
 def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """anvil as a child process, and its URL. Its state goes to the disk every second (a large one
-    less often), and when the block is left. Raises ResourceError then if it could not be written.
+    """Run anvil as a child process, and yield it and its URL.
 
-    It begins with the history that it is to keep, no more.
+    It starts with the history to keep and no more. Its state is written every second (a large one
+    less often) and when the block ends, which raises ResourceError if that fails.
     """
     require_port(anvil.host, anvil.port, "anvil.port")
-    port = anvil.port or _free_port(anvil.host)
+    port = anvil.port or free_port(anvil.host)
     snapshots = Snapshots(anvil.state_file)
     snapshots.start()
     try:
@@ -185,14 +185,14 @@ def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
     options: dict[str, object] = {
         "--host": anvil.host,
         "--port": port,
-        # Not in the state file: a restart with another id is another chain.
+        # The state file does not include it: a restart with another id makes another chain.
         "--chain-id": chain_id,
         "--state-interval": pruning.dump_seconds(anvil.state_file),
         "--prune-history": pruning.kept_states(anvil.state_file),
         "--transaction-block-keeper": anvil.history_blocks,
         "--accounts": 0,
-        # A block at once for a transaction, and one every so often without. With 2 seconds and less
-        # anvil takes no notice of --prune-history and keeps 1,500 states.
+        # A transaction gets a block at once; without any, one is mined at this interval. With 2
+        # seconds or less anvil ignores --prune-history and keeps 1,500 states.
         "--block-time": anvil.block_seconds,
         "--gas-limit": _GAS_LIMIT,
         "--gas-price": 0,
@@ -221,14 +221,15 @@ def _binary(anvil: settings.Anvil) -> Path:
     return Path(found)
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
+    """Return a port that is free at the moment."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 def _end_with_parent(parent: int) -> None:
-    """Even when hivewright is killed with -9, no anvil is left that occupies the port."""
+    """End anvil when hivewright ends, even by SIGKILL, so that no anvil is left on the port."""
     if not die_with_parent(parent, signal.SIGTERM):
         os._exit(1)
 
@@ -239,8 +240,8 @@ def _wait_until_serving(process: subprocess.Popen[bytes], url: str) -> None:
     while not web3.is_connected():
         if process.poll() is not None:
             raise ChainError(
-                f"anvil ended with code {process.returncode} before it served {url}; its own words"
-                " stand above"
+                f"anvil ended with code {process.returncode} before it served {url}; see its"
+                " output above in the log"
             )
         if monotonic() > deadline:
             raise ChainError(
@@ -255,7 +256,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        log.warning("anvil killed after=%gs what came since its last dump is lost", _STOP_SECONDS)
+        log.warning("anvil killed after=%gs; changes since its last dump are lost", _STOP_SECONDS)
         process.kill()
         process.wait()
 
@@ -264,13 +265,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def deploy(settings: settings.Settings) -> Deployment:
-    """Put the contract on the chain, once; run again it finds the one that is there, and upgrades
-    it where it stands.
+    """Deploy the contract once; run again it finds the deployed one, and upgrades it in place.
 
-    Makes the owner's key in `keeper.state_dir` if there is none, writes deployment.json next to it
-    and prints it. With `chain.contract` set, that contract is used and none is made. Raises
-    ChainUnreachable if there is no chain, and ChainError if the chain no longer has the contract
-    that deployment.json names, or an upgrade would break its state.
+    Creates the owner's key in `keeper.state_dir` if there is none, writes deployment.json next to
+    it and prints it. With `chain.contract` set, that contract is used and none is created. Raises
+    ChainUnreachable if there is no chain, ChainError if the chain lacks the contract in
+    deployment.json, or an upgrade would break its state.
     """
     file = settings.keeper.state_dir / DEPLOYMENT_FILE
     rpc_url = _rpc_url(settings)
@@ -294,9 +294,12 @@ def deploy(settings: settings.Settings) -> Deployment:
     client.check()
     _upgrade(settings, client)
     found = client.deployment
-    written: dict[str, object] = {"rpc_url": _shown_url(settings), "chain_id": found.chain_id}
-    written["contract"] = found.contract
-    # Contracts of before this was written down are asked for; 0: that was not found out.
+    written: dict[str, object] = {
+        "rpc_url": _shown_url(settings),
+        "chain_id": found.chain_id,
+        "contract": found.contract,
+    }
+    # Earlier versions did not record the block: search for it; 0: not found.
     block = block or _written_block(file, found) or client.first_block()
     if block:
         written["contract_block"] = block
@@ -309,7 +312,7 @@ def deploy(settings: settings.Settings) -> Deployment:
 
 
 def _written_block(file: Path, found: Deployment) -> int | None:
-    """The contract's first block as an earlier deploy of this very contract wrote it down."""
+    """Return the contract's first block as recorded by an earlier deploy of the same contract."""
     if not file.exists():
         return None
     written = deployment.read_deployment(file, found.chain_id)
@@ -317,7 +320,7 @@ def _written_block(file: Path, found: Deployment) -> int | None:
 
 
 def _upgrade(settings: settings.Settings, client: Coordinator) -> None:
-    """Without the owner's key the contract stays as it is: it is somebody else's to upgrade."""
+    """Upgrade the contract, if we have its owner's key."""
     if not (settings.keeper.state_dir / OWNER_KEY_FILE).exists():
         return
     note_file = settings.keeper.state_dir / upgrade.NOTE_FILE
@@ -333,8 +336,10 @@ def _upgrade(settings: settings.Settings, client: Coordinator) -> None:
 
 
 def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
-    """The account that owns the contract. Raises ChainError if its key is missing and `create` is
-    False."""
+    """Return the account that owns the contract.
+
+    Raises ChainError if its key is missing and `create` is False.
+    """
     file = keeper.state_dir / OWNER_KEY_FILE
     if create and not file.exists():
         write_whole(file, "0x" + secrets.token_hex(32) + "\n", mode=0o600)
@@ -354,24 +359,18 @@ def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
 
 
 def _create(client: Coordinator, owner: LocalAccount, patience: float) -> tuple[str, int | None]:
-    """Deploy implementation and proxy as the owner's first two transactions. Returns the proxy and
-    its block.
+    """Deploy implementation and proxy as the owner's first two transactions.
 
-    Their addresses follow from owner and nonce, so a deploy that was cut off anywhere goes on where
-    it stopped.
+    Returns the proxy and its block; the block is None if the proxy existed. Their addresses follow
+    from owner and nonce, so an interrupted deploy continues where it stopped.
     """
     client.check_id()
     implementation, proxy = (get_create_address(owner.address, Nonce(nonce)) for nonce in range(2))
+    code = bytes.fromhex(contract.artifact("SwarmCoordinator")["bytecode"][2:])
+    proxy_code = contract.proxy_data(owner.address, implementation)
     parts = (
-        (
-            implementation,
-            Call(
-                "SwarmCoordinator",
-                bytes.fromhex(contract.artifact("SwarmCoordinator")["bytecode"][2:]),
-                None,
-            ),
-        ),
-        (proxy, Call("ERC1967Proxy", contract.proxy_data(owner.address, implementation), None)),
+        (implementation, Call("SwarmCoordinator", code, None)),
+        (proxy, Call("ERC1967Proxy", proxy_code, None)),
     )
     block = None
     for nonce, (address, creation) in enumerate(parts):
@@ -384,7 +383,6 @@ def _create(client: Coordinator, owner: LocalAccount, patience: float) -> tuple[
             )
         block = client.transact(owner, creation, patience).block
         log.info("deployed %s address=%s", creation.name, address)
-    # A proxy that was there before leaves its block to be found.
     return str(proxy), block
 
 
@@ -393,20 +391,16 @@ def _client(settings: settings.Settings, rpc_url: str, address: str) -> Coordina
 
 
 def _rpc_url(settings: settings.Settings) -> str:
-    """chain.rpc_url, or where the embedded chain next to us serves: its socket, through which
-    contracts are created."""
+    """Return chain.rpc_url, or the embedded chain's socket, which allows contract creation."""
     url, private = _shown_url(settings), door.socket_of(settings.anvil)
-    is_embedded = not settings.chain.rpc_url or url == _address_of(settings.anvil)
+    file = _address_file(settings.anvil)
+    embedded_url = file.read_text().strip() if file.exists() else None
+    is_embedded = not settings.chain.rpc_url or url == embedded_url
     return f"{http.UNIX}{private}" if is_embedded and private.exists() else url
 
 
-def _address_of(anvil: settings.Anvil) -> str | None:
-    file = _address_file(anvil)
-    return file.read_text().strip() if file.exists() else None
-
-
 def _shown_url(settings: settings.Settings) -> str:
-    """The same as a URL, which the version before reads too."""
+    """Return the chain's HTTP URL, which earlier versions can read too."""
     if settings.chain.rpc_url:
         return settings.chain.rpc_urls[0]
     if settings.anvil.port:

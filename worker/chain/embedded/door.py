@@ -1,10 +1,10 @@
-"""The door in front of the embedded chain: nothing but this module speaks to anvil itself.
+"""The door in front of the embedded chain: the only module that talks to anvil.
 
-anvil does whatever it is asked: sends as anybody, sets any balance, runs any code. The door passes
-reads and signed transactions. Its socket in the chain's folder, which only the chain's own roles
-can see, may also create contracts; its TCP port (`anvil.host`, `anvil.port`) is for everybody on
-the machine, so a `Gate` and quotas stand in it. Where the chain runs in a network of its own (the
-deploy's unit), the socket is the only way in, and anvil's port is out of reach.
+anvil does whatever it is asked: sends as any account, sets any balance, runs any code. The door
+forwards reads and signed transactions. Its socket in the chain's folder, accessible to the chain's
+own roles only, may also create contracts. Its TCP port (`anvil.host`, `anvil.port`) is open to the
+whole machine, so a `Gate` and quotas apply there. Where the chain runs in its own network namespace
+(the deploy's unit), the socket is the only way in, and anvil's port is out of reach.
 """
 
 import asyncio
@@ -41,11 +41,10 @@ from worker.runtime.host import require_port
 log = logging.getLogger(__name__)
 
 SOCKET = Path("rpc/chain.sock")
-"""Below the folder of the chain's state."""
+"""Path of the socket below the folder of the chain's state."""
 
 FUND_METHOD = "anvil_setBalance"
-"""Through the socket alone. Money means nothing to the contract; clients with a fixed gas price
-need some."""
+"""Accepted through the socket only. The contract needs no money; some clients' gas price does."""
 
 _LOOPBACK = "127.0.0.1"
 _MAX_BODY_BYTES, _MAX_TRUSTED_BYTES = 256 * 1024, 32 << 20
@@ -53,29 +52,28 @@ _MAX_TRUSTED_BATCH = 1000
 _ANSWER_SECONDS = 30.0
 _START_SECONDS = 30.0
 _MAX_AT_CHAIN = 16
-# Transactions through the TCP port: of one account, and of all.
+# Limits on transactions through the TCP port: for each account, and for all together.
 _SENDS_PER_SECOND, _SENDS_BURST = 0.2, 60.0
 _ALL_SENDS_PER_SECOND, _ALL_SENDS_BURST = 2.0, 200.0
 _MAX_SENT = 1000
 
 
 def socket_of(anvil: settings.Anvil) -> Path:
-    """Return where the chain's own roles reach it."""
+    """Return the socket for the chain's own roles."""
     return anvil.state_file.parent.resolve() / SOCKET
 
 
 class Door:
-    """Answers at `url` and at the socket. `target` is where anvil serves now; None: it is away."""
+    """Answer at `url` and at the socket. `target` is anvil's URL; None while it is away."""
 
     def __init__(self, url: str, chain_id: int) -> None:
         self.url = url
         self.target: str | None = None
-        self._gate = Gate(chain_id, None, self._latest_block)
         self._latest = 0
+        self._gate = Gate(chain_id, None, lambda: self._latest)
         self._sends = Quota(_SENDS_PER_SECOND, _SENDS_BURST)
         self._all_sends = Quota(_ALL_SENDS_PER_SECOND, _ALL_SENDS_BURST)
-        # The newest transactions that were passed on. Older ones are on the chain: their nonces are
-        # used.
+        # The last transactions forwarded, in order. The nonces of older ones are used.
         self._sent: dict[str, None] = {}
         self._at_chain = asyncio.Semaphore(_MAX_AT_CHAIN)
 
@@ -108,27 +106,34 @@ class Door:
             return web.json_response(
                 {"error": f"body: expected 1 to {most} JSON-RPC requests"}, status=400
             )
-        session = request.app[_SESSION]
-        answers: list[Any] = []
-        passed: list[dict[str, Any]] = []
         try:
-            if not is_trusted:
-                await self._learn_block(session)
-            for call in calls:
-                try:
-                    passed.append(
-                        self._trusted(call) if is_trusted else await self._checked(call, session)
-                    )
-                except NotPassed as refusal:
-                    error = {"code": refusal.code, "message": str(refusal)}
-                    answers.append({"jsonrpc": "2.0", "id": _id_of(call), "error": error})
-            if passed:
-                answers += await self._ask(session, passed)
+            answers = await self._answers(calls, request.app[_SESSION], is_trusted)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             return web.json_response(
                 {"error": f"the chain does not answer ({type(error).__name__})"}, status=503
             )
         return web.json_response(answers if isinstance(asked, list) else answers[0])
+
+    async def _answers(
+        self, calls: list[dict[str, Any]], session: aiohttp.ClientSession, is_trusted: bool
+    ) -> list[Any]:
+        """Return a JSON-RPC answer for each call, those that are refused first."""
+        answers: list[Any] = []
+        passed: list[dict[str, Any]] = []
+        if not is_trusted:
+            await self._learn_block(session)
+        for call in calls:
+            try:
+                if is_trusted:
+                    passed.append(self._trusted(call))
+                else:
+                    passed.append(await self._checked(call, session))
+            except NotPassed as refusal:
+                error = {"code": refusal.code, "message": str(refusal)}
+                answers.append({"jsonrpc": "2.0", "id": _id_of(call), "error": error})
+        if passed:
+            answers += await self._ask(session, passed)
+        return answers
 
     async def _ask(self, session: aiohttp.ClientSession, calls: list[dict[str, Any]]) -> list[Any]:
         if self.target is None:
@@ -139,24 +144,14 @@ class Door:
         return answer if isinstance(answer, list) else [answer]
 
     async def _learn_block(self, session: aiohttp.ClientSession) -> None:
-        (answer,) = await self._ask(
-            session, [{"jsonrpc": "2.0", "id": 0, "method": "eth_blockNumber", "params": []}]
-        )
+        (answer,) = await self._ask(session, [_request(0, "eth_blockNumber", [])])
         self._latest = int(answer["result"], 16)
-
-    def _latest_block(self) -> int:
-        return self._latest
 
     def _trusted(self, call: dict[str, Any]) -> dict[str, Any]:
         method = call.get("method")
         if method not in METHODS and method != FUND_METHOD:
             raise NotPassed(NOT_SERVED, f"{printable(str(method))[:64]}: not served here")
-        return {
-            "jsonrpc": "2.0",
-            "id": _id_of(call),
-            "method": method,
-            "params": call.get("params", []),
-        }
+        return _request(_id_of(call), method, call.get("params", []))
 
     async def _checked(
         self, call: dict[str, Any], session: aiohttp.ClientSession
@@ -164,30 +159,20 @@ class Door:
         passed = self._gate.check(str(call.get("method")), call.get("params", []))
         if passed.sender is not None:
             await self._count_sent(passed, passed.sender, session)
-        return {
-            "jsonrpc": "2.0",
-            "id": _id_of(call),
-            "method": passed.method,
-            "params": passed.params,
-        }
+        return _request(_id_of(call), passed.method, passed.params)
 
     async def _count_sent(
         self, passed: Passed, sender: str, session: aiohttp.ClientSession
     ) -> None:
         """Count a transaction for its sender, or raise NotPassed.
 
-        Anybody can send a copy of a transaction that is on the chain, or on its way there: copies
-        are not counted.
+        Anyone can resend a transaction that is pending or on the chain: such copies are not
+        counted.
         """
         raw = str(passed.params[0])
         if raw in self._sent:
             return
-        asked = {
-            "jsonrpc": "2.0",
-            "id": 0,
-            "method": "eth_getTransactionCount",
-            "params": [sender, "latest"],
-        }
+        asked = _request(0, "eth_getTransactionCount", [sender, "latest"])
         (answer,) = await self._ask(session, [asked])
         next_nonce = int(answer["result"], 16)
         if passed.nonce < next_nonce:
@@ -196,7 +181,8 @@ class Door:
         if not (self._sends.take(sender) and self._all_sends.take("all")):
             raise NotPassed(
                 TOO_MANY,
-                f"{passed.method}: {sender} or all of this machine have sent too much lately",
+                f"{passed.method}: too many transactions lately from {sender}, or from all senders"
+                " on this machine",
             )
         self._sent[raw] = None
         if len(self._sent) > _MAX_SENT:
@@ -211,16 +197,20 @@ def _id_of(call: dict[str, Any]) -> int | str | None:
     return found if isinstance(found, (int, str)) else None
 
 
+def _request(id: int | str | None, method: Any, params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": id, "method": method, "params": params}
+
+
 @contextmanager
 def opened(anvil: settings.Anvil, chain_id: int) -> Iterator[Door]:
-    """A door at `anvil.host` and `anvil.port` and at the chain's socket, in a thread of its own,
-    until the block ends.
+    """Open a door at `anvil.host` and `anvil.port` and at the chain's socket, until the block ends.
 
-    Raises ResourceError if the port is in use or the socket can't be made.
+    It runs in a thread. Raises ResourceError if the port is in use or the socket can't be created.
     """
     host = _LOOPBACK if _is_walled() else anvil.host
     require_port(host, anvil.port, "anvil.port")
-    listening = socket.create_server((host, anvil.port), family=_family(host))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, anvil.port), family=family)
     port = int(listening.getsockname()[1])
     shown = f"[{host}]" if ":" in host else host
     private = _private_socket(socket_of(anvil))
@@ -276,9 +266,5 @@ def _private_socket(file: Path) -> socket.socket:
 
 
 def _is_walled() -> bool:
-    """Return whether this process has a network of its own, with nobody else in it."""
+    """Return whether this process has a network namespace with only loopback."""
     return [name for _, name in socket.if_nameindex()] == ["lo"]
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

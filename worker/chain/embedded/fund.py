@@ -1,6 +1,6 @@
-"""`hivewright chain fund`: money for an account on the embedded chain, from whoever hosts it.
+"""`hivewright chain fund`: give an account money on the embedded chain, from its host.
 
-Nothing of ours needs any. Wallet clients of the existing swarm do: their gas price is fixed.
+Hivewright needs none. Wallet clients of the existing swarm do: their gas price is fixed.
 """
 
 import argparse
@@ -19,10 +19,10 @@ _MOST = Decimal(10**9)
 
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
-    """Add `options.amount` (in ether) to what `options.address` has.
+    """Add `options.amount` (in ether) to the balance of `options.address`.
 
-    Raises SettingsError for what is not an address or amount, ChainUnreachable if no embedded chain
-    serves here.
+    Raises SettingsError for an invalid address or amount, ChainUnreachable if no embedded chain
+    runs here.
     """
     if not re.fullmatch(r"0x[0-9a-fA-F]{40}", options.address):
         raise SettingsError(

@@ -1,9 +1,9 @@
-"""The filter for JSON-RPC requests of others, and for their parameters.
+"""Filter JSON-RPC requests of untrusted callers, and their parameters.
 
-The account service (/rpc) and the door in front of the embedded chain (door.py) both ask a `Gate`.
-It passes reads of the contract and transactions to it that somebody has signed; whatever could keep
-a chain busy (code of the caller's own, gas without limit, logs of all blocks, state overrides) or
-grow it (new contracts) is refused with a reason.
+The account service (/rpc) and the door in front of the embedded chain (door.py) use a `Gate`. It
+forwards reads of the contract and signed transactions to it. Whatever could keep a chain busy (the
+caller's own code, unlimited gas, logs of all blocks, state overrides) or grow it (new contracts) is
+refused with a reason.
 """
 
 import functools
@@ -25,7 +25,7 @@ from worker.log import printable
 NOT_SERVED, BAD_PARAMETERS, TOO_MANY, REJECTED = -32601, -32602, -32005, -32003
 MAX_BATCH = 20
 CALL_GAS = 50_000_000
-"""Gas of one eth_call: 0.1 s of a core, and five times what reading 1,000 peers takes."""
+"""Gas limit of one eth_call: 0.1 s of a core, and five times what reading 1,000 peers takes."""
 SEND_GAS = 30_000_000
 MAX_LOG_BLOCKS = 10_000
 MAX_RAW_BYTES = 32 * 1024
@@ -36,14 +36,32 @@ _MAX_PERCENTILES = 16
 _LATEST_SECONDS = 1.0
 _TAGS = frozenset(("earliest", "finalized", "latest", "pending", "safe"))
 _FEES = frozenset(("gasPrice", "maxFeePerGas", "maxPriorityFeePerGas", "nonce", "type", "value"))
-# Where a transaction of each type has chain id (-1: in the signature), nonce, gas, receiver and
-# data.
-_FIELDS = {0: (-1, 0, 2, 3, 5), 1: (0, 1, 3, 4, 6), 2: (0, 1, 4, 5, 7)}
-_NUM_FIELDS = {0: 9, 1: 11, 2: 12}
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Positions of the fields in an RLP-encoded transaction, and their number."""
+
+    chain_id: int
+    nonce: int
+    gas: int
+    to: int
+    data: int
+    num_fields: int
+
+
+_LEGACY = 0
+_V = 6
+"""Position of the legacy signature's `v`, which includes the chain id."""
+_FORMS = {
+    _LEGACY: _Form(chain_id=_V, nonce=0, gas=2, to=3, data=5, num_fields=9),
+    1: _Form(chain_id=0, nonce=1, gas=3, to=4, data=6, num_fields=11),
+    2: _Form(chain_id=0, nonce=1, gas=4, to=5, data=7, num_fields=12),
+}
 
 
 class NotPassed(ChainError):
-    """The request does not reach the chain: JSON-RPC error `code`, and why."""
+    """The request is not forwarded to the chain: JSON-RPC error `code`, and why."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -52,8 +70,7 @@ class NotPassed(ChainError):
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What may be asked of the chain. `sender`, `nonce`: who signed it, and which one of theirs it
-    is, if it is a transaction."""
+    """A request to forward. `sender` and `nonce` are those of a transaction; else None and 0."""
 
     method: str
     params: list[Any]
@@ -63,11 +80,9 @@ class Passed:
 
 @dataclass
 class Gate:
-    """Filter of what others may ask of chain `chain_id`. `contract` None: calls and transactions to
-    any address that is there.
+    """Filter for chain `chain_id`. `contract` None: any existing address may be called.
 
-    `latest` says the number of the newest block; it is asked only for ranges of blocks that are
-    open at an end.
+    `latest` returns the number of the newest block; it is called only for open-ended block ranges.
     """
 
     chain_id: int
@@ -76,7 +91,7 @@ class Gate:
     _latest: tuple[float, int] = field(default=(0.0, 0), init=False)
 
     def check(self, method: str, params: object) -> Passed:
-        """The request as it is passed on. Raises NotPassed."""
+        """Return the request to forward. Raises NotPassed."""
         check = _CHECKS.get(method)
         if check is None:
             raise NotPassed(NOT_SERVED, f"{printable(method)}: not served here")
@@ -98,18 +113,16 @@ class Gate:
 
     def _storage(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 2, 3)
-        return Passed(
-            method, [self._target(params[0]), _hexadecimal(params[1], 64), _block(params[2:])]
-        )
+        address, slot = self._target(params[0]), _hexadecimal(params[1], 64)
+        return Passed(method, [address, slot, _block(params[2:])])
 
     def _call(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 1, 2)
         most = CALL_GAS if method == "eth_call" else SEND_GAS
         block = _block(params[1:])
-        # Executing what waits again for each caller would be a way to keep the chain busy.
-        return Passed(
-            method, [self._transaction(params[0], most), "latest" if block == "pending" else block]
-        )
+        if block == "pending":
+            block = "latest"  # a pending block is executed again for each caller, at our cost
+        return Passed(method, [self._transaction(params[0], most), block])
 
     def _fee_history(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 2, 3)
@@ -148,19 +161,22 @@ class Gate:
         if wanted.get("topics"):
             passed["topics"] = _topics(wanted["topics"])
         if wanted.get("blockHash") is not None:
-            return Passed(method, [{**passed, "blockHash": _hash(wanted["blockHash"])}])
-        first, last = (
-            self._number(wanted.get(key) or "latest") for key in ("fromBlock", "toBlock")
-        )
+            passed["blockHash"] = _hash(wanted["blockHash"])
+            return Passed(method, [passed])
+        first = self._number(wanted.get("fromBlock") or "latest")
+        last = self._number(wanted.get("toBlock") or "latest")
         if last - first >= MAX_LOG_BLOCKS:
-            raise _Wrong(
-                f"got {last - first + 1} blocks; expected at most {MAX_LOG_BLOCKS} at once"
-            )
-        return Passed(method, [{**passed, "fromBlock": hex(first), "toBlock": hex(last)}])
+            count = last - first + 1
+            raise _Wrong(f"got {count} blocks; expected at most {MAX_LOG_BLOCKS} at once")
+        passed |= {"fromBlock": hex(first), "toBlock": hex(last)}
+        return Passed(method, [passed])
 
     def _send(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 1, 1)
-        raw = _bytes(_hexadecimal(params[0], 2 * MAX_RAW_BYTES))
+        digits = _hexadecimal(params[0], 2 * MAX_RAW_BYTES)[2:]
+        if len(digits) % 2:
+            raise _Wrong("expected whole bytes, two digits for each")
+        raw = bytes.fromhex(digits)
         chain_id, nonce, gas, to = _decoded(raw)
         if chain_id != self.chain_id:
             raise _Wrong(
@@ -174,7 +190,7 @@ class Gate:
         try:
             sender = str(Account.recover_transaction(raw))
         except Exception:  # noqa: BLE001 - a signature is data of others, and what is raised depends on its bytes
-            raise _Wrong("nobody's signature") from None
+            raise _Wrong("the signature is invalid") from None
         return Passed(method, ["0x" + raw.hex()], sender, nonce)
 
     # ---- values
@@ -201,11 +217,11 @@ class Gate:
         passed = {"to": self._target(wanted["to"]), "data": data}
         if wanted.get("from") is not None:
             passed["from"] = _address(wanted["from"])
-        given = most_gas if wanted.get("gas") is None else _quantity(wanted["gas"])
-        passed["gas"] = hex(min(given, most_gas))
-        passed.update(
-            {key: hex(_quantity(wanted[key])) for key in _FEES if wanted.get(key) is not None}
-        )
+        gas = most_gas if wanted.get("gas") is None else _quantity(wanted["gas"])
+        passed["gas"] = hex(min(gas, most_gas))
+        for key in _FEES:
+            if wanted.get(key) is not None:
+                passed[key] = hex(_quantity(wanted[key]))
         return passed
 
     def _number(self, block: object) -> int:
@@ -222,7 +238,7 @@ class Gate:
 
 
 class _Wrong(Exception):
-    """What is wrong with the parameters."""
+    """The parameters are invalid; the message says why."""
 
 
 _Check = Callable[[Gate, str, list[Any]], Passed]
@@ -248,13 +264,12 @@ _CHECKS: dict[str, _Check] = {
     "web3_clientVersion": Gate._plain,
 }
 METHODS = frozenset(_CHECKS)
-"""What is passed on: reads, and transactions that somebody has signed. A chain such as anvil offers
-much more."""
+"""Methods that are forwarded: reads, and signed transactions. anvil offers many more."""
 
 
 @functools.cache
 def _selectors() -> frozenset[str]:
-    """Of all functions of the contract; a call changes nothing, whichever it is."""
+    """Return the selectors of all functions of the contract; calls change nothing."""
     return frozenset(
         function_abi_to_4byte_selector(entry).hex()
         for entry in coordinator_abi()
@@ -263,30 +278,30 @@ def _selectors() -> frozenset[str]:
 
 
 def _decoded(raw: bytes) -> tuple[int | None, int, int, bytes]:
-    """Chain id (None: it names none), nonce, gas and receiver of a signed transaction."""
-    kind = raw[0] if raw and raw[0] < 0x80 else 0
-    if kind not in _FIELDS:
+    """Return chain id (None: it has none), nonce, gas and receiver of a signed transaction."""
+    kind = raw[0] if raw and raw[0] < 0x80 else _LEGACY
+    form = _FORMS.get(kind)
+    if form is None:
         raise _Wrong(f"a transaction of type {kind}; expected 0, 1 or 2")
     try:
         items = rlp.decode(raw[1:] if kind else raw)
     except RLPException:
         items = None
-    if not isinstance(items, list) or len(items) != _NUM_FIELDS[kind]:
+    if not isinstance(items, list) or len(items) != form.num_fields:
         raise _Wrong("no signed transaction")
-    at_chain_id, at_nonce, at_gas, at_to, at_data = _FIELDS[kind]
-    parts = [
-        items[at_gas],
-        items[at_to],
-        items[at_data],
-        items[6 if kind == 0 else 0],
-        items[at_nonce],
-    ]
-    if not all(isinstance(part, bytes) for part in parts):
+    places = (form.chain_id, form.nonce, form.gas, form.to, form.data)
+    chain_id, nonce, gas, to, data = (items[place] for place in places)
+    if not all(isinstance(part, bytes) for part in (chain_id, nonce, gas, to, data)):
         raise _Wrong("no signed transaction")
-    number: int | None = int.from_bytes(parts[3])
-    if at_chain_id < 0:
-        number = (number - 35) // 2 if number is not None and number >= 35 else None
-    return number, int.from_bytes(parts[4]), int.from_bytes(parts[0]), parts[1]
+    number: int | None = int.from_bytes(chain_id)
+    if kind == _LEGACY:
+        number = _chain_id_of_v(int.from_bytes(chain_id))
+    return number, int.from_bytes(nonce), int.from_bytes(gas), to
+
+
+def _chain_id_of_v(v: int) -> int | None:
+    """Return the chain id in a legacy signature's `v` (EIP-155); None if it has none."""
+    return (v - 35) // 2 if v >= 35 else None
 
 
 def _require_count(params: list[Any], least: int, most: int) -> None:
@@ -312,12 +327,6 @@ def _hexadecimal(value: object, most_digits: int | None) -> str:
     return value
 
 
-def _bytes(digits: str) -> bytes:
-    if len(digits) % 2:
-        raise _Wrong("expected whole bytes, two digits for each")
-    return bytes.fromhex(digits[2:])
-
-
 def _quantity(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**256:
         return value
@@ -337,7 +346,7 @@ def _hash(value: object) -> str:
 
 
 def _block(values: list[Any]) -> str:
-    """The block that the last parameter, if there is one, names."""
+    """Return the block in the last parameter; "latest" if that is missing."""
     if not values:
         return "latest"
     if isinstance(values[0], str) and values[0] in _TAGS:

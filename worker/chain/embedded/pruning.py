@@ -1,11 +1,9 @@
-"""Pruning of the embedded chain, so that it can run for months: old blocks, and the transactions in
-them.
+"""Prune old blocks and transactions of the embedded chain, so that it can run for months.
 
-What the contract holds stays forever; receipts, logs and call data (with the digests that audits
-look for) of blocks that are further back than `anvil.history_blocks` do not. anvil itself drops old
-transactions, but never a block, and it writes all that it knows with every dump. So its state file
-is cut before each start, dumps of a large one are further apart, and a chain that has grown a lot
-since its start is started again.
+The contract's state stays forever; receipts, logs and call data (with the digests that audits read)
+of blocks older than `anvil.history_blocks` do not. anvil itself drops old transactions, but never a
+block, and it writes everything with every dump. So its state file is pruned before each start,
+dumps of a large one are less frequent, and a chain that has grown a lot is restarted.
 """
 
 import json
@@ -25,16 +23,16 @@ _MEGABYTE = 1_000_000
 _DUMP_SECONDS_PER_MEGABYTE = 0.03
 """Processor time of a dump, measured: 1.8 s for 60 MB."""
 _SHARE = 0.1
-"""Of a core, for dumps."""
+"""Share of a core that dumps may use."""
 _LEAST_STATES, _MOST_STATES, _STATES_MEGABYTES = 4, 64, 256.0
-_GROWTH, _LEAST_GROWTH_MEGABYTES = 2.0, 32.0
+_GROWTH_FACTOR, _LEAST_GROWTH_MEGABYTES = 2.0, 32.0
 _HOUR = 3600.0
 _WORRY_MEGABYTES = 32.0
-"""In an hour: sixty nodes with a round each minute make 20."""
+"""Growth per hour that is logged; sixty nodes with a round each minute make 20."""
 
 
 def megabytes(file: Path) -> float:
-    """The file's size; 0 for one that is not there."""
+    """Return the file's size; 0 if it is missing."""
     try:
         return file.stat().st_size / _MEGABYTE
     except FileNotFoundError:
@@ -42,17 +40,15 @@ def megabytes(file: Path) -> float:
 
 
 def dump_seconds(state_file: Path) -> int:
-    """Return how far apart the dumps of a state of this size are to be: what a killed chain may
-    lose."""
+    """Return the interval between dumps of a state of this size, which a killed chain may lose."""
     return max(1, math.ceil(megabytes(state_file) * _DUMP_SECONDS_PER_MEGABYTE / _SHARE))
 
 
 def kept_states(state_file: Path) -> int:
-    """Return how many past states anvil is to keep, each of which is a copy of all that the
-    contract holds.
+    """Return the number of past states that anvil keeps, each a copy of the contract's state.
 
-    None is ever asked for: reads are of the latest. But a block that is made while one is answered
-    makes it a past one, and the smaller the state, the quicker the blocks.
+    All reads are of the latest state. But a block that is mined during a read makes it a past one,
+    and the smaller the state, the faster the blocks.
     """
     return max(
         _LEAST_STATES, min(_MOST_STATES, int(_STATES_MEGABYTES / (1.0 + megabytes(state_file))))
@@ -60,13 +56,12 @@ def kept_states(state_file: Path) -> int:
 
 
 def has_outgrown(state_file: Path, megabytes_before: float) -> bool:
-    """Return whether the state is so much larger than at the start that it is to be cut."""
-    return megabytes(state_file) > _GROWTH * megabytes_before + _LEAST_GROWTH_MEGABYTES
+    """Return whether the state has grown so much since the start that it should be pruned."""
+    return megabytes(state_file) > _GROWTH_FACTOR * megabytes_before + _LEAST_GROWTH_MEGABYTES
 
 
 class Growth:
-    """Watches the state file, and says in the log when it grows faster than a swarm should make
-    it."""
+    """Log when the state file grows faster than a swarm should make it."""
 
     def __init__(self, state_file: Path) -> None:
         self._file = state_file
@@ -76,21 +71,23 @@ class Growth:
         now, size = time.monotonic(), megabytes(self._file)
         if size - self._before > _WORRY_MEGABYTES:
             log.warning(
-                "the chain grows fast: state file %s from %.0f to %.0f MB in %.0f minutes; see who sends so much "
-                "(the account service's log)",
-                self._file, self._before, size, (now - self._since) / 60,
-            )  # fmt: skip
+                "the chain grows fast: state file %s from %.0f to %.0f MB in %.0f minutes; see the"
+                " account service's log for what is sent",
+                self._file,
+                self._before,
+                size,
+                (now - self._since) / 60,
+            )
         elif now - self._since < _HOUR:
             return
         self._since, self._before = now, size
 
 
 def cut(state_file: Path, num_blocks: int) -> float:
-    """Leave the newest blocks and the first one, with their transactions. Returns the file's size
-    then, in MB.
+    """Keep the newest blocks and the first one, with their transactions.
 
-    The file stays as it is where it is not in the form that our anvil writes, which is logged.
-    Raises ResourceError if it can't be read or written.
+    Returns the file's new size in MB. A file in another form than our anvil's stays as it is, which
+    is logged. Raises ResourceError if it can't be read or written.
     """
     try:
         text = state_file.read_text()
@@ -119,27 +116,28 @@ def cut(state_file: Path, num_blocks: int) -> float:
 
 
 def _without_old(text: str, num_blocks: int) -> str:
-    """The accounts, which are most of a large file, stay text: read as JSON they would take ten
-    times the memory."""
+    """Return the state without old blocks and transactions.
+
+    The accounts, which are most of a large file, stay text: parsed as JSON they would take ten
+    times the memory.
+    """
     start = text.index(_KEY_OF_BLOCKS) + len(_KEY_OF_BLOCKS)
     blocks, end = _decoder.raw_decode(text, start)
     numbers = [int(block["header"]["number"], 16) for block in blocks]
     oldest = max(numbers, default=0) - num_blocks + 1
     if all(number >= oldest or number == 0 for number in numbers):
         return text
-    kept = [
-        block
-        for block, number in zip(blocks, numbers, strict=True)
-        if number >= oldest or number == 0
-    ]
+    numbered = zip(numbers, blocks, strict=True)
+    kept = [block for number, block in numbered if number >= oldest or number == 0]
     transactions_start = text.index(_KEY_OF_TRANSACTIONS, end) + len(_KEY_OF_TRANSACTIONS)
     transactions, transactions_end = _decoder.raw_decode(text, transactions_start)
+    kept_transactions = [each for each in transactions if each["block_number"] >= oldest]
     return "".join(
         (
             text[:start],
             _json(kept),
             text[end:transactions_start],
-            _json([each for each in transactions if each["block_number"] >= oldest]),
+            _json(kept_transactions),
             text[transactions_end:],
         )
     )

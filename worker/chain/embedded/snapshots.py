@@ -1,10 +1,8 @@
-"""Keeps the embedded chain's state on the disk, so that whatever is killed, and when, a whole one
-is there.
+"""Keep a complete snapshot of the embedded chain's state on disk, whatever is killed, and when.
 
-anvil writes each dump over the last one in place: killed in one, it leaves a file that is cut
-short, and no chain. So it dumps into a draft, and each draft that is whole takes the place of the
-last snapshot. (Asking anvil for its state instead would keep it from answering anything else: 1.8 s
-of processor time for 60 MB.)
+anvil overwrites its last dump in place: killed during one, it leaves a truncated file, and the
+chain is lost. So it dumps into a draft, and each complete draft replaces the last snapshot. (Asking
+anvil for its state instead would block all other requests: 1.8 s of processor time for 60 MB.)
 """
 
 import logging
@@ -19,15 +17,15 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.2
 _SHARE = 0.1
-"""At most so much of the time goes into snapshots: those of a large state are further apart."""
+"""Share of the time spent on snapshots at most: those of a large state are less frequent."""
 _WORRY_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 
 
 class Snapshots:
-    """Follows the dumps of an anvil in `draft` with snapshots in `file`, from `start` to `stop`.
+    """Copy complete dumps of an anvil from `draft` to `file`, from `start` to `stop`.
 
-    A disk that is full does not end the chain: the log says so, and the next one is tried.
+    A full disk does not end the chain: it is logged, and the next dump is tried.
     """
 
     def __init__(self, file: Path) -> None:
@@ -38,8 +36,10 @@ class Snapshots:
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
 
     def start(self) -> None:
-        """To be called before anvil is started: what it dumped when we were killed is newer than
-        our last snapshot."""
+        """Start the thread; call this before anvil starts.
+
+        A draft left by a kill is newer than the last snapshot, and is taken first.
+        """
         self._file.parent.mkdir(parents=True, exist_ok=True)
         if self.draft.exists() and (
             not self._file.exists() or _version(self.draft) > _version(self._file)
@@ -50,8 +50,7 @@ class Snapshots:
         self._thread.start()
 
     def stop(self) -> None:
-        """To be called when anvil has ended: take what it dumped on its way out. Raises
-        ResourceError."""
+        """Take the last dump, after anvil has ended. Raises ResourceError."""
         self._is_stopping.set()
         self._thread.join(_STOP_SECONDS)
         if self.draft.exists() and not self._take():
@@ -62,11 +61,9 @@ class Snapshots:
         pause, failure, taken_at = _LOOK_SECONDS, "", monotonic()
         while not self._is_stopping.wait(pause):
             began = monotonic()
+            reason = f"no complete dump in {self.draft} for {_WORRY_SECONDS:g} s"
             try:
-                is_taken, reason = (
-                    self._take(),
-                    f"no whole dump in {self.draft} for {_WORRY_SECONDS:g} s",
-                )
+                is_taken = self._take()
             except ResourceError as error:
                 is_taken, reason = False, str(error)
             if is_taken:
@@ -77,8 +74,7 @@ class Snapshots:
             pause = max(_LOOK_SECONDS, (monotonic() - began) / _SHARE)
 
     def _take(self) -> bool:
-        """Let the draft, if it is whole, take the snapshot's place. Returns whether the newest
-        draft is there now."""
+        """Replace the snapshot by the draft if that is complete; return whether it is current."""
         try:
             before = _version(self.draft)
             if before == self._taken:
@@ -101,6 +97,5 @@ def _version(file: Path) -> tuple[int, int]:
 
 
 def _is_whole(content: bytes) -> bool:
-    """Return whether JSON that may be cut off anywhere is not. Its texts are hexadecimal numbers
-    and names, without braces."""
+    """Return whether JSON is complete. Its strings are hexadecimal numbers and names, no braces."""
     return content.endswith(b"}") and content.count(b"{") == content.count(b"}")
