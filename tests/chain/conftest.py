@@ -37,6 +37,10 @@ class Chain:
     def advance(self) -> None:
         self.send(self.owner, self.coordinator.update_stage_and_round())
 
+    def peers_of(self, account: str) -> list[str]:
+        """Return the peers that the account registered."""
+        return self.coordinator.read("getPeerId(address[])", [account])[0]
+
     def new_account(self, *peer_ids: str) -> LocalAccount:
         """A fresh account (gas costs nothing here) that has registered the peers."""
         account = Account.create()

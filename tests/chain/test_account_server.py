@@ -161,7 +161,7 @@ def test_64_nodes_registering_at_once_lose_nothing(chain, service, tmp_path) -> 
         )
     assert {status for status, _ in answers} == {200}
     assert len({answer["hash"] for _, answer in answers}) == len(peers)
-    eventually(lambda: set(chain.coordinator.peers_of(service.service.address)) == set(peers))
+    eventually(lambda: set(chain.peers_of(service.service.address)) == set(peers))
 
 
 # ---- bad input

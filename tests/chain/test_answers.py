@@ -41,7 +41,7 @@ def test_odd_answer_is_an_error_of_ours_in_one_line(chain, tmp_path, monkeypatch
         "current_round": client.current_round,
         "bootnodes": client.bootnodes,
         "registered": lambda: client.registered(["a"]),
-        "peers_of": lambda: client.peers_of(account.address),
+        "peers_of": lambda: client.read("getPeerId(address[])", [account.address])[0],
         "votes": lambda: client.votes(0, "a"),
         "estimate_gas": lambda: client.estimate_gas(account.address, new),
         "estimate_all": lambda: client.estimate_all(account.address, [new, new]),

@@ -82,7 +82,7 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
 
     account = foreign.new_account("a", "b")
     assert (client.owner_of("a"), client.owner_of("c")) == (account.address, None)
-    assert client.peers_of(account.address) == ["a", "b"]
+    assert client.read("getPeerId(address[])", [account.address])[0] == ["a", "b"]
     assert (client.registered(["c", "a", "x"]), client.registered([])) == ({"a"}, set())
     with pytest.raises(ContractRefused, match="PeerIdAlreadyRegistered; the peer id is taken"):
         send(Account.create(), client.register_peer("a"))
@@ -104,12 +104,8 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
     send(account, client.submit_winners(0, ["b"], "a"))
     with pytest.raises(ContractRefused, match="WinnerAlreadyVoted"):
         send(account, client.submit_winners(0, ["b"], "a"))
-    assert (client.votes(0, "a"), client.has_voted(0, "a"), client.has_voted(0, "b")) == (
-        ["b"],
-        True,
-        False,
-    )
-    assert (client.total_wins("b"), client.winner_leaderboard(0, 9)) == (1, [("b", 1)])
+    assert (client.votes(0, "a"), client.votes(0, "b")) == (["b"], [])
+    assert client.winner_leaderboard(0, 9) == [("b", 1)]
     assert client.wins_of(["b", "a"]) == [1, 0]
 
     send(owner, client.add_bootnodes([NODE_A, NODE_B, NODE_C]))

@@ -77,7 +77,7 @@ def test_peer_moves_with_its_rewards_by_both_signatures(chain, node):
         new.address, True, 1
     )
     assert chain.coordinator.total_rewards([node.peer_id]) == [410]
-    assert (chain.coordinator.peers_of(old.address), chain.coordinator.peers_of(new.address)) == (
+    assert (chain.peers_of(old.address), chain.peers_of(new.address)) == (
         [],
         [node.peer_id],
     )

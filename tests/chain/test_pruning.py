@@ -65,7 +65,7 @@ def test_restart_forgets_old_transactions_and_no_book(forgetful, tmp_path):
         # The books are whole.
         assert (client.block_number(), client.nonce(account.address)) == (before, nonce)
         assert client.current_round() == KEPT
-        assert client.peers_of(account.address) == ["a"]
+        assert client.read("getPeerId(address[])", [account.address])[0] == ["a"]
         assert [client.submitted_reward(round, 0, "a") for round in (0, 1, KEPT)] == [
             410,
             None,
@@ -99,7 +99,7 @@ def test_running_chain_forgets_transactions_of_itself(forgetful):
         ]
         assert client.receipt(hashes[0]) is None
         assert client.receipt(hashes[-1]) is not None
-        assert len(client.peers_of(account.address)) == KEPT + 20
+        assert len(client.read("getPeerId(address[])", [account.address])[0]) == KEPT + 20
 
 
 def test_keeper_goes_on_when_the_log_of_the_registrations_is_gone(forgetful):
@@ -146,7 +146,9 @@ def test_chain_that_has_grown_restarts_at_the_same_address_and_loses_nothing(for
             eventually(lambda: is_done(sender))
             assert number > KEPT
             peers = {f"peer-{i}" for i in range(number + 1)}
-            eventually(lambda: set(client.peers_of(account.address)) == peers)
+            eventually(
+                lambda: set(client.read("getPeerId(address[])", [account.address])[0]) == peers
+            )
             assert client.nonce(account.address) == number + 1
         assert address.read_text() == url
     finally:

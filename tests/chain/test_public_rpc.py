@@ -449,7 +449,7 @@ def test_sender_goes_on_after_its_nonces_were_taken_back(swarm, old_chain, tmp_p
         for peer in ("x", "y", "z"):
             sender.send(swarm.coordinator.register_peer(peer))
         eventually(lambda: sender.tend() == 0, 20)
-    eventually(lambda: set(swarm.coordinator.peers_of(account.address)) == {"x", "y", "z"})
+    eventually(lambda: set(swarm.peers_of(account.address)) == {"x", "y", "z"})
 
 
 def test_account_service_lets_an_address_rest_that_throttles_its_nodes(swarm, old_chain, tmp_path):

@@ -109,7 +109,7 @@ def test_what_we_submitted_before_a_crash_is_success(chain, service, node) -> No
     client.submit_reward(0, 0, 100, node.peer_id)
     client.submit_winner(0, ["w"], node.peer_id)
     deadline = time.monotonic() + 30
-    while not chain.coordinator.has_voted(0, node.peer_id) and time.monotonic() < deadline:
+    while not chain.coordinator.votes(0, node.peer_id) and time.monotonic() < deadline:
         time.sleep(0.02)  # sent is not mined
     nonce = chain.coordinator.nonce(service.service.address)
     node.settle()

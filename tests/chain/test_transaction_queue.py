@@ -35,7 +35,7 @@ def await_peers(chain, account, expected: Iterable[str]) -> None:
     what it did.
     """
     wanted = sorted(expected)
-    eventually(lambda: sorted(chain.coordinator.peers_of(account.address)) == wanted)
+    eventually(lambda: sorted(chain.peers_of(account.address)) == wanted)
 
 
 def in_threads(count: int, work: Callable[[int], str]) -> list[str]:
@@ -99,7 +99,7 @@ def test_calls_that_wait_go_out_with_one_request_of_each_kind(chain, account, tm
         gather(sender, [chain.coordinator.register_peer(f"peer-{i}") for i in range(20)])
         assert len(proxy.seen) - seen <= 3, proxy.seen[seen:]
         eventually(lambda: is_done(sender))
-    eventually(lambda: len(chain.coordinator.peers_of(account.address)) == 21)
+    eventually(lambda: len(chain.peers_of(account.address)) == 21)
     assert chain.coordinator.nonce(account.address) == 21
 
 
@@ -142,7 +142,7 @@ def test_chain_that_takes_no_batches_gets_each_alone(chain, account, tmp_path) -
         gather(sender, [chain.coordinator.register_peer(f"more-{i}") for i in range(5)])
         assert sum(seen.startswith("/ [") for seen in proxy.seen) == 1
         eventually(lambda: is_done(sender))
-    eventually(lambda: len(chain.coordinator.peers_of(account.address)) == 10)
+    eventually(lambda: len(chain.peers_of(account.address)) == 10)
 
 
 def test_chain_that_is_away_is_waited_for_once_for_all(chain, account, tmp_path) -> None:
@@ -160,7 +160,7 @@ def test_chain_that_is_away_is_waited_for_once_for_all(chain, account, tmp_path)
         outcomes = gather(sender, [chain.coordinator.register_peer(f"peer-{i}") for i in range(8)])
         assert all(isinstance(outcome, str) for outcome in outcomes), outcomes
         eventually(lambda: is_done(sender))
-    eventually(lambda: len(chain.coordinator.peers_of(account.address)) == 9)
+    eventually(lambda: len(chain.peers_of(account.address)) == 9)
 
 
 @pytest.mark.parametrize("kind", ["lose", "stale", "twice", "drop", "error"])
@@ -292,7 +292,7 @@ def test_replacement_of_a_stuck_transaction_takes_its_place_on_a_real_chain(
     assert sender.tend() == 0
     assert [chain.coordinator.receipt(tx_hash) for tx_hash in first] == [None, None]
     assert all(chain.coordinator.receipt(tx_hash).succeeded for tx_hash in again)
-    assert sorted(chain.coordinator.peers_of(account.address)) == ["one", "two"]
+    assert sorted(chain.peers_of(account.address)) == ["one", "two"]
 
 
 def test_transaction_that_the_chain_will_not_have_leaves_no_gap(

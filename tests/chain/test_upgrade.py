@@ -71,7 +71,7 @@ def books(client: Coordinator) -> dict:
         "votes": client.votes(0, "peer"),
         "board": client.winner_leaderboard(0, 9),
         "owner": client.owner_of("peer"),
-        "peers": client.peers_of(client.owner_of("peer")),
+        "peers": client.read("getPeerId(address[])", [client.owner_of("peer")])[0],
     }
 
 
