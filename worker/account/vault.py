@@ -33,7 +33,7 @@ def load_account(folder: Path) -> LocalAccount:
         if (folder / SECRET_FILE).exists():
             raise IdentityError(
                 f"{file}: missing, though this account has been used; restore it from its backup,"
-                f" or remove {SECRET_FILE} beside it to begin with a new account"
+                f" or remove {SECRET_FILE} next to it to start with a new account"
             )
         write_whole(file, f"0x{secrets.token_hex(32)}\n", mode=0o600)
         log.info("account key made file=%s", file)

@@ -60,7 +60,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 def choose_tasks(environment: Environment, level: int | None) -> list[Asked]:
     """Return families and levels to evaluate.
 
-    Each family at `level`; if that is None, at its curriculum's first level and at its current one.
+    Each family at `level`; without one, at its curriculum's first level and at its current one.
     """
     if level is not None:
         return [(name, level) for name in environment.names]

@@ -361,7 +361,7 @@ def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
 def _create(client: Coordinator, owner: LocalAccount, patience: float) -> tuple[str, int | None]:
     """Deploy implementation and proxy as the owner's first two transactions.
 
-    Returns the proxy and its block; the block is None if the proxy existed. Their addresses follow
+    Returns the proxy and its block, or None for the block if the proxy existed. Their addresses follow
     from owner and nonce, so an interrupted deploy continues where it stopped.
     """
     client.check_id()
