@@ -77,9 +77,17 @@ def test_reward_is_the_share_of_tests_passed(mix):
 
 @pytest.mark.parametrize(
     "answer",
-    ["", "<answer></answer>", tagged("def f(x): return 1"), tagged("x" * 10_000), tagged("while True: pass"),
-     tagged("import os; os.kill(os.getppid(), 9)"), tagged("def solve(x): return solve(x)"), tagged("\x00\ud800"[:1])],
-)  # fmt: skip
+    [
+        "",
+        "<answer></answer>",
+        tagged("def f(x): return 1"),
+        tagged("x" * 10_000),
+        tagged("while True: pass"),
+        tagged("import os; os.kill(os.getppid(), 9)"),
+        tagged("def solve(x): return solve(x)"),
+        tagged("\x00\ud800"[:1]),
+    ],
+)
 def test_answer_without_a_function_earns_nothing(mix, answer):
     assert mix.score(mix.sample(5, 1)[0], [answer]) == [0.0]
 
@@ -130,9 +138,13 @@ def test_tasks_and_scores_are_the_same_in_another_process(mix, hash_seed):
         f" e.question(t), e.answer(t), e.score(t, [{guess!r}])] for t in e.sample(7, 10)]))"
     )
     output = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=True,
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
         env={"PYTHONHASHSEED": hash_seed},
-    ).stdout  # fmt: skip
+    ).stdout
     assert json.loads(output) == [
         [*dataclasses.astuple(t), mix.question(t), mix.answer(t), mix.score(t, [guess])]
         for t in mix.sample(7, 10)
@@ -140,8 +152,9 @@ def test_tasks_and_scores_are_the_same_in_another_process(mix, hash_seed):
 
 
 def test_tasks_of_this_version_are_what_they_always_were(mix):
-    """Whoever changes the grammar counts the version up: peers must not score each other's other
-    tasks.
+    """A change of the grammar must increase the version.
+
+    Otherwise peers with different tasks would score each other's answers.
     """
     text = json.dumps([[mix.question(t), mix.answer(t)] for t in mix.sample(8, 100)])
     assert (Code.version, hashlib.sha256(text.encode()).hexdigest()[:12]) == (

@@ -1,6 +1,4 @@
-"""Environments are found by the names of their modules; an example of what a new one and its test
-need.
-"""
+"""Environments are found by module name; an example of a new environment and its test."""
 
 import pytest
 
@@ -32,7 +30,8 @@ class Doubling:
         return str(2 * (recipe.seed % json.loads(recipe.config).get("max", 9)))
 
     def score(self, recipe, completions):
-        return [float(extract_answer(completion) == self.answer(recipe)) for completion in completions]
+        right = self.answer(recipe)
+        return [float(extract_answer(completion) == right) for completion in completions]
 
 
 SOURCE = Doubling

@@ -1,6 +1,4 @@
-"""All families of reasoning-gym: the survey's verdicts, and the guards over scorers that are too
-generous.
-"""
+"""All families of reasoning-gym: the survey's verdicts, and guards over generous scorers."""
 
 import json
 import subprocess
@@ -35,7 +33,10 @@ for family in sys.argv[2:]:
     for seed in (5, 6):
         dataset, item = reasoning_gym._make_item(Recipe(family, "{}", seed))
         answers = ("0", "1", "No", item["question"].split()[-1], str(item["answer"]))
-        rewards = [reasoning_gym._score(dataset, item, family, f"<answer>{a}</answer>") for a in answers]
+        rewards = [
+            reasoning_gym._score(dataset, item, family, f"<answer>{answer}</answer>")
+            for answer in answers
+        ]
         texts.append([item["question"], str(item["answer"]), rewards])
     digests[family] = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 print("digests", json.dumps(digests))
@@ -46,8 +47,11 @@ def make_all(hash_seed: str) -> dict[str, str]:
     output = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MAKE_ALL, hash_seed, *QUICK],
         env={"PYTHONHASHSEED": hash_seed, "TZ": "Asia/Tokyo" if hash_seed == "2" else "UTC"},
-        capture_output=True, text=True, timeout=280, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=True,
+    ).stdout
     digests: dict[str, str] = json.loads(output.rpartition("digests ")[2])
     return digests
 
@@ -209,9 +213,7 @@ def test_one_variable_whatever_the_premises_say_earns_no_more_than_chance_at_the
 
 
 def test_level_without_a_sound_item_is_left_out():
-    """Level 0 of reasoning-gym's curriculum has bare variables as premises: nothing follows from
-    them.
-    """
+    """Level 0 of reasoning-gym's curriculum has bare variables as premises, which imply nothing."""
     levels = ReasoningGym().levels("propositional_logic", {})
     assert len(levels) == 4
     assert levels[0]["max_complexity"] == 2

@@ -46,9 +46,13 @@ def test_tasks_and_scores_are_the_same_in_another_process(default, hash_seed):
         " 1</answer>'])] for t in e.sample(7, 60)]))"
     )
     output = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=100, check=True,
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
         env={"PYTHONHASHSEED": hash_seed},
-    ).stdout  # fmt: skip
+    ).stdout
     texts = ["<answer>1</answer>", "<answer>0 1</answer>"]
     assert json.loads(output) == [
         [*dataclasses.astuple(t), default.question(t), default.answer(t), default.score(t, texts)]
@@ -228,7 +232,7 @@ def test_levels_get_harder_and_config_stands_above_them():
 
 
 def test_peers_at_different_levels_understand_each_other():
-    """Whatever level each stands at, or at none; only another configuration is strange."""
+    """They do at any level, or at none; only another configuration is unknown."""
     mixes = [gym(Family(name="gcd", level=level)) for level in (None, 0, 3)]
     for mix in mixes:
         task = mix.sample(5, 1)[0]
@@ -249,9 +253,7 @@ def scored(mix: Mix, seed: int, reward: float) -> list[ScoredGroup]:
 
 @pytest.mark.parametrize("name", ["power_function", "tsumego", "modulo_grid", "sokoban", "bf"])
 def test_odd_curricula_load(name):
-    """Of configurations that check nothing, with levels that reasoning-gym refuses, or that take
-    for ever.
-    """
+    """Some configurations check nothing, or have levels that are refused or take forever."""
     mix = gym(Family(name=name))
     started = time.monotonic()
     assert mix.score(mix.sample(1, 1)[0], ["<answer>abc</answer>"]) in ([0.0], [0.01])

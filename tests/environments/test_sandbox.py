@@ -1,4 +1,4 @@
-"""Strangers' programs: whatever they try, nothing happens, and soon."""
+"""The sandbox for programs of untrusted peers."""
 
 import json
 import os
@@ -33,9 +33,18 @@ def test_program_is_run_for_each_input(runner):
 
 @pytest.mark.parametrize(
     "program",
-    ["def f(x): return 1 / 0", "def f(x): return {1, 2}", "def g(x): return 1", "f = 3", "def f(): return 1",
-     "def f(x): return f(x)", "def f(x): raise SystemExit", "def f(x):\n    import numpy", "def f(x): return input()"],
-)  # fmt: skip
+    [
+        "def f(x): return 1 / 0",
+        "def f(x): return {1, 2}",
+        "def g(x): return 1",
+        "f = 3",
+        "def f(): return 1",
+        "def f(x): return f(x)",
+        "def f(x): raise SystemExit",
+        "def f(x):\n    import numpy",
+        "def f(x): return input()",
+    ],
+)
 def test_program_that_fails_gives_no_result(runner, program):
     assert runner.run(program, "f", [[1]]) in ([None], None)
 
@@ -69,9 +78,7 @@ def test_endless_loop_costs_a_second_of_processor_time(runner):
 
 
 def test_program_can_not_wait(runner):
-    """Nothing that it may call blocks, so no program can hold the runner for longer than its
-    processor time.
-    """
+    """No permitted system call blocks, so a program's processor time bounds its duration."""
     program = (
         "import time, _thread\ndef f(x):\n    try:\n        time.sleep(60)\n    except OSError:\n  "
         "      return 'awake'"
@@ -164,9 +171,7 @@ def test_limits_and_filter_can_not_be_lifted(runner):
 
 
 def test_result_can_not_be_faked(runner):
-    """Whatever a program writes wherever it can: only results of the right number and form are
-    any.
-    """
+    """Only output with the right number and form of results is accepted."""
     for text in (
         "[1, 2]",
         '["1"]',
@@ -254,9 +259,7 @@ def test_isolation_is_had_here():
 
 
 def test_machine_without_isolation_is_refused_in_one_line(tmp_path, monkeypatch):
-    """A runner whose filter can't be set, as in a kernel without seccomp: the program is not
-    run.
-    """
+    """If the filter can't be set, as in a kernel without seccomp, the program is not run."""
     inner = Path(sandbox.__file__).with_name("sandbox_child.py").read_text()
     mark = tmp_path / "mark"
     for old, new, reason in (
@@ -285,9 +288,7 @@ def test_machine_without_isolation_is_refused_in_one_line(tmp_path, monkeypatch)
 
 
 def test_filter_that_holds_nothing_is_found_out(tmp_path, monkeypatch):
-    """A filter that lets everything through is no isolation, though every call to set it
-    succeeded.
-    """
+    """A filter that permits everything is detected, though every call to set it succeeded."""
     inner = Path(sandbox.__file__).with_name("sandbox_child.py").read_text()
     open_filter = inner.replace("SECCOMP_RET_ERRNO | EPERM)", "SECCOMP_RET_ALLOW)")
     assert open_filter != inner

@@ -1,9 +1,8 @@
-"""A stand-in of the Hugging Face Hub's HTTP API, as far as huggingface_hub's client up- and
-downloads models with it.
+"""A stand-in for the part of the Hugging Face Hub's HTTP API that transfers models.
 
-Repositories are created, files sent in a commit or by git-lfs, in memory. It speaks the documented
-git-lfs way; of xet, which the real Hub prefers, there is only a server that never answers: other
-tests set HF_HUB_DISABLE_XET.
+Repositories are created, files sent in a commit or by git-lfs, in memory. It implements the
+documented git-lfs protocol; of xet, which the real Hub prefers, there is only a server that never
+answers: other tests set HF_HUB_DISABLE_XET.
 """
 
 import base64
@@ -31,14 +30,14 @@ def _lfs(path: str, content: bytes) -> dict[str, Any]:
 
 
 class HubStandIn:
-    """`repos[REPO]` are its commits, the newest last, each a dict of path -> bytes; `trouble` is
-    what it answers to everything: None (it works), an HTTP status, or "hang". `cut_after`: it hangs
-    up after that many bytes of a file; `stall_after`: it sends nothing more, and keeps the
-    connection; None: it sends all.
+    """The state of the stand-in.
 
-    `readers`: tokens that may read; None: everybody may. `is_gated`: everybody may look a model up,
-    and only readers get its files. `has_xet`: large files are offered by xet, whose server takes
-    requests (`xet_requests`) and never answers.
+    `repos[REPO]` are its commits, the newest last, each a dict of path -> bytes; `trouble` is its
+    answer to everything: None (it works), an HTTP status, or "hang". `cut_after`: it hangs up after
+    that many bytes of a file; `stall_after`: it sends nothing more, and keeps the connection; None:
+    it sends all. `readers`: tokens that may read; None: everyone may. `is_gated`: everyone may look
+    a model up, and only readers get its files. `has_xet`: large files are offered by xet, whose
+    server accepts requests (`xet_requests`) and never answers.
     """
 
     def __init__(self) -> None:

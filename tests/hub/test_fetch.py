@@ -1,6 +1,4 @@
-"""`hivewright fetch`: a model is downloaded once for all nodes of a machine, from a stand-in of the
-Hub.
-"""
+"""`hivewright fetch`: a model is downloaded once for all nodes of a machine, from a stand-in."""
 
 import argparse
 import re
@@ -19,7 +17,7 @@ from worker.policy import model_sizing, policy
 
 NAME = "somebody/tiny"
 TINY = Path(model_sizing.__file__).parent / "tiny"
-# What a repository has beside, and no node loads.
+# Other files of a repository, which no node loads.
 OTHERS = (
     "pytorch_model.bin",
     "consolidated.safetensors",
@@ -160,8 +158,9 @@ def test_download_that_stands_still_is_logged_and_goes_on_where_it_stopped(
     hub.stall_after = 1_000_000
     fetch.run(settings_of(tmp_path))
     assert [each for each in hub.downloads if "safetensors" in each] == [
-        "model.safetensors from 0", "model.safetensors from 1000000",
-    ]  # fmt: skip
+        "model.safetensors from 0",
+        "model.safetensors from 1000000",
+    ]
     assert "it goes on where it stopped, without xet (attempt 2 of 2)" in caplog.text
     assert "nothing arrived" in caplog.text
     assert re.search(
@@ -217,8 +216,9 @@ def test_partial_files_that_are_of_another_revision_or_damaged_are_not_gone_on_f
     hub.downloads.clear()
     fetch.run(settings_of(tmp_path))
     assert [each for each in hub.downloads if "safetensors" in each] == [
-        "model.safetensors from 1000", "model.safetensors from 0",
-    ]  # fmt: skip
+        "model.safetensors from 1000",
+        "model.safetensors from 0",
+    ]
     assert is_whole(tmp_path / "models/somebody--tiny")
 
 

@@ -1,5 +1,4 @@
-"""The push to the Hub: in the background, from a finished checkpoint, and whatever happens there
-training goes on.
+"""The push to the Hub runs in the background, from a finished checkpoint, and never stops training.
 
 Against a stand-in of the Hub (stand_in.py), through the real huggingface_hub client in its own
 process.
@@ -182,8 +181,9 @@ def test_upload_dies_with_a_killed_worker(tmp_path: Path, stand_in: HubStandIn) 
     )
     worker = subprocess.Popen(
         [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path), stand_in.endpoint],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert worker.stdout is not None
         pid = int(worker.stdout.readline())
@@ -275,11 +275,18 @@ def test_card_says_what_where_and_how_well() -> None:
     assert metadata["base_model"] == "Qwen/Qwen2.5-0.5B-Instruct"
     assert metadata["library_name"] == "transformers"
     for words in (
-        "# quick brown otter, round 41", "| peers that it heard | 3 |", "| rounds trained | 40 |", "`QmPeer`",
-        "200 of its own, 160 of its peers", "| mean reward | 0.495 (last 20 rounds), 0.295 in its first |",
-        "| sum of rewards | 15.80 |", "Tasks of reasoning-gym 0.1.25", "| gcd | 25% | `default` | 2 |",
-        "| lcm | 75% | `{'max_value': 9}` | - |", "hivewright",
-    ):  # fmt: skip
+        "# quick brown otter, round 41",
+        "| peers that it heard | 3 |",
+        "| rounds trained | 40 |",
+        "`QmPeer`",
+        "200 of its own, 160 of its peers",
+        "| mean reward | 0.495 (last 20 rounds), 0.295 in its first |",
+        "| sum of rewards | 15.80 |",
+        "Tasks of reasoning-gym 0.1.25",
+        "| gcd | 25% | `default` | 2 |",
+        "| lcm | 75% | `{'max_value': 9}` | - |",
+        "hivewright",
+    ):
         assert words in card, words
     assert "base_model" not in model_card(
         settings.Settings(), NodeStatus("a", "Qm", "b", "hivewright/tiny", "1"), []
@@ -313,8 +320,10 @@ def test_worker_pushes_a_model_that_transformers_loads(
     for command in ("enrol", "worker"):
         done = subprocess.run(
             [sys.executable, "-m", "worker", command, "--settings", str(file)],
-            capture_output=True, text=True, timeout=200,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
         assert done.returncode == 0, done.stderr
     status = json.loads((tmp_path / "state/status.json").read_text())
     assert (status["hub"]["state"], status["hub"]["failures"]) == ("pushed", 0), status["hub"]

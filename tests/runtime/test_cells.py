@@ -1,6 +1,4 @@
-"""Text of others is text: markup, emoji codes and terminal escapes in it are shown, never
-obeyed.
-"""
+"""Untrusted text in tables: markup, emoji codes and terminal escapes are shown literally."""
 
 import ast
 import io

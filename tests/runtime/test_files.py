@@ -1,6 +1,4 @@
-"""One reader of one-line secrets: the file, what is wrong with it, what was expected; never what is
-in it.
-"""
+"""Secrets are read by one function, whose errors name file, reason and expectation, not content."""
 
 import os
 import re

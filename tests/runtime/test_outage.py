@@ -21,5 +21,7 @@ def test_first_failure_and_first_success_are_logged(caplog):
     logged = [(record.levelname, record.getMessage(), record.filename) for record in caplog.records]
     place = "test_outage.py"
     assert logged == [
-        ("WARNING", "away error=0", place), ("INFO", "back error=0", place), ("WARNING", "away error=7", place)
-    ]  # fmt: skip
+        ("WARNING", "away error=0", place),
+        ("INFO", "back error=0", place),
+        ("WARNING", "away error=7", place),
+    ]

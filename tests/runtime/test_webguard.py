@@ -1,6 +1,4 @@
-"""Clients that keep a server's connections, one of each kind, and pages that make a browser send
-requests.
-"""
+"""Clients that keep a server's connections busy, and web pages that make browsers send requests."""
 
 import asyncio
 import contextlib
@@ -29,7 +27,7 @@ def impatience(monkeypatch) -> None:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """A guarded server that echoes bodies, and answers GET /large with 32 MB."""
+    """Run a guarded server that echoes bodies and answers GET /large with 32 MB; yield the port."""
 
     async def echo(request: web.Request) -> web.Response:
         return web.Response(body=await request.read())
@@ -159,11 +157,16 @@ def test_requests_at_work_are_not_given_up_for_others(port, monkeypatch) -> None
 @pytest.mark.parametrize(
     ("address", "source"),
     [
-        ("192.0.2.7", "192.0.2.7"), ("::ffff:192.0.2.7", "192.0.2.7"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::1", "2001:db8:1:2::/64"), ("2001:db8:1:3::1", "2001:db8:1:3::/64"), ("fe80::1", "fe80::1"),
-        ("::1", "::1"), ("somewhere", "somewhere"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("fe80::1", "fe80::1"),
+        ("::1", "::1"),
+        ("somewhere", "somewhere"),
     ],
-)  # fmt: skip
+)
 def test_all_addresses_that_one_host_may_have_count_as_one(address, source) -> None:
     assert webguard.source_of(address) == source
     assert webguard.is_loopback(webguard.source_of("::ffff:127.0.0.1"))

@@ -1,6 +1,6 @@
 """A peer whose clock is off, as a program: `clocked.py SECONDS BOOTNODE FOLDER`.
 
-Says its peer id. For each line, a number of peers: waits until it knows so many, collects round 1,
+Prints its peer id. For each line, a number of peers: waits until it knows that many, collects round 1,
 and names those whose groups came.
 """
 

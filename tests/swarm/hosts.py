@@ -1,5 +1,7 @@
-"""Peers on hosts of their own: the thread of each one's network, and so its libp2p daemon, lives in
-a network namespace that the test can cut off, put behind a firewall, or move to another island.
+"""Peers on hosts of their own, in network namespaces.
+
+The thread of each peer's network, and so its libp2p daemon, lives in a network namespace that the
+test can cut off, put behind a firewall, or move to another island.
 """
 
 import asyncio
@@ -18,8 +20,10 @@ _CLONE_NEWNET = 0x40000000
 
 
 class Hosts(Lab):
-    """`hosts` maps a peer's name to the number of its host. The addresses are public ones to
-    libp2p, and yet no packet can leave the namespaces: there is no route out of them.
+    """`hosts` maps a peer's name to the number of its host.
+
+    libp2p takes the addresses for public ones, yet no packet can leave the namespaces: there is no
+    route out of them.
     """
 
     def __init__(self, folder: Path, hosts: dict[str, int], patch: pytest.MonkeyPatch) -> None:

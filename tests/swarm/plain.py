@@ -1,6 +1,4 @@
-"""A plain hivemind DHT node, as a program: says its address, then serves until its standard input
-closes.
-"""
+"""A program: a plain hivemind DHT node that prints its address and serves until stdin closes."""
 
 import sys
 

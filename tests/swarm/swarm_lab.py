@@ -32,7 +32,7 @@ class Sums:
 
 
 def make_groups(peer_id: str, round: int, count: int = 9) -> list[Group]:
-    """What an honest peer publishes."""
+    """Return the groups that an honest peer publishes."""
     seed = round_seed(peer_id, round)
     return [
         Group(Task("sum", "x", seed, i), (str(seed + i), "no idea", "", "\u00e9" * 100))
@@ -55,8 +55,9 @@ def collect_all(swarms: list[Swarm], round: int, want: int) -> list[Collected]:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Seconds until `condition` held; fails after three times `seconds`: these machines are
-    noisy.
+    """Return the seconds until `condition` was true; fail after three times `seconds`.
+
+    Test machines are noisy.
     """
     started = time.monotonic()
     while not condition():
@@ -77,7 +78,7 @@ class Lab:
         self.host = "127.0.0.1"
 
     def folder(self, name: str) -> Path:
-        """The peer's folder; its identity is made on the first call."""
+        """Return the peer's folder; its identity is created on the first call."""
         folder = self._folder / name
         if not folder.exists():
             identity.create(folder / "swarm.pem")
@@ -97,7 +98,7 @@ class Lab:
         return swarm
 
     def network(self, name: str, on_ask: AskHandler | None = None, **options: object) -> Network:
-        """A bare network part: a bootnode, or a peer that answers what the test wants."""
+        """Return a bare network part: a bootnode, or a peer whose answers the test defines."""
         departures = {
             key: options.pop(key) for key in list(options) if key in settings.Swarm.model_fields
         }

@@ -1,6 +1,4 @@
-"""Addresses that are told to peers: the eight that help, in the right order, and none of
-containers.
-"""
+"""Addresses that are shown to peers: the eight most useful, in order, and none of containers."""
 
 from pathlib import Path
 
@@ -32,9 +30,7 @@ def test_machine_that_has_nothing_else_keeps_its_bridge():
 
 @pytest.fixture
 def interfaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of sysfs: docker0 with a container's port, vmbr0 with a network card, and the card
-    itself.
-    """
+    """Return a copy of sysfs: docker0 with a container's port, vmbr0 with a network card."""
     for name in (
         "docker0/bridge",
         "docker0/brif/veth1",

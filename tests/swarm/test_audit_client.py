@@ -1,6 +1,4 @@
-"""An auditor among real peers: it gets the groups that a peer signed, also after that has
-restarted.
-"""
+"""An auditor gets the groups that a peer signed from real peers, also after a restart."""
 
 import pytest
 from swarm_lab import Lab, make_groups, multiaddrs

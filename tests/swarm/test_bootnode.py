@@ -1,6 +1,4 @@
-"""The bootnode: the same key and address in every life, a clean end when told to stop, a reason
-when it can't start.
-"""
+"""The bootnode keeps key and address, ends cleanly, and gives a reason if it can't start."""
 
 import os
 import random
@@ -45,9 +43,7 @@ def run_until(
 
 
 def free_port_of_its_own() -> int:
-    """A port that no outgoing connection of a test beside this one can be given meanwhile: one that
-    the kernel does not hand out by itself.
-    """
+    """Return a port that the kernel does not hand out to connections of other tests."""
     for port in random.sample(range(20_000, 30_000), 100):
         with socket.socket() as candidate:
             try:
@@ -93,10 +89,9 @@ def test_daemon_that_never_starts_is_an_error(
     swarm = config.swarm.model_copy(update={"startup_timeout_seconds": 1.0})
     with pytest.raises(SwarmError) as caught:
         bootnode.run(config.model_copy(update={"swarm": swarm}))
-    assert (
-        str(caught.value)
-        == "bootnode: not ready within 1 s (swarm.startup_timeout_seconds): libp2p daemon ended with"
-        " 1: no room"
+    assert str(caught.value) == (
+        "bootnode: not ready within 1 s (swarm.startup_timeout_seconds): libp2p daemon ended with 1:"
+        " no room"
     )
 
 

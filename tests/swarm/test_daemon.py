@@ -1,6 +1,4 @@
-"""The libp2p daemon: restarted with the same identity and address, obeys its time-out, never
-outlives its worker.
-"""
+"""The libp2p daemon keeps identity and address, obeys its timeout, never outlives its worker."""
 
 import asyncio
 import os
@@ -152,9 +150,7 @@ def test_connection_is_kept_and_a_peer_that_moved_is_reached_at_its_new_address(
 def test_connection_over_what_only_the_daemon_understands_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """hivemind knows no webtransport: an address of it must not end whoever lists its
-    connections.
-    """
+    """An address that hivemind can't parse, webtransport's, must not break the list."""
     arguments = daemon._arguments
 
     def over_webtransport(*options: object) -> list[str]:

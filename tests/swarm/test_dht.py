@@ -1,4 +1,4 @@
-"""Membership through the DHT alone, and what strangers can't do to it."""
+"""The DHT with untrusted peers in it."""
 
 import asyncio
 import random
@@ -69,7 +69,7 @@ def run(tmp_path: Path, count: int, scenario: Callable[[list[Node]], Awaitable[N
 
 
 def stub(sender: Node, target: Node) -> Any:
-    """What a stranger asks the target through."""
+    """Return the stub through which an untrusted peer sends requests to the target."""
     return sender.membership._node.protocol.get_stub(PeerID.from_base58(target.me.peer_id))
 
 
@@ -89,13 +89,11 @@ def store_request(
 async def store(
     sender: Node, target: Node, key: str, subkey: bytes, value: bytes, expires: float
 ) -> bool:
-    """A raw store request, as a stranger would send it. False also if the target does not
-    answer.
-    """
+    """Send a raw store request, as an untrusted peer could; False also without an answer."""
     request = store_request(sender, key, subkey, value, expires)
     try:
         response: Any = await stub(sender, target).rpc_store(request, timeout=3)
-    except Exception:  # noqa: BLE001 - whatever the stranger sees; what counts is the target
+    except Exception:  # noqa: BLE001 - only the effect on the target matters
         return False
     return bool(response.store_ok[0])
 
@@ -210,9 +208,7 @@ def test_only_genuine_records_are_stored(tmp_path: Path) -> None:
 
 
 def test_value_that_nests_extensions_does_not_end_the_process(tmp_path: Path) -> None:
-    """hivemind's own decoder recurses for each level: 12 KB overflow the stack, and the process is
-    gone.
-    """
+    """The decoder in hivemind recurses for each level: 12 KB overflow the stack."""
     nested = msgpack.packb(1)
     for _ in range(3000):
         nested = msgpack.packb(msgpack.ExtType(0x40, nested))
@@ -399,12 +395,12 @@ def test_strangers_that_want_to_be_pinged_back_stop_no_call_of_ours(
         return await call_ping(protocol, *arguments, **options)
 
     async def scenario(nodes: list[Node]) -> None:
-        good, stranger = nodes
+        good, outsider = nodes
         monkeypatch.setattr(DHTProtocol, "call_ping", note)
         request = dht_pb2.PingRequest(
-            peer=stranger.membership._node.protocol.node_info, validate=True
+            peer=outsider.membership._node.protocol.node_info, validate=True
         )
-        response = await stub(stranger, good).rpc_ping(request, timeout=3)
+        response = await stub(outsider, good).rpc_ping(request, timeout=3)
         assert pinged == []
         assert response.available  # or a node of hivemind's own would not join through us
 

@@ -1,6 +1,4 @@
-"""What strangers may ask of a node: hostile and newer requests are refused with a reason, floods
-are limited.
-"""
+"""Limits on DHT requests: hostile and newer requests are refused with a reason, floods limited."""
 
 import asyncio
 
@@ -30,25 +28,25 @@ def server(module_lab: Lab) -> Swarm:
 
 
 @pytest.fixture(scope="module")
-def stranger(module_lab: Lab, server: Swarm) -> Network:
-    return bring_stranger(module_lab, "stranger")
+def outsider(module_lab: Lab, server: Swarm) -> Network:
+    return bring_stranger(module_lab, "outsider")
 
 
 def bring_stranger(lab: Lab, name: str, **options: object) -> Network:
-    stranger = lab.network(name, **options)
-    wait_until(lambda: len(stranger.peers) >= 1, 15, "the stranger knows the server")
-    return stranger
+    outsider = lab.network(name, **options)
+    wait_until(lambda: len(outsider.peers) >= 1, 15, "the outsider knows the server")
+    return outsider
 
 
-def ask(stranger: Network, server: Swarm, request: bytes) -> tuple[Kind, bytes]:
+def ask(outsider: Network, server: Swarm, request: bytes) -> tuple[Kind, bytes]:
     """Send raw bytes to the server; its first frame, or the exception that it is."""
 
     async def converse() -> tuple[Kind, bytes]:
-        async with stranger.stream(server.status().peer_id) as stream, asyncio.timeout(10):
+        async with outsider.stream(server.status().peer_id) as stream, asyncio.timeout(10):
             await stream.send(request)
             return await stream.receive(messages.MAX_FRAME_BYTES)
 
-    return stranger.call(converse(), 15)
+    return outsider.call(converse(), 15)
 
 
 def newer(frame: bytes) -> bytes:
@@ -69,33 +67,33 @@ def newer(frame: bytes) -> bytes:
     ids=["newer", "http", "no-record", "anonymous", "wrong-kind", "nested", "10MB"],
 )
 def test_bad_request_is_refused_with_a_reason(
-    server: Swarm, stranger: Network, reason: str, request_bytes: bytes
+    server: Swarm, outsider: Network, reason: str, request_bytes: bytes
 ) -> None:
     with pytest.raises(Refused) as caught:
-        ask(stranger, server, request_bytes)
+        ask(outsider, server, request_bytes)
     assert caught.value.reason == reason
 
 
 def test_newer_version_is_named_on_both_sides(
-    server: Swarm, stranger: Network, caplog: pytest.LogCaptureFixture
+    server: Swarm, outsider: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
     server._network.peers._versions.clear()
     with pytest.raises(
         Refused, match="version 4; this node speaks 3, upgrade the older of the two"
     ):
-        ask(stranger, server, newer(messages.encode_frame(Kind.HELLO, b"")))
+        ask(outsider, server, newer(messages.encode_frame(Kind.HELLO, b"")))
     assert server.status().other_versions == {"exchange 4": 1}
     assert (
-        f"peer={stranger.identity.peer_id} theirs=4 ours=3: upgrade the older of the two"
+        f"peer={outsider.identity.peer_id} theirs=4 ours=3: upgrade the older of the two"
         in caplog.text
     )
     assert server.status().requests_refused["version"] > 0
 
 
-def test_record_of_somebody_else_is_refused(server: Swarm, stranger: Network) -> None:
+def test_record_of_somebody_else_is_refused(server: Swarm, outsider: Network) -> None:
     theirs = server._network.member().sealed
     with pytest.raises(Refused, match="another peer as its own") as caught:
-        ask(stranger, server, messages.encode_ask(1, 5, theirs))
+        ask(outsider, server, messages.encode_ask(1, 5, theirs))
     assert caught.value.reason == "sender"
 
 
@@ -109,14 +107,14 @@ def test_request_for_groups_that_are_ready_is_answered_by_them_at_once(
     assert len(messages.open_groups(payload, server.status().peer_id, 1, limits)) == 9
 
 
-def test_own_record_is_signed_once_however_often_it_is_shown(stranger: Network) -> None:
+def test_own_record_is_signed_once_however_often_it_is_shown(outsider: Network) -> None:
     async def show() -> set[bytes]:
         shown = set()
-        for stranger.newest_round in (5, 6, 7):  # three rounds within a second
-            shown = {stranger.member().sealed for _ in range(5)}
+        for outsider.newest_round in (5, 6, 7):  # three rounds within a second
+            shown = {outsider.member().sealed for _ in range(5)}
         return shown
 
-    assert len(stranger.call(show(), 5)) == 1
+    assert len(outsider.call(show(), 5)) == 1
 
 
 def test_flood_is_limited_and_others_are_served(module_lab: Lab, server: Swarm) -> None:
@@ -136,9 +134,9 @@ def test_flood_is_limited_and_others_are_served(module_lab: Lab, server: Swarm) 
     )
 
 
-def test_request_that_never_comes_is_given_up(server: Swarm, stranger: Network) -> None:
+def test_request_that_never_comes_is_given_up(server: Swarm, outsider: Network) -> None:
     with pytest.raises((EOFError, OSError)):
-        ask(stranger, server, b"hw\x01")
+        ask(outsider, server, b"hw\x01")
     wait_until(lambda: not server._network._admission._open, 10, "the server has no open streams")
 
 

@@ -1,6 +1,4 @@
-"""Situations that operators met: foreign bootnodes, relays known late, rounds too large for a
-message, slow peers.
-"""
+"""Situations of operators: foreign bootnodes, late relays, rounds too large, slow peers."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ from worker.swarm.transport import reachability
 
 @pytest.fixture
 def plain_bootnode() -> Iterator[str]:
-    """The address of a plain hivemind node, which is no hivewright bootnode."""
+    """Yield the address of a plain hivemind node, which is not a hivewright bootnode."""
     with running("plain.py") as program:
         yield program.hear()
 

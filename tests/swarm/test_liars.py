@@ -1,6 +1,4 @@
-"""One peer of two lies: it is caught within the round, and the honest one's groups come all the
-same.
-"""
+"""One of two peers lies: it is caught within the round, and the honest one's groups arrive."""
 
 import random
 import time
@@ -47,9 +45,7 @@ class LiarFirst(random.Random):
 
 
 class Stage:
-    """An honest asker and an honest server, and a liar between them that is another one in each
-    test.
-    """
+    """An honest asker and an honest server, and a liar between them that differs in each test."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -90,7 +86,7 @@ class Stage:
         self.asker._swarm = self.asker._swarm.model_copy(update=changes)
 
     def publish(self) -> None:
-        """A new round of the honest one."""
+        """Publish a new round of the honest peer."""
         self.round += 1
         self.honest.publish(self.round, make_groups(self.honest.status().peer_id, self.round))
 

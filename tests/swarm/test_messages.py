@@ -1,6 +1,4 @@
-"""The decoders: what is sealed opens, everything else is a BadRecord and nothing else, with bounded
-memory.
-"""
+"""The decoders read valid messages and raise only BadRecord for others, with bounded memory."""
 
 import asyncio
 import contextlib
@@ -239,14 +237,17 @@ print(peak() - before)
 
 
 def decode_alone(me: identity.Identity, *cases: tuple[str, bytes]) -> tuple[set[str], int]:
-    """Why pairs of a decoder and what it is given are refused, and how many bytes of memory that
-    took at most: in a process of its own, since here other tests' threads, and garbage of theirs,
-    would be measured too.
+    """Return the reason of refusal and the peak memory in bytes for pairs of decoder and data.
+
+    It runs in a process of its own, since threads and garbage of other tests would be measured too.
     """
     answer = subprocess.run(
         [sys.executable, "-c", _DECODE_ALONE, me.peer_id],
-        input=msgpack.packb(cases), capture_output=True, check=True, timeout=120,
-    )  # fmt: skip
+        input=msgpack.packb(cases),
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
     *reasons, num_bytes = answer.stdout.decode().split()
     assert len(reasons) == len(cases)
     return set(reasons), int(num_bytes)
@@ -265,7 +266,7 @@ def test_decompression_bomb_is_refused_in_little_memory(
 
 
 def nest(leaf: bytes, width: int, num_bytes: int) -> bytes:
-    """Lists of `width` inside each other, in `num_bytes` at most, full of `leaf`."""
+    """Return nested lists of `width`, in `num_bytes` at most, full of `leaf`."""
     header = b"\xdc" + width.to_bytes(2, "big")
     inner = header + leaf * width
     while len(header) + len(inner) * width <= num_bytes:
@@ -279,9 +280,7 @@ LEAVES = (b"\x90", b"\x80", b"\xa2\xc3\xa9", b"\xcd\x7f\xff")
 
 
 def test_bomb_of_objects_is_refused_in_little_memory(me: identity.Identity) -> None:
-    """1,400 bytes on the wire, and hundreds of megabytes of objects to a decoder that builds them
-    first.
-    """
+    """1,400 bytes on the wire are hundreds of megabytes for a decoder that builds first."""
     message = b"\x93" + msgpack.packb(me.peer_id) + b"\x03"
     completions = message + b"\x91\x95\xa1f\xa1c\x01\x01"
     bombs = [
@@ -336,9 +335,15 @@ def test_message_that_goes_on_after_its_end_is_malformed(me: identity.Identity) 
 
 @pytest.mark.parametrize(
     ("kind", "at_most"),
-    [(Kind.HELLO, 3584), (Kind.PEERS, 58_000), (Kind.ASK, 3800), (Kind.WAIT, 0), (Kind.ELSEWHERE, 11_000),
-     (Kind.AUDIT, 32)],
-)  # fmt: skip
+    [
+        (Kind.HELLO, 3584),
+        (Kind.PEERS, 58_000),
+        (Kind.ASK, 3800),
+        (Kind.WAIT, 0),
+        (Kind.ELSEWHERE, 11_000),
+        (Kind.AUDIT, 32),
+    ],
+)
 def test_frame_that_is_larger_than_its_kind_ever_is_is_refused(kind: Kind, at_most: int) -> None:
     with pytest.raises(BadRecord) as caught:
         read(messages.encode_frame(kind, bytes(at_most + 1)), messages.MAX_FRAME_BYTES)
@@ -495,9 +500,7 @@ def test_frame_over_the_limit_is_refused_before_it_is_read() -> None:
 
 
 def check_all(data: bytes, peer_id: str) -> None:
-    """Every decoder on the same bytes; nothing but BadRecord, Refused or an early end may come
-    out.
-    """
+    """Give every decoder the same bytes; only BadRecord, Refused or an early end are permitted."""
     for decode in (
         messages.open_member,
         messages.decode_ask,
@@ -567,9 +570,7 @@ def edit(data: bytes, edits: list[Edit]) -> bytes:
 def test_mutated_bodies_that_are_signed_are_refused_or_read(
     me: identity.Identity, num_inputs: int
 ) -> None:
-    """Who signs nonsense gets further than who changes what others signed: to zstd, and behind
-    it.
-    """
+    """A peer that signs nonsense reaches more code than one that changes what others signed."""
     rows = [
         [g.task.family, g.task.config_digest, g.task.seed, g.task.index, list(g.completions)]
         for g in GROUPS

@@ -1,6 +1,4 @@
-"""Real networks between the peers: islands that find together again, and hosts that nobody can
-connect to.
-"""
+"""Real networks between peers: islands that rejoin, and hosts that nobody can connect to."""
 
 import os
 import random
@@ -66,7 +64,7 @@ def has_direct_connection(one: Swarm, other: Swarm) -> bool:
 
 
 def write_long(group: Group) -> Group:
-    """The group with completions that can't be compressed much."""
+    """Return the group with completions that hardly compress."""
     return replace(
         group, completions=tuple(random.Random(i).randbytes(8000).hex() for i in range(4))
     )

@@ -1,5 +1,6 @@
-"""Four honest peers and a liar: each of its lies is caught by every honest one within the round,
-and what those get from each other is what they get without it.
+"""Four honest peers and a liar: each honest one catches each lie within the round.
+
+What the honest peers get from each other is the same as without the liar.
 """
 
 from collections.abc import Iterator
@@ -50,8 +51,10 @@ class Five:
         return self.honest[0].status().peer_id
 
     def play(self, lie: Lie) -> list[tuple[set[ScoredGroup], list[ScoredGroup], dict[str, int]]]:
-        """One round. For each honest peer: the groups of honest ones, those of the liar, and what
-        was rejected.
+        """Play one round.
+
+        Return, for each honest peer, the groups of honest ones, those of the liar, and the
+        rejections.
         """
         self.lie, self.round = lie, self.round + 1
         for swarm in self.honest:
@@ -69,7 +72,7 @@ class Five:
         ]
 
     def expected(self, swarm: Swarm) -> set[ScoredGroup]:
-        """What the swarm would get without the liar."""
+        """Return what the swarm would get without the liar."""
         others = [s.status().peer_id for s in self.honest if s is not swarm]
         return {
             scored_group(
@@ -97,12 +100,12 @@ async def inflate_rewards(me: Identity, ask: Ask, stream: Stream) -> None:
 
 
 def copy_completions(victim: str) -> Lie:
-    """The tasks and completions of another peer, signed as one's own."""
+    """Sign the tasks and completions of another peer as one's own."""
     return send_groups(lambda _, __, round: make_groups(victim, round))
 
 
 def copy_message(victim: Swarm) -> Lie:
-    """The whole message of another peer, as it was signed."""
+    """Send the whole message of another peer, as it was signed."""
 
     async def lie(me: Identity, ask: Ask, stream: Stream) -> None:
         await stream.send(victim._serving._ours[ask.round].frame)
@@ -111,7 +114,7 @@ def copy_message(victim: Swarm) -> Lie:
 
 
 def swap_recipe(groups: list[Group], me: str, round: int) -> list[Group]:
-    """An easy task of one's own choice in the place of each that belongs to the peer and round."""
+    """Replace each task that belongs to the peer and round by an easy one."""
     return [
         Group(Task("sum", "x", 1, g.task.index), (str(1 + g.task.index), "2", "3")) for g in groups
     ]

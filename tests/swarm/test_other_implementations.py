@@ -1,6 +1,4 @@
-"""Nodes that are not ours on the same network: another implementation of the DHT, and clocks that
-are minutes off.
-"""
+"""Foreign nodes on the same network: another implementation of the DHT, and wrong clocks."""
 
 import contextlib
 import os
@@ -25,9 +23,13 @@ class Program:
     def __init__(self, name: str, *arguments: object) -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / name), *map(str, arguments)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            start_new_session=True,
             env={"PYTHONPATH": f"{ROOT}:{HERE}"},
-        )  # fmt: skip
+        )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout

@@ -1,6 +1,4 @@
-"""Peers that are honest and late, or on a slow line, and peers whose answers are in time and of no
-use.
-"""
+"""Honest peers that are late or on a slow line, and peers whose answers are useless."""
 
 import asyncio
 import random
@@ -127,9 +125,7 @@ def test_answers_of_no_use_are_replaced_by_other_draws(
     monkeypatch.setattr(asker._network, "hear", note_and_hear)
 
     def publish() -> None:
-        """Only when both have answered: with the honest one's groups there is no more need to wait
-        for anybody.
-        """
+        """Publish once both have answered; afterwards there is no need to wait for anybody."""
         wait_until(lambda: heard >= rng.first, 20, "both have answered")
         honest.publish(1, make_groups(honest.status().peer_id, 1))
 

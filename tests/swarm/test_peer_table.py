@@ -1,6 +1,4 @@
-"""The view of a node: who is drawn, who is handed on, who is in quarantine, and what is kept on
-disk.
-"""
+"""The peer table of a node: draws, relayed records, quarantine, and the cache on disk."""
 
 import random
 import time
@@ -267,10 +265,21 @@ def test_cache_survives(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '{"port": "x", "peers": []}', '{"port": 1}', "\x00", '{"port":1,"peers":3}', "[" * 200_000,
-     '{"port": Infinity, "peers": []}', '{"port": 1e999, "peers": []}', f'{{"port": 1, "peers": ["{"x" * 300_000}"]}}'],
+    [
+        "",
+        "{",
+        "[]",
+        '{"port": "x", "peers": []}',
+        '{"port": 1}',
+        "\x00",
+        '{"port":1,"peers":3}',
+        "[" * 200_000,
+        '{"port": Infinity, "peers": []}',
+        '{"port": 1e999, "peers": []}',
+        f'{{"port": 1, "peers": ["{"x" * 300_000}"]}}',
+    ],
     ids=range(11),
-)  # fmt: skip
+)
 @pytest.mark.usefixtures("usual_recursion_limit")
 def test_damaged_cache_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "peers.json").write_text(text)
@@ -370,7 +379,7 @@ def test_only_listed_peers_are_drawn(clock: Clock) -> None:
         peers.learn(member(name), from_itself=True)
     assert draw_all(peers) == ["friend"]
     assert [peers.is_allowed(name) for name in ("friend", "stranger")] == [True, False]
-    assert len(peers) == 2  # strangers still help to find others
+    assert len(peers) == 2  # untrusted peers still help to find others
 
 
 def test_only_registered_peers_are_drawn_once_the_chain_has_named_them(clock: Clock) -> None:

@@ -1,6 +1,4 @@
-"""A peer that many ask, a peer that is gone, a peer that is not wanted: groups come from others, or
-not at all.
-"""
+"""A peer that many ask, that is gone or excluded: groups come from others, or not at all."""
 
 import asyncio
 import logging
@@ -30,9 +28,7 @@ def meet(*swarms: Swarm) -> None:
 
 
 def make_full(lab: Lab, owner: Swarm) -> None:
-    """Ask for a round that is still to come, and keep the request standing: the owner serves one at
-    a time.
-    """
+    """Keep a request for a future round open: the owner serves one at a time."""
     network = lab.network("patient", environments=("sums 1",))
     tasks: list[object] = network.__dict__.setdefault("tasks", [])  # nobody else refers to them
 
@@ -100,7 +96,7 @@ def test_full_peer_whose_groups_nobody_holds_says_so(lab: Lab) -> None:
 
 
 def ask_raw(stranger: Network, owner: Swarm, round: int) -> Kind | str:
-    """The kind of the first frame, or the reason of the refusal."""
+    """Return the kind of the first frame, or the reason of the refusal."""
 
     async def ask() -> Kind | str:
         async with (

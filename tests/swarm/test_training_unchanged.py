@@ -40,7 +40,7 @@ def pristine() -> Policy:
 
 
 def train(policy: Policy, collected: Collected) -> list[torch.Tensor]:
-    """The weights after a node's step on what it collected, from the same weights each time."""
+    """Return the weights after a node's step on its collected groups, from the same start."""
     policy = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.name)
     trainer = Trainer(policy, TRAINER, GENERATION)
     batch = choose((), collected.groups, TRAINER, random.Random(1), trainer.find_fault)
@@ -54,9 +54,7 @@ def are_same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
 
 
 class Swarms:
-    """Two honest peers with groups, and two that collect: one from everybody, one as if there were
-    no liar.
-    """
+    """Two honest peers with groups, and two that collect: one from all, one without the liar."""
 
     def __init__(self, lab: Lab) -> None:
         async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:

@@ -1,6 +1,4 @@
-"""What befalls a node's own network part: an event loop that does not answer, parts of it that
-die.
-"""
+"""Failures of a node's own network part: a hanging event loop, parts that die."""
 
 import asyncio
 import gc

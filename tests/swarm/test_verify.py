@@ -1,6 +1,4 @@
-"""A peer's group counts only if its task is its own, its size is right, and our own scorer scored
-it.
-"""
+"""A peer's group counts only with its own task, a valid size, and our scorer's rewards."""
 
 import math
 import time
@@ -93,9 +91,7 @@ def test_one_bad_group_does_not_spoil_the_others() -> None:
 
 
 def test_verification_ends_when_its_time_is_up() -> None:
-    """A hostile peer's groups may take seconds each to score: the one that is being scored is the
-    last.
-    """
+    """A hostile group may take seconds to score: verification ends after the current one."""
     groups = [replace(GOOD, task=replace(GOOD.task, index=index)) for index in range(3)]
     until = time.monotonic() + 0.2
 

@@ -55,8 +55,11 @@ def test_what_is_written_is_read_newest_first(tmp_path):
     for round in (3, 4):
         log.write(round, [group(round), group(round, "chain_sum", PEER)])
     assert [(g.round, g.family) for g in answer_log.read(tmp_path)] == [
-        (4, "gcd"), (4, "chain_sum"), (3, "gcd"), (3, "chain_sum"),
-    ]  # fmt: skip
+        (4, "gcd"),
+        (4, "chain_sum"),
+        (3, "gcd"),
+        (3, "chain_sum"),
+    ]
     assert next(iter(answer_log.read(tmp_path, 4))) == group(4)
     assert [g.round for g in answer_log.read(tmp_path, 0, 3)] == [3, 3]
 

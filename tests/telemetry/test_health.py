@@ -1,6 +1,4 @@
-"""Nothing gets worse silently: each check of a node's health, made to happen with the real part
-that it watches.
-"""
+"""Nothing degrades silently: each health check is triggered with the real part that it watches."""
 
 import argparse
 import dataclasses
@@ -66,8 +64,12 @@ PAST = {
     "engine": lambda node: node.condition.setbacks.update(engine=("a", "b")),
     "truncated": lambda node: setattr(node.condition.recent, "truncated", 0.6),
     "no-signal": lambda node: setattr(node.condition.recent, "no_signal", 0.95),
-    "reachability": lambda node: setattr(node, "swarm", SwarmStatus("starting", "Qm", reach="none")),
-    "bootnodes": lambda node: setattr(node, "swarm", SwarmStatus("starting", "Qm", foreign_bootnodes=("QmB\x1b",))),
+    "reachability": lambda node: setattr(
+        node, "swarm", SwarmStatus("starting", "Qm", reach="none")
+    ),
+    "bootnodes": lambda node: setattr(
+        node, "swarm", SwarmStatus("starting", "Qm", foreign_bootnodes=("QmB\x1b",))
+    ),
     "clock": lambda node: setattr(node.condition, "clock_offset", -7.0),
     "sampler": lambda node: setattr(node.condition.recent, "sampling_gap", 0.2),
     "rewards": lambda node: node.ledger.update(earned=20),
@@ -75,17 +77,23 @@ PAST = {
     "answers": lambda node: setattr(node.condition, "answers_share", 0.25),
     "training": lambda node: setattr(node.condition, "training_share", 0.5),
     "form": lambda node: setattr(node.condition.recent, "closed", 0.3),
-}  # fmt: skip
+}
 
 
 def well() -> NodeStatus:
     node = blank(device="cpu", form="system", ledger={"earned": 5, "confirmed": 5})
     node.swarm = SwarmStatus("connected", "Qm", reach="relay")
     node.condition = status.Condition(
-        precision="float32", engine="torch, lean decoder", template="its own chat template", clock_offset=0.2,
-        disk_spare_mb=50_000, answers_share=1.0, training_tokens=8192, training_share=1.0,
+        precision="float32",
+        engine="torch, lean decoder",
+        template="its own chat template",
+        clock_offset=0.2,
+        disk_spare_mb=50_000,
+        answers_share=1.0,
+        training_tokens=8192,
+        training_share=1.0,
         recent=Recent(8, truncated=0.1, closed=0.9, no_signal=0.3, sampling_gap=0.001),
-    )  # fmt: skip
+    )
     return node
 
 
@@ -224,9 +232,7 @@ def test_engine_without_a_compiler_names_the_reason(tmp_path, monkeypatch):
 def test_sampler_that_says_other_log_probabilities_than_the_trainer_is_a_warning(
     tmp_path, monkeypatch
 ):
-    """An engine that is 0.3 nats off stands for a broken one: ours are checked when they are
-    loaded.
-    """
+    """A broken engine is simulated by one that is 0.3 nats off: ours are checked when loaded."""
     monkeypatch.setattr(Mix, "score", half_are_right)
     generate = Policy.generate
 

@@ -1,4 +1,4 @@
-"""What monitoring reads: every figure once, and no stranger's text that breaks a line."""
+"""The metrics are valid to Prometheus's own parser, for any text in a status."""
 
 import re
 import time
@@ -22,9 +22,17 @@ def test_figures_of_the_exchange_are_in_prometheus_form() -> None:
         round=12,
     )
     node.swarm = SwarmStatus(
-        "catching-up", "Qm", 5, ("QmA", "QmB"), {"seed": 3, '\x1b"\n': 1}, groups_fetched=40, groups_verified=36,
-        bytes_in=1_234_567_890, newest_group_at=time.time() - 42, refused_by_peers={"not-allowed": 2},
-    )  # fmt: skip
+        "catching-up",
+        "Qm",
+        5,
+        ("QmA", "QmB"),
+        {"seed": 3, '\x1b"\n': 1},
+        groups_fetched=40,
+        groups_verified=36,
+        bytes_in=1_234_567_890,
+        newest_group_at=time.time() - 42,
+        refused_by_peers={"not-allowed": 2},
+    )
     text = render(node)
     lines = text.splitlines()
     assert all(

@@ -1,6 +1,4 @@
-"""status.json and rounds.jsonl: whole or not there, and a crash in the middle of a line loses that
-line only.
-"""
+"""status.json and rounds.jsonl are atomic: a crash within a line loses only that line."""
 
 import json
 import subprocess
