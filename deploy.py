@@ -1,8 +1,7 @@
-"""`pyinfra -y inventory/NAME.py deploy.py`: make every host of the inventory what its line says,
-and nothing else.
+"""`pyinfra -y inventory/NAME.py deploy.py`: deploy every host of an inventory.
 
-config.py has checked the whole inventory by then. Run again it changes nothing; with another
-release_ref it upgrades.
+config.py has checked the whole inventory before this runs. A second run changes nothing; a run with
+another release_ref upgrades.
 """
 
 from pyinfra.context import ctx_host

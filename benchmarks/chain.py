@@ -94,7 +94,7 @@ class Stage:
             wait_until(lambda: sender.tend() == 0, "registrations")
 
     def advance(self, rounds: int) -> None:
-        """End so many rounds; the calls are the same, so each has its nonce by hand."""
+        """End N rounds; the calls are the same, so each has its nonce by hand."""
         nonce = self.coordinator.nonce(self.owner.address)
         call = self.coordinator.update_stage_and_round()
         before = self.coordinator.current_round()
@@ -249,7 +249,7 @@ def simultaneous(scale: float, seconds: float = math.inf) -> list[Result]:
         tries = min(10, times)
         for number in range(tries):
             _at_once(width, lambda i, r=number: _send_alone(on, rival, r, rivals[i]))
-        time.sleep(6.0)  # what waits for a nonce that nobody has sent waits for ever
+        time.sleep(6.0)  # what waits for a nonce that nobody has sent waits forever
         theirs = sum(on.coordinator.total_rewards(rivals))
     ours_share, their_share = accepted / (times * width), theirs / (tries * width)
     print(

@@ -1,19 +1,17 @@
-"""Deploying workers to lab hosts: `deploy.py` through pyinfra, against ansible-core doing the same
-tasks; a rollout.
+"""Deploying workers to lab hosts with `deploy.py`, against ansible-core with the same tasks.
 
     python -m benchmarks.fleet [--hosts 3 8] [--repeats 3] [--json FILE]
 
-As root, where the lab can be had (lab/). Both bring bare hosts to a running worker that trains
+Runs as root, where the lab can run (lab/). Both bring bare hosts to a running worker that trains
 alone: packages, user, folders, command, checkout of a commit, environment, settings checked by the
-release, settings, unit, enrolment, service. Then both run again on what they have made, with
-nothing to change; workers are frozen (SIGSTOP) meanwhile, so that they take no processor time.
-ansible-core comes from PyPI into a throw-away environment, and runs as fast as it goes: pipelining,
-kept connections, a fork per host, no facts gathered. Its `apt` module needs a package that the
-hosts do not have, so it asks dpkg in a shell, which is quicker. Ours also keeps what the host was
-and asks the doctor.
+release, settings, unit, enrolment, service. Then both run again with nothing to change; workers are
+frozen (SIGSTOP) meanwhile, so that they use no processor time. ansible-core comes from PyPI into a
+temporary environment and is tuned for speed: pipelining, kept connections, a fork per host, no
+facts gathered. Its `apt` module needs a package that the hosts do not have, so it asks dpkg in a
+shell, which is faster. Ours also saves the host's state for a rollback and runs the doctor.
 
 The largest fleet then gets a code change with `hivewright rollout`, two hosts at a time. A worker
-that has finished its round for the gate is frozen again: two cores can't bear eight that train.
+that has finished its round for the gate is frozen again, since two cores cannot run eight workers.
 """
 
 import argparse
@@ -34,6 +32,7 @@ import yaml
 
 from deploys import paths, release, system, units
 from deploys.inventory import validation
+from deploys.inventory.slots import Slot
 from deploys.inventory.validation import HostEntry
 from deploys.paths import CURRENT, RELEASES
 from deploys.services import WORKER_UNIT
@@ -58,8 +57,11 @@ MEASURED = (
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`processor_seconds`: of the operator's programs and of all hosts; `mebibytes`: of the
-    operator's largest."""
+    """Cost of a run.
+
+    `processor_seconds`: of the operator's programs and all hosts. `mebibytes`: of the operator's
+    largest process.
+    """
 
     seconds: float
     mebibytes: float
@@ -67,7 +69,7 @@ class Measured:
 
 
 def measured(lab: Lab, folder: Path, *command: str | Path) -> Measured:
-    """What a command takes. It must succeed."""
+    """Return the cost of a command, which must succeed."""
     result, before = folder / "measured.json", _processor_seconds(lab)
     lab.operator(sys.executable, "-c", MEASURED, result, *command, timeout=RUN_SECONDS)
     code, seconds, mebibytes, own = json.loads(result.read_text())
@@ -79,7 +81,7 @@ def measured(lab: Lab, folder: Path, *command: str | Path) -> Measured:
 
 
 def _processor_seconds(lab: Lab) -> float:
-    """That all hosts have used since they were switched on."""
+    """Return the processor seconds that all hosts have used since they were switched on."""
     files = [
         group / "cpu.stat" for host in lab.hosts for group in cgroups.folders(lab.name, host.name)
     ]
@@ -97,8 +99,105 @@ def write_inventory(lab: Lab, folder: Path) -> Path:
     return file
 
 
+def _base_tasks(folder: Path) -> list[dict[str, Any]]:
+    packages = " ".join(system.PACKAGES)
+    apt = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y"
+    install = f"{apt} update && {apt} --no-install-recommends install {packages}"
+    folders = {
+        "/opt/hivewright": "755",
+        str(RELEASES): "755",
+        "/opt/hivewright/environments": "755",
+        "/var/lib/hivewright": "755",
+        "/etc/hivewright": "755",
+    }
+    user = {
+        "name": paths.USER,
+        "system": True,
+        "home": "/var/lib/hivewright",
+        "shell": "/usr/sbin/nologin",
+        "create_home": False,
+    }
+    command = {
+        "src": str(folder / "hivewright"),
+        "dest": "/usr/local/bin/hivewright",
+        "mode": "755",
+    }
+    return [
+        {
+            "name": "Packages",
+            "shell": f"dpkg-query -W {packages} >/dev/null 2>&1 || {{ {install}; echo changed; }}",
+            "register": "installed",
+            "changed_when": "'changed' in installed.stdout",
+        },
+        {"name": "User", "user": user},
+        *(
+            {"name": f"Make {path}", "file": {"path": path, "state": "directory", "mode": mode}}
+            for path, mode in folders.items()
+        ),
+        {"name": "Command", "copy": command},
+    ]
+
+
+def _release_tasks(here: Path) -> list[dict[str, Any]]:
+    build = f"{release.environment_script(here, None)} && ln -sfn $folder {here}/environment"
+    checkout = {"repo": REPOSITORY_URL, "dest": str(here), "version": here.name}
+    return [
+        {"name": "Checkout", "git": checkout},
+        {"name": "Environment", "shell": build, "args": {"creates": f"{here}/environment"}},
+    ]
+
+
+def _slot_tasks(slot: Slot, folder: Path, here: Path) -> list[dict[str, Any]]:
+    state = slot.settings.node.state_dir
+    run = f"runuser -u {paths.USER} -- environment/bin/python -m worker"
+    is_changed = "unit.changed or settings.changed or current.changed"
+    state_folder = {
+        "path": str(state),
+        "state": "directory",
+        "owner": paths.USER,
+        "group": paths.USER,
+        "mode": "700",
+    }
+    service = {
+        "name": slot.unit,
+        "enabled": True,
+        "daemon_reload": "{{ unit.changed }}",
+        "state": f"{{{{ 'restarted' if {is_changed} else 'started' }}}}",
+    }
+    return [
+        {
+            "name": "Settings",
+            "copy": {"src": str(folder / "worker-0.yaml"), "dest": str(slot.file), "mode": "644"},
+            "register": "settings",
+        },
+        {
+            "name": "Check them",
+            "command": f"{run} check --settings {slot.file}",
+            "args": {"chdir": str(here)},
+            "when": "settings.changed",
+        },
+        {
+            "name": "Current",
+            "file": {"src": str(here), "dest": str(CURRENT), "state": "link"},
+            "register": "current",
+        },
+        {"name": "State", "file": state_folder},
+        {
+            "name": "Unit",
+            "copy": {"src": str(folder / "worker.service"), "dest": str(paths.UNITS / WORKER_UNIT)},
+            "register": "unit",
+        },
+        {
+            "name": "Enrol",
+            "command": f"{run} enrol --settings {slot.file}",
+            "args": {"chdir": str(here), "creates": f"{state}/enrolment.json"},
+        },
+        {"name": "Service", "systemd_service": service},
+    ]
+
+
 def write_playbook(lab: Lab, folder: Path, commit: str) -> Path:
-    """The same tasks, as somebody who knows Ansible would write them."""
+    """Return an Ansible playbook with the same tasks, written idiomatically."""
     plan = validation.check([HostEntry("h1", ("workers",), DATA)])["h1"]
     slot = plan.slots[0]
     (folder / "worker-0.yaml").write_text(units.settings_text(slot.settings))
@@ -106,44 +205,8 @@ def write_playbook(lab: Lab, folder: Path, commit: str) -> Path:
         units.render(WORKER_UNIT, SYSTEMD, plan.deployment.watchdog_seconds)
     )
     (folder / "hivewright").write_text(system.WRAPPER)
-    packages = " ".join(system.PACKAGES)
-    apt = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y"
-    install = f"{apt} update && {apt} --no-install-recommends install {packages}"
-    here, state = RELEASES / commit, slot.settings.node.state_dir
-    build = f"{release.environment_script(here, None)} && ln -sfn $folder {here}/environment"
-    folders = {
-        "/opt/hivewright": "755",
-        str(RELEASES): "755",
-        "/opt/hivewright/environments": "755",
-    }
-    folders |= {"/var/lib/hivewright": "755", "/etc/hivewright": "755"}
-    run = f"runuser -u {paths.USER} -- environment/bin/python -m worker"
-    tasks: list[dict[str, Any]] = [
-        {"name": "Packages", "shell": f"dpkg-query -W {packages} >/dev/null 2>&1 || {{ {install}; echo changed; }}",
-         "register": "installed", "changed_when": "'changed' in installed.stdout"},
-        {"name": "User", "user": {"name": paths.USER, "system": True, "home": "/var/lib/hivewright",
-                                  "shell": "/usr/sbin/nologin", "create_home": False}},
-        *({"name": f"Make {path}", "file": {"path": path, "state": "directory", "mode": mode}}
-          for path, mode in folders.items()),
-        {"name": "Command", "copy": {"src": str(folder / "hivewright"), "dest": "/usr/local/bin/hivewright",
-                                     "mode": "755"}},
-        {"name": "Checkout", "git": {"repo": REPOSITORY_URL, "dest": str(here), "version": commit}},
-        {"name": "Environment", "shell": build, "args": {"creates": f"{here}/environment"}},
-        {"name": "Settings", "copy": {"src": str(folder / "worker-0.yaml"), "dest": str(slot.file), "mode": "644"},
-         "register": "settings"},
-        {"name": "Check them", "command": f"{run} check --settings {slot.file}", "args": {"chdir": str(here)},
-         "when": "settings.changed"},
-        {"name": "Current", "file": {"src": str(here), "dest": str(CURRENT), "state": "link"}, "register": "current"},
-        {"name": "State", "file": {"path": str(state), "state": "directory", "owner": paths.USER,
-                                   "group": paths.USER, "mode": "700"}},
-        {"name": "Unit", "copy": {"src": str(folder / "worker.service"), "dest": str(paths.UNITS / WORKER_UNIT)},
-         "register": "unit"},
-        {"name": "Enrol", "command": f"{run} enrol --settings {slot.file}",
-         "args": {"chdir": str(here), "creates": f"{state}/enrolment.json"}},
-        {"name": "Service", "systemd_service": {
-            "name": slot.unit, "enabled": True, "daemon_reload": "{{ unit.changed }}",
-            "state": "{{ 'restarted' if unit.changed or settings.changed or current.changed else 'started' }}"}},
-    ]  # fmt: skip
+    here = RELEASES / commit
+    tasks = [*_base_tasks(folder), *_release_tasks(here), *_slot_tasks(slot, folder, here)]
     file = folder / "play.yaml"
     file.write_text(
         yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": tasks}], sort_keys=False)
@@ -170,7 +233,7 @@ def freeze(host: Host) -> None:
 
 
 def roll_out(lab: Lab, folder: Path, inventory: Path) -> dict[str, Any]:
-    """A code change for every host. The report of the rollout, with the seconds that it took."""
+    """Roll out a code change to every host; return the report and the seconds it took."""
     text = (CHECKOUT / "worker/__init__.py").read_text()
     lab.branch("lab-next", "worker/__init__.py", text + "\n# The next release.\n")
     changed = folder / "next.py"
@@ -211,8 +274,7 @@ def _freeze_when_done(lab: Lab, file: Path, is_over: threading.Event) -> None:
 
 
 def compare(num_hosts: int, repeats: int, ansible: Path, has_rollout: bool) -> dict[str, Any]:
-    """Of ours and of Ansible's: seconds of the first run; medians of those without a change, and
-    the most memory."""
+    """Return the first run's seconds, and medians and peak memory of runs without a change."""
     figures: dict[str, Any] = {}
     for tool in ("ours", "reference"):
         lab = Lab("labbench")
@@ -276,8 +338,9 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "venv", ansible], check=True)
         subprocess.run(
             [ansible / "bin/pip", "install", "--quiet", "--disable-pip-version-check", ANSIBLE],
-            check=True, env={**os.environ, "PIP_NO_INPUT": "1"},
-        )  # fmt: skip
+            check=True,
+            env={**os.environ, "PIP_NO_INPUT": "1"},
+        )
         print(f"{ANSIBLE} installed in {time.monotonic() - began:.0f} s", flush=True)
         for num_hosts in options.hosts:
             found = compare(num_hosts, options.repeats, ansible, num_hosts == max(options.hosts))
@@ -292,9 +355,14 @@ def main() -> None:
             ):
                 ours, reference = found["ours"][key], found["reference"][key]
                 claims.append(
-                    {"claim": f"{what}, {num_hosts} hosts", "ours": ours, "reference": reference,
-                     "ratio": reference / ours, "unit": unit}
-                )  # fmt: skip
+                    {
+                        "claim": f"{what}, {num_hosts} hosts",
+                        "ours": ours,
+                        "reference": reference,
+                        "ratio": reference / ours,
+                        "unit": unit,
+                    }
+                )
             if "rollout" in found:
                 claims.append(_rollout_claim(found["rollout"], num_hosts))
     if len(seconds_again) > 1:
@@ -311,12 +379,17 @@ def _rollout_claim(report: dict[str, Any], num_hosts: int) -> dict[str, Any]:
         f"rollout of a code change: {fates.count('done')} of {num_hosts} hosts in {batches}"
         f" batches, {seconds:.0f} s"
     )
-    return {"claim": f"rollout of a code change, {num_hosts} hosts in {batches} batches", "ours": seconds,
-            "reference": None, "ratio": None, "unit": "s"}  # fmt: skip
+    return {
+        "claim": f"rollout of a code change, {num_hosts} hosts in {batches} batches",
+        "ours": seconds,
+        "reference": None,
+        "ratio": None,
+        "unit": "s",
+    }
 
 
 def _slope(seconds: dict[int, dict[str, float]]) -> dict[str, Any]:
-    """What one more host costs a run that finds nothing to do."""
+    """Return the cost of one more host in a run that changes nothing."""
     least, most = min(seconds), max(seconds)
     each = {
         tool: (seconds[most][tool] - seconds[least][tool]) / (most - least)
@@ -326,8 +399,12 @@ def _slope(seconds: dict[int, dict[str, float]]) -> dict[str, Any]:
         f"one more host, from {least} to {most}: ours {each['ours']:.2f} s, Ansible's"
         f" {each['reference']:.2f} s"
     )
-    return {"claim": f"second deploy, one more host ({least} to {most})", **each,
-            "ratio": each["reference"] / each["ours"], "unit": "s"}  # fmt: skip
+    return {
+        "claim": f"second deploy, one more host ({least} to {most})",
+        **each,
+        "ratio": each["reference"] / each["ours"],
+        "unit": "s",
+    }
 
 
 if __name__ == "__main__":

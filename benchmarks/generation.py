@@ -1,17 +1,15 @@
-"""How fast are answers sampled? Ours against the existing node's loop over `model.generate` and
-other ways.
+"""Generation speed: our engine against a loop over `model.generate` and other ways.
 
-    python -m benchmarks.generation [--shapes tiny small half] [--runs 3] [--threads 2] [--clock wall]
-        [--dtype auto] [--device cpu] [--model FOLDER] [--json FILE]
+    python -m benchmarks.generation [--shapes tiny small half] [--runs 3] [--threads 2]
+        [--clock wall] [--dtype auto] [--device cpu] [--model FOLDER] [--json FILE]
 
 Two prompts of 96 and 80 tokens (the median of the default mix is 96), eight completions each, the
-same lengths for everybody: 128 new tokens of the small models, 32 of the large one. The loop is the
+same lengths for all: 128 new tokens of the small models, 32 of the large one. The loop is the
 existing node's way: one call of `model.generate` for each completion index; TRL's is what its
-`GRPOTrainer` does with the same prompts' tokens. The contenders take turns, so that a noisy machine
-is noisy for all; medians. Prefill is part of every figure. Exits 1 if a claim's ratio is missed.
-Where other programs want the cores, one thread and `--clock cpu` give ratios that can be trusted:
-they count the time that this process had. With `--device cuda` models are in bfloat16, for
-everybody.
+`GRPOTrainer` does with the same prompts' tokens. The contenders alternate, so that a noisy machine
+is noisy for all; figures are medians and include prefill. Exits 1 if a claim's ratio is missed. On
+a busy machine one thread and `--clock cpu`, which counts this process's time, give reliable ratios.
+With `--device cuda` all models are in bfloat16.
 """
 
 import argparse
@@ -44,8 +42,11 @@ NUM_ROWS = len(PROMPT_LENGTHS) * NUM_GENERATIONS
 
 @dataclass(frozen=True)
 class Shape:
-    """`model`: a configuration, for random weights, or a model's name or folder. `wanted`: its
-    ratio to the loop."""
+    """A model shape to measure.
+
+    `model`: a configuration, for random weights, or a model's name or folder. `wanted`: its
+    expected ratio to the loop.
+    """
 
     title: str
     model: transformers.PretrainedConfig | str
@@ -86,8 +87,10 @@ def load(shape: Shape, device: str) -> Any:
 def contenders(
     model: Any, engine: TorchEngine, prompts: list[list[int]], num_tokens: int, folder: str
 ) -> dict[str, Callable[[], None]]:
-    """What is timed, by name. Each samples 2 x 8 completions of exactly `num_tokens` tokens.
-    `folder`: for TRL's."""
+    """Return the contenders by name; each samples 2 x 8 completions of exactly `num_tokens`.
+
+    `folder`: a temporary folder for TRL.
+    """
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
     mask = (
@@ -127,26 +130,33 @@ def contenders(
 
 
 def make_trainer(model: Any, num_tokens: int, folder: str) -> GRPOTrainer:
-    """TRL's trainer, which is never trained here. Without gradient checkpointing, which would stay
-    with the model."""
+    """Return TRL's trainer without gradient checkpointing, which would stay with the model."""
     config = GRPOConfig(
-        output_dir=folder, per_device_train_batch_size=NUM_ROWS, num_generations=NUM_GENERATIONS,
-        max_completion_length=num_tokens, generation_kwargs={"min_new_tokens": num_tokens},
-        use_cpu=model.device.type == "cpu", bf16=model.dtype == torch.bfloat16,
-        gradient_checkpointing=False, report_to=[], save_strategy="no",
-    )  # fmt: skip
+        output_dir=folder,
+        per_device_train_batch_size=NUM_ROWS,
+        num_generations=NUM_GENERATIONS,
+        max_completion_length=num_tokens,
+        generation_kwargs={"min_new_tokens": num_tokens},
+        use_cpu=model.device.type == "cpu",
+        bf16=model.dtype == torch.bfloat16,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+    )
     tokenizer = policy.load(settings.Model(name=TINY, device="cpu")).tokenizer
     return GRPOTrainer(
-        model=model, reward_funcs=lambda prompts, **_: [0.0] * len(prompts), args=config,
-        train_dataset=Dataset.from_list([{"prompt": "x"}] * NUM_ROWS), processing_class=tokenizer,
-    )  # fmt: skip
+        model=model,
+        reward_funcs=lambda prompts, **_: [0.0] * len(prompts),
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": "x"}] * NUM_ROWS),
+        processing_class=tokenizer,
+    )
 
 
 def time_all(
     ways: dict[str, Callable[[], None]], runs: int, clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Median seconds by name: ours once to warm up, then `runs` rounds in which each way has its
-    turn."""
+    """Return median seconds by name: a warm-up of ours, then `runs` rounds over all contenders."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     ways["ours"]()
     for _ in range(runs):
@@ -158,7 +168,7 @@ def time_all(
 
 
 def memory_bandwidth(device: str) -> float:
-    """Bytes a second that a big copy reads (and writes)."""
+    """Return the bytes per second that a large copy reads (and writes)."""
     source = torch.ones(1 << 26, device=device)
     target = torch.empty_like(source)
     best = min(_time(lambda: target.copy_(source)) for _ in range(5))
@@ -166,8 +176,10 @@ def memory_bandwidth(device: str) -> float:
 
 
 def product_rate(rows: int, device: str) -> float:
-    """Multiplications and additions a second of a product with so many rows, weights in the cache:
-    float32 on a CPU."""
+    """Return operations per second of a product with this many rows and cached weights.
+
+    The product is in float32 on a CPU.
+    """
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     x, weight = (
         torch.randn(rows, 1024, device=device).to(dtype),
@@ -183,7 +195,7 @@ def _time(work: Callable[[], Any]) -> float:
 
 
 def wall_clock() -> float:
-    """Seconds, after all that a GPU was asked to do."""
+    """Return the time in seconds, after all work of the GPU is done."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -191,7 +203,7 @@ def wall_clock() -> float:
 
 @dataclass(frozen=True)
 class Machine:
-    """`bandwidth` in bytes, `rate` in operations a second."""
+    """Limits of a machine: `bandwidth` in bytes per second, `rate` in operations per second."""
 
     device: str
     bandwidth: float
@@ -201,7 +213,7 @@ class Machine:
 def measure(
     shape: Shape, runs: int, clock: Callable[[], float], dtype: str, machine: Machine
 ) -> list[dict[str, Any]]:
-    """Prints one shape's table. Returns what goes into the JSON file."""
+    """Print one shape's table; return its part of the JSON file."""
     model = load(shape, machine.device)
     prompts = [torch.randint(5, model.config.vocab_size, (n,)).tolist() for n in PROMPT_LENGTHS]
     engine = TorchEngine(model, dtype)
@@ -232,7 +244,7 @@ def measure(
 
 
 def print_floors(model: Any, decoder: LeanDecoder, step: float, machine: Machine) -> None:
-    """`step`: seconds of one step for all rows, with its share of the prefill."""
+    """Return a step's seconds for all rows, with its share of the prefill."""
     weights = decoder.weights
     with torch.no_grad():
         next(model.parameters()).add_(1e-6 if model.dtype == torch.float32 else 1.0)

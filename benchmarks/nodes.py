@@ -1,9 +1,7 @@
-"""Simulated workers for the learning benchmarks: everything of a node but the network and the
-chain.
+"""Simulated workers for the learning benchmarks: a node without network and chain.
 
-The real environment, policy, sampler and trainer; nodes hand each other their groups in the
-process, and the receiver regenerates the question and scores the answers again, as the exchange
-does.
+Environment, policy, sampler and trainer are real; nodes exchange groups within the process, and the
+receiver regenerates the question and scores the answers again, as the real exchange does.
 """
 
 import random
@@ -25,8 +23,10 @@ from worker.trainer.trainer import Trainer
 
 @dataclass
 class Node:
-    """One simulated worker. `rewards` is the mean reward of its own groups, by round; `steps`:
-    whether it made one."""
+    """One simulated worker.
+
+    `rewards`: mean reward of its own groups, by round. `steps`: whether it took a step, by round.
+    """
 
     peer_id: str
     settings: settings.Settings
@@ -50,8 +50,7 @@ class Node:
         return groups
 
     def collect(self, answered: Mapping[str, Sequence[ScoredGroup]]) -> list[ScoredGroup]:
-        """What the exchange brings: groups of peers, drawn at random with the worker's margin,
-        verified."""
+        """Return groups of peers, drawn at random with the worker's margin, and verified."""
         offered = [
             (peer_id, Group(group.task, group.completions))
             for peer_id, groups in answered.items()
@@ -101,7 +100,7 @@ def run(
 
 
 def exchange(nodes: Sequence[Node], round: int) -> None:
-    """One round of all: answer, hand each other the groups, learn."""
+    """Run one round of all nodes: answer, exchange groups, learn."""
     answered = {node.peer_id: node.answer(round) for node in nodes}
     for node in nodes:
         node.learn(answered[node.peer_id], node.collect(answered))
@@ -119,8 +118,7 @@ GAIN_HEADER = f"{'seed':>4}  {'first':>6}  {'last':>6}  {'gain':>6}  {'seconds':
 def print_gain(
     title: str, seed: int, curve: list[float], window: int, seconds: float
 ) -> tuple[float, dict[str, Any]]:
-    """What the last `window` rounds earned more than the first, on average, as a line; the gain and
-    its claim."""
+    """Return the gain of the last `window` rounds over the first ones, as a line and a claim."""
     first, last = statistics.fmean(curve[:window]), statistics.fmean(curve[-window:])
     print(f"{seed:4d}  {first:6.3f}  {last:6.3f}  {last - first:+6.3f}  {seconds:7.0f}", flush=True)
     return last - first, {

@@ -252,9 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=JSON", help="smollm2: depart from the defaults"
     )
-    parser.add_argument(
-        "--every", type=int, help="smollm2: held-out reward every so many rounds, too"
-    )
+    parser.add_argument("--every", type=int, help="smollm2: held-out reward every N rounds, too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

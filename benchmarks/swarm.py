@@ -1,14 +1,13 @@
-"""A round's exchange among real nodes: each gets its groups from peers, against one DHT key that
-everybody reads whole.
+"""A round's exchange among real nodes, against one DHT key that all nodes read whole.
 
     python -m benchmarks.swarm [--nodes 4 8 16 32] [--rounds 5] [--idle SECONDS] [--json FILE]
 
-A round is 9 tasks x 8 completions x 600 bytes from each node. Ours: `worker.swarm.swarm`, as the
-worker uses it, scoring left out (a look-up stands in). Reference: the existing way,
+A round is 9 tasks x 8 completions x 600 bytes from each node. Ours: `worker.swarm.swarm` as the
+worker uses it, with a look-up instead of scoring. Reference: the existing way,
 `hivemind.dht.DHTNode`: every node stores its groups under the round's key and reads that key until
-all are there. In both each node is a process with a libp2p daemon of its own. The two take turns,
-round by round, and each has a network namespace of its own, whose loopback counts its bytes
-(benchmarks/swarm_sides.py). Figures are medians over the rounds; the first is left out.
+it has all. Each node is a process with its own libp2p daemon. The two alternate, round by round,
+and each has its own network namespace, whose loopback counts its bytes (benchmarks/swarm_sides.py).
+Figures are medians over the rounds without the first.
 """
 
 import argparse
@@ -40,8 +39,11 @@ FLAT_FROM, FLAT_TO = 8, 32
 
 @dataclass(frozen=True)
 class Measured:
-    """One size of swarm. `new`: rounds of ours in which every connection had to be made first;
-    `idle`: ours with nothing to do (None: not asked for)."""
+    """One size of swarm.
+
+    `new`: rounds of ours in which every connection had to be opened first. `idle`: ours without
+    work (None: not measured).
+    """
 
     num_nodes: int
     ours: Cost
@@ -109,8 +111,13 @@ def measure(num_nodes: int, rounds: int, idle_seconds: float) -> Measured:
         pairs = [(ours.round(number), theirs.round(number)) for number in range(rounds + 1)]
         idle = ours.idle(idle_seconds) if idle_seconds else None
         new = [ours.round(rounds + 1 + number, forget=True) for number in range(NUM_NEW_ROUNDS)]
-        return Measured(num_nodes, _median([o for o, _ in pairs[1:]]), _median([t for _, t in pairs[1:]]),
-                        _median(new), idle)  # fmt: skip
+        return Measured(
+            num_nodes,
+            _median([o for o, _ in pairs[1:]]),
+            _median([t for _, t in pairs[1:]]),
+            _median(new),
+            idle,
+        )
 
 
 def _start(kind: str, num_nodes: int, stack: ExitStack) -> Remote:
@@ -121,14 +128,14 @@ def _start(kind: str, num_nodes: int, stack: ExitStack) -> Remote:
 
 
 def _median(costs: Sequence[Cost]) -> Cost:
-    """Of each figure by itself."""
+    """Return the median of each figure."""
     return Cost(
         *(statistics.median(getattr(cost, field.name) for cost in costs) for field in fields(Cost))
     )
 
 
 def _claim(what: str, ours: float, reference: float, unit: str) -> dict[str, Any]:
-    """`ratio`: how much less ours is."""
+    """A row of results; `ratio`: how much smaller ours is."""
     return {
         "claim": what,
         "ours": round(ours, 4),
@@ -139,7 +146,7 @@ def _claim(what: str, ours: float, reference: float, unit: str) -> dict[str, Any
 
 
 def compare_sizes(few: Measured, many: Measured) -> list[dict[str, Any]]:
-    """Whether a node's cost depends on the number of nodes."""
+    """Return whether a node's cost depends on the number of nodes."""
     rows = []
     for what, name, unit in ((BYTES, "bytes", "bytes"), (CPU, "cpu_seconds", "s")):
         small, large = getattr(few.ours, name), getattr(many.ours, name)
@@ -156,7 +163,7 @@ def compare_sizes(few: Measured, many: Measured) -> list[dict[str, Any]]:
 
 
 def weigh() -> list[dict[str, Any]]:
-    """A peer's groups of a round as they travel: packed, compressed, signed."""
+    """Return a peer's groups of a round as they travel: packed, compressed, signed."""
     rows, text = [], prose()
     with tempfile.TemporaryDirectory() as folder:
         me = identity.create(Path(folder) / "swarm.pem")

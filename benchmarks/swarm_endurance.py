@@ -1,13 +1,12 @@
-"""Many rounds of real nodes among which somebody is killed again and again: no node stops, none
-hangs, memory is flat.
+"""Many rounds of real nodes with frequent kills: no node stops or hangs, memory stays flat.
 
     python -m benchmarks.swarm_endurance [--nodes 8] [--rounds 1000] [--kill-every 10] [--json FILE]
 
-Every few rounds one node, or its libp2p daemon, gets SIGKILL somewhere in the middle of the round.
-A killed node is started again, as systemd does; a killed daemon is the node's own business. Two
-nodes are never killed: their memory, threads and open files are followed from the first round to
-the last. Exits 1 if a node stops by itself or hangs, or if theirs grow by more than a tenth over
-the second half of the rounds.
+Every few rounds one node, or its libp2p daemon, gets SIGKILL in the middle of the round. A killed
+node is started again, as systemd does; a node restarts its own daemon. Two nodes are never killed:
+their memory, threads and open files are tracked from the first round to the last. Exits 1 if a node
+stops by itself or hangs, or if these figures grow by more than a tenth over the second half of the
+rounds.
 """
 
 import argparse
@@ -30,11 +29,11 @@ from worker import log, settings
 
 NUM_WITNESSES = 2
 PATIENCE_SECONDS = settings.Swarm().collect_timeout_seconds + 30
-"""Past that a node counts as hanging: a round's exchange may take collect_timeout_seconds."""
+"""Limit after which a node counts as hanging: an exchange may take collect_timeout_seconds."""
 PAUSE_SECONDS = 0.25
 SHOW_EVERY = 50
 START_SECONDS = 600.0
-"""A node that is started again imports torch; other programs may want the cores meanwhile."""
+"""Seconds for a restarted node, which imports torch on a possibly busy machine."""
 SLOW_SECONDS = 15.0
 FLAT = 1.1
 NUM_ANSWERS = 2  # to "prepare" and to "take_part"
@@ -42,8 +41,7 @@ NUM_ANSWERS = 2  # to "prepare" and to "take_part"
 
 @dataclass
 class Watch:
-    """What is noted of all rounds. `alone`: how often a node got no group at all, by what had
-    happened to it."""
+    """Records of all rounds; `alone`: how often a node got no group, by what had happened to it."""
 
     seconds: list[float] = field(default_factory=list)
     kills: "Counter[str]" = field(default_factory=Counter)
@@ -80,8 +78,7 @@ def run(side: Side, rounds: int, kill_every: int, rng: random.Random, watch: Wat
 def play(
     nodes: list[Running], round: int, victim: Running | None, rng: random.Random, watch: Watch
 ) -> dict[Running, int]:
-    """One round; the groups that each node got. Who ends without having been killed is counted and
-    started again."""
+    """Run one round; return the groups of each node. Nodes that end by themselves are restarted."""
     started = time.monotonic()
     for node in nodes:
         node.pipe.send(("prepare", round))
@@ -108,7 +105,7 @@ def play(
 
 
 def await_answers(nodes: list[Running]) -> tuple[dict[Running, list[int]], list[Running]]:
-    """What each node answers within PATIENCE_SECONDS, and those that ended instead."""
+    """Return each node's answer within PATIENCE_SECONDS, and the nodes that ended."""
     waiting = {node.pipe: node for node in nodes}
     answers: dict[Running, list[int]] = {node: [] for node in nodes}
     ended = []
@@ -144,7 +141,7 @@ def restart(node: Running) -> None:
 
 
 def look_at(nodes: list[Running]) -> dict[str, float]:
-    """The mean of the nodes."""
+    """Return the mean of the nodes."""
     pids = [node.pid for node in nodes]
     return {
         "Python MB": statistics.fmean(memory_mb(pid) for pid in pids),
@@ -159,7 +156,7 @@ def look_at(nodes: list[Running]) -> dict[str, float]:
 
 
 def tenths(watch: Watch, name: str) -> list[float]:
-    """The means of a figure over each tenth of the rounds."""
+    """Return the means of a figure over each tenth of the rounds."""
     values, count = [w[name] for w in watch.witnesses], len(watch.witnesses)
     parts = [values[count * i // 10 : count * (i + 1) // 10] for i in range(10)]
     return [round(statistics.fmean(part), 1) for part in parts if part]
@@ -177,8 +174,7 @@ def show(watch: Watch) -> None:
 
 
 def claims(watch: Watch) -> list[dict[str, object]]:
-    """`reference` is what is aimed at; of the witnesses, what they had in the fifth tenth of the
-    rounds."""
+    """A row of results; for witnesses `reference` is the value in the fifth tenth of the rounds."""
     rounds, kills = len(watch.seconds), sum(watch.kills.values())
     rows: list[tuple[str, float, float | None, str]] = [
         ("rounds", rounds, 1000, "rounds"),
@@ -217,8 +213,7 @@ def claims(watch: Watch) -> list[dict[str, object]]:
 
 
 def growing(watch: Watch) -> list[str]:
-    """What the witnesses had more of in the last tenth of the rounds than in the fifth, by more
-    than FLAT allows."""
+    """Return figures of witnesses that grew from the fifth to the last tenth by more than FLAT."""
     means = {name: tenths(watch, name) for name in watch.witnesses[0]}
     return [
         name for name, values in means.items() if values[-1] > FLAT * values[len(values) // 2 - 1]

@@ -1,5 +1,4 @@
-"""The model behind benchmarks/swarm_sim.py: hosts, links and cores as queues, and the two ways to
-exchange on them."""
+"""The model behind benchmarks/swarm_sim.py: hosts, links and cores as queues."""
 
 import heapq
 import itertools
@@ -19,29 +18,28 @@ DEFAULTS = Swarm()
 ROUNDS = 3
 ROUND_SECONDS = 180.0
 WRITING_SECONDS, WRITING_SIGMA = 40.0, 0.4
-"""Median and spread (log-normal) of what a node takes to generate its groups."""
+"""Median and spread (log-normal) of a node's time to generate its groups."""
 LINKS = ((0.7, 100.0, 20.0), (0.2, 20.0, 5.0), (0.1, 4.0, 1.0))
 """Share of the nodes, Mbit/s down, Mbit/s up."""
 FAR_SECONDS = 0.25
 """Round trip between the two most distant nodes; near ones have 10 ms."""
 SESSION_SECONDS, ABSENCE_SECONDS = 3600.0, 600.0
-"""Means (exponential): how long a node stays, and how long it is away. It leaves without a word."""
+"""Means (exponential) of a node's time in the swarm and away from it; it leaves silently."""
 VISIBLE_SECONDS = 2.5 * DEFAULTS.announce_every_seconds
-"""How long a node that is gone stays in the others' views: its record lives for three
-announcements."""
+"""How long a departed node stays in the others' views: its record lives for three announcements."""
 NUM_REPLICAS = 5
 MAX_READABLE_BYTES = 4.19e6
-"""hivemind's: a larger value under one key can be stored, and not be read."""
+"""hivemind's limit: a larger value under one key can be stored, but not read."""
 POLL_PAUSE_SECONDS = 0.02
 NEW_CONNECTION_TRIPS = 4
 NUM_FETCHES = math.ceil(WANTED_GROUPS / NUM_TASKS)
-"""What a round takes if all peers are ready."""
+"""Duration of a round if all peers are ready."""
 VALUE_BYTES = NUM_TASKS * NUM_COMPLETIONS * (COMPLETION_BYTES + 5)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured among 8 nodes: bytes and processor seconds of both ends together."""
+    """Costs measured among 8 nodes: bytes and processor seconds of both ends together."""
 
     fetch_bytes: float
     fetch_seconds: float
@@ -52,7 +50,7 @@ class Costs:
 
 
 class Clock:
-    """Things that happen, in their order."""
+    """A queue of events in their order of time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -69,15 +67,14 @@ class Clock:
 
 
 class Queue:
-    """Something that works on one thing after the other at each of its places: cores, or one
-    direction of a link."""
+    """A resource whose places each serve one request at a time: cores, or a link's direction."""
 
     def __init__(self, speed: float, places: int = 1) -> None:
         self._speed = speed
         self._free = [0.0] * places
 
     def done(self, now: float, amount: float) -> float:
-        """When a piece of work that comes now is finished."""
+        """Return when a piece of work that arrives now is finished."""
         end = max(now, heapq.heappop(self._free)) + amount / self._speed
         heapq.heappush(self._free, end)
         return end
@@ -85,8 +82,7 @@ class Queue:
 
 @dataclass
 class Host:
-    """A node's machine and link. `changes`: when it comes and goes by turns, beginning with a
-    coming."""
+    """A node's machine and link; `changes`: times of joining and leaving, alternating."""
 
     number: int
     place: tuple[float, float]
@@ -102,7 +98,7 @@ class Host:
         return bisect_right(self.changes, time) % 2 == 1
 
     def is_seen(self, time: float) -> bool:
-        """Whether others have it in their views: it is there, or was lately."""
+        """Return whether others have it in their views: it is present, or was recently."""
         index = bisect_right(self.changes, time)
         return index % 2 == 1 or (index > 0 and self.changes[index - 1] > time - VISIBLE_SECONDS)
 
@@ -114,8 +110,10 @@ class Host:
 
 @dataclass
 class Outcome:
-    """One node's round: seconds after its own groups were ready until it had what it wanted (None:
-    never), groups."""
+    """One node's round: its groups, and the seconds until it had enough (None: never).
+
+    Seconds count from when its own groups were ready.
+    """
 
     seconds: float | None = None
     groups: int = 0
@@ -123,8 +121,7 @@ class Outcome:
 
 @dataclass
 class Result:
-    """`alone`: share of the nodes' rounds without a single group of others; `short`: with fewer
-    than wanted."""
+    """Results: `alone`, the share of rounds without any group of others; `short`: too few."""
 
     num_nodes: int
     median_seconds: float | None
@@ -138,8 +135,11 @@ class World:
     """All nodes, one round after the other."""
 
     def __init__(self, num_nodes: int, seed: int, cores: Queue | None = None) -> None:
-        """`cores`: of the one machine that all nodes are on; None: each has one of its own, far
-        away, that comes and goes."""
+        """Make the nodes.
+
+        `cores`: of the one machine that runs all nodes; None: each has its own remote machine and
+        comes and goes.
+        """
         self.rng = random.Random(seed)
         self.clock = Clock()
         self.is_local = cores is not None
@@ -163,7 +163,7 @@ class World:
         return Host(number, place, Queue(down * 1e6 / 8), Queue(up * 1e6 / 8), Queue(1.0), changes)
 
     def trip(self, one: Host, other: Host) -> float:
-        """Seconds there and back."""
+        """Return the round trip in seconds."""
         if self.is_local:
             return 0.0002
         distance = math.dist(one.place, other.place) / math.sqrt(2)
@@ -177,8 +177,7 @@ class World:
         seconds: float,
         then: Callable[[], None],
     ) -> None:
-        """A message from now on, and `then` once it is taken in; `seconds` of processor time, half
-        at each end."""
+        """Send a message now and call `then` on receipt; each end takes half of `seconds`."""
         clock = self.clock
         self.bytes += num_bytes
         self.seconds += seconds
@@ -195,8 +194,7 @@ class World:
         clock.at(sender.cores.done(clock.now, seconds / 2), leave)
 
     def play(self, way: "type[Ours] | type[OneKey]", costs: Costs, rounds: int) -> list[Outcome]:
-        """`rounds` rounds; what came of those nodes that were there from a round's start to its
-        deadline."""
+        """Run `rounds` rounds; return results of nodes that were present for a whole round."""
         outcomes = []
         for number in range(rounds):
             start = number * ROUND_SECONDS
@@ -224,8 +222,7 @@ class World:
 
 
 class Ours:
-    """One node's round: standing requests with peers that are drawn; one that fails is replaced by
-    another draw."""
+    """Simulate one node's round: requests to drawn peers; a failed one is replaced by another."""
 
     def __init__(self, world: World, me: Host, present: Sequence[Host], costs: Costs) -> None:
         self.me, self.outcome, self.deadline = (
@@ -263,8 +260,10 @@ class Ours:
             self._ask(peer)
 
     def _choose_number(self, now: float) -> int:
-        """As worker/swarm/exchange/collector.py does: those that are needed, soon k, and twice k
-        when it gets late."""
+        """Return how many requests to keep open, as worker/swarm/exchange/collector.py does.
+
+        These are the missing ones, soon k, and twice k when it gets late.
+        """
         number = DEFAULTS.peers_per_round - self._answered
         if now >= (self.me.ready_at + self.deadline) / 2:
             return 2 * number
@@ -333,8 +332,7 @@ class Ours:
 
 
 class OneKey:
-    """The existing way: store under the round's key, read that key from its replicas until enough
-    is there."""
+    """Simulate the existing way: store under the round's key, and read that key until complete."""
 
     def __init__(self, world: World, me: Host, present: Sequence[Host], costs: Costs) -> None:
         self.me, self.outcome, self.deadline = (
@@ -367,7 +365,7 @@ class OneKey:
             self._read()
 
     def _read(self) -> None:
-        """From all replicas at once, as `latest=True` does."""
+        """Read from all replicas at once, as `latest=True` does."""
         clock = self._world.clock
         if (
             clock.now >= self.deadline
@@ -417,7 +415,7 @@ def simulate(
     rounds: int = ROUNDS,
     seed: int = 0,
 ) -> Result:
-    """Nodes all over the world."""
+    """Simulate nodes all over the world."""
     world = World(num_nodes, seed)
     outcomes = world.play(way, costs, rounds)
     idle = costs.idle_bytes_per_minute * ROUND_SECONDS / 60
@@ -427,8 +425,10 @@ def simulate(
 def foretell(
     way: type[Ours] | type[OneKey], num_nodes: int, costs: Costs, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Seconds until all have their groups; processor seconds and bytes a node; all on one machine
-    of two idle cores."""
+    """Simulate nodes on one machine with two idle cores.
+
+    Returns the seconds until all have their groups, and processor seconds and bytes per node.
+    """
     world = World(num_nodes, seed, Queue(1.0, places=2))
     for host in world.hosts:
         host.met = set(range(num_nodes))

@@ -23,7 +23,7 @@ from worker.swarm.swarm import Swarm
 
 NUM_TASKS, NUM_COMPLETIONS, COMPLETION_BYTES = 9, 8, 600
 WANTED_GROUPS = 12
-"""What a worker asks for: J = 4, three times over."""
+"""Groups that a worker requests: J = 4, three times over."""
 READS_BEFORE_STORING_AGAIN = 10
 ROUND_TIMEOUT_SECONDS = 300
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Scored:
-    """Stands in for an environment: what scoring costs is not the exchange's."""
+    """A stand-in for an environment, since scoring is not part of the exchange's cost."""
 
     versions = ("benchmark 1",)
     families = ("f d",)
@@ -44,15 +44,14 @@ class Scored:
 
 
 def prose() -> str:
-    """Some 400 KB of English: the texts of Python's own `help()`."""
+    """Return about 400 KB of English: the texts of Python's own `help()`."""
     from pydoc_data.topics import topics
 
     return " ".join(" ".join(topics.values()).split()).encode("ascii", errors="ignore").decode()
 
 
 def write_groups(text: str, peer_id: str, round: int) -> list[Group]:
-    """Passages of `text` that have nothing in common: the hardest to compress that answers can
-    be."""
+    """Return unrelated passages of `text`, which compress worst among possible answers."""
     rng = random.Random(f"{peer_id}/{round}")
     return _groups(
         peer_id,
@@ -62,8 +61,7 @@ def write_groups(text: str, peer_id: str, round: int) -> list[Group]:
 
 
 def write_related_groups(text: str, peer_id: str, round: int) -> list[Group]:
-    """Answers to one task that are about the same: each has half of twenty phrases, in its own
-    order."""
+    """Return similar answers to one task: each has half of twenty phrases, in its own order."""
     rng = random.Random(f"{peer_id}/{round}")
 
     def answers() -> list[str]:
@@ -90,7 +88,7 @@ class Node(Protocol):
     def prepare(self, round: int) -> None: ...
 
     def take_part(self, round: int) -> int:
-        """The number of groups that it got."""
+        """Return the number of groups that it got."""
 
     def is_ready(self, num_nodes: int) -> bool: ...
 
@@ -100,7 +98,7 @@ class Node(Protocol):
 
 
 class OurNode:
-    """`worker.swarm.swarm`, as the worker uses it; scoring is left out."""
+    """`worker.swarm.swarm` as the worker uses it, without scoring."""
 
     def __init__(self, folder: Path, bootnodes: Sequence[str]) -> None:
         self._section = settings.Swarm(host="127.0.0.1", bootnodes=tuple(bootnodes))
@@ -142,8 +140,7 @@ class OurNode:
 
 
 class OneKeyNode:
-    """The existing way: every node stores its groups under the round's key and reads that key until
-    all are there."""
+    """The existing way: nodes store groups under the round's key and read it until complete."""
 
     def __init__(self, name: str, first: Sequence[str], num_nodes: int) -> None:
         self._name, self._num_nodes, self._text = name, num_nodes, prose()
@@ -172,7 +169,7 @@ class OneKeyNode:
 
     async def _share(self, key: str) -> int:
         # Stores at the same instant may leave the replicas of a key different for good; storing
-        # again mends them.
+        # again fixes them.
         async with asyncio.timeout(ROUND_TIMEOUT_SECONDS):
             while True:
                 await self._node.store(key, self._value, get_dht_time() + 120, subkey=self._name)
@@ -198,8 +195,7 @@ class OneKeyNode:
 
 
 def run_node(make: Callable[[], Node], pipe: Connection) -> None:
-    """Obey until the pipe ends: each message names a method and its arguments, each answer is what
-    that returned."""
+    """Execute commands from the pipe until it closes: each names a method and its arguments."""
     log.setup("ERROR", "text")
     node = make()
     methods: dict[str, Callable[..., object]] = {
@@ -216,14 +212,13 @@ def run_node(make: Callable[[], Node], pipe: Connection) -> None:
 
 
 def daemons_of(pid: int) -> list[int]:
-    """The child processes of a node: its libp2p daemon."""
+    """Return the child processes of a node: its libp2p daemon."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 def process_seconds(pid: int) -> float:
-    """Processor time of another process, by its own clock: /proc counts in hundredths of a
-    second."""
+    """Return the processor time of another process by its own clock, which is finer than /proc."""
     return time.clock_gettime((~pid << 3) | 2)  # what clock_getcpuclockid(3) gives
 
 

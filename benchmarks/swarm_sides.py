@@ -1,7 +1,7 @@
-"""All nodes of one kind in a network namespace of their own, and what a round costs them.
+"""All nodes of one kind in their own network namespace, and the cost of a round.
 
-The namespace's loopback is the only network there and nobody else is on it: what it counts is what
-the nodes send each other, TCP's and libp2p's own bytes included, as a socket sees it.
+The namespace's loopback is their only network and carries nothing else: it counts the bytes that
+the nodes exchange, including those of TCP and libp2p.
 """
 
 import json
@@ -35,17 +35,15 @@ from worker.swarm.network import Network
 
 START_TOGETHER = 4
 CALM_BYTES_PER_SECOND = 5_000
-"""Per node: above that the nodes are still getting to know each other."""
+"""Bytes per node above which the nodes are still discovering each other."""
 OURS, ONE_KEY = "ours", "one key"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stretch of time costs: wall seconds until every node has its groups; the rest is per
-    node.
+    """Cost of an interval: wall seconds until every node has its groups; the rest is per node.
 
-    `bytes` as loopback counts them; `frame_bytes` those of them that are the exchange's own
-    messages.
+    `bytes` as loopback counts them; `frame_bytes`: those of the exchange's own messages.
     """
 
     seconds: float
@@ -62,8 +60,7 @@ class Cost:
 
 
 class Side:
-    """`num_nodes` nodes of one kind. Made, used and closed in a process whose loopback is theirs
-    alone."""
+    """`num_nodes` nodes of one kind, in a process with its own loopback."""
 
     def __init__(self, kind: str, num_nodes: int, stack: ExitStack) -> None:
         self._stack = stack
@@ -76,7 +73,7 @@ class Side:
         self._wait_for_calm()
 
     def round(self, round: int, forget: bool = False) -> Cost:
-        """`forget`: every connection is to be made again."""
+        """Run a round; `forget`: every connection must be opened again."""
         self._ask_all("prepare", round)
         if forget:
             self._ask_all("forget")
@@ -84,7 +81,7 @@ class Side:
         return self._measured(lambda: self._take_part(round))
 
     def idle(self, seconds: float) -> Cost:
-        """What the nodes cost when they do nothing: membership, greetings."""
+        """Return the nodes' cost without work: membership, greetings."""
         return self._measured(lambda: time.sleep(seconds))
 
     def _start_ours(self, folder: Path, num_nodes: int) -> None:
@@ -140,7 +137,7 @@ class Side:
                 return
 
     def _measured(self, work: Callable[[], None]) -> Cost:
-        """Read from outside: the nodes have nothing to do with it."""
+        """Read the counters from outside, without involving the nodes."""
         pids = [node.pid for node in self.nodes]
         daemons = [daemon for pid in pids for daemon in daemons_of(pid)]
         frames = sum(self._ask_all("frame_bytes"))
@@ -164,14 +161,14 @@ def _processor_seconds(pids: Sequence[int]) -> float:
 
 
 class Running:
-    """A node's process. It can be killed and started again, as systemd would do."""
+    """A node's process, which can be killed and started again, as systemd does."""
 
     def __init__(self, maker: "_Maker", context: ForkServerContext) -> None:
         self._maker, self._context = maker, context
         self.start()
 
     def start(self) -> None:
-        """The new node says by an empty message that it is there."""
+        """Wait for the empty message with which a new node reports that it is ready."""
         self.pipe, theirs = self._context.Pipe()
         self._process = self._context.Process(target=run_node, args=(self._maker, theirs))
         self._process.start()
@@ -188,7 +185,7 @@ class Running:
 
 
 class _Maker:
-    """A node that is still to be made, in another process."""
+    """Constructor of a node, to be called in another process."""
 
     def __init__(self, kind: Callable[..., Node], *arguments: object) -> None:
         self._kind, self._arguments = kind, arguments
@@ -220,7 +217,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 180) -
 def in_own_namespace(
     module: str, arguments: Sequence[str], piped: bool = False
 ) -> "subprocess.Popen[str]":
-    """A program of ours where loopback is the only network and nobody else is on it."""
+    """Run one of our programs in a namespace with its own loopback."""
     inside = 'ip link set lo up && exec "$@"'
     command = [sys.executable, "-m", module, *arguments]
     pipe = subprocess.PIPE if piped else None
@@ -233,7 +230,7 @@ def in_own_namespace(
 
 
 class Remote:
-    """A Side in a namespace of its own, driven by lines of JSON."""
+    """A Side in its own namespace, controlled by lines of JSON."""
 
     def __init__(self, kind: str, num_nodes: int) -> None:
         self._process = in_own_namespace(
@@ -264,9 +261,7 @@ class Remote:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(
-                f"the nodes ended with {self._process.wait()}; what they said stands above"
-            )
+            raise SystemExit(f"the nodes ended with {self._process.wait()}; their output is above")
         return json.loads(line)
 
 

@@ -1,17 +1,17 @@
-"""A discrete-event simulation of the exchange, to sizes that no machine here holds: 8 to 10,000
-nodes, two ways.
+"""A discrete-event simulation of the exchange and the existing way, for 8 to 10,000 nodes.
 
-    python -m benchmarks.swarm --json COSTS ; python -m benchmarks.swarm_sim COSTS [--plot FILE] [--json FILE]
+    python -m benchmarks.swarm --json COSTS
+    python -m benchmarks.swarm_sim COSTS [--plot FILE] [--json FILE]
 
 Every cost (bytes and processor time of a fetch, of a new connection, of an idle minute, of a
-megabyte that passes through a DHT key) is what benchmarks/swarm.py measured among 8 real nodes.
-With them the model first foretells that benchmark's runs with 16 and 32 nodes, all on one machine,
-and prints both: processor time and bytes, as wall time depends on who else is on the machine. Then
-each node gets a machine and a link of its own, and nodes come and go.
+megabyte through a DHT key) was measured by benchmarks/swarm.py among 8 real nodes. With them the
+model first predicts that benchmark's runs with 16 and 32 nodes on one machine, and prints both:
+processor time and bytes, since wall time depends on other load. Then each node gets its own machine
+and link, and nodes come and go.
 
 Simulated: links (queues with a rate each way), distances, cores, churn, stale views, time-outs,
-draws and hedging as in worker/swarm/swarm.py. Left out: lost packets, NAT, the routing inside the
-DHT, and what scoring costs. The existing way is let off lightly: its replicas never fail, its reads
+draws and hedging as in worker/swarm/swarm.py. Not simulated: packet loss, NAT, the routing inside
+the DHT, and scoring. The model favours the existing way: its replicas never fail, and its reads
 never time out before the round does.
 """
 
@@ -45,7 +45,7 @@ Measured = dict[tuple[int, str], dict[str, float]]
 
 
 def load_measured(file: Path) -> Measured:
-    """What benchmarks/swarm.py wrote: (nodes, what) -> "ours" and "reference"."""
+    """Read the results of benchmarks/swarm.py: (nodes, what) -> "ours" and "reference"."""
     measured = {}
     for row in json.loads(file.read_text()):
         if match := re.fullmatch(r"(\d+) nodes: (.*)", row["claim"]):
@@ -54,7 +54,7 @@ def load_measured(file: Path) -> Measured:
 
 
 def costs_of(measured: Measured) -> Costs:
-    """Raises SystemExit if a figure is not there."""
+    """Return a figure. Raises SystemExit if it is missing."""
 
     def figure(what: str, way: str = "ours") -> float:
         try:
@@ -76,7 +76,7 @@ def costs_of(measured: Measured) -> Costs:
 
 
 def check(measured: Measured, costs: Costs) -> list[dict[str, object]]:
-    """The model's word on the runs that it was not fed with, and on those that it was."""
+    """Print the model's predictions next to the measured runs."""
     rows: list[dict[str, object]] = []
     print(
         "one machine       CPU ms a node: model measured  KB a node: model measured  seconds: model"

@@ -1,18 +1,17 @@
-"""One training step against TRL 1.16: time, peak memory, and that loss and gradients are the same.
+"""One training step against TRL 1.16: time, peak memory, equality of loss and gradients.
 
-    python -m benchmarks.train_step [--shapes tiny] [--repeats 5] [--threads 2] [--clock wall] [--device cpu]
-        [--model FOLDER [--length 64]] [--kinds float32-even] [--json FILE]
+    python -m benchmarks.train_step [--shapes tiny] [--repeats 5] [--threads 2] [--clock wall]
+        [--device cpu] [--model FOLDER [--length 64]] [--kinds float32-even] [--json FILE]
 
 The same tokens and advantages go to `worker.trainer.Trainer.step` and to TRL's
-`GRPOTrainer.train()`, whose generation alone is replaced by handing it the batch; everything else
-is as TRL's defaults have it (gradient checkpointing is one of them; a second column is without).
-Two prompts of the default mix x 8 completions, 16 sequences in one batch: "even", all of 128
-tokens, and "ragged", of 1 to 128 tokens as answers are. Two models have random weights: "tiny" has
-5 M parameters (Qwen2, vocabulary 512), "half" is Qwen2.5-0.5B's shape; `--model` adds one of your
-own, with answers of `--length` tokens. Times are medians of pairs, one run after the other
-(`--clock cpu --threads 1` counts processor time: for machines on which others work too); peak
-memory is that of a process of its own above its model, with `--device cuda` the GPU's. Exits 1 if a
-claim of the table does not hold.
+`GRPOTrainer.train()`, whose generation alone is replaced by the given batch; everything else has
+TRL's defaults (including gradient checkpointing; a second column is without). Two prompts of the
+default mix x 8 completions, 16 sequences in one batch: "even", all of 128 tokens, and "ragged", of
+1 to 128 tokens as answers are. Two models have random weights: "tiny" has 5 M parameters (Qwen2,
+vocabulary 512), "half" is Qwen2.5-0.5B's shape; `--model` adds another, with answers of `--length`
+tokens. Times are medians of alternating pairs (`--clock cpu --threads 1` counts processor time, for
+busy machines); peak memory is that of a separate process above its model, or the GPU's with
+`--device cuda`. Exits 1 if a claim of the table is not met.
 """
 
 import argparse
@@ -43,27 +42,33 @@ from worker.trainer.trainer import Lesson, Trainer
 
 GROUPS, SIZE, LENGTH = 2, 8, 128
 TOKENS = 1536
-"""Ours goes in micro-batches of so many tokens, a prompt with its completions in each: the same
-step in less memory."""
+"""Tokens of our micro-batches, a prompt with its completions in each: less memory, same step."""
 WANTED_SPEED = 2.5
 WANTED_DIFFERENCE = 1e-5
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
-        "vocab_size": 512, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 7,
-        "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
     },
     "half": {
-        "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-        "num_attention_heads": 14, "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is measured: a model's shape or folder, the type of its weights, how long completions
-    are, and on what."""
+    """A case: a model's shape or folder, weights' type, completion lengths, and device."""
 
     shape: str
     dtype: str
@@ -93,7 +98,7 @@ def make_policy(case: Case) -> Policy:
 
 
 def make_groups(case: Case, policy: Policy) -> list[ScoredGroup]:
-    """The batch: questions of the default mix with random tokens as answers."""
+    """Return the batch: questions of the default mix with random tokens as answers."""
     rng = random.Random(0)
     environment = environments.load(settings.Environment())
     asked = [(task, environment.question(task)) for task in environment.sample(1, 100)]
@@ -122,7 +127,7 @@ def make_trainer(case: Case, policy: Policy) -> Trainer:
 
 
 def as_inputs(batch: list[Lesson]) -> dict[str, torch.Tensor]:
-    """The same batch as TRL prepares it: prompts padded on the left, completions on the right."""
+    """Return the same batch as TRL prepares it: prompts padded left, completions right."""
     prompt_width, width = (
         max(len(s.prompt_ids) for s in batch),
         max(len(s.token_ids) for s in batch),
@@ -144,22 +149,33 @@ def as_inputs(batch: list[Lesson]) -> dict[str, torch.Tensor]:
 
 
 class Reference(GRPOTrainer):  # type: ignore[misc]
-    """TRL's trainer. Each `train()` makes one optimizer step on the batch that it is given."""
+    """Return TRL's trainer; each `train()` takes one optimizer step on the given batch."""
 
     def __init__(
         self, case: Case, policy: Policy, inputs: dict[str, torch.Tensor], checkpointing: bool
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="train-step-")
         config = GRPOConfig(
-            output_dir=self._folder.name, per_device_train_batch_size=GROUPS * SIZE, num_generations=SIZE,
-            max_completion_length=case.length, max_steps=1, bf16=policy.model.dtype == torch.bfloat16,
-            gradient_checkpointing=checkpointing, save_strategy="no", logging_strategy="no", report_to=[],
-            use_cpu=policy.model.device.type == "cpu", disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=self._folder.name,
+            per_device_train_batch_size=GROUPS * SIZE,
+            num_generations=SIZE,
+            max_completion_length=case.length,
+            max_steps=1,
+            bf16=policy.model.dtype == torch.bfloat16,
+            gradient_checkpointing=checkpointing,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            use_cpu=policy.model.device.type == "cpu",
+            disable_tqdm=True,
+        )
         super().__init__(
-            model=policy.model, reward_funcs=lambda prompts, **_: [0.0] * len(prompts), args=config,
-            train_dataset=Dataset.from_list([{"prompt": "x"}] * GROUPS * SIZE), processing_class=policy.tokenizer,
-        )  # fmt: skip
+            model=policy.model,
+            reward_funcs=lambda prompts, **_: [0.0] * len(prompts),
+            args=config,
+            train_dataset=Dataset.from_list([{"prompt": "x"}] * GROUPS * SIZE),
+            processing_class=policy.tokenizer,
+        )
         self.remove_callback(PrinterCallback)
         self.watch = Watch()
         self.add_callback(self.watch)
@@ -174,7 +190,7 @@ class Reference(GRPOTrainer):  # type: ignore[misc]
 
 
 def wall_clock() -> float:
-    """Seconds, after all that a GPU was asked to do."""
+    """Return the time in seconds, after all work of the GPU is done."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -184,8 +200,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": wall_clock, "cpu": time.proces
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """How long TRL's last optimizer step took; its loss is in the trainer's state, its gradients
-    where asked for."""
+    """Records the duration of TRL's last optimizer step, and its gradients if requested."""
 
     def __init__(self) -> None:
         self.clock = "wall"
@@ -223,8 +238,7 @@ def make_reference(case: Case, checkpointing: bool) -> Reference:
 
 
 def disturb_adapters(policy: Policy) -> None:
-    """Give the adapters' second factors, which begin as 0, values: else all gradients of the first
-    ones are 0."""
+    """Set the adapters' second factors, which begin as 0 and make all other gradients 0."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.model.named_parameters():
@@ -233,7 +247,7 @@ def disturb_adapters(policy: Policy) -> None:
 
 
 def make_step(case: Case, way: str, clock: str) -> Callable[[], float]:
-    """One step in this `way`; returns its seconds by `clock`."""
+    """Take one step in this `way`; return its seconds by `clock`."""
     if way != "ours":
         reference = make_reference(case, way == "TRL")
         reference.watch.clock = clock
@@ -253,7 +267,7 @@ WAYS = ("ours", "TRL", "TRL without checkpointing")
 
 
 def measure_times(case: Case, repeats: int, clock: str) -> dict[str, list[float]]:
-    """Seconds of each way, by turns: what disturbs one disturbs the other."""
+    """Return the seconds of each way, alternating, so that a disturbance affects both."""
     steps = {way: make_step(case, way, clock) for way in WAYS}
     for step in steps.values():
         step()
@@ -265,7 +279,7 @@ def measure_times(case: Case, repeats: int, clock: str) -> dict[str, list[float]
 
 
 def measure_memory(case: Case, way: str) -> float:
-    """MB that two steps take at their peak above the loaded model, in a process of its own."""
+    """Return the peak MB of two steps above the loaded model, in a separate process."""
     command = [
         sys.executable,
         "-W",
@@ -292,16 +306,16 @@ def print_memory(case: Case, way: str) -> None:
 
 
 def memory_mb(name: str) -> float:
-    """VmRSS is what this process has in memory now, VmHWM the most that it ever had."""
+    """Return a memory figure of this process: VmRSS is its present size, VmHWM its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{name}:"))
 
 
 def compare(case: Case) -> tuple[float, float]:
-    """Largest relative differences of loss and gradients on the first step.
+    """Return the largest relative differences of loss and gradients on the first step.
 
-    A loss on-policy is a sum of advantages that is next to nothing; so it is compared with what
-    their sizes add up to, and a gradient with the largest number of its tensor.
+    An on-policy loss is a sum of advantages near zero, so it is compared with the sum of their
+    absolute values, and a gradient with the largest number of its tensor.
     """
     policy = make_policy(case)
     trainer = make_trainer(case, policy)
@@ -423,8 +437,7 @@ def print_row(
     values: dict[str, float],
     pairs: dict[str, list[float]] | None = None,
 ) -> float:
-    """Returns how many times better ours is than TRL as it comes: the median over pairs where there
-    are such."""
+    """Print a table; return how many times better ours is than TRL's default, by the median."""
     ratios = {}
     for way in WAYS[1:]:
         ratios[way] = values[way] / values["ours"]

@@ -1,0 +1,1 @@
+"""Deploys: what runs on which host, with which settings, as which units."""

@@ -1,5 +1,4 @@
-"""The door through which workers join: the account service must answer before one can be
-enrolled."""
+"""Wait for the account service, which must answer before a worker can be enrolled."""
 
 from collections.abc import Iterator
 
@@ -14,11 +13,11 @@ ANSWER_SECONDS = 120
 
 @deploy("Account")
 def await_account(plan: Planned) -> None:
-    """On every host, before anything is enrolled: the account service answers.
+    """Wait on every host, before any slot is enrolled, until the account service answers.
 
-    pyinfra runs the operations of different hosts interleaved, and only keeps their order on one
-    host. This one, the same on all, makes everything above it happen before everything below it, on
-    the whole fleet.
+    pyinfra interleaves the operations of different hosts and keeps their order on one host only.
+    This operation, the same on all hosts, therefore separates everything above it from everything
+    below it on the whole fleet.
     """
     new = [slot for slot in plan.host.slots if slot.settings.chain.account_url]
     url = new[0].settings.chain.account_url if new else None
@@ -28,8 +27,7 @@ def await_account(plan: Planned) -> None:
 
 @operation()
 def answers(url: str | None, numbers: list[int]) -> Iterator[str]:
-    """Wait until the account service answers, if one of the slots `numbers` is still to be
-    enrolled."""
+    """Wait until the account service answers, unless all slots in `numbers` are enrolled."""
     enrolled = host.get_fact(Identities) if numbers else {}
     if url is None or all(number in enrolled for number in numbers):
         host.noop("nothing is to be enrolled")

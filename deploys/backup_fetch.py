@@ -1,5 +1,4 @@
-"""Bringing a host's sealed identities and ledgers to this side, piece by piece: a chain's state may
-be large."""
+"""Fetch a host's sealed identities and ledgers in pieces, since a chain's state may be large."""
 
 import base64
 import shlex
@@ -22,10 +21,10 @@ PIECE_SECONDS = 120
 
 @operation()
 def fetch(key: str, file: str) -> Iterator[FunctionCommand]:
-    """Have what the host seals for the owner of `key` (deploys/backup_pack.py) in `file` on this
-    side.
+    """Write what the host seals for the owner of `key` (deploys/backup_pack.py) to a local `file`.
 
-    Empty: nothing is deployed there. `file`.size has the number of bytes that are to come.
+    The file is empty if nothing is deployed on the host. `file`.size contains the number of bytes
+    to expect.
     """
     yield FunctionCommand(_fetch, (key, file), {})
 
@@ -50,8 +49,10 @@ def _fetch(state: State, host: Host, key: str, file: str) -> bool:
 
 
 def seal_script(key: str, remote: str) -> str:
-    """Shell commands that seal into a file of root's, and say how long it is. Earlier releases
-    ignore `stream`."""
+    """Return shell commands that seal into a file that only root can read, and print its size.
+
+    Earlier releases ignore the argument `stream`.
+    """
     program = f"environment/bin/python -B -m $module {shlex.quote(key)} stream"
     return (
         f"[ -d {CURRENT}/ ] || {{ echo 0; exit 0; }}; umask 077; cd {CURRENT} || exit 1;"
@@ -71,8 +72,7 @@ def piece_script(remote: str, number: int) -> str:
 
 
 def _ask(host: Host, script: str, seconds: int) -> str | None:
-    """Return the answer of the host; None, with its output shown to the operator, if the commands
-    failed."""
+    """Return the host's output; None, with the output shown to the operator, on failure."""
     arguments = fact_cache.arguments_of_facts(host) | {"_timeout": seconds}
     is_done, output = host.connector.run_shell_command(StringCommand(script), **arguments)
     if not is_done:

@@ -1,11 +1,10 @@
-"""`python -m deploys.backup_pack KEY stream`, on a host: its identities and ledgers, for one
-reader's eyes.
+"""Pack a host's identities and ledgers for one reader: `python -m deploys.backup_pack KEY stream`.
 
-Writes a tar of them to standard output, sealed for the owner of a key: a libsodium sealed box with
-the key of a libsodium secret stream, in chunks, so that a chain's state of any size takes little
-memory. What passes through ssh and pyinfra is of no use to anybody else. The operator makes a key
-for each backup. Without `stream`, as an earlier release on the operator's side asks for it: one
-sealed box, in base 64.
+Runs on the host and writes a tar to standard output, sealed for the owner of a key: a libsodium
+sealed box with the key of a libsodium secret stream, in chunks, so that a chain's state of any size
+takes little memory. Only the owner of the key can read what passes through ssh and pyinfra; the
+operator makes a key for each backup. Without `stream`, which operators with an earlier release
+leave out, the output is one sealed box in base64.
 """
 
 import base64
@@ -64,21 +63,22 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _is_draft(file: Path) -> bool:
-    """Return whether a file is a draft of another, or belongs to a database that is copied as a
-    whole."""
+    """Return whether a file is a draft, or a side file of a database that is copied separately."""
     return file.name.startswith(".") or file.name.endswith(DRAFTS)
 
 
 def pack(state: Path) -> bytes:
-    """A tar of them in memory, as `write_tar` makes it."""
+    """Return the tar that `write_tar` writes, as bytes."""
     stream = io.BytesIO()
     write_tar(state, stream)
     return stream.getvalue()
 
 
 def write_tar(state: Path, stream: IO[bytes]) -> None:
-    """Write a tar, with paths below `state`. Raises OSError or ValueError if a file can't be read
-    whole."""
+    """Write a tar with paths relative to `state`.
+
+    Raises OSError or ValueError if a file cannot be read as a whole.
+    """
     with tarfile.open(fileobj=stream, mode="w|") as tar:
         for file in kept_files(state):
             entry = tarfile.TarInfo(str(file.relative_to(state)))
@@ -96,8 +96,11 @@ def write_tar(state: Path, stream: IO[bytes]) -> None:
 
 
 def read_whole(file: Path) -> bytes:
-    """The content, also while its owner writes: a database through sqlite, JSON again until it is
-    whole."""
+    """Return a consistent copy of a file that its owner may be writing.
+
+    A database is copied through sqlite. JSON is read again until it parses. Raises ValueError if it
+    never does.
+    """
     content = _read_own(file)
     if content.startswith(SQLITE_MAGIC):
         return _copy_database(file)
@@ -117,8 +120,10 @@ def read_whole(file: Path) -> bytes:
 
 
 def _read_own(file: Path) -> bytes:
-    """Return the content of a file that is not a link: one may lead to another slot's key, which
-    this user can read."""
+    """Return the content of a file, without following links.
+
+    A link might lead to another slot's key, which this user can read.
+    """
     with _open_own(file) as stream:
         return stream.read()
 
@@ -140,13 +145,13 @@ def _copy_database(file: Path) -> bytes:
 
 
 def seal(content: bytes, key: str) -> str:
-    """Base 64 of `content`, sealed for the holder of `key` (x25519:HEX)."""
+    """Return `content` sealed for the holder of `key` (x25519:HEX), in base64."""
     public = PublicKey(bytes.fromhex(key.removeprefix(KEY_PREFIX)))
     return base64.encodebytes(SealedBox(public).encrypt(content)).decode()
 
 
 class Sealer(io.RawIOBase):
-    """A stream whose content comes to `out` sealed for the owner of `key`. It ends with `close`."""
+    """A writable stream that seals its content for the owner of `key` and writes it to `out`."""
 
     def __init__(self, out: IO[bytes], key: str) -> None:
         self._out, self._rest = out, bytearray()
@@ -170,7 +175,7 @@ class Sealer(io.RawIOBase):
         return len(content)
 
     def finish(self) -> None:
-        """Mark the end: without it the reader knows that something is missing."""
+        """Write the end mark; without it the reader reports a truncated stream."""
         self._push(bytes(self._rest), bindings.crypto_secretstream_xchacha20poly1305_TAG_FINAL)
 
     def _push(self, content: bytes, tag: int) -> None:
@@ -181,8 +186,10 @@ class Sealer(io.RawIOBase):
 
 
 def opened(stream: IO[bytes], key: PrivateKey) -> Iterator[bytes]:
-    """The chunks of what a Sealer wrote. Raises ValueError if it is damaged, cut off, or for
-    somebody else."""
+    """Yield the chunks that a Sealer wrote.
+
+    Raises ValueError if the stream is damaged, truncated, or sealed for another key.
+    """
     head = len(STREAM_MAGIC)
     if stream.read(head) != STREAM_MAGIC:
         raise ValueError("no sealed stream")
@@ -206,8 +213,7 @@ def opened(stream: IO[bytes], key: PrivateKey) -> Iterator[bytes]:
 
 
 def opened_size(stream: IO[bytes]) -> int:
-    """Return how many bytes `opened` gives, by the lengths alone; the stream is at its beginning
-    again after that."""
+    """Return how many bytes `opened` yields, from the chunk lengths alone; rewinds the stream."""
     key = bindings.crypto_secretstream_xchacha20poly1305_KEYBYTES + bindings.crypto_box_SEALBYTES
     stream.seek(
         len(STREAM_MAGIC) + key + bindings.crypto_secretstream_xchacha20poly1305_HEADERBYTES
@@ -222,8 +228,7 @@ def opened_size(stream: IO[bytes]) -> int:
 
 
 def become_user(name: str) -> None:
-    """Be the services' user from now on, if this is root: it would follow the links that may be in
-    his folders."""
+    """Drop root privileges: root would follow links in folders that the services' user owns."""
     if os.geteuid() == 0:
         user = pwd.getpwnam(name)
         os.initgroups(name, user.pw_gid)

@@ -1,5 +1,4 @@
-"""The host that carries a private swarm: chain, contract, bootnode, keeper, account service and
-dashboard."""
+"""The coordinator host: chain, contract, bootnode, keeper, account service and dashboard."""
 
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES, COORDINATO
 
 @deploy("Coordinator")
 def configure_coordinator(plan: Planned) -> None:
-    """Settings, secrets and services of what a private swarm has once."""
+    """Install settings, secrets and services of the coordinator."""
     token = node_identity.install_enrolment_token(plan)
     settings = {}
     for role, service in host.loop(COORDINATOR_ROLES.items()):
@@ -37,14 +36,13 @@ def configure_coordinator(plan: Planned) -> None:
 
 @deploy("Coordinator")
 def retire_coordinator() -> None:
-    """On a host that the inventory does not name as the coordinator: none of its services runs."""
+    """Stop the coordinator's services on a host that is no longer the coordinator."""
     retire(name="Stop the coordinator's services")
 
 
 @operation()
 def retire() -> Iterator[str]:
-    """Stop what a coordinator runs, and keep its state (the chain, the owner's key, accounts) in
-    RETIRED."""
+    """Stop all services of a coordinator, and move its state to RETIRED."""
     if not host.get_fact(ConfiguredServices):
         host.noop("no service of a coordinator is configured")
         return

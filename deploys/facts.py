@@ -1,5 +1,4 @@
-"""Own facts: what a host already has of hivewright. Each is one command, and an empty answer means
-a bare host."""
+"""Facts about what is deployed on a host; each is one command, empty output means a bare host."""
 
 import json
 import re
@@ -33,11 +32,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class InstalledReleases:
-    """The complete releases of a host. `current`: the commit that it runs, None on a bare host.
+    """The complete releases of a host.
 
-    `parts`: for each commit, the one installed last first, the folders outside of the release that
-    it uses (`environments/DIGEST`, `anvil/DIGEST`, `wheels/DIGEST`). `folders`: all such folders
-    that exist.
+    `current`: the commit that it runs, None on a bare host. `parts`: for each commit, the most
+    recently installed first, the shared folders that it uses (`environments/DIGEST`,
+    `anvil/DIGEST`, `wheels/DIGEST`). `folders`: all such folders that exist.
     """
 
     current: str | None = None
@@ -50,8 +49,7 @@ class InstalledReleases:
 
 
 class OwnFact(FactBase[T], Generic[T]):
-    """A fact of ours: an answer that makes no sense fails the host that gave it, not the run of all
-    hosts."""
+    """Base of our facts: unparsable output fails the host that sent it, not the whole run."""
 
     def process(self, output: list[str]) -> T:
         try:
@@ -63,7 +61,7 @@ class OwnFact(FactBase[T], Generic[T]):
             ) from None
 
     def read(self, output: list[str]) -> T:
-        """Parse the lines of the answer, at least one."""
+        """Parse the output, which has at least one line."""
         raise NotImplementedError
 
 
@@ -93,8 +91,7 @@ class Releases(OwnFact[InstalledReleases]):
 
 
 class Identities(OwnFact[dict[int, str]]):
-    """Peer id of every enrolled slot, by number of the slot. Without enrolments that are damaged:
-    DamagedEnrolments."""
+    """The peer id of every enrolled slot, by slot number; damaged enrolments are left out."""
 
     def command(self) -> str:
         return (
@@ -112,8 +109,7 @@ class Identities(OwnFact[dict[int, str]]):
 
 
 class DamagedEnrolments(OwnFact[list[str]]):
-    """Files of enrolments that say nothing. The command is that of Identities, so that the host is
-    asked once."""
+    """Enrolment files without a valid peer id; the command is that of Identities."""
 
     def command(self) -> str:
         return Identities().command()
@@ -127,8 +123,7 @@ class DamagedEnrolments(OwnFact[list[str]]):
 
 
 def _enrolments(lines: list[str]) -> Iterator[tuple[str, int, str]]:
-    """Yield file, slot number and content of each. Other folders (worker-0.bak) do not belong to
-    slots."""
+    """Yield file, slot number and content of each enrolment; skip other folders (worker-0.bak)."""
     for line in lines:
         if found := re.match(r"(.*/worker-(\d+)/enrolment\.json) (.*)", line):
             yield found[1], int(found[2]), found[3]
@@ -144,8 +139,10 @@ def _peer_id(text: str) -> str | None:
 
 
 class MovedAway(OwnFact[dict[int, str]]):
-    """Slots whose key a move has set aside, and that have no other, with the peer id that they had
-    ("" if unknown)."""
+    """Slots whose key a move has set aside and that have no new one.
+
+    Maps the slot number to the peer id that the slot had, "" if unknown.
+    """
 
     def command(self) -> str:
         return (
@@ -209,7 +206,10 @@ class ConfiguredServices(OwnFact[list[str]]):
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """`digest`: of all that the service was last started with by a deploy; None if it never was."""
+    """The state of a systemd service.
+
+    `digest`: digest of everything that the last deploy started it with; None if none did.
+    """
 
     is_active: bool = False
     is_enabled: bool = False
@@ -240,7 +240,7 @@ class Service(OwnFact[ServiceState]):
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A file without its content. `sha256`: of the content. `mode`: octal, such as 644."""
+    """A file without its content: `sha256` of the content, and `mode` in octal, such as 644."""
 
     sha256: str
     user: str
@@ -249,7 +249,7 @@ class FileState:
 
 
 class FileContent(OwnFact[FileState | None]):
-    """The file at a path. None: there is no file."""
+    """The file at a path; None if it does not exist."""
 
     def command(self, path: str) -> str:
         return (
@@ -262,7 +262,7 @@ class FileContent(OwnFact[FileState | None]):
 
 
 class SystemdVersion(OwnFact[int]):
-    """systemd's version number; 0 where it is missing."""
+    """systemd's version number; 0 if systemd is missing."""
 
     def command(self) -> str:
         return "systemctl --version 2>/dev/null | head -n 1 || true"
@@ -277,9 +277,11 @@ class SystemdVersion(OwnFact[int]):
 
 @dataclass(frozen=True, slots=True)
 class Deploys:
-    """`last`: digest of what the last deploy made of the host; None if none was ever finished, or
-    one was begun and did not get to its end. `previous`: the release that `rollback` would go back
-    to."""
+    """The last deploys of a host.
+
+    `last`: digest of the host's whole configuration after its last deploy; None if no deploy was
+    ever completed or the last one was cut off. `previous`: the release that `rollback` restores.
+    """
 
     last: str | None = None
     previous: str | None = None
@@ -302,8 +304,10 @@ class PastDeploys(OwnFact[Deploys]):
 
 
 class UserEntry(OwnFact[tuple[str, str] | None]):
-    """Home and shell of a user; None: no such user. pyinfra's own fact starts ten processes for
-    each existing user."""
+    """Home and shell of a user, None if there is no such user.
+
+    pyinfra's own fact starts ten processes for each existing user.
+    """
 
     def command(self, user: str) -> str:
         return f"getent passwd {user} || true"
@@ -314,7 +318,7 @@ class UserEntry(OwnFact[tuple[str, str] | None]):
 
 
 class InstalledPackages(OwnFact[frozenset[str]]):
-    """Those of some Debian packages that are installed."""
+    """Which of the given Debian packages are installed."""
 
     def command(self, names: Sequence[str]) -> str:
         show = "dpkg-query --show --showformat='${db:Status-Abbrev} ${Package}\\n'"
@@ -330,10 +334,10 @@ class InstalledPackages(OwnFact[frozenset[str]]):
 
 @dataclass(frozen=True, slots=True)
 class MeshPart:
-    """A host's part of the mesh. `public_key`, `digest` (of the configuration): None without.
-    `kernel`: supports it.
+    """A host's part of the WireGuard mesh.
 
-    `peers`: public keys of those whom it speaks to, by name.
+    `public_key` and `digest` (of the configuration) are None if missing. `kernel`: whether the
+    kernel supports WireGuard. `peers`: public keys of the host's peers, by name.
     """
 
     public_key: str | None = None
@@ -355,7 +359,7 @@ _WIREGUARD_KEY = re.compile(r"[A-Za-z0-9+/]{43}=")
 
 
 class WireGuard(OwnFact[MeshPart]):
-    """The host's part in the mesh. The key itself is never read out."""
+    """The host's part of the mesh; the private key is never read."""
 
     def command(self) -> str:
         key, own, unit = mesh.KEY, mesh.CONFIGURATION, mesh.UNIT

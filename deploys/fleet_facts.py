@@ -1,9 +1,8 @@
-"""Facts for the commands for whole fleets: what a host is doing, what is on it, what its services
-log.
+"""Facts for fleet commands: progress, resources and logs of a host's services.
 
-A host that could not answer to the end has no value (None): a worker that is not heard of is not
-one without worries. A host's tools can't be relied on: an answer that is not usable is reported for
-this host (`problem`), and it is never turned into one.
+A host whose answer is incomplete has no value (None), so that a silent worker never counts as a
+healthy one. The host's tools may fail: an unusable answer is reported for the host (`problem`) and
+never guessed.
 """
 
 import json
@@ -59,19 +58,18 @@ T = TypeVar("T")
 
 
 class Answer(FactBase[T | None], Generic[T]):
-    """A fact that always has an answer, whose command ends with a line END. Without that it is
-    None."""
+    """A fact whose output ends with a line END; it is None if that line is missing."""
 
     def process(self, output: list[str]) -> T | None:
         return self.read(output[:-1]) if output[-1] == END else None
 
     def read(self, lines: list[str]) -> T:
-        """The answer, without its last line."""
+        """Parse the output without its last line."""
         raise NotImplementedError
 
 
 class _Read(BaseModel):
-    """Of a status.json, which has more, what the fleet's commands read."""
+    """The fields of a status.json that fleet commands read; the file has more."""
 
     model_config = ConfigDict(strict=True)
 
@@ -106,8 +104,7 @@ class _KeeperStatus(_Read):
 
 
 class _Finished(NamedTuple):
-    """A round that a worker has finished: when, in seconds since 1970, and with which mean reward
-    (None: unknown)."""
+    """A finished round: its time in seconds since 1970, and its mean reward (None: unknown)."""
 
     at: float
     reward: float | None
@@ -115,15 +112,15 @@ class _Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """A service of a host and its progress. `status`: the status.json of its state folder, None if
-    it wrote none.
+    """A service of a host and its progress.
 
-    `started_at`: when it was started last, by the host's clock in seconds since 1970, 0 if it does
-    not run. `restarts`: by systemd, since somebody started it. `exit_status`: of its last end.
-    `finished`: when its last rounds were finished, the newest last, at most NUM_ROUNDS; without
-    those whose numbers were not finite. `rewards`: their mean rewards, None where a round does not
-    say. `problem`: why `status` is None though there is one. `last_words`: the last that it said on
-    its way to its end, if it does not run or systemd has started it again.
+    `status`: the status.json of its state folder, None if it wrote none. `started_at`: its last
+    start by the host's clock, in seconds since 1970, 0 if it does not run. `restarts`: restarts by
+    systemd since it was started by hand. `exit_status`: of its last end. `finished`: when its last
+    rounds were finished, oldest first, at most NUM_ROUNDS, without rounds that had non-finite
+    values. `rewards`: the mean rewards of these rounds, None if not recorded. `problem`: why
+    `status` is None although the file exists. `last_words`: the log line that best explains its
+    last end, if it is not running or was restarted by systemd.
     """
 
     unit: str
@@ -215,8 +212,7 @@ def _finished(text: str) -> Iterator[_Finished]:
 
 
 def last_words(lines: Sequence[str]) -> str | None:
-    """Of the last lines of a log the one that says most about an end: the last error, or else the
-    last line."""
+    """Return the line of a log that best explains an end: the last error, else the last line."""
     said = [line.strip() for line in lines if line.strip()]
     errors = [line for line in said if _ERROR.search(line) and not line.startswith("File ")]
     chosen = errors or said
@@ -224,7 +220,7 @@ def last_words(lines: Sequence[str]) -> str | None:
 
 
 def _status(block: Mapping[str, str]) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the content of status.json, or why it is unusable."""
+    """Return the content of status.json, or the reason why it is unusable."""
     if wrong := safe_read.why_not_read(block["what"]):
         return None, f"status.json {wrong}"
     try:
@@ -251,16 +247,15 @@ def _reason(error: Exception) -> str:
 
 
 def _number(text: str) -> int | None:
-    """Parse a number; None: it is not one, or systemd does not know (it then prints "[not set]", or
-    nothing)."""
+    """Parse a number; None if the text is not one (systemd prints "[not set]" or nothing)."""
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. Memory in MiB, `use` in percent, None where the card has no such figure.
+    """One GPU: memory in MiB, `use` in percent, None where the card does not report the figure.
 
-    `pids`: of the processes that compute on it.
+    `pids`: processes that compute on it.
     """
 
     index: int
@@ -272,13 +267,13 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """A host as a whole. `commit`: the release that is current, None on a bare host.
+    """A host as a whole.
 
-    `deployed`: digest of what the last deploy made of the host; None if none was ever finished, or
-    one was begun and did not get to its end. `previous`: the release that `rollback` would go back
-    to. Disk in 10^6 bytes, of the state folder. `tailscale`: BackendState of its daemon, None
-    without one; `tailscale_server`: its control server. `problem`: what nvidia-smi says instead of
-    its GPUs, None without a complaint, or without nvidia-smi.
+    `commit`: the current release, None on a bare host. `deployed`: digest of the host's
+    configuration after its last deploy; None if no deploy was ever completed or the last one was
+    cut off. `previous`: the release that `rollback` restores. Disk space in 10^6 bytes, of the
+    state folder. `tailscale`: BackendState of its daemon, None without one; `tailscale_server`: its
+    control server. `problem`: nvidia-smi's error; None without an error or without nvidia-smi.
     """
 
     commit: str | None = None
@@ -341,7 +336,7 @@ class HostStates(Answer[dict[str, Any]]):
 
 
 def _nvidia_problem(code: str, rows: Sequence[str], cards: Sequence[Gpu | None]) -> str | None:
-    """Return nvidia-smi's output that is not a GPU, or how it ended."""
+    """Return nvidia-smi's error output or exit code; None if there is no error."""
     said = " ".join(
         row.strip() for row, card in zip(rows, cards, strict=True) if card is None
     ).strip()
@@ -364,7 +359,7 @@ def _backend_state(text: str | None) -> str | None:
 
 
 def _gpu(row: str, pids: Mapping[str, Sequence[int]]) -> Gpu | None:
-    """Return the GPU of a row of nvidia-smi's table. None: the row is a complaint of nvidia-smi."""
+    """Return the GPU of a row of nvidia-smi's table; None if the row is an error message."""
     cells = row.split(", ")
     if len(cells) != 5 or not cells[0].isdecimal():
         return None
@@ -378,8 +373,7 @@ def _gpu(row: str, pids: Mapping[str, Sequence[int]]) -> Gpu | None:
 
 
 class Logs(Answer[list[str]]):
-    """The last lines of a host's services, oldest first, each with time, host and unit as
-    journalctl has them."""
+    """The last lines of a host's services, oldest first, as journalctl prints them."""
 
     def command(self, lines: int, unit: str) -> str:
         return (
@@ -402,8 +396,7 @@ class MeshParts(Answer[dict[str, Any]]):
 
 
 class Footprint(Answer[list[str]]):
-    """Everything of hivewright's on a host: the paths and units that `hivewright fleet uninstall`
-    would remove."""
+    """The paths and units on a host that `hivewright fleet uninstall` would remove."""
 
     def command(self) -> str:
         return (
@@ -417,11 +410,9 @@ class Footprint(Answer[list[str]]):
 
 
 class SealedToken(Answer[str]):
-    """The host's enrolment token, sealed for the owner of `key` (deploys/backup_pack.py), in base
-    64. Empty: none.
+    """The host's enrolment token, sealed for the owner of `key`, in base64; empty if it has none.
 
-    The host's release may be an earlier one, which calls the module `sealing`: `seal` is all that
-    this needs of it.
+    Uses `seal` of deploys/backup_pack.py, which earlier releases on a host call `sealing`.
     """
 
     def command(self, key: str) -> str:

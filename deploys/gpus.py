@@ -1,6 +1,6 @@
-"""The GPUs of a host, as its driver reports them, and which build of torch fits them.
+"""The GPUs of a host, as its driver reports them.
 
-A driver that does not answer is never taken for a host without GPUs: the host is refused, with the
+A driver that does not answer never counts as a host without GPUs: the host is refused, with the
 reason.
 """
 
@@ -48,11 +48,11 @@ Number = int | str
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU, or one slice of a GPU that is partitioned (MIG). `capability`: compute capability,
-    such as (8, 9).
+    """One GPU, or one slice of a GPU that is partitioned (MIG).
 
-    `uuid`: what CUDA_VISIBLE_DEVICES takes. `index`: nvidia-smi's number of the card. `part`: its
-    number of the slice, None for a whole card. `memory_mib` of a slice is what its profile says.
+    `index`: nvidia-smi's number of the card. `uuid`: its id for CUDA_VISIBLE_DEVICES. `memory_mib`:
+    for a slice, the size in its profile. `capability`: compute capability, such as (8, 9). `part`:
+    the card's number of the slice, None for a whole card.
     """
 
     index: int
@@ -70,12 +70,12 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """A host's GPUs, and slices of them. `driver_cuda`: the newest CUDA that the driver runs; None
-    without one.
+    """A host's GPUs and slices of them.
 
-    `problem`: why the GPUs of the host can't be used, None if they can, or if there are none.
-    `warning`: what nvidia-smi says of cards that can't be used, while others can.
-    `is_wsl`: they are reached through WSL2's /dev/dxg.
+    `driver_cuda`: the newest CUDA version that the driver runs; None without a driver. `problem`:
+    why the GPUs cannot be used; None if they can, or if there are none. `warning`: nvidia-smi's
+    message about unusable cards next to usable ones. `is_wsl`: the GPUs are reached through WSL2's
+    /dev/dxg.
     """
 
     cards: tuple[Gpu, ...] = ()
@@ -87,15 +87,15 @@ class Gpus:
 
     @property
     def by_number(self) -> dict[Number, Gpu]:
-        """The cards by nvidia-smi's number: that of a dead card is left out."""
+        """The usable cards by their number."""
         return {card.number: card for card in self.cards}
 
 
 def parse(lines: Collection[str]) -> Gpus:
-    """Return the GPUs of `HostGpus`' lines. Each begins with its kind.
+    """Parse the output of `HostGpus`; each line begins with its kind.
 
     gpu: a row of nvidia-smi's table. list: a line of `nvidia-smi -L`. mig: index and MIG mode.
-    cuda, ram: figures. problem: what nvidia-smi says instead. card: a GPU without a driver. dxg:
+    cuda, ram: figures. problem: an error message of nvidia-smi. card: a GPU without a driver. dxg:
     WSL2's GPU.
     """
     found = [line.strip().partition(" ")[::2] for line in lines if line.strip()]
@@ -136,8 +136,7 @@ def _cards(
     ram_mib: int,
     slices: Mapping[int, Sequence[tuple[str, int, str]]],
 ) -> tuple[list[Gpu], list[str]]:
-    """Return the GPUs of these rows, in place of partitioned ones their slices, and the rows that
-    are not a GPU."""
+    """Return the GPUs of these rows, slices in place of partitioned ones, and the bad rows."""
     cards, dead = [], []
     for row in rows:
         try:
@@ -149,10 +148,10 @@ def _cards(
 
 
 def _card(row: Sequence[str], ram_mib: int, is_partitioned: bool) -> Gpu:
-    """Return the GPU of a row. Raises ValueError or IndexError if the row is not that of one.
+    """Return the GPU of a row. Raises ValueError or IndexError if the row does not describe one.
 
-    A card without a memory figure of its own ([N/A]) shares the machine's: its figure is taken
-    instead. Of one that is partitioned nobody asks: its slices have theirs.
+    A card without a memory figure of its own ([N/A]) shares the machine's memory, whose size is
+    used instead. The memory of a partitioned card does not matter, since its slices have their own.
     """
     index, uuid, name, memory, capability, _ = row
     has_own = re.fullmatch(r"[0-9.]+", memory) is not None
@@ -165,8 +164,7 @@ def _card(row: Sequence[str], ram_mib: int, is_partitioned: bool) -> Gpu:
 
 
 def _slices(lines: Iterable[str]) -> dict[int, list[tuple[str, int, str]]]:
-    """Return profile, number and UUID of each MIG slice, by the number of its card, of `nvidia-smi
-    -L`'s lines."""
+    """Parse `nvidia-smi -L`: profile, number and UUID of each MIG slice, by card number."""
     found: dict[int, list[tuple[str, int, str]]] = {}
     index = None
     for line in lines:
@@ -178,8 +176,7 @@ def _slices(lines: Iterable[str]) -> dict[int, list[tuple[str, int, str]]]:
 
 
 def _slice(card: Gpu, profile: str, part: int, uuid: str) -> Gpu:
-    """Return one slice of a partitioned card. Raises ValueError if its profile does not say its
-    memory."""
+    """Return one slice of a card. Raises ValueError if its profile does not contain its memory."""
     memory = _PROFILE_GB.search(profile)
     if memory is None:
         raise ValueError(profile)
@@ -188,7 +185,7 @@ def _slice(card: Gpu, profile: str, part: int, uuid: str) -> Gpu:
 
 
 def _without_empty(cards: Sequence[Gpu], modes: Collection[str]) -> tuple[list[Gpu], list[str]]:
-    """Leave out whole cards that are in MIG mode, and return what to do about each."""
+    """Remove whole cards that are in MIG mode, and return advice for each of them."""
     partitioned = {
         int(index)
         for index, _, mode in (text.partition(", ") for text in modes)
@@ -201,11 +198,11 @@ def _without_empty(cards: Sequence[Gpu], modes: Collection[str]) -> tuple[list[G
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A build of torch. `cuda`: what it is built with. `kernels`: the capabilities that it has
-    kernels for, by machine.
+    """A build of torch.
 
-    `min_driver`: the oldest driver that runs this CUDA, by NVIDIA's compatibility within a major
-    version.
+    `cuda`: the CUDA version it is built with. `min_driver`: the oldest driver that runs this CUDA,
+    by NVIDIA's compatibility within a major version. `kernels`: the capabilities that it has
+    kernels for, by machine.
     """
 
     name: str
@@ -218,35 +215,36 @@ class Build:
         return f"{INDEXES}/{self.name}"
 
     def runs_on(self, card: Gpu, machine: str) -> bool:
-        """Kernels for 8.6 run on 8.9, but neither on 8.0 nor on 9.0."""
+        """Return whether its kernels run on a card: those for 8.6 run on 8.9, not on 8.0 or 9.0."""
         major, minor = card.capability
         return any(major == m and n <= minor for m, n in self.kernels.get(machine, ()))
 
 
 # The builds that PyTorch publishes for this version of torch, the one that is preferred first.
-# fmt: off
 BUILDS = (
     Build(
-        "cu130", (13, 0), "580",
+        "cu130",
+        (13, 0),
+        "580",
         {
             X86: ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)),
             ARM: ((8, 0), (9, 0), (10, 0), (11, 0), (12, 0)),
         },
     ),
     Build(
-        "cu126", (12, 6), "525",
+        "cu126",
+        (12, 6),
+        "525",
         {X86: ((5, 0), (6, 0), (7, 0), (7, 5), (8, 0), (8, 6), (9, 0)), ARM: ((8, 0), (9, 0))},
     ),
 )
-# fmt: on
 
 
 def choose_torch(gpus: Gpus, index: str | None, machine: str = X86) -> str:
-    """The package index that the host takes torch from. `index`: what the inventory asks for; None:
-    by the facts.
+    """Return the package index from which the host takes torch.
 
-    Raises SettingsError, with the fix, if no build runs on all GPUs of the host, or the one that is
-    asked for does not.
+    `index`: the inventory's choice; None chooses by the host's GPUs. Raises SettingsError, with the
+    fix, if no build, or not the requested one, runs on all GPUs of the host.
     """
     asked = next(
         (build for build in BUILDS if index and index.rstrip("/").endswith(f"/{build.name}")), None
@@ -281,7 +279,7 @@ def _refuse_misfit(build: Build, gpus: Gpus, machine: str) -> None:
 
 
 def _driver_runs(build: Build, gpus: Gpus) -> bool:
-    """A driver runs every CUDA of its own major version, and of those before."""
+    """Return whether the driver supports a build's CUDA: its own major version or an older one."""
     return gpus.driver_cuda is not None and gpus.driver_cuda[0] >= build.cuda[0]
 
 

@@ -1,5 +1,4 @@
-"""Facts about the machine that a host is: its GPUs, its distribution, where its pip gets packages
-from."""
+"""Facts about the machine: its GPUs, its distribution, and its pip configuration."""
 
 import json
 import shlex
@@ -19,7 +18,7 @@ _NVIDIA, _DISPLAY_CLASS = "0x10de", "0x03"
 
 @operation()
 def refuse_unfit(reason: str | None) -> Iterator[str]:
-    """Fail, before anything is done on the host, if its facts don't go with the inventory."""
+    """Fail before any change to the host if its facts contradict the inventory."""
     if reason is not None:
         yield f"echo {shlex.quote(reason)} >&2; exit 1"
 
@@ -60,8 +59,7 @@ class HostGpus(OwnFact[Gpus]):
 
 
 class MissingParts(OwnFact[str | None]):
-    """The reason why the host can't run the services at all; None: systemd is its init, and it has
-    apt."""
+    """The reason why the host cannot run the services: no systemd, or no apt. None: it can."""
 
     def command(self) -> str:
         return (
@@ -84,7 +82,7 @@ class MissingParts(OwnFact[str | None]):
 
 
 def _without_systemd(found: Mapping[str, str]) -> str:
-    """The refusal of a host whose init is another one. `found`: what `MissingParts` asks for."""
+    """Return the refusal of a host without systemd; `found` is the output of `MissingParts`."""
     init = f"its first process is {found['systemd'] or 'unknown'}"
     if "microsoft" in found.get("kernel", "").lower():
         advice = (
@@ -118,7 +116,7 @@ class CloudInitErrors(OwnFact[str | None]):
 
 
 class OwnPipSources(OwnFact[bool]):
-    """True if pip on the host has been given an index, or wheels, of its own: these then decide."""
+    """Whether the host's pip has an index or wheels of its own, which take precedence."""
 
     def command(self) -> str:
         files = "/etc/pip.conf /etc/xdg/pip/pip.conf /root/.config/pip/pip.conf /root/.pip/pip.conf"
@@ -133,11 +131,7 @@ class OwnPipSources(OwnFact[bool]):
 
 
 class System(NamedTuple):
-    """A distribution, the name of its release, and the machine as `uname -m` says it: debian,
-    bookworm, x86_64.
-
-    Empty: it does not say.
-    """
+    """Distribution, release and machine, such as debian, bookworm, x86_64; empty if unknown."""
 
     name: str = ""
     codename: str = ""

@@ -1,9 +1,8 @@
-"""Files with a given content. They go through a shell's standard input, not through SFTP as
-pyinfra's `files.put`.
+"""Files with a given content, sent through a shell's standard input.
 
-When a host vanishes, an error of SFTP ends pyinfra's run of all hosts; that of a command fails that
-host. And what goes through standard input is in no command line, no log and no diff, which is what
-secrets need.
+pyinfra's `files.put` uses SFTP, whose error ends pyinfra's run of all hosts when one host vanishes;
+the error of a command fails that host only. Standard input also appears in no command line, log or
+diff, which secrets require.
 """
 
 import base64
@@ -22,11 +21,10 @@ from deploys.facts import FileContent, FileState
 def file(
     path: Path, content: bytes, user: str = "root", group: str = "root", mode: str = "644"
 ) -> Iterator[StringCommand]:
-    """Have the file with this content, owner and mode. It is replaced at once; its folder must be
-    there.
+    """Write the file with this content, owner and mode, atomically; its folder must exist.
 
-    Another user than root writes it himself: in a folder of his root would follow whatever link he
-    has put there.
+    Another user than root writes the file itself, since root would follow links in that user's
+    folders.
     """
     found = host.get_fact(FileContent, path=str(path))
     if found == FileState(hashlib.sha256(content).hexdigest(), user, group, mode):

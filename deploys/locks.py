@@ -1,9 +1,9 @@
-"""One deploy at a time: a lock file on the host that names its owner, where from and since when.
+"""One deploy at a time: a lock file on the host with its owner, the machine and the start time.
 
-It is in /run: a host that boots again is free. A deploy takes it before its first command that is
-not a question (deploys/pyinfra_ext/fact_cache.py), so a run that changes nothing takes none; an
-operation of `hivewright fleet` takes it around its script. A lock of a process of this machine that
-is gone is broken; any other stale lock is broken by a flag.
+It is in /run, so a reboot releases it. A deploy takes it before its first command that may change
+the host (deploys/pyinfra_ext/fact_cache.py); a run that changes nothing takes none. An operation of
+`hivewright fleet` takes it around its script. A lock of an ended process of this machine is broken;
+any other stale lock is broken by a flag.
 """
 
 import getpass
@@ -39,7 +39,7 @@ class HostLock(OwnFact[str | None]):
 
 @cache
 def owner() -> str:
-    """The owner of every lock that this process takes, in one line for people."""
+    """Return the owner of every lock that this process takes, as one readable line."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -64,8 +64,10 @@ def is_abandoned(held_by: str) -> bool:
 
 
 def take(abandoned: str | None, is_broken: bool) -> str:
-    """Shell commands that take the lock, or fail and name its owner. `abandoned`: an owner that
-    counts no more."""
+    """Return shell commands that take the lock, or fail and name its owner.
+
+    `abandoned`: an owner whose lock may be broken. `is_broken`: break any lock.
+    """
     if is_broken:
         remove = f"rm -f {LOCK}; "
     elif abandoned:
@@ -84,12 +86,12 @@ def take(abandoned: str | None, is_broken: bool) -> str:
 
 
 def release() -> str:
-    """Shell commands that give the lock back, if it is still that of this process."""
+    """Return shell commands that release the lock if this process holds it."""
     return f'[ "$(cat {LOCK} 2>/dev/null)" != {shlex.quote(owner())} ] || rm -f {LOCK}'
 
 
 def held(script: str) -> str:
-    """Return the script of an operation that is run by itself, with the lock taken around it."""
+    """Return the script of a stand-alone operation with the lock held around it."""
     found, is_broken = None, False
     # Without a host only the script is looked at.
     if ctx_inventory.isset() and ctx_host.isset():
@@ -100,7 +102,7 @@ def held(script: str) -> str:
 
 @cache
 def _machine() -> str:
-    """This machine's name, with what tells apart machines of one name and boots of one machine."""
+    """Return the name of this machine and of its current boot."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     mark = boot.read_text()[:8] if boot.exists() else "unknown"
     return f"{socket.gethostname()}/{mark}"

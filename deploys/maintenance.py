@@ -1,5 +1,4 @@
-"""Maintenance of a deployed host between deploys: services, moving identities in and out,
-uninstalling.
+"""Maintenance of a host between deploys: services, moving identities, uninstalling.
 
 Each operation is run by itself through pyinfra's command line (deploys/fleet/commands.py).
 """
@@ -41,10 +40,9 @@ ACTIONS = ("start", "stop", "restart")
 
 @operation()
 def services(action: str, unit: str = "*") -> Iterator[str]:
-    """Start, stop or restart hivewright's services, all or those that `unit` names, such as
-    worker@0 or worker@*.
+    """Start, stop or restart services: all, or those that `unit` matches (worker@0, worker@*).
 
-    A stopped one starts again with the host, or a deploy.
+    A stopped service starts again when the host boots or is deployed.
     """
     if action not in ACTIONS:
         raise ValueError(f"action: got {action!r}; expected one of {', '.join(ACTIONS)}")
@@ -60,8 +58,11 @@ def services(action: str, unit: str = "*") -> Iterator[str]:
 
 @operation()
 def uninstall(identities: bool) -> Iterator[str]:
-    """Have nothing of hivewright's. What can't be made again (keys, tokens, ledgers, the chain)
-    stays without `identities`. The host's packages stay: others may use them."""
+    """Remove hivewright from the host.
+
+    Without `identities`, keys, tokens, ledgers and the chain stay, since nothing can recreate them.
+    Debian packages stay: other programs may use them.
+    """
     yield locks.held(
         f'units={_UNITS}; [ -z "$units" ] || systemctl disable --now --quiet $units;'
         f" {REMOVE_OURS}; rm -f {COMMAND}; systemctl daemon-reload; {LEAVE}; {STOP_SERVING};"
@@ -85,8 +86,7 @@ _IDENTITY = " ".join((*WORKER_FOLDERS, "swarm.pem", "enrolment.json", "account.t
 
 @operation()
 def retire() -> Iterator[str]:
-    """Have no worker here that could claim an identity that has moved: stopped, its key set
-    aside."""
+    """Stop all workers and set their keys aside: their identities move to another host."""
     aside = f"for f in {_IDENTITY}; do [ ! -e $f ] || mv -T $f $f.moved; done"
     yield locks.held(
         f"set -e; mkdir -p -m 700 {_MOVED};"
@@ -103,8 +103,7 @@ def retire() -> Iterator[str]:
 
 @operation()
 def take_back() -> Iterator[str]:
-    """Have the workers whose keys a move has set aside as they were: with their keys, running if
-    they ran."""
+    """Undo `retire`: give workers their keys back, and start those that ran."""
     back = f"for f in {_IDENTITY}; do [ ! -e $f.moved ] || mv -T $f.moved $f; done"
     yield locks.held(
         f"set -e; for d in {STATE}/worker-*; do [ -e $d/swarm.pem.moved ] || continue; [ ! -e"
@@ -119,23 +118,21 @@ def take_back() -> Iterator[str]:
 
 @operation()
 def restore(is_question: bool = False) -> Iterator[StringCommand]:
-    """Have the identities and ledgers of a backup: a tar in base 64, which comes on standard input.
+    """Restore identities and ledgers from a backup: a tar in base64 on standard input.
 
-    They go through the standard input of a shell on the host too, so they are in no command line,
-    log or diff. Nothing that is there is overwritten, and a host that has another identity, or runs
-    one of these, is refused. If it fails, nothing of them is left there. `is_question`: only find
-    out whether the host would be refused.
+    The content also goes through standard input on the host, so it is in no command line, log or
+    diff. Existing files are not overwritten. A host that has another identity, or runs a worker
+    with one of these, is refused. On failure no new file stays. `is_question`: only check whether
+    the host would be refused.
     """
     script = restore_script(STATE, is_question)
     yield StringCommand(locks.held(script), _stdin=[standard_input()])
 
 
 def restore_script(state: Path, is_question: bool = False) -> str:
-    """Shell commands that put what comes, a tar in base 64 on standard input, into the folder of
-    all state.
+    """Return shell commands that unpack a base64 tar from standard input into the state folder.
 
-    Its user unpacks it and puts it in place: entries of its folders, or of the archive, may be
-    links.
+    The services' user unpacks it, since entries of the folder or of the archive may be links.
     """
     make_user = (
         f"useradd --system --no-create-home --home-dir {state} --shell /usr/sbin/nologin {USER}"
@@ -165,7 +162,8 @@ done
         return check
     return f"""{check}install -d -m 755 {state} {state}/{RETIRED.name}
 cd $new
-for folder in worker-* {" ".join(BACKED_UP)} {RETIRED.name}/worker-* {RETIRED.name}/coordinator-*; do
+kept={RETIRED.name}
+for folder in worker-* {" ".join(BACKED_UP)} $kept/worker-* $kept/coordinator-*; do
   [ -d "$folder" ] || continue
   find "$folder" ! -type d | while read -r file; do
     [ -e "{state}/$file" ] || [ -L "{state}/$file" ] || echo "{state}/$file"; done >> $placed

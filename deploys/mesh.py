@@ -1,9 +1,8 @@
-"""A WireGuard mesh: who is in it, with which address, and the configuration of each. Knows nothing
-of pyinfra.
+"""A WireGuard mesh: its members, their addresses, and their configurations. Independent of pyinfra.
 
-A host's address comes from its name, so that no other host's coming or going changes it. Without a
-hub everybody is everybody's peer; with hubs each other host has one of them as its only peer, and
-the hubs pass on what is not theirs.
+A host's address is derived from its name, so other hosts may come and go without changing it.
+Without a hub every host is a peer of every other; with hubs each other host has one hub as its only
+peer, and hubs forward traffic.
 """
 
 import hashlib
@@ -32,8 +31,8 @@ DROP_IN = Path(f"/etc/systemd/system/{UNIT}.d/hivewright.conf")
 RELOAD = f"""\
 [Service]
 ExecReload=
-ExecReload=/bin/sh -c '{{ printf "[Interface]\\\\nPrivateKey = "; cat {KEY}; wg-quick strip %i | sed 1d; }} \
-| wg syncconf %i /dev/stdin'
+ExecReload=/bin/sh -c '{{ printf "[Interface]\\\\nPrivateKey = "; cat {KEY}; \
+wg-quick strip %i | sed 1d; }} | wg syncconf %i /dev/stdin'
 """
 # As the endpoint of a host that is behind a router.
 NOBODY = "none"
@@ -45,8 +44,10 @@ EXPECTED_ENDPOINT = f"a name or an address without a port, or {NOBODY!r} behind 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A host of the mesh. `endpoint`: where others reach it, with the port; None: nowhere, it
-    connects to them."""
+    """A host of the mesh.
+
+    `endpoint`: address and port at which others reach it; None: it only connects to them.
+    """
 
     name: str
     address: Address
@@ -63,15 +64,14 @@ class Member:
 def members(
     deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Member]:
-    """The hosts of the mesh by name. `data`: the hosts' own. Of what `mistakes` has found to be
-    right."""
+    """Return the hosts of the mesh by name, from inventory data without mistakes."""
     return {name: _member(name, of, data[name]) for name, of in deployments.items() if of.wireguard}
 
 
 def mistakes(
     deployments: Mapping[str, Deployment], data: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the inventory's WireGuard keys: host and message."""
+    """Yield host and message for each mistake in the inventory's WireGuard keys."""
     inside = {name: of for name, of in deployments.items() if of.wireguard}
     networks = {of.wireguard_subnet for of in inside.values()}
     if len(networks) > 1:
@@ -182,8 +182,10 @@ def _endpoint(of: Deployment, name: str, data: Mapping[str, Any]) -> str:
 
 
 def configuration(me: Member, all_members: Collection[Member], keys: Mapping[str, str]) -> str:
-    """The text of CONFIGURATION. `keys`: public keys by host; who has none yet is left out. It has
-    no secret in it."""
+    """Return the text of CONFIGURATION, which has no secrets.
+
+    `keys`: public keys by host; hosts without one are left out.
+    """
     lines = [
         "[Interface]",
         "# Written by hivewright's deploy; the next one overwrites what is changed here.",
@@ -203,13 +205,12 @@ def configuration(me: Member, all_members: Collection[Member], keys: Mapping[str
 
 
 def digest(text: str) -> str:
-    """Of all that a host has of the mesh but for its key: the `text` of its configuration, and how
-    that is reloaded."""
+    """Return the digest of a host's mesh configuration, without its key."""
     return hashlib.sha256((text + RELOAD).encode()).hexdigest()
 
 
 def _passing_on(network: Network) -> Iterator[str]:
-    """A hub passes on what comes from the mesh, to the mesh and nowhere else."""
+    """Yield the settings with which a hub forwards traffic within the mesh and nowhere else."""
     family = f"ipv{network.version}"
     rule = f"ip -{network.version} rule"
     within = f"iif %i to {network} lookup main priority {RULE_PRIORITY}"
@@ -241,6 +242,5 @@ def _peers(me: Member, all_members: Collection[Member]) -> dict[Member, list[str
 
 
 def _hub_of(member: Member, hubs: Collection[Member]) -> Member:
-    """The hub of a host, spread over the hubs: another one only if its own goes, or a new one
-    comes."""
+    """Return a host's hub by rendezvous hashing: it changes only if hubs come or go."""
     return max(hubs, key=lambda hub: hashlib.sha256(f"{hub.name} {member.name}".encode()).digest())

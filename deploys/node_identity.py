@@ -1,5 +1,4 @@
-"""Identities: the fleet's enrolment token, and one key per slot, made once, on the host, by
-enrolment."""
+"""Identities: the fleet's enrolment token, and one key per slot, made once on the host."""
 
 import hashlib
 import sys
@@ -21,9 +20,9 @@ ENROL_SECONDS = 180
 
 
 def install_enrolment_token(plan: Planned) -> str:
-    """Give the host the token, if the fleet has one; return its fingerprint.
+    """Write the enrolment token to the host, if the fleet has one, and return its fingerprint.
 
-    Only root can read it. systemd hands a copy to the services that need it, while they run.
+    Only root can read it; systemd gives running services that need it a copy.
     """
     if plan.token is None:
         return ""
@@ -35,15 +34,13 @@ def install_enrolment_token(plan: Planned) -> str:
 
 
 def with_token(digest: str, fingerprint: str) -> str:
-    """The digest of a service that is started with the token: what `replace_token` can change
-    without a deploy."""
+    """Append the token's fingerprint to a service's digest; `replace_token` changes it there."""
     return f"{digest}-{fingerprint[:16]}" if fingerprint else digest
 
 
 @operation()
 def replace_token() -> Iterator[StringCommand]:
-    """Have another enrolment token, which comes on standard input. The account service, if it is
-    here, takes it up."""
+    """Replace the enrolment token by the one on standard input, and restart the account service."""
     account = "hivewright-account.service"
     script = f"""set -e
 umask 077
@@ -62,14 +59,15 @@ mv -T {DEPLOYED}/.account.new {DEPLOYED}/{account}
 
 @cache
 def standard_input() -> str:
-    """Read what pyinfra was given. It runs an operation twice: to see what it would do, and to do
-    it."""
+    """Return pyinfra's standard input; cached, since pyinfra runs each operation twice."""
     return sys.stdin.read()
 
 
 def restore_key(slot: Slot) -> None:
-    """Have the slot's key from the operator's file, if the inventory names one. Another key is
-    never overwritten."""
+    """Restore the slot's key from the operator's file, if the inventory names one.
+
+    Another key on the host is never overwritten.
+    """
     if slot.identity is None:
         return
     path, key = slot.settings.node.state_dir / KEY_FILE, slot.identity.read_bytes()
@@ -86,7 +84,7 @@ def restore_key(slot: Slot) -> None:
 
 @operation()
 def refuse_another_key(path: Path, key: bytes) -> Iterator[str]:
-    """Fail if there is another key than this one."""
+    """Fail if the host has another key than this one."""
     found = host.get_fact(FileContent, path=str(path))
     if found is None or found.sha256 == hashlib.sha256(key).hexdigest():
         return
@@ -98,11 +96,10 @@ def refuse_another_key(path: Path, key: bytes) -> Iterator[str]:
 
 @operation()
 def enrol(slot: Slot) -> Iterator[str]:
-    """Have the slot enrolled: its key made, if it has none, and registered. Done once in the life
-    of a slot.
+    """Enrol the slot if it is not enrolled: make its key, if needed, and register it.
 
-    And once more for a slot that got its model from the inventory so far and now leaves the choice
-    to the machine.
+    A slot whose model was named in the inventory and is now chosen by the machine is enrolled
+    again.
     """
     lacks_model = slot.settings.model.name == "auto" and slot.number not in host.get_fact(
         ChosenModels

@@ -1,5 +1,4 @@
-"""Decisions made once, on the operator's side, before any host is touched: the commit, and the
-fleet's token."""
+"""Decisions made once, on the operator's side, before any host is touched: commit and token."""
 
 import fcntl
 import hashlib
@@ -31,7 +30,7 @@ EXPECTED_RECORD = (
 
 
 def origin(checkout: Path, source: str) -> str:
-    """URL of the checkout's `origin`. Raises SettingsError if it has none."""
+    """Return the URL of the checkout's `origin`. Raises SettingsError if it has none."""
     url = _git(
         "-c", "safe.directory=*", "-C", str(checkout), "config", "--get", "remote.origin.url"
     ).stdout.strip()
@@ -86,8 +85,10 @@ def is_whole_commit(ref: str) -> bool:
 
 
 def read_options(repository: str) -> list[str]:
-    """Options of git for reading it: root may read the checkout of the user who deploys it to this
-    very machine."""
+    """Return git options for reading a repository.
+
+    root may read the checkout of a user who deploys it to the same machine.
+    """
     return (
         ["--upload-pack=git -c safe.directory='*' upload-pack"]
         if repository.startswith("/")
@@ -96,7 +97,7 @@ def read_options(repository: str) -> list[str]:
 
 
 def _git(*arguments: str, seconds: int = RESOLVE_SECONDS) -> subprocess.CompletedProcess[str]:
-    """git that never asks for a name or a password; bounded."""
+    """Run git without prompts and with a time limit."""
     try:
         return subprocess.run(
             ["git", *arguments],
@@ -112,8 +113,7 @@ def _git(*arguments: str, seconds: int = RESOLVE_SECONDS) -> subprocess.Complete
 
 
 def secrets_mistakes(folder: Path) -> Iterator[str]:
-    """Yield what is wrong with a folder of secrets and with its files; none of them has to
-    exist."""
+    """Yield the mistakes in a folder of secrets and its files, all of which are optional."""
     try:
         is_wrong = folder.exists() and not folder.is_dir()
     except OSError as error:
@@ -134,10 +134,9 @@ def secrets_mistakes(folder: Path) -> Iterator[str]:
 
 
 def enrolment_token(folder: Path) -> str | None:
-    """Return the token that lets new nodes into the fleet, kept in `folder`. None: the fleet has no
-    token.
+    """Return the token in `folder` with which new nodes join the fleet; None if there is none.
 
-    Raises SettingsError if the file is not a token's.
+    Raises SettingsError if the file does not contain a token.
     """
     file = folder / TOKEN_FILE
     try:
@@ -153,15 +152,14 @@ def new_token() -> str:
 
 
 def fingerprint(token: str) -> str:
-    """Digest of the file that has a token: of ours, and of a host's."""
+    """Return the digest of a file that contains the token, here or on a host."""
     return hashlib.sha256(f"{token}\n".encode()).hexdigest()
 
 
 def keep_token(folder: Path, token: str) -> Path | None:
-    """Write the token into `folder`, in one step. One that is there is set aside; return where
-    (None: there was none).
+    """Write the token into `folder` atomically; return where the earlier one was moved, or None.
 
-    Raises SettingsError if it can't be written.
+    Raises SettingsError if the file cannot be written.
     """
     file = folder / TOKEN_FILE
     try:
@@ -181,10 +179,9 @@ def keep_token(folder: Path, token: str) -> Path | None:
 
 
 def replaced_tokens(folder: Path) -> set[str]:
-    """Fingerprints of tokens that were rotated out here: a host that still has one gets the new
-    one.
+    """Return the fingerprints of replaced tokens; hosts that have one get the new token.
 
-    Raises SettingsError if the record of them can't be read.
+    Raises SettingsError if the record cannot be read.
     """
     record = folder / REPLACED_FILE
     try:
@@ -196,8 +193,10 @@ def replaced_tokens(folder: Path) -> set[str]:
 
 
 def rotate_token(folder: Path) -> str:
-    """Make a new token, and record the old one as replaced. Raises SettingsError if there is no old
-    one."""
+    """Make a new token and record the old one as replaced.
+
+    Raises SettingsError if there is no old token.
+    """
     old = enrolment_token(folder)
     if old is None:
         raise SettingsError(f"{folder / TOKEN_FILE}: no such file; nothing to replace; {FETCH}")
@@ -210,8 +209,7 @@ def rotate_token(folder: Path) -> str:
 
 
 def public_keys(folder: Path) -> dict[str, str]:
-    """Return the public keys of hosts, as last seen. Raises SettingsError if the record in `folder`
-    is damaged."""
+    """Return the last known public keys, by host. Raises SettingsError if the record is damaged."""
     record = folder / PUBLIC_KEYS_FILE
     try:
         known: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
@@ -223,7 +221,7 @@ def public_keys(folder: Path) -> dict[str, str]:
 
 
 def remember_public_keys(folder: Path, found: Mapping[str, str]) -> dict[str, str]:
-    """Add these to what is kept, to which other runs may be adding as well; return all of it."""
+    """Add public keys to the record, which other runs may be changing too; return all of them."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     record = folder / PUBLIC_KEYS_FILE
     with record.with_suffix(".lock").open("w") as lock:

@@ -53,6 +53,5 @@ def settings_file(role: str) -> Path:
 
 
 def credential(service: str, name: str = ENROLMENT_TOKEN.name) -> str:
-    """Return where systemd puts a service's copy of a secret (LoadCredential), which no other
-    service can read."""
+    """Return the path of a service's own copy of a secret (LoadCredential)."""
     return f"/run/credentials/hivewright-{service}.service/{name}"

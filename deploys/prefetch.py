@@ -1,7 +1,6 @@
-"""All that the operations of a deploy will ask of a host, asked in one go
-(deploys/pyinfra_ext/fact_cache.py).
+"""Prefetch the facts that a deploy needs from a host (deploys/pyinfra_ext/fact_cache.py).
 
-What is missing here is asked when it is needed: that is slower, and nothing else.
+A fact that is missing here is asked when it is needed, which costs a round trip and nothing else.
 """
 
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ from deploys.tailscale.join import TailnetOfHost
 
 
 def ask(plan: Planned) -> None:
-    """Ask the current host what a deploy that finds it as planned will want to know."""
+    """Prefetch the facts of the current host that its deploy will need."""
     fact_cache.ask_ahead(ctx_host.get(), _questions(plan))
 
 

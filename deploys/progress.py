@@ -1,4 +1,4 @@
-"""A word about what takes longer than a moment: a silent program looks like one that hangs."""
+"""Progress messages for long operations, so that they do not look hung."""
 
 import sys
 import threading
@@ -12,8 +12,7 @@ EVERY_SECONDS = 15.0
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Report on standard error, after two seconds and then every fifteen, that this is under way,
-    and for how long."""
+    """Print `what` and the elapsed time to standard error after 2 s, then every 15 s."""
     ended = threading.Event()
     began = time.monotonic()
 

@@ -1,9 +1,8 @@
-"""Releases: /opt/hivewright/releases/COMMIT with the virtual environment of its lock file;
-`current` is one of them.
+"""Releases: /opt/hivewright/releases/COMMIT with a virtual environment; `current` is one of them.
 
 Both are named by their content: a release by its commit, an environment by a digest of everything
-that it is made from. What is there is complete and never changes, so a run with the same commit
-does nothing, two releases with one lock file share an environment, and going back is one symbolic
+that it is made from. Existing ones are complete and never change, so a run with the same commit
+does nothing, two releases with one lock file share an environment, and rolling back is one symbolic
 link.
 """
 
@@ -35,8 +34,10 @@ BUILD_SECONDS = 3600
 
 @deploy("Release")
 def fetch_release(plan: Planned) -> None:
-    """Check the plan's commit out, build what it runs in, and have it check the settings. It is not
-    current yet."""
+    """Check out the plan's commit, build its environment, and check the host's settings with it.
+
+    The release does not become current yet.
+    """
     has_anvil = plan.host.needs_anvil
     if plan.host.deployment.release_source == "wheelhouse":
         ship_release(plan, has_anvil)
@@ -61,7 +62,7 @@ def fetch_release(plan: Planned) -> None:
 
 
 def ship_release(plan: Planned, has_anvil: bool) -> None:
-    """Bring all that the release is made from to the host: it has no way to fetch it."""
+    """Send everything that the release is made from to a host that cannot fetch it."""
     of = {"repository": plan.repository, "commit": plan.commit}
     shipping.checkout(name=f"Ship {plan.commit[:12]}", **of, _timeout=CHECKOUT_SECONDS)
     shipping.wheels(
@@ -76,13 +77,13 @@ def ship_release(plan: Planned, has_anvil: bool) -> None:
 
 @deploy("Release")
 def switch_to_release(plan: Planned) -> None:
-    """Make the plan's commit current, after what the host is was kept."""
+    """Make the plan's commit current, after the state of the host was saved for a rollback."""
     activate(name="Make it the current release", commit=plan.commit)
 
 
 @operation()
 def checkout(repository: str, commit: str) -> Iterator[str]:
-    """Have the files of `commit` in its release folder, exactly."""
+    """Check out `commit` into its release folder."""
     if commit in host.get_fact(Releases).parts:
         host.noop(f"{commit} is checked out")
         return
@@ -99,7 +100,7 @@ def checkout(repository: str, commit: str) -> Iterator[str]:
 
 @operation()
 def build_environment(commit: str, torch_index: str | None, is_shipped: bool) -> Iterator[str]:
-    """Have the environment of the release's lock file, and a link to it in the release."""
+    """Build the environment of the release's lock file, and link it from the release."""
     if host.get_fact(Releases).has(commit, ENVIRONMENTS):
         host.noop(f"the environment of {commit} is complete")
         return
@@ -115,10 +116,9 @@ def environment_script(
     python: str = "python3",
     is_shipped: bool = False,
 ) -> str:
-    """Shell commands that make the environment of a checkout, or find it made; `$folder` is then
-    where it is.
+    """Return shell commands that make the environment of a checkout unless it exists, in `$folder`.
 
-    `is_shipped`: from the wheels that are linked in it, and from nothing else.
+    `is_shipped`: use only the wheels that are linked in the checkout.
     """
     index = (
         '"$(readlink wheels)"' if is_shipped else shlex.quote(torch_index) if torch_index else ""
@@ -133,7 +133,7 @@ def environment_script(
 
 @operation()
 def install_anvil(commit: str) -> Iterator[str]:
-    """Have the release's version of anvil, and a link to it in the release."""
+    """Install the release's version of anvil, and link it from the release."""
     if host.get_fact(Releases).has(commit, ANVILS):
         host.noop(f"the anvil of {commit} is installed")
         return
@@ -142,8 +142,7 @@ def install_anvil(commit: str) -> Iterator[str]:
 
 
 def anvil_script(checkout_folder: Path, anvils: Path) -> str:
-    """Shell commands that install the anvil of a checkout below `anvils`, or find it there;
-    `$folder` is where."""
+    """Return shell commands that install the anvil of a checkout unless it exists, in `$folder`."""
     return (
         f"cd {checkout_folder} && folder={anvils}/$(cat {' '.join(ANVIL_INPUTS)} | {DIGEST})"
         " && mkdir -p $folder && scripts/anvil $folder"
@@ -152,10 +151,9 @@ def anvil_script(checkout_folder: Path, anvils: Path) -> str:
 
 @operation()
 def check_settings(commit: str, texts: Mapping[Path, str]) -> Iterator[StringCommand]:
-    """Have the release itself find the host's settings good, before it becomes current and before
-    any file changes.
+    """Check the host's settings with the release before it becomes current or any file changes.
 
-    Not all can be known on the operator's side: which task families there are, for instance, is in
+    Not everything can be checked on the operator's side: the task families, for instance, depend on
     the environment.
     """
     is_current = host.get_fact(Releases).current == commit
@@ -167,8 +165,7 @@ def check_settings(commit: str, texts: Mapping[Path, str]) -> Iterator[StringCom
 
 
 def check_script(release: Path, file: Path, user: str) -> str:
-    """Shell commands that check what comes, in base 64, on standard input, as a new content of a
-    settings file."""
+    """Return shell commands that check a base64 settings file from standard input."""
     new = f"{file}.new"
     return (
         f"umask 027 && base64 -d > {new} && chgrp {user} {new} && cd {release} && runuser -u {user}"
@@ -181,7 +178,7 @@ def check_script(release: Path, file: Path, user: str) -> str:
 
 @operation()
 def activate(commit: str) -> Iterator[str]:
-    """Point `current` at the release, in one step."""
+    """Point `current` at the release, atomically."""
     if host.get_fact(Releases).current == commit:
         host.noop(f"{commit} is current")
         return
@@ -190,8 +187,7 @@ def activate(commit: str) -> Iterator[str]:
 
 @operation()
 def prune() -> Iterator[str]:
-    """Keep the current release, the one to go back to, the latest others, and what these use;
-    remove the rest."""
+    """Remove all releases but the current, the previous and the latest ones, and unused folders."""
     found = host.get_fact(Releases)
     others = [commit for commit in found.parts if commit != found.current]
     kept = {found.current, host.get_fact(PastDeploys).previous, *others[: KEEP - 1]}

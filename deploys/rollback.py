@@ -1,9 +1,9 @@
-"""Rollback: what a host was before its last deploy is kept on it, with the way back.
+"""Rollback: each host keeps its state before the last deploy, and can return to it.
 
-Going back is not a deploy of the earlier commit: the inventory may have changed with the release,
-and the earlier one may not even read today's settings. So what a deploy replaces is copied first:
-settings, units, the digests of what the services were started with, and which release was current.
-Identities and state stay where they are.
+Rolling back is not a deploy of the earlier commit: the inventory may have changed with the release,
+and the earlier release may not be able to read today's settings. So a deploy first copies
+everything that it replaces: settings, units, digests of the running services, and the current
+release. Identities and state are not touched.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from deploys.services import COORDINATOR_UNITS, units_of
 
 
 def digest(plan: Planned) -> str:
-    """Digest of all that the plan makes of the host that can be gone back from."""
+    """Return the digest of everything that the plan determines and a rollback restores."""
     version, watchdog = host.get_fact(SystemdVersion), plan.host.deployment.watchdog_seconds
     names = units_of(is_coordinator=bool(plan.host.services), is_worker=bool(plan.host.slots))
     files = {str(file): units.settings_text(of) for file, of in plan.host.settings_files().items()}
@@ -40,11 +40,9 @@ _SETTINGS = f"'(' -name '*.yaml' -o -name '*.{HUB_TOKEN}' ')'"
 
 @operation()
 def begin(digest: str) -> Iterator[str]:
-    """Before anything of the host is changed: keep what it is, unless the host is what it is to
-    become.
+    """Save the host's state before anything changes, unless it already matches the plan.
 
-    A deploy that did not get to its end has left a host that is nothing to go back to: what was
-    kept before it stays.
+    After a deploy that was cut off there is no state to return to, so the earlier copy stays.
     """
     deployed = host.get_fact(PastDeploys).last
     if deployed in (None, digest):
@@ -62,7 +60,7 @@ def begin(digest: str) -> Iterator[str]:
 
 @operation()
 def finish(digest: str) -> Iterator[str]:
-    """After all else: the host is what the plan says."""
+    """Record, as the last operation, that the host matches the plan."""
     if host.get_fact(PastDeploys).last == digest:
         host.noop("the host is whole")
         return
@@ -71,8 +69,7 @@ def finish(digest: str) -> Iterator[str]:
 
 @operation()
 def go_back() -> Iterator[str]:
-    """Have the host as it was before its last deploy. Services that ran then and run now as then
-    are left alone."""
+    """Restore the host's state before its last deploy; services that are unchanged keep running."""
     yield locks.held(_GO_BACK)
 
 
@@ -80,17 +77,21 @@ def go_back() -> Iterator[str]:
 _ORDER = " ".join(COORDINATOR_UNITS)
 _GO_BACK = f"""set -e
 old={PREVIOUS}
-[ -d $old ] || {{ echo 'no earlier deploy is kept on this host; there is nothing to go back to' >&2; exit 1; }}
-[ -d "$(cat $old/current)/environment/" ] || {{ echo "$(cat $old/current) is gone; deploy it again" >&2; exit 1; }}
+fail() {{ echo "$1" >&2; exit 1; }}
+[ -d $old ] || fail 'no earlier deploy is kept on this host; there is nothing to go back to'
+release=$(cat $old/current)
+[ -d "$release/environment/" ] || fail "$release is gone; deploy it again"
 rm -f {DEPLOYED}/{WHOLE}
 for digest in $(ls {DEPLOYED}); do
-  [ -e $old/deployed/$digest ] || {{ systemctl disable --now --quiet $digest; rm -f {DEPLOYED}/$digest; }}
+  [ ! -e $old/deployed/$digest ] || continue
+  systemctl disable --now --quiet $digest
+  rm -f {DEPLOYED}/$digest
 done
 find {CONFIGURATION} -maxdepth 1 {_SETTINGS} -delete
 {units.REMOVE_OURS}
 cp -p $old/settings/* {CONFIGURATION}/
 cp -rp $old/units/. {paths.UNITS}/
-ln -sfn "$(cat $old/current)" {CURRENT}.new
+ln -sfn "$release" {CURRENT}.new
 mv -T {CURRENT}.new {CURRENT}
 for file in $old/settings/worker-*.yaml; do
   slot=$(basename "$file" .yaml)
@@ -100,7 +101,8 @@ done
 for file in $old/settings/*.yaml; do
   role=$(basename "$file" .yaml)
   case $role in worker-*) continue;; esac
-  kept=$(find {RETIRED} -mindepth 2 -maxdepth 2 -type d -path "*/coordinator-*/$role" 2>/dev/null | sort | tail -n 1)
+  kept=$(find {RETIRED} -mindepth 2 -maxdepth 2 -type d -path "*/coordinator-*/$role" 2>/dev/null \\
+    | sort | tail -n 1)
   [ -e {STATE}/$role ] || [ -z "$kept" ] || mv -T "$kept" {STATE}/$role
 done
 systemctl daemon-reload
@@ -114,6 +116,6 @@ for unit in {_ORDER} $(cd $old/deployed && ls | grep worker@ || true); do
     systemctl restart $unit && cp -p $old/deployed/$unit {DEPLOYED}/$unit || failed="$failed $unit"
   fi
 done
-[ -z "$failed" ] || {{ echo "does not start again:$failed; journalctl says why" >&2; exit 1; }}
+[ -z "$failed" ] || fail "these do not start again:$failed; journalctl says why"
 cp -p $old/deployed/{WHOLE} {DEPLOYED}/{WHOLE}
 """

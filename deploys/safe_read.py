@@ -1,6 +1,6 @@
-"""Reading, as root, what the services' user has written: in its folders any name may be anything.
+"""Read files of the services' user as root: in its folders any entry may be a link or a pipe.
 
-The folders themselves are in root's, so only their entries can be links.
+The folders themselves belong to root, so only their entries can be links.
 """
 
 # Of a file only its end is read; none that is read here is a tenth as long.
@@ -19,16 +19,16 @@ FUNCTIONS = (
 
 
 def why_not_read(what: str) -> str | None:
-    """Return what is wrong with a file that `what_is` describes so; None: it can be read."""
+    """Return what is wrong with a file, given the output of `what_is`; None: it can be read."""
     kind, _, size = what.partition(",")
     if kind not in ("regular file", "regular empty file"):
         return (
-            f"is a {kind}; expected a file of the service's own: stop the service, and find out who"
-            " has put it there"
+            f"is a {kind}; expected a file of the service's own: stop the service, and find out"
+            " which program put it there"
         )
     if int(size) > MAX_BYTES:
         return (
-            f"has {size} bytes; expected {MAX_BYTES} at most: stop the service, and find out who"
-            " has written it"
+            f"has {size} bytes; expected {MAX_BYTES} at most: stop the service, and find out"
+            " which program wrote it"
         )
     return None

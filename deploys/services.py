@@ -1,8 +1,8 @@
-"""The services of a private swarm: one record each, from which follows all that a deploy does for
-every service.
+"""The services of a private swarm, one record each, from which deploys derive everything.
 
 Settings files, ports, units, prefetched facts, the digest of a deploy, rollback, uninstall and
-backup. Also used on hosts (backup_pack.py), so it imports nothing but paths.
+backup follow from the records. Also used on hosts (backup_pack.py), so it imports nothing but
+paths.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ DEPLOYMENT = STATE / "keeper/deployment.json"
 class Service:
     """A systemd service of the coordinator host.
 
-    `sections`: sections of the settings that are in its file; a change elsewhere does not restart
-    it. Without any it reads the file of the service `settings_of`, and works in that service's
+    `sections`: sections of the settings in its file; a change elsewhere does not restart it. A
+    service without any reads the file of the service `settings_of`, and works in that service's
     folders. `ports`: settings with a port that it listens on; no two services of a host may have
-    the same. `files`: settings that the deploy fills in, which an inventory may not: places on the
-    host. `credentials`: files of root's that systemd hands to it. `is_backed_up`: whether its state
-    can't be made again: kept by an uninstall, and part of a backup.
+    the same. `files`: settings with paths on the host that the deploy fills in and an inventory may
+    not. `credentials`: root's files that systemd gives it. `is_backed_up`: whether its state cannot
+    be recreated, so that an uninstall keeps it and a backup includes it.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Service:
 
     @property
     def role(self) -> str:
-        """The service whose settings it reads: mostly itself."""
+        """The service whose settings it reads, usually itself."""
         return self.settings_of or self.name
 
     @property
@@ -119,9 +119,12 @@ WORKER_SECTIONS = (
 )
 # Settings that the deploy fills in for each slot.
 WORKER_FILES = (
-    "node_state_dir", "chain_deployment_file", "chain_account_token_file", "chain_enrolment_token_file",
+    "node_state_dir",
+    "chain_deployment_file",
+    "chain_account_token_file",
+    "chain_enrolment_token_file",
     "model_shared_dir",
-)  # fmt: skip
+)
 WORKER_UNIT = "hivewright-worker@.service"
 ENROL_UNIT = "hivewright-enrol@.service"
 # Makes the device files of NVIDIA's driver before workers start; only where one has such a GPU.

@@ -1,5 +1,4 @@
-"""The basis of every host: the packages of the installation guide, an unprivileged user, and
-folders."""
+"""The base of every host: packages, an unprivileged user, folders, and the command."""
 
 from collections.abc import Iterator, Sequence
 
@@ -29,10 +28,23 @@ from deploys.pyinfra_ext import run_report
 # The guide's own list (docs/operations/guide.md goes through it line by line), then what it takes
 # for granted.
 PACKAGES = (
-    "python3", "python3-venv", "python3-pip", "curl", "wget", "screen", "git", "lsof", "nano", "unzip", "iproute2",
-    "build-essential", "gcc", "g++",
-    "ca-certificates", "python3-dev",
-)  # fmt: skip
+    "python3",
+    "python3-venv",
+    "python3-pip",
+    "curl",
+    "wget",
+    "screen",
+    "git",
+    "lsof",
+    "nano",
+    "unzip",
+    "iproute2",
+    "build-essential",
+    "gcc",
+    "g++",
+    "ca-certificates",
+    "python3-dev",
+)
 # Releases whose own python3 is too old, and the one that they have next to it.
 PYTHONS = {"jammy": "python3.11"}
 COORDINATOR_PACKAGES: tuple[str, ...] = ()
@@ -58,7 +70,7 @@ AWAIT_CLOUD_INIT = (
     ' status --long there, and deploy again" >&2; exit 1; fi; fi;'
 )
 # DPkg::Lock::Timeout does not cover the lock of the package lists, which a new machine's first boot
-# takes: apt-get update ends at once, with the name of who has it.
+# takes: apt-get update fails at once, with the name of the process that holds it.
 APT_UPDATE = (
     f"{AWAIT_CLOUD_INIT} {FINISH_DPKG}"
     f" n=0; until said=$(LC_ALL=C {APT} update 2>&1); do"
@@ -69,17 +81,17 @@ APT_UPDATE = (
 
 WRAPPER = f"""\
 #!/bin/sh
-# Installed by hivewright's deploy: the command line of the current release. As root it becomes the services' user, so
-# that it leaves no file of root's among theirs.
+# Installed by hivewright's deploy: the command line of the current release. As root it becomes
+# the services' user, so that it leaves no file of root's among theirs.
 [ "$(id -u)" != 0 ] || exec runuser -u {USER} -- "$0" "$@"
-# -P: a folder called worker in the current folder is not this program.
+# -P: ignore a folder called worker in the current folder.
 PYTHONPATH=$(readlink -f {CURRENT}) exec {CURRENT}/environment/bin/python -P -m worker "$@"
 """
 
 
 @deploy("System")
 def prepare_system(is_coordinator: bool) -> None:
-    """Packages, user, folders, and the `hivewright` command."""
+    """Install packages, user, folders and the `hivewright` command."""
     python = python_of(host.get_fact(Distribution))
     packages(
         name="Install packages",
@@ -100,7 +112,7 @@ def prepare_system(is_coordinator: bool) -> None:
 
 
 def python_of(distribution: System) -> str:
-    """The Python that environments are made with there."""
+    """Return the Python program with which the host's environments are made."""
     return PYTHONS.get(distribution.codename, "python3")
 
 
@@ -118,7 +130,7 @@ def packages_on(python: str, is_coordinator: bool) -> tuple[str, ...]:
 
 @operation()
 def service_user() -> Iterator[str]:
-    """Have the user that all services run as."""
+    """Create the user that runs all services."""
     found = host.get_fact(UserEntry, user=USER)
     if found == (str(STATE), NO_SHELL):
         host.noop(f"{USER} is there")
@@ -134,7 +146,7 @@ def service_user() -> Iterator[str]:
 
 @operation()
 def packages(names: Sequence[str]) -> Iterator[str]:
-    """Have Debian packages installed. The package lists are only fetched when one is missing."""
+    """Install Debian packages; the package lists are fetched only if one is missing."""
     installed = host.get_fact(InstalledPackages, names=tuple(names))
     missing = [name for name in names if name not in installed]
     if not missing:

@@ -1,10 +1,8 @@
-"""systemd units and settings files: written from the plan, and a service restarted exactly when it
-must be.
+"""systemd units and settings files, and restarts of services exactly when they are needed.
 
-A service must restart when what it was started with is not what it would be started with now: unit,
-settings, secrets, release. A digest of these is kept on the host, written after the restart. So a
-run that was cut off in between is made good by the next one, and a run that finds the same digest
-leaves the service alone.
+A service must restart when its unit, settings, secrets or release differ from those it was started
+with. A digest of these is kept on the host, written after the restart: a run that was cut off in
+between is completed by the next one, and a run that finds the same digest leaves the service alone.
 """
 
 import base64
@@ -58,7 +56,7 @@ _templates = jinja2.Environment(  # noqa: S701 - units are not HTML
 
 
 def render(unit: str, systemd_version: int, watchdog_seconds: int) -> str:
-    """Text of the unit file `unit`, for a host with that systemd."""
+    """Return the text of the unit file `unit`, for a host with that systemd."""
     return _templates.get_template(f"{unit}.j2").render(
         user=USER,
         current=CURRENT,
@@ -79,8 +77,10 @@ def settings_text(of: Settings) -> str:
 
 
 class Written(NamedTuple):
-    """A file that a service is started with. `is_new`: the host had none, or another one, when this
-    run began."""
+    """A file that a service is started with.
+
+    `is_new`: the host had no such file, or a different one, when this run began.
+    """
 
     text: str
     is_new: bool
@@ -95,9 +95,9 @@ def install_unit(unit: str, watchdog_seconds: int) -> Written:
 
 @operation()
 def drop_in(unit: str, text: str, unused: Path | None) -> Iterator[StringCommand]:
-    """Have these settings of one unit beyond what its file says. Empty: none.
+    """Write a drop-in file with `text`, or remove it if `text` is empty.
 
-    `unused`: a file that earlier settings may have named, and these don't.
+    `unused`: a file that earlier drop-ins may have named and this one does not.
     """
     folder = UNITS / f"{unit}.d"
     file = folder / DROP_IN
@@ -120,8 +120,7 @@ def drop_in(unit: str, text: str, unused: Path | None) -> Iterator[StringCommand
 
 
 def remove_drop_in(unit: str) -> str:
-    """Shell commands that take our drop-in of a unit away, and leave those of others where they
-    are."""
+    """Return shell commands that remove our drop-in of a unit and keep those of others."""
     folder = UNITS / f"{unit}.d"
     return (
         f"rm -f {folder}/{DROP_IN} && {{ [ ! -d {folder} ] || rmdir --ignore-fail-on-non-empty"
@@ -139,17 +138,16 @@ def install_settings(file: Path, of: Settings) -> Written:
 
 
 def digest(*parts: str) -> str:
-    """Digest of all that a service is started with."""
+    """Return the digest of everything that a service is started with."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 @operation()
 def running(unit: str, digest: str, has_new_files: bool = False) -> Iterator[str]:
-    """Have `unit` enabled, and running with what `digest` is of. If it does not start, its log is
-    shown.
+    """Enable `unit` and restart it unless it runs with `digest`; show its log if it does not start.
 
-    `has_new_files`: somebody had changed one that it is started with, and may have restarted it
-    since: so it is again.
+    `has_new_files`: one of its files had been changed, and the unit may have been restarted with
+    the change, so it is restarted in any case.
     """
     state = host.get_fact(Service, unit=unit)
     name = shlex.quote(unit)

@@ -1,8 +1,7 @@
-"""WireGuard between the hosts: a key that each makes for itself, and who its peers are, from the
-inventory.
+"""WireGuard between the hosts: each makes its own key, and the inventory determines its peers.
 
-Only public keys leave a host. The operator's side remembers them, for a run that is limited to some
-hosts must know those of the others.
+Only public keys leave a host. The operator's side keeps them, since a run that is limited to some
+hosts needs the keys of the others.
 """
 
 import base64
@@ -26,7 +25,7 @@ PACKAGES = ("wireguard-tools", "wireguard-go")
 
 @deploy("WireGuard")
 def join_mesh(plan: Planned) -> None:
-    """Have the host in the mesh, if the inventory says so, and nothing of it left if not."""
+    """Connect the host to the mesh, or remove it from the mesh, as the inventory says."""
     me = plan.mesh.get(host.name)
     if me is None:
         leave(name="Have none of it")
@@ -41,7 +40,7 @@ def join_mesh(plan: Planned) -> None:
 
 @operation()
 def make_key() -> Iterator[str]:
-    """Have a key. It never leaves the host."""
+    """Make the host's key, which never leaves the host."""
     if host.get_fact(WireGuard).public_key is not None:
         host.noop("it has one")
         return
@@ -50,8 +49,7 @@ def make_key() -> Iterator[str]:
 
 @operation()
 def connect(me: Member, members: Mapping[str, Member], secrets: Path) -> Iterator[StringCommand]:
-    """Have the interface up, with the peers that the inventory gives it, as far as their keys are
-    known."""
+    """Start the interface with the host's peers, as far as their keys are known."""
     found = host.get_fact(WireGuard)
     # A peer that this side knows nothing of, as on another operator's machine, stays the one that
     # the host knows.
@@ -83,13 +81,17 @@ def _write(script: str, text: str, umask: str) -> StringCommand:
 _APPLY = f"""set -e
 cat > {CONFIGURATION}.new
 above() {{ sed '/^\\[Peer\\]/,$d' $1; }}
-if systemctl is-active --quiet {UNIT} && [ "$(above {CONFIGURATION})" = "$(above {CONFIGURATION}.new)" ]; then
+if systemctl is-active --quiet {UNIT} \\
+  && [ "$(above {CONFIGURATION})" = "$(above {CONFIGURATION}.new)" ]; then
   mv {CONFIGURATION}.new {CONFIGURATION}
   systemctl reload {UNIT}
 else
   systemctl stop {UNIT}
   mv {CONFIGURATION}.new {CONFIGURATION}
-  systemctl start {UNIT} || {{ journalctl --no-pager --quiet --output=cat --lines=15 --unit={UNIT} >&2; exit 1; }}
+  systemctl start {UNIT} || {{
+    journalctl --no-pager --quiet --output=cat --lines=15 --unit={UNIT} >&2
+    exit 1
+  }}
 fi
 systemctl enable --quiet {UNIT}
 """
@@ -97,7 +99,7 @@ systemctl enable --quiet {UNIT}
 
 @operation()
 def leave() -> Iterator[str]:
-    """Have no interface, no configuration and no key of the mesh."""
+    """Remove interface, configuration and key of the mesh."""
     if not host.get_fact(WireGuard).is_there:
         host.noop("the host is in no mesh")
         return
@@ -116,8 +118,7 @@ _lock = threading.Lock()
 
 
 def _public_keys(secrets: Path, members: Mapping[str, Member]) -> dict[str, str]:
-    """Public keys by host: those of the hosts of this run from them, of others as they were last
-    seen."""
+    """Return public keys by host: current ones for hosts of this run, else the last known ones."""
     with _lock:
         if state.is_executing not in _asked:
             asked = [each for each in inventory.get_active_hosts() if each.name in members]

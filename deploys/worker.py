@@ -41,14 +41,14 @@ FETCH_SECONDS = 3000
 # order. What a move has set aside is kept too: it may yet be undone.
 KEPT = (
     *(f"{name}{ending}" for name in (*WORKER_FILES, *WORKER_FOLDERS) for ending in ("", ".moved")),
-    "ledger.db-wal", "ledger.db-shm",
-)  # fmt: skip
+    "ledger.db-wal",
+    "ledger.db-shm",
+)
 
 
 @deploy("Worker")
 def configure_workers(plan: Planned) -> None:
-    """Settings, identity and service of each slot. Slots that the inventory no longer has are
-    stopped."""
+    """Install settings, identity and service of each slot, and start it."""
     node_identity.install_enrolment_token(plan)
     unit = units.install_unit(WORKER_UNIT, plan.host.deployment.watchdog_seconds)
     units.install_unit(ENROL_UNIT, plan.host.deployment.watchdog_seconds)
@@ -101,7 +101,7 @@ def configure_workers(plan: Planned) -> None:
 
 @deploy("Worker")
 def retire_workers(plan: Planned) -> None:
-    """On every host, also a former worker: no other slots run than the inventory has."""
+    """Stop slots that the inventory no longer has, on every host."""
     retire(
         name="Stop slots that are no longer there",
         numbers=[slot.number for slot in plan.host.slots],
@@ -109,8 +109,7 @@ def retire_workers(plan: Planned) -> None:
 
 
 def install_hub_token(slot: Slot) -> list[str]:
-    """Have the slot's token for the Hub in a file of root's, if it has one; return its part of a
-    digest."""
+    """Write the slot's Hub token, if any, to a file that only root can read; return its digest."""
     if slot.hub_token is None:
         return []
     text = secret_files.token("hub_token_file", slot.hub_token).encode() + b"\n"
@@ -121,10 +120,9 @@ def install_hub_token(slot: Slot) -> list[str]:
 
 @operation()
 def fetch(slot: Slot, digest: str) -> Iterator[FunctionCommand]:
-    """Have the slot's model where all slots of the host find it, before its service is started with
-    something new.
+    """Download the slot's model to the shared folder, before its service starts with something new.
 
-    What it reports meanwhile is shown: a download may take long.
+    The output is shown while it runs, since a download may take long.
     """
     if host.get_fact(Service, unit=slot.unit).digest == digest:
         host.noop(f"slot {slot.number} is to run as it does")
@@ -147,18 +145,19 @@ def _fetch(state: State, host: Host, slot: Slot) -> bool:
 
 
 def fetch_script(slot: Slot) -> str:
-    """Shell commands that download it as the services' user, who then sees of the slots which model
-    was chosen.
+    """Return shell commands that download the model as the services' user.
 
-    A token for it comes through standard input, is kept in memory while this runs, and reaches this
-    unit alone.
+    Of the slot's folder the download sees only which model was chosen. A token comes through
+    standard input, stays in memory, and is visible to this unit only.
     """
     properties = (
-        f"RuntimeMaxSec={FETCH_SECONDS}", f"CacheDirectory=hivewright/{MODELS.name}",
-        f"BindPaths={MODELS}", f"BindReadOnlyPaths=-{state_dir(slot.number)}/model.json",
+        f"RuntimeMaxSec={FETCH_SECONDS}",
+        f"CacheDirectory=hivewright/{MODELS.name}",
+        f"BindPaths={MODELS}",
+        f"BindReadOnlyPaths=-{state_dir(slot.number)}/model.json",
         # What a slot has in its own home decides nothing about what the others read.
         "Environment=HOME=/tmp",
-    )  # fmt: skip
+    )
     if slot.model_token is None:
         return _as_slot(slot, "fetch", *properties)
     credential = f"/run/hivewright-fetch-{slot.number}.token"
@@ -171,11 +170,10 @@ def fetch_script(slot: Slot) -> str:
 
 @operation()
 def examine(slot: Slot, digest: str) -> Iterator[str]:
-    """Have the machine found fit by `hivewright doctor` before the slot's service is started with
-    something new.
+    """Check the machine with `hivewright doctor` before the service starts with something new.
 
-    What it refuses stops the deploy of this host there; a service that runs goes on as it is. With
-    the slot's own share of the machine, as its unit will have it.
+    Runs with the slot's own limits. A failed check stops the deploy of this host; a running service
+    keeps running.
     """
     if host.get_fact(Service, unit=slot.unit).digest == digest:
         host.noop(f"slot {slot.number} is to run as it does")
@@ -187,27 +185,37 @@ def examine(slot: Slot, digest: str) -> Iterator[str]:
 
 
 def examine_script(slot: Slot) -> str:
-    """Shell commands that run the doctor as the slot's user, within its limits, on its GPU, and
-    with its folders."""
+    """Return shell commands that run the doctor as the slot's user, with its limits and GPU."""
     own, cache = state_dir(slot.number), CACHE / f"worker-{slot.number}"
     return _as_slot(
-        slot, "doctor", f"RuntimeMaxSec={EXAMINE_SECONDS}", f"CacheDirectory=hivewright/{cache.name}",
-        f"BindPaths={own} {cache}", f"BindReadOnlyPaths=-{MODELS}", f"Environment=HOME={cache}",
-    )  # fmt: skip
+        slot,
+        "doctor",
+        f"RuntimeMaxSec={EXAMINE_SECONDS}",
+        f"CacheDirectory=hivewright/{cache.name}",
+        f"BindPaths={own} {cache}",
+        f"BindReadOnlyPaths=-{MODELS}",
+        f"Environment=HOME={cache}",
+    )
 
 
 def _as_slot(slot: Slot, command: str, *properties: str) -> str:
-    """Shell commands that run one of `hivewright`'s as a unit with these properties, and the slot's
-    own.
+    """Return shell commands that run a `hivewright` command as a unit with the slot's properties.
 
-    It has the same confinement as a service (templates/service.j2): it talks to untrusted peers
-    too.
+    It is confined like a service (templates/service.j2), since it may talk to untrusted peers.
     """
     properties = (
-        f"User={USER}", f"WorkingDirectory={CURRENT}", "NoNewPrivileges=yes", "PrivateTmp=yes", "PrivateUsers=yes",
-        "ProtectSystem=strict", f"TemporaryFileSystem={STATE}:ro {CACHE}:ro {LOGS}:ro",
-        f"IPAddressDeny={units.METADATA}", f"Wants={GPU_UNIT}", f"After={GPU_UNIT}", *properties,
-    )  # fmt: skip
+        f"User={USER}",
+        f"WorkingDirectory={CURRENT}",
+        "NoNewPrivileges=yes",
+        "PrivateTmp=yes",
+        "PrivateUsers=yes",
+        "ProtectSystem=strict",
+        f"TemporaryFileSystem={STATE}:ro {CACHE}:ro {LOGS}:ro",
+        f"IPAddressDeny={units.METADATA}",
+        f"Wants={GPU_UNIT}",
+        f"After={GPU_UNIT}",
+        *properties,
+    )
     run = shlex.join(
         [
             "systemd-run",
@@ -236,8 +244,7 @@ def _as_slot(slot: Slot, command: str, *properties: str) -> str:
 
 @operation()
 def retire(numbers: Collection[int]) -> Iterator[str]:
-    """Have no other slots than these. Of a retired one only its identity and its ledger are kept,
-    in RETIRED."""
+    """Remove all slots but these; identity and ledger of a removed slot are kept in RETIRED."""
     for number in host.get_fact(ConfiguredSlots):
         if number not in numbers:
             unit = worker_unit(number)
@@ -251,10 +258,9 @@ def retire(numbers: Collection[int]) -> Iterator[str]:
 
 
 def keep_identity_script(state: Path, retired: Path) -> str:
-    """Shell commands that move what can't be made again out of a slot's state folder, and remove
-    the rest.
+    """Return shell commands that move a slot's identity and ledger away, and remove the rest.
 
-    The services' user copies it himself: a link that he had put there would have root read for him.
+    The services' user makes the copy: root would follow links that this user may have put there.
     """
     copy = (
         f"cd {state} && for file in {' '.join(KEPT)}; do [ ! -e $file ] || cp -RpP $file $kept;"

@@ -1,5 +1,4 @@
-"""For every host of every inventory. Only departures from the defaults are here
-(docs/configuration.md has those)."""
+"""Data of every host of every inventory; defaults are in docs/configuration.md."""
 
 # pyinfra's limit, in seconds, for one command on a host, where the deploy does not know that it
 # takes longer.

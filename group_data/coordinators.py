@@ -1,5 +1,4 @@
-"""For the host in the group `coordinators`, which carries chain, keeper, bootnode, account service
-and dashboard."""
+"""Data of the host in the group `coordinators`, which runs chain, keeper and account service."""
 
 # The other hosts reach the account service here, and only there; which address that is, is the
 # inventory's to say (account_host). The chain itself stays on loopback: whoever reaches anvil can

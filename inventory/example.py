@@ -1,35 +1,36 @@
-"""An inventory: copy this file, put your hosts in, and run
+"""An example inventory: copy this file and put your hosts in.
 
     .venv/bin/pyinfra -y inventory/NAME.py deploy.py
 
-from the checkout. Run it again whenever you like: what is as it should be is left alone. `pyinfra
---dry inventory/NAME.py deploy.py` only says what would change.
+Run it from the checkout, as often as you like: hosts that match the inventory are not changed.
+`pyinfra --dry inventory/NAME.py deploy.py` only prints the changes.
 
-A host is a name and a dict of keys; a group is a list of hosts. What a key may be, and its default,
-is in docs/configuration.md for settings (`trainer_learning_rate`), and here for everything else. A
-key that is nearest to the host wins: host, then group, then `all`. A wrong key, a wrong type or a
-host without a slot stops the run, with all mistakes of all hosts, before any host is connected to.
-Keep to lists of hosts here: every list of strings is a group.
+A host is a name and a dict of keys; a group is a list of hosts. Settings (`trainer_learning_rate`)
+are explained in docs/configuration.md, all other keys here; a value in a comment is the default,
+unless the comment says otherwise. The nearest value takes precedence: host, then group, then `all`.
+An unknown key, a wrong type or a host without a slot stops the run before it connects to any host,
+with all mistakes of all hosts. Define only lists of hosts here: pyinfra takes every list of strings
+for a group.
 """
 
-# The host that carries the swarm: chain, contract, keeper, bootnode, account service, dashboard.
-# One per inventory; none if you join a swarm that somebody else hosts (then set chain_account_url
-# below). It needs no GPU, next to no CPU.
+# The coordinator: chain, contract, keeper, bootnode, account service, dashboard. One per inventory;
+# none if you join somebody else's swarm (then set chain_account_url below). It needs no GPU and
+# hardly any CPU.
 coordinators = [
     (
         "hub",
         {
-            # Where pyinfra finds it, if not under its name; ssh_user, ssh_port, ssh_key ... go the
-            # same way.
+            # The address of the host, if it differs from its name. ssh_user, ssh_port, ssh_key and
+            # pyinfra's other keys go here too.
             "ssh_hostname": "192.0.2.10",
-            # The address at which the workers reach it. The account service listens here (port
-            # 3000: account_port), the bootnode is announced with it (port 38331: bootnode_port). A
-            # LAN or VPN address is a good choice.
+            # The address at which workers reach it: the account service listens here (port 3000:
+            # account_port), and the bootnode announces it (port 38331: bootnode_port). Use a LAN or
+            # VPN address.
             "account_host": "192.0.2.10",
-            # The dashboard answers on the host itself, port 3001: `ssh -L 3001:localhost:3001 hub`,
-            # or tailscale_serve (docs/operations/connect.md). Here it listens at an address of the
-            # host's too; whoever reaches that may look. "dashboard_host": "192.0.2.10", A round
-            # ends when all have reported, or after this many seconds.
+            # The dashboard listens on the host itself, port 3001: `ssh -L 3001:localhost:3001 hub`,
+            # or tailscale_serve. To show it to everybody who can reach an address of the host:
+            # "dashboard_host": "192.0.2.10",
+            # A round ends when all workers have reported, or after this many seconds.
             "keeper_round_seconds": 600.0,
         },
     ),
@@ -41,7 +42,7 @@ workers = [
         "gpu-1",
         {
             "ssh_hostname": "192.0.2.21",
-            # One worker for each GPU, or one on a host without.
+            # One worker for each GPU, or one on a host without GPUs.
             "slots": "auto",
         },
     ),
@@ -49,19 +50,19 @@ workers = [
         "gpu-2",
         {
             "ssh_hostname": "192.0.2.22",
-            # Three workers. A count, such as 3, says it in short: each gets a GPU of its own and
-            # sees no other. A dict has the settings in which its slot differs. Each slot gets its
-            # own identity, state folder, port (swarm_port, swarm_port + 1 ...) and service:
-            # hivewright-worker@0, hivewright-worker@1 ...
+            # Three workers; a count, such as 3, is the same without differences. Each worker has
+            # its own GPU and sees no other, and its own identity, state folder, port (swarm_port,
+            # swarm_port + 1 ...) and service: hivewright-worker@0, hivewright-worker@1 ... A dict
+            # contains the settings in which a worker differs, and these:
             "slots": [
                 {},
-                # `gpu`: its number in nvidia-smi; slots that name the same one share it.
+                # `gpu`: its number in nvidia-smi; slots with the same number share the GPU.
                 {"gpu": 1, "slot_memory_gb": 48.0},
-                # `identity` names a file on this side: the swarm.pem of a worker that moves here.
-                # Without it the slot's key is made on the host, once, when it is enrolled.
+                # `identity`: a local file, the swarm.pem of a worker that moves here. Without it
+                # the host makes the slot's key, once, when the slot is enrolled.
                 {"gpu": 1},
             ],
-            # What each worker of this host may use at most, where its slot says nothing else.
+            # Limits of each worker of this host: memory in 10^9 bytes, and cores.
             "slot_memory_gb": 64.0,
             "slot_cpus": 8.0,
         },
@@ -70,53 +71,95 @@ workers = [
         "cpu-1",
         {
             "ssh_hostname": "192.0.2.23",
-            # pyinfra's own: become root with sudo. Without it, ssh_user must be root.
+            # Become root with sudo. Without it, ssh_user must be root.
             "ssh_user": "admin",
             "_sudo": True,
-            # Where sudo asks for that user's password: a file on this side that has it.
+            # A local file with the password, if sudo asks for one:
             # "_sudo_password_file": "secrets/example/cpu-1.password",
             "slots": 1,
             # A setting of the worker, for this host only.
             "model_threads": 8,
-            # Which build of torch this host gets: an index of PyTorch's wheels. Left out, the
-            # host's GPUs and driver decide, or pip's own configuration on the host, if it names an
-            # index or wheels. "pip": that, in any case.
+            # The package index that this host takes torch from. By default the host's GPUs and
+            # driver decide, or pip's configuration on the host, if it names an index or wheels.
+            # "pip": always pip's configuration.
             "torch_index": "https://download.pytorch.org/whl/cpu",
         },
     ),
 ]
 
-# For all of them.
+# Data of all hosts.
 all = (
     ["hub", "gpu-1", "gpu-2", "cpu-1"],
     {
-        # What is installed: a branch, tag or commit, looked up once, here, of a repository that the
-        # hosts can fetch from. Without release_repository it is the `origin` of this checkout.
+        # --- The release ---
+        # A git URL or folder that the hosts can fetch from (default: `origin` of this checkout),
+        # and a branch, tag or commit in it, which is looked up once, here.
         "release_repository": "https://git.example.org/hivewright.git",
         "release_ref": "main",
-        # Folder on this side, relative to the checkout, for what must not be in an inventory: the
-        # enrolment token is made there by the first run. Keep it, and keep it out of git
-        # (`secrets/` is ignored).
+        # For hosts without internet: "wheelhouse" fetches the release and its packages here, and
+        # ships what a host lacks over ssh.
+        # "release_source": "repository",
+        # A local folder, relative to the checkout, for secrets: the first run makes the enrolment
+        # token there. Keep it, and keep it out of git (`secrets/` is ignored).
         "secrets_dir": "secrets/example",
         # A worker without progress for this many seconds is restarted.
         "watchdog_seconds": 900,
-        # Hosts without internet: this side fetches the release and its packages, and ships what a
-        # host lacks over ssh. "release_source": "wheelhouse", Connect the hosts by WireGuard, with
-        # keys that they make themselves; more in docs/operations/connect.md. "wireguard": True, Put
-        # the hosts into a tailnet: with a key from a file on this side, or, without, by URLs that
-        # you open. How it can be told more (tags, headscale, ports that are shown there) is in
-        # docs/operations/connect.md. "tailscale": True, "tailscale_auth_key_file":
-        # "secrets/example/tailscale.key", Only hosts whose key is known are spoken to. The default
-        # is to accept, and remember, a new host's key. "ssh_strict_host_key_checking": "yes",
-        # "ssh_known_hosts_file": "secrets/example/known_hosts", Settings for every role on every
-        # host, for instance the model that the swarm trains. "auto" leaves the choice to each
-        # machine, by its memory, once: `hivewright check` shows what fits.
+        # Take a host's lock even if another deploy has it. Only for the command line of one run:
+        # `--data break_lock=true`.
+        # "break_lock": False,
+        #
+        # --- ssh ---
+        # Connect only to hosts with a known key (not the default, which accepts a new host's key):
+        # "ssh_strict_host_key_checking": "yes",
+        # "ssh_known_hosts_file": "secrets/example/known_hosts",
+        #
+        # --- WireGuard between the hosts (docs/operations/connect.md) ---
+        # Connect all hosts that set this, with keys that they make themselves.
+        # "wireguard": False,
+        # Network of the mesh's own addresses; the same on all hosts. A host's address is derived
+        # from its name, unless the host sets wireguard_address.
+        # "wireguard_subnet": "10.86.0.0/16",
+        # "wireguard_address": None,
+        # The UDP port, and the name or address at which others reach the host (default:
+        # ssh_hostname, or its name); "none": the host is behind a router and connects to others.
+        # "wireguard_port": 51820,
+        # "wireguard_endpoint": None,
+        # Forward traffic between other hosts. With hubs every other host connects to one of them
+        # only; without, all connect to all.
+        # "wireguard_hub": False,
+        #
+        # --- Tailscale (docs/operations/connect.md) ---
+        # Install Tailscale and log the host in, with an auth key or an OAuth client's secret from a
+        # local file; without one by URLs that you open within tailscale_login_seconds.
+        # "tailscale": False,
+        # "tailscale_auth_key_file": None,
+        # "tailscale_login_seconds": 600,
+        # Tags requested at login (an OAuth client needs one, such as "tag:hivewright"), and the
+        # name in the tailnet (default: the host's own).
+        # "tailscale_tags": [],
+        # "tailscale_hostname": None,
+        # A control server of your own (headscale).
+        # "tailscale_login_server": None,
+        # Tailscale's own ssh server, and routes that other nodes advertise: True, False, or None,
+        # which does not change the host.
+        # "tailscale_ssh": None,
+        # "tailscale_accept_routes": None,
+        # Ports that the host serves in the tailnet: HTTPS port -> port on the host, such as
+        # {443: 3000} for the login page; and the same without HTTPS, for tailnets without
+        # certificates.
+        # "tailscale_serve": {},
+        # "tailscale_serve_http": {},
+        #
+        # --- Settings of every role on every host ---
+        # The model that the swarm trains. "auto": each machine chooses one by its memory, once;
+        # `hivewright check` prints what fits.
         "model_name": "Qwen/Qwen2.5-0.5B-Instruct",
-        # For a gated or private model: a file on this side with a Hugging Face token that may read
-        # it. A host has it only while it fetches the model; no worker ever sees it.
-        # "model_token_file": "secrets/example/model.token", Workers find the account service by
-        # account_host above. In somebody else's swarm, name it (or swarm_bootnodes, if it has
-        # none); without any of these they are refused, unless swarm_enabled is False:
+        # For a gated or private model: a local file with a Hugging Face token that may read it. A
+        # host has it only during the download; no worker sees it.
+        # "model_token_file": "secrets/example/model.token",
+        # Workers find the account service at account_host above. To join another swarm, name its
+        # account service (or swarm_bootnodes, if it has none). A worker with none of these is
+        # refused, unless swarm_enabled is False.
         # "chain_account_url": "http://192.0.2.99:3000",
     },
 )

@@ -1,7 +1,6 @@
-"""Three test hosts on this machine (`make fleet` boots them): h1 carries the swarm, h2 and h3
-train.
+"""Three test hosts on this machine (`make fleet`): h1 is the coordinator, h2 and h3 train.
 
-They live in a network of their own, and so must the operator:
+They have their own network, in which the operator must be too:
 
     ip netns exec lab-op .venv/bin/pyinfra -y inventory/lab.py deploy.py
 """

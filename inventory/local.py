@@ -1,9 +1,9 @@
-"""This machine, all of it: a whole coordinator and a worker, from the last commit of the checkout.
+"""This machine alone: a whole coordinator and a worker, from the last commit of the checkout.
 
     .venv/bin/pyinfra -y inventory/local.py deploy.py
 
-What is not committed is not deployed. Nothing listens to other machines but the bootnode and the
-worker's libp2p port.
+Uncommitted changes are not deployed. Only the bootnode and the worker's libp2p port listen to other
+machines.
 """
 
 import os

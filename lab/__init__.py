@@ -1,0 +1,1 @@
+"""Test hosts on this machine: Debian in systemd-nspawn."""

@@ -10,8 +10,10 @@ from lab.process import LabError
 
 
 def operator_access() -> dict[str, Any]:
-    """Host data of the lab in whose network this process runs. Raises PyinfraError, which pyinfra
-    shows in one line."""
+    """Return the host data of the lab in whose network this process runs.
+
+    Raises PyinfraError, which pyinfra prints as one line.
+    """
     try:
         lab = Lab(current_lab())
     except LabError as error:

@@ -1,5 +1,4 @@
-"""Control groups: one for each host, below one for the lab. Hosts that shared one would fight over
-it."""
+"""Control groups: one for each host below one for the lab, since hosts cannot share one."""
 
 import errno
 import os
@@ -12,8 +11,10 @@ GONE_SECONDS = 15
 
 
 def folders(*names: str) -> list[Path]:
-    """The group NAME/NAME... in each hierarchy that a host's systemd uses: cgroup 2, and systemd's
-    own next to it."""
+    """Return the group NAME/NAME... in each hierarchy that a host's systemd uses.
+
+    These are cgroup 2, and systemd's own next to it.
+    """
     tops = []
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, where, kind, options = line.split()[:4]
@@ -23,7 +24,7 @@ def folders(*names: str) -> list[Path]:
 
 
 def remove(group: Path) -> None:
-    """Remove a group and all below it, as soon as the last process in it is gone."""
+    """Remove a group and its subgroups, as soon as the last process in them has ended."""
     wait_until(lambda: _is_removed(group), GONE_SECONDS, f"{group} is without processes")
 
 

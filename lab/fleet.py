@@ -1,7 +1,6 @@
-"""`make fleet`, `fleet-check`, `fleet-status`, `fleet-down`: three real hosts on this machine,
-deployed over ssh.
+"""`make fleet`, `fleet-check`, `fleet-status`, `fleet-down`: three real hosts on this machine.
 
-Needs the checkout: the hosts themselves are in lab/.
+The hosts themselves are in the other modules of lab/. Needs the checkout.
 """
 
 import sys
@@ -20,7 +19,7 @@ DEPLOY_SECONDS = 1800.0
 
 
 def up() -> int:
-    """Boot the hosts, if they are not there, and deploy the checkout as it is to them."""
+    """Boot the hosts, unless they run, and deploy the checkout with its uncommitted changes."""
     if reason := machine.why_no_lab():
         raise LabError(reason)
     lab = Lab("lab")
@@ -43,7 +42,7 @@ def up() -> int:
 
 
 def check() -> int:
-    """Deploy again; 1 if anything changed, or failed."""
+    """Deploy again; return 1 if anything changed or failed."""
     results = pyinfra_process.deploy_json(
         INVENTORY, prefix=_running().network.inside(), timeout=DEPLOY_SECONDS
     )
@@ -65,7 +64,7 @@ def show_status() -> int:
 
 
 def down() -> int:
-    """Remove the hosts, and whatever a crash has left of them."""
+    """Remove the hosts, including remains of a crash."""
     Lab("lab").down()
     return 0
 

@@ -1,15 +1,14 @@
-"""A lab: a few real Debian hosts on this machine, reachable over ssh from a network namespace of
-their operator.
+"""A lab: a few real Debian hosts on this machine, reachable over ssh from an operator's namespace.
 
     lab = Lab("lab")
-    lab.up(3)                                            # three hosts, ssh answers, nothing deployed
+    lab.up(3)                                     # three hosts, ssh answers, nothing deployed
     lab.operator("pyinfra", "-y", "inventory/lab.py", "deploy.py", timeout=900)
     lab.host(2).ssh("systemctl is-system-running")
     lab.down()
 
-Everything that belongs to a lab carries its name: the folder /var/tmp/hivewright-lab/NAME, the
-network namespaces NAME-*, the cgroups NAME. `down` goes by these, so it also clears away what a
-crash left, and nothing of anybody else.
+Everything that belongs to a lab has its name: the folder /var/tmp/hivewright-lab/NAME, the network
+namespaces NAME-*, the cgroups NAME. `down` uses these names, so it also removes the remains of a
+crash, and nothing else.
 """
 
 import fcntl
@@ -33,11 +32,13 @@ REPOSITORY_URL = f"git://{OPERATOR_ADDRESS}/repository.git"
 
 
 class Lab:
-    """The lab called `name`, running or not; any process of root can take it up."""
+    """The lab called `name`, running or not; any process of root can use it."""
 
     def __init__(self, name: str, suite: str = layers.SUITE, is_bare: bool = False) -> None:
-        """`suite`: Debian's release. `is_bare`: without the Python environment and anvil that
-        others find baked."""
+        """Describe a lab without starting it.
+
+        `suite`: Debian's release. `is_bare`: leave out the prebuilt Python environment and anvil.
+        """
         self.name = name
         self._suite = suite
         self._is_bare = is_bare
@@ -51,7 +52,7 @@ class Lab:
 
     @property
     def hosts(self) -> list[Host]:
-        """The hosts that are there, by number."""
+        """The existing hosts, by number."""
         numbers = sorted(int(folder.name[1:]) for folder in (self.folder / "hosts").glob("h*"))
         return [self.host(number) for number in numbers]
 
@@ -62,18 +63,17 @@ class Lab:
         return bool(self.hosts) and all(host.is_on() for host in self.hosts)
 
     def is_current(self) -> bool:
-        """Return whether the hosts have the layers that the checkout needs: they can't fetch
-        packages."""
+        """Return whether the hosts have the layers that the checkout needs."""
         file = self.folder / "layers"
         return file.exists() and file.read_text().splitlines() == [
             str(layer) for layer in self._layers()
         ]
 
     def up(self, num_hosts: int, goes_with_this_process: bool = False) -> None:
-        """Boot `num_hosts` fresh hosts and serve the checkout to them; what was there of this lab
-        is removed first.
+        """Boot `num_hosts` fresh hosts and serve the checkout to them; an existing lab is removed.
 
-        Raises LabError if it goes with another process, which is running.
+        `goes_with_this_process`: the hosts end with this process. Raises LabError if the lab
+        belongs to another running process.
         """
         lower = self._layers()
         if goes_with_this_process:
@@ -111,10 +111,9 @@ class Lab:
         self.host(number).wait_for_ssh()
 
     def down(self) -> None:
-        """Remove the lab: hosts, processes, mounts, namespaces, cgroups, folder. The cache of
-        layers stays.
+        """Remove the lab with its processes, mounts, namespaces and folder; layers stay cached.
 
-        Raises LabError if it goes with another process, which is running.
+        Raises LabError if the lab belongs to another running process.
         """
         if self._claim is None:
             self._be_the_only_one()
@@ -129,8 +128,8 @@ class Lab:
     def publish(self) -> str:
         """Serve the checkout as branch `lab` of the lab's repository; return the commit.
 
-        With nothing uncommitted it is HEAD; else a commit of the files as they are, made in the
-        lab's repository, with fixed author and date: the same files are the same commit, and a
+        Without uncommitted changes it is HEAD; otherwise a commit of the files in the lab's
+        repository, with fixed author and date, so that the same files give the same commit and a
         second deploy changes nothing.
         """
         repository = self.folder / "repository.git"
@@ -159,8 +158,7 @@ class Lab:
         return run(*git, "rev-parse", "refs/heads/lab").stdout.strip()
 
     def branch(self, name: str, path: str, content: str) -> str:
-        """Serve what was published last, with one file changed or added, as branch `name`; return
-        its commit."""
+        """Serve the published files, with one replaced, as a branch; return its commit."""
         git = ("git", f"--git-dir={self.folder / 'repository.git'}", "-c", "safe.directory=*")
         own = {**os.environ, "GIT_INDEX_FILE": str(self.folder / f"index-{name}")}
         for who in ("AUTHOR", "COMMITTER"):
@@ -176,14 +174,13 @@ class Lab:
     def operator(
         self, *argv: str | Path, timeout: float, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program where the operator sits, in the checkout, with this Python's programs first
-        in the path."""
+        """Run a program in the operator's namespace, in the checkout, with this Python's PATH."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         command = self.network.inside("env", "-C", CHECKOUT, f"PATH={path}", *argv)
         return run(*command, timeout=timeout, check=check)
 
     def _be_the_only_one(self) -> None:
-        """Two runs of the tests at a time would clear away each other's hosts."""
+        """Claim the lab, since two test runs at a time would remove each other's hosts."""
         LABS.mkdir(parents=True, exist_ok=True)
         claim = (LABS / f"{self.name}.owner").open("w")
         try:
@@ -200,9 +197,13 @@ class Lab:
         # The program itself: `git daemon` would be a parent that can be killed without its child.
         program = Path(run("git", "--exec-path").stdout.strip()) / "git-daemon"
         daemon = self.network.inside(
-            program, f"--listen={OPERATOR_ADDRESS}", "--reuseaddr", "--export-all",
-            f"--base-path={self.folder}", self.folder,
-        )  # fmt: skip
+            program,
+            f"--listen={OPERATOR_ADDRESS}",
+            "--reuseaddr",
+            "--export-all",
+            f"--base-path={self.folder}",
+            self.folder,
+        )
         start(daemon, self.folder / "git-daemon.pid", self.folder / "git-daemon.log")
 
         def answers() -> bool:

@@ -1,5 +1,4 @@
-"""One host of the lab: Debian with its own systemd, sshd, cgroups and network, in a systemd-nspawn
-container."""
+"""One host of the lab: Debian with systemd, sshd, cgroups and network in systemd-nspawn."""
 
 import shutil
 import subprocess
@@ -32,8 +31,7 @@ class Host:
         self._machine = f"{network.name}-{self.name}"
 
     def prepare(self, lower: Sequence[Path]) -> None:
-        """Make the host's disk and its place in the network. What this makes, `remove` takes
-        away."""
+        """Make the host's disk and its network; `stop` and `Network.remove` undo this."""
         self.folder.mkdir(parents=True)
         layers.mount_overlay(lower, self.folder / "upper", self.root)
         key = self.folder / "host_key"
@@ -56,15 +54,26 @@ class Host:
     def start(self, binds: Sequence[str], owner: int | None) -> None:
         """Switch the host on. `binds` are read-only SOURCE:TARGET folders.
 
-        `owner` is the read end of a pipe: the host goes off when the pipe closes. None: it stays
-        until `stop`.
+        `owner` is the read end of a pipe: the host is switched off when the pipe closes. None: it
+        runs until `stop`.
         """
         nspawn = [
-            "systemd-nspawn", "--quiet", f"--directory={self.root}", f"--machine={self._machine}", "--boot",
-            "--register=no", "--keep-unit", f"--network-namespace-path=/run/netns/{self._network.host(self.number)}",
-            "--resolv-conf=off", "--timezone=off", "--console=pipe", f"--capability={CAPABILITIES}",
-            "--system-call-filter=bpf", "--bind=/dev/net/tun", *[f"--bind-ro={bind}" for bind in binds],
-        ]  # fmt: skip
+            "systemd-nspawn",
+            "--quiet",
+            f"--directory={self.root}",
+            f"--machine={self._machine}",
+            "--boot",
+            "--register=no",
+            "--keep-unit",
+            f"--network-namespace-path=/run/netns/{self._network.host(self.number)}",
+            "--resolv-conf=off",
+            "--timezone=off",
+            "--console=pipe",
+            f"--capability={CAPABILITIES}",
+            "--system-call-filter=bpf",
+            "--bind=/dev/net/tun",
+            *[f"--bind-ro={bind}" for bind in binds],
+        ]
         own = cgroups.folders(self._network.name, self.name)
         for cgroup in own:
             cgroup.mkdir(parents=True, exist_ok=True)
@@ -90,22 +99,31 @@ class Host:
     ) -> subprocess.CompletedProcess[str]:
         """Run a shell script on the host, as root."""
         command = self._network.inside(
-            "ssh", "-q", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3",
-            "-o", f"UserKnownHostsFile={self._lab_folder / 'known_hosts'}", "-i", self._lab_folder / "id",
-            f"root@{self.address}", script,
-        )  # fmt: skip
+            "ssh",
+            "-q",
+            "-n",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "ConnectTimeout=3",
+            "-o",
+            f"UserKnownHostsFile={self._lab_folder / 'known_hosts'}",
+            "-i",
+            self._lab_folder / "id",
+            f"root@{self.address}",
+            script,
+        )
         return run(*command, check=check, timeout=timeout)
 
     def cut(self) -> None:
-        """Pull the network cable."""
+        """Disconnect the network."""
         self._network.set_link(self.number, up=False)
 
     def heal(self) -> None:
         self._network.set_link(self.number, up=True)
 
     def freeze(self) -> None:
-        """Stop all that runs on it, as a machine that hangs: its kernel still acknowledges what it
-        is sent."""
+        """Freeze all processes, like a hanging machine; its kernel still acknowledges packets."""
         self._set_frozen(True)
 
     def thaw(self) -> None:
@@ -120,7 +138,7 @@ class Host:
         raise LabError(f"{self.name} can't be frozen: no control group of version 2 here")
 
     def pull_plug(self) -> None:
-        """Switch the host off as a power cut does. `start` brings it back with the same disk."""
+        """Switch the host off like a power cut; `start` boots it again with the same disk."""
         nspawn = recall(self.folder / "nspawn.pid")
         if nspawn is None:
             raise LabError(f"{self.name} is not running")
@@ -131,8 +149,7 @@ class Host:
         return recall(self.folder / "launcher.pid") is not None
 
     def stop(self) -> None:
-        """Switch the host off, and take its mount and cgroups away. Also for what a crash has
-        left."""
+        """Switch the host off, and remove its mount and cgroups, including remains of a crash."""
         stop(self.folder / "launcher.pid")
         nspawn = recall(self.folder / "nspawn.pid")
         if nspawn is not None:

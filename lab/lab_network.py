@@ -1,8 +1,7 @@
-"""The lab's network: one namespace per host, a bridge in a namespace that the operator shares, no
-way out.
+"""The lab's network: one namespace per host, and a bridge in the operator's namespace.
 
-In the machine's own namespace a 10.88.x.x packet without a route would leave the machine; here it
-can't.
+There is no route out. In the machine's own namespace a packet to 10.88.x.x without a route would
+leave the machine; here it cannot.
 """
 
 from collections.abc import Sequence
@@ -18,11 +17,13 @@ def host_address(number: int) -> str:
 
 
 class Network:
-    """The namespaces of the lab `name`: NAME-op with bridge and operator, NAME-h1, NAME-h2 ... with
-    one host each."""
+    """The namespaces of the lab `name`.
+
+    NAME-op contains the bridge and the operator; NAME-h1, NAME-h2 ... contain one host each.
+    """
 
     def __init__(self, name: str, prefix: str = "10.88.0") -> None:
-        """`prefix`: of the /24 of all addresses."""
+        """Describe a network; `prefix` is the first three numbers of all addresses (a /24)."""
         self.name = name
         self.operator = f"{name}-op"
         self._prefix = prefix
@@ -50,7 +51,7 @@ class Network:
         return f"{self._prefix}.{10 + number}"
 
     def split(self, numbers: Sequence[int]) -> None:
-        """Put these hosts on an island of their own: a second bridge, with no way to the first."""
+        """Move these hosts to a second bridge that is not connected to the first."""
         if not run("ip", "-n", self.operator, "link", "show", "br1", check=False).stdout:
             self._ip(self.operator, "link add br1 type bridge")
             self._ip(self.operator, "link set br1 up")
@@ -58,24 +59,23 @@ class Network:
             self._ip(self.operator, f"link set vh{number} master br1")
 
     def heal(self, numbers: Sequence[int]) -> None:
-        """Bring hosts back from their island."""
+        """Move hosts back to the first bridge."""
         for number in numbers:
             self._ip(self.operator, f"link set vh{number} master br0")
 
-    def shield(self, number: int, strangers: Sequence[int] = ()) -> None:
-        """A firewall that lets a host connect to others and nobody to it; nothing at all goes
-        between it and `strangers`."""
-        banned = [
-            f"ip saddr {self.address(n)} drop\nip daddr {self.address(n)} drop" for n in strangers
+    def shield(self, number: int, banned: Sequence[int] = ()) -> None:
+        """Install a firewall that allows only outgoing connections, none with `banned` hosts."""
+        drops = [
+            f"ip saddr {self.address(n)} drop\nip daddr {self.address(n)} drop" for n in banned
         ]
         chains = {
             "input": [
                 "policy drop",
-                *banned,
+                *drops,
                 "ct state established,related accept",
                 'iif "lo" accept',
             ],
-            "output": ["policy accept", *banned],
+            "output": ["policy accept", *drops],
         }
         bodies = (
             "\n".join([f"chain {hook} {{", f"type filter hook {hook} priority 0", *lines, "}"])
@@ -85,18 +85,17 @@ class Network:
         run("ip", "netns", "exec", self.host(number), "nft", "-f", "-", stdin=rules)
 
     def set_link(self, number: int, up: bool) -> None:
-        """Plug a host's cable in, or out."""
+        """Connect or disconnect a host."""
         self._ip(self.operator, f"link set vh{number} {'up' if up else 'down'}")
 
     def remove(self) -> None:
-        """Remove what is there of this lab's namespaces, also after a crash; veth pairs and bridge
-        go with them."""
+        """Remove this lab's namespaces, also after a crash; veth pairs and bridge go with them."""
         for file in Path("/run/netns").glob(f"{self.name}-*"):
             if file.name == self.operator or file.name.removeprefix(f"{self.name}-h").isdecimal():
                 run("ip", "netns", "del", file.name)
 
     def inside(self, *argv: str | Path) -> list[str]:
-        """`argv` as a command that runs in the operator's namespace."""
+        """Return `argv` as a command that runs in the operator's namespace."""
         return ["ip", "netns", "exec", self.operator, *map(str, argv)]
 
     def _ip(self, namespace: str, command: str) -> None:
@@ -104,8 +103,7 @@ class Network:
 
 
 def current_lab() -> str:
-    """Name of the lab whose operator this process is. Raises LabError with what to do if it is
-    nobody's."""
+    """Return the lab whose operator this process is. Raises LabError if there is none."""
     namespace = run("ip", "netns", "identify").stdout.strip()
     if not namespace.endswith("-op"):
         raise LabError(

@@ -1,4 +1,4 @@
-"""A tailnet for a lab: the real tailscaled on its hosts and at its operator, and a control server.
+"""A tailnet for a lab: real tailscaled on its hosts and at its operator, and a control server.
 
 The programs come from a folder that HIVEWRIGHT_TAILSCALE names: `tailscaled.xz` (daemon and command
 line in one program), `control.xz` (the test server of Tailscale's own module, with switches) and
@@ -25,7 +25,7 @@ KEY = "tskey-auth-good-1"
 
 
 def why_no_tailnet() -> str | None:
-    """Return why there can be no real tailnet here, in one line; None if there can be one."""
+    """Return why a real tailnet is impossible here, in one line; None if it is possible."""
     named = os.environ.get(FOLDER)
     if not named:
         return (
@@ -44,7 +44,7 @@ class LabTailnet:
         self._source = Path(os.environ[FOLDER])
 
     def start(self) -> None:
-        """Start the control server, and have the operator in the tailnet."""
+        """Start the control server and the operator's daemon."""
         self._folder.mkdir()
         for packed in ("tailscaled", "control"):
             self._unpack(packed, self._folder / packed)
@@ -52,9 +52,13 @@ class LabTailnet:
         self.start_control()
         socket, state = self._folder / "socket", self._folder / "state"
         daemon = self.lab.network.inside(
-            self._folder / "tailscaled", "--no-logs-no-support", f"--statedir={state}",
-            f"--socket={socket}", "--tun=tsop0", "--port=0",
-        )  # fmt: skip
+            self._folder / "tailscaled",
+            "--no-logs-no-support",
+            f"--statedir={state}",
+            f"--socket={socket}",
+            "--tun=tsop0",
+            "--port=0",
+        )
         start(daemon, self.lab.folder / "tailscaled.pid", self.lab.folder / "tailscaled.log")
         wait_until(socket.exists, 15, "the operator's tailscaled listens")
         login = (f"--login-server={SERVER}", f"--auth-key={KEY}", "--accept-dns=false")
@@ -71,14 +75,14 @@ class LabTailnet:
         return self.lab.operator(*program, *arguments, timeout=60).stdout
 
     def install(self, host: Host) -> None:
-        """Put the daemon and its unit on a host, running, logged out."""
+        """Install the daemon and its unit on a host, running and logged out."""
         self._unpack("tailscaled", host.root / "usr/sbin/tailscaled")
         shutil.copy(host.root / "usr/sbin/tailscaled", host.root / "usr/bin/tailscale")
         shutil.copy(self._source / "tailscaled.service", host.root / "lib/systemd/system")
         host.ssh("systemctl daemon-reload && systemctl enable --now --quiet tailscaled")
 
     def login(self, host: Host, *flags: str) -> str:
-        """Log a host in as its own admin would, and return its address in the tailnet."""
+        """Log a host in as its administrator would, and return its address in the tailnet."""
         host.ssh(
             f"tailscale up --login-server={SERVER} --auth-key={KEY} --timeout=30s {' '.join(flags)}"
         )
@@ -88,13 +92,13 @@ class LabTailnet:
         return address
 
     def trust(self, host: Host, address: str) -> None:
-        """Let the operator know the host's key by its address in the tailnet."""
+        """Add the host's key for its tailnet address to the operator's known hosts."""
         key = (host.folder / "host_key.pub").read_text().split()[:2]
         with (self.lab.folder / "known_hosts").open("a") as known:
             known.write(f"{address} {' '.join(key)}\n")
 
     def set(self, path: str, **values: str | int) -> Any:
-        """Tell the control server something: `set("set", ssh=0)`."""
+        """Configure the control server, such as `set("set", ssh=0)`."""
         query = urllib.parse.urlencode(values)
         answer = self._asked(f"/lab/{path}?{query}")
         assert answer is not None, f"the control server does not answer to {path}"

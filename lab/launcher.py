@@ -1,8 +1,7 @@
-"""`python -m lab.launcher`: keeps one lab host running, in cgroups of its own, until it is switched
-off.
+"""`python -m lab.launcher`: run one lab host in its own cgroups until it is switched off.
 
-A host that reboots is started again. On SIGTERM, or with --while-stdin-open when whoever started it
-is gone, the host is switched off, as by a power cut: nothing on a lab host is meant to outlive it.
+A host that reboots is started again. On SIGTERM, or with --while-stdin-open when its starter has
+ended, the host is switched off as by a power cut, since nothing on a lab host should outlive it.
 """
 
 import argparse
@@ -60,7 +59,7 @@ def main() -> None:
 
 
 def leader(nspawn_pid: int) -> int | None:
-    """The host's PID 1, as this machine counts. None: it is not there (yet, or any more)."""
+    """Return the pid of the host's init on this machine; None: it does not run."""
     children = Path(f"/proc/{nspawn_pid}/task/{nspawn_pid}/children")
     try:
         pids = children.read_text().split()
@@ -70,7 +69,7 @@ def leader(nspawn_pid: int) -> int | None:
 
 
 def switch_off(nspawn_pid: int) -> None:
-    """As a power cut does. Killing systemd-nspawn alone would leave what runs in the host."""
+    """Switch off like a power cut; killing only systemd-nspawn would leave processes behind."""
     first = leader(nspawn_pid)
     if first is not None:
         os.kill(first, signal.SIGKILL)
@@ -78,7 +77,7 @@ def switch_off(nspawn_pid: int) -> None:
 
 
 def _is_stdin_closed() -> bool:
-    """Return whether the other end of the pipe is gone; nothing is ever written to it."""
+    """Return whether the other end of the pipe is closed; nothing is ever written to it."""
     return bool(select.select([sys.stdin.fileno()], [], [], 0)[0])
 
 

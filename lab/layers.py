@@ -1,13 +1,12 @@
-"""The read-only layers of lab hosts, kept in a cache outside the checkout and named by their
-content.
+"""The read-only layers of lab hosts, cached outside the checkout and named by their content.
 
-    base-DIGEST         Debian, as `mmdebstrap` makes it, plus what makes it a test host (sshd, masked timers)
-    apt-DIGEST          an apt repository of the packages that the deploy installs; hosts see it at /srv/apt
-    python-DIGEST       /opt/hivewright/environments/DIGEST, made by the checkout's own scripts/environment
-    anvil-DIGEST        /opt/hivewright/anvil/DIGEST, made by the checkout's own scripts/anvil
+    base-DIGEST     Debian from `mmdebstrap`, plus what makes it a test host (sshd, masked timers)
+    apt-DIGEST      an apt repository of the packages that a deploy installs, seen at /srv/apt
+    python-DIGEST   /opt/hivewright/environments/DIGEST, made by the checkout's scripts/environment
+    anvil-DIGEST    /opt/hivewright/anvil/DIGEST, made by the checkout's scripts/anvil
 
-A layer is made next to its place and renamed when whole, so an interrupted run leaves nothing that
-looks complete. Whoever deletes the cache only loses the minutes that it takes to make it again.
+A layer is made in a temporary folder and renamed when complete, so an interrupted run leaves no
+incomplete layer. Deleting the cache costs only the minutes that it takes to make it again.
 """
 
 import contextlib
@@ -37,22 +36,30 @@ BASE_PACKAGES = (
 )
 # Nothing that wakes up by itself, and no network manager: the lab sets the addresses.
 MASKED = (
-    "getty@tty1.service", "console-getty.service", "apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer",
-    "e2scrub_reap.service", "dpkg-db-backup.timer", "fstrim.timer", "systemd-networkd.service",
-    "systemd-resolved.service", "systemd-timesyncd.service",
-)  # fmt: skip
+    "getty@tty1.service",
+    "console-getty.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "dpkg-db-backup.timer",
+    "fstrim.timer",
+    "systemd-networkd.service",
+    "systemd-resolved.service",
+    "systemd-timesyncd.service",
+)
 SSHD = "PasswordAuthentication no\nUseDNS no\nMaxStartups 100:30:200\n"
 
 
 def base(suite: str = SUITE) -> Path:
-    """Debian with systemd and sshd, no host keys, no machine id. 25 s the first time."""
+    """Return Debian with systemd and sshd, without host keys and machine id."""
     mirror = _debian_mirror()
     parts = [mirror, suite, BASE_PACKAGES, SSHD, *MASKED]
     return _layer("base", parts, _make_base, lambda folder: _make_base(folder, mirror, suite))
 
 
 def packages(suite: str = SUITE) -> Path:
-    """An apt repository with the packages that the deploy installs and all that they depend on."""
+    """Return an apt repository with the packages that the deploy installs."""
     names = [*system.PACKAGES, *system.COORDINATOR_PACKAGES, *wireguard.PACKAGES]
     below = base(suite)
     return _layer(
@@ -64,18 +71,20 @@ def packages(suite: str = SUITE) -> Path:
 
 
 def python_environment(checkout: Path) -> Path:
-    """The virtual environment of the checkout's lock file, where the deploy will look for it."""
+    """Return the virtual environment of the checkout's lock file, where a deploy looks for it."""
     below, repository = base(), packages()
     parts = [(checkout / name).read_text() for name in release.ENVIRONMENT_INPUTS]
     script = release.environment_script(CHECKOUT_IN_LAYER, torch_index=None)
     return _layer(
-        "python", [below.name, script, *parts], _build_environment,
+        "python",
+        [below.name, script, *parts],
+        _build_environment,
         lambda folder: _build_environment(folder, below, repository, checkout),
-    )  # fmt: skip
+    )
 
 
 def anvil(checkout: Path) -> Path:
-    """The embedded chain, where the deploy will look for it."""
+    """Return the embedded chain, where a deploy looks for it."""
     parts = [(checkout / name).read_text() for name in wheelhouse.ANVIL_INPUTS]
     script = release.anvil_script(checkout, paths.ANVILS)
     return _layer(
@@ -85,7 +94,7 @@ def anvil(checkout: Path) -> Path:
 
 @contextlib.contextmanager
 def overlay(lower: Sequence[Path], upper: Path, root: Path) -> Iterator[Path]:
-    """`lower` (topmost first) with `upper` over it, mounted at `root` for the time of the block."""
+    """Mount `lower` (topmost first) under `upper` at `root` for the duration of the block."""
     mount_overlay(lower, upper, root)
     try:
         yield root
@@ -105,8 +114,7 @@ def mount_overlay(lower: Sequence[Path], upper: Path, root: Path) -> None:
 def _layer(
     kind: str, parts: Sequence[str], recipe: Callable[..., None], make: Callable[[Path], None]
 ) -> Path:
-    """The layer of `kind` that `recipe` makes from `parts`; `make` fills a new folder if the cache
-    does not have it."""
+    """Return the layer that `recipe` makes from `parts`; `make` fills a new folder if needed."""
     digest = hashlib.sha256("\0".join([inspect.getsource(recipe), *parts]).encode()).hexdigest()[
         :16
     ]
@@ -136,7 +144,7 @@ def _is_mounted(layer: Path) -> bool:
 
 
 def _debian_mirror() -> str:
-    """This machine's own Debian mirror, if it names one."""
+    """Return this machine's Debian mirror, or Debian's own."""
     for sources in sorted(Path("/etc/apt/sources.list.d").glob("*.sources")):
         for line in sources.read_text().splitlines():
             if line.startswith("URIs:") and "debian" in line:
@@ -146,9 +154,16 @@ def _debian_mirror() -> str:
 
 def _make_base(folder: Path, mirror: str, suite: str) -> None:
     run(
-        "mmdebstrap", "--quiet", "--variant=minbase", "--dpkgopt=force-unsafe-io", f"--include={BASE_PACKAGES}",
-        suite, folder, mirror, timeout=300,
-    )  # fmt: skip
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        "--dpkgopt=force-unsafe-io",
+        f"--include={BASE_PACKAGES}",
+        suite,
+        folder,
+        mirror,
+        timeout=300,
+    )
     (folder / "etc/machine-id").write_text("")
     (folder / "var/lib/dbus/machine-id").unlink(missing_ok=True)
     for key in (folder / "etc/ssh").glob("ssh_host_*"):
@@ -163,8 +178,7 @@ def _make_base(folder: Path, mirror: str, suite: str) -> None:
 
 
 def _fill_repository(folder: Path, below: Path, names: Sequence[str], suite: str) -> None:
-    """Download with this machine's network and Debian mirror, against the state of the base's
-    dpkg."""
+    """Download packages with this machine's network, against the state of the base's dpkg."""
     (folder / "partial").mkdir()
     with _scratch([below]) as root:
         shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
@@ -185,8 +199,7 @@ def _fill_repository(folder: Path, below: Path, names: Sequence[str], suite: str
 
 
 def _build_environment(folder: Path, below: Path, repository: Path, checkout: Path) -> None:
-    """Run the checkout's script in a throw-away host that may use this machine's network and
-    package caches."""
+    """Run the checkout's script in a temporary host with this machine's network and caches."""
     with _scratch([below]) as root:
         packages_needed = "python3-venv python3-dev gcc libc6-dev"
         binds = [
@@ -205,8 +218,7 @@ def _build_environment(folder: Path, below: Path, repository: Path, checkout: Pa
 
 
 def _install_anvil(folder: Path, checkout: Path) -> None:
-    """Run the checkout's script on this machine: the program is the same. Its link must not name
-    the cache."""
+    """Run the checkout's script on this machine, and make its links relative."""
     below = folder / paths.ANVILS.relative_to("/")
     run("sh", "-euc", release.anvil_script(checkout, below), timeout=300)
     for link in below.glob("*/anvil"):
@@ -216,8 +228,7 @@ def _install_anvil(folder: Path, checkout: Path) -> None:
 
 
 def _package_sources(root: Path) -> list[str]:
-    """Give `root` this machine's pip configuration; return the binds of all local folders and
-    caches that it names."""
+    """Copy this machine's pip configuration; return binds for the local folders in it."""
     options, binds = [], []
     for line in run("python3", "-m", "pip", "config", "list").stdout.splitlines():
         key, _, value = line.partition("=")
@@ -240,7 +251,7 @@ def _package_sources(root: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _scratch(lower: Sequence[Path]) -> Iterator[Path]:
-    """A root file system that is thrown away afterwards."""
+    """Provide a temporary root file system."""
     folder = Path(tempfile.mkdtemp(prefix="scratch-", dir=CACHE))
     try:
         with overlay(lower, folder / "upper", folder / "root") as root:
@@ -252,8 +263,10 @@ def _scratch(lower: Sequence[Path]) -> Iterator[Path]:
 def _enter(
     root: Path, script: str, timeout: float, binds: Sequence[str] = (), network: bool = False
 ) -> None:
-    """Run a shell script in `root`. Binds are SOURCE:TARGET, read-only unless they start with
-    `+`."""
+    """Run a shell script in `root`.
+
+    Binds are SOURCE:TARGET, read-only unless they start with `+`.
+    """
     writable = {"/var/cache/apt/archives"}
     options = []
     for bind in binds:
@@ -261,12 +274,24 @@ def _enter(
         options.append(f"--bind{'' if is_writable else '-ro'}={bind.removeprefix('+')}")
     machine = f"bake-{os.getpid()}"
     run(
-        "systemd-nspawn", "--quiet", f"--directory={root}", f"--machine={machine}", "--register=no", "--keep-unit",
-        "--console=pipe", f"--resolv-conf={'copy-host' if network else 'off'}", "--timezone=off",
-        *([] if network else ["--private-network"]), *options,
-        "--setenv=SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt", "--setenv=DEBIAN_FRONTEND=noninteractive",
-        "/bin/sh", "-euc", script, timeout=timeout,
-    )  # fmt: skip
+        "systemd-nspawn",
+        "--quiet",
+        f"--directory={root}",
+        f"--machine={machine}",
+        "--register=no",
+        "--keep-unit",
+        "--console=pipe",
+        f"--resolv-conf={'copy-host' if network else 'off'}",
+        "--timezone=off",
+        *([] if network else ["--private-network"]),
+        *options,
+        "--setenv=SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
+        "--setenv=DEBIAN_FRONTEND=noninteractive",
+        "/bin/sh",
+        "-euc",
+        script,
+        timeout=timeout,
+    )
     forget_machine(machine)
 
 

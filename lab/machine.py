@@ -1,5 +1,4 @@
-"""Requirements of tests on this machine: root and Debian's container tools, installed where they
-are missing."""
+"""Requirements of tests: root and Debian's container tools, installed if they are missing."""
 
 import fcntl
 import os
@@ -24,16 +23,17 @@ INSTALLING = Path("/var/tmp/hivewright-tests-apt.lock")
 
 
 def why_no_lab() -> str | None:
-    """None if the lab can run here, else the reason in one line. Installs missing packages where
-    that is possible."""
+    """Return why the lab cannot run here, in one line, or None; installs missing packages."""
     if os.geteuid() != 0:
         return "the lab of test hosts needs root: run as root, or leave these tests out"
     return lacking("the lab of test hosts", TOOLS)
 
 
 def lacking(who: str, tools: Mapping[str, str]) -> str | None:
-    """None if all programs of `tools` (program: Debian package) are there, or could be installed;
-    else why not, as what `who` needs, in one line."""
+    """Return why programs are missing, in one line, or None; installs missing packages.
+
+    `who` needs them; `tools`: Debian package by program.
+    """
     missing = sorted({package for tool, package in tools.items() if shutil.which(tool) is None})
     if not missing:
         return None

@@ -1,4 +1,4 @@
-"""Running programs, always with a limit: nothing in the lab may wait forever."""
+"""Run programs, always with a time limit: nothing in the lab may wait forever."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class LabError(Exception):
-    """The lab could not do what it was asked to; the message is for people."""
+    """The lab could not do what was asked; the message is for people."""
 
 
 def run(
@@ -19,8 +19,7 @@ def run(
     stdin: str = "",
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, at most `timeout` seconds. Raises LabError with what it said if it
-    failed."""
+    """Run a program for at most `timeout` seconds. Raises LabError with its output on failure."""
     command = [str(a) for a in argv]
     try:
         done = subprocess.run(
@@ -44,8 +43,7 @@ def run(
 def wait_until(
     condition: Callable[[], bool], timeout: float, what: str, every: float = 0.1
 ) -> None:
-    """Return as soon as `condition` is true. Raises LabError that names `what` after `timeout`
-    seconds."""
+    """Wait until `condition` is true. Raises LabError with `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -64,8 +62,7 @@ def start(
     stdin: int = subprocess.DEVNULL,
     cwd: Path | None = None,
 ) -> None:
-    """Start a process that outlives this one, and write it down in `file` for `recall` and
-    `stop`."""
+    """Start a process that outlives this one, and record it in `file` for `recall` and `stop`."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, cwd=cwd, stdin=stdin, stdout=output, stderr=output, start_new_session=True
@@ -75,13 +72,12 @@ def start(
 
 
 def remember(pid: int, file: Path) -> None:
-    """Write a process down so that `recall` knows it again, and only it, also in another run of the
-    lab."""
+    """Record a process in `file` by pid and start time, so that a reused pid is not mistaken."""
     file.write_text(f"{pid} {_started_at(pid)}")
 
 
 def recall(file: Path) -> int | None:
-    """The process id in `file` if that very process still runs."""
+    """Return the process id in `file` if that process still runs, else None."""
     try:
         pid, started_at = file.read_text().split()
     except (FileNotFoundError, ValueError):
@@ -90,7 +86,7 @@ def recall(file: Path) -> int | None:
 
 
 def stop(file: Path, timeout: float = 10) -> None:
-    """End the process remembered in `file`: asked first, then killed."""
+    """End the process recorded in `file`: with SIGTERM first, then with SIGKILL."""
     _end(file, timeout)
     for process in _started:
         process.poll()
@@ -110,8 +106,7 @@ def _end(file: Path, timeout: float) -> None:
 
 
 def _started_at(pid: int) -> str | None:
-    """Clock tick at which `pid` started: the same number for another process means another tick.
-    None: not running."""
+    """Return the clock tick at which `pid` started, which identifies it; None: not running."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

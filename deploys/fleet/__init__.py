@@ -1,0 +1,1 @@
+"""Commands for a whole fleet: rollout, status, backup and maintenance."""

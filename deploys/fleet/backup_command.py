@@ -1,7 +1,7 @@
-"""`hivewright fleet backup`: every host's identities and ledgers into one encrypted file.
+"""`hivewright fleet backup`: every host's identities and ledgers in one encrypted file.
 
-Each host's part comes sealed into a folder next to the archive, for a key that only this process
-has, and from there, piece by piece, into the archive.
+Each host's part arrives in a folder next to the archive, sealed for a key that only this process
+has, and is then copied into the archive in pieces.
 """
 
 import argparse
@@ -34,7 +34,7 @@ NOT_IN_IT = (
 
 
 def run(options: argparse.Namespace) -> None:
-    """Bring all identities and ledgers into one encrypted file, which must not be there yet."""
+    """Write all identities and ledgers into one encrypted file, which must not exist yet."""
     backup_file.require_new(options.archive)
     pyinfra = Pyinfra.of_operator(options.inventory)
     names = commands.chosen(pyinfra, options.limit)
@@ -70,8 +70,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _collect(pyinfra: Pyinfra, files: Mapping[str, Path], key: PrivateKey) -> dict[str, str]:
-    """Have each host's part in its file; return why others have none. What has come so far is
-    reported meanwhile."""
+    """Fetch each host's part into its file and report progress; return the reasons of failures."""
     public = f"key={backup_pack.KEY_PREFIX}{bytes(key.public_key).hex()}"
 
     def fetch(name: str) -> Ran:
@@ -116,7 +115,7 @@ def _come_so_far(file: Path) -> str:
 
 @dataclass
 class _Part:
-    """One host's sealed part, in `file`. Its `names` are known once `pieces` has been read."""
+    """One host's sealed part, in `file`; its `names` are known after `pieces` has been read."""
 
     name: str
     file: Path
@@ -134,7 +133,7 @@ class _Part:
             )
 
     def pieces(self) -> Iterator[bytes]:
-        """The host's tar. Raises WorkerError if it can't be opened."""
+        """Yield the host's tar. Raises WorkerError if it cannot be decrypted."""
         with self.file.open("rb") as stream:
             source = (
                 backup_pack.opened(stream, self.key)
@@ -153,7 +152,7 @@ class _Part:
         self.names = listing.names
 
     def _of_earlier_release(self) -> bytes:
-        """One sealed box, in base64. Empty on a bare host."""
+        """Return the content of one sealed box in base64; empty for a bare host."""
         text = self.file.read_bytes()
         try:
             return bytes(SealedBox(self.key).decrypt(base64.b64decode(text))) if text else b""
@@ -163,7 +162,7 @@ class _Part:
             ) from None
 
     def contents(self) -> str:
-        """The folders that are in it, with how many files each has."""
+        """Return the folders in it, each with its number of files."""
         folders = (re.sub(r"^(retired/[^/]+|[^/]+)/.*", r"\1", name) for name in self.names)
         counts = Counter(folders)
         return (
@@ -173,7 +172,7 @@ class _Part:
 
 
 class _Listing:
-    """The names of a tar's files, from its content as it passes by."""
+    """Collects the names of a tar's files from its content, piece by piece."""
 
     def __init__(self) -> None:
         self.names: list[str] = []

@@ -1,9 +1,10 @@
 """Backups on the operator's side: one file, encrypted with a passphrase.
 
-scrypt makes the key, AES-256-GCM encrypts, in chunks, and vouches for the header too. The file is a
-line that says what it is, a line of JSON with what it takes to decrypt and the size of each host's
-tar, and the tars. A chunk's nonce has a random part, its number, and whether it is the last: so
-none can be moved, left out or added. Version 1, which is read too, is one chunk with a tar of tars.
+scrypt derives the key; AES-256-GCM encrypts the content in chunks and authenticates the header. The
+file consists of a magic line, a line of JSON with the parameters and the size of each host's tar,
+and the tars. A chunk's nonce contains a random part, its number, and whether it is the last, so no
+chunk can be moved, removed or added. Version 1, which is still read, is one chunk with a tar of
+tars.
 """
 
 import io
@@ -33,8 +34,7 @@ _LONGEST_HEADER = 1 << 20
 
 
 def require_new(file: Path) -> None:
-    """Raise SettingsError if no new file can be made there: before hosts are asked, which takes its
-    time."""
+    """Raise SettingsError if no new file can be made there, before hosts are asked."""
     if file.exists():
         raise SettingsError(f"{file}: is there already; expected a name for a new file")
     if not os.access(file.parent, os.W_OK | os.X_OK):
@@ -45,7 +45,7 @@ def require_new(file: Path) -> None:
 
 
 def require_passphrase(passphrase: str) -> None:
-    """Raise SettingsError if it is too short to protect anything."""
+    """Raise SettingsError if the passphrase is too short to protect anything."""
     if len(passphrase) < MIN_PASSPHRASE:
         raise SettingsError(
             f"passphrase: {len(passphrase)} characters; expected at least {MIN_PASSPHRASE}"
@@ -54,15 +54,17 @@ def require_passphrase(passphrase: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Tar:
-    """A host's tar that is to come: its size, and what gives its content, in pieces."""
+    """A host's tar to be written: its size, and its content in pieces."""
 
     size: int
     pieces: Iterable[bytes]
 
 
 def write(file: Path, hosts: Mapping[str, Tar], passphrase: str) -> None:
-    """Write the tars of hosts, by name, into a new file. SettingsError: it is there, or the
-    passphrase is short."""
+    """Write the tars of hosts, by name, into a new file.
+
+    Raises SettingsError if the file exists or cannot be written, or the passphrase is too short.
+    """
     require_passphrase(passphrase)
     salt, nonce = secrets.token_bytes(16), secrets.token_bytes(7)
     sizes = {name: tar.size for name, tar in hosts.items()}
@@ -104,11 +106,10 @@ def write(file: Path, hosts: Mapping[str, Tar], passphrase: str) -> None:
 
 
 def read(file: Path, passphrase: str, only: str | None = None) -> dict[str, bytes]:
-    """Return the tars of hosts, by name; where `only` one is wanted, those of the others are empty,
-    and not in memory.
+    """Return the tars of hosts, by name; if `only` one is wanted, the others are empty.
 
-    Raises SettingsError: not a backup, damaged, or another passphrase; all of it is read in any
-    case.
+    Raises SettingsError if the file is not a backup or damaged, or the passphrase is wrong; the
+    whole file is read in any case.
     """
     try:
         with file.open("rb") as stream:
@@ -138,8 +139,7 @@ def read(file: Path, passphrase: str, only: str | None = None) -> dict[str, byte
 def _gathered(
     sizes: Mapping[str, int], chunks: Iterable[bytes], only: str | None
 ) -> dict[str, bytes]:
-    """Cut the content, in chunks, into the tars of hosts; of those that are not wanted nothing is
-    kept."""
+    """Split the content, in chunks, into the tars of hosts; keep only those that are wanted."""
     found = {name: bytearray() for name in sizes}
     names = iter(sizes)
     name, left = "", 0
@@ -168,7 +168,7 @@ def _header(file: Path, header: bytes) -> dict[str, Any]:
 
 
 def _chunks(stream: IO[bytes], cipher: AESGCM, nonce: bytes, vouched: bytes) -> Iterator[bytes]:
-    """The content, in order. Raises InvalidTag if anything of it was changed."""
+    """Yield the content in order. Raises InvalidTag if anything was changed."""
     number, chunk = 0, stream.read(CHUNK + _TAG)
     while True:
         following = stream.read(CHUNK + _TAG)

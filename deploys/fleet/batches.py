@@ -1,7 +1,7 @@
 """The order of a rollout: a canary, then the coordinator, then batches.
 
-The canary is one worker, so that a bad release meets one host. Only where the coordinator carries
-nothing yet it goes first: nobody can train without it.
+The canary is one worker, so that a bad release affects one host. A coordinator that runs nothing
+yet goes first, since nobody can train without it.
 """
 
 import math
@@ -49,8 +49,10 @@ def next_batch(
     bare: Collection[str],
     size: Size,
 ) -> Batch | None:
-    """The hosts that come next, None if none is left. `done`: those that the gate let through.
-    `bare`: with nothing."""
+    """Return the next hosts, None if none is left.
+
+    `done`: hosts that passed the gate. `bare`: hosts with nothing deployed.
+    """
     workers = [host for host in pending if host not in coordinators]
     hubs = [host for host in pending if host in coordinators]
     if hubs and (hubs[0] in bare or not workers or set(done) - set(coordinators)):

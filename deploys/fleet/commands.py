@@ -1,5 +1,4 @@
-"""`hivewright fleet ...`: the days between rollouts. Every host by itself, all at the same time, a
-line for each."""
+"""`hivewright fleet ...`: maintenance between rollouts, on all hosts at the same time."""
 
 import argparse
 import base64
@@ -58,7 +57,7 @@ def _at_services(options: argparse.Namespace, action: str) -> None:
 
 
 def rollback(options: argparse.Namespace) -> None:
-    """Have hosts as they were before their last deploy: release, settings, units."""
+    """Restore the state of hosts before their last deploy: release, settings, units."""
     _at_all(options, "deploys.rollback.go_back")
 
 
@@ -83,8 +82,7 @@ def logs(options: argparse.Namespace) -> None:
 
 
 def _refuse_unknown_unit(pyinfra: Pyinfra, names: Sequence[str], unit: str) -> None:
-    """Raise SettingsError if no host has such a service: a log without lines would look like a
-    quiet one."""
+    """Raise SettingsError if no host has such a service, whose log would just look empty."""
     (reports,) = queries.ask(
         pyinfra, ["deploys.fleet_facts.NodeReports"], names, queries.FACT_SECONDS
     ).values
@@ -101,7 +99,7 @@ def _refuse_unknown_unit(pyinfra: Pyinfra, names: Sequence[str], unit: str) -> N
 
 
 def uninstall(options: argparse.Namespace) -> None:
-    """Say what would be removed, have it confirmed, remove it."""
+    """Print what would be removed, ask for confirmation, and remove it."""
     pyinfra = _pyinfra(options)
     names = chosen(pyinfra, options.limit)
     answers = queries.ask(pyinfra, ["deploys.fleet_facts.Footprint"], names, queries.FACT_SECONDS)
@@ -133,8 +131,7 @@ def uninstall(options: argparse.Namespace) -> None:
 
 
 def restore(options: argparse.Namespace) -> None:
-    """Bring a host's identities and ledgers from a backup to a host: to itself, or to another,
-    which is a move."""
+    """Restore a host's identities and ledgers from a backup, or move them to another host."""
     pyinfra = _pyinfra(options)
     known = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
     target, source = options.to, options.source or options.to
@@ -159,8 +156,7 @@ def restore(options: argparse.Namespace) -> None:
 
 
 def take_back(options: argparse.Namespace) -> None:
-    """Give hosts back the keys that a move has set aside there, unless another host of the
-    inventory has them now."""
+    """Give hosts back the keys that a move has set aside, unless another host has them now."""
     pyinfra = _pyinfra(options)
     everybody = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
     names = chosen(pyinfra, options.limit)
@@ -188,8 +184,7 @@ def take_back(options: argparse.Namespace) -> None:
 
 
 def _ask_target(pyinfra: Pyinfra, target: str, tar: bytes) -> None:
-    """Raise WorkerError if the target would refuse what is in the tar: before anything is done to
-    anybody."""
+    """Raise WorkerError if the target would refuse the content, before anything is changed."""
     ran = _operate(
         pyinfra, target, "restore", ASK_SECONDS, _in_base64(_keys_only(tar)), "is_question=true"
     )
@@ -198,8 +193,7 @@ def _ask_target(pyinfra: Pyinfra, target: str, tar: bytes) -> None:
 
 
 def _keys_only(tar: bytes) -> bytes:
-    """Of a host's tar the keys of its slots, by which the target finds out whether it can take
-    them."""
+    """Return a tar with only the slots' keys, by which the target decides whether it takes them."""
     stream = io.BytesIO()
     with (
         tarfile.open(fileobj=io.BytesIO(tar)) as whole,
@@ -212,8 +206,10 @@ def _keys_only(tar: bytes) -> bytes:
 
 
 def _retire(pyinfra: Pyinfra, source: str, known: Sequence[str]) -> bool:
-    """Have the old host give its identities up: two hosts with one would claim one reward. False:
-    it is not there."""
+    """Make the old host give up its identities, so that no two hosts have them.
+
+    Returns False if the host cannot be reached or is not in the inventory.
+    """
     ran = Ran("unreachable", "not in the inventory")
     if source in known:
         ran = _operate(pyinfra, source, "retire", SERVICE_SECONDS)
@@ -236,7 +232,7 @@ def _retire(pyinfra: Pyinfra, source: str, known: Sequence[str]) -> bool:
 
 
 def _undo(pyinfra: Pyinfra, source: str) -> str:
-    """Have the old host as it was, after a move that failed; return what came of it."""
+    """Restore the old host after a move that failed; return a description of the result."""
     ran = _operate(pyinfra, source, "take_back", SERVICE_SECONDS)
     if ran.outcome == "done":
         return f"{source} has its keys again, and runs as before"
@@ -254,7 +250,7 @@ def _operate(
     stdin: str | None = None,
     *arguments: str,
 ) -> Ran:
-    """One of the operations of deploys/maintenance.py, on one host, without a log that stays."""
+    """Run an operation of deploys/maintenance.py on one host, with a temporary log."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         return pyinfra.operation(
@@ -267,7 +263,7 @@ def _in_base64(tar: bytes) -> str:
 
 
 def _report_waiting(futures: Mapping[str, Future[Ran]]) -> None:
-    """Report on standard error which hosts are still at it, now and then, until all are done."""
+    """Print the hosts that are not done to standard error, now and then, until all are done."""
     began, pause, waiting = time.monotonic(), progress.FIRST_SECONDS, set(futures.values())
     while waiting:
         _, waiting = wait(waiting, timeout=pause)
@@ -298,7 +294,7 @@ def run_on_all(
     *arguments: str,
     stdin: str | None = None,
 ) -> None:
-    """One operation on many hosts. Raises WorkerError if it did not succeed on all."""
+    """Run one operation on many hosts. Raises WorkerError if it did not succeed on all."""
     heed_signals()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(NUM_PARALLEL) as pool:
 
@@ -322,13 +318,15 @@ def run_on_all(
 
 
 def chosen(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[str]:
-    """The names of the hosts that `--limit` leaves. SettingsError: it fits nobody."""
+    """Return the names of the hosts that `--limit` selects. Raises SettingsError if none match."""
     return [host["name"] for host in chosen_hosts(pyinfra, limits)]
 
 
 def chosen_hosts(pyinfra: Pyinfra, limits: Sequence[str] | None) -> list[dict[str, Any]]:
-    """The hosts that `--limit` leaves, which is a name, a pattern or a group. SettingsError: it
-    fits nobody."""
+    """Return the hosts that `--limit` (a name, a pattern or a group) selects.
+
+    Raises SettingsError if a limit matches no host.
+    """
     hosts = pyinfra.hosts(timeout=ASK_SECONDS)
     for limit in limits or ():
         if not any(_fits(host, limit) for host in hosts):
@@ -356,8 +354,7 @@ def opened(name: str, sealed: str, key: PrivateKey) -> bytes:
 
 
 def passphrase(file: Path | None, is_new: bool) -> str:
-    """Return it from a file's one line, or from the terminal; twice if it is a new one. Never from
-    a command line."""
+    """Read the passphrase from a file's one line, or from the terminal; twice for a new one."""
     if file is not None:
         return read_secret(file, "a file with one line", "--passphrase-file", form=LINE)
     if not sys.stdin.isatty():

@@ -1,9 +1,9 @@
-"""The health gate: a deployed service has to make progress; that it runs is not enough.
+"""The health gate: a deployed service must make progress; running is not enough.
 
-A worker makes progress when it finishes rounds after it was started, its reward is not far below
-that of the rounds before, and the chain confirms a reward; a keeper when its round moves; any other
-service when it runs. What is in the way may be the release, which then goes back, or the host (its
-disk is full, it is gone), which stops nobody else.
+A worker makes progress when it finishes rounds after its start, its reward is not far below that of
+earlier rounds, and the chain confirms a reward; a keeper when its round advances; any other service
+when it runs. The cause of a failure may be the release, which is then rolled back, or the host
+(full disk, unreachable), which stops no other host.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ Health = Literal["well", "wait", "bad-release", "bad-host"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`reason`: what is waited for, or what is wrong; empty when all is well."""
+    """A verdict; `reason` is what is missing or wrong, empty if all is well."""
 
     health: Health
     reason: str = ""
@@ -33,9 +33,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Demands on a worker: `rounds` finished since its start; a mean reward of at least
-    `reward_share` of that of its rounds before (0: any); `credits`: that the chain has confirmed a
-    reward since, if it did so before."""
+    """Demands on a worker.
+
+    `rounds`: rounds finished since its start. `reward_share`: minimal mean reward, as a share of
+    that of the rounds before; 0: any. `credits`: the chain must have confirmed a reward since, if
+    it did before.
+    """
 
     rounds: int = 1
     reward_share: float = 0.0
@@ -112,7 +115,7 @@ def _judge_worker(
 def _mean_reward(
     report: Mapping[str, Any] | None, started_at: float
 ) -> tuple[float | None, float | None]:
-    """Means over the rounds before `started_at`, None of too few, and over those since."""
+    """Return mean rewards before `started_at` (None: too few rounds) and since (None: none)."""
     pairs = zip((report or {}).get("finished", ()), (report or {}).get("rewards", ()), strict=False)
     rounds = [(at, reward) for at, reward in pairs if reward is not None]
     before, since = (
@@ -124,10 +127,9 @@ def _mean_reward(
 
 
 def _missing_credit(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
-    """Return what is missing for a reward that the chain has confirmed since the deploy; empty:
-    nothing, or unknown.
+    """Return what is missing for a confirmed reward since the deploy; empty: nothing, or unknown.
 
-    A worker that had none confirmed before, or never earned on a chain, is not measured by that.
+    A worker without a confirmed reward before the deploy, or without a chain, is not judged by it.
     """
     was = _ledger(before).get("confirmed", 0)
     ledger = _ledger(now)
@@ -142,13 +144,13 @@ def _ledger(report: Mapping[str, Any] | None) -> Mapping[str, int]:
 
 
 def _restarts_since(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> int:
-    """systemd counts from zero again when somebody starts the unit."""
+    """Return the restarts since `before`; systemd's count begins again at a manual start."""
     earlier = before["restarts"] if before else 0
     return int(now["restarts"] - earlier if now["restarts"] >= earlier else now["restarts"])
 
 
 def _judge_keeper(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Verdict:
-    """Return whether no round will end, since nobody is expected to report."""
+    """Judge a keeper: its round must advance if anybody is expected to report."""
     was, status = (before or {}).get("status"), now["status"]
     if now.get("problem"):
         return Verdict("wait", f"keeper's {now['problem']}")

@@ -1,5 +1,4 @@
-"""Options of the commands that an operator gives to a whole fleet. Loaded with the command line, so
-nothing heavy."""
+"""Options of the fleet commands. Loaded with the command line, so it imports nothing heavy."""
 
 import argparse
 from collections.abc import Callable
@@ -15,9 +14,13 @@ def rollout(parser: argparse.ArgumentParser) -> None:
         help="hosts at a time after the first one, or a share (default: 25%%)",
     )
     parser.add_argument(
-        "--gate-rounds", type=_number(1, 8), default=1, metavar="N",
-        help="rounds that each worker of a batch must finish before the next batch (default: 1, at most 8)",
-    )  # fmt: skip
+        "--gate-rounds",
+        type=_number(1, 8),
+        default=1,
+        metavar="N",
+        help="rounds that each worker of a batch must finish before the next batch (default: 1,"
+        " at most 8)",
+    )
     parser.add_argument(
         "--gate-seconds",
         type=_number(1),
@@ -26,9 +29,13 @@ def rollout(parser: argparse.ArgumentParser) -> None:
         help="how long they may take (default: 1800)",
     )
     parser.add_argument(
-        "--gate-reward", type=_share, default=0.25, metavar="SHARE",
-        help="share of its mean reward before that a worker must reach again; 0: any (default: 0.25)",
-    )  # fmt: skip
+        "--gate-reward",
+        type=_share,
+        default=0.25,
+        metavar="SHARE",
+        help="share of its earlier mean reward that a worker must reach again; 0: any"
+        " (default: 0.25)",
+    )
     parser.add_argument(
         "--no-gate-credits",
         action="store_true",
@@ -56,7 +63,7 @@ def rollout(parser: argparse.ArgumentParser) -> None:
 
 
 def hosts(parser: argparse.ArgumentParser) -> None:
-    """Of which hosts of an inventory."""
+    """Add the options of a command for some hosts of an inventory."""
     _inventory(parser)
     parser.add_argument(
         "--limit",
@@ -67,7 +74,7 @@ def hosts(parser: argparse.ArgumentParser) -> None:
 
 
 def changes(parser: argparse.ArgumentParser) -> None:
-    """Of a command that changes hosts."""
+    """Add the options of a command that changes hosts."""
     hosts(parser)
     _break_lock(parser)
 
@@ -105,7 +112,7 @@ def logs(parser: argparse.ArgumentParser) -> None:
 
 
 def inventory(parser: argparse.ArgumentParser) -> None:
-    """Of a command that is about the whole fleet."""
+    """Add the options of a command for the whole fleet."""
     _inventory(parser)
 
 

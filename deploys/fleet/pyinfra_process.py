@@ -1,6 +1,6 @@
-"""Running pyinfra as a program of its own: its CLI patches the process that it runs in.
+"""Run pyinfra as a separate program, since its CLI patches the process that it runs in.
 
-A rollout runs one such program per host, so that each has a deadline of its own and none waits for
+A rollout runs one such program per host, so that each has its own deadline and none waits for
 another.
 """
 
@@ -28,10 +28,10 @@ Outcome = Literal["done", "unreachable", "overdue", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """The end of a run on one host: `reason` is why it is not `done`, or what the host is deployed
-    without.
+    """The result of a run on one host.
 
-    `num_changes`: operations that changed.
+    `reason`: why it is not `done`, or what the host is deployed without. `num_changes`: operations
+    that changed something.
     """
 
     outcome: Outcome
@@ -41,9 +41,9 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """For each fact that was asked for its value by host, without hosts that gave no whole answer.
+    """For each requested fact, its value by host, without hosts whose answer is incomplete.
 
-    `reasons`: why hosts gave none, as pyinfra says it.
+    `reasons`: why hosts gave no answer, as pyinfra reports it.
     """
 
     values: list[dict[str, Any]]
@@ -52,7 +52,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """A pyinfra that has ended. `code`: None if it was ended for taking too long."""
+    """A pyinfra process that has ended; `code` is None if it was killed at its time limit."""
 
     code: int | None
     stdout: str
@@ -61,11 +61,11 @@ class _Done:
 
 
 class Stopped(WorkerError):
-    """The operator has asked for the end meanwhile."""
+    """The operator interrupted the operation."""
 
 
 class Late(WorkerError):
-    """pyinfra has not ended in time."""
+    """pyinfra did not end in time."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"pyinfra had not ended after {seconds:g} s and was stopped; run it again")
@@ -74,14 +74,13 @@ class Late(WorkerError):
 
 @dataclass
 class Pyinfra:
-    """pyinfra, for one inventory. `prefix`: the command line that its own is appended to (`ip netns
-    exec ...`).
+    """pyinfra for one inventory.
 
-    `held`: file descriptors that stay open as long as any of its programs runs, even if this one
-    was killed. `plans`: a folder to which a listing of hosts that are to be deployed writes their
-    plans, so that the deploys that follow take them from there and do not each check the whole
-    inventory again. `breaks_locks`: whether it takes a host's lock (deploys/locks.py) even if
-    somebody has it.
+    `prefix`: command line that pyinfra's own is appended to (`ip netns exec ...`). `held`: file
+    descriptors that stay open while any of its programs runs, even if this process is killed.
+    `plans`: folder to which a listing of hosts to be deployed writes their plans, so that later
+    deploys need not check the whole inventory again. `breaks_locks`: take a host's lock
+    (deploys/locks.py) even if somebody has it.
     """
 
     inventory: str
@@ -97,18 +96,15 @@ class Pyinfra:
     def of_operator(
         cls, inventory: str, prefix: Sequence[str] = (), held: Sequence[int] = ()
     ) -> "Pyinfra":
-        """Return one for an inventory as an operator names it, from any folder. Raises
-        SettingsError: not a file."""
+        """Return an instance for an inventory file. Raises SettingsError if it is not a file."""
         return cls(whole_path(inventory), prefix, held)
 
     def hosts(self, *, timeout: float, is_to_be_deployed: bool = False) -> list[dict[str, Any]]:
-        """Every host of the inventory with `name`, `groups` and `data`, in its order. Connects to
-        none.
+        """Return the hosts of the inventory with `name`, `groups` and `data`; connects to none.
 
-        What a deploy would refuse of their data is printed: what does without one goes on.
-
-        Raises SettingsError with what pyinfra says if there is no such inventory, and if it has no
-        hosts; if it `is_to_be_deployed`, with every mistake of any host too, as a deploy would.
+        Prints warnings about data that a deploy would refuse. Raises SettingsError with pyinfra's
+        message if there is no such inventory or it has no hosts, and, if it `is_to_be_deployed`,
+        with every mistake of any host.
         """
         if not (CHECKOUT / "deploy.py").is_file():
             raise SettingsError(
@@ -135,10 +131,9 @@ class Pyinfra:
         timeout: float,
         data: Mapping[str, str] | None = None,
     ) -> Answers:
-        """Return what hosts answer to each fact (`module.Class key=value ...`). `data`: takes the
-        place of their own.
+        """Return the hosts' answers to each fact (`module.Class key=value ...`).
 
-        Raises Late if it takes longer than `timeout`.
+        `data`: overrides the hosts' own data. Raises Late if it takes longer than `timeout`.
         """
         limits = [word for host in hosts for word in ("--limit", host)]
         instead = [
@@ -162,8 +157,7 @@ class Pyinfra:
         )
 
     def deploy(self, host: str, commit: str | None, log: Path, *, timeout: float) -> Ran:
-        """Deploy one host, with that commit whatever its data say; None: as they say. pyinfra's
-        output goes to `log`.
+        """Deploy one host with that commit; None: the commit in its data. Output goes to `log`.
 
         Raises SettingsError if the inventory is refused; no host was touched then.
         """
@@ -183,8 +177,7 @@ class Pyinfra:
         return self._on_host(host, [self.inventory, name, *arguments], log, timeout, stdin)
 
     def stop(self) -> None:
-        """End all programs that run, for an operator who has asked for the end; whoever waits for
-        one gets Stopped."""
+        """End all running programs after an interruption; their callers get Stopped."""
         with self._lock:
             self._is_stopped = True
             for process in self._running:
@@ -198,8 +191,7 @@ class Pyinfra:
         timeout: float,
         stdin: str | None = None,
     ) -> Ran:
-        """Run pyinfra on one host. Its output goes to `log` as it comes, so that an operator can
-        watch it."""
+        """Run pyinfra on one host; its output goes to `log` as it comes."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a+") as stream:
             began = stream.tell()
@@ -222,7 +214,7 @@ class Pyinfra:
         return Ran("failed", done.report.stopped or run.reason or _last_line(done))
 
     def _for_one(self, host: str) -> list[str]:
-        """Options of a run that changes one host."""
+        """Return the options of a run that changes one host."""
         return [
             "-y",
             "--json",
@@ -238,8 +230,7 @@ class Pyinfra:
         stdin: str | None = None,
         stderr: IO[str] | None = None,
     ) -> _Done:
-        """Run pyinfra in a session of its own, so that all that it starts (ssh through a jump host)
-        ends with it."""
+        """Run pyinfra in its own session, so that its children (ssh by a jump host) end too."""
         with tempfile.TemporaryDirectory(prefix="hivewright-run-") as folder:
             file = Path(folder) / "report.json"
             process = self._start(arguments, stdin is not None, stderr, file)
@@ -286,17 +277,16 @@ class Pyinfra:
 
 
 def heed_signals() -> None:
-    """Have SIGINT and SIGTERM end this process as Ctrl-C does, so that no pyinfra goes on without
-    it.
+    """Make SIGINT and SIGTERM raise KeyboardInterrupt, so that no pyinfra continues alone.
 
-    Also where a shell has started it with &, which would have it ignore Ctrl-C.
+    A shell that starts this process with & would otherwise make it ignore Ctrl-C.
     """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.default_int_handler)
 
 
 def deploy(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> int:
-    """Run the whole deploy, with pyinfra's own output on this terminal; return its exit code."""
+    """Run the whole deploy with pyinfra's output on this terminal; return its exit code."""
     command = [*prefix, *PYINFRA, "-y", inventory, "deploy.py"]
     try:
         return subprocess.run(command, cwd=CHECKOUT, timeout=timeout, check=False).returncode
@@ -305,15 +295,13 @@ def deploy(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> int
 
 
 def deploy_json(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> dict[str, Any]:
-    """Run the whole deploy; return pyinfra's results: operations with their hosts, totals, failed
-    hosts."""
+    """Run the whole deploy; return pyinfra's results: operations, totals, failed hosts."""
     done = Pyinfra(inventory, prefix)._run(["-y", "--json", inventory, "deploy.py"], timeout)
     return dict(_parsed(done, timeout)["results"])
 
 
 def _parsed(done: _Done, timeout: float) -> Any:
-    """Return the JSON that pyinfra has printed. Raises Late, SettingsError, or WorkerError if there
-    is no JSON."""
+    """Return the JSON that pyinfra printed. Raises Late, SettingsError, or WorkerError."""
     if done.code is None:
         raise Late(timeout)
     try:
@@ -325,7 +313,7 @@ def _parsed(done: _Done, timeout: float) -> Any:
 
 
 def _refusal(done: _Done) -> str:
-    """Return every line about what is wrong with an inventory."""
+    """Return the mistakes in an inventory, one a line."""
     return "\n".join(done.report.refused) or _last_line(done)
 
 

@@ -1,5 +1,4 @@
-"""Facts of many hosts: asked all at once, and each by itself where one has spoilt the answer of the
-others."""
+"""Facts of many hosts: asked together, and one by one if one host spoils the common answer."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +18,7 @@ NUM_PARALLEL = 16
 
 @dataclass(slots=True)
 class Looked:
-    """HostState and NodeReports, as dicts, by host that gave them. `reasons`: why others did not
-    give both."""
+    """HostState and NodeReports as dicts, by host; `reasons`: why hosts did not give both."""
 
     states: dict[str, Any] = field(default_factory=dict)
     reports: dict[str, Any] = field(default_factory=dict)
@@ -28,16 +26,17 @@ class Looked:
 
 
 def look(pyinfra: Pyinfra, hosts: Sequence[str]) -> Looked:
-    """Ask hosts what they are doing. Raises SettingsError if there is no such inventory, Stopped
-    when it is to end."""
+    """Ask hosts for their state. Raises SettingsError without an inventory, Stopped at the end."""
     answers = ask(pyinfra, FACTS, hosts, FACT_SECONDS)
     states, reports = answers.values
     return Looked(states, reports, answers.reasons)
 
 
 def ask(pyinfra: Pyinfra, facts: Sequence[str], hosts: Sequence[str], seconds: int) -> Answers:
-    """Ask hosts for facts (`module.Class key=value ...`), each for at most `seconds`. Raises as
-    `look` does."""
+    """Ask hosts for facts (`module.Class key=value ...`), each for at most `seconds`.
+
+    Raises SettingsError without an inventory, Stopped when the operator interrupts.
+    """
     limit = {"_timeout": str(seconds)}
     none = Answers([{} for argument in facts if "=" not in argument], {})
     if not hosts:

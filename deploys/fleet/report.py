@@ -1,5 +1,4 @@
-"""The report of a rollout: for machines (report.json, from which `--resume` continues), and for
-people."""
+"""The report of a rollout: report.json, from which `--resume` continues, and a table."""
 
 import json
 import time
@@ -18,10 +17,13 @@ from worker.runtime.files import write_whole
 Fate = Literal[
     "pending", "done", "unreachable", "overdue", "failed", "lost", "rolled-back", "stuck"
 ]
-"""pending: not touched yet. done: deployed, and trains. unreachable: no connection. overdue: not
-deployed by its deadline. failed: its deploy failed, for a reason of its own. lost: deployed, and
-then gone or ill for a reason of its own. rolled-back: is again what it was. stuck: was to go back,
-and did not."""
+"""The state of a host in a rollout.
+
+pending: not touched yet. done: deployed, and trains. unreachable: no connection. overdue: not
+deployed by its deadline. failed: its deploy failed for a reason of its own. lost: deployed, and
+then unreachable or unhealthy for a reason of its own. rolled-back: restored. stuck: could not be
+restored.
+"""
 Result = Literal["running", "done", "incomplete", "rolled-back", "stuck", "interrupted"]
 
 _MIN_WIDTH = 12
@@ -30,10 +32,11 @@ _COLOURS = {"done": "green", "pending": "dim", "rolled-back": "yellow"}
 
 @dataclass(slots=True)
 class HostReport:
-    """One host. `commit`: that it is to get. `seconds`: of deploy and gate.
+    """One host of a rollout.
 
-    `before`: the commit before this rollout touched it, None: a bare host. `digest_before`: the
-    digest of all that it was (HostState.deployed), None if its last deploy had not got to the end.
+    `commit`: the commit that it gets. `before`: its commit before this rollout, None: a bare host.
+    `seconds`: duration of deploy and gate. `digest_before`: its configuration before
+    (HostState.deployed), None if its last deploy was not completed.
     """
 
     commit: str
@@ -48,8 +51,7 @@ class HostReport:
 
 @dataclass(slots=True)
 class Report:
-    """A rollout. Times in seconds since 1970. `reason`: why the gate did not let the release
-    through."""
+    """A rollout. Times in seconds since 1970; `reason`: why the gate refused the release."""
 
     inventory: str
     hosts: dict[str, HostReport]
@@ -60,11 +62,11 @@ class Report:
     version: int = 1
 
     def those(self, *fates: Fate) -> list[str]:
-        """Hosts with one of these fates, in the inventory's order."""
+        """Return the hosts with one of these fates, in the inventory's order."""
         return [name for name, host in self.hosts.items() if host.fate in fates]
 
     def write(self, file: Path) -> None:
-        """Replace the file at once: an operator whose machine dies finds the last state whole."""
+        """Replace the file atomically, so that a crash leaves the last state complete."""
         write_whole(file, json.dumps(asdict(self), indent=2) + "\n")
 
 
@@ -86,8 +88,7 @@ def read(file: Path) -> Report:
 
 
 def table(report: Report) -> Table:
-    """A line per host that was touched or could not be; hosts that stayed as they were are counted
-    below it."""
+    """Return a table of touched and unreachable hosts; the summary counts the others."""
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("host", "batch", "s", "release", "result", "reason"):
         justify: Literal["left", "right"] = "right" if column in ("batch", "s") else "left"
@@ -117,7 +118,7 @@ def table(report: Report) -> Table:
 
 
 def summary(report: Report) -> str:
-    """One line: how many hosts of which fate."""
+    """Return the number of hosts for each fate, in one line."""
     return ", ".join(f"{count} {fate}" for fate, count in _counts(report.hosts.values()).items())
 
 

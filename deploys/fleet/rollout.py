@@ -1,10 +1,8 @@
-"""A rollout: a release goes to one host, then to a few, and on only while those make progress with
-it.
+"""A rollout: deploy a release to one host, then to batches, as long as they make progress.
 
-Every host is deployed by a pyinfra of its own with a deadline of its own, so none delays another.
-When the gate finds that a batch does not train, everything that this rollout touched goes back to
-what it was. A host with a trouble of its own (gone, hanging, full) is left behind, and `--resume`
-takes up exactly those.
+Every host is deployed by its own pyinfra with its own deadline, so none delays another. If the gate
+finds that a batch does not train, every host that this rollout touched is rolled back. A host with
+its own problem (unreachable, hanging, full) is left behind, and `--resume` continues with those.
 """
 
 import time
@@ -36,33 +34,36 @@ _FATES: Mapping[str, Fate] = {
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A host as it reports on itself: its HostState and its NodeReports, as dicts."""
+    """A host's report on itself: its HostState and NodeReports, as dicts."""
 
     state: Mapping[str, Any]
     reports: Sequence[Mapping[str, Any]]
 
 
 class Fleet(Protocol):
-    """The hosts, as a rollout sees them."""
+    """The operations on hosts that a rollout needs."""
 
     def deploy(self, host: str, commit: str) -> Ran:
         """Deploy one host with that commit."""
 
     def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
-        """Return what hosts report on themselves, without those that can't be reached."""
+        """Return the hosts' reports, without hosts that cannot be reached."""
 
     def go_back(self, host: str) -> Ran:
-        """Have one host as it was before its last deploy."""
+        """Restore one host's state before its last deploy."""
 
     def stop(self) -> None:
-        """End what is under way; nobody waits for it any more."""
+        """End running operations, since nobody waits for them any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits of a rollout. The gate waits at most `gate_seconds` until each worker of a batch shows
-    what is `wanted`, and for a host that does not answer at most `gone_seconds`. What it waits for
-    is reported when that changes, and every `say_every_seconds`."""
+    """Limits of a rollout.
+
+    The gate waits at most `gate_seconds` until each worker of a batch shows what is `wanted`, and
+    at most `gone_seconds` for a host that does not answer. It reports what it waits for when that
+    changes, and every `say_every_seconds`.
+    """
 
     size: Size
     wanted: health_gate.Wanted
@@ -73,8 +74,7 @@ class Rules:
 
 
 class Rollout:
-    """One rollout, as far as it has come. `save` is called with the report whenever it has
-    changed."""
+    """One rollout; `save` is called with the report whenever it changes."""
 
     def __init__(
         self,
@@ -95,10 +95,10 @@ class Rollout:
         self._num_batches = max((host.batch or 0 for host in so_far.hosts.values()), default=0)
 
     def run(self) -> None:
-        """Deploy all that is pending, batch by batch, to the end or until the gate closes.
+        """Deploy all pending hosts, batch by batch, until the gate refuses the release.
 
-        If it had closed already, when this rollout was interrupted or could not reach all, go on
-        going back.
+        If the gate had refused it before, and a rollback was interrupted or incomplete, continue
+        that.
         """
         self.report.result, self.report.finished_at = "running", None
         if self.report.reason:
@@ -145,7 +145,7 @@ class Rollout:
         return self.report.hosts[batch.hosts[0]].reason
 
     def _look_first(self) -> None:
-        """Hosts that don't answer now are not tried, and hold nobody up."""
+        """Query pending hosts; those that do not answer are not deployed and delay nobody."""
         pending = self.report.those("pending")
         self._before = self._fleet.look(pending)
         if missing := [name for name in pending if name not in self._before]:
@@ -161,8 +161,7 @@ class Rollout:
         self._save(self.report)
 
     def _deploy(self, batch: Batch) -> None:
-        """Deploy all hosts of the batch at the same time; their fates are then known, but for those
-        that are up."""
+        """Deploy the hosts of the batch in parallel; successful ones stay pending for the gate."""
 
         def deploy(name: str) -> None:
             began = time.monotonic()
@@ -180,12 +179,10 @@ class Rollout:
         self._save(self.report)
 
     def _await_gate(self, batch: Batch) -> str | None:
-        """Wait until the hosts of the batch make progress. Return why the release is not let
-        through; None: it is.
+        """Wait until the batch makes progress; return why the release is refused, None: it is not.
 
-        Also hosts whose deploy failed half-way are watched: where the new release came to run and
-        ends, it is the release. Where the old one runs on, it was the host, and its fate stays what
-        it is.
+        Hosts whose deploy failed half-way are watched too: if the new release runs there and ends,
+        the release is at fault. If the old release keeps running, the host is, and keeps its fate.
         """
         began = time.monotonic()
         waiting = [name for name in batch.hosts if self.report.hosts[name].fate == "pending"]
@@ -235,7 +232,7 @@ class Rollout:
             self._say(f"  {name}: the gate waits ({waited:.0f} of at most {limit:.0f} s): {reason}")
 
     def _settle(self, name: str, fate: Fate, reason: str) -> None:
-        """The gate is through with a host. One whose deploy had failed stays what it is."""
+        """Set the fate of a host after the gate, unless its deploy had failed."""
         if self.report.hosts[name].fate == "pending":
             self._set(name, fate, reason)
 
@@ -244,13 +241,12 @@ class Rollout:
         return health_gate.judge(before, seen.reports, self._rules.wanted)
 
     def _is_touched(self, name: str, now: Seen) -> bool:
-        """Return whether the deploy got so far that the host is not whole as it was before."""
+        """Return whether the deploy has changed the host."""
         before = self.report.hosts[name].digest_before
         return before is None or now.state["deployed"] != before
 
     def _go_back(self, reason: str) -> None:
-        """Have all hosts that were touched as they were; those that did nothing stay as they
-        are."""
+        """Roll back all hosts that were touched; unchanged hosts stay as they are."""
         self._say(f"the gate stays closed: {reason}")
         self.report.reason = reason
         self._save(self.report)
@@ -283,7 +279,7 @@ class Rollout:
         self._finish("stuck" if self.report.those("stuck") else "rolled-back", reason)
 
     def _at_once(self, work: Callable[[str], None], names: Sequence[str]) -> None:
-        """Do it for all hosts at the same time. Whoever interrupts that ends what is under way."""
+        """Call `work` for all hosts in parallel; an interruption ends running operations."""
         with ThreadPoolExecutor(NUM_PARALLEL) as pool:
             futures = [pool.submit(work, name) for name in names]
             try:
@@ -310,7 +306,7 @@ class Rollout:
 
 
 def _why_not_back(host: report.HostReport, now: Seen) -> str:
-    """Return why a host can't go back to what it was before the rollout; empty: it can."""
+    """Return why a host cannot be restored to its state before the rollout; empty: it can."""
     previous = now.state["previous"]
     if previous is None:
         return "no earlier deploy is kept on it; stop it, or deploy a release that works"

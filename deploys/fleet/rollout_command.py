@@ -1,5 +1,4 @@
-"""`hivewright rollout INVENTORY`: the command around a rollout, and the hosts that pyinfra
-reaches."""
+"""`hivewright rollout INVENTORY`: the command, and access to hosts through pyinfra."""
 
 import argparse
 import sys
@@ -30,8 +29,7 @@ GO_BACK_SECONDS = 600.0
 
 
 class PyinfraFleet:
-    """The hosts of an inventory, through pyinfra. What pyinfra says of each goes to
-    `folder`/HOST.log."""
+    """The hosts of an inventory through pyinfra, whose output goes to `folder`/HOST.log."""
 
     def __init__(self, pyinfra: Pyinfra, folder: Path, deadline_seconds: float) -> None:
         self._pyinfra, self._folder, self._deadline_seconds = pyinfra, folder, deadline_seconds
@@ -41,7 +39,7 @@ class PyinfraFleet:
         return self._pyinfra.deploy(host, commit, self._log(host), timeout=self._deadline_seconds)
 
     def look(self, hosts: Sequence[str]) -> dict[str, Seen]:
-        """Return what hosts report on themselves. Why others gave no answer goes to their logs."""
+        """Return the hosts' reports; reasons for missing answers go to the hosts' logs."""
         found = queries.look(self._pyinfra, hosts)
         for host, reason in found.reasons.items():
             with self._log(host).open("a") as stream:
@@ -78,7 +76,8 @@ class PyinfraFleet:
 def run(options: argparse.Namespace) -> None:
     """Roll out, or resume.
 
-    Raises ReleaseRefused if it went back, WorkerError if a host needs attention, SettingsError.
+    Raises ReleaseRefused if it was rolled back, WorkerError if a host needs attention,
+    SettingsError.
     """
     heed_signals()
     pyinfra = Pyinfra.of_operator(options.inventory)
@@ -139,8 +138,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _new(inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
-    """Every host with the commit that its data name now: a branch that moves during the rollout
-    moves nobody."""
+    """Return a report with each host's commit, resolved now: moving branches have no effect."""
     commits: dict[tuple[str, str], str] = {}
     reports = {}
     for host in hosts:
@@ -154,8 +152,7 @@ def _new(inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
 
 
 def _resumed(file: Path, inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
-    """The earlier rollout, with what it left behind pending again. Hosts that it brought through
-    stay untouched."""
+    """Return the earlier rollout, with unsuccessful hosts pending again; others stay untouched."""
     so_far = report.read(file)
     # Earlier releases noted it as they were given it: in the checkout, that is.
     if CHECKOUT / so_far.inventory != Path(inventory):
@@ -182,7 +179,7 @@ def _resumed(file: Path, inventory: str, hosts: Sequence[Mapping[str, Any]]) -> 
 
 
 class _bar:  # noqa: N801 - a context manager that reads as a function
-    """A bar of hosts on a terminal, lines above it; only lines elsewhere."""
+    """A progress bar of hosts with lines above it on a terminal; only lines elsewhere."""
 
     def __init__(self, so_far: Report) -> None:
         console = Console(stderr=True)
@@ -209,7 +206,7 @@ def _show(so_far: Report) -> None:
 
 
 def _say_how_to_go_on(so_far: Report, file: Path) -> None:
-    """After an interruption."""
+    """Print how to continue after an interruption."""
     _show(so_far)
     what = "goes on going back" if so_far.reason else "goes on with the hosts that are left"
     print(

@@ -1,5 +1,4 @@
-"""`hivewright fleet status INVENTORY`: one table of what every host, worker and keeper of the fleet
-is doing."""
+"""`hivewright fleet status INVENTORY`: one table of all hosts, workers and keepers of the fleet."""
 
 import argparse
 import json
@@ -40,17 +39,26 @@ _JUDGED_HERE = ("rewards",)
 # way.
 MAX_OPEN_REWARDS = 10
 COLUMNS = (
-    "node", "release", "state", "round", "reward", "peers", "device", "gpu memory", "disk", "tailscale", "on chain",
+    "node",
+    "release",
+    "state",
+    "round",
+    "reward",
+    "peers",
+    "device",
+    "gpu memory",
+    "disk",
+    "tailscale",
+    "on chain",
     "peer",
-)  # fmt: skip
+)
 LEFT_COLUMNS = ("node", "release", "state", "device", "tailscale", "peer")
 # What goes first where there is no room for all.
 EXPENDABLE = ("peer", "on chain", "tailscale", "gpu memory")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table, or with --json all that it is made of. Raises WorkerError if a host or
-    service needs a look."""
+    """Print the table, or JSON. Raises WorkerError if a host or service needs attention."""
     pyinfra = pyinfra_process.Pyinfra.of_operator(options.inventory)
     hosts = commands.chosen_hosts(pyinfra, options.limit)
     with progress.waiting(f"asking {len(hosts)} host{'s' * (len(hosts) > 1)}"):
@@ -69,8 +77,7 @@ def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
 
 
 def expected(hosts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The units that the inventory says should run, by host. How many slots `auto` comes to only
-    the host knows."""
+    """Return the units that should run, by host; the number of `auto` slots is unknown here."""
     return {host["name"]: [*_of_coordinator(host), *_of_worker(host)] for host in hosts}
 
 
@@ -129,11 +136,10 @@ def status_table(
     now: float,
     width: int,
 ) -> tuple[Table, list[str], bool]:
-    """The table, as wide as there is room, lines to go below it, and whether there is nothing to
-    worry about.
+    """Return the table, lines to print below it, and whether everything is well.
 
     `units`: those that should run, by host. `states`, `reports`: HostState and NodeReports by host,
-    without the hosts that could not be reached. `now`: seconds since 1970.
+    without unreachable hosts. `now`: seconds since 1970. `width`: columns of the terminal.
     """
     rows: list[Row] = []
     notes: list[str] = []
@@ -173,7 +179,7 @@ def _short(unit: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """The line of one unit. `notes`: lines about it below the table."""
+    """The line of one unit, and `notes` below the table."""
 
     cells: Row
     is_well: bool
@@ -209,7 +215,7 @@ def _row(
 
 
 def _table(rows: Sequence[Row], width: int) -> Table:
-    """The columns that say something, as many as there is room for."""
+    """Return a table of the columns that have content, as many as fit."""
     columns = [column for column in COLUMNS if any(row.get(column) for row in rows)]
     for column in EXPENDABLE:
         if _width(rows, columns) > width and column in columns:
@@ -239,7 +245,7 @@ def _host_cells(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
-    """Yield what is wrong with a host as a whole; each of these needs attention."""
+    """Return the problems of a host as a whole."""
     notes = []
     if state["commit"] is not None and state["deployed"] is None:
         notes.append(
@@ -267,7 +273,7 @@ def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
 def _service_cells(
     report: Mapping[str, Any], state: Mapping[str, Any], now: float
 ) -> tuple[Row, bool, list[str]]:
-    """Return the line of one service, whether it is well, and notes on it."""
+    """Return the cells of one service, whether it is well, and notes on it."""
     if report["active_state"] != "active":
         return {"state": cell(f"{report['active_state']}", "red")}, False, []
     status = report["status"]
@@ -323,8 +329,7 @@ def _keeper_cells(status: Mapping[str, Any]) -> tuple[Row, bool, list[str]]:
 
 
 def _missing_credit(status: Mapping[str, Any]) -> list[str]:
-    """Return why a worker's rewards do not come to the chain; empty: they do, or it has no
-    chain."""
+    """Return why a worker's rewards do not reach the chain; empty: they do, or it has no chain."""
     ledger = status["ledger"]
     settled = sum(ledger.get(name, 0) for name in ("confirmed", "rejected", "held-back"))
     num_open = ledger.get("earned", 0) - settled
@@ -347,8 +352,7 @@ def _missing_credit(status: Mapping[str, Any]) -> list[str]:
 
 
 def _gpu_cells(gpus: Sequence[Mapping[str, Any]], pid: int | None) -> dict[str, str]:
-    """Return number, use and memory of the GPU on which the worker's own process computes; empty
-    without one."""
+    """Return number, use and memory of the GPU that the worker's process uses, if any."""
     for gpu in gpus:
         if pid in gpu["pids"]:
             used, total = gpu["memory_used"], gpu["memory_total"]

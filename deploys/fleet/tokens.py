@@ -1,5 +1,4 @@
-"""`hivewright fleet fetch-token` and `rotate-token`: the fleet's enrolment token, on this side and
-on its hosts."""
+"""`hivewright fleet fetch-token` and `rotate-token`: the fleet's enrolment token."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from worker.errors import SettingsError, WorkerError
 
 
 def fetch(options: argparse.Namespace) -> None:
-    """Bring the token that the fleet has to this side, where a deploy looks for it."""
+    """Fetch the fleet's token from its hosts to the folder where a deploy looks for it."""
     pyinfra = Pyinfra.of_operator(options.inventory)
     hosts = pyinfra.hosts(timeout=commands.ASK_SECONDS)
     file = _folder(hosts) / operator.TOKEN_FILE
@@ -56,8 +55,10 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def rotate(options: argparse.Namespace) -> None:
-    """Make a new token and bring it to all hosts, the coordinator first. Only the account service
-    restarts."""
+    """Make a new token and send it to all hosts, the coordinator first.
+
+    Only the account service restarts.
+    """
     pyinfra = Pyinfra.of_operator(options.inventory)
     pyinfra.breaks_locks = options.break_lock
     hosts = pyinfra.hosts(timeout=commands.ASK_SECONDS)

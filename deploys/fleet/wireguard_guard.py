@@ -1,5 +1,4 @@
-"""A rollout goes from host to host, and leaves the WireGuard mesh as it is: what changes there must
-reach all hosts."""
+"""Refuse a rollout that would change the WireGuard mesh: such a change must reach all hosts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,11 +13,10 @@ FACTS = ("deploys.fleet_facts.MeshParts", "deploys.fleet_facts.HostStates")
 
 
 def require_settled(pyinfra: Pyinfra, hosts: Sequence[Mapping[str, Any]]) -> None:
-    """Raise SettingsError if a deploy would connect any host otherwise than it is. `hosts`:
-    checked, all of them.
+    """Raise SettingsError if a deploy would change the mesh configuration of any host.
 
-    Public keys that hosts have and this side did not know are remembered. A host that does not
-    answer is as it was.
+    `hosts`: all hosts, already checked. Public keys that were not known here are recorded. Hosts
+    that do not answer count as unchanged.
     """
     data = {host["name"]: host["data"] for host in hosts}
     deployments = {name: _wireguard(own) for name, own in data.items()}

@@ -1,0 +1,1 @@
+"""From an inventory's data to checked plans."""

@@ -1,4 +1,4 @@
-"""Addresses of hosts, as an inventory names them, and what others can make of them."""
+"""Addresses of hosts, as an inventory names them, and whether others can reach them."""
 
 import contextlib
 import ipaddress
@@ -11,7 +11,7 @@ EXPECTED_SSH_HOST = "expected a name or an address, without a port (ssh_port)"
 
 
 def is_ssh_host(text: str) -> bool:
-    """Return whether it is a host; its name may be one that the resolver has to encode."""
+    """Return whether `text` is a host; its name may need encoding by the resolver."""
     try:
         return settings.is_host(text.encode("idna").decode())
     except UnicodeError:
@@ -19,7 +19,7 @@ def is_ssh_host(text: str) -> bool:
 
 
 def is_address(value: object) -> bool:
-    """Return whether it is the text of an IP address."""
+    """Return whether a value is the text of an IP address."""
     try:
         ipaddress.ip_address(str(value))
     except ValueError:
@@ -37,8 +37,7 @@ def is_reachable(host: object) -> bool:
 
 
 def bootnode_announce(data: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The bootnode's address for others: where they reach the account service too, unless the
-    inventory names one."""
+    """Return the bootnode's public address, which is the account service's host by default."""
     host, port = (
         data.get("account_host", "localhost"),
         data.get("bootnode_port", settings.Bootnode().port),

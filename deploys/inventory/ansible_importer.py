@@ -19,15 +19,23 @@ from worker.errors import SettingsError
 
 # Ansible's variable -> pyinfra's key.
 ACCESS = {
-    "ansible_host": "ssh_hostname", "ansible_ssh_host": "ssh_hostname", "ansible_port": "ssh_port",
-    "ansible_ssh_port": "ssh_port", "ansible_user": "ssh_user", "ansible_ssh_user": "ssh_user",
-    "ansible_ssh_private_key_file": "ssh_key", "ansible_become": "_sudo",
-}  # fmt: skip
+    "ansible_host": "ssh_hostname",
+    "ansible_ssh_host": "ssh_hostname",
+    "ansible_port": "ssh_port",
+    "ansible_ssh_port": "ssh_port",
+    "ansible_user": "ssh_user",
+    "ansible_ssh_user": "ssh_user",
+    "ansible_ssh_private_key_file": "ssh_key",
+    "ansible_become": "_sudo",
+}
 # Of Ansible alone, or the default here: they say nothing of the host.
 IGNORED = (
-    "ansible_python_interpreter", "ansible_connection", "ansible_become_method", "ansible_shell_type",
+    "ansible_python_interpreter",
+    "ansible_connection",
+    "ansible_become_method",
+    "ansible_shell_type",
     "ansible_ssh_common_args",
-)  # fmt: skip
+)
 _MAX_HOSTS = 10_000
 _RANGE = re.compile(r"\[(\w{1,12}):(\w{1,12})(?::(\d{1,6}))?\]")
 
@@ -48,8 +56,7 @@ class _Group:
 
 
 def read(text: str, file: str) -> dict[str, Host]:
-    """The hosts of an inventory, by name. Raises SettingsError, a line for each thing that is wrong
-    with it."""
+    """Return the hosts of an inventory. Raises SettingsError, with a line for each mistake."""
     mistakes: list[str] = []
     groups = (_read_yaml if _is_yaml(text, file) else _read_ini)(text, file, mistakes)
     for name, group in groups.items():
@@ -79,8 +86,7 @@ def read(text: str, file: str) -> dict[str, Host]:
 
 
 def _is_yaml(text: str, file: str) -> bool:
-    """As Ansible tells them apart: by the file's name; without one that says it, by the first
-    line."""
+    """Return whether Ansible reads a file as YAML: by its name, or by its first line."""
     if file.endswith((".yml", ".yaml", ".json")):
         return True
     lines = [
@@ -90,16 +96,19 @@ def _is_yaml(text: str, file: str) -> bool:
 
 
 def translate(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Host data of pyinfra. Variables that are none of Ansible's own keep their names."""
+    """Host data of pyinfra. Other variables keep their names."""
     return {ACCESS.get(key, key): value for key, value in variables.items() if key not in IGNORED}
 
 
 def _gather(
-    name: str, groups: Mapping[str, _Group], above: tuple[str, ...], variables: Mapping[str, Any],
-    found: dict[str, Host], reached: set[str],
-) -> None:  # fmt: skip
-    """Give the hosts of a group, and of the groups in it, its variables: what is nearer to a host
-    comes later."""
+    name: str,
+    groups: Mapping[str, _Group],
+    above: tuple[str, ...],
+    variables: Mapping[str, Any],
+    found: dict[str, Host],
+    reached: set[str],
+) -> None:
+    """Give the hosts of a group and its children its variables; nearer groups take precedence."""
     reached.add(name)
     group = groups[name]
     variables = {**variables, **group.variables}
@@ -224,8 +233,7 @@ def _adopt_by_all(groups: dict[str, _Group]) -> None:
 
 
 def _literal(text: str) -> Any:
-    """In INI files values are Python literals where they can be, as Ansible reads them; yes and no
-    are left to YAML."""
+    """Parse a value of an INI file as Ansible does: a Python literal, or text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -1,7 +1,6 @@
-"""An inventory as its file has it: where that is, and what it says that pyinfra would pass over or
-fail at.
+"""Checks of an inventory file for what pyinfra would ignore or fail at.
 
-Knows nothing of pyinfra: to import its command line changes the whole process.
+Independent of pyinfra, whose command line changes the process that imports it.
 """
 
 import difflib
@@ -23,9 +22,9 @@ WOULD_REFUSE = f"{WARNING}a deploy would refuse "
 
 
 def whole_path(name: str) -> str:
-    """Return the whole path of an inventory file. Raises SettingsError if it does not exist.
+    """Return the absolute path of an inventory file. Raises SettingsError if it does not exist.
 
-    pyinfra would take the name of a file that is not there for that of a host.
+    pyinfra would take the name of a missing file for that of a host.
     """
     file = Path(name)
     if file.is_file():
@@ -39,8 +38,7 @@ def whole_path(name: str) -> str:
 
 
 def forgotten(names: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what an inventory's module defines that pyinfra would ignore, or merge, without a
-    word."""
+    """Yield the mistakes in an inventory's module that pyinfra would ignore or merge silently."""
     keys = {*Deployment.model_fields, *settings.flat_keys()}
     for name in names:
         if name in keys:
@@ -63,7 +61,7 @@ def forgotten(names: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _left_out(groups: Mapping[str, Any], everybody: Collection[str]) -> Iterator[str]:
-    """Hosts of any group that are not in `all`: pyinfra would pass over them."""
+    """Yield hosts of any group that are not in `all`, which pyinfra would ignore."""
     for group, value in groups.items():
         close = [] if group in ("all", *GROUPS) else difflib.get_close_matches(group, GROUPS, n=1)
         hint = f" (and the group is called {group}; did you mean {close[0]}?)" if close else ""
@@ -73,8 +71,7 @@ def _left_out(groups: Mapping[str, Any], everybody: Collection[str]) -> Iterator
 
 
 def _is_group(name: str, value: Any) -> bool:
-    """Return whether a name is a known one, or a group to pyinfra, which is any list of hosts and
-    any tuple."""
+    """Return whether a name is a group to pyinfra: a known one, a list of hosts, or a tuple."""
     if name in ("all", *GROUPS):
         return True
     is_list = isinstance(value, list) and all(isinstance(item, str | tuple) for item in value)
@@ -82,7 +79,7 @@ def _is_group(name: str, value: Any) -> bool:
 
 
 def _misshapen(name: str, group: Any) -> Iterator[str]:
-    """Yield why a group is invalid: pyinfra would leave it out with a warning, or fail."""
+    """Yield why a group is invalid; pyinfra would skip it with a warning, or fail."""
     is_pair = isinstance(group, tuple) and len(group) == 2
     hosts, data = group if is_pair else (group, {})
     if not isinstance(hosts, list) or not isinstance(data, dict):
@@ -101,13 +98,13 @@ def _misshapen(name: str, group: Any) -> Iterator[str]:
 
 
 def _hosts_of(group: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Name and own data of each host of a group that is one."""
+    """Return name and own data of each host of a valid group."""
     listed = group[0] if isinstance(group, tuple) else group
     return [host if isinstance(host, tuple) else (host, {}) for host in listed]
 
 
 def _contradictions(groups: Mapping[str, Any]) -> Iterator[str]:
-    """Keys that a host has in two groups, with two values, of which pyinfra would take the last."""
+    """Yield keys that a host has in two groups with different values; pyinfra takes the last."""
     said: dict[tuple[str, Any], tuple[str, Any]] = {}
     for group, value in groups.items():
         for host, data in _hosts_of(value):
@@ -119,13 +116,12 @@ def _contradictions(groups: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Return whether two values are the same: a nan is unequal to itself, and is refused
-    elsewhere."""
+    """Return whether two values are equal; nan, which is refused elsewhere, equals itself."""
     return one is other or one == other or repr(one) == repr(other)
 
 
 def _kind(value: Any) -> str:
-    """Describe a value without what may be secret: a host's name may be shown, its data may not."""
+    """Describe a value without possible secrets: host names may be shown, data may not."""
     if isinstance(value, tuple):
         first = [repr(value[0]) if isinstance(value[0], str) else _kind(value[0])] if value else []
         return f"({', '.join([*first, *map(_kind, value[1:])])})"

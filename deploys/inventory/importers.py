@@ -1,8 +1,7 @@
-"""`hivewright inventory tailscale|csv|ansible FILE`: an inventory for pyinfra from a list that
-exists already.
+"""`hivewright inventory tailscale|csv|ansible FILE`: make an inventory from an existing list.
 
-What comes out is Python to read, change and keep, in the form of inventory/example.py. All that is
-wrong with the list is reported at once, and then nothing comes out.
+The output is Python to read, change and keep, in the form of inventory/example.py. All mistakes in
+the list are reported at once, and then nothing is printed.
 """
 
 import argparse
@@ -27,9 +26,15 @@ from worker.errors import SettingsError
 
 # pyinfra's own keys of host data that a list may have: how to get to the host.
 ACCESS = {
-    "ssh_hostname": str, "ssh_port": int, "ssh_user": str, "ssh_key": str, "ssh_known_hosts_file": str,
-    "ssh_strict_host_key_checking": str, "_sudo": bool, "_sudo_password_file": str,
-}  # fmt: skip
+    "ssh_hostname": str,
+    "ssh_port": int,
+    "ssh_user": str,
+    "ssh_key": str,
+    "ssh_known_hosts_file": str,
+    "ssh_strict_host_key_checking": str,
+    "_sudo": bool,
+    "_sudo_password_file": str,
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # A list does not say which swarm it is that its workers join; that they have to join one is not a
 # mistake of the list.
@@ -41,7 +46,7 @@ HEADER = (
 
 @dataclass
 class Listed:
-    """A host of the list. `source`: its place there, for messages."""
+    """A host of the list; `source` is its place there, for messages."""
 
     name: str
     group: str
@@ -50,14 +55,12 @@ class Listed:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the inventory. Raises SettingsError, a line for each thing that is wrong with the
-    list."""
+    """Print the inventory. Raises SettingsError, with a line for each mistake in the list."""
     print(inventory_text(options.form, options.file), end="")
 
 
 def inventory_text(form: str, file: Path) -> str:
-    """The inventory that FILE makes. Raises SettingsError, a line for each thing that is wrong with
-    it."""
+    """Return the inventory of a file. Raises SettingsError, with a line for each mistake."""
     source = "standard input" if str(file) == "-" else str(file)
     try:
         text = (
@@ -81,7 +84,7 @@ def inventory_text(form: str, file: Path) -> str:
 
 
 def _check(listed: Iterable[Listed]) -> None:
-    """All that `pyinfra` would say of the inventory, with where it is from."""
+    """Check the inventory as a deploy does; mistakes are reported with their place in the list."""
     listed = list(listed)
     lines = []
     first: dict[str, Listed] = {}
@@ -125,7 +128,7 @@ def _wrong_access(one: Listed) -> Iterator[str]:
 
 
 def _located(line: str, listed: Mapping[str, Listed]) -> str:
-    """Return a line of validation.check, with the place in the list instead of "inventory data"."""
+    """Return a line of validation.check with the place in the list instead of "inventory data"."""
     names, _, rest = line.removeprefix("inventory data of ").partition(": ")
     return ", ".join(f"{listed[name].source}: {name}" for name in names.split(", ")) + f": {rest}"
 
@@ -148,10 +151,12 @@ def _write(listed: Iterable[Listed], form: str, file: Path) -> str:
 
 
 def read_tailscale(text: str, file: str) -> list[Listed]:
-    """The Linux machines of `tailscale status --json`, by their names in the tailnet. With tags:
-    those of one of them that begins with tag:hivewright, if there is any;
-    tag:hivewright-coordinator makes a coordinator. Without such a tag the machine on which the list
-    was made is the operator's own, and left out."""
+    """Return the Linux machines of `tailscale status --json`, by their names in the tailnet.
+
+    If any machine has a tag that begins with tag:hivewright, only tagged machines are returned;
+    tag:hivewright-coordinator makes a coordinator. Otherwise the machine on which the list was made
+    is left out, since it is the operator's own.
+    """
     try:
         status = json.loads(text)
         own = status["Self"]
@@ -199,10 +204,9 @@ def _from_node(node: Mapping[str, Any], file: str) -> Listed:
 
 
 def read_csv(text: str, file: str) -> list[Listed]:
-    """A table with a column `name`, one `group` (left out: workers), and others named like keys of
-    an inventory.
+    """Parse a table with columns `name`, `group` (default: workers) and keys of an inventory.
 
-    A cell that is JSON is what it says, anything else is text; an empty one is left out.
+    A cell is parsed as JSON if possible and taken as text otherwise; empty cells are left out.
     """
     lines_of = csv.reader(io.StringIO(text))
     try:
@@ -257,8 +261,7 @@ def _value(key: str, cell: str) -> Any:
 
 
 def read_ansible(text: str, file: str) -> list[Listed]:
-    """An inventory of Ansible, INI or YAML. How to get to a host is translated, our own keys are
-    taken as they are."""
+    """Read an Ansible inventory, translating connection variables; our own keys are kept."""
     listed = []
     for name, found in ansible_importer.read(text, file).items():
         group = COORDINATORS if COORDINATORS in found.groups else WORKERS
@@ -272,8 +275,7 @@ def read_ansible(text: str, file: str) -> list[Listed]:
 
 
 def _is_meant_for_us(key: str) -> bool:
-    """Return whether a variable is a known key, or a misspelt one. Others are for the owner's own
-    roles."""
+    """Return whether a variable is a known key, or a misspelt one; others are the owner's own."""
     known = [*Deployment.model_fields, *settings.flat_keys(), *ACCESS]
     return (
         key in known
@@ -288,8 +290,7 @@ def _with_slots(data: dict[str, Any], group: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Form:
-    """A form of lists: what reads one, given the text and the file's name, and how to say that one
-    is expected."""
+    """A form of lists: its reader, given text and file name, and what is expected."""
 
     read: Callable[[str, str], list[Listed]]
     expected: str

@@ -1,5 +1,4 @@
-"""Keys of workers that move: files on the operator's side that slots of the inventory name as their
-`identity`."""
+"""Keys of workers that move: files on the operator's side named as `identity` of slots."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,8 +12,10 @@ Place = tuple[str, int]
 
 
 def mistakes(key_files: Mapping[Place, object]) -> Iterator[tuple[Place, str]]:
-    """Yield what is wrong with these files. A key belongs to one worker: two with one key would
-    claim one reward."""
+    """Yield place and message for each mistake in these files.
+
+    A key belongs to one worker: two workers with one key would claim one reward.
+    """
     users: dict[str, Place] = {}
     for place, key_file in key_files.items():
         try:
@@ -33,8 +34,7 @@ def mistakes(key_files: Mapping[Place, object]) -> Iterator[tuple[Place, str]]:
 
 
 def _peer_id(key_file: object) -> str:
-    """Return the peer id of the key in a file. Raises SettingsError, with the reason only, if it is
-    not a key."""
+    """Return the peer id of the key in a file. Raises SettingsError, with the reason only."""
     if not isinstance(key_file, str):
         raise SettingsError(f"got {key_file!r}")
     if secret_files.is_secret(key_file):

@@ -1,9 +1,8 @@
-"""The inventory, loaded and checked before pyinfra connects to any host.
+"""Load and check the inventory before pyinfra connects to any host.
 
-pyinfra runs deploy.py only when it has connected, takes the name of a file that is not there for an
-inventory without hosts, and lets nobody in between (its state takes callbacks only once it is
-connecting). But it runs config.py before anything else, and so the inventory is loaded here too,
-just as pyinfra does it a moment later.
+pyinfra runs deploy.py only after it has connected, takes the name of a missing file for an
+inventory without hosts, and offers no hook before connecting. But it runs config.py first, so the
+inventory is loaded here too, just as pyinfra loads it a moment later.
 """
 
 import io
@@ -32,13 +31,12 @@ SSH_OPTIONS = ("ssh_user", "ssh_key", "ssh_port", "ssh_password")
 
 
 def check() -> None:
-    """Make the plans of a run of deploy.py; if anything is wrong, report all of it and exit. For
-    config.py.
+    """Make the plans of a run of deploy.py, or report all mistakes and exit; for config.py.
 
-    A run that is handed plans checks nothing but how it gets to its hosts: the run that made the
-    plans has checked all. Of a run that only lists the hosts the inventory itself is checked, and
-    what a deploy would refuse of its data is reported: every command for a fleet begins so, and
-    most can do without a deploy.
+    A run that is given plans checks only how to connect to its hosts; the run that made the plans
+    has checked everything else. For a run that only lists hosts the inventory is checked, and what
+    a deploy would refuse is reported as a warning: every fleet command begins with such a run, and
+    most work without a deploy.
     """
     options = click.get_current_context().params
     is_listing = "debug-inventory" in options["operations"][:1]
@@ -75,8 +73,7 @@ def check() -> None:
 
 
 def _check_file(name: str, is_deploy: bool) -> None:
-    """Raise SettingsError if `name` is to be a file and is not. Facts can also be asked of plain
-    host names."""
+    """Raise SettingsError if `name` should be a file and is not; facts accept host names too."""
     is_path = name.endswith(".py") or ("/" in name and "@" not in name)
     if is_deploy or is_path or Path(name).exists():
         file_checks.whole_path(name)
@@ -111,7 +108,7 @@ def _load(options: Mapping[str, Any]) -> Inventory:
 
 
 def _where(error: UnexpectedExternalError) -> str:
-    """The line of the inventory, or of group data, whose own code has failed, and with what."""
+    """Return the line of the inventory, or of group data, whose own code failed, and the error."""
     cause = error.exception
     steps = [
         step
@@ -123,8 +120,7 @@ def _where(error: UnexpectedExternalError) -> str:
 
 
 def _check_hosts(options: Mapping[str, Any], inventory: Inventory) -> None:
-    """Raise SettingsError if there are no hosts, or no host of a name that the run is limited
-    to."""
+    """Raise SettingsError if there are no hosts, or none that a `--limit` matches."""
     name = options["inventory"]
     if not len(inventory):
         raise SettingsError(
@@ -146,8 +142,11 @@ def _fits(host: Host, limit: str) -> bool:
 
 
 def _mind_questions(options: Mapping[str, Any], num_hosts: int) -> None:
-    """Let no question of pyinfra's meet a standard input that can't answer: an internal exception
-    would end the run."""
+    """Answer or avoid pyinfra's questions if standard input is not a terminal.
+
+    Otherwise an internal exception would end the run. Raises SettingsError if the changes must be
+    confirmed.
+    """
     if options["yes"] or options["json_output"] or sys.stdin.isatty():
         return
     if not options["dry"]:

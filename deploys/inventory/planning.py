@@ -1,5 +1,4 @@
-"""The plans of all hosts: made from the inventory before pyinfra connects, asked for when a host is
-deployed."""
+"""The plans of all hosts: made before pyinfra connects, and refined by each host's facts."""
 
 import hashlib
 import json
@@ -72,12 +71,12 @@ NOT_HERE = (
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A host's plan, the commit that it gets, and the fleet's enrolment token (None: it has none).
+    """A host's plan with the commit it gets and the fleet's enrolment token (None: it has none).
 
-    `torch_index`: the package index of the build of torch that fits the host; None: as pip says, on
-    the host, or, for a wheelhouse, here. `mesh`: the members of the fleet's WireGuard mesh, by
-    host; this one need not be one. `unfit`: why the host, as its facts show it, can't become what
-    the plan says; None: it can.
+    `mesh`: the members of the fleet's WireGuard mesh, by host; this host need not be one.
+    `torch_index`: the package index of the build of torch that fits the host; None: as pip is
+    configured on the host or, for a wheelhouse, here. `unfit`: why the host's facts contradict the
+    plan; None: they do not.
     """
 
     host: HostPlan
@@ -105,10 +104,9 @@ _looked_for_twins = False
 
 
 def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
-    """Make the plans of all hosts of the inventory. Raises SettingsError, a line for each mistake
-    of any host.
+    """Make the plans of all hosts. Raises SettingsError, with a line for each mistake of any host.
 
-    `is_dry`: nothing is made on this side either.
+    `is_dry`: do not make an enrolment token on this side either.
     """
     all_hosts = list(all_hosts)
     entries = [_entry(each) for each in all_hosts]
@@ -138,7 +136,7 @@ def make(all_hosts: Iterable[Host], is_dry: bool = False) -> None:
 
 
 def _give_token(is_dry: bool) -> None:
-    """Put the fleet's enrolment token into all plans; a new one, if it needs one and has none."""
+    """Put the fleet's enrolment token into all plans; make one if it is needed and missing."""
     if not _planned:
         return
     folder = CHECKOUT / next(iter(_planned.values())).host.deployment.secrets_dir
@@ -153,8 +151,7 @@ def _give_token(is_dry: bool) -> None:
 
 
 def hand_on(folder: Path) -> None:
-    """Write the plans that `make` has made into a folder, for runs that deploy some of these hosts;
-    no secrets."""
+    """Write the plans, without secrets, into a folder for runs that deploy some of these hosts."""
     write_whole(folder / _COORDINATORS_FILE, json.dumps(_coordinators), durable=False)
     for name, planned in _planned.items():
         write_whole(
@@ -163,11 +160,10 @@ def hand_on(folder: Path) -> None:
 
 
 def take_over(folder: Path, hosts: Iterable[Host], is_dry: bool = False) -> None:
-    """Take the plans of these hosts from a run that has checked the whole inventory, instead of
-    checking it again.
+    """Read the plans of these hosts from a run that has checked the whole inventory.
 
-    The commit may be another than then: `release_ref`, where that is a whole commit. Raises
-    SettingsError if the hosts can't be connected to as their data say.
+    The commit is that of `release_ref`, if that is a whole commit. Raises SettingsError if the
+    hosts cannot be connected to with their data.
     """
     hosts = list(hosts)
     lines = [line for each in hosts for line in _wrong_access(each)]
@@ -190,13 +186,12 @@ def _file_of(name: str) -> str:
 
 
 def warnings() -> list[str]:
-    """Return a line for each thing in the inventory that is allowed and will probably not work."""
+    """Return a line for each setting that is allowed but will probably not work."""
     return validation.warnings(planned.host for planned in _planned.values())
 
 
 def current() -> Planned:
-    """The plan of the current host. Raises DeployError if the hosts are in no state to be
-    deployed."""
+    """Return the plan of the current host. Raises DeployError if the hosts cannot be deployed."""
     global _looked_for_twins
     with _lock:
         if not _looked_for_twins:
@@ -211,8 +206,7 @@ def current() -> Planned:
 
 
 def _fit(planned: Planned) -> Planned:
-    """The plan of the current host, worked out by its facts: its slots, their GPUs, and the build
-    of torch."""
+    """Refine the plan of the current host by its facts: slots, their GPUs, and torch's build."""
     deployment, machine = planned.host.deployment, host.get_fact(Distribution).machine
     if missing := host.get_fact(MissingParts):
         return replace(planned, unfit=f"{host.name}: {missing}")
@@ -244,8 +238,7 @@ def _fit(planned: Planned) -> Planned:
 
 
 def _moved_away(plan: HostPlan) -> list[int]:
-    """Slots that the inventory names and whose key has moved to another host. One with a key file
-    of its own is new."""
+    """Return planned slots whose key has moved to another host and that have no key file."""
     has_key = {slot.number for slot in plan.slots if slot.identity is not None}
     is_planned = {slot.number for slot in plan.slots}
     return [
@@ -256,15 +249,14 @@ def _moved_away(plan: HostPlan) -> list[int]:
 
 
 def _has_own_sources(deployment: Deployment) -> bool:
-    """Return whether packages come from pip on the host, and it has been told where to look."""
+    """Return whether packages come from pip on the host, and pip there has its own sources."""
     return deployment.release_source == "repository" and bool(host.get_fact(OwnPipSources))
 
 
 def review(all_hosts: Iterable[Host]) -> list[str]:
-    """Return what a deploy would refuse of the hosts' data, for commands that can do their work
-    without one.
+    """Return what a deploy would refuse of the hosts' data, for commands that work without one.
 
-    Raises SettingsError if they can't: pyinfra itself would end there, for all hosts.
+    Raises SettingsError if pyinfra itself would end there, for all hosts.
     """
     all_hosts = list(all_hosts)
     if lines := [line for each in all_hosts for line in _of(each, _wrong_types(each).values())]:
@@ -282,8 +274,7 @@ def _of(each: Host, messages: Iterable[str]) -> Iterator[str]:
 
 
 def _wrong_access(of: Host) -> Iterator[str]:
-    """Yield what is wrong with ssh_port and the like. pyinfra would end the run of all hosts, and
-    name none."""
+    """Yield mistakes in ssh_port and the like, at which pyinfra ends the run and names no host."""
     wrong = _wrong_types(of)
     yield from _of(of, wrong.values())
     yield from _of(of, sudo.mistakes(of.data.dict()))
@@ -293,7 +284,7 @@ def _wrong_access(of: Host) -> Iterator[str]:
 
 
 def _wrong_types(of: Host) -> dict[str, str]:
-    """Messages by key. Without the values of passwords."""
+    """Return messages about values of the wrong type, by key, without values of passwords."""
     data, kinds = (
         of.data.dict(),
         _plain_global_arguments() | get_type_hints(of.connector_cls.data_cls),
@@ -313,14 +304,12 @@ def _wrong_types(of: Host) -> dict[str, str]:
 
 
 def _plain_global_arguments() -> dict[str, Any]:
-    """pyinfra's own keys of host data such as _sudo, of a plain type, which it does not check
-    itself."""
+    """Return pyinfra's own keys such as _sudo that have a plain type, which it does not check."""
     return {name: kind for name, kind in all_global_arguments() if kind in (bool, str, int)}
 
 
 def _wrong_ssh(name: str, data: Mapping[str, Any]) -> Iterator[str]:
-    """Values that end pyinfra, or paramiko, with an exception of which it does not say what host's
-    it is."""
+    """Yield values at which pyinfra or paramiko raises an exception that does not name the host."""
     where = data.get("ssh_hostname", name)
     if where is not None and not is_ssh_host(where):
         yield f"ssh_hostname: got {where!r}; {EXPECTED_SSH_HOST}"
@@ -335,7 +324,7 @@ def _wrong_ssh(name: str, data: Mapping[str, Any]) -> Iterator[str]:
 
 @cache
 def _wrong_key(file: str, password: str) -> str | None:
-    """Return why pyinfra can't use it as a key; None: it can."""
+    """Return why pyinfra cannot use a file as a key; None: it can."""
     try:
         load_key_with_certificate(file, password, cwd=str(Path.cwd()), allow_prompt=False)
     except PyinfraError as error:
@@ -347,7 +336,7 @@ def _wrong_key(file: str, password: str) -> str | None:
 
 
 def _wrong_secrets(entries: Collection[HostEntry]) -> Iterator[str]:
-    """Yield what is wrong with the folders for what must not be in an inventory. Makes nothing."""
+    """Yield mistakes in the folders of secrets; creates nothing."""
     users: dict[str, list[str]] = {}
     for entry in entries:
         folder = entry.data.get("secrets_dir", Deployment.model_fields["secrets_dir"].default)
@@ -359,7 +348,7 @@ def _wrong_secrets(entries: Collection[HostEntry]) -> Iterator[str]:
 
 
 def _commits(entries: Collection[HostEntry], seconds: int) -> dict[str, tuple[str, str]]:
-    """Git URL and commit by host. Raises SettingsError, a line for each mistake."""
+    """Return Git URL and commit by host. Raises SettingsError, with a line for each mistake."""
     users: dict[tuple[str | None, str], list[str]] = {}
     for entry in entries:
         repository = entry.data.get("release_repository")
@@ -398,8 +387,7 @@ def _origin(source: str) -> str:
 
 
 def _shown_passwords(plans: Mapping[str, HostPlan]) -> Iterator[str]:
-    """Of slots that have an account service of their own: `validation.check` has seen the
-    hosts'."""
+    """Yield passwords in account service URLs of slots; `validation.check` checks the hosts'."""
     for name, plan in plans.items():
         for slot in plan.slots:
             if secret_files.shows_password(slot.settings.chain.account_url):
@@ -409,8 +397,7 @@ def _shown_passwords(plans: Mapping[str, HostPlan]) -> Iterator[str]:
 
 
 def _refuse_twins() -> None:
-    """Raise DeployError if two workers that exist already are one node: a copied disk, or a copied
-    key."""
+    """Raise DeployError if two existing workers have one identity: a copied disk or key."""
     found = state.fact_pool.map(_identities, inventory.get_active_hosts())
     users: dict[str, str] = {}
     for name, identities in found:
@@ -426,8 +413,7 @@ def _refuse_twins() -> None:
 
 
 def _settle_token() -> None:
-    """Keep the token that this run makes. Raises DeployError if a host has another one than is
-    planned for it."""
+    """Write a new token to the folder of secrets. Raises DeployError if a host has another one."""
     planned = next(iter(_planned.values()), None)
     if planned is None or planned.token is None:
         return
@@ -448,7 +434,7 @@ def _settle_token() -> None:
 
 
 def _token_of(of: Host) -> tuple[str, str | None]:
-    """The fingerprint of the enrolment token that a host has."""
+    """Return a host's name and the fingerprint of its enrolment token."""
     with ctx_host.use(of):
         found = of.get_fact(FileContent, path=str(paths.ENROLMENT_TOKEN))
         return of.name, None if found is None else found.sha256

@@ -1,4 +1,4 @@
-"""The keys of host data that are not settings of a role but say what is installed, and how."""
+"""The keys of host data that are not settings of a role: what is installed, and how."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -26,8 +26,10 @@ PIP = "pip"
 
 
 def parse_slots(value: object) -> Slots | None:
-    """Read the inventory's `slots`: auto, a count, or a list with the keys of each. Raises
-    ValueError."""
+    """Parse the inventory's `slots`: auto, a count, or a list with the keys of each.
+
+    Raises ValueError.
+    """
     if value is None or value == AUTO:
         return AUTO if value else None
     num_slots = len(value) if isinstance(value, list | tuple) else value
@@ -47,77 +49,89 @@ def _wrong_slots(message: str) -> PydanticCustomError:
 
 
 class Deployment(BaseModel):
-    """The keys of host data that are not settings of a role but say what is installed, and how."""
+    """The keys of host data that are not settings of a role: what is installed, and how."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     slots: Annotated[Slots | None, BeforeValidator(parse_slots)] = None
-    """Workers on this host: `auto` (one per GPU, one on a host without), a count (each its own GPU,
-    where there are GPUs), or a list with one dict per worker of the settings in which it
-    differs."""
+    """Workers on this host: `auto`, a count, or a list with one dict for each worker.
+
+    `auto` is one per GPU, or one on a host without GPUs. With a count each worker has its own GPU,
+    if the host has any. A dict contains the settings in which the worker differs.
+    """
     slot_memory_gb: SlotMemory | None = None
     """Memory (in 10^9 bytes) that each worker may use at most. None: all."""
     slot_cpus: SlotCpus | None = None
     """Cores that each worker may use at most, such as 3.5. None: all."""
     release_repository: Text | None = None
-    """Git URL or folder that the hosts can fetch from. None: `origin` of the operator's
-    checkout."""
+    """Git URL or folder that hosts can fetch from. None: `origin` of the operator's checkout."""
     release_ref: Text = "main"
     """Branch, tag or commit that is deployed."""
     release_source: Literal["repository", "wheelhouse"] = "repository"
-    """How it comes to the host. `repository`: the host fetches it, and its packages, itself.
-    `wheelhouse`: this side does, and ships what the host lacks over ssh; the host needs no
-    internet."""
+    """How the release reaches the host.
+
+    `repository`: the host fetches it and its packages itself. `wheelhouse`: the operator's side
+    does, and ships missing files over ssh; the host needs no internet.
+    """
     torch_index: Annotated[str, Field(pattern=rf"^({PIP}|(https?|file)://\S+)$")] | None = None
-    """Package index to take torch from, such as https://download.pytorch.org/whl/cpu. None: the
-    build that fits the host's GPUs and driver, unless pip on the host has an index or wheels of its
-    own. `pip`: as pip on the host says, or, with a wheelhouse, pip on the operator's side."""
+    """Package index to take torch from, such as https://download.pytorch.org/whl/cpu.
+
+    None: the build that fits the host's GPUs and driver, unless pip on the host has an index or
+    wheels of its own. `pip`: as pip is configured on the host or, with a wheelhouse, on the
+    operator's side.
+    """
     secrets_dir: Text = "secrets"
-    """Folder on the operator's side, relative to the checkout, that keeps what must not be in an
-    inventory."""
+    """Folder on the operator's side, relative to the checkout, for secrets of the fleet."""
     break_lock: bool = False
-    """Take the lock of a host even if somebody has it. For the command line of one run: `--data
-    break_lock=true`."""
+    """Take the lock of a host even if somebody has it; for one run: `--data break_lock=true`."""
     watchdog_seconds: int = Field(default=900, gt=0, le=MAX_SECONDS)
-    """A worker without progress for so long is restarted. Longer than its slowest step."""
+    """A worker without progress for this long is restarted. Must exceed its slowest step."""
     wireguard: bool = False
-    """Connect the host to all others that have this, by WireGuard from Debian's packages. False: it
-    leaves them."""
+    """Connect the host to all others that set this, by WireGuard. False: it leaves them."""
     wireguard_subnet: str = "10.86.0.0/16"
     """Network of the mesh's own addresses; the same on all hosts."""
     wireguard_address: str | None = None
-    """The host's address in it. None: one that comes from its name."""
+    """The host's address in the mesh. None: derived from its name."""
     wireguard_port: Port = 51820
     """UDP port."""
     wireguard_endpoint: str | None = None
-    """Name or address at which the others reach the host. None: its ssh_hostname, or name. `none`:
-    nobody can, it is behind a router and connects to them."""
+    """Name or address at which the others reach the host. None: its ssh_hostname, or name.
+
+    `none`: nobody reaches it; it is behind a router and connects to the others.
+    """
     wireguard_hub: bool = False
-    """Pass on what hosts of the mesh send to each other. Where there are hubs, the others connect
-    to one of them only; without, everybody connects to everybody."""
+    """Forward traffic between hosts of the mesh.
+
+    If there are hubs, every other host connects to one of them only; without, all connect to all.
+    """
     tailscale: bool = False
-    """Install Tailscale and log the host in. False: whatever there is of it is left alone."""
+    """Install Tailscale and log the host in. False: an existing Tailscale is not changed."""
     tailscale_auth_key_file: str | None = None
-    """File on the operator's side with an auth key or an OAuth client's secret. None: a person
-    opens a login URL."""
+    """Local file with an auth key or an OAuth client's secret. None: a person opens a login URL."""
     tailscale_tags: list[Annotated[str, Field(pattern=r"^tag:[A-Za-z][A-Za-z0-9-]*$")]] = []
-    """Tags asked for at login. An OAuth client needs one."""
+    """Tags requested at login. An OAuth client needs one."""
     tailscale_hostname: (
         Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] | None
     ) = None
     """Name in the tailnet. None: the host's own."""
     tailscale_ssh: bool | None = None
-    """Let the tailnet's policy say who may log in over ssh, by Tailscale's own ssh server. None: as
-    the host has it."""
+    """Let the tailnet's policy decide who may log in over ssh, by Tailscale's own ssh server.
+
+    None: not changed.
+    """
     tailscale_accept_routes: bool | None = None
-    """Use subnet routes that other nodes advertise. None: as the host has it."""
+    """Use subnet routes that other nodes advertise. None: not changed."""
     tailscale_login_server: Url | None = None
     """A control server of your own (headscale). None: Tailscale's."""
     tailscale_login_seconds: int = Field(default=600, gt=0, le=MAX_SECONDS)
     """How long a run waits for the people who open the login URLs."""
     tailscale_serve: dict[Port, Port] = {}
-    """HTTPS port in the tailnet -> port on this host that is shown there, such as {443: 3000} for
-    the login page. The tailnet must have HTTPS certificates."""
+    """HTTPS port in the tailnet -> port on this host that it serves, such as {443: 3000}.
+
+    The tailnet must have HTTPS certificates.
+    """
     tailscale_serve_http: dict[Port, Port] = {}
-    """As tailscale_serve, without encryption of its own; for tailnets that have no HTTPS
-    certificates, such as those of a control server of your own."""
+    """Like tailscale_serve, without encryption of its own.
+
+    For tailnets without HTTPS certificates, such as those of a control server of your own.
+    """

@@ -1,5 +1,4 @@
-"""Secrets of services: files on the operator's side that go to root's files on a host, and from
-there by systemd."""
+"""Secrets of services: files on the operator's side, copied to root's files on a host."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -42,15 +41,14 @@ ITSELF = (
 
 
 def token(key: str, file: Path) -> str:
-    """Return the token in a file that `key` names. Raises SettingsError, never with what is in the
-    file."""
+    """Return the token in a file that `key` names. Raises SettingsError without its content."""
     if is_secret(str(file)):
         raise SettingsError(f"{ITSELF}; expected {TOKENS[key]}")
     return read_secret(file, TOKENS[key])
 
 
 def is_secret(name: str) -> bool:
-    """Return whether what should be the name of a file is the secret itself."""
+    """Return whether a value that should name a file is the secret itself."""
     return _KEYS.fullmatch(name) is not None
 
 
@@ -60,13 +58,15 @@ _SHOWN_PASSWORD = re.compile(
 
 
 def shows_password(url: object) -> bool:
-    """Return whether a URL has a password in it."""
+    """Return whether a URL contains a password."""
     return isinstance(url, str) and _SHOWN_PASSWORD.match(url) is not None
 
 
 def mistakes(data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with an inventory's secrets, without the secrets. Wrong types are found
-    elsewhere."""
+    """Yield the mistakes in an inventory's secrets, without the secrets.
+
+    Values of the wrong type are reported elsewhere.
+    """
     for key, instead in IN_URLS.items():
         if shows_password(data.get(key)):
             yield f"{key}: {SHOWN}; {instead}"

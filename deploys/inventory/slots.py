@@ -1,7 +1,6 @@
 """The slots of a host: which GPU each gets, and how much of the machine.
 
-A slot sees one GPU, by the driver's own id for it, so that neither a reboot nor a new card gives it
-another one.
+A slot sees one GPU, by the driver's own id, so that neither a reboot nor a new card changes it.
 """
 
 import json
@@ -37,7 +36,9 @@ class SlotOptions(BaseModel):
 
     gpu: Annotated[Number, PlainValidator(_gpu_number)] | None = None
     """Number of its GPU in `nvidia-smi`, or CARD:SLICE for a slice of a partitioned one (MIG).
-    None: the next one that no other slot names. Slots that name the same one share it."""
+
+    None: the next GPU that no other slot names. Slots that name the same GPU share it.
+    """
     slot_memory_gb: SlotMemory | None = None
     slot_cpus: SlotCpus | None = None
 
@@ -48,16 +49,12 @@ ALL = SlotOptions()
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One worker of a host. `identity`: file on the operator's side with the key that it must have;
-    None: its own.
+    """One worker of a host.
 
-    `hub_token`: file on the operator's side with the token for the Hugging Face Hub; None: it
-    pushes nothing. `model_token`: the same for the token that its model is fetched with; None:
-    everybody may read the model.
-
-    `card`: the only GPU that it sees; None: all that there are, or none.
-
-    `is_wsl`: the host's GPUs are reached through WSL2's /dev/dxg.
+    `identity`: local file with the key that it must have; None: it has its own. `card`: the only
+    GPU that it sees; None: all, or none. `hub_token`: local file with the token for the Hugging
+    Face Hub; None: it pushes nothing. `model_token`: the same for the token that downloads its
+    model; None: the model is public. `is_wsl`: the host's GPUs are reached through WSL2's /dev/dxg.
     """
 
     number: int
@@ -79,17 +76,17 @@ class Slot:
 
     @property
     def hub_token_file(self) -> Path:
-        """The file of its token on the host, for root alone."""
+        """The file of its token on the host, which only root can read."""
         return CONFIGURATION / f"worker-{self.number}.{HUB_TOKEN}"
 
     @property
     def wants_gpu(self) -> bool:
-        """True if it is to have a GPU, where the host has any."""
+        """Whether it uses a GPU if the host has one."""
         return self.settings.model.device != "cpu"
 
     @property
     def needs_device_files(self) -> bool:
-        """True if it computes on a GPU through the device files of NVIDIA's driver."""
+        """Whether it computes on a GPU through the device files of NVIDIA's driver."""
         return not self.is_wsl and (self.card is not None or _named_device(self) is not None)
 
     @property
@@ -100,12 +97,11 @@ class Slot:
         return lines
 
     def enrol_settings(self) -> str:
-        """Return the drop-in of the unit that enrols it, which may choose a model by the GPU.
-        Empty: none."""
+        """Return the drop-in of its enrolment unit, which may choose a model by the GPU; or ""."""
         return "\n".join(["[Service]", *self._gpu_lines, ""]) if self._gpu_lines else ""
 
     def unit_settings(self) -> str:
-        """Return the drop-in of its unit. Empty: none."""
+        """Return the drop-in of its unit, or ""."""
         lines = self._gpu_lines
         if self.hub_token is not None:
             lines.append(f"LoadCredential={HUB_TOKEN}:{self.hub_token_file}")
@@ -119,7 +115,7 @@ class Slot:
 
 
 def cards_in_use(slots: Collection[Slot], gpus: Gpus) -> tuple[Gpu, ...]:
-    """The GPUs that torch must run on."""
+    """Return the GPUs that torch must run on."""
     used = {slot.card for slot in slots} | {
         gpus.by_number[n] for slot in slots if (n := _named_device(slot)) is not None
     }
@@ -127,8 +123,10 @@ def cards_in_use(slots: Collection[Slot], gpus: Gpus) -> tuple[Gpu, ...]:
 
 
 def place(slots: Sequence[Slot], gpus: Gpus) -> tuple[Slot, ...]:
-    """The slots, each with its GPU. Raises SettingsError, a line for each slot that can't have what
-    it is to have."""
+    """Assign a GPU to each slot.
+
+    Raises SettingsError, with a line for each slot that cannot get one.
+    """
     if not any(slot.wants_gpu for slot in slots):
         return tuple(slots)
     if gpus.problem:
@@ -188,17 +186,17 @@ def _numbers(gpus: Gpus) -> str:
 
 
 def _named_device(slot: Slot) -> int | None:
-    """The number in the slot's model_device, such as cuda:1."""
+    """Return the number in the slot's model_device, such as cuda:1; None without a number."""
     _, colon, number = slot.settings.model.device.partition(":")
     return int(number) if colon else None
 
 
 def with_families(services: Mapping[str, Settings], slots: Collection[Slot]) -> dict[str, Settings]:
-    """The coordinator's services, with a keeper that knows the task families of all these workers.
+    """Return the coordinator's services with all workers' task families in the keeper's settings.
 
-    Its audits make tasks again from recipes that name a family's configuration by digest, so they
-    must know each; the levels and shares of workers do not matter to them. The families in the
-    host's own data are known too.
+    Its audits recreate tasks from recipes that name a family's configuration by digest, so they
+    must know each; levels and weights of workers do not matter to them. Families in the host's own
+    data are included too.
     """
     if "keeper" not in services or not slots:
         return dict(services)

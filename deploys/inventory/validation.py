@@ -1,10 +1,9 @@
-"""Validation of an inventory: every host, every key, every mistake at once, before any host is
-touched.
+"""Validation of an inventory: every mistake of every host at once, before any host is touched.
 
 Host data are flat keys. Those that begin with a section of the settings (`trainer_learning_rate`)
-become the settings of the roles on that host; those of `Deployment` say what is installed;
-pyinfra's own (`ssh_user`, `_sudo`) are left alone; anything else is a mistake. Knows nothing of
-pyinfra: `planning.py` hands over its inventory as plain dicts.
+become settings of the roles on that host; those of `Deployment` determine what is installed;
+pyinfra's own (`ssh_user`, `_sudo`) are ignored; anything else is a mistake. Independent of pyinfra:
+`planning.py` passes its inventory as plain dicts.
 """
 
 import difflib
@@ -53,9 +52,10 @@ SET_BY_DEPLOY = "set by the deploy for each role and slot; leave it out"
 
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """The plan of a host. `services`: settings of the coordinator's roles, empty on other hosts.
+    """The plan of a host.
 
-    `has_auto_slots`: how many slots it has, its GPUs say; `slots` is then the first of them.
+    `services`: settings of the coordinator's roles, empty on other hosts. `has_auto_slots`: the
+    number of slots depends on the host's GPUs; `slots` then contains the first one.
     """
 
     name: str
@@ -65,8 +65,10 @@ class HostPlan:
     has_auto_slots: bool = False
 
     def on(self, gpus: Gpus) -> "HostPlan":
-        """The plan with each slot on its GPU. Raises SettingsError, a line for each that finds no
-        GPU, or no port."""
+        """Assign GPUs to slots.
+
+        Raises SettingsError, with a line for each slot without a GPU or a port.
+        """
         slots = self.slots
         if self.has_auto_slots:
             num_slots = max(1, len(gpus.cards)) if slots[0].wants_gpu else 1
@@ -94,19 +96,18 @@ class HostPlan:
 
     @property
     def needs_anvil(self) -> bool:
-        """True if the deploy is to install the chain's program: the inventory names no other."""
+        """Whether the deploy installs the chain's program, because the inventory names no other."""
         return bool(self.services) and self.services["chain"].anvil.binary == ANVIL
 
     def settings_files(self) -> dict[Path, Settings]:
-        """Every settings file that the host gets."""
+        """Return every settings file that the host gets."""
         roles = {COORDINATOR_ROLES[role].file: own for role, own in self.services.items()}
         return roles | {slot.file: slot.settings for slot in self.slots}
 
 
 @dataclass(frozen=True, slots=True)
 class HostEntry:
-    """A host as the inventory has it. `foreign_keys`: the keys of its data that are pyinfra's
-    own."""
+    """A host as the inventory has it; `foreign_keys` are keys in its data that pyinfra reads."""
 
     name: str
     groups: Collection[str]
@@ -133,8 +134,7 @@ class _Mistakes:
 
 
 def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
-    """The plan of every host, by name. Raises SettingsError with one line for each mistake of the
-    whole inventory."""
+    """Return the plan of every host. Raises SettingsError, with a line for each mistake."""
     mistakes = _Mistakes()
     coordinators = [entry for entry in entries if COORDINATORS in entry.groups]
     if len(coordinators) > 1:
@@ -179,8 +179,7 @@ def check(entries: Collection[HostEntry]) -> dict[str, HostPlan]:
 
 
 def warnings(plans: Iterable[HostPlan]) -> list[str]:
-    """Return a line for each thing in the data of hosts that is allowed and will probably not
-    work."""
+    """Return a line for each setting that is allowed but will probably not work."""
     found = _Mistakes()
     for plan in plans:
         for message in tailnet.warnings(plan.deployment):
@@ -196,8 +195,7 @@ def _is_whole(entry: HostEntry, mistakes: _Mistakes) -> bool:
 
 
 def unusable(data: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with data so that no other check can read them, without what may be
-    secret."""
+    """Return mistakes that make data unreadable for all other checks, without possible secrets."""
     return [
         *_unusable("", data),
         *(f"{key}: {EXPECTED_URL}" for key in secret_files.IN_URLS if _is_cut(data.get(key))),
@@ -205,7 +203,7 @@ def unusable(data: Mapping[str, Any]) -> list[str]:
 
 
 def _unusable(place: str, value: Any) -> Iterator[str]:
-    """Yield keys that are not text, and text that can't be in a file or on a command line."""
+    """Yield keys that are not text, and text that cannot be in a file or on a command line."""
     if isinstance(value, str):
         if "\0" in value or not _is_encodable(value):
             yield f"{place}: has a zero byte, or half a character; expected text"
@@ -224,7 +222,7 @@ def _unusable(place: str, value: Any) -> Iterator[str]:
 
 
 def _is_cut(url: object) -> bool:
-    """Return whether it is a URL that can't be parsed."""
+    """Return whether a value is a URL that cannot be parsed."""
     try:
         urlsplit(url if isinstance(url, str) else "")
     except ValueError:
@@ -241,7 +239,7 @@ def _is_encodable(text: str) -> bool:
 
 
 def clashes(slots: Collection[Slot], services: Mapping[str, Settings]) -> Iterator[str]:
-    """Ports and announced addresses that two services of one host would have."""
+    """Yield ports and announced addresses that two services of one host share."""
     ports = [
         (key, key, _value(services[role], key))
         for role in services
@@ -270,7 +268,7 @@ def clashes(slots: Collection[Slot], services: Mapping[str, Settings]) -> Iterat
 def _twins(
     entries: Collection[HostEntry], deployments: Mapping[str, Deployment]
 ) -> Iterator[tuple[str, str]]:
-    """Yield host and message for what two hosts would share, and each has to have for itself."""
+    """Yield host and message for each value that two hosts share and that must be unique."""
     users: dict[tuple[str, object], str] = {}
     for entry in entries:
         of = deployments[entry.name]
@@ -297,8 +295,7 @@ def _twins(
 
 
 def _strangers(entries: Collection[HostEntry]) -> Iterator[tuple[str, str]]:
-    """Hosts with a folder of secrets of their own: they would have another enrolment token than the
-    fleet."""
+    """Yield all hosts if their folders of secrets differ: they would have different tokens."""
     default = Deployment.model_fields["secrets_dir"].default
     # As the data say: a host whose others are wrong has no deployment to ask.
     folders = {str(entry.data.get("secrets_dir", default)) for entry in entries}
@@ -365,21 +362,19 @@ def _value(of: Settings, key: str) -> Any:
 
 
 def _section(key: str) -> str | None:
-    """Return the section of the settings that a key belongs to, by its name. None: it is not a
-    setting."""
+    """Return the section of the settings that a key belongs to; None: it is not a setting."""
     section, _, name = key.partition("_")
     return section if name and section in settings.SECTIONS else None
 
 
 def _wrong_settings(entry: HostEntry) -> list[str]:
-    """Return what is wrong with the settings in the host's data, also with those of roles that it
-    does not have."""
+    """Return the mistakes in the host's settings, including those of roles it does not have."""
     own = {key: value for key, value in entry.data.items() if _section(key) and key not in DERIVED}
     return [*settings.flat_mistakes(own), *secret_files.mistakes(entry.data), *_wrong_values(own)]
 
 
 def _wrong_values(data: Mapping[str, Any]) -> Iterator[str]:
-    """Text that is of the right type, and could be no model's."""
+    """Yield model names that have the right type but cannot exist."""
     name = data.get("model_name")
     if isinstance(name, str) and _is_downloaded(name) and not _HUB_NAME.fullmatch(name):
         yield (
@@ -420,8 +415,7 @@ def _slots(
 
 
 def _wrong_number(entry: HostEntry, deployment: Deployment) -> str | None:
-    """Return what is wrong with the number of slots that the host has, given the host's groups and
-    device."""
+    """Return the mistake in the host's number of slots, given its groups and device, or None."""
     count = entry.data.get("slots")
     if WORKERS not in entry.groups:
         if count is None:
@@ -439,7 +433,7 @@ def _wrong_number(entry: HostEntry, deployment: Deployment) -> str | None:
 
 
 def _overrides(deployment: Deployment) -> tuple[Mapping[str, Any], ...]:
-    """Return for each slot of a host the keys in which it differs; of `auto`, for the first."""
+    """Return the keys in which each slot of a host differs; for `auto`, those of the first slot."""
     slots = deployment.slots or ()
     return ({},) if isinstance(slots, str) else slots
 
@@ -447,8 +441,7 @@ def _overrides(deployment: Deployment) -> tuple[Mapping[str, Any], ...]:
 def _slot(
     entry: HostEntry, number: int, own: Mapping[str, Any], flat: dict[str, Any]
 ) -> tuple[Slot | None, list[str]]:
-    """Return a slot with the settings `flat`, or None, and what is wrong with what the inventory
-    says of it."""
+    """Return a slot with the settings `flat`, or None, and its mistakes."""
     options, problems = _slot_options(entry, own)
     unknown = [key for key in own if key not in SLOT_KEYS and not _section(key)]
     flat = {key: value for key, value in flat.items() if key not in unknown}
@@ -471,7 +464,7 @@ def _slot(
 
 
 def _misplaced(own: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with keys of a slot that can't be set for a slot."""
+    """Yield keys of a slot that cannot be set for a slot."""
     for key in sorted(DERIVED & set(own)):
         yield f"{key}: {SET_BY_DEPLOY}"
     for key in sorted(own):
@@ -487,8 +480,7 @@ def _unknown_slot_keys(unknown: Collection[str]) -> Iterator[str]:
 
 
 def _slot_options(entry: HostEntry, own: Mapping[str, Any]) -> tuple[SlotOptions, list[str]]:
-    """Return a slot's share of the machine, with what is wrong with it. The host's own keys apply
-    to all its slots."""
+    """Return a slot's share of the machine and its mistakes; the host's own keys are defaults."""
     own_options = {key: value for key, value in own.items() if key in SlotOptions.model_fields}
     problems = []
     device = own.get("model_device", entry.data.get("model_device", "auto"))
@@ -533,15 +525,13 @@ def _slot_settings(
 
 
 def _is_downloaded(model_name: object) -> bool:
-    """Return whether a model of this name comes from Hugging Face: not a path, and not the one in
-    the package."""
+    """Return whether a model of this name is downloaded from Hugging Face."""
     is_named = isinstance(model_name, str) and model_name != settings.Model().name
     return is_named and not str(model_name).startswith(("/", "./", "../", "~"))
 
 
 def _port(entry: HostEntry, number: int, own: Mapping[str, Any]) -> int | None:
-    """The slot's port: its own, or the host's for slot 0, the next one for slot 1 and so on. None:
-    none is named."""
+    """Return the slot's own port, or the host's plus its number; None: neither is set."""
     if "swarm_port" in own:
         port = own["swarm_port"]
         return port if isinstance(port, int) else None
@@ -550,14 +540,13 @@ def _port(entry: HostEntry, number: int, own: Mapping[str, Any]) -> int | None:
 
 
 def _is_lonely(flat: Mapping[str, Any]) -> bool:
-    """Return whether a worker with these settings could never find another one, though it
-    should."""
+    """Return whether a worker with these settings should find others, but cannot."""
     ways = ("chain_account_url", "chain_rpc_url", "swarm_bootnodes")
     return flat.get("swarm_enabled", True) is True and not any(flat.get(way) for way in ways)
 
 
 def _services(entry: HostEntry, deployment: Deployment) -> dict[str, Settings]:
-    """Settings of the coordinator's roles, from data that are known to be right."""
+    """Return the settings of the coordinator's roles, from data without mistakes."""
     if COORDINATORS not in entry.groups:
         return {}
     of_host: dict[str, dict[str, Any]] = {
@@ -591,8 +580,7 @@ def _own_settings(entry: HostEntry, sections: Collection[str]) -> dict[str, Any]
 def _account_url(
     entry: HostEntry, coordinators: Collection[HostEntry], mistakes: _Mistakes
 ) -> str | None:
-    """Return the URL of the inventory's own account service for this host's workers; None: they use
-    another way."""
+    """Return the URL of the inventory's own account service; None: the host uses another way."""
     if "chain_account_url" in entry.data or "chain_rpc_url" in entry.data or len(coordinators) != 1:
         return None
     coordinator = next(iter(coordinators))
@@ -613,5 +601,5 @@ def _node_name(host: str, number: int) -> str:
 
 
 def _nth_name(name: str, number: int) -> str:
-    """With a number from the second slot on: a slot that comes later renames nobody."""
+    """Append the number from the second slot on, so that a later slot does not rename the first."""
     return f"{name}-{number}" if number else name

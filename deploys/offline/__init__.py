@@ -1,0 +1,1 @@
+"""Releases for hosts without internet."""

@@ -1,9 +1,8 @@
-"""Shipping a release to a host without internet: its files, its wheels, its anvil, which
-wheelhouse.py has collected.
+"""Ship a release to a host without internet: its files, wheels and anvil.
 
-Everything comes through a shell's standard input, as all files do here (host_files.py), into
-SHIPPED, where a file's name is its digest. Only what is missing is sent; what was cut off goes on
-where it stopped; what arrived damaged is removed.
+wheelhouse.py collects them. All content goes through a shell's standard input (see host_files.py)
+into SHIPPED, where a file's name is its digest. Only missing files are sent, interrupted transfers
+resume, and damaged files are removed.
 """
 
 import base64
@@ -32,7 +31,7 @@ CHUNK = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """Files shipped before: digests of whole files, and bytes of those that were cut off."""
+    """Files shipped before: digests of complete files, and sizes of incomplete ones."""
 
     whole: frozenset[str] = frozenset()
     begun: dict[str, int] = field(default_factory=dict)
@@ -60,8 +59,7 @@ class Shipped(OwnFact[Stock]):
 
 
 class Platform(OwnFact[tuple[str, str, str] | None]):
-    """Machine, version of Python (3.11) and of glibc (2.36), as wheels must fit them. None: no such
-    Python there."""
+    """Machine, Python version (3.11) and glibc version (2.36); None without that Python."""
 
     def command(self, python: str) -> str:
         version = "import sys; print('%d.%d' % sys.version_info[:2])"
@@ -81,7 +79,7 @@ class Platform(OwnFact[tuple[str, str, str] | None]):
 
 @operation()
 def checkout(repository: str, commit: str) -> Iterator[StringCommand]:
-    """Have the files of `commit` in its release folder, exactly."""
+    """Ship the files of `commit` into its release folder."""
     if commit in host.get_fact(Releases).parts:
         host.noop(f"{commit} is checked out")
         return
@@ -101,8 +99,7 @@ def checkout(repository: str, commit: str) -> Iterator[StringCommand]:
 
 @operation()
 def wheels(repository: str, commit: str, torch_index: str | None) -> Iterator[StringCommand]:
-    """Have the wheels of the release's environment on the host, and a link to them in the
-    release."""
+    """Ship the wheels of the release's environment, and link them from the release."""
     found = host.get_fact(Releases)
     if found.has(commit, ENVIRONMENTS) or found.has(commit, WHEELS):
         host.noop(f"{commit} has its wheels, or what is made from them")
@@ -126,7 +123,7 @@ def wheels(repository: str, commit: str, torch_index: str | None) -> Iterator[St
 
 @operation()
 def anvil(repository: str, commit: str) -> Iterator[StringCommand]:
-    """Have the release's anvil where its own script would install it, and then finds it."""
+    """Ship the release's anvil to the folder where its own script finds it."""
     found = host.get_fact(Releases)
     if found.has(commit, ANVILS):
         host.noop(f"the anvil of {commit} is installed")
@@ -148,8 +145,7 @@ def anvil(repository: str, commit: str) -> Iterator[StringCommand]:
 
 
 def send(parcels: Collection[Parcel]) -> Iterator[StringCommand]:
-    """Commands that bring what is missing of these to the host, checked. Small files go
-    together."""
+    """Yield commands that send and verify missing files; small files are sent together."""
     stock = host.get_fact(Shipped)
     missing = [parcel for parcel in parcels if parcel.sha256 not in stock.whole]
     small: list[Parcel] = []
@@ -170,8 +166,7 @@ def _prepare() -> StringCommand:
 
 
 def _send_large(parcel: Parcel, begun: int) -> Iterator[StringCommand]:
-    """In chunks, from where an earlier run was cut off; each at its place, so that one may come
-    twice."""
+    """Send a file in chunks, from where an earlier run stopped; chunks may be sent twice."""
     with parcel.path.open("rb") as stream:
         start = begun if begun < parcel.size else 0
         stream.seek(start)
@@ -195,16 +190,14 @@ def _send_small(parcels: Sequence[Parcel]) -> Iterator[StringCommand]:
 
 
 def _with_stdin(script: str, content: bytes) -> Iterator[StringCommand]:
-    """pyinfra keeps every command of an operation to its end: what one has been sent is taken out
-    of it again."""
+    """Yield a command with input, and drop the input afterwards: pyinfra keeps all commands."""
     stdin = [base64.b64encode(content).decode()]
     yield StringCommand(script, _stdin=stdin)
     stdin.clear()
 
 
 def _accept(parcels: Sequence[Parcel]) -> str:
-    """Shell commands that take files that are whole out of PARTIAL, onto the disk, and remove one
-    that is not."""
+    """Return shell commands that move complete files out of PARTIAL and remove damaged ones."""
     digests = " ".join(parcel.sha256 for parcel in parcels)
     return (
         f'cd {PARTIAL} && for f in {digests}; do if [ "$(sha256sum < $f | cut -c 1-64)" = $f ];'
@@ -214,8 +207,7 @@ def _accept(parcels: Sequence[Parcel]) -> str:
 
 
 def _link(parcels: Collection[Parcel], release: Path) -> StringCommand:
-    """A folder with the files under their own names, as hard links: what no folder has is no longer
-    needed."""
+    """Return a command that hard-links files under their names; files without links are unused."""
     names = "\n".join(
         f"{parcel.sha256} {parcel.name}" for parcel in sorted(parcels, key=lambda p: p.name)
     )

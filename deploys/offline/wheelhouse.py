@@ -1,9 +1,7 @@
-"""The wheelhouse: all that hosts without internet need of a release, collected on the operator's
-side.
+"""The wheelhouse: everything of a release that hosts without internet need, collected here.
 
-All of it is kept in FOLDER and named by its content: collecting the same again asks nobody
-anything, and whoever deletes the folder loses only the time that it takes. pip, npm and git fetch
-it, each as it is configured here.
+It is kept in FOLDER and named by its content: collecting the same again uses no network, and
+deleting the folder costs only time. pip, npm and git download it, each with its own configuration.
 """
 
 import fcntl
@@ -43,11 +41,10 @@ ANVIL_FILES = ("anvil", ".complete", "node_modules/@foundry-rs")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The platform that wheels must fit. `machine` as `uname -m` says it, `python` such as 3.11,
-    `glibc` such as 2.36.
+    """The platform that wheels must fit.
 
-    `torch_index`: the package index to take torch from; None: as pip on the operator's side is
-    configured.
+    `machine` as in `uname -m`, `python` such as 3.11, `glibc` such as 2.36. `torch_index`: the
+    package index to take torch from; None: as pip on the operator's side is configured.
     """
 
     machine: str
@@ -76,18 +73,25 @@ class Target:
         ]
 
     def markers(self) -> dict[str, str]:
-        """The values of environment markers there."""
+        """Return the values of environment markers on the platform."""
         return {
-            "implementation_name": "cpython", "implementation_version": f"{self.python}.0", "os_name": "posix",
-            "platform_machine": self.machine, "platform_python_implementation": "CPython", "platform_release": "",
-            "platform_system": "Linux", "platform_version": "", "python_full_version": f"{self.python}.0",
-            "python_version": self.python, "sys_platform": "linux",
-        }  # fmt: skip
+            "implementation_name": "cpython",
+            "implementation_version": f"{self.python}.0",
+            "os_name": "posix",
+            "platform_machine": self.machine,
+            "platform_python_implementation": "CPython",
+            "platform_release": "",
+            "platform_system": "Linux",
+            "platform_version": "",
+            "python_full_version": f"{self.python}.0",
+            "python_version": self.python,
+            "sys_platform": "linux",
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A file to ship. `name`: what it is called where it is used. `size` in bytes."""
+    """A file to ship: its `name` where it is used, and its `size` in bytes."""
 
     name: str
     sha256: str
@@ -99,7 +103,7 @@ class Parcel:
 
 
 def pack_release(repository: str, commit: str) -> Parcel:
-    """The files of a commit as a tar. Raises WorkerError."""
+    """Pack the files of a commit as a tar. Raises WorkerError."""
 
     def collect(scratch: Path) -> Iterator[Path]:
         archive = scratch / "release.tar.gz"
@@ -116,11 +120,10 @@ def pack_release(repository: str, commit: str) -> Parcel:
 
 
 def pack_wheels(repository: str, commit: str, target: Target) -> list[Parcel]:
-    """Everything that a commit's environment is made from there: wheels, and what builds the rest.
-    Raises WorkerError.
+    """Collect wheels and build requirements of a commit's environment. Raises WorkerError.
 
-    What the lock file names is checked by its hashes, and so is torch with all that it needs, by
-    those of its index.
+    Packages in the lock file are verified by its hashes; torch and its dependencies by those of
+    their index.
     """
     with _unpacked(repository, commit) as release:
         if not (release / FIRST_FILE).exists():
@@ -140,8 +143,7 @@ def pack_wheels(repository: str, commit: str, target: Target) -> list[Parcel]:
 
 
 def pack_anvil(repository: str, commit: str) -> tuple[str, Parcel]:
-    """The commit's anvil, as its own script installs it, as a tar; and the digest that its folder
-    is called by.
+    """Pack the commit's anvil as a tar; return it with the digest that names its folder.
 
     Raises WorkerError.
     """
@@ -198,7 +200,7 @@ def _keep(file: Path) -> Parcel:
 
 @contextmanager
 def _lock(key: str) -> Iterator[None]:
-    """One at a time: a rollout runs a program for each host, and the first one collects for all."""
+    """Lock a key: a rollout runs a program for each host, and the first one collects for all."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + COLLECT_SECONDS
     with (FOLDER / f"{key}.lock").open("w") as lock:
@@ -218,7 +220,7 @@ def _lock(key: str) -> Iterator[None]:
 
 @contextmanager
 def _unpacked(repository: str, commit: str) -> Iterator[Path]:
-    """Provide those files of a commit that are read here, or run, for the time of the block."""
+    """Provide those files of a commit that are read or run here, for the duration of the block."""
     parcel = pack_release(repository, commit)
     with tempfile.TemporaryDirectory(prefix="release-", dir=FOLDER) as folder:
         with tarfile.open(parcel.path) as tar:
@@ -262,7 +264,7 @@ def _download_all(scratch: Path, lock: str, first: str, target: Target) -> Itera
 
 
 def _entries(text: str) -> Iterator[tuple[Requirement, list[str]]]:
-    """Requirements of a lock file, each with its hashes."""
+    """Yield the requirements of a lock file, each with its hashes."""
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         entry = line.strip()
         if entry and not entry.startswith("#"):
@@ -271,8 +273,10 @@ def _entries(text: str) -> Iterator[tuple[Requirement, list[str]]]:
 
 
 def _requirements(file: Path, entries: Sequence[tuple[Requirement, list[str]]]) -> list[str]:
-    """Write a requirements file for the target, where markers are decided: pip would ask them of
-    this machine."""
+    """Write a requirements file for the target; return pip's options for it.
+
+    Markers are evaluated for the target, since pip would evaluate them for this machine.
+    """
     lines = [
         " ".join(
             [f"{requirement.name}{requirement.specifier}", *(f"--hash={each}" for each in hashes)]
@@ -284,18 +288,26 @@ def _requirements(file: Path, entries: Sequence[tuple[Requirement, list[str]]]) 
 
 
 def _torch_pins(torch: str, target: Target) -> str:
-    """torch and all that it needs on the target, with hashes, as uv resolves it: CUDA packages and
-    their like."""
+    """Resolve torch and its dependencies for the target with uv; return them with hashes."""
     uv = shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
         raise WorkerError(f"no uv next to {sys.executable}; run the Python of the checkout's .venv")
     return _run(
-        uv, "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate", "--generate-hashes",
-        "--only-binary=:all:", f"--python-version={target.python}",
+        uv,
+        "pip",
+        "compile",
+        "-",
+        "--quiet",
+        "--no-header",
+        "--no-annotate",
+        "--generate-hashes",
+        "--only-binary=:all:",
+        f"--python-version={target.python}",
         f"--python-platform={target.machine}-manylinux_2_28",
         *([f"--default-index={target.torch_index}"] if target.torch_index else _pip_sources()),
-        stdin=torch, timeout=COLLECT_SECONDS,
-    )  # fmt: skip
+        stdin=torch,
+        timeout=COLLECT_SECONDS,
+    )
 
 
 def _pip_sources() -> list[str]:
@@ -311,8 +323,7 @@ def _pip_sources() -> list[str]:
 
 
 def _build_requirements(source: Path) -> list[str]:
-    """Return what builds a source distribution, by its pyproject.toml, or the default without
-    one."""
+    """Return the build requirements of a source distribution, from its pyproject.toml."""
     with tarfile.open(source) as tar:
         names = [name for name in tar.getnames() if re.fullmatch(r"[^/]+/pyproject\.toml", name)]
         stream = tar.extractfile(names[0]) if names else None

@@ -1,0 +1,1 @@
+"""Extensions of pyinfra: cached facts, keepalive, sudo with a password, run reports."""

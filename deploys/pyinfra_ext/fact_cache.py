@@ -1,9 +1,8 @@
-"""Cache facts per host: prefetched in one SSH command, invalidated by the first command that may
-change the host.
+"""Cache facts per host: prefetched in one SSH command, invalidated by the first change.
 
-pyinfra asks a host again for every fact of every operation, and each question is a channel and a
-shell over ssh. A run that finds nothing to do has some fifty; with this it asks twice. An answer is
-good until the first command that is not a question.
+pyinfra asks a host again for every fact of every operation, and each question costs a channel and a
+shell over ssh. A run that changes nothing has some fifty questions; with this cache it asks twice.
+An answer is valid until the first command that is not a question.
 """
 
 import secrets
@@ -33,11 +32,9 @@ _memories: dict[str, "_Memory"] = {}
 
 
 def ask_ahead(of: Host, questions: Iterable[Question]) -> None:
-    """Have the host answer all these facts now, in one command; from now on, what it answers is
-    kept.
+    """Ask the host for all these facts in one command, and cache its answers from now on.
 
-    What it does not answer now it will be asked again when somebody wants to know, and fails then
-    as it may.
+    A fact without an answer is asked again when it is needed, and may fail then.
     """
     if of.name not in _memories:
         _memories[of.name] = _Memory(of)
@@ -50,20 +47,19 @@ def is_changed(of: Host) -> bool:
 
 
 def lock_before_changes(of: Host) -> None:
-    """Have the host locked (deploys/locks.py) from the first command that is not a question to its
-    disconnection."""
+    """Lock the host (deploys/locks.py) from the first command that may change it to the end."""
     ask_ahead(of, [(locks.HostLock, {})])
     _memories[of.name].lock_before_changes()
 
 
 def forget(of: Host) -> None:
-    """Drop the answers of a host: something else than this run may have changed it."""
+    """Drop the cached answers of a host, which something else may have changed."""
     if of.name in _memories:
         _memories[of.name].forget()
 
 
 class _Memory:
-    """Takes the place of a host's `get_fact` and its connector's `run_shell_command`."""
+    """Replaces a host's `get_fact` and its connector's `run_shell_command`."""
 
     def __init__(self, of: Host) -> None:
         self._host = of
@@ -106,8 +102,7 @@ class _Memory:
         return done
 
     def _unlock(self) -> None:
-        """A connection that is lost leaves the lock; the next run from here finds that its owner
-        has ended."""
+        """Release the lock; on a lost connection it stays, and the next run from here breaks it."""
         if self.is_locked:
             try:
                 self._run(StringCommand(locks.release()), **self._as_locked, _timeout=LOCK_SECONDS)
@@ -133,7 +128,7 @@ class _Memory:
                 )
 
     def _asked(self, *arguments: Any, **values: Any) -> Any:
-        """In place of get_fact."""
+        """Replacement of get_fact."""
         was_asking = getattr(self._here, "is_asking", False)
         self._here.is_asking = True
         try:
@@ -144,7 +139,7 @@ class _Memory:
     def _told(
         self, command: StringCommand | str, *display: Any, **arguments: Any
     ) -> tuple[bool, CommandOutput]:
-        """In place of run_shell_command."""
+        """Replacement of run_shell_command."""
         if not getattr(self._here, "is_asking", False):
             if self._wants_lock and not self.is_locked:
                 locked = self._lock(arguments)
@@ -164,7 +159,7 @@ class _Memory:
 
 
 def arguments_of_facts(of: Host) -> dict[str, Any]:
-    """Return how pyinfra runs the command of a fact on this host: through sudo, say."""
+    """Return the arguments with which pyinfra runs facts on this host, such as sudo."""
     arguments, _ = pop_global_arguments(of.state, of, {})
     return {key: arguments[key] for key in CONNECTOR_ARGUMENT_KEYS if key in arguments}
 
@@ -174,13 +169,13 @@ def _text(command: StringCommand | str) -> str:
 
 
 def _key(text: str, arguments: dict[str, Any]) -> str:
-    """Two questions are the same if they are the same command, run in the same way."""
+    """Return the cache key: the command, and the arguments that may change its output."""
     how = {name: value for name, value in arguments.items() if value and name not in _IRRELEVANT}
     return f"{text}\0{sorted(how.items())!r}"
 
 
 def _answers(lines: Iterable[str], end: str) -> Iterable[list[str] | None]:
-    """Yield the output of each command, None for one that failed, as far as they came."""
+    """Yield the output of each command, as far as they came; None for one that failed."""
     answer: list[str] = []
     for line in lines:
         if not line.startswith(end):

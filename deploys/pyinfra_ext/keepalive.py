@@ -1,14 +1,12 @@
-"""A limit on how long a host may be silent, so that one that vanishes or freezes does not delay all
-the others.
+"""Limit how long a host may be silent, so that one that vanishes or freezes delays no other.
 
 pyinfra's `_timeout` limits the wait for a command's output; paramiko's waits for a channel, for the
 start of a command, for its exit code and for a file transfer have no limit, or an hour. And the
-kernel of a machine whose programs are frozen still acknowledges what it is sent. So the other end's
-sshd itself is asked, again and again; where it says nothing the connection is closed, and with it
-every wait ends.
+kernel of a machine with frozen programs still acknowledges packets. So the other end's sshd is
+asked regularly; if it does not answer the connection is closed, which ends every wait.
 
-A connection that ends is an EOFError to paramiko, and one that pyinfra does not expect: it would
-end the whole run. It is handed on as the OSError that it is, which fails that host.
+paramiko reports a connection that ends as EOFError, which pyinfra does not expect and which would
+end the whole run. It is translated into OSError, which fails that host only.
 """
 
 import errno
@@ -29,13 +27,12 @@ RENEW_SECONDS = 25
 
 
 def limit_silence() -> None:
-    """Have every ssh connection of this program end when its host is silent for so long. For
-    config.py."""
+    """Make every ssh connection of this process end when its host is silent; for config.py."""
     SSHConnector.connect = _watched(SSHConnector.connect)
 
 
 def renew(host: Host) -> None:
-    """Connect to a host again, over a connection of its own. Raises what connecting raises."""
+    """Reconnect to a host with a new connection. Raises what connecting raises."""
     connector = host.connector
     if connector.client is not None:
         connector.client.close()

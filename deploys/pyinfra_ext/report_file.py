@@ -1,8 +1,7 @@
-"""The report of a run of pyinfra, for the program that started it: a JSON file, so that no output
-has to be parsed.
+"""The report of a run of pyinfra for the program that started it: a JSON file.
 
-Knows nothing of pyinfra. The program names the file in an environment variable; run_report.py
-writes it when an operation begins and when the run ends, so there is one even if pyinfra is killed.
+Independent of pyinfra. The program names the file in an environment variable; run_report.py writes
+it when an operation begins and when the run ends, so it exists even if pyinfra is killed.
 """
 
 import json
@@ -22,11 +21,11 @@ State = Literal["running", "done", "failed", "unreachable"]
 
 @dataclass(slots=True)
 class HostRun:
-    """The run on one host. `operation`: the one that is under way, or that failed; empty: none, it
-    connects or reads.
+    """The run on one host.
 
-    `output`: of the host's own output, the line that explains a failure best. `lacking`: what the
-    host is deployed without.
+    `operation`: the operation that is running or failed; empty while connecting or reading facts.
+    `output`: the line of the host's output that best explains a failure. `lacking`: what the host
+    is deployed without.
     """
 
     state: State = "running"
@@ -42,11 +41,11 @@ class HostRun:
 
 @dataclass(slots=True)
 class RunReport:
-    """A run. `refused`: what is wrong with the inventory, in lines; nothing was done on any host
-    then.
+    """A run of pyinfra.
 
-    `stopped`: why nothing was done on any host after all were connected to.
-    `warnings`: what is wrong with the inventory, or may be, and stops nothing of this run.
+    `refused`: the mistakes in the inventory; nothing was done on any host then. `stopped`: why
+    nothing was done after all hosts were connected. `warnings`: possible mistakes in the inventory
+    that did not stop this run.
     """
 
     hosts: dict[str, HostRun] = field(default_factory=dict)

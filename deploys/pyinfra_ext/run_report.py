@@ -1,7 +1,6 @@
-"""The end of a run of pyinfra on each host: for people as its last lines, for programs as a JSON
-file.
+"""The results of a run of pyinfra on each host: last lines for people, a JSON file for programs.
 
-A person reads what failed, or was interrupted, and what hosts are deployed without; a program reads
+People read what failed or was interrupted, and what hosts are deployed without; programs read
 report_file.py.
 """
 
@@ -34,9 +33,21 @@ NUM_LINES = 100
 # Lines of pyinfra's, and of systemd's about a service that did not start, which has its own lines
 # among them.
 _UNINFORMATIVE = (
-    "Error", "Connected", "Ready", "Success", "No change", "hivewright-", "Starting ", "Started ", "Stopped ",
-    "Failed to", "Job for ", "See ", "Loaded fact", fact_cache.AT_IT,
-)  # fmt: skip
+    "Error",
+    "Connected",
+    "Ready",
+    "Success",
+    "No change",
+    "hivewright-",
+    "Starting ",
+    "Started ",
+    "Stopped ",
+    "Failed to",
+    "Job for ",
+    "See ",
+    "Loaded fact",
+    fact_cache.AT_IT,
+)
 
 _notes: list[str] = []
 _interruptions: list[int] = []
@@ -46,48 +57,47 @@ _report = RunReport()
 
 
 def stop(reason: str) -> DeployError:
-    """Return the error to raise to stop the run before it does anything; its last line will be the
-    reason."""
+    """Return the error to raise to stop the run before it changes anything, for this reason."""
     _report.stopped = _report.stopped or reason
     return DeployError("these hosts can't be deployed as they are; the last line says why")
 
 
 def note(line: str) -> None:
-    """Have a line printed at the end of the run: nothing failed, but a person should know."""
+    """Print a line at the end of the run: nothing failed, but a person should know."""
     if line not in _notes:
         _notes.append(line)
 
 
 def problem(host: str, line: str) -> None:
-    """Have a line printed at the end of the run, and exit code 1: the host is deployed, without
-    something wanted."""
+    """Print a line at the end of the run and exit with 1: the host lacks something wanted."""
     if line not in _lacking[host]:
         _lacking[host].append(line)
 
 
 def refuse(lines: list[str]) -> None:
-    """Print what is wrong with the inventory, as the end of the run."""
+    """Print the mistakes in the inventory, as the end of the run."""
     _report.refused += lines
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def warn(line: str) -> None:
-    """Print what is wrong with the inventory and stops nothing."""
+    """Print a mistake in the inventory that does not stop the run."""
     _report.warnings.append(line)
     print(line, file=sys.stderr, flush=True)
 
 
 def report_at_exit() -> None:
-    """Report on the run when the process ends; pyinfra itself ends with exit code 1 if a host
-    failed. For config.py."""
+    """Report on the run when the process ends; for config.py.
+
+    pyinfra itself ends with exit code 1 if a host failed.
+    """
     State.init = _observed(State.init)
     logger.addHandler(_Lines())
     atexit.register(_conclude)
 
 
 def end_with_130_if_interrupted() -> None:
-    """Have Ctrl-C, or SIGTERM, end the process with 130: pyinfra alone would end with 0, as if all
-    were done."""
+    """Make SIGINT and SIGTERM end the process with 130; pyinfra alone would end with 0."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 
@@ -98,8 +108,7 @@ def _interrupt(number: int, _: FrameType | None) -> NoReturn:
 
 
 class _Lines(logging.Handler):
-    """Keeps what pyinfra logs of each host: the output of commands that failed, and why it could
-    not connect."""
+    """Collects pyinfra's log by host: output of failed commands, and connection errors."""
 
     def emit(self, record: logging.LogRecord) -> None:
         name, is_of_host, line = click.unstyle(record.getMessage()).strip().partition("] ")
@@ -109,7 +118,7 @@ class _Lines(logging.Handler):
 
 class _Observer(BaseStateCallback):
     def operation_start(self, state: State, op_hash: str) -> None:
-        """Write down what is under way: a run that hangs is killed."""
+        """Record the running operation, since a run that hangs is killed."""
         for host in state.inventory.get_active_hosts():
             if op_hash in state.ops[host]:
                 run = _report.hosts.setdefault(host.name, HostRun())
@@ -170,7 +179,7 @@ def _last_lines(state: State | None) -> list[str]:
 
 
 def _run_on(state: State, host: Host) -> HostRun:
-    """Return what became of the run on one host."""
+    """Return the result of the run on one host."""
     lacking = _lacking.get(host.name, [])
     if host not in state.activated_hosts:
         return HostRun(
@@ -188,7 +197,7 @@ def _run_on(state: State, host: Host) -> HostRun:
 
 
 def _explanation(host: Host) -> str:
-    """Return the last line of a host's own that pyinfra logged, or the one about its full disk."""
+    """Return the last informative line that pyinfra logged of a host, or one about a full disk."""
     lines = [
         line for line in _lines.get(host.name, ()) if line and not line.startswith(_UNINFORMATIVE)
     ]
@@ -197,7 +206,7 @@ def _explanation(host: Host) -> str:
 
 
 def _interrupted(state: State | None) -> str:
-    """Return what an interrupted run has left behind."""
+    """Return a description of what an interrupted run has left behind."""
     hosts = state.activated_hosts if state is not None else set()
     half_done = sorted(
         (host for host in hosts if fact_cache.is_changed(host)), key=lambda host: host.name
@@ -223,7 +232,7 @@ def _is_done(state: State, host: Host) -> bool:
 
 
 def _at(state: State, host: Host) -> str:
-    """Return the operation that was under way, or came next."""
+    """Return the operation that was running, or the next one."""
     for op_hash in state.get_op_order():
         operation = state.ops[host].get(op_hash)
         if operation is not None and not operation.operation_meta.is_complete():
@@ -246,7 +255,7 @@ def _what_failed(state: State, host: Host) -> str:
 
 
 def _failed_operation(state: State, host: Host) -> str | None:
-    """Return the hash of the operation that failed; None: a fact did."""
+    """Return the hash of the operation that failed; None: a fact failed."""
     for op_hash in state.get_op_order():
         operation = state.ops[host].get(op_hash)
         if (
@@ -259,7 +268,7 @@ def _failed_operation(state: State, host: Host) -> str | None:
 
 
 def _lock_of(state: State, host: Host, op_hash: str) -> str | None:
-    """Return who has locked the host, if that is why its operation failed."""
+    """Return the owner of the host's lock, if that is why the operation failed."""
     said = str(state.ops[host][op_hash].operation_meta.stderr).strip()
     return said if locks.LOCKED in said else None
 

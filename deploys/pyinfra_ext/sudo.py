@@ -1,8 +1,8 @@
-"""sudo on hosts whose user has to give a password: asked about once, when a host is connected to.
+"""sudo with a password: checked once, when a host is connected to.
 
-pyinfra would find out at its first command, and ask at the terminal, for each host at the same
-time; where there is no terminal its run ends. Here the password comes from a file on the operator's
-side (`_sudo_password_file`), and what sudo refuses is the reason why the host can't be used.
+pyinfra would notice at its first command and prompt at the terminal for each host at the same time;
+without a terminal its run ends. Here the password comes from a local file (`_sudo_password_file`),
+and sudo's refusal is the reason why the host cannot be used.
 """
 
 import shlex
@@ -43,8 +43,7 @@ refused: dict[str, str] = {}
 
 
 def check_on_connect() -> None:
-    """Have each host that is to use sudo checked when it is connected to, and nobody asked. For
-    config.py."""
+    """Check sudo on each host that uses it when connecting, without prompts; for config.py."""
     for connector in (SSHConnector, LocalConnector):
         connector.connect = _checked(connector.connect)
     for module in (ssh, local):
@@ -52,8 +51,7 @@ def check_on_connect() -> None:
 
 
 def mistakes(data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the password that an inventory names for a host, without the
-    password."""
+    """Yield the mistakes in the password that an inventory names, without the password."""
     file = data.get(PASSWORD_FILE)
     if file is None:
         return
@@ -78,7 +76,7 @@ def _read(file: str) -> str:
 
 
 def _without_question(host: Host, arguments: Any, execute_command: Any) -> Any:
-    """In place of pyinfra's, which asks for a password and tries again."""
+    """Replacement of pyinfra's function, which asks for a password and tries again."""
     return execute_command()
 
 
@@ -101,7 +99,7 @@ def _checked(connect: Any) -> Any:
 
 
 def _what_is_wrong(connector: Any) -> str | None:
-    """Try sudo on a host that has just been connected to; None: it works, or is not to be used."""
+    """Return why sudo fails on a host that was just connected to; None: it works or is unused."""
     data = connector.host.data.dict()
     if not data.get("_sudo"):
         return None

@@ -1,0 +1,1 @@
+"""Tailscale: login, served ports, and its ssh server."""

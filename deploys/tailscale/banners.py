@@ -1,8 +1,8 @@
-"""Banners of ssh servers: shown while a server waits for what it asks before it lets anybody in.
+"""Show banners of ssh servers, which a server may send before it lets anybody in.
 
-Tailscale's ssh server in check mode sends a URL in a banner and lets in whoever opens it, by the
-method `none`, which paramiko never tries. And where the tailnet's policy lets nobody in, the banner
-is all that says so.
+Tailscale's ssh server in check mode sends a URL in a banner and accepts the method `none`, which
+paramiko never tries, from whoever opens the URL. If the tailnet's policy lets nobody in, only the
+banner says so.
 """
 
 import sys
@@ -30,8 +30,7 @@ connecting: ContextVar[str] = ContextVar("connecting", default="ssh server")
 
 
 def show() -> None:
-    """Have every ssh connection of this program show banners, and try `none` where nothing else
-    gets in."""
+    """Make every ssh connection of this process show banners and try the method `none` last."""
     # The only place at which paramiko has a connection, but no login yet.
     setattr(SSHClient, _AUTHENTICATE, _shown(getattr(SSHClient, _AUTHENTICATE)))
 
@@ -60,7 +59,7 @@ def _shown(auth: Callable[..., None]) -> Callable[..., None]:
 
 
 def _watch(transport: Transport, name: str, shown: set[str]) -> None:
-    """Show banners as they come; close a connection on which neither a banner nor a login comes."""
+    """Print banners as they come; close a connection without any banner or login in time."""
     deadline = time.monotonic() + SILENT_SECONDS
     while shown or time.monotonic() < deadline:
         _print_banner(transport, name, shown)

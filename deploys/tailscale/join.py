@@ -1,8 +1,8 @@
-"""Tailscale: its signed apt repository, the host's login, and what the host shows in the tailnet.
+"""Tailscale: its signed apt repository, the host's login, and the ports it serves in the tailnet.
 
-A host that is logged in is left alone. One that is not logs in with an auth key, or with a person:
-all hosts ask for their login URLs first, the URLs of all are shown together, once, and the run goes
-on with those that get connected.
+A host that is logged in is not changed. Other hosts log in with an auth key or through a person:
+all hosts first ask for their login URLs, the URLs are printed together, once, and the run continues
+with the hosts that get connected.
 """
 
 import base64
@@ -45,7 +45,7 @@ ANSWER_SECONDS = 20
 
 
 class TailnetOfHost(OwnFact[Tailnet]):
-    """The host's place in its tailnet."""
+    """The host's state in its tailnet."""
 
     def command(self) -> str:
         ask = " ".join(
@@ -66,7 +66,7 @@ class TailnetOfHost(OwnFact[Tailnet]):
 
 @deploy("Tailscale")
 def join_tailnet(deployment: Deployment) -> None:
-    """Have the host in the tailnet, if the inventory says so."""
+    """Connect the host to the tailnet, if the inventory says so."""
     if not deployment.tailscale:
         return
     _members.add(host.name)
@@ -89,7 +89,7 @@ def join_tailnet(deployment: Deployment) -> None:
 
 @operation()
 def install() -> Iterator[StringCommand]:
-    """Have Tailscale. One that is there, wherever it is from, is left to whoever installed it."""
+    """Install Tailscale unless it is installed, from whatever source."""
     if host.get_fact(TailnetOfHost).is_installed:
         host.noop("Tailscale is installed")
         return
@@ -102,7 +102,7 @@ def install() -> Iterator[StringCommand]:
 
 @operation()
 def run_daemon() -> Iterator[StringCommand]:
-    """Have the daemon running, and enabled."""
+    """Start and enable the daemon."""
     found = host.get_fact(TailnetOfHost)
     if found.is_installed and found.state is not None:
         host.noop("it answers")
@@ -111,8 +111,10 @@ def run_daemon() -> Iterator[StringCommand]:
 
 
 def start_script() -> str:
-    """Return shell commands that start the daemon, and give it time to find its control server; if
-    it does not start, they show its last lines."""
+    """Return shell commands that start the daemon and wait until it knows its control server.
+
+    If it does not start, they print its last log lines.
+    """
     answer = "tailscale status --json --peers=false 2>/dev/null | grep '\"BackendState\"'"
     return (
         "systemctl enable --quiet tailscaled && systemctl start tailscaled"
@@ -125,8 +127,7 @@ def start_script() -> str:
 
 
 def sources(distribution: str, codename: str) -> str:
-    """The apt source for a Debian or Ubuntu. Packages that another key has signed are refused by
-    apt."""
+    """Return the apt source for a Debian or Ubuntu; apt refuses packages signed by another key."""
     return (
         f"Types: deb\nURIs: {REPOSITORY}/{distribution}\nSuites: {codename}\nComponents:"
         f" main\nSigned-By: {KEYRING}\n"
@@ -142,8 +143,10 @@ def _write(path: Path, text: str) -> StringCommand:
 
 @operation()
 def begin_login(deployment: Deployment) -> Iterator[StringCommand]:
-    """Have the host logged in with its key, or have it ask for a login URL. One that was told
-    `down` needs neither."""
+    """Log the host in with its key, or make it ask for a login URL.
+
+    A host that is stopped (`down`) needs neither.
+    """
     found = host.get_fact(TailnetOfHost)
     if found.state == tailnet.STOPPED:
         yield StringCommand(f"timeout {UP_SECONDS} tailscale up >&2 || true")
@@ -163,13 +166,12 @@ def begin_login(deployment: Deployment) -> Iterator[StringCommand]:
 
 
 def login_script(flags: str, kept: str, seconds: int, *, has_key: bool) -> str:
-    """Return shell commands that begin a login, and end when the host is logged in or waits for a
-    person.
+    """Return shell commands that begin a login; they end when it is done or needs a person.
 
-    The key comes in base 64 on standard input and is on no command line. `tailscale up` goes on in
-    the background, in which a person opens the URL or approves the machine. A key that is refused
-    is not asked about again: the daemon is told `down`. `kept`: flags of `tailscale set` for what
-    `up` can't be told.
+    The key comes in base64 on standard input and is on no command line. `tailscale up` continues in
+    the background, while a person opens the URL or approves the machine. After a key is refused the
+    daemon is stopped (`down`). `kept`: flags of `tailscale set` for preferences that `up` does not
+    accept.
     """
     waits = (
         '"BackendState": *"NeedsMachineAuth"'
@@ -197,8 +199,7 @@ def login_script(flags: str, kept: str, seconds: int, *, has_key: bool) -> str:
 
 @operation()
 def await_login(seconds: int) -> Iterator[FunctionCommand]:
-    """Have the host connected: show the login URLs of all hosts, once, and wait for the people who
-    open them."""
+    """Print the login URLs of all hosts, once, and wait until people have opened them."""
     if host.get_fact(TailnetOfHost).is_connected:
         host.noop("it is logged in")
         return
@@ -213,8 +214,7 @@ _lock = threading.Lock()
 
 
 def _wait_for_login(state: State, host: Host, seconds: int) -> bool:
-    """Wait for this host; the first one that comes here shows the URLs of all. False: the time is
-    over."""
+    """Wait for this host; the first call prints the URLs of all hosts. False: the time is over."""
     with _lock:
         if host.name not in _shown:
             asked = [each for each in state.inventory.get_active_hosts() if each.name in _members]
@@ -236,7 +236,7 @@ def _wait_for_login(state: State, host: Host, seconds: int) -> bool:
 
 
 def _given_up(found: Tailnet, waited: float, seconds: int) -> str | None:
-    """Return why a host that has waited so long is waited for no longer; None: it is."""
+    """Return why the run stops waiting for a host; None: it continues to wait."""
     if found.state == tailnet.NO_STATE and waited > ANSWER_SECONDS:
         said = "; ".join(found.health) or "tailscaled does not say why"
         return f"it has its login, but its control server does not answer ({found.server}): {said}"
@@ -271,7 +271,7 @@ def _show_urls(urls: dict[str, str]) -> None:
 
 @operation()
 def preferences(deployment: Deployment) -> Iterator[str]:
-    """Have what can be changed without a new login as the inventory says."""
+    """Set the preferences that can be changed without a new login."""
     found = host.get_fact(TailnetOfHost)
     flags = tailnet.changed_flags(deployment, found) if found.is_connected else []
     if not flags:
@@ -282,7 +282,7 @@ def preferences(deployment: Deployment) -> Iterator[str]:
 
 @operation()
 def switch_ssh(wanted: bool | None) -> Iterator[FunctionCommand | str]:
-    """Have Tailscale's own ssh server on or off, if the inventory says which."""
+    """Turn Tailscale's own ssh server on or off, if the inventory sets it."""
     found = host.get_fact(TailnetOfHost)
     if wanted is None or not found.is_connected or found.runs_ssh == wanted:
         host.noop("it is as it should be")
@@ -307,11 +307,9 @@ def _refuse_ssh(state: State, host: Host) -> bool:
 
 @operation()
 def serve(deployment: Deployment) -> Iterator[FunctionCommand]:
-    """Have these ports of the host shown in the tailnet, and of those that a deploy had shown no
-    others.
+    """Serve these ports in the tailnet, and stop serving others that an earlier deploy served.
 
-    What else the host shows is left alone. What can't be shown does not stop the rest of the
-    deploy.
+    Ports that others serve are not changed. A port that cannot be served does not stop the deploy.
     """
     found = host.get_fact(TailnetOfHost)
     plan = serve_ports.plan(deployment, found)
@@ -325,7 +323,7 @@ def serve(deployment: Deployment) -> Iterator[FunctionCommand]:
 
 @operation()
 def tell(deployment: Deployment) -> Iterator[str]:
-    """Have what a person should know of the host in the last lines of the run. Changes nothing."""
+    """Report warnings about the host in the last lines of the run; changes nothing."""
     found = host.get_fact(TailnetOfHost)
     if found.is_connected:
         for worry in found.worries(datetime.now(UTC), deployment):

@@ -1,5 +1,4 @@
-"""Ports of a host that are shown in its tailnet, with `tailscale serve`: what is to be changed, and
-changing it."""
+"""Ports that a host serves in its tailnet with `tailscale serve`: planned and applied changes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +23,11 @@ NO_HTTPS = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`off`, `on`: what is no longer shown, and what is shown from now on. `kept`: what a deploy
-    has had shown, as it stays. `problems`: what can't be shown, and why."""
+    """Changes to the served ports of a host.
+
+    `off`, `on`: ports that stop and start being served. `kept`: ports of an earlier deploy that
+    stay. `problems`: why ports cannot be served.
+    """
 
     off: Mapping[Endpoint, str]
     on: Mapping[Endpoint, str]
@@ -39,7 +41,7 @@ class Plan:
 
 
 def plan(deployment: Deployment, found: Tailnet) -> Plan:
-    """Return what is to be changed on a host."""
+    """Return the changes to a host."""
     wanted = {
         (scheme, port): f"http://127.0.0.1:{local}"
         for scheme, ports in (
@@ -68,7 +70,7 @@ def plan(deployment: Deployment, found: Tailnet) -> Plan:
 
 
 def _why_not(at: Endpoint, found: Tailnet, freed: set[int]) -> str | None:
-    """Return why nothing can be shown there; None: it can."""
+    """Return why nothing can be served there; None: it can."""
     scheme, port = at
     if scheme == "https" and not found.has_https:
         return NO_HTTPS
@@ -100,7 +102,7 @@ def _key(at: Endpoint) -> str:
 
 
 def carry_out(state: State, host: Host, plan: Plan) -> bool:
-    """Carry out a plan. What does not work out is reported, and not recorded as shown."""
+    """Apply a plan. Failures are reported and not recorded as served."""
     shown = dict(plan.kept)
     for at, target in plan.off.items():
         if said := _refused(host, off_command(at)):
@@ -121,13 +123,13 @@ def carry_out(state: State, host: Host, plan: Plan) -> bool:
 
 
 def off_command(at: Endpoint) -> str:
-    """Return the command that takes only `/` back: other paths at that port are other people's."""
+    """Return the command that stops serving `/`; other paths at that port are not ours."""
     scheme, port = at
     return f"tailscale serve --{scheme}={port} --set-path=/ off"
 
 
 def _refused(host: Host, command: str) -> str:
-    """Run a command; return what it says if it fails, else nothing."""
+    """Run a command; return its output if it fails, else ""."""
     limited = StringCommand(f"timeout {SERVE_SECONDS} {command} 2>&1 </dev/null")
     is_done, output = host.run_shell_command(limited, **fact_cache.arguments_of_facts(host))
     said = " ".join(line.strip() for line in output.stdout_lines if line.strip())

@@ -1,10 +1,9 @@
-"""Tailscale's own ssh server on a host: turned on or off so that the operator can still get in
-afterwards.
+"""Turn Tailscale's own ssh server on or off without locking the operator out.
 
-With it Tailscale answers port 22 of the host's addresses in the tailnet in place of the host's
-sshd, and the tailnet's policy says who gets in. A connection that comes through Tailscale ends at
-the switch, and a policy without a rule for it keeps everybody out. So the host takes the switch
-back by itself, unless a new connection confirms it in time.
+With it Tailscale answers port 22 of the host's tailnet addresses instead of sshd, and the tailnet's
+policy decides who gets in. A connection through Tailscale ends at the switch, and a policy without
+a matching rule locks everybody out. So the host reverts the switch unless a new connection confirms
+it in time.
 """
 
 import shlex
@@ -37,10 +36,9 @@ POLICY_NEEDS = (
 
 
 def switch_script(is_on: bool) -> str:
-    """Return shell commands that have the host switch in a moment, and back unless `confirm_script`
-    is run in time.
+    """Return shell commands that make the host switch, and revert unless `confirm_script` runs.
 
-    A unit does it, which no end of a connection ends; it switches back at a shutdown too.
+    A systemd unit does it, which survives the end of the connection and reverts at a shutdown too.
     """
     switch = f"{FOLDER}/tailscale set --ssh={_flag(is_on)} >{FOLDER}/said 2>&1"
     confirmed = (
@@ -76,8 +74,7 @@ _LOOK = (
 
 
 def switch(state: State, host: Host, is_on: bool) -> bool:
-    """Switch, and keep it if the host can be reached over a new connection. False: it was taken
-    back."""
+    """Switch, and keep it if a new connection reaches the host. False: it was reverted."""
     if not _told(host, switch_script(is_on)):
         return False
     time.sleep(DELAY_SECONDS + 1)

@@ -1,4 +1,4 @@
-"""Output and arguments of Tailscale's own programs. Knows nothing of pyinfra.
+"""Output and arguments of Tailscale's own programs. Independent of pyinfra.
 
 The forms are those of `tailscale status --json`, `tailscale debug prefs` and `tailscale serve
 status --json`.
@@ -41,12 +41,12 @@ Endpoint = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Tailnet:
-    """A host's place in a tailnet. `state`: the daemon's own word for it; None: it does not answer.
+    """A host's state in a tailnet.
 
-    `expires`: when the node's key does; None: never. `health`: what the daemon complains of.
-    `serves`: what is shown at `/` of an endpoint. `ours`: what an earlier deploy had shown there.
-    `ports`: what each port that shows anything is used for: `https`, `http`, or where a TCP forward
-    goes.
+    `state`: BackendState of the daemon; None: it does not answer. `expires`: expiry of the node's
+    key; None: never. `health`: the daemon's warnings. `serves`: what is served at `/` of an
+    endpoint. `ours`: what an earlier deploy served there. `ports`: the use of each port: `https`,
+    `http`, or the target of a TCP forward.
     """
 
     is_installed: bool = False
@@ -69,22 +69,21 @@ class Tailnet:
 
     @property
     def runs_ssh(self) -> bool:
-        """Return whether Tailscale's own ssh server answers at port 22 of the host's addresses in
-        the tailnet."""
+        """Whether Tailscale's ssh server answers at port 22 of the host's tailnet addresses."""
         return bool(self.preferences.get("RunSSH"))
 
     @property
     def server(self) -> str:
-        """Return the URL of the control server that the host is, or was last, logged in at."""
+        """The URL of the control server that the host is, or was last, logged in at."""
         return str(self.preferences.get("ControlURL") or OWN_SERVER).rstrip("/")
 
     @property
     def admin_url(self) -> str:
-        """Return where a machine is approved, as `tailscale up` itself names it."""
+        """The URL where a machine is approved, as `tailscale up` prints it."""
         return ADMIN_URL if self.server in OWN_SERVERS else f"{self.server}/admin"
 
     def worries(self, now: datetime, deployment: Deployment) -> Iterator[str]:
-        """Yield what a person should know of a connected host."""
+        """Yield warnings about a connected host."""
         if self.expires is not None and self.expires - now < WARN_BEFORE:
             days = (self.expires - now).days
             when = (
@@ -126,9 +125,10 @@ def _listed(tags: Iterable[str]) -> str:
 
 
 def parse(text: str) -> Tailnet:
-    """Return what the fact's command printed: one JSON object with status, prefs and serve, each
-    null if it gave no answer; and ours: the endpoints that a deploy has had shown, each before what
-    is there.
+    """Parse the output of the fact: one JSON object with status, prefs, serve and ours.
+
+    status, prefs and serve are null if the program failed. ours: pairs of an endpoint and the
+    target that a deploy served there.
     """
     said = json.loads(text)
     status, serve = said["status"] or {}, said["serve"] or {}
@@ -182,8 +182,7 @@ def written(at: Endpoint) -> str:
 
 
 def mistakes(deployment: Deployment) -> Iterator[str]:
-    """Yield what is wrong with the inventory's Tailscale keys, as far as the operator's side can
-    know."""
+    """Yield the mistakes in the inventory's Tailscale keys that the operator's side can detect."""
     if not deployment.tailscale:
         return
     for port in sorted(deployment.tailscale_serve.keys() & deployment.tailscale_serve_http.keys()):
@@ -204,8 +203,7 @@ def mistakes(deployment: Deployment) -> Iterator[str]:
 
 
 def warnings(deployment: Deployment) -> Iterator[str]:
-    """Yield what the inventory's Tailscale keys ask for and their control server probably does not
-    offer."""
+    """Yield Tailscale features that the inventory asks for and the server probably lacks."""
     server = (deployment.tailscale_login_server or OWN_SERVER).rstrip("/")
     if deployment.tailscale and deployment.tailscale_serve and server not in OWN_SERVERS:
         yield (
@@ -216,8 +214,10 @@ def warnings(deployment: Deployment) -> Iterator[str]:
 
 
 def auth_key(deployment: Deployment) -> str | None:
-    """Return the key that the host logs in with. None: a person does. Raises SettingsError, never
-    with the key."""
+    """Return the key that the host logs in with; None: a person logs it in.
+
+    Raises SettingsError, never with the key.
+    """
     name = deployment.tailscale_auth_key_file
     if name is None:
         return None
@@ -231,12 +231,10 @@ def auth_key(deployment: Deployment) -> str | None:
 
 
 def login_flags(deployment: Deployment, found: Tailnet) -> list[str]:
-    """Return the flags of `tailscale up`: what the inventory names, and all else as the host has
-    it.
+    """Return the flags of `tailscale up`: the inventory's, and otherwise the host's present ones.
 
-    Tailscale refuses a login that does not mention what is there, so what is not known here is not
-    lost either. Its ssh server stays as it is: that is switched when it can be seen who gets in
-    afterwards.
+    Tailscale refuses a login that does not mention present preferences, so they are kept. The ssh
+    server is switched separately (ssh_switch.py), which checks who gets in afterwards.
     """
     flags = _present_flags(found)
     named = {
@@ -254,8 +252,7 @@ def login_flags(deployment: Deployment, found: Tailnet) -> list[str]:
 
 
 def relogin_command(found: Tailnet, tags: Iterable[str]) -> str:
-    """Return the command, for a person, that logs a host in again with these tags and leaves all
-    else as it is."""
+    """Return the command that logs a host in again with these tags and keeps everything else."""
     flags = _present_flags(found) | {"advertise-tags": ",".join(tags)}
     words = [
         "tailscale",
@@ -267,7 +264,7 @@ def relogin_command(found: Tailnet, tags: Iterable[str]) -> str:
 
 
 def _present_flags(found: Tailnet) -> dict[str, str]:
-    """Return what the host has otherwise than by default, as flags of `tailscale up`."""
+    """Return the host's preferences that differ from the default, as flags of `tailscale up`."""
     has = found.preferences
     routes = list(has.get("AdvertiseRoutes") or ())
     is_exit = all(route in routes for route in EVERYWHERE)
@@ -304,8 +301,7 @@ def _present_flags(found: Tailnet) -> dict[str, str]:
 
 
 def kept_flags(found: Tailnet) -> list[str]:
-    """Return the flags of `tailscale set` for what `tailscale up` can't be told, and sets back to
-    the default."""
+    """Return flags of `tailscale set` for preferences that `tailscale up` would reset."""
     has = found.preferences
     update = has.get("AutoUpdate") or {}
     values = {
@@ -322,8 +318,7 @@ def kept_flags(found: Tailnet) -> list[str]:
 
 
 def changed_flags(deployment: Deployment, found: Tailnet) -> list[str]:
-    """Return the flags of `tailscale set` for what a host that is logged in has otherwise, without
-    ssh."""
+    """Return flags of `tailscale set` for a connected host's differences, apart from ssh."""
     flags = []
     routes = deployment.tailscale_accept_routes
     if routes is not None and bool(found.preferences.get("RouteAll")) != routes:

@@ -1,7 +1,7 @@
 """The lab as a fixture: four real hosts, booted once for the whole test run.
 
-Each lab stays in one process of the run, and so do the tests that use it: beside it there may be
-another lab.
+Each lab, and the tests that use it, stay in one process of the run, so several labs can run at
+once.
 """
 
 import os
@@ -15,17 +15,20 @@ from lab.lab import Lab
 from lab.lab_tailnet import LabTailnet, why_no_tailnet
 
 OTHER_LABS = {
-    "test_lab_debian13.py": "trixie", "test_lab_first_boot.py": "fresh",
-    "test_lab_mesh.py": "bare", "test_lab_models.py": "own",
-    "test_lab_sudo.py": "own", "test_lab_sudo_password.py": "own", "test_lab_tailscale.py": "tailscale",
+    "test_lab_debian13.py": "trixie",
+    "test_lab_first_boot.py": "fresh",
+    "test_lab_mesh.py": "bare",
+    "test_lab_models.py": "own",
+    "test_lab_sudo.py": "own",
+    "test_lab_sudo_password.py": "own",
+    "test_lab_tailscale.py": "tailscale",
     "test_lab_wheelhouse.py": "bare",
-}  # fmt: skip
-"""File -> what it shares with others of a name: the lab that its tests run in, if that is not
-`lab`."""
+}
+"""File -> the lab that its tests run in, if that is not `lab`."""
 
 
 class LabsTogether(LoadScopeScheduling):  # type: ignore[misc]
-    """Tests of one lab to one process, all others to whoever is free."""
+    """Schedules tests of one lab to one process, and all others to any free process."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0].rpartition("/")[2]
@@ -38,27 +41,31 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LabsToget
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Four hosts that answer over ssh, nothing deployed. Skipped where that can't be, unless
-    LAB_REQUIRED is 1."""
+    """Four hosts that answer over ssh, nothing deployed; skipped without a lab.
+
+    With LAB_REQUIRED=1 the tests fail instead.
+    """
     yield from booted(Lab("labtest"))
 
 
 @pytest.fixture(scope="module")
 def own_lab() -> Iterator[Lab]:
-    """The same for the tests of one file alone: on its hosts nobody has left anything."""
+    """Four hosts for the tests of one file alone."""
     yield from booted(Lab("labown"))
 
 
 @pytest.fixture(scope="module")
 def bare_lab() -> Iterator[Lab]:
-    """The same with hosts that have nothing but Debian."""
+    """Four hosts with nothing but Debian."""
     yield from booted(Lab("labbare", is_bare=True))
 
 
 @pytest.fixture(scope="module")
 def tailnet() -> Iterator[LabTailnet]:
-    """Two bare hosts with tailscaled, logged out, and their operator in a tailnet. Skipped without
-    the programs."""
+    """Two bare hosts with tailscaled, logged out, and their operator in a tailnet.
+
+    Skipped without the programs.
+    """
     if reason := why_no_tailnet():
         pytest.skip(reason)
     for lab in booted(Lab("labtail", is_bare=True), num_hosts=2):
@@ -70,7 +77,7 @@ def tailnet() -> Iterator[LabTailnet]:
 
 
 def booted(lab: Lab, num_hosts: int = 4) -> Iterator[Lab]:
-    """The lab, up for as long as the fixture lives that this comes from."""
+    """Boot the lab for the lifetime of the fixture that calls this."""
     if reason := machine.why_no_lab():
         if os.environ.get("LAB_REQUIRED") == "1":
             pytest.fail(f"LAB_REQUIRED is 1, but {reason}")

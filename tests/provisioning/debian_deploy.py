@@ -1,5 +1,4 @@
-"""The part of deploy.py that needs no release: packages, user, folders, the WireGuard mesh, units.
-For the tests."""
+"""The part of deploy.py without a release: packages, user, folders, WireGuard, units."""
 
 from pyinfra import host, inventory
 

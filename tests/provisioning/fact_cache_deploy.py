@@ -1,5 +1,4 @@
-"""For test_fact_cache.py: says how often a fact was really asked, before and after something was
-done."""
+"""For test_fact_cache.py: record how often a fact was asked, before and after a change."""
 
 from collections.abc import Iterator
 
@@ -11,7 +10,7 @@ from deploys.pyinfra_ext import fact_cache
 
 
 class Count(FactBase[int]):
-    """The number of times that this was asked. Its answer has no line break at its end."""
+    """The number of times that this was asked; the output does not end with a line break."""
 
     def command(self, file: str) -> str:
         return f"echo x >> {file}; printf %s $(wc -l < {file})"
@@ -31,7 +30,7 @@ class Lines(FactBase[list[str]]):
 
 
 class Failing(FactBase[str]):
-    """Answered by nobody."""
+    """A fact whose command fails."""
 
     def command(self) -> str:
         return "echo nonsense; exit 3"
@@ -39,7 +38,7 @@ class Failing(FactBase[str]):
 
 @operation()
 def write(text: str, file: str) -> Iterator[str]:
-    """Note how often `file` was counted by now."""
+    """Record how often `file` has been counted so far."""
     yield f"echo {text}={host.get_fact(Count, file=file)} >> {file}.said"
 
 

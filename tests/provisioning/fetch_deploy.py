@@ -1,4 +1,4 @@
-"""The part of deploy.py that fetches a model. For the tests."""
+"""The part of deploy.py that fetches a model."""
 
 from pyinfra import host
 

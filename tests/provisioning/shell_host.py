@@ -1,8 +1,7 @@
-"""A host of pyinfra's whose facts and commands are run by this machine's shell, without network
-where root can do that.
+"""A pyinfra host whose facts and commands run in this machine's shell.
 
-Stands in for pyinfra's connection alone: facts, operations, and what they do to files are the real
-ones.
+Without network, where root can do that. Replaces pyinfra's connection only: facts, operations and
+their effects on files are real.
 """
 
 import os
@@ -16,8 +15,7 @@ NO_NETWORK = ["unshare", "--net"] if os.geteuid() == 0 else []
 
 
 class ShellHost:
-    """`sent`: bytes of standard input of each command that was run, in order. `noops`: reasons of
-    doing nothing."""
+    """A host; `sent`: standard input of each command, in order; `noops`: reasons of no-ops."""
 
     def __init__(self) -> None:
         self.name = "shell"
@@ -36,8 +34,10 @@ class ShellHost:
         self.noops.append(reason)
 
     def run(self, commands: Iterable[StringCommand | str]) -> None:
-        """Run an operation's commands, each before the next one is asked for. Raises AssertionError
-        with its words."""
+        """Run an operation's commands, each before the next is requested.
+
+        Raises AssertionError with the output of a command that fails.
+        """
         for command in commands:
             script = command if isinstance(command, str) else command.get_raw_value()
             stdin = (

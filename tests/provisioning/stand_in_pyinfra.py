@@ -1,8 +1,8 @@
-"""Stands in for pyinfra and the hosts behind it, for rollouts of more hosts than can be had here.
+"""Stands in for pyinfra and its hosts, for rollouts over more hosts than a lab has.
 
-The inventory is a JSON file: `hosts`, and `bad`, a commit whose workers end with code 1. What each
-host is stands in a file next to it. With a file .slow next to the inventory no deploy gets to its
-end, and with one .but each is done without something. Answers have the shapes of pyinfra 3.10.0's.
+The inventory is a JSON file: `hosts`, and `bad`, a commit whose workers end with code 1. The state
+of each host is in a file next to it. With a file .slow next to the inventory no deploy ends, and
+with one .but every deploy lacks something. Answers have the form of pyinfra 3.10.0's.
 """
 
 import argparse
@@ -24,8 +24,7 @@ def state_of(folder: Path, host: str) -> dict[str, Any]:
 
 
 def change(folder: Path, host: str, commit: str | None) -> None:
-    """Have the host run a commit, or None: the one before. One process at a time; who asks never
-    finds half a file."""
+    """Make the host run a commit, or the previous one (None), atomically and under a lock."""
     with (folder / f"{host}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         state = state_of(folder, host)

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Stands in for the program `tailscale` and its daemon in quick tests; test_lab_tailscale.py has
-the real ones.
+"""Stands in for `tailscale` and its daemon; test_lab_tailscale.py uses the real ones.
 
-It refuses what tailscale 1.98 was seen to refuse: a login that does not mention every setting that
-is there, its ssh server where the tailnet does not have it, HTTPS where there are no certificates,
-a port that is used for something else. Without a key `up` waits, with a login URL in `status
---json`, until the file `approved` is beside this program. Every command line is added to `calls`.
-Questions write nothing, and changes are made under a lock.
+It refuses what tailscale 1.98 refuses: a login that does not mention every present setting, its ssh
+server in a tailnet without it, HTTPS without certificates, a port that is used otherwise. Without a
+key `up` waits, with a login URL in `status --json`, until the file `approved` exists next to this
+program. Every command line is appended to `calls`. Queries write nothing, and changes are made
+under a lock.
 """
 
 import fcntl
@@ -31,21 +30,32 @@ LOGGED_OUT = {
     **CAPABILITIES,
 }
 DEFAULTS = {
-    "ControlURL": OWN_SERVER, "RouteAll": False, "CorpDNS": True, "RunSSH": False, "RunWebClient": False,
-    "Hostname": "", "AdvertiseTags": None, "AdvertiseRoutes": None,
-}  # fmt: skip
+    "ControlURL": OWN_SERVER,
+    "RouteAll": False,
+    "CorpDNS": True,
+    "RunSSH": False,
+    "RunWebClient": False,
+    "Hostname": "",
+    "AdvertiseTags": None,
+    "AdvertiseRoutes": None,
+}
 PREFERENCES = {
-    "login-server": "ControlURL", "accept-routes": "RouteAll", "accept-dns": "CorpDNS", "ssh": "RunSSH",
-    "webclient": "RunWebClient", "hostname": "Hostname", "advertise-tags": "AdvertiseTags",
+    "login-server": "ControlURL",
+    "accept-routes": "RouteAll",
+    "accept-dns": "CorpDNS",
+    "ssh": "RunSSH",
+    "webclient": "RunWebClient",
+    "hostname": "Hostname",
+    "advertise-tags": "AdvertiseTags",
     "advertise-routes": "AdvertiseRoutes",
-}  # fmt: skip
+}
 # What `up` can't be told, and sets back to the default.
 ONLY_SET = ("RunWebClient",)
 NOT_SETTINGS = ("auth-key", "timeout", "reset", "force-reauth")
 
 
 class RefusedError(Exception):
-    """Print what the real program prints before it ends with 1."""
+    """Print the real program's error and exit with 1."""
 
 
 def load() -> dict[str, Any]:
@@ -56,7 +66,7 @@ def load() -> dict[str, Any]:
 
 @contextmanager
 def changed() -> Iterator[dict[str, Any]]:
-    """The state, to be changed by one process at a time. What is refused changes nothing."""
+    """Provide the state under a lock; a refused change is not saved."""
     with (HERE / "state.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         state = load()
@@ -107,9 +117,10 @@ def up(flags: dict[str, str]) -> None:
             state["BackendState"] = "Running"
             return
         forgotten = [
-            flag for flag, name in PREFERENCES.items()
+            flag
+            for flag, name in PREFERENCES.items()
             if name not in ONLY_SET and flag not in flags and state["prefs"][name] != DEFAULTS[name]
-        ]  # fmt: skip
+        ]
         if forgotten and "reset" not in flags:
             raise RefusedError(
                 f"Error: changing settings via 'tailscale up' requires mentioning all: {forgotten}"
@@ -200,16 +211,26 @@ def status(state: dict[str, Any]) -> dict[str, Any]:
     is_on = state["BackendState"] == "Running"
     capabilities = {"https://tailscale.com/cap/ssh": []} if state["ssh"] else {}
     me = {
-        "ID": "n1", "HostName": "h", "TailscaleIPs": ["100.64.0.7"] if is_on else None, "Online": is_on,
-        "CapMap": capabilities, "Tags": state.get("tags", state["prefs"]["AdvertiseTags"]),
-    }  # fmt: skip
+        "ID": "n1",
+        "HostName": "h",
+        "TailscaleIPs": ["100.64.0.7"] if is_on else None,
+        "Online": is_on,
+        "CapMap": capabilities,
+        "Tags": state.get("tags", state["prefs"]["AdvertiseTags"]),
+    }
     if "expires" in state:
         me["KeyExpiry"] = state["expires"]
     return {
-        "Version": "1.98.10", "TUN": True, "BackendState": state["BackendState"], "AuthURL": state["AuthURL"],
-        "TailscaleIPs": me["TailscaleIPs"], "Self": me, "Peer": None, "Health": state.get("health", []),
+        "Version": "1.98.10",
+        "TUN": True,
+        "BackendState": state["BackendState"],
+        "AuthURL": state["AuthURL"],
+        "TailscaleIPs": me["TailscaleIPs"],
+        "Self": me,
+        "Peer": None,
+        "Health": state.get("health", []),
         "CertDomains": ["h.ts.net"] if state["https"] else None,
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

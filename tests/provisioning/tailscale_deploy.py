@@ -1,4 +1,4 @@
-"""The Tailscale part of deploy.py by itself, for hosts that have everything else."""
+"""The Tailscale part of deploy.py, for hosts that have everything else."""
 
 import os
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""Deploys wait for other programs that use packages and finish an interrupted dpkg; other failures
-end them."""
+"""Deploys wait for other package managers, finish an interrupted dpkg, and report other errors."""
 
 import os
 import subprocess

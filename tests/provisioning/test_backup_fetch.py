@@ -1,5 +1,4 @@
-"""The programs that seal secrets on a host run in its own release, which may be an earlier one than
-the operator's."""
+"""The programs that seal secrets run in the host's release, which may be an earlier one."""
 
 import subprocess
 import sys
@@ -16,7 +15,7 @@ MAIN = "if __name__ == '__main__': print('sealed for', *sys.argv[1:])\n"
 
 @pytest.fixture(params=["backup_pack", "sealing"])
 def release(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A release whose program has today's name, or its first one."""
+    """Make a release whose module has its present or its earlier name."""
     folder = tmp_path / "current"
     (folder / "deploys").mkdir(parents=True)
     (folder / "deploys/__init__.py").touch()

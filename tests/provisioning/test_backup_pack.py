@@ -1,4 +1,4 @@
-"""Backups: what is in them, who can read them, and that nobody else can."""
+"""Backups: their content, and who can read them."""
 
 import io
 import json
@@ -20,7 +20,7 @@ PASSPHRASE = "correct horse"
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """A host's state folder: a worker whose ledger is open in WAL mode, and a keeper."""
+    """Make a host's state folder: a worker whose ledger is open in WAL mode, and a keeper."""
     folder = tmp_path / "state"
     (folder / "worker-0/checkpoints").mkdir(parents=True)
     (folder / "keeper").mkdir()
@@ -48,9 +48,13 @@ def test_backup_holds_what_can_not_be_made_again_and_nothing_else(state: Path) -
     database.commit()
     with tarfile.open(fileobj=io.BytesIO(backup_pack.pack(state))) as tar:
         assert sorted(tar.getnames()) == [
-            "chain/state.json", "keeper/owner.key", "retired/worker-3-20260101T000000/swarm.pem", "worker-0/ledger.db",
-            "worker-0/swarm.pem", "worker-0/wallet/wallet.json",
-        ]  # fmt: skip
+            "chain/state.json",
+            "keeper/owner.key",
+            "retired/worker-3-20260101T000000/swarm.pem",
+            "worker-0/ledger.db",
+            "worker-0/swarm.pem",
+            "worker-0/wallet/wallet.json",
+        ]
         ledger = tar.extractfile("worker-0/ledger.db")
         assert ledger is not None
         copy = state / "copy.db"
@@ -121,7 +125,7 @@ def write(file: Path, hosts: dict[str, bytes], passphrase: str) -> None:
 
 
 def test_archive_of_the_version_before_is_read(tmp_path: Path) -> None:
-    """Written as that version did: one chunk, a tar of tars."""
+    """Write a backup of version 1: one chunk, a tar of tars."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         entry = tarfile.TarInfo("gpu-1")

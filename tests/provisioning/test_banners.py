@@ -1,5 +1,4 @@
-"""Tailscale's check mode: an ssh server that lets in by `none` alone, once a person has opened a
-URL."""
+"""Tailscale's check mode: an ssh server that accepts `none` once a person has opened a URL."""
 
 import contextlib
 import socket
@@ -18,7 +17,7 @@ URL = "https://login.tailscale.com/a/0123abcd"
 
 
 class CheckMode(paramiko.ServerInterface):
-    """Lets in when `opened` is set; runs what it is told."""
+    """Accepts a login when `opened` is set, and runs commands."""
 
     def __init__(self, lets_in: bool) -> None:
         self.opened = threading.Event()
@@ -56,7 +55,7 @@ class CheckMode(paramiko.ServerInterface):
 
 @contextlib.contextmanager
 def serving(server: CheckMode) -> Iterator[int]:
-    """The server on loopback; its port."""
+    """Run the server on loopback; yield its port."""
     key = paramiko.ECDSAKey.generate()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -72,12 +71,16 @@ def serving(server: CheckMode) -> Iterator[int]:
 
 
 def pyinfra(folder: Path, port: int, server: CheckMode, *, with_key: bool) -> tuple[int, str]:
-    """Run a command on that host; a person opens the URL as soon as it is shown. Exit code and
-    stderr."""
+    """Run a command there; a person opens the URL when it is printed. Return code and stderr."""
     access = {
-        "ssh_hostname": "127.0.0.1", "ssh_port": port, "ssh_user": "root", "ssh_strict_host_key_checking": "no",
-        "ssh_known_hosts_file": str(folder / "known_hosts"), "ssh_allow_agent": False, "ssh_look_for_keys": False,
-    }  # fmt: skip
+        "ssh_hostname": "127.0.0.1",
+        "ssh_port": port,
+        "ssh_user": "root",
+        "ssh_strict_host_key_checking": "no",
+        "ssh_known_hosts_file": str(folder / "known_hosts"),
+        "ssh_allow_agent": False,
+        "ssh_look_for_keys": False,
+    }
     if with_key:
         paramiko.ECDSAKey.generate().write_private_key_file(str(folder / "key"))
         access["ssh_key"] = str(folder / "key")

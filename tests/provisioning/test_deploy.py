@@ -1,8 +1,9 @@
-"""The whole deploy.py through pyinfra's own command line, on hosts of its @fake connector: nothing
-is touched."""
+"""The whole deploy.py with pyinfra's command line, on hosts of its @fake connector."""
 
+import ast
 import base64
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from deploys import mesh, operator, units
 from deploys.facts import ChosenModels, ConfiguredServices, ConfiguredSlots, Identities, MovedAway
 from deploys.fleet.pyinfra_process import Pyinfra
 from deploys.inventory import planning, validation
+from deploys.inventory.schema import Deployment
 from deploys.inventory.validation import HostEntry
 from worker.errors import SettingsError
 from worker.swarm import identity
@@ -84,7 +86,7 @@ def test_everything_of_the_coordinator_comes_before_anything_of_a_worker(
 def test_settings_that_the_release_refuses_stop_that_host_before_anything_is_switched(
     write_inventory: Any,
 ) -> None:
-    """Only the release knows, for instance, which task families there are."""
+    """Some settings only the release can check, such as task families."""
     line = "hivewright check: SettingsError (exit 2): environment_families: no such family"
     refused = {
         "worker check --settings /etc/hivewright/worker-1.yaml.new": {
@@ -160,7 +162,7 @@ def test_coordinator_on_arm_is_refused_before_anything_is_done_unless_it_brings_
 def test_host_whose_gpus_do_not_go_with_its_slots_fails_before_anything_is_done_there(
     write_inventory: Any,
 ) -> None:
-    """With its name and the reason; the others are deployed."""
+    """The message contains host and reason; other hosts are deployed."""
     answers = FAKE_ANSWERS | {
         "nvidia-smi --query-gpu": "gpu 0, GPU-a, Card, 24564, 14.0, 600.1\ncuda 14.0",
         "Card (compute capability 14.0) is newer than every build of torch": {
@@ -195,8 +197,7 @@ def test_token_is_in_no_output(write_inventory: Any, tmp_path: Path) -> None:
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *lines: str) -> None:
-    """The run ended with exit code 2, before pyinfra loaded anything, and these are its last
-    lines."""
+    """Assert exit code 2 with these last lines, before pyinfra loaded any hosts."""
     assert done.returncode == 2, done.stderr
     assert tuple(done.stderr.splitlines()) == ("--> Loading config...", *lines)
 
@@ -233,7 +234,7 @@ def test_deploys_of_a_rollout_take_plans_that_were_checked_once(
     fleet = Pyinfra(str(inventory), plans=plans)
     assert len(fleet.hosts(timeout=60, is_to_be_deployed=True)) == 3
     assert "SECRET-TOKEN" not in "".join(file.read_text() for file in plans.iterdir())
-    # By now another host's data are wrong: who has checked plans does not look at them.
+    # By now another host's data are wrong: a run with checked plans does not look at them.
     inventory.write_text(
         inventory.read_text().replace("{'fake_delay'", "{'no_such_key': 1, 'fake_delay'", 1)
     )
@@ -248,10 +249,14 @@ def test_deploys_of_a_rollout_take_plans_that_were_checked_once(
 
 def test_plan_reads_back_as_it_was_handed_on() -> None:
     data = {
-        "slots": [{"gpu": "1:0", "node_name": "x"}, {"model_device": "cpu"}], "slot_memory_gb": 10, "slot_cpus": 3.5,
-        "tailscale": True, "tailscale_serve": {443: 3000}, "trainer_learning_rate": 1e-5,
+        "slots": [{"gpu": "1:0", "node_name": "x"}, {"model_device": "cpu"}],
+        "slot_memory_gb": 10,
+        "slot_cpus": 3.5,
+        "tailscale": True,
+        "tailscale_serve": {443: 3000},
+        "trainer_learning_rate": 1e-5,
         "environment_families": [{"name": "basic_arithmetic", "config": {"min_terms": 2}}],
-    }  # fmt: skip
+    }
     hub = HostEntry("hub", ("coordinators",), {"account_host": "192.0.2.10", "wireguard": True})
     auto = HostEntry("auto", ("workers",), {"slots": "auto", "wireguard": True})
     entries = [hub, HostEntry("two", ("workers",), data), auto]
@@ -272,7 +277,7 @@ def test_plan_reads_back_as_it_was_handed_on() -> None:
 
 
 def test_what_an_inventory_says_in_vain_is_named(tmp_path: Path) -> None:
-    """pyinfra itself would pass over all of it without a word."""
+    """pyinfra itself would ignore all of these silently."""
     inventory = tmp_path / "fleet.py"
     inventory.write_text(
         "trainer_learning_rate = 1e-5\ncoordinators = ['hub', 'hub']\nworkers = ['a', ('b',"
@@ -319,7 +324,7 @@ def test_wrong_key_does_not_need_a_host_that_can_be_reached(tmp_path: Path) -> N
 
 
 def test_wrong_key_does_not_need_the_host_that_has_it(write_inventory: Any) -> None:
-    """All hosts are checked, also those that this run is limited away from."""
+    """All hosts are checked, including those outside of `--limit`."""
     inventory = write_inventory({"account_host": "192.0.2.10"}, {"slots": 1}, {"slot": 1})
     done = pyinfra("-y", inventory, "deploy.py", "--limit", "@fake/gpu-0")
     assert done.returncode == 2
@@ -365,7 +370,7 @@ def test_keys_of_pyinfras_own_are_refused_where_their_type_is_wrong(
 
 
 def test_ways_that_end_pyinfra_are_refused_with_their_hosts(tmp_path: Path) -> None:
-    """And with what else is wrong, such as a repository that no command line can name."""
+    """All other mistakes are reported too, such as a repository that cannot be read."""
     (tmp_path / "no.key").write_text("x")
     ECDSAKey.generate().write_private_key_file(str(tmp_path / "a.key"))
     ways = {
@@ -526,7 +531,7 @@ def test_dry_run_without_terminal_shows_the_changes_of_the_hosts_that_can_be_rea
 def test_two_workers_with_one_identity_stop_the_run_with_the_reason_last(
     write_inventory: Any,
 ) -> None:
-    """Also when another host is in trouble: nothing is done anywhere, and that is not its fault."""
+    """Also when another host fails: nothing is done anywhere, and that host is not blamed."""
     enrolled = "/var/lib/hivewright/worker-0/enrolment.json " + json.dumps({"peer_id": "Qm1"})
     answer = FAKE_ANSWERS | {Identities().command(): enrolled}
     same = {"slots": 1, "fake_responses": answer}
@@ -567,7 +572,7 @@ def test_damaged_enrolment_is_the_trouble_of_its_host_alone(write_inventory: Any
 def test_slot_whose_key_was_set_aside_by_a_move_is_refused_with_both_ways_out(
     write_inventory: Any,
 ) -> None:
-    """Enrolled again it would be a new worker next to the ledger of the old one."""
+    """Enrolled again, it would be a new worker next to the old one's ledger."""
     reason = "the key of slot 0 was set aside by a move"
     moved = {
         MovedAway().command(): '/var/lib/hivewright/worker-0/enrolment.json {"peer_id": "Qm1"}',
@@ -681,8 +686,7 @@ def test_slot_that_leaves_its_model_to_the_machine_from_now_on_enrols_again(
 
 
 def test_ssh_keys_that_all_hosts_share_do_not_hurt_this_machine(tmp_path: Path) -> None:
-    """Group data may hold ssh_port for the sake of others; a mistyped one is a mistake all the
-    same."""
+    """Group data may contain ssh_port for other hosts; a misspelt one is a mistake all the same."""
     inventory = tmp_path / "fleet.py"
     data = {"ssh_port": 22, "ssh_prt": 1, "release_repository": "h.git", "release_ref": COMMIT}
     inventory.write_text(f"coordinators = ['@local']\nall = (['@local'], {data!r})\n")
@@ -704,6 +708,20 @@ def test_shipped_inventory_is_right(name: str) -> None:
     assert sum(len(plan.slots) for plan in plans.values()) >= 1
     assert sum(bool(plan.services) for plan in plans.values()) == 1
     assert all(entry.data["_timeout"] == 120 for entry in entries)
+
+
+def test_example_inventory_explains_every_key_that_is_not_a_setting() -> None:
+    text = (CHECKOUT / "inventory/example.py").read_text()
+    named = {*re.findall(r'"(\w+)":', text), *re.findall(r"`(\w+)`:", text)}
+    keys = {*Deployment.model_fields, *validation.SLOT_KEYS}
+    assert keys - named == set()
+    wrong = {
+        key
+        for key, default in re.findall(r'^ +# "(\w+)": (.*),$', text, re.MULTILINE)
+        if key in Deployment.model_fields
+        and ast.literal_eval(default) != Deployment.model_fields[key].default
+    }
+    assert wrong == set()
 
 
 def test_lab_inventory_says_how_to_get_to_its_hosts() -> None:

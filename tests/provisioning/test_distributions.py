@@ -1,4 +1,4 @@
-"""Differences between the distributions of hosts, by facts: not all can be booted here."""
+"""Differences between distributions, by their facts: not all can be booted here."""
 
 import subprocess
 from pathlib import Path
@@ -26,8 +26,10 @@ def test_python_is_new_enough_on_each(distribution: tuple[str, str], python: str
 def test_old_release_gets_its_second_python_and_environments_are_made_with_it() -> None:
     assert system.packages_for("python3") == system.PACKAGES
     assert set(system.packages_for("python3.11")) - set(system.PACKAGES) == {
-        "python3.11", "python3.11-venv", "python3.11-dev",
-    }  # fmt: skip
+        "python3.11",
+        "python3.11-venv",
+        "python3.11-dev",
+    }
     script = release.environment_script(Path("/srv/release"), None, "python3.11")
     assert "python3.11 --version" in script
     assert "PYTHON=python3.11 scripts/environment $folder worker" in script

@@ -1,4 +1,4 @@
-"""Answers of a host are kept until something is done to it."""
+"""Answers of a host are cached until something changes the host."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The facts of this project, by answers of hosts."""
+"""The facts of this project, from recorded answers of hosts."""
 
 import json
 import os
@@ -37,9 +37,16 @@ from deploys.tailscale.join import TailnetOfHost
 CHECKOUT = Path(__file__).parents[2]
 
 STATUS: dict[str, Any] = {
-    "peer_id": "Qm", "state": "a=b", "round": 3, "reward_mean": None, "peers_heard": 0, "ledger": {},
-    "animal_name": "tall owl", "updated_at": 1795443940.5, "swarm": {"peers_known": 2, "address": "x"},
-}  # fmt: skip
+    "peer_id": "Qm",
+    "state": "a=b",
+    "round": 3,
+    "reward_mean": None,
+    "peers_heard": 0,
+    "ledger": {},
+    "animal_name": "tall owl",
+    "updated_at": 1795443940.5,
+    "swarm": {"peers_known": 2, "address": "x"},
+}
 
 WHAT = "what=regular file,300"
 
@@ -204,8 +211,7 @@ def test_status_that_is_none_is_said_of_its_worker_alone(text: str, reason: str)
 
 
 def answer_of(fact: NodeReports | HostStates, root: Path, path: str = "") -> Any:
-    """Return what a fact's own command finds on a machine whose folders are in `root`, with `path`
-    first."""
+    """Return a fact for a machine whose folders are below `root`, with `path` first in PATH."""
     command = re.sub(
         f"({STATE}|{CONFIGURATION})", lambda found: f"{root}{found[1]}", fact.command()
     )
@@ -387,9 +393,21 @@ def test_answer_that_makes_no_sense_ends_no_other_host_s_run(tmp_path: Path) -> 
         " {host.get_fact(TailnetOfHost).is_installed}'])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pyinfra", "-y", "--json", str(tmp_path / "fleet.py"), str(tmp_path / "deploy.py")],
-        cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pyinfra",
+            "-y",
+            "--json",
+            str(tmp_path / "fleet.py"),
+            str(tmp_path / "deploy.py"),
+        ],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     (operation,) = json.loads(done.stdout)["results"]["operations"]
     assert (done.returncode, operation["success"]) == (1, ["@fake/well"]), done.stderr
     assert "FactProcessError: TailnetOfHost: got" in done.stderr

@@ -1,5 +1,4 @@
-"""Hosts that can't run the services at all are refused before anything is installed, with the way
-out."""
+"""Hosts that cannot run the services are refused before any change, with advice."""
 
 import os
 import subprocess
@@ -11,15 +10,19 @@ from deploys.hardware import MissingParts
 
 
 def ask(folder: Path, *, systemd: bool, path: str | None = None) -> str | None:
-    """Ask the fact through a real shell, with /run/systemd/system in a folder of ours."""
+    """Ask the fact through a real shell, with /run/systemd/system in a temporary folder."""
     booted = folder / "booted"
     if systemd:
         booted.mkdir()
     script = MissingParts().command().replace("/run/systemd/system", str(booted))
     done = subprocess.run(
         ["/bin/sh", "-c", script],
-        capture_output=True, text=True, timeout=10, check=True, env=os.environ | ({"PATH": path} if path else {}),
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+        env=os.environ | ({"PATH": path} if path else {}),
+    )
     lines = done.stdout.splitlines()
     return MissingParts().process(lines) if lines else MissingParts.default()
 

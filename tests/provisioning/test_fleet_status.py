@@ -1,4 +1,4 @@
-"""The fleet's table."""
+"""The table of `hivewright fleet status`."""
 
 import time
 from typing import Any
@@ -45,9 +45,12 @@ STATE = {
 
 
 def rendered(
-    hosts: list[str], reports: dict[str, list[dict[str, Any]]], width: int = 80,
-    expected: dict[str, list[str]] | None = None, **state: Any,
-) -> tuple[str, bool]:  # fmt: skip
+    hosts: list[str],
+    reports: dict[str, list[dict[str, Any]]],
+    width: int = 80,
+    expected: dict[str, list[str]] | None = None,
+    **state: Any,
+) -> tuple[str, bool]:
     states = dict.fromkeys(reports, STATE | state)
     units = {host: [one["unit"] for one in reports.get(host, ())] for host in hosts} | (
         expected or {}
@@ -308,9 +311,11 @@ def test_what_the_inventory_says_should_run() -> None:
     ]
     worker = "hivewright-worker@{}.service"
     assert status.expected(hosts) == {
-        "hub": HUB, "two": [worker.format(0), worker.format(1)], "auto": [status.AUTO_SLOTS],
+        "hub": HUB,
+        "two": [worker.format(0), worker.format(1)],
+        "auto": [status.AUTO_SLOTS],
         "wrong": [worker.format(0)],
-    }  # fmt: skip
+    }
     auto = status.expected(hosts[2:3])
     text, is_well = rendered(
         ["auto"], {"auto": [report(), report(worker.format(1))]}, expected=auto

@@ -1,4 +1,4 @@
-"""GPUs as a driver reports them, and the build of torch that follows."""
+"""GPUs as a driver reports them, and the build of torch chosen for them."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ HEADER = "| NVIDIA-SMI 580.95.05    Driver Version: 580.95.05    CUDA Version: 1
 
 
 def ask(folder: Path, shim: str | None) -> Gpus:
-    """The fact through a real shell, with a shim as nvidia-smi. None: without one."""
+    """Ask the fact through a real shell with this nvidia-smi (None: without one)."""
     for name in ("sed", "head", "cat", "timeout", "grep"):
         (folder / name).symlink_to(f"/usr/bin/{name}")
     if shim is not None:
@@ -28,8 +28,12 @@ def ask(folder: Path, shim: str | None) -> Gpus:
     fact = HostGpus()
     done = subprocess.run(
         ["/bin/sh", "-c", fact.command()],
-        capture_output=True, text=True, timeout=30, check=True, env={**os.environ, "PATH": str(folder)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        env={**os.environ, "PATH": str(folder)},
+    )
     lines = done.stdout.splitlines()
     return fact.process(lines) if lines else fact.default()
 
@@ -71,8 +75,7 @@ def test_answer_in_another_form_is_a_problem() -> None:
 
 
 def test_dead_card_and_card_without_a_figure_cost_the_others_nothing(tmp_path: Path) -> None:
-    """Written from public reports: a lost H100 of eight, nvidia-smi's own words and its exit
-    code."""
+    """From public reports: a lost H100 of eight, with nvidia-smi's message and exit code."""
     rows = "\\n".join(
         f"{n}, GPU-{n}, NVIDIA H100, 81559, 9.0, 580.95.05" for n in range(8) if n != 3
     )

@@ -1,5 +1,4 @@
-"""Inventories from lists that exist already: what comes out, and what is said of lists that are
-wrong."""
+"""Inventories from existing lists: the result, and messages about mistakes."""
 
 import io
 import json
@@ -41,7 +40,11 @@ all:
   children:
     coordinators:
       hosts:
-        hub: {ansible_host: 192.0.2.10, account_host: 192.0.2.10, ansible_user: admin, ansible_become: true}
+        hub:
+          ansible_host: 192.0.2.10
+          account_host: 192.0.2.10
+          ansible_user: admin
+          ansible_become: true
     fleet:
       vars: {model_threads: 4}
       children:
@@ -63,7 +66,7 @@ HUB = (
 
 
 def made(form: str, text: str, folder: Path, name: str = "list") -> dict[str, Any]:
-    """The lists of the inventory that comes out, and how it reads."""
+    """Return the groups of the resulting inventory, and its text."""
     (folder / name).write_text(text)
     inventory = folder / "made.py"
     inventory.write_text(importers.inventory_text(form, folder / name))
@@ -109,7 +112,10 @@ def test_csv_of_a_spreadsheet_may_begin_with_its_mark(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_of_a_csv_are_named_at_once_with_their_lines(tmp_path: Path) -> None:
-    text = "name,slots,ssh_port,ssh_hostname,modle_name\ngpu-1,two,22,::1,\ngpu-2,1,http,192.0.2.2:22,tiny\ngpu-1,1,,,\n"
+    text = (
+        "name,slots,ssh_port,ssh_hostname,modle_name\ngpu-1,two,22,::1,\n"
+        "gpu-2,1,http,192.0.2.2:22,tiny\ngpu-1,1,,,\n"
+    )
     assert refused("csv", text, tmp_path) == [
         (
             "LIST line 3: gpu-2: ssh_hostname: got '192.0.2.2:22'; expected a name or an address,"
@@ -151,10 +157,13 @@ def test_list_from_standard_input_is_named_so(monkeypatch: pytest.MonkeyPatch) -
         ),
         (
             "name,slots\n../../etc,1\n",
-            ["LIST line 2: name: got '../../etc'; expected letters, digits, dots, hyphens or underscores"],
+            [
+                "LIST line 2: name: got '../../etc';"
+                " expected letters, digits, dots, hyphens or underscores"
+            ],
         ),
     ],
-)  # fmt: skip
+)
 def test_csv_that_is_no_table_of_hosts_is_refused(
     text: str, lines: list[str], tmp_path: Path
 ) -> None:
@@ -348,8 +357,11 @@ def test_command_prints_an_inventory_that_pyinfra_reads(tmp_path: Path) -> None:
     (tmp_path / "fleet.py").write_text(done.stdout)
     shown = subprocess.run(
         [sys.executable, "-m", "pyinfra", "--json", tmp_path / "fleet.py", "debug-inventory"],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert {host["name"] for host in json.loads(shown.stdout)} == {
         "hub",
         "plain",

@@ -1,5 +1,4 @@
-"""A host that says nothing loses its connection; one that answers keeps it. The connections are
-stand-ins."""
+"""A silent host loses its connection, one that answers keeps it; connections are stand-ins."""
 
 import time
 
@@ -11,8 +10,7 @@ from deploys.pyinfra_ext import keepalive
 
 
 class Connection:
-    """A paramiko Transport whose other end answers `num_answers` times, then falls silent, or is
-    gone."""
+    """A paramiko Transport whose other end answers `num_answers` times, then is silent or gone."""
 
     def __init__(self, num_answers: int, then: str) -> None:
         self.left, self._then, self.is_closed = num_answers, then, False

@@ -1,4 +1,4 @@
-"""The lab itself: whatever happens, nothing of it stays behind."""
+"""The lab itself: whatever happens, nothing of it is left behind."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ time.sleep(300)
 
 
 def leftovers(name: str) -> list[str]:
-    """Everything on this machine that carries the lab's name."""
+    """Return everything on this machine that has the lab's name."""
     found = [str(path) for path in Path("/run/netns").glob(f"{name}-*")]
     found += [
         line

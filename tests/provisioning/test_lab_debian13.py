@@ -1,5 +1,7 @@
-"""Hosts of Debian 13: another Python, another systemd. Of torch there is no build for its Python on
-this machine, so what is deployed is all but a release (which needs one)."""
+"""Hosts with Debian 13: another Python, another systemd.
+
+Everything but a release is deployed, since there is no build of torch for its Python here.
+"""
 
 import json
 from collections.abc import Iterator
@@ -15,9 +17,11 @@ pytestmark = [pytest.mark.lab, pytest.mark.nightly, pytest.mark.timeout(1200)]
 INVENTORY = """\
 from lab.access import operator_access
 
-workers = [
-    (f"h{n}", {"ssh_hostname": f"10.88.0.1{n}", "wireguard": True, "wireguard_address": f"10.86.0.{n}"}) for n in (1, 2)
-]
+def mesh(n):
+    own = {"wireguard": True, "wireguard_address": f"10.86.0.{n}"}
+    return f"h{n}", {"ssh_hostname": f"10.88.0.1{n}", **own}
+
+workers = [mesh(1), mesh(2)]
 all = (["h1", "h2"], {**operator_access(), "slots": 1, "swarm_enabled": False})
 """
 UNITS = ("worker@0", "enrol@0", "chain", "contract", "bootnode", "keeper", "account", "dashboard")

@@ -1,5 +1,4 @@
-"""deploy.py on real hosts, through pyinfra's own command line: h1 carries the swarm, h2, h3 train,
-h4 deploys itself.
+"""deploy.py on real hosts: h1 is the coordinator, h2 and h3 train, h4 deploys itself.
 
 The tests run in this order on one fleet; each leaves it training.
 """
@@ -40,8 +39,7 @@ def pyinfra(
 
 
 def state_file(host: Host, name: str) -> Path:
-    """A file of the host's worker, from outside: it is there to read when the host's network is
-    not."""
+    """Return a file of the host's worker, readable without the host's network."""
     return host.root / "var/lib/hivewright/worker-0" / name
 
 
@@ -62,7 +60,7 @@ def main_pid(host: Host, unit: str) -> int:
 
 
 def wait_for_rounds(*hosts: Host, more: int = 2, timeout: float = 90) -> None:
-    """Every host trains so many rounds from now on."""
+    """Wait until every host has finished this many more rounds."""
     before = {host.name: len(rounds(host)) for host in hosts}
     for host in hosts:
         wait_until(
@@ -75,7 +73,7 @@ def wait_for_rounds(*hosts: Host, more: int = 2, timeout: float = 90) -> None:
 
 @pytest.fixture(scope="module")
 def fleet(lab: Lab) -> Lab:
-    """The lab, deployed once."""
+    """Deploy the lab once."""
     done = pyinfra(lab)
     assert done.returncode == 0, done.stderr[-5000:]
     return lab
@@ -381,8 +379,11 @@ def test_new_commit_is_a_new_release_with_the_same_environment(fleet: Lab) -> No
     author = ("-c", "user.name=lab", "-c", "user.email=lab@localhost")
     tree = subprocess.run(
         [*git, *author, "commit-tree", f"{old}^{{tree}}", "-p", old, "-m", "next"],
-        capture_output=True, text=True, check=True, timeout=10,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
+    )
     new = tree.stdout.strip()
     subprocess.run([*git, "update-ref", "refs/heads/lab", new], check=True, timeout=10)
     done = pyinfra(fleet)
@@ -441,8 +442,7 @@ def test_slot_moves_in_with_its_key_and_leaves_its_identity_behind(
 
 
 def test_machine_deploys_itself(fleet: Lab) -> None:
-    """inventory/local.py, from a user's checkout, with the environment that the deploy itself
-    installs."""
+    """inventory/local.py, from a user's checkout, with the environment that the deploy installs."""
     host = fleet.host(4)
     host.ssh(
         "apt-get -qq update && apt-get -qq -y --no-install-recommends install git", timeout=120

@@ -1,8 +1,6 @@
-"""A host that is cut, frozen, switched off or rebooted at any stage of its rollout, and `--resume`:
-on one real host.
+"""A real host that is cut, frozen, switched off or rebooted during its rollout, and `--resume`.
 
-h4 trains by itself here, so that a stage takes seconds. Each case leaves it training, with a
-release of its own.
+h4 trains alone, so that a stage takes seconds. Each case leaves it training, with its own release.
 """
 
 import json
@@ -28,19 +26,25 @@ from lab.access import operator_access
 from worker.environments.presets import DEMO_SETTINGS
 
 workers = [("h4", {"ssh_hostname": "10.88.0.14", "slots": 1})]
-all = (["h4"], {**operator_access(), **DEMO_SETTINGS, "swarm_enabled": False, "release_ref": "BRANCH"})
+alone = {"swarm_enabled": False, "release_ref": "BRANCH"}
+all = (["h4"], {**operator_access(), **DEMO_SETTINGS, **alone})
 """
 # What a host that is gone, or silent, may cost: connecting, silence, a look; and a gate that waits
 # for it.
 PATIENCE_SECONDS, GATE_SECONDS = 500.0, 240
 STAGES = (
-    "Check that it can be", "Release | Check out", "Keep what the host is", "Release | Make it the current",
-    "Worker | Write worker-0.yaml", "Worker | Run slot 0", "Note that the host is whole",
-)  # fmt: skip
+    "Check that it can be",
+    "Release | Check out",
+    "Keep what the host is",
+    "Release | Make it the current",
+    "Worker | Write worker-0.yaml",
+    "Worker | Run slot 0",
+    "Note that the host is whole",
+)
 
 
 class OneHost:
-    """Rollouts of the one host, each with a commit of its own."""
+    """Rollouts of one host, each with its own commit."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab, self.host, self._folder = lab, lab.host(4), folder
@@ -91,7 +95,7 @@ class OneHost:
         return report
 
     def is_deployed(self, commit: str) -> bool:
-        """Return whether the rollout of that commit has come to the gate."""
+        """Return whether the rollout of that commit has reached the gate."""
         of = self.report["hosts"]["h4"]
         return of["commit"] == commit and of["num_changes"] > 0
 
@@ -100,7 +104,7 @@ class OneHost:
         return self.host.ssh("basename $(readlink /opt/hivewright/current)").stdout.strip()
 
     def require_whole(self, commit: str) -> None:
-        """It has that release, all of it, trains with it, and is who it was."""
+        """Assert that the host has this release completely, trains, and kept its identity."""
         assert self.commit == commit
         leftover = (
             "ls -d /opt/hivewright/releases/.partial /etc/hivewright/*.new"
@@ -138,8 +142,12 @@ FAULTS: dict[str, tuple[Callable[[Host], None], Callable[[Lab], None]]] = {
     "rebooted": (_reboot, lambda lab: lab.host(4).wait_for_ssh()),
 }
 CASES = [("switched-off", stage) for stage in STAGES] + [
-    ("frozen", STAGES[1]), ("frozen", STAGES[5]), ("cut", STAGES[2]), ("cut", STAGES[5]), ("rebooted", STAGES[3]),
-]  # fmt: skip
+    ("frozen", STAGES[1]),
+    ("frozen", STAGES[5]),
+    ("cut", STAGES[2]),
+    ("cut", STAGES[5]),
+    ("rebooted", STAGES[3]),
+]
 
 
 @pytest.mark.parametrize(("fault", "stage"), CASES)

@@ -1,5 +1,4 @@
-"""Hosts as they are in their first minutes: apt's lists locked by somebody, an installation that
-was interrupted."""
+"""Hosts in their first minutes: locked package lists, an interrupted installation."""
 
 import json
 from collections.abc import Iterator

@@ -1,5 +1,4 @@
-"""A WireGuard mesh of real hosts. This machine's kernel has no WireGuard, so they run Debian's
-wireguard-go."""
+"""A WireGuard mesh of real hosts with Debian's wireguard-go: the kernel here has no WireGuard."""
 
 import json
 import subprocess
@@ -18,15 +17,14 @@ DEPLOY = "tests/provisioning/wireguard_deploy.py"
 
 
 class Fleet:
-    """Three hosts of the lab with an inventory of their own."""
+    """Three hosts of the lab with their own inventory."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab = lab
         self.folder = folder
 
     def deploy(self, *limits: str, **own: dict[str, Any]) -> tuple[list[str], str]:
-        """Deploy with these departures; the names of operations that changed something, and all
-        that was said."""
+        """Deploy with these changes; return the operations with changes, and the output."""
         fleet = []
         for name, address in ADDRESSES.items():
             data = {
@@ -80,9 +78,12 @@ def test_hosts_reach_each_other_and_keys_stay_where_they_were_made(fleet: Fleet)
     for name in ADDRESSES:
         key = fleet.ssh(name, f"cat {mesh.KEY}").stdout.strip()
         assert fleet.ssh(name, f"wg pubkey < {mesh.KEY}").stdout.strip() == record[name]
-        assert fleet.ssh(name, f"stat --format='%a %U' {mesh.KEY} {mesh.CONFIGURATION}").stdout.split("\n")[:2] == [
-            "600 root", "600 root",
-        ]  # fmt: skip
+        assert fleet.ssh(
+            name, f"stat --format='%a %U' {mesh.KEY} {mesh.CONFIGURATION}"
+        ).stdout.split("\n")[:2] == [
+            "600 root",
+            "600 root",
+        ]
         found = fleet.ssh(
             name,
             f"journalctl --no-pager | grep -cF '{key}'; grep -rlF '{key}' /etc /var /tmp; true",
@@ -110,7 +111,7 @@ def test_peers_change_without_a_restart_and_hubs_pass_on(fleet: Fleet) -> None:
     assert fleet.ssh("h3", "wg show wg-hivewright peers | wc -l").stdout.strip() == "1"
     assert fleet.reaches("h4", "h3")
     assert fleet.reaches("h3", "h4")
-    # A hub is no way into the network that it stands in itself.
+    # A hub does not forward into its own network.
     asked = "ip route get {} from 10.86.0.3 iif wg-hivewright"
     assert "dev wg-hivewright" in fleet.ssh("h2", asked.format("10.86.0.4")).stdout
     assert fleet.ssh("h2", asked.format("10.88.0.1"), check=False).returncode != 0

@@ -1,5 +1,4 @@
-"""Models that slots share, on a real systemd: who may write where. Programs are stand-ins that
-try."""
+"""Models that slots share, on a real systemd: which unit may write where."""
 
 import base64
 import shlex

@@ -1,4 +1,4 @@
-"""`hivewright rollout` and `hivewright fleet` on real hosts: h1 carries the swarm, h2 and h3 train.
+"""`hivewright rollout` and `fleet` on real hosts: h1 is the coordinator, h2 and h3 train.
 
 The tests run in this order on one fleet, bare or deployed; each leaves it training.
 """
@@ -31,7 +31,7 @@ def hivewright(
 
 
 def rollout(lab: Lab, inventory: Path, output: Path, *more: str) -> tuple[int, dict[str, Any], str]:
-    """Exit code, report, and what was said."""
+    """Return exit code, report and output."""
     done = hivewright(lab, "rollout", inventory, "--gate-seconds", "150", "--output", output, *more)
     return (
         done.returncode,
@@ -41,7 +41,7 @@ def rollout(lab: Lab, inventory: Path, output: Path, *more: str) -> tuple[int, d
 
 
 def inventory_of(folder: Path, branch: str) -> Path:
-    """The lab's inventory, with another branch of the lab's repository."""
+    """Return the lab's inventory with another branch of the lab's repository."""
     file = folder / "lab.py"
     file.write_text(INVENTORY.read_text() + f'\nall[1]["release_ref"] = "{branch}"\n')
     return file

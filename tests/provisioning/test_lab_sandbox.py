@@ -1,5 +1,4 @@
-"""The sandbox of code tasks within the worker's systemd unit, on a real host: what the one forbids,
-the other must not need."""
+"""The sandbox of code tasks within the worker's unit: the unit must allow what it needs."""
 
 import json
 from pathlib import Path
@@ -14,7 +13,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
 def hardening() -> list[str]:
-    """The lines of the unit's template that say what a service may do."""
+    """Return the restrictions in the unit's template."""
     text = (CHECKOUT / "templates/service.j2").read_text()
     _, _, tail = text.partition("# What it may do on this machine")
     lines = tail.partition("{% block more")[0].splitlines()[1:]

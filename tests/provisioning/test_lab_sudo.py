@@ -1,8 +1,6 @@
-"""A host that is deployed by a user who is not root, through sudo that asks for a password; and its
-way back.
+"""A host deployed by a normal user through sudo with a password, and its uninstallation.
 
-h4 trains by itself.
-The tests run in this order on one host.
+h4 trains alone. The tests run in this order on one host.
 """
 
 import json

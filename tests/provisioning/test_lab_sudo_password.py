@@ -1,4 +1,4 @@
-"""A host whose user's sudo asks for a password: reported as such, and used with one from a file."""
+"""A host whose sudo asks for a password: reported, and deployed with one from a file."""
 
 import subprocess
 from collections.abc import Callable
@@ -18,8 +18,9 @@ PASSWORD = "correct horse"
 INVENTORY = """
 from lab.access import operator_access
 
-own = {"ssh_hostname": "10.88.0.14", "ssh_user": "bob", "_sudo": True, "swarm_enabled": False, "slots": 1}
-workers = [("h4", {**operator_access(), **own, **CHANGES})]
+access = {"ssh_hostname": "10.88.0.14", "ssh_user": "bob", "_sudo": True}
+own = {"swarm_enabled": False, "slots": 1}
+workers = [("h4", {**operator_access(), **access, **own, **CHANGES})]
 """
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -1,8 +1,6 @@
-"""The Tailscale part of a deploy with the real tailscaled; hosts are reached by their addresses in
-the tailnet.
+"""The Tailscale part of a deploy with the real tailscaled, over tailnet addresses.
 
-The programs are found in the folder that HIVEWRIGHT_TAILSCALE names; without it these tests are
-skipped.
+The programs are in the folder that HIVEWRIGHT_TAILSCALE names; without it the tests are skipped.
 """
 
 import json
@@ -24,13 +22,18 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
 CONFIRM_SECONDS = 5
 
 OTHERS_SETTINGS = (
-    "--advertise-routes=192.168.50.0/24", "--advertise-exit-node", "--snat-subnet-routes=false", "--operator=nobody",
-    "--webclient", "--auto-update=false", "--relay-server-port=40000",
-)  # fmt: skip
+    "--advertise-routes=192.168.50.0/24",
+    "--advertise-exit-node",
+    "--snat-subnet-routes=false",
+    "--operator=nobody",
+    "--webclient",
+    "--auto-update=false",
+    "--relay-server-port=40000",
+)
 
 
 class Fleet:
-    """The hosts of the lab, deployed by their addresses in the tailnet or by those of the lab."""
+    """The hosts of the lab, deployed by their tailnet addresses or by those of the lab."""
 
     def __init__(self, tailnet: LabTailnet, folder: Path) -> None:
         self.tailnet, self._folder = tailnet, folder

@@ -1,7 +1,6 @@
-"""The deploy's units on a real host: confinement of services, and the pauses. Nothing is deployed
-for that.
+"""The deploy's units on a real host: confinement of services, and pauses between restarts.
 
-Each test runs a program of its own in the place of the service's, in all else that the unit says.
+Each test runs its own program instead of the service's, with everything else of the unit.
 """
 
 import re
@@ -43,8 +42,7 @@ def host(lab: Lab) -> Host:
 
 
 def install(host: Host, unit: str, program: str, **changes: str) -> str:
-    """The unit as a deploy writes it, under a name of its own, with `program`, a shell script;
-    return the name."""
+    """Install a unit under another name with the shell script `program`; return the name."""
     name = unit.replace("hivewright-", "probe-")
     version = int(host.ssh("systemctl --version").stdout.split()[1])
     text = re.sub(
@@ -70,7 +68,7 @@ def said(host: Host, unit: str) -> list[str]:
 def test_worker_reads_no_key_of_another_service_neither_at_its_place_nor_through_its_process(
     host: Host, has_wall: bool
 ) -> None:
-    """Without the wall between processes it would: so it is that one which holds."""
+    """Without the user namespace the process is reachable, so the namespace protects it."""
     wall = {} if has_wall else {"PrivateUsers": "no"}
     account = install(host, ACCOUNT_UNIT, "sleep 600", **wall)
     host.ssh(f"systemctl restart {account}")
@@ -84,7 +82,7 @@ def test_worker_reads_no_key_of_another_service_neither_at_its_place_nor_through
         f"for f in {' '.join([*FORBIDDEN, *through])} {STATE}/worker-0/own; do head -c 1 $f"
         " >/dev/null 2>&1 && echo probe: reads $f; done; for d in lib cache log; do touch"
         " /var/$d/hivewright/worker-0/new && echo probe: writes /var/$d; touch"
-        " /var/$d/hivewright/x 2>/dev/null && echo probe: wrote beside /var/$d; done; echo probe:"
+        " /var/$d/hivewright/x 2>/dev/null && echo probe: wrote next to /var/$d; done; echo probe:"
         " done"
     )
     worker_unit = install(host, WORKER_UNIT, probe, **wall)
@@ -134,8 +132,7 @@ def test_service_that_keeps_failing_waits_longer_each_time_and_is_not_given_up(h
 
 
 def test_service_that_was_well_is_no_longer_held_responsible_for_earlier_ends(host: Host) -> None:
-    """Pauses of seconds, and well after four seconds: the program ends at once three times, then
-    runs for longer."""
+    """Pauses of seconds, healthy after four: the program ends at once three times, then runs."""
     unit = install(
         host, WORKER_UNIT, f"sleep $(cat {STATE}/worker-0/seconds); exit 1", RestartSec="100ms"
     )

@@ -1,7 +1,7 @@
-"""A worker that was taken over, on the host that carries the chain: what it reaches, and what not.
+"""What a compromised worker on the coordinator's host can reach, and what it cannot.
 
-The units are as a deploy writes them; the chain and the contract are real, from the checkout. In
-the worker's place runs a program that tries, as its user and within its walls.
+The units are those of a deploy; chain and contract are real, from the checkout. Instead of the
+worker a program runs that tries, as its user and with its confinement.
 """
 
 import re
@@ -24,32 +24,36 @@ STATE = "/var/lib/hivewright"
 ASK = """import http.client, json, socket, sys
 socket.setdefaulttimeout(3)
 def post(connection, method, params):
-    connection.request("POST", "/", json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}),
-                       {"Content-Type": "application/json"})
+    call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    connection.request("POST", "/", json.dumps(call), {"Content-Type": "application/json"})
     return json.loads(connection.getresponse().read())
 class Unix(http.client.HTTPConnection):
     def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX); self.sock.connect("/var/lib/hivewright/chain/rpc/chain.sock")
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect("/var/lib/hivewright/chain/rpc/chain.sock")
 zero = "0x" + "00" * 20
 answers = 0
 for port in range(1, 65536):
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             try:
-                found = post(http.client.HTTPConnection("127.0.0.1", port, timeout=3), "web3_clientVersion", [])
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3)
+                found = post(connection, "web3_clientVersion", [])
             except (OSError, ValueError, http.client.HTTPException):
                 continue
             answers += "anvil" in str(found)
 print("probe: anvils at a port", answers, flush=True)
 for method, params in (("eth_chainId", []), ("anvil_impersonateAccount", [zero])):
     try:
-        print("probe:", method, "through the socket", list(post(Unix("localhost"), method, params)), flush=True)
+        answer = list(post(Unix("localhost"), method, params))
+        print("probe:", method, "through the socket", answer, flush=True)
     except OSError as error:
         print("probe:", method, "through the socket", type(error).__name__, flush=True)
 for address in ("169.254.169.254", "fd00:ec2::254"):
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.settimeout(2)
-        print("probe: metadata", address, "answers", probe.connect_ex((address, 80)) == 0, flush=True)
+        answers = probe.connect_ex((address, 80)) == 0
+        print("probe: metadata", address, "answers", answers, flush=True)
 print("probe: done", flush=True)
 """
 
@@ -73,7 +77,7 @@ CHAIN = {
 
 @pytest.fixture
 def host(lab: Lab) -> Iterator[Host]:
-    """A host whose chain, contract and account service run within the deploy's units."""
+    """A host with chain, contract and account service in the deploy's units."""
     host = lab.host(4)
     current = host.root / str(CURRENT).lstrip("/")
     host.ssh(
@@ -106,8 +110,7 @@ def host(lab: Lab) -> Iterator[Host]:
 
 
 def installed(host: Host, unit: str, **changes: str) -> str:
-    """The unit as a deploy writes it, under a name of its own; return the name. `changes`: other
-    values of keys."""
+    """Install the deploy's unit under another name; return it. `changes`: other values of keys."""
     version = int(host.ssh("systemctl --version").stdout.split()[1])
     text = units.render(unit, version, 900).replace("hivewright-", "wall-")
     for key, value in changes.items():
@@ -119,7 +122,7 @@ def installed(host: Host, unit: str, **changes: str) -> str:
 
 
 def probed(host: Host, unit: str, **changes: str) -> list[str]:
-    """Return what ASK prints in the place of the service of `unit`."""
+    """Return the output of ASK in place of the service of `unit`."""
     name = installed(
         host, unit, ExecStart="/usr/bin/python3 /opt/ask.py", Type="exec", Restart="no", **changes
     )
@@ -158,7 +161,7 @@ def test_worker_that_was_taken_over_does_not_reach_the_chain_nor_metadata(host: 
 
 @pytest.mark.nightly
 def test_without_the_walls_it_would(host: Host) -> None:
-    """So it is these settings of the units which keep it out."""
+    """Without these settings the worker reaches the chain, so they are what protects it."""
     start_chain(host, PrivateNetwork="no")
     said = probed(host, WORKER_UNIT, IPAddressDeny="")
     assert said[0] == "probe: anvils at a port 2"  # anvil's own, and the door's

@@ -1,5 +1,4 @@
-"""The whole deploy to hosts that have Debian, ssh and nothing else: no route out, no Python
-environment, no git."""
+"""A whole deploy to hosts with only Debian and ssh: no route out, no environment, no git."""
 
 import json
 from pathlib import Path
@@ -31,13 +30,17 @@ all = (
 
 @pytest.fixture(scope="module")
 def inventory(bare_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The operator's machine of the lab has no internet either: it has collected, where this
-    machine's is, before."""
+    """Collect beforehand with this machine's internet, since the lab's operator has none."""
     repository = str(bare_lab.folder / "repository.git")
     commit = bare_lab.publish()
-    glibc, version = bare_lab.host(1).ssh(
-        "getconf GNU_LIBC_VERSION | cut -d ' ' -f 2; python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'"
-    ).stdout.split()  # fmt: skip
+    glibc, version = (
+        bare_lab.host(1)
+        .ssh(
+            "getconf GNU_LIBC_VERSION | cut -d ' ' -f 2;"
+            " python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'"
+        )
+        .stdout.split()
+    )
     wheelhouse.pack_wheels(repository, commit, Target("x86_64", version, glibc, None))
     wheelhouse.pack_anvil(repository, commit)
     file = tmp_path_factory.mktemp("inventory") / "offline.py"

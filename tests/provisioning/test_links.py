@@ -1,5 +1,4 @@
-"""Root at work in folders of the services' user: it must not follow links that this user has put
-there."""
+"""root in folders of the services' user must not follow links that this user put there."""
 
 import base64
 import io
@@ -28,8 +27,7 @@ SECRET = "only root may know\n"
 
 
 class Fixture:
-    """A state folder as on a host, `slot` in it, which is USER's, and a file of root's that he
-    would like to read."""
+    """A state folder with `slot`, which is USER's, and a file of root that USER wants to read."""
 
     def __init__(self, folder: Path) -> None:
         folder.chmod(0o755)
@@ -41,7 +39,7 @@ class Fixture:
         self.secret.chmod(0o600)
 
     def require_secret_is_kept(self) -> None:
-        """It is as it was, and nothing that USER may read has its text."""
+        """Assert that the file is unchanged, and that USER can read its text nowhere."""
         found = self.secret.stat()
         assert (found.st_uid, found.st_mode & 0o777, self.secret.read_text()) == (0, 0o600, SECRET)
         theirs = [
@@ -170,7 +168,7 @@ def test_facts_read_no_file_of_roots(there: Fixture, name: str) -> None:
 
 
 def test_restore_gives_no_file_of_roots_away(there: Fixture) -> None:
-    """Neither by a link that is there, nor by one in the archive, nor by a name in it."""
+    """Neither by an existing link, nor by one in the archive, nor by a name in it."""
     (there.slot / "ledger.db").symlink_to(there.secret)
     (there.state / "retired").mkdir()
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Inventories that pyinfra would misread without a word, or fail at."""
+"""Inventories that pyinfra would misread silently, or fail at."""
 
 from typing import Any
 

@@ -71,7 +71,7 @@ def test_only_a_process_of_this_machine_that_has_ended_is_known_to_be_gone(lock:
 def test_process_of_another_user_is_not_gone_where_proc_hides_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With hidepid /proc has no entry for it, and a signal is refused."""
+    """With hidepid /proc has no entry for the process, and a signal is refused."""
     ended = subprocess.Popen(["true"])
     ended.wait(10)
 

@@ -1,5 +1,4 @@
-"""The commands for every day, as an operator gives them: `hivewright fleet ...`. The hosts are
-stand-ins."""
+"""`hivewright fleet ...` as an operator runs it; the hosts are stand-ins."""
 
 import argparse
 import base64
@@ -114,8 +113,7 @@ def test_what_is_no_inventory_is_refused_in_a_line(
 def test_command_is_run_on_every_host_and_says_of_each_what_came_of_it(
     command: str, done_by: str, tmp_path: Path
 ) -> None:
-    """One that does not succeed on one host is done on the others; the shell of each is a
-    stand-in."""
+    """An operation that fails on one host succeeds on the others."""
     answers = {"uname -s": "Linux", done_by: {"success": False, "stderr": "it does not"}}
     hosts = [
         (
@@ -237,24 +235,42 @@ def test_logs_of_a_service_that_nobody_has_are_refused_and_those_of_a_quiet_one_
 
 
 OF_HOSTS = r"(?<![\w.$@-])(/(?:opt|var|etc|run|usr/local)\b)"
-STAND_INS = {"systemctl": 'echo "$@" >> $LOG; [ "$1" != "$FAILS" ]', "tailscale": "exit 1", "id": "exit 1",
-             "userdel": "exit 1", "install": 'for folder; do :; done; mkdir -p "$folder"',
-             "runuser": 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'}  # fmt: skip
-KEPT = ("worker-0/swarm.pem", "worker-0/enrolment.json", "worker-0/ledger.db", "keeper/owner.key", "chain/state.json",
-        "retired/worker-3-20260101T000000/swarm.pem")  # fmt: skip
+STAND_INS = {
+    "systemctl": 'echo "$@" >> $LOG; [ "$1" != "$FAILS" ]',
+    "tailscale": "exit 1",
+    "id": "exit 1",
+    "userdel": "exit 1",
+    "install": 'for folder; do :; done; mkdir -p "$folder"',
+    "runuser": 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"',
+}
+KEPT = (
+    "worker-0/swarm.pem",
+    "worker-0/enrolment.json",
+    "worker-0/ledger.db",
+    "keeper/owner.key",
+    "chain/state.json",
+    "retired/worker-3-20260101T000000/swarm.pem",
+)
 MADE_AGAIN = (
-    STATE / "worker-0/status.json", STATE / "worker-0/checkpoints/1/weights", STATE / "elsewhere/x", COMMAND,
-    DEPLOYED / WHOLE, DEPLOYED / "hivewright-worker@0.service", CONFIGURATION / "worker-0.yaml", ROOT / "current/x",
-    CACHE / "x", LOGS / "x.log", Path("/etc/systemd/system/hivewright-worker@.service"),
-)  # fmt: skip
+    STATE / "worker-0/status.json",
+    STATE / "worker-0/checkpoints/1/weights",
+    STATE / "elsewhere/x",
+    COMMAND,
+    DEPLOYED / WHOLE,
+    DEPLOYED / "hivewright-worker@0.service",
+    CONFIGURATION / "worker-0.yaml",
+    ROOT / "current/x",
+    CACHE / "x",
+    LOGS / "x.log",
+    Path("/etc/systemd/system/hivewright-worker@.service"),
+)
 OTHERS = Path("/etc/systemd/system/ssh.service")
 
 
 def run_below(root: Path, commands: Iterable[Any], fails: str = "none") -> None:
-    """Run commands of operations with every folder of a host's below `root`, and programs that
-    change it stood in.
+    """Run an operation's commands with a host's folders below `root` and stand-in programs.
 
-    `fails`: the action of systemctl that does not succeed.
+    `fails`: the action of systemctl that fails.
     """
     programs = root / "programs"
     programs.mkdir(exist_ok=True)
@@ -316,12 +332,15 @@ def test_move_away_and_back_leaves_a_worker_as_it_was(deployed: Path) -> None:
     log = (deployed / "log").read_text().splitlines()
     unit = "hivewright-worker@0.service"
     assert [line for line in log if unit in line] == [
-        f"is-active --quiet {unit}", f"disable --now --quiet {unit}", f"enable --quiet {unit}", f"start {unit}",
-    ]  # fmt: skip
+        f"is-active --quiet {unit}",
+        f"disable --now --quiet {unit}",
+        f"enable --quiet {unit}",
+        f"start {unit}",
+    ]
 
 
 class AnsweringHost:
-    """Stands in for pyinfra's host: one fact, and why an operation had nothing to do."""
+    """Stands in for pyinfra's host: one fact, and the reason of a no-op."""
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
@@ -339,7 +358,7 @@ UNITS = list(COORDINATOR_UNITS)
 
 @pytest.fixture
 def coordinating(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A host that has a worker and carries a swarm, and that carries none by its inventory."""
+    """A host with a worker and a coordinator whose inventory has no coordinator any more."""
     own = (*(paths.UNITS / unit for unit in UNITS), *(DEPLOYED / unit for unit in UNITS))
     settings = (settings_file(role) for role in COORDINATOR_ROLES)
     kept = (STATE / role / "own" for role in COORDINATOR_ROLES)
@@ -415,7 +434,7 @@ def test_only_the_service_that_is_named_is_stopped(deployed: Path) -> None:
 
 
 class RecordedPyinfra:
-    """Stands in for pyinfra and two hosts. `outcomes`: what an operation comes to, by its name."""
+    """Stands in for pyinfra and two hosts; `outcomes`: results of operations, by name."""
 
     inventory = "fleet.py"
 
@@ -496,8 +515,10 @@ def test_restore_to_another_host_is_a_move_whose_old_host_gives_its_keys_up_firs
     hosts = RecordedPyinfra()
     restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
     assert hosts.done == [
-        ("gpu-9", "ask", ASKED), ("gpu-1", "retire", None), ("gpu-9", "restore", in_base64("gpu-1")),
-    ]  # fmt: skip
+        ("gpu-9", "ask", ASKED),
+        ("gpu-1", "retire", None),
+        ("gpu-9", "restore", in_base64("gpu-1")),
+    ]
     said = capsys.readouterr().out
     assert "gpu-1: stopped, its keys set aside; take its slots out of the inventory" in said
     assert "gpu-9: has the identities and ledgers of gpu-1; deploy it now" in said
@@ -530,9 +551,13 @@ def test_restore_to_the_same_host_retires_nobody(
     ],
 )
 def test_move_from_a_host_that_is_gone_goes_on_with_a_warning(
-    source: str, outcomes: dict[str, Ran], warning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    outcomes: dict[str, Ran],
+    warning: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     hosts = RecordedPyinfra(**outcomes)
     restore(hosts, tmp_path, monkeypatch, source, "gpu-9")
     assert hosts.done[-1] == ("gpu-9", "restore", in_base64(source))

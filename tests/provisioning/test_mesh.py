@@ -1,5 +1,4 @@
-"""The WireGuard mesh: who gets which address and peers, what a wrong inventory is told, and that
-keys stay at home."""
+"""The WireGuard mesh: addresses and peers, mistakes in an inventory, keys that stay at home."""
 
 import ipaddress
 import json
@@ -49,8 +48,12 @@ def test_without_hub_everybody_is_everybodys_peer() -> None:
         "PostUp = wg set %i private-key /etc/wireguard/wg-hivewright.key",
     ]
     assert peers[0] == [
-        "[Peer]", "# a", "PublicKey = a=", "AllowedIPs = 10.86.0.1/32", "Endpoint = 192.0.2.1:51820",
-    ]  # fmt: skip
+        "[Peer]",
+        "# a",
+        "PublicKey = a=",
+        "AllowedIPs = 10.86.0.1/32",
+        "Endpoint = 192.0.2.1:51820",
+    ]
     assert peers[1][3:] == [f"AllowedIPs = {fleet['c'].address}/32", "Endpoint = 192.0.2.3:51820"]
 
 
@@ -206,7 +209,7 @@ def test_configuration_reloads_with_its_key_and_only_public_keys_are_facts() -> 
 
 
 def test_host_knows_its_peers_keys_itself(tmp_path: Path) -> None:
-    """A run that is limited to it, from a machine without the record, must not cut it off."""
+    """A run limited to it, from a machine without the record, must not disconnect it."""
     fleet = members(a={"wireguard_hub": True}, b={"wireguard_endpoint": "none"}, c={})
     file = tmp_path / "wg.conf"
     file.write_text(

@@ -1,5 +1,4 @@
-"""Decisions on the operator's side: the commit, from real git repositories, and the enrolment
-token."""
+"""Decisions on the operator's side: the commit, from real git repositories, and the token."""
 
 import stat
 import subprocess

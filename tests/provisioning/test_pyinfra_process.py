@@ -1,5 +1,4 @@
-"""pyinfra as a child process. The program is a stand-in: a shell that prints what pyinfra 3.10.0
-printed."""
+"""pyinfra as a child process: a shell script that prints pyinfra 3.10.0's output."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Questions to hosts: one that hangs, or is odd, does not cost the answers of the others."""
+"""Queries of hosts: one that hangs, or is odd, does not cost the answers of the others."""
 
 import os
 import time
@@ -19,7 +19,7 @@ ANSWERS = {HostStates().command(): "commit=abc\nend", NodeReports().command(): "
 def test_host_whose_driver_can_not_be_killed_is_given_up_and_the_others_are_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with a process in the kernel's hands: what it was to write to stays open."""
+    """Like a process in an uninterruptible system call: its output stays open."""
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nsetsid sleep 60 &\nsleep 60\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -37,7 +37,7 @@ def test_host_whose_driver_can_not_be_killed_is_given_up_and_the_others_are_hear
 
 
 def standing_in(folder: Path, script: str) -> Pyinfra:
-    """A pyinfra that runs `script`, in which $hosts are those that it is limited to."""
+    """Return a pyinfra that runs `script`, in which $hosts are the hosts of `--limit`."""
     hosts = 'hosts=; while [ $# != 0 ]; do [ "$1" != --limit ] || hosts="$hosts $2"; shift; done; '
     return Pyinfra("inventory/x.py", prefix=("sh", "-c", hosts + script, "sh"))
 

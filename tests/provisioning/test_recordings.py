@@ -1,7 +1,6 @@
 """GPUs of odd machines, from recordings of nvidia-smi (recordings/, each names its source).
 
-nvidia-smi itself can't be had: a shell script prints the recording. Facts, placement and table are
-the real ones.
+A shell script prints the recording. Facts, placement and table are real.
 """
 
 import os
@@ -25,8 +24,7 @@ MIG = "feb88891-0000-0000-0000-00000000000"
 
 
 def play(recording: str, folder: Path) -> None:
-    """Make a nvidia-smi in `folder` that answers as recorded; to anything else, as to a field it
-    does not know."""
+    """Make an nvidia-smi in `folder` that answers as recorded, and refuses unknown fields."""
     folder.mkdir(parents=True, exist_ok=True)
     cases = []
     for number, section in enumerate(
@@ -47,7 +45,7 @@ def play(recording: str, folder: Path) -> None:
 
 
 def ask(fact: Any, folder: Path) -> Any:
-    """Ask a fact through a real shell; WSL2's folder and device are sought in `folder`."""
+    """Ask a fact through a real shell; WSL2's folder and device are in `folder`."""
     script = (
         fact.command()
         .replace(WSL_LIB, str(folder / "wsl"))

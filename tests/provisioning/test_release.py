@@ -17,7 +17,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A release with an environment, as far as `hivewright check` needs it."""
+    """A release with an environment that can run `hivewright check`."""
     (tmp_path / "release/environment/bin").mkdir(parents=True)
     (tmp_path / "release/worker").symlink_to(CHECKOUT / "worker")
     python = tmp_path / "release/environment/bin/python"
@@ -59,8 +59,7 @@ def test_release_checks_settings_before_they_are_installed(checkout: Path, tmp_p
 def test_three_releases_are_kept_and_the_one_to_go_back_to_and_what_they_use(
     previous: str | None, removed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Installed in this order: a to e, which is current. d and e share an environment; 0 is
-    nobody's any more."""
+    """Installed in this order: a to e, the current one. d and e share one; 0 is unused."""
     uses = {commit: ENVIRONMENTS / ("d" if commit == "e" else commit) for commit in "edcba"}
     parts = {commit: frozenset({environment}) for commit, environment in uses.items()}
     folders = {*uses.values(), ENVIRONMENTS / "0", WHEELS / "0"}

@@ -1,5 +1,4 @@
-"""The rollout driver's decisions, on a recorded stand-in for pyinfra: real answers' shapes,
-invented hosts."""
+"""Decisions of the rollout, with a stand-in for pyinfra and invented hosts."""
 
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ RULES = Rules(Size(25, True), WANTED, gate_seconds=0.05, look_every_seconds=0.01
 
 
 def worker(**changes: Any) -> dict[str, Any]:
-    """A NodeReport of a worker that has finished a round since it was started."""
+    """Return a NodeReport of a worker that has finished a round since its start."""
     report = {
         "unit": "hivewright-worker@0.service",
         "active_state": "active",
@@ -45,16 +44,14 @@ def keeper(round: int | None, expected: int = 2, **changes: Any) -> dict[str, An
 def paid(
     before: list[float | None], since: Sequence[float | None] = (), confirmed: int = 0
 ) -> dict[str, Any]:
-    """A worker with the mean rewards of its rounds before its start and since, and rewards that the
-    chain confirmed."""
+    """Return a worker with rewards before and since its start, and confirmed rewards."""
     finished = [900.0 + n for n in range(len(before))] + [1010.0 + n for n in range(len(since))]
     status = {"activity": "training", "last_error": None, "ledger": {"confirmed": confirmed}}
     return worker(finished=finished, rewards=[*before, *since], status=status)
 
 
 class RecordedFleet:
-    """Stands in for pyinfra and its hosts. `troubles`: what a deploy of a host comes to, instead of
-    a trained round."""
+    """Stands in for pyinfra and its hosts; `troubles`: failures of a host's deploy."""
 
     def __init__(self, names: Sequence[str], troubles: dict[str, Any] | None = None) -> None:
         self.state = {name: {"commit": OLD, "deployed": OLD, "previous": None} for name in names}
@@ -143,8 +140,12 @@ def test_hosts_with_troubles_of_their_own_hold_nobody_up_and_resume_takes_only_t
     done = rolled_out(fleet, HOSTS)
     fates = {name: host.fate for name, host in done.hosts.items() if host.fate != "done"}
     assert fates == {
-        "gpu-01": "overdue", "gpu-03": "unreachable", "gpu-05": "lost", "gpu-07": "lost", "gpu-09": "unreachable",
-    }  # fmt: skip
+        "gpu-01": "overdue",
+        "gpu-03": "unreachable",
+        "gpu-05": "lost",
+        "gpu-07": "lost",
+        "gpu-09": "unreachable",
+    }
     assert done.result == "incomplete"
     assert fleet.went_back == []
     mended = RecordedFleet(HOSTS)
@@ -230,7 +231,7 @@ def test_wrong_size_is_refused(text: str) -> None:
         ([], [worker(active_state="activating", restarts=2)], "wait"),
         ([], [worker(active_state="activating", restarts=1, exit_status=1)], "wait"),
         ([], [worker(active_state="failed", exit_status=4)], "bad-host"),
-        # It was restarted often before; this deploy did not touch it, or systemd counts anew.
+        # It was restarted often before; this deploy did not touch it, or systemd counts from 0 again.
         ([worker(restarts=9)], [worker(restarts=9)], "well"),
         ([worker(restarts=9)], [worker(restarts=3, exit_status=1)], "bad-release"),
         ([], [worker(), worker(unit="hivewright-worker@1.service", finished=[])], "wait"),

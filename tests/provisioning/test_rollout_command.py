@@ -1,5 +1,4 @@
-"""`hivewright rollout` as an operator runs it, over 20 hosts; pyinfra and the hosts are a
-stand-in."""
+"""`hivewright rollout` as an operator runs it, over 20 hosts; pyinfra is a stand-in."""
 
 import argparse
 import json
@@ -162,8 +161,7 @@ def test_refused_rollout_leaves_nothing_and_says_why_in_a_line(
 def test_wrong_inventory_is_refused_by_a_rollout_before_any_host_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By pyinfra itself, with the words and the mistakes of a deploy; a connection to these hosts
-    would fail."""
+    """By the real pyinfra, with a deploy's messages; a connection to these hosts would fail."""
     monkeypatch.setattr(pyinfra_process, "PYINFRA", (sys.executable, "-m", "pyinfra"))
     data = {
         "release_repository": "h.git",

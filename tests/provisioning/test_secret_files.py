@@ -1,5 +1,4 @@
-"""Secrets that stand where everybody would see them are refused, with what to do, and without being
-shown."""
+"""Secrets in public places are refused, with advice, and without being shown."""
 
 from typing import Any
 
@@ -81,7 +80,7 @@ def test_password_in_the_address_of_a_slots_own_account_service_is_refused_and_n
 def test_password_in_origin_is_refused_before_it_gets_to_a_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """That is where a release comes from if the inventory names no repository."""
+    """A release comes from `origin` if the inventory names no repository."""
     monkeypatch.setattr(operator, "origin", lambda checkout, source: IN_URL)
     with pytest.raises(SettingsError) as refused:
         planning._commits([entry(release_ref="0" * 40)], 5)

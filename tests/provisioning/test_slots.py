@@ -1,4 +1,4 @@
-"""Slots: their GPUs, their share of the machine, and what is kept of them when they are gone."""
+"""Slots: their GPUs, their share of the machine, and what is kept of removed ones."""
 
 from pathlib import Path
 from typing import Any

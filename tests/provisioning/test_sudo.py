@@ -1,5 +1,7 @@
-"""The key that names a password for sudo, and sudo's own words (test_lab_sudo_password.py has real
-hosts)."""
+"""The key that names sudo's password, and sudo's messages.
+
+test_lab_sudo_password.py uses real hosts.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,4 @@
-"""Tailscale on hosts: this machine with a stand-in for the program, and hosts of pyinfra's @fake
-connector."""
+"""Tailscale on this machine with a stand-in for the program, and on pyinfra's @fake hosts."""
 
 import json
 import os
@@ -36,7 +35,7 @@ CONNECTED = {
 
 
 class Machine:
-    """This machine, with the stand-in before everything else in the path."""
+    """This machine, with the stand-in first in PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,9 +53,15 @@ class Machine:
         with (self.folder / "stderr").open("w") as stderr:
             done = subprocess.run(
                 [*command, "tests/provisioning/tailscale_deploy.py"],
-                cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60,
-                check=False, env={**os.environ, **own},
-            )  # fmt: skip
+                cwd=CHECKOUT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                timeout=60,
+                check=False,
+                env={**os.environ, **own},
+            )
         done.stderr = (self.folder / "stderr").read_text()
         return done
 
@@ -80,7 +85,7 @@ class Machine:
 
     @property
     def shown(self) -> dict[str, str]:
-        """Return what is shown, by port and path: {"443/": "http://127.0.0.1:3000"}."""
+        """Return what is served, by port and path: {"443/": "http://127.0.0.1:3000"}."""
         web = json.loads(self.call("serve", "status", "--json")).get("Web", {})
         return {
             f"{name.rpartition(':')[2]}{path}": handler["Proxy"]
@@ -103,7 +108,7 @@ def machine(tmp_path: Path) -> Machine:
 
 @contextmanager
 def person_that_approves(machine: Machine) -> Iterator[None]:
-    """Somebody who opens what is shown, as soon as it is."""
+    """Somebody who opens a login URL as soon as it is printed."""
     stderr = machine.folder / "stderr"
 
     def approve() -> None:
@@ -212,7 +217,7 @@ def test_what_an_earlier_version_has_recorded_as_shown_is_known_and_uninstall_ta
 
 
 def test_what_cannot_be_shown_is_named_and_stops_nothing_else(machine: Machine) -> None:
-    """The rest is deployed, the exit code is 1, and the note says what to do."""
+    """The rest is deployed, the exit code is 1, and the note contains advice."""
     machine.be(https=False)
     machine.call("serve", "--bg", "--tcp=8080", "127.0.0.1:22")
     machine.call("serve", "--bg", "--http=81", "http://127.0.0.1:9000")
@@ -346,14 +351,17 @@ def test_key_that_is_refused_fails_the_host_with_tailscales_own_words(
 
 
 def test_urls_of_all_hosts_are_shown_once_and_those_that_log_in_go_on(machine: Machine) -> None:
-    """One host's person comes, the other's does not."""
+    """One host's URL is opened, the other's is not."""
     asking = {
         "status": {"BackendState": "NeedsLogin", "AuthURL": "https://login.tailscale.com/a/fake"}
     }
     fake = {
-        "tailscale": True, "tailscale_login_seconds": 4, "fake_delay": 0.0, "fake_delay_jitter": 0.0,
+        "tailscale": True,
+        "tailscale_login_seconds": 4,
+        "fake_delay": 0.0,
+        "fake_delay_jitter": 0.0,
         "fake_responses": {"debug prefs": json.dumps(asking | {"prefs": None, "serve": None})},
-    }  # fmt: skip
+    }
 
     with person_that_approves(machine):
         done = machine.deploy(
@@ -436,7 +444,7 @@ def test_ssh_server_is_switched_only_if_the_inventory_says_which(
 
 
 def test_stand_in_loses_no_change_to_questions_and_other_changes(machine: Machine) -> None:
-    """As a daemon keeps all that it is told, whoever asks it at the same time."""
+    """The real daemon keeps all of concurrent requests."""
     machine.be()
     served = [
         ("serve", "--bg", f"--https={port}", f"http://127.0.0.1:{port}")

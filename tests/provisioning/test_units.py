@@ -1,4 +1,4 @@
-"""Units and settings files as they come to lie on a host."""
+"""Units and settings files as a deploy writes them."""
 
 import base64
 import configparser
@@ -102,15 +102,16 @@ def test_worker_is_watched() -> None:
 def slept_before_a_start(
     folder: Path, num_restarts: int, entered: int = 0, left: int = 0, now: int = 0
 ) -> list[str]:
-    """Run the unit's own command before a start, with stand-ins for systemctl and sleep: see
-    `said`.
+    """Run the unit's command before a start, with stand-ins for systemctl and sleep.
 
-    Seconds since boot: when it was up last, when it ended, when this start began.
+    Seconds since boot: when it last started, when it ended, and when this start began.
     """
     values = {
-        "ActiveEnterTimestampMonotonic": entered * 10**6, "ActiveExitTimestampMonotonic": left * 10**6,
-        "InactiveExitTimestampMonotonic": now * 10**6, "NRestarts": num_restarts,
-    }  # fmt: skip
+        "ActiveEnterTimestampMonotonic": entered * 10**6,
+        "ActiveExitTimestampMonotonic": left * 10**6,
+        "InactiveExitTimestampMonotonic": now * 10**6,
+        "NRestarts": num_restarts,
+    }
     cases = "".join(f"*{key}*) echo {value};; " for key, value in values.items())
     (folder / "systemctl").write_text(f'#!/bin/sh\ncase "$*" in {cases} *) echo "$1";; esac\n')
     (folder / "sleep").write_text('#!/bin/sh\necho "$1"\n')
@@ -170,7 +171,7 @@ def test_command_is_not_that_of_the_folder_where_somebody_stands(tmp_path: Path)
 def test_drop_in_of_somebody_else_stays_when_ours_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as the one that gives a slot the password of its wallet."""
+    """Such as one that gives a slot the password of its wallet."""
     monkeypatch.setattr(units, "UNITS", tmp_path)
     folders = [tmp_path / f"hivewright-worker@{number}.service.d" for number in (0, 1)]
     for folder in folders:
@@ -209,7 +210,7 @@ def test_uninstall_takes_our_units_and_drop_ins_and_no_others(tmp_path: Path) ->
 def test_doctor_looks_within_the_limits_of_the_slot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a stand-in for systemd-run, which says what it is to run with."""
+    """A stand-in for systemd-run prints its arguments."""
     monkeypatch.setattr(paths, "UNITS", tmp_path)
     data = {"slots": 1, "swarm_enabled": False, "slot_memory_gb": 4.0, "slot_cpus": 2.0}
     (slot,) = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
@@ -260,8 +261,8 @@ def test_model_is_fetched_by_somebody_who_sees_nothing_of_the_slots_but_which_it
     slots = validation.check([HostEntry("gpu-1", ("workers",), data)])["gpu-1"].slots
     for slot in slots:
         assert slot.settings.model.shared_dir == MODELS
-        # Beside the slot's own folders; without the - a host of another release has none yet, and
-        # would not start.
+        # In addition to the slot's own folders; without the "-" a unit would not start on a host
+        # of another release, which has no such folder.
         assert f"BindReadOnlyPaths=-{MODELS}" in slot.unit_settings().splitlines()
         assert f"BindPaths={MODELS}" not in slot.unit_settings()
     (tmp_path / "systemd-run").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
@@ -276,11 +277,15 @@ def test_model_is_fetched_by_somebody_who_sees_nothing_of_the_slots_but_which_it
         check=True,
     )
     said = done.stdout.splitlines()
+    hidden = ("/var/lib/hivewright:ro", "/var/cache/hivewright:ro", "/var/log/hivewright:ro")
     for each in (
-        "User=hivewright", "Environment=HOME=/tmp", "CacheDirectory=hivewright/models", f"BindPaths={MODELS}",
-        "TemporaryFileSystem=/var/lib/hivewright:ro /var/cache/hivewright:ro /var/log/hivewright:ro",
+        "User=hivewright",
+        "Environment=HOME=/tmp",
+        "CacheDirectory=hivewright/models",
+        f"BindPaths={MODELS}",
+        f"TemporaryFileSystem={' '.join(hidden)}",
         "BindReadOnlyPaths=-/var/lib/hivewright/worker-1/model.json",
-    ):  # fmt: skip
+    ):
         assert f"--property={each}" in said
     assert said[-3:] == ["fetch", "--settings", "/etc/hivewright/worker-1.yaml"]
 

@@ -1,5 +1,4 @@
-"""Validation of inventories: each mistake with its exact message, and what follows from right
-data."""
+"""Validation of inventories: each mistake with its exact message, and resulting plans."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ def entry(name: str, groups: tuple[str, ...] = ("workers",), /, **data: Any) -> 
 
 
 def worker(name: str = "gpu-3", /, **data: Any) -> HostEntry:
-    """A worker that may be the only host of an inventory."""
+    """Return a worker that may be the only host of an inventory."""
     return entry(name, **({"slots": 1, "swarm_enabled": False} | data))
 
 
@@ -635,9 +634,13 @@ def test_hosts_behind_one_address_or_without_any_are_not_taken_for_one() -> None
 
 def test_workers_look_at_the_chain_less_often_and_a_coordinator_beside_one_as_before() -> None:
     own = {"account_host": "192.0.2.1"}
-    plans = [validation.check([HostEntry("hub", groups, own | more)])["hub"] for groups, more in (
-        (("coordinators",), {}), (("coordinators", "workers"), {"slots": 1}),
-    )]  # fmt: skip
+    plans = [
+        validation.check([HostEntry("hub", groups, own | more)])["hub"]
+        for groups, more in (
+            (("coordinators",), {}),
+            (("coordinators", "workers"), {"slots": 1}),
+        )
+    ]
     polls = [{role: of.chain.poll_seconds for role, of in plan.services.items()} for plan in plans]
     assert polls[0] == polls[1]
     assert plans[1].slots[0].settings.chain.poll_seconds == validation.WORKER_POLL_SECONDS

@@ -1,4 +1,4 @@
-"""A release for hosts without internet: collected from wheels here, shipped, and built offline."""
+"""A release for hosts without internet: collected from local wheels, shipped, built offline."""
 
 import base64
 import hashlib
@@ -39,7 +39,7 @@ def write_wheel(
 
 
 def repack(folder: Path, name: str) -> Path:
-    """The wheel that an installed package is from, as well as it can be made again."""
+    """Rebuild the wheel of an installed package."""
     package = importlib.metadata.distribution(name)
     info = Path(str(package.locate_file(f"{name}-{package.version}.dist-info")))
     tag = next(
@@ -66,7 +66,7 @@ BUILD_SYSTEM = (
 
 
 def write_source(folder: Path, name: str, version: str, build_system: str = BUILD_SYSTEM) -> Path:
-    """A source distribution; with an empty `build_system` one of before pyproject.toml."""
+    """Make a source distribution; without `build_system` it has no pyproject.toml."""
     file = folder / f"{name}-{version}.tar.gz"
     setup = (
         f"from setuptools import setup\nsetup(name='{name}', version='{version}',"
@@ -103,8 +103,7 @@ def lock_line(file: Path, marker: str = "") -> str:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that pip can have: small packages, and the uv and setuptools that are installed
-    here."""
+    """An index for pip: small packages, and the installed uv and setuptools."""
     folder = tmp_path_factory.mktemp("index")
     write_wheel(folder, "alpha", "1.0")
     write_wheel(folder, "arm", "1.0", "py3-none-manylinux_2_17_aarch64")
@@ -152,8 +151,7 @@ def repository(index: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def host(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShellHost:
-    """A bare host whose /opt/hivewright is in a temporary folder; pip here knows `index` and
-    nothing else."""
+    """A bare host with /opt/hivewright in a temporary folder; pip here knows only `index`."""
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "true")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
@@ -173,7 +171,7 @@ def host(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShellH
 
 
 def ship(host: ShellHost, repository: Path, commit: str) -> None:
-    """Run what `release.fetch_release` does for the environment of a release from a wheelhouse."""
+    """Do what `release.fetch_release` does for an environment from a wheelhouse."""
     host.run(shipping.checkout._inner(str(repository), commit))
     host.run(shipping.wheels._inner(str(repository), commit, None))
     host.run(release.build_environment._inner(commit, None, True))
@@ -186,14 +184,25 @@ def test_environment_is_built_without_network_from_what_was_shipped_once(
     ship(host, repository, commit)
     there = tmp_path / "opt/releases" / commit
     assert sorted(path.name for path in there.iterdir()) == [
-        "environment", "pyproject.toml", "requirements", "scripts", "wheels",
-    ]  # fmt: skip
+        "environment",
+        "pyproject.toml",
+        "requirements",
+        "scripts",
+        "wheels",
+    ]
     names = sorted(path.name.split("-")[0] for path in (there / "wheels/").iterdir())
     assert names == ["alpha", "cuda", "native", "setuptools", "torch", "uv"]
     said = subprocess.run(
-        [there / "environment/bin/python", "-c", "import alpha, native, cuda; print(alpha.VERSION, native.VERSION)"],
-        capture_output=True, text=True, timeout=30, check=True,
-    )  # fmt: skip
+        [
+            there / "environment/bin/python",
+            "-c",
+            "import alpha, native, cuda; print(alpha.VERSION, native.VERSION)",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
     assert said.stdout == "1.0 2.0\n"
 
     host.sent.clear()
@@ -230,8 +239,10 @@ def test_file_that_was_cut_off_goes_on_where_it_stopped(
     encoded = [len(base64.b64encode(content[at : at + 1000])) for at in (3500, 4500)]
     assert host.sent[1:3] == [*encoded][:2]
     assert {file.read_bytes() for file in shipping.SHIPPED.iterdir() if file.is_file()} == {
-        content, b"small", b"another",
-    }  # fmt: skip
+        content,
+        b"small",
+        b"another",
+    }
     host.sent.clear()
     host.run(shipping.send([large]))
     assert host.sent == []

@@ -1,5 +1,4 @@
-"""Rollouts of a fleet in a WireGuard mesh that are refused: they would leave hosts that can't reach
-each other."""
+"""Rollouts in a WireGuard mesh that are refused, since hosts would lose each other."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ COMMIT = "a" * 40
 
 
 class Fleet:
-    """Hosts of which these were deployed, with these data, all together."""
+    """Hosts that were deployed together with these data."""
 
     def __init__(self, folder: Path, deployed: dict[str, dict[str, Any]]) -> None:
         self.secrets = folder / "secrets"
@@ -71,8 +70,7 @@ MESH: dict[str, dict[str, Any]] = {name: {"wireguard": True} for name in ("a", "
 def test_unchanged_mesh_is_let_through_and_its_keys_are_known_to_each_host_s_own_deploy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also from a machine that has not deployed this fleet before: without the keys each host would
-    lose its peers."""
+    """Also from a machine that has not deployed this fleet: without keys all lose their peers."""
     fleet = Fleet(tmp_path, MESH)
     assert fleet.refusal(monkeypatch, MESH) is None
     assert operator.public_keys(fleet.secrets) == {"a": "a=", "b": "b=", "c": "c="}

@@ -1,4 +1,4 @@
-"""The WireGuard part of deploy.py, by itself, for the tests."""
+"""The WireGuard part of deploy.py."""
 
 from pyinfra import host, inventory
 

@@ -115,8 +115,8 @@ def test_hosts_that_nobody_can_connect_to_exchange_through_a_relay(
     make_hosts: Callable[[dict[str, int]], Hosts],
 ) -> None:
     hosts = make_hosts({"bootnode": 1, "a": 2, "b": 3, "public": 4})
-    hosts.cables.shield(2, strangers=(3,))
-    hosts.cables.shield(3, strangers=(2,))
+    hosts.cables.shield(2, banned=(3,))
+    hosts.cables.shield(3, banned=(2,))
     hosts.bootnode()
     swarms = {name: hosts.peer(name, reachability="private") for name in "ab"}
     swarms["public"] = hosts.peer("public", reachability="public")
