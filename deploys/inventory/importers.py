@@ -299,5 +299,7 @@ class Form:
 FORMS = {
     "tailscale": Form(read_tailscale, "what `tailscale status --json` prints, with Linux machines"),
     "csv": Form(read_csv, "a CSV table with a first line such as name,group,ssh_hostname,slots"),
-    "ansible": Form(read_ansible, "an inventory of Ansible, INI or YAML"),
+    "ansible": Form(
+        read_ansible, "an Ansible inventory, or what `ansible-inventory --list` prints"
+    ),
 }

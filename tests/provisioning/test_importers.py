@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,27 +34,37 @@ gpus
 model_threads=4
 watchdog_seconds=600
 """
-YAML = """\
-all:
-  vars: {watchdog_seconds: 600}
-  hosts:
-    plain: {ansible_host: 192.0.2.9}
-  children:
-    coordinators:
-      hosts:
-        hub:
-          ansible_host: 192.0.2.10
-          account_host: 192.0.2.10
-          ansible_user: admin
-          ansible_become: true
-    fleet:
-      vars: {model_threads: 4}
-      children:
-        gpus:
-          vars: {model_threads: 8, ntp_server: 192.0.2.1}
-          hosts:
-            gpu[01:03]: {slots: 2, ansible_port: 2222}
-"""
+# ansible-core 2.19.14 prints this for it.
+LISTING = {
+    "_meta": {
+        "hostvars": {
+            **{
+                f"gpu0{number}": {
+                    "ansible_port": 2222,
+                    "ansible_python_interpreter": "/usr/bin/python3",
+                    "model_threads": 8,
+                    "ntp_server": "192.0.2.1",
+                    "slots": 2,
+                    "watchdog_seconds": 600,
+                }
+                for number in (1, 2, 3)
+            },
+            "hub": {
+                "account_host": "192.0.2.10",
+                "ansible_become": "yes",
+                "ansible_host": "192.0.2.10",
+                "ansible_user": "admin",
+            },
+            "plain": {"ansible_host": "192.0.2.9"},
+        },
+        "profile": "inventory_legacy",
+    },
+    "all": {"children": ["ungrouped", "coordinators", "fleet"]},
+    "coordinators": {"hosts": ["hub"]},
+    "fleet": {"children": ["gpus"]},
+    "gpus": {"hosts": ["gpu01", "gpu02", "gpu03"]},
+    "ungrouped": {"hosts": ["plain"]},
+}
 TABLE = "a CSV table with a first line such as name,group,ssh_hostname,slots"
 HUB = (
     "hub",
@@ -170,84 +182,144 @@ def test_csv_that_is_no_table_of_hosts_is_refused(
     assert refused("csv", text, tmp_path) == lines
 
 
-@pytest.mark.parametrize(("text", "name"), [(INI, "hosts"), (YAML, "hosts.yml"), (YAML, "hosts")])
-def test_ansible_inventory_keeps_hosts_ways_to_them_and_our_keys(
-    text: str, name: str, tmp_path: Path
-) -> None:
-    found = made("ansible", text, tmp_path, name)
+def stand_in_ansible(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, output: str, stderr: str = "", code: int = 0
+) -> Path:
+    """Put a program called ansible-inventory first in PATH; return the file of its arguments."""
+    programs = folder / "programs"
+    programs.mkdir()
+    (folder / "output").write_text(output)
+    (folder / "stderr").write_text(stderr)
+    (programs / "ansible-inventory").write_text(
+        f'#!/bin/sh\necho "$@" > {folder}/arguments\n'
+        f"cat {folder}/output; cat {folder}/stderr >&2; exit {code}\n"
+    )
+    (programs / "ansible-inventory").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return folder / "arguments"
+
+
+def assert_fleet(found: dict[str, Any]) -> None:
     gpu = {"watchdog_seconds": 600, "model_threads": 8, "slots": 2, "ssh_port": 2222}
     workers = dict(found["workers"])
-    plain = workers.pop("plain")
-    assert plain["ssh_hostname"] == "192.0.2.9"
+    assert workers.pop("plain") == {"ssh_hostname": "192.0.2.9", "slots": "auto"}
     assert workers == {f"gpu0{n}": gpu for n in (1, 2, 3)}
-    ((hub, data),) = found["coordinators"]
-    assert (hub, {key: data[key] for key in HUB[1]}) == HUB
+    assert found["coordinators"] == [HUB]
+
+
+def test_ansible_inventory_is_read_by_ansible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = stand_in_ansible(tmp_path, monkeypatch, json.dumps(LISTING))
+    assert_fleet(made("ansible", INI, tmp_path))
+    assert arguments.read_text().split() == ["--inventory", str(tmp_path / "list"), "--list"]
+
+
+@pytest.mark.skipif(shutil.which("ansible-inventory") is None, reason="needs Ansible")
+def test_ansible_reads_the_inventory_as_recorded(tmp_path: Path) -> None:
+    assert_fleet(made("ansible", INI, tmp_path))
+    (said,) = refused("ansible", "[gpus\n", tmp_path)
+    assert said.startswith("LIST: ansible-inventory failed: ")
+    assert "; Failed to parse inventory: " in said
+
+
+def test_listing_by_ansible_is_read_without_ansible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert_fleet(made("ansible", json.dumps(LISTING), tmp_path))
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(LISTING)))
+    assert '"gpu01"' in importers.inventory_text("ansible", Path("-")).replace("'", '"')
+
+
+def test_groups_in_each_other_end(tmp_path: Path) -> None:
+    circle = {
+        "_meta": {"hostvars": {}},
+        "coordinators": {"children": ["a"]},
+        "a": {"hosts": ["hub"], "children": ["coordinators"]},
+    }
+    assert [name for name, _ in made("ansible", json.dumps(circle), tmp_path)["coordinators"]] == [
+        "hub"
+    ]
+
+
+def listing(**variables: Any) -> str:
+    return json.dumps({"_meta": {"hostvars": {"gpu": variables}}, "gpus": {"hosts": ["gpu"]}})
 
 
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
-        ("[gpus\n", ["LIST line 1: got '[gpus'"]),
-        ("[a:children]\nb\n", ["LIST: group a: children: no group 'b'"]),
+        (listing(slot=1), ["LIST: gpu: slot: not a known key; did you mean slots?"]),
         (
-            "[a:children]\nb\n[b:children]\na\n",
-            ["LIST: group a: is in itself", "LIST: group b: is in itself"],
-        ),
-        ("[a:wars]\nx=1\n", ["LIST line 1: [a:wars]; expected [a], :vars or :children"]),
-        ("gpu slot=1\n", ["LIST: gpu: slot: not a known key; did you mean slots?"]),
-        (
-            "gpu ansible_host={{ip}} ansible_ssh_pass=x\n",
+            listing(ansible_host="{{ip}}", ansible_ssh_pass="x", slots={"__ansible_vault": "x"}),
             [
-                (
-                    "LIST: gpu: ansible_host: a template, or encrypted; expected a plain value"
-                    " (`ansible-inventory --list --yaml`)"
-                ),
+                ("LIST: gpu: ansible_host: a template, or encrypted; expected a plain value"),
                 (
                     "LIST: gpu: ansible_ssh_pass: a password has no place in an inventory; expected"
-                    " ssh keys, and sudo without a password, or with one in a file on this side"
-                    " that _sudo_password_file names"
+                    " ssh keys, and sudo without a password, or with one in a local file that"
+                    " _sudo_password_file names"
                 ),
+                "LIST: gpu: slots: a template, or encrypted; expected a plain value",
             ],
         ),
-        ("---\n- a\n", ["LIST: got ['a']; expected groups with hosts, vars and children"]),
+        (listing(ansible_host=""), ["LIST: gpu: ssh_hostname: got ''; expected str, not empty"]),
+        (listing(ansible_become="maybe"), ["LIST: gpu: _sudo: got 'maybe'; expected bool"]),
         (
-            "all:\n  host: {a: }\n",
-            ["LIST: group all: got {'host': {'a': None}}; expected hosts, vars and children"],
-        ),
-        ("all:\n  hosts: {a\n", ["LIST line 3: not YAML: "]),
-        ("g[1:99999999]\n", ["g[1:99999999]: 99,999,999 hosts; expected 1 to 10,000 in one line"]),
-        (
-            f"g{'[1:1000]' * 3}\n",
-            [f"g{'[1:1000]' * 3}: 1,000,000,000 hosts; expected 1 to 10,000 in one line"],
-        ),
-        ("g[5:1]\n", ["g[5:1]: 0 hosts; expected 1 to 10,000 in one line"]),
-        (f"g[1:{'9' * 5000}]\n", [f"LIST: name: got 'g[1:{'9' * 30}"]),
-        ("gpu ansible_host=\n", ["LIST: gpu: ssh_hostname: got ''; expected str, not empty"]),
-        ("all:\n  hosts: {g1: 3}\n", ["LIST: group all: g1: got 3; expected a mapping of names"]),
-        (
-            "all:\n  hosts: {g1: [1]}\n",
-            ["LIST: group all: g1: got [1]; expected a mapping of names"],
+            '{"_meta": {"hostvars": {"gpu": 3}}}',
+            [
+                "LIST: hostvars.gpu: Input should be a valid dictionary; expected what"
+                " `ansible-inventory --list` prints"
+            ],
         ),
         (
-            "all:\n  hosts: {g1: {1: 2}}\n",
-            ["LIST: group all: g1: got {1: 2}; expected a mapping of names"],
-        ),
-        (
-            "all:\n  hosts: {g1: }\n  vars: {1: 2}\n",
-            ["LIST: group all: vars: got {1: 2}; expected a mapping of names"],
+            '{"_meta": {}, "gpus": {"hosts": {"gpu": {}}}}',
+            [
+                "LIST: gpus.hosts: Input should be a valid list; expected what"
+                " `ansible-inventory --list` prints"
+            ],
         ),
     ],
 )
-def test_ansible_inventory_that_can_not_be_read_is_refused(
+def test_ansible_listing_with_mistakes_is_refused(
     text: str, lines: list[str], tmp_path: Path
 ) -> None:
-    said = refused("ansible", text, tmp_path)
-    assert [line[: len(start)] for line, start in zip(said, lines, strict=True)] == lines
+    assert refused("ansible", text, tmp_path) == lines
+
+
+def test_failure_of_ansible_is_reported_with_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = (
+        "[WARNING]: Failed to parse inventory with 'ini' plugin: Failed to parse inventory: x\n\n"
+        "Failed to parse inventory with 'ini' plugin.\n\n<<< caused by >>>\n\n"
+        "Failed to parse inventory: Adding group 'a' as child to 'b' creates a recursive"
+        " dependency loop.\nOrigin: list\n\n[ERROR]: No inventory was parsed\n"
+    )
+    stand_in_ansible(tmp_path, monkeypatch, "", stderr, code=1)
+    assert refused("ansible", "[a:children]\nb\n", tmp_path) == [
+        "LIST: ansible-inventory failed: Failed to parse inventory: Adding group 'a' as child to"
+        " 'b' creates a recursive dependency loop."
+    ]
+
+
+def test_inventory_without_ansible_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert refused("ansible", INI, tmp_path) == [
+        "LIST: ansible-inventory is not in PATH, and only Ansible can read its inventories;"
+        " install ansible-core, or run `ansible-inventory -i LIST --list > hosts.json` where it"
+        " is installed, and import hosts.json"
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO(INI))
+    with pytest.raises(SettingsError, match=r"^standard input: not an inventory as JSON; expected"):
+        importers.inventory_text("ansible", Path("-"))
 
 
 @pytest.mark.usefixtures("usual_recursion_limit")
 def test_list_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
-    (said,) = refused("ansible", "---\na: " + "[" * 20_000 + "]" * 20_000, tmp_path)
+    (said,) = refused("ansible", '{"a": ' + "[" * 200_000 + "]" * 200_000 + "}", tmp_path)
     assert said.startswith("LIST: is nested too deep; expected ")
 
 
@@ -349,10 +421,10 @@ def test_machine_without_a_name_in_the_tailnet_has_that_of_its_own(tmp_path: Pat
 
 
 def test_command_prints_an_inventory_that_pyinfra_reads(tmp_path: Path) -> None:
-    (tmp_path / "fleet.ini").write_text(INI)
+    (tmp_path / "fleet.json").write_text(json.dumps(LISTING))
     command = [sys.executable, "-m", "worker", "inventory", "ansible"]
     done = subprocess.run(
-        [*command, tmp_path / "fleet.ini"], capture_output=True, text=True, timeout=30, check=True
+        [*command, tmp_path / "fleet.json"], capture_output=True, text=True, timeout=30, check=True
     )
     (tmp_path / "fleet.py").write_text(done.stdout)
     shown = subprocess.run(
@@ -376,5 +448,5 @@ def test_command_prints_an_inventory_that_pyinfra_reads(tmp_path: Path) -> None:
     assert (
         missing.stderr
         == "hivewright inventory: SettingsError (exit 2): /nowhere: can't be read: No such file or"
-        " directory; expected an inventory of Ansible, INI or YAML\n"
+        " directory; expected an Ansible inventory, or what `ansible-inventory --list` prints\n"
     )

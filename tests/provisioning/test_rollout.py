@@ -231,7 +231,7 @@ def test_wrong_size_is_refused(text: str) -> None:
         ([], [worker(active_state="activating", restarts=2)], "wait"),
         ([], [worker(active_state="activating", restarts=1, exit_status=1)], "wait"),
         ([], [worker(active_state="failed", exit_status=4)], "bad-host"),
-        # It was restarted often before; this deploy did not touch it, or systemd counts from 0 again.
+        # It was restarted often before; the deploy did not touch it, or systemd counts from 0.
         ([worker(restarts=9)], [worker(restarts=9)], "well"),
         ([worker(restarts=9)], [worker(restarts=3, exit_status=1)], "bad-release"),
         ([], [worker(), worker(unit="hivewright-worker@1.service", finished=[])], "wait"),
