@@ -380,7 +380,7 @@ def test_what_can_not_be_is_one_line(tmp_path: Path, lonely: Dashboard) -> None:
         (
             {"chain": chain, "dashboard": {"prot": 1}},
             2,
-            "dashboard/prot: not a known key; did you mean port?",
+            "dashboard.prot: not a known key; did you mean dashboard.port?",
         ),
         (
             {"dashboard": {"state_dir": str(tmp_path)}},

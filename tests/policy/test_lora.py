@@ -145,7 +145,7 @@ def test_checkpoint_holds_the_adapters_only_and_goes_on_number_for_number(pristi
     observed += [second.step(groups).grad_norm for _ in range(2)]
     assert observed == expected
     with pytest.raises(
-        ModelError, match=r"do not fit hivewright/tiny; set model/name and trainer/lora back"
+        ModelError, match=r"do not fit hivewright/tiny; set model.name and trainer.lora back"
     ):
         checkpoint.restore(tmp_path, make_trainer(pristine, lora=None))
 
@@ -154,7 +154,7 @@ def test_checkpoint_of_adapters_goes_on_beside_its_own_weights_only(pristine, tm
     path = checkpoint.save(tmp_path, make_trainer(pristine), {}, keep=1)
     with pytest.raises(
         ModelError,
-        match=r"is of lora_alpha 8, and this node's is 800; set model/name and trainer/lora",
+        match=r"is of lora_alpha 8, and this node's is 800; set model.name and trainer.lora",
     ):
         checkpoint.restore(tmp_path, make_trainer(pristine, lora=settings.Lora(rank=4, alpha=800)))
     other = Policy(copy.deepcopy(pristine.model), pristine.tokenizer, pristine.name)
@@ -162,7 +162,7 @@ def test_checkpoint_of_adapters_goes_on_beside_its_own_weights_only(pristine, tm
         other.model.model.layers[1].mlp.up_proj.weight.mul_(1.1)
     with pytest.raises(
         ModelError,
-        match=r"is of base_weights [0-9a-f]{16}, and this node's is [0-9a-f]{16}; set model/name",
+        match=r"is of base_weights [0-9a-f]{16}, and this node's is [0-9a-f]{16}; set model.name",
     ):
         checkpoint.restore(tmp_path, Trainer(other, settings.Trainer(lora=LORA), GENERATION))
     # Loaded in another type they are the same weights; and a checkpoint that says less of itself is
@@ -236,7 +236,7 @@ def test_adapter_in_a_weight_that_is_tied_is_refused(pristine):
 def test_layers_that_the_model_has_not_are_a_model_error_that_names_those_it_has(pristine):
     with pytest.raises(ModelError) as caught:
         make_trainer(pristine, lora=settings.Lora(target_modules=("query",)))
-    assert "trainer/lora: target_modules ('query',)" in str(caught.value)
+    assert "trainer.lora: target_modules ('query',)" in str(caught.value)
     assert "q_proj" in str(caught.value)
     chosen = make_trainer(pristine, lora=settings.Lora(target_modules=("q_proj", "v_proj")))
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in chosen.parameters} == {

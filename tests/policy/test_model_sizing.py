@@ -217,7 +217,7 @@ def test_check_says_whether_a_model_of_the_user_s_own_fits(tmp_path, monkeypatch
         model_sizing.explain(settings.Model(name="owner/model"), WHOLE, tmp_path)[-1]
         == "this node: owner/model, as model.name says"
     )
-    with pytest.raises(ModelError, match=r"model/name: /no/such/model: no config.json there"):
+    with pytest.raises(ModelError, match=r"model.name: /no/such/model: no config.json there"):
         reports.print_settings(
             settings_for(tmp_path, model_name="/no/such/model"), argparse.Namespace(model=None)
         )

@@ -171,9 +171,9 @@ def expect_model_error(name, message):
 
 def test_name_that_can_not_be_one_is_a_model_error():
     expect_model_error(
-        "no/such/name", "model/name: no/such/name: neither a folder nor a Hugging Face name"
+        "no/such/name", "model.name: no/such/name: neither a folder nor a Hugging Face name"
     )
-    expect_model_error("/no/such/folder", "model/name: /no/such/folder: no config.json there")
+    expect_model_error("/no/such/folder", "model.name: /no/such/folder: no config.json there")
 
 
 def test_folder_that_holds_no_model_is_a_model_error(tmp_path):
@@ -223,7 +223,7 @@ def test_unknown_name_is_a_model_error_that_names_the_answer(monkeypatch):
             module, "HUB", module.HfApi(endpoint=f"http://127.0.0.1:{server.server_port}")
         )
         expect_model_error(
-            "nobody/nothing", r"model/name: nobody/nothing: Hugging Face says 404 .*: no such model"
+            "nobody/nothing", r"model.name: nobody/nothing: Hugging Face says 404 .*: no such model"
         )
     finally:
         server.shutdown()
@@ -236,5 +236,5 @@ def test_unknown_name_without_a_network_is_a_model_error(monkeypatch):
 
 
 def test_device_that_is_not_there_is_a_model_error():
-    with pytest.raises(ModelError, match="model/device: cuda:99: torch sees"):
+    with pytest.raises(ModelError, match="model.device: cuda:99: torch sees"):
         load(settings.Model(name=TINY, device="cuda:99"))

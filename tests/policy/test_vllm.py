@@ -335,7 +335,7 @@ def test_arguments_leave_nothing_to_the_machine_or_the_model(pristine, monkeypat
 def test_engine_that_is_asked_for_and_not_installed_is_a_model_error(pristine):
     with pytest.raises(
         ModelError,
-        match=r"generation/engine: vllm: can't be imported: No module named 'vllm'; expected",
+        match=r"generation.engine: vllm: can't be imported: No module named 'vllm'; expected",
     ):
         load_engine(pristine.model, settings.Generation(engine="vllm"))
 

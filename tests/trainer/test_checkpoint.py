@@ -243,8 +243,8 @@ def test_checkpoint_of_another_model_is_a_model_error(pristine, tmp_path):
     with pytest.raises(
         ModelError,
         match=(
-            "is of model hivewright/tiny, whose weights do not fit other; set model/name and"
-            " trainer/lora back"
+            "is of model hivewright/tiny, whose weights do not fit other; set model.name and"
+            " trainer.lora back"
         ),
     ):
         checkpoint.restore(tmp_path, Trainer(other, settings.Trainer(), GENERATION))
@@ -256,7 +256,7 @@ def test_checkpoint_of_a_model_of_the_same_shapes_is_refused_by_its_name(pristin
     with pytest.raises(
         ModelError,
         match=(
-            r"is of model hivewright/tiny, and this node's is owner/model-Instruct; set model/name"
+            r"is of model hivewright/tiny, and this node's is owner/model-Instruct; set model.name"
             r" .* back, or move"
         ),
     ):

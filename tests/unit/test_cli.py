@@ -54,7 +54,7 @@ def test_wrong_settings_exit_with_2_and_say_why(tmp_path):
     assert done.returncode == 2
     assert (
         done.stderr == f"hivewright check: SettingsError (exit 2): settings file {file}: "
-        "trainer/learningrate: not a known key; did you mean learning_rate?\n"
+        "trainer.learningrate: not a known key; did you mean trainer.learning_rate?\n"
     )
 
 
@@ -63,16 +63,16 @@ def test_mistakes_of_a_file_stand_in_a_line_each_and_the_last_line_says_what_to_
     file.write_text("trainer: {gamma: 1, epsilon: 0, learningrate: 1}\n")
     *lines, last = hivewright("check", "--settings", str(file)).stderr.splitlines()
     assert lines == [
-        f"settings file {file}: trainer/epsilon: got 0; expected greater than 0",
+        f"settings file {file}: trainer.epsilon: got 0; expected greater than 0",
         (
-            f"settings file {file}: trainer/gamma: not a known key; docs/configuration.md lists all"
+            f"settings file {file}: trainer.gamma: not a known key; docs/configuration.md lists all"
             " keys"
         ),
     ]
     assert (
         last
-        == f"hivewright check: SettingsError (exit 2): settings file {file}: trainer/learningrate:"
-        " not a known key; did you mean learning_rate?; correct this and 2 more, a line each"
+        == f"hivewright check: SettingsError (exit 2): settings file {file}: trainer.learningrate:"
+        " not a known key; did you mean trainer.learning_rate?; correct this and 2 more, a line each"
         " above"
     )
 

@@ -1,4 +1,4 @@
-"""Settings: what is wrong is said in one line, exactly; what is right survives a round trip."""
+"""Settings: messages about mistakes, and the round trip of valid settings."""
 
 import os
 import runpy
@@ -57,7 +57,7 @@ ROOT = Path(__file__).resolve().parents[2]
                 " '/dns/x/tcp/70000'; expected an address such as /ip4/192.0.2.1/tcp/38000;"
                 " swarm_announce/2: got '/ip4/192.0.2.1/xx'; expected an address such as"
                 " /ip4/192.0.2.1/tcp/38000; swarm_relays/0: got '/ip4/192.0.2.1/tcp/1'; expected"
-                " /p2p/ and the peer id at its end: who it has to be; swarm_bootnodes/0: got"
+                " /p2p/ and the peer id at its end; swarm_bootnodes/0: got"
                 " '/ip4/192.0.2.1/tcp/1/p2p/Qmtypo'; Qmtypo is not a peer id; swarm_bootnodes/1:"
                 " got '/dns/x/tcp/1/p2p/QmQmQmQmQmQmQmQm '; expected an address such as"
                 " /ip4/192.0.2.1/tcp/38000"
@@ -111,8 +111,8 @@ ROOT = Path(__file__).resolve().parents[2]
         (
             {"swarm_relay_others": True},
             (
-                "inventory data of gpu-3: swarm: relay_others is set and reachability is auto: a"
-                " relay has to be public"
+                "inventory data of gpu-3: swarm: relay_others is set and reachability is auto;"
+                " expected reachability public, since a relay must be reachable"
             ),
         ),
         (
@@ -149,16 +149,16 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
         ),
         (
             "node: {seed: 1}\nlog: {}\nnode: {seed: 2}\n",
-            "not YAML at line 3: the key 'node' stands twice",
+            "not YAML at line 3: the key 'node' occurs twice",
         ),
         (
             "chain: {rpc_url: 'localhost:1'}\n",
-            "chain/rpc_url/0: got 'localhost:1'; expected http:// or https:// and an address",
+            "chain.rpc_url/0: got 'localhost:1'; expected http:// or https:// and an address",
         ),
         (
             "dashboard: {host: 'http://x'}\n",
             (
-                "dashboard/host: got 'http://x'; expected a name or an address, without http:// and"
+                "dashboard.host: got 'http://x'; expected a name or an address, without http:// and"
                 " port"
             ),
         ),
@@ -170,7 +170,7 @@ def test_wrong_inventory_key_is_named_with_value_and_expectation(flat, message):
         (
             "trainer: {learning_rate: 1e-06}\n",
             (
-                "trainer/learning_rate: got '1e-06'; expected a number; YAML takes it for text:"
+                "trainer.learning_rate: got '1e-06'; expected a number; YAML takes it for text:"
                 " write it with a point and without quotes, such as 1.0e-5"
             ),
         ),

@@ -55,7 +55,7 @@ def run(of: Settings, options: argparse.Namespace | None = None) -> None:
     model = model_sizing.settle(of.model, of.node.state_dir)
     if model.shared_dir is None:
         raise SettingsError(
-            "model/shared_dir: none; expected the folder that models are to be downloaded to"
+            "model.shared_dir: none; expected the folder that models are to be downloaded to"
         )
     token = _token(model, options.token_file if options is not None else None)
     try:
@@ -63,7 +63,7 @@ def run(of: Settings, options: argparse.Namespace | None = None) -> None:
         lock = (model.shared_dir / "lock").open("w")
     except OSError as error:
         raise ResourceError(
-            f"{model.shared_dir} (model/shared_dir): {error.strerror}; expected a folder to"
+            f"{model.shared_dir} (model.shared_dir): {error.strerror}; expected a folder to"
             " write in"
         ) from None
     with lock:
@@ -88,7 +88,7 @@ def _download(model: Model, shared_dir: Path, min_free_disk_mb: int, token: str 
     known = policy.look_up(model.name, token)
     if isinstance(known, str):
         raise ModelError(
-            f"model/name: {model.name}: not in {shared_dir}, and Hugging Face can't be reached"
+            f"model.name: {model.name}: not in {shared_dir}, and Hugging Face can't be reached"
             f" ({known}); expected a folder with a model, {model_sizing.TINY}, or a machine with a"
             " way there"
         )
@@ -97,7 +97,7 @@ def _download(model: Model, shared_dir: Path, min_free_disk_mb: int, token: str 
     part = whole.with_name(f"{whole.name}.part")
     _clear(part, str(known.sha))
     missing_mb = (sum(file.size or 0 for file in files) - _num_bytes(part)) // 10**6
-    host.require_disk(shared_dir, min_free_disk_mb + missing_mb, "model/shared_dir")
+    host.require_disk(shared_dir, min_free_disk_mb + missing_mb, "model.shared_dir")
     with _disk_errors(part):
         part.mkdir(exist_ok=True)
         (part / _REVISION).write_text(str(known.sha))
@@ -170,7 +170,7 @@ def _get_files(order: download.Order, name: str) -> None:
     if failure is not None:
         _require_hope(order, name, failure)
         raise ModelError(
-            f"model/name: {name}: the download was cut off: {failure.reason}, in {ATTEMPTS}"
+            f"model.name: {name}: the download was cut off: {failure.reason}, in {ATTEMPTS}"
             f" attempts; what has arrived is kept in {order.folder}: check the way to"
             f" {order.endpoint}, then run it again, and it goes on from there"
         )

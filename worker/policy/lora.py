@@ -46,7 +46,7 @@ def attach(model: Any, lora: settings.Lora) -> None:
             {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, _LINEAR)}
         )
         raise ModelError(
-            f"trainer/lora: target_modules {lora.target_modules}: no layer of these names; "
+            f"trainer.lora: target_modules {lora.target_modules}: no layer of these names; "
             f"this model's linear layers are {', '.join(names)}"
         )
     pattern = "|".join(re.escape(f"model.{target}") for target in targets)
@@ -63,7 +63,7 @@ def attach(model: Any, lora: settings.Lora) -> None:
         except ValueError as error:
             reason = str(error).splitlines()[0][:200]
             raise ModelError(
-                f"trainer/lora: target_modules {lora.target_modules}: {reason}"
+                f"trainer.lora: target_modules {lora.target_modules}: {reason}"
             ) from error
     model.peft_config = {_ADAPTER: config}
     _refuse_tied(model, lora)
@@ -292,6 +292,6 @@ def _refuse_tied(model: Any, lora: settings.Lora) -> None:
     is_tied = plain(head).weight is plain(embedding).weight
     if is_tied and any(plain(layer) is not layer for layer in (head, embedding)):
         raise ModelError(
-            f"trainer/lora: target_modules {lora.target_modules}: this model's output layer and its"
+            f"trainer.lora: target_modules {lora.target_modules}: this model's output layer and its"
             " embedding are one weight, which can't have an adapter; take them out"
         )

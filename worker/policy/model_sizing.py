@@ -123,7 +123,7 @@ def measure(model: settings.Model) -> Machine:
     index = torch.device(device).index or 0
     if index >= torch.cuda.device_count():
         raise ModelError(
-            f"model/device: {device}: torch sees {torch.cuda.device_count()} GPUs; expected one of"
+            f"model.device: {device}: torch sees {torch.cuda.device_count()} GPUs; expected one of"
             " those, or cpu"
         )
     free, total = torch.cuda.mem_get_info(index)
@@ -195,7 +195,7 @@ def choose(machine: Machine, trainer: settings.Trainer, peer_id: str) -> Choice:
     if not fitting:
         least = min(verdicts, key=lambda verdict: verdict.needed_gib)
         raise ModelError(
-            f"model/name: auto: no model fits: {machine.free_gib:.1f} GiB are free on"
+            f"model.name: auto: no model fits: {machine.free_gib:.1f} GiB are free on"
             f" {machine.device}, the smallest, {least.name}, needs {least.needed_gib:.1f} to train"
             f" in {machine.dtype}; free memory, or name a model yourself (hivewright/tiny fits"
             " everywhere)"
@@ -295,7 +295,7 @@ def find_folder(model: settings.Model) -> Path | None:
     if is_gguf(name):
         if not Path(name).expanduser().is_file():
             raise ModelError(
-                f"model/name: {name}: no such file; expected a GGUF file, a folder or a Hugging"
+                f"model.name: {name}: no such file; expected a GGUF file, a folder or a Hugging"
                 " Face name"
             )
         return None
@@ -304,7 +304,7 @@ def find_folder(model: settings.Model) -> Path | None:
         return folder
     if folder.is_dir() or name.startswith(("/", "./", "../", "~")):
         raise ModelError(
-            f"model/name: {name}: no config.json there; expected a folder with a transformers model"
+            f"model.name: {name}: no config.json there; expected a folder with a transformers model"
         )
     if model.shared_dir is not None and (shared := shared_folder(model.shared_dir, name)).is_dir():
         return shared
@@ -325,7 +325,7 @@ def gguf_arguments(model: settings.Model) -> dict[str, str]:
         return {}
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(
-            f"model/name: {model.name}: a GGUF file, and the package gguf, which reads it, is not"
+            f"model.name: {model.name}: a GGUF file, and the package gguf, which reads it, is not"
             f" installed; install it ({sys.executable} -m pip install gguf), or name a folder in"
             " transformers' format"
         )

@@ -378,7 +378,7 @@ def _find_device(model: settings.Model) -> torch.device:
     device = torch.device(chosen_device(model))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(
-            f"model/device: {model.device}: torch sees {torch.cuda.device_count()} GPUs; expected"
+            f"model.device: {model.device}: torch sees {torch.cuda.device_count()} GPUs; expected"
             " one of those, or cpu"
         )
     return device
@@ -423,7 +423,7 @@ def look_up(name: str, token: str | None = None) -> ModelInfo | str:
         return HUB.model_info(name, timeout=_LOOKUP_SECONDS, files_metadata=True, token=token)
     except HFValidationError:
         raise ModelError(
-            f"model/name: {name}: neither a folder nor a Hugging Face name (owner/model)"
+            f"model.name: {name}: neither a folder nor a Hugging Face name (owner/model)"
         ) from None
     except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403, 404):
@@ -443,7 +443,7 @@ def refusal(name: str, status: int, said: str, has_token: bool, is_gated: bool) 
     learn which of the two it is.
     """
     answer = (
-        f"model/name: {name}: Hugging Face says {status} ({said.strip().splitlines()[0][:120]})"
+        f"model.name: {name}: Hugging Face says {status} ({said.strip().splitlines()[0][:120]})"
     )
     if is_gated or status == 403:
         terms = f"accept its terms at {HUB.endpoint}/{name} with the account of the token"
@@ -479,6 +479,6 @@ def _find_cached(name: str, reason: str) -> str:
         return str(HUB.snapshot_download(name, local_files_only=True))
     except LocalEntryNotFoundError:
         raise ModelError(
-            f"model/name: {name}: not on this machine, and Hugging Face can't be reached"
+            f"model.name: {name}: not on this machine, and Hugging Face can't be reached"
             f" ({reason}); expected a folder, {TINY}, or a name that was loaded here before"
         ) from None

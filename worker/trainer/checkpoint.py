@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 _FIELDS = {"version": int, "model": str, "steps": int, "nonfinite_steps": int, "state": dict}
-_ADVICE = "set model/name and trainer/lora back, or move the checkpoints away to start again"
+_ADVICE = "set model.name and trainer.lora back, or move the checkpoints away to start again"
 _PREFIX, _UNFINISHED, _DOOMED = "checkpoint-", ".unfinished-", ".doomed-"
 
 State = dict[str, Any]

@@ -573,7 +573,7 @@ class Trainer:
         if self.nonfinite_steps >= self._settings.max_nonfinite_steps:
             raise TrainingError(
                 f"{self.nonfinite_steps} non-finite steps in a row (the last: {what};"
-                " trainer/max_nonfinite_steps allows no more); lower trainer/learning_rate: the"
+                " trainer.max_nonfinite_steps allows no more); lower trainer.learning_rate: the"
                 " node goes on from the checkpoint before them"
             )
 

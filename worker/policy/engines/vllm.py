@@ -75,7 +75,7 @@ class VllmEngine:
             RuntimeError,
         ) as error:  # RuntimeError: built for another torch
             raise ModelError(
-                f"generation/engine: vllm: can't be imported: {memory.reason_of(error)}; expected"
+                f"generation.engine: vllm: can't be imported: {memory.reason_of(error)}; expected"
                 f" vLLM, built for torch {torch.__version__}, in this environment, or engine: torch"
             ) from error
         self._model = model
@@ -93,7 +93,7 @@ class VllmEngine:
             self._require_agreement(generation)
         except _UNFIT as error:
             raise ModelError(
-                f"generation/engine: {self.name} can't run this {model.config.model_type} here:"
+                f"generation.engine: {self.name} can't run this {model.config.model_type} here:"
                 f" {memory.reason_of(error)}; change generation.vllm_memory if it says that memory"
                 " is short, or set generation.engine: torch"
             ) from error

@@ -1,0 +1,225 @@
+"""Sections about the chain and the services around it."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from worker.settings.value_types import (
+    Address,
+    Host,
+    Multiaddr,
+    Port,
+    Positive,
+    Seconds,
+    Section,
+    Url,
+    Urls,
+)
+
+ACCOUNT_TOKEN_FILE = "account.token"  # noqa: S105 - a file name
+
+
+class Chain(Section):
+    """The chain: any EVM JSON-RPC with our coordinator contract, or with one that has its ABI."""
+
+    rpc_url: Urls | None = None
+    """One JSON-RPC address, or a list of them: the next one is used if one fails. None: the account
+    service (`account_url`/rpc). Without that either there is no chain: the node counts its rounds
+    itself and earns nothing."""
+    id: Positive = 31337
+    """Chain id that `rpc_url` must have. An address with another one is not used."""
+    contract: Address | None = None
+    """Address of the swarm coordinator contract. None: as in `deployment_file`, or else from the
+    account service."""
+    deployment_file: Path | None = None
+    """File that `hivewright chain deploy` wrote: JSON with rpc_url, chain_id and contract. For
+    roles on the chain's host."""
+    contract_block: Annotated[int, Field(ge=0)] | None = None
+    """Block in which the contract was created; its log is read from there. None: as in
+    `deployment_file`, or else searched on the chain, which needs a node with the state of that
+    time."""
+    account_url: Url | None = None
+    """Address of the account service, which signs and sends for this node."""
+    account_token_file: Path | None = None
+    """File with this node's token for the account service. None: `account.token` in the state
+    folder."""
+    enrolment_token_file: Path | None = None
+    """File with the fleet's enrolment token, read once by `hivewright enrol`."""
+    org_id: str = "hivewright"
+    """Name of the account at the account service (`orgId` of the login API)."""
+    timeout_seconds: Seconds = 10.0
+    """Longest time for one answer of the chain or the account service, in seconds."""
+    poll_seconds: Seconds = 2.0
+    """Seconds between two readings of the round while waiting for the next one."""
+    max_gas_price_gwei: Annotated[float, Field(gt=0)] | None = None
+    """Highest gas price of a transaction, in 10^9 wei. A price that a node refuses as too low is
+    raised up to this. None: up to five times the price that the chain asks for."""
+    wallet_dir: Path | None = None
+    """Folder of this node's own wallet, for a node without an account service: `wallet.json`, an
+    encrypted keystore that `hivewright enrol` makes, and the journal of its transactions."""
+    wallet_password_file: Path | None = None
+    """File with the wallet's password, such as a systemd credential: /run/credentials/UNIT/NAME."""
+    submit_every_rounds: Positive | None = 1
+    """Send rewards to the chain when this many rounds wait; until then they are in the ledger.
+    None: only by `submit_every_minutes`."""
+    submit_every_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Send rewards when the oldest has waited this long, in minutes. None: only by
+    `submit_every_rounds`."""
+
+    @property
+    def rpc_urls(self) -> tuple[str, ...]:
+        """Return the addresses in `rpc_url`; empty if it is not set."""
+        return (self.rpc_url,) if isinstance(self.rpc_url, str) else self.rpc_url or ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.submit_every_rounds is None and self.submit_every_minutes is None:
+            raise ValueError(
+                "submit_every_rounds and submit_every_minutes are both None: nothing would ever be"
+                " sent"
+            )
+        if self.wallet_dir is not None:
+            self._check_wallet()
+        return self
+
+    def _check_wallet(self) -> None:
+        if self.account_url is not None:
+            raise ValueError(
+                "account_url and wallet_dir are both set; expected only one of them, the signer"
+            )
+        if self.wallet_password_file is None:
+            raise ValueError(
+                "wallet_dir is set and wallet_password_file is not; expected a file with its"
+                " password"
+            )
+        if self.rpc_url is None and self.deployment_file is None:
+            raise ValueError(
+                "wallet_dir is set, rpc_url and deployment_file are not; expected the chain of the"
+                " wallet in one of them"
+            )
+
+
+def chain_of_node(chain: Chain, state_dir: Path) -> Chain:
+    """Return `chain` with the token's path, which is in `state_dir` unless the settings set it."""
+    if chain.account_url is None or chain.account_token_file is not None:
+        return chain
+    return chain.model_copy(update={"account_token_file": state_dir / ACCOUNT_TOKEN_FILE})
+
+
+class Anvil(Section):
+    """The embedded chain (`hivewright chain up`)."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Port = 8545
+    """TCP port of its JSON-RPC."""
+    state_file: Path = Path("/var/lib/hivewright/chain/state.json")
+    """File of the chain's state."""
+    block_seconds: Annotated[int, Field(ge=3)] = 3600
+    """Seconds between two blocks without transactions. With transactions a block is made at
+    once."""
+    history_blocks: Annotated[int, Field(ge=64)] = 4096
+    """Number of the newest blocks of which receipts, logs and call data are kept; the contract's
+    state is kept forever. Audits need those of `audit.rounds`, at most two blocks for each node in
+    each round."""
+    binary: Path | None = None
+    """The anvil program. None: the one that `make` or the deploy installed."""
+
+
+class Account(Section):
+    """The account service: one key, one queue of transactions for all nodes of the fleet."""
+
+    host: Host = "127.0.0.1"
+    """Address to listen on, in addition to 127.0.0.1."""
+    port: Port = 3000
+    """TCP port."""
+    state_dir: Path = Path("/var/lib/hivewright/account")
+    """Folder of the account's key, the token secret and the transaction journal."""
+    names: tuple[Host, ...] = ()
+    """Domain names under which browsers may reach it, besides its addresses and the host's own
+    name."""
+    enrolment_token_file: Path | None = None
+    """File with the token that new nodes show once. None: enrolment is closed."""
+    behind_proxy: bool = False
+    """Whether requests from this machine come through a proxy that names its client in
+    X-Forwarded-For, as `tailscale serve` does: wrong tokens are then counted for that client. A
+    deploy sets it with `tailscale_serve`."""
+    rpc_proxy: bool = True
+    """Serve JSON-RPC at /rpc to callers with a node's token: reads of the contract, and signed
+    transactions to it. For nodes without a route to the chain."""
+
+
+class Dashboard(Section):
+    """The web page about the swarm. It reads the chain every `chain.poll_seconds`."""
+
+    host: Host = "127.0.0.1"
+    """Address to listen on, in addition to 127.0.0.1. The page has no login and no secrets."""
+    port: Port = 3001
+    """TCP port."""
+    state_dir: Path = Path("/var/lib/hivewright/dashboard")
+    """Folder of the file `address`, the page's URL."""
+    names: tuple[Host, ...] = ()
+    """Domain names under which browsers may reach it, besides its addresses and the host's own
+    name."""
+    audit_file: Path | None = None
+    """Report of an audit, such as the keeper's `audit/audit.json`, whose verdicts are shown. None:
+    no verdicts."""
+    count_unaudited: bool = True
+    """Rank peers by all rewards on the contract (unaudited ones are marked). False: only by rewards
+    that the report in `audit_file` confirms. Audits draw a sample: raise `audit.sample` for
+    that."""
+
+    @model_validator(mode="after")
+    def _check_counted(self) -> Self:
+        if not self.count_unaudited and self.audit_file is None:
+            raise ValueError(
+                "count_unaudited is false and audit_file is not set; expected the report of an"
+                " audit"
+            )
+        return self
+
+
+class Keeper(Section):
+    """The process that advances the swarm's rounds and publishes its bootnodes."""
+
+    state_dir: Path = Path("/var/lib/hivewright/keeper")
+    """Folder of the contract owner's key (owner.key), deployment.json, status.json, and the list of
+    published bootnodes."""
+    round_seconds: Seconds = 600.0
+    """End a round after this time, in seconds, even if peers have not reported."""
+    min_round_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Shortest duration of a round, in seconds."""
+    ready_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """End a round when this share (rounded up) of the peers that reported in one of the two rounds
+    before it has reported. New peers do not delay it; peers that are gone do so for two rounds, up
+    to `round_seconds`."""
+    min_peers: Positive = 1
+    """No round ends before this many peers are registered, nor by `ready_fraction` before this many
+    have reported."""
+    publish_bootnodes: tuple[Multiaddr, ...] = ()
+    """Bootnode addresses to publish on the chain. The keeper withdraws those that it published and
+    that are no longer in this list; bootnodes that others added stay."""
+    bootnode_file: Path | None = None
+    """File with the address of a bootnode on the same host (`multiaddr` in its state folder), to be
+    published too."""
+    poll_seconds: Seconds = 1.0
+    """Seconds between two readings of the chain."""
+
+
+class Audit(Section):
+    """Audits of submitted rewards (`hivewright audit`, and the keeper)."""
+
+    state_dir: Path | None = None
+    """Folder of audit.json, the evidence of contradictions, and the auditor's own key. None:
+    `audit` in `keeper.state_dir`."""
+    every_rounds: Annotated[int, Field(ge=0)] = 10
+    """Rounds between two audits by the keeper, in a separate process. 0: no audits. It can judge
+    only the task families in `environment.families`, so set them to the swarm's; a deploy adds
+    those of its workers."""
+    rounds: Positive = 16
+    """Number of the newest rounds to audit. Peers keep `swarm.audit_rounds`."""
+    sample: Positive = 32
+    """Most rewards, drawn at random, to recompute in one audit."""
+    timeout_seconds: Seconds = 120.0
+    """Longest time for an audit to find and ask peers, in seconds."""

@@ -1,0 +1,87 @@
+"""All sections together, and those that stand for themselves."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from worker.settings.chain_sections import Account, Anvil, Audit, Chain, Dashboard, Keeper
+from worker.settings.node_sections import Environment, Generation, Model, Node
+from worker.settings.swarm_sections import Bootnode, Swarm
+from worker.settings.training_sections import Trainer
+from worker.settings.value_types import Positive, Seconds, Section, Url
+
+SETTINGS_VERSION = 1
+
+
+class Hub(Section):
+    """The model on the Hugging Face Hub. Without a `token_file` nothing is pushed."""
+
+    repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")] | None = None
+    """Repository to push to: OWNER/NAME; or OWNER, and each node has a repository of its own, named
+    after model and node."""
+    token_file: Path | None = None
+    """File with a Hugging Face token that may write."""
+    every_rounds: Positive = 100
+    """Trained rounds between two pushes of the newest checkpoint, whether the last one failed or
+    not."""
+    private: bool = False
+    """Make new repositories private."""
+    endpoint: Url = "https://huggingface.co"
+    """Address of the Hub."""
+    timeout_seconds: Seconds = 3600.0
+    """Longest duration of an upload, in seconds. Training continues meanwhile."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.token_file is not None and self.repo is None:
+            raise ValueError(
+                "token_file is set and repo is not; expected repo: OWNER/NAME, or OWNER"
+            )
+        return self
+
+
+class Log(Section):
+    """The log."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe level to log."""
+    format: Literal["text", "json"] = "text"
+    """Format of a line."""
+
+
+class Settings(Section):
+    """One settings file. Every role reads the sections that it needs."""
+
+    version: int = SETTINGS_VERSION
+    node: Node = Node()
+    model: Model = Model()
+    environment: Environment = Environment()
+    generation: Generation = Generation()
+    trainer: Trainer = Trainer()
+    swarm: Swarm = Swarm()
+    chain: Chain = Chain()
+    anvil: Anvil = Anvil()
+    account: Account = Account()
+    dashboard: Dashboard = Dashboard()
+    keeper: Keeper = Keeper()
+    audit: Audit = Audit()
+    bootnode: Bootnode = Bootnode()
+    hub: Hub = Hub()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        has_chain = self.chain.rpc_url or self.chain.account_url or self.chain.deployment_file
+        if self.swarm.only_registered and not has_chain:
+            raise ValueError(
+                "swarm.only_registered needs a chain; expected chain.account_url or chain.rpc_url"
+            )
+        return self
+
+
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
