@@ -103,12 +103,12 @@ def test_model_that_can_not_be_had_is_an_error_in_a_line(
         ModelError, match=r"nobody/nothing: Hugging Face says 404 .*: no such model"
     ):
         fetch.run(settings_of(tmp_path, "nobody/nothing"))
-    with pytest.raises(SettingsError, match="model.shared_dir: none; expected the folder"):
+    with pytest.raises(SettingsError, match=r"model.shared_dir: none; expected the folder"):
         fetch.run(settings.from_flat({"model_name": NAME}, "test"))
     usage = shutil._ntuple_diskusage(10**12, 10**12 - 10**6, 10**6)
     with monkeypatch.context() as full:
         full.setattr(shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(ResourceError, match="model.shared_dir"):
+        with pytest.raises(ResourceError, match=r"model.shared_dir"):
             fetch.run(settings_of(tmp_path))
     monkeypatch.setattr(policy, "HUB", policy.HfApi(endpoint="http://127.0.0.1:9"))
     with pytest.raises(ModelError, match=r"not in .*models, and Hugging Face can't be reached"):

@@ -236,5 +236,5 @@ def test_unknown_name_without_a_network_is_a_model_error(monkeypatch):
 
 
 def test_device_that_is_not_there_is_a_model_error():
-    with pytest.raises(ModelError, match="model.device: cuda:99: torch sees"):
+    with pytest.raises(ModelError, match=r"model.device: cuda:99: torch sees"):
         load(settings.Model(name=TINY, device="cuda:99"))

@@ -243,8 +243,8 @@ def test_checkpoint_of_another_model_is_a_model_error(pristine, tmp_path):
     with pytest.raises(
         ModelError,
         match=(
-            "is of model hivewright/tiny, whose weights do not fit other; set model.name and"
-            " trainer.lora back"
+            r"is of model hivewright/tiny, whose weights do not fit other; set model\.name and"
+            r" trainer\.lora back"
         ),
     ):
         checkpoint.restore(tmp_path, Trainer(other, settings.Trainer(), GENERATION))
