@@ -145,7 +145,7 @@ def test_groups_that_were_changed_later_do_not_count(chain, peer) -> None:
     finding, _ = judge(chain, peer)
     assert (finding.verdict, finding.reason) == (
         "unaudited",
-        "what is served is not what it committed to",
+        "the groups served do not match the digest",
     )
 
 
@@ -154,9 +154,9 @@ def test_reward_without_groups_is_unaudited(chain, peer, is_committed) -> None:
     peer.submit(0, 900, "ab" * 32 if is_committed else None)
     finding, _ = judge(chain, peer)
     reason = (
-        "groups not to be had: none with this digest"
+        "groups not available: none with this digest"
         if is_committed
-        else "no digest of groups came with it"
+        else "its transaction has no digest of groups"
     )
     assert finding.verdict == "unaudited"
     assert finding.reason.startswith(reason)
@@ -168,7 +168,7 @@ def test_tasks_not_known_here_may_have_earned_everything(chain, peer) -> None:
     finding, _ = judge(chain, peer)
     assert (finding.verdict, finding.reason) == (
         "unaudited",
-        "1 of 2 groups are of tasks not known here, or too long",
+        "1 of 2 groups are of unknown tasks, or too long",
     )
     chain.advance()
     groups = [*peer.groups(1, (2,)), *peer.groups(1, (0, 4), "other")[1:]]
@@ -190,7 +190,7 @@ def test_reward_through_a_foreign_call_is_unaudited(chain, peer) -> None:
     )
     call = Call("submitReward", bytes.fromhex(data[2:]), chain.deployment.contract)
     assert chain.send(peer.account, call).succeeded
-    assert judge(chain, peer)[0].reason == "no digest of groups came with it"
+    assert judge(chain, peer)[0].reason == "its transaction has no digest of groups"
 
 
 def test_only_the_newest_rounds_are_looked_at(chain, peer) -> None:
@@ -238,7 +238,7 @@ def test_unaudited_is_tried_again_and_a_later_verdict_replaces_it(chain, peer, t
     report.note(audit.unjudged(event))
     report.note(*judge(chain, peer))
     (finding,) = report.findings.values()
-    assert finding.reason.startswith("groups not to be had")
+    assert finding.reason.startswith("groups not available")
     report.note(audit.unjudged(event))
     assert list(report.findings.values()) == [finding]
     assert not report.is_settled(event)

@@ -9,17 +9,21 @@ from worker import multiaddr
 from worker.errors import WorkerError
 from worker.log import printable
 
-# Base 58, as every libp2p peer id is written.
 PeerId = Annotated[str, Field(pattern=f"^{multiaddr.PEER_ID_TO_REGISTER}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
-# What the contract can book.
 Reward = Annotated[int, Field(ge=-(2**127), lt=2**127)]
+"""The contract's range."""
 
 
 class Refused(WorkerError):
     """The service refuses a request: HTTP `status`, and `error`, a fixed name or a sentence."""
 
-    def __init__(self, status: int, error: str, detail: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        detail: str | None = None,
+    ) -> None:
         super().__init__(detail or error)
         self.status = status
         self.error = error
@@ -101,9 +105,8 @@ def parse(model: type[_Body], body: bytes) -> _Body:
         raise Refused(400, f"{where}: missing")
     got = "" if where == "body" else f"got {printable(repr(first['input']))[:60]}; "
     expected = "" if first["type"] == "json_invalid" else "expected "
-    raise Refused(
-        400, f"{where}: {got}{expected}{printable(first['msg'].removeprefix('Input should be '))}"
-    )
+    reason = printable(first["msg"].removeprefix("Input should be "))
+    raise Refused(400, f"{where}: {got}{expected}{reason}")
 
 
 def parse_rpc(body: bytes, most: int) -> RpcRequest | list[RpcRequest]:
