@@ -1,5 +1,4 @@
-"""Rewards on a real chain held against groups that were really signed; the peers' folders stand in
-for the network."""
+"""Audits of rewards on a real chain, with signed groups in folders instead of at peers."""
 
 import argparse
 import json
@@ -24,7 +23,7 @@ from worker.swarm.protocol import messages
 
 
 class Sums:
-    """Tasks whose answer is "SEED+INDEX"; family "other" is not known here."""
+    """Tasks with the answer "SEED+INDEX"; family "other" is unknown."""
 
     versions = ("sums 1",)
     families = ("sum x",)
@@ -40,7 +39,7 @@ class Sums:
 
 @dataclass
 class Peer:
-    """A node that signs groups, keeps them, and submits what the test says."""
+    """A node that signs groups, keeps them, and submits the rewards that a test asks for."""
 
     chain: object
     identity: Identity
@@ -48,7 +47,7 @@ class Peer:
     folder: Path
 
     def groups(self, round: int, right: tuple[int, ...], family: str = "sum") -> list[Group]:
-        """A group of four completions for each number, of which so many are right."""
+        """Return a group of four completions for each number of right answers."""
         seed = round_seed(self.identity.peer_id, round)
         return [
             Group(Task(family, "x", seed, i), (str(seed + i),) * n + ("no",) * (4 - n))
@@ -72,7 +71,7 @@ def peer(chain, tmp_path, tmp_path_factory) -> Peer:
 
 
 def judge(chain, peer: Peer) -> tuple[Finding, bytes | None]:
-    """The verdict on the newest reward."""
+    """Return the verdict on the newest reward."""
     auditor = Auditor(
         chain.coordinator, Verifier(Sums(), Swarm(), 256), audit._in_folders([peer.folder])
     )
@@ -184,7 +183,7 @@ def test_group_longer_than_the_auditor_reads_may_have_earned_everything(chain, p
 
 
 def test_reward_through_a_foreign_call_is_unaudited(chain, peer) -> None:
-    """By the other overload of submitReward, as newer clients of the existing swarm send it."""
+    """Newer clients of the existing swarm use the other overload of submitReward."""
     data = chain.coordinator._abi.encode_abi(
         "submitReward(uint256,uint256,uint256,string)", [0, 0, 7, peer.identity.peer_id]
     )

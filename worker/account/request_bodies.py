@@ -31,6 +31,8 @@ class Refused(WorkerError):
 
 
 class Message(BaseModel):
+    """A strict JSON object with camel-case keys."""
+
     model_config = ConfigDict(
         strict=True,
         frozen=True,
@@ -40,6 +42,8 @@ class Message(BaseModel):
 
 
 class Enrol(Message):
+    """A request for a node's token; key and signature in base 64."""
+
     peer_id: PeerId
     public_key: Annotated[str, Field(max_length=4096)]
     signature: Annotated[str, Field(max_length=4096)]
@@ -47,6 +51,8 @@ class Enrol(Message):
 
 
 class RegisterPeer(Message):
+    """The account and peer that every call names."""
+
     org_id: Annotated[str, Field(max_length=256)]
     peer_id: PeerId
 
@@ -66,6 +72,8 @@ class Registration(RegisterPeer):
 
 
 class SubmitReward(RegisterPeer):
+    """A reward, in milli-rewards."""
+
     round_number: Number
     stage_number: Number
     reward: Reward
@@ -74,6 +82,8 @@ class SubmitReward(RegisterPeer):
 
 
 class SubmitWinner(RegisterPeer):
+    """A vote for the round's best peers."""
+
     round_number: Number
     winners: Annotated[list[PeerId], Field(max_length=64)]
 
