@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from benchmarks.swarm_nodes import COMPLETION_BYTES, NUM_COMPLETIONS, NUM_TASKS, WANTED_GROUPS
 from worker.settings import Swarm
 from worker.swarm.exchange.collector import LOOK_EVERY_SECONDS, MAX_DRAWS_PER_PEER
-from worker.swarm.network import CONNECT_TIMEOUT_SECONDS
+from worker.swarm.transport.connections import CONNECT_TIMEOUT_SECONDS
 from worker.swarm.transport.streams import MAX_STREAMS
 
 DEFAULTS = Swarm()

@@ -120,7 +120,7 @@ class OurNode:
         network = self._swarm._network
 
         async def drop() -> None:
-            daemon = network._daemon
+            daemon = network.connections.daemon
             assert daemon is not None
             for peer_id in await daemon.connections():
                 await daemon.disconnect(peer_id)

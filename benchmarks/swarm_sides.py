@@ -31,6 +31,7 @@ from benchmarks.swarm_nodes import (
 )
 from worker import log, settings
 from worker.swarm import identity
+from worker.swarm.context import SwarmContext
 from worker.swarm.network import Network
 
 START_TOGETHER = 4
@@ -88,13 +89,14 @@ class Side:
         for name in ["bootnode", *map(str, range(num_nodes))]:
             identity.create(folder / name / "swarm.pem")
         section = settings.Swarm(host="127.0.0.1")
-        bootnode = Network(
+        context = SwarmContext(
             section, folder / "bootnode/swarm.pem", folder / "bootnode", is_member=False
         )
+        bootnode = Network(context)
         bootnode.start()
         self._stack.callback(bootnode.close)
-        wait_until(lambda: bootnode.is_up, "the bootnode is up")
-        known = [f"{a}/p2p/{bootnode.identity.peer_id}" for a in bootnode.addresses]
+        wait_until(lambda: context.is_up, "the bootnode is up")
+        known = [f"{a}/p2p/{context.identity.peer_id}" for a in context.addresses]
         self._start([_Maker(OurNode, folder / str(i), known) for i in range(num_nodes)])
 
     def _start_one_key(self, num_nodes: int) -> None:

@@ -27,11 +27,18 @@ from nacl.public import PrivateKey, PublicKey, SealedBox
 
 from deploys.paths import STATE, USER
 from deploys.services import BACKED_UP
+from worker.runtime.state_dir import StateDir
 
 # What of a worker can't be made again, or says what it is owed.
-WORKER_FILES = ("swarm.pem", "enrolment.json", "account.token", "model.json", "ledger.db")
+WORKER_FILES = (
+    StateDir.identity,
+    StateDir.enrolment,
+    StateDir.account_token,
+    StateDir.model_choice,
+    StateDir.ledger,
+)
 # A wallet of its own, where it has one: the key, and which transactions it has sent.
-WORKER_FOLDERS = ("wallet",)
+WORKER_FOLDERS = (StateDir.wallet,)
 KEY_PREFIX = "x25519:"
 SQLITE_MAGIC = b"SQLite format 3\0"
 NUM_READS = 5
@@ -58,7 +65,7 @@ def kept_files(state: Path) -> Iterator[Path]:
 
 def _whole_folder(folder: Path) -> Iterator[Path]:
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.name != "lock" and not _is_draft(file):
+        if file.is_file() and file.name != StateDir.lock and not _is_draft(file):
             yield file
 
 

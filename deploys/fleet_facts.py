@@ -31,6 +31,7 @@ from deploys.paths import (
     WHOLE,
 )
 from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES
+from worker.runtime.state_dir import StateDir
 
 # How many of a worker's last rounds are looked at.
 NUM_ROUNDS = 8
@@ -144,8 +145,8 @@ class NodeReports(Answer[list[dict[str, Any]]]):
             " --property=ActiveState,ActiveEnterTimestamp,NRestarts,ExecMainStatus"
         )
         finished = (
-            f'own_file {STATE}/$role/rounds.jsonl | tail -n {NUM_ROUNDS} | grep -v \'"skipped":'
-            ' "non-finite"\' | sed -n \'s/.*"finished_at": \\([0-9.]*\\), "reward_mean":'
+            f"own_file {STATE}/$role/{StateDir.rounds} | tail -n {NUM_ROUNDS}"
+            ' | grep -v \'"skipped": "non-finite"\' | sed -n \'s/.*"finished_at": \\([0-9.]*\\), "reward_mean":'
             ' \\([^,}]*\\).*/\\1:\\2/p; t; s/.*"finished_at": \\([0-9.]*\\).*/\\1/p\''
         )
         words = (
@@ -167,7 +168,8 @@ class NodeReports(Answer[list[dict[str, Any]]]):
             f" at=$(TZ=UTC {WITHIN} systemctl show --property=ActiveEnterTimestamp --value $unit);"
             ' [ -z "$at" ] || echo started_at=$(date --date="$at" +%s);'
             f" case $unit in *contract*) continue;; esac; echo finished=$({finished});"
-            f' file={STATE}/$role/status.json; ! what=$(what_is $file) || {{ echo "what=$what";'
+            f" file={STATE}/$role/{StateDir.status};"
+            ' ! what=$(what_is $file) || { echo "what=$what";'
             # Not echo, for which some shells take a backslash in it for more than that.
             f" printf status=; own_file $file | tr -d '\\n'; echo; }}; done; done; echo {END}"
         )

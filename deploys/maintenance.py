@@ -29,6 +29,7 @@ from deploys.tailscale.serve_ports import STOP_SERVING
 from deploys.units import REMOVE_OURS
 from deploys.wireguard import LEAVE
 from deploys.worker import KEPT
+from worker.runtime.state_dir import StateDir
 
 # Every service that a deploy has started here. systemd puts them into order.
 _UNITS = f"$(ls {DEPLOYED} 2>/dev/null | grep -v '^{WHOLE}$')"
@@ -81,7 +82,9 @@ def uninstall(identities: bool) -> Iterator[str]:
 
 
 # What makes a slot who it is: what a move sets aside.
-_IDENTITY = " ".join((*WORKER_FOLDERS, "swarm.pem", "enrolment.json", "account.token"))
+_IDENTITY = " ".join(
+    (*WORKER_FOLDERS, StateDir.identity, StateDir.enrolment, StateDir.account_token)
+)
 
 
 @operation()

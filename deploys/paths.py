@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from worker.runtime.state_dir import StateDir
+
 # The services' user and group.
 USER = "hivewright"
 
@@ -30,7 +32,7 @@ WHOLE = "host"
 # State of slots and coordinators that the inventory no longer has: identities and ledgers.
 RETIRED = STATE / "retired"
 # In the state folder of a slot: its identity.
-KEY_FILE = "swarm.pem"
+KEY_FILE = StateDir.identity
 
 CACHE = Path("/var/cache/hivewright")
 # Models, read by all slots of a host.

@@ -16,7 +16,7 @@ from deploys import host_files, node_identity, paths, units
 from deploys.backup_pack import WORKER_FILES, WORKER_FOLDERS
 from deploys.facts import ConfiguredSlots, Service
 from deploys.inventory import secret_files
-from deploys.inventory.host_plan import Planned
+from deploys.inventory.planning import Planned
 from deploys.inventory.slots import Slot
 from deploys.paths import (
     CACHE,
@@ -32,6 +32,7 @@ from deploys.paths import (
 )
 from deploys.pyinfra_ext import fact_cache
 from deploys.services import ENROL_UNIT, GPU_UNIT, WORKER_UNIT, enrol_unit, worker_unit
+from worker.runtime.state_dir import StateDir
 
 MODEL_TOKEN = "model.token"  # noqa: S105 - a file name
 EXAMINE_SECONDS = 600
@@ -154,7 +155,7 @@ def fetch_script(slot: Slot) -> str:
         f"RuntimeMaxSec={FETCH_SECONDS}",
         f"CacheDirectory=hivewright/{MODELS.name}",
         f"BindPaths={MODELS}",
-        f"BindReadOnlyPaths=-{state_dir(slot.number)}/model.json",
+        f"BindReadOnlyPaths=-{StateDir(state_dir(slot.number)).model_choice}",
         # What a slot has in its own home decides nothing about what the others read.
         "Environment=HOME=/tmp",
     )

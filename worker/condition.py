@@ -25,7 +25,8 @@ def see_policy(found: Condition, policy: Policy) -> None:
 def see_budget(found: Condition, budget: Budget) -> None:
     """Fill in the sizes of the pieces that a training step is cut into."""
     found.training_tokens = budget.tokens
-    found.training_share = min(1.0, budget.tokens / (budget.full_tokens or budget.tokens))
+    full_tokens = budget.full_tokens or budget.tokens
+    found.training_share = min(1.0, budget.tokens / full_tokens)
     found.recomputes = budget.recomputes and not (
         budget.full_recomputes or budget.full_tokens is None
     )

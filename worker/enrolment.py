@@ -13,11 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from worker.errors import IdentityError, SettingsError
 from worker.runtime import host
 from worker.runtime.files import LINE, read_secret, write_whole
+from worker.runtime.state_dir import StateDir
 from worker.settings import Settings
 from worker.swarm import identity
-
-KEY_FILE = "swarm.pem"
-ENROLMENT_FILE = "enrolment.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +26,7 @@ class Enrolment:
     registered: bool
 
 
-def run(
-    settings: Settings,
-    options: argparse.Namespace | None = None,
-) -> None:
+def run(settings: Settings, options: argparse.Namespace | None = None) -> None:
     """Enrol the node of `settings`: create its key if missing, and register it on the chain.
 
     With `options.move` it is also moved from another account, such as that of the swarm's former
@@ -41,7 +36,7 @@ def run(
     """
     folder = settings.node.state_dir
     host.require_disk(folder, settings.node.min_free_disk_mb)
-    key_file = folder / KEY_FILE
+    key_file = StateDir(folder).identity
     registered = _has_chain(settings)
     node_identity = identity.load(key_file) if key_file.exists() else identity.create(key_file)
     model = _model(settings, node_identity.peer_id)
@@ -51,10 +46,11 @@ def run(
         if settings.chain.wallet_dir is not None:
             print(f"wallet {wallet.create(settings.chain)} in {settings.chain.wallet_dir}")
         move = options is not None and options.move
-        token = _enrolment_token(settings)
-        account_client.enrol(node_identity, token, settings.chain, folder, move)
+        account_client.enrol(
+            node_identity, _enrolment_token(settings), settings.chain, folder, move
+        )
     enrolment = Enrolment(node_identity.peer_id, registered)
-    write_whole(folder / ENROLMENT_FILE, json.dumps(asdict(enrolment), indent=2) + "\n")
+    write_whole(StateDir(folder).enrolment, json.dumps(asdict(enrolment), indent=2) + "\n")
     print(
         f"enrolled {enrolment.peer_id} ({identity.animal_name(enrolment.peer_id)}) in {folder},"
         f" model {model}"
@@ -64,8 +60,9 @@ def run(
 def _model(settings: Settings, peer_id: str) -> str:
     if settings.model.name != "auto":
         return settings.model.name
-    # This imports torch, which measures the machine; other models do not need it.
-    from worker.policy import model_sizing
+    from worker.policy import (
+        model_sizing,
+    )  # torch measures the machine: only where that is asked for
 
     return model_sizing.decide(settings.model, settings.trainer, settings.node.state_dir, peer_id)
 
@@ -92,8 +89,8 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
     that a node enrolled like this can't follow.
     """
     folder = settings.node.state_dir
-    node_identity = identity.load(folder / KEY_FILE)
-    file = folder / ENROLMENT_FILE
+    node_identity = identity.load(StateDir(folder).identity)
+    file = StateDir(folder).enrolment
     try:
         enrolment = TypeAdapter(Enrolment).validate_json(file.read_bytes(), strict=True)
     except FileNotFoundError:
@@ -133,7 +130,5 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
 def _enrolment_token(settings: Settings) -> str | None:
     """Return the token; None if no file is named: a node that has its own token needs none."""
     file = settings.chain.enrolment_token_file
-    if file is None:
-        return None
-    expected = "the account service's enrolment token"
-    return read_secret(file, expected, "chain.enrolment_token_file", LINE)
+    expected = "the token that the account service has"
+    return read_secret(file, expected, "chain.enrolment_token_file", LINE) if file else None

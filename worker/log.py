@@ -47,7 +47,8 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    escaped = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text]
+    return "".join(escaped)
 
 
 class _TextFormatter(logging.Formatter):
@@ -88,7 +89,9 @@ class _JsonFormatter(_TextFormatter):
 
 
 def setup(
-    level: str = "INFO", format: Literal["text", "json"] = "text", file: Path | None = None
+    level: str = "INFO",
+    format: Literal["text", "json"] = "text",
+    file: Path | None = None,
 ) -> None:
     """Send all logging to standard error, and to `file` if given.
 

@@ -10,14 +10,12 @@ from worker.evaluation import HELD_OUT
 from worker.policy import form_choice, model_sizing
 from worker.policy import policy as policies
 from worker.policy.policy import Policy
+from worker.runtime.state_dir import StateDir
 from worker.trainer import checkpoint
 from worker.trainer.checkpoint import State
 from worker.trainer.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints"
-FORM_FILE = "form.json"
 
 
 def load_policy(all_settings: settings.Settings) -> Policy:
@@ -32,7 +30,7 @@ def load_policy(all_settings: settings.Settings) -> Policy:
 def settle_method(policy: Policy, trainer: settings.Trainer, state_dir: Path) -> settings.Trainer:
     """Decide on adapters and learning rate: as the checkpoints that are there, else by the model's
     size."""
-    if trainer.lora == "auto" and checkpoint.has_adapters(state_dir / CHECKPOINTS) is False:
+    if trainer.lora == "auto" and checkpoint.has_adapters(StateDir(state_dir).checkpoints) is False:
         trainer = trainer.model_copy(update={"lora": None})
     return trainer.settle(policy.model.num_parameters())
 
@@ -48,7 +46,7 @@ def settle_form(
         generation,
         [environment.question(task) for task in tasks],
         lambda number, texts: environment.score(tasks[number], texts),
-        state_dir / FORM_FILE,
+        StateDir(state_dir).form,
     )
 
 

@@ -38,6 +38,7 @@ from worker.records import Collected, Group, ScoredGroup, StepMetrics, milli_rew
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
 from worker.runtime import host, systemd
 from worker.runtime.processes import exit_on_signals
+from worker.runtime.state_dir import StateDir
 from worker.settings import Settings, chain_of_node
 from worker.settings import Swarm as SwarmSettings
 from worker.settings import Trainer as TrainerSettings
@@ -57,9 +58,6 @@ logger = logging.getLogger(__name__)
 
 # A clean stop tries for so long to bring what was earned to the chain; the ledger keeps the rest.
 FLUSH_SECONDS = 30.0
-MEMORY_KILLED = "memory-killed"
-"""In the state folder: the kernel ended the worker for its memory. Its unit writes it
-(templates/)."""
 # Groups asked for, for each that is trained on: those without a signal are dropped, and a choice
 # makes a better mix.
 EXTERNAL_MARGIN = 3
@@ -130,6 +128,7 @@ class Node:
         self.settings = settings
         self.peer_id = identity.peer_id
         self.folder = settings.node.state_dir
+        self.files = StateDir(self.folder)
         model = model_sizing.settle(settings.model, self.folder)
         self.status = NodeStatus(
             settings.node.name, self.peer_id, animal_name(self.peer_id), model.name, __version__
@@ -148,20 +147,18 @@ class Node:
         self.last_round = self._resume()
         # First what generates, which stays in memory; then training measures what is left.
         questions = [self.environment.question(task) for task in self.environment.sample(0, 3)]
-        self.policy.prepare(settings.generation, self.folder / "rows.json", questions)
+        self.policy.prepare(settings.generation, self.files.rows, questions)
         model_setup.settle_form(self.policy, self.environment, settings.generation, self.folder)
         self.status.form = self.policy.form.name
-        self.trainer.fit(
-            self.folder / "budget.json", was_killed=(self.folder / MEMORY_KILLED).exists()
-        )
-        (self.folder / MEMORY_KILLED).unlink(missing_ok=True)
+        self.trainer.fit(self.files.budget, was_killed=self.files.memory_killed.exists())
+        self.files.memory_killed.unlink(missing_ok=True)
         self.hub = self._hub() if settings.hub.token_file is not None else None
         self.answers = AnswerLog(
             self.folder, settings.node.answers_rounds, settings.node.answers_mb
         )
         self.last_evaluated = -1  # rounds that were trained then
         self._see_evaluations()
-        self.ledger = Ledger(self.folder / "ledger.db")
+        self.ledger = Ledger(self.files.ledger)
         self.swarm = self._swarm() if settings.swarm.enabled else None
         self.coordinator: Coordinator | None = None
         self.settlement: Settlement | None = None
@@ -576,7 +573,7 @@ class Node:
     def _resume(self) -> int:
         """Continue from the newest checkpoint. Returns the last round that it holds, -1 without
         one."""
-        state = checkpoint.restore(self.folder / "checkpoints", self.trainer)
+        state = checkpoint.restore(self.files.checkpoints, self.trainer)
         if state is None:
             return -1
         numbers = [
@@ -640,7 +637,7 @@ class Node:
             return None
         self.rounds_unsaved = 0
         return checkpoint.save(
-            self.folder / "checkpoints",
+            self.files.checkpoints,
             self.trainer,
             {
                 "round": self.last_round,
@@ -654,9 +651,7 @@ class Node:
 
     def _swarm(self) -> Swarm:
         verifier = Verifier(self.environment, self.settings.swarm, max_group_size=256)
-        return Swarm(
-            _announced(self.settings.swarm), self.folder / enrolment.KEY_FILE, self.folder, verifier
-        )
+        return Swarm(_announced(self.settings.swarm), self.files.identity, self.folder, verifier)
 
 
 def _logprobs(group: ScoredGroup, learned: Learned | None) -> list[float | None]:

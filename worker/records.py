@@ -188,4 +188,9 @@ def round_seed(peer_id: str, round: int) -> int:
     Bound to peer and round, so that a peer can neither choose easy tasks nor reuse last round's
     groups.
     """
-    return int.from_bytes(hashlib.sha256(f"{peer_id}/{round}".encode()).digest()[:4], "big") >> 1
+    return derived_seed(f"{peer_id}/{round}")
+
+
+def derived_seed(text: str) -> int:
+    """Return a seed of 31 bits that depends on `text` alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

@@ -24,7 +24,10 @@ class Clock(Protocol):
     """A source of round numbers."""
 
     def next(
-        self, after: int, waiting: Callable[[], None], deadline: float | None = None
+        self,
+        after: int,
+        waiting: Callable[[], None],
+        deadline: float | None = None,
     ) -> Tick | None:
         """Block until the round is later than `after`, calling `waiting` each time it is checked.
 
@@ -51,7 +54,10 @@ class ChainClock:
         self._is_behind = False
 
     def next(
-        self, after: int, waiting: Callable[[], None], deadline: float | None = None
+        self,
+        after: int,
+        waiting: Callable[[], None],
+        deadline: float | None = None,
     ) -> Tick | None:
         while True:
             try:
@@ -87,7 +93,10 @@ class LocalClock:
     """No chain is set: a round follows as soon as the last one is done."""
 
     def next(
-        self, after: int, waiting: Callable[[], None], deadline: float | None = None
+        self,
+        after: int,
+        waiting: Callable[[], None],
+        deadline: float | None = None,
     ) -> Tick | None:
         waiting()
         return Tick(after + 1, 0)

@@ -1,4 +1,5 @@
-"""The account service in a thread, and other helpers that several test files share."""
+"""What the tests of sender, accounts, settlement and server share: the service in a thread, and a
+bad network."""
 
 import asyncio
 import socket
@@ -22,7 +23,7 @@ ENROLMENT_TOKEN = "let me in"
 
 
 def account_settings(chain: settings.Settings, folder: Path) -> settings.Settings:
-    """Return settings of an account service for the chain of `chain`, with state in `folder`."""
+    """Settings of an account service for the chain of `chain`, with everything in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     token_file = folder / "enrolment.token"
     token_file.write_text(ENROLMENT_TOKEN + "\n")
@@ -39,7 +40,7 @@ class Running:
     service: Service
 
     def node_chain(self, **changes: object) -> settings.Chain:
-        """Return chain settings of a node that knows only this service."""
+        """Chain settings of a node that only knows this service."""
         return settings.Chain(
             account_url=self.url, poll_seconds=0.1, timeout_seconds=5.0
         ).model_copy(update=changes)
@@ -55,7 +56,7 @@ class Running:
 
 @contextmanager
 def serving(parsed: settings.Settings, port: int = 0) -> Iterator[Running]:
-    """Run the account service with these settings over HTTP until the block ends."""
+    """The account service of these settings, on real HTTP, until the block ends."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -91,7 +92,7 @@ def some_identity(folder: Path, number: int = 0) -> Identity:
 
 
 def eventually(condition: Callable[[], object], seconds: float = 45.0) -> None:
-    """Wait until the condition is true; fail the test if it does not become so."""
+    """Wait until it holds. Fails the test if it does not."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not come to hold in time"

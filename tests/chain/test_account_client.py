@@ -12,7 +12,7 @@ from account_service import (
     some_identity,
 )
 
-from worker import cli, enrolment, settings
+from worker import cli, settings
 from worker.chain import peer_proof
 from worker.chain.account_client import AccountClient, enrol
 from worker.chain.coordinator import Coordinator
@@ -24,6 +24,7 @@ from worker.errors import (
     SecretError,
     SettingsError,
 )
+from worker.runtime.state_dir import StateDir
 from worker.swarm import identity
 
 
@@ -137,7 +138,7 @@ def test_peer_that_another_account_proved_is_refused_with_both_accounts_and_move
 
 
 def test_command_moves_the_peer_of_a_former_account(chain, service, tmp_path) -> None:
-    node = identity.create(tmp_path / "node" / enrolment.KEY_FILE)
+    node = identity.create(tmp_path / "node" / StateDir.identity)
     former = chain.new_account()
     shown = peer_proof.of_registration(node, chain.deployment, former.address)
     chain.send(former, peer_proof.call(chain.coordinator, node.peer_id, shown))
@@ -159,7 +160,7 @@ def test_command_moves_the_peer_of_a_former_account(chain, service, tmp_path) ->
     assert chain.coordinator.owner_of(node.peer_id) == service.service.address
 
 
-def test_enrol_on_a_foreign_contract_does_without_a_proof_and_says_so(
+def test_enrol_on_a_stranger_s_contract_does_without_a_proof_and_says_so(
     foreign, node, tmp_path, caplog
 ) -> None:
     with serving(account_settings(foreign.settings, tmp_path / "account")) as running:
@@ -176,7 +177,7 @@ def test_enrol_on_a_foreign_contract_does_without_a_proof_and_says_so(
         eventually(lambda: foreign.coordinator.owner_of(other.peer_id) == ours)
 
 
-def test_peer_of_others_on_a_foreign_contract_is_refused(foreign, node, tmp_path) -> None:
+def test_peer_of_others_on_a_stranger_s_contract_is_refused(foreign, node, tmp_path) -> None:
     stranger = foreign.new_account(node.peer_id)
     refusal = pytest.raises(IdentityError, match=f"registered by {stranger.address}")
     with serving(account_settings(foreign.settings, tmp_path / "account")) as running, refusal:

@@ -1,4 +1,5 @@
-"""The contract on a real chain: it has the existing swarm's ABI, without its weak points."""
+"""The contract, on a real chain: the existing swarm's ABI is honoured, its weak points are not
+there."""
 
 import json
 import random
@@ -22,7 +23,7 @@ UNSIGNED_REWARD = "submitReward(uint256,uint256,uint256,string)"
 
 
 def write(chain, signature, *arguments):
-    """Build a write from its signature, as a foreign client would."""
+    """A write by its signature, as a stranger's client would make it."""
     data = (
         Web3().eth.contract(abi=contract.coordinator_abi()).encode_abi(signature, list(arguments))
     )
@@ -30,7 +31,7 @@ def write(chain, signature, *arguments):
 
 
 def refused(chain, account, call) -> str:
-    """Return the name of the error with which the contract refuses the call."""
+    """The name of the error with which the contract refuses the call."""
     with pytest.raises(ContractRefused) as caught:
         chain.send(account, call)
     return caught.value.name
@@ -349,7 +350,7 @@ def test_leaderboards_agree_with_a_count(chain):
 
 
 def test_leaderboard_of_hundreds_of_peers_stays_cheap(chain):
-    """The gas of a page depends on its length, and that of a vote not on the number of peers."""
+    """A page costs by its own length, and a vote the same however many peers there are."""
     account = chain.new_account("a", "b", "c", "d", "e", "f")
     for voter in "abcde":
         peers = [f"12D3KooW{voter}{number:043d}" for number in range(100)]

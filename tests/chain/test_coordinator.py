@@ -1,7 +1,5 @@
-"""The client with our contract, and with chains that are wrong, silent or broken.
-
-Foreign contracts are in test_foreign.py.
-"""
+"""The client, against our contract, and chains that are wrong, mute or broken. Foreign contracts:
+test_foreign."""
 
 import json
 import threading
@@ -23,7 +21,7 @@ def section(**values) -> settings.Chain:
 
 
 class Answering:
-    """An HTTP server on loopback that answers with `reply(body)` -> (status, text)."""
+    """An HTTP server on loopback that answers every request by `reply(body)` -> (status, text)."""
 
     def __init__(self, reply):
         answering = self
@@ -54,7 +52,7 @@ class Answering:
 
 @pytest.fixture
 def serve():
-    """Start an HTTP server with the given replies."""
+    """Start an HTTP server that answers as told."""
     started = []
 
     def start(reply) -> Answering:
@@ -68,7 +66,7 @@ def serve():
 
 
 def rpc(answers):
-    """Reply with the JSON-RPC result in `answers` for the method."""
+    """Reply with the JSON-RPC result that `answers` has for the method."""
 
     def reply(body):
         request = json.loads(body)
@@ -130,7 +128,7 @@ def test_refused_call_uses_no_nonce(chain):
 
 
 def test_reverted_transaction_is_an_error(chain):
-    """The estimate of its gas passes, and the transaction reverts."""
+    """Passed when its gas was estimated, refused when it was mined."""
     account = chain.new_account("peer")
     calls = [chain.coordinator.submit_reward(0, 0, reward, "peer") for reward in (1, 2)]
     nonce = chain.coordinator.nonce(account.address)

@@ -1,4 +1,5 @@
-"""Every role with a chain as in public: a real anvil behind a proxy that misbehaves."""
+"""Every role on a chain as it is in public: a real anvil behind a proxy that answers as public
+addresses do."""
 
 import json
 import socket
@@ -33,12 +34,12 @@ from worker.errors import BadAnswer, ChainUnreachable
 from worker.rounds import ChainClock
 
 BEFORE, AFTER = 120, 30
-"""Blocks before the contract was created, and after."""
+"""Blocks before the contract was made, and after."""
 
 
 @pytest.fixture(scope="session")
 def old_chain(anvil_binary: Path) -> Iterator[str]:
-    """Run an anvil that keeps all state, with a long history."""
+    """An anvil that keeps all state, with a past that nobody needs."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     options = [
@@ -73,7 +74,7 @@ def old_chain(anvil_binary: Path) -> Iterator[str]:
 
 @pytest.fixture
 def swarm(old_chain: str, tmp_path: Path) -> Chain:
-    """Deploy a contract with two peers that reported in two rounds, and many later blocks."""
+    """A contract with two peers that have reported in two rounds, and many blocks since."""
     raw = {
         "chain": {
             "rpc_url": old_chain,
@@ -98,7 +99,7 @@ def swarm(old_chain: str, tmp_path: Path) -> Chain:
 
 
 def through(swarm: Chain, *urls: str, **changes: object) -> settings.Settings:
-    """Return settings of a role that knows the chain by these addresses only."""
+    """The settings of a role that knows the chain by these addresses only."""
     chain = {
         "rpc_url": urls, "deployment_file": None, "contract": swarm.deployment.contract,
         "timeout_seconds": 4.0, "poll_seconds": 0.1, **changes,
@@ -114,7 +115,7 @@ def client_through(swarm: Chain, *urls: str, **changes: object) -> Coordinator:
 
 @contextmanager
 def keeping(of: settings.Settings) -> Iterator[threading.Thread]:
-    """Run the keeper's loop in a thread, which must be alive at the end."""
+    """The keeper's loop in a thread, which must be alive at the end."""
     ended: list[BaseException] = []
     keeper = Keeper(of)
     stop = threading.Event()
@@ -201,7 +202,7 @@ def test_larger_pieces_are_tried_again_after_a_while():
 
 @pytest.fixture
 def forgetful(monkeypatch) -> None:
-    """Clear what this process learned of contracts through other clients."""
+    """What this process has found out of other clients is not known."""
     monkeypatch.setattr(coordinator, "_FIRST_BLOCKS", {})
 
 
@@ -317,7 +318,7 @@ SOME_ODD = [
 
 @pytest.mark.parametrize("odd", SOME_ODD)
 def test_no_answer_of_a_chain_ends_the_keeper(swarm, old_chain, odd):
-    """Useless answers to everything for a while, then occasionally, at each of its calls."""
+    """Odd answers to everything for a while, then now and then, at each of its calls."""
     account = swarm.new_account("c")
     is_odd = {"all": True}
     with public(old_chain, odd=odd, range_limit=10) as proxy:
@@ -371,7 +372,8 @@ def test_report_in_blocks_that_were_replaced_is_not_counted(swarm, old_chain):
 def settling(
     swarm: Chain, tmp_path: Path, service_rpc: str, node_rpc: str
 ) -> Iterator[tuple[Settlement, Ledger, str]]:
-    """Run an enrolled node that settles, and an account service, with addresses of their own."""
+    """A node that is enrolled and settles, with an account service; each has its address of the
+    chain."""
     served = account_settings(through(swarm, service_rpc), tmp_path / "account")
     with serving(served) as service:
         node = some_identity(tmp_path)

@@ -1,4 +1,5 @@
-"""The requests in docs/operations/join.md, sent by a client without hivewright."""
+"""The requests of docs/operations/join.md, as a client that knows nothing of hivewright sends
+them."""
 
 import pytest
 import requests

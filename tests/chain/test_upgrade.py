@@ -1,4 +1,4 @@
-"""Upgrades in place: a good one keeps the contract's state, and a bad one is refused."""
+"""Upgrades in place: the books survive a good one, and a bad one is not made."""
 
 import copy
 import json
@@ -27,7 +27,8 @@ FIRST_RELEASE = RELEASES["hivewright/1"]
 
 @pytest.fixture
 def released(chain, monkeypatch, request) -> Coordinator:
-    """Deploy an older release (by default the first), with a peer that earned in round 0."""
+    """A swarm on an older release (the first one unless the test names another), as it was deployed
+    then, with a peer in round 1 that earned in round 0."""
     release = RELEASES[getattr(request, "param", "hivewright/1")]
     shutil.rmtree(chain.settings.keeper.state_dir)
     with monkeypatch.context() as patch:
@@ -109,7 +110,8 @@ def test_deploy_again_upgrades_nothing(chain, capsys):
 
 
 def test_upgrade_waits_for_its_turn_with_the_keeper_s_key(chain, released, monkeypatch):
-    """A nonce that the keeper of the running swarm took with the same key is not the end."""
+    """The keeper of the running swarm sends with the same key: a nonce that it took is not the
+    end."""
     taken = []
     transact = Coordinator.transact
 
@@ -139,7 +141,7 @@ def test_contract_of_another_owner_is_left(chain, released, caplog):
 
 
 def test_newer_version_is_left(chain, monkeypatch, caplog):
-    """A host that was rolled back does not roll the swarm's contract back."""
+    """A host that was rolled back does not take the swarm's books back with it."""
     carry(
         monkeypatch,
         {**contract.artifact("SwarmCoordinator"), **FIRST_RELEASE, "runtime_sha256": "00"},
@@ -149,7 +151,7 @@ def test_newer_version_is_left(chain, monkeypatch, caplog):
 
 
 def test_unknown_implementation_is_not_upgraded(chain, monkeypatch):
-    """The storage layout of an unknown build of the same version is not known."""
+    """Somebody's build of the same version: what it left in storage is not known."""
     (chain.settings.keeper.state_dir / upgrade.NOTE_FILE).unlink()
     monkeypatch.setattr(upgrade, "releases", list)
     carry(monkeypatch, {**contract.artifact("SwarmCoordinator"), "runtime_sha256": "00"})
@@ -162,7 +164,7 @@ def test_unknown_implementation_is_not_upgraded(chain, monkeypatch):
 
 @pytest.fixture(scope="session")
 def changed(tmp_path_factory, anvil_binary) -> dict:
-    """Return a real build of our contract with a variable inserted before the others."""
+    """A real build of our contract with a variable in front of those that are there."""
     folder = tmp_path_factory.mktemp("changed")
     for file in (ROOT / "contracts/src").iterdir():
         text = file.read_text()
@@ -212,7 +214,7 @@ def test_first_release_is_what_it_was(chain, released):
 
 
 def change(path: tuple, value) -> dict:
-    """Return the layout in this package with one thing changed; `value` None: removed."""
+    """The carried layout with one thing changed; `value` None: taken out."""
     changed = copy.deepcopy(contract.artifact("SwarmCoordinator")["storage_layout"])
     place = changed
     for part in path[:-1]:

@@ -1,4 +1,5 @@
-"""`hivewright eval`, `answers` and `chat` on a node with the small model and a few rounds."""
+"""`hivewright eval`, `answers` and `chat` on what a real node left: the small model, a few
+rounds."""
 
 import argparse
 import io
@@ -20,7 +21,8 @@ from worker.telemetry.model_card import model_card
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> settings.Settings:
-    """Train a node for six rounds with evaluations before, between and after."""
+    """Settings of a node that has trained six rounds and evaluated itself before, in the middle and
+    after."""
     made = enrolled(
         tmp_path_factory.mktemp("looking") / "node",
         node_eval_every_rounds=3,
@@ -57,7 +59,7 @@ def test_node_evaluates_itself_before_and_after(trained):
 
 
 def test_held_out_reward_is_that_of_an_independent_scorer(trained, capsys):
-    """reasoning-gym itself scores the same policy's answers to the same tasks."""
+    """The same tasks, answered by the same policy, scored by reasoning-gym itself."""
     found = evaluated(trained, capsys, "--now")["now"]
     policy, _ = model_setup.load_trained(trained, trained.node.state_dir / "checkpoints")
     environment = environments.load(trained.environment)
@@ -198,5 +200,5 @@ def test_full_disk_under_the_answers_costs_no_round(tmp_path, monkeypatch, caplo
     node = make_node(made)
     node.train()
     node.close()
-    assert caplog.text.count("training goes on") == 1
+    assert caplog.text.count("training continues") == 1
     assert len(status.read_rounds(Path(made.node.state_dir))) >= 2

@@ -1,7 +1,7 @@
 """A peer whose clock is off, as a program: `clocked.py SECONDS BOOTNODE FOLDER`.
 
-Prints its peer id. For each line, a number of peers: waits until it knows that many, collects round 1,
-and names those whose groups came.
+Prints its peer id. For each line, a number of peers: waits until it knows that many, collects round
+1, and names those whose groups came.
 """
 
 import sys

@@ -4,7 +4,6 @@ The thread of each peer's network, and so its libp2p daemon, lives in a network 
 test can cut off, put behind a firewall, or move to another island.
 """
 
-import asyncio
 import ctypes
 import os
 import shutil
@@ -33,13 +32,13 @@ class Hosts(Lab):
         cables.make()
         for number in sorted(set(hosts.values())):
             cables.add_host(number)
-        run = Network._run
+        supervise = Network._supervise
 
-        def run_on_host(network: Network, loop: asyncio.AbstractEventLoop) -> None:
-            _enter(cables.host(hosts[network._identity_file.parent.name]))
-            run(network, loop)
+        async def supervise_on_host(network: Network) -> None:
+            _enter(cables.host(hosts[network.context.identity_file.parent.name]))
+            await supervise(network)
 
-        patch.setattr(Network, "_run", run_on_host)
+        patch.setattr(Network, "_supervise", supervise_on_host)
 
     def close(self) -> None:
         super().close()

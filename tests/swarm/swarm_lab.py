@@ -10,8 +10,10 @@ import pytest
 from worker import settings
 from worker.records import Collected, Group, Task, round_seed
 from worker.swarm import identity
+from worker.swarm.context import SwarmContext
 from worker.swarm.exchange.verify import Verifier
-from worker.swarm.network import AskHandler, Network
+from worker.swarm.network import Network
+from worker.swarm.requests import AskHandler
 from worker.swarm.swarm import Swarm
 
 GROUP_SIZE = 4
@@ -106,10 +108,11 @@ class Lab:
         folder = self.folder(name)
         if on_ask is not None:
             options.setdefault("environments", ("sums 1",))
-        network = Network(section, folder / "swarm.pem", folder, on_ask=on_ask, **options)  # type: ignore[arg-type]
+        context = SwarmContext(section, folder / "swarm.pem", folder, **options)  # type: ignore[arg-type]
+        network = Network(context, on_ask)
         self._open.append(network)
         network.start()
-        wait_until(lambda: network.is_up, 30, f"{name} is up")
+        wait_until(lambda: network.context.is_up, 30, f"{name} is up")
         return network
 
     def _section(self) -> settings.Swarm:
@@ -132,4 +135,4 @@ class Lab:
 
 
 def multiaddrs(network: Network) -> tuple[str, ...]:
-    return tuple(f"{a}/p2p/{network.identity.peer_id}" for a in network.addresses)
+    return tuple(f"{a}/p2p/{network.context.identity.peer_id}" for a in network.context.addresses)

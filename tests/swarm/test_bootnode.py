@@ -90,8 +90,8 @@ def test_daemon_that_never_starts_is_an_error(
     with pytest.raises(SwarmError) as caught:
         bootnode.run(config.model_copy(update={"swarm": swarm}))
     assert str(caught.value) == (
-        "bootnode: not ready within 1 s (swarm.startup_timeout_seconds): libp2p daemon ended with 1:"
-        " no room"
+        "bootnode: not ready within 1 s (swarm.startup_timeout_seconds):"
+        " libp2p daemon ended with 1: no room"
     )
 
 

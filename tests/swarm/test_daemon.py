@@ -43,7 +43,7 @@ def is_running(pid: int) -> bool:
 
 
 def pid_of(swarm: Swarm) -> int:
-    current = swarm._network._daemon
+    current = swarm._network.connections.daemon
     return current.pid if current is not None else 0
 
 
@@ -201,7 +201,7 @@ def free_port() -> int:
 def test_close_ends_the_daemon_and_its_folder(lab: Lab) -> None:
     swarm = lab.peer("a")
     wait_until(lambda: pid_of(swarm) != 0, 30, "the daemon runs")
-    pid, folder = pid_of(swarm), swarm._network._daemon._folder  # type: ignore[union-attr]
+    pid, folder = pid_of(swarm), swarm._network.connections.daemon._folder  # type: ignore[union-attr]
     swarm.close()
     assert not is_running(pid)
     assert not folder.exists()
@@ -211,11 +211,12 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from worker import settings
+from worker.swarm.context import SwarmContext
 from worker.swarm.network import Network
 folder = Path(sys.argv[1])
-network = Network(settings.Swarm(host="127.0.0.1"), folder / "swarm.pem", folder)
+network = Network(SwarmContext(settings.Swarm(host="127.0.0.1"), folder / "swarm.pem", folder))
 network.start()
-while not network.is_up:
+while not network.context.is_up:
     time.sleep(0.05)
 print("up", flush=True)
 time.sleep(60)
@@ -326,12 +327,12 @@ def test_address_of_no_interface_is_an_error(lab: Lab) -> None:
 def test_remembered_port_that_is_taken_is_given_up(lab: Lab) -> None:
     swarm = lab.peer("a")
     wait_until(lambda: (lab.folder("a") / "peers.json").exists(), 15, "the port is remembered")
-    port = swarm._network._port
+    port = swarm._context.port
     swarm.close()
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", port))
         taken.listen()
         again = lab.peer("a")
-        wait_until(lambda: again._network.is_up, 15, "it is up at another port")
-        assert again._network._port not in (0, port)
+        wait_until(lambda: again._context.is_up, 15, "it is up at another port")
+        assert again._context.port not in (0, port)

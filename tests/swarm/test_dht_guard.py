@@ -34,7 +34,7 @@ def outsider(module_lab: Lab, server: Swarm) -> Network:
 
 def bring_stranger(lab: Lab, name: str, **options: object) -> Network:
     outsider = lab.network(name, **options)
-    wait_until(lambda: len(outsider.peers) >= 1, 15, "the outsider knows the server")
+    wait_until(lambda: len(outsider.context.peers) >= 1, 15, "the outsider knows the server")
     return outsider
 
 
@@ -42,7 +42,10 @@ def ask(outsider: Network, server: Swarm, request: bytes) -> tuple[Kind, bytes]:
     """Send raw bytes to the server; its first frame, or the exception that it is."""
 
     async def converse() -> tuple[Kind, bytes]:
-        async with outsider.stream(server.status().peer_id) as stream, asyncio.timeout(10):
+        async with (
+            outsider.connections.stream(server.status().peer_id) as stream,
+            asyncio.timeout(10),
+        ):
             await stream.send(request)
             return await stream.receive(messages.MAX_FRAME_BYTES)
 
@@ -77,21 +80,21 @@ def test_bad_request_is_refused_with_a_reason(
 def test_newer_version_is_named_on_both_sides(
     server: Swarm, outsider: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server._network.peers._versions.clear()
+    server._context.peers._versions.clear()
     with pytest.raises(
         Refused, match="version 4; this node speaks 3, upgrade the older of the two"
     ):
         ask(outsider, server, newer(messages.encode_frame(Kind.HELLO, b"")))
     assert server.status().other_versions == {"exchange 4": 1}
     assert (
-        f"peer={outsider.identity.peer_id} theirs=4 ours=3: upgrade the older of the two"
+        f"peer={outsider.context.identity.peer_id} theirs=4 ours=3: upgrade the older of the two"
         in caplog.text
     )
     assert server.status().requests_refused["version"] > 0
 
 
 def test_record_of_somebody_else_is_refused(server: Swarm, outsider: Network) -> None:
-    theirs = server._network.member().sealed
+    theirs = server._context.member().sealed
     with pytest.raises(Refused, match="another peer as its own") as caught:
         ask(outsider, server, messages.encode_ask(1, 5, theirs))
     assert caught.value.reason == "sender"
@@ -101,7 +104,7 @@ def test_request_for_groups_that_are_ready_is_answered_by_them_at_once(
     module_lab: Lab, server: Swarm
 ) -> None:
     asker = bring_stranger(module_lab, "asker", environments=("sums 1",))
-    kind, payload = ask(asker, server, messages.encode_ask(1, 5, asker.member().sealed))
+    kind, payload = ask(asker, server, messages.encode_ask(1, 5, asker.context.member().sealed))
     assert kind is Kind.GROUPS
     limits = server._verifier.limits
     assert len(messages.open_groups(payload, server.status().peer_id, 1, limits)) == 9
@@ -110,8 +113,8 @@ def test_request_for_groups_that_are_ready_is_answered_by_them_at_once(
 def test_own_record_is_signed_once_however_often_it_is_shown(outsider: Network) -> None:
     async def show() -> set[bytes]:
         shown = set()
-        for outsider.newest_round in (5, 6, 7):  # three rounds within a second
-            shown = {outsider.member().sealed for _ in range(5)}
+        for outsider.context.newest_round in (5, 6, 7):  # three rounds within a second
+            shown = {outsider.context.member().sealed for _ in range(5)}
         return shown
 
     assert len(outsider.call(show(), 5)) == 1
@@ -119,7 +122,7 @@ def test_own_record_is_signed_once_however_often_it_is_shown(outsider: Network) 
 
 def test_flood_is_limited_and_others_are_served(module_lab: Lab, server: Swarm) -> None:
     refusals, flooder = [], bring_stranger(module_lab, "flooder")
-    hello = messages.encode_frame(Kind.HELLO, flooder.member().sealed)
+    hello = messages.encode_frame(Kind.HELLO, flooder.context.member().sealed)
     for _ in range(MAX_REQUESTS_PER_PEER + 10):
         try:
             ask(flooder, server, hello)
@@ -129,7 +132,7 @@ def test_flood_is_limited_and_others_are_served(module_lab: Lab, server: Swarm) 
     assert set(refusals) == {"flood"}
     other = bring_stranger(module_lab, "polite")
     assert (
-        ask(other, server, messages.encode_frame(Kind.HELLO, other.member().sealed))[0]
+        ask(other, server, messages.encode_frame(Kind.HELLO, other.context.member().sealed))[0]
         is Kind.PEERS
     )
 
@@ -137,7 +140,11 @@ def test_flood_is_limited_and_others_are_served(module_lab: Lab, server: Swarm) 
 def test_request_that_never_comes_is_given_up(server: Swarm, outsider: Network) -> None:
     with pytest.raises((EOFError, OSError)):
         ask(outsider, server, b"hw\x01")
-    wait_until(lambda: not server._network._admission._open, 10, "the server has no open streams")
+    wait_until(
+        lambda: not server._network.connections.admission._open,
+        10,
+        "the server has no open streams",
+    )
 
 
 def test_admission_counts_all_and_each() -> None:

@@ -48,7 +48,7 @@ def test_bootnode_of_ours_is_not_named(lab: Lab) -> None:
 
 def test_public_node_is_not_started_again_for_a_bootnode(lab: Lab) -> None:
     node = lab.peer("public", reachability="public")
-    wait_until(lambda: node._network.is_up, 30, "it is up")
+    wait_until(lambda: node._context.is_up, 30, "it is up")
     node.join_through(multiaddrs(lab.bootnode()))
     time.sleep(1)
     assert node.status().daemon_restarts == 0

@@ -54,7 +54,7 @@ class Stage:
         self.asker = lab.peer("asker", peers_per_round=1, collect_timeout_seconds=6.0)
         self.honest = lab.peer("honest")
         self.rng = LiarFirst(1)
-        self.asker._network.rng = self.rng
+        self.asker._context.rng = self.rng
         self.round = 100
         self.num_liars = 0
         self.liar: Network | None = None
@@ -64,13 +64,13 @@ class Stage:
 
     def bring(self, lie: Lie) -> Network:
         async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
-            await lie(liar.identity, ask, stream)
+            await lie(liar.context.identity, ask, stream)
 
         self.num_liars += 1
         liar = self.liar = self.lab.network(f"liar{self.num_liars}", on_ask=on_ask)
-        self.rng.liar = liar.identity.peer_id
+        self.rng.liar = liar.context.identity.peer_id
         wait_until(
-            lambda: bool(self.asker._network.peers.addresses(self.rng.liar)),
+            lambda: bool(self.asker._context.peers.addresses(self.rng.liar)),
             15,
             "the liar is known",
         )
@@ -79,7 +79,7 @@ class Stage:
     def send_away(self) -> None:
         if self.liar is not None:
             self.liar.close()
-            self.asker._network.peers.failed(self.rng.liar)
+            self.asker._context.peers.failed(self.rng.liar)
             self.liar = None
 
     def set(self, **changes: object) -> None:
@@ -127,7 +127,7 @@ def test_lie_is_caught_and_another_peer_is_drawn(stage: Stage, reason: str) -> N
     assert set(collected.rejected) == {reason}
     status = stage.asker.status()
     assert status.rejected[reason] == before + collected.rejected[reason]
-    assert status.rejected_by_peer[liar.identity.peer_id] == collected.rejected[reason]
+    assert status.rejected_by_peer[liar.context.identity.peer_id] == collected.rejected[reason]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_group_over_the_limits_is_dropped_and_the_others_are_taken(
     )
     collected = stage.asker.collect(stage.round, 100)
     assert collected.rejected == {reason: 1}
-    assert sum(g.peer_id == liar.identity.peer_id for g in collected.groups) == 8
+    assert sum(g.peer_id == liar.context.identity.peer_id for g in collected.groups) == 8
 
 
 @pytest.mark.parametrize("lie", [end_in_the_middle, say_nothing, promise, trickle])
@@ -166,7 +166,7 @@ def test_slow_or_broken_peer_is_replaced(stage: Stage, lie: Lie) -> None:
     stage.set(peers_per_round=1)
     liar = stage.bring(lie)
     assert stage.collect() == {}
-    heard = liar.identity.peer_id in stage.asker.status().peers_heard
+    heard = liar.context.identity.peer_id in stage.asker.status().peers_heard
     assert heard == (lie in (promise, trickle))
 
 
@@ -201,7 +201,7 @@ def test_task_that_only_the_sender_knows_is_dropped_without_blame(
         collected = stage.asker.collect(stage.round, 100)
         assert collected.rejected == {"unknown-task": 9}
         assert len(collected.groups) == 9
-    assert not stage.asker._network.peers.is_quarantined(liar.identity.peer_id)
+    assert not stage.asker._context.peers.is_quarantined(liar.context.identity.peer_id)
 
 
 def test_scorer_that_hangs_on_one_sender_leaves_time_for_the_others(
@@ -217,7 +217,7 @@ def test_scorer_that_hangs_on_one_sender_leaves_time_for_the_others(
     monkeypatch.setattr(stage.asker._verifier._tasks, "score", slow_score)
     stage.set(peers_per_round=1, collect_timeout_seconds=4.0)
     liar = stage.bring(send_groups(lambda groups, _, __: groups[:1]))
-    slow_seeds.add(round_seed(liar.identity.peer_id, stage.round))
+    slow_seeds.add(round_seed(liar.context.identity.peer_id, stage.round))
     try:
         assert stage.collect() == {"slow-to-score": 1}
     finally:

@@ -53,9 +53,9 @@ def train(swarms: dict[str, Swarm], round: int) -> dict[str, set[str]]:
 def has_direct_connection(one: Swarm, other: Swarm) -> bool:
     """Whether any connection between the two does without a relay."""
     network = one._network
-    assert network._daemon is not None
+    assert network.connections.daemon is not None
     response = network.call(
-        network._daemon._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS)), 5
+        network.connections.daemon._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS)), 5
     )
     addresses = [
         p.addrs[0] for p in response.peers if PeerID(p.id).to_base58() == other.status().peer_id
@@ -169,7 +169,7 @@ def test_relay_is_taken_when_bootnodes_become_known_only_later(
     hosts = make_hosts({"bootnode": 1, "a": 2})
     hosts.cables.shield(2)
     swarm = hosts.peer("a", reachability="private")
-    wait_until(lambda: swarm._network.is_up, 30, "it is up")
+    wait_until(lambda: swarm._context.is_up, 30, "it is up")
     assert swarm.status().reach == "none"
     swarm.join_through(multiaddrs(hosts.bootnode()))
     wait_until(lambda: swarm.status().reach == "relay", 30, "it has a relay")

@@ -34,7 +34,7 @@ from worker.swarm.transport.streams import Stream
 class Five:
     def __init__(self, lab: Lab) -> None:
         async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
-            await self.lie(self.liar.identity, ask, stream)
+            await self.lie(self.liar.context.identity, ask, stream)
 
         lab.bootnode()
         self.lie: Lie = trickle
@@ -58,10 +58,10 @@ class Five:
         """
         self.lie, self.round = lie, self.round + 1
         for swarm in self.honest:
-            swarm._network.peers._conduct.clear()  # each lie is its first
+            swarm._context.peers._conduct.clear()  # each lie is its first
             swarm.publish(self.round, make_groups(swarm.status().peer_id, self.round))
         results = collect_all(self.honest, self.round, want=37)
-        me = self.liar.identity.peer_id
+        me = self.liar.context.identity.peer_id
         return [
             (
                 {g for g in collected.groups if g.peer_id != me},
@@ -166,14 +166,14 @@ def test_slow_loris_costs_nobody_a_group(five: Five) -> None:
 
 
 def test_liar_that_floods_with_requests_is_limited_and_the_round_goes_on(five: Five) -> None:
-    hello = messages.encode_frame(Kind.HELLO, five.liar.member().sealed)
+    hello = messages.encode_frame(Kind.HELLO, five.liar.context.member().sealed)
 
     async def flood() -> None:
         for _ in range(200):
-            async with five.liar.stream(five.victim) as stream:
+            async with five.liar.connections.stream(five.victim) as stream:
                 await stream.send(hello)
 
-    five.liar.post(lambda: five.liar._loop.create_task(flood()))  # type: ignore[union-attr]
+    five.liar.post(lambda: five.liar._thread._loop.create_task(flood()))  # type: ignore[union-attr]
     for swarm, (honest, _, _) in zip(five.honest, five.play(lie_with_replay), strict=True):
         assert honest == five.expected(swarm)
     wait_until(
@@ -186,7 +186,7 @@ def test_liar_that_floods_with_requests_is_limited_and_the_round_goes_on(five: F
 def test_liar_is_quarantined_for_a_growing_time(
     five: Five, caplog: pytest.LogCaptureFixture
 ) -> None:
-    peers, me = five.honest[0]._network.peers, five.liar.identity.peer_id
+    peers, me = five.honest[0]._context.peers, five.liar.context.identity.peer_id
     five.play(lie_with_replay)
     assert not peers.is_quarantined(me)
     assert "reasons=round:1" in caplog.text

@@ -31,7 +31,7 @@ class TheseFirst(random.Random):
 
 def bring(lab: Lab, name: str, lie: Lie) -> Network:
     async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
-        await lie(network.identity, ask, stream)
+        await lie(network.context.identity, ask, stream)
 
     network = lab.network(name, on_ask=on_ask)
     return network
@@ -63,7 +63,7 @@ def test_honest_peer_that_is_late_is_not_blamed_and_what_was_scored_counts(
         timer.join()
         assert 1 <= len(collected.groups) < 9
         assert collected.rejected == {"late": 9 - len(collected.groups)}
-    assert not asker._network.peers._conduct
+    assert not asker._context.peers._conduct
 
 
 def test_slow_scorer_costs_what_it_has_no_time_for_and_not_what_it_has_scored(
@@ -110,19 +110,19 @@ def test_answers_of_no_use_are_replaced_by_other_draws(
         lab.peer("honest"),
     )
     liars = [bring(lab, name, lie) for name in ("one", "two")]
-    peers = asker._network.peers
+    peers = asker._context.peers
     wait_until(lambda: len(peers.known()) == 3, 20, "all are known")
     wait_until(lambda: not any(map(peers.num_failures, peers.known())), 20, "none failed")
-    rng = asker._network.rng = TheseFirst(1)
-    rng.first = frozenset(liar.identity.peer_id for liar in liars)
+    rng = asker._context.rng = TheseFirst(1)
+    rng.first = frozenset(liar.context.identity.peer_id for liar in liars)
     heard: set[str] = set()
-    hear = asker._network.hear
+    hear = asker._context.hear
 
     def note_and_hear(peer_id: str) -> None:
         heard.add(peer_id)
         hear(peer_id)
 
-    monkeypatch.setattr(asker._network, "hear", note_and_hear)
+    monkeypatch.setattr(asker._context, "hear", note_and_hear)
 
     def publish() -> None:
         """Publish once both have answered; afterwards there is no need to wait for anybody."""

@@ -33,12 +33,12 @@ def make_full(lab: Lab, owner: Swarm) -> None:
     tasks: list[object] = network.__dict__.setdefault("tasks", [])  # nobody else refers to them
 
     async def ask() -> None:
-        async with network.stream(name_of(owner), owner._network.addresses) as stream:
-            await stream.send(messages.encode_ask(9, 60, network.member().sealed))
+        async with network.connections.stream(name_of(owner), owner._context.addresses) as stream:
+            await stream.send(messages.encode_ask(9, 60, network.context.member().sealed))
             await stream.receive(100)
             await stream.wait_closed()
 
-    network.post(lambda: tasks.append(network._loop.create_task(ask())))  # type: ignore[union-attr]
+    network.post(lambda: tasks.append(network._thread._loop.create_task(ask())))  # type: ignore[union-attr]
     wait_until(lambda: len(owner._serving._asking) == 1, 10, "the owner is full")
 
 
@@ -100,10 +100,10 @@ def ask_raw(stranger: Network, owner: Swarm, round: int) -> Kind | str:
 
     async def ask() -> Kind | str:
         async with (
-            stranger.stream(name_of(owner), owner._network.addresses) as stream,
+            stranger.connections.stream(name_of(owner), owner._context.addresses) as stream,
             asyncio.timeout(10),
         ):
-            await stream.send(messages.encode_ask(round, 0, stranger.member().sealed))
+            await stream.send(messages.encode_ask(round, 0, stranger.context.member().sealed))
             try:
                 return (await stream.receive(messages.MAX_FRAME_BYTES))[0]
             except messages.Refused as refusal:
@@ -120,8 +120,8 @@ def test_greedy_peer_has_one_place_among_the_askers(lab: Lab) -> None:
     ended: list[str] = []
 
     async def ask() -> None:
-        async with greedy.stream(name_of(owner), owner._network.addresses) as stream:
-            await stream.send(messages.encode_ask(9, 60, greedy.member().sealed))
+        async with greedy.connections.stream(name_of(owner), owner._context.addresses) as stream:
+            await stream.send(messages.encode_ask(9, 60, greedy.context.member().sealed))
             await stream.receive(100)
             await stream.wait_closed()
             ended.append("replaced")
@@ -138,7 +138,7 @@ def test_round_far_ahead_is_no_reason_to_wait(lab: Lab) -> None:
     lab.bootnode()
     owner = lab.peer("owner")
     stranger = lab.network("stranger", environments=("sums 1",))
-    wait_until(lambda: owner._network.is_up, 20, "it is up")
+    wait_until(lambda: owner._context.is_up, 20, "it is up")
     owner.publish(1, make_groups(name_of(owner), 1))
     assert ask_raw(stranger, owner, 10**15) == "not-ready"
     assert ask_raw(stranger, owner, 2) is Kind.WAIT
@@ -148,7 +148,7 @@ def test_same_groups_are_given_to_the_same_peer_a_few_times(lab: Lab) -> None:
     lab.bootnode()
     owner = lab.peer("owner")
     strangers = [lab.network(name, environments=("sums 1",)) for name in ("one", "two")]
-    wait_until(lambda: owner._network.is_up, 20, "it is up")
+    wait_until(lambda: owner._context.is_up, 20, "it is up")
     for round in (1, 2):
         owner.publish(round, make_groups(name_of(owner), round))
     assert [ask_raw(strangers[0], owner, 1) for _ in range(5)] == 3 * [Kind.GROUPS] + 2 * ["flood"]
@@ -162,8 +162,8 @@ def test_own_request_that_is_not_answered_leaves_the_peers_own_standing(lab: Lab
         await asyncio.sleep(30)
 
     async def ask() -> Kind:
-        async with slow.stream(name_of(owner), owner._network.addresses) as stream:
-            await stream.send(messages.encode_ask(2, 60, slow.member().sealed))
+        async with slow.connections.stream(name_of(owner), owner._context.addresses) as stream:
+            await stream.send(messages.encode_ask(2, 60, slow.context.member().sealed))
             while (await stream.receive(messages.MAX_FRAME_BYTES))[0] is Kind.WAIT:
                 pass
             return Kind.GROUPS
@@ -195,7 +195,7 @@ def test_groups_of_a_peer_that_is_gone_come_from_another(lab: Lab) -> None:
 
 def test_holder_that_changes_the_groups_is_to_blame_and_not_their_owner(lab: Lab) -> None:
     async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
-        me = liar.identity
+        me = liar.context.identity
         forged = messages.seal_groups(
             me, ask.round, make_groups(ask.owner or me.peer_id, ask.round)
         )
@@ -211,12 +211,14 @@ def test_holder_that_changes_the_groups_is_to_blame_and_not_their_owner(lab: Lab
     )
     owner.publish(1, make_groups(name_of(owner), 1))
     wait_until(lambda: 1 in owner._serving._ours, 5, "they are served")
-    owner._serving._ours[1].holders.append(liar.identity.peer_id)
+    owner._serving._ours[1].holders.append(liar.context.identity.peer_id)
     make_full(lab, owner)
     collected = asker.collect(1, 18)
-    assert {g.peer_id for g in collected.groups} == {liar.identity.peer_id}  # its own are in order
+    assert {g.peer_id for g in collected.groups} == {
+        liar.context.identity.peer_id
+    }  # its own are in order
     assert set(collected.rejected) == {"signature"}
-    assert set(asker.status().rejected_by_peer) == {liar.identity.peer_id}
+    assert set(asker.status().rejected_by_peer) == {liar.context.identity.peer_id}
 
 
 @pytest.mark.parametrize("how", ["listed", "registered"])

@@ -111,8 +111,8 @@ def test_round_that_a_peer_skipped_is_refused_at_once(lab: Lab) -> None:
     collected = slow.collect(10, 9)
     assert time.monotonic() - started < 5
     assert collected == Collected(heard=(fast.status().peer_id,))
-    slow._network.learn(
-        fast._network.member().sealed, sender=""
+    slow._context.learn(
+        fast._context.member().sealed, sender=""
     )  # records are renewed once a minute
     slow.collect(10, 9)
     assert slow.status().state == "catching-up"
@@ -239,10 +239,8 @@ def test_request_of_a_peer_with_another_version_is_refused_with_the_reason(
     ours = lab.peer("ours", peers_per_round=0)
     asker = lab.peer("asker")
     wait_until(lambda: asker.status().peers_known == 1, 15, "they know each other")
-    asker._network.environments, asker._network._member = (
-        ("sums 2",),
-        None,
-    )  # it upgrades, and its view is old
+    own_record = asker._context.own_record  # it upgrades, and its view is old
+    own_record.environments, own_record._newest = ("sums 2",), None
     ours.publish(1, make_groups(ours.status().peer_id, 1))
     assert asker.collect(1, 9).groups == ()
     assert "reason=environment: this node has sums 1, the asker does not" in caplog.text

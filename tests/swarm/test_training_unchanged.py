@@ -58,7 +58,7 @@ class Swarms:
 
     def __init__(self, lab: Lab) -> None:
         async def on_ask(peer_id: str, ask: Ask, stream: Stream) -> None:
-            await self.lie(self.liar.identity, ask, stream)
+            await self.lie(self.liar.context.identity, ask, stream)
 
         lab.bootnode()
         self.lie: Lie = trickle
@@ -75,7 +75,7 @@ class Swarms:
         self.lie, self.round = lie, self.round + 1
         for swarm in self.honest:
             swarm.publish(self.round, make_groups(swarm.status().peer_id, self.round))
-        self.open._network.peers._conduct.clear()  # each lie is its first
+        self.open._context.peers._conduct.clear()  # each lie is its first
         return self.collect(self.open), self.collect(self.sheltered)
 
     def collect(self, swarm: Swarm) -> Collected:
@@ -110,7 +110,7 @@ def test_weights_are_bit_for_bit_what_they_are_without_the_liar(
     swarms: Swarms, pristine: Policy, name: str
 ) -> None:
     with_liar, without = swarms.play(LIES[name])
-    assert swarms.liar.identity.peer_id in with_liar.heard
+    assert swarms.liar.context.identity.peer_id in with_liar.heard
     assert are_same(train(pristine, with_liar), train(pristine, without))
 
 

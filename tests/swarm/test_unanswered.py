@@ -36,7 +36,7 @@ def test_round_that_the_event_loop_does_not_answer_is_a_round_alone(
     status = one.status()
     assert (status.state, status.rounds_unanswered) == ("training-alone", 1)
     assert "did not answer within 4.2 s; it is at" in str(status.last_error)
-    assert "this round is trained alone round=1" in caplog.text
+    assert "training this round alone round=1" in caplog.text
 
     wait_until(lambda: len(one.collect(1, 9).groups) == 9, 10, "it answers again")
     assert one.status().state == "connected"
@@ -69,8 +69,8 @@ def test_session_that_is_cancelled_from_within_is_started_again(
         patch.setattr(discovery.Lookout, "run", cancelled)
         swarm = lab.peer("one")
         wait_until(lambda: swarm.status().daemon_restarts > 0, 20, "it is started again")
-    wait_until(lambda: swarm._network.is_up, 20, "it is up")
-    assert swarm.status().last_error == "cancelled from within"
+    wait_until(lambda: swarm._context.is_up, 20, "it is up")
+    assert swarm.status().last_error == "a task was cancelled"
 
 
 def test_death_of_the_reader_of_the_dht_is_noticed_and_mended(

@@ -127,7 +127,7 @@ def test_warning_is_logged_once_shown_everywhere_and_logged_once_when_it_is_over
     assert check.advice in shown
     samples = metrics.render(node)
     assert (
-        f'hivewright_warning{{node="gpu-1",check="{name}",severity="{finding.severity}"}} 1.0'
+        f'hivewright_warning{{check="{name}",node="gpu-1",severity="{finding.severity}"}} 1.0'
         in samples
     )
     value = re.search(rf'^hivewright_{check.metric}{{node="gpu-1"}} (.*)$', samples, re.MULTILINE)

@@ -1,26 +1,38 @@
 """The metrics are valid to Prometheus's own parser, for any text in a status."""
 
-import re
 import time
 
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
 from worker.swarm.status import SwarmStatus
+from worker.telemetry import health
 from worker.telemetry.metrics import render
-from worker.telemetry.status import NodeStatus
-
-LABEL = r'[a-z]+="(?:[^"\\\n]|\\\\|\\")*"'
-SAMPLE = re.compile(rf"hivewright_[a-z_]+\{{{LABEL}(?:,{LABEL})*\}} -?[0-9.e+-]+")
+from worker.telemetry.status import Finding, NodeStatus
 
 
-def test_figures_of_the_exchange_are_in_prometheus_form() -> None:
-    node = NodeStatus(
-        'gpu "7"\n',
-        "Qm",
-        "quick brown otter",
-        "hivewright/tiny",
-        "0.1.0",
-        state="catching-up",
-        round=12,
-    )
+def samples_of(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return the value of each sample, by its name and its labels but `node`."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = {name: value for name, value in sample.labels.items() if name != "node"}
+            found[sample.name, frozenset(labels.items())] = sample.value
+    return found
+
+
+def value(text: str, name: str, **labels: str) -> float:
+    return samples_of(text)[f"hivewright_{name}", frozenset(labels.items())]
+
+
+def make_node(**fields: object) -> NodeStatus:
+    return NodeStatus("a", "Qm", "quick brown otter", "hivewright/tiny", "0.1.0", **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def node() -> NodeStatus:
+    node = make_node(state="catching-up", round=12)
+    node.name = 'gpu "7"\n'
     node.swarm = SwarmStatus(
         "catching-up",
         "Qm",
@@ -33,30 +45,59 @@ def test_figures_of_the_exchange_are_in_prometheus_form() -> None:
         newest_group_at=time.time() - 42,
         refused_by_peers={"not-allowed": 2},
     )
+    return node
+
+
+def test_figures_of_the_exchange_are_in_prometheus_form(node: NodeStatus) -> None:
     text = render(node)
-    lines = text.splitlines()
-    assert all(
-        line.startswith(("# HELP hivewright_", "# TYPE hivewright_")) or SAMPLE.fullmatch(line)
-        for line in lines
-    )
     assert text.endswith("\n")
-    names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
-    assert len(names) == len(set(names))
-    samples = {
-        line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"
+    assert value(text, "state", state="catching-up") == 1
+    assert value(text, "state", state="connected") == 0
+    assert value(text, "round") == 12
+    assert value(text, "groups_total", what="verified") == 36
+    assert value(text, "groups_rejected_total", reason="seed") == 3
+    assert value(text, "bytes_total", direction="in") == 1_234_567_890
+    assert value(text, "refused_by_peers_total", reason="not-allowed") == 2
+    assert 41 < value(text, "newest_group_age_seconds") < 60
+
+
+def test_control_characters_of_peers_are_escaped(node: NodeStatus) -> None:
+    text = render(node)
+    assert text.replace("\n", "").isprintable()
+    assert value(text, "groups_rejected_total", reason=r"\x1b" + '"' + r"\n") == 1
+    names = {
+        sample.labels["node"] for f in text_string_to_metric_families(text) for sample in f.samples
     }
-    me = r'node="gpu \"7\"\\n"'
-    assert samples[f'hivewright_state{{{me},state="catching-up"}}'] == 1
-    assert samples[f'hivewright_state{{{me},state="connected"}}'] == 0
-    assert samples[f'hivewright_groups_total{{{me},what="verified"}}'] == 36
-    assert samples[f'hivewright_groups_rejected_total{{{me},reason="seed"}}'] == 3
-    assert samples[f'hivewright_bytes_total{{{me},direction="in"}}'] == 1_234_567_890
-    assert samples[f'hivewright_refused_by_peers_total{{{me},reason="not-allowed"}}'] == 2
-    assert 41 < samples[f"hivewright_newest_group_age_seconds{{{me}}}"] < 60
+    assert names == {r'gpu "7"' + r"\n"}
+
+
+def test_metrics_have_their_type_and_help(node: NodeStatus) -> None:
+    """The names are a contract with dashboards and alerts: a counter ends in _total."""
+    lines = render(node).splitlines()
+    types = dict(line.split()[2:] for line in lines if line.startswith("# TYPE"))
+    assert types["hivewright_rounds_trained_total"] == "counter"
+    assert types["hivewright_round"] == "gauge"
+    for name, kind in types.items():
+        assert (kind == "counter") == name.endswith("_total")
+    helped = [line.split()[2] for line in lines if line.startswith("# HELP")]
+    assert helped == [*types]
+
+
+def test_warning_of_a_check_is_a_metric() -> None:
+    node = make_node()
+    node.warnings = (Finding("clock", "severe", "61 s behind"),)
+    text = render(node)
+    assert value(text, "warning", check="clock", severity="severe") == 1
+    assert value(text, "warning", check="clock", severity="warning") == 0
+    shown = {dict(labels).get("check") for name, labels in samples_of(text) if "warning" in name}
+    assert shown == {check.name for check in health.CHECKS}
+    assert ("hivewright_warning", frozenset({("check", "engine"), ("severity", "severe")})) not in (
+        samples_of(text)
+    )
 
 
 def test_node_without_a_swarm_has_no_figures_of_one() -> None:
-    text = render(NodeStatus("a", "Qm", "quick brown otter", "hivewright/tiny", "0.1.0"))
+    text = render(make_node())
     assert "hivewright_peers_known" not in text
     assert "hivewright_round{" not in text
-    assert 'hivewright_rounds_trained_total{node="a"} 0' in text
+    assert value(text, "rounds_trained_total") == 0

@@ -27,9 +27,10 @@ MAY_IMPORT = {
     "worker.errors": set(),
     "worker.log": set(),
     "worker.multiaddr": set(),
-    "worker.settings": {"worker.errors", "worker.multiaddr"},
+    "worker.settings": {"worker.errors", "worker.multiaddr", "worker.runtime.state_dir"},
     "worker.records": {"worker.errors"},
     "worker.runtime": {"worker.errors", "worker.log"},
+    "worker.runtime.state_dir": set(),
     "worker.runtime.webservice": {
         "worker.errors",
         "worker.log",

@@ -9,19 +9,35 @@ PEER = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
 
 @pytest.mark.parametrize(
     ("text", "is_peer"),
-    [(PEER, True), ("1" * 16, True), ("1" * 64, True), ("1" * 15, False), ("1" * 65, False), (PEER + "\n", False),
-     (PEER[:-1] + "0", False), (PEER[:-1] + "l", False), ("", False)],
-)  # fmt: skip
+    [
+        (PEER, True),
+        ("1" * 16, True),
+        ("1" * 64, True),
+        ("1" * 15, False),
+        ("1" * 65, False),
+        (PEER + "\n", False),
+        (PEER[:-1] + "0", False),
+        (PEER[:-1] + "l", False),
+        ("", False),
+    ],
+)
 def test_peer_ids_are_base58_of_16_to_64_characters(text, is_peer):
     assert multiaddr.is_peer_id(text) is is_peer
 
 
 @pytest.mark.parametrize(
     ("text", "is_address"),
-    [("/ip4/192.0.2.1/tcp/38000", True), ("/dns/a.example/udp/1/quic", True), ("/ip6/::1/tcp/1", True),
-     (f"/ip4/192.0.2.1/tcp/1/p2p/{PEER}/p2p-circuit", True), ("ip4/192.0.2.1/tcp/1", False),
-     ("/ip4/192.0.2.1", False), ("/ip4/1/tcp/1" + "/a" * 123, False), ("/ip4/1/tcp/1" + "/a" * 122, True)],
-)  # fmt: skip
+    [
+        ("/ip4/192.0.2.1/tcp/38000", True),
+        ("/dns/a.example/udp/1/quic", True),
+        ("/ip6/::1/tcp/1", True),
+        (f"/ip4/192.0.2.1/tcp/1/p2p/{PEER}/p2p-circuit", True),
+        ("ip4/192.0.2.1/tcp/1", False),
+        ("/ip4/192.0.2.1", False),
+        ("/ip4/1/tcp/1" + "/a" * 123, False),
+        ("/ip4/1/tcp/1" + "/a" * 122, True),
+    ],
+)
 def test_addresses_begin_with_a_host_and_a_port_and_are_bounded(text, is_address):
     assert multiaddr.is_address(text) is is_address
 

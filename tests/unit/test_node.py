@@ -114,7 +114,7 @@ def test_device_is_in_status_and_metrics(tmp_path):
     node.close()
     assert json.loads((tmp_path / "status.json").read_text())["device"] == "cpu"
     assert (
-        'hivewright_device_info{node="one",device="cpu"} 1.0'
+        'hivewright_device_info{device="cpu",node="one"} 1.0'
         in metrics.render(status.read(tmp_path)).splitlines()
     )
 

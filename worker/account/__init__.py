@@ -1,1 +1,0 @@
-"""The account service: signs and sends for all nodes of a fleet."""

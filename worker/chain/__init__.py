@@ -1,1 +1,0 @@
-"""The chain: JSON-RPC clients, ledger, settlement, wallet, keeper."""

@@ -9,6 +9,7 @@ from worker.errors import TrainingError
 from worker.log import printable
 from worker.policy.policy import Policy
 from worker.policy.prompt_forms import Turns
+from worker.runtime.state_dir import StateDir
 from worker.settings import Generation, Settings
 
 PROMPT = "you> "
@@ -19,7 +20,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
     Raises TrainingError if there is no checkpoint.
     """
-    folder = settings.node.state_dir / model_setup.CHECKPOINTS
+    folder = StateDir(settings.node.state_dir).checkpoints
     if options.before:
         policy, what = model_setup.load_policy(settings), "the untouched model"
     else:
@@ -30,8 +31,12 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
             )
         what = f"the checkpoint after {state.get('rounds_trained', 0)} rounds"
     if options.task:
-        environment = environments.load(settings.environment)
-        model_setup.settle_form(policy, environment, settings.generation, settings.node.state_dir)
+        model_setup.settle_form(
+            policy,
+            environments.load(settings.environment),
+            settings.generation,
+            settings.node.state_dir,
+        )
     print(
         f"{settings.model.name}, {what}; an empty line begins a new conversation, Ctrl-D ends",
         file=sys.stderr,
@@ -50,14 +55,7 @@ class Conversation:
     `as_task`: each line is a separate question, in the node's own prompt form.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        generation: Generation,
-        seed: int,
-        *,
-        as_task: bool,
-    ) -> None:
+    def __init__(self, policy: Policy, generation: Generation, seed: int, *, as_task: bool) -> None:
         self._policy = policy
         self._generation = generation
         self._seed = seed
@@ -73,19 +71,18 @@ class Conversation:
         if self._as_task:
             (answers,) = self._policy.generate([text], self._generation, self._seed)
             return None if answers is None else answers[0].text
-        turns: Turns = [*self.turns, {"role": "user", "content": text}]
-        answer = self._policy.reply(turns, self._generation, self._seed)
-        if answer is None:
-            return None
-        self.turns = [*turns, {"role": "assistant", "content": answer.text}]
-        return answer.text
+        answer = self._policy.reply(
+            [*self.turns, {"role": "user", "content": text}], self._generation, self._seed
+        )
+        if answer is not None:
+            self.turns += [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": answer.text},
+            ]
+        return None if answer is None else answer.text
 
 
-def _answer(
-    conversation: Conversation,
-    line: str,
-    show: Callable[[str], None],
-) -> None:
+def _answer(conversation: Conversation, line: str, show: Callable[[str], None]) -> None:
     if not line.strip():
         conversation.restart()
         return

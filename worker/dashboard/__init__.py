@@ -1,1 +1,0 @@
-"""The dashboard: a read-only page about the swarm."""

@@ -44,8 +44,9 @@ def _modules() -> list[str]:
 
 def _names() -> str:
     """Names of the environments, as families have them in front."""
-    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in _modules()}
-    names = [
-        name.replace("_", "-") for name, module in modules.items() if hasattr(module, "SOURCE")
-    ]
-    return ", ".join(f"{name}/" for name in names if name != "reasoning-gym")
+    names = []
+    for name in _modules():
+        is_environment = hasattr(importlib.import_module(f"{__name__}.{name}"), "SOURCE")
+        if is_environment and name != "reasoning_gym":
+            names.append(f"{name.replace('_', '-')}/")
+    return ", ".join(names)

@@ -7,7 +7,9 @@ and scores an untrusted peer's function itself. The reward is the share of the h
 function passes.
 """
 
+import itertools
 import json
+import operator
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,8 +176,9 @@ class Code:
 
     def check(self, family: str, config: Config) -> None:
         if family not in _KINDS:
+            names = ", ".join(f"code/{name}" for name in _KINDS)
             raise SettingsError(
-                f"environment.families: code/{family}: no such family; expected one of {_names()}"
+                f"environment.families: code/{family}: no such family; expected one of {names}"
             )
         if unknown := config.keys() - _DEFAULT.keys():
             raise SettingsError(
@@ -183,7 +186,8 @@ class Code:
                 " min_steps and max_steps"
             )
         low, high = (_bounds(config)[name] for name in _DEFAULT)
-        if type(low) is not int or type(high) is not int or not 1 <= low <= high <= MAX_STEPS:
+        are_whole = type(low) is int and type(high) is int
+        if not are_whole or not 1 <= low <= high <= MAX_STEPS:
             raise SettingsError(
                 f"environment.families: code/{family}: min_steps {low}, max_steps {high}; expected "
                 f"1 <= min_steps <= max_steps <= {MAX_STEPS}"
@@ -224,10 +228,6 @@ def _bounds(config: Config) -> Mapping[str, Any]:
     return {**_DEFAULT, **config}
 
 
-def _names() -> str:
-    return ", ".join(f"code/{name}" for name in _KINDS)
-
-
 def _program(completion: str) -> str | None:
     """Return the text between the tags, without the code fence that models add."""
     answer = extract_answer(completion)
@@ -242,7 +242,8 @@ def _share(task: _Task, outputs: list[Any] | None) -> float:
     if outputs is None:
         return 0.0
     # As texts: for JSON, 1, 1.0 and true differ; a tuple is a list.
-    num_right = sum(right == given for (_, right), given in zip(task.tests, outputs, strict=True))
+    expected = [result for _, result in task.tests]
+    num_right = sum(map(operator.eq, expected, outputs))
     return float(num_right / len(task.tests))
 
 
@@ -265,9 +266,13 @@ def _make_task(recipe: Recipe) -> _Task:
             return _Task(question, program, tuple(zip(arguments[1:], results[1:], strict=True)))
 
 
-def _draw_steps(kind: _Kind, count: int, rng: random.Random) -> list[tuple[str, str]]:
+def _draw_steps(
+    kind: _Kind,
+    count: int,
+    rng: random.Random,
+) -> list[tuple[str, str]]:
     chosen = [rng.choice(kind.steps) for _ in range(count)]
-    steps = [step for step, after in zip(chosen, [*chosen[1:], None], strict=True) if step != after]
+    steps = [step for step, _ in itertools.groupby(chosen)]  # without repetitions
     steps.append(rng.choice(kind.ends))
     drawn = []
     for phrase, expression in steps:
@@ -313,7 +318,10 @@ def _run_reference(program: str, arguments: Sequence[Any]) -> list[str]:
 
 
 def _write_question(
-    kind: _Kind, steps: Sequence[tuple[str, str]], example: Any, result: str
+    kind: _Kind,
+    steps: Sequence[tuple[str, str]],
+    example: Any,
+    result: str,
 ) -> str:
     lines = [f"{number}. {phrase}" for number, (phrase, _) in enumerate(steps, 1)]
     return (

@@ -66,6 +66,10 @@ def bounded(reward: float) -> float:
     return reward if math.isfinite(reward) and 0.0 <= reward <= 1.0 else 0.0
 
 
+def _right(item: Item) -> str:
+    return str(item["answer"]).strip()
+
+
 def _exact(item: Item, answer: str, scorer: Scorer) -> float:
     """Give the full reward or none.
 
@@ -74,31 +78,24 @@ def _exact(item: Item, answer: str, scorer: Scorer) -> float:
     return float(scorer() >= 1.0)
 
 
-def _same_text(item: Item, answer: str, scorer: Scorer) -> float:
-    return float(answer.strip() == str(item["answer"]).strip())
-
-
 def _same_fraction(item: Item, answer: str, scorer: Scorer) -> float:
     """Compare probabilities; the tolerance is that of `coin_flip`."""
     text = answer.replace(",", "").strip()
     if not _FRACTION.fullmatch(text):
         return 0.0
-    return float(abs(Fraction(text) - Fraction(str(item["answer"]))) <= Fraction(1, 10_000))
+    difference = Fraction(text) - Fraction(str(item["answer"]))
+    return float(abs(difference) <= Fraction(1, 10_000))
 
 
 def _is_not_a_copy(item: Item) -> bool:
     """Return whether the answer differs from the last word of the question."""
     words: list[str] = str(item["question"]).split()
-    return bool(words) and str(item["answer"]).strip() != words[-1].strip("'\"")
+    return bool(words) and _right(item) != words[-1].strip("'\"")
 
 
 def _is_not_last_number(item: Item) -> bool:
     numbers = re.findall(r"-?\d+", str(item["question"]))
-    return not numbers or str(item["answer"]).strip() != numbers[-1]
-
-
-def _has_real_root(item: Item) -> bool:
-    return str(item["answer"]).strip() != ""
+    return not numbers or _right(item) != numbers[-1]
 
 
 GUARDS: dict[str, Guard] = {
@@ -108,7 +105,7 @@ GUARDS: dict[str, Guard] = {
     ),
     "game_of_life_halting": Guard(
         "any text earned 1.0, since text is true in Python",
-        score=_same_text,
+        score=lambda item, answer, scorer: float(answer.strip() == _right(item)),
     ),
     "number_sequence": Guard(
         "sequences that repeat one number: copying it earned 0.44",
@@ -116,7 +113,7 @@ GUARDS: dict[str, Guard] = {
     ),
     "polynomial_equations": Guard(
         "an empty answer earned 1.0 where there is no real root, and 0 by its distance to others",
-        is_sound=_has_real_root,
+        is_sound=lambda item: _right(item) != "",
         score=_exact,
     ),
     "prime_factorization": Guard(

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from worker import settings
 from worker.environments.source import Config, Recipe, Source
 from worker.errors import BadRecord, SettingsError, TrainingError
-from worker.records import ScoredGroup, Task
+from worker.records import ScoredGroup, Task, derived_seed
 
 log = logging.getLogger(__name__)
 
@@ -64,17 +64,14 @@ class _Standing:
 
         Each time that a level has fallen, it rises more slowly again.
         """
+        is_auto = family.level == "auto"
         last = self.rewards[-SOLVED_AFTER:]
-        if (
-            family.level == "auto"
-            and not self.falls
-            and len(last) == SOLVED_AFTER
-            and min(last) >= SOLVED
-        ):
+        was_solved = len(last) == SOLVED_AFTER and min(last) >= SOLVED
+        if is_auto and not self.falls and was_solved:
             return True
-        rise_at = (
-            AUTO_RISE_AT if family.level == "auto" and family.rise_at is None else family.rise_at
-        )
+        rise_at = family.rise_at
+        if is_auto and rise_at is None:
+            rise_at = AUTO_RISE_AT
         wanted = RISE_AFTER * (1 + self.falls)
         if rise_at is None or len(self.rewards) < wanted:
             return False
@@ -82,21 +79,22 @@ class _Standing:
 
     def is_hopeless(self, family: settings.Family) -> bool:
         """Return whether the level should fall: for some groups it taught nothing."""
+        is_auto = family.level == "auto"
         floor = 0 if family.level == "auto" else family.level
-        if (
-            floor is None
-            or self.level <= floor
-            or (family.level != "auto" and family.rise_at is None)
-        ):
+        if floor is None or self.level <= floor:
+            return False
+        if not is_auto and family.rise_at is None:
             return False
         last = self.rewards[-FALL_AFTER:]
-        return (
-            len(last) == FALL_AFTER and max(last) < HOPELESS and not any(self.signals[-FALL_AFTER:])
-        )
+        if len(last) < FALL_AFTER or any(self.signals[-FALL_AFTER:]):
+            return False
+        return max(last) < HOPELESS
 
     def move(self, by: int) -> None:
-        self.level, self.rewards = self.level + by, []
-        self.falls = min(MAX_FALLS, self.falls + 1) if by < 0 else self.falls
+        self.level += by
+        self.rewards = []
+        if by < 0:
+            self.falls = min(MAX_FALLS, self.falls + 1)
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,13 @@ class Mix:
         source, recipe = self._find(task)
         return source.score(recipe, completions)
 
-    def tasks_of(self, family: str, level: int | None, seed: int, count: int) -> list[Task]:
+    def tasks_of(
+        self,
+        family: str,
+        level: int | None,
+        seed: int,
+        count: int,
+    ) -> list[Task]:
         """Return `count` tasks of a family of the settings.
 
         They are at a level of its curriculum or (None) without one. Raises SettingsError for an
@@ -200,9 +204,8 @@ class Mix:
         """
         entry = next((entry for entry in self._entries if entry.family.name == family), None)
         if entry is None:
-            raise SettingsError(
-                f"environment.families: no {family}; expected one of {', '.join(self._names())}"
-            )
+            names = ", ".join(sorted({entry.family.name for entry in self._entries}))
+            raise SettingsError(f"environment.families: no {family}; expected one of {names}")
         if level is not None and not 0 <= level < len(entry.levels):
             raise SettingsError(f"{family}: level {level}; expected 0 to {len(entry.levels) - 1}")
         digest = entry.base if level is None else entry.levels[level]
@@ -210,11 +213,12 @@ class Mix:
 
     def easy_tasks(self, seed: int, count: int) -> list[Task]:
         """Return `count` tasks of all families in turn, each at the family's easiest level."""
-        entries = self._entries
-        return [
-            Task(entry.family.name, (*entry.levels, entry.base)[0], seed, index)
-            for index, entry in ((i, entries[i % len(entries)]) for i in range(count))
-        ]
+        tasks = []
+        for index in range(count):
+            entry = self._entries[index % len(self._entries)]
+            digest = entry.levels[0] if entry.levels else entry.base
+            tasks.append(Task(entry.family.name, digest, seed, index))
+        return tasks
 
     def learn(self, groups: Sequence[ScoredGroup]) -> None:
         """Update the levels with our groups of a round.
@@ -301,7 +305,13 @@ class Mix:
             )
         return _Entry(family, tuple(levels), base, tuple(levels))
 
-    def _know(self, source: Source, full_name: str, name: str, config: Config) -> str:
+    def _know(
+        self,
+        source: Source,
+        full_name: str,
+        name: str,
+        config: Config,
+    ) -> str:
         digest = config_digest(source.version_of(name), name, config)
         self._known[full_name, digest] = source, name, json.dumps(config, sort_keys=True)
         return digest
@@ -318,11 +328,7 @@ class Mix:
                 f"task {task.family}: index {task.index} is not in 0..{MAX_INDEX - 1}",
             )
         source, name, config = known
-        seed = (
-            int.from_bytes(hashlib.sha256(f"{task.seed}/{task.index}".encode()).digest()[:4], "big")
-            >> 1
-        )
-        return source, Recipe(name, config, seed)
+        return source, Recipe(name, config, derived_seed(f"{task.seed}/{task.index}"))
 
     def _now(self, entry: _Entry) -> tuple[str, str]:
         """Return family and configuration digest of an entry's current tasks."""
@@ -337,10 +343,9 @@ class Mix:
         standing = self._standings.get(self._key(entry))
         if standing is None or entry.family.level != "auto":
             return entry.family.weight
-        return entry.family.weight * (sum(standing.signals) + 1) / (len(standing.signals) + 2)
-
-    def _names(self) -> list[str]:
-        return sorted({entry.family.name for entry in self._entries})
+        # Laplace's rule of succession, so that a family without groups has weight 1/2.
+        share_with_signal = (sum(standing.signals) + 1) / (len(standing.signals) + 2)
+        return entry.family.weight * share_with_signal
 
     @staticmethod
     def _key(entry: _Entry) -> str:

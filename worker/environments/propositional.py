@@ -139,7 +139,9 @@ def score(item: dict[str, Any], answer: str) -> float:
 
 
 def _follows_from_one(
-    clause: frozenset[tuple[str, bool]], tables: Tables, premises: list[int]
+    clause: frozenset[tuple[str, bool]],
+    tables: Tables,
+    premises: list[int],
 ) -> bool:
     table = 0
     for name, sign in clause:

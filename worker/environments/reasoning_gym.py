@@ -11,7 +11,6 @@ Gaps in scorers are closed in guards.py.
 import ast
 import contextlib
 import difflib
-import hashlib
 import importlib
 import importlib.metadata
 import io
@@ -33,6 +32,7 @@ from worker.environments import guards
 from worker.environments.answers import extract_answer
 from worker.environments.source import Config, Recipe
 from worker.errors import BadRecord, SettingsError
+from worker.records import derived_seed
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,11 @@ def _make_item(recipe: Recipe) -> tuple[Any, dict[str, Any]]:
     )
 
 
-def _draw(family: str, config: Config, seed: int) -> tuple[Any, dict[str, Any]]:
+def _draw(
+    family: str,
+    config: Config,
+    seed: int,
+) -> tuple[Any, dict[str, Any]]:
     # Family bf runs what it made, and that prints. The exchange's threads ask too, and there is one
     # standard output.
     with _making, contextlib.redirect_stdout(io.StringIO()):
@@ -239,7 +243,7 @@ def _draw_seed(seed: int, draw: int) -> int:
     """
     if draw == 0:
         return seed
-    return int.from_bytes(hashlib.sha256(f"{seed}/{draw}".encode()).digest()[:4], "big") >> 1
+    return derived_seed(f"{seed}/{draw}")
 
 
 def _has_sound_items(family: str, config: Config) -> bool:
@@ -261,12 +265,21 @@ def _max_answer_length(item: dict[str, Any]) -> int:
 
     Scorers parse untrusted text in quadratic time: 140 s for 16,000 negation signs.
     """
-    return len(item["question"]) if item["answer"] is None else 256 + 4 * len(str(item["answer"]))
+    if item["answer"] is None:
+        return len(item["question"])
+    return 256 + 4 * len(str(item["answer"]))
 
 
-def _score(dataset: Any, item: dict[str, Any], family: str, completion: str) -> float:
+def _score(
+    dataset: Any,
+    item: dict[str, Any],
+    family: str,
+    completion: str,
+) -> float:
     answer = extract_answer(completion)
-    if answer is None or len(answer) > _max_answer_length(item) or guards.is_refused_answer(answer):
+    if answer is None or len(answer) > _max_answer_length(item):
+        return 0.0
+    if guards.is_refused_answer(answer):
         return 0.0
     guard = guards.GUARDS.get(family)
 

@@ -66,7 +66,12 @@ class Runner:
     ) -> None:
         self._stop()
 
-    def run(self, program: str, entry: str, inputs: Sequence[Sequence[Any]]) -> list[Any] | None:
+    def run(
+        self,
+        program: str,
+        entry: str,
+        inputs: Sequence[Sequence[Any]],
+    ) -> list[Any] | None:
         """Return the results of `entry` of the program for each of `inputs`.
 
         A result is JSON text, or None if the call gave none. Returns None for all of them if the
@@ -174,4 +179,5 @@ def _outputs(text: str | None, count: int) -> list[Any] | None:
         return None
     if not isinstance(outputs, list) or len(outputs) != count:
         return None
-    return outputs if all(output is None or isinstance(output, str) for output in outputs) else None
+    are_valid = all(output is None or isinstance(output, str) for output in outputs)
+    return outputs if are_valid else None

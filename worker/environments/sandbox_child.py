@@ -95,7 +95,12 @@ class Sealer:
             struct.pack("HxxxxxxQ", (len(self._code) - 1) // 8, ctypes.addressof(self._code))
         )
 
-    def seal(self, runner: int, cpu_seconds: int, memory_bytes: int) -> None:
+    def seal(
+        self,
+        runner: int,
+        cpu_seconds: int,
+        memory_bytes: int,
+    ) -> None:
         """Give up everything except computing and writing to open files. Raises OSError."""
         self._call(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != runner:
@@ -117,7 +122,8 @@ class Sealer:
         self._call(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(self._program))
 
     def _call(self, option: int, *values: int) -> None:
-        padded = [ctypes.c_ulong(value) for value in (*values, *[0] * (4 - len(values)))]
+        arguments = (*values, 0, 0, 0, 0)[:4]
+        padded = [ctypes.c_ulong(argument) for argument in arguments]
         if self._prctl(option, *padded) != 0:
             number = ctypes.get_errno()
             raise OSError(number, f"prctl {option}: {os.strerror(number)}")
@@ -142,7 +148,11 @@ def run_job(sealer: Sealer, job: dict[str, typing.Any]) -> dict[str, typing.Any]
         os.waitpid(child, 0)
 
 
-def read_result(reading: int, deadline: float, max_bytes: int) -> dict[str, typing.Any]:
+def read_result(
+    reading: int,
+    deadline: float,
+    max_bytes: int,
+) -> dict[str, typing.Any]:
     """Read the output of the fork.
 
     The fork writes "sealed" before the program starts: without it, nothing of the program has run.
@@ -167,7 +177,10 @@ def read_result(reading: int, deadline: float, max_bytes: int) -> dict[str, typi
 
 
 def run_program(
-    sealer: Sealer, job: dict[str, typing.Any], writing: int, runner: int
+    sealer: Sealer,
+    job: dict[str, typing.Any],
+    writing: int,
+    runner: int,
 ) -> typing.NoReturn:
     """Run the program in the fork. Never returns, whatever the program raises."""
     try:
@@ -202,7 +215,11 @@ def keep_files(writing: int) -> None:
     os.closerange(RESULT_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-def result_of(space: dict[str, typing.Any], entry: str, arguments: list[typing.Any]) -> str | None:
+def result_of(
+    space: dict[str, typing.Any],
+    entry: str,
+    arguments: list[typing.Any],
+) -> str | None:
     """Return the result as JSON text; None: the program raised, or JSON can't represent it."""
     try:
         return json.dumps(space[entry](*arguments))

@@ -84,7 +84,13 @@ class Environment(Protocol):
         They are the same on every machine with the same mix at the same levels.
         """
 
-    def tasks_of(self, family: str, level: int | None, seed: int, count: int) -> list[Task]:
+    def tasks_of(
+        self,
+        family: str,
+        level: int | None,
+        seed: int,
+        count: int,
+    ) -> list[Task]:
         """Return tasks of one family at a level, or without one.
 
         Raises SettingsError if there is no such family or level.

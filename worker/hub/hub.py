@@ -20,6 +20,7 @@ from typing import Literal
 from worker import settings
 from worker.errors import SettingsError
 from worker.runtime.files import read_secret
+from worker.runtime.state_dir import StateDir
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +49,19 @@ class Hub:
     SettingsError for a token file without a token, since that can't resolve itself.
     """
 
-    def __init__(self, hub: settings.Hub, state_dir: Path, name: str, rounds_trained: int) -> None:
+    def __init__(
+        self,
+        hub: settings.Hub,
+        state_dir: Path,
+        name: str,
+        rounds_trained: int,
+    ) -> None:
         if hub.repo is None or hub.token_file is None:
             raise SettingsError("hub: repo and token_file are both needed to push to the Hub")
         read_secret(hub.token_file, "a Hugging Face token that may write", "hub.token_file")
         self._settings = hub
         self._token_file = hub.token_file
-        self._folder = state_dir / "hub"
+        self._folder = StateDir(state_dir).hub
         self._attempted = rounds_trained
         self._process: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
@@ -156,7 +163,8 @@ class Hub:
 
     def _last_words(self, code: int) -> str:
         try:
-            lines = (self._folder / "upload.log").read_text(errors="replace").strip().splitlines()
+            output = (self._folder / "upload.log").read_text(errors="replace")
+            lines = output.strip().splitlines()
         except OSError:
             lines = []
         return lines[-1][:300] if lines else f"the upload ended with {code}"

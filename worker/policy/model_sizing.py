@@ -24,10 +24,10 @@ from worker import settings
 from worker.errors import ModelError, ResourceError
 from worker.policy import device, memory
 from worker.runtime.files import write_whole
+from worker.runtime.state_dir import StateDir
 
 AUTO = "auto"
 TINY = "hivewright/tiny"
-CHOICE_FILE = "model.json"
 GIB = 2**30
 _LARGE_ENOUGH_FOR_BFLOAT16 = 50_000_000
 """Parameters of a model whose products take most of a training step on a CPU."""
@@ -210,9 +210,9 @@ def decide(model: settings.Model, trainer: settings.Trainer, folder: Path, peer_
     before."""
     if model.name != AUTO:
         return model.name
-    if not (folder / CHOICE_FILE).exists():
+    if not (StateDir(folder).model_choice).exists():
         choice = choose(measure(model), trainer, peer_id)
-        write_whole(folder / CHOICE_FILE, json.dumps(asdict(choice), indent=2) + "\n")
+        write_whole(StateDir(folder).model_choice, json.dumps(asdict(choice), indent=2) + "\n")
     return settle(model, folder).name
 
 
@@ -221,7 +221,7 @@ def settle(model: settings.Model, folder: Path) -> settings.Model:
     nothing was."""
     if model.name != AUTO:
         return model
-    file = folder / CHOICE_FILE
+    file = StateDir(folder).model_choice
     try:
         choice = TypeAdapter(Choice).validate_json(file.read_bytes(), strict=True)
     except FileNotFoundError:
@@ -255,7 +255,7 @@ def explain(model: settings.Model, trainer: settings.Trainer, folder: Path) -> l
             *lines,
             f"this node: {model.name}, as model.name says{_fit_of(model, machine, trainer)}",
         ]
-    if (folder / CHOICE_FILE).exists():
+    if (StateDir(folder).model_choice).exists():
         return [*lines, f"this node: {settle(model, folder).name}, chosen when it enrolled"]
     return [
         *lines,

@@ -14,9 +14,14 @@ def cell(text: object, style: str = "") -> Text:
 
 def add_row(table: Table, *values: object) -> None:
     """Add a row; values that are not cells yet become cells."""
-    table.add_row(*(value if isinstance(value, Text) else cell(value) for value in values))
+    cells = [value if isinstance(value, Text) else cell(value) for value in values]
+    table.add_row(*cells)
 
 
-def say(console: Console, text: str, style: str = "") -> None:
+def say(
+    console: Console,
+    text: str,
+    style: str = "",
+) -> None:
     """Print one line literally, without wrapping."""
     console.print(cell(text, style), soft_wrap=True, highlight=False)

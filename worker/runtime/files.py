@@ -16,7 +16,10 @@ HEX_KEY = re.compile(r"(0x)?[0-9a-fA-F]{64}")
 
 
 def read_secret(
-    file: Path, expected: str, key: str | None = None, form: re.Pattern[str] = WORD
+    file: Path,
+    expected: str,
+    key: str | None = None,
+    form: re.Pattern[str] = WORD,
 ) -> str:
     """Return the one line of a secret file, without surrounding white space.
 
@@ -40,7 +43,11 @@ def read_secret(
     return text
 
 
-def _mistake(text: str, num_bytes: int, form: re.Pattern[str]) -> str | None:
+def _mistake(
+    text: str,
+    num_bytes: int,
+    form: re.Pattern[str],
+) -> str | None:
     """Return the reason why the content of a secret file is invalid; None if it is valid."""
     if num_bytes > MAX_SECRET_BYTES:
         return f"more than {MAX_SECRET_BYTES:,} bytes"
@@ -57,7 +64,12 @@ def _mistake(text: str, num_bytes: int, form: re.Pattern[str]) -> str | None:
     return "not 64 hexadecimal digits" if form is HEX_KEY else "has characters other than ASCII"
 
 
-def write_whole(path: Path, content: str | bytes, mode: int = 0o644, durable: bool = True) -> None:
+def write_whole(
+    path: Path,
+    content: str | bytes,
+    mode: int = 0o644,
+    durable: bool = True,
+) -> None:
     """Replace a file atomically: a reader, or a crash, finds the old file or the new one.
 
     `durable`: it is on the disk when this returns; without it a power failure may bring the old

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from worker.errors import ResourceError
+from worker.runtime.state_dir import StateDir
 
 # Linux: the address of an interface (netdevice(7)).
 SIOCGIFADDR = 0x8915
@@ -53,7 +54,11 @@ def _wrong_host(host: str, port_key: str, reason: str) -> ResourceError:
     )
 
 
-def require_disk(folder: Path, min_free_mb: int, key: str = "node.state_dir") -> None:
+def require_disk(
+    folder: Path,
+    min_free_mb: int,
+    key: str = "node.state_dir",
+) -> None:
     """Create `folder`, and raise ResourceError if its disk has too little free space.
 
     `min_free_mb` is in 10^6 bytes.
@@ -77,7 +82,7 @@ def lock_folder(folder: Path, key: str) -> IO[str]:
 
     Raises ResourceError with the process id of the other one. `key` names the setting.
     """
-    lock = (folder / "lock").open("a+")
+    lock = StateDir(folder).lock.open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -115,5 +120,6 @@ def _global_ipv6(name: str) -> Iterator[str]:
     table = Path("/proc/net/if_inet6")
     for line in table.read_text().splitlines() if table.exists() else ():
         digits, _, _, scope, flags, interface = line.split()
-        if interface == name and int(scope, 16) == _SCOPE_GLOBAL and not int(flags, 16) & _UNUSABLE:
+        is_usable = int(scope, 16) == _SCOPE_GLOBAL and not int(flags, 16) & _UNUSABLE
+        if interface == name and is_usable:
             yield socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))

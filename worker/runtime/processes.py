@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
@@ -22,6 +23,11 @@ def exit_on_signals() -> None:
 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
+
+
+def is_running(pid: int | str) -> bool:
+    """Return whether a process with this id exists on this machine."""
+    return Path(f"/proc/{pid}").exists()
 
 
 def die_with_parent(parent: int, signum: signal.Signals = signal.SIGKILL) -> bool:

@@ -205,7 +205,8 @@ class Guard:
         if request.method == "POST" and is_served and request.content_type != "application/json":
             shown = printable(request.content_type)[:60]
             return _refused(415, f"Content-Type: got {shown}; expected application/json")
-        if not any(name in request.headers for name in _OF_BROWSERS) and not _is_browser(request):
+        is_browser = request.headers.get("User-Agent", "").startswith("Mozilla/")
+        if not is_browser and not any(name in request.headers for name in _OF_BROWSERS):
             return None
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         name = _name_in(host) if _is_plain(host) else ""
@@ -259,10 +260,6 @@ def _place_in(origin: str) -> str:
 
 def _is_plain(host: str) -> bool:
     return host.isascii() and host.isprintable() and not set(host) & set("/?#@\\ ")
-
-
-def _is_browser(request: web.Request) -> bool:
-    return request.headers.get("User-Agent", "").startswith("Mozilla/")
 
 
 def _refused(status: int, reason: str) -> web.Response:
@@ -389,7 +386,9 @@ def raise_file_limit() -> None:
 
 
 async def serve(
-    application: web.Application, sockets: list[socket.socket], names: tuple[str, ...] = ()
+    application: web.Application,
+    sockets: list[socket.socket],
+    names: tuple[str, ...] = (),
 ) -> Callable[[], Awaitable[None]]:
     """Serve the application on these sockets, guarded. Return a function that ends it."""
     logging.getLogger("asyncio").addFilter(_OUT_OF_FILES)

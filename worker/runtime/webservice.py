@@ -29,7 +29,11 @@ class Service(Protocol):
     async def tend(self) -> None: ...
 
 
-def run(role: str, section: Account | Dashboard, make: Callable[[], Service]) -> None:
+def run(
+    role: str,
+    section: Account | Dashboard,
+    make: Callable[[], Service],
+) -> None:
     """Serve the service that `make` returns until SIGTERM or SIGINT.
 
     Its URL is written to `<state_dir>/address` when it is ready. `role` names the section of the
@@ -61,9 +65,9 @@ async def _serve(section: Account | Dashboard, make: Callable[[], Service]) -> N
     try:
         sockets, port = [], section.port
         for host in _hosts(section.host):
-            sockets.append(
-                socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
-            )
+            # The family of the address, or of the first address of the name.
+            family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+            sockets.append(socket.create_server((host, port), family=family, backlog=_BACKLOG))
             port = int(sockets[0].getsockname()[1])
         end = await webguard.serve(service.application(), sockets, section.names)
         url = _url(section.host, port)
@@ -87,11 +91,6 @@ def _hosts(host: str) -> tuple[str, ...]:
     Most versions of `tailscale serve` proxy to 127.0.0.1 and nowhere else.
     """
     return (host,) if host in (_LOOPBACK, "localhost", "0.0.0.0", "::") else (host, _LOOPBACK)  # noqa: S104
-
-
-def _family(host: str) -> socket.AddressFamily:
-    """Return the family of the address, or of the first address of the name."""
-    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
 
 
 def _url(host: str, port: int) -> str:

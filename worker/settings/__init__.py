@@ -9,7 +9,6 @@ The package imports nothing heavy, because the operator's machine imports it too
 """
 
 from worker.settings.chain_sections import (
-    ACCOUNT_TOKEN_FILE,
     Account,
     Anvil,
     Audit,
@@ -43,7 +42,6 @@ from worker.settings.training_sections import Lora, Trainer
 from worker.settings.value_types import Section, is_host
 
 __all__ = [
-    "ACCOUNT_TOKEN_FILE",
     "DEFAULT_FAMILIES",
     "MAX_FILE_BYTES",
     "SECTIONS",

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from worker.runtime.state_dir import StateDir
 from worker.settings.value_types import (
     Address,
     Host,
@@ -16,8 +17,6 @@ from worker.settings.value_types import (
     Url,
     Urls,
 )
-
-ACCOUNT_TOKEN_FILE = "account.token"  # noqa: S105 - a file name
 
 
 class Chain(Section):
@@ -104,7 +103,7 @@ def chain_of_node(chain: Chain, state_dir: Path) -> Chain:
     """Return `chain` with the token's path, which is in `state_dir` unless the settings set it."""
     if chain.account_url is None or chain.account_token_file is not None:
         return chain
-    return chain.model_copy(update={"account_token_file": state_dir / ACCOUNT_TOKEN_FILE})
+    return chain.model_copy(update={"account_token_file": StateDir(state_dir).account_token})
 
 
 class Anvil(Section):

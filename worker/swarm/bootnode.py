@@ -16,6 +16,7 @@ from worker.runtime.files import write_whole
 from worker.runtime.host import lock_folder, require_port
 from worker.settings import Settings
 from worker.swarm import identity
+from worker.swarm.context import SwarmContext
 from worker.swarm.network import Network
 
 log = logging.getLogger(__name__)
@@ -52,14 +53,15 @@ def _serve(settings: Settings, stopped: threading.Event) -> None:
         address_file.unlink(missing_ok=True)
         if not key_file.exists():
             identity.create(key_file)
-        network = Network(swarm, key_file, section.state_dir, is_member=False)
+        context = SwarmContext(swarm, key_file, section.state_dir, is_member=False)
+        network = Network(context)
         try:
             network.start()
-            _wait_until_up(network, swarm.startup_timeout_seconds, stopped)
+            _wait_until_up(context, swarm.startup_timeout_seconds, stopped)
             if not stopped.is_set():
                 write_whole(
                     address_file,
-                    "".join(f"{a}/p2p/{network.identity.peer_id}\n" for a in network.addresses),
+                    "".join(f"{a}/p2p/{context.identity.peer_id}\n" for a in context.addresses),
                 )
                 log.info("bootnode ready file=%s", address_file)
                 systemd.ready()
@@ -68,11 +70,15 @@ def _serve(settings: Settings, stopped: threading.Event) -> None:
             network.close()
 
 
-def _wait_until_up(network: Network, seconds: float, stopped: threading.Event) -> None:
+def _wait_until_up(
+    context: SwarmContext,
+    seconds: float,
+    stopped: threading.Event,
+) -> None:
     deadline = time.monotonic() + seconds
-    while not network.is_up and not stopped.wait(0.05):
+    while not context.is_up and not stopped.wait(0.05):
         if time.monotonic() > deadline:
             raise SwarmError(
                 f"bootnode: not ready within {seconds:g} s (swarm.startup_timeout_seconds):"
-                f" {network.last_error}"
+                f" {context.last_error}"
             )

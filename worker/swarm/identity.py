@@ -122,7 +122,12 @@ def load(path: Path) -> Identity:
     return Identity(private_key)
 
 
-def verify(peer_id: str, public_key: bytes, data: bytes, signature: bytes) -> bool:
+def verify(
+    peer_id: str,
+    public_key: bytes,
+    data: bytes,
+    signature: bytes,
+) -> bool:
     """Return whether `peer_id` signed `data`. Never raises.
 
     The key must hash to the peer id, and the signature must match.
@@ -157,9 +162,8 @@ def animal_name(peer_id: str) -> str:
     chosen = []
     for position, words in enumerate(_WORDS):
         choices = words.split()
-        chosen.append(
-            choices[int.from_bytes(digest[4 * position : 4 * position + 4], "big") % len(choices)]
-        )
+        number = int.from_bytes(digest[4 * position : 4 * position + 4], "big")
+        chosen.append(choices[number % len(choices)])
     return " ".join(chosen)
 
 

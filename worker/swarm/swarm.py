@@ -16,11 +16,14 @@ from pathlib import Path
 from worker import settings
 from worker.errors import SwarmError
 from worker.records import Collected, Group
-from worker.swarm.exchange.archive import ARCHIVE_FOLDER, Archive
+from worker.runtime.state_dir import StateDir
+from worker.swarm.context import SwarmContext
+from worker.swarm.event_loop import Unanswered
+from worker.swarm.exchange.archive import Archive
 from worker.swarm.exchange.collector import Collecting, Scoring
 from worker.swarm.exchange.server import Serving
 from worker.swarm.exchange.verify import Verifier
-from worker.swarm.network import Network, Unanswered
+from worker.swarm.network import Network
 from worker.swarm.protocol import messages
 from worker.swarm.status import State, SwarmStatus, Tally
 
@@ -59,17 +62,16 @@ class Swarm:
         self._swarm = swarm
         self._verifier = verifier
         self._tally = Tally()
-        self._network = Network(
+        self._context = SwarmContext(
             swarm,
             identity_file,
             cache_dir,
             environments=verifier.environments,
             families=verifier.families,
         )
-        self._archive = Archive(cache_dir / ARCHIVE_FOLDER, swarm.audit_rounds)
-        self._serving = Serving(swarm, self._network, self._tally, self._archive)
-        self._network.on_ask = self._serving.answer
-        self._network.on_audit = self._serving.answer_audit
+        self._archive = Archive(StateDir(cache_dir).groups, swarm.audit_rounds)
+        self._serving = Serving(self._context, self._tally, self._archive)
+        self._network = Network(self._context, self._serving.answer, self._serving.answer_audit)
         self._scoring = Scoring(verifier)
         self._heard: tuple[str, ...] = ()
         self._is_behind = False
@@ -89,7 +91,7 @@ class Swarm:
 
     def peers(self) -> list[str]:
         """Return the peers that are known now."""
-        return self._network.peers.known()
+        return self._context.peers.known()
 
     def allow_registered(self, peer_ids: Collection[str]) -> None:
         """Set the peers that are registered on the chain, for `only_registered`."""
@@ -103,7 +105,7 @@ class Swarm:
         can't be written.
         """
         offered = self._acceptable(round, groups)
-        sealed = messages.seal_groups(self._network.identity, round, offered)
+        sealed = messages.seal_groups(self._context.identity, round, offered)
         published = Published(self._archive.put(round, sealed), tuple(offered))
         frame = messages.encode_frame(messages.Kind.GROUPS, sealed)
         self._network.post(self._serving.put, round, frame, len(offered))
@@ -132,31 +134,31 @@ class Swarm:
         return collected
 
     def status(self) -> SwarmStatus:
-        network, tally = self._network, self._tally
+        context, tally = self._context, self._tally
         return SwarmStatus(
             state=self._state(),
-            peer_id=network.identity.peer_id,
-            peers_known=len(network.peers),
+            peer_id=context.identity.peer_id,
+            peers_known=len(context.peers),
             peers_heard=self._heard,
             rejected=dict(tally.rejected),
             rejected_by_peer=dict(tally.rejected_by_peer),
             groups_offered=tally.groups["offered"],
             groups_fetched=tally.groups["fetched"],
             groups_verified=tally.groups["verified"],
-            bytes_in=network.traffic["in"],
-            bytes_out=network.traffic["out"],
-            daemon_restarts=network.num_restarts,
+            bytes_in=context.traffic["in"],
+            bytes_out=context.traffic["out"],
+            daemon_restarts=context.num_restarts,
             rounds_unanswered=tally.rounds_unanswered,
-            other_versions=network.peers.other_versions(),
-            addresses=tuple(f"{a}/p2p/{network.identity.peer_id}" for a in network.addresses),
-            reach=network.reach,
-            foreign_bootnodes=tuple(sorted(network.foreign_bootnodes)),
-            last_error=network.last_error,
+            other_versions=context.peers.other_versions(),
+            addresses=tuple(f"{a}/p2p/{context.identity.peer_id}" for a in context.addresses),
+            reach=context.reach,
+            foreign_bootnodes=tuple(sorted(context.foreign_bootnodes)),
+            last_error=context.last_error,
             newest_group_at=tally.newest_group_at,
             groups_handed_on=tally.groups["handed-on"],
-            requests_refused=dict(network.refused),
+            requests_refused=dict(context.refused),
             refused_by_peers=dict(tally.refused),
-            versions=(f"exchange {messages.VERSION}", *network.environments),
+            versions=(f"exchange {messages.VERSION}", *context.own_record.environments),
         )
 
     def close(self) -> None:
@@ -171,7 +173,7 @@ class Swarm:
         """
         self._num_unanswered += 1
         self._tally.rounds_unanswered += 1
-        self._heard, self._network.last_error = (), str(error)
+        self._heard, self._context.last_error = (), str(error)
         log.warning(
             "exchange does not answer, training this round alone round=%d reason=%s", round, error
         )
@@ -183,7 +185,7 @@ class Swarm:
     def _state(self) -> State:
         if self._num_unanswered:
             return "training-alone"
-        contact = self._network.has_contact
+        contact = self._context.has_contact
         if contact is None:
             return "starting"
         if not contact:
@@ -224,19 +226,20 @@ class Swarm:
     def _end_unasked(self) -> None:
         """End a round in which nobody is asked; discovery's greetings show whether peers exist."""
         self._heard = ()
-        if not self._network.has_contact:
-            self._network.fall_silent()
+        if not self._context.has_contact:
+            self._context.fall_silent()
         self._log_state()
 
     async def _collect(self, round: int, want: int) -> Collected:
-        started = time.monotonic()
-        if not self._network.is_up and self._network.num_restarts:
+        started, context = time.monotonic(), self._context
+        if not context.is_up and context.num_restarts:
             await _wait_for(
-                self._network.link_up,
+                context.link_up,
                 min(LINK_PATIENCE_SECONDS, self._swarm.collect_timeout_seconds),
             )
         collecting = Collecting(
-            self._network,
+            context,
+            self._network.connections,
             self._serving,
             self._scoring,
             self._tally,
@@ -248,8 +251,8 @@ class Swarm:
         await collecting.run()
         waited = max(0.0, time.monotonic() - started - collecting.seconds_scoring)
         self._heard = tuple(sorted(collecting.heard))
-        if not any(self._network.peers.is_open(peer_id) for peer_id in self._heard):
-            self._network.fall_silent()
+        if not any(map(context.peers.is_open, self._heard)):
+            context.fall_silent()
         self._is_behind = not collecting.groups
         self._log_state()
         log.info(
@@ -263,8 +266,8 @@ class Swarm:
             time.monotonic() - started,
             self._state(),
             self._tally.newest_group_seconds,
-            self._network.traffic["in"],
-            self._network.traffic["out"],
+            context.traffic["in"],
+            context.traffic["out"],
         )
         # Sorted: the training data must not depend on which peer was faster.
         groups = sorted(collecting.groups, key=lambda g: (g.peer_id or "", g.task.index))
@@ -274,7 +277,7 @@ class Swarm:
         state = self._state()
         if state != self._last_state:
             level = logging.INFO if state == "connected" else logging.WARNING
-            log.log(level, "swarm state=%s peers_known=%d", state, len(self._network.peers))
+            log.log(level, "swarm state=%s peers_known=%d", state, len(self._context.peers))
             self._last_state = state
 
 

@@ -19,10 +19,10 @@ from pydantic import TypeAdapter, ValidationError
 from worker.errors import WorkerError
 from worker.records import ScoredGroup
 from worker.runtime.outage import Outage
+from worker.runtime.state_dir import StateDir
 
 log = logging.getLogger(__name__)
 
-FOLDER = "answers"
 _PREFIX, _SUFFIX = "round-", ".jsonl.zst"
 _LARGEST_ROUND = 1 << 28
 """Bytes of a round, decompressed, that a reader accepts: a bound for a damaged file."""
@@ -82,8 +82,13 @@ _GROUP = TypeAdapter(AnsweredGroup)
 class AnswerLog:
     """Writes rounds to `state_dir`, within limits. A full or broken disk does not stop the node."""
 
-    def __init__(self, state_dir: Path, max_rounds: int, max_megabytes: int) -> None:
-        self._folder = state_dir / FOLDER
+    def __init__(
+        self,
+        state_dir: Path,
+        max_rounds: int,
+        max_megabytes: int,
+    ) -> None:
+        self._folder = StateDir(state_dir).answers
         self._max_rounds = max_rounds
         self._max_bytes = max_megabytes * 1_000_000
         self._outage = Outage(log)
@@ -131,13 +136,17 @@ class AnswerLog:
             sizes.pop(0)
 
 
-def read(state_dir: Path, first: int = 0, last: int | None = None) -> Iterator[AnsweredGroup]:
+def read(
+    state_dir: Path,
+    first: int = 0,
+    last: int | None = None,
+) -> Iterator[AnsweredGroup]:
     """Yield the groups of rounds `first` to `last` (None: the newest), the newest round first.
 
     Raises WorkerError for a file that a node can't have written.
     """
-    for file in reversed(_files(state_dir / FOLDER)):
-        round = int(file.name[len(_PREFIX) : -len(_SUFFIX)])
+    for file in reversed(_files(StateDir(state_dir).answers)):
+        round = int(_number_of(file))
         if round >= first and (last is None or round <= last):
             yield from _read_round(file)
 
@@ -158,8 +167,12 @@ def _read_round(file: Path) -> list[AnsweredGroup]:
 
 def _files(folder: Path) -> list[Path]:
     """Return finished rounds, the oldest first."""
-    names = folder.glob(f"{_PREFIX}*{_SUFFIX}")
-    return sorted(file for file in names if file.name[len(_PREFIX) : -len(_SUFFIX)].isdecimal())
+    files = folder.glob(f"{_PREFIX}*{_SUFFIX}")
+    return sorted(file for file in files if _number_of(file).isdecimal())
+
+
+def _number_of(file: Path) -> str:
+    return file.name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
 
 
 def of_group(

@@ -10,8 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import WorkerError
-
-FILE = "evaluations.jsonl"
+from worker.runtime.state_dir import StateDir
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ _EVALUATION = TypeAdapter(Evaluation)
 
 def append(state_dir: Path, evaluation: Evaluation) -> None:
     """Add a line. Raises OSError if it can't be written."""
-    with (state_dir / FILE).open("a") as file:
+    with StateDir(state_dir).evaluations.open("a") as file:
         file.write(json.dumps(asdict(evaluation)) + "\n")
 
 
@@ -65,7 +64,7 @@ def read(state_dir: Path) -> list[Evaluation]:
 
     Raises WorkerError for a file that a node can't have written.
     """
-    file = state_dir / FILE
+    file = StateDir(state_dir).evaluations
     try:
         lines = file.read_text().splitlines(keepends=True)
     except FileNotFoundError:

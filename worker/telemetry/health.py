@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.log import discreet, printable
+from worker.swarm.status import SwarmStatus
 from worker.telemetry.status import Finding, NodeStatus, Recent
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,13 @@ def _of_recent(name: str) -> Callable[[NodeStatus], float | None]:
     return measure
 
 
+def _of_swarm(count: Callable[[SwarmStatus], float]) -> Callable[[NodeStatus], float | None]:
+    def measure(node: NodeStatus) -> float | None:
+        return None if node.swarm is None else float(count(node.swarm))
+
+    return measure
+
+
 def _share(name: str, words: str) -> Callable[[NodeStatus], str]:
     def show(node: NodeStatus) -> str:
         found = node.condition.recent
@@ -151,22 +159,14 @@ def _setbacks(of: str) -> Callable[[NodeStatus], float | None]:
     return measure
 
 
-def _with_setbacks(node: NodeStatus, shown: str | None, of: str) -> str:
+def _with_setbacks(
+    node: NodeStatus,
+    shown: str | None,
+    of: str,
+) -> str:
     if shown is None:
         return "not known yet"
     return "; ".join([shown, *node.condition.setbacks.get(of, ())])
-
-
-def _show_precision(node: NodeStatus) -> str:
-    return _with_setbacks(node, node.condition.precision, "precision")
-
-
-def _show_engine(node: NodeStatus) -> str:
-    return _with_setbacks(node, node.condition.engine, "engine")
-
-
-def _unreachable(node: NodeStatus) -> float | None:
-    return None if node.swarm is None else float(node.swarm.reach == "none")
 
 
 _REACH = {
@@ -181,10 +181,6 @@ def _show_reach(node: NodeStatus) -> str:
     if node.swarm is None:
         return "no swarm"
     return _REACH[node.swarm.reach]
-
-
-def _foreign(node: NodeStatus) -> float | None:
-    return None if node.swarm is None else float(len(node.swarm.foreign_bootnodes))
 
 
 def _show_bootnodes(node: NodeStatus) -> str:
@@ -226,10 +222,6 @@ def _show_rewards(node: NodeStatus) -> str:
     if waiting is None:
         return "none are earned"
     return f"{waiting:.0f} wait for the chain"
-
-
-def _disk(node: NodeStatus) -> float | None:
-    return node.condition.disk_spare_mb
 
 
 def _show_disk(node: NodeStatus) -> str:
@@ -289,7 +281,7 @@ CHECKS = (
         what="reasons why answers are computed in another precision than set",
         unit="",
         measure=_setbacks("precision"),
-        show=_show_precision,
+        show=lambda node: _with_setbacks(node, node.condition.precision, "precision"),
         warn=0,
         advice="free memory if that is the reason given, else set generation.dtype to float32",
     ),
@@ -299,7 +291,7 @@ CHECKS = (
         what="reasons why a faster way to generate is not used",
         unit="",
         measure=_setbacks("engine"),
-        show=_show_engine,
+        show=lambda node: _with_setbacks(node, node.condition.engine, "engine"),
         warn=0,
         advice="remove the reason given; answers are the same, but slower",
     ),
@@ -336,7 +328,7 @@ CHECKS = (
         metric="unreachable",
         what="1: others cannot connect to this node, not even through a relay",
         unit="",
-        measure=_unreachable,
+        measure=_of_swarm(lambda swarm: swarm.reach == "none"),
         show=_show_reach,
         warn=0,
         advice="name relays in swarm.relays, or open swarm.port",
@@ -346,7 +338,7 @@ CHECKS = (
         metric="foreign_bootnodes",
         what="bootnodes that answer and do not speak hivewright's protocol",
         unit="",
-        measure=_foreign,
+        measure=_of_swarm(lambda swarm: len(swarm.foreign_bootnodes)),
         show=_show_bootnodes,
         warn=0,
         advice="no peers are found through it: remove it, or name another in swarm.bootnodes",
@@ -392,7 +384,7 @@ CHECKS = (
         metric="disk_spare_mb",
         what="free disk beyond node.min_free_disk_mb",
         unit="MB",
-        measure=_disk,
+        measure=lambda node: node.condition.disk_spare_mb,
         show=_show_disk,
         warn=1000,
         advice=(

@@ -4,186 +4,145 @@
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import get_args
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from worker.log import printable
 from worker.swarm.status import SwarmStatus
 from worker.telemetry import health
 from worker.telemetry.status import NodeState, NodeStatus
 
-_Sample = tuple[Mapping[str, str], float]
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """A metric: its values by the values of its `labels`, besides the label `node`.
+
+    `name`: without "hivewright_"; it is a counter if it ends in "_total", else a gauge.
+    """
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    values: Mapping[tuple[str, ...], float]
 
 
 def render(node: NodeStatus) -> str:
     """Return all known figures of the node. Ends in a line feed."""
-    lines: list[str] = []
+    text: bytes = generate_latest(_NodeCollector(node))
+    return text.decode()
 
-    def add(name: str, kind: str, help: str, samples: Iterable[_Sample]) -> None:
-        found = [
-            f"hivewright_{name}{_labels({'node': node.name, **labels})} {value}"
-            for labels, value in samples
-        ]
-        if found:
-            lines.extend(
-                [f"# HELP hivewright_{name} {help}", f"# TYPE hivewright_{name} {kind}", *found]
-            )
 
-    add("state", "gauge", "1: the state that the node is in.", _one_of(node.state))
-    devices = [] if node.device is None else [({"device": node.device}, 1.0)]
-    add("device_info", "gauge", "1: the device that the model computes on.", devices)
-    add(
-        "status_time_seconds",
-        "gauge",
-        "When the node last said so (Unix time).",
-        _one(node.updated_at),
-    )
-    add("round", "gauge", "The newest round.", _one(node.round))
-    add("rounds_trained_total", "counter", "Rounds trained.", _one(node.rounds_trained))
-    add(
-        "reward_mean",
-        "gauge",
-        "Mean reward of the last round's own groups.",
-        _one(node.reward_mean),
-    )
-    add("round_seconds", "gauge", "How long the last round took.", _one(node.round_seconds))
-    add(
-        "tokens_per_second",
-        "gauge",
-        "Speed of generation in the last round.",
-        _one(node.tokens_per_second),
-    )
+class _NodeCollector:
+    """A collector for prometheus_client with one node's figures, without the unknown ones."""
+
+    def __init__(self, node: NodeStatus) -> None:
+        self._node = node
+
+    def collect(self) -> Iterator[Metric]:
+        figures = [*_of_node(self._node), *_of_health(self._node)]
+        if self._node.swarm is not None:
+            figures += _of_swarm(self._node.swarm)
+        for figure in figures:
+            if figure.values:
+                yield self._metric(figure)
+
+    def _metric(self, figure: _Figure) -> Metric:
+        is_counter = figure.name.endswith("_total")
+        family = CounterMetricFamily if is_counter else GaugeMetricFamily
+        labels = ("node", *figure.labels)
+        metric = family(f"hivewright_{figure.name}", figure.help, labels=labels)
+        for key, value in sorted(figure.values.items()):
+            # Prometheus permits control characters in a label; in a terminal they could do harm.
+            texts = [printable(text) for text in (self._node.name, *key)]
+            metric.add_metric(texts, float(value))
+        return metric
+
+
+def _one(name: str, help: str, value: float | None) -> _Figure:
+    return _Figure(name, help, (), {} if value is None else {(): value})
+
+
+def _by(name: str, help: str, label: str, values: Mapping[str, float]) -> _Figure:
+    return _Figure(name, help, (label,), {(key,): value for key, value in values.items()})
+
+
+def _of_node(node: NodeStatus) -> list[_Figure]:
+    states = {state: float(state == node.state) for state in get_args(NodeState)}
+    devices = {} if node.device is None else {node.device: 1.0}
     groups = {"local": node.groups_local, "external": node.groups_external}
-    add("groups_trained", "gauge", "Groups that the last round trained on.", _by("source", groups))
-    add(
-        "ledger",
-        "gauge",
-        "Rewards in the ledger, by what became of them.",
-        _by("state", node.ledger),
-    )
-    for name, kind, help, samples in _of_health(node):
-        add(name, kind, help, samples)
-    if node.swarm is not None:
-        for name, kind, help, samples in _of_swarm(node.swarm):
-            add(name, kind, help, samples)
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _of_health(node: NodeStatus) -> list[tuple[str, str, str, list[_Sample]]]:
-    condition = node.condition
-    info = {
-        "precision": condition.precision,
-        "engine": condition.engine,
-        "form": node.form,
-        "template": condition.template,
-    }
-    labels = {name: text for name, text in info.items() if text is not None}
-    computing: list[_Sample] = [(labels, 1.0)] if labels else []
-    severities = {finding.check: finding.severity for finding in node.warnings}
-    past: list[_Sample] = [
-        ({"check": check.name, "severity": severity}, float(severities.get(check.name) == severity))
-        for check in health.CHECKS
-        for severity in (("warning",) if check.severe is None else ("warning", "severe"))
-    ]
-    figures = [(c.metric, "gauge", _sentence(c.what), _one(c.measure(node))) for c in health.CHECKS]
+    updated = "When the node last wrote its status (Unix time)."
+    speed = "Speed of generation in the last round."
+    ledger = "Rewards in the ledger, by what became of them."
     return [
-        ("warning", "gauge", "1: the check is past its threshold.", past),
-        ("computing_info", "gauge", "1: how the model is computed and asked.", computing),
-        *figures,
+        _by("state", "1: the state that the node is in.", "state", states),
+        _by("device_info", "1: the device that the model computes on.", "device", devices),
+        _one("status_time_seconds", updated, node.updated_at),
+        _one("round", "The newest round.", node.round),
+        _one("rounds_trained_total", "Rounds trained.", node.rounds_trained),
+        _one("reward_mean", "Mean reward of the last round's own groups.", node.reward_mean),
+        _one("round_seconds", "How long the last round took.", node.round_seconds),
+        _one("tokens_per_second", speed, node.tokens_per_second),
+        _by("groups_trained", "Groups that the last round trained on.", "source", groups),
+        _by("ledger", ledger, "state", node.ledger),
     ]
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _of_health(node: NodeStatus) -> list[_Figure]:
+    severities = {finding.check: finding.severity for finding in node.warnings}
+    past: dict[tuple[str, ...], float] = {}
+    for check in health.CHECKS:
+        past[check.name, "warning"] = severities.get(check.name) == "warning"
+        if check.severe is not None:
+            past[check.name, "severe"] = severities.get(check.name) == "severe"
+    computing = {
+        "precision": node.condition.precision,
+        "engine": node.condition.engine,
+        "form": node.form,
+        "template": node.condition.template,
+    }
+    known = {name: text for name, text in computing.items() if text is not None}
+    values = {tuple(known.values()): 1.0} if known else {}
+    figures = [
+        _Figure("warning", "1: the check is past its threshold.", ("check", "severity"), past),
+        _Figure("computing_info", "1: how the model is computed and asked.", tuple(known), values),
+    ]
+    for check in health.CHECKS:
+        what = f"{check.what[0].upper()}{check.what[1:]}."
+        figures.append(_one(check.metric, what, check.measure(node)))
+    return figures
 
 
-def _of_swarm(swarm: SwarmStatus) -> list[tuple[str, str, str, list[_Sample]]]:
+def _of_swarm(swarm: SwarmStatus) -> list[_Figure]:
     groups = {
         "offered": swarm.groups_offered,
         "fetched": swarm.groups_fetched,
         "verified": swarm.groups_verified,
         "handed-on": swarm.groups_handed_on,
     }
-    newest = (
-        None if swarm.newest_group_at is None else max(0.0, time.time() - swarm.newest_group_at)
-    )
+    age = None
+    if swarm.newest_group_at is not None:
+        age = max(0.0, time.time() - swarm.newest_group_at)
     traffic = {"in": swarm.bytes_in, "out": swarm.bytes_out}
+    heard = "Peers that answered in the last round."
+    rejected = "Invalid groups that peers sent."
+    refused, refused_by_peers = "Peers' requests refused.", "Our requests refused."
+    versions = "Peers that run another version."
+    unanswered = "Rounds without an answer of the exchange."
     return [
-        (
-            "reach_info",
-            "gauge",
-            "1: how others can connect to the node.",
-            [({"reach": swarm.reach}, 1.0)],
-        ),
-        ("peers_known", "gauge", "Peers whose records are alive.", _one(swarm.peers_known)),
-        (
-            "peers_heard",
-            "gauge",
-            "Peers that answered in the last round.",
-            _one(len(swarm.peers_heard)),
-        ),
-        ("groups_total", "counter", "Groups exchanged.", _by("what", groups)),
-        (
-            "groups_rejected_total",
-            "counter",
-            "Invalid groups that peers sent.",
-            _by("reason", swarm.rejected),
-        ),
-        (
-            "newest_group_age_seconds",
-            "gauge",
-            "Age of the newest verified group of a peer.",
-            _one(newest),
-        ),
-        ("bytes_total", "counter", "Bytes of the exchange.", _by("direction", traffic)),
-        (
-            "requests_refused_total",
-            "counter",
-            "Peers' requests refused.",
-            _by("reason", swarm.requests_refused),
-        ),
-        (
-            "refused_by_peers_total",
-            "counter",
-            "Our requests refused.",
-            _by("reason", swarm.refused_by_peers),
-        ),
-        (
-            "peers_of_other_versions",
-            "gauge",
-            "Peers that run another version.",
-            _by("version", swarm.other_versions),
-        ),
-        (
-            "daemon_restarts_total",
-            "counter",
-            "Restarts of libp2p.",
-            _one(swarm.daemon_restarts),
-        ),
-        (
-            "rounds_unanswered_total",
-            "counter",
-            "Rounds without an answer of the exchange.",
-            _one(swarm.rounds_unanswered),
-        ),
+        _by("reach_info", "1: how others can connect to the node.", "reach", {swarm.reach: 1.0}),
+        _one("peers_known", "Peers whose records are alive.", swarm.peers_known),
+        _one("peers_heard", heard, len(swarm.peers_heard)),
+        _by("groups_total", "Groups exchanged.", "what", groups),
+        _by("groups_rejected_total", rejected, "reason", swarm.rejected),
+        _one("newest_group_age_seconds", "Age of the newest verified group of a peer.", age),
+        _by("bytes_total", "Bytes of the exchange.", "direction", traffic),
+        _by("requests_refused_total", refused, "reason", swarm.requests_refused),
+        _by("refused_by_peers_total", refused_by_peers, "reason", swarm.refused_by_peers),
+        _by("peers_of_other_versions", versions, "version", swarm.other_versions),
+        _one("daemon_restarts_total", "Restarts of libp2p.", swarm.daemon_restarts),
+        _one("rounds_unanswered_total", unanswered, swarm.rounds_unanswered),
     ]
-
-
-def _one(value: float | None) -> list[_Sample]:
-    return [] if value is None else [({}, value)]
-
-
-def _by(label: str, values: Mapping[str, float]) -> list[_Sample]:
-    return [({label: key}, value) for key, value in sorted(values.items())]
-
-
-def _one_of(state: str) -> list[_Sample]:
-    return [({"state": name}, float(name == state)) for name in get_args(NodeState)]
-
-
-def _labels(labels: Mapping[str, str]) -> str:
-    escaped = {
-        key: printable(text).replace("\\", r"\\").replace('"', r"\"")
-        for key, text in labels.items()
-    }
-    return "{" + ",".join(f'{key}="{text}"' for key, text in escaped.items()) + "}"

@@ -13,7 +13,11 @@ MEAN_OF = 20
 """Rounds over which the first and the latest rewards are averaged."""
 
 
-def model_card(settings: Settings, node: NodeStatus, rounds: Sequence[dict[str, Any]]) -> str:
+def model_card(
+    settings: Settings,
+    node: NodeStatus,
+    rounds: Sequence[dict[str, Any]],
+) -> str:
     """Return Markdown with the Hub's metadata. `rounds` are the lines of rounds.jsonl."""
     return f"""---
 {yaml.safe_dump(_metadata(node), sort_keys=False).strip()}
@@ -52,7 +56,8 @@ def _metadata(node: NodeStatus) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         "tags": ["hivewright", "grpo", "reinforcement-learning", "reasoning", node.animal_name],
     }
-    if node.model.count("/") == 1 and not node.model.startswith(("hivewright/", ".", "/", "~")):
+    is_local = node.model.startswith(("hivewright/", ".", "/", "~"))
+    if node.model.count("/") == 1 and not is_local:
         metadata["base_model"] = node.model
     return metadata
 
@@ -69,7 +74,8 @@ def _progress(node: NodeStatus, rounds: Sequence[dict[str, Any]]) -> str:
         ),
     }
     if rewards:
-        first, last = statistics.fmean(rewards[:MEAN_OF]), statistics.fmean(rewards[-MEAN_OF:])
+        first = statistics.fmean(rewards[:MEAN_OF])
+        last = statistics.fmean(rewards[-MEAN_OF:])
         rows["mean reward"] = (
             f"{last:.3f} (last {len(rewards[-MEAN_OF:])} rounds), {first:.3f} in its first"
         )

@@ -19,6 +19,8 @@ from worker.errors import ResourceError, WorkerError
 from worker.hub.hub import HubStatus
 from worker.log import discreet
 from worker.runtime.files import write_whole
+from worker.runtime.processes import is_running
+from worker.runtime.state_dir import StateDir
 from worker.swarm.status import SwarmStatus
 
 NodeState = Literal[
@@ -144,7 +146,7 @@ class NodeStatus:
     def write(self, state_dir: Path) -> None:
         """Replace `status.json` atomically."""
         self.updated_at = time.time()
-        write_whole(state_dir / "status.json", json.dumps(asdict(self)), durable=False)
+        write_whole(StateDir(state_dir).status, json.dumps(asdict(self)), durable=False)
 
 
 _STATUS = TypeAdapter(NodeStatus)
@@ -156,7 +158,7 @@ def read(state_dir: Path) -> NodeStatus | None:
     Call it on the node's own machine: it checks whether the process still runs. Raises WorkerError
     if the file is invalid.
     """
-    file = state_dir / "status.json"
+    file = StateDir(state_dir).status
     try:
         node = _STATUS.validate_json(file.read_bytes())
     except FileNotFoundError:
@@ -165,7 +167,7 @@ def read(state_dir: Path) -> NodeStatus | None:
         raise WorkerError(
             f"{file}: not a status of this version ({_first(error)}); restart the worker"
         ) from None
-    if node.state not in ("stopped", "failed") and not _is_running(node.pid):
+    if node.state not in ("stopped", "failed") and not is_running(node.pid):
         node.state = "died"
     return node
 
@@ -214,7 +216,7 @@ class RoundRecord:
 
         A line that a crash truncated is removed first, since it would swallow this one.
         """
-        path = state_dir / "rounds.jsonl"
+        path = StateDir(state_dir).rounds
         with _named(path), path.open("a+b") as file:
             whole = _whole_length(file)
             if whole < file.tell():
@@ -242,15 +244,11 @@ def read_rounds(state_dir: Path) -> list[dict[str, Any]]:
     returned.
     """
     try:
-        lines = (state_dir / "rounds.jsonl").read_text().splitlines(keepends=True)
+        lines = StateDir(state_dir).rounds.read_text().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     rounds = [json.loads(line) for line in lines if line.endswith("\n")]
     return list({record["round"]: record for record in rounds}.values())
-
-
-def _is_running(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
 
 
 def _whole_length(file: IO[bytes]) -> int:

@@ -1,1 +1,0 @@
-"""The chain that hivewright hosts itself: anvil, its door and gate, snapshots and pruning."""

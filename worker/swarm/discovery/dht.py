@@ -125,7 +125,13 @@ dht_guard.install()
 class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
     """Storage of at most BUCKET_HARD_LIMIT members a bucket; older records never replace newer."""
 
-    def store_subkey(self, key: Any, subkey: Any, value: Any, expiration_time: float) -> bool:
+    def store_subkey(
+        self,
+        key: Any,
+        subkey: Any,
+        value: Any,
+        expiration_time: float,
+    ) -> bool:
         held = self.get(key)
         if held is not None and isinstance(held.value, DictionaryDHTValue):
             present = held.value.get(subkey)
@@ -181,7 +187,12 @@ _is_genuine = lru_cache(maxsize=1024)(is_genuine)
 class Membership:
     """Our node of the DHT, on a running daemon."""
 
-    def __init__(self, p2p: Any, node: Any, peer_id: str) -> None:
+    def __init__(
+        self,
+        p2p: Any,
+        node: Any,
+        peer_id: str,
+    ) -> None:
         self._p2p = p2p
         self._node = node
         self._peer_id = peer_id
@@ -289,7 +300,12 @@ class Membership:
         self._turns[what] = self._turns[what] + 1 if is_well else 0
         return self._turns[what] % THOROUGH_EVERY == 0
 
-    async def _read(self, depth: int, bucket: int, thorough: bool) -> list[Member]:
+    async def _read(
+        self,
+        depth: int,
+        bucket: int,
+        thorough: bool,
+    ) -> list[Member]:
         """Return the members of a bucket: from all its replicas, or from the first that answers."""
         workers = self._node.num_workers if thorough else 1
         result = await self._node.get(
@@ -319,7 +335,12 @@ class Membership:
             answers += [answer for answer in stored if answer is not None]
         return any(answers)
 
-    async def _store_at(self, peer: Any, key: DHTID, member: Member) -> bool | None:
+    async def _store_at(
+        self,
+        peer: Any,
+        key: DHTID,
+        member: Member,
+    ) -> bool | None:
         """Return whether a node stored the record; it does not if it has a newer one or no room.
 
         None: it does not answer.

@@ -13,6 +13,7 @@ from worker.swarm.discovery.dht import Membership
 from worker.swarm.discovery.peer_table import MAX_PEERS_CACHED
 from worker.swarm.protocol import messages
 from worker.swarm.protocol.messages import Kind, OtherVersion, Refused
+from worker.swarm.transport.connections import Connections
 from worker.swarm.transport.daemon import PROTOCOL, Daemon, speaks_otherwise
 from worker.swarm.transport.hole_punching import Punching
 from worker.swarm.transport.streams import ANSWER_TIMEOUT_SECONDS, UNREACHABLE
@@ -32,17 +33,24 @@ In such a turn connected peers answered our greetings but not our DHT node.
 class Lookout:
     """The loop for one life of the daemon. `run` ends only with an exception."""
 
-    def __init__(self, network: SwarmContext, daemon: Daemon, membership: Membership) -> None:
-        self._network = network
-        self._peers = network.peers
-        self._rng = network.rng
+    def __init__(
+        self,
+        context: SwarmContext,
+        connections: Connections,
+        daemon: Daemon,
+        membership: Membership,
+    ) -> None:
+        self._context = context
+        self._connections = connections
+        self._peers = context.peers
+        self._rng = context.rng
         self._daemon = daemon
         self._membership = membership
-        self._punching = Punching(network, daemon)
+        self._punching = Punching(connections, daemon)
         self._announce_at = 0.0
 
     async def run(self) -> None:
-        network, membership = self._network, self._membership
+        context, membership = self._context, self._membership
         pause, num_deaf = FIRST_PAUSE_SECONDS, 0
         while True:
             had_neighbours = membership.num_neighbours > 0
@@ -61,35 +69,35 @@ class Lookout:
             contacts = self._list_contacts()
             await self._converse(await self._punching.drop_relayed(contacts), contacts)
             await self._converse(self._peers.to_greet(self._rng, NUM_GREETINGS))
-            network.save_cache()
-            longest = network.swarm.announce_every_seconds
-            if not network.has_contact or not len(self._peers):
+            context.save_cache()
+            longest = context.swarm.announce_every_seconds
+            if not context.has_contact or not len(self._peers):
                 longest = min(longest, ALONE_PAUSE_SECONDS)
-            pause = FIRST_PAUSE_SECONDS if network.wake.is_set() else min(2 * pause, longest)
-            network.wake.clear()
+            pause = FIRST_PAUSE_SECONDS if context.wake.is_set() else min(2 * pause, longest)
+            context.wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause * self._rng.uniform(0.75, 1.25)):
-                    await network.wake.wait()
+                    await context.wake.wait()
 
     async def _has_moved(self) -> bool:
         """Return whether libp2p has other addresses for us than before, such as one at a relay."""
         addresses = await self._daemon.find_addresses()
-        moved = addresses != self._network.addresses
+        moved = addresses != self._context.addresses
         if moved:
             log.info("addresses changed addresses=%s", ",".join(addresses))
-            self._network.addresses = addresses
+            self._context.addresses = addresses
         return moved
 
     async def _use_dht(self) -> None:
         """Renew our record when it is due, and read those of others. Raises TimeoutError."""
-        network = self._network
+        context = self._context
         if time.monotonic() >= self._announce_at:
             await self._membership.look_around()
-            if network.is_member:
-                await self._membership.announce(network.member())
-            self._announce_at = time.monotonic() + network.swarm.announce_every_seconds
+            if context.is_member:
+                await self._membership.announce(context.member())
+            self._announce_at = time.monotonic() + context.swarm.announce_every_seconds
         for member in await self._membership.read(self._rng):
-            network.learn(member.sealed, sender="")
+            context.learn(member.sealed, sender="")
 
     async def _reach_out(self) -> int:
         """Dial known addresses of peers that we are not connected with; return how many answered.
@@ -97,10 +105,10 @@ class Lookout:
         Without any connection these are all bootnodes, else a few peers, so that separated parts of
         the swarm find each other again.
         """
-        network, peers = self._network, self._peers
+        context, peers = self._context, self._peers
         contacts = self._list_contacts()
         bootnodes = [
-            p for p in _by_peer((*network.bootnodes, *network.cache.bootnodes)) if p in contacts
+            p for p in _by_peer((*context.bootnodes, *context.cache.bootnodes)) if p in contacts
         ]
         connected = await self._daemon.connections()
         missing = [p for p in contacts if p not in connected]
@@ -118,12 +126,12 @@ class Lookout:
 
     def _list_contacts(self) -> dict[str, list[str]]:
         """Return addresses by peer: of the bootnodes, and of the peers heard last in any run."""
-        network = self._network
-        cached = (*network.cache.peers, *network.cache.bootnodes)
+        context = self._context
+        cached = (*context.cache.peers, *context.cache.bootnodes)
         contacts = _by_peer(
-            [*network.bootnodes, *cached, *self._peers.multiaddrs(MAX_PEERS_CACHED)]
+            [*context.bootnodes, *cached, *self._peers.multiaddrs(MAX_PEERS_CACHED)]
         )
-        contacts.pop(network.identity.peer_id, None)
+        contacts.pop(context.identity.peer_id, None)
         return contacts
 
     async def _converse(
@@ -135,11 +143,11 @@ class Lookout:
 
     def _note_foreign(self, peer_id: str) -> None:
         """Record and log that a bootnode is a plain libp2p or hivemind node."""
-        network = self._network
-        if peer_id not in _by_peer((*network.bootnodes, *network.cache.bootnodes)):
+        context = self._context
+        if peer_id not in _by_peer((*context.bootnodes, *context.cache.bootnodes)):
             return
-        network.foreign_bootnodes.add(peer_id)
-        if not network.said.has((peer_id, "foreign")):
+        context.foreign_bootnodes.add(peer_id)
+        if not context.throttle.has((peer_id, "foreign")):
             log.warning(
                 "bootnode answers, but is not hivewright's (no %s): no peers are found through it"
                 " bootnode=%s; name a hivewright bootnode in swarm.bootnodes",
@@ -152,22 +160,22 @@ class Lookout:
 
         Return False if it was not reached or sent invalid data.
         """
-        network = self._network
+        context = self._context
         try:
             async with (
-                network.stream(peer_id, addresses) as stream,
+                self._connections.stream(peer_id, addresses) as stream,
                 asyncio.timeout(ANSWER_TIMEOUT_SECONDS),
             ):
-                own = network.member().sealed if network.is_member else b""
+                own = context.member().sealed if context.is_member else b""
                 await stream.send(messages.encode_frame(Kind.HELLO, own))
                 kind, payload = await stream.receive(
                     messages.MAX_PEERS * (messages.MAX_MEMBER_BYTES + 8)
                 )
             if kind is not Kind.PEERS:
                 raise BadRecord("malformed", f"answer to a greeting is {kind.name}")
-            members = [network.learn(sealed, peer_id) for sealed in messages.decode_peers(payload)]
+            members = [context.learn(sealed, peer_id) for sealed in messages.decode_peers(payload)]
             if any(m.peer_id == peer_id for m in members):
-                network.hear(peer_id)
+                context.hear(peer_id)
         except Refused as refusal:
             if refusal.reason == "version":
                 self._peers.speaks(peer_id, refusal.version)
@@ -179,7 +187,7 @@ class Lookout:
             self._peers.strike(peer_id)
             level = (
                 logging.DEBUG
-                if network.said.has((peer_id, "greeting", error.reason))
+                if context.throttle.has((peer_id, "greeting", error.reason))
                 else logging.WARNING
             )
             log.log(
@@ -196,7 +204,7 @@ class Lookout:
             if speaks_otherwise(error):
                 self._note_foreign(peer_id)
             return False
-        network.foreign_bootnodes.discard(peer_id)
+        context.foreign_bootnodes.discard(peer_id)
         await self._membership.meet(peer_id)
         return True
 

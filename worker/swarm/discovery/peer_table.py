@@ -301,7 +301,12 @@ class Peers:
         num_known = min(len(known), max(count - count // 2, count - len(told)))
         return known[:num_known] + told[: count - num_known]
 
-    def sample(self, rng: random.Random, count: int, exclude: str) -> list[bytes]:
+    def sample(
+        self,
+        rng: random.Random,
+        count: int,
+        exclude: str,
+    ) -> list[bytes]:
         """Return records to relay: of peers that we heard ourselves within a record's lifetime.
 
         Records of dead peers would circulate otherwise.

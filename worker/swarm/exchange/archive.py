@@ -9,7 +9,6 @@ from pathlib import Path
 from worker.runtime.files import write_whole
 from worker.swarm.protocol.messages import groups_digest
 
-ARCHIVE_FOLDER = "groups"
 _SUFFIX = ".groups"
 
 

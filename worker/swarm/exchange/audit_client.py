@@ -13,6 +13,7 @@ from types import TracebackType
 from worker import settings
 from worker.errors import BadRecord, SwarmError
 from worker.swarm import identity
+from worker.swarm.context import SwarmContext
 from worker.swarm.network import Network
 from worker.swarm.protocol import messages
 from worker.swarm.protocol.messages import Kind, Refused
@@ -28,14 +29,19 @@ _PEER_SECONDS = 30.0
 class Listener:
     """Requests groups from peers, within `timeout_seconds` in all. Its state is in `folder`."""
 
-    def __init__(self, swarm: settings.Swarm, folder: Path, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        swarm: settings.Swarm,
+        folder: Path,
+        timeout_seconds: float,
+    ) -> None:
         key_file = folder / _KEY_FILE
         if not key_file.exists():
             identity.create(key_file)
         # A worker may run with the same settings: use any port, and announce no address.
-        self._network = Network(
-            swarm.model_copy(update={"port": 0, "announce": ()}), key_file, folder, is_member=False
-        )
+        unannounced = swarm.model_copy(update={"port": 0, "announce": ()})
+        self._context = SwarmContext(unannounced, key_file, folder, is_member=False)
+        self._network = Network(self._context)
         self._deadline = time.monotonic() + timeout_seconds
         self._lost: set[str] = set()
 
@@ -64,7 +70,7 @@ class Listener:
         deadline = min(
             self._deadline, time.monotonic() + (0.0 if peer_id in self._lost else _PEER_SECONDS)
         )
-        while not self._network.peers.knows(peer_id):
+        while not self._context.peers.knows(peer_id):
             if time.monotonic() > deadline:
                 self._lost.add(peer_id)
                 raise SwarmError("the peer was not found in the swarm")
@@ -72,7 +78,8 @@ class Listener:
 
     async def _fetch(self, peer_id: str, digest: str) -> bytes:
         try:
-            async with asyncio.timeout(_FETCH_SECONDS), self._network.stream(peer_id) as stream:
+            connections = self._network.connections
+            async with asyncio.timeout(_FETCH_SECONDS), connections.stream(peer_id) as stream:
                 async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
                     await stream.send(messages.encode_audit(digest))
                 kind, payload = await stream.receive(messages.MAX_FRAME_BYTES)

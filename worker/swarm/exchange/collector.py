@@ -5,19 +5,20 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from worker.errors import BadRecord
 from worker.records import ScoredGroup
+from worker.swarm.context import SwarmContext
 from worker.swarm.exchange.server import Serving
 from worker.swarm.exchange.verify import INNOCENT, Verifier
-from worker.swarm.network import Network
 from worker.swarm.protocol import messages
 from worker.swarm.protocol.messages import Kind, OtherVersion, Refused
 from worker.swarm.status import Tally
+from worker.swarm.transport.connections import Connections
 from worker.swarm.transport.streams import UNREACHABLE
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,12 @@ class Scoring:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _work(
-        self, filling: Checked, sealed: bytes, peer_id: str, round: int, until: float
+        self,
+        filling: Checked,
+        sealed: bytes,
+        peer_id: str,
+        round: int,
+        until: float,
     ) -> None:
         groups = messages.open_groups(sealed, peer_id, round, self._verifier.limits)
         filling.num_groups = len(groups)
@@ -121,7 +127,8 @@ class Collecting:
     `want`: groups, `deadline`: monotonic seconds, `num_peers`: k.
     """
 
-    network: Network
+    context: SwarmContext
+    connections: Connections
     serving: Serving
     scoring: Scoring
     tally: Tally
@@ -180,25 +187,29 @@ class Collecting:
                 self.seconds_scoring += time.monotonic() - self._judging_since
 
     def _draw(self) -> None:
-        open_requests = self._choose_number()
-        while (
-            len(self._tasks) < open_requests
-            and len(self.drawn) < MAX_DRAWS_PER_PEER * self.num_peers
-        ):
-            peer_id = self.network.peers.draw(self.network.rng, self.drawn)
+        """Start requests until enough are open or there is nobody left to ask.
+
+        First come new peers, then holders of the groups of unreachable ones, then a second attempt.
+        """
+        peers, rng = self.context.peers, self.context.rng
+        num_open = self._choose_number()
+        max_drawn = MAX_DRAWS_PER_PEER * self.num_peers
+        while len(self._tasks) < num_open and len(self.drawn) < max_drawn:
+            peer_id = peers.draw(rng, self.drawn)
+            holders = sorted(self.heard - self._doubtful)
             if peer_id is not None:
                 self.drawn.add(peer_id)
-                self._tasks[asyncio.create_task(self._ask(peer_id))] = peer_id
-            elif self._gone and (holders := self.heard - self._doubtful):
-                owner = self._gone.pop()
-                self._tasks[
-                    asyncio.create_task(self._ask_holders(owner, self._choose(holders)))
-                ] = owner
-            elif self._gone and self.network.peers.num_failures(self._gone[-1]) == 1:
-                again = self._gone.pop()
-                self._tasks[asyncio.create_task(self._ask(again, RETRY_PAUSE_SECONDS))] = again
+                request = self._ask(peer_id)
+            elif self._gone and holders:
+                peer_id = self._gone.pop()
+                chosen = rng.sample(holders, min(messages.MAX_HOLDERS, len(holders)))
+                request = self._ask_holders(peer_id, chosen)
+            elif self._gone and peers.num_failures(self._gone[-1]) == 1:
+                peer_id = self._gone.pop()
+                request = self._ask(peer_id, RETRY_PAUSE_SECONDS)
             else:
                 return
+            self._tasks[asyncio.create_task(request)] = peer_id
 
     def _choose_number(self) -> int:
         """Return the number of requests to have open.
@@ -214,9 +225,6 @@ class Collecting:
             return min(number, math.ceil((self.want - len(self.groups)) / self.tally.groups_a_peer))
         return number
 
-    def _choose(self, peer_ids: Collection[str]) -> list[str]:
-        return self.network.rng.sample(sorted(peer_ids), min(messages.MAX_HOLDERS, len(peer_ids)))
-
     async def _ask(self, peer_id: str, pause_seconds: float = 0.0) -> int:
         """Get the groups of a peer; return how many are valid.
 
@@ -228,7 +236,7 @@ class Collecting:
             return await self._check(peer_id, peer_id, payload)
         if kind is Kind.ELSEWHERE:
             named = messages.decode_peers(payload)[: messages.MAX_HOLDERS]
-            holders = [self.network.learn(sealed, sender="").peer_id for sealed in named]
+            holders = [self.context.learn(sealed, sender="").peer_id for sealed in named]
             return await self._ask_holders(peer_id, holders)
         raise BadRecord("malformed", f"answer to a request for groups is {kind.name}")
 
@@ -237,10 +245,10 @@ class Collecting:
 
         Raises Refused if none of them has any.
         """
-        peers = self.network.peers
+        peers = self.context.peers
         for holder in holders:
             if (
-                holder == self.network.identity.peer_id
+                holder == self.context.identity.peer_id
                 or not peers.is_allowed(holder)
                 or peers.is_quarantined(holder)
             ):
@@ -265,15 +273,15 @@ class Collecting:
         If `owner` is empty, they are the peer's own.
         """
         patience = max(0, min(int(self.deadline - time.monotonic()), messages.MAX_PATIENCE_SECONDS))
-        async with self.network.stream(peer_id) as stream:
-            request = messages.encode_ask(self.round, patience, self.network.member().sealed, owner)
+        async with self.connections.stream(peer_id) as stream:
+            request = messages.encode_ask(self.round, patience, self.context.member().sealed, owner)
             try:
                 # Once its answer begins, a peer on a slow line has the rest of the round for it.
                 kind, payload = await stream.ask(request, messages.MAX_FRAME_BYTES)
             except Refused as refusal:
                 self._note_refusal(peer_id, refusal)
                 raise
-            self.network.peers.open(peer_id)
+            self.context.peers.open(peer_id)
             self._hear(peer_id)
             num_waits = 0
             while kind is Kind.WAIT:
@@ -283,7 +291,12 @@ class Collecting:
                 kind, payload = await stream.receive(messages.MAX_FRAME_BYTES)
         return kind, payload
 
-    async def _check(self, owner: str, sender: str, sealed: bytes) -> int:
+    async def _check(
+        self,
+        owner: str,
+        sender: str,
+        sealed: bytes,
+    ) -> int:
         """Return the number of valid groups.
 
         A peer that relays invalid groups is blamed: it should have verified them.
@@ -295,23 +308,23 @@ class Collecting:
         self.groups += scored
         num_judged = checked.num_groups - sum(error.reason == "late" for error in bad)
         if num_judged or not checked.num_groups:
-            self.network.peers.rate(owner, sum(g.has_signal for g in scored) / max(1, num_judged))
+            self.context.peers.rate(owner, sum(g.has_signal for g in scored) / max(1, num_judged))
         if bad:
             self._blame(sender, bad)
         elif scored:
             self.serving.hold(self.round, owner, sealed)
         if scored and INNOCENT.issuperset(error.reason for error in bad):
-            self.network.peers.absolve(sender)
+            self.context.peers.absolve(sender)
         return len(scored)
 
     def _note_refusal(self, peer_id: str, refusal: Refused) -> None:
         """Record a refusal; log it from time to time if the peer refuses us in general."""
         self.tally.note_refusal(refusal.reason)
         if refusal.reason in CLOSED:
-            self.network.peers.close(peer_id)
+            self.context.peers.close(peer_id)
             if refusal.reason == "version":
-                self.network.peers.speaks(peer_id, refusal.version)
-            elif not self.network.said.has((peer_id, "to us", refusal.reason)):
+                self.context.peers.speaks(peer_id, refusal.version)
+            elif not self.context.throttle.has((peer_id, "to us", refusal.reason)):
                 log.warning(
                     "request refused by peer=%s round=%d reason=%s", peer_id, self.round, refusal
                 )
@@ -319,11 +332,11 @@ class Collecting:
 
     def _hear(self, peer_id: str) -> None:
         self.heard.add(peer_id)
-        self.network.hear(peer_id)
+        self.context.hear(peer_id)
 
     def _settle(self, task: "asyncio.Task[int]", peer_id: str) -> None:
         """Handle a request that ended; one without valid groups makes room for another draw."""
-        error, peers = task.exception(), self.network.peers
+        error, peers = task.exception(), self.context.peers
         if error is None:
             self._answered += task.result() > 0
             return
@@ -352,5 +365,5 @@ class Collecting:
         log.warning(
             "groups rejected peer=%s round=%d reasons=%s: %s", peer_id, self.round, named, errors[0]
         )
-        if not INNOCENT.issuperset(reasons) and (seconds := self.network.peers.strike(peer_id)):
+        if not INNOCENT.issuperset(reasons) and (seconds := self.context.peers.strike(peer_id)):
             log.warning("peer quarantined peer=%s seconds=%d", peer_id, seconds)

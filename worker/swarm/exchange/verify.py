@@ -49,13 +49,23 @@ class TaskSource(Protocol):
 class Verifier:
     """Checks peers' groups. It scores, so it is slow: never call it in the event loop."""
 
-    def __init__(self, tasks: TaskSource, swarm: settings.Swarm, max_group_size: int) -> None:
+    def __init__(
+        self,
+        tasks: TaskSource,
+        swarm: settings.Swarm,
+        max_group_size: int,
+    ) -> None:
         self._tasks = tasks
         self.environments = tasks.versions
         self.families = hash_families(tasks.families)
         self.limits = Limits(swarm.max_groups_per_peer, max_group_size, swarm.max_completion_bytes)
 
-    def verify(self, peer_id: str, round: int, group: Group) -> ScoredGroup:
+    def verify(
+        self,
+        peer_id: str,
+        round: int,
+        group: Group,
+    ) -> ScoredGroup:
         """Return the group with our own question and rewards. Raises BadRecord if it is invalid."""
         task, limits = group.task, self.limits
         seed = round_seed(peer_id, round)
@@ -108,7 +118,11 @@ class Verifier:
                 yield scored
 
     def verify_all(
-        self, peer_id: str, round: int, groups: Sequence[Group], until: float = math.inf
+        self,
+        peer_id: str,
+        round: int,
+        groups: Sequence[Group],
+        until: float = math.inf,
     ) -> tuple[list[ScoredGroup], list[BadRecord]]:
         """Return a peer's valid groups, and the errors of the others.
 

@@ -173,7 +173,9 @@ def encode_frame(kind: Kind, payload: bytes) -> bytes:
 
 
 async def read_frame(
-    reader: asyncio.StreamReader, max_bytes: int, on_begin: Callable[[], None] | None = None
+    reader: asyncio.StreamReader,
+    max_bytes: int,
+    on_begin: Callable[[], None] | None = None,
 ) -> tuple[Kind, bytes]:
     """Read the next frame.
 
@@ -272,7 +274,12 @@ def is_genuine(member: Member) -> bool:
     return verify(member.peer_id, public_key, _MEMBER_DOMAIN + body, signature)
 
 
-def encode_ask(round: int, patience: int, member: bytes, owner: str = "") -> bytes:
+def encode_ask(
+    round: int,
+    patience: int,
+    member: bytes,
+    owner: str = "",
+) -> bytes:
     return encode_frame(Kind.ASK, msgpack.packb([round, patience, member, owner]))
 
 
@@ -340,24 +347,35 @@ def find_excess(group: Group, limits: Limits) -> str | None:
         return "index"
     if len(group.completions) > limits.num_completions:
         return "too many answers"
-    if max((len(c.encode()) for c in group.completions), default=0) > limits.completion_bytes:
+    sizes = [len(completion.encode()) for completion in group.completions]
+    if max(sizes, default=0) > limits.completion_bytes:
         return "too long"
     return "too large" if size_of(group) > MAX_SERVED_BYTES else None
 
 
-def seal_groups(identity: Identity, round: int, groups: Sequence[Group]) -> bytes:
+def seal_groups(
+    identity: Identity,
+    round: int,
+    groups: Sequence[Group],
+) -> bytes:
     """Pack, compress and sign our groups of a round, which must be within the peers' limits."""
-    rows = [
-        [g.task.family, g.task.config_digest, g.task.seed, g.task.index, list(g.completions)]
-        for g in groups
-    ]
+    rows = []
+    for group in groups:
+        task = group.task
+        recipe = [task.family, task.config_digest, task.seed, task.index]
+        rows.append([*recipe, list(group.completions)])
     body = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(
         msgpack.packb([identity.peer_id, round, rows])
     )
     return _seal(identity, _GROUPS_DOMAIN, body)
 
 
-def open_groups(sealed: bytes, peer_id: str, round: int, limits: Limits) -> tuple[Group, ...]:
+def open_groups(
+    sealed: bytes,
+    peer_id: str,
+    round: int,
+    limits: Limits,
+) -> tuple[Group, ...]:
     """Verify and decode the groups of `peer_id` in `round`.
 
     The signature is verified before anything is decompressed. A group that is over the limits of

@@ -28,7 +28,8 @@ def ranked(addresses: Iterable[str], inner: frozenset[str] = frozenset()) -> tup
     """
     known = sorted(dict.fromkeys(addresses), key=lambda address: (_rank(address), address))
     outer = [address for address in known if _host_of(address) not in inner]
-    return tuple(outer if any(_rank(address) < _LOOPBACK for address in outer) else known)
+    is_reachable = any(_rank(address) < _LOOPBACK for address in outer)
+    return tuple(outer if is_reachable else known)
 
 
 _PUBLIC, _RELAY, _PRIVATE, _LINK_LOCAL, _LOOPBACK = range(5)
@@ -65,14 +66,12 @@ def inner_hosts(interfaces: Path = INTERFACES) -> frozenset[str]:
         bridges = [folder for folder in interfaces.iterdir() if (folder / "bridge").is_dir()]
     except OSError:  # no sysfs: nothing is known of bridges
         return frozenset()
-    inner = (bridge.name for bridge in bridges if not _has_physical_port(bridge))
-    return frozenset(address for name in inner if (address := interface_address(name)) is not None)
-
-
-def _has_physical_port(bridge: Path) -> bool:
-    ports = bridge / "brif"
-    return ports.is_dir() and any((port / "device").exists() for port in _members(bridge, ports))
-
-
-def _members(bridge: Path, ports: Path) -> list[Path]:
-    return [bridge.parent / port.name for port in ports.iterdir()]
+    addresses = set()
+    for bridge in bridges:
+        # A physical network card has a device; the ports of containers have none.
+        ports = [interfaces / port.name for port in (bridge / "brif").glob("*")]
+        is_inner = not any((port / "device").exists() for port in ports)
+        address = interface_address(bridge.name) if is_inner else None
+        if address is not None:
+            addresses.add(address)
+    return frozenset(addresses)

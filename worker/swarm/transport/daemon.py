@@ -30,6 +30,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from worker import settings
 from worker.errors import SwarmError
 from worker.multiaddr import P2P, RELAYED
+from worker.runtime.processes import is_running
 from worker.swarm.identity import varint
 from worker.swarm.transport.address_ranking import inner_hosts, ranked
 
@@ -87,7 +88,11 @@ class Daemon:
 
     @classmethod
     async def start(
-        cls, identity_file: Path, swarm: settings.Swarm, port: int, relays: Sequence[str] = ()
+        cls,
+        identity_file: Path,
+        swarm: settings.Swarm,
+        port: int,
+        relays: Sequence[str] = (),
     ) -> "Daemon":
         """Start p2pd on the settings' host and `port`, and wait until it answers.
 
@@ -166,7 +171,12 @@ class Daemon:
         )
         await self._call(request)
 
-    async def connect(self, peer_id: str, addresses: Sequence[str], timeout_seconds: float) -> None:
+    async def connect(
+        self,
+        peer_id: str,
+        addresses: Sequence[str],
+        timeout_seconds: float,
+    ) -> None:
         """Connect to the peer.
 
         It is dialled at one of `addresses` or, without any, where libp2p's own DHT finds it.
@@ -204,8 +214,9 @@ class Daemon:
         response = await self._call(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
         found: dict[str, bool] = {}
         for connection in response.peers:
-            peer_id, addresses = _peer_id(connection.id), _sorted(connection.addrs[:1])
-            found[peer_id] = found.get(peer_id, False) or any(RELAYED not in a for a in addresses)
+            peer_id = _peer_id(connection.id)
+            is_direct = any(RELAYED not in a for a in _sorted(connection.addrs[:1]))
+            found[peer_id] = found.get(peer_id, False) or is_direct
         return found
 
     async def find_addresses(self) -> tuple[str, ...]:
@@ -361,7 +372,12 @@ def _encode(address: str) -> bytes:
     return data
 
 
-def _arguments(folder: Path, swarm: settings.Swarm, port: int, relays: Sequence[str]) -> list[str]:
+def _arguments(
+    folder: Path,
+    swarm: settings.Swarm,
+    port: int,
+    relays: Sequence[str],
+) -> list[str]:
     """Return p2pd's command line for the settings. May write a file into its folder."""
     arguments = [
         f"-hostAddrs={multiaddr(swarm.host, port)}",
@@ -404,5 +420,6 @@ def _remove_leftovers() -> None:
     """Remove the socket folders of our own processes that were killed with SIGKILL."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
         pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
-        if not Path(f"/proc/{pid}").exists() and folder.stat().st_uid == os.getuid():
+        is_ours = folder.stat().st_uid == os.getuid()
+        if is_ours and not is_running(pid):
             shutil.rmtree(folder, ignore_errors=True)

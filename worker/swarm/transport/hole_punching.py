@@ -12,9 +12,9 @@ import logging
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
 
 from worker.errors import SwarmError
+from worker.swarm.transport.connections import Connections
 from worker.swarm.transport.daemon import Daemon
 
 log = logging.getLogger(__name__)
@@ -30,18 +30,11 @@ class _Relayed:
     renew_at: float  # monotonic seconds
 
 
-class Talks(Protocol):
-    """The part of the network that is used here."""
-
-    def is_talking_with(self, peer_id: str) -> bool:
-        """Return whether a stream is open, the peer's or ours."""
-
-
 class Punching:
     """Renewal of relayed connections, for one life of the daemon."""
 
-    def __init__(self, network: Talks, daemon: Daemon) -> None:
-        self._network = network
+    def __init__(self, connections: Connections, daemon: Daemon) -> None:
+        self._connections = connections
         self._daemon = daemon
         self._relayed: dict[str, _Relayed] = {}
 
@@ -61,7 +54,7 @@ class Punching:
             p: self._relayed.get(p) or _Relayed(FIRST_PAUSE_SECONDS, first) for p in only_relayed
         }
         for peer_id, relayed in self._relayed.items():
-            if now < relayed.renew_at or self._network.is_talking_with(peer_id):
+            if now < relayed.renew_at or self._connections.is_talking_with(peer_id):
                 continue
             relayed.pause = min(2 * relayed.pause, LONGEST_PAUSE_SECONDS)
             relayed.renew_at = now + relayed.pause

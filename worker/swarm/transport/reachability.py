@@ -8,6 +8,7 @@ from pathlib import Path
 from worker import settings
 from worker.errors import SwarmError
 from worker.multiaddr import split_peer
+from worker.runtime.state_dir import StateDir
 from worker.swarm import identity
 from worker.swarm.transport.daemon import PROTOCOL, Daemon, speaks_otherwise
 
@@ -25,12 +26,13 @@ def reach(multiaddrs: Sequence[str]) -> dict[str, str | None]:
 
 async def _reach(multiaddrs: Sequence[str]) -> dict[str, str | None]:
     with tempfile.TemporaryDirectory() as folder:
-        key_file = Path(folder) / "swarm.pem"
+        key_file = StateDir(Path(folder)).identity
         identity.create(key_file)
         swarm = settings.Swarm(host="127.0.0.1", startup_timeout_seconds=START_SECONDS)
         daemon = await Daemon.start(key_file, swarm, 0)
         try:
-            reasons = await asyncio.gather(*(_dial(daemon, multiaddr) for multiaddr in multiaddrs))
+            dials = [_dial(daemon, multiaddr) for multiaddr in multiaddrs]
+            reasons = await asyncio.gather(*dials)
         finally:
             await daemon.stop()
     return dict(zip(multiaddrs, reasons, strict=True))
@@ -45,11 +47,9 @@ async def _dial(daemon: Daemon, multiaddr: str) -> str | None:
         _, writer = await daemon.open_stream(peer_id, PROTOCOL, DIAL_SECONDS)
         writer.close()
     except SwarmError as error:
-        return (
-            f"answers, but is not hivewright's (no {PROTOCOL})"
-            if speaks_otherwise(error)
-            else str(error)
-        )
+        if speaks_otherwise(error):
+            return f"answers, but is not hivewright's (no {PROTOCOL})"
+        return str(error)
     except TimeoutError:
         return f"no answer within {DIAL_SECONDS:g} s"
     return None

@@ -23,10 +23,9 @@ async def find(addresses: Iterable[str]) -> list[str]:
         if place is not None and is_dialable(address):
             host, port, peer_id = place
             candidates.setdefault(peer_id, []).append((address, host, port))
-    found = await asyncio.gather(*(_first_that_answers(places) for places in candidates.values()))
-    return [address for address in found if address] or [
-        places[0][0] for places in candidates.values()
-    ]
+    found = await asyncio.gather(*map(_first_that_answers, candidates.values()))
+    answering = [address for address in found if address]
+    return answering or [places[0][0] for places in candidates.values()]
 
 
 def is_dialable(address: str) -> bool:
@@ -39,13 +38,10 @@ def is_dialable(address: str) -> bool:
         return False
     try:
         peer_id = PeerID.from_base58(place[2]).to_bytes()
-        return (
-            len(Multiaddr(address).to_bytes()) > 0
-            and len(peer_id) == 34
-            and peer_id.startswith(b"\x12\x20")
-        )
+        Multiaddr(address).to_bytes()
     except (ValueError, LookupError):
         return False
+    return len(peer_id) == 34 and peer_id.startswith(b"\x12\x20")  # a SHA-256 multihash
 
 
 async def _first_that_answers(places: list[tuple[str, str, int]]) -> str | None:

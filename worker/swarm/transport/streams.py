@@ -29,7 +29,10 @@ class Stream:
     """One conversation with a peer, with its bytes counted."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, traffic: Counter[str]
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        traffic: Counter[str],
     ) -> None:
         self._reader = reader
         self._writer = writer
@@ -100,7 +103,8 @@ class Rate:
         since = now - REQUEST_WINDOW_SECONDS
         recent = self._recent.setdefault(peer_id, deque(maxlen=self._max_requests))
         if len(self._recent) > MAX_PEERS_REMEMBERED:
-            self._recent = {p: r for p, r in self._recent.items() if p == peer_id or r[-1] > since}
+            active = {p: times for p, times in self._recent.items() if times and times[-1] > since}
+            self._recent = {**active, peer_id: recent}
         if len(recent) == self._max_requests and recent[0] > since:
             return False
         recent.append(now)

@@ -1,0 +1,67 @@
+"""Names of the files and folders in a node's state folder (`node.state_dir`).
+
+No other module names them. Their names are a contract: state folders and backups of earlier
+versions have them, too.
+"""
+
+from pathlib import Path
+from typing import overload
+
+
+class _Entry:
+    """A path on an instance of StateDir, and the plain name on the class."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> str: ...
+
+    @overload
+    def __get__(self, instance: "StateDir", owner: type) -> Path: ...
+
+    def __get__(self, instance: "StateDir | None", owner: type) -> str | Path:
+        return self._name if instance is None else instance.folder / self._name
+
+
+class StateDir:
+    """Paths in one node's folder; on the class, `StateDir.ledger`, the name within any folder."""
+
+    identity = _Entry("swarm.pem")
+    """The libp2p key; it is created once and never replaced (worker/swarm/identity.py)."""
+    enrolment = _Entry("enrolment.json")
+    account_token = _Entry("account.token")
+    wallet = _Entry("wallet")
+    """Folder of a node with its own wallet."""
+    model_choice = _Entry("model.json")
+    """The model that was chosen for this machine (worker/policy/model_sizing.py)."""
+    form = _Entry("form.json")
+    """The prompt form (worker/model_setup.py)."""
+    rows = _Entry("rows.json")
+    """Batch size of generation (worker/policy/engines/batching.py)."""
+    budget = _Entry("budget.json")
+    """Size of the micro-batch (worker/trainer/micro_batch.py)."""
+    memory_killed = _Entry("memory-killed")
+    """Created by the systemd unit when the kernel killed the worker for its memory."""
+    checkpoints = _Entry("checkpoints")
+    """Folder of the trainer's state (worker/trainer/checkpoint.py)."""
+    ledger = _Entry("ledger.db")
+    """Rewards, until they are on the chain (worker/chain/ledger.py)."""
+    groups = _Entry("groups")
+    """Folder of our signed groups, for audits (worker/swarm/exchange/archive.py)."""
+    peers = _Entry("peers.json")
+    """Port and peers for the next start (worker/swarm/discovery/peer_cache.py)."""
+    status = _Entry("status.json")
+    rounds = _Entry("rounds.jsonl")
+    """One line a round (worker/telemetry/status.py)."""
+    evaluations = _Entry("evaluations.jsonl")
+    """One line an evaluation (worker/telemetry/evaluation_log.py)."""
+    answers = _Entry("answers")
+    """Folder of readable questions and answers (worker/telemetry/answer_log.py)."""
+    hub = _Entry("hub")
+    """Folder of the running push to the Hub (worker/hub/hub.py)."""
+    lock = _Entry("lock")
+    """Held, with the process id in it, while a process works here (worker/runtime/host.py)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder

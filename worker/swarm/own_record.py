@@ -1,0 +1,64 @@
+"""Our own membership record, signed again when it is old or has changed."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from worker import settings
+from worker.swarm.identity import Identity
+from worker.swarm.log_throttle import Lately
+from worker.swarm.protocol import messages
+from worker.swarm.protocol.messages import Member
+
+log = logging.getLogger(__name__)
+
+
+class OwnRecord:
+    """Signs our record; `environments` and `families` are those of our mix."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        swarm: settings.Swarm,
+        lifetime_seconds: float,
+        environments: Sequence[str],
+        families: frozenset[bytes],
+    ) -> None:
+        self.environments = tuple(environments)
+        self._identity = identity
+        self._families = families
+        self._lifetime_seconds = max(1, round(lifetime_seconds))
+        self._fresh_seconds = max(1, int(swarm.announce_every_seconds / 4))
+        self._newest: Member | None = None
+        # Duplicates have our key, so other peers can't make us log much.
+        self._logged = Lately()
+
+    def make(self, addresses: Sequence[str], round: int) -> Member:
+        """Return a record with these addresses and our newest round, fresh enough to be shown."""
+        now, last = int(time.time()), self._newest
+        shown = tuple(addresses[: messages.MAX_ADDRESSES])
+        is_current = last is not None and (last.addresses, last.round) == (shown, round)
+        # A record that follows another within a second is issued ahead of time, hence abs().
+        if last is not None and is_current and abs(now - last.issued) < self._fresh_seconds:
+            return last
+        issued = max(now, last.issued + 1) if last else now
+        self._newest = messages.seal_member(
+            self._identity,
+            addresses,
+            round,
+            issued,
+            now + self._lifetime_seconds,
+            self.environments,
+            self._families,
+        )
+        return self._newest
+
+    def find_duplicate(self, member: Member) -> str | None:
+        """Return an error if `member`, which has our identity, is of another node, else None."""
+        if self._newest is None or member.issued <= self._newest.issued + 1:
+            return None
+        places = ",".join(member.addresses)
+        error = f"identity {member.peer_id} is also used at {places}; stop one of the two nodes"
+        if not self._logged.has(places):
+            log.warning("%s", error)
+        return error
