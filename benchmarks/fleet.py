@@ -32,8 +32,8 @@ import yaml
 
 from deploys import paths, release, system, units
 from deploys.inventory import validation
+from deploys.inventory.host_plan import HostEntry
 from deploys.inventory.slots import Slot
-from deploys.inventory.validation import HostEntry
 from deploys.paths import CURRENT, RELEASES
 from deploys.services import WORKER_UNIT
 from lab import cgroups, machine

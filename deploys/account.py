@@ -6,7 +6,7 @@ from pyinfra import host
 from pyinfra.api import deploy, operation
 
 from deploys.facts import Identities
-from deploys.inventory.planning import Planned
+from deploys.inventory.host_plan import Planned
 
 ANSWER_SECONDS = 120
 

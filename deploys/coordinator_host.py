@@ -7,7 +7,7 @@ from pyinfra.api import deploy, operation
 
 from deploys import node_identity, paths, units
 from deploys.facts import ConfiguredServices
-from deploys.inventory.planning import Planned
+from deploys.inventory.host_plan import Planned
 from deploys.paths import CACHE, DEPLOYED, ENROLMENT_TOKEN, LOGS, RETIRED, STATE
 from deploys.services import COORDINATOR_ROLES, COORDINATOR_SERVICES, COORDINATOR_UNITS
 

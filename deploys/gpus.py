@@ -5,17 +5,13 @@ reason.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-
-from worker.errors import SettingsError
+from typing import NamedTuple
 
 Version = tuple[int, int]
 
-TORCH = "2.13.0"
-X86, ARM = "x86_64", "aarch64"
-INDEXES = "https://download.pytorch.org/whl"
-CPU_INDEX = f"{INDEXES}/cpu"
 DRIVER_ADVICE = "install or fix the NVIDIA driver until `nvidia-smi` lists the GPUs"
 
 _VERSION = re.compile(r"(\d+)\.(\d+)(\.\d+)*")
@@ -44,6 +40,14 @@ _SLICE_LINE = re.compile(r"MIG (\S+)\s+Device\s+(\d+): \(UUID: (MIG-\S+)\)")
 _PROFILE_GB = re.compile(r"\.(\d+)gb")
 # A card's number, or CARD:SLICE.
 Number = int | str
+
+
+class _MigSlice(NamedTuple):
+    """A line of `nvidia-smi -L` about a slice; `part`: the card's number of it."""
+
+    profile: str
+    part: int
+    uuid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,57 +95,72 @@ class Gpus:
         return {card.number: card for card in self.cards}
 
 
-def parse(lines: Collection[str]) -> Gpus:
+def parse(lines: Iterable[str]) -> Gpus:
     """Parse the output of `HostGpus`; each line begins with its kind.
 
     gpu: a row of nvidia-smi's table. list: a line of `nvidia-smi -L`. mig: index and MIG mode.
     cuda, ram: figures. problem: an error message of nvidia-smi. card: a GPU without a driver. dxg:
     WSL2's GPU.
     """
-    found = [line.strip().partition(" ")[::2] for line in lines if line.strip()]
-    problem = " ".join(text for kind, text in found if kind == "problem")
-    num_idle = sum(kind == "card" for kind, _ in found)
-    rows = [[cell.strip() for cell in text.split(",")] for kind, text in found if kind == "gpu"]
-    is_wsl = any(kind == "dxg" for kind, _ in found)
-    if problem and not rows:
+    texts: dict[str, list[str]] = defaultdict(list)
+    for line in lines:
+        kind, _, text = line.strip().partition(" ")
+        texts[kind].append(text)
+    if texts["gpu"]:
+        return _parse_rows(texts)
+    if texts["problem"]:
+        problem = " ".join(texts["problem"])
         return Gpus(problem=f"nvidia-smi says: {problem}; {DRIVER_ADVICE}")
-    if num_idle:
+    if num_idle := len(texts["card"]):
         return Gpus(
             problem=f"there are NVIDIA GPUs ({num_idle}), but no nvidia-smi; {DRIVER_ADVICE}"
         )
-    if not rows:
-        return Gpus(warning=NO_WSL_DRIVER if is_wsl else None)
-    ram_mib = next(
-        (int(text) // 1024 for kind, text in found if kind == "ram" and text.isdecimal()), 0
-    )
-    cards, dead = _cards(rows, ram_mib, _slices(text for kind, text in found if kind == "list"))
-    cards, empty = _without_empty(cards, [text for kind, text in found if kind == "mig"])
-    if problem:
+    return Gpus(warning=NO_WSL_DRIVER if texts["dxg"] else None)
+
+
+def _parse_rows(texts: Mapping[str, Sequence[str]]) -> Gpus:
+    """Return the GPUs of a host whose nvidia-smi printed a table, by the kinds of `parse`."""
+    rows = [[cell.strip() for cell in text.split(",")] for text in texts["gpu"]]
+    cards, dead = _cards(rows, _ram_mib(texts["ram"]), _slices(texts["list"]))
+    cards, empty = _without_empty(cards, texts["mig"])
+    if problem := " ".join(texts["problem"]):
         dead.insert(0, problem)
-    said = [f"nvidia-smi says: {'; '.join(dead)}"] if dead else []
+    messages = [f"nvidia-smi says: {'; '.join(dead)}"] if dead else []
     if not cards:
-        said = [f"{said[0]}; expected {QUERY} of each GPU"] if dead else []
-        return Gpus(problem="; ".join([*said, *empty]))
-    cuda = next(
-        (_version(t) for kind, t in found if kind == "cuda" and _VERSION.fullmatch(t)), None
-    )
-    driver = next(row[5] for row in rows if len(row) == 6)
+        messages = [f"{message}; expected {QUERY} of each GPU" for message in messages]
+        return Gpus(problem="; ".join([*messages, *empty]))
     return Gpus(
-        tuple(cards), cuda, driver, warning="; ".join([*said, *empty]) or None, is_wsl=is_wsl
+        tuple(cards),
+        driver_cuda=_cuda(texts["cuda"]),
+        driver=next(row[5] for row in rows if len(row) == 6),
+        warning="; ".join([*messages, *empty]) or None,
+        is_wsl=bool(texts["dxg"]),
     )
+
+
+def _ram_mib(texts: Sequence[str]) -> int:
+    """Return the machine's memory from kB; 0: unknown."""
+    numbers = [int(text) for text in texts if text.isdecimal()]
+    return numbers[0] // 1024 if numbers else 0
+
+
+def _cuda(texts: Sequence[str]) -> Version | None:
+    versions = [_version(text) for text in texts if _VERSION.fullmatch(text)]
+    return versions[0] if versions else None
 
 
 def _cards(
-    rows: Collection[Sequence[str]],
-    ram_mib: int,
-    slices: Mapping[int, Sequence[tuple[str, int, str]]],
+    rows: Iterable[Sequence[str]], ram_mib: int, slices: Mapping[int, Sequence[_MigSlice]]
 ) -> tuple[list[Gpu], list[str]]:
     """Return the GPUs of these rows, slices in place of partitioned ones, and the bad rows."""
-    cards, dead = [], []
+    cards: list[Gpu] = []
+    dead: list[str] = []
     for row in rows:
         try:
-            card = _card(row, ram_mib, is_partitioned=row[0].isdecimal() and int(row[0]) in slices)
-            cards += [_slice(card, *each) for each in slices.get(card.index, ())] or [card]
+            index = int(row[0])
+            parts = slices.get(index, ())
+            card = _card(row, ram_mib, is_partitioned=bool(parts))
+            cards += [_slice_of(card, part) for part in parts] or [card]
         except (ValueError, IndexError):
             dead.append(", ".join(row))
     return cards, dead
@@ -154,171 +173,59 @@ def _card(row: Sequence[str], ram_mib: int, is_partitioned: bool) -> Gpu:
     used instead. The memory of a partitioned card does not matter, since its slices have their own.
     """
     index, uuid, name, memory, capability, _ = row
-    has_own = re.fullmatch(r"[0-9.]+", memory) is not None
-    is_shared = is_partitioned or (memory in NO_FIGURE and ram_mib > 0)
-    if not uuid.startswith("GPU-") or not (has_own or is_shared):
+    if not uuid.startswith("GPU-"):
         raise ValueError(uuid)
-    return Gpu(
-        int(index), uuid, name, int(float(memory)) if has_own else ram_mib, _version(capability)
-    )
+    if re.fullmatch(r"[0-9.]+", memory):
+        memory_mib = int(float(memory))
+    elif is_partitioned or (memory in NO_FIGURE and ram_mib > 0):
+        memory_mib = ram_mib
+    else:
+        raise ValueError(memory)
+    return Gpu(int(index), uuid, name, memory_mib, _version(capability))
 
 
-def _slices(lines: Iterable[str]) -> dict[int, list[tuple[str, int, str]]]:
-    """Parse `nvidia-smi -L`: profile, number and UUID of each MIG slice, by card number."""
-    found: dict[int, list[tuple[str, int, str]]] = {}
+def _slices(lines: Iterable[str]) -> dict[int, list[_MigSlice]]:
+    """Parse `nvidia-smi -L`: the MIG slices of each card, by its number."""
+    found: dict[int, list[_MigSlice]] = defaultdict(list)
     index = None
     for line in lines:
         if card := _CARD_LINE.match(line.strip()):
             index = int(card[1])
-        elif (each := _SLICE_LINE.match(line.strip())) and index is not None:
-            found.setdefault(index, []).append((each[1], int(each[2]), each[3]))
+            continue
+        part = _SLICE_LINE.match(line.strip())
+        if part and index is not None:
+            found[index].append(_MigSlice(part[1], int(part[2]), part[3]))
     return found
 
 
-def _slice(card: Gpu, profile: str, part: int, uuid: str) -> Gpu:
+def _slice_of(card: Gpu, part: _MigSlice) -> Gpu:
     """Return one slice of a card. Raises ValueError if its profile does not contain its memory."""
-    memory = _PROFILE_GB.search(profile)
-    if memory is None:
-        raise ValueError(profile)
-    name = f"{card.name} MIG {profile}"
-    return replace(card, uuid=uuid, name=name, memory_mib=int(memory[1]) * 1024, part=part)
+    memory_gb = _PROFILE_GB.search(part.profile)
+    if memory_gb is None:
+        raise ValueError(part.profile)
+    return replace(
+        card,
+        uuid=part.uuid,
+        name=f"{card.name} MIG {part.profile}",
+        memory_mib=int(memory_gb[1]) * 1024,
+        part=part.part,
+    )
 
 
-def _without_empty(cards: Sequence[Gpu], modes: Collection[str]) -> tuple[list[Gpu], list[str]]:
+def _without_empty(cards: Sequence[Gpu], modes: Iterable[str]) -> tuple[list[Gpu], list[str]]:
     """Remove whole cards that are in MIG mode, and return advice for each of them."""
-    partitioned = {
-        int(index)
-        for index, _, mode in (text.partition(", ") for text in modes)
-        if mode == "Enabled"
-    }
-    empty = [card for card in cards if card.part is None and card.index in partitioned]
-    kept = [card for card in cards if card not in empty]
-    return kept, [NO_SLICE.format(index=card.index, name=card.name) for card in empty]
-
-
-@dataclass(frozen=True, slots=True)
-class Build:
-    """A build of torch.
-
-    `cuda`: the CUDA version it is built with. `min_driver`: the oldest driver that runs this CUDA,
-    by NVIDIA's compatibility within a major version. `kernels`: the capabilities that it has
-    kernels for, by machine.
-    """
-
-    name: str
-    cuda: Version
-    min_driver: str
-    kernels: Mapping[str, tuple[Version, ...]]
-
-    @property
-    def index(self) -> str:
-        return f"{INDEXES}/{self.name}"
-
-    def runs_on(self, card: Gpu, machine: str) -> bool:
-        """Return whether its kernels run on a card: those for 8.6 run on 8.9, not on 8.0 or 9.0."""
-        major, minor = card.capability
-        return any(major == m and n <= minor for m, n in self.kernels.get(machine, ()))
-
-
-# The builds that PyTorch publishes for this version of torch, the one that is preferred first.
-BUILDS = (
-    Build(
-        "cu130",
-        (13, 0),
-        "580",
-        {
-            X86: ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0)),
-            ARM: ((8, 0), (9, 0), (10, 0), (11, 0), (12, 0)),
-        },
-    ),
-    Build(
-        "cu126",
-        (12, 6),
-        "525",
-        {X86: ((5, 0), (6, 0), (7, 0), (7, 5), (8, 0), (8, 6), (9, 0)), ARM: ((8, 0), (9, 0))},
-    ),
-)
-
-
-def choose_torch(gpus: Gpus, index: str | None, machine: str = X86) -> str:
-    """Return the package index from which the host takes torch.
-
-    `index`: the inventory's choice; None chooses by the host's GPUs. Raises SettingsError, with the
-    fix, if no build, or not the requested one, runs on all GPUs of the host.
-    """
-    asked = next(
-        (build for build in BUILDS if index and index.rstrip("/").endswith(f"/{build.name}")), None
-    )
-    if index is not None:
-        if asked is not None:
-            _refuse_misfit(asked, gpus, machine)
-        return index
-    if not gpus.cards:
-        return CPU_INDEX
-    able = [build for build in BUILDS if all(build.runs_on(card, machine) for card in gpus.cards)]
-    for build in able:
-        if _driver_runs(build, gpus):
-            return build.index
-    if able:
-        raise SettingsError(_driver_too_old(able[-1], gpus))
-    raise SettingsError(_no_build(gpus.cards, machine))
-
-
-def _refuse_misfit(build: Build, gpus: Gpus, machine: str) -> None:
-    for card in gpus.cards:
-        if not build.runs_on(card, machine):
-            fit = next((other.index for other in BUILDS if other.runs_on(card, machine)), None)
-            fix = (
-                f"set torch_index to {fit}, or leave it out" if fit else _no_build([card], machine)
-            )
-            raise SettingsError(
-                f"torch_index: {build.name} has no kernels for {_named(card)}{_on(machine)}; {fix}"
-            )
-    if gpus.cards and not _driver_runs(build, gpus):
-        raise SettingsError(_driver_too_old(build, gpus))
-
-
-def _driver_runs(build: Build, gpus: Gpus) -> bool:
-    """Return whether the driver supports a build's CUDA: its own major version or an older one."""
-    return gpus.driver_cuda is not None and gpus.driver_cuda[0] >= build.cuda[0]
-
-
-def _driver_too_old(build: Build, gpus: Gpus) -> str:
-    cuda = "no CUDA" if gpus.driver_cuda is None else "CUDA {}.{}".format(*gpus.driver_cuda)
-    return (
-        f"driver {gpus.driver} runs {cuda}; torch {TORCH} for {_named(gpus.cards[0])}"
-        f" ({build.name}) needs driver {build.min_driver} or newer: upgrade the NVIDIA driver"
-    )
-
-
-def _no_build(cards: Collection[Gpu], machine: str) -> str:
-    known = [capability for build in BUILDS for capability in build.kernels.get(machine, ())]
-    if not known:
-        return (
-            f"there is no build of torch {TORCH} for GPUs{_on(machine)}; set torch_index to an"
-            " index with one"
-        )
+    partitioned = set()
+    for text in modes:
+        index, _, mode = text.partition(", ")
+        if mode == "Enabled":
+            partitioned.add(int(index))
+    kept, advice = [], []
     for card in cards:
-        if not any(build.runs_on(card, machine) for build in BUILDS):
-            why = "newer" if card.capability > max(known) else "older"
-            return (
-                f"{_named(card)} is {why} than every build of torch {TORCH}{_on(machine)} knows;"
-                f" set torch_index to an index with a build for it, or to {CPU_INDEX} to train on"
-                " the CPU"
-            )
-    names = ", ".join(_named(card) for card in cards)
-    return (
-        f"no build of torch {TORCH} has kernels for all of {names}; give only those of one kind"
-        " slots, by their gpu"
-    )
-
-
-def _on(machine: str) -> str:
-    return "" if machine == X86 else f" on {machine}"
-
-
-def _named(card: Gpu) -> str:
-    return "{} (compute capability {}.{})".format(card.name, *card.capability)
+        if card.part is None and card.index in partitioned:
+            advice.append(NO_SLICE.format(index=card.index, name=card.name))
+        else:
+            kept.append(card)
+    return kept, advice
 
 
 def _version(text: str) -> Version:

@@ -11,7 +11,7 @@ from pyinfra.api import StringCommand, operation
 
 from deploys import host_files, locks, operator
 from deploys.facts import ChosenModels, FileContent, Identities
-from deploys.inventory.planning import Planned
+from deploys.inventory.host_plan import Planned
 from deploys.inventory.slots import Slot
 from deploys.paths import CONFIGURATION, DEPLOYED, ENROLMENT_TOKEN, KEY_FILE, USER
 from deploys.services import enrol_unit

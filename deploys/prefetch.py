@@ -25,7 +25,7 @@ from deploys.facts import (
     WireGuard,
 )
 from deploys.hardware import Distribution
-from deploys.inventory.planning import Planned
+from deploys.inventory.host_plan import Planned
 from deploys.paths import COMMAND, CONFIGURATION, ENROLMENT_TOKEN, KEY_FILE, UNITS
 from deploys.pyinfra_ext import fact_cache
 from deploys.pyinfra_ext.fact_cache import Question

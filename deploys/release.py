@@ -18,7 +18,7 @@ from pyinfra.api import StringCommand, deploy, operation
 from deploys import operator, units
 from deploys.facts import FileContent, PastDeploys, Releases
 from deploys.hardware import Distribution
-from deploys.inventory.planning import Planned
+from deploys.inventory.host_plan import Planned
 from deploys.offline import shipping
 from deploys.offline.wheelhouse import ANVIL_INPUTS
 from deploys.paths import ANVILS, CURRENT, ENVIRONMENTS, RELEASES, SHIPPED, USER, WHEELS

@@ -14,7 +14,7 @@ from pyinfra.api import operation
 from deploys import locks, paths, units
 from deploys.facts import PastDeploys, SystemdVersion
 from deploys.inventory import secret_files
-from deploys.inventory.planning import Planned
+from deploys.inventory.host_plan import Planned
 from deploys.inventory.secret_files import HUB_TOKEN
 from deploys.paths import CONFIGURATION, CURRENT, DEPLOYED, PREVIOUS, RETIRED, STATE, WHOLE
 from deploys.services import COORDINATOR_UNITS, units_of

@@ -16,7 +16,8 @@ from pyinfra.context import ctx_host
 
 from deploys import mesh, operator, system
 from deploys.facts import WireGuard
-from deploys.inventory.planning import CHECKOUT, Planned
+from deploys.inventory.commits import CHECKOUT
+from deploys.inventory.host_plan import Planned
 from deploys.mesh import CONFIGURATION, DROP_IN, FOLDER, KEY, RELOAD, UNIT, Member
 from deploys.pyinfra_ext import run_report
 

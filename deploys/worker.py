@@ -16,7 +16,7 @@ from deploys import host_files, node_identity, paths, units
 from deploys.backup_pack import WORKER_FILES, WORKER_FOLDERS
 from deploys.facts import ConfiguredSlots, Service
 from deploys.inventory import secret_files
-from deploys.inventory.planning import Planned
+from deploys.inventory.host_plan import Planned
 from deploys.inventory.slots import Slot
 from deploys.paths import (
     CACHE,

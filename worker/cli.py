@@ -159,7 +159,7 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=_natural,
+        type=command_options.natural,
         default=0,
         metavar="N",
         help="seed of sampling and training (default: 0)",
@@ -187,8 +187,8 @@ def _inventory_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the list; -: standard input")
 
 
-# Commands for whole fleets are of another package, which needs pyinfra and no torch.
 _FLEET = "deploys.fleet.options:"
+"""Fleet commands are in another package, which needs pyinfra and no torch."""
 
 COMMANDS = (
     Command(
@@ -385,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             f"hivewright {command.name}: {type(error).__name__} (exit {error.exit_code}): {error}",
         )
     except BrokenPipeError:
-        # Who read our output has seen enough (`hivewright ledger | head`).
+        # The reader of our output closed it (`hivewright ledger | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in _MACHINE_ERRORS:
@@ -428,9 +428,8 @@ def _load(target: str) -> Callable[..., Any]:
     module, _, name = target.partition(":")
     limit = sys.getrecursionlimit()
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    # web3 brings py_ecc, which raises it a hundredfold: an answer that is nested without end, of a
-    # peer or of an RPC server, would then overflow the stack and end the process, instead of being
-    # refused.
+    # web3 imports py_ecc, which raises it a hundredfold: a deeply nested answer of a peer or an RPC
+    # server would then overflow the stack and end the process, instead of being refused.
     sys.setrecursionlimit(limit)
     return function
 
@@ -457,7 +456,7 @@ def _parser() -> argparse.ArgumentParser:
             name, help=command.help, description=command.help[0].upper() + command.help[1:] + "."
         )
         if command.takes_settings:
-            # `check --model` is about a model: there need be no node yet.
+            # `check --model` works without a node.
             needed = command.name != "check"
             sub.add_argument(
                 "--settings",
@@ -486,12 +485,6 @@ class _Parser(argparse.ArgumentParser):
             SettingsError.exit_code,
             f"{self.prog}: {message}; `{self.prog} --help` shows what there is",
         )
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 0")
-    return int(text)
 
 
 def _exit(code: int, line: str) -> NoReturn:

@@ -26,7 +26,10 @@ class Enrolment:
     registered: bool
 
 
-def run(settings: Settings, options: argparse.Namespace | None = None) -> None:
+def run(
+    settings: Settings,
+    options: argparse.Namespace | None = None,
+) -> None:
     """Enrol the node of `settings`: create its key if missing, and register it on the chain.
 
     With `options.move` it is also moved from another account, such as that of the swarm's former
@@ -46,9 +49,8 @@ def run(settings: Settings, options: argparse.Namespace | None = None) -> None:
         if settings.chain.wallet_dir is not None:
             print(f"wallet {wallet.create(settings.chain)} in {settings.chain.wallet_dir}")
         move = options is not None and options.move
-        account_client.enrol(
-            node_identity, _enrolment_token(settings), settings.chain, folder, move
-        )
+        token = _enrolment_token(settings)
+        account_client.enrol(node_identity, token, settings.chain, folder, move)
     enrolment = Enrolment(node_identity.peer_id, registered)
     write_whole(StateDir(folder).enrolment, json.dumps(asdict(enrolment), indent=2) + "\n")
     print(
@@ -60,9 +62,8 @@ def run(settings: Settings, options: argparse.Namespace | None = None) -> None:
 def _model(settings: Settings, peer_id: str) -> str:
     if settings.model.name != "auto":
         return settings.model.name
-    from worker.policy import (
-        model_sizing,
-    )  # torch measures the machine: only where that is asked for
+    # This imports torch, which measures the machine; other models do not need it.
+    from worker.policy import model_sizing
 
     return model_sizing.decide(settings.model, settings.trainer, settings.node.state_dir, peer_id)
 
@@ -130,5 +131,7 @@ def load(settings: Settings) -> tuple[identity.Identity, Enrolment]:
 def _enrolment_token(settings: Settings) -> str | None:
     """Return the token; None if no file is named: a node that has its own token needs none."""
     file = settings.chain.enrolment_token_file
-    expected = "the token that the account service has"
-    return read_secret(file, expected, "chain.enrolment_token_file", LINE) if file else None
+    if file is None:
+        return None
+    expected = "the account service's enrolment token"
+    return read_secret(file, expected, "chain.enrolment_token_file", LINE)

@@ -17,7 +17,7 @@ from deploys.fleet.health_gate import Wanted
 from deploys.fleet.pyinfra_process import CHECKOUT, Pyinfra, Ran, heed_signals
 from deploys.fleet.report import Report
 from deploys.fleet.rollout import Rollout, Rules, Seen
-from deploys.inventory.validation import COORDINATORS
+from deploys.inventory.host_plan import COORDINATORS
 from worker.errors import ReleaseRefused, SettingsError, WorkerError
 from worker.log import printable
 from worker.runtime.cells import say

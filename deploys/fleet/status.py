@@ -15,8 +15,8 @@ from rich.text import Text
 
 from deploys import fleet_facts, progress
 from deploys.fleet import commands, pyinfra_process, queries
+from deploys.inventory.host_plan import COORDINATORS, WORKERS
 from deploys.inventory.schema import parse_slots
-from deploys.inventory.validation import COORDINATORS, WORKERS
 from deploys.services import COORDINATOR_UNITS, worker_unit
 from deploys.tailscale import tailnet
 from worker.errors import WorkerError

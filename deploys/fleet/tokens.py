@@ -11,8 +11,8 @@ from deploys import operator
 from deploys.backup_pack import KEY_PREFIX
 from deploys.fleet import commands, queries
 from deploys.fleet.pyinfra_process import CHECKOUT, Pyinfra
+from deploys.inventory.host_plan import COORDINATORS
 from deploys.inventory.schema import Deployment
-from deploys.inventory.validation import COORDINATORS
 from deploys.paths import ENROLMENT_TOKEN
 from worker.errors import SettingsError, WorkerError
 

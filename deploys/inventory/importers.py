@@ -19,8 +19,8 @@ from typing import Any
 
 from deploys.inventory import ansible_importer, validation
 from deploys.inventory.addresses import EXPECTED_SSH_HOST, is_address, is_ssh_host
+from deploys.inventory.host_plan import COORDINATORS, WORKERS, HostEntry
 from deploys.inventory.schema import Deployment
-from deploys.inventory.validation import COORDINATORS, WORKERS, HostEntry
 from worker import settings
 from worker.errors import SettingsError
 

@@ -1,10 +1,13 @@
 """The keys of host data that are not settings of a role: what is installed, and how."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from worker import settings
 
 Text = Annotated[str, Field(min_length=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -35,17 +38,35 @@ def parse_slots(value: object) -> Slots | None:
     num_slots = len(value) if isinstance(value, list | tuple) else value
     if isinstance(num_slots, int) and num_slots > MAX_SLOTS:
         raise _wrong_slots(f"got {num_slots}; expected at most {MAX_SLOTS} on one host")
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return tuple({} for _ in range(value))
     if isinstance(value, list | tuple) and value:
         if wrong := [slot for slot in value if not isinstance(slot, dict)]:
             raise _wrong_slots(f"got {', '.join(map(repr, wrong))}; expected {SLOTS_MAY_BE}")
         return tuple(value)
+    if type(value) is int and value > 0:
+        return ({},) * value
     raise _wrong_slots(f"got {value!r}; expected {SLOTS_MAY_BE}")
 
 
 def _wrong_slots(message: str) -> PydanticCustomError:
     return PydanticCustomError(WHOLE_MESSAGE, "{message}", {"message": message})
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """Return a message for each mistake that pydantic has found."""
+    return [
+        f"{'/'.join(map(str, problem['loc']))}: {_message(problem)}" for problem in error.errors()
+    ]
+
+
+def _message(problem: ErrorDetails) -> str:
+    if problem["type"] == WHOLE_MESSAGE:
+        return problem["msg"]
+    expected = re.sub("^(Input should be|Value error,) ", "", problem["msg"])
+    if form := re.fullmatch(r"String should match pattern '(.*)'", problem["msg"]):
+        expected = settings.form(form[1])
+    else:
+        expected = settings.plainly(expected)
+    return f"got {problem['input']!r}; expected {expected}"
 
 
 class Deployment(BaseModel):
@@ -135,3 +156,9 @@ class Deployment(BaseModel):
 
     For tailnets without HTTPS certificates, such as those of a control server of your own.
     """
+
+    @property
+    def overrides(self) -> tuple[Mapping[str, Any], ...]:
+        """The keys in which each slot differs; for `auto`, those of the first slot."""
+        slots = self.slots or ()
+        return ({},) if isinstance(slots, str) else slots

@@ -1,5 +1,4 @@
-"""What the tests of sender, accounts, settlement and server share: the service in a thread, and a
-bad network."""
+"""The account service in a thread, and other helpers that several test files share."""
 
 import asyncio
 import socket
@@ -23,7 +22,7 @@ ENROLMENT_TOKEN = "let me in"
 
 
 def account_settings(chain: settings.Settings, folder: Path) -> settings.Settings:
-    """Settings of an account service for the chain of `chain`, with everything in `folder`."""
+    """Return settings of an account service for the chain of `chain`, with state in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     token_file = folder / "enrolment.token"
     token_file.write_text(ENROLMENT_TOKEN + "\n")
@@ -40,7 +39,7 @@ class Running:
     service: Service
 
     def node_chain(self, **changes: object) -> settings.Chain:
-        """Chain settings of a node that only knows this service."""
+        """Return chain settings of a node that knows only this service."""
         return settings.Chain(
             account_url=self.url, poll_seconds=0.1, timeout_seconds=5.0
         ).model_copy(update=changes)
@@ -56,7 +55,7 @@ class Running:
 
 @contextmanager
 def serving(parsed: settings.Settings, port: int = 0) -> Iterator[Running]:
-    """The account service of these settings, on real HTTP, until the block ends."""
+    """Run the account service with these settings over HTTP until the block ends."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -92,7 +91,7 @@ def some_identity(folder: Path, number: int = 0) -> Identity:
 
 
 def eventually(condition: Callable[[], object], seconds: float = 45.0) -> None:
-    """Wait until it holds. Fails the test if it does not."""
+    """Wait until the condition is true; fail the test if it does not become so."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not come to hold in time"

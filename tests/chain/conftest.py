@@ -1,5 +1,4 @@
-"""A real chain: one anvil for each test process, on a free port, and a contract of its own for each
-test."""
+"""A real chain: one anvil per test process, on a free port, and a new contract per test."""
 
 import json
 import subprocess
@@ -23,8 +22,7 @@ PATIENCE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Chain:
-    """A deployed contract. `settings` names it by `deployment_file` and holds the owner's key in
-    `keeper.state_dir`."""
+    """A deployed contract. `settings` has its deployment file, and its owner's key."""
 
     settings: settings.Settings
     deployment: Deployment
@@ -42,7 +40,7 @@ class Chain:
         return self.coordinator.read("getPeerId(address[])", [account])[0]
 
     def new_account(self, *peer_ids: str) -> LocalAccount:
-        """A fresh account (gas costs nothing here) that has registered the peers."""
+        """Return a new account (gas costs nothing here) that has registered the peers."""
         account = Account.create()
         for peer_id in peer_ids:
             self.send(account, self.coordinator.register_peer(peer_id))
@@ -51,7 +49,7 @@ class Chain:
 
 @pytest.fixture(scope="session")
 def anvil_binary() -> Path:
-    """The pinned anvil, as `make` installs it."""
+    """Return the pinned anvil, as `make` installs it."""
     printed = subprocess.run(
         [ROOT / "scripts/anvil", ROOT / ".cache/node"],
         check=True,
@@ -64,7 +62,7 @@ def anvil_binary() -> Path:
 
 @pytest.fixture(scope="session")
 def rpc_url(tmp_path_factory, anvil_binary):
-    """An anvil that all tests of this process share."""
+    """Run an anvil that all tests of this process share."""
     folder = tmp_path_factory.mktemp("anvil")
     section = settings.Anvil(port=0, state_file=folder / "state.json", binary=anvil_binary)
     with anvil.running(section, settings.Chain().id) as (_, url):
@@ -73,7 +71,7 @@ def rpc_url(tmp_path_factory, anvil_binary):
 
 @pytest.fixture
 def chain(rpc_url, tmp_path) -> Chain:
-    """A new contract with a new owner, at round 0."""
+    """Deploy a new contract with a new owner, at round 0."""
     raw = {
         "chain": {"rpc_url": rpc_url, "deployment_file": str(tmp_path / "keeper/deployment.json")},
         "keeper": {"state_dir": str(tmp_path / "keeper")},
@@ -88,14 +86,13 @@ def chain(rpc_url, tmp_path) -> Chain:
 
 @pytest.fixture(scope="session")
 def foreign_build(tmp_path_factory, anvil_binary) -> dict:
-    """A foreign contract with the existing swarm's ABI and nothing of ours, compiled with the
-    pinned solc."""
+    """Compile a foreign contract with the existing swarm's ABI, with the pinned solc."""
     return _built("ForeignCoordinator", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def foreign_build_060(tmp_path_factory, anvil_binary) -> dict:
-    """The same with the ABI of release 0.6.0."""
+    """Compile a foreign contract with the ABI of release 0.6.0."""
     return _built("ForeignCoordinator060", tmp_path_factory)
 
 
@@ -108,7 +105,7 @@ def _built(name: str, tmp_path_factory) -> dict:
 
 @pytest.fixture
 def foreign(chain, foreign_build) -> Chain:
-    """That contract on the same chain, with the same owner, in place of ours."""
+    """Deploy the foreign contract on the same chain, with the same owner, in place of ours."""
     address = chain.send(
         chain.owner, Call("create", bytes.fromhex(foreign_build["bytecode"][2:]), None)
     ).contract
@@ -121,7 +118,7 @@ def foreign(chain, foreign_build) -> Chain:
 
 @pytest.fixture
 def foreign_060(chain, foreign_build_060) -> Chain:
-    """A contract of release 0.6.0 behind a proxy, in place of ours."""
+    """Deploy a contract of release 0.6.0 behind a proxy, in place of ours."""
     code = bytes.fromhex(foreign_build_060["bytecode"][2:])
     implementation = chain.send(chain.owner, Call("create", code, None)).contract
     proxy = Call("create", contract.proxy_data(chain.owner.address, implementation), None)
@@ -139,7 +136,7 @@ def _in_place_of_ours(chain: Chain, address: str) -> Chain:
 
 @pytest.fixture
 def place(tmp_path, anvil_binary) -> settings.Settings:
-    """Settings of a host that carries chain and keeper; the kernel chooses the port."""
+    """Return settings of a host with chain and keeper; the kernel chooses the port."""
     raw = {
         "anvil": {
             "port": 0,

@@ -1,8 +1,7 @@
-"""A proxy that answers as public RPC addresses do, in front of a real anvil.
+"""A proxy in front of a real anvil that behaves like a public RPC address.
 
-It limits eth_getLogs, throttles, answers now and then with something of no use, and has forgotten
-old state. Blocks are replaced by the anvil behind it (`reorganise`), for a proxy could only pretend
-that.
+It limits eth_getLogs, throttles, sometimes gives useless answers, and has pruned old state. anvil
+itself replaces blocks (`reorganise`), as a proxy could only pretend to.
 """
 
 import json
@@ -61,11 +60,11 @@ ODD_ANSWERS: dict[str, tuple[int, str, bytes]] = {
 
 @dataclass
 class PublicRpc:
-    """The proxy at `url` and how it behaves now; every field may be changed while it runs.
+    """The proxy at `url` and its behaviour; every field may be changed while it runs.
 
-    `throttle_after` requests a `Retry-After` of `retry_after` seconds is answered until that time
-    is over. `odd` names the odd answer to give to the requests for which `is_odd` says so. State
-    before block `pruned_before` is gone.
+    After `throttle_after` requests it answers 429 with a `Retry-After` of `retry_after` seconds
+    until that time is over. `odd` names the useless answer to requests for which `is_odd` is true.
+    State before block `pruned_before` is gone.
     """
 
     target: str
@@ -78,13 +77,13 @@ class PublicRpc:
     is_odd: Callable[[str, int], bool] = lambda method, number: True
     pruned_before: int = 0
     forgets_as_empty: bool = False
-    """State that is gone is answered as if there had been nothing, as some nodes do."""
+    """Pruned state is answered as if it were empty, as some nodes do."""
     behind: int = 0
-    """How many of the newest blocks it does not have yet."""
+    """Number of the newest blocks that it lacks."""
     asked: list[tuple[str, Any]] = field(default_factory=list)
     injected: Counter[str] = field(default_factory=Counter)
     early: int = 0
-    """Requests that came before a Retry-After was over."""
+    """Number of requests before a Retry-After was over."""
     _throttled_until: float = 0.0
     _since_throttle: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -93,11 +92,11 @@ class PublicRpc:
         return Counter(method for method, _ in self.asked)
 
     def ranges(self) -> list[int]:
-        """How many blocks each eth_getLogs asked for."""
+        """Return the number of blocks of each eth_getLogs."""
         return [_width(params) for method, params in self.asked if method == "eth_getLogs"]
 
     def answer(self, call: dict[str, Any]) -> tuple[int, str, bytes, dict[str, str]] | None:
-        """Status, type, body and headers of a refusal; None: the chain is to answer."""
+        """Return status, type, body and headers of a refusal; None: the chain answers."""
         method, params = call["method"], call.get("params", [])
         with self._lock:
             self.asked.append((method, params))
@@ -138,8 +137,7 @@ class PublicRpc:
         return None
 
     def seen_from_behind(self, call: dict[str, Any]) -> dict[str, Any] | None:
-        """The call as a node that lacks the newest blocks understands it; None if it knows nothing
-        of that."""
+        """Return the call as a node without the newest blocks sees it; None if it can't."""
         if not self.behind:
             return call
         newest = int(ask(self.target, "eth_blockNumber"), 16) - self.behind
@@ -196,7 +194,7 @@ def _width(params: Any) -> int:
 
 @contextmanager
 def public(target: str, **behaviour: Any) -> Iterator[PublicRpc]:
-    """The proxy in front of `target`, until the block ends."""
+    """Run the proxy in front of `target` until the block ends."""
     proxy = PublicRpc(target, **behaviour)
 
     class Handler(BaseHTTPRequestHandler):
@@ -257,7 +255,7 @@ def public(target: str, **behaviour: Any) -> Iterator[PublicRpc]:
 
 
 def ask(url: str, method: str, *params: Any) -> Any:
-    """Ask the anvil behind, past the proxy."""
+    """Send a request to the anvil directly, past the proxy."""
     body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}
     answer = requests.post(url, json=body, timeout=20).json()
     assert "error" not in answer, answer
@@ -269,6 +267,5 @@ def mine(url: str, blocks: int) -> None:
 
 
 def reorganise(url: str, depth: int = 3) -> None:
-    """Replace the last `depth` blocks by empty ones: what was in them is not on the chain any
-    more."""
+    """Replace the last `depth` blocks by empty ones, so that their transactions are gone."""
     ask(url, "anvil_reorg", depth, [])

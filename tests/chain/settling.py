@@ -1,5 +1,4 @@
-"""What the tests of the settlement share: an enrolled node with its ledger, and a service that does
-not wait long."""
+"""An enrolled node with its ledger, and short time limits, for the tests of the settlement."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from worker.chain.settlement import Settlement
 
 
 class SettlingNode:
-    """An enrolled node with a ledger, which can be settled by one Settlement after the other."""
+    """An enrolled node with a ledger, settled by one Settlement after another."""
 
     def __init__(self, chain, service: Running, folder: Path, shared: Path) -> None:
         self.chain = chain
@@ -58,7 +57,7 @@ class SettlingNode:
         return [(row.reward_state, row.vote_state) for row in self.ledger.rows()]
 
     def assert_exactly_once(self) -> None:
-        """The chain holds every row of the ledger, and nothing more."""
+        """Assert that the chain has every row of the ledger, and nothing more."""
         rows = self.ledger.rows()
         read = self.chain.coordinator
         assert {(row.reward_state, row.vote_state) for row in rows} == {("confirmed", "confirmed")}
@@ -70,8 +69,7 @@ class SettlingNode:
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch) -> None:
-    """What the chain forgot while the account service still waited for it to be mined is sent again
-    soon."""
+    """Shorten the time after which forgotten transactions are sent again."""
     monkeypatch.setattr(sender_module, "STUCK_SECONDS", 1.0)
     monkeypatch.setattr(settlement_module, "RESEND_SECONDS", 5.0)
 

@@ -160,7 +160,7 @@ def test_command_moves_the_peer_of_a_former_account(chain, service, tmp_path) ->
     assert chain.coordinator.owner_of(node.peer_id) == service.service.address
 
 
-def test_enrol_on_a_stranger_s_contract_does_without_a_proof_and_says_so(
+def test_enrol_on_a_foreign_contract_does_without_a_proof_and_says_so(
     foreign, node, tmp_path, caplog
 ) -> None:
     with serving(account_settings(foreign.settings, tmp_path / "account")) as running:
@@ -177,7 +177,7 @@ def test_enrol_on_a_stranger_s_contract_does_without_a_proof_and_says_so(
         eventually(lambda: foreign.coordinator.owner_of(other.peer_id) == ours)
 
 
-def test_peer_of_others_on_a_stranger_s_contract_is_refused(foreign, node, tmp_path) -> None:
+def test_peer_of_others_on_a_foreign_contract_is_refused(foreign, node, tmp_path) -> None:
     stranger = foreign.new_account(node.peer_id)
     refusal = pytest.raises(IdentityError, match=f"registered by {stranger.address}")
     with serving(account_settings(foreign.settings, tmp_path / "account")) as running, refusal:

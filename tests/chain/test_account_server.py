@@ -80,7 +80,7 @@ def test_api_key_status(service, query, status, text) -> None:
 
 
 def test_service_at_an_address_of_its_own_answers_on_its_machine_too(chain, tmp_path) -> None:
-    """What `tailscale_serve` shows is what answers at 127.0.0.1."""
+    """`tailscale_serve` forwards to 127.0.0.1."""
     parsed = account_settings(chain.settings, tmp_path / "account")
     # Loopback's second address: other machines' way to this one, for want of another machine.
     own = parsed.account.model_copy(update={"host": "127.0.0.2"})
@@ -227,7 +227,7 @@ def test_too_long_body_is_refused(service, token) -> None:
 
 
 def connected(service, head: str, body: bytes) -> socket.socket:
-    """A connection with the beginning of a request for a token on it."""
+    """Open a connection and send the beginning of a request for a token."""
     connection = socket.create_connection(
         ("127.0.0.1", int(service.url.rpartition(":")[2])), timeout=10
     )
@@ -239,7 +239,7 @@ def connected(service, head: str, body: bytes) -> socket.socket:
 
 
 def test_compressed_body_is_refused(service) -> None:
-    """A few bytes of it would be a gigabyte."""
+    """A few bytes could expand to a gigabyte."""
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
     answer = requests.post(service.url + "/api/enrol", data=b"{}", headers=headers, timeout=10)
     assert (answer.status_code, answer.json()) == (
@@ -438,8 +438,7 @@ def test_rpc_has_a_limit_for_each_peer(service, token, monkeypatch) -> None:
 
 
 def asking(service, body: bytes) -> socket.socket:
-    """A connection with a request to /rpc whose answer nobody reads; it has a small buffer for
-    it."""
+    """Open a connection with a request to /rpc and a small buffer, and do not read the answer."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     host, _, port = service.url.removeprefix("http://").rpartition(":")
@@ -505,7 +504,7 @@ def test_guesses_that_come_through_a_proxy_of_this_machine_keep_out_their_client
 
 
 def test_endless_loop_through_rpc_stops_nothing(chain, service, token) -> None:
-    """Code that never ends, as one request, stopped the chain in the version before."""
+    """In an earlier version a single request with endless code stopped the chain."""
     loop = {"data": "0x5b600056", "gas": "0xffffffffffff"}
     for method in ("eth_call", "eth_estimateGas"):
         for tried in (

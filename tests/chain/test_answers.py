@@ -1,5 +1,4 @@
-"""A chain that answers, and not as a chain does: every call of the client ends with one of our
-errors, or a value."""
+"""Malformed answers of a chain: every call of the client ends with a value or a WorkerError."""
 
 import json
 from collections.abc import Callable
@@ -102,7 +101,7 @@ def test_odd_answer_is_named_with_the_call_and_the_address(chain, monkeypatch) -
 
 
 def test_contract_that_answers_with_too_few_is_named(chain, monkeypatch) -> None:
-    """As a foreign one may: the ABI says a list, not how long it is."""
+    """A foreign contract may return a list of another length: the ABI does not fix it."""
     read = Coordinator._read
     monkeypatch.setattr(
         Coordinator, "_read", lambda *call: [] if "string[]" in call[1] else read(*call)
@@ -116,8 +115,7 @@ def test_contract_that_answers_with_too_few_is_named(chain, monkeypatch) -> None
 
 
 def test_peer_id_that_is_no_text_ends_nobody_s_reading(chain) -> None:
-    """A contract takes any bytes: one stranger's must not keep everybody from reading the log, or
-    the leaderboard."""
+    """A contract accepts any bytes as a peer id; the log and the leaderboard stay readable."""
     chain.new_account("good")
     stranger = chain.new_account("voter")
     for call in (

@@ -1,5 +1,7 @@
-"""`hivewright chain up` and `hivewright chain deploy`, as processes and as functions, on a real
-anvil."""
+"""`hivewright chain up` and `hivewright chain deploy` on a real anvil.
+
+They run as processes, or as functions in this one.
+"""
 
 import json
 import os
@@ -28,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def start(place, tmp_path):
-    """Start `hivewright chain up`, and end whatever is left of it."""
+    """Start `hivewright chain up`, and end it after the block."""
     started = []
 
     def chain_up() -> subprocess.Popen:
@@ -168,7 +170,7 @@ def test_owner_key_is_private_and_stays(chain):
 
 @pytest.mark.parametrize("transactions", [1, 2])
 def test_deploy_that_was_cut_off_goes_on(place, rpc_url, monkeypatch, transactions):
-    """Ended after the implementation, or after the proxy and before the file."""
+    """Interrupted after the implementation, or after the proxy and before the file."""
     place = place.model_copy(update={"chain": place.chain.model_copy(update={"rpc_url": rpc_url})})
     sent = []
     transact = Coordinator.transact
@@ -196,7 +198,7 @@ def test_deploy_that_was_cut_off_goes_on(place, rpc_url, monkeypatch, transactio
 
 
 def test_chain_that_lost_its_state_is_named(chain, place, anvil_binary):
-    """The same settings, and a chain that begins anew."""
+    """The settings are the same, and the chain starts from nothing."""
     with anvil.running(place.anvil, 31337) as (_, url):
         raw = chain.settings.chain.model_copy(update={"rpc_url": url})
         lost = chain.settings.model_copy(update={"chain": raw})
@@ -247,8 +249,7 @@ def test_deploy_without_a_chain_is_unreachable(place):
 
 
 def test_used_owner_is_refused(chain):
-    """An owner whose first transactions were something else has no address to find the contract
-    at."""
+    """After other transactions of the owner, the contract's address is not known."""
     chain.settings.chain.deployment_file.unlink()
     section = settings.Anvil(port=0, state_file=chain.settings.keeper.state_dir / "other.json")
     with anvil.running(section, 31337) as (_, url):
@@ -271,7 +272,7 @@ def test_used_owner_is_refused(chain):
 
 
 def test_script_runs_again_without_npm(anvil_binary):
-    """Installed once, it needs neither npm nor the network: not even a PATH with npm in it."""
+    """Once installed, the script needs neither npm nor the network."""
     printed = subprocess.run(
         [ROOT / "scripts/anvil", anvil_binary.parent],
         env={"PATH": "/usr/bin:/bin"},
@@ -293,8 +294,7 @@ def test_script_runs_again_without_npm(anvil_binary):
 
 
 def test_kill_at_any_moment_leaves_a_whole_state(place):
-    """anvil is killed while it works; what was on the disk before is there after, and the chain
-    goes on from it."""
+    """The chain is killed while it works; the next start has the state that was on disk."""
     client: Coordinator | None = None
     rng = random.Random(3)
     padding = bytes.fromhex("61800080600c6000396000f3") + rng.randbytes(0x8000).replace(
@@ -332,7 +332,7 @@ def test_kill_at_any_moment_leaves_a_whole_state(place):
 def test_dump_that_was_left_behind_is_used_if_it_is_whole_and_newer(
     tmp_path, draft, seconds_later, found
 ):
-    """As after kill -9 of `chain up` itself: anvil dumps once more on its way out."""
+    """As after kill -9 of `chain up` itself, when anvil dumps once more while it ends."""
     file = tmp_path / "state.json"
     file.write_text("{}")
     snapshots = Snapshots(file)
@@ -353,7 +353,7 @@ def test_first_dump_becomes_the_state(tmp_path):
 
 
 def wait_for_snapshot(place) -> None:
-    """Until one was written that was begun after now."""
+    """Wait for a snapshot that was begun after this call."""
     for _ in range(2):
         before = place.anvil.state_file.stat().st_ino if place.anvil.state_file.exists() else None
         deadline = time.monotonic() + 30
@@ -371,8 +371,7 @@ def ask_raw(url: str, method: str, params: list, seconds: float = 5.0) -> object
 
 
 def test_chain_that_mines_nothing_is_restarted_within_a_minute(start, tmp_path):
-    """One request with an endless loop as code: the block number is still answered, and nothing is
-    mined."""
+    """Endless code in one request stops mining, but not answers to eth_blockNumber."""
     process = start()
     url = (tmp_path / "chain/address").read_text().strip()
     (before,) = children_of(process)
@@ -408,7 +407,7 @@ def test_chain_that_mines_nothing_is_restarted_within_a_minute(start, tmp_path):
 
 
 def raw_url(process) -> str:
-    """Where anvil itself listens."""
+    """Return the URL of anvil itself."""
     (child,) = children_of(process)
     words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
     return f"http://127.0.0.1:{words[words.index('--port') + 1]}"

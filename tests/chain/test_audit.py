@@ -1,5 +1,4 @@
-"""Rewards on a real chain held against groups that were really signed; the peers' folders stand in
-for the network."""
+"""Audits of rewards on a real chain, with signed groups in folders instead of at peers."""
 
 import argparse
 import json
@@ -24,7 +23,7 @@ from worker.swarm.protocol import messages
 
 
 class Sums:
-    """Tasks whose answer is "SEED+INDEX"; family "other" is not known here."""
+    """Tasks with the answer "SEED+INDEX"; family "other" is unknown."""
 
     versions = ("sums 1",)
     families = ("sum x",)
@@ -40,7 +39,7 @@ class Sums:
 
 @dataclass
 class Peer:
-    """A node that signs groups, keeps them, and submits what the test says."""
+    """A node that signs groups, keeps them, and submits the rewards that a test asks for."""
 
     chain: object
     identity: Identity
@@ -48,7 +47,7 @@ class Peer:
     folder: Path
 
     def groups(self, round: int, right: tuple[int, ...], family: str = "sum") -> list[Group]:
-        """A group of four completions for each number, of which so many are right."""
+        """Return a group of four completions for each number of right answers."""
         seed = round_seed(self.identity.peer_id, round)
         return [
             Group(Task(family, "x", seed, i), (str(seed + i),) * n + ("no",) * (4 - n))
@@ -72,7 +71,7 @@ def peer(chain, tmp_path, tmp_path_factory) -> Peer:
 
 
 def judge(chain, peer: Peer) -> tuple[Finding, bytes | None]:
-    """The verdict on the newest reward."""
+    """Return the verdict on the newest reward."""
     auditor = Auditor(
         chain.coordinator, Verifier(Sums(), Swarm(), 256), audit._in_folders([peer.folder])
     )
@@ -145,7 +144,7 @@ def test_groups_that_were_changed_later_do_not_count(chain, peer) -> None:
     finding, _ = judge(chain, peer)
     assert (finding.verdict, finding.reason) == (
         "unaudited",
-        "what is served is not what it committed to",
+        "the groups served do not match the digest",
     )
 
 
@@ -154,9 +153,9 @@ def test_reward_without_groups_is_unaudited(chain, peer, is_committed) -> None:
     peer.submit(0, 900, "ab" * 32 if is_committed else None)
     finding, _ = judge(chain, peer)
     reason = (
-        "groups not to be had: none with this digest"
+        "groups not available: none with this digest"
         if is_committed
-        else "no digest of groups came with it"
+        else "its transaction has no digest of groups"
     )
     assert finding.verdict == "unaudited"
     assert finding.reason.startswith(reason)
@@ -168,7 +167,7 @@ def test_tasks_not_known_here_may_have_earned_everything(chain, peer) -> None:
     finding, _ = judge(chain, peer)
     assert (finding.verdict, finding.reason) == (
         "unaudited",
-        "1 of 2 groups are of tasks not known here, or too long",
+        "1 of 2 groups are of unknown tasks, or too long",
     )
     chain.advance()
     groups = [*peer.groups(1, (2,)), *peer.groups(1, (0, 4), "other")[1:]]
@@ -184,13 +183,13 @@ def test_group_longer_than_the_auditor_reads_may_have_earned_everything(chain, p
 
 
 def test_reward_through_a_foreign_call_is_unaudited(chain, peer) -> None:
-    """By the other overload of submitReward, as newer clients of the existing swarm send it."""
+    """Newer clients of the existing swarm use the other overload of submitReward."""
     data = chain.coordinator._abi.encode_abi(
         "submitReward(uint256,uint256,uint256,string)", [0, 0, 7, peer.identity.peer_id]
     )
     call = Call("submitReward", bytes.fromhex(data[2:]), chain.deployment.contract)
     assert chain.send(peer.account, call).succeeded
-    assert judge(chain, peer)[0].reason == "no digest of groups came with it"
+    assert judge(chain, peer)[0].reason == "its transaction has no digest of groups"
 
 
 def test_only_the_newest_rounds_are_looked_at(chain, peer) -> None:
@@ -238,7 +237,7 @@ def test_unaudited_is_tried_again_and_a_later_verdict_replaces_it(chain, peer, t
     report.note(audit.unjudged(event))
     report.note(*judge(chain, peer))
     (finding,) = report.findings.values()
-    assert finding.reason.startswith("groups not to be had")
+    assert finding.reason.startswith("groups not available")
     report.note(audit.unjudged(event))
     assert list(report.findings.values()) == [finding]
     assert not report.is_settled(event)

@@ -1,5 +1,4 @@
-"""The keeper's audit as it really is: a process of its own that finds real peers, asks them, and
-scores real tasks."""
+"""The keeper's audit as a process that finds real peers, asks them, and scores real tasks."""
 
 import json
 import logging
@@ -20,8 +19,7 @@ MIX = settings.Environment(families=DEMO_FAMILIES)
 
 
 def serve(chain, identity_file: Path, peer_id: str, folder: Path, exaggeration: int) -> Swarm:
-    """A peer on loopback that has answered round 0, half of it right, and submitted that much more
-    than it earned."""
+    """Run a peer on loopback that answered half of round 0 right and submitted more."""
     environment = environments.load(MIX)
     section = settings.Swarm(host="127.0.0.1")
     folder.mkdir()

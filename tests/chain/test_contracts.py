@@ -1,5 +1,4 @@
-"""The contract, on a real chain: the existing swarm's ABI is honoured, its weak points are not
-there."""
+"""The contract on a real chain: it has the existing swarm's ABI, without its weak points."""
 
 import json
 import random
@@ -23,7 +22,7 @@ UNSIGNED_REWARD = "submitReward(uint256,uint256,uint256,string)"
 
 
 def write(chain, signature, *arguments):
-    """A write by its signature, as a stranger's client would make it."""
+    """Build a write from its signature, as a foreign client would."""
     data = (
         Web3().eth.contract(abi=contract.coordinator_abi()).encode_abi(signature, list(arguments))
     )
@@ -31,7 +30,7 @@ def write(chain, signature, *arguments):
 
 
 def refused(chain, account, call) -> str:
-    """The name of the error with which the contract refuses the call."""
+    """Return the name of the error with which the contract refuses the call."""
     with pytest.raises(ContractRefused) as caught:
         chain.send(account, call)
     return caught.value.name
@@ -350,7 +349,7 @@ def test_leaderboards_agree_with_a_count(chain):
 
 
 def test_leaderboard_of_hundreds_of_peers_stays_cheap(chain):
-    """A page costs by its own length, and a vote the same however many peers there are."""
+    """The gas of a page depends on its length, and that of a vote not on the number of peers."""
     account = chain.new_account("a", "b", "c", "d", "e", "f")
     for voter in "abcde":
         peers = [f"12D3KooW{voter}{number:043d}" for number in range(100)]

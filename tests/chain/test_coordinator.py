@@ -1,5 +1,7 @@
-"""The client, against our contract, and chains that are wrong, mute or broken. Foreign contracts:
-test_foreign."""
+"""The client with our contract, and with chains that are wrong, silent or broken.
+
+Foreign contracts are in test_foreign.py.
+"""
 
 import json
 import threading
@@ -21,7 +23,7 @@ def section(**values) -> settings.Chain:
 
 
 class Answering:
-    """An HTTP server on loopback that answers every request by `reply(body)` -> (status, text)."""
+    """An HTTP server on loopback that answers with `reply(body)` -> (status, text)."""
 
     def __init__(self, reply):
         answering = self
@@ -52,7 +54,7 @@ class Answering:
 
 @pytest.fixture
 def serve():
-    """Start an HTTP server that answers as told."""
+    """Start an HTTP server with the given replies."""
     started = []
 
     def start(reply) -> Answering:
@@ -66,7 +68,7 @@ def serve():
 
 
 def rpc(answers):
-    """Reply with the JSON-RPC result that `answers` has for the method."""
+    """Reply with the JSON-RPC result in `answers` for the method."""
 
     def reply(body):
         request = json.loads(body)
@@ -128,7 +130,7 @@ def test_refused_call_uses_no_nonce(chain):
 
 
 def test_reverted_transaction_is_an_error(chain):
-    """Passed when its gas was estimated, refused when it was mined."""
+    """The estimate of its gas passes, and the transaction reverts."""
     account = chain.new_account("peer")
     calls = [chain.coordinator.submit_reward(0, 0, reward, "peer") for reward in (1, 2)]
     nonce = chain.coordinator.nonce(account.address)

@@ -1,5 +1,4 @@
-"""The door in front of the embedded chain: what passes through its port, and what through its
-socket."""
+"""The door in front of the embedded chain: requests through its port and through its socket."""
 
 import argparse
 import socket
@@ -20,7 +19,7 @@ from worker.errors import ChainError, ChainUnreachable, SettingsError
 
 @pytest.fixture
 def opened(place):
-    """An anvil with a door, as `chain up` has it."""
+    """Run an anvil with a door, as `chain up` does."""
     inner = place.anvil.model_copy(update={"port": 0})
     with door.opened(place.anvil, 31337) as opened, anvil.running(inner, 31337) as (_, url):
         opened.target = url

@@ -1,7 +1,7 @@
-"""Strangers on either side: our client and keeper on another contract, and another client on ours.
+"""Compatibility: our client and keeper with a foreign contract, a foreign client with ours.
 
-The stranger's contract is foreign/ForeignCoordinator.sol; the stranger's client is plain web3 with
-the ABI file alone.
+The foreign contract is foreign/ForeignCoordinator.sol; the foreign client is plain web3 with only
+the ABI file.
 """
 
 import inspect
@@ -40,7 +40,7 @@ def signatures(abi: list, kind: str) -> set[str]:
     return {abi_to_signature(entry) for entry in abi if entry["type"] == kind}
 
 
-# ---- our client on a stranger's contract
+# ---- our client on a foreign contract
 
 
 def test_foreign_contracts_have_the_abi_of_their_release_and_nothing_more(
@@ -56,7 +56,7 @@ def test_foreign_contracts_have_the_abi_of_their_release_and_nothing_more(
 
 @pytest.fixture
 def used(monkeypatch) -> set[str]:
-    """Names of the client's public methods that were called."""
+    """Record the names of the client's public methods that are called."""
     names: set[str] = set()
 
     def watched(name, method):
@@ -72,7 +72,7 @@ def used(monkeypatch) -> set[str]:
     return names
 
 
-def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, used, caplog):
+def test_our_client_drives_a_foreign_contract_through_every_call(foreign, used, caplog):
     caplog.set_level("INFO")
     client, send, owner = foreign.coordinator, foreign.send, foreign.owner
     client.check()
@@ -153,7 +153,7 @@ def test_our_client_drives_a_stranger_s_contract_through_every_call(foreign, use
     assert every - used == set()
 
 
-def test_deploy_leaves_a_stranger_s_contract_as_it_is(foreign, caplog):
+def test_deploy_leaves_a_foreign_contract_as_it_is(foreign, caplog):
     found = anvil.deploy(foreign.settings)
     assert found == foreign.deployment
     assert "left as it is: not a coordinator of ours" in caplog.text
@@ -204,7 +204,7 @@ def test_reward_whose_log_is_gone_is_neither_missing_nor_guessed(foreign_060, mo
 
 
 def test_contract_without_any_way_to_ask_is_read_by_its_log(foreign_060, monkeypatch):
-    """Release unknown: what it lacks costs neither rewards nor their confirmation."""
+    """Missing views of an unknown release cost neither rewards nor their confirmation."""
     client, account = foreign_060.coordinator, foreign_060.new_account("a", "b")
     foreign_060.send(account, client.submit_reward(0, 0, 410, "a"))
     monkeypatch.setattr(Coordinator, "_answers", lambda *_: False)
@@ -214,7 +214,7 @@ def test_contract_without_any_way_to_ask_is_read_by_its_log(foreign_060, monkeyp
 
 
 def test_rewards_of_many_rounds_are_settled_on_release_060(foreign_060, tmp_path):
-    """The first was sent and never confirmed, and all later ones waited."""
+    """In an earlier version the first was never confirmed, and all later ones waited."""
     with serving(account_settings(foreign_060.settings, tmp_path / "account")) as service:
         node = SettlingNode(foreign_060, service, tmp_path / "node", tmp_path)
         node.earn(0, 1, 2)
@@ -241,7 +241,7 @@ def test_keeper_ends_the_rounds_of_release_060(foreign_060):
 
 
 def test_client_of_release_060_reads_our_contract(chain):
-    """As it confirms its rewards: by peer, with the uint256 form of submitReward."""
+    """That client confirms rewards by peer, with the uint256 form of submitReward."""
     stranger = Stranger(chain.deployment.rpc_url, chain.deployment.contract, UPSTREAM_060)
     anna = Account.create()
     stranger.write(anna, "registerPeer(string)", "a")
@@ -251,7 +251,7 @@ def test_client_of_release_060_reads_our_contract(chain):
     assert [stranger.read(has_submitted, 0, 0, peer) for peer in ("a", "b")] == [True, False]
 
 
-# ---- our keeper on a stranger's contract
+# ---- our keeper on a foreign contract
 
 
 def keeper(foreign, **values) -> Keeper:
@@ -259,7 +259,7 @@ def keeper(foreign, **values) -> Keeper:
     return Keeper(foreign.settings.model_copy(update={"keeper": section}))
 
 
-def test_keeper_ends_a_stranger_s_round_with_all_its_stages(foreign):
+def test_keeper_ends_a_foreign_round_with_all_its_stages(foreign):
     account = foreign.new_account("a")
     for round in (0, 1):
         foreign.send(account, foreign.coordinator.submit_reward(round, 0, 100, "a"))
@@ -270,8 +270,8 @@ def test_keeper_ends_a_stranger_s_round_with_all_its_stages(foreign):
         )
 
 
-def test_two_keepers_with_one_key_end_a_stranger_s_round_once(foreign, monkeypatch):
-    """The second saw the round before the first ended it, and sends after that."""
+def test_two_keepers_with_one_key_end_a_foreign_round_once(foreign, monkeypatch):
+    """The second reads the round before the first ends it, and sends afterwards."""
     foreign.new_account("a")
     first, second = keeper(foreign), keeper(foreign)
     for one in (first, second):
@@ -291,7 +291,7 @@ def test_two_keepers_with_one_key_end_a_stranger_s_round_once(foreign, monkeypat
     assert (foreign.coordinator.current_round(), foreign.coordinator.current_stage()) == (1, 0)
 
 
-def test_bootnodes_of_a_stranger_s_contract_are_withdrawn_by_index(foreign):
+def test_bootnodes_of_a_foreign_contract_are_withdrawn_by_index(foreign):
     foreign.send(
         foreign.owner, foreign.coordinator.add_bootnodes(["/ip4/9.9.9.9/tcp/1/p2p/QmOthers"])
     )
@@ -302,12 +302,11 @@ def test_bootnodes_of_a_stranger_s_contract_are_withdrawn_by_index(foreign):
         )
 
 
-# ---- a stranger's client on our contract
+# ---- a foreign client on our contract
 
 
 class Stranger:
-    """A client written for the existing swarm: web3, its ABI file, and nothing of ours. Notes what
-    it has used."""
+    """A client for the existing swarm: web3 and its ABI file. It records the functions it used."""
 
     def __init__(self, rpc_url: str, address: str, abi: list = UPSTREAM) -> None:
         self.web3 = Web3(HTTPProvider(rpc_url, request_kwargs={"timeout": 10}))
@@ -328,7 +327,7 @@ class Stranger:
         return self._function(signature, *arguments).call()
 
     def write(self, account, signature: str, *arguments, value: int = 0) -> list[str]:
-        """Send it and wait. Returns the names of the events, as the ABI file reads them."""
+        """Send the call, wait, and return the names of its events by the ABI file."""
         built = self._function(signature, *arguments).build_transaction(
             {
                 "from": account.address,
@@ -353,7 +352,7 @@ class Stranger:
         return sorted(names)
 
     def refused(self, account, signature: str, *arguments, value: int = 0) -> str:
-        """The name that the ABI file has for the error."""
+        """Return the ABI file's name for the error."""
         with pytest.raises(ContractCustomError) as caught:
             self._function(signature, *arguments).call({"from": account.address, "value": value})
         name = self.errors[caught.value.data[:10]]
@@ -365,7 +364,7 @@ REWARD = "submitReward(uint256,uint256,int256,string)"
 VOTE = "submitWinners(uint256,string[],string)"
 
 
-def test_stranger_s_client_drives_our_contract_through_every_call(chain):
+def test_foreign_client_drives_our_contract_through_every_call(chain):
     stranger = Stranger(chain.deployment.rpc_url, chain.deployment.contract)
     read, write, refused = stranger.read, stranger.write, stranger.refused
     owner, anna, bert = chain.owner, Account.create(), Account.create()
@@ -458,14 +457,13 @@ def drive_upgrades(chain, stranger: Stranger) -> None:
 
 
 def contract_with_another_slot(chain) -> str:
-    """Answers 1 to every call, so also to proxiableUUID()."""
+    """Deploy code that answers 1 to every call, including proxiableUUID()."""
     code = "0x600a600c600039600a6000f3" + "600160005260206000f3"
     return chain.send(chain.owner, Call("create", bytes.fromhex(code[2:]), None)).contract
 
 
-def test_stranger_s_client_does_not_notice_proofs(chain, tmp_path):
-    """It reads a proven and moved peer as any other, and finds each new holder in the events that
-    it knows."""
+def test_foreign_client_does_not_notice_proofs(chain, tmp_path):
+    """A proven and moved peer reads like any other, with each new holder in known events."""
     stranger = Stranger(chain.deployment.rpc_url, chain.deployment.contract)
     node = identity.create(tmp_path / "swarm.pem")
     squatter, anna, bert = Account.create(), Account.create(), Account.create()

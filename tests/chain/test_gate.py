@@ -1,5 +1,4 @@
-"""What others may ask of the chain: every kind of request that could keep it busy, grow it or
-change it otherwise."""
+"""The gate: every kind of request that could keep the chain busy, grow it or change it."""
 
 import pytest
 from eth_account import Account
@@ -144,7 +143,7 @@ def test_logs_are_of_the_contract_and_of_blocks_that_are_counted(gate) -> None:
     "value", [None, True, -1, 2**300, "", "x", "0x", {}, [], [[]], {"to": {}}, "0x" + "f" * 70]
 )
 def test_no_value_of_a_parameter_gets_through_unread(gate, method, value) -> None:
-    """Whatever comes, it passes or is refused: nothing else is raised."""
+    """Any value passes or is refused; no other error is raised."""
     for params in ([value], [value, value], [CONTRACT, value], [value] * 3):
         try:
             gate.check(method, params)

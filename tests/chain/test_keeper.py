@@ -1,5 +1,4 @@
-"""The keeper, looking at a real chain; as processes where signals, restarts and two at once are the
-matter."""
+"""The keeper on a real chain; as processes for signals, restarts and concurrency."""
 
 import json
 import logging
@@ -27,8 +26,7 @@ NODE_A, NODE_B, NODE_C = (f"/ip4/127.0.0.1/tcp/{port}/p2p/QmBoot" for port in (1
 
 
 def with_keeper(chain, **values) -> settings.Settings:
-    """The chain's settings, with these of the keeper; `state_dir` stays that with the owner's
-    key."""
+    """Return the chain's settings with these keeper settings, in the folder of the owner's key."""
     keeper = chain.settings.keeper.model_copy(update={"poll_seconds": 0.05, **values})
     return chain.settings.model_copy(update={"keeper": keeper})
 
@@ -147,7 +145,7 @@ def test_round_does_not_end_before_min_peers_are_registered(chain):
 
 
 def test_beginning_of_a_round_is_read_from_the_chain(chain):
-    """So a restart of the keeper gives nobody more time."""
+    """A restart of the keeper does not extend the round."""
     chain.new_account("a")
     chain.advance()
     chain.advance()
@@ -184,7 +182,7 @@ def test_two_keepers_that_see_the_same_end_it_once(chain):
 
 
 def test_transaction_that_is_behind_the_round_is_refused_by_the_chain(chain):
-    """The look and the transaction are two moments: what counts is the round at the second."""
+    """The round may end between the poll and the transaction, and the latter decides."""
     call = chain.coordinator.advance_round(0)
     nonce = chain.coordinator.nonce(chain.owner.address)
     hashes = []
@@ -266,7 +264,7 @@ def test_bootnodes_cleared_by_somebody_are_published_again_with_the_next_round(c
 
 @pytest.fixture
 def start(tmp_path):
-    """Start `hivewright keeper` with the settings; its log is a file of its own. All are ended."""
+    """Start `hivewright keeper` with the settings and a log file; end it after the test."""
     started = []
 
     def keeper(values: settings.Settings, name: str = "keeper") -> subprocess.Popen:
@@ -312,8 +310,10 @@ def test_second_keeper_in_one_folder_is_refused(chain, start, tmp_path):
 
 
 def test_two_processes_end_every_round_once(chain, start, tmp_path):
-    """Two keys, so no nonce helps. Both see a round's end within milliseconds; one ended twice
-    would be a short one."""
+    """Nonces do not help against a keeper with another key.
+
+    Both see a round's end within milliseconds; one that is ended twice would be short.
+    """
     chain.new_account("a")
     first = with_keeper(chain, round_seconds=2.0)
     second = with_keeper(chain, round_seconds=2.0, state_dir=tmp_path / "second")
@@ -351,8 +351,7 @@ def test_keeper_killed_again_and_again_ends_every_round_once(chain, start):
 
 
 def test_chain_that_comes_back_is_kept_on(tmp_path, anvil_binary, start):
-    """Keeper first, chain later; then the chain is away for a while, killed, and comes back with
-    its state."""
+    """The chain starts after the keeper, is killed for a while, and comes back with its state."""
     raw = {
         "anvil": {
             "port": 0,

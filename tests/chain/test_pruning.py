@@ -62,7 +62,7 @@ def test_restart_forgets_old_transactions_and_no_book(forgetful, tmp_path):
     with anvil.running(forgetful.anvil, 31337) as (_, url):
         assert pruning.megabytes(forgetful.anvil.state_file) < size
         client = at(forgetful, url)
-        # The books are whole.
+        # The contract state is complete.
         assert (client.block_number(), client.nonce(account.address)) == (before, nonce)
         assert client.current_round() == KEPT
         assert client.read("getPeerId(address[])", [account.address])[0] == ["a"]
@@ -81,7 +81,7 @@ def test_restart_forgets_old_transactions_and_no_book(forgetful, tmp_path):
         assert [(event.arguments["roundNumber"], event.tx_hash) for event in found] == [
             (KEPT, new.tx_hash)
         ]
-        # What is old is gone, and that is no error.
+        # Old receipts are gone, which is not an error.
         assert client.receipt(old.tx_hash) is None
         assert client.reward_digest(old.tx_hash) is None
         assert list(client.events("PeerRegistered")) == []

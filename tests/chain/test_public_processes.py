@@ -1,5 +1,4 @@
-"""A whole worker and a whole audit, each a process of its own, that know the chain by a public
-address only."""
+"""A worker and an audit as processes that know the chain by a public address only."""
 
 import json
 import subprocess
@@ -18,7 +17,7 @@ from worker.chain.ledger import Ledger
 from worker.environments.presets import DEMO_SETTINGS
 
 SECONDS = 120
-"""For all of it, on a machine with much else to do; half a minute by itself."""
+"""Limit for the whole test on a busy machine; alone it takes half a minute."""
 ROUNDS = 2
 
 
@@ -54,7 +53,7 @@ def hivewright(log: Path, *arguments: str | Path) -> "subprocess.Popen[str]":
 
 
 def ended(process: "subprocess.Popen[str]", log: Path, deadline: float) -> str:
-    """Return what the process printed. Fails unless it ends in time with code 0."""
+    """Return what the process printed; fail unless it ends in time with code 0."""
     try:
         printed, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
     finally:

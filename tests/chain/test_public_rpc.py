@@ -1,5 +1,4 @@
-"""Every role on a chain as it is in public: a real anvil behind a proxy that answers as public
-addresses do."""
+"""Every role with a chain as in public: a real anvil behind a proxy that misbehaves."""
 
 import json
 import socket
@@ -34,12 +33,12 @@ from worker.errors import BadAnswer, ChainUnreachable
 from worker.rounds import ChainClock
 
 BEFORE, AFTER = 120, 30
-"""Blocks before the contract was made, and after."""
+"""Blocks before the contract was created, and after."""
 
 
 @pytest.fixture(scope="session")
 def old_chain(anvil_binary: Path) -> Iterator[str]:
-    """An anvil that keeps all state, with a past that nobody needs."""
+    """Run an anvil that keeps all state, with a long history."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     options = [
@@ -74,7 +73,7 @@ def old_chain(anvil_binary: Path) -> Iterator[str]:
 
 @pytest.fixture
 def swarm(old_chain: str, tmp_path: Path) -> Chain:
-    """A contract with two peers that have reported in two rounds, and many blocks since."""
+    """Deploy a contract with two peers that reported in two rounds, and many later blocks."""
     raw = {
         "chain": {
             "rpc_url": old_chain,
@@ -99,7 +98,7 @@ def swarm(old_chain: str, tmp_path: Path) -> Chain:
 
 
 def through(swarm: Chain, *urls: str, **changes: object) -> settings.Settings:
-    """The settings of a role that knows the chain by these addresses only."""
+    """Return settings of a role that knows the chain by these addresses only."""
     chain = {
         "rpc_url": urls, "deployment_file": None, "contract": swarm.deployment.contract,
         "timeout_seconds": 4.0, "poll_seconds": 0.1, **changes,
@@ -115,7 +114,7 @@ def client_through(swarm: Chain, *urls: str, **changes: object) -> Coordinator:
 
 @contextmanager
 def keeping(of: settings.Settings) -> Iterator[threading.Thread]:
-    """The keeper's loop in a thread, which must be alive at the end."""
+    """Run the keeper's loop in a thread, which must be alive at the end."""
     ended: list[BaseException] = []
     keeper = Keeper(of)
     stop = threading.Event()
@@ -202,7 +201,7 @@ def test_larger_pieces_are_tried_again_after_a_while():
 
 @pytest.fixture
 def forgetful(monkeypatch) -> None:
-    """What this process has found out of other clients is not known."""
+    """Clear what this process learned of contracts through other clients."""
     monkeypatch.setattr(coordinator, "_FIRST_BLOCKS", {})
 
 
@@ -318,7 +317,7 @@ SOME_ODD = [
 
 @pytest.mark.parametrize("odd", SOME_ODD)
 def test_no_answer_of_a_chain_ends_the_keeper(swarm, old_chain, odd):
-    """Odd answers to everything for a while, then now and then, at each of its calls."""
+    """Useless answers to everything for a while, then occasionally, at each of its calls."""
     account = swarm.new_account("c")
     is_odd = {"all": True}
     with public(old_chain, odd=odd, range_limit=10) as proxy:
@@ -372,8 +371,7 @@ def test_report_in_blocks_that_were_replaced_is_not_counted(swarm, old_chain):
 def settling(
     swarm: Chain, tmp_path: Path, service_rpc: str, node_rpc: str
 ) -> Iterator[tuple[Settlement, Ledger, str]]:
-    """A node that is enrolled and settles, with an account service; each has its address of the
-    chain."""
+    """Run an enrolled node that settles, and an account service, with addresses of their own."""
     served = account_settings(through(swarm, service_rpc), tmp_path / "account")
     with serving(served) as service:
         node = some_identity(tmp_path)

@@ -1,7 +1,6 @@
-"""What nodes say when they do not take a transaction, by client, and what comes of it.
+"""Nodes' messages when they refuse transactions, by client, and the effect of each.
 
-The texts are those of the clients' public sources; anvil's are also drawn from the real program
-here.
+The texts are from the clients' public sources; anvil's are also produced by the real program.
 """
 
 import pytest
@@ -173,8 +172,7 @@ def test_minimum_is_read_where_it_is_named(text, found):
 def refusing(
     monkeypatch, answers: dict[str, str] | None = None, minimum: int = 0, named: bool = True
 ) -> list[int]:
-    """Let the node refuse transactions that offer less than `minimum` wei, as geth does. Returns
-    the prices offered."""
+    """Let the node refuse transactions below `minimum` wei, as geth does; return the prices."""
     offered: list[int] = []
     ask, ask_all = Rpc._ask, Rpc.ask_all
 
@@ -221,7 +219,7 @@ def bounded(chain, **changes) -> Coordinator:
 def test_sender_raises_the_price_to_the_named_minimum_under_one_nonce(
     chain, tmp_path, monkeypatch, payer
 ):
-    """Case of the field: this text was taken for a used nonce, 32 times."""
+    """An earlier version took this text for a used nonce, 32 times."""
     offered = refusing(monkeypatch, minimum=3)
     sender = Sender(chain.coordinator, payer, tmp_path / "journal.db")
     tx_hash = sender.send(chain.coordinator.register_peer("peer"))
@@ -300,8 +298,7 @@ def test_full_pool_keeps_the_transaction_for_later(chain, tmp_path, monkeypatch)
 def test_waiting_transaction_that_is_not_outbid_enough_is_outbid_next_time(
     chain, tmp_path, monkeypatch, payer
 ):
-    """The price was raised only once before: what came after it offered the same again, until
-    somebody noticed."""
+    """An earlier version raised the price once, and then offered the same forever."""
     client = bounded(chain, max_gas_price_gwei=1.0)
     sender = Sender(client, payer, tmp_path / "journal.db")
     monkeypatch.setattr(Sender, "_deliver", lambda self, entry: self._note_sent(entry))

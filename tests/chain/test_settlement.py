@@ -1,5 +1,4 @@
-"""A ledger brought to the chain: what becomes of rewards and votes, and what the chain may have or
-refuse."""
+"""Settlement of a ledger: the fate of rewards and votes, by the chain's state and refusals."""
 
 import time
 
@@ -182,7 +181,7 @@ def test_future_round_waits_and_a_stage_that_never_was_is_rejected(chain, node) 
 
 
 def test_old_round_that_a_contract_refuses_is_rejected_once(chain, node) -> None:
-    """Ours takes old rounds for ever; a foreign one may not (stood in for by the account)."""
+    """Our contract accepts old rounds forever; a foreign one, simulated here, may not."""
     advance(chain, 3)
     asked: list[int] = []
 
@@ -246,8 +245,7 @@ def test_wrong_token_keeps_the_rows_and_says_so(node) -> None:
 
 
 def test_node_of_the_version_before_waits_for_its_upgrade_and_loses_nothing(node) -> None:
-    """The coordinator is upgraded first: its /rpc then refuses nodes that show it no token. Their
-    rewards wait."""
+    """An upgraded coordinator's /rpc refuses nodes without a token; their rewards wait."""
     parsed = node.service.node_chain()
     node.earn(0)
     before = Settlement(

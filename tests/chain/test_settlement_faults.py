@@ -1,5 +1,4 @@
-"""The settlement where things fail: no service, a chain that forgets, bad networks, kill -9, a
-bug."""
+"""Settlement under faults: no service, a chain that forgets, bad networks, kill -9, a bug."""
 
 import random
 import subprocess
@@ -40,7 +39,7 @@ settling.flush(60)
 
 @pytest.fixture
 def snapshot(chain) -> Iterator[Callable[[], None]]:
-    """Call it to make the chain forget everything since the test began."""
+    """Return a function that makes the chain forget everything since the test began."""
 
     def rpc(method: str, *params: object) -> object:
         answer = chain.coordinator.web3.provider.make_request(method, list(params))
@@ -160,7 +159,7 @@ def test_faults_on_both_ways_lose_and_double_nothing(chain, service, node, monke
 def test_backlog_gets_through_an_account_service_that_fails_now_and_then(
     chain, service, node
 ) -> None:
-    """Each walk gets a little further: pauses that double with every failure would take minutes."""
+    """Each walk makes some progress; pauses that double with every failure would take minutes."""
     advance(chain, 39)
     node.earn(*range(40))
     count = iter(range(10**6))

@@ -1,5 +1,4 @@
-"""The requests of docs/operations/join.md, as a client that knows nothing of hivewright sends
-them."""
+"""The requests in docs/operations/join.md, sent by a client without hivewright."""
 
 import pytest
 import requests

@@ -1,4 +1,4 @@
-"""Upgrades in place: the books survive a good one, and a bad one is not made."""
+"""Upgrades in place: a good one keeps the contract's state, and a bad one is refused."""
 
 import copy
 import json
@@ -27,8 +27,7 @@ FIRST_RELEASE = RELEASES["hivewright/1"]
 
 @pytest.fixture
 def released(chain, monkeypatch, request) -> Coordinator:
-    """A swarm on an older release (the first one unless the test names another), as it was deployed
-    then, with a peer in round 1 that earned in round 0."""
+    """Deploy an older release (by default the first), with a peer that earned in round 0."""
     release = RELEASES[getattr(request, "param", "hivewright/1")]
     shutil.rmtree(chain.settings.keeper.state_dir)
     with monkeypatch.context() as patch:
@@ -110,8 +109,7 @@ def test_deploy_again_upgrades_nothing(chain, capsys):
 
 
 def test_upgrade_waits_for_its_turn_with_the_keeper_s_key(chain, released, monkeypatch):
-    """The keeper of the running swarm sends with the same key: a nonce that it took is not the
-    end."""
+    """A nonce that the keeper of the running swarm took with the same key is not the end."""
     taken = []
     transact = Coordinator.transact
 
@@ -141,7 +139,7 @@ def test_contract_of_another_owner_is_left(chain, released, caplog):
 
 
 def test_newer_version_is_left(chain, monkeypatch, caplog):
-    """A host that was rolled back does not take the swarm's books back with it."""
+    """A host that was rolled back does not roll the swarm's contract back."""
     carry(
         monkeypatch,
         {**contract.artifact("SwarmCoordinator"), **FIRST_RELEASE, "runtime_sha256": "00"},
@@ -151,7 +149,7 @@ def test_newer_version_is_left(chain, monkeypatch, caplog):
 
 
 def test_unknown_implementation_is_not_upgraded(chain, monkeypatch):
-    """Somebody's build of the same version: what it left in storage is not known."""
+    """The storage layout of an unknown build of the same version is not known."""
     (chain.settings.keeper.state_dir / upgrade.NOTE_FILE).unlink()
     monkeypatch.setattr(upgrade, "releases", list)
     carry(monkeypatch, {**contract.artifact("SwarmCoordinator"), "runtime_sha256": "00"})
@@ -164,7 +162,7 @@ def test_unknown_implementation_is_not_upgraded(chain, monkeypatch):
 
 @pytest.fixture(scope="session")
 def changed(tmp_path_factory, anvil_binary) -> dict:
-    """A real build of our contract with a variable in front of those that are there."""
+    """Return a real build of our contract with a variable inserted before the others."""
     folder = tmp_path_factory.mktemp("changed")
     for file in (ROOT / "contracts/src").iterdir():
         text = file.read_text()
@@ -214,7 +212,7 @@ def test_first_release_is_what_it_was(chain, released):
 
 
 def change(path: tuple, value) -> dict:
-    """The carried layout with one thing changed; `value` None: taken out."""
+    """Return the layout in this package with one thing changed; `value` None: removed."""
     changed = copy.deepcopy(contract.artifact("SwarmCoordinator")["storage_layout"])
     place = changed
     for part in path[:-1]:

@@ -1,5 +1,4 @@
-"""The demo's folder: its own, emptied for each run, and never somebody else's or one that is in
-use."""
+"""The demo's folder is emptied for each run, and a foreign or locked one is refused."""
 
 import argparse
 

@@ -172,7 +172,7 @@ def test_address_that_is_not_this_machines_is_a_warning(
 ) -> None:
     bootnodes = ["/ip4/127.0.0.1/tcp/9/p2p/QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"]
     swarm = {"enabled": False, "bootnodes": bootnodes, "announce": ["/ip4/192.0.2.7/tcp/1"]}
-    assert "are on it" in findings_of(settings_of(enrolled, swarm=swarm))["announced"].cause
+    assert "are this machine" in findings_of(settings_of(enrolled, swarm=swarm))["announced"].cause
     monkeypatch.setattr(doctor, "_source_address", lambda target: "192.0.2.8")
     for announce, verdict in (("/ip4/192.0.2.7/tcp/1", "warning"), ("/ip4/192.0.2.8/tcp/1", "ok")):
         swarm = {"enabled": False, "bootnodes": bootnodes, "announce": [announce]}

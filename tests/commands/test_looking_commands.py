@@ -1,5 +1,4 @@
-"""`hivewright eval`, `answers` and `chat` on what a real node left: the small model, a few
-rounds."""
+"""`hivewright eval`, `answers` and `chat` on a node with the small model and a few rounds."""
 
 import argparse
 import io
@@ -21,8 +20,7 @@ from worker.telemetry.model_card import model_card
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> settings.Settings:
-    """Settings of a node that has trained six rounds and evaluated itself before, in the middle and
-    after."""
+    """Train a node for six rounds with evaluations before, between and after."""
     made = enrolled(
         tmp_path_factory.mktemp("looking") / "node",
         node_eval_every_rounds=3,
@@ -59,7 +57,7 @@ def test_node_evaluates_itself_before_and_after(trained):
 
 
 def test_held_out_reward_is_that_of_an_independent_scorer(trained, capsys):
-    """The same tasks, answered by the same policy, scored by reasoning-gym itself."""
+    """reasoning-gym itself scores the same policy's answers to the same tasks."""
     found = evaluated(trained, capsys, "--now")["now"]
     policy, _ = model_setup.load_trained(trained, trained.node.state_dir / "checkpoints")
     environment = environments.load(trained.environment)

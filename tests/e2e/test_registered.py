@@ -1,5 +1,4 @@
-"""A worker that exchanges with registered peers only: a stranger is refused, and let in once the
-chain knows it."""
+"""A worker that exchanges with registered peers only refuses others until they register."""
 
 import json
 import logging
@@ -38,7 +37,7 @@ class PickyDemo(Demo):
 
 
 class Stranger:
-    """A node without an account: its part of the swarm, and eyes on the chain."""
+    """A node without an account: the swarm part, and a client of the chain."""
 
     def __init__(self, demo: Demo, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +60,7 @@ class Stranger:
         self.coordinator = Coordinator(demo._settings({}).chain)
 
     def take_part(self) -> Collected:
-        """The chain's current round."""
+        """Return the chain's current round."""
         round = self.coordinator.current_round()
         tasks = self.environment.sample(round_seed(self.identity.peer_id, round), 2)
         self.swarm.publish(round, [Group(task, ("7", "no idea")) for task in tasks])
@@ -105,9 +104,11 @@ def see_both_sides(
         return swarm.status().refused_by_peers.get("not-allowed", 0)
 
     me, swarm = stranger.identity.peer_id, stranger.swarm
-    wait_until(swarm.peers, PATIENCE_SECONDS, "the stranger knows the worker")
+    wait_until(swarm.peers, PATIENCE_SECONDS, "the new node knows the worker")
     with caplog.at_level(logging.WARNING):
-        wait_until(lambda: learn() or refused(), PATIENCE_SECONDS, "it has refused the stranger")
+        wait_until(
+            lambda: learn() or refused(), PATIENCE_SECONDS, "the worker has refused the new node"
+        )
     assert swarm.status().groups_fetched == 0
     assert swarm.status().state == "training-alone"
     why = (
@@ -121,7 +122,7 @@ def see_both_sides(
     wait_until(
         lambda: f"request refused peer={me} {why}" in log.read_text(), 10, "the worker says it too"
     )
-    assert swarm.status().groups_offered == 0  # nor did it ask the stranger
+    assert swarm.status().groups_offered == 0  # nor did the worker ask the new node
 
     stranger.register(demo)
     wait_until(learn, PATIENCE_SECONDS, "the worker's groups come")

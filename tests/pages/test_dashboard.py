@@ -1,4 +1,4 @@
-"""What the dashboard says of a real chain, without a browser."""
+"""The dashboard's JSON about a real chain, without a browser."""
 
 import json
 import subprocess
@@ -29,8 +29,7 @@ PEERS = ["QmFirst", "QmSecond", "QmThird"]
 
 
 def two_rounds(chain: Chain) -> str:
-    """Three peers of one account, two rounds of rewards and votes, a third round open; the
-    account."""
+    """Make two rounds of rewards and votes by three peers, and open a third; return the account."""
     account = chain.new_account(*PEERS)
     for round, rewards in enumerate([(100, 200, 600), (400, 500, 900)]):
         for peer_id, reward in zip(PEERS, rewards, strict=True):
@@ -42,7 +41,7 @@ def two_rounds(chain: Chain) -> str:
 
 
 def deployed(place: settings.Settings, url: str) -> Chain:
-    """The contract on the anvil at `url`; made if it is not there."""
+    """Return the contract on the anvil at `url`, deployed if it is missing."""
     there = place.model_copy(update={"chain": place.chain.model_copy(update={"rpc_url": (url,)})})
     deployment = anvil.deploy(there)
     coordinator = Coordinator(there.chain)
@@ -96,7 +95,7 @@ def test_swarm_is_told_as_the_chain_has_it(chain: Chain, dashboard: Dashboard) -
 
 @pytest.fixture(scope="module")
 def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
-    """A dashboard without a chain, for what has nothing to do with one."""
+    """Run a dashboard without a chain."""
     folder = tmp_path_factory.mktemp("lonely")
     away = settings.parse({"chain": {"deployment_file": str(folder / "deployment.json")}}, "test")
     with showing(with_dashboard(away, folder / "dashboard")) as shown:
@@ -153,7 +152,7 @@ def test_looking_costs_the_chain_nothing_where_nothing_happens(
 def test_what_was_read_half_is_not_counted_twice(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a chain that fails at each of the calls in turn."""
+    """The chain fails at each of the calls in turn."""
     two_rounds(chain)
     found = Reader(with_dashboard(chain.settings, tmp_path))
     asked: list[str] = []
@@ -209,14 +208,14 @@ def test_bounded_however_many_peers_and_rounds_there_are(
         ("QmThird", [(1, 900), (2, 1000)]),
         ("QmSecond", [(1, 500)]),
     ]
-    # The books know what the log that is kept does not tell any more.
+    # The contract state has sums over more rounds than the log that is kept.
     assert [peer["total_reward"] for peer in found.content()["peers"]] == [2500, 700]
 
 
 def test_chain_that_has_forgotten_is_known_by_its_books(
     place: settings.Settings, tmp_path: Path
 ) -> None:
-    """On an anvil whose history is short, and whose books are not."""
+    """The chain keeps a short history, and the contract's state in full."""
     num_kept = 64
     forgetful = place.model_copy(
         update={"anvil": place.anvil.model_copy(update={"history_blocks": num_kept})}
@@ -231,7 +230,7 @@ def test_chain_that_has_forgotten_is_known_by_its_books(
         there.send(
             there.new_account("QmNew"), there.coordinator.submit_reward(last, 0, 300, "QmNew")
         )
-        # Who has read it in time goes on from there.
+        # A reader that was in time continues from there.
         assert found.look()
         assert found.content()["num_peers"] == 4
         assert len(found.content()["rounds"]) == 4
@@ -284,7 +283,7 @@ def test_foreign_contract_is_shown_too(foreign: Chain, tmp_path: Path) -> None:
 def test_contract_without_leaderboards_costs_none_of_the_wins(
     foreign_060: Chain, tmp_path: Path
 ) -> None:
-    """Release 0.6.0."""
+    """On release 0.6.0."""
     account = foreign_060.new_account(*PEERS)
     foreign_060.send(account, foreign_060.coordinator.submit_reward(0, 0, 400, "QmFirst"))
     foreign_060.send(
@@ -361,7 +360,7 @@ def run(*, folder: Path, **of: object) -> subprocess.CompletedProcess[str]:
 def test_at_an_address_of_its_own_it_answers_on_its_machine_too(
     chain: Chain, tmp_path: Path
 ) -> None:
-    """What `tailscale_serve` shows is what answers at 127.0.0.1."""
+    """`tailscale_serve` forwards to 127.0.0.1."""
     with showing(with_dashboard(chain.settings, tmp_path / "dashboard", host="127.0.0.2")) as shown:
         assert shown.url.startswith("http://127.0.0.2:")
         for url in (shown.url, shown.url.replace("127.0.0.2", "127.0.0.1")):

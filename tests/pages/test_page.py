@@ -53,7 +53,7 @@ def test_page_shows_rounds_peers_and_rewards(
     assert page.complaints() == []
 
 
-def test_strangers_text_never_becomes_markup(
+def test_untrusted_text_never_becomes_markup(
     chain: Chain, dashboard: Dashboard, page: Page
 ) -> None:
     account = chain.new_account(HOSTILE, "\u202egnihton")

@@ -4,7 +4,7 @@ from pyinfra import host
 
 from deploys import worker
 from deploys.inventory import validation
-from deploys.inventory.validation import HostEntry
+from deploys.inventory.host_plan import HostEntry
 
 KEYS = ("model_name", "model_token_file", "slots", "swarm_enabled")
 data = {key: host.data.get(key) for key in KEYS}

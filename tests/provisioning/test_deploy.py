@@ -16,9 +16,9 @@ from paramiko import ECDSAKey
 from deploys import mesh, operator, units
 from deploys.facts import ChosenModels, ConfiguredServices, ConfiguredSlots, Identities, MovedAway
 from deploys.fleet.pyinfra_process import Pyinfra
-from deploys.inventory import planning, validation
+from deploys.inventory import derived_settings, planning, validation
+from deploys.inventory.host_plan import HostEntry, Planned
 from deploys.inventory.schema import Deployment
-from deploys.inventory.validation import HostEntry
 from worker.errors import SettingsError
 from worker.swarm import identity
 
@@ -266,7 +266,7 @@ def test_plan_reads_back_as_it_was_handed_on() -> None:
     )
     assert set(members) == {"hub", "auto"}
     for plan in plans.values():
-        planned = planning.Planned(plan, "https://git.example.org/h.git", COMMIT, None, members)
+        planned = Planned(plan, "https://git.example.org/h.git", COMMIT, None, members)
         again = planning._AS_JSON.validate_json(planning._AS_JSON.dump_json(planned))
         assert again == planned
         texts = [
@@ -713,7 +713,7 @@ def test_shipped_inventory_is_right(name: str) -> None:
 def test_example_inventory_explains_every_key_that_is_not_a_setting() -> None:
     text = (CHECKOUT / "inventory/example.py").read_text()
     named = {*re.findall(r'"(\w+)":', text), *re.findall(r"`(\w+)`:", text)}
-    keys = {*Deployment.model_fields, *validation.SLOT_KEYS}
+    keys = {*Deployment.model_fields, *derived_settings.SLOT_KEYS}
     assert keys - named == set()
     wrong = {
         key

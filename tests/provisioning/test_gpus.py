@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from deploys import gpus
-from deploys.gpus import BUILDS, CPU_INDEX, Gpu, Gpus, choose_torch
+from deploys.gpus import Gpu, Gpus
 from deploys.hardware import HostGpus, OwnPipSources
+from deploys.inventory import torch_builds
+from deploys.inventory.torch_builds import BUILDS, CPU_INDEX, choose_torch
 from worker.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
@@ -216,8 +218,8 @@ def test_builds_are_those_of_the_torch_that_is_pinned() -> None:
     pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][
         "worker"
     ]
-    assert f"torch=={gpus.TORCH}" in pins
-    assert f"\ntorch=={gpus.TORCH}\n" in (ROOT / "requirements/first.txt").read_text()
+    assert f"torch=={torch_builds.TORCH}" in pins
+    assert f"\ntorch=={torch_builds.TORCH}\n" in (ROOT / "requirements/first.txt").read_text()
     assert [build.cuda for build in BUILDS] == sorted(
         (build.cuda for build in BUILDS), reverse=True
     )

@@ -8,7 +8,7 @@ import pytest
 
 from deploys import units, worker
 from deploys.inventory import validation
-from deploys.inventory.validation import HostEntry
+from deploys.inventory.host_plan import HostEntry
 from deploys.paths import CURRENT, MODELS, STATE
 from deploys.services import WORKER_UNIT
 from lab.lab import Lab

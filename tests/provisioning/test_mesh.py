@@ -11,8 +11,8 @@ import pytest
 from deploys import mesh, operator
 from deploys.facts import WireGuard
 from deploys.inventory import validation
+from deploys.inventory.host_plan import HostEntry
 from deploys.inventory.schema import Deployment
-from deploys.inventory.validation import HostEntry
 from deploys.mesh import Member
 from worker.errors import SettingsError
 

@@ -16,7 +16,7 @@ from deploys.fleet_facts import HostStates
 from deploys.gpus import WSL_LIB, Gpus
 from deploys.hardware import HostGpus
 from deploys.inventory import validation
-from deploys.inventory.validation import HostEntry, HostPlan
+from deploys.inventory.host_plan import HostEntry, HostPlan
 from worker.errors import SettingsError
 
 RECORDINGS = Path(__file__).parent / "recordings"

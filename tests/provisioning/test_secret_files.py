@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from deploys import operator
-from deploys.inventory import planning, secret_files, validation
-from deploys.inventory.validation import HostEntry
+from deploys.inventory import commits, planning, secret_files, validation
+from deploys.inventory.host_plan import HostEntry
 from worker.errors import SettingsError
 
 PASSWORD = "hunter2hunter2"
@@ -83,7 +83,7 @@ def test_password_in_origin_is_refused_before_it_gets_to_a_host(
     """A release comes from `origin` if the inventory names no repository."""
     monkeypatch.setattr(operator, "origin", lambda checkout, source: IN_URL)
     with pytest.raises(SettingsError) as refused:
-        planning._commits([entry(release_ref="0" * 40)], 5)
+        commits.look_up([entry(release_ref="0" * 40)], 5)
     assert "release_repository: not set, and origin of" in str(refused.value)
     assert "set release_source to wheelhouse" in str(refused.value)
     assert PASSWORD not in str(refused.value)

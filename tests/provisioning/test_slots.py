@@ -8,7 +8,7 @@ import pytest
 from deploys import gpus
 from deploys.gpus import Gpus
 from deploys.inventory import validation
-from deploys.inventory.validation import HostEntry, HostPlan
+from deploys.inventory.host_plan import HostEntry, HostPlan
 from worker.errors import SettingsError
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from deploys.inventory import validation
+from deploys.inventory.host_plan import HostEntry
 from deploys.inventory.schema import Deployment
-from deploys.inventory.validation import HostEntry
 from deploys.tailscale import join, serve_ports, tailnet
 from deploys.tailscale.tailnet import Tailnet
 from worker.errors import SettingsError

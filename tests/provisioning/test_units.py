@@ -14,7 +14,7 @@ import pytest
 
 from deploys import paths, system, units, worker
 from deploys.inventory import validation
-from deploys.inventory.validation import HostEntry
+from deploys.inventory.host_plan import HostEntry
 from deploys.paths import CURRENT, MODELS
 from deploys.services import COORDINATOR_ROLES, COORDINATOR_UNITS, ENROL_UNIT, GPU_UNIT, WORKER_UNIT
 from worker import settings

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from deploys import paths
-from deploys.inventory import validation
-from deploys.inventory.validation import HostEntry, HostPlan
+from deploys.inventory import derived_settings, validation
+from deploys.inventory.host_plan import HostEntry, HostPlan
 from deploys.services import COORDINATOR_ROLES
 from worker import environments
 from worker.errors import SettingsError
@@ -643,7 +643,7 @@ def test_workers_look_at_the_chain_less_often_and_a_coordinator_beside_one_as_be
     ]
     polls = [{role: of.chain.poll_seconds for role, of in plan.services.items()} for plan in plans]
     assert polls[0] == polls[1]
-    assert plans[1].slots[0].settings.chain.poll_seconds == validation.WORKER_POLL_SECONDS
+    assert plans[1].slots[0].settings.chain.poll_seconds == derived_settings.WORKER_POLL_SECONDS
 
 
 def test_key_of_a_slot_that_is_misspelt_gets_a_suggestion() -> None:

@@ -1,0 +1,1 @@
+"""The account service: signs and sends for all nodes of a fleet."""

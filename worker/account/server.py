@@ -47,19 +47,17 @@ log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 256 * 1024
 _MAX_RPC_ANSWER_BYTES = 16 * 1024 * 1024
-# Calls that may wait for the chain at once, besides those of /rpc; the sender brings them there
-# together.
 _NUM_THREADS = 64
-# What a client may take to send a body.
+"""Calls other than /rpc that may wait for the chain at once; the sender batches them."""
 _READ_SECONDS = 10.0
-# What a node may ask of the chain: a few reads in every look at the round, a few transactions in a
-# round.
+"""Time limit for a client to send a body."""
+# A node makes a few reads per poll of the round, and a few transactions per round.
 _RPC_PER_SECOND, _RPC_BURST = 20.0, 400.0
 _SENDS_PER_SECOND, _SENDS_BURST = 0.2, 60.0
-# Wrong tokens from one address: after some, one every six seconds.
+# Wrong tokens from one address: after a burst, one every six seconds.
 _GUESSES_PER_SECOND, _GUESSES_BURST = 1 / 6, 20.0
-# Requests that the chain works on at once, for all callers; and for one, until it has read the
-# answer.
+# Requests in progress at the chain, for all callers and for one; the latter counts until the
+# caller has read the answer.
 _MAX_AT_CHAIN, _MAX_AT_CHAIN_FOR_ONE = 16, 4
 
 _OF_GUESSES_AND_FLOODS = (401, 403, 408, 415, 429)
@@ -89,7 +87,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._coordinator = Coordinator(settings.chain)
-        # First what may be missing: nothing is made by a service that can't start.
+        # Read what may be missing first, so that a service that can't start creates nothing.
         self._enrolment_token = _enrolment_token(settings)
         account = load_account(settings.account.state_dir)
         self.address = str(account.address)
@@ -97,10 +95,8 @@ class Service:
         self._sender = Sender(self._coordinator, account, settings.account.state_dir / "journal.db")
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "account")
         self._gate: Gate | None = None
-        self._asks, self._sends = (
-            Quota(_RPC_PER_SECOND, _RPC_BURST),
-            Quota(_SENDS_PER_SECOND, _SENDS_BURST),
-        )
+        self._requests = Quota(_RPC_PER_SECOND, _RPC_BURST)
+        self._sends = Quota(_SENDS_PER_SECOND, _SENDS_BURST)
         self._guesses = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
         self._wrong_tokens = Quota(_GUESSES_PER_SECOND, _GUESSES_BURST)
         """Wrong tokens of nodes, which can't be guessed: they do not block enrolment."""
@@ -134,16 +130,14 @@ class Service:
 
     async def tend(self) -> None:
         """Tend pending transactions, forever."""
-        last_error = None
+        outage = Outage(log)
         while True:
             try:
                 num_waiting = await asyncio.to_thread(self._sender.tend)
-                systemd.progress(f"{num_waiting} transactions on their way")
-                last_error = None
+                systemd.progress(f"{num_waiting} transactions pending")
+                outage.end("transactions are sent again")
             except WorkerError as error:
-                if str(error) != last_error:
-                    log.warning("transactions wait error=%s", error)
-                last_error = str(error)
+                outage.begin("transactions wait error=%s", error)
                 systemd.progress("no chain")
             await asyncio.sleep(self._settings.chain.poll_seconds)
 
@@ -160,9 +154,9 @@ class Service:
 
     async def register_peer(self, request: web.Request) -> web.Response:
         body = await self._authorized(request, request_bodies.Registration)
-        shown = None if body.proof is None else _decoded_proof(body.proof)
+        proof = _decoded_proof(body.proof)
         return await self._send(
-            lambda: peer_proof.registration(self._coordinator, body.peer_id, shown), body.peer_id
+            lambda: peer_proof.registration(self._coordinator, body.peer_id, proof), body.peer_id
         )
 
     async def submit_reward(self, request: web.Request) -> web.Response:
@@ -196,19 +190,19 @@ class Service:
             raise Refused(
                 429, "TooManyGuesses", "wrong tokens came from this address; wait a minute"
             )
-        if not hmac.compare_digest(body.token.encode(), self._enrolment_token.encode()):
+        token, expected = body.token.encode(), self._enrolment_token.encode()
+        if not hmac.compare_digest(token, expected):
             self._count_guess(request)
             raise Refused(
                 403, "EnrolmentTokenWrong", "not the token that the account service was given"
             )
         signed = ENROL_PREFIX + body.peer_id.encode()
-        public_key, signature = (
-            _decoded("publicKey", body.public_key),
-            _decoded("signature", body.signature),
-        )
-        if not await self._in_thread(
+        public_key = _decoded("publicKey", body.public_key)
+        signature = _decoded("signature", body.signature)
+        is_signed = await self._in_thread(
             lambda: identity.verify(body.peer_id, public_key, signed, signature)
-        ):
+        )
+        if not is_signed:
             raise Refused(403, "SignatureWrong", f"not signed by the key of {body.peer_id}")
         log.info("peer enrolled peer_id=%s", body.peer_id)
         return web.json_response({"token": self._tokens.issue(body.peer_id)})
@@ -232,7 +226,7 @@ class Service:
         peer_id = self._peer_of(request)
         asked = request_bodies.parse_rpc(await _read(request), MAX_BATCH)
         calls = asked if isinstance(asked, list) else [asked]
-        if not self._asks.take(peer_id, len(calls)):
+        if not self._requests.take(peer_id, len(calls)):
             raise Refused(
                 429,
                 "TooManyRequests",
@@ -242,16 +236,18 @@ class Service:
             raise Refused(
                 429,
                 "TooManyRequests",
-                f"{peer_id}: {_MAX_AT_CHAIN_FOR_ONE} answers are on their way",
+                f"{peer_id}: {_MAX_AT_CHAIN_FOR_ONE} requests are in progress",
             )
         self._at_chain_for[peer_id] += 1
         try:
             async with self._at_chain:
                 answers = await self._answers(calls, peer_id)
-            text = b"[" + b",".join(answers) + b"]" if isinstance(asked, list) else answers[0]
-            del answers
+            text = answers[0]
+            if isinstance(asked, list):
+                text = b"[" + b",".join(answers) + b"]"
+            del answers  # they may be large, and the client slow to read
             response = web.Response(body=text, content_type="application/json")
-            # Answers that are not read yet count too: each may have 16 MB.
+            # Answers that the client has not read yet count too: each may have 16 MB.
             with suppress(ConnectionError):  # the client has left
                 await response.prepare(request)
                 await response.write_eof()
@@ -261,7 +257,11 @@ class Service:
             if not self._at_chain_for[peer_id]:
                 del self._at_chain_for[peer_id]
 
-    async def _answers(self, calls: list[request_bodies.RpcRequest], peer_id: str) -> list[bytes]:
+    async def _answers(
+        self,
+        calls: list[request_bodies.RpcRequest],
+        peer_id: str,
+    ) -> list[bytes]:
         answers = []
         for call in calls:
             answers.append(await self._answer(call, peer_id))
@@ -280,9 +280,15 @@ class Service:
             self._count_sent(passed, peer_id)
         except NotPassed as refusal:
             error = {"code": refusal.code, "message": str(refusal)}
-            return json.dumps({"jsonrpc": "2.0", "id": call.id, "error": error}).encode()
+            answer = {"jsonrpc": "2.0", "id": call.id, "error": error}
+            return json.dumps(answer).encode()
         rpc = await self._in_thread(lambda: self._coordinator.rpc)
-        body = {"jsonrpc": "2.0", "id": call.id, "method": passed.method, "params": passed.params}
+        body = {
+            "jsonrpc": "2.0",
+            "id": call.id,
+            "method": passed.method,
+            "params": passed.params,
+        }
         for _ in range(rpc.num_addresses - 1):
             try:
                 return await self._pass_on(body, rpc)
@@ -304,13 +310,16 @@ class Service:
         The signer is not counted: anyone can resend a transaction that another account signed.
         """
         if passed.sender is not None and not self._sends.take(peer_id):
-            reason = (
-                f"{peer_id} has sent too much; at most {60 * _SENDS_PER_SECOND:g} transactions a"
-                " minute"
+            limit = f"{60 * _SENDS_PER_SECOND:g} transactions a minute in the long run"
+            raise NotPassed(
+                TOO_MANY, f"{passed.method}: too many transactions of {peer_id}; at most {limit}"
             )
-            raise NotPassed(TOO_MANY, f"{passed.method}: {reason} in the long run")
 
-    async def _pass_on(self, body: dict[str, Any], rpc: Rpc) -> bytes:
+    async def _pass_on(
+        self,
+        body: dict[str, Any],
+        rpc: Rpc,
+    ) -> bytes:
         url = await self._in_thread(rpc.choose)
         timeout = aiohttp.ClientTimeout(
             total=self._settings.chain.timeout_seconds / rpc.num_addresses
@@ -342,16 +351,24 @@ class Service:
 
     def _session_to(self, url: str) -> tuple[aiohttp.ClientSession, str]:
         """Return a session for the address, and the URL to use in it."""
-        path = url.removeprefix(UNIX) if url.startswith(UNIX) else None
+        is_socket = url.startswith(UNIX)
         if url not in self._sessions:
-            connector = None if path is None else aiohttp.UnixConnector(socket_name(Path(path)))
-            self._sessions[url] = session = aiohttp.ClientSession(connector=connector)
+            connector = None
+            if is_socket:
+                path = Path(url.removeprefix(UNIX))
+                connector = aiohttp.UnixConnector(socket_name(path))
+            session = aiohttp.ClientSession(connector=connector)
             self._open.push_async_callback(session.close)
-        return self._sessions[url], url if path is None else "http://localhost/"
+            self._sessions[url] = session
+        return self._sessions[url], "http://localhost/" if is_socket else url
 
     # ----
 
-    async def _authorized(self, request: web.Request, model: type[_Body]) -> _Body:
+    async def _authorized(
+        self,
+        request: web.Request,
+        model: type[_Body],
+    ) -> _Body:
         """Return the body, if it is for our account and its sender is the peer that it is about."""
         body = request_bodies.parse(model, await _read(request))
         if body.org_id != self._settings.chain.org_id:
@@ -369,9 +386,9 @@ class Service:
         remote = str(request.remote)
         forwarded = request.headers.get("X-Forwarded-For", "")
         if self._settings.account.behind_proxy and forwarded and webguard.is_loopback(remote):
-            # Each proxy adds the address that it was asked from; only what the last one says is to
-            # be trusted.
-            return f"forwarded {webguard.source_of(forwarded.rpartition(',')[2].strip())}"
+            # Each proxy appends its client's address; only the last entry is trustworthy.
+            _, _, client = forwarded.rpartition(",")
+            return f"forwarded {webguard.source_of(client.strip())}"
         return webguard.source_of(remote)
 
     def _count_guess(self, request: web.Request) -> None:
@@ -399,7 +416,11 @@ class Service:
             raise Refused(401, "TokenWrong", "not a token of this account service")
         return peer_id
 
-    async def _send(self, build: Callable[[], Call], peer_id: str) -> web.Response:
+    async def _send(
+        self,
+        build: Callable[[], Call],
+        peer_id: str,
+    ) -> web.Response:
         def send() -> str:
             call = build()
             tx_hash = self._sender.send(call)
@@ -423,7 +444,11 @@ class Service:
     # ---- failures
 
     @web.middleware
-    async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _answer_errors(
+        self,
+        request: web.Request,
+        handler: Handler,
+    ) -> web.StreamResponse:
         """Answer every failure with {"error": NAME OR SENTENCE}.
 
         A "detail" for people is added if the name alone says little.
@@ -435,21 +460,16 @@ class Service:
                 {"error": f"{printable(request.path)}: {error.reason}"}, status=error.status
             )
         except web.RequestPayloadError:
-            # What is left of the body can't be read either: aiohttp must not try, and the
-            # connection ends.
+            # aiohttp must not try to read the rest of the body, so the connection is closed.
             request.content.feed_eof()
             content = {"error": "body: not encoded as its headers say"}
             log.warning("refused path=%s status=400 %s", request.path, json.dumps(content))
             response = web.json_response(content, status=400)
             response.force_close()
             return response
-        except Refused as refused:
-            status, content = refused.status, {"error": refused.error}
-            if refused.detail:
-                content["detail"] = refused.detail
         except ContractRefused as error:
             self._chain_outage.end("chain answers again")
-            status, content = 400, {"error": error.name or str(error)}
+            return self._refusal(request, 400, error.name or str(error))
         except ChainUnreachable as error:
             self._chain_outage.begin(
                 "chain unreachable, calls that need it get status=503 error=%s", error
@@ -457,14 +477,28 @@ class Service:
             return web.json_response(
                 {"error": "ChainUnreachable", "detail": str(error)}, status=503
             )
+        except Refused as refused:
+            return self._refusal(request, refused.status, refused.error, refused.detail)
         except WorkerError as error:
-            status, content = 500, {"error": type(error).__name__, "detail": str(error)}
+            return self._refusal(request, 500, type(error).__name__, str(error))
         except OSError:
             if request.transport is not None:
                 raise
-            log.debug("client left within its body path=%s", request.path)
-            # Nobody reads this.
+            log.debug("client disconnected within its body path=%s", request.path)
+            # No client reads this.
             return web.json_response({"error": "body: cut short"}, status=400)
+
+    def _refusal(
+        self,
+        request: web.Request,
+        status: int,
+        error: str,
+        detail: str | None = None,
+    ) -> web.Response:
+        """Log a refusal, and return the answer for it."""
+        content = {"error": error}
+        if detail:
+            content["detail"] = detail
         said = f"refused path={request.path} status={status} {json.dumps(content)}"
         if status in _OF_GUESSES_AND_FLOODS:
             self._sparingly.warn(str(status), f"{said} from={request.remote}")
@@ -487,11 +521,9 @@ async def _read(request: web.Request) -> bytes:
 def _enrolment_token(settings: Settings) -> str | None:
     """Return the enrolment token; None: enrolment is closed."""
     file = settings.account.enrolment_token_file
-    return (
-        read_secret(file, "one line with a token", "account.enrolment_token_file", LINE)
-        if file
-        else None
-    )
+    if file is None:
+        return None
+    return read_secret(file, "one line with a token", "account.enrolment_token_file", LINE)
 
 
 def _token_in(authorization: str) -> str | None:
@@ -512,6 +544,9 @@ def _decoded(name: str, text: str) -> bytes:
         raise Refused(400, f"{name}: expected base 64") from None
 
 
-def _decoded_proof(shown: request_bodies.ShownProof) -> Proof:
+def _decoded_proof(shown: request_bodies.ShownProof | None) -> Proof | None:
+    if shown is None:
+        return None
     public_key = _decoded("proof/publicKey", shown.public_key)
-    return Proof(public_key, _decoded("proof/signature", shown.signature), shown.is_move)
+    signature = _decoded("proof/signature", shown.signature)
+    return Proof(public_key, signature, shown.is_move)

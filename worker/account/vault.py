@@ -61,9 +61,8 @@ class Tokens:
     def peer_of(self, token: str) -> str | None:
         """Return the peer that the token is valid for; None if we did not issue it."""
         peer_id = token.rpartition(".")[0]
-        return (
-            peer_id if hmac.compare_digest(self.issue(peer_id).encode(), token.encode()) else None
-        )
+        is_ours = hmac.compare_digest(self.issue(peer_id).encode(), token.encode())
+        return peer_id if is_ours else None
 
 
 def _read_hex(file: Path) -> str:

@@ -1,0 +1,1 @@
+"""The chain: JSON-RPC clients, ledger, settlement, wallet, keeper."""

@@ -59,14 +59,23 @@ class Account(Protocol):
     def address(self) -> str:
         """Return the account that transactions are sent from."""
 
-    def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
+    def register_peer(
+        self,
+        peer_id: str,
+        proof: Proof | None = None,
+    ) -> str:
         """Bind the peer to the account, with its proof where the contract verifies it.
 
         Returns the transaction's hash, as do the other methods that send.
         """
 
     def submit_reward(
-        self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None
+        self,
+        round: int,
+        stage: int,
+        reward: int,
+        peer_id: str,
+        digest: str | None = None,
     ) -> str:
         """Submit a reward in milli-rewards.
 
@@ -148,7 +157,11 @@ class AccountClient:
             )
         write_whole(self.token_file, f"{token}\n", mode=0o600)
 
-    def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
+    def register_peer(
+        self,
+        peer_id: str,
+        proof: Proof | None = None,
+    ) -> str:
         body: dict[str, Any] = {"peerId": peer_id}
         if proof is not None:
             body["proof"] = {
@@ -159,14 +172,24 @@ class AccountClient:
         return self._send("/api/register-peer", body)
 
     def submit_reward(
-        self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None
+        self,
+        round: int,
+        stage: int,
+        reward: int,
+        peer_id: str,
+        digest: str | None = None,
     ) -> str:
         body = {"roundNumber": round, "stageNumber": stage, "reward": reward, "peerId": peer_id}
         if digest is not None:
             body["groupsDigest"] = digest
         return self._send("/api/submit-reward", body)
 
-    def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str:
+    def submit_winner(
+        self,
+        round: int,
+        winners: Sequence[str],
+        peer_id: str,
+    ) -> str:
         body = {"roundNumber": round, "winners": list(winners), "peerId": peer_id}
         return self._send("/api/submit-winner", body)
 
@@ -176,7 +199,11 @@ class AccountClient:
     def close(self) -> None:
         self._session.close()
 
-    def _send(self, path: str, body: dict[str, Any]) -> str:
+    def _send(
+        self,
+        path: str,
+        body: dict[str, Any],
+    ) -> str:
         headers = {"Authorization": f"Bearer {self.token()}"}
         answer = self._request("POST", path, {"orgId": self._chain.org_id, **body}, headers)
         tx_hash = answer.get("hash")
@@ -232,7 +259,12 @@ class AccountClient:
             return
         self.clock_offset = time.time() - theirs - 0.5  # an HTTP date is cut to whole seconds
 
-    def _failure(self, url: str, status: int, content: Any) -> WorkerError:
+    def _failure(
+        self,
+        url: str,
+        status: int,
+        content: Any,
+    ) -> WorkerError:
         answer = content if isinstance(content, dict) else {}
         error, detail = answer.get("error"), answer.get("detail")
         said = f"{url}: HTTP {status}: {_shown(error)}"
@@ -314,7 +346,11 @@ def enrol(
         return _await_owner(coordinator, identity.peer_id, ours, is_sent)
 
 
-def _register(account: Account, peer_id: str, shown: Proof | None) -> bool:
+def _register(
+    account: Account,
+    peer_id: str,
+    shown: Proof | None,
+) -> bool:
     """Return whether a registration was sent; False: the peer is registered already."""
     try:
         account.register_peer(peer_id, shown)
@@ -325,7 +361,12 @@ def _register(account: Account, peer_id: str, shown: Proof | None) -> bool:
     return True
 
 
-def _await_owner(coordinator: Coordinator, peer_id: str, ours: str, is_sent: bool) -> str:
+def _await_owner(
+    coordinator: Coordinator,
+    peer_id: str,
+    ours: str,
+    is_sent: bool,
+) -> str:
     """Wait until the chain has an owner for the peer, and verify that it is our account."""
     deadline = time.monotonic() + _REGISTER_SECONDS
     while True:
@@ -345,7 +386,11 @@ def _await_owner(coordinator: Coordinator, peer_id: str, ours: str, is_sent: boo
     return owner
 
 
-def _owner_if_told(coordinator: Coordinator, peer_id: str, deadline: float) -> str | None:
+def _owner_if_told(
+    coordinator: Coordinator,
+    peer_id: str,
+    deadline: float,
+) -> str | None:
     """Return the peer's owner; None if it has none, or if the chain does not answer for now.
 
     Raises ChainUnreachable if it does not answer after `deadline` (time.monotonic).

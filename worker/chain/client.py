@@ -6,6 +6,7 @@ in time) and ChainError; those that try a call may raise ContractRefused.
 
 import functools
 import logging
+import operator
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,10 +138,15 @@ class ChainClient:
         """Verify that the chain is the one in the settings; others' addresses are not used."""
         self.rpc.survey()
 
-    def has_code(self, address: str, block: int | None = None) -> bool:
+    def has_code(
+        self,
+        address: str,
+        block: int | None = None,
+    ) -> bool:
         """Return whether there is a contract at the address, in the given or the latest block."""
+        checksummed = Web3.to_checksum_address(address)
         with self.translated("eth_getCode"):
-            return len(self.web3.eth.get_code(Web3.to_checksum_address(address), block)) > 0
+            return len(self.web3.eth.get_code(checksummed, block)) > 0
 
     @contextmanager
     def translated(self, subject: str) -> Iterator[None]:
@@ -212,13 +218,19 @@ class ChainClient:
         Raises ContractRefused if the contract would refuse the call now.
         """
         with self.translated(call.name):
-            return int(self.web3.eth.estimate_gas(_transaction(sender, call)) * _GAS_MARGIN)
+            estimate = self.web3.eth.estimate_gas(_transaction(sender, call))
+            return int(estimate * _GAS_MARGIN)
 
-    def estimate_all(self, sender: str, calls: Sequence[Call]) -> list[int | WorkerError]:
+    def estimate_all(
+        self,
+        sender: str,
+        calls: Sequence[Call],
+    ) -> list[int | WorkerError]:
         """Estimate gas for many calls in one request; a call that fails gives its error instead."""
-        asked = [
-            [{"from": sender, "to": call.to, "data": "0x" + call.data.hex()}] for call in calls
-        ]
+        asked = []
+        for call in calls:
+            data = "0x" + call.data.hex()
+            asked.append([{"from": sender, "to": call.to, "data": data}])
         answers = self.rpc.ask_all("eth_estimateGas", asked)
         estimates: list[int | WorkerError] = []
         for call, answer in zip(calls, answers, strict=True):
@@ -234,7 +246,13 @@ class ChainClient:
         return estimates
 
     def sign(
-        self, account: LocalAccount, call: Call, *, nonce: int, gas: int, gas_price_wei: int
+        self,
+        account: LocalAccount,
+        call: Call,
+        *,
+        nonce: int,
+        gas: int,
+        gas_price_wei: int,
     ) -> tuple[str, bytes]:
         """Return transaction hash and raw transaction, without sending it.
 
@@ -271,18 +289,25 @@ class ChainClient:
 
         The result of the others is not known; `send_raw` tells it.
         """
-        answers = self.rpc.ask_all("eth_sendRawTransaction", [["0x" + raw.hex()] for raw in raws])
+        asked = [["0x" + raw.hex()] for raw in raws]
+        answers = self.rpc.ask_all("eth_sendRawTransaction", asked)
         hashes = [Web3.to_hex(Web3.keccak(raw)) for raw in raws]
-        return [answer == hash for answer, hash in zip(answers, hashes, strict=True)]
+        return list(map(operator.eq, answers, hashes))
 
-    def sign_and_send(self, account: LocalAccount, call: Call, nonce: int | None = None) -> str:
+    def sign_and_send(
+        self,
+        account: LocalAccount,
+        call: Call,
+        nonce: int | None = None,
+    ) -> str:
         """Send the call from the account and return the transaction's hash.
 
         For accounts with one sender. `nonce` None: the next one by the chain's count. Sending the
         same call again before it is mined makes the same transaction, not a second one.
         """
         gas = self.estimate_gas(account.address, call)
-        nonce = self.nonce(account.address) if nonce is None else nonce
+        if nonce is None:
+            nonce = self.nonce(account.address)
         price_wei = self.allowed_price()
         while True:
             tx_hash, raw = self.sign(account, call, nonce=nonce, gas=gas, gas_price_wei=price_wei)
@@ -340,8 +365,13 @@ class ChainClient:
                 raw = self.web3.eth.get_transaction_receipt(HexStr(tx_hash))
             except TransactionNotFound:
                 return None
-            block, gas_used = int(raw["blockNumber"]), int(raw["gasUsed"])
-            return Receipt(tx_hash, block, raw["status"] == 1, gas_used, raw.get("contractAddress"))
+            return Receipt(
+                tx_hash=tx_hash,
+                block=int(raw["blockNumber"]),
+                succeeded=raw["status"] == 1,
+                gas_used=int(raw["gasUsed"]),
+                contract=raw.get("contractAddress"),
+            )
 
     def wait_for_receipt(self, tx_hash: str, timeout_seconds: float) -> Receipt:
         """Wait until the transaction is mined. Raises ReceiptTimeout."""
@@ -358,14 +388,19 @@ class ChainClient:
         return receipt
 
     def transact(
-        self, account: LocalAccount, call: Call, timeout_seconds: float, nonce: int | None = None
+        self,
+        account: LocalAccount,
+        call: Call,
+        timeout_seconds: float,
+        nonce: int | None = None,
     ) -> Receipt:
         """Send the call, wait until it is mined, and return its receipt.
 
         Raises ContractRefused if it was mined but reverted, ReceiptTimeout if it was not mined in
         time.
         """
-        receipt = self.wait_for_receipt(self.sign_and_send(account, call, nonce), timeout_seconds)
+        tx_hash = self.sign_and_send(account, call, nonce)
+        receipt = self.wait_for_receipt(tx_hash, timeout_seconds)
         if not receipt.succeeded:
             self.estimate_gas(account.address, call)  # raises the reason, if it persists
             raise ContractRefused(
@@ -443,23 +478,31 @@ def raise_refusal(subject: str, text: str, source: str) -> None:
 
 def rpc_message(error: Web3RPCError) -> str:
     """Return the message of the JSON-RPC error, followed by its data if that is text."""
-    said = error.rpc_response.get("error") if error.rpc_response else None
+    said = _error_object(error)
     if not isinstance(said, dict):
         return str(said or error.message)
-    data = said.get("data")
-    more = f" {data}" if isinstance(data, str) and not data.startswith("0x") else ""
-    return f"{said.get('message')}{more}"
+    message, data = said.get("message"), said.get("data")
+    if isinstance(data, str) and not data.startswith("0x"):
+        return f"{message} {data}"
+    return str(message)
+
+
+def _error_object(error: Web3RPCError) -> object:
+    return error.rpc_response.get("error") if error.rpc_response else None
 
 
 def _revert_data(error: Web3RPCError) -> object:
-    said = error.rpc_response.get("error") if error.rpc_response else None
+    said = _error_object(error)
     data = said.get("data") if isinstance(said, dict) else None
     # Some nodes prefix it.
     return data.removeprefix("Reverted ") if isinstance(data, str) else None
 
 
 def _transaction(sender: str, call: Call) -> TxParams:
-    transaction: TxParams = {"from": Web3.to_checksum_address(sender), "data": HexBytes(call.data)}
+    transaction: TxParams = {
+        "from": Web3.to_checksum_address(sender),
+        "data": HexBytes(call.data),
+    }
     if call.to is not None:
         transaction["to"] = Web3.to_checksum_address(call.to)
     return transaction

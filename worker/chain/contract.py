@@ -106,7 +106,12 @@ def _error_names() -> dict[str, str]:
     return names
 
 
-def refusal(subject: str, data: object, message: str | None, kind: str = "") -> ContractRefused:
+def refusal(
+    subject: str,
+    data: object,
+    message: str | None,
+    kind: str = "",
+) -> ContractRefused:
     """Return the error for a call that reverted with `data`.
 
     `data` is 0x..., None or anything else that a node sent. A revert without one of the contract's
@@ -129,10 +134,10 @@ def proxy_data(owner: str, implementation: str) -> bytes:
 
     The proxy is initialised for `owner` in the same transaction.
     """
-    coordinator = Web3().eth.contract(abi=coordinator_abi())
-    proxy = artifact("ERC1967Proxy")
+    eth, proxy = Web3().eth, artifact("ERC1967Proxy")
+    coordinator = eth.contract(abi=coordinator_abi())
     initialise = coordinator.encode_abi("initialize(address)", [owner])
-    factory = Web3().eth.contract(abi=proxy["abi"], bytecode=proxy["bytecode"])
+    factory = eth.contract(abi=proxy["abi"], bytecode=proxy["bytecode"])
     creation = factory.constructor(implementation, bytes.fromhex(initialise[2:]))
     data = str(creation.data_in_transaction)
     return bytes.fromhex(data[2:])

@@ -185,7 +185,8 @@ class Coordinator(ChainClient):
 
     def total_rewards(self, peer_ids: Sequence[str]) -> list[int]:
         """Return the sum of all rewards of each peer, in milli-rewards."""
-        return [int(reward) for reward in self.read("getTotalRewards(string[])", list(peer_ids))]
+        rewards = self.read("getTotalRewards(string[])", list(peer_ids))
+        return [int(reward) for reward in rewards]
 
     def wins_of(self, peer_ids: Sequence[str]) -> list[int]:
         """Return the number of votes for each peer over all rounds, on contracts of any release."""
@@ -201,7 +202,11 @@ class Coordinator(ChainClient):
                     wins.append(int(answer, 16))
             return wins
 
-    def winner_leaderboard(self, start: int, end: int) -> list[tuple[str, int]]:
+    def winner_leaderboard(
+        self,
+        start: int,
+        end: int,
+    ) -> list[tuple[str, int]]:
         """Return the peers ranked `start` to `end` (exclusive) with their wins, best first.
 
         Not every release has it (`abilities.has_leaderboards`); `wins_of` works on all.
@@ -215,7 +220,11 @@ class Coordinator(ChainClient):
         return list(self.read("getVoterVotes(uint256,string)", round, peer_id))
 
     def submitted_reward(
-        self, round: int, stage: int, peer_id: str, tx_hash: str | None = None
+        self,
+        round: int,
+        stage: int,
+        peer_id: str,
+        tx_hash: str | None = None,
     ) -> int | None:
         """Return the reward recorded for (round, stage, peer); None if there is none.
 
@@ -256,7 +265,12 @@ class Coordinator(ChainClient):
             filters = {"roundNumber": round, "stageNumber": stage, "account": owner}
             yield from self.events("RewardSubmitted", filters, newest_first=True)
 
-    def _has_submitted(self, round: int, stage: int, peer_id: str) -> bool | None:
+    def _has_submitted(
+        self,
+        round: int,
+        stage: int,
+        peer_id: str,
+    ) -> bool | None:
         """Return whether a foreign contract says that the peer may have submitted.
 
         None if the contract has no view for that.
@@ -324,14 +338,19 @@ class Coordinator(ChainClient):
         """Return any write of the contract by its signature, such as `registerPeer(string)`."""
         name, _, types = signature.removesuffix(")").partition("(")
         # Through eth_abi: web3 takes ten times as long to find the function in the ABI.
-        data = selector(signature) + encode(types.split(",") if types else [], arguments)
-        return Call(name, data, self.deployment.contract)
+        encoded = encode(types.split(","), arguments) if types else b""
+        return Call(name, selector(signature) + encoded, self.deployment.contract)
 
     def register_peer(self, peer_id: str) -> Call:
         return self.call("registerPeer(string)", peer_id)
 
     def submit_reward(
-        self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None
+        self,
+        round: int,
+        stage: int,
+        reward: int,
+        peer_id: str,
+        digest: str | None = None,
     ) -> Call:
         """Return the call that submits `reward`, in milli-rewards.
 
@@ -340,7 +359,9 @@ class Coordinator(ChainClient):
         finds it in the transaction (docs/decisions/0015).
         """
         call = self.call(_SUBMIT_REWARD, round, stage, reward, peer_id)
-        return call if digest is None else replace(call, data=call.data + bytes.fromhex(digest))
+        if digest is None:
+            return call
+        return replace(call, data=call.data + bytes.fromhex(digest))
 
     def reward_digest(self, tx_hash: str) -> str | None:
         """Return the digest that was sent with a reward.
@@ -368,7 +389,12 @@ class Coordinator(ChainClient):
             except TransactionNotFound:
                 return None
 
-    def submit_winners(self, round: int, winners: Sequence[str], peer_id: str) -> Call:
+    def submit_winners(
+        self,
+        round: int,
+        winners: Sequence[str],
+        peer_id: str,
+    ) -> Call:
         return self.call("submitWinners(uint256,string[],string)", round, list(winners), peer_id)
 
     def add_bootnodes(self, multiaddrs: Sequence[str]) -> Call:
@@ -409,7 +435,13 @@ class Coordinator(ChainClient):
     def _kind_of_contract(self) -> str:
         return f" ({self.implementation})" if self._checked else ""
 
-    def _fetch_log(self, name: str, filters: dict[str, Any], first: int, last: int) -> list[Event]:
+    def _fetch_log(
+        self,
+        name: str,
+        filters: dict[str, Any],
+        first: int,
+        last: int,
+    ) -> list[Event]:
         subject = f"eth_getLogs of {name}"
         with self.translated(subject):
             try:
@@ -431,8 +463,10 @@ class Coordinator(ChainClient):
                 receipt = self.web3.eth.get_transaction_receipt(HexStr(tx_hash))
             except TransactionNotFound:
                 return []
-            entries = self._contract.events[name]().process_receipt(receipt, errors=DISCARD)
-            return [_event(name, entry) for entry in entries if entry["address"] == self._address]
+            event = self._contract.events[name]()
+            entries = event.process_receipt(receipt, errors=DISCARD)
+            ours = [entry for entry in entries if entry["address"] == self._address]
+            return [_event(name, entry) for entry in ours]
 
     def _search_first_block(self) -> int:
         """Bisect for the first block in which the contract has code."""
@@ -468,7 +502,8 @@ class Coordinator(ChainClient):
         """
         with self.translated("eth_getBlockByNumber"):
             found = self.web3.eth.get_block(block, full_transactions=True)["transactions"]
-            if any(isinstance(each, Mapping) and each.get("to") is None for each in found):
+            transactions = [each for each in found if isinstance(each, Mapping)]
+            if any(each.get("to") is None for each in transactions):
                 return True
         with self.translated("eth_getLogs"):
             filters: FilterParams = {"address": self._address, "fromBlock": block, "toBlock": block}
@@ -550,5 +585,9 @@ def _plain(value: Any, kind: str) -> Any:
 
 
 def _event(name: str, entry: Any) -> Event:
-    tx_hash = Web3.to_hex(entry["transactionHash"])
-    return Event(name, dict(entry["args"]), int(entry["blockNumber"]), tx_hash)
+    return Event(
+        name=name,
+        arguments=dict(entry["args"]),
+        block=int(entry["blockNumber"]),
+        tx_hash=Web3.to_hex(entry["transactionHash"]),
+    )

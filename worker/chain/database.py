@@ -20,7 +20,12 @@ class Database:
     damaged or can't be read or written (a full disk, say).
     """
 
-    def __init__(self, path: Path, schema: str, synchronous: Literal["FULL", "NORMAL"]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        synchronous: Literal["FULL", "NORMAL"],
+    ) -> None:
         self._path = path
         self._lock = threading.Lock()
         try:
@@ -34,7 +39,11 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             raise self._failure(error) from error
 
-    def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    def execute(
+        self,
+        statement: str,
+        parameters: Sequence[object] = (),
+    ) -> list[tuple[Any, ...]]:
         """Run one statement as one transaction, and return the rows that it selects."""
         with self._lock:
             try:
@@ -42,7 +51,12 @@ class Database:
             except sqlite3.Error as error:
                 raise self._failure(error) from error
 
-    def ensure_column(self, table: str, column: str, kind: str) -> None:
+    def ensure_column(
+        self,
+        table: str,
+        column: str,
+        kind: str,
+    ) -> None:
         """Add an empty column to a file of a version before it, unless it is there.
 
         The arguments go into the statement as they are: never pass untrusted text.

@@ -121,7 +121,9 @@ def _socket_in(written: dict[str, Any]) -> str | None:
     Only the chain's own roles can use it. Deployment files of earlier versions do not name one.
     """
     path = written.get("socket")
-    return f"{http.UNIX}{path}" if isinstance(path, str) and Path(path).parent.is_dir() else None
+    if not isinstance(path, str) or not Path(path).parent.is_dir():
+        return None
+    return f"{http.UNIX}{path}"
 
 
 def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:
@@ -129,7 +131,9 @@ def connect(rpc_url: str | Rpc, timeout_seconds: float) -> Web3:
 
     Nothing is sent yet.
     """
-    web3 = Web3(Rpc([rpc_url], "", None, timeout_seconds) if isinstance(rpc_url, str) else rpc_url)
+    if isinstance(rpc_url, str):
+        rpc_url = Rpc([rpc_url], "", None, timeout_seconds)
+    web3 = Web3(rpc_url)
     # Proof-of-authority chains put signatures where web3 expects at most 32 bytes.
     web3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
     web3.codec = ABICodec(_lenient_registry())
@@ -180,7 +184,11 @@ def _ask_account(chain: settings.Chain, account_url: str) -> str:
     return str(contract)
 
 
-def _checked(raw: Any, source: str, keys: tuple[str, ...]) -> list[Any]:
+def _checked(
+    raw: Any,
+    source: str,
+    keys: tuple[str, ...],
+) -> list[Any]:
     for key in keys:
         value = raw.get(key) if isinstance(raw, dict) else None
         if key == "chain_id":

@@ -253,7 +253,8 @@ class Keeper:
 
     def _read_reports(self, current: Round, block: int) -> None:
         """Add the reports since the last poll, for this round and the previous ones that matter."""
-        numbers = list(range(max(0, current.number - _MEMORY_ROUNDS), current.number + 1))
+        first = max(0, current.number - _MEMORY_ROUNDS)
+        numbers = list(range(first, current.number + 1))
         events = self._coordinator.events(
             "RewardSubmitted",
             {"roundNumber": numbers},
@@ -261,7 +262,8 @@ class Keeper:
             to_block=block,
         )
         for event in events:
-            current.reports[event.arguments["roundNumber"]].add(event.arguments["peerId"])
+            said = event.arguments
+            current.reports[said["roundNumber"]].add(said["peerId"])
         current.seen_block, current.seen_hash = block, self._coordinator.block_hash(block)
 
     def _has_min_peers(self) -> bool:

@@ -45,7 +45,7 @@ _SCHEMA = f"""
 class Row:
     """A row of the ledger. `reward` is in milli-rewards, times are Unix seconds.
 
-    `vote_state` is None if there was nobody to vote for. A hash is that of the last transaction
+    `vote_state`: None if there was nobody to vote for. A hash is that of the last transaction
     sent, a block is one in which the chain was seen to have the record, a reason says why it never
     will. `digest` is that of the signed groups behind the reward (hexadecimal); None: none can be
     audited.
@@ -157,29 +157,54 @@ class Ledger:
         """Queue a reward or vote that the chain does not have after all, to be sent again."""
         self._set(row, kind, "queued", {"block": None})
 
-    def sent(self, row: Row, kind: Kind, tx_hash: str) -> None:
+    def sent(
+        self,
+        row: Row,
+        kind: Kind,
+        tx_hash: str,
+    ) -> None:
         """Record that the account service sent it."""
         self._set(row, kind, "sent", {"hash": tx_hash, "sent_at": time.time()})
 
-    def confirm(self, row: Row, kind: Kind, block: int) -> None:
+    def confirm(
+        self,
+        row: Row,
+        kind: Kind,
+        block: int,
+    ) -> None:
         """Record that the chain had it at `block`."""
         self._set(row, kind, "confirmed", {"block": block})
 
-    def reject(self, row: Row, kind: Kind, reason: str) -> None:
+    def reject(
+        self,
+        row: Row,
+        kind: Kind,
+        reason: str,
+    ) -> None:
         """Record that the chain will never have it, for this reason."""
         self._set(row, kind, "rejected", {"block": None, "reason": reason})
 
     def close(self) -> None:
         self._database.close()
 
-    def _set(self, row: Row, kind: Kind, state: State, values: dict[str, object]) -> None:
+    def _set(
+        self,
+        row: Row,
+        kind: Kind,
+        state: State,
+        values: dict[str, object],
+    ) -> None:
         changes = ", ".join(f"{kind}_{name} = ?" for name in ("state", *values))
         self._database.execute(
             f"UPDATE ledger SET {changes} WHERE round = ? AND stage = ? AND peer_id = ?",  # noqa: S608 - our own names
             (state, *values.values(), row.round, row.stage, row.peer_id),
         )
 
-    def _select(self, clause: str, parameters: Sequence[object] = ()) -> list[Row]:
+    def _select(
+        self,
+        clause: str,
+        parameters: Sequence[object] = (),
+    ) -> list[Row]:
         found = self._database.execute(f"SELECT * FROM ledger {clause}", parameters)  # noqa: S608 - our own clauses
         return [
             Row(round, stage, peer_id, reward, tuple(json.loads(winners)), *rest)

@@ -36,20 +36,28 @@ class Proof:
     is_move: bool = False
 
 
-def of_registration(identity: Identity, deployment: Deployment, account: str) -> Proof | None:
+def of_registration(
+    identity: Identity,
+    deployment: Deployment,
+    account: str,
+) -> Proof | None:
     """Return the proof with which `account` registers the peer; None for keys of another size."""
     message = _REGISTRATION + _place(deployment, account)
     return _proof(identity, message, is_move=False)
 
 
-def of_move(identity: Identity, deployment: Deployment, account: str, moves: int) -> Proof | None:
+def of_move(
+    identity: Identity,
+    deployment: Deployment,
+    account: str,
+    moves: int,
+) -> Proof | None:
     """Return the peer's consent to move to `account`, after `moves` moves so far.
 
     None for keys of another size.
     """
-    message = (
-        _REBINDING + _place(deployment, account) + moves.to_bytes(32) + identity.peer_id.encode()
-    )
+    place = _place(deployment, account)
+    message = _REBINDING + place + moves.to_bytes(32) + identity.peer_id.encode()
     return _proof(identity, message, is_move=True)
 
 
@@ -59,7 +67,11 @@ def is_checked(coordinator: Coordinator) -> bool:
     return coordinator.version is not None and number_of(coordinator.version) >= _FIRST_VERSION
 
 
-def registration(coordinator: Coordinator, peer_id: str, proof: Proof | None) -> Call:
+def registration(
+    coordinator: Coordinator,
+    peer_id: str,
+    proof: Proof | None,
+) -> Call:
     """Return the call that registers the peer for the sender.
 
     The proof is included if there is one and the contract verifies it.
@@ -92,10 +104,16 @@ class Binding:
 def binding(coordinator: Coordinator, peer_id: str) -> Binding:
     """Return the peer's binding, on a contract that verifies proofs."""
     account, is_proven, moves = coordinator.read("getPeerBinding(string)", peer_id)
-    return Binding(None if account == NO_ADDRESS else str(account), bool(is_proven), int(moves))
+    holder = None if account == NO_ADDRESS else str(account)
+    return Binding(holder, bool(is_proven), int(moves))
 
 
-def needed(coordinator: Coordinator, identity: Identity, account: str, move: bool) -> Proof | None:
+def needed(
+    coordinator: Coordinator,
+    identity: Identity,
+    account: str,
+    move: bool,
+) -> Proof | None:
     """Return the proof that the peer needs to make `account` its proven holder.
 
     None: no proof is needed (it is that already), or none helps: a foreign contract, a key of
@@ -122,7 +140,11 @@ def _place(deployment: Deployment, account: str) -> bytes:
     )
 
 
-def _proof(identity: Identity, message: bytes, is_move: bool) -> Proof | None:
+def _proof(
+    identity: Identity,
+    message: bytes,
+    is_move: bool,
+) -> Proof | None:
     if len(identity.public_key) != _PUBLIC_KEY_BYTES:
         return None
     return Proof(identity.public_key, identity.sign(message), is_move)

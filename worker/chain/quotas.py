@@ -31,4 +31,5 @@ class Quota:
         """Return the caller's remaining tokens."""
         now = time.monotonic()
         filled_at, left = self._buckets.get(caller, (now, self._burst))
-        return min(self._burst, left + (now - filled_at) * self._per_second)
+        refilled = (now - filled_at) * self._per_second
+        return min(self._burst, left + refilled)

@@ -12,7 +12,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -123,7 +123,11 @@ class Rpc(JSONBaseProvider):
 
         return self._first(ask)
 
-    def ask_all(self, method: str, many: Sequence[Sequence[object]]) -> list[str | None]:
+    def ask_all(
+        self,
+        method: str,
+        many: Sequence[Sequence[object]],
+    ) -> list[str | None]:
         """Send one method with each of the parameters as a batch, and return hexadecimal answers.
 
         None in place of an answer that is missing: refused, mixed up, or the address is away or
@@ -152,14 +156,7 @@ class Rpc(JSONBaseProvider):
                 )
                 continue
             if isinstance(answers, list):
-                found = {
-                    answer.get("id"): answer.get("result")
-                    for answer in answers
-                    if isinstance(answer, dict)
-                }
-                return [
-                    result if _is_hexadecimal(result := found.get(id)) else None for id in asked
-                ]
+                return _hexadecimal_results(answers, asked)
             self._one_by_one.add(url)
         return [None] * len(many)
 
@@ -196,9 +193,14 @@ class Rpc(JSONBaseProvider):
         self._vouched_until.pop(url, None)
         with self._lock:
             if url == self._current:
-                self._current = self._urls[(self._urls.index(url) + 1) % len(self._urls)]
+                place = self._urls.index(url) + 1
+                self._current = self._urls[place % len(self._urls)]
 
-    def throttled(self, url: str, headers: Mapping[str, str]) -> Throttled:
+    def throttled(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+    ) -> Throttled:
         """Return the error for an HTTP 429 that the caller got; the address rests from now on."""
         return self._rest(url, "HTTP 429", retry_after(headers))
 
@@ -256,7 +258,12 @@ class Rpc(JSONBaseProvider):
                 f"{self._place(url)}: throttles; it is asked again in {rest:.0f} s", rest
             )
 
-    def _rest(self, url: str, said: str, seconds: float | None) -> Throttled:
+    def _rest(
+        self,
+        url: str,
+        said: str,
+        seconds: float | None,
+    ) -> Throttled:
         rest = min(
             _MOST_REST_SECONDS, _LEAST_REST_SECONDS if seconds is None else max(0.0, seconds)
         )
@@ -266,7 +273,12 @@ class Rpc(JSONBaseProvider):
             f"{self._place(url)}: throttles ({said}), wants {rest:g} s; {advice}", rest
         )
 
-    def _require_use(self, url: str, method: str, answer: RPCResponse) -> None:
+    def _require_use(
+        self,
+        url: str,
+        method: str,
+        answer: RPCResponse,
+    ) -> None:
         """Raise if the answer is an error of this node only, which another node may not have."""
         error = answer.get("error")
         if not error:
@@ -283,7 +295,11 @@ class Rpc(JSONBaseProvider):
             )
 
     @contextmanager
-    def _using(self, url: str, switch: bool = True) -> Iterator[None]:
+    def _using(
+        self,
+        url: str,
+        switch: bool = True,
+    ) -> Iterator[None]:
         """Record the outcome of using the address, after verifying its chain id."""
         try:
             self._require_rested(url)
@@ -298,7 +314,8 @@ class Rpc(JSONBaseProvider):
                 self._current = url
 
     def _vouch(self, url: str) -> None:
-        if self._chain_id is None or self._vouched_until.get(url, 0.0) > time.monotonic():
+        vouched_until = self._vouched_until.get(url, 0.0)
+        if self._chain_id is None or vouched_until > time.monotonic():
             return
         answer = self._ask(url, RPCEndpoint("eth_chainId"), [])
         if "result" not in answer:
@@ -318,36 +335,37 @@ class Rpc(JSONBaseProvider):
         self._wrong.pop(url, None)
         self._vouched_until[url] = time.monotonic() + _VOUCHED_SECONDS
 
-    def _ask(self, url: str, method: RPCEndpoint, params: Any) -> RPCResponse:
+    def _ask(
+        self,
+        url: str,
+        method: RPCEndpoint,
+        params: Any,
+    ) -> RPCResponse:
         body = self.encode_rpc_request(method, params)
         decoded = self._post(url, body)
-        if not isinstance(decoded, dict) or not ("result" in decoded or "error" in decoded):
+        if not isinstance(decoded, dict) or not decoded.keys() & {"result", "error"}:
             raise BadAnswer(f"{self._place(url)}: the answer is not JSON-RPC; {CHECK_ADDRESS}")
         if decoded.get("error") is None and "result" in decoded:
             decoded.pop("error", None)
-        if (
-            method in _HEXADECIMAL
-            and "error" not in decoded
-            and not _is_hexadecimal(decoded["result"])
-        ):
-            raise BadAnswer(
-                f"{self._place(url)}: {method} is answered with no hexadecimal number;"
-                f" {CHECK_ADDRESS}"
-            )
-        if (
-            method == "eth_getLogs"
-            and "error" not in decoded
-            and not isinstance(decoded["result"], list)
-        ):
-            raise BadAnswer(
-                f"{self._place(url)}: {method} is answered with no list; {CHECK_ADDRESS}"
-            )
+        if "error" not in decoded:
+            self._require_form(url, method, decoded["result"])
         # A proxy may mix up answers. An error about an invalid request has no id.
-        if decoded.get("id") is not None and decoded["id"] != json.loads(body)["id"]:
+        asked_id, its_id = json.loads(body)["id"], decoded.get("id")
+        if its_id is not None and its_id != asked_id:
             raise ChainUnreachable(
                 f"{self._place(url)}: the answer is to another request; check what is in between"
             )
         return cast(RPCResponse, decoded)
+
+    def _require_form(self, url: str, method: str, result: object) -> None:
+        """Raise BadAnswer for a result of another type than the method's."""
+        if method in _HEXADECIMAL and not _is_hexadecimal(result):
+            form = "hexadecimal number"
+        elif method == "eth_getLogs" and not isinstance(result, list):
+            form = "list"
+        else:
+            return
+        raise BadAnswer(f"{self._place(url)}: {method} is answered with no {form}; {CHECK_ADDRESS}")
 
     def _post(self, url: str, body: bytes) -> Any:
         with translated(self._place(url), self._timeout / len(self._urls)):
@@ -441,6 +459,15 @@ CHECK_ADDRESS = "check that this is a chain's address"
 
 def _is_hexadecimal(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and re.fullmatch(r"0x[0-9a-fA-F]*", value) is not None
+
+
+def _hexadecimal_results(answers: list[Any], ids: Iterable[int]) -> list[str | None]:
+    """Return the results for the ids, in that order; None for one that is not hexadecimal."""
+    found = {}
+    for answer in answers:
+        if isinstance(answer, dict) and _is_hexadecimal(answer.get("result")):
+            found[answer.get("id")] = answer["result"]
+    return [found.get(id) for id in ids]
 
 
 def is_revert(text: str) -> bool:

@@ -107,7 +107,8 @@ class Settlement:
 
         Raises WorkerError if the thread died of an unexpected error.
         """
-        if self._thread.ident is not None and not self._thread.is_alive() and not self._is_closing:
+        has_died = self._thread.ident is not None and not self._thread.is_alive()
+        if has_died and not self._is_closing:
             raise WorkerError(
                 "settlement ended by itself; its traceback is in the log; start the node again"
             )
@@ -177,7 +178,9 @@ class Settlement:
         rounds, minutes = self._chain.submit_every_rounds, self._chain.submit_every_minutes
         if rounds is not None and count >= rounds:
             return True
-        return minutes is not None and oldest is not None and time.time() - oldest >= 60 * minutes
+        if minutes is None or oldest is None:
+            return False
+        return time.time() - oldest >= 60 * minutes
 
     def _submit(self, row: Row, kind: Kind) -> None:
         try:
@@ -193,7 +196,12 @@ class Settlement:
             self._ledger.sent(row, kind, tx_hash)
             self._num_moved += 1
 
-    def _answer(self, row: Row, kind: Kind, refusal: ContractRefused) -> None:
+    def _answer(
+        self,
+        row: Row,
+        kind: Kind,
+        refusal: ContractRefused,
+    ) -> None:
         """Act on a refusal: already recorded, too early, unregistered, or never acceptable.
 
         A refusal without a name says none of these: the row is retried later, and does not hold up
@@ -285,7 +293,12 @@ class Settlement:
         else:
             require_owner(peer_id, owner, self._account.address())
 
-    def _reject(self, row: Row, kind: Kind, reason: str) -> None:
+    def _reject(
+        self,
+        row: Row,
+        kind: Kind,
+        reason: str,
+    ) -> None:
         log.error(
             "rejected kind=%s round=%d stage=%d reason=%s", kind, row.round, row.stage, reason
         )

@@ -6,7 +6,10 @@ _GAP = "__gap"
 """Room that a version leaves for later ones: the only variable that may go."""
 
 
-def breaks(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def breaks(
+    old: dict[str, Any],
+    new: dict[str, Any],
+) -> list[str]:
     """Return what layout `new` would read from the wrong place; empty if it is compatible.
 
     Both are an artifact's storage_layout. Every variable of `old` must keep its place, name and
@@ -29,7 +32,11 @@ def breaks(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found
 
 
-def _moved(old: list[dict[str, Any]], new: list[dict[str, Any]], what: str) -> list[str]:
+def _moved(
+    old: list[dict[str, Any]],
+    new: list[dict[str, Any]],
+    what: str,
+) -> list[str]:
     places = {variable["label"]: variable for variable in new}
     found = []
     for variable in old:

@@ -70,7 +70,12 @@ class Sender:
     nonces.
     """
 
-    def __init__(self, coordinator: Coordinator, account: LocalAccount, journal: Path) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        account: LocalAccount,
+        journal: Path,
+    ) -> None:
         self._coordinator = coordinator
         self._account = account
         self._lock = threading.Lock()
@@ -200,7 +205,9 @@ class Sender:
 
     def _next_nonce(self) -> int:
         ((last,),) = self._journal.execute("SELECT max(nonce) FROM waiting")
-        return self._coordinator.nonce(self._account.address) if last is None else last + 1
+        if last is not None:
+            return int(last) + 1
+        return self._coordinator.nonce(self._account.address)
 
     def _deliver_all(self, entries: Sequence[Waiting]) -> list[Waiting]:
         """Send what no node has accepted, in one batch; what is refused keeps `sent_at` at 0."""
@@ -251,7 +258,12 @@ class Sender:
                     entry, entry.nonce, self._coordinator.raised_price(entry.price_wei, refused)
                 )
 
-    def _priced(self, entry: Waiting, nonce: int, price_wei: int) -> Waiting:
+    def _priced(
+        self,
+        entry: Waiting,
+        nonce: int,
+        price_wei: int,
+    ) -> Waiting:
         """Sign the transaction again with this nonce and price, and update the journal."""
         again = self._signed(entry.call, nonce, entry.gas, price_wei)
         self._journal.execute(
@@ -293,8 +305,15 @@ class Sender:
             if has_gap or _is_stuck(entry):
                 self._send_again(entry, nonce, now_wei)
 
-    def _send_again(self, entry: Waiting, nonce: int, now_wei: int) -> None:
-        price_wei = self._next_price(entry.price_wei, now_wei) if entry.sent_at else entry.price_wei
+    def _send_again(
+        self,
+        entry: Waiting,
+        nonce: int,
+        now_wei: int,
+    ) -> None:
+        price_wei = entry.price_wei
+        if entry.sent_at:
+            price_wei = self._next_price(price_wei, now_wei)
         # Nonces only ever move down, lowest first, so the place is free.
         again = self._priced(entry, nonce, price_wei)
         log.info(
@@ -322,7 +341,13 @@ class Sender:
             return price_wei
         return min(limit_wei, max(now_wei, int(price_wei * _PRICE_STEP) + 1))
 
-    def _signed(self, call: Call, nonce: int, gas: int, price_wei: int) -> Waiting:
+    def _signed(
+        self,
+        call: Call,
+        nonce: int,
+        gas: int,
+        price_wei: int,
+    ) -> Waiting:
         tx_hash, raw = self._coordinator.sign(
             self._account, call, nonce=nonce, gas=gas, gas_price_wei=price_wei
         )

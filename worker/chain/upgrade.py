@@ -76,7 +76,11 @@ def bring_up_to_date(
             ours,
             client.deployment.contract,
         )
-    note = {"version": ours, **{key: carried[key] for key in ("runtime_sha256", "storage_layout")}}
+    note = {
+        "version": ours,
+        "runtime_sha256": carried["runtime_sha256"],
+        "storage_layout": carried["storage_layout"],
+    }
     write_whole(note_file, json.dumps(note, indent=1) + "\n")
 
 
@@ -93,7 +97,8 @@ def implementation(client: Coordinator) -> Found | None:
         code = bytes(client.web3.eth.get_code(address))
     # A UUPS implementation carries its own address; the compiler leaves zeros there.
     own = bytes.fromhex(address[2:]).rjust(32, b"\0")
-    return Found(address, hashlib.sha256(code.replace(own, bytes(32))).hexdigest())
+    code = code.replace(own, bytes(32))
+    return Found(address, hashlib.sha256(code).hexdigest())
 
 
 def _require_fitting(found: Found, client: Coordinator, note_file: Path) -> None:
@@ -131,7 +136,10 @@ def releases() -> list[dict[str, Any]]:
 
 
 def _upgrade(
-    client: Coordinator, owner: LocalAccount, carried: dict[str, Any], patience_seconds: float
+    client: Coordinator,
+    owner: LocalAccount,
+    carried: dict[str, Any],
+    patience_seconds: float,
 ) -> None:
     creation = Call("SwarmCoordinator", bytes.fromhex(carried["bytecode"][2:]), None)
     created = _send(client, owner, creation, patience_seconds)

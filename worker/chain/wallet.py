@@ -46,15 +46,30 @@ class Wallet:
     def address(self) -> str:
         return str(self._account.address)
 
-    def register_peer(self, peer_id: str, proof: Proof | None = None) -> str:
+    def register_peer(
+        self,
+        peer_id: str,
+        proof: Proof | None = None,
+    ) -> str:
         return self._send(registration(self._coordinator, peer_id, proof))
 
     def submit_reward(
-        self, round: int, stage: int, reward: int, peer_id: str, digest: str | None = None
+        self,
+        round: int,
+        stage: int,
+        reward: int,
+        peer_id: str,
+        digest: str | None = None,
     ) -> str:
-        return self._send(self._coordinator.submit_reward(round, stage, reward, peer_id, digest))
+        call = self._coordinator.submit_reward(round, stage, reward, peer_id, digest)
+        return self._send(call)
 
-    def submit_winner(self, round: int, winners: Sequence[str], peer_id: str) -> str:
+    def submit_winner(
+        self,
+        round: int,
+        winners: Sequence[str],
+        peer_id: str,
+    ) -> str:
         return self._send(self._coordinator.submit_winners(round, winners, peer_id))
 
     def tend(self) -> None:

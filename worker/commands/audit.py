@@ -47,7 +47,7 @@ EVIDENCE_FOLDER = "evidence"
 REPORT_VERSION = 1
 NOT_DRAWN = "not drawn"
 MAX_FINDINGS = 20_000
-# Peers may have larger limits than we would collect with; what travels bounds both.
+# Peers may have larger limits than this node collects with; the wire format bounds both.
 _MAX_GROUPS, _MAX_COMPLETIONS, _MAX_COMPLETION_BYTES = 1024, 256, 1 << 20
 _SCORING_SECONDS = 60.0
 """Time limit for scoring the groups of one reward."""
@@ -88,7 +88,12 @@ class Finding:
 class Auditor:
     """Recompute rewards of the swarm of `coordinator` from the groups that `find` returns."""
 
-    def __init__(self, coordinator: Coordinator, verifier: Verifier, find: Find) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        verifier: Verifier,
+        find: Find,
+    ) -> None:
         self._coordinator = coordinator
         self._verifier = verifier
         self._find = find
@@ -97,13 +102,13 @@ class Auditor:
         """Judge one RewardSubmitted event; the bytes are the evidence, if it is contradicted."""
         finding = unjudged(submitted, self._coordinator.reward_digest(submitted.tx_hash))
         if finding.digest is None:
-            return replace(finding, reason="no digest of groups came with it"), None
+            return replace(finding, reason="its transaction has no digest of groups"), None
         try:
             sealed = self._find(finding.peer_id, finding.digest)
         except SwarmError as error:
-            return replace(finding, reason=printable(f"groups not to be had: {error}")), None
+            return replace(finding, reason=printable(f"groups not available: {error}")), None
         if messages.groups_digest(sealed) != finding.digest:
-            return replace(finding, reason="what is served is not what it committed to"), None
+            return replace(finding, reason="the groups served do not match the digest"), None
         judged = self._judge(finding, sealed)
         return judged, sealed if judged.verdict == "contradicted" else None
 
@@ -115,36 +120,30 @@ class Auditor:
         except BadRecord as error:
             if error.reason == "too-large":
                 return replace(finding, reason=str(error))
-            reason = f"what it committed to are no groups that it signed for this round: {error}"
+            reason = f"the data of the digest are not groups that it signed for this round: {error}"
             return replace(finding, verdict="contradicted", reason=printable(reason), earned=0)
         try:
             until = time.monotonic() + _SCORING_SECONDS
             scored, bad = self._verifier.verify_all(finding.peer_id, finding.round, groups, until)
         except BadRecord as error:
             return replace(finding, reason=str(error), num_groups=len(groups))
-        # Too long by our own limit; its own may be higher.
-        unknown = [error for error in bad if error.reason in INNOCENT or error.reason == "too-long"]
-        # What can't be judged here may have earned everything; what is invalid has earned nothing.
-        means = [*(group.mean_reward for group in scored), *(1.0 for _ in unknown)]
+        # "too-long" is by our own limit; the peer's may be higher.
+        undecidable = {*INNOCENT, "too-long"}
+        num_unknown = sum(error.reason in undecidable for error in bad)
+        num_invalid = len(bad) - num_unknown
+        # Undecidable groups may have earned everything, invalid ones have earned nothing.
+        means = [group.mean_reward for group in scored] + [1.0] * num_unknown
         means += [0.0] * (len(groups) - len(means))
         earned = milli_reward(means)
         finding = replace(finding, earned=earned, num_groups=len(groups))
         if finding.claimed > earned:
-            held = (
-                f", {len(bad) - len(unknown)} of them are invalid"
-                if len(bad) > len(unknown)
-                else ""
-            )
-            reason = f"its {len(groups)} groups can have earned {earned} at most{held}"
+            reason = f"its {len(groups)} groups can have earned {earned} at most"
+            if num_invalid:
+                reason += f", {num_invalid} of them are invalid"
             return replace(finding, verdict="contradicted", reason=reason)
-        if unknown:
-            return replace(
-                finding,
-                reason=(
-                    f"{len(unknown)} of {len(groups)} groups are of tasks not known here, or too"
-                    " long"
-                ),
-            )
+        if num_unknown:
+            reason = f"{num_unknown} of {len(groups)} groups are of unknown tasks, or too long"
+            return replace(finding, reason=reason)
         return replace(finding, verdict="audited", reason=None)
 
 
@@ -171,15 +170,13 @@ def submitted_rewards(coordinator: Coordinator, num_rounds: int) -> list[Event]:
     """Return the RewardSubmitted events of the newest `num_rounds` rounds, the open one too."""
     current = coordinator.current_round()
     first = max(0, current - num_rounds + 1)
-    began = None  # round 0 began with the contract
+    from_block = None  # round 0 began with the contract
     if first > 0:
-        began = next(
-            coordinator.events("RoundAdvanced", {"newRoundNumber": first}, newest_first=True), None
-        )
-    # Rewards of older rounds may have come later.
-    events = coordinator.events(
-        "RewardSubmitted", from_block=None if began is None else began.block
-    )
+        advanced = coordinator.events("RoundAdvanced", {"newRoundNumber": first}, newest_first=True)
+        began = next(advanced, None)
+        from_block = None if began is None else began.block
+    events = coordinator.events("RewardSubmitted", from_block=from_block)
+    # Rewards of older rounds may have been submitted later.
     return [event for event in events if event.arguments["roundNumber"] >= first]
 
 
@@ -194,26 +191,21 @@ class Report:
     def is_settled(self, submitted: Event) -> bool:
         """Return whether another audit of the reward can't tell anything new."""
         known = self.findings.get(unjudged(submitted).key)
-        return (
-            known is not None
-            and known.verdict != "unaudited"
-            and known.tx_hash == submitted.tx_hash
-        )
+        if known is None or known.tx_hash != submitted.tx_hash:
+            return False
+        return known.verdict != "unaudited"
 
-    def note(self, finding: Finding, evidence: bytes | None = None) -> None:
+    def note(
+        self,
+        finding: Finding,
+        evidence: bytes | None = None,
+    ) -> None:
         """Add a finding; an undecided one does not replace a decided one."""
         known = self.findings.get(finding.key)
-        is_known = (
-            known is not None
-            and known.tx_hash == finding.tx_hash
-            and finding.verdict == "unaudited"
-        )
-        if (
-            is_known
-            and known is not None
-            and (known.verdict != "unaudited" or finding.reason == NOT_DRAWN)
-        ):
-            return
+        if known is not None and known.tx_hash == finding.tx_hash:
+            is_decided = known.verdict != "unaudited"
+            if finding.verdict == "unaudited" and (is_decided or finding.reason == NOT_DRAWN):
+                return
         if evidence is not None:
             file = f"{EVIDENCE_FOLDER}/{finding.round}-{finding.digest}.groups"
             write_whole(self._folder / file, evidence)
@@ -231,24 +223,21 @@ class Report:
     def data(self) -> dict[str, Any]:
         """Return the content of audit.json, described in docs/operations/host-a-swarm.md."""
         kept = sorted(self.findings.values(), key=lambda finding: finding.key)[-MAX_FINDINGS:]
+        zeros = dict.fromkeys(VERDICTS, 0)
         peers: dict[str, Counter[str]] = {}
         sums: dict[str, Counter[str]] = {}
         for finding in kept:
-            peers.setdefault(finding.peer_id, Counter(audited=0, unaudited=0, contradicted=0))[
-                finding.verdict
-            ] += 1
-            claimed = sums.setdefault(
-                finding.peer_id, Counter(audited=0, unaudited=0, contradicted=0)
-            )
-            claimed[finding.verdict] += finding.claimed
+            peers.setdefault(finding.peer_id, Counter(zeros))[finding.verdict] += 1
+            sums.setdefault(finding.peer_id, Counter(zeros))[finding.verdict] += finding.claimed
+        counts = Counter(finding.verdict for finding in kept)
         return {
             "version": REPORT_VERSION,
             "chain_id": self._deployment.chain_id,
             "contract": self._deployment.contract,
             "updated_at": time.time(),
-            "counts": dict(sum(peers.values(), Counter())) if peers else {},
-            "peers": {peer_id: dict(counts) for peer_id, counts in sorted(peers.items())},
-            "sums": {peer_id: dict(claimed) for peer_id, claimed in sorted(sums.items())},
+            "counts": dict(counts),
+            "peers": dict(sorted(peers.items())),
+            "sums": dict(sorted(sums.items())),
             "rewards": [asdict(finding) for finding in kept],
         }
 
@@ -322,14 +311,14 @@ def audit(
         for event in submitted:
             report.note(unjudged(event))
         open_events = [event for event in submitted if not report.is_settled(event)]
-        # Nobody can know beforehand what is drawn.
-        drawn = random.SystemRandom().sample(
-            open_events, min(num_rewards or settings.audit.sample, len(open_events))
-        )
+        sample_size = min(num_rewards or settings.audit.sample, len(open_events))
+        # The draw must not be predictable.
+        drawn = random.SystemRandom().sample(open_events, sample_size)
         if drawn:
-            find = (
-                _in_folders(groups) if groups else _ask_peers(settings, folder, coordinator, stack)
-            )
+            if groups:
+                find = _in_folders(groups)
+            else:
+                find = _ask_peers(settings, folder, coordinator, stack)
             auditor = Auditor(coordinator, verifier, find)
             for event in drawn:
                 report.note(*auditor.audit(event))
@@ -359,9 +348,8 @@ def _in_folders(folders: Sequence[Path]) -> Find:
 def _ask_peers(
     settings: Settings, folder: Path, coordinator: Coordinator, stack: ExitStack
 ) -> Find:
-    from worker.swarm.exchange.audit_client import (
-        Listener,  # hivemind takes seconds to load: only where peers are asked
-    )
+    # hivemind takes seconds to import, so only audits that ask peers do it.
+    from worker.swarm.exchange.audit_client import Listener
 
     listener = stack.enter_context(Listener(settings.swarm, folder, settings.audit.timeout_seconds))
     listener.join_through(coordinator.bootnodes())
@@ -369,42 +357,35 @@ def _ask_peers(
 
 
 def _print(report: Report, folder: Path) -> None:
-    console = Console()
+    findings = [finding for _, finding in sorted(report.findings.items())]
+    Console().print(_table(findings))
+    counts: Counter[str] = Counter()
+    sums: Counter[str] = Counter()
+    for finding in findings:
+        counts[finding.verdict] += 1
+        sums[finding.verdict] += finding.claimed
+    totals = [f"{counts[name]} {name} (rewards of {sums[name] / 1000:.3f})" for name in VERDICTS]
+    print(", ".join(totals))
+    for finding in findings:
+        if finding.verdict == "contradicted":
+            print(
+                f"contradicted: {printable(finding.peer_id)} of account {finding.account} in round"
+                f" {finding.round}: submitted {finding.claimed}, worth {finding.earned}; evidence"
+                f" in {folder / str(finding.evidence)}"
+            )
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    """Return a table with a row for each finding, except those not drawn."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("round", "peer", "submitted", "worth", "verdict", "reason"):
-        table.add_column(
-            column, justify="right" if column in ("round", "submitted", "worth") else "left"
-        )
-    findings = [found for _, found in sorted(report.findings.items())]
-    for found in findings:
-        if found.reason != NOT_DRAWN:
-            worth = "" if found.earned is None else f"{found.earned / 1000:.3f}"
-            name, reason = animal_name(found.peer_id), found.reason or ""
-            add_row(
-                table,
-                found.round,
-                name,
-                f"{found.claimed / 1000:.3f}",
-                worth,
-                found.verdict,
-                reason,
-            )
-    console.print(table)
-    counts = Counter(found.verdict for found in findings)
-    sums = {
-        verdict: sum(found.claimed for found in findings if found.verdict == verdict)
-        for verdict in VERDICTS
-    }
-    print(
-        ", ".join(
-            f"{counts[verdict]} {verdict} (rewards of {sums[verdict] / 1000:.3f})"
-            for verdict in VERDICTS
-        )
-    )
-    for found in findings:
-        if found.verdict == "contradicted":
-            print(
-                f"contradicted: {printable(found.peer_id)} of account {found.account} in round"
-                f" {found.round}: submitted {found.claimed}, worth {found.earned}; evidence in"
-                f" {folder / str(found.evidence)}"
-            )
+        is_number = column in ("round", "submitted", "worth")
+        table.add_column(column, justify="right" if is_number else "left")
+    for finding in findings:
+        if finding.reason == NOT_DRAWN:
+            continue
+        name, reason = animal_name(finding.peer_id), finding.reason or ""
+        claimed = f"{finding.claimed / 1000:.3f}"
+        worth = "" if finding.earned is None else f"{finding.earned / 1000:.3f}"
+        add_row(table, finding.round, name, claimed, worth, finding.verdict, reason)
+    return table

@@ -25,14 +25,16 @@ from worker.settings import Settings
 STATE_FILES = (StateDir.status, StateDir.budget, StateDir.model_choice, StateDir.enrolment)
 NUM_ROUNDS = 200
 NUM_LOG_BYTES = 500_000
+MIN_SECRET_CHARACTERS = 8
+"""Shorter ones are not redacted: they would hide ordinary words, too."""
 PACKAGES = ("torch", "transformers", "hivemind", "reasoning-gym", "web3", "pyinfra")
 
 _SECRETS = (
-    # What those call their tokens who hand them out: Hugging Face, Tailscale, GitHub, GitLab; and
-    # headers of HTTP.
+    # Prefixes of tokens of Hugging Face, Tailscale, GitHub and GitLab, and HTTP headers.
     (
         re.compile(
-            r"\b(hf_|tskey-[a-z]+-|gh[a-z]_|github_pat_|glpat-|sk-|Bearer\s+|Basic\s+)[A-Za-z0-9._~+/-]{8,}=*"
+            r"\b(hf_|tskey-[a-z]+-|gh[a-z]_|github_pat_|glpat-|sk-|Bearer\s+|Basic\s+)"
+            r"[A-Za-z0-9._~+/-]{8,}=*"
         ),
         rf"\1{HIDDEN}",
     ),
@@ -42,20 +44,25 @@ _SECRETS = (
         ),
         HIDDEN,
     ),
-    # A private key of the chain, and a transaction's hash, which looks just like it.
+    # A private key of the chain; a transaction's hash has the same form, and is hidden too.
     (re.compile(r"\b(0x)?[0-9a-fA-F]{64}\b"), HIDDEN),
 )
 
 
-def write(file: Path, of: Settings, findings: Sequence[Mapping[str, Any]]) -> None:
+def write(
+    file: Path,
+    of: Settings,
+    findings: Sequence[Mapping[str, Any]],
+) -> None:
     """Write the bundle, a .tar.gz. Raises ResourceError if that fails."""
     known = _known_secrets(of)
+    rounds = _read(StateDir(of.node.state_dir).rounds).splitlines(keepends=True)
     texts = {
         "findings.json": json.dumps(findings, indent=2),
         "settings.yaml": settings.dump(of),
         "versions.json": json.dumps(_versions(), indent=2),
         "nvidia-smi.txt": _nvidia_smi(),
-        StateDir.rounds: "".join(_tail_lines(StateDir(of.node.state_dir).rounds)),
+        StateDir.rounds: "".join(rounds[-NUM_ROUNDS:]),
         "log.txt": _log_tail(of),
     }
     texts |= {name: _read(of.node.state_dir / name) for name in STATE_FILES}
@@ -74,7 +81,10 @@ def write(file: Path, of: Settings, findings: Sequence[Mapping[str, Any]]) -> No
         ) from None
 
 
-def redact(text: str, known: Sequence[str] = ()) -> str:
+def redact(
+    text: str,
+    known: Sequence[str] = (),
+) -> str:
     """Return `text` without secrets: the `known` ones, and what looks like one."""
     for secret in known:
         text = text.replace(secret, HIDDEN)
@@ -88,24 +98,25 @@ def _known_secrets(of: Settings) -> list[str]:
     """Return the node's tokens, as far as this user may read them."""
     token = of.chain.account_token_file or StateDir(of.node.state_dir).account_token
     files = [token, of.chain.enrolment_token_file, of.hub.token_file]
-    return [
-        secret for file in files if file is not None and len(secret := _read(file).strip()) >= 8
-    ]
+    secrets = [_read(file).strip() for file in files if file is not None]
+    return [secret for secret in secrets if len(secret) >= MIN_SECRET_CHARACTERS]
 
 
 def _versions() -> dict[str, str]:
-    installed = {
-        distribution.metadata["Name"].lower() for distribution in importlib.metadata.distributions()
-    }
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
-    return {"system": platform.platform(), "python": platform.python_version(), **packages}
+    versions = {"system": platform.platform(), "python": platform.python_version()}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"].lower()
+        if name in PACKAGES:
+            versions[name] = distribution.version
+    return versions
 
 
 def _nvidia_smi() -> str:
     try:
-        return subprocess.run(
+        process = subprocess.run(
             ["nvidia-smi"], capture_output=True, text=True, timeout=20, check=False
-        ).stdout
+        )
+        return process.stdout
     except FileNotFoundError:
         return "no nvidia-smi\n"
     except subprocess.TimeoutExpired:
@@ -118,10 +129,6 @@ def _log_tail(of: Settings) -> str:
     file = Path("/var/log/hivewright") / slot / f"hivewright-{slot.replace('-', '@')}.log"
     text = _read(file)
     return text[-NUM_LOG_BYTES:] if text else f"no {file}\n"
-
-
-def _tail_lines(file: Path) -> list[str]:
-    return _read(file).splitlines(keepends=True)[-NUM_ROUNDS:]
 
 
 def _read(file: Path) -> str:

@@ -31,12 +31,8 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
             )
         what = f"the checkpoint after {state.get('rounds_trained', 0)} rounds"
     if options.task:
-        model_setup.settle_form(
-            policy,
-            environments.load(settings.environment),
-            settings.generation,
-            settings.node.state_dir,
-        )
+        environment = environments.load(settings.environment)
+        model_setup.settle_form(policy, environment, settings.generation, settings.node.state_dir)
     print(
         f"{settings.model.name}, {what}; an empty line begins a new conversation, Ctrl-D ends",
         file=sys.stderr,
@@ -55,7 +51,14 @@ class Conversation:
     `as_task`: each line is a separate question, in the node's own prompt form.
     """
 
-    def __init__(self, policy: Policy, generation: Generation, seed: int, *, as_task: bool) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        generation: Generation,
+        seed: int,
+        *,
+        as_task: bool,
+    ) -> None:
         self._policy = policy
         self._generation = generation
         self._seed = seed
@@ -71,18 +74,19 @@ class Conversation:
         if self._as_task:
             (answers,) = self._policy.generate([text], self._generation, self._seed)
             return None if answers is None else answers[0].text
-        answer = self._policy.reply(
-            [*self.turns, {"role": "user", "content": text}], self._generation, self._seed
-        )
-        if answer is not None:
-            self.turns += [
-                {"role": "user", "content": text},
-                {"role": "assistant", "content": answer.text},
-            ]
-        return None if answer is None else answer.text
+        turns: Turns = [*self.turns, {"role": "user", "content": text}]
+        answer = self._policy.reply(turns, self._generation, self._seed)
+        if answer is None:
+            return None
+        self.turns = [*turns, {"role": "assistant", "content": answer.text}]
+        return answer.text
 
 
-def _answer(conversation: Conversation, line: str, show: Callable[[str], None]) -> None:
+def _answer(
+    conversation: Conversation,
+    line: str,
+    show: Callable[[str], None],
+) -> None:
     if not line.strip():
         conversation.restart()
         return

@@ -88,7 +88,9 @@ def _range_of_rounds(text: str) -> tuple[int, int | None]:
         raise argparse.ArgumentTypeError(
             f"got {text!r}; expected a round, or a range such as 12-20 or 12-"
         )
-    return int(first), (int(last) if last else None if dash else int(first))
+    if not dash:
+        return int(first), int(first)
+    return int(first), int(last) if last else None
 
 
 def _range_of_rewards(text: str) -> tuple[float, float]:
@@ -102,6 +104,13 @@ def _range_of_rewards(text: str) -> tuple[float, float]:
             f"got {text!r}; expected 0 to 1, or a range such as 0.2-0.8"
         )
     return bounds
+
+
+def natural(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 0")
+    return int(text)
 
 
 def positive(text: str) -> int:

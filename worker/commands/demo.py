@@ -53,7 +53,14 @@ def run(options: argparse.Namespace) -> None:
             f"--workers: got {options.workers}; expected at most {MAX_WORKERS} on one machine"
         )
     output = options.output.resolve()
-    demo = Demo(output, options.workers, options.rounds, options.seed, Console(), options.model)
+    demo = Demo(
+        output,
+        num_workers=options.workers,
+        num_rounds=options.rounds,
+        seed=options.seed,
+        console=Console(),
+        model=options.model,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
     with _fresh_folder(output), Children(output / "logs") as children:
@@ -61,9 +68,8 @@ def run(options: argparse.Namespace) -> None:
         demo.watch(children)
         summary = demo.check()
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    plot_rewards(
-        {worker["name"]: worker["rewards"] for worker in summary["workers"]}, output / "rewards.png"
-    )
+    curves = {worker["name"]: worker["rewards"] for worker in summary["workers"]}
+    plot_rewards(curves, output / "rewards.png")
     demo.report(summary)
 
 
@@ -96,20 +102,21 @@ class Demo:
         folder = self.output
         console = self.console
         say(console, "starting the chain, the account service and the bootnode", "dim")
-        chain = children.start("chain up", self._write("chain", {"anvil_port": 0}), "chain")
+        chain_file = self._write("chain", {"anvil_port": 0})
+        chain = children.start("chain up", chain_file, "chain")
         self.rpc_url = chain.wait_for_file(folder / "chain/address", STEP_SECONDS)
-        # Started again when the demo is over, it is where all the other files say.
-        self._write("chain", {"anvil_port": int(self.rpc_url.rpartition(":")[2])})
-        children.start(
-            "chain deploy", self._write("deploy", {"anvil_port": 0}), "deploy", ends=True
-        ).wait(STEP_SECONDS)
-        (folder / "enrolment.token").write_text(f"demo-{self.seed}-{time.time_ns()}\n")
-        (folder / "enrolment.token").chmod(0o600)
-        account = children.start("account", self._write("account", {"account_port": 0}), "account")
-        bootnode_settings = {"bootnode_host": "127.0.0.1", "bootnode_port": 0}
-        bootnode = children.start(
-            "bootnode", self._write("bootnode", bootnode_settings), "bootnode"
-        )
+        # Fix the port, so that a chain started after the demo is where the other files say.
+        _, _, port = self.rpc_url.rpartition(":")
+        self._write("chain", {"anvil_port": int(port)})
+        deploy = self._write("deploy", {"anvil_port": 0})
+        children.start("chain deploy", deploy, "deploy", ends=True).wait(STEP_SECONDS)
+        token = folder / "enrolment.token"
+        token.write_text(f"demo-{self.seed}-{time.time_ns()}\n")
+        token.chmod(0o600)
+        account_file = self._write("account", {"account_port": 0})
+        account = children.start("account", account_file, "account")
+        bootnode_file = self._write("bootnode", {"bootnode_host": "127.0.0.1", "bootnode_port": 0})
+        bootnode = children.start("bootnode", bootnode_file, "bootnode")
         account_url = account.wait_for_file(folder / "account/address", STEP_SECONDS)
         bootnode.wait_for_file(folder / "bootnode/multiaddr", STEP_SECONDS)
         keeper = {
@@ -117,28 +124,29 @@ class Demo:
             "keeper_min_peers": len(self.worker_names),
             "keeper_round_seconds": ROUND_SECONDS,
             "keeper_poll_seconds": 0.5,
-            # Everything is audited at the end, when all is there.
+            # The demo audits everything at its end.
             "audit_every_rounds": 0,
         }
         children.start("keeper", self._write("keeper", keeper), "keeper")
-        dashboard = children.start(
-            "dashboard", self._write("dashboard", {"dashboard_port": 0}), "dashboard"
-        )
-        say(console, "enrolling the workers: each gets a key and an account on the chain", "dim")
-        files = [
-            self._write(name, self._worker_settings(name, account_url))
-            for name in self.worker_names
-        ]
-        named = list(zip(files, self.worker_names, strict=True))
-        for enrolment in [
-            children.start("enrol", file, f"enrol-{name}", ends=True) for file, name in named
-        ]:
-            enrolment.wait(STEP_SECONDS)
-        for file, name in named:
-            children.start("worker", file, name, ends=True)
+        dashboard_file = self._write("dashboard", {"dashboard_port": 0})
+        dashboard = children.start("dashboard", dashboard_file, "dashboard")
+        self._start_workers(children, account_url)
         page = dashboard.wait_for_file(folder / "dashboard/address", STEP_SECONDS)
         say(console, f"the dashboard is at {page}", "dim")
         say(console, f"training; logs are in {folder / 'logs'}", "dim")
+
+    def _start_workers(self, children: Children, account_url: str) -> None:
+        """Enrol all workers at once, wait for that, then start them."""
+        say(self.console, "enrolling the workers: each gets a key and an account", "dim")
+        files = {}
+        enrolments = []
+        for name in self.worker_names:
+            files[name] = self._write(name, self._worker_settings(name, account_url))
+            enrolments.append(children.start("enrol", files[name], f"enrol-{name}", ends=True))
+        for enrolment in enrolments:
+            enrolment.wait(STEP_SECONDS)
+        for name, file in files.items():
+            children.start("worker", file, name, ends=True)
 
     def watch(self, children: Children) -> None:
         """Show the workers until all have ended.
@@ -178,9 +186,9 @@ class Demo:
         coordinator = Coordinator(self._settings({}).chain)
         audited = self._audit()
         workers = [self._summary_of(name, coordinator, audited) for name in self.worker_names]
-        problems = [
-            problem for worker in workers for problem in self._problems(worker, len(workers))
-        ]
+        problems: list[str] = []
+        for worker in workers:
+            problems += self._problems(worker, len(workers))
         if problems:
             raise DemoFailed(
                 f"{problems[0]}; {len(problems)} finding(s) in all; the logs are in"
@@ -197,19 +205,10 @@ class Demo:
         """Print the last screen: results, and where the files are."""
         table = Table(box=None, pad_edge=False, header_style="dim")
         span = max(1, min(3, self.num_rounds // 2))
-        for column in (
-            "worker",
-            "known as",
-            "rounds",
-            f"first {span} > last {span}",
-            "heard",
-            "on chain",
-        ):
-            table.add_column(
-                column,
-                justify="left" if column in ("worker", "known as") else "right",
-                no_wrap=True,
-            )
+        for column in ("worker", "known as"):
+            table.add_column(column, no_wrap=True)
+        for column in ("rounds", f"first {span} > last {span}", "heard", "on chain"):
+            table.add_column(column, justify="right", no_wrap=True)
         for worker in summary["workers"]:
             rewards = list(worker["rewards"].values())
             add_row(
@@ -224,17 +223,18 @@ class Demo:
         self.console.print()
         say(
             self.console,
-            "What came of it: mean reward, peers heard, rewards that the chain confirms",
+            "Results: mean reward, peers heard, rewards that the chain confirms",
             "bold",
         )
         self.console.print(table)
         self.console.print()
-        for what, file in (
-            ("summary", "summary.json"),
-            ("audit", "audit/audit.json"),
-            ("plot", "rewards.png"),
-            ("logs", "logs"),
-        ):
+        files = {
+            "summary": "summary.json",
+            "audit": "audit/audit.json",
+            "plot": "rewards.png",
+            "logs": "logs",
+        }
+        for what, file in files.items():
             say(self.console, f"{what:8} {self.output / file}")
 
     def _audit(self) -> Counter[str]:
@@ -244,9 +244,8 @@ class Demo:
         report = audit.audit(
             judge, self.output / "audit", folders, num_rounds=_ALL, num_rewards=_ALL
         )
-        return Counter(
-            found.peer_id for found in report.findings.values() if found.verdict == "audited"
-        )
+        findings = report.findings.values()
+        return Counter(finding.peer_id for finding in findings if finding.verdict == "audited")
 
     def _summary_of(
         self, name: str, coordinator: Coordinator, audited: Counter[str]
@@ -255,12 +254,17 @@ class Demo:
         said = status.read(folder)
         if said is None:
             raise DemoFailed(f"{name} left no status in {folder}")
+        heard: set[str] = set()
+        heard_per_round: dict[str, int] = {}
         rounds = status.read_rounds(folder)
         rows = Ledger(StateDir(folder).ledger).rows()
-        on_chain = [
-            coordinator.submitted_reward(row.round, row.stage, row.peer_id) == row.reward
-            for row in rows
-        ]
+        num_confirmed = 0
+        for row in rows:
+            on_chain = coordinator.submitted_reward(row.round, row.stage, row.peer_id)
+            num_confirmed += on_chain == row.reward
+        for line in rounds:
+            heard.update(line["peers_heard"])
+            heard_per_round[str(line["round"])] = len(line["peers_heard"])
         return {
             "name": name,
             "peer_id": said.peer_id,
@@ -269,17 +273,19 @@ class Demo:
             "rounds_reported": [row.round for row in rows],
             "rounds_with_step": [line["round"] for line in rounds if line["skipped"] is None],
             "rewards": {str(line["round"]): line["reward_mean"] for line in rounds},
-            "peers_heard": sorted({peer for line in rounds for peer in line["peers_heard"]}),
-            "peers_heard_per_round": {
-                str(line["round"]): len(line["peers_heard"]) for line in rounds
-            },
+            "peers_heard": sorted(heard),
+            "peers_heard_per_round": heard_per_round,
             "registered": coordinator.owner_of(said.peer_id) is not None,
             "rewards_earned": len(rows),
-            "rewards_confirmed": sum(on_chain),
+            "rewards_confirmed": num_confirmed,
             "rewards_audited": audited[said.peer_id],
         }
 
-    def _problems(self, worker: dict[str, Any], num_workers: int) -> list[str]:
+    def _problems(
+        self,
+        worker: dict[str, Any],
+        num_workers: int,
+    ) -> list[str]:
         name = worker["name"]
         problems = []
         if worker["rounds_trained"] != self.num_rounds:
@@ -304,12 +310,16 @@ class Demo:
             )
         if worker["rewards_audited"] != worker["rewards_earned"]:
             problems.append(
-                f"{worker['rewards_audited']} of {worker['rewards_earned']} rewards of {name} hold"
-                " against the groups that it signed (audit/audit.json)"
+                f"the groups that {name} signed confirm {worker['rewards_audited']} of"
+                f" {worker['rewards_earned']} rewards of it (audit/audit.json)"
             )
         return problems
 
-    def _worker_settings(self, name: str, account_url: str) -> dict[str, Any]:
+    def _worker_settings(
+        self,
+        name: str,
+        account_url: str,
+    ) -> dict[str, Any]:
         return {
             "node_name": name,
             "node_max_rounds": self.num_rounds,
@@ -324,7 +334,11 @@ class Demo:
             **self.worker_settings,
         }
 
-    def _write(self, role: str, flat: dict[str, Any]) -> Path:
+    def _write(
+        self,
+        role: str,
+        flat: dict[str, Any],
+    ) -> Path:
         """Write the role's settings file; each role's state is in a folder of its own."""
         folder = self.output / role
         folder.mkdir(exist_ok=True)

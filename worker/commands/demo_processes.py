@@ -17,26 +17,27 @@ STOP_SECONDS = 15.0
 class Child:
     """A `hivewright COMMAND --settings FILE`. `ends`: it should end by itself, with exit code 0."""
 
-    def __init__(self, command: str, settings_file: Path, name: str, log: Path, ends: bool) -> None:
+    def __init__(
+        self,
+        command: str,
+        settings_file: Path,
+        name: str,
+        log: Path,
+        ends: bool,
+    ) -> None:
         self.name = name
         self.log = log
         self.ends = ends
         self._parent = os.getpid()
         with log.open("w") as stream:
+            words = [*command.split(), "--settings", str(settings_file)]
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "worker",
-                    *command.split(),
-                    "--settings",
-                    str(settings_file),
-                ],
+                [sys.executable, "-m", "worker", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                # A session of its own: Ctrl-C reaches the demo alone, which then stops its children
-                # in order.
+                # In a session of its own, so that Ctrl-C reaches the demo alone, which then stops
+                # its children in order.
                 start_new_session=True,
                 preexec_fn=self._die_with_parent,
             )
@@ -81,10 +82,8 @@ class Child:
             killer = signal.Signals(-self.process.returncode).name
             return f"{self.name} was killed by {killer}, not by the demo; its log is {self.log}"
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        return (
-            f"{self.name} ended with {self.process.returncode}:"
-            f" {lines[-1] if lines else 'no output'} ({self.log})"
-        )
+        reason = lines[-1] if lines else "no output"
+        return f"{self.name} ended with {self.process.returncode}: {reason} ({self.log})"
 
 
 class Children:
@@ -95,7 +94,13 @@ class Children:
         self._logs = logs
         self.by_name: dict[str, Child] = {}
 
-    def start(self, command: str, settings_file: Path, name: str, ends: bool = False) -> Child:
+    def start(
+        self,
+        command: str,
+        settings_file: Path,
+        name: str,
+        ends: bool = False,
+    ) -> Child:
         child = Child(command, settings_file, name, self._logs / f"{name}.log", ends)
         self.by_name[name] = child
         return child

@@ -16,6 +16,7 @@ import socket
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -38,11 +39,11 @@ from worker.telemetry import status
 from worker.trainer import micro_batch
 
 DISK_PROBE_MB = 64
-# A checkpoint of a model of half a billion parameters takes a minute at this speed.
 SLOW_DISK_MB_S = 50.0
+"""At this speed a checkpoint of half a billion parameters takes a minute."""
 SMALL_RAM_GIB, TIGHT_RAM_GIB = 1.0, 2.0
-# Records in the DHT are judged by their age; from here on peers and this node disagree about it.
 CLOCK_SECONDS = 3.0
+"""Larger offsets make peers and this node disagree on the age of records in the DHT."""
 
 Verdict = Literal["ok", "warning", "refuse"]
 
@@ -60,12 +61,11 @@ class Finding:
 def run(settings: Settings, options: argparse.Namespace) -> None:
     """Print all findings. Raises ResourceError if any of them refuses."""
     findings = list(examine(settings))
+    records = [dataclasses.asdict(finding) for finding in findings]
     if options.bundle is not None:
-        bundle.write(
-            options.bundle, settings, [dataclasses.asdict(finding) for finding in findings]
-        )
+        bundle.write(options.bundle, settings, records)
     if options.json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+        print(json.dumps(records, indent=2))
     else:
         _print(findings)
     refusals = [finding.check for finding in findings if finding.verdict == "refuse"]
@@ -91,7 +91,7 @@ def _findings(
     try:
         yield from check(patient)
     except WorkerError as error:
-        # The errors that a worker itself would stop with carry cause and fix in one line.
+        # The errors with which a worker would stop have cause and fix in one line.
         cause, _, fix = str(error).partition("; ")
         is_away = isinstance(error, ChainUnreachable) and not isinstance(error, BadAnswer)
         verdict: Verdict = "warning" if is_away else "refuse"
@@ -139,24 +139,18 @@ def _device(patient: Patient) -> Iterator[Finding]:
 
 
 def _model(patient: Patient) -> Iterator[Finding]:
-    model, generation = (
-        model_sizing.settle(patient.settings.model, patient.folder),
-        patient.settings.generation,
-    )
+    model = model_sizing.settle(patient.settings.model, patient.folder)
+    generation = patient.settings.generation
     model_sizing.require_context(model, generation)
-    if model_sizing.find_folder(model) is not None:  # else nothing is known of it yet
+    if model_sizing.find_folder(model) is not None:  # else it is not downloaded yet
         outlook = engine_forecast.read(model)
         if outlook.refuses(generation):
             cause = f"{model.name} ({outlook.model_type}) can't be trained here: {outlook.reason}"
-            yield Finding(
-                "model",
-                "refuse",
-                cause,
-                "take another model.name; `hivewright check --model NAME` judges one",
-            )
+            fix = "choose another model.name; `hivewright check --model NAME` judges one"
+            yield Finding("model", "refuse", cause, fix)
             return
     tokens = f"{generation.max_prompt_length} + {generation.max_completion_length} tokens"
-    yield Finding("model", "ok", f"{model.name} is asked and answers in {tokens}")
+    yield Finding("model", "ok", f"{model.name}, prompt and completion of {tokens}")
 
 
 def _memory(patient: Patient) -> Iterator[Finding]:
@@ -181,7 +175,11 @@ def _memory(patient: Patient) -> Iterator[Finding]:
         yield Finding("memory", "refuse", f"{model.name} needs about {needed:.1f} GiB; {free}", fix)
 
 
-def _recall_budget(file: Path, model: Model, dtype: str) -> micro_batch.Budget | None:
+def _recall_budget(
+    file: Path,
+    model: Model,
+    dtype: str,
+) -> micro_batch.Budget | None:
     """Return the measured budget of the model; small models are float32 with dtype `auto`."""
     dtypes = (dtype, "float32") if model.dtype == "auto" else (dtype,)
     found = (micro_batch.recall(file, f"{model.name} torch.{each} ") for each in dtypes)
@@ -203,12 +201,8 @@ def _against_worst_step(
     if held <= free_gib:
         fix = "end what else runs there, or leave it: steps are then made in smaller pieces, slower"
         return Finding("memory", "warning", said, fix)
-    return Finding(
-        "memory",
-        "refuse",
-        said,
-        "end what else runs there, set trainer.lora, or take a smaller model",
-    )
+    fix = "end what else runs there, set trainer.lora, or choose a smaller model"
+    return Finding("memory", "refuse", said, fix)
 
 
 def _ram(patient: Patient) -> Iterator[Finding]:
@@ -217,19 +211,11 @@ def _ram(patient: Patient) -> Iterator[Finding]:
     if patient.pid is not None or free >= TIGHT_RAM_GIB:
         yield Finding("ram", "ok", f"{free:.1f} GiB free")
     elif free >= SMALL_RAM_GIB:
-        yield Finding(
-            "ram",
-            "warning",
-            f"{free:.1f} GiB free; a worker wants {TIGHT_RAM_GIB:g} besides its model",
-            fix,
-        )
+        cause = f"{free:.1f} GiB free; a worker needs {TIGHT_RAM_GIB:g} besides its model"
+        yield Finding("ram", "warning", cause, fix)
     else:
-        yield Finding(
-            "ram",
-            "refuse",
-            f"{free:.1f} GiB free; a worker does not even load with less than 1",
-            fix,
-        )
+        cause = f"{free:.1f} GiB free; a worker does not start with less than {SMALL_RAM_GIB:g}"
+        yield Finding("ram", "refuse", cause, fix)
 
 
 def _disk(patient: Patient) -> Iterator[Finding]:
@@ -238,12 +224,8 @@ def _disk(patient: Patient) -> Iterator[Finding]:
     speed = _disk_speed(patient.folder)
     said = f"{free_gb:.1f} GB free in {patient.folder}, {speed:.0f} MB/s written"
     if speed < SLOW_DISK_MB_S:
-        yield Finding(
-            "disk",
-            "warning",
-            said,
-            "checkpoints hold training up: raise node.checkpoint_every, or use an SSD",
-        )
+        fix = "checkpoints delay training: raise node.checkpoint_every, or use an SSD"
+        yield Finding("disk", "warning", said, fix)
     else:
         yield Finding("disk", "ok", said)
 
@@ -281,10 +263,9 @@ def _account(patient: Patient) -> Iterator[Finding]:
     if patient.settings.chain.account_url is None:
         yield Finding("account", "ok", "no account service: this node earns nothing")
         return
-    info = account_client.AccountClient(patient.settings.chain, patient.folder).swarm()
-    yield Finding(
-        "account", "ok", f"{patient.settings.chain.account_url} sends from {info.account}"
-    )
+    chain = patient.settings.chain
+    info = account_client.AccountClient(chain, patient.folder).swarm()
+    yield Finding("account", "ok", f"{chain.account_url} sends from {info.account}")
 
 
 def _chain(patient: Patient) -> Iterator[Finding]:
@@ -303,15 +284,12 @@ def _chain(patient: Patient) -> Iterator[Finding]:
         yield Finding("chain", "ok", f"{said}, without {missing}" if missing else said)
     if chain.account_url is not None:
         identity, _ = enrolment.load(patient.settings)
-        owner, ours = (
-            coordinator.owner_of(identity.peer_id),
-            account_client.AccountClient(chain, patient.folder).swarm(),
-        )
+        owner = coordinator.owner_of(identity.peer_id)
+        ours = account_client.AccountClient(chain, patient.folder).swarm()
         if owner is None:
+            cause = f"{identity.peer_id} is not registered on this chain"
             fix = "run `hivewright enrol` with these settings"
-            yield Finding(
-                "registration", "refuse", f"{identity.peer_id} is not registered on this chain", fix
-            )
+            yield Finding("registration", "refuse", cause, fix)
         else:
             account_client.require_owner(identity.peer_id, owner, ours.account)
 
@@ -319,11 +297,12 @@ def _chain(patient: Patient) -> Iterator[Finding]:
 def _clock(patient: Patient) -> Iterator[Finding]:
     url = patient.settings.chain.account_url
     if url is None:
-        yield Finding("clock", "ok", "nobody to compare it with")
+        yield Finding("clock", "ok", "no account service to compare it with")
         return
     theirs, ours = account_client.server_time(url, patient.settings.chain.timeout_seconds)
     offset = ours - parsedate_to_datetime(theirs).timestamp()
-    said = f"{abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the account service's"
+    direction = "ahead of" if offset > 0 else "behind"
+    said = f"{abs(offset):.0f} s {direction} the account service's"
     if abs(offset) <= CLOCK_SECONDS:
         yield Finding("clock", "ok", f"within {CLOCK_SECONDS:g} s of the account service's")
     else:
@@ -336,34 +315,28 @@ def _dht(patient: Patient) -> Iterator[Finding]:
         return
     addresses = list(patient.settings.swarm.bootnodes)
     if patient.settings.chain.account_url or patient.settings.chain.rpc_url:
-        addresses += [a for a in _bootnodes(patient) if a not in addresses]
+        chain = chain_of_node(patient.settings.chain, patient.folder)
+        published = Coordinator(chain).bootnodes()
+        addresses += [address for address in published if address not in addresses]
     if not addresses:
-        yield Finding(
-            "dht",
-            "warning",
-            "no bootnodes are known",
-            "set swarm.bootnodes, or start the swarm's keeper",
-        )
+        fix = "set swarm.bootnodes, or start the swarm's keeper"
+        yield Finding("dht", "warning", "no bootnodes are known", fix)
         return
     reasons = swarm_probe.reach(addresses)
     failed = {address: reason for address, reason in reasons.items() if reason is not None}
     if len(failed) < len(reasons):
-        yield Finding(
-            "dht", "ok", f"{len(reasons) - len(failed)} of {len(reasons)} bootnodes answer"
-        )
+        num_answering = len(reasons) - len(failed)
+        yield Finding("dht", "ok", f"{num_answering} of {len(reasons)} bootnodes answer")
     else:
         address, reason = next(iter(failed.items()))
         fix = (
-            "open the way there (firewall, VPN), or start the bootnode; until then this node trains"
-            " alone"
+            "let this host connect to it (firewall, VPN), or start the bootnode; until then this"
+            " node trains alone"
         )
-        # libp2p's errors are several lines, of which the last says what happened.
-        said = printable(reason.strip().splitlines()[-1].strip(" *"))
+        # libp2p's errors have several lines, and the last is the cause.
+        *_, last_line = reason.strip().splitlines()
+        said = printable(last_line.strip(" *"))
         yield Finding("dht", "warning", f"no bootnode answers: {printable(address)}: {said}", fix)
-
-
-def _bootnodes(patient: Patient) -> list[str]:
-    return Coordinator(chain_of_node(patient.settings.chain, patient.folder)).bootnodes()
 
 
 def _announced(patient: Patient) -> Iterator[Finding]:
@@ -371,31 +344,27 @@ def _announced(patient: Patient) -> Iterator[Finding]:
     swarm, target = patient.settings.swarm, _somebody(patient.settings)
     seen = _source_address(target) if target else None
     if seen is None:
-        yield Finding("announced", "ok", "nobody to be seen by")
+        yield Finding("announced", "ok", "no host of the swarm is known")
         return
     if ipaddress.ip_address(seen).is_loopback:
-        yield Finding("announced", "ok", "the only others that this machine knows of are on it")
+        yield Finding("announced", "ok", "all known hosts of the swarm are this machine")
         return
     announced = re.findall(r"/ip[46]/([^/]+)", " ".join(swarm.announce))
     if not swarm.announce:
         here, there = ipaddress.ip_address(seen), target and _is_public(target)
         if here.is_private and there:
+            cause = f"seen from {seen}, which peers elsewhere can't dial"
             fix = (
                 "forward a port to swarm.port and put its outer address into swarm.announce, or use"
                 " a VPN"
             )
-            yield Finding(
-                "announced", "warning", f"seen from {seen}, which peers elsewhere can't dial", fix
-            )
+            yield Finding("announced", "warning", cause, fix)
         else:
             yield Finding("announced", "ok", f"libp2p announces its own; seen from {seen}")
     elif announced and seen not in announced:
-        fix = (
-            f"see that {', '.join(announced)} is forwarded here, or put {seen} into swarm.announce"
-        )
-        yield Finding(
-            "announced", "warning", f"announced is {', '.join(announced)}, seen from {seen}", fix
-        )
+        shown = ", ".join(announced)
+        fix = f"verify that {shown} is forwarded here, or put {seen} into swarm.announce"
+        yield Finding("announced", "warning", f"announced is {shown}, seen from {seen}", fix)
     else:
         yield Finding("announced", "ok", f"{', '.join(swarm.announce)}, seen from {seen}")
 
@@ -411,19 +380,23 @@ def _somebody(settings: Settings) -> str | None:
 def _source_address(target: str) -> str | None:
     """Return the source address of packets to `target`; None without a route. Sends nothing."""
     try:
-        kind, _, _, _, address = socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM)[0]
+        found = socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM)
+        kind, _, _, _, address = found[0]
         with socket.socket(kind, socket.SOCK_DGRAM) as probe_socket:
             probe_socket.connect(address)
-            return str(probe_socket.getsockname()[0])
+            source, *_ = probe_socket.getsockname()
+            return str(source)
     except OSError:
         return None
 
 
 def _is_public(target: str) -> bool:
     try:
-        return ipaddress.ip_address(socket.getaddrinfo(target, 9)[0][4][0]).is_global
+        found = socket.getaddrinfo(target, 9)
     except OSError:
         return False
+    _, _, _, _, address = found[0]
+    return ipaddress.ip_address(address[0]).is_global
 
 
 def _versions(patient: Patient) -> Iterator[Finding]:
@@ -435,19 +408,13 @@ def _versions(patient: Patient) -> Iterator[Finding]:
     node = status.read(patient.folder)
     others = node.swarm.other_versions if node and node.swarm else {}
     if not others:
-        yield Finding(
-            "versions", "ok", f"hivewright {__version__}, {ours}; no peer is known to differ"
-        )
+        cause = f"hivewright {__version__}, {ours}; no peer is known to differ"
+        yield Finding("versions", "ok", cause)
         return
-    theirs = ", ".join(
-        f"{count} peers run {printable(version)}" for version, count in sorted(others.items())
-    )
-    yield Finding(
-        "versions",
-        "warning",
-        f"{theirs}, this node {ours}",
-        "upgrade the older ones: deploy them again",
-    )
+    counts = sorted(others.items())
+    theirs = ", ".join(f"{count} peers run {printable(version)}" for version, count in counts)
+    fix = "upgrade the older ones: deploy them again"
+    yield Finding("versions", "warning", f"{theirs}, this node {ours}", fix)
 
 
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
@@ -469,15 +436,14 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
 
 def _print(findings: list[Finding]) -> None:
     """Wrap findings to the terminal; elsewhere print each on one line, for grep."""
-    width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
+    width = sys.maxsize
+    if sys.stdout.isatty():
+        width = max(40, shutil.get_terminal_size().columns)
     wrapper = textwrap.TextWrapper(width, subsequent_indent=" " * 24, break_on_hyphens=False)
     for finding in findings:
         print(wrapper.fill(f"{finding.verdict:<8} {finding.check:<12}  {finding.cause}"))
         if finding.fix:
             print(wrapper.fill(f"{'':<22} fix: {finding.fix}"))
-    verdicts = [finding.verdict for finding in findings]
-    print(
-        f"{verdicts.count('ok')} ok, {verdicts.count('warning')} warnings,"
-        f" {verdicts.count('refuse')} refused"
-    )
+    counts = Counter(finding.verdict for finding in findings)
+    print(f"{counts['ok']} ok, {counts['warning']} warnings, {counts['refuse']} refused")
     sys.stdout.flush()

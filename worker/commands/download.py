@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2  # what huggingface_hub speaks HTTP with
+import httpx2  # huggingface_hub's HTTP client
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from huggingface_hub.utils._headers import build_hf_headers
@@ -92,17 +92,21 @@ def main() -> None:
                 future.result()
         except Exception as error:  # noqa: BLE001 - xet's errors have no class of their own
             print(json.dumps(asdict(_failure(error))), flush=True)
-            # Without waiting for the other files: what there is of them is kept.
+            # Do not wait for the other files: their parts are kept.
             os._exit(1)
 
 
 def _failure(error: Exception) -> Failure:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    text = str(error).strip() or type(error).__name__
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        status = error.response.status_code
-        reason = (error.server_message or reason).splitlines()[0][:200]
-        return Failure(reason, status, isinstance(error, GatedRepoError))
-    return Failure(reason, errno=error.errno if isinstance(error, OSError) else None)
+        reason = _first_line(error.server_message or text)
+        return Failure(reason, error.response.status_code, isinstance(error, GatedRepoError))
+    errno = error.errno if isinstance(error, OSError) else None
+    return Failure(_first_line(text), errno=errno)
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0][:200]
 
 
 def _get(order: Order, file: File) -> None:
@@ -111,7 +115,7 @@ def _get(order: Order, file: File) -> None:
         return
     url = hf_hub_url(order.repo, file.name, revision=order.revision, endpoint=order.endpoint)
     headers = build_hf_headers(token=order.token, library_name="hivewright")
-    if is_xet_available() and _is_in_xet(order, url):
+    if is_xet_available() and is_in_xet(order, url):
         hub = HfApi(endpoint=order.endpoint, token=order.token)
         hub.hf_hub_download(order.repo, file.name, revision=order.revision, local_dir=order.folder)
         return
@@ -119,9 +123,8 @@ def _get(order: Order, file: File) -> None:
     try:
         _append(url, headers, partial, file.size, order.stall_seconds)
     except httpx2.ReadTimeout:
-        raise TimeoutError(
-            f"nothing arrived of {file.name} for {order.stall_seconds:g} s"
-        ) from None
+        seconds = order.stall_seconds
+        raise TimeoutError(f"nothing arrived of {file.name} for {seconds:g} s") from None
     if file.sha256 is not None and _sha256(partial) != file.sha256:
         partial.unlink()
         raise ValueError(f"{file.name}: another SHA-256 than the Hub says; it is downloaded again")
@@ -129,7 +132,11 @@ def _get(order: Order, file: File) -> None:
 
 
 def _append(
-    url: str, headers: dict[str, str], partial: Path, size: int | None, seconds: float
+    url: str,
+    headers: dict[str, str],
+    partial: Path,
+    size: int | None,
+    seconds: float,
 ) -> None:
     """Resume a download. huggingface_hub's own http_get loses up to 10 MB when interrupted."""
     with partial.open("ab", buffering=0) as stream:
@@ -138,7 +145,7 @@ def _append(
             return
         if size is not None and begin > size:
             stream.truncate(begin := 0)
-        # A part of a compressed answer could not be gone on from.
+        # A part of a compressed answer could not be resumed.
         headers = headers | {"Accept-Encoding": "identity"}
         if begin:
             headers["Range"] = f"bytes={begin}-"
@@ -155,7 +162,8 @@ def _append(
         raise ValueError(f"{partial.name}: {arrived} bytes have arrived; expected {size}")
 
 
-def _is_in_xet(order: Order, url: str) -> bool:
+def is_in_xet(order: Order, url: str) -> bool:
+    """Return whether the Hub serves the file through xet."""
     found = get_hf_file_metadata(url, token=order.token, endpoint=order.endpoint)
     return found.xet_file_data is not None
 
@@ -165,7 +173,7 @@ def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         while chunk := stream.read(_HASH_CHUNK):
             digest.update(chunk)
-            os.utime(file)  # whoever watches the folder sees that something is done
+            os.utime(file)  # progress, for fetch.py, which watches the folder
     return digest.hexdigest()
 
 

@@ -33,11 +33,13 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     named: Path | None = options.checkpoint
     folder = StateDir(settings.node.state_dir).checkpoints if named is None else named
     wanted = [name for name in (BEFORE, NOW) if getattr(options, name)]
-    if not wanted:
-        wanted = [BEFORE, NOW] if checkpoint.exists(folder) else [BEFORE]
+    if not wanted and checkpoint.exists(folder):
+        wanted = [BEFORE, NOW]
+    elif not wanted:
+        wanted = [BEFORE]
     asked: list[Asked] | None = None
     found: dict[str, Evaluation] = {}
-    for name in reversed(wanted):  # what is trained now says which levels are worth asking
+    for name in reversed(wanted):  # the trained state determines the levels to ask
         policy, state = _load(settings, folder if name == NOW else None, environment)
         environment.resume(state.get("environment", {}))
         asked = asked or choose_tasks(environment, options.level)
@@ -53,7 +55,8 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
             rounds_trained=state.get("rounds_trained", 0),
         )
     if options.json:
-        print(json.dumps({name: asdict(found[name]) for name in wanted}, indent=2))
+        records = {name: asdict(found[name]) for name in wanted}
+        print(json.dumps(records, indent=2))
     else:
         _print(found, wanted)
 
@@ -66,11 +69,13 @@ def choose_tasks(environment: Environment, level: int | None) -> list[Asked]:
     if level is not None:
         return [(name, level) for name in environment.names]
     now = environment.levels
-    return [
-        (name, number)
-        for name in environment.names
-        for number in (sorted({0, now[name]}) if name in now else [None])
-    ]
+    asked: list[Asked] = []
+    for name in environment.names:
+        if name in now:
+            asked += [(name, number) for number in sorted({0, now[name]})]
+        else:
+            asked.append((name, None))
+    return asked
 
 
 def _load(
@@ -92,7 +97,10 @@ def _load(
     return policy, state or {}
 
 
-def _print(found: dict[str, Evaluation], names: Sequence[str]) -> None:
+def _print(
+    found: dict[str, Evaluation],
+    names: Sequence[str],
+) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("family")
     table.add_column("level", justify="right")
@@ -103,30 +111,32 @@ def _print(found: dict[str, Evaluation], names: Sequence[str]) -> None:
         table.add_column(f"pass@{found[name].scores[0].k}", justify="right")
     if len(names) == 2:
         table.add_column("gain", justify="right")
-    by_name = {name: {(s.family, s.level): s for s in found[name].scores} for name in names}
-    for key in by_name[names[-1]]:
-        rows = [by_name[name].get(key) for name in names]
-        scores = [score for score in rows if score is not None]
-        if len(scores) < len(names):  # time ran out before this family was asked
-            continue
-        cells = [cell for score in scores for cell in _cells(score)]
-        gain = [f"{scores[-1].reward - scores[0].reward:+.3f}"] if len(names) == 2 else []
-        level = "-" if key[1] is None else str(key[1])
-        add_row(table, key[0], level, scores[-1].tasks, *cells, *gain)
+    by_key: dict[Asked, list[FamilyScore]] = {}
+    for name in names:
+        for score in found[name].scores:
+            by_key.setdefault((score.family, score.level), []).append(score)
+    for (family, level), scores in by_key.items():
+        if len(scores) == len(names):  # else the time was up before this family was asked
+            shown_level = "-" if level is None else str(level)
+            add_row(table, family, shown_level, scores[-1].tasks, *_cells(scores))
     console = Console()
     console.print(table)
     for name in names:
-        what = (
-            "the untouched model"
-            if name == BEFORE
-            else f"after {found[name].rounds_trained} rounds"
-        )
-        say(
-            console,
-            f"{name}: {what}: mean reward {found[name].reward:.3f} in {found[name].seconds:.0f} s",
-        )
+        one = found[name]
+        what = "the untouched model"
+        if name != BEFORE:
+            what = f"after {one.rounds_trained} rounds"
+        say(console, f"{name}: {what}: mean reward {one.reward:.3f} in {one.seconds:.0f} s")
 
 
-def _cells(score: FamilyScore) -> tuple[str, str, str]:
-    half = (score.reward_high - score.reward_low) / 2
-    return f"{score.reward:.3f} ±{half:.2f}", f"{score.pass_1:.2f}", f"{score.pass_k:.2f}"
+def _cells(scores: Sequence[FamilyScore]) -> list[str]:
+    """Return reward, pass@1 and pass@k of each score, and the gain if there are two."""
+    cells = []
+    for score in scores:
+        half = (score.reward_high - score.reward_low) / 2
+        cells.append(f"{score.reward:.3f} ±{half:.2f}")
+        cells += [f"{score.pass_1:.2f}", f"{score.pass_k:.2f}"]
+    if len(scores) == 2:
+        first, last = scores
+        cells.append(f"{last.reward - first.reward:+.3f}")
+    return cells

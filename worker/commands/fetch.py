@@ -15,6 +15,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,13 +41,25 @@ PAUSE_SECONDS = 5.0
 REPORT_SECONDS = 10.0
 _LOOK_SECONDS = 0.5
 _REVISION = ".revision"
+_SAFETENSORS = re.compile(r"(?!consolidated).*\.safetensors")
+_PYTORCH_WEIGHTS = re.compile(r"pytorch_model.*\.bin")
 _DESCRIPTIONS = (".json", ".model", ".txt", ".jinja")
 _REFUSALS = (401, 403, 404)
-# Of this machine: another attempt would meet the same.
-_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+_MACHINE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+)
+"""Errors of this machine, which another attempt would meet again."""
 
 
-def run(of: Settings, options: argparse.Namespace | None = None) -> None:
+def run(
+    of: Settings,
+    options: argparse.Namespace | None = None,
+) -> None:
     """Download the model unless it is there or a local folder, and print its path.
 
     Raises SettingsError without a shared folder or for an invalid token file, ModelError if the
@@ -54,9 +67,7 @@ def run(of: Settings, options: argparse.Namespace | None = None) -> None:
     """
     model = model_sizing.settle(of.model, of.node.state_dir)
     if model.shared_dir is None:
-        raise SettingsError(
-            "model.shared_dir: none; expected the folder that models are to be downloaded to"
-        )
+        raise SettingsError("model.shared_dir: not set; expected the folder to download models to")
     token = _token(model, options.token_file if options is not None else None)
     try:
         model.shared_dir.mkdir(parents=True, exist_ok=True)
@@ -67,7 +78,7 @@ def run(of: Settings, options: argparse.Namespace | None = None) -> None:
             " write in"
         ) from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the second one finds what the first has downloaded
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process finds what the first downloaded
         folder = model_sizing.find_folder(model)
         if folder is None and model_sizing.is_gguf(model.name):
             folder = Path(model.name)
@@ -84,19 +95,25 @@ def _token(model: Model, file: Path | None) -> str | None:
     return read_secret(file or model.token_file or Path(), expected, key)
 
 
-def _download(model: Model, shared_dir: Path, min_free_disk_mb: int, token: str | None) -> Path:
+def _download(
+    model: Model,
+    shared_dir: Path,
+    min_free_disk_mb: int,
+    token: str | None,
+) -> Path:
     known = policy.look_up(model.name, token)
     if isinstance(known, str):
         raise ModelError(
             f"model.name: {model.name}: not in {shared_dir}, and Hugging Face can't be reached"
-            f" ({known}); expected a folder with a model, {model_sizing.TINY}, or a machine with a"
-            " way there"
+            f" ({known}); expected a folder with a model, {model_sizing.TINY}, or a connection to"
+            " it"
         )
     files = _needed(known)
     whole = model_sizing.shared_folder(shared_dir, model.name)
     part = whole.with_name(f"{whole.name}.part")
     _clear(part, str(known.sha))
-    missing_mb = (sum(file.size or 0 for file in files) - _num_bytes(part)) // 10**6
+    total = sum(file.size or 0 for file in files)
+    missing_mb = (total - _num_bytes(part)) // 10**6
     host.require_disk(shared_dir, min_free_disk_mb + missing_mb, "model.shared_dir")
     with _disk_errors(part):
         part.mkdir(exist_ok=True)
@@ -129,20 +146,16 @@ def _clear(part: Path, revision: str) -> None:
 def _needed(known: ModelInfo) -> list[download.File]:
     """Return the files to load a model from, without its weights in other formats."""
     found = {file.rfilename: file for file in known.siblings or () if "/" not in file.rfilename}
-    weights = [
-        name
-        for name in found
-        if name.endswith(".safetensors") and not name.startswith("consolidated")
-    ]
-    weights = weights or [
-        name for name in found if name.startswith("pytorch_model") and name.endswith(".bin")
-    ]
-    return [
-        download.File(
-            name, found[name].size, lfs.sha256 if (lfs := found[name].lfs) is not None else None
-        )
-        for name in (*weights, *(name for name in found if name.endswith(_DESCRIPTIONS)))
-    ]
+    weights = [name for name in found if _SAFETENSORS.fullmatch(name)]
+    if not weights:
+        weights = [name for name in found if _PYTORCH_WEIGHTS.fullmatch(name)]
+    descriptions = [name for name in found if name.endswith(_DESCRIPTIONS)]
+    files = []
+    for name in weights + descriptions:
+        stored = found[name].lfs
+        sha256 = None if stored is None else stored.sha256
+        files.append(download.File(name, found[name].size, sha256))
+    return files
 
 
 def _get_files(order: download.Order, name: str) -> None:
@@ -158,7 +171,7 @@ def _get_files(order: download.Order, name: str) -> None:
         _require_hope(order, name, failure)
         uses_xet = uses_xet and not can_do_without
         log.warning(
-            "download of %s interrupted: %s; it goes on where it stopped%s (attempt %d of %d)",
+            "download of %s interrupted: %s; resuming%s (attempt %d of %d)",
             name,
             failure.reason,
             "" if uses_xet else ", without xet",
@@ -170,13 +183,17 @@ def _get_files(order: download.Order, name: str) -> None:
     if failure is not None:
         _require_hope(order, name, failure)
         raise ModelError(
-            f"model.name: {name}: the download was cut off: {failure.reason}, in {ATTEMPTS}"
-            f" attempts; what has arrived is kept in {order.folder}: check the way to"
-            f" {order.endpoint}, then run it again, and it goes on from there"
+            f"model.name: {name}: the download failed in {ATTEMPTS} attempts: {failure.reason};"
+            f" check the connection to {order.endpoint}, then run this again: it resumes from"
+            f" {order.folder}"
         )
 
 
-def _require_hope(order: download.Order, name: str, failure: download.Failure) -> None:
+def _require_hope(
+    order: download.Order,
+    name: str,
+    failure: download.Failure,
+) -> None:
     """Raise ModelError or ResourceError if another attempt would fail too."""
     if failure.status in _REFUSALS:
         has_token = isinstance(order.token, str)
@@ -189,9 +206,15 @@ def _require_hope(order: download.Order, name: str, failure: download.Failure) -
         )
 
 
-def _attempt(order: download.Order, name: str, uses_xet: bool) -> download.Failure | None:
+def _attempt(
+    order: download.Order,
+    name: str,
+    uses_xet: bool,
+) -> download.Failure | None:
     """Run the download until it ends or stalls; None: all files are there."""
-    environment = {**os.environ, **({} if uses_xet else {"HF_HUB_DISABLE_XET": "1"})}
+    environment = dict(os.environ)
+    if not uses_xet:
+        environment["HF_HUB_DISABLE_XET"] = "1"
     process = subprocess.Popen(
         [sys.executable, "-m", "worker.commands.download"],
         cwd=Path(__file__).parents[2],
@@ -223,7 +246,11 @@ def _attempt(order: download.Order, name: str, uses_xet: bool) -> download.Failu
         return download.Failure(f"the process that downloads ended with code {process.returncode}")
 
 
-def _watch(process: "subprocess.Popen[str]", order: download.Order, name: str) -> bool:
+def _watch(
+    process: "subprocess.Popen[str]",
+    order: download.Order,
+    name: str,
+) -> bool:
     """Report progress until the download has ended; return False if it stalls."""
     folder = Path(order.folder)
     state, changed = _state(folder), time.monotonic()
@@ -258,9 +285,8 @@ def _stats(folder: Path) -> Iterator[os.stat_result]:
 
 def _state(folder: Path) -> Sequence[object]:
     """Return a value that changes with every byte that arrives or is verified."""
-    return sorted(
-        (stat.st_ino, stat.st_size, stat.st_blocks, stat.st_mtime_ns) for stat in _stats(folder)
-    )
+    stats = _stats(folder)
+    return sorted((stat.st_ino, stat.st_size, stat.st_blocks, stat.st_mtime_ns) for stat in stats)
 
 
 def _num_bytes(folder: Path) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import yaml
@@ -50,35 +50,33 @@ def print_status(settings: Settings, options: argparse.Namespace) -> None:
     if node.state == "died":
         say(
             console,
-            f"process {node.pid} is gone without a word; the end of its log, or of journalctl,"
-            " says why",
+            f"process {node.pid} ended without a message; see the end of its log, or of journalctl",
         )
     elif node.last_error is not None:
         say(console, node.last_error)
-    if node.ledger_error is not None:
-        print(f"rewards wait in the ledger: {printable(node.ledger_error)}")
-    if node.hub is not None:
-        pushed = (
-            "nothing yet" if node.hub.pushed_round is None else f"round {node.hub.pushed_round}"
-        )
-        failed = (
-            f", failed {node.hub.failures} times: {printable(node.hub.error)}"
-            if node.hub.error
-            else ""
-        )
-        print(f"hub {node.hub.repo}: {pushed} pushed, now {node.hub.state}{failed}")
-    if node.waiting_seconds is not None and node.round_seconds is not None:
-        print(
-            f"last round {node.round_seconds:.0f} s, of which waiting for peers"
-            f" {node.waiting_seconds:.0f} s"
-        )
-    if node.held_out_now is not None and node.held_out_before is not None:
-        print(
-            f"held-out reward {node.held_out_now:.3f}, before training {node.held_out_before:.3f}"
-        )
+    for line in _figures(node):
+        print(line)
     if node.swarm is not None:
         _print_swarm(node.swarm)
     _print_health(console, node)
+
+
+def _figures(node: NodeStatus) -> Iterator[str]:
+    """Yield lines about rewards, pushes, time and evaluations, as far as they are known."""
+    if node.ledger_error is not None:
+        yield f"rewards wait in the ledger: {printable(node.ledger_error)}"
+    hub, waiting, seconds = node.hub, node.waiting_seconds, node.round_seconds
+    if hub is not None:
+        pushed = "nothing yet" if hub.pushed_round is None else f"round {hub.pushed_round}"
+        line = f"hub {hub.repo}: {pushed} pushed, now {hub.state}"
+        if hub.error:
+            line += f", failed {hub.failures} times: {printable(hub.error)}"
+        yield line
+    if waiting is not None and seconds is not None:
+        yield f"last round {seconds:.0f} s, of which waiting for peers {waiting:.0f} s"
+    now, before = node.held_out_now, node.held_out_before
+    if now is not None and before is not None:
+        yield f"held-out reward {now:.3f}, before training {before:.3f}"
 
 
 def _print_health(console: Console, node: NodeStatus) -> None:
@@ -92,7 +90,11 @@ def _print_health(console: Console, node: NodeStatus) -> None:
 
 def _print_swarm(swarm: SwarmStatus) -> None:
     """Print statistics of the exchange with peers since the node started."""
-    print(f"peers {swarm.peers_known} known, {len(swarm.peers_heard)} heard; {_newest(swarm)}")
+    newest = "no group of theirs yet"
+    if swarm.newest_group_at is not None:
+        age = max(0.0, time.time() - swarm.newest_group_at)
+        newest = f"newest group of theirs {age:.0f} s old"
+    print(f"peers {swarm.peers_known} known, {len(swarm.peers_heard)} heard; {newest}")
     print(
         f"groups {swarm.groups_offered} given, {swarm.groups_fetched} fetched,"
         f" {swarm.groups_verified} verified; {swarm.bytes_in / 1e3:.0f} kB in,"
@@ -104,43 +106,24 @@ def _print_swarm(swarm: SwarmStatus) -> None:
     )
     for title, counts in (("rejected", swarm.rejected), *refused):
         if counts:
-            print(
-                f"{title}: "
-                + ", ".join(f"{printable(why)} {count}" for why, count in sorted(counts.items()))
-            )
+            reasons = [f"{printable(why)} {count}" for why, count in sorted(counts.items())]
+            print(f"{title}: {', '.join(reasons)}")
     for theirs, count in sorted(swarm.other_versions.items()):
-        ours = ", ".join(
-            v for v in swarm.versions if v.partition(" ")[0] == theirs.partition(" ")[0]
-        )
+        package, _, _ = theirs.partition(" ")
+        ours = ", ".join(each for each in swarm.versions if each.split(" ")[0] == package)
         print(
             f"{count} peers run {printable(theirs)}, this node {ours}: "
             "they can't learn from each other; upgrade the older"
         )
 
 
-def _newest(swarm: SwarmStatus) -> str:
-    if swarm.newest_group_at is None:
-        return "no group of theirs yet"
-    return f"newest group of theirs {max(0.0, time.time() - swarm.newest_group_at):.0f} s old"
-
-
 def swarm_table(nodes: Sequence[NodeStatus]) -> Table:
     """Return a table with the last round of each worker, 80 columns wide."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("worker", no_wrap=True, max_width=12)
-    for column in (
-        "round",
-        "reward",
-        "loss",
-        "heard",
-        "groups",
-        "rej",
-        "tok/s",
-        "s",
-        "chain",
-        "state",
-    ):
-        table.add_column(column, justify="right" if column != "state" else "left", no_wrap=True)
+    for column in ("round", "reward", "loss", "heard", "groups", "rej", "tok/s", "s", "chain"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
     for node in nodes:
         add_row(
             table,
@@ -174,9 +157,8 @@ def print_ledger(settings: Settings, options: argparse.Namespace) -> None:
     elif options.csv:
         writer = csv.DictWriter(sys.stdout, [field.name for field in dataclasses.fields(Row)])
         writer.writeheader()
-        writer.writerows(
-            {**dataclasses.asdict(row), "winners": " ".join(row.winners)} for row in rows
-        )
+        for row in rows:
+            writer.writerow(dataclasses.asdict(row) | {"winners": " ".join(row.winners)})
     else:
         Console().print(_ledger_table(rows))
 
@@ -190,13 +172,8 @@ def print_settings(settings: Settings, options: argparse.Namespace) -> None:
     if options.model is not None:
         from worker.policy import engine_forecast
 
-        print(
-            "\n".join(
-                engine_forecast.read(
-                    settings.model.model_copy(update={"name": options.model})
-                ).lines()
-            )
-        )
+        model = settings.model.model_copy(update={"name": options.model})
+        print("\n".join(engine_forecast.read(model).lines()))
         return
     from worker.policy import model_sizing
 
@@ -232,9 +209,8 @@ def _explain_exchange(settings: Settings) -> str:
 def _ledger_table(rows: "Sequence[Row]") -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("round", "reward", "state", "block", "vote for", "state", "reason"):
-        table.add_column(
-            column, justify="right" if column in ("round", "reward", "block") else "left"
-        )
+        is_number = column in ("round", "reward", "block")
+        table.add_column(column, justify="right" if is_number else "left")
     for row in rows:
         add_row(
             table,

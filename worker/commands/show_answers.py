@@ -31,9 +31,11 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     state_dir = settings.node.state_dir
     groups = list(islice(select(state_dir, options), options.limit))
     if not groups:
-        raise WorkerError(
-            f"{StateDir(state_dir).answers}: no answers{_asked_for(options)}; {_advice(state_dir)}"
-        )
+        wanted = {name: getattr(options, name) for name in ("family", "peer", "round", "reward")}
+        shown = [f"--{name} {_shown(value)}" for name, value in wanted.items() if value]
+        matching = f" that match {', '.join(shown)}" if shown else ""
+        folder = StateDir(state_dir).answers
+        raise WorkerError(f"{folder}: no answers{matching}; {_advice(state_dir)}")
     if options.json:
         for group in groups:
             print(json.dumps(asdict(group)))
@@ -54,35 +56,39 @@ def select(state_dir: Path, options: argparse.Namespace) -> Iterator[AnsweredGro
             continue
         if options.reward and not options.reward[0] <= group.mean_reward <= options.reward[1]:
             continue
-        if options.peer and not _is_from(group, options.peer):
+        if options.peer and not is_from(group, options.peer):
             continue
         yield group
 
 
-def _is_from(group: AnsweredGroup, peer: str) -> bool:
+def is_from(group: AnsweredGroup, peer: str) -> bool:
+    """Return whether the group is of the peer: own, peers, or a part of its id or animal name."""
     if group.peer_id is None or peer in (OWN, PEERS):
         return peer == (OWN if group.peer_id is None else PEERS)
     return peer in group.peer_id or peer.lower() in animal_name(group.peer_id)
 
 
-def _show(console: Console, groups: list[AnsweredGroup], all_answers: bool) -> None:
+def _show(
+    console: Console,
+    groups: list[AnsweredGroup],
+    all_answers: bool,
+) -> None:
     for group in groups:
         console.print(_picture(group, all_answers))
 
 
 def _picture(group: AnsweredGroup, all_answers: bool) -> Group:
     """Render a group. Nothing in it is markup: questions and answers are untrusted text."""
-    who = "own" if group.peer_id is None else animal_name(group.peer_id)
     level = "" if group.level is None else f" level {group.level}"
-    trained = "trained" if group.trained else "not trained on"
-    title = (
-        f"round {group.round}  {group.family}{level}  {who}  mean {group.mean_reward:.2f} "
-        f" {trained}"
-    )
-    parts: list[RenderableType] = [
-        Rule(Text(printable(title)), align="left", style="dim"),
-        _text(group.question),
+    title = [
+        f"round {group.round}",
+        f"{group.family}{level}",
+        "own" if group.peer_id is None else animal_name(group.peer_id),
+        f"mean {group.mean_reward:.2f}",
+        "trained" if group.trained else "not trained on",
     ]
+    heading = Rule(Text(printable("  ".join(title))), align="left", style="dim")
+    parts: list[RenderableType] = [heading, _text(group.question)]
     if group.right is not None:
         parts.append(Text.assemble(("right answer: ", "dim"), _text(group.right)))
     if all_answers:
@@ -90,7 +96,9 @@ def _picture(group: AnsweredGroup, all_answers: bool) -> Group:
         parts += [Text.assemble(_heading(answer), "\n", _text(answer.text)) for answer in ranked]
         return Group(*parts, "")
     table = Table(box=None, expand=True, padding=(0, 2, 0, 0), pad_edge=False)
-    shown = [group.best] if group.best.reward == group.worst.reward else [group.best, group.worst]
+    shown = [group.best]
+    if group.worst.reward != group.best.reward:
+        shown.append(group.worst)
     for answer in shown:
         table.add_column(_heading(answer), ratio=1, overflow="fold")
     add_row(table, *(_text(answer.text) for answer in shown))
@@ -116,18 +124,10 @@ def _text(text: str) -> Text:
     return Text("\n".join(lines))
 
 
-def _asked_for(options: argparse.Namespace) -> str:
-    wanted = {name: getattr(options, name) for name in ("family", "peer", "round", "reward")}
-    said = ", ".join(f"--{name} {_shown(value)}" for name, value in wanted.items() if value)
-    return f" that match {said}" if said else ""
-
-
 def _shown(value: object) -> str:
-    return (
-        "-".join("" if part is None else str(part) for part in value)
-        if isinstance(value, tuple)
-        else str(value)
-    )
+    if not isinstance(value, tuple):
+        return str(value)
+    return "-".join("" if part is None else str(part) for part in value)
 
 
 def _advice(state_dir: Path) -> str:
@@ -137,6 +137,5 @@ def _advice(state_dir: Path) -> str:
         families.add(group.family)
     if not rounds:
         return "a node writes them after each round, unless node.answers_rounds is 0"
-    return (
-        f"there are rounds {min(rounds)} to {max(rounds)}, families {', '.join(sorted(families))}"
-    )
+    names = ", ".join(sorted(families))
+    return f"there are rounds {min(rounds)} to {max(rounds)}, families {names}"

@@ -1,0 +1,1 @@
+"""The dashboard: a read-only page about the swarm."""

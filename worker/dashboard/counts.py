@@ -13,8 +13,6 @@ MAX_ROUNDS = 500
 MAX_PEERS = 10_000
 NUM_LAST_REWARDS = 24
 """Rewards kept for each peer."""
-# Our contract takes 128 bytes as a peer id, read as four characters each if they are no text;
-# libp2p's have 46 to 59.
 
 
 @dataclass(slots=True)
@@ -68,15 +66,15 @@ class Tally:
             return
         peer = self.peer(said["peerId"])
         peer.account = str(said["eoa" if event.name == "PeerRegistered" else "account"])
+        if event.name == "PeerRegistered":
+            return
+        number = said["roundNumber"]
         if event.name == "WinnerSubmitted":
-            peer.last_vote = max(said["roundNumber"], peer.last_vote or 0)
+            peer.last_vote = max(number, peer.last_vote or 0)
             if len(self.named) < MAX_PEERS:
                 self.named.update(filter(is_recorded_id, said["winners"]))
-        elif (
-            event.name == "RewardSubmitted"
-            and 0 <= current_round - said["roundNumber"] < MAX_ROUNDS
-        ):
-            self._add(peer, said["roundNumber"], said["reward"])
+        elif event.name == "RewardSubmitted" and 0 <= current_round - number < MAX_ROUNDS:
+            self._add(peer, number, said["reward"])
 
     def peer(self, peer_id: str) -> Peer:
         """Return the peer, added if it is new."""
@@ -94,10 +92,15 @@ class Tally:
         if len(self.peers) > MAX_PEERS:
             self._forget_peers()
 
-    def _add(self, peer: Peer, number: int, reward: int) -> None:
+    def _add(
+        self,
+        peer: Peer,
+        number: int,
+        reward: int,
+    ) -> None:
         round = self.rounds.setdefault(number, Round())
         round.total += reward
-        # Where a round has stages, a peer gets a reward for each.
+        # In a contract with stages, a peer has a reward for each stage.
         round.num_peers += number not in peer.rewards
         peer.rewards[number] = peer.rewards.get(number, 0) + reward
         if len(peer.rewards) > NUM_LAST_REWARDS:

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from worker.chain.coordinator import Coordinator
-from worker.dashboard.counts import MAX_PEERS, MAX_ROUNDS, Peer, Tally
+from worker.dashboard.counts import MAX_PEERS, MAX_ROUNDS, Peer, Round, Tally
 from worker.dashboard.verdicts import Verdicts
 from worker.errors import ChainError, WorkerError
 from worker.log import discreet, printable
@@ -40,16 +40,13 @@ class Reader:
         self._chain = settings.chain
         self._coordinator = Coordinator(settings.chain)
         self._counts_unaudited = settings.dashboard.count_unaudited
-        self._verdicts = (
-            None
-            if settings.dashboard.audit_file is None
-            else Verdicts(settings.dashboard.audit_file)
-        )
+        audit_file = settings.dashboard.audit_file
+        self._verdicts = None if audit_file is None else Verdicts(audit_file)
         self._outage = Outage(log)
         self._error: str | None = None
         self._error_since: float | None = None
         self._updated_at: float | None = None
-        self._begin_anew()
+        self._restart()
 
     def look(self) -> bool:
         """Read what is new; without a valid answer, keep the old state and return False."""
@@ -61,8 +58,7 @@ class Reader:
                 self._error_since = time.time()
             self._outage.begin("chain can't be read error=%s", said)
             self._error = said
-            # When it answers again, it may be somewhere else: what is known of the place is found
-            # out again.
+            # It may come back at another place, so locate it again.
             self._coordinator = Coordinator(self._chain)
         else:
             self._outage.end("chain answers again")
@@ -75,9 +71,7 @@ class Reader:
     def content(self) -> dict[str, Any]:
         """Return the answer of /api/swarm, described in docs/operations/host-a-swarm.md."""
         peers = self._tally.peers
-        best = sorted(peers, key=lambda peer_id: (-(self._counted(peer_id) or 0), peer_id))[
-            :MAX_PEERS_SHOWN
-        ]
+        ranked = sorted(peers, key=lambda peer_id: (-(self._counted(peer_id) or 0), peer_id))
         return {
             "updated_at": self._updated_at,
             "error": self._error,
@@ -89,32 +83,27 @@ class Reader:
             "stage": self._stage,
             "round_since": self._round_since,
             "bootnodes": [_short(address) for address in self._bootnodes[:_MAX_BOOTNODES]],
-            "rounds": [
-                {
-                    "round": number,
-                    "mean_reward": round.total / round.num_peers,
-                    "num_peers": round.num_peers,
-                }
-                for number, round in sorted(self._tally.rounds.items())
-            ],
+            "rounds": [_round_entry(*each) for each in sorted(self._tally.rounds.items())],
             "num_peers": len(peers),
             "ranked_by": "total_reward" if self._counts_unaudited else "audited_reward",
-            "peers": [self._told(peer_id, peers[peer_id]) for peer_id in best],
+            "peers": [self._told(peer_id, peers[peer_id]) for peer_id in ranked[:MAX_PEERS_SHOWN]],
             "audit": None if self._verdicts is None else self._verdicts.told(),
         }
 
     def _counted(self, peer_id: str) -> int | None:
         """Return the reward that the peer is ranked by, in thousandths; None if it is not known."""
-        return (
-            self._tally.peers[peer_id].total
-            if self._counts_unaudited
-            else self._audited_reward(peer_id)
-        )
+        if self._counts_unaudited:
+            return self._tally.peers[peer_id].total
+        return self._audited_reward(peer_id)
 
     def _audited_reward(self, peer_id: str) -> int | None:
         return None if self._verdicts is None else self._verdicts.audited_reward(peer_id)
 
-    def _told(self, peer_id: str, peer: Peer) -> dict[str, Any]:
+    def _told(
+        self,
+        peer_id: str,
+        peer: Peer,
+    ) -> dict[str, Any]:
         return {
             "peer_id": _short(peer_id),
             "name": animal_name(peer_id),
@@ -130,7 +119,7 @@ class Reader:
 
     # ---- the chain
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         self._tally = Tally()
         self._contract: str | None = None
         self._chain_id: int | None = None
@@ -150,8 +139,8 @@ class Reader:
         chain.ensure_checked()
         newest = chain.block_number()
         if self._newest is not None and self._is_another_chain(*self._newest, newest):
-            log.warning("the chain is not what it was: reading it again from the beginning")
-            self._begin_anew()
+            log.warning("the chain was reset or reorganised: reading it again from the beginning")
+            self._restart()
         self._contract, self._chain_id = chain.deployment.contract, chain.deployment.chain_id
         if self._newest is None or self._newest[0] != newest:
             self._newest = newest, chain.block_hash(newest)
@@ -164,13 +153,21 @@ class Reader:
                     " chain.contract"
                 )
             self._read_log(newest, round)
-            self._read_books()
+            self._read_sums()
             self._stage, self._bootnodes = chain.current_stage(), chain.bootnodes()
-            self._round_since = self._time_of_begin(round)
+            began = self._tally.began
+            self._round_since = None  # the log may not have the round's beginning any more
+            if began is not None and began[0] == round:
+                self._round_since = chain.block_time(began[1])
             self._round = round
             self._is_behind = False
 
-    def _is_another_chain(self, block: int, its_hash: str | None, newest: int) -> bool:
+    def _is_another_chain(
+        self,
+        block: int,
+        its_hash: str | None,
+        newest: int,
+    ) -> bool:
         """Return whether the last block read is gone.
 
         A killed chain may lose its last seconds, and others reorganise.
@@ -204,13 +201,13 @@ class Reader:
         event = next(began, None)
         return self._coordinator.first_block() if event is None else event.block
 
-    def _read_books(self) -> None:
+    def _read_sums(self) -> None:
         """Read the contract's sums, which outlive its log: wins and total rewards."""
         chain, tally = self._coordinator, self._tally
         if chain.abilities.has_leaderboards:
             self._read_leaderboard()
         else:
-            # Wins change with votes only: those named in votes that were read since the last time.
+            # Only votes change wins: ask for the peers named in votes since the last poll.
             named = [peer_id for peer_id in sorted(tally.named) if peer_id in tally.peers]
             for start in range(0, len(named), _PAGE_PEERS):
                 page = named[start : start + _PAGE_PEERS]
@@ -227,13 +224,10 @@ class Reader:
         chain, tally = self._coordinator, self._tally
         for start in range(0, MAX_PEERS, _PAGE_PEERS):
             leaders = chain.winner_leaderboard(start, start + _PAGE_PEERS)
-            unknown = [
-                peer_id
-                for peer_id, _ in leaders
-                if peer_id not in tally.peers and is_recorded_id(peer_id)
-            ]
+            new = [peer_id for peer_id, _ in leaders if peer_id not in tally.peers]
+            unknown = list(filter(is_recorded_id, new))
             for peer_id, owner in zip(unknown, chain.owners_of(unknown), strict=True):
-                # A vote may name anybody; peers are those that somebody registered.
+                # A vote may name any text; peers are those that are registered.
                 if owner is not None:
                     tally.peer(peer_id).account = owner
             for peer_id, wins in leaders:
@@ -242,14 +236,15 @@ class Reader:
             if len(leaders) < _PAGE_PEERS:
                 break
 
-    def _time_of_begin(self, round: int) -> float | None:
-        """Return when the round began; None: the log does not tell, or not any more."""
-        if self._tally.began is None or self._tally.began[0] != round:
-            return None
-        return self._coordinator.block_time(self._tally.began[1])
+
+def _round_entry(number: int, round: Round) -> dict[str, Any]:
+    mean_reward = round.total / round.num_peers
+    return {"round": number, "mean_reward": mean_reward, "num_peers": round.num_peers}
 
 
 def _short(text: str) -> str:
     """Return untrusted text for display: one line, without control characters, truncated."""
     shown = printable(text[:_MAX_TEXT])
-    return shown if len(text) <= _MAX_TEXT and len(shown) <= _MAX_TEXT else shown[:_MAX_TEXT] + "…"
+    if max(len(text), len(shown)) <= _MAX_TEXT:
+        return shown
+    return shown[:_MAX_TEXT] + "…"

@@ -28,7 +28,7 @@ _FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 _HEADERS = {
-    # Everything that the page is made of comes from here, and nothing in it may come from text.
+    # All parts of the page come from this server, and nothing in the shown text may run.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -68,7 +68,7 @@ class Service:
         for path, (name, content_type) in _FILES.items():
             application.router.add_get(path, _serving((_PAGE / name).read_bytes(), content_type))
         application.router.add_get("/api/swarm", self.swarm)
-        application.on_response_prepare.append(_add_headers)
+        application.on_response_prepare.append(add_headers)
         return application
 
     def started(self, url: str) -> None:
@@ -77,17 +77,13 @@ class Service:
     async def tend(self) -> None:
         """Poll the chain, forever."""
         while True:
-            is_known = await asyncio.to_thread(self._look)
+            is_known = await asyncio.to_thread(self._reader.look)
+            self._content = await asyncio.to_thread(self._encoded)
             systemd.progress("shows the swarm" if is_known else "no chain")
             await asyncio.sleep(self._poll_seconds)
 
     async def swarm(self, request: web.Request) -> web.Response:
         return web.Response(body=self._content, content_type="application/json")
-
-    def _look(self) -> bool:
-        is_known = self._reader.look()
-        self._content = self._encoded()
-        return is_known
 
     def _encoded(self) -> bytes:
         return json.dumps(self._reader.content()).encode()
@@ -100,7 +96,8 @@ def _serving(body: bytes, content_type: str) -> Handler:
     return answer
 
 
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Set the security headers of every answer."""
     response.headers.update(_HEADERS)
 
 

@@ -10,6 +10,8 @@ log = logging.getLogger(__name__)
 VERDICTS = ("audited", "unaudited", "contradicted")
 _REPORT_VERSION = 1
 _MAX_FILE_BYTES = 64 * 1024 * 1024
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""Raised for a file that can't be read, or is not a report."""
 
 
 class Verdicts:
@@ -39,14 +41,7 @@ class Verdicts:
         except FileNotFoundError:
             self._seen = None
             self._forget("no report yet")
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+        except _UNREADABLE as error:
             self._forget("the report can't be read")
             log.warning("audit report can't be read file=%s error=%s", self._file, error)
 
@@ -64,17 +59,26 @@ class Verdicts:
         """Return when the report was written (Unix seconds), or why there is none."""
         return {"updated_at": self._updated_at, "error": self._error}
 
-    def _take(self, report: dict[str, Any], contract: str) -> None:
+    def _take(
+        self,
+        report: dict[str, Any],
+        contract: str,
+    ) -> None:
         if (report["version"], report["contract"]) != (_REPORT_VERSION, contract):
             self._forget("the report is of another contract or version")
             return
-        counts = report["peers"].items()
-        self._peers = {
-            peer_id: {name: int(of[name]) for name in VERDICTS} for peer_id, of in counts
-        }
-        sums = report.get("sums", {}).items()  # reports of before have none
-        self._sums = {peer_id: {name: int(of[name]) for name in VERDICTS} for peer_id, of in sums}
+        self._peers = _by_peer(report["peers"])
+        self._sums = _by_peer(report.get("sums", {}))  # reports of earlier versions have none
         self._updated_at, self._error = float(report["updated_at"]), None
 
     def _forget(self, error: str) -> None:
-        self._peers, self._sums, self._updated_at, self._error = {}, {}, None, error
+        self._peers, self._sums = {}, {}
+        self._updated_at, self._error = None, error
+
+
+def _by_peer(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return the figures for each verdict, by peer."""
+    figures = {}
+    for peer_id, row in table.items():
+        figures[peer_id] = {name: int(row[name]) for name in VERDICTS}
+    return figures

@@ -1,0 +1,1 @@
+"""The chain that hivewright hosts itself: anvil, its door and gate, snapshots and pruning."""

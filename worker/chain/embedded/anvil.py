@@ -89,7 +89,11 @@ def up(settings: settings.Settings) -> None:
             log.info("chain restarts: %s state=%s", reason, inner.state_file)
 
 
-def _watch(process: subprocess.Popen[bytes], url: str, state_file: Path) -> str:
+def _watch(
+    process: subprocess.Popen[bytes],
+    url: str,
+    state_file: Path,
+) -> str:
     """Watch the chain until it must be restarted, and return why. One that hangs is killed.
 
     Raises ChainError if it ends by itself.
@@ -153,7 +157,10 @@ class Pulse:
 
 
 @contextmanager
-def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def running(
+    anvil: settings.Anvil,
+    chain_id: int,
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run anvil as a child process, and yield it and its URL.
 
     It starts with the history to keep and no more. Its state is written every second (a large one
@@ -181,7 +188,11 @@ def running(anvil: settings.Anvil, chain_id: int) -> Iterator[tuple[subprocess.P
         snapshots.stop()
 
 
-def _command(anvil: settings.Anvil, port: int, chain_id: int) -> list[str]:
+def _command(
+    anvil: settings.Anvil,
+    port: int,
+    chain_id: int,
+) -> list[str]:
     options: dict[str, object] = {
         "--host": anvil.host,
         "--port": port,
@@ -223,7 +234,8 @@ def _binary(anvil: settings.Anvil) -> Path:
 
 def free_port(host: str) -> int:
     """Return a port that is free at the moment."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
@@ -316,7 +328,9 @@ def _written_block(file: Path, found: Deployment) -> int | None:
     if not file.exists():
         return None
     written = deployment.read_deployment(file, found.chain_id)
-    return written.contract_block if written.contract.lower() == found.contract.lower() else None
+    if written.contract.lower() != found.contract.lower():
+        return None
+    return written.contract_block
 
 
 def _upgrade(settings: settings.Settings, client: Coordinator) -> None:
@@ -358,14 +372,19 @@ def load_owner(keeper: settings.Keeper, create: bool = False) -> LocalAccount:
     return account
 
 
-def _create(client: Coordinator, owner: LocalAccount, patience: float) -> tuple[str, int | None]:
+def _create(
+    client: Coordinator,
+    owner: LocalAccount,
+    patience: float,
+) -> tuple[str, int | None]:
     """Deploy implementation and proxy as the owner's first two transactions.
 
-    Returns the proxy and its block, or None for the block if the proxy existed. Their addresses follow
-    from owner and nonce, so an interrupted deploy continues where it stopped.
+    Returns the proxy and its block, or None for the block if the proxy existed. Their addresses
+    follow from owner and nonce, so an interrupted deploy continues where it stopped.
     """
     client.check_id()
-    implementation, proxy = (get_create_address(owner.address, Nonce(nonce)) for nonce in range(2))
+    implementation = get_create_address(owner.address, Nonce(0))
+    proxy = get_create_address(owner.address, Nonce(1))
     code = bytes.fromhex(contract.artifact("SwarmCoordinator")["bytecode"][2:])
     proxy_code = contract.proxy_data(owner.address, implementation)
     parts = (
@@ -386,8 +405,13 @@ def _create(client: Coordinator, owner: LocalAccount, patience: float) -> tuple[
     return str(proxy), block
 
 
-def _client(settings: settings.Settings, rpc_url: str, address: str) -> Coordinator:
-    return Coordinator(settings.chain.model_copy(update={"rpc_url": rpc_url, "contract": address}))
+def _client(
+    settings: settings.Settings,
+    rpc_url: str,
+    address: str,
+) -> Coordinator:
+    place = {"rpc_url": rpc_url, "contract": address}
+    return Coordinator(settings.chain.model_copy(update=place))
 
 
 def _rpc_url(settings: settings.Settings) -> str:

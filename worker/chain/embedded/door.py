@@ -95,14 +95,19 @@ class Door:
             application[_SESSION] = session
             yield
 
-    async def _answer(self, request: web.Request, is_trusted: bool) -> web.Response:
+    async def _answer(
+        self,
+        request: web.Request,
+        is_trusted: bool,
+    ) -> web.Response:
         try:
             asked = from_json(await request.read())
         except ValueError:
             return web.json_response({"error": "body: expected JSON-RPC"}, status=400)
         calls = asked if isinstance(asked, list) else [asked]
         most = _MAX_TRUSTED_BATCH if is_trusted else MAX_BATCH
-        if not 1 <= len(calls) <= most or not all(isinstance(call, dict) for call in calls):
+        are_objects = all(isinstance(call, dict) for call in calls)
+        if not are_objects or not 1 <= len(calls) <= most:
             return web.json_response(
                 {"error": f"body: expected 1 to {most} JSON-RPC requests"}, status=400
             )
@@ -115,7 +120,10 @@ class Door:
         return web.json_response(answers if isinstance(asked, list) else answers[0])
 
     async def _answers(
-        self, calls: list[dict[str, Any]], session: aiohttp.ClientSession, is_trusted: bool
+        self,
+        calls: list[dict[str, Any]],
+        session: aiohttp.ClientSession,
+        is_trusted: bool,
     ) -> list[Any]:
         """Return a JSON-RPC answer for each call, those that are refused first."""
         answers: list[Any] = []
@@ -135,7 +143,11 @@ class Door:
             answers += await self._ask(session, passed)
         return answers
 
-    async def _ask(self, session: aiohttp.ClientSession, calls: list[dict[str, Any]]) -> list[Any]:
+    async def _ask(
+        self,
+        session: aiohttp.ClientSession,
+        calls: list[dict[str, Any]],
+    ) -> list[Any]:
         if self.target is None:
             raise aiohttp.ClientError
         body: Any = calls if len(calls) > 1 else calls[0]
@@ -144,7 +156,8 @@ class Door:
         return answer if isinstance(answer, list) else [answer]
 
     async def _learn_block(self, session: aiohttp.ClientSession) -> None:
-        (answer,) = await self._ask(session, [_request(0, "eth_blockNumber", [])])
+        asked = _request(0, "eth_blockNumber", [])
+        (answer,) = await self._ask(session, [asked])
         self._latest = int(answer["result"], 16)
 
     def _trusted(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +169,8 @@ class Door:
     async def _checked(
         self, call: dict[str, Any], session: aiohttp.ClientSession
     ) -> dict[str, Any]:
-        passed = self._gate.check(str(call.get("method")), call.get("params", []))
+        method, params = str(call.get("method")), call.get("params", [])
+        passed = self._gate.check(method, params)
         if passed.sender is not None:
             await self._count_sent(passed, passed.sender, session)
         return _request(_id_of(call), passed.method, passed.params)
@@ -197,7 +211,11 @@ def _id_of(call: dict[str, Any]) -> int | str | None:
     return found if isinstance(found, (int, str)) else None
 
 
-def _request(id: int | str | None, method: Any, params: Any) -> dict[str, Any]:
+def _request(
+    id: int | str | None,
+    method: Any,
+    params: Any,
+) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": id, "method": method, "params": params}
 
 

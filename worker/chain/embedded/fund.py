@@ -47,7 +47,8 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
     address = Web3.to_checksum_address(options.address)
     with deployment.translated(url, settings.chain.timeout_seconds):
         total = web3.eth.get_balance(address) + int(amount * 10**18)
-        answer = web3.provider.make_request(RPCEndpoint(door.FUND_METHOD), [address, hex(total)])
+        method = RPCEndpoint(door.FUND_METHOD)
+        answer = web3.provider.make_request(method, [address, hex(total)])
     if "error" in answer:
         raise ChainUnreachable(f"{url}: {answer['error']}; see the chain's log")
     print(f"{address} has {Decimal(total) / 10**18:f} ether on chain {settings.chain.id}")

@@ -34,8 +34,12 @@ _MAX_TOPICS = 64
 _MAX_FEE_BLOCKS = 64
 _MAX_PERCENTILES = 16
 _LATEST_SECONDS = 1.0
-_TAGS = frozenset(("earliest", "finalized", "latest", "pending", "safe"))
-_FEES = frozenset(("gasPrice", "maxFeePerGas", "maxPriorityFeePerGas", "nonce", "type", "value"))
+_TAGS = frozenset({"earliest", "finalized", "latest", "pending", "safe"})
+_FEES = frozenset(
+    {"gasPrice", "maxFeePerGas", "maxPriorityFeePerGas", "nonce", "type", "value"},
+)
+_CALL_KEYS = _FEES | {"from", "to", "data", "input", "gas", "chainId"}
+_FILTER_KEYS = frozenset({"address", "topics", "fromBlock", "toBlock", "blockHash"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +57,11 @@ class _Form:
 _LEGACY = 0
 _V = 6
 """Position of the legacy signature's `v`, which includes the chain id."""
+# In the order of _Form's fields, by the transaction's type.
 _FORMS = {
-    _LEGACY: _Form(chain_id=_V, nonce=0, gas=2, to=3, data=5, num_fields=9),
-    1: _Form(chain_id=0, nonce=1, gas=3, to=4, data=6, num_fields=11),
-    2: _Form(chain_id=0, nonce=1, gas=4, to=5, data=7, num_fields=12),
+    _LEGACY: _Form(_V, 0, 2, 3, 5, 9),
+    1: _Form(0, 1, 3, 4, 6, 11),
+    2: _Form(0, 1, 4, 5, 7, 12),
 }
 
 
@@ -109,12 +114,14 @@ class Gate:
 
     def _at_address(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 1, 2)
-        return Passed(method, [_address(params[0]), _block(params[1:])])
+        address, *block = params
+        return Passed(method, [_address(address), _block(block)])
 
     def _storage(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 2, 3)
-        address, slot = self._target(params[0]), _hexadecimal(params[1], 64)
-        return Passed(method, [address, slot, _block(params[2:])])
+        address, slot, *block = params
+        target, digits = self._target(address), _hexadecimal(slot, 64)
+        return Passed(method, [target, digits, _block(block)])
 
     def _call(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 1, 2)
@@ -132,8 +139,9 @@ class Gate:
         percentiles = params[2] if len(params) > 2 else []
         if not isinstance(percentiles, list) or len(percentiles) > _MAX_PERCENTILES:
             raise _Wrong(f"expected a list of at most {_MAX_PERCENTILES} percentiles")
-        if not all(type(each) in (int, float) and 0 <= each <= 100 for each in percentiles):
-            raise _Wrong("expected percentiles as numbers from 0 to 100")
+        for each in percentiles:
+            if type(each) not in (int, float) or not 0 <= each <= 100:
+                raise _Wrong("expected percentiles as numbers from 0 to 100")
         return Passed(method, [hex(count), _block(params[1:2]), percentiles])
 
     def _block_of(self, method: str, params: list[Any]) -> Passed:
@@ -149,7 +157,7 @@ class Gate:
 
     def _logs(self, method: str, params: list[Any]) -> Passed:
         _require_count(params, 1, 1)
-        wanted = _object(params[0], {"address", "topics", "fromBlock", "toBlock", "blockHash"})
+        wanted = _object(params[0], _FILTER_KEYS)
         passed: dict[str, Any] = {}
         address = wanted.get("address")
         if isinstance(address, list):
@@ -201,8 +209,12 @@ class Gate:
             raise _Wrong(f"address {address}; expected the swarm's contract {self.contract}")
         return address
 
-    def _transaction(self, value: object, most_gas: int) -> dict[str, Any]:
-        wanted = _object(value, {"from", "to", "data", "input", "gas", "chainId", *_FEES})
+    def _transaction(
+        self,
+        value: object,
+        most_gas: int,
+    ) -> dict[str, Any]:
+        wanted = _object(value, _CALL_KEYS)
         if wanted.get("to") is None:
             raise _Wrong("no `to`; expected a call of the swarm's contract")
         chain_id = wanted.get("chainId")
@@ -210,15 +222,20 @@ class Gate:
             raise _Wrong(
                 f"chainId is {printable(str(chain_id))[:40]}; this is chain {self.chain_id}"
             )
-        data = wanted.get("input") if wanted.get("data") is None else wanted["data"]
+        data = wanted.get("data")
+        if data is None:
+            data = wanted.get("input")
         data = _hexadecimal(data, None)
-        if self.contract is not None and data[2:10].lower() not in _selectors():
+        selector = data[2:10].lower()
+        if self.contract is not None and selector not in _selectors():
             raise _Wrong(f"{data[:10]} is not a function of the swarm's contract")
         passed = {"to": self._target(wanted["to"]), "data": data}
         if wanted.get("from") is not None:
             passed["from"] = _address(wanted["from"])
-        gas = most_gas if wanted.get("gas") is None else _quantity(wanted["gas"])
-        passed["gas"] = hex(min(gas, most_gas))
+        gas = most_gas
+        if wanted.get("gas") is not None:
+            gas = min(_quantity(wanted["gas"]), most_gas)
+        passed["gas"] = hex(gas)
         for key in _FEES:
             if wanted.get(key) is not None:
                 passed[key] = hex(_quantity(wanted[key]))
@@ -289,28 +306,32 @@ def _decoded(raw: bytes) -> tuple[int | None, int, int, bytes]:
         items = None
     if not isinstance(items, list) or len(items) != form.num_fields:
         raise _Wrong("no signed transaction")
-    places = (form.chain_id, form.nonce, form.gas, form.to, form.data)
-    chain_id, nonce, gas, to, data = (items[place] for place in places)
-    if not all(isinstance(part, bytes) for part in (chain_id, nonce, gas, to, data)):
-        raise _Wrong("no signed transaction")
+    chain_id, nonce, gas = items[form.chain_id], items[form.nonce], items[form.gas]
+    to, data = items[form.to], items[form.data]
+    for part in (chain_id, nonce, gas, to, data):
+        if not isinstance(part, bytes):
+            raise _Wrong("no signed transaction")
     number: int | None = int.from_bytes(chain_id)
     if kind == _LEGACY:
-        number = _chain_id_of_v(int.from_bytes(chain_id))
+        v = int.from_bytes(chain_id)
+        number = (v - 35) // 2 if v >= 35 else None  # EIP-155
     return number, int.from_bytes(nonce), int.from_bytes(gas), to
 
 
-def _chain_id_of_v(v: int) -> int | None:
-    """Return the chain id in a legacy signature's `v` (EIP-155); None if it has none."""
-    return (v - 35) // 2 if v >= 35 else None
-
-
-def _require_count(params: list[Any], least: int, most: int) -> None:
+def _require_count(
+    params: list[Any],
+    least: int,
+    most: int,
+) -> None:
     if not least <= len(params) <= most:
         expected = str(least) if least == most else f"{least} to {most}"
         raise _Wrong(f"got {len(params)} parameters; expected {expected}")
 
 
-def _object(value: object, known: set[str]) -> dict[str, Any]:
+def _object(
+    value: object,
+    known: frozenset[str],
+) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _Wrong("expected an object")
     for key in value:

@@ -10,9 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from worker.errors import ResourceError
 from worker.runtime.files import write_whole
@@ -50,9 +48,8 @@ def kept_states(state_file: Path) -> int:
     All reads are of the latest state. But a block that is mined during a read makes it a past one,
     and the smaller the state, the faster the blocks.
     """
-    return max(
-        _LEAST_STATES, min(_MOST_STATES, int(_STATES_MEGABYTES / (1.0 + megabytes(state_file))))
-    )
+    number = int(_STATES_MEGABYTES / (1.0 + megabytes(state_file)))
+    return max(_LEAST_STATES, min(_MOST_STATES, number))
 
 
 def has_outgrown(state_file: Path, megabytes_before: float) -> bool:
@@ -135,9 +132,9 @@ def _without_old(text: str, num_blocks: int) -> str:
     return "".join(
         (
             text[:start],
-            _json(kept),
+            _encoder.encode(kept),
             text[end:transactions_start],
-            _json(kept_transactions),
+            _encoder.encode(kept_transactions),
             text[transactions_end:],
         )
     )
@@ -145,4 +142,4 @@ def _without_old(text: str, num_blocks: int) -> str:
 
 _KEY_OF_BLOCKS, _KEY_OF_TRANSACTIONS = ',"blocks":', ',"transactions":'
 _decoder = json.JSONDecoder()
-_json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":")).encode
+_encoder = json.JSONEncoder(separators=(",", ":"))

@@ -1,0 +1,116 @@
+"""Settings of slots and services, derived from the flat keys of a host's data."""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from deploys.inventory.addresses import bootnode_announce
+from deploys.inventory.host_plan import COORDINATORS, HostEntry, nth_name
+from deploys.inventory.schema import Deployment
+from deploys.inventory.secret_files import HUB_TOKEN
+from deploys.inventory.slots import SlotOptions
+from deploys.paths import ANVIL, MODELS, credential, state_dir
+from deploys.services import COORDINATOR_ROLES, DERIVED, WORKER_SECTIONS
+from worker import settings
+from worker.settings import Settings
+
+# A worker asks the chain through the account service, which costs a request over the network, and
+# rounds last minutes.
+WORKER_POLL_SECONDS = 3.0
+# Keys of a slot that are not settings.
+SLOT_KEYS = ("identity", *SlotOptions.model_fields)
+
+
+def section_of(key: str) -> str | None:
+    """Return the section of the settings that a key belongs to; None: it is not a setting."""
+    section, _, name = key.partition("_")
+    return section if name and section in settings.SECTIONS else None
+
+
+def own_settings(entry: HostEntry, sections: Collection[str]) -> dict[str, Any]:
+    """Return the keys of the host's data that belong to these sections of the settings."""
+    return {
+        key: value
+        for key, value in entry.data.items()
+        if key not in DERIVED and section_of(key) in sections
+    }
+
+
+def hint(key: str, known: Iterable[str]) -> str:
+    """Return advice for an unknown key: the most similar known one, or where all are listed."""
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else "docs/configuration.md lists all keys"
+
+
+def slot_settings(
+    entry: HostEntry, number: int, own: Mapping[str, Any], account_url: str | None
+) -> dict[str, Any]:
+    """Return the flat settings of a slot; `own`: the keys in which it differs from its host."""
+    flat = own_settings(entry, WORKER_SECTIONS)
+    port = _port(entry, number, own)
+    if port is not None:
+        flat["swarm_port"] = port
+    flat |= {key: value for key, value in own.items() if key not in SLOT_KEYS}
+    host = re.sub(r"[^A-Za-z0-9._-]+", "-", entry.name).strip("-._")[:50]
+    flat.setdefault("node_name", nth_name(host or "worker", number))
+    flat.setdefault("chain_poll_seconds", WORKER_POLL_SECONDS)
+    if account_url:
+        flat.setdefault("chain_account_url", account_url)
+    if "chain_account_url" in flat:
+        flat["chain_enrolment_token_file"] = credential(f"enrol@{number}")
+    if isinstance(flat.get("hub_token_file"), str):
+        flat["hub_token_file"] = credential(f"worker@{number}", HUB_TOKEN)
+    if isinstance(flat.get("model_token_file"), str):
+        # Only `hivewright fetch` gets the token, never the worker.
+        del flat["model_token_file"]
+    flat["node_state_dir"] = str(state_dir(number))
+    if is_downloaded(flat.get("model_name")):
+        flat["model_shared_dir"] = str(MODELS)
+    return flat
+
+
+def _port(entry: HostEntry, number: int, own: Mapping[str, Any]) -> int | None:
+    """Return the slot's own port, or the host's plus its number; None: neither is set."""
+    if "swarm_port" in own:
+        port = own["swarm_port"]
+        return port if isinstance(port, int) else None
+    port = entry.data.get("swarm_port")
+    if not port or not isinstance(port, int) or isinstance(port, bool):
+        return None
+    return port + number
+
+
+def is_downloaded(model_name: object) -> bool:
+    """Return whether a model of this name is downloaded from Hugging Face."""
+    if not isinstance(model_name, str) or model_name == settings.Model().name:
+        return False
+    return not model_name.startswith(("/", "./", "../", "~"))
+
+
+def service_settings(entry: HostEntry, deployment: Deployment) -> dict[str, Settings]:
+    """Return the settings of the coordinator's roles, from data without mistakes."""
+    if COORDINATORS not in entry.groups:
+        return {}
+    extra: dict[str, dict[str, Any]] = {
+        "chain": {"anvil_binary": str(entry.data.get("anvil_binary") or ANVIL)},
+        "bootnode": dict(bootnode_announce(entry.data)),
+        "account": _proxy_settings(entry, deployment),
+    }
+    services = {}
+    for role, service in COORDINATOR_ROLES.items():
+        flat = own_settings(entry, service.sections)
+        # The account service is for nodes without a route to the chain, which is on this host.
+        flat.pop("chain_account_url", None)
+        flat |= {key: str(path) for key, path in service.files.items()}
+        services[role] = settings.from_flat(flat | extra.get(role, {}), entry.name)
+    return services
+
+
+def _proxy_settings(entry: HostEntry, deployment: Deployment) -> dict[str, Any]:
+    """Return the account service's settings behind `tailscale serve`, if it serves its port."""
+    port = entry.data.get("account_port", settings.Account.model_fields["port"].default)
+    served = {*deployment.tailscale_serve.values(), *deployment.tailscale_serve_http.values()}
+    if not deployment.tailscale or port not in served:
+        return {}
+    return {"account_behind_proxy": entry.data.get("account_behind_proxy", True)}
