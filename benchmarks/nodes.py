@@ -15,6 +15,7 @@ from worker.environments import Environment
 from worker.environments.answers import is_closed
 from worker.node import EXTERNAL_MARGIN
 from worker.policy import policy
+from worker.policy.answer_length import AnswerLength
 from worker.records import Group, Rollout, ScoredGroup, round_seed
 from worker.trainer.batch import choose
 from worker.trainer.credit import give_credit
@@ -36,6 +37,7 @@ class Node:
     rewards: list[float] = field(default_factory=list)
     steps: list[bool] = field(default_factory=list)
     has_credit: bool = True
+    length: AnswerLength = field(default_factory=AnswerLength)
 
     def answer(self, round: int) -> list[ScoredGroup]:
         tasks = self.environment.sample(
@@ -43,9 +45,10 @@ class Node:
         )
         policy, seed = self.trainer.policy, self.rng.getrandbits(31)
         questions, answers = rollouts.generate(
-            policy, self.environment, self.settings.generation, tasks, seed
+            policy, self.environment, self.length.apply(self.settings.generation), tasks, seed
         )
         groups = rollouts.score(self.environment, tasks, questions, answers).groups
+        self.length.see(groups)
         self.rewards.append(statistics.fmean(group.mean_reward for group in groups))
         return groups
 

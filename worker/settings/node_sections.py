@@ -133,6 +133,9 @@ class Generation(Section):
     """Longest prompt, in tokens. Longer ones are dropped and counted."""
     max_completion_length: Positive = 256
     """Longest completion, in tokens."""
+    completion_length: Literal["auto", "max"] = "auto"
+    """Where completions are cut off. auto: at twice the length of nearly all answers that closed
+    their tag in the last rounds, at most `max_completion_length`; max: always there."""
     form: Literal[
         "auto", "system", "user", "example", "three-examples", "two-examples", "user-begun", "begun"
     ] = "auto"

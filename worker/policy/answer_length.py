@@ -1,0 +1,54 @@
+"""The number of tokens that an answer may have now: about twice what the model's closed answers need.
+
+A model that has learned to answer in 20 tokens still runs to the full limit whenever it misses the
+end, and such answers, which earn nothing, are most of a round's time and memory. So answers are cut
+at twice the 95th percentile of those that closed their tag in the last rounds, never above
+`generation.max_completion_length`. A model that answers at greater length raises the limit by that.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+from worker import settings
+from worker.environments.answers import is_closed
+from worker.records import ScoredGroup
+
+ROUNDS = 4
+"""Rounds whose closed answers count."""
+ENOUGH = 16
+"""Closed answers below which the full limit stays: too few tell nothing."""
+_QUANTILE = 0.95
+_HEADROOM = 2.0
+_SHORTEST, _STEP = 32, 16  # tokens
+
+
+class AnswerLength:
+    """The limit of the next round's answers. It is not saved: a node that starts asks its first
+    round at the full limit."""
+
+    def __init__(self) -> None:
+        self._closed: deque[list[int]] = deque(maxlen=ROUNDS)
+
+    def see(self, groups: Sequence[ScoredGroup]) -> None:
+        """Take note of a round's own answers."""
+        self._closed.append(
+            [
+                len(rollout.sampled.token_ids)
+                for group in groups
+                for rollout in group.rollouts
+                if rollout.sampled is not None and is_closed(rollout.text)
+            ]
+        )
+
+    def limit(self, generation: settings.Generation) -> int:
+        """Return the most tokens of an answer, a multiple of 16 or the settings' own limit."""
+        closed = sorted(length for lengths in self._closed for length in lengths)
+        if generation.completion_length == "max" or len(closed) < ENOUGH:
+            return generation.max_completion_length
+        usual = closed[int(_QUANTILE * (len(closed) - 1))]
+        wanted = _STEP * -(-int(_HEADROOM * usual) // _STEP)
+        return min(max(_SHORTEST, wanted), generation.max_completion_length)
+
+    def apply(self, generation: settings.Generation) -> settings.Generation:
+        """Return the settings to generate the next round with."""
+        return generation.model_copy(update={"max_completion_length": self.limit(generation)})
