@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from worker.policy import logprobs as logprobs_module
-from worker.policy.logprobs import PromptGroup, Scorer, completion_logprobs
+from worker.policy.logprobs import PromptGroup, Scorer, common_prefix, completion_logprobs
 
 torch.set_num_threads(1)  # cores are shared; such models gain nothing from more
 
@@ -69,17 +69,18 @@ def make_model(make, dtype=torch.float32):
     return model.to(dtype)
 
 
-def make_groups():
-    """Ragged, of equal length, and of single tokens."""
+def make_groups(prefix_length=0):
+    """Ragged, of equal length, and of single tokens; all prompts begin with the same tokens."""
     rng = random.Random(1)
 
     def tokens(count):
         return tuple(rng.randrange(97) for _ in range(count))
 
+    prefix = tuple(range(prefix_length))
     return [
-        PromptGroup(tokens(11), (tokens(9), tokens(9), tokens(9))),
-        PromptGroup(tokens(3), (tokens(12), tokens(1), tokens(5), tokens(4))),
-        PromptGroup(tokens(4), (tokens(1), tokens(1))),
+        PromptGroup(prefix + tokens(11), (tokens(9), tokens(9), tokens(9))),
+        PromptGroup(prefix + tokens(3), (tokens(12), tokens(1), tokens(5), tokens(4))),
+        PromptGroup(prefix + tokens(4), (tokens(1), tokens(1))),
     ]
 
 
@@ -110,11 +111,11 @@ def assert_same(ours, theirs, tolerance):
         assert (ours[name] - gradient).abs().max() <= tolerance * gradient.abs().max(), name
 
 
-@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize(("recomputes", "prefix"), [(False, 0), (True, 0), (False, 20)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_row_equals_every_sequence_by_itself(family, recomputes, monkeypatch):
+def test_packed_row_equals_every_sequence_by_itself(family, recomputes, prefix, monkeypatch):
     monkeypatch.setattr(logprobs_module, "_MAX_LOGITS", 97 * 7)  # logits in pieces of seven tokens
-    model, groups = make_model(FAMILIES[family]), make_groups()
+    model, groups = make_model(FAMILIES[family]), make_groups(prefix)
     expected = one_by_one(model, groups, 0.7)
     expected_gradients = gradients(model, expected)
     implementation = model.config._attn_implementation
@@ -154,7 +155,7 @@ def test_model_that_can_not_be_packed_is_scored_in_rows(family, caplog, monkeypa
     assert max(logits.numel() for logits in made) == expected_pieces[family]
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5)
     assert_same(ours, expected_gradients, 1e-4)
-    assert scorer.count_tokens([3, 5], [1, 2, 4]) == 3 * (5 + 4)
+    assert scorer.count_tokens([(1,) * 3, (2,) * 5], [1, 2, 4]) == 3 * (5 + 4)
 
 
 def test_bfloat16_row_is_as_near_to_float32_as_sequences_by_themselves():
@@ -184,7 +185,30 @@ def test_no_token_sees_another_completion():
 
 def test_only_what_goes_through_the_model_is_counted():
     scorer = Scorer(make_model(FAMILIES["qwen2"]))
-    assert scorer.count_tokens([3, 5], [1, 2, 4]) == 3 + 5 + 1 + 2 + 4
+    assert scorer.count_tokens([(1,) * 3, (2,) * 5], [1, 2, 4]) == 3 + 5 + 1 + 2 + 4
+
+
+def test_what_all_prompts_begin_with_goes_through_the_model_once():
+    model, groups = make_model(FAMILIES["llama"]), make_groups(20)
+    scorer, lengths = Scorer(model), []
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, out: lengths.append(inputs[0].numel())
+    )
+    with scorer.passes(), torch.no_grad():
+        scorer.logprobs(groups, 1.0)
+    completions = [len(c) for group in groups for c in group.completions]
+    prompts = 20 + 11 + 3 + 4
+    assert lengths == [prompts + sum(completions) - len(completions)]  # last tokens predict nothing
+    counted = scorer.count_tokens([group.prompt for group in groups], completions)
+    assert counted == prompts + sum(completions)
+
+
+def test_prompts_that_hardly_begin_alike_share_nothing():
+    common = tuple(range(15))
+    assert common_prefix([(*common, 50), (*common, 60)]) == 0
+    assert common_prefix([(*common, 15, 50), (*common, 15, 60)]) == 16
+    assert common_prefix([(*common, 15, 16), (*common, 15, 16, 17)]) == 16  # each keeps one
+    assert common_prefix([(*common, 15, 16)]) == 0
 
 
 def test_plain_rows_equal_one_sequence_at_a_time():

@@ -50,6 +50,8 @@ FAMILIES = {
     "mistral": (transformers.MistralConfig, WINDOW),
 }
 PROMPTS = [[5, 6, 7], [9] * 11, list(range(3, 21))]
+ALIKE = [[*range(30, 60), *rest] for rest in ([7], [9] * 11, list(range(3, 21)))]
+"""Prompts that begin with the same 30 tokens, which are computed once."""
 NEVER = [False] * VOCABULARY
 
 
@@ -100,10 +102,12 @@ def answer(
 
 
 @pytest.mark.parametrize("name", ["lean", "lean-torch", "lean-replayed", "cached", "reference"])
+@pytest.mark.parametrize("prompts", [PROMPTS, ALIKE], ids=["unlike", "alike"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_answers_equal_those_of_transformers(family, name):
+def test_greedy_answers_equal_those_of_transformers(family, prompts, name):
     model = make_model(family)
-    for prompt, rows in zip(PROMPTS, answer(make_engine(name, model), top_k=1), strict=True):
+    answers = answer(make_engine(name, model), prompts, top_k=1)
+    for prompt, rows in zip(prompts, answers, strict=True):
         ids = torch.tensor([prompt])
         reference = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20

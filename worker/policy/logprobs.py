@@ -1,7 +1,8 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
 """Log-probabilities of given completions under the policy: what the loss is made of.
 
-A batch is one row: each prompt once, then its completions, nothing padded (packed_attention.py).
+A batch is one row: what its prompts begin with in common, the rest of each prompt, its completions,
+each once and nothing padded (packed_attention.py).
 The logits of all its tokens are never there at once. Models whose layers can't be packed are given
 one sequence to a row; those of them that do more to their logits than we know make those of all
 completions at once.
@@ -12,7 +13,7 @@ completions at once.
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 _MAX_LOGITS = 1 << 26
 """Logits that are there at a time (256 MiB in float32). More of them are made twice: in the forward
 pass, and, piece by piece, in the backward pass."""
+
+_WORTH_SHARING = 16
+"""Tokens that prompts have in common from which on these go through the model once."""
 
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -67,12 +71,15 @@ class Scorer:
                 type(model).__name__, self.has_plain_head,
             )  # fmt: skip
 
-    def count_tokens(self, prompts: Sequence[int], completions: Sequence[int]) -> int:
-        """Tokens that go through the model, padding included, for prompts and completions of these
-        lengths."""
+    def count_tokens(
+        self, prompts: Collection[Sequence[int]], completions: Sequence[int]
+    ) -> int:
+        """Return the tokens that go through the model, padding included, for these distinct prompts
+        (token ids) and completions of these lengths."""
         if self.is_packed:
-            return sum(prompts) + sum(completions)
-        return len(completions) * (max(prompts) + max(completions))
+            shared = (len(prompts) - 1) * common_prefix(prompts)
+            return sum(map(len, prompts)) - shared + sum(completions)
+        return len(completions) * (max(map(len, prompts)) + max(completions))
 
     @contextmanager
     def passes(self) -> Iterator[None]:
@@ -127,10 +134,15 @@ class Scorer:
 
     def _packed_hidden(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
         """(M, E) hidden states that predict the completions' tokens, and (M,) these."""
-        ids, positions, predicting, predicted = _pack(groups)
+        prefix = common_prefix([group.prompt for group in groups])
+        ids, positions, predicting, predicted = _pack(groups, prefix)
         device = self.model.device
         layout = Layout(
-            tuple((len(g.prompt), tuple(len(c) - 1 for c in g.completions)) for g in groups)
+            tuple(
+                (len(group.prompt) - prefix, tuple(len(c) - 1 for c in group.completions))
+                for group in groups
+            ),
+            prefix,
         )
         out = self.model.base_model(
             input_ids=torch.tensor([ids], device=device),
@@ -191,12 +203,11 @@ class Scorer:
         """Return whether a small batch has the same log-probabilities so and plain: families do
         things of their own."""
         high = self.model.config.get_text_config().vocab_size
-        ids = [
-            int(i) for i in torch.randint(high, (16,), generator=torch.Generator().manual_seed(0))
-        ]
+        drawn = torch.randint(high, (32,), generator=torch.Generator().manual_seed(0)).tolist()
+        prefix, ids = tuple(drawn[:_WORTH_SHARING]), tuple(drawn[_WORTH_SHARING:])
         groups = [
-            PromptGroup(tuple(ids[:5]), (tuple(ids[5:9]), tuple(ids[9:11]), tuple(ids[11:12]))),
-            PromptGroup(tuple(ids[12:14]), (tuple(ids[3:6]), tuple(ids[14:16]))),
+            PromptGroup(prefix + ids[:5], (ids[5:9], ids[9:11], ids[11:12])),
+            PromptGroup(prefix + ids[12:14], (ids[3:6], ids[14:16])),
         ]
         with self.passes():
             found_M, _ = self._logprobs_of(*find_hidden(groups), 1.0)
@@ -285,19 +296,34 @@ def takes(model: Any, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
-def _pack(groups: Sequence[PromptGroup]) -> tuple[list[int], list[int], list[int], list[int]]:
+def common_prefix(prompts: Collection[Sequence[int]]) -> int:
+    """Return how many tokens several prompts begin with in common; each keeps one of its own.
+
+    0 where it is not worth it: one prompt, or a few tokens.
+    """
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)  # all others lie between them
+    limit = min(map(len, prompts)) - 1
+    length = next((i for i in range(limit) if first[i] != last[i]), limit)
+    return length if length >= _WORTH_SHARING else 0
+
+
+def _pack(
+    groups: Sequence[PromptGroup], prefix: int
+) -> tuple[list[int], list[int], list[int], list[int]]:
     """Token ids and positions of the row, which of its tokens predict the completions' tokens, and
-    these.
+    these. The first `prefix` tokens of all prompts stand in it once.
 
     A completion's last token is not in the row: it predicts nothing that is asked for.
     """
-    ids: list[int] = []
-    positions: list[int] = []
+    ids = list(groups[0].prompt[:prefix])
+    positions = list(range(prefix))
     predicting: list[int] = []
     predicted: list[int] = []
     for prompt, completions in groups:
-        ids.extend(prompt)
-        positions.extend(range(len(prompt)))
+        ids.extend(prompt[prefix:])
+        positions.extend(range(prefix, len(prompt)))
         last = len(ids) - 1
         for completion in completions:
             predicting += [last, *range(len(ids), len(ids) + len(completion) - 1)]

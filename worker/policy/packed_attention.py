@@ -1,13 +1,13 @@
 # ruff: noqa: N803, N806 - tensors are named with their axes
-"""Attention over a packed row: every prompt once, each of its completions after it, no padding
-between them.
+"""Attention over a packed row: what all prompts begin with once, the rest of every prompt once, each
+of its completions after it, no padding between them.
 
 Registered with transformers' AttentionInterface, so that every family that goes through it can be
 packed. A prompt's tokens see those before them; a completion's tokens see its prompt and those
 before them in the same completion.
 """
 
-# S tokens of the row, L of one prompt, C completions of a prompt, T tokens of the longest of them,
+# S tokens of the row, P of what all prompts begin with, L of the rest of one prompt, C completions of a prompt, T tokens of the longest of them,
 # H heads, K key heads, R = H / K, D head size
 
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
+from worker.policy import prompt_attention
+
 PACKED = "hivewright-packed"
 """Name of this attention in a model's configuration. transformers makes no mask for a name that it
 has none for."""
@@ -27,16 +29,18 @@ has none for."""
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The layout of a packed row. `groups` has a prompt's length L and those of its completions, in
-    order."""
+    """The layout of a packed row. `prefix`: P, 0 where prompts share nothing; `groups` has the
+    length L of the rest of each prompt and those of its completions, in order."""
 
     groups: tuple[tuple[int, tuple[int, ...]], ...]
+    prefix: int = 0
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
 
     @property
     def sizes(self) -> list[int]:
         """The lengths of all pieces, in the order of the row."""
-        return [size for prompt, completions in self.groups for size in (prompt, *completions)]
+        sizes = [size for prompt, completions in self.groups for size in (prompt, *completions)]
+        return [self.prefix, *sizes]
 
     def mask(self, before: int, length: int, window: int | None, device: torch.device) -> Tensor:
         """(length, before + length) where a token may look at: itself, what is before it, and
@@ -76,12 +80,24 @@ def attend(
         iter(torch.split(x[0].transpose(0, 1), layout.sizes))
         for x in (query_1HSD, key_1KSD, value_1KSD)
     )
+    prefix_q, prefix_k, prefix_v = next(queries), next(keys), next(values)
+    whole = _Group(layout, 0, scale, sliding_window, softcap)
     outputs: list[Tensor] = []
+    if layout.prefix:
+        outputs.append(whole.attend(prefix_q[None], prefix_k[None], prefix_v[None], None, None)[0])
+    behind_prefix = _Group(layout, layout.prefix, scale, sliding_window, softcap)
     for length, lengths in layout.groups:
         prompt_q, prompt_k, prompt_v = next(queries), next(keys), next(values)
-        prompt = _Group(layout, 0, scale, sliding_window, softcap)
-        outputs.append(prompt.attend(prompt_q[None], prompt_k[None], prompt_v[None], None, None)[0])
-        completions = _Group(layout, length, scale, sliding_window, softcap)
+        if layout.prefix:
+            (out_LHD,) = behind_prefix.attend(
+                prompt_q[None], prompt_k[None], prompt_v[None], prefix_k, prefix_v
+            )
+            prompt_k = torch.cat([prefix_k, prompt_k])
+            prompt_v = torch.cat([prefix_v, prompt_v])
+        else:
+            (out_LHD,) = whole.attend(prompt_q[None], prompt_k[None], prompt_v[None], None, None)
+        outputs.append(out_LHD)
+        completions = _Group(layout, layout.prefix + length, scale, sliding_window, softcap)
         for run in _runs(lengths, query_1HSD.device):
             # Padded on the right, among one prompt's completions only: nobody looks to the right.
             q_CTHD, k_CTKD, v_CTKD = (
@@ -117,6 +133,11 @@ class _Group:
         """(C, T, H, D)"""
         if self.softcap is not None:  # which torch's fused kernel does not know
             return self._dense(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v, self.softcap)
+        if prompt_k is not None and prompt_v is not None and q_CTHD.device.type == "cpu":
+            mask_TS = self.layout.mask(self.before, q_CTHD.shape[1], self.window, q_CTHD.device)
+            return prompt_attention.attend(
+                q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v, mask_TS, self.scale
+            )
         return self._fused(q_CTHD, k_CTKD, v_CTKD, prompt_k, prompt_v)
 
     def _fused(

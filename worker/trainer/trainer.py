@@ -311,9 +311,7 @@ class Trainer:
 
     def _count_tokens(self, micro: list[Lesson]) -> int:
         prompts = {s.prompt_ids for s in micro}
-        return self._scorer.count_tokens(
-            [len(p) for p in prompts], [len(s.token_ids) for s in micro]
-        )
+        return self._scorer.count_tokens(prompts, [len(s.token_ids) for s in micro])
 
     def _backward(self, batch: list[Lesson], is_first: bool) -> Pass:
         """Accumulate the gradients of the whole batch.

@@ -2,9 +2,10 @@
 """The decoding step without ceremony: what transformers' forward computes, in a quarter of the
 time.
 
-Each distinct prompt goes through the model once. Its keys and values are never copied: all its
-answers are rows of one product with them. The keys and values of the new tokens stand in a cache of
-their own, with room ahead.
+Each distinct prompt goes through the model once, and the tokens that all prompts begin with go
+through it once for all of them. A prompt's keys and values are never copied: all its answers are
+rows of one product with them. The keys and values of the new tokens are in a cache of their own,
+with room ahead.
 """
 
 # P distinct prompts, L tokens of the longest, R rows (answers under way), W rows of a prompt at
@@ -23,6 +24,7 @@ from worker.policy.engines import native
 from worker.policy.engines.architecture import Layer, Norm, Weights
 from worker.policy.engines.cuda_graph import Replay
 from worker.policy.engines.native_step import Step
+from worker.policy.logprobs import common_prefix
 
 _PREFILL_TOKENS = 4096
 """Prompts go through the model in parts of about this many tokens, which bounds the memory."""
@@ -296,47 +298,54 @@ class LeanBatch:
         return rows if self._slot_of_row is None else rows.index_select(0, self._slot_of_row)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], first: int) -> Tensor:
-        """Run prompts end to end, without padding; keep their keys and values. (P, hidden) of their
-        last tokens."""
+        """Run prompts end to end, without padding, and what all of them begin with once; keep their
+        keys and values. (P, hidden) of their last tokens."""
         device = self._weights.device
-        lengths = [len(prompt) for prompt in prompts]
-        positions_N = torch.cat([torch.arange(n) for n in lengths]).to(device)
+        shared = common_prefix(prompts)
+        pieces = [prompts[0][:shared], *(prompt[shared:] for prompt in prompts)]
+        starts = [0, *(shared for _ in prompts)]
+        sizes = [len(piece) for piece in pieces]
+        positions_N = torch.cat(
+            [torch.arange(start, start + n) for start, n in zip(starts, sizes, strict=True)]
+        ).to(device)
         turns = {
             name: table[positions_N][:, None] * self._scale_H
             for name, table in self._rotations.items()
         }
-        x = self._weights.embed(torch.tensor([t for p in prompts for t in p], device=device)).to(
-            self._dtype
-        )
+        tokens_N = torch.tensor([token for piece in pieces for token in piece], device=device)
+        x = self._weights.embed(tokens_N).to(self._dtype)
         for i, layer in enumerate(self._weights.layers):
-            q, k, v = self._heads(layer, x, turns[layer.rope])
-            attended, start = [], 0
-            for prompt, length in enumerate(lengths, start=first):
-                part = slice(start, start + length)
-                self._keep_prompt_keys(self._prompt_keys[i], prompt, k[part])
-                self._prompt_values[i][prompt, :, :length] = v[part].transpose(0, 1)
-                attended.append(self._attend_prompt(q[part], k[part], v[part], layer.window))
-                start += length
+            split = (part.split(sizes) for part in self._heads(layer, x, turns[layer.rope]))
+            (prefix_q, *own_q), (prefix_k, *own_k), (prefix_v, *own_v) = split
+            attended = [self._attend_prompt(prefix_q, prefix_k, prefix_v, layer.window)]
+            for prompt, (q, k, v) in enumerate(zip(own_q, own_k, own_v, strict=True), start=first):
+                k, v = torch.cat([prefix_k, k]), torch.cat([prefix_v, v])
+                self._keep_prompt_keys(self._prompt_keys[i], prompt, k)
+                self._prompt_values[i][prompt, :, : len(v)] = v.transpose(0, 1)
+                attended.append(self._attend_prompt(q, k, v, layer.window))
             x = self._finish_layer(layer, x, torch.cat(attended))
-        last_P = torch.tensor(lengths, device=device).cumsum(0) - 1
+        last_P = torch.tensor(sizes, device=device).cumsum(0)[1:] - 1
         hidden: Tensor = x.index_select(0, last_P)
         return hidden
 
     def _attend_prompt(
-        self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, window: int | None
+        self, q_NHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, window: int | None
     ) -> Tensor:
-        """(N, H x D): causal attention within one prompt."""
-        N = q_NHD.shape[0]
-        q, k, v = (t.transpose(0, 1)[None] for t in (q_NHD, k_NKD, v_NKD))
+        """(N, H x D): causal attention of the last N of a prompt's S tokens."""
+        N, S = len(q_NHD), len(k_SKD)
+        if N == 0:
+            return q_NHD.flatten(1)
+        q, k, v = (t.transpose(0, 1)[None] for t in (q_NHD, k_SKD, v_SKD))
         mask = None
-        if window is not None and window < N:
-            mask = q.new_ones((N, N), dtype=torch.bool).tril().triu(1 - window)
+        if N < S or (window is not None and window < S):
+            mask = q.new_ones((N, S), dtype=torch.bool).tril(S - N)
+            mask = mask if window is None else mask.triu(S - N + 1 - window)
         if self._weights.score_cap is None:
             out = functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=1.0, enable_gqa=True
             )
         else:
-            mask = q.new_ones((N, N), dtype=torch.bool).tril() if mask is None else mask
+            mask = q.new_ones((N, S), dtype=torch.bool).tril() if mask is None else mask
             repeats = q.shape[1] // k.shape[1]
             k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
             scores = (q @ k.mT).div_(self._weights.score_cap).tanh_().mul_(self._weights.score_cap)
