@@ -15,6 +15,7 @@
 
 enum {
     tile = 1024,  /* bytes: 16 rows of 64 */
+    rows_in_cache = 256,
     ahead = 1024, /* bytes of weights asked for early: without, half the time is waiting for memory */
     large_state = 18, request_permission = 0x1023 /* of arch_prctl, for the tiles' data (XTILEDATA) */
 };
@@ -128,13 +129,18 @@ void multiply(const float *restrict x, const char *restrict panels, const float 
                 for (int64_t i = 0; i < 2 * steps; i++) memset(place + i * tile, 0, 64);
         }
         _tile_loadconfig(&shapes);
+        /* Rows in parts that stay in the cache while all weights pass by. */
+        for (int64_t part = 0; part < R; part += rows_in_cache) {
+            const int64_t end = R - part < rows_in_cache ? R : part + rows_in_cache;
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < N; n += 32)
-            for (int64_t r = 0; r < R; r += 16) {
-                float sums[4 * 256] __attribute__((aligned(64)));
-                multiply_tiles(blocks + r / 16 * bytes, panels + n / 32 * bytes, sums, steps);
-                finish(sums, bias ? bias + n : 0, out + r * N + n, R - r < 16 ? R - r : 16, N - n < 32 ? N - n : 32, N);
-            }
+            for (int64_t n = 0; n < N; n += 32)
+                for (int64_t r = part; r < end; r += 16) {
+                    float sums[4 * 256] __attribute__((aligned(64)));
+                    multiply_tiles(blocks + r / 16 * bytes, panels + n / 32 * bytes, sums, steps);
+                    finish(sums, bias ? bias + n : 0, out + r * N + n, R - r < 16 ? R - r : 16,
+                           N - n < 32 ? N - n : 32, N);
+                }
+        }
         _tile_release();
     }
 }
