@@ -24,11 +24,13 @@ from worker.policy.prompt_forms import BY_NAME, FORMS, Form
 log = logging.getLogger(__name__)
 
 NUM_QUESTIONS = 24
-"""Half of them are asked in every form, the others in the best two."""
+"""Half of them are asked in every form, fewer on a slow machine; the others in the best two."""
 PATIENCE_SECONDS = 45.0
 """No further form is tried after so long."""
 _NUM_ANSWERS = 4
 _CPU_TOKENS, _GPU_TOKENS = 48, 256
+_FEWEST_QUESTIONS = 4
+"""Asked in the first form to see how long a question takes."""
 _SOLVED = 0.5
 _DOUBT = 0.1
 """As many wrong answers as this share of all are added to those given: a form that gives one
@@ -108,11 +110,13 @@ def settle(
 def try_forms(
     policy: Policy, generation: settings.Generation, questions: Sequence[str], score: Score
 ) -> list[Trial]:
-    """Ask half of the questions in every form and the rest in the best two.
+    """Ask some of the questions in every form and the rest in the best two.
 
-    Ends after about PATIENCE_SECONDS; one form is tried at least.
+    Ends after about PATIENCE_SECONDS. _FIRST_TRIED are tried however slow the machine is: the
+    slower, the fewer questions.
     """
-    until = time.monotonic() + PATIENCE_SECONDS
+    started = time.monotonic()
+    until = started + PATIENCE_SECONDS
     limit = _CPU_TOKENS if policy.model.device.type == "cpu" else _GPU_TOKENS
     briefly = generation.model_copy(
         update={
@@ -120,24 +124,28 @@ def try_forms(
             "max_completion_length": min(limit, generation.max_completion_length),
         }
     )
-    half = range(max(1, len(questions) // 2))
-    trials: list[Trial] = []
-    for form in sorted(FORMS, key=_turn):
-        started = time.monotonic()
-        if trials and started + (started - until + PATIENCE_SECONDS) / len(trials) > until:
+    forms = [form for form in sorted(FORMS, key=_turn) if policy.can_ask_in(form)]
+    trials = [Trial(forms[0])]
+    few = range(min(_FEWEST_QUESTIONS, len(questions)))
+    _ask(policy, briefly, trials[0], questions, few, score)
+    seconds_each = (time.monotonic() - started) / len(few)
+    affordable = int(PATIENCE_SECONDS / len(_FIRST_TRIED) / max(seconds_each, 1e-3))
+    count = max(len(few), min(affordable, len(questions) // 2))
+    _ask(policy, briefly, trials[0], questions, range(len(few), count), score)
+    for form in forms[1:]:
+        expected = (time.monotonic() - started) / len(trials)
+        if form.name not in _FIRST_TRIED and time.monotonic() + expected > until:
             break
-        if policy.can_ask_in(form):
-            trials.append(Trial(form))
-            _ask(policy, briefly, trials[-1], questions, half, score)
-    trials = [trial for trial in trials if trial.tasks] or trials
+        trials.append(Trial(form))
+        _ask(policy, briefly, trials[-1], questions, range(count), score)
     for trial in sorted(trials, key=lambda trial: trial.rank, reverse=True)[:2]:
-        if time.monotonic() < until and len(half) < len(questions):
-            _ask(policy, briefly, trial, questions, range(len(half), len(questions)), score)
+        if time.monotonic() < until:
+            _ask(policy, briefly, trial, questions, range(count, len(questions)), score)
     return trials
 
 
 def _turn(form: Form) -> tuple[int, int]:
-    """When a form is tried: _FIRST_TRIED, then those with short answers before others."""
+    """Return a form's turn: _FIRST_TRIED, then those with short answers before others."""
     is_first = form.name in _FIRST_TRIED
     return (_FIRST_TRIED.index(form.name) if is_first else len(_FIRST_TRIED)), -FORMS.index(form)
 
@@ -150,6 +158,8 @@ def _ask(
     numbers: range,
     score: Score,
 ) -> None:
+    if not numbers:
+        return
     policy.ask_in(trial.form)
     answers = policy.generate([questions[i] for i in numbers], generation, _SEED)
     for number, completions in zip(numbers, answers, strict=True):
