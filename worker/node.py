@@ -34,6 +34,7 @@ from worker.environments.answers import is_closed
 from worker.errors import ChainUnreachable, TrainingError, WorkerError
 from worker.hub.hub import Hub
 from worker.policy import lora, model_sizing
+from worker.policy.answer_length import AnswerLength
 from worker.records import Collected, Group, ScoredGroup, StepMetrics, milli_reward, round_seed
 from worker.rounds import ChainClock, Clock, LocalClock, Tick
 from worker.runtime import host, systemd
@@ -156,6 +157,7 @@ class Node:
         self.answers = AnswerLog(
             self.folder, settings.node.answers_rounds, settings.node.answers_mb
         )
+        self.answer_length = AnswerLength()
         self.last_evaluated = -1  # rounds that were trained then
         self._see_evaluations()
         self.ledger = Ledger(self.files.ledger)
@@ -256,7 +258,7 @@ class Node:
             skipped=metrics.skipped,
             quality=asdict(metrics.quality),
             closed=closed_share(local, is_closed),
-            truncated=_truncated_share(local),
+            truncated=_truncated_share(local, self.settings.generation.max_completion_length),
             seconds_waiting=collected.seconds_waiting,
         )
         self._keep_answers(tick.round, [*local, *collected.groups])
@@ -382,8 +384,9 @@ class Node:
 
     def _advise(self, local: Sequence[ScoredGroup]) -> str:
         """Say what helps against answers that earn nothing, from what is the matter with them."""
-        cut, closed = _truncated_share(local), closed_share(local, is_closed)
         generation = self.settings.generation
+        cut = _truncated_share(local, generation.max_completion_length)
+        closed = closed_share(local, is_closed)
         if cut > _MOST:
             thinks = ", or set generation.thinking to off" if self.policy.template.thinks else ""
             return (
@@ -449,7 +452,7 @@ class Node:
         questions, answers = rollouts.generate(
             self.policy,
             self.environment,
-            self.settings.generation,
+            self.answer_length.apply(self.settings.generation),
             tasks,
             seed ^ self.settings.node.seed,
         )
@@ -464,6 +467,7 @@ class Node:
                     " (generation.max_prompt_length); raise it, or choose other families"
                     " (environment.families)"
                 )
+        self.answer_length.see(answered.groups)
         return answered.groups, answered.num_tokens / seconds
 
     def _publish(self, round: int, local: Sequence[ScoredGroup]) -> Published | None:
@@ -684,8 +688,11 @@ def _winners(me: str, local: Sequence[ScoredGroup], external: Sequence[ScoredGro
     return [me if own and _mean(own) > _mean(rewards[best]) else best]
 
 
-def _truncated_share(groups: Sequence[ScoredGroup]) -> float:
-    return _mean([float(completion.truncated) for group in groups for completion in group.sampled])
+def _truncated_share(groups: Sequence[ScoredGroup], limit: int) -> float:
+    """Return the share of our answers that reached the settings' limit of tokens. One that ended at
+    a shorter limit (`AnswerLength`) is not a reason to raise it."""
+    sampled = [completion for group in groups for completion in group.sampled]
+    return _mean([float(c.truncated and len(c.token_ids) >= limit) for c in sampled])
 
 
 def _mean(values: Sequence[float]) -> float:

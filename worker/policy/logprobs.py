@@ -71,9 +71,7 @@ class Scorer:
                 type(model).__name__, self.has_plain_head,
             )  # fmt: skip
 
-    def count_tokens(
-        self, prompts: Collection[Sequence[int]], completions: Sequence[int]
-    ) -> int:
+    def count_tokens(self, prompts: Collection[Sequence[int]], completions: Sequence[int]) -> int:
         """Return the tokens that go through the model, padding included, for these distinct prompts
         (token ids) and completions of these lengths."""
         if self.is_packed:
@@ -303,7 +301,8 @@ def common_prefix(prompts: Collection[Sequence[int]]) -> int:
     """
     if len(prompts) < 2:
         return 0
-    first, last = min(prompts), max(prompts)  # all others lie between them
+    ordered = sorted(tuple(prompt) for prompt in prompts)
+    first, last = ordered[0], ordered[-1]  # all others lie between them
     limit = min(map(len, prompts)) - 1
     length = next((i for i in range(limit) if first[i] != last[i]), limit)
     return length if length >= _WORTH_SHARING else 0

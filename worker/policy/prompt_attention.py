@@ -32,7 +32,7 @@ def attend(
 ) -> Tensor:
     """Return (C, T, H, D): each row looks at its prompt and at itself. `mask_TS` (T, L + T): True
     where a token may look."""
-    out: Tensor = _PromptAttention.apply(
+    out: Tensor = _PromptAttention.apply(  # type: ignore[no-untyped-call]
         q_CTHD, k_CTKD, v_CTKD, prompt_k_LKD, prompt_v_LKD, mask_TS, scale
     )
     return out
@@ -59,7 +59,7 @@ class _PromptAttention(torch.autograd.Function):
             attn_mask=added_TS,
             scale=scale,
         )
-        out_CTHD = out_CHTD.transpose(1, 2)
+        out_CTHD: Tensor = out_CHTD.transpose(1, 2)
         ctx.save_for_backward(
             q_CTHD, k_CTKD, v_CTKD, prompt_k_LKD, prompt_v_LKD, mask_TS, out_CTHD, logsums_CHT
         )

@@ -315,8 +315,10 @@ class LeanBatch:
         tokens_N = torch.tensor([token for piece in pieces for token in piece], device=device)
         x = self._weights.embed(tokens_N).to(self._dtype)
         for i, layer in enumerate(self._weights.layers):
-            split = (part.split(sizes) for part in self._heads(layer, x, turns[layer.rope]))
-            (prefix_q, *own_q), (prefix_k, *own_k), (prefix_v, *own_v) = split
+            heads = self._heads(layer, x, turns[layer.rope])
+            (prefix_q, *own_q), (prefix_k, *own_k), (prefix_v, *own_v) = (
+                torch.split(part, sizes) for part in heads
+            )
             attended = [self._attend_prompt(prefix_q, prefix_k, prefix_v, layer.window)]
             for prompt, (q, k, v) in enumerate(zip(own_q, own_k, own_v, strict=True), start=first):
                 k, v = torch.cat([prefix_k, k]), torch.cat([prefix_v, v])
