@@ -143,8 +143,15 @@ def test_many_rounds_with_nothing_to_learn_from_are_said_with_what_to_do(
     said = [r.getMessage() for r in caplog.records if "nothing to learn from" in r.getMessage()]
     assert [text.split("rounds_in_a_row=")[1].split()[0] for text in said] == ["2", "4"]
     task, closed, bare = Task("gcd", "0" * 12, 1, 0), ("<answer>1</answer>",) * 2, ("1",) * 2
-    cut = scored_group(task, "?", bare, (0.0, 0.0), truncated=(True, True))
-    assert "100% of the answers were cut off at" in node._advise([cut])
+    limit = node.settings.generation.max_completion_length
+
+    def cut_at(length):
+        return scored_group(
+            task, "?", bare, (0.0, 0.0), [(1,) * length] * 2, truncated=(True, True)
+        )
+
+    assert "100% of the answers were cut off at" in node._advise([cut_at(limit)])
+    assert "cut off" not in node._advise([cut_at(limit - 1)])
     assert "0% of the answers closed their <answer> tag, asked in the form system" in node._advise(
         [scored_group(task, "?", bare, (0.0, 0.0), truncated=(False, False))]
     )
