@@ -135,26 +135,20 @@ class Pyinfra:
 
         `data`: overrides the hosts' own data. Raises Late if it takes longer than `timeout`.
         """
-        limits = [word for host in hosts for word in ("--limit", host)]
-        instead = [
-            word for key, value in (data or {}).items() for word in ("--data", f"{key}={value}")
-        ]
-        done = self._run(["--json", *limits, *instead, self.inventory, "fact", *arguments], timeout)
-        runs = done.report.hosts
-        if done.code and all(host in runs and runs[host].state != "done" for host in hosts):
-            by_fact: dict[str, dict[str, Any]] = {
-                argument: {} for argument in arguments if "=" not in argument
-            }
+        options = ["--json"]
+        for host in hosts:
+            options += ["--limit", host]
+        for key, value in (data or {}).items():
+            options += ["--data", f"{key}={value}"]
+        done = self._run([*options, self.inventory, "fact", *arguments], timeout)
+        # A host without a record has not been reached at all.
+        runs = {host: done.report.hosts.get(host, HostRun(state="done")) for host in hosts}
+        if done.code and all(run.state != "done" for run in runs.values()):
+            values: list[dict[str, Any]] = [{} for argument in arguments if "=" not in argument]
         else:
-            by_fact = _parsed(done, timeout)
-        values = [
-            {host: value for host, value in found.items() if value is not None}
-            for found in by_fact.values()
-        ]
+            values = [_without_none(found) for found in _parsed(done, timeout).values()]
         silent = [host for host in hosts if any(host not in found for found in values)]
-        return Answers(
-            values, {host: runs.get(host, HostRun()).output or "no whole answer" for host in silent}
-        )
+        return Answers(values, {host: runs[host].output or "no whole answer" for host in silent})
 
     def deploy(self, host: str, commit: str | None, log: Path, *, timeout: float) -> Ran:
         """Deploy one host with that commit; None: the commit in its data. Output goes to `log`.
@@ -298,6 +292,10 @@ def deploy_json(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -
     """Run the whole deploy; return pyinfra's results: operations, totals, failed hosts."""
     done = Pyinfra(inventory, prefix)._run(["-y", "--json", inventory, "deploy.py"], timeout)
     return dict(_parsed(done, timeout)["results"])
+
+
+def _without_none(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {host: value for host, value in found.items() if value is not None}
 
 
 def _parsed(done: _Done, timeout: float) -> Any:

@@ -114,17 +114,11 @@ class Rollout:
             self._save(self.report)
             self._deploy(batch)
             reason = self._await_gate(batch)
-            if (
-                reason is None
-                and batch.kind == "canary"
-                and self.report.hosts[batch.hosts[0]].fate == "failed"
-            ):
+            first = self.report.hosts[batch.hosts[0]]
+            if reason is None and batch.kind == "canary" and first.fate == "failed":
                 num_failed_canaries += 1
                 if num_failed_canaries == NUM_CANARIES:
-                    reason = (
-                        f"{NUM_CANARIES} hosts in a row could not be deployed:"
-                        f" {self._reason_of(batch)}"
-                    )
+                    reason = f"{NUM_CANARIES} hosts in a row could not be deployed: {first.reason}"
             if reason is not None:
                 self._go_back(reason)
                 return
@@ -140,9 +134,6 @@ class Rollout:
             bare,
             self._rules.size,
         )
-
-    def _reason_of(self, batch: Batch) -> str:
-        return self.report.hosts[batch.hosts[0]].reason
 
     def _look_first(self) -> None:
         """Query pending hosts; those that do not answer are not deployed and delay nobody."""
@@ -185,44 +176,51 @@ class Rollout:
         the release is at fault. If the old release keeps running, the host is, and keeps its fate.
         """
         began = time.monotonic()
-        waiting = [name for name in batch.hosts if self.report.hosts[name].fate == "pending"]
-        failed = [
-            name for name in batch.hosts if self.report.hosts[name].fate in ("failed", "overdue")
-        ]
-        now = self._fleet.look(failed) if failed else {}
-        waiting += [name for name in failed if name in now and self._is_touched(name, now[name])]
+        waiting = self._hosts_to_watch(batch)
         last_seen = dict.fromkeys(waiting, began)
         while waiting:
             seen = self._fleet.look(waiting)
-            now_is = time.monotonic()
-            is_over = now_is - began > self._rules.gate_seconds
-            last_seen |= dict.fromkeys(seen, now_is)
+            now = time.monotonic()
+            waited = now - began
+            is_over = waited > self._rules.gate_seconds
+            last_seen |= dict.fromkeys(seen, now)
             for name in list(waiting):
                 if name not in seen:
-                    silent = now_is - last_seen[name]
+                    silent = now - last_seen[name]
                     if is_over or silent > self._rules.gone_seconds:
                         waiting.remove(name)
-                        self._settle(
-                            name, "lost", f"can't be reached for {silent:.0f} s, after its deploy"
-                        )
+                        reason = f"can't be reached for {silent:.0f} s, after its deploy"
+                        self._settle(name, "lost", reason)
                     continue
                 verdict = self._judge(name, seen[name])
                 if verdict.health == "bad-release" or (verdict.health == "wait" and is_over):
                     late = f" after {self._rules.gate_seconds:g} s" if is_over else ""
                     return f"{name}: {verdict.reason}{late}"
                 if verdict.health == "wait":
-                    self._say_wait(name, verdict.reason, now_is - began)
-                else:
-                    waiting.remove(name)
-                    self.report.hosts[name].seconds += time.monotonic() - began
-                    if verdict.health == "well":
-                        self._settle(name, "done", self.report.hosts[name].reason)
-                    else:
-                        self._settle(name, "lost", verdict.reason)
+                    self._say_wait(name, verdict.reason, waited)
+                    continue
+                waiting.remove(name)
+                self._settle_by(verdict, name, waited)
             self._save(self.report)
             if waiting:
                 time.sleep(self._rules.look_every_seconds)
         return None
+
+    def _hosts_to_watch(self, batch: Batch) -> list[str]:
+        """Return the deployed hosts of a batch, and those that a failed deploy has changed."""
+        fates = {name: self.report.hosts[name].fate for name in batch.hosts}
+        deployed = [name for name, fate in fates.items() if fate == "pending"]
+        failed = [name for name, fate in fates.items() if fate in ("failed", "overdue")]
+        seen = self._fleet.look(failed) if failed else {}
+        return [*deployed, *(name for name in seen if self._is_touched(name, seen[name]))]
+
+    def _settle_by(self, verdict: health_gate.Verdict, name: str, seconds: float) -> None:
+        host = self.report.hosts[name]
+        host.seconds += seconds
+        if verdict.health == "well":
+            self._settle(name, "done", host.reason)
+        else:
+            self._settle(name, "lost", verdict.reason)
 
     def _say_wait(self, name: str, reason: str, waited: float) -> None:
         last, at = self._waits.get(name, ("", 0.0))
@@ -251,11 +249,8 @@ class Rollout:
         self.report.reason = reason
         self._save(self.report)
         hosts = self.report.hosts
-        touched = [
-            name
-            for name, host in hosts.items()
-            if host.batch is not None and host.fate != "rolled-back"
-        ]
+        touched = [name for name, host in hosts.items() if host.batch is not None]
+        touched = [name for name in touched if hosts[name].fate != "rolled-back"]
         seen = self._fleet.look(touched)
 
         def go_back(name: str) -> None:
@@ -297,11 +292,8 @@ class Rollout:
         self._say(f"  {name}: {fate}{f', {reason}' if reason else ''}")
 
     def _finish(self, result: report.Result, reason: str) -> None:
-        self.report.result, self.report.reason, self.report.finished_at = (
-            result,
-            reason,
-            time.time(),
-        )
+        self.report.result, self.report.reason = result, reason
+        self.report.finished_at = time.time()
         self._save(self.report)
 
 

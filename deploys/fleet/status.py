@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,17 +26,16 @@ from worker.runtime.cells import add_row, cell, say
 Row = Mapping[str, str | Text]
 
 ASK_SECONDS = 120.0
-# A worker that has said nothing for so long is worth a look, whatever it said last.
+# A worker without a report for this long needs attention, whatever its last report was.
 SILENT_SECONDS = 300.0
-# Less than this, in 10^6 bytes, is worth one too: a checkpoint is that big.
+# Less free space than this, in 10^6 bytes, needs attention too: a checkpoint is that large.
 LOW_DISK_MB = 2000
-# In the place of the workers of `slots: auto`, whose number only the host knows; there is at least
-# the first.
+# Stands for the workers of `slots: auto`, whose number only the host knows; at least the first
+# exists.
 AUTO_SLOTS, _FIRST_SLOT = "hivewright-worker@auto.service", "hivewright-worker@0.service"
-# Of a worker's own warnings, those that are in the notes already.
+# Checks of a worker that the notes cover already.
 _JUDGED_HERE = ("rewards",)
-# Rewards on their way to the chain: of the rounds of some minutes. More, and something is in their
-# way.
+# Rewards of some minutes may be on their way to the chain; more mean that something blocks them.
 MAX_OPEN_REWARDS = 10
 COLUMNS = (
     "node",
@@ -52,8 +51,9 @@ COLUMNS = (
     "on chain",
     "peer",
 )
+_COLOURS = {"connected": "green", "training-alone": "yellow", "catching-up": "yellow"}
 LEFT_COLUMNS = ("node", "release", "state", "device", "tailscale", "peer")
-# What goes first where there is no room for all.
+# Columns that are left out first on a narrow terminal.
 EXPENDABLE = ("peer", "on chain", "tailscale", "gpu memory")
 
 
@@ -78,24 +78,26 @@ def show(inventory: str, *, prefix: Sequence[str] = ()) -> bool:
 
 def expected(hosts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return the units that should run, by host; the number of `auto` slots is unknown here."""
-    return {host["name"]: [*_of_coordinator(host), *_of_worker(host)] for host in hosts}
+    units: dict[str, list[str]] = {}
+    for host in hosts:
+        own = units.setdefault(host["name"], [])
+        if COORDINATORS in host["groups"]:
+            own += COORDINATOR_UNITS
+        if WORKERS in host["groups"]:
+            own += _worker_units(host["data"].get("slots"))
+    return units
 
 
-def _of_coordinator(host: Mapping[str, Any]) -> list[str]:
-    return list(COORDINATOR_UNITS) if COORDINATORS in host["groups"] else []
-
-
-def _of_worker(host: Mapping[str, Any]) -> list[str]:
-    if WORKERS not in host["groups"]:
-        return []
+def _worker_units(named: object) -> list[str]:
+    """Return the units of a host's slots; one if the inventory's `slots` is missing or wrong."""
     try:
-        slots = parse_slots(host["data"].get("slots"))
+        slots = parse_slots(named) or ({},)
     except ValueError:
-        # What is wrong with it has been reported; a worker is expected in any case.
+        # Reported with the other mistakes in the inventory.
         slots = ({},)
     if isinstance(slots, str):
         return [AUTO_SLOTS]
-    return [worker_unit(number) for number in range(len(slots or ({},)))]
+    return [worker_unit(number) for number in range(len(slots))]
 
 
 def _print(units: Mapping[str, Sequence[str]], found: queries.Looked) -> bool:
@@ -104,11 +106,10 @@ def _print(units: Mapping[str, Sequence[str]], found: queries.Looked) -> bool:
         units, found.states, found.reports, time.time(), console.width
     )
     console.print(table)
-    for note in [
-        *notes,
-        *(f"{name}: {printable(reason)}" for name, reason in found.reasons.items()),
-    ]:
+    for note in notes:
         say(console, note)
+    for name, reason in found.reasons.items():
+        say(console, f"{name}: {printable(reason)}")
     sys.stdout.flush()
     return is_well
 
@@ -157,24 +158,12 @@ def status_table(
             rows.append({"node": host, "state": cell("not deployed", "red"), **_host_cells(state)})
             is_well = False
             continue
-        seen = {report["unit"]: report for report in reports[host]}
-        wanted = [_FIRST_SLOT if unit == AUTO_SLOTS else unit for unit in expected_units]
-        for unit in [*wanted, *(unit for unit in seen if unit not in wanted)]:
-            row = _row(seen.get(unit), unit, state, now, _is_expected(unit, expected_units))
-            node = f"{host}/{_short(unit)}"
+        for name, row in _rows(expected_units, reports[host], state, now):
+            node = f"{host}/{name}"
             rows.append({"node": node, **_host_cells(state), **row.cells})
             is_well = is_well and row.is_well
-            notes += [f"{node}: {printable(said)}" for said in row.notes]
+            notes += [f"{node}: {printable(note)}" for note in row.notes]
     return _table(rows, width), notes, is_well
-
-
-def _is_expected(unit: str, expected_units: Sequence[str]) -> bool:
-    """Return whether the inventory names a unit, or may mean it by `slots: auto`."""
-    return unit in expected_units or (fleet_facts.is_worker(unit) and AUTO_SLOTS in expected_units)
-
-
-def _short(unit: str) -> str:
-    return unit.removeprefix("hivewright-").removesuffix(".service").removeprefix("worker@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,29 +175,39 @@ class _Row:
     notes: tuple[str, ...] = ()
 
 
-def _row(
-    report: Mapping[str, Any] | None,
-    unit: str,
+def _rows(
+    expected_units: Sequence[str],
+    reports: Sequence[Mapping[str, Any]],
     state: Mapping[str, Any],
     now: float,
-    is_expected: bool,
+) -> Iterator[tuple[str, _Row]]:
+    """Yield a short name and the line of each unit of a host, the expected ones first."""
+    seen = {report["unit"]: report for report in reports}
+    has_auto_slots = AUTO_SLOTS in expected_units
+    wanted = [_FIRST_SLOT if unit == AUTO_SLOTS else unit for unit in expected_units]
+    for unit in dict.fromkeys([*wanted, *seen]):
+        name = unit.removeprefix("hivewright-").removesuffix(".service").removeprefix("worker@")
+        is_expected = unit in wanted or (has_auto_slots and fleet_facts.is_worker(unit))
+        if unit in seen:
+            yield name, _row(seen[unit], state, now, is_expected)
+        else:
+            missing = cell("missing", "red")
+            yield name, _Row({"state": missing}, False, (f"{unit} is not there; deploy the host",))
+
+
+def _row(
+    report: Mapping[str, Any], state: Mapping[str, Any], now: float, is_expected: bool
 ) -> _Row:
-    if report is None:
-        return _Row(
-            {"state": cell("missing", "red")}, False, (f"{unit} is not there; deploy the host",)
-        )
     cells, is_well, notes = _service_cells(report, state, now)
     status = report["status"] or {}
     error = report.get("problem") or status.get("last_error")
-    said = report.get("last_words")
-    notes += [str(error)] if error else []
-    # Who was stopped on purpose had nothing to say.
-    if (
-        said
-        and said != error
-        and (report["active_state"] != "inactive" or report.get("exit_status"))
-    ):
-        notes.append(f"before its last end it said: {said}")
+    last_words = report.get("last_words")
+    if error:
+        notes.append(str(error))
+    # A service that was stopped on purpose has no last words that matter.
+    was_stopped = report["active_state"] == "inactive" and not report.get("exit_status")
+    if last_words and last_words != error and not was_stopped:
+        notes.append(f"before its last end it said: {last_words}")
     if not is_expected:
         notes.append("the inventory does not name it; the next deploy stops it")
     return _Row(cells, is_well and is_expected, tuple(notes))
@@ -216,23 +215,22 @@ def _row(
 
 def _table(rows: Sequence[Row], width: int) -> Table:
     """Return a table of the columns that have content, as many as fit."""
-    columns = [column for column in COLUMNS if any(row.get(column) for row in rows)]
+    widths = {}
+    for column in COLUMNS:
+        values = [cell(row.get(column, "")).plain for row in rows]
+        if any(values):
+            widths[column] = max(map(cell_len, [column, *values])) + 1
     for column in EXPENDABLE:
-        if _width(rows, columns) > width and column in columns:
-            columns.remove(column)
+        if sum(widths.values()) - 1 > width:
+            widths.pop(column, None)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
+    for column in widths:
         justify: Literal["left", "right"] = "left" if column in LEFT_COLUMNS else "right"
-        # A host's name gives way when a line gets long.
+        # A host's name is folded when a line gets long.
         table.add_column(column, justify=justify, no_wrap=column != "node", overflow="fold")
     for row in rows:
-        add_row(table, *(row.get(column, "") for column in columns))
+        add_row(table, *(row.get(column, "") for column in widths))
     return table
-
-
-def _width(rows: Sequence[Row], columns: Sequence[str]) -> int:
-    cells = ((column, *(cell(row.get(column, "")).plain for row in rows)) for column in columns)
-    return sum(max(map(cell_len, column)) + 1 for column in cells) - 1
 
 
 def _host_cells(state: Mapping[str, Any]) -> dict[str, str]:
@@ -275,57 +273,55 @@ def _service_cells(
 ) -> tuple[Row, bool, list[str]]:
     """Return the cells of one service, whether it is well, and notes on it."""
     if report["active_state"] != "active":
-        return {"state": cell(f"{report['active_state']}", "red")}, False, []
-    status = report["status"]
+        return {"state": cell(report["active_state"], "red")}, False, []
     if report.get("problem"):
         return {"state": cell("unreadable", "red")}, False, []
-    if not (fleet_facts.is_keeper(report["unit"]) or fleet_facts.is_worker(report["unit"])):
+    is_keeper = fleet_facts.is_keeper(report["unit"])
+    if not is_keeper and not fleet_facts.is_worker(report["unit"]):
         return {"state": "running"}, True, []
+    status = report["status"]
     if status is None:
         return {"state": cell("starting", "yellow")}, True, []
-    if fleet_facts.is_keeper(report["unit"]):
-        return _keeper_cells(status)
+    return _keeper_cells(status) if is_keeper else _worker_cells(status, state["gpus"], now)
+
+
+def _worker_cells(
+    status: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], now: float
+) -> tuple[Row, bool, list[str]]:
     silent_seconds = now - status["updated_at"]
     is_silent = silent_seconds > SILENT_SECONDS
-    shown = (
-        cell(f"silent {silent_seconds / 60:.0f} min", "red")
-        if is_silent
-        else _coloured(str(status["state"]))
-    )
-    cells = {
-        "state": shown,
+    state = str(status["state"])
+    peers_known = (status.get("swarm") or {}).get("peers_known", 0)
+    ledger = status["ledger"]
+    cells: dict[str, str | Text] = {
+        "state": cell(state, _COLOURS.get(state, "default")),
         "round": _number(status["round"]),
         "reward": "" if status["reward_mean"] is None else f"{status['reward_mean']:.2f}",
-        "peers": f"{status['peers_heard']}/{(status.get('swarm') or {}).get('peers_known', 0)}",
+        "peers": f"{status['peers_heard']}/{peers_known}",
         "device": str(status.get("device") or ""),
-        "on chain": f"{status['ledger'].get('confirmed', 0)}/{status['ledger'].get('earned', 0)}",
+        "on chain": f"{ledger.get('confirmed', 0)}/{ledger.get('earned', 0)}",
         "peer": status["animal_name"],
     }
-    credit = _missing_credit(status)
-    findings = [found for found in status.get("warnings", ()) if found["check"] not in _JUDGED_HERE]
-    is_well = (
-        not is_silent
-        and not credit
-        and not any(found["severity"] == "severe" for found in findings)
-    )
-    notes = [*credit, *(f"{found['check']}: {found['text']}" for found in findings)]
-    return cells | _gpu_cells(state["gpus"], status.get("pid")), is_well, notes
+    if is_silent:
+        cells["state"] = cell(f"silent {silent_seconds / 60:.0f} min", "red")
+    notes = _missing_credit(status)
+    is_well = not is_silent and not notes
+    for finding in status.get("warnings", ()):
+        if finding["check"] not in _JUDGED_HERE:
+            is_well = is_well and finding["severity"] != "severe"
+            notes.append(f"{finding['check']}: {finding['text']}")
+    return cells | _gpu_cells(gpus, status.get("pid")), is_well, notes
 
 
 def _keeper_cells(status: Mapping[str, Any]) -> tuple[Row, bool, list[str]]:
-    heard = f"{status['reporters']}/{status['expected']}"
     is_well = status["state"] != "chain-unreachable"
-    said = status["state"]
     cells = {
-        "state": said if is_well else cell(f"{said}", "red"),
+        "state": status["state"] if is_well else cell(status["state"], "red"),
         "round": _number(status["round"]),
-        "peers": heard,
+        "peers": f"{status['reporters']}/{status['expected']}",
     }
-    return (
-        cells,
-        is_well,
-        [] if is_well else ["it has no answer from the chain: no round ends, nobody is credited"],
-    )
+    silent = "it has no answer from the chain: no round ends, nobody is credited"
+    return cells, is_well, [] if is_well else [silent]
 
 
 def _missing_credit(status: Mapping[str, Any]) -> list[str]:
@@ -356,20 +352,13 @@ def _gpu_cells(gpus: Sequence[Mapping[str, Any]], pid: int | None) -> dict[str, 
     for gpu in gpus:
         if pid in gpu["pids"]:
             used, total = gpu["memory_used"], gpu["memory_total"]
-            # Who shares the machine's memory (GB10) has no figure of its own.
-            memory = (
-                "" if used is None or total is None else f"{used / 1024:.1f}/{total / 1024:.0f} GiB"
-            )
+            memory = ""
+            # A GPU that shares the machine's memory (GB10) has no figure of its own.
+            if used is not None and total is not None:
+                memory = f"{used / 1024:.1f}/{total / 1024:.0f} GiB"
             use = "" if gpu["use"] is None else f": {gpu['use']}%"
             return {"device": f"{gpu['index']}{use}", "gpu memory": memory}
     return {}
-
-
-def _coloured(state: str) -> Text:
-    colour = {"connected": "green", "training-alone": "yellow", "catching-up": "yellow"}.get(
-        state, "default"
-    )
-    return cell(state, colour)
 
 
 def _number(value: int | None) -> str:

@@ -11,7 +11,8 @@ import json
 import pprint
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -63,9 +64,8 @@ def inventory_text(form: str, file: Path) -> str:
     """Return the inventory of a file. Raises SettingsError, with a line for each mistake."""
     source = "standard input" if str(file) == "-" else str(file)
     try:
-        text = (
-            sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
-        )  # Excel's
+        # Excel begins a file with a byte order mark.
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(
@@ -83,36 +83,34 @@ def inventory_text(form: str, file: Path) -> str:
     return _write(listed, form, file)
 
 
-def _check(listed: Iterable[Listed]) -> None:
+def _check(listed: Sequence[Listed]) -> None:
     """Check the inventory as a deploy does; mistakes are reported with their place in the list."""
-    listed = list(listed)
-    lines = []
+    lines: list[str] = []
     first: dict[str, Listed] = {}
     for one in listed:
-        if one.name in first:
+        earlier = first.setdefault(one.name, one)
+        if earlier is not one:
             lines.append(
-                f"{one.source}: {one.name}: is in {first[one.name].source} too; expected a host"
-                " once"
+                f"{one.source}: {one.name}: is in {earlier.source} too; expected a host once"
             )
-        first.setdefault(one.name, one)
         if not _NAME.fullmatch(one.name):
             lines.append(
                 f"{one.source}: name: got {one.name!r}; expected letters, digits, dots, hyphens or"
                 " underscores"
             )
         lines += _wrong_access(one)
-    joins = (
-        {}
-        if any(one.group == COORDINATORS for one in listed)
-        else {"swarm_bootnodes": [_SOME_BOOTNODE]}
-    )
+    has_coordinator = any(one.group == COORDINATORS for one in listed)
+    joins = {} if has_coordinator else {"swarm_bootnodes": [_SOME_BOOTNODE]}
     entries = [
         HostEntry(one.name, (one.group,), joins | one.data, ACCESS) for one in first.values()
     ]
     try:
         validation.check(entries)
     except SettingsError as error:
-        lines += [_located(line, first) for line in str(error).splitlines()]
+        for line in str(error).splitlines():
+            names, _, rest = line.removeprefix("inventory data of ").partition(": ")
+            places = [f"{first[name].source}: {name}" for name in names.split(", ")]
+            lines.append(f"{', '.join(places)}: {rest}")
     if lines:
         raise SettingsError("\n".join(lines))
 
@@ -127,14 +125,7 @@ def _wrong_access(one: Listed) -> Iterator[str]:
             yield f"{one.source}: {one.name}: {key}: got {value!r}; {EXPECTED_SSH_HOST}"
 
 
-def _located(line: str, listed: Mapping[str, Listed]) -> str:
-    """Return a line of validation.check with the place in the list instead of "inventory data"."""
-    names, _, rest = line.removeprefix("inventory data of ").partition(": ")
-    return ", ".join(f"{listed[name].source}: {name}" for name in names.split(", ")) + f": {rest}"
-
-
-def _write(listed: Iterable[Listed], form: str, file: Path) -> str:
-    listed = list(listed)
+def _write(listed: Sequence[Listed], form: str, file: Path) -> str:
     parts = [HEADER.format(form=form, file=file)]
     for group in (COORDINATORS, WORKERS):
         rows = [(one.name, one.data) for one in listed if one.group == group]
@@ -162,11 +153,7 @@ def read_tailscale(text: str, file: str) -> list[Listed]:
         own = status["Self"]
         nodes = [own, *(status.get("Peer") or {}).values()]
         machines = [node for node in nodes if node["OS"] == "linux"]
-        tagged = [
-            node
-            for node in machines
-            if any(tag.startswith("tag:hivewright") for tag in node.get("Tags") or ())
-        ]
+        tagged = [node for node in machines if _has_our_tag(node)]
         found = tagged or [node for node in machines if node is not own]
         if own in machines and own not in found:
             print(
@@ -180,6 +167,10 @@ def read_tailscale(text: str, file: str) -> list[Listed]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise SettingsError(f"{file}: {reason}; expected {FORMS['tailscale'].expected}") from None
+
+
+def _has_our_tag(node: Mapping[str, Any]) -> bool:
+    return any(tag.startswith("tag:hivewright") for tag in node.get("Tags") or ())
 
 
 def _name(node: Mapping[str, Any]) -> str:
@@ -208,38 +199,23 @@ def read_csv(text: str, file: str) -> list[Listed]:
 
     A cell is parsed as JSON if possible and taken as text otherwise; empty cells are left out.
     """
-    lines_of = csv.reader(io.StringIO(text))
-    try:
-        rows = list(lines_of)
-    except csv.Error as error:
-        raise SettingsError(
-            f"{file} line {lines_of.line_num}: {error}; expected {FORMS['csv'].expected}"
-        ) from None
+    rows = _csv_rows(text, file)
     header = [cell.strip() for cell in rows[0]] if rows else []
-    lines = (
-        [f"{file} line 1: no column `name`; expected {FORMS['csv'].expected}"]
-        if "name" not in header
-        else []
-    )
-    lines += [
-        f"{file} line 1: column {c!r} is there twice"
-        for c in sorted({c for c in header if header.count(c) > 1})
-    ]
+    lines = _wrong_header(header, file)
     listed = []
     for number, row in enumerate(rows[1:], start=2):
         source = f"{file} line {number}"
-        if not any(cell.strip() for cell in row):
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
             continue
-        if len(row) != len(header):
+        if len(cells) != len(header):
             lines.append(
-                f"{source}: {len(row)} cells; expected {len(header)}, as many as there are columns"
+                f"{source}: {len(cells)} cells; expected {len(header)}, as many as there are"
+                " columns"
             )
             continue
-        data = {
-            key: _value(key, cell.strip())
-            for key, cell in zip(header, row, strict=True)
-            if cell.strip()
-        }
+        pairs = [pair for pair in zip(header, cells, strict=True) if pair[1]]
+        data = {key: _value(key, cell) for key, cell in pairs}
         name, group = str(data.pop("name", "")), str(data.pop("group", WORKERS))
         if not name and "name" in header:
             lines.append(f"{source}: name: none; expected the host's")
@@ -249,6 +225,24 @@ def read_csv(text: str, file: str) -> list[Listed]:
     if lines:
         raise SettingsError("\n".join(lines))
     return listed
+
+
+def _csv_rows(text: str, file: str) -> list[list[str]]:
+    reader = csv.reader(io.StringIO(text))
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise SettingsError(
+            f"{file} line {reader.line_num}: {error}; expected {FORMS['csv'].expected}"
+        ) from None
+
+
+def _wrong_header(header: Sequence[str], file: str) -> list[str]:
+    lines = []
+    if "name" not in header:
+        lines.append(f"{file} line 1: no column `name`; expected {FORMS['csv'].expected}")
+    twice = sorted(column for column, count in Counter(header).items() if count > 1)
+    return lines + [f"{file} line 1: column {column!r} is there twice" for column in twice]
 
 
 def _value(key: str, cell: str) -> Any:
@@ -265,11 +259,8 @@ def read_ansible(text: str, file: str) -> list[Listed]:
     listed = []
     for name, found in ansible_importer.read(text, file).items():
         group = COORDINATORS if COORDINATORS in found.groups else WORKERS
-        data = {
-            k: v
-            for k, v in ansible_importer.translate(found.variables).items()
-            if _is_meant_for_us(k)
-        }
+        variables = ansible_importer.translate(found.variables)
+        data = {key: value for key, value in variables.items() if _is_meant_for_us(key)}
         listed.append(Listed(name, group, _with_slots(data, group), file))
     return listed
 

@@ -5,7 +5,7 @@ A slot sees one GPU, by the driver's own id, so that neither a reboot nor a new 
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -116,9 +116,8 @@ class Slot:
 
 def cards_in_use(slots: Collection[Slot], gpus: Gpus) -> tuple[Gpu, ...]:
     """Return the GPUs that torch must run on."""
-    used = {slot.card for slot in slots} | {
-        gpus.by_number[n] for slot in slots if (n := _named_device(slot)) is not None
-    }
+    used = {slot.card for slot in slots}
+    used.update(gpus.by_number.get(number) for number in _named_devices(slots))
     return tuple(card for card in gpus.cards if card in used)
 
 
@@ -136,59 +135,66 @@ def place(slots: Sequence[Slot], gpus: Gpus) -> tuple[Slot, ...]:
         raise SettingsError("\n".join(mistakes))
     if not gpus.cards:
         return tuple(slots)
-    named = {slot.options.gpu for slot in slots} | {_named_device(slot) for slot in slots}
-    free = [number for number in gpus.by_number if number not in named]
+    free = _free_numbers(slots, gpus)
     placed = []
     for slot in slots:
-        if not slot.wants_gpu:
-            placed.append(slot)
-            continue
-        slot = replace(slot, is_wsl=gpus.is_wsl)
-        if _named_device(slot) is None:
-            number = slot.options.gpu if slot.options.gpu is not None else free.pop(0)
-            slot = replace(slot, card=gpus.by_number[number])
+        if slot.wants_gpu:
+            slot = replace(slot, is_wsl=gpus.is_wsl)
+            if _named_device(slot) is None:
+                number = slot.options.gpu if slot.options.gpu is not None else free.pop(0)
+                slot = replace(slot, card=gpus.by_number[number])
         placed.append(slot)
     return tuple(placed)
 
 
+def _free_numbers(slots: Iterable[Slot], gpus: Gpus) -> list[Number]:
+    """Return the numbers of the GPUs that no slot names."""
+    named = {*(slot.options.gpu for slot in slots), *_named_devices(slots)}
+    return [number for number in gpus.by_number if number not in named]
+
+
 def _mistakes(slots: Collection[Slot], gpus: Gpus) -> Iterator[str]:
-    num_cards = len(gpus.cards)
-    kind = "GPUs and slices (MIG)" if any(card.part is not None for card in gpus.cards) else "GPUs"
-    there_are = (
-        f"the host has {num_cards} {kind}, numbered {_numbers(gpus)}"
-        if num_cards
-        else "the host has no GPU"
-    )
+    there_are = _described(gpus)
     for slot in slots:
         number, device = slot.options.gpu, slot.settings.model.device
+        named = _named_device(slot)
         if number is not None and number not in gpus.by_number:
             yield f"slot {slot.number}: gpu: got {number}; {there_are}"
-        if (named := _named_device(slot)) is not None and named not in gpus.by_number:
+        if named is not None and named not in gpus.by_number:
             yield f"slot {slot.number}: model_device: got {device!r}; {there_are}"
-        if device == "cuda" and not num_cards:
+        if device == "cuda" and not gpus.cards:
             yield f"slot {slot.number}: model_device: got 'cuda'; {there_are}; expected auto or cpu"
-    named_cards = {slot.options.gpu for slot in slots} | {_named_device(slot) for slot in slots}
-    waiting = [
-        s for s in slots if s.wants_gpu and s.options.gpu is None and _named_device(s) is None
-    ]
-    num_free = sum(number not in named_cards for number in gpus.by_number)
-    if num_cards and len(waiting) > num_free:
-        rest = ", ".join(str(slot.number) for slot in waiting[num_free:])
+    unnamed = [slot for slot in slots if slot.options.gpu is None and _named_device(slot) is None]
+    waiting = [slot for slot in unnamed if slot.wants_gpu]
+    rest = waiting[len(_free_numbers(slots, gpus)) :]
+    if gpus.cards and rest:
+        numbers = ", ".join(str(slot.number) for slot in rest)
         yield (
-            f"slots: no GPU is left for slot {rest}; {there_are}: take fewer slots (or auto), give"
-            " those that share one the same gpu, or model_device cpu"
+            f"slots: no GPU is left for slot {numbers}; {there_are}: take fewer slots (or auto),"
+            " give those that share one the same gpu, or model_device cpu"
         )
 
 
-def _numbers(gpus: Gpus) -> str:
+def _described(gpus: Gpus) -> str:
+    """Describe the GPUs of a host by their number, kind and numbering."""
+    if not gpus.cards:
+        return "the host has no GPU"
     numbers = list(gpus.by_number)
-    return "from 0" if numbers == list(range(len(numbers))) else ", ".join(map(str, numbers))
+    has_slices = any(card.part is not None for card in gpus.cards)
+    kind = "GPUs and slices (MIG)" if has_slices else "GPUs"
+    is_counted = numbers == list(range(len(numbers)))
+    numbering = "from 0" if is_counted else ", ".join(map(str, numbers))
+    return f"the host has {len(gpus.cards)} {kind}, numbered {numbering}"
 
 
 def _named_device(slot: Slot) -> int | None:
     """Return the number in the slot's model_device, such as cuda:1; None without a number."""
     _, colon, number = slot.settings.model.device.partition(":")
     return int(number) if colon else None
+
+
+def _named_devices(slots: Iterable[Slot]) -> set[int]:
+    return {number for number in map(_named_device, slots) if number is not None}
 
 
 def with_families(services: Mapping[str, Settings], slots: Collection[Slot]) -> dict[str, Settings]:

@@ -130,28 +130,41 @@ def parse(text: str) -> Tailnet:
     status, prefs and serve are null if the program failed. ours: pairs of an endpoint and the
     target that a deploy served there.
     """
-    said = json.loads(text)
-    status, serve = said["status"] or {}, said["serve"] or {}
+    output = json.loads(text)
+    status, serve = output["status"] or {}, output["serve"] or {}
     me = status.get("Self") or {}
     expiry = me.get("KeyExpiry")
+    addresses = status.get("TailscaleIPs") or me.get("TailscaleIPs")
+    capabilities = me.get("CapMap") or me.get("Capabilities")
     return Tailnet(
         is_installed=True,
         state=status.get("BackendState"),
         login_url=status.get("AuthURL") or None,
-        addresses=tuple(status.get("TailscaleIPs") or me.get("TailscaleIPs") or ()),
+        addresses=tuple(addresses or ()),
         expires=datetime.fromisoformat(expiry).astimezone(UTC) if expiry else None,
         tags=frozenset(me.get("Tags") or ()),
-        has_ssh=SSH_CAPABILITY in (me.get("CapMap") or me.get("Capabilities") or ()),
+        has_ssh=SSH_CAPABILITY in (capabilities or ()),
         has_https=bool(status.get("CertDomains")),
         health=tuple(status.get("Health") or ()),
-        preferences=said["prefs"] or {},
+        preferences=output["prefs"] or {},
         serves=dict(_served(serve)),
-        ours={
-            _endpoint(at): target
-            for at, target in zip(*[iter((said.get("ours") or "").split())] * 2, strict=True)
-        },
-        ports={int(port): _use(handler) for port, handler in (serve.get("TCP") or {}).items()},
+        ours=_read_served(output.get("ours") or ""),
+        ports=_ports(serve),
     )
+
+
+def _read_served(text: str) -> dict[Endpoint, str]:
+    """Parse pairs of an endpoint, in the form of `written`, and its target."""
+    words = text.split()
+    served = {}
+    for at, target in zip(words[::2], words[1::2], strict=True):
+        scheme, _, port = at.rpartition(":")
+        served[scheme or "https", int(port)] = target
+    return served
+
+
+def _ports(serve: Mapping[str, Any]) -> dict[int, str]:
+    return {int(port): _use(handler) for port, handler in (serve.get("TCP") or {}).items()}
 
 
 def _served(serve: Mapping[str, Any]) -> Iterator[tuple[Endpoint, str]]:
@@ -167,12 +180,6 @@ def _use(handler: Mapping[str, Any]) -> str:
     if handler.get("HTTPS"):
         return "https"
     return "http" if handler.get("HTTP") else str(handler.get("TCPForward"))
-
-
-def _endpoint(written: str) -> Endpoint:
-    """Return the endpoint that `written` below denotes."""
-    scheme, _, port = written.rpartition(":")
-    return scheme or "https", int(port)
 
 
 def written(at: Endpoint) -> str:
