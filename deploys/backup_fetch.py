@@ -29,7 +29,12 @@ def fetch(key: str, file: str) -> Iterator[FunctionCommand]:
     yield FunctionCommand(_fetch, (key, file), {})
 
 
-def _fetch(state: State, host: Host, key: str, file: str) -> bool:
+def _fetch(
+    state: State,
+    host: Host,
+    key: str,
+    file: str,
+) -> bool:
     remote = f"{STATE}/.backup-{key[-16:]}"
     said = _ask(host, seal_script(key, remote), SEAL_SECONDS)
     if said is None:
@@ -71,7 +76,11 @@ def piece_script(remote: str, number: int) -> str:
     )
 
 
-def _ask(host: Host, script: str, seconds: int) -> str | None:
+def _ask(
+    host: Host,
+    script: str,
+    seconds: int,
+) -> str | None:
     """Return the host's output; None, with the output shown to the operator, on failure."""
     arguments = fact_cache.arguments_of_facts(host) | {"_timeout": seconds}
     is_done, output = host.connector.run_shell_command(StringCommand(script), **arguments)

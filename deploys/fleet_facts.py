@@ -337,7 +337,11 @@ class HostStates(Answer[dict[str, Any]]):
         )
 
 
-def _nvidia_problem(code: str, rows: Sequence[str], cards: Sequence[Gpu | None]) -> str | None:
+def _nvidia_problem(
+    code: str,
+    rows: Sequence[str],
+    cards: Sequence[Gpu | None],
+) -> str | None:
     """Return nvidia-smi's error output or exit code; None if there is no error."""
     said = " ".join(
         row.strip() for row, card in zip(rows, cards, strict=True) if card is None

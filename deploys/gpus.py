@@ -150,7 +150,9 @@ def _cuda(texts: Sequence[str]) -> Version | None:
 
 
 def _cards(
-    rows: Iterable[Sequence[str]], ram_mib: int, slices: Mapping[int, Sequence[_MigSlice]]
+    rows: Iterable[Sequence[str]],
+    ram_mib: int,
+    slices: Mapping[int, Sequence[_MigSlice]],
 ) -> tuple[list[Gpu], list[str]]:
     """Return the GPUs of these rows, slices in place of partitioned ones, and the bad rows."""
     cards: list[Gpu] = []
@@ -166,7 +168,11 @@ def _cards(
     return cards, dead
 
 
-def _card(row: Sequence[str], ram_mib: int, is_partitioned: bool) -> Gpu:
+def _card(
+    row: Sequence[str],
+    ram_mib: int,
+    is_partitioned: bool,
+) -> Gpu:
     """Return the GPU of a row. Raises ValueError or IndexError if the row does not describe one.
 
     A card without a memory figure of its own ([N/A]) shares the machine's memory, whose size is

@@ -19,7 +19,11 @@ from deploys.facts import FileContent, FileState
 
 @operation()
 def file(
-    path: Path, content: bytes, user: str = "root", group: str = "root", mode: str = "644"
+    path: Path,
+    content: bytes,
+    user: str = "root",
+    group: str = "root",
+    mode: str = "644",
 ) -> Iterator[StringCommand]:
     """Write the file with this content, owner and mode, atomically; its folder must exist.
 

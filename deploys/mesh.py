@@ -103,7 +103,11 @@ def mistakes(
             )
 
 
-def _mistakes(of: Deployment, name: str, data: Mapping[str, Any]) -> Iterator[str]:
+def _mistakes(
+    of: Deployment,
+    name: str,
+    data: Mapping[str, Any],
+) -> Iterator[str]:
     try:
         network = ipaddress.ip_network(of.wireguard_subnet)
     except ValueError as error:
@@ -160,7 +164,11 @@ def _clashes(found: Collection[Member]) -> Iterator[tuple[str, str]]:
             yield member.name, f"wireguard_address: {taken}"
 
 
-def _member(name: str, of: Deployment, data: Mapping[str, Any]) -> Member:
+def _member(
+    name: str,
+    of: Deployment,
+    data: Mapping[str, Any],
+) -> Member:
     network = ipaddress.ip_network(of.wireguard_subnet)
     where = _endpoint(of, name, data)
     host = f"[{where}]" if ":" in where else where
@@ -173,7 +181,11 @@ def _member(name: str, of: Deployment, data: Mapping[str, Any]) -> Member:
     return Member(name, address, network, of.wireguard_port, endpoint, of.wireguard_hub)
 
 
-def _endpoint(of: Deployment, name: str, data: Mapping[str, Any]) -> str:
+def _endpoint(
+    of: Deployment,
+    name: str,
+    data: Mapping[str, Any],
+) -> str:
     return (
         str(data.get("ssh_hostname") or name)
         if of.wireguard_endpoint is None
@@ -181,7 +193,11 @@ def _endpoint(of: Deployment, name: str, data: Mapping[str, Any]) -> str:
     )
 
 
-def configuration(me: Member, all_members: Collection[Member], keys: Mapping[str, str]) -> str:
+def configuration(
+    me: Member,
+    all_members: Collection[Member],
+    keys: Mapping[str, str],
+) -> str:
     """Return the text of CONFIGURATION, which has no secrets.
 
     `keys`: public keys by host; hosts without one are left out.

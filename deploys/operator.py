@@ -42,7 +42,12 @@ def origin(checkout: Path, source: str) -> str:
     return url
 
 
-def resolve(repository: str, ref: str, source: str, seconds: int = RESOLVE_SECONDS) -> str:
+def resolve(
+    repository: str,
+    ref: str,
+    source: str,
+    seconds: int = RESOLVE_SECONDS,
+) -> str:
     """Return the commit that branch, tag or commit `ref` names in `repository` now.
 
     Raises SettingsError if it does not exist, or no answer comes within `seconds`.

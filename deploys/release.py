@@ -99,7 +99,11 @@ def checkout(repository: str, commit: str) -> Iterator[str]:
 
 
 @operation()
-def build_environment(commit: str, torch_index: str | None, is_shipped: bool) -> Iterator[str]:
+def build_environment(
+    commit: str,
+    torch_index: str | None,
+    is_shipped: bool,
+) -> Iterator[str]:
     """Build the environment of the release's lock file, and link it from the release."""
     if host.get_fact(Releases).has(commit, ENVIRONMENTS):
         host.noop(f"the environment of {commit} is complete")

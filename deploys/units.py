@@ -94,7 +94,11 @@ def install_unit(unit: str, watchdog_seconds: int) -> Written:
 
 
 @operation()
-def drop_in(unit: str, text: str, unused: Path | None) -> Iterator[StringCommand]:
+def drop_in(
+    unit: str,
+    text: str,
+    unused: Path | None,
+) -> Iterator[StringCommand]:
     """Write a drop-in file with `text`, or remove it if `text` is empty.
 
     `unused`: a file that earlier drop-ins may have named and this one does not.
@@ -143,7 +147,11 @@ def digest(*parts: str) -> str:
 
 
 @operation()
-def running(unit: str, digest: str, has_new_files: bool = False) -> Iterator[str]:
+def running(
+    unit: str,
+    digest: str,
+    has_new_files: bool = False,
+) -> Iterator[str]:
     """Enable `unit` and restart it unless it runs with `digest`; show its log if it does not start.
 
     `has_new_files`: one of its files had been changed, and the unit may have been restarted with

@@ -49,7 +49,11 @@ def make_key() -> Iterator[str]:
 
 
 @operation()
-def connect(me: Member, members: Mapping[str, Member], secrets: Path) -> Iterator[StringCommand]:
+def connect(
+    me: Member,
+    members: Mapping[str, Member],
+    secrets: Path,
+) -> Iterator[StringCommand]:
     """Start the interface with the host's peers, as far as their keys are known."""
     found = host.get_fact(WireGuard)
     # A peer that this side knows nothing of, as on another operator's machine, stays the one that

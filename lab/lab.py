@@ -34,7 +34,12 @@ REPOSITORY_URL = f"git://{OPERATOR_ADDRESS}/repository.git"
 class Lab:
     """The lab called `name`, running or not; any process of root can use it."""
 
-    def __init__(self, name: str, suite: str = layers.SUITE, is_bare: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        suite: str = layers.SUITE,
+        is_bare: bool = False,
+    ) -> None:
         """Describe a lab without starting it.
 
         `suite`: Debian's release. `is_bare`: leave out the prebuilt Python environment and anvil.
@@ -157,7 +162,12 @@ class Lab:
             run(*git, "update-ref", "refs/heads/lab", commit)
         return run(*git, "rev-parse", "refs/heads/lab").stdout.strip()
 
-    def branch(self, name: str, path: str, content: str) -> str:
+    def branch(
+        self,
+        name: str,
+        path: str,
+        content: str,
+    ) -> str:
         """Serve the published files, with one replaced, as a branch; return its commit."""
         git = ("git", f"--git-dir={self.folder / 'repository.git'}", "-c", "safe.directory=*")
         own = {**os.environ, "GIT_INDEX_FILE": str(self.folder / f"index-{name}")}

@@ -20,7 +20,12 @@ CAPABILITIES = "CAP_NET_ADMIN,CAP_NET_RAW,CAP_BPF,CAP_PERFMON"
 class Host:
     """Host `number` of the lab in `lab_folder`: h1 at 10.88.0.11, h2 at 10.88.0.12 ..."""
 
-    def __init__(self, lab_folder: Path, network: Network, number: int) -> None:
+    def __init__(
+        self,
+        lab_folder: Path,
+        network: Network,
+        number: int,
+    ) -> None:
         self.number = number
         self.name = f"h{number}"
         self.address = host_address(number)

@@ -93,7 +93,11 @@ def anvil(checkout: Path) -> Path:
 
 
 @contextlib.contextmanager
-def overlay(lower: Sequence[Path], upper: Path, root: Path) -> Iterator[Path]:
+def overlay(
+    lower: Sequence[Path],
+    upper: Path,
+    root: Path,
+) -> Iterator[Path]:
     """Mount `lower` (topmost first) under `upper` at `root` for the duration of the block."""
     mount_overlay(lower, upper, root)
     try:
@@ -102,7 +106,11 @@ def overlay(lower: Sequence[Path], upper: Path, root: Path) -> Iterator[Path]:
         run("umount", root)
 
 
-def mount_overlay(lower: Sequence[Path], upper: Path, root: Path) -> None:
+def mount_overlay(
+    lower: Sequence[Path],
+    upper: Path,
+    root: Path,
+) -> None:
     """Mount `lower` (topmost first) under the writable folder `upper` at `root`."""
     work = upper.parent / "work"
     for folder in (upper, work, root):
@@ -112,7 +120,10 @@ def mount_overlay(lower: Sequence[Path], upper: Path, root: Path) -> None:
 
 
 def _layer(
-    kind: str, parts: Sequence[str], recipe: Callable[..., None], make: Callable[[Path], None]
+    kind: str,
+    parts: Sequence[str],
+    recipe: Callable[..., None],
+    make: Callable[[Path], None],
 ) -> Path:
     """Return the layer that `recipe` makes from `parts`; `make` fills a new folder if needed."""
     digest = hashlib.sha256("\0".join([inspect.getsource(recipe), *parts]).encode()).hexdigest()[
@@ -177,7 +188,12 @@ def _make_base(folder: Path, mirror: str, suite: str) -> None:
     (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
 
 
-def _fill_repository(folder: Path, below: Path, names: Sequence[str], suite: str) -> None:
+def _fill_repository(
+    folder: Path,
+    below: Path,
+    names: Sequence[str],
+    suite: str,
+) -> None:
     """Download packages with this machine's network, against the state of the base's dpkg."""
     (folder / "partial").mkdir()
     with _scratch([below]) as root:
@@ -198,7 +214,12 @@ def _fill_repository(folder: Path, below: Path, names: Sequence[str], suite: str
     )
 
 
-def _build_environment(folder: Path, below: Path, repository: Path, checkout: Path) -> None:
+def _build_environment(
+    folder: Path,
+    below: Path,
+    repository: Path,
+    checkout: Path,
+) -> None:
     """Run the checkout's script in a temporary host with this machine's network and caches."""
     with _scratch([below]) as root:
         packages_needed = "python3-venv python3-dev gcc libc6-dev"
@@ -261,7 +282,11 @@ def _scratch(lower: Sequence[Path]) -> Iterator[Path]:
 
 
 def _enter(
-    root: Path, script: str, timeout: float, binds: Sequence[str] = (), network: bool = False
+    root: Path,
+    script: str,
+    timeout: float,
+    binds: Sequence[str] = (),
+    network: bool = False,
 ) -> None:
     """Run a shell script in `root`.
 

@@ -41,7 +41,10 @@ def run(
 
 
 def wait_until(
-    condition: Callable[[], bool], timeout: float, what: str, every: float = 0.1
+    condition: Callable[[], bool],
+    timeout: float,
+    what: str,
+    every: float = 0.1,
 ) -> None:
     """Wait until `condition` is true. Raises LabError with `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout

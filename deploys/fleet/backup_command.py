@@ -69,7 +69,11 @@ def run(options: argparse.Namespace) -> None:
         )
 
 
-def _collect(pyinfra: Pyinfra, files: Mapping[str, Path], key: PrivateKey) -> dict[str, str]:
+def _collect(
+    pyinfra: Pyinfra,
+    files: Mapping[str, Path],
+    key: PrivateKey,
+) -> dict[str, str]:
     """Fetch each host's part into its file and report progress; return the reasons of failures."""
     public = f"key={backup_pack.KEY_PREFIX}{bytes(key.public_key).hex()}"
 

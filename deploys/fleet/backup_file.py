@@ -60,7 +60,11 @@ class Tar:
     pieces: Iterable[bytes]
 
 
-def write(file: Path, hosts: Mapping[str, Tar], passphrase: str) -> None:
+def write(
+    file: Path,
+    hosts: Mapping[str, Tar],
+    passphrase: str,
+) -> None:
     """Write the tars of hosts, by name, into a new file.
 
     Raises SettingsError if the file exists or cannot be written, or the passphrase is too short.
@@ -105,7 +109,11 @@ def write(file: Path, hosts: Mapping[str, Tar], passphrase: str) -> None:
         ) from None
 
 
-def read(file: Path, passphrase: str, only: str | None = None) -> dict[str, bytes]:
+def read(
+    file: Path,
+    passphrase: str,
+    only: str | None = None,
+) -> dict[str, bytes]:
     """Return the tars of hosts, by name; if `only` one is wanted, the others are empty.
 
     Raises SettingsError if the file is not a backup or damaged, or the passphrase is wrong; the
@@ -137,7 +145,9 @@ def read(file: Path, passphrase: str, only: str | None = None) -> dict[str, byte
 
 
 def _gathered(
-    sizes: Mapping[str, int], chunks: Iterable[bytes], only: str | None
+    sizes: Mapping[str, int],
+    chunks: Iterable[bytes],
+    only: str | None,
 ) -> dict[str, bytes]:
     """Split the content, in chunks, into the tars of hosts; keep only those that are wanted."""
     found = {name: bytearray() for name in sizes}
@@ -167,7 +177,12 @@ def _header(file: Path, header: bytes) -> dict[str, Any]:
     return said
 
 
-def _chunks(stream: IO[bytes], cipher: AESGCM, nonce: bytes, vouched: bytes) -> Iterator[bytes]:
+def _chunks(
+    stream: IO[bytes],
+    cipher: AESGCM,
+    nonce: bytes,
+    vouched: bytes,
+) -> Iterator[bytes]:
     """Yield the content in order. Raises InvalidTag if anything was changed."""
     number, chunk = 0, stream.read(CHUNK + _TAG)
     while True:
@@ -178,7 +193,12 @@ def _chunks(stream: IO[bytes], cipher: AESGCM, nonce: bytes, vouched: bytes) -> 
         number, chunk = number + 1, following
 
 
-def _nonce(random: bytes, number: int, *, is_last: bool) -> bytes:
+def _nonce(
+    random: bytes,
+    number: int,
+    *,
+    is_last: bool,
+) -> bytes:
     return random + number.to_bytes(4, "big") + bytes([is_last])
 
 
@@ -188,5 +208,11 @@ def _unpacked(packed: bytes) -> dict[str, bytes]:
         return {name: stream.read() for name, stream in members if stream is not None}
 
 
-def _key(passphrase: str, salt: bytes, n: int, r: int, p: int) -> bytes:
+def _key(
+    passphrase: str,
+    salt: bytes,
+    n: int,
+    r: int,
+    p: int,
+) -> bytes:
     return Scrypt(salt=salt, length=32, n=n, r=r, p=p).derive(passphrase.encode())

@@ -81,7 +81,11 @@ def logs(options: argparse.Namespace) -> None:
     _complain(answers)
 
 
-def _refuse_unknown_unit(pyinfra: Pyinfra, names: Sequence[str], unit: str) -> None:
+def _refuse_unknown_unit(
+    pyinfra: Pyinfra,
+    names: Sequence[str],
+    unit: str,
+) -> None:
     """Raise SettingsError if no host has such a service, whose log would just look empty."""
     (reports,) = queries.ask(
         pyinfra, ["deploys.fleet_facts.NodeReports"], names, queries.FACT_SECONDS
@@ -205,7 +209,11 @@ def _keys_only(tar: bytes) -> bytes:
     return stream.getvalue()
 
 
-def _retire(pyinfra: Pyinfra, source: str, known: Sequence[str]) -> bool:
+def _retire(
+    pyinfra: Pyinfra,
+    source: str,
+    known: Sequence[str],
+) -> bool:
     """Make the old host give up its identities, so that no two hosts have them.
 
     Returns False if the host cannot be reached or is not in the inventory.
@@ -282,7 +290,11 @@ def _pyinfra(options: argparse.Namespace) -> Pyinfra:
     return pyinfra
 
 
-def _at_all(options: argparse.Namespace, operation: str, *arguments: str) -> None:
+def _at_all(
+    options: argparse.Namespace,
+    operation: str,
+    *arguments: str,
+) -> None:
     pyinfra = _pyinfra(options)
     run_on_all(pyinfra, chosen(pyinfra, options.limit), operation, *arguments)
 

@@ -46,7 +46,9 @@ class Wanted:
 
 
 def judge(
-    before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], wanted: Wanted
+    before: Sequence[Mapping[str, Any]],
+    now: Sequence[Mapping[str, Any]],
+    wanted: Wanted,
 ) -> Verdict:
     """Judge a host by its NodeReports `before` its deploy and `now`."""
     if not now:
@@ -61,7 +63,9 @@ def judge(
 
 
 def _judge_unit(
-    before: Mapping[str, Any] | None, now: Mapping[str, Any], wanted: Wanted
+    before: Mapping[str, Any] | None,
+    now: Mapping[str, Any],
+    wanted: Wanted,
 ) -> Verdict:
     unit = now["unit"].removeprefix("hivewright-").removesuffix(".service")
     num_restarts = _restarts_since(before, now)
@@ -88,7 +92,10 @@ def _judge_unit(
 
 
 def _judge_worker(
-    unit: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], wanted: Wanted
+    unit: str,
+    before: Mapping[str, Any] | None,
+    now: Mapping[str, Any],
+    wanted: Wanted,
 ) -> Verdict:
     num_finished = sum(at > now["started_at"] for at in now["finished"])
     activity = (now["status"] or {}).get("activity", "starting")

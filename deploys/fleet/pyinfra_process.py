@@ -94,7 +94,10 @@ class Pyinfra:
 
     @classmethod
     def of_operator(
-        cls, inventory: str, prefix: Sequence[str] = (), held: Sequence[int] = ()
+        cls,
+        inventory: str,
+        prefix: Sequence[str] = (),
+        held: Sequence[int] = (),
     ) -> "Pyinfra":
         """Return an instance for an inventory file. Raises SettingsError if it is not a file."""
         return cls(whole_path(inventory), prefix, held)
@@ -150,7 +153,14 @@ class Pyinfra:
         silent = [host for host in hosts if any(host not in found for found in values)]
         return Answers(values, {host: runs[host].output or "no whole answer" for host in silent})
 
-    def deploy(self, host: str, commit: str | None, log: Path, *, timeout: float) -> Ran:
+    def deploy(
+        self,
+        host: str,
+        commit: str | None,
+        log: Path,
+        *,
+        timeout: float,
+    ) -> Ran:
         """Deploy one host with that commit; None: the commit in its data. Output goes to `log`.
 
         Raises SettingsError if the inventory is refused; no host was touched then.
@@ -244,7 +254,11 @@ class Pyinfra:
             return _Done(code, out, err or "", report_file.read(file))
 
     def _start(
-        self, arguments: Sequence[str], has_input: bool, stderr: IO[str] | None, report: Path
+        self,
+        arguments: Sequence[str],
+        has_input: bool,
+        stderr: IO[str] | None,
+        report: Path,
     ) -> "subprocess.Popen[str]":
         with self._lock:
             if self._is_stopped:
@@ -279,7 +293,12 @@ def heed_signals() -> None:
         signal.signal(signum, signal.default_int_handler)
 
 
-def deploy(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> int:
+def deploy(
+    inventory: str,
+    *,
+    prefix: Sequence[str] = (),
+    timeout: float,
+) -> int:
     """Run the whole deploy with pyinfra's output on this terminal; return its exit code."""
     command = [*prefix, *PYINFRA, "-y", inventory, "deploy.py"]
     try:
@@ -288,7 +307,12 @@ def deploy(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> int
         raise Late(timeout) from None
 
 
-def deploy_json(inventory: str, *, prefix: Sequence[str] = (), timeout: float) -> dict[str, Any]:
+def deploy_json(
+    inventory: str,
+    *,
+    prefix: Sequence[str] = (),
+    timeout: float,
+) -> dict[str, Any]:
     """Run the whole deploy; return pyinfra's results: operations, totals, failed hosts."""
     done = Pyinfra(inventory, prefix)._run(["-y", "--json", inventory, "deploy.py"], timeout)
     return dict(_parsed(done, timeout)["results"])

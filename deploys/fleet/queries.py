@@ -32,7 +32,12 @@ def look(pyinfra: Pyinfra, hosts: Sequence[str]) -> Looked:
     return Looked(states, reports, answers.reasons)
 
 
-def ask(pyinfra: Pyinfra, facts: Sequence[str], hosts: Sequence[str], seconds: int) -> Answers:
+def ask(
+    pyinfra: Pyinfra,
+    facts: Sequence[str],
+    hosts: Sequence[str],
+    seconds: int,
+) -> Answers:
     """Ask hosts for facts (`module.Class key=value ...`), each for at most `seconds`.
 
     Raises SettingsError without an inventory, Stopped when the operator interrupts.

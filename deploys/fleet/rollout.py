@@ -214,7 +214,12 @@ class Rollout:
         seen = self._fleet.look(failed) if failed else {}
         return [*deployed, *(name for name in seen if self._is_touched(name, seen[name]))]
 
-    def _settle_by(self, verdict: health_gate.Verdict, name: str, seconds: float) -> None:
+    def _settle_by(
+        self,
+        verdict: health_gate.Verdict,
+        name: str,
+        seconds: float,
+    ) -> None:
         host = self.report.hosts[name]
         host.seconds += seconds
         if verdict.health == "well":
@@ -222,14 +227,24 @@ class Rollout:
         else:
             self._settle(name, "lost", verdict.reason)
 
-    def _say_wait(self, name: str, reason: str, waited: float) -> None:
+    def _say_wait(
+        self,
+        name: str,
+        reason: str,
+        waited: float,
+    ) -> None:
         last, at = self._waits.get(name, ("", 0.0))
         if reason != last or waited - at >= self._rules.say_every_seconds:
             self._waits[name] = reason, waited
             limit = self._rules.gate_seconds
             self._say(f"  {name}: the gate waits ({waited:.0f} of at most {limit:.0f} s): {reason}")
 
-    def _settle(self, name: str, fate: Fate, reason: str) -> None:
+    def _settle(
+        self,
+        name: str,
+        fate: Fate,
+        reason: str,
+    ) -> None:
         """Set the fate of a host after the gate, unless its deploy had failed."""
         if self.report.hosts[name].fate == "pending":
             self._set(name, fate, reason)
@@ -286,7 +301,12 @@ class Rollout:
                 self._fleet.stop()
                 raise
 
-    def _set(self, name: str, fate: Fate, reason: str) -> None:
+    def _set(
+        self,
+        name: str,
+        fate: Fate,
+        reason: str,
+    ) -> None:
         host = self.report.hosts[name]
         host.fate, host.reason = fate, reason
         self._say(f"  {name}: {fate}{f', {reason}' if reason else ''}")

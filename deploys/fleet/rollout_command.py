@@ -31,7 +31,12 @@ GO_BACK_SECONDS = 600.0
 class PyinfraFleet:
     """The hosts of an inventory through pyinfra, whose output goes to `folder`/HOST.log."""
 
-    def __init__(self, pyinfra: Pyinfra, folder: Path, deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        pyinfra: Pyinfra,
+        folder: Path,
+        deadline_seconds: float,
+    ) -> None:
         self._pyinfra, self._folder, self._deadline_seconds = pyinfra, folder, deadline_seconds
         self._noted: set[tuple[str, str, str]] = set()
 
@@ -151,7 +156,11 @@ def _new(inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
     return Report(inventory, reports)
 
 
-def _resumed(file: Path, inventory: str, hosts: Sequence[Mapping[str, Any]]) -> Report:
+def _resumed(
+    file: Path,
+    inventory: str,
+    hosts: Sequence[Mapping[str, Any]],
+) -> Report:
     """Return the earlier rollout, with unsuccessful hosts pending again; others stay untouched."""
     so_far = report.read(file)
     # Earlier releases noted it as they were given it: in the checkout, that is.

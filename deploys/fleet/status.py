@@ -196,7 +196,10 @@ def _rows(
 
 
 def _row(
-    report: Mapping[str, Any], state: Mapping[str, Any], now: float, is_expected: bool
+    report: Mapping[str, Any],
+    state: Mapping[str, Any],
+    now: float,
+    is_expected: bool,
 ) -> _Row:
     cells, is_well, notes = _service_cells(report, state, now)
     status = report["status"] or {}
@@ -269,7 +272,9 @@ def _host_notes(host: str, state: Mapping[str, Any]) -> list[str]:
 
 
 def _service_cells(
-    report: Mapping[str, Any], state: Mapping[str, Any], now: float
+    report: Mapping[str, Any],
+    state: Mapping[str, Any],
+    now: float,
 ) -> tuple[Row, bool, list[str]]:
     """Return the cells of one service, whether it is well, and notes on it."""
     if report["active_state"] != "active":
@@ -286,7 +291,9 @@ def _service_cells(
 
 
 def _worker_cells(
-    status: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], now: float
+    status: Mapping[str, Any],
+    gpus: Sequence[Mapping[str, Any]],
+    now: float,
 ) -> tuple[Row, bool, list[str]]:
     silent_seconds = now - status["updated_at"]
     is_silent = silent_seconds > SILENT_SECONDS

@@ -44,7 +44,10 @@ def hint(key: str, known: Iterable[str]) -> str:
 
 
 def slot_settings(
-    entry: HostEntry, number: int, own: Mapping[str, Any], account_url: str | None
+    entry: HostEntry,
+    number: int,
+    own: Mapping[str, Any],
+    account_url: str | None,
 ) -> dict[str, Any]:
     """Return the flat settings of a slot; `own`: the keys in which it differs from its host."""
     flat = own_settings(entry, WORKER_SECTIONS)
@@ -70,7 +73,11 @@ def slot_settings(
     return flat
 
 
-def _port(entry: HostEntry, number: int, own: Mapping[str, Any]) -> int | None:
+def _port(
+    entry: HostEntry,
+    number: int,
+    own: Mapping[str, Any],
+) -> int | None:
     """Return the slot's own port, or the host's plus its number; None: neither is set."""
     if "swarm_port" in own:
         port = own["swarm_port"]

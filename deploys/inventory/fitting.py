@@ -77,7 +77,11 @@ def _moved_away(plan: HostPlan) -> list[int]:
     return sorted(moved)
 
 
-def _torch_index(plan: HostPlan, gpus: Gpus, machine: str) -> str | None:
+def _torch_index(
+    plan: HostPlan,
+    gpus: Gpus,
+    machine: str,
+) -> str | None:
     """Return the package index of torch; None: as pip is configured."""
     deployment = plan.deployment
     if deployment.torch_index == PIP:

@@ -125,7 +125,11 @@ def _wrong_access(one: Listed) -> Iterator[str]:
             yield f"{one.source}: {one.name}: {key}: got {value!r}; {EXPECTED_SSH_HOST}"
 
 
-def _write(listed: Sequence[Listed], form: str, file: Path) -> str:
+def _write(
+    listed: Sequence[Listed],
+    form: str,
+    file: Path,
+) -> str:
     parts = [HEADER.format(form=form, file=file)]
     for group in (COORDINATORS, WORKERS):
         rows = [(one.name, one.data) for one in listed if one.group == group]

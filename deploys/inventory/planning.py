@@ -117,7 +117,11 @@ def hand_on(folder: Path) -> None:
         write_whole(folder / _file_of(name), text, durable=False)
 
 
-def take_over(folder: Path, hosts: Iterable[Host], is_dry: bool = False) -> None:
+def take_over(
+    folder: Path,
+    hosts: Iterable[Host],
+    is_dry: bool = False,
+) -> None:
     """Read the plans of these hosts from a run that has checked the whole inventory.
 
     The commit is that of `release_ref`, if that is a whole commit. Raises SettingsError if the

@@ -75,7 +75,10 @@ def _is_lonely(flat: Mapping[str, Any]) -> bool:
 
 
 def _slot(
-    entry: HostEntry, number: int, own: Mapping[str, Any], flat: Mapping[str, Any]
+    entry: HostEntry,
+    number: int,
+    own: Mapping[str, Any],
+    flat: Mapping[str, Any],
 ) -> tuple[Slot | None, list[str]]:
     """Return a slot with the settings `flat`, or None, and its mistakes."""
     options, problems = _slot_options(entry, own)

@@ -60,7 +60,11 @@ BUILDS = (
 )
 
 
-def choose_torch(gpus: Gpus, index: str | None, machine: str = X86) -> str:
+def choose_torch(
+    gpus: Gpus,
+    index: str | None,
+    machine: str = X86,
+) -> str:
     """Return the package index from which the host takes torch.
 
     `index`: the inventory's choice; None chooses by the host's GPUs. Raises SettingsError, with the

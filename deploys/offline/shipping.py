@@ -98,7 +98,11 @@ def checkout(repository: str, commit: str) -> Iterator[StringCommand]:
 
 
 @operation()
-def wheels(repository: str, commit: str, torch_index: str | None) -> Iterator[StringCommand]:
+def wheels(
+    repository: str,
+    commit: str,
+    torch_index: str | None,
+) -> Iterator[StringCommand]:
     """Ship the wheels of the release's environment, and link them from the release."""
     found = host.get_fact(Releases)
     if found.has(commit, ENVIRONMENTS) or found.has(commit, WHEELS):

@@ -119,7 +119,11 @@ def pack_release(repository: str, commit: str) -> Parcel:
     return parcel
 
 
-def pack_wheels(repository: str, commit: str, target: Target) -> list[Parcel]:
+def pack_wheels(
+    repository: str,
+    commit: str,
+    target: Target,
+) -> list[Parcel]:
     """Collect wheels and build requirements of a commit's environment. Raises WorkerError.
 
     Packages in the lock file are verified by its hashes; torch and its dependencies by those of
@@ -174,7 +178,11 @@ def _nobodys(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry.replace(uid=0, gid=0, uname="root", gname="root", mtime=0, deep=False)
 
 
-def _collected(key: str, what: str, collect: Callable[[Path], Iterator[Path]]) -> list[Parcel]:
+def _collected(
+    key: str,
+    what: str,
+    collect: Callable[[Path], Iterator[Path]],
+) -> list[Parcel]:
     """Return what `collect` makes in a scratch folder, or has made before under this key."""
     manifest = FOLDER / f"{key}.json"
     with _lock(key):
@@ -229,7 +237,12 @@ def _unpacked(repository: str, commit: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _download_all(scratch: Path, lock: str, first: str, target: Target) -> Iterator[Path]:
+def _download_all(
+    scratch: Path,
+    lock: str,
+    first: str,
+    target: Target,
+) -> Iterator[Path]:
     files = scratch / "files"
     pinned = [
         (requirement, hashes)
@@ -331,7 +344,12 @@ def _build_requirements(source: Path) -> list[str]:
     return list(project.get("build-system", {}).get("requires", ["setuptools>=40.8.0"]))
 
 
-def _download(files: Path, what: Sequence[str], target: Target, *options: str) -> None:
+def _download(
+    files: Path,
+    what: Sequence[str],
+    target: Target,
+    *options: str,
+) -> None:
     pip = [
         sys.executable,
         "-m",
@@ -344,7 +362,11 @@ def _download(files: Path, what: Sequence[str], target: Target, *options: str) -
     _run(*pip, f"--dest={files}", *target.pip_flags(), *options, *what, timeout=COLLECT_SECONDS)
 
 
-def _run(*command: str, timeout: float, stdin: str = "") -> str:
+def _run(
+    *command: str,
+    timeout: float,
+    stdin: str = "",
+) -> str:
     """Return the output of a program. Raises WorkerError with its last line if it fails."""
     try:
         done = subprocess.run(

@@ -128,7 +128,11 @@ class _Observer(BaseStateCallback):
 
 def _observed(init: Any) -> Any:
     @wraps(init)
-    def init_and_observe(state: State, *arguments: Any, **options: Any) -> None:
+    def init_and_observe(
+        state: State,
+        *arguments: Any,
+        **options: Any,
+    ) -> None:
         init(state, *arguments, **options)
         state.add_callback_handler(_Observer())
 
@@ -267,7 +271,11 @@ def _failed_operation(state: State, host: Host) -> str | None:
     return None
 
 
-def _lock_of(state: State, host: Host, op_hash: str) -> str | None:
+def _lock_of(
+    state: State,
+    host: Host,
+    op_hash: str,
+) -> str | None:
     """Return the owner of the host's lock, if that is why the operation failed."""
     said = str(state.ops[host][op_hash].operation_meta.stderr).strip()
     return said if locks.LOCKED in said else None

@@ -37,7 +37,12 @@ def show() -> None:
 
 def _shown(auth: Callable[..., None]) -> Callable[..., None]:
     @wraps(auth)
-    def auth_and_show(client: SSHClient, username: str, *rest: Any, **named: Any) -> None:
+    def auth_and_show(
+        client: SSHClient,
+        username: str,
+        *rest: Any,
+        **named: Any,
+    ) -> None:
         transport = cast(Transport, client.get_transport())
         transport.auth_timeout = PERSON_SECONDS
         shown: set[str] = set()
@@ -58,7 +63,11 @@ def _shown(auth: Callable[..., None]) -> Callable[..., None]:
     return auth_and_show
 
 
-def _watch(transport: Transport, name: str, shown: set[str]) -> None:
+def _watch(
+    transport: Transport,
+    name: str,
+    shown: set[str],
+) -> None:
     """Print banners as they come; close a connection without any banner or login in time."""
     deadline = time.monotonic() + SILENT_SECONDS
     while shown or time.monotonic() < deadline:
@@ -67,7 +76,11 @@ def _watch(transport: Transport, name: str, shown: set[str]) -> None:
     transport.close()
 
 
-def _print_banner(transport: Transport, name: str, shown: set[str]) -> None:
+def _print_banner(
+    transport: Transport,
+    name: str,
+    shown: set[str],
+) -> None:
     banner = getattr(transport.auth_handler, "banner", None)
     if not banner:
         return

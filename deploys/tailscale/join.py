@@ -165,7 +165,13 @@ def begin_login(deployment: Deployment) -> Iterator[StringCommand]:
     yield StringCommand(script, _stdin=encoded) if encoded else StringCommand(script)
 
 
-def login_script(flags: str, kept: str, seconds: int, *, has_key: bool) -> str:
+def login_script(
+    flags: str,
+    kept: str,
+    seconds: int,
+    *,
+    has_key: bool,
+) -> str:
     """Return shell commands that begin a login; they end when it is done or needs a person.
 
     The key comes in base64 on standard input and is on no command line. `tailscale up` continues in
@@ -235,7 +241,11 @@ def _wait_for_login(state: State, host: Host, seconds: int) -> bool:
     return True
 
 
-def _given_up(found: Tailnet, waited: float, seconds: int) -> str | None:
+def _given_up(
+    found: Tailnet,
+    waited: float,
+    seconds: int,
+) -> str | None:
     """Return why the run stops waiting for a host; None: it continues to wait."""
     if found.state == tailnet.NO_STATE and waited > ANSWER_SECONDS:
         said = "; ".join(found.health) or "tailscaled does not say why"

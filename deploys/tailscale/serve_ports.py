@@ -69,7 +69,11 @@ def plan(deployment: Deployment, found: Tailnet) -> Plan:
     return Plan(off, on, kept, problems, found.ours == kept)
 
 
-def _why_not(at: Endpoint, found: Tailnet, freed: set[int]) -> str | None:
+def _why_not(
+    at: Endpoint,
+    found: Tailnet,
+    freed: set[int],
+) -> str | None:
     """Return why nothing can be served there; None: it can."""
     scheme, port = at
     if scheme == "https" and not found.has_https:
