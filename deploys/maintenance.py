@@ -120,22 +120,26 @@ def take_back() -> Iterator[str]:
 
 
 @operation()
-def restore(is_question: bool = False) -> Iterator[StringCommand]:
-    """Restore identities and ledgers from a backup: a tar in base64 on standard input.
+def check_restore() -> Iterator[StringCommand]:
+    """Fail if the host would refuse a backup; a tar with its keys is on standard input, in base64.
 
-    The content also goes through standard input on the host, so it is in no command line, log or
-    diff. Existing files are not overwritten. A host that has another identity, or runs a worker
-    with one of these, is refused. On failure no new file stays. `is_question`: only check whether
-    the host would be refused.
+    The tar also goes through standard input on the host, so it is in no command line, log or diff.
+    A host that has another identity, or runs a worker with one of these, refuses.
     """
-    script = restore_script(STATE, is_question)
+    script = restore_script(STATE, is_question=True)
     yield StringCommand(locks.held(script), _stdin=[standard_input()])
 
 
-def restore_script(state: Path, is_question: bool = False) -> str:
-    """Return shell commands that unpack a base64 tar from standard input into the state folder.
+def restore_script(
+    state: Path,
+    content: str = "base64 -d",
+    *,
+    is_question: bool = False,
+) -> str:
+    """Return shell commands that unpack a tar into the state folder; existing files stay.
 
-    The services' user unpacks it, since entries of the folder or of the archive may be links.
+    `content`: the command that prints the tar. `is_question`: only fail if it would be refused. The
+    services' user unpacks it, since entries of the folder or of the archive may be links.
     """
     make_user = (
         f"useradd --system --no-create-home --home-dir {state} --shell /usr/sbin/nologin {USER}"
@@ -150,7 +154,7 @@ placed=$(mktemp)
 trap 'while read -r file; do as_user rm -f "$file"; done < $placed; rm -rf $new $placed' EXIT
 as_user() {{ (umask 077 && cd $new && exec runuser -u $user -- "$@"); }}
 chown $user $new
-base64 -d | as_user tar -x
+{content} | as_user tar -x
 for d in $new/worker-*; do
   [ -e $d/swarm.pem ] || continue
   n=${{d##*-}}

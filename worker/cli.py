@@ -333,7 +333,7 @@ COMMANDS = (
                 "backup_command:run",
                 "backup",
             ),
-            ("restore", "bring them back, or to another host", "commands:restore", "restore"),
+            ("restore", "bring them back, or to another host", "restore_command:restore", "restore"),
             (
                 "fetch-token",
                 "bring the fleet's enrolment token to this machine",
@@ -344,7 +344,7 @@ COMMANDS = (
             (
                 "take-back",
                 "give hosts the keys back that a move has set aside",
-                "commands:take_back",
+                "restore_command:take_back",
                 "changes",
             ),
             ("uninstall", "remove hivewright from hosts", "commands:uninstall", "uninstall"),

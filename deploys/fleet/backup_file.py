@@ -70,32 +70,17 @@ def write(
     Raises SettingsError if the file exists or cannot be written, or the passphrase is too short.
     """
     require_passphrase(passphrase)
-    salt, nonce = secrets.token_bytes(16), secrets.token_bytes(7)
-    sizes = {name: tar.size for name, tar in hosts.items()}
-    header = (
-        json.dumps({"hosts": sizes, "salt": salt.hex(), "nonce": nonce.hex(), **SCRYPT}).encode()
-        + b"\n"
+    header = _Header(
+        hosts={name: tar.size for name, tar in hosts.items()},
+        salt=secrets.token_bytes(16),
+        nonce=secrets.token_bytes(7),
     )
-    cipher, number, rest = AESGCM(_key(passphrase, salt, **SCRYPT)), 0, bytearray()
+    contents = (piece for tar in hosts.values() for piece in tar.pieces)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        with os.fdopen(os.open(file, flags, 0o600), "wb") as stream:
             try:
-                stream.write(MAGIC + header)
-                for piece in (piece for tar in hosts.values() for piece in tar.pieces):
-                    rest += piece
-                    while len(rest) > CHUNK:
-                        chunk = bytes(rest[:CHUNK])
-                        del rest[:CHUNK]
-                        stream.write(
-                            cipher.encrypt(
-                                _nonce(nonce, number, is_last=False), chunk, MAGIC + header
-                            )
-                        )
-                        number += 1
-                stream.write(
-                    cipher.encrypt(_nonce(nonce, number, is_last=True), bytes(rest), MAGIC + header)
-                )
-                stream.flush()
+                _write_chunks(stream, header, contents, passphrase)
                 os.fsync(stream.fileno())
             except BaseException:
                 # Half a backup is useless.
@@ -109,15 +94,11 @@ def write(
         ) from None
 
 
-def read(
-    file: Path,
-    passphrase: str,
-    only: str | None = None,
-) -> dict[str, bytes]:
-    """Return the tars of hosts, by name; if `only` one is wanted, the others are empty.
+def pieces(file: Path, passphrase: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the contents of a backup in order: the name of a host, and a piece of its tar.
 
-    Raises SettingsError if the file is not a backup or damaged, or the passphrase is wrong; the
-    whole file is read in any case.
+    Every host occurs at least once. Raises SettingsError if the file is not a backup or damaged, or
+    the passphrase is wrong; only after the last piece is it certain that nothing is missing.
     """
     try:
         with file.open("rb") as stream:
@@ -127,13 +108,14 @@ def read(
                     f"{file}: no backup of this version; expected a file that `hivewright fleet"
                     " backup` wrote"
                 )
-            header = stream.readline(_LONGEST_HEADER)
-            said = _header(file, header)
-            cipher = AESGCM(_key(passphrase, bytes.fromhex(said["salt"]), **SCRYPT))
-            nonce = bytes.fromhex(said["nonce"])
+            line = stream.readline(_LONGEST_HEADER)
+            header = _read_header(file, line)
+            cipher = _cipher(passphrase, header.salt)
+            vouched = magic + line
             if magic == MAGIC_1:
-                return _unpacked(cipher.decrypt(nonce, stream.read(), magic + header))
-            return _gathered(said["hosts"], _chunks(stream, cipher, nonce, magic + header), only)
+                yield from _unpacked(cipher.decrypt(header.nonce, stream.read(), vouched))
+            else:
+                yield from _split(header.hosts, _chunks(stream, cipher, header.nonce, vouched))
     except OSError as error:
         raise SettingsError(
             f"{file}: {error.strerror}; expected a file that `hivewright fleet backup` wrote"
@@ -144,37 +126,51 @@ def read(
         ) from None
 
 
-def _gathered(
-    sizes: Mapping[str, int],
-    chunks: Iterable[bytes],
-    only: str | None,
-) -> dict[str, bytes]:
-    """Split the content, in chunks, into the tars of hosts; keep only those that are wanted."""
-    found = {name: bytearray() for name in sizes}
-    names = iter(sizes)
-    name, left = "", 0
-    for chunk in chunks:
-        at = 0
-        while at < len(chunk):
-            while not left:
-                name = next(names)
-                left = sizes[name]
-            piece = chunk[at : at + left]
-            if only in (None, name):
-                found[name] += piece
-            at, left = at + len(piece), left - len(piece)
-    return {name: bytes(tar) for name, tar in found.items()}
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """The second line of a backup; `hosts`: the size of each host's tar, empty in version 1."""
+
+    hosts: Mapping[str, int]
+    salt: bytes
+    nonce: bytes
+
+    def line(self) -> bytes:
+        named = {"hosts": dict(self.hosts), "salt": self.salt.hex(), "nonce": self.nonce.hex()}
+        return json.dumps({**named, **SCRYPT}).encode() + b"\n"
 
 
-def _header(file: Path, header: bytes) -> dict[str, Any]:
+def _read_header(file: Path, line: bytes) -> _Header:
     try:
-        said: dict[str, Any] = json.loads(header)
-        if (said["n"], said["r"], said["p"]) != tuple(SCRYPT.values()):
+        found: dict[str, Any] = json.loads(line)
+        if any(found[name] != value for name, value in SCRYPT.items()):
             raise ValueError("other parameters")
-        bytes.fromhex(said["salt"] + said["nonce"])
+        sizes = found["hosts"] if isinstance(found["hosts"], dict) else {}
+        return _Header(sizes, bytes.fromhex(found["salt"]), bytes.fromhex(found["nonce"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise SettingsError(f"{file}: its header is damaged; take another copy of it") from None
-    return said
+
+
+def _write_chunks(
+    stream: IO[bytes],
+    header: _Header,
+    contents: Iterable[bytes],
+    passphrase: str,
+) -> None:
+    vouched = MAGIC + header.line()
+    cipher = _cipher(passphrase, header.salt)
+    stream.write(vouched)
+    number, rest = 0, bytearray()
+    for piece in contents:
+        rest += piece
+        while len(rest) > CHUNK:
+            chunk = bytes(rest[:CHUNK])
+            del rest[:CHUNK]
+            nonce = _nonce(header.nonce, number, is_last=False)
+            stream.write(cipher.encrypt(nonce, chunk, vouched))
+            number += 1
+    nonce = _nonce(header.nonce, number, is_last=True)
+    stream.write(cipher.encrypt(nonce, bytes(rest), vouched))
+    stream.flush()
 
 
 def _chunks(
@@ -187,10 +183,40 @@ def _chunks(
     number, chunk = 0, stream.read(CHUNK + _TAG)
     while True:
         following = stream.read(CHUNK + _TAG)
-        yield cipher.decrypt(_nonce(nonce, number, is_last=not following), chunk, vouched)
-        if not following:
+        is_last = not following
+        yield cipher.decrypt(_nonce(nonce, number, is_last=is_last), chunk, vouched)
+        if is_last:
             return
         number, chunk = number + 1, following
+
+
+def _split(
+    sizes: Mapping[str, int],
+    chunks: Iterable[bytes],
+) -> Iterator[tuple[str, bytes]]:
+    """Split the content, in chunks, into the tars of hosts."""
+    rest = iter(chunks)
+    chunk = b""
+    for name, size in sizes.items():
+        left = size
+        yield name, b""
+        while left:
+            chunk = chunk or next(rest)
+            piece, chunk = chunk[:left], chunk[left:]
+            left -= len(piece)
+            yield name, piece
+    # Reads to the end, since only that proves that nothing is missing.
+    for _ in rest:
+        continue
+
+
+def _unpacked(packed: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield the tars of hosts in a tar, the content of version 1."""
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        for member in tar:
+            stream = tar.extractfile(member)
+            if stream is not None:
+                yield member.name, stream.read()
 
 
 def _nonce(
@@ -202,17 +228,5 @@ def _nonce(
     return random + number.to_bytes(4, "big") + bytes([is_last])
 
 
-def _unpacked(packed: bytes) -> dict[str, bytes]:
-    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        members = [(member.name, tar.extractfile(member)) for member in tar]
-        return {name: stream.read() for name, stream in members if stream is not None}
-
-
-def _key(
-    passphrase: str,
-    salt: bytes,
-    n: int,
-    r: int,
-    p: int,
-) -> bytes:
-    return Scrypt(salt=salt, length=32, n=n, r=r, p=p).derive(passphrase.encode())
+def _cipher(passphrase: str, salt: bytes) -> AESGCM:
+    return AESGCM(Scrypt(salt=salt, length=32, **SCRYPT).derive(passphrase.encode()))

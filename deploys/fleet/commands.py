@@ -4,11 +4,8 @@ import argparse
 import base64
 import difflib
 import getpass
-import io
 import json
-import re
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +18,7 @@ from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, SealedBox
 
 from deploys import progress
-from deploys.fleet import backup_file, queries
+from deploys.fleet import queries
 from deploys.fleet.pyinfra_process import Answers, Pyinfra, Ran, heed_signals
 from deploys.paths import STATE
 from worker.errors import SettingsError, WorkerError
@@ -63,7 +60,7 @@ def rollback(options: argparse.Namespace) -> None:
 
 def logs(options: argparse.Namespace) -> None:
     """Print the last lines of the services' logs, each with its host."""
-    pyinfra = _pyinfra(options)
+    pyinfra = pyinfra_of(options)
     names = chosen(pyinfra, options.limit)
     fact = (
         "deploys.fleet_facts.Logs",
@@ -78,7 +75,7 @@ def logs(options: argparse.Namespace) -> None:
             print(f"{name} {line}")
     if not any(found.values()) and not answers.reasons:
         _refuse_unknown_unit(pyinfra, names, options.unit)
-    _complain(answers)
+    complain(answers)
 
 
 def _refuse_unknown_unit(
@@ -104,7 +101,7 @@ def _refuse_unknown_unit(
 
 def uninstall(options: argparse.Namespace) -> None:
     """Print what would be removed, ask for confirmation, and remove it."""
-    pyinfra = _pyinfra(options)
+    pyinfra = pyinfra_of(options)
     names = chosen(pyinfra, options.limit)
     answers = queries.ask(pyinfra, ["deploys.fleet_facts.Footprint"], names, queries.FACT_SECONDS)
     (found,) = answers.values
@@ -131,143 +128,7 @@ def uninstall(options: argparse.Namespace) -> None:
         if input(f"remove this from {len(there)} hosts? [yes/no] ") != "yes":
             raise SettingsError("not confirmed; nothing was removed")
     run_on_all(pyinfra, there, "deploys.maintenance.uninstall", _flag(options.identities))
-    _complain(answers)
-
-
-def restore(options: argparse.Namespace) -> None:
-    """Restore a host's identities and ledgers from a backup, or move them to another host."""
-    pyinfra = _pyinfra(options)
-    known = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
-    target, source = options.to, options.source or options.to
-    if target not in known:
-        raise SettingsError(f"--to {target}: no such host in {pyinfra.inventory}")
-    tars = backup_file.read(
-        options.archive, passphrase(options.passphrase_file, is_new=False), source
-    )
-    if source not in tars:
-        raise SettingsError(
-            f"--from {source}: not in {options.archive}; it has {', '.join(sorted(tars))}"
-        )
-    _ask_target(pyinfra, target, tars[source])
-    has_given_up = source != target and _retire(pyinfra, source, known)
-    ran = _operate(pyinfra, target, "restore", ASK_SECONDS, _in_base64(tars[source]))
-    if ran.outcome != "done":
-        then = "nothing was restored there"
-        if has_given_up:
-            then += f"; {_undo(pyinfra, source)}"
-        raise WorkerError(f"{target}: {ran.reason}; {then}")
-    print(f"{target}: has the identities and ledgers of {source}; deploy it now")
-
-
-def take_back(options: argparse.Namespace) -> None:
-    """Give hosts back the keys that a move has set aside, unless another host has them now."""
-    pyinfra = _pyinfra(options)
-    everybody = [host["name"] for host in pyinfra.hosts(timeout=ASK_SECONDS)]
-    names = chosen(pyinfra, options.limit)
-    answers = queries.ask(
-        pyinfra,
-        ["deploys.facts.Identities", "deploys.facts.MovedAway"],
-        everybody,
-        queries.FACT_SECONDS,
-    )
-    identities, moved = answers.values
-    givers = [name for name in names if moved.get(name)]
-    if not givers:
-        raise SettingsError(f"no move has set keys aside on {', '.join(names)}; nothing was done")
-    _complain(answers, "; nothing was done: whether one of them has the identity now is not known")
-    owners = {peer_id: name for name, found in identities.items() for peer_id in found.values()}
-    for name in givers:
-        for number, peer_id in moved[name].items():
-            if owner := owners.get(peer_id):
-                raise SettingsError(
-                    f"{name}: slot {number}: its identity {peer_id} is on {owner} now, and two"
-                    " workers can't be one node; move it back: `hivewright fleet backup`, then"
-                    f" `fleet restore --from {owner} --to {name}`"
-                )
-    run_on_all(pyinfra, givers, "deploys.maintenance.take_back")
-
-
-def _ask_target(pyinfra: Pyinfra, target: str, tar: bytes) -> None:
-    """Raise WorkerError if the target would refuse the content, before anything is changed."""
-    ran = _operate(
-        pyinfra, target, "restore", ASK_SECONDS, _in_base64(_keys_only(tar)), "is_question=true"
-    )
-    if ran.outcome != "done":
-        raise WorkerError(f"{target}: {ran.reason}; nothing was done on any host")
-
-
-def _keys_only(tar: bytes) -> bytes:
-    """Return a tar with only the slots' keys, by which the target decides whether it takes them."""
-    stream = io.BytesIO()
-    with (
-        tarfile.open(fileobj=io.BytesIO(tar)) as whole,
-        tarfile.open(fileobj=stream, mode="w") as keys,
-    ):
-        for member in whole:
-            if re.fullmatch(r"worker-\d+/swarm\.pem", member.name):
-                keys.addfile(member, whole.extractfile(member))
-    return stream.getvalue()
-
-
-def _retire(
-    pyinfra: Pyinfra,
-    source: str,
-    known: Sequence[str],
-) -> bool:
-    """Make the old host give up its identities, so that no two hosts have them.
-
-    Returns False if the host cannot be reached or is not in the inventory.
-    """
-    ran = Ran("unreachable", "not in the inventory")
-    if source in known:
-        ran = _operate(pyinfra, source, "retire", SERVICE_SECONDS)
-    if ran.outcome == "done":
-        print(
-            f"{source}: stopped, its keys set aside; take its slots out of the inventory, a deploy"
-            " refuses them",
-            flush=True,
-        )
-        return True
-    if ran.outcome != "unreachable":
-        undone = _undo(pyinfra, source)
-        raise WorkerError(f"{source}: {ran.reason}; nothing was moved; {undone}")
-    print(
-        f"{source}: {ran.reason}; if it comes back, it must not run with the identities that have"
-        " moved",
-        flush=True,
-    )
-    return False
-
-
-def _undo(pyinfra: Pyinfra, source: str) -> str:
-    """Restore the old host after a move that failed; return a description of the result."""
-    ran = _operate(pyinfra, source, "take_back", SERVICE_SECONDS)
-    if ran.outcome == "done":
-        return f"{source} has its keys again, and runs as before"
-    return (
-        f"{source} could not be given its keys back ({ran.reason}): "
-        f"`hivewright fleet take-back {pyinfra.inventory} --limit {source}` tries again"
-    )
-
-
-def _operate(
-    pyinfra: Pyinfra,
-    host: str,
-    name: str,
-    timeout: float,
-    stdin: str | None = None,
-    *arguments: str,
-) -> Ran:
-    """Run an operation of deploys/maintenance.py on one host, with a temporary log."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        return pyinfra.operation(
-            host, f"deploys.maintenance.{name}", log, *arguments, timeout=timeout, stdin=stdin
-        )
-
-
-def _in_base64(tar: bytes) -> str:
-    return base64.b64encode(tar).decode()
+    complain(answers)
 
 
 def _report_waiting(futures: Mapping[str, Future[Ran]]) -> None:
@@ -284,7 +145,7 @@ def _report_waiting(futures: Mapping[str, Future[Ran]]) -> None:
             )
 
 
-def _pyinfra(options: argparse.Namespace) -> Pyinfra:
+def pyinfra_of(options: argparse.Namespace) -> Pyinfra:
     pyinfra = Pyinfra.of_operator(options.inventory)
     pyinfra.breaks_locks = bool(getattr(options, "break_lock", False))
     return pyinfra
@@ -295,7 +156,7 @@ def _at_all(
     operation: str,
     *arguments: str,
 ) -> None:
-    pyinfra = _pyinfra(options)
+    pyinfra = pyinfra_of(options)
     run_on_all(pyinfra, chosen(pyinfra, options.limit), operation, *arguments)
 
 
@@ -350,7 +211,7 @@ def _fits(host: Mapping[str, Any], limit: str) -> bool:
     return fnmatch(host["name"], limit) or limit in host["groups"]
 
 
-def _complain(answers: Answers, then: str = "; the others are done") -> None:
+def complain(answers: Answers, then: str = "; the others are done") -> None:
     if answers.reasons:
         silent = ", ".join(
             f"{name} ({printable(reason)})" for name, reason in answers.reasons.items()

@@ -1,5 +1,6 @@
 """Backups: their content, and who can read them."""
 
+import hashlib
 import io
 import json
 import sqlite3
@@ -8,11 +9,10 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nacl.public import PrivateKey
 
-from deploys import backup_pack
-from deploys.fleet import backup_command, backup_file, commands
+from deploys import backup_pack, backup_send
+from deploys.fleet import backup_command, backup_file, commands, restore_command
 from worker.errors import SettingsError, WorkerError
 
 PASSPHRASE = "correct horse"
@@ -124,6 +124,13 @@ def write(file: Path, hosts: dict[str, bytes], passphrase: str) -> None:
     )
 
 
+def read(file: Path, passphrase: str) -> dict[str, bytes]:
+    hosts: dict[str, bytes] = {}
+    for name, piece in backup_file.pieces(file, passphrase):
+        hosts[name] = hosts.get(name, b"") + piece
+    return hosts
+
+
 def test_archive_of_the_version_before_is_read(tmp_path: Path) -> None:
     """Write a backup of version 1: one chunk, a tar of tars."""
     stream = io.BytesIO()
@@ -134,11 +141,9 @@ def test_archive_of_the_version_before_is_read(tmp_path: Path) -> None:
     salt, nonce = b"s" * 16, b"n" * 12
     said = {"hosts": ["gpu-1"], "salt": salt.hex(), "nonce": nonce.hex(), **backup_file.SCRYPT}
     head = backup_file.MAGIC_1 + json.dumps(said).encode() + b"\n"
-    sealed = AESGCM(backup_file._key(PASSPHRASE, salt, **backup_file.SCRYPT)).encrypt(
-        nonce, stream.getvalue(), head
-    )
+    sealed = backup_file._cipher(PASSPHRASE, salt).encrypt(nonce, stream.getvalue(), head)
     (tmp_path / "old.backup").write_bytes(head + sealed)
-    assert backup_file.read(tmp_path / "old.backup", PASSPHRASE) == {"gpu-1": b"tar"}
+    assert read(tmp_path / "old.backup", PASSPHRASE) == {"gpu-1": b"tar"}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +155,7 @@ def test_archive_of_any_size_reads_back_and_tells_if_a_chunk_is_missing(
 ) -> None:
     file, tar = tmp_path / "fleet.backup", bytes(size)
     write(file, {"hub": tar, "gpu-1": b"x"}, PASSPHRASE)
-    assert backup_file.read(file, PASSPHRASE) == {"hub": tar, "gpu-1": b"x"}
+    assert read(file, PASSPHRASE) == {"hub": tar, "gpu-1": b"x"}
     whole = file.read_bytes()
     head = whole.index(b"\n", len(backup_file.MAGIC)) + 1
     first = head + backup_file.CHUNK + 16
@@ -161,7 +166,7 @@ def test_archive_of_any_size_reads_back_and_tells_if_a_chunk_is_missing(
     ):
         file.write_bytes(damaged)
         with pytest.raises(SettingsError, match="damaged"):
-            backup_file.read(file, PASSPHRASE)
+            read(file, PASSPHRASE)
 
 
 def test_file_of_a_service_that_is_never_whole_is_no_backup(
@@ -176,11 +181,11 @@ def test_file_of_a_service_that_is_never_whole_is_no_backup(
 def test_archive_reads_back_with_its_passphrase_only(tmp_path: Path) -> None:
     file, hosts = tmp_path / "fleet.backup", {"gpu-1": b"tar one", "hub": b"tar two" * 100}
     write(file, hosts, PASSPHRASE)
-    assert backup_file.read(file, PASSPHRASE) == hosts
+    assert read(file, PASSPHRASE) == hosts
     assert file.stat().st_mode & 0o777 == 0o600
     assert b"tar one" not in file.read_bytes()
     with pytest.raises(SettingsError, match="another passphrase"):
-        backup_file.read(file, "incorrect horse")
+        read(file, "incorrect horse")
 
 
 def test_damaged_archive_is_refused(tmp_path: Path) -> None:
@@ -194,10 +199,10 @@ def test_damaged_archive_is_refused(tmp_path: Path) -> None:
     ):
         file.write_bytes(damaged)
         with pytest.raises(SettingsError, match="damaged"):
-            backup_file.read(file, PASSPHRASE)
+            read(file, PASSPHRASE)
     file.write_bytes(b"PK")
     with pytest.raises(SettingsError, match="no backup"):
-        backup_file.read(file, PASSPHRASE)
+        read(file, PASSPHRASE)
 
 
 def test_archive_is_never_overwritten_and_wants_a_real_passphrase(tmp_path: Path) -> None:
@@ -208,7 +213,7 @@ def test_archive_is_never_overwritten_and_wants_a_real_passphrase(tmp_path: Path
     write(file, {"gpu-1": b"tar"}, PASSPHRASE)
     with pytest.raises(SettingsError, match="is there already"):
         write(file, {"gpu-1": b"other"}, PASSPHRASE)
-    assert backup_file.read(file, PASSPHRASE) == {"gpu-1": b"tar"}
+    assert read(file, PASSPHRASE) == {"gpu-1": b"tar"}
 
 
 def test_place_where_no_archive_can_be_is_refused_before_any_host_is_asked(tmp_path: Path) -> None:
@@ -229,17 +234,25 @@ def test_place_where_no_archive_can_be_is_refused_before_any_host_is_asked(tmp_p
 def test_archive_whose_header_is_nested_without_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.backup").write_bytes(backup_file.MAGIC + b"[" * 100_000 + b"\nx")
     with pytest.raises(SettingsError, match="header is damaged"):
-        backup_file.read(tmp_path / "x.backup", PASSPHRASE)
+        read(tmp_path / "x.backup", PASSPHRASE)
 
 
-def test_only_the_part_of_the_host_that_is_restored_is_in_memory(tmp_path: Path) -> None:
-    file, large, own = tmp_path / "x.backup", bytes(24 << 20), b"own" * 700_000
+def test_part_of_a_large_backup_is_sealed_and_sent_with_little_memory(tmp_path: Path) -> None:
+    file, large, own = tmp_path / "x.backup", bytes(24 << 20), b"own" * (12 << 20)
     write(file, {"first": large, "empty": b"", "gpu-1": own, "last": large}, PASSPHRASE)
+    key, part = PrivateKey.generate(), tmp_path / "part"
+    digest, sizes = hashlib.sha256(), []
     tracemalloc.start()
     try:
-        found = backup_file.read(file, PASSPHRASE, "gpu-1")
+        restore_command._seal_part(file, PASSPHRASE, "gpu-1", part, key)
+        with part.open("rb") as stream:
+            for piece in backup_send.pieces_of(backup_pack.opened(stream, key)):
+                digest.update(piece)
+                sizes.append(len(piece))
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert found == {"first": b"", "empty": b"", "gpu-1": own, "last": b""}
-    assert most < 16 << 20
+    assert digest.digest() == hashlib.sha256(own).digest()
+    assert sum(sizes) == len(own)
+    assert most < 4 * backup_send.PIECE
+    assert b"ownown" not in part.read_bytes()

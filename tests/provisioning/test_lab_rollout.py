@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import tarfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,9 @@ def test_day_two_commands(lab: Lab, tmp_path: Path) -> None:
     done = hivewright(lab, "fleet", "backup", INVENTORY, *kept)
     assert done.returncode == 0, done.stderr
     key = (h2.root / "var/lib/hivewright/worker-0/swarm.pem").read_bytes()
-    hosts = backup_file.read(tmp_path / "fleet.backup", "correct horse battery")
+    hosts: dict[str, bytes] = defaultdict(bytes)
+    for name, piece in backup_file.pieces(tmp_path / "fleet.backup", "correct horse battery"):
+        hosts[name] += piece
     with tarfile.open(fileobj=io.BytesIO(hosts["h2"])) as tar:
         stored = tar.extractfile("worker-0/swarm.pem")
         assert stored is not None

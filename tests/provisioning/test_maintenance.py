@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nacl.public import PrivateKey
 
-from deploys import coordinator_host, paths, worker
+from deploys import backup_pack, coordinator_host, paths, worker
 from deploys import maintenance as operations
-from deploys.fleet import backup_file, commands
+from deploys.fleet import backup_file, commands, restore_command
 from deploys.fleet.pyinfra_process import Ran
 from deploys.fleet_facts import Logs, NodeReports
 from deploys.paths import (
@@ -440,7 +441,7 @@ class RecordedPyinfra:
 
     def __init__(self, **outcomes: Ran) -> None:
         self.outcomes = outcomes
-        self.done: list[tuple[str, str, str | None]] = []
+        self.done: list[tuple[str, str, bytes | None]] = []
 
     def of_operator(self, inventory: str) -> "RecordedPyinfra":
         return self
@@ -457,11 +458,16 @@ class RecordedPyinfra:
         timeout: float,
         stdin: str | None = None,
     ) -> Ran:
-        name = "ask" if arguments == ("is_question=true",) else name.rpartition(".")[2]
-        if name == "ask":
+        name = name.rpartition(".")[2]
+        sent = None
+        if name == "check_restore":
             with tarfile.open(fileobj=io.BytesIO(base64.b64decode(stdin or ""))) as tar:
-                stdin = ",".join(tar.getnames())
-        self.done.append((host, name, stdin))
+                sent = ",".join(tar.getnames()).encode()
+        elif name == "restore":
+            key = PrivateKey(bytes.fromhex(stdin or ""))
+            with Path(arguments[0].removeprefix("file=")).open("rb") as stream:
+                sent = b"".join(backup_pack.opened(stream, key))
+        self.done.append((host, name, sent))
         return self.outcomes.get(name, Ran("done"))
 
 
@@ -480,7 +486,7 @@ def restore(
         }
         backup_file.write(file, tars, PASSPHRASE)
         (folder / "passphrase").write_text(f"{PASSPHRASE}\n")
-    commands.restore(
+    restore_command.restore(
         argparse.Namespace(
             inventory="fleet.py",
             archive=file,
@@ -502,11 +508,7 @@ def tar_of(host: str) -> bytes:
     return stream.getvalue()
 
 
-def in_base64(host: str) -> str:
-    return base64.b64encode(tar_of(host)).decode()
-
-
-ASKED = "worker-0/swarm.pem"
+ASKED = b"worker-0/swarm.pem"
 
 
 def test_restore_to_another_host_is_a_move_whose_old_host_gives_its_keys_up_first(
@@ -515,9 +517,9 @@ def test_restore_to_another_host_is_a_move_whose_old_host_gives_its_keys_up_firs
     hosts = RecordedPyinfra()
     restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
     assert hosts.done == [
-        ("gpu-9", "ask", ASKED),
+        ("gpu-9", "check_restore", ASKED),
         ("gpu-1", "retire", None),
-        ("gpu-9", "restore", in_base64("gpu-1")),
+        ("gpu-9", "restore", tar_of("gpu-1")),
     ]
     said = capsys.readouterr().out
     assert "gpu-1: stopped, its keys set aside; take its slots out of the inventory" in said
@@ -529,7 +531,7 @@ def test_restore_to_the_same_host_retires_nobody(
 ) -> None:
     hosts = RecordedPyinfra()
     restore(hosts, tmp_path, monkeypatch, None, "gpu-1")
-    assert hosts.done == [("gpu-1", "ask", ASKED), ("gpu-1", "restore", in_base64("gpu-1"))]
+    assert hosts.done == [("gpu-1", "check_restore", ASKED), ("gpu-1", "restore", tar_of("gpu-1"))]
 
 
 @pytest.mark.parametrize(
@@ -560,7 +562,7 @@ def test_move_from_a_host_that_is_gone_goes_on_with_a_warning(
 ) -> None:
     hosts = RecordedPyinfra(**outcomes)
     restore(hosts, tmp_path, monkeypatch, source, "gpu-9")
-    assert hosts.done[-1] == ("gpu-9", "restore", in_base64(source))
+    assert hosts.done[-1] == ("gpu-9", "restore", tar_of(source))
     assert warning in capsys.readouterr().out
 
 
@@ -572,7 +574,7 @@ def test_move_whose_old_host_keeps_its_keys_moves_nothing(
         restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
     # What it may have set aside before it failed it gets back.
     assert [(host, name) for host, name, _ in hosts.done] == [
-        ("gpu-9", "ask"),
+        ("gpu-9", "check_restore"),
         ("gpu-1", "retire"),
         ("gpu-1", "take_back"),
     ]
@@ -581,12 +583,12 @@ def test_move_whose_old_host_keeps_its_keys_moves_nothing(
 def test_move_that_the_target_would_refuse_touches_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hosts = RecordedPyinfra(ask=Ran("failed", "slot 0 has an identity of its own"))
+    hosts = RecordedPyinfra(check_restore=Ran("failed", "slot 0 has an identity of its own"))
     with pytest.raises(
         WorkerError, match="gpu-9: slot 0 has an identity of its own; nothing was done on any host"
     ):
         restore(hosts, tmp_path, monkeypatch, "gpu-1", "gpu-9")
-    assert [(host, name) for host, name, _ in hosts.done] == [("gpu-9", "ask")]
+    assert [(host, name) for host, name, _ in hosts.done] == [("gpu-9", "check_restore")]
 
 
 def test_move_that_fails_at_the_target_is_undone_at_the_source(
