@@ -333,7 +333,12 @@ COMMANDS = (
                 "backup_command:run",
                 "backup",
             ),
-            ("restore", "bring them back, or to another host", "restore_command:restore", "restore"),
+            (
+                "restore",
+                "bring them back, or to another host",
+                "restore_command:restore",
+                "restore",
+            ),
             (
                 "fetch-token",
                 "bring the fleet's enrolment token to this machine",
